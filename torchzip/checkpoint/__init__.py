@@ -1,0 +1,1 @@
+"""What a user holds: lazy and whole checkpoints, and the writers."""

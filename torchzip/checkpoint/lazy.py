@@ -1,0 +1,330 @@
+"""Lazy checkpoints: the structure is read, the tensors are not."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.checkpoint.containers import (
+    Container,
+    OpenStorage,
+    open_container,
+    refuse_foreign,
+)
+from torchzip.checkpoint.names import NameTable
+from torchzip.dtypes import DTYPES
+from torchzip.errors import TensorNotFoundError, TorchZipError
+from torchzip.files.source import open_source
+from torchzip.limits import Limits
+from torchzip.pickling.interpreter import Name
+from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.rebuild import OTHER_TENSORS, unsupported
+from torchzip.tensors.specs import TensorSpec, read_strided, resolve_bits, slice_spec
+from torchzip.tensors.storage import TensorStorage
+from torchzip.types import ForeignObject, Parameter
+
+File = str | os.PathLike[str] | BinaryIO
+Foreign = Literal["keep", "raise"]
+
+
+class LazyTensor:
+    """A tensor of a file. Its shape and dtype are known; its data is read when it is asked for.
+
+    ``spec`` is what the file says of it: its storage, and how it lies in it. Stride and
+    storage offset count elements. A LazyTensor survives ``pickle`` if its file is a path.
+    """
+
+    __slots__ = ("__weakref__", "spec")
+
+    spec: TensorSpec
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.spec = spec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.spec.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype of the data; for a dtype that numpy has not, that of its raw bits."""
+        return numpy_dtype(self.spec.torch_dtype)
+
+    @property
+    def torch_dtype(self) -> str:
+        """Torch's name of the dtype, such as ``"bfloat16"``."""
+        return self.spec.torch_dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's elements, whatever its storage holds."""
+        return self.spec.numel * DTYPES[self.spec.torch_dtype].itemsize
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        return self.spec.stride
+
+    @property
+    def storage_offset(self) -> int:
+        return self.spec.storage_offset
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.spec.requires_grad
+
+    @property
+    def is_parameter(self) -> bool:
+        return self.spec.is_parameter
+
+    def numpy(self) -> NDArray[Any]:
+        """Read the tensor and return it as an array of its own. Conj and neg are carried out."""
+        spec = self.spec
+        return self._read(spec.shape, spec.stride, spec.storage_offset)
+
+    def __array__(
+        self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
+    ) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a LazyTensor has no array to share; its data is read each time")
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return ``self.numpy()[key]``, reading only the bytes that a basic index needs.
+
+        An index by arrays or lists reads the whole tensor.
+        """
+        chosen = slice_spec(self.spec, key)
+        if chosen is None:
+            return self.numpy()[key]
+        array = self._read(*chosen)
+        return array if array.ndim or _has_ellipsis(key) else array[()]
+
+    def _read(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> NDArray[Any]:
+        spec = self.spec
+        return resolve_bits(read_strided(spec.storage, self.dtype, shape, stride, offset), spec)
+
+    def __repr__(self) -> str:
+        extra = ", requires_grad=True" if self.requires_grad else ""
+        kind = "parameter, " if self.is_parameter else ""
+        return f"LazyTensor({kind}{self.torch_dtype}, shape={list(self.shape)}{extra})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (LazyTensor, (self.spec,))
+
+
+def _has_ellipsis(key: Any) -> bool:
+    return any(item is Ellipsis for item in (key if isinstance(key, tuple) else (key,)))
+
+
+class LazyFactory:
+    """Makes LazyTensors and Parameters of them."""
+
+    def __init__(self, open_storage: OpenStorage) -> None:
+        self._open = open_storage
+
+    def storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        return self._open(key, torch_dtype, nbytes, location)
+
+    def tensor(self, spec: TensorSpec) -> LazyTensor:
+        return LazyTensor(spec)
+
+    def spec_of(self, tensor: Any) -> TensorSpec | None:
+        return tensor.spec if isinstance(tensor, LazyTensor) else None
+
+    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Parameter:
+        if isinstance(tensor, LazyTensor):
+            spec = tensor.spec.replace(is_parameter=True, requires_grad=requires_grad)
+            tensor = LazyTensor(spec)
+        return Parameter(tensor, requires_grad, state)
+
+    def other(self, name: Name, what: str, args: tuple[Any, ...]) -> ForeignObject:
+        # Inert, and written back as it was.
+        return ForeignObject(*name, args)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `Checkpoint.verify` has read and compared."""
+
+    records: int
+    nbytes: int
+    tensors: int
+    #: Records without a CRC: their bytes are there, but nothing says whether they are right.
+    without_crc: tuple[str, ...]
+
+
+class Checkpoint(Mapping[str, LazyTensor]):
+    """A checkpoint whose tensors are read one by one: a mapping from flat names to LazyTensors.
+
+    ``root`` is the object as it was saved, every tensor in it a LazyTensor (inside a
+    `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
+    name) that it mentions, ``foreign`` those that torchzip does not know, ``metadata`` the texts of
+    a safetensors file.
+
+    It holds the file open; `close` it, or use it as a context manager. Tensors cannot be read
+    after that.
+    """
+
+    def __init__(
+        self,
+        file: File,
+        *,
+        foreign: Foreign = "keep",
+        limits: Limits | None = None,
+    ) -> None:
+        if foreign not in ("keep", "raise"):
+            raise ValueError(f"foreign must be 'keep' or 'raise', not {foreign!r}")
+        limits = limits if limits is not None else Limits()
+        source = open_source(file)
+        self._arguments = (file, foreign, limits)
+        self._limits = limits
+        self._table: NameTable | None = None
+        try:
+            self._container: Container = open_container(source, limits)
+            contents = self._container.read(LazyFactory)
+            if foreign == "raise":
+                refuse_foreign(contents, source.name)
+        except BaseException:
+            source.close()
+            raise
+        self.path = source.name
+        self.root: Any = contents.root
+        self.globals: list[Name] = contents.globals
+        self.foreign: list[Name] = contents.foreign
+        self.metadata: dict[str, str] = contents.metadata or {}
+        self.format: str = self._container.format
+        self._storages = contents.storages
+        self._pickle_nbytes = contents.pickle_nbytes
+
+    def _names(self) -> NameTable:
+        if self._table is None:
+            try:
+                self._table = NameTable(self.root, _is_tensor, self._limits, self._pickle_nbytes)
+            except TorchZipError as error:
+                error.at(path=self.path)
+                raise
+        return self._table
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        table = self._names()
+        leaf = table.names.get(name)
+        if leaf is None and name in table.others:
+            called = (table.others[name].module, table.others[name].name)
+            raise unsupported(called, OTHER_TENSORS[called]).at(path=self.path)
+        if leaf is None:
+            close = difflib.get_close_matches(str(name), list(table.names)[:10_000], 3)
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise TensorNotFoundError(
+                f"no tensor is called {name!r}, of {len(table.names):,}{hint}", path=self.path
+            )
+        try:
+            table.check(name)
+        except TorchZipError as error:
+            error.at(path=self.path)
+            raise
+        tensor = leaf.data if isinstance(leaf, Parameter) else leaf
+        assert isinstance(tensor, LazyTensor)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names().names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names().names)
+
+    def __len__(self) -> int:
+        return len(self._names().names)
+
+    @property
+    def others(self) -> Mapping[str, ForeignObject]:
+        """Tensors of kinds that are not read yet (sparse, quantized, ...), by their names."""
+        return self._names().others
+
+    def verify(self) -> VerifyReport:
+        """Read every record and compare its CRC; the bounds of all tensors were checked before.
+
+        Raises
+        ------
+        TorchZipError
+            At the first record that is damaged.
+        """
+        records = 0
+        nbytes = 0
+        without = []
+        for check in self._container.check_records():
+            records += 1
+            nbytes += check.nbytes
+            if not check.crc_known:
+                without.append(check.name)
+        return VerifyReport(records, nbytes, len(self), tuple(without))
+
+    def close(self) -> None:
+        """Close the file, unless it was given as an object."""
+        self._container.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path!r}, {self.format}, {len(self):,} tensors>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        file, foreign, limits = self._arguments
+        if not isinstance(file, str | os.PathLike):
+            raise TypeError("a Checkpoint on a file object cannot be pickled")
+        return (_open_again, (os.path.abspath(file), foreign, limits))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, LazyTensor) or (
+        isinstance(value, Parameter) and isinstance(value.data, LazyTensor)
+    )
+
+
+def _open_again(path: str, foreign: Foreign, limits: Limits) -> Checkpoint:
+    return Checkpoint(path, foreign=foreign, limits=limits)
+
+
+def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = None) -> Checkpoint:
+    """Open a checkpoint without reading its tensors.
+
+    ``file`` is a path, or a binary file object with ``read`` and ``seek``, read from where it
+    stands. Names outside torchzip's table become inert `types.ForeignObject` s; with
+    ``foreign="raise"`` they are an error that lists them all.
+
+    Raises
+    ------
+    TorchZipError, OSError
+        Whatever the bytes; nothing else.
+
+    Examples
+    --------
+    >>> import numpy as np, os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "m.pt")
+    >>> save({"layer": {"weight": np.arange(6.0).reshape(2, 3)}}, path)
+    >>> with lazy_load(path) as ckpt:
+    ...     list(ckpt), ckpt["layer.weight"].shape, ckpt["layer.weight"][1, :2].tolist()
+    (['layer.weight'], (2, 3), [3.0, 4.0])
+    """
+    return Checkpoint(file, foreign=foreign, limits=limits)

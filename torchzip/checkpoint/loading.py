@@ -1,0 +1,193 @@
+"""Whole checkpoints: every tensor an array, read at once."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.checkpoint.containers import (
+    Container,
+    OpenStorage,
+    open_container,
+    refuse_foreign,
+)
+from torchzip.checkpoint.lazy import File, Foreign
+from torchzip.errors import ArchiveError, TorchZipError
+from torchzip.files.crc import crc32
+from torchzip.files.source import FileSource, MmapSource, open_source
+from torchzip.limits import Limits
+from torchzip.pickling.interpreter import Name
+from torchzip.tensors.numpy_dtypes import has_numpy_dtype
+from torchzip.tensors.rebuild import unsupported
+from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
+from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage
+from torchzip.types import TypedArray
+
+#: Read and checked at once: larger than a block, so that calls do not count.
+_READ_NBYTES = 1 << 20
+#: Below this, a second thread costs more than it gives.
+_THREADS_FROM = 8 << 20
+
+
+class EagerStorage(ArrayStorage):
+    """Memory for a storage, and where its bytes come from."""
+
+    def __init__(self, origin: TensorStorage, data: NDArray[np.uint8]) -> None:
+        super().__init__(data, origin.torch_dtype, origin.location)
+        self.origin = origin
+
+
+class EagerFactory:
+    """Makes arrays over memory that `fill` reads into afterwards.
+
+    With ``mapping``, stored bytes are views of the mapped file, read-only.
+    """
+
+    def __init__(self, open_storage: OpenStorage, mapping: MmapSource | None) -> None:
+        self._open = open_storage
+        self._mapping = mapping
+        self._to_fill: list[EagerStorage] = []
+        self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
+
+    def storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        origin = self._open(key, torch_dtype, nbytes, location)
+        if self._mapping is not None and isinstance(origin, SpanStorage):
+            span = origin.span()
+            if span is not None:
+                view = self._mapping.view(span[1], nbytes)
+                return EagerStorage(origin, np.frombuffer(view, np.uint8))
+        # Not more than the record that is there, or its deflated size times the cap.
+        made = EagerStorage(origin, np.empty(nbytes, np.uint8))
+        self._to_fill.append(made)
+        return made
+
+    def tensor(self, spec: TensorSpec) -> Any:
+        assert isinstance(spec.storage, ArrayStorage)
+        array = view_of(spec.storage.data, spec)
+        if spec.conj or spec.neg:
+            resolved = np.empty(spec.shape, array.dtype)
+            self._to_resolve.append((resolved, array, spec))
+            array = resolved
+        if not has_numpy_dtype(spec.torch_dtype):
+            return TypedArray(array, spec.torch_dtype)
+        return array
+
+    def spec_of(self, tensor: Any) -> TensorSpec | None:
+        return None
+
+    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
+        return tensor
+
+    def other(self, name: Name, what: str, args: tuple[Any, ...]) -> Any:
+        raise unsupported(name, what)
+
+    def fill(self, verify: bool) -> None:
+        """Read the bytes of every storage, with a second thread if there are many."""
+        total = sum(storage.nbytes for storage in self._to_fill)
+        if total >= _THREADS_FROM and len(self._to_fill) > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
+            largest_first = sorted(self._to_fill, key=lambda storage: -storage.nbytes)
+            with ThreadPoolExecutor(2) as pool:
+                for _ in pool.map(lambda storage: _fill(storage, verify), largest_first):
+                    pass
+        else:
+            for storage in self._to_fill:
+                _fill(storage, verify)
+        for resolved, array, spec in self._to_resolve:
+            resolved[...] = resolve_bits(array, spec)
+
+
+def _fill(storage: EagerStorage, verify: bool) -> None:
+    origin, data = storage.origin, storage.data
+    crc = 0
+    check = verify and bool(origin.crc)
+    if isinstance(origin, SpanStorage):
+        for start in range(0, data.size, _READ_NBYTES):
+            block = data[start : start + _READ_NBYTES]
+            origin.read_into(start, block)
+            if check:
+                crc = crc32(block.data, crc)
+    else:
+        start = 0
+        for block in origin.blocks():
+            data[start : start + block.size] = block
+            start += block.size
+            if check:
+                crc = crc32(block.data, crc)
+    if check and crc != origin.crc:
+        raise ArchiveError(
+            f"the CRC-32 of the bytes is {crc:08x}, the directory says {origin.crc:08x}. The "
+            "record is damaged; fetch the file again.",
+            record=origin.record,
+        )
+
+
+def load(
+    file: File,
+    *,
+    mmap: bool = False,
+    foreign: Foreign = "keep",
+    verify: bool = True,
+    limits: Limits | None = None,
+) -> Any:
+    """Return the object that was saved, with a numpy array for each dense tensor.
+
+    Sparse and quantized tensors and other kinds are an UnsupportedError for now; `lazy_load` opens
+    such a file and gives the other tensors in it.
+
+    bfloat16 and float8 come through ml_dtypes; a dtype that numpy has not is a
+    `types.TypedArray`. Tensors that shared a storage share memory. A Parameter gives its array
+    and a tensor with attributes loses them; `lazy_load` keeps both.
+
+    ``mmap=True`` needs a path and gives read-only views of the file. Only the pickle's CRC is
+    checked then, and cutting the file short while it is in use kills the process.
+    ``verify=False`` skips the CRCs of the tensors.
+
+    Raises
+    ------
+    TorchZipError, OSError
+        Whatever the bytes; nothing else.
+
+    Examples
+    --------
+    >>> import io, numpy as np
+    >>> file = io.BytesIO()
+    >>> save({"weight": np.ones(3, "float32"), "step": 7}, file)
+    >>> _ = file.seek(0)
+    >>> load(file)
+    {'weight': array([1., 1., 1.], dtype=float32), 'step': 7}
+    """
+    if foreign not in ("keep", "raise"):
+        raise ValueError(f"foreign must be 'keep' or 'raise', not {foreign!r}")
+    if mmap and not isinstance(file, str | os.PathLike):
+        raise TypeError("mmap=True needs a path, not a file object")
+    limits = limits if limits is not None else Limits()
+    source = open_source(file)
+    try:
+        container: Container = open_container(source, limits)
+        mapping = MmapSource(source.path) if mmap and isinstance(source, FileSource) else None
+        factory: EagerFactory | None = None
+
+        def make_factory(open_storage: OpenStorage) -> EagerFactory:
+            nonlocal factory
+            factory = EagerFactory(open_storage, mapping)
+            return factory
+
+        contents = container.read(make_factory)
+        if foreign == "raise":
+            refuse_foreign(contents, source.name)
+        assert factory is not None
+        try:
+            factory.fill(verify)
+        except TorchZipError as error:
+            error.at(path=source.name)
+            raise
+    finally:
+        source.close()
+    return contents.root

@@ -1,0 +1,166 @@
+"""Flat names: the path to each tensor, joined by dots.
+
+Containers that are shared give their tensors a name for each way to them, cycles none. The walk
+visits what leads to a tensor and nothing else, and is bounded: a few bytes of pickle can
+describe more paths than any memory holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torchzip.errors import FormatError, LimitError
+from torchzip.limits import Limits
+from torchzip.tensors.rebuild import OTHER_TENSORS
+from torchzip.types import ForeignObject
+
+
+class NameTable:
+    """``names`` maps each flat name to its leaf, in the order of the tree.
+
+    ``others`` are the tensors of kinds that are not read yet.
+    """
+
+    def __init__(
+        self,
+        root: Any,
+        is_leaf: Callable[[Any], bool],
+        limits: Limits,
+        pickle_nbytes: int,
+    ) -> None:
+        self._limits = limits
+        self._is_leaf = is_leaf
+        self._bound = 1
+        self._budget = max(limits.names_nbytes, pickle_nbytes)
+        self._left = self._budget
+        self._places: dict[str, str] = {}
+        self._conflicts: dict[str, str] = {}
+        self.names: dict[str, Any] = {}
+        self.others: dict[str, ForeignObject] = {}
+        if is_leaf(root) or _is_other(root):
+            self._add("", "", root)
+            return
+        leading, leaves = _leading_to_leaves(root, is_leaf)
+        self._expansions = len(leading) + limits.shared_names
+        self._bound = leaves + limits.shared_names
+        if id(root) in leading:
+            self._walk(root, leading)
+
+    def check(self, name: str) -> None:
+        """Raise FormatError if two tensors have this name."""
+        if name in self._conflicts:
+            raise FormatError(
+                f"two tensors are called {name!r}: root{self._places[name]} and "
+                f"root{self._conflicts[name]}; take them from the checkpoint's root"
+            )
+
+    def _walk(self, root: Any, leading: set[int]) -> None:
+        # Each frame: the children still to come, the name so far, the place so far, and the
+        # container's id, to see cycles.
+        stack = [(children(root), "", "", id(root))]
+        on_path = {id(root)}
+        while stack:
+            items, prefix, place, own = stack[-1]
+            for key, step, child in items:
+                if self._is_leaf(child) or _is_other(child):
+                    self._add(prefix + key, place + step, child)
+                elif id(child) in leading and id(child) not in on_path:
+                    if len(stack) >= self._limits.nesting:
+                        raise LimitError("nesting", len(stack) + 1, self._limits.nesting)
+                    self._expansions -= 1
+                    if self._expansions < 0:
+                        raise LimitError(
+                            "shared_names", self._limits.shared_names + 1, self._limits.shared_names
+                        )
+                    stack.append((children(child), f"{prefix}{key}.", place + step, id(child)))
+                    on_path.add(id(child))
+                    break
+            else:
+                stack.pop()
+                on_path.discard(own)
+
+    def _add(self, name: str, place: str, leaf: Any) -> None:
+        self._left -= len(name) + len(place)
+        if self._left < 0:
+            raise LimitError("names_nbytes", self._budget - self._left, self._budget)
+        table = self.others if isinstance(leaf, ForeignObject) else self.names
+        known = table.setdefault(name, leaf)
+        if known is not leaf:
+            self._conflicts.setdefault(name, place)
+        else:
+            self._places.setdefault(name, place)
+        if len(table) > self._bound:
+            raise LimitError("shared_names", len(table), self._limits.shared_names)
+
+
+def children(value: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield (name, place, child) for what a container holds; nothing for other values."""
+    if isinstance(value, dict):
+        for key in value:
+            text = _text(key)
+            yield text, f"[{key!r}]" if type(key) is str else f"[{text}]", value[key]
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield str(index), f"[{index}]", item
+    elif isinstance(value, ForeignObject):
+        # A state is mostly the attribute dict; items and arguments come with it.
+        for index, item in enumerate(value.args or ()):
+            yield str(index), f".args[{index}]", item
+        if isinstance(value.state, dict):
+            for name, step, child in children(value.state):
+                yield name, f".state{step}", child
+        elif value.state is not None:
+            yield "state", ".state", value.state
+        for name, step, child in children(value.items):
+            yield name, f".items{step}", child
+        for name, step, child in children(value.kwargs):
+            yield name, f".kwargs{step}", child
+
+
+def _is_other(value: Any) -> bool:
+    return (
+        isinstance(value, ForeignObject)
+        and value.how == "call"
+        and (value.module, value.name) in OTHER_TENSORS
+    )
+
+
+def _text(key: Any) -> str:
+    if type(key) is str:
+        return key
+    try:
+        return str(key)
+    except ValueError:  # an int of more digits than Python prints
+        return f"<{type(key).__name__}>"
+
+
+def _leading_to_leaves(root: Any, is_leaf: Callable[[Any], bool]) -> tuple[set[int], int]:
+    """Return the ids of containers from which a leaf can be reached, and the number of leaves."""
+    parents: dict[int, list[int]] = {}
+    leading: list[int] = []
+    leaves: set[int] = set()
+    seen: dict[int, Any] = {id(root): root}  # keeps what is seen alive, so that ids stay
+    todo = [root]
+    while todo:
+        container = todo.pop()
+        own = id(container)
+        direct = False
+        for _, _, child in children(container):
+            if is_leaf(child) or _is_other(child):
+                direct = True
+                leaves.add(id(child))
+            elif isinstance(child, dict | list | tuple | ForeignObject):
+                parents.setdefault(id(child), []).append(own)
+                if id(child) not in seen:
+                    seen[id(child)] = child
+                    todo.append(child)
+        if direct:
+            leading.append(own)
+    found = set(leading)
+    while leading:
+        for parent in parents.get(leading.pop(), ()):
+            if parent not in found:
+                found.add(parent)
+                leading.append(parent)
+    return found, len(leaves)

@@ -1,0 +1,574 @@
+"""Writers: a whole object at once, or tensor by tensor with the structure last."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.structure import EarlyTensor, Structure
+from torchzip.container.zip_writer import ZipWriter, archive_name
+from torchzip.dtypes import DTYPES
+from torchzip.files.crc import crc32 as compute_crc32
+from torchzip.files.sink import open_sink
+from torchzip.tensors.memory import (
+    Extent,
+    Placement,
+    extent_of,
+    memory_span,
+    owner_of,
+    packed,
+    place_arrays,
+    torch_dtype_to_save,
+)
+from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
+from torchzip.tensors.reduce import StorageKeys
+from torchzip.tensors.specs import TensorSpec, contiguous_stride
+from torchzip.tensors.storage import Bytes, TensorStorage
+from torchzip.types import Parameter, TypedArray
+
+Array = NDArray[Any]
+File = str | os.PathLike[str] | BinaryIO
+
+
+def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
+    """Write ``obj`` as ``torch.save`` would write it, byte for byte.
+
+    ``obj`` is any tree of Python values, numpy arrays, LazyTensors and the types of
+    `torchzip.types`. A path is written all or nothing; a binary file object needs only ``write``.
+    Arrays that share memory become views of one storage, which holds what they reach and nothing
+    more; LazyTensors of one file keep the storages that they had there. Records start on multiples
+    of ``alignment`` bytes; ``crc32=False`` leaves the CRCs 0, as torch can.
+
+    Warns
+    -----
+    UserWarning
+        If ``torch.load`` with its defaults will refuse the file; the paths are listed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what cannot be saved, with its path in the object. Nothing is written then.
+
+    Examples
+    --------
+    >>> import io, numpy as np
+    >>> file = io.BytesIO()
+    >>> save({"weight": np.zeros((2, 3), "float32")}, file)
+    >>> len(file.getvalue())
+    1577
+    """
+    keys = StorageKeys()
+    structure = Structure(obj, keys, place_arrays)
+    _warn_refused(structure)
+    with Archive(file, alignment, crc32) as archive:
+        archive.write_head(structure.pickle)
+        for key, storage in enumerate(keys.order):
+            archive.write_storage(key, storage)
+        archive.writer.finish()
+        archive.commit()
+
+
+def _warn_refused(structure: Structure) -> None:
+    if structure.refused:
+        shown = [f"{path} ({reason})" for path, reason in dict(structure.refused).items()]
+        more = f", and {len(shown) - 20} more" if len(shown) > 20 else ""
+        warnings.warn(
+            "torch.load with its default weights_only=True will refuse this file, because of "
+            + ", ".join(shown[:20])
+            + more,
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+class Archive:
+    """A sink with a zip archive in it, aborted unless it is committed."""
+
+    def __init__(self, file: File, alignment: int = 64, crc32: bool = True) -> None:
+        self.sink = open_sink(file)
+        self.alignment = alignment
+        self.with_crc = crc32
+        try:
+            root = archive_name(file)
+            self.writer = ZipWriter(self.sink, root, alignment=alignment, crc32=crc32)
+        except BaseException:
+            self.sink.abort()
+            raise
+
+    def write_head(self, pickle: bytes) -> None:
+        """Write the records that stand around the storages: before them, or after early ones."""
+        self.writer.write_record("data.pkl", pickle)
+        self.writer.write_record(".format_version", b"1")
+        self.writer.write_record(".storage_alignment", str(self.alignment).encode())
+        self.writer.write_record("byteorder", sys.byteorder.encode())
+
+    def write_storage(
+        self, key: int, storage: TensorStorage, done: Callable[[int], None] | None = None
+    ) -> int:
+        """Write a storage as ``data/<key>``; return its CRC as stored.
+
+        ``done`` is told of the bytes of each block.
+        """
+        self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
+        for block in storage.blocks():
+            self.writer.write(block.data)
+            if done is not None:
+                done(block.nbytes)
+        return self.writer.end_record()
+
+    def commit(self) -> None:
+        self.sink.commit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.sink.abort()  # harmless after a commit
+
+
+class _EarlyStorage(TensorStorage):
+    """A storage whose bytes are in the archive already, from byte ``position`` on."""
+
+    def __init__(
+        self, torch_dtype: str | None, nbytes: int, location: str, position: int, crc: int
+    ) -> None:
+        self.torch_dtype = torch_dtype
+        self.nbytes = nbytes
+        self.location = location
+        self.position = position
+        self.bytes_crc = crc
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        raise RuntimeError("an early storage is never read")
+
+
+@dataclass(slots=True)
+class _Region:
+    """Memory that was stored: to be found again while its owner lives."""
+
+    start: int
+    stop: int
+    torch_dtype: str
+    storage: _EarlyStorage
+    owner: weakref.ref[Any]
+
+    def is_alive(self) -> bool:
+        """Return whether the owner still owns this memory."""
+        owner = self.owner()
+        if owner is None:
+            return False
+        if isinstance(owner, np.ndarray) and owner.base is None:
+            begin = owner.__array_interface__["data"][0]  # ndarray.resize moves it
+            return bool(begin <= self.start and self.stop <= begin + owner.nbytes)
+        return True
+
+
+class _Memory:
+    """What was stored early, by where it lay in memory.
+
+    An owner that is gone takes its regions with it, so an address that another array has
+    taken since is never mistaken for what was there before.
+    """
+
+    def __init__(self) -> None:
+        self._exact: dict[tuple[int, int], _Region] = {}
+        # For each owner the regions that no other contains, sorted by start (and so by stop).
+        self._by_owner: dict[int, list[_Region]] = {}
+        self._packed: dict[Any, tuple[weakref.ref[Any], _EarlyStorage]] = {}
+
+    def find(self, extent: Extent) -> _Region | None:
+        region = self._exact.get((extent.start, extent.stop))
+        if region is None:
+            regions = self._by_owner.get(extent.owner, [])
+            at = bisect.bisect_right(regions, extent.start, key=lambda each: each.start)
+            region = regions[at - 1] if at else None
+            if region is None or region.stop < extent.stop:
+                return None
+        return region if region.is_alive() else None
+
+    def add(self, extent: Extent, storage: _EarlyStorage) -> None:
+        region = _Region(
+            extent.start, extent.stop, extent.torch_dtype, storage, _reference(extent.array)
+        )
+        self._exact[extent.start, extent.stop] = region
+        kept = [
+            each
+            for each in self._by_owner.get(extent.owner, ())
+            if not (extent.start <= each.start and each.stop <= extent.stop) and each.is_alive()
+        ]
+        bisect.insort(kept, region, key=lambda each: each.start)
+        self._by_owner[extent.owner] = kept
+
+    def find_packed(self, array: Array, torch_dtype: str) -> _EarlyStorage | None:
+        reference, storage = self._packed.get(_layout(array, torch_dtype), (None, None))
+        return storage if reference is not None and reference() is not None else None
+
+    def add_packed(self, array: Array, torch_dtype: str, storage: _EarlyStorage) -> None:
+        self._packed[_layout(array, torch_dtype)] = (_reference(array), storage)
+
+
+def _layout(array: Array, torch_dtype: str) -> Any:
+    return (array.__array_interface__["data"][0], array.shape, array.strides, torch_dtype)
+
+
+def _reference(array: Array) -> weakref.ref[Any]:
+    """Return a weak reference to what owns an array's memory, as near to it as can be had."""
+    owner = owner_of(array)
+    try:
+        return weakref.ref(owner)
+    except TypeError:  # bytes, bytearray: the array that was made from it
+        nearest: Any = array
+        while isinstance(nearest.base, np.ndarray):
+            nearest = nearest.base
+        return weakref.ref(nearest)
+
+
+class IncrementalWriter:
+    """Stores tensors as soon as they are ready, and the structure last. See `incremental_save`."""
+
+    def __init__(self, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
+        self._archive = Archive(file, alignment, crc32)
+        self._keys = StorageKeys()
+        self._memory = _Memory()
+        self._lazy: dict[int, tuple[TensorStorage, _EarlyStorage]] = {}
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._state = "open"
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise ValueError("the writer belongs to the process that opened it")
+        if self._state != "open":
+            raise ValueError(
+                {
+                    "saved": "save() was called already; nothing can follow it",
+                    "broken": "a tensor was written in part; the file cannot be completed",
+                    "closed": "the writer is closed",
+                }[self._state]
+            )
+
+    def store_early(self, array: Any) -> Any:
+        """Write an array now; return the proxy that takes its place in the object.
+
+        The values are those of this moment; the array can be freed or changed afterwards. An array
+        that shares memory with one that was stored before, and has the same values still, becomes a
+        view of the same storage. Takes arrays, LazyTensors, TypedArrays, and Parameters of
+        these.
+        """
+        with self._lock:
+            self._check()
+            if isinstance(array, Parameter):
+                return Parameter(self.store_early(array.data), array.requires_grad, array.state)
+            if isinstance(array, EarlyTensor):
+                return array
+            if isinstance(array, LazyTensor):
+                storage = self._store_lazy(array.spec.storage)
+                return EarlyTensor(array.spec.replace(storage=storage), self)
+            if isinstance(array, TypedArray):
+                torch_dtype = parse_torch_dtype(array.torch_dtype)
+                array = array.array
+                if array.itemsize != DTYPES[torch_dtype].itemsize:
+                    raise TypeError(f"items of {array.itemsize} bytes are not {torch_dtype}")
+            elif isinstance(array, np.ndarray):
+                torch_dtype = torch_dtype_to_save(array)
+            else:
+                raise TypeError(
+                    f"store_early takes an array or a tensor, not {type(array).__name__}"
+                )
+            place = self._find_early(array, torch_dtype) or self._store_array(array, torch_dtype)
+            spec = TensorSpec(
+                torch_dtype, array.shape, place.stride, place.storage_offset, place.storage
+            )
+            return EarlyTensor(spec, self)
+
+    def store_chunks(
+        self, chunks: Iterable[Any], *, shape: Iterable[int], dtype: Any
+    ) -> EarlyTensor:
+        """Write a tensor larger than memory, given as consecutive blocks of its elements.
+
+        ``chunks`` yields arrays of ``dtype`` of any shape, whose elements in C order are those of
+        the tensor. ``dtype`` is a numpy dtype or a torch dtype's name.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a block has another dtype, or all together have not the number of elements of
+            ``shape``. The file cannot be completed then.
+        """
+        with self._lock:
+            self._check()
+            sizes = tuple(int(size) for size in shape)
+            if any(size < 0 for size in sizes):
+                raise ValueError(f"a shape of {sizes}")
+            torch_dtype = _parse_dtype(dtype)
+            expected = numpy_dtype(torch_dtype)
+            spec = TensorSpec(torch_dtype, sizes, contiguous_stride(sizes), 0, _NO_STORAGE)
+            nbytes = spec.numel * expected.itemsize
+            storage = _ChunkStorage(torch_dtype, nbytes, _checked_chunks(chunks, expected, spec))
+            early = self._store(storage)
+            return EarlyTensor(spec.replace(storage=early), self)
+
+    def save(self, obj: Any) -> None:
+        """Write what is not stored yet, and the structure. Once, and last."""
+        with self._lock:
+            self._check()
+            already = len(self._keys.order)
+            structure = Structure(
+                obj, self._keys, self._place, self._spec_of, self._storage_of, self
+            )
+            _warn_refused(structure)
+            archive = self._archive
+            with self._breaking():
+                # With early storages in front, all storages stand before the structure: torch's
+                # computed offsets follow the keys from the first storage on without a break.
+                if not already:
+                    archive.write_head(structure.pickle)
+                for key in range(already, len(self._keys.order)):
+                    archive.write_storage(key, self._keys.order[key])
+                if already:
+                    archive.write_head(structure.pickle)
+                archive.writer.finish()
+            self._state = "saved"
+
+    def close(self) -> None:
+        """Complete the file if `save` was called; otherwise leave everything as it was."""
+        with self._lock:
+            if self._state == "closed" or os.getpid() != self._pid:
+                return
+            saved = self._state == "saved"
+            self._state = "closed"
+            if saved:
+                self._archive.commit()
+            else:
+                self._archive.sink.abort()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and self._state == "saved":
+            self._state = "open"  # an exception in the block: nothing is to be kept
+        elif error is None and self._state == "open":
+            warnings.warn(
+                f"{self._archive.sink.name}: nothing was written, save() was never called",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.close()
+
+    # -- storages ----------------------------------------------------------------------------
+
+    def _breaking(self) -> _Breaking:
+        return _Breaking(self)
+
+    def _mark_broken(self) -> None:
+        self._state = "broken"
+
+    def _store(self, storage: TensorStorage) -> _EarlyStorage:
+        """Write a storage now, under the next key."""
+        early = _EarlyStorage(storage.torch_dtype, storage.nbytes, storage.location, 0, 0)
+        writer = self._archive.writer
+        with self._breaking():
+            key = int(self._keys.key_of(early))
+            writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
+            early.position = writer.position
+            keep_crc = not self._archive.with_crc and not self._can_read_back()
+            crc = 0
+            for block in storage.blocks():
+                writer.write(block.data)
+                if keep_crc:
+                    crc = compute_crc32(block.data, crc)
+            stored = writer.end_record()
+            early.bytes_crc = crc if keep_crc else stored
+        return early
+
+    def _store_array(self, array: Array, torch_dtype: str) -> Placement:
+        extent = extent_of(array, torch_dtype)
+        if extent is None or extent.has_gaps:
+            place = packed(array, torch_dtype)
+            early = self._store(place.storage)
+            self._memory.add_packed(array, torch_dtype, early)
+            return Placement(early, 0, place.stride)
+        (place,) = place_arrays([(array, torch_dtype)])
+        early = self._store(place.storage)
+        if early.nbytes:
+            self._memory.add(extent, early)
+        return Placement(early, place.storage_offset, place.stride)
+
+    def _store_lazy(self, storage: TensorStorage) -> _EarlyStorage:
+        known = self._lazy.get(id(storage))
+        if known is None:
+            known = self._lazy[id(storage)] = (storage, self._store(storage))
+        return known[1]
+
+    def _spec_of(self, spec: TensorSpec) -> TensorSpec:
+        storage = self._storage_of(spec.storage)
+        return spec if storage is spec.storage else spec.replace(storage=storage)
+
+    def _storage_of(self, storage: TensorStorage) -> TensorStorage:
+        known = self._lazy.get(id(storage))
+        return storage if known is None else known[1]
+
+    def _place(self, arrays: list[tuple[Array, str]], paths: list[str]) -> list[Placement]:
+        """Place arrays at save: in what was stored early where they are part of it."""
+        early = [self._find_early(array, torch_dtype) for array, torch_dtype in arrays]
+        rest = [index for index, place in enumerate(early) if place is None]
+        placed = place_arrays([arrays[index] for index in rest], [paths[index] for index in rest])
+        for index, place in zip(rest, placed, strict=True):
+            early[index] = place
+        return [place for place in early if place is not None]
+
+    def _find_early(self, array: Array, torch_dtype: str) -> Placement | None:
+        """Return where an array was stored before, if it was and has not changed since."""
+        extent = extent_of(array, torch_dtype)
+        if extent is None or extent.has_gaps:
+            storage = self._memory.find_packed(array, torch_dtype)
+            if storage is not None:
+                place = packed(array, torch_dtype)
+                if self._is_stored(storage, 0, place.storage.blocks(), array.nbytes):
+                    return Placement(storage, 0, place.stride)
+            if extent is None:
+                return None
+        region = self._memory.find(extent) if extent.stop > extent.start else None
+        if region is None or _kind(region.torch_dtype) != _kind(torch_dtype):
+            return None
+        first = extent.start - region.start
+        itemsize = DTYPES[torch_dtype].itemsize
+        if first % itemsize:
+            return None
+        if self._can_read_back():
+            now = memory_span(extent.start, extent.stop, keep=array)
+            same = self._is_stored(region.storage, first, iter([now]), now.nbytes)
+        else:
+            now = memory_span(region.start, region.stop, keep=array)
+            same = compute_crc32(now.data) == region.storage.bytes_crc
+        return Placement(region.storage, first // itemsize, extent.stride) if same else None
+
+    def _can_read_back(self) -> bool:
+        return self._archive.sink.read_back(0, 0) is not None
+
+    def _is_stored(
+        self, storage: _EarlyStorage, first: int, blocks: Iterator[Bytes], nbytes: int
+    ) -> bool:
+        """Return whether the archive has these bytes from byte ``first`` of a storage on."""
+        if not self._can_read_back():
+            crc = 0
+            for block in blocks:
+                crc = compute_crc32(block.data, crc)
+            return nbytes == storage.nbytes and crc == storage.bytes_crc
+        self._archive.writer.flush()
+        at = storage.position + first
+        for block in blocks:
+            view = block.data
+            for start in range(0, view.nbytes, 1 << 20):
+                part = view[start : start + (1 << 20)]
+                if (self._archive.sink.read_back(at, part.nbytes) or b"") != bytes(part):
+                    return False
+                at += part.nbytes
+        return True
+
+
+class _Breaking:
+    """While it is entered, an exception leaves the archive incomplete for good."""
+
+    def __init__(self, writer: IncrementalWriter) -> None:
+        self._writer = writer
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._writer._mark_broken()
+
+
+def _kind(torch_dtype: str) -> str:
+    """Return what torch compares when tensors share a storage."""
+    return torch_dtype if DTYPES[torch_dtype].storage_class else "uint8"
+
+
+class _ChunkStorage(TensorStorage):
+    """Bytes that come in order from an iterator."""
+
+    def __init__(self, torch_dtype: str, nbytes: int, blocks: Iterator[Bytes]) -> None:
+        self.torch_dtype = torch_dtype
+        self.nbytes = nbytes
+        self.location = "cpu"
+        self._blocks = blocks
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        raise RuntimeError("chunks come once, in order")
+
+    def blocks(self, nbytes: int = 0) -> Iterator[Bytes]:
+        return self._blocks
+
+
+_NO_STORAGE: TensorStorage = _ChunkStorage("uint8", 0, iter(()))
+
+
+def _parse_dtype(dtype: Any) -> str:
+    if isinstance(dtype, str):
+        try:
+            return parse_torch_dtype(dtype)
+        except ValueError:
+            pass
+    name = torch_dtype_of(np.dtype(dtype))
+    if name is None:
+        raise TypeError(f"torch has no dtype {dtype!r}")
+    return name
+
+
+def _checked_chunks(
+    chunks: Iterable[Any], expected: np.dtype[Any], spec: TensorSpec
+) -> Iterator[Bytes]:
+    """Yield the bytes of blocks; raise if they are not ``spec.numel`` elements of the dtype."""
+    done = 0
+    for chunk in chunks:
+        array = np.asarray(chunk)
+        if array.dtype != expected:
+            raise TypeError(f"a chunk of dtype {array.dtype}; {expected} was announced")
+        done += array.size
+        if done > spec.numel:
+            raise ValueError(f"more elements than the {spec.numel:,} of shape {list(spec.shape)}")
+        yield np.ascontiguousarray(array, expected.newbyteorder("=")).reshape(-1).view(np.uint8)
+    if done < spec.numel:
+        raise ValueError(
+            f"the chunks have {done:,} elements, the shape {list(spec.shape)} has {spec.numel:,}"
+        )
+
+
+def incremental_save(file: File, *, alignment: int = 64, crc32: bool = True) -> IncrementalWriter:
+    """Write a checkpoint tensor by tensor, with memory for one tensor at a time.
+
+    A context manager. `IncrementalWriter.store_early` and `IncrementalWriter.store_chunks` write
+    now and return a proxy for the tensor's place; `IncrementalWriter.save` writes the
+    structure, once and last. An exception in the block, or no ``save()``, leaves nothing at the
+    target and an existing file as it was.
+
+    Examples
+    --------
+    >>> import numpy as np, os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "m.pt")
+    >>> with incremental_save(path) as out:
+    ...     state = {f"layers.{i}": out.store_early(np.full(4, i)) for i in range(3)}
+    ...     state["tied"] = state["layers.0"]
+    ...     out.save(state)
+    """
+    return IncrementalWriter(file, alignment=alignment, crc32=crc32)

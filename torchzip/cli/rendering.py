@@ -1,0 +1,42 @@
+"""Numbers and names as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def nbytes_text(nbytes: int) -> str:
+    """Return a size in decimal units, as file managers and model hubs give it.
+
+    >>> nbytes_text(999), nbytes_text(88_991_291), nbytes_text(4_300_000_000)
+    ('999 B', '89.0 MB', '4.3 GB')
+    """
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    size, unit = nbytes / 1000, "kB"
+    for larger in ("MB", "GB", "TB"):
+        if size < 999.95:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.1f} {unit}"
+
+
+def printable(text: str) -> str:
+    """Return a name without what would move the cursor or end the line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Return rows as lines with aligned columns; those in ``right`` end together."""
+    if not rows:
+        return []
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

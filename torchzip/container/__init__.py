@@ -1,0 +1,1 @@
+"""Containers: bytes <-> named records. No tensors here."""

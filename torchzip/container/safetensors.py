@@ -1,0 +1,180 @@
+"""The safetensors container: a length, a JSON header, and the tensors' bytes.
+
+Layout (safetensors 0.8): u64 header length; the header, a JSON object padded with spaces to a
+multiple of 8 bytes; the data. The header maps each name to ``dtype``, ``shape`` and
+``data_offsets`` (from the end of the header), and ``__metadata__`` to texts. Tensors stand in
+order of descending dtype rank, then name, without gaps, in C order.
+
+This is our own code because the package cannot write incrementally. For contiguous input the
+bytes are the package's, but for several metadata entries: those it writes in random order,
+and these are sorted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torchzip.dtypes import DTYPES, SAFETENSORS
+from torchzip.errors import ArchiveError, LimitError, UnsupportedError
+from torchzip.files.source import Source
+from torchzip.limits import Limits
+
+METADATA = "__metadata__"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of the header. ``begin`` and ``end`` are bytes from the file's start."""
+
+    name: str
+    torch_dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def header_shape(torch_dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that the header has: float4 counts its halves, torch their pairs."""
+    if torch_dtype == "float4_e2m1fn_x2" and shape:
+        return (*shape[:-1], shape[-1] * 2)
+    return shape
+
+
+def build_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[str]]:
+    """Return the bytes before the data, and the names in the order of their data.
+
+    ``tensors`` are (name, torch dtype, shape).
+
+    Raises
+    ------
+    UnsupportedError
+        If the format has no code for a dtype.
+    """
+    rows = []
+    for name, torch_dtype, shape in tensors:
+        code = DTYPES[torch_dtype].safetensors
+        if code is None or (torch_dtype == "float4_e2m1fn_x2" and not shape):
+            raise UnsupportedError(
+                f"{name}: safetensors has no dtype for torch.{torch_dtype}; exclude the tensor, "
+                "give it another dtype, or write a .pt"
+            )
+        if name == METADATA:
+            raise UnsupportedError(f"safetensors cannot hold a tensor called {METADATA}")
+        rows.append((-DTYPES[torch_dtype].safetensors_rank, name, code, torch_dtype, shape))
+    rows.sort(key=lambda row: (row[0], row[1].encode("utf-8", "surrogatepass")))
+    parts = []
+    if metadata:
+        texts = {key: metadata[key] for key in sorted(metadata)}
+        parts.append(f"{_json(METADATA)}:{_json(texts)}")
+    begin = 0
+    for _, name, code, torch_dtype, shape in rows:
+        end = begin + math.prod(shape) * DTYPES[torch_dtype].itemsize
+        entry = {
+            "dtype": code,
+            "shape": list(header_shape(torch_dtype, shape)),
+            "data_offsets": [begin, end],
+        }
+        parts.append(f"{_json(name)}:{_json(entry)}")
+        begin = end
+    try:
+        header = ("{" + ",".join(parts) + "}").encode()
+    except UnicodeEncodeError:
+        raise UnsupportedError("a tensor name is no valid text for safetensors") from None
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header, [row[1] for row in rows]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ArchiveError("the header has a name twice")
+    return made
+
+
+def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
+    """Return the tensors in the order of their data, and the metadata.
+
+    Raises
+    ------
+    ArchiveError
+        If the header is broken, or its tensors overlap, leave gaps or end elsewhere than the file.
+    """
+
+    def broken(message: str) -> ArchiveError:
+        return ArchiveError(message, path=source.name)
+
+    if source.size < 8:
+        raise broken("too short for a safetensors file")
+    nbytes = int.from_bytes(source.read_at(0, 8), "little")
+    if nbytes > limits.header_nbytes:
+        raise LimitError("header_nbytes", nbytes, limits.header_nbytes, path=source.name)
+    if 8 + nbytes > source.size:
+        raise broken(
+            f"a header of {nbytes:,} bytes in a file of {source.size:,}. It looks truncated; "
+            "compare its size with the place it came from."
+        )
+    try:
+        header = json.loads(
+            bytes(source.read_at(8, nbytes)).decode(), object_pairs_hook=_no_duplicates
+        )
+    except ArchiveError as error:
+        raise error.at(path=source.name) from None
+    except (ValueError, RecursionError) as error:
+        raise broken(f"the header is no JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise broken("the header is no JSON object")
+    metadata = header.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(text, str) for text in metadata.values()
+    ):
+        raise broken(f"{METADATA} maps something else than texts to texts")
+    entries = [_parse_entry(name, row, 8 + nbytes, broken) for name, row in header.items()]
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    at = 8 + nbytes
+    for entry in entries:
+        if entry.begin != at:
+            raise broken(
+                f"the data of {entry.name} begins at byte {entry.begin:,}, and that before it ends "
+                f"at byte {at:,}"
+            )
+        at = entry.end
+    if at != source.size:
+        raise broken(
+            f"the tensors end at byte {at:,}, the file has {source.size:,} bytes. It looks "
+            "truncated or joined with something; compare its size with the place it came from."
+        )
+    return entries, metadata
+
+
+def _parse_entry(name: str, row: Any, base: int, broken: Any) -> TensorEntry:
+    try:
+        code, shape, (begin, end) = row["dtype"], row["shape"], row["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise broken(f"the header entry of {name[:100]!r} lacks dtype, shape or offsets") from None
+    numbers = [begin, end, *(shape if isinstance(shape, list) else [None])]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise broken(f"the header entry of {name[:100]!r} has a shape or offset that is no number")
+    dtype = SAFETENSORS.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise UnsupportedError(f"tensor {name[:100]!r} has dtype {str(code)[:40]!r}")
+    if code == "F4":
+        if not shape or shape[-1] % 2:
+            raise UnsupportedError(f"tensor {name[:100]!r} has an odd number of 4-bit values")
+        shape = [*shape[:-1], shape[-1] // 2]
+    nbytes = math.prod(shape) * dtype.itemsize
+    if end - begin != nbytes:
+        raise broken(
+            f"{name[:100]!r} of shape {shape} and dtype {code} takes {nbytes:,} bytes, its "
+            f"offsets give it {end - begin:,}"
+        )
+    return TensorEntry(name, dtype.name, tuple(shape), base + begin, base + end)

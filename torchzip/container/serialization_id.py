@@ -1,0 +1,124 @@
+"""The ``.data/serialization_id`` of an archive: 40 digits over its names and its CRCs.
+
+Two 64-bit numbers, each printed with 20 digits. The first folds the hash of every
+record name, in the order in which a ``std::unordered_set<std::string>`` of libstdc++
+iterates over them; the second folds the CRC of every record, in file order. torch only
+reports the id; it is here because a file that is equal to torch's needs the same one.
+
+*Hash*: MurmurHash2-64A with seed 0xc70f6907.
+
+*Order*: the set keeps its elements on one linked list. An element whose bucket is
+empty goes to the head of the list; another goes in front of its bucket's elements. So
+after inserting a sequence into B buckets, the buckets stand in the reverse order of
+their first insertion, and within each the elements in reverse. A rehash walks the list
+and inserts each element into the new buckets by the same rule. The order is therefore
+found phase by phase: everything in the set, in its present order, and then the names that
+arrive before the next rehash, all inserted at once into the phase's bucket count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MASK = 0xFFFFFFFFFFFFFFFF
+_MUL = 0xC6A4A7935BD1E995
+_SEED = 0xC70F6907
+
+#: libstdc++'s growth: bucket counts as they follow one another from an empty set.
+_BUCKETS = (
+    13, 29, 59, 127, 257, 541, 1109, 2357, 5087, 10273, 20753, 42043, 85229, 172933, 351061,
+    712697, 1447153, 2938679, 5967347, 12117689, 24607243, 49969847, 101473717, 206062531,
+)  # fmt: skip
+
+
+def fold(seed: int, value: int) -> int:
+    """Return ``seed`` with ``value`` mixed in, modulo 2**64."""
+    return seed ^ ((value + 0x9E3779B9 + (seed << 6) + (seed >> 2)) & _MASK)
+
+
+def murmur(name: bytes) -> int:
+    """Return the hash that libstdc++ gives a string.
+
+    >>> hex(murmur(b"data.pkl"))
+    '0x44943d565847b09e'
+    """
+    state = _SEED ^ (len(name) * _MUL & _MASK)
+    whole = len(name) & ~7
+    for start in range(0, whole, 8):
+        word = int.from_bytes(name[start : start + 8], "little") * _MUL & _MASK
+        word = (word ^ word >> 47) * _MUL & _MASK
+        state = (state ^ word) * _MUL & _MASK
+    if whole < len(name):
+        state = (state ^ int.from_bytes(name[whole:], "little")) * _MUL & _MASK
+    state = (state ^ state >> 47) * _MUL & _MASK
+    return state ^ state >> 47
+
+
+def murmur_all(names: Sequence[bytes]) -> NDArray[np.uint64]:
+    """Return `murmur` of every name, equal lengths together in one vectorised step."""
+    result = np.empty(len(names), np.uint64)
+    by_length: dict[int, list[int]] = {}
+    for index, name in enumerate(names):
+        by_length.setdefault(len(name), []).append(index)
+    mul, shift = np.uint64(_MUL), np.uint64(47)
+    for length, indices in by_length.items():
+        if len(indices) < 16:
+            for index in indices:
+                result[index] = murmur(names[index])
+            continue
+        padded = -(-length // 8) * 8
+        text = b"".join(names[index].ljust(padded, b"\0") for index in indices)
+        words = np.frombuffer(text, "<u8").reshape(len(indices), padded // 8)
+        state = np.full(len(indices), _SEED ^ (length * _MUL & _MASK), np.uint64)
+        for column in range(length // 8):
+            word = words[:, column] * mul
+            word = (word ^ word >> shift) * mul
+            state = (state ^ word) * mul
+        if length % 8:
+            state = (state ^ words[:, -1]) * mul
+        state = (state ^ state >> shift) * mul
+        result[indices] = state ^ state >> shift
+    return result
+
+
+def set_order(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the positions of ``hashes`` in the order in which the set iterates."""
+    order = np.empty(0, np.int64)
+    inserted = 0
+    for buckets in _BUCKETS:
+        # The set holds `buckets` elements before it grows, and has one bucket at first.
+        arriving = np.arange(inserted, min(len(hashes), buckets), dtype=np.int64)
+        sequence = np.concatenate([order, arriving])
+        bucket = hashes[sequence] % np.uint64(buckets)
+        _, first, member_of = np.unique(bucket, return_index=True, return_inverse=True)
+        place = np.arange(len(sequence))
+        order = sequence[np.lexsort((-place, -first[member_of]))]
+        inserted += len(arriving)
+        if inserted == len(hashes):
+            break
+    return order
+
+
+def serialization_id(names: Sequence[bytes], crcs: Iterable[int]) -> str:
+    """Return the id of an archive.
+
+    ``names`` are all record names so far without the archive name, in file order; ``crcs``
+    what the writer's data descriptors hold, in file order, with the additions that the
+    module `zip_writer` explains.
+
+    >>> texts = b"data.pkl .format_version .storage_alignment byteorder data/0 version".split()
+    >>> crcs = [0x07974E78, 0x83DCEFB7, 0xE971773F, 0x19E33D85, 0x02C7FCA5, 0x55679ED1]
+    >>> serialization_id(texts, crcs)
+    '1572819951185464302603100366165701790911'
+    """
+    hashes = murmur_all(names)
+    first = 0
+    for value in hashes[set_order(hashes)].tolist():
+        first = first ^ ((value + 0x9E3779B9 + (first << 6) + (first >> 2)) & _MASK)
+    second = 0
+    for value in crcs:
+        second = fold(second, value)
+    return f"{first:020d}{second:020d}"

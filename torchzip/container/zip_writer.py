@@ -1,0 +1,257 @@
+"""The zip archive that torch writes, byte for byte, as a stream.
+
+Every record is stored, never compressed::
+
+    local header        30 bytes: PK 03 04, version 0, flags 0x0808, then zeros, and the
+                        lengths of name and extra data
+    name                archive name + "/" + record name
+    zip64 field         only if the size or the header's offset is >= 0xffffffff
+    padding field       "FB", u16 length, "Z" * length: the record starts on a multiple
+                        of the alignment, counted from the archive's first byte
+    record
+    data descriptor     PK 07 08, crc, compressed size, size; the sizes take 8 bytes each
+                        if there is a zip64 field, else 4. Not there for an empty record,
+                        whose flags are 0x0800
+
+and at the end the central directory, the zip64 end record, its locator and the end record,
+always all of them. There are no times in it. The CRC follows the record, so the archive can
+be written to a destination that cannot seek.
+
+One quirk matters for the serialization id. torch's writer finds the CRCs for it by looking at
+the bytes of each of its write calls: one of 8 bytes or more that begins with PK 07 08 counts as
+a descriptor. A record, or an archive name, that begins so is counted as well.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from torchzip.container.serialization_id import serialization_id
+from torchzip.files.crc import crc32
+from torchzip.files.sink import Sink
+from torchzip.files.source import Buffer
+
+_LOCAL = struct.Struct("<4sHHHHHLLLHH")
+_CENTRAL = struct.Struct("<4sHHHHHHLLLHHHHHLL")
+_DESCRIPTOR = struct.Struct("<4sLLL")
+_DESCRIPTOR_64 = struct.Struct("<4sLQQ")
+_END_64 = struct.Struct("<4sQHHLLQQQQ")
+_LOCATOR = struct.Struct("<4sLQL")
+_END = struct.Struct("<4sHHHHLLH")
+
+_DESCRIPTOR_MAGIC = b"PK\x07\x08"
+_BIG = 0xFFFFFFFF
+
+#: The padding field has a u16 length, and shares the u16 length of all extra data with a
+#: zip64 field of up to 28 bytes.
+MAX_ALIGNMENT = 0xFFFF - 4 - 28 + 1
+
+#: Pieces smaller than the second are joined into writes of about the first.
+_COALESCE_NBYTES = 1 << 20
+_DIRECT_NBYTES = 1 << 16
+_PADDING = b"Z" * MAX_ALIGNMENT
+
+
+class ZipWriter:
+    """Writes records to a Sink in the order in which they come.
+
+    ``root`` is the archive name. With ``crc32=False`` every CRC field is 0, as torch
+    leaves it under ``set_crc32_options(False)``.
+
+    Small records are joined before they reach the sink; `flush` sends what is pending.
+    """
+
+    def __init__(self, sink: Sink, root: str, *, alignment: int = 64, crc32: bool = True) -> None:
+        if isinstance(alignment, bool) or not isinstance(alignment, int):
+            raise TypeError(f"alignment must be an int, not {type(alignment).__name__}")
+        if not 1 <= alignment <= MAX_ALIGNMENT:
+            raise ValueError(f"alignment must be from 1 to {MAX_ALIGNMENT}, not {alignment}")
+        if not root:
+            raise ValueError(
+                f"{sink.name}: the file name before its last dot becomes the archive name, "
+                "and it is empty here"
+            )
+        self.alignment = alignment
+        self._sink = sink
+        self._prefix = root.encode("utf-8", "surrogateescape") + b"/"
+        self._with_crc = crc32
+        self._pending: list[Buffer] = []
+        self._pending_nbytes = 0
+        self._position = 0
+        self._names: list[bytes] = []
+        self._seen: set[bytes] = set()
+        self._id_crcs: list[int] = []
+        self._directory: list[bytes] = []
+        self._open: tuple[int, int, bytes] | None = None
+        self._left = 0
+        self._crc = 0
+        self._at_start = False
+        self._computes = False
+
+    @property
+    def position(self) -> int:
+        """Bytes from the archive's start to where the next byte goes."""
+        return self._position
+
+    def write_record(self, name: str, data: Buffer, *, crc: int | None = None) -> None:
+        """Write a whole record. ``crc`` saves computing it."""
+        view = memoryview(data).cast("B")
+        self.begin_record(name, view.nbytes, crc=crc)
+        if view.nbytes:
+            self.write(view)
+        self.end_record()
+
+    def begin_record(self, name: str, nbytes: int, *, crc: int | None = None) -> int:
+        """Begin a record of ``nbytes`` bytes, which `write` then takes; return where it starts.
+
+        ``crc`` saves computing it.
+        """
+        if self._open is not None:
+            raise RuntimeError("the previous record is not finished")
+        record = name.encode()
+        if record in self._seen:
+            raise ValueError(f"record {name} is written twice")
+        self._seen.add(record)
+        full = self._prefix + record
+        header_offset = self._position
+        if nbytes >= _BIG or header_offset >= _BIG:
+            fields = b""
+            if nbytes >= _BIG:
+                fields += struct.pack("<QQ", nbytes, 0)  # compressed size: not known yet
+            if header_offset >= _BIG:
+                fields += struct.pack("<Q", header_offset)
+            zip64 = struct.pack("<HH", 1, len(fields)) + fields
+        else:
+            zip64 = b""
+        start = header_offset + 30 + len(full) + len(zip64) + 4
+        pad = -start % self.alignment
+        flags = 0x0808 if nbytes else 0x0800
+        header = b"".join(
+            (
+                _LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(full), len(zip64) + 4 + pad),
+                full,
+                zip64,
+                b"FB",
+                pad.to_bytes(2, "little"),
+                _PADDING[:pad],
+            )
+        )
+        self._put(header)
+        self._names.append(record)
+        if full.startswith(_DESCRIPTOR_MAGIC):
+            self._id_crcs.append(int.from_bytes(full[4:8], "little"))
+        self._open = (header_offset, nbytes, full)
+        self._left = nbytes
+        self._computes = self._with_crc and crc is None
+        self._crc = crc if crc is not None and self._with_crc else 0
+        self._at_start = True
+        return self._position
+
+    def write(self, data: Buffer) -> None:
+        """Add bytes to the open record."""
+        view = memoryview(data).cast("B")
+        if self._open is None or view.nbytes > self._left:
+            raise RuntimeError("more bytes than the record was begun with")
+        if self._at_start and view.nbytes:
+            if bytes(view[:4]) == _DESCRIPTOR_MAGIC and self._left >= 8:
+                self._id_crcs.append(int.from_bytes(view[4:8], "little"))
+            self._at_start = False
+        if self._computes:
+            self._crc = crc32(view, self._crc)
+        self._left -= view.nbytes
+        self._put(view)
+
+    def end_record(self) -> int:
+        """Finish the record; return its CRC as it is stored."""
+        if self._open is None:
+            raise RuntimeError("no record is open")
+        if self._left:
+            raise RuntimeError(f"the record lacks {self._left} bytes")
+        header_offset, nbytes, full = self._open
+        self._open = None
+        large = nbytes >= _BIG or header_offset >= _BIG
+        if nbytes:
+            self._id_crcs.append(self._crc)
+            packer = _DESCRIPTOR_64 if large else _DESCRIPTOR
+            self._put(packer.pack(_DESCRIPTOR_MAGIC, self._crc, nbytes, nbytes))
+        fields = b""
+        if nbytes >= _BIG:
+            fields += struct.pack("<QQ", nbytes, nbytes)
+        if header_offset >= _BIG:
+            fields += struct.pack("<Q", header_offset)
+        extra = struct.pack("<HH", 1, len(fields)) + fields if fields else b""
+        flags = 0x0808 if nbytes else 0x0800
+        size = min(nbytes, _BIG)
+        self._directory.append(
+            _CENTRAL.pack(
+                b"PK\1\2", 0, 0, flags, 0, 0, 0, self._crc, size, size,
+                len(full), len(extra), 0, 0, 0, 0, min(header_offset, _BIG),
+            )
+            + full
+            + extra
+        )  # fmt: skip
+        return self._crc
+
+    def finish(self) -> None:
+        """Write the records ``version`` and ``.data/serialization_id`` and the directory."""
+        self.write_record("version", b"3\n")
+        digits = serialization_id(self._names, self._id_crcs)
+        self.write_record(".data/serialization_id", digits.encode())
+        offset = self._position
+        self._put(b"".join(self._directory))
+        nbytes = self._position - offset
+        if nbytes >= _BIG:
+            raise ValueError("the central directory would reach 4 GiB")
+        count = len(self._directory)
+        end_64 = self._position
+        self._put(
+            _END_64.pack(b"PK\6\6", 44, 0x031E, 0x002D, 0, 0, count, count, nbytes, offset)
+            + _LOCATOR.pack(b"PK\6\7", 0, end_64, 1)
+            + _END.pack(
+                b"PK\5\6", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), nbytes,
+                min(offset, _BIG), 0,
+            )
+        )  # fmt: skip
+        self.flush()
+
+    def _put(self, data: Buffer) -> None:
+        nbytes = len(data)
+        self._position += nbytes
+        if nbytes >= _DIRECT_NBYTES:
+            self.flush()
+            self._sink.write(data)
+            return
+        # A view may be of memory that its owner fills again after this call.
+        self._pending.append(bytes(data) if type(data) is memoryview else data)
+        self._pending_nbytes += nbytes
+        if self._pending_nbytes >= _COALESCE_NBYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is pending to the sink."""
+        if self._pending:
+            joined = b"".join(self._pending)
+            self._pending.clear()
+            self._pending_nbytes = 0
+            self._sink.write(joined)
+
+
+def archive_name(file: object) -> str:
+    """Return the archive name that torch would use for a destination.
+
+    For a path of ASCII characters, its last component without its last suffix; for any
+    other path, and for a file object, ``archive``.
+
+    >>> archive_name("weights/model.v1.tar.gz"), archive_name("x"), archive_name(object())
+    ('model.v1.tar', 'x', 'archive')
+    """
+    import os
+
+    if not isinstance(file, str | os.PathLike):
+        return "archive"
+    path = os.fsdecode(os.fspath(file))
+    if not path.isascii():
+        return "archive"
+    name = path.replace("\\", "/").rpartition("/")[2]
+    stem, dot, _ = name.rpartition(".")
+    return stem if dot else name

@@ -1,0 +1,1 @@
+"""Conversion: `plan` says what will be written, `run` writes it."""

@@ -1,0 +1,1 @@
+"""Bytes at rest: positioned reads, all-or-nothing writes, CRC-32."""

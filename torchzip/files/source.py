@@ -1,0 +1,236 @@
+"""Where bytes come from: a size, and `read_at`.
+
+Nothing above this module knows more of a file than `Source` says, so a remote object
+fits as well as a path. Reads never depend on a shared position, and a read that
+ends early is an error here, once, and not in every caller.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import threading
+from collections.abc import Callable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+from torchzip.errors import FormatError
+
+Buffer = bytes | bytearray | memoryview
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A fixed number of bytes that can be read at any place."""
+
+    size: int
+    name: str
+
+    def read_at(self, offset: int, nbytes: int) -> Buffer:
+        """Return exactly ``nbytes`` bytes from ``offset``, or raise."""
+        ...
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill ``out`` with the bytes from ``offset``, or raise."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def _outside(name: str, offset: int, nbytes: int, size: int) -> FormatError:
+    return FormatError(
+        f"needs {nbytes:,} bytes here, and the file has {size:,} bytes in all. It looks "
+        "truncated; compare its size with the place it came from.",
+        path=name,
+        offset=offset,
+    )
+
+
+def _shrunk(name: str, offset: int) -> FormatError:
+    return FormatError(
+        "the file ends here now, before the size it had when it was opened. "
+        "Something cut it short while it was being read.",
+        path=name,
+        offset=offset,
+    )
+
+
+class FileSource:
+    """A regular file, read with ``pread``.
+
+    A file that is cut short while it is open gives an error, not a crash. It keeps
+    reading the same file when the path is replaced. It survives ``pickle``: the
+    other side opens the path again and refuses a file that is not the same.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self.name = os.fspath(path)
+        # O_NONBLOCK: opening a FIFO must not wait for its writer. It changes nothing for files.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        self._fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+        try:
+            status = os.fstat(self._fd)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(21, "Is a directory, not a checkpoint file", self.name)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(22, "Not a regular file", self.name)
+        except BaseException:
+            self.close()
+            raise
+        self.size = status.st_size
+        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise _outside(self.name, offset, nbytes, self.size)
+        data = os.pread(self._descriptor(), nbytes, offset)
+        if len(data) == nbytes:
+            return data
+        # The kernel moves at most 2 GiB a call.
+        out = bytearray(nbytes)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        if offset < 0 or offset + out.nbytes > self.size:
+            raise _outside(self.name, offset, out.nbytes, self.size)
+        descriptor = self._descriptor()
+        done = 0
+        while done < out.nbytes:
+            got = os.preadv(descriptor, [out[done:]], offset + done)
+            if got == 0:
+                raise _shrunk(self.name, offset + done)
+            done += got
+
+    def _descriptor(self) -> int:
+        if self._fd < 0:
+            raise ValueError(f"{self.name}: the checkpoint is closed")
+        return self._fd
+
+    def fileno(self) -> int:
+        return self._descriptor()
+
+    def close(self) -> None:
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopen, (self.path, self.identity))
+
+
+def _reopen(path: str, identity: tuple[int, int, int, int]) -> FileSource:
+    source = FileSource(path)
+    if source.identity != identity:
+        source.close()
+        raise FormatError("the file was replaced or changed since it was opened", path=path)
+    return source
+
+
+class FileObjectSource:
+    """A binary file object with ``read`` and ``seek``, from its current position to its end.
+
+    Offsets are relative to that position, so a checkpoint inside a larger file works.
+    The object is not closed. Reads take turns: a file object has one position.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
+        self._start = file.seek(0, os.SEEK_CUR)
+        self.size = max(0, file.seek(0, os.SEEK_END) - self._start)
+        file.seek(self._start)
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise _outside(self.name, offset, nbytes, self.size)
+        with self._lock:
+            self._file.seek(self._start + offset)
+            data = self._file.read(nbytes)
+            if len(data) < nbytes:  # a raw or remote object may give less than it was asked for
+                parts = [data]
+                have = len(data)
+                while have < nbytes:
+                    part = self._file.read(nbytes - have)
+                    if not part:
+                        raise _shrunk(self.name, offset + have)
+                    parts.append(part)
+                    have += len(part)
+                data = b"".join(parts)
+        return data
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        if offset < 0 or offset + out.nbytes > self.size:
+            raise _outside(self.name, offset, out.nbytes, self.size)
+        readinto: Callable[[memoryview], int | None] | None
+        readinto = getattr(self._file, "readinto", None)
+        if readinto is None:
+            out[:] = self.read_at(offset, out.nbytes)
+            return
+        with self._lock:
+            self._file.seek(self._start + offset)
+            done = 0
+            while done < out.nbytes:
+                got = readinto(out[done:])
+                if not got:
+                    raise _shrunk(self.name, offset + done)
+                done += got
+
+    def move_to(self, offset: int) -> None:
+        """Leave the file object at ``offset``, where the next reader would go on."""
+        with self._lock:
+            self._file.seek(self._start + offset)
+
+    def close(self) -> None:
+        """Nothing: the file object belongs to the caller."""
+
+
+class MmapSource:
+    """A regular file, mapped read-only. `view` gives its bytes without a copy.
+
+    If the file is cut short in place while it is mapped, touching the lost pages
+    kills the process (SIGBUS); no reader of mapped files can prevent that.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        source = FileSource(path)
+        self.name = source.name
+        self.size = source.size
+        try:
+            self._map = (
+                mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) if source.size else b""
+            )
+        finally:
+            source.close()
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """Return the bytes in place, read-only. They keep the mapping alive."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise _outside(self.name, offset, nbytes, self.size)
+        return memoryview(self._map)[offset : offset + nbytes]
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        return bytes(self.view(offset, nbytes))
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        out[:] = self.view(offset, out.nbytes)
+
+    def close(self) -> None:
+        """Nothing: the mapping lives as long as the last view of it."""
+
+
+def open_source(file: str | os.PathLike[str] | BinaryIO) -> FileSource | FileObjectSource:
+    """Return a Source for a path or a binary file object with ``read`` and ``seek``."""
+    if isinstance(file, str | os.PathLike):
+        return FileSource(file)
+    if not (hasattr(file, "read") and hasattr(file, "seek")):
+        raise TypeError(
+            f"expected a path or a binary file object with read and seek, not {type(file).__name__}"
+        )
+    return FileObjectSource(file)

@@ -1,0 +1,34 @@
+"""Bounds on what a file may ask of its reader, in one place and all adjustable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a reader accepts before it raises `LimitError`.
+
+    The defaults are far above what real checkpoints need (the largest seen have
+    about 100,000 tensors and a few tens of MB of pickle) and low enough that a
+    hostile file of a few KB costs neither memory nor time.
+    """
+
+    #: Bytes of one pickle stream.
+    pickle_nbytes: int = 1 << 30
+    #: Depth of containers within containers, as walked for the flat names.
+    nesting: int = 900
+    #: Bytes of one arbitrary-precision integer; torch's own loader stops at 255.
+    int_nbytes: int = 4096
+    #: Records in an archive.
+    entries: int = 10_000_000
+    #: Bytes of a text record such as ``version`` or ``byteorder``.
+    text_nbytes: int = 4096
+    #: Size of a deflated record over its compressed size; deflate itself ends near 1032.
+    deflate_ratio: int = 1100
+    #: Flat names beyond one for each tensor, where containers are shared.
+    shared_names: int = 100_000
+    #: Characters of all flat names together, where the pickle itself is shorter.
+    names_nbytes: int = 32 << 20
+    #: Bytes of the JSON header of a safetensors file; the package stops at 100 MB as well.
+    header_nbytes: int = 100_000_000

@@ -1,0 +1,1 @@
+"""Pickle: opcodes <-> plain values and symbolic nodes. Nothing is imported, nothing called."""

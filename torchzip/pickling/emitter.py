@@ -1,0 +1,518 @@
+"""Values to bytes: the opcodes that CPython's C pickler writes at protocol 2.
+
+``torch.save`` uses that pickler, so a file that is equal to torch's needs the same opcodes,
+down to which objects get a memo number and when. The rules, and where they come from
+(CPython 3.8 to 3.13, ``Modules/_pickle.c``):
+
+* Every put is written, used or not, and objects are numbered in the order of their puts. None,
+  bools, ints, floats and the empty tuple never get a number.
+* An object that has a number is written as a get. Identity decides, not equality.
+* A list or dict is put before its contents, a tuple after them. A tuple that turns out to have
+  been put meanwhile contains itself: its items are popped again, and a get written.
+* Batches of 1000. A list ends with what is left, also if that is one item. A dict goes on as
+  long as the batch just written was full, so 1000 pairs end with an empty batch. Items of
+  other objects come from an iterator: one that is left over is written alone, without a mark.
+* Names are those of Python 2 where they differ.
+
+What numpy arrays and tensors look like is not known here: ``writers`` maps types to functions
+that write them with the methods of `Emitter`.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import struct
+import sys
+from _compat_pickle import REVERSE_IMPORT_MAPPING, REVERSE_NAME_MAPPING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from types import FunctionType
+from typing import Any
+
+from torchzip.pickling.allowlist import is_torch_safe
+from torchzip.types import ForeignObject
+
+_BATCH = 1000
+_PACK_I32 = struct.Struct("<i").pack
+_PACK_U32 = struct.Struct("<I").pack
+_PACK_F64 = struct.Struct(">d").pack
+
+Writer = Callable[["Emitter", Any], None]
+Reduction = str | tuple[Any, ...]
+
+
+def reduce_object(value: Any) -> Reduction:
+    """Return how Python itself takes an object apart at protocol 2."""
+    reducer = copyreg.dispatch_table.get(type(value))
+    if reducer is not None:
+        return reducer(value)
+    reduction: Reduction = value.__reduce_ex__(2)
+    return reduction
+
+
+class Emitter:
+    """Writes one value as one pickle. `dump` returns its bytes.
+
+    ``refused`` then lists what torch's default loader will not take: (path, reason).
+
+    Methods for writers: `save` any value, `name` a global, `string` a string by its identity,
+    `write` raw opcodes, `put` to number the value just written, `written` to write a get if
+    there is one.
+    """
+
+    def __init__(
+        self,
+        writers: Mapping[type, Writer],
+        reduce: Callable[[Any], Reduction] = reduce_object,
+    ) -> None:
+        self.refused: list[tuple[str, str]] = []
+        self.path: list[Any] = []
+        self.count = 0  # memo numbers given so far
+        self._writers = writers
+        self._reduce = reduce
+        self._parts: list[bytes] = [b"\x80\x02"]
+        self.write = self._parts.append
+        self._memo: dict[Any, int] = {}
+        self._alive: list[Any] = []  # whose id is a key of the memo
+        self._dispatch: dict[type, Callable[[Any], None]] = {
+            type(None): lambda value: self.write(b"N"),
+            bool: lambda value: self.write(b"\x88" if value else b"\x89"),
+            int: self._int,
+            float: lambda value: self.write(b"G" + _PACK_F64(value)),
+            str: self.string,
+            bytes: self._bytes,
+            bytearray: self._bytearray,
+            tuple: self._tuple,
+            list: self._list,
+            dict: self._dict,
+            set: self._set,
+            frozenset: self._set,
+            type: self._class_or_function,
+            FunctionType: self._class_or_function,
+            ForeignObject: self._foreign,
+        }
+
+    def dump(self, value: Any) -> bytes:
+        """Return the pickle of ``value``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something in it cannot be saved; the message begins with its path.
+        """
+        try:
+            self.save(value)
+        except RecursionError:
+            raise ValueError(f"{self.where(shorten=True)}: nested too deeply to be saved") from None
+        self.write(b".")
+        return b"".join(self._parts)
+
+    def where(self, *, shorten: bool = False) -> str:
+        """Return the path of the value at hand, for messages."""
+        parts = [*self.path[:3], "..."] if shorten and len(self.path) > 3 else self.path
+        return ".".join(str(part) for part in parts) or "the object itself"
+
+    # -- what writers use ----------------------------------------------------------------
+
+    def save(self, value: Any) -> None:
+        """Write any value."""
+        writer = self._dispatch.get(type(value))
+        if writer is not None:
+            writer(value)
+        else:
+            self._other(value)
+
+    def put(self, key: Any) -> None:
+        """Give the value just written the next number, to be found again under ``key``.
+
+        None as key: it is never met again.
+        """
+        number = self.count
+        self.count = number + 1
+        if key is not None:
+            self._memo[key] = number
+        self.write(b"q%c" % number if number < 256 else b"r" + _PACK_U32(number))
+
+    def number(self, key: Any) -> None:
+        """Take the next number for ``key``; the caller writes the put."""
+        self._memo[key] = self.count
+        self.count += 1
+
+    def put_object(self, value: Any) -> None:
+        """Give the value just written the next number, by its identity."""
+        self._alive.append(value)
+        self.put(id(value))
+
+    def written(self, key: Any) -> bool:
+        """Write a get and return True if ``key`` has a number."""
+        number = self._memo.get(key)
+        if number is None:
+            return False
+        self.write(b"h%c" % number if number < 256 else b"j" + _PACK_U32(number))
+        return True
+
+    def number_of(self, key: Any) -> int | None:
+        """Return the number of ``key``, if it has one."""
+        return self._memo.get(key)
+
+    def refuse(self, reason: str) -> None:
+        """Note that torch's default loader will not take what is being written."""
+        self.refused.append((self.where(), reason))
+
+    def string(self, value: str) -> None:
+        """Write a string, or a get of the same string object."""
+        if not self.written(id(value)):
+            raw = value.encode("utf-8", "surrogatepass")
+            if len(raw) > 0xFFFFFFFF:
+                raise ValueError(f"{self.where()}: a string of more than 4 GiB")
+            self.write(b"X" + _PACK_U32(len(raw)) + raw)
+            self.put_object(value)
+
+    def name(self, module: str, name: str) -> None:
+        """Write a global by its Python 3 name, or a get of it."""
+        if not is_torch_safe(module, name):
+            self.refuse(f"{module}.{name}")
+        key = (module, name)
+        if self.written(key):
+            return
+        parent, dot, last = name.rpartition(".")
+        if dot:  # a nested class, as getattr(parent, last)
+            self.name("builtins", "getattr")
+            self.name(module, parent)
+            self.string(str(last))
+            self.write(b"\x86")
+            self.put(None)
+            self.write(b"R")
+        else:
+            if key in REVERSE_NAME_MAPPING:
+                module, name = REVERSE_NAME_MAPPING[key]
+            elif module in REVERSE_IMPORT_MAPPING:
+                module = REVERSE_IMPORT_MAPPING[module]
+            if "\n" in module or "\n" in name:
+                raise ValueError(f"{self.where()}: a name with a line break, {name!r}")
+            self.write(f"c{module}\n{name}\n".encode())
+        self.put(key)
+
+    # -- plain values ----------------------------------------------------------------------
+
+    def _int(self, value: int) -> None:
+        if 0 <= value < 256:
+            self.write(b"K%c" % value)
+        elif 0 <= value < 65536:
+            self.write(b"M" + value.to_bytes(2, "little"))
+        elif -0x80000000 <= value < 0x80000000:
+            self.write(b"J" + _PACK_I32(value))
+        else:
+            raw = value.to_bytes((value.bit_length() >> 3) + 1, "little", signed=True)
+            if value < 0 and len(raw) > 1 and raw[-1] == 0xFF and raw[-2] & 0x80:
+                raw = raw[:-1]
+            if len(raw) < 256:
+                self.write(b"\x8a%c" % len(raw) + raw)
+            else:
+                self.refuse("an int of 256 bytes or more")
+                self.write(b"\x8b" + _PACK_I32(len(raw)) + raw)
+
+    def _bytes(self, value: bytes) -> None:
+        if self.written(id(value)):
+            return
+        if value:
+            self._call(("_codecs", "encode"), (value.decode("latin1"), "latin1"))
+        else:
+            self._call(("builtins", "bytes"), ())
+        self.put_object(value)
+
+    def _bytearray(self, value: bytearray) -> None:
+        if self.written(id(value)):
+            return
+        self._call(("builtins", "bytearray"), (bytes(value),) if value else ())
+        self.put_object(value)
+
+    def _call(self, name: tuple[str, str], args: tuple[Any, ...]) -> None:
+        self.name(*name)
+        self._tuple(args)
+        self.write(b"R")
+
+    # -- containers --------------------------------------------------------------------------
+
+    def _tuple(self, value: tuple[Any, ...]) -> None:
+        size = len(value)
+        if size == 0:
+            self.write(b")")
+            return
+        if self.written(id(value)):
+            return
+        if size > 3:
+            self.write(b"(")
+        self._items(value)
+        number = self._memo.get(id(value))
+        if number is not None:  # it contains itself, through a list or a dict
+            self.refuse("a tuple that contains itself")
+            self.write(b"0" * size if size <= 3 else b"1")
+            self.written(id(value))
+            return
+        self.write((b"\x85", b"\x86", b"\x87")[size - 1] if size <= 3 else b"t")
+        self.put_object(value)
+
+    def _items(self, values: Iterable[Any]) -> None:
+        """Write values one after the other, with their positions on the path."""
+        path, dispatch = self.path, self._dispatch
+        path.append(None)
+        for index, item in enumerate(values):
+            path[-1] = index
+            writer = dispatch.get(type(item))
+            if writer is not None:
+                writer(item)
+            else:
+                self._other(item)
+        path.pop()
+
+    def _pairs(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        path, dispatch = self.path, self._dispatch
+        path.append(None)
+        for key, value in pairs:
+            path[-1] = key
+            writer = dispatch.get(type(key))
+            if writer is not None:
+                writer(key)
+            else:
+                self._other(key)
+            writer = dispatch.get(type(value))
+            if writer is not None:
+                writer(value)
+            else:
+                self._other(value)
+        path.pop()
+
+    def _list(self, value: list[Any]) -> None:
+        if self.written(id(value)):
+            return
+        self.write(b"]")
+        self.put_object(value)
+        if len(value) == 1:
+            self._items(value)
+            self.write(b"a")
+            return
+        done = 0
+        while done < len(value):
+            self.write(b"(")
+            self._batch_of_list(value, done)
+            self.write(b"e")
+            done += _BATCH
+
+    def _batch_of_list(self, value: list[Any], start: int) -> None:
+        path, dispatch = self.path, self._dispatch
+        path.append(None)
+        for index in range(start, min(start + _BATCH, len(value))):
+            path[-1] = index
+            item = value[index]
+            writer = dispatch.get(type(item))
+            if writer is not None:
+                writer(item)
+            else:
+                self._other(item)
+        path.pop()
+
+    def _dict(self, value: dict[Any, Any]) -> None:
+        if self.written(id(value)):
+            return
+        self.write(b"}")
+        self.put_object(value)
+        if len(value) == 1:
+            self._pairs(value.items())
+            self.write(b"s")
+            return
+        size = len(value)
+        pairs = iter(value.items())
+        done = 0
+        # As long as the batch just written was full: 1000 pairs end with an empty one.
+        while size and (done == 0 or done % _BATCH == 0):
+            self.write(b"(")
+            batch = min(_BATCH, size - done)
+            self._pairs(islice(pairs, batch))
+            self.write(b"u")
+            done += batch
+            if batch < _BATCH:
+                break
+
+    def _iterated(self, items: Iterator[Any], *, pairs: bool) -> None:
+        """Write what an iterator gives: the third rule of batches."""
+        write = self._pairs if pairs else self._items
+        one, many = (b"s", b"u") if pairs else (b"a", b"e")
+        base = 0
+        while True:
+            batch = list(islice(items, _BATCH))
+            if not batch:
+                return
+            if pairs:
+                for pair in batch:
+                    if not (isinstance(pair, tuple) and len(pair) == 2):
+                        raise TypeError(f"{self.where()}: its dict items are not pairs")
+            if len(batch) == 1:
+                write(batch)
+                self.write(one)
+                return
+            self.write(b"(")
+            write(batch)
+            self.write(many)
+            base += len(batch)
+            if len(batch) < _BATCH:
+                return
+
+    def _set(self, value: set[Any] | frozenset[Any]) -> None:
+        if self.written(id(value)):
+            return
+        self._reduced(value, (type(value), (list(value),)))
+
+    # -- names and objects -----------------------------------------------------------------
+
+    def _class_or_function(self, value: Any) -> None:
+        if value is type(None):
+            self._reduced(value, (type, (None,)))
+        elif value is type(NotImplemented):
+            self._reduced(value, (type, (NotImplemented,)))
+        elif value is type(...):
+            self._reduced(value, (type, (...,)))
+        else:
+            self._global(value, None)
+
+    def _global(self, value: Any, name: str | None) -> None:
+        """Write a live Python object as the name under which it can be found."""
+        if name is None:
+            name = getattr(value, "__qualname__", None) or value.__name__
+        assert name is not None
+        module = _module_of(value, name)
+        try:
+            __import__(module)
+            found: Any = sys.modules[module]
+            for part in name.split("."):
+                found = getattr(found, part)
+        except (ImportError, KeyError, AttributeError):
+            raise TypeError(
+                f"{self.where()}: cannot save {value!r}: it is not found as {module}.{name}"
+            ) from None
+        if found is not value:
+            raise TypeError(
+                f"{self.where()}: cannot save {value!r}: {module}.{name} is something else"
+            )
+        self.name(module, name)
+
+    def _foreign(self, value: ForeignObject) -> None:
+        """Write the opcodes that gave a foreign object when it was read."""
+        if value.how == "name":
+            self.name(value.module, value.name)
+            return
+        if self.written(id(value)):
+            return
+        callee, args = value.callee, value.args or ()
+        if value.how == "new" and value.kwargs:
+            # Protocol 2 has no NEWOBJ_EX: a partial of __new__ that is called with nothing.
+            make = ForeignObject("builtins", "getattr", (callee, "__new__"))
+            state = (make, (callee, *args), value.kwargs, None)
+            callee = ForeignObject("functools", "partial", (make,), state=state)
+            args = ()
+        self.save(callee)
+        self._tuple(args)
+        self.write(b"\x81" if value.how == "new" and not value.kwargs else b"R")
+        if self._memo.get(id(value)) is not None:
+            self.refuse("an object that contains itself in its arguments")
+            self.write(b"0")
+            self.written(id(value))
+            return
+        self.put_object(value)
+        if isinstance(value.items, dict):
+            self._iterated(iter(value.items.items()), pairs=True)
+        elif value.items:
+            self._iterated(iter(value.items), pairs=False)
+        self._state(value, value.state, value.setter)
+
+    def _other(self, value: Any) -> None:
+        """Write a value of a type that has no method of its own here."""
+        kind = type(value)
+        for base in kind.__mro__:
+            writer = self._writers.get(base)
+            if writer is not None:
+                self._dispatch[kind] = functools.partial(writer, self)
+                writer(self, value)
+                return
+        if self.written(id(value)):
+            return
+        if issubclass(kind, type):
+            self._class_or_function(value)
+            return
+        try:
+            reduction = self._reduce(value)
+        except Exception as error:
+            # Whatever a stranger's __reduce__ raises, the user needs the place.
+            raise TypeError(
+                f"{self.where()}: cannot save an object of type {kind.__qualname__} ({error})"
+            ) from error
+        if isinstance(reduction, str):
+            self._global(value, reduction)
+            return
+        if not (isinstance(reduction, tuple) and 2 <= len(reduction) <= 6):
+            raise TypeError(
+                f"{self.where()}: __reduce_ex__ of {kind.__qualname__} gave no reduction"
+            )
+        self._reduced(value, reduction)
+
+    def _reduced(self, value: Any, reduction: tuple[Any, ...]) -> None:
+        padded = (*reduction, None, None, None, None)[:6]
+        callee, args, state, list_items, dict_items, setter = padded
+        self._alive.append(reduction)
+        name = getattr(callee, "__name__", "")
+        if name == "__newobj__":
+            self.save(args[0])
+            self._tuple(args[1:])
+            self.write(b"\x81")
+        elif name == "__newobj_ex__":
+            made, positional, keywords = args
+            self.save(functools.partial(made.__new__, made, *positional, **keywords))
+            self.write(b")R")
+        else:
+            self.save(callee)
+            self._tuple(args)
+            self.write(b"R")
+        if self._memo.get(id(value)) is not None:  # it contains itself in its arguments
+            self.refuse("an object that contains itself in its arguments")
+            self.write(b"0")
+            self.written(id(value))
+            return
+        self.put_object(value)
+        if list_items is not None:
+            self._iterated(iter(list_items), pairs=False)
+        if dict_items is not None:
+            self._iterated(iter(dict_items), pairs=True)
+        self._state(value, state, setter)
+
+    def _state(self, value: Any, state: Any, setter: Any) -> None:
+        if state is None:
+            return
+        if setter is None:
+            self.save(state)
+            self.write(b"b")
+            return
+        self.save(setter)
+        self.save(value)
+        self.save(state)
+        self.refuse("a state that a function sets")
+        self.write(b"\x86")
+        self.write(b"R0")
+
+
+def _module_of(value: Any, name: str) -> str:
+    """Return the module in which a global lives, as ``pickle.whichmodule`` finds it."""
+    module = getattr(value, "__module__", None)
+    if module is not None:
+        return str(module)
+    for candidate, found in sys.modules.copy().items():
+        if candidate in ("__main__", "__mp_main__") or found is None:
+            continue
+        try:
+            for part in name.split("."):
+                found = getattr(found, part)
+        except AttributeError:
+            continue
+        if found is value:
+            return candidate
+    return "__main__"

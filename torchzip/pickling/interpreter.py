@@ -1,0 +1,606 @@
+"""Bytes to values: an interpreter of pickle opcodes that calls nothing.
+
+What a file can do here is bounded by this module and by the `Table` that it is given.
+A name in the table becomes a value, or is handed its arguments through a function of
+torchzip's own; any other name becomes a `ForeignObject`, and so does whatever is
+made from it. Nothing is imported or looked up because a file names it.
+
+It differs from ``pickle.Unpickler`` where that would trust the file: the memo is a dict, so an
+index costs nothing; a declared length is compared with the bytes that are there before
+anything is allocated; keys are hashed only if that is cheap; BUILD sets attributes only on
+what the table says.
+"""
+
+from __future__ import annotations
+
+import codecs
+import struct
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
+from torchzip.limits import Limits
+from torchzip.pickling.keys import KeyCheck
+from torchzip.pickling.opcodes import BY_CODE
+from torchzip.types import ForeignObject
+
+Name = tuple[str, str]
+
+
+def _no_persistent_id(pid: Any) -> NoReturn:
+    raise PickleError("a persistent id, and nothing here to resolve it")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What the names of a file mean.
+
+    ``values`` are names that stand for a value (``torch.float32``). ``calls`` take the argument
+    tuple of a REDUCE on a name. ``names`` are known and mean something only in a
+    place of their own, as storage classes do in persistent ids. ``persistent`` resolves a
+    persistent id. ``keys`` refuses keys that cost too much.
+    """
+
+    values: Mapping[Name, Any] = field(default_factory=dict)
+    calls: Mapping[Name, Callable[[tuple[Any, ...]], Any]] = field(default_factory=dict)
+    names: frozenset[Name] = frozenset()
+    persistent: Callable[[Any], Any] = _no_persistent_id
+    keys: KeyCheck = field(default_factory=KeyCheck)
+
+    def knows(self, name: Name) -> bool:
+        """Return whether a name is in the table."""
+        return name in self.values or name in self.calls or name in self.names
+
+
+_U16 = struct.Struct("<H").unpack_from
+_I32 = struct.Struct("<i").unpack_from
+_U32 = struct.Struct("<I").unpack_from
+_U64 = struct.Struct("<Q").unpack_from
+_F64 = struct.Struct(">d").unpack_from
+
+#: An opcode and its argument of fixed size take no more than this.
+_LONGEST_FIXED = 9
+
+
+class TruncatedPickleError(PickleError):
+    """The bytes end within the pickle; ``needed`` is how many more its next step asks for."""
+
+    needed: int = 1
+
+
+def _truncated(message: str, needed: int) -> TruncatedPickleError:
+    error = TruncatedPickleError(message)
+    error.needed = max(1, needed)
+    return error
+
+
+class Interpreter:
+    """Runs one or more pickles that stand in ``data``.
+
+    `run` gives the value of one; ``position`` is then behind its STOP, ``globals`` holds every
+    (module, name) that was mentioned so far, as Python 3 spells them.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        table: Table,
+        limits: Limits,
+        *,
+        record: str | None = None,
+    ) -> None:
+        self._data = data
+        self._table = table
+        self._limits = limits
+        self._record = record
+        self._names: dict[Name, Any] = {}
+        self._protocol = 0
+        self.position = 0
+
+    @property
+    def globals(self) -> list[Name]:
+        return list(self._names)
+
+    def run(self, start: int = 0) -> Any:
+        """Interpret the pickle that starts at ``start``; return its value.
+
+        Raises
+        ------
+        TorchZipError
+            With the offset of the opcode that could not be carried out.
+        """
+        self.position = start
+        try:
+            return self._run(start)
+        except TorchZipError as error:
+            error.at(record=self._record, offset=self.position)
+            raise
+        except (IndexError, struct.error):
+            # data[position] or a fixed argument past the end, or a pop from an empty stack.
+            at = self.position
+            short = at + _LONGEST_FIXED - len(self._data)
+            if at < len(self._data):
+                opcode = BY_CODE[self._data[at]]
+                message = (
+                    f"{opcode.name} needs {opcode.argument or 'a value'} "
+                    f"{'behind it' if opcode.argument else 'on the stack'}, and there is none"
+                )
+            else:
+                message = f"the pickle ends after {len(self._data):,} bytes without STOP"
+            kind = TruncatedPickleError if short > 0 else PickleError
+            raise kind(message, record=self._record, offset=at) from None
+        except RecursionError:
+            raise PickleError(
+                "values are nested too deeply", record=self._record, offset=self.position
+            ) from None
+
+    def _run(self, position: int) -> Any:
+        data = self._data
+        memo: dict[int, Any] = {}
+        stack: list[Any] = []
+        below: list[list[Any]] = []  # the stacks under each mark
+        push = stack.append
+        pop = stack.pop
+        self._protocol = 0
+        while True:
+            self.position = position
+            op = data[position]
+            position += 1
+            # The opcodes of a tensor first, by how often they occur in one.
+            if op == 0x71:  # BINPUT
+                memo[data[position]] = stack[-1]
+                position += 1
+            elif op == 0x68:  # BINGET
+                push(_recall(memo, data[position]))
+                position += 1
+            elif op == 0x72:  # LONG_BINPUT
+                memo[_U32(data, position)[0]] = stack[-1]
+                position += 4
+            elif op == 0x6A:  # LONG_BINGET
+                push(_recall(memo, _U32(data, position)[0]))
+                position += 4
+            elif op == 0x28:  # MARK
+                below.append(stack)
+                stack = []
+                push, pop = stack.append, stack.pop
+            elif op == 0x4B:  # BININT1
+                push(data[position])
+                position += 1
+            elif op == 0x58:  # BINUNICODE
+                nbytes = _U32(data, position)[0]
+                position += 4
+                push(self._text(position, nbytes))
+                position += nbytes
+            elif op == 0x52:  # REDUCE
+                args = pop()
+                stack[-1] = self._call(stack[-1], args)
+            elif op == 0x74:  # TUPLE
+                items = stack
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+                push(tuple(items))
+            elif op == 0x4D:  # BININT2
+                push(_U16(data, position)[0])
+                position += 2
+            elif op == 0x4A:  # BININT
+                push(_I32(data, position)[0])
+                position += 4
+            elif op == 0x86:  # TUPLE2
+                second = pop()
+                stack[-1] = (stack[-1], second)
+            elif op == 0x85:  # TUPLE1
+                stack[-1] = (stack[-1],)
+            elif op == 0x87:  # TUPLE3
+                third, second = pop(), pop()
+                stack[-1] = (stack[-1], second, third)
+            elif op == 0x29:  # EMPTY_TUPLE
+                push(())
+            elif op == 0x51:  # BINPERSID
+                stack[-1] = self._table.persistent(stack[-1])
+            elif op == 0x89:  # NEWFALSE
+                push(False)
+            elif op == 0x88:  # NEWTRUE
+                push(True)
+            elif op == 0x4E:  # NONE
+                push(None)
+            elif op == 0x63:  # GLOBAL
+                module, position = self._line(position)
+                name, position = self._line(position)
+                push(self._name(_utf8(module), _utf8(name)))
+            elif op == 0x47:  # BINFLOAT
+                push(_F64(data, position)[0])
+                position += 8
+            elif op == 0x7D:  # EMPTY_DICT
+                push({})
+            elif op == 0x5D:  # EMPTY_LIST
+                push([])
+            elif op == 0x73:  # SETITEM
+                value, key = pop(), pop()
+                self._set_items(stack[-1], [key, value])
+            elif op == 0x75:  # SETITEMS
+                items = stack
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+                self._set_items(stack[-1], items)
+            elif op == 0x61:  # APPEND
+                value = pop()
+                self._append(stack[-1], [value])
+            elif op == 0x65:  # APPENDS
+                items = stack
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+                self._append(stack[-1], items)
+            elif op == 0x62:  # BUILD
+                state = pop()
+                self._build(stack[-1], state)
+            elif op == 0x81:  # NEWOBJ
+                args = pop()
+                stack[-1] = self._new(stack[-1], args, None)
+            elif op == 0x2E:  # STOP
+                value = pop()
+                if below:
+                    raise PickleError("STOP, and a MARK is still open")
+                self.position = position
+                return value
+            elif op == 0x80:  # PROTO
+                self._protocol = data[position]
+                if self._protocol > 5:
+                    raise UnsupportedError(f"pickle protocol {self._protocol}")
+                position += 1
+            elif op == 0x8A or op == 0x8B:  # LONG1, LONG4
+                if op == 0x8A:
+                    nbytes = data[position]
+                    position += 1
+                else:
+                    nbytes = _I32(data, position)[0]
+                    position += 4
+                if nbytes > self._limits.int_nbytes:
+                    raise LimitError("int_nbytes", nbytes, self._limits.int_nbytes)
+                push(int.from_bytes(self._bytes(position, nbytes), "little", signed=True))
+                position += nbytes
+            # Protocol 4 and 5, then what only old or odd files have.
+            elif op == 0x94:  # MEMOIZE
+                memo[len(memo)] = stack[-1]
+            elif op == 0x8C:  # SHORT_BINUNICODE
+                nbytes = data[position]
+                push(self._text(position + 1, nbytes))
+                position += 1 + nbytes
+            elif op == 0x93:  # STACK_GLOBAL
+                name, module = pop(), pop()
+                if type(name) is not str or type(module) is not str:
+                    raise PickleError("STACK_GLOBAL needs two strings")
+                push(self._name(module, name))
+            elif op == 0x95:  # FRAME
+                nbytes = _U64(data, position)[0]
+                position += 8
+                if nbytes > len(data) - position:
+                    raise _truncated(
+                        f"a frame of {nbytes:,} bytes, and {len(data) - position:,} are left",
+                        nbytes - len(data) + position,
+                    )
+            elif op == 0x43 or op == 0x55:  # SHORT_BINBYTES, SHORT_BINSTRING
+                nbytes = data[position]
+                raw = self._bytes(position + 1, nbytes)
+                push(raw if op == 0x43 else _python2_string(raw))
+                position += 1 + nbytes
+            elif op == 0x42:  # BINBYTES
+                nbytes = _U32(data, position)[0]
+                push(self._bytes(position + 4, nbytes))
+                position += 4 + nbytes
+            elif op in (0x8D, 0x8E, 0x96):  # BINUNICODE8, BINBYTES8, BYTEARRAY8
+                nbytes = _U64(data, position)[0]
+                position += 8
+                if op == 0x8D:
+                    push(self._text(position, nbytes))
+                elif op == 0x8E:
+                    push(self._bytes(position, nbytes))
+                else:
+                    push(bytearray(self._bytes(position, nbytes)))
+                position += nbytes
+            elif op == 0x8F:  # EMPTY_SET
+                push(set())
+            elif op == 0x90 or op == 0x91:  # ADDITEMS, FROZENSET
+                items = stack
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+                for item in items:
+                    self._table.keys(item)
+                if op == 0x91:
+                    push(frozenset(items))
+                elif type(stack[-1]) is set:
+                    stack[-1].update(items)
+                else:
+                    raise PickleError(f"ADDITEMS on {_kind(stack[-1])}")
+            elif op == 0x30:  # POP
+                if stack:
+                    self._dropped(stack.pop(), stack)
+                elif below:
+                    stack = below.pop()
+                    push, pop = stack.append, stack.pop
+                else:
+                    raise IndexError
+            elif op == 0x31:  # POP_MARK
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+            elif op == 0x32:  # DUP
+                push(stack[-1])
+            elif op == 0x92:  # NEWOBJ_EX
+                kwargs, args = pop(), pop()
+                stack[-1] = self._new(stack[-1], args, kwargs)
+            elif op == 0x6C:  # LIST
+                items = stack
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+                push(items)
+            elif op == 0x64:  # DICT
+                items = stack
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+                made: dict[Any, Any] = {}
+                self._set_items(made, items)
+                push(made)
+            elif op == 0x69:  # INST
+                module, position = self._line(position)
+                name, position = self._line(position)
+                items = stack
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+                push(self._call(self._name(_utf8(module), _utf8(name)), tuple(items)))
+            elif op == 0x6F:  # OBJ
+                items = stack
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+                push(self._call(items[0], tuple(items[1:])))
+            elif op == 0x50:  # PERSID
+                line, position = self._line(position)
+                push(self._table.persistent(_utf8(line)))
+            elif op in (0x67, 0x70):  # GET, PUT
+                line, position = self._line(position)
+                index = self._decimal(line)
+                if op == 0x67:
+                    push(_recall(memo, index))
+                elif index < 0:
+                    raise PickleError(f"PUT {index}")
+                else:
+                    memo[index] = stack[-1]
+            elif op == 0x49 or op == 0x4C:  # INT, LONG
+                line, position = self._line(position)
+                if op == 0x49 and line in (b"00", b"01"):
+                    push(line == b"01")
+                else:
+                    push(self._decimal(line[:-1] if line.endswith(b"L") else line))
+            elif op == 0x46:  # FLOAT
+                line, position = self._line(position)
+                try:
+                    push(float(line))
+                except ValueError:
+                    raise PickleError(f"{line[:40]!r} is no float") from None
+            elif op == 0x53:  # STRING
+                line, position = self._line(position)
+                push(_python2_string(_unquote(line)))
+            elif op == 0x54:  # BINSTRING
+                nbytes = _I32(data, position)[0]
+                push(_python2_string(self._bytes(position + 4, nbytes)))
+                position += 4 + nbytes
+            elif op == 0x56:  # UNICODE
+                line, position = self._line(position)
+                try:
+                    push(line.decode("raw-unicode-escape"))
+                except UnicodeDecodeError:
+                    raise PickleError(f"{line[:40]!r} is no text") from None
+            elif op in BY_CODE:  # EXT1, EXT2, EXT4, NEXT_BUFFER, READONLY_BUFFER
+                raise UnsupportedError(
+                    f"opcode {BY_CODE[op].name} refers to something outside the file"
+                )
+            else:
+                raise PickleError(f"byte {op:#04x} is no opcode")
+
+    # -- arguments -----------------------------------------------------------------------
+
+    def _bytes(self, position: int, nbytes: int) -> bytes:
+        left = len(self._data) - position
+        if nbytes < 0:
+            raise PickleError(f"an argument of {nbytes:,} bytes")
+        if nbytes > left:
+            raise _truncated(
+                f"an argument of {nbytes:,} bytes, and {left:,} are left", nbytes - left
+            )
+        return self._data[position : position + nbytes]
+
+    def _text(self, position: int, nbytes: int) -> str:
+        raw = self._data[position : position + nbytes]
+        if len(raw) != nbytes:
+            raise _truncated(
+                f"a string of {nbytes:,} bytes, and {len(raw):,} are left", nbytes - len(raw)
+            )
+        try:
+            return raw.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            raise PickleError(f"a string that is not UTF-8: {raw[:40]!r}") from None
+
+    def _line(self, position: int) -> tuple[bytes, int]:
+        end = self._data.find(b"\n", position)
+        if end < 0:
+            raise _truncated("a line that does not end", 1)
+        return self._data[position:end].rstrip(b"\r"), end + 1
+
+    def _decimal(self, line: bytes) -> int:
+        # Decimal text costs quadratic time; ten digits hold four bytes.
+        if len(line) > 4000:
+            raise LimitError("int_nbytes", len(line) * 4 // 10, self._limits.int_nbytes)
+        try:
+            return int(line)
+        except ValueError:
+            raise PickleError(f"{line[:40]!r} is no integer") from None
+
+    # -- names and calls -------------------------------------------------------------------
+
+    def _name(self, module: str, name: str) -> Any:
+        if self._protocol < 3:  # Python 3 writes the names of Python 2 there
+            if (module, name) in NAME_MAPPING:
+                module, name = NAME_MAPPING[module, name]
+            elif module in IMPORT_MAPPING:
+                module = IMPORT_MAPPING[module]
+        key = (module, name)
+        value = self._names.get(key)
+        if value is None:
+            value = self._table.values.get(key)
+            if value is None:
+                value = ForeignObject(module, name)
+            self._names[key] = value
+        return value
+
+    def _call(self, callee: Any, args: Any) -> Any:
+        if type(callee) is not ForeignObject:
+            raise PickleError(f"a call of {_kind(callee)}, which is no name")
+        if not isinstance(args, tuple):
+            raise PickleError(f"a call with {_kind(args)} for its arguments")
+        if callee.how == "name":
+            handler = self._table.calls.get((callee.module, callee.name))
+            if handler is not None:
+                return handler(args)
+        module, name = _name_of_result(callee)
+        return ForeignObject(module, name, args, callee=callee, how="call")
+
+    def _new(self, callee: Any, args: Any, kwargs: Any) -> Any:
+        if type(callee) is not ForeignObject:
+            raise PickleError(f"a new object of {_kind(callee)}, which is no class")
+        if not isinstance(args, tuple):
+            raise PickleError(f"a new object with {_kind(args)} for its arguments")
+        if kwargs is not None and not (
+            type(kwargs) is dict and all(type(key) is str for key in kwargs)
+        ):
+            raise PickleError(f"a new object with {_kind(kwargs)} for its keywords")
+        if not args and not kwargs and callee.how == "name":
+            handler = self._table.calls.get((callee.module, callee.name))
+            if handler is not None:
+                return handler(())
+        module, name = _name_of_result(callee)
+        return ForeignObject(module, name, args, kwargs or None, callee=callee, how="new")
+
+    def _dropped(self, value: Any, stack: list[Any]) -> None:
+        """Keep what a state setter was called with.
+
+        A reduction of six elements is written as setter(object, state) and a POP of the
+        result; dropping the call would drop the state.
+        """
+        if (
+            type(value) is ForeignObject
+            and stack
+            and type(stack[-1]) is ForeignObject
+            and value.how == "call"
+            and value.args is not None
+            and len(value.args) == 2
+            and value.args[0] is stack[-1]
+        ):
+            stack[-1].setter = value.callee
+            stack[-1].state = value.args[1]
+
+    # -- containers --------------------------------------------------------------------------
+
+    def _append(self, target: Any, items: list[Any]) -> None:
+        if type(target) is list:
+            target.extend(items)
+        elif type(target) is ForeignObject and target.how != "name":
+            if target.items is None:
+                target.items = []
+            if not isinstance(target.items, list):
+                raise UnsupportedError(f"{target!r} has list items and dict items")
+            target.items.extend(items)
+        else:
+            raise PickleError(f"APPEND to {_kind(target)}")
+
+    def _set_items(self, target: Any, items: list[Any]) -> None:
+        if isinstance(target, dict):
+            mapping = target
+        elif type(target) is ForeignObject and target.how != "name":
+            if target.items is None:
+                target.items = {}
+            if not isinstance(target.items, dict):
+                raise UnsupportedError(f"{target!r} has list items and dict items")
+            mapping = target.items
+        else:
+            raise PickleError(f"SETITEM on {_kind(target)}")
+        if len(items) % 2:
+            raise PickleError("a key without a value")
+        pairs = iter(items)
+        for key in pairs:
+            if type(key) is not str:
+                self._table.keys(key)
+            mapping[key] = next(pairs)
+
+    def _build(self, target: Any, state: Any) -> None:
+        if type(target) is ForeignObject and target.how != "name":
+            if target.state is not None:
+                raise UnsupportedError(f"{target!r} is given a state twice")
+            target.state = state
+        elif isinstance(target, OrderedDict) and type(state) is dict:
+            # `module.state_dict()` carries its `_metadata` so.
+            for key, value in state.items():
+                if type(key) is not str or hasattr(type(target), key):
+                    raise PickleError(f"BUILD sets {str(key)[:40]!r} on an OrderedDict")
+                target.__dict__[key] = value
+        else:
+            raise UnsupportedError(f"BUILD on {_kind(target)} with {_kind(state)}")
+
+
+def _name_of_result(callee: ForeignObject) -> Name:
+    """Return what to call something that ``callee`` made.
+
+    Protocol 2 writes a nested class as getattr(Outer, "Inner"); its objects are better
+    called Outer.Inner than getattr.
+    """
+    if (callee.module, callee.name) == ("builtins", "getattr") and callee.args is not None:
+        parent, *attribute = callee.args or (None,)
+        if isinstance(parent, ForeignObject) and len(attribute) == 1:
+            return parent.module, f"{parent.name}.{attribute[0]}"
+    return callee.module, callee.name
+
+
+def _under_mark(below: list[list[Any]]) -> list[Any]:
+    if not below:
+        raise PickleError("no MARK for this opcode")
+    return below.pop()
+
+
+def _recall(memo: dict[int, Any], index: int) -> Any:
+    try:
+        return memo[index]
+    except KeyError:
+        raise PickleError(f"memo number {index} was never set") from None
+
+
+def _kind(value: Any) -> str:
+    """Name a value for an error, whatever it is."""
+    if type(value) is ForeignObject:
+        return repr(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _utf8(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise PickleError(f"a name that is not UTF-8: {line[:40]!r}") from None
+
+
+def _python2_string(raw: bytes) -> Any:
+    """Return a ``str`` of Python 2 as text if it is UTF-8, as torch reads it, else as bytes."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw
+
+
+def _unquote(line: bytes) -> bytes:
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        raise PickleError(f"{line[:40]!r} is no quoted string")
+    try:
+        raw: bytes = codecs.escape_decode(line[1:-1])[0]
+    except ValueError:
+        raise PickleError(f"{line[:40]!r} is no quoted string") from None
+    return raw

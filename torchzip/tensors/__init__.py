@@ -1,0 +1,1 @@
+"""Tensors: symbolic nodes <-> specs <-> numpy arrays."""

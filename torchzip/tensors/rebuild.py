@@ -1,0 +1,466 @@
+"""Names and calls of a checkpoint's pickle -> specs and values.
+
+This is the fixed table of everything that torchzip understands in a file. Reading it is
+knowing what a file can make happen: each function here checks its arguments and builds a spec,
+a leaf type or a plain Python container, and does nothing else.
+
+Sources: sections "Tensors and other torch objects" and "Other Python objects at protocol 2" of
+the format; torch 2.13's ``torch/_utils.py`` and ``torch/_tensor.py`` as observed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torchzip.dtypes import DTYPES, NAME_ONLY, STORAGE_CLASSES
+from torchzip.errors import PickleError, TensorError, UnsupportedError
+from torchzip.pickling.interpreter import Name, Table
+from torchzip.pickling.keys import KeyCheck
+from torchzip.tensors.specs import TensorSpec, check_spec
+from torchzip.tensors.storage import TensorStorage
+from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage
+
+Args = tuple[Any, ...]
+
+
+class Factory(Protocol):
+    """What the values of a checkpoint are made of: lazy tensors, or arrays."""
+
+    def storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return the storage of a key; called once for each."""
+        ...
+
+    def tensor(self, spec: TensorSpec) -> Any: ...
+
+    def spec_of(self, tensor: Any) -> TensorSpec | None:
+        """Return the spec that `tensor` was given, or None for anything else."""
+        ...
+
+    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any: ...
+
+    def other(self, name: Name, what: str, args: Args) -> Any:
+        """Return what stands for a tensor of a kind that is not read yet, or raise."""
+        ...
+
+
+class BareStorage(Storage):
+    """A storage as the pickle mentions it; left in the tree it is a bare `types.Storage`.
+
+    ``first`` and ``count`` are a window in elements, as the views of old legacy files have it.
+    """
+
+    __slots__ = ("_factory", "count", "first", "storage")
+
+    _factory: Factory
+    storage: TensorStorage
+    first: int
+    count: int
+
+    def __init__(self, storage: TensorStorage, factory: Factory, first: int, count: int) -> None:
+        object.__setattr__(self, "storage", storage)
+        object.__setattr__(self, "torch_dtype", storage.torch_dtype)
+        object.__setattr__(self, "location", storage.location)
+        object.__setattr__(self, "_factory", factory)
+        object.__setattr__(self, "first", first)
+        object.__setattr__(self, "count", count)
+
+    @property
+    def data(self) -> Any:
+        dtype = self.storage.torch_dtype or "uint8"
+        spec = TensorSpec(dtype, (self.count,), (1,), self.first, self.storage)
+        made: Any = self._factory.tensor(spec)
+        return made
+
+
+#: Tensors of other kinds: what rebuilds them, and what to call them.
+OTHER_TENSORS: dict[Name, str] = {
+    ("torch._utils", "_rebuild_sparse_tensor"): "sparse tensors",
+    ("torch._utils", "_rebuild_sparse_csr_tensor"): "sparse tensors",
+    ("torch._utils", "_rebuild_qtensor"): "quantized tensors",
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): "meta tensors",
+    ("torch._utils", "_rebuild_nested_tensor"): "nested tensors",
+    ("torch._utils", "_rebuild_wrapper_subclass"): "tensor subclasses without a storage",
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): "tensors of other backends",
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): "tensors of other backends",
+    ("torch._utils", "_rebuild_xla_tensor"): "tensors of other backends",
+    ("torch._tensor", "_rebuild_from_type_v2"): "tensor subclasses",
+}
+
+_OLD_TENSORS: dict[Name, str] = {
+    (module, f"{kind}Tensor"): "tensors of torch before 0.1.10"
+    for module in ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
+    for kind in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
+}
+
+
+def unsupported(name: Name, what: str) -> UnsupportedError:
+    """Return the error for a tensor of a kind that is not read yet."""
+    return UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
+
+
+class Rebuilder:
+    """The table for one file. `table` is what an `Interpreter` takes.
+
+    ``storages`` maps each storage key to its storage, in the order of first mention.
+    ``swap`` says that the file has the other byte order.
+    """
+
+    def __init__(self, factory: Factory) -> None:
+        self._factory = factory
+        self._bare: dict[Any, BareStorage] = {}
+        self._keys = KeyCheck()
+        self.storages: dict[str, TensorStorage] = {}
+        self._storage_names: dict[Name, str | None] = {
+            (module, row.storage_class): row.name
+            for module in ("torch", "torch.cuda")
+            for row in STORAGE_CLASSES.values()
+            if row.storage_class is not None
+        }
+        for module in ("torch", "torch.storage", "torch.cuda"):
+            # Before 2.0 the class went by other names (seen: torch 1.13, torch.storage).
+            self._storage_names[module, "UntypedStorage"] = None
+            self._storage_names[module, "_UntypedStorage"] = None
+        self._dense: dict[Name, Callable[[Args], Any]] = {
+            ("torch._utils", "_rebuild_tensor"): self._tensor_v1,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
+            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_v3,
+        }
+        self.table = Table(
+            values=_VALUES,
+            calls={
+                **self._dense,
+                ("torch._utils", "_rebuild_parameter"): self._parameter,
+                ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
+                **{name: self._other(name, what) for name, what in OTHER_TENSORS.items()},
+                **{name: _refused(name, what) for name, what in _OLD_TENSORS.items()},
+                ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
+                **_PLAIN_CALLS,
+                ("builtins", "set"): self._set,
+                ("builtins", "frozenset"): self._frozenset,
+                ("collections", "OrderedDict"): self._ordered_dict,
+                ("collections", "Counter"): self._counter,
+            },
+            names=frozenset(self._storage_names) | _NAMES,
+            persistent=self.persistent,
+            keys=self._keys,
+        )
+
+    # -- storages --------------------------------------------------------------------------
+
+    def persistent(self, pid: Any) -> Any:
+        """Return the storage (or the class, for a pickled module) of a persistent id."""
+        if type(pid) is not tuple or not pid:
+            raise PickleError(f"a persistent id of type {type(pid).__name__}, not a tuple")
+        if pid[0] == "module" and len(pid) == 4 and isinstance(pid[1], ForeignObject):
+            return pid[1]  # legacy files store a class with its source, which is not needed
+        if pid[0] not in ("storage", b"storage"):
+            raise PickleError(f"a persistent id of kind {str(pid[0])[:40]!r}")
+        if len(pid) not in (5, 6):
+            raise PickleError(f"a persistent id of {len(pid)} elements")
+        _, kind, key, location, numel = pid[:5]
+        if isinstance(key, int) and not isinstance(key, bool):
+            key = str(key)
+        if type(key) is not str or not _is_plain_key(key):
+            raise PickleError(f"the storage key {str(key)[:40]!r} is not one plain component")
+        view = pid[5] if len(pid) == 6 else None
+        if view is not None:
+            return self._window(pid[:5], view)
+        bare = self._bare.get(key)
+        if bare is None:
+            bare = self._bare[key] = self._first_mention(kind, key, location, numel)
+        return bare
+
+    def _first_mention(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
+        if type(numel) is not int or numel < 0:
+            raise TensorError(f"storage {key} has {numel!r} elements")
+        if type(location) is not str:
+            raise PickleError(f"storage {key} has a location of type {type(location).__name__}")
+        name = (kind.module, kind.name) if isinstance(kind, ForeignObject) else ("", "")
+        if name not in self._storage_names:
+            raise UnsupportedError(f"storage {key} is of class {kind!r}, which torch 2.13 has not")
+        torch_dtype = self._storage_names[name]
+        nbytes = numel * (1 if torch_dtype is None else DTYPES[torch_dtype].itemsize)
+        storage = self._factory.storage(key, torch_dtype, nbytes, location)
+        self.storages[key] = storage
+        return BareStorage(storage, self._factory, 0, storage.numel)
+
+    def _window(self, pid: Args, view: Any) -> BareStorage:
+        """Return a window of a storage, as legacy files before torch 0.4 have them."""
+        if type(view) is not tuple or len(view) != 3:
+            raise PickleError("the view of a storage is not (key, offset, size)")
+        root = self.persistent(pid)
+        view_key, first, count = view
+        if not all(type(number) is int and number >= 0 for number in (first, count)):
+            raise TensorError(f"storage view {view!r}")
+        if first + count > root.storage.numel:
+            raise TensorError(
+                f"a view of elements {first} to {first + count} of a storage of "
+                f"{root.storage.numel} elements"
+            )
+        if type(view_key) not in (str, int):
+            raise PickleError("the key of a storage view is neither text nor a number")
+        known = self._bare.get(("view", view_key))
+        if known is None:
+            known = BareStorage(root.storage, self._factory, first, count)
+            self._bare["view", view_key] = known
+        return known
+
+    # -- tensors ---------------------------------------------------------------------------
+
+    def _tensor_v1(self, args: Args) -> Any:
+        if len(args) != 4:
+            raise PickleError(f"_rebuild_tensor takes 4 arguments, not {len(args)}")
+        return self._tensor(args[0], None, *args[1:], False, None)
+
+    def _tensor_v2(self, args: Args) -> Any:
+        if len(args) not in (6, 7):
+            raise PickleError(f"_rebuild_tensor_v2 takes 6 or 7 arguments, not {len(args)}")
+        storage, offset, size, stride, requires_grad, hooks = args[:6]
+        _check_hooks(hooks)
+        metadata = args[6] if len(args) == 7 else None
+        return self._tensor(storage, None, offset, size, stride, requires_grad, metadata)
+
+    def _tensor_v3(self, args: Args) -> Any:
+        if len(args) not in (7, 8):
+            raise PickleError(f"_rebuild_tensor_v3 takes 7 or 8 arguments, not {len(args)}")
+        storage, offset, size, stride, requires_grad, hooks, dtype = args[:7]
+        _check_hooks(hooks)
+        if type(dtype) is not Dtype or dtype.name not in DTYPES:
+            raise TensorError(f"a tensor of dtype {dtype!r}")
+        metadata = args[7] if len(args) == 8 else None
+        return self._tensor(storage, dtype.name, offset, size, stride, requires_grad, metadata)
+
+    def _tensor(
+        self,
+        bare: Any,
+        torch_dtype: str | None,
+        offset: Any,
+        size: Any,
+        stride: Any,
+        requires_grad: Any,
+        metadata: Any,
+    ) -> Any:
+        if type(bare) is not BareStorage:
+            raise TensorError(f"a tensor on a {type(bare).__name__} instead of a storage")
+        if type(requires_grad) is not bool:
+            raise TensorError(f"requires_grad is {requires_grad!r}")
+        storage = bare.storage
+        if bare.first:
+            if type(offset) is not int:
+                raise TensorError(f"storage offset {offset!r} must be an int")
+            offset += bare.first
+        spec = TensorSpec(
+            torch_dtype or storage.torch_dtype or "uint8",
+            size, stride, offset, storage, requires_grad,
+        )  # fmt: skip
+        if metadata:
+            _apply_metadata(spec, metadata)
+        return self._factory.tensor(check_spec(spec))
+
+    def _parameter(self, args: Args) -> Any:
+        if len(args) not in (3, 4):
+            raise PickleError(f"_rebuild_parameter takes 3 or 4 arguments, not {len(args)}")
+        data, requires_grad, hooks = args[:3]
+        _check_hooks(hooks)
+        if type(requires_grad) is not bool:
+            raise TensorError(f"requires_grad is {requires_grad!r}")
+        return self._factory.parameter(data, requires_grad, args[3] if len(args) == 4 else None)
+
+    def _from_type(self, args: Args) -> Any:
+        """A tensor with attributes, or of a subclass: built as if plain, and labelled."""
+        if len(args) != 4 or not all(isinstance(name, ForeignObject) for name in args[:2]):
+            raise PickleError("_rebuild_from_type_v2 takes a function, a class, arguments, state")
+        function, subclass, arguments, state = args
+        build = self._dense.get((function.module, function.name))
+        if build is None or type(arguments) is not tuple:
+            return self._factory.other(
+                ("torch._tensor", "_rebuild_from_type_v2"),
+                f"tensors of class {subclass.module}.{subclass.name}",
+                args,
+            )
+        tensor = build(arguments)
+        spec = self._factory.spec_of(tensor)
+        if spec is not None:
+            spec.attributes = state
+            spec.subclass = subclass
+        return tensor
+
+    def _other(self, name: Name, what: str) -> Callable[[Args], Any]:
+        return lambda args: self._factory.other(name, what, args)
+
+    # -- containers with keys ----------------------------------------------------------------
+
+    def _items(self, args: Args, what: str) -> list[Any]:
+        if not args:
+            return []
+        if len(args) != 1 or type(args[0]) not in (list, tuple):
+            raise PickleError(f"{what} takes one list")
+        for item in args[0]:
+            self._keys(item)
+        return list(args[0])
+
+    def _set(self, args: Args) -> set[Any]:
+        return set(self._items(args, "set"))
+
+    def _frozenset(self, args: Args) -> frozenset[Any]:
+        return frozenset(self._items(args, "frozenset"))
+
+    def _ordered_dict(self, args: Args) -> OrderedDict[Any, Any]:
+        made: OrderedDict[Any, Any] = OrderedDict()
+        if args:
+            if len(args) != 1 or type(args[0]) not in (list, tuple):
+                raise PickleError("OrderedDict takes one list of pairs")
+            for pair in args[0]:  # Python 2 writes the items so
+                if type(pair) not in (list, tuple) or len(pair) != 2:
+                    raise PickleError("OrderedDict takes pairs")
+                self._keys(pair[0])
+                made[pair[0]] = pair[1]
+        return made
+
+    def _counter(self, args: Args) -> Counter[Any]:
+        if not args:
+            return Counter()
+        if len(args) != 1 or type(args[0]) is not dict:
+            raise PickleError("Counter takes one dict")
+        made: Counter[Any] = Counter()
+        dict.update(made, args[0])
+        return made
+
+
+def _is_plain_key(key: str) -> bool:
+    return bool(key) and key not in (".", "..") and not any(c in key for c in "/\\\0\n")
+
+
+def _check_hooks(hooks: Any) -> None:
+    if hooks:
+        raise UnsupportedError("a tensor with backward hooks")
+
+
+def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
+    if type(metadata) is not dict:
+        raise TensorError(f"tensor metadata of type {type(metadata).__name__}")
+    for key, value in metadata.items():
+        if key not in ("conj", "neg") or type(value) is not bool:
+            raise UnsupportedError(f"tensor metadata {str(key)[:40]!r}")
+        if key == "conj" and value and DTYPES[spec.torch_dtype].kind != "complex":
+            raise TensorError(f"a conjugated tensor of dtype {spec.torch_dtype}")
+        setattr(spec, key, value)
+
+
+def _refused(name: Name, what: str) -> Callable[[Args], Any]:
+    def call(args: Args) -> Any:
+        raise unsupported(name, what)
+
+    return call
+
+
+# -- plain Python values ---------------------------------------------------------------------
+
+
+def _encode(args: Args) -> bytes:
+    """``bytes`` as protocol 2 has them: latin-1 text, encoded."""
+    if len(args) != 2 or type(args[0]) is not str or args[1] not in ("latin1", "latin-1"):
+        raise PickleError("_codecs.encode is understood for text and 'latin1' only")
+    try:
+        return args[0].encode("latin1")
+    except UnicodeEncodeError:
+        raise PickleError("_codecs.encode of text outside latin1") from None
+
+
+def _bytes(args: Args) -> bytes:
+    if args:
+        raise PickleError("builtins.bytes is understood without arguments only")
+    return b""
+
+
+def _bytearray(args: Args) -> bytearray:
+    if not args:
+        return bytearray()
+    if len(args) == 1 and type(args[0]) is bytes:
+        return bytearray(args[0])
+    if len(args) == 2 and type(args[0]) is str:  # protocol 2 of Python 2
+        return bytearray(_encode(args))
+    raise PickleError("builtins.bytearray is understood for bytes only")
+
+
+def _complex(args: Args) -> complex:
+    if len(args) != 2 or not all(type(part) in (float, int) for part in args):
+        raise PickleError("builtins.complex takes two numbers")
+    try:
+        return complex(*args)
+    except OverflowError:
+        raise PickleError("builtins.complex of an int past the floats") from None
+
+
+def _range(args: Args) -> range:
+    if not 1 <= len(args) <= 3 or not all(type(part) is int for part in args):
+        raise PickleError("builtins.range takes one to three ints")
+    try:
+        return range(*args)
+    except ValueError:
+        raise PickleError("builtins.range with a step of 0") from None
+
+
+def _slice(args: Args) -> slice:
+    if len(args) != 3:
+        raise PickleError("builtins.slice takes three values")
+    return slice(*args)
+
+
+def _size(args: Args) -> Size:
+    sizes = args[0] if len(args) == 1 else None
+    if type(sizes) not in (tuple, list) or not all(type(size) is int for size in sizes or ()):
+        raise PickleError("torch.Size takes one tuple of ints")
+    return Size(sizes or ())
+
+
+def _device(args: Args) -> Device:
+    if not (
+        1 <= len(args) <= 2 and type(args[0]) is str and (len(args) == 1 or type(args[1]) is int)
+    ):
+        raise PickleError("torch.device takes a type and an index")
+    return Device(*args)
+
+
+def _layout(args: Args) -> Layout:
+    if len(args) != 1 or type(args[0]) is not str or not args[0].startswith("torch."):
+        raise PickleError("_get_layout takes a name like 'torch.strided'")
+    return Layout(args[0].removeprefix("torch."))
+
+
+_PLAIN_CALLS: dict[Name, Callable[[Args], Any]] = {
+    ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _bytes,
+    ("builtins", "bytearray"): _bytearray,
+    ("builtins", "complex"): _complex,
+    ("builtins", "range"): _range,
+    ("builtins", "slice"): _slice,
+    ("torch", "Size"): _size,
+    ("torch", "device"): _device,
+    ("torch.serialization", "_get_layout"): _layout,
+}
+
+_VALUES: dict[Name, Any] = {
+    **{("torch", name): Dtype(name) for name in (*DTYPES, *NAME_ONLY)},
+    **{
+        ("torch", name): QScheme(name)
+        for name in (
+            "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine",
+            "per_channel_symmetric", "per_channel_affine_float_qparams",
+        )
+    },
+}  # fmt: skip
+
+#: Names that mean something in one place only: the class argument of `_rebuild_from_type_v2`.
+_NAMES = frozenset(
+    [
+        ("torch", "Tensor"),
+        ("torch.nn.parameter", "Parameter"),
+        ("torch.nn.parameter", "Buffer"),
+        ("torch.storage", "TypedStorage"),
+    ]
+)

@@ -1,0 +1,280 @@
+"""Specs and leaf types -> the opcodes that torch writes for them.
+
+The counterpart of `rebuild`. Everything here is reached through `Emitter.save`, by the
+type of the value.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from torchzip.dtypes import DTYPES
+from torchzip.pickling.emitter import Emitter, Writer
+from torchzip.tensors.storage import TensorStorage
+from torchzip.types import Device, Dtype, Layout, QScheme, Size
+
+_PACK_U32 = struct.Struct("<I").pack
+
+# Literals of the same names in a user's code are these objects: CPython interns them, and
+# torch's writer has its own as literals too.
+_STORAGE = "storage"
+_PLAIN_LOCATIONS = {"cpu": "cpu", "mps": "mps", "meta": "meta"}
+
+
+def _fresh(text: str) -> str:
+    """Return an equal string that is an object of its own (one character is always shared)."""
+    return text[:1] + text[1:] if len(text) > 1 else text
+
+
+class StorageKeys:
+    """Hands out storage keys in the order of first mention: '0', '1', ...
+
+    ``order`` holds the storages by key.
+    """
+
+    def __init__(self) -> None:
+        self.order: list[TensorStorage] = []
+        self._keys: dict[int, str] = {}
+
+    def key_of(self, storage: TensorStorage) -> str:
+        """Return the key of a storage: the same string object each time."""
+        key = self._keys.get(id(storage))
+        if key is None:
+            key = self._keys[id(storage)] = str(len(self.order))
+            self.order.append(storage)
+        return key
+
+
+class DenseWriter:
+    """Writes dense tensors and bare storages."""
+
+    def __init__(self, keys: StorageKeys) -> None:
+        self._keys = keys
+        # What every tensor of a dtype and location begins with, once all of it has
+        # memo numbers.
+        self._prefixes: dict[str, tuple[bytes, bytes, bytes]] = {}
+
+    def persistent_id(
+        self, emitter: Emitter, storage: TensorStorage, torch_dtype: str | None
+    ) -> None:
+        """Write the persistent id of a storage as a tensor of ``torch_dtype`` mentions it.
+
+        None stands for an untyped storage.
+        """
+        emitter.write(b"(")
+        emitter.string(_STORAGE)
+        row = DTYPES[torch_dtype] if torch_dtype is not None else None
+        if row is not None and row.storage_class is not None:
+            emitter.name("torch", row.storage_class)
+            numel = storage.nbytes // row.itemsize
+        else:
+            emitter.name("torch.storage", "UntypedStorage")
+            numel = storage.nbytes
+        emitter.string(self._keys.key_of(storage))
+        location = storage.location
+        # Locations with an index are built anew each time in torch, so never found again.
+        emitter.string(_PLAIN_LOCATIONS.get(location) or _fresh(location))
+        emitter.save(numel)
+        emitter.write(b"t")
+        emitter.put(None)
+        emitter.write(b"Q")
+
+    def tensor(
+        self,
+        emitter: Emitter,
+        torch_dtype: str,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        storage_offset: int,
+        storage: TensorStorage,
+        requires_grad: bool = False,
+        conj: bool = False,
+        neg: bool = False,
+    ) -> None:
+        """Write the reduction of a plain tensor, up to its REDUCE and without its put."""
+        if not (requires_grad or conj or neg) and self._tensor_fast(
+            emitter, torch_dtype, shape, stride, storage_offset, storage
+        ):
+            return
+        self.function(emitter, torch_dtype)
+        self.arguments(
+            emitter, torch_dtype, shape, stride, storage_offset, storage, requires_grad, conj, neg
+        )
+        emitter.write(b"R")
+
+    def function(self, emitter: Emitter, torch_dtype: str) -> None:
+        """Write the name of the function that rebuilds a tensor of this dtype."""
+        version = "v2" if DTYPES[torch_dtype].storage_class else "v3"
+        emitter.name("torch._utils", f"_rebuild_tensor_{version}")
+
+    def arguments(
+        self,
+        emitter: Emitter,
+        torch_dtype: str,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        storage_offset: int,
+        storage: TensorStorage,
+        requires_grad: bool,
+        conj: bool,
+        neg: bool,
+    ) -> None:
+        """Write the argument tuple of that function."""
+        emitter.write(b"(")
+        self.persistent_id(emitter, storage, torch_dtype)
+        emitter.save(storage_offset)
+        emitter.save((*shape,))  # new objects each time
+        emitter.save((*stride,))
+        emitter.save(requires_grad)
+        empty_ordered_dict(emitter)
+        if not DTYPES[torch_dtype].storage_class:
+            emitter.name("torch", torch_dtype)
+        if conj or neg:
+            metadata = {}
+            if neg:
+                metadata[_fresh("neg")] = True  # a new string object, as in torch
+            if conj:
+                metadata[_fresh("conj")] = True
+            emitter.save(metadata)
+        emitter.write(b"t")
+        emitter.put(None)
+
+    def _tensor_fast(
+        self,
+        emitter: Emitter,
+        torch_dtype: str,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        storage_offset: int,
+        storage: TensorStorage,
+    ) -> bool:
+        """Write a whole tensor as one piece of bytes, if all its names have numbers by now.
+
+        Equal to `function`, `arguments` and REDUCE, byte for byte (a test compares them).
+        """
+        row = DTYPES[torch_dtype]
+        if row.storage_class is None or storage.location != "cpu" or len(shape) > 3:
+            return False
+        prefix = self._prefixes.get(torch_dtype)
+        if prefix is None:
+            prefix = self._prefix(emitter, row.storage_class)
+            if prefix is None:
+                return False
+            self._prefixes[torch_dtype] = prefix
+        begin, location, hooks = prefix
+        key = self._keys.key_of(storage)
+        number = emitter.number_of(id(key))
+        if number is not None:
+            middle = _get(number)
+        else:
+            raw = key.encode()
+            middle = b"X%c\0\0\0%b%b" % (len(raw), raw, _put(emitter.count))
+            emitter.number(id(key))
+        at = emitter.count
+        parts = [
+            begin, middle, location, _int(storage.nbytes // row.itemsize), b"t", _put(at), b"Q",
+            _int(storage_offset),
+        ]  # fmt: skip
+        at += 1
+        if shape:
+            close = _CLOSE[len(shape)]
+            parts += [_int(size) for size in shape]
+            parts += [close, _put(at)]
+            parts += [_int(step) for step in stride]
+            parts += [close, _put(at + 1)]
+            at += 2
+        else:
+            parts.append(b"))")
+        parts += [b"\x89", hooks, _put(at), b"t", _put(at + 1), b"R"]
+        emitter.count = at + 2
+        emitter.write(b"".join(parts))
+        return True
+
+    def _prefix(self, emitter: Emitter, storage_class: str) -> tuple[bytes, bytes, bytes] | None:
+        numbers = [
+            emitter.number_of(key)
+            for key in (
+                ("torch._utils", "_rebuild_tensor_v2"),
+                id(_STORAGE),
+                ("torch", storage_class),
+                id(_PLAIN_LOCATIONS["cpu"]),
+                ("collections", "OrderedDict"),
+            )
+        ]
+        if any(number is None for number in numbers):
+            return None
+        function, storage, kind, location, hooks = (_get(number or 0) for number in numbers)
+        return function + b"((" + storage + kind, location, hooks + b")R"
+
+
+_CLOSE = (b"", b"\x85", b"\x86", b"\x87")
+_SMALL_INTS = [b"K%c" % value for value in range(256)]
+
+
+def _int(value: int) -> bytes:
+    if value < 256:
+        return _SMALL_INTS[value]
+    if value < 65536:
+        return b"M" + value.to_bytes(2, "little")
+    if value < 0x80000000:
+        return b"J" + _PACK_U32(value)
+    raw = value.to_bytes((value.bit_length() >> 3) + 1, "little")
+    return b"\x8a%c" % len(raw) + raw
+
+
+def _put(number: int) -> bytes:
+    return b"q%c" % number if number < 256 else b"r" + _PACK_U32(number)
+
+
+def _get(number: int) -> bytes:
+    return b"h%c" % number if number < 256 else b"j" + _PACK_U32(number)
+
+
+def empty_ordered_dict(emitter: Emitter) -> None:
+    """Write the backward hooks of every tensor: a new, empty OrderedDict."""
+    emitter.name("collections", "OrderedDict")
+    emitter.write(b")R")
+    emitter.put(None)
+
+
+# -- leaf types ------------------------------------------------------------------------------
+
+
+def _size(emitter: Emitter, value: Size) -> None:
+    if not emitter.written(id(value)):
+        emitter.name("torch", "Size")
+        emitter.save((tuple(value),))
+        emitter.write(b"R")
+        emitter.put_object(value)
+
+
+def _dtype(emitter: Emitter, value: Dtype) -> None:
+    emitter.name("torch", value.name)
+
+
+def _device(emitter: Emitter, value: Device) -> None:
+    if not emitter.written(id(value)):
+        emitter.name("torch", "device")
+        kind = _fresh(value.type)  # a new string each time, as in torch
+        emitter.save((kind,) if value.index is None else (kind, value.index))
+        emitter.write(b"R")
+        emitter.put_object(value)
+
+
+def _layout(emitter: Emitter, value: Layout) -> None:
+    key = ("torch layout", value.name)  # one object each in torch
+    if not emitter.written(key):
+        emitter.name("torch.serialization", "_get_layout")
+        emitter.save((f"torch.{value.name}",))
+        emitter.write(b"R")
+        emitter.put(key)
+
+
+#: Writers for the leaf types that need no storage.
+LEAF_WRITERS: dict[type, Writer] = {
+    Size: _size,
+    Dtype: _dtype,
+    QScheme: _dtype,
+    Device: _device,
+    Layout: _layout,
+}

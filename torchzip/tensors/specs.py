@@ -1,0 +1,317 @@
+"""What a tensor is: a dtype and a shape, laid over a storage.
+
+torch counts ``storage_offset`` and ``stride`` in elements; files count in bytes. The two meet in
+`byte_span` and `read_strided`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.dtypes import DTYPES
+from torchzip.errors import TensorError
+from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.storage import TensorStorage
+from torchzip.types import ForeignObject
+
+#: Reads of a strided slice that lie this close together become one if there are many.
+_GAP_NBYTES = 4096
+_MANY_READS = 1024
+_CHUNK_NBYTES = 1 << 22
+
+
+class TensorSpec:
+    """One tensor, as `_rebuild_tensor_v2` describes it, with what its class adds.
+
+    A tensor with Python attributes, or of a subclass, has the name of its class in ``subclass`` and
+    its state in ``attributes``; ``subclass`` is None for the plain ones.
+    """
+
+    __slots__ = (
+        "attributes",
+        "conj",
+        "is_parameter",
+        "neg",
+        "requires_grad",
+        "shape",
+        "storage",
+        "storage_offset",
+        "stride",
+        "subclass",
+        "torch_dtype",
+    )
+
+    def __init__(
+        self,
+        torch_dtype: str,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        storage_offset: int,
+        storage: TensorStorage,
+        requires_grad: bool = False,
+        conj: bool = False,
+        neg: bool = False,
+    ) -> None:
+        self.torch_dtype = torch_dtype
+        self.shape = shape
+        self.stride = stride
+        self.storage_offset = storage_offset
+        self.storage = storage
+        self.requires_grad = requires_grad
+        self.conj = conj
+        self.neg = neg
+        self.is_parameter = False
+        self.attributes: Any = None
+        self.subclass: ForeignObject | None = None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def replace(self, **changes: Any) -> TensorSpec:
+        """Return a copy with some fields changed."""
+        copy = TensorSpec.__new__(TensorSpec)
+        for name in TensorSpec.__slots__:
+            setattr(copy, name, changes.get(name, getattr(self, name)))
+        return copy
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the stride that torch gives a fresh tensor.
+
+    >>> contiguous_stride((2, 0, 3))
+    (3, 3, 1)
+    """
+    stride = []
+    step = 1
+    for size in reversed(shape):
+        stride.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(stride))
+
+
+def check_spec(spec: TensorSpec) -> TensorSpec:
+    """Return ``spec`` if every number in it is one and lies in bounds, else raise TensorError.
+
+    The numbers come from a file. Python's integers do not overflow, so the sums are exact.
+    """
+    shape, stride, offset = spec.shape, spec.stride, spec.storage_offset
+    if type(shape) is not tuple or type(stride) is not tuple:
+        if not (isinstance(shape, tuple | list) and isinstance(stride, tuple | list)):
+            raise TensorError("size and stride must be tuples")
+        spec.shape = shape = tuple(shape)
+        spec.stride = stride = tuple(stride)
+    if len(shape) != len(stride):
+        raise TensorError(f"size {shape} and stride {stride} differ in length")
+    if len(shape) > 64:  # numpy's limit is torch's
+        raise TensorError(f"a tensor of {len(shape)} dimensions")
+    last = offset
+    numel = 1
+    for size, step in zip(shape, stride, strict=True):
+        if type(size) is not int or type(step) is not int or size < 0 or step < 0:
+            raise TensorError(f"size {shape!r} and stride {stride!r} must be ints from 0 up")
+        numel *= size
+        last += (size - 1) * step
+    if type(offset) is not int or offset < 0:
+        raise TensorError(f"storage offset {offset!r} must be an int from 0 up")
+    itemsize = DTYPES[spec.torch_dtype].itemsize
+    if numel:
+        if (last + 1) * itemsize > spec.storage.nbytes:
+            raise TensorError(
+                f"a tensor of size {list(shape)}, stride {list(stride)} and offset {offset} "
+                f"reaches to byte {(last + 1) * itemsize:,} of a storage of "
+                f"{spec.storage.nbytes:,} bytes"
+            )
+        if numel * itemsize >= 1 << 63:
+            raise TensorError(f"a tensor of {numel:,} elements")
+    elif max(shape) >= 1 << 63 or math.prod(max(size, 1) for size in shape) * itemsize >= 1 << 63:
+        raise TensorError(f"a tensor of size {list(shape)}")
+    return spec
+
+
+def byte_span(spec: TensorSpec) -> tuple[int, int]:
+    """Return the half-open range of its storage's bytes that a tensor touches.
+
+    A broadcast axis (stride 0) adds nothing however long it is, and an empty tensor
+    touches no byte at all, wherever its offset points.
+
+    >>> from torchzip.tensors.storage import ArrayStorage
+    >>> storage = ArrayStorage(np.zeros(64, np.uint8), "float32")
+    >>> byte_span(TensorSpec("float32", (3, 2), (1, 3), 4, storage))
+    (16, 40)
+    """
+    itemsize = DTYPES[spec.torch_dtype].itemsize
+    if 0 in spec.shape:
+        return (0, 0)
+    reach = sum((size - 1) * step for size, step in zip(spec.shape, spec.stride, strict=True))
+    start = spec.storage_offset * itemsize
+    return (start, start + (reach + 1) * itemsize)
+
+
+def view_of(data: Any, spec: TensorSpec) -> NDArray[Any]:
+    """Return the array that views ``data``, all bytes of the spec's storage, as the tensor.
+
+    Conj and neg are not applied.
+    """
+    dtype = numpy_dtype(spec.torch_dtype)
+    if 0 in spec.shape:
+        return np.empty(spec.shape, dtype)
+    strides = tuple(
+        step * dtype.itemsize if size > 1 or step * dtype.itemsize < 1 << 62 else 0
+        for size, step in zip(spec.shape, spec.stride, strict=True)
+    )
+    return np.ndarray(
+        spec.shape, dtype, buffer=data, offset=spec.storage_offset * dtype.itemsize, strides=strides
+    )
+
+
+def resolve_bits(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """Return ``array`` with the spec's lazy conjugation and negation carried out."""
+    if spec.conj:
+        array = np.conjugate(array)
+    if spec.neg:
+        array = np.negative(array)
+    return array
+
+
+Key = int | slice | EllipsisType | None
+
+
+def slice_spec(spec: TensorSpec, key: Any) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+    """Return shape, stride and offset of ``tensor[key]``; None if ``key`` is not a basic index.
+
+    Strides can be negative, as numpy's are.
+
+    Raises
+    ------
+    IndexError
+        If it points outside the tensor.
+    """
+    keys = key if isinstance(key, tuple) else (key,)
+    plain: list[Key] = []
+    for item in keys:
+        if item is None or item is Ellipsis or isinstance(item, slice):
+            plain.append(item)
+        elif isinstance(item, int | np.integer) and not isinstance(item, bool):
+            plain.append(int(item))
+        else:
+            return None
+    used = sum(1 for item in plain if item is not None and item is not Ellipsis)
+    if used > len(spec.shape) or plain.count(Ellipsis) > 1:
+        raise IndexError(f"{used} indices for a tensor of {len(spec.shape)} dimensions")
+    if Ellipsis not in plain:
+        plain.append(Ellipsis)
+    at = plain.index(Ellipsis)
+    plain[at : at + 1] = [slice(None)] * (len(spec.shape) - used)
+    shape: list[int] = []
+    stride: list[int] = []
+    offset = spec.storage_offset
+    axis = 0
+    for item in plain:
+        if item is None:
+            shape.append(1)
+            stride.append(0)
+            continue
+        size, step = spec.shape[axis], spec.stride[axis]
+        axis += 1
+        if isinstance(item, int):
+            if not -size <= item < size:
+                raise IndexError(f"index {item} on axis {axis - 1} of size {size}")
+            offset += (item % size) * step
+        else:
+            assert isinstance(item, slice)
+            chosen = range(size)[item]
+            shape.append(len(chosen))
+            stride.append(chosen.step * step)
+            if chosen:
+                offset += chosen.start * step
+    return tuple(shape), tuple(stride), offset
+
+
+def read_strided(
+    storage: TensorStorage,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+) -> NDArray[Any]:
+    """Return an array of the elements at ``offset + sum(index * stride)`` of a storage.
+
+    Reads the bytes that are needed and no others, apart from small gaps where that
+    saves thousands of reads. Stride and offset count elements of ``dtype``.
+    """
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    # Work on the axes that move, outermost first; a backward axis is read forwards.
+    axes = [axis for axis in range(len(shape)) if shape[axis] > 1 and stride[axis] != 0]
+    axes.sort(key=lambda axis: -abs(stride[axis]))
+    start = offset + sum((shape[axis] - 1) * stride[axis] for axis in axes if stride[axis] < 0)
+    sizes = [shape[axis] for axis in axes]
+    steps = [abs(stride[axis]) for axis in axes]
+    span = 1 + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
+    if span <= math.prod(sizes) or not storage.random_access:
+        data = storage.read(start * dtype.itemsize, (start + span) * dtype.itemsize)
+        packed = np.ndarray(
+            tuple(sizes), dtype, buffer=data, strides=tuple(s * dtype.itemsize for s in steps)
+        )
+    else:
+        packed = _read_runs(storage, dtype, sizes, steps, start)
+    # Back to the order and direction of the tensor's own axes.
+    backward = tuple(slice(None, None, -1 if stride[axis] < 0 else 1) for axis in axes)
+    packed = packed[backward]
+    order = sorted(range(len(axes)), key=lambda place: axes[place])
+    kept = set(axes)
+    moved = packed.transpose(order)[
+        tuple(slice(None) if axis in kept else None for axis in range(len(shape)))
+    ]
+    if moved.shape != shape:
+        moved = np.broadcast_to(moved, shape).copy()
+    return moved
+
+
+def _read_runs(
+    storage: TensorStorage, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
+) -> NDArray[Any]:
+    """Read the elements of axes that leave gaps, as a packed array of shape ``sizes``."""
+    packed = np.empty(tuple(sizes), dtype)
+    itemsize = dtype.itemsize
+    # The innermost axes from `level` on are read as one run, gaps included.
+    level = len(sizes)
+    run = 1
+    while level and steps[level - 1] == run:
+        level -= 1
+        run *= sizes[level]
+    reads = math.prod(sizes[:level])
+    while level and reads > _MANY_READS and (steps[level - 1] - run) * itemsize <= _GAP_NBYTES:
+        level -= 1
+        reads //= sizes[level]
+        run += (sizes[level] - 1) * steps[level]
+    inner_strides = tuple(step * itemsize for step in steps[level:])
+    for index in np.ndindex(*sizes[:level]):
+        at = start + sum(i * step for i, step in zip(index, steps, strict=False))
+        for rows, first, count in _chunks(sizes[level:], steps[level:], run, itemsize):
+            begin = at + first
+            data = storage.read(begin * itemsize, (begin + count) * itemsize)
+            target = packed[index] if rows is None else packed[index][rows]
+            target[...] = np.ndarray(target.shape, dtype, buffer=data, strides=inner_strides)
+    return packed
+
+
+def _chunks(
+    sizes: list[int], steps: list[int], run: int, itemsize: int
+) -> Iterator[tuple[slice | None, int, int]]:
+    """Cut a run into parts of bounded size along its first axis: (rows, first element, count)."""
+    if not sizes or run * itemsize <= _CHUNK_NBYTES:
+        yield None, 0, run
+        return
+    tail = run - (sizes[0] - 1) * steps[0]  # elements that one row spans
+    rows = max(1, _CHUNK_NBYTES // itemsize // steps[0])
+    for first in range(0, sizes[0], rows):
+        last = min(first + rows, sizes[0])
+        yield slice(first, last), first * steps[0], (last - first - 1) * steps[0] + tail

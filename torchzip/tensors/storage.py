@@ -1,0 +1,189 @@
+"""Storages: the runs of bytes that tensors are views of.
+
+A storage has bytes in native order, wherever they come from: a record of a file, an
+array in memory, another storage cast to another dtype.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.dtypes import DTYPES
+from torchzip.errors import TensorError
+
+Bytes = NDArray[np.uint8]
+
+#: Bytes that pass through memory at once: they stay in the processor's cache.
+BLOCK_NBYTES = 1 << 18
+
+
+class TensorStorage(ABC):
+    """Bytes that tensors view.
+
+    ``torch_dtype`` is the dtype of a typed storage; None is an untyped one, which counts
+    bytes. ``location`` is torch's device tag. ``crc`` is the known CRC-32 of
+    the bytes, 0 or None if there is none. ``random_access`` says that `read` costs what
+    it reads.
+    """
+
+    torch_dtype: str | None
+    nbytes: int
+    location: str
+    crc: int | None = None
+    record: str | None = None
+    random_access: bool = True
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element as the storage counts them."""
+        return 1 if self.torch_dtype is None else DTYPES[self.torch_dtype].itemsize
+
+    @property
+    def numel(self) -> int:
+        """Elements as the persistent id counts them: whole ones, or bytes if untyped."""
+        return self.nbytes // self.itemsize
+
+    @abstractmethod
+    def read_into(self, start: int, out: Bytes) -> None:
+        """Fill ``out`` with the bytes from ``start``."""
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Return the bytes of a range as an array of its own."""
+        out = np.empty(stop - start, np.uint8)
+        if out.size:
+            self.read_into(start, out)
+        return out
+
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        """Yield all bytes in order. A block is valid until the next one is taken."""
+        buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
+        for start in range(0, self.nbytes, nbytes):
+            block = buffer[: min(nbytes, self.nbytes - start)]
+            self.read_into(start, block)
+            yield block
+
+
+class ArrayStorage(TensorStorage):
+    """Bytes in memory. ``data`` is a one-dimensional uint8 array."""
+
+    def __init__(
+        self, data: Bytes, torch_dtype: str | None, location: str = "cpu", keep: Any = None
+    ) -> None:
+        self.data = data
+        self.nbytes = data.nbytes
+        self.torch_dtype = torch_dtype
+        self.location = location
+        self._keep = keep  # whatever owns the memory
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        out[:] = self.data[start : start + out.nbytes]
+
+    def read(self, start: int, stop: int) -> Bytes:
+        return self.data[start:stop].copy()
+
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        if self.nbytes:
+            yield self.data
+
+
+class SpanStorage(TensorStorage):
+    """Stored bytes of a file: a span of a Source.
+
+    ``swap_nbytes`` is the unit in which the bytes are swapped because the file has the other
+    byte order; 1 swaps nothing.
+    """
+
+    def __init__(
+        self,
+        torch_dtype: str | None,
+        nbytes: int,
+        location: str,
+        *,
+        locate: Callable[[], tuple[Any, int]],
+        crc: int | None = None,
+        swap_nbytes: int = 1,
+        record: str | None = None,
+    ) -> None:
+        self.torch_dtype = torch_dtype
+        self.nbytes = nbytes
+        self.location = location
+        self.crc = crc if swap_nbytes == 1 else None
+        self.record = record
+        self._locate = locate
+        self._swap_nbytes = swap_nbytes
+
+    def span(self) -> tuple[Any, int] | None:
+        """Return the Source and the offset of the bytes, if they are there in native order."""
+        return self._locate() if self._swap_nbytes == 1 else None
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        source, offset = self._locate()
+        if start < 0 or start + out.nbytes > self.nbytes:
+            raise TensorError("a range outside its storage", record=self.record)
+        unit = self._swap_nbytes
+        if unit == 1:
+            source.read_into(offset + start, out.data)
+            return
+        first, last = start // unit * unit, -(-(start + out.nbytes) // unit) * unit
+        whole = np.empty(last - first, np.uint8)
+        source.read_into(offset + first, whole.data)
+        swapped = whole.reshape(-1, unit)[:, ::-1].reshape(-1)
+        out[:] = swapped[start - first : start - first + out.nbytes]
+
+
+class StreamStorage(TensorStorage):
+    """Deflated bytes of a file: to be had in order only."""
+
+    random_access = False
+
+    def __init__(
+        self,
+        torch_dtype: str | None,
+        nbytes: int,
+        location: str,
+        *,
+        inflate: Callable[[], Iterator[bytes]],
+        crc: int | None = None,
+        swap_nbytes: int = 1,
+        record: str | None = None,
+    ) -> None:
+        self.torch_dtype = torch_dtype
+        self.nbytes = nbytes
+        self.location = location
+        self.crc = crc if swap_nbytes == 1 else None
+        self.record = record
+        self._inflate = inflate
+        self._swap_nbytes = swap_nbytes
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        done = 0
+        at = 0
+        for block in self.blocks():
+            begin = max(0, start - at)
+            if begin < block.size:
+                part = block[begin : begin + out.nbytes - done]
+                out[done : done + part.size] = part
+                done += part.size
+                if done == out.nbytes:
+                    return
+            at += block.size
+
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        unit = self._swap_nbytes
+        rest = b""
+        for block in self._inflate():
+            if unit == 1:
+                yield np.frombuffer(block, np.uint8)
+                continue
+            joined = rest + block
+            whole = len(joined) // unit * unit
+            rest = joined[whole:]
+            raw = np.frombuffer(joined, np.uint8, count=whole)
+            yield raw.reshape(-1, unit)[:, ::-1].reshape(-1)
+        if rest:  # a storage that is no whole number of elements
+            yield np.frombuffer(rest, np.uint8)
