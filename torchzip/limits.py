@@ -18,8 +18,9 @@ class Limits:
     pickle_nbytes: int = 1 << 30
     #: Depth of containers within containers, as walked for the flat names.
     nesting: int = 900
-    #: Bytes of one arbitrary-precision integer; torch's own loader stops at 255.
-    int_nbytes: int = 4096
+    #: Bytes of one arbitrary-precision integer; torch's own loader stops at 255. Python
+    #: prints integers of up to 4300 digits, which have 1785 bytes.
+    int_nbytes: int = 1785
     #: Records in an archive.
     entries: int = 10_000_000
     #: Bytes of a text record such as ``version`` or ``byteorder``.

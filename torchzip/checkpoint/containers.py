@@ -46,7 +46,6 @@ class Contents:
     root: Any
     globals: list[Name]
     foreign: list[Name]
-    storages: dict[str, TensorStorage]
     pickle_nbytes: int
     metadata: dict[str, str] | None = None
 
@@ -139,7 +138,7 @@ def _finish(
 ) -> Contents:
     names = interpreter.globals
     foreign = [name for name in names if not rebuilder.table.knows(name)]
-    return Contents(root, names, foreign, rebuilder.storages, pickle_nbytes)
+    return Contents(root, names, foreign, pickle_nbytes)
 
 
 def refuse_foreign(contents: Contents, path: str) -> None:
@@ -173,6 +172,7 @@ class ZipContainer:
             )
         self._check_version()
         self._byteorder = self._read_byteorder()
+        self._is_native = self._byteorder == sys.byteorder
 
     def _text(self, name: str) -> bytes:
         return self._zip.read(name, limit="text_nbytes")
@@ -205,24 +205,21 @@ class ZipContainer:
     ) -> TensorStorage:
         """Return the storage in record ``data/<key>``, whose size must be ``nbytes``."""
         name = f"data/{key}"
-        entry = self._zip.entry(name)
-        if entry.nbytes != nbytes:
+        stored_nbytes, crc, method = self._zip.size_of(name)
+        if stored_nbytes != nbytes:
             raise TensorError(
-                f"storage {key} has {entry.nbytes:,} bytes, the pickle says {nbytes:,}",
+                f"storage {key} has {stored_nbytes:,} bytes, the pickle says {nbytes:,}",
                 record=name,
             )
-        swap_nbytes = _swap_nbytes(torch_dtype, self._byteorder)
-        crc = entry.crc or None
-        if entry.method == STORED:
+        swap_nbytes = 1 if self._is_native else _swap_nbytes(torch_dtype, self._byteorder)
+        if method == STORED:
             return SpanStorage(
-                torch_dtype, nbytes, location,
-                locate=functools.partial(_locate_record, self._zip, self.source, name),
-                crc=crc, swap_nbytes=swap_nbytes, record=name,
-            )  # fmt: skip
+                torch_dtype, nbytes, location, name, self._zip, crc or None, swap_nbytes
+            )
         return StreamStorage(
             torch_dtype, nbytes, location,
             inflate=functools.partial(self._zip.inflate, name),
-            crc=crc, swap_nbytes=swap_nbytes, record=name,
+            crc=crc or None, swap_nbytes=swap_nbytes, record=name,
         )  # fmt: skip
 
     def read(self, make_factory: MakeFactory) -> Contents:
@@ -252,12 +249,6 @@ class ZipContainer:
     def check_records(self) -> Iterator[RecordCheck]:
         for name in self._zip:
             yield self.check_record(name)
-
-
-def _locate_record(archive: ZipReader, source: Source, name: str) -> tuple[Source, int]:
-    span = archive.stored_span(name)
-    assert span is not None  # the storage was made because the record is stored
-    return source, span[0]
 
 
 def _read_blocks(source: Source, offset: int, nbytes: int) -> Iterator[memoryview]:
@@ -364,12 +355,12 @@ class LegacyContainer:
     def open_storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
-        offset = self._offsets[key]
-        return SpanStorage(
-            torch_dtype, nbytes, location,
-            locate=functools.partial(_constant, self.source, offset),
-            swap_nbytes=_swap_nbytes(torch_dtype, "little"), record=f"storage {key}",
-        )  # fmt: skip
+        swap_nbytes = _swap_nbytes(torch_dtype, "little")
+        return SpanStorage(torch_dtype, nbytes, location, key, self, None, swap_nbytes)
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        """Return the Source and the offset of a storage."""
+        return self.source, self._offsets[record]
 
     def read(self, make_factory: MakeFactory) -> Contents:
         rebuilder = Rebuilder(make_factory(self.open_storage))
@@ -386,10 +377,6 @@ class LegacyContainer:
             for _ in _read_blocks(self.source, self._offsets[key], nbytes):
                 pass
             yield RecordCheck(f"storage {key}", nbytes, False)
-
-
-def _constant(source: Source, offset: int) -> tuple[Source, int]:
-    return source, offset
 
 
 class _LocatingFactory:
@@ -409,10 +396,13 @@ class _LocatingFactory:
                 f"storage {key} of {nbytes:,} bytes is more than the file still has. It looks "
                 "truncated; compare its size with the place it came from."
             )
-        storage = SpanStorage(torch_dtype, nbytes, location, locate=_nowhere)
+        storage = SpanStorage(torch_dtype, nbytes, location, key, self)
         self.sizes[key] = nbytes
         self.itemsizes[key] = storage.itemsize
         return storage
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        raise RuntimeError("the storage is not located yet")
 
     def tensor(self, spec: TensorSpec) -> Any:
         return spec
@@ -427,10 +417,6 @@ class _LocatingFactory:
         return None
 
 
-def _nowhere() -> tuple[Any, int]:
-    raise RuntimeError("the storage is not located yet")
-
-
 # -- safetensors -------------------------------------------------------------------------------
 
 
@@ -442,31 +428,29 @@ class SafetensorsContainer:
     def __init__(self, source: Source, limits: Limits) -> None:
         self.source = source
         self._entries, self._metadata = parse_header(source, limits)
+        self._rows = {entry.name: entry for entry in self._entries}
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        """Return the Source and the offset of a tensor."""
+        return self.source, self._rows[record].begin
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        rows = {entry.name: entry for entry in self._entries}
-
         def open_storage(
             key: str, torch_dtype: str | None, nbytes: int, location: str
         ) -> TensorStorage:
-            return SpanStorage(
-                torch_dtype, nbytes, location,
-                locate=functools.partial(_constant, self.source, rows[key].begin),
-                swap_nbytes=_swap_nbytes(rows[key].torch_dtype, "little"), record=key,
-            )  # fmt: skip
+            swap_nbytes = _swap_nbytes(self._rows[key].torch_dtype, "little")
+            return SpanStorage(torch_dtype, nbytes, location, key, self, None, swap_nbytes)
 
         factory = make_factory(open_storage)
         root: dict[str, Any] = {}
-        storages: dict[str, TensorStorage] = {}
         for entry in self._entries:
             typed = entry.torch_dtype if DTYPES[entry.torch_dtype].storage_class else None
             storage = factory.storage(entry.name, typed, entry.end - entry.begin, "cpu")
-            storages[entry.name] = storage
             stride = contiguous_stride(entry.shape)
             root[entry.name] = factory.tensor(
                 TensorSpec(entry.torch_dtype, entry.shape, stride, 0, storage)
             )
-        return Contents(root, [], [], storages, 0, self._metadata)
+        return Contents(root, [], [], 0, self._metadata)
 
     def check_records(self) -> Iterator[RecordCheck]:
         for entry in self._entries:

@@ -26,7 +26,6 @@ from torchzip.pickling.interpreter import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.rebuild import OTHER_TENSORS, unsupported
 from torchzip.tensors.specs import TensorSpec, read_strided, resolve_bits, slice_spec
-from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, Parameter
 
 File = str | os.PathLike[str] | BinaryIO
@@ -131,15 +130,9 @@ class LazyFactory:
     """Makes LazyTensors and Parameters of them."""
 
     def __init__(self, open_storage: OpenStorage) -> None:
-        self._open = open_storage
-
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        return self._open(key, torch_dtype, nbytes, location)
-
-    def tensor(self, spec: TensorSpec) -> LazyTensor:
-        return LazyTensor(spec)
+        # Called for every storage and tensor of a file, so without a step in between.
+        self.storage = open_storage
+        self.tensor = LazyTensor
 
     def spec_of(self, tensor: Any) -> TensorSpec | None:
         return tensor.spec if isinstance(tensor, LazyTensor) else None
@@ -206,7 +199,6 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.foreign: list[Name] = contents.foreign
         self.metadata: dict[str, str] = contents.metadata or {}
         self.format: str = self._container.format
-        self._storages = contents.storages
         self._pickle_nbytes = contents.pickle_nbytes
 
     def _names(self) -> NameTable:

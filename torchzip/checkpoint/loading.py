@@ -37,6 +37,7 @@ class EagerStorage(ArrayStorage):
 
     def __init__(self, origin: TensorStorage, data: NDArray[np.uint8]) -> None:
         super().__init__(data, origin.torch_dtype, origin.location)
+        self.buffer = data
         self.origin = origin
 
 
@@ -67,8 +68,8 @@ class EagerFactory:
         return made
 
     def tensor(self, spec: TensorSpec) -> Any:
-        assert isinstance(spec.storage, ArrayStorage)
-        array = view_of(spec.storage.data, spec)
+        assert isinstance(spec.storage, EagerStorage)
+        array = view_of(spec.storage.buffer, spec)
         if spec.conj or spec.neg:
             resolved = np.empty(spec.shape, array.dtype)
             self._to_resolve.append((resolved, array, spec))
@@ -104,7 +105,7 @@ class EagerFactory:
 
 
 def _fill(storage: EagerStorage, verify: bool) -> None:
-    origin, data = storage.origin, storage.data
+    origin, data = storage.origin, storage.buffer
     crc = 0
     check = verify and bool(origin.crc)
     if isinstance(origin, SpanStorage):

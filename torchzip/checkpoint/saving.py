@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -35,8 +35,11 @@ from torchzip.tensors.memory import (
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
 from torchzip.tensors.reduce import StorageKeys
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import Bytes, TensorStorage
+from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
 from torchzip.types import Parameter, TypedArray
+
+#: Arrays up to this size are copied and written together.
+_SMALL_NBYTES = 1 << 14
 
 Array = NDArray[Any]
 File = str | os.PathLike[str] | BinaryIO
@@ -74,8 +77,7 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     _warn_refused(structure)
     with Archive(file, alignment, crc32) as archive:
         archive.write_head(structure.pickle)
-        for key, storage in enumerate(keys.order):
-            archive.write_storage(key, storage)
+        archive.write_storages(keys.order)
         archive.writer.finish()
         archive.commit()
 
@@ -114,6 +116,22 @@ class Archive:
         self.writer.write_record(".storage_alignment", str(self.alignment).encode())
         self.writer.write_record("byteorder", sys.byteorder.encode())
 
+    def write_storages(self, storages: Sequence[TensorStorage], first: int = 0) -> None:
+        """Write storages as ``data/<first>`` and on, many small ones of arrays at once."""
+        key = first
+        last = len(storages)
+        while key < last:
+            stop = key
+            while stop < last and _is_small(storages[stop]):
+                stop += 1
+            self.writer.write_small_records(
+                (b"data/%d" % index, storages[index].array.tobytes())  # type: ignore[attr-defined]
+                for index in range(key, stop)
+            )
+            if stop < last:
+                self.write_storage(stop, storages[stop])
+            key = stop + 1
+
     def write_storage(
         self, key: int, storage: TensorStorage, done: Callable[[int], None] | None = None
     ) -> int:
@@ -136,6 +154,10 @@ class Archive:
 
     def __exit__(self, *exc: object) -> None:
         self.sink.abort()  # harmless after a commit
+
+
+def _is_small(storage: TensorStorage) -> bool:
+    return type(storage) is ArrayStorage and storage.nbytes <= _SMALL_NBYTES
 
 
 class _EarlyStorage(TensorStorage):
@@ -335,8 +357,7 @@ class IncrementalWriter:
                 # computed offsets follow the keys from the first storage on without a break.
                 if not already:
                     archive.write_head(structure.pickle)
-                for key in range(already, len(self._keys.order)):
-                    archive.write_storage(key, self._keys.order[key])
+                archive.write_storages(self._keys.order, already)
                 if already:
                     archive.write_head(structure.pickle)
                 archive.writer.finish()

@@ -7,7 +7,7 @@ it meets them, and the second pass, which writes the opcodes, uses the same redu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,14 @@ from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
 from torchzip.pickling.emitter import Emitter, Reduction, reduce_object
-from torchzip.tensors.memory import Placement, packed, torch_dtype_to_save
+from torchzip.tensors.memory import (
+    Placement,
+    packed,
+    place_arrays,
+    stands_alone,
+    torch_dtype_to_save,
+)
+from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.rebuild import BareStorage
 from torchzip.tensors.reduce import LEAF_WRITERS, DenseWriter, StorageKeys, empty_ordered_dict
 from torchzip.tensors.specs import TensorSpec
@@ -92,10 +99,19 @@ class Structure:
         self._storage_of = storage_of or (lambda storage: storage)
         self._writer = writer
         self._reductions: dict[int, tuple[Any, Reduction]] = {}
-        arrays = self._find_arrays(root)
-        found = list(arrays.values())
-        placements = place([(a, name) for a, name, _ in found], [str(link) for *_, link in found])
-        self._placements = dict(zip(arrays, placements, strict=True))
+        arrays, alone = self._find_arrays(root)
+        self._placements: dict[tuple[int, str], Placement] = {}
+        # An array that stands alone can still be the owner of another's memory.
+        if arrays or place is not place_arrays:
+            for array, torch_dtype in alone.values():
+                arrays[id(array), torch_dtype] = (array, torch_dtype, None)
+            alone = {}
+            found = list(arrays.values())
+            placements = place(
+                [(a, name) for a, name, _ in found], [str(link) for *_, link in found]
+            )
+            self._placements = dict(zip(arrays, placements, strict=True))
+        self._alone = {own: torch_dtype for own, (_, torch_dtype) in alone.items()}
         emitter = Emitter(
             {
                 **LEAF_WRITERS,
@@ -107,6 +123,7 @@ class Structure:
                 Storage: self._write_storage,
             },
             self._reduce,
+            self._write_arrays if self._alone else None,
         )
         self.pickle = emitter.dump(root)
         self.refused = emitter.refused
@@ -115,8 +132,15 @@ class Structure:
 
     def _find_arrays(
         self, root: Any
-    ) -> dict[tuple[int, str], tuple[NDArray[Any], str, _Link | None]]:
-        """Return the arrays in the tree, by identity and torch dtype, in the order of the tree."""
+    ) -> tuple[
+        dict[tuple[int, str], tuple[NDArray[Any], str, _Link | None]],
+        dict[int, tuple[NDArray[Any], str]],
+    ]:
+        """Return the arrays in the tree, in its order: those with their paths, and those alone.
+
+        The first by identity and torch dtype; the second, by identity, stand alone in memory.
+        """
+        alone: dict[int, tuple[NDArray[Any], str]] = {}
         found: dict[tuple[int, str], tuple[NDArray[Any], str, _Link | None]] = {}
         seen: set[int] = set()
         alive: list[Any] = []  # what is in `seen`, so that ids stay
@@ -131,6 +155,9 @@ class Structure:
                     name = torch_dtype_to_save(value)
                 except TypeError:
                     continue  # the second pass says where it is
+                if stands_alone(value):
+                    alone[id(value)] = (value, name)
+                    continue
                 found.setdefault((id(value), name), (value, name, link))
                 continue
             if id(value) in seen:
@@ -138,7 +165,14 @@ class Structure:
             seen.add(id(value))
             alive.append(value)
             if kind is dict:
-                todo += [(item, _Link(link, key)) for key, item in reversed(value.items())]
+                for key, item in reversed(value.items()):
+                    if type(item) is np.ndarray and stands_alone(item):
+                        known = torch_dtype_of(item.dtype)
+                        if known is not None:
+                            alone[id(item)] = (item, known)
+                            continue
+                    if type(item) not in _WITHOUT_ARRAYS:
+                        todo.append((item, _Link(link, key)))
                 todo += [(key, link) for key in value if type(key) not in _WITHOUT_ARRAYS]
             elif kind is list or kind is tuple:
                 for index in range(len(value) - 1, -1, -1):
@@ -163,7 +197,7 @@ class Structure:
                 reduction = self._try_reduce(value)
                 if isinstance(reduction, tuple):
                     todo += [(part, link) for part in reversed(reduction)]
-        return found
+        return found, alone
 
     def _try_reduce(self, value: Any) -> Reduction | None:
         try:
@@ -196,6 +230,9 @@ class Structure:
             key = (id(array), torch_dtype)
             place = self._placements[key] = packed(array, torch_dtype)
         return place
+
+    def _write_arrays(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]], start: int) -> int:
+        return self._dense.arrays(emitter, pairs, start, self._alone)
 
     def _dtype_of(self, emitter: Emitter, array: NDArray[Any]) -> str:
         try:

@@ -34,11 +34,6 @@ _BUCKETS = (
 )  # fmt: skip
 
 
-def fold(seed: int, value: int) -> int:
-    """Return ``seed`` with ``value`` mixed in, modulo 2**64."""
-    return seed ^ ((value + 0x9E3779B9 + (seed << 6) + (seed >> 2)) & _MASK)
-
-
 def murmur(name: bytes) -> int:
     """Return the hash that libstdc++ gives a string.
 
@@ -92,10 +87,11 @@ def set_order(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         # The set holds `buckets` elements before it grows, and has one bucket at first.
         arriving = np.arange(inserted, min(len(hashes), buckets), dtype=np.int64)
         sequence = np.concatenate([order, arriving])
-        bucket = hashes[sequence] % np.uint64(buckets)
-        _, first, member_of = np.unique(bucket, return_index=True, return_inverse=True)
-        place = np.arange(len(sequence))
-        order = sequence[np.lexsort((-place, -first[member_of]))]
+        bucket = (hashes[sequence] % np.uint64(buckets)).astype(np.int64)
+        place = np.arange(len(sequence), dtype=np.int64)
+        first = np.empty(buckets, np.int64)
+        first[bucket[::-1]] = place[::-1]  # of equal buckets the first place is written last
+        order = sequence[np.argsort(-(first[bucket] * len(sequence) + place))]
         inserted += len(arriving)
         if inserted == len(hashes):
             break
@@ -115,10 +111,12 @@ def serialization_id(names: Sequence[bytes], crcs: Iterable[int]) -> str:
     '1572819951185464302603100366165701790911'
     """
     hashes = murmur_all(names)
-    first = 0
-    for value in hashes[set_order(hashes)].tolist():
-        first = first ^ ((value + 0x9E3779B9 + (first << 6) + (first >> 2)) & _MASK)
-    second = 0
-    for value in crcs:
-        second = fold(second, value)
-    return f"{first:020d}{second:020d}"
+    return f"{_fold(hashes[set_order(hashes)].tolist()):020d}{_fold(crcs):020d}"
+
+
+def _fold(values: Iterable[int]) -> int:
+    """Mix values into one number, in their order, modulo 2**64."""
+    seed = 0
+    for value in values:
+        seed = seed ^ ((value + 0x9E3779B9 + (seed << 6) + (seed >> 2)) & _MASK)
+    return seed

@@ -289,10 +289,28 @@ class ZipReader:
         """Return the row of a record, or raise ArchiveError."""
         row = self._index.get(name)
         if row is None:
-            raise ArchiveError(
-                f"the archive has no record {name}", path=self._source.name, record=name
-            )
+            raise self._missing(name)
         return Entry(name, *(column[row] for column in self._columns))
+
+    def _missing(self, name: str) -> ArchiveError:
+        return ArchiveError(
+            f"the archive has no record {name}", path=self._source.name, record=name
+        )
+
+    def size_of(self, name: str) -> tuple[int, int, int]:
+        """Return size, CRC and method of a record."""
+        row = self._index.get(name)
+        if row is None:
+            raise self._missing(name)
+        sizes, _, crcs, methods, _, _ = self._columns
+        return sizes[row], crcs[row], methods[row]
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        """Return the Source and the offset of the bytes of a stored record."""
+        span = self.stored_span(record)
+        if span is None:
+            raise ArchiveError("the record is deflated", path=self._source.name, record=record)
+        return self._source, span[0]
 
     def __contains__(self, name: object) -> bool:
         return name in self._index

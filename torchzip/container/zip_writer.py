@@ -25,6 +25,7 @@ a descriptor. A record, or an archive name, that begins so is counted as well.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from torchzip.container.serialization_id import serialization_id
 from torchzip.files.crc import crc32
@@ -40,7 +41,15 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END = struct.Struct("<4sHHHHLLH")
 
 _DESCRIPTOR_MAGIC = b"PK\x07\x08"
+
+# The same headers with their constant fields as bytes, for records without zip64 fields.
+_LOCAL_START = _LOCAL.pack(b"PK\3\4", 0, 0x0808, 0, 0, 0, 0, 0, 0, 0, 0)[:26]
+_SMALL_LOCAL = struct.Struct("<26sHH").pack
+_SMALL_SIZES = struct.Struct("<LLL").pack
+_CENTRAL_START = struct.pack("<4sHHHHHH", b"PK\1\2", 0, 0, 0x0808, 0, 0, 0)
+_SMALL_CENTRAL = struct.Struct("<16sLLLH12xL").pack
 _BIG = 0xFFFFFFFF
+_SMALL_BELOW = _BIG - (1 << 20)  # far enough from where zip64 fields begin
 
 #: The padding field has a u16 length, and shares the u16 length of all extra data with a
 #: zip64 field of up to 28 bytes.
@@ -77,6 +86,7 @@ class ZipWriter:
         self._with_crc = crc32
         self._pending: list[Buffer] = []
         self._pending_nbytes = 0
+        self._pads: dict[int, bytes] = {}
         self._position = 0
         self._names: list[bytes] = []
         self._seen: set[bytes] = set()
@@ -85,7 +95,7 @@ class ZipWriter:
         self._open: tuple[int, int, bytes] | None = None
         self._left = 0
         self._crc = 0
-        self._at_start = False
+        self._first = b""  # the record's first bytes, for the quirk
         self._computes = False
 
     @property
@@ -144,7 +154,7 @@ class ZipWriter:
         self._left = nbytes
         self._computes = self._with_crc and crc is None
         self._crc = crc if crc is not None and self._with_crc else 0
-        self._at_start = True
+        self._first = b""
         return self._position
 
     def write(self, data: Buffer) -> None:
@@ -152,10 +162,8 @@ class ZipWriter:
         view = memoryview(data).cast("B")
         if self._open is None or view.nbytes > self._left:
             raise RuntimeError("more bytes than the record was begun with")
-        if self._at_start and view.nbytes:
-            if bytes(view[:4]) == _DESCRIPTOR_MAGIC and self._left >= 8:
-                self._id_crcs.append(int.from_bytes(view[4:8], "little"))
-            self._at_start = False
+        if len(self._first) < 8:
+            self._first += bytes(view[: 8 - len(self._first)])
         if self._computes:
             self._crc = crc32(view, self._crc)
         self._left -= view.nbytes
@@ -171,6 +179,8 @@ class ZipWriter:
         self._open = None
         large = nbytes >= _BIG or header_offset >= _BIG
         if nbytes:
+            if nbytes >= 8 and self._first.startswith(_DESCRIPTOR_MAGIC):
+                self._id_crcs.append(int.from_bytes(self._first[4:8], "little"))
             self._id_crcs.append(self._crc)
             packer = _DESCRIPTOR_64 if large else _DESCRIPTOR
             self._put(packer.pack(_DESCRIPTOR_MAGIC, self._crc, nbytes, nbytes))
@@ -192,6 +202,51 @@ class ZipWriter:
         )  # fmt: skip
         return self._crc
 
+    def write_small_records(self, records: Iterable[tuple[bytes, bytes]]) -> None:
+        """Write whole records of a few KB each: what `write_record` does, in one loop.
+
+        Equal to it byte for byte (a test compares them), at a third of the cost.
+        """
+        prefix, alignment, with_crc = self._prefix, self.alignment, self._with_crc
+        quirk = prefix.startswith(_DESCRIPTOR_MAGIC)
+        pads, seen, names = self._pads, self._seen, self._names
+        pending, directory, crcs = self._pending, self._directory, self._id_crcs
+        position = self._position
+        for record, data in records:
+            nbytes = len(data)
+            if (
+                data.startswith(_DESCRIPTOR_MAGIC)
+                or not nbytes
+                or quirk
+                or position + nbytes >= _SMALL_BELOW
+            ):
+                self._position = position
+                self.write_record(record.decode(), data)
+                position = self._position
+                continue
+            if record in seen:
+                raise ValueError(f"record {record.decode()} is written twice")
+            seen.add(record)
+            names.append(record)
+            full = prefix + record
+            size = len(full)
+            pad = -(position + 34 + size) % alignment
+            padding = pads.get(pad)
+            if padding is None:
+                padding = pads[pad] = b"FB" + pad.to_bytes(2, "little") + _PADDING[:pad]
+            crc = crc32(data) if with_crc else 0
+            crcs.append(crc)
+            pending += (
+                _SMALL_LOCAL(_LOCAL_START, size, 4 + pad), full, padding, data,
+                _DESCRIPTOR_MAGIC, _SMALL_SIZES(crc, nbytes, nbytes),
+            )  # fmt: skip
+            directory += (_SMALL_CENTRAL(_CENTRAL_START, crc, nbytes, nbytes, size, position), full)
+            position += 50 + size + pad + nbytes
+            self._pending_nbytes += 50 + size + pad + nbytes
+            if self._pending_nbytes >= _COALESCE_NBYTES:
+                self.flush()
+        self._position = position
+
     def finish(self) -> None:
         """Write the records ``version`` and ``.data/serialization_id`` and the directory."""
         self.write_record("version", b"3\n")
@@ -202,7 +257,7 @@ class ZipWriter:
         nbytes = self._position - offset
         if nbytes >= _BIG:
             raise ValueError("the central directory would reach 4 GiB")
-        count = len(self._directory)
+        count = len(self._names)
         end_64 = self._position
         self._put(
             _END_64.pack(b"PK\6\6", 44, 0x031E, 0x002D, 0, 0, count, count, nbytes, offset)

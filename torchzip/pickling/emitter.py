@@ -25,7 +25,7 @@ import functools
 import struct
 import sys
 from _compat_pickle import REVERSE_IMPORT_MAPPING, REVERSE_NAME_MAPPING
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import FunctionType
 from typing import Any
@@ -40,6 +40,8 @@ _PACK_F64 = struct.Struct(">d").pack
 
 Writer = Callable[["Emitter", Any], None]
 Reduction = str | tuple[Any, ...]
+#: Writes as many pairs of a list from a position on as it knows how to; returns how many.
+Bulk = Callable[["Emitter", Sequence[tuple[Any, Any]], int], int]
 
 
 def reduce_object(value: Any) -> Reduction:
@@ -65,12 +67,14 @@ class Emitter:
         self,
         writers: Mapping[type, Writer],
         reduce: Callable[[Any], Reduction] = reduce_object,
+        bulk: Bulk | None = None,
     ) -> None:
         self.refused: list[tuple[str, str]] = []
         self.path: list[Any] = []
         self.count = 0  # memo numbers given so far
         self._writers = writers
         self._reduce = reduce
+        self._bulk = bulk
         self._parts: list[bytes] = [b"\x80\x02"]
         self.write = self._parts.append
         self._memo: dict[Any, int] = {}
@@ -92,6 +96,7 @@ class Emitter:
             FunctionType: self._class_or_function,
             ForeignObject: self._foreign,
         }
+        self._builtin = frozenset(self._dispatch)
 
     def dump(self, value: Any) -> bytes:
         """Return the pickle of ``value``.
@@ -151,6 +156,11 @@ class Emitter:
             return False
         self.write(b"h%c" % number if number < 256 else b"j" + _PACK_U32(number))
         return True
+
+    @property
+    def memo(self) -> dict[Any, int]:
+        """The numbers by key, for writers in bulk: `number_of`, `number` without a call."""
+        return self._memo
 
     def number_of(self, key: Any) -> int | None:
         """Return the number of ``key``, if it has one."""
@@ -267,10 +277,18 @@ class Emitter:
                 self._other(item)
         path.pop()
 
-    def _pairs(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+    def _pairs(self, pairs: Sequence[tuple[Any, Any]]) -> None:
         path, dispatch = self.path, self._dispatch
         path.append(None)
-        for key, value in pairs:
+        index = 0
+        while index < len(pairs):
+            key, value = pairs[index]
+            if self._bulk is not None and type(value) not in self._builtin:
+                done = self._bulk(self, pairs, index)
+                if done:
+                    index += done
+                    continue
+            index += 1
             path[-1] = key
             writer = dispatch.get(type(key))
             if writer is not None:
@@ -319,7 +337,7 @@ class Emitter:
         self.write(b"}")
         self.put_object(value)
         if len(value) == 1:
-            self._pairs(value.items())
+            self._pairs(list(value.items()))
             self.write(b"s")
             return
         size = len(value)
@@ -329,7 +347,7 @@ class Emitter:
         while size and (done == 0 or done % _BATCH == 0):
             self.write(b"(")
             batch = min(_BATCH, size - done)
-            self._pairs(islice(pairs, batch))
+            self._pairs(list(islice(pairs, batch)))
             self.write(b"u")
             done += batch
             if batch < _BATCH:

@@ -28,6 +28,10 @@ from torchzip.pickling.opcodes import BY_CODE
 from torchzip.types import ForeignObject
 
 Name = tuple[str, str]
+#: A value and the position behind it, or None.
+Matched = tuple[Any, int] | None
+#: Carries out many opcodes at once: (data, position, memo) -> `Matched`.
+Shortcut = Callable[[bytes, int, dict[int, Any]], Matched]
 
 
 def _no_persistent_id(pid: Any) -> NoReturn:
@@ -42,6 +46,8 @@ class Table:
     tuple of a REDUCE on a name. ``names`` are known and mean something only in a
     place of their own, as storage classes do in persistent ids. ``persistent`` resolves a
     persistent id. ``keys`` refuses keys that cost too much.
+    ``shortcut`` is for a call that occurs once for every tensor: the name that is called, and what
+    makes, from the names met so far, a function that may carry out arguments and call at once.
     """
 
     values: Mapping[Name, Any] = field(default_factory=dict)
@@ -49,6 +55,7 @@ class Table:
     names: frozenset[Name] = frozenset()
     persistent: Callable[[Any], Any] = _no_persistent_id
     keys: KeyCheck = field(default_factory=KeyCheck)
+    shortcut: tuple[Name, Callable[[Mapping[Name, Any]], Shortcut]] | None = None
 
     def knows(self, name: Name) -> bool:
         """Return whether a name is in the table."""
@@ -60,6 +67,8 @@ _I32 = struct.Struct("<i").unpack_from
 _U32 = struct.Struct("<I").unpack_from
 _U64 = struct.Struct("<Q").unpack_from
 _F64 = struct.Struct(">d").unpack_from
+
+_NOTHING = object()
 
 #: An opcode and its argument of fixed size take no more than this.
 _LONGEST_FIXED = 9
@@ -97,6 +106,8 @@ class Interpreter:
         self._limits = limits
         self._record = record
         self._names: dict[Name, Any] = {}
+        self._trigger: Any = _NOTHING
+        self._shortcut: Shortcut | None = None
         self._protocol = 0
         self.position = 0
 
@@ -163,6 +174,11 @@ class Interpreter:
                 push(_recall(memo, _U32(data, position)[0]))
                 position += 4
             elif op == 0x28:  # MARK
+                if stack and stack[-1] is self._trigger and self._shortcut is not None:
+                    matched = self._shortcut(data, position - 1, memo)
+                    if matched is not None:
+                        stack[-1], position = matched
+                        continue
                 below.append(stack)
                 stack = []
                 push, pop = stack.append, stack.pop
@@ -170,10 +186,15 @@ class Interpreter:
                 push(data[position])
                 position += 1
             elif op == 0x58:  # BINUNICODE
-                nbytes = _U32(data, position)[0]
-                position += 4
-                push(self._text(position, nbytes))
-                position += nbytes
+                end = position + 4 + _U32(data, position)[0]
+                try:
+                    text = data[position + 4 : end].decode()
+                except UnicodeDecodeError:
+                    text = None
+                if text is None or end > len(data):
+                    text = self._text(position + 4, end - position - 4)
+                push(text)
+                position = end
             elif op == 0x52:  # REDUCE
                 args = pop()
                 stack[-1] = self._call(stack[-1], args)
@@ -451,6 +472,9 @@ class Interpreter:
             if value is None:
                 value = ForeignObject(module, name)
             self._names[key] = value
+            shortcut = self._table.shortcut
+            if shortcut is not None and shortcut[0] == key:
+                self._trigger, self._shortcut = value, shortcut[1](self._names)
         return value
 
     def _call(self, callee: Any, args: Any) -> Any:

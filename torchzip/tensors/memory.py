@@ -153,8 +153,7 @@ def extent_of(array: Array, torch_dtype: str) -> Extent | None:
 def packed(array: Array, torch_dtype: str) -> Placement:
     """Place an array into a storage of its own, in C order."""
     if array.flags.c_contiguous and array.dtype.isnative:
-        data = array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
-        storage: TensorStorage = ArrayStorage(data, torch_dtype)
+        storage: TensorStorage = ArrayStorage(array, torch_dtype)
     else:
         storage = PackedStorage(array, torch_dtype)
     return Placement(storage, 0, contiguous_stride(array.shape))
@@ -172,7 +171,7 @@ def place_arrays(
     ValueError
         If arrays of different dtypes share memory, which torch cannot save either.
     """
-    if all(_stands_alone(array) for array, _ in arrays):
+    if all(stands_alone(array) for array, _ in arrays):
         return [packed(array, torch_dtype) for array, torch_dtype in arrays]
     result: dict[int, Placement] = {}
     extents: list[tuple[Extent, int]] = []
@@ -196,7 +195,7 @@ def place_arrays(
     return [result[index] for index in range(len(arrays))]
 
 
-def _stands_alone(array: Array) -> bool:
+def stands_alone(array: Array) -> bool:
     """Return whether an array owns its memory, all of it: no two of those can overlap."""
     return bool(
         array.base is None and array.flags.c_contiguous and array.size and array.dtype.isnative

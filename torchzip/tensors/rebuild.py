@@ -18,6 +18,7 @@ from torchzip.dtypes import DTYPES, NAME_ONLY, STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError
 from torchzip.pickling.interpreter import Name, Table
 from torchzip.pickling.keys import KeyCheck
+from torchzip.tensors.record_pattern import TensorPattern
 from torchzip.tensors.specs import TensorSpec, check_spec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage
@@ -53,26 +54,30 @@ class BareStorage(Storage):
     ``first`` and ``count`` are a window in elements, as the views of old legacy files have it.
     """
 
-    __slots__ = ("_factory", "count", "first", "storage")
+    __slots__ = ("count", "factory", "first", "storage")
 
-    _factory: Factory
-    storage: TensorStorage
-    first: int
-    count: int
+    # One is made for every storage of a file, so the quick way to set a slot.
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
 
     def __init__(self, storage: TensorStorage, factory: Factory, first: int, count: int) -> None:
-        object.__setattr__(self, "storage", storage)
-        object.__setattr__(self, "torch_dtype", storage.torch_dtype)
-        object.__setattr__(self, "location", storage.location)
-        object.__setattr__(self, "_factory", factory)
-        object.__setattr__(self, "first", first)
-        object.__setattr__(self, "count", count)
+        self.storage = storage
+        self.factory = factory
+        self.first = first
+        self.count = count
+
+    @property
+    def torch_dtype(self) -> str | None:  # type: ignore[override]
+        return self.storage.torch_dtype
+
+    @property
+    def location(self) -> str:  # type: ignore[override]
+        return self.storage.location
 
     @property
     def data(self) -> Any:
         dtype = self.storage.torch_dtype or "uint8"
         spec = TensorSpec(dtype, (self.count,), (1,), self.first, self.storage)
-        made: Any = self._factory.tensor(spec)
+        made: Any = self.factory.tensor(spec)
         return made
 
 
@@ -105,25 +110,25 @@ def unsupported(name: Name, what: str) -> UnsupportedError:
 class Rebuilder:
     """The table for one file. `table` is what an `Interpreter` takes.
 
-    ``storages`` maps each storage key to its storage, in the order of first mention.
-    ``swap`` says that the file has the other byte order.
+    ``factory`` says what the tensors become.
     """
 
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
         self._bare: dict[Any, BareStorage] = {}
+        self._reaches: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._keys = KeyCheck()
-        self.storages: dict[str, TensorStorage] = {}
-        self._storage_names: dict[Name, str | None] = {
-            (module, row.storage_class): row.name
+        # The dtype of a storage class, and the bytes of one element.
+        self._storage_names: dict[Name, tuple[str | None, int]] = {
+            (module, row.storage_class): (row.name, row.itemsize)
             for module in ("torch", "torch.cuda")
             for row in STORAGE_CLASSES.values()
             if row.storage_class is not None
         }
         for module in ("torch", "torch.storage", "torch.cuda"):
             # Before 2.0 the class went by other names (seen: torch 1.13, torch.storage).
-            self._storage_names[module, "UntypedStorage"] = None
-            self._storage_names[module, "_UntypedStorage"] = None
+            self._storage_names[module, "UntypedStorage"] = (None, 1)
+            self._storage_names[module, "_UntypedStorage"] = (None, 1)
         self._dense: dict[Name, Callable[[Args], Any]] = {
             ("torch._utils", "_rebuild_tensor"): self._tensor_v1,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
@@ -147,6 +152,10 @@ class Rebuilder:
             names=frozenset(self._storage_names) | _NAMES,
             persistent=self.persistent,
             keys=self._keys,
+            shortcut=(
+                ("torch._utils", "_rebuild_tensor_v2"),
+                lambda names: TensorPattern(names, self.persistent, self._tensor_of_ints),
+            ),
         )
 
     # -- storages --------------------------------------------------------------------------
@@ -155,17 +164,22 @@ class Rebuilder:
         """Return the storage (or the class, for a pickled module) of a persistent id."""
         if type(pid) is not tuple or not pid:
             raise PickleError(f"a persistent id of type {type(pid).__name__}, not a tuple")
-        if pid[0] == "module" and len(pid) == 4 and isinstance(pid[1], ForeignObject):
+        what = pid[0]
+        if type(what) is bytes:
+            what = what.decode("latin-1")
+        if type(what) is not str:
+            raise PickleError(f"a persistent id whose kind is of type {type(what).__name__}")
+        if what == "module" and len(pid) == 4 and isinstance(pid[1], ForeignObject):
             return pid[1]  # legacy files store a class with its source, which is not needed
-        if pid[0] not in ("storage", b"storage"):
-            raise PickleError(f"a persistent id of kind {str(pid[0])[:40]!r}")
+        if what != "storage":
+            raise PickleError(f"a persistent id of kind {what[:40]!r}")
         if len(pid) not in (5, 6):
             raise PickleError(f"a persistent id of {len(pid)} elements")
         _, kind, key, location, numel = pid[:5]
-        if isinstance(key, int) and not isinstance(key, bool):
-            key = str(key)
-        if type(key) is not str or not _is_plain_key(key):
-            raise PickleError(f"the storage key {str(key)[:40]!r} is not one plain component")
+        if type(key) is not str:
+            raise PickleError(f"a storage key of type {type(key).__name__}")
+        if not _is_plain_key(key):
+            raise PickleError(f"the storage key {key[:40]!r} is not one plain component")
         view = pid[5] if len(pid) == 6 else None
         if view is not None:
             return self._window(pid[:5], view)
@@ -175,18 +189,17 @@ class Rebuilder:
         return bare
 
     def _first_mention(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
-        if type(numel) is not int or numel < 0:
-            raise TensorError(f"storage {key} has {numel!r} elements")
+        if type(numel) is not int or not 0 <= numel < 1 << 63:
+            raise TensorError(f"storage {key} has a number of elements that is none")
         if type(location) is not str:
             raise PickleError(f"storage {key} has a location of type {type(location).__name__}")
-        name = (kind.module, kind.name) if isinstance(kind, ForeignObject) else ("", "")
-        if name not in self._storage_names:
+        if type(kind) is not ForeignObject:
+            raise PickleError(f"storage {key} has a class of type {type(kind).__name__}")
+        row = self._storage_names.get((kind.module, kind.name))
+        if row is None:
             raise UnsupportedError(f"storage {key} is of class {kind!r}, which torch 2.13 has not")
-        torch_dtype = self._storage_names[name]
-        nbytes = numel * (1 if torch_dtype is None else DTYPES[torch_dtype].itemsize)
-        storage = self._factory.storage(key, torch_dtype, nbytes, location)
-        self.storages[key] = storage
-        return BareStorage(storage, self._factory, 0, storage.numel)
+        storage = self._factory.storage(key, row[0], numel * row[1], location)
+        return BareStorage(storage, self._factory, 0, numel)
 
     def _window(self, pid: Args, view: Any) -> BareStorage:
         """Return a window of a storage, as legacy files before torch 0.4 have them."""
@@ -194,8 +207,8 @@ class Rebuilder:
             raise PickleError("the view of a storage is not (key, offset, size)")
         root = self.persistent(pid)
         view_key, first, count = view
-        if not all(type(number) is int and number >= 0 for number in (first, count)):
-            raise TensorError(f"storage view {view!r}")
+        if not all(type(number) is int and 0 <= number < 1 << 63 for number in (first, count)):
+            raise TensorError("a storage view whose offset or size is no number")
         if first + count > root.storage.numel:
             raise TensorError(
                 f"a view of elements {first} to {first + count} of a storage of "
@@ -230,7 +243,7 @@ class Rebuilder:
         storage, offset, size, stride, requires_grad, hooks, dtype = args[:7]
         _check_hooks(hooks)
         if type(dtype) is not Dtype or dtype.name not in DTYPES:
-            raise TensorError(f"a tensor of dtype {dtype!r}")
+            raise TensorError("a tensor whose dtype is none that a tensor can have")
         metadata = args[7] if len(args) == 8 else None
         return self._tensor(storage, dtype.name, offset, size, stride, requires_grad, metadata)
 
@@ -247,19 +260,38 @@ class Rebuilder:
         if type(bare) is not BareStorage:
             raise TensorError(f"a tensor on a {type(bare).__name__} instead of a storage")
         if type(requires_grad) is not bool:
-            raise TensorError(f"requires_grad is {requires_grad!r}")
+            raise TensorError("requires_grad is neither True nor False")
         storage = bare.storage
         if bare.first:
             if type(offset) is not int:
-                raise TensorError(f"storage offset {offset!r} must be an int")
+                raise TensorError("a storage offset that is no int")
             offset += bare.first
         spec = TensorSpec(
             torch_dtype or storage.torch_dtype or "uint8",
             size, stride, offset, storage, requires_grad,
         )  # fmt: skip
-        if metadata:
+        if metadata is not None:
             _apply_metadata(spec, metadata)
         return self._factory.tensor(check_spec(spec))
+
+    def _tensor_of_ints(self, args: Args) -> Any:
+        """`_tensor_v2` for arguments that are known to be ints and tuples of ints."""
+        bare, offset, size, stride, _, _ = args
+        if type(bare) is not BareStorage or bare.first:
+            return self._tensor_v2(args)
+        storage = bare.storage
+        torch_dtype = storage.torch_dtype or "uint8"
+        spec = TensorSpec(torch_dtype, size, stride, offset, storage)
+        # Shapes repeat: how far one reaches is worked out once.
+        reach = self._reaches.get((size, stride))
+        if reach is None:
+            check_spec(spec)
+            if 0 not in size and len(self._reaches) < 4096:
+                steps = zip(size, stride, strict=True)
+                self._reaches[size, stride] = 1 + sum((n - 1) * step for n, step in steps)
+        elif offset < 0 or (offset + reach) * DTYPES[torch_dtype].itemsize > storage.nbytes:
+            check_spec(spec)
+        return self._factory.tensor(spec)
 
     def _parameter(self, args: Args) -> Any:
         if len(args) not in (3, 4):
@@ -267,7 +299,7 @@ class Rebuilder:
         data, requires_grad, hooks = args[:3]
         _check_hooks(hooks)
         if type(requires_grad) is not bool:
-            raise TensorError(f"requires_grad is {requires_grad!r}")
+            raise TensorError("requires_grad is neither True nor False")
         return self._factory.parameter(data, requires_grad, args[3] if len(args) == 4 else None)
 
     def _from_type(self, args: Args) -> Any:
@@ -332,11 +364,13 @@ class Rebuilder:
 
 
 def _is_plain_key(key: str) -> bool:
-    return bool(key) and key not in (".", "..") and not any(c in key for c in "/\\\0\n")
+    return key.isalnum() or (
+        bool(key) and key not in (".", "..") and not any(c in key for c in "/\\\0\n")
+    )
 
 
 def _check_hooks(hooks: Any) -> None:
-    if hooks:
+    if not (hooks is None or (isinstance(hooks, dict) and len(hooks) == 0)):
         raise UnsupportedError("a tensor with backward hooks")
 
 
@@ -363,12 +397,17 @@ def _refused(name: Name, what: str) -> Callable[[Args], Any]:
 
 def _encode(args: Args) -> bytes:
     """``bytes`` as protocol 2 has them: latin-1 text, encoded."""
-    if len(args) != 2 or type(args[0]) is not str or args[1] not in ("latin1", "latin-1"):
+    if not (
+        len(args) == 2
+        and all(type(part) is str for part in args)
+        and args[1] in ("latin1", "latin-1")
+    ):
         raise PickleError("_codecs.encode is understood for text and 'latin1' only")
     try:
-        return args[0].encode("latin1")
+        encoded: bytes = args[0].encode("latin1")
     except UnicodeEncodeError:
         raise PickleError("_codecs.encode of text outside latin1") from None
+    return encoded
 
 
 def _bytes(args: Args) -> bytes:

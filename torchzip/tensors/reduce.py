@@ -6,14 +6,19 @@ type of the value.
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torchzip.dtypes import DTYPES
 from torchzip.pickling.emitter import Emitter, Writer
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.specs import contiguous_stride
+from torchzip.tensors.storage import ArrayStorage, TensorStorage
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
 _PACK_U32 = struct.Struct("<I").pack
+_PACK_NAME = struct.Struct("<sI").pack
 
 # Literals of the same names in a user's code are these objects: CPython interns them, and
 # torch's writer has its own as literals too.
@@ -29,12 +34,14 @@ def _fresh(text: str) -> str:
 class StorageKeys:
     """Hands out storage keys in the order of first mention: '0', '1', ...
 
-    ``order`` holds the storages by key.
+    ``order`` holds the storages by key; ``alive`` keeps the keys of bulk writing, which are
+    found by their ids.
     """
 
     def __init__(self) -> None:
         self.order: list[TensorStorage] = []
         self._keys: dict[int, str] = {}
+        self.alive: list[str] = []  # keys that are found by their ids
 
     def key_of(self, storage: TensorStorage) -> str:
         """Return the key of a storage: the same string object each time."""
@@ -53,6 +60,8 @@ class DenseWriter:
         # What every tensor of a dtype and location begins with, once all of it has
         # memo numbers.
         self._prefixes: dict[str, tuple[bytes, bytes, bytes]] = {}
+        # By the length of the storage key, then by dtype and shape.
+        self._templates: dict[int, dict[tuple[str, tuple[int, ...]], _Template]] = {}
 
     def persistent_id(
         self, emitter: Emitter, storage: TensorStorage, torch_dtype: str | None
@@ -190,6 +199,105 @@ class DenseWriter:
         emitter.write(b"".join(parts))
         return True
 
+    def arrays(
+        self,
+        emitter: Emitter,
+        pairs: Sequence[tuple[Any, Any]],
+        start: int,
+        alone: Mapping[int, str],
+    ) -> int:
+        """Write pairs of new strings and arrays that stand alone; return how many from ``start``.
+
+        ``alone`` maps the ids of such arrays to their torch dtypes. Stops at the first pair that
+        is something else, or whose names have no numbers yet. Equal to writing them one by
+        one, byte for byte (a test compares them).
+        """
+        count = emitter.count
+        if count < 256:  # short puts; the templates have long ones
+            return 0
+        memo, order, alive = emitter.memo, self._keys.order, self._keys.alive
+        parts: list[bytes] = []
+        key_nbytes = 0
+        index = start
+        for name, array in pairs[start:]:
+            own = id(array)
+            torch_dtype = alone.get(own)
+            if torch_dtype is None or type(name) is not str or id(name) in memo or own in memo:
+                break
+            key = str(len(order))
+            if len(key) != key_nbytes:
+                key_nbytes = len(key)
+                templates = self._templates.setdefault(key_nbytes, {})
+            what = (torch_dtype, array.shape)
+            template = templates.get(what)
+            if template is None:
+                template = self._template(emitter, torch_dtype, array.shape, key_nbytes)
+                if template is None:
+                    break
+                templates[what] = template
+            pack, constants, puts = template
+            raw = name.encode("utf-8", "surrogatepass")
+            memo[id(name)] = count
+            memo[id(key)] = count + 1
+            alive.append(key)
+            if puts == 7:
+                c0, c1, c2, c3, c4, c5, c6, c7 = constants
+                parts += (
+                    _PACK_NAME(b"X", len(raw)), raw,
+                    pack(
+                        b"r", count, c0, key.encode(), c1, count + 1, c2, count + 2, c3,
+                        count + 3, c4, count + 4, c5, count + 5, c6, count + 6, c7, count + 7,
+                    ),
+                )  # fmt: skip
+            else:
+                c0, c1, c2, c3, c4, c5 = constants
+                parts += (
+                    _PACK_NAME(b"X", len(raw)), raw,
+                    pack(
+                        b"r", count, c0, key.encode(), c1, count + 1, c2, count + 2, c3,
+                        count + 3, c4, count + 4, c5, count + 5,
+                    ),
+                )  # fmt: skip
+            count += puts
+            memo[own] = count
+            count += 1
+            order.append(ArrayStorage(array, torch_dtype))
+            index += 1
+        emitter.count = count
+        emitter.write(b"".join(parts))
+        return index - start
+
+    def _template(
+        self, emitter: Emitter, torch_dtype: str, shape: tuple[int, ...], key_nbytes: int
+    ) -> _Template | None:
+        """Return the opcodes of a contiguous tensor with a new storage, with gaps to fill."""
+        row = DTYPES[torch_dtype]
+        prefix = self._prefixes.get(torch_dtype)
+        if prefix is None or row.storage_class is None or len(shape) > 3:
+            return None
+        begin, location, hooks = prefix
+        numel = math.prod(shape)
+        if not shape:
+            axes: tuple[bytes, ...] = (b"))\x89" + hooks + b"r",)
+        else:
+            close = _CLOSE[len(shape)] + b"r"
+            stride = contiguous_stride(shape)
+            axes = (
+                b"".join(map(_int, shape)) + close,
+                b"".join(map(_int, stride)) + close,
+                b"\x89" + hooks + b"r",
+            )
+        middle = location + _int(numel) + b"tr"
+        first, *rest = axes
+        constants = (
+            begin + b"X%c\0\0\0" % key_nbytes,
+            b"r", middle, b"QK\0" + first, *rest, b"tr", b"Rr",
+        )  # fmt: skip
+        # The name's put, the beginning and the key; then each part with its own put.
+        layout = "".join(f"{len(part)}sI" for part in constants[1:])
+        packer = struct.Struct(f"<sI{len(constants[0])}s{key_nbytes}s{layout}")
+        return packer.pack, constants, len(constants) - 1
+
     def _prefix(self, emitter: Emitter, storage_class: str) -> tuple[bytes, bytes, bytes] | None:
         numbers = [
             emitter.number_of(key)
@@ -206,6 +314,9 @@ class DenseWriter:
         function, storage, kind, location, hooks = (_get(number or 0) for number in numbers)
         return function + b"((" + storage + kind, location, hooks + b")R"
 
+
+#: How to pack the opcodes of a tensor, its constant parts, and its number of puts.
+_Template = tuple[Callable[..., bytes], tuple[bytes, ...], int]
 
 _CLOSE = (b"", b"\x85", b"\x86", b"\x87")
 _SMALL_INTS = [b"K%c" % value for value in range(256)]

@@ -24,6 +24,7 @@ from torchzip.types import ForeignObject
 _GAP_NBYTES = 4096
 _MANY_READS = 1024
 _CHUNK_NBYTES = 1 << 22
+_MAX = 1 << 63
 
 
 class TensorSpec:
@@ -102,24 +103,25 @@ def check_spec(spec: TensorSpec) -> TensorSpec:
     The numbers come from a file. Python's integers do not overflow, so the sums are exact.
     """
     shape, stride, offset = spec.shape, spec.stride, spec.storage_offset
-    if type(shape) is not tuple or type(stride) is not tuple:
-        if not (isinstance(shape, tuple | list) and isinstance(stride, tuple | list)):
-            raise TensorError("size and stride must be tuples")
-        spec.shape = shape = tuple(shape)
-        spec.stride = stride = tuple(stride)
+    if not (isinstance(shape, tuple | list) and isinstance(stride, tuple | list)):
+        raise TensorError("a size or stride that is no tuple")
+    spec.shape = shape = tuple(shape)
+    spec.stride = stride = tuple(stride)
     if len(shape) != len(stride):
-        raise TensorError(f"size {shape} and stride {stride} differ in length")
+        raise TensorError(f"a size of {len(shape)} and a stride of {len(stride)} dimensions")
     if len(shape) > 64:  # numpy's limit is torch's
         raise TensorError(f"a tensor of {len(shape)} dimensions")
-    last = offset
     numel = 1
+    last = 0
     for size, step in zip(shape, stride, strict=True):
-        if type(size) is not int or type(step) is not int or size < 0 or step < 0:
-            raise TensorError(f"size {shape!r} and stride {stride!r} must be ints from 0 up")
+        # Numbers past 2**63 are refused before they are used: they could not even be printed.
+        if not (type(size) is int and type(step) is int and 0 <= size < _MAX and 0 <= step < _MAX):
+            raise TensorError("a size or stride that is no int from 0 to 2**63")
         numel *= size
         last += (size - 1) * step
-    if type(offset) is not int or offset < 0:
-        raise TensorError(f"storage offset {offset!r} must be an int from 0 up")
+    if not (type(offset) is int and 0 <= offset < _MAX):
+        raise TensorError("a storage offset that is no int from 0 to 2**63")
+    last += offset
     itemsize = DTYPES[spec.torch_dtype].itemsize
     if numel:
         if (last + 1) * itemsize > spec.storage.nbytes:
@@ -128,9 +130,9 @@ def check_spec(spec: TensorSpec) -> TensorSpec:
                 f"reaches to byte {(last + 1) * itemsize:,} of a storage of "
                 f"{spec.storage.nbytes:,} bytes"
             )
-        if numel * itemsize >= 1 << 63:
+        if numel * itemsize >= _MAX:
             raise TensorError(f"a tensor of {numel:,} elements")
-    elif max(shape) >= 1 << 63 or math.prod(max(size, 1) for size in shape) * itemsize >= 1 << 63:
+    elif math.prod(max(size, 1) for size in shape) * itemsize >= _MAX:
         raise TensorError(f"a tensor of size {list(shape)}")
     return spec
 

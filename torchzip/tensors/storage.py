@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
+from torchzip.files.source import Source
 
 Bytes = NDArray[np.uint8]
 
@@ -69,16 +70,20 @@ class TensorStorage(ABC):
 
 
 class ArrayStorage(TensorStorage):
-    """Bytes in memory. ``data`` is a one-dimensional uint8 array."""
+    """Bytes in memory: those of a C-contiguous array, whatever its dtype and shape."""
 
-    def __init__(
-        self, data: Bytes, torch_dtype: str | None, location: str = "cpu", keep: Any = None
-    ) -> None:
-        self.data = data
-        self.nbytes = data.nbytes
+    def __init__(self, array: NDArray[Any], torch_dtype: str | None, location: str = "cpu") -> None:
+        self.array = array
+        self.nbytes = array.nbytes
         self.torch_dtype = torch_dtype
         self.location = location
-        self._keep = keep  # whatever owns the memory
+
+    @property
+    def data(self) -> Bytes:
+        """The bytes in place, one-dimensional."""
+        if not self.nbytes:
+            return np.empty(0, np.uint8)
+        return self.array.reshape(-1).view(np.uint8)
 
     def read_into(self, start: int, out: Bytes) -> None:
         out[:] = self.data[start : start + out.nbytes]
@@ -91,11 +96,29 @@ class ArrayStorage(TensorStorage):
             yield self.data
 
 
+class Locator(Protocol):
+    """Whoever knows where in a file a record's bytes stand."""
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        """Return the Source and the offset of the bytes of a record."""
+        ...
+
+
+class FixedPlace:
+    """A Locator for one place."""
+
+    def __init__(self, source: Source, offset: int) -> None:
+        self._place = (source, offset)
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        return self._place
+
+
 class SpanStorage(TensorStorage):
-    """Stored bytes of a file: a span of a Source.
+    """Stored bytes of a file: a span of a Source, which ``locator`` finds when it is needed.
 
     ``swap_nbytes`` is the unit in which the bytes are swapped because the file has the other
-    byte order; 1 swaps nothing.
+    byte order; 1 swaps nothing. It survives ``pickle`` if its Source does.
     """
 
     def __init__(
@@ -103,26 +126,30 @@ class SpanStorage(TensorStorage):
         torch_dtype: str | None,
         nbytes: int,
         location: str,
-        *,
-        locate: Callable[[], tuple[Any, int]],
+        record: str,
+        locator: Locator,
         crc: int | None = None,
         swap_nbytes: int = 1,
-        record: str | None = None,
     ) -> None:
         self.torch_dtype = torch_dtype
         self.nbytes = nbytes
         self.location = location
         self.crc = crc if swap_nbytes == 1 else None
-        self.record = record
-        self._locate = locate
+        self.record: str = record
+        self._locator = locator
         self._swap_nbytes = swap_nbytes
 
-    def span(self) -> tuple[Any, int] | None:
+    def span(self) -> tuple[Source, int] | None:
         """Return the Source and the offset of the bytes, if they are there in native order."""
-        return self._locate() if self._swap_nbytes == 1 else None
+        return self._locator.locate(self.record) if self._swap_nbytes == 1 else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        place = FixedPlace(*self._locator.locate(self.record))
+        fields = (self.torch_dtype, self.nbytes, self.location, self.record, place)
+        return (SpanStorage, (*fields, self.crc, self._swap_nbytes))
 
     def read_into(self, start: int, out: Bytes) -> None:
-        source, offset = self._locate()
+        source, offset = self._locator.locate(self.record)
         if start < 0 or start + out.nbytes > self.nbytes:
             raise TensorError("a range outside its storage", record=self.record)
         unit = self._swap_nbytes

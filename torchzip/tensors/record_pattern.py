@@ -1,0 +1,153 @@
+"""One regular expression for a whole tensor, in place of some thirty opcodes.
+
+``torch.save`` writes every tensor after the first of its dtype as the same sequence of opcodes,
+with other numbers in it::
+
+    ( ( <get 'storage'> <get class> <key, put | get key> <get location> numel t put Q
+    offset (size) put (stride) put False <get OrderedDict> ) R put t put R
+
+The pattern takes nothing that the interpreter would read in another way: each of its pieces is an
+opcode with its argument, told by its first byte. What it matches is carried out with the same
+values and the same memo, and anything else is left to the interpreter. A test compares the two
+over all the other tests' files.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torchzip.pickling.interpreter import Matched, Name
+
+_NUMBER = rb"(?:K.|M..|J....)"
+_PUT = rb"(?:q.|r....)"
+_GET = rb"(?:h.|j....)"
+_AXES = rb"(\)|" + _NUMBER + rb"{1,3}[\x85\x86\x87]|\(" + _NUMBER + rb"+t)(" + _PUT + rb")?"
+
+_TENSOR = re.compile(
+    rb"\(\((" + _GET + rb")(" + _GET + rb")"
+    rb"(?:X(.)\0\0\0([0-9]{1,20})(" + _PUT + rb")|(" + _GET + rb"))"
+    rb"(" + _GET + rb")(" + _NUMBER + rb")t(" + _PUT + rb")Q"
+    rb"(" + _NUMBER + rb")" + _AXES + _AXES + rb"\x89"
+    rb"(" + _GET + rb")\)R(" + _PUT + rb")t(" + _PUT + rb")R",
+    re.DOTALL,
+)
+
+_U16 = struct.Struct("<xH").unpack
+_PACK_PUTS = struct.Struct("<sIsIsIsIsIsI").pack
+_I32 = struct.Struct("<xi").unpack
+_U32 = struct.Struct("<xI").unpack
+
+_HOOKS = ("collections", "OrderedDict")
+_MISSING = object()
+_WIDTHS = {0x4B: 2, 0x4D: 3, 0x4A: 5}  # BININT1, BININT2, BININT
+_TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
+
+
+class TensorPattern:
+    """Matches and carries out tensors for one run of an `Interpreter`.
+
+    ``tensor`` makes the value, from the same argument tuple that a REDUCE would give it.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[Name, Any],
+        persistent: Callable[[Any], Any],
+        tensor: Callable[[tuple[Any, ...]], Any],
+    ) -> None:
+        self._names = names
+        self._persistent = persistent
+        self._tensor = tensor
+        # What the same bytes mean: the numbers and shapes of a file repeat.
+        self._numbers: dict[bytes, int] = {}
+        self._axes: dict[bytes, tuple[int, ...] | None] = {}
+
+    def __call__(self, data: bytes, position: int, memo: dict[int, Any]) -> Matched:
+        """Return the tensor whose arguments begin at ``position``, and where they end.
+
+        None if the bytes are anything else; then nothing has happened.
+        """
+        found = _TENSOR.match(data, position)
+        if found is None:
+            return None
+        (
+            storage, kind, key_nbytes, digits, key_put, key_get, location, numel, pid_put,
+            offset, size, size_put, stride, stride_put, hooks, hooks_put, args_put,
+        ) = found.groups()  # fmt: skip
+        number = self._number
+        text = memo.get(storage[1] if len(storage) == 2 else number(storage))
+        if type(text) is not str or text != "storage":
+            return None
+        hooks_at = hooks[1] if len(hooks) == 2 else number(hooks)
+        if memo.get(hooks_at, _MISSING) is not self._names.get(_HOOKS):
+            return None
+        kind_value = memo.get(kind[1] if len(kind) == 2 else number(kind), _MISSING)
+        location_at = location[1] if len(location) == 2 else number(location)
+        location_value = memo.get(location_at, _MISSING)
+        if digits is None:
+            key = memo.get(number(key_get), _MISSING)
+        elif key_nbytes[0] != len(digits):
+            return None
+        else:
+            key = digits.decode()
+        shape = self._axes.get(size) or self._read_axes(size)
+        steps = self._axes.get(stride) or self._read_axes(stride)
+        if (
+            kind_value is _MISSING or location_value is _MISSING or key is _MISSING
+            or shape is None or steps is None
+        ):  # fmt: skip
+            return None
+        pid = ("storage", kind_value, key, location_value, number(numel))
+        empty: OrderedDict[Any, Any] = OrderedDict()
+        args = (self._persistent(pid), number(offset), shape, steps, False, empty)
+        at = number(pid_put)
+        if key_put is not None and (
+            key_put + pid_put + (size_put or b"") + (stride_put or b"") + hooks_put + args_put
+        ) == _PACK_PUTS(
+            b"r", at - 1, b"r", at, b"r", at + 1, b"r", at + 2, b"r", at + 3, b"r", at + 4
+        ):  # consecutive, as in all but the first and the smallest tensors
+            memo[at - 1] = key
+            memo[at] = pid
+            memo[at + 1] = shape
+            memo[at + 2] = steps
+            memo[at + 3] = empty
+            memo[at + 4] = args
+        else:
+            if key_put is not None:
+                memo[number(key_put)] = key
+            memo[at] = pid
+            if size_put is not None:
+                memo[number(size_put)] = shape
+            if stride_put is not None:
+                memo[number(stride_put)] = steps
+            memo[number(hooks_put)] = empty
+            memo[number(args_put)] = args
+        return self._tensor(args), found.end()
+
+    def _number(self, raw: bytes) -> int:
+        """Return the number behind an opcode: an int, or an index of the memo."""
+        if len(raw) == 2:
+            return raw[1]
+        value = self._numbers.get(raw)
+        if value is None:
+            (value,) = (_U16 if len(raw) == 3 else _I32 if raw[0] == 0x4A else _U32)(raw)
+            if len(self._numbers) < 4096:
+                self._numbers[raw] = value
+        return value
+
+    def _read_axes(self, raw: bytes) -> tuple[int, ...] | None:
+        """Return a tuple of ints from its opcodes; None if they leave something else."""
+        values = []
+        at = 1 if raw[:1] == b"(" else 0
+        while raw[at] in _WIDTHS:
+            nbytes = _WIDTHS[raw[at]]
+            values.append(self._number(raw[at : at + nbytes]))
+            at += nbytes
+        made = tuple(values) if _TUPLES.get(raw[at], len(values)) == len(values) else None
+        if len(self._axes) < 4096:
+            self._axes[raw] = made
+        return made
