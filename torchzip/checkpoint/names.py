@@ -41,6 +41,11 @@ class NameTable:
         if is_leaf(root) or _is_other(root):
             self._add("", "", root)
             return
+        if type(root) is dict and all(type(key) is str for key in root):
+            values = root.values()
+            if all(is_leaf(value) and not isinstance(value, ForeignObject) for value in values):
+                self.names = dict(root)  # a flat state dict: its keys are the names
+                return
         leading, leaves = _leading_to_leaves(root, is_leaf)
         self._expansions = len(leading) + limits.shared_names
         self._bound = leaves + limits.shared_names

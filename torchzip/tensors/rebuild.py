@@ -154,7 +154,9 @@ class Rebuilder:
             keys=self._keys,
             shortcut=(
                 ("torch._utils", "_rebuild_tensor_v2"),
-                lambda names: TensorPattern(names, self.persistent, self._tensor_of_ints),
+                lambda names: TensorPattern(
+                    names, self.persistent, self._known_storage, self._tensor_of_ints
+                ),
             ),
         )
 
@@ -274,11 +276,21 @@ class Rebuilder:
             _apply_metadata(spec, metadata)
         return self._factory.tensor(check_spec(spec))
 
-    def _tensor_of_ints(self, args: Args) -> Any:
-        """`_tensor_v2` for arguments that are known to be ints and tuples of ints."""
-        bare, offset, size, stride, _, _ = args
+    def _known_storage(
+        self, kind: ForeignObject, key: str, location: str, numel: int
+    ) -> BareStorage:
+        """`persistent` for a plain key and values of the right types."""
+        bare = self._bare.get(key)
+        if bare is None:
+            bare = self._bare[key] = self._first_mention(kind, key, location, numel)
+        return bare
+
+    def _tensor_of_ints(
+        self, bare: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+    ) -> Any:
+        """`_tensor_v2` for ints and tuples of ints, without metadata."""
         if type(bare) is not BareStorage or bare.first:
-            return self._tensor_v2(args)
+            return self._tensor(bare, None, offset, size, stride, False, None)
         storage = bare.storage
         torch_dtype = storage.torch_dtype or "uint8"
         spec = TensorSpec(torch_dtype, size, stride, offset, storage)

@@ -4,7 +4,7 @@
 with other numbers in it::
 
     ( ( <get 'storage'> <get class> <key, put | get key> <get location> numel t put Q
-    offset (size) put (stride) put False <get OrderedDict> ) R put t put R
+    offset (size) put (stride) put False <get OrderedDict> ) R put t put R put
 
 The pattern takes nothing that the interpreter would read in another way: each of its pieces is an
 opcode with its argument, told by its first byte. What it matches is carried out with the same
@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torchzip.pickling.interpreter import Matched, Name
+from torchzip.types import ForeignObject
 
 _NUMBER = rb"(?:K.|M..|J....)"
 _PUT = rb"(?:q.|r....)"
@@ -32,12 +33,12 @@ _TENSOR = re.compile(
     rb"(?:X(.)\0\0\0([0-9]{1,20})(" + _PUT + rb")|(" + _GET + rb"))"
     rb"(" + _GET + rb")(" + _NUMBER + rb")t(" + _PUT + rb")Q"
     rb"(" + _NUMBER + rb")" + _AXES + _AXES + rb"\x89"
-    rb"(" + _GET + rb")\)R(" + _PUT + rb")t(" + _PUT + rb")R",
+    rb"(" + _GET + rb")\)R(" + _PUT + rb")t(" + _PUT + rb")R(" + _PUT + rb")?",
     re.DOTALL,
 )
 
 _U16 = struct.Struct("<xH").unpack
-_PACK_PUTS = struct.Struct("<sIsIsIsIsIsI").pack
+_PACK_PUTS = struct.Struct("<sIsIsIsIsIsIsI").pack
 _I32 = struct.Struct("<xi").unpack
 _U32 = struct.Struct("<xI").unpack
 
@@ -50,17 +51,20 @@ _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 class TensorPattern:
     """Matches and carries out tensors for one run of an `Interpreter`.
 
-    ``tensor`` makes the value, from the same argument tuple that a REDUCE would give it.
+    ``storage`` and ``tensor`` make the values, from arguments that are known to be of the right
+    types; ``persistent`` takes any persistent id.
     """
 
     def __init__(
         self,
         names: Mapping[Name, Any],
         persistent: Callable[[Any], Any],
-        tensor: Callable[[tuple[Any, ...]], Any],
+        storage: Callable[[ForeignObject, str, str, int], Any],
+        tensor: Callable[[Any, int, tuple[int, ...], tuple[int, ...]], Any],
     ) -> None:
         self._names = names
         self._persistent = persistent
+        self._storage = storage
         self._tensor = tensor
         # What the same bytes mean: the numbers and shapes of a file repeat.
         self._numbers: dict[bytes, int] = {}
@@ -76,7 +80,7 @@ class TensorPattern:
             return None
         (
             storage, kind, key_nbytes, digits, key_put, key_get, location, numel, pid_put,
-            offset, size, size_put, stride, stride_put, hooks, hooks_put, args_put,
+            offset, size, size_put, stride, stride_put, hooks, hooks_put, args_put, put,
         ) = found.groups()  # fmt: skip
         number = self._number
         text = memo.get(storage[1] if len(storage) == 2 else number(storage))
@@ -101,32 +105,42 @@ class TensorPattern:
             or shape is None or steps is None
         ):  # fmt: skip
             return None
-        pid = ("storage", kind_value, key, location_value, number(numel))
+        count = numel[1] if len(numel) == 2 else number(numel)
+        pid = ("storage", kind_value, key, location_value, count)
+        if digits is not None and type(location_value) is str and type(kind_value) is ForeignObject:
+            bare = self._storage(kind_value, key, location_value, count)
+        else:
+            bare = self._persistent(pid)
+        first = offset[1] if len(offset) == 2 else number(offset)
+        value = self._tensor(bare, first, shape, steps)
         empty: OrderedDict[Any, Any] = OrderedDict()
-        args = (self._persistent(pid), number(offset), shape, steps, False, empty)
+        args = (bare, first, shape, steps, False, empty)
         at = number(pid_put)
-        if key_put is not None and (
-            key_put + pid_put + (size_put or b"") + (stride_put or b"") + hooks_put + args_put
-        ) == _PACK_PUTS(
-            b"r", at - 1, b"r", at, b"r", at + 1, b"r", at + 2, b"r", at + 3, b"r", at + 4
-        ):  # consecutive, as in all but the first and the smallest tensors
+        if (
+            key_put is not None and size_put is not None and stride_put is not None
+            and put is not None and 256 <= at < 1 << 31
+            and key_put + pid_put + size_put + stride_put + hooks_put + args_put + put
+            == _PACK_PUTS(
+                b"r", at - 1, b"r", at, b"r", at + 1, b"r", at + 2, b"r", at + 3, b"r", at + 4,
+                b"r", at + 5,
+            )
+        ):  # fmt: skip
+            # Consecutive, as in all but the first and the smallest tensors.
             memo[at - 1] = key
             memo[at] = pid
             memo[at + 1] = shape
             memo[at + 2] = steps
             memo[at + 3] = empty
             memo[at + 4] = args
+            memo[at + 5] = value
         else:
-            if key_put is not None:
-                memo[number(key_put)] = key
-            memo[at] = pid
-            if size_put is not None:
-                memo[number(size_put)] = shape
-            if stride_put is not None:
-                memo[number(stride_put)] = steps
-            memo[number(hooks_put)] = empty
-            memo[number(args_put)] = args
-        return self._tensor(args), found.end()
+            for where, made in (
+                (key_put, key), (pid_put, pid), (size_put, shape), (stride_put, steps),
+                (hooks_put, empty), (args_put, args), (put, value),
+            ):  # fmt: skip
+                if where is not None:
+                    memo[number(where)] = made
+        return value, found.end()
 
     def _number(self, raw: bytes) -> int:
         """Return the number behind an opcode: an int, or an index of the memo."""

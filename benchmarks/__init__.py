@@ -1,0 +1,1 @@
+"""Times and memory of torchzip beside torch and other tools: ``python -m benchmarks``."""
