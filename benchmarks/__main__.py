@@ -20,7 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tasks import ROWS, Row
+from benchmarks.tasks import PREPARE, ROWS, Row
+
+_PACKAGES = "torchzip numpy ml_dtypes torch safetensors isal zipslicer ptloader".split()
 
 
 def main() -> int:
@@ -30,22 +32,37 @@ def main() -> int:
     parser.add_argument("--size", type=float, default=1.0, help="GB of the big file (default 1)")
     parser.add_argument("--rows", default="", help="only rows whose name has this in it")
     parser.add_argument("--folder", default=None, help="where the files go (default: temporary)")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into benchmarks/results.md and README"
+    )
     parser.add_argument("--json", default=None, metavar="FILE", help="write the figures here too")
     arguments = parser.parse_args()
     rows = [row for row in ROWS if arguments.rows in row.name]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         results = [measure(row, Path(folder), arguments.rounds, arguments.size) for row in rows]
-    print(machine())
-    print()
-    print(table(results))
+    report = f"{machine()}\n\n{table(results)}\n"
+    print(report)
+    if arguments.write:
+        write_report(report)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
     return 0
 
 
+def write_report(report: str) -> None:
+    """Keep a report, and quote it in the README."""
+    here = Path(__file__).parent
+    (here / "results.md").write_text(report)
+    readme = here.parent / "README.md"
+    text = readme.read_text()
+    begin, end = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+    head, tail = text[: text.index(begin) + len(begin)], text[text.index(end) :]
+    readme.write_text(f"{head}\n{report}{tail}")
+
+
 def measure(row: Row, folder: Path, rounds: int, size: float) -> dict[str, Any]:
     """Return the seconds and the peak memory of each tool, round by round."""
-    row.prepare(folder, size)
+    run_once(row.name, PREPARE, folder, size)  # in a process of its own: ours stays small
     figures: dict[str, dict[str, list[float]]] = {
         tool: {"seconds": [], "peak_mb": []} for tool in row.tools
     }
@@ -110,7 +127,16 @@ def text(seconds: float) -> str:
 def machine() -> str:
     """Return what the figures were measured on."""
     versions = [f"Python {platform.python_version()}"]
-    for package in ("torchzip", "numpy", "ml_dtypes", "torch", "safetensors", "isal", "zipslicer"):
+    for package in (
+        "torchzip",
+        "numpy",
+        "ml_dtypes",
+        "torch",
+        "safetensors",
+        "isal",
+        "zipslicer",
+        "ptloader",
+    ):
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

@@ -36,7 +36,8 @@ class EagerStorage(ArrayStorage):
     """Memory for a storage, and where its bytes come from."""
 
     def __init__(self, origin: TensorStorage, data: NDArray[np.uint8]) -> None:
-        super().__init__(data, origin.torch_dtype, origin.location)
+        super().__init__(data, origin.torch_dtype)
+        self.location = origin.location
         self.buffer = data
         self.origin = origin
 

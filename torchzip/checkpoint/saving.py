@@ -40,6 +40,7 @@ from torchzip.types import Parameter, TypedArray
 
 #: Arrays up to this size are copied and written together.
 _SMALL_NBYTES = 1 << 14
+_BATCH_NBYTES = 1 << 22
 
 Array = NDArray[Any]
 File = str | os.PathLike[str] | BinaryIO
@@ -122,15 +123,18 @@ class Archive:
         last = len(storages)
         while key < last:
             stop = key
-            while stop < last and _is_small(storages[stop]):
+            nbytes = 0
+            while stop < last and nbytes < _BATCH_NBYTES and _is_small(storages[stop]):
+                nbytes += storages[stop].nbytes
                 stop += 1
             self.writer.write_small_records(
-                (b"data/%d" % index, storages[index].array.tobytes())  # type: ignore[attr-defined]
-                for index in range(key, stop)
+                [b"data/%d" % index for index in range(key, stop)],
+                [storage.array.tobytes() for storage in storages[key:stop]],  # type: ignore[attr-defined]
             )
-            if stop < last:
+            if stop == key:
                 self.write_storage(stop, storages[stop])
-            key = stop + 1
+                stop += 1
+            key = stop
 
     def write_storage(
         self, key: int, storage: TensorStorage, done: Callable[[int], None] | None = None

@@ -25,10 +25,14 @@ a descriptor. A record, or an archive name, that begins so is counted as well.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from torchzip.container.serialization_id import serialization_id
-from torchzip.files.crc import crc32
+from torchzip.files.crc import crc32, crc32_short
 from torchzip.files.sink import Sink
 from torchzip.files.source import Buffer
 
@@ -42,14 +46,26 @@ _END = struct.Struct("<4sHHHHLLH")
 
 _DESCRIPTOR_MAGIC = b"PK\x07\x08"
 
-# The same headers with their constant fields as bytes, for records without zip64 fields.
-_LOCAL_START = _LOCAL.pack(b"PK\3\4", 0, 0x0808, 0, 0, 0, 0, 0, 0, 0, 0)[:26]
-_SMALL_LOCAL = struct.Struct("<26sHH").pack
-_SMALL_SIZES = struct.Struct("<LLL").pack
-_CENTRAL_START = struct.pack("<4sHHHHHH", b"PK\1\2", 0, 0, 0x0808, 0, 0, 0)
-_SMALL_CENTRAL = struct.Struct("<16sLLLH12xL").pack
+# The same headers as rows of an array, for records without zip64 fields: only the
+# fields that differ from one record to the next have names.
+_LOCAL_ROW = np.dtype([("constant", "V26"), ("name", "<u2"), ("extra", "<u2")])
+_SMALL_LOCAL = np.frombuffer(_LOCAL.pack(b"PK\3\4", 0, 0x0808, 0, 0, 0, 0, 0, 0, 0, 0), _LOCAL_ROW)[
+    0
+]
+_DESCRIPTOR_ROW = np.dtype(
+    [("magic", "V4"), ("crc", "<u4"), ("compressed", "<u4"), ("size", "<u4")]
+)
+_SMALL_DESCRIPTOR = np.frombuffer(_DESCRIPTOR.pack(_DESCRIPTOR_MAGIC, 0, 0, 0), _DESCRIPTOR_ROW)[0]
+_CENTRAL_ROW = np.dtype(
+    [
+        ("constant", "V16"), ("crc", "<u4"), ("compressed", "<u4"), ("size", "<u4"),
+        ("name", "<u2"), ("zeros", "V12"), ("offset", "<u4"),
+    ]
+)  # fmt: skip
+_SMALL_CENTRAL = np.frombuffer(_CENTRAL.pack(b"PK\1\2", 0, 0, 0x0808, *(0,) * 13), _CENTRAL_ROW)[0]
+#: More than the headers of such a record take, but for its padding.
+_SMALL_AROUND = 1 << 10
 _BIG = 0xFFFFFFFF
-_SMALL_BELOW = _BIG - (1 << 20)  # far enough from where zip64 fields begin
 
 #: The padding field has a u16 length, and shares the u16 length of all extra data with a
 #: zip64 field of up to 28 bytes.
@@ -141,9 +157,7 @@ class ZipWriter:
                 _LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(full), len(zip64) + 4 + pad),
                 full,
                 zip64,
-                b"FB",
-                pad.to_bytes(2, "little"),
-                _PADDING[:pad],
+                self._padding(pad),
             )
         )
         self._put(header)
@@ -202,50 +216,70 @@ class ZipWriter:
         )  # fmt: skip
         return self._crc
 
-    def write_small_records(self, records: Iterable[tuple[bytes, bytes]]) -> None:
-        """Write whole records of a few KB each: what `write_record` does, in one loop.
+    def write_small_records(self, names: Sequence[bytes], contents: Sequence[bytes]) -> None:
+        """Write whole records of a few KB each, all headers worked out at once.
 
-        Equal to it byte for byte (a test compares them), at a third of the cost.
+        Equal to `write_record` one by one, byte for byte (a test compares them). Records start
+        on multiples of the alignment, so each start follows from the one before by the size,
+        rounded up: a running sum gives all.
         """
-        prefix, alignment, with_crc = self._prefix, self.alignment, self._with_crc
-        quirk = prefix.startswith(_DESCRIPTOR_MAGIC)
-        pads, seen, names = self._pads, self._seen, self._names
-        pending, directory, crcs = self._pending, self._directory, self._id_crcs
-        position = self._position
-        for record, data in records:
-            nbytes = len(data)
-            if (
-                data.startswith(_DESCRIPTOR_MAGIC)
-                or not nbytes
-                or quirk
-                or position + nbytes >= _SMALL_BELOW
-            ):
-                self._position = position
-                self.write_record(record.decode(), data)
-                position = self._position
-                continue
-            if record in seen:
-                raise ValueError(f"record {record.decode()} is written twice")
-            seen.add(record)
-            names.append(record)
-            full = prefix + record
-            size = len(full)
-            pad = -(position + 34 + size) % alignment
-            padding = pads.get(pad)
-            if padding is None:
-                padding = pads[pad] = b"FB" + pad.to_bytes(2, "little") + _PADDING[:pad]
-            crc = crc32(data) if with_crc else 0
-            crcs.append(crc)
-            pending += (
-                _SMALL_LOCAL(_LOCAL_START, size, 4 + pad), full, padding, data,
-                _DESCRIPTOR_MAGIC, _SMALL_SIZES(crc, nbytes, nbytes),
-            )  # fmt: skip
-            directory += (_SMALL_CENTRAL(_CENTRAL_START, crc, nbytes, nbytes, size, position), full)
-            position += 50 + size + pad + nbytes
-            self._pending_nbytes += 50 + size + pad + nbytes
-            if self._pending_nbytes >= _COALESCE_NBYTES:
-                self.flush()
-        self._position = position
+        count = len(names)
+        if not count:
+            return
+        sizes = np.fromiter(map(len, contents), np.int64, count)
+        if (
+            self._prefix.startswith(_DESCRIPTOR_MAGIC)
+            or not sizes.all()
+            or self._position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= _BIG
+            or any(data.startswith(_DESCRIPTOR_MAGIC) for data in contents)
+            or len(self._seen.union(names)) != len(self._seen) + count
+        ):
+            for name, data in zip(names, contents, strict=True):
+                self.write_record(name.decode(), data)
+            return
+        fulls = [self._prefix + name for name in names]
+        lengths = np.fromiter(map(len, fulls), np.int64, count)
+        starts = np.empty(count, np.int64)
+        starts[0] = _round_up(self._position + 34 + lengths[0], self.alignment)
+        steps = _round_up(sizes[:-1] + 50 + lengths[1:], self.alignment)
+        starts[1:] = starts[0] + np.cumsum(steps)
+        headers = np.empty(count, np.int64)
+        headers[0] = self._position
+        headers[1:] = starts[:-1] + sizes[:-1] + 16
+        pads = starts - headers - 34 - lengths
+        crcs = list(map(crc32_short, contents)) if self._with_crc else [0] * count
+        local = np.full(count, _SMALL_LOCAL)
+        local["name"] = lengths
+        local["extra"] = 4 + pads
+        tail = np.full(count, _SMALL_DESCRIPTOR)
+        tail["crc"] = crcs
+        tail["compressed"] = tail["size"] = sizes
+        row = np.full(count, _SMALL_CENTRAL)
+        row["crc"] = crcs
+        row["compressed"] = row["size"] = sizes
+        row["name"] = lengths
+        row["offset"] = headers
+        parts = [b""] * (5 * count)
+        parts[0::5] = _cut(local)
+        parts[1::5] = fulls
+        parts[2::5] = map(self._padding, pads.tolist())
+        parts[3::5] = contents
+        parts[4::5] = _cut(tail)
+        rows = [b""] * (2 * count)
+        rows[0::2] = _cut(row)
+        rows[1::2] = fulls
+        self._put(b"".join(parts))
+        self._directory += rows
+        self._seen.update(names)
+        self._names += names
+        self._id_crcs += crcs
+
+    def _padding(self, pad: int) -> bytes:
+        """Return the padding field of ``pad`` bytes."""
+        field = self._pads.get(pad)
+        if field is None:
+            field = self._pads[pad] = b"FB" + pad.to_bytes(2, "little") + _PADDING[:pad]
+        return field
 
     def finish(self) -> None:
         """Write the records ``version`` and ``.data/serialization_id`` and the directory."""
@@ -289,6 +323,16 @@ class ZipWriter:
             self._pending.clear()
             self._pending_nbytes = 0
             self._sink.write(joined)
+
+
+def _round_up(value: Any, step: int) -> Any:
+    return -(-value // step) * step
+
+
+def _cut(rows: NDArray[np.void]) -> list[bytes]:
+    """Return the bytes of each row."""
+    data, width = rows.tobytes(), rows.itemsize
+    return [data[start : start + width] for start in range(0, len(data), width)]
 
 
 def archive_name(file: object) -> str:

@@ -32,6 +32,10 @@ except ImportError:
     _isal = None
 
 
+#: For buffers of a few KB: without a step in between.
+crc32_short: Callable[[bytes], int] = zlib.crc32 if _isal is None else _isal  # type: ignore[assignment]
+
+
 def crc32(data: Buffer, value: int = 0) -> int:
     """Return the CRC-32 of ``data``, going on from ``value``, as ``zlib.crc32`` does.
 

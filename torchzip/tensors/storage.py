@@ -72,11 +72,15 @@ class TensorStorage(ABC):
 class ArrayStorage(TensorStorage):
     """Bytes in memory: those of a C-contiguous array, whatever its dtype and shape."""
 
-    def __init__(self, array: NDArray[Any], torch_dtype: str | None, location: str = "cpu") -> None:
+    location = "cpu"
+
+    def __init__(self, array: NDArray[Any], torch_dtype: str | None) -> None:
         self.array = array
-        self.nbytes = array.nbytes
         self.torch_dtype = torch_dtype
-        self.location = location
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        return self.array.nbytes
 
     @property
     def data(self) -> Bytes:
