@@ -27,7 +27,7 @@ from torchzip.errors import (
     UnsupportedError,
 )
 from torchzip.files.crc import crc32
-from torchzip.files.source import FileObjectSource, Source
+from torchzip.files.source import Source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, Name, Table, TruncatedPickleError
 from torchzip.tensors.rebuild import Factory, Rebuilder
@@ -60,8 +60,11 @@ class RecordCheck:
 
 
 class Container(Protocol):
+    """``end`` is the byte behind the checkpoint, where another may follow."""
+
     format: str
     source: Source
+    end: int
 
     def read(self, make_factory: MakeFactory) -> Contents: ...
 
@@ -154,6 +157,7 @@ class ZipContainer:
 
     def __init__(self, source: Source, limits: Limits) -> None:
         self.source = source
+        self.end = source.size
         self._limits = limits
         self._zip = archive = ZipReader(source, limits)
         if "constants.pkl" in archive:
@@ -216,6 +220,7 @@ class ZipContainer:
             return SpanStorage(
                 torch_dtype, nbytes, location, name, self._zip, crc or None, swap_nbytes
             )
+        self._zip.check_ratio(name)
         return StreamStorage(
             torch_dtype, nbytes, location,
             inflate=functools.partial(self._zip.inflate, name),
@@ -328,8 +333,7 @@ class LegacyContainer:
                 f"the storages end at byte {at:,}, the file has {self.source.size:,} bytes. It "
                 "looks truncated; compare its size with the place it came from."
             )
-        if isinstance(self.source, FileObjectSource):
-            self.source.move_to(at)  # another stream may follow
+        self.end = at
 
     def _run_pickles(self, data: bytes) -> tuple[list[str], dict[str, int]]:
         """Interpret the five pickles; return the keys and the item size of each storage."""
@@ -427,6 +431,7 @@ class SafetensorsContainer:
 
     def __init__(self, source: Source, limits: Limits) -> None:
         self.source = source
+        self.end = source.size
         self._entries, self._metadata = parse_header(source, limits)
         self._rows = {entry.name: entry for entry in self._entries}
 

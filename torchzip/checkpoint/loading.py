@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -17,12 +18,12 @@ from torchzip.checkpoint.containers import (
 from torchzip.checkpoint.lazy import File, Foreign
 from torchzip.errors import ArchiveError, TorchZipError
 from torchzip.files.crc import crc32
-from torchzip.files.source import FileSource, MmapSource, open_source
+from torchzip.files.source import FileObjectSource, FileSource, MmapSource, open_source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Name
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype
 from torchzip.tensors.rebuild import unsupported
-from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
+from torchzip.tensors.specs import TensorSpec, broadcast, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage
 from torchzip.types import TypedArray
 
@@ -64,7 +65,11 @@ class EagerFactory:
                 view = self._mapping.view(span[1], nbytes)
                 return EagerStorage(origin, np.frombuffer(view, np.uint8))
         # Not more than the record that is there, or its deflated size times the cap.
-        made = EagerStorage(origin, np.empty(nbytes, np.uint8))
+        try:
+            memory = np.empty(nbytes, np.uint8)
+        except MemoryError:
+            raise OSError(errno.ENOMEM, f"storage {key} of {nbytes:,} bytes does not fit") from None
+        made = EagerStorage(origin, memory)
         self._to_fill.append(made)
         return made
 
@@ -72,9 +77,11 @@ class EagerFactory:
         assert isinstance(spec.storage, EagerStorage)
         array = view_of(spec.storage.buffer, spec)
         if spec.conj or spec.neg:
-            resolved = np.empty(spec.shape, array.dtype)
-            self._to_resolve.append((resolved, array, spec))
-            array = resolved
+            # Each element once: a broadcast axis stays one.
+            once = array[tuple(slice(0, 1 if step == 0 else None) for step in spec.stride)]
+            resolved = np.empty(once.shape, array.dtype)
+            self._to_resolve.append((resolved, once, spec))
+            array = broadcast(resolved, spec.shape)
         if not has_numpy_dtype(spec.torch_dtype):
             return TypedArray(array, spec.torch_dtype)
         return array
@@ -103,6 +110,9 @@ class EagerFactory:
                 _fill(storage, verify)
         for resolved, array, spec in self._to_resolve:
             resolved[...] = resolve_bits(array, spec)
+        # Bare storages in the tree keep the factory, and should not keep all memory.
+        self._to_fill.clear()
+        self._to_resolve.clear()
 
 
 def _fill(storage: EagerStorage, verify: bool) -> None:
@@ -190,6 +200,8 @@ def load(
         except TorchZipError as error:
             error.at(path=source.name)
             raise
+        if isinstance(source, FileObjectSource):
+            source.move_to(container.end)  # where another checkpoint may follow
     finally:
         source.close()
     return contents.root

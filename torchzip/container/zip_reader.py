@@ -61,6 +61,7 @@ class Entry(NamedTuple):
     method: int
     flags: int
     header_offset: int
+    end: int  # where the next record or the directory begins
 
 
 class ZipReader:
@@ -83,7 +84,6 @@ class ZipReader:
         self._data_offsets: dict[str, int] = {}
         try:
             start, nbytes, count = self._find_directory()
-            self._directory_offset = start
             self.root, self._index, self._columns = self._parse_directory(start, nbytes, count)
         except (ArchiveError, LimitError, UnsupportedError) as error:
             raise error.at(path=source.name) from None
@@ -195,7 +195,7 @@ class ZipReader:
             row = _read_zip64(data, int(places[index]), header[index], start)
             sizes[index], compressed[index], offsets[index] = row
         self._check_headers(header, start, places)
-        self._check_extents(offsets, compressed, name_lengths, start)
+        ends = self._check_extents(offsets, compressed, name_lengths, start)
         root, slash, _ = data[46 : 46 + int(name_lengths[0])].partition(b"/")
         if not slash:
             raise ArchiveError(
@@ -224,7 +224,7 @@ class ZipReader:
             raise ArchiveError(f"two records are called {_show(duplicate)}")
         columns = (
             sizes.tolist(), compressed.tolist(), header["crc"].tolist(),
-            header["method"].tolist(), header["flags"].tolist(), offsets.tolist(),
+            header["method"].tolist(), header["flags"].tolist(), offsets.tolist(), ends.tolist(),
         )  # fmt: skip
         return root.decode("utf-8", "surrogateescape"), rows, columns
 
@@ -256,8 +256,8 @@ class ZipReader:
         compressed: NDArray[np.int64],
         name_lengths: NDArray[np.int64],
         directory: int,
-    ) -> None:
-        """Refuse records that overlap or reach into the directory.
+    ) -> NDArray[np.int64]:
+        """Refuse records that overlap or reach into the directory; return where each must end.
 
         The least that a record takes is its local header, name and bytes.
         """
@@ -282,6 +282,9 @@ class ZipReader:
                 f"{int(ends[bad[0]]):,}, into what begins at byte {int(limits[bad[0]]):,}",
                 offset=int(begins[bad[0]]),
             )
+        result = np.empty(len(order), np.int64)
+        result[order] = limits
+        return result
 
     # -- records -----------------------------------------------------------------------
 
@@ -302,7 +305,7 @@ class ZipReader:
         row = self._index.get(name)
         if row is None:
             raise self._missing(name)
-        sizes, _, crcs, methods, _, _ = self._columns
+        sizes, _, crcs, methods, *_ = self._columns
         return sizes[row], crcs[row], methods[row]
 
     def locate(self, record: str) -> tuple[Source, int]:
@@ -355,9 +358,10 @@ class ZipReader:
             if crc != entry.crc:
                 raise broken("local header and directory disagree about the CRC")
         offset = entry.header_offset + 30 + name_length + extra_length
-        if offset + entry.compressed_nbytes > self._directory_offset:
+        if offset + entry.compressed_nbytes > entry.end:
             raise broken(
-                f"{entry.compressed_nbytes:,} bytes from byte {offset:,} reach into the directory"
+                f"{entry.compressed_nbytes:,} bytes from byte {offset:,} reach past byte "
+                f"{entry.end:,}, where the next record or the directory begins"
             )
         return int(offset)
 
@@ -400,6 +404,18 @@ class ZipReader:
             record=entry.name,
         )
 
+    def check_ratio(self, name: str) -> None:
+        """Raise LimitError if a deflated record claims more than deflate can make of its bytes."""
+        entry = self.entry(name)
+        if entry.nbytes > entry.compressed_nbytes * self._limits.deflate_ratio + 1024:
+            raise LimitError(
+                "deflate_ratio",
+                entry.nbytes // max(1, entry.compressed_nbytes),
+                self._limits.deflate_ratio,
+                path=self._source.name,
+                record=name,
+            )
+
     def inflate(self, name: str) -> Iterator[bytes]:
         """Yield the content of a deflated record in blocks, exactly its declared size."""
         entry = self.entry(name)
@@ -408,15 +424,7 @@ class ZipReader:
         def broken(message: str) -> ArchiveError:
             return ArchiveError(message, path=source.name, record=name)
 
-        allowed = entry.compressed_nbytes * self._limits.deflate_ratio + 1024
-        if entry.nbytes > allowed:
-            raise LimitError(
-                "deflate_ratio",
-                entry.nbytes // max(1, entry.compressed_nbytes),
-                self._limits.deflate_ratio,
-                path=source.name,
-                record=name,
-            )
+        self.check_ratio(name)
         machine = zlib.decompressobj(-15)
         offset = self.data_offset(name)
         end = offset + entry.compressed_nbytes

@@ -9,7 +9,13 @@ import numpy as np
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.casts import whole_items
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.specs import TensorSpec, contiguous_stride, read_strided, resolve_bits
+from torchzip.tensors.specs import (
+    TensorSpec,
+    broadcast,
+    contiguous_stride,
+    read_strided,
+    resolve_bits,
+)
 from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
 
 #: A strided tensor is gathered in pieces of this size: large enough that a transposed
@@ -97,7 +103,7 @@ class ElementStorage(TensorStorage):
         for shape, offset in pieces:
             stride = spec.stride[len(spec.shape) - len(shape) :]
             array = read_strided(spec.storage, dtype, shape, stride, offset)
-            array = np.ascontiguousarray(resolve_bits(array, spec))
+            array = np.ascontiguousarray(broadcast(resolve_bits(array, spec), shape))
             yield array.reshape(-1).view(np.uint8)
 
 

@@ -245,8 +245,9 @@ def read_strided(
 ) -> NDArray[Any]:
     """Return an array of the elements at ``offset + sum(index * stride)`` of a storage.
 
-    Reads the bytes that are needed and no others, apart from small gaps where that
-    saves thousands of reads. Stride and offset count elements of ``dtype``.
+    A broadcast axis (stride 0) has one element in the result; `broadcast` repeats it. Reads the
+    bytes that are needed and no others, apart from small gaps where that saves thousands of
+    reads. Stride and offset count elements of ``dtype``.
     """
     if 0 in shape:
         return np.empty(shape, dtype)
@@ -272,9 +273,21 @@ def read_strided(
     moved = packed.transpose(order)[
         tuple(slice(None) if axis in kept else None for axis in range(len(shape)))
     ]
-    if moved.shape != shape:
-        moved = np.broadcast_to(moved, shape).copy()
     return moved
+
+
+def broadcast(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return ``array`` with its axes of one element repeated to ``shape``, without a copy.
+
+    A file can describe an enormous tensor over one element, so it must stay a view.
+    """
+    if array.shape == shape:
+        return array
+    strides = tuple(
+        0 if have != want else step
+        for have, want, step in zip(array.shape, shape, array.strides, strict=True)
+    )
+    return np.lib.stride_tricks.as_strided(array, shape, strides)
 
 
 def _read_runs(

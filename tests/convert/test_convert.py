@@ -1,0 +1,243 @@
+"""Conversions, without torch: what comes out, what is said to be lost, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import torchzip as tz
+from torchzip.convert.plan import make_plan, target_format
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden" / "torch-2.13.0"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Write a small nested checkpoint with a tie, a view, ints and plain values."""
+    base = np.arange(24, dtype=np.float32).reshape(4, 6) / 7
+    tied = np.linspace(-3, 3, 10, dtype=np.float64)
+    path = tmp_path / "model.pt"
+    tz.save(
+        {
+            "net": OrderedDict(weight=base, transposed=base.T, rows=base[1:3]),
+            "head": tied,
+            "tail": tied,
+            "steps": np.arange(5),
+            "epoch": 3,
+            "names": ["a", "b"],
+        },
+        path,
+    )
+    return path
+
+
+def test_to_safetensors(model: Path, tmp_path: Path) -> None:
+    """Floats are cast, ints are not, a tie is data once and a name in the metadata."""
+    report = tz.convert(model, tmp_path / "out.safetensors", dtype="bfloat16")
+    source = tz.load(model)
+    with tz.lazy_load(tmp_path / "out.safetensors") as ckpt:
+        assert ckpt.format == "safetensors"
+        assert set(ckpt) == {"net.weight", "net.transposed", "net.rows", "head", "steps"}
+        assert json.loads(ckpt.metadata["torchzip.aliases"]) == {"tail": "head"}
+        assert ckpt.metadata["format"] == "pt"
+        for name, array in (
+            ("net.weight", source["net"]["weight"]),
+            ("net.transposed", source["net"]["transposed"]),
+            ("net.rows", source["net"]["rows"]),
+            ("head", source["head"].astype(np.float32)),
+        ):
+            assert ckpt[name].torch_dtype == "bfloat16"
+            expected = np.ascontiguousarray(array.astype(ml_dtypes.bfloat16))
+            assert ckpt[name].numpy().tobytes() == expected.tobytes()
+        assert np.array_equal(ckpt["steps"].numpy(), np.arange(5))
+    lost = "; ".join(report.lost)
+    assert "epoch" in lost
+    assert "names.0" in lost
+    assert "net.weight, net.transposed, net.rows: views of one storage" in lost
+
+
+def test_safetensors_bytes_are_the_packages(tmp_path: Path) -> None:
+    """For contiguous tensors the file is what the safetensors package writes."""
+    package = pytest.importorskip("safetensors.numpy")
+    rng = np.random.default_rng(2)
+    arrays = {
+        f"{kind}.{i}": rng.integers(0, 100, (i, 3)).astype(kind)
+        for kind in ("float32", "int64", "uint8", "float16", "bool", "float64", "int16")
+        for i in range(3)
+    }
+    tz.save(arrays, tmp_path / "a.pt")
+    tz.convert(tmp_path / "a.pt", tmp_path / "ours.safetensors")
+    package.save_file(arrays, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    ours = (tmp_path / "ours.safetensors").read_bytes()
+    assert ours == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+def test_there_and_back(model: Path, tmp_path: Path) -> None:
+    """From .pt to .safetensors to .pt the tensors are equal and the tie is a tie again."""
+    tz.convert(model, tmp_path / "there.safetensors")
+    tz.convert(tmp_path / "there.safetensors", tmp_path / "back.pt")
+    source, back = tz.load(model), tz.load(tmp_path / "back.pt")
+    assert back["head"] is back["tail"]
+    assert np.array_equal(back["net.transposed"], source["net"]["transposed"])
+    assert back["head"].dtype == np.float64
+
+
+def test_to_zip_keeps_structure(model: Path, tmp_path: Path) -> None:
+    """A .pt keeps containers, plain values, ties, views and strides; only the dtype changes."""
+    report = tz.convert(model, tmp_path / "out.pt", dtype="float16")
+    assert report.lost == ()
+    source, out = tz.load(model), tz.load(tmp_path / "out.pt")
+    assert list(out) == list(source)
+    assert type(out["net"]) is OrderedDict
+    assert (out["epoch"], out["names"]) == (3, ["a", "b"])
+    assert out["head"] is out["tail"]
+    weight, transposed = out["net"]["weight"], out["net"]["transposed"]
+    assert np.shares_memory(weight, transposed)
+    assert transposed.strides == (2, 12)
+    assert np.array_equal(weight, source["net"]["weight"].astype(np.float16))
+    assert out["steps"].dtype == np.int64
+
+
+def test_zip_bytes_are_those_of_save(tmp_path: Path) -> None:
+    """A converted .pt is the file that `save` writes of the cast arrays."""
+    arrays = {f"layer.{i}": np.random.default_rng(i).standard_normal((3, 5)) for i in range(40)}
+    tz.save(arrays, tmp_path / "m.pt")
+    (tmp_path / "out").mkdir()
+    tz.convert(tmp_path / "m.pt", tmp_path / "out" / "m.pt", dtype="float32")
+    tz.save({name: array.astype(np.float32) for name, array in arrays.items()}, tmp_path / "m.pt")
+    assert (tmp_path / "out" / "m.pt").read_bytes() == (tmp_path / "m.pt").read_bytes()
+
+
+def test_without_dtype_nothing_changes(tmp_path: Path) -> None:
+    """A file that torch wrote is the same after a conversion to its own format and name."""
+    for file in ("plain.pt", "views.pt", "tied.pt", "many.pt"):
+        tz.convert(GOLDEN / file, tmp_path / file)
+        source, out = tz.load(GOLDEN / file), tz.load(tmp_path / file)
+        assert str(source) == str(out)
+
+
+def test_rules_first_match_wins(model: Path, tmp_path: Path) -> None:
+    """Rules are tried in their order, and a storage whose tensors part ways is split."""
+    tz.convert(
+        model,
+        tmp_path / "out.pt",
+        dtype=[("net.rows", "float64"), ("net.*", "bfloat16"), ("*", "float16")],
+    )
+    with tz.lazy_load(tmp_path / "out.pt") as ckpt:
+        dtypes = {name: ckpt[name].torch_dtype for name in ckpt}
+        rows, weight = ckpt["net.rows"].numpy(), ckpt["net.weight"].numpy()
+    assert dtypes == {
+        "net.weight": "bfloat16",
+        "net.transposed": "bfloat16",
+        "net.rows": "float64",
+        "head": "float16",
+        "tail": "float16",
+        "steps": "int64",
+    }
+    source = tz.load(model)["net"]["weight"]
+    assert np.array_equal(rows, source[1:3].astype(np.float64))
+    assert weight.tobytes() == source.astype(ml_dtypes.bfloat16).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "complex64", "quint8"])
+def test_only_floats_are_targets(model: Path, tmp_path: Path, dtype: str) -> None:
+    """A dtype that is none of the floating ones is a mistake of the caller."""
+    with pytest.raises(ValueError, match="floating"):
+        tz.convert(model, tmp_path / "out.pt", dtype=dtype)
+    with pytest.raises(ValueError, match="no torch dtype"):
+        tz.convert(model, tmp_path / "out.pt", dtype="bfloat17")
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_target_must_not_exist(model: Path, tmp_path: Path) -> None:
+    """An existing file is overwritten only on demand, and may be the source itself."""
+    (tmp_path / "out.pt").write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        tz.convert(model, tmp_path / "out.pt")
+    assert (tmp_path / "out.pt").read_bytes() == b"precious"
+    before = tz.load(model)
+    tz.convert(model, model, dtype="float16", overwrite=True)
+    assert np.array_equal(tz.load(model)["head"], before["head"].astype(np.float16))
+
+
+def test_damage_is_not_passed_on(model: Path, tmp_path: Path) -> None:
+    """A source that ends early is an error and leaves no target."""
+    data = model.read_bytes()
+    model.write_bytes(data[: len(data) - 100])
+    with pytest.raises(tz.TorchZipError, match=r"model\.pt"):
+        tz.convert(model, tmp_path / "out.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt"]
+
+
+def test_suffix_decides() -> None:
+    """The suffix of the target says what is written, and an unknown one is an error."""
+    assert target_format("a.safetensors") == "safetensors"
+    assert {target_format(f"a{suffix}") for suffix in (".pt", ".PTH", ".bin", ".ckpt")} == {"zip"}
+    with pytest.raises(ValueError, match="suffix"):
+        target_format("a.onnx")
+
+
+def test_dtypes_without_a_safetensors_code(tmp_path: Path) -> None:
+    """What safetensors cannot hold is named, and nothing is written."""
+    tz.save({"z": np.zeros(2, np.complex128)}, tmp_path / "a.pt")
+    with pytest.raises(tz.UnsupportedError, match=r"z: safetensors has no dtype"):
+        tz.convert(tmp_path / "a.pt", tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_other_kinds_are_kept_or_said(tmp_path: Path) -> None:
+    """A sparse tensor passes through a .pt as it is, and is named as lost by safetensors."""
+    report = tz.convert(GOLDEN / "sparse.pt", tmp_path / "out.safetensors", dtype="float16")
+    assert any("not read yet" in text for text in report.lost)
+    tz.convert(GOLDEN / "sparse.pt", tmp_path / "out.pt", dtype="float16")
+    with tz.lazy_load(tmp_path / "out.pt") as ckpt:
+        assert ckpt["w"].torch_dtype == "float16"
+        (call,) = ckpt.others.values()
+        assert call.args is not None
+        _, (indices, values, *_) = call.args
+        assert (indices.torch_dtype, values.torch_dtype) == ("int64", "float32")
+
+
+def test_progress(model: Path, tmp_path: Path) -> None:
+    """Progress goes up and ends with everything."""
+    seen: list[tuple[int, int]] = []
+    tz.convert(model, tmp_path / "a.pt", progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] == report_nbytes(model)
+
+
+def report_nbytes(path: Path) -> int:
+    """Return the bytes that a plan without casts writes."""
+    with tz.lazy_load(path) as ckpt:
+        return make_plan(ckpt, "zip").nbytes
+
+
+def test_plan_reads_no_tensor(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is made from the structure alone."""
+    with tz.lazy_load(model) as ckpt:
+
+        def no_read(*args: Any) -> None:
+            raise AssertionError("tensor data was read")
+
+        monkeypatch.setattr("torchzip.tensors.storage.SpanStorage.read_into", no_read)
+        for format in ("zip", "safetensors"):
+            plan = make_plan(ckpt, format, dtype="float16")
+            assert {row.name for row in plan.tensors} == set(ckpt)
+
+
+def test_strided_tensors_become_contiguous(tmp_path: Path) -> None:
+    """Transposed, sliced, expanded and conjugated tensors have their values in safetensors."""
+    for file in ("views.pt", "conj.pt"):
+        tz.convert(GOLDEN / file, tmp_path / f"{file}.safetensors")
+        source, out = tz.load(GOLDEN / file), tz.load(tmp_path / f"{file}.safetensors")
+        aliases = set(source) - set(out)
+        assert not aliases
+        for name in out:
+            assert np.array_equal(out[name], source[name])
+            assert out[name].flags.c_contiguous
