@@ -25,7 +25,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.rebuild import OTHER_TENSORS, unsupported
-from torchzip.tensors.specs import TensorSpec, broadcast, read_strided, resolve_bits, slice_spec
+from torchzip.tensors.specs import TensorSpec, broadcast, read_once, resolve_bits, slice_spec
 from torchzip.types import ForeignObject, Parameter
 
 File = str | os.PathLike[str] | BinaryIO
@@ -111,7 +111,7 @@ class LazyTensor:
 
     def _read(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> NDArray[Any]:
         spec = self.spec
-        array = read_strided(spec.storage, self.dtype, shape, stride, offset)
+        array = read_once(spec.storage, self.dtype, shape, stride, offset)
         return broadcast(resolve_bits(array, spec), shape)
 
     def __repr__(self) -> str:

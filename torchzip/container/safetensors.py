@@ -138,7 +138,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
         isinstance(text, str) for text in metadata.values()
     ):
         raise broken(f"{METADATA} maps something else than texts to texts")
-    entries = [_parse_entry(name, row, 8 + nbytes, broken) for name, row in header.items()]
+    entries = [_parse_entry(name, row, 8 + nbytes, source.name) for name, row in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     at = 8 + nbytes
     for entry in entries:
@@ -156,7 +156,10 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     return entries, metadata
 
 
-def _parse_entry(name: str, row: Any, base: int, broken: Any) -> TensorEntry:
+def _parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
+    def broken(message: str) -> ArchiveError:
+        return ArchiveError(message, path=path)
+
     try:
         code, shape, (begin, end) = row["dtype"], row["shape"], row["data_offsets"]
     except (TypeError, KeyError, ValueError):
@@ -166,10 +169,14 @@ def _parse_entry(name: str, row: Any, base: int, broken: Any) -> TensorEntry:
         raise broken(f"the header entry of {name[:100]!r} has a shape or offset that is no number")
     dtype = SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise UnsupportedError(f"tensor {name[:100]!r} has dtype {str(code)[:40]!r}")
+        raise UnsupportedError(
+            f"tensor {name[:100]!r} has dtype {str(code)[:40]!r}, which torch has not", path=path
+        )
     if code == "F4":
         if not shape or shape[-1] % 2:
-            raise UnsupportedError(f"tensor {name[:100]!r} has an odd number of 4-bit values")
+            raise UnsupportedError(
+                f"tensor {name[:100]!r} has an odd number of 4-bit values", path=path
+            )
         shape = [*shape[:-1], shape[-1] // 2]
     nbytes = math.prod(shape) * dtype.itemsize
     if end - begin != nbytes:

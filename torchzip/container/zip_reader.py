@@ -96,32 +96,28 @@ class ZipReader:
         tail_nbytes = min(source.size, 22 + 0xFFFF)
         base = source.size - tail_nbytes
         tail = bytes(source.read_at(base, tail_nbytes))
-        plausible: list[tuple[int, int, int]] = []
-        reason = ""
-        at = tail.rfind(b"PK\5\6")
-        while at >= 0:
-            if at + 22 <= len(tail):
-                try:
-                    found = self._read_end(tail, base, at)
-                except ArchiveError as error:
-                    reason = reason or error.message
-                else:
-                    plausible.append(found)
-            at = tail.rfind(b"PK\5\6", 0, at)
-        if len(plausible) > 1:
+        # Readers search backwards: the last signature with a whole record behind it counts.
+        at = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - 18))
+        if at < 0:
             raise ArchiveError(
-                f"{len(plausible)} end records that each lead to a directory; readers would "
-                "disagree about what is in this file"
+                f"no zip directory in the last {tail_nbytes:,} bytes (the file has "
+                f"{source.size:,} bytes and starts like a zip archive). It looks truncated; "
+                "compare its size with the place it came from."
             )
-        if plausible:
-            return plausible[0]
-        if reason:
-            raise ArchiveError(reason)
-        raise ArchiveError(
-            f"no zip directory in the last {tail_nbytes:,} bytes (the file has {source.size:,} "
-            "bytes and starts like a zip archive). It looks truncated; compare its size with "
-            "the place it came from."
-        )
+        found = self._read_end(tail, base, at)
+        # Another one that leads to a directory as well: some reader would follow it.
+        at = tail.rfind(b"PK\5\6", 0, at)
+        while at >= 0:
+            try:
+                self._read_end(tail, base, at)
+            except (ArchiveError, LimitError):
+                at = tail.rfind(b"PK\5\6", 0, at)
+            else:
+                raise ArchiveError(
+                    "two end records that each lead to a directory; readers would disagree "
+                    "about what is in this file"
+                )
+        return found
 
     def _read_end(self, tail: bytes, base: int, at: int) -> tuple[int, int, int]:
         _, disk, first_disk, on_disk, count, nbytes, offset, _ = _END.unpack_from(tail, at)
@@ -431,9 +427,7 @@ class ZipReader:
         left = entry.nbytes
         pending: Buffer = b""
         while not machine.eof:
-            if not pending:
-                if offset == end:
-                    raise broken("the deflated bytes end too early")
+            if not pending and offset < end:
                 nbytes = min(1 << 18, end - offset)
                 pending = source.read_at(offset, nbytes)
                 offset += nbytes
@@ -442,6 +436,8 @@ class ZipReader:
                 block = machine.decompress(pending, min(left + 1, 1 << 20))
             except zlib.error as error:
                 raise broken(f"the deflated bytes are damaged ({error})") from None
+            if not block and not machine.eof and not machine.unconsumed_tail and offset == end:
+                raise broken("the deflated bytes end too early")
             pending = machine.unconsumed_tail
             if len(block) > left:
                 raise broken(f"more bytes than the {entry.nbytes:,} that the directory says")

@@ -455,7 +455,7 @@ class Emitter:
                 return
         if self.written(id(value)):
             return
-        if issubclass(kind, type):
+        if issubclass(kind, type) and kind not in copyreg.dispatch_table:
             self._class_or_function(value)
             return
         try:
@@ -472,7 +472,35 @@ class Emitter:
             raise TypeError(
                 f"{self.where()}: __reduce_ex__ of {kind.__qualname__} gave no reduction"
             )
+        self._check_reduction(reduction, kind)
         self._reduced(value, reduction)
+
+    def _check_reduction(self, reduction: tuple[Any, ...], kind: type) -> None:
+        """Raise TypeError if a reduction has not the parts that pickle asks for."""
+        callee, args, _, list_items, dict_items, setter = (*reduction, *(None,) * 4)[:6]
+        wrong = None
+        if not callable(callee):
+            wrong = "no callable"
+        elif not isinstance(args, tuple):
+            wrong = f"a {type(args).__name__} for its arguments"
+        elif getattr(callee, "__name__", "") == "__newobj__" and not (
+            args and isinstance(args[0], type)
+        ):
+            wrong = "no class for __newobj__"
+        elif getattr(callee, "__name__", "") == "__newobj_ex__" and len(args) != 3:
+            wrong = "not three arguments for __newobj_ex__"
+        elif any(
+            items is not None and not isinstance(items, Iterable)
+            for items in (list_items, dict_items)
+        ):
+            wrong = "items that cannot be iterated"
+        elif setter is not None and not callable(setter):
+            wrong = "a state setter that cannot be called"
+        if wrong is not None:
+            raise TypeError(
+                f"{self.where()}: cannot save an object of type {kind.__qualname__}: its "
+                f"reduction has {wrong}"
+            )
 
     def _reduced(self, value: Any, reduction: tuple[Any, ...]) -> None:
         padded = (*reduction, None, None, None, None)[:6]

@@ -13,7 +13,7 @@ what the table says.
 
 from __future__ import annotations
 
-import codecs
+import re
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
@@ -623,8 +623,21 @@ def _python2_string(raw: bytes) -> Any:
 def _unquote(line: bytes) -> bytes:
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise PickleError(f"{line[:40]!r} is no quoted string")
-    try:
-        raw: bytes = codecs.escape_decode(line[1:-1])[0]
-    except ValueError:
-        raise PickleError(f"{line[:40]!r} is no quoted string") from None
-    return raw
+    return _ESCAPE.sub(_unescape, line[1:-1])
+
+
+#: What a backslash begins in a string of Python 2; any other stays as it is.
+_ESCAPE = re.compile(rb"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{2})|([\\'\"abfnrtv\n])|(x|\Z))", re.DOTALL)
+_ESCAPED = dict(zip(b"\\'\"abfnrtv\n", [*b"\\'\"\a\b\f\n\r\t\v", None], strict=True))
+
+
+def _unescape(found: re.Match[bytes]) -> bytes:
+    octal, hexadecimal, letter, broken = found.groups()
+    if broken is not None:
+        raise PickleError("no quoted string: an escape in it is not complete")
+    if octal is not None:
+        return bytes([int(octal, 8) & 0xFF])
+    if hexadecimal is not None:
+        return bytes([int(hexadecimal, 16)])
+    value = _ESCAPED[letter[0]]
+    return b"" if value is None else bytes([value])

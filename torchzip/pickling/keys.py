@@ -10,13 +10,13 @@ from typing import Any
 
 from torchzip.errors import PickleError, UnsupportedError
 
-#: One file may have so many integer keys past 2**60, which can be made to collide; real
-#: files have none.
-_MAX_LARGE_KEYS = 10_000
+#: So many different keys of one file may have the same hash; real files have two at most
+#: (-1 and -2). Strings and bytes cannot be made to collide: their hash is salted.
+_MAX_EQUAL_HASHES = 100
 _MAX_ITEMS = 256
 _MAX_DEPTH = 8
 
-PLAIN_KEYS = frozenset([str, bytes, bool, float, type(None)])
+_PLAIN_KEYS = frozenset([str, bytes, bool, type(None)])
 
 
 class KeyCheck:
@@ -27,22 +27,26 @@ class KeyCheck:
     """
 
     def __init__(self) -> None:
-        self._large = 0
+        self._by_hash: dict[int, list[Any]] = {}
 
-    def __call__(self, key: Any, depth: int = 0) -> None:
+    def __call__(self, key: Any) -> None:
         kind = type(key)
-        if kind in PLAIN_KEYS:
+        if kind in _PLAIN_KEYS or (kind is int and -(1 << 60) < key < 1 << 60):
             return
-        if kind is int:
-            if not -(1 << 60) < key < 1 << 60:
-                self._large += 1
-                if self._large > _MAX_LARGE_KEYS:
-                    raise PickleError(f"more than {_MAX_LARGE_KEYS:,} keys are ints past 2**60")
-        elif isinstance(key, tuple):
+        self._check_cost(key, 0)
+        same = self._by_hash.setdefault(hash(key), [])
+        if key not in same:
+            if len(same) >= _MAX_EQUAL_HASHES:
+                raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys with the same hash")
+            same.append(key)
+
+    def _check_cost(self, key: Any, depth: int) -> None:
+        kind = type(key)
+        if isinstance(key, tuple):
             if depth >= _MAX_DEPTH or len(key) > _MAX_ITEMS >> depth:
                 raise PickleError("a tuple as a key is too long or nested too deeply")
             for item in key:
-                self(item, depth + 1)
+                self._check_cost(item, depth + 1)
         elif kind.__hash__ is None:
             raise UnsupportedError(f"a {kind.__name__} as a key of a dict or an item of a set")
         elif kind is frozenset and len(key) > _MAX_ITEMS:

@@ -13,7 +13,7 @@ from torchzip.tensors.specs import (
     TensorSpec,
     broadcast,
     contiguous_stride,
-    read_strided,
+    read_once,
     resolve_bits,
 )
 from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
@@ -102,7 +102,7 @@ class ElementStorage(TensorStorage):
             pieces = _pieces(spec.shape, spec.stride, spec.storage_offset, dtype.itemsize)
         for shape, offset in pieces:
             stride = spec.stride[len(spec.shape) - len(shape) :]
-            array = read_strided(spec.storage, dtype, shape, stride, offset)
+            array = read_once(spec.storage, dtype, shape, stride, offset)
             array = np.ascontiguousarray(broadcast(resolve_bits(array, spec), shape))
             yield array.reshape(-1).view(np.uint8)
 

@@ -245,10 +245,20 @@ def read_strided(
 ) -> NDArray[Any]:
     """Return an array of the elements at ``offset + sum(index * stride)`` of a storage.
 
-    A broadcast axis (stride 0) has one element in the result; `broadcast` repeats it. Reads the
-    bytes that are needed and no others, apart from small gaps where that saves thousands of
-    reads. Stride and offset count elements of ``dtype``.
+    Reads the bytes that are needed and no others, apart from small gaps where that saves
+    thousands of reads. Stride and offset count elements of ``dtype``.
     """
+    return broadcast(read_once(storage, dtype, shape, stride, offset), shape)
+
+
+def read_once(
+    storage: TensorStorage,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+) -> NDArray[Any]:
+    """Return what `read_strided` does, with one element on each broadcast axis (stride 0)."""
     if 0 in shape:
         return np.empty(shape, dtype)
     # Work on the axes that move, outermost first; a backward axis is read forwards.
@@ -271,7 +281,7 @@ def read_strided(
     order = sorted(range(len(axes)), key=lambda place: axes[place])
     kept = set(axes)
     moved = packed.transpose(order)[
-        tuple(slice(None) if axis in kept else None for axis in range(len(shape)))
+        (..., *(slice(None) if axis in kept else None for axis in range(len(shape))))
     ]
     return moved
 
