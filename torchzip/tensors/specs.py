@@ -323,7 +323,7 @@ def _read_runs(
         for rows, first, count in _chunks(sizes[level:], steps[level:], run, itemsize):
             begin = at + first
             data = storage.read(begin * itemsize, (begin + count) * itemsize)
-            target = packed[index] if rows is None else packed[index][rows]
+            target = packed[(*index, ...)] if rows is None else packed[index][rows]
             target[...] = np.ndarray(target.shape, dtype, buffer=data, strides=inner_strides)
     return packed
 
