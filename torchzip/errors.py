@@ -52,7 +52,7 @@ class TorchZipError(Exception):
             part
             for part in (
                 self.path,
-                None if self.record is None else f"record {self.record}",
+                None if self.record is None else f"record {self.record[:100]}",
                 None if self.offset is None else f"byte {self.offset}",
             )
             if part

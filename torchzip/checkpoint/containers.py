@@ -31,7 +31,7 @@ from torchzip.files.source import Source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, Name, Table, TruncatedPickleError
 from torchzip.tensors.rebuild import Factory, Rebuilder
-from torchzip.tensors.specs import TensorSpec, contiguous_stride
+from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import SpanStorage, StreamStorage, TensorStorage
 
 #: (key, dtype of a typed storage, bytes, location) -> the storage in the file
@@ -314,7 +314,7 @@ class LegacyContainer:
         at = self._end
         for key in keys:
             if key not in self._sizes:
-                raise FormatError(f"the file lists storage {key!r}, which its object has not")
+                raise FormatError(f"the file lists storage {key[:100]!r}, which its object has not")
             count = int.from_bytes(self.source.read_at(at, 8), "little", signed=True)
             expected = self._sizes[key] // itemsizes[key]
             if count != expected:
@@ -340,8 +340,8 @@ class LegacyContainer:
         header = Interpreter(data, Table(), self._limits)
         header.run()
         version = header.run(header.position)
-        if version != _LEGACY_VERSION:
-            raise FormatError(f"version {version!r} of the legacy format; 1001 was expected")
+        if type(version) is not int or version != _LEGACY_VERSION:
+            raise FormatError("the version of the legacy format is not 1001")
         header.run(header.position)
         self._pickle_start = header.position
         locating = _LocatingFactory(self.source.size)
@@ -350,11 +350,13 @@ class LegacyContainer:
         listed = Interpreter(data, Table(), self._limits)
         keys = listed.run(interpreter.position)
         self._pickle_end = interpreter.position
-        if type(keys) is not list or len(set(map(str, keys))) != len(keys):
-            raise PickleError("the list of storage keys is no list, or has a key twice")
+        if type(keys) is not list or not all(type(key) is str for key in keys):
+            raise PickleError("the list of storage keys is no list of texts")
+        if len(set(keys)) != len(keys):
+            raise PickleError("the list of storage keys has a key twice")
         self._end = listed.position
         self._sizes = locating.sizes
-        return [str(key) for key in keys], locating.itemsizes
+        return keys, locating.itemsizes
 
     def open_storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
@@ -452,9 +454,12 @@ class SafetensorsContainer:
             typed = entry.torch_dtype if DTYPES[entry.torch_dtype].storage_class else None
             storage = factory.storage(entry.name, typed, entry.end - entry.begin, "cpu")
             stride = contiguous_stride(entry.shape)
-            root[entry.name] = factory.tensor(
-                TensorSpec(entry.torch_dtype, entry.shape, stride, 0, storage)
-            )
+            spec = TensorSpec(entry.torch_dtype, entry.shape, stride, 0, storage)
+            try:
+                root[entry.name] = factory.tensor(check_spec(spec))
+            except TorchZipError as error:
+                error.at(path=self.source.name, record=entry.name)
+                raise
         return Contents(root, [], [], 0, self._metadata)
 
     def check_records(self) -> Iterator[RecordCheck]:

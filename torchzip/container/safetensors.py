@@ -165,8 +165,11 @@ def _parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
     except (TypeError, KeyError, ValueError):
         raise broken(f"the header entry of {name[:100]!r} lacks dtype, shape or offsets") from None
     numbers = [begin, end, *(shape if isinstance(shape, list) else [None])]
-    if not all(type(number) is int and number >= 0 for number in numbers):
+    # Numbers past 2**63 are refused before they are used: they could not even be printed.
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
         raise broken(f"the header entry of {name[:100]!r} has a shape or offset that is no number")
+    if len(shape) > 64:
+        raise broken(f"{name[:100]!r} has {len(shape)} dimensions; torch and numpy stop at 64")
     dtype = SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise UnsupportedError(

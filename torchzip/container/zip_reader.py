@@ -297,11 +297,13 @@ class ZipReader:
         )
 
     def size_of(self, name: str) -> tuple[int, int, int]:
-        """Return size, CRC and method of a record."""
+        """Return size, CRC and method of a record; a stored one has the bytes that it claims."""
         row = self._index.get(name)
         if row is None:
             raise self._missing(name)
-        sizes, _, crcs, methods, *_ = self._columns
+        sizes, compressed, crcs, methods, *_ = self._columns
+        if methods[row] == STORED and sizes[row] != compressed[row]:
+            self._stored_nbytes(self.entry(name))  # raises
         return sizes[row], crcs[row], methods[row]
 
     def locate(self, record: str) -> tuple[Source, int]:

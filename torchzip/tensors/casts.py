@@ -66,7 +66,8 @@ class Cast:
         """
         bits = block.view(np.uint32)
         if np.isnan(np.max(block.view(np.float32), initial=-np.inf)):
-            return block.view(np.float32).astype(self.target).view(np.uint8)
+            with np.errstate(all="ignore"):
+                return block.view(np.float32).astype(self.target).view(np.uint8)
         if self._work.shape[1] < bits.size:
             self._work = np.empty((2, bits.size), np.uint32)
         work, out = self._work[0, : bits.size], self._work[1, : (bits.size + 1) // 2]

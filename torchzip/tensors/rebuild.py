@@ -197,7 +197,8 @@ class Rebuilder:
             raise PickleError(f"storage {key} has a location of type {type(location).__name__}")
         if type(kind) is not ForeignObject:
             raise PickleError(f"storage {key} has a class of type {type(kind).__name__}")
-        row = self._storage_names.get((kind.module, kind.name))
+        called = kind.how != "name"
+        row = None if called else self._storage_names.get((kind.module, kind.name))
         if row is None:
             raise UnsupportedError(f"storage {key} is of class {kind!r}, which torch 2.13 has not")
         storage = self._factory.storage(key, row[0], numel * row[1], location)
@@ -376,8 +377,9 @@ class Rebuilder:
 
 
 def _is_plain_key(key: str) -> bool:
-    return key.isalnum() or (
-        bool(key) and key not in (".", "..") and not any(c in key for c in "/\\\0\n")
+    return len(key) <= 255 and (
+        key.isalnum()
+        or (bool(key) and key not in (".", "..") and not any(c in key for c in "/\\\0\n"))
     )
 
 
