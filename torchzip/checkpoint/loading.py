@@ -78,7 +78,7 @@ class EagerFactory:
         array = view_of(spec.storage.buffer, spec)
         if spec.conj or spec.neg:
             # Each element once: a broadcast axis stays one.
-            once = array[tuple(slice(0, 1 if step == 0 else None) for step in spec.stride)]
+            once = array[(..., *(slice(0, 1 if step == 0 else None) for step in spec.stride))]
             resolved = np.empty(once.shape, array.dtype)
             self._to_resolve.append((resolved, once, spec))
             array = broadcast(resolved, spec.shape)

@@ -200,27 +200,20 @@ class Structure:
         return found, alone
 
     def _try_reduce(self, value: Any) -> Reduction | None:
+        """Take an object apart for the first pass, and keep the parts for the second."""
         try:
-            return self._reduce(value)
+            reduction = _reduce_for_good(value)
         except Exception:
             # Tried again by the second pass, which says where the value is.
             return None
-
-    def _reduce(self, value: Any) -> Reduction:
-        known = self._reductions.get(id(value))
-        if known is not None:
-            return known[1]
-        if isinstance(value, type):
-            return reduce_object(value)
-        reduction = reduce_object(value)
-        if isinstance(reduction, tuple) and len(reduction) > 3:
-            # Items come from iterators, and both passes need them.
-            reduction = tuple(
-                list(part) if index in (3, 4) and part is not None else part
-                for index, part in enumerate(reduction)
-            )
         self._reductions[id(value)] = (value, reduction)
         return reduction
+
+    def _reduce(self, value: Any) -> Reduction:
+        # Used once: an object that is met again before it has a number, because it contains
+        # itself, is taken apart again, as pickle does it.
+        known = self._reductions.pop(id(value), None)
+        return _reduce_for_good(value) if known is None else known[1]
 
     # -- the second pass: writers --------------------------------------------------------
 
@@ -365,6 +358,17 @@ class Structure:
             storage = spec.storage
             storage.location = value.location
         self._dense.persistent_id(emitter, self._storage_of(storage), value.torch_dtype)
+
+
+def _reduce_for_good(value: Any) -> Reduction:
+    """Return a reduction whose items can be gone over twice."""
+    reduction = reduce_object(value)
+    if isinstance(reduction, tuple) and len(reduction) > 3:
+        reduction = tuple(
+            list(part) if index in (3, 4) and part is not None else part
+            for index, part in enumerate(reduction)
+        )
+    return reduction
 
 
 _WITHOUT_ARRAYS = frozenset(

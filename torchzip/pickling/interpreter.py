@@ -486,7 +486,13 @@ class Interpreter:
             handler = self._table.calls.get((callee.module, callee.name))
             if handler is not None:
                 return handler(args)
-        module, name = _name_of_result(callee)
+        module, name = callee.module, callee.name
+        if (module, name) == ("builtins", "getattr") and len(args) == 2:
+            # Protocol 2 writes a nested class as getattr(Outer, "Inner"). It is better called
+            # Outer.Inner.
+            parent, attribute = args
+            if type(parent) is ForeignObject and type(attribute) is str:
+                module, name = parent.module, f"{parent.name}.{attribute}"
         return ForeignObject(module, name, args, callee=callee, how="call")
 
     def _new(self, callee: Any, args: Any, kwargs: Any) -> Any:
@@ -502,8 +508,9 @@ class Interpreter:
             handler = self._table.calls.get((callee.module, callee.name))
             if handler is not None:
                 return handler(())
-        module, name = _name_of_result(callee)
-        return ForeignObject(module, name, args, kwargs or None, callee=callee, how="new")
+        return ForeignObject(
+            callee.module, callee.name, args, kwargs or None, callee=callee, how="new"
+        )
 
     def _dropped(self, value: Any, stack: list[Any]) -> None:
         """Keep what a state setter was called with.
@@ -569,19 +576,6 @@ class Interpreter:
                 target.__dict__[key] = value
         else:
             raise UnsupportedError(f"BUILD on {_kind(target)} with {_kind(state)}")
-
-
-def _name_of_result(callee: ForeignObject) -> Name:
-    """Return what to call something that ``callee`` made.
-
-    Protocol 2 writes a nested class as getattr(Outer, "Inner"); its objects are better
-    called Outer.Inner than getattr.
-    """
-    if (callee.module, callee.name) == ("builtins", "getattr") and callee.args is not None:
-        parent, *attribute = callee.args or (None,)
-        if isinstance(parent, ForeignObject) and len(attribute) == 1:
-            return parent.module, f"{parent.name}.{attribute[0]}"
-    return callee.module, callee.name
 
 
 def _under_mark(below: list[list[Any]]) -> list[Any]:

@@ -198,8 +198,17 @@ def place_arrays(
 def stands_alone(array: Array) -> bool:
     """Return whether an array owns its memory, all of it: no two of those can overlap."""
     return bool(
-        array.base is None and array.flags.c_contiguous and array.size and array.dtype.isnative
+        array.base is None
+        and array.flags.c_contiguous
+        and array.size
+        and array.dtype.isnative
+        # An axis of one element may have any stride, and keeps it.
+        and (1 not in array.shape or _stride(array) == contiguous_stride(array.shape))
     )
+
+
+def _stride(array: Array) -> tuple[int, ...]:
+    return tuple(step // array.itemsize for step in array.strides)
 
 
 def _components(extents: list[tuple[Extent, int]]) -> Iterator[list[tuple[Extent, int]]]:

@@ -176,9 +176,9 @@ def view_of(data: Any, spec: TensorSpec) -> NDArray[Any]:
 def resolve_bits(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     """Return ``array`` with the spec's lazy conjugation and negation carried out."""
     if spec.conj:
-        array = np.conjugate(array)
+        array = np.asarray(np.conjugate(array))  # numpy makes a scalar of a 0-d array
     if spec.neg:
-        array = np.negative(array)
+        array = np.asarray(np.negative(array))
     return array
 
 
@@ -289,15 +289,10 @@ def read_once(
 def broadcast(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """Return ``array`` with its axes of one element repeated to ``shape``, without a copy.
 
-    A file can describe an enormous tensor over one element, so it must stay a view.
+    A file can describe an enormous tensor over one element, so it must stay a view; it is
+    read-only then.
     """
-    if array.shape == shape:
-        return array
-    strides = tuple(
-        0 if have != want else step
-        for have, want, step in zip(array.shape, shape, array.strides, strict=True)
-    )
-    return np.lib.stride_tricks.as_strided(array, shape, strides)
+    return array if array.shape == shape else np.broadcast_to(array, shape)
 
 
 def _read_runs(
