@@ -86,7 +86,10 @@ class LazyTensor:
         return self.spec.is_parameter
 
     def numpy(self) -> NDArray[Any]:
-        """Read the tensor and return it as an array of its own. Conj and neg are carried out."""
+        """Read the tensor and return it as an array of its own. Conj and neg are carried out.
+
+        A broadcast tensor (stride 0) of more than 16 MiB is a read-only view of its elements.
+        """
         spec = self.spec
         return self._read(spec.shape, spec.stride, spec.storage_offset)
 

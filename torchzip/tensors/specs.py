@@ -24,6 +24,7 @@ from torchzip.types import ForeignObject
 _GAP_NBYTES = 4096
 _MANY_READS = 1024
 _CHUNK_NBYTES = 1 << 22
+_SMALL_NBYTES = 1 << 24
 _MAX = 1 << 63
 
 
@@ -287,12 +288,15 @@ def read_once(
 
 
 def broadcast(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return ``array`` with its axes of one element repeated to ``shape``, without a copy.
+    """Return ``array`` with its axes of one element repeated to ``shape``.
 
-    A file can describe an enormous tensor over one element, so it must stay a view; it is
-    read-only then.
+    A file can describe an enormous tensor over one element, so a large one stays a view, which is
+    read-only. A small one is an array like any other.
     """
-    return array if array.shape == shape else np.broadcast_to(array, shape)
+    if array.shape == shape:
+        return array
+    view = np.broadcast_to(array, shape)
+    return view.copy() if math.prod(shape) * array.itemsize <= _SMALL_NBYTES else view
 
 
 def _read_runs(
