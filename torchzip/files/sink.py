@@ -8,7 +8,6 @@ written as it comes; only its owner can undo that.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from typing import Any, BinaryIO, Protocol
 
@@ -61,7 +60,7 @@ class PathSink:
                 raise OSError(22, f"Cannot save here, it is {kind}", self.name)
             mode = stat.S_IMODE(status.st_mode)
         folder = os.path.dirname(self._target)
-        self._temporary = os.path.join(folder, f".torchzip-{secrets.token_hex(8)}.tmp")
+        self._temporary = os.path.join(folder, f".torchzip-{os.urandom(8).hex()}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self._fd = os.open(self._temporary, flags, 0o666)
