@@ -78,17 +78,22 @@ class NameTable:
                         raise LimitError(
                             "shared_names", self._limits.shared_names + 1, self._limits.shared_names
                         )
+                    self._charge(len(prefix) + len(key) + 1 + len(place) + len(step))
                     stack.append((children(child), f"{prefix}{key}.", place + step, id(child)))
                     on_path.add(id(child))
                     break
             else:
                 stack.pop()
                 on_path.discard(own)
+                self._left += len(prefix) + len(place)  # what led here is not kept
 
-    def _add(self, name: str, place: str, leaf: Any) -> None:
-        self._left -= len(name) + len(place)
+    def _charge(self, length: int) -> None:
+        self._left -= length
         if self._left < 0:
             raise LimitError("names_nbytes", self._budget - self._left, self._budget)
+
+    def _add(self, name: str, place: str, leaf: Any) -> None:
+        self._charge(len(name) + len(place))
         table = self.others if isinstance(leaf, ForeignObject) else self.names
         known = table.setdefault(name, leaf)
         if known is not leaf:

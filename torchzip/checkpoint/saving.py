@@ -351,9 +351,8 @@ class IncrementalWriter:
         with self._lock:
             self._check()
             already = len(self._keys.order)
-            structure = Structure(
-                obj, self._keys, self._place, self._spec_of, self._storage_of, self
-            )
+            keys = self._keys.copy()  # an object that cannot be saved leaves no trace
+            structure = Structure(obj, keys, self._place, self._spec_of, self._storage_of, self)
             _warn_refused(structure)
             archive = self._archive
             with self._breaking():
@@ -361,7 +360,7 @@ class IncrementalWriter:
                 # computed offsets follow the keys from the first storage on without a break.
                 if not already:
                     archive.write_head(structure.pickle)
-                archive.write_storages(self._keys.order, already)
+                archive.write_storages(keys.order, already)
                 if already:
                     archive.write_head(structure.pickle)
                 archive.writer.finish()

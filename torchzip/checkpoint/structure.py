@@ -103,15 +103,15 @@ class Structure:
         self._placements: dict[tuple[int, str], Placement] = {}
         # An array that stands alone can still be the owner of another's memory.
         if arrays or place is not place_arrays:
-            for array, torch_dtype in alone.values():
-                arrays[id(array), torch_dtype] = (array, torch_dtype, None)
+            for array, torch_dtype, link, key in alone.values():
+                arrays[id(array), torch_dtype] = (array, torch_dtype, _Link(link, key))
             alone = {}
             found = list(arrays.values())
             placements = place(
                 [(a, name) for a, name, _ in found], [str(link) for *_, link in found]
             )
             self._placements = dict(zip(arrays, placements, strict=True))
-        self._alone = {own: torch_dtype for own, (_, torch_dtype) in alone.items()}
+        self._alone = {own: row[1] for own, row in alone.items()}
         emitter = Emitter(
             {
                 **LEAF_WRITERS,
@@ -134,13 +134,13 @@ class Structure:
         self, root: Any
     ) -> tuple[
         dict[tuple[int, str], tuple[NDArray[Any], str, _Link | None]],
-        dict[int, tuple[NDArray[Any], str]],
+        dict[int, tuple[NDArray[Any], str, _Link | None, Any]],
     ]:
         """Return the arrays in the tree, in its order: those with their paths, and those alone.
 
         The first by identity and torch dtype; the second, by identity, stand alone in memory.
         """
-        alone: dict[int, tuple[NDArray[Any], str]] = {}
+        alone: dict[int, tuple[NDArray[Any], str, _Link | None, Any]] = {}
         found: dict[tuple[int, str], tuple[NDArray[Any], str, _Link | None]] = {}
         seen: set[int] = set()
         alive: list[Any] = []  # what is in `seen`, so that ids stay
@@ -156,7 +156,8 @@ class Structure:
                 except TypeError:
                     continue  # the second pass says where it is
                 if stands_alone(value):
-                    alone[id(value)] = (value, name)
+                    before, key = (None, "") if link is None else (link.before, link.key)
+                    alone[id(value)] = (value, name, before, key)
                     continue
                 found.setdefault((id(value), name), (value, name, link))
                 continue
@@ -169,7 +170,7 @@ class Structure:
                     if type(item) is np.ndarray and stands_alone(item):
                         known = torch_dtype_of(item.dtype)
                         if known is not None:
-                            alone[id(item)] = (item, known)
+                            alone[id(item)] = (item, known, link, key)
                             continue
                     if type(item) not in _WITHOUT_ARRAYS:
                         todo.append((item, _Link(link, key)))

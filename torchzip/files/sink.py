@@ -7,6 +7,8 @@ written as it comes; only its owner can undo that.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import stat
 from typing import Any, BinaryIO, Protocol
@@ -103,8 +105,8 @@ class PathSink:
         self._check()
         try:
             os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+            descriptor, self._fd = self._fd, -1
+            os.close(descriptor)
             os.replace(self._temporary, self._target)
         except BaseException:
             self.abort()
@@ -145,8 +147,10 @@ class FileObjectSink:
         view = memoryview(data).cast("B")
         while view:
             done: Any = self._file.write(view)
-            if done is None:  # objects that are less exact than io.RawIOBase take it all
-                done = len(view)
+            if done is None and not isinstance(self._file, io.RawIOBase):
+                done = len(view)  # objects that are less exact than io take it all
+            if not done:
+                raise OSError(errno.EIO, "The file object takes no more bytes", self.name)
             self.position += done
             view = view[done:]
 
@@ -164,7 +168,7 @@ def open_sink(file: str | os.PathLike[str] | BinaryIO) -> PathSink | FileObjectS
     """Return a Sink for a path or a binary file object with ``write``."""
     if isinstance(file, str | os.PathLike):
         return PathSink(file)
-    if not hasattr(file, "write"):
+    if not hasattr(file, "write") or isinstance(file, io.TextIOBase):
         raise TypeError(
             f"expected a path or a binary file object with write, not {type(file).__name__}"
         )

@@ -7,6 +7,7 @@ ends early is an error here, once, and not in every caller.
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import stat
@@ -229,7 +230,7 @@ def open_source(file: str | os.PathLike[str] | BinaryIO) -> FileSource | FileObj
     """Return a Source for a path or a binary file object with ``read`` and ``seek``."""
     if isinstance(file, str | os.PathLike):
         return FileSource(file)
-    if not (hasattr(file, "read") and hasattr(file, "seek")):
+    if not (hasattr(file, "read") and hasattr(file, "seek")) or isinstance(file, io.TextIOBase):
         raise TypeError(
             f"expected a path or a binary file object with read and seek, not {type(file).__name__}"
         )

@@ -189,7 +189,7 @@ def place_arrays(
         try:
             result.update(_place_component(component))
         except ValueError as error:
-            names = [paths[index] if paths else str(index) for _, index in component]
+            names = sorted(paths[index] if paths else str(index) for _, index in component)
             listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise ValueError(f"{listed}: {error}") from None
     return [result[index] for index in range(len(arrays))]

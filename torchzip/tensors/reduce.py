@@ -43,6 +43,12 @@ class StorageKeys:
         self._keys: dict[int, str] = {}
         self.alive: list[str] = []  # keys that are found by their ids
 
+    def copy(self) -> StorageKeys:
+        """Return the same keys, to be given up if what they are for comes to nothing."""
+        copy = StorageKeys()
+        copy.order, copy._keys, copy.alive = self.order[:], self._keys.copy(), self.alive[:]
+        return copy
+
     def key_of(self, storage: TensorStorage) -> str:
         """Return the key of a storage: the same string object each time."""
         key = self._keys.get(id(storage))
