@@ -172,5 +172,5 @@ def test_training_args(real_file: Any) -> None:
         assert "argparse.Namespace" in repr(ckpt.root)
         assert ckpt.root.state["output_dir"]
         assert ckpt.foreign == [("argparse", "Namespace")]
-    with pytest.raises(tz.UnsafeGlobalError, match="argparse.Namespace"):
+    with pytest.raises(tz.UnsafeGlobalError, match=r"argparse\.Namespace"):
         tz.load(real_file(*TRAINING_ARGS), foreign="raise")
