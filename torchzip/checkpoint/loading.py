@@ -23,7 +23,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Name
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype
 from torchzip.tensors.rebuild import unsupported
-from torchzip.tensors.specs import TensorSpec, broadcast, resolve_bits, view_of
+from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage
 from torchzip.types import TypedArray
 
@@ -81,7 +81,7 @@ class EagerFactory:
             once = array[(..., *(slice(0, 1 if step == 0 else None) for step in spec.stride))]
             resolved = np.empty(once.shape, array.dtype)
             self._to_resolve.append((resolved, once, spec))
-            array = broadcast(resolved, spec.shape)
+            array = np.broadcast_to(resolved, spec.shape)  # a view: it is filled later
         if not has_numpy_dtype(spec.torch_dtype):
             return TypedArray(array, spec.torch_dtype)
         return array

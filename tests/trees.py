@@ -1,0 +1,1011 @@
+"""Trees for the tests against torch.
+
+`CASES` maps names to functions that take the torch module and return a tree, so the names are known
+without torch. `tests.torch_oracle.to_torchzip` says any such tree in torchzip's words. `TORCH_ONLY`
+are trees with values that only torch can make: they are read, and saved again from what was read.
+`random_tree` makes endlessly many more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import decimal
+import fractions
+import functools
+import math
+import operator
+import pathlib
+import random
+import sys
+import uuid
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.picklable import (
+    BY_NAME,
+    Color,
+    Data,
+    DictSubclass,
+    FrozenData,
+    InItsArguments,
+    IntSubclass,
+    Level,
+    ListSubclass,
+    OrderedSubclass,
+    Outer,
+    Plain,
+    Point,
+    Slotted,
+    SlottedAndMore,
+    StrSubclass,
+    TupleSubclass,
+    WithNewArgs,
+    WithNewArgsEx,
+    WithSetter,
+    WithState,
+    add,
+)
+from tests.torch_oracle import (
+    QUANTIZED_DTYPES,
+    TENSOR_DTYPES,
+    TYPED_STORAGES,
+    array_dtype,
+    random_bytes,
+    storage_of,
+    tensor,
+    typed_storage,
+    view,
+)
+
+Make = Callable[[Any], Any]
+
+CASES: dict[str, Make] = {}
+TORCH_ONLY: dict[str, Make] = {}
+
+
+def _case(name: str, make: Make) -> None:
+    assert name not in CASES
+    CASES[name] = make
+
+
+def case(make: Make) -> Make:
+    """Add a function to `CASES` under its name."""
+    _case(make.__name__.strip("_"), make)
+    return make
+
+
+def torch_only(make: Make) -> Make:
+    """Add a function to `TORCH_ONLY` under its name."""
+    TORCH_ONLY[make.__name__.strip("_")] = make
+    return make
+
+
+def _dtype_cases(dtype: str) -> None:
+    _case(f"{dtype}-vector", lambda t: tensor(t, dtype, (7,)))
+    _case(f"{dtype}-scalar", lambda t: {"x": tensor(t, dtype, ())})
+    _case(f"{dtype}-empty", lambda t: [tensor(t, dtype, (0,)), tensor(t, dtype, (2, 0, 3))])
+    _case(f"{dtype}-transposed", lambda t: tensor(t, dtype, (3, 4), (1, 3)))
+    _case(f"{dtype}-expanded", lambda t: tensor(t, dtype, (3, 4), (0, 1)))
+    _case(f"{dtype}-deep", lambda t: tensor(t, dtype, (2, 1, 3, 2, 1)))
+    _case(
+        f"{dtype}-parameter",
+        lambda t: t.nn.Parameter(tensor(t, dtype, (2, 2)), requires_grad=False),
+    )
+
+    def views(t: Any) -> Any:
+        base = tensor(t, dtype, (24,))
+        storage = base.untyped_storage()
+        part = view(t, dtype, storage, (3, 2), (4, 1), 5)
+        return {
+            "base": base,
+            "part": part,
+            "again": part,
+            "all": view(t, dtype, storage, (2, 3, 4), (12, 4, 1)),
+        }
+
+    _case(f"{dtype}-views", views)
+
+
+for _name in TENSOR_DTYPES:
+    _dtype_cases(_name)
+
+SIZES = (0, 1, 2, 3, 4, 999, 1000, 1001, 1999, 2000, 2001)
+CONTAINERS: dict[str, Callable[[int], Any]] = {
+    "list": lambda n: list(range(n)),
+    "tuple": lambda n: tuple(range(n)),
+    "dict": lambda n: {i: str(i) for i in range(n)},
+    "OrderedDict": lambda n: OrderedDict((f"k{i}", i) for i in range(n)),
+    "set": lambda n: set(range(n)),
+    "frozenset": lambda n: frozenset(range(n)),
+    "Counter": lambda n: Counter({f"k{i}": i for i in range(n)}),
+    "list subclass": lambda n: ListSubclass(range(n)),
+    "dict subclass": lambda n: DictSubclass((i, None) for i in range(n)),
+    "deque": lambda n: deque(range(n)),
+    "defaultdict": lambda n: defaultdict(list, ((i, [i]) for i in range(n))),
+}
+
+
+def _container_case(kind: str, make: Callable[[int], Any], size: int) -> None:
+    _case(f"{kind} of {size}", lambda t: make(size))
+    if size <= 1001 and kind in ("list", "tuple", "dict", "OrderedDict"):
+        _case(f"nested {kind} of {size}", lambda t: [make(size), {"x": make(size)}])
+
+
+for _kind, _make in CONTAINERS.items():
+    for _count in SIZES:
+        _container_case(_kind, _make, _count)
+
+
+# Sharing and recursion.
+
+
+@case
+def _same_tensor_twice(t: Any) -> Any:
+    x = tensor(t, "float32", (3,))
+    return {"a": x, "b": [x, (x,)]}
+
+
+@case
+def _two_tensors_on_one_storage(t: Any) -> Any:
+    x = tensor(t, "float32", (6,))
+    return {"a": x, "b": x.view(2, 3), "c": x.view(3, 2).t(), "d": x[:], "e": x[5:], "f": x[2]}
+
+
+@case
+def _view_before_its_base(t: Any) -> Any:
+    x = tensor(t, "int16", (4, 5))
+    return [x[1:3, 2:4], x[::2, ::3], x]
+
+
+@case
+def _halves_that_lie_side_by_side(t: Any) -> Any:
+    x = tensor(t, "float64", (8, 3))
+    return [x[4:], x[:4]]
+
+
+@case
+def _parts_of_split(t: Any) -> Any:
+    return list(tensor(t, "float32", (10, 2)).split(3))
+
+
+@case
+def _overlapping_windows(t: Any) -> Any:
+    x = tensor(t, "uint8", (100,))
+    return [x[i : i + 20] for i in range(0, 100, 10)]
+
+
+@case
+def _columns_and_rows_with_base(t: Any) -> Any:
+    x = tensor(t, "float16", (5, 7))
+    return {"columns": x.unbind(1), "rows": list(x.unbind(0)), "diagonal": x.diagonal(), "x": x}
+
+
+@case
+def _different_dtypes_that_count_as_bytes(t: Any) -> Any:
+    base = tensor(t, "uint8", (16,))
+    storage = base.untyped_storage()
+    return [
+        base,
+        view(t, "uint16", storage, (8,), (1,)),
+        view(t, "float8_e5m2", storage, (4,), (1,), 2),
+        view(t, "uint64", storage, (2,), (1,)),
+        storage,
+    ]
+
+
+@case
+def _many_tensors_share_all_dtypes(t: Any) -> Any:
+    return [{name: tensor(t, name, (i,)) for name in TENSOR_DTYPES} for i in range(1, 6)]
+
+
+@case
+def _list_in_itself(t: Any) -> Any:
+    x: list[Any] = [1]
+    x.append(x)
+    return x
+
+
+@case
+def _dict_in_itself(t: Any) -> Any:
+    x: dict[str, Any] = {"a": 1}
+    x["self"] = x
+    return [x, x]
+
+
+@case
+def _ordered_dict_in_itself(t: Any) -> Any:
+    x: OrderedDict[str, Any] = OrderedDict()
+    x["self"] = x
+    return x
+
+
+def _tuple_in_itself(size: int) -> Make:
+    def make(t: Any) -> Any:
+        inner: list[Any] = []
+        outer = (inner, *range(size - 1))
+        inner.append(outer)
+        return [outer, inner]
+
+    return make
+
+
+for _count in (1, 2, 3, 4, 5, 1001):
+    _case(f"tuple of {_count} in itself", _tuple_in_itself(_count))
+
+
+@case
+def _tuple_in_itself_through_a_dict(t: Any) -> Any:
+    inner: dict[str, Any] = {}
+    outer = (tensor(t, "float32", (2,)), inner)
+    inner["outer"] = outer
+    return outer
+
+
+@case
+def _ordered_dict_with_attributes(t: Any) -> Any:
+    x: Any = OrderedDict(a=1)
+    x.extra = "extra"
+    x.itself = x
+    return [x, x]
+
+
+@case
+def _object_in_itself(t: Any) -> Any:
+    x = Plain(name="x")
+    x.__dict__["me"] = x
+    return x
+
+
+@case
+def _object_in_its_arguments(t: Any) -> Any:
+    return InItsArguments()
+
+
+@case
+def _shared_containers(t: Any) -> Any:
+    a: list[Any] = []
+    b = {"a": a}
+    c = (a, b)
+    d = OrderedDict(c=c)
+    return [a, b, c, d, (c, d), a, {"d": d}]
+
+
+@case
+def _shared_values_that_are_never_memoized(t: Any) -> Any:
+    number, real, empty = 2**70, 0.1, ()
+    return [number, number, real, real, empty, empty, None, None, True, True]
+
+
+@case
+def _equal_but_not_the_same(t: Any) -> Any:
+    return [[1], [1], (1, [2]), (1, [2]), "".join(["ab", "c"]), "".join(["ab", "c"]), {}, {}]
+
+
+@case
+def _deep(t: Any) -> Any:
+    x: Any = tensor(t, "float32", (1,))
+    for depth in range(60):
+        x = [x] if depth % 3 else {"x": (x,)}
+    return x
+
+
+@case
+def _memo_beyond_255(t: Any) -> Any:
+    strings = [f"s{i}" for i in range(300)]
+    return [strings, strings[::-1], strings[250:260]]
+
+
+@case
+def _memo_of_thousands(t: Any) -> Any:
+    lists: list[Any] = [[] for _ in range(2000)]
+    return [lists, lists[250:260], tensor(t, "float32", (2,)), tensor(t, "float32", (2,))]
+
+
+# Layouts.
+
+LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None, int]] = {
+    "size-1 dimensions with odd strides": ((1, 3, 1), (77, 1, 5), 0),
+    "size 1 and stride 0": ((1,), (0,), 0),
+    "size 1 and a huge stride": ((1, 2), (2**40, 1), 0),
+    "scalar with an offset": ((), (), 0),
+    "expanded": ((4, 3), (0, 1), 0),
+    "expanded twice": ((4, 3, 2), (0, 0, 1), 0),
+    "expanded scalar": ((5, 5), (0, 0), 0),
+    "windows": ((4, 3), (1, 1), 0),
+    "column-major": ((3, 4, 5), (1, 3, 12), 0),
+    "channels last": ((2, 3, 4, 5), (60, 1, 15, 3), 0),
+    "permuted": ((4, 2, 3), (1, 12, 4), 0),
+    "7 dimensions": ((1, 2, 1, 2, 1, 2, 3), None, 0),
+    "20 dimensions": ((1,) * 20, None, 0),
+    "64 dimensions": ((1,) * 64, None, 0),
+    "empty with strides": ((0, 3), (3, 1), 0),
+    "empty with strides 0": ((0, 3), (0, 0), 0),
+    "empty with odd strides": ((2, 0), (17, 23), 0),
+    "empty in the middle": ((3, 0, 2), None, 0),
+    "256 elements": ((256,), None, 0),
+    "65536 elements": ((65536,), None, 0),
+}
+
+
+for _name, (_shape, _stride, _offset) in LAYOUTS.items():
+    for _dtype in ("float32", "bits16"):
+        _case(
+            f"{_name}, {_dtype}",
+            functools.partial(
+                lambda t, dtype, shape, stride, offset: [
+                    tensor(t, dtype, shape, stride, offset),
+                    {"again": tensor(t, dtype, shape, stride, offset, seed=1)},
+                ],
+                dtype=_dtype, shape=_shape, stride=_stride, offset=_offset,
+            ),
+        )  # fmt: skip
+
+
+@case
+def _expanded_with_base(t: Any) -> Any:
+    x = tensor(t, "float32", (3, 1))
+    return {"x": x, "wide": x.expand(3, 1000), "deep": x.expand(2, 3, 1)}
+
+
+@case
+def _unfolded(t: Any) -> Any:
+    x = tensor(t, "float32", (20,))
+    return [x.unfold(0, 5, 2), x]
+
+
+# Payloads.
+
+for _length in (3, 4, 7, 8, 9, 12, 64, 100):
+    _case(
+        f"payload of {_length} bytes that begins like a descriptor",
+        functools.partial(
+            lambda t, n: [
+                view(t, "uint8", storage_of(t, (b"PK\x07\x08" + bytes(range(1, 100)))[:n]),
+                     (n,), (1,))
+            ],
+            n=_length,
+        ),
+    )  # fmt: skip
+
+
+@case
+def _large_payload_with_a_descriptor_in_each_block(t: Any) -> Any:
+    data = bytearray(random_bytes(5, 5 << 20))
+    for start in range(0, len(data), 1 << 12):
+        data[start : start + 4] = b"PK\x07\x08"
+    storage = storage_of(t, data)
+    return [view(t, "uint8", storage, (len(data),), (1,)), tensor(t, "float32", (3,))]
+
+
+@case
+def _payload_like_other_records(t: Any) -> Any:
+    signatures = (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07")
+    return [view(t, "uint8", storage_of(t, head + bytes(60)), (64,), (1,)) for head in signatures]
+
+
+@case
+def _bool_bytes_other_than_0_and_1(t: Any) -> Any:
+    return view(t, "bool", storage_of(t, bytes(range(8))), (8,), (1,))
+
+
+@case
+def _nan_payloads(t: Any) -> Any:
+    data = np.array([0x7FC00001, 0xFF800001, 0x7F812345, 0x80000000], np.uint32).tobytes()
+    return [
+        view(t, "float32", storage_of(t, data), (4,), (1,)),
+        view(t, "bfloat16", storage_of(t, data), (8,), (1,)),
+    ]
+
+
+# Storages.
+
+for _name in TYPED_STORAGES:
+    _case(
+        f"typed storage of {_name}",
+        functools.partial(
+            lambda t, name: {
+                "s": typed_storage(t, name, storage_of(t, bytes(array_dtype(name).itemsize * 5))),
+                "empty": typed_storage(t, name, storage_of(t, b"")),
+            },
+            name=_name,
+        ),
+    )
+
+
+@case
+def _untyped_storage(t: Any) -> Any:
+    storage = storage_of(t, random_bytes(1, 21))
+    return {"a": storage, "b": [storage], "empty": t.UntypedStorage(0)}
+
+
+@case
+def _typed_storage_and_its_tensor(t: Any) -> Any:
+    x = tensor(t, "float32", (4, 2))
+    storage = typed_storage(t, "float32", x.untyped_storage())
+    return {"s": storage, "x": x, "part": x[1:3], "again": storage}
+
+
+@case
+def _untyped_storage_and_its_tensors(t: Any) -> Any:
+    x = tensor(t, "uint32", (6,))
+    return [x.untyped_storage(), x, x[2:]]
+
+
+# Parameters, modules, optimizers.
+
+
+@case
+def _parameter(t: Any) -> Any:
+    return t.nn.Parameter(tensor(t, "float32", (2, 3)))
+
+
+@case
+def _parameters_shared(t: Any) -> Any:
+    p = t.nn.Parameter(tensor(t, "float32", (2, 3)))
+    tied = t.nn.Parameter(p.detach())
+    frozen = t.nn.Parameter(p.detach()[0], requires_grad=False)
+    return OrderedDict(p=p, again=p, tied=tied, frozen=frozen, data=p.detach(), t=p.detach().t())
+
+
+@case
+def _parameter_with_attributes(t: Any) -> Any:
+    p = t.nn.Parameter(tensor(t, "bfloat16", (2,)))
+    p.tag = "tag"
+    p.related = [tensor(t, "float32", (1,))]
+    return [p, p]
+
+
+@case
+def _parameters_of_all_floats(t: Any) -> Any:
+    names = ("float64", "float32", "float16", "bfloat16", "complex64", "complex128")
+    return [t.nn.Parameter(tensor(t, name, (2,))) for name in names]
+
+
+def _module(t: Any) -> Any:
+    t.manual_seed(0)
+    return t.nn.Sequential(
+        OrderedDict(
+            conv=t.nn.Conv2d(2, 3, 2),
+            norm=t.nn.BatchNorm2d(3),
+            block=t.nn.ModuleDict({"0": t.nn.Linear(3, 4), "x": t.nn.LSTM(4, 5)}),
+            out=t.nn.Linear(4, 2, bias=False, dtype=t.bfloat16),
+        )
+    )
+
+
+@case
+def _state_dict(t: Any) -> Any:
+    return _module(t).state_dict()
+
+
+@case
+def _state_dict_with_prefix(t: Any) -> Any:
+    return {"model": _module(t).state_dict(prefix="model."), "epoch": 3}
+
+
+@case
+def _state_dict_keep_vars(t: Any) -> Any:
+    return _module(t).state_dict(keep_vars=True)
+
+
+@case
+def _state_dict_twice(t: Any) -> Any:
+    module = _module(t)
+    return [module.state_dict(), module.state_dict()]
+
+
+@case
+def _state_dict_tied(t: Any) -> Any:
+    model = t.nn.ModuleDict({"embed": t.nn.Embedding(5, 3), "head": t.nn.Linear(3, 5, bias=False)})
+    model["head"].weight = model["embed"].weight
+    return model.state_dict()
+
+
+@case
+def _state_dict_without_metadata(t: Any) -> Any:
+    return dict(_module(t).state_dict())
+
+
+@case
+def _named_parameters(t: Any) -> Any:
+    return dict(_module(t).named_parameters())
+
+
+@case
+def _transformer_layer(t: Any) -> Any:
+    t.manual_seed(1)
+    return t.nn.TransformerEncoderLayer(8, 2, 16).half().state_dict()
+
+
+def _optimizer(name: str, **options: Any) -> Make:
+    def make(t: Any) -> Any:
+        t.manual_seed(2)
+        model = t.nn.Sequential(t.nn.Linear(3, 4), t.nn.BatchNorm1d(4), t.nn.Linear(4, 1))
+        optimizer = getattr(t.optim, name)(model.parameters(), lr=0.01, **options)
+        schedule = t.optim.lr_scheduler.StepLR(optimizer, 2)
+        model(t.ones(5, 3)).sum().backward()
+        optimizer.step()
+        schedule.step()
+        return {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "rng": t.get_rng_state(),
+            "epoch": 7,
+        }
+
+    return make
+
+
+_case("AdamW", _optimizer("AdamW"))
+_case("AdamW amsgrad", _optimizer("AdamW", amsgrad=True, betas=(0.8, 0.9)))
+_case("SGD", _optimizer("SGD", momentum=0.9, nesterov=True))
+_case("SGD without momentum", _optimizer("SGD"))
+_case("RMSprop", _optimizer("RMSprop", centered=True))
+_case("Adagrad", _optimizer("Adagrad"))
+
+
+# Plain values.
+
+_case("ints around the powers of two", lambda t: [s * 2**e + d for e in range(2101)
+      for s in (1, -1) for d in (-1, 0, 1)])  # fmt: skip
+_case("ints up to 255 bytes", lambda t: [s * 2**e + d for e in range(0, 2039)
+      for s in (1, -1) for d in (-1, 0)])  # fmt: skip
+_case("int of 256 bytes", lambda t: {"x": 2**2039})
+_case("int of minus 255 bytes", lambda t: {"x": -(2**2039)})
+_case("int of minus 256 bytes", lambda t: {"x": -(2**2039) - 1})
+_case("a very long int", lambda t: 3**9000)
+_case("random ints", lambda t: [random.Random(i).getrandbits(i) * (-1) ** i for i in range(1, 400)])
+_case("bools", lambda t: [True, False, {True: False}])
+_case("None", lambda t: None)
+_case("Ellipsis", lambda t: [..., ...])
+_case("NotImplemented", lambda t: [NotImplemented])
+_case("types of the singletons", lambda t: [type(None), type(...), type(NotImplemented)])
+_case("floats", lambda t: [0.0, -0.0, 1.5, 1e308, 5e-324, float("inf"), -float("inf"), float("nan"),
+      sys.float_info.epsilon, 0.1])  # fmt: skip
+_case("complex", lambda t: [1j, complex(-0.0, 2), complex(float("inf"), 1), 3 + 0j])
+_case("bytes", lambda t: [b"a", b"abc", bytes(range(256)), b"\xff" * 300, b"\r\n"])
+_case("bytes, empty", lambda t: [b"", b""])
+_case("bytearray", lambda t: [bytearray(), bytearray(b"abc"), bytearray(range(256))])
+_case("bytearray twice", lambda t: [bytearray(b"x")] * 2)
+_case("long bytes", lambda t: [bytes(70000), bytearray(70000)])
+_case("range", lambda t: [range(3), range(1, 10, 2), range(5, -5, -1), range(2**70)])
+_case("slice", lambda t: [slice(None), slice(1, 2, 3), slice("a", (1,), None)])
+_case("set of mixed", lambda t: {1, "a", (2, 3), None, b"x"})
+_case("set of one", lambda t: [{5}, frozenset([5]), frozenset()])
+_case("Counter with attributes", lambda t: [Counter("abracadabra"), Counter(a=-1)])
+_case("keys of many types", lambda t: {1: 1, "1": 2, (1, "x"): 3, None: 4, 2.5: 5, b"k": 6, -1: 7})
+_case("keys that are shared", lambda t: [{"alpha": 1, "beta": {"alpha": 2}}, {"beta": "alpha"}])
+
+
+@case
+def _strings(t: Any) -> Any:
+    return [
+        "", "a", "\xe9", "\u20ac", "\U0001f600", "\ud800", "a\udfffb", "\0", "a\nb", "x" * 255,
+        "x" * 256, "\x7f", "\x80", "\xff", "\u0100", "'", '"', "\\", "\u2028",
+    ]  # fmt: skip
+
+
+@case
+def _strings_of_the_writer(t: Any) -> Any:
+    words = ["cpu", "storage", "latin1", "meta", "mps", "conj", "neg", "0", "cuda:0", "cuda"]
+    return [words, tensor(t, "float32", (1,)), words, b"bytes", t.device("cpu"), "cpu", "storage"]
+
+
+@case
+def _strings_of_the_writer_made_anew(t: Any) -> Any:
+    words = ["".join(list(word)) for word in ("cpu", "storage", "latin1", "meta")]
+    return [words, tensor(t, "float32", (1,)), words, b"bytes"]
+
+
+@case
+def _strings_of_the_writer_after_it(t: Any) -> Any:
+    return [tensor(t, "float32", (1,)), b"bytes", "cpu", "storage", "latin1", "0"]
+
+
+@case
+def _same_string_twice(t: Any) -> Any:
+    one = "".join(["on", "e"])
+    return {one: one, "x": [one, "".join(["on", "e"])]}
+
+
+@case
+def _one_character_strings(t: Any) -> Any:
+    text = "abc\xe9\u20ac"
+    return [text[0], text[1:2], "a", "b", text[3], "\xe9", text[4], chr(0x20AC), text[5:], ""]
+
+
+@case
+def _storage_keys_as_strings(t: Any) -> Any:
+    return {str(i): tensor(t, "float32", (1,)) for i in range(12)}
+
+
+# Ordinary objects.
+
+_OBJECTS: dict[str, Make] = {
+    "plain object": lambda t: Plain(a=1, b=[2]),
+    "plain object without attributes": lambda t: [Plain(), Plain()],
+    "plain object with a tensor": lambda t: Plain(x=tensor(t, "float32", (2,)), y="y"),
+    "dataclass": lambda t: [Data(), Data(3, [4])],
+    "dataclass with a parameter": lambda t: Data(t.nn.Parameter(tensor(t, "float32", (2,)))),
+    "frozen dataclass with slots": lambda t: FrozenData(5),
+    "slots": lambda t: Slotted(),
+    "slots and a dict": lambda t: SlottedAndMore(),
+    "enum": lambda t: [Color.RED, Color.GREEN, Color.RED, Color],
+    "int enum": lambda t: {Level.LOW: Level.HIGH},
+    "named tuple": lambda t: [Point(1, 2), Point(tensor(t, "int8", (1,)), None)],
+    "nested class": lambda t: [Outer.Inner, Outer.Inner.Innermost, Outer, Outer.Inner],
+    "object of a nested class": lambda t: [Outer.Inner(), Outer.Inner.Innermost()],
+    "functions": lambda t: [add, len, math.sqrt, operator.itemgetter, functools.reduce, add],
+    "methods": lambda t: [[1, 2].append, "abc".upper, Data.__init__, dict.fromkeys],
+    "classes": lambda t: [int, str, dict, list, object, type, Exception, OrderedDict, range, set],
+    "more classes": lambda t: [bytes, float, complex, tuple, bool, zip, map, open, print],
+    "Fraction": lambda t: fractions.Fraction(3, 7),
+    "Decimal": lambda t: [decimal.Decimal("1.50"), decimal.Decimal("NaN")],
+    "datetime": lambda t: datetime.datetime(2024, 2, 29, 12, 30, tzinfo=datetime.UTC),
+    "date and time": lambda t: [
+        datetime.date(2024, 1, 2),
+        datetime.time(3, 4),
+        datetime.timedelta(5, 6),
+    ],
+    "Path": lambda t: [pathlib.PurePosixPath("/a/b"), pathlib.PureWindowsPath("c:/x")],
+    "UUID": lambda t: uuid.UUID(int=5),
+    "defaultdict": lambda t: defaultdict(int, a=1),
+    "defaultdict of tensors": lambda t: defaultdict(list, a=[tensor(t, "float32", (2,))]),
+    "deque": lambda t: [deque([1, 2, 3]), deque(maxlen=2), deque([1, 2], maxlen=5)],
+    "deque of tensors": lambda t: deque([tensor(t, "float32", (2,)), 5]),
+    "partial": lambda t: functools.partial(add, 1, right=2),
+    "partial without arguments": lambda t: functools.partial(add),
+    "Namespace": lambda t: argparse.Namespace(lr=0.1, layers=[1, 2], name="run"),
+    "new args": lambda t: WithNewArgs(1, "two"),
+    "new args with keywords": lambda t: WithNewArgsEx(1, 2, key="word"),
+    "own state": lambda t: WithState([1]),
+    "state set by a function": lambda t: WithSetter(),
+    "by name": lambda t: [BY_NAME, BY_NAME],
+    "str subclass": lambda t: [StrSubclass("abc"), {StrSubclass("k"): 1}],
+    "int subclass": lambda t: IntSubclass(5),
+    "tuple subclass": lambda t: TupleSubclass((1, 2)),
+    "list subclass with attributes": lambda t: _with_attribute(ListSubclass([1, 2])),
+    "dict subclass with attributes": lambda t: _with_attribute(DictSubclass(a=1)),
+    "dict subclass of tensors": lambda t: DictSubclass(a=tensor(t, "float32", (2,))),
+    "OrderedDict subclass": lambda t: [OrderedSubclass(a=1), _with_attribute(OrderedSubclass(b=2))],
+    "exception": lambda t: ValueError("message", 5),
+    "exception with attributes": lambda t: _with_attribute(KeyError("k")),
+    "itemgetter": lambda t: operator.itemgetter(1, 2),
+    "random state": lambda t: random.Random(3).getstate(),
+    "one object in many places": lambda t: [[x, (x, {x: x})] for x in [FrozenData(7)]],
+}
+
+
+def _with_attribute(value: Any) -> Any:
+    value.attribute = ["attribute"]
+    return value
+
+
+for _name, _maker in _OBJECTS.items():
+    _case(_name, _maker)
+
+
+# torch's own leaves.
+
+_DTYPE_NAMES = (
+    *TENSOR_DTYPES, *QUANTIZED_DTYPES,
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)),
+)  # fmt: skip
+_case("dtypes", lambda t: [getattr(t, name) for name in _DTYPE_NAMES] * 2)
+_case("a dtype", lambda t: t.float32)
+_case("dtypes as keys", lambda t: {t.float32: t.half, t.bool: "bool"})
+_case("dtype of a tensor before it", lambda t: [t.uint16, tensor(t, "uint16", (2,)), t.uint16])
+_case("dtype of a tensor after it", lambda t: [tensor(t, "complex32", (2,)), t.complex32])
+_case("sizes", lambda t: [t.Size([]), t.Size([1]), t.Size([2, 3]), t.Size([2, 3, 4, 5, 70000])])
+_case("size of a tensor", lambda t: [tensor(t, "float32", (2, 3)).size()] * 2)
+_case("device cpu", lambda t: t.device("cpu"))
+_case("devices", lambda t: [t.device(name) for name in ("cpu", "cuda", "cuda:1", "meta", "xpu:0")])
+_case("device twice", lambda t: [t.device("cuda", 2)] * 2)
+_case("equal devices", lambda t: [t.device("cuda", 2), t.device("cuda", 2), t.device("cpu:0")])
+_case("layouts", lambda t: [t.strided, t.sparse_coo, t.sparse_csr, t.strided, t.sparse_csc])
+_case("more layouts", lambda t: [t.sparse_bsr, t.sparse_bsc, t.jagged, t._mkldnn])
+_case("qschemes", lambda t: [
+    t.per_tensor_affine, t.per_tensor_symmetric, t.per_channel_affine, t.per_channel_symmetric,
+    t.per_channel_affine_float_qparams, t.per_tensor_affine,
+])  # fmt: skip
+_case("leaves together", lambda t: {
+    "dtype": t.bfloat16, "device": t.device("cuda:0"), "size": t.Size((1, 2)), "layout": t.strided,
+    "x": tensor(t, "bfloat16", (1, 2)), "again": t.bfloat16, "location": "cuda:0",
+})  # fmt: skip
+
+
+# -- what only torch can make ------------------------------------------------------------------
+
+
+@torch_only
+def _conjugated(t: Any) -> Any:
+    x = tensor(t, "complex64", (3, 2))
+    return {"x": x, "conj": x.conj(), "again": x.conj(), "t": x.mH}
+
+
+@torch_only
+def _conjugated_alone(t: Any) -> Any:
+    return tensor(t, "complex128", (3,)).conj()
+
+
+@torch_only
+def _conjugated_scalar(t: Any) -> Any:
+    x = tensor(t, "complex64", ())
+    return [x, x.conj(), t._neg_view(x)]
+
+
+@torch_only
+def _conjugated_and_expanded(t: Any) -> Any:
+    return tensor(t, "complex64", (1, 2)).conj().expand(3, 2)
+
+
+@torch_only
+def _negated(t: Any) -> Any:
+    x = tensor(t, "complex64", (4,))
+    return {"imag": x.conj().imag, "neg": t._neg_view(tensor(t, "float32", (2,)))}
+
+
+@torch_only
+def _conjugated_and_negated(t: Any) -> Any:
+    x = tensor(t, "complex64", (4,))
+    return [t._neg_view(x).conj(), t._neg_view(x.conj()), t._neg_view(x)]
+
+
+@torch_only
+def _requires_grad(t: Any) -> Any:
+    return [tensor(t, "float32", (2,)).requires_grad_(), tensor(t, "float32", (2,))]
+
+
+@torch_only
+def _tensor_with_attributes(t: Any) -> Any:
+    x = tensor(t, "float32", (2,))
+    x.tag = {"a": [1, 2]}
+    y = tensor(t, "uint16", (2,))
+    y.other = x
+    return [x, y, x]
+
+
+@torch_only
+def _buffer(t: Any) -> Any:
+    return [
+        t.nn.Buffer(tensor(t, "float32", (2,))),
+        t.nn.Buffer(tensor(t, "int8", ()), persistent=False),
+    ]
+
+
+@torch_only
+def _parameter_with_slots_state(t: Any) -> Any:
+    p = t.nn.Parameter(tensor(t, "float32", (2, 2)))
+    p.tensor_model_parallel = True
+    return OrderedDict(weight=p, view=p.detach()[0])
+
+
+@torch_only
+def _view_of_a_large_storage(t: Any) -> Any:
+    return {"x": tensor(t, "float32", (2, 3), (100, 7), 11, 1000)}
+
+
+@torch_only
+def _empty_view_of_a_storage(t: Any) -> Any:
+    return tensor(t, "float32", (3, 5))[1:1]
+
+
+@torch_only
+def _gapped_views_without_a_base(t: Any) -> Any:
+    x = tensor(t, "int32", (10,))
+    return [x[::2], x[1::2]]
+
+
+@torch_only
+def _empty_tensor_past_its_storage(t: Any) -> Any:
+    return view(t, "float32", storage_of(t, bytes(8)), (0, 4), (4, 1), 2)
+
+
+@torch_only
+def _sparse(t: Any) -> Any:
+    coo = t.sparse_coo_tensor([[0, 1], [1, 2]], [3.0, 4.0], (2, 3)).coalesce()
+    return {"coo": coo, "plain": tensor(t, "float32", (2,))}
+
+
+@torch_only
+def _quantized(t: Any) -> Any:
+    x = t.arange(6.0).reshape(2, 3)
+    scales, zeros = t.tensor([0.1, 0.2], dtype=t.float64), t.tensor([0, 1])
+    return [
+        t.quantize_per_tensor(x, 0.1, 10, t.quint8),
+        t.quantize_per_channel(x, scales, zeros, 0, t.qint8),
+    ]
+
+
+@torch_only
+def _meta(t: Any) -> Any:
+    return [t.empty(2, 3, device="meta"), t.nn.Parameter(t.empty(4, device="meta"))]
+
+
+@torch_only
+def _nested(t: Any) -> Any:
+    return t.nested.as_nested_tensor([t.ones(2), t.zeros(3)])
+
+
+@torch_only
+def _generator(t: Any) -> Any:
+    return t.Generator().manual_seed(5)
+
+
+@torch_only
+def _whole_module(t: Any) -> Any:
+    return {"model": _module(t), "epoch": 1}
+
+
+@torch_only
+def _whole_module_in_half(t: Any) -> Any:
+    return t.nn.Sequential(t.nn.Linear(2, 2), t.nn.ReLU(), t.nn.Dropout(0.1)).half()
+
+
+@torch_only
+def _numpy_values(t: Any) -> Any:
+    return [np.arange(3.0), np.float32(1.5), np.dtype("int16"), np.array(["a", "bc"])]
+
+
+@torch_only
+def _numpy_records(t: Any) -> Any:
+    return np.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")])
+
+
+@torch_only
+def _numpy_generator_state(t: Any) -> Any:
+    return np.random.default_rng(0).bit_generator.state
+
+
+@torch_only
+def _everything_at_once(t: Any) -> Any:
+    model = _module(t)
+    return {
+        "args": argparse.Namespace(device=t.device("cpu"), dtype=t.float32, path=pathlib.Path()),
+        "model": model.state_dict(), "parameters": list(model.parameters()),
+        "best": np.float64(0.5),
+        "history": defaultdict(list, loss=[1.0, 0.5]), "when": datetime.date(2024, 5, 6),
+    }  # fmt: skip
+
+
+# -- random trees ------------------------------------------------------------------------------
+
+_WORDS = ("", "a", "0", "cpu", "storage", "latin1", "weight", "lr", "cuda:0", "\u00e9t\u00e9")
+
+
+class _Grower:
+    """Grows one random tree; what it has made before may appear again."""
+
+    def __init__(self, torch: Any, rng: random.Random, size: int) -> None:
+        self._torch = torch
+        self._rng = rng
+        self._left = size
+        self._made: list[Any] = []
+        self._hashable: list[Any] = []
+        self._bases: list[tuple[str, Any, int]] = []
+
+    def value(self, depth: int) -> Any:
+        """Return a value of at most this depth."""
+        rng = self._rng
+        if self._made and rng.random() < 0.15:
+            return rng.choice(self._made)
+        self._left -= 1
+        if depth <= 0 or self._left <= 0 or rng.random() < 0.45:
+            made = self._leaf() if rng.random() < 0.6 else self._tensor()
+            self._made.append(made)
+            return made
+        return self._container(depth - 1)
+
+    def _count(self) -> int:
+        rng = self._rng
+        return rng.choice((0, 1, 2, 3, 4, 5, rng.randint(6, 12)))
+
+    def _container(self, depth: int) -> Any:
+        rng = self._rng
+        kind = rng.choice((list, list, dict, dict, tuple, tuple, OrderedDict, ListSubclass,
+                           DictSubclass, Point, Plain, Data, defaultdict, deque))  # fmt: skip
+        made: Any
+        if kind in (tuple, Point):
+            count = self._count() if kind is tuple else 2
+            items = [self.value(depth) for _ in range(count)]
+            made = tuple(items) if kind is tuple else Point._make(items)
+            self._made.append(made)
+            return made
+        make: Any = kind
+        made = defaultdict(list) if kind is defaultdict else make()
+        self._made.append(made)  # from here on it can hold itself
+        if kind in (list, ListSubclass, deque):
+            for _ in range(self._count()):
+                made.append(self.value(depth))
+        elif kind is Plain or kind is Data:
+            for name in ("first", "rest")[: self._count()]:
+                setattr(made, name, self.value(depth))
+        else:
+            for _ in range(self._count()):
+                key = self._key()
+                if key not in made:  # what was made must stay in the tree
+                    made[key] = self.value(depth)
+            if kind is OrderedDict and rng.random() < 0.3:
+                made._metadata = self.value(depth)
+        return made
+
+    def _key(self) -> Any:
+        rng = self._rng
+        if self._hashable and rng.random() < 0.2:
+            return rng.choice(self._hashable)
+        key: Any = rng.choice((
+            lambda: rng.choice(_WORDS), lambda: f"layers.{rng.randint(0, 99)}.weight",
+            lambda: rng.randint(-3, 300), lambda: (rng.randint(0, 9), rng.choice(_WORDS)),
+            lambda: None, lambda: rng.random(), lambda: b"key", lambda: rng.random() < 0.5,
+        ))()  # fmt: skip
+        self._hashable.append(key)
+        return key
+
+    def _leaf(self) -> Any:
+        rng, torch = self._rng, self._torch
+        made: Any = rng.choice((
+            lambda: rng.getrandbits(rng.randint(1, 80)) * rng.choice((1, -1)),
+            lambda: rng.getrandbits(rng.choice((8, 16, 31, 32, 63, 64, 2040, 2100))),
+            lambda: rng.choice((0.0, -0.0, float("inf"), float("nan"), rng.random())),
+            lambda: rng.choice(_WORDS),
+            lambda: "".join(chr(rng.choice((rng.randint(0, 127), rng.randint(0, 0xFFFF))))
+                            for _ in range(rng.randint(0, 5))),
+            lambda: rng.randbytes(rng.randint(0, 6)),
+            lambda: bytearray(rng.randbytes(rng.randint(0, 6))),
+            lambda: rng.choice((None, True, False, ..., int, add, Color.RED, Outer.Inner)),
+            lambda: complex(rng.random(), rng.random()),
+            lambda: {rng.randint(0, 9) for _ in range(self._count())},
+            lambda: Counter({rng.choice(_WORDS): rng.randint(0, 5)}),
+            lambda: range(rng.randint(0, 9)),
+            lambda: slice(rng.randint(0, 9), None),
+            lambda: fractions.Fraction(rng.randint(1, 9), 7),
+            lambda: getattr(torch, rng.choice(_DTYPE_NAMES)),
+            lambda: torch.Size([rng.randint(0, 9) for _ in range(rng.randint(0, 4))]),
+            lambda: torch.device(rng.choice(("cpu", "cuda", "cuda:1", "meta"))),
+            lambda: rng.choice((torch.strided, torch.sparse_coo, torch.per_tensor_affine)),
+        ))()  # fmt: skip
+        return made
+
+    def _tensor(self) -> Any:
+        rng, torch = self._rng, self._torch
+        if self._bases and rng.random() < 0.4:
+            dtype, base, numel = rng.choice(self._bases)
+            made = self._view(dtype, base.untyped_storage(), numel)
+        else:
+            dtype = rng.choice(TENSOR_DTYPES)
+            shape = tuple(rng.randint(0 if rng.random() < 0.2 else 1, 3)
+                          for _ in range(rng.randint(0, 4)))  # fmt: skip
+            base = tensor(torch, dtype, shape, seed=rng.getrandbits(30))
+            if base.numel():
+                self._bases.append((dtype, base, base.numel()))
+            made = base
+        if rng.random() < 0.2:
+            floating = dtype in ("float64", "float32", "float16", "bfloat16", "complex64")
+            made = torch.nn.Parameter(made, requires_grad=floating and rng.random() < 0.7)
+        elif rng.random() < 0.05 and dtype in TYPED_STORAGES:
+            made = typed_storage(torch, dtype, made.untyped_storage())
+        return made
+
+    def _view(self, dtype: str, storage: Any, numel: int) -> Any:
+        rng = self._rng
+        offset = rng.randrange(numel)
+        room = numel - offset - 1
+        shape, stride = [], []
+        for _ in range(rng.randint(0, 4)):
+            step = rng.choice((0, 1, 2, rng.randint(0, numel)))
+            size = rng.randint(1, 3) if step == 0 else rng.randint(1, min(4, room // step + 1))
+            room -= (size - 1) * step
+            shape.append(size)
+            stride.append(step)
+        return view(self._torch, dtype, storage, shape, stride, offset)
+
+
+def random_tree(torch: Any, rng: random.Random, size: int = 40, depth: int = 4) -> Any:
+    """Return a random torch tree of about ``size`` values that torchzip can write too."""
+    grower = _Grower(torch, rng, size)
+    return [grower.value(depth) for _ in range(rng.randint(1, 8))]
