@@ -29,7 +29,8 @@ from torchzip.errors import (
 from torchzip.files.crc import crc32
 from torchzip.files.source import Source
 from torchzip.limits import Limits
-from torchzip.pickling.interpreter import Interpreter, Name, Table, TruncatedPickleError
+from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
+from torchzip.pickling.table import Name, Table
 from torchzip.tensors.rebuild import Factory, Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import SpanStorage, StreamStorage, TensorStorage

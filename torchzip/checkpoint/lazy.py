@@ -22,7 +22,7 @@ from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorNotFoundError, TorchZipError
 from torchzip.files.source import open_source
 from torchzip.limits import Limits
-from torchzip.pickling.interpreter import Name
+from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.rebuild import OTHER_TENSORS, unsupported
 from torchzip.tensors.specs import TensorSpec, broadcast, read_once, resolve_bits, slice_spec

@@ -20,7 +20,7 @@ from torchzip.errors import ArchiveError, TorchZipError
 from torchzip.files.crc import crc32
 from torchzip.files.source import FileObjectSource, FileSource, MmapSource, open_source
 from torchzip.limits import Limits
-from torchzip.pickling.interpreter import Name
+from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype
 from torchzip.tensors.rebuild import unsupported
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of

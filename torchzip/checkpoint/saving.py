@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import bisect
 import os
 import sys
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -17,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.stored_memory import EarlyStorage, StoredMemory
 from torchzip.checkpoint.structure import EarlyTensor, Structure
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.dtypes import DTYPES
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.sink import open_sink
 from torchzip.tensors.memory import (
-    Extent,
     Placement,
     extent_of,
     memory_span,
-    owner_of,
     packed,
     place_arrays,
     torch_dtype_to_save,
@@ -164,111 +160,14 @@ def _is_small(storage: TensorStorage) -> bool:
     return type(storage) is ArrayStorage and storage.nbytes <= _SMALL_NBYTES
 
 
-class _EarlyStorage(TensorStorage):
-    """A storage whose bytes are in the archive already, from byte ``position`` on."""
-
-    def __init__(
-        self, torch_dtype: str | None, nbytes: int, location: str, position: int, crc: int
-    ) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = location
-        self.position = position
-        self.bytes_crc = crc
-
-    def read_into(self, start: int, out: Bytes) -> None:
-        raise RuntimeError("an early storage is never read")
-
-
-@dataclass(slots=True)
-class _Region:
-    """Memory that was stored: to be found again while its owner lives."""
-
-    start: int
-    stop: int
-    torch_dtype: str
-    storage: _EarlyStorage
-    owner: weakref.ref[Any]
-
-    def is_alive(self) -> bool:
-        """Return whether the owner still owns this memory."""
-        owner = self.owner()
-        if owner is None:
-            return False
-        if isinstance(owner, np.ndarray) and owner.base is None:
-            begin = owner.__array_interface__["data"][0]  # ndarray.resize moves it
-            return bool(begin <= self.start and self.stop <= begin + owner.nbytes)
-        return True
-
-
-class _Memory:
-    """What was stored early, by where it lay in memory.
-
-    An owner that is gone takes its regions with it, so an address that another array has
-    taken since is never mistaken for what was there before.
-    """
-
-    def __init__(self) -> None:
-        self._exact: dict[tuple[int, int], _Region] = {}
-        # For each owner the regions that no other contains, sorted by start (and so by stop).
-        self._by_owner: dict[int, list[_Region]] = {}
-        self._packed: dict[Any, tuple[weakref.ref[Any], _EarlyStorage]] = {}
-
-    def find(self, extent: Extent) -> _Region | None:
-        region = self._exact.get((extent.start, extent.stop))
-        if region is None:
-            regions = self._by_owner.get(extent.owner, [])
-            at = bisect.bisect_right(regions, extent.start, key=lambda each: each.start)
-            region = regions[at - 1] if at else None
-            if region is None or region.stop < extent.stop:
-                return None
-        return region if region.is_alive() else None
-
-    def add(self, extent: Extent, storage: _EarlyStorage) -> None:
-        region = _Region(
-            extent.start, extent.stop, extent.torch_dtype, storage, _reference(extent.array)
-        )
-        self._exact[extent.start, extent.stop] = region
-        kept = [
-            each
-            for each in self._by_owner.get(extent.owner, ())
-            if not (extent.start <= each.start and each.stop <= extent.stop) and each.is_alive()
-        ]
-        bisect.insort(kept, region, key=lambda each: each.start)
-        self._by_owner[extent.owner] = kept
-
-    def find_packed(self, array: Array, torch_dtype: str) -> _EarlyStorage | None:
-        reference, storage = self._packed.get(_layout(array, torch_dtype), (None, None))
-        return storage if reference is not None and reference() is not None else None
-
-    def add_packed(self, array: Array, torch_dtype: str, storage: _EarlyStorage) -> None:
-        self._packed[_layout(array, torch_dtype)] = (_reference(array), storage)
-
-
-def _layout(array: Array, torch_dtype: str) -> Any:
-    return (array.__array_interface__["data"][0], array.shape, array.strides, torch_dtype)
-
-
-def _reference(array: Array) -> weakref.ref[Any]:
-    """Return a weak reference to what owns an array's memory, as near to it as can be had."""
-    owner = owner_of(array)
-    try:
-        return weakref.ref(owner)
-    except TypeError:  # bytes, bytearray: the array that was made from it
-        nearest: Any = array
-        while isinstance(nearest.base, np.ndarray):
-            nearest = nearest.base
-        return weakref.ref(nearest)
-
-
 class IncrementalWriter:
     """Stores tensors as soon as they are ready, and the structure last. See `incremental_save`."""
 
     def __init__(self, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
         self._archive = Archive(file, alignment, crc32)
         self._keys = StorageKeys()
-        self._memory = _Memory()
-        self._lazy: dict[int, tuple[TensorStorage, _EarlyStorage]] = {}
+        self._memory = StoredMemory()
+        self._lazy: dict[int, tuple[TensorStorage, EarlyStorage]] = {}
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._state = "open"
@@ -405,9 +304,9 @@ class IncrementalWriter:
     def _mark_broken(self) -> None:
         self._state = "broken"
 
-    def _store(self, storage: TensorStorage) -> _EarlyStorage:
+    def _store(self, storage: TensorStorage) -> EarlyStorage:
         """Write a storage now, under the next key."""
-        early = _EarlyStorage(storage.torch_dtype, storage.nbytes, storage.location, 0, 0)
+        early = EarlyStorage(storage.torch_dtype, storage.nbytes, storage.location, 0, 0)
         writer = self._archive.writer
         with self._breaking():
             key = int(self._keys.key_of(early))
@@ -436,7 +335,7 @@ class IncrementalWriter:
             self._memory.add(extent, early)
         return Placement(early, place.storage_offset, place.stride)
 
-    def _store_lazy(self, storage: TensorStorage) -> _EarlyStorage:
+    def _store_lazy(self, storage: TensorStorage) -> EarlyStorage:
         known = self._lazy.get(id(storage))
         if known is None:
             known = self._lazy[id(storage)] = (storage, self._store(storage))
@@ -489,7 +388,7 @@ class IncrementalWriter:
         return self._archive.sink.read_back(0, 0) is not None
 
     def _is_stored(
-        self, storage: _EarlyStorage, first: int, blocks: Iterator[Bytes], nbytes: int
+        self, storage: EarlyStorage, first: int, blocks: Iterator[Bytes], nbytes: int
     ) -> bool:
         """Return whether the archive has these bytes from byte ``first`` of a storage on."""
         if not self._can_read_back():

@@ -236,11 +236,7 @@ class Structure:
 
     def _write_array(self, emitter: Emitter, array: NDArray[Any]) -> None:
         if not emitter.written(id(array)):
-            torch_dtype = self._dtype_of(emitter, array)
-            place = self._place_of(emitter, array, torch_dtype)
-            self._dense.tensor(
-                emitter, torch_dtype, array.shape, place.stride, place.storage_offset, place.storage
-            )
+            self._dense.tensor(emitter, self._plain_spec(emitter, array))
             emitter.put_object(array)
 
     def _write_typed_array(self, emitter: Emitter, value: TypedArray) -> None:
@@ -285,19 +281,16 @@ class Structure:
         self, emitter: Emitter, spec: TensorSpec, requires_grad: bool | None = None
     ) -> None:
         """Write a tensor up to its REDUCE; ``requires_grad`` overrides that of the spec."""
-        grad = spec.requires_grad if requires_grad is None else requires_grad
-        layout = (
-            spec.torch_dtype, spec.shape, spec.stride, spec.storage_offset, spec.storage,
-            grad, spec.conj, spec.neg,
-        )  # fmt: skip
+        if requires_grad is not None and requires_grad != spec.requires_grad:
+            spec = spec.replace(requires_grad=requires_grad)
         if spec.subclass is None:
-            self._dense.tensor(emitter, *layout)
+            self._dense.tensor(emitter, spec)
             return
         emitter.name("torch._tensor", "_rebuild_from_type_v2")
         emitter.write(b"(")
         self._dense.function(emitter, spec.torch_dtype)
         emitter.save(spec.subclass)
-        self._dense.arguments(emitter, *layout)
+        self._dense.arguments(emitter, spec)
         emitter.save(spec.attributes)
         emitter.write(b"t")
         emitter.put(None)

@@ -264,11 +264,11 @@ class Emitter:
         self.write((b"\x85", b"\x86", b"\x87")[size - 1] if size <= 3 else b"t")
         self.put_object(value)
 
-    def _items(self, values: Iterable[Any]) -> None:
-        """Write values one after the other, with their positions on the path."""
+    def _items(self, values: Iterable[Any], first: int = 0) -> None:
+        """Write values one after the other, with their positions from ``first`` on the path."""
         path, dispatch = self.path, self._dispatch
         path.append(None)
-        for index, item in enumerate(values):
+        for index, item in enumerate(values, first):
             path[-1] = index
             writer = dispatch.get(type(item))
             if writer is not None:
@@ -314,22 +314,9 @@ class Emitter:
         done = 0
         while done < len(value):
             self.write(b"(")
-            self._batch_of_list(value, done)
+            self._items(value[done : done + _BATCH], done)
             self.write(b"e")
             done += _BATCH
-
-    def _batch_of_list(self, value: list[Any], start: int) -> None:
-        path, dispatch = self.path, self._dispatch
-        path.append(None)
-        for index in range(start, min(start + _BATCH, len(value))):
-            path[-1] = index
-            item = value[index]
-            writer = dispatch.get(type(item))
-            if writer is not None:
-                writer(item)
-            else:
-                self._other(item)
-        path.pop()
 
     def _dict(self, value: dict[Any, Any]) -> None:
         if self.written(id(value)):

@@ -17,50 +17,13 @@ import re
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
-from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.opcodes import BY_CODE
+from torchzip.pickling.table import Name, Shortcut, Table
 from torchzip.types import ForeignObject
-
-Name = tuple[str, str]
-#: A value and the position behind it, or None.
-Matched = tuple[Any, int] | None
-#: Carries out many opcodes at once: (data, position, memo) -> `Matched`.
-Shortcut = Callable[[bytes, int, dict[int, Any]], Matched]
-
-
-def _no_persistent_id(pid: Any) -> NoReturn:
-    raise PickleError("a persistent id, and nothing here to resolve it")
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What the names of a file mean.
-
-    ``values`` are names that stand for a value (``torch.float32``). ``calls`` take the argument
-    tuple of a REDUCE on a name. ``names`` are known and mean something only in a
-    place of their own, as storage classes do in persistent ids. ``persistent`` resolves a
-    persistent id. ``keys`` refuses keys that cost too much.
-    ``shortcut`` is for a call that occurs once for every tensor: the name that is called, and what
-    makes, from the names met so far, a function that may carry out arguments and call at once.
-    """
-
-    values: Mapping[Name, Any] = field(default_factory=dict)
-    calls: Mapping[Name, Callable[[tuple[Any, ...]], Any]] = field(default_factory=dict)
-    names: frozenset[Name] = frozenset()
-    persistent: Callable[[Any], Any] = _no_persistent_id
-    keys: KeyCheck = field(default_factory=KeyCheck)
-    shortcut: tuple[Name, Callable[[Mapping[Name, Any]], Shortcut]] | None = None
-
-    def knows(self, name: Name) -> bool:
-        """Return whether a name is in the table."""
-        return name in self.values or name in self.calls or name in self.names
-
 
 _U16 = struct.Struct("<H").unpack_from
 _I32 = struct.Struct("<i").unpack_from

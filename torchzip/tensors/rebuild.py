@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError
-from torchzip.pickling.interpreter import Name, Table
 from torchzip.pickling.keys import KeyCheck
+from torchzip.pickling.table import Name, Table
 from torchzip.tensors.record_pattern import TensorPattern
 from torchzip.tensors.specs import TensorSpec, check_spec
 from torchzip.tensors.storage import TensorStorage

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torchzip.pickling.interpreter import Matched, Name
+from torchzip.pickling.table import Matched, Name
 from torchzip.types import ForeignObject
 
 _NUMBER = rb"(?:K.|M..|J....)"

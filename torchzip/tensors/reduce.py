@@ -13,7 +13,7 @@ from typing import Any
 
 from torchzip.dtypes import DTYPES
 from torchzip.pickling.emitter import Emitter, Writer
-from torchzip.tensors.specs import contiguous_stride
+from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
@@ -94,81 +94,50 @@ class DenseWriter:
         emitter.put(None)
         emitter.write(b"Q")
 
-    def tensor(
-        self,
-        emitter: Emitter,
-        torch_dtype: str,
-        shape: tuple[int, ...],
-        stride: tuple[int, ...],
-        storage_offset: int,
-        storage: TensorStorage,
-        requires_grad: bool = False,
-        conj: bool = False,
-        neg: bool = False,
-    ) -> None:
+    def tensor(self, emitter: Emitter, spec: TensorSpec) -> None:
         """Write the reduction of a plain tensor, up to its REDUCE and without its put."""
-        if not (requires_grad or conj or neg) and self._tensor_fast(
-            emitter, torch_dtype, shape, stride, storage_offset, storage
-        ):
-            return
-        self.function(emitter, torch_dtype)
-        self.arguments(
-            emitter, torch_dtype, shape, stride, storage_offset, storage, requires_grad, conj, neg
-        )
-        emitter.write(b"R")
+        if not self._tensor_fast(emitter, spec):
+            self.function(emitter, spec.torch_dtype)
+            self.arguments(emitter, spec)
+            emitter.write(b"R")
 
     def function(self, emitter: Emitter, torch_dtype: str) -> None:
         """Write the name of the function that rebuilds a tensor of this dtype."""
         version = "v2" if DTYPES[torch_dtype].storage_class else "v3"
         emitter.name("torch._utils", f"_rebuild_tensor_{version}")
 
-    def arguments(
-        self,
-        emitter: Emitter,
-        torch_dtype: str,
-        shape: tuple[int, ...],
-        stride: tuple[int, ...],
-        storage_offset: int,
-        storage: TensorStorage,
-        requires_grad: bool,
-        conj: bool,
-        neg: bool,
-    ) -> None:
+    def arguments(self, emitter: Emitter, spec: TensorSpec) -> None:
         """Write the argument tuple of that function."""
         emitter.write(b"(")
-        self.persistent_id(emitter, storage, torch_dtype)
-        emitter.save(storage_offset)
-        emitter.save((*shape,))  # new objects each time
-        emitter.save((*stride,))
-        emitter.save(requires_grad)
+        self.persistent_id(emitter, spec.storage, spec.torch_dtype)
+        emitter.save(spec.storage_offset)
+        emitter.save((*spec.shape,))  # new objects each time
+        emitter.save((*spec.stride,))
+        emitter.save(spec.requires_grad)
         empty_ordered_dict(emitter)
-        if not DTYPES[torch_dtype].storage_class:
-            emitter.name("torch", torch_dtype)
-        if conj or neg:
+        if not DTYPES[spec.torch_dtype].storage_class:
+            emitter.name("torch", spec.torch_dtype)
+        if spec.conj or spec.neg:
             metadata = {}
-            if neg:
+            if spec.neg:
                 metadata[_fresh("neg")] = True  # a new string object, as in torch
-            if conj:
+            if spec.conj:
                 metadata[_fresh("conj")] = True
             emitter.save(metadata)
         emitter.write(b"t")
         emitter.put(None)
 
-    def _tensor_fast(
-        self,
-        emitter: Emitter,
-        torch_dtype: str,
-        shape: tuple[int, ...],
-        stride: tuple[int, ...],
-        storage_offset: int,
-        storage: TensorStorage,
-    ) -> bool:
+    def _tensor_fast(self, emitter: Emitter, spec: TensorSpec) -> bool:
         """Write a whole tensor as one piece of bytes, if all its names have numbers by now.
 
         Equal to `function`, `arguments` and REDUCE, byte for byte (a test compares them).
         """
+        torch_dtype, shape, storage = spec.torch_dtype, spec.shape, spec.storage
         row = DTYPES[torch_dtype]
-        if row.storage_class is None or storage.location != "cpu" or len(shape) > 3:
+        if (
+            row.storage_class is None or storage.location != "cpu" or len(shape) > 3
+            or spec.requires_grad or spec.conj or spec.neg
+        ):  # fmt: skip
             return False
         prefix = self._prefixes.get(torch_dtype)
         if prefix is None:
@@ -188,14 +157,14 @@ class DenseWriter:
         at = emitter.count
         parts = [
             begin, middle, location, _int(storage.nbytes // row.itemsize), b"t", _put(at), b"Q",
-            _int(storage_offset),
+            _int(spec.storage_offset),
         ]  # fmt: skip
         at += 1
         if shape:
             close = _CLOSE[len(shape)]
             parts += [_int(size) for size in shape]
             parts += [close, _put(at)]
-            parts += [_int(step) for step in stride]
+            parts += [_int(step) for step in spec.stride]
             parts += [close, _put(at + 1)]
             at += 2
         else:

@@ -1,0 +1,1 @@
+"""Tests of `torchzip.tensors`, none of which needs torch."""

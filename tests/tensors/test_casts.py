@@ -1,0 +1,217 @@
+"""Casts: to nearest even, block by block, at any offset."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchzip.dtypes import DTYPES
+from torchzip.tensors.casts import Cast, CastStorage, is_castable, whole_items
+from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
+
+_FLOATS = [name for name in DTYPES if is_castable(name)]
+
+
+class Pieces(TensorStorage):
+    """Bytes that come in pieces of a given size, at odd addresses."""
+
+    def __init__(self, data: Bytes, piece: int) -> None:
+        self.data = data
+        self.piece = piece
+        self.nbytes = data.nbytes
+        self.torch_dtype = None
+        self.location = "cpu"
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        """Fill ``out``."""
+        out[:] = self.data[start : start + out.nbytes]
+
+    def blocks(self, nbytes: int = 0) -> Any:
+        """Yield the pieces, each one byte off any alignment."""
+        for start in range(0, self.nbytes, self.piece):
+            part = self.data[start : start + self.piece]
+            shifted = np.empty(part.size + 1, np.uint8)
+            shifted[1:] = part
+            yield shifted[1:]
+
+
+def cast(values: np.ndarray[Any, Any], source: str, target: str) -> np.ndarray[Any, Any]:
+    """Cast an array as one block."""
+    block = np.ascontiguousarray(values).view(np.uint8)
+    return Cast(source, target)(block).copy().view(numpy_dtype(target))
+
+
+def _quietly(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return values.astype(dtype)
+
+
+def _same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> None:
+    """Compare bit for bit, but any NaN is as good as another."""
+    kind = np.dtype(f"u{ours.itemsize}")
+    nan = np.isnan(_quietly(theirs, np.dtype(np.float64)))
+    np.testing.assert_array_equal(np.isnan(_quietly(ours, np.dtype(np.float64))), nan)
+    np.testing.assert_array_equal(ours.view(kind)[~nan], theirs.view(kind)[~nan])
+
+
+@pytest.mark.parametrize("low", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+def test_bfloat16_of_every_upper_half(low: int) -> None:
+    """All 65,536 upper halves, at the places where rounding turns, NaN too, equal ml_dtypes."""
+    bits = (np.arange(1 << 16, dtype=np.uint32) << 16) | low
+    values = bits.view(np.float32)
+    theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
+    np.testing.assert_array_equal(
+        cast(values, "float32", "bfloat16").view(np.uint16), theirs.view(np.uint16)
+    )
+    # and each alone, where no NaN in the block changes the way
+    finite = ~np.isnan(values)
+    np.testing.assert_array_equal(
+        cast(values[finite], "float32", "bfloat16").view(np.uint16),
+        theirs[finite].view(np.uint16),
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 0xFFFFFFFF), max_size=50))
+def test_bfloat16_of_any_bits(bits: list[int]) -> None:
+    """Any 32 bits, in blocks of any length, equal ml_dtypes bit for bit."""
+    values = np.array(bits, np.uint32).view(np.float32)
+    theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
+    np.testing.assert_array_equal(
+        cast(values, "float32", "bfloat16").view(np.uint16), theirs.view(np.uint16)
+    )
+
+
+@pytest.mark.parametrize("target", _FLOATS)
+def test_every_float16(target: str) -> None:
+    """All 65,536 values of float16 and bfloat16 go to each dtype as ml_dtypes rounds."""
+    for source in ("float16", "bfloat16"):
+        values = np.arange(1 << 16, dtype=np.uint16).view(numpy_dtype(source))
+        expected = _quietly(values, np.dtype(np.float32))
+        if target == "float8_e4m3fn":
+            expected = np.clip(expected, np.float32(-448), np.float32(448))
+        elif target == "float8_e8m0fnu":
+            expected = np.maximum(np.abs(expected), np.float32(2.0**-127))
+        if source == target:
+            continue
+        _same_bits(cast(values, source, target), _quietly(expected, numpy_dtype(target)))
+
+
+@pytest.mark.parametrize("source", [name for name in _FLOATS if DTYPES[name].itemsize == 1])
+def test_every_float8_to_wider(source: str) -> None:
+    """A cast to a wider dtype loses nothing."""
+    values = np.arange(256, dtype=np.uint8).view(numpy_dtype(source))
+    for target in ("float32", "float64"):
+        _same_bits(cast(values, source, target), _quietly(values, numpy_dtype(target)))
+
+
+def test_float64_goes_through_float32() -> None:
+    """As torch does it: a value is rounded twice on its way to 16 bits."""
+    twice = np.array([1 + 2.0**-8 + 2.0**-40])  # just above a tie of bfloat16
+    assert cast(twice, "float64", "bfloat16").astype(float).tolist() == [1.0]
+    assert cast(twice, "float64", "float32").astype(float).tolist() == [1 + 2.0**-8]
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "expected"),
+    [
+        ("float16", 65519.0, 65504.0),
+        ("float16", 65520.0, np.inf),
+        ("float16", 2.0**-25, 0.0),
+        ("float16", 2.0**-24, 2.0**-24),
+        ("bfloat16", 3.395e38, 3.3895313892515355e38),
+        ("bfloat16", 3.4028235e38, np.inf),
+        ("float8_e4m3fn", 1000.0, 448.0),
+        ("float8_e4m3fn", np.inf, 448.0),
+        ("float8_e4m3fn", -np.inf, -448.0),
+        ("float8_e5m2", 1e9, np.inf),
+        ("float8_e8m0fnu", -3.0, 4.0),
+        ("float8_e8m0fnu", 0.0, 2.0**-127),
+    ],
+)
+def test_edges(target: str, value: float, expected: float) -> None:
+    """The ends of each range."""
+    made = cast(np.array([value], np.float32), "float32", target)
+    assert made.astype(np.float64).tolist() == [expected]
+
+
+@pytest.mark.parametrize("target", _FLOATS)
+@pytest.mark.parametrize("source", _FLOATS)
+def test_nan_stays_nan(source: str, target: str) -> None:
+    """Between all pairs of dtypes that have NaN, also beside other values."""
+    values = _quietly(np.array([1.0, np.nan, 2.0]), numpy_dtype(source))
+    if source != target and np.isnan(values[1].astype(float)):
+        made = cast(values, source, target).astype(np.float64)
+        assert np.isnan(made).tolist() == [False, True, False]
+
+
+def test_working_memory_is_used_again() -> None:
+    """A result is valid until the next call, and blocks of other sizes follow."""
+    machine = Cast("float32", "bfloat16")
+    for size in (5, 1000, 3, 0, 1001):
+        values = np.linspace(0, 1, size, dtype=np.float32)
+        made = machine(values.view(np.uint8)).view(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(made, values.astype(ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("piece", [1, 3, 4, 7, 64, 1000])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("float32", "bfloat16"), ("bfloat16", "float32"), ("float64", "float16"),
+     ("float16", "float8_e5m2")],
+)  # fmt: skip
+def test_storage_in_pieces(source: str, target: str, piece: int) -> None:
+    """Whatever the pieces of the base, the whole is the cast of the whole."""
+    values = np.linspace(-5, 5, 250).astype(numpy_dtype(source))
+    whole = cast(values, source, target).tobytes()
+    storage = CastStorage(Pieces(values.view(np.uint8), piece), source, target)
+    assert storage.nbytes == len(whole)
+    assert b"".join(block.tobytes() for block in storage.blocks()) == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(_FLOATS), st.sampled_from(_FLOATS), st.integers(0, 40), st.integers(0, 40))
+def test_storage_at_any_offset(source: str, target: str, first: int, second: int) -> None:
+    """Reading a range of bytes gives that range of the whole, in the middle of elements too."""
+    values = _quietly(np.linspace(0.25, 3, 12), numpy_dtype(source))
+    storage = CastStorage(ArrayStorage(values, source), source, target)
+    whole = b"".join(block.tobytes() for block in storage.blocks())
+    assert storage.nbytes == len(whole) == 12 * DTYPES[target].itemsize
+    start, stop = sorted((min(first, len(whole)), min(second, len(whole))))
+    assert storage.read(start, stop).tobytes() == whole[start:stop]
+
+
+def test_storage_says_what_it_is() -> None:
+    """It has the dtype of the target, and no CRC of the source."""
+    base = ArrayStorage(np.zeros(10, np.uint8), None)
+    base.location = "cuda:1"
+    base.crc = 7
+    typed = CastStorage(base, "float32", "float16")
+    assert (typed.torch_dtype, typed.nbytes, typed.location) == ("float16", 4, "cuda:1")
+    assert typed.crc is None
+    assert CastStorage(base, "float32", "float8_e5m2").torch_dtype is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.lists(st.integers(1, 30)), st.sampled_from([1, 2, 4, 8, 16]))
+def test_whole_items(data: bytes, cuts: list[int], itemsize: int) -> None:
+    """The same bytes come out in aligned blocks of whole elements; a last part is dropped."""
+    raw = np.frombuffer(data, np.uint8)
+    blocks = []
+    at = 0
+    for cut in [*cuts, len(data)]:
+        blocks.append(raw[at : at + cut])
+        at += cut
+    made = [(block.copy(), block.ctypes.data) for block in whole_items(iter(blocks), itemsize)]
+    assert all(block.size % itemsize == 0 for block, _ in made)
+    assert all(address % itemsize == 0 for _, address in made)
+    whole = len(data) // itemsize * itemsize
+    assert b"".join(block.tobytes() for block, _ in made) == data[:whole]

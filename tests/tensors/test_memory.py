@@ -1,0 +1,347 @@
+"""Which arrays share a storage, and what of a buffer is saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchzip.tensors.memory import (
+    Placement,
+    extent_of,
+    owner_of,
+    packed,
+    place_arrays,
+    torch_dtype_to_save,
+)
+from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.specs import TensorSpec, check_spec, view_of
+
+Array = np.ndarray[Any, Any]
+
+
+def place(*arrays: Array) -> list[Placement]:
+    """Place arrays by their own dtypes."""
+    return place_arrays([(array, torch_dtype_to_save(array)) for array in arrays])
+
+
+def content(placement: Placement, array: Array) -> Array:
+    """Return what a reader would see of an array at its placement."""
+    data = placement.storage.read(0, placement.storage.nbytes)
+    blocks = [block.copy() for block in placement.storage.blocks()]
+    joined = np.concatenate(blocks) if blocks else np.empty(0, np.uint8)
+    assert joined.tobytes() == data.tobytes()
+    spec = TensorSpec(
+        torch_dtype_to_save(array), array.shape, placement.stride, placement.storage_offset,
+        placement.storage,
+    )  # fmt: skip
+    return view_of(data, check_spec(spec))
+
+
+def check(*arrays: Array) -> list[Placement]:
+    """Place arrays; every reader must see what they hold."""
+    places = place(*arrays)
+    for array, placement in zip(arrays, places, strict=True):
+        native = array.astype(array.dtype.newbyteorder("="))
+        np.testing.assert_array_equal(content(placement, array), native)
+    return places
+
+
+def storages(places: list[Placement]) -> list[int]:
+    """Number the storages by first mention."""
+    seen: dict[int, int] = {}
+    return [seen.setdefault(id(place.storage), len(seen)) for place in places]
+
+
+def test_array_alone() -> None:
+    """An array that owns its memory is its storage, and is not copied."""
+    array = np.arange(6.0).reshape(2, 3)
+    (placed,) = check(array)
+    assert placed.storage.nbytes == 48
+    assert (placed.storage_offset, placed.stride) == (0, (3, 1))
+    assert placed.storage.torch_dtype == "float64"
+    (block,) = placed.storage.blocks()
+    assert np.shares_memory(block, array)
+
+
+def test_same_array_twice() -> None:
+    """A tie stays a tie, as the same object and as two views of it."""
+    array = np.arange(6.0)
+    assert storages(check(array, array[:])) == [0, 0]
+    assert storages(check(array[:], array[:], array)) == [0, 0, 0]
+
+
+def test_two_arrays() -> None:
+    """Arrays of their own memory have storages of their own."""
+    assert storages(check(np.zeros(3), np.zeros(3), np.zeros(0))) == [0, 1, 2]
+
+
+def test_views_of_one_array() -> None:
+    """Overlapping views become views of one storage that spans what they reach."""
+    base = np.arange(100.0)
+    places = check(base[10:20], base[15:30], base[12:14])
+    assert storages(places) == [0, 0, 0]
+    assert places[0].storage.nbytes == 20 * 8
+    assert [placed.storage_offset for placed in places] == [0, 5, 2]
+
+
+def test_views_apart() -> None:
+    """Views that do not meet are apart; what lies between is not saved."""
+    base = np.arange(100.0)
+    places = check(base[:10], base[50:60])
+    assert storages(places) == [0, 1]
+    assert [placed.storage.nbytes for placed in places] == [80, 80]
+
+
+def test_views_side_by_side() -> None:
+    """Views that touch are views of one storage, as they would be in torch."""
+    base = np.arange(12.0).reshape(4, 3)
+    places = check(*base)
+    assert storages(places) == [0, 0, 0, 0]
+    assert [placed.storage_offset for placed in places] == [0, 3, 6, 9]
+    assert places[0].storage.nbytes == 96
+
+
+def test_base_and_transpose() -> None:
+    """A transposed view shares the storage with its strides."""
+    base = np.arange(12.0).reshape(4, 3)
+    places = check(base, base.T)
+    assert storages(places) == [0, 0]
+    assert places[1].stride == (1, 3)
+
+
+def test_broadcast() -> None:
+    """A broadcast array is saved as what it repeats."""
+    (placed,) = check(np.broadcast_to(np.arange(3.0), (1000, 3)))
+    assert placed.storage.nbytes == 24
+    assert placed.stride == (0, 1)
+
+
+def test_small_view_of_a_large_base() -> None:
+    """A view of 4 KB never drags its base along, whether it has gaps or not."""
+    base = np.zeros(1 << 20)
+    (whole,) = check(base[5000:5512])
+    assert whole.storage.nbytes == 4096
+    (gaps,) = check(base[::2048])
+    assert gaps.storage.nbytes == 512 * 8
+    (column,) = check(base.reshape(1024, 1024)[:, 7])
+    assert column.storage.nbytes == 1024 * 8
+
+
+def test_interleaved_columns() -> None:
+    """Columns of one matrix share no element: each is packed alone."""
+    base = np.arange(1000.0).reshape(100, 10)
+    places = check(base[:, 0], base[:, 1], base[:, 5])
+    assert storages(places) == [0, 1, 2]
+    assert [placed.storage.nbytes for placed in places] == [800] * 3
+
+
+def test_columns_that_cover_the_base() -> None:
+    """Columns beside their whole base are views of it."""
+    base = np.arange(20.0).reshape(4, 5)
+    places = check(base[:, 1], base, base[::2, 3])
+    assert storages(places) == [0, 0, 0]
+    assert places[0].storage.nbytes == 160
+
+
+def test_view_with_gaps_under_two_names() -> None:
+    """The same strided view twice is packed once."""
+    base = np.arange(100.0)
+    places = check(base[::7], base[::7])
+    assert storages(places) == [0, 0]
+    assert places[0].storage.nbytes == 15 * 8
+
+
+def test_views_with_gaps_that_share_elements() -> None:
+    """Strided views that meet in an element keep that: one storage spans both."""
+    base = np.arange(100.0)
+    places = check(base[::2], base[::3])
+    assert storages(places) == [0, 0]
+    places = check(base[::2], base[1::2])
+    assert storages(places) == [0, 1]
+
+
+def test_many_interleaved_views() -> None:
+    """More views than are compared pair by pair are right all the same."""
+    base = np.arange(100.0 * 100).reshape(100, 100)
+    check(*[base[:, index] for index in range(100)])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0)[::-1],
+        np.arange(12.0).reshape(3, 4)[:, ::-1],
+        np.arange(12.0).reshape(3, 4)[::-2, ::-1],
+        np.arange(6.0).astype(">f8"),
+        np.arange(6).astype(">i4")[::-2],
+        np.zeros(4, "u1,f4,u1")["f1"],
+        np.frombuffer(b"x" + np.arange(3.0).tobytes(), np.float64, offset=1),
+        np.array(7.0),
+        np.array(7.0, ">f4"),
+        np.zeros((0, 3)),
+        np.zeros((3, 0), ">i2"),
+        np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
+        np.arange(6.0, dtype=ml_dtypes.bfloat16)[::2],
+        np.array([True, False, True])[::-1],
+        np.arange(4, dtype=np.complex64)[::-1],
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}{array.strides}",
+)
+def test_odd_arrays(array: Array) -> None:
+    """Other byte orders, negative and odd strides, no elements: what is saved is equal."""
+    readonly = array.view()
+    readonly.flags.writeable = False
+    for each in (array, readonly):
+        (placed,) = check(each)
+        assert placed.storage.nbytes == each.nbytes
+        assert packed(each, torch_dtype_to_save(each)).storage.nbytes == each.nbytes
+
+
+def test_negative_strides_do_not_share() -> None:
+    """A reversed view has no place in a torch storage; it becomes a copy."""
+    base = np.arange(6.0)
+    places = check(base, base[::-1])
+    assert storages(places) == [0, 1]
+
+
+def test_empty_arrays_have_storages_of_their_own() -> None:
+    """They touch no memory, so they share none."""
+    base = np.zeros((4, 4))
+    places = check(base, base[:0], base[2:2], np.zeros(0))
+    assert storages(places) == [0, 1, 2, 3]
+    assert [placed.storage.nbytes for placed in places[1:]] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("other", [np.int64, np.complex64, np.uint8, ml_dtypes.bfloat16])
+def test_two_dtypes_on_one_memory(other: Any) -> None:
+    """What torch cannot save either is refused with both paths."""
+    base = np.zeros(8, np.float32)
+    view = base.view(other)
+    pairs = [(base, "float32"), (view, torch_dtype_to_save(view))]
+    with pytest.raises(ValueError, match=r"layer\.a, layer\.b: .*share memory") as caught:
+        place_arrays(pairs, ["layer.a", "layer.b"])
+    assert "float32" in str(caught.value)
+
+
+@pytest.mark.parametrize("other", [np.uint16, ml_dtypes.float8_e5m2, np.uint64])
+def test_two_dtypes_that_torch_counts_as_bytes(other: Any) -> None:
+    """Dtypes without a storage class of their own may share memory with bytes."""
+    base = np.zeros(16, np.uint8)
+    assert storages(check(base, base.view(other)[:1])) == [0, 0]
+
+
+def test_dtypes_that_lie_side_by_side() -> None:
+    """Two dtypes in one buffer that do not overlap are two storages."""
+    raw = np.zeros(16, np.uint8)
+    assert storages(check(raw[:8].view(np.float32), raw[8:].view(np.int64))) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros(2, "u1,f4"),
+        np.array(["a"]),
+        np.array([b"a"]),
+        np.array([object()], dtype=object),
+        np.array(["2020"], "M8[D]"),
+        np.zeros(2, "m8[s]"),
+        np.zeros(2, np.longdouble),
+        np.zeros(2, np.clongdouble),
+        np.zeros(2, "V4"),
+        np.zeros(2, ml_dtypes.int4),
+    ],
+    ids=lambda array: str(array.dtype),
+)
+def test_dtypes_that_torch_has_not(array: Array) -> None:
+    """A dtype that torch has not is a TypeError with its name."""
+    with pytest.raises(TypeError, match="cannot save an array of dtype"):
+        torch_dtype_to_save(array)
+
+
+def test_masked_array() -> None:
+    """A mask would be lost."""
+    with pytest.raises(TypeError, match="masked"):
+        torch_dtype_to_save(np.ma.masked_array([1.0], [True]))
+
+
+def test_owner() -> None:
+    """The owner of memory is found behind views of views and memoryviews."""
+    base = np.zeros(10)
+    assert owner_of(base[1:][2:].reshape(7, 1).T) is base
+    raw = bytearray(16)
+    assert owner_of(np.frombuffer(memoryview(raw), np.uint8)[3:]) is raw
+
+
+def test_extent() -> None:
+    """Start, stop and gaps of what an array spans."""
+    base = np.zeros((4, 6), np.int16)
+    start = base.__array_interface__["data"][0]
+    extent = extent_of(base[1:3, ::2], "int16")
+    assert extent is not None
+    assert (extent.start - start, extent.stop - start) == (12, 12 + 2 * 11)
+    assert (extent.stride, extent.has_gaps) == ((6, 2), True)
+    assert extent_of(base[::-1], "int16") is None
+    assert extent_of(base.astype(">i2"), "int16") is None
+
+
+def test_memory_is_kept_alive() -> None:
+    """A placement keeps its bytes though the arrays are gone."""
+    places = place(*(np.full((3, 2), 7.0)[:, :1] for _ in range(3)))
+    joined = place(*np.arange(200.0).reshape(2, 100))
+    junk = [np.full(100, -1.0) for _ in range(50)]
+    assert [placed.storage.read(0, 8).view(np.float64)[0] for placed in places] == [7.0] * 3
+    assert joined[0].storage.read(0, 1600).view(np.float64).tolist() == list(range(200))
+    assert len(junk) == 50
+
+
+@st.composite
+def views(draw: st.DrawFn) -> list[Array]:
+    """Return views of a few buffers, in any order."""
+    bases = [np.arange(60, dtype=np.int32).reshape(6, 10) + 1000 * i for i in range(2)]
+    made = []
+    for _ in range(draw(st.integers(1, 8))):
+        base = draw(st.sampled_from(bases))
+        part = st.integers(0, 10)
+        rows = slice(draw(part), draw(part), draw(st.sampled_from([None, 1, 2, -1, 3])))
+        columns = slice(draw(part), draw(part), draw(st.sampled_from([None, 1, 2, -1, 5])))
+        view = base[rows, columns]
+        if draw(st.booleans()):
+            view = view.T
+        made.append(view)
+    return made
+
+
+@settings(max_examples=400, deadline=None)
+@given(views())
+def test_any_views(arrays: list[Array]) -> None:
+    """Values are right, shared elements stay shared, and no byte is saved that nobody reaches."""
+    places = check(*arrays)
+    numbers = storages(places)
+    for first, a in enumerate(arrays):
+        for second, other in enumerate(arrays[:first]):
+            if (
+                np.shares_memory(a, other)
+                and min(a.strides + other.strides) >= 0
+                and a.size
+                and other.size
+            ):
+                assert numbers[first] == numbers[second]
+    for number in set(numbers):
+        together = [a for a, n in zip(arrays, numbers, strict=True) if n == number]
+        nbytes = places[numbers.index(number)].storage.nbytes
+        if len(together) == 1:
+            assert nbytes == together[0].nbytes
+
+
+def test_numpy_dtype_of_each_placement() -> None:
+    """The storage has the torch dtype of its arrays."""
+    for name in ("float32", "int64", "bool", "bfloat16", "uint16", "float8_e5m2"):
+        array = np.zeros(4, numpy_dtype(name))
+        (placed,) = place(array)
+        assert placed.storage.torch_dtype == name
