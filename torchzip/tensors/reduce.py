@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchzip.dtypes import DTYPES
@@ -66,8 +66,8 @@ class DenseWriter:
         # What every tensor of a dtype and location begins with, once all of it has
         # memo numbers.
         self._prefixes: dict[str, tuple[bytes, bytes, bytes]] = {}
-        # By the length of the storage key, then by dtype and shape.
-        self._templates: dict[int, dict[tuple[str, tuple[int, ...]], _Template]] = {}
+        # By the length of the storage key and of the puts, then by dtype and shape.
+        self._templates: dict[tuple[int, bool], dict[tuple[str, tuple[int, ...]], _Template]] = {}
 
     def persistent_id(
         self, emitter: Emitter, storage: TensorStorage, torch_dtype: str | None
@@ -187,55 +187,42 @@ class DenseWriter:
         is something else, or whose names have no numbers yet. Equal to writing them one by
         one, byte for byte (a test compares them).
         """
-        count = emitter.count
-        if count < 256:  # short puts; the templates have long ones
-            return 0
         memo, order, alive = emitter.memo, self._keys.order, self._keys.alive
+        count = emitter.count
         parts: list[bytes] = []
         key_nbytes = 0
+        short = count < 256
         index = start
         for name, array in pairs[start:]:
             own = id(array)
             torch_dtype = alone.get(own)
             if torch_dtype is None or type(name) is not str or id(name) in memo or own in memo:
                 break
+            if short and count + _MOST_PUTS > 256:
+                if count < 256:
+                    break  # the puts of this one begin short and end long
+                short, key_nbytes = False, 0
             key = str(len(order))
             if len(key) != key_nbytes:
                 key_nbytes = len(key)
-                templates = self._templates.setdefault(key_nbytes, {})
+                templates = self._templates.setdefault((key_nbytes, short), {})
             what = (torch_dtype, array.shape)
             template = templates.get(what)
             if template is None:
-                template = self._template(emitter, torch_dtype, array.shape, key_nbytes)
+                template = self._template(torch_dtype, array.shape, key_nbytes, short)
                 if template is None:
                     break
                 templates[what] = template
-            pack, constants, puts = template
+            constant, numbers, key_shift, nbytes, puts = template
             raw = name.encode("utf-8", "surrogatepass")
+            digits = int.from_bytes(key.encode(), "little")
+            row = constant + count * numbers + (digits << key_shift)
+            parts += (_PACK_NAME(b"X", len(raw)), raw, row.to_bytes(nbytes, "little"))
             memo[id(name)] = count
             memo[id(key)] = count + 1
             alive.append(key)
-            if puts == 7:
-                c0, c1, c2, c3, c4, c5, c6, c7 = constants
-                parts += (
-                    _PACK_NAME(b"X", len(raw)), raw,
-                    pack(
-                        b"r", count, c0, key.encode(), c1, count + 1, c2, count + 2, c3,
-                        count + 3, c4, count + 4, c5, count + 5, c6, count + 6, c7, count + 7,
-                    ),
-                )  # fmt: skip
-            else:
-                c0, c1, c2, c3, c4, c5 = constants
-                parts += (
-                    _PACK_NAME(b"X", len(raw)), raw,
-                    pack(
-                        b"r", count, c0, key.encode(), c1, count + 1, c2, count + 2, c3,
-                        count + 3, c4, count + 4, c5, count + 5,
-                    ),
-                )  # fmt: skip
             count += puts
-            memo[own] = count
-            count += 1
+            memo[own] = count - 1
             order.append(ArrayStorage(array, torch_dtype))
             index += 1
         emitter.count = count
@@ -243,35 +230,47 @@ class DenseWriter:
         return index - start
 
     def _template(
-        self, emitter: Emitter, torch_dtype: str, shape: tuple[int, ...], key_nbytes: int
+        self, torch_dtype: str, shape: tuple[int, ...], key_nbytes: int, short: bool
     ) -> _Template | None:
-        """Return the opcodes of a contiguous tensor with a new storage, with gaps to fill."""
+        """Return the opcodes from a name's put to its tensor's, for a new storage.
+
+        They are one little-endian number, in which the storage key and the memo numbers are
+        gaps. The memo numbers are consecutive: adding the first of them in all gaps at once, by
+        one multiplication, gives all.
+        """
         row = DTYPES[torch_dtype]
         prefix = self._prefixes.get(torch_dtype)
         if prefix is None or row.storage_class is None or len(shape) > 3:
             return None
         begin, location, hooks = prefix
-        numel = math.prod(shape)
-        if not shape:
-            axes: tuple[bytes, ...] = (b"))\x89" + hooks + b"r",)
-        else:
-            close = _CLOSE[len(shape)] + b"r"
-            stride = contiguous_stride(shape)
-            axes = (
+        axes = [b"))"]
+        if shape:
+            close = _CLOSE[len(shape)]
+            axes = [
                 b"".join(map(_int, shape)) + close,
-                b"".join(map(_int, stride)) + close,
-                b"\x89" + hooks + b"r",
-            )
-        middle = location + _int(numel) + b"tr"
-        first, *rest = axes
-        constants = (
-            begin + b"X%c\0\0\0" % key_nbytes,
-            b"r", middle, b"QK\0" + first, *rest, b"tr", b"Rr",
-        )  # fmt: skip
-        # The name's put, the beginning and the key; then each part with its own put.
-        layout = "".join(f"{len(part)}sI" for part in constants[1:])
-        packer = struct.Struct(f"<sI{len(constants[0])}s{key_nbytes}s{layout}")
-        return packer.pack, constants, len(constants) - 1
+                b"".join(map(_int, contiguous_stride(shape))) + close,
+            ]
+        key_length = b"X%c\0\0\0" % key_nbytes
+        pieces = [  # what stands before each put
+            b"",
+            begin + key_length + bytes(key_nbytes),
+            location + _int(math.prod(shape)) + b"t",
+            b"QK\0" + axes[0],
+            *axes[1:],
+            b"\x89" + hooks,
+            b"t",
+            b"R",
+        ]
+        if not shape:  # two empty tuples have no puts
+            pieces[3:5] = [pieces[3] + pieces[4]]
+        text = b""
+        numbers = 0
+        for index, piece in enumerate(pieces):
+            text += piece + (b"q" if short else b"r")
+            numbers |= 1 << 8 * len(text)
+            text += index.to_bytes(1 if short else 4, "little")
+        key_at = 1 + (1 if short else 4) + len(begin) + len(key_length)
+        return int.from_bytes(text, "little"), numbers, 8 * key_at, len(text), len(pieces)
 
     def _prefix(self, emitter: Emitter, storage_class: str) -> tuple[bytes, bytes, bytes] | None:
         numbers = [
@@ -290,8 +289,11 @@ class DenseWriter:
         return function + b"((" + storage + kind, location, hooks + b")R"
 
 
-#: How to pack the opcodes of a tensor, its constant parts, and its number of puts.
-_Template = tuple[Callable[..., bytes], tuple[bytes, ...], int]
+#: Constant bytes as a number, a one in the gap of each memo number, the bits before the gap of
+#: the key, the bytes, and how many puts there are.
+_Template = tuple[int, int, int, int, int]
+#: A name, a key, a persistent id, size, stride, hooks, arguments and the tensor.
+_MOST_PUTS = 8
 
 _CLOSE = (b"", b"\x85", b"\x86", b"\x87")
 _SMALL_INTS = [b"K%c" % value for value in range(256)]
