@@ -18,6 +18,8 @@ class Limits:
     pickle_nbytes: int = 1 << 30
     #: Depth of containers within containers, as walked for the flat names.
     nesting: int = 900
+    #: Lists, dicts and sets in one pickle, beyond one for each 8 bytes of it.
+    containers: int = 600_000
     #: Bytes of one arbitrary-precision integer; torch's own loader stops at 255. Python
     #: prints integers of up to 4300 digits, which have 1785 bytes.
     int_nbytes: int = 1785

@@ -26,7 +26,7 @@ from torchzip.errors import (
     UnsafeGlobalError,
     UnsupportedError,
 )
-from torchzip.files.crc import crc32
+from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
@@ -249,7 +249,7 @@ class ZipContainer:
             if entry.crc:
                 found = crc32(block, found)
         if entry.crc and found != entry.crc:
-            raise self._zip.wrong_crc(entry, found)
+            raise wrong_crc(found, entry.crc, name, self.source.name)
         return RecordCheck(name, entry.nbytes, bool(entry.crc) or not entry.nbytes)
 
     def check_records(self) -> Iterator[RecordCheck]:

@@ -16,8 +16,8 @@ from torchzip.checkpoint.containers import (
     refuse_foreign,
 )
 from torchzip.checkpoint.lazy import File, Foreign
-from torchzip.errors import ArchiveError, TorchZipError
-from torchzip.files.crc import crc32
+from torchzip.errors import TorchZipError
+from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import FileObjectSource, FileSource, MmapSource, open_source
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
@@ -133,11 +133,7 @@ def _fill(storage: EagerStorage, verify: bool) -> None:
             if check:
                 crc = crc32(block.data, crc)
     if check and crc != origin.crc:
-        raise ArchiveError(
-            f"the CRC-32 of the bytes is {crc:08x}, the directory says {origin.crc:08x}. The "
-            "record is damaged; fetch the file again.",
-            record=origin.record,
-        )
+        raise wrong_crc(crc, origin.crc or 0, origin.record)
 
 
 def load(

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.errors import ArchiveError, LimitError, UnsupportedError
-from torchzip.files.crc import crc32
+from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Buffer, Source
 from torchzip.limits import Limits
 
@@ -374,7 +374,7 @@ class ZipReader:
         else:
             data = b"".join(self.inflate(name))
         if entry.crc and crc32(data) != entry.crc:
-            raise self.wrong_crc(entry, crc32(data))
+            raise wrong_crc(crc32(data), entry.crc, name, self._source.name)
         return data
 
     def _stored_nbytes(self, entry: Entry) -> int:
@@ -392,15 +392,6 @@ class ZipReader:
         if entry.method != STORED:
             return None
         return self.data_offset(name), self._stored_nbytes(entry)
-
-    def wrong_crc(self, entry: Entry, found: int) -> ArchiveError:
-        """Return the error for a record whose bytes do not have the CRC of the directory."""
-        return ArchiveError(
-            f"the CRC-32 of the bytes is {found:08x}, the directory says {entry.crc:08x}. The "
-            "record is damaged; fetch the file again.",
-            path=self._source.name,
-            record=entry.name,
-        )
 
     def check_ratio(self, name: str) -> None:
         """Raise LimitError if a deflated record claims more than deflate can make of its bytes."""

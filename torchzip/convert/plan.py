@@ -19,6 +19,7 @@ from torchzip.checkpoint.names import children
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.safetensors import build_header
 from torchzip.dtypes import DTYPES
+from torchzip.errors import UnsupportedError
 from torchzip.tensors.casts import CastStorage, is_castable
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.numpy_dtypes import parse_torch_dtype
@@ -239,7 +240,11 @@ def _plan_zip(
     if checkpoint.format == "safetensors":
         root = dict(tensors)
     keys = StorageKeys()
-    structure = Structure(root, keys, place_arrays, spec_of=casts.apply)
+    try:
+        structure = Structure(root, keys, place_arrays, spec_of=casts.apply)
+    except (TypeError, ValueError) as error:
+        # The object came from a file, so what cannot be written is the file's fault.
+        raise UnsupportedError(f"the object in it cannot be written again: {error}") from None
     planned = []
     seen: dict[int, str] = {}
     for name, tensor in tensors.items():

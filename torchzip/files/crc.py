@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from torchzip.errors import ArchiveError
 from torchzip.files.source import Buffer
 
 _NEAR = 99_922
@@ -128,3 +129,13 @@ def crc32_combine(first: int, second: int, second_nbytes: int) -> int:
             _operators.clear()
         operator = _operators[second_nbytes] = _operator(second_nbytes)
     return _times(operator, first) ^ second
+
+
+def wrong_crc(found: int, stored: int, record: str | None, path: str | None = None) -> ArchiveError:
+    """Return the error for bytes that have not the CRC that was stored with them."""
+    return ArchiveError(
+        f"the CRC-32 of the bytes is {found:08x}, the directory says {stored:08x}. The record is "
+        "damaged; fetch the file again.",
+        record=record,
+        path=path,
+    )

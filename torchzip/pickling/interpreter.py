@@ -119,6 +119,7 @@ class Interpreter:
         push = stack.append
         pop = stack.pop
         self._protocol = 0
+        containers_left = self._limits.containers + len(data) // 8
         while True:
             self.position = position
             op = data[position]
@@ -197,10 +198,12 @@ class Interpreter:
             elif op == 0x47:  # BINFLOAT
                 push(_F64(data, position)[0])
                 position += 8
-            elif op == 0x7D:  # EMPTY_DICT
-                push({})
-            elif op == 0x5D:  # EMPTY_LIST
-                push([])
+            elif op == 0x7D or op == 0x5D or op == 0x8F:  # EMPTY_DICT, EMPTY_LIST, EMPTY_SET
+                containers_left -= 1
+                if containers_left < 0:
+                    bound = self._limits.containers + len(data) // 8
+                    raise LimitError("containers", bound + 1, bound)
+                push({} if op == 0x7D else [] if op == 0x5D else set())
             elif op == 0x73:  # SETITEM
                 value, key = pop(), pop()
                 self._set_items(stack[-1], [key, value])
@@ -284,8 +287,6 @@ class Interpreter:
                 else:
                     push(bytearray(self._bytes(position, nbytes)))
                 position += nbytes
-            elif op == 0x8F:  # EMPTY_SET
-                push(set())
             elif op == 0x90 or op == 0x91:  # ADDITEMS, FROZENSET
                 items = stack
                 stack = _under_mark(below)

@@ -121,5 +121,5 @@ class CastStorage(TensorStorage):
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         cast = Cast(self._source, self._target)
-        for block in whole_items(self._base.blocks(nbytes), self._in_nbytes):
+        for block in whole_items(self._base.checked_blocks(nbytes), self._in_nbytes):
             yield cast(block)

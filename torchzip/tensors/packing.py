@@ -41,9 +41,6 @@ class ElementStorage(TensorStorage):
             size <= 1 or step == usual
             for size, step, usual in zip(spec.shape, spec.stride, plain, strict=True)
         )
-        whole = self._contiguous and not (spec.conj or spec.neg)
-        if whole and spec.storage_offset == 0 and self.nbytes == spec.storage.nbytes:
-            self.crc = spec.storage.crc
 
     def read_into(self, start: int, out: Bytes) -> None:
         done = at = 0
@@ -77,7 +74,7 @@ class ElementStorage(TensorStorage):
         start = self._spec.storage_offset * self._itemsize_
         stop = start + self.nbytes
         if (start, stop) == (0, storage.nbytes):
-            yield from storage.blocks(nbytes)
+            yield from storage.checked_blocks(nbytes)
         elif storage.random_access:
             buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
             for at in range(start, stop, nbytes):

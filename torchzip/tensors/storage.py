@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
+from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 
 Bytes = NDArray[np.uint8]
@@ -67,6 +68,26 @@ class TensorStorage(ABC):
             block = buffer[: min(nbytes, self.nbytes - start)]
             self.read_into(start, block)
             yield block
+
+    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        """Yield all bytes in order and compare their CRC, where one is known.
+
+        For whoever writes them without that CRC: damage must not pass for sound bytes.
+
+        Raises
+        ------
+        ArchiveError
+            At the end, if the bytes are not those that were stored.
+        """
+        if not self.crc:
+            yield from self.blocks(nbytes)
+            return
+        found = 0
+        for block in self.blocks(nbytes):
+            found = crc32(block.data, found)
+            yield block
+        if found != self.crc:
+            raise wrong_crc(found, self.crc, self.record)
 
 
 class ArrayStorage(TensorStorage):
