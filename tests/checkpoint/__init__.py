@@ -1,0 +1,1 @@
+"""Tests of `torchzip.checkpoint`, none of which needs torch."""

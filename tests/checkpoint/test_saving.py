@@ -1,0 +1,484 @@
+"""Saving: what comes back, what is refused with its place, and what stays after a failure."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torchzip as tz
+from tests import builders as b
+from torchzip.dtypes import DTYPES
+from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.types import Device, Dtype, Layout, Parameter, QScheme, Size, Storage, TypedArray
+
+Array = np.ndarray[Any, Any]
+
+
+def roundtrip(obj: Any, **options: Any) -> Any:
+    """Save to memory and load again."""
+    file = io.BytesIO()
+    tz.save(obj, file, **options)
+    file.seek(0)
+    return tz.load(file)
+
+
+def same(ours: Array, theirs: Array) -> None:
+    """Compare values, shape and dtype."""
+    assert type(ours) is np.ndarray
+    assert ours.shape == theirs.shape
+    assert ours.dtype == theirs.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(ours, theirs)
+
+
+_ARRAYS = [
+    np.arange(12.0).reshape(3, 4),
+    np.arange(12.0).reshape(3, 4).T,
+    np.arange(12.0).reshape(3, 4)[:, 1:3],
+    np.arange(12.0)[::3],
+    np.arange(12.0)[::-1],
+    np.arange(12.0).reshape(3, 4)[::-1, ::-2],
+    np.arange(12, dtype=">i4"),
+    np.arange(12, dtype=">c16")[::-5],
+    np.array(5.0),
+    np.array(5, ">i2"),
+    np.zeros((0, 3)),
+    np.zeros((3, 0, 2), np.int8),
+    np.broadcast_to(np.arange(3.0), (4, 3)),
+    np.zeros(5, "u1,f8")["f1"],
+    np.frombuffer(b"x" + np.arange(3.0).tobytes(), np.float64, offset=1),
+    np.asfortranarray(np.arange(24.0).reshape(2, 3, 4)),
+    np.arange(5, dtype=ml_dtypes.bfloat16),
+    np.arange(5, dtype=ml_dtypes.float8_e5m2)[::2],
+    np.array([True, False]),
+    np.zeros((1, 1, 1)),
+    np.array([np.nan, np.inf, -0.0]),
+]
+
+
+@pytest.mark.parametrize("array", _ARRAYS, ids=lambda a: f"{a.dtype}{a.shape}{a.strides}")
+def test_arrays_come_back_equal(array: Array) -> None:
+    """Whatever the layout, alone, twice, read-only, and beside a view of its memory."""
+    frozen = array.view()
+    frozen.flags.writeable = False
+    part = array[..., :1] if array.ndim else array[...]
+    made = roundtrip({"a": array, "again": array, "frozen": frozen, "part": part})
+    for name in ("a", "again", "frozen"):
+        same(made[name], array)
+    same(made["part"], part)
+    assert made["again"] is made["a"]
+
+
+@pytest.mark.parametrize("dtype", [name for name, row in DTYPES.items() if row.numpy])
+def test_every_dtype(dtype: str) -> None:
+    """All bits of each dtype that numpy has come back."""
+    raw = np.arange(64, dtype=np.uint8)
+    array = raw.view(numpy_dtype(dtype))
+    made = roundtrip(array)
+    assert made.dtype == array.dtype
+    assert made.tobytes() == raw.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [name for name, row in DTYPES.items() if not row.numpy])
+def test_every_dtype_that_numpy_has_not(dtype: str) -> None:
+    """The raw bits and the name come back."""
+    array = np.arange(12, dtype=np.uint8).view(numpy_dtype(dtype))
+    made = roundtrip({"x": TypedArray(array, dtype)})["x"]
+    assert type(made) is TypedArray
+    assert made.torch_dtype == dtype
+    assert made.array.tobytes() == array.tobytes()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["f4", "f8", "i8", "u1", "?", "c8", ">f4", ">i2", "bfloat16"]),
+            st.lists(st.integers(0, 4), max_size=4),
+            st.sampled_from([None, "T", "reverse", "step"]),
+        ),
+        max_size=6,
+    ),
+    st.sampled_from([1, 8, 64, 4096]),
+    st.booleans(),
+)
+def test_any_arrays(specs: list[tuple[str, list[int], str | None]], align: int, crc: bool) -> None:
+    """Any dtypes, shapes and strides, with any options of the container."""
+    arrays = []
+    for index, (dtype, shape, how) in enumerate(specs):
+        kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        size = int(np.prod(shape))
+        array = (np.arange(size) + index).astype(kind).reshape(shape)
+        if how == "T":
+            array = array.T
+        elif how is not None and array.ndim:
+            array = array[:: -1 if how == "reverse" else 2]
+        arrays.append(array)
+    made = roundtrip({"arrays": arrays, "tuple": tuple(arrays)}, alignment=align, crc32=crc)
+    for ours, theirs in zip(made["arrays"], arrays, strict=True):
+        same(ours, theirs)
+
+
+def test_records_of_a_file(tmp_path: Path) -> None:
+    """Storages are aligned, and the file is named inside as torch names it."""
+    path = tmp_path / "model.v1.pt"
+    tz.save({"a": np.ones(3), "b": np.zeros(2)}, path, alignment=256)
+    with tz.lazy_load(path) as checkpoint:
+        for name in checkpoint:
+            span = checkpoint[name].spec.storage.span()  # type: ignore[attr-defined]
+            assert span[1] % 256 == 0
+    assert path.read_bytes()[30:47] == b"model.v1/data.pkl"
+
+
+def test_values_come_back() -> None:
+    """Every leaf type and every plain container."""
+    tree = {
+        "n": [1, -1, 1 << 100, 1.5, None, True, "é", b"raw", bytearray(b"x"), 2j],
+        "t": (1, (2, ())),
+        "s": {1, 2},
+        "o": OrderedDict(a=1),
+        "size": Size((2, 3)),
+        "dtype": Dtype("float16"),
+        "device": Device("cuda", 1),
+        "layout": Layout("strided"),
+        "scheme": QScheme("per_tensor_affine"),
+    }
+    made = roundtrip(tree)
+    assert made == tree
+    assert type(made["size"]) is Size
+
+
+def test_parameter_and_storage() -> None:
+    """A parameter keeps its flags, a storage its data and place."""
+    file = io.BytesIO()
+    parameter = Parameter(np.arange(3.0), requires_grad=False)
+    tree = {"p": parameter, "s": Storage(np.arange(4.0), "float64", "cuda:0"), "p2": parameter}
+    tz.save(tree, file)
+    file.seek(0)
+    with tz.lazy_load(file) as checkpoint:
+        root = checkpoint.root
+        assert root["p"] is root["p2"]
+        assert not root["p"].requires_grad
+        assert root["p"].data.numpy().tolist() == [0, 1, 2]
+        assert (root["s"].torch_dtype, root["s"].location) == ("float64", "cuda:0")
+        assert root["s"].data.numpy().tolist() == [0, 1, 2, 3]
+
+
+def test_ties_survive() -> None:
+    """Arrays that share memory share it again."""
+    base = np.arange(12.0).reshape(3, 4)
+    made = roundtrip({"w": base, "t": base.T, "row": base[1]})
+    made["w"][1, 2] = -1
+    assert made["t"][2, 1] == made["row"][2] == -1
+
+
+def test_small_view_saves_little(tmp_path: Path) -> None:
+    """A view of 4 KB makes a file of a few KB, whatever it is a view of."""
+    base, other = np.zeros((2, 10 << 20), np.uint8)
+    path = tmp_path / "m.pt"
+    tz.save({"v": base[1 << 20 :][:4096], "gaps": other[:: 1 << 12]}, path)
+    assert path.stat().st_size < 12_000
+
+
+def test_metadata_of_an_ordered_dict() -> None:
+    """The attributes of a state dict come back."""
+    state: Any = OrderedDict(w=np.ones(2))
+    state._metadata = OrderedDict([("", {"version": 1})])
+    assert roundtrip(state)._metadata == {"": {"version": 1}}
+
+
+def test_cycles() -> None:
+    """An object that contains itself comes back so."""
+    tree: dict[str, Any] = {"w": np.ones(2)}
+    tree["self"] = tree
+    made = roundtrip(tree)
+    assert made["self"] is made
+
+
+def test_lazy_tensors_are_saved_again(tmp_path: Path) -> None:
+    """The root of one file saved as another has the same tensors on the same storages."""
+    base = np.arange(20.0).reshape(4, 5)
+    first, second = tmp_path / "a.pt", tmp_path / "b.pt"
+    tz.save({"w": Parameter(base), "t": base.T, "col": base[:, 2], "n": [1]}, first)
+    with tz.lazy_load(first) as checkpoint:
+        tz.save(checkpoint.root, second)
+        with tz.lazy_load(second) as again:
+            assert list(again) == list(checkpoint)
+            for name in again:
+                ours, theirs = again[name], checkpoint[name]
+                assert (ours.stride, ours.storage_offset) == (theirs.stride, theirs.storage_offset)
+                assert ours.is_parameter == theirs.is_parameter
+                np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+            assert again["t"].spec.storage is again["w"].spec.storage
+
+
+def test_lazy_tensors_of_deflated_and_swapped_files() -> None:
+    """What is not there as it will be written is made so on the way."""
+    swapped = b.members_of(
+        b.stream(b.tensor()), {"0": np.array([1, 2, 3, 4], ">f4").tobytes()}, byteorder=b"big"
+    )
+    with tz.lazy_load(io.BytesIO(b.build_zip(swapped))) as checkpoint:
+        assert roundtrip(checkpoint.root).tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["list.pt", "plain.pt", "module-state.pt", "tied.pt", "views.pt", "many.pt", "param.pt",
+     "train.pt", "bare.pt", "fp8.pt", "conj.pt", "views-legacy.pt"],
+)  # fmt: skip
+def test_golden_files_are_saved_again(name: str, tmp_path: Path) -> None:
+    """The root of a file of torch saved again has all tensors, equal in bytes and layout."""
+    with tz.lazy_load(b.GOLDEN / name) as checkpoint:
+        tz.save(checkpoint.root, tmp_path / name)
+        with tz.lazy_load(tmp_path / name) as again:
+            assert list(again) == list(checkpoint)
+            for key in again:
+                ours, theirs = again[key], checkpoint[key]
+                assert (ours.shape, ours.stride) == (theirs.shape, theirs.stride)
+                assert ours.torch_dtype == theirs.torch_dtype
+                assert ours.requires_grad == theirs.requires_grad
+                assert ours.numpy().tobytes() == theirs.numpy().tobytes()
+            assert again.verify().tensors == len(checkpoint)
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.array([object()], dtype=object), "dtype object"),
+        (np.array(["a"]), "dtype <U1"),
+        (np.zeros(2, "u1,f4"), "dtype"),
+        (np.array(["2020"], "M8[D]"), "datetime64"),
+        (np.zeros(2, np.longdouble), "dtype"),
+        (np.ma.masked_array([1.0], [True]), "masked"),
+        (lambda: 0, "cannot save"),
+        (Parameter("text"), "a Parameter of str"),
+        (Parameter(None), "a Parameter of NoneType"),
+        (TypedArray(np.zeros(2, np.uint8), "bits16"), "items of 2 bytes"),
+        (TypedArray(np.zeros(2, np.uint8), "float3"), "no dtype 'float3'"),
+        (TypedArray([1, 2], "bits8"), "needs an array"),
+        (Storage("text"), "must be an array"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_cannot_be_saved_says_where(tmp_path: Path, value: Any, message: str) -> None:
+    """The message begins with the path in the object; nothing is written."""
+    path = tmp_path / "m.pt"
+    tree = {"model": {"layers": [np.ones(2), {"weight": value}]}}
+    with pytest.raises((TypeError, ValueError)) as caught:
+        tz.save(tree, path)
+    assert str(caught.value).startswith("model.layers.1.weight: ")
+    assert message in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_numpy_scalars_are_not_arrays() -> None:
+    """A numpy scalar is saved as pickle does it, with a warning that names its path."""
+    file = io.BytesIO()
+    with pytest.warns(UserWarning, match=r"stats\.loss"):
+        tz.save({"stats": {"loss": np.float32(1.5)}}, file)
+
+
+def test_dtype_conflict_names_both_paths(tmp_path: Path) -> None:
+    """Two dtypes on one memory cannot be kept, and both places are named."""
+    base = np.zeros(4, np.float32)
+    with pytest.raises(ValueError, match=r"^(a\.x, b\.1|b\.1, a\.x): .*share memory"):
+        tz.save({"a": {"x": base}, "b": [0, base.view(np.int32)]}, tmp_path / "m.pt")
+    assert os.listdir(tmp_path) == []
+
+
+def test_warning_lists_paths(tmp_path: Path) -> None:
+    """What torch's default loader will refuse is said, with each path and reason."""
+    path = tmp_path / "m.pt"
+    with pytest.warns(UserWarning, match="weights_only=True will refuse") as caught:
+        tz.save({"opt": {"frozen": frozenset([1])}, "w": np.ones(2), "e": b""}, path)
+    message = str(caught[0].message)
+    assert "opt.frozen (builtins.frozenset)" in message
+    assert "e (builtins.bytes)" in message
+    assert caught[0].filename == __file__
+    assert tz.load(path)["opt"] == {"frozen": frozenset([1])}
+
+
+def test_long_warning_is_cut() -> None:
+    """Twenty paths are listed, the others counted."""
+    with pytest.warns(UserWarning, match="and 30 more"):
+        tz.save([{"f": frozenset([i])} for i in range(50)], io.BytesIO())
+
+
+def test_tensor_of_another_writer_is_refused(tmp_path: Path) -> None:
+    """A proxy of `incremental_save` means nothing elsewhere."""
+    with tz.incremental_save(tmp_path / "a.pt") as out:
+        early = out.store_early(np.ones(2))
+        with pytest.raises(ValueError, match=r"^x\.0: stored by another writer"):
+            tz.save({"x": [early]}, tmp_path / "b.pt")
+        out.save({"x": early})
+    assert sorted(os.listdir(tmp_path)) == ["a.pt"]
+
+
+@pytest.mark.parametrize("alignment", [0, -1, 1 << 20, 1.5, True, "64"])
+def test_wrong_alignment(tmp_path: Path, alignment: Any) -> None:
+    """A caller's mistake leaves no file."""
+    with pytest.raises((TypeError, ValueError), match="alignment"):
+        tz.save({}, tmp_path / "m.pt", alignment=alignment)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("file", [None, 7, b"path", object()])
+def test_wrong_file(file: Any) -> None:
+    """Neither a path nor a file object."""
+    with pytest.raises(TypeError):
+        tz.save({}, file)
+
+
+def test_empty_archive_name(tmp_path: Path) -> None:
+    """``.pt`` has no name before its dot, which torch refuses too."""
+    with pytest.raises(ValueError, match="empty"):
+        tz.save({}, tmp_path / ".pt")
+    assert os.listdir(tmp_path) == []
+
+
+# -- all or nothing ------------------------------------------------------------------------------
+
+
+def _old(path: Path) -> bytes:
+    tz.save({"old": np.arange(3.0)}, path)
+    return path.read_bytes()
+
+
+def test_old_file_stays_if_the_object_cannot_be_saved(tmp_path: Path) -> None:
+    """The structure is checked before a byte is written."""
+    path = tmp_path / "m.pt"
+    before = _old(path)
+    with pytest.raises(TypeError):
+        tz.save({"w": np.ones(3), "bad": lambda: 0}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "close", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EFBIG])
+def test_old_file_stays_if_the_disk_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """Whichever call fails, the old file is there, no other, and the error is an OSError."""
+    path = tmp_path / "m.pt"
+    before = _old(path)
+    original = getattr(os, call)
+
+    def fail(*args: Any, **more: Any) -> Any:
+        if call == "close":
+            original(*args, **more)
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            tz.save({"new": np.ones(1000)}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_writes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that takes a few bytes only is gone on with."""
+    original = os.write
+    path = tmp_path / "m.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: original(fd, bytes(data[:1000])))
+        tz.save({"w": np.arange(5000.0)}, path)
+    assert tz.load(path)["w"].tolist() == list(range(5000))
+
+
+def test_source_that_fails_while_it_is_copied(tmp_path: Path) -> None:
+    """A lazy tensor whose file is damaged ends the save, and the target stays."""
+    source, target = tmp_path / "a.pt", tmp_path / "b.pt"
+    tz.save({"w": np.arange(100_000.0)}, source)
+    before = _old(target)
+    with tz.lazy_load(source) as checkpoint:
+        os.truncate(source, 5000)
+        with pytest.raises(tz.FormatError):
+            tz.save(checkpoint.root, target)
+    assert target.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt"]
+
+
+def test_saving_over_the_file_that_is_read(tmp_path: Path) -> None:
+    """The reader keeps the old file, lazily and by mmap."""
+    path = tmp_path / "m.pt"
+    tz.save({"w": np.arange(1000.0), "b": np.zeros(3)}, path)
+    mapped = tz.load(path, mmap=True)
+    with tz.lazy_load(path) as checkpoint:
+        root = checkpoint.root
+        tz.save({"w": root["w"], "more": np.ones(4)}, path)
+        assert checkpoint["w"].numpy().tolist() == list(range(1000))
+        assert checkpoint["b"].numpy().tolist() == [0] * 3
+    assert mapped["w"].tolist() == list(range(1000))
+    made = tz.load(path)
+    assert made["w"].tolist() == list(range(1000))
+    assert list(made) == ["w", "more"]
+
+
+def test_symlink_is_followed(tmp_path: Path) -> None:
+    """The link stays a link, its target is replaced."""
+    target, link = tmp_path / "real.pt", tmp_path / "link.pt"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    tz.save({"w": np.ones(2)}, link)
+    assert link.is_symlink()
+    assert tz.load(target)["w"].tolist() == [1, 1]
+    assert sorted(os.listdir(tmp_path)) == ["link.pt", "real.pt"]
+
+
+def test_mode_of_the_replaced_file_is_kept(tmp_path: Path) -> None:
+    """A file that others may not read stays so."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    tz.save({}, path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_unseekable_file_object() -> None:
+    """A file object needs ``write`` and nothing else."""
+
+    class Pipe:
+        def __init__(self) -> None:
+            self.parts: list[bytes] = []
+
+        def write(self, data: Any) -> None:
+            self.parts.append(bytes(data))
+
+    pipe = Pipe()
+    tz.save({"w": np.arange(5.0)}, pipe)  # type: ignore[arg-type]
+    file = io.BytesIO()
+    tz.save({"w": np.arange(5.0)}, file)
+    assert b"".join(pipe.parts) == file.getvalue()
+
+
+def test_same_object_same_bytes(tmp_path: Path) -> None:
+    """Neither clock nor hash order leave a trace, nor does the folder."""
+    state = {"w": np.arange(5.0), "names": ["a", "b"], "n": {"x": 1}}
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for path in (tmp_path / "m.pt", folder / "m.pt"):
+        tz.save(state, path)
+    assert (tmp_path / "m.pt").read_bytes() == (folder / "m.pt").read_bytes()
+
+
+def test_arrays_are_not_changed() -> None:
+    """Saving reads only, read-only memory too."""
+    array = np.arange(6.0)
+    array.flags.writeable = False
+    tz.save({"a": array, "r": array[::-1]}, io.BytesIO())
+    assert array.tolist() == list(range(6))

@@ -1,0 +1,1 @@
+"""Tests of `torchzip.container`, none of which needs torch."""

@@ -1,0 +1,157 @@
+"""The serialization id equals that of a plain model of ``std::unordered_set``."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchzip.container.serialization_id import murmur, murmur_all, serialization_id, set_order
+
+_MASK = (1 << 64) - 1
+
+#: The growth list of libstdc++, as far as `_next_prime` needs it here.
+_PRIMES = (2, 5, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97,
+           103, 109, 113, 127, 137, 139, 149, 157, 167, 179, 193, 199, 211, 227, 241, 257, 277, 293,
+           313, 337, 359, 383, 409, 439, 467, 503, 541, 577, 619, 661, 709, 761, 823, 887, 953,
+           1031, 1109, 1193, 1289, 1381, 1493, 1613, 1741, 1879, 2029, 2179, 2357)  # fmt: skip
+
+
+class _Node:
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.next: _Node | None = None
+
+
+class _UnorderedSet:
+    """One linked list, and for each bucket the node before its first: section 3 of the format."""
+
+    def __init__(self) -> None:
+        self.head = _Node(-1)  # stands before the first node
+        self.buckets: list[_Node | None] = [None]
+        self.capacity = 0
+        self.count = 0
+
+    def insert(self, value: int) -> None:
+        if self.count + 1 > self.capacity:
+            wanted = max(self.count + 2, 2 * len(self.buckets), 12 if not self.count else 0)
+            self._rebuild(min(prime for prime in _PRIMES if prime >= wanted))
+        self._link(_Node(value))
+        self.count += 1
+
+    def _link(self, node: _Node) -> None:
+        place = node.value % len(self.buckets)
+        before = self.buckets[place]
+        if before is not None:
+            node.next = before.next
+            before.next = node
+            return
+        node.next = self.head.next
+        self.head.next = node
+        if node.next is not None:
+            self.buckets[node.next.value % len(self.buckets)] = node
+        self.buckets[place] = self.head
+
+    def _rebuild(self, count: int) -> None:
+        node = self.head.next
+        self.head = _Node(-1)
+        self.buckets = [None] * count
+        self.capacity = count
+        while node is not None:
+            following = node.next
+            self._link(node)
+            node = following
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        node = self.head.next
+        while node is not None:
+            yield node.value
+            node = node.next
+
+
+def _fold(seed: int, value: int) -> int:
+    return seed ^ (value + 0x9E3779B9 + (seed << 6) + (seed >> 2)) & _MASK
+
+
+def _murmur_plainly(data: bytes) -> int:
+    mul = 0xC6A4A7935BD1E995
+    h = 0xC70F6907 ^ (len(data) * mul & _MASK)
+    while len(data) >= 8:
+        k = int.from_bytes(data[:8], "little") * mul & _MASK
+        k = (k ^ k >> 47) * mul & _MASK
+        h = (h ^ k) * mul & _MASK
+        data = data[8:]
+    if data:
+        h = (h ^ int.from_bytes(data, "little")) * mul & _MASK
+    h = (h ^ h >> 47) * mul & _MASK
+    return h ^ h >> 47
+
+
+def _model(names: list[bytes], crcs: list[int]) -> str:
+    hashes = _UnorderedSet()
+    for name in names:
+        hashes.insert(_murmur_plainly(name))
+    first = second = 0
+    for value in hashes:
+        first = _fold(first, value)
+    for crc in crcs:
+        second = _fold(second, crc)
+    return f"{first:020d}{second:020d}"
+
+
+def _names_of(storages: int) -> list[bytes]:
+    text = b"data.pkl .format_version .storage_alignment byteorder".split()
+    return text + [b"data/%d" % key for key in range(storages)] + [b"version"]
+
+
+def test_every_number_of_names() -> None:
+    """From none to 700 names, past six rehashes, the order is that of the linked list."""
+    crcs = random.Random(1).sample(range(1 << 32), 700)
+    names = _names_of(695)
+    for count in range(701):
+        given_names = names[:count]
+        assert serialization_id(given_names, crcs[:count]) == _model(given_names, crcs[:count])
+
+
+@pytest.mark.parametrize("count", [1108, 1109, 1110, 2357])
+def test_around_later_rehashes(count: int) -> None:
+    """The later growth steps are those of the list of primes."""
+    names = _names_of(count)[:count]
+    assert serialization_id(names, []) == _model(names, [])
+
+
+@given(st.lists(st.binary(max_size=40), unique=True, max_size=80))
+def test_any_names(names: list[bytes]) -> None:
+    """Names of any length and content, few or many of one length."""
+    assert serialization_id(names, [1, 2]) == _model(names, [1, 2])
+
+
+def test_example_of_the_format() -> None:
+    """One storage gives the first half that the format's description has."""
+    assert serialization_id(_names_of(1), [])[:20] == "15728199511854643026"
+
+
+def test_nothing_is_all_zeros() -> None:
+    """The id is 40 digits whatever the numbers."""
+    assert serialization_id([], []) == "0" * 40
+    assert len(serialization_id([b""], [0])) == 40
+
+
+@given(st.lists(st.binary(max_size=33), max_size=60))
+def test_vectorised_hash(names: list[bytes]) -> None:
+    """Hashing many names at once equals hashing one."""
+    assert murmur_all(names).tolist() == [murmur(name) for name in names]
+    assert [murmur(name) for name in names] == [_murmur_plainly(name) for name in names]
+
+
+def test_order_with_equal_buckets() -> None:
+    """Hashes that meet in a bucket come out in reverse, the buckets too."""
+    hashes = [5, 18, 31, 6, 19]  # 13 buckets: 5 5 5 6 6
+    model = _UnorderedSet()
+    for value in hashes:
+        model.insert(value)
+    order = set_order(np.array(hashes, np.uint64)).tolist()
+    assert [hashes[place] for place in order] == list(model) == [19, 6, 31, 18, 5]

@@ -1,0 +1,724 @@
+"""One reading of an archive, or an error that says why there is none."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.builders import End, Member, build_zip, deflate
+from tests.container.memory import BytesSink, BytesSource
+from torchzip.container import zip_reader
+from torchzip.container.zip_reader import ZipReader, _chain_fast, _chain_plainly
+from torchzip.container.zip_writer import ZipWriter
+from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
+from torchzip.limits import Limits
+
+_A = Member(name=b"archive/data.pkl", data=b"pickle")
+_B = Member(name=b"archive/data/0", data=bytes(range(200)))
+_C = Member(name=b"archive/version", data=b"3\n")
+
+
+def open_bytes(data: bytes, limits: Limits | None = None) -> ZipReader:
+    """Return the reader of an archive in memory."""
+    return ZipReader(BytesSource(data), limits or Limits())
+
+
+def read_all(data: bytes, limits: Limits | None = None) -> dict[str, bytes]:
+    """Return every record, each read from end to end."""
+    reader = open_bytes(data, limits)
+    return {name: reader.read(name) for name in reader}
+
+
+def by_zipfile(records: dict[str, bytes], method: int, zip64: bool = False) -> bytes:
+    """Return an archive that Python wrote."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in records.items():
+            with archive.open(f"root/{name}", "w", force_zip64=zip64) as entry:
+                entry.write(data)
+    return file.getvalue()
+
+
+_RECORDS = {"data.pkl": b"abc", "empty": b"", "data/0": bytes(5000), "é": b"x", "a b/c": b"y" * 70}
+
+
+# -- what is read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("zip64", [False, True])
+def test_archives_of_zipfile(method: int, zip64: bool) -> None:
+    """What Python wrote, stored or deflated, with zip64 fields or not, is read."""
+    data = by_zipfile(_RECORDS, method, zip64)
+    reader = open_bytes(data)
+    assert reader.root == "root"
+    # names are kept as bytes, one character each
+    names = [name.encode().decode("latin-1") for name in _RECORDS]
+    assert list(reader) == names
+    for name, content in zip(names, _RECORDS.values(), strict=True):
+        assert reader.read(name) == content
+        assert name in reader
+        span = reader.stored_span(name)
+        if method == zipfile.ZIP_STORED:
+            assert span is not None
+            assert data[span[0] : span[0] + span[1]] == content
+            assert reader.locate(name)[1] == span[0]
+        elif content:
+            assert span is None
+            with pytest.raises(ArchiveError, match="deflated"):
+                reader.locate(name)
+            assert b"".join(reader.inflate(name)) == content
+
+
+def test_archive_of_an_unseekable_stream() -> None:
+    """Descriptors behind the data, as a stream needs them, are no obstacle."""
+
+    class Pipe(io.RawIOBase):
+        def __init__(self) -> None:
+            self.parts: list[bytes] = []
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.parts.append(bytes(data))
+            return len(data)
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("r/a", b"content" * 50)
+    assert read_all(b"".join(pipe.parts)) == {"a": b"content" * 50}
+
+
+def test_entry() -> None:
+    """A row of the directory, and the error for a record that is not there."""
+    data = build_zip([_A, _B])
+    reader = open_bytes(data)
+    entry = reader.entry("data/0")
+    assert entry.nbytes == entry.compressed_nbytes == 200
+    assert (entry.crc, entry.method) == (zlib.crc32(_B.data), 0)
+    assert data[entry.header_offset :].startswith(b"PK\3\4")
+    assert reader.size_of("data/0") == (200, entry.crc, 0)
+    for ask in (reader.entry, reader.size_of, reader.read, reader.data_offset, reader.stored_span):
+        with pytest.raises(ArchiveError, match="no record data/1") as caught:
+            ask("data/1")
+        assert caught.value.record == "data/1"
+
+
+def test_hundred_thousand_entries() -> None:
+    """All records of a large archive are found, and reading one reads little."""
+    count = 100_000
+    sink = BytesSink()
+    writer = ZipWriter(sink, "archive")
+    numbers = [b"%d" % i for i in range(count)]
+    writer.write_small_records([b"data/" + number for number in numbers], numbers)
+    writer.finish()
+    source = BytesSource(sink.data)
+    reader = ZipReader(source, Limits())
+    assert len(list(reader)) == count + 2
+    source.reads.clear()
+    assert reader.read("data/99999") == b"99999"
+    assert sum(nbytes for _, nbytes in source.reads) < 200
+
+
+def test_opening_reads_the_end_and_the_directory() -> None:
+    """No record is touched before it is asked for."""
+    members = [replace(_B, name=b"archive/%d" % i, data=bytes(50_000)) for i in range(20)]
+    data = build_zip(members)
+    source = BytesSource(data)
+    ZipReader(source, Limits())
+    assert sum(nbytes for _, nbytes in source.reads) < 22 + 0xFFFF + 20 * 100 + 200
+    assert min(offset for offset, _ in source.reads) > 900_000
+
+
+@pytest.mark.parametrize("ignored", [b"", b"a comment", b"x" * 0xFFFF])
+def test_archive_comment(ignored: bytes) -> None:
+    """A comment of any length is no obstacle."""
+    assert read_all(build_zip([_A, _B], End(comment=ignored))) == {
+        "data.pkl": b"pickle",
+        "data/0": _B.data,
+    }
+
+
+def test_extra_fields_and_comments_of_entries() -> None:
+    """They are passed over, in the directory and before the data."""
+    odd = replace(
+        _B, extra=b"ab\x02\x00xy", comment=b"PK\1\2 comment", local_extra=b"cd\x05\x00vwxyz"
+    )
+    assert read_all(build_zip([_A, odd, _C]))["data/0"] == _B.data
+
+
+def test_crc_of_zero_is_not_checked() -> None:
+    """A stored CRC of 0 means that none was computed."""
+    assert read_all(build_zip([_A, replace(_B, crc=0)]))["data/0"] == _B.data
+
+
+def test_root_can_be_anything() -> None:
+    """The archive name is what stands before the first slash of the first record."""
+    for root in (b"m", b"a b", b"\xff\xfe", "é".encode(), b"", b".", b"\xed\xa0\x80"):
+        reader = open_bytes(build_zip([replace(_A, name=root + b"/data.pkl")]))
+        assert reader.root.encode("utf-8", "surrogateescape") == root
+        assert reader.read("data.pkl") == b"pickle"
+
+
+def test_names_are_whole_byte_strings() -> None:
+    """A name with a zero byte or a slash more is another name."""
+    for other in (b"data.pkl\0", b"data.pkl\0x", b"./data.pkl", b"/data.pkl", b"data.pkl/"):
+        records = read_all(build_zip([_A, replace(_A, name=b"archive/" + other, data=b"other")]))
+        assert records["data.pkl"] == b"pickle"
+        assert records[other.decode("latin-1")] == b"other"
+
+
+def test_sizes_of_the_directory_count() -> None:
+    """With a descriptor, the zeros in the local header mean nothing."""
+    torch_like = replace(_B, flags=8, local_nbytes=0, local_compressed=0, local_crc=0)
+    assert read_all(build_zip([_A, torch_like]))["data/0"] == _B.data
+
+
+def test_zip64_fields_of_small_records() -> None:
+    """A zip64 field is used for the values that are capped, in its order."""
+    data = build_zip(
+        [
+            replace(
+                _A, nbytes=0xFFFFFFFF, compressed=0xFFFFFFFF, offset=0xFFFFFFFF,
+                local_nbytes=6, local_compressed=6,
+                extra=struct.pack("<HHHHQQQ", 0x7777, 0, 1, 24, 6, 6, 0),
+            ),
+            replace(
+                _C, compressed=0xFFFFFFFF, local_compressed=2, extra=struct.pack("<HHQ", 1, 8, 2)
+            ),
+        ],
+        End(zip64=True),
+    )  # fmt: skip
+    assert read_all(data) == {"data.pkl": b"pickle", "version": b"3\n"}
+
+
+@pytest.mark.parametrize("delta", [-5000, -1, 0, 1, 2, 100, 257, 258, 1000, 4000, 9000])
+@pytest.mark.parametrize("fill", [b"\0", b"ab", bytes(range(256))])
+def test_deflated_sizes_around_a_block(delta: int, fill: bytes) -> None:
+    """The last bytes of a record come out also where zlib has them pending."""
+    for whole in (1 << 18, 1 << 20, 1 << 21):
+        nbytes = whole + delta
+        content = (fill * (nbytes // len(fill) + 1))[:nbytes]
+        reader = open_bytes(build_zip([replace(_B, data=content, method=8)]))
+        assert b"".join(reader.inflate("data/0")) == content
+        assert reader.read("data/0") == content
+
+
+def test_deflated_blocks_are_bounded() -> None:
+    """A large record is inflated in blocks, never as a whole."""
+    content = np.arange(3 << 18, dtype=np.uint32).tobytes()
+    source = BytesSource(build_zip([replace(_B, data=content, method=8)]))
+    reader = ZipReader(source, Limits())
+    source.reads.clear()
+    largest = max(len(block) for block in reader.inflate("data/0"))
+    assert largest <= 1 << 20
+    assert max(nbytes for _, nbytes in source.reads) <= 1 << 18
+
+
+# -- the two ways to walk the directory ------------------------------------------------------------
+
+_DIRECTORY_NAMES = st.lists(
+    st.binary(min_size=1, max_size=12) | st.just(b"PK\1\2"), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(_DIRECTORY_NAMES, st.lists(st.binary(max_size=6), min_size=12, max_size=12))
+def test_fast_chain_is_the_plain_chain(names: list[bytes], extras: list[bytes]) -> None:
+    """Both give the same places; where a signature stands in a name the fast one gives up."""
+    directory = _directory(
+        [Member(name=name, extra=extras[i], comment=extras[-i]) for i, name in enumerate(names)]
+    )
+    plain = _chain_plainly(directory, len(names), 0)
+    fast = _chain_fast(directory, len(names))
+    if directory.count(b"PK\1\2") == len(names):
+        assert fast is not None
+        assert fast.tolist() == plain.tolist()
+    else:
+        assert fast is None
+    assert [directory[at : at + 4] for at in plain.tolist()] == [b"PK\1\2"] * len(names)
+
+
+def _directory(members: list[Member]) -> bytes:
+    data = build_zip(members)
+    nbytes, offset = struct.unpack_from("<LL", data, len(data) - 10)
+    return data[offset : offset + nbytes]
+
+
+def test_signature_in_a_name() -> None:
+    """Names that contain the signature of a header are read all the same."""
+    members = [_A, replace(_B, name=b"archive/PK\1\2"), replace(_C, name=b"archive/xPK\1\2" * 3)]
+    assert _chain_fast(_directory(members), 3) is None
+    assert list(read_all(build_zip(members)).values()) == [m.data for m in members]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=300), st.integers(1, 5))
+def test_chains_of_any_bytes(data: bytes, count: int) -> None:
+    """On any bytes the fast chain agrees with the plain one, or gives up."""
+    data = data.replace(b"PK", b"PK\1\2") + b"PK\1\2" + bytes(42)
+    try:
+        plain = _chain_plainly(data, count, 0).tolist()
+    except ArchiveError:
+        plain = None
+    fast = _chain_fast(data, count)
+    assert fast is None or fast.tolist() == plain
+
+
+def test_chains_of_no_bytes() -> None:
+    """Too few bytes for a header are no directory."""
+    assert _chain_fast(b"", 1) is None
+    assert _chain_fast(b"PK\1\2", 1) is None
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+
+def _two_ends(between: bytes = b"", **lies: Any) -> bytes:
+    """Return an archive with another one behind it, in its comment."""
+    first = build_zip([_A, _C])
+    second = build_zip([replace(_A, data=b"other!"), _C])
+    nbytes, offset = struct.unpack_from("<LL", second, len(second) - 10)
+    end = End(offset=offset + len(first), nbytes=nbytes, between=between, **lies)
+    moved = build_zip(
+        [replace(_A, data=b"other!", offset=len(first)), replace(_C, offset=len(first) + 52)], end
+    )
+    return first[:-2] + struct.pack("<H", len(moved)) + moved
+
+
+def _flip(data: bytes, at: int, value: int) -> bytes:
+    return data[:at] + bytes([value]) + data[at + 1 :]
+
+
+_PLAIN = build_zip([_A, _B, _C])
+_ZIP64 = build_zip([_A, _B, _C], End(zip64=True))
+
+_REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
+    ("empty file", b"", ArchiveError, "no zip directory"),
+    ("not a zip", b"x" * 1000, ArchiveError, "no zip directory"),
+    ("empty archive", build_zip([]), ArchiveError, "empty"),
+    ("duplicate names", build_zip([_A, _B, _A]), ArchiveError, "two records are called"),
+    (
+        "names that differ in case",
+        build_zip([_A, replace(_A, name=b"archive/DATA.pkl")]),
+        ArchiveError,
+        "two records are called",
+    ),
+    (
+        "roots that differ in case",
+        build_zip([_A, replace(_B, name=b"Archive/data/0")]),
+        ArchiveError,
+        "does not lie in",
+    ),
+    (
+        "a record of another root",
+        build_zip([_A, replace(_B, name=b"other/data/0")]),
+        ArchiveError,
+        "does not lie in",
+    ),
+    (
+        "a root that is a prefix",
+        build_zip([_A, replace(_B, name=b"archive2/data/0")]),
+        ArchiveError,
+        "does not lie in",
+    ),
+    ("a name shorter than the root", build_zip([_A, replace(_B, name=b"a")]), ArchiveError, "lie"),
+    (
+        "no root in the first name",
+        build_zip([replace(_A, name=b"data.pkl"), _B]),
+        ArchiveError,
+        "lie in one directory",
+    ),
+    ("an empty name", build_zip([replace(_A, name=b""), _B]), ArchiveError, "lie in one"),
+    (
+        "two entries for one record",
+        build_zip([_A, replace(_B, name=b"archive/x", offset=0)]),
+        ArchiveError,
+        "reaches to byte",
+    ),
+    (
+        "a record inside another",
+        build_zip([_A, _B, replace(_C, offset=80)]),
+        ArchiveError,
+        "reaches to byte",
+    ),
+    (
+        "a size that reaches into the next",
+        build_zip([_A, replace(_B, nbytes=300, compressed=300), _C]),
+        ArchiveError,
+        "reaches to byte",
+    ),
+    (
+        "a size that reaches into the directory",
+        build_zip([_A, replace(_B, nbytes=250, compressed=250)]),
+        ArchiveError,
+        "reaches to byte",
+    ),
+    (
+        "a compressed size past the directory",
+        build_zip([_A, replace(_B, compressed=0xFFFFFFF0)]),
+        ArchiveError,
+        "does not lie before the directory",
+    ),
+    (
+        "an offset past the directory",
+        build_zip([_A, replace(_B, offset=10_000)]),
+        ArchiveError,
+        "does not lie before the directory",
+    ),
+    (
+        "a zip64 size past 2**63",
+        build_zip([replace(_A, nbytes=0xFFFFFFFF, extra=struct.pack("<HHQ", 1, 8, 1 << 63))]),
+        ArchiveError,
+        "past 2**63",
+    ),
+    (
+        "a zip64 offset past 2**63",
+        build_zip([replace(_A, offset=0xFFFFFFFF, extra=struct.pack("<HHQ", 1, 8, (1 << 64) - 1))]),
+        ArchiveError,
+        "past 2**63",
+    ),
+    (
+        "sizes whose sum passes 2**63",
+        build_zip(
+            [
+                replace(
+                    _A, compressed=0xFFFFFFFF, offset=0xFFFFFFFF,
+                    extra=struct.pack("<HHQQ", 1, 16, (1 << 63) - 1, (1 << 63) - 1),
+                )
+            ]
+        ),
+        ArchiveError,
+        "does not lie before the directory",
+    ),
+    (
+        "a zip64 field that is too short",
+        build_zip([replace(_A, nbytes=0xFFFFFFFF, extra=struct.pack("<HHL", 1, 4, 6))]),
+        ArchiveError,
+        "too short",
+    ),
+    (
+        "two zip64 fields",
+        build_zip(
+            [replace(_A, nbytes=0xFFFFFFFF, extra=struct.pack("<HHQHHQ", 1, 8, 6, 1, 8, 7))]
+        ),
+        ArchiveError,
+        "two zip64 fields",
+    ),
+    (
+        "a count that is too small",
+        build_zip([_A, _B, _C], End(count=2)),
+        ArchiveError,
+        "entries of the directory take",
+    ),
+    (
+        "a count that is too large",
+        build_zip([_A, _B, replace(_C, comment=b"x" * 50)], End(count=4)),
+        ArchiveError,
+        "has no header here",
+    ),
+    ("a count of 65535", build_zip([_A], End(count=0xFFFF)), ArchiveError, "cannot fit"),
+    ("a count of none", build_zip([_A], End(count=0)), ArchiveError, "empty"),
+    ("a count past the limit", build_zip([_A] * 9), LimitError, "entries"),
+    ("a directory size that lies", build_zip([_A], End(nbytes=10)), ArchiveError, "should end"),
+    ("a directory offset that lies", build_zip([_A], End(offset=10)), ArchiveError, "should end"),
+    ("bytes before the archive", b"junk" + _PLAIN, ArchiveError, "added or lost"),
+    ("a byte before the end record", build_zip([_A], End(between=b"x")), ArchiveError, "added"),
+    ("two disks", build_zip([_A], End(disk=1)), ArchiveError, "several disks"),
+    ("a directory on another disk", build_zip([_A], End(first_disk=1)), ArchiveError, "disks"),
+    ("a count on this disk", build_zip([_A, _C], End(on_disk=1)), ArchiveError, "several disks"),
+    ("a record on another disk", build_zip([replace(_A, disk=1)]), ArchiveError, "another disk"),
+    ("a second archive behind the first", _two_ends(), ArchiveError, "end records"),
+    ("a second end record that others believe", _two_ends(b"x"), ArchiveError, ""),
+    (
+        "a second end record with another count",
+        _two_ends(b"\0" * 3, count=1),
+        ArchiveError,
+        "",
+    ),
+    (
+        "a zip64 count that differs",
+        build_zip([_A, _C], End(zip64=True, zip64_count=1)),
+        ArchiveError,
+        "zip64 end record says 1",
+    ),
+    (
+        "a zip64 offset that differs",
+        build_zip([_A], End(zip64=True, zip64_offset=1)),
+        ArchiveError,
+        "zip64 end record says 1",
+    ),
+    (
+        "a zip64 size that differs",
+        build_zip([_A], End(zip64=True, zip64_nbytes=1)),
+        ArchiveError,
+        "zip64 end record says 1",
+    ),
+    (
+        "a zip64 count of 2**64 - 1",
+        build_zip([_A], End(zip64=True, count=0xFFFF, zip64_count=(1 << 64) - 1)),
+        ArchiveError,
+        "cannot fit",
+    ),
+    (
+        "a locator to nowhere",
+        build_zip([_A], End(zip64=True, locator_offset=1 << 60)),
+        ArchiveError,
+        "locator points to",
+    ),
+    (
+        "a locator to something else",
+        build_zip([_A], End(zip64=True, locator_offset=0)),
+        ArchiveError,
+        "locator does not point",
+    ),
+    (
+        "a zip64 end record of another length",
+        build_zip([_A], End(zip64=True, zip64_length=50)),
+        ArchiveError,
+        "locator does not point",
+    ),
+    (
+        "a locator of two disks",
+        build_zip([_A], End(zip64=True, locator_disks=2)),
+        ArchiveError,
+        "locator points to",
+    ),
+    ("encrypted", build_zip([_A, replace(_B, flags=1)]), UnsupportedError, "encrypted"),
+    ("strongly encrypted", build_zip([replace(_A, flags=0x41)]), UnsupportedError, "encrypted"),
+    ("a masked header", build_zip([replace(_A, flags=0x2000)]), UnsupportedError, "encrypted"),
+    ("bzip2", build_zip([replace(_A, method=12)]), UnsupportedError, "method 12"),
+    ("method 0xffff", build_zip([replace(_A, method=0xFFFF)]), UnsupportedError, "method 65535"),
+    # what shows when the record is read
+    (
+        "a local header of another name",
+        build_zip([_A, replace(_B, local_name=b"archive/data/1")]),
+        ArchiveError,
+        "names",
+    ),
+    (
+        "a local header of a longer name",
+        build_zip([_A, replace(_B, local_name=b"archive/data/01")]),
+        ArchiveError,
+        "names",
+    ),
+    (
+        "a local header of a name in other case",
+        build_zip([_A, replace(_B, local_name=b"archive/Data/0")]),
+        ArchiveError,
+        "names",
+    ),
+    (
+        "a local header of another method",
+        build_zip([_A, replace(_B, local_method=8)]),
+        ArchiveError,
+        "disagree about compression",
+    ),
+    (
+        "a local header that says encrypted",
+        build_zip([_A, replace(_B, local_flags=1)]),
+        ArchiveError,
+        "disagree about compression or encryption",
+    ),
+    (
+        "a local header of another size",
+        build_zip([_A, replace(_B, local_nbytes=199, local_compressed=199)]),
+        ArchiveError,
+        "the local header says 199",
+    ),
+    (
+        "a local header of one other size",
+        build_zip([_A, replace(_B, local_nbytes=199)]),
+        ArchiveError,
+        "the local header says 199",
+    ),
+    (
+        "a local header of another CRC",
+        build_zip([_A, replace(_B, local_crc=1)]),
+        ArchiveError,
+        "disagree about the CRC",
+    ),
+    (
+        "no local header",
+        build_zip([_A, replace(_B, local_magic=b"PK\3\5")]),
+        ArchiveError,
+        "no local header",
+    ),
+    (
+        "extra data past the directory",
+        build_zip([_A, replace(_B, local_extra_nbytes=60_000)]),
+        ArchiveError,
+        "reach past byte",
+    ),
+    (
+        "extra data that moves a record over the next",
+        build_zip(
+            [_A, replace(_B, data=b"abcxyz", crc=0, local_extra_nbytes=3),
+             replace(_B, name=b"archive/data/1")]
+        ),
+        ArchiveError,
+        "",
+    ),
+    (
+        "a wrong CRC",
+        build_zip([_A, replace(_B, crc=1)]),
+        ArchiveError,
+        "the directory says 00000001",
+    ),
+    (
+        "a wrong CRC of a deflated record",
+        build_zip([_A, replace(_B, method=8, crc=1)]),
+        ArchiveError,
+        "the directory says 00000001",
+    ),
+    (
+        "a stored record of two sizes",
+        build_zip([_A, replace(_B, nbytes=199)]),
+        ArchiveError,
+        "a stored record of 199 bytes takes 200",
+    ),
+    (
+        "a deflate bomb",
+        build_zip([_A, replace(_B, method=8, data=bytes(100), nbytes=1 << 30)]),
+        LimitError,
+        "deflate_ratio",
+    ),
+    (
+        "deflated bytes of a smaller size",
+        build_zip([_A, replace(_B, method=8, nbytes=199)]),
+        ArchiveError,
+        "more bytes than the 199",
+    ),
+    (
+        "deflated bytes of a larger size",
+        build_zip([_A, replace(_B, method=8, nbytes=201)]),
+        ArchiveError,
+        "1 bytes fewer",
+    ),
+    (
+        "deflated bytes cut short",
+        build_zip([_A, replace(_B, method=8, stored=deflate(_B.data)[:-1])]),
+        ArchiveError,
+        "end too early",
+    ),
+    (
+        "deflated bytes that are none",
+        build_zip([_A, replace(_B, method=8, stored=b"\xff" * 50)]),
+        ArchiveError,
+        "damaged",
+    ),
+    (
+        "no deflated bytes at all",
+        build_zip([_A, replace(_B, method=8, stored=b"", nbytes=0, crc=0)]),
+        ArchiveError,
+        "end too early",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"), [row[1:] for row in _REFUSED], ids=[row[0] for row in _REFUSED]
+)
+def test_refused(data: bytes, error: type[TorchZipError], message: str) -> None:
+    """An archive that is broken, or that two readers could read in two ways, is refused."""
+    limits = Limits(entries=5)
+    with pytest.raises(error) as caught:
+        read_all(data, limits)
+    assert message in str(caught.value)
+    assert caught.value.path == "made.pt"
+
+
+def test_the_rows_are_broken_in_one_way_only() -> None:
+    """The archives that the rows change are read."""
+    for data in (_PLAIN, _ZIP64):
+        assert read_all(data, Limits(entries=5))["data/0"] == _B.data
+
+
+@pytest.mark.parametrize("data", [_PLAIN, _ZIP64], ids=["plain", "zip64"])
+def test_every_truncation_is_refused(data: bytes) -> None:
+    """An archive that is cut anywhere is no archive."""
+    for cut in range(len(data)):
+        with pytest.raises(TorchZipError):
+            read_all(data[:cut])
+
+
+@pytest.mark.parametrize("data", [_PLAIN, _ZIP64], ids=["plain", "zip64"])
+def test_every_changed_byte(data: bytes) -> None:
+    """Whatever byte is changed, a record has its content or there is an error."""
+    truth = read_all(data)
+    for at in range(len(data)):
+        for value in (0, 1, 0x50, 0xFF, data[at] ^ 0x80, (data[at] + 1) & 0xFF):
+            try:
+                records = read_all(_flip(data, at, value))
+            except TorchZipError:
+                continue
+            # The CRC may have been set to "not computed"; names may have changed everywhere.
+            assert set(records.values()) == set(truth.values()), (at, value)
+
+
+def test_missing_byte_anywhere() -> None:
+    """A lost or added byte shows, except in a comment."""
+    for at in range(len(_PLAIN)):
+        with pytest.raises(TorchZipError):
+            read_all(_PLAIN[:at] + _PLAIN[at + 1 :])
+    for at in range(len(_PLAIN) - 2):  # behind it is the comment
+        with pytest.raises(TorchZipError):
+            read_all(_PLAIN[:at] + b"x" + _PLAIN[at:])
+
+
+def test_end_record_inside_a_record() -> None:
+    """A record that holds a whole archive, or a bare end record, makes no second reading."""
+    for inner in (_PLAIN, b"PK\5\6" + bytes(18), b"PK\5\6", b"PK\5\6" + b"\xff" * 18):
+        assert read_all(build_zip([_A, replace(_B, data=inner)]))["data/0"] == inner
+
+
+def test_small_records_have_small_limits() -> None:
+    """`read` compares the declared size with the limit it is given, before reading."""
+    data = build_zip([_A, replace(_C, data=b"3" * 5000), replace(_B, method=8, data=bytes(9000))])
+    source = BytesSource(data)
+    reader = ZipReader(source, Limits(pickle_nbytes=8999))
+    source.reads.clear()
+    for name, limit in (("version", "text_nbytes"), ("data/0", "pickle_nbytes")):
+        with pytest.raises(LimitError) as caught:
+            reader.read(name, limit=limit)
+        assert (caught.value.limit, caught.value.record) == (limit, name)
+    assert source.reads == []
+
+
+def test_declared_sizes_cost_nothing() -> None:
+    """Neither counts nor sizes are believed before the bytes are seen."""
+    rows = [
+        build_zip([_A], End(zip64=True, count=0xFFFF, zip64_count=1 << 62)),
+        build_zip([replace(_A, nbytes=1 << 31, compressed=1 << 31)]),
+        build_zip([replace(_A, nbytes=0xFFFFFFFF, extra=struct.pack("<HHQ", 1, 8, 1 << 62))]),
+        build_zip([replace(_A, method=8, nbytes=1 << 29)]),
+        build_zip([replace(_A, method=8, data=bytes(100), nbytes=100_000)]),
+    ]
+    tracemalloc.start()
+    try:
+        for data in rows:
+            with pytest.raises(TorchZipError):
+                read_all(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_zip_reader_needs_no_private_state() -> None:
+    """Two readers of one source do not meet."""
+    source = BytesSource(_PLAIN)
+    readers = [ZipReader(source, Limits()) for _ in range(2)]
+    assert readers[0].read("data/0") == readers[1].read("data/0")
+    assert zip_reader.STORED == 0

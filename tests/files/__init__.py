@@ -1,0 +1,1 @@
+"""Tests of `torchzip.files`, none of which needs torch."""

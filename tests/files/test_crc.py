@@ -1,0 +1,100 @@
+"""CRC-32: whatever way is taken, the number is zlib's."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchzip.files import crc as crc_module
+from torchzip.files.crc import crc32, crc32_combine, crc32_folded
+
+_NEAR, _FAR = 99_922, 183_278
+_BYTES = np.random.default_rng(1).integers(0, 256, 3 << 20, np.uint8).tobytes()
+
+#: Around where folding begins, where its state moves back, and around powers of two.
+_SIZES = sorted(
+    {
+        max(0, base + delta)
+        for base in (0, _NEAR, _FAR, _FAR + _NEAR, _FAR + 2 * _NEAR, _FAR + 8 * _NEAR,
+                     _FAR + 9 * _NEAR, _FAR + 16 * _NEAR, _FAR + 17 * _NEAR, 1 << 20, 3 << 20)
+        for delta in (-3, -1, 0, 1, 2, 5)
+        if base + delta <= 3 << 20
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", _SIZES)
+def test_sizes_around_the_thresholds(size: int) -> None:
+    """Folded, chosen and plain agree for each start value."""
+    data = _BYTES[:size]
+    for value in (0, 1, 0xFFFFFFFF, 0x12345678):
+        expected = zlib.crc32(data, value)
+        assert crc32_folded(data, value) == expected
+        assert crc32(data, value) == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, len(_BYTES)), st.integers(0, len(_BYTES)), st.integers(0, 0xFFFFFFFF))
+def test_any_part(start: int, stop: int, value: int) -> None:
+    """Any part of a buffer, at any address, from any start value."""
+    data = memoryview(_BYTES)[min(start, stop) : max(start, stop)]
+    assert crc32_folded(data, value) == zlib.crc32(data, value)
+    assert crc32(data, value) == zlib.crc32(data, value)
+
+
+@pytest.mark.parametrize("fill", [0, 0xFF])
+def test_uniform_bytes(fill: int) -> None:
+    """Zeros fold to zeros, and the length still counts."""
+    for size in (_FAR + _NEAR, 1 << 20, (1 << 20) + 1):
+        data = bytes([fill]) * size
+        assert crc32_folded(data) == zlib.crc32(data)
+
+
+def test_kinds_of_buffers() -> None:
+    """bytes, bytearray, memoryview and read-only memory; the buffer is not changed."""
+    raw = bytearray(_BYTES[: 1 << 20])
+    before = bytes(raw)
+    frozen = memoryview(before)
+    expected = zlib.crc32(before)
+    for data in (before, raw, memoryview(raw), frozen):
+        assert crc32_folded(data) == crc32(data) == expected
+    assert raw == before
+
+
+def test_continued() -> None:
+    """A CRC in parts is that of the whole."""
+    value = 0
+    for start in range(0, len(_BYTES), 700_001):
+        value = crc32(_BYTES[start : start + 700_001], value)
+    assert value == zlib.crc32(_BYTES)
+
+
+def test_without_isal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where isal is not installed, the number is the same."""
+    monkeypatch.setattr(crc_module, "_isal", None)
+    for size in (0, 100, (1 << 20) - 1, 1 << 20, 2 << 20):
+        assert crc32(_BYTES[:size], 5) == zlib.crc32(_BYTES[:size], 5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_combine(first: bytes, second: bytes) -> None:
+    """The CRC of two buffers put together follows from those of each."""
+    made = crc32_combine(zlib.crc32(first), zlib.crc32(second), len(second))
+    assert made == zlib.crc32(first + second)
+
+
+def test_combine_over_long_distances() -> None:
+    """Lengths of all sizes, more of them than are remembered."""
+    for size in [*range(100), 1 << 10, 65_537, 1_000_003]:
+        second = _BYTES[:size]
+        made = crc32_combine(0xDEADBEEF, zlib.crc32(second), size)
+        assert made == zlib.crc32(second, 0xDEADBEEF)
+    # a distance that no test can write out, in two ways
+    far = 1 << 45
+    once = crc32_combine(7, 0, far)
+    assert crc32_combine(crc32_combine(7, 0, far // 2), 0, far // 2) == once

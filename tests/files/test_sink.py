@@ -1,0 +1,458 @@
+"""Sinks: the old or the new bytes, under the final name, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import io
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torchzip.files.sink import FileObjectSink, PathSink, open_sink
+
+
+@pytest.fixture
+def umask() -> Iterator[int]:
+    """Set an umask that shows."""
+    before = os.umask(0o027)
+    yield 0o027
+    os.umask(before)
+
+
+def _write(path: Path, data: bytes = b"new") -> None:
+    sink = PathSink(path)
+    sink.write(data)
+    sink.commit()
+
+
+def test_commit(tmp_path: Path) -> None:
+    """The file appears with its bytes when it is complete, and alone."""
+    path = tmp_path / "m.pt"
+    sink = PathSink(path)
+    sink.write(b"abc")
+    sink.write(bytearray(b"def"))
+    sink.write(memoryview(b"xghix")[1:4])
+    sink.write(b"")
+    assert sink.position == 9
+    assert not path.exists()
+    sink.commit()
+    assert path.read_bytes() == b"abcdefghi"
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_abort(tmp_path: Path) -> None:
+    """Nothing is left, and an old file is as it was; aborting again is harmless."""
+    path = tmp_path / "m.pt"
+    for before in ([], ["m.pt"]):
+        sink = PathSink(path)
+        sink.write(b"abc")
+        sink.abort()
+        sink.abort()
+        assert os.listdir(tmp_path) == before
+        path.write_bytes(b"old")
+    assert path.read_bytes() == b"old"
+
+
+def test_abort_after_commit(tmp_path: Path) -> None:
+    """It takes nothing back."""
+    path = tmp_path / "m.pt"
+    sink = PathSink(path)
+    sink.write(b"abc")
+    sink.commit()
+    sink.abort()
+    assert path.read_bytes() == b"abc"
+
+
+def test_forgotten_sink(tmp_path: Path) -> None:
+    """A sink that is dropped leaves nothing."""
+    sink = PathSink(tmp_path / "m.pt")
+    sink.write(b"abc")
+    del sink
+    gc.collect()
+    assert os.listdir(tmp_path) == []
+
+
+def test_temporary_name(tmp_path: Path) -> None:
+    """While it is written, nobody takes the file for a checkpoint."""
+    sink = PathSink(tmp_path / "m.pt")
+    (name,) = os.listdir(tmp_path)
+    assert name.startswith(".")
+    assert name.endswith(".tmp")
+    sink.abort()
+
+
+def test_left_over_temporary_file(tmp_path: Path) -> None:
+    """What a killed process has left does not block the next save."""
+    (tmp_path / ".torchzip-0123456789abcdef.tmp").write_bytes(b"left")
+    _write(tmp_path / "m.pt")
+    assert (tmp_path / "m.pt").read_bytes() == b"new"
+
+
+def test_two_sinks_on_one_path(tmp_path: Path) -> None:
+    """The last that commits wins; neither sees the other."""
+    path = tmp_path / "m.pt"
+    first, second = PathSink(path), PathSink(path)
+    first.write(b"first")
+    second.write(b"second")
+    second.commit()
+    first.commit()
+    assert path.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+@pytest.mark.parametrize("length", [1, 200, 250, 255])
+def test_long_names(tmp_path: Path, length: int) -> None:
+    """A name may be as long as the file system has them."""
+    path = tmp_path / ("n" * length)
+    _write(path)
+    assert path.read_bytes() == b"new"
+
+
+def test_name_that_is_too_long(tmp_path: Path) -> None:
+    """One byte more is an OSError, and nothing stays."""
+    with pytest.raises(OSError, match="too long"):
+        _write(tmp_path / ("n" * 256))
+    assert os.listdir(tmp_path) == []
+
+
+# -- mode ----------------------------------------------------------------------------------------
+
+
+def test_mode_of_a_new_file(tmp_path: Path, umask: int) -> None:
+    """It is what the umask gives, as for any file."""
+    _write(tmp_path / "m.pt")
+    assert stat.S_IMODE((tmp_path / "m.pt").stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o664, 0o400, 0o755])
+def test_mode_of_a_replaced_file(tmp_path: Path, umask: int, mode: int) -> None:
+    """It stays, whatever the umask says."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    _write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.read_bytes() == b"new"
+
+
+# -- links ---------------------------------------------------------------------------------------
+
+
+def test_symlink_is_followed(tmp_path: Path) -> None:
+    """The link stays, its target gets the bytes, wherever it is."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    target, link = folder / "real.pt", tmp_path / "link.pt"
+    target.write_bytes(b"old")
+    link.symlink_to(Path("other") / "real.pt")
+    _write(link)
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert os.listdir(folder) == ["real.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["link.pt", "other"]
+
+
+def test_dangling_symlink(tmp_path: Path) -> None:
+    """What it points to is made."""
+    link = tmp_path / "link.pt"
+    link.symlink_to(tmp_path / "real.pt")
+    _write(link)
+    assert link.is_symlink()
+    assert (tmp_path / "real.pt").read_bytes() == b"new"
+
+
+def test_symlink_loop(tmp_path: Path) -> None:
+    """A link to itself is an OSError, and nothing stays but the link."""
+    link = tmp_path / "link.pt"
+    link.symlink_to(link)
+    with pytest.raises(OSError, match=r".+"):
+        _write(link)
+    assert os.listdir(tmp_path) == ["link.pt"]
+    assert link.is_symlink()
+
+
+def test_hard_link(tmp_path: Path) -> None:
+    """The other name of a replaced file keeps the old bytes."""
+    path, other = tmp_path / "m.pt", tmp_path / "other.pt"
+    path.write_bytes(b"old")
+    os.link(path, other)
+    _write(path)
+    assert (path.read_bytes(), other.read_bytes()) == (b"new", b"old")
+
+
+# -- what cannot be replaced -------------------------------------------------------------------
+
+
+def test_directory(tmp_path: Path) -> None:
+    """A directory is refused at once."""
+    (tmp_path / "d").mkdir()
+    with pytest.raises(OSError, match="a directory") as caught:
+        PathSink(tmp_path / "d")
+    assert caught.value.filename == str(tmp_path / "d")
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_device_and_fifo(tmp_path: Path) -> None:
+    """So are a device and a FIFO, without waiting for a reader."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (os.devnull, tmp_path / "fifo"):
+        with pytest.raises(OSError, match="not a regular file"):
+            PathSink(path)
+    assert os.listdir(tmp_path) == ["fifo"]
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    """The folder is not made, as for any file."""
+    with pytest.raises(FileNotFoundError):
+        PathSink(tmp_path / "no" / "m.pt")
+
+
+def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target is where it was meant when the sink was opened."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    sink = PathSink("m.pt")
+    sink.write(b"abc")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sink.commit()
+    assert (tmp_path / "m.pt").read_bytes() == b"abc"
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["fsync", "close", "replace"])
+def test_commit_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Whichever call fails: the error is raised, the old file is there, and no other."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    original = getattr(os, call)
+    sink = PathSink(path)
+    sink.write(b"abc")
+
+    def fail(*args: Any, **more: Any) -> None:
+        if call == "close":  # the descriptor is gone, whatever the kernel says of the data
+            original(*args, **more)
+        raise OSError(errno.EIO, "Broken disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match="Broken disk"):
+            sink.commit()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_failed_fsync_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new file is there then; only that it will survive a power loss is not known."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    original = os.fsync
+    calls: list[int] = []
+
+    def fail(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Broken disk")
+        original(descriptor)
+
+    sink = PathSink(path)
+    sink.write(b"abc")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        try:
+            sink.commit()
+        except OSError as error:
+            assert error.errno == errno.EIO  # noqa: PT017
+    assert path.read_bytes() == b"abc"
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_commit_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes are synced before the rename, the folder after it."""
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        order.append(kind)
+        fsync(descriptor)
+
+    def renamed(*args: Any) -> None:
+        order.append("rename")
+        replace(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", synced)
+        patch.setattr(os, "replace", renamed)
+        _write(tmp_path / "m.pt")
+    assert order == ["file", "rename", "folder"]
+
+
+def test_writes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that takes a part is gone on with."""
+    original = os.write
+    path = tmp_path / "m.pt"
+    data = bytes(range(256)) * 40
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, part: original(fd, bytes(part[:7])))
+        _write(path, data)
+    assert path.read_bytes() == data
+
+
+def test_use_after_the_end(tmp_path: Path) -> None:
+    """Writing to a closed sink is the caller's mistake."""
+    for end in ("commit", "abort"):
+        sink = PathSink(tmp_path / "m.pt")
+        getattr(sink, end)()
+        for use in (lambda: sink.write(b"x"), lambda: sink.read_back(0, 1), sink.commit):  # noqa: B023
+            with pytest.raises(ValueError, match="closed"):
+                use()
+
+
+def test_read_back(tmp_path: Path) -> None:
+    """What was written can be compared before the end."""
+    sink = PathSink(tmp_path / "m.pt")
+    sink.write(b"abcdef")
+    assert sink.read_back(2, 3) == b"cde"
+    sink.abort()
+
+
+def test_large_writes(tmp_path: Path) -> None:
+    """Buffers past the size at which the kernel is asked to begin are whole."""
+    data = os.urandom(1 << 16) * 600  # 39 MB
+    _write(tmp_path / "m.pt", data)
+    assert (tmp_path / "m.pt").read_bytes() == data
+
+
+def test_array_buffers(tmp_path: Path) -> None:
+    """A buffer of wider items is written as its bytes."""
+    view = memoryview(bytearray(range(8))).cast("I")
+    _write(tmp_path / "m.pt", view)  # type: ignore[arg-type]
+    assert (tmp_path / "m.pt").read_bytes() == bytes(range(8))
+
+
+def test_forked_child(tmp_path: Path) -> None:
+    """A child can neither write nor commit nor remove the file of its parent."""
+    path = tmp_path / "m.pt"
+    sink = PathSink(path)
+    sink.write(b"abc")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            for use in (lambda: sink.write(b"x"), sink.commit, lambda: sink.read_back(0, 1)):
+                with pytest.raises(ValueError, match="process that opened it"):
+                    use()
+            sink.abort()
+            del sink
+            gc.collect()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    sink.write(b"def")
+    sink.commit()
+    assert path.read_bytes() == b"abcdef"
+
+
+# -- file objects --------------------------------------------------------------------------------
+
+
+class Partial(io.RawIOBase):
+    """An unseekable stream that takes a few bytes at a time."""
+
+    def __init__(self, most: int = 5) -> None:
+        self.parts: list[bytes] = []
+        self.most = most
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Take a part."""
+        part = bytes(data[: self.most])
+        self.parts.append(part)
+        return len(part)
+
+
+class Silent:
+    """Takes everything and says nothing."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        """Take it all."""
+        self.parts.append(bytes(data))
+
+
+@pytest.mark.parametrize("make", [Partial, Silent])
+def test_file_objects(make: Any) -> None:
+    """Streams that take a part, and objects that return nothing, get every byte once."""
+    file = make()
+    sink = open_sink(file)
+    assert isinstance(sink, FileObjectSink)
+    sink.write(b"hello, ")
+    sink.write(bytearray(b"world" * 5))
+    assert b"".join(file.parts) == b"hello, " + b"world" * 5
+    assert sink.position == 32
+    back: object = sink.read_back  # nothing can be read back
+    assert callable(back)
+    assert back(0, 1) is None
+    sink.commit()
+    sink.abort()
+
+
+def test_position_counts_from_the_start_of_the_sink() -> None:
+    """An object may hold something already."""
+    file = io.BytesIO()
+    file.write(b"head")
+    sink = FileObjectSink(file)
+    sink.write(b"abc")
+    assert sink.position == 3
+    assert file.getvalue() == b"headabc"
+    sink.commit()
+    assert not file.closed
+
+
+def test_file_object_that_takes_nothing() -> None:
+    """An object that takes no byte must not make the writer wait for ever."""
+
+    class Full:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def write(self, data: Any) -> int:
+            self.calls += 1
+            if self.calls > 1000:
+                raise AssertionError("asked a thousand times")
+            return 0
+
+    with pytest.raises(OSError, match=r".*"):
+        FileObjectSink(Full()).write(b"abc")  # type: ignore[arg-type]
+
+
+def test_error_of_a_file_object() -> None:
+    """Its error is passed on."""
+
+    class Broken:
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        FileObjectSink(Broken()).write(b"abc")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, 7, b"m.pt", object()], ids=repr)
+def test_what_is_no_file(wrong: Any) -> None:
+    """Neither a path nor a file object is a TypeError."""
+    with pytest.raises(TypeError):
+        open_sink(wrong)

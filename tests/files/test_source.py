@@ -1,0 +1,384 @@
+"""Sources: exactly the bytes that were asked for, or an error."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchzip.errors import FormatError
+from torchzip.files.source import (
+    FileObjectSource,
+    FileSource,
+    MmapSource,
+    Source,
+    open_source,
+)
+
+_DATA = bytes(range(256)) * 4
+
+
+class Stingy(io.RawIOBase):
+    """A raw file that gives a few bytes at a time."""
+
+    def __init__(self, data: bytes, most: int = 7) -> None:
+        self._file = io.BytesIO(data)
+        self.most = most
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move."""
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return less than was asked for."""
+        return self._file.read(min(size, self.most) if size >= 0 else self.most)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a part."""
+        part = self.read(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
+
+
+class OnlyRead:
+    """Has ``read`` and ``seek`` and nothing else, as remote files have."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = Stingy(data, 50)
+
+    def read(self, size: int) -> bytes:
+        """Return some bytes."""
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move."""
+        return self._file.seek(offset, whence)
+
+
+def _kinds(folder: Path) -> list[Source]:
+    path = folder / "data"
+    path.write_bytes(_DATA)
+    positioned = io.BytesIO(b"before" + _DATA)
+    positioned.seek(6)
+    return [
+        FileSource(path),
+        MmapSource(path),
+        FileObjectSource(io.BytesIO(_DATA)),
+        FileObjectSource(positioned),
+        FileObjectSource(Stingy(_DATA)),  # type: ignore[arg-type]
+        FileObjectSource(OnlyRead(_DATA)),  # type: ignore[arg-type]
+    ]
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_reads(tmp_path: Path, which: int) -> None:
+    """Every kind of source gives the same bytes, whole, in parts, and none."""
+    source = _kinds(tmp_path)[which]
+    assert isinstance(source, Source)
+    assert source.size == len(_DATA)
+    for offset, nbytes in ((0, 1024), (0, 0), (1024, 0), (3, 300), (1023, 1), (500, 524)):
+        assert bytes(source.read_at(offset, nbytes)) == _DATA[offset : offset + nbytes]
+        out = bytearray(nbytes)
+        source.read_into(offset, memoryview(out))
+        assert out == _DATA[offset : offset + nbytes]
+
+
+@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize(
+    ("offset", "nbytes"),
+    [(0, 1025), (1024, 1), (1000, 100), (-1, 1), (0, -1), (5, -3), (1 << 62, 1), (0, 1 << 62),
+     (1 << 80, 0), (1 << 80, 1 << 80)],
+)  # fmt: skip
+def test_reads_outside(tmp_path: Path, which: int, offset: int, nbytes: int) -> None:
+    """A read that does not lie inside is a FormatError with its place; nothing is allocated."""
+    source = _kinds(tmp_path)[which]
+    with pytest.raises(FormatError, match="truncated") as caught:
+        source.read_at(offset, nbytes)
+    assert caught.value.path == source.name
+    assert caught.value.offset == offset
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_reads_into_outside(tmp_path: Path, which: int) -> None:
+    """The same for reads into memory."""
+    source = _kinds(tmp_path)[which]
+    for offset, nbytes in ((1020, 5), (-1, 1), (1 << 80, 1)):
+        with pytest.raises(FormatError, match="truncated"):
+            source.read_into(offset, memoryview(bytearray(nbytes)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=100), st.integers(0, 20), st.integers(1, 30), st.data())
+def test_file_objects_from_any_position(
+    data: bytes, before: int, most: int, drawn: st.DataObject
+) -> None:
+    """Offsets count from where the object stood, however little it gives at a time."""
+    file = Stingy(b"x" * before + data, most)
+    file.seek(before)
+    source = FileObjectSource(file)  # type: ignore[arg-type]
+    assert source.size == len(data)
+    offset = drawn.draw(st.integers(0, len(data)))
+    nbytes = drawn.draw(st.integers(0, len(data) - offset))
+    assert source.read_at(offset, nbytes) == data[offset : offset + nbytes]
+
+
+def test_file_object_is_left_where_it_was() -> None:
+    """Opening a source does not move the object, and `move_to` does."""
+    file = io.BytesIO(b"head" + _DATA)
+    file.seek(4)
+    source = FileObjectSource(file)
+    assert file.tell() == 4
+    source.move_to(10)
+    assert file.tell() == 14
+    source.close()
+    assert not file.closed
+
+
+def test_file_object_behind_its_end() -> None:
+    """An object that stands behind its end has no bytes."""
+    file = io.BytesIO(b"abc")
+    file.seek(10)
+    assert FileObjectSource(file).size == 0
+
+
+def test_file_object_that_ends_early() -> None:
+    """An object that gives less than it had is an error, not zeros."""
+    file = io.BytesIO(_DATA)
+    source = FileObjectSource(file)
+    file.truncate(100)
+    with pytest.raises(FormatError, match="cut it short"):
+        source.read_at(50, 100)
+    with pytest.raises(FormatError, match="cut it short"):
+        source.read_into(50, memoryview(bytearray(100)))
+
+
+def test_file_object_in_threads() -> None:
+    """Reads of one object take turns."""
+    source = FileObjectSource(Stingy(_DATA, 3))  # type: ignore[arg-type]
+    wrong: list[int] = []
+
+    def work(offset: int) -> None:
+        for _ in range(20):
+            if source.read_at(offset, 100) != _DATA[offset : offset + 100]:
+                wrong.append(offset)
+
+    threads = [threading.Thread(target=work, args=(17 * i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("kind", [FileSource, MmapSource])
+def test_empty_file(tmp_path: Path, kind: Callable[[Path], Source]) -> None:
+    """A file without bytes is a source without bytes."""
+    path = tmp_path / "empty"
+    path.write_bytes(b"")
+    source = kind(path)
+    assert source.size == 0
+    assert bytes(source.read_at(0, 0)) == b""
+    with pytest.raises(FormatError):
+        source.read_at(0, 1)
+
+
+def test_names(tmp_path: Path) -> None:
+    """A source is called by what the caller gave."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"x")
+    assert FileSource(path).name == str(path)
+    assert FileObjectSource(io.BytesIO()).name == "<BytesIO>"
+    with path.open("rb") as file:
+        assert FileObjectSource(file).name == str(path)
+
+
+# -- what is no regular file -----------------------------------------------------------------------
+
+
+def _fifo(folder: Path) -> Path:
+    os.mkfifo(folder / "fifo")
+    return folder / "fifo"
+
+
+def _socket(folder: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(folder / "s"))
+    return folder / "s"
+
+
+@pytest.mark.parametrize("kind", [FileSource, MmapSource, open_source])
+@pytest.mark.parametrize(
+    "make",
+    [
+        _fifo,
+        _socket,
+        lambda folder: folder,
+        lambda folder: Path(os.devnull),
+        lambda folder: folder / "no such file",
+        lambda folder: Path("/dev/zero"),
+    ],
+    ids=["fifo", "socket", "directory", "null", "missing", "zero"],
+)
+def test_what_is_no_regular_file(
+    tmp_path: Path, make: Callable[[Path], Path], kind: Callable[[Path], Any]
+) -> None:
+    """A FIFO, socket, device, directory or nothing is refused at once, without waiting."""
+    path = make(tmp_path)
+    with pytest.raises(OSError, match=r".+") as caught:
+        kind(path)
+    assert caught.value.filename == str(path) or str(caught.value.filename) == str(path)
+
+
+def test_symlink_to_a_fifo(tmp_path: Path) -> None:
+    """What a link leads to counts."""
+    (tmp_path / "link").symlink_to(_fifo(tmp_path))
+    with pytest.raises(OSError, match="Not a regular file"):
+        FileSource(tmp_path / "link")
+
+
+def test_refused_file_is_closed(tmp_path: Path) -> None:
+    """A refused path leaves no descriptor behind."""
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for _ in range(5):
+        with pytest.raises(IsADirectoryError):
+            FileSource(tmp_path)
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("wrong", [None, 7, b"bytes", object(), io.StringIO, [1]], ids=repr)
+def test_what_is_no_file(wrong: Any) -> None:
+    """Neither a path nor a file object is a TypeError."""
+    with pytest.raises(TypeError):
+        open_source(wrong)
+
+
+# -- files that change -----------------------------------------------------------------------------
+
+
+def test_file_cut_short(tmp_path: Path) -> None:
+    """A file that is cut while it is open gives a FormatError that says so."""
+    path = tmp_path / "data"
+    path.write_bytes(_DATA)
+    source = FileSource(path)
+    os.truncate(path, 100)
+    assert source.read_at(0, 100) == _DATA[:100]
+    for read in (
+        lambda: source.read_at(50, 100),
+        lambda: source.read_at(200, 1),
+        lambda: source.read_into(50, memoryview(bytearray(100))),
+    ):
+        with pytest.raises(FormatError, match="cut it short") as caught:
+            read()
+        assert caught.value.path == str(path)
+
+
+def test_replaced_path(tmp_path: Path) -> None:
+    """An open source keeps the file that it opened."""
+    path = tmp_path / "data"
+    path.write_bytes(_DATA)
+    sources: list[Source] = [FileSource(path), MmapSource(path)]
+    (tmp_path / "new").write_bytes(b"new" * 500)
+    os.replace(tmp_path / "new", path)
+    for source in sources:
+        assert bytes(source.read_at(10, 5)) == _DATA[10:15]
+        assert source.size == 1024
+
+
+def test_short_reads_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may give less than was asked for; the rest is fetched."""
+    path = tmp_path / "data"
+    path.write_bytes(_DATA)
+    source = FileSource(path)
+    pread, preadv = os.pread, os.preadv
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", lambda fd, n, at: pread(fd, min(n, 10), at))
+        patch.setattr(os, "preadv", lambda fd, bufs, at: preadv(fd, [bufs[0][:10]], at))
+        assert source.read_at(100, 500) == _DATA[100:600]
+
+
+def test_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source opens its file again on the other side, from any folder."""
+    (tmp_path / "data").write_bytes(_DATA)
+    monkeypatch.chdir(tmp_path)
+    source = FileSource("data")
+    data = pickle.dumps(source)
+    monkeypatch.chdir("/")
+    again = pickle.loads(data)
+    assert again.read_at(5, 5) == _DATA[5:10]
+    assert again.identity == source.identity
+    source.close()
+    assert again.read_at(5, 5) == _DATA[5:10]
+
+
+@pytest.mark.parametrize("change", ["replace", "append", "rewrite", "remove"])
+def test_pickle_refuses_another_file(tmp_path: Path, change: str) -> None:
+    """What is another file by now is refused."""
+    path = tmp_path / "data"
+    path.write_bytes(_DATA)
+    data = pickle.dumps(FileSource(path))
+    if change == "replace":
+        (tmp_path / "new").write_bytes(_DATA)
+        os.replace(tmp_path / "new", path)
+    elif change == "append":
+        with path.open("ab") as file:
+            file.write(b"x")
+    elif change == "rewrite":
+        status = path.stat()
+        path.write_bytes(b"x" + _DATA[1:])
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    else:
+        path.unlink()
+    with pytest.raises((FormatError, FileNotFoundError)):
+        pickle.loads(data)
+
+
+def test_closed_source(tmp_path: Path) -> None:
+    """Reading after `close` is the caller's mistake; closing twice is none."""
+    path = tmp_path / "data"
+    path.write_bytes(_DATA)
+    source = FileSource(path)
+    source.close()
+    source.close()
+    for use in (lambda: source.read_at(0, 1), source.fileno):
+        with pytest.raises(ValueError, match="closed") as caught:
+            use()
+        assert not isinstance(caught.value, FormatError)
+
+
+def test_descriptor_is_not_inherited(tmp_path: Path) -> None:
+    """A program that is started does not get the file."""
+    path = tmp_path / "data"
+    path.write_bytes(_DATA)
+    source = FileSource(path)
+    assert not os.get_inheritable(source.fileno())
+
+
+def test_mapped_views(tmp_path: Path) -> None:
+    """A view is read-only, in place, and outlives the source."""
+    path = tmp_path / "data"
+    path.write_bytes(_DATA)
+    source = MmapSource(path)
+    view = source.view(3, 10)
+    assert view.readonly
+    source.close()
+    del source
+    path.unlink()
+    assert bytes(view) == _DATA[3:13]

@@ -1,0 +1,1 @@
+"""Tests of `torchzip.pickling`, none of which needs torch."""

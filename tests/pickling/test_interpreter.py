@@ -1,0 +1,690 @@
+"""Bytes to values: equal to what pickle gives for plain trees, inert for everything else."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import functools
+import pickle
+import struct
+import sys
+import tracemalloc
+from collections import Counter, OrderedDict, defaultdict, deque
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import builders as b
+from tests.pickling.graphs import TREES, TREES_WITH_BYTEARRAYS, cycles, graph
+from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
+from torchzip.limits import Limits
+from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
+from torchzip.pickling.opcodes import OPCODES
+from torchzip.pickling.table import Table
+from torchzip.types import ForeignObject
+
+_CALLS: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): lambda args: args[0].encode(args[1]),
+    ("builtins", "bytes"): lambda args: bytes(*args),
+    ("builtins", "bytearray"): lambda args: bytearray(*args),
+    ("builtins", "complex"): lambda args: complex(*args),
+    ("builtins", "set"): lambda args: set(*args),
+    ("builtins", "frozenset"): lambda args: frozenset(*args),
+    ("collections", "OrderedDict"): lambda args: OrderedDict(*args),
+}
+PLAIN = Table(calls=_CALLS)
+
+
+def run(data: bytes, table: Table | None = None, limits: Limits | None = None) -> Any:
+    """Return the value of one pickle."""
+    return Interpreter(data, table or Table(), limits or Limits()).run()
+
+
+# -- equal to pickle -------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(TREES, st.integers(0, 5))
+def test_plain_trees_come_back(value: Any, protocol: int) -> None:
+    """What pickle writes of plain values is read back equal, with its sharing."""
+    data = pickle.dumps(value, protocol)
+    assert graph(run(data, PLAIN)) == graph(pickle.loads(data))
+
+
+@settings(max_examples=40, deadline=None)
+@given(TREES_WITH_BYTEARRAYS, st.integers(2, 5))
+def test_bytearrays_come_back(value: Any, protocol: int) -> None:
+    """A bytearray is one opcode in protocol 5 and a call below."""
+    data = pickle.dumps(value, protocol)
+    assert graph(run(data, PLAIN)) == graph(pickle.loads(data))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("which", range(len(cycles())))
+def test_cycles_come_back(which: int, protocol: int) -> None:
+    """A value that reaches itself does so again, also through a tuple."""
+    data = pickle.dumps(cycles()[which], protocol)
+    assert graph(run(data, PLAIN)) == graph(pickle.loads(data))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_shared_object_is_one_object(protocol: int) -> None:
+    """The memo aliases; it does not copy."""
+    shared: dict[str, int] = {"a": 1}
+    made = run(pickle.dumps([shared, (shared, {"b": shared})], protocol), PLAIN)
+    made[0]["new"] = 2
+    assert made[1][0] is made[0]
+    assert made[1][1]["b"] is made[0]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_large_containers_come_back(protocol: int) -> None:
+    """Batches and memo numbers past one byte make no difference."""
+    value = {
+        "list": list(range(2001)),
+        "texts": [str(i) for i in range(300)],
+        "dict": {i: (i,) for i in range(1001)},
+        "long": "x" * 70_000,
+        "bytes": bytes(range(256)) * 300,
+        "int": 1 << 3000,
+        "negative": -(1 << 2039),
+    }
+    assert run(pickle.dumps(value, protocol), PLAIN) == value
+
+
+def test_several_pickles_follow_one_another() -> None:
+    """`position` is behind the STOP of each pickle, and the memo is not kept."""
+    data = pickle.dumps([1], 2) + pickle.dumps("two", 4)
+    interpreter = Interpreter(data, Table(), Limits())
+    assert interpreter.run() == [1]
+    assert interpreter.run(interpreter.position) == "two"
+    assert interpreter.position == len(data)
+
+
+def test_memo_ends_with_the_pickle() -> None:
+    """The second pickle cannot reach what the first has numbered."""
+    data = pickle.dumps([1], 2) + b"\x80\x02h\x00."
+    interpreter = Interpreter(data, Table(), Limits())
+    interpreter.run()
+    with pytest.raises(PickleError, match="memo number 0"):
+        interpreter.run(interpreter.position)
+
+
+def test_globals_are_listed_once_by_their_python3_names() -> None:
+    """`globals` has every name in the order of first mention, as Python 3 spells it."""
+    data = b.stream(
+        b.name("__builtin__", "xrange"), b"0", b.name("copy_reg", "x"), b"0",
+        b.name("__builtin__", "xrange"),
+    )  # fmt: skip
+    interpreter = Interpreter(data, Table(), Limits())
+    interpreter.run()
+    assert interpreter.globals == [("builtins", "range"), ("copyreg", "x")]
+
+
+def test_python2_names_are_translated_below_protocol_3_only() -> None:
+    """From protocol 3 on a name is what it says."""
+    old = run(b.stream(b.name("__builtin__", "xrange")))
+    new = run(b.stream(b.name("__builtin__", "xrange"), protocol=3))
+    assert (old.module, old.name) == ("builtins", "range")
+    assert (new.module, new.name) == ("__builtin__", "xrange")
+
+
+def test_python2_strings() -> None:
+    """A string of Python 2 is text if it is UTF-8, and bytes if not."""
+    assert run(b"U\x03abc.") == "abc"
+    assert run(b"U\x02\xff\xfe.") == b"\xff\xfe"
+    assert run(b"T\x03\0\0\0abc.") == "abc"
+    assert run(b"S'a\\x41\\n'\n.") == "aA\n"
+    assert run(b'S"\\xff"\n.') == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (b"I42\n.", 42),
+        (b"I01\n.", True),
+        (b"I00\n.", False),
+        (b"L42L\n.", 42),
+        (b"L-7\n.", -7),
+        (b"F1.5\n.", 1.5),
+        (b"Vab\\u0041\n.", "abA"),
+        (b"(I1\nI2\nl.", [1, 2]),
+        (b"(I1\nI2\nd.", {1: 2}),
+        (b"(I1\nt.", (1,)),
+        (b"N2\x86.", (None, None)),
+        (b"(I1\nI2\n1N.", None),
+        (b"I1\nI2\n0.", 1),
+        (b"((0I5\nt.", (5,)),
+        (b"\x8f(K\x01K\x02\x90.", {1, 2}),
+        (b"(K\x01\x91.", frozenset([1])),
+        (b"N\x940h\x00.", None),
+        (b"]p7\n0g7\n.", []),
+        (b"\x8a\x00.", 0),
+        (b"\x8b\x02\0\0\0\xff\xff.", -1),
+        (b"\x8d\x02\0\0\0\0\0\0\0hi.", "hi"),
+        (b"\x8e\x02\0\0\0\0\0\0\0hi.", b"hi"),
+        (b"\x96\x02\0\0\0\0\0\0\0hi.", bytearray(b"hi")),
+        (b"X\x03\0\0\0\xed\xa0\x80.", "\ud800"),
+    ],
+)
+def test_single_opcodes(data: bytes, value: Any) -> None:
+    """Opcodes that current writers do not use have their meaning all the same."""
+    assert run(data) == value
+    assert pickle.loads(data) == value
+
+
+def test_dup_pushes_the_same_object() -> None:
+    """DUP is no copy."""
+    first, second = run(b"]2\x86.")
+    assert first is second
+
+
+# -- nothing is called -----------------------------------------------------------------------
+
+_TRIPPED: list[str] = []
+
+
+def trip(*args: Any, **kwargs: Any) -> str:
+    """Leave a trace: whoever calls this has run code because a file said so."""
+    _TRIPPED.append(repr(args))
+    return "tripped"
+
+
+class Trap:
+    """Leaves a trace in whatever way pickle could touch it."""
+
+    class Inner:
+        """A nested class, which protocol 2 writes with getattr."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Trap:
+        if args or kwargs:
+            trip("new")
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        self.weight = 1.0
+        self.nested = {"a": [1]}
+
+    def __setstate__(self, state: Any) -> None:
+        trip("setstate")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+class TrapByReduce(Trap):
+    """Is made by a call."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (trip, ("reduce",))
+
+
+class TrapByState(Trap):
+    """Has its state set by a call."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Trap, (), {"state": 1}, None, None, trip)
+
+
+class TrapWithKeywords(Trap):
+    """Is made with keywords."""
+
+    def __getnewargs_ex__(self) -> tuple[Any, ...]:
+        return (("positional",), {"keyword": 1})
+
+
+class TrapList(list[Any]):
+    """Would notice each item."""
+
+    def append(self, item: Any) -> None:
+        trip("append")
+
+    def extend(self, items: Any) -> None:
+        trip("extend")
+
+
+class TrapDict(dict[Any, Any]):
+    """Would notice each item."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        trip("setitem")
+
+
+def _trap_dict() -> TrapDict:
+    made = TrapDict()
+    dict.update(made, {"a": 1, "b": 2})
+    return made
+
+
+def _trap_list() -> TrapList:
+    made = TrapList()
+    list.extend(made, [1, 2, 3])
+    return made
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "make",
+    [Trap, TrapByReduce, TrapByState, TrapWithKeywords, _trap_list, _trap_dict],
+    ids=lambda make: str(make.__name__),
+)
+def test_nothing_in_a_file_runs(make: Any, protocol: int) -> None:
+    """Classes, functions, states and items of a file become inert objects in every protocol."""
+    data = pickle.dumps(make(), protocol)
+    _TRIPPED.clear()
+    made = run(data)
+    assert _TRIPPED == []
+    assert type(made) is ForeignObject
+    pickle.loads(data)
+    if protocol >= 2:  # below, the items of a subclass are an argument
+        assert _TRIPPED, "the trap itself does not work"
+
+
+_TRIP = b.name(__name__, "trip")
+_ARGS = b.tuple_of(b.text("x"))
+
+
+@pytest.mark.parametrize(
+    ("data", "how"),
+    [
+        (b.stream(_TRIP), "name"),
+        (b.stream(_TRIP, _ARGS, b"R"), "call"),
+        (b.stream(_TRIP, _ARGS, b"\x81"), "new"),
+        (b.stream(_TRIP, _ARGS, b"}\x92", protocol=4), "new"),
+        (b.stream(_TRIP, _ARGS, b.dict_of({"k": b"N"}), b"\x92", protocol=4), "new"),
+        (b.stream(b.text(__name__), b.text("trip"), b"\x93", protocol=4), "name"),
+        (b.stream(b.text(__name__), b.text("trip"), b"\x93)R", protocol=4), "call"),
+        (b.stream(b"(", b.text("x"), f"i{__name__}\ntrip\n".encode()), "call"),
+        (b.stream(b"(", _TRIP, b.text("x"), b"o"), "call"),
+        (b.stream(b"(", _TRIP, b"o"), "call"),
+        (b.stream(_TRIP, b")R", b"}b"), "call"),
+        (b.stream(_TRIP, b")R", b.text("x"), b"a"), "call"),
+        (b.stream(_TRIP, b")R", b.text("x"), b"Ns"), "call"),
+        (b.stream(_TRIP, b")R", b")R"), "call"),
+        (b.stream(b.name("builtins", "getattr"), b"(", _TRIP, b.text("__class__"), b"tR"), "call"),
+        (b.stream(b.name("os", "system"), b"(", b.text("exit 1"), b"tR"), "call"),
+        (b.stream(b.name("builtins", "eval"), b"(", b.text("trip()"), b"tR"), "call"),
+        (b.stream(b.name("builtins", "__import__"), b"(", b.text("this"), b"tR"), "call"),
+        (b.stream(b.name("numpy", "load"), b")R"), "call"),
+    ],
+)
+def test_every_way_to_name_or_call_is_inert(data: bytes, how: str) -> None:
+    """Each opcode that could reach a function gives a ForeignObject that says how."""
+    _TRIPPED.clear()
+    made = run(data)
+    assert type(made) is ForeignObject
+    assert made.how == how
+    assert _TRIPPED == []
+    assert "this" not in sys.modules
+
+
+def test_no_module_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name does not import its module, in whatever opcode it stands."""
+    (tmp_path / "tz_trap_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for data in (
+        b.stream(b.name("tz_trap_module", "x")),
+        b.stream(b.text("tz_trap_module"), b.text("x"), b"\x93", protocol=4),
+        b.stream(b"(itz_trap_module\nx\n"),
+        b.stream(b.name("tz_trap_module", "x.y.z"), b")R"),
+    ):
+        run(data)
+        assert "tz_trap_module" not in sys.modules
+
+
+def test_what_a_foreign_object_holds() -> None:
+    """Arguments, keywords, items, state and setter are kept as the file has them."""
+    made = run(pickle.dumps(TrapByState(), 2))
+    assert (made.module, made.name, made.how) == (__name__, "Trap", "call")
+    assert made.args == ()
+    assert made.state == {"state": 1}
+    assert made.setter.name == "trip"
+    keywords = run(pickle.dumps(TrapWithKeywords(), 4))
+    assert keywords.args == ("positional",)
+    assert keywords.kwargs == {"keyword": 1}
+    assert keywords.state == {"weight": 1.0, "nested": {"a": [1]}}
+    assert run(pickle.dumps(_trap_list(), 2)).items == [1, 2, 3]
+    assert run(pickle.dumps(_trap_dict(), 2)).items == {"a": 1, "b": 2}
+    assert run(pickle.dumps(Trap.Inner, 2)).how == "call"
+    assert run(pickle.dumps(Trap.Inner(), 2)).name == "Trap.Inner"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        argparse.Namespace(lr=0.1),
+        datetime.datetime(2020, 1, 2),
+        Decimal("1.5"),
+        PurePosixPath("a/b"),
+        functools.partial(int, base=2),
+        deque([1, 2], 3),
+        defaultdict(list, {"a": [1]}),
+        Counter("abca"),
+        range(3),
+        len,
+        int,
+        Ellipsis,
+        NotImplemented,
+        type(None),
+        slice(1, 2),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("protocol", range(6))
+def test_ordinary_objects_are_foreign(value: Any, protocol: int) -> None:
+    """Without a table nothing is made, whatever the class."""
+    assert type(run(pickle.dumps(value, protocol))) is ForeignObject
+
+
+def test_a_name_is_one_object() -> None:
+    """Two mentions of a name are the same ForeignObject."""
+    first, second = run(b.stream(b.name("a", "b"), b.name("a", "b"), b"\x86"))
+    assert first is second
+
+
+def test_table_of_values_and_calls() -> None:
+    """Only what the table says is understood, and only by its exact name."""
+    table = Table(
+        values={("torch", "float32"): "F32"},
+        calls={("m", "f"): lambda args: ("called", args)},
+    )
+    assert run(b.stream(b.name("torch", "float32")), table) == "F32"
+    assert run(b.stream(b.name("m", "f"), _ARGS, b"R"), table) == ("called", ("x",))
+    assert run(b.stream(b.name("m", "f"), b")\x81"), table) == ("called", ())
+    assert type(run(b.stream(b.name("m.f", ""), b")R"), table)) is ForeignObject
+    assert type(run(b.stream(b.name("m", "f.g"), b")R"), table)) is ForeignObject
+    assert table.knows(("torch", "float32"))
+    assert not table.knows(("torch", "float3"))
+
+
+# -- broken streams ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_prefix_is_truncated(protocol: int) -> None:
+    """A pickle that is cut anywhere says so, and asks for no more than is missing."""
+    value = {
+        "a": [1, 300, 70_000, 1 << 40, 1 << 3000, 1.5, None, True],
+        "é": (b"bytes", "x" * 300, {1}, 2j, Trap),
+        "o": Trap(),
+    }
+    data = pickle.dumps(value, protocol)
+    for cut in range(len(data)):
+        with pytest.raises(TruncatedPickleError) as caught:
+            run(data[:cut], PLAIN)
+        assert 1 <= caught.value.needed <= len(data) - cut, cut
+
+
+@pytest.mark.parametrize("opcode", [o for o in OPCODES if o.name != "STOP"], ids=lambda o: o.name)
+def test_each_opcode_on_an_empty_stack(opcode: Any) -> None:
+    """An opcode with nothing on the stack, and STOP behind it, gives a value or an error."""
+    for argument in (b"", b"\0", b"\0" * 8, b"\xff" * 8, b"1\n", b"a\nb\n", b"(", b"'x'\n"):
+        with contextlib.suppress(TorchZipError):
+            run(bytes([opcode.code]) + argument + b".")
+
+
+_BROKEN: list[tuple[str, bytes, type[TorchZipError], str]] = [
+    ("empty", b"", PickleError, "without STOP"),
+    ("no stop", b"\x80\x02N", PickleError, "without STOP"),
+    ("stop on nothing", b"\x80\x02.", PickleError, "STOP"),
+    ("no opcode", b"\x80\x02\xff........", PickleError, "0xff is no opcode"),
+    ("protocol 6", b"\x80\x06N.", UnsupportedError, "protocol 6"),
+    ("open mark", b"(N.", PickleError, "STOP"),
+    ("tuple without mark", b"Nt.", PickleError, "no MARK"),
+    ("setitems without mark", b"}u.", PickleError, "no MARK"),
+    ("memo miss", b"h\x05.........", PickleError, "memo number 5"),
+    ("long memo miss", b"j\xff\xff\xff\xff.........", PickleError, "memo number 4294967295"),
+    ("get miss", b"g12345678901234567890\n.........", PickleError, "was never set"),
+    ("negative put", b"Np-1\n.........", PickleError, "PUT -1"),
+    ("put on nothing", b"q\0.........", PickleError, "BINPUT"),
+    ("get of text", b"gx\n.........", PickleError, "no integer"),
+    ("bad utf-8", b"X\x02\0\0\0\xff\xfe.........", PickleError, "not UTF-8"),
+    ("bad utf-8 name", b"c\xff\nx\n.........", PickleError, "not UTF-8"),
+    ("bad utf-8 persid", b"P\xff\n.........", PickleError, "not UTF-8"),
+    ("text of 4 GiB", b"X\xff\xff\xff\xffabc", PickleError, "4,294,967,295"),
+    ("text of 2**64", b"\x8d" + b"\xff" * 8 + b"abc", PickleError, "a string of"),
+    ("bytes of 4 GiB", b"B\xff\xff\xff\xffabc", PickleError, "an argument of"),
+    ("bytes of 2**64", b"\x8e" + b"\xff" * 8 + b"abc", PickleError, "an argument of"),
+    ("bytearray of 2**64", b"\x96" + b"\xff" * 8 + b"abc", PickleError, "an argument of"),
+    ("negative string", b"T\xff\xff\xff\xffabc", PickleError, "-1"),
+    ("frame of 2**64", b"\x95" + b"\xff" * 8 + b"N.", PickleError, "a frame of"),
+    ("long4 past the limit", b"\x8b\x01\x10\0\0" + b"\1" * 4097 + b".", LimitError, "int_nbytes"),
+    ("long4 of 2 GiB", b"\x8b\xff\xff\xff\x7f.", LimitError, "int_nbytes"),
+    ("negative long4", b"\x8b\xff\xff\xff\xff.........", PickleError, "-1"),
+    ("decimal past the limit", b"L" + b"9" * 5000 + b"L\n.", LimitError, "int_nbytes"),
+    ("int of text", b"Ix\n.........", PickleError, "no integer"),
+    ("float of text", b"Fx\n.........", PickleError, "no float"),
+    ("string without quotes", b"Sx\n.........", PickleError, "quoted"),
+    ("string of one quote", b"S'\n.........", PickleError, "quoted"),
+    ("string with a bad escape", b"S'\\x4'\n.........", PickleError, "string"),
+    ("unicode with a bad escape", b"V\\u12\n.........", PickleError, "no text"),
+    ("unicode past the last character", b"V\\U00110000\n.........", PickleError, "no text"),
+    ("call of an int", b"K\x01)R.........", PickleError, "a call of an int"),
+    ("call of a list", b"])R.........", PickleError, "a call of a list"),
+    ("call with a list", b"ca\nb\n]R.........", PickleError, "for its arguments"),
+    ("new of an int", b"K\x01)\x81.........", PickleError, "a new object of an int"),
+    ("new with a dict", b"ca\nb\n}\x81.........", PickleError, "for its arguments"),
+    ("keywords that are no dict", b"ca\nb\n)]\x92.........", PickleError, "keywords"),
+    ("keywords that are no text", b"ca\nb\n)}NNs\x92.........", PickleError, "keywords"),
+    ("stack global of ints", b"K\x01K\x02\x93.........", PickleError, "two strings"),
+    ("obj without a class", b"(o.........", PickleError, "OBJ"),
+    ("append to an int", b"K\x01Na.........", PickleError, "APPEND to an int"),
+    ("append to a tuple", b")Na.........", PickleError, "APPEND to a tuple"),
+    ("append to a name", b"ca\nb\nNa.........", PickleError, "APPEND to <foreign a.b>"),
+    ("setitem on a list", b"]NNs.........", PickleError, "SETITEM on a list"),
+    ("setitem on a name", b"ca\nb\nNNs.........", PickleError, "SETITEM on <foreign a.b>"),
+    ("additems on a list", b"](N\x90.........", PickleError, "ADDITEMS on a list"),
+    ("odd items", b"}(NNNu.........", PickleError, "a key without a value"),
+    ("odd dict", b"(Nd.........", PickleError, "a key without a value"),
+    ("list as a key", b"}]Ns.........", UnsupportedError, "as a key"),
+    ("dict in a tuple as a key", b"}}\x85Ns.........", UnsupportedError, "as a key"),
+    ("set of lists", b"\x8f(]\x90.........", UnsupportedError, "as a key"),
+    ("build on a dict", b"}}b.........", UnsupportedError, "BUILD"),
+    ("build on a name", b"ca\nb\n}b.........", UnsupportedError, "BUILD"),
+    ("two states", b"ca\nb\n)R}b}b.........", UnsupportedError, "twice"),
+    ("both kinds of items", b"ca\nb\n)RNaNNs.........", UnsupportedError, "list items and dict"),
+    ("ext1", b"\x82\x01.........", UnsupportedError, "EXT1"),
+    ("ext2", b"\x83\x01\0.........", UnsupportedError, "EXT2"),
+    ("ext4", b"\x84\x01\0\0\0.........", UnsupportedError, "EXT4"),
+    ("next buffer", b"\x97.........", UnsupportedError, "NEXT_BUFFER"),
+    ("read-only buffer", b"N\x98.........", UnsupportedError, "READONLY_BUFFER"),
+    ("persistent id", b"NQ.........", PickleError, "persistent id"),
+    ("persistent id as text", b"Pabc\n.........", PickleError, "persistent id"),
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"), [row[1:] for row in _BROKEN], ids=[row[0] for row in _BROKEN]
+)
+def test_broken_streams(data: bytes, error: type[TorchZipError], message: str) -> None:
+    """Each fault has its error, which says what is wrong and at which byte."""
+    with pytest.raises(error) as caught:
+        Interpreter(data, Table(), Limits(), record="data.pkl").run()
+    assert message in str(caught.value)
+    assert caught.value.record == "data.pkl"
+    assert caught.value.offset is not None
+    assert 0 <= caught.value.offset <= len(data)
+
+
+def test_unknown_escape_in_a_string_is_no_warning() -> None:
+    """An escape that Python does not know is kept, without a word about it from Python."""
+    assert run(b"S'a\\qb'\n.") == "a\\qb"
+
+
+def test_int_limit_can_be_raised() -> None:
+    """The limit on integers is an option."""
+    data = pickle.dumps(1 << 50_000, 2)
+    with pytest.raises(LimitError):
+        run(data)
+    assert run(data, limits=Limits(int_nbytes=10_000)) == 1 << 50_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x96" + struct.pack("<Q", 1 << 40) + b"x" * 50,
+        b"\x8d" + struct.pack("<Q", 1 << 40) + b"x" * 50,
+        b"\x8e" + struct.pack("<Q", 1 << 40) + b"x" * 50,
+        b"X" + struct.pack("<L", 0xFFFFFFFF) + b"x" * 50,
+        b"\x8b" + struct.pack("<l", 0x7FFFFFFF) + b"x" * 50,
+        b"Nr" + struct.pack("<L", 0xFFFFFFFF) + b".",
+        b"Np99999999999999999999\n.",
+        b"\x95" + struct.pack("<Q", 1 << 40) + b"N.",
+    ],
+)
+def test_declared_numbers_cost_nothing(data: bytes) -> None:
+    """Nothing is allocated for a length or an index before its bytes are there."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(TorchZipError):
+            run(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_deep_nesting_is_read() -> None:
+    """The stack of the interpreter is a list: depth costs no recursion."""
+    depth = 100_000
+    made = run(b"]" * depth + b"a" * (depth - 1) + b".")
+    for _ in range(depth - 1):
+        (made,) = made
+    assert made == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(b")" + b"\x85" * 50, id="deep tuple"),
+        pytest.param(b"(" + b"N" * 300 + b"t", id="long tuple"),
+        pytest.param(b")" + b"2\x86" * 30, id="doubling tuple"),
+        pytest.param(
+            b"(" + b"".join(b"K%c" % i for i in range(256)) + b"M\0\1M\1\1\x91", id="frozenset"
+        ),
+    ],
+)
+def test_keys_that_are_dear_to_hash(key: bytes) -> None:
+    """A key that would cost exponential or quadratic time is refused."""
+    with pytest.raises(PickleError, match="as a key"):
+        run(b"}" + key + b"Ns.........")
+
+
+def _colliding_ints(count: int) -> list[Any]:
+    return [i * sys.hash_info.modulus for i in range(1, count + 1)]
+
+
+def _colliding_tuples(count: int) -> list[Any]:
+    """Return pairs of small ints with one hash: the tuple hash of CPython can be undone."""
+    mask = (1 << 64) - 1
+    prime_1, prime_2, prime_5 = 11400714785074694791, 14029467366897019727, 2870177450012600261
+    inverse = pow(prime_2, -1, 1 << 64)
+    made: list[Any] = []
+    first = 0
+    while len(made) < count:
+        first += 1
+        state = (prime_5 + first * prime_2) & mask
+        state = ((state << 31 | state >> 33) & mask) * prime_1 & mask
+        second = (12345 - state) * inverse & mask
+        if second < 1 << 59:
+            made.append((first, second))
+    assert len({hash(pair) for pair in made}) == 1
+    return made
+
+
+def _colliding_complex(count: int) -> list[Any]:
+    made: list[Any] = [complex(-1_000_003.0 * i, i) for i in range(1, count + 1)]
+    assert len({hash(key) for key in made}) < 10
+    return made
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param(_colliding_ints(12_000), id="ints"),
+        pytest.param(_colliding_tuples(3_000), id="tuples of ints"),
+        pytest.param(_colliding_complex(3_000), id="complex"),
+    ],
+)
+@pytest.mark.parametrize("container", [dict, set], ids=["dict", "set"])
+def test_keys_of_one_hash_are_refused(keys: list[Any], container: Any) -> None:
+    """Keys made to collide would cost quadratic time; no real file has thousands."""
+    value = dict.fromkeys(keys) if container is dict else set(keys)
+    with pytest.raises(TorchZipError):
+        run(pickle.dumps(value, 4), PLAIN)
+
+
+def test_build_sets_attributes_on_an_ordered_dict_only_where_harmless() -> None:
+    """`_metadata` arrives; names that the class has are refused."""
+    made = run(b.stream(b.HOOKS, b.dict_of({"_metadata": b.integer(7)}), b"b"), PLAIN)
+    assert made._metadata == 7
+    for attribute in ("__class__", "__dict__", "items", "__reduce__"):
+        with pytest.raises(PickleError, match="BUILD sets"):
+            run(b.stream(b.HOOKS, b.dict_of({attribute: b"N"}), b"b"), PLAIN)
+
+
+# -- any bytes -----------------------------------------------------------------------------------
+
+
+def _only_our_errors(data: bytes) -> None:
+    with contextlib.suppress(TorchZipError):
+        run(data, Table(calls=_SAFE_CALLS))
+
+
+#: Calls that take any arguments.
+_SAFE_CALLS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): lambda args: OrderedDict(),
+    ("builtins", "set"): lambda args: set(),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_random_bytes(data: bytes) -> None:
+    """Any bytes give a value or a TorchZipError."""
+    _only_our_errors(data)
+
+
+_TOKENS = [bytes([o.code]) for o in OPCODES] + [
+    b"ca\nb\n", b"ccollections\nOrderedDict\n", b"K\x01", b"h\x00", b"q\x00", b"X\x01\0\0\0a",
+    b"I1\n", b"S'a\\n'\n", b"\x8a\x01\xff", b"U\x01\xff", b"(", b"(", b")", b"}", b"]", b"N",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(_TOKENS), max_size=40).map(lambda tokens: b"".join(tokens) + b"."))
+def test_random_opcodes(data: bytes) -> None:
+    """Any sequence of opcodes gives a value or a TorchZipError."""
+    _only_our_errors(data)
+
+
+_SEEDS = [
+    pickle.dumps({"a": [Trap(), (1, 2.5, "x", b"y", {3}, frozenset([4]), 1 << 70)]}, protocol)
+    for protocol in range(6)
+]
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(_SEEDS),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255), st.integers(0, 3)), max_size=6),
+)
+def test_mutated_pickles(seed: bytes, changes: list[tuple[float, int, int]]) -> None:
+    """A pickle with bytes changed, lost, added or doubled gives a value or a TorchZipError."""
+    data = bytearray(seed)
+    for where, byte, how in changes:
+        at = int(where * (len(data) - 1))
+        if how == 0:
+            data[at] = byte
+        elif how == 1:
+            del data[at]
+        elif how == 2:
+            data.insert(at, byte)
+        else:
+            data[at:at] = data[at : at + byte]
+    _only_our_errors(bytes(data))

@@ -1,0 +1,500 @@
+"""The command line: data on stdout, words on stderr, 0 done, 1 bad file, 2 wrong usage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import torchzip as tz
+from tests import builders as b
+from torchzip.cli.main import main
+from torchzip.types import Parameter
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Return a checkpoint."""
+    path = tmp_path / "model.pt"
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    tz.save(
+        {
+            "layer": {"weight": Parameter(weight), "norm": np.ones(4, np.float32)},
+            "tied": weight.T,
+            "half": np.ones(2, ml_dtypes.bfloat16),
+            "step": np.array(5),
+            "lr": 0.5,
+        },
+        path,
+    )
+    return path
+
+
+def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
+    """Return status, stdout and stderr of a command."""
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def usage(capsys: Capture, *arguments: Any) -> str:
+    """Return what is said of a wrong usage that the parser finds."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+# -- ls --------------------------------------------------------------------------------------------
+
+
+def test_ls(capsys: Capture, model: Path) -> None:
+    """Names, dtypes, shapes and sizes, and their sums."""
+    status, out, err = run(capsys, "ls", model)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["name", "dtype", "shape", "size"]
+    assert lines[1].split() == ["layer.weight", "float32", "param", "[3,", "4]", "48", "B"]
+    assert lines[3].split() == ["tied", "float32", "[4,", "3]", "48", "B"]
+    assert lines[5].split() == ["step", "int64", "[]", "8", "B"]
+    assert "5 tensors" in lines[6]
+    assert "3 float32 112 B" in lines[6]
+    assert "76 B stored" in lines[6]
+    assert lines[7] == "1 share the storage of another; -l shows which"
+    assert len(lines) == 8
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_ls_long(capsys: Capture, model: Path) -> None:
+    """Strides, offsets, devices, gradients, and whose storage it is."""
+    status, out, err = run(capsys, "ls", "-l", model)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split()[4:7] == ["stride", "offset", "device"]
+    assert lines[1].split()[-5:] == ["[4,", "1]", "0", "cpu", "yes"]
+    assert lines[3].split()[-5:] == ["4]", "0", "cpu", "no", "layer.weight"]
+
+
+def test_ls_json(capsys: Capture, model: Path) -> None:
+    """Everything, as JSON and nothing else."""
+    status, out, err = run(capsys, "ls", "--json", model)
+    assert (status, err) == (0, "")
+    listing = json.loads(out)
+    assert listing["format"] == "zip"
+    assert listing["file"] == str(model)
+    assert listing["stored_nbytes"] == 76
+    assert listing["by_dtype"]["float32"] == {"tensors": 3, "nbytes": 112}
+    assert [row["name"] for row in listing["tensors"]] == [
+        "layer.weight", "layer.norm", "tied", "half", "step",
+    ]  # fmt: skip
+    assert listing["tensors"][0] == {
+        "name": "layer.weight",
+        "dtype": "float32",
+        "shape": [3, 4],
+        "nbytes": 48,
+        "stride": [4, 1],
+        "storage_offset": 0,
+        "requires_grad": True,
+        "is_parameter": True,
+        "location": "cpu",
+        "shares_storage_with": None,
+    }
+    assert listing["tensors"][2]["shares_storage_with"] == "layer.weight"
+
+
+def test_ls_of_a_bare_tensor(capsys: Capture, tmp_path: Path) -> None:
+    """A tensor without a name is listed as what it is."""
+    tz.save(np.ones(3), tmp_path / "m.pt")
+    status, out, _ = run(capsys, "ls", tmp_path / "m.pt")
+    assert status == 0
+    assert "(the object itself)" in out
+    assert "1 tensor (" in out
+
+
+def test_ls_of_nothing(capsys: Capture, tmp_path: Path) -> None:
+    """A checkpoint without tensors has no table."""
+    tz.save({"lr": 0.5}, tmp_path / "m.pt")
+    status, out, err = run(capsys, "ls", tmp_path / "m.pt")
+    assert (status, err) == (0, "")
+    assert out == f"{tmp_path / 'm.pt'}: zip, 0 tensors, 0 B stored\n"
+
+
+def test_ls_of_other_kinds(capsys: Capture) -> None:
+    """What is not read yet, and what is foreign, is said."""
+    status, out, _ = run(capsys, "ls", b.GOLDEN / "sparse.pt")
+    assert status == 0
+    assert "_rebuild_sparse_tensor, a kind of tensor that is not read yet" in out
+    status, out, _ = run(capsys, "ls", b.GOLDEN / "whole-module.pt")
+    assert status == 0
+    assert "foreign: " in out
+    assert "__main__.Net" in out
+
+
+@pytest.mark.parametrize("options", [[], ["-l"]])
+def test_names_with_control_characters(capsys: Capture, tmp_path: Path, options: list[str]) -> None:
+    """A name cannot move the cursor, end a line or clear the screen."""
+    path = tmp_path / "m.pt"
+    names = ["a\nb", "\x1b[2J", "c\rd", "\u202eflip", "tab\there", "\ud800", "é fine"]
+    made = b.dict_of({name: b.tensor() for name in names})
+    path.write_bytes(b.checkpoint(b.stream(made)))
+    status, out, err = run(capsys, "ls", *options, path)
+    assert (status, err) == (0, "")
+    assert all(line.isprintable() for line in out.split("\n"))
+    for shown in ("a\\nb", "\\x1b[2J", "c\\rd", "\\u202eflip", "tab\\there", "\\ud800", "é fine"):
+        assert shown in out
+    status, out, _ = run(capsys, "ls", "--json", path)
+    assert out.isascii()
+    assert [row["name"] for row in json.loads(out)["tensors"]] == names
+
+
+def test_foreign_names_with_control_characters(capsys: Capture, tmp_path: Path) -> None:
+    """Nor can the name of a class or a device."""
+    path = tmp_path / "m.pt"
+    location = b.persistent(location=b.text("cu\x1bda"))
+    made = b.list_of(b.name("m\x1b", "C\r"), b.tensor(location))
+    path.write_bytes(b.checkpoint(b.stream(made)))
+    status, out, _ = run(capsys, "ls", "-l", path)
+    assert status == 0
+    assert all(line.isprintable() for line in out.split("\n"))
+    assert "cu\\x1bda" in out
+
+
+def test_conflicting_names(capsys: Capture, tmp_path: Path) -> None:
+    """Two tensors of one name: the listing fails with the reason, or shows both."""
+    path = tmp_path / "m.pt"
+    inner = b.dict_of({"b": b.tensor(offset=1, size=(1,))})
+    path.write_bytes(b.checkpoint(b.stream(b.dict_of({"a.b": b.tensor(), "a": inner}))))
+    status, _, err = run(capsys, "ls", path)
+    assert status == 1
+    assert "two tensors are called 'a.b'" in err
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no checkpoint at all", b"PK\3\4" + bytes(100), b.stream(b"N")]
+)
+@pytest.mark.parametrize("command", [["ls"], ["ls", "--json"], ["convert"]])
+def test_bad_file(capsys: Capture, tmp_path: Path, command: list[str], data: bytes) -> None:
+    """Status 1, one line on stderr with the file in it, nothing on stdout, no output file."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(data)
+    arguments = [*command, path] + ([tmp_path / "out.pt"] if command == ["convert"] else [])
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"torchzip: {path}: ")
+    assert err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_missing_file_and_directory(capsys: Capture, tmp_path: Path) -> None:
+    """What the system says, with the path."""
+    status, out, err = run(capsys, "ls", tmp_path / "no.pt")
+    assert (status, out) == (1, "")
+    assert err == f"torchzip: {tmp_path / 'no.pt'}: No such file or directory\n"
+    status, out, err = run(capsys, "ls", tmp_path)
+    assert (status, out) == (1, "")
+    assert str(tmp_path) in err
+
+
+def test_error_with_control_characters(capsys: Capture, tmp_path: Path) -> None:
+    """A message shows what a hostile name would do, and does not do it."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(b.checkpoint(b.stream(b.tensor(b.persistent("\x1b[2J\u202e")))))
+    status, _, err = run(capsys, "ls", path)
+    assert status == 1
+    assert all(line.isprintable() for line in err.split("\n"))
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nothing"], ["ls"], ["ls", "a", "b"], ["ls", "--no"], ["convert", "a"],
+     ["convert", "a", "b", "c"], ["convert", "a", "b", "--dtype"]],
+)  # fmt: skip
+def test_wrong_usage(capsys: Capture, arguments: list[str]) -> None:
+    """Status 2, and the usage on stderr."""
+    assert "usage: torchzip" in usage(capsys, *arguments)
+
+
+def test_help_and_version(capsys: Capture) -> None:
+    """Both go to stdout with status 0."""
+    for arguments, shown in (
+        (["--help"], "Exit status"),
+        (["ls", "--help"], "example: torchzip ls"),
+        (["convert", "--help"], "examples: torchzip convert"),
+        (["--version"], f"torchzip {tz.__version__}"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        captured = capsys.readouterr()
+        assert shown in captured.out
+        assert captured.err == ""
+
+
+# -- convert ---------------------------------------------------------------------------------------
+
+
+def test_convert(capsys: Capture, model: Path) -> None:
+    """To safetensors: the tensors arrive, what cannot is said on stderr."""
+    target = model.with_suffix(".safetensors")
+    status, out, err = run(capsys, "convert", model, target)
+    assert (status, out) == (0, "")
+    assert "lr" in err
+    assert f"{target}: 5 tensors" in err
+    made = tz.load(target)
+    assert made["layer.weight"].tolist() == np.arange(12.0).reshape(3, 4).tolist()
+    assert made["tied"].tolist() == np.arange(12.0).reshape(3, 4).T.tolist()
+    assert made["step"].tolist() == 5
+
+
+def test_convert_to_pt(capsys: Capture, model: Path) -> None:
+    """A .pt keeps ties, values and parameters."""
+    target = model.with_name("out.bin")
+    status, out, _ = run(capsys, "convert", model, target)
+    assert (status, out) == (0, "")
+    made = tz.load(target)
+    assert made["lr"] == 0.5
+    assert np.shares_memory(made["layer"]["weight"], made["tied"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (["bfloat16"], ["bfloat16"] * 4 + ["int64"]),
+        (["torch.half"], ["float16"] * 4 + ["int64"]),
+        (["*norm=float64"], ["float32", "float64", "float32", "bfloat16", "int64"]),
+        (["*norm=float64", "float16"], ["float16", "float64", "float16", "float16", "int64"]),
+        (["float16", "*norm=float64"], ["float16"] * 4 + ["int64"]),
+        (["half=float8_e5m2"], ["float32", "float32", "float32", "float8_e5m2", "int64"]),
+        (["layer.*=float16"], ["float16", "float16", "float32", "bfloat16", "int64"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_dtype_rules(
+    capsys: Capture, model: Path, rules: list[str], expected: list[str], suffix: str
+) -> None:
+    """The first rule that matches wins; integers stay as they are."""
+    target = model.with_name("out" + suffix)
+    options = [part for rule in rules for part in ("--dtype", rule)]
+    status, out, _ = run(capsys, "convert", model, target, *options)
+    assert (status, out) == (0, "")
+    names = ["layer.weight", "layer.norm", "tied", "half", "step"]
+    with tz.lazy_load(target) as checkpoint:
+        assert [checkpoint[name].torch_dtype for name in names] == expected
+        weight = checkpoint["layer.weight"].numpy().astype(float)
+        assert weight.tolist() == np.arange(12.0).reshape(3, 4).tolist()
+
+
+@pytest.mark.parametrize("rule", ["float3", "", "*=float3", "int8", "*=bool", "norm="])
+def test_wrong_dtype(capsys: Capture, model: Path, rule: str) -> None:
+    """A dtype that torch has not, or that nothing is cast to: wrong usage."""
+    target = model.with_name("out.pt")
+    status, out, err = run(capsys, "convert", model, target, "--dtype", rule)
+    assert (status, out) == (2, "")
+    assert err.startswith("torchzip: ")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("name", ["out", "out.txt", "out.npz", "out.index.json"])
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_wrong_suffix(capsys: Capture, model: Path, name: str, options: list[str]) -> None:
+    """The suffix says what to write; another one is wrong usage."""
+    status, out, err = run(capsys, "convert", model, model.with_name(name), *options)
+    assert (status, out) == (2, "")
+    assert "suffix" in err
+    assert os.listdir(model.parent) == ["model.pt"]
+
+
+def test_overwriting_must_be_asked_for(capsys: Capture, model: Path) -> None:
+    """An existing file stays, unless --force says otherwise."""
+    target = model.with_name("out.pt")
+    target.write_bytes(b"old")
+    status, out, err = run(capsys, "convert", model, target)
+    assert (status, out) == (2, "")
+    assert err == f"torchzip: {target} exists; --force overwrites it\n"
+    assert target.read_bytes() == b"old"
+    status, out, err = run(capsys, "convert", model, target, "--force")
+    assert (status, out) == (0, "")
+    assert tz.load(target)["lr"] == 0.5
+
+
+def test_overwriting_through_a_dangling_link(capsys: Capture, model: Path) -> None:
+    """A link that leads nowhere is something, too."""
+    target = model.with_name("out.pt")
+    target.symlink_to(model.with_name("nowhere.pt"))
+    status, _, _ = run(capsys, "convert", model, target)
+    assert status == 2
+    assert not model.with_name("nowhere.pt").exists()
+
+
+def test_convert_onto_itself(capsys: Capture, model: Path) -> None:
+    """The source may be the target."""
+    status, _, _ = run(capsys, "convert", model, model, "--force", "--dtype", "float64")
+    assert status == 0
+    made = tz.load(model)
+    assert made["layer"]["weight"].dtype == np.float64
+    assert made["tied"].tolist() == np.arange(12.0).reshape(3, 4).T.tolist()
+    assert os.listdir(model.parent) == ["model.pt"]
+
+
+def test_dry_run(capsys: Capture, model: Path) -> None:
+    """It shows what would be written, on stdout, and writes nothing."""
+    target = model.with_name("out.safetensors")
+    options = ("--dry-run", "--dtype", "float16")
+    status, out, err = run(capsys, "convert", model, target, *options)
+    assert status == 0
+    assert "float32 -> float16" in out
+    assert "bfloat16 -> float16" in out
+    assert "5 tensors" in out
+    assert "lr" in err
+    assert os.listdir(model.parent) == ["model.pt"]
+    status, out, _ = run(capsys, "convert", model, target, *options, "--json")
+    plan = json.loads(out)
+    assert plan["format"] == "safetensors"
+    assert [row["to_dtype"] for row in plan["tensors"]] == ["float16"] * 4 + ["int64"]
+    assert plan["lost"]
+
+
+def test_dry_run_says_what_the_run_writes(capsys: Capture, model: Path) -> None:
+    """The tensors of the plan are those of the output."""
+    for suffix in (".pt", ".safetensors"):
+        target = model.with_name("out" + suffix)
+        _, out, _ = run(capsys, "convert", model, target, "--dry-run", "--json")
+        plan = json.loads(out)
+        run(capsys, "convert", model, target)
+        with tz.lazy_load(target) as checkpoint:
+            for row in plan["tensors"]:
+                if row["alias_of"] is None or suffix == ".pt":
+                    tensor = checkpoint[row["name"]]
+                    assert tensor.torch_dtype == row["to_dtype"]
+                    assert list(tensor.shape) == row["shape"]
+
+
+def test_convert_json(capsys: Capture, model: Path) -> None:
+    """The report as JSON on stdout, the words still on stderr."""
+    target = model.with_name("out.pt")
+    status, out, err = run(capsys, "convert", model, target, "--json")
+    assert status == 0
+    report = json.loads(out)
+    assert report["tensors"] == 5
+    assert report["target"] == str(target)
+    assert "5 tensors" in err
+
+
+def test_convert_what_torch_refuses(capsys: Capture, tmp_path: Path) -> None:
+    """That the output needs weights_only=False is said, with the names."""
+    path = tmp_path / "m.pt"
+    made = b.list_of(b.call(b.name("m", "C")), b.tensor())
+    path.write_bytes(b.checkpoint(b.stream(made)))
+    status, out, err = run(capsys, "convert", path, tmp_path / "out.pt")
+    assert (status, out) == (0, "")
+    assert "weights_only=False" in err
+    assert "m.C" in err
+
+
+def _damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(np.arange(12, dtype=np.float32).tobytes()) + 5] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("out.safetensors", []), ("out.safetensors", ["--dtype", "float16"]),
+     ("out.pt", ["--dtype", "float16"])],
+)  # fmt: skip
+def test_convert_damaged(capsys: Capture, model: Path, name: str, options: list[str]) -> None:
+    """Where the CRC of the source is not carried along, damage ends the conversion."""
+    _damage(model)
+    target = model.with_name(name)
+    status, out, err = run(capsys, "convert", model, target, *options)
+    assert (status, out) == (1, "")
+    assert "damaged" in err
+    assert not target.exists()
+
+
+def test_copied_damage_still_shows(capsys: Capture, model: Path) -> None:
+    """A plain copy is refused, or keeps the CRC that gives the damage away."""
+    _damage(model)
+    target = model.with_name("out.pt")
+    if run(capsys, "convert", model, target)[0] == 0:
+        with pytest.raises(tz.FormatError, match="damaged"):
+            tz.load(target)
+
+
+def test_missing_target_folder(capsys: Capture, model: Path) -> None:
+    """An error of the system is status 1, with its path."""
+    status, out, err = run(capsys, "convert", model, model.parent / "no" / "out.pt")
+    assert (status, out) == (1, "")
+    assert "No such file or directory" in err
+
+
+# -- as a program ----------------------------------------------------------------------------------
+
+
+def test_as_a_module(model: Path) -> None:
+    """``python -m torchzip`` gives its status and keeps stdout for data."""
+    made = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "torchzip", "ls", "--json", str(model)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (made.returncode, made.stderr) == (0, "")
+    assert len(json.loads(made.stdout)["tensors"]) == 5
+    bad = subprocess.run(
+        [sys.executable, "-m", "torchzip", "ls", str(model.parent / "no.pt")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert "Traceback" not in bad.stderr
+
+
+def test_reader_that_goes_away(model: Path) -> None:
+    """``torchzip ls | head -1`` is no error."""
+    script = f'{sys.executable} -m torchzip ls --json "{model}" | true; echo ${{PIPESTATUS[0]}}'
+    made = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert made.stdout.strip() == "0"
+    assert made.stderr == ""
+
+
+def test_narrow_encoding(tmp_path: Path) -> None:
+    """A terminal that has no such characters is no reason to fail."""
+    path = tmp_path / "m.pt"
+    tz.save({"größe": np.ones(2)}, path)
+    made = subprocess.run(
+        [sys.executable, "-m", "torchzip", "ls", str(path)],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert made.returncode == 0
+    assert b"Traceback" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        b.call(b.name("torch._utils", "_rebuild_parameter"), b.text("x"), b.TRUE, b.HOOKS),
+        b.list_of(b"]" * 5000 + b"a" * 4999, b.tensor()),
+    ],
+    ids=["a parameter of text", "a list that is too deep to be written"],
+)
+def test_convert_what_can_be_read_only(capsys: Capture, tmp_path: Path, made: bytes) -> None:
+    """What a file holds and nobody can write is the file's fault: status 1, no traceback."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(b.checkpoint(b.stream(made)))
+    status, out, err = run(capsys, "convert", path, tmp_path / "out.pt")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"torchzip: {path}: ")
+    assert os.listdir(tmp_path) == ["m.pt"]

@@ -1,0 +1,191 @@
+"""The folders are layers: imports point down, and out of the package to numpy only."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import torchzip
+
+_PACKAGE = Path(torchzip.__file__).parent
+
+#: Module or folder -> rank. A module may import what has a lower rank, or what lies in its folder.
+_RANKS = {
+    "errors": 0,
+    "limits": 0,
+    "dtypes": 0,
+    "types": 0,
+    "files": 1,
+    "container": 2,
+    "pickling": 2,
+    "tensors": 3,
+    "checkpoint": 4,
+    "convert": 5,
+    "cli": 6,
+}
+_ABOVE_ALL = {"__init__", "__main__"}
+
+#: Who may import what from outside the standard library.
+_NUMPY_ROOMS = {"files", "container", "tensors", "checkpoint", "convert"}
+_OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}}
+_ML_DTYPES_ROOMS = {"tensors"}
+
+_MODULES = sorted(_PACKAGE.rglob("*.py"))
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(_PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Yield the full names of what a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                # `from torchzip import types` names a module, `from torchzip.x import y` has one
+                yield f"{node.module}.{alias.name}" if node.module == "torchzip" else node.module
+
+
+def _room(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", _MODULES, ids=_name)
+def test_imports_point_down(path: Path) -> None:
+    """A module imports lower ranks and its own folder, and nothing beside or above."""
+    own = _name(path)
+    if own in _ABOVE_ALL:
+        return
+    room = _room(own)
+    assert room in _RANKS, f"{own} has no place in the table of layers"
+    for name in _imports(path):
+        if _room(name) != "torchzip":
+            continue
+        inner = name.removeprefix("torchzip").removeprefix(".")
+        if room == "cli" and (not inner or inner.startswith("_")):
+            continue  # the command line uses the public names
+        other = _room(inner)
+        assert other in _RANKS, f"{own} imports {name}"
+        assert _RANKS[other] < _RANKS[room] or other == room, f"{own} imports {name}"
+
+
+def test_rank_0_imports_nothing_of_ours() -> None:
+    """What every layer speaks stands alone; leaf modules may not know one another either."""
+    for path in _MODULES:
+        if _RANKS.get(_room(_name(path))) == 0:
+            assert not [name for name in _imports(path) if _room(name) == "torchzip"], path
+
+
+def test_container_and_pickling_are_apart() -> None:
+    """Neither of the two rooms of rank 2 knows the other."""
+    for path in _MODULES:
+        room = _room(_name(path))
+        other = {"container": "pickling", "pickling": "container"}.get(room)
+        if other:
+            assert not [n for n in _imports(path) if n.startswith(f"torchzip.{other}")], path
+
+
+def test_pickling_needs_no_files() -> None:
+    """Opcodes are a matter of bytes: rank 0 is all they need."""
+    for path in _MODULES:
+        if _room(_name(path)) == "pickling":
+            for name in _imports(path):
+                if name.startswith("torchzip"):
+                    room = _room(name.removeprefix("torchzip."))
+                    assert room == "pickling" or _RANKS[room] == 0, (path, name)
+
+
+def test_no_cycles() -> None:
+    """No module is imported by what it imports."""
+    graph: dict[str, set[str]] = {}
+    known = {_name(path) for path in _MODULES}
+    for path in _MODULES:
+        own = _name(path)
+        inner = {name.removeprefix("torchzip.") for name in _imports(path)}
+        graph[own] = {name for name in inner if name in known and name != own}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join([*above, module])
+        if module not in done:
+            for other in graph[module]:
+                visit(other, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", _MODULES, ids=_name)
+def test_imports_from_outside(path: Path) -> None:
+    """Numpy and ml_dtypes where they belong, two extras where they are used, torch nowhere."""
+    own = _name(path)
+    for name in _imports(path):
+        outer = _room(name)
+        if outer == "torchzip" or outer in sys.stdlib_module_names:
+            continue
+        if outer == "numpy":
+            assert _room(own) in _NUMPY_ROOMS, f"{own} imports numpy"
+        elif outer == "ml_dtypes":
+            assert _room(own) in _ML_DTYPES_ROOMS, f"{own} imports ml_dtypes"
+        else:
+            assert own in _OPTIONAL.get(outer, set()), f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("path", _MODULES, ids=_name)
+def test_pickle_is_not_used(path: Path) -> None:
+    """No module uses pickle, nor marshal, nor anything that runs code from text."""
+    for name in _imports(path):
+        assert _room(name) not in ("pickle", "_pickle", "marshal", "shelve", "dill", "joblib")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile"), f"{path}:{node.lineno}"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("Unpickler", "find_class"), f"{path}:{node.lineno}"
+
+
+def test_reading_looks_up_no_names() -> None:
+    """``__import__`` stands in the emitter only, where the caller's own objects are named."""
+    for path in _MODULES:
+        text = path.read_text()
+        if "__import__(" in text or "import_module" in text:
+            assert _name(path) == "pickling.emitter"
+
+
+def test_no_assert_on_a_file() -> None:
+    """The modules that parse bytes raise errors; an assertion would vanish under -O."""
+    for room in ("files", "container", "pickling"):
+        for path in (_PACKAGE / room).glob("*.py"):
+            if path.name == "emitter.py":
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                assert not isinstance(node, ast.Assert), f"{path}:{node.lineno}"
+
+
+def test_import_needs_no_torch_and_no_extras() -> None:
+    """``import torchzip`` brings numpy and ml_dtypes, and neither torch nor tqdm."""
+    code = (
+        "import sys, torchzip; "
+        "print([m for m in ('torch', 'tqdm', 'pandas', 'pickle_compat', 'safetensors')"
+        " if m in sys.modules])"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "[]"
+    assert made.stderr == ""
+
+
+def test_modules_are_not_too_long() -> None:
+    """A module that passes about 600 lines has two jobs."""
+    for path in _MODULES:
+        lines = len(path.read_text().splitlines())
+        assert lines <= 700, f"{_name(path)} has {lines} lines"
