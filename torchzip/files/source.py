@@ -56,6 +56,15 @@ def _shrunk(name: str, offset: int) -> FormatError:
     )
 
 
+def _read_part(descriptor: int, out: memoryview, offset: int) -> int:
+    """Read into ``out`` what one call gives; return how many bytes."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [out], offset)
+    data = os.pread(descriptor, len(out), offset)  # macOS
+    out[: len(data)] = data
+    return len(data)
+
+
 class FileSource:
     """A regular file, read with ``pread``.
 
@@ -99,7 +108,7 @@ class FileSource:
         descriptor = self._descriptor()
         done = 0
         while done < out.nbytes:
-            got = os.preadv(descriptor, [out[done:]], offset + done)
+            got = _read_part(descriptor, out[done:], offset + done)
             if got == 0:
                 raise _shrunk(self.name, offset + done)
             done += got
