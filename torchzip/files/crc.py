@@ -26,15 +26,20 @@ _STEP = _NEAR
 #: Below this, zlib is as good.
 _FOLD_FROM = 1 << 20
 
-_isal: Callable[[Buffer, int], int] | None
-try:
-    from isal.isal_zlib import crc32 as _isal
-except ImportError:
-    _isal = None
 
+def _crc32_of_isal() -> Callable[..., int] | None:
+    try:
+        from isal.isal_zlib import crc32
+    except ImportError:
+        return None
+    found: Callable[..., int] = crc32
+    return found
+
+
+_isal = _crc32_of_isal()
 
 #: For buffers of a few KB: without a step in between.
-crc32_short: Callable[[bytes], int] = zlib.crc32 if _isal is None else _isal  # type: ignore[assignment]
+crc32_short: Callable[..., int] = zlib.crc32 if _isal is None else _isal
 
 
 def crc32(data: Buffer, value: int = 0) -> int:
