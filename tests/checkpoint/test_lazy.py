@@ -156,7 +156,7 @@ def test_index_errors(path: Path) -> None:
 def test_iterating_a_tensor_ends(path: Path) -> None:
     """A tensor is a sequence of its rows."""
     with tz.lazy_load(path) as checkpoint:
-        rows = [row.tolist() for row in checkpoint["layer.weight"]]  # type: ignore[attr-defined]
+        rows = [row.tolist() for row in checkpoint["layer.weight"]]
         assert rows == np.arange(60.0).reshape(6, 10).tolist()
 
 
@@ -469,3 +469,15 @@ def test_verify_without_crcs(tmp_path: Path) -> None:
         report = checkpoint.verify()
     assert "data/0" in report.without_crc
     assert "data/1" not in report.without_crc  # it has no bytes
+
+
+def test_length_and_rows(tmp_path: Path) -> None:
+    """A tensor has the length of its first axis and gives its rows; without axes, neither."""
+    tz.save({"x": np.arange(6.0).reshape(3, 2), "zero": np.array(7.0)}, tmp_path / "m.pt")
+    with tz.lazy_load(tmp_path / "m.pt") as ckpt:
+        assert len(ckpt["x"]) == 3
+        assert [row.tolist() for row in ckpt["x"]] == [[0, 1], [2, 3], [4, 5]]
+        with pytest.raises(TypeError, match="without dimensions"):
+            len(ckpt["zero"])
+        with pytest.raises(TypeError, match="without dimensions"):
+            iter(ckpt["zero"])

@@ -112,6 +112,17 @@ class LazyTensor:
         array = self._read(*chosen)
         return array if array.ndim or _has_ellipsis(key) else array[()]
 
+    def __len__(self) -> int:
+        if not self.spec.shape:
+            raise TypeError("len() of a tensor without dimensions")
+        return self.spec.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Read row by row."""
+        if not self.spec.shape:
+            raise TypeError("a tensor without dimensions cannot be iterated over")
+        return (self[index] for index in range(len(self)))
+
     def _read(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> NDArray[Any]:
         spec = self.spec
         array = read_once(spec.storage, self.dtype, shape, stride, offset)

@@ -437,6 +437,8 @@ class ZipReader:
             left -= len(block)
             if block:
                 yield block
+        if machine.unused_data or offset < end:
+            raise broken("other bytes follow the deflated ones")
         if left:
             raise broken(f"{left:,} bytes fewer than the {entry.nbytes:,} of the directory")
 

@@ -75,9 +75,9 @@ class Cast:
         np.bitwise_and(work, np.uint32(1), out=work)
         np.add(work, np.uint32(0x7FFF), out=work)
         np.add(work, bits, out=work)
-        high = 1 if np.little_endian else 0
+        np.right_shift(work, np.uint32(16), out=work)
         rounded = out.view(np.uint16)[: bits.size]
-        rounded[:] = work.view(np.uint16)[high::2]
+        np.copyto(rounded, work, casting="unsafe")
         return rounded.view(np.uint8)
 
 
