@@ -25,7 +25,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.rebuild import OTHER_TENSORS, unsupported
-from torchzip.tensors.specs import TensorSpec, broadcast, read_once, resolve_bits, slice_spec
+from torchzip.tensors.specs import TensorSpec, read_view, slice_spec
 from torchzip.types import ForeignObject, Parameter
 
 File = str | os.PathLike[str] | BinaryIO
@@ -124,9 +124,7 @@ class LazyTensor:
         return (self[index] for index in range(len(self)))
 
     def _read(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> NDArray[Any]:
-        spec = self.spec
-        array = read_once(spec.storage, self.dtype, shape, stride, offset)
-        return broadcast(resolve_bits(array, spec), shape)
+        return read_view(self.spec, shape, stride, offset)
 
     def __repr__(self) -> str:
         extra = ", requires_grad=True" if self.requires_grad else ""

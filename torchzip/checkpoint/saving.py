@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -298,11 +299,14 @@ class IncrementalWriter:
 
     # -- storages ----------------------------------------------------------------------------
 
-    def _breaking(self) -> _Breaking:
-        return _Breaking(self)
-
-    def _mark_broken(self) -> None:
-        self._state = "broken"
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        """While it is entered, an exception leaves the archive incomplete for good."""
+        try:
+            yield
+        except BaseException:
+            self._state = "broken"
+            raise
 
     def _store(self, storage: TensorStorage) -> EarlyStorage:
         """Write a storage now, under the next key."""
@@ -406,20 +410,6 @@ class IncrementalWriter:
                     return False
                 at += part.nbytes
         return True
-
-
-class _Breaking:
-    """While it is entered, an exception leaves the archive incomplete for good."""
-
-    def __init__(self, writer: IncrementalWriter) -> None:
-        self._writer = writer
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
-            self._writer._mark_broken()
 
 
 def _kind(torch_dtype: str) -> str:

@@ -218,7 +218,7 @@ class Structure:
 
     # -- the second pass: writers --------------------------------------------------------
 
-    def _place_of(self, emitter: Emitter, array: NDArray[Any], torch_dtype: str) -> Placement:
+    def _place_of(self, array: NDArray[Any], torch_dtype: str) -> Placement:
         place = self._placements.get((id(array), torch_dtype))
         if place is None:  # an array that a reduction made anew
             key = (id(array), torch_dtype)
@@ -272,7 +272,7 @@ class Structure:
                 f"{emitter.where()}: a Parameter of {type(value).__name__}; its data must be an "
                 "array or a tensor"
             )
-        place = self._place_of(emitter, array, torch_dtype)
+        place = self._place_of(array, torch_dtype)
         return TensorSpec(
             torch_dtype, array.shape, place.stride, place.storage_offset, place.storage
         )

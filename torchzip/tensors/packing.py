@@ -11,9 +11,8 @@ from torchzip.tensors.casts import whole_items
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import (
     TensorSpec,
-    broadcast,
     contiguous_stride,
-    read_once,
+    read_view,
     resolve_bits,
 )
 from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
@@ -99,8 +98,7 @@ class ElementStorage(TensorStorage):
             pieces = _pieces(spec.shape, spec.stride, spec.storage_offset, dtype.itemsize)
         for shape, offset in pieces:
             stride = spec.stride[len(spec.shape) - len(shape) :]
-            array = read_once(spec.storage, dtype, shape, stride, offset)
-            array = np.ascontiguousarray(broadcast(resolve_bits(array, spec), shape))
+            array = np.ascontiguousarray(read_view(spec, shape, stride, offset))
             yield array.reshape(-1).view(np.uint8)
 
 

@@ -252,6 +252,17 @@ def read_strided(
     return broadcast(read_once(storage, dtype, shape, stride, offset), shape)
 
 
+def read_view(
+    spec: TensorSpec, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> NDArray[Any]:
+    """Return a part of a tensor, given by shape, stride and offset, with conj and neg carried out.
+
+    They are carried out before broadcast axes are repeated, on each element once.
+    """
+    array = read_once(spec.storage, numpy_dtype(spec.torch_dtype), shape, stride, offset)
+    return broadcast(resolve_bits(array, spec), shape)
+
+
 def read_once(
     storage: TensorStorage,
     dtype: np.dtype[Any],
