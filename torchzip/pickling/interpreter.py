@@ -13,7 +13,6 @@ what the table says.
 
 from __future__ import annotations
 
-import re
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from typing import Any
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
 from torchzip.pickling.opcodes import BY_CODE
+from torchzip.pickling.python2 import python2_string, unquote
 from torchzip.pickling.table import Name, Shortcut, Table
 from torchzip.types import ForeignObject
 
@@ -271,7 +271,7 @@ class Interpreter:
             elif op == 0x43 or op == 0x55:  # SHORT_BINBYTES, SHORT_BINSTRING
                 nbytes = data[position]
                 raw = self._bytes(position + 1, nbytes)
-                push(raw if op == 0x43 else _python2_string(raw))
+                push(raw if op == 0x43 else python2_string(raw))
                 position += 1 + nbytes
             elif op == 0x42:  # BINBYTES
                 nbytes = _U32(data, position)[0]
@@ -365,10 +365,10 @@ class Interpreter:
                     raise PickleError(f"{line[:40]!r} is no float") from None
             elif op == 0x53:  # STRING
                 line, position = self._line(position)
-                push(_python2_string(_unquote(line)))
+                push(python2_string(unquote(line)))
             elif op == 0x54:  # BINSTRING
                 nbytes = _I32(data, position)[0]
-                push(_python2_string(self._bytes(position + 4, nbytes)))
+                push(python2_string(self._bytes(position + 4, nbytes)))
                 position += 4 + nbytes
             elif op == 0x56:  # UNICODE
                 line, position = self._line(position)
@@ -568,34 +568,3 @@ def _utf8(line: bytes) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError:
         raise PickleError(f"a name that is not UTF-8: {line[:40]!r}") from None
-
-
-def _python2_string(raw: bytes) -> Any:
-    """Return a ``str`` of Python 2 as text if it is UTF-8, as torch reads it, else as bytes."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return raw
-
-
-def _unquote(line: bytes) -> bytes:
-    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise PickleError(f"{line[:40]!r} is no quoted string")
-    return _ESCAPE.sub(_unescape, line[1:-1])
-
-
-#: What a backslash begins in a string of Python 2; any other stays as it is.
-_ESCAPE = re.compile(rb"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{2})|([\\'\"abfnrtv\n])|(x|\Z))", re.DOTALL)
-_ESCAPED = dict(zip(b"\\'\"abfnrtv\n", [*b"\\'\"\a\b\f\n\r\t\v", None], strict=True))
-
-
-def _unescape(found: re.Match[bytes]) -> bytes:
-    octal, hexadecimal, letter, broken = found.groups()
-    if broken is not None:
-        raise PickleError("no quoted string: an escape in it is not complete")
-    if octal is not None:
-        return bytes([int(octal, 8) & 0xFF])
-    if hexadecimal is not None:
-        return bytes([int(hexadecimal, 16)])
-    value = _ESCAPED[letter[0]]
-    return b"" if value is None else bytes([value])

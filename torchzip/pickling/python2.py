@@ -1,0 +1,40 @@
+"""Strings of Python 2, which old checkpoints have."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torchzip.errors import PickleError
+
+
+def python2_string(raw: bytes) -> Any:
+    """Return a ``str`` of Python 2 as text if it is UTF-8, as torch reads it, else as bytes."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw
+
+
+def unquote(line: bytes) -> bytes:
+    """Return what the argument of STRING spells: a literal in quotes, with escapes."""
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        raise PickleError(f"{line[:40]!r} is no quoted string")
+    return _ESCAPE.sub(_unescape, line[1:-1])
+
+
+#: What a backslash begins in a string of Python 2; any other stays as it is.
+_ESCAPE = re.compile(rb"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{2})|([\\'\"abfnrtv\n])|(x|\Z))", re.DOTALL)
+_ESCAPED = dict(zip(b"\\'\"abfnrtv\n", [*b"\\'\"\a\b\f\n\r\t\v", None], strict=True))
+
+
+def _unescape(found: re.Match[bytes]) -> bytes:
+    octal, hexadecimal, letter, broken = found.groups()
+    if broken is not None:
+        raise PickleError("no quoted string: an escape in it is not complete")
+    if octal is not None:
+        return bytes([int(octal, 8) & 0xFF])
+    if hexadecimal is not None:
+        return bytes([int(hexadecimal, 16)])
+    value = _ESCAPED[letter[0]]
+    return b"" if value is None else bytes([value])
