@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -37,7 +38,7 @@ from torchzip.types import Parameter, TypedArray
 
 #: Arrays up to this size are copied and written together.
 _SMALL_NBYTES = 1 << 14
-_BATCH_NBYTES = 1 << 22
+_BATCH_RECORDS = 1 << 9
 
 Array = NDArray[Any]
 File = str | os.PathLike[str] | BinaryIO
@@ -117,21 +118,16 @@ class Archive:
     def write_storages(self, storages: Sequence[TensorStorage], first: int = 0) -> None:
         """Write storages as ``data/<first>`` and on, many small ones of arrays at once."""
         key = first
-        last = len(storages)
-        while key < last:
-            stop = key
-            nbytes = 0
-            while stop < last and nbytes < _BATCH_NBYTES and _is_small(storages[stop]):
-                nbytes += storages[stop].nbytes
-                stop += 1
-            self.writer.write_small_records(
-                [b"data/%d" % index for index in range(key, stop)],
-                [storage.array.tobytes() for storage in storages[key:stop]],  # type: ignore[attr-defined]
-            )
-            if stop == key:
-                self.write_storage(stop, storages[stop])
-                stop += 1
-            key = stop
+        while key < len(storages):
+            batch = list(takewhile(_is_small, storages[key : key + _BATCH_RECORDS]))
+            if batch:
+                self.writer.write_small_records(
+                    [b"data/%d" % index for index in range(key, key + len(batch))],
+                    [storage.array.tobytes() for storage in batch],  # type: ignore[attr-defined]
+                )
+            else:
+                self.write_storage(key, storages[key])
+            key += len(batch) or 1
 
     def write_storage(
         self, key: int, storage: TensorStorage, done: Callable[[int], None] | None = None
@@ -158,7 +154,7 @@ class Archive:
 
 
 def _is_small(storage: TensorStorage) -> bool:
-    return type(storage) is ArrayStorage and storage.nbytes <= _SMALL_NBYTES
+    return type(storage) is ArrayStorage and storage.array.nbytes <= _SMALL_NBYTES
 
 
 class IncrementalWriter:

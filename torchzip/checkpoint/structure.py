@@ -7,7 +7,7 @@ it meets them, and the second pass, which writes the opcodes, uses the same redu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
 from torchzip.pickling.emitter import Emitter, Reduction, reduce_object
+from torchzip.tensors.array_rows import ArrayRows
 from torchzip.tensors.memory import (
     Placement,
+    dtype_alone,
     packed,
     place_arrays,
-    stands_alone,
     torch_dtype_to_save,
 )
-from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.rebuild import BareStorage
 from torchzip.tensors.reduce import LEAF_WRITERS, DenseWriter, StorageKeys, empty_ordered_dict
 from torchzip.tensors.specs import TensorSpec
@@ -99,19 +99,23 @@ class Structure:
         self._storage_of = storage_of or (lambda storage: storage)
         self._writer = writer
         self._reductions: dict[int, tuple[Any, Reduction]] = {}
-        arrays, alone = self._find_arrays(root)
+        arrays, alone, holders = self._find_arrays(root)
         self._placements: dict[tuple[int, str], Placement] = {}
         # An array that stands alone can still be the owner of another's memory.
         if arrays or place is not place_arrays:
-            for array, torch_dtype, link, key in alone.values():
-                arrays[id(array), torch_dtype] = (array, torch_dtype, _Link(link, key))
+            for pairs, link in holders:
+                for key, value in pairs:
+                    if id(value) in alone:
+                        name = alone[id(value)]
+                        step = link if key is None else _Link(link, key)
+                        arrays.setdefault((id(value), name), (value, name, step))
             alone = {}
             found = list(arrays.values())
             placements = place(
                 [(a, name) for a, name, _ in found], [str(link) for *_, link in found]
             )
             self._placements = dict(zip(arrays, placements, strict=True))
-        self._alone = {own: row[1] for own, row in alone.items()}
+        rows = ArrayRows(keys, self._dense.prefixes, alone)
         emitter = Emitter(
             {
                 **LEAF_WRITERS,
@@ -123,7 +127,7 @@ class Structure:
                 Storage: self._write_storage,
             },
             self._reduce,
-            self._write_arrays if self._alone else None,
+            rows if alone else None,
         )
         self.pickle = emitter.dump(root)
         self.refused = emitter.refused
@@ -134,13 +138,17 @@ class Structure:
         self, root: Any
     ) -> tuple[
         dict[tuple[int, str], tuple[NDArray[Any], str, _Link | None]],
-        dict[int, tuple[NDArray[Any], str, _Link | None, Any]],
+        dict[int, str],
+        list[tuple[Iterable[tuple[Any, Any]], _Link | None]],
     ]:
-        """Return the arrays in the tree, in its order: those with their paths, and those alone.
+        """Return the arrays in the tree.
 
-        The first by identity and torch dtype; the second, by identity, stand alone in memory.
+        First those that may share memory, by identity and torch dtype, with their paths. Then
+        the torch dtypes of those that stand alone, by identity, and the pairs among which these
+        are: many, and their paths are seldom asked for.
         """
-        alone: dict[int, tuple[NDArray[Any], str, _Link | None, Any]] = {}
+        alone: dict[int, str] = {}
+        holders: list[tuple[Iterable[tuple[Any, Any]], _Link | None]] = []
         found: dict[tuple[int, str], tuple[NDArray[Any], str, _Link | None]] = {}
         seen: set[int] = set()
         alive: list[Any] = []  # what is in `seen`, so that ids stay
@@ -151,14 +159,15 @@ class Structure:
             if kind in _WITHOUT_ARRAYS:
                 continue
             if isinstance(value, np.ndarray):
+                name = dtype_alone(value) if kind is np.ndarray else None
+                if name is not None:
+                    alone[id(value)] = name
+                    holders.append(([(None, value)], link))
+                    continue
                 try:
                     name = torch_dtype_to_save(value)
                 except TypeError:
                     continue  # the second pass says where it is
-                if stands_alone(value):
-                    before, key = (None, "") if link is None else (link.before, link.key)
-                    alone[id(value)] = (value, name, before, key)
-                    continue
                 found.setdefault((id(value), name), (value, name, link))
                 continue
             if id(value) in seen:
@@ -166,11 +175,12 @@ class Structure:
             seen.add(id(value))
             alive.append(value)
             if kind is dict:
+                holders.append((value.items(), link))
                 for key, item in reversed(value.items()):
-                    if type(item) is np.ndarray and stands_alone(item):
-                        known = torch_dtype_of(item.dtype)
-                        if known is not None:
-                            alone[id(item)] = (item, known, link, key)
+                    if type(item) is np.ndarray:
+                        name = dtype_alone(item)
+                        if name is not None:
+                            alone[id(item)] = name
                             continue
                     if type(item) not in _WITHOUT_ARRAYS:
                         todo.append((item, _Link(link, key)))
@@ -198,7 +208,7 @@ class Structure:
                 reduction = self._try_reduce(value)
                 if isinstance(reduction, tuple):
                     todo += [(part, link) for part in reversed(reduction)]
-        return found, alone
+        return found, alone, holders
 
     def _try_reduce(self, value: Any) -> Reduction | None:
         """Take an object apart for the first pass, and keep the parts for the second."""
@@ -224,9 +234,6 @@ class Structure:
             key = (id(array), torch_dtype)
             place = self._placements[key] = packed(array, torch_dtype)
         return place
-
-    def _write_arrays(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]], start: int) -> int:
-        return self._dense.arrays(emitter, pairs, start, self._alone)
 
     def _dtype_of(self, emitter: Emitter, array: NDArray[Any]) -> str:
         try:

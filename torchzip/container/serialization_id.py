@@ -54,20 +54,21 @@ def murmur(name: bytes) -> int:
 
 def murmur_all(names: Sequence[bytes]) -> NDArray[np.uint64]:
     """Return `murmur` of every name, equal lengths together in one vectorised step."""
+    lengths = np.fromiter(map(len, names), np.int64, len(names))
+    starts = np.cumsum(lengths) - lengths
+    text = np.frombuffer(b"".join(names), np.uint8)
     result = np.empty(len(names), np.uint64)
-    by_length: dict[int, list[int]] = {}
-    for index, name in enumerate(names):
-        by_length.setdefault(len(name), []).append(index)
     mul, shift = np.uint64(_MUL), np.uint64(47)
-    for length, indices in by_length.items():
-        if len(indices) < 16:
-            for index in indices:
+    for length in np.unique(lengths).tolist():
+        members = np.flatnonzero(lengths == length)
+        if len(members) < 8:
+            for index in members.tolist():
                 result[index] = murmur(names[index])
             continue
-        padded = -(-length // 8) * 8
-        text = b"".join(names[index].ljust(padded, b"\0") for index in indices)
-        words = np.frombuffer(text, "<u8").reshape(len(indices), padded // 8)
-        state = np.full(len(indices), _SEED ^ (length * _MUL & _MASK), np.uint64)
+        padded = np.zeros((len(members), -(-length // 8) * 8), np.uint8)
+        padded[:, :length] = text[starts[members][:, None] + np.arange(length)]
+        words = padded.view("<u8")
+        state = np.full(len(members), _SEED ^ (length * _MUL & _MASK), np.uint64)
         for column in range(length // 8):
             word = words[:, column] * mul
             word = (word ^ word >> shift) * mul
@@ -75,7 +76,7 @@ def murmur_all(names: Sequence[bytes]) -> NDArray[np.uint64]:
         if length % 8:
             state = (state ^ words[:, -1]) * mul
         state = (state ^ state >> shift) * mul
-        result[indices] = state ^ state >> shift
+        result[members] = state ^ state >> shift
     return result
 
 
@@ -111,12 +112,13 @@ def serialization_id(names: Sequence[bytes], crcs: Iterable[int]) -> str:
     '1572819951185464302603100366165701790911'
     """
     hashes = murmur_all(names)
-    return f"{_fold(hashes[set_order(hashes)].tolist()):020d}{_fold(crcs):020d}"
+    in_order = hashes[set_order(hashes)]
+    return f"{_fold(in_order):020d}{_fold(np.array([*crcs], np.uint64)):020d}"
 
 
-def _fold(values: Iterable[int]) -> int:
+def _fold(values: NDArray[np.uint64]) -> int:
     """Mix values into one number, in their order, modulo 2**64."""
     seed = 0
-    for value in values:
-        seed = seed ^ ((value + 0x9E3779B9 + (seed << 6) + (seed >> 2)) & _MASK)
+    for value in (values + np.uint64(0x9E3779B9)).tolist():
+        seed ^= value + (seed << 6) + (seed >> 2) & _MASK
     return seed

@@ -231,8 +231,9 @@ class ZipWriter:
             self._prefix.startswith(_DESCRIPTOR_MAGIC)
             or not sizes.all()
             or self._position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= _BIG
-            or any(data.startswith(_DESCRIPTOR_MAGIC) for data in contents)
-            or len(self._seen.union(names)) != len(self._seen) + count
+            or _DESCRIPTOR_MAGIC in {data[:4] for data in contents}
+            or len(set(names)) < count
+            or not self._seen.isdisjoint(names)
         ):
             for name, data in zip(names, contents, strict=True):
                 self.write_record(name.decode(), data)
@@ -262,7 +263,9 @@ class ZipWriter:
         parts = [b""] * (5 * count)
         parts[0::5] = _cut(local)
         parts[1::5] = fulls
-        parts[2::5] = map(self._padding, pads.tolist())
+        for pad in set(pads.tolist()):
+            self._padding(pad)
+        parts[2::5] = map(self._pads.__getitem__, pads.tolist())
         parts[3::5] = contents
         parts[4::5] = _cut(tail)
         rows = [b""] * (2 * count)
@@ -331,8 +334,8 @@ def _round_up(value: Any, step: int) -> Any:
 
 def _cut(rows: NDArray[np.void]) -> list[bytes]:
     """Return the bytes of each row."""
-    data, width = rows.tobytes(), rows.itemsize
-    return [data[start : start + width] for start in range(0, len(data), width)]
+    cut: list[bytes] = rows.view(f"V{rows.itemsize}").tolist()
+    return cut
 
 
 def archive_name(file: object) -> str:

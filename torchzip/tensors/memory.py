@@ -197,14 +197,20 @@ def place_arrays(
 
 def stands_alone(array: Array) -> bool:
     """Return whether an array owns its memory, all of it: no two of those can overlap."""
-    return bool(
+    return dtype_alone(array) is not None
+
+
+def dtype_alone(array: Array) -> str | None:
+    """Return the torch dtype of an array that stands alone and is saved as it is, else None."""
+    if (
         array.base is None
-        and array.flags.c_contiguous
         and array.size
-        and array.dtype.isnative
+        and array.flags.c_contiguous
         # An axis of one element may have any stride, and keeps it.
         and (1 not in array.shape or _stride(array) == contiguous_stride(array.shape))
-    )
+    ):
+        return torch_dtype_of(array.dtype)  # none for bytes in another order
+    return None
 
 
 def _stride(array: Array) -> tuple[int, ...]:

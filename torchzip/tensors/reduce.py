@@ -6,19 +6,15 @@ type of the value.
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torchzip.dtypes import DTYPES
 from torchzip.pickling.emitter import Emitter, Writer
-from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import ArrayStorage, TensorStorage
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import TensorStorage
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
 _PACK_U32 = struct.Struct("<I").pack
-_PACK_NAME = struct.Struct("<sI").pack
 
 # Literals of the same names in a user's code are these objects: CPython interns them, and
 # torch's writer has its own as literals too.
@@ -34,19 +30,17 @@ def _fresh(text: str) -> str:
 class StorageKeys:
     """Hands out storage keys in the order of first mention: '0', '1', ...
 
-    ``order`` holds the storages by key; ``alive`` keeps the keys of bulk writing, which are
-    found by their ids.
+    ``order`` holds the storages by key.
     """
 
     def __init__(self) -> None:
         self.order: list[TensorStorage] = []
         self._keys: dict[int, str] = {}
-        self.alive: list[str] = []  # keys that are found by their ids
 
     def copy(self) -> StorageKeys:
         """Return the same keys, to be given up if what they are for comes to nothing."""
         copy = StorageKeys()
-        copy.order, copy._keys, copy.alive = self.order[:], self._keys.copy(), self.alive[:]
+        copy.order, copy._keys = self.order[:], self._keys.copy()
         return copy
 
     def key_of(self, storage: TensorStorage) -> str:
@@ -65,9 +59,7 @@ class DenseWriter:
         self._keys = keys
         # What every tensor of a dtype and location begins with, once all of it has
         # memo numbers.
-        self._prefixes: dict[str, tuple[bytes, bytes, bytes]] = {}
-        # By the length of the storage key and of the puts, then by dtype and shape.
-        self._templates: dict[tuple[int, bool], dict[tuple[str, tuple[int, ...]], _Template]] = {}
+        self.prefixes: dict[str, Prefix] = {}
 
     def persistent_id(
         self, emitter: Emitter, storage: TensorStorage, torch_dtype: str | None
@@ -135,16 +127,16 @@ class DenseWriter:
         torch_dtype, shape, storage = spec.torch_dtype, spec.shape, spec.storage
         row = DTYPES[torch_dtype]
         if (
-            row.storage_class is None or storage.location != "cpu" or len(shape) > 3
+            row.storage_class is None or storage.location != "cpu"
             or spec.requires_grad or spec.conj or spec.neg
         ):  # fmt: skip
             return False
-        prefix = self._prefixes.get(torch_dtype)
+        prefix = self.prefixes.get(torch_dtype)
         if prefix is None:
             prefix = self._prefix(emitter, row.storage_class)
             if prefix is None:
                 return False
-            self._prefixes[torch_dtype] = prefix
+            self.prefixes[torch_dtype] = prefix
         begin, location, hooks = prefix
         key = self._keys.key_of(storage)
         number = emitter.number_of(id(key))
@@ -156,16 +148,12 @@ class DenseWriter:
             emitter.number(id(key))
         at = emitter.count
         parts = [
-            begin, middle, location, _int(storage.nbytes // row.itemsize), b"t", _put(at), b"Q",
-            _int(spec.storage_offset),
+            begin, middle, location, int_opcode(storage.nbytes // row.itemsize),
+            b"t", _put(at), b"Q", int_opcode(spec.storage_offset),
         ]  # fmt: skip
         at += 1
         if shape:
-            close = _CLOSE[len(shape)]
-            parts += [_int(size) for size in shape]
-            parts += [close, _put(at)]
-            parts += [_int(step) for step in spec.stride]
-            parts += [close, _put(at + 1)]
+            parts += [ints_opcodes(shape), _put(at), ints_opcodes(spec.stride), _put(at + 1)]
             at += 2
         else:
             parts.append(b"))")
@@ -174,105 +162,7 @@ class DenseWriter:
         emitter.write(b"".join(parts))
         return True
 
-    def arrays(
-        self,
-        emitter: Emitter,
-        pairs: Sequence[tuple[Any, Any]],
-        start: int,
-        alone: Mapping[int, str],
-    ) -> int:
-        """Write pairs of new strings and arrays that stand alone; return how many from ``start``.
-
-        ``alone`` maps the ids of such arrays to their torch dtypes. Stops at the first pair that
-        is something else, or whose names have no numbers yet. Equal to writing them one by
-        one, byte for byte (a test compares them).
-        """
-        memo, order, alive = emitter.memo, self._keys.order, self._keys.alive
-        count = emitter.count
-        parts: list[bytes] = []
-        key_nbytes = 0
-        short = count < 256
-        index = start
-        for name, array in pairs[start:]:
-            own = id(array)
-            torch_dtype = alone.get(own)
-            if torch_dtype is None or type(name) is not str or id(name) in memo or own in memo:
-                break
-            if short and count + _MOST_PUTS > 256:
-                if count < 256:
-                    break  # the puts of this one begin short and end long
-                short, key_nbytes = False, 0
-            key = str(len(order))
-            if len(key) != key_nbytes:
-                key_nbytes = len(key)
-                templates = self._templates.setdefault((key_nbytes, short), {})
-            what = (torch_dtype, array.shape)
-            template = templates.get(what)
-            if template is None:
-                template = self._template(torch_dtype, array.shape, key_nbytes, short)
-                if template is None:
-                    break
-                templates[what] = template
-            constant, numbers, key_shift, nbytes, puts = template
-            raw = name.encode("utf-8", "surrogatepass")
-            digits = int.from_bytes(key.encode(), "little")
-            row = constant + count * numbers + (digits << key_shift)
-            parts += (_PACK_NAME(b"X", len(raw)), raw, row.to_bytes(nbytes, "little"))
-            memo[id(name)] = count
-            memo[id(key)] = count + 1
-            alive.append(key)
-            count += puts
-            memo[own] = count - 1
-            order.append(ArrayStorage(array, torch_dtype))
-            index += 1
-        emitter.count = count
-        emitter.write(b"".join(parts))
-        return index - start
-
-    def _template(
-        self, torch_dtype: str, shape: tuple[int, ...], key_nbytes: int, short: bool
-    ) -> _Template | None:
-        """Return the opcodes from a name's put to its tensor's, for a new storage.
-
-        They are one little-endian number, in which the storage key and the memo numbers are
-        gaps. The memo numbers are consecutive: adding the first of them in all gaps at once, by
-        one multiplication, gives all.
-        """
-        row = DTYPES[torch_dtype]
-        prefix = self._prefixes.get(torch_dtype)
-        if prefix is None or row.storage_class is None or len(shape) > 3:
-            return None
-        begin, location, hooks = prefix
-        axes = [b"))"]
-        if shape:
-            close = _CLOSE[len(shape)]
-            axes = [
-                b"".join(map(_int, shape)) + close,
-                b"".join(map(_int, contiguous_stride(shape))) + close,
-            ]
-        key_length = b"X%c\0\0\0" % key_nbytes
-        pieces = [  # what stands before each put
-            b"",
-            begin + key_length + bytes(key_nbytes),
-            location + _int(math.prod(shape)) + b"t",
-            b"QK\0" + axes[0],
-            *axes[1:],
-            b"\x89" + hooks,
-            b"t",
-            b"R",
-        ]
-        if not shape:  # two empty tuples have no puts
-            pieces[3:5] = [pieces[3] + pieces[4]]
-        text = b""
-        numbers = 0
-        for index, piece in enumerate(pieces):
-            text += piece + (b"q" if short else b"r")
-            numbers |= 1 << 8 * len(text)
-            text += index.to_bytes(1 if short else 4, "little")
-        key_at = 1 + (1 if short else 4) + len(begin) + len(key_length)
-        return int.from_bytes(text, "little"), numbers, 8 * key_at, len(text), len(pieces)
-
-    def _prefix(self, emitter: Emitter, storage_class: str) -> tuple[bytes, bytes, bytes] | None:
+    def _prefix(self, emitter: Emitter, storage_class: str) -> Prefix | None:
         numbers = [
             emitter.number_of(key)
             for key in (
@@ -289,17 +179,14 @@ class DenseWriter:
         return function + b"((" + storage + kind, location, hooks + b")R"
 
 
-#: Constant bytes as a number, a one in the gap of each memo number, the bits before the gap of
-#: the key, the bytes, and how many puts there are.
-_Template = tuple[int, int, int, int, int]
-#: A name, a key, a persistent id, size, stride, hooks, arguments and the tensor.
-_MOST_PUTS = 8
+#: What a tensor begins with: up to its key, its location, its hooks up to their put.
+Prefix = tuple[bytes, bytes, bytes]
 
-_CLOSE = (b"", b"\x85", b"\x86", b"\x87")
 _SMALL_INTS = [b"K%c" % value for value in range(256)]
 
 
-def _int(value: int) -> bytes:
+def int_opcode(value: int) -> bytes:
+    """Return the opcode of an int that is not negative."""
     if value < 256:
         return _SMALL_INTS[value]
     if value < 65536:
@@ -308,6 +195,20 @@ def _int(value: int) -> bytes:
         return b"J" + _PACK_U32(value)
     raw = value.to_bytes((value.bit_length() >> 3) + 1, "little")
     return b"\x8a%c" % len(raw) + raw
+
+
+def ints_opcodes(values: tuple[int, ...]) -> bytes:
+    """Return the opcodes of a tuple of ints that are not negative, without its put."""
+    opcodes = b"".join(map(int_opcode, values))
+    return opcodes + _CLOSE_TUPLE[len(values)] if len(values) <= 3 else b"(" + opcodes + b"t"
+
+
+_CLOSE_TUPLE = (b")", b"\x85", b"\x86", b"\x87")
+
+
+def name_opcode(nbytes: int) -> bytes:
+    """Return the opcode of a text, up to its bytes."""
+    return b"X" + _PACK_U32(nbytes)
 
 
 def _put(number: int) -> bytes:
