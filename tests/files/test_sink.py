@@ -325,7 +325,7 @@ def test_read_back(tmp_path: Path) -> None:
 
 
 def test_large_writes(tmp_path: Path) -> None:
-    """Buffers past the size at which the kernel is asked to begin are whole."""
+    """Buffers past what goes through the page cache are whole."""
     data = os.urandom(1 << 16) * 600  # 39 MB
     _write(tmp_path / "m.pt", data)
     assert (tmp_path / "m.pt").read_bytes() == data
