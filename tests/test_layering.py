@@ -24,14 +24,15 @@ _RANKS = {
     "container": 2,
     "pickling": 2,
     "tensors": 3,
-    "checkpoint": 4,
-    "convert": 5,
-    "cli": 6,
+    "formats": 4,
+    "checkpoint": 5,
+    "convert": 6,
+    "cli": 7,
 }
 _ABOVE_ALL = {"__init__", "__main__"}
 
 #: Who may import what from outside the standard library.
-_NUMPY_ROOMS = {"files", "container", "tensors", "checkpoint", "convert"}
+_NUMPY_ROOMS = {"files", "container", "tensors", "formats", "checkpoint", "convert"}
 _OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}}
 _ML_DTYPES_ROOMS = {"tensors"}
 

@@ -163,9 +163,10 @@ class ForeignObject:
     Nothing is imported or called to make one. Without ``args`` it is the bare name
     ``module.name``; with ``args`` (and ``kwargs``) it is what calling that name, or
     making a new object of that class, would have given. ``state`` is what pickle
-    would have handed to ``__setstate__`` or the attribute dict, ``items`` the list
-    or dict of items that would have been added. Two are equal only if they are
-    the same object.
+    would have handed to ``__setstate__`` or the attribute dict, ``items`` the list,
+    dict or set of items that would have been added. Two are equal only if they are
+    the same object. An extension code of ``copyreg``, whose name is not in the file, is
+    the name ``copyreg.extension 7``.
 
     ``callee`` is what is called: itself a ForeignObject, a bare name or the result of
     another call. ``how`` is ``"name"``, ``"call"`` or ``"new"``. ``setter`` is the function
@@ -192,7 +193,7 @@ class ForeignObject:
         args: tuple[Any, ...] | None = None,
         kwargs: dict[str, Any] | None = None,
         state: Any = None,
-        items: list[Any] | dict[Any, Any] | None = None,
+        items: list[Any] | dict[Any, Any] | set[Any] | None = None,
         *,
         callee: ForeignObject | None = None,
         how: str | None = None,

@@ -68,7 +68,7 @@ def test_where_numbers_grow(count: int) -> None:
 
 
 def test_rows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparisons compare two ways: all but the first two and the one of number 256 are rows."""
+    """The comparisons compare two ways: all but three arrays are rows."""
     done: list[int] = []
     original = ArrayRows.__call__
 

@@ -6,21 +6,17 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.containers import (
-    Container,
-    OpenStorage,
-    open_container,
-    refuse_foreign,
-)
 from torchzip.checkpoint.names import NameTable
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorNotFoundError, TorchZipError
-from torchzip.files.source import open_source
+from torchzip.files.source import File
+from torchzip.formats.base import Container, OpenStorage, refuse_foreign
+from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
@@ -28,7 +24,6 @@ from torchzip.tensors.rebuild import OTHER_TENSORS, unsupported
 from torchzip.tensors.specs import TensorSpec, read_view, slice_spec
 from torchzip.types import ForeignObject, Parameter
 
-File = str | os.PathLike[str] | BinaryIO
 Foreign = Literal["keep", "raise"]
 
 
@@ -194,30 +189,32 @@ class Checkpoint(Mapping[str, LazyTensor]):
         if foreign not in ("keep", "raise"):
             raise ValueError(f"foreign must be 'keep' or 'raise', not {foreign!r}")
         limits = limits if limits is not None else Limits()
-        source = open_source(file)
         self._arguments = (file, foreign, limits)
         self._limits = limits
         self._table: NameTable | None = None
+        self._container: Container = open_checkpoint(file, limits)
         try:
-            self._container: Container = open_container(source, limits)
             contents = self._container.read(LazyFactory)
             if foreign == "raise":
-                refuse_foreign(contents, source.name)
+                refuse_foreign(contents, self._container.name)
         except BaseException:
-            source.close()
+            self._container.close()
             raise
-        self.path = source.name
+        self.path = self._container.name
         self.root: Any = contents.root
         self.globals: list[Name] = contents.globals
         self.foreign: list[Name] = contents.foreign
         self.metadata: dict[str, str] = contents.metadata or {}
         self.format: str = self._container.format
         self._pickle_nbytes = contents.pickle_nbytes
+        self._parts_of = contents.parts_of
 
     def _names(self) -> NameTable:
         if self._table is None:
             try:
-                self._table = NameTable(self.root, _is_tensor, self._limits, self._pickle_nbytes)
+                self._table = NameTable(
+                    self.root, _is_tensor, self._limits, self._pickle_nbytes, self._parts_of
+                )
             except TorchZipError as error:
                 error.at(path=self.path)
                 raise
@@ -278,7 +275,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
-        self._container.source.close()
+        self._container.close()
 
     def __enter__(self) -> Self:
         return self

@@ -9,16 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.containers import (
-    Container,
-    OpenStorage,
-    open_container,
-    refuse_foreign,
-)
-from torchzip.checkpoint.lazy import File, Foreign
+from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import TorchZipError
 from torchzip.files.crc import crc32_short, wrong_crc
-from torchzip.files.source import FileObjectSource, FileSource, MmapSource, open_source
+from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
+from torchzip.formats.base import FileContainer, OpenStorage, refuse_foreign
+from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype
@@ -43,15 +39,31 @@ class EagerStorage(ArrayStorage):
         self.origin = origin
 
 
+class Mappings:
+    """Files mapped into memory, each once."""
+
+    def __init__(self) -> None:
+        self._maps: dict[str, MmapSource] = {}
+
+    def view(self, source: Source, offset: int, nbytes: int) -> memoryview:
+        """Return bytes of a file in place, read-only."""
+        file, place = file_place(source, offset)
+        assert isinstance(file, FileSource)
+        mapped = self._maps.get(file.path)
+        if mapped is None:
+            mapped = self._maps[file.path] = MmapSource(file.path)
+        return mapped.view(place, nbytes)
+
+
 class EagerFactory:
     """Makes arrays over memory that `fill` reads into afterwards.
 
-    With ``mapping``, stored bytes are views of the mapped file, read-only.
+    With ``mappings``, stored bytes are views of the mapped files, read-only.
     """
 
-    def __init__(self, open_storage: OpenStorage, mapping: MmapSource | None) -> None:
+    def __init__(self, open_storage: OpenStorage, mappings: Mappings | None) -> None:
         self._open = open_storage
-        self._mapping = mapping
+        self._mappings = mappings
         self._to_fill: list[EagerStorage] = []
         self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
 
@@ -59,10 +71,10 @@ class EagerFactory:
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         origin = self._open(key, torch_dtype, nbytes, location)
-        if self._mapping is not None and isinstance(origin, SpanStorage):
+        if self._mappings is not None and isinstance(origin, SpanStorage):
             span = origin.span()
             if span is not None:
-                view = self._mapping.view(span[1], nbytes)
+                view = self._mappings.view(*span, nbytes)
                 return EagerStorage(origin, np.frombuffer(view, np.uint8))
         # Not more than the record that is there, or its deflated size times the cap.
         try:
@@ -176,28 +188,26 @@ def load(
     if mmap and not isinstance(file, str | os.PathLike):
         raise TypeError("mmap=True needs a path, not a file object")
     limits = limits if limits is not None else Limits()
-    source = open_source(file)
+    container = open_checkpoint(file, limits)
     try:
-        container: Container = open_container(source, limits)
-        mapping = MmapSource(source.path) if mmap and isinstance(source, FileSource) else None
-        factory: EagerFactory | None = None
+        mappings = Mappings() if mmap else None
+        factories: list[EagerFactory] = []
 
         def make_factory(open_storage: OpenStorage) -> EagerFactory:
-            nonlocal factory
-            factory = EagerFactory(open_storage, mapping)
-            return factory
+            factories.append(EagerFactory(open_storage, mappings))
+            return factories[-1]
 
         contents = container.read(make_factory)
         if foreign == "raise":
-            refuse_foreign(contents, source.name)
-        assert factory is not None
+            refuse_foreign(contents, container.name)
         try:
-            factory.fill(verify)
+            for factory in factories:
+                factory.fill(verify)
         except TorchZipError as error:
-            error.at(path=source.name)
+            error.at(path=container.name)
             raise
-        if isinstance(source, FileObjectSource):
-            source.move_to(container.end)  # where another checkpoint may follow
+        if isinstance(container, FileContainer) and isinstance(container.source, FileObjectSource):
+            container.source.move_to(container.end)  # where another checkpoint may follow
     finally:
-        source.close()
+        container.close()
     return contents.root

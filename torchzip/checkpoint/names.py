@@ -7,13 +7,36 @@ describe more paths than any memory holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torchzip.errors import FormatError, LimitError
+from torchzip.formats.base import Child, PartsOf
 from torchzip.limits import Limits
 from torchzip.tensors.rebuild import OTHER_TENSORS
 from torchzip.types import ForeignObject
+
+
+def module_parts(value: ForeignObject) -> list[Child] | None:
+    """Return what the ``state_dict()`` of a pickled ``nn.Module`` has; None for other objects.
+
+    That is, as torch 2.13 goes about it: its parameters, its buffers but for those that are not
+    persistent, then its submodules. Other tensors among its attributes have no name.
+    """
+    state = value.state
+    if type(state) is not dict:
+        return None
+    kinds = [state.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
+    if not all(isinstance(kind, dict) for kind in kinds):
+        return None
+    skipped = state.get("_non_persistent_buffers_set") or ()
+    return [
+        (name, f".state[{kind!r}]{step}", child)
+        for kind, held in zip(("_parameters", "_buffers", "_modules"), kinds, strict=True)
+        for name, step, child in children(held)
+        if not (kind == "_buffers" and isinstance(skipped, set | list) and name in skipped)
+    ]
 
 
 class NameTable:
@@ -28,8 +51,10 @@ class NameTable:
         is_leaf: Callable[[Any], bool],
         limits: Limits,
         pickle_nbytes: int,
+        parts_of: PartsOf | None = None,
     ) -> None:
         self._limits = limits
+        self._parts_of = parts_of or module_parts
         self._is_leaf = is_leaf
         self._bound = 1
         self._budget = max(limits.names_nbytes, pickle_nbytes)
@@ -46,7 +71,7 @@ class NameTable:
             if all(is_leaf(value) and not isinstance(value, ForeignObject) for value in values):
                 self.names = dict(root)  # a flat state dict: its keys are the names
                 return
-        leading, leaves = _leading_to_leaves(root, is_leaf)
+        leading, leaves = _leading_to_leaves(root, is_leaf, self._children)
         self._expansions = len(leading) + limits.shared_names
         self._bound = leaves + limits.shared_names
         if id(root) in leading:
@@ -60,10 +85,14 @@ class NameTable:
                 f"root{self._conflicts[name]}; take them from the checkpoint's root"
             )
 
+    def _children(self, value: Any) -> Iterable[Child]:
+        parts = self._parts_of(value) if isinstance(value, ForeignObject) else None
+        return children(value) if parts is None else parts
+
     def _walk(self, root: Any, leading: set[int]) -> None:
         # Each frame: the children still to come, the name so far, the place so far, and the
         # container's id, to see cycles.
-        stack = [(children(root), "", "", id(root))]
+        stack = [(iter(self._children(root)), "", "", id(root))]
         on_path = {id(root)}
         while stack:
             items, prefix, place, own = stack[-1]
@@ -79,7 +108,9 @@ class NameTable:
                             "shared_names", self._limits.shared_names + 1, self._limits.shared_names
                         )
                     self._charge(len(prefix) + len(key) + 1 + len(place) + len(step))
-                    stack.append((children(child), f"{prefix}{key}.", place + step, id(child)))
+                    stack.append(
+                        (self._children(child), f"{prefix}{key}.", place + step, id(child))
+                    )
                     on_path.add(id(child))
                     break
             else:
@@ -104,13 +135,13 @@ class NameTable:
             raise LimitError("shared_names", len(table), self._limits.shared_names)
 
 
-def children(value: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield (name, place, child) for what a container holds; nothing for other values."""
+def children(value: Any) -> Iterator[Child]:
+    """Yield what a container holds; nothing for other values."""
     if isinstance(value, dict):
         for key in value:
             text = _text(key)
             yield text, f"[{key!r}]" if type(key) is str else f"[{text}]", value[key]
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | deque):
         for index, item in enumerate(value):
             yield str(index), f"[{index}]", item
     elif isinstance(value, ForeignObject):
@@ -145,7 +176,9 @@ def _text(key: Any) -> str:
         return f"<{type(key).__name__}>"
 
 
-def _leading_to_leaves(root: Any, is_leaf: Callable[[Any], bool]) -> tuple[set[int], int]:
+def _leading_to_leaves(
+    root: Any, is_leaf: Callable[[Any], bool], children: Callable[[Any], Iterable[Child]]
+) -> tuple[set[int], int]:
     """Return the ids of containers from which a leaf can be reached, and the number of leaves."""
     parents: dict[int, list[int]] = {}
     leading: list[int] = []
@@ -160,7 +193,7 @@ def _leading_to_leaves(root: Any, is_leaf: Callable[[Any], bool]) -> tuple[set[i
             if is_leaf(child) or _is_other(child):
                 direct = True
                 leaves.add(id(child))
-            elif isinstance(child, dict | list | tuple | ForeignObject):
+            elif isinstance(child, dict | list | tuple | deque | ForeignObject):
                 parents.setdefault(id(child), []).append(own)
                 if id(child) not in seen:
                     seen[id(child)] = child

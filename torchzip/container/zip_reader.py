@@ -79,7 +79,7 @@ class ZipReader:
     """
 
     def __init__(self, source: Source, limits: Limits) -> None:
-        self._source = source
+        self.source = source
         self._limits = limits
         self._data_offsets: dict[str, int] = {}
         try:
@@ -92,7 +92,7 @@ class ZipReader:
 
     def _find_directory(self) -> tuple[int, int, int]:
         """Return offset, size and number of entries of the one central directory."""
-        source = self._source
+        source = self.source
         tail_nbytes = min(source.size, 22 + 0xFFFF)
         base = source.size - tail_nbytes
         tail = bytes(source.read_at(base, tail_nbytes))
@@ -124,7 +124,7 @@ class ZipReader:
         end = base + at  # where the directory must end
         locator_at = end - _LOCATOR.size
         locator = (
-            _LOCATOR.unpack(self._source.read_at(locator_at, _LOCATOR.size))
+            _LOCATOR.unpack(self.source.read_at(locator_at, _LOCATOR.size))
             if locator_at >= 0
             else None
         )
@@ -135,7 +135,7 @@ class ZipReader:
                     f"the zip64 locator points to byte {end_64:,}, where no end record can be",
                     offset=locator_at,
                 )
-            row = _END_64.unpack(self._source.read_at(end_64, _END_64.size))
+            row = _END_64.unpack(self.source.read_at(end_64, _END_64.size))
             magic, length, _, _, disk_64, first_64, on_disk_64, count_64, nbytes_64, offset_64 = row
             if magic != b"PK\6\6" or end_64 + 12 + length != locator_at:
                 raise ArchiveError(
@@ -175,7 +175,7 @@ class ZipReader:
     def _parse_directory(
         self, start: int, nbytes: int, count: int
     ) -> tuple[str, dict[str, int], tuple[list[int], ...]]:
-        data = bytes(self._source.read_at(start, nbytes))
+        data = bytes(self.source.read_at(start, nbytes))
         if count == 0:
             raise ArchiveError("the archive is empty; a checkpoint has at least data.pkl")
         places = _chain_fast(data, count)
@@ -292,9 +292,7 @@ class ZipReader:
         return Entry(name, *(column[row] for column in self._columns))
 
     def _missing(self, name: str) -> ArchiveError:
-        return ArchiveError(
-            f"the archive has no record {name}", path=self._source.name, record=name
-        )
+        return ArchiveError(f"the archive has no record {name}", path=self.source.name, record=name)
 
     def size_of(self, name: str) -> tuple[int, int, int]:
         """Return size, CRC and method of a record; a stored one has the bytes that it claims."""
@@ -310,8 +308,8 @@ class ZipReader:
         """Return the Source and the offset of the bytes of a stored record."""
         span = self.stored_span(record)
         if span is None:
-            raise ArchiveError("the record is deflated", path=self._source.name, record=record)
-        return self._source, span[0]
+            raise ArchiveError("the record is deflated", path=self.source.name, record=record)
+        return self.source, span[0]
 
     def __contains__(self, name: object) -> bool:
         return name in self._index
@@ -329,17 +327,17 @@ class ZipReader:
     def _read_local(self, entry: Entry) -> int:
         def broken(message: str) -> ArchiveError:
             return ArchiveError(
-                message, path=self._source.name, record=entry.name, offset=entry.header_offset
+                message, path=self.source.name, record=entry.name, offset=entry.header_offset
             )
 
-        fixed = self._source.read_at(entry.header_offset, _LOCAL.size)
+        fixed = self.source.read_at(entry.header_offset, _LOCAL.size)
         (magic, _, flags, method, _, _, crc, compressed, size, name_length, extra_length) = (
             _LOCAL.unpack(fixed)
         )
         if magic != b"PK\3\4":
             raise broken(f"no local header here, but {bytes(magic)!r}")
         wanted = f"{self.root}/".encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
-        name = bytes(self._source.read_at(entry.header_offset + 30, name_length))
+        name = bytes(self.source.read_at(entry.header_offset + 30, name_length))
         if name != wanted:
             raise broken(f"the local header names {_show(name)}, the directory {_show(wanted)}")
         if method != entry.method or (flags ^ entry.flags) & 0x2041:
@@ -368,20 +366,20 @@ class ZipReader:
         entry = self.entry(name)
         bound: int = getattr(self._limits, limit)
         if entry.nbytes > bound:
-            raise LimitError(limit, entry.nbytes, bound, path=self._source.name, record=name)
+            raise LimitError(limit, entry.nbytes, bound, path=self.source.name, record=name)
         if entry.method == STORED:
-            data = bytes(self._source.read_at(self.data_offset(name), self._stored_nbytes(entry)))
+            data = bytes(self.source.read_at(self.data_offset(name), self._stored_nbytes(entry)))
         else:
             data = b"".join(self.inflate(name))
         if entry.crc and crc32(data) != entry.crc:
-            raise wrong_crc(crc32(data), entry.crc, name, self._source.name)
+            raise wrong_crc(crc32(data), entry.crc, name, self.source.name)
         return data
 
     def _stored_nbytes(self, entry: Entry) -> int:
         if entry.nbytes != entry.compressed_nbytes:
             raise ArchiveError(
                 f"a stored record of {entry.nbytes:,} bytes takes {entry.compressed_nbytes:,}",
-                path=self._source.name,
+                path=self.source.name,
                 record=entry.name,
             )
         return entry.nbytes
@@ -401,14 +399,14 @@ class ZipReader:
                 "deflate_ratio",
                 entry.nbytes // max(1, entry.compressed_nbytes),
                 self._limits.deflate_ratio,
-                path=self._source.name,
+                path=self.source.name,
                 record=name,
             )
 
     def inflate(self, name: str) -> Iterator[bytes]:
         """Yield the content of a deflated record in blocks, exactly its declared size."""
         entry = self.entry(name)
-        source = self._source
+        source = self.source
 
         def broken(message: str) -> ArchiveError:
             return ArchiveError(message, path=source.name, record=name)

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 from torchzip.errors import FormatError
 
 Buffer = bytes | bytearray | memoryview
+#: What users may give for a file.
+File = str | os.PathLike[str] | BinaryIO
 
 
 @runtime_checkable
@@ -235,7 +237,40 @@ class MmapSource:
         """Nothing: the mapping lives as long as the last view of it."""
 
 
-def open_source(file: str | os.PathLike[str] | BinaryIO) -> FileSource | FileObjectSource:
+class PartSource:
+    """A run of bytes of another Source, as a Source of its own: a checkpoint inside a file."""
+
+    def __init__(self, base: Source, start: int, nbytes: int, name: str) -> None:
+        if start < 0 or nbytes < 0 or start + nbytes > base.size:
+            raise _outside(base.name, start, nbytes, base.size)
+        self.base = base
+        self.start = start
+        self.size = nbytes
+        self.name = name
+
+    def read_at(self, offset: int, nbytes: int) -> Buffer:
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise _outside(self.name, offset, nbytes, self.size)
+        return self.base.read_at(self.start + offset, nbytes)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        if offset < 0 or offset + out.nbytes > self.size:
+            raise _outside(self.name, offset, out.nbytes, self.size)
+        self.base.read_into(self.start + offset, out)
+
+    def close(self) -> None:
+        """Nothing: the other Source belongs to whoever opened it."""
+
+
+def file_place(source: Source, offset: int) -> tuple[Source, int]:
+    """Return the whole file and the place in it of a place in a Source."""
+    while isinstance(source, PartSource):
+        offset += source.start
+        source = source.base
+    return source, offset
+
+
+def open_source(file: File) -> FileSource | FileObjectSource:
     """Return a Source for a path or a binary file object with ``read`` and ``seek``."""
     if isinstance(file, str | os.PathLike):
         return FileSource(file)

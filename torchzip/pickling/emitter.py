@@ -405,7 +405,10 @@ class Emitter:
     def _foreign(self, value: ForeignObject) -> None:
         """Write the opcodes that gave a foreign object when it was read."""
         if value.how == "name":
-            self.name(value.module, value.name)
+            if value.module == "copyreg" and value.name.startswith("extension "):
+                self._extension(int(value.name.removeprefix("extension ")))
+            else:
+                self.name(value.module, value.name)
             return
         if self.written(id(value)):
             return
@@ -427,9 +430,21 @@ class Emitter:
         self.put_object(value)
         if isinstance(value.items, dict):
             self._iterated(iter(value.items.items()), pairs=True)
+        elif isinstance(value.items, set):
+            self.refuse("items that are added to a set")
+            self.write(b"(")
+            self._items(value.items)
+            self.write(b"\x90")
         elif value.items:
             self._iterated(iter(value.items), pairs=False)
         self._state(value, value.state, value.setter)
+
+    def _extension(self, code: int) -> None:
+        """Write a code of ``copyreg``'s registry. It never gets a number."""
+        self.refuse("an extension code")
+        nbytes = 1 if code < 256 else 2 if code < 65536 else 4
+        opcode = {1: b"\x82", 2: b"\x83", 4: b"\x84"}[nbytes]
+        self.write(opcode + code.to_bytes(nbytes, "little"))
 
     def _other(self, value: Any) -> None:
         """Write a value of a type that has no method of its own here."""

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Any
 
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
 from torchzip.pickling.opcodes import BY_CODE
 from torchzip.pickling.python2 import python2_string, unquote
-from torchzip.pickling.table import Name, Shortcut, Table
+from torchzip.pickling.table import KEEP, Name, Shortcut, Table
 from torchzip.types import ForeignObject
 
 _U16 = struct.Struct("<H").unpack_from
@@ -69,6 +69,8 @@ class Interpreter:
         self._limits = limits
         self._record = record
         self._names: dict[Name, Any] = {}
+        # Objects that a state will make something else of, by id, with their memo numbers.
+        self._awaiting: dict[int, tuple[ForeignObject, int]] = {}
         self._trigger: Any = _NOTHING
         self._shortcut: Shortcut | None = None
         self._protocol = 0
@@ -162,6 +164,8 @@ class Interpreter:
             elif op == 0x52:  # REDUCE
                 args = pop()
                 stack[-1] = self._call(stack[-1], args)
+                if type(stack[-1]) is ForeignObject:
+                    self._await_build(stack[-1], position, len(memo))
             elif op == 0x74:  # TUPLE
                 items = stack
                 stack = _under_mark(below)
@@ -222,10 +226,12 @@ class Interpreter:
                 self._append(stack[-1], items)
             elif op == 0x62:  # BUILD
                 state = pop()
-                self._build(stack[-1], state)
+                stack[-1] = self._build(stack[-1], state, memo)
             elif op == 0x81:  # NEWOBJ
                 args = pop()
                 stack[-1] = self._new(stack[-1], args, None)
+                if type(stack[-1]) is ForeignObject:
+                    self._await_build(stack[-1], position, len(memo))
             elif op == 0x2E:  # STOP
                 value = pop()
                 if below:
@@ -295,10 +301,8 @@ class Interpreter:
                     self._table.keys(item)
                 if op == 0x91:
                     push(frozenset(items))
-                elif type(stack[-1]) is set:
-                    stack[-1].update(items)
                 else:
-                    raise PickleError(f"ADDITEMS on {_kind(stack[-1])}")
+                    self._add_items(stack[-1], items)
             elif op == 0x30:  # POP
                 if stack:
                     self._dropped(stack.pop(), stack)
@@ -376,7 +380,11 @@ class Interpreter:
                     push(line.decode("raw-unicode-escape"))
                 except UnicodeDecodeError:
                     raise PickleError(f"{line[:40]!r} is no text") from None
-            elif op in BY_CODE:  # EXT1, EXT2, EXT4, NEXT_BUFFER, READONLY_BUFFER
+            elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
+                nbytes = 1 << (op - 0x82)
+                push(self._extension(int.from_bytes(self._bytes(position, nbytes), "little")))
+                position += nbytes
+            elif op in BY_CODE:  # NEXT_BUFFER, READONLY_BUFFER
                 raise UnsupportedError(
                     f"opcode {BY_CODE[op].name} refers to something outside the file"
                 )
@@ -449,7 +457,9 @@ class Interpreter:
         if callee.how == "name":
             handler = self._table.calls.get((callee.module, callee.name))
             if handler is not None:
-                return handler(args)
+                made = handler(args)
+                if made is not KEEP:
+                    return made
         module, name = callee.module, callee.name
         if (module, name) == ("builtins", "getattr") and len(args) == 2:
             # Protocol 2 writes a nested class as getattr(Outer, "Inner"). It is better called
@@ -471,10 +481,39 @@ class Interpreter:
         if not args and not kwargs and callee.how == "name":
             handler = self._table.calls.get((callee.module, callee.name))
             if handler is not None:
-                return handler(())
+                made = handler(())
+                if made is not KEEP:
+                    return made
         return ForeignObject(
             callee.module, callee.name, args, kwargs or None, callee=callee, how="new"
         )
+
+    def _extension(self, code: int) -> ForeignObject:
+        """Return what stands for a code of ``copyreg``'s registry, which is not in the file."""
+        if not 0 < code < 1 << 31:
+            raise PickleError(f"extension code {code}")
+        key = ("copyreg", f"extension {code}")
+        made: ForeignObject = self._names.setdefault(key, ForeignObject(*key))
+        return made
+
+    def _await_build(self, made: ForeignObject, position: int, memo_size: int) -> None:
+        """Note under which number an object is put if a state makes something else of it."""
+        if (made.module, made.name) not in self._table.builds:
+            return
+        # Its put follows at once, before the state.
+        data = self._data
+        op = data[position : position + 1]
+        if op == b"q":
+            number = data[position + 1]
+        elif op == b"r":
+            number = _U32(data, position + 1)[0]
+        elif op == b"p":
+            number = self._decimal(self._line(position + 1)[0])
+        elif op == b"\x94":
+            number = memo_size
+        else:
+            return
+        self._awaiting[id(made)] = (made, number)
 
     def _dropped(self, value: Any, stack: list[Any]) -> None:
         """Keep what a state setter was called with.
@@ -497,7 +536,7 @@ class Interpreter:
     # -- containers --------------------------------------------------------------------------
 
     def _append(self, target: Any, items: list[Any]) -> None:
-        if type(target) is list:
+        if type(target) is list or type(target) is deque:
             target.extend(items)
         elif type(target) is ForeignObject and target.how != "name":
             if target.items is None:
@@ -527,11 +566,33 @@ class Interpreter:
                 self._table.keys(key)
             mapping[key] = next(pairs)
 
-    def _build(self, target: Any, state: Any) -> None:
+    def _add_items(self, target: Any, items: list[Any]) -> None:
+        if type(target) is ForeignObject and target.how != "name":
+            if target.items is None:
+                target.items = set()
+            if not isinstance(target.items, set):
+                raise UnsupportedError(f"{target!r} has items of two kinds")
+            target.items.update(items)
+        elif type(target) is set:
+            target.update(items)
+        else:
+            raise PickleError(f"ADDITEMS on {_kind(target)}")
+
+    def _build(self, target: Any, state: Any, memo: dict[int, Any]) -> Any:
+        """Give an object its state; return it, or what the two make together."""
         if type(target) is ForeignObject and target.how != "name":
             if target.state is not None:
                 raise UnsupportedError(f"{target!r} is given a state twice")
             target.state = state
+            handler = self._table.builds.get((target.module, target.name))
+            if handler is not None:
+                made = handler(target, state)
+                if made is not KEEP:
+                    # From here on it is the other; what met it before has the inert object.
+                    _, number = self._awaiting.pop(id(target), (None, -1))
+                    if memo.get(number) is target:
+                        memo[number] = made
+                    return made
         elif isinstance(target, OrderedDict) and type(state) is dict:
             # `module.state_dict()` carries its `_metadata` so.
             for key, value in state.items():
@@ -540,6 +601,7 @@ class Interpreter:
                 target.__dict__[key] = value
         else:
             raise UnsupportedError(f"BUILD on {_kind(target)} with {_kind(state)}")
+        return target
 
 
 def _under_mark(below: list[list[Any]]) -> list[Any]:

@@ -8,12 +8,20 @@ from typing import Any, NoReturn
 
 from torchzip.errors import PickleError
 from torchzip.pickling.keys import KeyCheck
+from torchzip.types import ForeignObject
 
 Name = tuple[str, str]
 #: A value and the position behind it, or None.
 Matched = tuple[Any, int] | None
 #: Carries out many opcodes at once: (data, position, memo) -> `Matched`.
 Shortcut = Callable[[bytes, int, dict[int, Any]], Matched]
+
+
+class Keep:
+    """What a handler of a `Table` returns to leave a call as it is: a ForeignObject."""
+
+
+KEEP = Keep()
 
 
 def _no_persistent_id(pid: Any) -> NoReturn:
@@ -25,15 +33,17 @@ class Table:
     """What the names of a file mean.
 
     ``values`` are names that stand for a value (``torch.float32``). ``calls`` take the argument
-    tuple of a REDUCE on a name. ``names`` are known and mean something only in a
-    place of their own, as storage classes do in persistent ids. ``persistent`` resolves a
-    persistent id. ``keys`` refuses keys that cost too much.
+    tuple of a REDUCE on a name, or of a NEWOBJ without arguments. ``builds`` take an object that
+    was made from a name, and the state of its BUILD. Both may give `KEEP`. ``names`` are known and
+    mean something only in a place of their own, as storage classes do in persistent ids.
+    ``persistent`` resolves a persistent id. ``keys`` refuses keys that cost too much.
     ``shortcut`` is for a call that occurs once for every tensor: the name that is called, and what
     makes, from the names met so far, a function that may carry out arguments and call at once.
     """
 
     values: Mapping[Name, Any] = field(default_factory=dict)
     calls: Mapping[Name, Callable[[tuple[Any, ...]], Any]] = field(default_factory=dict)
+    builds: Mapping[Name, Callable[[ForeignObject, Any], Any]] = field(default_factory=dict)
     names: frozenset[Name] = frozenset()
     persistent: Callable[[Any], Any] = _no_persistent_id
     keys: KeyCheck = field(default_factory=KeyCheck)
@@ -41,4 +51,6 @@ class Table:
 
     def knows(self, name: Name) -> bool:
         """Return whether a name is in the table."""
-        return name in self.values or name in self.calls or name in self.names
+        return (
+            name in self.values or name in self.calls or name in self.builds or name in self.names
+        )

@@ -1,0 +1,132 @@
+"""What a format gives to whoever opens a checkpoint: `Container`, and what its classes share.
+
+A container gives a `Factory` the storages that it asks for and runs the pickle; what the
+values are made of is the factory's affair.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torchzip.dtypes import DTYPES
+from torchzip.errors import TorchZipError, UnsafeGlobalError
+from torchzip.files.source import Source
+from torchzip.limits import Limits
+from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.table import Name
+from torchzip.tensors.rebuild import Factory, Rebuilder
+from torchzip.tensors.storage import TensorStorage
+from torchzip.types import ForeignObject
+
+#: (key, dtype of a typed storage, bytes, location) -> the storage in the file
+OpenStorage = Callable[[str, str | None, int, str], TensorStorage]
+#: A name, a place as messages show it, and what is there.
+Child = tuple[str, str, Any]
+#: What is named below an object that was not made; None for whatever it has.
+PartsOf = Callable[[ForeignObject], Iterable[Child] | None]
+MakeFactory = Callable[[OpenStorage], Factory]
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a container held: the object as it was saved, and what its pickle mentioned."""
+
+    root: Any
+    globals: list[Name]
+    foreign: list[Name]
+    pickle_nbytes: int
+    metadata: dict[str, str] | None = None
+    #: What is named below an object that was not made; None: as in a pickled ``nn.Module``.
+    parts_of: PartsOf | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCheck:
+    """One record that was read from end to end. ``crc_known`` is False if it has no CRC."""
+
+    name: str
+    nbytes: int
+    crc_known: bool
+
+
+class Container(Protocol):
+    """A checkpoint of one format, open.
+
+    ``name`` is what messages call it.
+    """
+
+    format: str
+    name: str
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        """Return the object; ``make_factory`` is called once for each file that has storages."""
+        ...
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        """Read every record from end to end; raise at the first that is damaged."""
+        ...
+
+    def close(self) -> None:
+        """Close what was opened. File objects belong to the caller."""
+        ...
+
+
+class FileContainer:
+    """A container that is one file. ``end`` is the byte behind it, where another may follow."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name = source.name
+        self.end = source.size
+
+    def close(self) -> None:
+        """Close the file, unless it was given as an object."""
+        self.source.close()
+
+
+def swap_nbytes(torch_dtype: str | None, byteorder: str) -> int:
+    """Return the unit in which a storage of that byte order is swapped; 1 is not at all."""
+    if byteorder == sys.byteorder or torch_dtype is None:
+        return 1
+    row = DTYPES[torch_dtype]
+    return row.itemsize // 2 if row.kind == "complex" else row.itemsize
+
+
+def read_pickle(
+    data: bytes,
+    open_storage: OpenStorage,
+    make_factory: MakeFactory,
+    limits: Limits,
+    *,
+    path: str,
+    record: str | None = None,
+    start: int = 0,
+) -> Contents:
+    """Run the pickle that begins at ``start`` of ``data``."""
+    rebuilder = Rebuilder(make_factory(open_storage))
+    interpreter = Interpreter(data, rebuilder.table, limits, record=record)
+    try:
+        root = interpreter.run(start)
+    except TorchZipError as error:
+        error.at(path=path)
+        raise
+    names = interpreter.globals
+    foreign = [name for name in names if not rebuilder.table.knows(name)]
+    return Contents(root, names, foreign, len(data) - start)
+
+
+def refuse_foreign(contents: Contents, path: str) -> None:
+    """Raise UnsafeGlobalError if the file names anything outside the table."""
+    if contents.foreign:
+        raise UnsafeGlobalError(contents.foreign, path=path)
+
+
+def read_blocks(source: Source, offset: int, nbytes: int) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(nbytes, 1 << 20)))
+    for start in range(offset, offset + nbytes, 1 << 20):
+        block = buffer[: min(1 << 20, offset + nbytes - start)]
+        source.read_into(start, block)
+        yield block

@@ -1,0 +1,176 @@
+"""The legacy stream of ``torch.save`` from 0.1.10 to 1.5: pickles, then storages, unframed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torchzip.errors import FormatError, LimitError, PickleError, TensorError, TorchZipError
+from torchzip.files.source import Source
+from torchzip.formats.base import (
+    Contents,
+    FileContainer,
+    MakeFactory,
+    RecordCheck,
+    read_blocks,
+    read_pickle,
+    swap_nbytes,
+)
+from torchzip.limits import Limits
+from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
+from torchzip.pickling.table import Name, Table
+from torchzip.tensors.rebuild import Rebuilder
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import SpanStorage, TensorStorage
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+
+
+class LegacyContainer(FileContainer):
+    """What ``torch.save`` wrote from 0.1.10 to 1.5: pickles, then storages, without framing.
+
+    The magic number, the version, a description of the writer, the object, the list of
+    storage keys: five pickles. Then for each key, in the order of that list, an i64 number of
+    elements and the bytes, little-endian. Their sizes are known from the persistent ids only,
+    so the object is interpreted once to find them and again to make it.
+    """
+
+    format = "legacy"
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        super().__init__(source)
+        self._limits = limits
+        self._offsets: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+        try:
+            self._find_storages()
+        except TorchZipError as error:
+            error.at(path=source.name)
+            raise
+
+    def _find_storages(self) -> None:
+        nbytes = min(self.source.size, 1 << 20)
+        while True:
+            data = bytes(self.source.read_at(0, nbytes))
+            try:
+                keys, itemsizes = self._run_pickles(data)
+                break
+            except TruncatedPickleError as error:
+                if nbytes + error.needed > self.source.size:
+                    raise PickleError(
+                        f"the pickles run past the end of the file ({self.source.size:,} bytes). "
+                        "It looks truncated; compare its size with the place it came from."
+                    ) from None
+                if nbytes >= self._limits.pickle_nbytes:
+                    raise LimitError(
+                        "pickle_nbytes", nbytes + error.needed, self._limits.pickle_nbytes
+                    ) from None
+                nbytes = min(self.source.size, max(nbytes * 4, nbytes + error.needed))
+        self._data = data[: self._pickle_end]
+        at = self._end
+        for key in keys:
+            if key not in self._sizes:
+                raise FormatError(f"the file lists storage {key[:100]!r}, which its object has not")
+            count = int.from_bytes(self.source.read_at(at, 8), "little", signed=True)
+            expected = self._sizes[key] // itemsizes[key]
+            if count != expected:
+                raise TensorError(
+                    f"storage {key} has {count:,} elements in the file and {expected:,} in the "
+                    "pickle",
+                    offset=at,
+                )
+            self._offsets[key] = at + 8
+            at += 8 + self._sizes[key]
+        missing = self._sizes.keys() - self._offsets.keys()
+        if missing:
+            raise FormatError(f"the file lacks storage {min(missing)!r}")
+        if at > self.source.size:
+            raise FormatError(
+                f"the storages end at byte {at:,}, the file has {self.source.size:,} bytes. It "
+                "looks truncated; compare its size with the place it came from."
+            )
+        self.end = at
+
+    def _run_pickles(self, data: bytes) -> tuple[list[str], dict[str, int]]:
+        """Interpret the five pickles; return the keys and the item size of each storage."""
+        header = Interpreter(data, Table(), self._limits)
+        header.run()
+        version = header.run(header.position)
+        if type(version) is not int or version != _LEGACY_VERSION:
+            raise FormatError("the version of the legacy format is not 1001")
+        header.run(header.position)
+        self._pickle_start = header.position
+        locating = _LocatingFactory(self.source.size)
+        interpreter = Interpreter(data, Rebuilder(locating).table, self._limits)
+        interpreter.run(self._pickle_start)
+        listed = Interpreter(data, Table(), self._limits)
+        keys = listed.run(interpreter.position)
+        self._pickle_end = interpreter.position
+        if type(keys) is not list or not all(type(key) is str for key in keys):
+            raise PickleError("the list of storage keys is no list of texts")
+        if len(set(keys)) != len(keys):
+            raise PickleError("the list of storage keys has a key twice")
+        self._end = listed.position
+        self._sizes = locating.sizes
+        return keys, locating.itemsizes
+
+    def open_storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        unit = swap_nbytes(torch_dtype, "little")
+        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        """Return the Source and the offset of a storage."""
+        return self.source, self._offsets[record]
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        return read_pickle(
+            self._data, self.open_storage, make_factory, self._limits,
+            path=self.name, start=self._pickle_start,
+        )  # fmt: skip
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        for key, nbytes in self._sizes.items():
+            for _ in read_blocks(self.source, self._offsets[key], nbytes):
+                pass
+            yield RecordCheck(f"storage {key}", nbytes, False)
+
+
+class _LocatingFactory:
+    """Makes nothing of the values; notes which storages there are."""
+
+    def __init__(self, size: int) -> None:
+        self.sizes: dict[str, int] = {}
+        self.itemsizes: dict[str, int] = {}
+        self._left = size
+
+    def storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        self._left -= nbytes
+        if self._left < 0:
+            raise TensorError(
+                f"storage {key} of {nbytes:,} bytes is more than the file still has. It looks "
+                "truncated; compare its size with the place it came from."
+            )
+        storage = SpanStorage(torch_dtype, nbytes, location, key, self)
+        self.sizes[key] = nbytes
+        self.itemsizes[key] = storage.itemsize
+        return storage
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        raise RuntimeError("the storage is not located yet")
+
+    def tensor(self, spec: TensorSpec) -> Any:
+        return spec
+
+    def spec_of(self, tensor: Any) -> TensorSpec | None:
+        return tensor if isinstance(tensor, TensorSpec) else None
+
+    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
+        return tensor
+
+    def other(self, name: Name, what: str, args: tuple[Any, ...]) -> Any:
+        return None

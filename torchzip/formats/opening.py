@@ -1,0 +1,97 @@
+"""Which format a file has, told by its content.
+
+A new format is a class beside this module with the members of `Container`, and a line here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchzip.container.zip_reader import ZipReader
+from torchzip.errors import FormatError, TorchZipError, UnsupportedError
+from torchzip.files.source import File, Source, open_source
+from torchzip.formats.base import Container
+from torchzip.formats.legacy import LEGACY_MAGIC, LegacyContainer
+from torchzip.formats.safetensors import SafetensorsContainer
+from torchzip.formats.zip import ZipContainer
+from torchzip.limits import Limits
+from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.table import Table
+
+
+def open_checkpoint(file: File, limits: Limits) -> Container:
+    """Return the container that a path or a file object is.
+
+    Raises
+    ------
+    TorchZipError, OSError
+        If it is no checkpoint; the message says what it looks like.
+    """
+    source = open_source(file)
+    try:
+        return open_container(source, limits)
+    except BaseException:
+        source.close()
+        raise
+
+
+def open_container(source: Source, limits: Limits) -> Container:
+    """Return the container that the bytes of one file are."""
+    head = bytes(source.read_at(0, min(source.size, 512)))
+    if head.startswith(b"PK\3\4"):
+        return _open_zip(ZipReader(source, limits), limits)
+    if head[:1] in (b"\x80", b"L") and _first_value(head, limits) == LEGACY_MAGIC:
+        return LegacyContainer(source, limits)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(source.size, 1 << 27):
+        return SafetensorsContainer(source, limits)
+    if head.startswith(b"PYTORCH1"):
+        raise UnsupportedError(
+            "a preview format of 2018, which torch itself refuses", path=source.name
+        )
+    if head[257:262] == b"ustar":
+        raise UnsupportedError(
+            "a tar file, as torch before 0.1.10 wrote; these are not read yet", path=source.name
+        )
+    raise FormatError(f"not a checkpoint: {_looks_like(head, source.size)}", path=source.name)
+
+
+def _open_zip(archive: ZipReader, limits: Limits) -> Container:
+    name = archive.source.name
+    if "constants.pkl" in archive:
+        raise UnsupportedError(
+            "a TorchScript archive (torch.jit.save); these are not read yet", path=name
+        )
+    if "archive_format" in archive:
+        raise UnsupportedError(
+            "a .pt2 archive (torch.export.save); these are not read yet", path=name
+        )
+    return ZipContainer(archive, limits)
+
+
+def _looks_like(head: bytes, size: int) -> str:
+    if not size:
+        return "the file is empty"
+    for magic, what in (
+        (b"version https://git-lfs", "a Git LFS pointer; the real file was not fetched"),
+        (b"GGUF", "a GGUF file"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"\x93NUMPY", "a .npy file; numpy.load reads it"),
+        (b"\x1f\x8b", "gzip-compressed; decompress it first"),
+        (b"PK\5\6", "an empty zip archive"),
+        (b"Rar!", "a RAR archive"),
+        (b"7z\xbc\xaf", "a 7z archive"),
+    ):
+        if head.startswith(magic):
+            return what
+    if head[:1] == b"\x80" and head[1:2] <= b"\5":
+        return "a pickle, but not one that torch.save wrote"
+    if head.lstrip()[:1] == b"<":
+        return "a web page or XML; the download may have failed"
+    return f"it begins with {head[:8]!r}"
+
+
+def _first_value(head: bytes, limits: Limits) -> Any:
+    try:
+        return Interpreter(head, Table(), limits).run()
+    except TorchZipError:
+        return None

@@ -1,0 +1,65 @@
+"""The safetensors format: a JSON header, and the bytes of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torchzip.container.safetensors import parse_header
+from torchzip.dtypes import DTYPES
+from torchzip.errors import TorchZipError
+from torchzip.files.source import Source
+from torchzip.formats.base import (
+    Contents,
+    FileContainer,
+    MakeFactory,
+    RecordCheck,
+    read_blocks,
+    swap_nbytes,
+)
+from torchzip.limits import Limits
+from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
+from torchzip.tensors.storage import SpanStorage, TensorStorage
+
+
+class SafetensorsContainer(FileContainer):
+    """A safetensors file: a flat dict of tensors, each with a storage of its own."""
+
+    format = "safetensors"
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        super().__init__(source)
+        self._entries, self._metadata = parse_header(source, limits)
+        self._rows = {entry.name: entry for entry in self._entries}
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        """Return the Source and the offset of a tensor."""
+        return self.source, self._rows[record].begin
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        def open_storage(
+            key: str, torch_dtype: str | None, nbytes: int, location: str
+        ) -> TensorStorage:
+            unit = swap_nbytes(self._rows[key].torch_dtype, "little")
+            return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+
+        factory = make_factory(open_storage)
+        root: dict[str, Any] = {}
+        for entry in self._entries:
+            typed = entry.torch_dtype if DTYPES[entry.torch_dtype].storage_class else None
+            storage = factory.storage(entry.name, typed, entry.end - entry.begin, "cpu")
+            stride = contiguous_stride(entry.shape)
+            spec = TensorSpec(entry.torch_dtype, entry.shape, stride, 0, storage)
+            try:
+                root[entry.name] = factory.tensor(check_spec(spec))
+            except TorchZipError as error:
+                error.at(path=self.name, record=entry.name)
+                raise
+        return Contents(root, [], [], 0, self._metadata)
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        for entry in self._entries:
+            nbytes = entry.end - entry.begin
+            for _ in read_blocks(self.source, entry.begin, nbytes):
+                pass
+            yield RecordCheck(entry.name, nbytes, False)

@@ -1,0 +1,114 @@
+"""The zip format of ``torch.save`` since 1.6: a pickle, and a record for each storage."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+
+from torchzip.container.zip_reader import STORED, ZipReader
+from torchzip.errors import ArchiveError, TensorError
+from torchzip.files.crc import crc32, wrong_crc
+from torchzip.formats.base import (
+    Contents,
+    FileContainer,
+    MakeFactory,
+    RecordCheck,
+    read_blocks,
+    read_pickle,
+    swap_nbytes,
+)
+from torchzip.limits import Limits
+from torchzip.tensors.storage import SpanStorage, StreamStorage, TensorStorage
+
+
+class ZipContainer(FileContainer):
+    """What ``torch.save`` writes since 1.6, and whatever was zipped again."""
+
+    format = "zip"
+    pickle_record = "data.pkl"
+
+    def __init__(self, archive: ZipReader, limits: Limits) -> None:
+        super().__init__(archive.source)
+        self._limits = limits
+        self._zip = archive
+        if self.pickle_record not in archive:
+            raise ArchiveError(
+                f"a zip archive without {self.pickle_record} is no checkpoint; it has "
+                + ", ".join(list(archive)[:5]),
+                path=self.name,
+            )
+        self._check_version()
+        self._byteorder = self._read_byteorder()
+        self._is_native = self._byteorder == sys.byteorder
+
+    def _text(self, name: str) -> bytes:
+        return self._zip.read(name, limit="text_nbytes")
+
+    def _check_version(self) -> None:
+        name = ".data/version" if ".data/version" in self._zip else "version"
+        text = self._text(name).strip()
+        digits = text[: len(text) - len(text.lstrip(b"0123456789"))]
+        if not digits or not 1 <= int(digits) <= 10:
+            raise ArchiveError(
+                f"format version {text[:20]!r}; versions 1 to 10 are known",
+                path=self.name,
+                record=name,
+            )
+
+    def _read_byteorder(self) -> str:
+        if "byteorder" not in self._zip:
+            return "little"  # releases before 2.1 wrote no such record
+        text = self._text("byteorder")
+        if text not in (b"little", b"big"):
+            raise ArchiveError(
+                f"byte order {text[:20]!r}; 'little' or 'big' was expected",
+                path=self.name,
+                record="byteorder",
+            )
+        return text.decode()
+
+    def open_storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return the storage in record ``data/<key>``, whose size must be ``nbytes``."""
+        name = f"data/{key}"
+        stored_nbytes, crc, method = self._zip.size_of(name)
+        if stored_nbytes != nbytes:
+            raise TensorError(
+                f"storage {key} has {stored_nbytes:,} bytes, the pickle says {nbytes:,}",
+                record=name,
+            )
+        unit = 1 if self._is_native else swap_nbytes(torch_dtype, self._byteorder)
+        if method == STORED:
+            return SpanStorage(torch_dtype, nbytes, location, name, self._zip, crc or None, unit)
+        self._zip.check_ratio(name)
+        return StreamStorage(
+            torch_dtype, nbytes, location,
+            inflate=functools.partial(self._zip.inflate, name),
+            crc=crc or None, swap_nbytes=unit, record=name,
+        )  # fmt: skip
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        data = self._zip.read(self.pickle_record)
+        return read_pickle(
+            data, self.open_storage, make_factory, self._limits,
+            path=self.name, record=self.pickle_record,
+        )  # fmt: skip
+
+    def check_record(self, name: str) -> RecordCheck:
+        """Read one record from end to end and compare its CRC."""
+        entry = self._zip.entry(name)
+        span = self._zip.stored_span(name)
+        blocks = self._zip.inflate(name) if span is None else read_blocks(self.source, *span)
+        found = 0
+        for block in blocks:
+            if entry.crc:
+                found = crc32(block, found)
+        if entry.crc and found != entry.crc:
+            raise wrong_crc(found, entry.crc, name, self.name)
+        return RecordCheck(name, entry.nbytes, bool(entry.crc) or not entry.nbytes)
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        for name in self._zip:
+            yield self.check_record(name)
