@@ -108,9 +108,8 @@ class NameTable:
                             "shared_names", self._limits.shared_names + 1, self._limits.shared_names
                         )
                     self._charge(len(prefix) + len(key) + 1 + len(place) + len(step))
-                    stack.append(
-                        (self._children(child), f"{prefix}{key}.", place + step, id(child))
-                    )
+                    below = iter(self._children(child))
+                    stack.append((below, f"{prefix}{key}.", place + step, id(child)))
                     on_path.add(id(child))
                     break
             else:
