@@ -35,3 +35,6 @@ class Limits:
     names_nbytes: int = 32 << 20
     #: Bytes of the JSON header of a safetensors file; the package stops at 100 MB as well.
     header_nbytes: int = 100_000_000
+    #: Bytes of all class definitions of a TorchScript archive that are looked at; the largest seen
+    #: have a few MB.
+    code_nbytes: int = 32 << 20

@@ -173,7 +173,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     ``root`` is the object as it was saved, every tensor in it a LazyTensor (inside a
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
     name) that it mentions, ``foreign`` those that torchzip does not know, ``metadata`` the texts of
-    a safetensors file.
+    a safetensors file. ``constants`` are those of a TorchScript archive, which its code refers to
+    by their position and which have no names; an empty tuple for other formats.
 
     It holds the file open; `close` it, or use it as a context manager. Tensors cannot be read
     after that.
@@ -195,6 +196,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self._container: Container = open_checkpoint(file, limits)
         try:
             contents = self._container.read(LazyFactory)
+            constants = contents.read_constants() if contents.read_constants is not None else None
+            if constants is not None:
+                contents.globals = _merged(contents.globals, constants.globals)
+                contents.foreign = _merged(contents.foreign, constants.foreign)
             if foreign == "raise":
                 refuse_foreign(contents, self._container.name)
         except BaseException:
@@ -205,6 +210,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self.globals: list[Name] = contents.globals
         self.foreign: list[Name] = contents.foreign
         self.metadata: dict[str, str] = contents.metadata or {}
+        self.constants: tuple[Any, ...] = () if constants is None else constants.root
         self.format: str = self._container.format
         self._pickle_nbytes = contents.pickle_nbytes
         self._parts_of = contents.parts_of
@@ -296,6 +302,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
         return self is other
 
     __hash__ = object.__hash__
+
+
+def _merged(names: list[Name], more: list[Name]) -> list[Name]:
+    return list(dict.fromkeys([*names, *more]))
 
 
 def _is_tensor(value: Any) -> bool:

@@ -41,6 +41,8 @@ class Contents:
     metadata: dict[str, str] | None = None
     #: What is named below an object that was not made; None: as in a pickled ``nn.Module``.
     parts_of: PartsOf | None = None
+    #: Reads the constants of a TorchScript archive: a tuple, as the root of Contents of their own.
+    read_constants: Callable[[], Contents] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,10 @@ def read_pickle(
     path: str,
     record: str | None = None,
     start: int = 0,
+    rebuilder_type: type[Rebuilder] = Rebuilder,
 ) -> Contents:
     """Run the pickle that begins at ``start`` of ``data``."""
-    rebuilder = Rebuilder(make_factory(open_storage))
+    rebuilder = rebuilder_type(make_factory(open_storage))
     interpreter = Interpreter(data, rebuilder.table, limits, record=record)
     try:
         root = interpreter.run(start)

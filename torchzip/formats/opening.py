@@ -13,6 +13,7 @@ from torchzip.files.source import File, Source, open_source
 from torchzip.formats.base import Container
 from torchzip.formats.legacy import LEGACY_MAGIC, LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
+from torchzip.formats.torchscript import TorchScriptContainer
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
@@ -58,8 +59,12 @@ def open_container(source: Source, limits: Limits) -> Container:
 def _open_zip(archive: ZipReader, limits: Limits) -> Container:
     name = archive.source.name
     if "constants.pkl" in archive:
+        return TorchScriptContainer(archive, limits)
+    if "model.json" in archive:
         raise UnsupportedError(
-            "a TorchScript archive (torch.jit.save); these are not read yet", path=name
+            "a TorchScript archive as torch before 1.4 wrote (it has model.json); load it with "
+            "torch.jit.load and save it again with torch.jit.save",
+            path=name,
         )
     if "archive_format" in archive:
         raise UnsupportedError(

@@ -453,7 +453,10 @@ class Interpreter:
         if type(callee) is not ForeignObject:
             raise PickleError(f"a call of {_kind(callee)}, which is no name")
         if not isinstance(args, tuple):
-            raise PickleError(f"a call with {_kind(args)} for its arguments")
+            prefix = self._table.one_value
+            if prefix is None or not callee.module.startswith(prefix):
+                raise PickleError(f"a call with {_kind(args)} for its arguments")
+            args = (args,)
         if callee.how == "name":
             handler = self._table.calls.get((callee.module, callee.name))
             if handler is not None:
