@@ -35,6 +35,10 @@ DtypeRules = str | Sequence[tuple[str, str]] | None
 
 ZIP_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
+#: Sources of which a zip gets the tensors by their names: the object around them is none, or is
+#: made of classes that exist in its own archive only, and torch.load could not make it.
+_STATE_DICTS_ONLY = ("safetensors", "torchscript")
+
 #: The key under which ties are kept in the metadata of a safetensors file, as JSON.
 ALIASES_KEY = "torchzip.aliases"
 
@@ -180,14 +184,17 @@ def _plan_safetensors(
     head, order = build_header(
         ((row.name, row.to_dtype, row.shape) for row in planned if row.alias_of is None), metadata
     )
-    lost = list(_lost_values(checkpoint)) + _lost_ties(tensors, sources)
+    lost = list(_lost_values(checkpoint, tensors)) + _lost_ties(tensors, sources)
     return Plan("safetensors", planned, lost, head, [sources[name] for name in order])
 
 
-def _lost_values(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield what is in the object and is no tensor: safetensors holds tensors only."""
+def _lost_values(checkpoint: Checkpoint, tensors: dict[str, LazyTensor]) -> Iterator[str]:
+    """Yield what is in the object and has no name of a tensor: only those are written."""
     if checkpoint.format == "safetensors":
         return
+    named = {_layout(tensor.spec) for tensor in tensors.values()}
+    for index in range(len(checkpoint.constants)):
+        yield f"constants.{index}: a constant of the code"
     for name in checkpoint.others:
         yield f"{name}: a tensor of a kind that is not read yet"
     others = {id(value) for value in checkpoint.others.values()}
@@ -195,6 +202,9 @@ def _lost_values(checkpoint: Checkpoint) -> Iterator[str]:
     todo: list[tuple[str, Any]] = [("", checkpoint.root)]
     while todo:
         path, value = todo.pop()
+        tensor = value.data if isinstance(value, Parameter) else value
+        if isinstance(tensor, LazyTensor) and _layout(tensor.spec) not in named:
+            yield f"{path}: a tensor that the state dict does not name"
         if isinstance(value, LazyTensor | Parameter) or id(value) in others:
             continue
         if isinstance(value, dict | list | tuple) or (
@@ -237,8 +247,10 @@ def _plan_zip(
 ) -> Plan:
     casts = _Casts(checkpoint, tensors, rule)
     root = checkpoint.root
-    if checkpoint.format == "safetensors":
+    lost: list[str] = []
+    if checkpoint.format in _STATE_DICTS_ONLY:
         root = dict(tensors)
+        lost += _lost_values(checkpoint, tensors)
     keys = StorageKeys()
     try:
         structure = Structure(root, keys, place_arrays, spec_of=casts.apply)
@@ -257,7 +269,7 @@ def _plan_zip(
                 None if holder == name else holder,
             )
         )  # fmt: skip
-    return Plan("zip", planned, [], structure.pickle, keys.order, structure.refused)
+    return Plan("zip", planned, lost, structure.pickle, keys.order, structure.refused)
 
 
 class _Casts:

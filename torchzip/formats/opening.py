@@ -12,6 +12,7 @@ from torchzip.errors import FormatError, TorchZipError, UnsupportedError
 from torchzip.files.source import File, Source, open_source
 from torchzip.formats.base import Container
 from torchzip.formats.legacy import LEGACY_MAGIC, LegacyContainer
+from torchzip.formats.pt2 import OldPt2Container, Pt2Container
 from torchzip.formats.safetensors import SafetensorsContainer
 from torchzip.formats.torchscript import TorchScriptContainer
 from torchzip.formats.zip import ZipContainer
@@ -40,6 +41,8 @@ def open_container(source: Source, limits: Limits) -> Container:
     """Return the container that the bytes of one file are."""
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head.startswith(b"PK\3\4"):
+        if _first_record(head) == OldPt2Container.needed_record.encode():
+            return OldPt2Container(ZipReader(source, limits, in_folder=False), limits)
         return _open_zip(ZipReader(source, limits), limits)
     if head[:1] in (b"\x80", b"L") and _first_value(head, limits) == LEGACY_MAGIC:
         return LegacyContainer(source, limits)
@@ -66,11 +69,14 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
             "torch.jit.load and save it again with torch.jit.save",
             path=name,
         )
-    if "archive_format" in archive:
-        raise UnsupportedError(
-            "a .pt2 archive (torch.export.save); these are not read yet", path=name
-        )
+    if Pt2Container.needed_record in archive:
+        return Pt2Container(archive, limits)
     return ZipContainer(archive, limits)
+
+
+def _first_record(head: bytes) -> bytes:
+    """Return the name in the local header that a zip archive begins with."""
+    return head[30 : 30 + int.from_bytes(head[26:28], "little")]
 
 
 def _looks_like(head: bytes, size: int) -> str:
