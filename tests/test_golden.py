@@ -17,7 +17,7 @@ import torchzip as tz
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 #: Files of kinds that are not read yet.
-LATER = {"script.pt", "whole-module.pt"}
+LATER = {"whole-module.pt"}
 #: Files with a tensor of such a kind beside the others: lazily only.
 LAZY_ONLY = {"sparse.pt", "quant.pt"}
 CASES = [
@@ -63,7 +63,8 @@ def test_lazy(release: str, file: str) -> None:
             assert hex_of(tensor.numpy()) == expected(release, file, name, told)
         report = ckpt.verify()
         assert report.tensors == len(rows)
-        assert ckpt.format == ("legacy" if "legacy" in file else "zip")
+        formats = {"legacy": "legacy" in file, "torchscript": file == "script.pt", "zip": True}
+        assert ckpt.format == next(name for name, is_it in formats.items() if is_it)
 
 
 @pytest.mark.parametrize("mmap", [False, True])
@@ -91,6 +92,8 @@ def reach(root: Any, name: str) -> Any:
         if isinstance(root, dict):
             key = next(k for k in root if name == str(k) or name.startswith(f"{k}."))
             root, name = root[key], name[len(str(key)) + 1 :]
+        elif isinstance(root, tz.types.ForeignObject):
+            root = root.state
         else:
             index, _, name = name.partition(".")
             root = root[int(index)]
@@ -109,10 +112,15 @@ def test_other_kinds_are_said(release: str, file: str) -> None:
 
 
 @pytest.mark.parametrize("release", sorted({release for release, _ in CASES}))
-def test_torchscript_is_said(release: str) -> None:
-    """A TorchScript archive is an error that names it."""
-    with pytest.raises(tz.UnsupportedError, match="TorchScript"):
-        tz.lazy_load(GOLDEN / release / "script.pt")
+def test_torchscript(release: str) -> None:
+    """A TorchScript archive has its names in the order of its state dict, and the object."""
+    with tz.lazy_load(GOLDEN / release / "script.pt") as ckpt:
+        names = ["steps", "fc.weight", "fc.bias", "seq.0.weight", "seq.0.bias"]
+        assert list(ckpt) == names == list(truth(release, "script.pt"))
+        assert [ckpt[name].is_parameter for name in ckpt] == [False, True, True, True, True]
+        assert isinstance(ckpt.root, tz.types.ForeignObject)
+        assert (ckpt.root.module, ckpt.root.name) == ("__torch__", "Net")
+        assert ckpt.root.state["training"] is True
 
 
 @pytest.mark.parametrize("release", sorted({release for release, _ in CASES}))

@@ -63,7 +63,7 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
     name = archive.source.name
     if "constants.pkl" in archive:
         return TorchScriptContainer(archive, limits)
-    if "model.json" in archive:
+    if "model.json" in archive and ZipContainer.pickle_record not in archive:
         raise UnsupportedError(
             "a TorchScript archive as torch before 1.4 wrote (it has model.json); load it with "
             "torch.jit.load and save it again with torch.jit.save",
