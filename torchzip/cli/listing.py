@@ -36,6 +36,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "stored_nbytes": stored_nbytes,
         "foreign": [f"{module}.{name}" for module, name in checkpoint.foreign],
         "metadata": checkpoint.metadata,
+        "constants": len(checkpoint.constants),
     }
 
 
@@ -87,6 +88,9 @@ def as_text(listing: dict[str, Any], *, long: bool) -> str:
         lines.append(f"{len(shared)} share the storage of another; -l shows which")
     for name, call in listing["not_read_yet"].items():
         lines.append(f"{printable(name)}: {call}, a kind of tensor that is not read yet")
+    if listing["constants"]:
+        count = listing["constants"]
+        lines.append(f"{count:,} constant{'' if count == 1 else 's'} of the code, without names")
     if listing["foreign"]:
         lines.append("foreign: " + ", ".join(map(printable, listing["foreign"])))
     return "\n".join(lines)

@@ -57,7 +57,51 @@ _STRIDED = 7
 _CONFIGS_NBYTES = 2 << 20
 
 
-class Pt2Container(ZipContainer):
+class _Pt2Archive(ZipContainer):
+    """What the layouts have in common."""
+
+    format = "pt2"
+
+    def size_of(self, record: str) -> int:
+        """Return the bytes of a record, or raise ArchiveError."""
+        return self._zip.size_of(record)[0]
+
+    def has(self, record: str) -> bool:
+        return record in self._zip
+
+    def read_whole(self, record: str) -> bytes:
+        """Return a small record, with its CRC checked."""
+        return self._zip.read(record)
+
+    def open_payload(
+        self, record: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return the storage in a record; where that is empty, ``nbytes`` zeros."""
+        if nbytes and not self.size_of(record):
+            return ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
+        return self.open_record(record, torch_dtype, nbytes, location)
+
+    def read_file(
+        self, record: str, make_factory: MakeFactory, *, script: bool = False
+    ) -> Contents:
+        """Return what a checkpoint in a record holds; an empty record holds an empty dict."""
+        if not self.size_of(record):
+            return Contents({}, [], [], 0)
+        span = self._zip.stored_span(record)
+        if span is None:
+            raise UnsupportedError(
+                "a deflated record with a file of torch.save in it; make the archive anew with "
+                "stored records",
+                path=self.name,
+                record=record,
+            )
+        part = PartSource(self.source, *span, f"{self.name}: {record}")
+        archive = ZipReader(part, self._limits)
+        inner = (_ScriptObject if script else ZipContainer)(archive, self._limits)
+        return inner.read(make_factory)
+
+
+class Pt2Container(_Pt2Archive):
     """What ``torch.export.save`` and ``package_pt2`` write since 2.8.
 
     Names that share a record share a storage. A record is read as one dtype; for a name that gives
@@ -66,7 +110,6 @@ class Pt2Container(ZipContainer):
     objects, which are pickled, are what a file of ``torch.save`` would give for them.
     """
 
-    format = "pt2"
     needed_record = "archive_format"
 
     def __init__(self, archive: ZipReader, limits: Limits) -> None:
@@ -103,53 +146,11 @@ class Pt2Container(ZipContainer):
         root: Any = next(iter(models.values())) if len(models) == 1 else models
         return reader.contents(root)
 
-    def size_of(self, record: str) -> int:
-        """Return the bytes of a record, or raise ArchiveError."""
-        return self._zip.size_of(record)[0]
 
-    def has(self, record: str) -> bool:
-        return record in self._zip
-
-    def read_whole(self, record: str) -> bytes:
-        """Return a small record, with its CRC checked."""
-        return self._zip.read(record)
-
-    def open_payload(
-        self, record: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage in a record; where that is empty, ``nbytes`` zeros."""
-        if nbytes and not self.size_of(record):
-            return ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
-        return self.open_record(record, torch_dtype, nbytes, location)
-
-    def read_file(
-        self, record: str, make_factory: MakeFactory, *, script: bool = False
-    ) -> Contents:
-        """Return what a checkpoint in a record holds; an empty record holds an empty dict."""
-        if not self.size_of(record):
-            return Contents({}, [], [], 0)
-        span = self._zip.stored_span(record)
-        if span is None:
-            raise UnsupportedError(
-                "a deflated record with a file of torch.save in it; make the archive anew with "
-                "stored records",
-                path=self.name,
-                record=record,
-            )
-        part = PartSource(self.source, *span, f"{self.name}: {record}")
-        inner = (_ScriptObject if script else ZipContainer)(
-            ZipReader(part, self._limits), self._limits
-        )
-        return inner.read(make_factory)
-
-
-class OldPt2Container(Pt2Container):
+class OldPt2Container(_Pt2Archive):
     """What ``torch.export.save`` wrote from 2.1 to 2.7: a program and files of ``torch.save``."""
 
     needed_record = "serialized_exported_program.json"
-
-    def __init__(self, archive: ZipReader, limits: Limits) -> None:
-        ZipContainer.__init__(self, archive, limits)
 
     def _check_version(self) -> None:
         """Nothing: the record says which schema the program has, which is not read."""
@@ -182,7 +183,7 @@ class _ScriptObject(ZipContainer):
 class _Payloads:
     """Reads the weights and constants of an archive's models."""
 
-    def __init__(self, archive: Pt2Container, make_factory: MakeFactory, limits: Limits) -> None:
+    def __init__(self, archive: _Pt2Archive, make_factory: MakeFactory, limits: Limits) -> None:
         self._archive = archive
         self._make_factory = make_factory
         self._factory: Factory = make_factory(archive.open_payload)
