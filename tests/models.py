@@ -34,7 +34,7 @@ def net_class(torch: Any) -> Any:
     """Return the class of a model with one of everything, found as ``tests.models.Net``."""
     nn = torch.nn
 
-    class Net(nn.Module):  # type: ignore[misc]
+    class Net(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.embed = nn.Embedding(5, 4)

@@ -139,7 +139,7 @@ class _Reading:
             assert actual.tobytes() == expected.tobytes(), path
         elif kind is deque or (kind is defaultdict and type(actual) is defaultdict):
             assert type(actual) is kind, path
-            items = enumerate if kind is deque else dict.items
+            items: Any = enumerate if kind is deque else dict.items
             self._items(list(items(actual)), list(items(expected)), path)
         elif kind in (dict, OrderedDict):
             assert type(actual) is kind, path
