@@ -11,6 +11,7 @@ isal, if it is installed (``torchzip[fast]``), does better than both everywhere.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable
 
@@ -53,6 +54,22 @@ def crc32(data: Buffer, value: int = 0) -> int:
     if memoryview(data).nbytes < _FOLD_FROM:
         return zlib.crc32(data, value)
     return crc32_folded(data, value)
+
+
+def crc32_meanwhile(data: Buffer, value: int, work: Callable[[], None]) -> int:
+    """Return `crc32` of ``data``, worked out by a thread while ``work`` runs in this one.
+
+    For a large buffer that is written meanwhile: both read the same memory, and neither holds the
+    interpreter's lock for long.
+    """
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(crc32(data, value)), daemon=True)
+    thread.start()
+    try:
+        work()
+    finally:
+        thread.join()
+    return found[0] if found else crc32(data, value)  # a thread can fail for want of memory
 
 
 def crc32_folded(data: Buffer, value: int = 0) -> int:
