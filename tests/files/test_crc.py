@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchzip.files import crc as crc_module
-from torchzip.files.crc import crc32, crc32_combine, crc32_folded, crc32_meanwhile
+from torchzip.files.crc import Crc32Meanwhile, crc32, crc32_combine, crc32_folded
 
 _NEAR, _FAR = 99_922, 183_278
 _BYTES = np.random.default_rng(1).integers(0, 256, 3 << 20, np.uint8).tobytes()
@@ -103,19 +103,13 @@ def test_combine_over_long_distances() -> None:
 
 @given(st.binary(max_size=3000), st.integers(0, 2**32 - 1))
 def test_meanwhile(data: bytes, value: int) -> None:
-    """A thread finds the same CRC, and the work is done once."""
-    done: list[int] = []
-    assert crc32_meanwhile(data, value, lambda: done.append(1)) == zlib.crc32(data, value)
-    assert done == [1]
-
-
-def test_meanwhile_fails() -> None:
-    """What the work raises is raised; no thread is left."""
+    """A thread finds the same CRC, and ends."""
     before = threading.active_count()
-
-    def fail() -> None:
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        crc32_meanwhile(b"data", 0, fail)
+    assert Crc32Meanwhile(data, value).result() == zlib.crc32(data, value)
     assert threading.active_count() == before
+
+
+def test_meanwhile_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that fails leaves the work to whoever asks for the result."""
+    monkeypatch.setattr(Crc32Meanwhile, "_run", lambda self: None)
+    assert Crc32Meanwhile(b"123456789").result() == 0xCBF43926

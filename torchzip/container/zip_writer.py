@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.container.serialization_id import serialization_id
-from torchzip.files.crc import crc32, crc32_meanwhile, crc32_short
+from torchzip.files.crc import Crc32Meanwhile, crc32, crc32_short
 from torchzip.files.sink import Sink
 from torchzip.files.source import Buffer
 
@@ -182,7 +182,11 @@ class ZipWriter:
             self._first += bytes(view[: 8 - len(self._first)])
         self._left -= view.nbytes
         if self._computes and view.nbytes >= _MEANWHILE_NBYTES:
-            self._crc = crc32_meanwhile(view, self._crc, lambda: self._put(view))
+            meanwhile = Crc32Meanwhile(view, self._crc)
+            try:
+                self._put(view)
+            finally:
+                self._crc = meanwhile.result()
             return
         if self._computes:
             self._crc = crc32(view, self._crc)

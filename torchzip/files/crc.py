@@ -56,20 +56,27 @@ def crc32(data: Buffer, value: int = 0) -> int:
     return crc32_folded(data, value)
 
 
-def crc32_meanwhile(data: Buffer, value: int, work: Callable[[], None]) -> int:
-    """Return `crc32` of ``data``, worked out by a thread while ``work`` runs in this one.
+class Crc32Meanwhile:
+    """The `crc32` of a large buffer, worked out by a thread while the caller goes on with it.
 
-    For a large buffer that is written meanwhile: both read the same memory, and neither holds the
-    interpreter's lock for long.
+    Both only read the memory, which must stay as it is until `result` was asked for.
     """
-    found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(crc32(data, value)), daemon=True)
-    thread.start()
-    try:
-        work()
-    finally:
-        thread.join()
-    return found[0] if found else crc32(data, value)  # a thread can fail for want of memory
+
+    def __init__(self, data: Buffer, value: int = 0) -> None:
+        self._data = data
+        self._value = value
+        self._found: list[int] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._found.append(crc32(self._data, self._value))
+
+    def result(self) -> int:
+        """Wait for the CRC and return it."""
+        self._thread.join()
+        # A thread can fail for want of memory.
+        return self._found[0] if self._found else crc32(self._data, self._value)
 
 
 def crc32_folded(data: Buffer, value: int = 0) -> int:
