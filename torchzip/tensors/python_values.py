@@ -10,17 +10,18 @@ writes for the types of ``datetime``, ``decimal``, ``fractions``, ``pathlib`` an
 
 from __future__ import annotations
 
-import pathlib
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchzip.errors import PickleError
 from torchzip.pickling.table import KEEP, Name
 from torchzip.types import ForeignObject
+
+if TYPE_CHECKING:  # each is imported when a file has one: `import torchzip` should cost little
+    from decimal import Decimal
+    from fractions import Fraction
 
 Args = tuple[Any, ...]
 
@@ -143,6 +144,8 @@ def _timezone(args: Args) -> timezone:
 
 
 def _decimal(args: Args) -> Decimal:
+    from decimal import Decimal, InvalidOperation
+
     if len(args) != 1 or type(args[0]) is not str or len(args[0]) > _MAX_DIGITS:
         raise PickleError(f"decimal.Decimal takes a text of up to {_MAX_DIGITS} characters")
     try:
@@ -152,6 +155,8 @@ def _decimal(args: Args) -> Decimal:
 
 
 def _fraction(args: Args) -> Fraction:
+    from fractions import Fraction
+
     if len(args) == 1 and type(args[0]) is str and len(args[0]) <= _MAX_DIGITS:  # before 3.12
         try:
             # As it writes itself; other spellings (1e1000000) could cost any amount of memory.
@@ -164,12 +169,14 @@ def _fraction(args: Args) -> Fraction:
     return Fraction(*args)
 
 
-def _path(kind: type[pathlib.PurePath]) -> Callable[[Args], Any]:
+def _path(kind: str) -> Callable[[Args], Any]:
     def make(args: Args) -> Any:
+        import pathlib
+
         if len(args) > _MAX_PARTS or not all(type(part) is str for part in args):
-            raise PickleError(f"pathlib.{kind.__name__} takes texts")
+            raise PickleError(f"pathlib.{kind} takes texts")
         try:
-            return kind(*args)  # splits text, and looks at no file
+            return getattr(pathlib, kind)(*args)  # splits text, and looks at no file
         except NotImplementedError:
             return KEEP  # a path of another system
 
@@ -203,12 +210,7 @@ def _defaultdict(args: Args) -> Any:
     return defaultdict() if args in ((), (None,)) else KEEP
 
 
-_PATHS = {
-    kind.__name__: _path(kind)
-    for kind in (
-        pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath
-    )
-}  # fmt: skip
+_PATHS = "PurePosixPath PureWindowsPath PosixPath WindowsPath".split()
 
 #: By name, what takes the arguments of a call.
 PYTHON_CALLS: dict[Name, Callable[[Args], Any]] = {
@@ -228,11 +230,7 @@ PYTHON_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("decimal", "Decimal"): _decimal,
     ("fractions", "Fraction"): _fraction,
     # 3.13 calls the module by another name.
-    **{
-        (module, name): make
-        for module in ("pathlib", "pathlib._local")
-        for name, make in _PATHS.items()
-    },
+    **{(module, kind): _path(kind) for module in ("pathlib", "pathlib._local") for kind in _PATHS},
 }
 
 #: Known as what a defaultdict makes its values with.
