@@ -1,4 +1,4 @@
-"""The checkpoints inside five packages of the Python index, which others wrote.
+"""The checkpoints inside packages of the Python index, which others wrote.
 
 They are downloaded by pip and kept in pytest's cache, never committed; without them the tests
 skip.
@@ -23,6 +23,7 @@ PACKAGES = {
     "lpips": "0.1.4",
     "facenet-pytorch": "2.6.0",
     "silero-vad": "6.2.1",
+    "torchmetrics": "1.9.0",
 }
 ALBERT = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
 #: (package, file in it, format)
@@ -38,6 +39,13 @@ STATE_DICTS = [
     *(
         ("facenet-pytorch", f"facenet_pytorch/data/{net}.pt", "legacy")
         for net in ("onet", "pnet", "rnet")
+    ),
+    *(
+        ("torchmetrics", f"torchmetrics/functional/image/{name}", "legacy")
+        for name in (
+            "dists_models/weights.pt",
+            *(f"lpips_models/{net}.pth" for net in ("alex", "squeeze", "vgg")),
+        )
     ),
 ]
 SCRIPTS = [("silero-vad", "silero_vad/data/silero_vad.jit")]
@@ -198,6 +206,17 @@ def attribute(root: Any, name: str) -> Any:
     for part in name.split("."):
         root = root.state[part]
     return root
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:torch.load")
+def test_training_args_saved_again(torch: Any, real_file: Any, tmp_path: Path) -> None:
+    """Torch gets the same Namespace back."""
+    path = real_file(*TRAINING_ARGS)
+    with tz.lazy_load(path) as ckpt, pytest.warns(UserWarning, match="argparse"):
+        tz.save(ckpt.root, tmp_path / "again.pt")
+    first = torch.load(path, weights_only=False)
+    assert torch.load(tmp_path / "again.pt", weights_only=False) == first
 
 
 def test_training_args(real_file: Any) -> None:

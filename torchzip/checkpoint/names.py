@@ -35,7 +35,7 @@ def module_parts(value: ForeignObject) -> list[Child] | None:
         (name, f".state[{kind!r}]{step}", child)
         for kind, held in zip(("_parameters", "_buffers", "_modules"), kinds, strict=True)
         for name, step, child in children(held)
-        if not (kind == "_buffers" and isinstance(skipped, set | list) and name in skipped)
+        if not (kind == "_buffers" and isinstance(skipped, set | frozenset) and name in skipped)
     ]
 
 

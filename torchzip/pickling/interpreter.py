@@ -464,12 +464,15 @@ class Interpreter:
                 if made is not KEEP:
                     return made
         module, name = callee.module, callee.name
-        if (module, name) == ("builtins", "getattr") and len(args) == 2:
-            # Protocol 2 writes a nested class as getattr(Outer, "Inner"). It is better called
-            # Outer.Inner.
-            parent, attribute = args
-            if type(parent) is ForeignObject and type(attribute) is str:
-                module, name = parent.module, f"{parent.name}.{attribute}"
+        first = args[0] if args else None
+        if type(first) is ForeignObject:
+            # Protocol 2 writes a nested class as getattr(Outer, "Inner"), protocols 0 and 1 a new
+            # object as _reconstructor(Class, object, None). They are better called by the class.
+            called = (module, name)
+            if called == ("builtins", "getattr") and len(args) == 2 and type(args[1]) is str:
+                module, name = first.module, f"{first.name}.{args[1]}"
+            elif called == ("copyreg", "_reconstructor") and first.how == "name":
+                module, name = first.module, first.name
         return ForeignObject(module, name, args, callee=callee, how="call")
 
     def _new(self, callee: Any, args: Any, kwargs: Any) -> Any:

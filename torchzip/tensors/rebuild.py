@@ -18,6 +18,8 @@ from torchzip.dtypes import DTYPES, NAME_ONLY, STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import Name, Table
+from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
+from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
 from torchzip.tensors.record_pattern import TensorPattern
 from torchzip.tensors.specs import TensorSpec, check_spec
 from torchzip.tensors.storage import TensorStorage
@@ -143,13 +145,16 @@ class Rebuilder:
                 **{name: self._other(name, what) for name, what in OTHER_TENSORS.items()},
                 **{name: _refused(name, what) for name, what in _OLD_TENSORS.items()},
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
-                **_PLAIN_CALLS,
+                **_LEAF_CALLS,
+                **PYTHON_CALLS,
+                **NUMPY_CALLS,
                 ("builtins", "set"): self._set,
                 ("builtins", "frozenset"): self._frozenset,
                 ("collections", "OrderedDict"): self._ordered_dict,
                 ("collections", "Counter"): self._counter,
             },
-            names=frozenset(self._storage_names) | _NAMES,
+            builds=NUMPY_BUILDS,
+            names=frozenset(self._storage_names) | _NAMES | PYTHON_NAMES | NUMPY_NAMES,
             persistent=self.persistent,
             keys=self._keys,
             shortcut=(
@@ -406,62 +411,7 @@ def _refused(name: Name, what: str) -> Callable[[Args], Any]:
     return call
 
 
-# -- plain Python values ---------------------------------------------------------------------
-
-
-def _encode(args: Args) -> bytes:
-    """``bytes`` as protocol 2 has them: latin-1 text, encoded."""
-    if not (
-        len(args) == 2
-        and all(type(part) is str for part in args)
-        and args[1] in ("latin1", "latin-1")
-    ):
-        raise PickleError("_codecs.encode is understood for text and 'latin1' only")
-    try:
-        encoded: bytes = args[0].encode("latin1")
-    except UnicodeEncodeError:
-        raise PickleError("_codecs.encode of text outside latin1") from None
-    return encoded
-
-
-def _bytes(args: Args) -> bytes:
-    if args:
-        raise PickleError("builtins.bytes is understood without arguments only")
-    return b""
-
-
-def _bytearray(args: Args) -> bytearray:
-    if not args:
-        return bytearray()
-    if len(args) == 1 and type(args[0]) is bytes:
-        return bytearray(args[0])
-    if len(args) == 2 and type(args[0]) is str:  # protocol 2 of Python 2
-        return bytearray(_encode(args))
-    raise PickleError("builtins.bytearray is understood for bytes only")
-
-
-def _complex(args: Args) -> complex:
-    if len(args) != 2 or not all(type(part) in (float, int) for part in args):
-        raise PickleError("builtins.complex takes two numbers")
-    try:
-        return complex(*args)
-    except OverflowError:
-        raise PickleError("builtins.complex of an int past the floats") from None
-
-
-def _range(args: Args) -> range:
-    if not 1 <= len(args) <= 3 or not all(type(part) is int for part in args):
-        raise PickleError("builtins.range takes one to three ints")
-    try:
-        return range(*args)
-    except ValueError:
-        raise PickleError("builtins.range with a step of 0") from None
-
-
-def _slice(args: Args) -> slice:
-    if len(args) != 3:
-        raise PickleError("builtins.slice takes three values")
-    return slice(*args)
+# -- leaf types ---------------------------------------------------------------------------------
 
 
 def _size(args: Args) -> Size:
@@ -485,13 +435,7 @@ def _layout(args: Args) -> Layout:
     return Layout(args[0].removeprefix("torch."))
 
 
-_PLAIN_CALLS: dict[Name, Callable[[Args], Any]] = {
-    ("_codecs", "encode"): _encode,
-    ("builtins", "bytes"): _bytes,
-    ("builtins", "bytearray"): _bytearray,
-    ("builtins", "complex"): _complex,
-    ("builtins", "range"): _range,
-    ("builtins", "slice"): _slice,
+_LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("torch", "Size"): _size,
     ("torch", "device"): _device,
     ("torch.serialization", "_get_layout"): _layout,
