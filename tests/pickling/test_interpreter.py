@@ -412,6 +412,16 @@ def test_table_of_values_and_calls() -> None:
     assert not table.knows(("torch", "float3"))
 
 
+def test_calls_with_one_value() -> None:
+    """Where the table says so, a name may be called with what is no tuple."""
+    data = b.stream(b.name("__torch__.m", "Color"), b"K\2R")
+    made = run(data, Table(one_value="__torch__"))
+    assert (made.module, made.name, made.args, made.how) == ("__torch__.m", "Color", (2,), "call")
+    for table in (Table(), Table(one_value="other")):
+        with pytest.raises(PickleError, match="a call with an int for its arguments"):
+            run(data, table)
+
+
 # -- broken streams ----------------------------------------------------------------------------
 
 
