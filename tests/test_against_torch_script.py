@@ -178,6 +178,18 @@ class OwnState(nn.Module):  # type: ignore[misc]
         return x + self.packed
 
 
+class OddNames(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("ä", "x y", "0"):
+            self.register_buffer(name, torch.ones(2))
+        self.register_parameter("a'b", nn.Parameter(torch.ones(1)))
+        self.add_module("mod-x", nn.Linear(1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 def _quantized() -> Any:
     from torch.ao.quantization import quantize_dynamic
 
@@ -204,6 +216,7 @@ SCRIPTS: dict[str, Callable[[], Any]] = {
     "two of a class": lambda: torch.jit.script(nn.Sequential(Scale(2), Scale(3), Scale(2))),
     "a state of its own": lambda: torch.jit.script(nn.Sequential(OwnState(), nn.Linear(2, 2))),
     "one module twice": lambda: torch.jit.script(nn.Sequential(*[nn.Linear(2, 2)] * 2)),
+    "odd names": lambda: _traced(OddNames(), torch.ones(1)),
     "a function": lambda: _function(),
     "frozen": lambda: torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(3, 3)).eval())),
     "channels last": lambda: torch.jit.script(

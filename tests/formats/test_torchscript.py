@@ -233,7 +233,7 @@ class D(Module):
 
 @given(st.lists(st.text(min_size=1), unique=True))
 def test_quoted_names_come_back(names: list[str]) -> None:
-    """Names as torch's printer quotes them: letters for some, octal for what is not printable."""
+    """Names as torch's parser takes them: letters for some, octal for what is not printable."""
     letters = {v: k for k, v in zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True)}
 
     def quoted(byte: int) -> bytes:

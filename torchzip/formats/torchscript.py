@@ -251,7 +251,10 @@ def _parse_list(line: bytes) -> tuple[bytes, frozenset[str]] | None:
 
 
 def _unquote(text: bytes) -> str | None:
-    """Return what a quoted text stands for: escapes by letters, other bytes in octal."""
+    """Return what a quoted text stands for to torch's parser; None if it is not UTF-8.
+
+    Its printer escapes nothing in a name. The parser knows letters and three octal digits.
+    """
     if b"\\" in text:
         known = True
 
