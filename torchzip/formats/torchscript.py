@@ -109,20 +109,18 @@ class TorchScriptContainer(ZipContainer):
     def _read_classes(self, names: list[Name]) -> dict[Name, ScriptClass]:
         """Return what the archive says of its classes; those that it does not explain are not."""
         classes: dict[Name, ScriptClass] = {}
-        files: dict[str, dict[str, ScriptClass]] = {}
+        wanted: dict[str, set[str]] = {}
         for module, name in names:
-            if not _is_below(module, SCRIPT_PREFIX):
-                continue
             if _is_below(module, _CPP_CLASSES):
                 classes[module, name] = _NO_MODULE
-                continue
-            if module not in files:
-                files[module] = self._read_code(module)
-            if name in files[module]:
-                classes[module, name] = files[module][name]
+            elif _is_below(module, SCRIPT_PREFIX):
+                wanted.setdefault(module, set()).add(name)
+        for module, held in wanted.items():
+            for name, known in self._read_code(module, held).items():
+                classes[module, name] = known
         return classes
 
-    def _read_code(self, module: str) -> dict[str, ScriptClass]:
+    def _read_code(self, module: str, names: set[str]) -> dict[str, ScriptClass]:
         record = f"code/{module.replace('.', '/')}.py"
         if record not in self._zip:
             return {}
@@ -132,7 +130,7 @@ class TorchScriptContainer(ZipContainer):
             raise LimitError(
                 "code_nbytes", bound - self._code_left, bound, path=self.name, record=record
             )
-        return parse_classes(self._zip.read(record, limit="code_nbytes"))
+        return parse_classes(self._zip.read(record, limit="code_nbytes"), names)
 
 
 def _is_below(module: str, prefix: str) -> bool:
@@ -189,48 +187,46 @@ class _Modules:
                     spec.is_parameter = True
 
 
-def parse_classes(code: bytes) -> dict[str, ScriptClass]:
-    """Return the classes that the text of a module defines, as far as they are understood.
+def parse_classes(code: bytes, names: set[str]) -> dict[str, ScriptClass]:
+    """Return those of ``names`` that the text of a module defines, as far as it is understood.
 
     The text is what torch's own printer writes, so its form is fixed: a class begins at the
     margin, its lists of names stand two spaces in and on one line each. A class that is there
     twice, or has a list of another form or twice, is left out.
 
     >>> text = b'class Net(Module):\\n  __parameters__ = ["w", "b", ]\\n  __buffers__ = []\\n'
-    >>> sorted(parse_classes(text)["Net"].parameters)
+    >>> sorted(parse_classes(text, {"Net"})["Net"].parameters)
     ['b', 'w']
     """
-    found: dict[str, ScriptClass] = {}
+    found: dict[str, tuple[bool, dict[bytes, frozenset[str]]]] = {}
     odd: set[str] = set()
     name: str | None = None
-    base: bytes | None = None
-    lists: dict[bytes, frozenset[str]] = {}
-
-    def finish() -> None:
-        if name is None:
-            return
-        if name in found:
-            odd.add(name)
-        is_module = base == b"Module"
-        found[name] = ScriptClass(
-            is_module, lists.get(b"parameters", frozenset()), lists.get(b"buffers", frozenset())
-        )
-
     for line in _LINE.finditer(code):
         text = line.group()
         if text[:1] != b" ":
-            finish()
             head = _CLASS.fullmatch(text)
-            name, base = (head[1].decode("ascii"), head[2]) if head is not None else (None, None)
-            lists = {}
-        elif name is not None:
+            name = head[1].decode("ascii") if head is not None else None
+            if head is None or name not in names:
+                name = None
+            elif name in found:
+                odd.add(name)
+            else:
+                found[name] = (head[2] == b"Module", {})
+        elif name is not None and name not in odd:
+            lists = found[name][1]
             row = _parse_list(text)
             if row is None or row[0] in lists:
                 odd.add(name)
             else:
                 lists[row[0]] = row[1]
-    finish()
-    return {name: known for name, known in found.items() if name not in odd}
+    nothing: frozenset[str] = frozenset()
+    return {
+        name: ScriptClass(
+            is_module, lists.get(b"parameters", nothing), lists.get(b"buffers", nothing)
+        )
+        for name, (is_module, lists) in found.items()
+        if name not in odd
+    }
 
 
 def _parse_list(line: bytes) -> tuple[bytes, frozenset[str]] | None:
