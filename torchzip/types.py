@@ -16,6 +16,7 @@ __all__ = [
     "Layout",
     "MetaTensor",
     "NestedTensor",
+    "OtherTensor",
     "Parameter",
     "QScheme",
     "QuantizedTensor",
