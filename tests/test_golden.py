@@ -122,7 +122,7 @@ def test_quantized(release: str) -> None:
             assert (tensor.scale, tensor.zero_point) == (0.1, 3)
             assert np.asarray(tensor.int_repr).tolist() == [-4, 2, -4, -13]
             assert hex_of(tensor.dequantize()) == hex_of(
-                np.float32(0.1) * np.float32([-7, -1, -7, -16])
+                np.array([-7, -1, -7, -16], "float32") * np.float32(0.1)
             )
 
 

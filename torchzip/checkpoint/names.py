@@ -157,9 +157,16 @@ def children(value: Any) -> Iterator[Child]:
     elif isinstance(value, ForeignObject) and _is_subclass(value):
         # (function, class, arguments, attributes): the attributes go by their own names.
         _, _, args, attributes = value.args or ()
-        if isinstance(attributes, dict | tuple):
+        if isinstance(attributes, dict):
             for name, step, child in children(attributes):
                 yield name, f".args[3]{step}", child
+        elif isinstance(attributes, tuple):  # those in the dict, and those in slots
+            for index, held in enumerate(attributes):
+                if isinstance(held, dict):
+                    for name, step, child in children(held):
+                        yield name, f".args[3][{index}]{step}", child
+                else:
+                    yield f"state.{index}", f".args[3][{index}]", held
         else:
             yield "state", ".args[3]", attributes
         yield "args", ".args[2]", args

@@ -4,8 +4,9 @@ Equal to torch's for all bits (tests compare them), NaN payloads apart:
 
 * sparse: values are added to zeros, one after the other, in the dtype of the values; so a
   value of -0.0 becomes 0.0, and bools are or-ed;
-* quantized: ``(q - zero_point) * scale`` in float32, the difference in int32 unless the zero points
-  are floats.
+* quantized: ``(q - zero_point) * scale``. Per tensor, the difference is of int32 and the product of
+  float32; per channel the difference is of float32, and the product of float64 or, with
+  zero points that are floats, of float32.
 """
 
 from __future__ import annotations
@@ -102,7 +103,6 @@ def dequantize(tensor: QuantizedTensor) -> Array:
     check_kind(tensor)
     numel = math.prod(tensor.shape)
     _check_memory(3 * 4 * numel, f"a float32 array of shape {list(tensor.shape)}")
-    raw = np.dtype(DTYPES[tensor.torch_dtype].raw)
     stored = as_array(tensor.int_repr)
     per_byte = PACKED.get(tensor.torch_dtype)
     if per_byte is not None:
@@ -112,30 +112,34 @@ def dequantize(tensor: QuantizedTensor) -> Array:
             (1 << bits) - 1
         )
         stored = flat.reshape(-1)[:numel].reshape(tensor.shape)
-    if tensor.axis is None:
-        zero_points, scales = np.array(tensor.zero_point), np.array(tensor.scale)
-    else:
+    bounds = np.iinfo(np.dtype(DTYPES[tensor.torch_dtype].raw))
+    with np.errstate(all="ignore"):
+        if tensor.axis is None:
+            zero_point = np.array(tensor.zero_point)
+            _check_zero_points(tensor, zero_point, bounds)
+            # Past 32 bits the difference wraps, as in torch.
+            whole = stored.astype(np.int32) - zero_point.astype(np.int32)
+            return np.asarray(whole.astype(np.float32) * np.float32(tensor.scale))
         along = tuple(-1 if axis == tensor.axis else 1 for axis in range(len(tensor.shape)))
         zero_points = as_array(tensor.zero_point).reshape(along)
         scales = as_array(tensor.scale).reshape(along)
-    differences: Array
-    with np.errstate(all="ignore"):
-        scales = scales.astype(np.float32)
-        if zero_points.dtype.kind not in "iu":
-            differences = stored.astype(np.float32) - zero_points.astype(np.float32)
-        else:
-            bounds = np.iinfo(raw)
-            if zero_points.size and not (
-                bounds.min <= zero_points.min() and zero_points.max() <= bounds.max
-            ):
-                raise TensorError(
-                    f"zero points from {zero_points.min()} to {zero_points.max()} for a tensor of "
-                    f"{tensor.torch_dtype}, whose integers go from {bounds.min} to {bounds.max}"
-                )
-            # Past 32 bits it wraps, as in torch.
-            differences = stored.astype(np.int32) - zero_points.astype(np.int32)
-        result: Array = differences.astype(np.float32) * scales
-    return result
+        floats = zero_points.dtype.kind not in "iu"
+        if not floats:
+            _check_zero_points(tensor, zero_points, bounds)
+        differences = stored.astype(np.float32) - zero_points.astype(np.float32)
+        scaled = differences * scales.astype(np.float32 if floats else np.float64)
+        return np.asarray(scaled.astype(np.float32))
+
+
+def _check_zero_points(tensor: QuantizedTensor, zero_points: Array, bounds: np.iinfo[Any]) -> None:
+    """Raise TensorError if a zero point is none of the integers of the dtype."""
+    if zero_points.size and not (
+        bounds.min <= zero_points.min() and zero_points.max() <= bounds.max
+    ):
+        raise TensorError(
+            f"zero points from {zero_points.min()} to {zero_points.max()} for a tensor of "
+            f"{tensor.torch_dtype}, whose integers go from {bounds.min} to {bounds.max}"
+        )
 
 
 def nested_arrays(tensor: NestedTensor) -> list[Array]:
