@@ -79,19 +79,17 @@ def _values(t: Any, dtype: str, *shape: int) -> Any:
 
 _INDICES = [[0, 1, 1, 0, 1], [2, 0, 0, 1, 0]]
 
-for _dtype in VALUES:
-    case(f"coo {_dtype}")(
-        lambda t, d=_dtype: t.sparse_coo_tensor(_INDICES, _values(t, d, 5), (2, 3))
+
+def _of_values(d: str) -> None:
+    case(f"coo {d}")(lambda t: t.sparse_coo_tensor(_INDICES, _values(t, d, 5), (2, 3)))
+    case(f"coo hybrid {d}")(
+        lambda t: t.sparse_coo_tensor(_INDICES, _values(t, d, 5, 2, 3), (2, 3, 2, 3))
     )
-    case(f"coo hybrid {_dtype}")(
-        lambda t, d=_dtype: t.sparse_coo_tensor(_INDICES, _values(t, d, 5, 2, 3), (2, 3, 2, 3))
+    case(f"csr {d}")(lambda t: t.sparse_csr_tensor([0, 2, 3], [0, 2, 1], _values(t, d, 3), (2, 3)))
+    case(f"bsr {d}")(
+        lambda t: t.sparse_bsr_tensor([0, 1, 2], [1, 0], _values(t, d, 2, 2, 3), (4, 6))
     )
-    case(f"csr {_dtype}")(
-        lambda t, d=_dtype: t.sparse_csr_tensor([0, 2, 3], [0, 2, 1], _values(t, d, 3), (2, 3))
-    )
-    case(f"bsr {_dtype}")(
-        lambda t, d=_dtype: t.sparse_bsr_tensor([0, 1, 2], [1, 0], _values(t, d, 2, 2, 3), (4, 6))
-    )
+
 
 case("coo coalesced")(
     lambda t: t.sparse_coo_tensor(_INDICES, _values(t, "float32", 5), (2, 3)).coalesce()
@@ -198,23 +196,32 @@ def _scales(t: Any) -> Any:
     return t.tensor([0.1, 0.25, 1 / 3, 2.0], dtype=t.float64)
 
 
-for _dtype in ("qint8", "quint8", "qint32"):
-    case(f"per tensor {_dtype}")(
-        lambda t, d=_dtype: t.quantize_per_tensor(_x(t), 0.1, 3, getattr(t, d))
-    )
-    case(f"per channel {_dtype}")(
-        lambda t, d=_dtype: t.quantize_per_channel(
+def _of_integers(d: str) -> None:
+    case(f"per tensor {d}")(lambda t: t.quantize_per_tensor(_x(t), 0.1, 3, getattr(t, d)))
+    case(f"per channel {d}")(
+        lambda t: t.quantize_per_channel(
             _x(t), _scales(t), t.tensor([0, 1, 5, 127]), 0, getattr(t, d)
         )
     )
-for _dtype in ("qint8", "quint8", "quint4x2", "quint2x4"):
-    for _columns in (1, 5, 6, 7):
-        case(f"float parameters {_dtype} of {_columns}")(
-            lambda t, d=_dtype, n=_columns: t.quantize_per_channel(
+
+
+def _of_float_parameters(d: str, n: int) -> None:
+    case(f"float parameters {d} of {n}")(
+        lambda t: t.quantize_per_channel(
                 _values(t, "float32", 4, n) / 20,
                 _scales(t).float(), t.tensor([0.3, 0.0, 2.5, 1.0]), 0, getattr(t, d),
             )
-        )  # fmt: skip
+    )  # fmt: skip
+
+
+for _dtype in VALUES:
+    _of_values(_dtype)
+for _dtype in ("qint8", "quint8", "qint32"):
+    _of_integers(_dtype)
+for _dtype in ("qint8", "quint8", "quint4x2", "quint2x4"):
+    for _columns in (1, 5, 6, 7):
+        _of_float_parameters(_dtype, _columns)
+
 case("per tensor view")(lambda t: t.quantize_per_tensor(_x(t), 0.1, 3, t.qint8)[1:, 2::2])
 case("per tensor transposed")(lambda t: t.quantize_per_tensor(_x(t), 0.1, 3, t.quint8).t())
 case("per tensor expanded")(
@@ -806,6 +813,7 @@ def test_torchscript(torch: Any, name: str) -> None:
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
         (made,) = [value for value in ckpt.values() if isinstance(value, OtherTensor)]
         if made.kind == "sparse_coo":
+            assert isinstance(made, SparseTensor)
             assert made.is_coalesced is None
             made = made.replace(is_coalesced=False)
         with quiet():
@@ -857,12 +865,12 @@ def test_distributed_tensor(torch: Any, tmp_path: Path) -> None:
         assert {"weight._local_tensor", "parameter._local_tensor", "w"} <= set(ckpt)
         assert set(ckpt.others) == {"weight", "parameter"}
         assert ckpt["weight._local_tensor"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            before = (tmp_path / "a.pt").read_bytes()
-            (tmp_path / "b").mkdir()
-            tz.save(ckpt.root, tmp_path / "b" / "a.pt")  # the name is in the archive
-            assert_same_bytes((tmp_path / "b" / "a.pt").read_bytes(), before)
+        # Its mesh names a device by torch's own constant, so the bytes are not the same again.
+        with quiet(), tz.lazy_load(io.BytesIO(torchzip_bytes(ckpt.root))) as again:
+            assert list(again) == list(ckpt)
+            assert list(again.others) == list(ckpt.others)
+            for name in ckpt:
+                assert_same_bits(again[name].numpy(), ckpt[name].numpy())
     tz.convert(tmp_path / "a.pt", tmp_path / "c.pt", dtype="float16")
     with tz.lazy_load(tmp_path / "c.pt") as ckpt:
         assert ckpt["w"].torch_dtype == "float16"
