@@ -235,7 +235,7 @@ class OtherTensor:
 
 
 def _is_part(value: Any) -> bool:
-    return value is not None and not isinstance(value, int | float)
+    return value is not None and not isinstance(value, int | float | list)
 
 
 def _array_of(part: Any) -> Any:
@@ -330,7 +330,8 @@ class QuantizedTensor(OtherTensor):
 
     Per tensor, ``axis`` is None, ``scale`` a float and ``zero_point`` an int. Per channel, these
     are one-dimensional arrays with an element for each index of ``axis``: float64 and int64, or
-    both float32 for the scheme ``per_channel_affine_float_qparams``.
+    both float32 for the scheme ``per_channel_affine_float_qparams``. In files of torch before 1.4
+    they are lists.
 
     ``int_repr`` has the integers: int8 for qint8, uint8 for quint8, int32 for qint32. The packed
     dtypes have 2 (quint4x2) or 4 (quint2x4) values in a byte, the first in the lowest bits; their
@@ -370,7 +371,8 @@ class QuantizedTensor(OtherTensor):
         """Torch's name of the scheme."""
         if self.axis is None:
             return "per_tensor_affine"
-        floats = _torch_dtype_of(self.zero_point).startswith("float")
+        listed = isinstance(self.zero_point, list)
+        floats = not listed and _torch_dtype_of(self.zero_point).startswith("float")
         return "per_channel_affine_float_qparams" if floats else "per_channel_affine"
 
     @property

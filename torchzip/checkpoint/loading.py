@@ -16,7 +16,7 @@ from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource
 from torchzip.formats.base import FileContainer, OpenStorage, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
-from torchzip.tensors.kind_checks import check_values
+from torchzip.tensors.kind_checks import Checked, check_values
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage
@@ -66,11 +66,13 @@ class EagerFactory:
         self._to_fill: list[EagerStorage] = []
         self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
         self._to_check: list[OtherTensor] = []
+        self._nbytes = 0
 
     def storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         origin = self._open(key, torch_dtype, nbytes, location)
+        self._nbytes += nbytes
         if self._mappings is not None and isinstance(origin, SpanStorage):
             span = origin.span()
             if span is not None:
@@ -126,8 +128,9 @@ class EagerFactory:
                 _fill(storage, verify)
         for resolved, array, spec in self._to_resolve:
             resolved[...] = resolve_bits(array, spec)
+        checked = Checked(self._nbytes)
         for tensor in self._to_check:
-            check_values(tensor)
+            check_values(tensor, checked)
         # Bare storages in the tree keep the factory, and should not keep all memory.
         self._to_fill.clear()
         self._to_resolve.clear()

@@ -101,6 +101,7 @@ def _add(dense: Array, places: Array, values: Array) -> None:
 def dequantize(tensor: QuantizedTensor) -> Array:
     """Return a quantized tensor as float32; see `types.QuantizedTensor.dequantize`."""
     check_kind(tensor)
+    check_values(tensor)
     numel = math.prod(tensor.shape)
     _check_memory(3 * 4 * numel, f"a float32 array of shape {list(tensor.shape)}")
     stored = as_array(tensor.int_repr)

@@ -9,6 +9,7 @@ accepts columns that are not sorted or stand twice in a row, and so do these.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ COMPRESSED: dict[str, tuple[bool, bool]] = {
 PACKED = {"quint4x2": 2, "quint2x4": 4}
 
 Array = NDArray[Any]
+#: (what looks at arrays, the arrays) -> what it finds
+Find = Callable[..., tuple[int, ...]]
 
 
 def check_kind(tensor: OtherTensor) -> None:
@@ -64,21 +67,67 @@ def check_kind(tensor: OtherTensor) -> None:
         _check_meta(tensor)
 
 
-def check_values(tensor: OtherTensor) -> None:
+class Checked:
+    """What was found in the indices of a file so far, so that shared ones are read once.
+
+    ``nbytes`` is what the storages of the file hold; no honest file asks to read much more
+    than that. One of views that overlap one another could ask for the square of it.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._left = 16 * nbytes + (64 << 20)
+        self._found: dict[Any, tuple[int, ...]] = {}
+        self.lists: dict[int, list[Any]] = {}
+
+    def find(
+        self, look: Callable[..., tuple[int, ...]], arrays: tuple[Array, ...]
+    ) -> tuple[int, ...]:
+        """Return ``look(*arrays)``, which was perhaps found before."""
+        key = (look, *((a.ctypes.data, a.shape, a.strides, a.dtype) for a in arrays))
+        found = self._found.get(key)
+        if found is None:
+            self._left -= sum(array.nbytes for array in arrays)
+            if self._left < 0:
+                raise UnsupportedError("indices of many tensors that overlap one another in memory")
+            found = self._found[key] = look(*arrays)
+        return found
+
+
+def check_values(tensor: OtherTensor, checked: Checked | None = None) -> None:
     """Read indices, offsets and sizes; raise TensorError if one points outside the tensor.
 
-    Takes time and memory in proportion to what their storages hold.
+    Takes time and memory in proportion to what their storages hold. With ``checked``, what was
+    looked at for another tensor is not looked at again.
     """
+
+    def find(look: Callable[..., tuple[int, ...]], *arrays: Array) -> tuple[int, ...]:
+        return look(*arrays) if checked is None else checked.find(look, arrays)
+
     if isinstance(tensor, SparseTensor):
         if tensor.layout == "sparse_coo":
-            _check_coo_indices(tensor)
+            _check_coo_indices(tensor, find)
         else:
-            _check_compressed_indices(tensor)
+            _check_compressed_indices(tensor, find)
     elif isinstance(tensor, NestedTensor):
         if tensor.layout == "strided":
-            _check_nested_strided_values(tensor)
+            _check_nested_strided_values(tensor, find)
         else:
-            _check_nested_jagged_values(tensor)
+            _check_nested_jagged_values(tensor, find)
+    elif isinstance(tensor, QuantizedTensor) and tensor.axis is not None:
+        for numbers, kinds in ((tensor.scale, (int, float)), (tensor.zero_point, (int,))):
+            if type(numbers) is list:
+                _check_list(numbers, kinds, checked)
+
+
+def _check_list(numbers: list[Any], kinds: tuple[type, ...], checked: Checked | None) -> None:
+    """Check the scales or zero points of a file of torch before 1.4."""
+    known = {} if checked is None else checked.lists
+    if known.get(id(numbers)) is numbers:
+        return
+    known[id(numbers)] = numbers
+    for number in numbers:
+        if type(number) not in kinds or not (type(number) is float or abs(number) < _MAX):
+            raise TensorError("scales or zero points that are no numbers of 64 bits")
 
 
 def as_array(part: Any) -> Array:
@@ -210,6 +259,12 @@ def _check_quantized(tensor: QuantizedTensor) -> None:
         (tensor.scale, "scales", ("float",)),
         (tensor.zero_point, "zero points", ("float", "int")),
     ):
+        if type(part) is list:  # of torch before 1.4; what is in it is looked at when it is read
+            if len(part) != tensor.shape[axis]:
+                raise TensorError(
+                    f"{len(part):,} {what} for {tensor.shape[axis]:,} channels on axis {axis}"
+                )
+            continue
         if DTYPES[_dtype(part)].kind not in kinds:
             raise TensorError(f"{what} of dtype {_dtype(part)}")
         if shape_of(part) != (tensor.shape[axis],):
@@ -313,91 +368,117 @@ def _once(part: Any, *axes: int) -> Array:
     return once
 
 
-def _outside(what: str, low: Any, high: Any, bound: Any) -> TensorError:
-    return TensorError(f"{what} go from {int(low)} to {int(high)}; they must lie in 0 to {bound}")
+def _outside(what: str, low: int, high: int, bound: int) -> TensorError:
+    return TensorError(f"{what} go from {low} to {high}; they must lie in 0 to {bound}")
 
 
-def _check_coo_indices(tensor: SparseTensor) -> None:
+def _row_ends(indices: Array) -> tuple[int, ...]:
+    """Return the least of each row, and then the greatest of each."""
+    return (*indices.min(axis=1).tolist(), *indices.max(axis=1).tolist())
+
+
+def _ends(numbers: Array) -> tuple[int, ...]:
+    """Return the least and the greatest."""
+    return int(numbers.min()), int(numbers.max())
+
+
+def _steps(numbers: Array) -> tuple[int, ...]:
+    """Return the least and greatest first, the least and greatest last, and if it goes back."""
+    first, last = numbers[..., 0], numbers[..., -1]
+    backwards = bool((numbers[..., 1:] < numbers[..., :-1]).any())
+    return (*_ends(first), *_ends(last), int(backwards))
+
+
+def _check_coo_indices(tensor: SparseTensor, find: Find) -> None:
     indices = _once(tensor.indices)
     if not indices.size:
         return
-    # One row of indices may stand for all of them.
-    low, high = indices.min(axis=1), indices.max(axis=1)
+    found = find(_row_ends, indices)
+    rows = len(found) // 2
     for axis in range(shape_of(tensor.indices)[0]):
-        row = min(axis, len(low) - 1)
-        if low[row] < 0 or high[row] >= tensor.shape[axis]:
+        row = min(axis, rows - 1)  # one row of indices may stand for all of them
+        if found[row] < 0 or found[rows + row] >= tensor.shape[axis]:
             raise _outside(
                 f"the indices of dimension {axis} of a sparse tensor of shape "
-                f"{list(tensor.shape)}", low[row], high[row], tensor.shape[axis] - 1,
+                f"{list(tensor.shape)}", found[row], found[rows + row], tensor.shape[axis] - 1,
             )  # fmt: skip
 
 
-def _check_compressed_indices(tensor: SparseTensor) -> None:
+def _check_compressed_indices(tensor: SparseTensor, find: Find) -> None:
     by_rows, blocks = COMPRESSED[tensor.layout]
     batch = len(shape_of(tensor.indices[1])) - 1
     compressed, plain = (_once(part) for part in tensor.indices)
     nnz = tensor.nnz
     if compressed.size:
-        first, last = compressed[..., 0], compressed[..., -1]
-        if (first != 0).any() or (last != nnz).any():
+        *ends, backwards = find(_steps, compressed)
+        if ends != [0, 0, nnz, nnz]:
             raise TensorError(
                 f"the compressed indices of a {tensor.layout} tensor of {nnz:,} values do not go "
                 f"from 0 to {nnz:,}"
             )
-        if (compressed[..., 1:] < compressed[..., :-1]).any():
+        if backwards:
             raise TensorError(f"the compressed indices of a {tensor.layout} tensor go backwards")
     if plain.size:
         axis = 1 if by_rows else 0
         step = shape_of(tensor.values)[batch + 1 + axis] if blocks else 1
         bound = tensor.shape[batch + axis] // step
-        if plain.min() < 0 or plain.max() >= bound:
+        low, high = find(_ends, plain)
+        if low < 0 or high >= bound:
             raise _outside(
                 f"the plain indices of a {tensor.layout} tensor of shape {list(tensor.shape)}",
-                plain.min(), plain.max(), bound - 1,
+                low, high, bound - 1,
             )  # fmt: skip
 
 
-def _check_nested_strided_values(tensor: NestedTensor) -> None:
+def _check_nested_strided_values(tensor: NestedTensor, find: Find) -> None:
     if shape_of(tensor.offsets) == (0,):
         return
     numel = shape_of(tensor.values)[0]
-    sizes, strides, offsets = (
-        _once(part, 0) for part in (tensor.sizes, tensor.strides, tensor.offsets)
-    )
-    if any(part.size and part.min() < 0 for part in (sizes, strides, offsets)):
+    arrays = (_once(part, 0) for part in (tensor.sizes, tensor.strides, tensor.offsets))
+    negative, far, reach = find(_reach, *arrays)
+    if negative:
         raise TensorError("a nested tensor with a size, stride or offset below 0")
-    # In floats first, which do not overflow and are exact enough to tell what is far outside.
-    far = 2.0**62
-    steps = sizes.astype(float) - 1
-    reach = (steps * strides).sum(axis=1) + offsets
-    count = np.maximum(sizes, 1).astype(float).prod(axis=1)
-    filled: Array = np.all(sizes > 0, axis=1)
-    outside = filled & (reach >= far)
-    if (count >= far).any() or outside.any():
-        raise TensorError("a nested tensor with a size or stride far outside its values")
-    near = np.where(filled[:, None], (sizes - 1) * strides, 0).sum(axis=1) + offsets
-    if (filled & (near >= numel)).any():
+    if far or reach >= numel:
         raise TensorError(
             f"a tensor within a nested tensor reaches outside the {numel:,} values that it has"
         )
 
 
-def _check_nested_jagged_values(tensor: NestedTensor) -> None:
+def _reach(sizes: Array, strides: Array, offsets: Array) -> tuple[int, ...]:
+    """Return if a number is negative, if one is far too large, and the furthest element."""
+    if any(part.size and part.min() < 0 for part in (sizes, strides, offsets)):
+        return 1, 0, 0
+    # In floats first, which do not overflow and are exact enough to tell what is far outside.
+    far = 2.0**62
+    filled: Array = np.all(sizes > 0, axis=1)
+    reaches = ((sizes.astype(float) - 1) * strides).sum(axis=1) + offsets
+    counts = np.maximum(sizes, 1).astype(float).prod(axis=1)
+    if (counts >= far).any() or (filled & (reaches >= far)).any():
+        return 0, 1, 0
+    exact = np.where(filled[:, None], (sizes - 1) * strides, 0).sum(axis=1) + offsets
+    return 0, 0, int(np.where(filled, exact, -1).max())
+
+
+def _check_nested_jagged_values(tensor: NestedTensor, find: Find) -> None:
     size = shape_of(tensor.values)[tensor.ragged_idx - 1]
     offsets = _once(tensor.offsets)
-    low, high = offsets.min(), offsets.max()
+    low, high = find(_ends, offsets)
     if low < 0 or high > size:
         raise _outside("the offsets of a nested tensor", low, high, size)
     if tensor.lengths is None:
-        if (offsets[1:] < offsets[:-1]).any():
+        if find(_steps, offsets)[-1]:
             raise TensorError("the offsets of a nested tensor go backwards")
         return
     lengths = _once(tensor.lengths)
     if not lengths.size:
         return
-    low, high = lengths.min(), lengths.max()
+    low, high = find(_ends, lengths)
     if low < 0 or high > size:
         raise _outside("the lengths of a nested tensor", low, high, size)
-    starts = offsets if len(offsets) == 1 else offsets[:-1]
-    if (starts.astype(np.int64) + lengths > size).any():
+    if find(_furthest_end, offsets, lengths)[0] > size:
         raise TensorError(f"an offset and length of a nested tensor end past its {size:,} values")
+
+
+def _furthest_end(offsets: Array, lengths: Array) -> tuple[int, ...]:
+    starts = offsets if len(offsets) == 1 else offsets[:-1]
+    return (int((starts.astype(np.int64) + lengths).max()),)

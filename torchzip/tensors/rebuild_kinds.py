@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from torchzip.dtypes import DTYPES
 from torchzip.errors import PickleError, TensorError, UnsupportedError
 from torchzip.pickling.table import Name
@@ -166,12 +164,9 @@ class KindRebuilder:
         if type(axis) is not int:
             raise TensorError(f"the axis of a quantized tensor is of type {type(axis).__name__}")
         if type(scales) is list and type(zero_points) is list:  # torch before 1.4
-            floats = scheme == "per_channel_affine_float_qparams"
-            return (
-                _numbers(scales, "float32" if floats else "float64"),
-                _numbers(zero_points, "float32" if floats else "int64"),
-                axis,
-            )
+            if scheme != "per_channel_affine":
+                raise UnsupportedError(f"a quantized tensor of scheme {scheme} with lists")
+            return scales, zero_points, axis
         return self._part(scales, "scales"), self._part(zero_points, "zero points"), axis
 
     # -- nested and meta ---------------------------------------------------------------------
@@ -247,14 +242,3 @@ def _sizes(value: Any) -> tuple[int, ...]:
 def _untyped(tensor: Any) -> Any:
     """Return the integers of a quantized tensor without the name that numpy has not."""
     return tensor.array if type(tensor) is TypedArray else tensor
-
-
-def _numbers(values: list[Any], dtype: str) -> Any:
-    """Return a list of numbers as an array."""
-    for value in values:
-        if type(value) is float and dtype != "int64":
-            continue
-        if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-            raise TensorError("scales or zero points that are no numbers")
-    with np.errstate(all="ignore"):
-        return np.array(values, np.float64 if dtype == "float32" else dtype).astype(dtype)

@@ -61,7 +61,7 @@ class KindWriter:
         try:
             check_kind(tensor)
             if all(isinstance(part, np.ndarray | TypedArray) for part in tensor.parts):
-                check_values(tensor)
+                check_values(tensor)  # in arrays: what a file had passes as it was
         except TorchZipError as error:
             raise ValueError(f"{emitter.where()}: {error.message}") from None
         attributes = tensor.attributes
