@@ -112,6 +112,7 @@ def test_ls_json(capsys: Capture, model: Path) -> None:
     ]  # fmt: skip
     assert listing["tensors"][0] == {
         "name": "layer.weight",
+        "kind": "dense",
         "dtype": "float32",
         "shape": [3, 4],
         "nbytes": 48,
@@ -143,10 +144,18 @@ def test_ls_of_nothing(capsys: Capture, tmp_path: Path) -> None:
 
 
 def test_ls_of_other_kinds(capsys: Capture) -> None:
-    """What is not read yet, and what is foreign, is said."""
+    """What is not dense, and what is foreign, is said."""
     status, out, _ = run(capsys, "ls", b.GOLDEN / "sparse.pt")
     assert status == 0
-    assert "_rebuild_sparse_tensor, a kind of tensor that is not read yet" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["s", "float32", "sparse_coo", "[3,", "3]", "60", "B"] in rows
+    status, out, _ = run(capsys, "ls", "--json", b.GOLDEN / "quant.pt")
+    quantized, _ = json.loads(out)["tensors"]
+    assert (quantized["kind"], quantized["dtype"], quantized["shape"]) == (
+        "quantized",
+        "qint8",
+        [4],
+    )
     status, out, _ = run(capsys, "ls", b.GOLDEN / "whole-module.pt")
     assert status == 0
     assert "foreign: " in out

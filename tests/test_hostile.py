@@ -29,6 +29,7 @@ from torchzip.errors import (
     TorchZipError,
     UnsupportedError,
 )
+from torchzip.types import NestedTensor, OtherTensor, QuantizedTensor, SparseTensor
 
 Row = tuple[str, bytes, type[TorchZipError]]
 
@@ -361,10 +362,24 @@ def read_lazily(data: bytes) -> None:
             with _allowed():
                 tensor = checkpoint[name]
                 assert tensor.nbytes >= 0
+                if isinstance(tensor, OtherTensor):
+                    make_dense(tensor)
+                    continue
                 assert tensor[...].shape == tensor.shape
                 if tensor.ndim and tensor.shape[0]:
                     assert tensor[0].shape == tensor.shape[1:]
                     assert tensor[:1].shape == (1, *tensor.shape[1:])
+
+
+def make_dense(tensor: OtherTensor) -> None:
+    """Ask for the numbers of a tensor that is not dense."""
+    assert repr(tensor)
+    if isinstance(tensor, SparseTensor):
+        assert tensor.todense().shape == tensor.shape
+    elif isinstance(tensor, QuantizedTensor):
+        assert tensor.dequantize().shape == tensor.shape
+    elif isinstance(tensor, NestedTensor):
+        assert len(tensor.unbind()) == tensor.shape[0]
 
 
 def _names(checkpoint: tz.Checkpoint) -> list[str]:

@@ -5,18 +5,23 @@ They are plain and inert. Each survives load, save and torch unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 __all__ = [
     "Device",
     "Dtype",
     "ForeignObject",
     "Layout",
+    "MetaTensor",
+    "NestedTensor",
+    "OtherTensor",
     "Parameter",
     "QScheme",
+    "QuantizedTensor",
     "Size",
+    "SparseTensor",
     "Storage",
     "TypedArray",
 ]
@@ -155,6 +160,338 @@ class Storage(_Frozen):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Storage, (self.data, self.torch_dtype, self.location))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class OtherTensor:
+    """What the kinds of tensors that are not dense have in common.
+
+    Their parts are LazyTensors in a lazy checkpoint and numpy arrays elsewhere. ``is_parameter`` is
+    True for the data of a Parameter. A tensor with Python attributes, or of a subclass, has
+    the name of its class in ``subclass`` and what torch saved of it in ``attributes``; both are
+    None for the plain ones.
+    """
+
+    attributes: Any = None
+    subclass: ForeignObject | None = None
+    is_parameter: bool = False
+
+    #: The fields that hold tensors, in the order in which torch writes them.
+    PARTS: ClassVar[tuple[str, ...]] = ()
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def parts(self) -> list[Any]:
+        """The tensors that it is made of."""
+        held: list[Any] = []
+        for name in self.PARTS:
+            value = getattr(self, name)
+            held += value if isinstance(value, tuple) else [value] if _is_part(value) else []
+        return held
+
+    def with_parts(self, change: Callable[[Any], Any]) -> Self:
+        """Return a copy with each of its parts put through ``change``."""
+        changes: dict[str, Any] = {}
+        for name in self.PARTS:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                changes[name] = tuple(change(part) for part in value)
+            elif _is_part(value):
+                changes[name] = change(value)
+        return replace(self, **changes)
+
+    @property
+    def requires_grad(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def torch_dtype(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        raise NotImplementedError
+
+    @property
+    def kind(self) -> str:
+        """What to call it: ``"sparse_csr"``, ``"quantized"``, ``"nested"``, ..."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its parts hold."""
+        return sum(_array_of(part).nbytes for part in self.parts)
+
+    def _describe(self) -> str:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        extra = ", parameter" if self.is_parameter else ""
+        extra += ", requires_grad=True" if self.requires_grad else ""
+        return f"{type(self).__name__}({self._describe()}{extra})"
+
+
+def _is_part(value: Any) -> bool:
+    return value is not None and not isinstance(value, int | float | list)
+
+
+def _array_of(part: Any) -> Any:
+    return part.array if isinstance(part, TypedArray) else part
+
+
+def _torch_dtype_of(part: Any) -> str:
+    # numpy and ml_dtypes call a dtype as torch does.
+    name = getattr(part, "torch_dtype", None)
+    return str(part.dtype.name if name is None else name)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class SparseTensor(OtherTensor):
+    """A sparse tensor: the values, and where they stand in a dense tensor of ``shape``.
+
+    ``layout`` is torch's name of it. For ``"sparse_coo"``, ``indices`` is an int64 array of shape
+    (sparse dimensions, n) and ``values`` has shape (n, dense dimensions ...). For ``"sparse_csr"``,
+    ``"sparse_csc"``, ``"sparse_bsr"`` and ``"sparse_bsc"``, ``indices`` is the pair of the
+    compressed and the plain indices, int64 or int32, as ``crow_indices()`` and ``col_indices()`` of
+    a CSR tensor have them; the blocks of BSR and BSC are two axes of ``values`` behind their
+    number. ``is_coalesced`` is None for these, and for a COO tensor of a file that does not say.
+
+    >>> import numpy as np
+    >>> eye = SparseTensor("sparse_coo", np.array([[0, 1], [0, 1]]), np.ones(2), (2, 2))
+    >>> eye, eye.todense().tolist()
+    (SparseTensor(sparse_coo, float64, shape=[2, 2], nnz=2), [[1.0, 0.0], [0.0, 1.0]])
+    """
+
+    layout: str
+    indices: Any
+    values: Any
+    shape: tuple[int, ...]
+    is_coalesced: bool | None = False
+    requires_grad: bool = field(default=False, kw_only=True)
+
+    PARTS = ("indices", "values")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if isinstance(self.indices, list):
+            object.__setattr__(self, "indices", tuple(self.indices))
+        if self.layout != "sparse_coo":
+            object.__setattr__(self, "is_coalesced", None)
+
+    @property
+    def torch_dtype(self) -> str:
+        """Torch's name of the dtype of the values."""
+        return _torch_dtype_of(self.values)
+
+    @property
+    def compressed_indices(self) -> Any:
+        """The first of the two indices of a compressed layout; None for COO."""
+        return self.indices[0] if isinstance(self.indices, tuple) else None
+
+    @property
+    def plain_indices(self) -> Any:
+        """The second of the two indices of a compressed layout; None for COO."""
+        return self.indices[1] if isinstance(self.indices, tuple) else None
+
+    @property
+    def nnz(self) -> int:
+        """The number of values (blocks, for BSR and BSC) that it has, in each batch."""
+        indices = self.indices[1] if isinstance(self.indices, tuple) else self.indices
+        return int(indices.shape[-1])
+
+    @property
+    def kind(self) -> str:
+        return self.layout
+
+    def todense(self) -> Any:
+        """Return the dense array that torch's ``to_dense()`` gives; values of one place are added.
+
+        Raises
+        ------
+        TensorError
+            If an index lies outside the shape.
+        OSError
+            If the dense array does not fit into memory.
+        """
+        from torchzip.tensors.dense import sparse_to_dense
+
+        return sparse_to_dense(self)
+
+    def _describe(self) -> str:
+        return f"{self.layout}, {self.torch_dtype}, shape={list(self.shape)}, nnz={self.nnz}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class QuantizedTensor(OtherTensor):
+    """A quantized tensor: integers, and what makes numbers of them.
+
+    Per tensor, ``axis`` is None, ``scale`` a float and ``zero_point`` an int. Per channel, these
+    are one-dimensional arrays with an element for each index of ``axis``: float64 and int64, or
+    both float32 for the scheme ``per_channel_affine_float_qparams``. In files of torch before 1.4
+    they are lists.
+
+    ``int_repr`` has the integers: int8 for qint8, uint8 for quint8, int32 for qint32. The packed
+    dtypes have 2 (quint4x2) or 4 (quint2x4) values in a byte, the first in the lowest bits; their
+    ``int_repr`` is a one-dimensional uint8 array, and ``torch_dtype`` and ``shape`` must be given.
+
+    >>> import numpy as np
+    >>> tensor = QuantizedTensor(np.array([3, 4], "uint8"), 0.5, 3)
+    >>> tensor, tensor.dequantize().tolist()
+    (QuantizedTensor(quint8, shape=[2], per_tensor_affine), [0.0, 0.5])
+    """
+
+    int_repr: Any
+    scale: Any
+    zero_point: Any
+    axis: int | None = None
+    requires_grad: bool = field(default=False, kw_only=True)
+    torch_dtype: str = field(default="", kw_only=True)
+    shape: tuple[int, ...] = field(default=None, kw_only=True)  # type: ignore[arg-type]
+
+    PARTS = ("int_repr", "scale", "zero_point")
+
+    def __post_init__(self) -> None:
+        if self.axis is None:
+            object.__setattr__(self, "scale", float(self.scale))
+            object.__setattr__(self, "zero_point", int(self.zero_point))
+        if not self.torch_dtype:
+            name = _torch_dtype_of(self.int_repr)
+            name = {"int8": "qint8", "uint8": "quint8", "int32": "qint32"}.get(name, name)
+            object.__setattr__(self, "torch_dtype", name)
+        shape: Any = self.shape  # None, if it is that of the integers
+        if shape is None:
+            shape = _array_of(self.int_repr).shape
+        object.__setattr__(self, "shape", tuple(shape))
+
+    @property
+    def qscheme(self) -> str:
+        """Torch's name of the scheme."""
+        if self.axis is None:
+            return "per_tensor_affine"
+        listed = isinstance(self.zero_point, list)
+        floats = not listed and _torch_dtype_of(self.zero_point).startswith("float")
+        return "per_channel_affine_float_qparams" if floats else "per_channel_affine"
+
+    @property
+    def kind(self) -> str:
+        return "quantized"
+
+    def dequantize(self) -> Any:
+        """Return the float32 array that torch's ``dequantize()`` gives.
+
+        Raises
+        ------
+        TensorError
+            If a zero point lies outside the integers of the dtype, which torch refuses too.
+        OSError
+            If the array does not fit into memory.
+        """
+        from torchzip.tensors.dense import dequantize
+
+        return dequantize(self)
+
+    def _describe(self) -> str:
+        axis = "" if self.axis is None else f", axis={self.axis}"
+        return f"{self.torch_dtype}, shape={list(self.shape)}, {self.qscheme}{axis}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class NestedTensor(OtherTensor):
+    """A nested tensor: several tensors of different sizes over one buffer, ``values``.
+
+    ``layout`` is ``"strided"`` or ``"jagged"``. Strided: ``sizes`` and ``strides`` are int64 arrays
+    of shape (n, dimensions) and ``offsets`` one of shape (n), in elements of ``values``, which has
+    one dimension. Jagged: tensor i is what ``values`` has on its axis ``ragged_idx - 1`` from
+    ``offsets[i]`` to ``offsets[i + 1]``, or for ``lengths[i]`` elements if there are lengths.
+    ``constructor`` is the argument dict of a jagged one as its file has it, with what torch
+    has cached; ``attributes`` is torch's attribute dict.
+
+    >>> import numpy as np
+    >>> nested = NestedTensor("jagged", np.arange(5.0), np.array([0, 2, 5]))
+    >>> nested, [array.tolist() for array in nested.unbind()]
+    (NestedTensor(jagged, float64, shape=[2, None]), [[0.0, 1.0], [2.0, 3.0, 4.0]])
+    """
+
+    layout: str
+    values: Any
+    offsets: Any
+    sizes: Any = field(default=None, kw_only=True)
+    strides: Any = field(default=None, kw_only=True)
+    lengths: Any = field(default=None, kw_only=True)
+    ragged_idx: int = field(default=1, kw_only=True)
+    requires_grad: bool = field(default=False, kw_only=True)
+    constructor: Any = field(default=None, kw_only=True)
+
+    PARTS = ("values", "sizes", "strides", "offsets", "lengths")
+
+    @property
+    def torch_dtype(self) -> str:
+        """Torch's name of the dtype of the values."""
+        return _torch_dtype_of(self.values)
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """The shape, with None for each axis whose size differs or is not known unread."""
+        if self.layout == "strided":
+            sizes = self.sizes.shape
+            return (int(self.offsets.shape[0]), *(None for _ in range(sizes[1] if sizes else 0)))
+        inner = list(_array_of(self.values).shape)
+        inner[self.ragged_idx - 1] = None
+        return (int(self.offsets.shape[0]) - 1, *inner)
+
+    @property
+    def kind(self) -> str:
+        return "nested" if self.layout == "strided" else "nested_jagged"
+
+    def unbind(self) -> list[Any]:
+        """Return its tensors as arrays: views of one that is read whole.
+
+        Raises
+        ------
+        TensorError
+            If one of them does not lie inside the values.
+        OSError
+            If the values do not fit into memory.
+        """
+        from torchzip.tensors.dense import nested_arrays
+
+        return nested_arrays(self)
+
+    def _describe(self) -> str:
+        return f"{self.layout}, {self.torch_dtype}, shape={list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class MetaTensor(OtherTensor):
+    """A tensor on torch's meta device: dtype, shape and stride (in elements), and no data.
+
+    >>> MetaTensor("float32", (2, 3)), MetaTensor("float32", (2, 3)).stride
+    (MetaTensor(float32, shape=[2, 3]), (3, 1))
+    """
+
+    torch_dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] = None  # type: ignore[assignment]
+    requires_grad: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        stride: Any = self.stride  # None, if it is that of a fresh tensor
+        if stride is None:
+            stride = [1] * len(self.shape)
+            for axis in range(len(self.shape) - 2, -1, -1):
+                stride[axis] = stride[axis + 1] * max(self.shape[axis + 1], 1)
+        object.__setattr__(self, "stride", tuple(stride))
+
+    @property
+    def kind(self) -> str:
+        return "meta"
+
+    def _describe(self) -> str:
+        return f"{self.torch_dtype}, shape={list(self.shape)}"
 
 
 class ForeignObject:

@@ -227,18 +227,31 @@ def test_foreign_raise_lists_all_names() -> None:
     assert "os.system, a.b.C" in str(caught.value)
 
 
-def test_others() -> None:
-    """Tensors of kinds that are not read yet are listed, and asking for one says which."""
+def test_tensors_of_other_kinds() -> None:
+    """They are values of the mapping like the others; what only a class can make is not."""
     with tz.lazy_load(b.GOLDEN / "sparse.pt") as checkpoint:
-        assert checkpoint.others
-        name = next(iter(checkpoint.others))
-        assert name not in checkpoint
-        with pytest.raises(tz.UnsupportedError, match="sparse tensors are not read yet") as caught:
-            checkpoint[name]
+        assert list(checkpoint) == ["s", "w"]
+        assert type(checkpoint["s"]) is tz.types.SparseTensor
+        assert isinstance(checkpoint["s"].values, tz.LazyTensor)
+        assert not checkpoint.others
+    subclass = b.call(
+        b.name("torch._tensor", "_rebuild_from_type_v2"),
+        b.name("torch._utils", "_rebuild_wrapper_subclass"),
+        b.name("m", "Wrapper"),
+        b.tuple_of(b.name("m", "Wrapper")),
+        b.dict_of({"inner": b.tensor()}),
+    )
+    data = b.checkpoint(b.stream(b.dict_of({"w": subclass})))
+    with tz.lazy_load(io.BytesIO(data)) as checkpoint:
+        assert list(checkpoint) == ["w.inner"]
+        assert checkpoint["w.inner"].numpy().tolist() == [1, 2, 3, 4]
+        assert list(checkpoint.others) == ["w"]
+        assert checkpoint.others["w"] is checkpoint.root["w"]
+        assert "w" not in checkpoint
+        with pytest.raises(tz.UnsupportedError, match="only its own code can make") as caught:
+            checkpoint["w"]
         assert isinstance(caught.value, NotImplementedError)
-        assert str(b.GOLDEN / "sparse.pt") in str(caught.value)
-    with pytest.raises(tz.UnsupportedError, match="not read yet"):
-        tz.load(b.GOLDEN / "sparse.pt")
+        assert "<BytesIO>" in str(caught.value)
 
 
 def test_conflicting_names() -> None:

@@ -12,7 +12,7 @@ import pytest
 from torchzip.checkpoint.names import NameTable, children
 from torchzip.errors import FormatError, LimitError
 from torchzip.limits import Limits
-from torchzip.types import ForeignObject
+from torchzip.types import ForeignObject, Parameter
 
 
 class Leaf:
@@ -136,13 +136,25 @@ def test_inside_foreign_objects() -> None:
 
 
 def test_others_are_listed_apart() -> None:
-    """A tensor of a kind that is not read yet has a name, and its parts have none."""
-    sparse = ForeignObject("torch._utils", "_rebuild_sparse_tensor", (A, (B,)))
-    found = table({"s": sparse, "d": C, "l": [sparse]})
-    assert list(found.names) == ["d"]
-    assert found.others == {"s": sparse, "l.0": sparse}
-    assert table(sparse).others == {"": sparse}
-    plain = ForeignObject("torch._utils", "_rebuild_sparse_tensor")  # the bare name
+    """A tensor of a class of its own is no leaf; what is in its attributes goes by its name."""
+    function = ForeignObject("torch._utils", "_rebuild_wrapper_subclass")
+    rebuild = ("torch._tensor", "_rebuild_from_type_v2")
+    wrapper = ForeignObject(*rebuild, (function, ForeignObject("m", "W"), (), {"inner": A}))
+    found = table({"s": wrapper, "d": C, "l": [wrapper]})
+    assert list(found.names) == ["s.inner", "d", "l.0.inner"]
+    assert found.others == {"s": wrapper, "l.0": wrapper}
+    assert table(wrapper).others == {"": wrapper}
+    assert list(table(wrapper).names) == ["inner"]
+    assert list(table({"p": Parameter(wrapper)}).names) == ["p.inner"]
+    assert table({"p": Parameter(wrapper)}).others == {"p": wrapper}
+    slots = ForeignObject(*rebuild, (function, ForeignObject("m", "W"), (B,), ({"x": A}, {"y": C})))
+    assert list(table({"s": slots}).names) == ["s.x", "s.y", "s.args.0"]
+    device = ForeignObject("torch._utils", "_rebuild_device_tensor_from_cpu_tensor", (A, "xla:0"))
+    assert list(table({"x": device}).names) == ["x.0"]
+    assert list(table({"x": device}).others) == ["x"]
+    empty = ForeignObject(*rebuild, (function, ForeignObject("m", "W"), (), None))
+    assert list(table({"e": empty, "d": [C]}).others) == ["e"]
+    plain = ForeignObject(*rebuild)  # the bare name
     assert not table({"s": plain, "d": C}).others
 
 

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.names import NameTable
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TensorNotFoundError, TorchZipError
+from torchzip.errors import TensorNotFoundError, TorchZipError, UnsupportedError
 from torchzip.files.source import File
 from torchzip.formats.base import Container, OpenStorage, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.rebuild import OTHER_TENSORS, unsupported
 from torchzip.tensors.specs import TensorSpec, read_view, slice_spec
-from torchzip.types import ForeignObject, Parameter
+from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 Foreign = Literal["keep", "raise"]
 
@@ -149,11 +148,15 @@ class LazyFactory:
         if isinstance(tensor, LazyTensor):
             spec = tensor.spec.replace(is_parameter=True, requires_grad=requires_grad)
             tensor = LazyTensor(spec)
+        elif isinstance(tensor, OtherTensor):
+            tensor = tensor.replace(is_parameter=True, requires_grad=requires_grad)
         return Parameter(tensor, requires_grad, state)
 
-    def other(self, name: Name, what: str, args: tuple[Any, ...]) -> ForeignObject:
-        # Inert, and written back as it was.
-        return ForeignObject(*name, args)
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, LazyTensor)
+
+    def other(self, tensor: OtherTensor) -> OtherTensor:
+        return tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +170,11 @@ class VerifyReport:
     without_crc: tuple[str, ...]
 
 
-class Checkpoint(Mapping[str, LazyTensor]):
+class Checkpoint(Mapping[str, Any]):
     """A checkpoint whose tensors are read one by one: a mapping from flat names to LazyTensors.
+
+    A sparse, quantized, nested or meta tensor is one of the types of that name in
+    `torchzip.types`, with LazyTensors as its parts.
 
     ``root`` is the object as it was saved, every tensor in it a LazyTensor (inside a
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
@@ -226,12 +232,17 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 raise
         return self._table
 
-    def __getitem__(self, name: str) -> LazyTensor:
+    def __getitem__(self, name: str) -> Any:
+        """Return the LazyTensor of a name, or the tensor of another kind."""
         table = self._names()
         leaf = table.names.get(name)
         if leaf is None and name in table.others:
-            called = (table.others[name].module, table.others[name].name)
-            raise unsupported(called, OTHER_TENSORS[called]).at(path=self.path)
+            raise UnsupportedError(
+                f"{name!r} is a tensor of a class that only its own code can make; it is a "
+                "ForeignObject in the checkpoint's root, and its inner tensors have names of their "
+                "own",
+                path=self.path,
+            )
         if leaf is None:
             close = difflib.get_close_matches(str(name), list(table.names)[:10_000], 3)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
@@ -243,9 +254,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         except TorchZipError as error:
             error.at(path=self.path)
             raise
-        tensor = leaf.data if isinstance(leaf, Parameter) else leaf
-        assert isinstance(tensor, LazyTensor)
-        return tensor
+        return leaf.data if isinstance(leaf, Parameter) else leaf
 
     def __contains__(self, name: object) -> bool:
         return name in self._names().names
@@ -258,7 +267,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     @property
     def others(self) -> Mapping[str, ForeignObject]:
-        """Tensors of kinds that are not read yet (sparse, quantized, ...), by their names."""
+        """Tensors of classes of their own, which stay ForeignObjects, by their names."""
         return self._names().others
 
     def verify(self) -> VerifyReport:
@@ -309,9 +318,9 @@ def _merged(names: list[Name], more: list[Name]) -> list[Name]:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, LazyTensor) or (
-        isinstance(value, Parameter) and isinstance(value.data, LazyTensor)
-    )
+    if isinstance(value, Parameter):
+        value = value.data
+    return isinstance(value, (LazyTensor, OtherTensor))
 
 
 def _open_again(path: str, foreign: Foreign, limits: Limits) -> Checkpoint:

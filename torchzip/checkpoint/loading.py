@@ -16,12 +16,11 @@ from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource
 from torchzip.formats.base import FileContainer, OpenStorage, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
-from torchzip.pickling.table import Name
+from torchzip.tensors.kind_checks import Checked, check_values
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype
-from torchzip.tensors.rebuild import unsupported
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage
-from torchzip.types import TypedArray
+from torchzip.types import OtherTensor, TypedArray
 
 #: Read and checked at once: its CRC is worked out while it is in the processor's cache.
 _READ_NBYTES = 1 << 18
@@ -66,11 +65,14 @@ class EagerFactory:
         self._mappings = mappings
         self._to_fill: list[EagerStorage] = []
         self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
+        self._to_check: list[OtherTensor] = []
+        self._nbytes = 0
 
     def storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         origin = self._open(key, torch_dtype, nbytes, location)
+        self._nbytes += nbytes
         if self._mappings is not None and isinstance(origin, SpanStorage):
             span = origin.span()
             if span is not None:
@@ -104,8 +106,12 @@ class EagerFactory:
     def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
         return tensor
 
-    def other(self, name: Name, what: str, args: tuple[Any, ...]) -> Any:
-        raise unsupported(name, what)
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, np.ndarray | TypedArray)
+
+    def other(self, tensor: OtherTensor) -> Any:
+        self._to_check.append(tensor)
+        return tensor
 
     def fill(self, verify: bool) -> None:
         """Read the bytes of every storage, with a second thread if there are many."""
@@ -122,9 +128,13 @@ class EagerFactory:
                 _fill(storage, verify)
         for resolved, array, spec in self._to_resolve:
             resolved[...] = resolve_bits(array, spec)
+        checked = Checked(self._nbytes)
+        for tensor in self._to_check:
+            check_values(tensor, checked)
         # Bare storages in the tree keep the factory, and should not keep all memory.
         self._to_fill.clear()
         self._to_resolve.clear()
+        self._to_check.clear()
 
 
 def _fill(storage: EagerStorage, verify: bool) -> None:
@@ -158,8 +168,8 @@ def load(
 ) -> Any:
     """Return the object that was saved, with a numpy array for each dense tensor.
 
-    Sparse and quantized tensors and other kinds are an UnsupportedError for now; `lazy_load` opens
-    such a file and gives the other tensors in it.
+    Sparse, quantized, nested and meta tensors are the types of that name in `torchzip.types`, with
+    arrays as their parts; their indices are checked against their shapes.
 
     bfloat16 and float8 come through ml_dtypes; a dtype that numpy has not is a
     `types.TypedArray`. Tensors that shared a storage share memory. A Parameter gives its array

@@ -14,8 +14,8 @@ from typing import Any
 from torchzip.errors import FormatError, LimitError
 from torchzip.formats.base import Child, PartsOf
 from torchzip.limits import Limits
-from torchzip.tensors.rebuild import OTHER_TENSORS
-from torchzip.types import ForeignObject
+from torchzip.tensors.rebuild import FOREIGN_TENSORS
+from torchzip.types import ForeignObject, Parameter
 
 
 def module_parts(value: ForeignObject) -> list[Child] | None:
@@ -42,7 +42,7 @@ def module_parts(value: ForeignObject) -> list[Child] | None:
 class NameTable:
     """``names`` maps each flat name to its leaf, in the order of the tree.
 
-    ``others`` are the tensors of kinds that are not read yet.
+    ``others`` are the tensors that stay ForeignObjects; what is inside them has names too.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class NameTable:
         self._conflicts: dict[str, str] = {}
         self.names: dict[str, Any] = {}
         self.others: dict[str, ForeignObject] = {}
-        if is_leaf(root) or _is_other(root):
+        if is_leaf(root):
             self._add("", "", root)
             return
         if type(root) is dict and all(type(key) is str for key in root):
@@ -74,6 +74,9 @@ class NameTable:
         leading, leaves = _leading_to_leaves(root, is_leaf, self._children)
         self._expansions = len(leading) + limits.shared_names
         self._bound = leaves + limits.shared_names
+        other = _other_in(root)
+        if other is not None:
+            self._add("", "", other)
         if id(root) in leading:
             self._walk(root, leading)
 
@@ -97,9 +100,13 @@ class NameTable:
         while stack:
             items, prefix, place, own = stack[-1]
             for key, step, child in items:
-                if self._is_leaf(child) or _is_other(child):
+                if self._is_leaf(child):
                     self._add(prefix + key, place + step, child)
-                elif id(child) in leading and id(child) not in on_path:
+                    continue
+                other = _other_in(child)
+                if other is not None:
+                    self._add(prefix + key, place + step, other)
+                if id(child) in leading and id(child) not in on_path:
                     if len(stack) >= self._limits.nesting:
                         raise LimitError("nesting", len(stack) + 1, self._limits.nesting)
                     self._expansions -= 1
@@ -143,6 +150,26 @@ def children(value: Any) -> Iterator[Child]:
     elif isinstance(value, list | tuple | deque):
         for index, item in enumerate(value):
             yield str(index), f"[{index}]", item
+    elif isinstance(value, Parameter):
+        if isinstance(value.data, ForeignObject):  # what is in it goes by the parameter's name
+            for name, step, child in children(value.data):
+                yield name, f".data{step}", child
+    elif isinstance(value, ForeignObject) and _is_subclass(value):
+        # (function, class, arguments, attributes): the attributes go by their own names.
+        _, _, args, attributes = value.args or ()
+        if isinstance(attributes, dict):
+            for name, step, child in children(attributes):
+                yield name, f".args[3]{step}", child
+        elif isinstance(attributes, tuple):  # those in the dict, and those in slots
+            for index, held in enumerate(attributes):
+                if isinstance(held, dict):
+                    for name, step, child in children(held):
+                        yield name, f".args[3][{index}]{step}", child
+                else:
+                    yield f"state.{index}", f".args[3][{index}]", held
+        else:
+            yield "state", ".args[3]", attributes
+        yield "args", ".args[2]", args
     elif isinstance(value, ForeignObject):
         # A state is mostly the attribute dict; items and arguments come with it.
         for index, item in enumerate(value.args or ()):
@@ -158,11 +185,24 @@ def children(value: Any) -> Iterator[Child]:
             yield name, f".kwargs{step}", child
 
 
-def _is_other(value: Any) -> bool:
-    return (
+def _other_in(value: Any) -> ForeignObject | None:
+    """Return the tensor that stays a ForeignObject, if a value is one or a Parameter of one."""
+    if isinstance(value, Parameter):
+        value = value.data
+    if (
         isinstance(value, ForeignObject)
         and value.how == "call"
-        and (value.module, value.name) in OTHER_TENSORS
+        and (value.module, value.name) in FOREIGN_TENSORS
+    ):
+        return value
+    return None
+
+
+def _is_subclass(value: ForeignObject) -> bool:
+    return (
+        _other_in(value) is not None
+        and value.name == "_rebuild_from_type_v2"
+        and len(value.args or ()) == 4
     )
 
 
@@ -189,10 +229,14 @@ def _leading_to_leaves(
         own = id(container)
         direct = False
         for _, _, child in children(container):
-            if is_leaf(child) or _is_other(child):
+            if is_leaf(child):
                 direct = True
                 leaves.add(id(child))
-            elif isinstance(child, dict | list | tuple | deque | ForeignObject):
+                continue
+            if _other_in(child) is not None:
+                direct = True
+                leaves.add(id(child))
+            if isinstance(child, dict | list | tuple | deque | ForeignObject | Parameter):
                 parents.setdefault(id(child), []).append(own)
                 if id(child) not in seen:
                     seen[id(child)] = child

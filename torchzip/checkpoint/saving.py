@@ -22,6 +22,7 @@ from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.dtypes import DTYPES
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.sink import open_sink
+from torchzip.tensors.kind_checks import check_kind, check_values
 from torchzip.tensors.memory import (
     Placement,
     extent_of,
@@ -34,7 +35,7 @@ from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_
 from torchzip.tensors.reduce import StorageKeys
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
-from torchzip.types import Parameter, TypedArray
+from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 
 #: Arrays up to this size are copied and written together.
 _SMALL_NBYTES = 1 << 14
@@ -187,7 +188,7 @@ class IncrementalWriter:
         The values are those of this moment; the array can be freed or changed afterwards. An array
         that shares memory with one that was stored before, and has the same values still, becomes a
         view of the same storage. Takes arrays, LazyTensors, TypedArrays, and Parameters of
-        these.
+        these; of a sparse, quantized or nested tensor the parts are stored.
         """
         with self._lock:
             self._check()
@@ -195,6 +196,8 @@ class IncrementalWriter:
                 return Parameter(self.store_early(array.data), array.requires_grad, array.state)
             if isinstance(array, EarlyTensor):
                 return array
+            if isinstance(array, OtherTensor):
+                return self._store_parts(array)
             if isinstance(array, LazyTensor):
                 storage = self._store_lazy(array.spec.storage)
                 return EarlyTensor(array.spec.replace(storage=storage), self)
@@ -214,6 +217,14 @@ class IncrementalWriter:
                 torch_dtype, array.shape, place.stride, place.storage_offset, place.storage
             )
             return EarlyTensor(spec, self)
+
+    def _store_parts(self, tensor: OtherTensor) -> OtherTensor:
+        check_kind(tensor)
+        if all(isinstance(part, np.ndarray | TypedArray) for part in tensor.parts):
+            check_values(tensor)
+        if isinstance(tensor, QuantizedTensor) and isinstance(tensor.int_repr, np.ndarray):
+            tensor = tensor.replace(int_repr=TypedArray(tensor.int_repr, tensor.torch_dtype))
+        return tensor.with_parts(self.store_early)
 
     def store_chunks(
         self, chunks: Iterable[Any], *, shape: Iterable[int], dtype: Any

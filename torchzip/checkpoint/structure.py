@@ -26,11 +26,21 @@ from torchzip.tensors.memory import (
     torch_dtype_to_save,
 )
 from torchzip.tensors.numpy_values import PickledArray
+from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.rebuild import BareStorage
 from torchzip.tensors.reduce import LEAF_WRITERS, DenseWriter, StorageKeys, empty_ordered_dict
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.reduce_kinds import KindWriter, MarkedValues, is_jagged
+from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import TensorStorage
-from torchzip.types import ForeignObject, Parameter, Storage, TypedArray
+from torchzip.types import (
+    ForeignObject,
+    NestedTensor,
+    OtherTensor,
+    Parameter,
+    QuantizedTensor,
+    Storage,
+    TypedArray,
+)
 
 #: (arrays with their torch dtypes, what messages call them) -> where each lies
 PlaceArrays = Callable[[list[tuple[NDArray[Any], str]], list[str]], list[Placement]]
@@ -96,6 +106,7 @@ class Structure:
         writer: object = None,
     ) -> None:
         self._dense = DenseWriter(keys)
+        self._kinds = KindWriter(self._dense, self._plain_spec, self._integers_of)
         self._spec_of = spec_of or (lambda spec: spec)
         self._storage_of = storage_of or (lambda storage: storage)
         self._writer = writer
@@ -127,6 +138,8 @@ class Structure:
                 EarlyTensor: self._write_early,
                 Parameter: self._write_parameter,
                 Storage: self._write_storage,
+                OtherTensor: self._write_other,
+                MarkedValues: self._write_marked,
             },
             self._reduce,
             rows if alone else None,
@@ -197,6 +210,8 @@ class Structure:
                     found.setdefault(key, (value.array, value.torch_dtype, link))
             elif kind is Parameter:
                 todo += [(value.state, link), (value.data, link)]
+            elif isinstance(value, OtherTensor):
+                todo += [(part, link) for part in _parts_of_other(value)]
             elif isinstance(value, BareStorage | LazyTensor | EarlyTensor):
                 pass
             elif kind is Storage:
@@ -341,11 +356,18 @@ class Structure:
     def _write_parameter_call(
         self, emitter: Emitter, data: Any, requires_grad: bool, state: Any
     ) -> None:
+        if is_jagged(data):  # has a class of its own, and is marked as a parameter there
+            attributes = {**(data.attributes or {}), **(state or {}), "_is_param": True}
+            self._kinds.write(emitter, data.replace(attributes=attributes), bool(requires_grad))
+            return
         with_state = state is not None
         emitter.name("torch._utils", f"_rebuild_parameter{'_with_state' if with_state else ''}")
         emitter.write(b"(" if with_state else b"")
-        if isinstance(data, ForeignObject):  # a tensor of a kind that is not read yet
+        if isinstance(data, ForeignObject):  # of a class of its own
             emitter.save(data)
+        elif isinstance(data, OtherTensor):
+            self._kinds.write(emitter, data, requires_grad=False)
+            emitter.put(None)
         else:
             # The data of a parameter is a plain tensor that needs no gradient, made anew
             # each time it is asked for.
@@ -358,6 +380,38 @@ class Structure:
         emitter.write(b"t" if with_state else b"\x87")
         emitter.put(None)
         emitter.write(b"R")
+
+    def _write_other(self, emitter: Emitter, tensor: OtherTensor) -> None:
+        if emitter.written(id(tensor)):
+            return
+        if tensor.is_parameter and not is_jagged(tensor):
+            self._write_parameter_call(emitter, tensor, tensor.requires_grad, None)
+        else:
+            self._kinds.write(emitter, tensor, tensor.requires_grad)
+        emitter.put_object(tensor)
+
+    def _write_marked(self, emitter: Emitter, values: MarkedValues) -> None:
+        if not emitter.written(id(values)):
+            self._write_spec(emitter, values.spec(self._plain_spec(emitter, values.values)))
+            emitter.put_object(values)
+
+    def _integers_of(self, emitter: Emitter, tensor: QuantizedTensor) -> TensorSpec:
+        """Return the spec of the integers of a quantized tensor, on a storage of its dtype."""
+        part = tensor.int_repr
+        if isinstance(part, np.ndarray | TypedArray):
+            array = part.array if isinstance(part, TypedArray) else part
+            return self._plain_spec(emitter, TypedArray(array, tensor.torch_dtype))
+        spec = self._plain_spec(emitter, part)
+        if spec.torch_dtype == tensor.torch_dtype:
+            return spec
+        if isinstance(part, EarlyTensor):
+            raise TypeError(
+                f"{emitter.where()}: its integers were stored early as {spec.torch_dtype}; store "
+                "the QuantizedTensor"
+            )
+        return spec.replace(
+            storage=ElementStorage(spec), storage_offset=0, stride=contiguous_stride(spec.shape)
+        )
 
     def _write_storage(self, emitter: Emitter, value: Storage) -> None:
         if isinstance(value, BareStorage):
@@ -374,6 +428,18 @@ class Structure:
 def _is_pickled(array: NDArray[Any]) -> bool:
     """Return whether numpy pickled this array, which is then no tensor."""
     return type(array) is PickledArray and array.is_pickled
+
+
+def _parts_of_other(tensor: OtherTensor) -> list[Any]:
+    """Return what is inside a tensor that is not dense; integers with the dtype they stand for."""
+    parts = tensor.parts
+    if isinstance(tensor, QuantizedTensor):
+        array = parts[0].array if isinstance(parts[0], TypedArray) else parts[0]
+        if isinstance(array, np.ndarray):
+            parts[0] = TypedArray(array, tensor.torch_dtype)
+    if isinstance(tensor, NestedTensor) and type(tensor.constructor) is dict:
+        parts += tensor.constructor.values()
+    return [*parts, tensor.attributes]
 
 
 def _reduce_for_good(value: Any) -> Reduction:

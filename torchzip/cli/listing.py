@@ -8,6 +8,7 @@ from typing import Any
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
 from torchzip.cli.rendering import nbytes_text, printable, table
 from torchzip.pickling.allowlist import is_torch_safe
+from torchzip.types import ForeignObject, MetaTensor, OtherTensor
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -18,10 +19,13 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     by_dtype: dict[str, dict[str, int]] = {}
     for name in checkpoint:
         tensor = checkpoint[name]
-        storage = tensor.spec.storage
-        holder = first_at.setdefault(id(storage), name)
-        if holder == name:
-            stored_nbytes += storage.nbytes
+        holder = name
+        for part in tensor.parts if isinstance(tensor, OtherTensor) else [tensor]:
+            storage = part.spec.storage
+            if id(storage) not in first_at:
+                stored_nbytes += storage.nbytes
+            first = first_at.setdefault(id(storage), name)
+            holder = holder if first == name else first
         sums = by_dtype.setdefault(tensor.torch_dtype, {"tensors": 0, "nbytes": 0})
         sums["tensors"] += 1
         sums["nbytes"] += tensor.nbytes
@@ -30,9 +34,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "file": checkpoint.path,
         "format": checkpoint.format,
         "tensors": tensors,
-        "not_read_yet": {
-            name: f"{call.module}.{call.name}" for name, call in checkpoint.others.items()
-        },
+        "subclasses": {name: _class_of(call) for name, call in checkpoint.others.items()},
         "by_dtype": by_dtype,
         "stored_nbytes": stored_nbytes,
         "foreign": [f"{module}.{name}" for module, name in checkpoint.foreign],
@@ -41,9 +43,25 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _row(name: str, tensor: LazyTensor, shares_with: str | None) -> dict[str, Any]:
+def _row(name: str, tensor: LazyTensor | OtherTensor, shares_with: str | None) -> dict[str, Any]:
+    if isinstance(tensor, OtherTensor):
+        parts = tensor.parts
+        return {
+            "name": name,
+            "kind": tensor.kind,
+            "dtype": tensor.torch_dtype,
+            "shape": list(tensor.shape),
+            "nbytes": tensor.nbytes,
+            "stride": list(tensor.stride) if isinstance(tensor, MetaTensor) else None,
+            "storage_offset": None,
+            "requires_grad": tensor.requires_grad,
+            "is_parameter": tensor.is_parameter,
+            "location": parts[0].spec.storage.location if parts else "meta",
+            "shares_storage_with": shares_with,
+        }
     return {
         "name": name,
+        "kind": "dense",
         "dtype": tensor.torch_dtype,
         "shape": list(tensor.shape),
         "nbytes": tensor.nbytes,
@@ -54,6 +72,13 @@ def _row(name: str, tensor: LazyTensor, shares_with: str | None) -> dict[str, An
         "location": tensor.spec.storage.location,
         "shares_storage_with": shares_with,
     }
+
+
+def _class_of(call: ForeignObject) -> str:
+    """Return the class of a tensor that stays foreign, or else what rebuilds it."""
+    named = [arg for arg in call.args or () if isinstance(arg, ForeignObject) and arg.how == "name"]
+    of = named[-1] if named else call
+    return f"{of.module}.{of.name}"
 
 
 def as_json(listing: dict[str, Any]) -> str:
@@ -69,14 +94,16 @@ def as_text(listing: dict[str, Any], *, long: bool) -> str:
     for row in listing["tensors"]:
         cells = [
             printable(row["name"]) or "(the object itself)",
-            row["dtype"] + (" param" if row["is_parameter"] else ""),
-            str(row["shape"]),
+            row["dtype"]
+            + (f" {row['kind']}" if row["kind"] != "dense" else "")
+            + (" param" if row["is_parameter"] else ""),
+            str(row["shape"]).replace("None", "*"),
             nbytes_text(row["nbytes"]),
         ]
         if long:
             cells += [
-                str(row["stride"]),
-                str(row["storage_offset"]),
+                "" if row["stride"] is None else str(row["stride"]),
+                "" if row["storage_offset"] is None else str(row["storage_offset"]),
                 printable(row["location"]),
                 "yes" if row["requires_grad"] else "no",
                 printable(row["shares_storage_with"] or ""),
@@ -87,8 +114,8 @@ def as_text(listing: dict[str, Any], *, long: bool) -> str:
     shared = [row for row in listing["tensors"] if row["shares_storage_with"] is not None]
     if shared:
         lines.append(f"{len(shared)} share the storage of another; -l shows which")
-    for name, call in listing["not_read_yet"].items():
-        lines.append(f"{printable(name)}: {call}, a kind of tensor that is not read yet")
+    for name, kind in listing["subclasses"].items():
+        lines.append(f"{printable(name)}: a tensor of class {printable(kind)}, kept as it is")
     if listing["constants"]:
         count = listing["constants"]
         lines.append(f"{count:,} constant{'' if count == 1 else 's'} of the code, without names")

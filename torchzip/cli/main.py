@@ -189,7 +189,7 @@ def _plan_text(plan: Plan) -> str:
         if row.from_dtype != row.to_dtype:
             dtype = f"{row.from_dtype} -> {row.to_dtype}"
         size = f"= {printable(row.alias_of)}" if row.alias_of else nbytes_text(row.nbytes)
-        rows.append([printable(row.name), dtype, str(list(row.shape)), size])
+        rows.append([printable(row.name), dtype, str(list(row.shape)).replace("None", "*"), size])
     lines = table(rows, right=(3,))
     lines.append(f"{len(plan.tensors):,} tensors, {nbytes_text(plan.nbytes)} in all")
     return "\n".join(lines)

@@ -28,7 +28,7 @@ from torchzip.tensors.rebuild import BareStorage
 from torchzip.tensors.reduce import StorageKeys
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import TensorStorage
-from torchzip.types import ForeignObject, Parameter
+from torchzip.types import ForeignObject, NestedTensor, OtherTensor, Parameter
 
 #: One dtype for all floating tensors, or (glob, dtype) rules of which the first match wins.
 DtypeRules = str | Sequence[tuple[str, str]] | None
@@ -45,10 +45,13 @@ ALIASES_KEY = "torchzip.aliases"
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One tensor of the output. ``nbytes`` is its data there; an alias takes none."""
+    """One tensor of the output. ``nbytes`` is its data there; an alias takes none.
+
+    A nested tensor has None in its shape where its sizes differ.
+    """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     from_dtype: str
     to_dtype: str
     nbytes: int
@@ -105,12 +108,14 @@ def make_plan(checkpoint: Checkpoint, format: str, *, dtype: DtypeRules = None) 
         If the target has no way to hold a tensor.
     """
     rule = _dtype_rule(dtype)
-    tensors = {name: checkpoint[name] for name in checkpoint}
+    named = {name: checkpoint[name] for name in checkpoint}
+    others = {name: held for name, held in named.items() if isinstance(held, OtherTensor)}
+    tensors = {name: held for name, held in named.items() if name not in others}
     if checkpoint.format == "safetensors":
         tensors |= _restored_aliases(checkpoint, tensors)
     if format == "safetensors":
-        return _plan_safetensors(checkpoint, tensors, rule)
-    return _plan_zip(checkpoint, tensors, rule)
+        return _plan_safetensors(checkpoint, tensors, others, rule)
+    return _plan_zip(checkpoint, tensors, others, rule)
 
 
 def _dtype_rule(dtype: DtypeRules) -> Callable[[str, str], str]:
@@ -152,15 +157,19 @@ def _restored_aliases(
 
 
 def _plan_safetensors(
-    checkpoint: Checkpoint, tensors: dict[str, LazyTensor], rule: Callable[[str, str], str]
+    checkpoint: Checkpoint,
+    tensors: dict[str, LazyTensor],
+    others: dict[str, OtherTensor],
+    rule: Callable[[str, str], str],
 ) -> Plan:
+    inner = _inner_tensors(checkpoint, others)
     kept: dict[Any, str] = {}
     aliases: dict[str, str] = {}
     planned: list[PlannedTensor] = []
     sources: dict[str, TensorStorage] = {}
     for name, tensor in tensors.items():
         spec = tensor.spec
-        target = rule(name, spec.torch_dtype)
+        target = spec.torch_dtype if id(spec) in inner else rule(name, spec.torch_dtype)
         same = (
             id(spec.storage), spec.storage_offset, spec.shape, spec.stride, spec.torch_dtype,
             spec.conj, spec.neg, target,
@@ -182,30 +191,45 @@ def _plan_safetensors(
     if aliases:
         metadata[ALIASES_KEY] = json.dumps(aliases, ensure_ascii=False, sort_keys=True)
     head, order = build_header(
-        ((row.name, row.to_dtype, row.shape) for row in planned if row.alias_of is None), metadata
+        (
+            (row.name, row.to_dtype, tensors[row.name].shape)
+            for row in planned
+            if row.alias_of is None
+        ),
+        metadata,
     )
-    lost = list(_lost_values(checkpoint, tensors)) + _lost_ties(tensors, sources)
+    lost = [
+        f"{name or 'the object itself'}: a {held.kind.replace('_', ' ')} tensor; safetensors holds "
+        "dense ones only"
+        for name, held in others.items()
+    ]
+    lost += [*_lost_values(checkpoint, tensors, others), *_lost_ties(tensors, sources)]
     return Plan("safetensors", planned, lost, head, [sources[name] for name in order])
 
 
-def _lost_values(checkpoint: Checkpoint, tensors: dict[str, LazyTensor]) -> Iterator[str]:
-    """Yield what is in the object and has no name of a tensor: only those are written."""
+def _lost_values(
+    checkpoint: Checkpoint, tensors: dict[str, LazyTensor], others: dict[str, OtherTensor]
+) -> Iterator[str]:
+    """Yield what is in the object and is no tensor with a name: only those can be written."""
     if checkpoint.format == "safetensors":
         return
     named = {_layout(tensor.spec) for tensor in tensors.values()}
     for index in range(len(checkpoint.constants)):
         yield f"constants.{index}: a constant of the code"
+    named_others = {id(held) for held in others.values()}
     for name in checkpoint.others:
-        yield f"{name}: a tensor of a kind that is not read yet"
-    others = {id(value) for value in checkpoint.others.values()}
+        yield f"{name or 'the object itself'}: the class of this tensor; its inner tensors are kept"
+    foreign = {id(value) for value in checkpoint.others.values()}
     seen: set[int] = set()
     todo: list[tuple[str, Any]] = [("", checkpoint.root)]
     while todo:
         path, value = todo.pop()
-        tensor = value.data if isinstance(value, Parameter) else value
-        if isinstance(tensor, LazyTensor) and _layout(tensor.spec) not in named:
+        held = value.data if isinstance(value, Parameter) else value
+        if (isinstance(held, LazyTensor) and _layout(held.spec) not in named) or (
+            isinstance(held, OtherTensor) and id(held) not in named_others
+        ):
             yield f"{path}: a tensor that the state dict does not name"
-        if isinstance(value, LazyTensor | Parameter) or id(value) in others:
+        if isinstance(value, LazyTensor | OtherTensor | Parameter) or id(value) in foreign:
             continue
         if isinstance(value, dict | list | tuple) or (
             isinstance(value, ForeignObject) and value.how != "name"
@@ -243,14 +267,17 @@ def _lost_ties(tensors: dict[str, LazyTensor], sources: dict[str, TensorStorage]
 
 
 def _plan_zip(
-    checkpoint: Checkpoint, tensors: dict[str, LazyTensor], rule: Callable[[str, str], str]
+    checkpoint: Checkpoint,
+    tensors: dict[str, LazyTensor],
+    others: dict[str, OtherTensor],
+    rule: Callable[[str, str], str],
 ) -> Plan:
-    casts = _Casts(checkpoint, tensors, rule)
+    casts = _Casts(tensors, _inner_tensors(checkpoint, others), rule)
     root = checkpoint.root
     lost: list[str] = []
     if checkpoint.format in _STATE_DICTS_ONLY:
-        root = dict(tensors)
-        lost += _lost_values(checkpoint, tensors)
+        root = {name: checkpoint[name] for name in checkpoint} | tensors
+        lost += _lost_values(checkpoint, tensors, others)
     keys = StorageKeys()
     try:
         structure = Structure(root, keys, place_arrays, spec_of=casts.apply)
@@ -269,6 +296,10 @@ def _plan_zip(
                 None if holder == name else holder,
             )
         )  # fmt: skip
+    planned += [
+        PlannedTensor(name, held.shape, held.torch_dtype, held.torch_dtype, held.nbytes)
+        for name, held in others.items()
+    ]
     return Plan("zip", planned, lost, structure.pickle, keys.order, structure.refused)
 
 
@@ -277,15 +308,17 @@ class _Casts:
 
     A storage whose tensors all have one dtype and one target is cast as a whole, so that
     views and ties stay as they are. One whose tensors part ways gives each a storage of
-    its own.
+    its own. Tensors inside of others (scales, indices), ``inner`` by the id of their spec, stay
+    as they are.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
         tensors: dict[str, LazyTensor],
+        inner: dict[int, TensorSpec | BareStorage],
         rule: Callable[[str, str], str],
     ) -> None:
+        self._inner = inner
         self._whole: dict[int, tuple[TensorStorage, str, TensorStorage]] = {}
         self._single: dict[Any, tuple[TensorSpec, TensorSpec]] = {}
         wanted: dict[int, set[tuple[str, str]]] = {}
@@ -295,8 +328,7 @@ class _Casts:
             pair = (spec.torch_dtype, rule(name, spec.torch_dtype))
             wanted.setdefault(id(spec.storage), set()).add(pair)
             storages[id(spec.storage)] = spec.storage
-        # The parts of tensors of other kinds (scales, indices) keep their dtype.
-        pinned = {id(storage) for storage in _storages_of_others(checkpoint)}
+        pinned = {id(held.storage) for held in inner.values()}
         for own, pairs in wanted.items():
             if len(pairs) == 1 and own not in pinned:
                 ((source, target),) = pairs
@@ -306,7 +338,7 @@ class _Casts:
                     self._whole[own] = (storage, target, cast)
         for name, tensor in tensors.items():
             spec = tensor.spec
-            if id(spec.storage) not in self._whole:
+            if id(spec.storage) not in self._whole and id(spec) not in inner:
                 target = rule(name, spec.torch_dtype)
                 if target != spec.torch_dtype:
                     elements = ElementStorage(spec)
@@ -319,6 +351,8 @@ class _Casts:
 
     def apply(self, spec: TensorSpec) -> TensorSpec:
         """Return a tensor's spec in the output."""
+        if id(spec) in self._inner:
+            return spec
         whole = self._whole.get(id(spec.storage))
         if whole is not None:
             return spec.replace(torch_dtype=whole[1], storage=whole[2])
@@ -338,17 +372,27 @@ def _layout(spec: TensorSpec) -> Any:
     )  # fmt: skip
 
 
-def _storages_of_others(checkpoint: Checkpoint) -> Iterator[TensorStorage]:
+def _inner_tensors(
+    checkpoint: Checkpoint, others: dict[str, OtherTensor]
+) -> dict[int, TensorSpec | BareStorage]:
+    """Return the specs of all tensors that others are made of, and their bare storages, by id."""
+    found: dict[int, TensorSpec | BareStorage] = {}
     seen: set[int] = set()
-    todo: list[Any] = list(checkpoint.others.values())
+    todo: list[Any] = [*others.values(), *checkpoint.others.values()]
     while todo:
         value = todo.pop()
         if isinstance(value, Parameter):
             value = value.data
         if isinstance(value, LazyTensor):
-            yield value.spec.storage
+            found[id(value.spec)] = value.spec
+            todo.append(value.spec.attributes)
         elif isinstance(value, BareStorage):
-            yield value.storage
+            found[id(value)] = value
         elif id(value) not in seen:
             seen.add(id(value))
-            todo += [child for _, _, child in children(value)]
+            if isinstance(value, OtherTensor):
+                todo += [*value.parts, value.attributes]
+                todo.append(value.constructor if isinstance(value, NestedTensor) else None)
+            else:
+                todo += [child for _, _, child in children(value)]
+    return found

@@ -18,10 +18,11 @@ from torchzip.formats.base import (
 )
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
-from torchzip.pickling.table import Name, Table
+from torchzip.pickling.table import Table
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import SpanStorage, TensorStorage
+from torchzip.types import OtherTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -172,5 +173,8 @@ class _LocatingFactory:
     def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
         return tensor
 
-    def other(self, name: Name, what: str, args: tuple[Any, ...]) -> Any:
-        return None
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, TensorSpec)
+
+    def other(self, tensor: OtherTensor) -> Any:
+        return tensor

@@ -17,13 +17,23 @@ from typing import Any, Protocol
 from torchzip.dtypes import DTYPES, NAME_ONLY, STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError
 from torchzip.pickling.keys import KeyCheck
-from torchzip.pickling.table import Name, Table
+from torchzip.pickling.table import KEEP, Keep, Name, Table
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
 from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
+from torchzip.tensors.rebuild_kinds import NJT, KindRebuilder, check_hooks
 from torchzip.tensors.record_pattern import TensorPattern
 from torchzip.tensors.specs import TensorSpec, check_spec
 from torchzip.tensors.storage import TensorStorage
-from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage
+from torchzip.types import (
+    Device,
+    Dtype,
+    ForeignObject,
+    Layout,
+    OtherTensor,
+    QScheme,
+    Size,
+    Storage,
+)
 
 Args = tuple[Any, ...]
 
@@ -45,8 +55,12 @@ class Factory(Protocol):
 
     def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any: ...
 
-    def other(self, name: Name, what: str, args: Args) -> Any:
-        """Return what stands for a tensor of a kind that is not read yet, or raise."""
+    def is_tensor(self, value: Any) -> bool:
+        """Return whether `tensor` made a value."""
+        ...
+
+    def other(self, tensor: OtherTensor) -> Any:
+        """Return what stands for a tensor that is not dense; its values are unread."""
         ...
 
 
@@ -83,19 +97,16 @@ class BareStorage(Storage):
         return made
 
 
-#: Tensors of other kinds: what rebuilds them, and what to call them.
-OTHER_TENSORS: dict[Name, str] = {
-    ("torch._utils", "_rebuild_sparse_tensor"): "sparse tensors",
-    ("torch._utils", "_rebuild_sparse_csr_tensor"): "sparse tensors",
-    ("torch._utils", "_rebuild_qtensor"): "quantized tensors",
-    ("torch._utils", "_rebuild_meta_tensor_no_storage"): "meta tensors",
-    ("torch._utils", "_rebuild_nested_tensor"): "nested tensors",
-    ("torch._utils", "_rebuild_wrapper_subclass"): "tensor subclasses without a storage",
-    ("torch._utils", "_rebuild_device_tensor_from_numpy"): "tensors of other backends",
-    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): "tensors of other backends",
-    ("torch._utils", "_rebuild_xla_tensor"): "tensors of other backends",
-    ("torch._tensor", "_rebuild_from_type_v2"): "tensor subclasses",
-}
+#: What rebuilds tensors that stay `ForeignObject` s, with their inner tensors inside.
+FOREIGN_TENSORS: frozenset[Name] = frozenset(
+    [
+        ("torch._utils", "_rebuild_wrapper_subclass"),
+        ("torch._utils", "_rebuild_device_tensor_from_numpy"),
+        ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"),
+        ("torch._utils", "_rebuild_xla_tensor"),
+        ("torch._tensor", "_rebuild_from_type_v2"),
+    ]
+)
 
 _OLD_TENSORS: dict[Name, str] = {
     (module, f"{kind}Tensor"): "tensors of torch before 0.1.10"
@@ -105,7 +116,7 @@ _OLD_TENSORS: dict[Name, str] = {
 
 
 def unsupported(name: Name, what: str) -> UnsupportedError:
-    """Return the error for a tensor of a kind that is not read yet."""
+    """Return the error for tensors that are not read yet."""
     return UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
 
 
@@ -136,13 +147,15 @@ class Rebuilder:
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
             ("torch._utils", "_rebuild_tensor_v3"): self._tensor_v3,
         }
+        self._kinds = KindRebuilder(self._untagged, factory.is_tensor, factory.other)
         self.table = Table(
             values=_VALUES,
             calls={
                 **self._dense,
+                **self._kinds.calls,
                 ("torch._utils", "_rebuild_parameter"): self._parameter,
                 ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
-                **{name: self._other(name, what) for name, what in OTHER_TENSORS.items()},
+                **dict.fromkeys(FOREIGN_TENSORS, _kept),
                 **{name: _refused(name, what) for name, what in _OLD_TENSORS.items()},
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
                 **_LEAF_CALLS,
@@ -241,7 +254,7 @@ class Rebuilder:
         if len(args) not in (6, 7):
             raise PickleError(f"_rebuild_tensor_v2 takes 6 or 7 arguments, not {len(args)}")
         storage, offset, size, stride, requires_grad, hooks = args[:6]
-        _check_hooks(hooks)
+        check_hooks(hooks)
         metadata = args[6] if len(args) == 7 else None
         return self._tensor(storage, None, offset, size, stride, requires_grad, metadata)
 
@@ -249,7 +262,7 @@ class Rebuilder:
         if len(args) not in (7, 8):
             raise PickleError(f"_rebuild_tensor_v3 takes 7 or 8 arguments, not {len(args)}")
         storage, offset, size, stride, requires_grad, hooks, dtype = args[:7]
-        _check_hooks(hooks)
+        check_hooks(hooks)
         if type(dtype) is not Dtype or dtype.name not in DTYPES:
             raise TensorError("a tensor whose dtype is none that a tensor can have")
         metadata = args[7] if len(args) == 8 else None
@@ -315,7 +328,7 @@ class Rebuilder:
         if len(args) not in (3, 4):
             raise PickleError(f"_rebuild_parameter takes 3 or 4 arguments, not {len(args)}")
         data, requires_grad, hooks = args[:3]
-        _check_hooks(hooks)
+        check_hooks(hooks)
         if type(requires_grad) is not bool:
             raise TensorError("requires_grad is neither True nor False")
         return self._factory.parameter(data, requires_grad, args[3] if len(args) == 4 else None)
@@ -325,22 +338,25 @@ class Rebuilder:
         if len(args) != 4 or not all(isinstance(name, ForeignObject) for name in args[:2]):
             raise PickleError("_rebuild_from_type_v2 takes a function, a class, arguments, state")
         function, subclass, arguments, state = args
-        build = self._dense.get((function.module, function.name))
+        name = (function.module, function.name)
+        build = self._dense.get(name) or self._kinds.calls.get(name)
         if build is None or type(arguments) is not tuple:
-            return self._factory.other(
-                ("torch._tensor", "_rebuild_from_type_v2"),
-                f"tensors of class {subclass.module}.{subclass.name}",
-                args,
-            )
+            return KEEP  # of a class that only its own code can make
         tensor = build(arguments)
+        if isinstance(tensor, OtherTensor):
+            # A parameter that is a jagged nested tensor says so itself.
+            jagged = tensor.kind == "nested_jagged" and type(state) is dict
+            is_parameter = jagged and state.get("_is_param") is True
+            return tensor.replace(attributes=state, subclass=subclass, is_parameter=is_parameter)
         spec = self._factory.spec_of(tensor)
         if spec is not None:
             spec.attributes = state
             spec.subclass = subclass
         return tensor
 
-    def _other(self, name: Name, what: str) -> Callable[[Args], Any]:
-        return lambda args: self._factory.other(name, what, args)
+    def _untagged(self, bare: Any, offset: Any, size: Any, stride: Any) -> Any:
+        """Return a dense tensor of the storage's dtype."""
+        return self._tensor(bare, None, offset, size, stride, False, None)
 
     # -- containers with keys ----------------------------------------------------------------
 
@@ -388,11 +404,6 @@ def _is_plain_key(key: str) -> bool:
     )
 
 
-def _check_hooks(hooks: Any) -> None:
-    if not (hooks is None or (isinstance(hooks, dict) and len(hooks) == 0)):
-        raise UnsupportedError("a tensor with backward hooks")
-
-
 def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
     if type(metadata) is not dict:
         raise TensorError(f"tensor metadata of type {type(metadata).__name__}")
@@ -402,6 +413,10 @@ def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
         if key == "conj" and value and DTYPES[spec.torch_dtype].kind != "complex":
             raise TensorError(f"a conjugated tensor of dtype {spec.torch_dtype}")
         setattr(spec, key, value)
+
+
+def _kept(args: Args) -> Keep:
+    return KEEP
 
 
 def _refused(name: Name, what: str) -> Callable[[Args], Any]:
@@ -459,5 +474,6 @@ _NAMES = frozenset(
         ("torch.nn.parameter", "Parameter"),
         ("torch.nn.parameter", "Buffer"),
         ("torch.storage", "TypedStorage"),
+        (NJT, "NestedTensor"),
     ]
 )

@@ -1,0 +1,484 @@
+"""What must be true of sparse, quantized, nested and meta tensors, whoever made them.
+
+`check_kind` looks at shapes and dtypes and reads nothing: it is what a lazy checkpoint can know.
+`check_values` reads indices, offsets and sizes and holds them against the shape. Both raise
+TensorError. torch 2.13 leaves the second to its user (``check_sparse_tensor_invariants``); it also
+accepts columns that are not sorted or stand twice in a row, and so do these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.dtypes import DTYPES, NAME_ONLY
+from torchzip.errors import TensorError, UnsupportedError
+from torchzip.tensors.numpy_dtypes import torch_dtype_of
+from torchzip.types import (
+    MetaTensor,
+    NestedTensor,
+    OtherTensor,
+    QuantizedTensor,
+    SparseTensor,
+    TypedArray,
+)
+
+_MAX = 1 << 63
+_MAX_DIMENSIONS = 64  # numpy's limit is torch's
+
+#: layout -> (whether rows are what is compressed, whether values are blocks)
+COMPRESSED: dict[str, tuple[bool, bool]] = {
+    "sparse_csr": (True, False),
+    "sparse_csc": (False, False),
+    "sparse_bsr": (True, True),
+    "sparse_bsc": (False, True),
+}
+#: Values in one byte of the packed dtypes.
+PACKED = {"quint4x2": 2, "quint2x4": 4}
+
+Array = NDArray[Any]
+#: (what looks at arrays, the arrays) -> what it finds
+Find = Callable[..., tuple[int, ...]]
+
+
+def check_kind(tensor: OtherTensor) -> None:
+    """Raise TensorError if the shapes and dtypes of the parts do not fit together."""
+    if type(tensor.requires_grad) is not bool:
+        raise TensorError("requires_grad is neither True nor False")
+    if isinstance(tensor, SparseTensor):
+        _check_sizes(tensor.shape, f"the shape of a {tensor.layout} tensor")
+        if tensor.layout == "sparse_coo":
+            _check_coo(tensor)
+        elif tensor.layout in COMPRESSED:
+            _check_compressed(tensor)
+        else:
+            raise TensorError(f"a sparse tensor of layout {tensor.layout[:40]!r}")
+        if DTYPES[_dtype(tensor.values)].kind == "quantized":
+            raise TensorError("a sparse tensor whose values are quantized")
+    elif isinstance(tensor, QuantizedTensor):
+        _check_quantized(tensor)
+    elif isinstance(tensor, NestedTensor):
+        _check_nested(tensor)
+    elif isinstance(tensor, MetaTensor):
+        _check_meta(tensor)
+
+
+class Checked:
+    """What was found in the indices of a file so far, so that shared ones are read once.
+
+    ``nbytes`` is what the storages of the file hold; no honest file asks to read much more
+    than that. One of views that overlap one another could ask for the square of it.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._left = 16 * nbytes + (64 << 20)
+        self._found: dict[Any, tuple[int, ...]] = {}
+        self.lists: dict[int, list[Any]] = {}
+
+    def find(
+        self, look: Callable[..., tuple[int, ...]], arrays: tuple[Array, ...]
+    ) -> tuple[int, ...]:
+        """Return ``look(*arrays)``, which was perhaps found before."""
+        key = (look, *((a.ctypes.data, a.shape, a.strides, a.dtype) for a in arrays))
+        found = self._found.get(key)
+        if found is None:
+            self._left -= sum(array.nbytes for array in arrays)
+            if self._left < 0:
+                raise UnsupportedError("indices of many tensors that overlap one another in memory")
+            found = self._found[key] = look(*arrays)
+        return found
+
+
+def check_values(tensor: OtherTensor, checked: Checked | None = None) -> None:
+    """Read indices, offsets and sizes; raise TensorError if one points outside the tensor.
+
+    Takes time and memory in proportion to what their storages hold. With ``checked``, what was
+    looked at for another tensor is not looked at again.
+    """
+
+    def find(look: Callable[..., tuple[int, ...]], *arrays: Array) -> tuple[int, ...]:
+        return look(*arrays) if checked is None else checked.find(look, arrays)
+
+    if isinstance(tensor, SparseTensor):
+        if tensor.layout == "sparse_coo":
+            _check_coo_indices(tensor, find)
+        else:
+            _check_compressed_indices(tensor, find)
+    elif isinstance(tensor, NestedTensor):
+        if tensor.layout == "strided":
+            _check_nested_strided_values(tensor, find)
+        else:
+            _check_nested_jagged_values(tensor, find)
+    elif isinstance(tensor, QuantizedTensor) and tensor.axis is not None:
+        for numbers, kinds in ((tensor.scale, (int, float)), (tensor.zero_point, (int,))):
+            if type(numbers) is list:
+                _check_list(numbers, kinds, checked)
+
+
+def _check_list(numbers: list[Any], kinds: tuple[type, ...], checked: Checked | None) -> None:
+    """Check the scales or zero points of a file of torch before 1.4."""
+    known = {} if checked is None else checked.lists
+    if known.get(id(numbers)) is numbers:
+        return
+    known[id(numbers)] = numbers
+    for number in numbers:
+        if type(number) not in kinds or not (type(number) is float or abs(number) < _MAX):
+            raise TensorError("scales or zero points that are no numbers of 64 bits")
+
+
+def as_array(part: Any) -> Array:
+    """Return a part as an array, which is read if it is a LazyTensor."""
+    return np.asarray(part.array if isinstance(part, TypedArray) else part)
+
+
+def shape_of(part: Any) -> tuple[int, ...]:
+    """Return the shape of a part."""
+    shape: tuple[int, ...] = part.array.shape if isinstance(part, TypedArray) else part.shape
+    return shape
+
+
+def _dtype(part: Any) -> str:
+    """Return torch's name of the dtype of a part."""
+    name = getattr(part, "torch_dtype", None)
+    if name is None and isinstance(part, np.ndarray):
+        name = torch_dtype_of(part.dtype.newbyteorder("="))
+    if name not in DTYPES:
+        what = part.dtype if isinstance(part, np.ndarray) else type(part).__name__
+        raise TensorError(f"a part of a tensor that is itself none that torch has: {what}")
+    return str(name)
+
+
+def _check_sizes(sizes: Any, what: str) -> None:
+    if type(sizes) is not tuple or not all(
+        isinstance(size, int | np.integer) and type(size) is not bool and 0 <= size < _MAX
+        for size in sizes
+    ):
+        raise TensorError(f"{what} is no tuple of ints from 0 to 2**63")
+    if len(sizes) > _MAX_DIMENSIONS:
+        raise TensorError(f"{what} has {len(sizes)} dimensions")
+
+
+# -- shapes ----------------------------------------------------------------------------------
+
+
+def _check_coo(tensor: SparseTensor) -> None:
+    if isinstance(tensor.indices, tuple):
+        raise TensorError("a sparse_coo tensor has one tensor of indices, not a pair")
+    if tensor.is_coalesced not in (True, False, None):
+        raise TensorError("is_coalesced is neither True nor False")
+    indices, values = shape_of(tensor.indices), shape_of(tensor.values)
+    if _dtype(tensor.indices) != "int64" or len(indices) != 2:
+        raise TensorError(
+            f"the indices of a sparse_coo tensor are {_dtype(tensor.indices)} of shape "
+            f"{list(indices)}, not int64 with two dimensions"
+        )
+    dimensions, nnz = indices
+    expected = (nnz, *tensor.shape[dimensions:])
+    if dimensions > len(tensor.shape) or values != expected:
+        raise TensorError(
+            f"a sparse_coo tensor of shape {list(tensor.shape)} has indices of shape "
+            f"{list(indices)} and values of shape {list(values)}, which do not fit together"
+        )
+
+
+def _check_compressed(tensor: SparseTensor) -> None:
+    layout, shape = tensor.layout, tensor.shape
+    by_rows, blocks = COMPRESSED[layout]
+    if not (isinstance(tensor.indices, tuple) and len(tensor.indices) == 2):
+        raise TensorError(f"a {layout} tensor has a pair of index tensors")
+    dtypes = [_dtype(part) for part in tensor.indices]
+    if dtypes[0] != dtypes[1] or dtypes[0] not in ("int64", "int32"):
+        raise TensorError(f"the indices of a {layout} tensor are {' and '.join(dtypes)}")
+    compressed, plain = (shape_of(part) for part in tensor.indices)
+    values = shape_of(tensor.values)
+    batch = len(plain) - 1
+    first_dense = batch + (3 if blocks else 1)
+    fits = len(compressed) == len(plain) >= 1 and len(values) >= first_dense
+    if fits:
+        rest = len(values) - first_dense
+        fits = (
+            len(shape) == batch + 2 + rest
+            and compressed[:batch] == plain[:batch] == values[:batch] == shape[:batch]
+            and values[batch] == plain[batch]
+            and values[first_dense:] == shape[batch + 2 :]
+        )
+    if fits:
+        block = values[batch + 1 : batch + 3] if blocks else (1, 1)
+        counts = [0, 0]
+        for axis, (size, step) in enumerate(zip(shape[batch : batch + 2], block, strict=True)):
+            if step == 0 or size % step:
+                raise TensorError(
+                    f"a {layout} tensor of shape {list(shape)} with blocks of {list(block)}"
+                )
+            counts[axis] = size // step
+        fits = compressed[batch] == counts[0 if by_rows else 1] + 1
+    if not fits:
+        raise TensorError(
+            f"a {layout} tensor of shape {list(shape)} has compressed indices of shape "
+            f"{list(compressed)}, plain indices of shape {list(plain)} and values of shape "
+            f"{list(values)}, which do not fit together"
+        )
+
+
+def _check_quantized(tensor: QuantizedTensor) -> None:
+    row = DTYPES.get(tensor.torch_dtype)
+    if row is None or row.kind != "quantized":
+        raise TensorError(f"a quantized tensor of dtype {tensor.torch_dtype[:40]}")
+    _check_sizes(tensor.shape, "the shape of a quantized tensor")
+    found, shape = _dtype(tensor.int_repr), shape_of(tensor.int_repr)
+    if found not in (row.name, row.raw):
+        raise TensorError(f"a {row.name} tensor whose integers are {found}, not {row.raw}")
+    if row.name in PACKED:
+        needed = packed_nbytes(row.name, tensor.shape)
+        if len(shape) != 1 or shape[0] < needed:
+            raise TensorError(
+                f"a {row.name} tensor of shape {list(tensor.shape)} needs {needed:,} bytes with "
+                f"one dimension, and its integers have shape {list(shape)}"
+            )
+    elif shape != tensor.shape:
+        raise TensorError(
+            f"a quantized tensor of shape {list(tensor.shape)} has integers of shape {list(shape)}"
+        )
+    if tensor.axis is None:
+        if type(tensor.scale) is not float or type(tensor.zero_point) is not int:
+            raise TensorError("a scale that is no float, or a zero point that is no int")
+        if not -_MAX <= tensor.zero_point < _MAX:
+            raise TensorError("a zero point past 64 bits")
+        return
+    axis = tensor.axis
+    if type(axis) is not int or not 0 <= axis < len(tensor.shape):
+        raise TensorError(
+            f"axis {axis if type(axis) is int and abs(axis) < _MAX else '?'} of a quantized tensor "
+            f"of {len(tensor.shape)} dimensions"
+        )
+    for part, what, kinds in (
+        (tensor.scale, "scales", ("float",)),
+        (tensor.zero_point, "zero points", ("float", "int")),
+    ):
+        if type(part) is list:  # of torch before 1.4; what is in it is looked at when it is read
+            if len(part) != tensor.shape[axis]:
+                raise TensorError(
+                    f"{len(part):,} {what} for {tensor.shape[axis]:,} channels on axis {axis}"
+                )
+            continue
+        if DTYPES[_dtype(part)].kind not in kinds:
+            raise TensorError(f"{what} of dtype {_dtype(part)}")
+        if shape_of(part) != (tensor.shape[axis],):
+            raise TensorError(
+                f"{what} of shape {list(shape_of(part))} for {tensor.shape[axis]:,} channels on "
+                f"axis {axis}"
+            )
+
+
+def packed_nbytes(torch_dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes that the elements of a packed tensor take: it is packed as if flat."""
+    return -(-math.prod(shape) // PACKED[torch_dtype])
+
+
+def _check_nested(tensor: NestedTensor) -> None:
+    values, offsets = shape_of(tensor.values), shape_of(tensor.offsets)
+    _dtype(tensor.values)
+    if tensor.layout == "strided":
+        if tensor.sizes is None or tensor.strides is None or tensor.lengths is not None:
+            raise TensorError("a strided nested tensor has sizes, strides, offsets, no lengths")
+        sizes, strides = shape_of(tensor.sizes), shape_of(tensor.strides)
+        if offsets == (0,) and sizes == strides == () and len(values) == 1:
+            return  # torch 2.13 writes an empty one so, and cannot read it itself
+        dtypes = {_dtype(part) for part in (tensor.sizes, tensor.strides, tensor.offsets)}
+        if not (
+            dtypes == {"int64"}
+            and len(values) == len(offsets) == 1
+            and len(sizes) == 2
+            and sizes == strides
+            and sizes[0] == offsets[0]
+            and sizes[1] <= _MAX_DIMENSIONS
+        ):
+            raise TensorError(
+                f"a nested tensor has values of shape {list(values)}, sizes of shape "
+                f"{list(sizes)}, strides of shape {list(strides)} and offsets of shape "
+                f"{list(offsets)} ({', '.join(sorted(dtypes))}), which do not fit together"
+            )
+        return
+    if tensor.layout != "jagged":
+        raise TensorError(f"a nested tensor of layout {tensor.layout[:40]!r}")
+    if tensor.sizes is not None or tensor.strides is not None:
+        raise TensorError("a jagged nested tensor has offsets, and no sizes or strides")
+    ragged = tensor.ragged_idx
+    if type(ragged) is not int or not 1 <= ragged <= len(values):
+        raise TensorError(
+            f"a jagged nested tensor over values of {len(values)} dimensions whose ragged_idx is "
+            "none of them"
+        )
+    for part in (tensor.offsets, tensor.lengths):
+        if part is not None and not (
+            _dtype(part) in ("int64", "int32") and len(shape_of(part)) == 1
+        ):
+            raise TensorError(
+                f"offsets or lengths of a nested tensor are {_dtype(part)} of shape "
+                f"{list(shape_of(part))}"
+            )
+    lengths = None if tensor.lengths is None else shape_of(tensor.lengths)[0]
+    if offsets[0] < 1 or lengths not in (None, offsets[0] - 1):
+        raise TensorError(f"a nested tensor has {offsets[0]:,} offsets and {lengths} lengths")
+
+
+def _check_meta(tensor: MetaTensor) -> None:
+    if tensor.torch_dtype not in DTYPES and tensor.torch_dtype not in NAME_ONLY:
+        raise TensorError("a meta tensor whose dtype is none of torch's")
+    _check_sizes(tensor.shape, "the shape of a meta tensor")
+    _check_sizes(tensor.stride, "the stride of a meta tensor")
+    if len(tensor.shape) != len(tensor.stride):
+        raise TensorError(
+            f"a meta tensor of {len(tensor.shape)} sizes and {len(tensor.stride)} strides"
+        )
+    if math.prod(max(size, 1) for size in tensor.shape) >= _MAX:
+        raise TensorError("a meta tensor of 2**63 elements or more")
+
+
+# -- values ----------------------------------------------------------------------------------
+
+
+def _once(part: Any, *axes: int) -> Array:
+    """Return an array with one element on each of the axes on which all are the same.
+
+    A file can describe endless axes over one element (stride 0): none is gone along.
+    """
+    array = as_array(part)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    whole = slice(None)
+    chosen = axes or range(array.ndim)
+    once = array[
+        tuple(
+            slice(0, 1) if axis in chosen and step == 0 and size > 1 else whole
+            for axis, (size, step) in enumerate(zip(array.shape, array.strides, strict=True))
+        )
+    ]
+    reach = once.itemsize + sum(
+        (size - 1) * abs(step) for size, step in zip(once.shape, once.strides, strict=True)
+    )
+    if once.size and once.nbytes > _MAX_DIMENSIONS * reach:
+        raise UnsupportedError(
+            f"indices or offsets of shape {list(array.shape)} whose elements overlap in memory"
+        )
+    return once
+
+
+def _outside(what: str, low: int, high: int, bound: int) -> TensorError:
+    return TensorError(f"{what} go from {low} to {high}; they must lie in 0 to {bound}")
+
+
+def _row_ends(indices: Array) -> tuple[int, ...]:
+    """Return the least of each row, and then the greatest of each."""
+    return (*indices.min(axis=1).tolist(), *indices.max(axis=1).tolist())
+
+
+def _ends(numbers: Array) -> tuple[int, ...]:
+    """Return the least and the greatest."""
+    return int(numbers.min()), int(numbers.max())
+
+
+def _steps(numbers: Array) -> tuple[int, ...]:
+    """Return the least and greatest first, the least and greatest last, and if it goes back."""
+    first, last = numbers[..., 0], numbers[..., -1]
+    backwards = bool((numbers[..., 1:] < numbers[..., :-1]).any())
+    return (*_ends(first), *_ends(last), int(backwards))
+
+
+def _check_coo_indices(tensor: SparseTensor, find: Find) -> None:
+    indices = _once(tensor.indices)
+    if not indices.size:
+        return
+    found = find(_row_ends, indices)
+    rows = len(found) // 2
+    for axis in range(shape_of(tensor.indices)[0]):
+        row = min(axis, rows - 1)  # one row of indices may stand for all of them
+        if found[row] < 0 or found[rows + row] >= tensor.shape[axis]:
+            raise _outside(
+                f"the indices of dimension {axis} of a sparse tensor of shape "
+                f"{list(tensor.shape)}", found[row], found[rows + row], tensor.shape[axis] - 1,
+            )  # fmt: skip
+
+
+def _check_compressed_indices(tensor: SparseTensor, find: Find) -> None:
+    by_rows, blocks = COMPRESSED[tensor.layout]
+    batch = len(shape_of(tensor.indices[1])) - 1
+    compressed, plain = (_once(part) for part in tensor.indices)
+    nnz = tensor.nnz
+    if compressed.size:
+        *ends, backwards = find(_steps, compressed)
+        if ends != [0, 0, nnz, nnz]:
+            raise TensorError(
+                f"the compressed indices of a {tensor.layout} tensor of {nnz:,} values do not go "
+                f"from 0 to {nnz:,}"
+            )
+        if backwards:
+            raise TensorError(f"the compressed indices of a {tensor.layout} tensor go backwards")
+    if plain.size:
+        axis = 1 if by_rows else 0
+        step = shape_of(tensor.values)[batch + 1 + axis] if blocks else 1
+        bound = tensor.shape[batch + axis] // step
+        low, high = find(_ends, plain)
+        if low < 0 or high >= bound:
+            raise _outside(
+                f"the plain indices of a {tensor.layout} tensor of shape {list(tensor.shape)}",
+                low, high, bound - 1,
+            )  # fmt: skip
+
+
+def _check_nested_strided_values(tensor: NestedTensor, find: Find) -> None:
+    if shape_of(tensor.offsets) == (0,):
+        return
+    numel = shape_of(tensor.values)[0]
+    arrays = (_once(part, 0) for part in (tensor.sizes, tensor.strides, tensor.offsets))
+    negative, far, reach = find(_reach, *arrays)
+    if negative:
+        raise TensorError("a nested tensor with a size, stride or offset below 0")
+    if far or reach >= numel:
+        raise TensorError(
+            f"a tensor within a nested tensor reaches outside the {numel:,} values that it has"
+        )
+
+
+def _reach(sizes: Array, strides: Array, offsets: Array) -> tuple[int, ...]:
+    """Return if a number is negative, if one is far too large, and the furthest element."""
+    if any(part.size and part.min() < 0 for part in (sizes, strides, offsets)):
+        return 1, 0, 0
+    # In floats first, which do not overflow and are exact enough to tell what is far outside.
+    far = 2.0**62
+    filled: Array = np.all(sizes > 0, axis=1)
+    reaches = ((sizes.astype(float) - 1) * strides).sum(axis=1) + offsets
+    counts = np.maximum(sizes, 1).astype(float).prod(axis=1)
+    if (counts >= far).any() or (filled & (reaches >= far)).any():
+        return 0, 1, 0
+    exact = np.where(filled[:, None], (sizes - 1) * strides, 0).sum(axis=1) + offsets
+    return 0, 0, int(np.where(filled, exact, -1).max())
+
+
+def _check_nested_jagged_values(tensor: NestedTensor, find: Find) -> None:
+    size = shape_of(tensor.values)[tensor.ragged_idx - 1]
+    offsets = _once(tensor.offsets)
+    low, high = find(_ends, offsets)
+    if low < 0 or high > size:
+        raise _outside("the offsets of a nested tensor", low, high, size)
+    if tensor.lengths is None:
+        if find(_steps, offsets)[-1]:
+            raise TensorError("the offsets of a nested tensor go backwards")
+        return
+    lengths = _once(tensor.lengths)
+    if not lengths.size:
+        return
+    low, high = find(_ends, lengths)
+    if low < 0 or high > size:
+        raise _outside("the lengths of a nested tensor", low, high, size)
+    if find(_furthest_end, offsets, lengths)[0] > size:
+        raise TensorError(f"an offset and length of a nested tensor end past its {size:,} values")
+
+
+def _furthest_end(offsets: Array, lengths: Array) -> tuple[int, ...]:
+    starts = offsets if len(offsets) == 1 else offsets[:-1]
+    return (int((starts.astype(np.int64) + lengths).max()),)
