@@ -55,11 +55,13 @@ class RecordCheck:
 class Container(Protocol):
     """A checkpoint of one format, open.
 
-    ``name`` is what messages call it.
+    ``name`` is what messages call it. ``notes`` say what is odd and changes no value; they are
+    complete after `check_records`.
     """
 
     format: str
     name: str
+    notes: tuple[str, ...]
 
     def read(self, make_factory: MakeFactory) -> Contents:
         """Return the object; ``make_factory`` is called once for each file that has storages."""
@@ -76,6 +78,8 @@ class Container(Protocol):
 
 class FileContainer:
     """A container that is one file. ``end`` is the byte behind it, where another may follow."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, source: Source) -> None:
         self.source = source
