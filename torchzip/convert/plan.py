@@ -102,7 +102,7 @@ def make_plan(checkpoint: Checkpoint, format: str, *, dtype: DtypeRules = None) 
     """
     rule = _dtype_rule(dtype)
     tensors = {name: checkpoint[name] for name in checkpoint}
-    if checkpoint.format == "safetensors":
+    if checkpoint.format in ("safetensors", "sharded"):
         tensors |= _restored_aliases(checkpoint, tensors)
     if format == "safetensors":
         return _plan_safetensors(checkpoint, tensors, rule)
@@ -237,8 +237,8 @@ def _plan_zip(
 ) -> Plan:
     casts = _Casts(checkpoint, tensors, rule)
     root = checkpoint.root
-    if checkpoint.format == "safetensors":
-        root = dict(tensors)
+    if checkpoint.format in ("safetensors", "sharded"):
+        root = {**tensors, **root}  # with the ties
     keys = StorageKeys()
     try:
         structure = Structure(root, keys, place_arrays, spec_of=casts.apply)

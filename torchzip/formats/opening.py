@@ -15,6 +15,7 @@ from torchzip.formats.base import Container
 from torchzip.formats.directory import is_part_of_directory, open_directory
 from torchzip.formats.legacy import LEGACY_MAGIC, LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
+from torchzip.formats.tar import TarContainer
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
@@ -55,9 +56,7 @@ def open_container(source: Source, limits: Limits) -> Container:
             "a preview format of 2018, which torch itself refuses", path=source.name
         )
     if head[257:262] == b"ustar":
-        raise UnsupportedError(
-            "a tar file, as torch before 0.1.10 wrote; these are not read yet", path=source.name
-        )
+        return TarContainer(source, limits)
     raise FormatError(f"not a checkpoint: {_looks_like(head, source.size)}", path=source.name)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torchzip.dtypes import DTYPES, NAME_ONLY, STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError
 from torchzip.pickling.keys import KeyCheck
-from torchzip.pickling.table import Name, Table
+from torchzip.pickling.table import KEEP, Name, Table
 from torchzip.tensors.record_pattern import TensorPattern
 from torchzip.tensors.specs import TensorSpec, check_spec
 from torchzip.tensors.storage import TensorStorage
@@ -95,11 +95,18 @@ OTHER_TENSORS: dict[Name, str] = {
     ("torch._tensor", "_rebuild_from_type_v2"): "tensor subclasses",
 }
 
+#: Tensors of torch before 0.1.10 by their class, and the dtype of each.
 _OLD_TENSORS: dict[Name, str] = {
-    (module, f"{kind}Tensor"): "tensors of torch before 0.1.10"
+    (module, f"{kind}Tensor"): STORAGE_CLASSES[f"{kind}Storage"].name
     for module in ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
     for kind in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
 }
+_OLD_DENSE = {name: dtype for name, dtype in _OLD_TENSORS.items() if not name[0].endswith("sparse")}
+#: Tensors with a gradient, before 0.4: made without or around a tensor, and given a state.
+_OLD_VARIABLES: tuple[Name, ...] = (
+    ("torch.nn.parameter", "Parameter"),
+    ("torch.autograd.variable", "Variable"),
+)
 
 
 def unsupported(name: Name, what: str) -> UnsupportedError:
@@ -141,13 +148,22 @@ class Rebuilder:
                 ("torch._utils", "_rebuild_parameter"): self._parameter,
                 ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
                 **{name: self._other(name, what) for name, what in OTHER_TENSORS.items()},
-                **{name: _refused(name, what) for name, what in _OLD_TENSORS.items()},
+                **{
+                    name: _old_dense(name)
+                    if name in _OLD_DENSE
+                    else _refused(name, "sparse tensors of torch before 0.4")
+                    for name in _OLD_TENSORS
+                },
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
                 **_PLAIN_CALLS,
                 ("builtins", "set"): self._set,
                 ("builtins", "frozenset"): self._frozenset,
                 ("collections", "OrderedDict"): self._ordered_dict,
                 ("collections", "Counter"): self._counter,
+            },
+            builds={
+                **dict.fromkeys(_OLD_DENSE, self._build_old_dense),
+                **dict.fromkeys(_OLD_VARIABLES, self._build_old_variable),
             },
             names=frozenset(self._storage_names) | _NAMES,
             persistent=self.persistent,
@@ -231,6 +247,46 @@ class Rebuilder:
         if len(args) != 4:
             raise PickleError(f"_rebuild_tensor takes 4 arguments, not {len(args)}")
         return self._tensor(args[0], None, *args[1:], False, None)
+
+    def _build_old_dense(self, made: ForeignObject, state: Any) -> Any:
+        """A ``torch.FloatTensor`` and its state: storage, offset, size, stride."""
+        name = (made.module, made.name)
+        if made.args or type(state) is not tuple or len(state) != 4:
+            raise PickleError(f"a torch.{name[1]} whose state is not storage, offset, size, stride")
+        if type(state[0]) is BareStorage and state[0].torch_dtype != _OLD_DENSE[name]:
+            raise TensorError(
+                f"a torch.{name[1]} on a storage of dtype {state[0].torch_dtype or 'none'}"
+            )
+        return self._tensor(state[0], None, *state[1:], False, None)
+
+    def _build_old_variable(self, made: ForeignObject, state: Any) -> Any:
+        """A Parameter or Variable of torch before 0.4.
+
+        Either it was made around its tensor, and the state is (requires_grad, volatile, hooks); or
+        without one, and the state is (tensor, gradient, hooks, requires_grad, volatile), or the
+        four values of an old tensor. torch 2.13 takes all three (``Tensor.__setstate__``).
+        """
+        if type(state) is not tuple or made.kwargs or made.items is not None:
+            return KEEP
+        args = made.args or ()
+        if len(state) == 3 and args:
+            data, (requires_grad, _, hooks) = args[0], state
+        elif len(state) == 5 and not args:
+            data, _, hooks, requires_grad, _ = state
+        elif len(state) == 4 and not args:
+            data, hooks = self._tensor(state[0], None, *state[1:], False, None), None
+            requires_grad = made.name == "Parameter"
+        else:
+            return KEEP
+        _check_hooks(hooks)
+        if type(requires_grad) is not bool:
+            raise TensorError("requires_grad is neither True nor False")
+        if made.name == "Parameter":
+            return self._factory.parameter(data, requires_grad, None)
+        spec = self._factory.spec_of(data)
+        if spec is None:
+            return data
+        return self._factory.tensor(spec.replace(requires_grad=requires_grad))
 
     def _tensor_v2(self, args: Args) -> Any:
         if len(args) not in (6, 7):
@@ -397,6 +453,15 @@ def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
         if key == "conj" and value and DTYPES[spec.torch_dtype].kind != "complex":
             raise TensorError(f"a conjugated tensor of dtype {spec.torch_dtype}")
         setattr(spec, key, value)
+
+
+def _old_dense(name: Name) -> Callable[[Args], Any]:
+    def call(args: Args) -> Any:
+        if args:
+            raise unsupported(name, "tensors made from arguments")
+        return KEEP  # its state is still to come
+
+    return call
 
 
 def _refused(name: Name, what: str) -> Callable[[Args], Any]:
