@@ -15,6 +15,7 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.formats.counting import Counted
 from torchzip.files import folder as folder_module
 from torchzip.files.folder import Folder, PooledSource
 from torchzip.files.source import FileSource
@@ -152,25 +153,6 @@ def test_close(tmp_path: Path) -> None:
         tensor.numpy()
 
 
-class _Counted:
-    """The bytes read of every file."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.nbytes = 0
-        read_at, read_into = FileSource.read_at, FileSource.read_into
-
-        def counted_at(source: FileSource, offset: int, nbytes: int) -> bytes:
-            self.nbytes += nbytes
-            return read_at(source, offset, nbytes)
-
-        def counted_into(source: FileSource, offset: int, out: memoryview) -> None:
-            self.nbytes += out.nbytes
-            read_into(source, offset, out)
-
-        monkeypatch.setattr(FileSource, "read_at", counted_at)
-        monkeypatch.setattr(FileSource, "read_into", counted_into)
-
-
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
 def test_opening_reads_no_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -182,12 +164,12 @@ def test_opening_reads_no_tensor(
     _write(tmp_path / first, {"a": big})
     _write(tmp_path / second, {"b": big})
     _index(tmp_path, kind, {"a": first, "b": second})
-    counted = _Counted(monkeypatch)
+    counted = Counted(monkeypatch)
     with tz.lazy_load(tmp_path) as checkpoint:
         list(checkpoint)
         assert counted.nbytes < 2 * (0xFFFF + 22 + 2000)
         checkpoint["a"][0]
-        counted.nbytes = 0
+        counted.forget()
         assert checkpoint["a"][5:7, :3].tolist() == [[7, 7, 7], [0, 0, 0]]
         assert counted.nbytes == 24
 

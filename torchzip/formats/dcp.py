@@ -208,7 +208,11 @@ class DcpContainer:
             except TorchZipError as error:
                 error.at(path=self.name, record=name)
                 raise
-        made.root = nest.finish()
+        try:
+            made.root = nest.finish()
+        except TorchZipError as error:
+            error.at(path=self.name)
+            raise
         made.globals = list(known)
         made.foreign = list(foreign)
         return made

@@ -99,7 +99,7 @@ def parse_metadata(data: bytes, limits: Limits, path: str) -> DcpMetadata:
         root = interpreter.run()
         unknown = [name for name in interpreter.globals if not _TABLE.knows(name)]
         if unknown:
-            raise UnsafeGlobalError(unknown)
+            raise _unsafe(unknown)
         made = _Reader(len(data)).read(root)
     except TorchZipError as error:
         error.at(path=path)
@@ -142,7 +142,7 @@ def _getattr(args: tuple[Any, ...]) -> str:
     ):
         member: str = args[1]
         return member
-    raise UnsafeGlobalError([("builtins", "getattr")])
+    raise _unsafe([("builtins", "getattr")])
 
 
 def _path(args: tuple[Any, ...]) -> str:
@@ -182,6 +182,16 @@ _TABLE = Table(
 
 
 # -- the values ------------------------------------------------------------------------------
+
+
+def _unsafe(names: list[Name]) -> UnsafeGlobalError:
+    error = UnsafeGlobalError(names)
+    listed = ", ".join(f"{module}.{name}" for module, name in names)
+    error.message = (
+        f"names that no .metadata of torch.distributed.checkpoint has: {listed}. It cannot be read "
+        "without knowing what they mean."
+    )
+    return error
 
 
 def _is_number(value: Any) -> bool:
