@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TensorError, UnsupportedError
+from torchzip.errors import TensorError, TorchZipError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.tensors.numpy_dtypes import numpy_dtype
@@ -202,8 +202,7 @@ class ChunkedStorage(TensorStorage):
                 if _is_whole(spec):
                     running[id(chunk)] = 0
                 else:
-                    for _ in spec.storage.checked_blocks():
-                        pass
+                    _check_crc(chunk)
         numel = self.nbytes // self._dtype.itemsize
         step = max(1, nbytes // self._dtype.itemsize)
         buffer = np.empty(min(step, numel), self._dtype)
@@ -263,6 +262,16 @@ class ChunkedStorage(TensorStorage):
             part = read_view(spec, tuple(shape), stride, first)
             target[tuple(place)] = part
             yield chunk, part
+
+
+def _check_crc(chunk: Chunk) -> None:
+    """Read all bytes of a chunk's storage and compare their CRC."""
+    try:
+        for _ in chunk.open().storage.checked_blocks():
+            pass
+    except TorchZipError as error:
+        error.at(path=chunk.place)
+        raise
 
 
 def _is_whole(spec: TensorSpec) -> bool:
