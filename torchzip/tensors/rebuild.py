@@ -263,8 +263,8 @@ class Rebuilder:
         """A Parameter or Variable of torch before 0.4.
 
         Either it was made around its tensor, and the state is (requires_grad, volatile, hooks); or
-        without one, and the state is (tensor, gradient, hooks, requires_grad, volatile), or the
-        four values of an old tensor. torch 2.13 takes all three (``Tensor.__setstate__``).
+        without one, and the state is (tensor, gradient, hooks, requires_grad, volatile). torch 2.13
+        takes both (``Tensor.__setstate__``).
         """
         if type(state) is not tuple or made.kwargs or made.items is not None:
             return KEEP
@@ -273,9 +273,6 @@ class Rebuilder:
             data, (requires_grad, _, hooks) = args[0], state
         elif len(state) == 5 and not args:
             data, _, hooks, requires_grad, _ = state
-        elif len(state) == 4 and not args:
-            data, hooks = self._tensor(state[0], None, *state[1:], False, None), None
-            requires_grad = made.name == "Parameter"
         else:
             return KEEP
         _check_hooks(hooks)
