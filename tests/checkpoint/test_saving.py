@@ -135,7 +135,8 @@ def test_records_of_a_file(tmp_path: Path) -> None:
     tz.save({"a": np.ones(3), "b": np.zeros(2)}, path, alignment=256)
     with tz.lazy_load(path) as checkpoint:
         for name in checkpoint:
-            span = checkpoint[name].spec.storage.span()  # type: ignore[attr-defined]
+            span = checkpoint[name].spec.storage.span()
+            assert span is not None
             assert span[1] % 256 == 0
     assert path.read_bytes()[30:47] == b"model.v1/data.pkl"
 

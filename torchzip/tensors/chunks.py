@@ -25,6 +25,10 @@ from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
+#: Read of each chunk at once, as long as all together are no more than the second number.
+_RUN_NBYTES = 1 << 18
+_MOST_NBYTES = 32 << 20
+
 #: Comparisons of two boxes for all tensors of a file; a grid of 200 x 200 needs 8 million.
 _COMPARISONS = 200_000_000
 
@@ -188,6 +192,9 @@ class ChunkedStorage(TensorStorage):
         jump, rest = divmod(step, self._stride[axis])
         return not rest and jump > 0 and first + (size - 1) * jump < self._shape[axis]
 
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        return self._blocks(nbytes, {})
+
     def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         """Yield all bytes in order, and compare the CRC of every chunk.
 
@@ -203,20 +210,28 @@ class ChunkedStorage(TensorStorage):
                     running[id(chunk)] = 0
                 else:
                     _check_crc(chunk)
-        numel = self.nbytes // self._dtype.itemsize
-        step = max(1, nbytes // self._dtype.itemsize)
-        buffer = np.empty(min(step, numel), self._dtype)
-        for first in range(0, numel, step):
-            block = buffer[: numel - first]
-            for chunk, part in self._read_range(first, min(first + step, numel), block):
-                if id(chunk) in running:
-                    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-                    running[id(chunk)] = crc32(data.data, running[id(chunk)])
-            yield block.view(np.uint8)
+        yield from self._blocks(nbytes, running)
         for chunk in self._chunks:
             storage = chunk.open().storage
             if id(chunk) in running and storage.crc and running[id(chunk)] != storage.crc:
                 raise wrong_crc(running[id(chunk)], storage.crc, storage.record, chunk.place)
+
+    def _blocks(self, nbytes: int, running: dict[int, int]) -> Iterator[Bytes]:
+        """Yield all bytes in order; bring the CRCs of some chunks, by their ids, up to date."""
+        itemsize = self._dtype.itemsize
+        numel = self.nbytes // itemsize
+        # Where rows go through many chunks, many rows at once make long runs in each.
+        at_once = min(_MOST_NBYTES, max(nbytes, _RUN_NBYTES * len(self._chunks))) // itemsize
+        buffer = np.empty(min(at_once, numel), self._dtype)
+        for first in range(0, numel, at_once):
+            read = buffer[: numel - first]
+            for chunk, part in self._read_range(first, first + read.size, read):
+                if id(chunk) in running:
+                    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                    running[id(chunk)] = crc32(data.data, running[id(chunk)])
+            raw = read.view(np.uint8)
+            for start in range(0, raw.size, nbytes):
+                yield raw[start : start + nbytes]
 
     def _read_range(self, first: int, last: int, out: Array) -> Iterator[tuple[Chunk, Array]]:
         """Fill ``out`` with the elements of a range; yield what each chunk gave, in order."""

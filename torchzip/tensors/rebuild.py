@@ -148,12 +148,7 @@ class Rebuilder:
                 ("torch._utils", "_rebuild_parameter"): self._parameter,
                 ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
                 **{name: self._other(name, what) for name, what in OTHER_TENSORS.items()},
-                **{
-                    name: _old_dense(name)
-                    if name in _OLD_DENSE
-                    else _refused(name, "sparse tensors of torch before 0.4")
-                    for name in _OLD_TENSORS
-                },
+                **_OLD_CALLS,
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
                 **_PLAIN_CALLS,
                 ("builtins", "set"): self._set,
@@ -466,6 +461,14 @@ def _refused(name: Name, what: str) -> Callable[[Args], Any]:
         raise unsupported(name, what)
 
     return call
+
+
+_OLD_CALLS: dict[Name, Callable[[Args], Any]] = {
+    name: _old_dense(name)
+    if name in _OLD_DENSE
+    else _refused(name, "sparse tensors of torch before 0.4")
+    for name in _OLD_TENSORS
+}
 
 
 # -- plain Python values ---------------------------------------------------------------------
