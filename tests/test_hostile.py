@@ -327,7 +327,7 @@ _FILES: list[Row] = [
     ("a 7z archive", b"7z\xbc\xaf\x27\x1c" + bytes(100), FormatError),
     ("an empty zip archive", b"PK\5\6" + bytes(18), FormatError),
     ("the preview format", b"PYTORCH1" + bytes(100), UnsupportedError),
-    ("a tar file", bytes(257) + b"ustar\0" + bytes(300), UnsupportedError),
+    ("a tar file", bytes(257) + b"ustar\0" + bytes(300), FormatError),
     # safetensors
     ("a safetensors header that is cut", b.safetensors(b'{"x":', nbytes=100), FormatError),
     ("safetensors of a shape of many digits",

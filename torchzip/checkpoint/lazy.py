@@ -168,6 +168,8 @@ class VerifyReport:
     tensors: int
     #: Records without a CRC: their bytes are there, but nothing says whether they are right.
     without_crc: tuple[str, ...]
+    #: What is odd in a checkpoint of several files and changes no value.
+    notes: tuple[str, ...] = ()
 
 
 class Checkpoint(Mapping[str, Any]):
@@ -286,7 +288,8 @@ class Checkpoint(Mapping[str, Any]):
             nbytes += check.nbytes
             if not check.crc_known:
                 without.append(check.name)
-        return VerifyReport(records, nbytes, len(self), tuple(without))
+        notes = self._container.notes
+        return VerifyReport(records, nbytes, len(self), tuple(without), notes)
 
     def close(self) -> None:
         """Close the file, unless it was given as an object."""

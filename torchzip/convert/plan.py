@@ -37,7 +37,7 @@ ZIP_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 #: Sources of which a zip gets the tensors by their names: the object around them is none, or is
 #: made of classes that exist in its own archive only, and torch.load could not make it.
-_STATE_DICTS_ONLY = ("safetensors", "torchscript")
+_STATE_DICTS_ONLY = ("safetensors", "sharded", "torchscript")
 
 #: The key under which ties are kept in the metadata of a safetensors file, as JSON.
 ALIASES_KEY = "torchzip.aliases"
@@ -111,7 +111,7 @@ def make_plan(checkpoint: Checkpoint, format: str, *, dtype: DtypeRules = None) 
     named = {name: checkpoint[name] for name in checkpoint}
     others = {name: held for name, held in named.items() if isinstance(held, OtherTensor)}
     tensors = {name: held for name, held in named.items() if name not in others}
-    if checkpoint.format == "safetensors":
+    if checkpoint.format in ("safetensors", "sharded"):
         tensors |= _restored_aliases(checkpoint, tensors)
     if format == "safetensors":
         return _plan_safetensors(checkpoint, tensors, others, rule)

@@ -5,15 +5,18 @@ A new format is a class beside this module with the members of `Container`, and 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import FormatError, TorchZipError, UnsupportedError
 from torchzip.files.source import File, Source, open_source
 from torchzip.formats.base import Container
+from torchzip.formats.directory import is_part_of_directory, open_directory
 from torchzip.formats.legacy import LEGACY_MAGIC, LegacyContainer
 from torchzip.formats.pt2 import OldPt2Container, Pt2Container
 from torchzip.formats.safetensors import SafetensorsContainer
+from torchzip.formats.tar import TarContainer
 from torchzip.formats.torchscript import TorchScriptContainer
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
@@ -22,13 +25,17 @@ from torchzip.pickling.table import Table
 
 
 def open_checkpoint(file: File, limits: Limits) -> Container:
-    """Return the container that a path or a file object is.
+    """Return the container that a path or a file object is. A path may be that of a directory.
 
     Raises
     ------
     TorchZipError, OSError
         If it is no checkpoint; the message says what it looks like.
     """
+    if isinstance(file, str | os.PathLike):
+        path = os.fspath(file)
+        if is_part_of_directory(path):
+            return open_directory(path, limits, open_container)
     source = open_source(file)
     try:
         return open_container(source, limits)
@@ -53,9 +60,7 @@ def open_container(source: Source, limits: Limits) -> Container:
             "a preview format of 2018, which torch itself refuses", path=source.name
         )
     if head[257:262] == b"ustar":
-        raise UnsupportedError(
-            "a tar file, as torch before 0.1.10 wrote; these are not read yet", path=source.name
-        )
+        return TarContainer(source, limits)
     raise FormatError(f"not a checkpoint: {_looks_like(head, source.size)}", path=source.name)
 
 

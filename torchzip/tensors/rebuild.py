@@ -108,11 +108,18 @@ FOREIGN_TENSORS: frozenset[Name] = frozenset(
     ]
 )
 
+#: Tensors of torch before 0.1.10 by their class, and the dtype of each.
 _OLD_TENSORS: dict[Name, str] = {
-    (module, f"{kind}Tensor"): "tensors of torch before 0.1.10"
+    (module, f"{kind}Tensor"): STORAGE_CLASSES[f"{kind}Storage"].name
     for module in ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
     for kind in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
 }
+_OLD_DENSE = {name: dtype for name, dtype in _OLD_TENSORS.items() if not name[0].endswith("sparse")}
+#: Tensors with a gradient, before 0.4: made without or around a tensor, and given a state.
+_OLD_VARIABLES: tuple[Name, ...] = (
+    ("torch.nn.parameter", "Parameter"),
+    ("torch.autograd.variable", "Variable"),
+)
 
 
 def unsupported(name: Name, what: str) -> UnsupportedError:
@@ -156,7 +163,7 @@ class Rebuilder:
                 ("torch._utils", "_rebuild_parameter"): self._parameter,
                 ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
                 **dict.fromkeys(FOREIGN_TENSORS, _kept),
-                **{name: _refused(name, what) for name, what in _OLD_TENSORS.items()},
+                **_OLD_CALLS,
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
                 **_LEAF_CALLS,
                 **PYTHON_CALLS,
@@ -166,7 +173,11 @@ class Rebuilder:
                 ("collections", "OrderedDict"): self._ordered_dict,
                 ("collections", "Counter"): self._counter,
             },
-            builds=NUMPY_BUILDS,
+            builds={
+                **NUMPY_BUILDS,
+                **dict.fromkeys(_OLD_DENSE, self._build_old_dense),
+                **dict.fromkeys(_OLD_VARIABLES, self._build_old_variable),
+            },
             names=frozenset(self._storage_names) | _NAMES | PYTHON_NAMES | NUMPY_NAMES,
             persistent=self.persistent,
             keys=self._keys,
@@ -249,6 +260,43 @@ class Rebuilder:
         if len(args) != 4:
             raise PickleError(f"_rebuild_tensor takes 4 arguments, not {len(args)}")
         return self._tensor(args[0], None, *args[1:], False, None)
+
+    def _build_old_dense(self, made: ForeignObject, state: Any) -> Any:
+        """A ``torch.FloatTensor`` and its state: storage, offset, size, stride."""
+        name = (made.module, made.name)
+        if made.args or type(state) is not tuple or len(state) != 4:
+            raise PickleError(f"a torch.{name[1]} whose state is not storage, offset, size, stride")
+        if type(state[0]) is BareStorage and state[0].torch_dtype != _OLD_DENSE[name]:
+            raise TensorError(
+                f"a torch.{name[1]} on a storage of dtype {state[0].torch_dtype or 'none'}"
+            )
+        return self._tensor(state[0], None, *state[1:], False, None)
+
+    def _build_old_variable(self, made: ForeignObject, state: Any) -> Any:
+        """A Parameter or Variable of torch before 0.4.
+
+        Either it was made around its tensor, and the state is (requires_grad, volatile, hooks); or
+        without one, and the state is (tensor, gradient, hooks, requires_grad, volatile). torch 2.13
+        takes both (``Tensor.__setstate__``).
+        """
+        if type(state) is not tuple or made.kwargs or made.items is not None:
+            return KEEP
+        args = made.args or ()
+        if len(state) == 3 and args:
+            data, (requires_grad, _, hooks) = args[0], state
+        elif len(state) == 5 and not args:
+            data, _, hooks, requires_grad, _ = state
+        else:
+            return KEEP
+        check_hooks(hooks)
+        if type(requires_grad) is not bool:
+            raise TensorError("requires_grad is neither True nor False")
+        if made.name == "Parameter":
+            return self._factory.parameter(data, requires_grad, None)
+        spec = self._factory.spec_of(data)
+        if spec is None:
+            return data
+        return self._factory.tensor(spec.replace(requires_grad=requires_grad))
 
     def _tensor_v2(self, args: Args) -> Any:
         if len(args) not in (6, 7):
@@ -419,11 +467,28 @@ def _kept(args: Args) -> Keep:
     return KEEP
 
 
+def _old_dense(name: Name) -> Callable[[Args], Any]:
+    def call(args: Args) -> Any:
+        if args:
+            raise unsupported(name, "tensors made from arguments")
+        return KEEP  # its state is still to come
+
+    return call
+
+
 def _refused(name: Name, what: str) -> Callable[[Args], Any]:
     def call(args: Args) -> Any:
         raise unsupported(name, what)
 
     return call
+
+
+_OLD_CALLS: dict[Name, Callable[[Args], Any]] = {
+    name: _old_dense(name)
+    if name in _OLD_DENSE
+    else _refused(name, "sparse tensors of torch before 0.4")
+    for name in _OLD_TENSORS
+}
 
 
 # -- leaf types ---------------------------------------------------------------------------------
