@@ -71,14 +71,14 @@ class NameTable:
             if all(is_leaf(value) and not isinstance(value, ForeignObject) for value in values):
                 self.names = dict(root)  # a flat state dict: its keys are the names
                 return
-        leading, leaves = _leading_to_leaves(root, is_leaf, self._children)
+        leading, shared, leaves = _leading_to_leaves(root, is_leaf, self._children)
         self._expansions = len(leading) + limits.shared_names
         self._bound = leaves + limits.shared_names
         other = _other_in(root)
         if other is not None:
             self._add("", "", other)
         if id(root) in leading:
-            self._walk(root, leading)
+            self._walk(root, leading, shared)
 
     def check(self, name: str) -> None:
         """Raise FormatError if two tensors have this name."""
@@ -92,10 +92,28 @@ class NameTable:
         parts = self._parts_of(value) if isinstance(value, ForeignObject) else None
         return children(value) if parts is None else parts
 
-    def _walk(self, root: Any, leading: set[int]) -> None:
+    def _walk(self, root: Any, leading: set[int], shared: set[int]) -> None:
+        # What leads to a tensor in each container that there is more than one way to: whatever
+        # else is in it is looked at once, and not once for each way.
+        kept: dict[int, list[Child]] = {}
+
+        def below(container: Any) -> Iterator[Child]:
+            own = id(container)
+            if own not in shared:
+                return iter(self._children(container))
+            if own not in kept:
+                kept[own] = [
+                    child
+                    for child in self._children(container)
+                    if self._is_leaf(child[2])
+                    or id(child[2]) in leading
+                    or _other_in(child[2]) is not None
+                ]
+            return iter(kept[own])
+
         # Each frame: the children still to come, the name so far, the place so far, and the
         # container's id, to see cycles.
-        stack = [(iter(self._children(root)), "", "", id(root))]
+        stack = [(below(root), "", "", id(root))]
         on_path = {id(root)}
         while stack:
             items, prefix, place, own = stack[-1]
@@ -106,17 +124,18 @@ class NameTable:
                 other = _other_in(child)
                 if other is not None:
                     self._add(prefix + key, place + step, other)
-                if id(child) in leading and id(child) not in on_path:
+                if id(child) not in leading:
+                    continue
+                self._expansions -= 1  # a way back to where it comes from costs as much
+                if self._expansions < 0:
+                    raise LimitError(
+                        "shared_names", self._limits.shared_names + 1, self._limits.shared_names
+                    )
+                if id(child) not in on_path:
                     if len(stack) >= self._limits.nesting:
                         raise LimitError("nesting", len(stack) + 1, self._limits.nesting)
-                    self._expansions -= 1
-                    if self._expansions < 0:
-                        raise LimitError(
-                            "shared_names", self._limits.shared_names + 1, self._limits.shared_names
-                        )
                     self._charge(len(prefix) + len(key) + 1 + len(place) + len(step))
-                    below = iter(self._children(child))
-                    stack.append((below, f"{prefix}{key}.", place + step, id(child)))
+                    stack.append((below(child), f"{prefix}{key}.", place + step, id(child)))
                     on_path.add(id(child))
                     break
             else:
@@ -217,8 +236,11 @@ def _text(key: Any) -> str:
 
 def _leading_to_leaves(
     root: Any, is_leaf: Callable[[Any], bool], children: Callable[[Any], Iterable[Child]]
-) -> tuple[set[int], int]:
-    """Return the ids of containers from which a leaf can be reached, and the number of leaves."""
+) -> tuple[set[int], set[int], int]:
+    """Return the containers from which a leaf can be reached, and those with more than one parent.
+
+    Both by id; and the number of leaves.
+    """
     parents: dict[int, list[int]] = {}
     leading: list[int] = []
     leaves: set[int] = set()
@@ -249,4 +271,5 @@ def _leading_to_leaves(
             if parent not in found:
                 found.add(parent)
                 leading.append(parent)
-    return found, len(leaves)
+    shared = {own for own, above in parents.items() if len(above) > 1 or own == id(root)}
+    return found, shared, len(leaves)
