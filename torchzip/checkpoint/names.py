@@ -22,21 +22,43 @@ def module_parts(value: ForeignObject) -> list[Child] | None:
     """Return what the ``state_dict()`` of a pickled ``nn.Module`` has; None for other objects.
 
     That is, as torch 2.13 goes about it: its parameters, its buffers but for those that are not
-    persistent, then its submodules. Other tensors among its attributes have no name.
+    persistent, the packed weights of a quantized module, then its submodules. Other tensors among
+    its attributes have no name.
     """
     state = value.state
+    if _is_packed(value):  # (what is packed, its class in C++)
+        return [(name, f".state[0]{step}", child) for name, step, child in children(state[0])]
     if type(state) is not dict:
         return None
-    kinds = [state.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
-    if not all(isinstance(kind, dict) for kind in kinds):
+    parameters, buffers, modules = map(state.get, ("_parameters", "_buffers", "_modules"))
+    if not (
+        isinstance(parameters, dict) and isinstance(buffers, dict) and isinstance(modules, dict)
+    ):
         return None
-    skipped = state.get("_non_persistent_buffers_set") or ()
+    skipped = state.get("_non_persistent_buffers_set")
+    if isinstance(skipped, set | frozenset):
+        buffers = {name: held for name, held in buffers.items() if name not in skipped}
+    packed = {name: held for name, held in state.items() if _is_packed(held)}
     return [
-        (name, f".state[{kind!r}]{step}", child)
-        for kind, held in zip(("_parameters", "_buffers", "_modules"), kinds, strict=True)
+        (name, f".state{place}{step}", child)
+        for place, held in (
+            ("['_parameters']", parameters),
+            ("['_buffers']", buffers),
+            ("", packed),
+            ("['_modules']", modules),
+        )
         for name, step, child in children(held)
-        if not (kind == "_buffers" and isinstance(skipped, set | frozenset) and name in skipped)
     ]
+
+
+def _is_packed(value: Any) -> bool:
+    """Return whether an object is one of those in C++ that hold a quantized module's weights."""
+    return (
+        isinstance(value, ForeignObject)
+        and (value.module, value.name) == ("torch", "ScriptObject")
+        and type(value.state) is tuple
+        and len(value.state) == 2
+    )
 
 
 class NameTable:
