@@ -548,7 +548,7 @@ def test_a_deflated_chunk(tmp_path: Path) -> None:
     members = b.members_of(b.stream(b.tensor()))
     members = [replace(each, method=8 * each.name.endswith(b"data/0")) for each in members]
     made.put("__0_0.distcp", "w", (0,), b.build_zip(members))
-    with pytest.raises(tz.UnsupportedError, match="'w'.*deflated"):
+    with pytest.raises(tz.UnsupportedError, match=r"'w'.*deflated"):
         tz.load(made.write())
 
 
