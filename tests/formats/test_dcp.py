@@ -293,6 +293,25 @@ def test_ranks_with_the_same_names(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tz.load(tmp_path / "__1.metadata")["w"], _A + 1)
 
 
+def test_ranks_that_speak_of_one_another(tmp_path: Path) -> None:
+    """A rank can neither move nor replace what another saved."""
+    one = d.Builder(tmp_path)
+    one.tensor("w", _A)
+    one.write("__0.metadata")
+    other = d.Builder(tmp_path)
+    other.value("v", 5)
+    other.paths["w"] = b.tuple_of(b.text("elsewhere"))
+    other.files = {"__1_0.distcp": other.files["__0_0.distcp"]}
+    length = len(other.files["__1_0.distcp"])
+    other.places = [(d.index("v", None), d.info("__1_0.distcp", 0, length))]
+    other.write("__1.metadata")
+    assert list(tz.load(tmp_path)) == ["w", "v"]
+    other.put("__1_0.distcp", "w", (0, 0), d.saved(-_A))
+    other.write("__1.metadata")
+    with pytest.raises(tz.FormatError, match=r"'w' has a place in __1\.metadata"):
+        tz.load(tmp_path)
+
+
 def test_two_kinds_in_a_directory(tmp_path: Path) -> None:
     """Both are named."""
     folder = _example(tmp_path).write()
