@@ -692,6 +692,15 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "index.json" in capsys.readouterr().err
 
 
+def test_members_of_enums_by_name(tmp_path: Path) -> None:
+    """Python 3.11.2 writes them with getattr, which here is good for nothing else."""
+    enum = b.name(d.MODULE, "_MEM_FORMAT_ENCODING")
+    member = b.call(b.name("builtins", "getattr"), enum, b.text("TORCH_CONTIGUOUS_FORMAT"))
+    made = d.Builder(tmp_path / "c")
+    made.tensor("w", _A, props=d.properties(memory_format=member))
+    np.testing.assert_array_equal(tz.load(made.write())["w"], _A)
+
+
 # -- parts in safetensors --------------------------------------------------------------------------
 
 

@@ -135,7 +135,7 @@ def _encoding(args: tuple[Any, ...]) -> int:
 
 
 def _getattr(args: tuple[Any, ...]) -> str:
-    """Members of enums, as some releases of Python 3.11 and 3.12 write them."""
+    """A member of an enum by its name, as Python 3.11.2 writes them; others write the value."""
     if (
         len(args) == 2
         and type(args[0]) is ForeignObject
