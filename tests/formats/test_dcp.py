@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests import builders as b
 from tests.formats import dcp_builder as d
 from tests.formats.counting import Counted
 from tests.test_cost import peak_below
+from torchzip.cli.main import main
 
 _ROWS: list[d.Box] = [((0, 0), (3, 4)), ((3, 0), (3, 4)), ((6, 0), (1, 4))]
 _COLUMNS: list[d.Box] = [((0, 0), (7, 1)), ((0, 1), (7, 3))]
@@ -243,7 +245,6 @@ def test_damage_is_seen(tmp_path: Path, name: str) -> None:
     folder = _example(tmp_path).write()
     path = folder / "__0_0.distcp"
     data = bytearray(path.read_bytes())
-    at = data.find(np.float32(_A[0, :1]).tobytes() + np.float32(_A[0, 1:2]).tobytes())
     at = {
         "rows": data.find(_A[0].tobytes()),
         "columns": data.find(_A[:, 0].tobytes()),
@@ -290,6 +291,25 @@ def test_ranks_with_the_same_names(tmp_path: Path) -> None:
     with pytest.raises(tz.FormatError, match=r"'w' is in __0\.metadata and in __1\.metadata"):
         tz.load(tmp_path)
     np.testing.assert_array_equal(tz.load(tmp_path / "__1.metadata")["w"], _A + 1)
+
+
+def test_ranks_that_speak_of_one_another(tmp_path: Path) -> None:
+    """A rank can neither move nor replace what another saved."""
+    one = d.Builder(tmp_path)
+    one.tensor("w", _A)
+    one.write("__0.metadata")
+    other = d.Builder(tmp_path)
+    other.value("v", 5)
+    other.paths["w"] = b.tuple_of(b.text("elsewhere"))
+    other.files = {"__1_0.distcp": other.files["__0_0.distcp"]}
+    length = len(other.files["__1_0.distcp"])
+    other.places = [(d.index("v", None), d.info("__1_0.distcp", 0, length))]
+    other.write("__1.metadata")
+    assert list(tz.load(tmp_path)) == ["w", "v"]
+    other.put("__1_0.distcp", "w", (0, 0), d.saved(-_A))
+    other.write("__1.metadata")
+    with pytest.raises(tz.FormatError, match=r"'w' has a place in __1\.metadata"):
+        tz.load(tmp_path)
 
 
 def test_two_kinds_in_a_directory(tmp_path: Path) -> None:
@@ -540,6 +560,17 @@ def test_overlapping_chunks(tmp_path: Path) -> None:
         pass
 
 
+def test_a_deflated_chunk(tmp_path: Path) -> None:
+    """Torch never deflates; reading parts of such a chunk would inflate it over and over."""
+    made = d.Builder(tmp_path / "c")
+    made.items["w"] = d.tensor_metadata((4,), [((0,), (4,))])
+    members = b.members_of(b.stream(b.tensor()))
+    members = [replace(each, method=8 * each.name.endswith(b"data/0")) for each in members]
+    made.put("__0_0.distcp", "w", (0,), b.build_zip(members))
+    with pytest.raises(tz.UnsupportedError, match=r"'w'.*deflated"):
+        tz.load(made.write())
+
+
 def test_spare_items_are_noted(tmp_path: Path) -> None:
     """An item that nothing needs changes no value."""
     made = d.Builder(tmp_path / "c")
@@ -582,17 +613,15 @@ def test_foreign_objects(tmp_path: Path) -> None:
 
 def test_used_over_and_over(tmp_path: Path) -> None:
     """One list of chunks in two bytes each time is no way to make a reader work."""
-    put = b.list_of(*[d.new(d.MODULE, "ChunkStorageMetadata", b"}")] * 1) + b"q\x63"
-    first = d.new(
-        d.MODULE, "TensorStorageMetadata",
-        b.dict_of({"properties": d.properties(), "size": d.size(0), "chunks": put}),
-    )  # fmt: skip
     made = d.Builder(tmp_path / "c")
-    chunk = d.new(
-        d.MODULE, "ChunkStorageMetadata", b.dict_of({"offsets": d.size(0), "sizes": d.size(0)})
-    )
-    many = b"](" + chunk + b"q\x62" + b"h\x62" * 50_000 + b"e" + b"q\x63"
-    first = first.replace(put, many)
+    state = b.dict_of({"offsets": d.size(0), "sizes": d.size(0)})
+    chunk = d.new(d.MODULE, "ChunkStorageMetadata", state) + b"q\x62"
+    fields = {
+        "properties": d.properties(),
+        "size": d.size(0),
+        "chunks": b"](" + chunk + b"h\x62" * 50_000 + b"e",
+    }
+    first = d.new(d.MODULE, "TensorStorageMetadata", b.dict_of(fields))
     made.items = {"t0": first + b"q\x61"}
     made.items |= {f"t{i}": b"h\x61" for i in range(1, 2000)}
     with pytest.raises(tz.FormatError, match="over and over"):
@@ -625,6 +654,51 @@ def test_the_names_of_old_releases(tmp_path: Path) -> None:
     made.tensor("w", _A, props=props)
     made.more["version"] = b.call(b.name("pathlib._local", "WindowsPath"), b.text("C:/"))
     assert tz.load(made.write())["w"].shape == (7, 4)
+
+
+def test_a_file_of_items_by_itself(tmp_path: Path) -> None:
+    """It is no checkpoint; the directory is."""
+    folder = _example(tmp_path).write()
+    with pytest.raises(tz.FormatError, match=r"__0_0\.distcp: .*path of the directory"):
+        tz.load(folder / "__0_0.distcp")
+
+
+def test_one_file_does_not_spoil_another(tmp_path: Path) -> None:
+    """What the check of keys remembers ends with the file."""
+    colliding = [
+        (b.integer(i * ((1 << 61) - 1)), d.info("__0_0.distcp", 0, 9)) for i in range(1, 99)
+    ]
+    for number in range(3):
+        made = d.Builder(tmp_path / str(number))
+        made.tensor("w", _A)
+        made.places += colliding
+        with pytest.raises(tz.FormatError, match="MetadataIndex"):
+            tz.load(made.write())
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ls` and `convert` take the directory."""
+    folder = str(_example(tmp_path).write())
+    assert main(["ls", folder]) == 0
+    listed = capsys.readouterr().out
+    assert "model.columns" in listed
+    assert f"{folder}: dcp, 9 tensors" in listed
+    target = tmp_path / "m.safetensors"
+    assert main(["convert", folder, str(target), "--dry-run"]) == 0
+    assert main(["convert", folder, str(target)]) == 0
+    assert "9 tensors" in capsys.readouterr().err
+    np.testing.assert_array_equal(tz.load(target)["model.grid"], _A)
+    assert main(["ls", str(tmp_path)]) == 1
+    assert "index.json" in capsys.readouterr().err
+
+
+def test_members_of_enums_by_name(tmp_path: Path) -> None:
+    """Python 3.11.2 writes them with getattr, which here is good for nothing else."""
+    enum = b.name(d.MODULE, "_MEM_FORMAT_ENCODING")
+    member = b.call(b.name("builtins", "getattr"), enum, b.text("TORCH_CONTIGUOUS_FORMAT"))
+    made = d.Builder(tmp_path / "c")
+    made.tensor("w", _A, props=d.properties(memory_format=member))
+    np.testing.assert_array_equal(tz.load(made.write())["w"], _A)
 
 
 # -- parts in safetensors --------------------------------------------------------------------------

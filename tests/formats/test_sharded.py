@@ -114,12 +114,13 @@ def test_convert(tmp_path: Path) -> None:
     tz.save({"a": _A, "b": _A}, tmp_path / "t.pt")
     (tmp_path / "m").mkdir()
     tz.convert(tmp_path / "t.pt", tmp_path / "m" / "x.safetensors")
-    _write(tmp_path / "m" / "y.safetensors", {"c": _C})
+    _write(tmp_path / "m" / "y.safetensors", {"c": _C, "d": _C})
     _index(tmp_path / "m", "safetensors", {"a": "x.safetensors", "c": "y.safetensors"})
     tz.convert(tmp_path / "m", tmp_path / "one.pt")
     made = tz.load(tmp_path / "one.pt")
-    assert sorted(made) == ["a", "b", "c"]
+    assert sorted(made) == ["a", "b", "c", "d"]
     assert np.shares_memory(made["a"], made["b"])
+    assert np.shares_memory(made["c"], made["d"])
     report = tz.convert(tmp_path / "m", tmp_path / "one.safetensors", dtype="bfloat16")
     assert report.lost == ()
     assert str(tz.load(tmp_path / "one.safetensors")["c"].dtype) == "bfloat16"

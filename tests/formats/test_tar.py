@@ -95,6 +95,30 @@ def test_reads_what_the_description_says() -> None:
         assert checkpoint.foreign == []
 
 
+def test_as_python_2_writes_it() -> None:
+    """Texts are SHORT_BINSTRING, keys LONG1, ids may be lines; a class comes with its source."""
+
+    def old(value: bytes) -> bytes:
+        return b"U" + bytes([len(value)]) + value
+
+    key = b"\x8a\x06" + (140_000_000_000_000).to_bytes(6, "little")
+    source = b.tuple_of(b.name("my.model", "Net"), old(b"model.py"), old(b"class Net: pass")) + b"Q"
+    made = OldCheckpoint(
+        storages=[OldStorage(key=key, data=_FLOATS, location=old(b"cuda:1"))],
+        tensors=[OldTensor(key=b"\x8a\x01\x05", storage=key, size=(2,), stride=(1,))],
+        pickle=b.stream(b.list_of(old(b"5") + b"Q", b"P5\n", source + b")\x81}b")),
+    )
+    with _open(made.build()) as checkpoint:
+        first, second, net = checkpoint.root
+        assert first is second
+        assert first.numpy().tolist() == [0, 1]
+        assert first.spec.storage.location == "cuda:1"
+        assert (net.module, net.name) == ("my.model", "Net")
+        assert checkpoint.foreign == [("my.model", "Net")]
+    with pytest.raises(tz.UnsafeGlobalError, match="Net"):
+        tz.load(io.BytesIO(made.build()), foreign="raise")
+
+
 def test_load_shares_memory(tmp_path: Path) -> None:
     """`load` gives arrays over one memory, mapped or not."""
     path = tmp_path / "m.pt"

@@ -181,10 +181,11 @@ class Checkpoint(Mapping[str, Any]):
     ``root`` is the object as it was saved, every tensor in it a LazyTensor (inside a
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
     name) that it mentions, ``foreign`` those that torchzip does not know, ``metadata`` the texts of
-    a safetensors file. ``constants`` are those of a TorchScript archive, which its code refers to
-    by their position and which have no names; an empty tuple for other formats.
+    a safetensors file, of an index of shards, or of a distributed checkpoint. ``constants`` are
+    those of a TorchScript archive, which its code refers to by their position and which have no
+    names; an empty tuple for other formats.
 
-    It holds the file open; `close` it, or use it as a context manager. Tensors cannot be read
+    It holds its files open; `close` it, or use it as a context manager. Tensors cannot be read
     after that.
     """
 
@@ -334,8 +335,13 @@ def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = 
     """Open a checkpoint without reading its tensors.
 
     ``file`` is a path, or a binary file object with ``read`` and ``seek``, read from where it
-    stands. Names outside torchzip's table become inert `types.ForeignObject` s; with
-    ``foreign="raise"`` they are an error that lists them all.
+    stands: of several legacy streams in one file it takes that one. Where the object stands
+    afterwards is not said (`load` leaves it behind what it took). The path may be that of a
+    directory, with the shards of an ``*.index.json`` or the ``.metadata`` of
+    torch.distributed.checkpoint, or that of the index.
+
+    Names outside torchzip's table become inert `types.ForeignObject` s; with ``foreign="raise"``
+    they are an error that lists them all.
 
     Raises
     ------

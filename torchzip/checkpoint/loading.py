@@ -167,6 +167,9 @@ def load(
 ) -> Any:
     """Return the object that was saved, with a numpy array for each dense tensor.
 
+    ``file`` is what `lazy_load` takes. A file object is left behind the checkpoint, where another
+    may follow.
+
     Sparse, quantized, nested and meta tensors are the types of that name in `torchzip.types`, with
     arrays as their parts; their indices are checked against their shapes.
 
@@ -174,7 +177,8 @@ def load(
     `types.TypedArray`. Tensors that shared a storage share memory. A Parameter gives its array
     and a tensor with attributes loses them; `lazy_load` keeps both.
 
-    ``mmap=True`` needs a path and gives read-only views of the file. Only the pickle's CRC is
+    ``mmap=True`` needs a path and gives read-only views of the file; a tensor that is put
+    together from several places is an array of its own. Only the pickle's CRC is
     checked then, and cutting the file short while it is in use kills the process.
     ``verify=False`` skips the CRCs of the tensors.
 

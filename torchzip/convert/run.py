@@ -44,7 +44,8 @@ def convert(
 ) -> ConvertReport:
     """Convert a checkpoint to ``dst``, a zip (.pt .pth .bin .ckpt) or a .safetensors file.
 
-    ``src`` is told by its content. ``dtype`` is a torch dtype's name for all floating tensors, or
+    ``src`` is told by its content; it may be a directory of shards with their index, or a
+    distributed checkpoint. ``dtype`` is a torch dtype's name for all floating tensors, or
     a list of ``(glob, dtype)`` rules of which the first match wins; others keep theirs.
     ``progress`` is called with the bytes written so far and in all. The target appears complete or
     not at all, and may be the source itself.

@@ -41,7 +41,7 @@ from torchzip.tensors.storage import TensorStorage
 
 METADATA_NAME = ".metadata"
 
-#: Where items with no bytes of their own would be: what a zip archive has at least.
+#: What an archive has at least, besides the bytes of its storage.
 _ITEM_NBYTES = 22
 
 
@@ -83,9 +83,16 @@ class DcpContainer:
                         path=self.name,
                     )
                 origin[item] = name
+            twice = merged.places.keys() & made.places.keys()
+            if twice:
+                raise FormatError(
+                    f"{min(twice, key=str)[0][:200]!r} has a place in {name} and in another "
+                    "metadata. Give the path of one of those files.",
+                    path=self.name,
+                )
             merged.items |= made.items
             merged.places |= made.places
-            merged.paths |= made.paths
+            merged.paths |= {item: path for item, path in made.paths.items() if item in made.items}
             merged.texts |= made.texts
             merged.globals = list(dict.fromkeys(merged.globals + made.globals))
             merged.nbytes += made.nbytes

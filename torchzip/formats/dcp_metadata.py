@@ -16,6 +16,7 @@ Until 2.2 TensorProperties and its enum stood in ``torch.distributed._shard``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ from torchzip.errors import (
 from torchzip.files.folder import is_plain_name
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import Name, Table
 from torchzip.types import Dtype, ForeignObject, Layout, Size
 
@@ -94,7 +96,8 @@ def parse_metadata(data: bytes, limits: Limits, path: str) -> DcpMetadata:
     TorchZipError
         If a number, a name or a class is not what it must be.
     """
-    interpreter = Interpreter(data, _TABLE, limits)
+    # The check of keys remembers the keys of one file.
+    interpreter = Interpreter(data, dataclasses.replace(_TABLE, keys=KeyCheck()), limits)
     try:
         root = interpreter.run()
         unknown = [name for name in interpreter.globals if not _TABLE.knows(name)]
@@ -132,7 +135,7 @@ def _encoding(args: tuple[Any, ...]) -> int:
 
 
 def _getattr(args: tuple[Any, ...]) -> str:
-    """Members of enums, as some releases of Python 3.11 and 3.12 write them."""
+    """A member of an enum by its name, as Python 3.11.2 writes them; others write the value."""
     if (
         len(args) == 2
         and type(args[0]) is ForeignObject

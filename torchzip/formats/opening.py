@@ -36,6 +36,12 @@ def open_checkpoint(file: File, limits: Limits) -> Container:
         path = os.fspath(file)
         if is_part_of_directory(path):
             return open_directory(path, limits, open_container)
+        if path.endswith(".distcp"):
+            raise FormatError(
+                "items of a distributed checkpoint; give the path of the directory, which has a "
+                ".metadata",
+                path=path,
+            )
     source = open_source(file)
     try:
         return open_container(source, limits)
@@ -101,6 +107,8 @@ def _looks_like(head: bytes, size: int) -> str:
             return what
     if head[:1] == b"\x80" and head[1:2] <= b"\5":
         return "a pickle, but not one that torch.save wrote"
+    if head.lstrip()[:1] == b"{":
+        return "JSON; an index of shards is told by its name, which ends in .index.json"
     if head.lstrip()[:1] == b"<":
         return "a web page or XML; the download may have failed"
     return f"it begins with {head[:8]!r}"

@@ -224,12 +224,12 @@ def _merged(index: ShardIndex, texts: list[dict[str, str]]) -> dict[str, str]:
 
 
 def _joined(values: set[str]) -> str:
-    joined: dict[str, Any] = {}
+    joined: dict[str, str] = {}
     for text in sorted(values):
         try:
             part = json.loads(text)
         except (ValueError, RecursionError):
             continue
         if isinstance(part, dict):
-            joined |= part
+            joined |= {name: kept for name, kept in part.items() if isinstance(kept, str)}
     return json.dumps(joined, ensure_ascii=False, sort_keys=True)

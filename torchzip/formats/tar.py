@@ -279,6 +279,7 @@ class _Stream:
         self._window = b""
         self._start = 0  # of the window
         self._names: dict[Name, None] = {}
+        self._table = Table(names=_NAMES)
         self.position = 0
 
     @property
@@ -303,7 +304,7 @@ class _Stream:
         nbytes = 256
         while True:
             self._have(nbytes)
-            interpreter = Interpreter(self._window, _TABLE, self._limits, record=self._record)
+            interpreter = Interpreter(self._window, self._table, self._limits, record=self._record)
             try:
                 value = interpreter.run(self.position - self._start)
                 break
@@ -335,7 +336,7 @@ class _Stream:
 
 
 #: The names in the two members: classes, which mean something in their place only.
-_TABLE = Table(names=frozenset((module, row) for module in _MODULES for row in STORAGE_CLASSES))
+_NAMES = frozenset((module, row) for module in _MODULES for row in STORAGE_CLASSES)
 
 
 def _count(value: Any) -> int:

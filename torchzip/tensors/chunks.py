@@ -220,8 +220,12 @@ class ChunkedStorage(TensorStorage):
         """Yield all bytes in order; bring the CRCs of some chunks, by their ids, up to date."""
         itemsize = self._dtype.itemsize
         numel = self.nbytes // itemsize
-        # Where rows go through many chunks, many rows at once make long runs in each.
-        at_once = min(_MOST_NBYTES, max(nbytes, _RUN_NBYTES * len(self._chunks))) // itemsize
+        # Where rows go through many chunks, many rows at once make long runs in each. Of a chunk in
+        # another order each read costs gaps, so there are few.
+        at_once = max(nbytes, _RUN_NBYTES * len(self._chunks))
+        if at_once > _MOST_NBYTES or not all(_is_whole(chunk.open()) for chunk in self._chunks):
+            at_once = _MOST_NBYTES
+        at_once //= itemsize
         buffer = np.empty(min(at_once, numel), self._dtype)
         for first in range(0, numel, at_once):
             read = buffer[: numel - first]
