@@ -672,12 +672,13 @@ def test_incremental(torch: Any, name: str) -> None:
                 {
                     "arrays": out.store_early(from_numpy(torch, tensor)),
                     "lazy": out.store_early(ckpt.root),
+                    "eager": out.store_early(tz.load(io.BytesIO(data))),
                     "parameter": out.store_early(Parameter(ckpt.root, False)),
                     "late": ckpt.root,
                 }
             )
         again = load_again(torch, file.getvalue())
-        assert list(again) == ["arrays", "lazy", "parameter", "late"]
+        assert list(again) == ["arrays", "lazy", "eager", "parameter", "late"]
         for held in again.values():
             check_tensor(torch, tz.load(io.BytesIO(data)), held)
         assert isinstance(again["parameter"], torch.nn.Parameter)
