@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import fractions
 import functools
 import io
 import pathlib
 import random
 import types
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +47,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*quantiz"),
 ]
 
+_PLAIN_VALUES = (
+    datetime.date, datetime.time, datetime.timedelta, datetime.timezone, decimal.Decimal,
+    fractions.Fraction, pathlib.PurePath, np.generic, np.dtype,
+)  # fmt: skip
 ALL = {**CASES, **TORCH_ONLY}
 
 
@@ -120,6 +127,18 @@ class _Reading:
         elif kind in (bytearray, range, slice, set, frozenset, Counter):
             assert type(actual) is kind, path
             assert actual == expected, path
+        elif isinstance(expected, _PLAIN_VALUES):
+            assert type(actual) is kind, path
+            assert repr(actual) == repr(expected), path
+        elif kind is np.ndarray and not expected.dtype.hasobject:
+            assert isinstance(actual, np.ndarray), path
+            assert actual.dtype == expected.dtype, path
+            assert actual.shape == expected.shape, path
+            assert actual.tobytes() == expected.tobytes(), path
+        elif kind is deque or (kind is defaultdict and type(actual) is defaultdict):
+            assert type(actual) is kind, path
+            items: Any = enumerate if kind is deque else dict.items
+            self._items(list(items(actual)), list(items(expected)), path)
         elif kind in (dict, OrderedDict):
             assert type(actual) is kind, path
             self._items(list(actual.items()), list(expected.items()), path)

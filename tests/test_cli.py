@@ -76,6 +76,18 @@ def test_ls(capsys: Capture, model: Path) -> None:
     assert all(line == line.rstrip() for line in lines)
 
 
+def test_ls_torchscript(capsys: Capture) -> None:
+    """An archive of TorchScript is listed by the names of its state dict."""
+    status, out, err = run(capsys, "ls", b.GOLDEN / "script.pt")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == [
+        "steps", "fc.weight", "fc.bias", "seq.0.weight", "seq.0.bias",
+    ]  # fmt: skip
+    assert "torchscript, 5 tensors" in lines[6]
+    assert not any("constant" in line for line in lines)
+
+
 def test_ls_long(capsys: Capture, model: Path) -> None:
     """Strides, offsets, devices, gradients, and whose storage it is."""
     status, out, err = run(capsys, "ls", "-l", model)

@@ -1,4 +1,4 @@
-"""The checkpoints inside four packages of the Python index, which others wrote.
+"""The checkpoints inside packages of the Python index, which others wrote.
 
 They are downloaded by pip and kept in pytest's cache, never committed; without them the tests
 skip.
@@ -22,6 +22,8 @@ PACKAGES = {
     "rxnmapper": "0.4.3",
     "lpips": "0.1.4",
     "facenet-pytorch": "2.6.0",
+    "silero-vad": "6.2.1",
+    "torchmetrics": "1.9.0",
 }
 ALBERT = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
 #: (package, file in it, format)
@@ -38,7 +40,15 @@ STATE_DICTS = [
         ("facenet-pytorch", f"facenet_pytorch/data/{net}.pt", "legacy")
         for net in ("onet", "pnet", "rnet")
     ),
+    *(
+        ("torchmetrics", f"torchmetrics/functional/image/{name}", "legacy")
+        for name in (
+            "dists_models/weights.pt",
+            *(f"lpips_models/{net}.pth" for net in ("alex", "squeeze", "vgg")),
+        )
+    ),
 ]
+SCRIPTS = [("silero-vad", "silero_vad/data/silero_vad.jit")]
 TRAINING_ARGS = ("rxnmapper", f"{ALBERT}/training_args.bin")
 
 
@@ -161,6 +171,52 @@ def test_saved_again(
     for name in first:
         assert first[name].stride() == again[name].stride()
         assert bits(first[name], torch) == bits(again[name], torch)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("package", "file"), SCRIPTS)
+def test_script_is_equal_to_torch(
+    torch: Any, real_file: Any, tmp_path: Path, package: str, file: str
+) -> None:
+    """A TorchScript archive has the state dict that torch has, by every way to it."""
+    path = real_file(package, file)
+    loaded = torch.jit.load(path, map_location="cpu").state_dict(keep_vars=True)
+    assert len(loaded) >= 30
+    whole, mapped = tz.load(path), tz.load(path, mmap=True)
+    tz.convert(path, tmp_path / "out.safetensors")
+    with tz.lazy_load(path) as ckpt, tz.lazy_load(tmp_path / "out.safetensors") as converted:
+        assert ckpt.format == "torchscript"
+        assert list(ckpt) == list(loaded)
+        assert ckpt.verify().tensors == len(loaded)
+        assert ckpt.constants
+        for name, tensor in loaded.items():
+            lazy = ckpt[name]
+            assert (lazy.shape, lazy.stride) == (tuple(tensor.shape), tensor.stride())
+            assert f"torch.{lazy.torch_dtype}" == str(tensor.dtype)
+            assert lazy.requires_grad == tensor.requires_grad
+            arrays = [lazy.numpy(), converted[name].numpy()]
+            arrays += [attribute(root, name) for root in (whole, mapped)]
+            for array in arrays:
+                assert np.ascontiguousarray(array).tobytes() == bits(tensor, torch)
+
+
+def attribute(root: Any, name: str) -> Any:
+    """Return what a name stands for in the object of an archive."""
+    for part in name.split("."):
+        root = root.state[part]
+    return root
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:torch.load")
+def test_training_args_saved_again(torch: Any, real_file: Any, tmp_path: Path) -> None:
+    """Torch gets the same Namespace back."""
+    path = real_file(*TRAINING_ARGS)
+    with tz.lazy_load(path) as ckpt, pytest.warns(UserWarning, match="argparse"):
+        tz.save(ckpt.root, tmp_path / "again.pt")
+    first = torch.load(path, weights_only=False)
+    assert torch.load(tmp_path / "again.pt", weights_only=False) == first
 
 
 def test_training_args(real_file: Any) -> None:

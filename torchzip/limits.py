@@ -33,5 +33,9 @@ class Limits:
     shared_names: int = 100_000
     #: Characters of all flat names together, where the pickle itself is shorter.
     names_nbytes: int = 32 << 20
-    #: Bytes of the JSON header of a safetensors file; the package stops at 100 MB as well.
+    #: Bytes of the JSON header of a safetensors file, where the package stops at 100 MB as well,
+    #: and of all configs of a .pt2 archive.
     header_nbytes: int = 100_000_000
+    #: Bytes of all class definitions of a TorchScript archive that are looked at; the largest seen
+    #: have a few MB.
+    code_nbytes: int = 32 << 20

@@ -235,3 +235,30 @@ def test_many_names_are_no_attack() -> None:
     """A large and flat file is within all limits."""
     root = {f"layer.{i}": {"weight": Leaf(), "bias": Leaf()} for i in range(60_000)}
     assert len(names(root, pickle_nbytes=10_000_000)) == 120_000
+
+
+class CountingList(list[Any]):
+    """Counts how often it is gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Any:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_shared_containers_are_searched_once() -> None:
+    """What is in one beside its tensors is not looked at again for each way to it."""
+    inner = CountingList([None] * 50 + [A])
+    made = names([inner] * 1000)
+    assert made == [f"{index}.50" for index in range(1000)]
+    assert inner.times <= 2
+
+
+def test_ways_back_are_bounded() -> None:
+    """A container that mentions itself costs for each mention."""
+    inner: list[Any] = [A]
+    inner += [inner] * 300
+    with pytest.raises(LimitError, match="shared_names"):
+        names([inner] * 300, shared_names=1000)
+    assert names([inner], shared_names=1000) == ["0.0"]

@@ -136,6 +136,7 @@ def test_records_of_a_file(tmp_path: Path) -> None:
     with tz.lazy_load(path) as checkpoint:
         for name in checkpoint:
             span = checkpoint[name].spec.storage.span()
+            assert span is not None
             assert span[1] % 256 == 0
     assert path.read_bytes()[30:47] == b"model.v1/data.pkl"
 

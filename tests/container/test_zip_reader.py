@@ -55,6 +55,22 @@ _RECORDS = {"data.pkl": b"abc", "empty": b"", "data/0": bytes(5000), "é": b"x",
 # -- what is read --------------------------------------------------------------------------------
 
 
+def test_records_in_no_folder() -> None:
+    """Where the archive need not have one, names are whole; all other checks stay."""
+
+    def flat(*members: Member) -> ZipReader:
+        return ZipReader(BytesSource(build_zip(members)), Limits(), in_folder=False)
+
+    reader = flat(replace(_A, name=b"data.json"), replace(_B, name=b"extra/0", method=8))
+    assert (reader.root, list(reader)) == ("", ["data.json", "extra/0"])
+    assert (reader.read("data.json"), reader.read("extra/0")) == (_A.data, _B.data)
+    with pytest.raises(ArchiveError, match="two records are called"):
+        flat(replace(_A, name=b"a"), replace(_B, name=b"A"))
+    with pytest.raises(ArchiveError, match="local header names"):
+        flat(replace(_A, name=b"a", local_name=b"b")).read("a")
+    assert list(flat(replace(_A, name=b""))) == [""]
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("zip64", [False, True])
 def test_archives_of_zipfile(method: int, zip64: bool) -> None:

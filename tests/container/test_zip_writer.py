@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.container.memory import BytesSink, BytesSource, SparseFile
+from torchzip.container import zip_writer
 from torchzip.container.serialization_id import serialization_id
 from torchzip.container.zip_reader import ZipReader
 from torchzip.container.zip_writer import MAX_ALIGNMENT, ZipWriter, archive_name
@@ -392,3 +393,11 @@ def test_archive_name(path: str, root: str) -> None:
     """The last component without its last suffix, or ``archive`` outside ASCII."""
     assert archive_name(path) == root
     assert archive_name(io.BytesIO()) == "archive"
+
+
+def test_large_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer whose CRC is worked out while it is written gives the same archive."""
+    records = [("data.pkl", b"pickle"), ("data/0", bytes(range(256)) * 900)]
+    expected = build(records)
+    monkeypatch.setattr(zip_writer, "_MEANWHILE_NBYTES", 1000)
+    assert build(records) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchzip.files import crc as crc_module
-from torchzip.files.crc import crc32, crc32_combine, crc32_folded
+from torchzip.files.crc import Crc32Meanwhile, crc32, crc32_combine, crc32_folded
 
 _NEAR, _FAR = 99_922, 183_278
 _BYTES = np.random.default_rng(1).integers(0, 256, 3 << 20, np.uint8).tobytes()
@@ -98,3 +99,17 @@ def test_combine_over_long_distances() -> None:
     far = 1 << 45
     once = crc32_combine(7, 0, far)
     assert crc32_combine(crc32_combine(7, 0, far // 2), 0, far // 2) == once
+
+
+@given(st.binary(max_size=3000), st.integers(0, 2**32 - 1))
+def test_meanwhile(data: bytes, value: int) -> None:
+    """A thread finds the same CRC, and ends."""
+    before = threading.active_count()
+    assert Crc32Meanwhile(data, value).result() == zlib.crc32(data, value)
+    assert threading.active_count() == before
+
+
+def test_meanwhile_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that fails leaves the work to whoever asks for the result."""
+    monkeypatch.setattr(Crc32Meanwhile, "_run", lambda self: None)
+    assert Crc32Meanwhile(b"123456789").result() == 0xCBF43926

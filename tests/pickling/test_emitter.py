@@ -443,6 +443,21 @@ def test_foreign_objects_of_later_protocols(name: str, protocol: int) -> None:
     assert pickle.dumps(again, 4) == pickle.dumps(pickle.loads(pickle.dumps(value, protocol)), 4)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02\x82\xf1.",
+        b"\x80\x02\x83\xf1\x02)Rq\x00.",
+        b"\x80\x02\x84\xf1\x02\x03\x00K\x01\x85q\x00\x81q\x01h\x01h\x01\x87q\x02.",
+        b"\x80\x02cm\nn\nq\x00)Rq\x01(K\x01\x90.",
+        b"\x80\x02cm\nn\nq\x00)\x81q\x01(K\x01\x90}q\x02b.",
+    ],
+)
+def test_extensions_and_items_of_sets_are_written_as_they_were(data: bytes) -> None:
+    """Opcodes that Python's own pickler does not write at protocol 2 are written all the same."""
+    same(dump(read(data)), data)
+
+
 def test_writers_are_found_by_base_class() -> None:
     """A writer serves the subclasses of its type, and gets the emitter and the value."""
     seen: list[Any] = []

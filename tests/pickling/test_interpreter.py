@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copyreg
 import datetime
 import functools
 import pickle
@@ -306,6 +307,11 @@ _ARGS = b.tuple_of(b.text("x"))
         (b.stream(_TRIP, b")R", b.text("x"), b"a"), "call"),
         (b.stream(_TRIP, b")R", b.text("x"), b"Ns"), "call"),
         (b.stream(_TRIP, b")R", b")R"), "call"),
+        (b.stream(_TRIP, b")R", b"(", b.text("x"), b"\x90", protocol=4), "call"),
+        (b.stream(b"\x82\xf1"), "name"),
+        (b.stream(b"\x82\xf1)R"), "call"),
+        (b.stream(b"\x83\xf1\0", _ARGS, b"\x81"), "new"),
+        (b.stream(b"\x84\xf1\0\0\0)R", b"}b"), "call"),
         (b.stream(b.name("builtins", "getattr"), b"(", _TRIP, b.text("__class__"), b"tR"), "call"),
         (b.stream(b.name("os", "system"), b"(", b.text("exit 1"), b"tR"), "call"),
         (b.stream(b.name("builtins", "eval"), b"(", b.text("trip()"), b"tR"), "call"),
@@ -316,7 +322,11 @@ _ARGS = b.tuple_of(b.text("x"))
 def test_every_way_to_name_or_call_is_inert(data: bytes, how: str) -> None:
     """Each opcode that could reach a function gives a ForeignObject that says how."""
     _TRIPPED.clear()
-    made = run(data)
+    copyreg.add_extension(__name__, "trip", 0xF1)
+    try:
+        made = run(data)
+    finally:
+        copyreg.remove_extension(__name__, "trip", 0xF1)
     assert type(made) is ForeignObject
     assert made.how == how
     assert _TRIPPED == []
@@ -400,6 +410,16 @@ def test_table_of_values_and_calls() -> None:
     assert type(run(b.stream(b.name("m", "f.g"), b")R"), table)) is ForeignObject
     assert table.knows(("torch", "float32"))
     assert not table.knows(("torch", "float3"))
+
+
+def test_calls_with_one_value() -> None:
+    """Where the table says so, a name may be called with what is no tuple."""
+    data = b.stream(b.name("__torch__.m", "Color"), b"K\2R")
+    made = run(data, Table(one_value="__torch__"))
+    assert (made.module, made.name, made.args, made.how) == ("__torch__.m", "Color", (2,), "call")
+    for table in (Table(), Table(one_value="other")):
+        with pytest.raises(PickleError, match="a call with an int for its arguments"):
+            run(data, table)
 
 
 # -- broken streams ----------------------------------------------------------------------------

@@ -168,6 +168,8 @@ class VerifyReport:
     tensors: int
     #: Records without a CRC: their bytes are there, but nothing says whether they are right.
     without_crc: tuple[str, ...]
+    #: What is odd in a checkpoint of several files and changes no value.
+    notes: tuple[str, ...] = ()
 
 
 class Checkpoint(Mapping[str, Any]):
@@ -179,7 +181,8 @@ class Checkpoint(Mapping[str, Any]):
     ``root`` is the object as it was saved, every tensor in it a LazyTensor (inside a
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
     name) that it mentions, ``foreign`` those that torchzip does not know, ``metadata`` the texts of
-    a safetensors file.
+    a safetensors file. ``constants`` are those of a TorchScript archive, which its code refers to
+    by their position and which have no names; an empty tuple for other formats.
 
     It holds the file open; `close` it, or use it as a context manager. Tensors cannot be read
     after that.
@@ -201,6 +204,10 @@ class Checkpoint(Mapping[str, Any]):
         self._container: Container = open_checkpoint(file, limits)
         try:
             contents = self._container.read(LazyFactory)
+            constants = contents.read_constants() if contents.read_constants is not None else None
+            if constants is not None:
+                contents.globals = _merged(contents.globals, constants.globals)
+                contents.foreign = _merged(contents.foreign, constants.foreign)
             if foreign == "raise":
                 refuse_foreign(contents, self._container.name)
         except BaseException:
@@ -211,6 +218,7 @@ class Checkpoint(Mapping[str, Any]):
         self.globals: list[Name] = contents.globals
         self.foreign: list[Name] = contents.foreign
         self.metadata: dict[str, str] = contents.metadata or {}
+        self.constants: tuple[Any, ...] = () if constants is None else constants.root
         self.format: str = self._container.format
         self._pickle_nbytes = contents.pickle_nbytes
         self._parts_of = contents.parts_of
@@ -280,7 +288,8 @@ class Checkpoint(Mapping[str, Any]):
             nbytes += check.nbytes
             if not check.crc_known:
                 without.append(check.name)
-        return VerifyReport(records, nbytes, len(self), tuple(without))
+        notes = self._container.notes
+        return VerifyReport(records, nbytes, len(self), tuple(without), notes)
 
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
@@ -305,6 +314,10 @@ class Checkpoint(Mapping[str, Any]):
         return self is other
 
     __hash__ = object.__hash__
+
+
+def _merged(names: list[Name], more: list[Name]) -> list[Name]:
+    return list(dict.fromkeys([*names, *more]))
 
 
 def _is_tensor(value: Any) -> bool:

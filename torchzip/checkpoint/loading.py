@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import TorchZipError
 from torchzip.files.crc import crc32_short, wrong_crc
+from torchzip.files.folder import PooledSource
 from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
 from torchzip.formats.base import FileContainer, OpenStorage, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
@@ -47,7 +48,7 @@ class Mappings:
     def view(self, source: Source, offset: int, nbytes: int) -> memoryview:
         """Return bytes of a file in place, read-only."""
         file, place = file_place(source, offset)
-        assert isinstance(file, FileSource)
+        assert isinstance(file, FileSource | PooledSource)
         mapped = self._maps.get(file.path)
         if mapped is None:
             mapped = self._maps[file.path] = MmapSource(file.path)
@@ -73,7 +74,7 @@ class EagerFactory:
     ) -> TensorStorage:
         origin = self._open(key, torch_dtype, nbytes, location)
         self._nbytes += nbytes
-        if self._mappings is not None and isinstance(origin, SpanStorage):
+        if self._mappings is not None:
             span = origin.span()
             if span is not None:
                 view = self._mappings.view(*span, nbytes)
@@ -147,15 +148,13 @@ def _fill(storage: EagerStorage, verify: bool) -> None:
             origin.read_into(start, block)
             if check:
                 crc = crc32_short(block.data, crc)
+        if check and crc != origin.crc:
+            raise wrong_crc(crc, origin.crc or 0, origin.record, origin.path)
     else:
         start = 0
-        for block in origin.blocks():
+        for block in origin.checked_blocks() if verify else origin.blocks():
             data[start : start + block.size] = block
             start += block.size
-            if check:
-                crc = crc32_short(block.data, crc)
-    if check and crc != origin.crc:
-        raise wrong_crc(crc, origin.crc or 0, origin.record)
 
 
 def load(

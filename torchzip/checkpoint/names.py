@@ -22,21 +22,43 @@ def module_parts(value: ForeignObject) -> list[Child] | None:
     """Return what the ``state_dict()`` of a pickled ``nn.Module`` has; None for other objects.
 
     That is, as torch 2.13 goes about it: its parameters, its buffers but for those that are not
-    persistent, then its submodules. Other tensors among its attributes have no name.
+    persistent, the packed weights of a quantized module, then its submodules. Other tensors among
+    its attributes have no name.
     """
     state = value.state
+    if _is_packed(value):  # (what is packed, its class in C++)
+        return [(name, f".state[0]{step}", child) for name, step, child in children(state[0])]
     if type(state) is not dict:
         return None
-    kinds = [state.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
-    if not all(isinstance(kind, dict) for kind in kinds):
+    parameters, buffers, modules = map(state.get, ("_parameters", "_buffers", "_modules"))
+    if not (
+        isinstance(parameters, dict) and isinstance(buffers, dict) and isinstance(modules, dict)
+    ):
         return None
-    skipped = state.get("_non_persistent_buffers_set") or ()
+    skipped = state.get("_non_persistent_buffers_set")
+    if isinstance(skipped, set | frozenset):
+        buffers = {name: held for name, held in buffers.items() if name not in skipped}
+    packed = {name: held for name, held in state.items() if _is_packed(held)}
     return [
-        (name, f".state[{kind!r}]{step}", child)
-        for kind, held in zip(("_parameters", "_buffers", "_modules"), kinds, strict=True)
+        (name, f".state{place}{step}", child)
+        for place, held in (
+            ("['_parameters']", parameters),
+            ("['_buffers']", buffers),
+            ("", packed),
+            ("['_modules']", modules),
+        )
         for name, step, child in children(held)
-        if not (kind == "_buffers" and isinstance(skipped, set | list) and name in skipped)
     ]
+
+
+def _is_packed(value: Any) -> bool:
+    """Return whether an object is one of those in C++ that hold a quantized module's weights."""
+    return (
+        isinstance(value, ForeignObject)
+        and (value.module, value.name) == ("torch", "ScriptObject")
+        and type(value.state) is tuple
+        and len(value.state) == 2
+    )
 
 
 class NameTable:
@@ -71,14 +93,14 @@ class NameTable:
             if all(is_leaf(value) and not isinstance(value, ForeignObject) for value in values):
                 self.names = dict(root)  # a flat state dict: its keys are the names
                 return
-        leading, leaves = _leading_to_leaves(root, is_leaf, self._children)
+        leading, shared, leaves = _leading_to_leaves(root, is_leaf, self._children)
         self._expansions = len(leading) + limits.shared_names
         self._bound = leaves + limits.shared_names
         other = _other_in(root)
         if other is not None:
             self._add("", "", other)
         if id(root) in leading:
-            self._walk(root, leading)
+            self._walk(root, leading, shared)
 
     def check(self, name: str) -> None:
         """Raise FormatError if two tensors have this name."""
@@ -92,10 +114,28 @@ class NameTable:
         parts = self._parts_of(value) if isinstance(value, ForeignObject) else None
         return children(value) if parts is None else parts
 
-    def _walk(self, root: Any, leading: set[int]) -> None:
+    def _walk(self, root: Any, leading: set[int], shared: set[int]) -> None:
+        # What leads to a tensor in each container that there is more than one way to: whatever
+        # else is in it is looked at once, and not once for each way.
+        kept: dict[int, list[Child]] = {}
+
+        def below(container: Any) -> Iterator[Child]:
+            own = id(container)
+            if own not in shared:
+                return iter(self._children(container))
+            if own not in kept:
+                kept[own] = [
+                    child
+                    for child in self._children(container)
+                    if self._is_leaf(child[2])
+                    or id(child[2]) in leading
+                    or _other_in(child[2]) is not None
+                ]
+            return iter(kept[own])
+
         # Each frame: the children still to come, the name so far, the place so far, and the
         # container's id, to see cycles.
-        stack = [(iter(self._children(root)), "", "", id(root))]
+        stack = [(below(root), "", "", id(root))]
         on_path = {id(root)}
         while stack:
             items, prefix, place, own = stack[-1]
@@ -106,17 +146,18 @@ class NameTable:
                 other = _other_in(child)
                 if other is not None:
                     self._add(prefix + key, place + step, other)
-                if id(child) in leading and id(child) not in on_path:
+                if id(child) not in leading:
+                    continue
+                self._expansions -= 1  # a way back to where it comes from costs as much
+                if self._expansions < 0:
+                    raise LimitError(
+                        "shared_names", self._limits.shared_names + 1, self._limits.shared_names
+                    )
+                if id(child) not in on_path:
                     if len(stack) >= self._limits.nesting:
                         raise LimitError("nesting", len(stack) + 1, self._limits.nesting)
-                    self._expansions -= 1
-                    if self._expansions < 0:
-                        raise LimitError(
-                            "shared_names", self._limits.shared_names + 1, self._limits.shared_names
-                        )
                     self._charge(len(prefix) + len(key) + 1 + len(place) + len(step))
-                    below = iter(self._children(child))
-                    stack.append((below, f"{prefix}{key}.", place + step, id(child)))
+                    stack.append((below(child), f"{prefix}{key}.", place + step, id(child)))
                     on_path.add(id(child))
                     break
             else:
@@ -217,8 +258,11 @@ def _text(key: Any) -> str:
 
 def _leading_to_leaves(
     root: Any, is_leaf: Callable[[Any], bool], children: Callable[[Any], Iterable[Child]]
-) -> tuple[set[int], int]:
-    """Return the ids of containers from which a leaf can be reached, and the number of leaves."""
+) -> tuple[set[int], set[int], int]:
+    """Return the containers from which a leaf can be reached, and those with more than one parent.
+
+    Both by id; and the number of leaves.
+    """
     parents: dict[int, list[int]] = {}
     leading: list[int] = []
     leaves: set[int] = set()
@@ -249,4 +293,5 @@ def _leading_to_leaves(
             if parent not in found:
                 found.add(parent)
                 leading.append(parent)
-    return found, len(leaves)
+    shared = {own for own, above in parents.items() if len(above) > 1 or own == id(root)}
+    return found, shared, len(leaves)

@@ -138,7 +138,8 @@ class Archive:
         ``done`` is told of the bytes of each block.
         """
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
-        for block in storage.blocks():
+        # Where one CRC is known it is written with the bytes, and damage shows in the new file.
+        for block in storage.blocks() if storage.crc else storage.checked_blocks():
             self.writer.write(block.data)
             if done is not None:
                 done(block.nbytes)
@@ -325,7 +326,7 @@ class IncrementalWriter:
             early.position = writer.position
             keep_crc = not self._archive.with_crc and not self._can_read_back()
             crc = 0
-            for block in storage.blocks():
+            for block in storage.blocks() if storage.crc else storage.checked_blocks():
                 writer.write(block.data)
                 if keep_crc:
                     crc = compute_crc32(block.data, crc)

@@ -25,6 +25,7 @@ from torchzip.tensors.memory import (
     place_arrays,
     torch_dtype_to_save,
 )
+from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.rebuild import BareStorage
 from torchzip.tensors.reduce import LEAF_WRITERS, DenseWriter, StorageKeys, empty_ordered_dict
@@ -131,6 +132,7 @@ class Structure:
             {
                 **LEAF_WRITERS,
                 np.ndarray: self._write_array,
+                PickledArray: self._write_pickled_array,
                 TypedArray: self._write_typed_array,
                 LazyTensor: self._write_lazy,
                 EarlyTensor: self._write_early,
@@ -171,7 +173,7 @@ class Structure:
             kind = type(value)
             if kind in _WITHOUT_ARRAYS:
                 continue
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and not _is_pickled(value):
                 name = dtype_alone(value) if kind is np.ndarray else None
                 if name is not None:
                     alone[id(value)] = name
@@ -260,6 +262,14 @@ class Structure:
         if not emitter.written(id(array)):
             self._dense.tensor(emitter, self._plain_spec(emitter, array))
             emitter.put_object(array)
+
+    def _write_pickled_array(self, emitter: Emitter, array: PickledArray) -> None:
+        if not _is_pickled(array):
+            self._write_array(emitter, array)
+        elif not emitter.written(id(array)):
+            reduction = self._reduce(array)
+            if isinstance(reduction, tuple):  # it always is, for an array
+                emitter.reduced(array, reduction)
 
     def _write_typed_array(self, emitter: Emitter, value: TypedArray) -> None:
         if emitter.written(id(value)):
@@ -415,6 +425,11 @@ class Structure:
         self._dense.persistent_id(emitter, self._storage_of(storage), value.torch_dtype)
 
 
+def _is_pickled(array: NDArray[Any]) -> bool:
+    """Return whether numpy pickled this array, which is then no tensor."""
+    return type(array) is PickledArray and array.is_pickled
+
+
 def _parts_of_other(tensor: OtherTensor) -> list[Any]:
     """Return what is inside a tensor that is not dense; integers with the dtype they stand for."""
     parts = tensor.parts
@@ -433,7 +448,7 @@ def _parts_of_other(tensor: OtherTensor) -> list[Any]:
 
 def _reduce_for_good(value: Any) -> Reduction:
     """Return a reduction whose items can be gone over twice."""
-    reduction = reduce_object(value)
+    reduction = reduce_object(value.view(np.ndarray) if type(value) is PickledArray else value)
     if isinstance(reduction, tuple) and len(reduction) > 3:
         reduction = tuple(
             list(part) if index in (3, 4) and part is not None else part

@@ -7,6 +7,7 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
 from torchzip.cli.rendering import nbytes_text, printable, table
+from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.types import ForeignObject, MetaTensor, OtherTensor
 
 
@@ -38,6 +39,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "stored_nbytes": stored_nbytes,
         "foreign": [f"{module}.{name}" for module, name in checkpoint.foreign],
         "metadata": checkpoint.metadata,
+        "constants": len(checkpoint.constants),
     }
 
 
@@ -114,8 +116,46 @@ def as_text(listing: dict[str, Any], *, long: bool) -> str:
         lines.append(f"{len(shared)} share the storage of another; -l shows which")
     for name, kind in listing["subclasses"].items():
         lines.append(f"{printable(name)}: a tensor of class {printable(kind)}, kept as it is")
+    if listing["constants"]:
+        count = listing["constants"]
+        lines.append(f"{count:,} constant{'' if count == 1 else 's'} of the code, without names")
     if listing["foreign"]:
         lines.append("foreign: " + ", ".join(map(printable, listing["foreign"])))
+    return "\n".join(lines)
+
+
+def describe_globals(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return every name that a file mentions, in its order, as plain values for JSON."""
+    foreign = set(checkpoint.foreign)
+    return [
+        {
+            "module": module,
+            "name": name,
+            "foreign": (module, name) in foreign,
+            "torch_safe": is_torch_safe(module, name),
+        }
+        for module, name in checkpoint.globals
+    ]
+
+
+def globals_as_text(names: list[dict[str, Any]], place: str) -> str:
+    """Return the names as a table with their sums below."""
+    rows = [["name", "torchzip", "torch.load"]]
+    for row in names:
+        rows.append(
+            [
+                printable(f"{row['module']}.{row['name']}"),
+                "foreign" if row["foreign"] else "known",
+                "accepts" if row["torch_safe"] else "refuses",
+            ]
+        )
+    lines = table(rows) if names else []
+    foreign = sum(row["foreign"] for row in names)
+    refused = sum(not row["torch_safe"] for row in names)
+    lines.append(
+        f"{printable(place)}, {len(names):,} names, {foreign:,} foreign, {refused:,} that "
+        "torch.load refuses by default"
+    )
     return "\n".join(lines)
 
 

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torchzip
-from torchzip.cli.listing import as_json, as_text, describe
+from torchzip.cli.listing import (
+    as_json,
+    as_text,
+    describe,
+    describe_globals,
+    globals_as_text,
+)
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import nbytes_text, printable, table
 from torchzip.convert.plan import Plan, make_plan, target_format
@@ -44,6 +50,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     ls.add_argument("--json", action="store_true", help="everything, as JSON")
     ls.set_defaults(run=_ls)
+
+    names = commands.add_parser(
+        "globals",
+        help="every class and function that the file names",
+        description="List every class and function that a checkpoint names, and which of them are "
+        "foreign: not known to torchzip, kept as inert objects. None is ever imported or called. "
+        "The last column says what torch.load accepts by default (weights_only=True).",
+        epilog="example: torchzip globals model.ckpt",
+    )
+    names.add_argument("file")
+    names.add_argument("--json", action="store_true", help="the names, as JSON")
+    names.set_defaults(run=_globals)
 
     convert = commands.add_parser(
         "convert",
@@ -110,6 +128,14 @@ def _ls(arguments: argparse.Namespace) -> int:
     with torchzip.lazy_load(arguments.file) as checkpoint:
         listing = describe(checkpoint)
     print(as_json(listing) if arguments.json else as_text(listing, long=arguments.long))
+    return _DONE
+
+
+def _globals(arguments: argparse.Namespace) -> int:
+    with torchzip.lazy_load(arguments.file) as checkpoint:
+        names = describe_globals(checkpoint)
+        place = f"{checkpoint.path}: {checkpoint.format}"
+    print(json.dumps(names, indent=2) if arguments.json else globals_as_text(names, place))
     return _DONE
 
 

@@ -67,7 +67,9 @@ class Entry(NamedTuple):
 class ZipReader:
     """The records of an archive that fills a Source.
 
-    ``root`` is the archive name; iterating gives the record names in the directory's order.
+    ``root`` is the archive name; iterating gives the record names in the directory's order. With
+    ``in_folder=False`` the records need not lie in one directory and ``root`` is empty: archives
+    that Python's ``zipfile`` wrote, as the oldest .pt2 files are.
 
     Raises
     ------
@@ -78,9 +80,10 @@ class ZipReader:
         stored and deflate.
     """
 
-    def __init__(self, source: Source, limits: Limits) -> None:
+    def __init__(self, source: Source, limits: Limits, *, in_folder: bool = True) -> None:
         self.source = source
         self._limits = limits
+        self._in_folder = in_folder
         self._data_offsets: dict[str, int] = {}
         try:
             start, nbytes, count = self._find_directory()
@@ -193,12 +196,14 @@ class ZipReader:
         self._check_headers(header, start, places)
         ends = self._check_extents(offsets, compressed, name_lengths, start)
         root, slash, _ = data[46 : 46 + int(name_lengths[0])].partition(b"/")
-        if not slash:
+        if not self._in_folder:
+            root = slash = b""
+        elif not slash:
             raise ArchiveError(
                 f"the first record is called {_show(root)}; the records of a checkpoint "
                 "lie in one directory"
             )
-        prefix = root + b"/"
+        prefix = root + slash
         begins = places + 46
         outside = _first_without_prefix(data, begins, name_lengths, prefix)
         if outside is not None:
@@ -336,7 +341,8 @@ class ZipReader:
         )
         if magic != b"PK\3\4":
             raise broken(f"no local header here, but {bytes(magic)!r}")
-        wanted = f"{self.root}/".encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
+        folder = f"{self.root}/" if self._in_folder else ""
+        wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
         name = bytes(self.source.read_at(entry.header_offset + 30, name_length))
         if name != wanted:
             raise broken(f"the local header names {_show(name)}, the directory {_show(wanted)}")
@@ -524,6 +530,8 @@ def _first_without_prefix(
     data: bytes, begins: NDArray[np.int64], lengths: NDArray[np.int64], prefix: bytes
 ) -> int | None:
     """Return the first name that does not begin with ``prefix``, as an index."""
+    if not prefix:
+        return None
     short = np.flatnonzero(lengths < len(prefix))
     if len(short):
         return int(short[0])

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.container.serialization_id import serialization_id
-from torchzip.files.crc import crc32, crc32_short
+from torchzip.files.crc import Crc32Meanwhile, crc32, crc32_short
 from torchzip.files.sink import Sink
 from torchzip.files.source import Buffer
 
@@ -74,6 +74,8 @@ MAX_ALIGNMENT = 0xFFFF - 4 - 28 + 1
 #: Pieces smaller than the second are joined into writes of about the first.
 _COALESCE_NBYTES = 1 << 20
 _DIRECT_NBYTES = 1 << 16
+#: From this size on, a buffer's CRC is worked out while it is written.
+_MEANWHILE_NBYTES = 1 << 22
 _PADDING = b"Z" * MAX_ALIGNMENT
 
 
@@ -178,9 +180,16 @@ class ZipWriter:
             raise RuntimeError("more bytes than the record was begun with")
         if len(self._first) < 8:
             self._first += bytes(view[: 8 - len(self._first)])
+        self._left -= view.nbytes
+        if self._computes and view.nbytes >= _MEANWHILE_NBYTES:
+            meanwhile = Crc32Meanwhile(view, self._crc)
+            try:
+                self._put(view)
+            finally:
+                self._crc = meanwhile.result()
+            return
         if self._computes:
             self._crc = crc32(view, self._crc)
-        self._left -= view.nbytes
         self._put(view)
 
     def end_record(self) -> int:

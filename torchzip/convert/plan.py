@@ -35,6 +35,10 @@ DtypeRules = str | Sequence[tuple[str, str]] | None
 
 ZIP_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
+#: Sources of which a zip gets the tensors by their names: the object around them is none, or is
+#: made of classes that exist in its own archive only, and torch.load could not make it.
+_STATE_DICTS_ONLY = ("safetensors", "sharded", "torchscript")
+
 #: The key under which ties are kept in the metadata of a safetensors file, as JSON.
 ALIASES_KEY = "torchzip.aliases"
 
@@ -107,7 +111,7 @@ def make_plan(checkpoint: Checkpoint, format: str, *, dtype: DtypeRules = None) 
     named = {name: checkpoint[name] for name in checkpoint}
     others = {name: held for name, held in named.items() if isinstance(held, OtherTensor)}
     tensors = {name: held for name, held in named.items() if name not in others}
-    if checkpoint.format == "safetensors":
+    if checkpoint.format in ("safetensors", "sharded"):
         tensors |= _restored_aliases(checkpoint, tensors)
     if format == "safetensors":
         return _plan_safetensors(checkpoint, tensors, others, rule)
@@ -194,17 +198,25 @@ def _plan_safetensors(
         ),
         metadata,
     )
-    lost = list(_lost_values(checkpoint, others)) + _lost_ties(tensors, sources)
+    lost = [
+        f"{name or 'the object itself'}: a {held.kind.replace('_', ' ')} tensor; safetensors holds "
+        "dense ones only"
+        for name, held in others.items()
+    ]
+    lost += [*_lost_values(checkpoint, tensors, others), *_lost_ties(tensors, sources)]
     return Plan("safetensors", planned, lost, head, [sources[name] for name in order])
 
 
-def _lost_values(checkpoint: Checkpoint, others: dict[str, OtherTensor]) -> Iterator[str]:
-    """Yield what is in the object and is no dense tensor: safetensors holds those only."""
+def _lost_values(
+    checkpoint: Checkpoint, tensors: dict[str, LazyTensor], others: dict[str, OtherTensor]
+) -> Iterator[str]:
+    """Yield what is in the object and is no tensor with a name: only those can be written."""
     if checkpoint.format == "safetensors":
         return
-    for name, tensor in others.items():
-        kind = tensor.kind.replace("_", " ")
-        yield f"{name or 'the object itself'}: a {kind} tensor; safetensors holds dense ones only"
+    named = {_layout(tensor.spec) for tensor in tensors.values()}
+    for index in range(len(checkpoint.constants)):
+        yield f"constants.{index}: a constant of the code"
+    named_others = {id(held) for held in others.values()}
     for name in checkpoint.others:
         yield f"{name or 'the object itself'}: the class of this tensor; its inner tensors are kept"
     foreign = {id(value) for value in checkpoint.others.values()}
@@ -212,6 +224,11 @@ def _lost_values(checkpoint: Checkpoint, others: dict[str, OtherTensor]) -> Iter
     todo: list[tuple[str, Any]] = [("", checkpoint.root)]
     while todo:
         path, value = todo.pop()
+        held = value.data if isinstance(value, Parameter) else value
+        if (isinstance(held, LazyTensor) and _layout(held.spec) not in named) or (
+            isinstance(held, OtherTensor) and id(held) not in named_others
+        ):
+            yield f"{path}: a tensor that the state dict does not name"
         if isinstance(value, LazyTensor | OtherTensor | Parameter) or id(value) in foreign:
             continue
         if isinstance(value, dict | list | tuple) or (
@@ -257,8 +274,10 @@ def _plan_zip(
 ) -> Plan:
     casts = _Casts(tensors, _inner_tensors(checkpoint, others), rule)
     root = checkpoint.root
-    if checkpoint.format == "safetensors":
-        root = dict(tensors)
+    lost: list[str] = []
+    if checkpoint.format in _STATE_DICTS_ONLY:
+        root = {name: checkpoint[name] for name in checkpoint} | tensors
+        lost += _lost_values(checkpoint, tensors, others)
     keys = StorageKeys()
     try:
         structure = Structure(root, keys, place_arrays, spec_of=casts.apply)
@@ -281,7 +300,7 @@ def _plan_zip(
         PlannedTensor(name, held.shape, held.torch_dtype, held.torch_dtype, held.nbytes)
         for name, held in others.items()
     ]
-    return Plan("zip", planned, [], structure.pickle, keys.order, structure.refused)
+    return Plan("zip", planned, lost, structure.pickle, keys.order, structure.refused)
 
 
 class _Casts:

@@ -11,6 +11,7 @@ isal, if it is installed (``torchzip[fast]``), does better than both everywhere.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable
 
@@ -53,6 +54,29 @@ def crc32(data: Buffer, value: int = 0) -> int:
     if memoryview(data).nbytes < _FOLD_FROM:
         return zlib.crc32(data, value)
     return crc32_folded(data, value)
+
+
+class Crc32Meanwhile:
+    """The `crc32` of a large buffer, worked out by a thread while the caller goes on with it.
+
+    Both only read the memory, which must stay as it is until `result` was asked for.
+    """
+
+    def __init__(self, data: Buffer, value: int = 0) -> None:
+        self._data = data
+        self._value = value
+        self._found: list[int] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._found.append(crc32(self._data, self._value))
+
+    def result(self) -> int:
+        """Wait for the CRC and return it."""
+        self._thread.join()
+        # A thread can fail for want of memory.
+        return self._found[0] if self._found else crc32(self._data, self._value)
 
 
 def crc32_folded(data: Buffer, value: int = 0) -> int:

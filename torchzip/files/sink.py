@@ -83,18 +83,18 @@ class PathSink:
     def write(self, data: Buffer) -> None:
         self._check()
         view = memoryview(data).cast("B")
-        while view and self._direct is None:
+        while view:
             room = len(view) if self._is_cached else _CACHED_NBYTES - self.position
-            if room > 0:
+            if self._direct is not None:
+                self._direct.write(view)
+                done = len(view)
+            elif room > 0:
                 done = os.write(self._fd, view[:room])
-                self.position += done
-                view = view[done:]
             else:
                 self._open_direct()
-        if view:
-            assert self._direct is not None
-            self._direct.write(view)
-            self.position += len(view)
+                continue
+            self.position += done
+            view = view[done:]
 
     def _open_direct(self) -> None:
         try:

@@ -133,10 +133,11 @@ class FileSource:
             self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.path, self.identity))
+        return (reopen, (self.path, self.identity))
 
 
-def _reopen(path: str, identity: tuple[int, int, int, int]) -> FileSource:
+def reopen(path: str, identity: tuple[int, int, int, int]) -> FileSource:
+    """Return the FileSource of a path, which must be the same file as before."""
     source = FileSource(path)
     if source.identity != identity:
         source.close()

@@ -18,8 +18,9 @@ from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Name
 from torchzip.tensors.rebuild import Factory, Rebuilder
+from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
-from torchzip.types import ForeignObject
+from torchzip.types import ForeignObject, OtherTensor
 
 #: (key, dtype of a typed storage, bytes, location) -> the storage in the file
 OpenStorage = Callable[[str, str | None, int, str], TensorStorage]
@@ -41,6 +42,8 @@ class Contents:
     metadata: dict[str, str] | None = None
     #: What is named below an object that was not made; None: as in a pickled ``nn.Module``.
     parts_of: PartsOf | None = None
+    #: Reads the constants of a TorchScript archive: a tuple, as the root of Contents of their own.
+    read_constants: Callable[[], Contents] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,13 @@ class RecordCheck:
 class Container(Protocol):
     """A checkpoint of one format, open.
 
-    ``name`` is what messages call it.
+    ``name`` is what messages call it. ``notes`` say what is odd and changes no value; they are
+    complete after `check_records`.
     """
 
     format: str
     name: str
+    notes: tuple[str, ...]
 
     def read(self, make_factory: MakeFactory) -> Contents:
         """Return the object; ``make_factory`` is called once for each file that has storages."""
@@ -77,6 +82,8 @@ class Container(Protocol):
 class FileContainer:
     """A container that is one file. ``end`` is the byte behind it, where another may follow."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, source: Source) -> None:
         self.source = source
         self.name = source.name
@@ -85,6 +92,28 @@ class FileContainer:
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
         self.source.close()
+
+
+class SpecFactory:
+    """Leaves tensors as the specs that they are; for whoever looks at a pickle and makes nothing.
+
+    A subclass, or whoever makes one, has the ``storage`` of a `Factory`.
+    """
+
+    def tensor(self, spec: TensorSpec) -> Any:
+        return spec
+
+    def spec_of(self, tensor: Any) -> TensorSpec | None:
+        return tensor if isinstance(tensor, TensorSpec) else None
+
+    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
+        return tensor
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, TensorSpec)
+
+    def other(self, tensor: OtherTensor) -> Any:
+        return tensor
 
 
 def swap_nbytes(torch_dtype: str | None, byteorder: str) -> int:
@@ -104,9 +133,10 @@ def read_pickle(
     path: str,
     record: str | None = None,
     start: int = 0,
+    rebuilder_type: type[Rebuilder] = Rebuilder,
 ) -> Contents:
     """Run the pickle that begins at ``start`` of ``data``."""
-    rebuilder = Rebuilder(make_factory(open_storage))
+    rebuilder = rebuilder_type(make_factory(open_storage))
     interpreter = Interpreter(data, rebuilder.table, limits, record=record)
     try:
         root = interpreter.run(start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torchzip.errors import FormatError, LimitError, PickleError, TensorError, TorchZipError
 from torchzip.files.source import Source
@@ -12,6 +11,7 @@ from torchzip.formats.base import (
     FileContainer,
     MakeFactory,
     RecordCheck,
+    SpecFactory,
     read_blocks,
     read_pickle,
     swap_nbytes,
@@ -20,9 +20,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
 from torchzip.pickling.table import Table
 from torchzip.tensors.rebuild import Rebuilder
-from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import SpanStorage, TensorStorage
-from torchzip.types import OtherTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -139,7 +137,7 @@ class LegacyContainer(FileContainer):
             yield RecordCheck(f"storage {key}", nbytes, False)
 
 
-class _LocatingFactory:
+class _LocatingFactory(SpecFactory):
     """Makes nothing of the values; notes which storages there are."""
 
     def __init__(self, size: int) -> None:
@@ -163,18 +161,3 @@ class _LocatingFactory:
 
     def locate(self, record: str) -> tuple[Source, int]:
         raise RuntimeError("the storage is not located yet")
-
-    def tensor(self, spec: TensorSpec) -> Any:
-        return spec
-
-    def spec_of(self, tensor: Any) -> TensorSpec | None:
-        return tensor if isinstance(tensor, TensorSpec) else None
-
-    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
-        return tensor
-
-    def is_tensor(self, value: Any) -> bool:
-        return isinstance(value, TensorSpec)
-
-    def other(self, tensor: OtherTensor) -> Any:
-        return tensor

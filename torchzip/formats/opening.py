@@ -5,14 +5,19 @@ A new format is a class beside this module with the members of `Container`, and 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import FormatError, TorchZipError, UnsupportedError
 from torchzip.files.source import File, Source, open_source
 from torchzip.formats.base import Container
+from torchzip.formats.directory import is_part_of_directory, open_directory
 from torchzip.formats.legacy import LEGACY_MAGIC, LegacyContainer
+from torchzip.formats.pt2 import OldPt2Container, Pt2Container
 from torchzip.formats.safetensors import SafetensorsContainer
+from torchzip.formats.tar import TarContainer
+from torchzip.formats.torchscript import TorchScriptContainer
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
@@ -20,13 +25,17 @@ from torchzip.pickling.table import Table
 
 
 def open_checkpoint(file: File, limits: Limits) -> Container:
-    """Return the container that a path or a file object is.
+    """Return the container that a path or a file object is. A path may be that of a directory.
 
     Raises
     ------
     TorchZipError, OSError
         If it is no checkpoint; the message says what it looks like.
     """
+    if isinstance(file, str | os.PathLike):
+        path = os.fspath(file)
+        if is_part_of_directory(path):
+            return open_directory(path, limits, open_container)
     source = open_source(file)
     try:
         return open_container(source, limits)
@@ -39,6 +48,8 @@ def open_container(source: Source, limits: Limits) -> Container:
     """Return the container that the bytes of one file are."""
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head.startswith(b"PK\3\4"):
+        if _first_record(head) == OldPt2Container.needed_record.encode():
+            return OldPt2Container(ZipReader(source, limits, in_folder=False), limits)
         return _open_zip(ZipReader(source, limits), limits)
     if head[:1] in (b"\x80", b"L") and _first_value(head, limits) == LEGACY_MAGIC:
         return LegacyContainer(source, limits)
@@ -49,23 +60,28 @@ def open_container(source: Source, limits: Limits) -> Container:
             "a preview format of 2018, which torch itself refuses", path=source.name
         )
     if head[257:262] == b"ustar":
-        raise UnsupportedError(
-            "a tar file, as torch before 0.1.10 wrote; these are not read yet", path=source.name
-        )
+        return TarContainer(source, limits)
     raise FormatError(f"not a checkpoint: {_looks_like(head, source.size)}", path=source.name)
 
 
 def _open_zip(archive: ZipReader, limits: Limits) -> Container:
     name = archive.source.name
     if "constants.pkl" in archive:
+        return TorchScriptContainer(archive, limits)
+    if "model.json" in archive and ZipContainer.pickle_record not in archive:
         raise UnsupportedError(
-            "a TorchScript archive (torch.jit.save); these are not read yet", path=name
+            "a TorchScript archive as torch before 1.4 wrote (it has model.json); load it with "
+            "torch.jit.load and save it again with torch.jit.save",
+            path=name,
         )
-    if "archive_format" in archive:
-        raise UnsupportedError(
-            "a .pt2 archive (torch.export.save); these are not read yet", path=name
-        )
+    if Pt2Container.needed_record in archive:
+        return Pt2Container(archive, limits)
     return ZipContainer(archive, limits)
+
+
+def _first_record(head: bytes) -> bytes:
+    """Return the name in the local header that a zip archive begins with."""
+    return head[30 : 30 + int.from_bytes(head[26:28], "little")]
 
 
 def _looks_like(head: bytes, size: int) -> str:

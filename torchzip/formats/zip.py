@@ -27,14 +27,16 @@ class ZipContainer(FileContainer):
 
     format = "zip"
     pickle_record = "data.pkl"
+    #: What an archive of this format must have.
+    needed_record = pickle_record
 
     def __init__(self, archive: ZipReader, limits: Limits) -> None:
         super().__init__(archive.source)
         self._limits = limits
         self._zip = archive
-        if self.pickle_record not in archive:
+        if self.needed_record not in archive:
             raise ArchiveError(
-                f"a zip archive without {self.pickle_record} is no checkpoint; it has "
+                f"a zip archive without {self.needed_record} is no checkpoint; it has "
                 + ", ".join(list(archive)[:5]),
                 path=self.name,
             )
@@ -72,9 +74,15 @@ class ZipContainer(FileContainer):
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         """Return the storage in record ``data/<key>``, whose size must be ``nbytes``."""
-        name = f"data/{key}"
+        return self.open_record(f"data/{key}", torch_dtype, nbytes, location)
+
+    def open_record(
+        self, name: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return the storage in a record, whose size must be ``nbytes``."""
         stored_nbytes, crc, method = self._zip.size_of(name)
         if stored_nbytes != nbytes:
+            key = name.rpartition("/")[2]
             raise TensorError(
                 f"storage {key} has {stored_nbytes:,} bytes, the pickle says {nbytes:,}",
                 record=name,

@@ -367,17 +367,17 @@ class Emitter:
     def _set(self, value: set[Any] | frozenset[Any]) -> None:
         if self.written(id(value)):
             return
-        self._reduced(value, (type(value), (list(value),)))
+        self.reduced(value, (type(value), (list(value),)))
 
     # -- names and objects -----------------------------------------------------------------
 
     def _class_or_function(self, value: Any) -> None:
         if value is type(None):
-            self._reduced(value, (type, (None,)))
+            self.reduced(value, (type, (None,)))
         elif value is type(NotImplemented):
-            self._reduced(value, (type, (NotImplemented,)))
+            self.reduced(value, (type, (NotImplemented,)))
         elif value is type(...):
-            self._reduced(value, (type, (...,)))
+            self.reduced(value, (type, (...,)))
         else:
             self._global(value, None)
 
@@ -475,7 +475,7 @@ class Emitter:
                 f"{self.where()}: __reduce_ex__ of {kind.__qualname__} gave no reduction"
             )
         self._check_reduction(reduction, kind)
-        self._reduced(value, reduction)
+        self.reduced(value, reduction)
 
     def _check_reduction(self, reduction: tuple[Any, ...], kind: type) -> None:
         """Raise TypeError if a reduction has not the parts that pickle asks for."""
@@ -504,7 +504,8 @@ class Emitter:
                 f"reduction has {wrong}"
             )
 
-    def _reduced(self, value: Any, reduction: tuple[Any, ...]) -> None:
+    def reduced(self, value: Any, reduction: tuple[Any, ...]) -> None:
+        """Write an object by its reduction."""
         padded = (*reduction, None, None, None, None)[:6]
         callee, args, state, list_items, dict_items, setter = padded
         self._alive.append(reduction)

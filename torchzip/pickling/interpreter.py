@@ -453,7 +453,10 @@ class Interpreter:
         if type(callee) is not ForeignObject:
             raise PickleError(f"a call of {_kind(callee)}, which is no name")
         if not isinstance(args, tuple):
-            raise PickleError(f"a call with {_kind(args)} for its arguments")
+            prefix = self._table.one_value
+            if prefix is None or not callee.module.startswith(prefix):
+                raise PickleError(f"a call with {_kind(args)} for its arguments")
+            args = (args,)
         if callee.how == "name":
             handler = self._table.calls.get((callee.module, callee.name))
             if handler is not None:
@@ -461,12 +464,15 @@ class Interpreter:
                 if made is not KEEP:
                     return made
         module, name = callee.module, callee.name
-        if (module, name) == ("builtins", "getattr") and len(args) == 2:
-            # Protocol 2 writes a nested class as getattr(Outer, "Inner"). It is better called
-            # Outer.Inner.
-            parent, attribute = args
-            if type(parent) is ForeignObject and type(attribute) is str:
-                module, name = parent.module, f"{parent.name}.{attribute}"
+        first = args[0] if args else None
+        if type(first) is ForeignObject:
+            # Protocol 2 writes a nested class as getattr(Outer, "Inner"), protocols 0 and 1 a new
+            # object as _reconstructor(Class, object, None). They are better called by the class.
+            called = (module, name)
+            if called == ("builtins", "getattr") and len(args) == 2 and type(args[1]) is str:
+                module, name = first.module, f"{first.name}.{args[1]}"
+            elif called == ("copyreg", "_reconstructor") and first.how == "name":
+                module, name = first.module, first.name
         return ForeignObject(module, name, args, callee=callee, how="call")
 
     def _new(self, callee: Any, args: Any, kwargs: Any) -> Any:

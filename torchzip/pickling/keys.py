@@ -34,7 +34,13 @@ class KeyCheck:
         if kind in _PLAIN_KEYS or (kind is int and -(1 << 60) < key < 1 << 60):
             return
         self._check_cost(key, 0)
-        same = self._by_hash.setdefault(hash(key), [])
+        try:
+            own = hash(key)
+        except TypeError:  # a signalling NaN, a numpy record
+            raise UnsupportedError(
+                f"a {kind.__name__} that has no hash as a key of a dict or an item of a set"
+            ) from None
+        same = self._by_hash.setdefault(own, [])
         if key not in same:
             if len(same) >= _MAX_EQUAL_HASHES:
                 raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys with the same hash")

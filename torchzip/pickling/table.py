@@ -39,6 +39,8 @@ class Table:
     ``persistent`` resolves a persistent id. ``keys`` refuses keys that cost too much.
     ``shortcut`` is for a call that occurs once for every tensor: the name that is called, and what
     makes, from the names met so far, a function that may carry out arguments and call at once.
+    ``one_value`` is how modules begin whose names may be called with one value that is no tuple,
+    as the C++ writer of TorchScript writes an enum.
     """
 
     values: Mapping[Name, Any] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Table:
     persistent: Callable[[Any], Any] = _no_persistent_id
     keys: KeyCheck = field(default_factory=KeyCheck)
     shortcut: tuple[Name, Callable[[Mapping[Name, Any]], Shortcut]] | None = None
+    one_value: str | None = None
 
     def knows(self, name: Name) -> bool:
         """Return whether a name is in the table."""

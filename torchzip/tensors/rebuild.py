@@ -18,6 +18,8 @@ from torchzip.dtypes import DTYPES, NAME_ONLY, STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Keep, Name, Table
+from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
+from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
 from torchzip.tensors.rebuild_kinds import NJT, KindRebuilder, check_hooks
 from torchzip.tensors.record_pattern import TensorPattern
 from torchzip.tensors.specs import TensorSpec, check_spec
@@ -106,11 +108,18 @@ FOREIGN_TENSORS: frozenset[Name] = frozenset(
     ]
 )
 
+#: Tensors of torch before 0.1.10 by their class, and the dtype of each.
 _OLD_TENSORS: dict[Name, str] = {
-    (module, f"{kind}Tensor"): "tensors of torch before 0.1.10"
+    (module, f"{kind}Tensor"): STORAGE_CLASSES[f"{kind}Storage"].name
     for module in ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
     for kind in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
 }
+_OLD_DENSE = {name: dtype for name, dtype in _OLD_TENSORS.items() if not name[0].endswith("sparse")}
+#: Tensors with a gradient, before 0.4: made without or around a tensor, and given a state.
+_OLD_VARIABLES: tuple[Name, ...] = (
+    ("torch.nn.parameter", "Parameter"),
+    ("torch.autograd.variable", "Variable"),
+)
 
 
 def unsupported(name: Name, what: str) -> UnsupportedError:
@@ -154,15 +163,22 @@ class Rebuilder:
                 ("torch._utils", "_rebuild_parameter"): self._parameter,
                 ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
                 **dict.fromkeys(FOREIGN_TENSORS, _kept),
-                **{name: _refused(name, what) for name, what in _OLD_TENSORS.items()},
+                **_OLD_CALLS,
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
-                **_PLAIN_CALLS,
+                **_LEAF_CALLS,
+                **PYTHON_CALLS,
+                **NUMPY_CALLS,
                 ("builtins", "set"): self._set,
                 ("builtins", "frozenset"): self._frozenset,
                 ("collections", "OrderedDict"): self._ordered_dict,
                 ("collections", "Counter"): self._counter,
             },
-            names=frozenset(self._storage_names) | _NAMES,
+            builds={
+                **NUMPY_BUILDS,
+                **dict.fromkeys(_OLD_DENSE, self._build_old_dense),
+                **dict.fromkeys(_OLD_VARIABLES, self._build_old_variable),
+            },
+            names=frozenset(self._storage_names) | _NAMES | PYTHON_NAMES | NUMPY_NAMES,
             persistent=self.persistent,
             keys=self._keys,
             shortcut=(
@@ -244,6 +260,43 @@ class Rebuilder:
         if len(args) != 4:
             raise PickleError(f"_rebuild_tensor takes 4 arguments, not {len(args)}")
         return self._tensor(args[0], None, *args[1:], False, None)
+
+    def _build_old_dense(self, made: ForeignObject, state: Any) -> Any:
+        """A ``torch.FloatTensor`` and its state: storage, offset, size, stride."""
+        name = (made.module, made.name)
+        if made.args or type(state) is not tuple or len(state) != 4:
+            raise PickleError(f"a torch.{name[1]} whose state is not storage, offset, size, stride")
+        if type(state[0]) is BareStorage and state[0].torch_dtype != _OLD_DENSE[name]:
+            raise TensorError(
+                f"a torch.{name[1]} on a storage of dtype {state[0].torch_dtype or 'none'}"
+            )
+        return self._tensor(state[0], None, *state[1:], False, None)
+
+    def _build_old_variable(self, made: ForeignObject, state: Any) -> Any:
+        """A Parameter or Variable of torch before 0.4.
+
+        Either it was made around its tensor, and the state is (requires_grad, volatile, hooks); or
+        without one, and the state is (tensor, gradient, hooks, requires_grad, volatile). torch 2.13
+        takes both (``Tensor.__setstate__``).
+        """
+        if type(state) is not tuple or made.kwargs or made.items is not None:
+            return KEEP
+        args = made.args or ()
+        if len(state) == 3 and args:
+            data, (requires_grad, _, hooks) = args[0], state
+        elif len(state) == 5 and not args:
+            data, _, hooks, requires_grad, _ = state
+        else:
+            return KEEP
+        check_hooks(hooks)
+        if type(requires_grad) is not bool:
+            raise TensorError("requires_grad is neither True nor False")
+        if made.name == "Parameter":
+            return self._factory.parameter(data, requires_grad, None)
+        spec = self._factory.spec_of(data)
+        if spec is None:
+            return data
+        return self._factory.tensor(spec.replace(requires_grad=requires_grad))
 
     def _tensor_v2(self, args: Args) -> Any:
         if len(args) not in (6, 7):
@@ -414,6 +467,15 @@ def _kept(args: Args) -> Keep:
     return KEEP
 
 
+def _old_dense(name: Name) -> Callable[[Args], Any]:
+    def call(args: Args) -> Any:
+        if args:
+            raise unsupported(name, "tensors made from arguments")
+        return KEEP  # its state is still to come
+
+    return call
+
+
 def _refused(name: Name, what: str) -> Callable[[Args], Any]:
     def call(args: Args) -> Any:
         raise unsupported(name, what)
@@ -421,62 +483,15 @@ def _refused(name: Name, what: str) -> Callable[[Args], Any]:
     return call
 
 
-# -- plain Python values ---------------------------------------------------------------------
+_OLD_CALLS: dict[Name, Callable[[Args], Any]] = {
+    name: _old_dense(name)
+    if name in _OLD_DENSE
+    else _refused(name, "sparse tensors of torch before 0.4")
+    for name in _OLD_TENSORS
+}
 
 
-def _encode(args: Args) -> bytes:
-    """``bytes`` as protocol 2 has them: latin-1 text, encoded."""
-    if not (
-        len(args) == 2
-        and all(type(part) is str for part in args)
-        and args[1] in ("latin1", "latin-1")
-    ):
-        raise PickleError("_codecs.encode is understood for text and 'latin1' only")
-    try:
-        encoded: bytes = args[0].encode("latin1")
-    except UnicodeEncodeError:
-        raise PickleError("_codecs.encode of text outside latin1") from None
-    return encoded
-
-
-def _bytes(args: Args) -> bytes:
-    if args:
-        raise PickleError("builtins.bytes is understood without arguments only")
-    return b""
-
-
-def _bytearray(args: Args) -> bytearray:
-    if not args:
-        return bytearray()
-    if len(args) == 1 and type(args[0]) is bytes:
-        return bytearray(args[0])
-    if len(args) == 2 and type(args[0]) is str:  # protocol 2 of Python 2
-        return bytearray(_encode(args))
-    raise PickleError("builtins.bytearray is understood for bytes only")
-
-
-def _complex(args: Args) -> complex:
-    if len(args) != 2 or not all(type(part) in (float, int) for part in args):
-        raise PickleError("builtins.complex takes two numbers")
-    try:
-        return complex(*args)
-    except OverflowError:
-        raise PickleError("builtins.complex of an int past the floats") from None
-
-
-def _range(args: Args) -> range:
-    if not 1 <= len(args) <= 3 or not all(type(part) is int for part in args):
-        raise PickleError("builtins.range takes one to three ints")
-    try:
-        return range(*args)
-    except ValueError:
-        raise PickleError("builtins.range with a step of 0") from None
-
-
-def _slice(args: Args) -> slice:
-    if len(args) != 3:
-        raise PickleError("builtins.slice takes three values")
-    return slice(*args)
+# -- leaf types ---------------------------------------------------------------------------------
 
 
 def _size(args: Args) -> Size:
@@ -500,13 +515,7 @@ def _layout(args: Args) -> Layout:
     return Layout(args[0].removeprefix("torch."))
 
 
-_PLAIN_CALLS: dict[Name, Callable[[Args], Any]] = {
-    ("_codecs", "encode"): _encode,
-    ("builtins", "bytes"): _bytes,
-    ("builtins", "bytearray"): _bytearray,
-    ("builtins", "complex"): _complex,
-    ("builtins", "range"): _range,
-    ("builtins", "slice"): _slice,
+_LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("torch", "Size"): _size,
     ("torch", "device"): _device,
     ("torch.serialization", "_get_layout"): _layout,

@@ -280,7 +280,10 @@ def read_once(
     sizes = [shape[axis] for axis in axes]
     steps = [abs(stride[axis]) for axis in axes]
     span = 1 + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
-    if span <= math.prod(sizes) or not storage.random_access:
+    gathered = storage.gather(dtype, sizes, steps, start)
+    if gathered is not None:
+        packed = gathered
+    elif span <= math.prod(sizes) or not storage.random_access:
         data = storage.read(start * dtype.itemsize, (start + span) * dtype.itemsize)
         packed = np.ndarray(
             tuple(sizes), dtype, buffer=data, strides=tuple(s * dtype.itemsize for s in steps)

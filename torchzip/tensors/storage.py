@@ -56,6 +56,20 @@ class TensorStorage(ABC):
     def read_into(self, start: int, out: Bytes) -> None:
         """Fill ``out`` with the bytes from ``start``."""
 
+    def span(self) -> tuple[Source, int] | None:
+        """Return the Source and the offset of the bytes, if they lie so in a file; else None."""
+        return None
+
+    def gather(
+        self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
+    ) -> NDArray[Any] | None:
+        """Return elements that leave gaps, if the storage has a better way than reading runs.
+
+        They are ``start`` plus any multiple, below ``sizes``, of each of ``steps``, which descend.
+        None is for most storages.
+        """
+        return None
+
     def read(self, start: int, stop: int) -> Bytes:
         """Return the bytes of a range as an array of its own."""
         out = np.empty(stop - start, np.uint8)
@@ -179,6 +193,11 @@ class SpanStorage(TensorStorage):
     def span(self) -> tuple[Source, int] | None:
         """Return the Source and the offset of the bytes, if they are there in native order."""
         return self._locator.locate(self.record) if self._swap_nbytes == 1 else None
+
+    @property
+    def path(self) -> str:
+        """The file, as messages show it."""
+        return self._locator.locate(self.record)[0].name
 
     def __reduce__(self) -> tuple[Any, ...]:
         place = FixedPlace(*self._locator.locate(self.record))

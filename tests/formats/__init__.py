@@ -1,0 +1,1 @@
+"""Tests of `torchzip.formats`, none of which needs torch."""

@@ -1,0 +1,154 @@
+"""Whole models and training checkpoints: the names and bits of torch, and torch gets them back."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+import torchzip as tz
+from tests.models import MODELS, training_checkpoint
+from tests.torch_oracle import array_dtype, assert_equal_in_torch, raw_array, storage_array
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore:torch.load"),
+    pytest.mark.filterwarnings("ignore:enable_nested_tensor"),
+    pytest.mark.filterwarnings("ignore:.*weight_norm"),
+    pytest.mark.filterwarnings("ignore:Couldn't retrieve source"),
+    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step"),
+]
+
+#: How torch can write: (zip or legacy, pickle protocol). Protocol 0 cannot carry its ids.
+FORMATS = [(True, 2), (True, 1), (True, 3), (True, 4), (True, 5), (False, 2), (False, 4)]
+
+
+def written(torch: Any, tree: Any, new: bool, protocol: int) -> bytes:
+    """Return a file of torch in one of its formats."""
+    file = io.BytesIO()
+    torch.save(tree, file, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
+    return file.getvalue()
+
+
+def assert_same_tensor(torch: Any, actual: Any, expected: Any, name: str) -> None:
+    """Compare a LazyTensor with a tensor of torch, to the bit."""
+    torch_dtype = str(expected.dtype).removeprefix("torch.")
+    assert actual.torch_dtype == torch_dtype, name
+    assert actual.shape == tuple(expected.shape), name
+    array = raw_array(expected.detach(), storage_array(torch, expected.untyped_storage()))
+    assert actual.numpy().tobytes() == np.asarray(array, array_dtype(torch_dtype)).tobytes(), name
+
+
+def saved_again(ckpt: tz.Checkpoint) -> io.BytesIO:
+    """Return the file that `save` makes of a checkpoint's object."""
+    file = io.BytesIO()
+    with pytest.warns(UserWarning, match="weights_only"):
+        tz.save(ckpt.root, file)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize(("new", "protocol"), FORMATS)
+@pytest.mark.parametrize("name", MODELS)
+def test_pickled_model(torch: Any, name: str, new: bool, protocol: int) -> None:
+    """The names are exactly those of its state dict, in its order; torch gets its object back."""
+    model = MODELS[name](torch)
+    data = written(torch, model, new, protocol)
+    with tz.lazy_load(io.BytesIO(data)) as ckpt:
+        state = model.state_dict()
+        assert list(ckpt) == list(state)
+        for key, tensor in state.items():
+            assert_same_tensor(torch, ckpt[key], tensor, key)
+        file = saved_again(ckpt)
+    again = torch.load(file, weights_only=False)
+    assert_equal_in_torch(torch, again, torch.load(io.BytesIO(data), weights_only=False))
+
+
+def test_model_inside_a_checkpoint(torch: Any) -> None:
+    """A model in a dict has its names below the key."""
+    model = MODELS["everything"](torch)
+    data = written(torch, {"ema": model, "epoch": 1}, True, 2)
+    with tz.lazy_load(io.BytesIO(data)) as ckpt:
+        assert list(ckpt) == [f"ema.{name}" for name in model.state_dict()]
+        assert ckpt["ema.head.weight"].is_parameter
+        assert ckpt["ema.head.weight"].requires_grad
+        assert not ckpt["ema.frozen"].requires_grad
+
+
+@pytest.mark.parametrize(("new", "protocol"), FORMATS)
+def test_training_checkpoint(torch: Any, new: bool, protocol: int) -> None:
+    """Weights, optimizer, scheduler, random states and settings of somebody's own classes."""
+    tree = training_checkpoint(torch)
+    data = written(torch, tree, new, protocol)
+    with tz.lazy_load(io.BytesIO(data)) as ckpt:
+        assert [name for name in ckpt if name.startswith("state_dict.")] == [
+            f"state_dict.{name}" for name in tree["state_dict"]
+        ]
+        for name, tensor in tree["state_dict"].items():
+            assert_same_tensor(torch, ckpt[f"state_dict.{name}"], tensor, name)
+        moments = tree["optimizer_states"][0]["state"]
+        for index, held in moments.items():
+            for key, tensor in held.items():
+                name = f"optimizer_states.0.state.{index}.{key}"
+                assert_same_tensor(torch, ckpt[name], tensor, name)
+        root = ckpt.root
+        assert root["global_step"] == np.int64(1200)
+        assert type(root["loss"]) is np.float32
+        assert root["history"] == {"train": [0.5, 0.25]}
+        assert root["hyper_parameters"].state["rate"] == 0.1
+        assert root["phase"].args == ("done",)
+        assert root["rng"]["numpy"][1].dtype == np.uint32
+        assert root["counts"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        file = saved_again(ckpt)
+        assert ("argparse", "Namespace") in ckpt.foreign
+    again = torch.load(file, weights_only=False)
+    assert_equal_in_torch(torch, again, torch.load(io.BytesIO(data), weights_only=False))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+# Protocol 1 makes torch 2.13 abort on an object of C++.
+@pytest.mark.parametrize(("new", "protocol"), [row for row in FORMATS if row[1] > 1])
+def test_quantized_model(torch: Any, new: bool, protocol: int) -> None:
+    """Packed weights have the names that they have in a saved state dict, pickled whole or not."""
+    nn, quantization = torch.nn, torch.ao.quantization
+    model = quantization.quantize_dynamic(
+        nn.Sequential(nn.Linear(4, 3), nn.LSTM(3, 2)), {nn.Linear, nn.LSTM}, dtype=torch.qint8
+    )
+    state, whole = model.state_dict(), written(torch, model, new, protocol)
+    with (
+        tz.lazy_load(io.BytesIO(written(torch, state, new, protocol))) as of_state,
+        tz.lazy_load(io.BytesIO(whole)) as of_model,
+    ):
+        # The scales are plain numbers in the model, and tensors in its state dict only.
+        assert list(of_model) == [name for name in of_state if name[2:] not in _SCALES]
+        weight, bias = state["0._packed_params._packed_params"]
+        for ckpt in (of_state, of_model):
+            packed = ckpt["0._packed_params._packed_params.0"]
+            assert packed.dequantize().tobytes() == weight.dequantize().numpy().tobytes()
+            held = ckpt["0._packed_params._packed_params.1"]
+            assert held.numpy().tobytes() == bias.detach().numpy().tobytes()
+
+
+_SCALES = ("scale", "zero_point")
+
+
+def test_every_foreign_name_is_listed(torch: Any) -> None:
+    """With ``foreign="raise"`` the error names all at once."""
+    data = written(torch, training_checkpoint(torch), True, 2)
+    with pytest.raises(tz.UnsafeGlobalError) as caught:
+        tz.lazy_load(io.BytesIO(data), foreign="raise")
+    assert set(caught.value.names) == {
+        ("argparse", "Namespace"), ("tests.models", "Settings"), ("tests.models", "Phase"),
+    }  # fmt: skip
+
+
+def test_load_gives_arrays_in_foreign_objects(torch: Any) -> None:
+    """`load` of a pickled model: the tree of its objects, with arrays."""
+    model = MODELS["everything"](torch)
+    loaded = tz.load(io.BytesIO(written(torch, model, True, 2)))
+    weight = loaded.state["_modules"]["head"].state["_parameters"]["weight"]
+    assert isinstance(weight, np.ndarray)
+    assert weight is loaded.state["_modules"]["embed"].state["_parameters"]["weight"]
+    assert weight.tolist() == model.head.weight.tolist()

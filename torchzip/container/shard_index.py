@@ -1,0 +1,100 @@
+"""The index of a sharded checkpoint: which file holds which tensor.
+
+``pytorch_model.bin.index.json`` or ``model.safetensors.index.json``, a JSON object:
+``{"metadata": {"total_size": bytes}, "weight_map": {tensor name: file name}}``. Other keys are
+left alone. The files stand beside it; their names are checked by whoever opens them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torchzip.errors import ArchiveError, LimitError
+from torchzip.files.source import Source
+from torchzip.limits import Limits
+
+INDEX_SUFFIX = ".index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """``weight_map``: tensor name -> file name, in the file's order. ``metadata``: its texts.
+
+    What is no text there stands as JSON. ``total_size`` is the bytes of all tensors, if said.
+    """
+
+    weight_map: dict[str, str]
+    metadata: dict[str, str]
+    total_size: int | None
+
+
+def parse_json(raw: bytes, what: str, limits: Limits, path: str) -> dict[str, Any]:
+    """Return a JSON object that came from a file.
+
+    Raises
+    ------
+    ArchiveError, LimitError
+        If it is none, has a key twice, or more than ``limits.containers`` lists and objects.
+    """
+    containers = raw.count(b"[") + raw.count(b"{")
+    if containers > limits.containers:
+        raise LimitError("containers", containers, limits.containers, path=path)
+    try:
+        made = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
+    except ArchiveError as error:
+        raise error.at(path=path) from None
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"{what} is no JSON ({str(error)[:200]})", path=path) from None
+    if not isinstance(made, dict):
+        raise ArchiveError(f"{what} is no JSON object", path=path)
+    return made
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ArchiveError(f"{name[:100]!r} stands there twice")
+        made[name] = value
+    return made
+
+
+def parse_index(source: Source, limits: Limits) -> ShardIndex:
+    """Return what an index says.
+
+    Raises
+    ------
+    ArchiveError, LimitError
+        If it is no index. Its size is bounded by ``limits.header_nbytes``.
+    """
+    if source.size > limits.header_nbytes:
+        raise LimitError("header_nbytes", source.size, limits.header_nbytes, path=source.name)
+    raw = bytes(source.read_at(0, source.size))
+    content = parse_json(raw, "the index", limits, source.name)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file, str) for file in weight_map.values()
+    ):
+        raise ArchiveError(
+            "an index needs a weight_map from tensor names to file names", path=source.name
+        )
+    metadata = content.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise ArchiveError("the metadata of the index is no JSON object", path=source.name)
+    total = metadata.get("total_size")
+    if isinstance(total, float) and total.is_integer() and total < 1 << 63:
+        total = int(total)  # transformers wrote 1.0e9 for a while
+    try:
+        texts = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in metadata.items()
+        }
+    except RecursionError:
+        raise ArchiveError(
+            "the metadata of the index is nested too deeply", path=source.name
+        ) from None
+    if type(total) is not int or not 0 <= total < 1 << 63:
+        total = None
+    return ShardIndex(weight_map, texts, total)

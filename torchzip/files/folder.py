@@ -1,0 +1,146 @@
+"""A directory that is one checkpoint: its files by plain names, with few of them open at once.
+
+A sharded checkpoint can have more files than a process may open. Each is opened once to see that it
+is a regular file and how large, and again when it is read, if it was closed in between to
+make room; a file that was replaced by then is refused.
+
+The names come from a file (an index, a ``.metadata``), so they must be plain: one component, in
+this directory. A symbolic link that lies in the directory is followed, as the cache of the Hugging
+Face hub has them: whoever made the directory put it there, and no index can make one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from torchzip.errors import FormatError
+from torchzip.files.source import FileSource, reopen
+
+#: Descriptors that a folder holds at most, but for reads in more threads than that.
+_OPEN_FILES = 64
+
+
+def is_plain_name(name: Any) -> bool:
+    """Return whether a name from a file is one component of a path, and nothing else.
+
+    >>> [is_plain_name(name) for name in ("a.bin", "..", "x/a.bin", "")]
+    [True, False, False, False]
+    """
+    if type(name) is not str or not 0 < len(name) <= 255 or name in (".", ".."):
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return not any(character in name for character in "/\\\0")
+
+
+class Folder:
+    """A directory. `open` gives the Source of one of its files."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.names = sorted(os.listdir(path or "."))
+        self._lock = threading.Lock()
+        self._files: OrderedDict[str, FileSource] = OrderedDict()
+        self._users: Counter[str] = Counter()
+        self._sources: dict[str, PooledSource] = {}
+        self._closed = False
+
+    def place(self, name: str) -> str:
+        """Return the path of a file, as messages show it."""
+        return os.path.join(self.path, name)
+
+    def open(self, name: str) -> PooledSource:
+        """Return the Source of a file.
+
+        Raises
+        ------
+        FormatError
+            If the name is more than a name.
+        OSError
+            If it is no regular file, or cannot be opened.
+        """
+        if not is_plain_name(name):
+            raise FormatError(
+                f"names the file {str(name)[:100]!r}; a plain name in the same directory was "
+                "expected",
+                path=self.path,
+            )
+        made = self._sources.get(name)
+        if made is None:
+            file = FileSource(self.place(name))
+            made = self._sources[name] = PooledSource(self, name, file)
+            with self._lock:
+                self._files[name] = file
+                self._make_room()
+        return made
+
+    @contextlib.contextmanager
+    def borrow(self, source: PooledSource) -> Iterator[FileSource]:
+        """Give the open file of a Source; it stays open within the block."""
+        name = source.own_name
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.path}: the checkpoint is closed")
+            file = self._files.pop(name, None)
+            if file is None:
+                file = reopen(source.path, source.identity)
+                file.name = source.name
+            self._files[name] = file  # the last to go
+            self._users[name] += 1
+            self._make_room()
+        try:
+            yield file
+        finally:
+            with self._lock:
+                self._users[name] -= 1
+                if self._closed and not self._users[name]:
+                    file.close()
+
+    def _make_room(self) -> None:
+        """Close what was not used for longest; the lock is held."""
+        spare = len(self._files) - _OPEN_FILES
+        if spare <= 0:
+            return
+        for name in [name for name in self._files if not self._users[name]][:spare]:
+            self._files.pop(name).close()
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            self._closed = True
+            for name, file in self._files.items():
+                if not self._users[name]:
+                    file.close()
+
+
+class PooledSource:
+    """A regular file of a `Folder`. It survives ``pickle`` as a FileSource does."""
+
+    def __init__(self, folder: Folder, own_name: str, file: FileSource) -> None:
+        self._folder = folder
+        self.own_name = own_name
+        self.name = file.name
+        self.path = file.path
+        self.size = file.size
+        self.identity = file.identity
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        with self._folder.borrow(self) as file:
+            return file.read_at(offset, nbytes)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        with self._folder.borrow(self) as file:
+            file.read_into(offset, out)
+
+    def close(self) -> None:
+        """Nothing: the folder closes its files."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (reopen, (self.path, self.identity))

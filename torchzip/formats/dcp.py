@@ -1,0 +1,366 @@
+"""Distributed checkpoints: a directory that torch.distributed.checkpoint wrote (format, 11.6).
+
+``.metadata`` says which tensors there are, in which chunks, and where each chunk lies; with
+``use_collectives=False`` every rank writes a ``__<rank>.metadata`` of its own. A file
+``__<rank>_<n>.distcp`` is a concatenation of items, and each is a whole ``torch.save`` archive: of
+a chunk, or of an object that is no tensor. An item is opened when its tensor is touched; objects
+are read at once.
+
+``planner_data`` has the path of each value in the object as it was saved. Dicts without values and
+the class of a container are not in the file, and a position of a list without a value is None,
+as in torch. Ties are not kept either: torch saves each name by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from torchzip.container.zip_reader import ZipReader
+from torchzip.dtypes import DTYPES
+from torchzip.errors import (
+    ArchiveError,
+    FormatError,
+    LimitError,
+    TensorError,
+    TorchZipError,
+    UnsupportedError,
+)
+from torchzip.files.folder import Folder
+from torchzip.files.source import PartSource, Source
+from torchzip.formats.base import Contents, MakeFactory, OpenStorage, RecordCheck, SpecFactory
+from torchzip.formats.dcp_metadata import DcpMetadata, ItemKey, Path, Place, parse_metadata
+from torchzip.formats.dcp_safetensors import chunked_tensor
+from torchzip.formats.zip import ZipContainer
+from torchzip.limits import Limits
+from torchzip.pickling.table import Name
+from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import TensorStorage
+
+METADATA_NAME = ".metadata"
+
+#: Where items with no bytes of their own would be: what a zip archive has at least.
+_ITEM_NBYTES = 22
+
+
+class DcpContainer:
+    """A distributed checkpoint. ``metadata_names`` are its ``.metadata``, or those of the ranks."""
+
+    format = "dcp"
+
+    def __init__(self, folder: Folder, metadata_names: list[str], limits: Limits) -> None:
+        self._folder = folder
+        self.name = folder.path or "."
+        self._limits = limits
+        self._metadata = self._read_metadata(metadata_names)
+        self._parts: dict[ItemKey, PartSource] = {}
+        self._open_items()
+        self._chunks: dict[str, list[Chunk]] = {}
+        self._used: set[ItemKey] = set()
+        self._find_chunks()
+        self.notes = self._spare_items()
+
+    # -- the metadata ------------------------------------------------------------------------
+
+    def _read_metadata(self, names: list[str]) -> DcpMetadata:
+        merged = DcpMetadata()
+        origin: dict[str, str] = {}
+        for name in sorted(names, key=lambda each: (len(each), each)):
+            source = self._folder.open(name)
+            if source.size > self._limits.pickle_nbytes - merged.nbytes:
+                raise LimitError(
+                    "pickle_nbytes", source.size + merged.nbytes, self._limits.pickle_nbytes,
+                    path=source.name,
+                )  # fmt: skip
+            made = parse_metadata(source.read_at(0, source.size), self._limits, source.name)
+            for item in made.items:
+                if item in origin:
+                    raise FormatError(
+                        f"{item[:200]!r} is in {origin[item]} and in {name}: each rank saved a "
+                        "checkpoint of its own. Give the path of one of those files.",
+                        path=self.name,
+                    )
+                origin[item] = name
+            merged.items |= made.items
+            merged.places |= made.places
+            merged.paths |= made.paths
+            merged.texts |= made.texts
+            merged.globals = list(dict.fromkeys(merged.globals + made.globals))
+            merged.nbytes += made.nbytes
+        return merged
+
+    # -- the items ---------------------------------------------------------------------------
+
+    def _open_items(self) -> None:
+        """Find the file of each item, and see that items lie in it and apart."""
+        missing = {place.file for place in self._metadata.places.values()} - set(self._folder.names)
+        if missing:
+            first = min(missing)
+            names = sorted(
+                {k for (k, _), place in self._metadata.places.items() if place.file == first}
+            )
+            raise FormatError(
+                f"{len(missing):,} files are not in the directory, among them {first!r}, which has "
+                f"{', '.join(repr(name[:100]) for name in names[:3])}. Fetch them again.",
+                path=self.name,
+            )
+        by_file: dict[str, list[tuple[Place, str]]] = {}
+        for (name, offset), place in self._metadata.places.items():
+            by_file.setdefault(place.file, []).append((place, name))
+            source = self._folder.open(place.file)
+            if place.offset + place.nbytes > source.size:
+                raise FormatError(
+                    f"{name[:200]!r} is at bytes {place.offset:,} to "
+                    f"{place.offset + place.nbytes:,} of a file of {source.size:,} bytes. It looks "
+                    "truncated; compare its size with the place it came from.",
+                    path=source.name,
+                )
+            shown = f"{source.name}, {name[:200]!r}" + (f" at {list(offset)}" if offset else "")
+            self._parts[name, offset] = PartSource(source, place.offset, place.nbytes, shown)
+        for file, places in by_file.items():
+            places.sort(key=lambda each: each[0].offset)
+            for (one, name), (other, other_name) in itertools.pairwise(places):
+                if one.offset + one.nbytes > other.offset:
+                    raise FormatError(
+                        f"{name[:200]!r} and {other_name[:200]!r} overlap at byte {other.offset:,}",
+                        path=self._folder.place(file),
+                    )
+
+    def _find_chunks(self) -> None:
+        check = TilingCheck()
+        for name, item in self._metadata.items.items():
+            if item is None:
+                if (name, None) not in self._parts:
+                    raise FormatError(f"nothing says where {name[:200]!r} lies", path=self.name)
+                self._used.add((name, None))
+                continue
+            itemsize = DTYPES[item.torch_dtype].itemsize
+            chunks: list[Chunk] = []
+            for offsets, sizes in item.chunks:
+                self._used.add((name, offsets))
+                if 0 in sizes:
+                    continue  # what a rank has that got no part
+                part = self._parts.get((name, offsets))
+                if part is None:
+                    raise FormatError(
+                        f"nothing says where the chunk at {list(offsets)} of {name[:200]!r} lies",
+                        path=self.name,
+                    )
+                chunks.append(ItemChunk(offsets, sizes, part, item.torch_dtype, self._limits))
+            try:
+                check(item.shape, chunks)
+            except TorchZipError as error:
+                error.at(path=self.name, record=name)
+                raise
+            for chunk in chunks:
+                # Torch stores what it writes here, so the bytes are there or they are not.
+                nbytes = itemsize
+                for size in chunk.sizes:
+                    nbytes *= size
+                if nbytes > self._parts[name, chunk.offsets].size - _ITEM_NBYTES:
+                    raise TensorError(
+                        f"a chunk of {nbytes:,} bytes in an item of "
+                        f"{self._parts[name, chunk.offsets].size:,}",
+                        path=chunk.place,
+                    )
+            self._chunks[name] = chunks
+
+    def _spare_items(self) -> tuple[str, ...]:
+        """Note the items that nothing needs."""
+        spare = sorted({name for name, _ in self._parts.keys() - self._used})
+        if not spare:
+            return ()
+        return (f"{len(spare):,} names have items that nothing needs, as {spare[0][:200]!r}",)
+
+    # -- the object --------------------------------------------------------------------------
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        def open_storage(
+            key: str, torch_dtype: str | None, nbytes: int, location: str
+        ) -> TensorStorage:
+            item = self._metadata.items[key]
+            if item is None:
+                raise RuntimeError("a storage of an object that is no tensor")
+            return ChunkedStorage(item.torch_dtype, item.shape, self._chunks[key], key)
+
+        factory = make_factory(open_storage)
+        made = Contents({}, list(self._metadata.globals), [], self._metadata.nbytes)
+        made.metadata = self._metadata.texts
+        known = dict.fromkeys(made.globals)
+        foreign: dict[Name, None] = {}
+        nest = _Nest(self._metadata.nbytes, self._limits)
+        for name, item in self._metadata.items.items():
+            try:
+                if item is not None:
+                    value = chunked_tensor(
+                        factory, name, item.torch_dtype, item.shape, item.requires_grad
+                    )
+                else:
+                    contents = _open_item(self._parts[name, None], self._limits).read(make_factory)
+                    value = contents.root
+                    known |= dict.fromkeys(contents.globals)
+                    foreign |= dict.fromkeys(contents.foreign)
+                    made.pickle_nbytes += contents.pickle_nbytes
+                nest.put(name, self._metadata.paths.get(name, (name,)), value)
+            except TorchZipError as error:
+                error.at(path=self.name, record=name)
+                raise
+        try:
+            made.root = nest.finish()
+        except TorchZipError as error:
+            error.at(path=self.name)
+            raise
+        made.globals = list(known)
+        made.foreign = list(foreign)
+        return made
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        for chunks in self._chunks.values():
+            for chunk in chunks:
+                chunk.open()  # its dtype and shape
+        for part in self._parts.values():
+            container = _open_item(part, self._limits)
+            for check in container.check_records():
+                yield RecordCheck(f"{part.name}: {check.name}", check.nbytes, check.crc_known)
+
+    def close(self) -> None:
+        self._folder.close()
+
+
+class _Nest:
+    """Puts values at their paths. Lists grow as dicts of positions and become lists at the end."""
+
+    def __init__(self, nbytes: int, limits: Limits) -> None:
+        self._root: dict[Any, Any] = {}
+        self._limits = limits
+        self._room = nbytes
+
+    def put(self, name: str, path: Path, value: Any) -> None:
+        """Put a value at a path.
+
+        Raises
+        ------
+        FormatError
+            If another value is there or on the way, or a dict is used as a list.
+        """
+        if len(path) > self._limits.nesting:
+            raise LimitError("nesting", len(path), self._limits.nesting)
+        held = self._root
+        for step, following in itertools.pairwise(path):
+            is_list = type(following) is int
+            below = held.get(step)
+            if below is None:
+                below = held[step] = _Branch(is_list)
+            if type(below) is not _Branch or below.is_list != is_list:
+                raise FormatError(
+                    f"the path of {name[:200]!r} goes through another value, or through a "
+                    "container of another kind"
+                )
+            held = below
+        if path[-1] in held:
+            raise FormatError(f"the path of {name[:200]!r} is that of another value too")
+        held[path[-1]] = value if value is not None else _NONE
+
+    def finish(self) -> dict[Any, Any]:
+        """Return the object. May be called once."""
+        order: list[tuple[dict[Any, Any], Any, _Branch]] = []
+        todo: list[dict[Any, Any]] = [self._root]
+        while todo:
+            held = todo.pop()
+            for key, value in held.items():
+                if value is _NONE:
+                    held[key] = None
+                elif type(value) is _Branch:
+                    order.append((held, key, value))
+                    todo.append(value)
+        for held, key, branch in reversed(order):  # what lies deeper first
+            held[key] = self._as_list(branch) if branch.is_list else dict(branch)
+        return self._root
+
+    def _as_list(self, branch: _Branch) -> list[Any]:
+        length = max(branch) + 1
+        self._room -= length - len(branch)
+        if self._room < 0:  # gaps are where empty containers were; no pickle is that short
+            raise FormatError(
+                f"a list has {len(branch):,} values and its last is at {length - 1:,}"
+            )
+        return [branch.get(position) for position in range(length)]
+
+
+class _Branch(dict[Any, Any]):
+    """A container that is not complete; its own class, so that no value is taken for one."""
+
+    __slots__ = ("is_list",)
+
+    def __init__(self, is_list: bool) -> None:
+        self.is_list = is_list
+
+
+_NONE = object()
+
+
+# -- items -----------------------------------------------------------------------------------
+
+
+class ItemChunk(Chunk):
+    """A chunk that is an item of a ``.distcp``: opened when it is needed, and kept."""
+
+    __slots__ = ("_limits", "_part", "_torch_dtype")
+
+    def __init__(
+        self,
+        offsets: tuple[int, ...],
+        sizes: tuple[int, ...],
+        part: PartSource,
+        torch_dtype: str,
+        limits: Limits,
+    ) -> None:
+        super().__init__(offsets, sizes, part.name)
+        self._part = part
+        self._torch_dtype = torch_dtype
+        self._limits = limits
+
+    def open(self) -> TensorSpec:
+        """Return the tensor of the item.
+
+        Raises
+        ------
+        TorchZipError
+            If it is not what the ``.metadata`` says: a tensor of that dtype and size.
+        """
+        if self._spec is None:
+            spec = _open_item(self._part, self._limits).read(_ItemFactory).root
+            if type(spec) is not TensorSpec:
+                raise TensorError("an item that should be a tensor is none", path=self.place)
+            if spec.torch_dtype != self._torch_dtype or spec.shape != self.sizes:
+                raise TensorError(
+                    f"the item is {spec.torch_dtype} of size {list(spec.shape)}, the metadata says "
+                    f"{self._torch_dtype} of size {list(self.sizes)}",
+                    path=self.place,
+                )
+            if not spec.storage.random_access:
+                raise UnsupportedError("a chunk in a deflated record", path=self.place)
+            self._spec = spec
+        return self._spec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = (self.offsets, self.sizes, self._part, self._torch_dtype, self._limits)
+        return (ItemChunk, fields)
+
+
+def _open_item(part: Source, limits: Limits) -> ZipContainer:
+    head = bytes(part.read_at(0, min(part.size, 4)))
+    if head != b"PK\3\4":
+        raise ArchiveError(
+            f"an item begins with {head!r}; an archive of torch.save was expected", path=part.name
+        )
+    return ZipContainer(ZipReader(part, limits), limits)
+
+
+class _ItemFactory(SpecFactory):
+    """Gives the spec of the tensor that an item holds."""
+
+    def __init__(self, open_storage: OpenStorage) -> None:
+        self.storage = open_storage

@@ -1,0 +1,168 @@
+"""The safetensors variant of torch.distributed.checkpoint: parts of tensors in several files.
+
+``HuggingFaceStorageWriter(save_distributed=True)`` of torch 2.13 has every rank write a
+``shard-00001-model-00001-of-00001.safetensors``. Its ``__metadata__`` has ``DCP_SHARDING_INFO``, a
+JSON object {tensor name: {"saved_offsets": [offset, ...]}}: where in the whole tensor the part in
+this file begins. No file says how large the whole is: it ends where the last part ends. So a part
+that is missing at the end cannot be seen; any other leaves a gap, and that is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torchzip.container.safetensors import TensorEntry, parse_header
+from torchzip.container.shard_index import parse_json
+from torchzip.dtypes import DTYPES
+from torchzip.errors import ArchiveError, FormatError, TensorError, TorchZipError
+from torchzip.files.folder import Folder
+from torchzip.files.source import Source
+from torchzip.formats.base import Contents, MakeFactory, RecordCheck, read_blocks, swap_nbytes
+from torchzip.limits import Limits
+from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
+from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
+from torchzip.tensors.storage import FixedPlace, SpanStorage, TensorStorage
+
+SHARDING_INFO = "DCP_SHARDING_INFO"
+
+
+def saved_offsets(
+    metadata: dict[str, str], limits: Limits, path: str
+) -> dict[str, tuple[int, ...]]:
+    """Return where the parts in a file begin, by the names of their tensors; {} for whole ones.
+
+    Raises
+    ------
+    ArchiveError, LimitError
+        If what should say so does not.
+    """
+    text = metadata.get(SHARDING_INFO)
+    if text is None:
+        return {}
+    raw = text.encode("utf-8", "surrogatepass")
+    made: dict[str, tuple[int, ...]] = {}
+    for name, row in parse_json(raw, SHARDING_INFO, limits, path).items():
+        offsets = row.get("saved_offsets") if isinstance(row, dict) else None
+        if not isinstance(offsets, list) or not all(
+            type(offset) is int and 0 <= offset < 1 << 63 for offset in offsets
+        ):
+            raise ArchiveError(
+                f"{SHARDING_INFO} has no saved_offsets for {name[:200]!r}", path=path
+            )
+        made[name] = tuple(offsets)
+    return made
+
+
+def has_sharding_info(source: Source, limits: Limits) -> bool:
+    """Return whether a safetensors file says that it has parts of tensors."""
+    return SHARDING_INFO in parse_header(source, limits)[1]
+
+
+class SafetensorsPartsContainer:
+    """The tensors of which the files of a directory have the parts: a flat dict."""
+
+    format = "dcp"
+
+    def __init__(self, folder: Folder, names: list[str], limits: Limits) -> None:
+        self._folder = folder
+        self.name = folder.path
+        self.notes: tuple[str, ...] = ()
+        self._entries: list[tuple[Source, TensorEntry]] = []
+        self._dtypes: dict[str, str] = {}
+        self._chunks: dict[str, list[Chunk]] = {}
+        for name in names:
+            self._add(folder.open(name), limits)
+        check = TilingCheck()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for name, chunks in self._chunks.items():
+            # Chunks of a name were seen to have as many dimensions as one another.
+            ends = [
+                [at + size for at, size in zip(each.offsets, each.sizes, strict=True)]
+                for each in chunks
+            ]
+            shape = self._shapes[name] = tuple(map(max, zip(*ends, strict=True)))
+            chunks[:] = [chunk for chunk in chunks if 0 not in chunk.sizes]
+            try:
+                check(shape, chunks)
+            except TorchZipError as error:
+                error.at(path=self.name, record=name)
+                raise
+
+    def _add(self, source: Source, limits: Limits) -> None:
+        entries, metadata = parse_header(source, limits)
+        if SHARDING_INFO not in metadata:
+            raise FormatError(
+                f"a safetensors file without {SHARDING_INFO}, and others in the directory have it. "
+                "Give its own path to read it, or move it away to read the others.",
+                path=source.name,
+            )
+        offsets = saved_offsets(metadata, limits, source.name)
+        for entry in entries:
+            offset = offsets.get(entry.name)
+            if offset is None or len(offset) != len(entry.shape):
+                raise TensorError(
+                    f"{SHARDING_INFO} does not say where {entry.name[:200]!r}, of shape "
+                    f"{list(entry.shape)}, begins",
+                    path=source.name,
+                )
+            dtype = self._dtypes.setdefault(entry.name, entry.torch_dtype)
+            chunks = self._chunks.setdefault(entry.name, [])
+            if dtype != entry.torch_dtype or (chunks and len(chunks[0].sizes) != len(entry.shape)):
+                raise TensorError(
+                    f"{entry.name[:200]!r} is {entry.torch_dtype} of {len(entry.shape)} dimensions "
+                    f"here and {dtype} of {len(chunks[0].sizes)} in {chunks[0].place}",
+                    path=source.name,
+                )
+            chunks.append(Chunk(offset, entry.shape, source.name, _spec_of(source, entry)))
+            self._entries.append((source, entry))
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        def open_storage(
+            key: str, torch_dtype: str | None, nbytes: int, location: str
+        ) -> TensorStorage:
+            return ChunkedStorage(self._dtypes[key], self._shapes[key], self._chunks[key], key)
+
+        factory = make_factory(open_storage)
+        root: dict[str, Any] = {}
+        for name, shape in self._shapes.items():
+            try:
+                root[name] = chunked_tensor(factory, name, self._dtypes[name], shape)
+            except TorchZipError as error:
+                error.at(path=self.name, record=name)
+                raise
+        return Contents(root, [], [], 0)
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        for source, entry in self._entries:
+            nbytes = entry.end - entry.begin
+            for _ in read_blocks(source, entry.begin, nbytes):
+                pass
+            yield RecordCheck(f"{source.name}: {entry.name}", nbytes, False)
+
+    def close(self) -> None:
+        self._folder.close()
+
+
+def chunked_tensor(
+    factory: Any, name: str, torch_dtype: str, shape: tuple[int, ...], requires_grad: bool = False
+) -> Any:
+    """Return what a factory makes of a contiguous tensor on the storage called ``name``."""
+    row = DTYPES[torch_dtype]
+    numel = 1
+    for size in shape:
+        numel *= size
+    typed = torch_dtype if row.storage_class else None
+    storage = factory.storage(name, typed, numel * row.itemsize, "cpu")
+    spec = TensorSpec(torch_dtype, shape, contiguous_stride(shape), 0, storage, requires_grad)
+    return factory.tensor(check_spec(spec))
+
+
+def _spec_of(source: Source, entry: TensorEntry) -> TensorSpec:
+    nbytes = entry.end - entry.begin
+    typed = entry.torch_dtype if DTYPES[entry.torch_dtype].storage_class else None
+    unit = swap_nbytes(entry.torch_dtype, "little")
+    place = FixedPlace(source, entry.begin)
+    storage = SpanStorage(typed, nbytes, "cpu", entry.name, place, None, unit)
+    stride = contiguous_stride(entry.shape)
+    return TensorSpec(entry.torch_dtype, entry.shape, stride, 0, storage)

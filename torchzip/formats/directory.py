@@ -1,0 +1,100 @@
+"""Which checkpoint a directory is, told by the names of its files.
+
+* ``*.index.json``: shards with an index (Hugging Face);
+* ``.metadata``, or ``__<rank>.metadata``: torch.distributed.checkpoint;
+* ``*.safetensors`` with a ``DCP_SHARDING_INFO``: the safetensors variant of the same.
+
+Each of those files can be named itself, which settles the matter where a directory has several.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from torchzip.container.shard_index import INDEX_SUFFIX
+from torchzip.errors import FormatError
+from torchzip.files.folder import Folder
+from torchzip.formats.base import Container
+from torchzip.formats.dcp import METADATA_NAME, DcpContainer
+from torchzip.formats.dcp_safetensors import SafetensorsPartsContainer, has_sharding_info
+from torchzip.formats.sharded import OpenContainer, ShardedContainer
+from torchzip.limits import Limits
+
+_RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
+
+_UNDERSTOOD = (
+    f"understood are a directory with one *{INDEX_SUFFIX} and its shards, with the .metadata of "
+    "torch.distributed.checkpoint, or with its *.safetensors; for a single file give its own path"
+)
+
+
+def is_part_of_directory(path: str) -> bool:
+    """Return whether a path is a directory, or the file that says what a directory holds."""
+    name = os.path.basename(path)
+    return (
+        name.endswith(INDEX_SUFFIX)
+        or name == METADATA_NAME
+        or _RANK_METADATA.fullmatch(name) is not None
+        or os.path.isdir(path)
+    )
+
+
+def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> Container:
+    """Return the container that a directory is, or the one that the named file describes."""
+    if os.path.isdir(path):
+        folder, name = Folder(path), ""
+    else:
+        parent, name = os.path.split(path)
+        folder = Folder(parent)
+    try:
+        if not name:
+            chosen = _chosen(folder)
+        else:
+            chosen = [name]
+            if name not in folder.names:
+                raise FileNotFoundError(2, "No such file or directory", path)
+        if chosen and chosen[0].endswith(INDEX_SUFFIX):
+            return ShardedContainer(folder, chosen[0], limits, open_container)
+        if chosen:
+            return DcpContainer(folder, chosen, limits)
+        parts = [each for each in folder.names if each.endswith(".safetensors")]
+        if any(has_sharding_info(folder.open(each), limits) for each in parts):
+            return SafetensorsPartsContainer(folder, parts, limits)
+        raise FormatError(
+            f"a directory, and not one checkpoint: it has {_listed(folder)}; {_UNDERSTOOD}",
+            path=path,
+        )
+    except BaseException:
+        folder.close()
+        raise
+
+
+def _chosen(folder: Folder) -> list[str]:
+    """Return the file that describes the directory, or none; several are one for each rank.
+
+    Raises
+    ------
+    FormatError
+        If there are two that contradict one another.
+    """
+    indices = [name for name in folder.names if name.endswith(INDEX_SUFFIX)]
+    whole = [name for name in folder.names if name == METADATA_NAME]
+    ranks = [name for name in folder.names if _RANK_METADATA.fullmatch(name)]
+    kinds = [*indices, *whole, *ranks[:1]]
+    if len(kinds) > 1:
+        raise FormatError(
+            f"a directory with several checkpoints, {' and '.join(kinds[:10])}; give the path of "
+            "the one that you mean",
+            path=folder.path,
+        )
+    return ranks or kinds
+
+
+def _listed(folder: Folder) -> str:
+    """Name some of what lies in a directory."""
+    names = folder.names
+    if not names:
+        return "nothing in it"
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    return ", ".join(name[:100] for name in names[:10]) + more

@@ -1,0 +1,392 @@
+""".pt2 archives: the weights and constants of what ``torch.export.save`` writes.
+
+Three layouts, of which the first is observed (torch 2.13) and the others are what torch 2.13 itself
+still loads, confirmed by public descriptions of files of torch 2.1 to 2.7:
+
+* Section 11.4 of the format: a record ``archive_format``, a program ``models/<name>.json`` for each
+  model, and for its weights and its constants a config, a JSON object that lays tensors over
+  records of raw bytes. (`Pt2Container`)
+* The same with ``data/weights/<name>.pt`` and ``data/constants/<name>.pt`` in place of the configs:
+  files of ``torch.save``, each a dict.
+* Torch 2.1 to 2.7: an archive of Python's ``zipfile``, whose records lie in no folder:
+  ``serialized_exported_program.json``, then ``serialized_state_dict.pt`` and
+  ``serialized_constants.pt``, files of ``torch.save`` as well (in 2.1 with the suffix ``.json``).
+  Its ``version`` is that of the program's schema. (`OldPt2Container`)
+
+The root is a dict: the names of a model's weights, then those of its constants. An archive of
+several models is a dict of such dicts. Programs, sample inputs and what AOTInductor compiled are
+not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from torchzip.container.zip_reader import ZipReader
+from torchzip.dtypes import DTYPES
+from torchzip.errors import (
+    ArchiveError,
+    FormatError,
+    LimitError,
+    TensorError,
+    TorchZipError,
+    UnsupportedError,
+)
+from torchzip.files.source import PartSource
+from torchzip.formats.base import Contents, MakeFactory, read_pickle
+from torchzip.formats.zip import ZipContainer
+from torchzip.limits import Limits
+from torchzip.tensors.rebuild import Factory
+from torchzip.tensors.script import ScriptRebuilder
+from torchzip.tensors.specs import TensorSpec, check_spec
+from torchzip.tensors.storage import ArrayStorage, TensorStorage
+
+#: The numbers of dtypes in a config; TorchScript has others.
+_DTYPES = {
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32",
+    8: "float64", 9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16",
+    28: "uint16", 29: "float8_e4m3fn", 30: "float8_e5m2", 31: "float8_e4m3fnuz",
+    32: "float8_e5m2fnuz", 33: "float8_e8m0fnu", 34: "uint32", 35: "uint64",
+}  # fmt: skip
+_STRIDED = 7
+#: Configs together are smaller than the file, unless it is very small: they stand in it as text.
+_CONFIGS_NBYTES = 2 << 20
+
+
+class _Pt2Archive(ZipContainer):
+    """What the layouts have in common."""
+
+    format = "pt2"
+
+    def size_of(self, record: str) -> int:
+        """Return the bytes of a record, or raise ArchiveError."""
+        return self._zip.size_of(record)[0]
+
+    def has(self, record: str) -> bool:
+        return record in self._zip
+
+    def read_whole(self, record: str) -> bytes:
+        """Return a small record, with its CRC checked."""
+        return self._zip.read(record)
+
+    def open_payload(
+        self, record: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return the storage in a record; where that is empty, ``nbytes`` zeros."""
+        if nbytes and not self.size_of(record):
+            return ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
+        return self.open_record(record, torch_dtype, nbytes, location)
+
+    def read_file(
+        self, record: str, make_factory: MakeFactory, *, script: bool = False
+    ) -> Contents:
+        """Return what a checkpoint in a record holds; an empty record holds an empty dict."""
+        if not self.size_of(record):
+            return Contents({}, [], [], 0)
+        span = self._zip.stored_span(record)
+        if span is None:
+            raise UnsupportedError(
+                "a deflated record with a file of torch.save in it; make the archive anew with "
+                "stored records",
+                path=self.name,
+                record=record,
+            )
+        part = PartSource(self.source, *span, f"{self.name}: {record}")
+        archive = ZipReader(part, self._limits)
+        inner = (_ScriptObject if script else ZipContainer)(archive, self._limits)
+        return inner.read(make_factory)
+
+
+class Pt2Container(_Pt2Archive):
+    """What ``torch.export.save`` and ``package_pt2`` write since 2.8.
+
+    Names that share a record share a storage. A record is read as one dtype; for a name that gives
+    it another, it is a storage of its own. An empty record is zeros of the size that is given (an
+    export of fake tensors): one element, laid out with strides of 0. Tensor subclasses and custom
+    objects, which are pickled, are what a file of ``torch.save`` would give for them.
+    """
+
+    needed_record = "archive_format"
+
+    def __init__(self, archive: ZipReader, limits: Limits) -> None:
+        super().__init__(archive, limits)
+        kind = self._text("archive_format").strip()
+        if kind != b"pt2":
+            raise UnsupportedError(
+                f"an archive of format {kind[:40]!r}; pt2 is known",
+                path=self.name,
+                record="archive_format",
+            )
+        version = self._text("archive_version").strip() if "archive_version" in archive else b"0"
+        if version != b"0":
+            raise UnsupportedError(
+                f"version {version[:40]!r} of the pt2 archive; 0 is known",
+                path=self.name,
+                record="archive_version",
+            )
+        self._models = [
+            record.removeprefix("models/").removesuffix(".json")
+            for record in archive
+            if record.startswith("models/") and record.endswith(".json")
+        ]
+        if not self._models:
+            raise UnsupportedError(
+                "a .pt2 archive without an exported program (no models/*.json); what AOTInductor "
+                "compiled is not read",
+                path=self.name,
+            )
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        reader = _Payloads(self, make_factory, self._limits)
+        models = {name: reader.model(name) for name in self._models}
+        root: Any = next(iter(models.values())) if len(models) == 1 else models
+        return reader.contents(root)
+
+
+class OldPt2Container(_Pt2Archive):
+    """What ``torch.export.save`` wrote from 2.1 to 2.7: a program and files of ``torch.save``."""
+
+    needed_record = "serialized_exported_program.json"
+
+    def _check_version(self) -> None:
+        """Nothing: the record says which schema the program has, which is not read."""
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        reader = _Payloads(self, make_factory, self._limits)
+        root: dict[str, Any] = {}
+        for part in ("state_dict", "constants"):
+            records = [f"serialized_{part}.pt", f"serialized_{part}.json"]
+            found = [record for record in records if self.has(record)]
+            if found:
+                reader.add_file(root, found[0])
+            elif part == "state_dict":
+                raise ArchiveError(
+                    f"a .pt2 archive with neither {' nor '.join(records)}", path=self.name
+                )
+        return reader.contents(root)
+
+
+class _ScriptObject(ZipContainer):
+    """A custom object of TorchScript, pickled by itself in C++ (``custom_obj_<i>``)."""
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        return read_pickle(
+            self._zip.read(self.pickle_record), self.open_storage, make_factory, self._limits,
+            path=self.name, record=self.pickle_record, rebuilder_type=ScriptRebuilder,
+        )  # fmt: skip
+
+
+class _Payloads:
+    """Reads the weights and constants of an archive's models."""
+
+    def __init__(self, archive: _Pt2Archive, make_factory: MakeFactory, limits: Limits) -> None:
+        self._archive = archive
+        self._make_factory = make_factory
+        self._factory: Factory = make_factory(archive.open_payload)
+        self._storages: dict[tuple[str, str, int], TensorStorage] = {}
+        self._files: list[Contents] = []
+        self._configs_nbytes = 0
+        self._bound = min(limits.header_nbytes, max(archive.source.size, _CONFIGS_NBYTES))
+        self._limits = limits
+
+    def contents(self, root: Any) -> Contents:
+        """Return the whole, with what the files inside it mentioned."""
+        names = dict.fromkeys(name for file in self._files for name in file.globals)
+        foreign = dict.fromkeys(name for file in self._files for name in file.foreign)
+        pickle_nbytes = sum(file.pickle_nbytes for file in self._files)
+        return Contents(root, list(names), list(foreign), pickle_nbytes + self._configs_nbytes)
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Return the weights and the constants of a model by their names."""
+        made: dict[str, Any] = {}
+        for kind in ("weights", "constants"):
+            file = f"data/{kind}/{name}.pt"
+            if self._archive.has(file):
+                self.add_file(made, file)
+            else:
+                self._add_config(made, kind, f"data/{kind}/{name}_{kind}_config.json")
+        return made
+
+    def add_file(self, made: dict[str, Any], record: str) -> None:
+        """Add the items of the dict in a file of ``torch.save``."""
+        root = self._file(record).root
+        if not isinstance(root, dict) or not all(type(name) is str for name in root):
+            raise FormatError(
+                f"a {type(root).__name__} instead of a dict from names to tensors",
+                path=self._archive.name,
+                record=record,
+            )
+        for name, value in root.items():
+            self._add(made, name, value, record)
+
+    def _add(self, made: dict[str, Any], name: str, value: Any, record: str) -> None:
+        if name in made:
+            raise FormatError(
+                f"{name[:100]!r} is a weight and a constant", path=self._archive.name, record=record
+            )
+        made[name] = value
+
+    def _file(self, record: str, *, script: bool = False) -> Contents:
+        self._files.append(self._archive.read_file(record, self._make_factory, script=script))
+        return self._files[-1]
+
+    def _add_config(self, made: dict[str, Any], kind: str, config: str) -> None:
+        try:
+            for name, payload in self._parse(config).items():
+                fields = _Fields(payload, name)
+                record = f"data/{kind}/{fields.text('path_name')}"
+                is_param, pickled = fields.flag("is_param"), fields.flag("use_pickle")
+                meta = None if payload.get("tensor_meta") is None else fields.object("tensor_meta")
+                if not pickled and meta is None:
+                    raise FormatError(f"{name[:100]!r} has neither a tensor_meta nor a pickle")
+                value = (
+                    self._pickled(record)
+                    if pickled or meta is None
+                    else self._tensor(record, meta, is_param)
+                )
+                self._add(made, name, value, config)
+        except TorchZipError as error:
+            error.at(path=self._archive.name, record=config)
+            raise
+
+    def _parse(self, record: str) -> dict[str, Any]:
+        nbytes = self._archive.size_of(record)
+        self._configs_nbytes += nbytes
+        if self._configs_nbytes > self._bound:
+            raise LimitError("header_nbytes", self._configs_nbytes, self._bound)
+        try:
+            whole = json.loads(
+                self._archive.read_whole(record).decode(), object_pairs_hook=_no_duplicates
+            )
+        except TorchZipError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"no JSON ({error})") from None
+        config = whole.get("config") if isinstance(whole, dict) else None
+        if not isinstance(config, dict):
+            raise FormatError('no JSON object with an object "config" in it')
+        return config
+
+    def _pickled(self, record: str) -> Any:
+        """Return a tensor subclass, a custom object of C++, or one of Python."""
+        base = record.rpartition("/")[2]
+        if base.startswith("opaque_obj_"):
+            opaque = read_pickle(
+                self._archive.read_whole(record), _no_storage, self._make_factory, self._limits,
+                path=self._archive.name, record=record,
+            )  # fmt: skip
+            self._files.append(opaque)
+            return opaque.root
+        return self._file(record, script=base.startswith("custom_obj_")).root
+
+    def _tensor(self, record: str, meta: _Fields, is_param: bool) -> Any:
+        number = meta.number("dtype")
+        torch_dtype = _DTYPES.get(number)
+        if torch_dtype is None:
+            raise UnsupportedError(f"{meta.name}: dtype number {number}, which torch 2.13 has not")
+        layout = meta.number("layout")
+        if layout != _STRIDED:
+            raise UnsupportedError(
+                f"{meta.name}: layout number {layout}; strided ({_STRIDED}) is read"
+            )
+        shape, stride = meta.numbers("sizes"), meta.numbers("strides")
+        offset = meta.symbolic("storage_offset")
+        requires_grad = meta.flag("requires_grad")
+        itemsize = DTYPES[torch_dtype].itemsize
+        nbytes = self._archive.size_of(record)
+        if not nbytes and 0 not in shape:
+            nbytes, stride, offset = itemsize, (0,) * len(shape), 0
+        if nbytes % itemsize:
+            raise TensorError(
+                f"{meta.name}: {record} has {nbytes:,} bytes, which are no whole number of "
+                f"{torch_dtype}"
+            )
+        location = meta.location()
+        key = (record, torch_dtype, nbytes)
+        storage = self._storages.get(key)
+        if storage is None:
+            storage = self._factory.storage(record, torch_dtype, nbytes, location)
+            self._storages[key] = storage
+        spec = TensorSpec(
+            torch_dtype, shape, stride, offset, storage, requires_grad and not is_param
+        )
+        tensor = self._factory.tensor(check_spec(spec))
+        return self._factory.parameter(tensor, requires_grad, None) if is_param else tensor
+
+
+def _no_storage(key: str, torch_dtype: str | None, nbytes: int, location: str) -> NoReturn:
+    raise FormatError(f"a pickle without storages mentions storage {key[:40]!r}")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise FormatError("a JSON object has a name twice")
+    return made
+
+
+class _Fields:
+    """The fields of a JSON object, each of the type that is asked for."""
+
+    def __init__(self, value: Any, name: str) -> None:
+        self.name = repr(name[:100])
+        if not isinstance(value, dict):
+            raise FormatError(f"{self.name} is a {type(value).__name__}, not an object")
+        self._value = value
+
+    def _field(self, key: str, is_right: Callable[[Any], bool], what: str) -> Any:
+        value = self._value.get(key)
+        if not is_right(value):
+            found = repr(value) if isinstance(value, str | bool) else type(value).__name__
+            raise FormatError(f"{self.name}: {key} should be {what} and is {found[:60]}")
+        return value
+
+    def text(self, key: str) -> str:
+        value: str = self._field(key, lambda v: isinstance(v, str) and v != "", "a text")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value: bool = self._field(key, lambda v: type(v) is bool, "true or false")
+        return value
+
+    def number(self, key: str) -> int:
+        value: int = self._field(key, _is_number, "a number")
+        return value
+
+    def object(self, key: str) -> _Fields:
+        value = self._field(key, lambda v: isinstance(v, dict), "an object")
+        made = _Fields(value, "")
+        made.name = self.name
+        return made
+
+    def symbolic(self, key: str) -> int:
+        """Return a number that is written as ``{"as_int": n}``."""
+        return self._as_int(self._value.get(key), key)
+
+    def numbers(self, key: str) -> tuple[int, ...]:
+        values = self._field(key, lambda v: isinstance(v, list), "a list")
+        return tuple(self._as_int(value, key) for value in values)
+
+    def _as_int(self, value: Any, key: str) -> int:
+        if isinstance(value, dict) and "as_expr" in value:
+            raise UnsupportedError(f"{self.name}: {key} has a symbolic size")
+        found: Any = value.get("as_int") if isinstance(value, dict) else None
+        if not _is_number(found):
+            raise FormatError(f'{self.name}: {key} should hold {{"as_int": number}} and does not')
+        number: int = found
+        return number
+
+    def location(self) -> str:
+        device = self.object("device")
+        kind = device.text("type")
+        if device._value.get("index") is None:
+            return kind
+        return f"{kind}:{device.number('index')}"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63

@@ -1,0 +1,368 @@
+"""The tar files of ``torch.save`` before 0.1.10 (format, 11.2).
+
+Three members count; ``sys_info`` is not needed. Numbers are little-endian.
+
+* ``storages``: a pickled count; for each a pickled (key, location, storage class), i64 elements,
+  the data; then a pickled list of (view key, root key, offset, elements), windows of storages.
+* ``tensors``: a pickled count; for each a pickled (key, storage key, tensor class), i32
+  dimensions, 4 bytes of no meaning, sizes and strides as i64, and the i64 offset.
+* ``pickle``: the object. A persistent id is the key of a tensor or a storage, a number or its
+  digits; or a tuple for a class with its source, of which the class is taken.
+
+The pickles stand among the data without a length, so each is interpreted to find where it ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from torchzip.container.tar import find_members
+from torchzip.dtypes import DTYPES, STORAGE_CLASSES
+from torchzip.errors import (
+    ArchiveError,
+    FormatError,
+    LimitError,
+    PickleError,
+    TensorError,
+    TorchZipError,
+    UnsupportedError,
+)
+from torchzip.files.source import PartSource, Source
+from torchzip.formats.base import (
+    Contents,
+    FileContainer,
+    MakeFactory,
+    RecordCheck,
+    read_blocks,
+    swap_nbytes,
+)
+from torchzip.limits import Limits
+from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
+from torchzip.pickling.table import Name, Table
+from torchzip.tensors.rebuild import BareStorage, Factory, Rebuilder
+from torchzip.tensors.specs import TensorSpec, check_spec
+from torchzip.tensors.storage import SpanStorage, TensorStorage
+from torchzip.types import ForeignObject
+
+_MEMBERS = ("storages", "tensors", "pickle")
+#: Read at once of a member that mixes pickles and data.
+_WINDOW_NBYTES = 4096
+_MODULES = ("torch", "torch.cuda")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _StoredStorage:
+    """One storage: its dtype, and where its bytes are in the file."""
+
+    torch_dtype: str
+    offset: int
+    nbytes: int
+    location: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _StoredTensor:
+    storage_key: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class TarContainer(FileContainer):
+    """What ``torch.save`` wrote before 0.1.10."""
+
+    format = "tar"
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        super().__init__(source)
+        self._limits = limits
+        self._storages: dict[int, _StoredStorage] = {}
+        # Windows: the key of the storage, first element, elements.
+        self._views: dict[int, tuple[int, int, int]] = {}
+        self._tensors: dict[int, _StoredTensor] = {}
+        self._globals: dict[Name, None] = {}
+        members, self.end = find_members(source, limits)
+        missing = [name for name in _MEMBERS if name not in members]
+        if missing:
+            raise ArchiveError(
+                f"a tar file without {' and '.join(missing)} is no checkpoint; it has "
+                + (", ".join(name[:100] for name in list(members)[:5]) or "no file"),
+                path=source.name,
+            )
+        self._members = {name: PartSource(source, *members[name], source.name) for name in _MEMBERS}
+        try:
+            self._find_storages()
+            self._find_tensors()
+        except TorchZipError as error:
+            error.at(path=source.name)
+            raise
+
+    def _find_storages(self) -> None:
+        stream = _Stream(self._members["storages"], "storages", self._limits)
+        for _ in range(_count(stream.value())):
+            row = stream.value()
+            if type(row) is not tuple or len(row) != 3:
+                raise PickleError("a storage is not (key, location, class)", record="storages")
+            key, location, kind = _key(row[0]), _text(row[1]), row[2]
+            torch_dtype = _dtype_of(kind)
+            count = stream.integer(8)
+            nbytes = count * DTYPES[torch_dtype].itemsize
+            if count < 0 or nbytes > stream.left:
+                raise TensorError(
+                    f"storage {key} has {count:,} elements of {torch_dtype}, and {stream.left:,} "
+                    "bytes are left. It looks truncated; compare its size with the place it came "
+                    "from.",
+                    record="storages",
+                )
+            self._see_new(key)
+            offset = self._members["storages"].start + stream.position
+            self._storages[key] = _StoredStorage(torch_dtype, offset, nbytes, location)
+            stream.skip(nbytes)
+        views = stream.value()
+        if type(views) is not list:
+            raise PickleError("the storage views are no list", record="storages")
+        for view in views:
+            if type(view) is not tuple or len(view) != 4:
+                raise PickleError("a storage view is not four numbers", record="storages")
+            key, root, first, count = (_key(number) for number in view)
+            if root not in self._storages:
+                raise TensorError(f"a view of storage {root}, which is not there")
+            stored = self._storages[root]
+            numel = stored.nbytes // DTYPES[stored.torch_dtype].itemsize
+            if first + count > numel:
+                raise TensorError(
+                    f"a view of elements {first:,} to {first + count:,} of storage {root}, which "
+                    f"has {numel:,}"
+                )
+            self._see_new(key)
+            self._views[key] = (root, first, count)
+        self._globals |= dict.fromkeys(stream.globals)
+
+    def _find_tensors(self) -> None:
+        stream = _Stream(self._members["tensors"], "tensors", self._limits)
+        for _ in range(_count(stream.value())):
+            row = stream.value()
+            if type(row) is not tuple or len(row) != 3 or type(row[2]) is not ForeignObject:
+                raise PickleError("a tensor is not (key, storage key, class)", record="tensors")
+            key, storage_key, kind = _key(row[0]), _key(row[1]), row[2]
+            if kind.module not in _MODULES or kind.how != "name":
+                raise UnsupportedError(
+                    f"tensor {key} is of class {kind!r}; such tensors are not read yet"
+                )
+            ndim = stream.integer(4)
+            stream.integer(4)  # once the number had eight bytes; what is in these was not cleared
+            if not 0 <= ndim <= 64:
+                raise TensorError(f"tensor {key} has {ndim} dimensions")
+            numbers = [stream.integer(8) for _ in range(2 * ndim + 1)]
+            self._see_new(key)
+            self._tensors[key] = _StoredTensor(
+                storage_key, tuple(numbers[:ndim]), tuple(numbers[ndim : 2 * ndim]), numbers[-1]
+            )
+        self._globals |= dict.fromkeys(stream.globals)
+
+    def _see_new(self, key: int) -> None:
+        if key in self._storages or key in self._views or key in self._tensors:
+            raise FormatError(f"two values have the key {key}")
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        """Return the Source and the offset of a storage."""
+        return self.source, self._storages[int(record)].offset
+
+    def open_storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        unit = swap_nbytes(torch_dtype, "little")
+        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        part = self._members["pickle"]
+        if part.size > self._limits.pickle_nbytes:
+            raise LimitError("pickle_nbytes", part.size, self._limits.pickle_nbytes, path=self.name)
+        data = bytes(part.read_at(0, part.size))
+        factory = make_factory(self.open_storage)
+        values = _Values(self, factory)
+        # The shortcut would go around these persistent ids.
+        table = dataclasses.replace(Rebuilder(factory).table, persistent=values.get, shortcut=None)
+        interpreter = Interpreter(data, table, self._limits, record="pickle")
+        try:
+            root = interpreter.run()
+        except TorchZipError as error:
+            error.at(path=self.name)
+            raise
+        names = interpreter.globals
+        foreign = [name for name in names if not table.knows(name)]
+        made = list(self._globals | dict.fromkeys(names))
+        return Contents(root, made, foreign, len(data))
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        for key, stored in self._storages.items():
+            for _ in read_blocks(self.source, stored.offset, stored.nbytes):
+                pass
+            yield RecordCheck(f"storage {key}", stored.nbytes, False)
+
+    def whole_storage(self, key: int, factory: Factory) -> BareStorage:
+        """Return a storage that is no window of another."""
+        stored = self._storages.get(key)
+        if stored is None:
+            raise PickleError(f"nothing in the file has the key {key}")
+        storage = factory.storage(str(key), stored.torch_dtype, stored.nbytes, stored.location)
+        return BareStorage(
+            storage, factory, 0, stored.nbytes // DTYPES[stored.torch_dtype].itemsize
+        )
+
+    def stored_tensor(self, key: int) -> _StoredTensor | None:
+        """Return what the file says of a tensor, or None if the key is not that of one."""
+        return self._tensors.get(key)
+
+    def window(self, key: int) -> tuple[int, int, int] | None:
+        """Return a window: the key of its storage, the first element and how many; or None."""
+        return self._views.get(key)
+
+
+class _Values:
+    """What persistent ids stand for; each is made once."""
+
+    def __init__(self, container: TarContainer, factory: Factory) -> None:
+        self._container = container
+        self._factory = factory
+        self._made: dict[int, Any] = {}
+        self._whole: dict[int, BareStorage] = {}
+
+    def get(self, pid: Any) -> Any:
+        """Return the tensor, storage or class of a persistent id."""
+        if type(pid) is tuple and pid and type(pid[0]) is ForeignObject:
+            return pid[0]
+        key = _key(pid)
+        if key not in self._made:
+            stored = self._container.stored_tensor(key)
+            self._made[key] = self._storage(key) if stored is None else self._tensor(key, stored)
+        return self._made[key]
+
+    def _storage(self, key: int) -> BareStorage:
+        window = self._container.window(key)
+        root = key if window is None else window[0]
+        whole = self._whole.get(root)
+        if whole is None:
+            whole = self._whole[root] = self._container.whole_storage(root, self._factory)
+        if window is None:
+            return whole
+        return BareStorage(whole.storage, self._factory, *window[1:])
+
+    def _tensor(self, key: int, stored: _StoredTensor) -> Any:
+        bare = self._made.get(stored.storage_key)
+        if type(bare) is not BareStorage:
+            bare = self._made[stored.storage_key] = self._storage(stored.storage_key)
+        spec = TensorSpec(
+            bare.torch_dtype or "uint8", stored.shape, stored.stride, stored.offset, bare.storage
+        )
+        check_spec(spec)
+        if 0 not in spec.shape:
+            reach = sum((n - 1) * step for n, step in zip(spec.shape, spec.stride, strict=True))
+            if spec.storage_offset + reach >= bare.count:
+                raise TensorError(
+                    f"tensor {key} reaches to element {spec.storage_offset + reach:,} of a storage "
+                    f"of {bare.count:,} elements"
+                )
+        spec.storage_offset += bare.first
+        return self._factory.tensor(check_spec(spec))
+
+
+class _Stream:
+    """A member that mixes pickles and bytes, read from its start."""
+
+    def __init__(self, source: PartSource, record: str, limits: Limits) -> None:
+        self._source = source
+        self._record = record
+        self._limits = limits
+        self._window = b""
+        self._start = 0  # of the window
+        self._names: dict[Name, None] = {}
+        self.position = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that are still to come."""
+        return self._source.size - self.position
+
+    @property
+    def globals(self) -> list[Name]:
+        return list(self._names)
+
+    def _have(self, nbytes: int) -> None:
+        """See that the window has so many bytes, or all that are left."""
+        at = self.position - self._start
+        if at < 0 or at + min(nbytes, self.left) > len(self._window):
+            size = min(max(nbytes, _WINDOW_NBYTES), self.left)
+            self._window = bytes(self._source.read_at(self.position, size))
+            self._start = self.position
+
+    def value(self) -> Any:
+        """Return the value of the pickle that stands here."""
+        nbytes = 256
+        while True:
+            self._have(nbytes)
+            interpreter = Interpreter(self._window, _TABLE, self._limits, record=self._record)
+            try:
+                value = interpreter.run(self.position - self._start)
+                break
+            except TruncatedPickleError as error:
+                have = self._start + len(self._window) - self.position
+                if have >= self.left:
+                    raise PickleError(
+                        "the member ends within a pickle", record=self._record
+                    ) from None
+                if have >= self._limits.pickle_nbytes:
+                    raise LimitError("pickle_nbytes", have, self._limits.pickle_nbytes) from None
+                nbytes = max(have * 4, have + error.needed)
+        self.position = self._start + interpreter.position
+        self._names |= dict.fromkeys(interpreter.globals)
+        return value
+
+    def integer(self, nbytes: int) -> int:
+        """Return a signed number."""
+        self._have(nbytes)
+        at = self.position - self._start
+        raw = self._window[at : at + nbytes]
+        if len(raw) < nbytes:
+            raise FormatError("the member ends within a number", record=self._record)
+        self.position += nbytes
+        return int.from_bytes(raw, "little", signed=True)
+
+    def skip(self, nbytes: int) -> None:
+        self.position += nbytes
+
+
+#: The names in the two members: classes, which mean something in their place only.
+_TABLE = Table(names=frozenset((module, row) for module in _MODULES for row in STORAGE_CLASSES))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise PickleError("a count that is no number")
+    return value
+
+
+def _key(value: Any) -> int:
+    """Return a key: a number, or its digits."""
+    if type(value) is str and value.isascii() and value.isdigit() and len(value) <= 20:
+        value = int(value)
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise PickleError("a key that is no number")
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise PickleError(f"a location of type {type(value).__name__}")
+    return value
+
+
+def _dtype_of(kind: Any) -> str:
+    row = None
+    if type(kind) is ForeignObject and kind.how == "name" and kind.module in _MODULES:
+        row = STORAGE_CLASSES.get(kind.name)
+    if row is None:
+        raise UnsupportedError(f"a storage of class {kind!r}"[:200], record="storages")
+    return row.name

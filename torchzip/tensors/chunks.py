@@ -1,0 +1,331 @@
+"""A tensor whose elements lie in several places: boxes of it, each a tensor of a file.
+
+torch.distributed.checkpoint saves what each rank has of a tensor. A box is given by its offsets
+in the whole tensor and its sizes, on any number of axes; together the boxes fill the tensor once.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.dtypes import DTYPES
+from torchzip.errors import TensorError, TorchZipError, UnsupportedError
+from torchzip.files.crc import crc32, wrong_crc
+from torchzip.files.source import Source
+from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.specs import TensorSpec, contiguous_stride, read_view
+from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+#: Read of each chunk at once, as long as all together are no more than the second number.
+_RUN_NBYTES = 1 << 18
+_MOST_NBYTES = 32 << 20
+
+#: Comparisons of two boxes for all tensors of a file; a grid of 200 x 200 needs 8 million.
+_COMPARISONS = 200_000_000
+
+
+class Chunk:
+    """A box of a tensor, and the tensor that fills it. ``place`` is where messages say it is."""
+
+    __slots__ = ("_spec", "offsets", "place", "sizes")
+
+    def __init__(
+        self, offsets: Shape, sizes: Shape, place: str, spec: TensorSpec | None = None
+    ) -> None:
+        self.offsets = offsets
+        self.sizes = sizes
+        self.place = place
+        self._spec = spec
+
+    def open(self) -> TensorSpec:
+        """Return what fills the box: of the tensor's dtype, and of shape ``sizes``."""
+        if self._spec is None:
+            raise RuntimeError("a chunk without a tensor")
+        return self._spec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.offsets, self.sizes, self.place, self._spec))
+
+
+class TilingCheck:
+    """Sees that boxes fill a tensor, each element once. One is for all tensors of a file."""
+
+    def __init__(self, comparisons: int = _COMPARISONS) -> None:
+        self._left = comparisons
+
+    def __call__(self, shape: Shape, chunks: Sequence[Chunk]) -> None:
+        """Compare the boxes, none of them empty, with the tensor and with one another.
+
+        Raises
+        ------
+        TensorError
+            If one lies outside, two overlap, or an element is in none.
+        UnsupportedError
+            If there are so many side by side that comparing them would take minutes.
+        """
+        for chunk in chunks:
+            if len(chunk.offsets) != len(shape) or len(chunk.sizes) != len(shape):
+                raise TensorError(
+                    f"a chunk at {list(chunk.offsets)} of size {list(chunk.sizes)} of a tensor of "
+                    f"{len(shape)} dimensions"
+                )
+            for offset, size, whole in zip(chunk.offsets, chunk.sizes, shape, strict=True):
+                if offset < 0 or size < 0 or offset + size > whole:
+                    raise TensorError(
+                        f"a chunk at {list(chunk.offsets)} of size {list(chunk.sizes)} reaches out "
+                        f"of a tensor of size {list(shape)}"
+                    )
+        filled = sum(math.prod(chunk.sizes) for chunk in chunks)
+        if len(chunks) > 1:
+            self._check_pairs(chunks)
+        numel = math.prod(shape)
+        if filled != numel:
+            raise TensorError(
+                f"the chunks hold {filled:,} of the {numel:,} elements of a tensor of size "
+                f"{list(shape)}; a file may be missing"
+            )
+
+    def _check_pairs(self, chunks: Sequence[Chunk]) -> None:
+        starts = np.array([chunk.offsets for chunk in chunks], np.int64)
+        stops = starts + np.array([chunk.sizes for chunk in chunks], np.int64)
+        if not starts.shape[1]:
+            raise TensorError("a tensor without dimensions has several chunks")
+        # Sorted along the axis on which they differ most, few can overlap.
+        axis = max(range(starts.shape[1]), key=lambda each: len(np.unique(starts[:, each])))
+        order = np.argsort(starts[:, axis], kind="stable")
+        starts, stops = starts[order], stops[order]
+        ends = np.searchsorted(starts[:, axis], stops[:, axis])
+        self._left -= int((ends - np.arange(len(ends)) - 1).sum()) + len(ends)
+        if self._left < 0:
+            raise UnsupportedError(f"a tensor of {len(chunks):,} chunks, too many to be compared")
+        for first in np.flatnonzero(ends > np.arange(len(ends)) + 1):
+            beside = slice(first + 1, ends[first])
+            meets = (starts[beside] < stops[first]) & (starts[first] < stops[beside])
+            both = np.flatnonzero(meets.all(axis=1))
+            if both.size:
+                one, other = (chunks[order[each]] for each in (first, first + 1 + both[0]))
+                raise TensorError(
+                    f"the chunks at {list(one.offsets)} of size {list(one.sizes)} ({one.place}) "
+                    f"and at {list(other.offsets)} of size {list(other.sizes)} ({other.place}) "
+                    "overlap"
+                )
+
+
+class ChunkedStorage(TensorStorage):
+    """The elements of a tensor in C order, put together from chunks when they are read.
+
+    The chunks are none of them empty and have passed a `TilingCheck`. A read opens and
+    reads the chunks that it meets, and of those the bytes that it needs.
+    """
+
+    def __init__(
+        self, torch_dtype: str, shape: Shape, chunks: Sequence[Chunk], record: str
+    ) -> None:
+        row = DTYPES[torch_dtype]
+        self.torch_dtype = torch_dtype if row.storage_class else None
+        self.nbytes = math.prod(shape) * row.itemsize
+        self.location = "cpu"
+        self.record = record
+        self._dtype = numpy_dtype(torch_dtype)
+        self._shape = shape
+        self._stride = contiguous_stride(shape)
+        # Sorted along the axis on which they differ most, to find those that a box meets.
+        self._axis = max(
+            range(len(shape)),
+            key=lambda axis: len({chunk.offsets[axis] for chunk in chunks}),
+            default=-1,
+        )
+        axis = self._axis
+        self._chunks = sorted(chunks, key=lambda chunk: chunk.offsets[axis]) if shape else chunks
+        self._starts = [chunk.offsets[axis] for chunk in self._chunks] if shape else []
+        self._widest = max((chunk.sizes[axis] for chunk in chunks), default=0) if shape else 0
+
+    def span(self) -> tuple[Source, int] | None:
+        if len(self._chunks) != 1 or not _is_whole(self._chunks[0].open()):
+            return None
+        return self._chunks[0].open().storage.span()
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        itemsize = self._dtype.itemsize
+        first, last = start // itemsize, -(-(start + out.nbytes) // itemsize)
+        if start < 0 or last * itemsize > self.nbytes:
+            raise TensorError("a range outside its storage", record=self.record)
+        whole = np.empty(last - first, self._dtype)
+        for _ in self._read_range(first, last, whole):
+            pass
+        skip = start - first * itemsize
+        out[:] = whole.view(np.uint8)[skip : skip + out.nbytes]
+
+    def gather(
+        self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
+    ) -> Array | None:
+        if dtype != self._dtype:
+            return None
+        index: list[int] = []
+        for step in self._stride:
+            place, start = divmod(start, step)
+            index.append(place)
+        counts, strides = [1] * len(index), [1] * len(index)
+        axis = 0
+        for size, step in zip(sizes, steps, strict=True):
+            while axis < len(index) and not self._fits(axis, index[axis], size, step):
+                axis += 1
+            if axis == len(index):
+                return None  # no part of this tensor; whoever asks will read it in runs
+            counts[axis], strides[axis] = size, step // self._stride[axis]
+            axis += 1
+        made = np.empty(counts, dtype)
+        for _ in self._read_box(made, index, strides):
+            pass
+        return made.reshape(sizes)
+
+    def _fits(self, axis: int, first: int, size: int, step: int) -> bool:
+        jump, rest = divmod(step, self._stride[axis])
+        return not rest and jump > 0 and first + (size - 1) * jump < self._shape[axis]
+
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        return self._blocks(nbytes, {})
+
+    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        """Yield all bytes in order, and compare the CRC of every chunk.
+
+        What a range of the whole tensor takes from a chunk is a run of it in C order, and the
+        runs follow one another. So a chunk in C order is checked while it is read; others
+        are read once more.
+        """
+        running: dict[int, int] = {}
+        for chunk in self._chunks:
+            spec = chunk.open()
+            if spec.storage.crc:
+                if _is_whole(spec):
+                    running[id(chunk)] = 0
+                else:
+                    _check_crc(chunk)
+        yield from self._blocks(nbytes, running)
+        for chunk in self._chunks:
+            storage = chunk.open().storage
+            if id(chunk) in running and storage.crc and running[id(chunk)] != storage.crc:
+                raise wrong_crc(running[id(chunk)], storage.crc, storage.record, chunk.place)
+
+    def _blocks(self, nbytes: int, running: dict[int, int]) -> Iterator[Bytes]:
+        """Yield all bytes in order; bring the CRCs of some chunks, by their ids, up to date."""
+        itemsize = self._dtype.itemsize
+        numel = self.nbytes // itemsize
+        # Where rows go through many chunks, many rows at once make long runs in each.
+        at_once = min(_MOST_NBYTES, max(nbytes, _RUN_NBYTES * len(self._chunks))) // itemsize
+        buffer = np.empty(min(at_once, numel), self._dtype)
+        for first in range(0, numel, at_once):
+            read = buffer[: numel - first]
+            for chunk, part in self._read_range(first, first + read.size, read):
+                if id(chunk) in running:
+                    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                    running[id(chunk)] = crc32(data.data, running[id(chunk)])
+            raw = read.view(np.uint8)
+            for start in range(0, raw.size, nbytes):
+                yield raw[start : start + nbytes]
+
+    def _read_range(self, first: int, last: int, out: Array) -> Iterator[tuple[Chunk, Array]]:
+        """Fill ``out`` with the elements of a range; yield what each chunk gave, in order."""
+        done = 0
+        for start, sizes in boxes(self._shape, first, last):
+            count = math.prod(sizes)
+            target = out[done : done + count].reshape(sizes)
+            yield from self._read_box(target, start, (1,) * len(sizes))
+            done += count
+
+    def _read_box(
+        self, target: Array, start: Sequence[int], steps: Sequence[int]
+    ) -> Iterator[tuple[Chunk, Array]]:
+        """Fill ``target`` with every ``steps``-th element from ``start`` on, axis by axis."""
+        chunks = self._chunks
+        if self._shape:
+            axis = self._axis
+            stop = start[axis] + (target.shape[axis] - 1) * steps[axis] + 1
+            chunks = chunks[
+                bisect.bisect_right(self._starts, start[axis] - self._widest) : bisect.bisect_left(
+                    self._starts, stop
+                )
+            ]
+        for chunk in chunks:
+            place: list[slice] = []
+            shape: list[int] = []
+            inside: list[int] = []
+            for begin, step, count, offset, size in zip(
+                start, steps, target.shape, chunk.offsets, chunk.sizes, strict=True
+            ):
+                low = max(0, -(-(offset - begin) // step))
+                high = min(count, -(-(offset + size - begin) // step))
+                place.append(slice(low, high))
+                shape.append(high - low)
+                inside.append(begin + low * step - offset)
+            if any(size <= 0 for size in shape):
+                continue
+            spec = chunk.open()
+            stride = tuple(own * step for own, step in zip(spec.stride, steps, strict=True))
+            first = spec.storage_offset + sum(
+                at * own for at, own in zip(inside, spec.stride, strict=True)
+            )
+            part = read_view(spec, tuple(shape), stride, first)
+            target[tuple(place)] = part
+            yield chunk, part
+
+
+def _check_crc(chunk: Chunk) -> None:
+    """Read all bytes of a chunk's storage and compare their CRC."""
+    try:
+        for _ in chunk.open().storage.checked_blocks():
+            pass
+    except TorchZipError as error:
+        error.at(path=chunk.place)
+        raise
+
+
+def _is_whole(spec: TensorSpec) -> bool:
+    """Return whether a tensor is all of its storage, in C order."""
+    itemsize = DTYPES[spec.torch_dtype].itemsize
+    usual = contiguous_stride(spec.shape)
+    return (
+        not (spec.conj or spec.neg or spec.storage_offset)
+        and spec.numel * itemsize == spec.storage.nbytes
+        and all(
+            size == 1 or own == step
+            for size, own, step in zip(spec.shape, spec.stride, usual, strict=True)
+        )
+    )
+
+
+def boxes(shape: Shape, first: int, last: int) -> Iterator[tuple[Shape, Shape]]:
+    """Cut a range of a tensor's elements in C order into boxes, in order: (offsets, sizes).
+
+    >>> list(boxes((3, 4), 2, 9))
+    [((0, 2), (1, 2)), ((1, 0), (1, 4)), ((2, 0), (1, 1))]
+    """
+    if first >= last:
+        return
+    if not shape:
+        yield (), ()
+        return
+    inner = math.prod(shape[1:])
+    row, skip = divmod(first, inner)
+    end, rest = divmod(last, inner)
+    if row == end:
+        for start, sizes in boxes(shape[1:], skip, rest):
+            yield (row, *start), (1, *sizes)
+        return
+    if skip:
+        for start, sizes in boxes(shape[1:], skip, inner):
+            yield (row, *start), (1, *sizes)
+        row += 1
+    if row < end:
+        yield (row, *(0,) * (len(shape) - 1)), (end - row, *shape[1:])
+    for start, sizes in boxes(shape[1:], 0, rest):
+        yield (end, *start), (1, *sizes)

@@ -1,0 +1,236 @@
+"""Values of numpy in a pickle: arrays, scalars and dtypes, as numpy 1 and 2 write them.
+
+A checkpoint may hold them beside its tensors: the state of numpy's random generator, a loss that
+was never made a float. numpy's own functions are not called with what the file says: a dtype that
+lies about its flags can make numpy follow a number as a pointer. The parts of the state are
+checked, and a dtype is built anew from them.
+
+An array of objects stays a ForeignObject, and so does whatever has a dtype that is not understood.
+
+Source: the section "numpy" of the format; numpy 1.26 and 2.4 as observed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.dtypes import NUMPY
+from torchzip.errors import PickleError
+from torchzip.pickling.table import KEEP, Name
+from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.types import ForeignObject
+
+Args = tuple[Any, ...]
+
+_MODULES = ("numpy._core", "numpy.core")
+_DTYPE = re.compile(r"(?:[?]|[biufcSUVmM][0-9]{0,9})")
+_UNITS = frozenset("Y M W D h m s ms us \u03bcs ns ps fs as generic".split())
+_MAX_FIELDS = 1000
+_MAX_DIMENSIONS = 32
+#: The flag of a structure whose fields are aligned (numpy's ``NPY_ALIGNED_STRUCT``).
+_ALIGNED = 0x80
+
+
+class PickledArray(np.ndarray[Any, Any]):
+    """A numpy array that was pickled as one, and not as a tensor.
+
+    It is an ordinary array, but `save` writes it as numpy pickles itself, so it comes back
+    as what it was. What is computed from it is saved as a tensor, like any array.
+    """
+
+    #: Only on the object that came from the file.
+    is_pickled = False
+
+
+def pickled_array(array: NDArray[Any]) -> PickledArray:
+    """Return an array as one that was pickled by numpy."""
+    made = array.view(PickledArray)
+    made.is_pickled = True
+    return made
+
+
+def _data(value: Any) -> bytes | bytearray | None:
+    """Return the bytes of an array or a scalar; Python 2 wrote them as text."""
+    if type(value) is str:
+        try:
+            return value.encode("latin1")
+        except UnicodeEncodeError:
+            return None
+    return value if type(value) in (bytes, bytearray) else None
+
+
+# -- dtypes ----------------------------------------------------------------------------------------
+
+
+def _build_dtype(target: ForeignObject, state: Any) -> Any:
+    """Return the dtype that ``numpy.dtype(text, False, True)`` and its state describe."""
+    spelled = target.args[0] if target.args else None
+    if target.how != "call" or type(state) is not tuple or len(state) not in (8, 9):
+        return KEEP
+    _, order, base, names, fields, itemsize, _, flags = state[:8]
+    try:
+        if isinstance(spelled, ForeignObject):
+            made = _extension_dtype(spelled)
+        elif type(spelled) is not str or not _DTYPE.fullmatch(spelled):
+            made = None  # objects among them
+        elif fields is not None:
+            made = _structure(names, fields, itemsize, flags)
+        elif base is not None:
+            made = _subarray(base)
+        elif spelled[0] in "mM":
+            made = _with_unit(spelled, state[8] if len(state) == 9 else None)
+        else:
+            made = np.dtype(spelled)
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise PickleError(f"a numpy dtype whose parts do not fit ({error})") from None
+    if made is None or made.hasobject:
+        return KEEP
+    if order in ("<", ">") and fields is None:
+        ordered = made.newbyteorder(order)
+        return made if ordered.isnative else ordered
+    return made
+
+
+def _extension_dtype(name: ForeignObject) -> np.dtype[Any] | None:
+    """Return a dtype of ml_dtypes by the name of its scalar type."""
+    if name.how == "name" and name.module == "ml_dtypes" and name.name in NUMPY:
+        found: np.dtype[Any] = numpy_dtype(NUMPY[name.name].name)
+        return found
+    return None
+
+
+def _structure(names: Any, fields: Any, itemsize: Any, flags: Any) -> np.dtype[Any] | None:
+    if not (
+        type(names) is tuple
+        and len(names) <= _MAX_FIELDS
+        and type(fields) is dict
+        and all(type(name) is str and name in fields for name in names)
+        and type(itemsize) is int
+        and 0 <= itemsize < 1 << 31
+        and type(flags) is int
+    ):
+        return None
+    rows = [fields[name] for name in names]
+    if not all(
+        type(row) is tuple
+        and len(row) == 2
+        and isinstance(row[0], np.dtype)
+        and type(row[1]) is int
+        and 0 <= row[1] < 1 << 31
+        for row in rows
+    ):
+        return None
+    parts: Any = {
+        "names": list(names),
+        "formats": [row[0] for row in rows],
+        "offsets": [row[1] for row in rows],
+        "itemsize": itemsize,
+    }
+    made: np.dtype[Any] = np.dtype(parts, align=bool(flags & _ALIGNED))
+    return made
+
+
+def _subarray(base: Any) -> np.dtype[Any] | None:
+    if not (type(base) is tuple and len(base) == 2 and isinstance(base[0], np.dtype)):
+        return None
+    inner, shape = base
+    if not _is_shape(shape) or math.prod(shape) * inner.itemsize >= 1 << 31:
+        return None
+    return np.dtype((inner, shape))
+
+
+def _with_unit(spelled: str, metadata: Any) -> np.dtype[Any] | None:
+    """Return a dtype of times, whose unit stands at the end of the state."""
+    parts = metadata[1] if type(metadata) is tuple and len(metadata) == 2 else None
+    if type(parts) is not tuple or len(parts) < 2 or type(parts[1]) is not int:
+        return None
+    unit = parts[0].decode("latin1") if type(parts[0]) is bytes else parts[0]
+    if unit not in _UNITS or not 0 < parts[1] < 1 << 31:
+        return None
+    return np.dtype(spelled if unit == "generic" else f"{spelled}[{parts[1]}{unit}]")
+
+
+def _is_shape(shape: Any) -> bool:
+    return (
+        type(shape) is tuple
+        and len(shape) <= _MAX_DIMENSIONS
+        and all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
+    )
+
+
+# -- arrays and scalars ----------------------------------------------------------------------------
+
+
+def _array(dtype: Any, shape: Any, data: Any, *, fortran: bool) -> Any:
+    """Return an array over a copy of ``data``; KEEP if the parts are those of something else."""
+    raw = _data(data)
+    if not isinstance(dtype, np.dtype) or raw is None:
+        return KEEP
+    if not _is_shape(shape):
+        raise PickleError("a numpy array whose shape is none")
+    if math.prod(shape) * dtype.itemsize != len(raw):
+        raise PickleError(
+            f"a numpy array of shape {list(shape)} and dtype {dtype} has "
+            f"{math.prod(shape) * dtype.itemsize:,} bytes, and {len(raw):,} are given"
+        )
+    if math.prod(max(size, 1) for size in shape) * max(dtype.itemsize, 1) >= 1 << 63:
+        raise PickleError(f"a numpy array of shape {list(shape)}")
+    # Without bytes there may be a dtype without bytes: numpy makes no array from a buffer then.
+    made: Any = np.empty(shape, dtype, order="F" if fortran else "C")
+    if raw:
+        made.reshape(-1, order="A").view(np.uint8)[...] = np.frombuffer(raw, np.uint8)
+    return pickled_array(made)
+
+
+def _build_array(target: ForeignObject, state: Any) -> Any:
+    """Return the array of ``_reconstruct(ndarray, (0,), b'b')`` and its state."""
+    kind = target.args[0] if target.args else None
+    if (
+        not isinstance(kind, ForeignObject)
+        or (kind.module, kind.name, kind.how) != ("numpy", "ndarray", "name")
+        or type(state) is not tuple
+        or len(state) != 5
+    ):
+        return KEEP  # a subclass of ndarray has a state of its own
+    _, shape, dtype, fortran, data = state
+    return _array(dtype, shape, data, fortran=bool(fortran))
+
+
+def _from_buffer(args: Args) -> Any:
+    """Return the array that numpy writes at protocol 5, when its buffer is in the pickle."""
+    if len(args) not in (4, 5) or args[3] not in ("C", "F"):
+        return KEEP
+    return _array(args[1], args[2], args[0], fortran=args[3] == "F")
+
+
+def _scalar(args: Args) -> Any:
+    dtype = args[0] if len(args) == 2 else None
+    raw = _data(args[1]) if len(args) == 2 else None
+    if not isinstance(dtype, np.dtype) or raw is None:
+        return KEEP
+    if len(raw) != dtype.itemsize:
+        raise PickleError(f"a numpy scalar of {dtype} with {len(raw):,} bytes")
+    if not raw:
+        return np.zeros((), dtype)[()]
+    return np.frombuffer(raw, dtype)[0]
+
+
+#: By name, what takes the arguments of a call.
+NUMPY_CALLS: dict[Name, Callable[[Args], Any]] = {
+    **{(f"{module}.multiarray", "scalar"): _scalar for module in _MODULES},
+    **{(f"{module}.numeric", "_frombuffer"): _from_buffer for module in _MODULES},
+}
+
+#: By name, what an object and its state make together.
+NUMPY_BUILDS: dict[Name, Callable[[ForeignObject, Any], Any]] = {
+    ("numpy", "dtype"): _build_dtype,
+    **{(f"{module}.multiarray", "_reconstruct"): _build_array for module in _MODULES},
+}
+
+NUMPY_NAMES = frozenset([("numpy", "ndarray")])

@@ -1,0 +1,237 @@
+"""Plain values of Python that a pickle makes by a call: bytes, ranges, times, numbers, paths.
+
+Each function here checks its arguments and makes a value of the standard library that holds
+data and nothing else. What it cannot make, because the file is of another kind (a time zone of
+another library, a factory that is a function of somebody's own), it leaves as a ForeignObject.
+
+Source: the section "Other Python objects at protocol 2" of the format, and what CPython 3.8 to 3.13
+writes for the types of ``datetime``, ``decimal``, ``fractions``, ``pathlib`` and ``collections``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from torchzip.errors import PickleError
+from torchzip.pickling.table import KEEP, Name
+from torchzip.types import ForeignObject
+
+if TYPE_CHECKING:  # each is imported when a file has one: `import torchzip` should cost little
+    from decimal import Decimal
+    from fractions import Fraction
+
+Args = tuple[Any, ...]
+
+#: Digits of a number that is written as text: reading them costs quadratic time.
+_MAX_DIGITS = 4000
+#: Parts of a path; no system has longer ones.
+_MAX_PARTS = 4096
+
+
+def _encode(args: Args) -> bytes:
+    """``bytes`` as protocol 2 has them: latin-1 text, encoded."""
+    if not (
+        len(args) == 2
+        and all(type(part) is str for part in args)
+        and args[1] in ("latin1", "latin-1")
+    ):
+        raise PickleError("_codecs.encode is understood for text and 'latin1' only")
+    try:
+        encoded: bytes = args[0].encode("latin1")
+    except UnicodeEncodeError:
+        raise PickleError("_codecs.encode of text outside latin1") from None
+    return encoded
+
+
+def _bytes(args: Args) -> bytes:
+    if args:
+        raise PickleError("builtins.bytes is understood without arguments only")
+    return b""
+
+
+def _bytearray(args: Args) -> bytearray:
+    if not args:
+        return bytearray()
+    if len(args) == 1 and type(args[0]) is bytes:
+        return bytearray(args[0])
+    if len(args) == 2 and type(args[0]) is str:  # protocol 2 of Python 2
+        return bytearray(_encode(args))
+    raise PickleError("builtins.bytearray is understood for bytes only")
+
+
+def _complex(args: Args) -> complex:
+    if len(args) != 2 or not all(type(part) in (float, int) for part in args):
+        raise PickleError("builtins.complex takes two numbers")
+    try:
+        return complex(*args)
+    except OverflowError:
+        raise PickleError("builtins.complex of an int past the floats") from None
+
+
+def _range(args: Args) -> range:
+    if not 1 <= len(args) <= 3 or not all(type(part) is int for part in args):
+        raise PickleError("builtins.range takes one to three ints")
+    try:
+        return range(*args)
+    except ValueError:
+        raise PickleError("builtins.range with a step of 0") from None
+
+
+def _slice(args: Args) -> slice:
+    if len(args) != 3:
+        raise PickleError("builtins.slice takes three values")
+    return slice(*args)
+
+
+def _raw(value: Any) -> bytes | None:
+    """Return the bytes of a time, which Python 2 wrote as text."""
+    if type(value) is str:
+        try:
+            return value.encode("latin1")
+        except UnicodeEncodeError:
+            return None
+    return value if type(value) is bytes else None
+
+
+def _moment(kind: type[datetime] | type[time], nbytes: int) -> Callable[[Args], Any]:
+    def make(args: Args) -> Any:
+        raw = _raw(args[0]) if 1 <= len(args) <= 2 else None
+        if raw is None or len(raw) != nbytes:
+            raise PickleError(f"datetime.{kind.__name__} takes {nbytes} bytes and a time zone")
+        if len(args) == 2 and not isinstance(args[1], timezone | None):
+            return KEEP  # a time zone of another library
+        try:
+            return kind(raw, *args[1:])  # type: ignore[arg-type]
+        except (ValueError, TypeError):
+            raise PickleError(f"datetime.{kind.__name__} of {raw!r}, which is none") from None
+
+    return make
+
+
+def _date(args: Args) -> date:
+    raw = _raw(args[0]) if len(args) == 1 else None
+    if raw is None or len(raw) != 4:
+        raise PickleError("datetime.date takes 4 bytes")
+    try:
+        return date(raw)  # type: ignore[arg-type, call-arg]
+    except (ValueError, TypeError):
+        raise PickleError(f"datetime.date of {raw!r}, which is none") from None
+
+
+def _timedelta(args: Args) -> timedelta:
+    if len(args) != 3 or not all(type(part) is int for part in args):
+        raise PickleError("datetime.timedelta takes days, seconds and microseconds")
+    try:
+        return timedelta(*args)
+    except OverflowError:
+        raise PickleError("datetime.timedelta past its range") from None
+
+
+def _timezone(args: Args) -> timezone:
+    if not (
+        1 <= len(args) <= 2
+        and type(args[0]) is timedelta
+        and (len(args) == 1 or type(args[1]) is str)
+    ):
+        raise PickleError("datetime.timezone takes an offset and a name")
+    try:
+        return timezone(*args)
+    except ValueError:
+        raise PickleError(f"datetime.timezone of {args[0]!r}, which is a day or more") from None
+
+
+def _decimal(args: Args) -> Decimal:
+    from decimal import Decimal, InvalidOperation
+
+    if len(args) != 1 or type(args[0]) is not str or len(args[0]) > _MAX_DIGITS:
+        raise PickleError(f"decimal.Decimal takes a text of up to {_MAX_DIGITS} characters")
+    try:
+        return Decimal(args[0])
+    except InvalidOperation:
+        raise PickleError(f"decimal.Decimal of {args[0][:40]!r}, which is no number") from None
+
+
+def _fraction(args: Args) -> Fraction:
+    from fractions import Fraction
+
+    if len(args) == 1 and type(args[0]) is str and len(args[0]) <= _MAX_DIGITS:  # before 3.12
+        try:
+            # As it writes itself; other spellings (1e1000000) could cost any amount of memory.
+            args = tuple(int(part) for part in args[0].split("/"))
+        except ValueError:
+            raise PickleError(f"fractions.Fraction of {args[0][:40]!r}") from None
+        args = args if len(args) == 2 else (*args, 1)
+    if len(args) != 2 or not all(type(part) is int for part in args) or not args[1]:
+        raise PickleError("fractions.Fraction takes a numerator and a denominator")
+    return Fraction(*args)
+
+
+def _path(kind: str) -> Callable[[Args], Any]:
+    def make(args: Args) -> Any:
+        import pathlib
+
+        if len(args) > _MAX_PARTS or not all(type(part) is str for part in args):
+            raise PickleError(f"pathlib.{kind} takes texts")
+        try:
+            return getattr(pathlib, kind)(*args)  # splits text, and looks at no file
+        except NotImplementedError:
+            return KEEP  # a path of another system
+
+    return make
+
+
+def _deque(args: Args) -> Any:
+    if len(args) > 2 or (args and type(args[0]) not in (list, tuple)):
+        raise PickleError("collections.deque takes a list and a length")
+    most = args[1] if len(args) == 2 else None
+    if most is not None and not (type(most) is int and 0 <= most < 1 << 63):
+        raise PickleError("collections.deque with a length that is none")
+    return deque(args[0] if args else (), most)
+
+
+#: What a defaultdict may make its values with and still be one here.
+_FACTORIES: dict[Name, Callable[[], Any]] = {
+    **{
+        ("builtins", kind.__name__): kind
+        for kind in (list, dict, set, tuple, int, float, complex, bool, str, bytes, frozenset)
+    },
+    **{("collections", kind.__name__): kind for kind in (OrderedDict, Counter, deque)},
+}
+
+
+def _defaultdict(args: Args) -> Any:
+    factory = args[0] if len(args) == 1 else None
+    if isinstance(factory, ForeignObject) and factory.how == "name":
+        known = _FACTORIES.get((factory.module, factory.name))
+        return KEEP if known is None else defaultdict(known)
+    return defaultdict() if args in ((), (None,)) else KEEP
+
+
+_PATHS = "PurePosixPath PureWindowsPath PosixPath WindowsPath".split()
+
+#: By name, what takes the arguments of a call.
+PYTHON_CALLS: dict[Name, Callable[[Args], Any]] = {
+    ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _bytes,
+    ("builtins", "bytearray"): _bytearray,
+    ("builtins", "complex"): _complex,
+    ("builtins", "range"): _range,
+    ("builtins", "slice"): _slice,
+    ("collections", "deque"): _deque,
+    ("collections", "defaultdict"): _defaultdict,
+    ("datetime", "datetime"): _moment(datetime, 10),
+    ("datetime", "time"): _moment(time, 6),
+    ("datetime", "date"): _date,
+    ("datetime", "timedelta"): _timedelta,
+    ("datetime", "timezone"): _timezone,
+    ("decimal", "Decimal"): _decimal,
+    ("fractions", "Fraction"): _fraction,
+    # 3.13 calls the module by another name.
+    **{(module, kind): _path(kind) for module in ("pathlib", "pathlib._local") for kind in _PATHS},
+}
+
+#: Known as what a defaultdict makes its values with.
+PYTHON_NAMES = frozenset(_FACTORIES)
