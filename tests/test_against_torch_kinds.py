@@ -672,12 +672,13 @@ def test_incremental(torch: Any, name: str) -> None:
                 {
                     "arrays": out.store_early(from_numpy(torch, tensor)),
                     "lazy": out.store_early(ckpt.root),
+                    "eager": out.store_early(tz.load(io.BytesIO(data))),
                     "parameter": out.store_early(Parameter(ckpt.root, False)),
                     "late": ckpt.root,
                 }
             )
         again = load_again(torch, file.getvalue())
-        assert list(again) == ["arrays", "lazy", "parameter", "late"]
+        assert list(again) == ["arrays", "lazy", "eager", "parameter", "late"]
         for held in again.values():
             check_tensor(torch, tz.load(io.BytesIO(data)), held)
         assert isinstance(again["parameter"], torch.nn.Parameter)
@@ -875,3 +876,20 @@ def test_distributed_tensor(torch: Any, tmp_path: Path) -> None:
     with tz.lazy_load(tmp_path / "c.pt") as ckpt:
         assert ckpt["w"].torch_dtype == "float16"
         assert ckpt["weight._local_tensor"].torch_dtype == "float32"
+
+
+def test_quantized_in_a_distributed_checkpoint(torch: Any, tmp_path: Path) -> None:
+    """Torch writes it as the one item that it is; that it is not read is said by name."""
+    if not torch.distributed.is_available():
+        pytest.skip("this build of torch has no torch.distributed")
+    from torch.distributed import checkpoint as dcp
+
+    with quiet():
+        q = torch.quantize_per_tensor(_x(torch), 0.1, 3, torch.qint8)
+        dcp.save({"q": q, "w": torch.ones(2)}, checkpoint_id=tmp_path / "dcp")
+    with tz.lazy_load(tmp_path / "dcp") as ckpt:
+        assert ckpt["w"].numpy().tolist() == [1, 1]
+        with pytest.raises(tz.UnsupportedError, match="a quantized tensor"):
+            ckpt["q"].numpy()
+    with pytest.raises(tz.UnsupportedError, match="a quantized tensor"):
+        tz.load(tmp_path / "dcp")

@@ -351,7 +351,7 @@ def _allowed() -> contextlib.AbstractContextManager[Any]:
 def read_lazily(data: bytes) -> None:
     """Do everything that a user would do with an untrusted file."""
     with _allowed(), tz.lazy_load(io.BytesIO(data)) as checkpoint:
-        assert checkpoint.format in ("zip", "legacy", "safetensors", "torchscript")
+        assert checkpoint.format in ("zip", "legacy", "safetensors", "torchscript", "tar", "pt2")
         assert repr(checkpoint)
         with _allowed():
             checkpoint.verify()

@@ -322,9 +322,10 @@ def _merged(names: list[Name], more: list[Name]) -> list[Name]:
 
 
 def _is_tensor(value: Any) -> bool:
-    if isinstance(value, Parameter):
-        value = value.data
-    return isinstance(value, (LazyTensor, OtherTensor))
+    if type(value) is LazyTensor:
+        return True
+    held = value.data if isinstance(value, Parameter) else value
+    return isinstance(held, LazyTensor | OtherTensor)
 
 
 def _open_again(path: str, foreign: Foreign, limits: Limits) -> Checkpoint:

@@ -438,7 +438,11 @@ def _parts_of_other(tensor: OtherTensor) -> list[Any]:
         if isinstance(array, np.ndarray):
             parts[0] = TypedArray(array, tensor.torch_dtype)
     if isinstance(tensor, NestedTensor) and type(tensor.constructor) is dict:
-        parts += tensor.constructor.values()
+        parts += [
+            value
+            for name, value in tensor.constructor.items()
+            if name not in ("values", "offsets", "lengths")  # which are parts
+        ]
     return [*parts, tensor.attributes]
 
 

@@ -38,6 +38,7 @@ from torchzip.pickling.table import Name
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
+from torchzip.types import OtherTensor
 
 METADATA_NAME = ".metadata"
 
@@ -339,6 +340,12 @@ class ItemChunk(Chunk):
         """
         if self._spec is None:
             spec = _open_item(self._part, self._limits).read(_ItemFactory).root
+            if isinstance(spec, OtherTensor):
+                kind = spec.kind.replace("_", " ")
+                raise UnsupportedError(
+                    f"a {kind} tensor in a distributed checkpoint; these are not read yet",
+                    path=self.place,
+                )
             if type(spec) is not TensorSpec:
                 raise TensorError("an item that should be a tensor is none", path=self.place)
             if spec.torch_dtype != self._torch_dtype or spec.shape != self.sizes:

@@ -46,21 +46,20 @@ def sparse_to_dense(tensor: SparseTensor) -> Array:
         raise UnsupportedError(f"numpy cannot add values of dtype {tensor.torch_dtype}")
     dtype = numpy_dtype(tensor.torch_dtype)
     nbytes = math.prod(tensor.shape) * dtype.itemsize
+    blocks = tensor.layout in ("sparse_bsr", "sparse_bsc")  # they are put in order at the end
     _check_memory(
-        nbytes + _expanded_nbytes(tensor.parts),
+        nbytes * (2 if blocks else 1) + _expanded_nbytes(tensor.parts),
         f"a dense array for a {tensor.layout} tensor of shape {list(tensor.shape)}",
     )
+    tensor = tensor.with_parts(as_array)  # read once
     check_values(tensor)
     if not math.prod(tensor.shape):
         return np.zeros(tensor.shape, dtype)
-    values = as_array(tensor.values)
-    if tensor.layout == "sparse_coo":
-        return _coo(tensor, values, dtype)
-    return _compressed(tensor, values, dtype)
+    return (_coo if tensor.layout == "sparse_coo" else _compressed)(tensor, dtype)
 
 
-def _coo(tensor: SparseTensor, values: Array, dtype: np.dtype[Any]) -> Array:
-    indices = as_array(tensor.indices)
+def _coo(tensor: SparseTensor, dtype: np.dtype[Any]) -> Array:
+    indices, values = tensor.indices, tensor.values
     dimensions = len(indices)
     places = np.zeros(indices.shape[1], np.int64)
     for size, row in zip(tensor.shape[:dimensions], indices, strict=True):
@@ -70,9 +69,10 @@ def _coo(tensor: SparseTensor, values: Array, dtype: np.dtype[Any]) -> Array:
     return dense.reshape(tensor.shape)
 
 
-def _compressed(tensor: SparseTensor, values: Array, dtype: np.dtype[Any]) -> Array:
+def _compressed(tensor: SparseTensor, dtype: np.dtype[Any]) -> Array:
     by_rows, blocks = COMPRESSED[tensor.layout]
-    compressed, plain = (as_array(part).astype(np.int64) for part in tensor.indices)
+    compressed, plain = (part.astype(np.int64) for part in tensor.indices)
+    values: Array = tensor.values
     batch = plain.ndim - 1
     batches, nnz = math.prod(plain.shape[:-1]), plain.shape[-1]
     block = values.shape[batch + 1 : batch + 3] if blocks else (1, 1)
@@ -150,14 +150,15 @@ def nested_arrays(tensor: NestedTensor) -> list[Array]:
     _check_memory(
         count * _ARRAY_NBYTES + _expanded_nbytes(tensor.parts), f"a nested tensor of {count:,}"
     )
+    tensor = tensor.with_parts(as_array)  # read once
     check_values(tensor)
-    values = as_array(tensor.values)
-    offsets = as_array(tensor.offsets).tolist()
+    values = tensor.values
+    offsets = tensor.offsets.tolist()
     if tensor.layout == "jagged":
         axis = (slice(None),) * (tensor.ragged_idx - 1)
         ends = offsets[1:]
         if tensor.lengths is not None:
-            lengths = as_array(tensor.lengths).tolist()
+            lengths = tensor.lengths.tolist()
             ends = [start + length for start, length in zip(offsets, lengths, strict=False)]
         return [
             values[(*axis, slice(start, end))] for start, end in zip(offsets, ends, strict=False)
@@ -165,9 +166,7 @@ def nested_arrays(tensor: NestedTensor) -> list[Array]:
     if not offsets:
         return []
     made = []
-    rows = zip(
-        as_array(tensor.sizes).tolist(), as_array(tensor.strides).tolist(), offsets, strict=True
-    )
+    rows = zip(tensor.sizes.tolist(), tensor.strides.tolist(), offsets, strict=True)
     for sizes, strides, offset in rows:
         if 0 in sizes:
             made.append(np.empty(sizes, values.dtype))

@@ -540,5 +540,6 @@ _NAMES = frozenset(
         ("torch.nn.parameter", "Buffer"),
         ("torch.storage", "TypedStorage"),
         (NJT, "NestedTensor"),
+        ("torch._dynamo.decorators", "_DimRange"),  # in what a jagged nested tensor has cached
     ]
 )
