@@ -707,3 +707,15 @@ def test_mutated_pickles(seed: bytes, changes: list[tuple[float, int, int]]) -> 
         else:
             data[at:at] = data[at : at + byte]
     _only_our_errors(bytes(data))
+
+
+def test_chain_of_attributes_is_bounded() -> None:
+    """Names of nested classes are joined, up to a length; beyond, the calls stay what they are."""
+    step = b.name("builtins", "getattr") + b"q\x01h\x00" + b.text("inner") + b"\x86Rq\x00"
+    made = run(b.stream(b.name("m", "Outer"), b"q\x00", step * 20_000, b"h\x00"))
+    assert made.name == "getattr"
+    depth = 0
+    while made.how == "call":
+        assert len(made.name) < 1000
+        made, depth = made.args[0], depth + 1
+    assert (made.name, depth) == ("Outer", 20_000)

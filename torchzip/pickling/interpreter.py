@@ -15,14 +15,22 @@ from __future__ import annotations
 
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict, deque
 from typing import Any
 
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
+from torchzip.pickling.objects import (
+    add_items,
+    append,
+    build,
+    call,
+    dropped,
+    new,
+    set_items,
+)
 from torchzip.pickling.opcodes import BY_CODE
 from torchzip.pickling.python2 import python2_string, unquote
-from torchzip.pickling.table import KEEP, Name, Shortcut, Table
+from torchzip.pickling.table import Name, Shortcut, Table
 from torchzip.types import ForeignObject
 
 _U16 = struct.Struct("<H").unpack_from
@@ -163,7 +171,7 @@ class Interpreter:
                 position = end
             elif op == 0x52:  # REDUCE
                 args = pop()
-                stack[-1] = self._call(stack[-1], args)
+                stack[-1] = call(self._table, stack[-1], args)
                 if type(stack[-1]) is ForeignObject:
                     self._await_build(stack[-1], position, len(memo))
             elif op == 0x74:  # TUPLE
@@ -210,26 +218,26 @@ class Interpreter:
                 push({} if op == 0x7D else [] if op == 0x5D else set())
             elif op == 0x73:  # SETITEM
                 value, key = pop(), pop()
-                self._set_items(stack[-1], [key, value])
+                set_items(self._table, stack[-1], [key, value])
             elif op == 0x75:  # SETITEMS
                 items = stack
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
-                self._set_items(stack[-1], items)
+                set_items(self._table, stack[-1], items)
             elif op == 0x61:  # APPEND
                 value = pop()
-                self._append(stack[-1], [value])
+                append(stack[-1], [value])
             elif op == 0x65:  # APPENDS
                 items = stack
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
-                self._append(stack[-1], items)
+                append(stack[-1], items)
             elif op == 0x62:  # BUILD
                 state = pop()
                 stack[-1] = self._build(stack[-1], state, memo)
             elif op == 0x81:  # NEWOBJ
                 args = pop()
-                stack[-1] = self._new(stack[-1], args, None)
+                stack[-1] = new(self._table, stack[-1], args, None)
                 if type(stack[-1]) is ForeignObject:
                     self._await_build(stack[-1], position, len(memo))
             elif op == 0x2E:  # STOP
@@ -302,10 +310,10 @@ class Interpreter:
                 if op == 0x91:
                     push(frozenset(items))
                 else:
-                    self._add_items(stack[-1], items)
+                    add_items(stack[-1], items)
             elif op == 0x30:  # POP
                 if stack:
-                    self._dropped(stack.pop(), stack)
+                    dropped(stack.pop(), stack)
                 elif below:
                     stack = below.pop()
                     push, pop = stack.append, stack.pop
@@ -318,7 +326,7 @@ class Interpreter:
                 push(stack[-1])
             elif op == 0x92:  # NEWOBJ_EX
                 kwargs, args = pop(), pop()
-                stack[-1] = self._new(stack[-1], args, kwargs)
+                stack[-1] = new(self._table, stack[-1], args, kwargs)
             elif op == 0x6C:  # LIST
                 items = stack
                 stack = _under_mark(below)
@@ -329,7 +337,7 @@ class Interpreter:
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
                 made: dict[Any, Any] = {}
-                self._set_items(made, items)
+                set_items(self._table, made, items)
                 push(made)
             elif op == 0x69:  # INST
                 module, position = self._line(position)
@@ -337,12 +345,12 @@ class Interpreter:
                 items = stack
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
-                push(self._call(self._name(_utf8(module), _utf8(name)), tuple(items)))
+                push(call(self._table, self._name(_utf8(module), _utf8(name)), tuple(items)))
             elif op == 0x6F:  # OBJ
                 items = stack
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
-                push(self._call(items[0], tuple(items[1:])))
+                push(call(self._table, items[0], tuple(items[1:])))
             elif op == 0x50:  # PERSID
                 line, position = self._line(position)
                 push(self._table.persistent(_utf8(line)))
@@ -449,51 +457,6 @@ class Interpreter:
                 self._trigger, self._shortcut = value, shortcut[1](self._names)
         return value
 
-    def _call(self, callee: Any, args: Any) -> Any:
-        if type(callee) is not ForeignObject:
-            raise PickleError(f"a call of {_kind(callee)}, which is no name")
-        if not isinstance(args, tuple):
-            prefix = self._table.one_value
-            if prefix is None or not callee.module.startswith(prefix):
-                raise PickleError(f"a call with {_kind(args)} for its arguments")
-            args = (args,)
-        if callee.how == "name":
-            handler = self._table.calls.get((callee.module, callee.name))
-            if handler is not None:
-                made = handler(args)
-                if made is not KEEP:
-                    return made
-        module, name = callee.module, callee.name
-        first = args[0] if args else None
-        if type(first) is ForeignObject:
-            # Protocol 2 writes a nested class as getattr(Outer, "Inner"), protocols 0 and 1 a new
-            # object as _reconstructor(Class, object, None). They are better called by the class.
-            called = (module, name)
-            if called == ("builtins", "getattr") and len(args) == 2 and type(args[1]) is str:
-                module, name = first.module, f"{first.name}.{args[1]}"
-            elif called == ("copyreg", "_reconstructor") and first.how == "name":
-                module, name = first.module, first.name
-        return ForeignObject(module, name, args, callee=callee, how="call")
-
-    def _new(self, callee: Any, args: Any, kwargs: Any) -> Any:
-        if type(callee) is not ForeignObject:
-            raise PickleError(f"a new object of {_kind(callee)}, which is no class")
-        if not isinstance(args, tuple):
-            raise PickleError(f"a new object with {_kind(args)} for its arguments")
-        if kwargs is not None and not (
-            type(kwargs) is dict and all(type(key) is str for key in kwargs)
-        ):
-            raise PickleError(f"a new object with {_kind(kwargs)} for its keywords")
-        if not args and not kwargs and callee.how == "name":
-            handler = self._table.calls.get((callee.module, callee.name))
-            if handler is not None:
-                made = handler(())
-                if made is not KEEP:
-                    return made
-        return ForeignObject(
-            callee.module, callee.name, args, kwargs or None, callee=callee, how="new"
-        )
-
     def _extension(self, code: int) -> ForeignObject:
         """Return what stands for a code of ``copyreg``'s registry, which is not in the file."""
         if not 0 < code < 1 << 31:
@@ -521,93 +484,15 @@ class Interpreter:
             return
         self._awaiting[id(made)] = (made, number)
 
-    def _dropped(self, value: Any, stack: list[Any]) -> None:
-        """Keep what a state setter was called with.
-
-        A reduction of six elements is written as setter(object, state) and a POP of the
-        result; dropping the call would drop the state.
-        """
-        if (
-            type(value) is ForeignObject
-            and stack
-            and type(stack[-1]) is ForeignObject
-            and value.how == "call"
-            and value.args is not None
-            and len(value.args) == 2
-            and value.args[0] is stack[-1]
-        ):
-            stack[-1].setter = value.callee
-            stack[-1].state = value.args[1]
-
-    # -- containers --------------------------------------------------------------------------
-
-    def _append(self, target: Any, items: list[Any]) -> None:
-        if type(target) is list or type(target) is deque:
-            target.extend(items)
-        elif type(target) is ForeignObject and target.how != "name":
-            if target.items is None:
-                target.items = []
-            if not isinstance(target.items, list):
-                raise UnsupportedError(f"{target!r} has list items and dict items")
-            target.items.extend(items)
-        else:
-            raise PickleError(f"APPEND to {_kind(target)}")
-
-    def _set_items(self, target: Any, items: list[Any]) -> None:
-        if isinstance(target, dict):
-            mapping = target
-        elif type(target) is ForeignObject and target.how != "name":
-            if target.items is None:
-                target.items = {}
-            if not isinstance(target.items, dict):
-                raise UnsupportedError(f"{target!r} has list items and dict items")
-            mapping = target.items
-        else:
-            raise PickleError(f"SETITEM on {_kind(target)}")
-        if len(items) % 2:
-            raise PickleError("a key without a value")
-        pairs = iter(items)
-        for key in pairs:
-            if type(key) is not str:
-                self._table.keys(key)
-            mapping[key] = next(pairs)
-
-    def _add_items(self, target: Any, items: list[Any]) -> None:
-        if type(target) is ForeignObject and target.how != "name":
-            if target.items is None:
-                target.items = set()
-            if not isinstance(target.items, set):
-                raise UnsupportedError(f"{target!r} has items of two kinds")
-            target.items.update(items)
-        elif type(target) is set:
-            target.update(items)
-        else:
-            raise PickleError(f"ADDITEMS on {_kind(target)}")
-
     def _build(self, target: Any, state: Any, memo: dict[int, Any]) -> Any:
         """Give an object its state; return it, or what the two make together."""
-        if type(target) is ForeignObject and target.how != "name":
-            if target.state is not None:
-                raise UnsupportedError(f"{target!r} is given a state twice")
-            target.state = state
-            handler = self._table.builds.get((target.module, target.name))
-            if handler is not None:
-                made = handler(target, state)
-                if made is not KEEP:
-                    # From here on it is the other; what met it before has the inert object.
-                    _, number = self._awaiting.pop(id(target), (None, -1))
-                    if memo.get(number) is target:
-                        memo[number] = made
-                    return made
-        elif isinstance(target, OrderedDict) and type(state) is dict:
-            # `module.state_dict()` carries its `_metadata` so.
-            for key, value in state.items():
-                if type(key) is not str or hasattr(type(target), key):
-                    raise PickleError(f"BUILD sets {str(key)[:40]!r} on an OrderedDict")
-                target.__dict__[key] = value
-        else:
-            raise UnsupportedError(f"BUILD on {_kind(target)} with {_kind(state)}")
-        return target
+        made = build(self._table, target, state)
+        if made is not target:
+            # From here on it is the other; what met it before has the inert object.
+            _, number = self._awaiting.pop(id(target), (None, -1))
+            if memo.get(number) is target:
+                memo[number] = made
+        return made
 
 
 def _under_mark(below: list[list[Any]]) -> list[Any]:
@@ -621,14 +506,6 @@ def _recall(memo: dict[int, Any], index: int) -> Any:
         return memo[index]
     except KeyError:
         raise PickleError(f"memo number {index} was never set") from None
-
-
-def _kind(value: Any) -> str:
-    """Name a value for an error, whatever it is."""
-    if type(value) is ForeignObject:
-        return repr(value)
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _utf8(line: bytes) -> str:

@@ -1,0 +1,165 @@
+"""What the opcodes that call, make and fill objects come to, without an object being made.
+
+A name of the table is handed its arguments through a function of torchzip's own; any other
+becomes a `ForeignObject`, and arguments, items and state are put into that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Any
+
+from torchzip.errors import PickleError, UnsupportedError
+from torchzip.pickling.table import KEEP, Table
+from torchzip.types import ForeignObject
+
+#: Characters of the name of a nested class.
+_MAX_NAME = 1000
+
+
+def call(table: Table, callee: Any, args: Any) -> Any:
+    """Return what a name gives when it is called, as the table has it; else an inert call."""
+    if type(callee) is not ForeignObject:
+        raise PickleError(f"a call of {kind_of(callee)}, which is no name")
+    if not isinstance(args, tuple):
+        prefix = table.one_value
+        if prefix is None or not callee.module.startswith(prefix):
+            raise PickleError(f"a call with {kind_of(args)} for its arguments")
+        args = (args,)
+    if callee.how == "name":
+        handler = table.calls.get((callee.module, callee.name))
+        if handler is not None:
+            made = handler(args)
+            if made is not KEEP:
+                return made
+    module, name = callee.module, callee.name
+    first = args[0] if args else None
+    if type(first) is ForeignObject:
+        # Protocol 2 writes a nested class as getattr(Outer, "Inner"), protocols 0 and 1 a new
+        # object as _reconstructor(Class, object, None). They are better called by the class.
+        called = (module, name)
+        if called == ("builtins", "getattr") and len(args) == 2 and type(args[1]) is str:
+            # A chain of them could make names of any length, each a copy of the one before.
+            joined = (first.module, first.name) != called
+            if joined and len(first.name) + len(args[1]) < _MAX_NAME:
+                module, name = first.module, f"{first.name}.{args[1]}"
+        elif called == ("copyreg", "_reconstructor") and first.how == "name":
+            module, name = first.module, first.name
+    return ForeignObject(module, name, args, callee=callee, how="call")
+
+
+def new(table: Table, callee: Any, args: Any, kwargs: Any) -> Any:
+    """Return a new object of a class, as the table has it; else an inert one."""
+    if type(callee) is not ForeignObject:
+        raise PickleError(f"a new object of {kind_of(callee)}, which is no class")
+    if not isinstance(args, tuple):
+        raise PickleError(f"a new object with {kind_of(args)} for its arguments")
+    if kwargs is not None and not (
+        type(kwargs) is dict and all(type(key) is str for key in kwargs)
+    ):
+        raise PickleError(f"a new object with {kind_of(kwargs)} for its keywords")
+    if not args and not kwargs and callee.how == "name":
+        handler = table.calls.get((callee.module, callee.name))
+        if handler is not None:
+            made = handler(())
+            if made is not KEEP:
+                return made
+    return ForeignObject(callee.module, callee.name, args, kwargs or None, callee=callee, how="new")
+
+
+def dropped(value: Any, stack: list[Any]) -> None:
+    """Keep what a state setter was called with.
+
+    A reduction of six elements is written as setter(object, state) and a POP of the
+    result; dropping the call would drop the state.
+    """
+    if (
+        type(value) is ForeignObject
+        and stack
+        and type(stack[-1]) is ForeignObject
+        and value.how == "call"
+        and value.args is not None
+        and len(value.args) == 2
+        and value.args[0] is stack[-1]
+    ):
+        stack[-1].setter = value.callee
+        stack[-1].state = value.args[1]
+
+
+def append(target: Any, items: list[Any]) -> None:
+    """Add items to a list, or to what would have become one."""
+    if type(target) is list or type(target) is deque:
+        target.extend(items)
+    elif type(target) is ForeignObject and target.how != "name":
+        if target.items is None:
+            target.items = []
+        if not isinstance(target.items, list):
+            raise UnsupportedError(f"{target!r} has list items and dict items")
+        target.items.extend(items)
+    else:
+        raise PickleError(f"APPEND to {kind_of(target)}")
+
+
+def set_items(table: Table, target: Any, items: list[Any]) -> None:
+    """Set keys and values, which stand in turn, in a dict or in what would have become one."""
+    if isinstance(target, dict):
+        mapping = target
+    elif type(target) is ForeignObject and target.how != "name":
+        if target.items is None:
+            target.items = {}
+        if not isinstance(target.items, dict):
+            raise UnsupportedError(f"{target!r} has list items and dict items")
+        mapping = target.items
+    else:
+        raise PickleError(f"SETITEM on {kind_of(target)}")
+    if len(items) % 2:
+        raise PickleError("a key without a value")
+    pairs = iter(items)
+    for key in pairs:
+        if type(key) is not str:
+            table.keys(key)
+        mapping[key] = next(pairs)
+
+
+def add_items(target: Any, items: list[Any]) -> None:
+    """Add items to a set, or to what would have become one."""
+    if type(target) is ForeignObject and target.how != "name":
+        if target.items is None:
+            target.items = set()
+        if not isinstance(target.items, set):
+            raise UnsupportedError(f"{target!r} has items of two kinds")
+        target.items.update(items)
+    elif type(target) is set:
+        target.update(items)
+    else:
+        raise PickleError(f"ADDITEMS on {kind_of(target)}")
+
+
+def build(table: Table, target: Any, state: Any) -> Any:
+    """Give an object its state; return it, or what the two make together."""
+    if type(target) is ForeignObject and target.how != "name":
+        if target.state is not None:
+            raise UnsupportedError(f"{target!r} is given a state twice")
+        target.state = state
+        handler = table.builds.get((target.module, target.name))
+        if handler is not None:
+            made = handler(target, state)
+            if made is not KEEP:
+                return made
+    elif isinstance(target, OrderedDict) and type(state) is dict:
+        # `module.state_dict()` carries its `_metadata` so.
+        for key, value in state.items():
+            if type(key) is not str or hasattr(type(target), key):
+                raise PickleError(f"BUILD sets {str(key)[:40]!r} on an OrderedDict")
+            target.__dict__[key] = value
+    else:
+        raise UnsupportedError(f"BUILD on {kind_of(target)} with {kind_of(state)}")
+    return target
+
+
+def kind_of(value: Any) -> str:
+    """Name a value for an error, whatever it is."""
+    if type(value) is ForeignObject:
+        return repr(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
