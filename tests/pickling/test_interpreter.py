@@ -22,11 +22,13 @@ from hypothesis import strategies as st
 
 from tests import builders as b
 from tests.pickling.graphs import TREES, TREES_WITH_BYTEARRAYS, cycles, graph
+from torchzip.checkpoint.lazy import LazyFactory
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
 from torchzip.pickling.opcodes import OPCODES
 from torchzip.pickling.table import Table
+from torchzip.tensors.rebuild import Rebuilder
 from torchzip.types import ForeignObject
 
 _CALLS: dict[tuple[str, str], Any] = {
@@ -719,3 +721,27 @@ def test_chain_of_attributes_is_bounded() -> None:
         assert len(made.name) < 1000
         made, depth = made.args[0], depth + 1
     assert (made.name, depth) == ("Outer", 20_000)
+
+
+@pytest.mark.parametrize(
+    "name", [("builtins", "set"), ("collections", "deque"), ("builtins", "frozenset")]
+)
+def test_calls_that_copy_are_bounded(name: tuple[str, str]) -> None:
+    """A list that is mentioned many times is not copied each time without end."""
+    listed = b"](" + b"K\x01" * 10_000 + b"eq\x00\x85q\x010" + b.name(*name) + b"q\x020"
+    data = b.stream(b"(", listed, b"h\x02h\x01R0" * 20_000, b"N")
+    with pytest.raises(LimitError, match="argument_items"):
+        run(data, Rebuilder(LazyFactory(_no_storage)).table)
+
+
+def test_bytes_that_copy_are_bounded() -> None:
+    """Nor is a text that is made bytes again and again."""
+    text = b.text("x" * 100_000) + b"q\x00" + b.text("latin1") + b"\x86q\x010"
+    encode = b.name("_codecs", "encode") + b"q\x020"
+    data = b.stream(b"(", text, encode, b"h\x02h\x01R" * 3000, b"l")
+    with pytest.raises(LimitError, match="argument_items"):
+        run(data, Rebuilder(LazyFactory(_no_storage)).table)
+
+
+def _no_storage(*arguments: Any) -> Any:
+    raise AssertionError("none of these has a tensor")

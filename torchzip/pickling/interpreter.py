@@ -27,6 +27,7 @@ from torchzip.pickling.objects import (
     dropped,
     new,
     set_items,
+    size_of,
 )
 from torchzip.pickling.opcodes import BY_CODE
 from torchzip.pickling.python2 import python2_string, unquote
@@ -82,6 +83,7 @@ class Interpreter:
         self._trigger: Any = _NOTHING
         self._shortcut: Shortcut | None = None
         self._protocol = 0
+        self._arguments_left = 0
         self.position = 0
 
     @property
@@ -130,6 +132,7 @@ class Interpreter:
         pop = stack.pop
         self._protocol = 0
         containers_left = self._limits.containers + len(data) // 8
+        self._arguments_left = self._limits.argument_items + 8 * len(data)
         while True:
             self.position = position
             op = data[position]
@@ -171,7 +174,7 @@ class Interpreter:
                 position = end
             elif op == 0x52:  # REDUCE
                 args = pop()
-                stack[-1] = call(self._table, stack[-1], args)
+                stack[-1] = self._call(stack[-1], args)
                 if type(stack[-1]) is ForeignObject:
                     self._await_build(stack[-1], position, len(memo))
             elif op == 0x74:  # TUPLE
@@ -345,12 +348,12 @@ class Interpreter:
                 items = stack
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
-                push(call(self._table, self._name(_utf8(module), _utf8(name)), tuple(items)))
+                push(self._call(self._name(_utf8(module), _utf8(name)), tuple(items)))
             elif op == 0x6F:  # OBJ
                 items = stack
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
-                push(call(self._table, items[0], tuple(items[1:])))
+                push(self._call(items[0], tuple(items[1:])))
             elif op == 0x50:  # PERSID
                 line, position = self._line(position)
                 push(self._table.persistent(_utf8(line)))
@@ -457,6 +460,19 @@ class Interpreter:
                 self._trigger, self._shortcut = value, shortcut[1](self._names)
         return value
 
+    def _call(self, callee: Any, args: Any) -> Any:
+        # What is not in the table is kept as it is, and copies nothing.
+        if type(callee) is ForeignObject and (callee.module, callee.name) in self._table.calls:
+            self._charge(args)
+        return call(self._table, callee, args)
+
+    def _charge(self, args: Any) -> None:
+        """Count what a call may copy."""
+        self._arguments_left -= size_of(args)
+        if self._arguments_left < 0:
+            bound = self._limits.argument_items + 8 * len(self._data)
+            raise LimitError("argument_items", bound - self._arguments_left, bound)
+
     def _extension(self, code: int) -> ForeignObject:
         """Return what stands for a code of ``copyreg``'s registry, which is not in the file."""
         if not 0 < code < 1 << 31:
@@ -486,6 +502,8 @@ class Interpreter:
 
     def _build(self, target: Any, state: Any, memo: dict[int, Any]) -> Any:
         """Give an object its state; return it, or what the two make together."""
+        if type(target) is ForeignObject and (target.module, target.name) in self._table.builds:
+            self._charge(state)
         made = build(self._table, target, state)
         if made is not target:
             # From here on it is the other; what met it before has the inert object.

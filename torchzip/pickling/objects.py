@@ -13,6 +13,16 @@ from torchzip.errors import PickleError, UnsupportedError
 from torchzip.pickling.table import KEEP, Table
 from torchzip.types import ForeignObject
 
+_SIZED = frozenset([list, tuple, dict, str, bytes, bytearray])
+
+
+def size_of(values: Any) -> int:
+    """Return how many items and bytes a call copies at most that gets these arguments."""
+    if type(values) is not tuple:
+        return 0
+    return sum([len(value) for value in values if type(value) in _SIZED])
+
+
 #: Characters of the name of a nested class.
 _MAX_NAME = 1000
 
