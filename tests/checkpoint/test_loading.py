@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from torchzip.tensors.memory import owner_of
 from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage, TypedArray
 
 
@@ -336,3 +339,20 @@ def test_safetensors(tmp_path: Path) -> None:
     with tz.lazy_load(path) as checkpoint:
         assert checkpoint.metadata == {"k": "v"}
         assert checkpoint.format == "safetensors"
+
+
+def test_memory_goes_with_the_object() -> None:
+    """What nobody holds any more is freed at once, and not when Python looks for cycles."""
+    file = io.BytesIO()
+    tz.save({"a": np.ones(1000), "b": [np.ones(10, np.float32)]}, file)
+    file.seek(0)
+    gc.collect()
+    gc.disable()
+    try:
+        loaded = tz.load(file)
+        memory = [weakref.ref(owner_of(array)) for array in (loaded["a"], loaded["b"][0])]
+        assert all(reference() is not None for reference in memory)
+        del loaded
+        assert all(reference() is None for reference in memory)
+    finally:
+        gc.enable()

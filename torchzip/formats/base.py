@@ -143,6 +143,8 @@ def read_pickle(
     except TorchZipError as error:
         error.at(path=path)
         raise
+    finally:
+        rebuilder.forget_storages()
     names = interpreter.globals
     foreign = [name for name in names if not rebuilder.table.knows(name)]
     return Contents(root, names, foreign, len(data) - start)

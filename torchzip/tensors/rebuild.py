@@ -191,6 +191,14 @@ class Rebuilder:
 
     # -- storages --------------------------------------------------------------------------
 
+    def forget_storages(self) -> None:
+        """Let go of the storages once the object is made.
+
+        The table refers to this object and this object to the table, so both stay until Python
+        looks for cycles; the memory of tensors that nobody holds must not stay with them.
+        """
+        self._bare.clear()
+
     def persistent(self, pid: Any) -> Any:
         """Return the storage (or the class, for a pickled module) of a persistent id."""
         if type(pid) is not tuple or not pid:
