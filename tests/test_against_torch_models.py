@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 #: How torch can write: (zip or legacy, pickle protocol). Protocol 0 cannot carry its ids.
-FORMATS = [(True, 2), (True, 1), (True, 3), (True, 4), (True, 5), (False, 2), (False, 4)]
+FORMATS = [(new, protocol) for new in (True, False) for protocol in (2, 1, 3, 4, 5)]
 
 
 def written(torch: Any, tree: Any, new: bool, protocol: int) -> bytes:
@@ -142,6 +142,20 @@ def test_every_foreign_name_is_listed(torch: Any) -> None:
     assert set(caught.value.names) == {
         ("argparse", "Namespace"), ("tests.models", "Settings"), ("tests.models", "Phase"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_protocol_0(torch: Any, new: bool) -> None:
+    """What torch can write at protocol 0: whatever has no tensor in it."""
+    tree = training_checkpoint(torch)
+    tree = {key: tree[key] for key in ("epoch", "hyper_parameters", "phase", "loss", "history")}
+    data = written(torch, tree, new, 0)
+    with tz.lazy_load(io.BytesIO(data)) as ckpt:
+        assert ckpt.root["hyper_parameters"].state["settings"].name == "Settings"
+        assert (type(ckpt.root["loss"]), ckpt.root["loss"]) == (np.float32, 0.5)
+        file = saved_again(ckpt)
+    again = torch.load(file, weights_only=False)
+    assert_equal_in_torch(torch, again, torch.load(io.BytesIO(data), weights_only=False))
 
 
 def test_load_gives_arrays_in_foreign_objects(torch: Any) -> None:

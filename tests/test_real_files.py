@@ -6,8 +6,10 @@ skip.
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,42 @@ def test_script_is_equal_to_torch(
             arrays += [attribute(root, name) for root in (whole, mapped)]
             for array in arrays:
                 assert np.ascontiguousarray(array).tobytes() == bits(tensor, torch)
+
+
+class _Module:
+    """Stands for a class that exists in its own archive only."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return _Module if module.startswith("__torch__") else super().find_class(module, name)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:torch.load")
+@pytest.mark.parametrize(("package", "file"), SCRIPTS)
+def test_script_saved_again(
+    torch: Any, real_file: Any, tmp_path: Path, package: str, file: str
+) -> None:
+    """Torch reads the saved object with a stand-in for its classes, and the state dict without."""
+    path = real_file(package, file)
+    loaded = torch.jit.load(path, map_location="cpu").state_dict(keep_vars=True)
+    with tz.lazy_load(path) as ckpt, pytest.warns(UserWarning, match="__torch__"):
+        tz.save(ckpt.root, tmp_path / "again.pt")
+    tz.convert(path, tmp_path / "state.pt")
+    modules = types.SimpleNamespace(Unpickler=_Unpickler, load=pickle.load)
+    again = torch.load(tmp_path / "again.pt", weights_only=False, pickle_module=modules)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert list(state) == list(loaded)
+    for name, tensor in loaded.items():
+        for made in (attribute(again, name), state[name]):
+            assert made.dtype == tensor.dtype
+            assert made.stride() == tensor.stride()
+            assert made.requires_grad == tensor.requires_grad
+            assert bits(made, torch) == bits(tensor, torch)
 
 
 def attribute(root: Any, name: str) -> Any:
