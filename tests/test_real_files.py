@@ -216,7 +216,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 @pytest.mark.torch
-@pytest.mark.filterwarnings("ignore:torch.load")
+@pytest.mark.filterwarnings("ignore:.*torch.(jit.)?load")
 @pytest.mark.parametrize(("package", "file"), SCRIPTS)
 def test_script_saved_again(
     torch: Any, real_file: Any, tmp_path: Path, package: str, file: str
@@ -227,7 +227,7 @@ def test_script_saved_again(
     with tz.lazy_load(path) as ckpt, pytest.warns(UserWarning, match="__torch__"):
         tz.save(ckpt.root, tmp_path / "again.pt")
     tz.convert(path, tmp_path / "state.pt")
-    modules = types.SimpleNamespace(Unpickler=_Unpickler, load=pickle.load)
+    modules = types.SimpleNamespace(__name__="pickle", Unpickler=_Unpickler, load=pickle.load)
     again = torch.load(tmp_path / "again.pt", weights_only=False, pickle_module=modules)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert list(state) == list(loaded)
