@@ -127,16 +127,7 @@ def text(seconds: float) -> str:
 def machine() -> str:
     """Return what the figures were measured on."""
     versions = [f"Python {platform.python_version()}"]
-    for package in (
-        "torchzip",
-        "numpy",
-        "ml_dtypes",
-        "torch",
-        "safetensors",
-        "isal",
-        "zipslicer",
-        "ptloader",
-    ):
+    for package in _PACKAGES:
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

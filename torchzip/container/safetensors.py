@@ -24,6 +24,8 @@ from torchzip.files.source import Source
 from torchzip.limits import Limits
 
 METADATA = "__metadata__"
+#: The key under which `convert` keeps ties in the metadata, as JSON.
+ALIASES_KEY = "torchzip.aliases"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
 from torchzip.checkpoint.names import children
 from torchzip.checkpoint.structure import Structure
-from torchzip.container.safetensors import build_header
+from torchzip.container.safetensors import ALIASES_KEY, build_header
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
 from torchzip.tensors.casts import CastStorage, is_castable
@@ -38,9 +38,6 @@ ZIP_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 #: Sources of which a zip gets the tensors by their names: the object around them is none, or is
 #: made of classes that exist in its own archive only, and torch.load could not make it.
 _STATE_DICTS_ONLY = ("safetensors", "sharded", "torchscript")
-
-#: The key under which ties are kept in the metadata of a safetensors file, as JSON.
-ALIASES_KEY = "torchzip.aliases"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ values are made of is the factory's affair.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Name
 from torchzip.tensors.rebuild import Factory, Rebuilder
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, OtherTensor
 
@@ -114,6 +115,21 @@ class SpecFactory:
 
     def other(self, tensor: OtherTensor) -> Any:
         return tensor
+
+
+def contiguous_tensor(
+    factory: Factory,
+    key: str,
+    torch_dtype: str,
+    shape: tuple[int, ...],
+    requires_grad: bool = False,
+) -> Any:
+    """Return what a factory makes of a contiguous tensor on the storage of a key, all of it."""
+    row = DTYPES[torch_dtype]
+    typed = torch_dtype if row.storage_class else None
+    storage = factory.storage(key, typed, math.prod(shape) * row.itemsize, "cpu")
+    spec = TensorSpec(torch_dtype, shape, contiguous_stride(shape), 0, storage, requires_grad)
+    return factory.tensor(check_spec(spec))
 
 
 def swap_nbytes(torch_dtype: str | None, byteorder: str) -> int:

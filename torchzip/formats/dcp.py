@@ -14,6 +14,7 @@ as in torch. Ties are not kept either: torch saves each name by itself.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,9 +30,15 @@ from torchzip.errors import (
 )
 from torchzip.files.folder import Folder
 from torchzip.files.source import PartSource, Source
-from torchzip.formats.base import Contents, MakeFactory, OpenStorage, RecordCheck, SpecFactory
+from torchzip.formats.base import (
+    Contents,
+    MakeFactory,
+    OpenStorage,
+    RecordCheck,
+    SpecFactory,
+    contiguous_tensor,
+)
 from torchzip.formats.dcp_metadata import DcpMetadata, ItemKey, Path, Place, parse_metadata
-from torchzip.formats.dcp_safetensors import chunked_tensor
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
@@ -164,9 +171,7 @@ class DcpContainer:
                 raise
             for chunk in chunks:
                 # Torch stores what it writes here, so the bytes are there or they are not.
-                nbytes = itemsize
-                for size in chunk.sizes:
-                    nbytes *= size
+                nbytes = itemsize * math.prod(chunk.sizes)
                 if nbytes > self._parts[name, chunk.offsets].size - _ITEM_NBYTES:
                     raise TensorError(
                         f"a chunk of {nbytes:,} bytes in an item of "
@@ -202,7 +207,7 @@ class DcpContainer:
         for name, item in self._metadata.items.items():
             try:
                 if item is not None:
-                    value = chunked_tensor(
+                    value = contiguous_tensor(
                         factory, name, item.torch_dtype, item.shape, item.requires_grad
                     )
                 else:

@@ -18,10 +18,17 @@ from torchzip.dtypes import DTYPES
 from torchzip.errors import ArchiveError, FormatError, TensorError, TorchZipError
 from torchzip.files.folder import Folder
 from torchzip.files.source import Source
-from torchzip.formats.base import Contents, MakeFactory, RecordCheck, read_blocks, swap_nbytes
+from torchzip.formats.base import (
+    Contents,
+    MakeFactory,
+    RecordCheck,
+    contiguous_tensor,
+    read_blocks,
+    swap_nbytes,
+)
 from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
-from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
+from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import FixedPlace, SpanStorage, TensorStorage
 
 SHARDING_INFO = "DCP_SHARDING_INFO"
@@ -127,7 +134,7 @@ class SafetensorsPartsContainer:
         root: dict[str, Any] = {}
         for name, shape in self._shapes.items():
             try:
-                root[name] = chunked_tensor(factory, name, self._dtypes[name], shape)
+                root[name] = contiguous_tensor(factory, name, self._dtypes[name], shape)
             except TorchZipError as error:
                 error.at(path=self.name, record=name)
                 raise
@@ -142,20 +149,6 @@ class SafetensorsPartsContainer:
 
     def close(self) -> None:
         self._folder.close()
-
-
-def chunked_tensor(
-    factory: Any, name: str, torch_dtype: str, shape: tuple[int, ...], requires_grad: bool = False
-) -> Any:
-    """Return what a factory makes of a contiguous tensor on the storage called ``name``."""
-    row = DTYPES[torch_dtype]
-    numel = 1
-    for size in shape:
-        numel *= size
-    typed = torch_dtype if row.storage_class else None
-    storage = factory.storage(name, typed, numel * row.itemsize, "cpu")
-    spec = TensorSpec(torch_dtype, shape, contiguous_stride(shape), 0, storage, requires_grad)
-    return factory.tensor(check_spec(spec))
 
 
 def _spec_of(source: Source, entry: TensorEntry) -> TensorSpec:

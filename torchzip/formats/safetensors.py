@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchzip.container.safetensors import parse_header
-from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError
 from torchzip.files.source import Source
 from torchzip.formats.base import (
@@ -14,11 +13,11 @@ from torchzip.formats.base import (
     FileContainer,
     MakeFactory,
     RecordCheck,
+    contiguous_tensor,
     read_blocks,
     swap_nbytes,
 )
 from torchzip.limits import Limits
-from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import SpanStorage, TensorStorage
 
 
@@ -46,12 +45,10 @@ class SafetensorsContainer(FileContainer):
         factory = make_factory(open_storage)
         root: dict[str, Any] = {}
         for entry in self._entries:
-            typed = entry.torch_dtype if DTYPES[entry.torch_dtype].storage_class else None
-            storage = factory.storage(entry.name, typed, entry.end - entry.begin, "cpu")
-            stride = contiguous_stride(entry.shape)
-            spec = TensorSpec(entry.torch_dtype, entry.shape, stride, 0, storage)
             try:
-                root[entry.name] = factory.tensor(check_spec(spec))
+                root[entry.name] = contiguous_tensor(
+                    factory, entry.name, entry.torch_dtype, entry.shape
+                )
             except TorchZipError as error:
                 error.at(path=self.name, record=entry.name)
                 raise

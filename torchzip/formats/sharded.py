@@ -25,6 +25,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torchzip.container.safetensors import ALIASES_KEY
 from torchzip.container.shard_index import ShardIndex, parse_index
 from torchzip.errors import FormatError, UnsupportedError
 from torchzip.files.folder import Folder, is_plain_name
@@ -217,7 +218,7 @@ def _merged(index: ShardIndex, texts: list[dict[str, str]]) -> dict[str, str]:
         values = {each[name] for each in texts if name in each}
         if len(values) == 1:
             merged[name] = values.pop()
-        elif name == "torchzip.aliases":
+        elif name == ALIASES_KEY:
             merged[name] = _joined(values)
     merged.pop(SHARDING_INFO, None)
     return merged | index.metadata

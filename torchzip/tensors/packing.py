@@ -11,7 +11,7 @@ from torchzip.tensors.casts import whole_items
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import (
     TensorSpec,
-    contiguous_stride,
+    is_contiguous,
     read_view,
     resolve_bits,
 )
@@ -35,11 +35,7 @@ class ElementStorage(TensorStorage):
         self.torch_dtype = spec.torch_dtype if DTYPES[spec.torch_dtype].storage_class else None
         self.location = spec.storage.location
         self.record = spec.storage.record
-        plain = contiguous_stride(spec.shape)
-        self._contiguous = all(
-            size <= 1 or step == usual
-            for size, step, usual in zip(spec.shape, spec.stride, plain, strict=True)
-        )
+        self._contiguous = is_contiguous(spec.shape, spec.stride)
 
     def read_into(self, start: int, out: Bytes) -> None:
         done = at = 0

@@ -14,7 +14,7 @@ from torchzip.dtypes import DTYPES
 from torchzip.errors import PickleError, TensorError, UnsupportedError
 from torchzip.pickling.table import Name
 from torchzip.tensors.kind_checks import PACKED, check_kind, packed_nbytes
-from torchzip.tensors.specs import contiguous_stride
+from torchzip.tensors.specs import is_contiguous
 from torchzip.types import (
     Dtype,
     Layout,
@@ -212,17 +212,6 @@ def check_hooks(hooks: Any) -> None:
     """Raise UnsupportedError unless there are no backward hooks, as torch writes them."""
     if not (hooks is None or (isinstance(hooks, dict) and len(hooks) == 0)):
         raise UnsupportedError("a tensor with backward hooks")
-
-
-def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Return whether the elements lie in C order without gaps."""
-    return 0 in shape or (
-        len(shape) == len(stride)
-        and all(
-            size == 1 or step == usual
-            for size, step, usual in zip(shape, stride, contiguous_stride(shape), strict=True)
-        )
-    )
 
 
 def _layout(value: Any) -> str:

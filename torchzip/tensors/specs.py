@@ -98,6 +98,17 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(stride))
 
 
+def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Return whether the elements lie in C order without gaps."""
+    return 0 in shape or (
+        len(shape) == len(stride)
+        and all(
+            size == 1 or step == usual
+            for size, step, usual in zip(shape, stride, contiguous_stride(shape), strict=True)
+        )
+    )
+
+
 def check_spec(spec: TensorSpec) -> TensorSpec:
     """Return ``spec`` if every number in it is one and lies in bounds, else raise TensorError.
 
