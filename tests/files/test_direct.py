@@ -174,3 +174,32 @@ def test_forked_child(tmp_path: Path) -> None:
     target.write(b"end")
     target.commit()
     assert (tmp_path / "m.pt").read_bytes() == bytes(100_000) + b"end"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_ranges(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    """Ranges at any places, made in place or given, in any order, by two writers in turn."""
+    path = tmp_path_factory.mktemp("direct") / "ranges"
+    content = os.urandom(data.draw(st.integers(1, 100_000)))
+    path.write_bytes(bytes(len(content)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(content)), max_size=8)))
+    edges = [0, *(cut for cut in cuts if cut < len(content)), len(content)]
+    ranges = list(zip(edges, edges[1:], strict=False))
+    writers = [DirectWriter(str(path), 0), DirectWriter(str(path), 0)]
+    for number, (start, stop) in enumerate(data.draw(st.permutations(ranges))):
+        writer = writers[number % 2]
+        writer.begin(start)
+        if data.draw(st.booleans()):
+            writer.write(content[start:stop])
+        else:
+            while start < stop:
+                count = min(len(writer.room), stop - start, data.draw(st.integers(1, 9000)))
+                writer.room[:count] = content[start : start + count]
+                writer.advance(count)
+                start += count
+        writer.end()
+    for writer in writers:
+        writer.settle()
+        writer.close()
+    assert path.read_bytes() == content

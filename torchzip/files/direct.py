@@ -1,10 +1,13 @@
-"""Large files past the page cache: whole blocks, written by a thread while the next are made.
+"""Large files past the page cache: whole pages, written by a thread while the next are made.
 
 A file that is synced before it is renamed has to reach the disk anyway. Through the page cache its
 bytes are copied to fresh pages first, and the kernel slows the writer down when many of them wait
 (measured on 1 GB: 0.5 s past the cache with the sync, 0.7 s through it; without a sync from 0.4 to
 4 s). The thread waits for the disk, without the interpreter's lock, while the caller works out the
 next block.
+
+Several writers, in several processes, can each have ranges of one file. A page that is not all of
+one range goes through the cache, so no two of them meet.
 """
 
 from __future__ import annotations
@@ -21,12 +24,15 @@ ALIGNMENT = 4096
 _BLOCK_NBYTES = 2 << 20
 _BLOCKS = 3
 
-#: A block, how much of it is filled, and where it goes; None ends the thread.
-_Job = tuple[mmap.mmap, int, int] | None
+#: A block, the range of it that is written, and where that goes; None ends the thread.
+_Job = tuple[mmap.mmap, int, int, int] | None
 
 
 class DirectWriter:
-    """Appends to a file from ``offset``, a multiple of `ALIGNMENT`, on.
+    """Writes ranges of a file, the first from ``offset`` on.
+
+    `write` takes bytes. Whoever makes them can make them in place, in `room`, and say `advance`.
+    `end` finishes a range, `begin` starts another.
 
     Raises
     ------
@@ -38,12 +44,16 @@ class DirectWriter:
         if not hasattr(os, "O_DIRECT"):
             raise OSError("no direct writes on this system")
         self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-        self._offset = offset
-        self._filled = 0
+        try:
+            self._cached = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(self._fd)
+            raise
         self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
         for _ in range(_BLOCKS - 1):
             self._free.put(mmap.mmap(-1, _BLOCK_NBYTES))
         self._block = mmap.mmap(-1, _BLOCK_NBYTES)  # a mapping begins on a page
+        self.begin(offset)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._failed: list[OSError] = []
         # It has no reference to this object, which therefore ends when nobody wants it.
@@ -52,40 +62,67 @@ class DirectWriter:
         )
         self._thread.start()
 
+    def begin(self, offset: int) -> None:
+        """Go on at another place of the file. The range before must have its `end`."""
+        self._first = self._filled = offset % ALIGNMENT  # pages in memory as in the file
+        self._offset = offset - self._first
+
+    @property
+    def room(self) -> memoryview:
+        """Memory for the bytes that come next, of a page at least; `advance` says how many."""
+        return memoryview(self._block)[self._filled :]
+
+    def advance(self, nbytes: int) -> None:
+        """Take the first bytes of `room`; raise what an earlier write has failed with."""
+        self._filled += nbytes
+        if self._filled == _BLOCK_NBYTES:
+            self._send()
+
     def write(self, data: Buffer) -> None:
         """Take bytes; raise what an earlier write has failed with."""
         view = memoryview(data).cast("B")
         while view:
-            room = min(len(view), _BLOCK_NBYTES - self._filled)
-            self._block[self._filled : self._filled + room] = view[:room]
-            self._filled += room
-            view = view[room:]
-            if self._filled == _BLOCK_NBYTES:
-                self._send(_BLOCK_NBYTES)
+            count = min(len(view), _BLOCK_NBYTES - self._filled)
+            self._block[self._filled : self._filled + count] = view[:count]
+            view = view[count:]
+            self.advance(count)
 
-    def _send(self, nbytes: int) -> None:
-        self._jobs.put((self._block, nbytes, self._offset))
-        self._offset += nbytes
-        self._filled -= nbytes
-        rest = self._block[nbytes : nbytes + self._filled]
+    def _send(self) -> None:
+        """Give whole pages to the thread, and keep what begins the next one."""
+        start = -(-self._first // ALIGNMENT) * ALIGNMENT
+        stop = self._filled // ALIGNMENT * ALIGNMENT
+        if start >= stop:
+            return
+        self._write_cached(self._first, start)
+        self._jobs.put((self._block, start, stop, self._offset + start))
+        rest = self._block[stop : self._filled]
+        self._offset += stop
+        self._first, self._filled = 0, len(rest)
         self._block = self._free.get()
-        self._block[: self._filled] = rest
+        self._block[: len(rest)] = rest
         self._raise_failure()
+
+    def _write_cached(self, start: int, stop: int) -> None:
+        while start < stop:
+            part = self._block[start:stop]
+            start += os.pwrite(self._cached, part, self._offset + start)
 
     def _raise_failure(self) -> None:
         if self._failed:
             raise self._failed[0]
 
-    def settle(self) -> tuple[bytes, int]:
-        """Wait for the disk; return what is no whole unit yet, and where it belongs."""
-        whole = self._filled // ALIGNMENT * ALIGNMENT
-        if whole:
-            self._send(whole)
+    def end(self) -> None:
+        """Send what there is, and the rest of a page through the cache. More may follow."""
+        self._send()
+        self._write_cached(self._first, self._filled)
+
+    def settle(self) -> None:
+        """Do that, and wait until it is in the file; raise what has failed."""
+        self.end()
         idle = [self._free.get() for _ in range(_BLOCKS - 1)]
         for block in idle:
             self._free.put(block)
         self._raise_failure()
-        return self._block[: self._filled], self._offset
 
     def close(self) -> None:
         """End the thread. What was not settled is lost."""
@@ -95,9 +132,10 @@ class DirectWriter:
 
     def close_descriptor(self) -> None:
         """Close the file and nothing else: all that a forked child may do."""
-        descriptor, self._fd = self._fd, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        for descriptor in (self._fd, self._cached):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._fd = self._cached = -1
 
 
 def _run(
@@ -107,13 +145,14 @@ def _run(
     failed: list[OSError],
 ) -> None:
     while (job := jobs.get()) is not None:
-        block, nbytes, offset = job
+        block, start, stop, offset = job
         try:
-            done = 0
-            while done < nbytes and not failed:
-                part = memoryview(block)[done:nbytes]
+            done = start
+            while done < stop and not failed:
+                part = memoryview(block)[done:stop]
                 # What a full disk cuts short goes on from a whole unit, and says why it cannot.
-                done += os.pwrite(descriptor, part, offset + done) // ALIGNMENT * ALIGNMENT
+                written = os.pwrite(descriptor, part, offset + done - start)
+                done += written // ALIGNMENT * ALIGNMENT
         except OSError as error:
             failed.append(error)
         free.put(block)

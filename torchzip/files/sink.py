@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import io
 import os
-import stat
 from typing import Any, BinaryIO, Protocol
 
 from torchzip.files.direct import DirectWriter
+from torchzip.files.new_file import NewFile
 from torchzip.files.source import Buffer
 
 #: What a larger file has beyond this is written past the page cache, if that is possible.
@@ -37,51 +37,17 @@ class Sink(Protocol):
     def abort(self) -> None: ...
 
 
-class PathSink:
-    """A new file that takes its final name when it is complete.
-
-    A symlink is followed. The mode is that of the file that is replaced, or what the
-    umask gives. The temporary name is short, so a target name of 255 bytes works.
-    """
+class PathSink(NewFile):
+    """A `NewFile` that is written from its start to its end."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.name = os.fspath(path)
         self.position = 0
-        self._target = os.path.realpath(self.name)
-        self._fd = -1
-        self._pid = os.getpid()
         self._direct: DirectWriter | None = None
         self._is_cached = False  # if there is no way past the cache
-        mode = None
-        try:
-            status = os.stat(self._target)
-        except FileNotFoundError:
-            pass
-        else:
-            if not stat.S_ISREG(status.st_mode):
-                kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-                raise OSError(22, f"Cannot save here, it is {kind}", self.name)
-            mode = stat.S_IMODE(status.st_mode)
-        folder = os.path.dirname(self._target)
-        self._temporary = os.path.join(folder, f".torchzip-{os.urandom(8).hex()}.tmp")
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self._fd = os.open(self._temporary, flags, 0o666)
-        try:
-            if mode is not None:
-                os.fchmod(self._fd, mode)
-        except BaseException:
-            self.abort()
-            raise
-
-    def _check(self) -> None:
-        if self._fd < 0:
-            raise ValueError(f"{self.name}: the writer is closed")
-        if os.getpid() != self._pid:
-            raise ValueError(f"{self.name}: the writer belongs to the process that opened it")
+        super().__init__(path)
 
     def write(self, data: Buffer) -> None:
-        self._check()
+        descriptor = self.descriptor
         view = memoryview(data).cast("B")
         while view:
             room = len(view) if self._is_cached else _CACHED_NBYTES - self.position
@@ -89,7 +55,7 @@ class PathSink:
                 self._direct.write(view)
                 done = len(view)
             elif room > 0:
-                done = os.write(self._fd, view[:room])
+                done = os.write(descriptor, view[:room])
             else:
                 self._open_direct()
                 continue
@@ -98,56 +64,25 @@ class PathSink:
 
     def _open_direct(self) -> None:
         try:
-            self._direct = DirectWriter(self._temporary, self.position)
+            self._direct = DirectWriter(self.temporary, self.position)
         except OSError:
             self._is_cached = True
 
-    def _settle(self) -> None:
-        """Wait until all bytes are in the file."""
-        if self._direct is not None:
-            tail, offset = self._direct.settle()
-            while tail:
-                done = os.pwrite(self._fd, tail, offset)
-                tail, offset = tail[done:], offset + done
-
     def read_back(self, offset: int, nbytes: int) -> bytes:
-        self._check()
-        if nbytes:
-            self._settle()
-        return os.pread(self._fd, nbytes, offset)
+        descriptor = self.descriptor
+        if nbytes and self._direct is not None:
+            self._direct.settle()
+        return os.pread(descriptor, nbytes, offset)
 
-    def commit(self) -> None:
-        """Make the bytes durable under the final name."""
-        self._check()
-        try:
-            self._settle()
-            os.fsync(self._fd)
-            self._close_direct()
-            descriptor, self._fd = self._fd, -1
-            os.close(descriptor)
-            os.replace(self._temporary, self._target)
-        except BaseException:
-            self.abort()
-            raise
-        # The rename itself must survive a power loss too.
-        if hasattr(os, "O_DIRECTORY"):
-            folder = os.open(os.path.dirname(self._target), os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+    def sync(self) -> None:
+        if self._direct is not None:
+            self._direct.settle()
+        super().sync()
+        self._close_direct()
 
     def abort(self) -> None:
-        """Leave nothing behind. Harmless after a commit, and in a forked child."""
         self._close_direct()
-        descriptor, self._fd = self._fd, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-        if os.getpid() == self._pid:
-            try:
-                os.unlink(self._temporary)
-            except FileNotFoundError:
-                pass
+        super().abort()
 
     def _close_direct(self) -> None:
         direct, self._direct = self._direct, None
@@ -156,10 +91,6 @@ class PathSink:
                 direct.close()
             else:
                 direct.close_descriptor()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.abort()
 
 
 class FileObjectSink:

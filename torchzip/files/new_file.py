@@ -1,0 +1,143 @@
+"""A file that takes its final name when it is complete, and is gone if it never is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+from torchzip.files.source import Buffer
+
+
+class NewFile:
+    """A temporary file beside its target, to be written at any place.
+
+    A symlink is followed. The mode is that of the file that is replaced, or what the
+    umask gives. The temporary name is short, so a target name of 255 bytes works.
+
+    ``temporary`` is its path until then: other processes may write parts of it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        self._target = os.path.realpath(self.name)
+        self._fd = -1
+        self._pid = os.getpid()
+        mode = None
+        try:
+            status = os.stat(self._target)
+        except FileNotFoundError:
+            pass
+        else:
+            if not stat.S_ISREG(status.st_mode):
+                kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+                raise OSError(errno.EINVAL, f"Cannot save here, it is {kind}", self.name)
+            mode = stat.S_IMODE(status.st_mode)
+        folder = os.path.dirname(self._target)
+        self.temporary = os.path.join(folder, f".torchzip-{os.urandom(8).hex()}.tmp")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        self._fd = os.open(self.temporary, flags, 0o666)
+        try:
+            if mode is not None:
+                os.fchmod(self._fd, mode)
+        except BaseException:
+            self.abort()
+            raise
+
+    def check(self) -> None:
+        """Raise ValueError where the file is closed, or belongs to another process."""
+        if self._fd < 0:
+            raise ValueError(f"{self.name}: the writer is closed")
+        if os.getpid() != self._pid:
+            raise ValueError(f"{self.name}: the writer belongs to the process that opened it")
+
+    @property
+    def descriptor(self) -> int:
+        """The open file."""
+        self.check()
+        return self._fd
+
+    def resize(self, nbytes: int) -> None:
+        """Give the file its final size, filled with zeros.
+
+        Raises
+        ------
+        OSError
+            If the disk has not so many bytes left.
+        """
+        if hasattr(os, "fstatvfs"):
+            disk = os.fstatvfs(self.descriptor)
+            free = disk.f_bavail * disk.f_frsize
+            if free < nbytes:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"{nbytes:,} bytes are to be written, and the disk has {free:,} left",
+                    self.name,
+                )
+        os.ftruncate(self.descriptor, nbytes)
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data`` at a place."""
+        view = memoryview(data).cast("B")
+        while view:
+            done = os.pwrite(self.descriptor, view, offset)
+            offset += done
+            view = view[done:]
+
+    def commit(self) -> None:
+        """Make the bytes durable under the final name."""
+        commit_together([self])
+
+    def abort(self) -> None:
+        """Leave nothing behind. Harmless after a commit, and in a forked child."""
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+        if os.getpid() == self._pid:
+            try:
+                os.unlink(self.temporary)
+            except FileNotFoundError:
+                pass
+
+    def sync(self) -> None:
+        """Make the bytes durable, and close the file."""
+        descriptor = self.descriptor
+        os.fsync(descriptor)
+        self._fd = -1
+        os.close(descriptor)
+
+    def rename(self) -> str:
+        """Give the file its final name; return the folder, whose sync makes that durable."""
+        os.replace(self.temporary, self._target)
+        return os.path.dirname(self._target)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.abort()
+
+
+def commit_together(files: Sequence[NewFile]) -> None:
+    """Make files durable, and then give them their final names, in order.
+
+    Before the first has its name, each can fail and nothing has happened.
+    """
+    for file in files:
+        file.check()
+    try:
+        for file in files:
+            file.sync()
+        folders = dict.fromkeys(file.rename() for file in files)
+    except BaseException:
+        for file in files:
+            file.abort()
+        raise
+    if hasattr(os, "O_DIRECTORY"):
+        # The renames themselves must survive a power loss too.
+        for folder in folders:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
