@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -186,20 +187,22 @@ def test_ranges(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, len(content)), max_size=8)))
     edges = [0, *(cut for cut in cuts if cut < len(content)), len(content)]
     ranges = list(zip(edges, edges[1:], strict=False))
-    writers = [DirectWriter(str(path), 0), DirectWriter(str(path), 0)]
-    for number, (start, stop) in enumerate(data.draw(st.permutations(ranges))):
-        writer = writers[number % 2]
-        writer.begin(start)
-        if data.draw(st.booleans()):
-            writer.write(content[start:stop])
-        else:
-            while start < stop:
-                count = min(len(writer.room), stop - start, data.draw(st.integers(1, 9000)))
-                writer.room[:count] = content[start : start + count]
-                writer.advance(count)
-                start += count
-        writer.end()
-    for writer in writers:
-        writer.settle()
-        writer.close()
+    with contextlib.ExitStack() as ended:
+        writers = [DirectWriter(str(path), 0), DirectWriter(str(path), 0)]
+        for writer in writers:
+            ended.callback(writer.close)
+        for number, (start, stop) in enumerate(data.draw(st.permutations(ranges))):
+            writer = writers[number % 2]
+            writer.begin(start)
+            if data.draw(st.booleans()):
+                writer.write(content[start:stop])
+            else:
+                while start < stop:
+                    count = min(len(writer.room), stop - start, data.draw(st.integers(1, 9000)))
+                    writer.room[:count] = content[start : start + count]
+                    writer.advance(count)
+                    start += count
+            writer.end()
+        for writer in writers:
+            writer.settle()
     assert path.read_bytes() == content
