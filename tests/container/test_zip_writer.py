@@ -17,7 +17,9 @@ from tests.container.memory import BytesSink, BytesSource, SparseFile
 from torchzip.container import zip_writer
 from torchzip.container.serialization_id import serialization_id
 from torchzip.container.zip_reader import ZipReader
-from torchzip.container.zip_writer import MAX_ALIGNMENT, ZipWriter, archive_name
+from torchzip.container.zip_writer import MAX_ALIGNMENT, ZipWriter, archive_name, measure
+from torchzip.files.new_file import NewFile
+from torchzip.files.sink import GapSink
 from torchzip.limits import Limits
 
 Records = list[tuple[str, bytes]]
@@ -342,6 +344,10 @@ def test_record_around_4_gib(nbytes: int) -> None:
     with zipfile.ZipFile(file) as archive:
         assert archive.getinfo("archive/data/0").file_size == nbytes
         assert archive.read("archive/data/1") == b"after"
+    assert measure("archive", [(6, nbytes), (6, 5)]) == (
+        [start, reader.stored_span("data/1")[0]],  # type: ignore[index]
+        file.size,
+    )
 
 
 @pytest.mark.parametrize("offset", [_BIG - 1, _BIG, _BIG + 1])
@@ -367,6 +373,48 @@ def test_header_around_4_gib(offset: int) -> None:
     assert reader.read("empty") == b""
     with zipfile.ZipFile(file) as archive:
         assert archive.read("archive/data/1") == b"after"
+    assert measure("archive", [(6, nbytes), (6, 5), (5, 0)], 1)[1] == file.size
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.binary(max_size=300), max_size=6), st.sets(st.integers(0, 5)),
+    st.sampled_from([1, 8, 64, 4096]), st.booleans(), st.sampled_from(["a", "größe", "PK\x07\x08q"]),
+)  # fmt: skip
+def test_around_gaps(
+    tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], gaps: set[int],
+    alignment: int, with_crc: bool, root: str,
+) -> None:  # fmt: skip
+    """Where records will stand is known before, and what stands there already is left alone."""
+    names = [f"data/{index}" for index in range(len(contents))]
+    sink = BytesSink()
+    plain = ZipWriter(sink, root, alignment=alignment, crc32=with_crc)
+    places = []
+    for name, data in zip(names, contents, strict=True):
+        places.append(plain.begin_record(name, len(data)))
+        if data:
+            plain.write(data)
+        plain.end_record()
+    plain.finish()
+    records = [(len(name), len(data)) for name, data in zip(names, contents, strict=True)]
+    starts, nbytes = measure(root, records, alignment)
+    assert (starts, nbytes) == (places, len(sink.data))
+
+    path = tmp_path_factory.mktemp("gaps") / "m.pt"
+    file = NewFile(path)
+    file.resize(nbytes)
+    writer = ZipWriter(GapSink(file), root, alignment=alignment, crc32=with_crc)
+    for index, (name, data) in enumerate(zip(names, contents, strict=True)):
+        if index in gaps:
+            file.write_at(starts[index], data)
+            writer.begin_record(name, len(data))
+            writer.skip(len(data), zlib.crc32(data), data[:8])
+            writer.end_record()
+        else:
+            writer.write_record(name, data)
+    writer.finish()
+    file.commit()
+    assert path.read_bytes() == sink.data
 
 
 # -- the archive name ----------------------------------------------------------------------------

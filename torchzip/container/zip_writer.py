@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from torchzip.container.serialization_id import serialization_id
 from torchzip.files.crc import Crc32Meanwhile, crc32, crc32_short
-from torchzip.files.sink import Sink
+from torchzip.files.sink import GapSink, Output
 from torchzip.files.source import Buffer
 
 _LOCAL = struct.Struct("<4sHHHHHLLLHH")
@@ -88,7 +88,7 @@ class ZipWriter:
     Small records are joined before they reach the sink; `flush` sends what is pending.
     """
 
-    def __init__(self, sink: Sink, root: str, *, alignment: int = 64, crc32: bool = True) -> None:
+    def __init__(self, sink: Output, root: str, *, alignment: int = 64, crc32: bool = True) -> None:
         if isinstance(alignment, bool) or not isinstance(alignment, int):
             raise TypeError(f"alignment must be an int, not {type(alignment).__name__}")
         if not 1 <= alignment <= MAX_ALIGNMENT:
@@ -191,6 +191,22 @@ class ZipWriter:
         if self._computes:
             self._crc = crc32(view, self._crc)
         self._put(view)
+
+    def skip(self, nbytes: int, crc: int, first: bytes) -> None:
+        """Leave out bytes of the open record, which stand in the sink's file already: all of it.
+
+        ``crc`` is theirs, and ``first`` the first 8.
+        """
+        if self._open is None or nbytes != self._left or nbytes != self._open[1]:
+            raise RuntimeError("what is skipped is a whole record")
+        if not isinstance(self._sink, GapSink):
+            raise RuntimeError("only a file can have gaps")
+        self.flush()
+        self._sink.skip(nbytes)
+        self._position += nbytes
+        self._left = 0
+        self._crc = crc if self._with_crc else 0
+        self._first = first
 
     def end_record(self) -> int:
         """Finish the record; return its CRC as it is stored."""
@@ -345,6 +361,29 @@ def _cut(rows: NDArray[np.void]) -> list[bytes]:
     """Return the bytes of each row."""
     cut: list[bytes] = rows.view(f"V{rows.itemsize}").tolist()
     return cut
+
+
+def measure(
+    root: str, records: Sequence[tuple[int, int]], alignment: int = 64
+) -> tuple[list[int], int]:
+    """Return where each record of an archive will start, and the bytes of the whole archive.
+
+    ``records`` are the lengths of name and content of what is written before `ZipWriter.finish`,
+    in order. Not for archives whose directory reaches 4 GiB.
+    """
+    prefix = len(root.encode("utf-8", "surrogateescape")) + 1
+    starts = []
+    position = directory = 0
+    for name, nbytes in [*records, (len("version"), 2), (len(".data/serialization_id"), 40)]:
+        fields = 16 * (nbytes >= _BIG) + 8 * (position >= _BIG)
+        zip64 = fields + 4 if fields else 0
+        start = position + 30 + prefix + name + zip64 + 4
+        start += -start % alignment
+        starts.append(start)
+        directory += 46 + prefix + name + zip64
+        descriptor = _DESCRIPTOR_64.size if fields else _DESCRIPTOR.size
+        position = start + nbytes + (descriptor if nbytes else 0)
+    return starts[: len(records)], position + directory + _END_64.size + _LOCATOR.size + _END.size
 
 
 def archive_name(file: object) -> str:

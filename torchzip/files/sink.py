@@ -20,13 +20,17 @@ from torchzip.files.source import Buffer
 _CACHED_NBYTES = 16 << 20
 
 
-class Sink(Protocol):
-    """Takes bytes in order. `position` counts from where the sink began."""
+class Output(Protocol):
+    """Takes bytes in order. `position` counts from where it began."""
 
     name: str
     position: int
 
     def write(self, data: Buffer) -> None: ...
+
+
+class Sink(Output, Protocol):
+    """An output whose bytes count when all are there."""
 
     def read_back(self, offset: int, nbytes: int) -> bytes | None:
         """Return bytes that were written before, or None where that is impossible."""
@@ -91,6 +95,22 @@ class PathSink(NewFile):
                 direct.close()
             else:
                 direct.close_descriptor()
+
+
+class GapSink:
+    """Writes around the gaps of a file in which others have written, or will."""
+
+    def __init__(self, file: NewFile) -> None:
+        self._file = file
+        self.name = file.name
+        self.position = 0
+
+    def write(self, data: Buffer) -> None:
+        self._file.write_at(self.position, data)
+        self.position += memoryview(data).nbytes
+
+    def skip(self, nbytes: int) -> None:
+        self.position += nbytes
 
 
 class FileObjectSink:
