@@ -255,7 +255,7 @@ def test_help_and_version(capsys: Capture) -> None:
     for arguments, shown in (
         (["--help"], "Exit status"),
         (["ls", "--help"], "example: torchzip ls"),
-        (["convert", "--help"], "examples: torchzip convert"),
+        (["convert", "--help"], "  torchzip convert model.pt"),
         (["--version"], f"torchzip {tz.__version__}"),
     ):
         with pytest.raises(SystemExit) as caught:

@@ -7,7 +7,7 @@ from torchzip import types
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, lazy_load
 from torchzip.checkpoint.loading import load
 from torchzip.checkpoint.saving import incremental_save, save
-from torchzip.convert.run import convert
+from torchzip.convert.conversion import convert
 from torchzip.errors import (
     FormatError,
     LimitError,

@@ -378,9 +378,12 @@ def test_header_around_4_gib(offset: int) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.binary(max_size=300), max_size=6), st.sets(st.integers(0, 5)),
-    st.sampled_from([1, 8, 64, 4096]), st.booleans(), st.sampled_from(["a", "größe", "PK\x07\x08q"]),
-)  # fmt: skip
+    st.lists(st.binary(max_size=300), max_size=6),
+    st.sets(st.integers(0, 5)),
+    st.sampled_from([1, 8, 64, 4096]),
+    st.booleans(),
+    st.sampled_from(["a", "größe", "PK\x07\x08q"]),
+)
 def test_around_gaps(
     tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], gaps: set[int],
     alignment: int, with_crc: bool, root: str,

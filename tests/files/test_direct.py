@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import threading
 import time
@@ -186,7 +187,7 @@ def test_ranges(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     path.write_bytes(bytes(len(content)))
     cuts = sorted(data.draw(st.sets(st.integers(1, len(content)), max_size=8)))
     edges = [0, *(cut for cut in cuts if cut < len(content)), len(content)]
-    ranges = list(zip(edges, edges[1:], strict=False))
+    ranges = list(itertools.pairwise(edges))
     with contextlib.ExitStack() as ended:
         writers = [DirectWriter(str(path), 0), DirectWriter(str(path), 0)]
         for writer in writers:

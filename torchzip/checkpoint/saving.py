@@ -95,6 +95,16 @@ def _warn_refused(structure: Structure) -> None:
         )
 
 
+def head_records(pickle: bytes, alignment: int = 64) -> list[tuple[str, bytes]]:
+    """Return the records of an archive that are no storages, but for those at its end."""
+    return [
+        ("data.pkl", pickle),
+        (".format_version", b"1"),
+        (".storage_alignment", str(alignment).encode()),
+        ("byteorder", sys.byteorder.encode()),
+    ]
+
+
 class Archive:
     """A sink with a zip archive in it, aborted unless it is committed."""
 
@@ -111,10 +121,8 @@ class Archive:
 
     def write_head(self, pickle: bytes) -> None:
         """Write the records that stand around the storages: before them, or after early ones."""
-        self.writer.write_record("data.pkl", pickle)
-        self.writer.write_record(".format_version", b"1")
-        self.writer.write_record(".storage_alignment", str(self.alignment).encode())
-        self.writer.write_record("byteorder", sys.byteorder.encode())
+        for name, data in head_records(pickle, self.alignment):
+            self.writer.write_record(name, data)
 
     def write_storages(self, storages: Sequence[TensorStorage], first: int = 0) -> None:
         """Write storages as ``data/<first>`` and on, many small ones of arrays at once."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torchzip
+from torchzip.cli import converting
 from torchzip.cli.listing import (
     as_json,
     as_text,
@@ -20,9 +18,7 @@ from torchzip.cli.listing import (
     describe_globals,
     globals_as_text,
 )
-from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import nbytes_text, printable, table
-from torchzip.convert.plan import Plan, make_plan, target_format
+from torchzip.cli.rendering import printable
 from torchzip.errors import TorchZipError
 
 _DONE, _BAD, _USAGE = 0, 1, 2
@@ -63,28 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     names.add_argument("--json", action="store_true", help="the names, as JSON")
     names.set_defaults(run=_globals)
 
-    convert = commands.add_parser(
-        "convert",
-        help="to .pt or .safetensors, in another dtype",
-        description="Convert a checkpoint. The suffix of DST says to what: .pt .pth .bin .ckpt or "
-        ".safetensors.",
-        epilog="examples: torchzip convert model.pt model.safetensors --dtype bfloat16; "
-        "torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16",
-    )
-    convert.add_argument("src")
-    convert.add_argument("dst")
-    convert.add_argument(
-        "--dtype",
-        action="append",
-        default=[],
-        metavar="DTYPE",
-        help="for all floating tensors; or GLOB=DTYPE for those whose name matches (may be "
-        "repeated, the first match wins)",
-    )
-    convert.add_argument("--dry-run", action="store_true", help="show what would be written")
-    convert.add_argument("--force", action="store_true", help="overwrite DST")
-    convert.add_argument("--json", action="store_true", help="the report, as JSON on stdout")
-    convert.set_defaults(run=_convert)
+    converting.add_parser(commands, _convert)
     return parser
 
 
@@ -139,66 +114,6 @@ def _globals(arguments: argparse.Namespace) -> int:
     return _DONE
 
 
-def _dtype_rules(texts: Sequence[str]) -> list[tuple[str, str]]:
-    rules = []
-    for text in texts:
-        glob, equals, dtype = text.rpartition("=")
-        rules.append((glob if equals else "*", dtype))
-    return rules
-
-
 def _convert(arguments: argparse.Namespace) -> int:
-    rules = _dtype_rules(arguments.dtype)
-    if arguments.dry_run:
-        return _dry_run(arguments, rules)
-    with warnings.catch_warnings(), progress_line() as progress:
-        warnings.simplefilter("always")
-        report = torchzip.convert(
-            arguments.src, arguments.dst, dtype=rules, progress=progress, overwrite=arguments.force
-        )
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(report), indent=2))
-    _say_lost(report.lost, report.refused)
-    _say(f"{report.target}: {report.tensors:,} tensors, {nbytes_text(report.nbytes)}")
+    converting.convert(arguments, _say)
     return _DONE
-
-
-def _dry_run(arguments: argparse.Namespace, rules: list[tuple[str, str]]) -> int:
-    format = target_format(arguments.dst)
-    with torchzip.lazy_load(arguments.src) as checkpoint:
-        plan = make_plan(checkpoint, format, dtype=rules)
-        print(json.dumps(_plan_values(plan), indent=2) if arguments.json else _plan_text(plan))
-    _say_lost(plan.lost, plan.refused)
-    return _DONE
-
-
-def _plan_values(plan: Plan) -> dict[str, Any]:
-    return {
-        "format": plan.format,
-        "nbytes": plan.nbytes,
-        "tensors": [dataclasses.asdict(row) for row in plan.tensors],
-        "lost": plan.lost,
-        "refused": plan.refused,
-    }
-
-
-def _plan_text(plan: Plan) -> str:
-    rows = [["name", "dtype", "shape", "size"]]
-    for row in plan.tensors:
-        dtype = row.to_dtype
-        if row.from_dtype != row.to_dtype:
-            dtype = f"{row.from_dtype} -> {row.to_dtype}"
-        size = f"= {printable(row.alias_of)}" if row.alias_of else nbytes_text(row.nbytes)
-        rows.append([printable(row.name), dtype, str(list(row.shape)).replace("None", "*"), size])
-    lines = table(rows, right=(3,))
-    lines.append(f"{len(plan.tensors):,} tensors, {nbytes_text(plan.nbytes)} in all")
-    return "\n".join(lines)
-
-
-def _say_lost(lost: Sequence[str], refused: Sequence[tuple[str, str]]) -> None:
-    if lost:
-        shown = "; ".join(lost[:10]) + (f"; and {len(lost) - 10:,} more" if len(lost) > 10 else "")
-        _say(f"not in the output, which holds tensors only: {shown}")
-    if refused:
-        reasons = sorted({reason for _, reason in refused})
-        _say("torch.load needs weights_only=False for the output, because of " + ", ".join(reasons))

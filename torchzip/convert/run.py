@@ -1,117 +1,267 @@
-"""Carries a plan out: reads, casts and writes, block by block."""
+"""Carries a plan out: the large storages in pieces, by workers if there are any, then the rest.
+
+Each file has its final size from the start, and whoever has a piece writes it to its place. What
+is around the storages, and small ones, are written last, when all CRCs are known.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 
-from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.checkpoint.saving import Archive
-from torchzip.convert.plan import DtypeRules, Plan, make_plan, target_format
-from torchzip.errors import TorchZipError
-from torchzip.files.sink import open_sink
+from torchzip.checkpoint.saving import head_records
+from torchzip.container.zip_writer import ZipWriter, archive_name
+from torchzip.convert.pieces import Piece, Task, Written, carry_out, cut, joined, write_pieces
+from torchzip.convert.plan import Plan, PlannedFile
+from torchzip.files.new_file import NewFile, commit_together
+from torchzip.files.sink import GapSink
+from torchzip.tensors.storage import TensorStorage
 
 Progress = Callable[[int, int], None]
 
+#: Smaller storages are written with what is around them.
+_SMALL_NBYTES = 1 << 16
+#: Many small records get their headers at once.
+_BATCH_NBYTES = 4 << 20
+_BATCH_RECORDS = 1 << 12
+#: Pieces of large storages, and what a worker takes at once.
+_PIECE_NBYTES = 32 << 20
+_TASK_NBYTES = 96 << 20
 _PROGRESS_NBYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertReport:
-    """What `convert` did. ``lost`` names what the target could not hold.
-
-    ``refused`` is what torch's default loader will not take from a .pt: (path, reason).
-    """
-
-    source: str
-    target: str
-    format: str
-    tensors: int
-    nbytes: int
-    lost: tuple[str, ...]
-    refused: tuple[tuple[str, str], ...]
-
-
-def convert(
-    src: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
-    *,
-    dtype: DtypeRules = None,
+def run(
+    plan: Plan, *, executor: Executor | None = None, verify: bool = False,
     progress: Progress | None = None,
-    overwrite: bool = False,
-) -> ConvertReport:
-    """Convert a checkpoint to ``dst``, a zip (.pt .pth .bin .ckpt) or a .safetensors file.
+) -> None:  # fmt: skip
+    """Write a plan's output, all or nothing.
 
-    ``src`` is told by its content; it may be a directory of shards with their index, or a
-    distributed checkpoint. ``dtype`` is a torch dtype's name for all floating tensors, or
-    a list of ``(glob, dtype)`` rules of which the first match wins; others keep theirs.
-    ``progress`` is called with the bytes written so far and in all. The target appears complete or
-    not at all, and may be the source itself.
-
-    The memory needed is a constant, whatever the size of a tensor or of the file. Two kinds of
-    source need more, one tensor at a time: a strided tensor in a deflated record.
-
-    Raises
-    ------
-    FileExistsError
-        If ``dst`` exists and ``overwrite`` is false.
-    TorchZipError, OSError, ValueError
-
-    Examples
-    --------
-    >>> import numpy as np, os, tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> save({"weight": np.ones((2, 2), "float32")}, os.path.join(folder, "a.pt"))
-    >>> report = convert(
-    ...     os.path.join(folder, "a.pt"), os.path.join(folder, "a.safetensors"), dtype="bfloat16"
-    ... )
-    >>> report.tensors, report.lost
-    (1, ())
+    ``executor`` carries the pieces out; without one they are carried out here, one by one.
     """
-    format = target_format(dst)
-    if not overwrite and os.path.lexists(dst):
-        raise FileExistsError(
-            errno.EEXIST, "Exists already; overwriting must be asked for", os.fspath(dst)
-        )
-    with Checkpoint(src) as checkpoint:
-        try:
-            plan = make_plan(checkpoint, format, dtype=dtype)
-            run(plan, dst, progress)
-        except TorchZipError as error:
-            error.at(path=checkpoint.path)
-            raise
-    return ConvertReport(
-        os.fspath(src), os.fspath(dst), plan.format, len(plan.tensors), plan.nbytes,
-        tuple(plan.lost), tuple(plan.refused),
-    )  # fmt: skip
-
-
-def run(plan: Plan, dst: str | os.PathLike[str], progress: Progress | None = None) -> None:
-    """Write a plan's output to ``dst``, all or nothing."""
     meter = _Meter(plan.nbytes, progress)
-    if plan.format == "zip":
-        with Archive(dst) as archive:
-            archive.write_head(plan.head)
-            meter.add(len(plan.head))
-            for key, storage in enumerate(plan.storages):
-                archive.write_storage(key, storage, meter.add)
-            archive.writer.finish()
-            archive.commit()
-    else:
-        sink = open_sink(dst)
-        try:
-            sink.write(plan.head)
-            meter.add(len(plan.head))
-            for storage in plan.storages:
-                for block in storage.blocks():
-                    sink.write(block.data)
-                    meter.add(block.nbytes)
-            sink.commit()
-        finally:
-            sink.abort()
+    with contextlib.ExitStack() as opened:
+        files = []
+        for planned in plan.files:
+            files.append(NewFile(planned.path))
+            opened.callback(files[-1].abort)
+        index = NewFile(plan.index[0]) if plan.index is not None else None
+        if index is not None:
+            opened.callback(index.abort)
+        _check_space(files[0], plan.nbytes)
+        with_crc = plan.format == "zip"
+        works = []
+        for planned, file in zip(plan.files, files, strict=True):
+            file.resize(planned.nbytes)
+            works.append(_Work(planned, file, with_crc=with_crc, verify=verify))
+        if executor is None:
+            for work in works:
+                if work.pieces:
+                    work.written = write_pieces(
+                        Task(work.file.temporary, tuple(work.pieces)), meter.add
+                    )
+        else:
+            _run_tasks(works, executor, meter)
+        for work in works:
+            (_finish_zip if with_crc else _finish_safetensors)(work)
+        if index is not None and plan.index is not None:
+            index.write_at(0, plan.index[1])
+            files.append(index)
+        commit_together(files)
     meter.finish()
+
+
+def _check_space(file: NewFile, nbytes: int) -> None:
+    free = file.free_nbytes()
+    if free is not None and free < nbytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{nbytes:,} bytes are to be written, and the disk has {free:,} left",
+            file.name,
+        )
+
+
+class _Work:
+    """One file on its way: its large storages are cut in ``pieces``, whose results it collects."""
+
+    def __init__(
+        self, planned: PlannedFile, file: NewFile, *, with_crc: bool, verify: bool
+    ) -> None:
+        self.planned = planned
+        self.file = file
+        self.pieces: list[Piece] = []
+        self.written: list[Written] = []
+        self._cuts: dict[int, slice] = {}
+        for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
+            if storage.nbytes > _SMALL_NBYTES:
+                first = len(self.pieces)
+                self.pieces += cut(storage, start, _PIECE_NBYTES, with_crc=with_crc, verify=verify)
+                self._cuts[key] = slice(first, len(self.pieces))
+
+    def is_small(self, key: int) -> bool:
+        """Return whether a storage is no piece, and is written with what is around it."""
+        return key not in self._cuts
+
+    def crc_of(self, key: int) -> int:
+        """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
+        cut = self._cuts[key]
+        return joined(self.planned.storages[key], self.pieces[cut], self.written[cut])
+
+    def tasks(self) -> Iterator[tuple[int, Task]]:
+        """Yield the pieces in tasks for workers, each with the number of its first piece."""
+        first = nbytes = 0
+        for index, piece in enumerate(self.pieces):
+            nbytes += piece.nbytes
+            if nbytes >= _TASK_NBYTES or index + 1 == len(self.pieces):
+                yield first, Task(self.file.temporary, tuple(self.pieces[first : index + 1]))
+                first, nbytes = index + 1, 0
+
+
+# -- pieces -------------------------------------------------------------------------------------
+
+
+def _run_tasks(works: Sequence[_Work], executor: Executor, meter: _Meter) -> None:
+    """Have an executor carry all pieces out."""
+    futures: dict[Future[list[Written]], tuple[_Work, int, Task]] = {}
+    here: list[tuple[_Work, int, Task]] = []
+    in_threads = _runs_here(executor)
+    try:
+        for work in works:
+            work.written = [Written(0)] * len(work.pieces)
+            for first, task in work.tasks():
+                if not (in_threads or _can_travel(task)):
+                    here.append((work, first, task))
+                    continue
+                future = executor.submit(carry_out, task)
+                futures[future] = (work, first, task)
+        for work, first, task in here:
+            work.written[first : first + len(task.pieces)] = write_pieces(task, meter.add)
+        for future in as_completed(futures):
+            work, first, task = futures[future]
+            work.written[first : first + len(task.pieces)] = future.result()
+            meter.add(sum(piece.nbytes for piece in task.pieces))
+    except BaseException as error:
+        for future in futures:
+            future.cancel()
+        for future in futures:
+            if not future.cancelled():
+                future.exception()  # wait: a worker must not write to a file that is gone
+        if isinstance(error, BrokenExecutor):
+            raise ChildProcessError(
+                errno.ECHILD, "A worker ended before its work was done. It may have been killed "
+                "for want of memory",
+            ) from None  # fmt: skip
+        raise
+
+
+def _runs_here(executor: Executor) -> bool:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return isinstance(executor, ThreadPoolExecutor)
+
+
+def _can_travel(task: Task) -> bool:
+    """Return whether another process can have a task: not an open file object, say."""
+    from multiprocessing.reduction import ForkingPickler  # as the pool sends it
+
+    try:
+        ForkingPickler.dumps(task)
+    except Exception:  # whatever an object says that cannot be sent
+        return False
+    return True
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches every process of a terminal; the one that asked for the work cancels it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def workers(jobs: int) -> Iterator[Executor]:
+    """Give a pool of processes, which ends with the block.
+
+    They are forked where that is safe, because it takes milliseconds: on Linux, in a
+    process without other threads. Elsewhere they start afresh, and import torchzip.
+    """
+    import multiprocessing
+    import threading
+    from concurrent.futures import ProcessPoolExecutor
+
+    forks = sys.platform == "linux" and threading.active_count() == 1
+    context = multiprocessing.get_context("fork" if forks else "spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# -- what is around the pieces ------------------------------------------------------------------
+
+
+def _content(storage: TensorStorage) -> bytes:
+    """Return the bytes of a small storage, with its CRC compared."""
+    return b"".join(bytes(block) for block in storage.checked_blocks())
+
+
+def _finish_zip(work: _Work) -> None:
+    planned, file = work.planned, work.file
+    writer = ZipWriter(GapSink(file), archive_name(planned.path))
+    for name, data in head_records(planned.head):
+        writer.write_record(name, data)
+    names: list[bytes] = []
+    contents: list[bytes] = []
+    nbytes = 0
+
+    def send() -> None:
+        writer.write_small_records(names, contents)
+        names.clear()
+        contents.clear()
+
+    for key, storage in enumerate(planned.storages):
+        if work.is_small(key):
+            names.append(b"data/%d" % key)
+            contents.append(_content(storage))
+            nbytes += storage.nbytes
+            if nbytes >= _BATCH_NBYTES or len(names) >= _BATCH_RECORDS:
+                send()
+                nbytes = 0
+            continue
+        send()
+        writer.begin_record(f"data/{key}", storage.nbytes)
+        first = os.pread(file.descriptor, 8, planned.starts[key])
+        writer.skip(storage.nbytes, work.crc_of(key), first)
+        writer.end_record()
+    send()
+    writer.finish()
+
+
+def _finish_safetensors(work: _Work) -> None:
+    planned, file = work.planned, work.file
+    file.write_at(0, planned.head)
+    pending: list[bytes] = []
+    nbytes = first = 0
+
+    def send() -> None:
+        file.write_at(first, b"".join(pending))
+        pending.clear()
+
+    for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
+        if work.is_small(key):
+            if not pending:
+                first, nbytes = start, 0
+            pending.append(_content(storage))
+            nbytes += storage.nbytes
+            if nbytes < _BATCH_NBYTES:
+                continue
+        else:
+            work.crc_of(key)  # nothing keeps it, but damage of the source shows
+        send()
+    send()
 
 
 class _Meter:

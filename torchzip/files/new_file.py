@@ -59,23 +59,15 @@ class NewFile:
         self.check()
         return self._fd
 
-    def resize(self, nbytes: int) -> None:
-        """Give the file its final size, filled with zeros.
+    def free_nbytes(self) -> int | None:
+        """Return how much the disk has left; None where that is not known."""
+        if not hasattr(os, "fstatvfs"):
+            return None
+        disk = os.fstatvfs(self.descriptor)
+        return disk.f_bavail * disk.f_frsize
 
-        Raises
-        ------
-        OSError
-            If the disk has not so many bytes left.
-        """
-        if hasattr(os, "fstatvfs"):
-            disk = os.fstatvfs(self.descriptor)
-            free = disk.f_bavail * disk.f_frsize
-            if free < nbytes:
-                raise OSError(
-                    errno.ENOSPC,
-                    f"{nbytes:,} bytes are to be written, and the disk has {free:,} left",
-                    self.name,
-                )
+    def resize(self, nbytes: int) -> None:
+        """Give the file its final size, without bytes yet."""
         os.ftruncate(self.descriptor, nbytes)
 
     def write_at(self, offset: int, data: Buffer) -> None:

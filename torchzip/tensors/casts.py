@@ -58,6 +58,9 @@ class Cast:
                 values = values.astype(dtype)
         return values.view(np.uint8)
 
+    def into(self, block: Bytes, out: Bytes) -> None:
+        out[:] = self(block)
+
 
 def whole_items(blocks: Iterator[Bytes], itemsize: int) -> Iterator[Bytes]:
     """Yield the same bytes in blocks of whole elements, each aligned as numpy wants it."""
@@ -78,9 +81,9 @@ class CastStorage(TensorStorage):
     """A storage as it is after a cast: each element of ``base``, in another dtype."""
 
     def __init__(self, base: TensorStorage, source: str, target: str) -> None:
-        self._base = base
-        self._source = source
-        self._target = target
+        self.base = base
+        self.source = source
+        self.target = target
         self._in_nbytes = DTYPES[source].itemsize
         self._out_nbytes = DTYPES[target].itemsize
         self.nbytes = base.nbytes // self._in_nbytes * self._out_nbytes
@@ -92,12 +95,12 @@ class CastStorage(TensorStorage):
     def read_into(self, start: int, out: Bytes) -> None:
         first = start // self._out_nbytes
         last = -(-(start + out.nbytes) // self._out_nbytes)
-        block = self._base.read(first * self._in_nbytes, last * self._in_nbytes)
-        cast = Cast(self._source, self._target)(block)
+        block = self.base.read(first * self._in_nbytes, last * self._in_nbytes)
+        cast = Cast(self.source, self.target)(block)
         skip = start - first * self._out_nbytes
         out[:] = cast[skip : skip + out.nbytes]
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        cast = Cast(self._source, self._target)
-        for block in whole_items(self._base.checked_blocks(nbytes), self._in_nbytes):
+        cast = Cast(self.source, self.target)
+        for block in whole_items(self.base.checked_blocks(nbytes), self._in_nbytes):
             yield cast(block)

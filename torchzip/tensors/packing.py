@@ -29,13 +29,23 @@ class ElementStorage(TensorStorage):
     """
 
     def __init__(self, spec: TensorSpec) -> None:
-        self._spec = spec
+        self.spec = spec
         self._itemsize_ = DTYPES[spec.torch_dtype].itemsize
         self.nbytes = spec.numel * self._itemsize_
         self.torch_dtype = spec.torch_dtype if DTYPES[spec.torch_dtype].storage_class else None
         self.location = spec.storage.location
         self.record = spec.storage.record
         self._contiguous = is_contiguous(spec.shape, spec.stride)
+
+    @property
+    def start(self) -> int:
+        """The byte of the tensor's storage at which the tensor begins."""
+        return self.spec.storage_offset * self._itemsize_
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the elements are bytes of the tensor's storage as they stand there."""
+        return self._contiguous and not (self.spec.conj or self.spec.neg)
 
     def read_into(self, start: int, out: Bytes) -> None:
         done = at = 0
@@ -51,12 +61,12 @@ class ElementStorage(TensorStorage):
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         if not self.nbytes:
             return
-        spec = self._spec
+        spec = self.spec
         if not self._contiguous:
             yield from self._gathered()
             return
         blocks = self._range(nbytes)
-        if not (spec.conj or spec.neg):
+        if self.is_run:
             yield from blocks
             return
         dtype = numpy_dtype(spec.torch_dtype)
@@ -65,8 +75,8 @@ class ElementStorage(TensorStorage):
 
     def _range(self, nbytes: int) -> Iterator[Bytes]:
         """Yield the bytes of a contiguous tensor."""
-        storage = self._spec.storage
-        start = self._spec.storage_offset * self._itemsize_
+        storage = self.spec.storage
+        start = self.start
         stop = start + self.nbytes
         if (start, stop) == (0, storage.nbytes):
             yield from storage.checked_blocks(nbytes)
@@ -86,7 +96,7 @@ class ElementStorage(TensorStorage):
 
     def _gathered(self) -> Iterator[Bytes]:
         """Yield the bytes of a strided tensor, gathered piece by piece along its outer axes."""
-        spec = self._spec
+        spec = self.spec
         dtype = numpy_dtype(spec.torch_dtype)
         if not spec.storage.random_access:
             pieces = iter([(spec.shape, spec.storage_offset)])

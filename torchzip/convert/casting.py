@@ -1,0 +1,114 @@
+"""Which storages of a checkpoint are cast on the way to a zip, and to what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.names import children
+from torchzip.tensors.casts import CastStorage
+from torchzip.tensors.packing import ElementStorage
+from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.specs import TensorSpec, contiguous_stride
+from torchzip.tensors.storage import TensorStorage
+from torchzip.types import NestedTensor, OtherTensor, Parameter
+
+#: (name, torch dtype) -> the dtype in the output
+DtypeOf = Callable[[str, str], str]
+
+
+class StorageCasts:
+    """Which storages are cast, and to what.
+
+    A storage whose tensors all have one dtype and one target is cast as a whole, so that
+    views and ties stay as they are. One whose tensors part ways gives each a storage of
+    its own. Tensors inside of others (scales, indices), ``inner`` by the id of their spec, stay
+    as they are.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, LazyTensor],
+        inner: dict[int, TensorSpec | BareStorage],
+        rule: DtypeOf,
+    ) -> None:
+        self._inner = inner
+        self._whole: dict[int, tuple[TensorStorage, str, TensorStorage]] = {}
+        self._single: dict[Any, tuple[TensorSpec, TensorSpec]] = {}
+        wanted: dict[int, set[tuple[str, str]]] = {}
+        storages: dict[int, TensorStorage] = {}
+        for name, tensor in tensors.items():
+            spec = tensor.spec
+            pair = (spec.torch_dtype, rule(name, spec.torch_dtype))
+            wanted.setdefault(id(spec.storage), set()).add(pair)
+            storages[id(spec.storage)] = spec.storage
+        pinned = {id(held.storage) for held in inner.values()}
+        for own, pairs in wanted.items():
+            if len(pairs) == 1 and own not in pinned:
+                ((source, target),) = pairs
+                if source != target:
+                    storage = storages[own]
+                    cast = CastStorage(storage, source, target)
+                    self._whole[own] = (storage, target, cast)
+        for name, tensor in tensors.items():
+            spec = tensor.spec
+            if id(spec.storage) not in self._whole and id(spec) not in inner:
+                target = rule(name, spec.torch_dtype)
+                if target != spec.torch_dtype:
+                    elements = ElementStorage(spec)
+                    alone = spec.replace(
+                        torch_dtype=target,
+                        storage=CastStorage(elements, spec.torch_dtype, target),
+                        storage_offset=0, stride=contiguous_stride(spec.shape), neg=False,
+                    )  # fmt: skip
+                    self._single.setdefault(layout(spec), (spec, alone))
+
+    def apply(self, spec: TensorSpec) -> TensorSpec:
+        """Return a tensor's spec in the output."""
+        if id(spec) in self._inner:
+            return spec
+        whole = self._whole.get(id(spec.storage))
+        if whole is not None:
+            return spec.replace(torch_dtype=whole[1], storage=whole[2])
+        single = self._single.get(layout(spec))
+        if single is not None:
+            alone = single[1]
+            return spec.replace(
+                torch_dtype=alone.torch_dtype, storage=alone.storage, storage_offset=0,
+                stride=alone.stride, neg=False,
+            )  # fmt: skip
+        return spec
+
+
+def layout(spec: TensorSpec) -> Any:
+    return (
+        id(spec.storage), spec.torch_dtype, spec.shape, spec.stride, spec.storage_offset,
+        spec.conj, spec.neg,
+    )  # fmt: skip
+
+
+def inner_tensors(
+    others: Iterable[object],
+) -> dict[int, TensorSpec | BareStorage]:
+    """Return the specs of all tensors that others are made of, and their bare storages, by id."""
+    found: dict[int, TensorSpec | BareStorage] = {}
+    seen: set[int] = set()
+    todo: list[Any] = list(others)
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Parameter):
+            value = value.data
+        if isinstance(value, LazyTensor):
+            found[id(value.spec)] = value.spec
+            todo.append(value.spec.attributes)
+        elif isinstance(value, BareStorage):
+            found[id(value)] = value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, OtherTensor):
+                todo += [*value.parts, value.attributes]
+                todo.append(value.constructor if isinstance(value, NestedTensor) else None)
+            else:
+                todo += [child for _, _, child in children(value)]
+    return found

@@ -1,0 +1,184 @@
+"""`convert`: a plan is made and carried out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import warnings
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.convert.mapped import Map, MappedTensors
+from torchzip.convert.plan import Plan, make_plan
+from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
+from torchzip.convert.run import Progress, run, workers
+from torchzip.convert.targets import Target, parse_size, parse_target
+from torchzip.errors import TorchZipError
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """What `convert` did. ``lost`` names what the target could not hold.
+
+    ``target`` is the file that was written, or the index of the shards; ``files`` are all, and
+    ``nbytes`` counts the bytes of all. ``refused`` is what torch's default loader will not take
+    from a .pt: (path, reason). ``unused`` are rules that matched nothing.
+    """
+
+    source: str
+    target: str
+    format: str
+    tensors: int
+    nbytes: int
+    lost: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+    files: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    dtype: DtypeRules = None,
+    rename: RenameRules = None,
+    include: Globs = None,
+    exclude: Globs = None,
+    map: Map | None = None,
+    max_shard_size: int | str | None = None,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    verify: bool = False,
+) -> ConvertReport:
+    """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
+
+    ``src`` is told by its content; it may be a directory of shards with their index, or a
+    distributed checkpoint. ``dst`` may be a directory, which gets a ``model.safetensors``, or an
+    ``*.index.json``, which gets shards beside it. It appears complete or not at all, and may be the
+    source itself.
+
+    The rules look at the flat names of the source, or at those that ``map`` gives:
+
+    * ``dtype``: a torch dtype's name for all floating tensors, or a list of ``(glob, dtype)`` of
+      which the first match wins; others keep theirs. Rounded as torch's ``.to()`` rounds.
+    * ``include``, ``exclude``: globs; only tensors that match one of the first, if there are any,
+      and none of the second are taken.
+    * ``rename``: a dict of names, a list of ``(regex, replacement)`` that are all applied in turn
+      as by `re.sub`, or a function ``name -> name``; None leaves a tensor out.
+    * ``map``: a function ``(name, LazyTensor) -> iterable of (name, array or LazyTensor)`` for what
+      rules cannot say, called for each dense tensor in order. Arrays that it gives are kept on disk
+      beside ``dst`` until the plan is known.
+
+    In a zip the object around the tensors is kept as long as the names can be changed in its
+    dicts; otherwise, and with ``map``, the output is one dict from names to tensors, and the
+    ``lost`` of the report lists what else there was.
+
+    ``max_shard_size`` (``"5GB"``, decimal as on the hub, or bytes) writes shards with an index
+    if the tensors have more bytes together. ``jobs=N`` shares the work among N processes;
+    ``executor`` among those of a `concurrent.futures.Executor`.
+    ``progress`` is called with the bytes written so far and in all.
+
+    Bytes that go from zip to zip unchanged take their CRC along; ``verify=True`` compares it first.
+    All others are compared with the CRC of the source in any case.
+
+    The memory of each process is a constant, whatever the size of a tensor or of the file. Two
+    things need more, one tensor at a time: a strided tensor in a deflated record, and what ``map``
+    makes.
+
+    Warns
+    -----
+    UserWarning
+        If a rule matches nothing.
+
+    Raises
+    ------
+    FileExistsError
+        If a file is there already and ``overwrite`` is false.
+    ValueError
+        If a rule is none, or two tensors would have one name.
+    TorchZipError, OSError
+
+    Examples
+    --------
+    >>> import numpy as np, os, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> save({"weight": np.ones((2, 2), "float32")}, os.path.join(folder, "a.pt"))
+    >>> report = convert(
+    ...     os.path.join(folder, "a.pt"), os.path.join(folder, "a.safetensors"), dtype="bfloat16"
+    ... )
+    >>> report.tensors, report.lost
+    (1, ())
+    """
+    rules = Rules(dtype=dtype, rename=rename, include=include, exclude=exclude)
+    target = parse_target(dst)
+    max_shard_nbytes = None if max_shard_size is None else parse_size(max_shard_size)
+    if jobs is not None and executor is not None:
+        raise ValueError("jobs makes a pool of its own; give it or an executor, not both")
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int)):
+        raise TypeError(f"jobs is a number of processes, not {type(jobs).__name__}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs={jobs}; 1 or more processes were expected")
+    _refuse_existing([target.path], overwrite)  # before a long look at the source
+    with Checkpoint(src) as checkpoint, contextlib.ExitStack() as opened:
+        mapping = None
+        if map is not None:
+            folder = os.path.dirname(os.path.realpath(target.path))
+            mapping = opened.enter_context(MappedTensors(map, folder))
+        try:
+            plan = make_plan(
+                checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping
+            )
+            files = [file.path for file in plan.files]
+            if plan.index is not None:
+                files.append(plan.index[0])
+            _refuse_existing(files, overwrite)
+            for line in plan.unused:
+                warnings.warn(line, UserWarning, stacklevel=2)
+            if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
+                executor = opened.enter_context(workers(jobs))
+            _make_folder(target)
+            run(plan, executor=executor, verify=verify, progress=progress)
+        except TorchZipError as error:
+            error.at(path=checkpoint.path)
+            raise
+        _remove_replaced(target, files)
+    return ConvertReport(
+        os.fspath(src), files[-1], plan.format, len(plan.tensors), plan.nbytes,
+        tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
+    )  # fmt: skip
+
+
+#: Workers cost some tens of milliseconds; less than this is written sooner.
+_WORTH_NBYTES = 64 << 20
+
+
+def _is_worth_it(plan: Plan) -> bool:
+    return plan.nbytes >= _WORTH_NBYTES
+
+
+def _refuse_existing(paths: list[str], overwrite: bool) -> None:
+    for path in paths:
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError(
+                errno.EEXIST, "Exists already; overwriting must be asked for", path
+            )
+
+
+def _make_folder(target: Target) -> None:
+    """Make the directory that was asked for as such."""
+    folder = os.path.dirname(target.path)
+    if folder and not os.path.isdir(folder) and target.makes_folder:
+        os.mkdir(folder)
+
+
+def _remove_replaced(target: Target, files: list[str]) -> None:
+    """Take away a whole file of the name of which there are shards now.
+
+    Readers would take it for the checkpoint, with its old values.
+    """
+    if target.path not in files and os.path.lexists(target.path):
+        os.unlink(target.path)

@@ -1,0 +1,159 @@
+"""What a user asks of a conversion: which tensors, under which names, in which dtypes.
+
+All rules look at the flat names that the source has, or that ``map`` gives. They are applied in
+this order: include, exclude, rename; the dtype goes by the name before renaming.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from torchzip.tensors.casts import is_castable
+from torchzip.tensors.numpy_dtypes import parse_torch_dtype
+
+#: One dtype for all floating tensors, or (glob, dtype) rules of which the first match wins.
+DtypeRules = str | Sequence[tuple[str, str]] | None
+#: Old names and new ones, (regular expression, replacement) rules, or a function. None drops one.
+RenameRules = (
+    Mapping[str, str | None] | Sequence[tuple[str, str]] | Callable[[str], str | None] | None
+)
+#: Globs on flat names.
+Globs = str | Sequence[str] | None
+
+
+class Rules:
+    """The rules of one conversion. They note what they match, for `unused`.
+
+    Raises
+    ------
+    ValueError
+        If a dtype is none that torch has or that tensors are cast to, or an expression is none.
+    TypeError
+        If a rule has another form.
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: DtypeRules = None,
+        rename: RenameRules = None,
+        include: Globs = None,
+        exclude: Globs = None,
+    ) -> None:
+        dtypes = [("*", dtype)] if isinstance(dtype, str) else list(dtype or ())
+        self._dtypes = [(_Glob("dtype", glob), _parse_dtype(target)) for glob, target in dtypes]
+        if isinstance(dtype, str):
+            self._dtypes[0][0].used = True  # for all tensors, be there any or not
+        self._include = _globs("include", include)
+        self._exclude = _globs("exclude", exclude)
+        self._table: dict[str, str | None] = {}
+        self._function: Callable[[str], str | None] | None = None
+        self._expressions: list[_Expression] = []
+        if isinstance(rename, Mapping):
+            self._table = dict(rename)
+        elif callable(rename):
+            self._function = rename
+        elif isinstance(rename, str):
+            raise TypeError("rename takes a dict, a list of (regex, replacement), or a function")
+        elif rename is not None:
+            self._expressions = [_Expression(pattern, text) for pattern, text in rename]
+        self._met: set[str] = set()
+
+    def keeps(self, name: str) -> bool:
+        """Return whether a tensor is wanted at all."""
+        wanted = not self._include or _match_any(self._include, name)
+        # Both are asked, so that a rule counts as used because of what it says alone.
+        return not _match_any(self._exclude, name) and wanted
+
+    def renamed(self, name: str) -> str | None:
+        """Return the name in the output; None for a tensor that is left out."""
+        if self._function is not None:
+            new = self._function(name)
+        else:
+            self._met.add(name)
+            new = self._table.get(name, name)
+        if new is not None and not isinstance(new, str):
+            raise TypeError(f"rename gives {type(new).__name__} for {name!r}, not a name or None")
+        if self._expressions:
+            new = name
+            for expression in self._expressions:
+                new = expression.apply(new)
+        return new
+
+    def dtype_of(self, name: str, torch_dtype: str) -> str:
+        """Return the dtype in the output."""
+        if is_castable(torch_dtype):
+            for glob, target in self._dtypes:
+                if glob.matches(name):
+                    return target
+        return torch_dtype
+
+    def unused(self) -> list[str]:
+        """Return a line for each rule that has matched nothing so far."""
+        globs = [*self._include, *self._exclude, *(glob for glob, _ in self._dtypes)]
+        lines = [
+            f"the {glob.option} rule {glob.text!r} matches no {glob.what}"
+            for glob in globs
+            if not glob.used
+        ]
+        lines += [
+            f"the rename rule {each.text!r} matches no tensor"
+            for each in self._expressions
+            if not each.used
+        ]
+        lines += [
+            f"there is no tensor {old!r} to be renamed" for old in self._table.keys() - self._met
+        ]
+        return lines
+
+
+class _Glob:
+    def __init__(self, option: str, text: str) -> None:
+        if not isinstance(text, str):
+            raise TypeError(f"{option} takes globs, not {type(text).__name__}")
+        self.option = option
+        self.text = text
+        self.what = "floating tensor" if option == "dtype" else "tensor"
+        self.used = False
+        self._match = re.compile(fnmatch.translate(text)).match
+
+    def matches(self, name: str) -> bool:
+        if self._match(name) is None:
+            return False
+        self.used = True
+        return True
+
+
+class _Expression:
+    def __init__(self, text: str, replacement: str) -> None:
+        self.text = text
+        self.used = False
+        try:
+            self._pattern = re.compile(text)
+            self._pattern.sub(replacement, "")  # groups that are not there show here
+        except (re.error, IndexError) as error:
+            raise ValueError(f"rename {text!r} to {replacement!r}: {error}") from None
+        self._replacement = replacement
+
+    def apply(self, name: str) -> str:
+        new, count = self._pattern.subn(self._replacement, name)
+        self.used = self.used or bool(count)
+        return new
+
+
+def _globs(option: str, globs: Globs) -> list[_Glob]:
+    return [_Glob(option, text) for text in ([globs] if isinstance(globs, str) else globs or ())]
+
+
+def _match_any(globs: Sequence[_Glob], name: str) -> bool:
+    matches = [glob.matches(name) for glob in globs]  # each is asked, and notes what it matches
+    return any(matches)
+
+
+def _parse_dtype(text: str) -> str:
+    target = parse_torch_dtype(text)
+    if not is_castable(target):
+        raise ValueError(f"tensors are cast to floating dtypes only, not to {target}")
+    return target

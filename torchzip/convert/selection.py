@@ -1,0 +1,187 @@
+"""The tensors that a conversion takes from a checkpoint, their new names, and what is around them.
+
+The object around the tensors is kept, with new keys where tensors have new names, as long as that
+can be done in its dicts: each tensor that is renamed or left out is an item of a dict, there is one
+way to that dict, and the new name begins with the way to it. Otherwise the output is one flat dict
+of the tensors, a state dict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.names import children
+from torchzip.container.safetensors import ALIASES_KEY
+from torchzip.convert.mapped import MappedTensors
+from torchzip.convert.rules import Rules
+from torchzip.types import OtherTensor, Parameter
+
+#: A tensor of the source, dense or of another kind.
+Held = LazyTensor | OtherTensor
+
+
+@dataclass(slots=True)
+class Selection:
+    """``root`` is the object to be written, ``tensors`` has all tensors in it by name.
+
+    ``sources`` maps each of these names to that before renaming, ``original`` has all tensors of
+    the source, wanted or not. ``is_flat`` says that ``root`` is a flat dict made here; ``around``
+    is the object that the tensors were in.
+    """
+
+    root: Any
+    tensors: dict[str, Held]
+    sources: dict[str, str]
+    original: dict[str, Held]
+    around: Any
+    is_flat: bool = False
+    #: Texts of a safetensors source, without our own.
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None = None) -> Selection:
+    """Return what the rules take of a checkpoint, whose root is changed where names are.
+
+    Raises
+    ------
+    ValueError
+        If two tensors would have one name.
+    """
+    selection = _source(checkpoint)
+    named = {name: held for name, held in selection.tensors.items() if rules.keeps(name)}
+    if mapping is not None:
+        for name, held in named.items():
+            if isinstance(held, LazyTensor):
+                mapping.add(name, held)
+        others = {name: held for name, held in named.items() if isinstance(held, OtherTensor)}
+        mapped = mapping.tensors()
+        for name in others.keys() & mapped.keys():
+            raise ValueError(f"map gives {name!r}, which is the name of a tensor of another kind")
+        named = {**mapped, **others}
+    sources: dict[str, str] = {}
+    for old in named:
+        new = rules.renamed(old)
+        if new is not None:
+            known = sources.setdefault(new, old)
+            if known != old:
+                raise ValueError(f"{known!r} and {old!r} would both be called {new!r}")
+    changed: dict[str, str | None] = dict.fromkeys(selection.tensors)
+    changed |= {old: new for new, old in sources.items()}
+    changed = {old: new for old, new in changed.items() if new != old}
+    selection.sources = sources
+    selection.tensors = {new: named[old] for new, old in sources.items()}
+    if not selection.is_flat and (
+        mapping is not None or (changed and not _rename_in_place(selection.root, changed))
+    ):
+        selection.is_flat = True
+    if selection.is_flat:
+        selection.root = dict(selection.tensors)
+    return selection
+
+
+def _source(checkpoint: Checkpoint) -> Selection:
+    """Return all that a checkpoint has."""
+    tensors: dict[str, Held] = {name: checkpoint[name] for name in checkpoint}
+    root = checkpoint.root
+    metadata: dict[str, str] = {}
+    if checkpoint.format in ("safetensors", "sharded"):
+        aliases = _restored_aliases(checkpoint, tensors)
+        tensors |= aliases
+        root = dict(root) | aliases
+        metadata = {
+            key: text
+            for key, text in checkpoint.metadata.items()
+            if not key.startswith("torchzip.") and key not in ("format", "total_size")
+        }
+    # The objects of a TorchScript archive are of classes that exist in it only.
+    is_flat = checkpoint.format == "torchscript"
+    sources = {name: name for name in tensors}
+    return Selection(root, tensors, sources, tensors, root, is_flat, metadata)
+
+
+def _restored_aliases(checkpoint: Checkpoint, tensors: dict[str, Held]) -> dict[str, Held]:
+    """Return the tied tensors that a safetensors file lists in its metadata."""
+    try:
+        aliases = json.loads(checkpoint.metadata.get(ALIASES_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(aliases, dict):
+        return {}
+    return {
+        name: tensors[kept]
+        for name, kept in aliases.items()
+        if isinstance(kept, str) and kept in tensors and name not in tensors
+    }
+
+
+def _rename_in_place(root: Any, changed: dict[str, str | None]) -> bool:
+    """Give tensors their new keys, or take them out, in the dicts that hold them.
+
+    Returns False, and changes nothing, if that cannot be done for all of them.
+    """
+    edits: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
+    left = dict(changed)
+    for name, prefix, holder, key in _items(root):
+        if name not in left:
+            continue
+        new = left.pop(name)
+        if new is not None and not new.startswith(prefix):
+            return False
+        _, keys = edits.setdefault(id(holder), (holder, {}))
+        keys[key] = None if new is None else new[len(prefix) :]
+    if left:
+        return False
+    for holder, keys in edits.values():
+        kept = Counter(str(keys.get(key, key)) for key in holder if keys.get(key, key) is not None)
+        if any(count > 1 for count in kept.values()):
+            return False  # beside something that is no tensor
+    for holder, keys in edits.values():
+        items = [(keys.get(key, key), value) for key, value in holder.items()]
+        gone = {key for key, new in keys.items() if new is None}
+        items = [
+            (new, value)
+            for (new, value), key in zip(items, list(holder), strict=True)
+            if key not in gone
+        ]
+        holder.clear()
+        holder.update(items)
+    return True
+
+
+def _items(root: Any) -> Iterator[tuple[str, str, dict[Any, Any], Any]]:
+    """Yield the tensors that are items of dicts: name, the way to the dict, the dict, the key.
+
+    Only what there is one way to.
+    """
+    ways: Counter[int] = Counter()
+    seen: set[int] = set()
+    todo: list[Any] = [root]
+    while todo:
+        value = todo.pop()
+        ways[id(value)] += 1
+        if id(value) not in seen:
+            seen.add(id(value))
+            todo += [child for _, _, child in _below(value)]
+    steps: list[tuple[Any, str]] = [(root, "")]
+    while steps:
+        value, prefix = steps.pop()
+        if ways[id(value)] > 1 or not isinstance(value, dict | list | tuple):
+            continue
+        for (text, _, child), key in zip(_below(value), value, strict=False):
+            held = child.data if isinstance(child, Parameter) else child
+            if isinstance(held, Held):
+                if isinstance(value, dict):
+                    yield prefix + text, prefix, value, key
+            else:
+                steps.append((child, f"{prefix}{text}."))
+
+
+def _below(value: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield what plain containers hold."""
+    if type(value) in (dict, OrderedDict, list, tuple):
+        yield from children(value)

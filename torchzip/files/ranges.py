@@ -1,0 +1,151 @@
+"""Ranges of a file that exists, written by whoever has them: a worker, or several at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import TracebackType
+from typing import Self
+
+from torchzip.files.direct import DirectWriter
+from torchzip.files.source import Buffer, FileSource, Source, file_place
+
+#: From this size on a range goes past the page cache, if that is possible.
+_DIRECT_NBYTES = 1 << 20
+_BLOCK_NBYTES = 1 << 20
+#: Copied at once by the kernel.
+_COPY_NBYTES = 8 << 20
+#: What the kernel says where it cannot copy from this file to that.
+_CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+
+
+class RangeWriter:
+    """Writes ranges of the file at ``path``: `begin`, then `write` or `room` and `advance`, `end`.
+
+    `close` it, or leave its block, when all is written; what has failed is raised there at last.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        self._block = bytearray()
+        self._filled = 0
+        self._offset = 0
+        self._direct: DirectWriter | None = None
+        self._is_direct = False
+        self._no_direct = False
+
+    def begin(self, offset: int, nbytes: int) -> None:
+        """Start a range of ``nbytes`` bytes at ``offset``."""
+        self._is_direct = nbytes >= _DIRECT_NBYTES and self._can_write_directly()
+        if self._direct is not None and self._is_direct:
+            self._direct.begin(offset)
+        else:
+            self._offset = offset
+            self._block = self._block or bytearray(_BLOCK_NBYTES)
+
+    def _can_write_directly(self) -> bool:
+        if self._direct is None and not self._no_direct:
+            try:
+                self._direct = DirectWriter(self._path, 0)
+            except OSError:
+                self._no_direct = True
+        return self._direct is not None
+
+    @property
+    def room(self) -> memoryview:
+        """Memory for the bytes that come next; `advance` says how many they are."""
+        if self._direct is not None and self._is_direct:
+            return self._direct.room
+        return memoryview(self._block)[self._filled :]
+
+    def advance(self, nbytes: int) -> None:
+        """Take the first bytes of `room`."""
+        if self._direct is not None and self._is_direct:
+            self._direct.advance(nbytes)
+            return
+        self._filled += nbytes
+        if self._filled == len(self._block):
+            self._flush()
+
+    def write(self, data: Buffer) -> None:
+        """Take bytes."""
+        view = memoryview(data).cast("B")
+        while view:
+            room = self.room
+            count = min(len(room), len(view))
+            room[:count] = view[:count]
+            self.advance(count)
+            view = view[count:]
+
+    def end(self) -> None:
+        """Finish the range."""
+        if self._direct is not None and self._is_direct:
+            self._direct.end()
+        else:
+            self._flush()
+
+    def _flush(self) -> None:
+        view = memoryview(self._block)[: self._filled]
+        while view:
+            done = os.pwrite(self._fd, view, self._offset)
+            self._offset += done
+            view = view[done:]
+        self._filled = 0
+
+    def copy(self, source: Source, start: int, offset: int, nbytes: int) -> bool:
+        """Have the kernel copy a range from ``start`` of a source; return False if it cannot.
+
+        The pages are given back at once, which also sends them to the disk: the sync at the end
+        finds little to do, and the next pages need no fresh memory (on 1 GB 0.5 s with the
+        sync, 2.3 s without that hint).
+        """
+        source, start = file_place(source, start)
+        if not hasattr(os, "copy_file_range") or not isinstance(source, FileSource):
+            return False
+        done = 0
+        while done < nbytes:
+            try:
+                count = os.copy_file_range(
+                    source.fileno(), self._fd, min(_COPY_NBYTES, nbytes - done),
+                    start + done, offset + done,
+                )  # fmt: skip
+            except OSError as error:
+                if error.errno in _CANNOT_COPY:
+                    return False
+                raise
+            if not count:
+                return False  # it ends here by now; who reads it says so
+            os.posix_fadvise(self._fd, offset + done, count, os.POSIX_FADV_DONTNEED)
+            done += count
+        return True
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        try:
+            if self._direct is not None:
+                self._direct.settle()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            direct.close()
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._close()
