@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -140,8 +141,8 @@ def convert(
                 warnings.warn(line, UserWarning, stacklevel=2)
             if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
                 executor = opened.enter_context(workers(jobs))
-            _make_folder(target)
-            run(plan, executor=executor, verify=verify, progress=progress)
+            with _folder_of(target):
+                run(plan, executor=executor, verify=verify, progress=progress)
         except TorchZipError as error:
             error.at(path=checkpoint.path)
             raise
@@ -168,11 +169,19 @@ def _refuse_existing(paths: list[str], overwrite: bool) -> None:
             )
 
 
-def _make_folder(target: Target) -> None:
-    """Make the directory that was asked for as such."""
+@contextlib.contextmanager
+def _folder_of(target: Target) -> Iterator[None]:
+    """Make the directory that was asked for as such; take it away again if nothing gets there."""
     folder = os.path.dirname(target.path)
-    if folder and not os.path.isdir(folder) and target.makes_folder:
-        os.mkdir(folder)
+    if not target.makes_folder or os.path.isdir(folder):
+        yield
+        return
+    os.mkdir(folder)
+    try:
+        yield
+    except BaseException:
+        os.rmdir(folder)
+        raise
 
 
 def _remove_replaced(target: Target, files: list[str]) -> None:

@@ -133,10 +133,14 @@ def _run_tasks(works: Sequence[_Work], executor: Executor, meter: _Meter) -> Non
         for work in works:
             work.written = [Written(0)] * len(work.pieces)
             for first, task in work.tasks():
-                if not (in_threads or _can_travel(task)):
-                    here.append((work, first, task))
-                    continue
-                future = executor.submit(carry_out, task)
+                if in_threads:
+                    future = executor.submit(carry_out, task)
+                else:
+                    packed = _packed(task)
+                    if packed is None:
+                        here.append((work, first, task))
+                        continue
+                    future = executor.submit(_carry_out_packed, packed)
                 futures[future] = (work, first, task)
         for work, first, task in here:
             work.written[first : first + len(task.pieces)] = write_pieces(task, meter.add)
@@ -164,15 +168,25 @@ def _runs_here(executor: Executor) -> bool:
     return isinstance(executor, ThreadPoolExecutor)
 
 
-def _can_travel(task: Task) -> bool:
-    """Return whether another process can have a task: not an open file object, say."""
-    from multiprocessing.reduction import ForkingPickler  # as the pool sends it
+def _packed(task: Task) -> bytes | None:
+    """Return a task for another process; None if it has what lives in this one only."""
+    from multiprocessing.reduction import ForkingPickler  # as a pool sends it
 
     try:
-        ForkingPickler.dumps(task)
-    except Exception:  # whatever an object says that cannot be sent
-        return False
-    return True
+        return bytes(ForkingPickler.dumps(task))
+    except Exception:  # whatever an open file object says, which cannot be sent
+        return None
+
+
+def _carry_out_packed(packed: bytes) -> list[Written]:
+    """Carry out what another process of this program has packed.
+
+    Unpacked here, not on the way: a pool whose worker cannot unpack what it gets is broken, and
+    a source that has changed meanwhile is an error like others.
+    """
+    from multiprocessing.reduction import ForkingPickler
+
+    return carry_out(ForkingPickler.loads(packed))
 
 
 def _ignore_interrupts() -> None:

@@ -1,0 +1,218 @@
+"""Rules: what they take, how they rename, and what they say of a rule that matches nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import torchzip as tz
+from torchzip.convert.conversion import ConvertReport
+from torchzip.convert.rules import Rules
+from torchzip.convert.targets import parse_size, parse_target
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Write a small checkpoint with a training state around the model."""
+    path = tmp_path / "run.ckpt"
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    state = {
+        "model.a.weight": weight,
+        "model.a.bias": np.ones(2, np.float32),
+        "model.b.weight": weight,  # tied
+        "model.ids": np.arange(3),
+    }
+    momentum = np.full((2, 3), 0.5, np.float32)
+    optimizer = {"state": {0: {"exp_avg": momentum, "step": 7}}, "lr": 0.1}
+    tz.save({"state_dict": state, "optimizer": optimizer, "epoch": 3}, path)
+    return path
+
+
+def convert(model: Path, **rules: Any) -> tuple[Any, ConvertReport]:
+    """Convert to a .pt and load it."""
+    target = model.with_name("out.pt")
+    report = tz.convert(model, target, overwrite=True, **rules)
+    return tz.load(target), report
+
+
+def names(model: Path, **rules: Any) -> list[str]:
+    """Return the flat names of the output."""
+    convert(model, **rules)
+    with tz.lazy_load(model.with_name("out.pt")) as ckpt:
+        return list(ckpt)
+
+
+def test_exclude_keeps_what_is_around(model: Path) -> None:
+    """Tensors are taken out of their dicts; everything else stays."""
+    loaded, report = convert(model, exclude=["optimizer.*", "*.bias"])
+    assert list(loaded["state_dict"]) == ["model.a.weight", "model.b.weight", "model.ids"]
+    assert loaded["optimizer"] == {"state": {0: {"step": 7}}, "lr": 0.1}
+    assert loaded["epoch"] == 3
+    assert report.tensors == 3
+    assert report.lost == ()
+
+
+def test_include(model: Path) -> None:
+    """A tensor has to match one of them, and no exclusion."""
+    assert names(model, include="state_dict.*", exclude="*.ids") == [
+        "state_dict.model.a.weight", "state_dict.model.a.bias", "state_dict.model.b.weight",
+    ]  # fmt: skip
+
+
+def test_rename_in_its_dict(model: Path) -> None:
+    """A name that stays below the same dict is a new key there, in the same place."""
+    loaded, report = convert(
+        model, rename=[(r"\.model\.", "."), (r"^state_dict\.b", "state_dict.c")]
+    )
+    assert list(loaded["state_dict"]) == ["a.weight", "a.bias", "c.weight", "ids"]
+    assert loaded["epoch"] == 3
+    assert report.lost == ()
+    assert np.shares_memory(loaded["state_dict"]["a.weight"], loaded["state_dict"]["c.weight"])
+
+
+def test_rename_to_the_top(model: Path) -> None:
+    """Names that leave their dict make a flat dict; what was around is listed."""
+    loaded, report = convert(
+        model, include="state_dict.*", rename=[(r"^state_dict\.model\.(.*)", r"\1")]
+    )
+    assert list(loaded) == ["a.weight", "a.bias", "b.weight", "ids"]
+    assert sorted(report.lost) == ["epoch", "optimizer.lr", "optimizer.state.0.step"]
+    assert np.shares_memory(loaded["a.weight"], loaded["b.weight"])
+
+
+def test_rename_by_table_and_function(model: Path) -> None:
+    """A dict has whole names; None drops a tensor, in both forms."""
+    table = {"state_dict.model.ids": "state_dict.ids", "state_dict.model.a.bias": None}
+    loaded, _ = convert(model, rename=table)
+    assert list(loaded["state_dict"]) == ["model.a.weight", "model.b.weight", "ids"]
+
+    def upper(name: str) -> str | None:
+        return None if "optimizer" in name else name.upper()
+
+    assert names(model, rename=upper)[0] == "STATE_DICT.MODEL.A.WEIGHT"
+
+
+def test_two_tensors_of_one_name(model: Path) -> None:
+    """The error shows both; nothing is written."""
+    for suffix in (".pt", ".safetensors"):
+        with pytest.raises(
+            ValueError, match=r"'state_dict.model.a.weight' and 'state_dict.model.b.weight'.*'x'"
+        ):
+            tz.convert(model, model.with_name("o" + suffix), rename=[(r".*weight$", "x")])
+    assert sorted(path.name for path in model.parent.iterdir()) == [model.name]
+
+
+def test_a_name_that_something_else_has(tmp_path: Path) -> None:
+    """A key that is taken by what is no tensor is not overwritten in silence."""
+    path = tmp_path / "m.pt"
+    tz.save({"a": np.ones(2), "b": 5}, path)
+    report = tz.convert(path, tmp_path / "o.pt", rename={"a": "b"})
+    assert tz.load(tmp_path / "o.pt")["b"].tolist() == [1, 1]
+    assert report.lost == ("b",)
+
+
+def test_names_in_lists_and_shared_dicts(tmp_path: Path) -> None:
+    """What is in a list, or in a dict that has two names, can be renamed in a flat dict only."""
+    shared = {"w": np.ones(2)}
+    tz.save({"list": [np.zeros(1), np.ones(1)], "x": shared, "y": shared}, tmp_path / "m.pt")
+    tz.convert(tmp_path / "m.pt", tmp_path / "a.pt", exclude="list.0")
+    assert list(tz.load(tmp_path / "a.pt")) == ["list.1", "x.w", "y.w"]
+    tz.convert(tmp_path / "m.pt", tmp_path / "b.pt", rename={"x.w": "x.v"})
+    assert list(tz.load(tmp_path / "b.pt")) == ["list.0", "list.1", "x.v", "y.w"]
+    loaded = tz.load(tmp_path / "b.pt")
+    assert np.shares_memory(loaded["x.v"], loaded["y.w"])
+
+
+def test_dtype_goes_by_the_old_name(model: Path) -> None:
+    """The rules look at the names that `ls` shows."""
+    _, report = convert(
+        model, dtype=[("*.a.*", "float16"), ("*", "bfloat16")], rename=[(r"\.a\.", ".z.")]
+    )
+    with tz.lazy_load(report.target) as ckpt:
+        assert ckpt["state_dict.model.z.bias"].torch_dtype == "float16"
+        assert ckpt["optimizer.state.0.exp_avg"].torch_dtype == "bfloat16"
+        assert ckpt["state_dict.model.ids"].torch_dtype == "int64"
+
+
+@pytest.mark.parametrize(
+    ("rules", "line"),
+    [
+        ({"dtype": [("*.nothing", "float16")]}, "the dtype rule '*.nothing' matches no"),
+        ({"dtype": [("*.ids", "float16")]}, "dtype rule '*.ids' matches no floating tensor"),
+        ({"include": ["state_dict.*", "model.*"]}, "include rule 'model.*' matches no tensor"),
+        ({"exclude": "model.*"}, "exclude rule 'model.*' matches no tensor"),
+        ({"rename": [("^model", "x")]}, "rename rule '^model' matches no tensor"),
+        ({"rename": {"model.a": "b"}}, "there is no tensor 'model.a' to be renamed"),
+    ],
+)  # fmt: skip
+def test_rules_without_use(model: Path, rules: Any, line: str) -> None:
+    """A rule that matches nothing is a warning, and in the report."""
+    with pytest.warns(UserWarning, match="rule|renamed") as caught:
+        _, report = convert(model, **rules)
+    assert [str(warning.message) for warning in caught] == list(report.unused)
+    assert len(report.unused) == 1
+    assert line in report.unused[0]
+
+
+def test_dtype_for_all_is_no_rule_without_use(tmp_path: Path) -> None:
+    """A single dtype is for whatever there is."""
+    tz.save({"ids": np.arange(3)}, tmp_path / "m.pt")
+    assert tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", dtype="bfloat16").unused == ()
+
+
+@pytest.mark.parametrize(
+    ("rules", "error"),
+    [
+        ({"dtype": "int8"}, ValueError),
+        ({"dtype": [("*", "floaty")]}, ValueError),
+        ({"rename": [("(", "x")]}, ValueError),
+        ({"rename": [("a", r"\1")]}, ValueError),
+        ({"rename": "a"}, TypeError),
+        ({"rename": lambda name: 5}, TypeError),
+        ({"include": [5]}, TypeError),
+        ({"jobs": 0}, ValueError),
+        ({"jobs": "2"}, TypeError),
+        ({"jobs": 2, "executor": object()}, ValueError),
+        ({"max_shard_size": "big"}, ValueError),
+        ({"max_shard_size": 0}, ValueError),
+        ({"max_shard_size": 1.5}, TypeError),
+    ],
+)
+def test_wrong_rules(model: Path, rules: Any, error: type[Exception]) -> None:
+    """They are refused before anything is written."""
+    with pytest.raises(error):
+        convert(model, **rules)
+    assert sorted(path.name for path in model.parent.iterdir()) == [model.name]
+
+
+@pytest.mark.parametrize(
+    ("size", "nbytes"),
+    [("5GB", 5 * 10**9), ("200 mb", 2 * 10**8), ("1KiB", 1024), ("10", 10), ("1.5kB", 1500),
+     ("3TB", 3 * 10**12), (123, 123), ("7B", 7)],
+)  # fmt: skip
+def test_sizes(size: int | str, nbytes: int) -> None:
+    """Decimal units, as on the hub; binary ones by their names."""
+    assert parse_size(size) == nbytes
+
+
+def test_targets(tmp_path: Path) -> None:
+    """A directory and an index are destinations as well as files."""
+    assert parse_target(tmp_path).path == str(tmp_path / "model.safetensors")
+    assert parse_target(str(tmp_path / "new") + "/").path == str(
+        tmp_path / "new" / "model.safetensors"
+    )
+    index = parse_target(tmp_path / "pytorch_model.bin.index.json")
+    assert (index.format, index.has_index) == ("zip", True)
+    assert index.shard_path(2, 3) == str(tmp_path / "pytorch_model-00002-of-00003.bin")
+    with pytest.raises(ValueError, match="suffix"):
+        parse_target("x.index.json")
+
+
+def test_keeps_counts_each_rule() -> None:
+    """A rule is used if it matches, whatever another says of the tensor."""
+    rules = Rules(include=["a*", "*b"], exclude=["*c", "a*"])
+    assert [rules.keeps(name) for name in ("ab", "b", "c")] == [False, True, False]
+    assert rules.unused() == []
