@@ -235,3 +235,10 @@ def test_map_says_what_is_lost(tmp_path: Path) -> None:
     report = tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", map=lambda n, t: [(n, t)])
     assert report.lost == ("epoch",)
     assert list(tz.load(tmp_path / "o.pt")) == ["w"]
+
+
+def test_map_into_a_new_directory(tmp_path: Path, model: Path) -> None:
+    """What it makes is kept beside the directory, which is not there yet."""
+    tz.convert(model, f"{tmp_path}/new/", map=lambda n, t: [(n, t.numpy() * 2)])
+    assert os.listdir(tmp_path / "new") == ["model.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["model.pt", "new"]

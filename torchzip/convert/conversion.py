@@ -128,6 +128,8 @@ def convert(
         mapping = None
         if map is not None:
             folder = os.path.dirname(os.path.realpath(target.path))
+            if target.makes_folder and not os.path.isdir(folder):
+                folder = os.path.dirname(folder)
             mapping = opened.enter_context(MappedTensors(map, folder))
         try:
             plan = make_plan(
