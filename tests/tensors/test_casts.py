@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchzip.dtypes import DTYPES
+from torchzip.tensors.cast_steps import CHUNK, fast_steps, plain_cast
 from torchzip.tensors.casts import Cast, CastStorage, is_castable, whole_items
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
@@ -153,13 +155,132 @@ def test_nan_stays_nan(source: str, target: str) -> None:
         assert np.isnan(made).tolist() == [False, True, False]
 
 
+def _plain(values: np.ndarray[Any, Any], source: str, target: str) -> Bytes:
+    """Cast without any of the quicker ways."""
+    with np.errstate(all="ignore"):
+        return plain_cast(values, source, target).view(np.uint8)
+
+
+def _in_steps(values: np.ndarray[Any, Any], source: str, target: str) -> Bytes:
+    """Cast by the quicker ways, however few the values are."""
+    with np.errstate(all="ignore"):
+        for step, dtype in fast_steps(source, target):
+            made = np.empty(values.size, dtype)
+            step(values, made)
+            values = made
+    return values.view(np.uint8)
+
+
+@pytest.mark.parametrize("source", [name for name in _FLOATS if DTYPES[name].itemsize <= 2])
+def test_steps_equal_the_plain_way_for_16_and_8_bits(source: str) -> None:
+    """All values, to all dtypes, bit for bit, NaN too; of 8 bits in all pairs, and an odd one."""
+    codes = np.arange(1 << 16, dtype=np.uint16).view(numpy_dtype(source))
+    for target in _FLOATS:
+        if target != source:
+            for values in (codes, codes[:1], codes[-3:]):
+                expected = _plain(values, source, target)
+                np.testing.assert_array_equal(_in_steps(values, source, target), expected)
+
+
+@pytest.mark.parametrize("low", [0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+def test_steps_equal_the_plain_way_for_float32(low: int) -> None:
+    """All upper halves of float32, to all dtypes, with NaN and without."""
+    values = ((np.arange(1 << 16, dtype=np.uint32) << 16) | low).view(np.float32)
+    magnitudes = np.abs(values)
+    for target in _FLOATS:
+        if target != "float32":
+            for some in (values, values[magnitudes >= 0], values[magnitudes < 65536]):
+                expected = _plain(some, "float32", target)
+                np.testing.assert_array_equal(_in_steps(some, "float32", target), expected)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["float32", "float64"]), st.sampled_from(_FLOATS), st.integers(0, 1 << 32))
+def test_steps_equal_the_plain_way_for_any_bits(source: str, target: str, seed: int) -> None:
+    """Random bits, and random numbers of the magnitudes that float16 has."""
+    if source != target:
+        random = np.random.default_rng(seed)
+        dtype = numpy_dtype(source)
+        bits = np.frombuffer(random.bytes(100 * dtype.itemsize), dtype)
+        scale = 2.0 ** random.integers(-30, 18, 100)
+        numbers = (random.standard_normal(100) * scale).astype(dtype)
+        for values in (bits, numbers):
+            expected = _plain(values, source, target)
+            np.testing.assert_array_equal(_in_steps(values, source, target), expected)
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 5, 16383, 16384, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7]
+)
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("float32", "float16"), ("float64", "bfloat16"), ("float8_e5m2", "float32"),
+     ("float8_e4m3fn", "float64"), ("float16", "bfloat16"), ("float64", "float8_e4m3fn")],
+)  # fmt: skip
+def test_into_given_memory(source: str, target: str, size: int) -> None:
+    """Blocks of any length, between any addresses, fill an array or a memoryview."""
+    machine = Cast(source, target)
+    numbers = np.random.default_rng(size).standard_normal(size) * 100
+    values = _quietly(numbers, numpy_dtype(source))
+    expected = _plain(values, source, target)
+    for offset in (0, DTYPES[source].itemsize, 1):
+        block = np.empty(values.nbytes + offset, np.uint8)[offset:]
+        block[:] = values.view(np.uint8)
+        room = np.full(expected.size + offset + 1, 0xA5, np.uint8)
+        machine.into(block, room[offset:-1].data if offset else room[:-1])
+        np.testing.assert_array_equal(room[offset:-1], expected)
+        assert room[-1] == 0xA5
+        np.testing.assert_array_equal(machine(block), expected)
+
+
+def test_into_the_wrong_size() -> None:
+    """Neither too small nor too large."""
+    for nbytes in (8, 12):
+        with pytest.raises(ValueError, match="5 elements do not go into room"):
+            Cast("float32", "bfloat16").into(np.zeros(20, np.uint8), np.empty(nbytes, np.uint8))
+
+
+@pytest.mark.parametrize("source", _FLOATS)
+def test_into_allocates_nothing_large(source: str) -> None:
+    """Once a block has been cast, the next one needs no memory to speak of."""
+    block = np.ones((1 << 18) // DTYPES[source].itemsize, numpy_dtype(source)).view(np.uint8)
+    for target in _FLOATS:
+        if target != source:
+            machine = Cast(source, target)
+            out = np.empty(machine(block).size, np.uint8)
+            tracemalloc.start()
+            try:
+                machine.into(block, out)
+                assert tracemalloc.get_traced_memory()[1] < 20_000, target
+            finally:
+                tracemalloc.stop()
+
+
 def test_working_memory_is_used_again() -> None:
     """A result is valid until the next call, and blocks of other sizes follow."""
     machine = Cast("float32", "bfloat16")
-    for size in (5, 1000, 3, 0, 1001):
+    for size in (5, 1000, 3, 0, 1001, 5000, 4):
         values = np.linspace(0, 1, size, dtype=np.float32)
         made = machine(values.view(np.uint8)).view(ml_dtypes.bfloat16)
         np.testing.assert_array_equal(made, values.astype(ml_dtypes.bfloat16))
+
+
+def test_blocks_of_a_storage_share_memory() -> None:
+    """One buffer serves all blocks, and ranges come out as they are in the whole."""
+    values = np.linspace(-5, 5, 300_000, dtype=np.float32)
+    storage = CastStorage(ArrayStorage(values, "float32"), "float32", "float16")
+    assert (storage.base.nbytes, storage.source, storage.target) == (
+        1_200_000,
+        "float32",
+        "float16",
+    )
+    blocks = [(block.ctypes.data, block.tobytes()) for block in storage.blocks()]
+    assert len({address for address, _ in blocks}) == 1
+    assert len(blocks) > 2
+    whole = _plain(values, "float32", "float16").tobytes()
+    assert b"".join(data for _, data in blocks) == whole
+    assert storage.read(0, storage.nbytes).tobytes() == whole
+    assert storage.read(10_001, 500_001).tobytes() == whole[10_001:500_001]
 
 
 @pytest.mark.parametrize("piece", [1, 3, 4, 7, 64, 1000])

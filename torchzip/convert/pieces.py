@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from torchzip.dtypes import DTYPES
 from torchzip.files.crc import crc32, crc32_combine, crc32_short, wrong_crc
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
@@ -180,7 +181,8 @@ def _write_run(piece: Piece, run: _Run, out: RangeWriter, tell: Tell) -> Written
         cast, in_nbytes, out_nbytes = None, 1, 1
     else:
         cast = Cast(run.cast.source, run.cast.target)
-        in_nbytes, out_nbytes = cast.source.itemsize, cast.target.itemsize
+        in_nbytes = DTYPES[run.cast.source].itemsize
+        out_nbytes = DTYPES[run.cast.target].itemsize
     start = run.start + piece.start // out_nbytes * in_nbytes
     stop = run.start + piece.stop // out_nbytes * in_nbytes
     with_crc = piece.with_crc and not piece.copied
@@ -206,7 +208,7 @@ def _write_run(piece: Piece, run: _Run, out: RangeWriter, tell: Tell) -> Written
             elements = min(elements, room.nbytes // out_nbytes)
             made = room[: elements * out_nbytes]
             block = read[done : done + elements * in_nbytes]
-            cast.into(block, np.frombuffer(made, np.uint8))
+            cast.into(block, made)
             if with_crc:
                 crc = crc32_short(made, crc)  # it is in the cache still
             if scratch is None:

@@ -97,6 +97,6 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
         return Target(whole, "zip", has_index)
     raise ValueError(
         f"{path}: the suffix says what to write, and {suffix or 'none'} is not one of "
-        f"{' '.join(ZIP_SUFFIXES)} {SAFETENSORS_SUFFIX} {INDEX_SUFFIX}; that of a new directory ends "
-        "with a slash"
+        f"{' '.join(ZIP_SUFFIXES)} {SAFETENSORS_SUFFIX} {INDEX_SUFFIX}; that of a new directory "
+        "ends with a slash"
     )
