@@ -497,6 +497,7 @@ BROKEN = {
     "option of a value": '{"root": {"bytes": "", "stride": [1]}}',
     "missing tensor": '{"root": {"tensor": "c"}}',
     "tensor by number": '{"root": {"tensor": 1}}',
+    "tensor by list": '{"root": {"tensor": ' + "[" * 300 + "]" * 300 + "}}",
     "stride of another shape": '{"root": {"tensor": "a", "stride": [1]}}',
     "stride with gaps": '{"root": {"tensor": "a", "stride": [1, 3]}}',
     "negative stride": '{"root": {"tensor": "a", "stride": [-1, 2]}}',

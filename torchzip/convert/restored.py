@@ -160,8 +160,8 @@ class _Maker:
             return items
         kinds = [key for key in node if key in _KINDS]
         if len(kinds) != 1:
-            found = ", ".join(key[:40] for key in list(node)[:4])
-            raise broken(f"an object of no one kind (its keys: {found or 'none'})")
+            found = ", ".join(repr(key[:40]) for key in list(node)[:4])
+            raise broken(f"an object that is not of one kind (its keys: {found or 'none'})")
         kind = kinds[0]
         if kind in READERS:
             return read_kind(kind, node, self._limits)
@@ -259,9 +259,11 @@ class _Maker:
         return Parameter(LazyTensor(spec), spec.requires_grad, state)
 
     def _spec(self, name: Any, node: Any, requires_grad: bool) -> TensorSpec:
-        found = self._find_tensor(name) if type(name) is str else None
+        if type(name) is not str:
+            raise broken("a tensor whose name is no text")
+        found = self._find_tensor(name)
         if found is None:
-            raise broken(f"the file has no tensor {str(name)[:100]!r}")
+            raise broken(f"the file has no tensor {name[:100]!r}")
         requires_grad = node.get("requires_grad", requires_grad)
         if type(requires_grad) is not bool:
             raise TensorError(f"{name[:100]!r}: requires_grad is neither true nor false")
