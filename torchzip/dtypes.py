@@ -104,6 +104,12 @@ NUMPY: dict[str, DtypeRow] = {row.numpy: row for row in _ROWS if row.numpy is no
 #: Dtypes that exist by name and that no tensor in a file can have.
 NAME_ONLY = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
 
+#: The schemes of quantized tensors, by torch's names.
+QSCHEMES = (
+    "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine",
+    "per_channel_symmetric", "per_channel_affine_float_qparams",
+)  # fmt: skip
+
 #: Other names for the same dtypes, as torch's users type them.
 ALIASES = {
     "double": "float64",

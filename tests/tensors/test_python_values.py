@@ -277,3 +277,12 @@ def test_mutated_pickles(data: Any) -> None:
         return
     if isinstance(made, np.ndarray):
         made.tolist()
+
+
+def test_keys_that_cannot_be_compared() -> None:
+    """A scalar of numpy beside a tuple of the same hash, which numpy cannot tell apart."""
+    number = next(i for i in range(10_000) if 1 << 60 < hash((1, i)) < (1 << 61) - 1)
+    keys = [pickle.dumps(key, 2)[2:-1] for key in ((1, number), np.int64(hash((1, number))))]
+    for first, second in (keys, keys[::-1]):
+        with pytest.raises(TorchZipError, match="beside one of its hash"):
+            read(b"\x80\x02}" + first + b"Ns" + second + b"Ns.")

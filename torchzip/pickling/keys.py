@@ -41,7 +41,11 @@ class KeyCheck:
                 f"a {kind.__name__} that has no hash as a key of a dict or an item of a set"
             ) from None
         same = self._by_hash.setdefault(own, [])
-        if key not in same:
+        try:
+            known = key in same
+        except ValueError:  # numpy compares a scalar with each item of a tuple of the same hash
+            raise UnsupportedError(f"a key of type {kind.__name__} beside one of its hash") from None
+        if not known:
             if len(same) >= _MAX_EQUAL_HASHES:
                 raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys with the same hash")
             same.append(key)

@@ -193,7 +193,7 @@ def _deque(args: Args) -> Any:
 
 
 #: What a defaultdict may make its values with and still be one here.
-_FACTORIES: dict[Name, Callable[[], Any]] = {
+FACTORIES: dict[Name, Callable[[], Any]] = {
     **{
         ("builtins", kind.__name__): kind
         for kind in (list, dict, set, tuple, int, float, complex, bool, str, bytes, frozenset)
@@ -205,12 +205,12 @@ _FACTORIES: dict[Name, Callable[[], Any]] = {
 def _defaultdict(args: Args) -> Any:
     factory = args[0] if len(args) == 1 else None
     if isinstance(factory, ForeignObject) and factory.how == "name":
-        known = _FACTORIES.get((factory.module, factory.name))
+        known = FACTORIES.get((factory.module, factory.name))
         return KEEP if known is None else defaultdict(known)
     return defaultdict() if args in ((), (None,)) else KEEP
 
 
-_PATHS = "PurePosixPath PureWindowsPath PosixPath WindowsPath".split()
+PATHS = "PurePosixPath PureWindowsPath PosixPath WindowsPath".split()
 
 #: By name, what takes the arguments of a call.
 PYTHON_CALLS: dict[Name, Callable[[Args], Any]] = {
@@ -230,8 +230,8 @@ PYTHON_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("decimal", "Decimal"): _decimal,
     ("fractions", "Fraction"): _fraction,
     # 3.13 calls the module by another name.
-    **{(module, kind): _path(kind) for module in ("pathlib", "pathlib._local") for kind in _PATHS},
+    **{(module, kind): _path(kind) for module in ("pathlib", "pathlib._local") for kind in PATHS},
 }
 
 #: Known as what a defaultdict makes its values with.
-PYTHON_NAMES = frozenset(_FACTORIES)
+PYTHON_NAMES = frozenset(FACTORIES)

@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torchzip.dtypes import DTYPES, NAME_ONLY, STORAGE_CLASSES
+from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES, STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Keep, Name, Table
@@ -531,14 +531,8 @@ _LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
 
 _VALUES: dict[Name, Any] = {
     **{("torch", name): Dtype(name) for name in (*DTYPES, *NAME_ONLY)},
-    **{
-        ("torch", name): QScheme(name)
-        for name in (
-            "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine",
-            "per_channel_symmetric", "per_channel_affine_float_qparams",
-        )
-    },
-}  # fmt: skip
+    **{("torch", name): QScheme(name) for name in QSCHEMES},
+}
 
 #: Names that mean something in one place only: the class argument of `_rebuild_from_type_v2`.
 _NAMES = frozenset(

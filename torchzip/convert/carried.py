@@ -1,0 +1,559 @@
+"""The object around the tensors, as one JSON text in the metadata of a safetensors file.
+
+safetensors holds tensors by name and nothing else. What a checkpoint has besides (containers, the
+``_metadata`` of a state dict, the step of an optimizer, that a tensor is a Parameter) stands under
+the key `OBJECT_KEY`, and `torchzip.convert.restored` makes the object again from it. Other readers
+of the file see a text that they do not ask for.
+
+The text is ``{"root": value, "shared": [value, ...]}``, without ``"shared"`` if that is empty. A
+value is
+
+* null, true, false, a text, a list: itself. A number: an int of up to 64 bits, or a float, which
+  always has a point or an exponent;
+* an object: exactly one of its keys is a kind of the tables below and holds the body; the other
+  keys are options of that kind. An option that stands for what is usual is left out.
+
+=================  ==============================================================================
+``tensor``         the tensor of that name in the file. ``stride``: its stride in elements, if it is
+                   not that of C order; its elements lie in the file in C order all the same. The
+                   strides are those of a permutation of axes (``channels_last``, a transposed
+                   weight), without gaps. ``requires_grad``: true for a leaf that is no Parameter.
+                   ``attributes``: its Python attributes, a value
+``parameter``      an ``nn.Parameter`` over the tensor of that name; options as above, but
+                   ``requires_grad`` is true if left out, and ``state``: its Python attributes
+``dict``           ``{"key": value, ...}`` if all keys are texts, else ``[[key, value], ...]``, in
+                   order. Keys are values too
+``OrderedDict``    likewise. ``attributes``: ``{"_metadata": value, ...}``
+``defaultdict``    likewise. ``factory``: the name of the type that makes its values
+``Counter``        likewise
+``deque``          a list of values. ``maxlen``: an int
+``tuple``          a list of values
+``set``            a list of values, ``frozenset`` likewise; sorted by their JSON
+``shared``         an int: the value at this place of the list ``"shared"``
+=================  ==============================================================================
+
+A list, dict, tensor or other object to which there are two ways stands in ``"shared"``, so it comes
+back as one object; one that contains itself does too. (Numbers, texts, bytes and dtypes do not.)
+So does what lies too deep to stand where it belongs: the text itself is nested no deeper than a
+reader of JSON with a stack of a few hundred levels takes.
+
+Values that hold no others (`carried_values`):
+
+====================  ===========================================================================
+``int``               ``"-0x1f"``, of more than 64 bits
+``float``             ``"nan"``, ``"inf"``, ``"-inf"``
+``str``               base64 of its UTF-8, with surrogates as three bytes each; only for a text that
+                      has surrogates, which JSON is not sure to keep
+``bytes``             base64; ``bytearray`` likewise
+``complex``           [real part, imaginary part]
+``range``             [start, stop, step]; ``slice`` likewise, of ints and null
+``datetime``          ISO 8601 without a zone. ``tzinfo``: a ``timezone``; ``fold``: 1. ``time``
+                      likewise; ``date``
+``timedelta``         [days, seconds, microseconds]
+``timezone``          the same, of its offset. ``name``: a text
+``Decimal``           its text
+``Fraction``          [numerator, denominator]
+``PosixPath``         its text; also ``WindowsPath``, ``PurePosixPath``, ``PureWindowsPath``
+``numpy.scalar``      base64 of its bytes. ``dtype``: the code of numpy (``"<f8"``), or the name of
+                      one of ml_dtypes
+``numpy.array``       base64 of its elements, for an array that numpy pickled. ``dtype`` as above,
+                      ``shape``, ``order``: ``"F"`` if the elements are in Fortran's order
+``numpy.dtype``       such a code or name
+``torch.Size``        a list of ints
+``torch.dtype``       ``"float16"``; likewise ``torch.layout``, ``torch.qscheme``
+``torch.device``      ``"cuda"``. ``index``: an int
+====================  ===========================================================================
+
+What has no form here (objects of other classes, bare storages, structured arrays) is left out of
+its dict or set; in a list or tuple null stands for it, so that the others keep their places. An
+object of another class that has tensors inside, such as a pickled module in a dict, comes back as
+a dict of these by their names below it.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import GeneratorType
+from typing import Any
+
+from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.convert.carried_values import (
+    Node,
+    NotCarriedError,
+    is_plain_text,
+    write_atom,
+)
+from torchzip.errors import PickleError, UnsupportedError
+from torchzip.limits import Limits
+from torchzip.pickling.keys import KeyCheck
+from torchzip.tensors.python_values import FACTORIES
+from torchzip.tensors.specs import TensorSpec, contiguous_stride, is_contiguous
+from torchzip.types import Dtype, ForeignObject, Layout, OtherTensor, Parameter, QScheme
+
+#: The key of the text in the metadata.
+OBJECT_KEY = "torchzip.object"
+
+#: Values within values that stand where they belong. One takes up to three levels of JSON, and
+#: Python's reader of JSON has some 900 of them.
+_INLINE_DEPTH = 32
+_KEY_DEPTH = 8
+_PATH_LENGTH = 300
+
+NameOf = Callable[[LazyTensor], str | None]
+
+#: A step of a path: the path before, a key, and whether it is the name of an attribute.
+_Path = tuple[Any, Any, bool] | None
+#: Yields (value, path, whether it stands in a sequence), gets their JSON, and returns its own.
+_Writing = Generator[tuple[Any, _Path, bool], Any, Node]
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """``text`` is the object as JSON; ``lost`` says what is not in it, as "path: what and why".
+
+    A text of None: nothing was carried, and ``lost`` is empty unless it says why.
+    """
+
+    text: str | None = None
+    lost: list[str] = field(default_factory=list)
+
+
+def carry(
+    root: Any,
+    name_of: NameOf,
+    *,
+    names: Mapping[str, str] | None = None,
+    is_listed: Callable[[Any], bool] | None = None,
+    limits: Limits | None = None,
+) -> Carried:
+    """Return the JSON of the object of a lazy checkpoint, with its tensors by their names.
+
+    ``name_of`` returns the name that a tensor has in the file, None if it is not written.
+    ``names`` are all tensors that are written: flat name in the checkpoint -> name in the file; it
+    says what is below an object of another class. Values for which ``is_listed`` is true are left
+    out without a line in ``lost``, because the caller has said what there is to say of them: the
+    kinds of tensors that are not dense (`types.OtherTensor`, which is what it is by default), and
+    tensors of classes of their own. It is not asked about containers.
+
+    The text is None in three cases. A plain dict of ordinary tensors by their names is what any
+    reader makes of the file. An object that is itself of another class (a pickled module) has
+    nothing around its tensors that could be carried: the caller lists what it has, as if there
+    was no `carry`. And a text that is too long for a header is not written, which ``lost`` says.
+
+    Reads no tensor data. Does not recurse, whatever the depth of the object: what is deeper than
+    ``limits.nesting`` is lost.
+    """
+    limits = limits if limits is not None else Limits()
+    if isinstance(root, ForeignObject) or _is_state_dict(root, name_of):
+        return Carried()
+    writer = _Writer(
+        root,
+        name_of,
+        names or {},
+        is_listed if is_listed is not None else lambda value: isinstance(value, OtherTensor),
+        limits,
+    )
+    node = writer.write(root)
+    if node is _LOST:
+        return Carried()
+    made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
+    text = _json(made)
+    for what, actual, bound in (
+        # It is quoted once more as a text of the header, and shares that with the tensors.
+        ("bytes", len(text.encode()) + text.count('"'), limits.header_nbytes // 2),
+        ("lists and dicts", *containers_in(text, limits)),
+    ):
+        if actual > bound:
+            line = f"the object around the tensors: {actual:,} {what} as JSON, more than {bound:,}"
+            return Carried(None, [line])
+    return Carried(text, writer.lost)
+
+
+def containers_in(text: str, limits: Limits) -> tuple[int, int]:
+    """Return how many lists and objects a text of JSON has at most, and how many it may have."""
+    return text.count("[") + text.count("{"), limits.containers + len(text) // 8
+
+
+def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Return whether the elements lie without gaps, and none twice, in some order of the axes.
+
+    >>> is_dense((2, 3), (1, 2)), is_dense((2, 3), (1, 3)), is_dense((2, 3), (0, 1))
+    (True, False, False)
+    """
+    if 0 in shape:
+        return True
+    expected = 1
+    for step, size in sorted(zip(stride, shape, strict=True)):
+        if size > 1:
+            if step != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _is_state_dict(root: Any, name_of: NameOf) -> bool:
+    return type(root) is dict and all(
+        type(key) is str and type(value) is LazyTensor and _is_ordinary(value.spec)
+        and name_of(value) == key
+        for key, value in root.items()
+    )  # fmt: skip
+
+
+def _is_ordinary(spec: TensorSpec) -> bool:
+    return not (
+        spec.is_parameter or spec.requires_grad or spec.subclass is not None
+    ) and (
+        is_contiguous(spec.shape, spec.stride) or not is_dense(spec.shape, spec.stride)
+    )  # fmt: skip
+
+
+class _Lost:
+    """What stands for the JSON of a value that has none."""
+
+
+_LOST = _Lost()
+
+
+class _Writer:
+    """Writes one object. ``table`` is the list of shared values, ``lost`` what is not carried."""
+
+    def __init__(
+        self,
+        root: Any,
+        name_of: NameOf,
+        names: Mapping[str, str],
+        is_listed: Callable[[Any], bool],
+        limits: Limits,
+    ) -> None:
+        self.table: list[Node] = []
+        self.lost: list[str] = []
+        self._name_of = name_of
+        self._names = _Below(names)
+        self._is_listed = is_listed
+        self._limits = limits
+        self._keys = KeyCheck()
+        self._shared = _reached_twice(root)
+        self._places: dict[int, int] = {}  # in the table, by the id of a value
+        self._jobs: deque[tuple[int, _Writing, int]] = deque()
+        self._writers: dict[type, Callable[[Any, _Path], _Writing]] = {
+            dict: self._mapping,
+            OrderedDict: self._mapping,
+            defaultdict: self._mapping,
+            Counter: self._mapping,
+            list: self._sequence,
+            tuple: self._sequence,
+            deque: self._sequence,
+            set: self._set,
+            frozenset: self._set,
+        }
+
+    def write(self, root: Any) -> Node:
+        """Return the JSON of the object; `_LOST` if it has none."""
+
+        def start() -> _Writing:
+            return (yield root, None, False)
+
+        node = self._drive(start(), 0)
+        while self._jobs:
+            place, writing, depth = self._jobs.popleft()
+            self.table[place] = self._drive(writing, depth)
+        return node
+
+    def _drive(self, writing: _Writing, depth: int) -> Node:
+        """Run a writer and those of the values inside; no call nests."""
+        stack = [writing]
+        sent: Any = None
+        while stack:
+            try:
+                value, path, in_sequence = stack[-1].send(sent)
+            except StopIteration as stop:
+                stack.pop()
+                sent = stop.value
+                continue
+            sent = self._node(value, path, in_sequence, depth + len(stack), len(stack))
+            if type(sent) is GeneratorType:
+                stack.append(sent)
+                sent = None
+        return sent
+
+    def _node(self, value: Any, path: _Path, in_sequence: bool, depth: int, inline: int) -> Any:
+        """Return the JSON of a value, or the generator that writes it."""
+        place = self._places.get(id(value))
+        if place is not None:
+            return {"shared": place}
+        try:
+            made = self._start(value, path, depth)
+        except NotCarriedError as error:
+            self._lose(path, f"{error}{'; None stands for it' if in_sequence else ''}")
+            return _LOST
+        writes = type(made) is GeneratorType
+        if made is _LOST or (
+            id(value) not in self._shared and not (writes and inline >= _INLINE_DEPTH)
+        ):
+            return made
+        place = self._places[id(value)] = len(self.table)
+        self.table.append(None if writes else made)
+        if writes:
+            self._jobs.append((place, made, depth))
+        return {"shared": place}
+
+    def _start(self, value: Any, path: _Path, depth: int) -> Any:
+        """Return the JSON of a value, or the generator that writes it, or `_LOST` without a line.
+
+        Raises
+        ------
+        NotCarriedError
+            If the value is lost. What is started is never lost as a whole.
+        """
+        held = value.data if type(value) is Parameter else value
+        if isinstance(held, ForeignObject):
+            return self._foreign(held, path)
+        if isinstance(held, LazyTensor | OtherTensor) and self._is_listed(held):
+            return _LOST
+        if type(held) is LazyTensor:
+            name = self._name_of(held)
+            if name is None:
+                raise NotCarriedError("a tensor that the state dict does not name")
+            return self._tensor(value, held.spec, name, path)
+        if isinstance(held, OtherTensor):
+            raise NotCarriedError(f"a {held.kind.replace('_', ' ')} tensor")
+        writer = self._writers.get(type(value))
+        if writer is None:
+            return write_atom(value, self._limits)
+        if depth > self._limits.nesting:
+            raise NotCarriedError(f"nested more than {self._limits.nesting:,} deep")
+        return writer(value, path)
+
+    # -- containers ------------------------------------------------------------------------
+
+    def _sequence(self, value: Any, path: _Path) -> _Writing:
+        items = []
+        for index, item in enumerate(value):
+            made = yield item, (path, index, False), True
+            items.append(None if made is _LOST else made)
+        if type(value) is list:
+            return items
+        if type(value) is deque and value.maxlen is not None:
+            return {"deque": items, "maxlen": value.maxlen}
+        return {type(value).__name__: items}
+
+    def _mapping(self, value: Any, path: _Path) -> _Writing:
+        pairs: list[tuple[Node, Node]] = []
+        for key, item in value.items():
+            step = (path, key, False)
+            made_key = self._key(key, step)
+            if made_key is not _LOST:
+                made = yield item, step, False
+                if made is not _LOST:
+                    pairs.append((made_key, made))
+        node: dict[str, Node] = {type(value).__name__: _items(pairs)}
+        if type(value) is defaultdict and value.default_factory is not None:
+            node["factory"] = _FACTORY_NAMES[value.default_factory]
+        elif type(value) is OrderedDict and vars(value):
+            attributes = {}
+            for key, item in vars(value).items():
+                if is_plain_text(key):
+                    made = yield item, (path, key, True), False
+                    if made is not _LOST:
+                        attributes[key] = made
+                else:
+                    self._lose((path, key, True), "an attribute whose name is no text")
+            if attributes:
+                node["attributes"] = attributes
+        return node
+
+    def _set(self, value: Any, path: _Path) -> _Writing:
+        made = [self._key(item, path) for item in value]
+        # Same object, same text: sets have the order of hashes, which differ with each process.
+        items = sorted((item for item in made if item is not _LOST), key=_json)
+        yield from ()
+        return {type(value).__name__: items}
+
+    def _key(self, key: Any, path: _Path) -> Node:
+        if type(key) is str and is_plain_text(key):
+            return key
+        try:
+            self._keys(key)
+            return self._key_node(key, 0)
+        except NotCarriedError as error:
+            self._lose(path, f"its key: {error}")
+        except (PickleError, UnsupportedError) as error:
+            self._lose(path, f"its key: {error.message}")
+        return _LOST
+
+    def _key_node(self, key: Any, depth: int) -> Node:
+        """Return the JSON of a key, which `KeyCheck` has found to be small."""
+        if type(key) not in (tuple, frozenset):
+            return write_atom(key, self._limits)
+        if depth >= _KEY_DEPTH:
+            raise NotCarriedError("sets in sets as a key")
+        items = [self._key_node(item, depth + 1) for item in key]
+        return {type(key).__name__: items if type(key) is tuple else sorted(items, key=_json)}
+
+    # -- tensors and objects ---------------------------------------------------------------
+
+    def _tensor(
+        self, value: LazyTensor | Parameter, spec: TensorSpec, name: str, path: _Path
+    ) -> _Writing:
+        state: Any = None
+        requires_grad = spec.requires_grad
+        is_parameter = spec.is_parameter
+        if isinstance(value, Parameter):
+            is_parameter, requires_grad, state = True, value.requires_grad, value.state
+        node: dict[str, Node] = {"parameter" if is_parameter else "tensor": name}
+        if requires_grad is not is_parameter:
+            node["requires_grad"] = bool(requires_grad)
+        if spec.stride != contiguous_stride(spec.shape) and is_dense(spec.shape, spec.stride):
+            node["stride"] = list(spec.stride)
+        if is_plain_tensor(spec.subclass):
+            made = yield spec.attributes, (path, "attributes", True), False
+            if made is not _LOST:
+                node["attributes"] = made
+        elif spec.subclass is not None:
+            self._lose((path, "class", True), f"{_name_of_class(spec.subclass)}, with its state")
+        if state is not None:
+            made = yield state, (path, "attributes", True), False
+            if made is not _LOST:
+                node["state"] = made
+        return node
+
+    def _foreign(self, value: ForeignObject, path: _Path) -> Node:
+        """Return a dict of the tensors below an object that is not carried."""
+        below = self._below(path)
+        what = f"{_name_of_class(value)} is no value that JSON can hold"
+        if not below:
+            if self._is_listed(value):
+                return _LOST
+            raise NotCarriedError(what)
+        if not self._is_listed(value):
+            self._lose(path, f"{what}; a dict of its tensors stands for it")
+        pairs = [(write_atom(key, self._limits), {"tensor": name}) for key, name in below]
+        return {"dict": _items(pairs)}
+
+    def _below(self, path: _Path) -> list[tuple[str, str]]:
+        """Return the names of the tensors below a path, without what leads there, and in the file.
+
+        None is below an attribute: it is not on the way to any name.
+        """
+        labels = []
+        while path is not None:
+            path, key, is_attribute = path
+            if is_attribute:
+                return []
+            labels.append(_label(key))
+        return self._names.below(".".join(reversed(labels)) + ".")
+
+    def _lose(self, path: _Path, why: str) -> None:
+        parts: list[str] = []
+        length = 0
+        while path is not None and length < _PATH_LENGTH:
+            path, key, is_attribute = path
+            label = _label(key)[:_PATH_LENGTH]
+            parts.append(f" ({label})" if is_attribute else f".{label}")
+            length += len(parts[-1])
+        place = "".join(reversed(parts))
+        if path is not None:
+            place = f"...{place}"
+        elif not place:
+            place = "the object itself"
+        elif place[0] == ".":
+            place = place[1:]
+        else:
+            place = f"the root{place}"
+        self.lost.append(f"{place}: {why}")
+
+
+class _Below:
+    """Names of tensors, to be found by what they begin with."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        self._sorted: list[str] | None = None
+
+    def below(self, prefix: str) -> list[tuple[str, str]]:
+        """Return what follows on a prefix in each name that begins with it, and its own name."""
+        if self._sorted is None:
+            self._sorted = sorted(self._names)
+        found = []
+        for index in range(bisect_left(self._sorted, prefix), len(self._sorted)):
+            name = self._sorted[index]
+            if not name.startswith(prefix):
+                break
+            found.append((name[len(prefix) :], self._names[name]))
+        return found
+
+
+def is_plain_tensor(subclass: ForeignObject | None) -> bool:
+    """Return whether the class of a tensor with attributes is that of all tensors."""
+    return (
+        subclass is not None
+        and subclass.how == "name"
+        and (subclass.module, subclass.name) == ("torch", "Tensor")
+    )
+
+
+def _name_of_class(value: ForeignObject) -> str:
+    return f"{value.module}.{value.name}"[:_PATH_LENGTH]
+
+
+def _items(pairs: list[tuple[Node, Node]]) -> Node:
+    if all(type(key) is str for key, _ in pairs):
+        return dict(pairs)
+    return [[key, item] for key, item in pairs]
+
+
+def _label(key: Any) -> str:
+    """Return a key as the flat names have it."""
+    try:
+        return str(key)
+    except ValueError:  # an int of more digits than Python prints
+        return f"<{type(key).__name__}>"
+
+
+def _json(node: Node) -> str:
+    return json.dumps(node, ensure_ascii=False, separators=(",", ":"))
+
+
+_FACTORY_NAMES = {factory: name for (_, name), factory in FACTORIES.items()}
+
+_MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
+_SEQUENCES = (list, tuple, deque)
+#: What is equal wherever it stands, or is no more than a name; and what is not carried as it is.
+_ANONYMOUS = frozenset(
+    [type(None), bool, int, float, complex, str, bytes, Dtype, Layout, QScheme, ForeignObject]
+)
+
+
+def _reached_twice(root: Any) -> set[int]:
+    """Return by id the values to which there is more than one way; keys are none."""
+    seen = {id(root)}
+    shared: set[int] = set()
+    todo = [root]
+    while todo:
+        for part in _parts(todo.pop()):
+            if type(part) in _ANONYMOUS or (type(part) is tuple and not part):
+                continue
+            if id(part) in seen:
+                shared.add(id(part))
+            else:
+                seen.add(id(part))
+                todo.append(part)
+    return shared
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if type(value) is OrderedDict:
+        return [*value.values(), *vars(value).values()]
+    if type(value) in _MAPPINGS:
+        return list(value.values())
+    if type(value) in _SEQUENCES:
+        return list(value)
+    if type(value) is Parameter:
+        return [value.state, *_parts(value.data)]  # its data is a tensor of its own
+    if type(value) is LazyTensor and is_plain_tensor(value.spec.subclass):
+        return [value.spec.attributes]
+    return ()
