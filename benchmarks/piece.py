@@ -64,7 +64,8 @@ def peaks_mb() -> dict[str, float]:
     which the system keeps for each by itself and does not add up. It cannot be too low; it can be
     too high for a worker that was started as a program of its own, which is charged with what its
     parent had then, and so never more than the parent's own peak. A forked worker counts the
-    pages that it shares with its parent as well. Workers that live still: their VmHWM.
+    pages that it shares with its parent as well. Workers that live still: their VmHWM. Not seen
+    are ended workers of a fork server, which alone has waited for them.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     own = high_water_mark("self")

@@ -30,7 +30,8 @@ def markdown(run: Run) -> str:
         run["machine"],
         "",
         f"Big is {run['size_gb']:g} GB of float32. Medians of {run['rounds']} rounds, the largest "
-        "peak memory of a process; times faster: median, least and greatest.",
+        "peak memory of a process; times faster: median, least and greatest. `jobs=2`: with two "
+        "worker processes. `[fast]`: with isal.",
         "",
         "| | torchzip | others | times faster | target |",
         "|---|---|---|---|---|",

@@ -94,6 +94,36 @@ def test_memory(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
+_WORKER = """
+import multiprocessing, sys
+from benchmarks.piece import peaks_mb
+def work(pipe):
+    block = b"x" * 150_000_000
+    pipe.send("done")
+    pipe.recv()
+context = multiprocessing.get_context("fork")
+ours, theirs = context.Pipe()
+worker = context.Process(target=work, args=[theirs])
+worker.start()
+ours.recv()
+living = peaks_mb()
+ours.send("end")
+worker.join()
+ended = peaks_mb()
+for peaks in (living, ended):
+    assert peaks["process_mb"] < 100 < 150 < peaks["worker_mb"] < 250, (living, ended)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
+def test_peaks_of_workers() -> None:
+    """A worker's peak is seen while it lives and after it has ended, apart from its parent's."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WORKER], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_rows_have_aims() -> None:
     """Each row is named once, and torchzip is in it."""
     assert len({row.name for row in ROWS}) == len(ROWS)
