@@ -1,116 +1,248 @@
-"""The work that is timed. ``python -m benchmarks.tasks ROW TOOL FOLDER SIZE`` does one piece once.
+"""The rows of the table: what is timed, with which tools, and what torchzip should reach.
 
-It prints the seconds that the work took in a warm process, imports not counted, and the peak
-memory of the process by the operating system's account. Short tasks are repeated in the process
-and give their median.
+"Big" is a checkpoint of float32 tensors of 14 MB, ``size`` GB together; "tiny" tensors have 12
+elements. A row names the ways in which torchzip does it, each with what it is compared to:
+``torchzip jobs=2`` is a conversion with two worker processes, ``torchzip[fast]`` has isal, which
+is hidden from all others.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import resource
-import statistics
-import sys
-import time
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray[Any, Any]]
 Work = Callable[[], object]
+#: The other tool -> how many times faster torchzip should be; None if there is no such aim.
+Targets = dict[str, float | None]
 
-PREPARE = "prepare"
-MISSING = 3  # the exit status where a tool is not installed
+
+def prepare_nothing(folder: Path, size: float) -> None:
+    """For rows that read no file."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ``make`` returns the work of a tool, ready to be timed."""
+    """A piece of work, and who does it.
+
+    ``make`` returns the work of a tool, ready to be timed in a warm process; or, if ``fresh`` is
+    true, the script of a process that is timed from outside, its start and its imports included.
+    ``extra_ms`` is for a tool that does only a part: how much longer torchzip may take.
+    """
 
     name: str
-    target: str
-    tools: list[str]
-    prepare: Callable[[Path, float], None]
-    make: Callable[[str, Path, float], Work]
+    ours: dict[str, Targets]
+    make: Callable[[str, Path, float], Any]
+    prepare: Callable[[Path, float], None] = prepare_nothing
     repeat: int = 1
+    fresh: bool = False
+    extra_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tools(self) -> list[str]:
+        """All tools, torchzip's ways first."""
+        rivals = [rival for targets in self.ours.values() for rival in targets]
+        return list(dict.fromkeys([*self.ours, *rivals, *self.extra_ms]))
 
 
-def small_arrays(count: int) -> dict[str, np.ndarray[Any, Any]]:
+def with_fast(ours: dict[str, Targets], better: Targets | None = None) -> dict[str, Targets]:
+    """Add the same with isal, ``better`` being what is expected of it beyond the rest."""
+    fast = {
+        tool.replace("torchzip", "torchzip[fast]"): targets | (better or {})
+        for tool, targets in ours.items()
+    }
+    return ours | fast
+
+
+def is_ours(tool: str) -> bool:
+    return tool.startswith("torchzip")
+
+
+# -- what is written and read -------------------------------------------------------------------
+
+
+def tiny_arrays(count: int) -> Arrays:
     """Return many tiny arrays under names like those of a model."""
     return {
         f"model.layers.{i}.attention.weight": np.full((4, 3), i, np.float32) for i in range(count)
     }
 
 
-def big_arrays(size: float) -> dict[str, np.ndarray[Any, Any]]:
-    """Return float32 arrays of 14 MB that are ``size`` GB together."""
-    rng = np.random.default_rng(1)
-    block = rng.standard_normal((1280, 2800), np.float32)
-    count = max(1, round(size * 1e9 / block.nbytes))
-    return {f"model.layers.{i}.mlp.weight": block + np.float32(i) for i in range(count)}
+def big_block() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(1).standard_normal((1280, 2800), np.float32)
 
 
-def as_tensors(arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+def big_names(size: float) -> list[str]:
+    """Return the names of as many 14 MB tensors as make ``size`` GB, one at least."""
+    count = max(1, round(size * 1e9 / (1280 * 2800 * 4)))
+    return [f"model.layers.{i}.mlp.weight" for i in range(count)]
+
+
+def big_arrays(size: float) -> Arrays:
+    block = big_block()
+    return {name: block + np.float32(i) for i, name in enumerate(big_names(size))}
+
+
+def as_tensors(arrays: Arrays) -> dict[str, Any]:
     """Return the same as torch tensors."""
     import torch
 
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def write_once(path: Path, make: Callable[[], dict[str, np.ndarray[Any, Any]]]) -> None:
-    """Write a checkpoint that the rows read, unless it is there."""
+def prepare_big(folder: Path, size: float) -> None:
+    """Write the big checkpoint, tensor by tensor."""
     import torchzip
 
+    path = folder / "big.pt"
     if not path.exists():
-        torchzip.save(make(), path)
+        block = big_block()
+        with torchzip.incremental_save(path) as out:
+            out.save(
+                {
+                    name: out.store_chunks(
+                        [block + np.float32(i)], shape=block.shape, dtype="float32"
+                    )
+                    for i, name in enumerate(big_names(size))
+                }
+            )
 
 
-def prepare_small(folder: Path, size: float) -> None:
-    write_once(folder / "small.pt", lambda: small_arrays(1000))
+def prepare_tiny(count: int) -> Callable[[Path, float], None]:
+    """Return what writes a checkpoint of tiny tensors, and safetensors' own file of them."""
 
-
-def prepare_big(folder: Path, size: float) -> None:
-    write_once(folder / "big.pt", lambda: big_arrays(size))
-
-
-def prepare_nothing(folder: Path, size: float) -> None:
-    pass
-
-
-def open_small(tool: str, folder: Path, size: float) -> Work:
-    path = folder / "small.pt"
-    if tool == "torchzip":
+    def prepare(folder: Path, size: float) -> None:
         import torchzip
 
-        def ours() -> object:
-            with torchzip.lazy_load(path) as checkpoint:
-                return checkpoint["model.layers.999.attention.weight"]
+        torchzip.save(tiny_arrays(count), folder / f"{count}.pt")
+        try:
+            from safetensors.numpy import save_file
+        except ImportError:
+            return
+        save_file(tiny_arrays(count), folder / f"{count}.safetensors")
 
-        return ours
-    if tool == "zipslicer":
-        import zipslicer
+    return prepare
 
-        return lambda: zipslicer.load(path)
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk, as torchzip does before it calls a file complete."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+# -- convert and rename -------------------------------------------------------------------------
+
+
+def converting(tool: str, source: Path, target: Path, *, durable: bool = False) -> Work:
+    """Return the conversion of a checkpoint to bfloat16 by a tool."""
+    if is_ours(tool):
+        import torchzip
+
+        options: dict[str, Any] = {"jobs": 2} if "jobs=2" in tool else {}
+        return lambda: torchzip.convert(source, target, dtype="bfloat16", overwrite=True, **options)
     import torch
 
-    return lambda: torch.load(path, mmap=True, weights_only=True)
+    def theirs() -> None:
+        loaded = torch.load(source, mmap="mmap" in tool, weights_only=True)
+        torch.save({name: tensor.to(torch.bfloat16) for name, tensor in loaded.items()}, target)
+        if durable:
+            sync(target)
+
+    return theirs
 
 
-def save_small(tool: str, folder: Path, size: float) -> Work:
-    return _save(tool, small_arrays(1000), folder / f"out-{tool.split()[0]}.pt", durable=False)
+def convert(tool: str, folder: Path, size: float) -> Work:
+    return converting(tool, folder / "big.pt", folder / "out.pt")
 
 
-def save_small_durably(tool: str, folder: Path, size: float) -> Work:
-    return _save(tool, small_arrays(1000), folder / f"out-{tool.split()[0]}.pt", durable=True)
+def convert_durably(tool: str, folder: Path, size: float) -> Work:
+    return converting(tool, folder / "big.pt", folder / "out.pt", durable=True)
 
 
-def save_small_file_object(tool: str, folder: Path, size: float) -> Work:
-    arrays = small_arrays(1000)
-    if tool == "torchzip":
+def rename(tool: str, folder: Path, size: float) -> Work:
+    source, target = folder / "big.pt", folder / "out.pt"
+    if is_ours(tool):
+        import torchzip
+
+        options: dict[str, Any] = {"rename": [(r"^model\.", "net.")]}
+        return lambda: torchzip.convert(source, target, overwrite=True, **options)
+    import torch
+
+    def theirs() -> None:
+        loaded = torch.load(source, mmap=True, weights_only=True)
+        torch.save(
+            {re.sub(r"^model\.", "net.", name): tensor for name, tensor in loaded.items()}, target
+        )
+
+    return theirs
+
+
+# -- save and load ------------------------------------------------------------------------------
+
+
+def saving(tool: str, arrays: Arrays, path: Path, *, durable: bool) -> Work:
+    """Return the saving of arrays; ``durable`` gives the others the fsync that torchzip does."""
+    if is_ours(tool):
+        import torchzip
+
+        return lambda: torchzip.save(arrays, path)
+    write: Callable[[], object]
+    if tool == "safetensors":
+        from safetensors.numpy import save_file
+
+        write = partial(save_file, arrays, path)
+    else:
+        import torch
+
+        write = partial(torch.save, as_tensors(arrays), path)
+
+    def theirs() -> None:
+        write()
+        if durable:
+            sync(path)
+
+    return theirs
+
+
+def save_big(tool: str, folder: Path, size: float) -> Work:
+    return saving(tool, big_arrays(size), folder / "out.pt", durable=False)
+
+
+def save_big_durably(tool: str, folder: Path, size: float) -> Work:
+    return saving(tool, big_arrays(size), folder / "out.pt", durable=True)
+
+
+def save_big_to_open_file(tool: str, folder: Path, size: float) -> Work:
+    arrays = big_arrays(size)
+    if not is_ours(tool):
+        return saving(tool, arrays, folder / "out.pt", durable=False)
+    import torchzip
+
+    def ours() -> None:
+        with open(folder / "out.pt", "wb") as file:
+            torchzip.save(arrays, file)
+
+    return ours
+
+
+def save_tiny(count: int, *, durable: bool) -> Callable[[str, Path, float], Work]:
+    return lambda tool, folder, size: saving(
+        tool, tiny_arrays(count), folder / "out.pt", durable=durable
+    )
+
+
+def save_tiny_to_memory(tool: str, folder: Path, size: float) -> Work:
+    arrays = tiny_arrays(1000)
+    if is_ours(tool):
         import torchzip
 
         return lambda: torchzip.save(arrays, io.BytesIO())
@@ -120,64 +252,9 @@ def save_small_file_object(tool: str, folder: Path, size: float) -> Work:
     return lambda: torch.save(tensors, io.BytesIO())
 
 
-def save_big(tool: str, folder: Path, size: float) -> Work:
-    return _save(tool, big_arrays(size), folder / f"out-{tool.split()[0]}", durable=False)
-
-
-def save_big_durably(tool: str, folder: Path, size: float) -> Work:
-    return _save(tool, big_arrays(size), folder / f"out-{tool.split()[0]}", durable=True)
-
-
-def save_big_file_object(tool: str, folder: Path, size: float) -> Work:
-    arrays = big_arrays(size)
-    path = folder / f"out-{tool.split()[0]}"
-    if tool == "torchzip":
-        import torchzip
-
-        def ours() -> None:
-            with open(path, "wb") as file:
-                torchzip.save(arrays, file)
-
-        return ours
-    return _save(tool, arrays, path, durable=False)
-
-
-def _save(tool: str, arrays: dict[str, np.ndarray[Any, Any]], path: Path, *, durable: bool) -> Work:
-    """Return the saving of arrays; ``durable`` gives the others the fsync that torchzip does."""
-    if tool == "torchzip":
-        import torchzip
-
-        return lambda: torchzip.save(arrays, path)
-    if tool.startswith("torch "):
-        import torch
-
-        tensors = as_tensors(arrays)
-
-        def theirs() -> None:
-            torch.save(tensors, path)
-            if durable:
-                _sync(path)
-
-        return theirs
-    from safetensors.numpy import save_file
-
-    def package() -> None:
-        save_file(arrays, path)
-        if durable:
-            _sync(path)
-
-    return package
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
 def load_big(tool: str, folder: Path, size: float) -> Work:
     path = folder / "big.pt"
-    if tool == "torchzip":
+    if is_ours(tool):
         import torchzip
 
         return lambda: torchzip.load(path)
@@ -190,102 +267,142 @@ def load_big(tool: str, folder: Path, size: float) -> Work:
     return lambda: torch.load(path, weights_only=True)
 
 
-def convert_big(tool: str, folder: Path, size: float) -> Work:
-    source, target = folder / "big.pt", folder / f"out-{tool.split()[0]}.pt"
-    if tool == "torchzip":
+# -- open ---------------------------------------------------------------------------------------
+
+
+def open_tiny(count: int) -> Callable[[str, Path, float], Work]:
+    """Return the opening of a file of tiny tensors, up to names, shapes and dtypes of all."""
+    return lambda tool, folder, size: opening(tool, folder / f"{count}.pt")
+
+
+def opening(tool: str, path: Path) -> Work:
+    if is_ours(tool):
         import torchzip
 
-        return lambda: torchzip.convert(source, target, dtype="bfloat16", overwrite=True)
+        def ours() -> object:
+            with torchzip.lazy_load(path) as checkpoint:
+                return [(name, t.shape, t.torch_dtype) for name, t in checkpoint.items()]
+
+        return ours
+    if tool == "safetensors":
+        from safetensors import safe_open
+
+        def package() -> object:
+            with safe_open(path.with_suffix(".safetensors"), "numpy") as file:
+                slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
+                return [(name, part.get_shape(), part.get_dtype()) for name, part in slices]
+
+        return package
+    if tool == "zipslicer":
+        import zipslicer
+
+        def slicer() -> object:
+            lazy = zipslicer.load(path)
+            return [(name, lazy.get_meta(name)) for name in lazy.keys()]  # noqa: SIM118
+
+        return slicer
     import torch
 
-    def theirs() -> None:
-        loaded = torch.load(source, mmap="mmap" in tool, weights_only=True)
-        torch.save({name: tensor.to(torch.bfloat16) for name, tensor in loaded.items()}, target)
+    def theirs() -> object:
+        loaded = torch.load(path, mmap=True, weights_only=True)
+        return [(name, tensor.shape, tensor.dtype) for name, tensor in loaded.items()]
 
     return theirs
 
 
-ROWS = [
-    Row(
-        "open 1k tensors lazily", "5",
-        ["torchzip", "torch mmap", "zipslicer"], prepare_small, open_small, 15,
-    ),
-    Row(
-        "save 1k tiny tensors (torchzip with fsync, torch without)", "5",
-        ["torchzip", "torch save"], prepare_nothing, save_small, 15,
-    ),
-    Row(
-        "save 1k tiny tensors, all with fsync", "5",
-        ["torchzip", "torch save"], prepare_nothing, save_small_durably, 15,
-    ),
-    Row(
-        "save 1k tiny tensors to memory", "5",
-        ["torchzip", "torch save"], prepare_nothing, save_small_file_object, 15,
-    ),
-    Row(
-        "save big (torchzip with fsync, the others without)", "2",
-        ["torchzip", "torch save", "safetensors"], prepare_nothing, save_big,
-    ),
-    Row(
-        "save big, all with fsync", "2",
-        ["torchzip", "torch save", "safetensors"], prepare_nothing, save_big_durably,
-    ),
-    Row(
-        "save big to an open file, none with fsync", "2",
-        ["torchzip", "torch save"], prepare_nothing, save_big_file_object,
-    ),
-    Row(
-        "load big into own memory", "",
-        ["torchzip", "torch load", "ptloader"], prepare_big, load_big,
-    ),
-    Row(
-        "convert big to bfloat16", "1",
-        ["torchzip", "torch mmap", "torch plain"], prepare_big, convert_big,
-    ),
-]  # fmt: skip
+# -- processes that are timed from outside --------------------------------------------------------
 
 
-def main() -> int:
-    """Do one piece of work once and print its figures as JSON."""
-    name, tool, folder, size = sys.argv[1:]
-    row = next(row for row in ROWS if row.name == name)
-    if tool == PREPARE:
-        row.prepare(Path(folder), float(size))
-        print("{}")
-        return 0
-    try:
-        work = row.make(tool, Path(folder), float(size))
-        work()  # warm: files in the page cache, memory touched, modules imported
-    except ImportError:
-        return MISSING
-    seconds = []
-    for _ in range(row.repeat):
-        if row.repeat == 1:
-            # Into a new file, and freeing an old one is no part of it; nor is writing back what
-            # was written before.
-            for old in Path(folder).glob("out-*"):
-                old.unlink()
-            os.sync()
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    print(json.dumps({"seconds": statistics.median(seconds), "peak_mb": peak_nbytes() / 1e6}))
-    return 0
+def read_one(tool: str, folder: Path, size: float) -> str:
+    """Return the script that reads one tensor of the big file into memory of its own."""
+    path, names = str(folder / "big.pt"), big_names(size)
+    name = names[len(names) // 2]
+    if is_ours(tool):
+        return (
+            "import torchzip\n"
+            f"with torchzip.lazy_load({path!r}) as checkpoint:\n"
+            f"    checkpoint[{name!r}].numpy()\n"
+        )
+    return (
+        "import torch\n"
+        f"torch.load({path!r}, mmap=True, weights_only=True)[{name!r}].clone()\n"
+    )  # fmt: skip
 
 
-def peak_nbytes() -> int:
-    """Return the most memory that this process has had, by the operating system's account.
-
-    On Linux from VmHWM, which counts this program alone: ru_maxrss also counts what the
-    process was before it started it.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+def import_it(tool: str, folder: Path, size: float) -> str:
+    return "import numpy, ml_dtypes\n" if tool == NUMPY else f"import {tool.split()[0]}\n"
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+NUMPY = "numpy, ml_dtypes"
+
+
+def _rows() -> list[Row]:
+    both = with_fast(
+        {
+            "torchzip": {"torch mmap": 1.5, "torch plain": None},
+            "torchzip jobs=2": {"torch mmap": 2.5, "torch plain": 5},
+        }
+    )
+    save = with_fast({"torchzip": {"torch save": 3, "safetensors": 1}}, {"torch save": 4})
+    save_to_file = with_fast({"torchzip": {"torch save": 3}}, {"torch save": 4})
+    alone = "torchzip alone with fsync"
+    rows = [
+        Row(f"convert big to bfloat16, {alone}", both, convert, prepare_big),
+        Row("convert big to bfloat16, all with fsync", both, convert_durably, prepare_big),
+        Row(f"save big, {alone}", save, save_big),
+        Row("save big, all with fsync", save, save_big_durably),
+        Row("save big to an open file, none with fsync", save_to_file, save_big_to_open_file),
+    ]
+    for count, name, target, repeat in ((1000, "1k", 8, 15), (100_000, "100k", 12, 1)):
+        tiny: dict[str, Targets] = {"torchzip": {"torch save": target}}
+        rows += [
+            Row(
+                f"save {name} tiny tensors, {alone}",
+                tiny, save_tiny(count, durable=False), repeat=repeat,
+            ),
+            Row(
+                f"save {name} tiny tensors, all with fsync",
+                tiny, save_tiny(count, durable=True), repeat=repeat,
+            ),
+        ]  # fmt: skip
+    rows += [
+        Row(
+            "save 1k tiny tensors to memory",
+            {"torchzip": {"torch save": 8}}, save_tiny_to_memory, repeat=15,
+        ),
+        Row(
+            "load big into own memory",
+            with_fast({"torchzip": {"torch load": 2, "ptloader": None}}), load_big, prepare_big,
+        ),
+    ]  # fmt: skip
+    for count, name, target, repeat in (
+        (300, "300", 8, 15), (1000, "1k", 12, 15), (100_000, "100k", 20, 1),
+    ):  # fmt: skip
+        others: Targets = {"torch mmap": target, "safetensors": 1}
+        if count <= 1000:  # it takes as long as torch
+            others["zipslicer"] = None
+        rows.append(
+            Row(
+                f"open {name} tensors lazily: names, shapes, dtypes",
+                {"torchzip": others}, open_tiny(count), prepare_tiny(count), repeat,
+            )
+        )  # fmt: skip
+    rows += [
+        Row(
+            "read one 14 MB tensor of big, the whole process",
+            {"torchzip": {"torch mmap": 9}}, read_one, prepare_big, fresh=True,
+        ),
+        Row(
+            f"rename the keys of big, file copied, {alone}",
+            {"torchzip": {"torch mmap": 3}}, rename, prepare_big,
+        ),
+        # Renaming in place comes with `torchzip edit`.
+        Row(
+            "import, the whole process",
+            {"torchzip": {"torch": None}}, import_it, repeat=3, fresh=True, extra_ms={NUMPY: 15},
+        ),
+    ]  # fmt: skip
+    return rows
+
+
+ROWS = _rows()

@@ -1,0 +1,136 @@
+"""What was measured, as a Markdown table and as the lines of the chart."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chart import Bar, bars
+from benchmarks.tasks import is_ours
+
+_BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_CHARTS = {
+    "results.svg": "Times faster than torch",
+    "memory.svg": "Peak memory against the size of the file",
+}
+
+Run = dict[str, Any]  # what `python -m benchmarks --json` writes
+
+
+def markdown(run: Run) -> str:
+    """Return the report of a run: the machine, how to read the table, the table.
+
+    Each row of the run gives a line for every way of torchzip and every other tool. The ratio is
+    the median of those of the rounds, with the least and the greatest.
+    """
+    lines = [
+        run["machine"],
+        "",
+        f"Big is {run['size_gb']:g} GB of float32. Medians of {run['rounds']} rounds, the largest "
+        "peak memory of a process; times faster: median, least and greatest. `jobs=2`: with two "
+        "worker processes. `[fast]`: with isal.",
+        "",
+        "| | torchzip | others | times faster | target |",
+        "|---|---|---|---|---|",
+    ]
+    for result in run["rows"]:
+        name = result["row"]
+        for our in ours_of(result):
+            way = our.removeprefix("torchzip").strip()
+            cell = f"{way} {figures(result, our)}".strip()
+            for other in others_of(result) or [""]:
+                theirs = f"{other} {figures(result, other)}" if other else ""
+                lines.append(f"| {name} | {cell} | {theirs} | {compared(result, our, other)} |")
+                name = cell = ""
+    return "\n".join(lines) + "\n"
+
+
+def ours_of(result: dict[str, Any]) -> list[str]:
+    return [tool for tool in result["tools"] if is_ours(tool)]
+
+
+def others_of(result: dict[str, Any]) -> list[str]:
+    return [tool for tool in result["tools"] if not is_ours(tool)]
+
+
+def figures(result: dict[str, Any], tool: str) -> str:
+    """Return a tool's time and peak memory."""
+    figure = result["tools"][tool]
+    peaks = map(max, figure["process_mb"], figure["worker_mb"])
+    return f"{duration(statistics.median(figure['seconds']))}, {statistics.median(peaks):.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def compared(result: dict[str, Any], our: str, other: str) -> str:
+    """Return the last two cells of a line: the ratio, and what it should be."""
+    if not other:
+        return " | "
+    if other in result["extra_ms"]:
+        pairs = zip(*(result["tools"][tool]["seconds"] for tool in (our, other)), strict=True)
+        extra = statistics.median(ours - theirs for ours, theirs in pairs) * 1000
+        return f"{extra:+.1f} ms | at most +{result['extra_ms'][other]:g} ms"
+    each = ratios(result, our, other)
+    spread = f"{number(statistics.median(each))} ({number(each[0])} to {number(each[-1])})"
+    target = result["ours"][our].get(other)
+    return f"{spread} | {'' if target is None else format(target, 'g')}"
+
+
+def ratios(result: dict[str, Any], our: str, other: str) -> list[float]:
+    """Return the other's time by ours in each round, in ascending order."""
+    pairs = zip(*(result["tools"][tool]["seconds"] for tool in (our, other)), strict=True)
+    return sorted(theirs / ours for ours, theirs in pairs)
+
+
+def number(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
+
+
+def chart(run: Run) -> str:
+    """Return the chart of a run as SVG: a bar for every way of torchzip beside every torch."""
+    return bars("Times faster than torch", list(chart_lines(run)))
+
+
+def chart_lines(run: Run) -> Iterator[Bar]:
+    for result in run["rows"]:
+        for our in ours_of(result):
+            for other in others_of(result):
+                if other.split()[0] == "torch":
+                    label = ", ".join([result["row"], *our.removeprefix("torchzip").split()])
+                    ratio = statistics.median(ratios(result, our, other))
+                    yield Bar(label, other, ratio, result["ours"][our].get(other))
+
+
+def write(run: Run, folder: Path) -> None:
+    """Keep a run in ``folder``: the figures, the table and the chart."""
+    (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
+    (folder / "results.md").write_text(markdown(run))
+    (folder / "results.svg").write_text(chart(run))
+
+
+def quote(readme: Path, folder: Path) -> None:
+    """Put the table and the charts that ``folder`` has between the markers of the README."""
+    text = readme.read_text()
+    head, tail = text[: text.index(_BEGIN) + len(_BEGIN)], text[text.index(_END) :]
+    readme.write_text(f"{head}\n{quotation(folder)}{tail}")
+
+
+def quotation(folder: Path) -> str:
+    """Return what the README has between its markers."""
+    charts = "".join(
+        f"![{title}]({folder.name}/{name})\n\n"
+        for name, title in _CHARTS.items()
+        if (folder / name).exists()
+    )
+    return charts + (folder / "results.md").read_text()
+
+
+def quoted(readme: str) -> str:
+    """Return what a README has between its markers now."""
+    return readme[readme.index(_BEGIN) + len(_BEGIN) + 1 : readme.index(_END)]
