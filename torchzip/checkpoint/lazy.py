@@ -328,6 +328,23 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(held, LazyTensor | OtherTensor)
 
 
+def tensors_of(root: Any, limits: Limits | None = None) -> Mapping[str, Any]:
+    """Return the tensors in an object like `Checkpoint.root`, by their flat names.
+
+    Raises
+    ------
+    FormatError
+        If two have one name.
+    """
+    table = NameTable(root, _is_tensor, limits if limits is not None else Limits(), 0)
+    for name in table.names:
+        table.check(name)
+    return {
+        name: leaf.data if isinstance(leaf, Parameter) else leaf
+        for name, leaf in table.names.items()
+    }
+
+
 def _open_again(path: str, foreign: Foreign, limits: Limits) -> Checkpoint:
     return Checkpoint(path, foreign=foreign, limits=limits)
 

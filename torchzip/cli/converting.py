@@ -181,7 +181,7 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
 def _say_lost(lost: Sequence[str], refused: Sequence[tuple[str, str]], say: Say) -> None:
     if lost:
         shown = "; ".join(lost[:10]) + (f"; and {len(lost) - 10:,} more" if len(lost) > 10 else "")
-        say(f"not in the output, which holds tensors only: {shown}")
+        say(f"not in the output: {shown}")
     if refused:
         reasons = sorted({reason for _, reason in refused})
         say("torch.load needs weights_only=False for the output, because of " + ", ".join(reasons))

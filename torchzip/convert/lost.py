@@ -19,11 +19,8 @@ def lost_values(checkpoint: Checkpoint, root: Any, original: Mapping[str, Held])
     ``original`` are all tensors that had one, wanted or not.
     """
     named = {layout(held.spec) for held in original.values() if isinstance(held, LazyTensor)}
-    for index in range(len(checkpoint.constants)):
-        yield f"constants.{index}: a constant of the code"
     named_others = {id(held) for held in original.values() if isinstance(held, OtherTensor)}
-    for name in checkpoint.others:
-        yield f"{name or 'the object itself'}: the class of this tensor; its inner tensors are kept"
+    yield from lost_besides(checkpoint)
     foreign = {id(value) for value in checkpoint.others.values()}
     seen: set[int] = set()
     todo: list[tuple[str, Any]] = [("", root)]
@@ -51,6 +48,14 @@ def lost_values(checkpoint: Checkpoint, root: Any, original: Mapping[str, Held])
                 todo += [(f"{path or 'the root'} ({key})", None) for key in attributes]
         else:
             yield path or f"the object itself, a {type(value).__name__}"
+
+
+def lost_besides(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield what is lost whether the object around the tensors can be carried or not."""
+    for index in range(len(checkpoint.constants)):
+        yield f"constants.{index}: a constant of the code"
+    for name in checkpoint.others:
+        yield f"{name or 'the object itself'}: the class of this tensor; its inner tensors are kept"
 
 
 def lost_ties(tensors: dict[str, LazyTensor], sources: dict[str, TensorStorage]) -> list[str]:

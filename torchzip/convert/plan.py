@@ -17,8 +17,9 @@ from torchzip.checkpoint.saving import head_records
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.safetensors import ALIASES_KEY, build_header
 from torchzip.container.zip_writer import archive_name, measure
+from torchzip.convert.carried import OBJECT_KEY, Carried, carry
 from torchzip.convert.casting import DtypeOf, StorageCasts, inner_tensors, layout
-from torchzip.convert.lost import lost_ties, lost_values
+from torchzip.convert.lost import lost_besides, lost_ties, lost_values
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Selection, select
@@ -130,7 +131,9 @@ class _Planner:
         self.others = {name: each for name, each in held if isinstance(each, OtherTensor)}
         self.inner = inner_tensors([*self.others.values(), *checkpoint.others.values()])
         self.rows: list[PlannedTensor] = []
-        self.lost: list[str] = []
+        self.lost: list[str] = list(selection.lost)
+        #: The object around the tensors as JSON, for targets that hold tensors by name.
+        self.carried: str | None = None
         self.refused: list[tuple[str, str]] = []
 
     def groups(self) -> list[tuple[int, list[str]]]:
@@ -145,9 +148,25 @@ class _Planner:
         """Return the file that has some of the tensors."""
         raise NotImplementedError
 
-    def index_metadata(self) -> dict[str, Any]:
-        """Return what the index says beside the total size."""
-        return {}
+    def carry(self) -> None:
+        """Put the object around the tensors into a text, and say what is not in it."""
+        checkpoint, selection = self.checkpoint, self.selection
+        named = {layout(tensor.spec): name for name, tensor in reversed(self.tensors.items())}
+        classes = {id(value) for value in checkpoint.others.values()}
+        made = Carried()
+        if not selection.is_flat:
+            made = carry(
+                selection.root,
+                lambda tensor: named.get(layout(tensor.spec)),
+                names={name: name for name in self.tensors},
+                is_listed=lambda value: isinstance(value, OtherTensor) or id(value) in classes,
+            )
+        self.carried = made.text
+        self.lost += made.lost
+        if made.text is None:
+            self.lost += lost_values(checkpoint, selection.around, selection.original)
+        else:
+            self.lost += lost_besides(checkpoint)
 
     def plan(self, target: Target, max_shard_nbytes: int | None) -> Plan:
         groups = self.groups()
@@ -156,6 +175,7 @@ class _Planner:
         if not target.has_index and (max_shard_nbytes is None or total <= max_shard_nbytes):
             plan.files = [self.one_file(target.path)]
             return plan
+        self.carry()
         shards = _split(groups, max_shard_nbytes)
         weight_map: dict[str, str] = {}
         for number, names in enumerate(shards, 1):
@@ -163,16 +183,16 @@ class _Planner:
             plan.files.append(self.shard(path, names))
             weight_map |= dict.fromkeys(names, path)
         self._say_shards(weight_map)
+        metadata: dict[str, Any] = {"total_size": total}
+        if self.carried is not None:
+            metadata[OBJECT_KEY] = self.carried
         listed = {
             row.name: os.path.basename(weight_map[row.name])
             for row in self.rows
             if row.name in weight_map
         }
-        content = {
-            "metadata": {"total_size": total} | self.index_metadata(),
-            "weight_map": listed,
-        }
-        text = json.dumps(content, ensure_ascii=False, indent=2, sort_keys=False) + "\n"
+        content = {"metadata": metadata, "weight_map": listed}
+        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
         plan.index = (target.index_path, text.encode("utf-8", "surrogatepass"))
         return plan
 
@@ -238,18 +258,21 @@ class _SafetensorsPlanner(_Planner):
             "holds dense ones only"
             for name, held in self.others.items()
         ]
-        if checkpoint.format != "safetensors":
-            self.lost += lost_values(checkpoint, selection.around, selection.original)
         self.lost += lost_ties(self.tensors, self._storages)
 
     def groups(self) -> list[tuple[int, list[str]]]:
         return [(nbytes, [name]) for name, nbytes in self._nbytes.items()]
 
     def one_file(self, path: str) -> PlannedFile:
-        return self.shard(path, list(self._storages))
+        self.carry()
+        metadata = {} if self.carried is None else {OBJECT_KEY: self.carried}
+        return self._file(path, list(self._storages), metadata)
 
     def shard(self, path: str, names: list[str]) -> PlannedFile:
-        metadata = self.selection.metadata | {"format": "pt"}  # what transformers asks for
+        return self._file(path, names, {})
+
+    def _file(self, path: str, names: list[str], metadata: dict[str, str]) -> PlannedFile:
+        metadata |= self.selection.metadata | {"format": "pt"}  # what transformers asks for
         held = set(names)
         aliases = {name: holder for name, holder in self._aliases.items() if holder in held}
         if aliases:
@@ -276,8 +299,6 @@ class _ZipPlanner(_Planner):
     def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
         super().__init__(checkpoint, selection, dtype_of)
         self._casts = StorageCasts(self.tensors, self.inner, dtype_of)
-        if selection.is_flat:
-            self.lost += lost_values(checkpoint, selection.around, selection.original)
         self.lost += [f"{key!r} in the metadata of the file" for key in selection.metadata]
         seen: dict[int, str] = {}
         for name, tensor in self.tensors.items():
@@ -307,6 +328,9 @@ class _ZipPlanner(_Planner):
         return [*groups.values(), *((held.nbytes, [name]) for name, held in self.others.items())]
 
     def one_file(self, path: str) -> PlannedFile:
+        if self.selection.is_flat:
+            around, original = self.selection.around, self.selection.original
+            self.lost += lost_values(self.checkpoint, around, original)
         return self._file(path, self.selection.root)
 
     def shard(self, path: str, names: list[str]) -> PlannedFile:

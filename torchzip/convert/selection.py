@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, tensors_of
 from torchzip.checkpoint.names import children
 from torchzip.container.safetensors import ALIASES_KEY
+from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
+from torchzip.convert.restored import restore
 from torchzip.convert.rules import Rules
+from torchzip.errors import FormatError, TorchZipError
 from torchzip.types import OtherTensor, Parameter
 
 #: A tensor of the source, dense or of another kind.
@@ -42,6 +45,8 @@ class Selection:
     is_flat: bool = False
     #: Texts of a safetensors source, without our own.
     metadata: dict[str, str] = field(default_factory=dict)
+    #: What of the source could not be taken.
+    lost: list[str] = field(default_factory=list)
 
 
 def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None = None) -> Selection:
@@ -89,6 +94,7 @@ def _source(checkpoint: Checkpoint) -> Selection:
     tensors: dict[str, Held] = {name: checkpoint[name] for name in checkpoint}
     root = checkpoint.root
     metadata: dict[str, str] = {}
+    lost: list[str] = []
     if checkpoint.format in ("safetensors", "sharded"):
         aliases = _restored_aliases(checkpoint, tensors)
         tensors |= aliases
@@ -98,10 +104,38 @@ def _source(checkpoint: Checkpoint) -> Selection:
             for key, text in checkpoint.metadata.items()
             if not key.startswith("torchzip.") and key not in ("format", "total_size")
         }
+        text = checkpoint.metadata.get(OBJECT_KEY)
+        if text is not None:
+            try:
+                root, tensors = _restored_object(text, tensors)
+            except TorchZipError as error:
+                lost.append(f"the object around the tensors: {error.message}")
     # The objects of a TorchScript archive are of classes that exist in it only.
     is_flat = checkpoint.format == "torchscript"
     sources = {name: name for name in tensors}
-    return Selection(root, tensors, sources, tensors, root, is_flat, metadata)
+    return Selection(root, tensors, sources, tensors, root, is_flat, metadata, lost)
+
+
+def _restored_object(text: str, tensors: dict[str, Held]) -> tuple[Any, dict[str, Held]]:
+    """Return the object that `carry` has put into a file's metadata, and its tensors by name.
+
+    Tensors that it does not mention, because another program has added them, say, are put into
+    it under their names.
+    """
+    mentioned: set[int] = set()
+
+    def tensor(name: str) -> LazyTensor | None:
+        held = tensors.get(name)
+        mentioned.add(id(held))  # under all its names, if it is tied
+        return held if isinstance(held, LazyTensor) else None
+
+    root = restore(text, tensor)
+    left = {name: held for name, held in tensors.items() if id(held) not in mentioned}
+    if left:
+        if not isinstance(root, dict) or root.keys() & left.keys():
+            raise FormatError(f"it does not mention {next(iter(left))!r}, which the file has")
+        root.update(left)
+    return root, dict(tensors_of(root))
 
 
 def _restored_aliases(checkpoint: Checkpoint, tensors: dict[str, Held]) -> dict[str, Held]:

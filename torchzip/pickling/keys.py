@@ -44,7 +44,9 @@ class KeyCheck:
         try:
             known = key in same
         except ValueError:  # numpy compares a scalar with each item of a tuple of the same hash
-            raise UnsupportedError(f"a key of type {kind.__name__} beside one of its hash") from None
+            raise UnsupportedError(
+                f"a key of type {kind.__name__} beside one of its hash"
+            ) from None
         if not known:
             if len(same) >= _MAX_EQUAL_HASHES:
                 raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys with the same hash")
