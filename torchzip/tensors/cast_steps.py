@@ -35,7 +35,7 @@ CHUNK = 1 << 17
 #: The pairs that numpy and ml_dtypes cast at the speed of memory.
 COPIED = frozenset([
     ("float64", "float32"), ("float32", "float64"),
-    ("float32", "bfloat16"), ("bfloat16", "float32"),
+    ("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "float64"),
 ])  # fmt: skip
 
 _U32 = np.uint32
@@ -64,11 +64,11 @@ def plain_cast(values: Values, source: str, target: str) -> Values:
 def fast_steps(source: str, target: str) -> list[tuple[Step, np.dtype[Any]]]:
     """Return the steps from one dtype to another, each with the dtype that it makes."""
     in_nbytes, out_nbytes = DTYPES[source].itemsize, DTYPES[target].itemsize
-    if 8 in (in_nbytes, out_nbytes) and "float32" not in (source, target):
-        return fast_steps(source, "float32") + fast_steps("float32", target)
     step: Step
     if (source, target) in COPIED:
         step = copy
+    elif 8 in (in_nbytes, out_nbytes) and "float32" not in (source, target):
+        return fast_steps(source, "float32") + fast_steps("float32", target)
     elif in_nbytes <= 2:
         step = Table(source, target)
     elif out_nbytes == 1:
