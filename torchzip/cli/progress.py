@@ -25,6 +25,7 @@ def progress_line() -> Iterator[Callable[[int, int], None] | None]:
         finally:
             line.clear()
         return
+    tqdm.monitor_interval = 0  # a process with its thread could not fork workers
     with tqdm(unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
 
         def update(done: int, total: int) -> None:

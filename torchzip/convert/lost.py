@@ -9,6 +9,7 @@ from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
 from torchzip.checkpoint.names import children
 from torchzip.convert.casting import layout
 from torchzip.convert.selection import Held
+from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter
 
@@ -21,6 +22,8 @@ def lost_values(checkpoint: Checkpoint, root: Any, original: Mapping[str, Held])
     named = {layout(held.spec) for held in original.values() if isinstance(held, LazyTensor)}
     named_others = {id(held) for held in original.values() if isinstance(held, OtherTensor)}
     yield from lost_besides(checkpoint)
+    if isinstance(root, ForeignObject):
+        yield f"the object itself, a {root.module}.{root.name}; its tensors are kept"
     foreign = {id(value) for value in checkpoint.others.values()}
     seen: set[int] = set()
     todo: list[tuple[str, Any]] = [("", root)]
@@ -59,15 +62,34 @@ def lost_besides(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def lost_ties(tensors: dict[str, LazyTensor], sources: dict[str, TensorStorage]) -> list[str]:
-    """Name tensors that share memory in part, and have copies of their own afterwards."""
+    """Name tensors that share memory in part, and have copies of their own afterwards.
+
+    An expanded one shares it with itself.
+    """
     by_storage: dict[int, list[str]] = {}
     for name in sources:
         spec = tensors[name].spec
         if spec.numel:
             by_storage.setdefault(id(spec.storage), []).append(name)
-    return [
+    expanded = [
+        f"{name}: elements that share memory, and are {tensors[name].spec.numel:,} of their own then"
+        for name in sources
+        if _is_expanded(tensors[name].spec)
+    ]
+    return expanded + [
         f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}: views of one storage, "
         "which become tensors of their own"
         for names in by_storage.values()
         if len(names) > 1
     ]
+
+
+def _is_expanded(spec: TensorSpec) -> bool:
+    """Return whether elements of a tensor can be one in memory: expanded, or windows of a run."""
+    reach = 0
+    for step, size in sorted(zip(spec.stride, spec.shape, strict=True)):
+        if size > 1:
+            if step <= reach:
+                return spec.numel > 0
+            reach += step * (size - 1)
+    return False

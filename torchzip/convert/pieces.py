@@ -144,11 +144,14 @@ def carry_out(task: Task) -> list[Written]:
 
 def write_pieces(task: Task, tell: Tell) -> list[Written]:
     """Do that, and tell of the bytes of each block."""
+    casts: dict[tuple[str, str], Cast] = {}
     with RangeWriter(task.path) as out:
-        return [_write(piece, out, tell) for piece in task.pieces]
+        return [_write(piece, out, casts, tell) for piece in task.pieces]
 
 
-def _write(piece: Piece, out: RangeWriter, tell: Tell) -> Written:
+def _write(
+    piece: Piece, out: RangeWriter, casts: dict[tuple[str, str], Cast], tell: Tell
+) -> Written:
     run = _run_of(piece.storage)
     if piece.copied and run is not None:
         span = run.base.span()
@@ -158,7 +161,13 @@ def _write(piece: Piece, out: RangeWriter, tell: Tell) -> Written:
                 tell(piece.nbytes)
                 return Written(0)
     out.begin(piece.offset, piece.nbytes)
-    written = _write_blocks(piece, out, tell) if run is None else _write_run(piece, run, out, tell)
+    if run is None:
+        written = _write_blocks(piece, out, tell)
+    elif run.cast is None:
+        written = _write_run(piece, run, out, None, tell)
+    else:
+        pair = (run.cast.source, run.cast.target)
+        written = _write_run(piece, run, out, casts.setdefault(pair, Cast(*pair)), tell)
     out.end()
     return written
 
@@ -175,12 +184,10 @@ def _write_blocks(piece: Piece, out: RangeWriter, tell: Tell) -> Written:
     return Written(crc)
 
 
-def _write_run(piece: Piece, run: _Run, out: RangeWriter, tell: Tell) -> Written:
+def _write_run(piece: Piece, run: _Run, out: RangeWriter, cast: Cast | None, tell: Tell) -> Written:
     checks = run.is_whole and not piece.copied
-    if run.cast is None:
-        cast, in_nbytes, out_nbytes = None, 1, 1
-    else:
-        cast = Cast(run.cast.source, run.cast.target)
+    in_nbytes = out_nbytes = 1
+    if run.cast is not None:
         in_nbytes = DTYPES[run.cast.source].itemsize
         out_nbytes = DTYPES[run.cast.target].itemsize
     start = run.start + piece.start // out_nbytes * in_nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -38,12 +39,14 @@ class NewFile:
         self.temporary = os.path.join(folder, f".torchzip-{os.urandom(8).hex()}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self._fd = os.open(self.temporary, flags, 0o666)
         try:
+            self._fd = os.open(self.temporary, flags, 0o666)
             if mode is not None:
                 os.fchmod(self._fd, mode)
         except BaseException:
-            self.abort()
+            # An interrupt can come when the file is there and the descriptor is not known yet.
+            with contextlib.suppress(OSError):
+                self.abort()
             raise
 
     def check(self) -> None:
