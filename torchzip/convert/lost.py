@@ -72,7 +72,7 @@ def lost_ties(tensors: dict[str, LazyTensor], sources: dict[str, TensorStorage])
         if spec.numel:
             by_storage.setdefault(id(spec.storage), []).append(name)
     expanded = [
-        f"{name}: elements that share memory, and are {tensors[name].spec.numel:,} of their own then"
+        f"{name}: elements that share memory, which become {tensors[name].spec.numel:,} apart"
         for name in sources
         if _is_expanded(tensors[name].spec)
     ]
