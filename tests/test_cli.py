@@ -519,3 +519,100 @@ def test_convert_what_can_be_read_only(capsys: Capture, tmp_path: Path, made: by
     assert (status, out) == (1, "")
     assert err.startswith(f"torchzip: {path}: ")
     assert os.listdir(tmp_path) == ["m.pt"]
+
+
+# -- convert: rules, shards, workers --------------------------------------------------------------
+
+
+def test_rules(capsys: Capture, model: Path) -> None:
+    """Each option does what the argument of its name does; --rename has an arrow in it."""
+    target = model.with_name("o.pt")
+    options = ("--include", "layer.*", "--exclude", "*.norm", "--rename", "^layer=>block")
+    status, out, err = run(capsys, "convert", model, target, *options)
+    assert (status, out) == (0, "")
+    with tz.lazy_load(target) as ckpt:
+        assert list(ckpt) == ["block.weight"]
+    assert "not in the output: lr\n" in err
+    assert "1 tensor, " in err
+
+
+def test_shards(capsys: Capture, model: Path) -> None:
+    """A directory that ends with a slash is made; the index is named at the end."""
+    folder = f"{model.parent}/new/"
+    status, out, err = run(capsys, "convert", model, folder, "--max-shard-size", "40B")
+    assert (status, out) == (0, "")
+    index = f"{folder}model.safetensors.index.json"
+    assert f"torchzip: {index}: 5 tensors in 4 shards, " in err
+    status, out, _ = run(capsys, "ls", index)
+    assert status == 0
+    assert "sharded, 5 tensors" in out
+
+
+def test_dry_run_of_shards(capsys: Capture, model: Path) -> None:
+    """It shows which file gets what, under which name, to the byte."""
+    target = model.with_name("w.bin")
+    options = ("--max-shard-size", "60", "--rename", "half=>whole")
+    status, out, _ = run(capsys, "convert", model, target, "--dry-run", *options)
+    assert status == 0
+    assert "half -> whole" in out
+    assert "w-00002-of-00002.bin" in out
+    _, out, _ = run(capsys, "convert", model, target, "--dry-run", "--json", *options)
+    planned = json.loads(out)
+    run(capsys, "convert", model, target, *options)
+    for file, nbytes in planned["files"].items():
+        assert Path(file).stat().st_size == nbytes
+    assert planned["nbytes"] == sum(planned["files"].values())
+    assert {row["source"]: row["name"] for row in planned["tensors"]}["half"] == "whole"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rename", "a"], "REGEX=>REPL was expected"),
+        (["--rename", "(=>b"], "rename '('"),
+        (["--rename", ".+=>x"], "would both be called 'x'"),
+        (["--max-shard-size", "5XB"], "no size"),
+        (["--jobs", "0"], "1 or more"),
+    ],
+)
+def test_wrong_options(capsys: Capture, model: Path, options: list[str], said: str) -> None:
+    """Exit status 2, one line, nothing written."""
+    status, out, err = run(capsys, "convert", model, model.with_name("o.pt"), *options)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert [path.name for path in model.parent.iterdir()] == [model.name]
+
+
+def test_a_rule_without_use_is_a_warning(capsys: Capture, model: Path) -> None:
+    """On stderr, in a conversion and in a dry run."""
+    options = ("--exclude", "nothing", "--dtype", "no.*=float16")
+    for more in ((), ("--dry-run",)):
+        status, _, err = run(
+            capsys, "convert", model, model.with_name("o.pt"), "--force", *options, *more
+        )
+        assert status == 0
+        assert "torchzip: warning: the exclude rule 'nothing' matches no tensor\n" in err
+        assert "torchzip: warning: the dtype rule 'no.*' matches no floating tensor\n" in err
+
+
+def test_progress_on_a_terminal(model: Path) -> None:
+    """A terminal sees a line with rate and time, which goes away; a pipe sees the end only."""
+    import pty
+
+    target = model.with_name("o.pt")
+    tz.save({"w": np.zeros(6 << 20, np.float32)}, model)
+    parent, child = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['tqdm'] = None; "
+         "from torchzip.cli.main import main; sys.exit(main(sys.argv[1:]))",
+         "convert", model, target],
+        stderr=child, check=False,
+    )  # fmt: skip
+    os.close(child)
+    shown = os.read(parent, 1 << 16).decode()
+    os.close(parent)
+    assert done.returncode == 0
+    assert "100%" in shown
+    assert "MB/s" in shown or "GB/s" in shown
+    assert shown.rstrip().endswith("o.pt: 1 tensor, 25.2 MB")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torchzip
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import nbytes_text, printable, table
+from torchzip.cli.rendering import count_text, nbytes_text, printable, table
 from torchzip.convert.plan import Plan, PlannedTensor, make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
@@ -125,8 +125,9 @@ def convert(arguments: argparse.Namespace, say: Say) -> None:
         print(json.dumps(dataclasses.asdict(report), indent=2))
     _say_lost(report.lost, report.refused, say)
     shards = len(report.files) - 1
-    where = f" in {shards:,} shard{'s' if shards > 1 else ''}" if shards else ""
-    say(f"{report.target}: {report.tensors:,} tensors{where}, {nbytes_text(report.nbytes)}")
+    where = f" in {count_text(shards, 'shard')}" if shards else ""
+    tensors = count_text(report.tensors, "tensor")
+    say(f"{report.target}: {tensors}{where}, {nbytes_text(report.nbytes)}")
 
 
 def _dry_run(arguments: argparse.Namespace, say: Say) -> None:
@@ -161,8 +162,9 @@ def _plan_text(plan: Plan) -> str:
     rows = [["name", "dtype", "shape", "size", *(["file"] if with_files else [])]]
     rows += [_row(row, with_files) for row in plan.tensors]
     lines = table(rows, right=(3,))
-    files = f" in {len(plan.files):,} shards" if with_files else ""
-    lines.append(f"{len(plan.tensors):,} tensors{files}, {nbytes_text(plan.nbytes)} in all")
+    where = f" in {count_text(len(plan.files), 'shard')}" if with_files else ""
+    tensors = count_text(len(plan.tensors), "tensor")
+    lines.append(f"{tensors}{where}, {nbytes_text(plan.nbytes)} in all")
     return "\n".join(lines)
 
 

@@ -21,6 +21,15 @@ def nbytes_text(nbytes: int) -> str:
     return f"{size:.1f} {unit}"
 
 
+def count_text(count: int, noun: str) -> str:
+    """Return a number of things.
+
+    >>> count_text(1, "shard"), count_text(1200, "tensor")
+    ('1 shard', '1,200 tensors')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """Return a name without what would move the cursor or end the line."""
     if text.isprintable():
