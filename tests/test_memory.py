@@ -52,6 +52,15 @@ tz.convert(sys.argv[1], sys.argv[2], dtype="bfloat16")
 """
 
 
+#: Prints the peak of the largest worker too: what the system keeps of children that have ended.
+_CONVERT_WITH_WORKERS = """
+import resource, sys, torchzip as tz
+tz.convert(sys.argv[1], sys.argv[2], dtype="bfloat16", jobs=2)
+worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1000
+assert 10 < worker < 100, f"a worker took {worker} MB"
+"""
+
+
 @pytest.fixture(scope="module")
 def two_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a 2 GB checkpoint of float32, in a process that stays under 150 MB."""
@@ -71,6 +80,11 @@ def test_convert_two_gb(two_gb: Path, tmp_path: Path, suffix: str) -> None:
         assert tensor.torch_dtype == "bfloat16"
         assert tensor[31, :3].astype(int).tolist() == [31, 32, 33]
     target.unlink()
+
+
+def test_convert_with_workers(two_gb: Path, tmp_path: Path) -> None:
+    """Each of the processes takes under 100 MB."""
+    assert peak_mb(_CONVERT_WITH_WORKERS, str(two_gb), str(tmp_path / "out.pt")) < 100
 
 
 def test_one_large_tensor(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Shards with an index, as transformers reads them. Needs transformers, which is large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import torchzip as tz
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("size", ["100KB", None])
+def test_from_pretrained(torch: Any, tmp_path: Path, name: str, size: str | None) -> None:
+    """A LLaMA with tied embeddings comes back whole, with nothing missing or left over."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=200, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    folder = tmp_path / "folder"
+    config.save_pretrained(folder)
+    report = tz.convert(tmp_path / "m.pt", folder / name, max_shard_size=size)
+    assert (len(report.files) > 2) is (size is not None)
+    loaded, info = transformers.LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    state = loaded.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
