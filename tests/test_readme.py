@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def test_python_examples(checkout: Path) -> None:
         "examples",
         "model.pt",
         "model.safetensors",
+        "split.pt",
     ]
 
 
@@ -52,15 +54,16 @@ def test_command_line_examples(checkout: Path) -> None:
     commands = [
         part.strip()
         for block in blocks("sh")
-        for part in block.split("&&")
+        for part in block.replace("\\\n", "").split("&&")
         if part.strip().startswith("torchzip")
     ]
     assert len(commands) >= 2
     for command in commands:
-        words = [sys.executable, "-m", *command.split()]
+        words = [sys.executable, "-m", *shlex.split(command)]
         done = subprocess.run(words, cwd=checkout, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert (checkout / "out.safetensors").exists()
+    assert (checkout / "shards" / "model.safetensors.index.json").exists()
 
 
 def test_order() -> None:
