@@ -34,6 +34,7 @@ class StorageCasts:
         rule: DtypeOf,
     ) -> None:
         self._inner = inner
+        self._applied: dict[int, tuple[TensorSpec, TensorSpec]] = {}
         self._whole: dict[int, tuple[TensorStorage, str, TensorStorage]] = {}
         self._single: dict[Any, tuple[TensorSpec, TensorSpec]] = {}
         wanted: dict[int, set[tuple[str, str]]] = {}
@@ -65,7 +66,13 @@ class StorageCasts:
                     self._single.setdefault(layout(spec), (spec, alone))
 
     def apply(self, spec: TensorSpec) -> TensorSpec:
-        """Return a tensor's spec in the output."""
+        """Return a tensor's spec in the output: the same one each time."""
+        known = self._applied.get(id(spec))
+        if known is None:
+            known = self._applied[id(spec)] = (spec, self._apply(spec))
+        return known[1]
+
+    def _apply(self, spec: TensorSpec) -> TensorSpec:
         if id(spec) in self._inner:
             return spec
         whole = self._whole.get(id(spec.storage))

@@ -16,11 +16,19 @@ from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 
 from torchzip.checkpoint.saving import head_records
 from torchzip.container.zip_writer import ZipWriter, archive_name
-from torchzip.convert.pieces import Piece, Task, Written, carry_out, cut, joined, write_pieces
+from torchzip.convert.pieces import (
+    Piece,
+    Task,
+    Written,
+    carry_out,
+    contents_of,
+    cut,
+    joined,
+    write_pieces,
+)
 from torchzip.convert.plan import Plan, PlannedFile
 from torchzip.files.new_file import NewFile, commit_together
 from torchzip.files.sink import GapSink
-from torchzip.tensors.storage import TensorStorage
 
 Progress = Callable[[int, int], None]
 
@@ -105,6 +113,24 @@ class _Work:
     def is_small(self, key: int) -> bool:
         """Return whether a storage is no piece, and is written with what is around it."""
         return key not in self._cuts
+
+    def runs(self) -> Iterator[range]:
+        """Yield all keys in order: one that is cut by itself, small ones together."""
+        storages = self.planned.storages
+        first = nbytes = 0
+        for key in range(len(storages)):
+            is_small = self.is_small(key)
+            if first < key and (
+                not is_small or nbytes >= _BATCH_NBYTES or key - first >= _BATCH_RECORDS
+            ):
+                yield range(first, key)
+                first, nbytes = key, 0
+            nbytes += storages[key].nbytes
+            if not is_small:
+                yield range(key, key + 1)
+                first, nbytes = key + 1, 0
+        if first < len(storages):
+            yield range(first, len(storages))
 
     def crc_of(self, key: int) -> int:
         """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
@@ -217,65 +243,33 @@ def workers(jobs: int) -> Iterator[Executor]:
 # -- what is around the pieces ------------------------------------------------------------------
 
 
-def _content(storage: TensorStorage) -> bytes:
-    """Return the bytes of a small storage, with its CRC compared."""
-    return b"".join(bytes(block) for block in storage.checked_blocks())
-
-
 def _finish_zip(work: _Work) -> None:
     planned, file = work.planned, work.file
     writer = ZipWriter(GapSink(file), archive_name(planned.path))
     for name, data in head_records(planned.head):
         writer.write_record(name, data)
-    names: list[bytes] = []
-    contents: list[bytes] = []
-    nbytes = 0
-
-    def send() -> None:
-        writer.write_small_records(names, contents)
-        names.clear()
-        contents.clear()
-
-    for key, storage in enumerate(planned.storages):
-        if work.is_small(key):
-            names.append(b"data/%d" % key)
-            contents.append(_content(storage))
-            nbytes += storage.nbytes
-            if nbytes >= _BATCH_NBYTES or len(names) >= _BATCH_RECORDS:
-                send()
-                nbytes = 0
+    for keys in work.runs():
+        storages = [planned.storages[key] for key in keys]
+        if work.is_small(keys[0]):
+            writer.write_small_records([b"data/%d" % key for key in keys], contents_of(storages))
             continue
-        send()
+        (key,), (storage,) = keys, storages
         writer.begin_record(f"data/{key}", storage.nbytes)
         first = os.pread(file.descriptor, 8, planned.starts[key])
         writer.skip(storage.nbytes, work.crc_of(key), first)
         writer.end_record()
-    send()
     writer.finish()
 
 
 def _finish_safetensors(work: _Work) -> None:
     planned, file = work.planned, work.file
     file.write_at(0, planned.head)
-    pending: list[bytes] = []
-    nbytes = first = 0
-
-    def send() -> None:
-        file.write_at(first, b"".join(pending))
-        pending.clear()
-
-    for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
-        if work.is_small(key):
-            if not pending:
-                first, nbytes = start, 0
-            pending.append(_content(storage))
-            nbytes += storage.nbytes
-            if nbytes < _BATCH_NBYTES:
-                continue
+    for keys in work.runs():
+        if work.is_small(keys[0]):
+            storages = [planned.storages[key] for key in keys]
+            file.write_at(planned.starts[keys[0]], b"".join(contents_of(storages)))
         else:
-            work.crc_of(key)  # nothing keeps it, but damage of the source shows
-        send()
-    send()
+            work.crc_of(keys[0])  # nothing keeps it, but damage of the source shows
 
 
 class _Meter:
