@@ -368,14 +368,14 @@ def test_killed_workers(tmp_path: Path) -> None:
 
 
 def test_progress_in_small_steps(tmp_path: Path) -> None:
-    """The callback hears of every megabyte or so, in order, and of the end."""
+    """The callback hears of every few megabytes, in order, and of the end."""
     tz.save({"w": np.ones(4 << 20, np.float32)}, tmp_path / "m.pt")
     seen: list[tuple[int, int]] = []
     tz.convert(
         tmp_path / "m.pt", tmp_path / "o.pt", dtype="bfloat16",
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
-    assert len(seen) >= 7
+    assert len(seen) >= 4
     assert seen == sorted(seen)
     assert {total for _, total in seen} == {(tmp_path / "o.pt").stat().st_size}
 

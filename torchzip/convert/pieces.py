@@ -18,10 +18,10 @@ from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import BLOCK_NBYTES, SpanStorage, TensorStorage
+from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, SpanStorage, TensorStorage
 
-#: Read at once: long enough for the quick CRC, short enough for the processor's second cache.
-_READ_NBYTES = 2 << 20
+#: Read at once: long enough for the quick CRC, short enough for the processor's caches.
+_READ_NBYTES = 4 << 20
 
 Tell = Callable[[int], None]
 
@@ -172,84 +172,110 @@ def carry_out(task: Task) -> list[Written]:
 
 def write_pieces(task: Task, tell: Tell) -> list[Written]:
     """Do that, and tell of the bytes of each block."""
-    casts: dict[tuple[str, str], Cast] = {}
     with RangeWriter(task.path) as out:
-        return [_write(piece, out, casts, tell) for piece in task.pieces]
+        worker = _Worker(out, tell)
+        return [worker.write(piece) for piece in task.pieces]
 
 
-def _write(
-    piece: Piece, out: RangeWriter, casts: dict[tuple[str, str], Cast], tell: Tell
-) -> Written:
-    run = _run_of(piece.storage)
-    if piece.copied and run is not None:
+class _Worker:
+    """Writes pieces, with memory that it keeps from one to the next."""
+
+    def __init__(self, out: RangeWriter, tell: Tell) -> None:
+        self._out = out
+        self._tell = tell
+        self._casts: dict[tuple[str, str], Cast] = {}
+        self._buffer = np.empty(0, np.uint8)
+        self._scratch = np.empty(0, np.uint8)
+
+    def write(self, piece: Piece) -> Written:
+        """Write a piece; return the CRCs."""
+        run = _run_of(piece.storage)
+        if piece.copied and run is not None and self._copy(piece, run):
+            return Written(0)
+        self._out.begin(piece.offset, piece.nbytes)
+        if run is None:
+            written = self._write_blocks(piece)
+        elif run.cast is None:
+            written = self._write_same(piece, run)
+        else:
+            written = self._write_cast(piece, run, run.cast)
+        self._out.end()
+        return written
+
+    def _copy(self, piece: Piece, run: _Run) -> bool:
         span = run.base.span()
-        if span is not None:
-            source, at = span
-            if out.copy(source, at + run.start + piece.start, piece.offset, piece.nbytes):
-                tell(piece.nbytes)
-                return Written(0)
-    out.begin(piece.offset, piece.nbytes)
-    if run is None:
-        written = _write_blocks(piece, out, tell)
-    elif run.cast is None:
-        written = _write_run(piece, run, out, None, tell)
-    else:
-        pair = (run.cast.source, run.cast.target)
-        written = _write_run(piece, run, out, casts.setdefault(pair, Cast(*pair)), tell)
-    out.end()
-    return written
+        if span is None:
+            return False
+        source, at = span
+        copied = self._out.copy(source, at + run.start + piece.start, piece.offset, piece.nbytes)
+        if copied:
+            self._tell(piece.nbytes)
+        return copied
+
+    def _write_blocks(self, piece: Piece) -> Written:
+        """Write a storage that is to be had from its start to its end only."""
+        crc = 0
+        # The bytes are given a new CRC, so damage must show here.
+        for block in piece.storage.checked_blocks():
+            if piece.with_crc:
+                crc = crc32(block.data, crc)
+            self._out.write(block.data)
+            self._tell(block.nbytes)
+        return Written(crc)
+
+    def _reads(self, base: TensorStorage, start: int, stop: int) -> Iterator[Bytes]:
+        if self._buffer.size < min(_READ_NBYTES, stop - start):
+            self._buffer = np.empty(_READ_NBYTES, np.uint8)
+        for at in range(start, stop, _READ_NBYTES):
+            read = self._buffer[: min(_READ_NBYTES, stop - at)]
+            base.read_into(at, read)
+            yield read
+
+    def _write_same(self, piece: Piece, run: _Run) -> Written:
+        crc = 0
+        checks = run.is_whole and not piece.copied
+        for read in self._reads(run.base, run.start + piece.start, run.start + piece.stop):
+            if checks or (piece.with_crc and not piece.copied):
+                crc = crc32(read.data, crc)
+            self._out.write(read.data)
+            self._tell(read.nbytes)
+        return Written(crc, crc, piece.nbytes) if checks else Written(crc)
+
+    def _write_cast(self, piece: Piece, run: _Run, storage: CastStorage) -> Written:
+        pair = (storage.source, storage.target)
+        cast = self._casts.setdefault(pair, Cast(*pair))
+        in_nbytes, out_nbytes = (DTYPES[name].itemsize for name in pair)
+        start, stop = (run.start + at // out_nbytes * in_nbytes for at in (piece.start, piece.stop))
+        # In place, unless elements would lie across the ends of blocks.
+        in_place = piece.offset % out_nbytes == 0
+        crc = source_crc = 0
+        for read in self._reads(run.base, start, stop):
+            if run.is_whole:
+                source_crc = crc32(read.data, source_crc)
+            while read.size:
+                room = self._out.room if in_place else self._spare_room()
+                elements = min(read.size // in_nbytes, room.nbytes // out_nbytes)
+                made = room[: elements * out_nbytes]
+                _cast_blocks(cast, read[: elements * in_nbytes], made)
+                if piece.with_crc:
+                    crc = crc32(made, crc)
+                if in_place:
+                    self._out.advance(made.nbytes)
+                else:
+                    self._out.write(made)
+                self._tell(made.nbytes)
+                read = read[elements * in_nbytes :]
+        return Written(crc, source_crc, stop - start if run.is_whole else 0)
+
+    def _spare_room(self) -> memoryview:
+        if not self._scratch.size:
+            self._scratch = np.empty(BLOCK_NBYTES, np.uint8)
+        return self._scratch.data
 
 
-def _write_blocks(piece: Piece, out: RangeWriter, tell: Tell) -> Written:
-    """Write a storage that is to be had from its start to its end only."""
-    crc = 0
-    # The bytes are given a new CRC, so damage must show here.
-    for block in piece.storage.checked_blocks():
-        if piece.with_crc:
-            crc = crc32(block.data, crc)
-        out.write(block.data)
-        tell(block.nbytes)
-    return Written(crc)
-
-
-def _write_run(piece: Piece, run: _Run, out: RangeWriter, cast: Cast | None, tell: Tell) -> Written:
-    checks = run.is_whole and not piece.copied
-    in_nbytes = out_nbytes = 1
-    if run.cast is not None:
-        in_nbytes = DTYPES[run.cast.source].itemsize
-        out_nbytes = DTYPES[run.cast.target].itemsize
-    start = run.start + piece.start // out_nbytes * in_nbytes
-    stop = run.start + piece.stop // out_nbytes * in_nbytes
-    with_crc = piece.with_crc and not piece.copied
-    buffer = np.empty(min(_READ_NBYTES, stop - start), np.uint8)
-    # In place, unless elements lie across the ends of blocks.
-    scratch = np.empty(BLOCK_NBYTES, np.uint8) if piece.offset % out_nbytes else None
-    crc = source_crc = 0
-    for at in range(start, stop, _READ_NBYTES):
-        read = buffer[: stop - at]
-        run.base.read_into(at, read)
-        if checks:
-            source_crc = crc32(read.data, source_crc)
-        if cast is None:
-            if with_crc:
-                crc = source_crc if checks else crc32(read.data, crc)
-            out.write(read.data)
-            tell(read.nbytes)
-            continue
-        done = 0
-        while done < read.size:
-            room = out.room if scratch is None else scratch.data
-            elements = min(BLOCK_NBYTES, read.size - done) // in_nbytes
-            elements = min(elements, room.nbytes // out_nbytes)
-            made = room[: elements * out_nbytes]
-            block = read[done : done + elements * in_nbytes]
-            cast.into(block, made)
-            if with_crc:
-                crc = crc32_short(made, crc)  # it is in the cache still
-            if scratch is None:
-                out.advance(made.nbytes)
-            else:
-                out.write(made)
-            done += block.nbytes
-            tell(made.nbytes)
-    return Written(crc, source_crc, stop - start if checks else 0)
+def _cast_blocks(cast: Cast, read: Bytes, made: memoryview) -> None:
+    """Cast in blocks that stay in the processor's first caches."""
+    for start in range(0, read.size, BLOCK_NBYTES):
+        block = read[start : start + BLOCK_NBYTES]
+        first, last = (at * made.nbytes // read.size for at in (start, start + block.size))
+        cast.into(block, made[first:last])
