@@ -21,6 +21,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import TensorSpec, read_view, slice_spec
+from torchzip.tensors.storage import StorageOpener
 from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 Foreign = Literal["keep", "raise"]
@@ -139,6 +140,7 @@ class LazyFactory:
     def __init__(self, open_storage: OpenStorage) -> None:
         # Called for every storage and tensor of a file, so without a step in between.
         self.storage = open_storage
+        self.storages = open_storage.many if isinstance(open_storage, StorageOpener) else None
         self.tensor = LazyTensor
 
     def spec_of(self, tensor: Any) -> TensorSpec | None:

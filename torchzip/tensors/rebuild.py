@@ -24,7 +24,7 @@ from torchzip.tensors.rebuild_kinds import NJT, KindRebuilder, check_hooks
 from torchzip.tensors.record_pattern import TENSOR, TensorPattern
 from torchzip.tensors.record_runs import RunReader, TensorLayout
 from torchzip.tensors.specs import TensorSpec, check_spec
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.types import (
     Device,
     Dtype,
@@ -411,30 +411,45 @@ class Rebuilder:
         """`_known_storage` and `_tensor_of_ints` for many, up to one that is not in order."""
         made: list[Any] = []
         try:
-            plans = [self._plan(layout) for layout in layouts]
-            bare, stored = self._bare, self._stored
-            open_storage, make = self._factory.storage, self._factory.tensor
+            measures = [self._measure_layout(layout) for layout in layouts]
+            many = getattr(self._factory, "storages", None)
+            if many is not None and self._are_new(keys):
+                storages = many(keys, measures, which)
+                if storages is not None:
+                    self._stored.update(zip(keys, storages, strict=True))
+                    fields = [
+                        (measure.torch_dtype or "uint8", *layout[-2:], layout.storage_offset)
+                        for measure, layout in zip(measures, layouts, strict=True)
+                    ]
+                    tensor = self._factory.tensor
+                    return [
+                        tensor(TensorSpec(*fields[place], storage))
+                        for place, storage in zip(which, storages, strict=True)
+                    ]
             for key, place in zip(keys, which, strict=True):
-                torch_dtype, numpy_like, nbytes, layout = plans[place]
-                _, location, numel, offset, size, stride = layout
-                if key in stored or key in bare:
-                    known = self._known_storage(layout.kind, key, location, numel)
-                    made.append(self._tensor_of_ints(known, offset, size, stride))
-                    continue
-                storage = open_storage(key, torch_dtype, nbytes, location)
-                made.append(make(TensorSpec(numpy_like, size, stride, offset, storage)))
-                stored[key] = storage
+                kind, location, numel, offset, size, stride = layouts[place]
+                bare = self._known_storage(kind, key, location, numel)
+                made.append(self._tensor_of_ints(bare, offset, size, stride))
         except TorchZipError:
             pass  # said again by whoever reads that tensor alone, and knows where it is
         return made
 
-    def _plan(self, layout: TensorLayout) -> tuple[str | None, str, int, TensorLayout]:
-        """Return the dtypes of a storage and of a tensor, and the bytes of the storage; checked."""
+    def _are_new(self, keys: list[str]) -> bool:
+        """Return whether no storage of these keys was mentioned, and none has two of them."""
+        distinct = set(keys)
+        return (
+            len(distinct) == len(keys)
+            and self._stored.keys().isdisjoint(distinct)
+            and self._bare.keys().isdisjoint(distinct)
+        )
+
+    def _measure_layout(self, layout: TensorLayout) -> Measure:
+        """Return what storages of a layout are like, if tensors of it lie inside of them."""
         torch_dtype, nbytes = self._measure(layout.kind, "", layout.location, layout.numel)
         storage = _Measured(torch_dtype, nbytes, layout.location)
         dtype = torch_dtype or "uint8"
         check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
-        return torch_dtype, dtype, nbytes, layout
+        return Measure(torch_dtype, nbytes, layout.location)
 
     def _plain_parameter(self, tensor: Any) -> Any:
         """`_parameter` of a tensor that needs a gradient and has no state."""
