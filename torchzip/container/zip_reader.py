@@ -84,9 +84,14 @@ class RecordIndex:
     def find(self, name: str) -> int | None:
         """Return the row of a name, or None."""
         row = self._others.get(name)
-        if row is None and name.startswith("data/"):
-            found = self.find_keys([name[5:]])
-            row = None if found is None else int(found[0])
+        digits = name[5:] if row is None and name.startswith("data/") else ""
+        if digits.isdecimal() and digits.isascii() and len(digits) <= _MOST_DIGITS:
+            number = int(digits)
+            place = int(self._sorted.searchsorted(number))
+            # Leading zeros make another name of the same number.
+            is_there = place < len(self._sorted) and self._sorted[place] == number
+            if is_there and (digits[0] != "0" or (number == 0 and len(digits) == 1)):
+                row = int(self._order[place])
         return row
 
     def find_keys(self, keys: list[str]) -> NDArray[np.int64] | None:

@@ -35,8 +35,10 @@ Numbers = NDArray[np.int64]
 _FEWEST = 12
 #: Bytes that are looked at first, and at most. A window that was used up is followed by one
 #: that is larger, so what is looked at in vain is never much.
-_FIRST_WINDOW = 1 << 12
+_FIRST_WINDOW = 1 << 15
 _LARGEST_WINDOW = 1 << 18
+#: Bytes that are passed over after the first time that there was no run.
+_PAUSE = 1 << 10
 #: A tensor takes less than this behind its key; nothing is read past the end of a window.
 _PADDING = 512
 _MOST_AXES = 8
@@ -141,7 +143,7 @@ class RunReader:
         if found is None:
             # What is no run here may be none for long: look again after ever more bytes.
             self._in_vain += 1
-            self.next = position + (_FIRST_WINDOW << min(self._in_vain, 6)) // 2
+            self.next = position + (_PAUSE << min(self._in_vain, 6))
             self._window = _FIRST_WINDOW
             return None
         if found[1] - position > window // 2:
@@ -164,9 +166,8 @@ class RunReader:
         text = part.decode("latin-1")
         keys = [text[a:b] for a, b in zip(*columns.key_spans(count), strict=True)]
         begins, ends = columns.name_spans(count)
-        if part.isascii():
-            names = [text[a:b] for a, b in zip(begins, ends, strict=True)]
-        else:
+        names = [text[a:b] for a, b in zip(begins, ends, strict=True)]
+        if not "".join(names).isascii():
             try:
                 names = [part[a:b].decode() for a, b in zip(begins, ends, strict=True)]
             except UnicodeDecodeError:
