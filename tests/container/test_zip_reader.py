@@ -758,7 +758,7 @@ def test_names_by_number_are_names(names: list[str], asked: list[str]) -> None:
     """The index that knows numbers finds what the plain one does, and refuses the same."""
     data = b"".join(b"/" + name.encode("latin-1") for name in names)
     ends = np.cumsum([1 + len(name) for name in names], dtype=np.int64)
-    begins = ends - [len(name) for name in names] if names else ends
+    begins = ends - np.array([len(name) for name in names], np.int64)
     try:
         plain = _index_plainly(data, begins, ends)
     except ArchiveError:
