@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -249,6 +248,8 @@ class Checkpoint(Mapping[str, Any]):
                 path=self.path,
             )
         if leaf is None:
+            import difflib  # for the message alone
+
             close = difflib.get_close_matches(str(name), list(table.names)[:10_000], 3)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise TensorNotFoundError(

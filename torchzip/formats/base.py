@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError, UnsafeGlobalError
@@ -51,8 +51,7 @@ class Contents:
     read_constants: Callable[[], Contents] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RecordCheck:
+class RecordCheck(NamedTuple):
     """One record that was read from end to end. ``crc_known`` is False if it has no CRC."""
 
     name: str

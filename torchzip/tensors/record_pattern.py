@@ -30,13 +30,12 @@ _PUT = rb"(?:q.|r....)"
 _GET = rb"(?:h.|j....)"
 _AXES = rb"(\)|" + _NUMBER + rb"{1,3}[\x85\x86\x87]|\(" + _NUMBER + rb"+t)(" + _PUT + rb")?"
 
-_TENSOR = re.compile(
+_TENSOR = (
     rb"\(\((" + _GET + rb")(" + _GET + rb")"
     rb"(?:X(.)\0\0\0([0-9]{1,20})(" + _PUT + rb")|(" + _GET + rb"))"
     rb"(" + _GET + rb")(" + _NUMBER + rb")t(" + _PUT + rb")Q"
     rb"(" + _NUMBER + rb")" + _AXES + _AXES + rb"\x89"
-    rb"(" + _GET + rb")\)R(" + _PUT + rb")t(" + _PUT + rb")R(" + _PUT + rb")?",
-    re.DOTALL,
+    rb"(" + _GET + rb")\)R(" + _PUT + rb")t(" + _PUT + rb")R(" + _PUT + rb")?"
 )
 
 _U16 = struct.Struct("<xH").unpack
@@ -73,6 +72,8 @@ class TensorPattern:
         self._storage = storage
         self._tensor = tensor
         self._runs = runs
+        # Compiled by the first file that has a tensor, not by the import.
+        self._match = re.compile(_TENSOR, re.DOTALL).match
         # What the same bytes mean: the numbers and shapes of a file repeat.
         self._numbers: dict[bytes, int] = {}
         self._axes: dict[bytes, tuple[int, ...] | None] = {}
@@ -122,7 +123,7 @@ class TensorPattern:
         return Gets(function, storage, hooks, parameter)
 
     def _one(self, data: bytes, position: int, memo: Memo) -> tuple[Any, int] | None:
-        found = _TENSOR.match(data, position)
+        found = self._match(data, position)
         if found is None:
             return None
         (
