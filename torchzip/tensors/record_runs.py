@@ -148,6 +148,8 @@ class RunReader:
             return None
         if found[1] - position > window // 2:
             self._window = min(window * 8, _LARGEST_WINDOW)
+        elif found[1] - position < window // 8:
+            self._window = _FIRST_WINDOW
         self._in_vain = 0
         return found
 
