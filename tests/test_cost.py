@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -282,3 +284,33 @@ def test_many_small_objects_stay_in_proportion(unit: bytes) -> None:
     data = b.checkpoint(b.stream(b"(", unit * ((1 << 20) // len(unit)), b"t"), {})
     with peak_below(64 << 20), contextlib.suppress(tz.LimitError):
         tz.load(io.BytesIO(data))
+
+
+def test_import_brings_what_reading_needs() -> None:
+    """``import torchzip`` leaves for later what most programs never ask for."""
+    later = [
+        "difflib", "json", "queue", "tempfile", "fnmatch", "concurrent.futures.thread",
+        "torchzip.checkpoint.saving", "torchzip.convert.run", "torchzip.cli.main",
+        "torchzip.formats.dcp", "torchzip.formats.directory", "torchzip.formats.legacy",
+        "torchzip.formats.pt2", "torchzip.formats.safetensors", "torchzip.formats.sharded",
+        "torchzip.formats.tar", "torchzip.formats.torchscript",
+    ]  # fmt: skip
+    code = (
+        "import numpy, ml_dtypes, sys; before = {*sys.modules}; import torchzip; "
+        f"print([m for m in {later} if m in sys.modules and m not in before]); "
+        "torchzip.convert, torchzip.save, torchzip.incremental_save; "
+        "import torchzip.convert.run; print(callable(torchzip.convert))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.split("\n")[:2] == ["[]", "True"]
+
+
+@pytest.mark.parametrize("name", ["convert", "save", "incremental_save"])
+def test_what_comes_later_is_listed_and_real(name: str) -> None:
+    """In ``dir()`` from the beginning, a function at first sight, and nothing else is invented."""
+    code = (
+        f"import torchzip.convert.run, torchzip; print({name!r} in dir(torchzip)); "
+        f"print(torchzip.{name}.__name__); print(hasattr(torchzip, 'other'))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.split() == ["True", name, "False"]

@@ -7,11 +7,10 @@ without uses `_rebuild_tensor_v3` and an `UntypedStorage` that counts bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class DtypeRow:
+class DtypeRow(NamedTuple):
     """One torch dtype.
 
     ``numpy`` is the name of the numpy or ml_dtypes type of the same bits, or None:

@@ -36,47 +36,6 @@ class Size(tuple[int, ...]):
         return f"Size({list(self)})"
 
 
-@dataclass(frozen=True, slots=True)
-class Dtype:
-    """A ``torch.dtype`` as a value: ``Dtype("float16")`` stands for ``torch.float16``."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return f"torch.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A ``torch.device``: ``Device("cuda", 1)``, ``Device("cpu")``."""
-
-    type: str
-    index: int | None = None
-
-    def __str__(self) -> str:
-        return self.type if self.index is None else f"{self.type}:{self.index}"
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A ``torch.layout``: ``Layout("strided")`` stands for ``torch.strided``."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return f"torch.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class QScheme:
-    """A ``torch.qscheme``: ``QScheme("per_tensor_affine")``."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return f"torch.{self.name}"
-
-
 class _Frozen:
     """Slots that are set once, and equality by identity, as torch's objects have it."""
 
@@ -87,6 +46,82 @@ class _Frozen:
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable")
+
+
+class _Word(_Frozen):
+    """A word of torch's: equal if it is the same kind of word and says the same."""
+
+    __slots__ = ()
+
+    name: str
+
+    def __init__(self, name: str) -> None:
+        object.__setattr__(self, "name", name)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, self.name))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r})"
+
+    def __str__(self) -> str:
+        return f"torch.{self.name}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.name,))
+
+
+class Dtype(_Word):
+    """A ``torch.dtype`` as a value: ``Dtype("float16")`` stands for ``torch.float16``."""
+
+    __slots__ = ("name",)
+
+
+class Layout(_Word):
+    """A ``torch.layout``: ``Layout("strided")`` stands for ``torch.strided``."""
+
+    __slots__ = ("name",)
+
+
+class QScheme(_Word):
+    """A ``torch.qscheme``: ``QScheme("per_tensor_affine")``."""
+
+    __slots__ = ("name",)
+
+
+class Device(_Frozen):
+    """A ``torch.device``: ``Device("cuda", 1)``, ``Device("cpu")``."""
+
+    __slots__ = ("index", "type")
+
+    type: str
+    index: int | None
+
+    def __init__(self, type: str, index: int | None = None) -> None:
+        object.__setattr__(self, "type", type)
+        object.__setattr__(self, "index", index)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Device):
+            return NotImplemented
+        return (self.type, self.index) == (other.type, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.index))
+
+    def __repr__(self) -> str:
+        return f"Device(type={self.type!r}, index={self.index!r})"
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Device, (self.type, self.index))
 
 
 class Parameter(_Frozen):

@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 from tests.builders import End, Member, build_zip, deflate
 from tests.container.memory import BytesSink, BytesSource
 from torchzip.container import zip_reader
-from torchzip.container.zip_reader import ZipReader, _chain_fast, _chain_plainly
+from torchzip.container.zip_reader import (
+    ZipReader,
+    _chain_fast,
+    _chain_plainly,
+    _index_fast,
+    _index_plainly,
+)
 from torchzip.container.zip_writer import ZipWriter
 from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
@@ -738,3 +744,33 @@ def test_zip_reader_needs_no_private_state() -> None:
     readers = [ZipReader(source, Limits()) for _ in range(2)]
     assert readers[0].read("data/0") == readers[1].read("data/0")
     assert zip_reader.STORED == 0
+
+
+_PARTS = st.sampled_from(
+    ["data/0", "data/1", "data/00", "data/01", "data/7", "data/10", "DATA/7", "Data/x", "data/",
+     "data", "data.pkl", "data/-1", "data/+1", "data/1_0", "data/" + "9" * 18, "data/" + "9" * 19,
+     "data/" + "1" * 30, "d", "data/\u0663".encode().decode("latin-1"), "version", "data/\xb2"]
+)  # fmt: skip
+
+
+@given(st.lists(_PARTS, min_size=1, max_size=12), st.lists(_PARTS, min_size=1, max_size=3))
+def test_names_by_number_are_names(names: list[str], asked: list[str]) -> None:
+    """The index that knows numbers finds what the plain one does, and refuses the same."""
+    data = b"".join(b"/" + name.encode("latin-1") for name in names)
+    ends = np.cumsum([1 + len(name) for name in names], dtype=np.int64)
+    begins = ends - np.array([len(name) for name in names], np.int64)
+    try:
+        plain = _index_plainly(data, begins, ends)
+    except ArchiveError:
+        assert _index_fast(data, begins, ends) is None
+        return
+    fast = _index_fast(data, begins, ends)
+    if fast is None:  # it leaves what is nearly a number to the plain one
+        assert not {"data/0", "data/1", "data/7", "data.pkl", "version"}.issuperset(names)
+        return
+    assert fast.names() == plain.names() == names
+    for name in {*names, *asked, "data/\u0663", "data/0000"}:
+        assert fast.find(name) == plain.find(name)
+        if name.startswith("data/"):
+            found = fast.find_keys([name[5:]])
+            assert found is None or found.tolist() == [plain.find(name)]

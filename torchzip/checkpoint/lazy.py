@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import TensorSpec, read_view, slice_spec
+from torchzip.tensors.storage import StorageOpener
 from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 Foreign = Literal["keep", "raise"]
@@ -139,6 +139,7 @@ class LazyFactory:
     def __init__(self, open_storage: OpenStorage) -> None:
         # Called for every storage and tensor of a file, so without a step in between.
         self.storage = open_storage
+        self.storages = open_storage.many if isinstance(open_storage, StorageOpener) else None
         self.tensor = LazyTensor
 
     def spec_of(self, tensor: Any) -> TensorSpec | None:
@@ -247,6 +248,8 @@ class Checkpoint(Mapping[str, Any]):
                 path=self.path,
             )
         if leaf is None:
+            import difflib  # for the message alone
+
             close = difflib.get_close_matches(str(name), list(table.names)[:10_000], 3)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise TensorNotFoundError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import TorchZipError
-from torchzip.files.crc import crc32_short, wrong_crc
+from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.folder import PooledSource
 from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
 from torchzip.formats.base import FileContainer, OpenStorage, refuse_foreign
@@ -23,8 +23,6 @@ from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage
 from torchzip.types import OtherTensor, TypedArray
 
-#: Read and checked at once: its CRC is worked out while it is in the processor's cache.
-_READ_NBYTES = 1 << 18
 #: Below this, a second thread costs more than it gives.
 _THREADS_FROM = 8 << 20
 
@@ -143,11 +141,11 @@ def _fill(storage: EagerStorage, verify: bool) -> None:
     crc = 0
     check = verify and bool(origin.crc)
     if isinstance(origin, SpanStorage):
-        for start in range(0, data.size, _READ_NBYTES):
-            block = data[start : start + _READ_NBYTES]
+        for start in range(0, data.size, CHECKED_NBYTES):
+            block = data[start : start + CHECKED_NBYTES]
             origin.read_into(start, block)
             if check:
-                crc = crc32_short(block.data, crc)
+                crc = crc32(block.data, crc)
         if check and crc != origin.crc:
             raise wrong_crc(crc, origin.crc or 0, origin.record, origin.path)
     else:

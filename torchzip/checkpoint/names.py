@@ -7,7 +7,7 @@ describe more paths than any memory holds.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -88,9 +88,9 @@ class NameTable:
         if is_leaf(root):
             self._add("", "", root)
             return
-        if type(root) is dict and all(type(key) is str for key in root):
+        if type(root) in (dict, OrderedDict) and {str}.issuperset(map(type, root)):
             values = root.values()
-            if all(is_leaf(value) and not isinstance(value, ForeignObject) for value in values):
+            if all(map(is_leaf, values)) and ForeignObject not in set(map(type, values)):
                 self.names = dict(root)  # a flat state dict: its keys are the names
                 return
         leading, shared, leaves = _leading_to_leaves(root, is_leaf, self._children)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,10 @@ _CENTRAL = np.dtype(
     ]
 )  # fmt: skip
 
+#: Digits of the number in a name ``data/<number>``: what an int64 holds.
+_MOST_DIGITS = 18
+_POWERS = 10 ** np.arange(1, _MOST_DIGITS + 1)
+
 STORED = 0
 DEFLATED = 8
 
@@ -62,6 +66,56 @@ class Entry(NamedTuple):
     flags: int
     header_offset: int
     end: int  # where the next record or the directory begins
+
+
+class RecordIndex:
+    """Which row of the directory each name has.
+
+    ``numbers`` has, for each row, the number in a name ``data/<number>``, and -1 for any other;
+    those are in ``others``.
+    """
+
+    def __init__(self, numbers: NDArray[np.int64], others: dict[str, int]) -> None:
+        self._numbers = numbers
+        self._others = others
+        self._order = np.argsort(numbers, kind="stable")
+        self._sorted = numbers[self._order]
+
+    def find(self, name: str) -> int | None:
+        """Return the row of a name, or None."""
+        row = self._others.get(name)
+        digits = name[5:] if row is None and name.startswith("data/") else ""
+        if digits.isdecimal() and digits.isascii() and len(digits) <= _MOST_DIGITS:
+            number = int(digits)
+            place = int(self._sorted.searchsorted(number))
+            # Leading zeros make another name of the same number.
+            is_there = place < len(self._sorted) and self._sorted[place] == number
+            if is_there and (digits[0] != "0" or (number == 0 and len(digits) == 1)):
+                row = int(self._order[place])
+        return row
+
+    def find_keys(self, keys: list[str]) -> NDArray[np.int64] | None:
+        """Return the rows of the names ``data/<key>``; None if one is not there as a number."""
+        lengths = list(map(len, keys))
+        if max(lengths) > _MOST_DIGITS or not "".join(keys).isdecimal() or 0 in lengths:
+            return None
+        numbers = np.fromiter(map(int, keys), np.int64, len(keys))
+        # Leading zeros, and digits that are not ASCII, make another name of the same number.
+        if int(_digits(numbers).sum()) != sum(lengths) or not "".join(keys).isascii():
+            return None
+        places = np.searchsorted(self._sorted, numbers)
+        places[places == len(self._sorted)] = 0
+        if (self._sorted[places] != numbers).any():
+            return None
+        rows: NDArray[np.int64] = self._order[places]
+        return rows
+
+    def names(self) -> list[str]:
+        """Return all names in the directory's order."""
+        names = [f"data/{number}" for number in self._numbers.tolist()]
+        for name, row in self._others.items():
+            names[row] = name
+        return names
 
 
 class ZipReader:
@@ -88,6 +142,7 @@ class ZipReader:
         try:
             start, nbytes, count = self._find_directory()
             self.root, self._index, self._columns = self._parse_directory(start, nbytes, count)
+            self._sizes, self._compressed, self._crcs, self._methods, *_ = self._columns
         except (ArchiveError, LimitError, UnsupportedError) as error:
             raise error.at(path=source.name) from None
 
@@ -177,7 +232,7 @@ class ZipReader:
 
     def _parse_directory(
         self, start: int, nbytes: int, count: int
-    ) -> tuple[str, dict[str, int], tuple[list[int], ...]]:
+    ) -> tuple[str, RecordIndex, tuple[NDArray[Any], ...]]:
         data = bytes(self.source.read_at(start, nbytes))
         if count == 0:
             raise ArchiveError("the archive is empty; a checkpoint has at least data.pkl")
@@ -213,21 +268,13 @@ class ZipReader:
                 "the directory of the first record",
                 offset=start + place,
             )
-        # Latin-1 keeps any bytes apart; names that matter are ASCII.
-        spans = list(
-            zip((begins + len(prefix)).tolist(), (begins + name_lengths).tolist(), strict=True)
-        )
-        text = data.decode("latin-1")
-        rows = {text[a:b]: row for row, (a, b) in enumerate(spans)}
-        folded = data.lower().decode("latin-1")  # bytes.lower changes ASCII letters only
-        if len({folded[a:b] for a, b in spans}) != count:
-            duplicate = _first_duplicate([data[a:b] for a, b in spans])
-            raise ArchiveError(f"two records are called {_show(duplicate)}")
+        records = _index_fast(data, begins + len(prefix), begins + name_lengths)
+        if records is None:
+            records = _index_plainly(data, begins + len(prefix), begins + name_lengths)
         columns = (
-            sizes.tolist(), compressed.tolist(), header["crc"].tolist(),
-            header["method"].tolist(), header["flags"].tolist(), offsets.tolist(), ends.tolist(),
+            sizes, compressed, header["crc"], header["method"], header["flags"], offsets, ends
         )  # fmt: skip
-        return root.decode("utf-8", "surrogateescape"), rows, columns
+        return root.decode("utf-8", "surrogateescape"), records, columns
 
     def _check_headers(
         self, header: NDArray[np.void], start: int, places: NDArray[np.int64]
@@ -291,23 +338,41 @@ class ZipReader:
 
     def entry(self, name: str) -> Entry:
         """Return the row of a record, or raise ArchiveError."""
-        row = self._index.get(name)
+        row = self._index.find(name)
         if row is None:
             raise self._missing(name)
-        return Entry(name, *(column[row] for column in self._columns))
+        return Entry(name, *(int(column[row]) for column in self._columns))
 
     def _missing(self, name: str) -> ArchiveError:
         return ArchiveError(f"the archive has no record {name}", path=self.source.name, record=name)
 
     def size_of(self, name: str) -> tuple[int, int, int]:
         """Return size, CRC and method of a record; a stored one has the bytes that it claims."""
-        row = self._index.get(name)
+        row = self._index.find(name)
         if row is None:
             raise self._missing(name)
-        sizes, compressed, crcs, methods, *_ = self._columns
-        if methods[row] == STORED and sizes[row] != compressed[row]:
+        nbytes, method = int(self._sizes[row]), int(self._methods[row])
+        if method == STORED and nbytes != self._compressed[row]:
             self._stored_nbytes(self.entry(name))  # raises
-        return sizes[row], crcs[row], methods[row]
+        return nbytes, int(self._crcs[row]), method
+
+    def crcs_of(self, keys: list[str], nbytes: NDArray[np.int64]) -> list[int] | None:
+        """Return the CRCs of the records ``data/<key>``, if all are stored in these sizes.
+
+        None if one of them is not, or is not there; `size_of` says which.
+        """
+        rows = self._index.find_keys(keys)
+        if rows is None:
+            return None
+        sizes = self._sizes[rows]
+        if (
+            (sizes != nbytes).any()
+            or (sizes != self._compressed[rows]).any()
+            or (self._methods[rows] != STORED).any()
+        ):
+            return None
+        crcs: list[int] = self._crcs[rows].tolist()
+        return crcs
 
     def locate(self, record: str) -> tuple[Source, int]:
         """Return the Source and the offset of the bytes of a stored record."""
@@ -317,10 +382,10 @@ class ZipReader:
         return self.source, span[0]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._index
+        return isinstance(name, str) and self._index.find(name) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
+        return iter(self._index.names())
 
     def data_offset(self, name: str) -> int:
         """Return where the bytes of a record start, after a check of its local header."""
@@ -541,13 +606,64 @@ def _first_without_prefix(
     return int(other[0]) if len(other) else None
 
 
-def _first_duplicate(names: list[bytes]) -> bytes:
+def _digits(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many decimal digits each number has."""
+    found: NDArray[np.int64] = np.searchsorted(_POWERS, numbers, "right") + 1
+    return found
+
+
+def _index_fast(
+    data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64]
+) -> RecordIndex | None:
+    """Return the rows of all names, told by their numbers where they have one.
+
+    None if two of them may be equal, or differ in ASCII case only.
+    """
+    raw = np.frombuffer(data, np.uint8)
+    count = ends - begins - len(b"data/")
+    numbered = (count >= 1) & (count <= _MOST_DIGITS)
+    for index, byte in enumerate(b"data/"):
+        # A header stands before each name, and what is shorter is not numbered.
+        numbered &= raw[np.minimum(begins + index, len(raw) - 1)] == byte
+    rows = np.flatnonzero(numbered)
+    at, count = begins[rows] + len(b"data/"), count[rows]
+    numbers = np.zeros(len(rows), np.int64)
+    good = np.ones(len(rows), np.bool_)
+    for index in range(int(count.max()) if len(rows) else 0):
+        inside = index < count
+        digit = raw[np.where(inside, at + index, at)] - np.uint8(0x30)
+        good &= digit <= 9
+        numbers = np.where(inside, numbers * 10 + digit, numbers)
+    good &= _digits(numbers) == count  # no leading zeros
+    rows, numbers = rows[good], numbers[good]
+    all_numbers = np.full(len(begins), -1, np.int64)
+    all_numbers[rows] = numbers
+    if (np.diff(np.sort(numbers)) == 0).any():
+        return None
+    others: dict[str, int] = {}
+    folded = set()
+    for row in np.flatnonzero(all_numbers < 0).tolist():
+        # Latin-1 keeps any bytes apart; names that matter are ASCII.
+        name = data[begins[row] : ends[row]]
+        others[name.decode("latin-1")] = row
+        folded.add(name.lower())  # changes ASCII letters only
+    if len(folded) + len(numbers) != len(begins) or any(
+        name.startswith(b"data/") and name[5:].isdigit() for name in folded
+    ):
+        return None
+    return RecordIndex(all_numbers, others)
+
+
+def _index_plainly(data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> RecordIndex:
+    """Return the rows of all names, one by one."""
+    names = [data[a:b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
     seen: set[bytes] = set()
     for name in names:
         if name.lower() in seen:
-            return name
+            raise ArchiveError(f"two records are called {_show(name)}")
         seen.add(name.lower())
-    raise ValueError("no duplicate")
+    others = {name.decode("latin-1"): row for row, name in enumerate(names)}
+    return RecordIndex(np.full(len(names), -1, np.int64), others)
 
 
 def _show(name: bytes) -> str:

@@ -42,6 +42,10 @@ _isal = _crc32_of_isal()
 #: For buffers that are small, or in the processor's cache. It lets other threads run.
 crc32_short: Callable[..., int] = zlib.crc32 if _isal is None else _isal
 
+#: How much to read before its CRC is worked out: isal is quickest on what is still in the cache,
+#: folding on long runs.
+CHECKED_NBYTES = 1 << 22 if _isal is None else 1 << 18
+
 
 def crc32(data: Buffer, value: int = 0) -> int:
     """Return the CRC-32 of ``data``, going on from ``value``, as ``zlib.crc32`` does.

@@ -6,11 +6,12 @@ values are made of is the factory's affair.
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError, UnsafeGlobalError
@@ -31,6 +32,9 @@ Child = tuple[str, str, Any]
 PartsOf = Callable[[ForeignObject], Iterable[Child] | None]
 MakeFactory = Callable[[OpenStorage], Factory]
 
+#: Bytes of a pickle from which on Python's collector of cycles waits until it is read.
+_PAUSE_FROM = 1 << 16
+
 
 @dataclass(slots=True)
 class Contents:
@@ -47,8 +51,7 @@ class Contents:
     read_constants: Callable[[], Contents] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RecordCheck:
+class RecordCheck(NamedTuple):
     """One record that was read from end to end. ``crc_known`` is False if it has no CRC."""
 
     name: str
@@ -154,12 +157,18 @@ def read_pickle(
     """Run the pickle that begins at ``start`` of ``data``."""
     rebuilder = rebuilder_type(make_factory(open_storage))
     interpreter = Interpreter(data, rebuilder.table, limits, record=record)
+    # All that is made stays: looking for cycles among it every so often is half of the time.
+    pausing = len(data) >= _PAUSE_FROM and gc.isenabled()
+    if pausing:
+        gc.disable()
     try:
         root = interpreter.run(start)
     except TorchZipError as error:
         error.at(path=path)
         raise
     finally:
+        if pausing:
+            gc.enable()
         rebuilder.forget_storages()
     names = interpreter.globals
     foreign = [name for name in names if not rebuilder.table.knows(name)]

@@ -1,6 +1,7 @@
 """Which format a file has, told by its content.
 
-A new format is a class beside this module with the members of `Container`, and a line here.
+A new format is a class beside this module with the members of `Container`, and a line here. The
+module of a format is imported when a file has it, as most programs meet one or two of them.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import FormatError, TorchZipError, UnsupportedError
 from torchzip.files.source import File, Source, open_source
 from torchzip.formats.base import Container
-from torchzip.formats.directory import is_part_of_directory, open_directory
-from torchzip.formats.legacy import LEGACY_MAGIC, LegacyContainer
-from torchzip.formats.pt2 import OldPt2Container, Pt2Container
-from torchzip.formats.safetensors import SafetensorsContainer
-from torchzip.formats.tar import TarContainer
-from torchzip.formats.torchscript import TorchScriptContainer
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Table
+
+#: The records that archives of torch.export are told by; one of before 2.8 begins with its own.
+_PT2 = "archive_format"
+_OLD_PT2 = "serialized_exported_program.json"
+#: How files end that say what a directory holds.
+_OF_DIRECTORIES = (".index.json", ".metadata")
 
 
 def open_checkpoint(file: File, limits: Limits) -> Container:
@@ -34,8 +35,11 @@ def open_checkpoint(file: File, limits: Limits) -> Container:
     """
     if isinstance(file, str | os.PathLike):
         path = os.fspath(file)
-        if is_part_of_directory(path):
-            return open_directory(path, limits, open_container)
+        if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
+            from torchzip.formats.directory import is_part_of_directory, open_directory
+
+            if is_part_of_directory(path):
+                return open_directory(path, limits, open_container)
         if path.endswith(".distcp"):
             raise FormatError(
                 "items of a distributed checkpoint; give the path of the directory, which has a "
@@ -54,18 +58,27 @@ def open_container(source: Source, limits: Limits) -> Container:
     """Return the container that the bytes of one file are."""
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head.startswith(b"PK\3\4"):
-        if _first_record(head) == OldPt2Container.needed_record.encode():
+        if _first_record(head) == _OLD_PT2.encode():
+            from torchzip.formats.pt2 import OldPt2Container
+
             return OldPt2Container(ZipReader(source, limits, in_folder=False), limits)
         return _open_zip(ZipReader(source, limits), limits)
-    if head[:1] in (b"\x80", b"L") and _first_value(head, limits) == LEGACY_MAGIC:
-        return LegacyContainer(source, limits)
+    if head[:1] in (b"\x80", b"L"):
+        from torchzip.formats.legacy import LEGACY_MAGIC, LegacyContainer
+
+        if _first_value(head, limits) == LEGACY_MAGIC:
+            return LegacyContainer(source, limits)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(source.size, 1 << 27):
+        from torchzip.formats.safetensors import SafetensorsContainer
+
         return SafetensorsContainer(source, limits)
     if head.startswith(b"PYTORCH1"):
         raise UnsupportedError(
             "a preview format of 2018, which torch itself refuses", path=source.name
         )
     if head[257:262] == b"ustar":
+        from torchzip.formats.tar import TarContainer
+
         return TarContainer(source, limits)
     raise FormatError(f"not a checkpoint: {_looks_like(head, source.size)}", path=source.name)
 
@@ -73,6 +86,8 @@ def open_container(source: Source, limits: Limits) -> Container:
 def _open_zip(archive: ZipReader, limits: Limits) -> Container:
     name = archive.source.name
     if "constants.pkl" in archive:
+        from torchzip.formats.torchscript import TorchScriptContainer
+
         return TorchScriptContainer(archive, limits)
     if "model.json" in archive and ZipContainer.pickle_record not in archive:
         raise UnsupportedError(
@@ -80,7 +95,9 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
             "torch.jit.load and save it again with torch.jit.save",
             path=name,
         )
-    if Pt2Container.needed_record in archive:
+    if _PT2 in archive:
+        from torchzip.formats.pt2 import Pt2Container
+
         return Pt2Container(archive, limits)
     return ZipContainer(archive, limits)
 

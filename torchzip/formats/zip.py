@@ -6,6 +6,8 @@ import functools
 import sys
 from collections.abc import Iterator
 
+import numpy as np
+
 from torchzip.container.zip_reader import STORED, ZipReader
 from torchzip.errors import ArchiveError, TensorError
 from torchzip.files.crc import crc32, wrong_crc
@@ -19,7 +21,20 @@ from torchzip.formats.base import (
     swap_nbytes,
 )
 from torchzip.limits import Limits
-from torchzip.tensors.storage import SpanStorage, StreamStorage, TensorStorage
+from torchzip.tensors.storage import Measure, SpanStorage, StreamStorage, TensorStorage
+
+
+class _Opener:
+    """The `StorageOpener` of a container."""
+
+    def __init__(self, container: ZipContainer) -> None:
+        self._open = container.open_storage
+        self.many = container.open_storages
+
+    def __call__(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        return self._open(key, torch_dtype, nbytes, location)
 
 
 class ZipContainer(FileContainer):
@@ -97,10 +112,30 @@ class ZipContainer(FileContainer):
             crc=crc or None, swap_nbytes=unit, record=name,
         )  # fmt: skip
 
+    def open_storages(
+        self, keys: list[str], measures: list[Measure], which: list[int]
+    ) -> list[TensorStorage] | None:
+        """Return what `open_storage` does for each of many keys; None if that is for it to do."""
+        nbytes = np.array([measure.nbytes for measure in measures])[which]
+        crcs = self._zip.crcs_of(keys, nbytes)
+        if crcs is None:
+            return None
+        fields = [
+            (*measure, 1 if self._is_native else swap_nbytes(measure.torch_dtype, self._byteorder))
+            for measure in measures
+        ]
+        archive = self._zip
+        return [
+            SpanStorage(torch_dtype, size, location, "data/" + key, archive, crc or None, unit)
+            for key, crc, (torch_dtype, size, location, unit) in zip(
+                keys, crcs, [fields[place] for place in which], strict=True
+            )
+        ]
+
     def read(self, make_factory: MakeFactory) -> Contents:
         data = self._zip.read(self.pickle_record)
         return read_pickle(
-            data, self.open_storage, make_factory, self._limits,
+            data, _Opener(self), make_factory, self._limits,
             path=self.name, record=self.pickle_record,
         )  # fmt: skip
 

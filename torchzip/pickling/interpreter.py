@@ -19,6 +19,7 @@ from typing import Any
 
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
+from torchzip.pickling.memo import Memo
 from torchzip.pickling.objects import (
     add_items,
     append,
@@ -34,13 +35,13 @@ from torchzip.pickling.python2 import python2_string, unquote
 from torchzip.pickling.table import Name, Shortcut, Table
 from torchzip.types import ForeignObject
 
+_NOTHING = object()
+
 _U16 = struct.Struct("<H").unpack_from
 _I32 = struct.Struct("<i").unpack_from
 _U32 = struct.Struct("<I").unpack_from
 _U64 = struct.Struct("<Q").unpack_from
 _F64 = struct.Struct(">d").unpack_from
-
-_NOTHING = object()
 
 #: An opcode and its argument of fixed size take no more than this.
 _LONGEST_FIXED = 9
@@ -125,7 +126,7 @@ class Interpreter:
 
     def _run(self, position: int) -> Any:
         data = self._data
-        memo: dict[int, Any] = {}
+        memo = Memo()
         stack: list[Any] = []
         below: list[list[Any]] = []  # the stacks under each mark
         push = stack.append
@@ -152,9 +153,9 @@ class Interpreter:
                 position += 4
             elif op == 0x28:  # MARK
                 if stack and stack[-1] is self._trigger and self._shortcut is not None:
-                    matched = self._shortcut(data, position - 1, memo)
-                    if matched is not None:
-                        stack[-1], position = matched
+                    behind = self._shortcut(data, position - 1, memo, stack)
+                    if behind is not None:
+                        position = behind
                         continue
                 below.append(stack)
                 stack = []
@@ -176,7 +177,7 @@ class Interpreter:
                 args = pop()
                 stack[-1] = self._call(stack[-1], args)
                 if type(stack[-1]) is ForeignObject:
-                    self._await_build(stack[-1], position, len(memo))
+                    self._await_build(stack[-1], position, memo)
             elif op == 0x74:  # TUPLE
                 items = stack
                 stack = _under_mark(below)
@@ -242,7 +243,7 @@ class Interpreter:
                 args = pop()
                 stack[-1] = new(self._table, stack[-1], args, None)
                 if type(stack[-1]) is ForeignObject:
-                    self._await_build(stack[-1], position, len(memo))
+                    self._await_build(stack[-1], position, memo)
             elif op == 0x2E:  # STOP
                 value = pop()
                 if below:
@@ -267,7 +268,7 @@ class Interpreter:
                 position += nbytes
             # Protocol 4 and 5, then what only old or odd files have.
             elif op == 0x94:  # MEMOIZE
-                memo[len(memo)] = stack[-1]
+                memo[memo.settle()] = stack[-1]
             elif op == 0x8C:  # SHORT_BINUNICODE
                 nbytes = data[position]
                 push(self._text(position + 1, nbytes))
@@ -481,7 +482,7 @@ class Interpreter:
         made: ForeignObject = self._names.setdefault(key, ForeignObject(*key))
         return made
 
-    def _await_build(self, made: ForeignObject, position: int, memo_size: int) -> None:
+    def _await_build(self, made: ForeignObject, position: int, memo: Memo) -> None:
         """Note under which number an object is put if a state makes something else of it."""
         if (made.module, made.name) not in self._table.builds:
             return
@@ -495,12 +496,12 @@ class Interpreter:
         elif op == b"p":
             number = self._decimal(self._line(position + 1)[0])
         elif op == b"\x94":
-            number = memo_size
+            number = memo.settle()
         else:
             return
         self._awaiting[id(made)] = (made, number)
 
-    def _build(self, target: Any, state: Any, memo: dict[int, Any]) -> Any:
+    def _build(self, target: Any, state: Any, memo: Memo) -> Any:
         """Give an object its state; return it, or what the two make together."""
         if type(target) is ForeignObject and (target.module, target.name) in self._table.builds:
             self._charge(state)
@@ -508,7 +509,7 @@ class Interpreter:
         if made is not target:
             # From here on it is the other; what met it before has the inert object.
             _, number = self._awaiting.pop(id(target), (None, -1))
-            if memo.get(number) is target:
+            if memo.recall(number) is target:
                 memo[number] = made
         return made
 
@@ -519,7 +520,7 @@ def _under_mark(below: list[list[Any]]) -> list[Any]:
     return below.pop()
 
 
-def _recall(memo: dict[int, Any], index: int) -> Any:
+def _recall(memo: Memo, index: int) -> Any:
     try:
         return memo[index]
     except KeyError:

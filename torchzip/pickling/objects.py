@@ -13,6 +13,7 @@ from torchzip.errors import PickleError, UnsupportedError
 from torchzip.pickling.table import KEEP, Table
 from torchzip.types import ForeignObject
 
+_PLAIN_DICTS = (dict, OrderedDict)
 _SIZED = frozenset([list, tuple, dict, str, bytes, bytearray])
 
 
@@ -124,11 +125,16 @@ def set_items(table: Table, target: Any, items: list[Any]) -> None:
         raise PickleError(f"SETITEM on {kind_of(target)}")
     if len(items) % 2:
         raise PickleError("a key without a value")
-    pairs = iter(items)
-    for key in pairs:
+    keys = items[::2]
+    for key in keys:
         if type(key) is not str:
             table.keys(key)
-        mapping[key] = next(pairs)
+    pairs = zip(keys, items[1::2], strict=True)
+    if type(mapping) in _PLAIN_DICTS:
+        mapping.update(pairs)
+    else:  # a Counter would count them
+        for key, value in pairs:
+            mapping[key] = value
 
 
 def add_items(target: Any, items: list[Any]) -> None:

@@ -8,13 +8,13 @@ from typing import Any, NoReturn
 
 from torchzip.errors import PickleError
 from torchzip.pickling.keys import KeyCheck
+from torchzip.pickling.memo import Memo
 from torchzip.types import ForeignObject
 
 Name = tuple[str, str]
-#: A value and the position behind it, or None.
-Matched = tuple[Any, int] | None
-#: Carries out many opcodes at once: (data, position, memo) -> `Matched`.
-Shortcut = Callable[[bytes, int, dict[int, Any]], Matched]
+#: Carries out many opcodes at once: (data, position, memo, stack) -> the position behind them, or
+#: None if nothing was done.
+Shortcut = Callable[[bytes, int, Memo, list[Any]], int | None]
 
 
 class Keep:
@@ -38,7 +38,8 @@ class Table:
     mean something only in a place of their own, as storage classes do in persistent ids.
     ``persistent`` resolves a persistent id. ``keys`` refuses keys that cost too much.
     ``shortcut`` is for a call that occurs once for every tensor: the name that is called, and what
-    makes, from the names met so far, a function that may carry out arguments and call at once.
+    makes, from the names met so far, a function that may carry out arguments and call at once, and
+    what is behind them. It finds the name on the stack and leaves the value there.
     ``one_value`` is how modules begin whose names may be called with one value that is no tuple,
     as the C++ writer of TorchScript writes an enum.
     """

@@ -15,15 +15,16 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES, STORAGE_CLASSES
-from torchzip.errors import PickleError, TensorError, UnsupportedError
+from torchzip.errors import PickleError, TensorError, TorchZipError, UnsupportedError
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Keep, Name, Table
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
 from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
 from torchzip.tensors.rebuild_kinds import NJT, KindRebuilder, check_hooks
-from torchzip.tensors.record_pattern import TensorPattern
+from torchzip.tensors.record_pattern import TENSOR, TensorPattern
+from torchzip.tensors.record_runs import RunReader, TensorLayout
 from torchzip.tensors.specs import TensorSpec, check_spec
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.types import (
     Device,
     Dtype,
@@ -97,6 +98,18 @@ class BareStorage(Storage):
         return made
 
 
+class _Measured(TensorStorage):
+    """The size of a storage that may not be there, to check a layout against."""
+
+    def __init__(self, torch_dtype: str | None, nbytes: int, location: str) -> None:
+        self.torch_dtype = torch_dtype
+        self.nbytes = nbytes
+        self.location = location
+
+    def read_into(self, start: int, out: Any) -> None:
+        raise TensorError("a storage without bytes")
+
+
 #: What rebuilds tensors that stay `ForeignObject` s, with their inner tensors inside.
 FOREIGN_TENSORS: frozenset[Name] = frozenset(
     [
@@ -136,6 +149,8 @@ class Rebuilder:
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
         self._bare: dict[Any, BareStorage] = {}
+        # Storages that only tensors were made of so far, and that no `BareStorage` is around.
+        self._stored: dict[str, TensorStorage] = {}
         self._reaches: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._keys = KeyCheck()
         # The dtype of a storage class, and the bytes of one element.
@@ -182,9 +197,13 @@ class Rebuilder:
             persistent=self.persistent,
             keys=self._keys,
             shortcut=(
-                ("torch._utils", "_rebuild_tensor_v2"),
+                TENSOR,
                 lambda names: TensorPattern(
-                    names, self.persistent, self._known_storage, self._tensor_of_ints
+                    names,
+                    self.persistent,
+                    self._known_storage,
+                    self._tensor_of_ints,
+                    RunReader(self._tensors, self._plain_parameter, self._known_storage),
                 ),
             ),
         )
@@ -198,6 +217,7 @@ class Rebuilder:
         looks for cycles; the memory of tensors that nobody holds must not stay with them.
         """
         self._bare.clear()
+        self._stored.clear()
 
     def persistent(self, pid: Any) -> Any:
         """Return the storage (or the class, for a pickled module) of a persistent id."""
@@ -228,6 +248,14 @@ class Rebuilder:
         return bare
 
     def _first_mention(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
+        stored = self._stored.pop(key, None)
+        if stored is None:
+            torch_dtype, nbytes = self._measure(kind, key, location, numel)
+            stored = self._factory.storage(key, torch_dtype, nbytes, location)
+        return BareStorage(stored, self._factory, 0, stored.numel)
+
+    def _measure(self, kind: Any, key: str, location: Any, numel: Any) -> tuple[str | None, int]:
+        """Return dtype and size of a storage that a persistent id mentions."""
         if type(numel) is not int or not 0 <= numel < 1 << 63:
             raise TensorError(f"storage {key} has a number of elements that is none")
         if type(location) is not str:
@@ -238,8 +266,7 @@ class Rebuilder:
         row = None if called else self._storage_names.get((kind.module, kind.name))
         if row is None:
             raise UnsupportedError(f"storage {key} is of class {kind!r}, which torch 2.13 has not")
-        storage = self._factory.storage(key, row[0], numel * row[1], location)
-        return BareStorage(storage, self._factory, 0, numel)
+        return row[0], numel * row[1]
 
     def _window(self, pid: Args, view: Any) -> BareStorage:
         """Return a window of a storage, as legacy files before torch 0.4 have them."""
@@ -379,6 +406,54 @@ class Rebuilder:
         elif offset < 0 or (offset + reach) * DTYPES[torch_dtype].itemsize > storage.nbytes:
             check_spec(spec)
         return self._factory.tensor(spec)
+
+    def _tensors(self, keys: list[str], layouts: list[TensorLayout], which: list[int]) -> list[Any]:
+        """`_known_storage` and `_tensor_of_ints` for many, up to one that is not in order."""
+        made: list[Any] = []
+        try:
+            measures = [self._measure_layout(layout) for layout in layouts]
+            many = getattr(self._factory, "storages", None)
+            if many is not None and self._are_new(keys):
+                storages = many(keys, measures, which)
+                if storages is not None:
+                    self._stored.update(zip(keys, storages, strict=True))
+                    fields = [
+                        (measure.torch_dtype or "uint8", *layout[-2:], layout.storage_offset)
+                        for measure, layout in zip(measures, layouts, strict=True)
+                    ]
+                    tensor = self._factory.tensor
+                    return [
+                        tensor(TensorSpec(*fields[place], storage))
+                        for place, storage in zip(which, storages, strict=True)
+                    ]
+            for key, place in zip(keys, which, strict=True):
+                kind, location, numel, offset, size, stride = layouts[place]
+                bare = self._known_storage(kind, key, location, numel)
+                made.append(self._tensor_of_ints(bare, offset, size, stride))
+        except TorchZipError:
+            pass  # said again by whoever reads that tensor alone, and knows where it is
+        return made
+
+    def _are_new(self, keys: list[str]) -> bool:
+        """Return whether no storage of these keys was mentioned, and none has two of them."""
+        distinct = set(keys)
+        return (
+            len(distinct) == len(keys)
+            and self._stored.keys().isdisjoint(distinct)
+            and self._bare.keys().isdisjoint(distinct)
+        )
+
+    def _measure_layout(self, layout: TensorLayout) -> Measure:
+        """Return what storages of a layout are like, if tensors of it lie inside of them."""
+        torch_dtype, nbytes = self._measure(layout.kind, "", layout.location, layout.numel)
+        storage = _Measured(torch_dtype, nbytes, layout.location)
+        dtype = torch_dtype or "uint8"
+        check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
+        return Measure(torch_dtype, nbytes, layout.location)
+
+    def _plain_parameter(self, tensor: Any) -> Any:
+        """`_parameter` of a tensor that needs a gradient and has no state."""
+        return self._factory.parameter(tensor, True, None)
 
     def _parameter(self, args: Args) -> Any:
         if len(args) not in (3, 4):

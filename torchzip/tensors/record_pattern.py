@@ -20,7 +20,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torchzip.pickling.table import Matched, Name
+from torchzip.pickling.memo import Memo
+from torchzip.pickling.table import Name
+from torchzip.tensors.record_runs import Gets, RunReader
 from torchzip.types import ForeignObject
 
 _NUMBER = rb"(?:K.|M..|J....)"
@@ -28,13 +30,12 @@ _PUT = rb"(?:q.|r....)"
 _GET = rb"(?:h.|j....)"
 _AXES = rb"(\)|" + _NUMBER + rb"{1,3}[\x85\x86\x87]|\(" + _NUMBER + rb"+t)(" + _PUT + rb")?"
 
-_TENSOR = re.compile(
+_TENSOR = (
     rb"\(\((" + _GET + rb")(" + _GET + rb")"
     rb"(?:X(.)\0\0\0([0-9]{1,20})(" + _PUT + rb")|(" + _GET + rb"))"
     rb"(" + _GET + rb")(" + _NUMBER + rb")t(" + _PUT + rb")Q"
     rb"(" + _NUMBER + rb")" + _AXES + _AXES + rb"\x89"
-    rb"(" + _GET + rb")\)R(" + _PUT + rb")t(" + _PUT + rb")R(" + _PUT + rb")?",
-    re.DOTALL,
+    rb"(" + _GET + rb")\)R(" + _PUT + rb")t(" + _PUT + rb")R(" + _PUT + rb")?"
 )
 
 _U16 = struct.Struct("<xH").unpack
@@ -43,6 +44,9 @@ _I32 = struct.Struct("<xi").unpack
 _U32 = struct.Struct("<xI").unpack
 
 _HOOKS = ("collections", "OrderedDict")
+#: What makes a tensor, and what makes a Parameter of one.
+TENSOR = ("torch._utils", "_rebuild_tensor_v2")
+PARAMETER = ("torch._utils", "_rebuild_parameter")
 _MISSING = object()
 _WIDTHS = {0x4B: 2, 0x4D: 3, 0x4A: 5}  # BININT1, BININT2, BININT
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
@@ -52,7 +56,7 @@ class TensorPattern:
     """Matches and carries out tensors for one run of an `Interpreter`.
 
     ``storage`` and ``tensor`` make the values, from arguments that are known to be of the right
-    types; ``persistent`` takes any persistent id.
+    types; ``persistent`` takes any persistent id. ``runs`` makes many tensors at once.
     """
 
     def __init__(
@@ -61,21 +65,65 @@ class TensorPattern:
         persistent: Callable[[Any], Any],
         storage: Callable[[ForeignObject, str, str, int], Any],
         tensor: Callable[[Any, int, tuple[int, ...], tuple[int, ...]], Any],
+        runs: RunReader,
     ) -> None:
         self._names = names
         self._persistent = persistent
         self._storage = storage
         self._tensor = tensor
+        self._runs = runs
+        # Compiled by the first file that has a tensor, not by the import.
+        self._match = re.compile(_TENSOR, re.DOTALL).match
         # What the same bytes mean: the numbers and shapes of a file repeat.
         self._numbers: dict[bytes, int] = {}
         self._axes: dict[bytes, tuple[int, ...] | None] = {}
 
-    def __call__(self, data: bytes, position: int, memo: dict[int, Any]) -> Matched:
-        """Return the tensor whose arguments begin at ``position``, and where they end.
+    def __call__(self, data: bytes, position: int, memo: Memo, stack: list[Any]) -> int | None:
+        """Put the tensor whose arguments begin at ``position`` on the stack; return where they end.
 
-        None if the bytes are anything else; then nothing has happened.
+        Items of the same dict may come with it. None if the bytes are anything else; then nothing
+        has happened.
         """
-        found = _TENSOR.match(data, position)
+        if position >= self._runs.next and len(memo) > 256:  # puts of four bytes from there on
+            inside = len(stack) > 1 and stack[-2] is self._names.get(PARAMETER)
+            gets = self._gets(data, position, memo, inside)
+            run = None if gets is None else self._runs.read(data, position, memo, gets)
+            if run is not None:
+                stack[-2 if inside else -1 :], position = run
+                return position
+        one = self._one(data, position, memo)
+        if one is None:
+            return None
+        stack[-1], position = one
+        return position
+
+    def _gets(self, data: bytes, position: int, memo: Memo, inside: bool) -> Gets | None:
+        """Return what the tensor that begins here asks the memo for, if it is what it should be."""
+        names = self._names
+        parameter = None
+        if inside:
+            if data[position - 4] != 0x68:
+                return None
+            parameter = data[position - 3]
+            if memo.recall(parameter) is not names.get(PARAMETER):
+                return None
+        hooks_at = data.find(b"\x89h", position, position + 512) + 2
+        if data[position - 2] != 0x68 or data[position : position + 3] != b"((h" or hooks_at < 2:
+            return None
+        # The last byte of the file is STOP at best, so these are there.
+        function, storage, hooks = data[position - 1], data[position + 3], data[hooks_at]
+        text = memo.recall(storage)
+        if (
+            type(text) is not str
+            or text != "storage"
+            or memo.recall(hooks, _MISSING) is not names.get(_HOOKS)
+            or memo.recall(function, _MISSING) is not names.get(TENSOR)
+        ):
+            return None
+        return Gets(function, storage, hooks, parameter)
+
+    def _one(self, data: bytes, position: int, memo: Memo) -> tuple[Any, int] | None:
+        found = self._match(data, position)
         if found is None:
             return None
         (
@@ -83,17 +131,17 @@ class TensorPattern:
             offset, size, size_put, stride, stride_put, hooks, hooks_put, args_put, put,
         ) = found.groups()  # fmt: skip
         number = self._number
-        text = memo.get(storage[1] if len(storage) == 2 else number(storage))
+        text = memo.recall(storage[1] if len(storage) == 2 else number(storage))
         if type(text) is not str or text != "storage":
             return None
         hooks_at = hooks[1] if len(hooks) == 2 else number(hooks)
-        if memo.get(hooks_at, _MISSING) is not self._names.get(_HOOKS):
+        if memo.recall(hooks_at, _MISSING) is not self._names.get(_HOOKS):
             return None
-        kind_value = memo.get(kind[1] if len(kind) == 2 else number(kind), _MISSING)
+        kind_value = memo.recall(kind[1] if len(kind) == 2 else number(kind), _MISSING)
         location_at = location[1] if len(location) == 2 else number(location)
-        location_value = memo.get(location_at, _MISSING)
+        location_value = memo.recall(location_at, _MISSING)
         if digits is None:
-            key = memo.get(number(key_get), _MISSING)
+            key = memo.recall(number(key_get), _MISSING)
         elif key_nbytes[0] != len(digits):
             return None
         else:

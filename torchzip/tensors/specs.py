@@ -78,9 +78,15 @@ class TensorSpec:
 
     def replace(self, **changes: Any) -> TensorSpec:
         """Return a copy with some fields changed."""
-        copy = TensorSpec.__new__(TensorSpec)
-        for name in TensorSpec.__slots__:
-            setattr(copy, name, changes.get(name, getattr(self, name)))
+        copy = TensorSpec(
+            self.torch_dtype, self.shape, self.stride, self.storage_offset, self.storage,
+            self.requires_grad, self.conj, self.neg,
+        )  # fmt: skip
+        copy.is_parameter = self.is_parameter
+        copy.attributes = self.attributes
+        copy.subclass = self.subclass
+        for name, value in changes.items():
+            setattr(copy, name, value)
         return copy
 
 

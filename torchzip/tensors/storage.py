@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,34 @@ class TensorStorage(ABC):
                 yield block
         if found != self.crc:
             raise wrong_crc(found, self.crc, self.record)
+
+
+class Measure(NamedTuple):
+    """What a pickle says of a storage, but for its key."""
+
+    torch_dtype: str | None
+    nbytes: int
+    location: str
+
+
+@runtime_checkable
+class StorageOpener(Protocol):
+    """Opens the storages of a file one by one, or many at once."""
+
+    def __call__(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return the storage of a key."""
+        ...
+
+    def many(
+        self, keys: list[str], measures: list[Measure], which: list[int]
+    ) -> list[TensorStorage] | None:
+        """Return the storages of keys, given the measures and which of them each has.
+
+        None if one of them has to be opened alone, if only to say what is wrong with it.
+        """
+        ...
 
 
 class ArrayStorage(TensorStorage):

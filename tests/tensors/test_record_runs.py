@@ -1,0 +1,389 @@
+"""Many tensors at once, and one at once, are what the opcodes come to one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchzip.errors import TensorError, TorchZipError
+from torchzip.formats.base import SpecFactory
+from torchzip.limits import Limits
+from torchzip.pickling.interpreter import Interpreter
+from torchzip.tensors import record_runs
+from torchzip.tensors.rebuild import BareStorage, Rebuilder
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import ArrayStorage, TensorStorage
+from torchzip.types import ForeignObject, Parameter
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a state dict."""
+
+    name: str
+    key: str
+    kind: str = "FloatStorage"
+    location: str = "cpu"
+    numel: int = 12
+    offset: int = 0
+    size: tuple[int, ...] = (4, 3)
+    stride: tuple[int, ...] = (3, 1)
+    parameter: bool | None = None  # requires_grad of a Parameter
+    key_shared: bool = False  # the key is one object each time, as torch has it
+
+
+class Writer:
+    """Writes items as the pickler in C does: what is met again is asked for by its number."""
+
+    def __init__(self, first: int) -> None:
+        self.out = bytearray(b"\x80\x02")
+        self.numbers: dict[Any, int] = {}
+        self.next = 0
+        self.first = first
+
+    def put(self, what: Any = None) -> None:
+        """Number the top of the stack."""
+        number = self.next
+        self.next += 1
+        if what is not None:
+            self.numbers[what] = number
+        self.out += b"q%c" % number if number < 256 else b"r" + struct.pack("<I", number)
+
+    def known(self, what: Any) -> bool:
+        """Write a get of what has a number."""
+        number = self.numbers.get(what)
+        if number is None:
+            return False
+        self.out += b"h%c" % number if number < 256 else b"j" + struct.pack("<I", number)
+        return True
+
+    def text(self, value: str, *, shared: bool = True) -> None:
+        """Write a string; a shared one is the same object each time."""
+        if shared and self.known(value):
+            return
+        raw = value.encode("utf-8", "surrogatepass")
+        self.out += b"X" + struct.pack("<I", len(raw)) + raw
+        self.put(value if shared else None)
+
+    def name(self, module: str, name: str) -> None:
+        """Write a name."""
+        if not self.known((module, name)):
+            self.out += f"c{module}\n{name}\n".encode()
+            self.put((module, name))
+
+    def integer(self, value: int) -> None:
+        """Write an int in the fewest bytes."""
+        if 0 <= value < 1 << 8:
+            self.out += b"K%c" % value
+        elif 0 <= value < 1 << 16:
+            self.out += b"M" + struct.pack("<H", value)
+        elif -(1 << 31) <= value < 1 << 31:
+            self.out += b"J" + struct.pack("<i", value)
+        else:
+            raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            self.out += b"\x8a%c" % len(raw) + raw
+
+    def ints(self, values: tuple[int, ...]) -> None:
+        """Write a tuple of ints."""
+        if not values:
+            self.out += b")"
+            return
+        self.out += b"(" if len(values) > 3 else b""
+        for value in values:
+            self.integer(value)
+        self.out += b"t" if len(values) > 3 else bytes([0x84 + len(values)])
+        self.put()
+
+    def hooks(self) -> None:
+        """Write an empty OrderedDict."""
+        self.name("collections", "OrderedDict")
+        self.out += b")R"
+        self.put()
+
+    def item(self, item: Item) -> None:
+        """Write a name and a tensor."""
+        self.text(item.name, shared=False)
+        if item.parameter is not None:
+            self.name("torch._utils", "_rebuild_parameter")
+        self.name("torch._utils", "_rebuild_tensor_v2")
+        self.out += b"(("
+        self.text("storage")
+        self.name("torch", item.kind)
+        self.text(item.key, shared=item.key_shared)
+        self.text(item.location)
+        self.integer(item.numel)
+        self.out += b"t"
+        self.put()
+        self.out += b"Q"
+        self.integer(item.offset)
+        self.ints(item.size)
+        self.ints(item.stride)
+        self.out += b"\x89"
+        self.hooks()
+        self.out += b"t"
+        self.put()
+        self.out += b"R"
+        self.put()
+        if item.parameter is not None:
+            self.out += b"\x88" if item.parameter else b"\x89"
+            self.hooks()
+            self.out += b"\x87"
+            self.put()
+            self.out += b"R"
+            self.put()
+
+    def checkpoint(self, items: list[Item], batch: int, asked: list[float]) -> bytes:
+        """Return the pickle of the dict, and of what some numbers stand for behind it.
+
+        ``asked`` are those numbers, as parts of all.
+        """
+        self.out += b"("
+        # As many numbers as come before the items.
+        self.out += b"]"
+        for _ in range(self.first):
+            self.put()
+        self.out += b"}"
+        self.put()
+        for begin in range(0, len(items), batch):
+            self.out += b"("
+            for item in items[begin : begin + batch]:
+                self.item(item)
+            self.out += b"u"
+        for part in asked:
+            self.out += b"j" + struct.pack("<I", int(part * self.next))
+        return bytes(self.out + b"t.")
+
+
+class Store(SpecFactory):
+    """Storages of zeros, as large as they are said to be, up to a bound."""
+
+    def storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return a new one."""
+        if key == "666" or nbytes > 1 << 20:
+            raise TensorError(f"storage {key} is not there")
+        made = ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
+        made.location = location
+        made.record = key
+        return made
+
+    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
+        """Return a Parameter."""
+        return Parameter(tensor, requires_grad, state)
+
+
+def describe(value: Any, seen: dict[int, int]) -> Any:
+    """Return a value as plain tuples; an object that was met before by its number."""
+    if type(value) in (int, bool, float, type(None)):
+        return value
+    own = id(value)
+    if type(value) is str:
+        return value
+    if own in seen:
+        return ("again", seen[own])
+    seen[own] = len(seen)
+
+    def of(*parts: Any) -> list[Any]:
+        return [type(value).__name__, *(describe(part, seen) for part in parts)]
+
+    if isinstance(value, dict):
+        return of(*(part for pair in value.items() for part in pair))
+    if isinstance(value, list | tuple):
+        # Small tuples of ints may be one object or several.
+        if type(value) is tuple and all(type(item) is int for item in value):
+            del seen[own]
+            return value
+        return of(*value)
+    if isinstance(value, TensorSpec):
+        return of(
+            value.torch_dtype, value.shape, value.stride, value.storage_offset, value.storage,
+            value.requires_grad,
+        )  # fmt: skip
+    if isinstance(value, BareStorage):
+        return of(value.storage, value.first, value.count)
+    if isinstance(value, ArrayStorage):
+        return of(value.record, value.torch_dtype, value.nbytes, value.location)
+    if isinstance(value, Parameter):
+        return of(value.data, value.requires_grad, value.state)
+    assert isinstance(value, ForeignObject), value
+    return of(value.module, value.name, value.args)
+
+
+def outcome(data: bytes, *, plain: bool) -> Any:
+    """Return what a pickle comes to, or the error."""
+    table = Rebuilder(Store()).table
+    if plain:
+        table = dataclasses.replace(table, shortcut=None)
+    interpreter = Interpreter(data, table, Limits())
+    kept: list[Any] = []
+    try:
+        value = interpreter.run()
+    except TorchZipError as error:
+        return type(error), error.message
+    kept.append(value)
+    return describe(value, {}), interpreter.globals, interpreter.position
+
+
+def runs_in(data: bytes, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how many tensors were read in runs."""
+    count = 0
+    plain = record_runs.RunReader._read
+
+    def read(self: Any, *args: Any) -> Any:
+        nonlocal count
+        found = plain(self, *args)
+        count += 0 if found is None else (len(found[0]) + 1) // 2
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record_runs.RunReader, "_read", read)
+        outcome(data, plain=False)
+    return count
+
+
+_SHAPES: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = [
+    (12, (4, 3), (3, 1)),
+    (12, (3, 4), (1, 3)),
+    (1, (), ()),
+    (0, (0,), (1,)),
+    (300, (300,), (1,)),
+    (70000, (70000,), (1,)),
+    (16, (2, 2, 2, 2), (8, 4, 2, 1)),
+    (32, (2, 2, 2, 2, 2), (16, 8, 4, 2, 1)),
+    (1, (1,) * 9, (1,) * 9),
+]
+#: What is not in order, or looks so.
+_ODD_SHAPES: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = [
+    (11, (4, 3), (3, 1)),
+    (12, (4, 3), (3,)),
+    (12, (4, -3), (3, 1)),
+    (-12, (4, 3), (3, 1)),
+    (12, (1 << 31, 0), (3, 1)),
+    (1 << 40, (4, 3), (3, 1)),
+]
+
+_NAMES = st.one_of(
+    st.just("layer.weight"),
+    st.sampled_from(["X\x01", "\x89h\x09)R", "été", "\ud800", "", "storage", "u(", "long" * 100]),
+)
+
+
+@st.composite
+def _items(draw: st.DrawFn) -> list[Item]:
+    """Return state dicts of many alike items with some others among them."""
+    count = draw(st.integers(0, 120))
+    chance = random.Random(draw(st.integers(0, 1 << 30)))
+    odd = draw(st.sampled_from([0.0, 0.0, 0.02, 0.2]))
+    parameter = draw(st.sampled_from([None, None, True, False]))
+    shapes = _SHAPES[: draw(st.integers(1, len(_SHAPES)))]
+    kinds = ["FloatStorage", "HalfStorage", "ByteStorage", "UntypedStorage"]
+    kinds = kinds[: draw(st.integers(1, 4))]
+    items = []
+    for index in range(count):
+        numel, size, stride = chance.choice(shapes)
+        item = Item(
+            f"layers.{index}.weight", str(index), chance.choice(kinds),
+            numel=numel, size=size, stride=stride, parameter=parameter,
+        )  # fmt: skip
+        if chance.random() < odd:
+            numel, size, stride = chance.choice(_ODD_SHAPES)
+            change: dict[str, Any] = chance.choice(
+                [
+                    {"key": str(chance.randrange(index + 1))},
+                    {"key": chance.choice(["x", "a/b", "", "1" * 30, "01", "666", "٣"])},
+                    {"key_shared": True},
+                    {"name": draw(_NAMES)},
+                    {"offset": chance.choice([1, 1 << 20, -1])},
+                    {"location": chance.choice(["cuda:0", "", "meta"])},
+                    {"parameter": chance.choice([None, True, False])},
+                    {"kind": chance.choice(["LongStorage", "QInt8Storage", "NoStorage"])},
+                    {"numel": numel, "size": size, "stride": stride},
+                ]
+            )
+            item = dataclasses.replace(item, **change)
+        items.append(item)
+    return items
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    items=_items(),
+    first=st.sampled_from([0, 250, 300, 70_000]),
+    batch=st.sampled_from([7, 1000]),
+    asked=st.lists(st.floats(0, 1), max_size=8),
+    flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=2),
+    is_flipped=st.booleans(),
+)
+def test_runs_are_what_the_opcodes_come_to(
+    items: list[Item],
+    first: int,
+    batch: int,
+    asked: list[float],
+    flips: list[tuple[float, int]],
+    is_flipped: bool,
+) -> None:
+    """With and without the shortcut: the same object, or the same error."""
+    data = bytearray(Writer(first).checkpoint(items, batch, asked))
+    for part, byte in flips if is_flipped else ():
+        data[int(part * (len(data) - 1))] = byte
+    assert outcome(bytes(data), plain=False) == outcome(bytes(data), plain=True)
+
+
+@pytest.mark.parametrize("parameter", [None, True])
+def test_runs_are_taken(parameter: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly all items of an ordinary state dict, whatever their shapes and dtypes."""
+    items = [
+        Item(
+            f"layers.{index}", str(index), ["FloatStorage", "HalfStorage"][index % 2],
+            numel=numel, size=size, stride=stride, parameter=parameter,
+        )
+        for index in range(500)
+        for numel, size, stride in [_SHAPES[index % 8]]
+    ]  # fmt: skip
+    data = Writer(0).checkpoint(items, 1000, [])
+    assert runs_in(data, monkeypatch) > 400
+    assert outcome(data, plain=False) == outcome(data, plain=True)
+
+
+def test_every_number_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run has numbered is what was there, each time the same object."""
+    items = [Item(f"layers.{index}", str(index)) for index in range(60)]
+    every = [number / 1000 for number in range(1000)]
+    data = Writer(100).checkpoint(items, 1000, [*every, *every])
+    assert runs_in(data, monkeypatch) > 40
+    assert outcome(data, plain=False) == outcome(data, plain=True)
+
+
+def test_memoize_behind_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MEMOIZE counts what was numbered, which a run has not made yet."""
+    items = [Item(f"layers.{index}", str(index)) for index in range(60)]
+    writer = Writer(100)
+    data = writer.checkpoint(items, 1000, [])
+    numbers = len({*range(writer.next)})
+    data = data[:-2] + b"K\x07\x94" + b"j" + struct.pack("<I", numbers) + b"t."
+    assert runs_in(data, monkeypatch) > 40
+    assert outcome(data, plain=False) == outcome(data, plain=True)
+    assert outcome(data, plain=False)[0][-1] == 7
+
+
+def test_a_number_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run does not hide what has one of its numbers, nor the other way round."""
+    items = [Item(f"layers.{index}", str(index)) for index in range(60)]
+    data = Writer(100).checkpoint(items, 1000, [])
+    early = data[:3] + b"K\x05r" + struct.pack("<I", 520) + b"0" + data[3:]
+    asked = b"j" + struct.pack("<I", 520)
+    late = data[:-2] + b"K\x05r" + struct.pack("<I", 520) + b"0" + data[-2:]
+    for each in (early, late):
+        whole = each[:-2] + asked + b"t."
+        assert outcome(whole, plain=False) == outcome(whole, plain=True)
+    assert runs_in(early, monkeypatch) == 0
+    assert outcome(late[:-2] + asked + b"t.", plain=False)[0][-1] == 5

@@ -1,0 +1,75 @@
+"""The memo of an `Interpreter`: what a pickle has numbered.
+
+A run of records that are alike numbers eight objects for each, and a file hardly ever asks for one
+of them again. Such a run stays whole here, and makes what it has numbered when that is asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+
+class NumberedRun(Protocol):
+    """Objects under consecutive numbers, from ``start`` to before ``end``."""
+
+    start: int
+    end: int
+
+    def numbered(self, index: int) -> Iterator[tuple[int, Any]]:
+        """Yield numbers and objects of the record that ``index`` belongs to."""
+        ...
+
+
+class Memo(dict[int, Any]):
+    """A dict of what is numbered, with runs behind it.
+
+    What is in the dict itself was numbered after a run that has the same number.
+    """
+
+    __slots__ = ("_runs", "_starts")
+
+    def __init__(self) -> None:
+        self._runs: list[NumberedRun] = []
+        self._starts: list[int] = []
+
+    def takes(self, start: int, end: int) -> bool:
+        """Return whether a run of these numbers can stay whole: they are new, and the highest."""
+        if self._runs and start < self._runs[-1].end:
+            return False
+        if len(self) < end - start:
+            return not any(start <= index < end for index in self)
+        return not any(map(self.__contains__, range(start, end)))
+
+    def add(self, run: NumberedRun) -> None:
+        """Number a run that it `takes`."""
+        self._runs.append(run)
+        self._starts.append(run.start)
+
+    def __missing__(self, index: int) -> Any:
+        at = bisect_right(self._starts, index) - 1
+        if at < 0 or index >= self._runs[at].end:
+            raise KeyError(index)
+        for number, value in self._runs[at].numbered(index):
+            self.setdefault(number, value)
+        return self.get(index)
+
+    def recall(self, index: int, default: Any = None) -> Any:
+        """Return what has a number, or ``default``."""
+        try:
+            return self[index]
+        except KeyError:
+            return default
+
+    def settle(self) -> int:
+        """Make all that runs have numbered; return how many numbers there are."""
+        for run in self._runs:
+            index = run.start
+            while index < run.end:
+                for number, value in run.numbered(index):
+                    self.setdefault(number, value)
+                    index = number + 1
+        self._runs.clear()
+        self._starts.clear()
+        return len(self)
