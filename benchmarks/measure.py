@@ -87,8 +87,14 @@ def run_fresh(script: str, hide_isal: bool, repeat: int) -> dict[str, float]:
 
 
 def run(arguments: list[str]) -> str:
-    """Run Python and return what it prints; raise `ToolError` if it fails."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    """Run Python and return what it prints; raise `ToolError` if it fails.
+
+    Compiled modules are kept, as those of installed packages are.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
     if done.returncode:
         raise ToolError(done.stderr or f"exit status {done.returncode}")
     return done.stdout
