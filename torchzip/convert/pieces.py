@@ -18,7 +18,7 @@ from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, SpanStorage, TensorStorage
+from torchzip.tensors.storage import Bytes, SpanStorage, TensorStorage
 
 #: Read at once: long enough for the quick CRC, short enough for the processor's caches.
 _READ_NBYTES = 4 << 20
@@ -255,18 +255,10 @@ class _Worker:
                 room = self._out.room
                 elements = min(read.size // in_nbytes, room.nbytes // out_nbytes)
                 made = room[: elements * out_nbytes]
-                _cast_blocks(cast, read[: elements * in_nbytes], made)
+                cast.into(read[: elements * in_nbytes], made)
                 if piece.with_crc:
                     crc = crc32(made, crc)
                 self._out.advance(made.nbytes)
                 self._tell(made.nbytes)
                 read = read[elements * in_nbytes :]
         return Written(crc, source_crc, stop - start if run.is_whole else 0)
-
-
-def _cast_blocks(cast: Cast, read: Bytes, made: memoryview) -> None:
-    """Cast in blocks that stay in the processor's first caches."""
-    for start in range(0, read.size, BLOCK_NBYTES):
-        block = read[start : start + BLOCK_NBYTES]
-        first, last = (at * made.nbytes // read.size for at in (start, start + block.size))
-        cast.into(block, made[first:last])

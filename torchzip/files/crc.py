@@ -93,14 +93,15 @@ def crc32_folded(data: Buffer, value: int = 0) -> int:
     # `state` holds the folded bytes: position i of the message stands at state[i % room],
     # kept as a line that is moved back to its start when it is full.
     room = _FAR + 8 * _STEP
-    state = np.zeros(room, np.uint8)
+    state = np.empty(room, np.uint8)  # not zeros: fresh pages would cost more than the folding
+    state[:_FAR] = 0
     at = _FAR  # state[at - d] is the folded byte d places before the message's position
     done = 0
     first = (value ^ 0xFFFFFFFF).to_bytes(4, "little")
     while done < end:
         step = min(_STEP, end - done)
         if at + step > room:
-            state[:_FAR] = state[at - _FAR : at].copy()
+            state[:_FAR] = state[at - _FAR : at]  # which lies behind it by far
             at = _FAR
         out = state[at : at + step]
         near = state[at - _NEAR : at - _NEAR + step]
