@@ -233,11 +233,15 @@ class _Worker:
     def _write_same(self, piece: Piece, run: _Run) -> Written:
         crc = 0
         checks = run.is_whole and not piece.copied
-        for read in self._reads(run.base, run.start + piece.start, run.start + piece.stop):
+        at, stop = run.start + piece.start, run.start + piece.stop
+        while at < stop:
+            room = self._out.room[: stop - at]
+            run.base.read_into(at, np.frombuffer(room, np.uint8))
             if checks or (piece.with_crc and not piece.copied):
-                crc = crc32(read.data, crc)
-            self._out.write(read.data)
-            self._tell(read.nbytes)
+                crc = crc32(room, crc)
+            self._out.advance(room.nbytes)
+            self._tell(room.nbytes)
+            at += room.nbytes
         return Written(crc, crc, piece.nbytes) if checks else Written(crc)
 
     def _write_cast(self, piece: Piece, run: _Run, storage: CastStorage) -> Written:
