@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.checkpoint.stored_memory import EarlyStorage, StoredMemory
-from torchzip.checkpoint.structure import EarlyTensor, Structure
+from torchzip.checkpoint.structure import Structure
+from torchzip.checkpoint.survey import EarlyTensor
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.dtypes import DTYPES
 from torchzip.files.crc import crc32 as compute_crc32
@@ -361,11 +362,13 @@ class IncrementalWriter:
         known = self._lazy.get(id(storage))
         return storage if known is None else known[1]
 
-    def _place(self, arrays: list[tuple[Array, str]], paths: list[str]) -> list[Placement]:
+    def _place(
+        self, arrays: list[tuple[Array, str]], path_of: Callable[[int], str]
+    ) -> list[Placement]:
         """Place arrays at save: in what was stored early where they are part of it."""
         early = [self._find_early(array, torch_dtype) for array, torch_dtype in arrays]
         rest = [index for index, place in enumerate(early) if place is None]
-        placed = place_arrays([arrays[index] for index in rest], [paths[index] for index in rest])
+        placed = place_arrays([arrays[index] for index in rest], lambda index: path_of(rest[index]))
         for index, place in zip(rest, placed, strict=True):
             early[index] = place
         return [place for place in early if place is not None]
