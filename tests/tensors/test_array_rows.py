@@ -31,7 +31,7 @@ def written(tree: Any, *, rows: bool) -> tuple[bytes, list[bytes]]:
             patch.setattr(ArrayRows, "template", lambda *arguments: None)
         keys = StorageKeys()
         pickle = Structure(tree, keys, place_arrays).pickle
-    return pickle, [bytes(storage.read(0, storage.nbytes)) for storage in keys.order]
+    return pickle, [bytes(storage.read(0, storage.nbytes)) for storage in keys.storages()]
 
 
 _BASE = np.zeros((500, 6))

@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import takewhile
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -33,14 +33,15 @@ from torchzip.tensors.memory import (
     torch_dtype_to_save,
 )
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
-from torchzip.tensors.reduce import StorageKeys
+from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
 from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 
 #: Arrays up to this size are copied and written together.
 _SMALL_NBYTES = 1 << 14
-_BATCH_RECORDS = 1 << 9
+_BATCH_RECORDS = 1 << 11
+_BATCH_NBYTES = 1 << 22
 
 Array = NDArray[Any]
 File = str | os.PathLike[str] | BinaryIO
@@ -117,19 +118,21 @@ class Archive:
         self.writer.write_record(".storage_alignment", str(self.alignment).encode())
         self.writer.write_record("byteorder", sys.byteorder.encode())
 
-    def write_storages(self, storages: Sequence[TensorStorage], first: int = 0) -> None:
+    def write_storages(self, order: Sequence[Stored], first: int = 0) -> None:
         """Write storages as ``data/<first>`` and on, many small ones of arrays at once."""
         key = first
-        while key < len(storages):
-            batch = list(takewhile(_is_small, storages[key : key + _BATCH_RECORDS]))
-            if batch:
+        while key < len(order):
+            # Keys of one length: the next power of ten ends the batch.
+            batch = order[key : min(key + _BATCH_RECORDS, 10 ** len(str(key)))]
+            arrays = _small_arrays(batch)
+            if arrays:
                 self.writer.write_small_records(
-                    [b"data/%d" % index for index in range(key, key + len(batch))],
-                    [storage.array.tobytes() for storage in batch],  # type: ignore[attr-defined]
+                    [b"data/%d" % index for index in range(key, key + len(arrays))],
+                    list(map(np.ndarray.tobytes, arrays)),
                 )
             else:
-                self.write_storage(key, storages[key])
-            key += len(batch) or 1
+                self.write_storage(key, as_storage(order[key]))
+            key += len(arrays) or 1
 
     def write_storage(
         self, key: int, storage: TensorStorage, done: Callable[[int], None] | None = None
@@ -156,8 +159,26 @@ class Archive:
         self.sink.abort()  # harmless after a commit
 
 
-def _is_small(storage: TensorStorage) -> bool:
-    return type(storage) is ArrayStorage and storage.array.nbytes <= _SMALL_NBYTES
+def _small_arrays(batch: Sequence[Stored]) -> list[Array]:
+    """Return the arrays with which a batch begins, as long as they are small."""
+    if set(map(type, batch)) == {np.ndarray}:
+        arrays: list[Any] = list(batch)
+    else:
+        arrays = []
+        for stored in batch:
+            if type(stored) is ArrayStorage:
+                stored = stored.array
+            if type(stored) is not np.ndarray:
+                break
+            arrays.append(stored)
+    sizes = list(map(attrgetter("nbytes"), arrays))
+    if sum(sizes) > _BATCH_NBYTES or max(sizes, default=0) > _SMALL_NBYTES:
+        room = _BATCH_NBYTES
+        for count, size in enumerate(sizes):
+            room -= size
+            if size > _SMALL_NBYTES or room < 0:
+                return arrays[:count]
+    return arrays
 
 
 class IncrementalWriter:

@@ -297,7 +297,7 @@ def _plan_zip(
         PlannedTensor(name, held.shape, held.torch_dtype, held.torch_dtype, held.nbytes)
         for name, held in others.items()
     ]
-    return Plan("zip", planned, lost, structure.pickle, keys.order, structure.refused)
+    return Plan("zip", planned, lost, structure.pickle, keys.storages(), structure.refused)
 
 
 class _Casts:

@@ -103,8 +103,7 @@ class ArrayRows:
         emitter.memo.update(zip(value_ids, (bounds[1:] - 1).tolist(), strict=False))
         emitter.count = int(bounds[-1])
         if storages is None:  # nobody else mentions those of arrays
-            dtypes = [form.torch_dtype for form in forms]
-            self._keys.order += map(ArrayStorage, values[:count], dtypes)
+            self._keys.order += values[:count]
         else:
             keys = self._keys.add(storages)
             begins = bounds[:-1].tolist()
@@ -127,7 +126,7 @@ class ArrayRows:
             return False
         storage = self._storages.get(id(value))
         if storage is None:
-            self._keys.order.append(ArrayStorage(value, form.torch_dtype))
+            self._keys.order.append(value)
         elif self._keys.are_new([storage]):
             emitter.memo[id(self._keys.add([storage])[0])] = emitter.count
         else:

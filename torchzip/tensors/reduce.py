@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.pickling.emitter import Emitter, Writer
+from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import ArrayStorage, TensorStorage
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
 _PACK_U32 = struct.Struct("<I").pack
@@ -28,14 +32,25 @@ def _fresh(text: str) -> str:
     return text[:1] + text[1:] if len(text) > 1 else text
 
 
+Stored = TensorStorage | NDArray[Any]
+
+
+def as_storage(stored: Stored) -> TensorStorage:
+    """Return what is stored as a storage."""
+    if isinstance(stored, TensorStorage):
+        return stored
+    return ArrayStorage(stored, torch_dtype_of(stored.dtype))
+
+
 class StorageKeys:
     """Hands out storage keys in the order of first mention: '0', '1', ...
 
-    ``order`` holds the storages by key.
+    ``order`` holds by key what is stored: a storage, or an array that stands for the storage of its
+    bytes. There may be a hundred thousand of these, and an object more for each would show.
     """
 
     def __init__(self) -> None:
-        self.order: list[TensorStorage] = []
+        self.order: list[Stored] = []
         self._keys: dict[int, str] = {}
 
     def copy(self) -> StorageKeys:
@@ -43,6 +58,10 @@ class StorageKeys:
         copy = StorageKeys()
         copy.order, copy._keys = self.order[:], self._keys.copy()
         return copy
+
+    def storages(self) -> list[TensorStorage]:
+        """Return the storages by key."""
+        return list(map(as_storage, self.order))
 
     def are_new(self, storages: Sequence[TensorStorage]) -> bool:
         """Return whether no storage among these has a key, and none is there twice."""
