@@ -182,7 +182,9 @@ def test_small_records_at_once(
     writer.write_small_records(
         [name.encode() for name, _ in small],
         [content for _, content in small],
-        [zlib.crc32(content) for _, content in small] if known else None,
+        [zlib.crc32(content) if len(content) % 2 else None for _, content in small]
+        if known
+        else None,
     )
     for name, content in records[half:]:
         writer.write_record(name, content)

@@ -35,10 +35,10 @@ from torchzip.tensors.memory import (
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
 from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
+from torchzip.tensors.storage import Bytes, TensorStorage
 from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 
-#: Arrays up to this size are copied and written together.
+#: Storages up to this size are copied and written together.
 _SMALL_NBYTES = 1 << 14
 _BATCH_RECORDS = 1 << 11
 _BATCH_NBYTES = 1 << 22
@@ -119,20 +119,18 @@ class Archive:
         self.writer.write_record("byteorder", sys.byteorder.encode())
 
     def write_storages(self, order: Sequence[Stored], first: int = 0) -> None:
-        """Write storages as ``data/<first>`` and on, many small ones of arrays at once."""
+        """Write storages as ``data/<first>`` and on, many small ones at once."""
         key = first
         while key < len(order):
             # Keys of one length: the next power of ten ends the batch.
             batch = order[key : min(key + _BATCH_RECORDS, 10 ** len(str(key)))]
-            arrays = _small_arrays(batch)
-            if arrays:
-                self.writer.write_small_records(
-                    [b"data/%d" % index for index in range(key, key + len(arrays))],
-                    list(map(np.ndarray.tobytes, arrays)),
-                )
+            contents, crcs = _small_contents(batch)
+            if contents:
+                names = [b"data/%d" % index for index in range(key, key + len(contents))]
+                self.writer.write_small_records(names, contents, crcs)
             else:
                 self.write_storage(key, as_storage(order[key]))
-            key += len(arrays) or 1
+            key += len(contents) or 1
 
     def write_storage(
         self, key: int, storage: TensorStorage, done: Callable[[int], None] | None = None
@@ -159,26 +157,29 @@ class Archive:
         self.sink.abort()  # harmless after a commit
 
 
-def _small_arrays(batch: Sequence[Stored]) -> list[Array]:
-    """Return the arrays with which a batch begins, as long as they are small."""
+def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | None] | None]:
+    """Return the bytes of the small storages with which a batch begins, and the CRCs they have."""
+    if not 0 < batch[0].nbytes <= _SMALL_NBYTES:
+        return [], None
     if set(map(type, batch)) == {np.ndarray}:
-        arrays: list[Any] = list(batch)
-    else:
-        arrays = []
-        for stored in batch:
-            if type(stored) is ArrayStorage:
-                stored = stored.array
-            if type(stored) is not np.ndarray:
-                break
-            arrays.append(stored)
-    sizes = list(map(attrgetter("nbytes"), arrays))
-    if sum(sizes) > _BATCH_NBYTES or max(sizes, default=0) > _SMALL_NBYTES:
-        room = _BATCH_NBYTES
-        for count, size in enumerate(sizes):
-            room -= size
-            if size > _SMALL_NBYTES or room < 0:
-                return arrays[:count]
-    return arrays
+        sizes = list(map(attrgetter("nbytes"), batch))
+        if min(sizes) > 0 and max(sizes) <= _SMALL_NBYTES and sum(sizes) <= _BATCH_NBYTES:
+            return list(map(np.ndarray.tobytes, batch)), None  # type: ignore[arg-type]
+    contents: list[bytes] = []
+    crcs: list[int | None] = []
+    room = _BATCH_NBYTES
+    for stored in batch:
+        room -= stored.nbytes
+        if room < 0 or not 0 < stored.nbytes <= _SMALL_NBYTES:
+            break
+        if isinstance(stored, np.ndarray):
+            contents.append(stored.tobytes())
+            crcs.append(None)
+        else:  # as in `Archive.write_storage`
+            blocks = stored.blocks() if stored.crc else stored.checked_blocks()
+            contents.append(b"".join(block.tobytes() for block in blocks))
+            crcs.append(stored.crc)
+    return contents, crcs
 
 
 class IncrementalWriter:

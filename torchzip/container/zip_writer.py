@@ -220,14 +220,17 @@ class ZipWriter:
         return self._crc
 
     def write_small_records(
-        self, names: Sequence[bytes], contents: Sequence[bytes], crcs: list[int] | None = None
+        self,
+        names: Sequence[bytes],
+        contents: Sequence[bytes],
+        crcs: Sequence[int | None] | None = None,
     ) -> None:
         """Write whole records of a few KB each, all headers worked out at once.
 
         Equal to `write_record` one by one, byte for byte (a test compares them), which is what
         happens to names of several lengths. Records start on multiples of the alignment, so each
         start follows from the one before by the size, rounded up: a running sum gives all.
-        ``crcs`` saves computing them.
+        ``crcs`` saves computing those that are not None.
         """
         count = len(names)
         if not count:
@@ -255,9 +258,12 @@ class ZipWriter:
         headers[1:] = starts[:-1] + sizes[:-1] + 16
         pads = starts - headers - (34 + length)
         if not self._with_crc:
-            crcs = [0] * count
+            found = [0] * count
         elif crcs is None:
-            crcs = list(map(crc32_short, contents))
+            found = list(map(crc32_short, contents))
+        else:
+            pairs = zip(contents, crcs, strict=True)
+            found = [crc32_short(data) if crc is None else crc for data, crc in pairs]
         text = np.frombuffer(b"".join(names), f"V{len(names[0])}")
         full = [("root", f"V{len(self._prefix)}"), ("text", text.dtype)]
         # Between the bytes of two records: a descriptor, and a header up to its padding.
@@ -270,7 +276,7 @@ class ZipWriter:
                 ("text", text.dtype),
             ],
         )
-        between["crc"][1:] = crcs[:-1]
+        between["crc"][1:] = found[:-1]
         between["compressed"][1:] = between["size"][1:] = sizes[:-1]
         between["name"] = length
         between["extra"] = 4 + pads
@@ -279,7 +285,7 @@ class ZipWriter:
             bytearray((_SMALL_CENTRAL + self._prefix + names[0]) * count),
             [*_CENTRAL_ROW, *full],
         )
-        row["crc"] = crcs
+        row["crc"] = found
         row["compressed"] = row["size"] = sizes
         row["name"] = length
         row["offset"] = headers
@@ -292,12 +298,12 @@ class ZipWriter:
         parts[1::3] = map(self._pads.__getitem__, pads.tolist())
         parts[2::3] = contents
         size = int(sizes[-1])
-        parts.append(_DESCRIPTOR.pack(_DESCRIPTOR_MAGIC, crcs[-1], size, size))
+        parts.append(_DESCRIPTOR.pack(_DESCRIPTOR_MAGIC, found[-1], size, size))
         self._put(b"".join(parts))
         self._directory.append(row.tobytes())
         self._seen.update(names)
         self._names += names
-        self._id_crcs += crcs
+        self._id_crcs += found
 
     def _padding(self, pad: int) -> bytes:
         """Return the padding field of ``pad`` bytes."""

@@ -38,7 +38,7 @@ Numbers = NDArray[np.int64]
 _MOST_PUTS = 11
 #: From so many tensors of one form on, numpy's columns are quicker than integers.
 _COLUMNS_FROM = 8
-#: So many pairs make a run. Fewer are as quick one by one.
+#: So many pairs make a run.
 _LEAST_PAIRS = 6
 _MOST_PAIRS = 1000
 
@@ -75,13 +75,18 @@ class ArrayRows:
         first_key = len(self._keys.order)
         key_nbytes = len(str(first_key))
         stop = min(stop, start + 10**key_nbytes - first_key)
-        if stop - start < _LEAST_PAIRS or id(pairs[start][1]) not in self._forms:
+        form = self._forms.get(id(pairs[start][1]))
+        short = emitter.count < 256
+        if (
+            form is None
+            or stop - start < _LEAST_PAIRS
+            or self.template(emitter, form, key_nbytes, short) is None
+        ):
             return 0
         names, values = zip(*pairs[start:stop], strict=True)
         name_ids = list(map(id, names))
         value_ids = list(map(id, values))
         found = list(map(self._forms.get, value_ids))
-        short = emitter.count < 256
         templates = {
             form: self.template(emitter, form, key_nbytes, short)
             for form in dict.fromkeys(found)
