@@ -61,6 +61,9 @@ _CENTRAL_ROW = [
 _SMALL_AROUND = 1 << 10
 _BIG = 0xFFFFFFFF
 
+#: Fewer records are as quick one by one.
+_FEW = 12
+
 #: The padding field has a u16 length, and shares the u16 length of all extra data with a
 #: zip64 field of up to 28 bytes.
 MAX_ALIGNMENT = 0xFFFF - 4 - 28 + 1
@@ -233,7 +236,8 @@ class ZipWriter:
         ``crcs`` saves computing those that are not None.
         """
         count = len(names)
-        if not count:
+        if count < _FEW:
+            self._write_records(names, contents, crcs)
             return
         sizes = np.fromiter(map(len, contents), np.int64, count)
         length = len(self._prefix) + len(names[0])
@@ -246,8 +250,7 @@ class ZipWriter:
             or len(set(names)) < count
             or not self._seen.isdisjoint(names)
         ):
-            for name, data, crc in zip(names, contents, crcs or repeat(None), strict=False):
-                self.write_record(name.decode(), data, crc=crc)
+            self._write_records(names, contents, crcs)
             return
         starts = np.empty(count, np.int64)
         starts[0] = _round_up(self._position + 34 + length, self.alignment)
@@ -304,6 +307,15 @@ class ZipWriter:
         self._seen.update(names)
         self._names += names
         self._id_crcs += found
+
+    def _write_records(
+        self,
+        names: Sequence[bytes],
+        contents: Sequence[bytes],
+        crcs: Sequence[int | None] | None,
+    ) -> None:
+        for name, data, crc in zip(names, contents, crcs or repeat(None), strict=False):
+            self.write_record(name.decode(), data, crc=crc)
 
     def _padding(self, pad: int) -> bytes:
         """Return the padding field of ``pad`` bytes."""

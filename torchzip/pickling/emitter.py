@@ -35,7 +35,7 @@ from torchzip.types import ForeignObject
 
 _BATCH = 1000
 #: Fewer are as quick one by one as in bulk.
-_MANY_PAIRS = 6
+_MANY_PAIRS = 24
 _PACK_I32 = struct.Struct("<i").pack
 _PACK_U32 = struct.Struct("<I").pack
 _PACK_F64 = struct.Struct(">d").pack

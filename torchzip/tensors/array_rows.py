@@ -38,8 +38,8 @@ Numbers = NDArray[np.int64]
 _MOST_PUTS = 11
 #: From so many tensors of one form on, numpy's columns are quicker than integers.
 _COLUMNS_FROM = 8
-#: So many pairs make a run.
-_LEAST_PAIRS = 6
+#: So many pairs make a run: fewer are as quick one by one.
+_LEAST_PAIRS = 24
 _MOST_PAIRS = 1000
 
 
