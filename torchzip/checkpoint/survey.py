@@ -30,8 +30,8 @@ from torchzip.tensors.memory import (
 )
 from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.reduce import Stored
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import ArrayStorage, TensorStorage
 from torchzip.types import (
     ForeignObject,
     NestedTensor,
@@ -105,7 +105,7 @@ class Survey:
     ) -> None:
         self.placements: dict[tuple[int, str], Placement] = {}
         self.forms: dict[int, Form] = {}
-        self.storages: dict[int, TensorStorage] = {}
+        self.storages: dict[int, Stored] = {}
         self.reductions: dict[int, tuple[Any, Reduction]] = {}
         # Arrays of the plain class: values, which are met again by identity, and parts of other
         # values, which are written anew at each mention.
@@ -318,7 +318,7 @@ class Survey:
             if look not in made:
                 made[look] = form.of_parameter(look[1])
             self.forms[id(parameter)] = made[look]
-            self.storages[id(parameter)] = ArrayStorage(data, form.torch_dtype)
+            self.storages[id(parameter)] = data
 
     def _settle_lazy(self, spec_of: Callable[[TensorSpec], TensorSpec]) -> None:
         made: dict[Any, Form] = {}

@@ -23,13 +23,13 @@ from torchzip.tensors.reduce import (
     DenseWriter,
     Prefix,
     StorageKeys,
+    Stored,
     get_opcode,
     int_opcode,
     ints_opcodes,
     name_opcode,
     put_opcode,
 )
-from torchzip.tensors.storage import ArrayStorage, TensorStorage
 
 Numbers = NDArray[np.int64]
 
@@ -46,8 +46,8 @@ _MOST_PAIRS = 1000
 class ArrayRows:
     """Writes tensors that stand alone: runs of pairs of a new string and such a tensor, or one.
 
-    ``forms`` maps the ids of such tensors to their forms; ``storages`` has the storages of those
-    that are no arrays.
+    ``forms`` maps the ids of such tensors to their forms; ``storages`` has what is stored for
+    those that are no arrays.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ArrayRows:
         keys: StorageKeys,
         dense: DenseWriter,
         forms: Mapping[int, Form],
-        storages: Mapping[int, TensorStorage],
+        storages: Mapping[int, Stored],
     ) -> None:
         self._keys = keys
         self._dense = dense
@@ -97,9 +97,9 @@ class ArrayRows:
         if count < _LEAST_PAIRS:
             return 0
         forms: list[Any] = found[:count]
-        storages: list[TensorStorage] | None = None
+        storages: list[Any] | None = None
         if self._storages:
-            storages = list(map(self._storage, values[:count], forms))
+            storages = list(map(self._storages.get, value_ids[:count], values))
             if not self._keys.are_new(storages):
                 self._window = _LEAST_PAIRS
                 return 0
@@ -140,9 +140,6 @@ class ArrayRows:
         emitter.count += template.puts
         emitter.memo[id(value)] = emitter.count - 1
         return True
-
-    def _storage(self, value: Any, form: Form) -> TensorStorage:
-        return self._storages.get(id(value)) or ArrayStorage(value, form.torch_dtype)
 
     def template(
         self, emitter: Emitter, form: Form, key_nbytes: int, short: bool

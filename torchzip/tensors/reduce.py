@@ -63,12 +63,12 @@ class StorageKeys:
         """Return the storages by key."""
         return list(map(as_storage, self.order))
 
-    def are_new(self, storages: Sequence[TensorStorage]) -> bool:
+    def are_new(self, storages: Sequence[Stored]) -> bool:
         """Return whether no storage among these has a key, and none is there twice."""
         ids = set(map(id, storages))
         return len(ids) == len(storages) and self._keys.keys().isdisjoint(ids)
 
-    def add(self, storages: Sequence[TensorStorage]) -> list[str]:
+    def add(self, storages: Sequence[Stored]) -> list[str]:
         """Give new storages the next keys, and return these."""
         first = len(self.order)
         keys = list(map(str, range(first, first + len(storages))))
