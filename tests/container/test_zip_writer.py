@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zipfile
 import zlib
@@ -161,23 +162,32 @@ def test_record_that_looks_like_a_descriptor(
     )
 
 
-_NAMES = st.lists(st.from_regex(r"[a-z]{1,8}(/[0-9]{1,4})?", fullmatch=True), unique=True)
+_NAMES = st.lists(
+    st.from_regex(r"[a-z]{1,8}(/[0-9]{1,4})?", fullmatch=True), unique=True
+) | st.integers(0, 40).map(lambda count: [f"data/{index}" for index in range(10, 10 + count)])
 _DATA = st.binary(max_size=200) | st.binary(max_size=9).map(lambda raw: b"PK\x07\x08" + raw)
 
 
 @settings(max_examples=60, deadline=None)
-@given(_NAMES, st.data(), st.booleans(), st.sampled_from([1, 3, 64, 4096]))
+@given(_NAMES, st.data(), st.booleans(), st.booleans(), st.sampled_from([1, 3, 64, 4096]))
 def test_small_records_at_once(
-    names: list[str], data: st.DataObject, crc32: bool, alignment: int
+    names: list[str], data: st.DataObject, crc32: bool, known: bool, alignment: int
 ) -> None:
     """Writing many small records in one loop gives the bytes of writing each."""
     names = [name for name in names if name != "version"]
-    records = [(name, data.draw(_DATA)) for name in names]
+    contents = _DATA if data.draw(st.booleans()) else st.binary(min_size=1, max_size=100)
+    records = [(name, data.draw(contents)) for name in names]
     sink = BytesSink()
     writer = ZipWriter(sink, "archive", alignment=alignment, crc32=crc32)
     half = len(records) // 2
     small = records[:half]
-    writer.write_small_records([n.encode() for n, _ in small], [content for _, content in small])
+    writer.write_small_records(
+        [name.encode() for name, _ in small],
+        [content for _, content in small],
+        [zlib.crc32(content) if len(content) % 2 else None for _, content in small]
+        if known
+        else None,
+    )
     for name, content in records[half:]:
         writer.write_record(name, content)
     writer.finish()
@@ -203,7 +213,9 @@ def test_many_small_records() -> None:
     sink = BytesSink()
     writer = ZipWriter(sink, "archive")
     numbers = [b"%d" % i for i in range(count)]
-    writer.write_small_records([b"data/" + number for number in numbers], numbers)
+    for first, stop in itertools.pairwise([0, 10, 100, 1000, 10_000, count]):
+        some = numbers[first:stop]
+        writer.write_small_records([b"data/" + number for number in some], some)
     writer.finish()
     reader = ZipReader(BytesSource(sink.data), Limits())
     assert len(list(reader)) == count + 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torchzip import lazy_load, save
 from torchzip.checkpoint.structure import Structure
-from torchzip.tensors.array_rows import ArrayRows
+from torchzip.tensors.array_rows import ArrayRows, _Template
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.reduce import StorageKeys
+from torchzip.types import Parameter, SparseTensor, TypedArray
 
 _SHAPES = [(), (1,), (3,), (4, 3), (2, 1, 2), (1, 2, 3, 2), (300,), (1, 1, 1, 1, 70_000 // 64)]
 _DTYPES = ["float32", "float16", "int64", "bool"]
@@ -23,37 +28,80 @@ def written(tree: Any, *, rows: bool) -> tuple[bytes, list[bytes]]:
     """Return the pickle and the bytes of the storages, with or without the fast way."""
     with pytest.MonkeyPatch.context() as patch:
         if not rows:
-            patch.setattr(ArrayRows, "__call__", lambda *arguments: 0)
+            patch.setattr(ArrayRows, "template", lambda *arguments: None)
         keys = StorageKeys()
         pickle = Structure(tree, keys, place_arrays).pickle
-    return pickle, [bytes(storage.read(0, storage.nbytes)) for storage in keys.order]
+    return pickle, [bytes(storage.read(0, storage.nbytes)) for storage in keys.storages()]
+
+
+_BASE = np.zeros((500, 6))
+
+
+def lazy_tensors() -> list[Any]:
+    """Return tensors of a file: plain ones, Parameters, two on one storage, one with an offset."""
+    base = np.arange(12, dtype=np.float32)
+    tree = [np.zeros((2, 3)), Parameter(np.ones(3)), Parameter(np.ones(4, np.int8), False)]
+    tree += [base[:6], base[4:], np.zeros((0, 3)), np.zeros(3).T]
+    file = io.BytesIO()
+    save(tree, file)
+    file.seek(0)
+    return list(lazy_load(file).root)
 
 
 @st.composite
 def trees(draw: st.DrawFn) -> Any:
-    """Return state dicts of arrays of a few shapes, with other things among them."""
+    """Return state dicts of tensors of a few shapes, with other things among them."""
     shapes = draw(st.lists(st.sampled_from(_SHAPES), min_size=1, max_size=3))
     dtypes = draw(st.lists(st.sampled_from(_DTYPES), min_size=1, max_size=2))
     kind = draw(st.sampled_from([dict, OrderedDict]))
+    wrap = draw(st.sampled_from(["array", "parameter", "frozen", "both"]))
+    buffer = np.zeros(1 << 16, np.uint8)
+    step = draw(st.sampled_from([0, 0, 1, 40, 64]))  # views: one buffer, with gaps or without
+    lazy = draw(st.sampled_from([0, 0, 2, 7]))
     made: Any = kind()
     tree = made if draw(st.booleans()) else [{"first": np.zeros(2, np.float32)}, made, "after"]
     last: Any = None
+    at = 0
     for index in range(draw(st.sampled_from([1, 2, 12, 40, 150, 1100]))):
         choice = draw(st.integers(0, 60)) if index < 60 else 60
-        array = np.full(shapes[index % len(shapes)], index % 2, dtypes[index % len(dtypes)])
+        shape, dtype = shapes[index % len(shapes)], np.dtype(dtypes[index % len(dtypes)])
+        nbytes = dtype.itemsize * math.prod(shape)
+        if step and at + nbytes + 64 < buffer.size and dtype == np.dtype(dtypes[0]):
+            array = buffer[at : at + nbytes].view(dtype).reshape(shape)
+            at += nbytes + (64 if step == 64 else 0 if step == 1 else 8 * (index % 2))
+        else:
+            array = np.full(shape, index % 2, dtype)
+        value: Any = array
+        if wrap != "array" and (wrap != "both" or index % 3):
+            value = Parameter(array, wrap != "frozen")
         if choice == 0 and last is not None:
-            array = last  # the same object again: a get
+            value = last  # the same object again: a get
         elif choice == 1:
             made[f"plain.{index}"] = ["x", index, None]
         elif choice == 2:
-            made[index] = array  # a key that is no string
+            made[index] = value  # a key that is no string
             continue
+        elif choice == 4 and last is not None:  # a tensor of its own on the same storage
+            value = Parameter(last.data if isinstance(last, Parameter) else last)
+        elif choice == 5:
+            value = array[..., None][..., ::-1] if index % 2 else array.astype(">i4")
+        elif choice == 6:
+            value = Parameter(array, True, {"note": index})
+        elif choice == 7:
+            value = [array, TypedArray(np.zeros(index, np.uint8), "bits8")]
+        elif choice == 8:
+            value = {"step": array, "exp_avg": np.ones(3), "exp_avg_sq": np.ones(3)}
         name = "name \ud800" if choice == 3 else "é" * (index % 3) + f"layers.{index}.weight"
-        made[name] = last = array
+        made[name] = value
+        if isinstance(value, np.ndarray | Parameter):
+            last = value
+    for index in range(lazy):
+        for at, tensor in enumerate(lazy_tensors()):
+            made[f"lazy.{index}.{at}"] = tensor
     return tree
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(trees())
 def test_rows_are_what_one_by_one_gives(tree: Any) -> None:
     """Whatever the shapes, the dtypes, and what stands between."""
@@ -67,19 +115,62 @@ def test_where_numbers_grow(count: int) -> None:
     assert written(tree, rows=True) == written(tree, rows=False)
 
 
-def test_rows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparisons compare two ways: all but three arrays are rows."""
-    done: list[int] = []
-    original = ArrayRows.__call__
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda index: np.zeros((2, 2, 1, 1), np.float32),
+        lambda index: Parameter(np.zeros((2, 2), np.float32)),
+        lambda index: _BASE[index, :5],
+        lambda index: lazy_tensors()[index % 3],
+    ],
+)
+def test_rows_are_taken(monkeypatch: pytest.MonkeyPatch, make: Callable[[int], Any]) -> None:
+    """The comparisons compare two ways: almost all tensors are written as rows."""
+    rows: list[int] = []
+    original = _Template.rows
 
-    def spy(self: ArrayRows, *arguments: Any) -> int:
-        done.append(original(self, *arguments))
-        return done[-1]
+    def spy(self: _Template, keys: Any, *arguments: Any) -> list[bytes]:
+        rows.append(len(keys))
+        return original(self, keys, *arguments)
 
-    monkeypatch.setattr(ArrayRows, "__call__", spy)
-    tree = {f"layers.{index}": np.zeros((2, 2, 1, 1), np.float32) for index in range(500)}
+    monkeypatch.setattr(_Template, "rows", spy)
+    tree = {f"layers.{index}": make(index) for index in range(500)}
     Structure(tree, StorageKeys(), place_arrays)
-    assert sum(done) == 497
+    assert sum(rows) > 450
+
+
+def test_rows_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors in small containers are rows too."""
+    ones: list[str] = []
+    original = _Template.one
+
+    def spy(self: _Template, key: str, begin: int) -> bytes:
+        ones.append(key)
+        return original(self, key, begin)
+
+    monkeypatch.setattr(_Template, "one", spy)
+    tree = {index: {"step": np.array(1.0), "exp_avg": np.zeros(3)} for index in range(100)}
+    Structure(tree, StorageKeys(), place_arrays)
+    assert len(ones) > 180
+
+
+def test_a_parameter_of_an_array_that_is_there_too() -> None:
+    """Both are on one storage, whichever comes first."""
+    arrays = [np.full(2, index, np.float32) for index in range(20)]
+    for tied in (arrays[10], arrays[15:], SparseTensor):
+        tree: Any = {f"p{index}": Parameter(array) for index, array in enumerate(arrays)}
+        tree["tied"] = tied if tied is not SparseTensor else _sparse(arrays[10])
+        tree |= {f"a{index}": np.ones(3, np.float32) for index in range(20)}
+        pickle, storages = written(tree, rows=True)
+        assert (pickle, storages) == written(tree, rows=False)
+        assert len(storages) == (41 if tied is SparseTensor else 40)
+        backwards = dict(reversed(tree.items()))
+        assert written(backwards, rows=True) == written(backwards, rows=False)
+        assert len(written(backwards, rows=True)[1]) == len(storages)
+
+
+def _sparse(values: Any) -> SparseTensor:
+    return SparseTensor("sparse_coo", np.array([[1, 2]]), values, (9,), True)
 
 
 class _Repeats:

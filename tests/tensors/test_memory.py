@@ -225,7 +225,7 @@ def test_two_dtypes_on_one_memory(other: Any) -> None:
     view = base.view(other)
     pairs = [(base, "float32"), (view, torch_dtype_to_save(view))]
     with pytest.raises(ValueError, match=r"layer\.a, layer\.b: .*share memory") as caught:
-        place_arrays(pairs, ["layer.a", "layer.b"])
+        place_arrays(pairs, ["layer.a", "layer.b"].__getitem__)
     assert "float32" in str(caught.value)
 
 

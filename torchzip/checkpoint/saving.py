@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import takewhile
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.checkpoint.stored_memory import EarlyStorage, StoredMemory
-from torchzip.checkpoint.structure import EarlyTensor, Structure
+from torchzip.checkpoint.structure import Structure
+from torchzip.checkpoint.survey import EarlyTensor
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.dtypes import DTYPES
 from torchzip.files.crc import crc32 as compute_crc32
@@ -32,14 +33,15 @@ from torchzip.tensors.memory import (
     torch_dtype_to_save,
 )
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
-from torchzip.tensors.reduce import StorageKeys
+from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
+from torchzip.tensors.storage import Bytes, TensorStorage
 from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 
-#: Arrays up to this size are copied and written together.
+#: Storages up to this size are copied and written together.
 _SMALL_NBYTES = 1 << 14
-_BATCH_RECORDS = 1 << 9
+_BATCH_RECORDS = 1 << 11
+_BATCH_NBYTES = 1 << 22
 
 Array = NDArray[Any]
 File = str | os.PathLike[str] | BinaryIO
@@ -124,19 +126,19 @@ class Archive:
         for name, data in head_records(pickle, self.alignment):
             self.writer.write_record(name, data)
 
-    def write_storages(self, storages: Sequence[TensorStorage], first: int = 0) -> None:
-        """Write storages as ``data/<first>`` and on, many small ones of arrays at once."""
+    def write_storages(self, order: Sequence[Stored], first: int = 0) -> None:
+        """Write storages as ``data/<first>`` and on, many small ones at once."""
         key = first
-        while key < len(storages):
-            batch = list(takewhile(_is_small, storages[key : key + _BATCH_RECORDS]))
-            if batch:
-                self.writer.write_small_records(
-                    [b"data/%d" % index for index in range(key, key + len(batch))],
-                    [storage.array.tobytes() for storage in batch],  # type: ignore[attr-defined]
-                )
+        while key < len(order):
+            # Keys of one length: the next power of ten ends the batch.
+            batch = order[key : min(key + _BATCH_RECORDS, 10 ** len(str(key)))]
+            contents, crcs = _small_contents(batch)
+            if contents:
+                names = [b"data/%d" % index for index in range(key, key + len(contents))]
+                self.writer.write_small_records(names, contents, crcs)
             else:
-                self.write_storage(key, storages[key])
-            key += len(batch) or 1
+                self.write_storage(key, as_storage(order[key]))
+            key += len(contents) or 1
 
     def write_storage(
         self, key: int, storage: TensorStorage, done: Callable[[int], None] | None = None
@@ -163,8 +165,29 @@ class Archive:
         self.sink.abort()  # harmless after a commit
 
 
-def _is_small(storage: TensorStorage) -> bool:
-    return type(storage) is ArrayStorage and storage.array.nbytes <= _SMALL_NBYTES
+def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | None] | None]:
+    """Return the bytes of the small storages with which a batch begins, and the CRCs they have."""
+    if not 0 < batch[0].nbytes <= _SMALL_NBYTES:
+        return [], None
+    if set(map(type, batch)) == {np.ndarray}:
+        sizes = list(map(attrgetter("nbytes"), batch))
+        if min(sizes) > 0 and max(sizes) <= _SMALL_NBYTES and sum(sizes) <= _BATCH_NBYTES:
+            return list(map(np.ndarray.tobytes, batch)), None  # type: ignore[arg-type]
+    contents: list[bytes] = []
+    crcs: list[int | None] = []
+    room = _BATCH_NBYTES
+    for stored in batch:
+        room -= stored.nbytes
+        if room < 0 or not 0 < stored.nbytes <= _SMALL_NBYTES:
+            break
+        if isinstance(stored, np.ndarray):
+            contents.append(stored.tobytes())
+            crcs.append(None)
+        else:  # as in `Archive.write_storage`
+            blocks = stored.blocks() if stored.crc else stored.checked_blocks()
+            contents.append(b"".join(block.tobytes() for block in blocks))
+            crcs.append(stored.crc)
+    return contents, crcs
 
 
 class IncrementalWriter:
@@ -369,11 +392,13 @@ class IncrementalWriter:
         known = self._lazy.get(id(storage))
         return storage if known is None else known[1]
 
-    def _place(self, arrays: list[tuple[Array, str]], paths: list[str]) -> list[Placement]:
+    def _place(
+        self, arrays: list[tuple[Array, str]], path_of: Callable[[int], str]
+    ) -> list[Placement]:
         """Place arrays at save: in what was stored early where they are part of it."""
         early = [self._find_early(array, torch_dtype) for array, torch_dtype in arrays]
         rest = [index for index, place in enumerate(early) if place is None]
-        placed = place_arrays([arrays[index] for index in rest], [paths[index] for index in rest])
+        placed = place_arrays([arrays[index] for index in rest], lambda index: path_of(rest[index]))
         for index, place in zip(rest, placed, strict=True):
             early[index] = place
         return [place for place in early if place is not None]

@@ -120,5 +120,6 @@ def _fold(values: NDArray[np.uint64]) -> int:
     """Mix values into one number, in their order, modulo 2**64."""
     seed = 0
     for value in (values + np.uint64(0x9E3779B9)).tolist():
-        seed ^= value + (seed << 6) + (seed >> 2) & _MASK
+        # 257 / 4 of the seed is it shifted left by 6 and it shifted right by 2, in one step.
+        seed ^= value + (257 * seed >> 2) & _MASK
     return seed

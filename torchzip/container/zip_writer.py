@@ -26,10 +26,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from torchzip.container.serialization_id import serialization_id
 from torchzip.files.crc import Crc32Meanwhile, crc32, crc32_short
@@ -47,25 +47,22 @@ _END = struct.Struct("<4sHHHHLLH")
 _DESCRIPTOR_MAGIC = b"PK\x07\x08"
 
 # The same headers as rows of an array, for records without zip64 fields: only the
-# fields that differ from one record to the next have names.
-_LOCAL_ROW = np.dtype([("constant", "V26"), ("name", "<u2"), ("extra", "<u2")])
-_SMALL_LOCAL = np.frombuffer(_LOCAL.pack(b"PK\3\4", 0, 0x0808, 0, 0, 0, 0, 0, 0, 0, 0), _LOCAL_ROW)[
-    0
-]
-_DESCRIPTOR_ROW = np.dtype(
-    [("magic", "V4"), ("crc", "<u4"), ("compressed", "<u4"), ("size", "<u4")]
-)
-_SMALL_DESCRIPTOR = np.frombuffer(_DESCRIPTOR.pack(_DESCRIPTOR_MAGIC, 0, 0, 0), _DESCRIPTOR_ROW)[0]
-_CENTRAL_ROW = np.dtype(
-    [
-        ("constant", "V16"), ("crc", "<u4"), ("compressed", "<u4"), ("size", "<u4"),
-        ("name", "<u2"), ("zeros", "V12"), ("offset", "<u4"),
-    ]
-)  # fmt: skip
-_SMALL_CENTRAL = np.frombuffer(_CENTRAL.pack(b"PK\1\2", 0, 0, 0x0808, *(0,) * 13), _CENTRAL_ROW)[0]
+# fields that differ from one record to the next have names of their own.
+_SMALL_LOCAL = _LOCAL.pack(b"PK\3\4", 0, 0x0808, *(0,) * 8)
+_LOCAL_ROW = [("local", "V26"), ("name", "<u2"), ("extra", "<u2")]
+_SMALL_DESCRIPTOR = _DESCRIPTOR.pack(_DESCRIPTOR_MAGIC, 0, 0, 0)
+_DESCRIPTOR_ROW = [("magic", "V4"), ("crc", "<u4"), ("compressed", "<u4"), ("size", "<u4")]
+_SMALL_CENTRAL = _CENTRAL.pack(b"PK\1\2", 0, 0, 0x0808, *(0,) * 13)
+_CENTRAL_ROW = [
+    ("central", "V16"), ("crc", "<u4"), ("compressed", "<u4"), ("size", "<u4"),
+    ("name", "<u2"), ("zeros", "V12"), ("offset", "<u4"),
+]  # fmt: skip
 #: More than the headers of such a record take, but for its padding.
 _SMALL_AROUND = 1 << 10
 _BIG = 0xFFFFFFFF
+
+#: Fewer records are as quick one by one.
+_FEW = 12
 
 #: The padding field has a u16 length, and shares the u16 length of all extra data with a
 #: zip64 field of up to 28 bytes.
@@ -241,66 +238,100 @@ class ZipWriter:
         )  # fmt: skip
         return self._crc
 
-    def write_small_records(self, names: Sequence[bytes], contents: Sequence[bytes]) -> None:
+    def write_small_records(
+        self,
+        names: Sequence[bytes],
+        contents: Sequence[bytes],
+        crcs: Sequence[int | None] | None = None,
+    ) -> None:
         """Write whole records of a few KB each, all headers worked out at once.
 
-        Equal to `write_record` one by one, byte for byte (a test compares them). Records start
-        on multiples of the alignment, so each start follows from the one before by the size,
-        rounded up: a running sum gives all.
+        Equal to `write_record` one by one, byte for byte (a test compares them), which is what
+        happens to names of several lengths. Records start on multiples of the alignment, so each
+        start follows from the one before by the size, rounded up: a running sum gives all.
+        ``crcs`` saves computing those that are not None.
         """
         count = len(names)
-        if not count:
+        if count < _FEW:
+            self._write_records(names, contents, crcs)
             return
         sizes = np.fromiter(map(len, contents), np.int64, count)
+        length = len(self._prefix) + len(names[0])
         if (
             self._prefix.startswith(_DESCRIPTOR_MAGIC)
             or not sizes.all()
             or self._position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= _BIG
-            or _DESCRIPTOR_MAGIC in {data[:4] for data in contents}
+            or any(map(bytes.startswith, contents, repeat(_DESCRIPTOR_MAGIC)))
+            or set(map(len, names)) != {len(names[0])}
             or len(set(names)) < count
             or not self._seen.isdisjoint(names)
         ):
-            for name, data in zip(names, contents, strict=True):
-                self.write_record(name.decode(), data)
+            self._write_records(names, contents, crcs)
             return
-        fulls = [self._prefix + name for name in names]
-        lengths = np.fromiter(map(len, fulls), np.int64, count)
         starts = np.empty(count, np.int64)
-        starts[0] = _round_up(self._position + 34 + lengths[0], self.alignment)
-        steps = _round_up(sizes[:-1] + 50 + lengths[1:], self.alignment)
+        starts[0] = _round_up(self._position + 34 + length, self.alignment)
+        steps = _round_up(sizes[:-1] + (50 + length), self.alignment)
         starts[1:] = starts[0] + np.cumsum(steps)
         headers = np.empty(count, np.int64)
         headers[0] = self._position
         headers[1:] = starts[:-1] + sizes[:-1] + 16
-        pads = starts - headers - 34 - lengths
-        crcs = list(map(crc32_short, contents)) if self._with_crc else [0] * count
-        local = np.full(count, _SMALL_LOCAL)
-        local["name"] = lengths
-        local["extra"] = 4 + pads
-        tail = np.full(count, _SMALL_DESCRIPTOR)
-        tail["crc"] = crcs
-        tail["compressed"] = tail["size"] = sizes
-        row = np.full(count, _SMALL_CENTRAL)
-        row["crc"] = crcs
+        pads = starts - headers - (34 + length)
+        if not self._with_crc:
+            found = [0] * count
+        elif crcs is None:
+            found = list(map(crc32_short, contents))
+        else:
+            pairs = zip(contents, crcs, strict=True)
+            found = [crc32_short(data) if crc is None else crc for data, crc in pairs]
+        text = np.frombuffer(b"".join(names), f"V{len(names[0])}")
+        full = [("root", f"V{len(self._prefix)}"), ("text", text.dtype)]
+        # Between the bytes of two records: a descriptor, and a header up to its padding.
+        between = np.frombuffer(
+            bytearray((_SMALL_DESCRIPTOR + _SMALL_LOCAL + self._prefix + names[0]) * count),
+            [
+                *_DESCRIPTOR_ROW,
+                *_LOCAL_ROW,
+                ("root", f"V{len(self._prefix)}"),
+                ("text", text.dtype),
+            ],
+        )
+        between["crc"][1:] = found[:-1]
+        between["compressed"][1:] = between["size"][1:] = sizes[:-1]
+        between["name"] = length
+        between["extra"] = 4 + pads
+        between["text"] = text
+        row = np.frombuffer(
+            bytearray((_SMALL_CENTRAL + self._prefix + names[0]) * count),
+            [*_CENTRAL_ROW, *full],
+        )
+        row["crc"] = found
         row["compressed"] = row["size"] = sizes
-        row["name"] = lengths
+        row["name"] = length
         row["offset"] = headers
-        parts = [b""] * (5 * count)
-        parts[0::5] = _cut(local)
-        parts[1::5] = fulls
+        row["text"] = text
+        parts = [b""] * (3 * count)
+        parts[0::3] = between.view(f"V{between.itemsize}").tolist()
+        parts[0] = parts[0][len(_SMALL_DESCRIPTOR) :]
         for pad in set(pads.tolist()):
             self._padding(pad)
-        parts[2::5] = map(self._pads.__getitem__, pads.tolist())
-        parts[3::5] = contents
-        parts[4::5] = _cut(tail)
-        rows = [b""] * (2 * count)
-        rows[0::2] = _cut(row)
-        rows[1::2] = fulls
+        parts[1::3] = map(self._pads.__getitem__, pads.tolist())
+        parts[2::3] = contents
+        size = int(sizes[-1])
+        parts.append(_DESCRIPTOR.pack(_DESCRIPTOR_MAGIC, found[-1], size, size))
         self._put(b"".join(parts))
-        self._directory += rows
+        self._directory.append(row.tobytes())
         self._seen.update(names)
         self._names += names
-        self._id_crcs += crcs
+        self._id_crcs += found
+
+    def _write_records(
+        self,
+        names: Sequence[bytes],
+        contents: Sequence[bytes],
+        crcs: Sequence[int | None] | None,
+    ) -> None:
+        for name, data, crc in zip(names, contents, crcs or repeat(None), strict=False):
+            self.write_record(name.decode(), data, crc=crc)
 
     def _padding(self, pad: int) -> bytes:
         """Return the padding field of ``pad`` bytes."""
@@ -355,12 +386,6 @@ class ZipWriter:
 
 def _round_up(value: Any, step: int) -> Any:
     return -(-value // step) * step
-
-
-def _cut(rows: NDArray[np.void]) -> list[bytes]:
-    """Return the bytes of each row."""
-    cut: list[bytes] = rows.view(f"V{rows.itemsize}").tolist()
-    return cut
 
 
 def measure(

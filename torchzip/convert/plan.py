@@ -344,8 +344,9 @@ class _ZipPlanner(_Planner):
             # The object came from a file, so what cannot be written is the file's fault.
             raise UnsupportedError(f"the object in it cannot be written again: {error}") from None
         self.refused += structure.refused
+        storages = keys.storages()
         around = head_records(structure.pickle)
         sizes = [(len(name), len(data)) for name, data in around]
-        sizes += [(len(f"data/{key}"), storage.nbytes) for key, storage in enumerate(keys.order)]
+        sizes += [(len(f"data/{key}"), storage.nbytes) for key, storage in enumerate(storages)]
         starts, nbytes = measure(archive_name(path), sizes)
-        return PlannedFile(path, structure.pickle, keys.order, starts[len(around) :], nbytes)
+        return PlannedFile(path, structure.pickle, storages, starts[len(around) :], nbytes)

@@ -34,6 +34,8 @@ from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.types import ForeignObject
 
 _BATCH = 1000
+#: Fewer are as quick one by one as in bulk.
+_MANY_PAIRS = 24
 _PACK_I32 = struct.Struct("<i").pack
 _PACK_U32 = struct.Struct("<I").pack
 _PACK_F64 = struct.Struct(">d").pack
@@ -279,12 +281,13 @@ class Emitter:
 
     def _pairs(self, pairs: Sequence[tuple[Any, Any]]) -> None:
         path, dispatch = self.path, self._dispatch
+        bulk = self._bulk if len(pairs) >= _MANY_PAIRS else None
         path.append(None)
         index = 0
         while index < len(pairs):
             key, value = pairs[index]
-            if self._bulk is not None and type(value) not in self._builtin:
-                done = self._bulk(self, pairs, index)
+            if bulk is not None and type(value) not in self._builtin:
+                done = bulk(self, pairs, index)
                 if done:
                     index += done
                     continue

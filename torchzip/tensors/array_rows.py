@@ -1,17 +1,16 @@
-"""Many new arrays at once: the opcodes of each as one row, worked out for all in one step.
+"""Many new tensors at once: the opcodes of each as one row, worked out for all in one step.
 
-A state dict has thousands of entries that differ in little: a name, an array that shares its
+A state dict has thousands of entries that differ in little: a name, a tensor that shares its
 memory with no other, a storage key, and memo numbers that go up by one from put to put. So the
-opcodes from one name's put to its tensor's are the same bytes for every array of a dtype and a
-shape, with gaps for the key and the numbers. A `_Template` has those bytes and fills the gaps: for
-many arrays of one shape as columns of a numpy array, for a few as one large integer.
+opcodes from one name's put to its tensor's are the same bytes for every tensor of a `Form`, with
+gaps for the key and the numbers. A `_Template` has those bytes and fills the gaps: for many tensors
+of one form as columns of a numpy array, for one or a few as one large integer.
 
 Equal to writing the pairs one by one, byte for byte (a test compares them).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,95 +18,175 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.pickling.emitter import Emitter
+from torchzip.tensors.memory import Form
 from torchzip.tensors.reduce import (
+    DenseWriter,
     Prefix,
     StorageKeys,
+    Stored,
+    get_opcode,
     int_opcode,
     ints_opcodes,
     name_opcode,
+    put_opcode,
 )
-from torchzip.tensors.specs import contiguous_stride
-from torchzip.tensors.storage import ArrayStorage
 
-Array = NDArray[Any]
 Numbers = NDArray[np.int64]
-What = tuple[str, tuple[int, ...]]  # dtype and shape
 
-#: A name, a key, a persistent id, size, stride, hooks, arguments and the tensor.
-_MOST_PUTS = 8
-#: From so many arrays of one shape on, numpy's columns are quicker than integers.
+#: A name, a key, a persistent id, size, stride, hooks, arguments and the tensor; for a parameter
+#: its hooks, its arguments and itself.
+_MOST_PUTS = 11
+#: From so many tensors of one form on, numpy's columns are quicker than integers.
 _COLUMNS_FROM = 8
+#: So many pairs make a run: fewer are as quick one by one.
+_LEAST_PAIRS = 24
+_MOST_PAIRS = 1000
 
 
 class ArrayRows:
-    """Writes runs of pairs of a new string and an array that stands alone.
+    """Writes tensors that stand alone: runs of pairs of a new string and such a tensor, or one.
 
-    ``alone`` maps the ids of such arrays to their torch dtypes; ``prefixes`` is what
-    tensors of a dtype begin with, for those dtypes whose names have memo numbers by now.
+    ``forms`` maps the ids of such tensors to their forms; ``storages`` has what is stored for
+    those that are no arrays.
     """
 
     def __init__(
-        self, keys: StorageKeys, prefixes: Mapping[str, Prefix], alone: Mapping[int, str]
+        self,
+        keys: StorageKeys,
+        dense: DenseWriter,
+        forms: Mapping[int, Form],
+        storages: Mapping[int, Stored],
     ) -> None:
         self._keys = keys
-        self._prefixes = prefixes
-        self._alone = alone
-        # By the length of the storage key and of the puts, then by dtype and shape.
-        self._templates: dict[tuple[int, bool], dict[What, _Template]] = {}
+        self._dense = dense
+        self._forms = forms
+        self._storages = storages
+        # By the length of the storage key and of the puts, then by form.
+        self._templates: dict[tuple[int, bool], dict[Form, _Template]] = {}
+        # Where runs end early, the next ones are looked for in fewer pairs.
+        self._window = _MOST_PAIRS
 
     def __call__(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]], start: int) -> int:
         """Write pairs from ``start`` up to the first that is something else; return how many."""
-        stop = len(pairs)
+        stop = min(len(pairs), start + self._window)
         if emitter.count < 256:  # as many as have short puts; those of the next begin short
             stop = min(stop, start + (256 - emitter.count) // _MOST_PUTS)
         # And as many as have keys of one length.
         first_key = len(self._keys.order)
         key_nbytes = len(str(first_key))
         stop = min(stop, start + 10**key_nbytes - first_key)
-        if start >= stop:
+        form = self._forms.get(id(pairs[start][1]))
+        short = emitter.count < 256
+        if (
+            form is None
+            or stop - start < _LEAST_PAIRS
+            or self.template(emitter, form, key_nbytes, short) is None
+        ):
             return 0
-        names = [name for name, _ in pairs[start:stop]]
-        arrays = [array for _, array in pairs[start:stop]]
-        array_ids = list(map(id, arrays))
-        dtypes = list(map(self._alone.get, array_ids))
+        names, values = zip(*pairs[start:stop], strict=True)
         name_ids = list(map(id, names))
-        count = self._ordinary(emitter, names, name_ids, array_ids, dtypes)
-        if count:
-            shapes = [array.shape for array in arrays[:count]]
-            whats = list(zip(dtypes, shapes, strict=False))
-            bounds = self._write(emitter, names[:count], whats, first_key, key_nbytes)
-            emitter.memo.update(zip(name_ids, bounds[:-1].tolist(), strict=False))
-            emitter.memo.update(zip(array_ids, (bounds[1:] - 1).tolist(), strict=False))
-            emitter.count = int(bounds[-1])
-            self._keys.order += map(ArrayStorage, arrays[:count], dtypes)
+        value_ids = list(map(id, values))
+        found = list(map(self._forms.get, value_ids))
+        templates = {
+            form: self.template(emitter, form, key_nbytes, short)
+            for form in dict.fromkeys(found)
+            if form is not None
+        }
+        count = self._ordinary(emitter, names, name_ids, value_ids, found, templates)
+        self._window = min(max(_LEAST_PAIRS, 2 * count), _MOST_PAIRS)
+        if count < _LEAST_PAIRS:
+            return 0
+        forms: list[Any] = found[:count]
+        storages: list[Any] | None = None
+        if self._storages:
+            storages = list(map(self._storages.get, value_ids[:count], values))
+            if not self._keys.are_new(storages):
+                self._window = _LEAST_PAIRS
+                return 0
+        bounds = self._write(emitter, names[:count], forms, templates, first_key)
+        emitter.memo.update(zip(name_ids, bounds[:-1].tolist(), strict=False))
+        emitter.memo.update(zip(value_ids, (bounds[1:] - 1).tolist(), strict=False))
+        emitter.count = int(bounds[-1])
+        if storages is None:  # nobody else mentions those of arrays
+            self._keys.order += values[:count]
+        else:
+            keys = self._keys.add(storages)
+            begins = bounds[:-1].tolist()
+            emitter.memo.update(
+                (id(key), begin + 1) for key, begin in zip(keys, begins, strict=True)
+            )
         return count
+
+    def one(self, emitter: Emitter, value: Any) -> bool:
+        """Write a tensor that has no number yet, with its put; return False if that is no row."""
+        form = self._forms.get(id(value))
+        if form is None:
+            return False
+        short = emitter.count < 256
+        if short and emitter.count + _MOST_PUTS > 256:
+            return False
+        key = str(len(self._keys.order))
+        template = self.template(emitter, form, len(key), short)
+        if template is None:
+            return False
+        storage = self._storages.get(id(value))
+        if storage is None:
+            self._keys.order.append(value)
+        elif self._keys.are_new([storage]):
+            emitter.memo[id(self._keys.add([storage])[0])] = emitter.count
+        else:
+            return False
+        emitter.write(template.one(key, emitter.count))
+        emitter.count += template.puts
+        emitter.memo[id(value)] = emitter.count - 1
+        return True
+
+    def template(
+        self, emitter: Emitter, form: Form, key_nbytes: int, short: bool
+    ) -> _Template | None:
+        """Return the template of a form; None as long as what it mentions has no numbers."""
+        templates = self._templates.setdefault((key_nbytes, short), {})
+        template = templates.get(form)
+        if template is None:
+            prefix = self._dense.prefix(emitter, form.torch_dtype)
+            call = b""
+            if form.parameter is not None:
+                number = emitter.number_of(("torch._utils", "_rebuild_parameter"))
+                if number is None:
+                    return None
+                call = get_opcode(number)
+            if prefix is None:
+                return None
+            template = templates[form] = _Template(call, prefix, form, key_nbytes, short)
+        return template
 
     def _ordinary(
         self,
         emitter: Emitter,
         names: Sequence[Any],
         name_ids: list[int],
-        array_ids: list[int],
-        dtypes: list[str | None],
+        value_ids: list[int],
+        forms: list[Form | None],
+        templates: dict[Form, _Template | None],
     ) -> int:
-        """Return how many pairs from the first on are a new string and a new array of the table."""
-        known = self._prefixes.keys()
+        """Return how many pairs from the first on are a new string and a new tensor of a row."""
         memo = emitter.memo.keys()
+        ids = {*name_ids, *value_ids}
         if (
-            known >= set(dtypes)
+            len(ids) == 2 * len(names)  # a stranger's iterator may give an object twice
+            and memo.isdisjoint(ids)
             and set(map(type, names)) == {str}
-            and memo.isdisjoint(name_ids)
-            and memo.isdisjoint(array_ids)
-            # a stranger's iterator may give an object twice
-            and len({*name_ids, *array_ids}) == 2 * len(names)
+            and None not in forms
+            and None not in templates.values()
         ):
             return len(names)
         met: set[int] = set()
-        for count, name in enumerate(names):
-            ids = {name_ids[count], array_ids[count]}
+        for count, form in enumerate(forms):
+            ids = {name_ids[count], value_ids[count]}
             if (
-                dtypes[count] not in known
-                or type(name) is not str
+                form is None
+                or templates[form] is None
+                or type(names[count]) is not str
                 or not memo.isdisjoint(ids)
                 or not met.isdisjoint(ids)
             ):
@@ -119,19 +198,13 @@ class ArrayRows:
         self,
         emitter: Emitter,
         names: Sequence[str],
-        whats: list[Any],
+        forms: list[Form],
+        templates: Mapping[Form, _Template | None],
         first_key: int,
-        key_nbytes: int,
     ) -> Numbers:
         """Write the pairs; return the memo numbers where each begins, and where the last ends."""
         count = len(names)
-        short = emitter.count < 256
-        templates = self._templates.setdefault((key_nbytes, short), {})
-        groups = {what: index for index, what in enumerate(dict.fromkeys(whats))}
-        for what in groups:
-            if what not in templates:
-                templates[what] = _Template(self._prefixes[what[0]], what, key_nbytes, short)
-        used = [templates[what] for what in groups]
+        used = {form: template for form, template in templates.items() if template is not None}
         try:
             texts = list(map(str.encode, names))
         except UnicodeEncodeError:
@@ -141,14 +214,17 @@ class ArrayRows:
         nbytes[:-1] = np.fromiter(map(len, texts[1:]), np.int64, count - 1)
         bounds = np.full(count + 1, emitter.count, np.int64)
         keys = np.arange(first_key, first_key + count)
-        if len(groups) == 1:
-            bounds[1:] += used[0].puts * np.arange(1, count + 1)
-            rows = used[0].rows(keys, bounds[:-1], nbytes)
+        if len(used) == 1:
+            (template,) = used.values()
+            bounds[1:] += (1 + template.puts) * np.arange(1, count + 1)
+            rows = template.rows(keys, bounds[:-1], nbytes)
         else:
-            group = np.fromiter(map(groups.__getitem__, whats), np.int64, count)
-            bounds[1:] += np.cumsum(np.array([template.puts for template in used])[group])
+            place = {form: index for index, form in enumerate(used)}
+            group = np.fromiter(map(place.__getitem__, forms), np.int64, count)
+            puts = np.array([1 + template.puts for template in used.values()])
+            bounds[1:] += np.cumsum(puts[group])
             rows = [b""] * count
-            for index, template in enumerate(used):
+            for index, template in enumerate(used.values()):
                 members = np.flatnonzero(group == index)
                 made = template.rows(keys[members], bounds[members], nbytes[members])
                 for member, row in zip(members.tolist(), made, strict=True):
@@ -165,77 +241,90 @@ _NO_NAME = name_opcode(0)
 
 
 class _Template:
-    """The opcodes from a name's put to the head of the next name, for a new storage, with gaps.
+    """The opcodes of a tensor on a new storage up to its put, with gaps.
 
-    ``puts`` is how many memo numbers they take.
+    ``puts`` is how many memo numbers they take. A row is those opcodes, the put of a name before
+    them and the head of the next name after them.
     """
 
-    def __init__(self, prefix: Prefix, what: What, key_nbytes: int, short: bool) -> None:
-        _, shape = what
+    def __init__(
+        self, call: bytes, prefix: Prefix, form: Form, key_nbytes: int, short: bool
+    ) -> None:
         begin, location, hooks = prefix
+        begin = call + begin
         key_head = name_opcode(key_nbytes)
         pieces = [  # what stands before each put
-            b"",
             begin + key_head + bytes(key_nbytes),
-            location + int_opcode(math.prod(shape)) + b"t",
-            b"QK\0" + ints_opcodes(shape),
-            ints_opcodes(contiguous_stride(shape)),
+            location + int_opcode(form.numel) + b"t",
+            b"Q" + int_opcode(form.storage_offset) + ints_opcodes(form.shape),
+            ints_opcodes(form.stride),
             b"\x89" + hooks,
             b"t",
             b"R",
         ]
-        if not shape:  # two empty tuples have no puts
-            pieces[3:6] = [b"".join(pieces[3:6])]
+        if not form.shape:  # two empty tuples have no puts
+            pieces[2:5] = [b"".join(pieces[2:5])]
+        if form.parameter is not None:
+            pieces += [(b"\x88" if form.parameter else b"\x89") + hooks, b"\x87", b"R"]
         text = b""
         places = []  # where the memo numbers go
         for piece in pieces:
             text += piece + (b"q" if short else b"r")
             places.append(len(text))
             text += bytes(1 if short else 4)
-        text += _NO_NAME
         self.puts = len(pieces)
         self._text = text
-        self._key_at = 1 + (1 if short else 4) + len(begin) + len(key_head)
+        self._key_at = len(begin) + len(key_head)
         self._key_nbytes = key_nbytes
-        # As columns: fields at those places.
-        number = "u1" if short else "<u4"
-        fields = {
-            **{f"put {index}": (number, place) for index, place in enumerate(places)},
-            **{f"digit {index}": ("u1", self._key_at + index) for index in range(key_nbytes)},
-            "name": ("<u4", len(text) - 4),
-        }
-        formats, offsets = zip(*fields.values(), strict=True)
-        self._row = np.dtype(
-            {"names": [*fields], "formats": formats, "offsets": offsets, "itemsize": len(text)}
-        )
         # As one little-endian number: memo numbers are consecutive, so the first of them times
         # ones in all gaps, and the constant steps between them.
         steps = sum(index << 8 * place for index, place in enumerate(places))
         self._constant = int.from_bytes(text, "little") + steps
         self._ones = sum(1 << 8 * place for place in places)
+        self._places = places
+        self._short = short
+        self._row: np.dtype[np.void] | None = None
+
+    def one(self, key: str, begin: int) -> bytes:
+        """Return the opcodes by the storage key and the first memo number."""
+        row = self._constant + begin * self._ones
+        row += int.from_bytes(key.encode(), "little") << 8 * self._key_at
+        return row.to_bytes(len(self._text), "little")
 
     def rows(self, keys: Numbers, begins: Numbers, name_nbytes: Numbers) -> list[bytes]:
         """Return rows by their storage keys, first memo numbers and the bytes of the next names."""
         if len(keys) >= _COLUMNS_FROM:
             return self._as_columns(keys, begins, name_nbytes)
         return [
-            self._as_number(*numbers)
-            for numbers in zip(keys.tolist(), begins.tolist(), name_nbytes.tolist(), strict=True)
+            put_opcode(begin) + self.one(str(key), begin + 1) + name_opcode(nbytes)
+            for key, begin, nbytes in zip(
+                keys.tolist(), begins.tolist(), name_nbytes.tolist(), strict=True
+            )
         ]
 
-    def _as_number(self, key: int, begin: int, name_nbytes: int) -> bytes:
-        nbytes = len(self._text)
-        row = self._constant + begin * self._ones + (name_nbytes << 8 * (nbytes - 4))
-        row += int.from_bytes(str(key).encode(), "little") << 8 * self._key_at
-        return row.to_bytes(nbytes, "little")
-
     def _as_columns(self, keys: Numbers, begins: Numbers, name_nbytes: Numbers) -> list[bytes]:
-        table = np.frombuffer(bytearray(self._text * len(keys)), self._row)
-        for index in range(self.puts):
+        text = b"q\0" if self._short else b"r\0\0\0\0"
+        before = len(text)
+        text += self._text + _NO_NAME
+        if self._row is None:
+            number = "u1" if self._short else "<u4"
+            puts = [1, *(before + place for place in self._places)]
+            key_at = before + self._key_at
+            fields = {
+                **{f"put {index}": (number, place) for index, place in enumerate(puts)},
+                **{f"digit {at}": ("u1", key_at + at) for at in range(self._key_nbytes)},
+                "name": ("<u4", len(text) - 4),
+            }
+            formats, offsets = zip(*fields.values(), strict=True)
+            self._row = np.dtype(
+                {"names": [*fields], "formats": formats, "offsets": offsets, "itemsize": len(text)}
+            )
+        table = np.frombuffer(bytearray(text * len(keys)), self._row)
+        for index in range(self.puts + 1):
             table[f"put {index}"] = begins + index
         for index in range(self._key_nbytes):
             digits = keys // 10 ** (self._key_nbytes - 1 - index) % 10
             table[f"digit {index}"] = ord("0") + digits
         table["name"] = name_nbytes
-        rows: list[bytes] = table.view(f"V{len(self._text)}").tolist()
+        rows: list[bytes] = table.view(f"V{len(text)}").tolist()
         return rows

@@ -7,11 +7,16 @@ type of the value.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.pickling.emitter import Emitter, Writer
+from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import ArrayStorage, TensorStorage
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
 _PACK_U32 = struct.Struct("<I").pack
@@ -27,14 +32,25 @@ def _fresh(text: str) -> str:
     return text[:1] + text[1:] if len(text) > 1 else text
 
 
+Stored = TensorStorage | NDArray[Any]
+
+
+def as_storage(stored: Stored) -> TensorStorage:
+    """Return what is stored as a storage."""
+    if isinstance(stored, TensorStorage):
+        return stored
+    return ArrayStorage(stored, torch_dtype_of(stored.dtype))
+
+
 class StorageKeys:
     """Hands out storage keys in the order of first mention: '0', '1', ...
 
-    ``order`` holds the storages by key.
+    ``order`` holds by key what is stored: a storage, or an array that stands for the storage of its
+    bytes. There may be a hundred thousand of these, and an object more for each would show.
     """
 
     def __init__(self) -> None:
-        self.order: list[TensorStorage] = []
+        self.order: list[Stored] = []
         self._keys: dict[int, str] = {}
 
     def copy(self) -> StorageKeys:
@@ -42,6 +58,23 @@ class StorageKeys:
         copy = StorageKeys()
         copy.order, copy._keys = self.order[:], self._keys.copy()
         return copy
+
+    def storages(self) -> list[TensorStorage]:
+        """Return the storages by key."""
+        return list(map(as_storage, self.order))
+
+    def are_new(self, storages: Sequence[Stored]) -> bool:
+        """Return whether no storage among these has a key, and none is there twice."""
+        ids = set(map(id, storages))
+        return len(ids) == len(storages) and self._keys.keys().isdisjoint(ids)
+
+    def add(self, storages: Sequence[Stored]) -> list[str]:
+        """Give new storages the next keys, and return these."""
+        first = len(self.order)
+        keys = list(map(str, range(first, first + len(storages))))
+        self._keys.update(zip(map(id, storages), keys, strict=True))
+        self.order += storages
+        return keys
 
     def key_of(self, storage: TensorStorage) -> str:
         """Return the key of a storage: the same string object each time."""
@@ -57,9 +90,7 @@ class DenseWriter:
 
     def __init__(self, keys: StorageKeys) -> None:
         self._keys = keys
-        # What every tensor of a dtype and location begins with, once all of it has
-        # memo numbers.
-        self.prefixes: dict[str, Prefix] = {}
+        self._prefixes: dict[str, Prefix] = {}
 
     def persistent_id(
         self, emitter: Emitter, storage: TensorStorage, torch_dtype: str | None
@@ -131,52 +162,61 @@ class DenseWriter:
             or spec.requires_grad or spec.conj or spec.neg
         ):  # fmt: skip
             return False
-        prefix = self.prefixes.get(torch_dtype)
+        prefix = self.prefix(emitter, torch_dtype)
         if prefix is None:
-            prefix = self._prefix(emitter, row.storage_class)
-            if prefix is None:
-                return False
-            self.prefixes[torch_dtype] = prefix
+            return False
         begin, location, hooks = prefix
         key = self._keys.key_of(storage)
         number = emitter.number_of(id(key))
         if number is not None:
-            middle = _get(number)
+            middle = get_opcode(number)
         else:
             raw = key.encode()
-            middle = b"X%c\0\0\0%b%b" % (len(raw), raw, _put(emitter.count))
+            middle = b"X%c\0\0\0%b%b" % (len(raw), raw, put_opcode(emitter.count))
             emitter.number(id(key))
         at = emitter.count
         parts = [
             begin, middle, location, int_opcode(storage.nbytes // row.itemsize),
-            b"t", _put(at), b"Q", int_opcode(spec.storage_offset),
+            b"t", put_opcode(at), b"Q", int_opcode(spec.storage_offset),
         ]  # fmt: skip
         at += 1
         if shape:
-            parts += [ints_opcodes(shape), _put(at), ints_opcodes(spec.stride), _put(at + 1)]
+            parts += [
+                ints_opcodes(shape),
+                put_opcode(at),
+                ints_opcodes(spec.stride),
+                put_opcode(at + 1),
+            ]
             at += 2
         else:
             parts.append(b"))")
-        parts += [b"\x89", hooks, _put(at), b"t", _put(at + 1), b"R"]
+        parts += [b"\x89", hooks, put_opcode(at), b"t", put_opcode(at + 1), b"R"]
         emitter.count = at + 2
         emitter.write(b"".join(parts))
         return True
 
-    def _prefix(self, emitter: Emitter, storage_class: str) -> Prefix | None:
-        numbers = [
-            emitter.number_of(key)
-            for key in (
-                ("torch._utils", "_rebuild_tensor_v2"),
-                id(_STORAGE),
-                ("torch", storage_class),
-                id(_PLAIN_LOCATIONS["cpu"]),
-                ("collections", "OrderedDict"),
-            )
-        ]
-        if any(number is None for number in numbers):
-            return None
-        function, storage, kind, location, hooks = (_get(number or 0) for number in numbers)
-        return function + b"((" + storage + kind, location, hooks + b")R"
+    def prefix(self, emitter: Emitter, torch_dtype: str) -> Prefix | None:
+        """Return what tensors of a dtype begin with, once all of it has memo numbers."""
+        prefix = self._prefixes.get(torch_dtype)
+        storage_class = DTYPES[torch_dtype].storage_class
+        if prefix is not None or storage_class is None:
+            return prefix
+        numbers = []
+        for key in (
+            ("torch._utils", "_rebuild_tensor_v2"),
+            id(_STORAGE),
+            ("torch", storage_class),
+            id(_PLAIN_LOCATIONS["cpu"]),
+            ("collections", "OrderedDict"),
+        ):
+            number = emitter.number_of(key)
+            if number is None:
+                return None
+            numbers.append(number)
+        function, storage, kind, location, hooks = map(get_opcode, numbers)
+        prefix = (function + b"((" + storage + kind, location, hooks + b")R")
+        self._prefixes[torch_dtype] = prefix
+        return prefix
 
 
 #: What a tensor begins with: up to its key, its location, its hooks up to their put.
@@ -211,11 +251,13 @@ def name_opcode(nbytes: int) -> bytes:
     return b"X" + _PACK_U32(nbytes)
 
 
-def _put(number: int) -> bytes:
+def put_opcode(number: int) -> bytes:
+    """Return the opcode that gives a memo number."""
     return b"q%c" % number if number < 256 else b"r" + _PACK_U32(number)
 
 
-def _get(number: int) -> bytes:
+def get_opcode(number: int) -> bytes:
+    """Return the opcode that takes what has a memo number."""
     return b"h%c" % number if number < 256 else b"j" + _PACK_U32(number)
 
 

@@ -1,0 +1,405 @@
+"""The first pass over an object to be saved: every array in it, and where each is to lie.
+
+An array's storage can only be written once all others that share its memory are known. Most share
+it with none: these *stand alone*, and the second pass writes them in bulk, by their forms.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import compress, repeat
+from operator import attrgetter, is_not
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.dtypes import DTYPES
+from torchzip.pickling.emitter import Reduction, reduce_object
+from torchzip.tensors.memory import (
+    Form,
+    Placement,
+    addresses,
+    are_apart,
+    extent_of,
+    place_arrays,
+    plain_form,
+    torch_dtype_to_save,
+)
+from torchzip.tensors.numpy_values import PickledArray
+from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.reduce import Stored
+from torchzip.tensors.specs import TensorSpec
+from torchzip.types import (
+    ForeignObject,
+    NestedTensor,
+    OtherTensor,
+    Parameter,
+    QuantizedTensor,
+    Storage,
+    TypedArray,
+)
+
+Array = NDArray[Any]
+#: (arrays with their torch dtypes, what messages call each by its index) -> where each lies
+PlaceArrays = Callable[[list[tuple[Array, str]], Callable[[int], str]], list[Placement]]
+
+
+class EarlyTensor:
+    """A tensor that `incremental_save` has stored already: it keeps the tensor's place."""
+
+    __slots__ = ("spec", "writer")
+
+    def __init__(self, spec: TensorSpec, writer: object) -> None:
+        self.spec = spec
+        self.writer = writer
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    @property
+    def torch_dtype(self) -> str:
+        return self.spec.torch_dtype
+
+    def __repr__(self) -> str:
+        return f"EarlyTensor({self.torch_dtype}, shape={list(self.shape)})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an EarlyTensor belongs to its writer and cannot be pickled")
+
+
+class _Link:
+    """One step of a path: a key, and the step before. Made into text only for messages."""
+
+    __slots__ = ("before", "key")
+
+    def __init__(self, before: _Link | None, key: Any) -> None:
+        self.before = before
+        self.key = key
+
+    def __str__(self) -> str:
+        keys = []
+        link: _Link | None = self
+        while link is not None:
+            keys.append(str(link.key))
+            link = link.before
+        return ".".join(reversed(keys))
+
+
+class Survey:
+    """What the first pass finds.
+
+    ``placements`` says where arrays lie that may share memory, by identity and torch dtype.
+    ``forms`` has the others by their identity, and Parameters and LazyTensors that are alone on
+    their storage; ``storages`` has the storages of these two. ``reductions`` are the parts of
+    objects of unknown types, by identity. All of it holds as long as the survey is alive.
+
+    ``spec_of`` is how a tensor of a file is written; None if none of them may stand alone.
+    """
+
+    def __init__(
+        self, root: Any, place: PlaceArrays, spec_of: Callable[[TensorSpec], TensorSpec] | None
+    ) -> None:
+        self.placements: dict[tuple[int, str], Placement] = {}
+        self.forms: dict[int, Form] = {}
+        self.storages: dict[int, Stored] = {}
+        self.reductions: dict[int, tuple[Any, Reduction]] = {}
+        # Arrays of the plain class: values, which are met again by identity, and parts of other
+        # values, which are written anew at each mention.
+        self._arrays: list[Array] = []
+        self._parts: list[Array] = []
+        self._parameters: list[Parameter] = []
+        self._lazy: list[LazyTensor | Parameter] = []
+        # The others, which have to be placed one by one.
+        self._special: dict[tuple[int, str], tuple[Array, str]] = {}
+        self._links: dict[int, _Link | None] = {}
+        self._holders: list[tuple[Iterable[Any], Iterable[Any], _Link | None]] = []
+        self._alive: list[Any] = []  # so that ids stay
+        self._find(root)
+        self._settle_arrays(place)
+        if spec_of is not None:
+            self._settle_lazy(spec_of)
+
+    # -- going over the tree -----------------------------------------------------------------
+
+    def _find(self, root: Any) -> None:
+        seen: set[int] = set()
+        todo: list[tuple[Any, _Link | None]] = [(root, None)]
+        while todo:
+            value, link = todo.pop()
+            kind = type(value)
+            if kind in _WITHOUT_ARRAYS:
+                continue
+            if kind is np.ndarray:
+                self._arrays.append(value)
+                self._links[id(value)] = link
+                continue
+            if isinstance(value, np.ndarray) and not is_pickled(value):
+                self._add_special(value, link)
+                continue
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            self._alive.append(value)
+            if kind is dict:
+                self._add_pairs(value.keys(), value.values(), link, todo)
+            elif kind is list or kind is tuple:
+                self._add_pairs(range(len(value)), value, link, todo)
+            elif kind is TypedArray:
+                if isinstance(value.array, np.ndarray) and value.torch_dtype in DTYPES:
+                    self._special[id(value.array), value.torch_dtype] = (
+                        value.array, value.torch_dtype,
+                    )  # fmt: skip
+                    self._links[id(value.array)] = link
+            elif kind is Parameter:
+                self._add_part(value.data, link, todo)
+                todo.append((value.state, link))
+            elif isinstance(value, OtherTensor):
+                for part in _parts_of_other(value):
+                    self._add_part(part, link, todo)
+            elif kind is LazyTensor:
+                self._lazy.append(value)
+            elif isinstance(value, BareStorage | LazyTensor | EarlyTensor):
+                pass
+            elif kind is Storage:
+                self._add_part(value.data, link, todo)
+            elif kind is ForeignObject:
+                parts = (value.items, value.state, value.kwargs, value.args, value.callee)
+                todo += [(part, link) for part in parts]
+            elif kind is set or kind is frozenset:
+                todo += [(item, link) for item in value]
+            else:
+                reduction = self._try_reduce(value)
+                if isinstance(reduction, tuple):
+                    self._add_reduction(reduction, link, todo)
+
+    def _add_pairs(
+        self,
+        keys: Collection[Any],
+        values: Collection[Any],
+        link: _Link | None,
+        todo: list[tuple[Any, _Link | None]],
+    ) -> None:
+        kinds = set(map(type, values))
+        if np.ndarray in kinds or Parameter in kinds:
+            self._holders.append((keys, values, link))
+        if kinds == _ARRAYS:
+            self._arrays += values
+        elif not kinds <= _WITHOUT_ARRAYS:
+            found = []
+            for key, value in zip(keys, values, strict=True):
+                kind = type(value)
+                if kind is np.ndarray:
+                    self._arrays.append(value)
+                elif kind is LazyTensor:
+                    self._lazy.append(value)
+                elif kind is Parameter and value.state is None and type(value.data) in _DENSE:
+                    held = self._parameters if type(value.data) is np.ndarray else self._lazy
+                    held.append(value)
+                elif kind not in _WITHOUT_ARRAYS:
+                    found.append((value, _Link(link, key)))
+            todo += reversed(found)
+        if type(keys) is not range and not set(map(type, keys)) <= _WITHOUT_ARRAYS:
+            todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
+
+    def _add_reduction(
+        self, reduction: tuple[Any, ...], link: _Link | None, todo: list[tuple[Any, _Link | None]]
+    ) -> None:
+        parts = list(reduction)
+        pairs = parts[4] if len(parts) > 4 else None
+        if pairs and {*map(type, pairs)} == {tuple} and {*map(len, pairs)} == {2}:
+            del parts[4]
+            keys, values = zip(*pairs, strict=True)
+            self._add_pairs(keys, values, link, todo)
+        todo += [(part, link) for part in reversed(parts)]
+
+    def _add_part(self, part: Any, link: _Link | None, todo: list[Any]) -> None:
+        if type(part) is np.ndarray:
+            self._parts.append(part)
+            self._links[id(part)] = link
+        else:
+            todo.append((part, link))
+
+    def _add_special(self, array: Array, link: _Link | None) -> None:
+        try:
+            torch_dtype = torch_dtype_to_save(array)
+        except TypeError:
+            return  # the second pass says where it is
+        self._special.setdefault((id(array), torch_dtype), (array, torch_dtype))
+        if link is not None:
+            self._links.setdefault(id(array), link)
+        self._alive.append(array)
+
+    def _try_reduce(self, value: Any) -> Reduction | None:
+        """Take an object apart for the first pass, and keep the parts for the second."""
+        try:
+            reduction = reduce_for_good(value)
+        except Exception:
+            # Tried again by the second pass, which says where the value is.
+            return None
+        self.reductions[id(value)] = (value, reduction)
+        return reduction
+
+    def _paths(self) -> dict[int, str]:
+        """Return what messages call arrays, by identity."""
+        links = dict(self._links)
+        for keys, values, link in self._holders:
+            for key, value in zip(keys, values, strict=True):
+                array = value.data if type(value) is Parameter else value
+                links.setdefault(id(array), _Link(link, key))
+        return {identity: str(link) for identity, link in links.items()}
+
+    # -- what it comes to ----------------------------------------------------------------------
+
+    def _settle_arrays(self, place: PlaceArrays) -> None:
+        """Find those that stand alone, and place the others."""
+        parameters = list({id(value): value for value in self._parameters}.values())
+        parts = [*self._parts, *(value.data for value in parameters)]
+        arrays = self._arrays + parts
+        ids = list(map(id, arrays))
+        form_of = _FormOf()
+        looks = map(attrgetter("dtype", "shape", "strides"), arrays)
+        forms: dict[int, Any] = dict(zip(ids, map(form_of.__getitem__, looks), strict=True))
+        if None in form_of.values():
+            for identity, array in zip(ids, arrays, strict=True):
+                if forms.get(identity, self) is None:
+                    del forms[identity]
+                    self._add_special(array, None)
+        owners = map(attrgetter("base"), arrays)
+        # An array that owns its memory can still be the owner of another's.
+        if self._special or place is not place_arrays or any(map(is_not, owners, repeat(None))):
+            by_id = dict(zip(ids, arrays, strict=True))
+            regular = [by_id[identity] for identity in forms]
+            alone = _which_alone(regular, self._special.values())
+            if place is not place_arrays:
+                alone[:] = False
+            together = dict(self._special)
+            for array, form in compress(zip(regular, forms.values(), strict=True), ~alone):
+                together[id(array), form.torch_dtype] = (array, form.torch_dtype)
+            self._place(place, together)
+            forms = dict(compress(forms.items(), alone))
+        if parts:
+            self._settle_parts(parts, parameters, forms)
+        else:
+            self.forms = forms
+
+    def _place(self, place: PlaceArrays, arrays: dict[tuple[int, str], tuple[Array, str]]) -> None:
+        paths: dict[int, str] = {}
+        keys = list(arrays)
+
+        def path_of(index: int) -> str:
+            if not paths:
+                paths.update(self._paths())
+            return paths[keys[index][0]]
+
+        placements = place(list(arrays.values()), path_of)
+        self.placements = dict(zip(keys, placements, strict=True))
+
+    def _settle_parts(
+        self, parts: list[Array], parameters: list[Parameter], forms: dict[int, Form]
+    ) -> None:
+        """Leave out what is a part of another value, and take in Parameters.
+
+        Each mention of a part makes a new tensor on the storage that the first has made.
+        """
+        mentions = Counter(map(id, parts))
+        values = set(map(id, self._arrays))
+        self.forms = {key: form for key, form in forms.items() if key not in mentions}
+        made: dict[tuple[Form, bool], Form] = {}
+        for parameter in parameters:
+            data = parameter.data
+            form = forms.get(id(data))
+            if form is None or mentions[id(data)] > 1 or id(data) in values:
+                continue
+            look = (form, bool(parameter.requires_grad))
+            if look not in made:
+                made[look] = form.of_parameter(look[1])
+            self.forms[id(parameter)] = made[look]
+            self.storages[id(parameter)] = data
+
+    def _settle_lazy(self, spec_of: Callable[[TensorSpec], TensorSpec]) -> None:
+        made: dict[Any, Form] = {}
+        for value in self._lazy:
+            parameter: bool | None = None
+            if isinstance(value, Parameter):
+                spec, parameter = value.data.spec, bool(value.requires_grad)
+            else:
+                spec = value.spec
+                if spec.is_parameter:
+                    parameter = spec.requires_grad
+            spec = spec_of(spec)
+            storage = spec.storage
+            if (
+                spec.subclass is not None or spec.conj or spec.neg or storage.location != "cpu"
+                or (spec.requires_grad and parameter is None)
+            ):  # fmt: skip
+                continue
+            numel = storage.nbytes // DTYPES[spec.torch_dtype].itemsize
+            look = (
+                spec.torch_dtype, spec.shape, spec.stride, spec.storage_offset, numel, parameter,
+            )  # fmt: skip
+            if look not in made:
+                made[look] = Form(*look)
+            self.forms[id(value)] = made[look]
+            self.storages[id(value)] = storage
+
+
+class _FormOf(dict[Any, Form | None]):
+    """The form of a dtype, a shape and strides, made once for all."""
+
+    def __missing__(self, look: Any) -> Form | None:
+        form = self[look] = plain_form(*look)
+        return form
+
+
+def _which_alone(arrays: Sequence[Array], others: Iterable[tuple[Array, str]]) -> NDArray[np.bool]:
+    """Return which of the arrays, all without gaps, meet neither one another nor the others."""
+    starts = addresses(arrays)
+    stops = np.fromiter(map(attrgetter("nbytes"), arrays), np.int64, len(arrays)) + starts
+    extents = [extent_of(array, torch_dtype) for array, torch_dtype in others]
+    known = [extent for extent in extents if extent is not None and extent.stop > extent.start]
+    all_starts = np.array(starts + [extent.start for extent in known], np.int64)
+    all_stops = np.append(stops, [extent.stop for extent in known]).astype(np.int64)
+    return are_apart(all_starts, all_stops)[: len(arrays)]
+
+
+def is_pickled(array: Array) -> bool:
+    """Return whether numpy pickled this array, which is then no tensor."""
+    return type(array) is PickledArray and array.is_pickled
+
+
+def _parts_of_other(tensor: OtherTensor) -> list[Any]:
+    """Return what is inside a tensor that is not dense; integers with the dtype they stand for."""
+    parts = tensor.parts
+    if isinstance(tensor, QuantizedTensor):
+        array = parts[0].array if isinstance(parts[0], TypedArray) else parts[0]
+        if isinstance(array, np.ndarray):
+            parts[0] = TypedArray(array, tensor.torch_dtype)
+    if isinstance(tensor, NestedTensor) and type(tensor.constructor) is dict:
+        parts += [
+            value
+            for name, value in tensor.constructor.items()
+            if name not in ("values", "offsets", "lengths")  # which are parts
+        ]
+    return [*parts, tensor.attributes]
+
+
+def reduce_for_good(value: Any) -> Reduction:
+    """Return a reduction whose items can be gone over twice."""
+    reduction = reduce_object(value.view(np.ndarray) if type(value) is PickledArray else value)
+    if isinstance(reduction, tuple) and len(reduction) > 3:
+        reduction = tuple(
+            list(part) if index in (3, 4) and part is not None else part
+            for index, part in enumerate(reduction)
+        )
+    return reduction
+
+
+_WITHOUT_ARRAYS = frozenset(
+    [str, int, float, bool, type(None), bytes, bytearray, complex, type, range, slice]
+)
+_ARRAYS = {np.ndarray}
+_DENSE = (np.ndarray, LazyTensor)
