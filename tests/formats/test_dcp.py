@@ -117,8 +117,12 @@ def test_convert(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made["model"]["pinwheel"], _A)
     assert made["opt"][0]["lr"] == 0.5
     report = tz.convert(folder, tmp_path / "m.safetensors", dtype="float64")
-    assert report.lost == ("opt.0.lr", "step", "nothing")
+    assert report.lost == ()
     np.testing.assert_array_equal(tz.load(tmp_path / "m.safetensors")["model.columns"], _A)
+    tz.convert(tmp_path / "m.safetensors", tmp_path / "back.pt")
+    back = tz.load(tmp_path / "back.pt")
+    assert (back["opt"][0]["lr"], back["step"]) == (made["opt"][0]["lr"], made["step"])
+    np.testing.assert_array_equal(back["model"]["pinwheel"], _A)
 
 
 def test_saving_the_root_again(tmp_path: Path) -> None:
