@@ -286,8 +286,22 @@ def test_many_small_objects_stay_in_proportion(unit: bytes) -> None:
         tz.load(io.BytesIO(data))
 
 
-def test_import_brings_what_reading_needs() -> None:
-    """``import torchzip`` leaves for later what most programs never ask for."""
+def test_import_brings_nothing() -> None:
+    """``import torchzip`` imports neither numpy nor anything else that takes time."""
+    code = (
+        "import sys; before = {*sys.modules}; import torchzip; "
+        "print(sorted({*sys.modules} - before - {'typing'}))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    brought = made.stdout.strip().replace("'", "").strip("[]").split(", ")
+    assert [name for name in brought if name.startswith("torchzip")] == [
+        "torchzip", "torchzip.convert",
+    ]  # fmt: skip
+    assert not {"numpy", "ml_dtypes", "json", "dataclasses", "re", "threading"} & {*brought}
+
+
+def test_opening_brings_what_reading_needs() -> None:
+    """`lazy_load` and `load` leave for later what most programs never ask for."""
     later = [
         "difflib", "json", "queue", "tempfile", "fnmatch", "concurrent.futures.thread",
         "torchzip.checkpoint.saving", "torchzip.convert.run", "torchzip.cli.main",
@@ -297,6 +311,7 @@ def test_import_brings_what_reading_needs() -> None:
     ]  # fmt: skip
     code = (
         "import numpy, ml_dtypes, sys; before = {*sys.modules}; import torchzip; "
+        "torchzip.lazy_load, torchzip.load; "
         f"print([m for m in {later} if m in sys.modules and m not in before]); "
         "torchzip.convert, torchzip.save, torchzip.incremental_save; "
         "import torchzip.convert.run; print(callable(torchzip.convert))"
@@ -305,7 +320,7 @@ def test_import_brings_what_reading_needs() -> None:
     assert made.stdout.split("\n")[:2] == ["[]", "True"]
 
 
-@pytest.mark.parametrize("name", ["convert", "save", "incremental_save"])
+@pytest.mark.parametrize("name", ["convert", "save", "incremental_save", "LimitError"])
 def test_what_comes_later_is_listed_and_real(name: str) -> None:
     """In ``dir()`` from the beginning, a function at first sight, and nothing else is invented."""
     code = (

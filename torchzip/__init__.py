@@ -5,18 +5,6 @@ Read, write and convert the files of ``torch.save`` with numpy and ml_dtypes alo
 
 from typing import TYPE_CHECKING, Any
 
-from torchzip import types
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, lazy_load
-from torchzip.checkpoint.loading import load
-from torchzip.errors import (
-    FormatError,
-    LimitError,
-    TorchZipError,
-    UnsafeGlobalError,
-    UnsupportedError,
-)
-from torchzip.limits import Limits
-
 __version__ = "0.1.0"
 
 __all__ = [
@@ -37,10 +25,22 @@ __all__ = [
     "types",
 ]
 
-# Whoever only reads need not wait for what writes: these are imported when they are asked for.
+# Each name is imported when it is asked for: whoever only reads need not wait for what writes, and
+# a program that may never open a checkpoint need not wait for numpy.
 if TYPE_CHECKING:
+    from torchzip import types
+    from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, lazy_load
+    from torchzip.checkpoint.loading import load
     from torchzip.checkpoint.saving import incremental_save, save
     from torchzip.convert.conversion import convert
+    from torchzip.errors import (
+        FormatError,
+        LimitError,
+        TorchZipError,
+        UnsafeGlobalError,
+        UnsupportedError,
+    )
+    from torchzip.limits import Limits
 else:
     # Once the package of that name is imported, it does not take the function's place later.
     from torchzip import convert
@@ -48,15 +48,25 @@ else:
     del convert
 
     def __getattr__(name: str) -> Any:
-        if name == "save":
-            from torchzip.checkpoint.saving import save as found
-        elif name == "incremental_save":
-            from torchzip.checkpoint.saving import incremental_save as found
+        if name in ("Checkpoint", "LazyTensor", "lazy_load"):
+            from torchzip.checkpoint import lazy as home
+        elif name == "load":
+            from torchzip.checkpoint import loading as home
+        elif name in ("save", "incremental_save"):
+            from torchzip.checkpoint import saving as home
         elif name == "convert":
-            from torchzip.convert.conversion import convert as found
+            from torchzip.convert import conversion as home
+        elif name == "Limits":
+            from torchzip import limits as home
+        elif name == "types":
+            import torchzip.types
+
+            return torchzip.types
+        elif name in __all__:
+            from torchzip import errors as home
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = found
+        found = globals()[name] = vars(home)[name]
         return found
 
     def __dir__() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -238,8 +238,10 @@ class Checkpoint(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         """Return the LazyTensor of a name, or the tensor of another kind."""
-        table = self._names()
+        table = self._table or self._names()
         leaf = table.names.get(name)
+        if type(leaf) is LazyTensor and not table.has_conflicts:
+            return leaf
         if leaf is None and name in table.others:
             raise UnsupportedError(
                 f"{name!r} is a tensor of a class that only its own code can make; it is a "
@@ -270,6 +272,10 @@ class Checkpoint(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._names().names)
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return the names and their tensors."""
+        return _Items(self)
 
     @property
     def others(self) -> Mapping[str, ForeignObject]:
@@ -318,6 +324,21 @@ class Checkpoint(Mapping[str, Any]):
         return self is other
 
     __hash__ = object.__hash__
+
+
+class _Items(ItemsView[str, Any]):
+    """Goes over the table itself, where no name is that of two tensors."""
+
+    _mapping: Checkpoint
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        table = self._mapping._names()
+        if table.has_conflicts:
+            return super().__iter__()
+        return (
+            (name, leaf.data if isinstance(leaf, Parameter) else leaf)
+            for name, leaf in table.names.items()
+        )
 
 
 def _merged(names: list[Name], more: list[Name]) -> list[Name]:

@@ -102,6 +102,11 @@ class NameTable:
         if id(root) in leading:
             self._walk(root, leading, shared)
 
+    @property
+    def has_conflicts(self) -> bool:
+        """Whether there is a name that `check` refuses."""
+        return bool(self._conflicts)
+
     def check(self, name: str) -> None:
         """Raise FormatError if two tensors have this name."""
         if name in self._conflicts:
