@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.piece import PREPARE, parse_high_water_mark
-from benchmarks.tasks import NUMPY, Row, is_ours
+from benchmarks.tasks import DISK, NUMPY, Row, is_ours
 
 _PACKAGES = "torchzip numpy ml_dtypes torch safetensors isal zipslicer ptloader".split()
 
@@ -101,7 +101,7 @@ def run(arguments: list[str]) -> str:
 
 
 def is_installed(tool: str) -> bool:
-    if tool == NUMPY:
+    if tool in (NUMPY, DISK):
         return True
     package = "isal" if "[fast]" in tool else re.match(r"\w+", tool)[0]  # type: ignore[index]
     return importlib.util.find_spec(package) is not None

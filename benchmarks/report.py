@@ -75,7 +75,8 @@ def compared(result: dict[str, Any], our: str, other: str) -> str:
     if other in result["extra_ms"]:
         pairs = zip(*(result["tools"][tool]["seconds"] for tool in (our, other)), strict=True)
         extra = statistics.median(ours - theirs for ours, theirs in pairs) * 1000
-        return f"{extra:+.1f} ms | at most +{result['extra_ms'][other]:g} ms"
+        target = result["extra_ms"][other]
+        return f"{extra:+.1f} ms | {'' if target is None else f'at most +{target:g} ms'}"
     each = ratios(result, our, other)
     spread = f"{number(statistics.median(each))} ({number(each[0])} to {number(each[-1])})"
     target = result["ours"][our].get(other)

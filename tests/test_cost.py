@@ -297,7 +297,7 @@ def test_import_brings_nothing() -> None:
     assert [name for name in brought if name.startswith("torchzip")] == [
         "torchzip", "torchzip.convert",
     ]  # fmt: skip
-    assert not {"numpy", "ml_dtypes", "json", "dataclasses", "re", "threading"} & {*brought}
+    assert not {"numpy", "ml_dtypes", "json", "dataclasses", "threading"} & {*brought}
 
 
 def test_opening_brings_what_reading_needs() -> None:
