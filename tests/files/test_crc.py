@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchzip.files import crc as crc_module
-from torchzip.files.crc import Crc32Meanwhile, crc32, crc32_combine, crc32_folded
+from torchzip.files.crc import (
+    Crc32Meanwhile,
+    RunningCrc32,
+    crc32,
+    crc32_combine,
+    crc32_folded,
+)
 
 _NEAR, _FAR = 99_922, 183_278
 _BYTES = np.random.default_rng(1).integers(0, 256, 3 << 20, np.uint8).tobytes()
@@ -113,3 +119,26 @@ def test_meanwhile_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that fails leaves the work to whoever asks for the result."""
     monkeypatch.setattr(Crc32Meanwhile, "_run", lambda self: None)
     assert Crc32Meanwhile(b"123456789").result() == 0xCBF43926
+
+
+@pytest.mark.parametrize("folds", [True, False])
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.integers(0, 9) | st.integers(183_270, 183_290) | st.integers(0, 400_000), max_size=8
+    ),
+    st.integers(0, 0xFFFFFFFF),
+)
+def test_running_crc(folds: bool, sizes: list[int], value: int) -> None:
+    """Blocks of any sizes give what zlib gives, and the value can be asked for between them."""
+    data = _DATA[: sum(sizes)]
+    running = RunningCrc32(value, folds=folds)
+    at = 0
+    for size in sizes:
+        running.update(data[at : at + size])
+        at += size
+        assert running.value() == zlib.crc32(data[:at], value)
+    assert running.value() == zlib.crc32(data, value)
+
+
+_DATA = np.random.default_rng(11).bytes(3_200_000)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchzip.dtypes import DTYPES
-from torchzip.files.crc import crc32, crc32_combine, crc32_short, wrong_crc
+from torchzip.files.crc import RunningCrc32, crc32, crc32_combine, crc32_short, wrong_crc
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.tensors.casts import Cast, CastStorage
@@ -231,17 +231,18 @@ class _Worker:
             yield read
 
     def _write_same(self, piece: Piece, run: _Run) -> Written:
-        crc = 0
+        running = RunningCrc32()
         checks = run.is_whole and not piece.copied
         at, stop = run.start + piece.start, run.start + piece.stop
         while at < stop:
             room = self._out.room[: stop - at]
             run.base.read_into(at, np.frombuffer(room, np.uint8))
             if checks or (piece.with_crc and not piece.copied):
-                crc = crc32(room, crc)
+                running.update(room)
             self._out.advance(room.nbytes)
             self._tell(room.nbytes)
             at += room.nbytes
+        crc = running.value()
         return Written(crc, crc, piece.nbytes) if checks else Written(crc)
 
     def _write_cast(self, piece: Piece, run: _Run, storage: CastStorage) -> Written:
@@ -249,10 +250,10 @@ class _Worker:
         cast = self._casts.setdefault(pair, Cast(*pair))
         in_nbytes, out_nbytes = (DTYPES[name].itemsize for name in pair)
         start, stop = (run.start + at // out_nbytes * in_nbytes for at in (piece.start, piece.stop))
-        crc = source_crc = 0
+        crc, source_crc = RunningCrc32(), RunningCrc32()
         for read in self._reads(run.base, start, stop):
             if run.is_whole:
-                source_crc = crc32(read.data, source_crc)
+                source_crc.update(read.data)
             while read.size:
                 # No element lies across the end of the room: both targets put wide ones first, or
                 # each storage on a multiple of 64.
@@ -261,8 +262,8 @@ class _Worker:
                 made = room[: elements * out_nbytes]
                 cast.into(read[: elements * in_nbytes], made)
                 if piece.with_crc:
-                    crc = crc32(made, crc)
+                    crc.update(made)
                 self._out.advance(made.nbytes)
                 self._tell(made.nbytes)
                 read = read[elements * in_nbytes :]
-        return Written(crc, source_crc, stop - start if run.is_whole else 0)
+        return Written(crc.value(), source_crc.value(), stop - start if run.is_whole else 0)

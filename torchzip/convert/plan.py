@@ -192,8 +192,8 @@ class _Planner:
             if row.name in weight_map
         }
         content = {"metadata": metadata, "weight_map": listed}
-        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-        plan.index = (target.index_path, text.encode("utf-8", "surrogatepass"))
+        text = json.dumps(content, indent=2) + "\n"
+        plan.index = (target.index_path, text.encode())
         return plan
 
     def _say_shards(self, weight_map: dict[str, str]) -> None:

@@ -39,7 +39,7 @@ _BATCH_NBYTES = 4 << 20
 _BATCH_RECORDS = 1 << 12
 #: Pieces of large storages, and what a worker takes at once.
 _PIECE_NBYTES = 32 << 20
-_TASK_NBYTES = 32 << 20
+_TASK_NBYTES = 96 << 20
 _PROGRESS_NBYTES = 1 << 20
 
 

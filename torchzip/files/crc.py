@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchzip.errors import ArchiveError
 from torchzip.files.source import Buffer
@@ -85,40 +86,81 @@ class Crc32Meanwhile:
 
 def crc32_folded(data: Buffer, value: int = 0) -> int:
     """Return ``zlib.crc32(data, value)`` by folding; see the module's words."""
-    message = np.frombuffer(data, np.uint8)
-    size = len(message)
-    end = size - _FAR  # everything before is folded away
-    if end < _STEP:
-        return zlib.crc32(data, value)
-    # `state` holds the folded bytes: position i of the message stands at state[i % room],
-    # kept as a line that is moved back to its start when it is full.
-    room = _FAR + 8 * _STEP
-    state = np.empty(room, np.uint8)  # not zeros: fresh pages would cost more than the folding
-    state[:_FAR] = 0
-    at = _FAR  # state[at - d] is the folded byte d places before the message's position
-    done = 0
-    first = (value ^ 0xFFFFFFFF).to_bytes(4, "little")
-    while done < end:
-        step = min(_STEP, end - done)
-        if at + step > room:
-            state[:_FAR] = state[at - _FAR : at]  # which lies behind it by far
-            at = _FAR
-        out = state[at : at + step]
-        near = state[at - _NEAR : at - _NEAR + step]
-        far = state[at - _FAR : at - _FAR + step]
-        np.bitwise_xor(message[done : done + step], near, out=out)
-        np.bitwise_xor(out, far, out=out)
-        if done == 0:
-            # The register's start value is XORed into the first four bytes; from then on
-            # the message is one that starts from a register of zeros.
-            out[:4] ^= np.frombuffer(first, np.uint8)
-        at += step
-        done += step
-    # The last `_FAR` bytes take what the folded ones have left them.
-    tail = message[end:].copy()
-    tail ^= state[at - _FAR : at]
-    tail[:_NEAR] ^= state[at - _NEAR : at]
-    return zlib.crc32(tail.data, 0xFFFFFFFF)
+    running = RunningCrc32(value, folds=True)
+    running.update(data)
+    return running.value()
+
+
+class RunningCrc32:
+    """The `crc32` of a long run of bytes that comes in blocks.
+
+    Each block is folded, and only what is left in the end goes through zlib: that is quicker than
+    a `crc32` of each, and blocks can be as short as suits the processor's cache.
+    """
+
+    def __init__(self, value: int = 0, *, folds: bool = _isal is None) -> None:
+        self._value = value
+        self._folds = folds
+        #: The register's start value is XORed into the first four bytes; from then on the message
+        #: is one that starts from a register of zeros.
+        self._first = np.frombuffer((value ^ 0xFFFFFFFF).to_bytes(4, "little"), np.uint8)
+        # The message so far but for its last bytes is folded away. Position i of it stands at
+        # state[i % room], kept as a line that is moved back to its start when it is full;
+        # state[at - d] is the folded byte d places before the first that is not folded yet.
+        self._state = np.empty(0, np.uint8)
+        self._at = _FAR
+        # What is not folded yet: what the end of the message could be.
+        self._rest = np.empty(0, np.uint8)
+
+    def update(self, data: Buffer) -> None:
+        """Take the next bytes."""
+        if not self._folds:
+            self._value = crc32_short(data, self._value)
+            return
+        message = np.frombuffer(data, np.uint8)
+        count = self._rest.size + message.size - _FAR  # so many are folded away now
+        if count > 0:
+            early = min(count, self._rest.size)
+            self._fold(self._rest[:early])
+            self._fold(message[: count - early])
+            message = message[count - early :]
+            self._rest = np.concatenate([self._rest[early:], message])
+        else:
+            self._rest = np.concatenate([self._rest, message])
+
+    def value(self) -> int:
+        """Return the CRC-32 of all bytes so far."""
+        if not self._folds:
+            return self._value
+        if not self._state.size:
+            return zlib.crc32(self._rest.data, self._value)
+        # The last `_FAR` bytes take what the folded ones have left them.
+        tail = self._rest ^ self._state[self._at - _FAR : self._at]
+        tail[:_NEAR] ^= self._state[self._at - _NEAR : self._at]
+        tail[: self._first.size] ^= self._first
+        return zlib.crc32(tail.data, 0xFFFFFFFF)
+
+    def _fold(self, message: NDArray[np.uint8]) -> None:
+        if not self._state.size:
+            # Not zeros: fresh pages would cost more than the folding.
+            self._state = np.empty(_FAR + 4 * _STEP, np.uint8)
+            self._state[:_FAR] = 0
+        state, at = self._state, self._at
+        for start in range(0, message.size, _STEP):
+            part = message[start : start + _STEP]
+            step = part.size
+            if at + step > state.size:
+                state[:_FAR] = state[at - _FAR : at]  # which lies behind it by far
+                at = _FAR
+            out = state[at : at + step]
+            np.bitwise_xor(part, state[at - _NEAR : at - _NEAR + step], out=out)
+            np.bitwise_xor(out, state[at - _FAR : at - _FAR + step], out=out)
+            if self._first.size:
+                taken = min(self._first.size, step)
+                out[:taken] ^= self._first[:taken]
+                self._first = self._first[taken:]
+            at += step
+        self._at = at
 
 
 def _times(matrix: list[int], vector: int) -> int:

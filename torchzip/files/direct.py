@@ -13,10 +13,13 @@ the disk: the kernel lets no write through the cache pass those beside it (2 ms 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import queue
 import threading
+
+import numpy as np
 
 from torchzip.files.source import Buffer
 
@@ -28,7 +31,7 @@ _BLOCKS = 3
 _EDGES = 256
 
 #: A block, the range of it that is written, and where that goes; None ends the thread.
-_Job = tuple[mmap.mmap, int, int, int] | None
+_Job = tuple[memoryview, int, int, int] | None
 
 
 class DirectWriter:
@@ -52,10 +55,10 @@ class DirectWriter:
         except BaseException:
             os.close(self._fd)
             raise
-        self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
-        for _ in range(_BLOCKS - 1):
-            self._free.put(mmap.mmap(-1, _BLOCK_NBYTES))
-        self._block = mmap.mmap(-1, _BLOCK_NBYTES)  # a mapping begins on a page
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._block, *others = _blocks()
+        for block in others:
+            self._free.put(block)
         self._edges: list[tuple[int, bytes]] = []
         self.begin(offset)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -74,7 +77,7 @@ class DirectWriter:
     @property
     def room(self) -> memoryview:
         """Memory for the bytes that come next, of a page at least; `advance` says how many."""
-        return memoryview(self._block)[self._filled :]
+        return self._block[self._filled :]
 
     def advance(self, nbytes: int) -> None:
         """Take the first bytes of `room`; raise what an earlier write has failed with."""
@@ -99,7 +102,7 @@ class DirectWriter:
             return
         self._keep_edge(self._first, start)
         self._jobs.put((self._block, start, stop, self._offset + start))
-        rest = self._block[stop : self._filled]
+        rest = bytes(self._block[stop : self._filled])
         self._offset += stop
         self._first, self._filled = 0, len(rest)
         self._block = self._free.get()
@@ -108,7 +111,7 @@ class DirectWriter:
 
     def _keep_edge(self, start: int, stop: int) -> None:
         if start < stop:
-            self._edges.append((self._offset + start, self._block[start:stop]))
+            self._edges.append((self._offset + start, bytes(self._block[start:stop])))
 
     def _raise_failure(self) -> None:
         if self._failed:
@@ -149,10 +152,26 @@ class DirectWriter:
         self._fd = self._cached = -1
 
 
+def _blocks() -> list[memoryview]:
+    """Return memory for all blocks, on large pages if the system has some to spare.
+
+    The kernel has fewer pages to hold on to then while it writes, and to make in the first place.
+    """
+    arena = mmap.mmap(-1, (_BLOCKS + 1) * _BLOCK_NBYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            arena.madvise(mmap.MADV_HUGEPAGE)
+    first = -np.frombuffer(arena, np.uint8).ctypes.data % _BLOCK_NBYTES
+    return [
+        memoryview(arena)[start : start + _BLOCK_NBYTES]
+        for start in range(first, first + _BLOCKS * _BLOCK_NBYTES, _BLOCK_NBYTES)
+    ]
+
+
 def _run(
     descriptor: int,
     jobs: queue.SimpleQueue[_Job],
-    free: queue.SimpleQueue[mmap.mmap],
+    free: queue.SimpleQueue[memoryview],
     failed: list[OSError],
 ) -> None:
     while (job := jobs.get()) is not None:
@@ -160,7 +179,7 @@ def _run(
         try:
             done = start
             while done < stop and not failed:
-                part = memoryview(block)[done:stop]
+                part = block[done:stop]
                 # What a full disk cuts short goes on from a whole unit, and says why it cannot.
                 written = os.pwrite(descriptor, part, offset + done - start)
                 done += written // ALIGNMENT * ALIGNMENT

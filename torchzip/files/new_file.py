@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
@@ -70,8 +71,12 @@ class NewFile:
         return disk.f_bavail * disk.f_frsize
 
     def resize(self, nbytes: int) -> None:
-        """Give the file its final size, without bytes yet."""
-        os.ftruncate(self.descriptor, nbytes)
+        """Give the file its final size, with its place on the disk where the system can do that.
+
+        Writers past the cache need not wait for one another then: into a hole each writes alone.
+        """
+        if not _reserve(self.descriptor, nbytes):
+            os.ftruncate(self.descriptor, nbytes)
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of ``data`` at a place."""
@@ -111,6 +116,27 @@ class NewFile:
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.abort()
+
+
+def _reserve(descriptor: int, nbytes: int) -> bool:
+    """Allocate the blocks of a file and set its size; return False if that cannot be done quickly.
+
+    Python has `posix_fallocate` only, which writes to every block where the file system has no
+    better way.
+    """
+    try:
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
+    except (OSError, AttributeError, TypeError):
+        return False
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if not nbytes:
+        return False
+    if fallocate(descriptor, 0, 0, nbytes) == 0:
+        return True
+    failed = ctypes.get_errno()
+    if failed in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise OSError(failed, os.strerror(failed))
+    return False
 
 
 def commit_together(files: Sequence[NewFile]) -> None:
