@@ -55,7 +55,7 @@ def bars(title: str, rows: list[Bar]) -> str:
         return start + (math.log2(ratio) - low) / (high - low) * (end - start)
 
     bottom = top + pitch * len(rows)
-    note = "beside the tool in grey, on a logarithmic scale; the tick is the target"
+    note = "than the tool in parentheses, on a logarithmic scale; the tick is the target"
     body = [_text(20, 28, title, "title"), _text(20, 50, note, "quiet")]
     for power in range(low, high + 1):
         at = x(2.0**power)
@@ -65,7 +65,7 @@ def bars(title: str, rows: list[Bar]) -> str:
         y = top + pitch * index
         left, right = sorted((x(1), x(row.ratio)))
         colour = "missed" if row.target is not None and row.ratio < row.target else "reached"
-        label = f'{escape(row.label)} <tspan class="quiet">{escape(row.beside)}</tspan>'
+        label = escape(f"{row.label} ({row.beside})")
         body += [
             f'<text x="{label_end}" y="{y + 14}" class="end">{label}</text>',
             f'<rect x="{left:.1f}" y="{y + 3}" width="{max(right - left, 1):.1f}" height="14" '

@@ -79,7 +79,7 @@ def test_chart(run: dict[str, Any]) -> None:
     bars = list(report.chart_lines(run))
     assert svg.count("<rect") == len(bars)
     for bar in bars:
-        assert f"{bar.label} {bar.beside}" in texts
+        assert f"{bar.label} ({bar.beside})" in texts
 
 
 def test_memory(tmp_path: Path) -> None:
