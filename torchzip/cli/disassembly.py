@@ -51,7 +51,7 @@ def _find_pickles(source: Source, record: str | None, limits: Limits) -> _Place:
         return _Place(record, part, 1 if record == "pickle" else None, _nothing)
     if record is not None:
         raise FormatError("only an archive has records", path=source.name)
-    if head[8:9] == b"{":
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size:
         raise UnsupportedError("a safetensors file, which has no pickle", path=source.name)
     if head[:1] and head[0] not in BY_CODE:
         raise FormatError(f"no pickle: it begins with {head[:8]!r}", path=source.name)
@@ -167,6 +167,9 @@ def disassemble(file: str, record: str | None, *, as_json: bool) -> None:
                     show.row(row)
         except TorchZipError as error:
             show.end(str(error.at(path=source.name)))
+            raise
+        except OSError as error:
+            show.end(str(error))
             raise
     show.end(None)
 
