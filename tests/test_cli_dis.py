@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import builders as b
+from tests.formats.tar_builder import tar_of
 from tests.pickling.test_disassembly import OPCODE_BYTES
 from torchzip.cli import disassembly
 from torchzip.cli.main import main
@@ -193,3 +194,16 @@ def test_any_bytes(tmp_path: Path, data: bytes, kind: str) -> None:
     assert status in (0, 1)
     assert all(line.isprintable() for line in text.getvalue().split("\n"))
     assert (json.loads(as_json.getvalue())["error"] is None) == (status == 0)
+
+
+def test_tar(capsys: Capture, tmp_path: Path) -> None:
+    """Of the old tar files the member that is the object, or another."""
+    path = tmp_path / "m.pt"
+    members = {"storages": b.stream(b"K\0") + b.stream(b"]"), "pickle": b.stream(b"}")}
+    path.write_bytes(tar_of(members))
+    status, out, err = run(capsys, "dis", path)
+    assert (status, err) == (0, "")
+    assert places(out) == [(0, "PROTO"), (2, "EMPTY_DICT"), (3, "STOP")]
+    status, out, _ = run(capsys, "dis", path, "storages")
+    assert (status, out.count("STOP")) == (0, 2)
+    assert run(capsys, "dis", path, "no")[0] == 1
