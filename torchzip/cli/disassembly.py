@@ -92,11 +92,11 @@ def _steps(place: _Place, start: int, path: str, limits: Limits) -> Iterator[Ste
         position = 0
         try:
             while True:
-                step = parse_step(data, position)
-                yield step._replace(offset=at + step.offset, end=at + step.end)
+                step = parse_step(data, position, at)
+                yield step
                 if step.opcode.name == "STOP":
                     return
-                position = step.end
+                position = step.end - at
         except TorchZipError as error:
             is_short = isinstance(error, TruncatedPickleError)
             if not is_short or at + len(data) >= source.size:

@@ -47,8 +47,8 @@ class Step(NamedTuple):
     end: int
 
 
-def parse_step(data: bytes, position: int) -> Step:
-    """Return the opcode at ``position`` of ``data``, and its argument.
+def parse_step(data: bytes, position: int, base: int = 0) -> Step:
+    """Return the opcode at ``position`` of ``data``, which begins at ``base`` of the pickle.
 
     Raises
     ------
@@ -65,14 +65,16 @@ def parse_step(data: bytes, position: int) -> Step:
     at = position + 1
     written = opcode.argument
     if not written:
-        return Step(position, opcode, None, 0, at)
+        return Step(base + position, opcode, None, 0, base + at)
     if written == "line":
         line, nbytes, at = _line(data, at, opcode)
-        return Step(position, opcode, line, nbytes, at)
+        return Step(base + position, opcode, line, nbytes, base + at)
     if written == "two lines":
         first, first_nbytes, at = _line(data, at, opcode)
         second, second_nbytes, at = _line(data, at, opcode)
-        return Step(position, opcode, (first, second), first_nbytes + second_nbytes, at)
+        return Step(
+            base + position, opcode, (first, second), first_nbytes + second_nbytes, base + at
+        )
     size, plus, _ = written.partition("+bytes")
     fixed = _FIXED[size]
     missing = at + fixed.size - len(data)
@@ -81,7 +83,7 @@ def parse_step(data: bytes, position: int) -> Step:
     number = fixed.unpack_from(data, at)[0]
     at += fixed.size
     if not plus:
-        return Step(position, opcode, number, 0, at)
+        return Step(base + position, opcode, number, 0, base + at)
     if number < 0:
         raise PickleError(f"{opcode.name} of {number:,} bytes")
     missing = at + number - len(data)
@@ -89,7 +91,8 @@ def parse_step(data: bytes, position: int) -> Step:
         raise _truncated(
             f"{opcode.name} of {number:,} bytes, and {len(data) - at:,} are left", missing
         )
-    return Step(position, opcode, data[at : at + min(number, _KEPT_NBYTES)], number, at + number)
+    kept = data[at : at + min(number, _KEPT_NBYTES)]
+    return Step(base + position, opcode, kept, number, base + at + number)
 
 
 def _line(data: bytes, at: int, opcode: Opcode) -> tuple[bytes, int, int]:
