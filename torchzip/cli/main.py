@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torchzip
 from torchzip.cli import converting
+from torchzip.cli.checking import check, check_as_text
+from torchzip.cli.disassembly import disassemble
 from torchzip.cli.listing import (
     as_json,
     as_text,
@@ -58,6 +60,32 @@ def build_parser() -> argparse.ArgumentParser:
     names.add_argument("file")
     names.add_argument("--json", action="store_true", help="the names, as JSON")
     names.set_defaults(run=_globals)
+
+    verify = commands.add_parser(
+        "verify",
+        help="whether the file is whole, and whether torch.load accepts it",
+        description="Read all of a checkpoint, compare every CRC and check all bounds. Then say "
+        "whether torch.load accepts it by default (weights_only=True), and if not, which names "
+        "block it; that alone is no fault of the file.",
+        epilog="example: torchzip verify model.pt",
+    )
+    verify.add_argument("file")
+    verify.add_argument("--json", action="store_true", help="what was found, as JSON")
+    verify.set_defaults(run=_verify)
+
+    dis = commands.add_parser(
+        "dis",
+        help="the opcodes of the pickle, annotated",
+        description="Show the opcodes of a checkpoint's pickle, one a line: offset, name, argument "
+        "and what it works on. Of a broken pickle, those before the fault. Nothing is carried out.",
+        epilog="example: torchzip dis model.pt",
+    )
+    dis.add_argument("file", metavar="FILE")
+    dis.add_argument(
+        "record", metavar="RECORD", nargs="?", help="of an archive (default: data.pkl)"
+    )
+    dis.add_argument("--json", action="store_true", help="the opcodes, as JSON")
+    dis.set_defaults(run=_dis)
 
     converting.add_parser(commands, _convert)
     return parser
@@ -111,6 +139,18 @@ def _globals(arguments: argparse.Namespace) -> int:
         names = describe_globals(checkpoint)
         place = f"{checkpoint.path}: {checkpoint.format}"
     print(json.dumps(names, indent=2) if arguments.json else globals_as_text(names, place))
+    return _DONE
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    with torchzip.lazy_load(arguments.file) as checkpoint:
+        found = check(checkpoint)
+    print(json.dumps(found, indent=2) if arguments.json else check_as_text(found))
+    return _DONE
+
+
+def _dis(arguments: argparse.Namespace) -> int:
+    disassemble(arguments.file, arguments.record, as_json=arguments.json)
     return _DONE
 
 

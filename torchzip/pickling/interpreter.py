@@ -14,7 +14,6 @@ what the table says.
 from __future__ import annotations
 
 import struct
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from typing import Any
 
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
@@ -31,7 +30,7 @@ from torchzip.pickling.objects import (
     size_of,
 )
 from torchzip.pickling.opcodes import BY_CODE
-from torchzip.pickling.python2 import python2_string, unquote
+from torchzip.pickling.python2 import python2_string, python3_name, unquote
 from torchzip.pickling.table import Name, Shortcut, Table
 from torchzip.types import ForeignObject
 
@@ -444,17 +443,12 @@ class Interpreter:
     # -- names and calls -------------------------------------------------------------------
 
     def _name(self, module: str, name: str) -> Any:
-        if self._protocol < 3:  # Python 3 writes the names of Python 2 there
-            if (module, name) in NAME_MAPPING:
-                module, name = NAME_MAPPING[module, name]
-            elif module in IMPORT_MAPPING:
-                module = IMPORT_MAPPING[module]
-        key = (module, name)
+        key = python3_name(module, name) if self._protocol < 3 else (module, name)
         value = self._names.get(key)
         if value is None:
             value = self._table.values.get(key)
             if value is None:
-                value = ForeignObject(module, name)
+                value = ForeignObject(*key)
             self._names[key] = value
             shortcut = self._table.shortcut
             if shortcut is not None and shortcut[0] == key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from typing import Any
 
 from torchzip.errors import PickleError
@@ -38,3 +39,10 @@ def _unescape(found: re.Match[bytes]) -> bytes:
         return bytes([int(hexadecimal, 16)])
     value = _ESCAPED[letter[0]]
     return b"" if value is None else bytes([value])
+
+
+def python3_name(module: str, name: str) -> tuple[str, str]:
+    """Return a name of protocols 0 to 2, where Python 3 too writes that of Python 2."""
+    if (module, name) in NAME_MAPPING:
+        return NAME_MAPPING[module, name]
+    return IMPORT_MAPPING.get(module, module), name

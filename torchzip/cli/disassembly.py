@@ -1,0 +1,239 @@
+"""``torchzip dis``: the opcodes of the pickles in a file, whatever they would do."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from torchzip.cli.rendering import printable
+from torchzip.container.tar import find_members
+from torchzip.container.zip_reader import ZipReader
+from torchzip.errors import FormatError, LimitError, TorchZipError, UnsupportedError
+from torchzip.files.source import PartSource, Source, open_source
+from torchzip.formats.legacy import LEGACY_MAGIC
+from torchzip.limits import Limits
+from torchzip.pickling.allowlist import is_torch_safe
+from torchzip.pickling.disassembly import Annotator, Step, parse_step, shown
+from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
+from torchzip.pickling.opcodes import BY_CODE, OPCODES
+from torchzip.pickling.python2 import python3_name
+from torchzip.pickling.table import Table
+
+#: Magic number, version, the writer's machine, the object, the storage keys.
+_LEGACY_PICKLES = 5
+_WINDOW_NBYTES = 1 << 20
+_REFUSED_OPCODES = {opcode.name for opcode in OPCODES if not opcode.torch_safe}
+
+
+class _Place(NamedTuple):
+    """Bytes with pickles in turn, at most ``most``; ``finish`` is called behind the last."""
+
+    record: str | None
+    source: Source
+    most: int | None
+    finish: Callable[[], Any]
+
+
+def _find_pickles(source: Source, record: str | None, limits: Limits) -> _Place:
+    """Return where the pickles of a file are."""
+    head = bytes(source.read_at(0, min(source.size, 512)))
+    if head.startswith(b"PK\3\4"):
+        return _in_zip(ZipReader(source, limits), record or "data.pkl", limits)
+    if head[257:262] == b"ustar":
+        members, _ = find_members(source, limits)
+        record = record or "pickle"
+        if record not in members:
+            raise FormatError(f"no member {record[:100]!r}", path=source.name)
+        part = PartSource(source, *members[record], source.name)
+        return _Place(record, part, 1 if record == "pickle" else None, _nothing)
+    if record is not None:
+        raise FormatError("only an archive has records", path=source.name)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size:
+        raise UnsupportedError("a safetensors file, which has no pickle", path=source.name)
+    if head[:1] and head[0] not in BY_CODE:
+        raise FormatError(f"no pickle: it begins with {head[:8]!r}", path=source.name)
+    return _Place(None, source, _LEGACY_PICKLES if _is_legacy(head, limits) else None, _nothing)
+
+
+def _is_legacy(head: bytes, limits: Limits) -> bool:
+    try:
+        return bool(Interpreter(head, Table(), limits).run() == LEGACY_MAGIC)
+    except TorchZipError:
+        return False
+
+
+def _nothing() -> None:
+    pass
+
+
+def _in_zip(archive: ZipReader, record: str, limits: Limits) -> _Place:
+    name = archive.source.name
+    if record not in archive:
+        pickles = [other for other in archive if other.endswith(".pkl")]
+        has = ", ".join(pickles[:5]) or "none that ends in .pkl"
+        raise FormatError(f"no record {record[:100]!r}; of pickles it has {has}", path=name)
+    span = archive.stored_span(record)
+    if span is not None:
+        # Shown before its CRC is compared: of a damaged pickle, too, the beginning can be seen.
+        part: Source = PartSource(archive.source, *span, name)
+        return _Place(record, part, 1, lambda: archive.read(record))
+    return _Place(record, open_source(io.BytesIO(archive.read(record))), 1, _nothing)
+
+
+def _steps(place: _Place, start: int, path: str, limits: Limits) -> Iterator[Step]:
+    """Yield the steps of the pickle at ``start``, reading what they need."""
+    source = place.source
+    at, nbytes = start, _WINDOW_NBYTES
+    while True:
+        data = bytes(source.read_at(at, min(nbytes, source.size - at)))
+        position = 0
+        try:
+            while True:
+                step = parse_step(data, position, at)
+                yield step
+                if step.opcode.name == "STOP":
+                    return
+                position = step.end - at
+        except TorchZipError as error:
+            is_short = isinstance(error, TruncatedPickleError)
+            if not is_short or at + len(data) >= source.size:
+                error.at(path=path, record=place.record)
+                error.offset = at + position
+                raise
+            needed = getattr(error, "needed", 1)
+        nbytes = max(_WINDOW_NBYTES, len(data) - position + needed)
+        if position == 0:
+            nbytes = max(nbytes, 4 * len(data))
+        if len(data) - position + needed > limits.pickle_nbytes:
+            raise LimitError(
+                "pickle_nbytes", len(data) + needed, limits.pickle_nbytes,
+                path=path, record=place.record, offset=at + position,
+            )  # fmt: skip
+        at += position
+
+
+def _pickles(place: _Place, path: str, limits: Limits) -> Iterator[Iterator[Step]]:
+    """Yield the steps of each pickle; all of one are to be taken before the next."""
+    at = 0
+    count = 0
+
+    def following() -> Iterator[Step]:
+        nonlocal at
+        for step in _steps(place, at, path, limits):
+            yield step
+        at = step.end
+
+    while count != place.most and (at < place.source.size or not count):
+        yield following()
+        count += 1
+    place.finish()
+
+
+def refused_opcodes(file: str) -> list[str]:
+    """Return the names of the opcodes in a zip or legacy file that torch's safe loader refuses."""
+    limits = Limits()
+    source = open_source(file)
+    with contextlib.closing(source):
+        place = _find_pickles(source, None, limits)
+        names = {
+            step.opcode.name: None
+            for steps in _pickles(place, source.name, limits)
+            for step in steps
+            if not step.opcode.torch_safe
+        }
+    return list(names)
+
+
+def disassemble(file: str, record: str | None, *, as_json: bool) -> None:
+    """Print the opcodes of a file's pickles, one a line, up to where they break.
+
+    Raises
+    ------
+    TorchZipError, OSError
+        After what could be printed.
+    """
+    limits = Limits()
+    source = open_source(file)
+    show = _JsonLines(source.name) if as_json else _TextLines()
+    with contextlib.closing(source):
+        try:
+            place = _find_pickles(source, record, limits)
+            for number, steps in enumerate(_pickles(place, source.name, limits)):
+                show.pickle(number, place.most == 1)
+                for row in _rows(steps):
+                    show.row(row)
+        except TorchZipError as error:
+            show.end(str(error.at(path=source.name)))
+            raise
+        except OSError as error:
+            show.end(str(error))
+            raise
+    show.end(None)
+
+
+def _rows(steps: Iterator[Step]) -> Iterator[dict[str, Any]]:
+    annotator = Annotator()
+    is_old = True
+    for step in steps:
+        note = annotator.note(step)
+        name = annotator.globals.pop(step.offset, None)
+        if step.opcode.name == "PROTO":
+            is_old = step.argument < 3
+        refused = name is not None and not is_torch_safe(*(python3_name(*name) if is_old else name))
+        yield {
+            "offset": step.offset,
+            "opcode": step.opcode.name,
+            "argument": shown(step),
+            "note": note,
+            "torch_safe": step.opcode.torch_safe and not refused,
+        }
+
+
+class _TextLines:
+    """Prints one line for each opcode."""
+
+    def __init__(self) -> None:
+        self._refused: set[str] = set()
+
+    def pickle(self, number: int, is_only: bool) -> None:
+        if not is_only:
+            print(f"pickle {number}")
+
+    def row(self, row: dict[str, Any]) -> None:
+        notes = [row["note"]] if row["note"] else []
+        opcode = row["opcode"]
+        if opcode in _REFUSED_OPCODES:
+            # Said once: a pickle of protocol 4 is full of them.
+            if opcode not in self._refused:
+                notes.append("an opcode that torch.load refuses")
+            self._refused.add(opcode)
+        elif not row["torch_safe"]:
+            notes.append("torch.load refuses it")
+        line = f"{row['offset']:>8} {opcode:<16} {row['argument']:<20}"
+        print(printable(line + ("  # " + "; ".join(notes) if notes else "")).rstrip())
+
+    def end(self, error: str | None) -> None:
+        pass
+
+
+class _JsonLines:
+    """Prints one document, a line for each opcode, whole however it ends."""
+
+    def __init__(self, path: str) -> None:
+        self._before = ""
+        self._close = ""
+        print(f'{{"file": {json.dumps(path)}, "pickles": [')
+
+    def pickle(self, number: int, is_only: bool) -> None:
+        print(f"{self._close}{',' if number else ''}[", end="")
+        self._before, self._close = "", "\n]"
+
+    def row(self, row: dict[str, Any]) -> None:
+        print(f"{self._before}\n{json.dumps(row)}", end="")
+        self._before = ","
+
+    def end(self, error: str | None) -> None:
+        print(f'{self._close}], "error": {json.dumps(error)}}}')

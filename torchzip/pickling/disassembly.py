@@ -1,0 +1,332 @@
+"""Bytes to steps: the opcodes of a pickle with their arguments, one by one, carried out by nobody.
+
+Where the `Interpreter` asks what a pickle means, this asks what is written there; a pickle that no
+loader takes still has opcodes up to the byte that is none. `Annotator` follows the stack with short
+texts in place of values, so that an opcode can be shown with what it works on.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any, NamedTuple
+
+from torchzip.errors import PickleError
+from torchzip.pickling.interpreter import TruncatedPickleError
+from torchzip.pickling.opcodes import BY_CODE, Opcode
+
+#: How arguments of fixed size are written, by their spelling in the table of opcodes.
+_FIXED = {
+    "u8": struct.Struct("<B"),
+    "u16": struct.Struct("<H"),
+    "i32": struct.Struct("<i"),
+    "u32": struct.Struct("<I"),
+    "u64": struct.Struct("<Q"),
+    "f64 big-endian": struct.Struct(">d"),
+}
+#: Of long bytes, no more than these are kept.
+_KEPT_NBYTES = 256
+_SUMMARY_LENGTH = 90
+_STRING_OPCODES = {
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8",
+}  # fmt: skip
+
+
+class Step(NamedTuple):
+    """One opcode where it stands. ``offset`` and ``end`` count bytes of the pickle.
+
+    ``argument`` is a number, the first bytes of a text or of bytes as they are written, a pair of
+    such for "two lines", or None; ``nbytes`` is how many the text or the bytes have in all.
+    """
+
+    offset: int
+    opcode: Opcode
+    argument: Any
+    nbytes: int
+    end: int
+
+
+def parse_step(data: bytes, position: int, base: int = 0) -> Step:
+    """Return the opcode at ``position`` of ``data``, which begins at ``base`` of the pickle.
+
+    Raises
+    ------
+    TruncatedPickleError
+        If the bytes end within it.
+    PickleError
+        If no opcode has that byte, or its argument has a size below zero.
+    """
+    if position >= len(data):
+        raise _truncated(f"the pickle ends after {len(data):,} bytes without STOP", 1)
+    opcode = BY_CODE.get(data[position])
+    if opcode is None:
+        raise PickleError(f"byte 0x{data[position]:02x} is no opcode")
+    at = position + 1
+    written = opcode.argument
+    if not written:
+        return Step(base + position, opcode, None, 0, base + at)
+    if written == "line":
+        line, nbytes, at = _line(data, at, opcode)
+        return Step(base + position, opcode, line, nbytes, base + at)
+    if written == "two lines":
+        first, first_nbytes, at = _line(data, at, opcode)
+        second, second_nbytes, at = _line(data, at, opcode)
+        return Step(
+            base + position, opcode, (first, second), first_nbytes + second_nbytes, base + at
+        )
+    size, plus, _ = written.partition("+bytes")
+    fixed = _FIXED[size]
+    missing = at + fixed.size - len(data)
+    if missing > 0:
+        raise _truncated(f"{opcode.name} needs {written} behind it", missing)
+    number = fixed.unpack_from(data, at)[0]
+    at += fixed.size
+    if not plus:
+        return Step(base + position, opcode, number, 0, base + at)
+    if number < 0:
+        raise PickleError(f"{opcode.name} of {number:,} bytes")
+    missing = at + number - len(data)
+    if missing > 0:
+        raise _truncated(
+            f"{opcode.name} of {number:,} bytes, and {len(data) - at:,} are left", missing
+        )
+    kept = data[at : at + min(number, _KEPT_NBYTES)]
+    return Step(base + position, opcode, kept, number, base + at + number)
+
+
+def _line(data: bytes, at: int, opcode: Opcode) -> tuple[bytes, int, int]:
+    end = data.find(b"\n", at)
+    if end < 0:
+        raise _truncated(f"the line behind {opcode.name} has no end", 1)
+    return data[at : min(end, at + _KEPT_NBYTES)].rstrip(b"\r"), end - at, end + 1
+
+
+def _truncated(message: str, needed: int) -> TruncatedPickleError:
+    error = TruncatedPickleError(message)
+    error.needed = needed
+    return error
+
+
+def shown(step: Step) -> str:
+    """Return the argument as a short printable text."""
+    argument, name = step.argument, step.opcode.name
+    if argument is None:
+        return ""
+    if isinstance(argument, tuple):
+        return " ".join(_printable(part) for part in argument)
+    if not isinstance(argument, bytes):
+        return repr(argument)
+    if name in ("LONG1", "LONG4") and step.nbytes <= _KEPT_NBYTES:
+        return _shortened(str(int.from_bytes(argument, "little", signed=True)))
+    if step.opcode.argument == "line" and name not in _STRING_OPCODES:
+        return _shortened(_printable(argument))
+    value = argument.decode(errors="backslashreplace") if name in _STRING_OPCODES else argument
+    text = repr(value)
+    if step.nbytes <= _KEPT_NBYTES and len(text) <= _SUMMARY_LENGTH:
+        return text
+    return f"{text[:_SUMMARY_LENGTH]}... ({step.nbytes:,} bytes)"
+
+
+def _printable(raw: bytes) -> str:
+    return repr(raw.decode(errors="backslashreplace"))[1:-1]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SUMMARY_LENGTH else text[: _SUMMARY_LENGTH - 3] + "..."
+
+
+class _Value(NamedTuple):
+    """What stands for a value: how it is shown, and its text if it is one."""
+
+    summary: str
+    text: str | None = None
+
+
+_UNKNOWN = _Value("?")
+
+
+class Annotator:
+    """Says what the opcodes of one pickle work on. Fed with all of its steps, in order.
+
+    It makes none of the values, and a stack that has too few is no error here.
+    ``globals`` holds the names that were met, as the file spells them, by their offset.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[_Value] = []
+        self._below: list[list[_Value]] = []
+        self._memo: dict[int, _Value] = {}
+        #: Offset of the opcode -> (module, name).
+        self.globals: dict[int, tuple[str, str]] = {}
+
+    def note(self, step: Step) -> str:
+        """Take a step; return what there is to say of it, "" if nothing."""
+        act = _ACTS.get(step.opcode.name)
+        if act is not None:
+            return act(self, step)
+        self._push(shown(step))
+        return ""
+
+    def _push(self, summary: str, text: str | None = None) -> str:
+        self._stack.append(_Value(_shortened(summary), text))
+        return self._stack[-1].summary
+
+    def _pop(self) -> _Value:
+        return self._stack.pop() if self._stack else _UNKNOWN
+
+    def _top(self) -> _Value:
+        return self._stack[-1] if self._stack else _UNKNOWN
+
+    def _to_mark(self) -> list[_Value]:
+        items = self._stack
+        self._stack = self._below.pop() if self._below else []
+        return items
+
+    def _nothing(self, step: Step) -> str:
+        return ""
+
+    def _constant(self, step: Step) -> str:
+        self._push(_CONSTANTS[step.opcode.name])
+        return ""
+
+    def _string(self, step: Step) -> str:
+        whole = step.nbytes <= _KEPT_NBYTES
+        text = step.argument.decode(errors="backslashreplace") if whole else None
+        self._push(shown(step), text)
+        return ""
+
+    def _mark(self, step: Step) -> str:
+        self._below.append(self._stack)
+        self._stack = []
+        return ""
+
+    def _tuple(self, step: Step) -> str:
+        if step.opcode.name == "TUPLE":
+            items = self._to_mark()
+        else:
+            items = [self._pop() for _ in range(int(step.opcode.name[-1]))][::-1]
+        self._push(_listed(items))
+        return ""
+
+    def _collect(self, step: Step) -> str:
+        count = len(self._to_mark())
+        kind = step.opcode.name.lower()
+        self._push(f"{kind} of {count // 2 if kind == 'dict' else count:,}")
+        return ""
+
+    def _add(self, step: Step) -> str:
+        count = len(self._to_mark())
+        if step.opcode.name == "SETITEMS":
+            return f"{count // 2:,} keys and values for {self._top().summary}"
+        return f"{count:,} items for {self._top().summary}"
+
+    def _add_one(self, step: Step) -> str:
+        value = self._pop()
+        if step.opcode.name == "APPEND":
+            return ""
+        return f"{self._pop().summary}: {value.summary}"
+
+    def _drop(self, step: Step) -> str:
+        if step.opcode.name == "POP" and self._stack:
+            self._stack.pop()
+        else:
+            self._to_mark()
+        return ""
+
+    def _again(self, step: Step) -> str:
+        return self._push(*self._top())
+
+    def _put(self, step: Step) -> str:
+        number = len(self._memo) if step.argument is None else _number(step.argument)
+        if number is None:
+            return "no memo number"
+        self._memo[number] = self._top()
+        return f"memo {number} = {self._top().summary}"
+
+    def _get(self, step: Step) -> str:
+        number = _number(step.argument)
+        value = None if number is None else self._memo.get(number)
+        self._stack.append(value or _UNKNOWN)
+        return f"memo {number} was never set" if value is None else value.summary
+
+    def _global(self, step: Step) -> str:
+        if step.opcode.name == "STACK_GLOBAL":
+            name, module = self._pop().text, self._pop().text
+        else:
+            module, name = (part.decode(errors="backslashreplace") for part in step.argument)
+        if step.opcode.name == "INST":
+            self._to_mark()
+        if module is None or name is None:
+            self._stack.append(_UNKNOWN)
+            return "a name that is no text"
+        self.globals[step.offset] = (module, name)
+        full = repr(f"{module}.{name}")[1:-1]
+        if step.opcode.name == "INST":
+            return "call of " + self._push(f"{full}(...)")
+        return "name " + self._push(full)
+
+    def _call(self, step: Step) -> str:
+        kind = step.opcode.name
+        if kind == "OBJ":
+            items = self._to_mark()
+            callee = items[0] if items else _UNKNOWN
+        else:
+            for _ in range(2 if kind == "NEWOBJ_EX" else 1):
+                self._pop()
+            callee = self._pop()
+        return "call of " + self._push(f"{callee.summary}(...)")
+
+    def _build(self, step: Step) -> str:
+        self._pop()
+        return f"state for {self._top().summary}"
+
+    def _persistent(self, step: Step) -> str:
+        key = self._pop().summary if step.opcode.name == "BINPERSID" else shown(step)
+        return self._push(f"persistent id {key}")
+
+    def _extension(self, step: Step) -> str:
+        return self._push(f"extension {step.argument}")
+
+
+def _listed(items: list[_Value]) -> str:
+    inside = ", ".join(item.summary for item in items[:8])
+    return f"({inside}{', ...' if len(items) > 8 else ',' if len(items) == 1 else ''})"
+
+
+def _number(argument: int | bytes) -> int | None:
+    if isinstance(argument, int):
+        return argument
+    return int(argument) if re.fullmatch(rb"[0-9]{1,19}", argument) else None
+
+
+_CONSTANTS = {
+    "NONE": "None",
+    "NEWTRUE": "True",
+    "NEWFALSE": "False",
+    "EMPTY_TUPLE": "()",
+    "EMPTY_LIST": "list",
+    "EMPTY_DICT": "dict",
+    "EMPTY_SET": "set",
+    "NEXT_BUFFER": "buffer",
+}
+_A = Annotator
+_ACTS = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP", "READONLY_BUFFER"), _A._nothing),
+    **dict.fromkeys(_CONSTANTS, _A._constant),
+    **dict.fromkeys(_STRING_OPCODES, _A._string),
+    "MARK": _A._mark,
+    **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), _A._tuple),
+    **dict.fromkeys(("LIST", "DICT", "FROZENSET"), _A._collect),
+    **dict.fromkeys(("APPENDS", "SETITEMS", "ADDITEMS"), _A._add),
+    **dict.fromkeys(("APPEND", "SETITEM"), _A._add_one),
+    **dict.fromkeys(("POP", "POP_MARK"), _A._drop),
+    "DUP": _A._again,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _A._put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _A._get),
+    **dict.fromkeys(("GLOBAL", "STACK_GLOBAL", "INST"), _A._global),
+    **dict.fromkeys(("REDUCE", "OBJ", "NEWOBJ", "NEWOBJ_EX"), _A._call),
+    "BUILD": _A._build,
+    **dict.fromkeys(("PERSID", "BINPERSID"), _A._persistent),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _A._extension),
+}
