@@ -146,10 +146,11 @@ class DirectWriter:
 
     def close_descriptor(self) -> None:
         """Close the file and nothing else: all that a forked child may do."""
-        for descriptor in (self._fd, self._cached):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._fd = self._cached = -1
+        with contextlib.ExitStack() as closing:  # all of them, when one fails too
+            for descriptor in (self._fd, self._cached):
+                if descriptor >= 0:
+                    closing.callback(os.close, descriptor)
+            self._fd = self._cached = -1
 
 
 def _blocks() -> list[memoryview]:

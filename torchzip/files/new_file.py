@@ -93,13 +93,13 @@ class NewFile:
     def abort(self) -> None:
         """Leave nothing behind. Harmless after a commit, and in a forked child."""
         descriptor, self._fd = self._fd, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-        if os.getpid() == self._pid:
-            try:
-                os.unlink(self.temporary)
-            except FileNotFoundError:
-                pass
+        try:
+            if descriptor >= 0:
+                os.close(descriptor)
+        finally:
+            if os.getpid() == self._pid:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.temporary)
 
     def sync(self) -> None:
         """Make the bytes durable, and close the file."""
@@ -146,14 +146,13 @@ def commit_together(files: Sequence[NewFile]) -> None:
     """
     for file in files:
         file.check()
-    try:
+    with contextlib.ExitStack() as failed:
+        for file in files:
+            failed.callback(file.abort)
         for file in files:
             file.sync()
         folders = dict.fromkeys(file.rename() for file in files)
-    except BaseException:
-        for file in files:
-            file.abort()
-        raise
+        failed.pop_all()
     if hasattr(os, "O_DIRECTORY"):
         # The renames themselves must survive a power loss too.
         for folder in folders:
