@@ -380,6 +380,36 @@ def test_failure_after_the_renames(tmp_path: Path, writer: Writer) -> None:
     writer.check(place.folder, NEW)
 
 
+def test_a_folder_that_is_made(tmp_path: Path) -> None:
+    """It is there with its file, or not at all, and the error is that of the call."""
+    tz.save(content(NEW), tmp_path / "m.pt")
+    folder = tmp_path / "made"
+
+    def write() -> None:
+        tz.convert(tmp_path / "m.pt", f"{folder}/")
+
+    with _under() as system:
+        write()
+    assert system.events == [
+        "sync file",
+        "rename model.safetensors",
+        "sync folder",
+        "sync folder",  # in which the folder is
+    ]
+    for call in system.calls:
+        shutil.rmtree(folder, ignore_errors=True)
+        with _under(call.__eq__, _effect_of(errno.EIO)) as system:
+            try:
+                write()
+            except OSError as error:
+                code = error.errno
+                assert code == errno.EIO
+        assert folder.exists() == (system.renames == 1)
+        if system.renames:
+            assert os.listdir(folder) == ["model.safetensors"]
+            assert np.array_equal(tz.load(folder / "model.safetensors")["a"], content(NEW)["a"])
+
+
 @over_what
 @each_writer
 def test_order(tmp_path: Path, writer: Writer, is_there: bool) -> None:

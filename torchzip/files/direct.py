@@ -14,6 +14,7 @@ the disk: the kernel lets no write through the cache pass those beside it (2 ms 
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import queue
@@ -62,7 +63,7 @@ class DirectWriter:
         self._edges: list[tuple[int, bytes]] = []
         self.begin(offset)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._failed: list[OSError] = []
+        self._failed: list[BaseException] = []
         # It has no reference to this object, which therefore ends when nobody wants it.
         self._thread = threading.Thread(
             target=_run, args=(self._fd, self._jobs, self._free, self._failed), daemon=True
@@ -173,17 +174,21 @@ def _run(
     descriptor: int,
     jobs: queue.SimpleQueue[_Job],
     free: queue.SimpleQueue[memoryview],
-    failed: list[OSError],
+    failed: list[BaseException],
 ) -> None:
     while (job := jobs.get()) is not None:
         block, start, stop, offset = job
         try:
             done = start
+            is_stuck = False
             while done < stop and not failed:
                 part = block[done:stop]
                 # What a full disk cuts short goes on from a whole unit, and says why it cannot.
                 written = os.pwrite(descriptor, part, offset + done - start)
+                if written < ALIGNMENT and is_stuck:  # a part of a page has room, again and again
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                is_stuck = written < ALIGNMENT
                 done += written // ALIGNMENT * ALIGNMENT
-        except OSError as error:
+        except BaseException as error:  # whatever it is: the writer waits for the block
             failed.append(error)
         free.put(block)

@@ -153,11 +153,15 @@ def commit_together(files: Sequence[NewFile]) -> None:
             file.sync()
         folders = dict.fromkeys(file.rename() for file in files)
         failed.pop_all()
+    for folder in folders:
+        sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Make what was done to the names in a folder survive a power loss too."""
     if hasattr(os, "O_DIRECTORY"):
-        # The renames themselves must survive a power loss too.
-        for folder in folders:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
