@@ -562,7 +562,6 @@ def test_limit_on_the_file_size(tmp_path: Path, writer: Writer, limit: int) -> N
     assert place.others() == set()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 @each_writer
 def test_read_only_folder(tmp_path: Path, writer: Writer) -> None:
     """It is an OSError, and the old files stay."""
@@ -570,6 +569,8 @@ def test_read_only_folder(tmp_path: Path, writer: Writer) -> None:
     place.reset()
     place.folder.chmod(0o500)
     try:
+        if os.access(place.folder, os.W_OK):
+            pytest.skip("root may write everywhere")
         with pytest.raises(PermissionError):
             place.write()
         assert place.renamed() == 0
