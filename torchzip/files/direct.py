@@ -66,7 +66,9 @@ class DirectWriter:
         self._failed: list[BaseException] = []
         # It has no reference to this object, which therefore ends when nobody wants it.
         self._thread = threading.Thread(
-            target=_run, args=(self._fd, self._jobs, self._free, self._failed), daemon=True
+            target=_run,
+            args=(self._fd, self._cached, self._jobs, self._free, self._failed),
+            daemon=True,
         )
         self._thread.start()
 
@@ -172,6 +174,7 @@ def _blocks() -> list[memoryview]:
 
 def _run(
     descriptor: int,
+    cached: int,
     jobs: queue.SimpleQueue[_Job],
     free: queue.SimpleQueue[memoryview],
     failed: list[BaseException],
@@ -185,7 +188,9 @@ def _run(
                 part = block[done:stop]
                 # What a full disk cuts short goes on from a whole unit, and says why it cannot.
                 written = os.pwrite(descriptor, part, offset + done - start)
-                if written < ALIGNMENT and is_stuck:  # a part of a page has room, again and again
+                if written < ALIGNMENT and is_stuck:
+                    # A part of a page has room, again and again: why, its rest is told.
+                    os.pwrite(cached, part[written:ALIGNMENT], offset + done - start + written)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 is_stuck = written < ALIGNMENT
                 done += written // ALIGNMENT * ALIGNMENT
