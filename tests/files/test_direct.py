@@ -153,6 +153,27 @@ def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "m.pt").read_bytes() == data
 
 
+def test_a_page_that_never_gets_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of the disk can be smaller than a page: a full one must not be asked for ever."""
+    original = os.pwrite
+    calls: list[int] = []
+
+    def take_a_block(descriptor: int, data: Any, offset: int) -> int:
+        calls.append(offset)
+        if len(calls) > 1000:
+            raise OSError(errno.EIO, "Asked a thousand times")
+        return original(descriptor, data[:1024], offset)
+
+    monkeypatch.setattr(os, "pwrite", take_a_block)
+    target = PathSink(tmp_path / "m.pt")
+    with pytest.raises(OSError, match="No space"):  # noqa: PT012
+        target.write(bytes(100_000))
+        target.commit()
+    target.abort()
+    assert len(calls) < 10
+    assert os.listdir(tmp_path) == []
+
+
 def test_dropped(tmp_path: Path) -> None:
     """A sink that nobody wants any more takes its thread and its file along."""
     target = PathSink(tmp_path / "m.pt")

@@ -17,6 +17,7 @@ from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
 from torchzip.errors import TorchZipError
+from torchzip.files.new_file import sync_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +182,10 @@ def _folder_of(target: Target) -> Iterator[None]:
     os.mkdir(folder)
     try:
         yield
+        sync_folder(os.path.dirname(os.path.realpath(folder)))
     except BaseException:
-        os.rmdir(folder)
+        with contextlib.suppress(OSError):  # it has the files, if their folder's sync has failed
+            os.rmdir(folder)
         raise
 
 

@@ -14,6 +14,7 @@ the disk: the kernel lets no write through the cache pass those beside it (2 ms 
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import queue
@@ -62,10 +63,12 @@ class DirectWriter:
         self._edges: list[tuple[int, bytes]] = []
         self.begin(offset)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._failed: list[OSError] = []
+        self._failed: list[BaseException] = []
         # It has no reference to this object, which therefore ends when nobody wants it.
         self._thread = threading.Thread(
-            target=_run, args=(self._fd, self._jobs, self._free, self._failed), daemon=True
+            target=_run,
+            args=(self._fd, self._cached, self._jobs, self._free, self._failed),
+            daemon=True,
         )
         self._thread.start()
 
@@ -146,10 +149,11 @@ class DirectWriter:
 
     def close_descriptor(self) -> None:
         """Close the file and nothing else: all that a forked child may do."""
-        for descriptor in (self._fd, self._cached):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._fd = self._cached = -1
+        with contextlib.ExitStack() as closing:  # all of them, when one fails too
+            for descriptor in (self._fd, self._cached):
+                if descriptor >= 0:
+                    closing.callback(os.close, descriptor)
+            self._fd = self._cached = -1
 
 
 def _blocks() -> list[memoryview]:
@@ -170,19 +174,26 @@ def _blocks() -> list[memoryview]:
 
 def _run(
     descriptor: int,
+    cached: int,
     jobs: queue.SimpleQueue[_Job],
     free: queue.SimpleQueue[memoryview],
-    failed: list[OSError],
+    failed: list[BaseException],
 ) -> None:
     while (job := jobs.get()) is not None:
         block, start, stop, offset = job
         try:
             done = start
+            is_stuck = False
             while done < stop and not failed:
                 part = block[done:stop]
                 # What a full disk cuts short goes on from a whole unit, and says why it cannot.
                 written = os.pwrite(descriptor, part, offset + done - start)
+                if written < ALIGNMENT and is_stuck:
+                    # A part of a page has room, again and again: why, its rest is told.
+                    os.pwrite(cached, part[written:ALIGNMENT], offset + done - start + written)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                is_stuck = written < ALIGNMENT
                 done += written // ALIGNMENT * ALIGNMENT
-        except OSError as error:
+        except BaseException as error:  # whatever it is: the writer waits for the block
             failed.append(error)
         free.put(block)

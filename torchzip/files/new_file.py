@@ -93,13 +93,13 @@ class NewFile:
     def abort(self) -> None:
         """Leave nothing behind. Harmless after a commit, and in a forked child."""
         descriptor, self._fd = self._fd, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-        if os.getpid() == self._pid:
-            try:
-                os.unlink(self.temporary)
-            except FileNotFoundError:
-                pass
+        try:
+            if descriptor >= 0:
+                os.close(descriptor)
+        finally:
+            if os.getpid() == self._pid:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.temporary)
 
     def sync(self) -> None:
         """Make the bytes durable, and close the file."""
@@ -146,19 +146,22 @@ def commit_together(files: Sequence[NewFile]) -> None:
     """
     for file in files:
         file.check()
-    try:
+    with contextlib.ExitStack() as failed:
+        for file in files:
+            failed.callback(file.abort)
         for file in files:
             file.sync()
         folders = dict.fromkeys(file.rename() for file in files)
-    except BaseException:
-        for file in files:
-            file.abort()
-        raise
+        failed.pop_all()
+    for folder in folders:
+        sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Make what was done to the names in a folder survive a power loss too."""
     if hasattr(os, "O_DIRECTORY"):
-        # The renames themselves must survive a power loss too.
-        for folder in folders:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

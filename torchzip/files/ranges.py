@@ -129,11 +129,13 @@ class RangeWriter:
 
     def _close(self) -> None:
         direct, self._direct = self._direct, None
-        if direct is not None:
-            direct.close()
         descriptor, self._fd = self._fd, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        try:
+            if direct is not None:
+                direct.close()
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def __enter__(self) -> Self:
         return self

@@ -85,8 +85,10 @@ class PathSink(NewFile):
         self._close_direct()
 
     def abort(self) -> None:
-        self._close_direct()
-        super().abort()
+        try:
+            self._close_direct()
+        finally:
+            super().abort()
 
     def _close_direct(self) -> None:
         direct, self._direct = self._direct, None
