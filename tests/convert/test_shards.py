@@ -238,7 +238,7 @@ def test_map_says_what_is_lost(tmp_path: Path) -> None:
 
 
 def test_map_into_a_new_directory(tmp_path: Path, model: Path) -> None:
-    """What it makes is kept beside the directory, which is not there yet."""
+    """What it makes is kept in the directory until then, and nothing of it is left."""
     tz.convert(model, f"{tmp_path}/new/", map=lambda n, t: [(n, t.numpy() * 2)])
     assert os.listdir(tmp_path / "new") == ["model.safetensors"]
     assert sorted(os.listdir(tmp_path)) == ["model.pt", "new"]

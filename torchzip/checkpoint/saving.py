@@ -140,19 +140,12 @@ class Archive:
                 self.write_storage(key, as_storage(order[key]))
             key += len(contents) or 1
 
-    def write_storage(
-        self, key: int, storage: TensorStorage, done: Callable[[int], None] | None = None
-    ) -> int:
-        """Write a storage as ``data/<key>``; return its CRC as stored.
-
-        ``done`` is told of the bytes of each block.
-        """
+    def write_storage(self, key: int, storage: TensorStorage) -> int:
+        """Write a storage as ``data/<key>``; return its CRC as stored."""
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
         # Where one CRC is known it is written with the bytes, and damage shows in the new file.
         for block in storage.blocks() if storage.crc else storage.checked_blocks():
             self.writer.write(block.data)
-            if done is not None:
-                done(block.nbytes)
         return self.writer.end_record()
 
     def commit(self) -> None:

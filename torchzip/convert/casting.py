@@ -11,7 +11,6 @@ from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.rebuild import BareStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import TensorStorage
 from torchzip.types import NestedTensor, OtherTensor, Parameter
 
 #: (name, torch dtype) -> the dtype in the output
@@ -35,35 +34,29 @@ class StorageCasts:
     ) -> None:
         self._inner = inner
         self._applied: dict[int, tuple[TensorSpec, TensorSpec]] = {}
-        self._whole: dict[int, tuple[TensorStorage, str, TensorStorage]] = {}
-        self._single: dict[Any, tuple[TensorSpec, TensorSpec]] = {}
+        #: By the id of a storage that is cast as a whole, and by the layout of a tensor alone.
+        self._whole: dict[int, CastStorage] = {}
+        self._single: dict[Any, TensorSpec] = {}
+        targets = {name: rule(name, tensor.spec.torch_dtype) for name, tensor in tensors.items()}
         wanted: dict[int, set[tuple[str, str]]] = {}
-        storages: dict[int, TensorStorage] = {}
         for name, tensor in tensors.items():
-            spec = tensor.spec
-            pair = (spec.torch_dtype, rule(name, spec.torch_dtype))
-            wanted.setdefault(id(spec.storage), set()).add(pair)
-            storages[id(spec.storage)] = spec.storage
+            pair = (tensor.spec.torch_dtype, targets[name])
+            wanted.setdefault(id(tensor.spec.storage), set()).add(pair)
         pinned = {id(held.storage) for held in inner.values()}
-        for own, pairs in wanted.items():
-            if len(pairs) == 1 and own not in pinned:
-                ((source, target),) = pairs
-                if source != target:
-                    storage = storages[own]
-                    cast = CastStorage(storage, source, target)
-                    self._whole[own] = (storage, target, cast)
         for name, tensor in tensors.items():
-            spec = tensor.spec
-            if id(spec.storage) not in self._whole and id(spec) not in inner:
-                target = rule(name, spec.torch_dtype)
-                if target != spec.torch_dtype:
-                    elements = ElementStorage(spec)
-                    alone = spec.replace(
-                        torch_dtype=target,
-                        storage=CastStorage(elements, spec.torch_dtype, target),
-                        storage_offset=0, stride=contiguous_stride(spec.shape), neg=False,
-                    )  # fmt: skip
-                    self._single.setdefault(layout(spec), (spec, alone))
+            spec, target = tensor.spec, targets[name]
+            own = id(spec.storage)
+            if spec.torch_dtype == target:
+                continue
+            if len(wanted[own]) == 1 and own not in pinned:
+                if own not in self._whole:
+                    self._whole[own] = CastStorage(spec.storage, spec.torch_dtype, target)
+            elif id(spec) not in inner and layout(spec) not in self._single:
+                self._single[layout(spec)] = spec.replace(
+                    torch_dtype=target,
+                    storage=CastStorage(ElementStorage(spec), spec.torch_dtype, target),
+                    storage_offset=0, stride=contiguous_stride(spec.shape), neg=False,
+                )  # fmt: skip
 
     def apply(self, spec: TensorSpec) -> TensorSpec:
         """Return a tensor's spec in the output: the same one each time."""
@@ -77,10 +70,9 @@ class StorageCasts:
             return spec
         whole = self._whole.get(id(spec.storage))
         if whole is not None:
-            return spec.replace(torch_dtype=whole[1], storage=whole[2])
-        single = self._single.get(layout(spec))
-        if single is not None:
-            alone = single[1]
+            return spec.replace(torch_dtype=whole.target, storage=whole)
+        alone = self._single.get(layout(spec))
+        if alone is not None:
             return spec.replace(
                 torch_dtype=alone.torch_dtype, storage=alone.storage, storage_offset=0,
                 stride=alone.stride, neg=False,

@@ -126,11 +126,10 @@ def convert(
         raise ValueError(f"jobs={jobs}; 1 or more processes were expected")
     _refuse_existing([target.path], overwrite)  # before a long look at the source
     with Checkpoint(src) as checkpoint, contextlib.ExitStack() as opened:
+        opened.enter_context(_folder_of(target))
         mapping = None
         if map is not None:
             folder = os.path.dirname(os.path.realpath(target.path))
-            if target.makes_folder and not os.path.isdir(folder):
-                folder = os.path.dirname(folder)
             mapping = opened.enter_context(MappedTensors(map, folder))
         try:
             plan = make_plan(
@@ -144,8 +143,7 @@ def convert(
                 warnings.warn(line, UserWarning, stacklevel=2)
             if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
                 executor = opened.enter_context(workers(jobs))
-            with _folder_of(target):
-                run(plan, executor=executor, verify=verify, progress=progress)
+            run(plan, executor=executor, verify=verify, progress=progress)
         except TorchZipError as error:
             error.at(path=checkpoint.path)
             raise

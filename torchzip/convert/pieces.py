@@ -247,7 +247,9 @@ class _Worker:
 
     def _write_cast(self, piece: Piece, run: _Run, storage: CastStorage) -> Written:
         pair = (storage.source, storage.target)
-        cast = self._casts.setdefault(pair, Cast(*pair))
+        cast = self._casts.get(pair)
+        if cast is None:
+            cast = self._casts[pair] = Cast(*pair)
         in_nbytes, out_nbytes = (DTYPES[name].itemsize for name in pair)
         start, stop = (run.start + at // out_nbytes * in_nbytes for at in (piece.start, piece.stop))
         crc, source_crc = RunningCrc32(), RunningCrc32()

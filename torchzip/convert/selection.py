@@ -175,13 +175,8 @@ def _rename_in_place(root: Any, changed: dict[str, str | None]) -> bool:
         if any(count > 1 for count in kept.values()):
             return False  # beside something that is no tensor
     for holder, keys in edits.values():
-        items = [(keys.get(key, key), value) for key, value in holder.items()]
         gone = {key for key, new in keys.items() if new is None}
-        items = [
-            (new, value)
-            for (new, value), key in zip(items, list(holder), strict=True)
-            if key not in gone
-        ]
+        items = [(keys.get(key, key), item) for key, item in holder.items() if key not in gone]
         holder.clear()
         holder.update(items)
     return True
