@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from tests.builders import End, Member, build_zip, deflate
 from tests.container.memory import BytesSink, BytesSource
 from torchzip.container import zip_reader
+from torchzip.container.record_index import index_fast, index_plainly
 from torchzip.container.zip_reader import (
     ZipReader,
     _chain_fast,
     _chain_plainly,
-    _index_fast,
-    _index_plainly,
 )
 from torchzip.container.zip_writer import ZipWriter
 from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
@@ -760,11 +759,11 @@ def test_names_by_number_are_names(names: list[str], asked: list[str]) -> None:
     ends = np.cumsum([1 + len(name) for name in names], dtype=np.int64)
     begins = ends - np.array([len(name) for name in names], np.int64)
     try:
-        plain = _index_plainly(data, begins, ends)
+        plain = index_plainly(data, begins, ends)
     except ArchiveError:
-        assert _index_fast(data, begins, ends) is None
+        assert index_fast(data, begins, ends) is None
         return
-    fast = _index_fast(data, begins, ends)
+    fast = index_fast(data, begins, ends)
     if fast is None:  # it leaves what is nearly a number to the plain one
         assert not {"data/0", "data/1", "data/7", "data.pkl", "version"}.issuperset(names)
         return
