@@ -1,0 +1,179 @@
+"""Every door through which a stranger's file comes in, opened the way its users do."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torchzip as tz
+from fuzz.guard import guarded
+from tests import builders as b
+from torchzip.cli import checking, disassembly, listing
+from torchzip.errors import TorchZipError
+from torchzip.types import NestedTensor, OtherTensor, QuantizedTensor, SparseTensor
+
+#: The class and the message of an error that a door may give.
+Outcome = str | None
+_FORMATS = frozenset("zip legacy safetensors torchscript tar pt2 sharded dcp".split())
+#: Of the tensors of one file, so many are looked at: a file may have one for each 20 bytes.
+_MOST_TENSORS = 200
+_MOST_NBYTES = 1 << 20
+
+
+def allowed() -> contextlib.AbstractContextManager[Any]:
+    """Return the one sentence: a value, a `TorchZipError` or an `OSError`."""
+    return contextlib.suppress(TorchZipError, OSError)
+
+
+def load_eagerly(path: Path) -> None:
+    """``tz.load``, from the path, by mmap, and from a file object; all give the same answer."""
+    answers = {_answer(tz.load, path), _answer(tz.load, io.BytesIO(path.read_bytes()))}
+    assert len(answers) == 1, answers
+    with allowed():
+        tz.load(path, mmap=True)
+    with allowed():
+        tz.load(path, foreign="raise")
+
+
+def _answer(read: Callable[..., Any], file: Any) -> tuple[type, str]:
+    try:
+        made = read(file)
+    except TorchZipError as error:
+        return type(error), error.message
+    except OSError:
+        return OSError, ""
+    return type(made), ""
+
+
+def read_lazily(path: Path) -> None:
+    """``tz.lazy_load``: names, each tensor whole and in part, foreign objects, CRCs."""
+    with allowed(), tz.lazy_load(path) as checkpoint:
+        assert checkpoint.format in _FORMATS
+        assert repr(checkpoint)
+        assert isinstance(checkpoint.globals, list | tuple)
+        with allowed():
+            checkpoint.verify()
+        with allowed():
+            assert all(map(repr, checkpoint.others.values()))
+        for name in _names(checkpoint)[:_MOST_TENSORS]:
+            with allowed():
+                _look_at(checkpoint[name])
+
+
+def _names(checkpoint: tz.Checkpoint) -> list[str]:
+    with allowed():
+        return list(checkpoint)
+    return []
+
+
+def _look_at(tensor: Any) -> None:
+    assert repr(tensor)
+    assert tensor.nbytes >= 0
+    if isinstance(tensor, OtherTensor):
+        make_dense(tensor)
+        return
+    if tensor.nbytes <= _MOST_NBYTES:
+        assert tensor[...].shape == tensor.shape
+    if tensor.ndim and tensor.shape[0]:
+        row = tensor[0:0] if tensor.nbytes > _MOST_NBYTES else tensor[:1]
+        assert row.shape[1:] == tensor.shape[1:]
+
+
+def make_dense(tensor: OtherTensor) -> None:
+    """Ask for the numbers of a tensor that is not dense."""
+    if isinstance(tensor, SparseTensor):
+        assert tensor.todense().shape == tensor.shape
+    elif isinstance(tensor, QuantizedTensor):
+        assert tensor.dequantize().shape == tensor.shape
+    elif isinstance(tensor, NestedTensor):
+        assert len(tensor.unbind()) == tensor.shape[0]
+
+
+def show(path: Path) -> None:
+    """What the commands print: ``ls``, ``globals`` and ``verify``."""
+    with allowed(), tz.lazy_load(path) as checkpoint:
+        found = listing.describe(checkpoint)
+        texts = [listing.as_text(found, long=True), listing.as_text(found, long=False)]
+        names = listing.describe_globals(checkpoint)
+        texts.append(listing.globals_as_text(names, checkpoint.path))
+        assert json.loads(listing.as_json(found))
+        with allowed():
+            texts.append(checking.check_as_text(checking.check(checkpoint)))
+        for text in texts:
+            _check_printable(text)
+
+
+def _check_printable(text: str) -> None:
+    """Nothing from the file reaches a terminal as a control sequence."""
+    assert all(character == "\n" or character.isprintable() for character in text)
+
+
+def disassemble(path: Path) -> None:
+    """``torchzip dis``, as text and as JSON that can be read however the pickle ends."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), allowed():
+        disassembly.disassemble(str(path), None, as_json=False)
+    _check_printable(text.getvalue())
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        try:
+            disassembly.disassemble(str(path), None, as_json=True)
+        except (TorchZipError, OSError):
+            if not text.getvalue():  # no file at all
+                return
+    assert json.loads(text.getvalue())
+
+
+def convert(path: Path, folder: Path) -> None:
+    """``tz.convert`` to both formats, and back from what travels as JSON."""
+    with allowed():
+        tz.convert(path, folder / "out.pt", overwrite=True)
+    with allowed():
+        tz.convert(path, folder / "out.safetensors", overwrite=True)
+        tz.convert(folder / "out.safetensors", folder / "back.pt", overwrite=True)
+        tz.load(folder / "back.pt")
+
+
+def go_through(path: Path, folder: Path) -> None:
+    """Send a file through every door; ``folder`` is for what a conversion writes."""
+    load_eagerly(path)
+    read_lazily(path)
+    show(path)
+    disassemble(path)
+    convert(path, folder)
+
+
+@contextlib.contextmanager
+def room() -> Iterator[Callable[[bytes], None]]:
+    """Give a function that sends bytes through every door, under guard, in a folder of its own.
+
+    The function raises what is neither a value nor an error that is allowed.
+    """
+    _warm_up()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "hostile.pt"
+
+        def send(data: bytes) -> None:
+            path.write_bytes(data)
+            with guarded(folder):
+                go_through(path, folder)
+
+        yield send
+
+
+@cache
+def _warm_up() -> None:
+    """Use all that reads once, so that nothing is imported later."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "good.pt"
+        for golden in [*sorted(b.GOLDEN.glob("*.pt")), None]:
+            path.write_bytes(b"" if golden is None else golden.read_bytes())
+            go_through(path, folder)

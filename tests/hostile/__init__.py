@@ -1,0 +1,1 @@
+"""Hostile files, one named attack a row. ``python -m tests.hostile FOLDER`` writes them all."""

@@ -1,0 +1,16 @@
+"""All attacks."""
+
+from __future__ import annotations
+
+from tests.hostile import archives, bodies, code, gadgets, pickles, tensors
+from tests.hostile.attack import Attack
+
+BY_KIND = {
+    "code": code.ROWS,
+    "gadget": gadgets.ROWS,
+    "pickle": pickles.ROWS,
+    "tensor": tensors.ROWS,
+    "archive": archives.ROWS,
+    "body": bodies.ROWS,
+}
+ATTACKS: list[Attack] = [attack for rows in BY_KIND.values() for attack in rows]

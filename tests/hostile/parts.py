@@ -1,0 +1,74 @@
+"""What hostile files are made of, beyond `tests.builders`."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from typing import Any
+
+from tests import builders as b
+
+
+def zipped(*parts: bytes) -> bytes:
+    """Return a checkpoint whose pickle is made of these parts."""
+    return b.checkpoint(b.stream(*parts))
+
+
+def with_record(member: bytes, **changes: Any) -> bytes:
+    """Return a good checkpoint with one record changed."""
+    members = b.members_of(b.stream(b.tensor()))
+    return b.build_zip(
+        [
+            replace(each, **changes) if each.name == b"archive/" + member else each
+            for each in members
+        ]
+    )
+
+
+def and_records(**more: bytes) -> bytes:
+    """Return a good checkpoint with more records."""
+    members = b.members_of(b.stream(b.tensor()))
+    members += [
+        b.Member(name=f"archive/{name.replace('__', '.')}".encode(), data=data)
+        for name, data in more.items()
+    ]
+    return b.build_zip(members)
+
+
+def doubling(depth: int = 40) -> bytes:
+    """Return a list that is 2**depth items long, if it is walked as a tree."""
+    return b"]" + b"2\x86" * depth
+
+
+HUGE = b"\x8b" + struct.pack("<i", 3000) + b"\xff" * 2999 + b"\x7f"
+HUGE_NEGATIVE = b"\x8b" + struct.pack("<i", 3000) + b"\0" * 2999 + b"\x80"
+DTYPE = b.name("torch", "uint16")
+UNTYPED = b.name("torch.storage", "UntypedStorage")
+V3 = b.name("torch._utils", "_rebuild_tensor_v3")
+PARAMETER = b.name("torch._utils", "_rebuild_parameter")
+FROM_TYPE = b.name("torch._tensor", "_rebuild_from_type_v2")
+
+
+def v3(dtype: bytes, **changes: Any) -> bytes:
+    """Return a tensor of 16 bytes, as torch writes newer dtypes."""
+    bytes_16 = b.persistent(numel=16, kind=UNTYPED)
+    return b.tensor(bytes_16, function=V3, extra=dtype, **changes)
+
+
+def byte_array(argument: bytes) -> bytes:
+    """Return a call of ``bytearray``."""
+    return b.call(b.name("builtins", "bytearray"), argument)
+
+
+def legacy(
+    *, keys: bytes = b.list_of(b.text("0")), count: int = 4, data: bytes = b.DATA,
+    root: bytes | None = None, version: bytes = b.integer(1001),
+) -> bytes:  # fmt: skip
+    """Return a checkpoint of the legacy format, with a lie in any part of it."""
+    storages = struct.pack("<q", count) + data
+    return b.legacy(
+        b.stream(b.tensor() if root is None else root), b.stream(keys), storages, version=version
+    )
+
+
+HEAD = b.members_of(b.stream(b"N"), {})
