@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from fuzz.doors import room
+from fuzz.doors import Send, room
+from fuzz.seeds import Case
 from tests import builders as b
 from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
@@ -31,7 +32,6 @@ from tests.hostile.parts import (
 )
 from torchzip.errors import LimitError, TorchZipError
 
-Send = Callable[[bytes], None]
 #: What reading any of the attacks may need at its peak (docs/guarantees.md, 4).
 _MOST_NBYTES = 64 << 20
 
@@ -65,7 +65,7 @@ def test_attack(attack: Attack) -> None:
 @each_attack
 def test_attack_through_every_door(attack: Attack, send: Send) -> None:
     """Whatever a user does with the file: errors of torchzip and nothing else, no code runs."""
-    send(attack.data)
+    send(Case.of(attack.data))
 
 
 def test_there_are_enough_rows() -> None:
@@ -189,7 +189,7 @@ _HANGS = "a list of 2**40 as a tree"
 def test_any_value_in_any_place(place: Callable[[bytes], bytes], value: bytes, send: Send) -> None:
     """Whatever stands where something else should: a value or an error of torchzip."""
     data = zipped(place(value))
-    send(data)
+    send(Case.of(data))
 
 
 @pytest.mark.parametrize("place", [row[1] for row in _PLACES], ids=[row[0] for row in _PLACES])
@@ -257,7 +257,7 @@ def test_zero_stride_giant_stays_a_view() -> None:
 def test_zero_stride_giant_is_no_memory_error(extra: bytes, send: Send) -> None:
     """Where it would have to be written out, there is an error of torchzip."""
     data = zipped(b.tensor(size=(1 << 30, 1 << 30), stride=(0, 0), extra=extra))
-    send(data)
+    send(Case.of(data))
 
 
 @pytest.mark.parametrize("method", [0, 8], ids=["stored", "deflated"])
@@ -278,7 +278,7 @@ def test_declared_storage_is_not_allocated(method: int, send: Send) -> None:
     )  # fmt: skip
     with pytest.raises(TorchZipError):
         tz.load(io.BytesIO(data))
-    send(data)
+    send(Case.of(data))
 
 
 def test_shared_containers_do_not_blow_up() -> None:

@@ -1,0 +1,236 @@
+"""Good files of every format, which the fuzzers start from."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import fractions
+import io
+import json
+import pathlib
+import pickle
+import struct
+import tempfile
+import zipfile
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+import torchzip as tz
+from fuzz.pickles import Node, parse
+from tests import builders as b
+from tests.formats import dcp_builder, tar_builder
+
+#: Larger golden files are the same again, more slowly.
+_MOST_NBYTES = 20_000
+#: What the tensors of `_streams` lie on: four float32, four int64, eight int8.
+STORAGES = {"0": b.DATA, "1": struct.pack("<4q", 0, 1, 2, 0), "2": bytes(range(8)),
+            "3": bytes(16)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files by name; ``opened`` is the one that a user opens, or "" for their folder."""
+
+    files: Mapping[str, bytes]
+    opened: str = "hostile.pt"
+
+    @staticmethod
+    def of(data: bytes) -> Case:
+        """Return a file alone."""
+        return Case({"hostile.pt": data})
+
+
+@cache
+def golden() -> list[bytes]:
+    """Return what four releases of torch wrote: zip, legacy, TorchScript."""
+    found = [path.read_bytes() for path in sorted(b.GOLDEN.parent.glob("*/*.pt"))]
+    # One of them has no data.pkl: its release could not write what it was to hold.
+    is_whole = [b"data.pkl" in data or not data.startswith(b"PK") for data in found]
+    return [d for d, whole in zip(found, is_whole, strict=True) if whole and len(d) < _MOST_NBYTES]
+
+
+@cache
+def archives() -> list[list[b.Member]]:
+    """Return the records of every seed that is an archive."""
+    found = []
+    for data in [*golden(), _pt2()]:
+        if data.startswith(b"PK"):
+            archive = zipfile.ZipFile(io.BytesIO(data))
+            found.append(
+                [b.Member(name=n.encode(), data=archive.read(n)) for n in archive.namelist()]
+            )
+    for stream in _streams():
+        found.append(b.members_of(stream, STORAGES))
+    return found
+
+
+@cache
+def trees() -> list[Node]:
+    """Return all their pickles as trees."""
+    return [parse(stream) for stream in _all_streams()]
+
+
+@cache
+def parts() -> list[Node]:
+    """Return every value of every pickle, to stand in others."""
+    found: list[Node] = []
+    for stream in _all_streams():
+        nodes = parse(stream, by_number=False).nodes()
+        found += nodes if len(nodes) < 400 else nodes[:: len(nodes) // 400]
+    return found
+
+
+def _all_streams() -> list[bytes]:
+    return [
+        member.data for members in archives() for member in members if member.name.endswith(b".pkl")
+    ]
+
+
+def _python_objects() -> dict[str, Any]:
+    loop: list[Any] = [1]
+    loop.append(loop)
+    shared = {"a": [1, 2.5, None, True, 3 + 4j]}
+    return {
+        "containers": {"l": [1, [2, (3,)]], "t": (), "s": {1, 2}, "f": frozenset("ab")},
+        "shared": [shared, shared, loop],
+        "collections": [
+            OrderedDict(a=1), Counter("aab"), deque([1, 2], 5), defaultdict(list, a=[1]),
+        ],
+        "plain": [range(3), b"ab", bytearray(b"cd"), "é", 2**70, -1, 1e300, slice(1, 2, None)],
+        "values": [
+            datetime.datetime(2026, 1, 2, 3, 4, 5), datetime.date(2026, 1, 2), datetime.time(1, 2),
+            datetime.timedelta(1, 2), datetime.UTC, decimal.Decimal("1.5"),
+            fractions.Fraction(1, 3), pathlib.PurePosixPath("a/b"),
+        ],
+        "numpy": [
+            np.arange(6.0).reshape(2, 3), np.float32(1.5), np.dtype("<i4"), np.array("ab"),
+            np.zeros(2, np.dtype([("x", "<f4"), ("y", "<i2")])), np.array([True, False]),
+            np.datetime64("2026-01-02"), np.asfortranarray(np.eye(3)),
+        ],
+    }  # fmt: skip
+
+
+@cache
+def _streams() -> list[bytes]:
+    """Return pickles by themselves: of Python's own values, and of every kind of tensor."""
+    objects = _python_objects()
+    made = [pickle.dumps(value, protocol) for value in objects.values() for protocol in range(6)]
+    utils = "torch._utils"
+    values = b.tensor(size=(2,), stride=(1,))
+    long = b.name("torch", "LongStorage")
+    indices = b.tensor(b.persistent("1", numel=4, kind=long), size=(2, 2), stride=(2, 1))
+    index = b.tensor(b.persistent("1", numel=4, kind=long), size=(2,))
+    rows = b.tensor(b.persistent("1", numel=4, kind=long), size=(3,))
+    layout = b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.sparse_coo"))
+    csr = b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.sparse_csr"))
+    quantizer = b.tuple_of(b.name("torch", "per_tensor_affine"), b"G" + bytes(8), b.integer(0))
+    quantized = b.persistent("2", numel=8, kind=b.name("torch", "QInt8Storage"))
+    float32 = b.name("torch", "float32")
+    kinds = [
+        b.call(b.name(utils, "_rebuild_sparse_tensor"), layout,
+               b.tuple_of(indices, values, b.ints(9, 9), b.TRUE)),
+        b.call(b.name(utils, "_rebuild_sparse_tensor"), csr,
+               b.tuple_of(rows, index, values, b.ints(2, 2))),
+        b.call(b.name(utils, "_rebuild_qtensor"), quantized, b.integer(0), b.ints(2, 3),
+               b.ints(3, 1), quantizer, b.FALSE, b.HOOKS),
+        b.call(b.name(utils, "_rebuild_meta_tensor_no_storage"),
+               float32, b.ints(2, 3), b.ints(3, 1), b.FALSE),
+        b.call(b.name(utils, "_rebuild_nested_tensor"), values, indices, indices, index),
+        b.call(b.name(utils, "_rebuild_tensor"),
+               b.persistent(), b.integer(0), b.ints(2), b.ints(1)),
+        b.call(b.name(utils, "_rebuild_tensor_v3"),
+               b.persistent(numel=16, kind=b.name("torch.storage", "UntypedStorage")), b.integer(0),
+               b.ints(2, 2), b.ints(2, 1), b.FALSE, b.HOOKS, float32),
+        b.call(b.name(utils, "_rebuild_parameter"), b.tensor(), b.TRUE, b.HOOKS),
+        b.call(b.name(utils, "_rebuild_parameter_with_state"), b.tensor(), b.TRUE, b.HOOKS,
+               b.dict_of({"x": b.integer(1)})),
+        b.call(b.name("torch._tensor", "_rebuild_from_type_v2"),
+               b.name(utils, "_rebuild_tensor_v2"), b.name("torch.nn.parameter", "Buffer"),
+               b.tuple_of(b.persistent(), b.integer(0), b.ints(4), b.ints(1), b.FALSE, b.HOOKS),
+               b.dict_of({"persistent": b.TRUE})),
+        b.tensor(b.persistent("3", kind=b.name("torch", "ComplexFloatStorage"), numel=2), size=(2,),
+                 extra=b.dict_of({"conj": b.TRUE})),
+        b.HOOKS + b.dict_of({"_metadata": b.HOOKS}) + b"b",
+        b.call(b.name("a.b", "C"), b.tensor()) + b.dict_of({"w": b.tensor()}) + b"b",
+    ]  # fmt: skip
+    return made + [b.stream(b.dict_of({"t": kind, "u": b.tensor()})) for kind in kinds]
+
+
+def _pt2() -> bytes:
+    sizes = [{"as_int": 2}, {"as_int": 2}]
+    meta = {
+        "dtype": 7, "sizes": sizes, "requires_grad": False, "layout": 7,
+        "device": {"type": "cpu", "index": None}, "strides": [{"as_int": 2}, {"as_int": 1}],
+        "storage_offset": {"as_int": 0},
+    }  # fmt: skip
+    row = {"path_name": "weight_0", "is_param": True, "use_pickle": False, "tensor_meta": meta}
+    records = {
+        "data/weights/model_weights_config.json": json.dumps({"config": {"w": row}}).encode(),
+        "data/constants/model_constants_config.json": b'{"config": {}}',
+        "data/weights/weight_0": b.DATA, "models/model.json": b"{}", "archive_format": b"pt2",
+        "archive_version": b"0", ".data/version": b"6\n", "byteorder": b"little",
+    }  # fmt: skip
+    return b.build_zip([b.Member(name=f"m/{n}".encode(), data=d) for n, d in records.items()])
+
+
+@cache
+def others() -> list[Case]:
+    """Return what is neither an archive nor one file: tar, safetensors, shards, folders."""
+    made = [Case.of(_tar())]
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for data in golden()[:: max(1, len(golden()) // 24)]:
+            (folder / "in.pt").write_bytes(data)
+            tz.convert(folder / "in.pt", folder / "out.safetensors", overwrite=True)
+            made.append(Case.of((folder / "out.safetensors").read_bytes()))
+        made.append(_shards(folder))
+        made.append(_dcp(folder))
+    return made
+
+
+def whole() -> list[Case]:
+    """Return every seed as it is."""
+    return [
+        *map(Case.of, golden()), *(Case.of(b.build_zip(members)) for members in archives()),
+        *others(),
+    ]  # fmt: skip
+
+
+def _tar() -> bytes:
+    storage = tar_builder.OldStorage(key=b.integer(1), data=b.DATA)
+    tensor = tar_builder.OldTensor(
+        key=b.integer(2), storage=b.integer(1), size=(2, 2), stride=(2, 1)
+    )
+    pickle = b.stream(b.dict_of({"w": tar_builder.pid(2), "s": tar_builder.pid(1)}))
+    return tar_builder.OldCheckpoint(pickle=pickle, storages=[storage], tensors=[tensor]).build()
+
+
+def _files(folder: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _shards(folder: pathlib.Path) -> Case:
+    whole = {f"w{n}": np.full((4, 4), n, np.float32) for n in range(4)}
+    tz.save(whole, folder / "in.pt")
+    tz.convert(folder / "in.pt", f"{folder}/shards/", max_shard_size=150)
+    files = _files(folder / "shards")
+    return Case(files, next(name for name in files if name.endswith(".index.json")))
+
+
+def _dcp(folder: pathlib.Path) -> Case:
+    made = dcp_builder.Builder(folder / "dcp")
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    made.tensor("a.w", array, [((0, 0), (2, 3)), ((2, 0), (2, 3))], path=("a", "w"))
+    made.value("step", 7)
+    return Case(_files(made.write()), "")
+
+
+def header_of(data: bytes) -> tuple[bytes, bytes]:
+    """Return the header and the rest of a safetensors file."""
+    nbytes = struct.unpack_from("<Q", data)[0]
+    return data[8 : 8 + nbytes], data[8 + nbytes :]
