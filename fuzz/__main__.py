@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from fuzz import campaign, doors
+from fuzz import against_torch, campaign, doors
 from fuzz.campaign import Finding, Outcome
 
 
@@ -22,18 +22,21 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="how long (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the number of the first input")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--torch", action="store_true", help="compare with torch's safe loader")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where found inputs are kept")
     parser.add_argument("--input", type=int, metavar="NUMBER", help="send this one only")
     arguments = parser.parse_args()
+    room = against_torch.room if arguments.torch else doors.room
     started = time.monotonic()
     if arguments.input is not None:
-        with doors.room() as send:
+        with room() as send:
             total = campaign.try_one(send, arguments.input)
     else:
         total = campaign.run(
             arguments.first,
             seconds=arguments.seconds,
             processes=arguments.processes,
+            room=room,
             tell=_progress if sys.stderr.isatty() else lambda outcome: None,
         )
     for finding in total.findings:
@@ -54,11 +57,8 @@ def _keep(finding: Finding, folder: Path) -> None:
 
 
 def _summary(total: Outcome, seconds: float) -> str:
-    made = ", ".join(f"{name} {count:,}" for name, count in total.made.most_common())
-    return (
-        f"{total.inputs:,} inputs in {seconds:,.0f} s, {len(total.findings)} findings; "
-        f"load gave: {made}"
-    )
+    made = ", ".join(f"{count:,} {name}" for name, count in total.made.most_common())
+    return f"{total.inputs:,} inputs in {seconds:,.0f} s, {len(total.findings)} findings; {made}"
 
 
 if __name__ == "__main__":

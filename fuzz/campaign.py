@@ -7,6 +7,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from random import Random
@@ -19,6 +20,8 @@ from fuzz.seeds import Case
 #: A process that has been at one input for so long hangs where Python hears no signal.
 _HANGING_SECONDS = 300
 _REPORT_SECONDS = 2
+
+Room = Callable[[], AbstractContextManager[doors.Send]]
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,15 @@ def _story(error: BaseException) -> str:
     return "".join(traceback.format_exception(error, limit=-12))[-6000:]
 
 
-def _work(first: int, step: int, most: int | None, seconds: float, to: Connection) -> None:
+def _work(
+    room: Room, first: int, step: int, most: int | None, seconds: float, to: Connection
+) -> None:
     """Send every ``step``-th input from ``first``, and tell of them every few seconds."""
     seen = Outcome()
     end = time.monotonic() + seconds
     told = 0.0
     numbers: Iterator[int] = iter(range(first, 1 << 62 if most is None else first + most, step))
-    with doors.room() as send:
+    with room() as send:
         for number in numbers:
             now = time.monotonic()
             if now > end:
@@ -104,10 +109,12 @@ def run(
     seconds: float = 1e9,
     most: int | None = None,
     processes: int = 1,
+    room: Room = doors.room,
     tell: Callable[[Outcome], Any] = lambda outcome: None,
 ) -> Outcome:
     """Send inputs from number ``first`` on, for some seconds or so many of them.
 
+    ``room`` gives what they are sent with: through the doors, or `against_torch`.
     ``tell`` is called with what came of all so far. A process that dies or hangs is a finding of
     its own, at the numbers from the one that it told of last.
     """
@@ -116,8 +123,8 @@ def run(
     workers: dict[Connection, tuple[Any, int, float]] = {}
     for index in range(processes):
         here, there = context.Pipe(duplex=False)
-        arguments = (first + index, processes, most, seconds, there)
-        process = context.Process(target=_work, args=arguments, daemon=True)
+        arguments = (room, first + index, processes, most, seconds, there)
+        process = context.Process(target=_work, args=arguments)
         process.start()
         there.close()
         workers[here] = (process, first + index, time.monotonic())
