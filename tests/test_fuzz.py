@@ -23,6 +23,7 @@ import torchzip as tz
 from fuzz import campaign, guard, pickles, seeds
 from fuzz.doors import Send, room
 from fuzz.guard import ExecutedError, OutOfTimeError, guarded
+from fuzz.guided import Choices
 from fuzz.inputs import changed_bytes, make
 from fuzz.seeds import Case
 from tests import builders as b
@@ -92,6 +93,15 @@ def test_inputs_are_told_by_their_number() -> None:
     }  # fmt: skip
     assert len(texts) == 1
     assert len({repr(campaign.input_of(number)) for number in range(99)}) > 90
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=40))
+def test_choices_are_bytes(data: bytes) -> None:
+    """For a fuzzer that is guided by coverage, the same bytes are the same input."""
+    assert repr(make(Choices(data))) == repr(make(Choices(data)))
+    number = int.from_bytes(data[:3].ljust(3, b"\0"), "little")
+    assert Choices(data).getrandbits(20) == number % (1 << 20)
 
 
 def test_a_tree_is_its_pickle() -> None:
