@@ -1,7 +1,7 @@
 """``python -m fuzz.guided``: inputs that reach new lines of torchzip are changed further (atheris).
 
-The choices behind an input are bytes that atheris changes, where `fuzz` takes them from a seed. Needs
-``pip install atheris``. Options are those of libFuzzer: ``-max_total_time=600`` and so on.
+The choices behind an input are bytes that atheris changes, where `fuzz` takes them from a seed.
+Needs ``pip install atheris``. Options are those of libFuzzer: ``-max_total_time=600`` and so on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Choices(Random):
     """Chooses by given bytes; when they are used up, always the first."""
 
     def __new__(cls, data: bytes) -> Choices:
-        return super().__new__(cls, 0)
+        return super().__new__(cls)  # Random would take the bytes for a seed
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -168,7 +168,7 @@ def _check_sizes(sizes: Any, what: str) -> None:
 def _check_coo(tensor: SparseTensor) -> None:
     if isinstance(tensor.indices, tuple):
         raise TensorError("a sparse_coo tensor has one tensor of indices, not a pair")
-    if tensor.is_coalesced not in (True, False, None):
+    if type(tensor.is_coalesced) is not bool and tensor.is_coalesced is not None:
         raise TensorError("is_coalesced is neither True nor False")
     indices, values = shape_of(tensor.indices), shape_of(tensor.values)
     if _dtype(tensor.indices) != "int64" or len(indices) != 2:

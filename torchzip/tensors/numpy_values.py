@@ -91,7 +91,7 @@ def _build_dtype(target: ForeignObject, state: Any) -> Any:
         raise PickleError(f"a numpy dtype whose parts do not fit ({error})") from None
     if made is None or made.hasobject:
         return KEEP
-    if order in ("<", ">") and fields is None:
+    if type(order) is str and order in ("<", ">") and fields is None:
         ordered = made.newbyteorder(order)
         return made if ordered.isnative else ordered
     return made
@@ -199,12 +199,14 @@ def _build_array(target: ForeignObject, state: Any) -> Any:
     ):
         return KEEP  # a subclass of ndarray has a state of its own
     _, shape, dtype, fortran, data = state
+    if type(fortran) not in (bool, int):
+        return KEEP
     return _array(dtype, shape, data, fortran=bool(fortran))
 
 
 def _from_buffer(args: Args) -> Any:
     """Return the array that numpy writes at protocol 5, when its buffer is in the pickle."""
-    if len(args) not in (4, 5) or args[3] not in ("C", "F"):
+    if len(args) not in (4, 5) or type(args[3]) is not str or args[3] not in ("C", "F"):
         return KEEP
     return _array(args[1], args[2], args[0], fortran=args[3] == "F")
 
