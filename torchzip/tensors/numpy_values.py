@@ -92,7 +92,7 @@ def _build_dtype(target: ForeignObject, state: Any) -> Any:
     if made is None or made.hasobject:
         return KEEP
     if type(order) is str and order in ("<", ">") and fields is None:
-        ordered = made.newbyteorder(order)
+        ordered = made.newbyteorder("<" if order == "<" else ">")
         return made if ordered.isnative else ordered
     return made
 
