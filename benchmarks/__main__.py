@@ -2,7 +2,8 @@
 
 Each tool does each row in a process of its own, in turn, several rounds. Absolute times drift
 from run to run; a row compares the same work in the same round, so the ratio is what counts.
-With --memory the peak memory of a conversion is measured against the size of the file instead.
+With --memory the peak memory of a conversion is measured against the size of the file instead; with
+--before torchzip is measured beside an earlier state of itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure, memory, report
+from benchmarks import before, measure, memory, report
 from benchmarks.tasks import ROWS
 
 HERE = Path(__file__).parent
@@ -29,6 +30,10 @@ def main() -> int:
             result = memory.measure(Path(folder), arguments.sizes, arguments.tools)
             shown = memory.table(result)
             failed = bool(result["failed"])
+        elif arguments.before is not None:
+            result = measure_rows(arguments, Path(folder))
+            shown = before.markdown(result["rows"])
+            failed = False
         else:
             result = measure_rows(arguments, Path(folder))
             shown = report.markdown(result)
@@ -59,6 +64,9 @@ def parse_arguments() -> argparse.Namespace:
         type=lambda text: [float(size) for size in text.split(",")],
         help="of the files of --memory (default 0.1 to 8)",
     )  # fmt: skip
+    parser.add_argument(
+        "--before", type=Path, metavar="CHECKOUT", help="compare with the torchzip of this checkout"
+    )
     parser.add_argument("--folder", default=None, help="where the files go (default: temporary)")
     parser.add_argument("--json", default=None, metavar="FILE", help="write the figures here too")
     parser.add_argument(
@@ -66,8 +74,8 @@ def parse_arguments() -> argparse.Namespace:
         help="keep figures, table and chart in benchmarks/ and quote them in the README",
     )  # fmt: skip
     arguments = parser.parse_args()
-    if arguments.write and (arguments.rows or arguments.tools):
-        parser.error("--write keeps a whole run; leave --rows and --tools out")
+    if arguments.write and (arguments.rows or arguments.tools or arguments.before):
+        parser.error("--write keeps a whole run; leave --rows, --tools and --before out")
     return arguments
 
 
@@ -81,6 +89,8 @@ def measure_rows(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "rounds": arguments.rounds,
         "rows": [
             measure.measure(row, folder, arguments.rounds, arguments.size, arguments.tools)
+            if arguments.before is None
+            else before.compare(row, folder, arguments.rounds, arguments.size, arguments.before)
             for row in rows
         ],
     }

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,34 +65,42 @@ def measure(row: Row, folder: Path, rounds: int, size: float, chosen: str = "") 
     }
 
 
-def run_piece(first: str, second: str, third: object, fourth: object) -> dict[str, float]:
-    """Run one piece of work in a process of its own, see `benchmarks.piece`."""
-    out = run(["-m", "benchmarks.piece", first, second, str(third), str(fourth)])
+def run_piece(
+    first: str, second: str, third: object, fourth: object, tree: Sequence[Path] = ()
+) -> dict[str, float]:
+    """Run one piece of work in a process of its own, see `benchmarks.piece` and `run`."""
+    out = run(["-m", "benchmarks.piece", first, second, str(third), str(fourth)], tree)
     figures: dict[str, float] = json.loads(out.splitlines()[-1])
     return figures
 
 
-def run_fresh(script: str, hide_isal: bool, repeat: int) -> dict[str, float]:
+def run_fresh(
+    script: str, hide_isal: bool, repeat: int, tree: Sequence[Path] = ()
+) -> dict[str, float]:
     """Time a whole process from outside, start and imports included; the median of several."""
     if hide_isal:
         script = "import sys\nsys.modules['isal'] = None\n" + script
     script += _TELL_PEAK
-    run(["-c", script])  # files in the page cache
+    run(["-c", script], tree)  # files in the page cache
     seconds = []
     for _ in range(repeat):
         started = time.perf_counter()
-        out = run(["-c", script])
+        out = run(["-c", script], tree)
         seconds.append(time.perf_counter() - started)
     peak = parse_high_water_mark(out) or 0
     return {"seconds": statistics.median(seconds), "process_mb": peak / 1e6, "worker_mb": 0.0}
 
 
-def run(arguments: list[str]) -> str:
+def run(arguments: list[str], tree: Sequence[Path] = ()) -> str:
     """Run Python and return what it prints; raise `ToolError` if it fails.
 
-    Compiled modules are kept, as those of installed packages are.
+    Compiled modules are kept, as those of installed packages are. Modules come from the folders of
+    ``tree`` before any other place, where there are some.
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    if tree:
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, tree))
+        arguments = ["-P", *arguments]
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
     )

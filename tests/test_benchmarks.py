@@ -147,3 +147,15 @@ def test_the_last_run_is_of_one_piece(tmp_path: Path) -> None:
             module.write(json.loads((FOLDER / name).read_text()), tmp_path)
     for path in tmp_path.iterdir():
         assert path.read_text() == (FOLDER / path.name).read_text(), path.name
+
+
+def test_beside_another_state(tmp_path: Path) -> None:
+    """The other checkout's package is what one of the two runs: a broken one is noticed."""
+    arguments = "--rows to.memory$|^read.one --rounds 2 --size 0.001 --before".split()
+    shown = benchmarks(*arguments, str(ROOT), "--folder", str(tmp_path))
+    assert shown.startswith("| | before | after | after / before |")
+    assert len(shown.splitlines()) == 4
+    (tmp_path / "torchzip").mkdir()
+    (tmp_path / "torchzip" / "__init__.py").write_text("raise RuntimeError('the other one')")
+    with pytest.raises(AssertionError, match="the other one"):
+        benchmarks(*arguments, str(tmp_path), "--folder", str(tmp_path))
