@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +42,11 @@ class Limits:
     #: Bytes of all class definitions of a TorchScript archive that are looked at; the largest seen
     #: have a few MB.
     code_nbytes: int = 32 << 20
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            bound = getattr(self, field.name)
+            if type(bound) is not int:
+                raise TypeError(f"{field.name} must be an int, not {type(bound).__name__}")
+            if bound < 0:
+                raise ValueError(f"{field.name} must be 0 or more, not {bound}")
