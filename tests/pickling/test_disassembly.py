@@ -93,8 +93,8 @@ def test_truncated(value: Any, protocol: int, draw: st.DataObject) -> None:
         (b"\xff", "byte 0xff is no opcode"),
         (b"\x8b\xff\xff\xff\xff", "LONG4 of -1 bytes"),
         (b"X\xff\xff\xff\xffabc", "BINUNICODE of 4,294,967,295 bytes, and 3 are left"),
-        (b"cos\nsystem", "the line behind GLOBAL has no end"),
-        (b"J\1\2", "BININT needs i32 behind it"),
+        (b"cos\nsystem", "the pickle ends within the argument of GLOBAL"),
+        (b"J\1\2", "the pickle ends within the argument of BININT"),
         (b"N", "the pickle ends after 1 bytes without STOP"),
     ],
 )

@@ -120,8 +120,7 @@ class DcpContainer:
                 {k for (k, _), place in self._metadata.places.items() if place.file == first}
             )
             raise FormatError(
-                f"{len(missing):,} of its files are not in the directory, among them "
-                f"{shown(first)}, "
+                f"the directory lacks {len(missing):,} of its files, among them {shown(first)}, "
                 f"which has {listed(names, 3)}. Fetch them again.",
                 path=self.name,
             )

@@ -24,8 +24,8 @@ from torchzip.limits import Limits
 _RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 
 _UNDERSTOOD = (
-    f"understood are a directory with one *{INDEX_SUFFIX} and its shards, with the .metadata of "
-    "torch.distributed.checkpoint, or with its *.safetensors; for a single file give its own path"
+    f"A directory is read that has one *{INDEX_SUFFIX} and its shards, or the .metadata or the "
+    "*.safetensors of torch.distributed.checkpoint. For a single file give its own path."
 )
 
 
@@ -63,7 +63,7 @@ def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> 
             return SafetensorsPartsContainer(folder, parts, limits)
         raise FormatError(
             "a directory, and not one checkpoint: it has "
-            f"{listed(folder.names, 10) or 'nothing in it'}; "
+            f"{listed(folder.names, 10) or 'nothing in it'}. "
             f"{_UNDERSTOOD}",
             path=path,
         )

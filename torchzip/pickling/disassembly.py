@@ -8,22 +8,13 @@ texts in place of values, so that an opcode can be shown with what it works on.
 from __future__ import annotations
 
 import re
-import struct
 from typing import Any, NamedTuple
 
 from torchzip.errors import PickleError
-from torchzip.pickling.interpreter import truncated
-from torchzip.pickling.opcodes import BY_CODE, Opcode
+from torchzip.pickling.interpreter import truncated, within_argument
+from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode
 
 #: How arguments of fixed size are written, by their spelling in the table of opcodes.
-_FIXED = {
-    "u8": struct.Struct("<B"),
-    "u16": struct.Struct("<H"),
-    "i32": struct.Struct("<i"),
-    "u32": struct.Struct("<I"),
-    "u64": struct.Struct("<Q"),
-    "f64 big-endian": struct.Struct(">d"),
-}
 #: Of long bytes, no more than these are kept.
 _KEPT_NBYTES = 256
 _SUMMARY_LENGTH = 90
@@ -76,10 +67,10 @@ def parse_step(data: bytes, position: int, base: int = 0) -> Step:
             base + position, opcode, (first, second), first_nbytes + second_nbytes, base + at
         )
     size, plus, _ = written.partition("+bytes")
-    fixed = _FIXED[size]
+    fixed = FIXED[size]
     missing = at + fixed.size - len(data)
     if missing > 0:
-        raise truncated(f"{opcode.name} needs {written} behind it", missing)
+        raise truncated(within_argument(opcode), missing)
     number = fixed.unpack_from(data, at)[0]
     at += fixed.size
     if not plus:
@@ -98,7 +89,7 @@ def parse_step(data: bytes, position: int, base: int = 0) -> Step:
 def _line(data: bytes, at: int, opcode: Opcode) -> tuple[bytes, int, int]:
     end = data.find(b"\n", at)
     if end < 0:
-        raise truncated(f"the line behind {opcode.name} has no end", 1)
+        raise truncated(within_argument(opcode), 1)
     return data[at : min(end, at + _KEPT_NBYTES)].rstrip(b"\r"), end - at, end + 1
 
 

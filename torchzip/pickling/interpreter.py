@@ -29,7 +29,7 @@ from torchzip.pickling.objects import (
     set_items,
     size_of,
 )
-from torchzip.pickling.opcodes import BY_CODE
+from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode
 from torchzip.pickling.python2 import python2_string, python3_name, unquote
 from torchzip.pickling.table import Name, Shortcut, Table
 from torchzip.types import ForeignObject
@@ -52,6 +52,11 @@ class TruncatedPickleError(PickleError):
     """The bytes end within the pickle; ``needed`` is how many more its next step asks for."""
 
     needed: int = 1
+
+
+def within_argument(opcode: Opcode) -> str:
+    """Return what is said where the bytes end within an argument."""
+    return f"the pickle ends within the argument of {opcode.name}"
 
 
 def truncated(message: str, needed: int) -> TruncatedPickleError:
@@ -113,10 +118,11 @@ class Interpreter:
             short = at + _LONGEST_FIXED - len(self._data)
             if at < len(self._data):
                 opcode = BY_CODE[self._data[at]]
-                message = (
-                    f"{opcode.name} needs {opcode.argument or 'a value'} "
-                    f"{'behind it' if opcode.argument else 'on the stack'}, and there is none"
-                )
+                fixed = FIXED.get(opcode.argument.partition("+")[0])
+                if fixed is not None and at + 1 + fixed.size > len(self._data):
+                    message = within_argument(opcode)
+                else:
+                    message = f"{opcode.name} needs a value on the stack, and there is none"
             else:
                 message = f"the pickle ends after {len(self._data):,} bytes without STOP"
             kind = TruncatedPickleError if short > 0 else PickleError
@@ -441,7 +447,7 @@ class Interpreter:
     def _line(self, position: int) -> tuple[bytes, int]:
         end = self._data.find(b"\n", position)
         if end < 0:
-            raise truncated(f"the line behind {self._opcode()} has no end", 1)
+            raise truncated(within_argument(BY_CODE[self._data[self.position]]), 1)
         return self._data[position:end].rstrip(b"\r"), end + 1
 
     def _decimal(self, line: bytes) -> int:
