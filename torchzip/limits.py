@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TypeGuard
+
+
+def is_number(value: object) -> TypeGuard[int]:
+    """Return whether a value from a file can be a size, a stride, an offset or a length.
+
+    >>> is_number(3), is_number(True), is_number(-1), is_number(1 << 63)
+    (True, False, False, False)
+    """
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from torchzip.errors import (
     too_many_dimensions,
 )
 from torchzip.files.source import Source
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 
 METADATA = "__metadata__"
 #: The key under which `convert` keeps ties in the metadata, as JSON.
@@ -103,10 +103,6 @@ def build_header(
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
 
 
 def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
@@ -185,8 +181,8 @@ def _parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
         )
     numbers = [begin, end, *shape]
     # Numbers past 2**63 are refused before they are used: they could not even be printed.
-    if not all(map(_is_number, numbers)):
-        wrong = next(shown(number) for number in numbers if not _is_number(number))
+    if not all(map(is_number, numbers)):
+        wrong = next(shown(number) for number in numbers if not is_number(number))
         raise broken(
             f"the header entry of {shown(name)} has {wrong} in its shape or data_offsets; ints "
             "from "

@@ -25,7 +25,7 @@ from torchzip.errors import (
     UnsupportedError,
     shown,
 )
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.python_values import FACTORIES
@@ -278,7 +278,7 @@ class _Maker:
         if (
             type(stride) is not list
             or len(stride) != len(spec.shape)
-            or not all(type(step) is int and 0 <= step < 1 << 63 for step in stride)
+            or not all(map(is_number, stride))
             or not is_dense(spec.shape, tuple(stride))
         ):
             raise TensorError(
@@ -323,7 +323,7 @@ def _empty_defaultdict(node: dict[str, Any]) -> Any:
 
 def _empty_deque(node: dict[str, Any]) -> Any:
     most = node.get("maxlen")
-    if most is not None and not (type(most) is int and 0 <= most < 1 << 63):
+    if most is not None and not is_number(most):
         raise broken("a deque of a length that is none")
     return deque(maxlen=most)
 

@@ -33,10 +33,11 @@ from torchzip.errors import (
     wrong_arguments,
 )
 from torchzip.files.folder import is_plain_name
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import Name, Table
+from torchzip.tensors.rebuild import make_layout
 from torchzip.tensors.specs import wrong_dtype, wrong_requires_grad
 from torchzip.types import Dtype, ForeignObject, Layout, Size
 
@@ -120,15 +121,9 @@ def parse_metadata(data: bytes, limits: Limits, path: str) -> DcpMetadata:
 
 def _size(args: tuple[Any, ...]) -> Size:
     sizes = args[0] if len(args) == 1 else None
-    if type(sizes) is not tuple or not all(_is_number(size) for size in sizes):
+    if type(sizes) is not tuple or not all(is_number(size) for size in sizes):
         raise wrong_arguments("torch.Size", "one tuple of ints from 0 to 2**63", args)
     return Size(sizes)
-
-
-def _layout(args: tuple[Any, ...]) -> Layout:
-    if len(args) != 1 or type(args[0]) is not str or not args[0].startswith("torch."):
-        raise wrong_arguments("_get_layout", "a name like 'torch.strided'", args)
-    return Layout(args[0].removeprefix("torch."))
 
 
 def _encoding(args: tuple[Any, ...]) -> int:
@@ -179,7 +174,7 @@ _TABLE = Table(
     values={("torch", name): Dtype(name) for name in (*DTYPES, *NAME_ONLY)},
     calls={
         ("torch", "Size"): _size,
-        ("torch.serialization", "_get_layout"): _layout,
+        ("torch.serialization", "_get_layout"): make_layout,
         ("builtins", "getattr"): _getattr,
         **dict.fromkeys(_ENCODINGS, _encoding),
         **{
@@ -203,10 +198,6 @@ def _unsafe(names: list[Name]) -> UnsafeGlobalError:
         what="names that no .metadata of torch.distributed.checkpoint has",
         advice="It cannot be read without knowing what they mean.",
     )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _check_class(value: Any, classes: frozenset[Name], what: str) -> None:
@@ -329,7 +320,7 @@ class _Reader:
                 )
             self._charge(len(path))
             if type(path[0]) is not str or not all(
-                type(step) is str or _is_number(step) for step in path
+                type(step) is str or is_number(step) for step in path
             ):
                 raise PickleError(
                     f"the path of {shown(name)} is not made of keys and positions from 0 on"
@@ -370,7 +361,7 @@ def _place(name: str, info: Any) -> Place:
             f"{called} lies in the file {shown(file)}; a plain name in the same directory was "
             "expected"
         )
-    if not _is_number(offset) or not _is_number(nbytes):
+    if not is_number(offset) or not is_number(nbytes):
         raise PickleError(
             f"the place of {called} has offset {shown(offset)} and length {shown(nbytes)}; ints "
             "from "

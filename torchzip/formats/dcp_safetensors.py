@@ -26,7 +26,7 @@ from torchzip.formats.base import (
     read_blocks,
     swap_nbytes,
 )
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import FixedPlace, SpanStorage, TensorStorage
@@ -51,9 +51,7 @@ def saved_offsets(
     made: dict[str, tuple[int, ...]] = {}
     for name, row in parse_json(raw, SHARDING_INFO, limits, path).items():
         offsets = row.get("saved_offsets") if isinstance(row, dict) else None
-        if not isinstance(offsets, list) or not all(
-            type(offset) is int and 0 <= offset < 1 << 63 for offset in offsets
-        ):
+        if not isinstance(offsets, list) or not all(map(is_number, offsets)):
             raise ArchiveError(
                 f"{SHARDING_INFO} has {shown(offsets)} for the saved_offsets of {shown(name)}; a "
                 "list of "

@@ -41,7 +41,7 @@ from torchzip.errors import (
 from torchzip.files.source import PartSource
 from torchzip.formats.base import Contents, MakeFactory, read_pickle
 from torchzip.formats.zip import ZipContainer
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 from torchzip.tensors.rebuild import Factory
 from torchzip.tensors.script import ScriptRebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec
@@ -351,7 +351,7 @@ class _Fields:
         return value
 
     def number(self, key: str) -> int:
-        value: int = self._field(key, _is_number, "a number")
+        value: int = self._field(key, is_number, "a number")
         return value
 
     def object(self, key: str) -> _Fields:
@@ -372,7 +372,7 @@ class _Fields:
         if isinstance(value, dict) and "as_expr" in value:
             raise UnsupportedError(f"{self.name}: {key} has a symbolic size; numbers are read")
         found: Any = value.get("as_int") if isinstance(value, dict) else None
-        if not _is_number(found):
+        if not is_number(found):
             raise FormatError(
                 f'{self.name}: {key} has {shown(value)}; {{"as_int": number}} was expected'
             )
@@ -385,7 +385,3 @@ class _Fields:
         if device._value.get("index") is None:
             return kind
         return f"{kind}:{device.number('index')}"
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63

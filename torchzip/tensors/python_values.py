@@ -16,6 +16,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from torchzip.errors import PickleError, shown, wrong_arguments
+from torchzip.limits import is_number
 from torchzip.pickling.table import KEEP, Name
 from torchzip.types import ForeignObject
 
@@ -195,7 +196,7 @@ def _deque(args: Args) -> Any:
     if len(args) > 2 or (args and type(args[0]) not in (list, tuple)):
         raise wrong_arguments("collections.deque", "a list and a length", args)
     most = args[1] if len(args) == 2 else None
-    if most is not None and not (type(most) is int and 0 <= most < 1 << 63):
+    if most is not None and not is_number(most):
         raise wrong_arguments("collections.deque", "a list and a length", args)
     return deque(args[0] if args else (), most)
 

@@ -23,6 +23,7 @@ from torchzip.errors import (
     shown,
     wrong_arguments,
 )
+from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Keep, Name, Table
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
@@ -295,7 +296,7 @@ class Rebuilder:
             )
         root = self.persistent(pid)
         view_key, first, count = view
-        if not all(type(number) is int and 0 <= number < 1 << 63 for number in (first, count)):
+        if not (is_number(first) and is_number(count)):
             raise TensorError(
                 f"a storage view has offset {shown(first)} and size {shown(count)}; ints from 0 to "
                 "2**63 were expected"
@@ -640,7 +641,8 @@ def _device(args: Args) -> Device:
     return Device(*args)
 
 
-def _layout(args: Args) -> Layout:
+def make_layout(args: Args) -> Layout:
+    """Return what ``_get_layout`` gives for the name of a layout."""
     if len(args) != 1 or type(args[0]) is not str or not args[0].startswith("torch."):
         raise wrong_arguments("_get_layout", "a name like 'torch.strided'", args)
     return Layout(args[0].removeprefix("torch."))
@@ -649,7 +651,7 @@ def _layout(args: Args) -> Layout:
 _LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("torch", "Size"): _size,
     ("torch", "device"): _device,
-    ("torch.serialization", "_get_layout"): _layout,
+    ("torch.serialization", "_get_layout"): make_layout,
 }
 
 _VALUES: dict[Name, Any] = {

@@ -19,6 +19,7 @@ from torchzip.errors import (
     shown,
     wrong_arguments,
 )
+from torchzip.limits import is_number
 from torchzip.pickling.table import Name
 from torchzip.tensors.kind_checks import PACKED, check_kind, packed_nbytes, wrong_scale
 from torchzip.tensors.specs import is_contiguous, wrong_dtype
@@ -248,9 +249,7 @@ def _layout(value: Any) -> str:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or not all(
-        type(size) is int and 0 <= size < 1 << 63 for size in value
-    ):
+    if not isinstance(value, tuple | list) or not all(map(is_number, value)):
         raise TensorError(
             f"a size or stride of a tensor is {shown(value)}; a tuple of ints from 0 to 2**63 was "
             "expected"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import MAX_NDIM, TensorError, shown, too_many_dimensions
+from torchzip.limits import is_number
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject
@@ -141,7 +142,7 @@ def check_spec(spec: TensorSpec) -> TensorSpec:
     for size, step in zip(shape, stride, strict=True):
         # Numbers past 2**63 are refused before they are used: they could not even be printed.
         if not (type(size) is int and type(step) is int and 0 <= size < _MAX and 0 <= step < _MAX):
-            what, number = ("stride", step) if _is_number(size) else ("size", size)
+            what, number = ("stride", step) if is_number(size) else ("size", size)
             raise TensorError(
                 f"the {what} of a tensor has {shown(number)} in it; ints from 0 to 2**63 were "
                 "expected"
@@ -169,10 +170,6 @@ def check_spec(spec: TensorSpec) -> TensorSpec:
             f"an empty tensor of size {list(shape)} takes 2**63 bytes or more without its zeros"
         )
     return spec
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MAX
 
 
 def wrong_requires_grad(what: str, value: Any) -> TensorError:
