@@ -532,3 +532,13 @@ def test_listings_escape_hostile_names(command: str) -> None:
     assert made.returncode == 0, made.stderr
     assert _CONTROL.search(made.stdout.replace("\n", "")) is None
     assert "evil" in made.stdout or "m\\x1b" in made.stdout
+
+
+def test_paths_in_what_is_saved_are_escaped_and_cut() -> None:
+    """Keys may come from a file that is saved again."""
+    for key in (_HOSTILE, _HOSTILE * 1000, "x" * 60_000):
+        with pytest.raises(TypeError, match="cannot save") as caught:
+            tz.save({key: [np.array([object()])]}, "out.pt")
+        assert _CONTROL.search(str(caught.value)) is None
+        assert len(str(caught.value)) < 2000
+        assert ".0: cannot save an array" in str(caught.value)

@@ -81,9 +81,9 @@ def shown(value: object, most: int = 100, *, inside: bool = False) -> str:
         return f"{opening}{', '.join(items)}{closing}"
     name = type(value).__name__
     if name == "ForeignObject":  # its repr is one line, however large it is
-        return _shortened(printable(repr(value)), 2 * most)
+        return shortened(printable(repr(value)), 2 * most)
     if name in _WORDS:
-        return _shortened(printable(str(value)), most)
+        return shortened(printable(str(value)), most)
     return _KINDS.get(name) or f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
@@ -93,7 +93,7 @@ def listed(names: Sequence[object], most: int = 5) -> str:
     return first + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def _shortened(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
     """Return text without its middle: what is to be done stands at the end."""
     if len(text) <= most:
         return text
@@ -116,7 +116,7 @@ class TorchZipError(Exception):
         record: str | None = None,
         offset: int | None = None,
     ) -> None:
-        message = printable(_shortened(message, _MAX_MESSAGE))
+        message = printable(shortened(message, _MAX_MESSAGE))
         super().__init__(message)
         self.message = message
         self.path = path
@@ -210,7 +210,7 @@ class UnsafeGlobalError(TorchZipError):
         parts: list[str] = []
         left = _MAX_NAMES
         for module, name in names:
-            part = _shortened(f"{module}.{name}", _MAX_NAME)
+            part = shortened(f"{module}.{name}", _MAX_NAME)
             left -= len(part)
             if parts and left < 0:
                 parts.append(
