@@ -108,7 +108,7 @@ def test_record(capsys: Capture, tmp_path: Path) -> None:
     assert places(out)[0] == (0, "PROTO")
     status, out, err = run(capsys, "dis", path, "no.pkl")
     assert (status, out) == (1, "")
-    assert "no record 'no.pkl'; of pickles it has " in err
+    assert "no record is called 'no.pkl'; of pickles it has " in err
 
 
 def test_deflated(capsys: Capture, tmp_path: Path) -> None:

@@ -6,11 +6,98 @@ bytes. A caller's own mistake is a plain `TypeError` or `ValueError`.
 The layer that notices a fault rarely knows which file it is reading, so an error
 collects its place on the way up: each layer fills in what it knows with
 `TorchZipError.at`, and what is already known stays.
+
+What a file holds may be hostile: a message never has a control character, a line break or a
+terminal's escape in it, and is never longer than a screen. `shown` quotes and cuts a single
+value; the constructor makes sure of the whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
+
+#: Characters of a message, and of the record's name before it.
+_MAX_MESSAGE = 1500
+_MAX_RECORD = 100
+#: Characters of one name outside the table, and of all that are listed.
+_MAX_NAME = 200
+_MAX_NAMES = 1000
+#: Ints from 10**20 on, either way, are shown by their size: Python may refuse to print them.
+_MAX_INT = 10**20
+
+#: Said wherever a file ends before what it announces.
+TRUNCATED = "It looks truncated; compare its size with the place it came from."
+
+#: Dimensions that torch's tensors and numpy's arrays have at most.
+MAX_NDIM = 64
+
+#: What tensors are made as differs from reader to reader; messages do not.
+_KINDS = {
+    "LazyTensor": "a tensor",
+    "TensorSpec": "a tensor",
+    "ndarray": "a tensor",
+    "BareStorage": "a storage",
+}
+#: Leaf types whose text is what torch calls them.
+_WORDS = frozenset(["Dtype", "Device", "Layout", "QScheme"])
+
+
+def printable(text: str) -> str:
+    """Return text without what would move the cursor, turn the writing or end the line.
+
+    >>> printable("a\\tb"), printable("\\x1b[31m")
+    ('a\\\\tb', '\\\\x1b[31m')
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(value: object, most: int = 100, *, inside: bool = False) -> str:
+    """Return a value from a file as messages show it: quoted and cut, or its kind in words.
+
+    Of a list or tuple the first items are shown, but of one ``inside`` another its kind only.
+
+    >>> shown("a\\nb"), shown("x" * 1000, 4), shown(-1), shown(1 << 99), shown({1: 2})
+    ("'a\\\\nb'", "'xxxx'...", '-1', 'an int of 100 bits', 'a dict')
+    >>> shown([1, [2], "a", "b", "c"])
+    "[1, a list, 'a', 'b', ...]"
+    """
+    if isinstance(value, str | bytes):
+        return repr(value[:most]) + ("..." if len(value) > most else "")
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    if type(value) is int:
+        if -_MAX_INT < value < _MAX_INT:
+            return f"{value:,}"
+        return f"an int of {value.bit_length():,} bits"
+    if isinstance(value, list | tuple | dict) and not value:
+        return f"an empty {type(value).__name__}"
+    if type(value) in (list, tuple) and not inside:
+        assert isinstance(value, list | tuple)
+        items = [shown(item, 40, inside=True) for item in value[:4]] + ["..."] * (len(value) > 4)
+        opening, closing = "[]" if type(value) is list else "()"
+        return f"{opening}{', '.join(items)}{closing}"
+    name = type(value).__name__
+    if name == "ForeignObject":  # its repr is one line, however large it is
+        return shortened(printable(repr(value)), 2 * most)
+    if name in _WORDS:
+        return shortened(printable(str(value)), most)
+    return _KINDS.get(name) or f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """Return the first of some names, quoted, and how many more there are."""
+    first = ", ".join([shown(name) for name in names[:most]])
+    return first + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def shortened(text: str, most: int) -> str:
+    """Return text without its middle: what is to be done stands at the end."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 2 // 3]} [...] {text[-(most // 3) :]}"
 
 
 class TorchZipError(Exception):
@@ -29,6 +116,7 @@ class TorchZipError(Exception):
         record: str | None = None,
         offset: int | None = None,
     ) -> None:
+        message = printable(shortened(message, _MAX_MESSAGE))
         super().__init__(message)
         self.message = message
         self.path = path
@@ -51,9 +139,9 @@ class TorchZipError(Exception):
         place = ", ".join(
             part
             for part in (
-                self.path,
-                None if self.record is None else f"record {self.record[:100]}",
-                None if self.offset is None else f"byte {self.offset}",
+                None if self.path is None else printable(self.path),
+                None if self.record is None else f"record {_cut(self.record)}",
+                None if self.offset is None else f"byte {self.offset:,}",
             )
             if part
         )
@@ -62,6 +150,10 @@ class TorchZipError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword-only arguments do not survive the default; worker processes send errors home.
         return (_restore, (type(self), self.message, self.__dict__.copy()))
+
+
+def _cut(record: str) -> str:
+    return printable(record[:_MAX_RECORD]) + ("..." if len(record) > _MAX_RECORD else "")
 
 
 def _restore(cls: type[TorchZipError], message: str, attributes: dict[str, Any]) -> TorchZipError:
@@ -87,16 +179,46 @@ class TensorError(FormatError):
     """A tensor is broken: a range outside its storage, a size that is no number."""
 
 
+def too_many_dimensions(what: str, ndim: int, **place: Any) -> TensorError:
+    """Return the error of a tensor of more than `MAX_NDIM` dimensions."""
+    return TensorError(
+        f"{what} has {ndim:,} dimensions; torch and numpy stop at {MAX_NDIM}", **place
+    )
+
+
+def wrong_arguments(name: str, wanted: str, args: tuple[Any, ...]) -> PickleError:
+    """Return the error of a call with other arguments than a function takes.
+
+    >>> print(wrong_arguments("complex", "two numbers", (1, "x")))
+    complex takes two numbers, not (1, 'x')
+    """
+    found = shown(args[0] if len(args) == 1 else args) if args else "nothing"
+    return PickleError(f"{name} takes {wanted}, not {found}")
+
+
 class UnsafeGlobalError(TorchZipError):
     """The file names something outside the table; ``names`` lists all (module, name) pairs."""
 
-    def __init__(self, names: list[tuple[str, str]], **place: Any) -> None:
-        listed = ", ".join(f"{module}.{name}" for module, name in names)
-        super().__init__(
-            f"names outside torchzip's table: {listed}. "
-            "foreign='keep' reads them as inert ForeignObjects.",
-            **place,
-        )
+    def __init__(
+        self,
+        names: list[tuple[str, str]],
+        *,
+        what: str = "names outside torchzip's table",
+        advice: str = "foreign='keep' reads them as inert ForeignObjects.",
+        **place: Any,
+    ) -> None:
+        parts: list[str] = []
+        left = _MAX_NAMES
+        for module, name in names:
+            part = shortened(f"{module}.{name}", _MAX_NAME)
+            left -= len(part)
+            if parts and left < 0:
+                parts.append(
+                    f"and {len(names) - len(parts):,} more (all are in the error's .names)"
+                )
+                break
+            parts.append(part)
+        super().__init__(f"{what}: {', '.join(parts)}. {advice}", **place)
         self.names = names
         self.module, self.name = names[0]
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeGuard
+
+
+def is_number(value: object) -> TypeGuard[int]:
+    """Return whether a value from a file can be a size, a stride, an offset or a length.
+
+    >>> is_number(3), is_number(True), is_number(-1), is_number(1 << 63)
+    (True, False, False, False)
+    """
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +52,11 @@ class Limits:
     #: Bytes of all class definitions of a TorchScript archive that are looked at; the largest seen
     #: have a few MB.
     code_nbytes: int = 32 << 20
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            bound = getattr(self, field.name)
+            if type(bound) is not int:
+                raise TypeError(f"{field.name} must be an int, not {type(bound).__name__}")
+            if bound < 0:
+                raise ValueError(f"{field.name} must be 0 or more, not {bound}")

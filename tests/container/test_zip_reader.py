@@ -54,7 +54,13 @@ def by_zipfile(records: dict[str, bytes], method: int, zip64: bool = False) -> b
     return file.getvalue()
 
 
-_RECORDS = {"data.pkl": b"abc", "empty": b"", "data/0": bytes(5000), "é": b"x", "a b/c": b"y" * 70}
+_RECORDS = {
+    "data.pkl": b"abc",
+    "empty": b"",
+    "data/0": bytes(5000),
+    "é": b"x",
+    "a b/c": b"y" * 70,
+}
 
 
 # -- what is read --------------------------------------------------------------------------------
@@ -131,7 +137,9 @@ def test_entry() -> None:
     assert data[entry.header_offset :].startswith(b"PK\3\4")
     assert reader.size_of("data/0") == (200, entry.crc, 0)
     for ask in (reader.entry, reader.size_of, reader.read, reader.data_offset, reader.stored_span):
-        with pytest.raises(ArchiveError, match="no record data/1") as caught:
+        with pytest.raises(
+            ArchiveError, match="record data/1: the archive has no record"
+        ) as caught:
             ask("data/1")
         assert caught.value.record == "data/1"
 
@@ -328,7 +336,7 @@ _ZIP64 = build_zip([_A, _B, _C], End(zip64=True))
 _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
     ("empty file", b"", ArchiveError, "no zip directory"),
     ("not a zip", b"x" * 1000, ArchiveError, "no zip directory"),
-    ("empty archive", build_zip([]), ArchiveError, "empty"),
+    ("empty archive", build_zip([]), ArchiveError, "no record"),
     ("duplicate names", build_zip([_A, _B, _A]), ArchiveError, "two records are called"),
     (
         "names that differ in case",
@@ -427,7 +435,7 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         "a zip64 field that is too short",
         build_zip([replace(_A, nbytes=0xFFFFFFFF, extra=struct.pack("<HHL", 1, 4, 6))]),
         ArchiveError,
-        "too short",
+        "has 4 bytes",
     ),
     (
         "two zip64 fields",
@@ -450,15 +458,15 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         "has no header here",
     ),
     ("a count of 65535", build_zip([_A], End(count=0xFFFF)), ArchiveError, "cannot fit"),
-    ("a count of none", build_zip([_A], End(count=0)), ArchiveError, "empty"),
+    ("a count of none", build_zip([_A], End(count=0)), ArchiveError, "no record"),
     ("a count past the limit", build_zip([_A] * 9), LimitError, "entries"),
     ("a directory size that lies", build_zip([_A], End(nbytes=10)), ArchiveError, "should end"),
     ("a directory offset that lies", build_zip([_A], End(offset=10)), ArchiveError, "should end"),
     ("bytes before the archive", b"junk" + _PLAIN, ArchiveError, "added or lost"),
     ("a byte before the end record", build_zip([_A], End(between=b"x")), ArchiveError, "added"),
-    ("two disks", build_zip([_A], End(disk=1)), ArchiveError, "several disks"),
-    ("a directory on another disk", build_zip([_A], End(first_disk=1)), ArchiveError, "disks"),
-    ("a count on this disk", build_zip([_A, _C], End(on_disk=1)), ArchiveError, "several disks"),
+    ("two disks", build_zip([_A], End(disk=1)), ArchiveError, "join the parts"),
+    ("a directory on another disk", build_zip([_A], End(first_disk=1)), ArchiveError, "several"),
+    ("a count on this disk", build_zip([_A, _C], End(on_disk=1)), ArchiveError, "join the parts"),
     ("a record on another disk", build_zip([replace(_A, disk=1)]), ArchiveError, "another disk"),
     ("a second archive behind the first", _two_ends(), ArchiveError, "end records"),
     ("a second end record that others believe", _two_ends(b"x"), ArchiveError, ""),
@@ -502,13 +510,13 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         "a locator to something else",
         build_zip([_A], End(zip64=True, locator_offset=0)),
         ArchiveError,
-        "locator does not point",
+        "locator points here",
     ),
     (
         "a zip64 end record of another length",
         build_zip([_A], End(zip64=True, zip64_length=50)),
         ArchiveError,
-        "locator does not point",
+        "locator points here",
     ),
     (
         "a locator of two disks",
@@ -544,13 +552,13 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         "a local header of another method",
         build_zip([_A, replace(_B, local_method=8)]),
         ArchiveError,
-        "disagree about compression",
+        "says method 8",
     ),
     (
         "a local header that says encrypted",
         build_zip([_A, replace(_B, local_flags=1)]),
         ArchiveError,
-        "disagree about compression or encryption",
+        "flags 0x0001",
     ),
     (
         "a local header of another size",
@@ -568,13 +576,13 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         "a local header of another CRC",
         build_zip([_A, replace(_B, local_crc=1)]),
         ArchiveError,
-        "disagree about the CRC",
+        "says CRC 00000001",
     ),
     (
         "no local header",
         build_zip([_A, replace(_B, local_magic=b"PK\3\5")]),
         ArchiveError,
-        "no local header",
+        "local header of a record was expected",
     ),
     (
         "extra data past the directory",
@@ -607,7 +615,7 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         "a stored record of two sizes",
         build_zip([_A, replace(_B, nbytes=199)]),
         ArchiveError,
-        "a stored record of 199 bytes takes 200",
+        "says 199 bytes and 200",
     ),
     (
         "a deflate bomb",
@@ -619,19 +627,19 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         "deflated bytes of a smaller size",
         build_zip([_A, replace(_B, method=8, nbytes=199)]),
         ArchiveError,
-        "more bytes than the 199",
+        "go on after the 199",
     ),
     (
         "deflated bytes of a larger size",
         build_zip([_A, replace(_B, method=8, nbytes=201)]),
         ArchiveError,
-        "1 bytes fewer",
+        "come to 200",
     ),
     (
         "deflated bytes cut short",
         build_zip([_A, replace(_B, method=8, stored=deflate(_B.data)[:-1])]),
         ArchiveError,
-        "end too early",
+        "are cut short",
     ),
     (
         "deflated bytes that are none",
@@ -643,7 +651,7 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         "no deflated bytes at all",
         build_zip([_A, replace(_B, method=8, stored=b"", nbytes=0, crc=0)]),
         ArchiveError,
-        "end too early",
+        "are cut short",
     ),
 ]  # fmt: skip
 

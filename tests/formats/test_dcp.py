@@ -320,7 +320,7 @@ def test_two_kinds_in_a_directory(tmp_path: Path) -> None:
     """Both are named."""
     folder = _example(tmp_path).write()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
-    with pytest.raises(tz.FormatError, match=r"index\.json and \.metadata"):
+    with pytest.raises(tz.FormatError, match=r"index\.json', '\.metadata'"):
         tz.load(folder)
     assert tz.load(folder / ".metadata")["step"] == 7
 
@@ -402,7 +402,7 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
         _no_tensor(shape=(_BIG, 4), boxes=[((0, 0), (_BIG, 4))]), tz.FormatError, "an item of",
     ),
     "a huge empty tensor": (
-        _no_tensor(shape=(0, _BIG, _BIG), boxes=[]), tz.FormatError, "size",
+        _no_tensor(shape=(0, _BIG, _BIG), boxes=[]), tz.FormatError, "stride",
     ),
     "many dimensions": (
         _no_tensor(shape=(1,) * 65, boxes=[]), tz.FormatError, "65 dimensions",
@@ -432,14 +432,15 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
     "an absolute path": (_place("/etc/passwd", 0, 9), tz.FormatError, "plain name"),
     "a file name with NUL": (_place("a\0b", 0, 9), tz.FormatError, "plain name"),
     "past the file": (_place("__0_0.distcp", 0, 1 << 40), tz.FormatError, "truncated"),
-    "an offset of 2**70": (_place("__0_0.distcp", 1 << 70, 9), tz.FormatError, "no number"),
-    "a negative length": (_place("__0_0.distcp", 0, -1), tz.FormatError, "no number"),
+    "an offset of 2**70": (_place("__0_0.distcp", 1 << 70, 9), tz.FormatError, "ints from 0"),
+    "a negative length": (_place("__0_0.distcp", 0, -1), tz.FormatError, "ints from 0"),
     "compressed": (
         _place("__0_0.distcp", 0, 9, transform_descriptors=b.list_of(b.text("zstd.1"))),
         tz.UnsupportedError, r"'w' is encoded \(zstd\.1\)",
     ),
     "transforms that are none": (
-        _place("__0_0.distcp", 0, 9, transform_descriptors=b.integer(3)), tz.FormatError, "no list",
+        _place("__0_0.distcp", 0, 9, transform_descriptors=b.integer(3)), tz.FormatError,
+        "a list was expected",
     ),
     "items overlap": (
         lambda made: made.places.append((d.index("v", None), d.info("__0_0.distcp", 40, 30))),
@@ -457,7 +458,7 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
         lambda made: made.places.append(
             (d.new(d.MODULE, "MetadataIndex", b.dict_of({})), d.info("__0_0.distcp", 0, 9))
         ),
-        tz.FormatError, "without a name",
+        tz.FormatError, "the name of a MetadataIndex",
     ),
     "an index without a state": (
         lambda made: made.places.append(
@@ -467,13 +468,13 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
     ),
     # the items
     "an item that is no archive": (_item(bytes(300)), tz.FormatError, "begins with"),
-    "an item that is a list": (_item([1] * 40), tz.FormatError, "should be a tensor"),
+    "an item that is a list": (_item([1] * 40), tz.FormatError, "a tensor was expected"),
     "an item of another shape": (_item(_A.T), tz.FormatError, r"\[4, 7\]"),
     "an item that is small": (_item(b"PK\3\4" + bytes(20)), tz.FormatError, "an item of 24"),
     "an item that is cut": (_item(d.saved(_A)[:-30]), tz.FormatError, "__0_0.distcp, 'w'"),
     # the nesting
-    "a path of nothing": (_paths(w=b")"), tz.FormatError, "paths"),
-    "a path that is a list": (_paths(w=b.list_of(b.text("w"))), tz.FormatError, "paths"),
+    "a path of nothing": (_paths(w=b")"), tz.FormatError, "tuples of keys"),
+    "a path that is a list": (_paths(w=b.list_of(b.text("w"))), tz.FormatError, "tuples of keys"),
     "a path of floats": (
         _paths(w=b.tuple_of(b.text("a"), b"G" + struct.pack(">d", 1.0))), tz.FormatError, "path",
     ),
@@ -515,7 +516,7 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
         _metadata(version=b.name("torch._utils", "_rebuild_tensor_v2")),
         tz.UnsafeGlobalError, "_rebuild_tensor_v2",
     ),
-    "no dict of tensors": (_metadata(state_dict_metadata=b"]"), tz.FormatError, "no dict"),
+    "no dict of tensors": (_metadata(state_dict_metadata=b"]"), tz.FormatError, "a dict"),
     "no dict of places": (_metadata(storage_data=b"N"), tz.FormatError, "storage_data"),
     "a number for a tensor": (
         lambda made: made.items.update(w=b.integer(1)), tz.FormatError, "TensorStorageMetadata",
@@ -753,13 +754,13 @@ def test_hostile_safetensors_parts(tmp_path: Path) -> None:
         ([whole, d.safetensors_part({"a": ((7,), _A[0])})], tz.FormatError, "dimensions"),
         ([info("{}")], tz.FormatError, "does not say where 'a'"),
         ([info("[")], tz.FormatError, "no JSON"),
-        ([info("[]")], tz.FormatError, "no JSON object"),
+        ([info("[]")], tz.FormatError, "an object was expected"),
         ([info('{"a": 1}')], tz.FormatError, "saved_offsets"),
         ([info('{"a": {"saved_offsets": [0, -1]}}')], tz.FormatError, "saved_offsets"),
         ([info('{"a": {"saved_offsets": [0, 1.5]}}')], tz.FormatError, "saved_offsets"),
         ([info('{"a": {"saved_offsets": [0]}}')], tz.FormatError, "does not say where"),
         ([info(f'{{"a": {{"saved_offsets": [0, {1 << 62}]}}}}')], tz.FormatError, "of the"),
-        ([whole, b"{"], tz.FormatError, "too short"),
+        ([whole, b"{"], tz.FormatError, "8 bytes or more"),
     ]
     for number, (files, error, text) in enumerate(rows):
         folder = _parts(tmp_path / str(number), *files)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchzip.errors import PickleError
-from torchzip.pickling.disassembly import Annotator, Step, parse_step, shown
+from torchzip.pickling.disassembly import Annotator, Step, argument_text, parse_step
 from torchzip.pickling.interpreter import TruncatedPickleError
 from torchzip.pickling.opcodes import OPCODES
 
@@ -56,7 +56,7 @@ def test_equals_pickletools(value: Any, protocol: int) -> None:
     assert steps[-1].end == len(data)
     annotator = Annotator()
     for step in steps:
-        assert shown(step).isprintable()
+        assert argument_text(step).isprintable()
         assert annotator.note(step).isprintable()
 
 
@@ -71,8 +71,8 @@ def test_any_bytes(data: bytes) -> None:
         except PickleError:
             return
         assert step.offset == position < step.end <= len(data)
-        assert shown(step).isprintable()
-        assert len(shown(step)) < 2000
+        assert argument_text(step).isprintable()
+        assert len(argument_text(step)) < 2000
         assert annotator.note(step).isprintable()
         position = step.end
 
@@ -93,8 +93,8 @@ def test_truncated(value: Any, protocol: int, draw: st.DataObject) -> None:
         (b"\xff", "byte 0xff is no opcode"),
         (b"\x8b\xff\xff\xff\xff", "LONG4 of -1 bytes"),
         (b"X\xff\xff\xff\xffabc", "BINUNICODE of 4,294,967,295 bytes, and 3 are left"),
-        (b"cos\nsystem", "the line behind GLOBAL has no end"),
-        (b"J\1\2", "BININT needs i32 behind it"),
+        (b"cos\nsystem", "the pickle ends within the argument of GLOBAL"),
+        (b"J\1\2", "the pickle ends within the argument of BININT"),
         (b"N", "the pickle ends after 1 bytes without STOP"),
     ],
 )
@@ -124,5 +124,5 @@ def test_names_from_the_stack() -> None:
 def test_long_values_are_shortened() -> None:
     """Of a long text its beginning is kept, and its size said."""
     step, _ = walk(b"X\x00\x00\x10\x00" + b"a" * (1 << 20) + b".")
-    assert shown(step).endswith("... (1,048,576 bytes)")
-    assert len(shown(step)) < 130
+    assert argument_text(step).endswith("... (1,048,576 bytes)")
+    assert len(argument_text(step)) < 130

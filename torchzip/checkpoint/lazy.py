@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.names import NameTable
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TensorNotFoundError, TorchZipError, UnsupportedError
+from torchzip.errors import TensorNotFoundError, TorchZipError, UnsupportedError, shown
 from torchzip.files.source import File
-from torchzip.formats.base import Container, OpenStorage, refuse_foreign
+from torchzip.formats.base import Container, OpenStorage, check_options, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
@@ -197,9 +197,7 @@ class Checkpoint(Mapping[str, Any]):
         foreign: Foreign = "keep",
         limits: Limits | None = None,
     ) -> None:
-        if foreign not in ("keep", "raise"):
-            raise ValueError(f"foreign must be 'keep' or 'raise', not {foreign!r}")
-        limits = limits if limits is not None else Limits()
+        limits = check_options(foreign, limits)
         self._arguments = (file, foreign, limits)
         self._limits = limits
         self._table: NameTable | None = None
@@ -244,7 +242,7 @@ class Checkpoint(Mapping[str, Any]):
             return leaf
         if leaf is None and name in table.others:
             raise UnsupportedError(
-                f"{name!r} is a tensor of a class that only its own code can make; it is a "
+                f"{shown(name)} is a tensor of a class that only its own code can make; it is a "
                 "ForeignObject in the checkpoint's root, and its inner tensors have names of their "
                 "own",
                 path=self.path,
@@ -253,9 +251,9 @@ class Checkpoint(Mapping[str, Any]):
             import difflib  # for the message alone
 
             close = difflib.get_close_matches(str(name), list(table.names)[:10_000], 3)
-            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            hint = f"; did you mean {' or '.join(map(shown, close))}?" if close else ""
             raise TensorNotFoundError(
-                f"no tensor is called {name!r}, of {len(table.names):,}{hint}", path=self.path
+                f"no tensor is called {shown(name)}, of {len(table.names):,}{hint}", path=self.path
             )
         try:
             table.check(name)
@@ -276,6 +274,11 @@ class Checkpoint(Mapping[str, Any]):
     def items(self) -> ItemsView[str, Any]:
         """Return the names and their tensors."""
         return _Items(self)
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds that the file is read within."""
+        return self._limits
 
     @property
     def others(self) -> Mapping[str, ForeignObject]:

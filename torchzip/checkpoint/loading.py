@@ -14,7 +14,7 @@ from torchzip.errors import TorchZipError
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.folder import PooledSource
 from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
-from torchzip.formats.base import FileContainer, OpenStorage, refuse_foreign
+from torchzip.formats.base import FileContainer, OpenStorage, check_options, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.tensors.kind_checks import Checked, check_values
@@ -194,11 +194,9 @@ def load(
     >>> load(file)
     {'weight': array([1., 1., 1.], dtype=float32), 'step': 7}
     """
-    if foreign not in ("keep", "raise"):
-        raise ValueError(f"foreign must be 'keep' or 'raise', not {foreign!r}")
     if mmap and not isinstance(file, str | os.PathLike):
         raise TypeError("mmap=True needs a path, not a file object")
-    limits = limits if limits is not None else Limits()
+    limits = check_options(foreign, limits)
     container = open_checkpoint(file, limits)
     try:
         mappings = Mappings() if mmap else None

@@ -6,7 +6,8 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.cli.disassembly import refused_opcodes
-from torchzip.cli.rendering import count_text, nbytes_text, printable
+from torchzip.cli.rendering import count_text, nbytes_text
+from torchzip.errors import printable
 from torchzip.pickling.allowlist import is_torch_safe
 
 #: Formats whose names torch's loader checks.

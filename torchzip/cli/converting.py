@@ -12,10 +12,11 @@ from typing import Any
 
 import torchzip
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import count_text, nbytes_text, printable, table
+from torchzip.cli.rendering import count_text, nbytes_text, table
 from torchzip.convert.plan import Plan, PlannedTensor, make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
+from torchzip.errors import printable
 
 _DESCRIPTION = """\
 Convert a checkpoint of any kind. DST says to what: a .pt .pth .bin .ckpt or .safetensors file, a

@@ -8,15 +8,22 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from torchzip.cli.rendering import printable
 from torchzip.container.tar import find_members
 from torchzip.container.zip_reader import ZipReader
-from torchzip.errors import FormatError, LimitError, TorchZipError, UnsupportedError
+from torchzip.errors import (
+    FormatError,
+    LimitError,
+    TorchZipError,
+    UnsupportedError,
+    listed,
+    printable,
+    shown,
+)
 from torchzip.files.source import PartSource, Source, open_source
 from torchzip.formats.legacy import LEGACY_MAGIC
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
-from torchzip.pickling.disassembly import Annotator, Step, parse_step, shown
+from torchzip.pickling.disassembly import Annotator, Step, argument_text, parse_step
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
 from torchzip.pickling.opcodes import BY_CODE, OPCODES
 from torchzip.pickling.python2 import python3_name
@@ -46,7 +53,7 @@ def _find_pickles(source: Source, record: str | None, limits: Limits) -> _Place:
         members, _ = find_members(source, limits)
         record = record or "pickle"
         if record not in members:
-            raise FormatError(f"no member {record[:100]!r}", path=source.name)
+            raise FormatError(f"no member is called {shown(record)}", path=source.name)
         part = PartSource(source, *members[record], source.name)
         return _Place(record, part, 1 if record == "pickle" else None, _nothing)
     if record is not None:
@@ -73,8 +80,10 @@ def _in_zip(archive: ZipReader, record: str, limits: Limits) -> _Place:
     name = archive.source.name
     if record not in archive:
         pickles = [other for other in archive if other.endswith(".pkl")]
-        has = ", ".join(pickles[:5]) or "none that ends in .pkl"
-        raise FormatError(f"no record {record[:100]!r}; of pickles it has {has}", path=name)
+        has = listed(pickles) or "none that ends in .pkl"
+        raise FormatError(
+            f"no record is called {shown(record)}; of pickles it has {has}", path=name
+        )
     span = archive.stored_span(record)
     if span is not None:
         # Shown before its CRC is compared: of a damaged pickle, too, the beginning can be seen.
@@ -186,7 +195,7 @@ def _rows(steps: Iterator[Step]) -> Iterator[dict[str, Any]]:
         yield {
             "offset": step.offset,
             "opcode": step.opcode.name,
-            "argument": shown(step),
+            "argument": argument_text(step),
             "note": note,
             "torch_safe": step.opcode.torch_safe and not refused,
         }

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
-from torchzip.cli.rendering import nbytes_text, printable, table
+from torchzip.cli.rendering import nbytes_text, table
+from torchzip.errors import printable
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.types import ForeignObject, MetaTensor, OtherTensor
 

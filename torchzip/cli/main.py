@@ -20,8 +20,7 @@ from torchzip.cli.listing import (
     describe_globals,
     globals_as_text,
 )
-from torchzip.cli.rendering import printable
-from torchzip.errors import TorchZipError
+from torchzip.errors import TorchZipError, printable
 
 _DONE, _BAD, _USAGE = 0, 1, 2
 

@@ -18,10 +18,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torchzip.container.json_objects import no_duplicates
 from torchzip.dtypes import DTYPES, SAFETENSORS
-from torchzip.errors import ArchiveError, LimitError, UnsupportedError
+from torchzip.errors import (
+    MAX_NDIM,
+    TRUNCATED,
+    ArchiveError,
+    LimitError,
+    UnsupportedError,
+    shown,
+    too_many_dimensions,
+)
 from torchzip.files.source import Source
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 
 METADATA = "__metadata__"
 #: The key under which `convert` keeps ties in the metadata, as JSON.
@@ -96,13 +105,6 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ArchiveError("the header has a name twice")
-    return made
-
-
 def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
     """Return the tensors in the order of their data, and the metadata.
 
@@ -116,38 +118,40 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
         return ArchiveError(message, path=source.name)
 
     if source.size < 8:
-        raise broken("too short for a safetensors file")
+        raise broken(f"a safetensors file has 8 bytes or more, this has {source.size}. {TRUNCATED}")
     nbytes = int.from_bytes(source.read_at(0, 8), "little")
     if nbytes > limits.header_nbytes:
         raise LimitError("header_nbytes", nbytes, limits.header_nbytes, path=source.name)
     if 8 + nbytes > source.size:
         raise broken(
-            f"a header of {nbytes:,} bytes in a file of {source.size:,}. It looks truncated; "
-            "compare its size with the place it came from."
+            f"the header takes {nbytes:,} bytes after the first 8, and the file has "
+            f"{source.size:,} "
+            f"bytes in all. {TRUNCATED}"
         )
     try:
         header = json.loads(
-            bytes(source.read_at(8, nbytes)).decode(), object_pairs_hook=_no_duplicates
+            bytes(source.read_at(8, nbytes)).decode(), object_pairs_hook=no_duplicates
         )
     except ArchiveError as error:
         raise error.at(path=source.name) from None
     except (ValueError, RecursionError) as error:
         raise broken(f"the header is no JSON ({error})") from None
     if not isinstance(header, dict):
-        raise broken("the header is no JSON object")
+        raise broken(f"the header is {shown(header)} in JSON; an object was expected")
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(
         isinstance(text, str) for text in metadata.values()
     ):
-        raise broken(f"{METADATA} maps something else than texts to texts")
+        raise broken(f"{METADATA} of the header should map texts to texts and does not")
     entries = [_parse_entry(name, row, 8 + nbytes, source.name) for name, row in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     at = 8 + nbytes
     for entry in entries:
         if entry.begin != at:
             raise broken(
-                f"the data of {entry.name} begins at byte {entry.begin:,}, and that before it ends "
-                f"at byte {at:,}"
+                f"the data of {shown(entry.name)} begins at byte {entry.begin:,}, and what is "
+                "before it "
+                f"ends at byte {at:,}"
             )
         at = entry.end
     if at != source.size:
@@ -165,28 +169,43 @@ def _parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
     try:
         code, shape, (begin, end) = row["dtype"], row["shape"], row["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise broken(f"the header entry of {name[:100]!r} lacks dtype, shape or offsets") from None
-    numbers = [begin, end, *(shape if isinstance(shape, list) else [None])]
+        raise broken(
+            f"the header entry of {shown(name)} is {shown(row)}; an object with dtype, shape and "
+            "two "
+            "data_offsets was expected"
+        ) from None
+    if not isinstance(shape, list):
+        raise broken(
+            f"the header entry of {shown(name)} has {shown(shape)} for its shape; a list was "
+            "expected"
+        )
+    numbers = [begin, end, *shape]
     # Numbers past 2**63 are refused before they are used: they could not even be printed.
-    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
-        raise broken(f"the header entry of {name[:100]!r} has a shape or offset that is no number")
-    if len(shape) > 64:
-        raise broken(f"{name[:100]!r} has {len(shape)} dimensions; torch and numpy stop at 64")
+    if not all(map(is_number, numbers)):
+        wrong = next(shown(number) for number in numbers if not is_number(number))
+        raise broken(
+            f"the header entry of {shown(name)} has {wrong} in its shape or data_offsets; ints "
+            "from "
+            "0 to 2**63 were expected"
+        )
+    if len(shape) > MAX_NDIM:
+        raise too_many_dimensions(shown(name), len(shape), path=path)
     dtype = SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise UnsupportedError(
-            f"tensor {name[:100]!r} has dtype {str(code)[:40]!r}, which torch has not", path=path
+            f"{shown(name)} has dtype {shown(code)}, which torch has not", path=path
         )
     if code == "F4":
         if not shape or shape[-1] % 2:
             raise UnsupportedError(
-                f"tensor {name[:100]!r} has an odd number of 4-bit values", path=path
+                f"{shown(name)} has shape {shape} of 4-bit values; an even last size was expected",
+                path=path,
             )
         shape = [*shape[:-1], shape[-1] // 2]
     nbytes = math.prod(shape) * dtype.itemsize
     if end - begin != nbytes:
         raise broken(
-            f"{name[:100]!r} of shape {shape} and dtype {code} takes {nbytes:,} bytes, its "
+            f"{shown(name)} of shape {shape} and dtype {code} takes {nbytes:,} bytes, its "
             f"offsets give it {end - begin:,}"
         )
     return TensorEntry(name, dtype.name, tuple(shape), base + begin, base + end)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
-from torchzip.errors import ArchiveError, LimitError
+from torchzip.container.json_objects import parse_json
+from torchzip.errors import ArchiveError, LimitError, shown
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
@@ -28,37 +28,6 @@ class ShardIndex:
     weight_map: dict[str, str]
     metadata: dict[str, str]
     total_size: int | None
-
-
-def parse_json(raw: bytes, what: str, limits: Limits, path: str) -> dict[str, Any]:
-    """Return a JSON object that came from a file.
-
-    Raises
-    ------
-    ArchiveError, LimitError
-        If it is none, has a key twice, or more than ``limits.containers`` lists and objects.
-    """
-    containers = raw.count(b"[") + raw.count(b"{")
-    if containers > limits.containers:
-        raise LimitError("containers", containers, limits.containers, path=path)
-    try:
-        made = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)
-    except ArchiveError as error:
-        raise error.at(path=path) from None
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"{what} is no JSON ({str(error)[:200]})", path=path) from None
-    if not isinstance(made, dict):
-        raise ArchiveError(f"{what} is no JSON object", path=path)
-    return made
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in made:
-            raise ArchiveError(f"{name[:100]!r} stands there twice")
-        made[name] = value
-    return made
 
 
 def parse_index(source: Source, limits: Limits) -> ShardIndex:
@@ -78,11 +47,17 @@ def parse_index(source: Source, limits: Limits) -> ShardIndex:
         isinstance(file, str) for file in weight_map.values()
     ):
         raise ArchiveError(
-            "an index needs a weight_map from tensor names to file names", path=source.name
+            f"weight_map is {shown(weight_map)} in the index; a map from tensor names to file "
+            "names "
+            "was expected",
+            path=source.name,
         )
     metadata = content.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise ArchiveError("the metadata of the index is no JSON object", path=source.name)
+        raise ArchiveError(
+            f"the metadata of the index is {shown(metadata)}; an object was expected",
+            path=source.name,
+        )
     total = metadata.get("total_size")
     if isinstance(total, float) and total.is_integer() and total < 1 << 63:
         total = int(total)  # transformers wrote 1.0e9 for a while

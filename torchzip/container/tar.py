@@ -11,7 +11,7 @@ Nothing is extracted. Anything but regular files is skipped by its size and is n
 
 from __future__ import annotations
 
-from torchzip.errors import ArchiveError, LimitError
+from torchzip.errors import TRUNCATED, ArchiveError, LimitError, shown
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
@@ -48,9 +48,8 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
             extended = {}
         if begin + nbytes > source.size:
             raise ArchiveError(
-                f"member {name[:100]!r} ends at byte {begin + nbytes:,}, the file has "
-                f"{source.size:,} bytes. It looks truncated; compare its size with the place it "
-                "came from.",
+                f"member {shown(name)} ends at byte {begin + nbytes:,}, the file has "
+                f"{source.size:,} bytes. {TRUNCATED}",
                 path=source.name,
                 offset=at,
             )
@@ -61,7 +60,7 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
         elif kind in (b"0", b"\0"):
             if name in members:
                 raise ArchiveError(
-                    f"two members are called {name[:100]!r}", path=source.name, offset=at
+                    f"two members are called {shown(name)}", path=source.name, offset=at
                 )
             members[name] = (begin, nbytes)
         at = begin + -(-nbytes // _BLOCK) * _BLOCK
@@ -71,8 +70,13 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
 def _parse_header(header: bytes, at: int, path: str) -> tuple[str, int, bytes]:
     """Return name, size and type of a header."""
     total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    if _number(header[148:156], 8, at, path) != total:
-        raise ArchiveError("a tar header whose sum of bytes is wrong", path=path, offset=at)
+    found = _number(header[148:156], 8, at, path)
+    if found != total:
+        raise ArchiveError(
+            f"the bytes of a tar header have the sum {total:,}, it says {found:,}",
+            path=path,
+            offset=at,
+        )
     name = _text(header[:100])
     prefix = _text(header[345:500])
     if header[257:262] == b"ustar" and prefix:
@@ -91,7 +95,9 @@ def _text(field: bytes) -> str:
 def _number(field: bytes, base: int, at: int, path: str) -> int:
     digits = field.split(b"\0", 1)[0].strip(b" ")
     if not digits.isdigit() or len(digits) > 24 or (base == 8 and digits.strip(b"01234567")):
-        raise ArchiveError(f"{field[:24]!r} is no number of a tar header", path=path, offset=at)
+        raise ArchiveError(
+            f"a tar header has {shown(field, 24)} where a number was expected", path=path, offset=at
+        )
     return int(digits, base)
 
 
@@ -103,7 +109,11 @@ def _parse_extended(raw: bytes, at: int, path: str) -> dict[str, str]:
         end = int(length) if space and length.isdigit() and len(length) < 9 else 0
         key, equals, value = raw[len(length) + 1 : end - 1].partition(b"=")
         if not equals or end > len(raw) or raw[end - 1 : end] != b"\n":
-            raise ArchiveError("an extended tar header that is broken", path=path, offset=at)
+            raise ArchiveError(
+                "an extended tar header is broken; texts '<length> <key>=<value>' were expected",
+                path=path,
+                offset=at,
+            )
         made[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         raw = raw[end:]
     return made

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.container.record_index import RecordIndex, index_fast, index_plainly, show
-from torchzip.errors import ArchiveError, LimitError, UnsupportedError
+from torchzip.errors import TRUNCATED, ArchiveError, LimitError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Buffer, Source
 from torchzip.limits import Limits
@@ -106,10 +106,10 @@ class ZipReader:
         if at < 0:
             raise ArchiveError(
                 f"no zip directory in the last {tail_nbytes:,} bytes (the file has "
-                f"{source.size:,} bytes and starts like a zip archive). It looks truncated; "
-                "compare its size with the place it came from."
+                f"{source.size:,} bytes and starts like a zip archive). {TRUNCATED}"
             )
         found = self._read_end(tail, base, at)
+        last = base + at
         # Another one that leads to a directory as well: some reader would follow it.
         at = tail.rfind(b"PK\5\6", 0, at)
         while at >= 0:
@@ -119,8 +119,8 @@ class ZipReader:
                 at = tail.rfind(b"PK\5\6", 0, at)
             else:
                 raise ArchiveError(
-                    "two end records that each lead to a directory; readers would disagree "
-                    "about what is in this file"
+                    f"end records at bytes {base + at:,} and {last:,} each lead to a directory; "
+                    "readers would disagree about what is in this file"
                 )
         return found
 
@@ -144,7 +144,10 @@ class ZipReader:
             magic, length, _, _, disk_64, first_64, on_disk_64, count_64, nbytes_64, offset_64 = row
             if magic != b"PK\6\6" or end_64 + 12 + length != locator_at:
                 raise ArchiveError(
-                    "the zip64 locator does not point to a zip64 end record", offset=end_64
+                    "the zip64 locator points here, and a zip64 end record up to byte "
+                    f"{locator_at:,} "
+                    f"was expected",
+                    offset=end_64,
                 )
             for low, cap, high in (
                 (count, 0xFFFF, count_64),
@@ -153,13 +156,15 @@ class ZipReader:
             ):
                 if low not in (high, cap):
                     raise ArchiveError(
-                        f"the end record says {low} where the zip64 end record says {high}",
+                        f"the end record says {low:,} where the zip64 end record says {high:,}",
                         offset=end,
                     )
             disk, first_disk, on_disk, count = disk_64, first_64, on_disk_64, count_64
             nbytes, offset, end = nbytes_64, offset_64, end_64
         if disk or first_disk or on_disk != count:
-            raise ArchiveError("the archive is one of several disks", offset=base + at)
+            raise ArchiveError(
+                "the archive is one part of several; join the parts first", offset=base + at
+            )
         if offset + nbytes != end:
             raise ArchiveError(
                 f"the directory should end where its end record begins, at byte {end:,}, but "
@@ -182,7 +187,7 @@ class ZipReader:
     ) -> tuple[str, RecordIndex, tuple[NDArray[Any], ...]]:
         data = bytes(self.source.read_at(start, nbytes))
         if count == 0:
-            raise ArchiveError("the archive is empty; a checkpoint has at least data.pkl")
+            raise ArchiveError("the archive has no record; a checkpoint has at least data.pkl")
         places = _chain_fast(data, count)
         if places is None:
             places = _chain_plainly(data, count, start)
@@ -229,7 +234,8 @@ class ZipReader:
         encrypted = np.flatnonzero(header["flags"] & 0x2041)  # encrypted, strong, masked
         if len(encrypted):
             raise UnsupportedError(
-                "the archive is encrypted", offset=start + int(places[encrypted[0]])
+                "the archive is encrypted; decrypt it first",
+                offset=start + int(places[encrypted[0]]),
             )
         method = header["method"]
         other = np.flatnonzero((method != STORED) & (method != DEFLATED))
@@ -260,7 +266,7 @@ class ZipReader:
         begins = offsets[order]
         # Each number alone may be up to 2**64; compare before adding.
         if len(begins) and (int(begins[0]) < 0 or int(compressed.min()) < 0):
-            raise ArchiveError("a record has an offset or a size past 2**63")
+            raise ArchiveError("a record has an offset or a size past 2**63", offset=directory)
         outside = np.flatnonzero((offsets > directory) | (compressed > directory))
         if len(outside):
             raise ArchiveError(
@@ -291,7 +297,9 @@ class ZipReader:
         return Entry(name, *(int(column[row]) for column in self._columns))
 
     def _missing(self, name: str) -> ArchiveError:
-        return ArchiveError(f"the archive has no record {name}", path=self.source.name, record=name)
+        return ArchiveError(
+            "the archive has no record of this name", path=self.source.name, record=name
+        )
 
     def size_of(self, name: str) -> tuple[int, int, int]:
         """Return size, CRC and method of a record; a stored one has the bytes that it claims."""
@@ -325,7 +333,11 @@ class ZipReader:
         """Return the Source and the offset of the bytes of a stored record."""
         span = self.stored_span(record)
         if span is None:
-            raise ArchiveError("the record is deflated", path=self.source.name, record=record)
+            raise ArchiveError(
+                "the record is deflated where a stored one was expected",
+                path=self.source.name,
+                record=record,
+            )
         return self.source, span[0]
 
     def __contains__(self, name: object) -> bool:
@@ -352,14 +364,17 @@ class ZipReader:
             _LOCAL.unpack(fixed)
         )
         if magic != b"PK\3\4":
-            raise broken(f"no local header here, but {bytes(magic)!r}")
+            raise broken(f"{bytes(magic)!r} where the local header of a record was expected")
         folder = f"{self.root}/" if self._in_folder else ""
         wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
         name = bytes(self.source.read_at(entry.header_offset + 30, name_length))
         if name != wanted:
             raise broken(f"the local header names {show(name)}, the directory {show(wanted)}")
         if method != entry.method or (flags ^ entry.flags) & 0x2041:
-            raise broken("local header and directory disagree about compression or encryption")
+            raise broken(
+                f"the local header says method {method} and flags {flags:#06x}, the directory "
+                f"{entry.method} and {entry.flags:#06x}"
+            )
         if not flags & 8:  # no descriptor: the sizes stand here
             sizes = (entry.compressed_nbytes, entry.nbytes)
             if (compressed, size) != sizes and not (
@@ -370,7 +385,7 @@ class ZipReader:
                     f"directory {entry.nbytes:,} ({entry.compressed_nbytes:,})"
                 )
             if crc != entry.crc:
-                raise broken("local header and directory disagree about the CRC")
+                raise broken(f"the local header says CRC {crc:08x}, the directory {entry.crc:08x}")
         offset = entry.header_offset + 30 + name_length + extra_length
         if offset + entry.compressed_nbytes > entry.end:
             raise broken(
@@ -396,7 +411,9 @@ class ZipReader:
     def _stored_nbytes(self, entry: Entry) -> int:
         if entry.nbytes != entry.compressed_nbytes:
             raise ArchiveError(
-                f"a stored record of {entry.nbytes:,} bytes takes {entry.compressed_nbytes:,}",
+                f"the directory says {entry.nbytes:,} bytes and {entry.compressed_nbytes:,} "
+                "compressed; a "
+                "stored record has as many of both",
                 path=self.source.name,
                 record=entry.name,
             )
@@ -446,17 +463,25 @@ class ZipReader:
             except zlib.error as error:
                 raise broken(f"the deflated bytes are damaged ({error})") from None
             if not block and not machine.eof and not machine.unconsumed_tail and offset == end:
-                raise broken("the deflated bytes end too early")
+                raise broken(
+                    f"the deflated bytes are cut short after {entry.nbytes - left:,} of the "
+                    f"{entry.nbytes:,} bytes that the directory says"
+                )
             pending = machine.unconsumed_tail
             if len(block) > left:
-                raise broken(f"more bytes than the {entry.nbytes:,} that the directory says")
+                raise broken(
+                    f"the deflated bytes go on after the {entry.nbytes:,} that the directory says"
+                )
             left -= len(block)
             if block:
                 yield block
         if machine.unused_data or offset < end:
-            raise broken("other bytes follow the deflated ones")
+            raise broken("other bytes follow the deflated ones, within the size of the directory")
         if left:
-            raise broken(f"{left:,} bytes fewer than the {entry.nbytes:,} of the directory")
+            raise broken(
+                f"the deflated bytes come to {entry.nbytes - left:,}, the directory says "
+                f"{entry.nbytes:,}"
+            )
 
 
 def _chain_fast(data: bytes, count: int) -> NDArray[np.int64] | None:
@@ -521,7 +546,9 @@ def _read_zip64(data: bytes, place: int, header: np.void, start: int) -> tuple[i
             break
         if kind == 1:
             if fields is not None:
-                raise ArchiveError("an entry has two zip64 fields", offset=start + place)
+                raise ArchiveError(
+                    "an entry of the directory has two zip64 fields", offset=start + place
+                )
             fields = data[at + 4 : at + 4 + length]
         at += 4 + length
     # Each capped value takes the next u64, in this order. A value may also be exactly
@@ -530,7 +557,12 @@ def _read_zip64(data: bytes, place: int, header: np.void, start: int) -> tuple[i
     for index, value in enumerate(values):
         if value == _BIG and fields is not None:
             if used + 8 > len(fields):
-                raise ArchiveError("a zip64 field is too short", offset=start + place)
+                raise ArchiveError(
+                    f"the zip64 field of an entry has {len(fields):,} bytes; {used + 8} or more "
+                    "were "
+                    "expected",
+                    offset=start + place,
+                )
             (values[index],) = struct.unpack_from("<Q", fields, used)
             used += 8
     if max(values) >= 1 << 63:

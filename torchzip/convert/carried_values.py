@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, NUMPY, QSCHEMES
-from torchzip.errors import FormatError, LimitError
+from torchzip.errors import FormatError, LimitError, shown
 from torchzip.limits import Limits
-from torchzip.pickling.objects import kind_of
 from torchzip.pickling.table import KEEP
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.numpy_values import NUMPY_CALLS, PickledArray
@@ -74,7 +73,7 @@ def write_atom(value: Any, limits: Limits) -> Node:
         return {"numpy.scalar": _text_of(value.tobytes()), "dtype": _dtype_name(value.dtype)}
     if isinstance(value, np.dtype):
         return {"numpy.dtype": _dtype_name(value)}
-    raise NotCarriedError(f"{kind_of(value)} is no value that JSON can hold")
+    raise NotCarriedError(f"{shown(value)} is no value that JSON can hold")
 
 
 def _int(value: int, limits: Limits) -> Node:

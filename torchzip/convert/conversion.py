@@ -18,6 +18,7 @@ from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
 from torchzip.errors import TorchZipError
 from torchzip.files.new_file import sync_folder
+from torchzip.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ def convert(
     progress: Progress | None = None,
     overwrite: bool = False,
     verify: bool = False,
+    limits: Limits | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
 
@@ -85,7 +87,8 @@ def convert(
     ``progress`` is called with the bytes written so far and in all.
 
     Bytes that go from zip to zip unchanged take their CRC along; ``verify=True`` compares it first.
-    All others are compared with the CRC of the source in any case.
+    All others are compared with the CRC of the source in any case. ``limits`` are the bounds on
+    what the source may ask for.
 
     The memory of each process is a constant, whatever the size of a tensor or of the file. Two
     things need more, one tensor at a time: a strided tensor in a deflated record, and what ``map``
@@ -125,7 +128,7 @@ def convert(
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}; 1 or more processes were expected")
     _refuse_existing([target.path], overwrite)  # before a long look at the source
-    with Checkpoint(src) as checkpoint, contextlib.ExitStack() as opened:
+    with Checkpoint(src, limits=limits) as checkpoint, contextlib.ExitStack() as opened:
         opened.enter_context(_folder_of(target))
         mapping = None
         if map is not None:
@@ -165,9 +168,7 @@ def _is_worth_it(plan: Plan) -> bool:
 def _refuse_existing(paths: list[str], overwrite: bool) -> None:
     for path in paths:
         if not overwrite and os.path.lexists(path):
-            raise FileExistsError(
-                errno.EEXIST, "Exists already; overwriting must be asked for", path
-            )
+            raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", path)
 
 
 @contextlib.contextmanager

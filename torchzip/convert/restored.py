@@ -13,10 +13,19 @@ from types import GeneratorType
 from typing import Any
 
 from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.container.json_objects import no_duplicates
 from torchzip.convert.carried import containers_in, is_dense
 from torchzip.convert.carried_values import READERS, Node, broken, check_options, read_kind
-from torchzip.errors import FormatError, LimitError, PickleError, TensorError, UnsupportedError
-from torchzip.limits import Limits
+from torchzip.errors import (
+    ArchiveError,
+    FormatError,
+    LimitError,
+    PickleError,
+    TensorError,
+    UnsupportedError,
+    shown,
+)
+from torchzip.limits import Limits, is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.python_values import FACTORIES
@@ -53,11 +62,13 @@ def restore(
     if containers > bound:
         raise LimitError("containers", containers, limits.containers)
     try:
-        made = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        made = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=_no_constant)
+    except ArchiveError as error:
+        raise broken(error.message) from None
     except FormatError:
         raise
     except (ValueError, RecursionError) as error:
-        raise broken(f"no JSON ({str(error)[:200]})") from None
+        raise broken(f"no JSON ({error})") from None
     if type(made) is not dict or "root" not in made:
         raise broken("no root")
     check_options(made, "root", ("shared",))
@@ -65,13 +76,6 @@ def restore(
     if type(table) is not list:
         raise broken("the shared values are no list")
     return _Maker(table, tensor, limits).make(made["root"])
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise broken("a key stands twice in one object")
-    return made
 
 
 def _no_constant(name: str) -> Any:
@@ -228,7 +232,7 @@ class _Maker:
             raise broken("attributes that are no object")
         for name, item in attributes.items():
             if hasattr(type(shell), name):
-                raise broken(f"an OrderedDict with an attribute {name[:40]!r}")
+                raise broken(f"an OrderedDict with an attribute {shown(name)}")
             vars(shell)[name] = yield item
 
     def _key(self, key: Any) -> Any:
@@ -263,10 +267,10 @@ class _Maker:
             raise broken("a tensor whose name is no text")
         found = self._find_tensor(name)
         if found is None:
-            raise broken(f"the file has no tensor {name[:100]!r}")
+            raise broken(f"the file has no tensor {shown(name)}")
         requires_grad = node.get("requires_grad", requires_grad)
         if type(requires_grad) is not bool:
-            raise TensorError(f"{name[:100]!r}: requires_grad is neither true nor false")
+            raise TensorError(f"{shown(name)}: requires_grad is neither true nor false")
         spec = found.spec.replace(requires_grad=requires_grad)
         if "stride" not in node:
             return spec
@@ -274,11 +278,11 @@ class _Maker:
         if (
             type(stride) is not list
             or len(stride) != len(spec.shape)
-            or not all(type(step) is int and 0 <= step < 1 << 63 for step in stride)
+            or not all(map(is_number, stride))
             or not is_dense(spec.shape, tuple(stride))
         ):
             raise TensorError(
-                f"{name[:100]!r}: a stride that orders no tensor of size {list(spec.shape)}"
+                f"{shown(name)}: a stride that orders no tensor of size {list(spec.shape)}"
             )
         return check_spec(self._with_stride(spec, tuple(stride)))
 
@@ -319,7 +323,7 @@ def _empty_defaultdict(node: dict[str, Any]) -> Any:
 
 def _empty_deque(node: dict[str, Any]) -> Any:
     most = node.get("maxlen")
-    if most is not None and not (type(most) is int and 0 <= most < 1 << 63):
+    if most is not None and not is_number(most):
         raise broken("a deque of a length that is none")
     return deque(maxlen=most)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.numpy_dtypes import parse_torch_dtype
@@ -42,7 +43,9 @@ class Rules:
         include: Globs = None,
         exclude: Globs = None,
     ) -> None:
-        dtypes = [("*", dtype)] if isinstance(dtype, str) else list(dtype or ())
+        dtypes = (
+            [("*", dtype)] if isinstance(dtype, str) else _pairs("dtype", "(glob, dtype)", dtype)
+        )
         self._dtypes = [(_Glob("dtype", glob), _parse_dtype(target)) for glob, target in dtypes]
         if isinstance(dtype, str):
             self._dtypes[0][0].used = True  # for all tensors, be there any or not
@@ -55,10 +58,9 @@ class Rules:
             self._table = dict(rename)
         elif callable(rename):
             self._function = rename
-        elif isinstance(rename, str):
-            raise TypeError("rename takes a dict, a list of (regex, replacement), or a function")
-        elif rename is not None:
-            self._expressions = [_Expression(pattern, text) for pattern, text in rename]
+        else:
+            pairs = _pairs("rename", "(regex, replacement)", rename)
+            self._expressions = [_Expression(pattern, text) for pattern, text in pairs]
         self._met: set[str] = set()
 
     def keeps(self, name: str) -> bool:
@@ -143,7 +145,22 @@ class _Expression:
         return new
 
 
+def _pairs(option: str, what: str, rules: Any) -> list[Any]:
+    """Return the rules of a list of pairs; none for None."""
+    if rules is None:
+        return []
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
+        raise TypeError(f"{option} takes a list of {what}, not {type(rules).__name__}")
+    pairs = list(rules)
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise TypeError(f"{option} takes a list of {what}, and {pair!r} is in it")
+    return pairs
+
+
 def _globs(option: str, globs: Globs) -> list[_Glob]:
+    if not isinstance(globs, str | Iterable | None):
+        raise TypeError(f"{option} takes globs, not {type(globs).__name__}")
     return [_Glob(option, text) for text in ([globs] if isinstance(globs, str) else globs or ())]
 
 

@@ -21,7 +21,8 @@ from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.restored import restore
 from torchzip.convert.rules import Rules
-from torchzip.errors import FormatError, TorchZipError
+from torchzip.errors import FormatError, TorchZipError, shown
+from torchzip.limits import Limits
 from torchzip.types import OtherTensor, Parameter
 
 #: A tensor of the source, dense or of another kind.
@@ -107,7 +108,7 @@ def _source(checkpoint: Checkpoint) -> Selection:
         text = checkpoint.metadata.get(OBJECT_KEY)
         if text is not None:
             try:
-                root, tensors = _restored_object(text, tensors)
+                root, tensors = _restored_object(text, tensors, checkpoint.limits)
             except TorchZipError as error:
                 lost.append(f"the object around the tensors: {error.message}")
     # The objects of a TorchScript archive are of classes that exist in it only.
@@ -116,7 +117,9 @@ def _source(checkpoint: Checkpoint) -> Selection:
     return Selection(root, tensors, sources, tensors, root, is_flat, metadata, lost)
 
 
-def _restored_object(text: str, tensors: dict[str, Held]) -> tuple[Any, dict[str, Held]]:
+def _restored_object(
+    text: str, tensors: dict[str, Held], limits: Limits
+) -> tuple[Any, dict[str, Held]]:
     """Return the object that `carry` has put into a file's metadata, and its tensors by name.
 
     Tensors that it does not mention, because another program has added them, say, are put into
@@ -129,13 +132,13 @@ def _restored_object(text: str, tensors: dict[str, Held]) -> tuple[Any, dict[str
         mentioned.add(id(held))  # under all its names, if it is tied
         return held if isinstance(held, LazyTensor) else None
 
-    root = restore(text, tensor)
+    root = restore(text, tensor, limits)
     left = {name: held for name, held in tensors.items() if id(held) not in mentioned}
     if left:
         if not isinstance(root, dict) or root.keys() & left.keys():
-            raise FormatError(f"it does not mention {next(iter(left))!r}, which the file has")
+            raise FormatError(f"it does not mention {shown(next(iter(left)))}, which the file has")
         root.update(left)
-    return root, dict(tensors_of(root))
+    return root, dict(tensors_of(root, limits))
 
 
 def _restored_aliases(checkpoint: Checkpoint, tensors: dict[str, Held]) -> dict[str, Held]:

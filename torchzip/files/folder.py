@@ -18,7 +18,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from torchzip.errors import FormatError
+from torchzip.errors import FormatError, shown
 from torchzip.files.source import FileSource, reopen
 
 #: Descriptors that a folder holds at most, but for reads in more threads than that.
@@ -68,8 +68,7 @@ class Folder:
         """
         if not is_plain_name(name):
             raise FormatError(
-                f"names the file {str(name)[:100]!r}; a plain name in the same directory was "
-                "expected",
+                f"a file is called {shown(name)}; a plain name in the same directory was expected",
                 path=self.path,
             )
         made = self._sources.get(name)

@@ -44,7 +44,9 @@ class NewFile:
             self._fd = os.open(self.temporary, flags, 0o666)
             if mode is not None:
                 os.fchmod(self._fd, mode)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.filename == self.temporary:
+                error.filename = self.name  # nobody knows the temporary file
             # An interrupt can come when the file is there and the descriptor is not known yet.
             with contextlib.suppress(OSError):
                 self.abort()

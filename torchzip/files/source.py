@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
-from torchzip.errors import FormatError
+from torchzip.errors import TRUNCATED, FormatError
 
 Buffer = bytes | bytearray | memoryview
 #: What users may give for a file.
@@ -42,8 +42,7 @@ class Source(Protocol):
 
 def _outside(name: str, offset: int, nbytes: int, size: int) -> FormatError:
     return FormatError(
-        f"needs {nbytes:,} bytes here, and the file has {size:,} bytes in all. It looks "
-        "truncated; compare its size with the place it came from.",
+        f"needs {nbytes:,} bytes here, and the file has {size:,} bytes in all. {TRUNCATED}",
         path=name,
         offset=offset,
     )
@@ -141,7 +140,9 @@ def reopen(path: str, identity: tuple[int, int, int, int]) -> FileSource:
     source = FileSource(path)
     if source.identity != identity:
         source.close()
-        raise FormatError("the file was replaced or changed since it was opened", path=path)
+        raise FormatError(
+            "the file was replaced or changed since it was opened; open it again", path=path
+        )
     return source
 
 

@@ -175,6 +175,23 @@ def read_pickle(
     return Contents(root, names, foreign, len(data) - start)
 
 
+def check_options(foreign: object, limits: object) -> Limits:
+    """Return the limits, or the default ones for None; raise where an option is none.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The mistake is the caller's.
+    """
+    if foreign not in ("keep", "raise"):
+        raise ValueError(f"foreign must be 'keep' or 'raise', not {foreign!r}")
+    if limits is None:
+        return Limits()
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
+    return limits
+
+
 def refuse_foreign(contents: Contents, path: str) -> None:
     """Raise UnsafeGlobalError if the file names anything outside the table."""
     if contents.foreign:

@@ -21,12 +21,15 @@ from typing import Any
 from torchzip.container.zip_reader import ZipReader
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
+    TRUNCATED,
     ArchiveError,
     FormatError,
     LimitError,
     TensorError,
     TorchZipError,
     UnsupportedError,
+    listed,
+    shown,
 )
 from torchzip.files.folder import Folder
 from torchzip.files.source import PartSource, Source
@@ -86,7 +89,7 @@ class DcpContainer:
             for item in made.items:
                 if item in origin:
                     raise FormatError(
-                        f"{item[:200]!r} is in {origin[item]} and in {name}: each rank saved a "
+                        f"{shown(item)} is in {origin[item]} and in {name}: each rank saved a "
                         "checkpoint of its own. Give the path of one of those files.",
                         path=self.name,
                     )
@@ -94,7 +97,7 @@ class DcpContainer:
             twice = merged.places.keys() & made.places.keys()
             if twice:
                 raise FormatError(
-                    f"{min(twice, key=str)[0][:200]!r} has a place in {name} and in another "
+                    f"{shown(min(twice, key=str)[0])} has a place in {name} and in another "
                     "metadata. Give the path of one of those files.",
                     path=self.name,
                 )
@@ -117,8 +120,8 @@ class DcpContainer:
                 {k for (k, _), place in self._metadata.places.items() if place.file == first}
             )
             raise FormatError(
-                f"{len(missing):,} files are not in the directory, among them {first!r}, which has "
-                f"{', '.join(repr(name[:100]) for name in names[:3])}. Fetch them again.",
+                f"the directory lacks {len(missing):,} of its files, among them {shown(first)}, "
+                f"which has {listed(names, 3)}. Fetch them again.",
                 path=self.name,
             )
         by_file: dict[str, list[tuple[Place, str]]] = {}
@@ -127,19 +130,19 @@ class DcpContainer:
             source = self._folder.open(place.file)
             if place.offset + place.nbytes > source.size:
                 raise FormatError(
-                    f"{name[:200]!r} is at bytes {place.offset:,} to "
-                    f"{place.offset + place.nbytes:,} of a file of {source.size:,} bytes. It looks "
-                    "truncated; compare its size with the place it came from.",
+                    f"{shown(name)} is at bytes {place.offset:,} to "
+                    f"{place.offset + place.nbytes:,} of a file of {source.size:,} bytes. "
+                    f"{TRUNCATED}",
                     path=source.name,
                 )
-            shown = f"{source.name}, {name[:200]!r}" + (f" at {list(offset)}" if offset else "")
-            self._parts[name, offset] = PartSource(source, place.offset, place.nbytes, shown)
+            called = f"{source.name}, {shown(name)}" + (f" at {list(offset)}" if offset else "")
+            self._parts[name, offset] = PartSource(source, place.offset, place.nbytes, called)
         for file, places in by_file.items():
             places.sort(key=lambda each: each[0].offset)
             for (one, name), (other, other_name) in itertools.pairwise(places):
                 if one.offset + one.nbytes > other.offset:
                     raise FormatError(
-                        f"{name[:200]!r} and {other_name[:200]!r} overlap at byte {other.offset:,}",
+                        f"{shown(name)} and {shown(other_name)} overlap at byte {other.offset:,}",
                         path=self._folder.place(file),
                     )
 
@@ -148,7 +151,7 @@ class DcpContainer:
         for name, item in self._metadata.items.items():
             if item is None:
                 if (name, None) not in self._parts:
-                    raise FormatError(f"nothing says where {name[:200]!r} lies", path=self.name)
+                    raise FormatError(f"nothing says where {shown(name)} lies", path=self.name)
                 self._used.add((name, None))
                 continue
             itemsize = DTYPES[item.torch_dtype].itemsize
@@ -160,7 +163,7 @@ class DcpContainer:
                 part = self._parts.get((name, offsets))
                 if part is None:
                     raise FormatError(
-                        f"nothing says where the chunk at {list(offsets)} of {name[:200]!r} lies",
+                        f"nothing says where the chunk at {list(offsets)} of {shown(name)} lies",
                         path=self.name,
                     )
                 chunks.append(ItemChunk(offsets, sizes, part, item.torch_dtype, self._limits))
@@ -174,8 +177,8 @@ class DcpContainer:
                 nbytes = itemsize * math.prod(chunk.sizes)
                 if nbytes > self._parts[name, chunk.offsets].size - _ITEM_NBYTES:
                     raise TensorError(
-                        f"a chunk of {nbytes:,} bytes in an item of "
-                        f"{self._parts[name, chunk.offsets].size:,}",
+                        f"a chunk of {nbytes:,} bytes lies in an item of "
+                        f"{self._parts[name, chunk.offsets].size:,} bytes, which cannot hold it",
                         path=chunk.place,
                     )
             self._chunks[name] = chunks
@@ -185,7 +188,7 @@ class DcpContainer:
         spare = sorted({name for name, _ in self._parts.keys() - self._used})
         if not spare:
             return ()
-        return (f"{len(spare):,} names have items that nothing needs, as {spare[0][:200]!r}",)
+        return (f"{len(spare):,} names have items that nothing needs, as {shown(spare[0])}",)
 
     # -- the object --------------------------------------------------------------------------
 
@@ -268,12 +271,12 @@ class _Nest:
                 below = held[step] = _Branch(is_list)
             if type(below) is not _Branch or below.is_list != is_list:
                 raise FormatError(
-                    f"the path of {name[:200]!r} goes through another value, or through a "
+                    f"the path of {shown(name)} goes through another value, or through a "
                     "container of another kind"
                 )
             held = below
         if path[-1] in held:
-            raise FormatError(f"the path of {name[:200]!r} is that of another value too")
+            raise FormatError(f"the path of {shown(name)} is that of another value too")
         held[path[-1]] = value if value is not None else _NONE
 
     def finish(self) -> dict[Any, Any]:
@@ -297,7 +300,9 @@ class _Nest:
         self._room -= length - len(branch)
         if self._room < 0:  # gaps are where empty containers were; no pickle is that short
             raise FormatError(
-                f"a list has {len(branch):,} values and its last is at {length - 1:,}"
+                f"a list has {len(branch):,} values and its last is at position {length - 1:,}; "
+                "the "
+                "metadata is too short for so many gaps"
             )
         return [branch.get(position) for position in range(length)]
 
@@ -352,7 +357,9 @@ class ItemChunk(Chunk):
                     path=self.place,
                 )
             if type(spec) is not TensorSpec:
-                raise TensorError("an item that should be a tensor is none", path=self.place)
+                raise TensorError(
+                    f"the item is {shown(spec)}; a tensor was expected", path=self.place
+                )
             if spec.torch_dtype != self._torch_dtype or spec.shape != self.sizes:
                 raise TensorError(
                     f"the item is {spec.torch_dtype} of size {list(spec.shape)}, the metadata says "
@@ -360,7 +367,10 @@ class ItemChunk(Chunk):
                     path=self.place,
                 )
             if not spec.storage.random_access:
-                raise UnsupportedError("a chunk in a deflated record", path=self.place)
+                raise UnsupportedError(
+                    "a chunk lies in a deflated record; chunks are read from stored ones only",
+                    path=self.place,
+                )
             self._spec = spec
         return self._spec
 

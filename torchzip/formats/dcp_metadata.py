@@ -23,17 +23,22 @@ from typing import Any
 
 from torchzip.dtypes import DTYPES, NAME_ONLY
 from torchzip.errors import (
+    MAX_NDIM,
     PickleError,
-    TensorError,
     TorchZipError,
     UnsafeGlobalError,
     UnsupportedError,
+    shown,
+    too_many_dimensions,
+    wrong_arguments,
 )
 from torchzip.files.folder import is_plain_name
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import Name, Table
+from torchzip.tensors.rebuild import make_layout
+from torchzip.tensors.specs import wrong_dtype, wrong_requires_grad
 from torchzip.types import Dtype, ForeignObject, Layout, Size
 
 _MODULE = "torch.distributed.checkpoint.metadata"
@@ -116,20 +121,14 @@ def parse_metadata(data: bytes, limits: Limits, path: str) -> DcpMetadata:
 
 def _size(args: tuple[Any, ...]) -> Size:
     sizes = args[0] if len(args) == 1 else None
-    if type(sizes) is not tuple or not all(_is_number(size) for size in sizes):
-        raise PickleError("torch.Size takes one tuple of ints from 0 to 2**63")
+    if type(sizes) is not tuple or not all(is_number(size) for size in sizes):
+        raise wrong_arguments("torch.Size", "one tuple of ints from 0 to 2**63", args)
     return Size(sizes)
-
-
-def _layout(args: tuple[Any, ...]) -> Layout:
-    if len(args) != 1 or type(args[0]) is not str or not args[0].startswith("torch."):
-        raise PickleError("_get_layout takes a name like 'torch.strided'")
-    return Layout(args[0].removeprefix("torch."))
 
 
 def _encoding(args: tuple[Any, ...]) -> int:
     if len(args) != 1 or type(args[0]) is not int:
-        raise PickleError("a memory format is a number")
+        raise wrong_arguments("a memory format", "an int", args)
     number: int = args[0]
     return number
 
@@ -150,18 +149,24 @@ def _getattr(args: tuple[Any, ...]) -> str:
 
 def _path(args: tuple[Any, ...]) -> str:
     if not all(type(part) is str for part in args):
-        raise PickleError("a path is made of texts")
+        raise wrong_arguments("a path", "texts", args)
     return "/".join(part.rstrip("/") if len(args) > 1 else part for part in args)
 
 
 def _index(made: ForeignObject, state: Any) -> ItemKey:
     """Return what a MetadataIndex is equal by: its name and offsets, not its ``index``."""
     _check_class(made, frozenset([_INDEX]), "an index")
-    if type(state) is not dict or type(state.get("fqn")) is not str:
-        raise PickleError("a MetadataIndex without a name")
+    if type(state) is not dict:
+        raise PickleError(f"the state of a MetadataIndex is {shown(state)}; a dict was expected")
+    if type(state.get("fqn")) is not str:
+        raise PickleError(
+            f"the name of a MetadataIndex is {shown(state.get('fqn'))}; a text was expected"
+        )
     offset = state.get("offset")
     if offset is not None and type(offset) is not Size:
-        raise PickleError("a MetadataIndex whose offset is no torch.Size")
+        raise PickleError(
+            f"the offset of a MetadataIndex is {shown(offset)}; a torch.Size was expected"
+        )
     return state["fqn"], None if offset is None else tuple(offset)
 
 
@@ -169,7 +174,7 @@ _TABLE = Table(
     values={("torch", name): Dtype(name) for name in (*DTYPES, *NAME_ONLY)},
     calls={
         ("torch", "Size"): _size,
-        ("torch.serialization", "_get_layout"): _layout,
+        ("torch.serialization", "_get_layout"): make_layout,
         ("builtins", "getattr"): _getattr,
         **dict.fromkeys(_ENCODINGS, _encoding),
         **{
@@ -188,17 +193,11 @@ _TABLE = Table(
 
 
 def _unsafe(names: list[Name]) -> UnsafeGlobalError:
-    error = UnsafeGlobalError(names)
-    listed = ", ".join(f"{module}.{name}" for module, name in names)
-    error.message = (
-        f"names that no .metadata of torch.distributed.checkpoint has: {listed}. It cannot be read "
-        "without knowing what they mean."
+    return UnsafeGlobalError(
+        names,
+        what="names that no .metadata of torch.distributed.checkpoint has",
+        advice="It cannot be read without knowing what they mean.",
     )
-    return error
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _check_class(value: Any, classes: frozenset[Name], what: str) -> None:
@@ -212,14 +211,13 @@ def _check_class(value: Any, classes: frozenset[Name], what: str) -> None:
         or value.setter is not None
     ):
         wanted = " or ".join(sorted({name for _, name in classes}))
-        found = repr(value) if type(value) is ForeignObject else type(value).__name__
-        raise PickleError(f"{what}: {found} was found, {wanted} was expected")
+        raise PickleError(f"{what} is {shown(value)}; {wanted} was expected")
 
 
 def _fields(value: Any, classes: frozenset[Name], what: str) -> dict[str, Any]:
     _check_class(value, classes, what)
     if type(value.state) is not dict:
-        raise PickleError(f"{what}: its state is no dict")
+        raise PickleError(f"{what} has {shown(value.state)} for its state; a dict was expected")
     state: dict[str, Any] = value.state
     return state
 
@@ -238,108 +236,137 @@ class _Reader:
     def _charge(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise PickleError("the same lists are used over and over, beyond the pickle's own size")
+            raise PickleError(
+                "the same lists are used over and over, beyond the pickle's own size of "
+                f"{self._nbytes:,} bytes"
+            )
 
     def read(self, root: Any) -> DcpMetadata:
         state = _fields(root, _METADATA, "the root")
         made = DcpMetadata(nbytes=self._nbytes)
         items = state.get("state_dict_metadata")
         if type(items) is not dict:
-            raise PickleError("state_dict_metadata is no dict")
+            raise PickleError(f"state_dict_metadata is {shown(items)}; a dict was expected")
         for name, item in items.items():
             if type(name) is not str:
-                raise PickleError(f"state_dict_metadata has a key of type {type(name).__name__}")
+                raise PickleError(
+                    f"state_dict_metadata has {shown(name)} as a key; texts were expected"
+                )
             made.items[name] = self._item(name, item)
         storage_data = state.get("storage_data")
         if type(storage_data) is not dict:
-            raise PickleError("storage_data is no dict")
+            raise PickleError(f"storage_data is {shown(storage_data)}; a dict was expected")
         for key, info in storage_data.items():
             if type(key) is not tuple:
-                raise PickleError("storage_data has a key that is no MetadataIndex")
+                raise PickleError(
+                    f"storage_data has {shown(key)} as a key; a MetadataIndex was expected"
+                )
             made.places[key] = _place(key[0], info)
         made.paths = self._paths(state.get("planner_data"))
         made.texts = _texts(state)
         return made
 
     def _item(self, name: str, item: Any) -> TensorItem | None:
-        shown = repr(name[:200])
+        called = shown(name)
         if type(item) is ForeignObject and (item.module, item.name) in _BYTES:
-            _check_class(item, _BYTES, shown)
+            _check_class(item, _BYTES, called)
             return None
-        state = _fields(item, _TENSOR, shown)
+        state = _fields(item, _TENSOR, called)
         properties = state.get("properties")
-        _check_class(properties, _PROPERTIES, f"the properties of {shown}")
+        _check_class(properties, _PROPERTIES, f"the properties of {called}")
         known = properties.state if isinstance(properties, ForeignObject) else None
         if type(known) is not tuple or len(known) != 5:
-            raise PickleError(f"{shown}: its properties are no five values")
+            raise PickleError(
+                f"the properties of {called} are {shown(known)}; five values were expected"
+            )
         dtype, layout, requires_grad = known[:3]
         if type(dtype) is not Dtype or dtype.name not in DTYPES:
-            raise TensorError(f"{shown}: its dtype is none that a tensor can have")
+            raise wrong_dtype(called, dtype)
         if type(layout) is not Layout:
-            raise PickleError(f"{shown}: its layout is none")
+            raise PickleError(
+                f"the layout of {called} is {shown(layout)}; a torch layout was expected"
+            )
         if layout.name != "strided":
             raise UnsupportedError(
-                f"{shown}: tensors of layout {layout.name[:40]} are not read yet"
+                f"{called}: tensors of layout {layout.name[:40]} are not read yet"
             )
         if type(requires_grad) is not bool:
-            raise TensorError(f"{shown}: requires_grad is neither True nor False")
+            raise wrong_requires_grad(called, requires_grad)
         size, chunks = state.get("size"), state.get("chunks")
         if type(size) is not Size or type(chunks) is not list:
-            raise PickleError(f"{shown} lacks a size or a list of chunks")
-        if len(size) > 64:  # numpy's limit is torch's
-            raise TensorError(f"{shown}: a tensor of {len(size)} dimensions")
+            raise PickleError(
+                f"{called} has {shown(size)} for its size and {shown(chunks)} for its chunks; a "
+                "torch.Size and a list were expected"
+            )
+        if len(size) > MAX_NDIM:
+            raise too_many_dimensions(called, len(size))
         self._charge(len(chunks))
         # Ranks that hold the same part list it each; it was saved once.
-        boxes = dict.fromkeys(_box(shown, chunk) for chunk in chunks)
+        boxes = dict.fromkeys(_box(called, chunk) for chunk in chunks)
         return TensorItem(dtype.name, tuple(size), requires_grad, tuple(boxes))
 
     def _paths(self, planner_data: Any) -> dict[str, Path]:
         if planner_data is None:
             return {}
         if type(planner_data) is not dict:
-            raise PickleError("planner_data is neither a dict nor None")
+            raise PickleError(f"planner_data is {shown(planner_data)}; a dict or None was expected")
         made: dict[str, Path] = {}
         for name, path in planner_data.items():
             if type(name) is not str or type(path) is not tuple or not path:
-                raise PickleError("planner_data maps something else than names to paths")
+                raise PickleError(
+                    f"planner_data maps {shown(name)} to {shown(path)}; names and tuples of keys "
+                    "and "
+                    "positions were expected"
+                )
             self._charge(len(path))
             if type(path[0]) is not str or not all(
-                type(step) is str or _is_number(step) for step in path
+                type(step) is str or is_number(step) for step in path
             ):
                 raise PickleError(
-                    f"the path of {name[:200]!r} is not made of keys and positions from 0 on"
+                    f"the path of {shown(name)} is not made of keys and positions from 0 on"
                 )
             made[name] = path
         return made
 
 
-def _box(shown: str, chunk: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    state = _fields(chunk, _CHUNK, f"a chunk of {shown}")
+def _box(called: str, chunk: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    state = _fields(chunk, _CHUNK, f"a chunk of {called}")
     offsets, sizes = state.get("offsets"), state.get("sizes")
     if type(offsets) is not Size or type(sizes) is not Size:
-        raise PickleError(f"a chunk of {shown} lacks offsets or sizes")
-    if len(offsets) > 64 or len(sizes) > 64:
-        raise TensorError(f"a chunk of {shown} has {len(sizes)} dimensions")
+        raise PickleError(
+            f"a chunk of {called} has {shown(offsets)} for its offsets and {shown(sizes)} for its "
+            "sizes; two torch.Size were expected"
+        )
+    if max(len(offsets), len(sizes)) > MAX_NDIM:
+        raise too_many_dimensions(f"a chunk of {called}", max(len(offsets), len(sizes)))
     return tuple(offsets), tuple(sizes)
 
 
 def _place(name: str, info: Any) -> Place:
-    shown = repr(name[:200])
-    state = _fields(info, _INFO, f"the place of {shown}")
+    called = shown(name)
+    state = _fields(info, _INFO, f"the place of {called}")
     transforms = state.get("transform_descriptors")
     if transforms is not None and type(transforms) not in (list, tuple):
-        raise PickleError(f"the place of {shown} has transform_descriptors that are no list")
+        raise PickleError(
+            f"the place of {called} has {shown(transforms)} for its transform_descriptors; a list "
+            "was "
+            "expected"
+        )
     if transforms:
         encoded = ", ".join(each[:40] for each in transforms[:5] if type(each) is str)
-        raise UnsupportedError(f"{shown} is encoded ({encoded}); such items are not read yet")
+        raise UnsupportedError(f"{called} is encoded ({encoded}); such items are not read yet")
     file, offset, nbytes = (state.get(each) for each in ("relative_path", "offset", "length"))
     if not is_plain_name(file):
         raise PickleError(
-            f"{shown} lies in the file {str(file)[:100]!r}; a plain name in the same directory was "
+            f"{called} lies in the file {shown(file)}; a plain name in the same directory was "
             "expected"
         )
-    if not _is_number(offset) or not _is_number(nbytes):
-        raise PickleError(f"the place of {shown} has an offset or length that is no number")
+    if not is_number(offset) or not is_number(nbytes):
+        raise PickleError(
+            f"the place of {called} has offset {shown(offset)} and length {shown(nbytes)}; ints "
+            "from "
+            "0 to 2**63 were expected"
+        )
     return Place(str(file), int(offset or 0), int(nbytes or 0))
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torchzip.container.json_objects import parse_json
 from torchzip.container.safetensors import TensorEntry, parse_header
-from torchzip.container.shard_index import parse_json
 from torchzip.dtypes import DTYPES
-from torchzip.errors import ArchiveError, FormatError, TensorError, TorchZipError
+from torchzip.errors import ArchiveError, FormatError, TensorError, TorchZipError, shown
 from torchzip.files.folder import Folder
 from torchzip.files.source import Source
 from torchzip.formats.base import (
@@ -26,7 +26,7 @@ from torchzip.formats.base import (
     read_blocks,
     swap_nbytes,
 )
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import FixedPlace, SpanStorage, TensorStorage
@@ -51,11 +51,12 @@ def saved_offsets(
     made: dict[str, tuple[int, ...]] = {}
     for name, row in parse_json(raw, SHARDING_INFO, limits, path).items():
         offsets = row.get("saved_offsets") if isinstance(row, dict) else None
-        if not isinstance(offsets, list) or not all(
-            type(offset) is int and 0 <= offset < 1 << 63 for offset in offsets
-        ):
+        if not isinstance(offsets, list) or not all(map(is_number, offsets)):
             raise ArchiveError(
-                f"{SHARDING_INFO} has no saved_offsets for {name[:200]!r}", path=path
+                f"{SHARDING_INFO} has {shown(offsets)} for the saved_offsets of {shown(name)}; a "
+                "list of "
+                "ints from 0 to 2**63 was expected",
+                path=path,
             )
         made[name] = tuple(offsets)
     return made
@@ -109,7 +110,7 @@ class SafetensorsPartsContainer:
             offset = offsets.get(entry.name)
             if offset is None or len(offset) != len(entry.shape):
                 raise TensorError(
-                    f"{SHARDING_INFO} does not say where {entry.name[:200]!r}, of shape "
+                    f"{SHARDING_INFO} does not say where {shown(entry.name)}, of shape "
                     f"{list(entry.shape)}, begins",
                     path=source.name,
                 )
@@ -117,7 +118,7 @@ class SafetensorsPartsContainer:
             chunks = self._chunks.setdefault(entry.name, [])
             if dtype != entry.torch_dtype or (chunks and len(chunks[0].sizes) != len(entry.shape)):
                 raise TensorError(
-                    f"{entry.name[:200]!r} is {entry.torch_dtype} of {len(entry.shape)} dimensions "
+                    f"{shown(entry.name)} is {entry.torch_dtype} of {len(entry.shape)} dimensions "
                     f"here and {dtype} of {len(chunks[0].sizes)} in {chunks[0].place}",
                     path=source.name,
                 )

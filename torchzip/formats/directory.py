@@ -13,7 +13,7 @@ import os
 import re
 
 from torchzip.container.shard_index import INDEX_SUFFIX
-from torchzip.errors import FormatError
+from torchzip.errors import FormatError, listed
 from torchzip.files.folder import Folder
 from torchzip.formats.base import Container
 from torchzip.formats.dcp import METADATA_NAME, DcpContainer
@@ -24,8 +24,8 @@ from torchzip.limits import Limits
 _RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 
 _UNDERSTOOD = (
-    f"understood are a directory with one *{INDEX_SUFFIX} and its shards, with the .metadata of "
-    "torch.distributed.checkpoint, or with its *.safetensors; for a single file give its own path"
+    f"A directory is read that has one *{INDEX_SUFFIX} and its shards, or the .metadata or the "
+    "*.safetensors of torch.distributed.checkpoint. For a single file give its own path."
 )
 
 
@@ -62,7 +62,9 @@ def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> 
         if any(has_sharding_info(folder.open(each), limits) for each in parts):
             return SafetensorsPartsContainer(folder, parts, limits)
         raise FormatError(
-            f"a directory, and not one checkpoint: it has {_listed(folder)}; {_UNDERSTOOD}",
+            "a directory, and not one checkpoint: it has "
+            f"{listed(folder.names, 10) or 'nothing in it'}. "
+            f"{_UNDERSTOOD}",
             path=path,
         )
     except BaseException:
@@ -84,17 +86,9 @@ def _chosen(folder: Folder) -> list[str]:
     kinds = [*indices, *whole, *ranks[:1]]
     if len(kinds) > 1:
         raise FormatError(
-            f"a directory with several checkpoints, {' and '.join(kinds[:10])}; give the path of "
-            "the one that you mean",
+            f"a directory with several checkpoints: {listed(kinds, 10)}. Give the path of the one "
+            "that "
+            "you mean.",
             path=folder.path,
         )
     return ranks or kinds
-
-
-def _listed(folder: Folder) -> str:
-    """Name some of what lies in a directory."""
-    names = folder.names
-    if not names:
-        return "nothing in it"
-    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
-    return ", ".join(name[:100] for name in names[:10]) + more

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torchzip.errors import FormatError, LimitError, PickleError, TensorError, TorchZipError
+from torchzip.errors import (
+    TRUNCATED,
+    FormatError,
+    LimitError,
+    PickleError,
+    TensorError,
+    TorchZipError,
+    shown,
+)
 from torchzip.files.source import Source
 from torchzip.formats.base import (
     Contents,
@@ -58,8 +66,8 @@ class LegacyContainer(FileContainer):
             except TruncatedPickleError as error:
                 if nbytes + error.needed > self.source.size:
                     raise PickleError(
-                        f"the pickles run past the end of the file ({self.source.size:,} bytes). "
-                        "It looks truncated; compare its size with the place it came from."
+                        f"the pickles run past the end of the file, at byte {self.source.size:,}. "
+                        f"{TRUNCATED}"
                     ) from None
                 if nbytes >= self._limits.pickle_nbytes:
                     raise LimitError(
@@ -70,7 +78,10 @@ class LegacyContainer(FileContainer):
         at = self._end
         for key in keys:
             if key not in self._sizes:
-                raise FormatError(f"the file lists storage {key[:100]!r}, which its object has not")
+                raise FormatError(
+                    f"the file lists storage {shown(key)}, which its object does not mention",
+                    offset=at,
+                )
             count = int.from_bytes(self.source.read_at(at, 8), "little", signed=True)
             expected = self._sizes[key] // itemsizes[key]
             if count != expected:
@@ -83,11 +94,14 @@ class LegacyContainer(FileContainer):
             at += 8 + self._sizes[key]
         missing = self._sizes.keys() - self._offsets.keys()
         if missing:
-            raise FormatError(f"the file lacks storage {min(missing)!r}")
+            raise FormatError(
+                f"the object mentions storage {shown(min(missing))}, which the file does not list",
+                offset=at,
+            )
         if at > self.source.size:
             raise FormatError(
-                f"the storages end at byte {at:,}, the file has {self.source.size:,} bytes. It "
-                "looks truncated; compare its size with the place it came from."
+                f"the storages end at byte {at:,}, the file has {self.source.size:,} bytes. "
+                f"{TRUNCATED}"
             )
         self.end = at
 
@@ -95,9 +109,14 @@ class LegacyContainer(FileContainer):
         """Interpret the five pickles; return the keys and the item size of each storage."""
         header = Interpreter(data, Table(), self._limits)
         header.run()
-        version = header.run(header.position)
+        at = header.position
+        version = header.run(at)
         if type(version) is not int or version != _LEGACY_VERSION:
-            raise FormatError("the version of the legacy format is not 1001")
+            raise FormatError(
+                f"the version of the legacy format is {shown(version)}; {_LEGACY_VERSION:,} was "
+                "expected",
+                offset=at,
+            )
         header.run(header.position)
         self._pickle_start = header.position
         locating = _LocatingFactory(self.source.size)
@@ -107,9 +126,14 @@ class LegacyContainer(FileContainer):
         keys = listed.run(interpreter.position)
         self._pickle_end = interpreter.position
         if type(keys) is not list or not all(type(key) is str for key in keys):
-            raise PickleError("the list of storage keys is no list of texts")
+            raise PickleError(
+                f"the list of storage keys is {shown(keys)}; a list of texts was expected",
+                offset=self._pickle_end,
+            )
         if len(set(keys)) != len(keys):
-            raise PickleError("the list of storage keys has a key twice")
+            raise PickleError(
+                f"the list of storage keys has {shown(_twice(keys))} twice", offset=self._pickle_end
+            )
         self._end = listed.position
         self._sizes = locating.sizes
         return keys, locating.itemsizes
@@ -137,6 +161,16 @@ class LegacyContainer(FileContainer):
             yield RecordCheck(f"storage {key}", nbytes, False)
 
 
+def _twice(keys: list[str]) -> str:
+    """Return the first key that was there before."""
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            break
+        seen.add(key)
+    return key
+
+
 class _LocatingFactory(SpecFactory):
     """Makes nothing of the values; notes which storages there are."""
 
@@ -151,8 +185,7 @@ class _LocatingFactory(SpecFactory):
         self._left -= nbytes
         if self._left < 0:
             raise TensorError(
-                f"storage {key} of {nbytes:,} bytes is more than the file still has. It looks "
-                "truncated; compare its size with the place it came from."
+                f"storage {key} of {nbytes:,} bytes is more than the file has left. {TRUNCATED}"
             )
         storage = SpanStorage(torch_dtype, nbytes, location, key, self)
         self.sizes[key] = nbytes

@@ -42,8 +42,8 @@ def open_checkpoint(file: File, limits: Limits) -> Container:
                 return open_directory(path, limits, open_container)
         if path.endswith(".distcp"):
             raise FormatError(
-                "items of a distributed checkpoint; give the path of the directory, which has a "
-                ".metadata",
+                "items of a distributed checkpoint. Give the path of the directory, which has a "
+                ".metadata.",
                 path=path,
             )
     source = open_source(file)
@@ -91,8 +91,8 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
         return TorchScriptContainer(archive, limits)
     if "model.json" in archive and ZipContainer.pickle_record not in archive:
         raise UnsupportedError(
-            "a TorchScript archive as torch before 1.4 wrote (it has model.json); load it with "
-            "torch.jit.load and save it again with torch.jit.save",
+            "a TorchScript archive as torch before 1.4 wrote (it has model.json). Load it with "
+            "torch.jit.load and save it again with torch.jit.save.",
             path=name,
         )
     if _PT2 in archive:
@@ -109,16 +109,16 @@ def _first_record(head: bytes) -> bytes:
 
 def _looks_like(head: bytes, size: int) -> str:
     if not size:
-        return "the file is empty"
+        return "the file is empty; fetch it again"
     for magic, what in (
-        (b"version https://git-lfs", "a Git LFS pointer; the real file was not fetched"),
+        (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with git lfs pull"),
         (b"GGUF", "a GGUF file"),
         (b"\x89HDF", "an HDF5 file"),
         (b"\x93NUMPY", "a .npy file; numpy.load reads it"),
         (b"\x1f\x8b", "gzip-compressed; decompress it first"),
         (b"PK\5\6", "an empty zip archive"),
-        (b"Rar!", "a RAR archive"),
-        (b"7z\xbc\xaf", "a 7z archive"),
+        (b"Rar!", "a RAR archive; extract it first"),
+        (b"7z\xbc\xaf", "a 7z archive; extract it first"),
     ):
         if head.startswith(magic):
             return what
@@ -127,7 +127,7 @@ def _looks_like(head: bytes, size: int) -> str:
     if head.lstrip()[:1] == b"{":
         return "JSON; an index of shards is told by its name, which ends in .index.json"
     if head.lstrip()[:1] == b"<":
-        return "a web page or XML; the download may have failed"
+        return "a web page or XML; the download may have failed, so fetch it again"
     return f"it begins with {head[:8]!r}"
 
 

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from torchzip.container.json_objects import no_duplicates
 from torchzip.container.zip_reader import ZipReader
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
@@ -35,11 +36,12 @@ from torchzip.errors import (
     TensorError,
     TorchZipError,
     UnsupportedError,
+    shown,
 )
 from torchzip.files.source import PartSource
 from torchzip.formats.base import Contents, MakeFactory, read_pickle
 from torchzip.formats.zip import ZipContainer
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 from torchzip.tensors.rebuild import Factory
 from torchzip.tensors.script import ScriptRebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec
@@ -117,14 +119,14 @@ class Pt2Container(_Pt2Archive):
         kind = self._text("archive_format").strip()
         if kind != b"pt2":
             raise UnsupportedError(
-                f"an archive of format {kind[:40]!r}; pt2 is known",
+                f"the archive is of format {shown(kind)}; b'pt2' was expected",
                 path=self.name,
                 record="archive_format",
             )
         version = self._text("archive_version").strip() if "archive_version" in archive else b"0"
         if version != b"0":
             raise UnsupportedError(
-                f"version {version[:40]!r} of the pt2 archive; 0 is known",
+                f"the version of the .pt2 archive is {shown(version)}; b'0' was expected",
                 path=self.name,
                 record="archive_version",
             )
@@ -216,7 +218,7 @@ class _Payloads:
         root = self._file(record).root
         if not isinstance(root, dict) or not all(type(name) is str for name in root):
             raise FormatError(
-                f"a {type(root).__name__} instead of a dict from names to tensors",
+                f"the object is {shown(root)}; a dict from names to tensors was expected",
                 path=self._archive.name,
                 record=record,
             )
@@ -226,7 +228,9 @@ class _Payloads:
     def _add(self, made: dict[str, Any], name: str, value: Any, record: str) -> None:
         if name in made:
             raise FormatError(
-                f"{name[:100]!r} is a weight and a constant", path=self._archive.name, record=record
+                f"{shown(name)} is both a weight and a constant",
+                path=self._archive.name,
+                record=record,
             )
         made[name] = value
 
@@ -242,7 +246,7 @@ class _Payloads:
                 is_param, pickled = fields.flag("is_param"), fields.flag("use_pickle")
                 meta = None if payload.get("tensor_meta") is None else fields.object("tensor_meta")
                 if not pickled and meta is None:
-                    raise FormatError(f"{name[:100]!r} has neither a tensor_meta nor a pickle")
+                    raise FormatError(f"{shown(name)} has neither a tensor_meta nor a pickle")
                 value = (
                     self._pickled(record)
                     if pickled or meta is None
@@ -260,15 +264,15 @@ class _Payloads:
             raise LimitError("header_nbytes", self._configs_nbytes, self._bound)
         try:
             whole = json.loads(
-                self._archive.read_whole(record).decode(), object_pairs_hook=_no_duplicates
+                self._archive.read_whole(record).decode(), object_pairs_hook=no_duplicates
             )
         except TorchZipError:
             raise
         except (ValueError, RecursionError) as error:
-            raise FormatError(f"no JSON ({error})") from None
+            raise FormatError(f"the config is no JSON ({error})") from None
         config = whole.get("config") if isinstance(whole, dict) else None
         if not isinstance(config, dict):
-            raise FormatError('no JSON object with an object "config" in it')
+            raise FormatError(f"config is {shown(config)} in the JSON; an object was expected")
         return config
 
     def _pickled(self, record: str) -> Any:
@@ -291,7 +295,7 @@ class _Payloads:
         layout = meta.number("layout")
         if layout != _STRIDED:
             raise UnsupportedError(
-                f"{meta.name}: layout number {layout}; strided ({_STRIDED}) is read"
+                f"{meta.name}: layout number {layout}; {_STRIDED} (strided) was expected"
             )
         shape, stride = meta.numbers("sizes"), meta.numbers("strides")
         offset = meta.symbolic("storage_offset")
@@ -302,7 +306,8 @@ class _Payloads:
             nbytes, stride, offset = itemsize, (0,) * len(shape), 0
         if nbytes % itemsize:
             raise TensorError(
-                f"{meta.name}: {record} has {nbytes:,} bytes, which are no whole number of "
+                f"{meta.name}: record {shown(record)} has {nbytes:,} bytes, which are no whole "
+                "number of "
                 f"{torch_dtype}"
             )
         location = meta.location()
@@ -319,30 +324,22 @@ class _Payloads:
 
 
 def _no_storage(key: str, torch_dtype: str | None, nbytes: int, location: str) -> NoReturn:
-    raise FormatError(f"a pickle without storages mentions storage {key[:40]!r}")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise FormatError("a JSON object has a name twice")
-    return made
+    raise FormatError(f"a pickle without storages mentions storage {shown(key)}")
 
 
 class _Fields:
     """The fields of a JSON object, each of the type that is asked for."""
 
     def __init__(self, value: Any, name: str) -> None:
-        self.name = repr(name[:100])
+        self.name = shown(name)
         if not isinstance(value, dict):
-            raise FormatError(f"{self.name} is a {type(value).__name__}, not an object")
+            raise FormatError(f"{self.name} is {shown(value)}; an object was expected")
         self._value = value
 
     def _field(self, key: str, is_right: Callable[[Any], bool], what: str) -> Any:
         value = self._value.get(key)
         if not is_right(value):
-            found = repr(value) if isinstance(value, str | bool) else type(value).__name__
-            raise FormatError(f"{self.name}: {key} should be {what} and is {found[:60]}")
+            raise FormatError(f"{self.name}: {key} is {shown(value)}; {what} was expected")
         return value
 
     def text(self, key: str) -> str:
@@ -354,7 +351,7 @@ class _Fields:
         return value
 
     def number(self, key: str) -> int:
-        value: int = self._field(key, _is_number, "a number")
+        value: int = self._field(key, is_number, "a number")
         return value
 
     def object(self, key: str) -> _Fields:
@@ -373,10 +370,12 @@ class _Fields:
 
     def _as_int(self, value: Any, key: str) -> int:
         if isinstance(value, dict) and "as_expr" in value:
-            raise UnsupportedError(f"{self.name}: {key} has a symbolic size")
+            raise UnsupportedError(f"{self.name}: {key} has a symbolic size; numbers are read")
         found: Any = value.get("as_int") if isinstance(value, dict) else None
-        if not _is_number(found):
-            raise FormatError(f'{self.name}: {key} should hold {{"as_int": number}} and does not')
+        if not is_number(found):
+            raise FormatError(
+                f'{self.name}: {key} has {shown(value)}; {{"as_int": number}} was expected'
+            )
         number: int = found
         return number
 
@@ -386,7 +385,3 @@ class _Fields:
         if device._value.get("index") is None:
             return kind
         return f"{kind}:{device.number('index')}"
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63

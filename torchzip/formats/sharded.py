@@ -27,7 +27,7 @@ from typing import Any
 
 from torchzip.container.safetensors import ALIASES_KEY
 from torchzip.container.shard_index import ShardIndex, parse_index
-from torchzip.errors import FormatError, UnsupportedError
+from torchzip.errors import FormatError, UnsupportedError, listed, shown
 from torchzip.files.folder import Folder, is_plain_name
 from torchzip.files.source import Source
 from torchzip.formats.base import (
@@ -73,7 +73,8 @@ class ShardedContainer:
             container = open_container(folder.open(shard), limits)
             if container.format not in _FORMATS:
                 raise UnsupportedError(
-                    f"a shard of format {container.format}; a torch.save or a safetensors file was "
+                    f"the shard is of format {container.format}; a file of torch.save or "
+                    "safetensors was "
                     "expected",
                     path=container.name,
                 )
@@ -83,7 +84,7 @@ class ShardedContainer:
         for shard in shards:
             if not is_plain_name(shard):
                 raise FormatError(
-                    f"the index names the shard {shard[:100]!r}; a plain file name in the same "
+                    f"the index names the shard {shown(shard)}; a plain file name in the same "
                     "directory was expected",
                     path=self.name,
                 )
@@ -92,7 +93,7 @@ class ShardedContainer:
         if missing:
             raise FormatError(
                 f"{len(missing):,} of {len(shards):,} shards are not in the directory: "
-                f"{_some(missing)}. Fetch them and put them beside the index.",
+                f"{listed(missing)}. Fetch them and put them beside the index.",
                 path=self.name,
             )
         wanted = {_set_of(shard) for shard in shards} - {None}
@@ -101,7 +102,7 @@ class ShardedContainer:
         beside = sorted(name for name in unlisted if _set_of(name) in wanted)
         if beside:
             raise FormatError(
-                f"the index does not list {_some(beside)}, which by its name belongs to the "
+                f"the index does not list {listed(beside)}, which by its name belongs to the "
                 "same checkpoint. The index and the shards are not of one save; fetch both again, "
                 "or move away what does not belong.",
                 path=self.name,
@@ -112,7 +113,7 @@ class ShardedContainer:
             if (other := _set_of(name)) is not None and (other[0], other[2]) in names
         )
         if others:
-            self.notes = (f"shards of another set lie in the directory: {_some(others)}",)
+            self.notes = (f"shards of another set lie in the directory: {listed(others)}",)
 
     def read(self, make_factory: MakeFactory) -> Contents:
         def count(open_storage: OpenStorage) -> Factory:
@@ -146,27 +147,30 @@ class ShardedContainer:
         root = contents.root
         if not isinstance(root, dict) or not all(type(name) is str for name in root):
             raise FormatError(
-                "a shard holds one flat dict from names to tensors, and this is none",
+                f"the shard holds {shown(root)}; one flat dict from names to tensors was expected",
                 path=container.name,
             )
         weight_map = self._index.weight_map
         lacking = [name for name in self._listed[shard] if name not in root]
         if lacking:
             raise FormatError(
-                f"the index puts {_some(lacking)} into {shard!r}, which has no tensor of that name",
+                f"the index puts {listed(lacking)} into {shown(shard)}, which has no tensor of "
+                "that name",
                 path=self.name,
             )
         for name in root:
             at = weight_map.get(name)
             if at is None:
                 raise FormatError(
-                    f"{shard!r} has {name[:200]!r}, which the index does not list. Open the shard "
+                    f"{shown(shard)} has {shown(name)}, which the index does not list. Open the "
+                    "shard "
                     "by its own path to read it.",
                     path=self.name,
                 )
             if at != shard:
                 raise FormatError(
-                    f"{name[:200]!r} is in {shard!r} and, by the index, in {at!r}; which of the "
+                    f"{shown(name)} is in {shown(shard)} and, by the index, in {shown(at)}; which "
+                    "of the "
                     "two counts cannot be told",
                     path=self.name,
                 )
@@ -174,7 +178,8 @@ class ShardedContainer:
         parts = [name for name, offset in offsets.items() if any(offset)]
         if parts:
             raise FormatError(
-                f"{shard!r} has a part only of {_some(parts)} (its {SHARDING_INFO} says so), and "
+                f"{shown(shard)} has a part only of {listed(parts)} (its {SHARDING_INFO} says so), "
+                "and "
                 "an index is for whole tensors",
                 path=self.name,
             )
@@ -200,12 +205,6 @@ def _set_of(name: str) -> tuple[str, int, str] | None:
     """Return what the files of one save have in common: name, how many, suffix."""
     match = _SHARD_NAME.fullmatch(name)
     return None if match is None else (match[1], int(match[3]), match[4])
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - 5
-    shown = ", ".join(repr(name[:200]) for name in names[:5])
-    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _merged(index: ShardIndex, texts: list[dict[str, str]]) -> dict[str, str]:

@@ -21,6 +21,8 @@ from typing import Any
 from torchzip.container.tar import find_members
 from torchzip.dtypes import DTYPES, STORAGE_CLASSES
 from torchzip.errors import (
+    MAX_NDIM,
+    TRUNCATED,
     ArchiveError,
     FormatError,
     LimitError,
@@ -28,6 +30,9 @@ from torchzip.errors import (
     TensorError,
     TorchZipError,
     UnsupportedError,
+    listed,
+    shown,
+    too_many_dimensions,
 )
 from torchzip.files.source import PartSource, Source
 from torchzip.formats.base import (
@@ -41,7 +46,7 @@ from torchzip.formats.base import (
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
 from torchzip.pickling.table import Name, Table
-from torchzip.tensors.rebuild import BareStorage, Factory, Rebuilder
+from torchzip.tensors.rebuild import BareStorage, Factory, Rebuilder, unknown_storage_class
 from torchzip.tensors.specs import TensorSpec, check_spec
 from torchzip.tensors.storage import SpanStorage, TensorStorage
 from torchzip.types import ForeignObject
@@ -88,7 +93,7 @@ class TarContainer(FileContainer):
         if missing:
             raise ArchiveError(
                 f"a tar file without {' and '.join(missing)} is no checkpoint; it has "
-                + (", ".join(name[:100] for name in list(members)[:5]) or "no file"),
+                + (listed(list(members)) or "no file"),
                 path=source.name,
             )
         self._members = {name: PartSource(source, *members[name], source.name) for name in _MEMBERS}
@@ -104,7 +109,10 @@ class TarContainer(FileContainer):
         for _ in range(_count(stream.value())):
             row = stream.value()
             if type(row) is not tuple or len(row) != 3:
-                raise PickleError("a storage is not (key, location, class)", record="storages")
+                raise PickleError(
+                    f"a storage is {shown(row)}; (key, location, class) was expected",
+                    record="storages",
+                )
             key, location, kind = _key(row[0]), _text(row[1]), row[2]
             torch_dtype = _dtype_of(kind)
             count = stream.integer(8)
@@ -112,31 +120,38 @@ class TarContainer(FileContainer):
             if count < 0 or nbytes > stream.left:
                 raise TensorError(
                     f"storage {key} has {count:,} elements of {torch_dtype}, and {stream.left:,} "
-                    "bytes are left. It looks truncated; compare its size with the place it came "
-                    "from.",
+                    f"bytes are left. {TRUNCATED}",
                     record="storages",
                 )
-            self._see_new(key)
+            self._see_new(key, "storages")
             offset = self._members["storages"].start + stream.position
             self._storages[key] = _StoredStorage(torch_dtype, offset, nbytes, location)
             stream.skip(nbytes)
         views = stream.value()
         if type(views) is not list:
-            raise PickleError("the storage views are no list", record="storages")
+            raise PickleError(
+                f"the storage views are {shown(views)}; a list was expected", record="storages"
+            )
         for view in views:
             if type(view) is not tuple or len(view) != 4:
-                raise PickleError("a storage view is not four numbers", record="storages")
+                raise PickleError(
+                    f"a storage view is {shown(view)}; four numbers were expected",
+                    record="storages",
+                )
             key, root, first, count = (_key(number) for number in view)
             if root not in self._storages:
-                raise TensorError(f"a view of storage {root}, which is not there")
+                raise TensorError(
+                    f"a storage view is of storage {root}, which is not there", record="storages"
+                )
             stored = self._storages[root]
             numel = stored.nbytes // DTYPES[stored.torch_dtype].itemsize
             if first + count > numel:
                 raise TensorError(
-                    f"a view of elements {first:,} to {first + count:,} of storage {root}, which "
-                    f"has {numel:,}"
+                    f"a storage view has elements {first:,} to {first + count:,} of a storage of "
+                    f"{numel:,}",
+                    record="storages",
                 )
-            self._see_new(key)
+            self._see_new(key, "storages")
             self._views[key] = (root, first, count)
         self._globals |= dict.fromkeys(stream.globals)
 
@@ -145,26 +160,30 @@ class TarContainer(FileContainer):
         for _ in range(_count(stream.value())):
             row = stream.value()
             if type(row) is not tuple or len(row) != 3 or type(row[2]) is not ForeignObject:
-                raise PickleError("a tensor is not (key, storage key, class)", record="tensors")
+                raise PickleError(
+                    f"a tensor is {shown(row)}; (key, storage key, class) was expected",
+                    record="tensors",
+                )
             key, storage_key, kind = _key(row[0]), _key(row[1]), row[2]
             if kind.module not in _MODULES or kind.how != "name":
                 raise UnsupportedError(
-                    f"tensor {key} is of class {kind!r}; such tensors are not read yet"
+                    f"tensor {key} is of class {shown(kind)}; such tensors are not read yet",
+                    record="tensors",
                 )
             ndim = stream.integer(4)
             stream.integer(4)  # once the number had eight bytes; what is in these was not cleared
-            if not 0 <= ndim <= 64:
-                raise TensorError(f"tensor {key} has {ndim} dimensions")
+            if not 0 <= ndim <= MAX_NDIM:
+                raise too_many_dimensions(f"tensor {key}", ndim, record="tensors")
             numbers = [stream.integer(8) for _ in range(2 * ndim + 1)]
-            self._see_new(key)
+            self._see_new(key, "tensors")
             self._tensors[key] = _StoredTensor(
                 storage_key, tuple(numbers[:ndim]), tuple(numbers[ndim : 2 * ndim]), numbers[-1]
             )
         self._globals |= dict.fromkeys(stream.globals)
 
-    def _see_new(self, key: int) -> None:
+    def _see_new(self, key: int, record: str) -> None:
         if key in self._storages or key in self._views or key in self._tensors:
-            raise FormatError(f"two values have the key {key}")
+            raise FormatError(f"two values have the key {key}", record=record)
 
     def locate(self, record: str) -> tuple[Source, int]:
         """Return the Source and the offset of a storage."""
@@ -312,7 +331,9 @@ class _Stream:
                 have = self._start + len(self._window) - self.position
                 if have >= self.left:
                     raise PickleError(
-                        "the member ends within a pickle", record=self._record
+                        f"the member ends within a pickle. {TRUNCATED}",
+                        record=self._record,
+                        offset=self.position,
                     ) from None
                 if have >= self._limits.pickle_nbytes:
                     raise LimitError("pickle_nbytes", have, self._limits.pickle_nbytes) from None
@@ -327,7 +348,11 @@ class _Stream:
         at = self.position - self._start
         raw = self._window[at : at + nbytes]
         if len(raw) < nbytes:
-            raise FormatError("the member ends within a number", record=self._record)
+            raise FormatError(
+                f"the member ends within a number. {TRUNCATED}",
+                record=self._record,
+                offset=self.position,
+            )
         self.position += nbytes
         return int.from_bytes(raw, "little", signed=True)
 
@@ -341,7 +366,7 @@ _NAMES = frozenset((module, row) for module in _MODULES for row in STORAGE_CLASS
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 31:
-        raise PickleError("a count that is no number")
+        raise PickleError(f"a count is {shown(value)}; an int from 0 to 2**31 was expected")
     return value
 
 
@@ -350,13 +375,13 @@ def _key(value: Any) -> int:
     if type(value) is str and value.isascii() and value.isdigit() and len(value) <= 20:
         value = int(value)
     if type(value) is not int or not 0 <= value < 1 << 64:
-        raise PickleError("a key that is no number")
+        raise PickleError(f"a key is {shown(value)}; an int from 0 to 2**64 was expected")
     return int(value)
 
 
 def _text(value: Any) -> str:
     if type(value) is not str:
-        raise PickleError(f"a location of type {type(value).__name__}")
+        raise PickleError(f"the location of a storage is {shown(value)}; a text was expected")
     return value
 
 
@@ -365,5 +390,5 @@ def _dtype_of(kind: Any) -> str:
     if type(kind) is ForeignObject and kind.how == "name" and kind.module in _MODULES:
         row = STORAGE_CLASSES.get(kind.name)
     if row is None:
-        raise UnsupportedError(f"a storage of class {kind!r}"[:200], record="storages")
+        raise unknown_storage_class("a storage", kind).at(record="storages")
     return row.name

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from torchzip.container.zip_reader import STORED, ZipReader
-from torchzip.errors import ArchiveError, TensorError
+from torchzip.errors import ArchiveError, TensorError, listed, shown
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.formats.base import (
     Contents,
@@ -52,7 +52,7 @@ class ZipContainer(FileContainer):
         if self.needed_record not in archive:
             raise ArchiveError(
                 f"a zip archive without {self.needed_record} is no checkpoint; it has "
-                + ", ".join(list(archive)[:5]),
+                f"{listed(list(archive))}",
                 path=self.name,
             )
         self._check_version()
@@ -68,7 +68,7 @@ class ZipContainer(FileContainer):
         digits = text[: len(text) - len(text.lstrip(b"0123456789"))]
         if not digits or not 1 <= int(digits) <= 10:
             raise ArchiveError(
-                f"format version {text[:20]!r}; versions 1 to 10 are known",
+                f"the format version is {shown(text, 20)}; 1 to 10 was expected",
                 path=self.name,
                 record=name,
             )
@@ -79,7 +79,7 @@ class ZipContainer(FileContainer):
         text = self._text("byteorder")
         if text not in (b"little", b"big"):
             raise ArchiveError(
-                f"byte order {text[:20]!r}; 'little' or 'big' was expected",
+                f"the byte order is {shown(text, 20)}; b'little' or b'big' was expected",
                 path=self.name,
                 record="byteorder",
             )
@@ -99,7 +99,8 @@ class ZipContainer(FileContainer):
         if stored_nbytes != nbytes:
             key = name.rpartition("/")[2]
             raise TensorError(
-                f"storage {key} has {stored_nbytes:,} bytes, the pickle says {nbytes:,}",
+                f"storage {key} has {stored_nbytes:,} bytes in the archive and {nbytes:,} in the "
+                "pickle",
                 record=name,
             )
         unit = 1 if self._is_native else swap_nbytes(torch_dtype, self._byteorder)

@@ -8,22 +8,13 @@ texts in place of values, so that an opcode can be shown with what it works on.
 from __future__ import annotations
 
 import re
-import struct
 from typing import Any, NamedTuple
 
 from torchzip.errors import PickleError
-from torchzip.pickling.interpreter import TruncatedPickleError
-from torchzip.pickling.opcodes import BY_CODE, Opcode
+from torchzip.pickling.interpreter import truncated, within_argument
+from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode
 
 #: How arguments of fixed size are written, by their spelling in the table of opcodes.
-_FIXED = {
-    "u8": struct.Struct("<B"),
-    "u16": struct.Struct("<H"),
-    "i32": struct.Struct("<i"),
-    "u32": struct.Struct("<I"),
-    "u64": struct.Struct("<Q"),
-    "f64 big-endian": struct.Struct(">d"),
-}
 #: Of long bytes, no more than these are kept.
 _KEPT_NBYTES = 256
 _SUMMARY_LENGTH = 90
@@ -58,7 +49,7 @@ def parse_step(data: bytes, position: int, base: int = 0) -> Step:
         If no opcode has that byte, or its argument has a size below zero.
     """
     if position >= len(data):
-        raise _truncated(f"the pickle ends after {len(data):,} bytes without STOP", 1)
+        raise truncated(f"the pickle ends after {len(data):,} bytes without STOP", 1)
     opcode = BY_CODE.get(data[position])
     if opcode is None:
         raise PickleError(f"byte 0x{data[position]:02x} is no opcode")
@@ -76,19 +67,19 @@ def parse_step(data: bytes, position: int, base: int = 0) -> Step:
             base + position, opcode, (first, second), first_nbytes + second_nbytes, base + at
         )
     size, plus, _ = written.partition("+bytes")
-    fixed = _FIXED[size]
+    fixed = FIXED[size]
     missing = at + fixed.size - len(data)
     if missing > 0:
-        raise _truncated(f"{opcode.name} needs {written} behind it", missing)
+        raise truncated(within_argument(opcode), missing)
     number = fixed.unpack_from(data, at)[0]
     at += fixed.size
     if not plus:
         return Step(base + position, opcode, number, 0, base + at)
     if number < 0:
-        raise PickleError(f"{opcode.name} of {number:,} bytes")
+        raise PickleError(f"{opcode.name} of {number:,} bytes; 0 or more were expected")
     missing = at + number - len(data)
     if missing > 0:
-        raise _truncated(
+        raise truncated(
             f"{opcode.name} of {number:,} bytes, and {len(data) - at:,} are left", missing
         )
     kept = data[at : at + min(number, _KEPT_NBYTES)]
@@ -98,17 +89,11 @@ def parse_step(data: bytes, position: int, base: int = 0) -> Step:
 def _line(data: bytes, at: int, opcode: Opcode) -> tuple[bytes, int, int]:
     end = data.find(b"\n", at)
     if end < 0:
-        raise _truncated(f"the line behind {opcode.name} has no end", 1)
+        raise truncated(within_argument(opcode), 1)
     return data[at : min(end, at + _KEPT_NBYTES)].rstrip(b"\r"), end - at, end + 1
 
 
-def _truncated(message: str, needed: int) -> TruncatedPickleError:
-    error = TruncatedPickleError(message)
-    error.needed = needed
-    return error
-
-
-def shown(step: Step) -> str:
+def argument_text(step: Step) -> str:
     """Return the argument as a short printable text."""
     argument, name = step.argument, step.opcode.name
     if argument is None:
@@ -165,7 +150,7 @@ class Annotator:
         act = _ACTS.get(step.opcode.name)
         if act is not None:
             return act(self, step)
-        self._push(shown(step))
+        self._push(argument_text(step))
         return ""
 
     def _push(self, summary: str, text: str | None = None) -> str:
@@ -193,7 +178,7 @@ class Annotator:
     def _string(self, step: Step) -> str:
         whole = step.nbytes <= _KEPT_NBYTES
         text = step.argument.decode(errors="backslashreplace") if whole else None
-        self._push(shown(step), text)
+        self._push(argument_text(step), text)
         return ""
 
     def _mark(self, step: Step) -> str:
@@ -282,7 +267,7 @@ class Annotator:
         return f"state for {self._top().summary}"
 
     def _persistent(self, step: Step) -> str:
-        key = self._pop().summary if step.opcode.name == "BINPERSID" else shown(step)
+        key = self._pop().summary if step.opcode.name == "BINPERSID" else argument_text(step)
         return self._push(f"persistent id {key}")
 
     def _extension(self, step: Step) -> str:

@@ -30,6 +30,7 @@ from itertools import islice
 from types import FunctionType
 from typing import Any
 
+from torchzip.errors import printable, shortened
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.types import ForeignObject
 
@@ -53,6 +54,10 @@ def reduce_object(value: Any) -> Reduction:
         return reducer(value)
     reduction: Reduction = value.__reduce_ex__(2)
     return reduction
+
+
+#: Characters of a path in an error.
+_MAX_PATH = 300
 
 
 class Emitter:
@@ -118,7 +123,9 @@ class Emitter:
     def where(self, *, shorten: bool = False) -> str:
         """Return the path of the value at hand, for messages."""
         parts = [*self.path[:3], "..."] if shorten and len(self.path) > 3 else self.path
-        return ".".join(str(part) for part in parts) or "the object itself"
+        path = ".".join(str(part) for part in parts)
+        # Keys may come from a file that is saved again.
+        return shortened(printable(path), _MAX_PATH) or "the object itself"
 
     # -- what writers use ----------------------------------------------------------------
 

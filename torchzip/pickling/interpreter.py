@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
+from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError, shown
 from torchzip.limits import Limits
 from torchzip.pickling.memo import Memo
 from torchzip.pickling.objects import (
@@ -29,7 +29,7 @@ from torchzip.pickling.objects import (
     set_items,
     size_of,
 )
-from torchzip.pickling.opcodes import BY_CODE
+from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode
 from torchzip.pickling.python2 import python2_string, python3_name, unquote
 from torchzip.pickling.table import Name, Shortcut, Table
 from torchzip.types import ForeignObject
@@ -44,6 +44,8 @@ _F64 = struct.Struct(">d").unpack_from
 
 #: An opcode and its argument of fixed size take no more than this.
 _LONGEST_FIXED = 9
+#: Digits of an int that Python reads from text unless it is told otherwise.
+_MAX_DIGITS = 4300
 
 
 class TruncatedPickleError(PickleError):
@@ -52,7 +54,13 @@ class TruncatedPickleError(PickleError):
     needed: int = 1
 
 
-def _truncated(message: str, needed: int) -> TruncatedPickleError:
+def within_argument(opcode: Opcode) -> str:
+    """Return what is said where the bytes end within an argument."""
+    return f"the pickle ends within the argument of {opcode.name}"
+
+
+def truncated(message: str, needed: int) -> TruncatedPickleError:
+    """Return the error of bytes that end within a pickle."""
     error = TruncatedPickleError(message)
     error.needed = max(1, needed)
     return error
@@ -110,10 +118,11 @@ class Interpreter:
             short = at + _LONGEST_FIXED - len(self._data)
             if at < len(self._data):
                 opcode = BY_CODE[self._data[at]]
-                message = (
-                    f"{opcode.name} needs {opcode.argument or 'a value'} "
-                    f"{'behind it' if opcode.argument else 'on the stack'}, and there is none"
-                )
+                fixed = FIXED.get(opcode.argument.partition("+")[0])
+                if fixed is not None and at + 1 + fixed.size > len(self._data):
+                    message = within_argument(opcode)
+                else:
+                    message = f"{opcode.name} needs a value on the stack, and there is none"
             else:
                 message = f"the pickle ends after {len(self._data):,} bytes without STOP"
             kind = TruncatedPickleError if short > 0 else PickleError
@@ -252,7 +261,9 @@ class Interpreter:
             elif op == 0x80:  # PROTO
                 self._protocol = data[position]
                 if self._protocol > 5:
-                    raise UnsupportedError(f"pickle protocol {self._protocol}")
+                    raise UnsupportedError(
+                        f"the pickle protocol is {self._protocol}; 0 to 5 was expected"
+                    )
                 position += 1
             elif op == 0x8A or op == 0x8B:  # LONG1, LONG4
                 if op == 0x8A:
@@ -275,14 +286,18 @@ class Interpreter:
             elif op == 0x93:  # STACK_GLOBAL
                 name, module = pop(), pop()
                 if type(name) is not str or type(module) is not str:
-                    raise PickleError("STACK_GLOBAL needs two strings")
+                    raise PickleError(
+                        f"STACK_GLOBAL has {shown(module)} and {shown(name)} on the stack; two "
+                        "texts "
+                        "were expected"
+                    )
                 push(self._name(module, name))
             elif op == 0x95:  # FRAME
                 nbytes = _U64(data, position)[0]
                 position += 8
                 if nbytes > len(data) - position:
-                    raise _truncated(
-                        f"a frame of {nbytes:,} bytes, and {len(data) - position:,} are left",
+                    raise truncated(
+                        f"FRAME of {nbytes:,} bytes, and {len(data) - position:,} are left",
                         nbytes - len(data) + position,
                     )
             elif op == 0x43 or op == 0x55:  # SHORT_BINBYTES, SHORT_BINSTRING
@@ -363,7 +378,7 @@ class Interpreter:
                 if op == 0x67:
                     push(_recall(memo, index))
                 elif index < 0:
-                    raise PickleError(f"PUT {index}")
+                    raise PickleError(f"PUT has memo number {index:,}; 0 or more was expected")
                 else:
                     memo[index] = stack[-1]
             elif op == 0x49 or op == 0x4C:  # INT, LONG
@@ -377,7 +392,7 @@ class Interpreter:
                 try:
                     push(float(line))
                 except ValueError:
-                    raise PickleError(f"{line[:40]!r} is no float") from None
+                    raise PickleError(f"{shown(line)} where a float was expected") from None
             elif op == 0x53:  # STRING
                 line, position = self._line(position)
                 push(python2_string(unquote(line)))
@@ -390,7 +405,7 @@ class Interpreter:
                 try:
                     push(line.decode("raw-unicode-escape"))
                 except UnicodeDecodeError:
-                    raise PickleError(f"{line[:40]!r} is no text") from None
+                    raise PickleError(f"{shown(line)} where escaped text was expected") from None
             elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
                 nbytes = 1 << (op - 0x82)
                 push(self._extension(int.from_bytes(self._bytes(position, nbytes), "little")))
@@ -404,41 +419,50 @@ class Interpreter:
 
     # -- arguments -----------------------------------------------------------------------
 
+    def _opcode(self) -> str:
+        return BY_CODE[self._data[self.position]].name
+
     def _bytes(self, position: int, nbytes: int) -> bytes:
         left = len(self._data) - position
         if nbytes < 0:
-            raise PickleError(f"an argument of {nbytes:,} bytes")
+            raise PickleError(f"{self._opcode()} of {nbytes:,} bytes; 0 or more were expected")
         if nbytes > left:
-            raise _truncated(
-                f"an argument of {nbytes:,} bytes, and {left:,} are left", nbytes - left
+            raise truncated(
+                f"{self._opcode()} of {nbytes:,} bytes, and {left:,} are left", nbytes - left
             )
         return self._data[position : position + nbytes]
 
     def _text(self, position: int, nbytes: int) -> str:
         raw = self._data[position : position + nbytes]
         if len(raw) != nbytes:
-            raise _truncated(
-                f"a string of {nbytes:,} bytes, and {len(raw):,} are left", nbytes - len(raw)
+            raise truncated(
+                f"{self._opcode()} of {nbytes:,} bytes, and {len(raw):,} are left",
+                nbytes - len(raw),
             )
         try:
             return raw.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
-            raise PickleError(f"a string that is not UTF-8: {raw[:40]!r}") from None
+            raise PickleError(f"{shown(raw)} where UTF-8 text was expected") from None
 
     def _line(self, position: int) -> tuple[bytes, int]:
         end = self._data.find(b"\n", position)
         if end < 0:
-            raise _truncated("a line that does not end", 1)
+            raise truncated(within_argument(BY_CODE[self._data[self.position]]), 1)
         return self._data[position:end].rstrip(b"\r"), end + 1
 
     def _decimal(self, line: bytes) -> int:
-        # Decimal text costs quadratic time; ten digits hold four bytes.
-        if len(line) > 4000:
-            raise LimitError("int_nbytes", len(line) * 4 // 10, self._limits.int_nbytes)
+        # Decimal text costs quadratic time, and Python refuses more than 4300 digits of it.
+        nbytes = len(line) * 415 // 1000  # a digit holds 3.32 bits
+        if nbytes > self._limits.int_nbytes:
+            raise LimitError("int_nbytes", nbytes, self._limits.int_nbytes)
+        if len(line) > _MAX_DIGITS:
+            raise UnsupportedError(
+                f"an int has {len(line):,} digits as text; up to {_MAX_DIGITS:,} are read"
+            )
         try:
             return int(line)
         except ValueError:
-            raise PickleError(f"{line[:40]!r} is no integer") from None
+            raise PickleError(f"{shown(line)} where an int was expected") from None
 
     # -- names and calls -------------------------------------------------------------------
 
@@ -471,7 +495,7 @@ class Interpreter:
     def _extension(self, code: int) -> ForeignObject:
         """Return what stands for a code of ``copyreg``'s registry, which is not in the file."""
         if not 0 < code < 1 << 31:
-            raise PickleError(f"extension code {code}")
+            raise PickleError(f"the extension code is {code:,}; 1 to 2**31 was expected")
         key = ("copyreg", f"extension {code}")
         made: ForeignObject = self._names.setdefault(key, ForeignObject(*key))
         return made
@@ -510,7 +534,7 @@ class Interpreter:
 
 def _under_mark(below: list[list[Any]]) -> list[Any]:
     if not below:
-        raise PickleError("no MARK for this opcode")
+        raise PickleError("the opcode needs a MARK on the stack, and there is none")
     return below.pop()
 
 
@@ -525,4 +549,4 @@ def _utf8(line: bytes) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError:
-        raise PickleError(f"a name that is not UTF-8: {line[:40]!r}") from None
+        raise PickleError(f"{shown(line)} where a name in UTF-8 was expected") from None

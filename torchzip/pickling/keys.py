@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchzip.errors import PickleError, UnsupportedError
+from torchzip.errors import PickleError, UnsupportedError, shown
 
 #: So many different keys of one file may have the same hash; real files have two at most
 #: (-1 and -2). Strings and bytes cannot be made to collide: their hash is salted.
@@ -38,28 +38,37 @@ class KeyCheck:
             own = hash(key)
         except TypeError:  # a signalling NaN, a numpy record
             raise UnsupportedError(
-                f"a {kind.__name__} that has no hash as a key of a dict or an item of a set"
+                f"{shown(key)} as a key of a dict or an item of a set; it has no hash"
             ) from None
         same = self._by_hash.setdefault(own, [])
         try:
             known = key in same
         except ValueError:  # numpy compares a scalar with each item of a tuple of the same hash
             raise UnsupportedError(
-                f"a key of type {kind.__name__} beside one of its hash"
+                f"{shown(key)} as a key of a dict or an item of a set beside one of its hash"
             ) from None
         if not known:
             if len(same) >= _MAX_EQUAL_HASHES:
-                raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys with the same hash")
+                raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys have the same hash")
             same.append(key)
 
     def _check_cost(self, key: Any, depth: int) -> None:
         kind = type(key)
         if isinstance(key, tuple):
             if depth >= _MAX_DEPTH or len(key) > _MAX_ITEMS >> depth:
-                raise PickleError("a tuple as a key is too long or nested too deeply")
+                raise PickleError(
+                    f"a tuple as a key of a dict or an item of a set has more than {_MAX_ITEMS} "
+                    "items "
+                    f"or {_MAX_DEPTH} levels"
+                )
             for item in key:
                 self._check_cost(item, depth + 1)
         elif kind.__hash__ is None:
-            raise UnsupportedError(f"a {kind.__name__} as a key of a dict or an item of a set")
+            raise UnsupportedError(
+                f"{shown(key)} as a key of a dict or an item of a set; it has no hash"
+            )
         elif kind is frozenset and len(key) > _MAX_ITEMS:
-            raise PickleError("a frozenset as a key is too large")
+            raise PickleError(
+                f"a frozenset as a key of a dict or an item of a set has more than {_MAX_ITEMS} "
+                "items"
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Any
 
-from torchzip.errors import PickleError, UnsupportedError
+from torchzip.errors import PickleError, UnsupportedError, shown
 from torchzip.pickling.table import KEEP, Table
 from torchzip.types import ForeignObject
 
@@ -31,11 +31,11 @@ _MAX_NAME = 1000
 def call(table: Table, callee: Any, args: Any) -> Any:
     """Return what a name gives when it is called, as the table has it; else an inert call."""
     if type(callee) is not ForeignObject:
-        raise PickleError(f"a call of {kind_of(callee)}, which is no name")
+        raise PickleError(f"a call of {shown(callee)}; a class or a function was expected")
     if not isinstance(args, tuple):
         prefix = table.one_value
         if prefix is None or not callee.module.startswith(prefix):
-            raise PickleError(f"a call with {kind_of(args)} for its arguments")
+            raise PickleError(f"a call with {shown(args)} for its arguments; a tuple was expected")
         args = (args,)
     if callee.how == "name":
         handler = table.calls.get((callee.module, callee.name))
@@ -62,13 +62,17 @@ def call(table: Table, callee: Any, args: Any) -> Any:
 def new(table: Table, callee: Any, args: Any, kwargs: Any) -> Any:
     """Return a new object of a class, as the table has it; else an inert one."""
     if type(callee) is not ForeignObject:
-        raise PickleError(f"a new object of {kind_of(callee)}, which is no class")
+        raise PickleError(f"a new object of {shown(callee)}; a class was expected")
     if not isinstance(args, tuple):
-        raise PickleError(f"a new object with {kind_of(args)} for its arguments")
+        raise PickleError(
+            f"a new object with {shown(args)} for its arguments; a tuple was expected"
+        )
     if kwargs is not None and not (
         type(kwargs) is dict and all(type(key) is str for key in kwargs)
     ):
-        raise PickleError(f"a new object with {kind_of(kwargs)} for its keywords")
+        raise PickleError(
+            f"a new object with {shown(kwargs)} for its keywords; a dict of texts was expected"
+        )
     if not args and not kwargs and callee.how == "name":
         handler = table.calls.get((callee.module, callee.name))
         if handler is not None:
@@ -105,10 +109,10 @@ def append(target: Any, items: list[Any]) -> None:
         if target.items is None:
             target.items = []
         if not isinstance(target.items, list):
-            raise UnsupportedError(f"{target!r} has list items and dict items")
+            raise UnsupportedError(f"{shown(target)} has list items and dict items")
         target.items.extend(items)
     else:
-        raise PickleError(f"APPEND to {kind_of(target)}")
+        raise PickleError(f"APPEND to {shown(target)}; a list was expected")
 
 
 def set_items(table: Table, target: Any, items: list[Any]) -> None:
@@ -119,13 +123,13 @@ def set_items(table: Table, target: Any, items: list[Any]) -> None:
         if target.items is None:
             target.items = {}
         if not isinstance(target.items, dict):
-            raise UnsupportedError(f"{target!r} has list items and dict items")
+            raise UnsupportedError(f"{shown(target)} has list items and dict items")
         mapping = target.items
     else:
-        raise PickleError(f"SETITEM on {kind_of(target)}")
-    if len(items) % 2:
-        raise PickleError("a key without a value")
+        raise PickleError(f"SETITEM on {shown(target)}; a dict was expected")
     keys = items[::2]
+    if len(items) % 2:
+        raise PickleError(f"{shown(keys[-1])} is a key without a value")
     for key in keys:
         if type(key) is not str:
             table.keys(key)
@@ -143,19 +147,19 @@ def add_items(target: Any, items: list[Any]) -> None:
         if target.items is None:
             target.items = set()
         if not isinstance(target.items, set):
-            raise UnsupportedError(f"{target!r} has items of two kinds")
+            raise UnsupportedError(f"{shown(target)} has items of two kinds")
         target.items.update(items)
     elif type(target) is set:
         target.update(items)
     else:
-        raise PickleError(f"ADDITEMS on {kind_of(target)}")
+        raise PickleError(f"ADDITEMS on {shown(target)}; a set was expected")
 
 
 def build(table: Table, target: Any, state: Any) -> Any:
     """Give an object its state; return it, or what the two make together."""
     if type(target) is ForeignObject and target.how != "name":
         if target.state is not None:
-            raise UnsupportedError(f"{target!r} is given a state twice")
+            raise UnsupportedError(f"{shown(target)} is given a state twice")
         target.state = state
         handler = table.builds.get((target.module, target.name))
         if handler is not None:
@@ -166,16 +170,13 @@ def build(table: Table, target: Any, state: Any) -> Any:
         # `module.state_dict()` carries its `_metadata` so.
         for key, value in state.items():
             if type(key) is not str or hasattr(type(target), key):
-                raise PickleError(f"BUILD sets {str(key)[:40]!r} on an OrderedDict")
+                raise PickleError(
+                    f"BUILD sets {shown(key)} on an OrderedDict; the name of a new attribute was "
+                    "expected"
+                )
             target.__dict__[key] = value
     else:
-        raise UnsupportedError(f"BUILD on {kind_of(target)} with {kind_of(state)}")
+        raise UnsupportedError(
+            f"BUILD gives {shown(target)} the state {shown(state)}; such a state is not read"
+        )
     return target
-
-
-def kind_of(value: Any) -> str:
-    """Name a value for an error, whatever it is."""
-    if type(value) is ForeignObject:
-        return repr(value)
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -7,6 +7,7 @@ table with ``pickletools``. ``torch_safe`` says whether torch's default loader
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 
@@ -98,3 +99,13 @@ OPCODES: tuple[Opcode, ...] = (
 )
 
 BY_CODE: dict[int, Opcode] = {opcode.code: opcode for opcode in OPCODES}
+
+#: How the numbers of arguments are written; those of text end with the line.
+FIXED = {
+    "u8": struct.Struct("<B"),
+    "u16": struct.Struct("<H"),
+    "i32": struct.Struct("<i"),
+    "u32": struct.Struct("<I"),
+    "u64": struct.Struct("<Q"),
+    "f64 big-endian": struct.Struct(">d"),
+}

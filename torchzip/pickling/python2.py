@@ -6,7 +6,7 @@ import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from typing import Any
 
-from torchzip.errors import PickleError
+from torchzip.errors import PickleError, shown
 
 
 def python2_string(raw: bytes) -> Any:
@@ -20,7 +20,7 @@ def python2_string(raw: bytes) -> Any:
 def unquote(line: bytes) -> bytes:
     """Return what the argument of STRING spells: a literal in quotes, with escapes."""
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise PickleError(f"{line[:40]!r} is no quoted string")
+        raise PickleError(f"{shown(line)} where a string in quotes was expected")
     return _ESCAPE.sub(_unescape, line[1:-1])
 
 
@@ -32,7 +32,7 @@ _ESCAPED = dict(zip(b"\\'\"abfnrtv\n", [*b"\\'\"\a\b\f\n\r\t\v", None], strict=T
 def _unescape(found: re.Match[bytes]) -> bytes:
     octal, hexadecimal, letter, broken = found.groups()
     if broken is not None:
-        raise PickleError("no quoted string: an escape in it is not complete")
+        raise PickleError("a string in quotes has an escape that is not complete")
     if octal is not None:
         return bytes([int(octal, 8) & 0xFF])
     if hexadecimal is not None:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES, NAME_ONLY
-from torchzip.errors import TensorError, UnsupportedError
+from torchzip.errors import MAX_NDIM, TensorError, UnsupportedError, shown, too_many_dimensions
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
+from torchzip.tensors.specs import wrong_requires_grad
 from torchzip.types import (
     MetaTensor,
     NestedTensor,
@@ -28,7 +29,6 @@ from torchzip.types import (
 )
 
 _MAX = 1 << 63
-_MAX_DIMENSIONS = 64  # numpy's limit is torch's
 
 #: layout -> (whether rows are what is compressed, whether values are blocks)
 COMPRESSED: dict[str, tuple[bool, bool]] = {
@@ -48,7 +48,7 @@ Find = Callable[..., tuple[int, ...]]
 def check_kind(tensor: OtherTensor) -> None:
     """Raise TensorError if the shapes and dtypes of the parts do not fit together."""
     if type(tensor.requires_grad) is not bool:
-        raise TensorError("requires_grad is neither True nor False")
+        raise wrong_requires_grad("a tensor", tensor.requires_grad)
     if isinstance(tensor, SparseTensor):
         _check_sizes(tensor.shape, f"the shape of a {tensor.layout} tensor")
         if tensor.layout == "sparse_coo":
@@ -56,9 +56,13 @@ def check_kind(tensor: OtherTensor) -> None:
         elif tensor.layout in COMPRESSED:
             _check_compressed(tensor)
         else:
-            raise TensorError(f"a sparse tensor of layout {tensor.layout[:40]!r}")
+            raise TensorError(
+                f"a sparse tensor has layout {shown(tensor.layout)}, which torch has not"
+            )
         if DTYPES[_dtype(tensor.values)].kind == "quantized":
-            raise TensorError("a sparse tensor whose values are quantized")
+            raise TensorError(
+                "the values of a sparse tensor are quantized; another dtype was expected"
+            )
     elif isinstance(tensor, QuantizedTensor):
         _check_quantized(tensor)
     elif isinstance(tensor, NestedTensor):
@@ -127,7 +131,11 @@ def _check_list(numbers: list[Any], kinds: tuple[type, ...], checked: Checked | 
     known[id(numbers)] = numbers
     for number in numbers:
         if type(number) not in kinds or not (type(number) is float or abs(number) < _MAX):
-            raise TensorError("scales or zero points that are no numbers of 64 bits")
+            raise TensorError(
+                f"the scales or zero points of a tensor have {shown(number)} in them; numbers of "
+                "64 bits "
+                "were expected"
+            )
 
 
 def as_array(part: Any) -> Array:
@@ -148,7 +156,7 @@ def _dtype(part: Any) -> str:
         name = torch_dtype_of(part.dtype.newbyteorder("="))
     if name not in DTYPES:
         what = part.dtype if isinstance(part, np.ndarray) else type(part).__name__
-        raise TensorError(f"a part of a tensor that is itself none that torch has: {what}")
+        raise TensorError(f"a part of a tensor is of dtype {what}, which torch has not")
     return str(name)
 
 
@@ -157,19 +165,31 @@ def _check_sizes(sizes: Any, what: str) -> None:
         isinstance(size, int | np.integer) and type(size) is not bool and 0 <= size < _MAX
         for size in sizes
     ):
-        raise TensorError(f"{what} is no tuple of ints from 0 to 2**63")
-    if len(sizes) > _MAX_DIMENSIONS:
-        raise TensorError(f"{what} has {len(sizes)} dimensions")
+        raise TensorError(f"{what} is {shown(sizes)}; a tuple of ints from 0 to 2**63 was expected")
+    if len(sizes) > MAX_NDIM:
+        raise too_many_dimensions(what, len(sizes))
 
 
 # -- shapes ----------------------------------------------------------------------------------
 
 
+def wrong_scale(scale: Any, zero_point: Any) -> TensorError:
+    """Return the error of a quantizer whose numbers are none."""
+    return TensorError(
+        f"a quantized tensor has scale {shown(scale)} and zero point {shown(zero_point)}; a float "
+        "and "
+        "an int of 64 bits were expected"
+    )
+
+
 def _check_coo(tensor: SparseTensor) -> None:
     if isinstance(tensor.indices, tuple):
-        raise TensorError("a sparse_coo tensor has one tensor of indices, not a pair")
+        raise TensorError("a sparse_coo tensor has a pair of index tensors; one was expected")
     if type(tensor.is_coalesced) is not bool and tensor.is_coalesced is not None:
-        raise TensorError("is_coalesced is neither True nor False")
+        raise TensorError(
+            f"is_coalesced of a sparse tensor is {shown(tensor.is_coalesced)}; True or False was "
+            "expected"
+        )
     indices, values = shape_of(tensor.indices), shape_of(tensor.values)
     if _dtype(tensor.indices) != "int64" or len(indices) != 2:
         raise TensorError(
@@ -189,10 +209,14 @@ def _check_compressed(tensor: SparseTensor) -> None:
     layout, shape = tensor.layout, tensor.shape
     by_rows, blocks = COMPRESSED[layout]
     if not (isinstance(tensor.indices, tuple) and len(tensor.indices) == 2):
-        raise TensorError(f"a {layout} tensor has a pair of index tensors")
+        raise TensorError(f"a {layout} tensor has one tensor of indices; a pair was expected")
     dtypes = [_dtype(part) for part in tensor.indices]
     if dtypes[0] != dtypes[1] or dtypes[0] not in ("int64", "int32"):
-        raise TensorError(f"the indices of a {layout} tensor are {' and '.join(dtypes)}")
+        raise TensorError(
+            f"the indices of a {layout} tensor are {' and '.join(dtypes)}; int64 or int32 for both "
+            "was "
+            "expected"
+        )
     compressed, plain = (shape_of(part) for part in tensor.indices)
     values = shape_of(tensor.values)
     batch = len(plain) - 1
@@ -212,7 +236,9 @@ def _check_compressed(tensor: SparseTensor) -> None:
         for axis, (size, step) in enumerate(zip(shape[batch : batch + 2], block, strict=True)):
             if step == 0 or size % step:
                 raise TensorError(
-                    f"a {layout} tensor of shape {list(shape)} with blocks of {list(block)}"
+                    f"a {layout} tensor of shape {list(shape)} has blocks of {list(block)}, which "
+                    "do not fit "
+                    "into it"
                 )
             counts[axis] = size // step
         fits = compressed[batch] == counts[0 if by_rows else 1] + 1
@@ -227,11 +253,16 @@ def _check_compressed(tensor: SparseTensor) -> None:
 def _check_quantized(tensor: QuantizedTensor) -> None:
     row = DTYPES.get(tensor.torch_dtype)
     if row is None or row.kind != "quantized":
-        raise TensorError(f"a quantized tensor of dtype {tensor.torch_dtype[:40]}")
+        raise TensorError(
+            f"a quantized tensor is of dtype {shown(tensor.torch_dtype)}; a quantized one was "
+            "expected"
+        )
     _check_sizes(tensor.shape, "the shape of a quantized tensor")
     found, shape = _dtype(tensor.int_repr), shape_of(tensor.int_repr)
     if found not in (row.name, row.raw):
-        raise TensorError(f"a {row.name} tensor whose integers are {found}, not {row.raw}")
+        raise TensorError(
+            f"the integers of a {row.name} tensor are {found}; {row.raw} was expected"
+        )
     if row.name in PACKED:
         needed = packed_nbytes(row.name, tensor.shape)
         if len(shape) != 1 or shape[0] < needed:
@@ -245,15 +276,14 @@ def _check_quantized(tensor: QuantizedTensor) -> None:
         )
     if tensor.axis is None:
         if type(tensor.scale) is not float or type(tensor.zero_point) is not int:
-            raise TensorError("a scale that is no float, or a zero point that is no int")
+            raise wrong_scale(tensor.scale, tensor.zero_point)
         if not -_MAX <= tensor.zero_point < _MAX:
-            raise TensorError("a zero point past 64 bits")
+            raise wrong_scale(tensor.scale, tensor.zero_point)
         return
     axis = tensor.axis
     if type(axis) is not int or not 0 <= axis < len(tensor.shape):
         raise TensorError(
-            f"axis {axis if type(axis) is int and abs(axis) < _MAX else '?'} of a quantized tensor "
-            f"of {len(tensor.shape)} dimensions"
+            f"the axis of a quantized tensor of {len(tensor.shape)} dimensions is {shown(axis)}"
         )
     for part, what, kinds in (
         (tensor.scale, "scales", ("float",)),
@@ -262,15 +292,20 @@ def _check_quantized(tensor: QuantizedTensor) -> None:
         if type(part) is list:  # of torch before 1.4; what is in it is looked at when it is read
             if len(part) != tensor.shape[axis]:
                 raise TensorError(
-                    f"{len(part):,} {what} for {tensor.shape[axis]:,} channels on axis {axis}"
+                    f"a quantized tensor has {len(part):,} {what} for {tensor.shape[axis]:,} "
+                    "channels on "
+                    f"axis {axis}"
                 )
             continue
         if DTYPES[_dtype(part)].kind not in kinds:
-            raise TensorError(f"{what} of dtype {_dtype(part)}")
+            raise TensorError(
+                f"the {what} of a quantized tensor are {_dtype(part)}; {' or '.join(kinds)} was "
+                "expected"
+            )
         if shape_of(part) != (tensor.shape[axis],):
             raise TensorError(
-                f"{what} of shape {list(shape_of(part))} for {tensor.shape[axis]:,} channels on "
-                f"axis {axis}"
+                f"a quantized tensor has {what} of shape {list(shape_of(part))} for "
+                f"{tensor.shape[axis]:,} channels on axis {axis}"
             )
 
 
@@ -295,7 +330,7 @@ def _check_nested(tensor: NestedTensor) -> None:
             and len(sizes) == 2
             and sizes == strides
             and sizes[0] == offsets[0]
-            and sizes[1] <= _MAX_DIMENSIONS
+            and sizes[1] <= MAX_NDIM
         ):
             raise TensorError(
                 f"a nested tensor has values of shape {list(values)}, sizes of shape "
@@ -304,22 +339,25 @@ def _check_nested(tensor: NestedTensor) -> None:
             )
         return
     if tensor.layout != "jagged":
-        raise TensorError(f"a nested tensor of layout {tensor.layout[:40]!r}")
+        raise TensorError(
+            f"the layout of a nested tensor is {shown(tensor.layout)}; 'strided' or 'jagged' was "
+            "expected"
+        )
     if tensor.sizes is not None or tensor.strides is not None:
         raise TensorError("a jagged nested tensor has offsets, and no sizes or strides")
     ragged = tensor.ragged_idx
     if type(ragged) is not int or not 1 <= ragged <= len(values):
         raise TensorError(
-            f"a jagged nested tensor over values of {len(values)} dimensions whose ragged_idx is "
-            "none of them"
+            f"the ragged_idx of a nested tensor over values of {len(values)} dimensions is "
+            f"{shown(ragged)}"
         )
     for part in (tensor.offsets, tensor.lengths):
         if part is not None and not (
             _dtype(part) in ("int64", "int32") and len(shape_of(part)) == 1
         ):
             raise TensorError(
-                f"offsets or lengths of a nested tensor are {_dtype(part)} of shape "
-                f"{list(shape_of(part))}"
+                f"the offsets or lengths of a nested tensor are {_dtype(part)} of shape "
+                f"{list(shape_of(part))}; int64 or int32 with one dimension was expected"
             )
     lengths = None if tensor.lengths is None else shape_of(tensor.lengths)[0]
     if offsets[0] < 1 or lengths not in (None, offsets[0] - 1):
@@ -328,15 +366,17 @@ def _check_nested(tensor: NestedTensor) -> None:
 
 def _check_meta(tensor: MetaTensor) -> None:
     if tensor.torch_dtype not in DTYPES and tensor.torch_dtype not in NAME_ONLY:
-        raise TensorError("a meta tensor whose dtype is none of torch's")
+        raise TensorError(
+            f"the dtype of a meta tensor is {shown(tensor.torch_dtype)}, which torch has not"
+        )
     _check_sizes(tensor.shape, "the shape of a meta tensor")
     _check_sizes(tensor.stride, "the stride of a meta tensor")
     if len(tensor.shape) != len(tensor.stride):
         raise TensorError(
-            f"a meta tensor of {len(tensor.shape)} sizes and {len(tensor.stride)} strides"
+            f"a meta tensor has {len(tensor.shape)} sizes and {len(tensor.stride)} strides"
         )
     if math.prod(max(size, 1) for size in tensor.shape) >= _MAX:
-        raise TensorError("a meta tensor of 2**63 elements or more")
+        raise TensorError(f"a meta tensor of size {list(tensor.shape)} has 2**63 elements or more")
 
 
 # -- values ----------------------------------------------------------------------------------
@@ -361,7 +401,7 @@ def _once(part: Any, *axes: int) -> Array:
     reach = once.itemsize + sum(
         (size - 1) * abs(step) for size, step in zip(once.shape, once.strides, strict=True)
     )
-    if once.size and once.nbytes > _MAX_DIMENSIONS * reach:
+    if once.size and once.nbytes > MAX_NDIM * reach:
         raise UnsupportedError(
             f"indices or offsets of shape {list(array.shape)} whose elements overlap in memory"
         )
@@ -437,7 +477,7 @@ def _check_nested_strided_values(tensor: NestedTensor, find: Find) -> None:
     arrays = (_once(part, 0) for part in (tensor.sizes, tensor.strides, tensor.offsets))
     negative, far, reach = find(_reach, *arrays)
     if negative:
-        raise TensorError("a nested tensor with a size, stride or offset below 0")
+        raise TensorError("a nested tensor has a size, stride or offset below 0")
     if far or reach >= numel:
         raise TensorError(
             f"a tensor within a nested tensor reaches outside the {numel:,} values that it has"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
+from torchzip.errors import printable, shortened
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.specs import contiguous_stride
 from torchzip.tensors.storage import BLOCK_NBYTES, ArrayStorage, Bytes, TensorStorage
@@ -190,7 +191,9 @@ def place_arrays(
             result.update(_place_component(component))
         except ValueError as error:
             names = sorted(path_of(index) for _, index in component)
-            listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            listed = ", ".join(shortened(printable(name), 100) for name in names[:8]) + (
+                ", ..." if len(names) > 8 else ""
+            )
             raise ValueError(f"{listed}: {error}") from None
     return [result[index] for index in range(len(arrays))]
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import NUMPY
 from torchzip.errors import PickleError
+from torchzip.limits import is_number
 from torchzip.pickling.table import KEEP, Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.types import ForeignObject
@@ -157,11 +158,7 @@ def _with_unit(spelled: str, metadata: Any) -> np.dtype[Any] | None:
 
 
 def _is_shape(shape: Any) -> bool:
-    return (
-        type(shape) is tuple
-        and len(shape) <= _MAX_DIMENSIONS
-        and all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
-    )
+    return type(shape) is tuple and len(shape) <= _MAX_DIMENSIONS and all(map(is_number, shape))
 
 
 # -- arrays and scalars ----------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from torchzip.errors import PickleError
+from torchzip.errors import PickleError, shown, wrong_arguments
+from torchzip.limits import is_number
 from torchzip.pickling.table import KEEP, Name
 from torchzip.types import ForeignObject
 
@@ -38,17 +39,17 @@ def _encode(args: Args) -> bytes:
         and all(type(part) is str for part in args)
         and args[1] in ("latin1", "latin-1")
     ):
-        raise PickleError("_codecs.encode is understood for text and 'latin1' only")
+        raise wrong_arguments("_codecs.encode", "a text and 'latin1'", args)
     try:
         encoded: bytes = args[0].encode("latin1")
     except UnicodeEncodeError:
-        raise PickleError("_codecs.encode of text outside latin1") from None
+        raise PickleError(f"_codecs.encode of {shown(args[0])}, which is no latin1") from None
     return encoded
 
 
 def _bytes(args: Args) -> bytes:
     if args:
-        raise PickleError("builtins.bytes is understood without arguments only")
+        raise wrong_arguments("builtins.bytes", "no arguments", args)
     return b""
 
 
@@ -59,21 +60,21 @@ def _bytearray(args: Args) -> bytearray:
         return bytearray(args[0])
     if len(args) == 2 and type(args[0]) is str:  # protocol 2 of Python 2
         return bytearray(_encode(args))
-    raise PickleError("builtins.bytearray is understood for bytes only")
+    raise wrong_arguments("builtins.bytearray", "bytes", args)
 
 
 def _complex(args: Args) -> complex:
     if len(args) != 2 or not all(type(part) in (float, int) for part in args):
-        raise PickleError("builtins.complex takes two numbers")
+        raise wrong_arguments("builtins.complex", "two numbers", args)
     try:
         return complex(*args)
     except OverflowError:
-        raise PickleError("builtins.complex of an int past the floats") from None
+        raise PickleError("builtins.complex of an int past the largest float") from None
 
 
 def _range(args: Args) -> range:
     if not 1 <= len(args) <= 3 or not all(type(part) is int for part in args):
-        raise PickleError("builtins.range takes one to three ints")
+        raise wrong_arguments("builtins.range", "one to three ints", args)
     try:
         return range(*args)
     except ValueError:
@@ -82,7 +83,7 @@ def _range(args: Args) -> range:
 
 def _slice(args: Args) -> slice:
     if len(args) != 3:
-        raise PickleError("builtins.slice takes three values")
+        raise wrong_arguments("builtins.slice", "three values", args)
     return slice(*args)
 
 
@@ -100,14 +101,18 @@ def _moment(kind: type[datetime] | type[time], nbytes: int) -> Callable[[Args], 
     def make(args: Args) -> Any:
         raw = _raw(args[0]) if 1 <= len(args) <= 2 else None
         if raw is None or len(raw) != nbytes:
-            raise PickleError(f"datetime.{kind.__name__} takes {nbytes} bytes and a time zone")
+            raise wrong_arguments(
+                f"datetime.{kind.__name__}", f"{nbytes} bytes and a time zone", args
+            )
         if len(args) == 2 and not isinstance(args[1], timezone | None):
             return KEEP  # a time zone of another library
         try:
             # Python takes any numbers from bytes; to replace none of them looks at each.
             return kind(raw, *args[1:]).replace()  # type: ignore[arg-type]
         except (ValueError, TypeError):
-            raise PickleError(f"datetime.{kind.__name__} of {raw!r}, which is none") from None
+            raise PickleError(
+                f"datetime.{kind.__name__} of {shown(raw)}, which is no {kind.__name__}"
+            ) from None
 
     return make
 
@@ -115,16 +120,16 @@ def _moment(kind: type[datetime] | type[time], nbytes: int) -> Callable[[Args], 
 def _date(args: Args) -> date:
     raw = _raw(args[0]) if len(args) == 1 else None
     if raw is None or len(raw) != 4:
-        raise PickleError("datetime.date takes 4 bytes")
+        raise wrong_arguments("datetime.date", "4 bytes", args)
     try:
         return date(raw).replace()  # type: ignore[arg-type, call-arg]
     except (ValueError, TypeError):
-        raise PickleError(f"datetime.date of {raw!r}, which is none") from None
+        raise PickleError(f"datetime.date of {shown(raw)}, which is no date") from None
 
 
 def _timedelta(args: Args) -> timedelta:
     if len(args) != 3 or not all(type(part) is int for part in args):
-        raise PickleError("datetime.timedelta takes days, seconds and microseconds")
+        raise wrong_arguments("datetime.timedelta", "days, seconds and microseconds", args)
     try:
         return timedelta(*args)
     except OverflowError:
@@ -137,7 +142,7 @@ def _timezone(args: Args) -> timezone:
         and type(args[0]) is timedelta
         and (len(args) == 1 or type(args[1]) is str)
     ):
-        raise PickleError("datetime.timezone takes an offset and a name")
+        raise wrong_arguments("datetime.timezone", "an offset and a name", args)
     try:
         return timezone(*args)
     except ValueError:
@@ -148,11 +153,13 @@ def _decimal(args: Args) -> Decimal:
     from decimal import Decimal, InvalidOperation
 
     if len(args) != 1 or type(args[0]) is not str or len(args[0]) > _MAX_DIGITS:
-        raise PickleError(f"decimal.Decimal takes a text of up to {_MAX_DIGITS} characters")
+        raise wrong_arguments(
+            "decimal.Decimal", f"a text of up to {_MAX_DIGITS:,} characters", args
+        )
     try:
         return Decimal(args[0])
     except InvalidOperation:
-        raise PickleError(f"decimal.Decimal of {args[0][:40]!r}, which is no number") from None
+        raise PickleError(f"decimal.Decimal of {shown(args[0])}, which is no number") from None
 
 
 def _fraction(args: Args) -> Fraction:
@@ -163,10 +170,12 @@ def _fraction(args: Args) -> Fraction:
             # As it writes itself; other spellings (1e1000000) could cost any amount of memory.
             args = tuple(int(part) for part in args[0].split("/"))
         except ValueError:
-            raise PickleError(f"fractions.Fraction of {args[0][:40]!r}") from None
+            raise PickleError(
+                f"fractions.Fraction of {shown(args[0])}, which is no fraction"
+            ) from None
         args = args if len(args) == 2 else (*args, 1)
     if len(args) != 2 or not all(type(part) is int for part in args) or not args[1]:
-        raise PickleError("fractions.Fraction takes a numerator and a denominator")
+        raise wrong_arguments("fractions.Fraction", "a numerator and a denominator", args)
     return Fraction(*args)
 
 
@@ -175,7 +184,7 @@ def _path(kind: str) -> Callable[[Args], Any]:
         import pathlib
 
         if len(args) > _MAX_PARTS or not all(type(part) is str for part in args):
-            raise PickleError(f"pathlib.{kind} takes texts")
+            raise wrong_arguments(f"pathlib.{kind}", f"up to {_MAX_PARTS:,} texts", args)
         try:
             return getattr(pathlib, kind)(*args)  # splits text, and looks at no file
         except NotImplementedError:
@@ -186,10 +195,10 @@ def _path(kind: str) -> Callable[[Args], Any]:
 
 def _deque(args: Args) -> Any:
     if len(args) > 2 or (args and type(args[0]) not in (list, tuple)):
-        raise PickleError("collections.deque takes a list and a length")
+        raise wrong_arguments("collections.deque", "a list and a length", args)
     most = args[1] if len(args) == 2 else None
-    if most is not None and not (type(most) is int and 0 <= most < 1 << 63):
-        raise PickleError("collections.deque with a length that is none")
+    if most is not None and not is_number(most):
+        raise wrong_arguments("collections.deque", "a list and a length", args)
     return deque(args[0] if args else (), most)
 
 

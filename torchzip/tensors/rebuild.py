@@ -15,7 +15,15 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES, STORAGE_CLASSES
-from torchzip.errors import PickleError, TensorError, TorchZipError, UnsupportedError
+from torchzip.errors import (
+    PickleError,
+    TensorError,
+    TorchZipError,
+    UnsupportedError,
+    shown,
+    wrong_arguments,
+)
+from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Keep, Name, Table
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
@@ -23,7 +31,7 @@ from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
 from torchzip.tensors.rebuild_kinds import NJT, KindRebuilder, check_hooks
 from torchzip.tensors.record_pattern import TENSOR, TensorPattern
 from torchzip.tensors.record_runs import RunReader, TensorLayout
-from torchzip.tensors.specs import TensorSpec, check_spec
+from torchzip.tensors.specs import TensorSpec, check_spec, wrong_dtype, wrong_requires_grad
 from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.types import (
     Device,
@@ -128,6 +136,8 @@ _OLD_TENSORS: dict[Name, str] = {
     for kind in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
 }
 _OLD_DENSE = {name: dtype for name, dtype in _OLD_TENSORS.items() if not name[0].endswith("sparse")}
+#: What a persistent id must be.
+_PID = "('storage', class, key, location, number of elements) was expected"
 #: Tensors with a gradient, before 0.4: made without or around a tensor, and given a state.
 _OLD_VARIABLES: tuple[Name, ...] = (
     ("torch.nn.parameter", "Parameter"),
@@ -222,23 +232,25 @@ class Rebuilder:
     def persistent(self, pid: Any) -> Any:
         """Return the storage (or the class, for a pickled module) of a persistent id."""
         if type(pid) is not tuple or not pid:
-            raise PickleError(f"a persistent id of type {type(pid).__name__}, not a tuple")
+            raise PickleError(f"a persistent id is {shown(pid)}; {_PID}")
         what = pid[0]
         if type(what) is bytes:
             what = what.decode("latin-1")
         if type(what) is not str:
-            raise PickleError(f"a persistent id whose kind is of type {type(what).__name__}")
+            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
         if what == "module" and len(pid) == 4 and isinstance(pid[1], ForeignObject):
             return pid[1]  # legacy files store a class with its source, which is not needed
         if what != "storage":
-            raise PickleError(f"a persistent id of kind {what[:40]!r}")
+            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
         if len(pid) not in (5, 6):
-            raise PickleError(f"a persistent id of {len(pid)} elements")
+            raise PickleError(f"a persistent id has {len(pid):,} elements; {_PID}")
         _, kind, key, location, numel = pid[:5]
         if type(key) is not str:
-            raise PickleError(f"a storage key of type {type(key).__name__}")
+            raise PickleError(f"a storage key is {shown(key)}; a text was expected")
         if not _is_plain_key(key):
-            raise PickleError(f"the storage key {key[:40]!r} is not one plain component")
+            raise PickleError(
+                f"a storage key is {shown(key)}; one plain component of a path was expected"
+            )
         view = pid[5] if len(pid) == 6 else None
         if view is not None:
             return self._window(pid[:5], view)
@@ -257,32 +269,47 @@ class Rebuilder:
     def _measure(self, kind: Any, key: str, location: Any, numel: Any) -> tuple[str | None, int]:
         """Return dtype and size of a storage that a persistent id mentions."""
         if type(numel) is not int or not 0 <= numel < 1 << 63:
-            raise TensorError(f"storage {key} has a number of elements that is none")
+            raise TensorError(
+                f"storage {key} has {shown(numel)} for its number of elements; an int from 0 to "
+                "2**63 "
+                "was expected"
+            )
         if type(location) is not str:
-            raise PickleError(f"storage {key} has a location of type {type(location).__name__}")
+            raise PickleError(
+                f"storage {key} has {shown(location)} for its location; a text was expected"
+            )
         if type(kind) is not ForeignObject:
-            raise PickleError(f"storage {key} has a class of type {type(kind).__name__}")
+            raise PickleError(
+                f"storage {key} has {shown(kind)} for its class; a class was expected"
+            )
         called = kind.how != "name"
         row = None if called else self._storage_names.get((kind.module, kind.name))
         if row is None:
-            raise UnsupportedError(f"storage {key} is of class {kind!r}, which torch 2.13 has not")
+            raise unknown_storage_class(f"storage {key}", kind)
         return row[0], numel * row[1]
 
     def _window(self, pid: Args, view: Any) -> BareStorage:
         """Return a window of a storage, as legacy files before torch 0.4 have them."""
         if type(view) is not tuple or len(view) != 3:
-            raise PickleError("the view of a storage is not (key, offset, size)")
+            raise PickleError(
+                f"the view of a storage is {shown(view)}; (key, offset, size) was expected"
+            )
         root = self.persistent(pid)
         view_key, first, count = view
-        if not all(type(number) is int and 0 <= number < 1 << 63 for number in (first, count)):
-            raise TensorError("a storage view whose offset or size is no number")
+        if not (is_number(first) and is_number(count)):
+            raise TensorError(
+                f"a storage view has offset {shown(first)} and size {shown(count)}; ints from 0 to "
+                "2**63 were expected"
+            )
         if first + count > root.storage.numel:
             raise TensorError(
-                f"a view of elements {first} to {first + count} of a storage of "
-                f"{root.storage.numel} elements"
+                f"a storage view has elements {first:,} to {first + count:,} of a storage of "
+                f"{root.storage.numel:,}"
             )
         if type(view_key) not in (str, int):
-            raise PickleError("the key of a storage view is neither text nor a number")
+            raise PickleError(
+                f"the key of a storage view is {shown(view_key)}; a text or an int was expected"
+            )
         known = self._bare.get(("view", view_key))
         if known is None:
             known = BareStorage(root.storage, self._factory, first, count)
@@ -300,7 +327,11 @@ class Rebuilder:
         """A ``torch.FloatTensor`` and its state: storage, offset, size, stride."""
         name = (made.module, made.name)
         if made.args or type(state) is not tuple or len(state) != 4:
-            raise PickleError(f"a torch.{name[1]} whose state is not storage, offset, size, stride")
+            raise PickleError(
+                f"the state of a torch.{name[1]} is {shown(state)}; (storage, offset, size, "
+                "stride) "
+                "was expected"
+            )
         if type(state[0]) is BareStorage and state[0].torch_dtype != _OLD_DENSE[name]:
             raise TensorError(
                 f"a torch.{name[1]} on a storage of dtype {state[0].torch_dtype or 'none'}"
@@ -325,7 +356,7 @@ class Rebuilder:
             return KEEP
         check_hooks(hooks)
         if type(requires_grad) is not bool:
-            raise TensorError("requires_grad is neither True nor False")
+            raise wrong_requires_grad("a tensor", requires_grad)
         if made.name == "Parameter":
             return self._factory.parameter(data, requires_grad, None)
         spec = self._factory.spec_of(data)
@@ -347,7 +378,7 @@ class Rebuilder:
         storage, offset, size, stride, requires_grad, hooks, dtype = args[:7]
         check_hooks(hooks)
         if type(dtype) is not Dtype or dtype.name not in DTYPES:
-            raise TensorError("a tensor whose dtype is none that a tensor can have")
+            raise wrong_dtype("a tensor", dtype)
         metadata = args[7] if len(args) == 8 else None
         return self._tensor(storage, dtype.name, offset, size, stride, requires_grad, metadata)
 
@@ -362,13 +393,17 @@ class Rebuilder:
         metadata: Any,
     ) -> Any:
         if type(bare) is not BareStorage:
-            raise TensorError(f"a tensor on a {type(bare).__name__} instead of a storage")
+            raise TensorError(f"a tensor has {shown(bare)} for its storage; a storage was expected")
         if type(requires_grad) is not bool:
-            raise TensorError("requires_grad is neither True nor False")
+            raise wrong_requires_grad("a tensor", requires_grad)
         storage = bare.storage
         if bare.first:
             if type(offset) is not int:
-                raise TensorError("a storage offset that is no int")
+                raise TensorError(
+                    f"the storage offset of a tensor is {shown(offset)}; an int from 0 to 2**63 "
+                    "was "
+                    "expected"
+                )
             offset += bare.first
         spec = TensorSpec(
             torch_dtype or storage.torch_dtype or "uint8",
@@ -461,13 +496,15 @@ class Rebuilder:
         data, requires_grad, hooks = args[:3]
         check_hooks(hooks)
         if type(requires_grad) is not bool:
-            raise TensorError("requires_grad is neither True nor False")
+            raise wrong_requires_grad("a tensor", requires_grad)
         return self._factory.parameter(data, requires_grad, args[3] if len(args) == 4 else None)
 
     def _from_type(self, args: Args) -> Any:
         """A tensor with attributes, or of a subclass: built as if plain, and labelled."""
         if len(args) != 4 or not all(isinstance(name, ForeignObject) for name in args[:2]):
-            raise PickleError("_rebuild_from_type_v2 takes a function, a class, arguments, state")
+            raise PickleError(
+                "_rebuild_from_type_v2 takes a function, a class, a tuple of arguments and a state"
+            )
         function, subclass, arguments, state = args
         name = (function.module, function.name)
         build = self._dense.get(name) or self._kinds.calls.get(name)
@@ -495,7 +532,7 @@ class Rebuilder:
         if not args:
             return []
         if len(args) != 1 or type(args[0]) not in (list, tuple):
-            raise PickleError(f"{what} takes one list")
+            raise wrong_arguments(what, "one list", args)
         for item in args[0]:
             self._keys(item)
         return list(args[0])
@@ -510,10 +547,12 @@ class Rebuilder:
         made: OrderedDict[Any, Any] = OrderedDict()
         if args:
             if len(args) != 1 or type(args[0]) not in (list, tuple):
-                raise PickleError("OrderedDict takes one list of pairs")
+                raise wrong_arguments("OrderedDict", "one list of pairs", args)
             for pair in args[0]:  # Python 2 writes the items so
                 if type(pair) not in (list, tuple) or len(pair) != 2:
-                    raise PickleError("OrderedDict takes pairs")
+                    raise PickleError(
+                        f"OrderedDict takes a list of pairs, not one with {shown(pair)}"
+                    )
                 self._keys(pair[0])
                 made[pair[0]] = pair[1]
         return made
@@ -522,10 +561,15 @@ class Rebuilder:
         if not args:
             return Counter()
         if len(args) != 1 or type(args[0]) is not dict:
-            raise PickleError("Counter takes one dict")
+            raise wrong_arguments("Counter", "one dict", args)
         made: Counter[Any] = Counter()
         dict.update(made, args[0])
         return made
+
+
+def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
+    """Return the error of a storage whose class is none of torch's."""
+    return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 has not")
 
 
 def _is_plain_key(key: str) -> bool:
@@ -537,12 +581,17 @@ def _is_plain_key(key: str) -> bool:
 
 def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
     if type(metadata) is not dict:
-        raise TensorError(f"tensor metadata of type {type(metadata).__name__}")
+        raise TensorError(f"the metadata of a tensor is {shown(metadata)}; a dict was expected")
     for key, value in metadata.items():
         if key not in ("conj", "neg") or type(value) is not bool:
-            raise UnsupportedError(f"tensor metadata {str(key)[:40]!r}")
+            raise UnsupportedError(
+                f"the metadata of a tensor says {shown(value)} for {shown(key)}; True or False for "
+                "'conj' and 'neg' are read"
+            )
         if key == "conj" and value and DTYPES[spec.torch_dtype].kind != "complex":
-            raise TensorError(f"a conjugated tensor of dtype {spec.torch_dtype}")
+            raise TensorError(
+                f"a conjugated tensor is {spec.torch_dtype}; a complex dtype was expected"
+            )
         setattr(spec, key, value)
 
 
@@ -580,7 +629,7 @@ _OLD_CALLS: dict[Name, Callable[[Args], Any]] = {
 def _size(args: Args) -> Size:
     sizes = args[0] if len(args) == 1 else None
     if type(sizes) not in (tuple, list) or not all(type(size) is int for size in sizes or ()):
-        raise PickleError("torch.Size takes one tuple of ints")
+        raise wrong_arguments("torch.Size", "one tuple of ints", args)
     return Size(sizes or ())
 
 
@@ -588,20 +637,21 @@ def _device(args: Args) -> Device:
     if not (
         1 <= len(args) <= 2 and type(args[0]) is str and (len(args) == 1 or type(args[1]) is int)
     ):
-        raise PickleError("torch.device takes a type and an index")
+        raise wrong_arguments("torch.device", "a type and an index", args)
     return Device(*args)
 
 
-def _layout(args: Args) -> Layout:
+def make_layout(args: Args) -> Layout:
+    """Return what ``_get_layout`` gives for the name of a layout."""
     if len(args) != 1 or type(args[0]) is not str or not args[0].startswith("torch."):
-        raise PickleError("_get_layout takes a name like 'torch.strided'")
+        raise wrong_arguments("_get_layout", "a name like 'torch.strided'", args)
     return Layout(args[0].removeprefix("torch."))
 
 
 _LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("torch", "Size"): _size,
     ("torch", "device"): _device,
-    ("torch.serialization", "_get_layout"): _layout,
+    ("torch.serialization", "_get_layout"): make_layout,
 }
 
 _VALUES: dict[Name, Any] = {

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TensorError
+from torchzip.errors import MAX_NDIM, TensorError, shown, too_many_dimensions
+from torchzip.limits import is_number
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject
@@ -122,37 +123,65 @@ def check_spec(spec: TensorSpec) -> TensorSpec:
     """
     shape, stride, offset = spec.shape, spec.stride, spec.storage_offset
     if not (isinstance(shape, tuple | list) and isinstance(stride, tuple | list)):
-        raise TensorError("a size or stride that is no tuple")
+        raise TensorError(
+            f"a tensor has {shown(shape)} for its size and {shown(stride)} for its stride; tuples "
+            "of "
+            "ints were expected"
+        )
     spec.shape = shape = tuple(shape)
     spec.stride = stride = tuple(stride)
     if len(shape) != len(stride):
-        raise TensorError(f"a size of {len(shape)} and a stride of {len(stride)} dimensions")
-    if len(shape) > 64:  # numpy's limit is torch's
-        raise TensorError(f"a tensor of {len(shape)} dimensions")
+        raise TensorError(
+            f"a tensor has a size of {len(shape):,} dimensions and a stride of {len(stride):,}; as "
+            "many were expected"
+        )
+    if len(shape) > MAX_NDIM:
+        raise too_many_dimensions("a tensor", len(shape))
     numel = 1
     last = 0
     for size, step in zip(shape, stride, strict=True):
         # Numbers past 2**63 are refused before they are used: they could not even be printed.
         if not (type(size) is int and type(step) is int and 0 <= size < _MAX and 0 <= step < _MAX):
-            raise TensorError("a size or stride that is no int from 0 to 2**63")
+            what, number = ("stride", step) if is_number(size) else ("size", size)
+            raise TensorError(
+                f"the {what} of a tensor has {shown(number)} in it; ints from 0 to 2**63 were "
+                "expected"
+            )
         numel *= size
         last += (size - 1) * step
     if not (type(offset) is int and 0 <= offset < _MAX):
-        raise TensorError("a storage offset that is no int from 0 to 2**63")
+        raise TensorError(
+            f"the storage offset of a tensor is {shown(offset)}; an int from 0 to 2**63 was "
+            "expected"
+        )
     last += offset
     itemsize = DTYPES[spec.torch_dtype].itemsize
     if numel:
         if (last + 1) * itemsize > spec.storage.nbytes:
             raise TensorError(
-                f"a tensor of size {list(shape)}, stride {list(stride)} and offset {offset} "
+                f"a tensor of size {list(shape)}, stride {list(stride)} and offset {offset:,} "
                 f"reaches to byte {(last + 1) * itemsize:,} of a storage of "
                 f"{spec.storage.nbytes:,} bytes"
             )
         if numel * itemsize >= _MAX:
-            raise TensorError(f"a tensor of {numel:,} elements")
+            raise TensorError(f"a tensor of size {list(shape)} takes 2**63 bytes or more")
     elif math.prod(max(size, 1) for size in shape) * itemsize >= _MAX:
-        raise TensorError(f"a tensor of size {list(shape)}")
+        raise TensorError(
+            f"an empty tensor of size {list(shape)} takes 2**63 bytes or more without its zeros"
+        )
     return spec
+
+
+def wrong_requires_grad(what: str, value: Any) -> TensorError:
+    """Return the error of a tensor whose requires_grad is no bool."""
+    return TensorError(f"requires_grad of {what} is {shown(value)}; True or False was expected")
+
+
+def wrong_dtype(what: str, value: Any) -> TensorError:
+    """Return the error of a tensor whose dtype is none, or none that a tensor can have."""
+    return TensorError(
+        f"the dtype of {what} is {shown(value)}; a torch dtype that tensors have was expected"
+    )
 
 
 def byte_span(spec: TensorSpec) -> tuple[int, int]:

@@ -1,0 +1,135 @@
+"""Each bound of `Limits`, lowered: a small file that needs more raises LimitError by its name."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+import torchzip as tz
+from tests import builders as b
+
+_TENSOR = b.tensor()
+
+
+def _zip(*parts: bytes) -> bytes:
+    return b.checkpoint(b.stream(*parts))
+
+
+def _many_calls() -> bytes:
+    """Return 100 sets of one list of 100 items."""
+    items = b"(" + b"K\x01" * 100 + b"l\x85q\x010" + b.name("builtins", "set") + b"q\x020"
+    return _zip(items, b"(", b"h\x02h\x01R" * 100, b"l")
+
+
+def _deflated() -> bytes:
+    members = b.members_of(b.stream(b.text("x" * 100_000)), {})
+    return b.build_zip(
+        [replace(each, method=8) if each.name.endswith(b".pkl") else each for each in members]
+    )
+
+
+#: field -> (a bound that is too low, the file)
+_ROWS: dict[str, tuple[int, Callable[[], bytes]]] = {
+    "pickle_nbytes": (50, lambda: _zip(_TENSOR)),
+    "nesting": (3, lambda: _zip(_TENSOR, b"\x85" * 10)),
+    "containers": (10, lambda: _zip(b"(", b"]" * 100, b"l")),
+    "argument_items": (100, _many_calls),
+    "int_nbytes": (8, lambda: _zip(b.integer(1 << 70))),
+    "entries": (2, lambda: _zip(_TENSOR)),
+    "text_nbytes": (1, lambda: _zip(_TENSOR)),
+    "deflate_ratio": (10, _deflated),
+    "shared_names": (2, lambda: _zip(_TENSOR, b"\x85", b"2\x86" * 4)),
+    "names_nbytes": (
+        1000,
+        lambda: _zip(b.dict_of({"x" * 200: b"(" + _TENSOR + b"2" * 50 + b"l"})),
+    ),
+    "header_nbytes": (10, lambda: b.safetensors(b'{"__metadata__":{}}')),
+    "code_nbytes": (10, lambda: (b.GOLDEN / "script.pt").read_bytes()),
+}
+#: What counts for the flat names only, which an eager load does not make.
+_OF_NAMES = {"nesting", "shared_names", "names_nbytes"}
+_NAMES = sorted(_ROWS)
+
+
+def _read_lazily(data: bytes, limits: tz.Limits | None) -> None:
+    with tz.lazy_load(io.BytesIO(data), limits=limits) as checkpoint:
+        list(checkpoint)
+        checkpoint.verify()
+
+
+def test_each_bound_has_a_row() -> None:
+    """A new bound needs one."""
+    assert [field.name for field in fields(tz.Limits)] == list(_ROWS)
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_lowered_for_a_lazy_load(name: str) -> None:
+    """The error has the bound's name and numbers; without it, and with a higher one, it is read."""
+    bound, make = _ROWS[name]
+    with pytest.raises(tz.LimitError) as caught:
+        _read_lazily(make(), tz.Limits(**{name: bound}))
+    assert caught.value.limit == name
+    assert caught.value.actual > caught.value.bound >= bound
+    assert caught.value.path == "<BytesIO>"
+    assert f"pass limits=Limits({name}=...)" in str(caught.value)
+    _read_lazily(make(), None)
+    _read_lazily(make(), tz.Limits(**{name: 1 << 40}))
+
+
+@pytest.mark.parametrize("name", sorted(_ROWS.keys() - _OF_NAMES))
+def test_lowered_for_a_load(name: str) -> None:
+    """An eager load has the same bounds."""
+    bound, make = _ROWS[name]
+    with pytest.raises(tz.LimitError) as caught:
+        tz.load(io.BytesIO(make()), limits=tz.Limits(**{name: bound}))
+    assert caught.value.limit == name
+    tz.load(io.BytesIO(make()))
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_lowered_for_a_conversion(tmp_path: Path, name: str) -> None:
+    """The source of a conversion is read within them, and nothing is written."""
+    bound, make = _ROWS[name]
+    source = tmp_path / "source"
+    source.write_bytes(make())
+    with pytest.raises(tz.LimitError) as caught:
+        tz.convert(source, tmp_path / "out.pt", limits=tz.Limits(**{name: bound}))
+    assert caught.value.limit == name
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_raised() -> None:
+    """A bound can be raised past its default."""
+    value = (1 << 8 * 3000) - 1
+    data = _zip(b"\x8b" + struct.pack("<i", 3001) + b"\xff" * 3000 + b"\0")
+    with pytest.raises(tz.LimitError):
+        tz.load(io.BytesIO(data))
+    assert tz.load(io.BytesIO(data), limits=tz.Limits(int_nbytes=4000)) == value
+
+
+def test_an_int_as_text_is_bounded_by_the_same() -> None:
+    """Digits count as the bytes that they hold; more than Python reads are said to be too many."""
+    digits = b"I" + b"9" * 4300 + b"\n"
+    assert tz.load(io.BytesIO(_zip(digits))) == 10**4300 - 1
+    with pytest.raises(tz.LimitError) as caught:
+        tz.load(io.BytesIO(_zip(digits)), limits=tz.Limits(int_nbytes=1000))
+    assert (caught.value.limit, caught.value.actual) == ("int_nbytes", 1784)
+    more = _zip(b"I" + b"9" * 5000 + b"\n")
+    with pytest.raises(tz.UnsupportedError, match="5,000 digits"):
+        tz.load(io.BytesIO(more), limits=tz.Limits(int_nbytes=4000))
+
+
+@pytest.mark.parametrize(
+    ("bound", "error"), [(-1, ValueError), ("5", TypeError), (1.5, TypeError), (True, TypeError)]
+)
+def test_a_bound_is_a_number(bound: object, error: type[Exception]) -> None:
+    """A mistake of the caller shows where it is made."""
+    with pytest.raises(error, match="entries must be"):
+        tz.Limits(entries=bound)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="limits must be"):
+        tz.load("x.pt", limits=bound)  # type: ignore[arg-type]

@@ -1,0 +1,46 @@
+"""JSON objects that came from a file: no name twice, and no more containers than are paid for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torchzip.errors import ArchiveError, LimitError, shown
+from torchzip.limits import Limits
+
+
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dict of an object, as ``object_pairs_hook``; raise ArchiveError at a name twice.
+
+    Readers disagree about which of the two counts.
+    """
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ArchiveError(f"{shown(name)} stands twice in one JSON object")
+            seen.add(name)
+    return made
+
+
+def parse_json(raw: bytes, what: str, limits: Limits, path: str) -> dict[str, Any]:
+    """Return a JSON object that came from a file.
+
+    Raises
+    ------
+    ArchiveError, LimitError
+        If it is none, has a key twice, or more than ``limits.containers`` lists and objects.
+    """
+    containers = raw.count(b"[") + raw.count(b"{")
+    if containers > limits.containers:
+        raise LimitError("containers", containers, limits.containers, path=path)
+    try:
+        made = json.loads(raw.decode(), object_pairs_hook=no_duplicates)
+    except ArchiveError as error:
+        raise error.at(path=path) from None
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"{what} is no JSON ({error})", path=path) from None
+    if not isinstance(made, dict):
+        raise ArchiveError(f"{what} is {shown(made)} in JSON; an object was expected", path=path)
+    return made
