@@ -11,6 +11,8 @@ from tests.hostile import (
     gadgets,
     headers,
     pickles,
+    safetensors,
+    tars,
     tensors,
 )
 from tests.hostile.attack import Attack
@@ -25,5 +27,7 @@ BY_KIND = {
     "end": ends.ROWS,
     "deflated": deflated.ROWS,
     "body": bodies.ROWS,
+    "safetensors": safetensors.ROWS,
+    "tar": tars.ROWS,
 }
 ATTACKS: list[Attack] = [attack for rows in BY_KIND.values() for attack in rows]

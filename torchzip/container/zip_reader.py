@@ -244,6 +244,13 @@ class ZipReader:
             raise ArchiveError(
                 "a record lies on another disk", offset=start + int(places[disks[0]])
             )
+        # torch takes such a record for a folder, and its bytes are whatever was in memory.
+        folders = np.flatnonzero((header["external"] & 0x10 != 0) & (header["compressed"] != 0))
+        if len(folders):
+            raise ArchiveError(
+                "a record with bytes in it is a folder by its attributes",
+                offset=start + int(places[folders[0]]),
+            )
 
     def _check_extents(
         self,
