@@ -147,6 +147,9 @@ class ZipReader:
                     "the zip64 locator does not point to a zip64 end record", offset=end_64
                 )
             for low, cap, high in (
+                (disk, 0xFFFF, disk_64),
+                (first_disk, 0xFFFF, first_64),
+                (on_disk, 0xFFFF, on_disk_64),
                 (count, 0xFFFF, count_64),
                 (nbytes, _BIG, nbytes_64),
                 (offset, _BIG, offset_64),
