@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from fuzz.doors import room
 from tests import builders as b
+from tests.formats import dcp_builder as d
 from tests.formats.counting import Counted
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid
 from tests.hostile.attack import Attack
@@ -42,6 +44,8 @@ _TAR = OldCheckpoint(
 def _load(data: bytes) -> Any:
     """Return the numbers of the one tensor in a file, or whatever else is in it."""
     made = tz.load(io.BytesIO(data))
+    if isinstance(made, tz.types.ForeignObject):  # a module of TorchScript
+        made = made.state
     if isinstance(made, dict) and made:
         made = next(iter(made.values()))
     return made.tolist() if isinstance(made, np.ndarray) else made
@@ -61,7 +65,7 @@ def _is_error(outcome: Any) -> bool:
 
 _LEGAL = [
     attack
-    for kind in ("archive", "header", "end", "deflated", "safetensors", "tar", "body")
+    for kind in "archive header end deflated safetensors tar program body".split()
     for attack in BY_KIND[kind]
     if attack.error is None
 ]
@@ -281,6 +285,18 @@ def test_every_byte_of_the_data_of_a_tar() -> None:
             changed = bytearray(_TAR)
             changed[place] ^= bits
             _try(bytes(changed))
+
+
+def test_a_sample_through_every_door() -> None:
+    """Some of the files that are cut or changed, in all the ways that users read them."""
+    rng = np.random.default_rng(5)
+    with room() as send:
+        for data in (_ZIP, _ZIP64, _LEGACY, _SAFETENSORS, _TAR):
+            for place in rng.choice(np.flatnonzero(np.frombuffer(data, np.uint8)), 12).tolist():
+                send(data[:place])
+                changed = bytearray(data)
+                changed[place] ^= 1 << int(rng.integers(8))
+                send(bytes(changed))
 
 
 # -- paths that are no files ----------------------------------------------------------------------
@@ -546,3 +562,164 @@ def test_file_objects_that_give_other_kinds_of_bytes() -> None:
 
             file.read = give  # type: ignore[method-assign,assignment]
             assert tz.load(file).tolist() == _VALUE
+
+
+# -- directories that say odd things of themselves ------------------------------------------------
+
+
+def _index(folder: Path, weight_map: Any, name: str = "m.bin.index.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps({"weight_map": weight_map}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["m.bin.index.json", "other.index.json", ".metadata", "x.distcp", "M.BIN.INDEX.JSON"]
+)
+def test_an_index_of_no_shard(tmp_path: Path, name: str) -> None:
+    """An index that names itself, or another file that is no shard, is an error and no circle."""
+    _index(tmp_path, {"a": "m.bin.index.json"}, "other.index.json")
+    (tmp_path / ".metadata").write_bytes(b.stream(b"}"))
+    (tmp_path / "x.distcp").write_bytes(_ZIP)
+    with pytest.raises(FormatError):
+        tz.load(_index(tmp_path, {"a": name}))
+
+
+def test_two_indices_that_name_one_another(tmp_path: Path) -> None:
+    """Neither is a shard."""
+    for name, other in (("a", "b"), ("b", "a")):
+        _index(tmp_path, {"x": f"{other}.index.json"}, f"{name}.index.json")
+    for path in (tmp_path / "a.index.json", tmp_path):
+        with pytest.raises(FormatError):
+            tz.load(path)
+
+
+@pytest.mark.parametrize("target", ["../secret.pt", "self.bin", "/dev/stdin", "/proc/self/environ"])
+def test_links_out_of_the_directory(tmp_path: Path, target: str) -> None:
+    """A link leads where its directory's owner says, and what is no shard there is no shard."""
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (tmp_path / "secret.pt").write_bytes(b.checkpoint(b.stream(b.integer(5))))
+    (folder / "self.bin").symlink_to(target)
+    with pytest.raises((OSError, TorchZipError)):
+        tz.load(_index(folder, {"a": "self.bin"}))
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize(
+    "shard_of", [lambda i: "x.bin", lambda i: f"{i}.bin", lambda i: "../x.bin"],
+    ids=["one shard", "a shard for each", "one outside"],
+)  # fmt: skip
+def test_an_index_of_half_a_million_tensors(tmp_path: Path, shard_of: Callable[[int], str]) -> None:
+    """It costs its own size, and the message names a few."""
+    (tmp_path / "x.bin").write_bytes(b.checkpoint(b.stream(b"}")))
+    path = _index(tmp_path, {f"layer.{i}": shard_of(i) for i in range(500_000)})
+    with pytest.raises(FormatError) as caught:
+        tz.load(path)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("name", ["m.bin.index.json", ".metadata", "__0.metadata"])
+def test_giant_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """An index or a metadata of 64 GiB is refused by its size."""
+    path = _sparse(tmp_path / name, {0: b'{"weight_map": {'})
+    counted = Counted(monkeypatch)
+    for each in (path, tmp_path):
+        with pytest.raises(tz.LimitError):
+            tz.load(each)
+    assert counted.nbytes < 1 << 20
+
+
+@pytest.mark.usefixtures("soon")
+def test_giant_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of 64 GiB of zeros is looked at, and not read."""
+    _sparse(tmp_path / "x.bin", {})
+    counted = Counted(monkeypatch)
+    with pytest.raises(FormatError):
+        tz.load(_index(tmp_path, {"a": "x.bin"}))
+    assert counted.nbytes < 1 << 20
+
+
+def _distributed(folder: Path) -> d.Builder:
+    made = d.Builder(folder)
+    made.tensor("w", np.arange(4, dtype=np.float32))
+    return made
+
+
+def _metadata_as_items(made: d.Builder) -> None:
+    made.places[0] = (d.index("w", (0,)), d.info(".metadata", 0, 200))
+
+
+def _item_in_itself(made: d.Builder) -> None:
+    ((name, raw),) = made.files.items()
+    made.files[name] = d.saved({"w": raw})
+    made.places[0] = (d.index("w", (0,)), d.info(name, 0, len(made.files[name])))
+
+
+def _item_with_a_byte_more(made: d.Builder) -> None:
+    ((name, raw),) = made.files.items()
+    made.files[name] = b"x" + raw
+    made.places[0] = (d.index("w", (0,)), d.info(name, 0, len(raw) + 1))
+
+
+def _item_of_one_byte_less(made: d.Builder) -> None:
+    ((name, raw),) = made.files.items()
+    made.places[0] = (d.index("w", (0,)), d.info(name, 0, len(raw) - 1))
+
+
+def _item_from_one_byte_on(made: d.Builder) -> None:
+    ((name, raw),) = made.files.items()
+    made.places[0] = (d.index("w", (0,)), d.info(name, 1, len(raw) - 1))
+
+
+def _item_of_another(made: d.Builder) -> None:
+    made.tensor("v", np.arange(8, dtype=np.int64), dtype="int64", files=1)
+    made.places[0], made.places[1] = (
+        (made.places[0][0], made.places[1][1]), (made.places[1][0], made.places[0][1]),
+    )  # fmt: skip
+
+
+_DISTRIBUTED: dict[str, Callable[[d.Builder], None]] = {
+    "its metadata for an item": _metadata_as_items,
+    "an item that holds the item": _item_in_itself,
+    "an item with a byte before it": _item_with_a_byte_more,
+    "an item of one byte less": _item_of_one_byte_less,
+    "an item from its second byte on": _item_from_one_byte_on,
+    "two items that changed places": _item_of_another,
+}
+
+
+@pytest.mark.parametrize("name", _DISTRIBUTED)
+def test_odd_distributed_checkpoints(tmp_path: Path, name: str) -> None:
+    """Places that are not those of the items."""
+    made = _distributed(tmp_path / "c")
+    _DISTRIBUTED[name](made)
+    with pytest.raises(FormatError):
+        tz.load(made.write())
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("name", [name for name in _ODD if name != "nothing"])
+def test_no_regular_file_for_items(tmp_path: Path, name: str) -> None:
+    """Items in a FIFO, a device or the like raise at once."""
+    folder = _distributed(tmp_path / "c").write()
+    (items,) = folder.glob("*.distcp")
+    items.unlink()
+    _ODD[name](items)
+    with pytest.raises((OSError, TorchZipError)):
+        tz.load(folder)
+
+
+def test_metadata_cut_at_every_byte(tmp_path: Path) -> None:
+    """A ``.metadata`` that is cut is an error; so is an item, which is cut in fewer places."""
+    folder = _distributed(tmp_path / "c").write()
+    assert tz.load(folder)["w"].tolist() == [0, 1, 2, 3]
+    for path in (folder / ".metadata", *folder.glob("*.distcp")):
+        raw = path.read_bytes()
+        for nbytes in range(0, len(raw), 1 if path.name == ".metadata" else 11):
+            path.write_bytes(raw[:nbytes])
+            with pytest.raises(TorchZipError):
+                tz.load(folder)
+        path.write_bytes(raw)
+    assert tz.load(folder)["w"].tolist() == [0, 1, 2, 3]

@@ -11,6 +11,7 @@ from tests.hostile import (
     gadgets,
     headers,
     pickles,
+    programs,
     safetensors,
     tars,
     tensors,
@@ -29,5 +30,6 @@ BY_KIND = {
     "body": bodies.ROWS,
     "safetensors": safetensors.ROWS,
     "tar": tars.ROWS,
+    "program": programs.ROWS,
 }
 ATTACKS: list[Attack] = [attack for rows in BY_KIND.values() for attack in rows]
