@@ -55,7 +55,7 @@ def test_attack(attack: Attack) -> None:
         else:
             with pytest.raises(attack.error) as caught:
                 tz.load(io.BytesIO(attack.data), foreign=attack.foreign)
-            assert caught.value.path == "<BytesIO>"
+            assert str(caught.value.path).startswith("<BytesIO>")  # or a file inside it
             assert len(str(caught.value)) < 2000
         assert tracemalloc.get_traced_memory()[1] < _MOST_NBYTES + 2 * len(attack.data)
     finally:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from tests import builders as b
 from tests.hostile.attack import Attack
-from tests.hostile.parts import HEAD, and_records, with_record
+from tests.hostile.parts import HEAD, and_records, good_members, with_record
 from torchzip.errors import ArchiveError, LimitError, PickleError, TorchZipError, UnsupportedError
 
-_FILES: list[tuple[str, bytes, type[TorchZipError]]] = [
+_FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("no data.pkl", b.build_zip([replace(HEAD[0], name=b"archive/data.pk1")]), ArchiveError),
     ("no version", b.build_zip(b.members_of(b.stream(b"N"), {}, version=None)), ArchiveError),
     ("version 0", with_record(b"version", data=b"0\n"), ArchiveError),
@@ -40,6 +40,69 @@ _FILES: list[tuple[str, bytes, type[TorchZipError]]] = [
     ("an empty pickle", b.checkpoint(b""), PickleError),
     ("a pickle cut short", b.checkpoint(b.stream(b.tensor())[:-2]), PickleError),
     ("a pickle of other opcodes", b.checkpoint(b"\xff\xff\xff"), PickleError),
+    # what a version may be
+    ("version 1", with_record(b"version", data=b"1"), None),
+    ("version 10", with_record(b"version", data=b"10"), None),
+    ("version behind a blank", with_record(b"version", data=b" 3"), None),
+    ("version behind a tab and a line break", with_record(b"version", data=b"\t\n3"), None),
+    ("version behind a zero", with_record(b"version", data=b"03"), None),
+    ("version behind 99 zeros", with_record(b"version", data=b"0" * 99 + b"3"), None),
+    ("version with a fraction", with_record(b"version", data=b"3.9"), None),
+    ("version with a zero byte", with_record(b"version", data=b"3\0"), None),
+    ("version of two numbers", with_record(b"version", data=b"3 99"), None),
+    ("version with letters behind it", with_record(b"version", data=b"3abc"), None),
+    ("version with a plus", with_record(b"version", data=b"+3"), ArchiveError),
+    ("version in hexadecimal", with_record(b"version", data=b"0x3"), ArchiveError),
+    ("version behind a zero byte", with_record(b"version", data=b"\0003"), ArchiveError),
+    ("version of 2**64", with_record(b"version", data=b"18446744073709551616"), ArchiveError),
+    ("version behind a byte order mark", with_record(b"version", data=b"\xef\xbb\xbf3"),
+     ArchiveError),
+    ("version in full-width digits", with_record(b"version", data="３".encode()), ArchiveError),
+    ("version in Arabic digits", with_record(b"version", data="٣".encode()), ArchiveError),
+    ("a hidden version that counts", and_records(**{"__data/version": b"3", "x": b""}), None),
+    ("a hidden version that is none", and_records(**{"__data/version": b"x"}), ArchiveError),
+    ("a hidden version with a visible one that is none", b.build_zip(
+        [*b.members_of(b.stream(b.tensor()), version=b"99"),
+         b.Member(name=b"archive/.data/version", data=b"3")]), None),
+    ("a hidden version of 5,000 bytes", and_records(**{"__data/version": b"3" * 5000}),
+     LimitError),
+    # and a byte order
+    ("byte order of nothing", with_record(b"byteorder", data=b""), ArchiveError),
+    ("byte order with a capital", with_record(b"byteorder", data=b"Little"), ArchiveError),
+    ("byte order in capitals", with_record(b"byteorder", data=b"BIG"), ArchiveError),
+    ("byte order behind a blank", with_record(b"byteorder", data=b" little"), ArchiveError),
+    ("byte order with a zero byte", with_record(b"byteorder", data=b"little\0"), ArchiveError),
+    ("both byte orders", with_record(b"byteorder", data=b"little big"), ArchiveError),
+    ("byte order that is no text", with_record(b"byteorder", data=b"\xff"), ArchiveError),
+    ("no byte order", b.build_zip(b.members_of(b.stream(b.tensor()), byteorder=None)), None),
+    ("big-endian", b.build_zip(b.members_of(
+        b.stream(b.tensor()), {"0": struct.pack(">4f", 1, 2, 3, 4)}, byteorder=b"big")), None),
+    # records that change nothing
+    ("an alignment that is none", and_records(**{"__storage_alignment": b"junk"}), None),
+    ("an alignment of 0", and_records(**{"__storage_alignment": b"0"}), None),
+    ("an alignment of 4,000 digits", and_records(**{"__storage_alignment": b"9" * 4000}), None),
+    ("a format version that is none", and_records(**{"__format_version": b"\xff"}), None),
+    ("a format version of 99", and_records(**{"__format_version": b"99"}), None),
+    ("a serialization id of other bytes", and_records(**{"__data/serialization_id": b"\xff" * 40}),
+     None),
+    ("a serialization id of a megabyte", and_records(
+        **{"__data/serialization_id": b"0" * (1 << 20)}), None),
+    ("a wrong CRC of what nobody reads", b.build_zip(
+        [*good_members(), b.Member(name=b"archive/readme", data=b"x", crc=1)]), None),
+    ("a second storage that nobody needs", and_records(**{"data/1": b"x"}), None),
+    ("a storage in the folder of constants", and_records(**{"constants/0": b.DATA}), None),
+    ("a pickle with another behind it", b.checkpoint(
+        b.stream(b.tensor()) + b.stream(b.name("os", "system"))), None),
+    # other kinds of archives
+    ("constants of no pickle that nobody asks for", and_records(**{"constants.pkl": b""}), None),
+    ("a model of old TorchScript", b.build_zip(
+        [b.Member(name=b"m/model.json", data=b"{}"), b.Member(name=b"m/version", data=b"1")]),
+     UnsupportedError),
+    ("an archive of documents", b.build_zip(
+        [b.Member(name=b"doc/a.txt", data=b"x"), b.Member(name=b"doc/b.txt", data=b"y")]),
+     ArchiveError),
+    ("an archive of arrays", b.build_zip([b.Member(name=b"arr_0.npy", data=b"\x93NUMPY\1\0")]),
+     ArchiveError),
 ]  # fmt: skip
 
 ROWS = [Attack(name, data, error) for name, data, error in _FILES]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tests import builders as b
 from tests.hostile.attack import Attack
-from tests.hostile.parts import legacy
+from tests.hostile.parts import HUGE, legacy
 from torchzip.errors import FormatError, PickleError, TensorError, TorchZipError, UnsupportedError
 
-_FILES: list[tuple[str, bytes, type[TorchZipError]]] = [
+_FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     # the legacy stream
     ("legacy of version 1000", legacy(version=b.integer(1000)), FormatError),
     ("legacy of a version as text", legacy(version=b.text("1001")), FormatError),
@@ -28,6 +28,65 @@ _FILES: list[tuple[str, bytes, type[TorchZipError]]] = [
      TensorError),
     ("legacy with an offset past the end", legacy(root=b.tensor(offset=1)), TensorError),
     ("legacy with nothing behind", b.legacy(b"", b"", b""), PickleError),
+    ("legacy of version true", legacy(version=b.TRUE), FormatError),
+    ("legacy of version 1001.0", legacy(version=b"G\x40\x8f\x48" + bytes(5)), FormatError),
+    ("legacy of a version of 7,000 digits", legacy(version=HUGE), TorchZipError),
+    ("legacy of a version that is a tuple of it", legacy(version=b.ints(1001)), FormatError),
+    ("legacy in another protocol", b"\x80\4" + legacy()[2:], None),
+    ("legacy of a magic that is text",
+     b.stream(b.text("119547037146038801333356")) + legacy()[15:], FormatError),
+    ("legacy of a magic of one bit more", legacy().replace(b"\x6c\xfc", b"\x6c\xfd", 1),
+     FormatError),
+    ("legacy of a magic below 0",
+     legacy().replace(b"\x50\x19.", b"\x50\x99.", 1), FormatError),
+    ("legacy of a magic in letters",
+     b"L119547037146038801333356L\n." + legacy()[15:], None),
+    ("legacy of a big-endian system",
+     legacy().replace(b.stream(b"}"), b.stream(b.dict_of({"little_endian": b.FALSE})), 1), None),
+    ("legacy of a system that is code",
+     legacy().replace(b.stream(b"}"), b.stream(b.call(b.name("os", "system"), b.text("x"))), 1),
+     None),
+    ("legacy of a system that is a storage",
+     legacy().replace(b.stream(b"}"), b.stream(b.persistent()), 1), PickleError),
+    ("legacy without a system", legacy().replace(b.stream(b"}"), b"", 1), TorchZipError),
+    ("legacy with keys in a tuple", legacy(keys=b.tuple_of(b.text("0"))), PickleError),
+    ("legacy with keys in text", legacy(keys=b.text("0")), PickleError),
+    ("legacy with a key that is a number", legacy(keys=b.list_of(b.integer(0))), PickleError),
+    ("legacy with a key that is None", legacy(keys=b.list_of(b"N")), PickleError),
+    ("legacy with a key that is a list", legacy(keys=b.list_of(b"]")), PickleError),
+    ("legacy with keys of itself", legacy(keys=b"]q\1h\1a"), PickleError),
+    ("legacy with a key more", legacy(keys=b.list_of(b.text("0"), b.text("1"))), FormatError),
+    ("legacy with a key behind a blank", legacy(keys=b.list_of(b.text(" 0"))), FormatError),
+    ("legacy with keys that are a storage", legacy(keys=b.list_of(b.persistent())), PickleError),
+    ("legacy with keys that are code",
+     legacy(keys=b.list_of(b.call(b.name("os", "system"), b.text("x")))), PickleError),
+    ("legacy with a key that climbs", legacy(
+        root=b.tensor(b.persistent("../0")), keys=b.list_of(b.text("../0"))), PickleError),
+    ("legacy of 16 elements, which are bytes", legacy(count=16), TensorError),
+    ("legacy of no elements", legacy(count=0), TensorError),
+    ("legacy of 2**63 - 1 elements", legacy(count=(1 << 63) - 1), TensorError),
+    ("legacy of -2**63 elements", legacy(count=-(1 << 63)), TensorError),
+    ("legacy of a count in big-endian", legacy(count=4 << 56), TensorError),
+    ("legacy without data", legacy(data=b""), FormatError),
+    ("legacy without a count", legacy()[:-24], FormatError),
+    ("legacy with half a count", legacy()[:-20], FormatError),
+    ("legacy with a byte behind it", legacy() + b"x", None),
+    ("legacy with another behind it", legacy() + legacy(data=bytes(16)), None),
+    ("legacy with an archive behind it", legacy() + b.checkpoint(b.stream(b"N")), None),
+    ("legacy with a byte before it", b"x" + legacy(), FormatError),
+    ("legacy of a class that is not known", legacy(
+        root=b.tensor(b.persistent(kind=b.name("torch", "QuadStorage")))), UnsupportedError),
+    ("legacy of many storages of all that is there", legacy(root=b.list_of(
+        *(b.tensor(b.persistent(str(i), numel=60)) for i in range(100)))), TensorError),
+    ("legacy of a module with its source", legacy(root=b.tuple_of(
+        b.text("module"), b.name("a", "b"), b.text("f"), b.text("source")) + b"Q"), TorchZipError),
+    ("legacy of a view of no elements", legacy(root=b.tensor(
+        b.persistent(extra=b.tuple_of(b.text("v"), b.integer(4), b.integer(0))))), TensorError),
+    ("legacy of a view before its storage", legacy(root=b.tensor(
+        b.persistent(extra=b.tuple_of(b.text("v"), b.integer(-1), b.integer(1))))), TensorError),
+    ("legacy of a view that is its storage", legacy(root=b.tensor(
+        b.persistent(extra=b.tuple_of(b.text("0"), b.integer(0), b.integer(4))))), None),
+    ("legacy of a pickle that is cut", legacy()[:60], PickleError),
     # other files
     ("an empty file", b"", FormatError),
     ("one byte", b"P", FormatError),

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from tests.hostile import archives, bodies, code, gadgets, pickles, tensors
+from tests.hostile import (
+    archives,
+    bodies,
+    code,
+    deflated,
+    ends,
+    gadgets,
+    headers,
+    pickles,
+    programs,
+    safetensors,
+    tars,
+    tensors,
+)
 from tests.hostile.attack import Attack
 
 BY_KIND = {
@@ -11,6 +24,12 @@ BY_KIND = {
     "pickle": pickles.ROWS,
     "tensor": tensors.ROWS,
     "archive": archives.ROWS,
+    "header": headers.ROWS,
+    "end": ends.ROWS,
+    "deflated": deflated.ROWS,
     "body": bodies.ROWS,
+    "safetensors": safetensors.ROWS,
+    "tar": tars.ROWS,
+    "program": programs.ROWS,
 }
 ATTACKS: list[Attack] = [attack for rows in BY_KIND.values() for attack in rows]

@@ -72,3 +72,19 @@ def legacy(
 
 
 HEAD = b.members_of(b.stream(b"N"), {})
+
+
+def good_members() -> list[b.Member]:
+    """Return the records of a good checkpoint: a tensor of 1, 2, 3, 4."""
+    return b.members_of(b.stream(b.tensor()))
+
+
+def changed(data: bytes, at: int, raw: bytes) -> bytes:
+    """Return bytes of which some are others, from ``at``, or from there before the end."""
+    begin = at if at >= 0 else len(data) + at
+    return data[:begin] + raw + data[begin + len(raw) :]
+
+
+def in_directory(data: bytes, member: bytes, at: int, raw: bytes) -> bytes:
+    """Return an archive with a change in the header of one record in its directory."""
+    return changed(data, data.rindex(b"archive/" + member) - 46 + at, raw)

@@ -6,16 +6,24 @@ at 148, type at 156 (``0`` or NUL is a regular file), ``ustar`` at 257, and a pr
 345. Python's tarfile writes a header of type ``x`` before a member whose numbers do not fit: texts
 ``<length> <key>=<value>``, of which ``size`` and ``path`` count here. Two blocks of zeros end it.
 
-Nothing is extracted. Anything but regular files is skipped by its size and is no member.
+Nothing is extracted. Anything but regular files is skipped by its size and is no member. What
+would let Python's tarfile, and so torch, see other files than are seen here is refused: a link or
+the like under the name of a file, names and sizes that another kind of header gives.
 """
 
 from __future__ import annotations
 
-from torchzip.errors import TRUNCATED, ArchiveError, LimitError, shown
+from torchzip.errors import TRUNCATED, ArchiveError, LimitError, UnsupportedError, shown
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
 _BLOCK = 512
+_FILES = (b"0", b"\0")
+_FOLDER = b"5"
+#: Headers that say something of others: for the next member, for all that follow, and those of
+#: Solaris and of GNU, which no version of torch wrote.
+_NEXT, _ALL = b"x", b"g"
+_FOREIGN = {b"X": "an extended header of Solaris", b"L": "a long name of GNU"}
 
 
 def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, int]], int]:
@@ -27,9 +35,12 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
         If a header is broken, a member reaches past the file, or two have one name.
     LimitError
         If there are more than ``limits.entries`` headers.
+    UnsupportedError
+        If it has headers that no version of torch wrote.
     """
     members: dict[str, tuple[int, int]] = {}
-    extended: dict[str, str] = {}
+    others: set[str] = set()  # names of links, devices and the like
+    extended: dict[str, str] | None = None
     at = 0
     count = 0
     while at + _BLOCK <= source.size:
@@ -41,11 +52,13 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
             raise LimitError("entries", count, limits.entries, path=source.name)
         name, nbytes, kind = _parse_header(header, at, source.name)
         begin = at + _BLOCK
-        if kind in (b"0", b"\0"):
+        if extended is not None and kind in (_NEXT, _ALL):
+            raise ArchiveError("an extended tar header of another one", path=source.name, offset=at)
+        if extended:
             if "size" in extended:
-                nbytes = _number(extended["size"].encode(), 10, at, source.name)
-            name = extended.get("path", name)
-            extended = {}
+                nbytes = _number(extended["size"].encode("utf-8", "replace"), 10, at, source.name)
+            name = extended.get("path", name).rstrip("/")
+        extended = None
         if begin + nbytes > source.size:
             raise ArchiveError(
                 f"member {shown(name)} ends at byte {begin + nbytes:,}, the file has "
@@ -53,18 +66,31 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
                 path=source.name,
                 offset=at,
             )
-        if kind == b"x":
+        if kind in (_NEXT, _ALL):
             if nbytes > limits.text_nbytes:
                 raise LimitError("text_nbytes", nbytes, limits.text_nbytes, path=source.name)
             extended = _parse_extended(bytes(source.read_at(begin, nbytes)), at, source.name)
-        elif kind in (b"0", b"\0"):
-            if name in members:
-                raise ArchiveError(
-                    f"two members are called {shown(name)}", path=source.name, offset=at
-                )
+            if kind == _ALL:
+                _refuse_for_all(extended, at, source.name)
+                extended = None
+        elif kind in _FOREIGN:
+            raise UnsupportedError(f"a tar file with {_FOREIGN[kind]}", path=source.name, offset=at)
+        elif name in members or (name in others and kind in _FILES):
+            raise ArchiveError(f"two members are called {shown(name)}", path=source.name, offset=at)
+        elif kind in _FILES:
             members[name] = (begin, nbytes)
+        elif kind != _FOLDER:
+            others.add(name)
         at = begin + -(-nbytes // _BLOCK) * _BLOCK
     return members, min(at, source.size)
+
+
+def _refuse_for_all(extended: dict[str, str], at: int, path: str) -> None:
+    """Refuse an extended header that gives all members one name or size."""
+    if extended.keys() & {"path", "size"}:
+        raise ArchiveError(
+            "a tar header that gives all members one name or size", path=path, offset=at
+        )
 
 
 def _parse_header(header: bytes, at: int, path: str) -> tuple[str, int, bytes]:
@@ -79,7 +105,7 @@ def _parse_header(header: bytes, at: int, path: str) -> tuple[str, int, bytes]:
         )
     name = _text(header[:100])
     prefix = _text(header[345:500])
-    if header[257:262] == b"ustar" and prefix:
+    if prefix:
         name = f"{prefix}/{name}"
     if header[124] & 0x80:
         nbytes = int.from_bytes(header[125:136], "big")
@@ -114,6 +140,8 @@ def _parse_extended(raw: bytes, at: int, path: str) -> dict[str, str]:
                 path=path,
                 offset=at,
             )
+        if key.startswith(b"GNU.sparse."):
+            raise UnsupportedError("a sparse file in a tar file", path=path, offset=at)
         made[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         raw = raw[end:]
     return made

@@ -134,8 +134,8 @@ class ZipReader:
             else None
         )
         if locator is not None and locator[0] == b"PK\6\7":
-            _, _, end_64, disks = locator
-            if disks > 1 or end_64 + _END_64.size > locator_at:
+            _, disk_of_end, end_64, disks = locator
+            if disk_of_end or disks > 1 or end_64 + _END_64.size > locator_at:
                 raise ArchiveError(
                     f"the zip64 locator points to byte {end_64:,}, where no end record can be",
                     offset=locator_at,
@@ -144,12 +144,14 @@ class ZipReader:
             magic, length, _, _, disk_64, first_64, on_disk_64, count_64, nbytes_64, offset_64 = row
             if magic != b"PK\6\6" or end_64 + 12 + length != locator_at:
                 raise ArchiveError(
-                    "the zip64 locator points here, and a zip64 end record up to byte "
-                    f"{locator_at:,} "
-                    f"was expected",
+                    "the zip64 locator points here; a zip64 end record up to byte "
+                    f"{locator_at:,} was expected",
                     offset=end_64,
                 )
             for low, cap, high in (
+                (disk, 0xFFFF, disk_64),
+                (first_disk, 0xFFFF, first_64),
+                (on_disk, 0xFFFF, on_disk_64),
                 (count, 0xFFFF, count_64),
                 (nbytes, _BIG, nbytes_64),
                 (offset, _BIG, offset_64),
@@ -249,6 +251,13 @@ class ZipReader:
         if len(disks):
             raise ArchiveError(
                 "a record lies on another disk", offset=start + int(places[disks[0]])
+            )
+        # torch takes such a record for a folder, and its bytes are whatever was in memory.
+        folders = np.flatnonzero((header["external"] & 0x10 != 0) & (header["compressed"] != 0))
+        if len(folders):
+            raise ArchiveError(
+                "a record with bytes in it is a folder by its attributes",
+                offset=start + int(places[folders[0]]),
             )
 
     def _check_extents(
@@ -376,10 +385,14 @@ class ZipReader:
                 f"{entry.method} and {entry.flags:#06x}"
             )
         if not flags & 8:  # no descriptor: the sizes stand here
-            sizes = (entry.compressed_nbytes, entry.nbytes)
-            if (compressed, size) != sizes and not (
-                compressed in (_BIG, sizes[0]) and size in (_BIG, sizes[1])
-            ):
+            if _BIG in (size, compressed):
+                extra_at = entry.header_offset + 30 + name_length
+                extra = bytes(self.source.read_at(extra_at, extra_length))
+                try:
+                    size, compressed = _uncap([size, compressed], extra)
+                except ArchiveError as error:
+                    raise broken(error.message) from None
+            if (compressed, size) != (entry.compressed_nbytes, entry.nbytes):
                 raise broken(
                     f"the local header says {size:,} bytes ({compressed:,} compressed), the "
                     f"directory {entry.nbytes:,} ({entry.compressed_nbytes:,})"
@@ -538,36 +551,45 @@ def _read_zip64(data: bytes, place: int, header: np.void, start: int) -> tuple[i
     """Return size, compressed size and offset of an entry with capped fields."""
     values = [int(header["size"]), int(header["compressed"]), int(header["offset"])]
     at = place + 46 + int(header["name"])
-    end = at + int(header["extra"])
-    fields = None
-    while at + 4 <= end:
-        kind, length = struct.unpack_from("<HH", data, at)
-        if at + 4 + length > end:
-            break
-        if kind == 1:
-            if fields is not None:
-                raise ArchiveError(
-                    "an entry of the directory has two zip64 fields", offset=start + place
-                )
-            fields = data[at + 4 : at + 4 + length]
-        at += 4 + length
-    # Each capped value takes the next u64, in this order. A value may also be exactly
-    # 0xffffffff without a field; then it is what it is.
-    used = 0
-    for index, value in enumerate(values):
-        if value == _BIG and fields is not None:
-            if used + 8 > len(fields):
-                raise ArchiveError(
-                    f"the zip64 field of an entry has {len(fields):,} bytes; {used + 8} or more "
-                    "were "
-                    "expected",
-                    offset=start + place,
-                )
-            (values[index],) = struct.unpack_from("<Q", fields, used)
-            used += 8
+    try:
+        values = _uncap(values, data[at : at + int(header["extra"])])
+    except ArchiveError as error:
+        raise error.at(offset=start + place) from None
     if max(values) >= 1 << 63:
         raise ArchiveError("a record has an offset or a size past 2**63", offset=start + place)
     return values[0], values[1], values[2]
+
+
+def _uncap(values: list[int], extra: bytes) -> list[int]:
+    """Return the numbers of a header, those that are capped as the zip64 field says."""
+    at = 0
+    fields = None
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if at + 4 + length > len(extra):
+            break
+        if kind == 1:
+            if fields is not None:
+                raise ArchiveError("an entry has two zip64 fields; one was expected")
+            fields = extra[at + 4 : at + 4 + length]
+        at += 4 + length
+    # Each capped value takes the next u64, in this order. A value may also be exactly
+    # 0xffffffff without a field; then it is what it is.
+    if fields is None:
+        return values
+    made = []
+    used = 0
+    for value in values:
+        if value == _BIG:
+            if used + 8 > len(fields):
+                raise ArchiveError(
+                    f"the zip64 field of an entry has {len(fields)} bytes; {used + 8} or more were "
+                    "expected"
+                )
+            (value,) = struct.unpack_from("<Q", fields, used)
+            used += 8
+        made.append(value)
+    return made
 
 
 def _first_without_prefix(

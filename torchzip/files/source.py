@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import operator
 import os
 import stat
 import threading
@@ -157,8 +158,8 @@ class FileObjectSource:
         self._file = file
         self._lock = threading.Lock()
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
-        self._start = file.seek(0, os.SEEK_CUR)
-        self.size = max(0, file.seek(0, os.SEEK_END) - self._start)
+        self._start = operator.index(file.seek(0, os.SEEK_CUR))
+        self.size = max(0, operator.index(file.seek(0, os.SEEK_END)) - self._start)
         file.seek(self._start)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
@@ -167,17 +168,28 @@ class FileObjectSource:
         with self._lock:
             self._file.seek(self._start + offset)
             data = self._file.read(nbytes)
-            if len(data) < nbytes:  # a raw or remote object may give less than it was asked for
-                parts = [data]
-                have = len(data)
-                while have < nbytes:
-                    part = self._file.read(nbytes - have)
-                    if not part:
-                        raise _shrunk(self.name, offset + have)
-                    parts.append(part)
-                    have += len(part)
-                data = b"".join(parts)
+            if type(data) is not bytes or len(data) != nbytes:
+                data = self._complete(data, nbytes, offset)
         return data
+
+    def _complete(self, part: Any, nbytes: int, offset: int) -> bytes:
+        """Read on: a raw or remote object may give less than it was asked for."""
+        parts = []
+        have = 0
+        while True:
+            if part is None:
+                raise BlockingIOError(11, "The file object has no bytes now", self.name)
+            if not isinstance(part, Buffer):
+                raise TypeError(f"read of {self.name} gives {type(part).__name__}, not bytes")
+            parts.append(part)
+            have += len(part)
+            if have > nbytes:
+                raise OSError(5, "The file object gives more than it was asked for", self.name)
+            if have == nbytes:
+                return b"".join(parts)
+            if not len(part):
+                raise _shrunk(self.name, offset + have)
+            part = self._file.read(nbytes - have)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         if offset < 0 or offset + out.nbytes > self.size:
@@ -194,6 +206,8 @@ class FileObjectSource:
                 got = readinto(out[done:])
                 if not got:
                     raise _shrunk(self.name, offset + done)
+                if not 0 < got <= out.nbytes - done:
+                    raise OSError(5, "The file object gives more than it was asked for", self.name)
                 done += got
 
     def move_to(self, offset: int) -> None:

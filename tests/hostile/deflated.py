@@ -1,0 +1,105 @@
+"""Records that are deflated: streams that end elsewhere than the directory says, and bombs."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+
+from tests import builders as b
+from tests.hostile.attack import Attack
+from tests.hostile.parts import and_records, good_members, with_record
+from torchzip.errors import ArchiveError, LimitError, TensorError, TorchZipError
+
+_STORAGE = b"data/0"
+_PICKLE = good_members()[0].data
+_EMPTY_BLOCK = b"\0\0\0\xff\xff"
+_DEFLATED = b.deflate(b.DATA)
+
+
+def _stored_block(data: bytes, *, is_last: bool = True, complement: int | None = None) -> bytes:
+    """Return a block of deflate that holds bytes as they are."""
+    wrong = len(data) ^ 0xFFFF if complement is None else complement
+    return bytes([is_last]) + struct.pack("<HH", len(data), wrong) + data
+
+
+def _storage(stored: bytes) -> bytes:
+    """Return a checkpoint whose storage is this stream."""
+    return with_record(_STORAGE, method=8, stored=stored)
+
+
+def _pickle(stored: bytes) -> bytes:
+    return with_record(b"data.pkl", method=8, stored=stored)
+
+
+_FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+    ("a deflated storage", with_record(_STORAGE, method=8), None),
+    ("a deflated pickle", with_record(b"data.pkl", method=8), None),
+    ("all records deflated", b.build_zip(
+        [b.Member(name=each.name, data=each.data, method=8) for each in good_members()]), None),
+    ("a deflated storage at another level", with_record(_STORAGE, method=8, flags=6), None),
+    ("a deflated storage with a descriptor", with_record(
+        _STORAGE, method=8, flags=8, local_nbytes=0, local_compressed=0, local_crc=0), None),
+    ("a deflated storage without CRC", with_record(_STORAGE, method=8, crc=0), None),
+    ("a block that is not compressed", _storage(_stored_block(b.DATA)), None),
+    ("ten thousand empty blocks", _storage(_EMPTY_BLOCK * 10_000 + _DEFLATED), None),
+    ("empty blocks without end", _storage(_EMPTY_BLOCK * 10_000), ArchiveError),
+    ("empty blocks behind the bytes", _storage(
+        _stored_block(b.DATA, is_last=False) + _EMPTY_BLOCK * 999), ArchiveError),
+    ("a stream without its last block", _storage(_stored_block(b.DATA, is_last=False)),
+     ArchiveError),
+    ("a stream of no bytes", _storage(b""), ArchiveError),
+    ("a stream of one byte", _storage(_DEFLATED[:1]), ArchiveError),
+    ("a stream cut by one byte", _storage(_DEFLATED[:-1]), ArchiveError),
+    ("a stream with a byte behind it", _storage(_DEFLATED + b"\0"), ArchiveError),
+    ("a stream with a megabyte behind it", _storage(_DEFLATED + bytes(1 << 20)), ArchiveError),
+    ("a stream twice", _storage(_DEFLATED * 2), ArchiveError),
+    ("a stream of fewer bytes", _storage(b.deflate(b.DATA[:-1])), ArchiveError),
+    ("a stream of more bytes", _storage(b.deflate(b.DATA + b"\0")), ArchiveError),
+    ("a stream of a megabyte", _storage(b.deflate(b.DATA + bytes(1 << 20))), ArchiveError),
+    ("a stream of nothing", _storage(b.deflate(b"")), ArchiveError),
+    ("a stream of zlib", _storage(zlib.compress(b.DATA)), ArchiveError),
+    ("a stream of gzip", _storage(gzip.compress(b.DATA, mtime=0)), ArchiveError),
+    ("a stream that was deflated twice", _storage(b.deflate(_DEFLATED)), ArchiveError),
+    ("a stream of other bytes", _storage(b.deflate(bytes(16))), ArchiveError),
+    ("a block with a length that lies", _storage(_stored_block(b.DATA, complement=0)),
+     ArchiveError),
+    ("a block of no known kind", _storage(b"\7" + bytes(20)), ArchiveError),
+    ("a block that copies from before its start", _storage(b"\x4b\x04\x11\x00"), ArchiveError),
+    ("bytes that are not deflated", _storage(b.DATA), ArchiveError),
+    ("a deflated storage with a wrong CRC", with_record(_STORAGE, method=8, crc=1), ArchiveError),
+    ("a deflated storage of 12 bytes", with_record(_STORAGE, method=8, data=b.DATA[:12]),
+     TensorError),
+    ("a deflated storage of 20 bytes", with_record(_STORAGE, method=8, data=b.DATA + bytes(4)),
+     TensorError),
+    ("a deflated storage that says 12 bytes", with_record(_STORAGE, method=8, nbytes=12),
+     TensorError),
+    ("a deflated storage of 4 GiB", with_record(_STORAGE, method=8, nbytes=0xFFFFFFFF),
+     TensorError),
+    ("a storage bomb", b.build_zip([
+        b.Member(name=each.name, data=each.data) if each.name != b"archive/data/0"
+        else b.Member(name=each.name, method=8, stored=_DEFLATED, nbytes=1 << 30)
+        for each in b.members_of(b.stream(b.tensor(b.persistent(numel=1 << 28))))]), LimitError),
+    ("a pickle stream that is cut", _pickle(b.deflate(_PICKLE)[:-1]), ArchiveError),
+    ("a pickle stream with a byte behind it", _pickle(b.deflate(_PICKLE) + b"\0"), ArchiveError),
+    ("a pickle stream that goes on", _pickle(b.deflate(_PICKLE + bytes(1 << 20))), ArchiveError),
+    ("a pickle stream of fewer bytes", _pickle(b.deflate(_PICKLE[:-1])), ArchiveError),
+    ("a pickle stream of no bytes", _pickle(b""), ArchiveError),
+    ("a pickle stream that is damaged", _pickle(b"\xff" * 40), ArchiveError),
+    ("a deflated pickle with a wrong CRC", with_record(b"data.pkl", method=8, crc=1),
+     ArchiveError),
+    ("a version bomb", with_record(b"version", data=b"3" + bytes(1 << 20), method=8), LimitError),
+    ("a version that says 1 GiB", with_record(b"version", method=8, nbytes=1 << 30), LimitError),
+    ("a version stream of no bytes", with_record(b"version", method=8, stored=b""), ArchiveError),
+    ("a version stream that goes on",
+     with_record(b"version", method=8, stored=b.deflate(b"3\n" + bytes(1 << 20))), ArchiveError),
+    ("a hidden version bomb", b.build_zip([*good_members(), b.Member(
+        name=b"archive/.data/version", data=b"3" + bytes(1 << 20), method=8)]), LimitError),
+    ("a bomb that nobody reads", b.build_zip([*good_members(), b.Member(
+        name=b"archive/x", stored=_DEFLATED, method=8, nbytes=1 << 31)]), None),
+    ("a damaged stream that nobody reads", b.build_zip([*good_members(), b.Member(
+        name=b"archive/x", stored=b"\xff" * 9, method=8, nbytes=9)]), None),
+    ("an archive inside that nobody reads", and_records(x=b.build_zip(good_members())), None),
+]  # fmt: skip
+
+ROWS = [Attack(name, data, error) for name, data, error in _FILES]

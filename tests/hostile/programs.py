@@ -1,0 +1,229 @@
+"""TorchScript archives and exported programs: code, constants and configs that lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tests import builders as b
+from tests.hostile.attack import Attack
+from torchzip.errors import (
+    ArchiveError,
+    FormatError,
+    LimitError,
+    PickleError,
+    TensorError,
+    TorchZipError,
+    UnsupportedError,
+)
+
+_CODE = (
+    b'class Net(Module):\n  __parameters__ = ["weight", ]\n  __buffers__ = []\n  weight : Tensor\n'
+)
+_MODULE = b.name("__torch__", "Net") + b")\x81" + b.dict_of({"weight": b.tensor()}) + b"b"
+
+
+def _script(
+    code: bytes | None = _CODE,
+    *,
+    module: bytes = _MODULE,
+    constants: bytes = b")",
+    method: int = 8,
+    **more: b.Member,
+) -> bytes:
+    """Return a TorchScript archive of one module; ``more`` replaces records."""
+    members = b.members_of(b.stream(module))
+    members.append(b.Member(name=b"archive/constants.pkl", data=b.stream(constants)))
+    if code is not None:
+        members.append(b.Member(name=b"archive/code/__torch__.py", data=code, method=method))
+    return b.build_zip([*members, *more.values()])
+
+
+def _code_record(**changes: Any) -> bytes:
+    member = b.Member(name=b"archive/code/__torch__.py", data=_CODE, method=8)
+    return _script(None, code_record=replace(member, **changes))
+
+
+def _class(name: bytes, lists: bytes = b"") -> bytes:
+    return b"class " + name + b"(Module):\n" + lists
+
+
+_SCRIPTS: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+    ("a script", _script(), None),
+    ("a script without code", _script(None), None),
+    ("a script of code that is no text", _script(b"\xff\xfe" * 999), None),
+    ("a script of code without line breaks", _script(b"x" * (1 << 20)), None),
+    ("a script of a class twice", _script(_CODE * 2), None),
+    ("a script of 100,000 classes", _script(_class(b"A") * 100_000), None),
+    ("a script of a list without end", _script(
+        _class(b"Net", b"  __parameters__ = [" + b'"a", ' * 100_000)), None),
+    ("a script of a name without end", _script(
+        _class(b"Net", b'  __parameters__ = ["' + b"\\" * 100_000)), None),
+    ("a script of a class name of a megabyte", _script(_class(b"N" * (1 << 20))), None),
+    ("a script that would run", _script(b"import os\nos.system('x')\n" + _CODE), None),
+    ("a script of a code bomb", _script(_CODE + b" " * (33 << 20)), LimitError),
+    ("a script of code that says 1 GiB", _code_record(nbytes=1 << 30), LimitError),
+    ("a script of code that goes on", _code_record(stored=b.deflate(_CODE * 99)), ArchiveError),
+    ("a script of code that is cut", _code_record(stored=b.deflate(_CODE)[:-3]), ArchiveError),
+    ("a script of code with a wrong CRC", _code_record(crc=1), ArchiveError),
+    ("a script of code under another name", _code_record(local_name=b"archive/code/x.py"),
+     ArchiveError),
+    ("a script whose class climbs", _script(
+        module=b.name("__torch__...etc.passwd", "Net") + _MODULE[len(b"c__torch__\nNet\n") :]),
+     None),
+    ("a script of a storage that is a constant", _script(
+        module=_MODULE.replace(b.text("0"), b.text("../constants/0"))), PickleError),
+    ("a script of a storage that is not there", _script(
+        module=_MODULE.replace(b.persistent(), b.persistent("9"))), ArchiveError),
+    ("a script of a storage of five", _script(
+        module=_MODULE.replace(b.persistent(), b.persistent(numel=5))), TensorError),
+    ("a script without pickle", b.build_zip([
+        b.Member(name=b"archive/constants.pkl", data=b.stream(b")")),
+        b.Member(name=b"archive/version", data=b"3")]), ArchiveError),
+    ("a script of an unknown tensor id", _script(module=b.call(
+        b.name("torch.jit._pickle", "build_tensor_from_id"), b.integer(1))), UnsupportedError),
+    ("a script of a list that is a number", _script(module=b.call(
+        b.name("torch.jit._pickle", "build_intlist"), b.integer(1))), PickleError),
+]  # fmt: skip
+
+
+def _meta(**changes: Any) -> dict[str, Any]:
+    return {
+        "dtype": 7, "sizes": [{"as_int": 4}], "requires_grad": False,
+        "device": {"type": "cpu", "index": None}, "strides": [{"as_int": 1}],
+        "storage_offset": {"as_int": 0}, "layout": 7, **changes,
+    }  # fmt: skip
+
+
+def _row(**changes: Any) -> dict[str, Any]:
+    return {
+        "path_name": "weight_0", "is_param": False, "use_pickle": False, "tensor_meta": _meta(),
+        **changes,
+    }  # fmt: skip
+
+
+def _program(config: Any, records: Mapping[str, bytes | None] | None = None) -> bytes:
+    """Return an exported program with this config of its weights."""
+    text = config if isinstance(config, bytes) else json.dumps({"config": config}).encode()
+    whole: dict[str, bytes | None] = {
+        "data/weights/weight_0": b.DATA, "data/weights/model_weights_config.json": text,
+        "data/constants/model_constants_config.json": b'{"config": {}}',
+        "models/model.json": b"{}", "archive_format": b"pt2", "archive_version": b"0",
+        "version": b"6\n", "byteorder": b"little", **(records or {}),
+    }  # fmt: skip
+    return b.build_zip(
+        [
+            b.Member(name=f"m/{name}".encode(), data=data)
+            for name, data in whole.items()
+            if data is not None
+        ]
+    )
+
+
+def _tensor(**changes: Any) -> bytes:
+    return _program({"x": _row(tensor_meta=_meta(**changes))})
+
+
+_PROGRAMS: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+    ("a program", _program({"x": _row()}), None),
+    ("a program of a weight that climbs", _program({"x": _row(path_name="../weights/weight_0")}),
+     ArchiveError),
+    ("a program of an absolute weight", _program({"x": _row(path_name="/etc/passwd")}),
+     ArchiveError),
+    ("a program of a weight in capitals", _program({"x": _row(path_name="WEIGHT_0")}),
+     ArchiveError),
+    ("a program of a weight of no name", _program({"x": _row(path_name="")}), FormatError),
+    ("a program of a weight that is a number", _program({"x": _row(path_name=0)}), FormatError),
+    ("a program of a weight of 12 bytes", _program(
+        {"x": _row()}, {"data/weights/weight_0": b.DATA[:12]}), TensorError),
+    ("a program of a weight of 15 bytes", _program(
+        {"x": _row()}, {"data/weights/weight_0": b.DATA[:15]}), TensorError),
+    ("a program of a weight of 20 bytes", _program(
+        {"x": _row()}, {"data/weights/weight_0": b.DATA + bytes(4)}), None),
+    ("a program without its weight", _program({"x": _row()}, {"data/weights/weight_0": None}),
+     ArchiveError),
+    ("a program of 2**62 numbers", _tensor(sizes=[{"as_int": 1 << 62}]), TensorError),
+    ("a program of -4 numbers", _tensor(sizes=[{"as_int": -4}]), FormatError),
+    ("a program of 4.0 numbers", _tensor(sizes=[{"as_int": 4.0}]), FormatError),
+    ("a program of NaN numbers", _tensor(sizes=[{"as_int": float("nan")}]), FormatError),
+    ("a program of a symbol of numbers", _tensor(sizes=[{"as_expr": {"expr_str": "s0"}}]),
+     UnsupportedError),
+    ("a program of 65 dimensions", _tensor(
+        sizes=[{"as_int": 1}] * 65, strides=[{"as_int": 1}] * 65), TensorError),
+    ("a program of sizes without strides", _tensor(strides=[]), TensorError),
+    ("a program of a stride past the end", _tensor(strides=[{"as_int": 2}]), TensorError),
+    ("a program of a stride of -1", _tensor(strides=[{"as_int": -1}]), FormatError),
+    ("a program from 1", _tensor(storage_offset={"as_int": 1}), TensorError),
+    ("a program from 2**63", _tensor(storage_offset={"as_int": 1 << 63}), FormatError),
+    ("a program of dtype 0", _tensor(dtype=0), UnsupportedError),
+    ("a program of dtype true", _tensor(dtype=True), FormatError),
+    ("a program of dtype 7.0", _tensor(dtype=7.0), FormatError),
+    ("a program of a dtype of eight bytes", _tensor(dtype=8), TensorError),
+    ("a program of a sparse layout", _tensor(layout=1), UnsupportedError),
+    ("a program on a device of a number", _tensor(device={"type": 0}), FormatError),
+    ("a program on no device", _tensor(device=None), FormatError),
+    ("a program that requires 1", _tensor(requires_grad=1), FormatError),
+    ("a program of a parameter of 1", _program({"x": _row(is_param=1)}), FormatError),
+    ("a program without meta", _program({"x": _row(tensor_meta=None)}), FormatError),
+    ("a program of a pickle that is data", _program({"x": _row(use_pickle=True)}), ArchiveError),
+    ("a program of a program", _program(
+        {"x": _row(use_pickle=True)}, {"data/weights/weight_0": _program({"x": _row()})}),
+     ArchiveError),
+    ("a program of a file", _program(
+        {"x": _row(use_pickle=True)},
+        {"data/weights/weight_0": b.checkpoint(b.stream(b.tensor()))}), None),
+    ("a program of a file with a comment that is an archive", _program(
+        {"x": _row(use_pickle=True)}, {"data/weights/weight_0": b.checkpoint(
+            b.stream(b.tensor())) * 2}), ArchiveError),
+    ("a config that is no text", _program(b"\xff"), FormatError),
+    ("a config behind a byte order mark", _program(b'\xef\xbb\xbf{"config": {}}'), FormatError),
+    ("a config that is a list", _program(b"[]"), FormatError),
+    ("a config in a config", _program(b'{"config": {"x": {"config": {}}}}'), FormatError),
+    ("a config with a name twice", _program(b'{"config": {"x": 1, "x": 1}}'), FormatError),
+    ("a config twice", _program(b'{"config": {}, "config": {}}'), FormatError),
+    ("a config nested 100,000 deep", _program(b'{"config":' + b"[" * 100_000), FormatError),
+    ("a config of 5,000 digits", _program(b'{"config":{"x":' + b"9" * 5000 + b"}}"), FormatError),
+    ("a config of 3 MB of blanks", _program(b'{"config": {}}' + b" " * (3 << 20) + b"x"),
+     FormatError),
+    ("no config", _program({}, {"data/weights/model_weights_config.json": None}), ArchiveError),
+    ("a weight that is a constant too", _program({"x": _row()}, {
+        "data/constants/weight_0": b.DATA, "data/constants/model_constants_config.json":
+        json.dumps({"config": {"x": _row()}}).encode()}), FormatError),
+    ("a program of another format", _program({}, {"archive_format": b"pt3"}), UnsupportedError),
+    ("a program of another version", _program({}, {"archive_version": b"1"}), UnsupportedError),
+    ("a program of a format of 5,000 bytes", _program({}, {"archive_format": b"pt2" * 2000}),
+     LimitError),
+]  # fmt: skip
+
+
+def _old(records: Mapping[str, bytes]) -> bytes:
+    """Return an exported program as torch 2.1 to 2.7 wrote it."""
+    whole = {"serialized_exported_program.json": b"{}", **records}
+    return b.build_zip([b.Member(name=name.encode(), data=raw) for name, raw in whole.items()])
+
+
+_STATE = b.checkpoint(b.stream(b.dict_of({"x": b.tensor()})))
+_OLD: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+    ("an old program", _old({"serialized_state_dict.pt": _STATE}), None),
+    ("an old program without state", _old({}), ArchiveError),
+    ("an old program of a list", _old(
+        {"serialized_state_dict.pt": b.checkpoint(b.stream(b"]"))}), FormatError),
+    ("an old program of numbers as names", _old(
+        {"serialized_state_dict.pt": b.checkpoint(b.stream(b"}K\1K\2s"))}), FormatError),
+    ("an old program of a state that is cut", _old({"serialized_state_dict.pt": _STATE[:-1]}),
+     ArchiveError),
+    ("an old program of a state with bytes before it", _old(
+        {"serialized_state_dict.pt": b"x" + _STATE}), ArchiveError),
+    ("an old program of two states", _old({
+        "serialized_state_dict.pt": _STATE, "serialized_state_dict.json": b"other"}), None),
+    ("an old program of a weight that is a constant too", _old({
+        "serialized_state_dict.pt": _STATE, "serialized_constants.pt": _STATE}), FormatError),
+    ("an old program of itself", _old({"serialized_state_dict.pt": _old(
+        {"serialized_state_dict.pt": _STATE})}), ArchiveError),
+    ("an old program of a legacy file", _old({"serialized_state_dict.pt": b"\x80\2."}),
+     ArchiveError),
+]  # fmt: skip
+
+ROWS = [Attack(name, data, error) for name, data, error in [*_SCRIPTS, *_PROGRAMS, *_OLD]]

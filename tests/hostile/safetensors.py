@@ -1,0 +1,196 @@
+"""The JSON header of a safetensors file, wrong in every way."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+from tests import builders as b
+from tests.hostile.attack import Attack
+from torchzip.errors import ArchiveError, FormatError, LimitError, TorchZipError, UnsupportedError
+
+
+def _entry(
+    dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16), **more: Any
+) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
+
+
+def _file(header: Any, data: bytes = b.DATA) -> bytes:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return b.safetensors(raw, data)
+
+
+def _with(**changes: Any) -> bytes:
+    """Return a file of one tensor of 1, 2, 3, 4 with a lie in its entry."""
+    return _file({"x": _entry(**changes)})
+
+
+def _raw(dtype: bytes = b'"F32"', shape: bytes = b"[4]", offsets: bytes = b"[0,16]") -> bytes:
+    return _file(b'{"x":{"dtype":%s,"shape":%s,"data_offsets":%s}}' % (dtype, shape, offsets))
+
+
+_X = b'"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}'
+
+
+def _two(one: Any, other: Any, data: bytes = b.DATA) -> bytes:
+    """Return a file of two tensors of two numbers, at these places."""
+    rows = {"x": _entry(shape=[2], offsets=one), "y": _entry(shape=[2], offsets=other)}
+    return _file(rows, data)
+
+
+_FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+    # the length
+    ("a length of 0", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=0), ArchiveError),
+    ("a length of one byte fewer", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=len(_X) + 1),
+     ArchiveError),
+    ("a length of one byte more", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=len(_X) + 3),
+     ArchiveError),
+    ("a length past the file", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=1000),
+     ArchiveError),
+    ("a length past the limit", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=100_000_001),
+     LimitError),
+    ("a length of 2**63", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=1 << 63), FormatError),
+    ("a length of 2**64 - 1", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=(1 << 64) - 1),
+     FormatError),
+    ("a length of the whole file", b.safetensors(b"{" + _X + b"}", b.DATA,
+                                                 nbytes=len(_X) + 2 + 16), ArchiveError),
+    ("a length in big-endian", struct.pack(">Q", len(_X) + 2) + b"{" + _X + b"}" + b.DATA,
+     FormatError),
+    ("a length and a brace", struct.pack("<Q", 1) + b"{", ArchiveError),
+    # the text
+    ("a header behind a byte order mark", _file(b"\xef\xbb\xbf{" + _X + b"}"), FormatError),
+    ("a header behind blanks", _file(b"  {" + _X + b"}"), FormatError),
+    ("a header with blanks behind it", _file(b"{" + _X + b"}" + b" " * 99), None),
+    ("a header with line breaks in it", _file(b"{\r\n\t" + _X + b"\n}\n"), None),
+    ("a header with zeros behind it", _file(b"{" + _X + b"}\0\0"), ArchiveError),
+    ("two headers", _file(b"{" + _X + b"}{}"), ArchiveError),
+    ("a header in UTF-16", _file(("{" + _X.decode() + "}").encode("utf-16-le")), ArchiveError),
+    ("a header that is no UTF-8", _file(b'{"\xff' + _X[1:] + b"}"), ArchiveError),
+    ("a header with an overlong letter", _file(b'{"\xc0\x80' + _X[1:] + b"}"), ArchiveError),
+    ("a header with a raw surrogate", _file(b'{"\xed\xa0\x80' + _X[1:] + b"}"), ArchiveError),
+    ("a header with a comment", _file(b"{/* */" + _X + b"}"), ArchiveError),
+    ("a header with a comma too many", _file(b"{" + _X + b",}"), ArchiveError),
+    ("a header with a raw line break in a name", _file(b'{"\n' + _X[1:] + b"}"), ArchiveError),
+    ("a header nested 100,000 deep",
+     _file(b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), ArchiveError),
+    ("a header nested without end", _file(b'{"x":' * 50_000), ArchiveError),
+    ("a header of nothing", _file(b"{}"), ArchiveError),
+    # names
+    ("a tensor twice", _file(b"{" + _X + b"," + _X + b"}"), ArchiveError),
+    ("a tensor twice by an escape",
+     _file(b"{" + _X + b"," + _X.replace(b"x", b"\\u0078", 1) + b"}"), ArchiveError),
+    ("a dtype twice", _file(b'{"x":{"dtype":"U8",' + _X[5:] + b"}"), ArchiveError),
+    ("metadata twice", _file(b'{"__metadata__":{},"__metadata__":{},' + _X + b"}"), ArchiveError),
+    ("a text twice in the metadata", _file(b'{"__metadata__":{"a":"1","a":"2"},' + _X + b"}"),
+     ArchiveError),
+    ("a tensor without name", _file({"": _entry()}), None),
+    ("a tensor called by a path", _file({"../../etc/passwd": _entry()}), None),
+    ("a tensor called by a terminal command", _file({"\x1b[2J\x1b]0;x\7": _entry()}), None),
+    ("a tensor called by a surrogate", _file(b'{"\\ud800' + _X[2:] + b"}"), None),
+    ("a tensor with a name of a megabyte", _file({"x" * (1 << 20): _entry()}), None),
+    ("a tensor in the place of the metadata", _file({"__metadata__": _entry()}), ArchiveError),
+    # metadata
+    ("metadata of numbers", _file(b'{"__metadata__":{"a":1},' + _X + b"}"), ArchiveError),
+    ("metadata of null", _file(b'{"__metadata__":{"a":null},' + _X + b"}"), ArchiveError),
+    ("metadata of metadata", _file(b'{"__metadata__":{"a":{"b":"c"}},' + _X + b"}"),
+     ArchiveError),
+    ("metadata that is a list", _file(b'{"__metadata__":[],' + _X + b"}"), ArchiveError),
+    ("metadata that is null", _file(b'{"__metadata__":null,' + _X + b"}"), ArchiveError),
+    ("metadata that is text", _file(b'{"__metadata__":"a",' + _X + b"}"), ArchiveError),
+    ("ties that are none", _file(b'{"__metadata__":{"torchzip.aliases":"["},' + _X + b"}"), None),
+    ("ties of a tensor with itself",
+     _file(b'{"__metadata__":{"torchzip.aliases":"{\\"x\\":\\"x\\"}"},' + _X + b"}"), None),
+    ("ties with a tensor that is not there",
+     _file(b'{"__metadata__":{"torchzip.aliases":"{\\"y\\":\\"z\\"}"},' + _X + b"}"), None),
+    ("parts of a tensor that is not there",
+     _file(b'{"__metadata__":{"DCP_SHARDING_INFO":"{"},' + _X + b"}"), None),
+    # entries
+    ("an entry that is null", _file({"x": None}), ArchiveError),
+    ("an entry that is a number", _file({"x": 1}), ArchiveError),
+    ("an entry that is a list", _file({"x": ["F32", [4], [0, 16]]}), ArchiveError),
+    ("an entry that is text", _file({"x": "dtype"}), ArchiveError),
+    ("an entry without dtype", _file({"x": {"shape": [4], "data_offsets": [0, 16]}}),
+     ArchiveError),
+    ("an entry without shape", _file({"x": {"dtype": "F32", "data_offsets": [0, 16]}}),
+     ArchiveError),
+    ("an entry without offsets", _file({"x": {"dtype": "F32", "shape": [4]}}), ArchiveError),
+    ("an entry with more", _with(strides=[2], is_parameter=True), None),
+    ("a dtype that is not known", _with(dtype="F128"), UnsupportedError),
+    ("a dtype in small letters", _with(dtype="f32"), UnsupportedError),
+    ("a dtype of nothing", _with(dtype=""), UnsupportedError),
+    ("a dtype of numpy", _with(dtype="<f4"), UnsupportedError),
+    ("a dtype that is a list", _with(dtype=["F32"]), UnsupportedError),
+    ("a dtype that is null", _with(dtype=None), UnsupportedError),
+    ("a dtype of a megabyte", _with(dtype="F" * (1 << 20)), UnsupportedError),
+    ("a dtype of half bytes that is odd", _with(dtype="F4", shape=[31]), UnsupportedError),
+    ("a dtype of half bytes without shape", _with(dtype="F4", shape=[]), UnsupportedError),
+    ("a dtype of another size", _with(dtype="F16"), ArchiveError),
+    ("a dtype of 6 bits", _with(dtype="F6_E2M3"), UnsupportedError),
+    # shapes
+    ("a shape of -4", _with(shape=[-4]), ArchiveError),
+    ("a shape of -2 and -2", _with(shape=[-2, -2]), ArchiveError),
+    ("a shape of 4.0", _raw(shape=b"[4.0]"), ArchiveError),
+    ("a shape of 4e0", _raw(shape=b"[4e0]"), ArchiveError),
+    ("a shape of true", _file({"x": _entry(dtype="U8", shape=[True], offsets=[0, 1])}, b"x"),
+     ArchiveError),
+    ("a shape of text", _with(shape=["4"]), ArchiveError),
+    ("a shape that is text", _with(shape="4"), ArchiveError),
+    ("a shape that is a number", _with(shape=4), ArchiveError),
+    ("a shape that is null", _with(shape=None), ArchiveError),
+    ("a shape in a shape", _with(shape=[[4]]), ArchiveError),
+    ("a shape of NaN", _raw(shape=b"[NaN]"), ArchiveError),
+    ("a shape of infinity", _raw(shape=b"[Infinity]"), ArchiveError),
+    ("a shape of 1e999", _raw(shape=b"[1e999]"), ArchiveError),
+    ("a shape of 2**63", _with(shape=[1 << 63]), ArchiveError),
+    ("a shape of 2**64 + 4", _with(shape=[(1 << 64) + 4]), ArchiveError),
+    ("a shape whose product wraps to 4", _with(shape=[(1 << 62) + 1, 4]), ArchiveError),
+    ("a shape whose bytes wrap to 16", _with(shape=[(1 << 62) + 4]), ArchiveError),
+    ("a shape of 5,000 digits", _raw(shape=b"[" + b"9" * 5000 + b"]"), ArchiveError),
+    ("a shape with a leading zero", _raw(shape=b"[04]"), ArchiveError),
+    ("a shape with a plus", _raw(shape=b"[+4]"), ArchiveError),
+    ("a shape of -0", _raw(shape=b"[4,-0]"), ArchiveError),
+    ("a shape of 100,000 ones", _with(shape=[1] * 100_000), ArchiveError),
+    ("a shape that is too small", _with(shape=[3]), ArchiveError),
+    ("a shape of an empty giant",
+     _file({"x": _entry(shape=[0, (1 << 63) - 1], offsets=[0, 0])}, b""), FormatError),
+    # offsets
+    ("offsets of text", _with(offsets=["0", "16"]), ArchiveError),
+    ("offsets of floats", _raw(offsets=b"[0.0,16.0]"), ArchiveError),
+    ("offsets of bools", _raw(offsets=b"[false,true]"), ArchiveError),
+    ("offsets of NaN", _raw(offsets=b"[NaN,NaN]"), ArchiveError),
+    ("offsets of null", _with(offsets=None), ArchiveError),
+    ("offsets that are one", _with(offsets=[16]), ArchiveError),
+    ("offsets that are three", _with(offsets=[0, 16, 16]), ArchiveError),
+    ("offsets that are a text of two", _with(offsets="01"), ArchiveError),
+    ("offsets that are an object of two", _with(offsets={"0": 0, "16": 16}), ArchiveError),
+    ("offsets below 0", _with(offsets=[-16, 0]), ArchiveError),
+    ("offsets that run backwards", _with(offsets=[16, 0]), ArchiveError),
+    ("offsets from 1", _with(offsets=[1, 17]), ArchiveError),
+    ("offsets past the file", _with(offsets=[16, 32]), ArchiveError),
+    ("offsets of 2**63", _with(offsets=[1 << 63, (1 << 63) + 16]), ArchiveError),
+    ("offsets of 2**62", _with(offsets=[1 << 62, (1 << 62) + 16]), ArchiveError),
+    ("offsets that wrap around", _with(offsets=[(1 << 64) - 16, 0]), ArchiveError),
+    ("two tensors at one place", _two((0, 8), (0, 8)), ArchiveError),
+    ("two tensors that overlap", _two((0, 8), (4, 12), b.DATA[:12]), ArchiveError),
+    ("two tensors with a gap", _two((0, 8), (12, 20), bytes(20)), ArchiveError),
+    ("two tensors with a gap before them", _two((4, 12), (12, 20), bytes(20)), ArchiveError),
+    ("an empty tensor in the middle of another", _file(
+        {"x": _entry(), "y": _entry(shape=[0], offsets=[8, 8])}), ArchiveError),
+    ("an empty tensor past the file", _file(
+        {"x": _entry(), "y": _entry(shape=[0], offsets=[17, 17])}), ArchiveError),
+    ("an empty tensor at the end", _file(
+        {"x": _entry(), "y": _entry(shape=[0], offsets=[16, 16])}), None),
+    # the data
+    ("no data", _file({"x": _entry()}, b""), ArchiveError),
+    ("data cut by a byte", _file({"x": _entry()}, b.DATA[:-1]), ArchiveError),
+    ("a byte behind the data", _file({"x": _entry()}, b.DATA + b"x"), ArchiveError),
+    ("a file behind the file", _file({"x": _entry()}) * 2, ArchiveError),
+    ("an archive behind the data", _file({"x": _entry()}) + b.checkpoint(b.stream(b"N")),
+     ArchiveError),
+    ("entries in another order than the data", _file(
+        {"y": _entry(shape=[2], offsets=[16, 24]), "x": _entry()}, b.DATA + bytes(8)), None),
+]  # fmt: skip
+
+ROWS = [Attack(f"safetensors: {name}", data, error) for name, data, error in _FILES]
