@@ -37,6 +37,9 @@ class _Opener:
         return self._open(key, torch_dtype, nbytes, location)
 
 
+_OF_ANY_RELEASE = frozenset(["data.pkl", "version", ".data/version", ".data/serialization_id"])
+
+
 class ZipContainer(FileContainer):
     """What ``torch.save`` writes since 1.6, and whatever was zipped again."""
 
@@ -75,7 +78,12 @@ class ZipContainer(FileContainer):
 
     def _read_byteorder(self) -> str:
         if "byteorder" not in self._zip:
-            return "little"  # releases before 2.1 wrote no such record
+            # Releases before 2.1 wrote no such record. Where its name is damaged in the directory,
+            # it is right beside its bytes: one bit must not turn all numbers round.
+            for name in self._zip:
+                if not name.startswith("data/") and name not in _OF_ANY_RELEASE:
+                    self._zip.data_offset(name)
+            return "little"
         text = self._text("byteorder")
         if text not in (b"little", b"big"):
             raise ArchiveError(
