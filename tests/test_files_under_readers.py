@@ -205,11 +205,11 @@ def test_tensors_that_were_sent(paths: tuple[Path, Path], change: str) -> None:
         CHANGES[change](path, other)
         if change == "overwritten":  # a clock may not have gone on since the file was made
             os.utime(path)
-        if change == "removed":
-            error, message = FileNotFoundError, "No such file"
-        else:
-            error, message = tz.FormatError, "replaced or changed"
-        with pytest.raises(error, match=message):
+        is_gone = change == "removed"
+        with pytest.raises(
+            FileNotFoundError if is_gone else tz.FormatError,
+            match="No such file" if is_gone else "replaced or changed",
+        ):
             pickle.loads(sent)
 
 
