@@ -15,18 +15,14 @@ import contextlib
 import errno
 import os
 import random
-import re
 import resource
 import shutil
 import signal
-import stat
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,261 +30,50 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from torchzip.convert import conversion, mapped, run
-from torchzip.files import direct, new_file, ranges, sink, source
-
-#: All that reach the system while they write.
-_MODULES = (new_file, sink, direct, ranges, source, run, conversion, mapped)
-_CALLS = frozenset(
-    "open write pwrite pread preadv fsync ftruncate replace close fchmod copy_file_range"
-    " posix_fadvise unlink stat fstat fstatvfs mkdir rmdir".split()
+from tests.faults import (
+    CAN_BE_SHORT,
+    Call,
+    descriptors,
+    end_half_way,
+    end_process,
+    failing_with,
+    forks,
+    half,
+    in_child,
+    under,
 )
-_CAN_BE_SHORT = frozenset({"write", "pwrite", "copy_file_range"})
-_LEFT_OVER = re.compile(r"\.torchzip-[0-9a-f]{16}\.tmp")
-
-
-# -- the writers -----------------------------------------------------------------------------------
-
-
-def content(seed: int) -> dict[str, Any]:
-    """Return a large array, one more, and small ones; even seeds have one small one more."""
-    rng = np.random.default_rng(seed)
-    made: dict[str, Any] = {
-        "a": rng.standard_normal(9000).astype(np.float32),
-        "b": rng.standard_normal(7001).astype(np.float32),
-        "c": rng.standard_normal(50).astype(np.float32),
-    }
-    return made if seed % 2 else made | {"d": np.full(3, seed, np.int64)}
-
-
-def _save(folder: Path, seed: int) -> None:
-    tz.save(content(seed), folder / "m.pt")
-
-
-def _save_early(folder: Path, seed: int) -> None:
-    made = content(seed)
-    with tz.incremental_save(folder / "m.pt") as out:
-        made["a"] = out.store_early(made["a"])
-        out.save(made)
-
-
-def _convert(folder: Path, seed: int, name: str, **options: Any) -> None:
-    # One tensor is cast on its way, the other copied by the kernel if that can be done.
-    tz.convert(
-        folder.parent / f"source{seed}.pt", folder / name,
-        dtype=[("a", "float16")], overwrite=True, **options,
-    )  # fmt: skip
-
-
-def _convert_to_pt(folder: Path, seed: int) -> None:
-    _convert(folder, seed, "m.pt")
-
-
-def _convert_to_safetensors(folder: Path, seed: int) -> None:
-    _convert(folder, seed, "m.safetensors")
-
-
-def _convert_to_shards(folder: Path, seed: int) -> None:
-    _convert(folder, seed, "m.safetensors.index.json", max_shard_size=28_300)
-
-
-@dataclass(frozen=True)
-class Writer:
-    """What is tested: ``write`` makes ``files`` in a folder, which are renamed in this order."""
-
-    write: Callable[[Path, int], None]
-    files: tuple[str, ...]
-
-    def check(self, folder: Path, seed: int) -> None:
-        """Load what there is, with all its CRCs, and compare it."""
-        loaded = tz.load(folder / self.files[-1])
-        for name, array in content(seed).items():
-            is_cast = name == "a" and self.write not in (_save, _save_early)
-            expected = array.astype(np.float16) if is_cast else array
-            assert np.array_equal(loaded.pop(name), expected)
-        assert not loaded
-
-
-_SHARDS = ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors")
-WRITERS = {
-    "save": Writer(_save, ("m.pt",)),
-    "incremental_save": Writer(_save_early, ("m.pt",)),
-    "convert to pt": Writer(_convert_to_pt, ("m.pt",)),
-    "convert to safetensors": Writer(_convert_to_safetensors, ("m.safetensors",)),
-    "convert to shards": Writer(_convert_to_shards, (*_SHARDS, "m.safetensors.index.json")),
-}
-each_writer = pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
-over_what = pytest.mark.parametrize("is_there", [True, False], ids=["over a file", "no file"])
-OLD, NEW = 2, 3
+from tests.writers import (
+    LEFT_OVER,
+    NEW,
+    OLD,
+    Place,
+    Writer,
+    content,
+    each_writer,
+    make_small,
+    over_what,
+    write_save,
+)
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a few KB large: past the cache, in pieces, with a thread."""
-    monkeypatch.setattr(sink, "_CACHED_NBYTES", 2 * direct.ALIGNMENT)
-    monkeypatch.setattr(direct, "_BLOCK_NBYTES", 2 * direct.ALIGNMENT)
-    monkeypatch.setattr(ranges, "_DIRECT_NBYTES", 1 << 14)
-    monkeypatch.setattr(ranges, "_COPY_NBYTES", 1 << 14)
-    monkeypatch.setattr(run, "_SMALL_NBYTES", 1 << 11)
-    monkeypatch.setattr(run, "_PIECE_NBYTES", 1 << 14)
-
-
-class Place:
-    """A folder for a writer's files, and the bytes that they have before and afterwards."""
-
-    def __init__(self, root: Path, writer: Writer, is_there: bool) -> None:
-        self.folder = root / "target"
-        self._writer = writer
-        for seed in (OLD, NEW):
-            tz.save(content(seed), root / f"source{seed}.pt")
-        self.old = self._make(OLD) if is_there else [None] * len(writer.files)
-        self.new = self._make(NEW)
-        assert all(a != b for a, b in zip(self.old, self.new, strict=True))
-
-    def _make(self, seed: int) -> list[bytes | None]:
-        self.reset([])
-        self._writer.write(self.folder, seed)
-        self._writer.check(self.folder, seed)
-        assert sorted(os.listdir(self.folder)) == sorted(self._writer.files)
-        return self.found()
-
-    def reset(self, contents: Sequence[bytes | None] | None = None) -> None:
-        """Put the old files there, and nothing else."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        for name, data in zip(
-            self._writer.files, self.old if contents is None else contents, strict=False
-        ):
-            if data is not None:
-                (self.folder / name).write_bytes(data)
-
-    def found(self) -> list[bytes | None]:
-        """Return the bytes of each file, None where there is none."""
-        paths = [self.folder / name for name in self._writer.files]
-        return [path.read_bytes() if path.exists() else None for path in paths]
-
-    def renamed(self) -> int:
-        """Return how many files are new; raise if one is neither, or they are in another order."""
-        found = self.found()
-        count = sum(data == new for data, new in zip(found, self.new, strict=True))
-        assert found == self.new[:count] + self.old[count:]
-        return count
-
-    def others(self) -> set[str]:
-        """Return what is there beside the files."""
-        return set(os.listdir(self.folder)) - set(self._writer.files)
-
-    def write(self) -> None:
-        """Write the new files."""
-        self._writer.write(self.folder, NEW)
-
-
-# -- the layer under the calls ---------------------------------------------------------------------
-
-#: A call, told by its name and how many of that name came before.
-Call = tuple[str, int]
-
-
-class System:
-    """Stands for ``os`` in the modules that write; ``effect`` takes the place of chosen calls.
-
-    Nothing is synced, which the tests have no use for: only the order of the calls counts.
-    """
-
-    def __init__(self, fails: Callable[[Call], bool], effect: Callable[..., Any]) -> None:
-        self.calls: list[Call] = []
-        self.events: list[str] = []
-        self.renames = 0
-        self._fails = fails
-        self._effect = effect
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(os, name)
-        return self.wrapped(name, real) if name in _CALLS else real
-
-    def wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that counts, and then fails or does what it does."""
-
-        def call(*args: Any, **more: Any) -> Any:
-            with self._lock:
-                this = (name, self._counts[name])
-                self._counts[name] += 1
-                self.calls.append(this)
-            do = self._synced if name == "fsync" else real
-            if self._fails(this):
-                return self._effect(name, do, *args, **more)
-            result = do(*args, **more)
-            if name == "replace":
-                self.renames += 1
-                self.events.append(f"rename {os.path.basename(args[1])}")
-            return result
-
-        return call
-
-    def _synced(self, descriptor: int) -> None:
-        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        self.events.append("sync folder" if is_folder else "sync file")
-
-
-def _effect_of(code: int) -> Callable[..., Any]:
-    def fail(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        if name == "close":
-            real(*args)  # the descriptor is gone, whatever the kernel says of the data
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
-def _half(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    if name == "copy_file_range":
-        source, target, count, *places = args
-        return real(source, target, max(count // 2, 1), *places)
-    descriptor, data, *place = args
-    return real(descriptor, memoryview(data)[: max(len(data) // 2, 1)], *place)
-
-
-def _exit(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    os._exit(77)
-
-
-def _exit_half_way(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    _half(name, real, *args, **more)
-    os._exit(77)
-
-
-@contextlib.contextmanager
-def _under(
-    fails: Callable[[Call], bool] = lambda call: False, effect: Callable[..., Any] = _exit
-) -> Iterator[System]:
-    """Put a `System` under the writers."""
-    system = System(fails, effect)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(new_file, "_reserve", system.wrapped("reserve", new_file._reserve))
-        for module in _MODULES:
-            if hasattr(module, "os"):
-                patch.setattr(module, "os", system)
-        yield system
+    make_small(monkeypatch)
 
 
 def _calls_of(place: Place) -> list[Call]:
     place.reset()
-    with _under() as system:
+    with under() as system:
         place.write()
     assert place.renamed() == len(place.new) == system.renames
     return system.calls
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-
-
 def _check_failure(place: Place, fails: Callable[[Call], bool], effect: Callable[..., Any]) -> bool:
     """Write with a fault; check what is left; return whether an error was raised."""
     place.reset()
-    before = _descriptors(), threading.active_count()
-    with _under(fails, effect) as system:
+    before = descriptors(), threading.active_count()
+    with under(fails, effect) as system:
         try:
             place.write()
         except OSError as error:
@@ -301,7 +86,7 @@ def _check_failure(place: Place, fails: Callable[[Call], bool], effect: Callable
     assert place.renamed() == system.renames
     assert is_raised or system.renames == len(place.new)
     assert place.others() == set()
-    assert (_descriptors(), threading.active_count()) == before
+    assert (descriptors(), threading.active_count()) == before
     return is_raised
 
 
@@ -315,9 +100,9 @@ def test_each_call_fails_once(tmp_path: Path, writer: Writer, code: int, is_ther
     """An OSError or none; the files that have their names are new, all others old."""
     place = Place(tmp_path, writer, is_there)
     calls = _calls_of(place)
-    raised = {call for call in calls if _check_failure(place, call.__eq__, _effect_of(code))}
+    raised = {call for call in calls if _check_failure(place, call.__eq__, failing_with(code))}
     # What must be told, because the bytes are not there, or not durable.
-    must = {"fsync", "replace", *(_CAN_BE_SHORT - {"copy_file_range"})}
+    must = {"fsync", "replace", *(CAN_BE_SHORT - {"copy_file_range"})}
     assert raised >= {call for call in calls if call[0] in must}
 
 
@@ -333,17 +118,17 @@ def test_the_disk_goes_away(tmp_path: Path, writer: Writer) -> None:
             is_gone = is_gone or this == first
             return is_gone and this[0] != "unlink"
 
-        _check_failure(place, fails, _effect_of(errno.EIO))
+        _check_failure(place, fails, failing_with(errno.EIO))
 
 
 @each_writer
 def test_each_write_is_short_once(tmp_path: Path, writer: Writer) -> None:
     """It is gone on with, from where it ended."""
     place = Place(tmp_path, writer, True)
-    calls = [call for call in _calls_of(place) if call[0] in _CAN_BE_SHORT]
+    calls = [call for call in _calls_of(place) if call[0] in CAN_BE_SHORT]
     assert calls
     for call in calls:
-        assert not _check_failure(place, call.__eq__, _half)
+        assert not _check_failure(place, call.__eq__, half)
 
 
 def test_faults_after_an_error_of_the_caller(tmp_path: Path) -> None:
@@ -356,18 +141,18 @@ def test_faults_after_an_error_of_the_caller(tmp_path: Path) -> None:
 
     path = tmp_path / "m.pt"
     path.write_bytes(b"old")
-    with _under() as system, pytest.raises(KeyError):
+    with under() as system, pytest.raises(KeyError):
         write(tmp_path, NEW)
-    before = _descriptors()
+    before = descriptors()
     for call in (call for call in system.calls if call[0] != "unlink"):
         with (
-            _under(call.__eq__, _effect_of(errno.EIO)),
+            under(call.__eq__, failing_with(errno.EIO)),
             contextlib.suppress(KeyError, OSError),
         ):
             write(tmp_path, NEW)
         assert os.listdir(tmp_path) == ["m.pt"]
         assert path.read_bytes() == b"old"
-        assert _descriptors() == before
+        assert descriptors() == before
 
 
 @each_writer
@@ -375,7 +160,7 @@ def test_failure_after_the_renames(tmp_path: Path, writer: Writer) -> None:
     """The error of the folder's sync is told, and the new files are there."""
     place = Place(tmp_path, writer, True)
     last = max(call for call in _calls_of(place) if call[0] == "fsync")
-    assert _check_failure(place, last.__eq__, _effect_of(errno.EIO))
+    assert _check_failure(place, last.__eq__, failing_with(errno.EIO))
     assert place.renamed() == len(writer.files)
     writer.check(place.folder, NEW)
 
@@ -388,7 +173,7 @@ def test_a_folder_that_is_made(tmp_path: Path) -> None:
     def write() -> None:
         tz.convert(tmp_path / "m.pt", f"{folder}/")
 
-    with _under() as system:
+    with under() as system:
         write()
     assert system.events == [
         "sync file",
@@ -398,7 +183,7 @@ def test_a_folder_that_is_made(tmp_path: Path) -> None:
     ]
     for call in system.calls:
         shutil.rmtree(folder, ignore_errors=True)
-        with _under(call.__eq__, _effect_of(errno.EIO)) as system:
+        with under(call.__eq__, failing_with(errno.EIO)) as system:
             try:
                 write()
             except OSError as error:
@@ -416,7 +201,7 @@ def test_order(tmp_path: Path, writer: Writer, is_there: bool) -> None:
     """All files are synced, then renamed, the index last; then the folder is synced."""
     place = Place(tmp_path, writer, is_there)
     place.reset()
-    with _under() as system:
+    with under() as system:
         place.write()
     names = writer.files
     assert system.events == [
@@ -429,25 +214,6 @@ def test_order(tmp_path: Path, writer: Writer, is_there: bool) -> None:
 # -- the end of the process ------------------------------------------------------------------------
 
 
-def _in_child(task: Callable[[], object]) -> int:
-    """Carry out a task in a forked process; return its status, 0 if it came to its end."""
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            signal.alarm(100)  # a test that hangs ends
-            task()
-            status = 0
-        except BaseException as error:
-            os.write(2, f"{error!r}\n".encode())
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-forks = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork beside threads
-
-
 @forks
 @each_writer
 def test_the_process_ends_at_each_call(tmp_path: Path, writer: Writer) -> None:
@@ -455,18 +221,18 @@ def test_the_process_ends_at_each_call(tmp_path: Path, writer: Writer) -> None:
     place = Place(tmp_path, writer, True)
     seen = set()
     calls = _calls_of(place)
-    ends = [(call, _exit) for call in calls]
-    ends += [(call, _exit_half_way) for call in calls if call[0] in _CAN_BE_SHORT]
+    ends = [(call, end_process) for call in calls]
+    ends += [(call, end_half_way) for call in calls if call[0] in CAN_BE_SHORT]
     for call, effect in ends:
 
         def task(call: Call = call, effect: Callable[..., Any] = effect) -> None:
-            with _under(call.__eq__, effect):
+            with under(call.__eq__, effect):
                 place.write()
 
         place.reset()
-        assert _in_child(task) == 77
+        assert in_child(task) == 77
         seen.add(place.renamed())
-        assert all(_LEFT_OVER.fullmatch(name) for name in place.others())
+        assert all(LEFT_OVER.fullmatch(name) for name in place.others())
     assert seen == set(range(len(writer.files) + 1))
 
 
@@ -477,10 +243,10 @@ def test_left_overs_are_no_hindrance(tmp_path: Path, writer: Writer) -> None:
     place.reset()
 
     def task() -> None:
-        with _under(("replace", 0).__eq__, _exit):
+        with under(("replace", 0).__eq__, end_process):
             place.write()
 
-    assert _in_child(task) == 77
+    assert in_child(task) == 77
     left = place.others()
     assert len(left) == len(writer.files)
     place.write()
@@ -526,7 +292,7 @@ class Killed:
         left = [path for path in self.path.parent.iterdir() if path != self.path]
         assert len(left) <= 1
         for path in left:
-            assert _LEFT_OVER.fullmatch(path.name)
+            assert LEFT_OVER.fullmatch(path.name)
             path.unlink()
         self.while_writing += bool(left)
 
@@ -557,7 +323,7 @@ def test_limit_on_the_file_size(tmp_path: Path, writer: Writer, limit: int) -> N
             place.write()
         assert caught.value.errno in (errno.EFBIG, errno.EINVAL)
 
-    assert _in_child(task) == 0
+    assert in_child(task) == 0
     assert place.renamed() == 0
     assert place.others() == set()
 
@@ -589,7 +355,7 @@ def test_symlinks(tmp_path: Path, writer: Writer, failing: str | None) -> None:
     for name in writer.files:
         (place.folder / name).rename(elsewhere / name)
         (place.folder / name).symlink_to(elsewhere / name)
-    with _under((failing, 0).__eq__, _effect_of(errno.EIO)), contextlib.suppress(OSError):
+    with under((failing, 0).__eq__, failing_with(errno.EIO)), contextlib.suppress(OSError):
         place.write()
     assert place.renamed() == (0 if failing else len(writer.files))
     assert all((place.folder / name).is_symlink() for name in writer.files)
@@ -611,7 +377,7 @@ def test_names_of_255_bytes(tmp_path: Path, suffix: str, failing: str | None) ->
     if suffix == ".pt":
         writes.append(lambda: tz.save(content(NEW), path))
     for write in writes:
-        with _under((failing, 0).__eq__, _effect_of(errno.EIO)), contextlib.suppress(OSError):
+        with under((failing, 0).__eq__, failing_with(errno.EIO)), contextlib.suppress(OSError):
             write()
         assert os.listdir(path.parent) == [path.name]
         if failing:
@@ -634,10 +400,10 @@ def test_two_threads_on_one_path(tmp_path: Path) -> None:
 
     def save_often(seed: int) -> None:
         for _ in range(10):
-            _save(tmp_path, seed)
+            write_save(tmp_path, seed)
 
     threads = [threading.Thread(target=save_often, args=[seed]) for seed in (OLD, NEW)]
-    with _under() as system:
+    with under() as system:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
@@ -660,7 +426,7 @@ def test_two_processes_on_one_path(tmp_path: Path) -> None:
         if not child:
             try:
                 for _ in range(10):
-                    _save(tmp_path, seed)
+                    write_save(tmp_path, seed)
             except BaseException:
                 os._exit(1)
             os._exit(0)

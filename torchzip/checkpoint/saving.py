@@ -191,13 +191,18 @@ class IncrementalWriter:
         self._keys = StorageKeys()
         self._memory = StoredMemory()
         self._lazy: dict[int, tuple[TensorStorage, EarlyStorage]] = {}
-        self._lock = threading.RLock()
+        self._turn = threading.RLock()
         self._pid = os.getpid()
         self._state = "open"
 
-    def _check(self) -> None:
+    @property
+    def _lock(self) -> threading.RLock:
+        """What threads take turns by; a forked child may not: its holder may be missing there."""
         if os.getpid() != self._pid:
             raise ValueError("the writer belongs to the process that opened it")
+        return self._turn
+
+    def _check(self) -> None:
         if self._state != "open":
             raise ValueError(
                 {
@@ -300,8 +305,10 @@ class IncrementalWriter:
 
     def close(self) -> None:
         """Complete the file if `save` was called; otherwise leave everything as it was."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
-            if self._state == "closed" or os.getpid() != self._pid:
+            if self._state == "closed":
                 return
             saved = self._state == "saved"
             self._state = "closed"
@@ -319,6 +326,8 @@ class IncrementalWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if os.getpid() != self._pid:
+            return
         if error is not None and self._state == "saved":
             self._state = "open"  # an exception in the block: nothing is to be kept
         elif error is None and self._state == "open":

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from typing import Any
 
 from torchzip.checkpoint.saving import head_records
 from torchzip.container.zip_writer import ZipWriter, archive_name
@@ -215,9 +216,39 @@ def _carry_out_packed(packed: bytes) -> list[Written]:
     return carry_out(ForkingPickler.loads(packed))
 
 
-def _ignore_interrupts() -> None:
+class _Uninterrupted(Executor):
+    """Keeps Ctrl-C from a worker that is being made, and does not ignore it yet.
+
+    It would break the pool, and say so instead of what has happened. It comes here afterwards.
+    """
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool = pool
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_work() -> None:
+    import threading
+
     # Ctrl-C reaches every process of a terminal; the one that asked for the work cancels it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that asked for the work was killed: nobody else would."""
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextlib.contextmanager
@@ -233,9 +264,9 @@ def workers(jobs: int) -> Iterator[Executor]:
 
     forks = sys.platform == "linux" and threading.active_count() == 1
     context = multiprocessing.get_context("fork" if forks else "spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_work)
     try:
-        yield pool
+        yield _Uninterrupted(pool)
     finally:
         pool.shutdown(cancel_futures=True)
 

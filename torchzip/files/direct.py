@@ -47,14 +47,18 @@ class DirectWriter:
         If the system or the file system cannot write past its cache.
     """
 
+    _fd = _cached = -1
+    _thread: threading.Thread | None = None
+
     def __init__(self, path: str, offset: int) -> None:
         if not hasattr(os, "O_DIRECT"):
             raise OSError("no direct writes on this system")
-        self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        self._pid = os.getpid()
         try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
             self._cached = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except BaseException:
-            os.close(self._fd)
+            self.close_descriptor()
             raise
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._block, *others = _blocks()
@@ -143,17 +147,29 @@ class DirectWriter:
 
     def close(self) -> None:
         """End the thread. What was not settled is lost."""
-        self._jobs.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._jobs.put(None)
+            if self._thread.ident is not None:  # it was started
+                self._thread.join()
+            self._thread = None  # not before: its descriptors must outlive it
         self.close_descriptor()
+
+    def __del__(self) -> None:
+        # Where an interrupt came between the opening and whoever closes it.
+        if self._fd >= 0 or self._cached >= 0:
+            if os.getpid() == self._pid:
+                self.close()
+            else:
+                self.close_descriptor()
 
     def close_descriptor(self) -> None:
         """Close the file and nothing else: all that a forked child may do."""
+        descriptors = self._fd, self._cached
+        self._fd = self._cached = -1  # first: one that is closed may be another file's soon
         with contextlib.ExitStack() as closing:  # all of them, when one fails too
-            for descriptor in (self._fd, self._cached):
+            for descriptor in descriptors:
                 if descriptor >= 0:
                     closing.callback(os.close, descriptor)
-            self._fd = self._cached = -1
 
 
 def _blocks() -> list[memoryview]:

@@ -26,11 +26,11 @@ class RangeWriter:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
         self._block = bytearray()
         self._filled = 0
         self._offset = 0
         self._direct: DirectWriter | None = None
+        self._fd = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
         self._is_direct = False
         self._no_direct = False
 
@@ -128,14 +128,18 @@ class RangeWriter:
             self._close()
 
     def _close(self) -> None:
-        direct, self._direct = self._direct, None
-        descriptor, self._fd = self._fd, -1
         try:
+            direct, self._direct = self._direct, None
             if direct is not None:
                 direct.close()
         finally:
+            descriptor, self._fd = self._fd, -1
             if descriptor >= 0:
                 os.close(descriptor)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # an interrupt came before its block
+            self._close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,438 @@
+"""Files that change under a reader, disks that fail, and readers in threads and forked children.
+
+Each has a defined end: the values that were there when the file was opened, or an error. Bytes that
+are overwritten in place are noticed where the format has a CRC, which is in a zip only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import shutil
+import signal
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import torchzip as tz
+from tests import builders as b
+from tests.faults import Call, descriptors, failing_with, forks, in_child, under
+
+Values = dict[str, np.ndarray[Any, Any]]
+KINDS = ("zip", "legacy", "safetensors", "shards")
+#: Of one file, which the tests change.
+FILES = ("zip", "legacy", "safetensors")
+OLD, NEW = 1, 2
+
+
+def values(seed: int) -> Values:
+    """Return tensors whose files have the same size for all seeds."""
+    rng = np.random.default_rng(seed)
+    return {
+        "a": rng.standard_normal(3000).astype(np.float32),
+        "b": rng.standard_normal((20, 50)),
+        "c": rng.integers(0, 99, 2000).astype(np.uint8),
+    }
+
+
+def _legacy(made: Values) -> bytes:
+    names = {"float32": "FloatStorage", "float64": "DoubleStorage", "uint8": "ByteStorage"}
+    tensors = {}
+    storages = b""
+    for key, (name, array) in enumerate(made.items()):
+        kind = b.name("torch", names[array.dtype.name])
+        storage = b.persistent(str(key), numel=array.size, kind=kind)
+        stride = [step // array.itemsize for step in array.strides]
+        tensors[name] = b.tensor(storage, size=array.shape, stride=stride)
+        storages += struct.pack("<q", array.size) + array.tobytes()
+    keys = b.list_of(*(b.text(str(key)) for key in range(len(made))))
+    return b.legacy(b.stream(b.dict_of(tensors)), b.stream(keys), storages)
+
+
+def write(folder: Path, kind: str, seed: int) -> Path:
+    """Write a checkpoint; return what is opened: a file, or the index of shards."""
+    made = values(seed)
+    folder.mkdir(exist_ok=True)
+    source = folder / "source.pt"
+    path = folder / "m.pt"
+    if kind == "zip":
+        tz.save(made, path)
+    elif kind == "legacy":
+        path.write_bytes(_legacy(made))
+    else:
+        tz.save(made, source)
+        path = folder / ("m.safetensors" if kind == "safetensors" else "m.safetensors.index.json")
+        tz.convert(source, path, max_shard_size=12_000 if kind == "shards" else None)
+        source.unlink()
+    return path
+
+
+def is_of(loaded: Any, seed: int) -> bool:
+    """Return whether all tensors are those of a seed."""
+    made = values(seed)
+    assert sorted(loaded) == sorted(made)
+    return all(np.array_equal(loaded[name], array) for name, array in made.items())
+
+
+def read_lazily(path: Path) -> Values:
+    """Read all tensors of a checkpoint, one by one."""
+    with tz.lazy_load(path) as ckpt:
+        return {name: ckpt[name].numpy() for name in ckpt}
+
+
+def read_checked(path: Path) -> Values:
+    """Read them, and look at the CRCs afterwards."""
+    with tz.lazy_load(path) as ckpt:
+        loaded = {name: ckpt[name].numpy() for name in ckpt}
+        ckpt.verify()
+        return loaded
+
+
+# -- changes while it is open ----------------------------------------------------------------------
+
+
+def _replace(path: Path, other: Path) -> None:
+    shutil.copy(other, path.with_name("new"))
+    os.replace(path.with_name("new"), path)
+
+
+def _remove(path: Path, other: Path) -> None:
+    path.unlink()
+
+
+def _grow(path: Path, other: Path) -> None:
+    with path.open("ab") as file:
+        file.write(bytes(5000))
+
+
+def _overwrite(path: Path, other: Path) -> None:
+    assert path.stat().st_size == other.stat().st_size
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+
+
+def _cut_to(nbytes: float) -> Callable[[Path, Path], None]:
+    def cut(path: Path, other: Path) -> None:
+        size = path.stat().st_size
+        os.truncate(path, max(0, int(nbytes if nbytes < 0 or nbytes > 1 else nbytes * size)))
+
+    return cut
+
+
+CHANGES = {
+    "replaced": _replace,
+    "removed": _remove,
+    "grown": _grow,
+    "overwritten": _overwrite,
+    "emptied": _cut_to(0),
+    "cut in half": _cut_to(0.5),
+    "cut near the end": _cut_to(0.9),
+}
+each_kind = pytest.mark.parametrize("kind", FILES)
+harmless = pytest.mark.parametrize("change", ["replaced", "removed", "grown"])
+cuts = pytest.mark.parametrize("change", ["emptied", "cut in half", "cut near the end"])
+
+
+@pytest.fixture
+def paths(tmp_path: Path, kind: str) -> tuple[Path, Path]:
+    """Return a file and another of its size."""
+    return write(tmp_path / "old", kind, OLD), write(tmp_path / "new", kind, NEW)
+
+
+@each_kind
+@harmless
+def test_harmless_changes(paths: tuple[Path, Path], change: str) -> None:
+    """The open file is what it was."""
+    path, other = paths
+    mapped = tz.load(path, mmap=True)
+    with tz.lazy_load(path) as ckpt:
+        CHANGES[change](path, other)
+        assert is_of({name: ckpt[name].numpy() for name in ckpt}, OLD)
+        assert ckpt["b"][3, 7] == values(OLD)["b"][3, 7]
+        ckpt.verify()
+    assert is_of(mapped, OLD)
+
+
+@each_kind
+@cuts
+def test_cut_while_open(paths: tuple[Path, Path], change: str) -> None:
+    """Each tensor has its values or is an error that says what has happened; so has `verify`."""
+    path, other = paths
+    failed = 0
+    with tz.lazy_load(path) as ckpt:
+        CHANGES[change](path, other)
+        for name in ckpt:
+            try:
+                assert np.array_equal(ckpt[name].numpy(), values(OLD)[name])
+            except tz.FormatError as error:
+                failed += 1
+                assert "cut it short" in str(error)  # noqa: PT017
+                assert error.path == str(path)  # noqa: PT017
+        assert failed
+        with pytest.raises(tz.FormatError, match="cut it short"):
+            ckpt.verify()
+
+
+@each_kind
+def test_overwritten_while_open(paths: tuple[Path, Path], kind: str) -> None:
+    """`verify` sees it in a zip; other formats have nothing to see it by: what is there is read."""
+    path, other = paths
+    with tz.lazy_load(path) as ckpt:
+        _overwrite(path, other)
+        if kind == "zip":
+            with pytest.raises(tz.FormatError, match="CRC-32"):
+                ckpt.verify()
+        else:
+            assert ckpt.verify().without_crc
+            assert is_of({name: ckpt[name].numpy() for name in ckpt}, NEW)
+
+
+@each_kind
+@pytest.mark.parametrize("change", CHANGES)
+def test_tensors_that_were_sent(paths: tuple[Path, Path], change: str) -> None:
+    """A pickled tensor opens its file again, and takes no other for it."""
+    path, other = paths
+    with tz.lazy_load(path) as ckpt:
+        sent = pickle.dumps(ckpt["a"])
+        assert np.array_equal(pickle.loads(sent).numpy(), values(OLD)["a"])
+        CHANGES[change](path, other)
+        if change == "overwritten":  # a clock may not have gone on since the file was made
+            os.utime(path)
+        is_gone = change == "removed"
+        with pytest.raises(
+            FileNotFoundError if is_gone else tz.FormatError,
+            match="No such file" if is_gone else "replaced or changed",
+        ):
+            pickle.loads(sent)
+
+
+@forks
+@each_kind
+def test_cut_while_mapped(paths: tuple[Path, Path]) -> None:
+    """As it is documented: the process is killed."""
+    path, _ = paths
+
+    def task() -> None:
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # no report of a crash
+        mapped = tz.load(path, mmap=True)
+        os.truncate(path, 0)
+        mapped["a"].sum()
+
+    assert in_child(task) == -signal.SIGBUS
+
+
+# -- changes and failures at each call of a reader -------------------------------------------------
+
+
+def _calls_of(read: Callable[[Path], Values], path: Path) -> list[Call]:
+    with under() as system:
+        assert is_of(read(path), OLD)
+    return [call for call in system.calls if call[0] != "close"]
+
+
+READS: dict[str, Callable[[Path], Any]] = {
+    "load": tz.load,
+    "lazy_load": read_lazily,
+    "lazy_load and verify": read_checked,
+}
+each_read = pytest.mark.parametrize("read", READS.values(), ids=READS)
+
+
+@each_kind
+@each_read
+@pytest.mark.parametrize("change", CHANGES)
+def test_change_at_each_call(
+    paths: tuple[Path, Path], kind: str, read: Callable[[Path], Values], change: str
+) -> None:
+    """The values of one of the two files, all of them, or an error."""
+    path, other = paths
+    if change == "overwritten" and (kind != "zip" or read is read_lazily):
+        pytest.skip("nothing is there to notice it by")
+    kept = path.read_bytes()
+    outcomes = set()
+    for call in _calls_of(read, path):
+
+        def effect(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+            CHANGES[change](path, other)
+            return real(*args, **more)
+
+        with under(call.__eq__, effect):
+            try:
+                loaded = read(path)
+            except (tz.TorchZipError, OSError):
+                outcomes.add("error")
+            else:
+                is_old, is_new = is_of(loaded, OLD), is_of(loaded, NEW)
+                assert is_old or (is_new and change in ("replaced", "overwritten"))
+                outcomes.add("old" if is_old else "new")
+        path.unlink(missing_ok=True)
+        path.write_bytes(kept)
+    assert outcomes <= {"error", "old", "new"}
+    assert outcomes & {"old", "error"}
+
+
+def _shorter(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    if name == "pread":
+        descriptor, nbytes, offset = args
+        return real(descriptor, -(-nbytes // 2), offset)
+    descriptor, (out,), offset = args
+    return real(descriptor, [out[: -(-len(out) // 2)]], offset)
+
+
+def _state() -> tuple[int, int, int]:
+    return descriptors(), threading.active_count(), len(sys.modules)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@each_read
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINTR, errno.ESTALE], ids=errno.errorcode.get)
+def test_each_call_fails_once(
+    tmp_path: Path, kind: str, read: Callable[[Path], Values], code: int
+) -> None:
+    """It is the error of the call, nothing is left behind, and the next load is as good as ever."""
+    path = write(tmp_path / "m", kind, OLD)
+    calls = _calls_of(read, path)
+    assert calls
+    for call in calls:
+        before = _state()
+        with under(call.__eq__, failing_with(code)):
+            try:
+                read(path)
+            except OSError as error:
+                # Not the error itself: its traceback holds what is to be gone.
+                found = error.errno
+            else:
+                found = 0
+        assert found == code, call
+        assert _state() == before
+        assert is_of(read(path), OLD)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@each_read
+def test_short_reads(tmp_path: Path, kind: str, read: Callable[[Path], Values]) -> None:
+    """What the kernel gives is taken and the rest asked for, each time."""
+    path = write(tmp_path / "m", kind, OLD)
+    with under(lambda call: call[0] in ("pread", "preadv"), _shorter) as system:
+        assert is_of(read(path), OLD)
+    assert any(name == "preadv" for name, _ in system.calls) or not hasattr(os, "preadv")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_failed_loads_leave_nothing(tmp_path: Path, kind: str) -> None:
+    """A file that is no whole checkpoint, again and again, and then one that is."""
+    path = write(tmp_path / "m", kind, OLD)
+    target = next(path.parent.glob("*00001-of*")) if kind == "shards" else path
+    whole = target.read_bytes()
+    is_of(tz.load(path), OLD)
+    before = _state()
+    for part in (0.1, 0.5, 0.99):
+        target.write_bytes(whole[: int(part * len(whole))])
+        for read in READS.values():
+            with pytest.raises((tz.TorchZipError, OSError)):
+                read(path)
+        assert _state() == before
+    target.write_bytes(whole)
+    for read in READS.values():
+        assert is_of(read(path), OLD)
+
+
+# -- threads and processes -------------------------------------------------------------------------
+
+
+def _in_threads(count: int, work: Callable[[int], None]) -> None:
+    """Start all at once; raise what one has raised."""
+    errors: list[BaseException] = []
+    start = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        start.wait()
+        try:
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        raise error
+
+
+def test_different_files_in_threads(tmp_path: Path) -> None:
+    """Eight threads, each with its own file of any format, some of them damaged."""
+    files = [(write(tmp_path / f"{i}", KINDS[i % 4], i), i) for i in range(8)]
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(files[0][0].read_bytes()[:-100])
+
+    def work(number: int) -> None:
+        path, seed = files[number]
+        for round_ in range(6):
+            assert is_of(list(READS.values())[round_ % 3](path), seed)
+            with pytest.raises(tz.FormatError):
+                tz.load(damaged)
+
+    _in_threads(8, work)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_checkpoint_in_threads(tmp_path: Path, kind: str) -> None:
+    """Its names are first asked for by all at once, and then read by all at once."""
+    with tz.lazy_load(write(tmp_path / "m", kind, OLD)) as ckpt:
+
+        def work(number: int) -> None:
+            for _ in range(5):
+                assert is_of({name: ckpt[name].numpy() for name in ckpt}, OLD)
+                assert ckpt["b"][number].tolist() == values(OLD)["b"][number].tolist()
+            ckpt.verify()
+
+        _in_threads(8, work)
+
+
+@forks
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoint_after_fork(tmp_path: Path, kind: str) -> None:
+    """A child reads as its parent does, at the same time, and closes for itself only."""
+    with tz.lazy_load(write(tmp_path / "m", kind, OLD)) as ckpt:
+
+        def read() -> None:
+            for _ in range(20):
+                assert is_of({name: ckpt[name].numpy() for name in ckpt}, OLD)
+
+        def in_child_too() -> None:
+            read()
+            ckpt.close()
+            with pytest.raises(ValueError, match="closed"):
+                ckpt["a"].numpy()
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        assert in_child(in_child_too) == 0
+        thread.join()
+        read()
+        ckpt.verify()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoint_after_close(tmp_path: Path, kind: str) -> None:
+    """Data can no more be read, which is the caller's mistake; what is known stays known."""
+    with tz.lazy_load(write(tmp_path / "m", kind, OLD)) as ckpt:
+        tensor = ckpt["b"]
+    ckpt.close()
+    uses: Iterator[Callable[[], object]] = iter(
+        (tensor.numpy, lambda: tensor[1, 2], ckpt.verify, lambda: ckpt["a"].numpy())
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match="closed") as caught:
+            use()
+        assert not isinstance(caught.value, tz.TorchZipError)
+    assert tensor.shape == ckpt["b"].shape == (20, 50)

@@ -1,0 +1,225 @@
+"""Writers beside forks, threads and readers: a file is whole, and belongs to who opened it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import torchzip as tz
+from tests.faults import forks, in_child
+
+#: Past what goes through the page cache, so that the writer has a thread.
+_FORK = """
+import os, sys, numpy as np, torchzip as tz
+path, how = sys.argv[1:]
+with tz.incremental_save(path) as out:
+    early = out.store_early(np.arange(3_000_000.0))
+    if how == "after save":
+        out.save({"w": early})
+    child = os.fork()
+    if child:
+        print(os.waitstatus_to_exitcode(os.wait()[1]))
+        if how != "after save":
+            out.save({"w": early})
+    elif how == "exception":
+        raise KeyError("of the child")
+    elif how == "_exit":
+        os._exit(0)
+    elif how == "exit":
+        sys.exit(0)
+    elif how == "use":
+        for use in (lambda: out.save({}), lambda: out.store_early(np.ones(2))):
+            try:
+                use()
+            except ValueError:
+                pass
+            else:
+                sys.exit(2)
+        out.close()
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["end of the block", "after save", "exception", "_exit", "exit", "use"]
+)
+def test_child_ends(tmp_path: Path, how: str) -> None:
+    """However a forked child ends: it neither completes nor removes what its parent writes."""
+    path = tmp_path / "m.pt"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", _FORK, path, how],
+        capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{int(how == 'exception')}\n"), done.stderr
+    assert os.listdir(tmp_path) == ["m.pt"]
+    assert np.array_equal(tz.load(path)["w"], np.arange(3_000_000.0))
+
+
+@forks
+def test_fork_while_a_thread_stores(tmp_path: Path) -> None:
+    """The thread is not there in the child, which does not wait for it."""
+    is_storing, go_on = threading.Event(), threading.Event()
+
+    def blocks() -> Iterator[Any]:
+        is_storing.set()
+        go_on.wait()
+        yield np.ones(4)
+
+    made: list[Any] = []
+    with tz.incremental_save(tmp_path / "m.pt") as out:
+        thread = threading.Thread(
+            target=lambda: made.append(out.store_chunks(blocks(), shape=(4,), dtype="float64"))
+        )
+        thread.start()
+        is_storing.wait()
+
+        def task() -> None:
+            signal.alarm(20)
+            for use in (lambda: out.store_early(np.ones(2)), lambda: out.save({})):
+                with pytest.raises(ValueError, match="process that opened it"):
+                    use()
+            out.close()
+
+        try:
+            assert in_child(task) == 0
+        finally:
+            go_on.set()
+            thread.join()
+        out.save(made)
+    assert tz.load(tmp_path / "m.pt")[0].tolist() == [1] * 4
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_threads_that_store_save_and_close(tmp_path: Path) -> None:
+    """All at once: what comes too late is a ValueError, and the file is whole or as it was."""
+    path = tmp_path / "m.pt"
+    unexpected: list[BaseException] = []
+    outcomes = set()
+    for number in range(40):
+        tz.save({"old": number}, path)
+        old = path.read_bytes()
+        out = tz.incremental_save(path)
+        early = out.store_early(np.full(3000, number))
+        start = threading.Barrier(5)
+        saved: list[bool] = []
+
+        def act(
+            what: Any, start: threading.Barrier = start, done: list[bool] | None = None
+        ) -> None:
+            start.wait()
+            try:
+                what()
+                if done is not None:
+                    done.append(True)
+            except ValueError:
+                pass
+            except BaseException as error:
+                unexpected.append(error)
+
+        def store(out: Any = out) -> None:
+            for index in range(5):
+                out.store_early(np.full(2000, index))
+
+        def save(out: Any = out, early: Any = early) -> None:
+            out.save({"w": early, "late": np.ones(5)})
+
+        threads = [
+            threading.Thread(target=act, args=(store,)),
+            threading.Thread(target=act, args=(store,)),
+            threading.Thread(target=act, args=(save,), kwargs={"done": saved}),
+            threading.Thread(target=act, args=(save,), kwargs={"done": saved}),
+        ]
+        if number % 2:
+            threads.append(threading.Thread(target=act, args=(out.close,)))
+        else:
+            threads.append(threading.Thread(target=act, args=(store,)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        out.close()
+        assert unexpected == []
+        assert len(saved) <= 1
+        if saved:
+            assert tz.load(path)["w"].tolist() == [number] * 3000
+        else:
+            assert path.read_bytes() == old
+        outcomes.add(bool(saved))
+        assert os.listdir(tmp_path) == ["m.pt"]
+    assert True in outcomes
+
+
+def test_readers_of_a_file_that_is_replaced(tmp_path: Path) -> None:
+    """Each reads the file that it opened to its end, whatever has its name by now."""
+    path = tmp_path / "m.pt"
+
+    def save(number: int) -> None:
+        tz.save({"n": number, **{f"w{i}": np.full(5000, number) for i in range(5)}}, path)
+
+    save(0)
+    is_over = threading.Event()
+    wrong: list[Any] = []
+    seen: set[int] = set()
+
+    def read() -> None:
+        while not is_over.is_set():
+            with tz.lazy_load(path) as ckpt:
+                number = ckpt.root["n"]
+                for name in ckpt:
+                    if (ckpt[name].numpy() != number).any():
+                        wrong.append((number, name))
+                seen.add(number)
+
+    with tz.lazy_load(path) as first:
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for number in range(1, 30):
+            save(number)
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        assert all((first[name].numpy() == 0).all() for name in first)
+    assert wrong == []
+    assert len(seen) > 1
+
+
+def test_ties_after_a_change(tmp_path: Path) -> None:
+    """What a view reaches decides: it is tied where that is as it was stored, else it is not."""
+    base = np.arange(40.0).reshape(4, 10)
+    with tz.incremental_save(tmp_path / "m.pt") as out:
+        early = out.store_early(base)
+        base[2] = -1
+        state = {
+            "early": early,
+            "same row": out.store_early(base[1]),
+            "changed row": out.store_early(base[2]),
+            "whole": base,
+            "changed column at save": base[:, 3],
+            "same part at save": base[:2],
+        }
+        base[3] = -2
+        state["row changed last"] = base[3]
+        out.save(state)
+    expected = np.arange(40.0).reshape(4, 10)
+    made = tz.load(tmp_path / "m.pt")
+    assert np.array_equal(made["early"], expected)
+    assert np.array_equal(made["same row"], expected[1])
+    assert made["changed row"].tolist() == [-1] * 10
+    for name, now in {
+        "whole": base, "changed column at save": base[:, 3], "same part at save": base[:2],
+        "row changed last": base[3],
+    }.items():  # fmt: skip
+        assert np.array_equal(made[name], now), name
+    assert np.shares_memory(made["early"], made["same row"])
+    assert np.shares_memory(made["early"], made["same part at save"])
+    assert not np.shares_memory(made["early"], made["whole"])
+    assert np.shares_memory(made["whole"], made["row changed last"])
