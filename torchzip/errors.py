@@ -91,7 +91,9 @@ class UnsafeGlobalError(TorchZipError):
     """The file names something outside the table; ``names`` lists all (module, name) pairs."""
 
     def __init__(self, names: list[tuple[str, str]], **place: Any) -> None:
-        listed = ", ".join(f"{module}.{name}" for module, name in names)
+        listed = ", ".join(f"{module}.{name}"[:100] for module, name in names[:15])
+        if len(names) > 15:
+            listed += f" and {len(names) - 15:,} more"
         super().__init__(
             f"names outside torchzip's table: {listed}. "
             "foreign='keep' reads them as inert ForeignObjects.",

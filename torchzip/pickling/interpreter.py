@@ -329,6 +329,8 @@ class Interpreter:
                 push(stack[-1])
             elif op == 0x92:  # NEWOBJ_EX
                 kwargs, args = pop(), pop()
+                if kwargs is None:
+                    raise PickleError("a new object with None for its keywords")
                 stack[-1] = new(self._table, stack[-1], args, kwargs)
             elif op == 0x6C:  # LIST
                 items = stack

@@ -165,7 +165,8 @@ def build(table: Table, target: Any, state: Any) -> Any:
     elif isinstance(target, OrderedDict) and type(state) is dict:
         # `module.state_dict()` carries its `_metadata` so.
         for key, value in state.items():
-            if type(key) is not str or hasattr(type(target), key):
+            # numpy and others ask an object itself for names in underscores, some for an address.
+            if type(key) is not str or key.startswith("__") or hasattr(type(target), key):
                 raise PickleError(f"BUILD sets {str(key)[:40]!r} on an OrderedDict")
             target.__dict__[key] = value
     else:
