@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import tempfile
@@ -171,6 +172,9 @@ def room() -> Iterator[Callable[[bytes], None]]:
 @cache
 def _warm_up() -> None:
     """Use all that reads once, so that nothing is imported later."""
+    late = "torchzip.formats.pt2 decimal fractions pathlib encodings.raw_unicode_escape"
+    for module in late.split():
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "good.pt"

@@ -104,7 +104,8 @@ def _moment(kind: type[datetime] | type[time], nbytes: int) -> Callable[[Args], 
         if len(args) == 2 and not isinstance(args[1], timezone | None):
             return KEEP  # a time zone of another library
         try:
-            return kind(raw, *args[1:])  # type: ignore[arg-type]
+            # From bytes it may be the 255th of a month; to replace nothing checks all parts.
+            return kind(raw, *args[1:]).replace()  # type: ignore[arg-type]
         except (ValueError, TypeError):
             raise PickleError(f"datetime.{kind.__name__} of {raw!r}, which is none") from None
 
@@ -116,7 +117,7 @@ def _date(args: Args) -> date:
     if raw is None or len(raw) != 4:
         raise PickleError("datetime.date takes 4 bytes")
     try:
-        return date(raw)  # type: ignore[arg-type, call-arg]
+        return date(raw).replace()  # type: ignore[arg-type, call-arg]
     except (ValueError, TypeError):
         raise PickleError(f"datetime.date of {raw!r}, which is none") from None
 
