@@ -541,8 +541,11 @@ def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
     for key, value in metadata.items():
         if key not in ("conj", "neg") or type(value) is not bool:
             raise UnsupportedError(f"tensor metadata {str(key)[:40]!r}")
-        if key == "conj" and value and DTYPES[spec.torch_dtype].kind != "complex":
+        kind = DTYPES[spec.torch_dtype].kind
+        if key == "conj" and value and kind != "complex":
             raise TensorError(f"a conjugated tensor of dtype {spec.torch_dtype}")
+        if key == "neg" and value and kind not in ("float", "complex", "int"):
+            raise TensorError(f"a negated tensor of dtype {spec.torch_dtype}")
         setattr(spec, key, value)
 
 
