@@ -193,7 +193,7 @@ _NEARLY: list[tuple[str, bytes]] = [
     ("a name without a module", b.name("", "float32")),
     ("a module without a name", b.name("torch", "")),
     ("a name of 100,000 characters", b.name("os", "x" * 100_000)),
-    ("10,000 names", b"(" + b"".join(b.name("os", f"x{i}") for i in range(10_000)) + b"t"),
+    ("2,000 names", b"(" + b"".join(b.name("os", f"x{i}") for i in range(2000)) + b"t"),
     ("a module of 1,000 parts", b.name(".".join(["os"] * 1000), "system")),
     ("a relative module", b.name("..os", "system")),
     ("a module that is a path", b.name("../../os", "system")),

@@ -243,10 +243,10 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a long text in 10,000 lists",
      b.text("x" * 100_000) + b"q\0" + b"(" + b"h\0\x85" * 10_000 + b"l\x86", _LEGAL),
     ("a long list copied by 1,000 sets",
-     b.list_of(*[b"K\1"] * 100_000) + b"q\0("
+     b.list_of(*[b"K\1"] * 20_000) + b"q\0("
      + (b.name("__builtin__", "set") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
     ("a long list copied by 1,000 deques",
-     b.list_of(*[b"N"] * 100_000) + b"q\0("
+     b.list_of(*[b"N"] * 20_000) + b"q\0("
      + (b.name("collections", "deque") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
     ("a long text copied by 1,000 encodes",
      b.text("x" * 200_000) + b"q\0" + b.text("latin1") + b"q\1("
@@ -260,7 +260,7 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a long text as 300 getattrs", b.text("x" * 900) + b"q\0" + SYSTEM
      + (b"q\x010" + b.name("__builtin__", "getattr") + b"h\1h\0\x86R") * 300 + b"\x86", _LEGAL),
     ("1,000 sets of a list of many numbers",
-     b.list_of(*[b"J" + _U32(i) for i in range(100_000)]) + b"q\0("
+     b.list_of(*[b"J" + _U32(i) for i in range(20_000)]) + b"q\0("
      + (b.name("__builtin__", "set") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
     # keys
     ("a key of 2**36 items of tuples of many", _keys(_wide()), PickleError),
