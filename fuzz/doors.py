@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import shutil
@@ -196,6 +197,9 @@ def put(case: Case, folder: Path) -> Path:
 @cache
 def _warm_up() -> None:
     """Use all that reads once, so that nothing is imported later."""
+    late = "torchzip.formats.pt2 decimal fractions pathlib encodings.raw_unicode_escape"
+    for module in late.split():
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory() as name:
         given, made = Path(name) / "given", Path(name) / "made"
         made.mkdir()

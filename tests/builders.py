@@ -257,10 +257,13 @@ def checkpoint(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> by
     return build_zip(members_of(pickle, storages))
 
 
+#: The number that a checkpoint of the legacy format begins with.
+MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+
+
 def legacy(pickle: bytes, keys: bytes, storages: bytes, *, version: bytes = integer(1001)) -> bytes:
     """Return a checkpoint of the legacy format."""
-    magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-    return stream(magic) + stream(version) + stream(b"}") + pickle + keys + storages
+    return stream(MAGIC) + stream(version) + stream(b"}") + pickle + keys + storages
 
 
 def safetensors(header: bytes, data: bytes = b"", *, nbytes: int | None = None) -> bytes:

@@ -30,9 +30,10 @@ class Limits:
     nesting: int = 900
     #: Lists, dicts and sets in one pickle, beyond one for each 8 bytes of it.
     containers: int = 600_000
-    #: Items and bytes in the arguments of calls, beyond eight for each byte of the pickle: what is
-    #: mentioned many times may be copied by a call each time.
-    argument_items: int = 64 << 20
+    #: Items in the arguments of calls, beyond two for each byte of the pickle: what is mentioned
+    #: many times may be copied by a call each time, and takes up to 64 bytes then. Eight characters
+    #: or bytes count as one item.
+    argument_items: int = 300_000
     #: Bytes of one arbitrary-precision integer; torch's own loader stops at 255. Python
     #: prints integers of up to 4300 digits, which have 1785 bytes.
     int_nbytes: int = 1785

@@ -5,7 +5,7 @@ They are plain and inert. Each survives load, save and torch unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -585,9 +585,11 @@ class ForeignObject:
 
     def __repr__(self) -> str:
         """One line: the name, and how much is inside, not what."""
-        inside: Iterable[str] = ()
+        called = f"{self.module}.{self.name}"
+        if len(called) > 200:
+            called = called[:200] + "..."
         if self.how == "name":
-            return f"<foreign {self.module}.{self.name}>"
+            return f"<foreign {called}>"
         inside = [f"{len(self.args or ())} args"] if self.args else []
         if self.kwargs:
             inside.append(f"kwargs {_some(self.kwargs)}")
@@ -597,7 +599,7 @@ class ForeignObject:
             inside.append(f"state of type {type(self.state).__name__}")
         if self.items:
             inside.append(f"{len(self.items)} items")
-        return f"<foreign {self.module}.{self.name}({', '.join(inside)})>"
+        return f"<foreign {called}({', '.join(inside)})>"
 
 
 def _some(mapping: dict[Any, Any]) -> str:

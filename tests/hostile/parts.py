@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests import builders as b
+from tests.formats.tar_builder import OldCheckpoint
 
 
 def zipped(*parts: bytes) -> bytes:
@@ -72,6 +73,7 @@ def legacy(
 
 
 HEAD = b.members_of(b.stream(b"N"), {})
+SYSTEM = b.name("os", "system")
 
 
 def good_members() -> list[b.Member]:
@@ -88,3 +90,46 @@ def changed(data: bytes, at: int, raw: bytes) -> bytes:
 def in_directory(data: bytes, member: bytes, at: int, raw: bytes) -> bytes:
     """Return an archive with a change in the header of one record in its directory."""
     return changed(data, data.rindex(b"archive/" + member) - 46 + at, raw)
+
+
+def short_text(value: str) -> bytes:
+    """Return SHORT_BINUNICODE, or BINUNICODE for a long one."""
+    raw = value.encode("utf-8", "surrogatepass")
+    return b"\x8c" + bytes([len(raw)]) + raw if len(raw) < 256 else b.text(value)
+
+
+def by_stack(module: str, attribute: str) -> bytes:
+    """Return STACK_GLOBAL with its two texts."""
+    return short_text(module) + short_text(attribute) + b"\x93"
+
+
+def legacy_of(
+    *, magic: bytes = b.stream(b.MAGIC), version: bytes = b.stream(b.integer(1001)),
+    description: bytes = b.stream(b"}"), root: bytes = b.stream(b"N"),
+    keys: bytes = b.stream(b"]"),
+) -> bytes:  # fmt: skip
+    """Return a checkpoint of the legacy format without storages, by its five pickles."""
+    return magic + version + description + root + keys
+
+
+def tar_of(
+    *, root: bytes = b.stream(b"N"), storages: bytes | None = None, tensors: bytes | None = None,
+    description: bytes | None = None,
+) -> bytes:  # fmt: skip
+    """Return a checkpoint of torch before 0.1.10, some of its members given whole."""
+    given = {"storages": storages, "tensors": tensors, "sys_info": description}
+    more = {name: data for name, data in given.items() if data is not None}
+    return OldCheckpoint(pickle=root, more=more).build()
+
+
+def torchscript(
+    pickle: bytes, *, constants: bytes = b.stream(b")"), source: bytes = b"class Net(Module):\n"
+) -> bytes:
+    """Return an archive as ``torch.jit.save`` lays it out."""
+    records = {
+        "data.pkl": pickle, "code/__torch__.py": source, "constants.pkl": constants,
+        "version": b"3\n", "byteorder": b"little",
+    }  # fmt: skip
+    return b.build_zip(
+        [b.Member(name=f"archive/{name}".encode(), data=data) for name, data in records.items()]
+    )

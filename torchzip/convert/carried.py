@@ -161,10 +161,13 @@ def carry(
     if node is _LOST:
         return Carried()
     made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
+    most = limits.header_nbytes // 2
+    if _is_longer(made, most):
+        return Carried(None, [f"the object around the tensors: more than {most:,} bytes as JSON"])
     text = _json(made)
     for what, actual, bound in (
         # It is quoted once more as a text of the header, and shares that with the tensors.
-        ("bytes", len(text.encode()) + text.count('"'), limits.header_nbytes // 2),
+        ("bytes", len(text.encode()) + text.count('"'), most),
         ("lists and dicts", *containers_in(text, limits)),
     ):
         if actual > bound:
@@ -514,6 +517,23 @@ def _label(key: Any) -> str:
         return f"<{type(key).__name__}>"
 
 
+def _is_longer(node: Node, most: int) -> bool:
+    """Return whether the texts and numbers alone are longer: one may stand in many places."""
+    todo = [node]
+    while todo and most >= 0:
+        part = todo.pop()
+        if isinstance(part, str):
+            most -= len(part)
+        elif isinstance(part, int):
+            most -= part.bit_length() >> 2
+        elif isinstance(part, dict):
+            todo += part.keys()
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part
+    return most < 0
+
+
 def _json(node: Node) -> str:
     return json.dumps(node, ensure_ascii=False, separators=(",", ":"))
 
@@ -553,7 +573,9 @@ def _parts(value: Any) -> Iterable[Any]:
     if type(value) in _SEQUENCES:
         return list(value)
     if type(value) is Parameter:
-        return [value.state, *_parts(value.data)]  # its data is a tensor of its own
+        # Its data is a tensor of its own; a hostile file can have parameters of parameters.
+        data = value.data
+        return [value.state, *([data] if type(data) is Parameter else _parts(data))]
     if type(value) is LazyTensor and is_plain_tensor(value.spec.subclass):
         return [value.spec.attributes]
     return ()

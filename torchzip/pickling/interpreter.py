@@ -141,7 +141,7 @@ class Interpreter:
         pop = stack.pop
         self._protocol = 0
         containers_left = self._limits.containers + len(data) // 8
-        self._arguments_left = self._limits.argument_items + 8 * len(data)
+        self._arguments_left = self._limits.argument_items + 2 * len(data)
         while True:
             self.position = position
             op = data[position]
@@ -344,6 +344,8 @@ class Interpreter:
                 push(stack[-1])
             elif op == 0x92:  # NEWOBJ_EX
                 kwargs, args = pop(), pop()
+                if kwargs is None:
+                    raise PickleError("a new object with None for its keywords")
                 stack[-1] = new(self._table, stack[-1], args, kwargs)
             elif op == 0x6C:  # LIST
                 items = stack
@@ -489,7 +491,7 @@ class Interpreter:
         """Count what a call may copy."""
         self._arguments_left -= size_of(args)
         if self._arguments_left < 0:
-            bound = self._limits.argument_items + 8 * len(self._data)
+            bound = self._limits.argument_items + 2 * len(self._data)
             raise LimitError("argument_items", bound - self._arguments_left, bound)
 
     def _extension(self, code: int) -> ForeignObject:

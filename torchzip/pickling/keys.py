@@ -13,7 +13,8 @@ from torchzip.errors import PickleError, UnsupportedError, shown
 #: So many different keys of one file may have the same hash; real files have two at most
 #: (-1 and -2). Strings and bytes cannot be made to collide: their hash is salted.
 _MAX_EQUAL_HASHES = 100
-_MAX_ITEMS = 256
+#: Values in one key, and how deep they are in it.
+_MAX_VALUES = 256
 _MAX_DEPTH = 8
 
 _PLAIN_KEYS = frozenset([str, bytes, bool, type(None)])
@@ -22,8 +23,8 @@ _PLAIN_KEYS = frozenset([str, bytes, bool, type(None)])
 class KeyCheck:
     """Refuses what cannot be hashed, or only at a cost that the file does not pay for.
 
-    Takes str, bytes, bool, None, float, int, short tuples of those, and whatever has the hash of
-    its identity.
+    Takes str, bytes, bool, None, float, int, short tuples and frozensets of those, and whatever has
+    the hash of its identity.
     """
 
     def __init__(self) -> None:
@@ -52,23 +53,23 @@ class KeyCheck:
                 raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys have the same hash")
             same.append(key)
 
-    def _check_cost(self, key: Any, depth: int) -> None:
+    def _check_cost(self, key: Any, depth: int) -> int:
+        """Return how many values a key consists of; raise if it costs too much."""
         kind = type(key)
-        if isinstance(key, tuple):
-            if depth >= _MAX_DEPTH or len(key) > _MAX_ITEMS >> depth:
-                raise PickleError(
-                    f"a tuple as a key of a dict or an item of a set has more than {_MAX_ITEMS} "
-                    "items "
-                    f"or {_MAX_DEPTH} levels"
-                )
-            for item in key:
-                self._check_cost(item, depth + 1)
-        elif kind.__hash__ is None:
+        if kind.__hash__ is None or kind is slice:  # a slice has a hash since Python 3.12
             raise UnsupportedError(
                 f"{shown(key)} as a key of a dict or an item of a set; it has no hash"
             )
-        elif kind is frozenset and len(key) > _MAX_ITEMS:
-            raise PickleError(
-                f"a frozenset as a key of a dict or an item of a set has more than {_MAX_ITEMS} "
-                "items"
-            )
+        if not isinstance(key, tuple | frozenset):
+            return 1
+        # A frozenset knows its hash, but is compared with an equal one by what is in both.
+        total = 0
+        for item in key:
+            if depth < _MAX_DEPTH:
+                total += self._check_cost(item, depth + 1)
+            if depth >= _MAX_DEPTH or total > _MAX_VALUES:
+                raise PickleError(
+                    f"a {kind.__name__} as a key of a dict or an item of a set has more than "
+                    f"{_MAX_VALUES} values or {_MAX_DEPTH} levels"
+                )
+        return total or 1

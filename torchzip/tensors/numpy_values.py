@@ -127,6 +127,11 @@ def _structure(names: Any, fields: Any, itemsize: Any, flags: Any) -> np.dtype[A
         for row in rows
     ):
         return None
+    total = 0
+    for inner, _ in rows:
+        total += _field_count(inner)
+        if total > _MAX_FIELDS:  # a few that share their parts could have any number in all
+            return None
     parts: Any = {
         "names": list(names),
         "formats": [row[0] for row in rows],
@@ -135,6 +140,12 @@ def _structure(names: Any, fields: Any, itemsize: Any, flags: Any) -> np.dtype[A
     }
     made: np.dtype[Any] = np.dtype(parts, align=bool(flags & _ALIGNED))
     return made
+
+
+def _field_count(dtype: np.dtype[Any]) -> int:
+    """Return how many fields are in a dtype, with those of its fields."""
+    fields = dtype.base.fields
+    return 1 if fields is None else sum(_field_count(row[0]) for row in fields.values())
 
 
 def _subarray(base: Any) -> np.dtype[Any] | None:

@@ -107,7 +107,7 @@ def _moment(kind: type[datetime] | type[time], nbytes: int) -> Callable[[Args], 
         if len(args) == 2 and not isinstance(args[1], timezone | None):
             return KEEP  # a time zone of another library
         try:
-            # Python takes any numbers from bytes; to replace none of them looks at each.
+            # From bytes it may be the 255th of a month; to replace nothing checks all parts.
             return kind(raw, *args[1:]).replace()  # type: ignore[arg-type]
         except (ValueError, TypeError):
             raise PickleError(

@@ -588,9 +588,14 @@ def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
                 f"the metadata of a tensor says {shown(value)} for {shown(key)}; True or False for "
                 "'conj' and 'neg' are read"
             )
-        if key == "conj" and value and DTYPES[spec.torch_dtype].kind != "complex":
+        kind = DTYPES[spec.torch_dtype].kind
+        if key == "conj" and value and kind != "complex":
             raise TensorError(
                 f"a conjugated tensor is {spec.torch_dtype}; a complex dtype was expected"
+            )
+        if key == "neg" and value and kind not in ("float", "complex", "int"):
+            raise TensorError(
+                f"a negated tensor is {spec.torch_dtype}; a dtype of numbers was expected"
             )
         setattr(spec, key, value)
 
