@@ -156,6 +156,8 @@ def test_python2_strings() -> None:
         (b"L-7\n.", -7),
         (b"F1.5\n.", 1.5),
         (b"Vab\\u0041\n.", "abA"),
+        (b"Vab\r\n.", "ab\r"),  # a text as it is
+        (b"I42\r\n.", 42),  # a line of a file that was written as text
         (b"(I1\nI2\nl.", [1, 2]),
         (b"(I1\nI2\nd.", {1: 2}),
         (b"(I1\nt.", (1,)),

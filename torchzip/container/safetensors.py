@@ -125,8 +125,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     if 8 + nbytes > source.size:
         raise broken(
             f"the header takes {nbytes:,} bytes after the first 8, and the file has "
-            f"{source.size:,} "
-            f"bytes in all. {TRUNCATED}"
+            f"{source.size:,} bytes in all. {TRUNCATED}"
         )
     try:
         header = json.loads(
@@ -150,8 +149,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
         if entry.begin != at:
             raise broken(
                 f"the data of {shown(entry.name)} begins at byte {entry.begin:,}, and what is "
-                "before it "
-                f"ends at byte {at:,}"
+                f"before it ends at byte {at:,}"
             )
         at = entry.end
     if at != source.size:
@@ -171,8 +169,7 @@ def _parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
     except (TypeError, KeyError, ValueError):
         raise broken(
             f"the header entry of {shown(name)} is {shown(row)}; an object with dtype, shape and "
-            "two "
-            "data_offsets was expected"
+            "two data_offsets was expected"
         ) from None
     if not isinstance(shape, list):
         raise broken(
@@ -185,8 +182,7 @@ def _parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
         wrong = next(shown(number) for number in numbers if not is_number(number))
         raise broken(
             f"the header entry of {shown(name)} has {wrong} in its shape or data_offsets; ints "
-            "from "
-            "0 to 2**63 were expected"
+            "from 0 to 2**63 were expected"
         )
     if len(shape) > MAX_NDIM:
         raise too_many_dimensions(shown(name), len(shape), path=path)

@@ -48,8 +48,7 @@ def parse_index(source: Source, limits: Limits) -> ShardIndex:
     ):
         raise ArchiveError(
             f"weight_map is {shown(weight_map)} in the index; a map from tensor names to file "
-            "names "
-            "was expected",
+            "names was expected",
             path=source.name,
         )
     metadata = content.get("metadata") or {}

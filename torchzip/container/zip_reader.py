@@ -425,8 +425,7 @@ class ZipReader:
         if entry.nbytes != entry.compressed_nbytes:
             raise ArchiveError(
                 f"the directory says {entry.nbytes:,} bytes and {entry.compressed_nbytes:,} "
-                "compressed; a "
-                "stored record has as many of both",
+                "compressed; a stored record has as many of both",
                 path=self.source.name,
                 record=entry.name,
             )

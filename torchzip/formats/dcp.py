@@ -301,8 +301,7 @@ class _Nest:
         if self._room < 0:  # gaps are where empty containers were; no pickle is that short
             raise FormatError(
                 f"a list has {len(branch):,} values and its last is at position {length - 1:,}; "
-                "the "
-                "metadata is too short for so many gaps"
+                "the metadata is too short for so many gaps"
             )
         return [branch.get(position) for position in range(length)]
 

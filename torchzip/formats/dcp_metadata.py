@@ -315,8 +315,7 @@ class _Reader:
             if type(name) is not str or type(path) is not tuple or not path:
                 raise PickleError(
                     f"planner_data maps {shown(name)} to {shown(path)}; names and tuples of keys "
-                    "and "
-                    "positions were expected"
+                    "and positions were expected"
                 )
             self._charge(len(path))
             if type(path[0]) is not str or not all(
@@ -349,8 +348,7 @@ def _place(name: str, info: Any) -> Place:
     if transforms is not None and type(transforms) not in (list, tuple):
         raise PickleError(
             f"the place of {called} has {shown(transforms)} for its transform_descriptors; a list "
-            "was "
-            "expected"
+            "was expected"
         )
     if transforms:
         encoded = ", ".join(each[:40] for each in transforms[:5] if type(each) is str)
@@ -364,8 +362,7 @@ def _place(name: str, info: Any) -> Place:
     if not is_number(offset) or not is_number(nbytes):
         raise PickleError(
             f"the place of {called} has offset {shown(offset)} and length {shown(nbytes)}; ints "
-            "from "
-            "0 to 2**63 were expected"
+            "from 0 to 2**63 were expected"
         )
     return Place(str(file), int(offset or 0), int(nbytes or 0))
 

@@ -54,8 +54,7 @@ def saved_offsets(
         if not isinstance(offsets, list) or not all(map(is_number, offsets)):
             raise ArchiveError(
                 f"{SHARDING_INFO} has {shown(offsets)} for the saved_offsets of {shown(name)}; a "
-                "list of "
-                "ints from 0 to 2**63 was expected",
+                "list of ints from 0 to 2**63 was expected",
                 path=path,
             )
         made[name] = tuple(offsets)

@@ -63,8 +63,7 @@ def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> 
             return SafetensorsPartsContainer(folder, parts, limits)
         raise FormatError(
             "a directory, and not one checkpoint: it has "
-            f"{listed(folder.names, 10) or 'nothing in it'}. "
-            f"{_UNDERSTOOD}",
+            f"{listed(folder.names, 10) or 'nothing in it'}. {_UNDERSTOOD}",
             path=path,
         )
     except BaseException:
@@ -87,8 +86,7 @@ def _chosen(folder: Folder) -> list[str]:
     if len(kinds) > 1:
         raise FormatError(
             f"a directory with several checkpoints: {listed(kinds, 10)}. Give the path of the one "
-            "that "
-            "you mean.",
+            "that you mean.",
             path=folder.path,
         )
     return ranks or kinds

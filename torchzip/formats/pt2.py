@@ -307,8 +307,7 @@ class _Payloads:
         if nbytes % itemsize:
             raise TensorError(
                 f"{meta.name}: record {shown(record)} has {nbytes:,} bytes, which are no whole "
-                "number of "
-                f"{torch_dtype}"
+                f"number of {torch_dtype}"
             )
         location = meta.location()
         key = (record, torch_dtype, nbytes)

@@ -74,8 +74,7 @@ class ShardedContainer:
             if container.format not in _FORMATS:
                 raise UnsupportedError(
                     f"the shard is of format {container.format}; a file of torch.save or "
-                    "safetensors was "
-                    "expected",
+                    "safetensors was expected",
                     path=container.name,
                 )
             self._containers[shard] = container
@@ -163,24 +162,21 @@ class ShardedContainer:
             if at is None:
                 raise FormatError(
                     f"{shown(shard)} has {shown(name)}, which the index does not list. Open the "
-                    "shard "
-                    "by its own path to read it.",
+                    "shard by its own path to read it.",
                     path=self.name,
                 )
             if at != shard:
                 raise FormatError(
                     f"{shown(name)} is in {shown(shard)} and, by the index, in {shown(at)}; which "
-                    "of the "
-                    "two counts cannot be told",
+                    "of the two counts cannot be told",
                     path=self.name,
                 )
         offsets = saved_offsets(contents.metadata or {}, self._limits, container.name)
         parts = [name for name, offset in offsets.items() if any(offset)]
         if parts:
             raise FormatError(
-                f"{shown(shard)} has a part only of {listed(parts)} (its {SHARDING_INFO} says so), "
-                "and "
-                "an index is for whole tensors",
+                f"{shown(shard)} has a part only of {listed(parts)} (its {SHARDING_INFO} says "
+                "so), and an index is for whole tensors",
                 path=self.name,
             )
 

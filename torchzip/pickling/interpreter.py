@@ -288,8 +288,7 @@ class Interpreter:
                 if type(name) is not str or type(module) is not str:
                     raise PickleError(
                         f"STACK_GLOBAL has {shown(module)} and {shown(name)} on the stack; two "
-                        "texts "
-                        "were expected"
+                        "texts were expected"
                     )
                 push(self._name(module, name))
             elif op == 0x95:  # FRAME
@@ -403,9 +402,12 @@ class Interpreter:
                 push(python2_string(self._bytes(position + 4, nbytes)))
                 position += 4 + nbytes
             elif op == 0x56:  # UNICODE
+                start = position
                 line, position = self._line(position)
                 try:
-                    push(line.decode("raw-unicode-escape"))
+                    # All of it: a text may end in a carriage return, which other lines may have
+                    # from a file that was written as text.
+                    push(self._data[start : position - 1].decode("raw-unicode-escape"))
                 except UnicodeDecodeError:
                     raise PickleError(f"{shown(line)} where escaped text was expected") from None
             elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4

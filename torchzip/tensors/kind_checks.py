@@ -133,8 +133,7 @@ def _check_list(numbers: list[Any], kinds: tuple[type, ...], checked: Checked | 
         if type(number) not in kinds or not (type(number) is float or abs(number) < _MAX):
             raise TensorError(
                 f"the scales or zero points of a tensor have {shown(number)} in them; numbers of "
-                "64 bits "
-                "were expected"
+                "64 bits were expected"
             )
 
 
@@ -177,8 +176,7 @@ def wrong_scale(scale: Any, zero_point: Any) -> TensorError:
     """Return the error of a quantizer whose numbers are none."""
     return TensorError(
         f"a quantized tensor has scale {shown(scale)} and zero point {shown(zero_point)}; a float "
-        "and "
-        "an int of 64 bits were expected"
+        "and an int of 64 bits were expected"
     )
 
 
@@ -213,9 +211,8 @@ def _check_compressed(tensor: SparseTensor) -> None:
     dtypes = [_dtype(part) for part in tensor.indices]
     if dtypes[0] != dtypes[1] or dtypes[0] not in ("int64", "int32"):
         raise TensorError(
-            f"the indices of a {layout} tensor are {' and '.join(dtypes)}; int64 or int32 for both "
-            "was "
-            "expected"
+            f"the indices of a {layout} tensor are {' and '.join(dtypes)}; int64 or int32 for "
+            "both was expected"
         )
     compressed, plain = (shape_of(part) for part in tensor.indices)
     values = shape_of(tensor.values)
@@ -237,8 +234,7 @@ def _check_compressed(tensor: SparseTensor) -> None:
             if step == 0 or size % step:
                 raise TensorError(
                     f"a {layout} tensor of shape {list(shape)} has blocks of {list(block)}, which "
-                    "do not fit "
-                    "into it"
+                    "do not fit into it"
                 )
             counts[axis] = size // step
         fits = compressed[batch] == counts[0 if by_rows else 1] + 1
@@ -293,8 +289,7 @@ def _check_quantized(tensor: QuantizedTensor) -> None:
             if len(part) != tensor.shape[axis]:
                 raise TensorError(
                     f"a quantized tensor has {len(part):,} {what} for {tensor.shape[axis]:,} "
-                    "channels on "
-                    f"axis {axis}"
+                    f"channels on axis {axis}"
                 )
             continue
         if DTYPES[_dtype(part)].kind not in kinds:

@@ -271,8 +271,7 @@ class Rebuilder:
         if type(numel) is not int or not 0 <= numel < 1 << 63:
             raise TensorError(
                 f"storage {key} has {shown(numel)} for its number of elements; an int from 0 to "
-                "2**63 "
-                "was expected"
+                "2**63 was expected"
             )
         if type(location) is not str:
             raise PickleError(
@@ -329,8 +328,7 @@ class Rebuilder:
         if made.args or type(state) is not tuple or len(state) != 4:
             raise PickleError(
                 f"the state of a torch.{name[1]} is {shown(state)}; (storage, offset, size, "
-                "stride) "
-                "was expected"
+                "stride) was expected"
             )
         if type(state[0]) is BareStorage and state[0].torch_dtype != _OLD_DENSE[name]:
             raise TensorError(
@@ -401,8 +399,7 @@ class Rebuilder:
             if type(offset) is not int:
                 raise TensorError(
                     f"the storage offset of a tensor is {shown(offset)}; an int from 0 to 2**63 "
-                    "was "
-                    "expected"
+                    "was expected"
                 )
             offset += bare.first
         spec = TensorSpec(

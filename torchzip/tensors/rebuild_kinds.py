@@ -142,8 +142,7 @@ class KindRebuilder:
         if torch_dtype is None or DTYPES[torch_dtype].kind != "quantized":
             raise TensorError(
                 f"a quantized tensor has a storage of {torch_dtype or 'no dtype'}; a quantized "
-                "dtype was "
-                "expected"
+                "dtype was expected"
             )
         shape = _sizes(size)
         scale, zero_point, axis = self._params(params)

@@ -125,8 +125,7 @@ def check_spec(spec: TensorSpec) -> TensorSpec:
     if not (isinstance(shape, tuple | list) and isinstance(stride, tuple | list)):
         raise TensorError(
             f"a tensor has {shown(shape)} for its size and {shown(stride)} for its stride; tuples "
-            "of "
-            "ints were expected"
+            "of ints were expected"
         )
     spec.shape = shape = tuple(shape)
     spec.stride = stride = tuple(stride)
