@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import struct
 import subprocess
 import sys
@@ -278,12 +279,17 @@ def test_deflated_bomb_stops_at_its_size() -> None:
         tz.load(io.BytesIO(data))
 
 
-@pytest.mark.parametrize("unit", [b"N", b"K\x01", b")", b"]"], ids=["None", "int", "()", "[]"])
-def test_many_small_objects_stay_in_proportion(unit: bytes) -> None:
-    """A pickle of a megabyte needs at most 64 MiB."""
-    data = b.checkpoint(b.stream(b"(", unit * ((1 << 20) // len(unit)), b"t"), {})
-    with peak_below(64 << 20), contextlib.suppress(tz.LimitError):
-        tz.load(io.BytesIO(data))
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells the peak")
+def test_many_small_objects_stay_in_proportion() -> None:
+    """A pickle of a megabyte needs at most 64 MiB, whatever it is made of."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.floods"], cwd=Path(__file__).parents[1],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    risen = json.loads(done.stdout)
+    assert len(risen) > 30
+    assert {name: nbytes for name, nbytes in risen.items() if nbytes > 64 << 20} == {}
+    assert max(risen.values()) > 20 << 20  # what is measured is there
 
 
 def test_import_brings_nothing() -> None:

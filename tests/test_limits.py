@@ -38,6 +38,7 @@ _ROWS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "pickle_nbytes": (50, lambda: _zip(_TENSOR)),
     "nesting": (3, lambda: _zip(_TENSOR, b"\x85" * 10)),
     "containers": (10, lambda: _zip(b"(", b"]" * 100, b"l")),
+    "memo": (10, lambda: _zip(b"(", b"N\x94" * 100, b"l")),
     "argument_items": (100, _many_calls),
     "int_nbytes": (8, lambda: _zip(b.integer(1 << 70))),
     "entries": (2, lambda: _zip(_TENSOR)),

@@ -28,8 +28,11 @@ class Limits:
     pickle_nbytes: int = 1 << 30
     #: Depth of containers within containers, as walked for the flat names.
     nesting: int = 900
-    #: Lists, dicts and sets in one pickle, beyond one for each 8 bytes of it.
-    containers: int = 600_000
+    #: Lists, dicts, tuples and open marks in one pickle, beyond one for each 8 bytes of it; the
+    #: result of a call counts as two, a set as four.
+    containers: int = 250_000
+    #: Values that one pickle has numbered at a time, beyond one for each 8 bytes of it.
+    memo: int = 150_000
     #: Items in the arguments of calls, beyond two for each byte of the pickle: what is mentioned
     #: many times may be copied by a call each time, and takes up to 64 bytes then. Eight characters
     #: or bytes count as one item.

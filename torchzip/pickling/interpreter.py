@@ -66,6 +66,10 @@ def truncated(message: str, needed: int) -> TruncatedPickleError:
     return error
 
 
+#: What an empty set, and what the result of a call count as: so many empty lists.
+_SET, _CALLED = 4, 2
+
+
 class Interpreter:
     """Runs one or more pickles that stand in ``data``.
 
@@ -141,6 +145,8 @@ class Interpreter:
         pop = stack.pop
         self._protocol = 0
         containers_left = self._limits.containers + len(data) // 8
+        most_numbers = self._limits.memo + len(data) // 8
+        most_marks = self._limits.containers
         self._arguments_left = self._limits.argument_items + 2 * len(data)
         while True:
             self.position = position
@@ -156,6 +162,8 @@ class Interpreter:
             elif op == 0x72:  # LONG_BINPUT
                 memo[_U32(data, position)[0]] = stack[-1]
                 position += 4
+                if len(memo) > most_numbers:
+                    raise LimitError("memo", len(memo), most_numbers)
             elif op == 0x6A:  # LONG_BINGET
                 push(_recall(memo, _U32(data, position)[0]))
                 position += 4
@@ -166,6 +174,8 @@ class Interpreter:
                         position = behind
                         continue
                 below.append(stack)
+                if len(below) > most_marks:
+                    raise LimitError("containers", len(below), most_marks)
                 stack = []
                 push, pop = stack.append, stack.pop
             elif op == 0x4B:  # BININT1
@@ -182,6 +192,9 @@ class Interpreter:
                 push(text)
                 position = end
             elif op == 0x52:  # REDUCE
+                containers_left -= _CALLED
+                if containers_left < 0:
+                    raise self._too_many_containers()
                 args = pop()
                 stack[-1] = self._call(stack[-1], args)
                 if type(stack[-1]) is ForeignObject:
@@ -191,6 +204,9 @@ class Interpreter:
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
                 push(tuple(items))
+                containers_left -= 1
+                if containers_left < 0:
+                    raise self._too_many_containers()
             elif op == 0x4D:  # BININT2
                 push(_U16(data, position)[0])
                 position += 2
@@ -200,11 +216,20 @@ class Interpreter:
             elif op == 0x86:  # TUPLE2
                 second = pop()
                 stack[-1] = (stack[-1], second)
+                containers_left -= 1
+                if containers_left < 0:
+                    raise self._too_many_containers()
             elif op == 0x85:  # TUPLE1
                 stack[-1] = (stack[-1],)
+                containers_left -= 1
+                if containers_left < 0:
+                    raise self._too_many_containers()
             elif op == 0x87:  # TUPLE3
                 third, second = pop(), pop()
                 stack[-1] = (stack[-1], second, third)
+                containers_left -= 1
+                if containers_left < 0:
+                    raise self._too_many_containers()
             elif op == 0x29:  # EMPTY_TUPLE
                 push(())
             elif op == 0x51:  # BINPERSID
@@ -223,10 +248,9 @@ class Interpreter:
                 push(_F64(data, position)[0])
                 position += 8
             elif op == 0x7D or op == 0x5D or op == 0x8F:  # EMPTY_DICT, EMPTY_LIST, EMPTY_SET
-                containers_left -= 1
+                containers_left -= _SET if op == 0x8F else 1
                 if containers_left < 0:
-                    bound = self._limits.containers + len(data) // 8
-                    raise LimitError("containers", bound + 1, bound)
+                    raise self._too_many_containers()
                 push({} if op == 0x7D else [] if op == 0x5D else set())
             elif op == 0x73:  # SETITEM
                 value, key = pop(), pop()
@@ -248,6 +272,9 @@ class Interpreter:
                 state = pop()
                 stack[-1] = self._build(stack[-1], state, memo)
             elif op == 0x81:  # NEWOBJ
+                containers_left -= _CALLED
+                if containers_left < 0:
+                    raise self._too_many_containers()
                 args = pop()
                 stack[-1] = new(self._table, stack[-1], args, None)
                 if type(stack[-1]) is ForeignObject:
@@ -278,7 +305,10 @@ class Interpreter:
                 position += nbytes
             # Protocol 4 and 5, then what only old or odd files have.
             elif op == 0x94:  # MEMOIZE
-                memo[memo.settle()] = stack[-1]
+                number = memo.settle()
+                if number > most_numbers:
+                    raise LimitError("memo", number, most_numbers)
+                memo[number] = stack[-1]
             elif op == 0x8C:  # SHORT_BINUNICODE
                 nbytes = data[position]
                 push(self._text(position + 1, nbytes))
@@ -325,6 +355,9 @@ class Interpreter:
                 for item in items:
                     self._table.keys(item)
                 if op == 0x91:
+                    containers_left -= _SET
+                    if containers_left < 0:
+                        raise self._too_many_containers()
                     push(frozenset(items))
                 else:
                     add_items(stack[-1], items)
@@ -345,12 +378,18 @@ class Interpreter:
                 kwargs, args = pop(), pop()
                 if kwargs is None:
                     raise PickleError("a new object with None for its keywords")
+                containers_left -= _CALLED
+                if containers_left < 0:
+                    raise self._too_many_containers()
                 stack[-1] = new(self._table, stack[-1], args, kwargs)
             elif op == 0x6C:  # LIST
                 items = stack
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
                 push(items)
+                containers_left -= 1
+                if containers_left < 0:
+                    raise self._too_many_containers()
             elif op == 0x64:  # DICT
                 items = stack
                 stack = _under_mark(below)
@@ -358,6 +397,9 @@ class Interpreter:
                 made: dict[Any, Any] = {}
                 set_items(self._table, made, items)
                 push(made)
+                containers_left -= 1
+                if containers_left < 0:
+                    raise self._too_many_containers()
             elif op == 0x69:  # INST
                 module, position = self._line(position)
                 name, position = self._line(position)
@@ -365,11 +407,17 @@ class Interpreter:
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
                 push(self._call(self._name(_utf8(module), _utf8(name)), tuple(items)))
+                containers_left -= _CALLED
+                if containers_left < 0:
+                    raise self._too_many_containers()
             elif op == 0x6F:  # OBJ
                 items = stack
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
                 push(self._call(items[0], tuple(items[1:])))
+                containers_left -= _CALLED
+                if containers_left < 0:
+                    raise self._too_many_containers()
             elif op == 0x50:  # PERSID
                 line, position = self._line(position)
                 push(self._table.persistent(_utf8(line)))
@@ -382,6 +430,8 @@ class Interpreter:
                     raise PickleError(f"PUT has memo number {index:,}; 0 or more was expected")
                 else:
                     memo[index] = stack[-1]
+                    if len(memo) > most_numbers:
+                        raise LimitError("memo", len(memo), most_numbers)
             elif op == 0x49 or op == 0x4C:  # INT, LONG
                 line, position = self._line(position)
                 if op == 0x49 and line in (b"00", b"01"):
@@ -435,6 +485,10 @@ class Interpreter:
                 f"{self._opcode()} of {nbytes:,} bytes, and {left:,} are left", nbytes - left
             )
         return self._data[position : position + nbytes]
+
+    def _too_many_containers(self) -> LimitError:
+        bound = self._limits.containers + len(self._data) // 8
+        return LimitError("containers", bound + 1, bound)
 
     def _text(self, position: int, nbytes: int) -> str:
         raw = self._data[position : position + nbytes]
