@@ -102,7 +102,7 @@ def _distributed(change: Callable[[dcp.Builder], object]) -> Callable[[], object
 
 
 #: kind -> (what raises, the message)
-_MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
+MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     # no checkpoint, or not all of one
     "an empty file": (
         _load(b""),
@@ -394,10 +394,10 @@ def _here(tmp_path: Path) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("kind", _MESSAGES)
+@pytest.mark.parametrize("kind", MESSAGES)
 def test_message(kind: str) -> None:
     """The whole text of an error."""
-    run, message = _MESSAGES[kind]
+    run, message = MESSAGES[kind]
     with pytest.raises((TorchZipError, OSError, ValueError, TypeError)) as caught:
         run()
     assert str(caught.value) == message
