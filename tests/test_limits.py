@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests import floods
+from torchzip.errors import LimitError
 
 _TENSOR = b.tensor()
 
@@ -134,3 +137,41 @@ def test_a_bound_is_a_number(bound: object, error: type[Exception]) -> None:
         tz.Limits(entries=bound)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="limits must be"):
         tz.load("x.pt", limits=bound)  # type: ignore[arg-type]
+
+
+#: Opcodes that make what `containers` counts, and what `memo` counts.
+_COUNTED = {
+    "containers": [
+        "[]", "{}", "set()", "frozenset()", "(", "[] by LIST", "{} by DICT", "[None]", "(None,)",
+        "a tuple around", "a pair", "(None,) by TUPLE", "a new object", "a call", "a call around",
+        "an old object", "an OrderedDict", "a Size", "a set by a call", "a device", "a complex",
+        "an object with keywords", "an instance", "three in a tuple",
+    ],
+    "memo": ["MEMOIZE", "numbers", "numbers of protocol 0"],
+}  # fmt: skip
+_MORE = {
+    "an object with keywords": (b.name("a", "B") + b"q\0", b"h\0)}\x92"),
+    "an instance": (b"", b"(ia\nB\n"),
+    "three in a tuple": (b"", b"NNN\x87"),
+}
+
+
+@pytest.mark.parametrize(
+    ("bound", "name"), [(bound, name) for bound in _COUNTED for name in _COUNTED[bound]]
+)
+def test_each_opcode_counts(bound: str, name: str) -> None:
+    """Whatever makes a container or numbers a value: two hundred of it are past a bound of five."""
+    if name == "numbers":
+        parts = [b"N", *(b"r" + struct.pack("<I", number) for number in range(200))]
+    elif name == "numbers of protocol 0":
+        parts = [b"N", *(b"p%d\n" % number for number in range(200))]
+    else:
+        before, unit = (floods.UNITS | _MORE)[name]
+        parts = [b"(", before, unit * 200, b"t"]
+    data = b.checkpoint(b.stream(*parts), {})
+    loose = {"containers": 10_000, "memo": 10_000}
+    with pytest.raises(LimitError) as caught:
+        tz.load(io.BytesIO(data), limits=tz.Limits(**(loose | {bound: 5})))
+    assert caught.value.limit == bound
+    with contextlib.suppress(tz.FormatError):  # marks that are open
+        tz.load(io.BytesIO(data), limits=tz.Limits(**loose))
