@@ -392,10 +392,12 @@ def test_warnings_that_are_errors(path: Path) -> None:
 def test_error_that_was_caught_in_the_block(path: Path) -> None:
     """Nothing is written, and that is said at the end."""
     path.write_bytes(b"old")
-    with pytest.warns(UserWarning, match="nothing was written, a tensor"):  # noqa: SIM117
-        with tz.incremental_save(path) as out:
-            with pytest.raises(ValueError, match="have 3 elements"):
-                out.store_chunks([np.zeros(3)], shape=(4,), dtype="float64")
+    with (
+        pytest.warns(UserWarning, match="nothing was written, a tensor"),
+        tz.incremental_save(path) as out,
+        pytest.raises(ValueError, match="have 3 elements"),
+    ):
+        out.store_chunks([np.zeros(3)], shape=(4,), dtype="float64")
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == ["m.pt"]
 
