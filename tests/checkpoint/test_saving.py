@@ -293,7 +293,7 @@ class _Says:
         self.kind = kind
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # type: ignore[override]
+    def __class__(self) -> Any:
         if vars(self)["kind"] is None:
             raise KeyError("no class")
         return vars(self)["kind"]
