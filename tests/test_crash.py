@@ -345,6 +345,75 @@ def test_read_only_folder(tmp_path: Path, writer: Writer) -> None:
 
 
 @each_writer
+@pytest.mark.parametrize("umask", [0o777, 0o277, 0o027])
+def test_files_that_others_may_not_open(tmp_path: Path, writer: Writer, umask: int) -> None:
+    """Under an odd umask, or over a read-only file, the temporary file can be opened again."""
+    place = Place(tmp_path, writer, False)
+
+    def modes() -> set[int]:
+        return {(place.folder / name).stat().st_mode & 0o777 for name in writer.files}
+
+    def check_open(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        descriptor: int = real(path, flags, *rest, **more)
+        if LEFT_OVER.fullmatch(os.path.basename(str(path))) and not flags & os.O_CREAT:
+            # Root may open everything.
+            assert os.fstat(descriptor).st_mode & 0o600 == 0o600
+        return descriptor
+
+    real = os.open
+    place.reset()
+    before = os.umask(umask)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "open", check_open)
+            place.write()
+            assert modes() == {0o666 & ~umask}
+            for name in writer.files:
+                (place.folder / name).chmod(0o444)
+            place.write()
+    finally:
+        os.umask(before)
+    assert modes() == {0o444}
+    assert place.renamed() == len(writer.files)
+
+
+@each_writer
+def test_private_files_stay_private(tmp_path: Path, writer: Writer) -> None:
+    """What takes the place of a private file was never open to others."""
+    place = Place(tmp_path, writer, True)
+    place.reset()
+    for name in writer.files:
+        (place.folder / name).chmod(0o600)
+    asked = []
+    real = os.open
+
+    def note(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+        if flags & os.O_CREAT:
+            asked.append(mode)
+        return real(path, flags, mode, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", note)
+        place.write()
+    assert asked == [0o600] * len(writer.files)
+
+
+@each_writer
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("open", errno.EACCES), ("fsync", errno.EINVAL), ("fsync", errno.EOPNOTSUPP)],
+)
+def test_folders_that_cannot_be_synced(
+    tmp_path: Path, writer: Writer, name: str, code: int
+) -> None:
+    """One without the right to read, and file systems that sync files only: all is well."""
+    place = Place(tmp_path, writer, True)
+    last = max(call for call in _calls_of(place) if call[0] == name)
+    assert not _check_failure(place, last.__eq__, failing_with(code))
+    assert place.renamed() == len(writer.files)
+
+
+@each_writer
 @pytest.mark.parametrize("failing", [None, "fsync", "replace"])
 def test_symlinks(tmp_path: Path, writer: Writer, failing: str | None) -> None:
     """They stay, whether what they point to is replaced or not."""

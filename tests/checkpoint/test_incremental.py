@@ -7,7 +7,9 @@ import io
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +303,7 @@ def _failing() -> Iterator[Array]:
         ([np.zeros(4, "f8")], (4,), "float32", TypeError, "dtype float64; float32"),
         ([[1, 2]], (2,), "float32", TypeError, "float32 was announced"),
         ([["a"]], (1,), "float32", TypeError, "float32 was announced"),
+        ([np.ma.zeros(4, "f4")], (4,), "float32", TypeError, "masked"),
         (_failing(), (4,), "float32", _StopError, "gone"),
     ],
 )
@@ -332,7 +335,8 @@ def test_chunks_that_do_not_fit(
 
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((-1,), "float32"), ((2,), "float3"), ((2,), object), ((2,), "U2"),
-                         (("a",), "float32"), (None, "float32")],
+                         (("a",), "float32"), (None, "float32"), ((2.5,), "float32"),
+                         ("2", "float32"), ((1 << 63, 0), "float32"), ((1 << 62, 9), "float32")],
 )  # fmt: skip
 def test_wrong_announcements(path: Path, shape: Any, dtype: Any) -> None:
     """A wrong shape or dtype is found before anything is written; the writer goes on."""
@@ -372,6 +376,60 @@ def test_no_save(path: Path) -> None:
     ):
         out.store_early(np.ones(2))
     assert caught[0].filename == __file__
+    assert os.listdir(path.parent) == []
+
+
+def test_warnings_that_are_errors(path: Path) -> None:
+    """The temporary file is gone then too, while somebody still has the writer."""
+    out = tz.incremental_save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="never called"), out:
+            out.store_early(np.ones(2))
+    assert os.listdir(path.parent) == []
+
+
+def test_error_that_was_caught_in_the_block(path: Path) -> None:
+    """Nothing is written, and that is said at the end."""
+    path.write_bytes(b"old")
+    with (
+        pytest.warns(UserWarning, match="nothing was written, a tensor"),
+        tz.incremental_save(path) as out,
+        pytest.raises(ValueError, match="have 3 elements"),
+    ):
+        out.store_chunks([np.zeros(3)], shape=(4,), dtype="float64")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["m.pt"]
+
+
+class _Uses:
+    """Uses the writer while it is being saved."""
+
+    def __init__(self, use: Callable[[], object]) -> None:
+        self._use = use
+
+    def __reduce__(self) -> Any:
+        self._use()
+        return (OrderedDict, ())
+
+
+def test_use_from_within_save(path: Path) -> None:
+    """It is refused, with the path of whose ``__reduce__`` does it; the writer goes on."""
+    with tz.incremental_save(path) as out:
+        early = out.store_early(np.ones(2))
+        uses: list[Callable[[], object]] = [
+            lambda: out.store_early(np.ones(3)),
+            lambda: out.store_chunks([], shape=(0,), dtype="float32"),
+            lambda: out.save({}),
+        ]
+        for use in uses:
+            with pytest.raises(TypeError, match=r"^x: .*save\(\) is at work"):
+                out.save({"w": early, "x": _Uses(use)})
+        out.save({"w": early})
+    assert tz.load(path)["w"].tolist() == [1, 1]
+    path.unlink()
+    with tz.incremental_save(path) as out, pytest.raises(ValueError, match="closed"):
+        out.save({"x": _Uses(out.close)})
     assert os.listdir(path.parent) == []
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import torchzip as tz
 from tests import builders as b
 from torchzip.dtypes import DTYPES
+from torchzip.tensors.memory import PackedStorage
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.types import Device, Dtype, Layout, Parameter, QScheme, Size, Storage, TypedArray
 
@@ -285,6 +286,81 @@ def test_what_cannot_be_saved_says_where(tmp_path: Path, value: Any, message: st
     assert os.listdir(tmp_path) == []
 
 
+class _Says:
+    """An object that says it is of another class, or raises when it is asked."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        if vars(self)["kind"] is None:
+            raise KeyError("no class")
+        return vars(self)["kind"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.load")
+@pytest.mark.parametrize("kind", [np.ndarray, dict, tz.LazyTensor, tz.types.SparseTensor, None])
+def test_objects_that_lie_about_their_class(kind: Any) -> None:
+    """What they are counts: they are pickled as such, as pickle does it."""
+    loaded = roundtrip({"k": [_Says(kind), np.ones(2)]})
+    assert loaded["k"][0].callee.name == "_Says"
+    assert loaded["k"][1].tolist() == [1, 1]
+
+
+class _Mute(str):
+    def __str__(self) -> str:
+        raise KeyError("no text")
+
+    __repr__ = __str__
+
+
+class _MuteError(Exception):
+    __str__ = _Mute.__str__
+
+
+class _Failing:
+    def __reduce__(self) -> Any:
+        raise _MuteError
+
+
+@pytest.mark.parametrize("value", [np.zeros(2, object), lambda: 0, _Failing()])
+def test_keys_and_errors_without_a_text(value: Any) -> None:
+    """A message is made of them all the same."""
+    with pytest.raises(TypeError, match=r"^model\.<_Mute>: cannot save"):
+        tz.save({"model": {_Mute("k"): value}}, io.BytesIO())
+    array = np.zeros(4, np.float32)
+    with pytest.raises(ValueError, match=r"^<_Mute>\.a, <_Mute>\.b: arrays of dtype"):
+        tz.save({_Mute("k"): {"a": array, "b": array.view(np.int32)}}, io.BytesIO())
+
+
+class _InArguments:
+    def __reduce__(self) -> Any:
+        return (list, ((type(self)(), type(self)()),))
+
+
+class _InState:
+    def __reduce__(self) -> Any:
+        return (list, (), type(self)())
+
+
+@pytest.mark.parametrize("endless", [_InArguments, _InState])
+def test_objects_made_of_new_ones_without_end(tmp_path: Path, endless: Any) -> None:
+    """They are an error with its path, not all memory."""
+    with pytest.raises(ValueError, match="nested too deeply"):
+        tz.save({"a": [np.ones(2), endless()]}, tmp_path / "m.pt")
+    assert os.listdir(tmp_path) == []
+
+
+def test_rows_of_a_matrix_are_matrices() -> None:
+    """A row longer than a block is cut further, though ``matrix[0]`` has two axes again."""
+    matrix = np.arange(60.0).reshape(2, 30).astype(">f8").view(np.matrix)
+    blocks = list(PackedStorage(matrix, "float64").blocks(64))
+    assert max(block.nbytes for block in blocks) <= 64
+    assert np.concatenate(blocks).view("f8").tolist() == list(range(60))
+    same(roundtrip({"m": matrix})["m"], np.asarray(matrix))
+
+
 def test_numpy_scalars_are_not_arrays() -> None:
     """A numpy scalar is saved as pickle does it, with a warning that names its path."""
     file = io.BytesIO()
@@ -465,6 +541,27 @@ def test_unseekable_file_object() -> None:
     file = io.BytesIO()
     tz.save({"w": np.arange(5.0)}, file)
     assert b"".join(pipe.parts) == file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (-1, OSError, "says it took -1 bytes"),
+        (10**9, OSError, "says it took 1000000000 bytes"),
+        (0, OSError, "takes no more bytes"),
+        ("x", TypeError, "integer"),
+    ],
+)
+def test_file_objects_with_odd_answers(answer: Any, error: Any, message: str) -> None:
+    """A count that cannot be is an error; the writer does not go round in circles."""
+
+    class Odd:
+        def write(self, data: Any) -> Any:
+            return answer
+
+    odd: Any = Odd()
+    with pytest.raises(error, match=message):
+        tz.save({"w": np.ones(3)}, odd)
 
 
 def test_same_object_same_bytes(tmp_path: Path) -> None:

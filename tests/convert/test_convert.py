@@ -215,6 +215,20 @@ def test_progress(model: Path, tmp_path: Path) -> None:
     assert seen[-1][0] == seen[-1][1] == (tmp_path / "a.pt").stat().st_size
 
 
+@pytest.mark.parametrize("target", ["a.pt", "new/", "a.safetensors.index.json"])
+def test_progress_that_fails_at_the_end(model: Path, tmp_path: Path, target: str) -> None:
+    """The callback's last call comes before any file has its name, so its error undoes all."""
+    before = sorted(tmp_path.iterdir())
+
+    def fail(done: int, total: int) -> None:
+        if done == total:
+            raise KeyError("of the caller")
+
+    with pytest.raises(KeyError):
+        tz.convert(model, f"{tmp_path}/{target}", progress=fail)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_plan_reads_no_tensor(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan is made from the structure alone."""
     with tz.lazy_load(model) as ckpt:

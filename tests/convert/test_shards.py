@@ -121,6 +121,36 @@ def test_a_whole_file_gives_way_to_shards(tmp_path: Path, model: Path) -> None:
     assert same(model, tmp_path / "back.pt")
 
 
+def test_a_directory_in_the_place_of_a_whole_file(tmp_path: Path, model: Path) -> None:
+    """It cannot give way to shards, which is found before there are any."""
+    (tmp_path / "m.safetensors").mkdir()
+    with pytest.raises(IsADirectoryError):
+        tz.convert(model, tmp_path / "m.safetensors.index.json", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["m.safetensors", "model.pt"]
+
+
+def test_links_that_lead_two_shards_to_one_place(tmp_path: Path) -> None:
+    """One would be lost; the same goes for a link to the whole file, which is taken away."""
+    model = tmp_path / "model.pt"
+    tz.save({"a": np.ones(100), "b": np.zeros(100)}, model)
+    blob = tmp_path / "blob"
+    blob.write_bytes(b"old")
+    names = [f"m-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+    for name in names:
+        (tmp_path / name).symlink_to(blob)
+    with pytest.raises(FileExistsError, match="A link to where") as caught:
+        tz.convert(model, tmp_path / "m.safetensors", max_shard_size=800, overwrite=True)
+    assert caught.value.filename == str(tmp_path / names[1])
+    assert blob.read_bytes() == b"old"
+    for name in names:
+        (tmp_path / name).unlink()
+    blob.rename(tmp_path / "m.safetensors")
+    (tmp_path / names[0]).symlink_to("m.safetensors")
+    with pytest.raises(FileExistsError, match="leads here"):
+        tz.convert(model, tmp_path / "m.safetensors", max_shard_size=800, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == [names[0], "m.safetensors", "model.pt"]
+
+
 def test_metadata_of_safetensors_is_kept(tmp_path: Path) -> None:
     """A header's texts go along to safetensors, in shards as well; a .pt has no place for them."""
     from safetensors.numpy import save_file
@@ -212,6 +242,14 @@ def test_map_that_gives_something_else(
 ) -> None:
     """It is the caller's mistake, which names the tensor, and nothing is left."""
     with pytest.raises(error, match="map gives"):
+        tz.convert(model, tmp_path / "o.pt", map=lambda name, tensor: given)
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+@pytest.mark.parametrize("given", [None, 5])
+def test_map_that_gives_no_pairs(tmp_path: Path, model: Path, given: Any) -> None:
+    """As a function does that forgets its return."""
+    with pytest.raises(TypeError, match=r"map gives .* for 'layers"):
         tz.convert(model, tmp_path / "o.pt", map=lambda name, tensor: given)
     assert os.listdir(tmp_path) == ["model.pt"]
 

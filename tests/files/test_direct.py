@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import torchzip as tz
 from torchzip.files import direct, sink
 from torchzip.files.direct import ALIGNMENT, DirectWriter
 from torchzip.files.sink import PathSink
@@ -114,6 +116,25 @@ def test_without_a_way_past_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
     target.write(b"end")
     target.commit()
     assert (tmp_path / "m.pt").read_bytes() == bytes(50_000) + b"end"
+
+
+def test_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may have no more of them, and an interpreter that ends starts none."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    array = np.arange(6 << 20, dtype=np.float32)
+    tz.save({"w": array}, tmp_path / "m.pt")
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        tz.save({"w": array}, tmp_path / "o.pt")
+        tz.convert(tmp_path / "m.pt", tmp_path / "o.safetensors", dtype="float16")
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert np.array_equal(tz.load(tmp_path / "o.pt")["w"], array)
+    assert tz.load(tmp_path / "o.safetensors")["w"].dtype == np.float16
 
 
 @pytest.mark.parametrize("at", [1, 2, 5])

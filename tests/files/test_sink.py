@@ -140,6 +140,30 @@ def test_mode_of_a_replaced_file(tmp_path: Path, umask: int, mode: int) -> None:
     assert path.read_bytes() == b"new"
 
 
+def test_error_of_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names the target, not the temporary file, which nobody knows."""
+    path = tmp_path / "m.pt"
+    sink = PathSink(path)
+    sink.write(b"new")
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        sink.commit()
+    assert str(caught.value).endswith(f"{str(path)!r}")
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_path_of_bytes(tmp_path: Path) -> None:
+    """A path-like object may give bytes."""
+
+    class InBytes:
+        def __fspath__(self) -> bytes:
+            return os.fsencode(tmp_path / "m.pt")
+
+    made: Any = InBytes()
+    _write(made)
+    assert (tmp_path / "m.pt").read_bytes() == b"new"
+
+
 # -- links ---------------------------------------------------------------------------------------
 
 

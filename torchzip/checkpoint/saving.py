@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import sys
 import threading
@@ -208,6 +209,7 @@ class IncrementalWriter:
                 {
                     "saved": "save() was called already; nothing can follow it",
                     "broken": "a tensor was written in part; the file cannot be completed",
+                    "saving": "save() is at work; nothing else can be written meanwhile",
                     "closed": "the writer is closed",
                 }[self._state]
             )
@@ -272,13 +274,15 @@ class IncrementalWriter:
         """
         with self._lock:
             self._check()
-            sizes = tuple(int(size) for size in shape)
-            if any(size < 0 for size in sizes):
+            sizes = tuple(map(operator.index, shape))
+            if any(not 0 <= size <= sys.maxsize for size in sizes):
                 raise ValueError(f"a shape of {sizes}")
             torch_dtype = _parse_dtype(dtype)
             expected = numpy_dtype(torch_dtype)
             spec = TensorSpec(torch_dtype, sizes, contiguous_stride(sizes), 0, _NO_STORAGE)
             nbytes = spec.numel * expected.itemsize
+            if nbytes > sys.maxsize:
+                raise ValueError(f"a shape of {sizes}, which no file can hold")
             storage = _ChunkStorage(torch_dtype, nbytes, _checked_chunks(chunks, expected, spec))
             early = self._store(storage)
             return EarlyTensor(spec.replace(storage=early), self)
@@ -289,8 +293,14 @@ class IncrementalWriter:
             self._check()
             already = len(self._keys.order)
             keys = self._keys.copy()  # an object that cannot be saved leaves no trace
-            structure = Structure(obj, keys, self._place, self._spec_of, self._storage_of, self)
-            _warn_refused(structure)
+            self._state = "saving"  # for what an object's own ``__reduce__`` may do
+            try:
+                structure = Structure(obj, keys, self._place, self._spec_of, self._storage_of, self)
+                _warn_refused(structure)
+            finally:
+                if self._state == "saving":
+                    self._state = "open"
+            self._check()
             archive = self._archive
             with self._breaking():
                 # With early storages in front, all storages stand before the structure: torch's
@@ -330,13 +340,20 @@ class IncrementalWriter:
             return
         if error is not None and self._state == "saved":
             self._state = "open"  # an exception in the block: nothing is to be kept
-        elif error is None and self._state == "open":
-            warnings.warn(
-                f"{self._archive.sink.name}: nothing was written, save() was never called",
-                UserWarning,
-                stacklevel=2,
-            )
-        self.close()
+        try:
+            if error is None and self._state in ("open", "broken"):
+                reason = (
+                    "save() was never called"
+                    if self._state == "open"
+                    else "a tensor could be written in part only, or save() failed"
+                )
+                warnings.warn(
+                    f"{self._archive.sink.name}: nothing was written, {reason}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        finally:  # a warning can be an error
+            self.close()
 
     # -- storages ----------------------------------------------------------------------------
 
@@ -497,6 +514,8 @@ def _checked_chunks(
     """Yield the bytes of blocks; raise if they are not ``spec.numel`` elements of the dtype."""
     done = 0
     for chunk in chunks:
+        if isinstance(chunk, np.ma.MaskedArray):
+            raise TypeError("a masked array as a chunk; torch has no mask. Fill it first")
         array = np.asarray(chunk)
         if array.dtype != expected:
             raise TypeError(f"a chunk of dtype {array.dtype}; {expected} was announced")

@@ -91,6 +91,8 @@ class Structure:
             self._rows if self._survey.forms else None,
         )
         self.pickle = emitter.dump(root)
+        if self._survey.is_too_deep:
+            raise ValueError("nested too deeply to be saved")
         self.refused = emitter.refused
 
     def _reduce(self, value: Any) -> Reduction:

@@ -6,6 +6,7 @@ it with none: these *stand alone*, and the second pass writes them in bulk, by t
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import compress, repeat
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.dtypes import DTYPES
-from torchzip.pickling.emitter import Reduction, reduce_object
+from torchzip.pickling.emitter import Reduction, reduce_object, text_of
 from torchzip.tensors.memory import (
     Form,
     Placement,
@@ -74,19 +75,25 @@ class EarlyTensor:
 class _Link:
     """One step of a path: a key, and the step before. Made into text only for messages."""
 
-    __slots__ = ("before", "key")
+    __slots__ = ("before", "depth", "key")
 
     def __init__(self, before: _Link | None, key: Any) -> None:
         self.before = before
         self.key = key
+        self.depth: int = 1 if before is None else before.depth + 1
 
     def __str__(self) -> str:
         keys = []
         link: _Link | None = self
         while link is not None:
-            keys.append(str(link.key))
+            if link.key is not _NO_STEP:
+                keys.append(text_of(link.key))
             link = link.before
         return ".".join(reversed(keys))
+
+
+#: The key of what is inside an object and has no name there: it counts, and is not shown.
+_NO_STEP = object()
 
 
 class Survey:
@@ -118,6 +125,7 @@ class Survey:
         self._links: dict[int, _Link | None] = {}
         self._holders: list[tuple[Iterable[Any], Iterable[Any], _Link | None]] = []
         self._alive: list[Any] = []  # so that ids stay
+        self.is_too_deep = False
         self._find(root)
         self._settle_arrays(place)
         if spec_of is not None:
@@ -127,6 +135,7 @@ class Survey:
 
     def _find(self, root: Any) -> None:
         seen: set[int] = set()
+        most = _DEPTHS * sys.getrecursionlimit()
         todo: list[tuple[Any, _Link | None]] = [(root, None)]
         while todo:
             value, link = todo.pop()
@@ -137,7 +146,8 @@ class Survey:
                 self._arrays.append(value)
                 self._links[id(value)] = link
                 continue
-            if isinstance(value, np.ndarray) and not is_pickled(value):
+            # By the type alone: ``__class__`` is what an object says of itself.
+            if issubclass(kind, np.ndarray) and not is_pickled(value):
                 self._add_special(value, link)
                 continue
             if id(value) in seen:
@@ -157,12 +167,12 @@ class Survey:
             elif kind is Parameter:
                 self._add_part(value.data, link, todo)
                 todo.append((value.state, link))
-            elif isinstance(value, OtherTensor):
+            elif issubclass(kind, OtherTensor):
                 for part in _parts_of_other(value):
                     self._add_part(part, link, todo)
             elif kind is LazyTensor:
                 self._lazy.append(value)
-            elif isinstance(value, BareStorage | LazyTensor | EarlyTensor):
+            elif issubclass(kind, (BareStorage, LazyTensor, EarlyTensor)):
                 pass
             elif kind is Storage:
                 self._add_part(value.data, link, todo)
@@ -172,6 +182,10 @@ class Survey:
             elif kind is set or kind is frozenset:
                 todo += [(item, link) for item in value]
             else:
+                if link is not None and link.depth > most:
+                    # An object that is made of new ones without end. The second pass says where.
+                    self.is_too_deep = True
+                    return
                 reduction = self._try_reduce(value)
                 if isinstance(reduction, tuple):
                     self._add_reduction(reduction, link, todo)
@@ -208,6 +222,7 @@ class Survey:
     def _add_reduction(
         self, reduction: tuple[Any, ...], link: _Link | None, todo: list[tuple[Any, _Link | None]]
     ) -> None:
+        link = _Link(link, _NO_STEP)
         parts = list(reduction)
         pairs = parts[4] if len(parts) > 4 else None
         if pairs and {*map(type, pairs)} == {tuple} and {*map(len, pairs)} == {2}:
@@ -402,4 +417,6 @@ _WITHOUT_ARRAYS = frozenset(
     [str, int, float, bool, type(None), bytes, bytearray, complex, type, range, slice]
 )
 _ARRAYS = {np.ndarray}
+#: So many times deeper than the second pass can go, for whatever it may reach by a shorter way.
+_DEPTHS = 10
 _DENSE = (np.ndarray, LazyTensor)

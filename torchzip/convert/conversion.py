@@ -142,6 +142,7 @@ def convert(
             if plan.index is not None:
                 files.append(plan.index[0])
             _refuse_existing(files, overwrite)
+            replaced = _replaced(target, files)
             for line in plan.unused:
                 warnings.warn(line, UserWarning, stacklevel=2)
             if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
@@ -150,7 +151,8 @@ def convert(
         except TorchZipError as error:
             error.at(path=checkpoint.path)
             raise
-        _remove_replaced(target, files)
+        for path in replaced:
+            os.unlink(path)
     return ConvertReport(
         os.fspath(src), files[-1], plan.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
@@ -188,10 +190,16 @@ def _folder_of(target: Target) -> Iterator[None]:
         raise
 
 
-def _remove_replaced(target: Target, files: list[str]) -> None:
-    """Take away a whole file of the name of which there are shards now.
+def _replaced(target: Target, files: list[str]) -> list[str]:
+    """Return what goes when the files are there: a whole file of the name that has shards now.
 
     Readers would take it for the checkpoint, with its old values.
     """
-    if target.path not in files and os.path.lexists(target.path):
-        os.unlink(target.path)
+    path = target.path
+    if path in files or not os.path.lexists(path):
+        return []
+    if os.path.isdir(path) and not os.path.islink(path):
+        raise IsADirectoryError(errno.EISDIR, "A directory has the name of the checkpoint", path)
+    if os.path.realpath(path) in map(os.path.realpath, files):
+        raise FileExistsError(errno.EEXIST, "A link of a shard's name leads here", path)
+    return [path]

@@ -45,7 +45,12 @@ class MappedTensors:
         TypeError
             If what comes is no pair of a name and an array or tensor.
         """
-        for item in self._map(name, tensor):
+        given = self._map(name, tensor)
+        if not isinstance(given, Iterable):
+            raise TypeError(
+                f"map gives {type(given).__name__} for {name!r}; pairs (name, array) were expected"
+            )
+        for item in given:
             try:
                 new, value = item
             except (TypeError, ValueError):
@@ -67,6 +72,7 @@ class MappedTensors:
             descriptor, self._path = tempfile.mkstemp(
                 prefix=".torchzip-", suffix=".tmp", dir=self._folder
             )
+            os.fchmod(descriptor, 0o600)  # it is opened again, whatever the umask says
             self._file = os.fdopen(descriptor, "wb", buffering=0)
             self._writer = IncrementalWriter(self._file)
         try:

@@ -61,6 +61,7 @@ def run(
         index = NewFile(plan.index[0]) if plan.index is not None else None
         if index is not None:
             opened.callback(index.abort)
+        _check_apart([*files, index] if index is not None else files)
         _check_space(files[0], plan.nbytes)
         with_crc = plan.format == "zip"
         works = []
@@ -80,8 +81,17 @@ def run(
         if index is not None and plan.index is not None:
             index.write_at(0, plan.index[1])
             files.append(index)
+        meter.finish()  # what it raises comes before anything has its name
         commit_together(files)
-    meter.finish()
+
+
+def _check_apart(files: Sequence[NewFile]) -> None:
+    """Raise if symlinks lead two of the files to one place, where one would be lost."""
+    names: dict[str, str] = {}
+    for file in files:
+        first = names.setdefault(file.target, file.name)
+        if first is not file.name:
+            raise FileExistsError(errno.EEXIST, f"A link to where {first} goes too", file.name)
 
 
 def _check_space(file: NewFile, nbytes: int) -> None:

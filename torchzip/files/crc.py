@@ -72,14 +72,18 @@ class Crc32Meanwhile:
         self._value = value
         self._found: list[int] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads for this user, or none so late
+            self._run()
 
     def _run(self) -> None:
         self._found.append(crc32(self._data, self._value))
 
     def result(self) -> int:
         """Wait for the CRC and return it."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         # A thread can fail for want of memory.
         return self._found[0] if self._found else crc32(self._data, self._value)
 

@@ -74,7 +74,12 @@ class DirectWriter:
             args=(self._fd, self._cached, self._jobs, self._free, self._failed),
             daemon=True,
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads for this user, or none so late
+            self._thread = None
+            self.close_descriptor()
+            raise OSError(errno.EAGAIN, str(error)) from None
 
     def begin(self, offset: int) -> None:
         """Go on at another place of the file. The range before must have its `end`."""

@@ -22,7 +22,7 @@ class NewFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.name = os.fspath(path)
+        self.name = os.fsdecode(path)
         self._target = os.path.realpath(self.name)
         self._fd = -1
         self._pid = os.getpid()
@@ -40,10 +40,16 @@ class NewFile:
         self.temporary = os.path.join(folder, f".torchzip-{os.urandom(8).hex()}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        # What is replaced may be private, so what takes its place must never have been public; and
+        # it may be read-only, or the umask odd, but others have to open the file while it is made.
+        self._mode = mode
         try:
-            self._fd = os.open(self.temporary, flags, 0o666)
-            if mode is not None:
-                os.fchmod(self._fd, mode)
+            self._fd = os.open(self.temporary, flags, 0o666 if mode is None else 0o600)
+            made = stat.S_IMODE(os.fstat(self._fd).st_mode)
+            if made & 0o600 != 0o600:
+                os.fchmod(self._fd, made | 0o600)
+                if self._mode is None:
+                    self._mode = made
         except BaseException as error:
             if isinstance(error, OSError) and error.filename == self.temporary:
                 error.filename = self.name  # nobody knows the temporary file
@@ -58,6 +64,11 @@ class NewFile:
             raise ValueError(f"{self.name}: the writer is closed")
         if os.getpid() != self._pid:
             raise ValueError(f"{self.name}: the writer belongs to the process that opened it")
+
+    @property
+    def target(self) -> str:
+        """The path that is replaced: where a symlink points."""
+        return self._target
 
     @property
     def descriptor(self) -> int:
@@ -106,13 +117,18 @@ class NewFile:
     def sync(self) -> None:
         """Make the bytes durable, and close the file."""
         descriptor = self.descriptor
+        if self._mode is not None:
+            os.fchmod(descriptor, self._mode)
         os.fsync(descriptor)
         self._fd = -1
         os.close(descriptor)
 
     def rename(self) -> str:
         """Give the file its final name; return the folder, whose sync makes that durable."""
-        os.replace(self.temporary, self._target)
+        try:
+            os.replace(self.temporary, self._target)
+        except OSError as error:  # nobody knows the temporary file
+            raise OSError(error.errno, error.strerror, self.name) from error
         return os.path.dirname(self._target)
 
     def __del__(self) -> None:
@@ -160,10 +176,20 @@ def commit_together(files: Sequence[NewFile]) -> None:
 
 
 def sync_folder(folder: str) -> None:
-    """Make what was done to the names in a folder survive a power loss too."""
+    """Make what was done to the names in a folder survive a power loss too.
+
+    Where that cannot be asked for nothing is wrong: in a folder that one may write to and not read,
+    and on file systems that sync files only.
+    """
     if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except PermissionError:
+            return
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
         finally:
             os.close(descriptor)

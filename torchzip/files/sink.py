@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import operator
 import os
 from typing import Any, BinaryIO, Protocol
 
@@ -131,6 +132,9 @@ class FileObjectSink:
                 done = len(view)  # objects that are less exact than io take it all
             if not done:
                 raise OSError(errno.EIO, "The file object takes no more bytes", self.name)
+            done = operator.index(done)
+            if not 0 < done <= len(view):
+                raise OSError(errno.EIO, f"The file object says it took {done} bytes", self.name)
             self.position += done
             view = view[done:]
 

@@ -56,6 +56,14 @@ def reduce_object(value: Any) -> Reduction:
     return reduction
 
 
+def text_of(value: Any) -> str:
+    """Return a key or an error as messages show it, whatever its own ``__str__`` raises."""
+    try:
+        return str(value)
+    except Exception:
+        return f"<{type(value).__qualname__}>"
+
+
 #: Characters of a path in an error.
 _MAX_PATH = 300
 
@@ -123,7 +131,7 @@ class Emitter:
     def where(self, *, shorten: bool = False) -> str:
         """Return the path of the value at hand, for messages."""
         parts = [*self.path[:3], "..."] if shorten and len(self.path) > 3 else self.path
-        path = ".".join(str(part) for part in parts)
+        path = ".".join(map(text_of, parts))
         # Keys may come from a file that is saved again.
         return shortened(printable(path), _MAX_PATH) or "the object itself"
 
@@ -475,7 +483,8 @@ class Emitter:
         except Exception as error:
             # Whatever a stranger's __reduce__ raises, the user needs the place.
             raise TypeError(
-                f"{self.where()}: cannot save an object of type {kind.__qualname__} ({error})"
+                f"{self.where()}: cannot save an object of type {kind.__qualname__} "
+                f"({text_of(error)})"
             ) from error
         if isinstance(reduction, str):
             self._global(value, reduction)

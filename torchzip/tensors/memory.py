@@ -43,7 +43,7 @@ class PackedStorage(TensorStorage):
     """The elements of one array in C order and native bytes, packed when they are read."""
 
     def __init__(self, array: Array, torch_dtype: str | None) -> None:
-        self._array = array
+        self._array = np.asarray(array)  # the rows of a matrix would be matrices for ever
         self._native = array.dtype.newbyteorder("=")
         self.nbytes = array.nbytes
         self.torch_dtype = torch_dtype
