@@ -19,6 +19,29 @@ _DEEP = 10_000
 _COLLIDING = [i * ((1 << 61) - 1) for i in range(1, 200)]
 
 
+def _in_the_way() -> list[int]:
+    """Return ints of different hashes that a dict of 4096 places finds after hundreds of others.
+
+    The first are one way from place to place, the others lead to its beginning.
+    """
+    way = [0]
+    while len(way) < 2048:
+        way.append((5 * way[-1] + 1) & 4095)
+    steps = {place: step for step, place in enumerate(way)}
+    made = list(way)
+    for number in range(1 << 12, 1 << 17):
+        place, rest = number & 4095, number
+        while rest and place in steps:
+            rest >>= 5
+            place = (5 * place + rest + 1) & 4095
+        if steps.get(place, 2048) < 1000 and len(made) < 2700:
+            made.append(number)
+    return made
+
+
+_WAY = _in_the_way()
+
+
 def _float(value: float) -> bytes:
     return b"G" + struct.pack(">d", value)
 
@@ -61,7 +84,7 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("MEMOIZE behind a number of 2**32-1", b"Nr\xff\xff\xff\xff\x94h\1\x86", _LEGAL),
     ("50,000 MEMOIZEs", b"N" + b"\x94" * 50_000, _LEGAL),
     ("10,000 LONG_BINPUTs far apart",
-     b"N" + b"".join(b"r" + _U32(i * 200_000) for i in range(10_000)), _LEGAL),
+     b"N" + b"".join(b"r" + _U32(i * 200_000) for i in range(10_000)), PickleError),
     ("GET of what was never put", b"g0\n", PickleError),
     ("GET of -1", b"Nq\0g-1\n", PickleError),
     ("GET of text", b"gx\n", PickleError),
@@ -285,6 +308,24 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      _keys(*(b.integer(key) + b"\x85" for key in _COLLIDING)), PickleError),
     ("200 keys of one hash in a foreign object",
      SYSTEM + b")R(" + b"".join(b.integer(key) + b"N" for key in _COLLIDING) + b"u", PickleError),
+    ("a dict that has to look in many places", _keys(*map(b.integer, _WAY)), PickleError),
+    ("a dict that has to look in many places, by one key each",
+     b"}" + b"".join(b.integer(key) + b"Ns" for key in _WAY), PickleError),
+    ("a dict of texts and of keys in the way",
+     b"}" + b.text("x") + b"Ns(" + b"".join(b.integer(key) + b"N" for key in _WAY) + b"u",
+     PickleError),
+    ("a dict of floats that are in the way", _keys(*(_float(float(key)) for key in _WAY)),
+     PickleError),
+    ("an object with items in the way",
+     SYSTEM + b")R(" + b"".join(b.integer(key) + b"N" for key in _WAY) + b"u", PickleError),
+    ("an OrderedDict of pairs in the way",
+     b.call(b.name("collections", "OrderedDict"),
+            b.list_of(*(b.tuple_of(b.integer(key), b"N") for key in _WAY))), PickleError),
+    ("memo numbers in the way", b"N" + b"".join(b"r" + _U32(key) for key in _WAY), PickleError),
+    ("memo numbers as text in the way", b"N" + b"".join(b"p%d\n" % key for key in _WAY),
+     PickleError),
+    ("256 memo numbers out of turn",
+     b"N" + b"".join(b"r" + _U32(key << 20) for key in range(1, 257)), _LEGAL),
     ("50 keys of one hash", _keys(*map(b.integer, _COLLIDING[:50])), _LEGAL),
     ("keys of -1 and -2", _keys(b.integer(-1), b.integer(-2)), _LEGAL),
     ("keys of 1, 1.0 and True", _keys(b"K\1", _float(1.0), b.TRUE), _LEGAL),

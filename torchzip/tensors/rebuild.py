@@ -535,10 +535,12 @@ class Rebuilder:
         return list(args[0])
 
     def _set(self, args: Args) -> set[Any]:
-        return set(self._items(args, "set"))
+        made: set[Any] = set()
+        self._keys.collect(made, self._items(args, "set"))
+        return made
 
     def _frozenset(self, args: Args) -> frozenset[Any]:
-        return frozenset(self._items(args, "frozenset"))
+        return self._keys.frozen(self._items(args, "frozenset"))
 
     def _ordered_dict(self, args: Args) -> OrderedDict[Any, Any]:
         made: OrderedDict[Any, Any] = OrderedDict()
@@ -551,7 +553,8 @@ class Rebuilder:
                         f"OrderedDict takes a list of pairs, not one with {shown(pair)}"
                     )
                 self._keys(pair[0])
-                made[pair[0]] = pair[1]
+            pairs = args[0]
+            self._keys.fill(made, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
         return made
 
     def _counter(self, args: Args) -> Counter[Any]:
@@ -560,7 +563,7 @@ class Rebuilder:
         if len(args) != 1 or type(args[0]) is not dict:
             raise wrong_arguments("Counter", "one dict", args)
         made: Counter[Any] = Counter()
-        dict.update(made, args[0])
+        self._keys.fill(made, list(args[0]), list(args[0].values()))
         return made
 
 
