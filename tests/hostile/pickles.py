@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests import builders as b
 from tests.hostile.attack import Attack
-from tests.hostile.parts import SYSTEM, doubling, short_text, zipped
+from tests.hostile.parts import SYSTEM, doubling, legacy, short_text, zipped
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 
 _U32, _U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
@@ -441,6 +441,12 @@ def _whole(pickle: bytes) -> bytes:
     return b.checkpoint(b"\x80\2" + pickle)
 
 
+def _window(key: str) -> bytes:
+    """Return a tensor of one element on a window of a storage, which is the second and third."""
+    extra = b.tuple_of(b.text(key), b.integer(1), b.integer(2))
+    return b.tensor(b.persistent(extra=extra), size=(1,))
+
+
 ROWS = [Attack(name, zipped(pickle), error) for name, pickle, error in _PICKLES]
 ROWS += [Attack(name, _whole(pickle), PickleError) for name, pickle in _cut()]
 ROWS += [Attack(name, zipped(pickle), PickleError) for name, pickle in _too_little()]
@@ -448,6 +454,13 @@ ROWS += [
     Attack("no STOP", _whole(b"N"), PickleError),
     Attack("PROTO and nothing behind", b.checkpoint(b"\x80\2"), PickleError),
     Attack("STOP and nothing before", b.checkpoint(b"."), PickleError),
+    Attack("a view that has the key of its storage", legacy(root=_window("0")), PickleError),
+    Attack(
+        "a view that has the key of a later storage",
+        legacy(root=b.list_of(_window("1"), b.tensor(b.persistent("1")))),
+        PickleError,
+    ),
+    Attack("a view that has a key of its own", legacy(root=_window("1")), _LEGAL),
     Attack("a pickle without PROTO", b.checkpoint(b"N."), _LEGAL),
     Attack("a pickle of protocol 0", b.checkpoint(b"(dp0\nS'a'\np1\nI1\ns."), _LEGAL),
 ]

@@ -256,6 +256,8 @@ class Rebuilder:
             return self._window(pid[:5], view)
         bare = self._bare.get(key)
         if bare is None:
+            if ("view", key) in self._bare:
+                raise _two_meanings(key)
             bare = self._bare[key] = self._first_mention(kind, key, location, numel)
         return bare
 
@@ -309,6 +311,10 @@ class Rebuilder:
             raise PickleError(
                 f"the key of a storage view is {shown(view_key)}; a text or an int was expected"
             )
+        if view_key in self._bare:
+            if self._bare[view_key] is root and (first, count) == (0, root.storage.numel):
+                return root
+            raise _two_meanings(view_key)
         known = self._bare.get(("view", view_key))
         if known is None:
             known = BareStorage(root.storage, self._factory, first, count)
@@ -570,6 +576,11 @@ class Rebuilder:
 def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
     """Return the error of a storage whose class is none of torch's."""
     return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 has not")
+
+
+def _two_meanings(key: str) -> PickleError:
+    # For torch the first of them counts.
+    return PickleError(f"{shown(key)} is the key of a storage and of a view of a storage")
 
 
 def _is_plain_key(key: str) -> bool:
