@@ -517,6 +517,9 @@ BROKEN = {
     "list in a set": '{"root": {"set": [[]]}}',
     "list in a frozenset": '{"root": {"frozenset": [{"tuple": [[]]}]}}',
     "attribute": '{"root": {"OrderedDict": {}, "attributes": {"__class__": 1}}}',
+    "attribute that numpy asks for": (
+        '{"root": {"OrderedDict": {}, "attributes": {"__array_interface__": 1}}}'
+    ),
     "attributes": '{"root": {"OrderedDict": {}, "attributes": []}}',
     "attributes of a dict": '{"root": {"dict": {}, "attributes": {"a": 1}}}',
     "factory": '{"root": {"defaultdict": {}, "factory": "eval"}}',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests import builders as b
+from tests.pickling.test_interpreter import colliding_pairs
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_target
@@ -252,3 +255,28 @@ def test_strided_tensors_become_contiguous(tmp_path: Path) -> None:
         for name in out:
             assert np.array_equal(out[name], source[name])
             assert out[name].flags.c_contiguous
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """No safetensors file can hold a name with surrogates, which a pickle can; a .pt can."""
+    tz.save({"\ud800": np.ones(2), "epoch": 3}, tmp_path / "in.pt")
+    with pytest.raises(tz.UnsupportedError, match="a tensor name is no valid text"):
+        tz.convert(tmp_path / "in.pt", tmp_path / "out.safetensors")
+    tz.convert(tmp_path / "in.pt", tmp_path / "out.pt")
+    assert tz.load(tmp_path / "out.pt").keys() == {"\ud800", "epoch"}
+
+
+def test_layouts_of_one_hash_cost_no_time(tmp_path: Path) -> None:
+    """Strides whose tuples have one hash are told apart as quickly as others."""
+    strides = colliding_pairs(4_000)
+    storage = b.persistent() + b"q\x05"
+    first, *others = strides
+    tensors = [b.text("first") + b.tensor(storage, size=(1, 1), stride=first)]
+    tensors += [
+        b.text(str(stride)) + b.tensor(b"h\x05", size=(1, 1), stride=stride) for stride in others
+    ]
+    (tmp_path / "in.pt").write_bytes(b.checkpoint(b.stream(b"}(", *tensors, b"u")))
+    before = time.process_time()
+    tz.convert(tmp_path / "in.pt", tmp_path / "out.safetensors")
+    tz.convert(tmp_path / "in.pt", tmp_path / "out.pt")
+    assert time.process_time() - before < 3  # 5 to 10 seconds where each is compared with each

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests import builders as b
 from tests.hostile.attack import Attack
-from tests.hostile.parts import SYSTEM, doubling, short_text, zipped
+from tests.hostile.parts import SYSTEM, doubling, legacy, short_text, zipped
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 
 _U32, _U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
@@ -17,6 +17,29 @@ _LEGAL = None
 _DEEP = 10_000
 #: All of these have the same hash.
 _COLLIDING = [i * ((1 << 61) - 1) for i in range(1, 200)]
+
+
+def _in_the_way() -> list[int]:
+    """Return ints of different hashes that a dict of 4096 places finds after hundreds of others.
+
+    The first are one way from place to place, the others lead to its beginning.
+    """
+    way = [0]
+    while len(way) < 2048:
+        way.append((5 * way[-1] + 1) & 4095)
+    steps = {place: step for step, place in enumerate(way)}
+    made = list(way)
+    for number in range(1 << 12, 1 << 17):
+        place, rest = number & 4095, number
+        while rest and place in steps:
+            rest >>= 5
+            place = (5 * place + rest + 1) & 4095
+        if steps.get(place, 2048) < 1000 and len(made) < 2700:
+            made.append(number)
+    return made
+
+
+_WAY = _in_the_way()
 
 
 def _float(value: float) -> bytes:
@@ -61,7 +84,7 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("MEMOIZE behind a number of 2**32-1", b"Nr\xff\xff\xff\xff\x94h\1\x86", _LEGAL),
     ("50,000 MEMOIZEs", b"N" + b"\x94" * 50_000, _LEGAL),
     ("10,000 LONG_BINPUTs far apart",
-     b"N" + b"".join(b"r" + _U32(i * 200_000) for i in range(10_000)), _LEGAL),
+     b"N" + b"".join(b"r" + _U32(i * 200_000) for i in range(10_000)), PickleError),
     ("GET of what was never put", b"g0\n", PickleError),
     ("GET of -1", b"Nq\0g-1\n", PickleError),
     ("GET of text", b"gx\n", PickleError),
@@ -285,6 +308,24 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      _keys(*(b.integer(key) + b"\x85" for key in _COLLIDING)), PickleError),
     ("200 keys of one hash in a foreign object",
      SYSTEM + b")R(" + b"".join(b.integer(key) + b"N" for key in _COLLIDING) + b"u", PickleError),
+    ("a dict that has to look in many places", _keys(*map(b.integer, _WAY)), PickleError),
+    ("a dict that has to look in many places, by one key each",
+     b"}" + b"".join(b.integer(key) + b"Ns" for key in _WAY), PickleError),
+    ("a dict of texts and of keys in the way",
+     b"}" + b.text("x") + b"Ns(" + b"".join(b.integer(key) + b"N" for key in _WAY) + b"u",
+     PickleError),
+    ("a dict of floats that are in the way", _keys(*(_float(float(key)) for key in _WAY)),
+     PickleError),
+    ("an object with items in the way",
+     SYSTEM + b")R(" + b"".join(b.integer(key) + b"N" for key in _WAY) + b"u", PickleError),
+    ("an OrderedDict of pairs in the way",
+     b.call(b.name("collections", "OrderedDict"),
+            b.list_of(*(b.tuple_of(b.integer(key), b"N") for key in _WAY))), PickleError),
+    ("memo numbers in the way", b"N" + b"".join(b"r" + _U32(key) for key in _WAY), PickleError),
+    ("memo numbers as text in the way", b"N" + b"".join(b"p%d\n" % key for key in _WAY),
+     PickleError),
+    ("256 memo numbers out of turn",
+     b"N" + b"".join(b"r" + _U32(key << 20) for key in range(1, 257)), _LEGAL),
     ("50 keys of one hash", _keys(*map(b.integer, _COLLIDING[:50])), _LEGAL),
     ("keys of -1 and -2", _keys(b.integer(-1), b.integer(-2)), _LEGAL),
     ("keys of 1, 1.0 and True", _keys(b"K\1", _float(1.0), b.TRUE), _LEGAL),
@@ -400,6 +441,12 @@ def _whole(pickle: bytes) -> bytes:
     return b.checkpoint(b"\x80\2" + pickle)
 
 
+def _window(key: str) -> bytes:
+    """Return a tensor of one element on a window of a storage, which is the second and third."""
+    extra = b.tuple_of(b.text(key), b.integer(1), b.integer(2))
+    return b.tensor(b.persistent(extra=extra), size=(1,))
+
+
 ROWS = [Attack(name, zipped(pickle), error) for name, pickle, error in _PICKLES]
 ROWS += [Attack(name, _whole(pickle), PickleError) for name, pickle in _cut()]
 ROWS += [Attack(name, zipped(pickle), PickleError) for name, pickle in _too_little()]
@@ -407,6 +454,13 @@ ROWS += [
     Attack("no STOP", _whole(b"N"), PickleError),
     Attack("PROTO and nothing behind", b.checkpoint(b"\x80\2"), PickleError),
     Attack("STOP and nothing before", b.checkpoint(b"."), PickleError),
+    Attack("a view that has the key of its storage", legacy(root=_window("0")), PickleError),
+    Attack(
+        "a view that has the key of a later storage",
+        legacy(root=b.list_of(_window("1"), b.tensor(b.persistent("1")))),
+        PickleError,
+    ),
+    Attack("a view that has a key of its own", legacy(root=_window("1")), _LEGAL),
     Attack("a pickle without PROTO", b.checkpoint(b"N."), _LEGAL),
     Attack("a pickle of protocol 0", b.checkpoint(b"(dp0\nS'a'\np1\nI1\ns."), _LEGAL),
 ]

@@ -12,6 +12,7 @@ import struct
 import sys
 import tracemalloc
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -607,7 +608,7 @@ def _colliding_ints(count: int) -> list[Any]:
     return [i * sys.hash_info.modulus for i in range(1, count + 1)]
 
 
-def _colliding_tuples(count: int) -> list[Any]:
+def colliding_pairs(count: int) -> list[Any]:
     """Return pairs of small ints with one hash: the tuple hash of CPython can be undone."""
     mask = (1 << 64) - 1
     prime_1, prime_2, prime_5 = 11400714785074694791, 14029467366897019727, 2870177450012600261
@@ -635,7 +636,7 @@ def _colliding_complex(count: int) -> list[Any]:
     "keys",
     [
         pytest.param(_colliding_ints(12_000), id="ints"),
-        pytest.param(_colliding_tuples(3_000), id="tuples of ints"),
+        pytest.param(colliding_pairs(3_000), id="tuples of ints"),
         pytest.param(_colliding_complex(3_000), id="complex"),
     ],
 )
@@ -645,6 +646,57 @@ def test_keys_of_one_hash_are_refused(keys: list[Any], container: Any) -> None:
     value = dict.fromkeys(keys) if container is dict else set(keys)
     with pytest.raises(TorchZipError):
         run(pickle.dumps(value, 4), PLAIN)
+
+
+def _in_the_way(size: int, most: int) -> list[int]:
+    """Return ints for a dict of so many places: a way through half of them, and others to it."""
+    mask = size - 1
+    way = [0]
+    while len(way) < size // 2:
+        way.append((5 * way[-1] + 1) & mask)
+    steps = {place: step for step, place in enumerate(way)}
+    made = list(way)
+    for number in range(size, 64 * size):
+        place, rest = number & mask, number
+        while rest and place in steps:
+            rest >>= 5
+            place = (5 * place + rest + 1) & mask
+        if steps.get(place, size) < size // 4 and len(made) < most:
+            made.append(number)
+    return made
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, Counter])
+def test_keys_that_are_in_the_way_are_refused(kind: Any) -> None:
+    """Keys of different hashes can cost quadratic time as well."""
+    made = kind(dict.fromkeys(_in_the_way(4096, 2_700), 0))
+    table = Rebuilder(LazyFactory(_no_storage)).table
+    with pytest.raises(PickleError, match="they do not come so by chance"):
+        run(pickle.dumps(made, 4), table)
+
+
+@pytest.mark.parametrize("kind", [dict, set, frozenset])
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(lambda i: i, id="one after the other"),
+        pytest.param(lambda i: -i, id="downwards"),
+        pytest.param(lambda i: i * 7_919 % 20_011, id="shuffled"),
+        pytest.param(lambda i: 0x7F00_0000_0000 + 16 * i, id="addresses"),
+        pytest.param(lambda i: i * 0x9E37_79B9_7F4A_7C15 % (1 << 59), id="hashes"),
+        pytest.param(lambda i: i / 64, id="floats"),
+        pytest.param(lambda i: (i % 100, i // 100), id="pairs"),
+        pytest.param(lambda i: (i % 100) << 32 | i // 100, id="pairs in one int"),
+        pytest.param(lambda i: i if i % 2 else str(i), id="with texts"),
+    ],
+)
+def test_many_keys_as_they_are(key: Callable[[int], Any], kind: Any) -> None:
+    """Whatever numbers a program has are no attack."""
+    keys = list(map(key, range(20_000)))
+    value = dict.fromkeys(keys) if kind is dict else kind(keys)
+    made = run(pickle.dumps(value, 4), Table(calls=_CALLS))  # which remembers hashes
+    assert made == value
+    assert kind is not dict or list(made) == keys
 
 
 def test_build_sets_attributes_on_an_ordered_dict_only_where_harmless() -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import compress, repeat
 from operator import attrgetter, is_not
+from struct import pack
 from typing import Any
 
 import numpy as np
@@ -352,13 +353,15 @@ class Survey:
                 or (spec.requires_grad and parameter is None)
             ):  # fmt: skip
                 continue
+            shape, stride, offset = spec.shape, spec.stride, spec.storage_offset
             numel = storage.nbytes // DTYPES[spec.torch_dtype].itemsize
-            look = (
-                spec.torch_dtype, spec.shape, spec.stride, spec.storage_offset, numel, parameter,
-            )  # fmt: skip
-            if look not in made:
-                made[look] = Form(*look)
-            self.forms[id(value)] = made[look]
+            # As bytes: tuples of ints from a file can be such that all have one hash.
+            numbers = pack(f"{2 * len(shape) + 2}q", *shape, *stride, offset, numel)
+            look = (spec.torch_dtype, numbers, parameter)
+            form = made.get(look)
+            if form is None:
+                made[look] = form = Form(spec.torch_dtype, shape, stride, offset, numel, parameter)
+            self.forms[id(value)] = form
             self.storages[id(value)] = storage
 
 

@@ -167,7 +167,8 @@ def carry(
     text = _json(made)
     for what, actual, bound in (
         # It is quoted once more as a text of the header, and shares that with the tensors.
-        ("bytes", len(text.encode()) + text.count('"'), most),
+        # The name of a tensor may have surrogates, which the header refuses.
+        ("bytes", len(text.encode("utf-8", "surrogatepass")) + text.count('"'), most),
         ("lists and dicts", *containers_in(text, limits)),
     ):
         if actual > bound:

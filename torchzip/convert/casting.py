@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -81,10 +82,13 @@ class StorageCasts:
 
 
 def layout(spec: TensorSpec) -> Any:
-    return (
-        id(spec.storage), spec.torch_dtype, spec.shape, spec.stride, spec.storage_offset,
-        spec.conj, spec.neg,
-    )  # fmt: skip
+    """Return what two tensors of the same elements have in common, as a key of a dict.
+
+    The numbers are bytes in it: tuples of ints can be chosen so that all have one hash.
+    """
+    shape, stride = spec.shape, spec.stride
+    numbers = struct.pack(f"{2 * len(shape) + 1}q", *shape, *stride, spec.storage_offset)
+    return id(spec.storage), spec.torch_dtype, numbers, spec.conj, spec.neg
 
 
 def inner_tensors(

@@ -301,9 +301,10 @@ class _Reader:
         if len(size) > MAX_NDIM:
             raise too_many_dimensions(called, len(size))
         self._charge(len(chunks))
-        # Ranks that hold the same part list it each; it was saved once.
-        boxes = dict.fromkeys(_box(called, chunk) for chunk in chunks)
-        return TensorItem(dtype.name, tuple(size), requires_grad, tuple(boxes))
+        # Ranks that hold the same part list it each; it was saved once. By its text: tuples of ints
+        # can be chosen so that all have one hash.
+        boxes = {str(box): box for box in (_box(called, chunk) for chunk in chunks)}
+        return TensorItem(dtype.name, tuple(size), requires_grad, tuple(boxes.values()))
 
     def _paths(self, planner_data: Any) -> dict[str, Path]:
         if planner_data is None:

@@ -146,6 +146,8 @@ class Interpreter:
         self._protocol = 0
         containers_left = self._limits.containers + len(data) // 8
         most_numbers = self._limits.memo + len(data) // 8
+        memo.most = most_numbers
+        in_turn = 0  # lower numbers than this need no look
         most_marks = self._limits.containers
         self._arguments_left = self._limits.argument_items + 2 * len(data)
         while True:
@@ -160,10 +162,11 @@ class Interpreter:
                 push(_recall(memo, data[position]))
                 position += 1
             elif op == 0x72:  # LONG_BINPUT
-                memo[_U32(data, position)[0]] = stack[-1]
+                number = _U32(data, position)[0]
+                memo[number] = stack[-1]
                 position += 4
-                if len(memo) > most_numbers:
-                    raise LimitError("memo", len(memo), most_numbers)
+                if number >= in_turn:
+                    in_turn = memo.check(number)
             elif op == 0x6A:  # LONG_BINGET
                 push(_recall(memo, _U32(data, position)[0]))
                 position += 4
@@ -358,9 +361,9 @@ class Interpreter:
                     containers_left -= _SET
                     if containers_left < 0:
                         raise self._too_many_containers()
-                    push(frozenset(items))
+                    push(self._table.keys.frozen(items))
                 else:
-                    add_items(stack[-1], items)
+                    add_items(self._table, stack[-1], items)
             elif op == 0x30:  # POP
                 if stack:
                     dropped(stack.pop(), stack)
@@ -430,8 +433,8 @@ class Interpreter:
                     raise PickleError(f"PUT has memo number {index:,}; 0 or more was expected")
                 else:
                     memo[index] = stack[-1]
-                    if len(memo) > most_numbers:
-                        raise LimitError("memo", len(memo), most_numbers)
+                    if index >= in_turn:
+                        in_turn = memo.check(index)
             elif op == 0x49 or op == 0x4C:  # INT, LONG
                 line, position = self._line(position)
                 if op == 0x49 and line in (b"00", b"01"):

@@ -1,11 +1,14 @@
 """Which values may be keys of a dict or items of a set: those that are cheap to hash.
 
 A hash is computed anew for a tuple each time, and equal hashes cost a comparison with each
-value that has the same. A small file could make a reader work for hours with either.
+value that has the same. A small file could make a reader work for hours with either, or with
+numbers that have hashes of their own, each of which leads through thousands of places that are
+taken: where a dict or set of CPython looks for a hash is known.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torchzip.errors import PickleError, UnsupportedError, shown
@@ -16,6 +19,13 @@ _MAX_EQUAL_HASHES = 100
 #: Values in one key, and how deep they are in it.
 _MAX_VALUES = 256
 _MAX_DEPTH = 8
+
+#: Keys that go into one dict or set unwatched, and at a time.
+_UNWATCHED = 1024
+#: Places that are looked at for one key, where chance leads to 50 in a table of millions; and for
+#: all keys of a table, for each of them and beyond, where it leads to 2.
+_MAX_PLACES = 200
+_MEAN_PLACES, _MORE_PLACES = 32, 50_000
 
 _PLAIN_KEYS = frozenset([str, bytes, bool, type(None)])
 
@@ -28,7 +38,10 @@ class KeyCheck:
     """
 
     def __init__(self) -> None:
-        self._by_hash: dict[int, list[Any]] = {}
+        # By the bytes of a hash: those are salted.
+        self._by_hash: dict[bytes, list[Any]] = {}
+        # With the dict or set of each id, which must stay.
+        self._slots: dict[int, tuple[Any, _Slots]] = {}
 
     def __call__(self, key: Any) -> None:
         kind = type(key)
@@ -41,7 +54,7 @@ class KeyCheck:
             raise UnsupportedError(
                 f"{shown(key)} as a key of a dict or an item of a set; it has no hash"
             ) from None
-        same = self._by_hash.setdefault(own, [])
+        same = self._by_hash.setdefault(own.to_bytes(8, "little", signed=True), [])
         try:
             known = key in same
         except ValueError:  # numpy compares a scalar with each item of a tuple of the same hash
@@ -52,6 +65,45 @@ class KeyCheck:
             if len(same) >= _MAX_EQUAL_HASHES:
                 raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys have the same hash")
             same.append(key)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether there is a large dict or set of other keys than texts."""
+        return bool(self._slots)
+
+    def fill(self, target: dict[Any, Any], keys: Sequence[Any], values: Sequence[Any]) -> None:
+        """Set keys that were checked in a dict, with what takes long seen before it happens."""
+        for at in range(0, len(keys), _UNWATCHED):
+            part = keys[at : at + _UNWATCHED]
+            self.watch(target, part)
+            for key, value in zip(part, values[at : at + _UNWATCHED], strict=True):
+                target[key] = value
+
+    def collect(self, target: set[Any], items: Sequence[Any]) -> None:
+        """Add items that were checked to a set, as `fill` does it."""
+        for at in range(0, len(items), _UNWATCHED):
+            part = items[at : at + _UNWATCHED]
+            self.watch(target, part)
+            target.update(part)
+
+    def frozen(self, items: Sequence[Any]) -> frozenset[Any]:
+        """Return a frozenset of items that were checked."""
+        made: set[Any] = set()
+        self.collect(made, items)
+        if len(made) > _UNWATCHED:
+            # A copy has a table of a size of its own.
+            _Slots(made, is_copy=True)
+        return frozenset(made)
+
+    def watch(self, target: dict[Any, Any] | set[Any], keys: Sequence[Any]) -> None:
+        """Raise PickleError if some keys, up to 1024, would be put into a dict or set for long."""
+        known = self._slots.get(id(target))
+        if known is None:
+            if len(target) + len(keys) <= _UNWATCHED or all(type(key) is str for key in keys):
+                return
+            known = self._slots[id(target)] = (target, _Slots(target))
+        slots = known[1]
+        slots.add([key for key in dict.fromkeys(keys) if key not in target])
 
     def _check_cost(self, key: Any, depth: int) -> int:
         """Return how many values a key consists of; raise if it costs too much."""
@@ -73,3 +125,68 @@ class KeyCheck:
                     f"{_MAX_VALUES} values or {_MAX_DEPTH} levels"
                 )
         return total or 1
+
+
+class _Slots:
+    """Where CPython 3.11 to 3.14 puts the keys of a dict or a set."""
+
+    def __init__(self, held: dict[Any, Any] | set[Any], *, is_copy: bool = False) -> None:
+        self._is_set = isinstance(held, set)
+        self._hashes: list[int] = []
+        self._places = 0
+        self._taken = bytearray(8)
+        if is_copy:
+            self._taken = bytearray(1 << (2 * len(held)).bit_length())
+        # A dict of texts alone has a table of its own kind.
+        self._has_texts_only = not self._is_set
+        self.add(held)
+
+    def add(self, keys: Iterable[Any]) -> None:
+        """Put new keys into the table."""
+        for key in keys:
+            used = len(self._hashes)
+            size = len(self._taken)
+            if self._has_texts_only and type(key) is not str:
+                self._has_texts_only = False
+                if used:
+                    self._resize(3 * used - 1)
+            elif not self._is_set and used >= 2 * size // 3:
+                self._resize(3 * used - 1)
+            own = hash(key)
+            self._put(own)
+            self._hashes.append(own)
+            if self._is_set and 5 * (used + 1) >= 3 * (len(self._taken) - 1):
+                self._resize((used + 1) * (2 if used + 1 > 50_000 else 4))
+
+    def _resize(self, more_than: int) -> None:
+        self._taken = bytearray(max(8, 1 << more_than.bit_length()))
+        self._places = 0
+        for own in self._hashes:
+            self._put(own)
+
+    def _put(self, own: int) -> None:
+        taken = self._taken
+        mask = len(taken) - 1
+        place = own & mask
+        if not taken[place]:
+            taken[place] = 1
+            return
+        rest = own & 0xFFFF_FFFF_FFFF_FFFF
+        most = (_MEAN_PLACES * len(self._hashes) + _MORE_PLACES) - self._places
+        for _ in range(min(_MAX_PLACES, most)):
+            if self._is_set and place + 9 <= mask:
+                found = taken.find(0, place, place + 10)
+                if found >= 0:
+                    break
+            elif not taken[place]:
+                found = place
+                break
+            rest >>= 5
+            place = (5 * place + rest + 1) & mask
+            self._places += 1
+        else:
+            raise PickleError(
+                "the keys of a dict or the items of a set are such that most places are taken "
+                "where they are looked for; they do not come so by chance"
+            )
+        taken[found] = 1

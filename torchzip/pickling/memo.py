@@ -2,6 +2,9 @@
 
 A run of records that are alike numbers eight objects for each, and a file hardly ever asks for one
 of them again. Such a run stays whole here, and makes what it has numbered when that is asked for.
+
+Picklers number in turn. Numbers of another choice could be such that each has to be looked for in
+thousands of places of the dict, so there may be few of them.
 """
 
 from __future__ import annotations
@@ -9,6 +12,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, Protocol
+
+from torchzip.errors import LimitError, PickleError
+
+#: Numbers that may be left out, and numbers that may be out of turn.
+_AHEAD = 1024
+_MAX_OUT_OF_TURN = 256
 
 
 class NumberedRun(Protocol):
@@ -28,9 +37,13 @@ class Memo(dict[int, Any]):
     What is in the dict itself was numbered after a run that has the same number.
     """
 
-    __slots__ = ("_runs", "_starts")
+    __slots__ = ("_in_runs", "_out_of_turn", "_runs", "_starts", "most")
 
     def __init__(self) -> None:
+        #: How many there may be, beside those in runs.
+        self.most = 0
+        self._in_runs = 0
+        self._out_of_turn = 0
         self._runs: list[NumberedRun] = []
         self._starts: list[int] = []
 
@@ -46,6 +59,29 @@ class Memo(dict[int, Any]):
         """Number a run that it `takes`."""
         self._runs.append(run)
         self._starts.append(run.start)
+        self._in_runs += run.end - run.start
+
+    def check(self, number: int) -> int:
+        """Check a number that was given; return which lower ones need no check from here on.
+
+        Raises
+        ------
+        LimitError
+            If there are too many.
+        PickleError
+            If too many of them are out of turn.
+        """
+        if len(self) > self.most:
+            raise LimitError("memo", len(self), self.most)
+        expected = len(self) + self._in_runs + _AHEAD
+        if number >= expected:
+            self._out_of_turn += 1
+            if self._out_of_turn > _MAX_OUT_OF_TURN:
+                raise PickleError(
+                    f"memo number {number:,} after {len(self):,} numbers; more than "
+                    f"{_MAX_OUT_OF_TURN} are out of turn"
+                )
+        return min(expected, self.most)
 
     def __missing__(self, index: int) -> Any:
         at = bisect_right(self._starts, index) - 1
@@ -72,4 +108,5 @@ class Memo(dict[int, Any]):
                     index = number + 1
         self._runs.clear()
         self._starts.clear()
+        self._in_runs = 0
         return len(self)

@@ -135,9 +135,12 @@ def set_items(table: Table, target: Any, items: list[Any]) -> None:
     keys = items[::2]
     if len(items) % 2:
         raise PickleError(f"{shown(keys[-1])} is a key without a value")
-    for key in keys:
-        if type(key) is not str:
-            table.keys(key)
+    others = [key for key in keys if type(key) is not str]
+    for key in others:
+        table.keys(key)
+    if others or table.keys.is_watching:
+        table.keys.fill(mapping, keys, items[1::2])
+        return
     pairs = zip(keys, items[1::2], strict=True)
     if type(mapping) in _PLAIN_DICTS:
         mapping.update(pairs)
@@ -146,16 +149,16 @@ def set_items(table: Table, target: Any, items: list[Any]) -> None:
             mapping[key] = value
 
 
-def add_items(target: Any, items: list[Any]) -> None:
+def add_items(table: Table, target: Any, items: list[Any]) -> None:
     """Add items to a set, or to what would have become one."""
     if type(target) is ForeignObject and target.how != "name":
         if target.items is None:
             target.items = set()
         if not isinstance(target.items, set):
             raise UnsupportedError(f"{shown(target)} has items of two kinds")
-        target.items.update(items)
+        table.keys.collect(target.items, items)
     elif type(target) is set:
-        target.update(items)
+        table.keys.collect(target, items)
     else:
         raise PickleError(f"ADDITEMS on {shown(target)}; a set was expected")
 

@@ -256,6 +256,8 @@ class Rebuilder:
             return self._window(pid[:5], view)
         bare = self._bare.get(key)
         if bare is None:
+            if ("view", key) in self._bare:
+                raise _two_meanings(key)
             bare = self._bare[key] = self._first_mention(kind, key, location, numel)
         return bare
 
@@ -309,6 +311,10 @@ class Rebuilder:
             raise PickleError(
                 f"the key of a storage view is {shown(view_key)}; a text or an int was expected"
             )
+        if view_key in self._bare:
+            if self._bare[view_key] is root and (first, count) == (0, root.storage.numel):
+                return root
+            raise _two_meanings(view_key)
         known = self._bare.get(("view", view_key))
         if known is None:
             known = BareStorage(root.storage, self._factory, first, count)
@@ -535,10 +541,12 @@ class Rebuilder:
         return list(args[0])
 
     def _set(self, args: Args) -> set[Any]:
-        return set(self._items(args, "set"))
+        made: set[Any] = set()
+        self._keys.collect(made, self._items(args, "set"))
+        return made
 
     def _frozenset(self, args: Args) -> frozenset[Any]:
-        return frozenset(self._items(args, "frozenset"))
+        return self._keys.frozen(self._items(args, "frozenset"))
 
     def _ordered_dict(self, args: Args) -> OrderedDict[Any, Any]:
         made: OrderedDict[Any, Any] = OrderedDict()
@@ -551,7 +559,8 @@ class Rebuilder:
                         f"OrderedDict takes a list of pairs, not one with {shown(pair)}"
                     )
                 self._keys(pair[0])
-                made[pair[0]] = pair[1]
+            pairs = args[0]
+            self._keys.fill(made, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
         return made
 
     def _counter(self, args: Args) -> Counter[Any]:
@@ -560,13 +569,18 @@ class Rebuilder:
         if len(args) != 1 or type(args[0]) is not dict:
             raise wrong_arguments("Counter", "one dict", args)
         made: Counter[Any] = Counter()
-        dict.update(made, args[0])
+        self._keys.fill(made, list(args[0]), list(args[0].values()))
         return made
 
 
 def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
     """Return the error of a storage whose class is none of torch's."""
     return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 has not")
+
+
+def _two_meanings(key: str) -> PickleError:
+    # For torch the first of them counts.
+    return PickleError(f"{shown(key)} is the key of a storage and of a view of a storage")
 
 
 def _is_plain_key(key: str) -> bool:
