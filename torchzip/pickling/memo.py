@@ -3,7 +3,7 @@
 A run of records that are alike numbers eight objects for each, and a file hardly ever asks for one
 of them again. Such a run stays whole here, and makes what it has numbered when that is asked for.
 
-Picklers number in turn. Numbers of another choice could be such that each has to be looked for in
+Picklers number in turn. Numbers chosen otherwise could be such that each has to be looked for in
 thousands of places of the dict, so there may be few of them.
 """
 
@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 from torchzip.errors import LimitError, PickleError
 
-#: Numbers that may be left out, and numbers that may be out of turn.
-_AHEAD = 1024
+#: Some picklers leave numbers out, of what is never asked for: up to 15 of 16, and a start so far
+#: from 0. In so narrow a range no number has to be looked for in many places.
+_SPREAD, _AHEAD = 16, 100_000
+#: Numbers that may be anywhere.
 _MAX_OUT_OF_TURN = 256
 
 
@@ -73,7 +75,7 @@ class Memo(dict[int, Any]):
         """
         if len(self) > self.most:
             raise LimitError("memo", len(self), self.most)
-        expected = len(self) + self._in_runs + _AHEAD
+        expected = _SPREAD * (len(self) + self._in_runs) + _AHEAD
         if number >= expected:
             self._out_of_turn += 1
             if self._out_of_turn > _MAX_OUT_OF_TURN:
