@@ -1,4 +1,4 @@
-"""Arguments and exit codes: 0 done, 1 the file is bad, 2 wrong usage."""
+"""Arguments and exit codes: 0 done, 1 the file is bad or differs, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import torchzip
-from torchzip.cli import converting
+from torchzip.cli import comparing, converting
 from torchzip.cli.checking import check, check_as_text
 from torchzip.cli.disassembly import disassemble
 from torchzip.cli.listing import (
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchzip",
         description="Look at and convert PyTorch checkpoints, without PyTorch.",
-        epilog="Exit status: 0 done, 1 the file is bad, 2 wrong usage.",
+        epilog="Exit status: 0 done, 1 the file is bad or differs, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"torchzip {torchzip.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     dis.add_argument("--json", action="store_true", help="the opcodes, as JSON")
     dis.set_defaults(run=_dis)
 
+    comparing.add_parser(commands, _diff)
     converting.add_parser(commands, _convert)
     return parser
 
@@ -151,6 +152,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _dis(arguments: argparse.Namespace) -> int:
     disassemble(arguments.file, arguments.record, as_json=arguments.json)
     return _DONE
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    return _DONE if comparing.compare(arguments) else _BAD
 
 
 def _convert(arguments: argparse.Namespace) -> int:
