@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 import torchzip
 from torchzip.cli import comparing, converting
-from torchzip.cli.checking import check, check_as_text
+from torchzip.cli.checking import check_as_text
 from torchzip.cli.disassembly import disassemble
 from torchzip.cli.listing import (
     as_json,
@@ -21,6 +22,7 @@ from torchzip.cli.listing import (
     globals_as_text,
 )
 from torchzip.errors import TorchZipError, printable
+from torchzip.tools.verification import verify
 
 _DONE, _BAD, _USAGE = 0, 1, 2
 
@@ -143,9 +145,9 @@ def _globals(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    with torchzip.lazy_load(arguments.file) as checkpoint:
-        found = check(checkpoint)
-    print(json.dumps(found, indent=2) if arguments.json else check_as_text(found))
+    found = verify(arguments.file)
+    as_values = dataclasses.asdict(found)
+    print(json.dumps(as_values, indent=2) if arguments.json else check_as_text(found))
     return _DONE
 
 
