@@ -146,6 +146,24 @@ def test_views(seed: int) -> None:
             assert (values.count, values.max_abs, values.nans, values.first) == expected
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_views_of_one_order(seed: int) -> None:
+    """Tensors that lie in one order that is not C's are read in it; the index is the tensor's."""
+    rng = np.random.default_rng(seed)
+    lying = rng.integers(-3, 3, (7, 1, 4, 5)).astype(np.int32)
+    changed = lying.copy()
+    for _ in range(4):
+        changed[tuple(rng.integers(0, lying.shape))] += 1
+    order = tuple(rng.permutation(4))
+    for part in (np.s_[:], np.s_[1:6], np.s_[:, :, 1:3], np.s_[..., ::2]):
+        one, other = (array[part].transpose(order) for array in (lying, changed))
+        found = diff(*(saved([array, whole]) for array, whole in ((one, lying), (other, changed))))
+        values = [each.values for each in found.changed if each.before.name == "0"]
+        expected = plainly(one, other)
+        got = [(v.count, v.max_abs, v.nans, v.first) for v in values if v is not None]
+        assert got == ([] if expected is None else [expected])
+
+
 def test_broadcast() -> None:
     """A tensor of 2**60 elements over one is compared by that one."""
     files = []
@@ -474,6 +492,20 @@ def test_a_tie_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     counted = Counted(monkeypatch)
     assert len(diff(tmp_path / "a.pt", tmp_path / "b.pt").changed) == 50
     assert counted.nbytes < 2 * 2_000_000 + 200_000
+
+
+def test_transposed_tensors_are_read_without_jumps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that lie in one order cost one pass over each, in large reads."""
+    for name, value in (("a.pt", 0), ("b.pt", 1)):
+        array = np.zeros((3000, 2000), np.float32)
+        array[5, 7] = value
+        tz.save({"x": array.T}, tmp_path / name)
+    counted = Counted(monkeypatch)
+    found = diff(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert values_of(found).first == (7, 5)
+    assert counted.nbytes < 2 * 24_000_000 + 200_000
 
 
 _MEASURED = """

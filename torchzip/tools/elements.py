@@ -20,7 +20,7 @@ from torchzip.errors import TorchZipError, UnsupportedError
 from torchzip.tensors.casts import CastStorage, is_castable, whole_items
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import Bytes, TensorStorage
 
 Array = NDArray[Any]
@@ -125,8 +125,12 @@ def compare_elements(a: Located, b: Located) -> tuple[ElementDifference | None, 
     )
     repeated = math.prod(shape) // math.prod(once)
     dtype = b.spec.torch_dtype
-    found = _Found(dtype)
-    for one, other in _side_by_side(_blocks(a, once, dtype), _blocks(b, once, dtype)):
+    # Where both lie in one order that is not C's, they are read in that one, without a jump.
+    axes = list(range(len(shape)))
+    if a.spec.stride == b.spec.stride:
+        axes.sort(key=lambda axis: -a.spec.stride[axis] if once[axis] > 1 else 0)
+    found = _Found(dtype, once, axes)
+    for one, other in _side_by_side(_blocks(a, once, dtype, axes), _blocks(b, once, dtype, axes)):
         found.add(one, other)
     if not found.count:
         return None, found.same_bits
@@ -141,7 +145,8 @@ def digest(tensor: Located) -> bytes:
     """Return 32 bytes that stand for a tensor's elements, each broadcast one taken once."""
     spec = tensor.spec
     made = hashlib.blake2b(digest_size=32)
-    for block in _blocks(tensor, once_each(spec), spec.torch_dtype):
+    axes = list(range(len(spec.shape)))
+    for block in _blocks(tensor, once_each(spec), spec.torch_dtype, axes):
         made.update(block.data)
     return made.digest()
 
@@ -153,9 +158,17 @@ def once_each(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(size if step else 1 for size, step in zip(spec.shape, spec.stride, strict=True))
 
 
-def _blocks(tensor: Located, shape: tuple[int, ...], torch_dtype: str) -> Iterator[Bytes]:
-    """Yield the elements of a part of a tensor, in C order and in another dtype perhaps."""
-    spec = tensor.spec.replace(shape=shape)
+def _blocks(
+    tensor: Located, shape: tuple[int, ...], torch_dtype: str, axes: list[int]
+) -> Iterator[Bytes]:
+    """Yield the elements of a part of a tensor, in another dtype perhaps.
+
+    They come in C order of the axes as ``axes`` has them, the outermost first.
+    """
+    spec = tensor.spec.replace(
+        shape=tuple(shape[axis] for axis in axes),
+        stride=tuple(tensor.spec.stride[axis] for axis in axes),
+    )
     elements: TensorStorage = ElementStorage(spec)
     tensor.work.charge(tensor, elements.nbytes)
     if spec.torch_dtype != torch_dtype:
@@ -192,7 +205,11 @@ def _index(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 class _Found:
     """What was found in the blocks so far."""
 
-    def __init__(self, torch_dtype: str) -> None:
+    def __init__(self, torch_dtype: str, shape: tuple[int, ...], axes: list[int]) -> None:
+        # Innermost first: the size of each axis, and its step in the tensor's own C order.
+        steps = contiguous_stride(shape)
+        self._axes = [(shape[axis], steps[axis]) for axis in reversed(axes)]
+        self._in_order = axes == sorted(axes)
         row = DTYPES[torch_dtype]
         self._dtype = numpy_dtype(torch_dtype)
         self._compare = {
@@ -217,10 +234,22 @@ class _Found:
             with np.errstate(all="ignore"):
                 differ = self._compare(a, b)
             count = int(np.count_nonzero(differ))
-            if count and not self.count:
-                self.first = self._done + int(np.argmax(differ))
+            if count:
+                self._see_first(differ)
             self.count += count
         self._done += numel
+
+    def _see_first(self, differ: Array) -> None:
+        if not self._in_order:
+            places = np.flatnonzero(differ) + self._done
+            own = np.zeros_like(places)
+            for size, step in self._axes:
+                own += places % size * step
+                places //= size
+            first = int(own.min())
+            self.first = min(first, self.first) if self.count else first
+        elif not self.count:
+            self.first = self._done + int(np.argmax(differ))
 
     def _larger(self, difference: float) -> None:
         self.max_abs = difference if self.max_abs is None else max(self.max_abs, difference)
