@@ -131,6 +131,17 @@ def test_a_bare_tensor(capsys: Capture, pair: Path) -> None:
     assert run(capsys, "c.pt", "d.pt")[1].startswith("changed  (the object itself)  float64 [2]")
 
 
+def test_values_that_differ_far_inside(capsys: Capture, pair: Path) -> None:
+    """Of long texts and lists the beginning is shown, and that they are not the same."""
+    tz.save({"text": "x" * 200, "list": [1, 2, 3, 4, 5]}, "c.pt")
+    tz.save({"text": "x" * 199 + "y", "list": [1, 2, 3, 4, 6]}, "d.pt")
+    assert run(capsys, "c.pt", "d.pt")[1].splitlines() == [
+        f"value    text  another '{'x' * 100}'...",
+        "value    list  another [1, 2, 3, 4, ...]",
+        "c.pt and d.pt differ: 0 tensors equal, 2 values differ",
+    ]
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_hostile_names(capsys: Capture, pair: Path, options: list[str]) -> None:
     """No name or text of a file moves the cursor or ends a line."""

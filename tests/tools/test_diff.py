@@ -26,7 +26,7 @@ from tests.hostile.every import ATTACKS
 from tests.test_big import HoleyFile
 from torchzip import tools
 from torchzip.tools import Diff, diff
-from torchzip.types import SparseTensor, TypedArray
+from torchzip.types import MetaTensor, Parameter, QuantizedTensor, SparseTensor, Storage, TypedArray
 
 Array = np.ndarray[Any, Any]
 
@@ -406,6 +406,47 @@ def test_sparse() -> None:
     assert between({"s": first}, {"s": np.zeros(4)}).changed[0].what == ("kind",)
     renamed = between({"s": first}, {"t": sparse([0, 2], [1.0, 2.0])}).renamed
     assert [(old.name, new.name) for old, new in renamed] == [("s", "t")]
+
+
+def test_quantized() -> None:
+    """Scale and zero point are its form, the integers a part."""
+
+    def quantized(*ints: int, scale: float = 0.5) -> QuantizedTensor:
+        return QuantizedTensor(np.array(ints, np.uint8), scale, 3)
+
+    first = {"q": quantized(1, 2)}
+    assert between(first, {"q": quantized(1, 2)}).is_equal
+    (change,) = between(first, {"q": quantized(1, 9)}).changed
+    assert change.part == "int_repr"
+    assert change.values is not None
+    assert (change.values.count, change.values.max_abs) == (1, 7)
+    assert between(first, {"q": quantized(1, 2, scale=0.25)}).changed[0].what == ("form",)
+
+
+def test_meta() -> None:
+    """Shape, dtype and stride are all that it has."""
+    first = {"m": MetaTensor("float32", (2, 3))}
+    assert between(first, {"m": MetaTensor("float32", (2, 3))}).is_equal
+    assert between(first, {"m": MetaTensor("float32", (2, 3), (1, 2))}).changed[0].what == ("form",)
+    other = {"m": MetaTensor("float16", (3,))}
+    assert between(first, other).changed[0].what == ("dtype", "shape")
+
+
+def test_bare_storages() -> None:
+    """A storage in the tree is compared as a tensor is."""
+    one = {"s": Storage(np.arange(4, dtype=np.float32), "float32")}
+    other = {"s": Storage(np.array([0, 1, 2, 4], np.float32), "float32")}
+    assert between(one, one).is_equal
+    found = between(one, other)
+    assert (found.changed[0].before.kind, values_of(found).first) == ("storage", (3,))
+    assert between(one, {"t": one["s"]}).renamed[0][1].name == "t"
+
+
+def test_parameters() -> None:
+    """A Parameter is its data, with or without requires_grad."""
+    data = np.ones(3)
+    assert between({"p": Parameter(data)}, {"p": Parameter(np.ones(3), False)}).is_equal
+    assert between({"p": Parameter(data)}, {"p": data}).is_equal
 
 
 GOLDEN = sorted(b.GOLDEN.glob("*.pt"))
