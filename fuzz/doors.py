@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import torchzip as tz
 from fuzz.guard import guarded
 from fuzz.seeds import Case, whole
-from torchzip.cli import checking, disassembly, listing
+from torchzip.cli import checking, comparing, disassembly, listing
 from torchzip.errors import TorchZipError
+from torchzip.tools import diff, verify
 from torchzip.types import NestedTensor, OtherTensor, QuantizedTensor, SparseTensor
 
 _FORMATS = frozenset("zip legacy safetensors torchscript tar pt2 sharded dcp".split())
@@ -106,7 +107,7 @@ def make_dense(tensor: OtherTensor) -> None:
 
 
 def show(path: Path) -> None:
-    """What the commands print: ``ls``, ``globals`` and ``verify``."""
+    """What the commands print: ``ls``, ``globals``, ``verify`` and ``diff``."""
     with allowed(), tz.lazy_load(path) as checkpoint:
         found = listing.describe(checkpoint)
         texts = [listing.as_text(found, long=True), listing.as_text(found, long=False)]
@@ -114,7 +115,9 @@ def show(path: Path) -> None:
         texts.append(listing.globals_as_text(names, checkpoint.path))
         assert json.loads(listing.as_json(found))
         with allowed():
-            texts.append(checking.check_as_text(checking.check(checkpoint)))
+            texts.append(checking.check_as_text(verify(path)))
+        with allowed():
+            texts.append(comparing.as_text(diff(path, path)))
         for text in texts:
             _check_printable(text)
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests import builders as b
 from tests.formats.tar_builder import tar_of
 from tests.pickling.test_disassembly import OPCODE_BYTES
-from torchzip.cli import disassembly
 from torchzip.cli.main import main
+from torchzip.tools import pickles
 
 Capture = pytest.CaptureFixture[str]
 ZIPS = [path for path in sorted(b.GOLDEN.glob("*.pt")) if "legacy" not in path.name]
@@ -153,7 +153,7 @@ def test_windows(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     data = pickle.dumps([list(range(500)), "x" * 300, {"k": b"y" * 70}], 2)
     path.write_bytes(data)
     for nbytes in (1, 2, 7, 64):
-        monkeypatch.setattr(disassembly, "_WINDOW_NBYTES", nbytes)
+        monkeypatch.setattr(pickles, "_WINDOW_NBYTES", nbytes)
         status, out, err = run(capsys, "dis", path)
         assert (status, err) == (0, "")
         assert places(out) == expected(data)

@@ -27,12 +27,13 @@ _RANKS = {
     "formats": 4,
     "checkpoint": 5,
     "convert": 6,
-    "cli": 7,
+    "tools": 7,
+    "cli": 8,
 }
 _ABOVE_ALL = {"__init__", "__main__"}
 
 #: Who may import what from outside the standard library.
-_NUMPY_ROOMS = {"files", "container", "tensors", "formats", "checkpoint", "convert"}
+_NUMPY_ROOMS = {"files", "container", "tensors", "formats", "checkpoint", "convert", "tools"}
 _OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}}
 _ML_DTYPES_ROOMS = {"tensors"}
 

@@ -3,157 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-from torchzip.container.tar import find_members
-from torchzip.container.zip_reader import ZipReader
-from torchzip.errors import (
-    FormatError,
-    LimitError,
-    TorchZipError,
-    UnsupportedError,
-    listed,
-    printable,
-    shown,
-)
-from torchzip.files.source import PartSource, Source, open_source
-from torchzip.formats.legacy import LEGACY_MAGIC
+from torchzip.errors import TorchZipError, printable
+from torchzip.files.source import open_source
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
-from torchzip.pickling.disassembly import Annotator, Step, argument_text, parse_step
-from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
-from torchzip.pickling.opcodes import BY_CODE, OPCODES
+from torchzip.pickling.disassembly import Annotator, Step, argument_text
+from torchzip.pickling.opcodes import OPCODES
 from torchzip.pickling.python2 import python3_name
-from torchzip.pickling.table import Table
+from torchzip.tools.pickles import find_pickles, pickles
 
-#: Magic number, version, the writer's machine, the object, the storage keys.
-_LEGACY_PICKLES = 5
-_WINDOW_NBYTES = 1 << 20
 _REFUSED_OPCODES = {opcode.name for opcode in OPCODES if not opcode.torch_safe}
-
-
-class _Place(NamedTuple):
-    """Bytes with pickles in turn, at most ``most``; ``finish`` is called behind the last."""
-
-    record: str | None
-    source: Source
-    most: int | None
-    finish: Callable[[], Any]
-
-
-def _find_pickles(source: Source, record: str | None, limits: Limits) -> _Place:
-    """Return where the pickles of a file are."""
-    head = bytes(source.read_at(0, min(source.size, 512)))
-    if head.startswith(b"PK\3\4"):
-        return _in_zip(ZipReader(source, limits), record or "data.pkl", limits)
-    if head[257:262] == b"ustar":
-        members, _ = find_members(source, limits)
-        record = record or "pickle"
-        if record not in members:
-            raise FormatError(f"no member is called {shown(record)}", path=source.name)
-        part = PartSource(source, *members[record], source.name)
-        return _Place(record, part, 1 if record == "pickle" else None, _nothing)
-    if record is not None:
-        raise FormatError("only an archive has records", path=source.name)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size:
-        raise UnsupportedError("a safetensors file, which has no pickle", path=source.name)
-    if head[:1] and head[0] not in BY_CODE:
-        raise FormatError(f"no pickle: it begins with {head[:8]!r}", path=source.name)
-    return _Place(None, source, _LEGACY_PICKLES if _is_legacy(head, limits) else None, _nothing)
-
-
-def _is_legacy(head: bytes, limits: Limits) -> bool:
-    try:
-        return bool(Interpreter(head, Table(), limits).run() == LEGACY_MAGIC)
-    except TorchZipError:
-        return False
-
-
-def _nothing() -> None:
-    pass
-
-
-def _in_zip(archive: ZipReader, record: str, limits: Limits) -> _Place:
-    name = archive.source.name
-    if record not in archive:
-        pickles = [other for other in archive if other.endswith(".pkl")]
-        has = listed(pickles) or "none that ends in .pkl"
-        raise FormatError(
-            f"no record is called {shown(record)}; of pickles it has {has}", path=name
-        )
-    span = archive.stored_span(record)
-    if span is not None:
-        # Shown before its CRC is compared: of a damaged pickle, too, the beginning can be seen.
-        part: Source = PartSource(archive.source, *span, name)
-        return _Place(record, part, 1, lambda: archive.read(record))
-    return _Place(record, open_source(io.BytesIO(archive.read(record))), 1, _nothing)
-
-
-def _steps(place: _Place, start: int, path: str, limits: Limits) -> Iterator[Step]:
-    """Yield the steps of the pickle at ``start``, reading what they need."""
-    source = place.source
-    at, nbytes = start, _WINDOW_NBYTES
-    while True:
-        data = bytes(source.read_at(at, min(nbytes, source.size - at)))
-        position = 0
-        try:
-            while True:
-                step = parse_step(data, position, at)
-                yield step
-                if step.opcode.name == "STOP":
-                    return
-                position = step.end - at
-        except TorchZipError as error:
-            is_short = isinstance(error, TruncatedPickleError)
-            if not is_short or at + len(data) >= source.size:
-                error.at(path=path, record=place.record)
-                error.offset = at + position
-                raise
-            needed = getattr(error, "needed", 1)
-        nbytes = max(_WINDOW_NBYTES, len(data) - position + needed)
-        if position == 0:
-            nbytes = max(nbytes, 4 * len(data))
-        if len(data) - position + needed > limits.pickle_nbytes:
-            raise LimitError(
-                "pickle_nbytes", len(data) + needed, limits.pickle_nbytes,
-                path=path, record=place.record, offset=at + position,
-            )  # fmt: skip
-        at += position
-
-
-def _pickles(place: _Place, path: str, limits: Limits) -> Iterator[Iterator[Step]]:
-    """Yield the steps of each pickle; all of one are to be taken before the next."""
-    at = 0
-    count = 0
-
-    def following() -> Iterator[Step]:
-        nonlocal at
-        for step in _steps(place, at, path, limits):
-            yield step
-        at = step.end
-
-    while count != place.most and (at < place.source.size or not count):
-        yield following()
-        count += 1
-    place.finish()
-
-
-def refused_opcodes(file: str) -> list[str]:
-    """Return the names of the opcodes in a zip or legacy file that torch's safe loader refuses."""
-    limits = Limits()
-    source = open_source(file)
-    with contextlib.closing(source):
-        place = _find_pickles(source, None, limits)
-        names = {
-            step.opcode.name: None
-            for steps in _pickles(place, source.name, limits)
-            for step in steps
-            if not step.opcode.torch_safe
-        }
-    return list(names)
 
 
 def disassemble(file: str, record: str | None, *, as_json: bool) -> None:
@@ -169,8 +32,8 @@ def disassemble(file: str, record: str | None, *, as_json: bool) -> None:
     show = _JsonLines(source.name) if as_json else _TextLines()
     with contextlib.closing(source):
         try:
-            place = _find_pickles(source, record, limits)
-            for number, steps in enumerate(_pickles(place, source.name, limits)):
+            place = find_pickles(source, record, limits)
+            for number, steps in enumerate(pickles(place, source.name, limits)):
                 show.pickle(number, place.most == 1)
                 for row in _rows(steps):
                     show.row(row)

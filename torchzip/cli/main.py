@@ -1,8 +1,9 @@
-"""Arguments and exit codes: 0 done, 1 the file is bad, 2 wrong usage."""
+"""Arguments and exit codes: 0 done, 1 the file is bad or differs, 2 wrong usage."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -10,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 import torchzip
-from torchzip.cli import converting
-from torchzip.cli.checking import check, check_as_text
+from torchzip.cli import comparing, converting
+from torchzip.cli.checking import check_as_text
 from torchzip.cli.disassembly import disassemble
 from torchzip.cli.listing import (
     as_json,
@@ -21,6 +22,7 @@ from torchzip.cli.listing import (
     globals_as_text,
 )
 from torchzip.errors import TorchZipError, printable
+from torchzip.tools.verification import verify
 
 _DONE, _BAD, _USAGE = 0, 1, 2
 
@@ -30,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchzip",
         description="Look at and convert PyTorch checkpoints, without PyTorch.",
-        epilog="Exit status: 0 done, 1 the file is bad, 2 wrong usage.",
+        epilog="Exit status: 0 done, 1 the file is bad or differs, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"torchzip {torchzip.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -86,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     dis.add_argument("--json", action="store_true", help="the opcodes, as JSON")
     dis.set_defaults(run=_dis)
 
+    comparing.add_parser(commands, _diff)
     converting.add_parser(commands, _convert)
     return parser
 
@@ -142,15 +145,19 @@ def _globals(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    with torchzip.lazy_load(arguments.file) as checkpoint:
-        found = check(checkpoint)
-    print(json.dumps(found, indent=2) if arguments.json else check_as_text(found))
+    found = verify(arguments.file)
+    as_values = dataclasses.asdict(found)
+    print(json.dumps(as_values, indent=2) if arguments.json else check_as_text(found))
     return _DONE
 
 
 def _dis(arguments: argparse.Namespace) -> int:
     disassemble(arguments.file, arguments.record, as_json=arguments.json)
     return _DONE
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    return _DONE if comparing.compare(arguments) else _BAD
 
 
 def _convert(arguments: argparse.Namespace) -> int:

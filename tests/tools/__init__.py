@@ -1,0 +1,1 @@
+"""Tests of `torchzip.tools`, none of which needs torch."""

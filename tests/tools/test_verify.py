@@ -1,0 +1,55 @@
+"""What `verify` returns; tests/test_cli_verify.py has what it finds in files of all kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import torchzip as tz
+from tests import builders as b
+from torchzip.tools import Verified, verify
+
+
+def test_sound(tmp_path: Path) -> None:
+    """A frozen dataclass, the same for a path and for a file object where it stands."""
+    tensors = {"a": np.arange(300, dtype=np.float32)}
+    tz.save(tensors, tmp_path / "m.pt")
+    found = verify(tmp_path / "m.pt")
+    assert type(found) is Verified
+    assert (found.file, found.format, found.tensors) == (str(tmp_path / "m.pt"), "zip", 1)
+    assert (found.torch_load, found.refused, found.without_crc) == ("accepts", (), ())
+    with (tmp_path / "m.pt").open("rb") as file:
+        again = verify(file)
+    assert dataclasses.replace(again, file=found.file) == found
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.records = 0  # type: ignore[misc]
+
+
+def test_legacy_stream_behind_other_bytes() -> None:
+    """The opcodes are those of the stream that the file object stands at."""
+    data = (b.GOLDEN / "views-legacy.pt").read_bytes()
+    file = io.BytesIO(b"\x80\x04before" + data)
+    file.seek(8)
+    found = verify(file)
+    assert (found.format, found.torch_load) == ("legacy", "accepts")
+
+
+def test_damaged() -> None:
+    """One wrong bit is an error."""
+    array = np.arange(300, dtype=np.float32)
+    buffer = io.BytesIO()
+    tz.save({"a": array}, buffer)
+    data = bytearray(buffer.getvalue())
+    data[data.index(array.tobytes()) + 700] ^= 4
+    with pytest.raises(tz.FormatError, match="CRC"):
+        verify(io.BytesIO(data))
+
+
+def test_limits() -> None:
+    """They bound what is read."""
+    with pytest.raises(tz.LimitError):
+        verify(io.BytesIO(b.checkpoint(b.stream(b.tensor()))), limits=tz.Limits(pickle_nbytes=10))

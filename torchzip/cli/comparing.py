@@ -1,0 +1,142 @@
+"""``torchzip diff``: its options, and what differs as text or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torchzip.cli.rendering import count_text, table
+from torchzip.errors import printable
+from torchzip.tools.differences import Diff, TensorChange, TensorRow, ValueChange, diff
+
+_DESCRIPTION = """\
+Show what differs between two checkpoints of any kinds: tensors that were added, removed, renamed
+or changed, and plain values. Tensors with one size and one stored CRC in both files are not read;
+others are compared by value (NaN equals NaN, 0.0 equals -0.0), in constant memory.
+"""
+_EPILOG = """\
+Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
+
+examples:
+  torchzip diff before.pt after.pt
+  torchzip diff model.pt model-bf16.safetensors --cast
+"""
+
+
+def add_parser(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "diff",
+        help="what differs between two checkpoints",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("a", metavar="A")
+    parser.add_argument("b", metavar="B")
+    parser.add_argument(
+        "--cast",
+        action="store_true",
+        help="cast a floating tensor of A to its dtype in B, as convert does, and compare then",
+    )
+    parser.add_argument("--json", action="store_true", help="what differs, as JSON")
+    parser.set_defaults(run=run)
+
+
+def compare(arguments: argparse.Namespace) -> bool:
+    """Print what differs; return whether nothing does."""
+    found = diff(arguments.a, arguments.b, cast=arguments.cast)
+    print(as_json(found) if arguments.json else as_text(found))
+    return found.is_equal
+
+
+def as_json(found: Diff) -> str:
+    """Return what differs as JSON; numbers that JSON has not are texts."""
+    values = {"is_equal": found.is_equal, **dataclasses.asdict(found)}
+    for change in values["changed"]:
+        difference = change["values"]
+        if difference is not None:
+            number = difference["max_abs"]
+            if isinstance(number, float) and not math.isfinite(number):
+                difference["max_abs"] = str(number)
+    return json.dumps(values, indent=2)
+
+
+def as_text(found: Diff) -> str:
+    """Return what differs as a table with its sums below."""
+    rows = [["changed", *_changed(change)] for change in found.changed]
+    rows += [["renamed", _renamed(*pair), _tensor(pair[0]), ""] for pair in found.renamed]
+    rows += [["removed", _name(row), _tensor(row), ""] for row in found.removed]
+    rows += [["added", _name(row), _tensor(row), ""] for row in found.added]
+    lines = table(rows)
+    # A table of its own, as texts may be long; its names stand below those of the tensors.
+    values = [
+        ["value".ljust(7), printable(each.name) or _ROOT, _value(each)] for each in found.values
+    ]
+    lines += table(values)
+    if found.other_bits:
+        first = ", ".join(printable(name) or _ROOT for name in found.other_bits[:10])
+        more = len(found.other_bits) - 10
+        first += f" and {more:,} more" if more > 0 else ""
+        lines.append(f"equal in value, with zeros of another sign or other NaNs: {first}")
+    return "\n".join([*lines, _sums(found)])
+
+
+_ROOT = "(the object itself)"
+
+
+def _name(row: TensorRow) -> str:
+    return printable(row.name) or _ROOT
+
+
+def _renamed(before: TensorRow, after: TensorRow) -> str:
+    return f"{_name(before)} -> {_name(after)}"
+
+
+def _tensor(row: TensorRow) -> str:
+    kind = f" {row.kind}" if row.kind != "dense" else ""
+    return f"{row.torch_dtype}{kind} {list(row.shape)}".replace("None", "*")
+
+
+def _changed(change: TensorChange) -> list[str]:
+    before, after = _tensor(change.before), _tensor(change.after)
+    tensor = before if before == after else f"{before} -> {after}"
+    name = _name(change.before) + (f" ({change.part})" if change.part else "")
+    difference = change.values
+    if difference is None:
+        return [name, tensor, ", ".join(change.what)]
+    told = [f"{count_text(difference.count, 'element')}, first at {list(difference.first)}"]
+    if difference.max_abs is not None:
+        number = difference.max_abs
+        shown = f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
+        told.append(f"max abs difference {shown}")
+    if difference.nans:
+        told.append(f"NaN on one side in {difference.nans:,}")
+    return [name, tensor, ", ".join(told)]
+
+
+def _value(change: ValueChange) -> str:
+    if change.before is None:
+        return f"added: {printable(change.after or '')}"
+    if change.after is None:
+        return f"removed: {printable(change.before)}"
+    if change.before == change.after:
+        return f"another {printable(change.before)}"
+    return f"{printable(change.before)} -> {printable(change.after)}"
+
+
+def _sums(found: Diff) -> str:
+    changed = len({change.before.name for change in found.changed})
+    counts = [(changed, "changed"), (len(found.renamed), "renamed")]
+    counts += [(len(found.removed), "removed"), (len(found.added), "added")]
+    parts = [f"{count:,} {what}" for count, what in counts if count]
+    parts.insert(0, f"{count_text(found.equal, 'tensor')} equal")
+    if found.values:
+        differ = "differs" if len(found.values) == 1 else "differ"
+        parts.append(f"{count_text(len(found.values), 'value')} {differ}")
+    verdict = "are equal" if found.is_equal else "differ"
+    return f"{printable(found.a)} and {printable(found.b)} {verdict}: {', '.join(parts)}"

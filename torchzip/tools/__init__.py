@@ -1,0 +1,28 @@
+"""What is done with checkpoints beside reading and converting them; each returns plain data.
+
+    from torchzip.tools import diff
+
+Each function is imported when it is asked for, as those of `torchzip` are.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["Diff", "Verified", "diff", "verify"]
+
+if TYPE_CHECKING:
+    from torchzip.tools.differences import Diff, diff
+    from torchzip.tools.verification import Verified, verify
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in ("Diff", "diff"):
+            from torchzip.tools import differences as home
+        elif name in ("Verified", "verify"):
+            from torchzip.tools import verification as home
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = vars(home)[name]
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,0 +1,399 @@
+"""What differs between two checkpoints, of whatever formats."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.convert.casting import layout
+from torchzip.convert.rules import Rules
+from torchzip.convert.selection import Held, select
+from torchzip.errors import TorchZipError, shown
+from torchzip.files.source import File
+from torchzip.limits import Limits
+from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tools.elements import (
+    ElementDifference,
+    Located,
+    Work,
+    can_cast,
+    compare_elements,
+    content_crc,
+    digest,
+    once_each,
+    same_unread,
+)
+from torchzip.tools.plain_values import flat_values, same_value
+from torchzip.types import (
+    MetaTensor,
+    NestedTensor,
+    OtherTensor,
+    Parameter,
+    QuantizedTensor,
+    SparseTensor,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """A tensor as a listing has it. ``kind`` is "dense", "storage", "sparse_coo", ..."""
+
+    name: str
+    kind: str
+    torch_dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChange:
+    """A tensor that both have and that is not the same.
+
+    ``what`` has one or more of "kind", "dtype", "shape" and "form" (what else a tensor that is not
+    dense is made of); or it is "values" alone, and ``values`` says how they differ. ``part``
+    is the part of a tensor that is not dense, such as "indices".
+    """
+
+    before: TensorRow
+    after: TensorRow
+    what: tuple[str, ...]
+    values: ElementDifference | None = None
+    part: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ValueChange:
+    """A value that is no tensor, as messages show it; None where it is not there."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What differs between two checkpoints.
+
+    ``equal`` counts the tensors that are the same. Those in ``other_bits`` are among them:
+    equal in value, with zeros of another sign or NaNs of another payload. A pair in ``renamed``
+    has the same bytes, dtype and shape under another name.
+    """
+
+    a: str
+    b: str
+    equal: int
+    added: tuple[TensorRow, ...]
+    removed: tuple[TensorRow, ...]
+    renamed: tuple[tuple[TensorRow, TensorRow], ...]
+    changed: tuple[TensorChange, ...]
+    values: tuple[ValueChange, ...]
+    other_bits: tuple[str, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs."""
+        return not (self.added or self.removed or self.renamed or self.changed or self.values)
+
+
+def diff(a: File, b: File, *, cast: bool = False, limits: Limits | None = None) -> Diff:
+    """Compare two checkpoints and return what differs, from ``a`` to ``b``.
+
+    No data is read of tensors whose storages have one size and one stored CRC in both files (as
+    all of zip files of torch have); `Checkpoint.verify` says whether these are right. Others are
+    read block by block, in memory that does not grow with them, and compared by value: NaN
+    equals NaN, 0.0 equals -0.0. Tensors are compared by what they show: strides, ties and
+    requires_grad may differ. With ``cast``, a floating tensor of another dtype is first cast to
+    that of ``b``, as `convert` does it.
+
+    What `convert` has put into the metadata of a safetensors file, ties and the object
+    around the tensors, is compared too.
+
+    Raises
+    ------
+    TorchZipError, OSError
+        If one of the files is bad, whatever its bytes; nothing else.
+
+    Examples
+    --------
+    >>> import numpy as np, os, tempfile, torchzip
+    >>> folder = tempfile.mkdtemp()
+    >>> one, other = os.path.join(folder, "a.pt"), os.path.join(folder, "b.pt")
+    >>> torchzip.save({"w": np.array([1.0, 2.0, 3.0]), "step": 7}, one)
+    >>> torchzip.save({"w": np.array([1.0, 2.5, 3.0]), "step": 7}, other)
+    >>> found = diff(one, other)
+    >>> found.is_equal, found.changed[0].values
+    (False, ElementDifference(count=1, max_abs=0.5, nans=0, first=(1,)))
+    """
+    with Checkpoint(a, limits=limits) as before, Checkpoint(b, limits=limits) as after:
+        return _Comparison(_Side(before), _Side(after), cast).run()
+
+
+Comparable = Held | BareStorage
+
+
+class _Side:
+    """One of the two checkpoints: its tensors, bare storages among them, and its values."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.path = checkpoint.path
+        try:
+            selection = select(checkpoint, Rules())
+            values = flat_values(selection.around, _is_tensor, checkpoint.limits)
+            for index, constant in enumerate(checkpoint.constants):
+                if not _is_tensor(constant):
+                    values[f"(constant {index})"] = constant
+        except TorchZipError as error:
+            error.at(path=self.path)
+            raise
+        self.tensors: dict[str, Comparable] = dict(selection.tensors)
+        for index, constant in enumerate(checkpoint.constants):
+            if _is_tensor(constant):
+                data = constant.data if isinstance(constant, Parameter) else constant
+                self.tensors[f"(constant {index})"] = data
+        for name, value in values.items():
+            if isinstance(value, BareStorage):
+                self.tensors.setdefault(name, value)
+        self.values = {
+            name: value for name, value in values.items() if not isinstance(value, BareStorage)
+        }
+
+        storages = {id(spec.storage): spec.storage.nbytes for spec in self._specs()}
+        self.stored_nbytes = sum(storages.values())
+        # The texts of a safetensors header; other formats have none to compare them with.
+        self.texts = selection.metadata if checkpoint.format in ("safetensors", "sharded") else None
+
+    def _specs(self) -> Iterator[TensorSpec]:
+        for held in self.tensors.values():
+            if isinstance(held, OtherTensor):
+                yield from (part.spec for _, part in _parts_of(held))
+            else:
+                yield _spec_of(held)
+
+    def row(self, name: str) -> TensorRow:
+        held = self.tensors[name]
+        if isinstance(held, OtherTensor):
+            return TensorRow(name, held.kind, held.torch_dtype, held.shape)
+        spec = _spec_of(held)
+        kind = "storage" if isinstance(held, BareStorage) else "dense"
+        return TensorRow(name, kind, spec.torch_dtype, spec.shape)
+
+
+def _is_tensor(value: Any) -> bool:
+    data = value.data if isinstance(value, Parameter) else value
+    return isinstance(data, LazyTensor | OtherTensor)
+
+
+def _spec_of(held: LazyTensor | BareStorage) -> TensorSpec:
+    if isinstance(held, LazyTensor):
+        return held.spec
+    dtype = held.storage.torch_dtype or "uint8"
+    return TensorSpec(dtype, (held.count,), (1,), held.first, held.storage)
+
+
+class _Comparison:
+    """The steps of `diff`, and what was found of tensors that were seen before."""
+
+    def __init__(self, a: _Side, b: _Side, cast: bool) -> None:
+        self._a = a
+        self._b = b
+        self._cast = cast
+        self._seen: dict[Any, tuple[ElementDifference | None, bool]] = {}
+        self._digests: dict[Any, bytes] = {}
+        self._work = Work(a.stored_nbytes + b.stored_nbytes)
+
+    def run(self) -> Diff:
+        a, b = self._a, self._b
+        changed: list[TensorChange] = []
+        other_bits: list[str] = []
+        equal = 0
+        for name in a.tensors:
+            if name not in b.tensors:
+                continue
+            found, same_bits = self._tensor(name)
+            changed += found
+            if not found:
+                equal += 1
+                if not same_bits:
+                    other_bits.append(name)
+        removed = [name for name in a.tensors if name not in b.tensors]
+        added = [name for name in b.tensors if name not in a.tensors]
+        renamed = self._renamed(removed, added)
+        new_names = set(renamed.values())
+        return Diff(
+            a=a.path,
+            b=b.path,
+            equal=equal,
+            added=tuple(b.row(name) for name in added if name not in new_names),
+            removed=tuple(a.row(name) for name in removed if name not in renamed),
+            renamed=tuple((a.row(old), b.row(new)) for old, new in renamed.items()),
+            changed=tuple(changed),
+            values=tuple(self._values()),
+            other_bits=tuple(other_bits),
+        )
+
+    # -- tensors of one name --------------------------------------------------------------
+
+    def _tensor(self, name: str) -> tuple[list[TensorChange], bool]:
+        """Return how a tensor of both differs, and whether its bits are the same."""
+        before, after = self._a.row(name), self._b.row(name)
+        what = []
+        if before.kind != after.kind:
+            what.append("kind")
+        if before.torch_dtype != after.torch_dtype and not (
+            self._cast and can_cast(before.torch_dtype, after.torch_dtype)
+        ):
+            what.append("dtype")
+        if before.shape != after.shape:
+            what.append("shape")
+        one, other = self._a.tensors[name], self._b.tensors[name]
+        if not what and isinstance(one, OtherTensor) and isinstance(other, OtherTensor):
+            if not self._same_form(one, other):
+                what.append("form")
+            else:
+                return self._parts(before, after, one, other)
+        if what or isinstance(one, OtherTensor) or isinstance(other, OtherTensor):
+            return [TensorChange(before, after, tuple(what))], False
+        values, same_bits = self._elements(_spec_of(one), _spec_of(other))
+        if values is None:
+            return [], same_bits
+        return [TensorChange(before, after, ("values",), values)], False
+
+    def _parts(
+        self, before: TensorRow, after: TensorRow, one: OtherTensor, other: OtherTensor
+    ) -> tuple[list[TensorChange], bool]:
+        found = []
+        all_same_bits = True
+        for (part, mine), (_, theirs) in zip(_parts_of(one), _parts_of(other), strict=True):
+            values, same_bits = self._elements(mine.spec, theirs.spec)
+            all_same_bits &= same_bits
+            if values is not None:
+                found.append(TensorChange(before, after, ("values",), values, part))
+        return found, all_same_bits
+
+    def _same_form(self, one: OtherTensor, other: OtherTensor) -> bool:
+        """Return whether two tensors that are not dense differ in nothing but elements."""
+        if not same_value(_form_of(one), _form_of(other)):
+            return False
+        parts, others = (
+            [(name, part.spec.torch_dtype, part.shape) for name, part in _parts_of(each)]
+            for each in (one, other)
+        )
+        return len(parts) == len(others) and all(
+            (name, shape) == (other_name, other_shape)
+            and (dtype == other_dtype or (self._cast and can_cast(dtype, other_dtype)))
+            for (name, dtype, shape), (other_name, other_dtype, other_shape) in zip(
+                parts, others, strict=True
+            )
+        )
+
+    def _elements(self, a: TensorSpec, b: TensorSpec) -> tuple[ElementDifference | None, bool]:
+        if same_unread(a, b):
+            return None, True
+        key = (layout(a), layout(b))
+        if key not in self._seen:
+            self._seen[key] = compare_elements(
+                Located(a, self._a.path, self._work), Located(b, self._b.path, self._work)
+            )
+        return self._seen[key]
+
+    # -- tensors under other names --------------------------------------------------------
+
+    def _renamed(self, removed: list[str], added: list[str]) -> dict[str, str]:
+        """Return which of the removed tensors are which of the added ones.
+
+        Their bytes are read where dtype, shape, size and CRC leave it open, each once.
+        """
+        groups: dict[Any, tuple[list[str], list[str]]] = {}
+        for place, side, names in ((0, self._a, removed), (1, self._b, added)):
+            for name in names:
+                signature = _signature(side.tensors[name])
+                groups.setdefault(signature, ([], []))[place].append(name)
+        renamed: dict[str, str] = {}
+        for old, new in groups.values():
+            if not (old and new):
+                continue
+            sides = ((self._a, old), (self._b, new))
+            crcs = [{n: _crc_of(side.tensors[n]) for n in names} for side, names in sides]
+            if not any(None in each.values() for each in crcs):
+                both = set(crcs[0].values()) & set(crcs[1].values())
+                old, new = ([n for n, crc in each.items() if crc in both] for each in crcs)
+            by_digest: dict[bytes, list[str]] = {}
+            for name in reversed(new):
+                by_digest.setdefault(self._digest(self._b, name), []).append(name)
+            for name in old:
+                same = by_digest.get(self._digest(self._a, name))
+                if same:
+                    renamed[name] = same.pop()
+        order = {name: place for place, name in enumerate(removed)}
+        return dict(sorted(renamed.items(), key=lambda pair: order[pair[0]]))
+
+    def _digest(self, side: _Side, name: str) -> bytes:
+        held = side.tensors[name]
+        if isinstance(held, OtherTensor):
+            parts = [self._digest_of(side, part.spec) for _, part in _parts_of(held)]
+            return hashlib.blake2b(b"".join(parts), digest_size=32).digest()
+        return self._digest_of(side, _spec_of(held))
+
+    def _digest_of(self, side: _Side, spec: TensorSpec) -> bytes:
+        key = layout(spec)
+        if key not in self._digests:
+            self._digests[key] = digest(Located(spec, side.path, self._work))
+        return self._digests[key]
+
+    # -- everything else ------------------------------------------------------------------
+
+    def _values(self) -> Iterator[ValueChange]:
+        yield from _changes(self._a.values, self._b.values)
+        if self._a.texts is not None and self._b.texts is not None:
+            for change in _changes(self._a.texts, self._b.texts):
+                yield ValueChange(f"__metadata__.{change.name}", change.before, change.after)
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[ValueChange]:
+    for name, value in before.items():
+        if name not in after:
+            yield ValueChange(name, shown(value), None)
+        elif not same_value(value, after[name]):
+            yield ValueChange(name, shown(value), shown(after[name]))
+    for name, value in after.items():
+        if name not in before:
+            yield ValueChange(name, None, shown(value))
+
+
+def _parts_of(tensor: OtherTensor) -> Iterator[tuple[str, LazyTensor]]:
+    for field in tensor.PARTS:
+        value = getattr(tensor, field)
+        many: Iterable[Any] = enumerate(value) if isinstance(value, tuple) else [("", value)]
+        for index, part in many:
+            if isinstance(part, LazyTensor):
+                yield f"{field}[{index}]" if index != "" else field, part
+
+
+def _form_of(tensor: OtherTensor) -> tuple[Any, ...]:
+    """Return what a tensor has beside its parts, its dtype and its shape."""
+    if isinstance(tensor, SparseTensor):
+        return (tensor.is_coalesced,)
+    if isinstance(tensor, QuantizedTensor):
+        held = [tensor.scale, tensor.zero_point]
+        return (tensor.axis, *(None if isinstance(each, LazyTensor) else each for each in held))
+    if isinstance(tensor, NestedTensor):
+        return (tensor.ragged_idx,)
+    if isinstance(tensor, MetaTensor):
+        return tuple(tensor.stride)
+    return ()
+
+
+def _signature(held: Comparable) -> Any:
+    """Return what tensors of the same bytes, dtype and shape have in common, unread."""
+    if isinstance(held, OtherTensor):
+        parts = tuple((name, _signature(part)) for name, part in _parts_of(held))
+        return held.kind, held.torch_dtype, held.shape, repr(_form_of(held)), parts
+    spec = _spec_of(held)
+    return isinstance(held, BareStorage), spec.torch_dtype, spec.shape, once_each(spec)
+
+
+def _crc_of(held: Comparable) -> int | None:
+    return None if isinstance(held, OtherTensor) else content_crc(_spec_of(held))

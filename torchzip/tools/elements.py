@@ -1,0 +1,307 @@
+"""Whether two tensors hold the same elements, block by block, in bounded memory.
+
+Elements are compared by value: 0.0 is -0.0, and NaN is NaN whatever its bits. A bool is true if
+its byte is not 0. Dtypes that numpy cannot calculate with are compared by their bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.dtypes import DTYPES
+from torchzip.errors import TorchZipError, UnsupportedError
+from torchzip.tensors.casts import CastStorage, is_castable, whole_items
+from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.packing import ElementStorage
+from torchzip.tensors.specs import TensorSpec, contiguous_stride
+from torchzip.tensors.storage import Bytes, TensorStorage
+
+Array = NDArray[Any]
+
+#: Tensors may show each byte of their storages so many times, and that much beyond.
+_MOST_OVERLAP = 64
+_MOST_BEYOND = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ElementDifference:
+    """Elements that differ.
+
+    ``max_abs`` is the largest difference of two numbers, an int for ints; None if there is none (a
+    NaN on one side, bools, raw bits). ``nans`` counts those that are NaN on one side only,
+    ``first`` is the index of the first that differs.
+    """
+
+    count: int
+    max_abs: float | None
+    nans: int
+    first: tuple[int, ...]
+
+
+class Work:
+    """How many bytes a comparison may go over.
+
+    A few bytes of a file can describe thousands of tensors, each of them as large as can be, over
+    one small storage.
+    """
+
+    def __init__(self, stored_nbytes: int) -> None:
+        self._left = _MOST_OVERLAP * stored_nbytes + _MOST_BEYOND
+
+    def charge(self, tensor: Located, nbytes: int) -> None:
+        """Take the bytes of a tensor off what is left.
+
+        Raises
+        ------
+        UnsupportedError
+            If that is too little.
+        """
+        storage = tensor.spec.storage
+        self._left -= nbytes if storage.random_access else max(nbytes, storage.nbytes)
+        if self._left < 0:
+            raise UnsupportedError(
+                f"a tensor of {tensor.spec.numel:,} elements over a storage of "
+                f"{storage.nbytes:,} bytes; the tensors overlap too much to be compared",
+                path=tensor.path,
+                record=storage.record,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A tensor, the file that messages name, and what is left to be done."""
+
+    spec: TensorSpec
+    path: str
+    work: Work
+
+
+def same_unread(a: TensorSpec, b: TensorSpec) -> bool:
+    """Return whether two tensors are alike by what is known without their bytes.
+
+    They are if both lie in the same way over storages of one size and one stored CRC. A storage
+    that has to be swapped has none.
+    """
+    return (
+        bool(a.storage.crc)
+        and a.storage.crc == b.storage.crc
+        and a.storage.nbytes == b.storage.nbytes
+        and (a.torch_dtype, a.shape, a.stride, a.storage_offset, a.conj, a.neg)
+        == (b.torch_dtype, b.shape, b.stride, b.storage_offset, b.conj, b.neg)
+    )
+
+
+def content_crc(spec: TensorSpec) -> int | None:
+    """Return the stored CRC of a tensor's elements, if it is all of its storage in C order."""
+    elements = ElementStorage(spec)
+    whole = elements.is_run and elements.start == 0 and elements.nbytes == spec.storage.nbytes
+    return spec.storage.crc or None if whole else None
+
+
+def compare_elements(a: Located, b: Located) -> tuple[ElementDifference | None, bool]:
+    """Return how the elements differ, None if in nothing; and whether their bits are the same.
+
+    The shapes are the same. Where the dtypes are not, ``a`` is cast to that of ``b``.
+
+    Raises
+    ------
+    TorchZipError, OSError
+        If the bytes are damaged, as far as that shows.
+    """
+    shape = a.spec.shape
+    if 0 in shape:
+        return None, True
+    # Where both repeat one element, so does the difference.
+    once = tuple(
+        1 if one == other == 0 else size
+        for size, one, other in zip(shape, a.spec.stride, b.spec.stride, strict=True)
+    )
+    repeated = math.prod(shape) // math.prod(once)
+    dtype = b.spec.torch_dtype
+    # Where both lie in one order that is not C's, they are read in that one, without a jump.
+    axes = list(range(len(shape)))
+    if a.spec.stride == b.spec.stride:
+        axes.sort(key=lambda axis: -a.spec.stride[axis] if once[axis] > 1 else 0)
+    found = _Found(dtype, once, axes)
+    for one, other in _side_by_side(_blocks(a, once, dtype, axes), _blocks(b, once, dtype, axes)):
+        found.add(one, other)
+    if not found.count:
+        return None, found.same_bits
+    first = _index(found.first, once)
+    return (
+        ElementDifference(found.count * repeated, found.max_abs, found.nans * repeated, first),
+        False,
+    )
+
+
+def digest(tensor: Located) -> bytes:
+    """Return 32 bytes that stand for a tensor's elements, each broadcast one taken once."""
+    spec = tensor.spec
+    made = hashlib.blake2b(digest_size=32)
+    axes = list(range(len(spec.shape)))
+    for block in _blocks(tensor, once_each(spec), spec.torch_dtype, axes):
+        made.update(block.data)
+    return made.digest()
+
+
+def once_each(spec: TensorSpec) -> tuple[int, ...]:
+    """Return a tensor's shape with one element on each broadcast axis (stride 0)."""
+    if 0 in spec.shape:
+        return spec.shape
+    return tuple(size if step else 1 for size, step in zip(spec.shape, spec.stride, strict=True))
+
+
+def _blocks(
+    tensor: Located, shape: tuple[int, ...], torch_dtype: str, axes: list[int]
+) -> Iterator[Bytes]:
+    """Yield the elements of a part of a tensor, in another dtype perhaps.
+
+    They come in C order of the axes as ``axes`` has them, the outermost first.
+    """
+    spec = tensor.spec.replace(
+        shape=tuple(shape[axis] for axis in axes),
+        stride=tuple(tensor.spec.stride[axis] for axis in axes),
+    )
+    elements: TensorStorage = ElementStorage(spec)
+    tensor.work.charge(tensor, elements.nbytes)
+    if spec.torch_dtype != torch_dtype:
+        elements = CastStorage(elements, spec.torch_dtype, torch_dtype)
+    try:
+        yield from whole_items(elements.blocks(), DTYPES[torch_dtype].itemsize)
+    except TorchZipError as error:
+        error.at(path=tensor.path)
+        raise
+
+
+def _side_by_side(a: Iterator[Bytes], b: Iterator[Bytes]) -> Iterator[tuple[Bytes, Bytes]]:
+    """Yield blocks of equal sizes; both are taken to their ends, where CRCs are compared."""
+    other = np.empty(0, np.uint8)
+    for one in a:
+        while one.size:
+            if not other.size:
+                other = next(b)
+            nbytes = min(one.size, other.size)
+            yield one[:nbytes], other[:nbytes]
+            one, other = one[nbytes:], other[nbytes:]
+    for _ in b:
+        raise RuntimeError("two tensors of one shape have other numbers of elements")
+
+
+def _index(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    index = []
+    for size in reversed(shape):
+        place, at = divmod(place, size)
+        index.append(at)
+    return tuple(reversed(index))
+
+
+class _Found:
+    """What was found in the blocks so far."""
+
+    def __init__(self, torch_dtype: str, shape: tuple[int, ...], axes: list[int]) -> None:
+        # Innermost first: the size of each axis, and its step in the tensor's own C order.
+        steps = contiguous_stride(shape)
+        self._axes = [(shape[axis], steps[axis]) for axis in reversed(axes)]
+        self._in_order = axes == sorted(axes)
+        row = DTYPES[torch_dtype]
+        self._dtype = numpy_dtype(torch_dtype)
+        self._compare = {
+            "float": self._floats,
+            "complex": self._complexes,
+            "int": self._ints,
+            "bool": self._bools,
+            "quantized": self._bits if "x" in torch_dtype else self._ints,
+        }.get(row.kind, self._bits)
+        self._done = 0
+        self.count = 0
+        self.nans = 0
+        self.first = 0
+        self.max_abs: float | None = None
+        self.same_bits = True
+
+    def add(self, a: Bytes, b: Bytes) -> None:
+        """Compare two blocks, whose bytes are the same more often than not."""
+        numel = a.size // self._dtype.itemsize
+        if not np.array_equal(a, b):
+            self.same_bits = False
+            with np.errstate(all="ignore"):
+                differ = self._compare(a, b)
+            count = int(np.count_nonzero(differ))
+            if count:
+                self._see_first(differ)
+            self.count += count
+        self._done += numel
+
+    def _see_first(self, differ: Array) -> None:
+        if not self._in_order:
+            places = np.flatnonzero(differ) + self._done
+            own = np.zeros_like(places)
+            for size, step in self._axes:
+                own += places % size * step
+                places //= size
+            first = int(own.min())
+            self.first = min(first, self.first) if self.count else first
+        elif not self.count:
+            self.first = self._done + int(np.argmax(differ))
+
+    def _larger(self, difference: float) -> None:
+        self.max_abs = difference if self.max_abs is None else max(self.max_abs, difference)
+
+    def _add_floats(self, differences: Array, nans: Array) -> None:
+        self.nans += int(np.count_nonzero(nans))
+        if differences.size:
+            self._larger(float(differences.max()))
+
+    def _floats(self, a: Bytes, b: Bytes) -> Array:
+        one, other = (block.view(self._dtype).astype(np.float64) for block in (a, b))
+        one_nan, other_nan = np.isnan(one), np.isnan(other)
+        differ: Array = (one != other) & ~(one_nan & other_nan)
+        numbers = differ & ~one_nan & ~other_nan
+        self._add_floats(np.abs(one[numbers] - other[numbers]), differ & ~numbers)
+        return differ
+
+    def _complexes(self, a: Bytes, b: Bytes) -> Array:
+        one, other = (block.view(self._dtype).astype(np.complex128) for block in (a, b))
+        parts = []
+        for x, y in ((one.real, other.real), (one.imag, other.imag)):
+            same = (x == y) | (np.isnan(x) & np.isnan(y))
+            parts.append(np.where(same, 0.0, np.abs(x - y)))  # of two equal infinities, too
+        differ: Array = (parts[0] != 0) | (parts[1] != 0)
+        distance = np.hypot(*parts)
+        nans = differ & (np.isnan(parts[0]) | np.isnan(parts[1]))
+        self._add_floats(distance[differ & ~nans], nans)
+        return differ
+
+    def _ints(self, a: Bytes, b: Bytes) -> Array:
+        one, other = a.view(self._dtype), b.view(self._dtype)
+        differ: Array = one != other
+        if differ.any():
+            one, other = one[differ], other[differ]
+            # Modulo 2**64 the difference of the larger and the smaller is what it is.
+            wide = np.uint64 if self._dtype.kind == "u" else np.int64
+            high, low = (
+                pick(one, other).astype(wide).view(np.uint64) for pick in (np.maximum, np.minimum)
+            )
+            self._larger(int((high - low).max()))
+        return differ
+
+    def _bools(self, a: Bytes, b: Bytes) -> Array:
+        differ: Array = (a != 0) != (b != 0)
+        return differ
+
+    def _bits(self, a: Bytes, b: Bytes) -> Array:
+        itemsize = self._dtype.itemsize
+        differ: Array = (a != b).reshape(-1, itemsize).any(axis=1)
+        return differ
+
+
+def can_cast(source: str, target: str) -> bool:
+    """Return whether a conversion could change one dtype to the other."""
+    return is_castable(source) and is_castable(target)
