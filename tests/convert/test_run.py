@@ -299,8 +299,13 @@ def test_interrupted(tmp_path: Path, jobs: int, error: type[BaseException]) -> N
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_ctrl_c(tmp_path: Path, jobs: str) -> None:
-    """Ctrl-C reaches the whole group: one line, status 130, nothing left."""
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [(signal.SIGINT, "torchzip: interrupted; nothing was written\n"), (signal.SIGTERM, "")],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_ctrl_c(tmp_path: Path, jobs: str, sent: signal.Signals, text: str) -> None:
+    """Ctrl-C reaches the whole group: one line, status 130, nothing left; so with SIGTERM."""
     blocks = (np.zeros(1 << 22, np.float32) for _ in range(40))
     with tz.incremental_save(tmp_path / "m.pt") as out:
         out.save({"w": out.store_chunks(blocks, shape=(40, 1 << 22), dtype="float32")})
@@ -311,9 +316,12 @@ def test_ctrl_c(tmp_path: Path, jobs: str) -> None:
     )  # fmt: skip
     while not list(tmp_path.glob(".torchzip-*")) and child.poll() is None:
         time.sleep(0.001)
-    os.killpg(child.pid, signal.SIGINT)
+    if sent == signal.SIGINT:
+        os.killpg(child.pid, sent)
+    else:  # a terminal sends it to nobody; whoever does means one process
+        child.send_signal(sent)
     _, said = child.communicate(timeout=60)
-    assert (child.returncode, said) == (130, "torchzip: interrupted; nothing was written\n")
+    assert (child.returncode, said) == (128 + sent, text)
     assert os.listdir(tmp_path) == ["m.pt"]
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -161,5 +162,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    # It undoes what was begun, as Ctrl-C does; the system would end the process where it is.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     converting.convert(arguments, _say)
     return _DONE
