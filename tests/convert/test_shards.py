@@ -121,6 +121,17 @@ def test_a_whole_file_gives_way_to_shards(tmp_path: Path, model: Path) -> None:
     assert same(model, tmp_path / "back.pt")
 
 
+def test_an_index_that_would_hide_a_whole_file(tmp_path: Path, model: Path) -> None:
+    """In a directory readers look for the index first: an old one is not left beside a new file."""
+    folder = f"{tmp_path / 'out'}/"
+    tz.convert(model, folder, max_shard_size=5_000)
+    before = sorted(os.listdir(folder))
+    with pytest.raises(OSError, match="would hide the new file") as caught:
+        tz.convert(model, folder, rename=[("^", "new.")], overwrite=True)
+    assert caught.value.filename.endswith("model.safetensors.index.json")
+    assert sorted(os.listdir(folder)) == before
+
+
 def test_a_directory_in_the_place_of_a_whole_file(tmp_path: Path, model: Path) -> None:
     """It cannot give way to shards, which is found before there are any."""
     (tmp_path / "m.safetensors").mkdir()

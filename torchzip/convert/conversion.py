@@ -143,6 +143,7 @@ def convert(
                 files.append(plan.index[0])
             _refuse_existing(files, overwrite)
             replaced = _replaced(target, files)
+            _refuse_hidden(target, files)
             for line in plan.unused:
                 warnings.warn(line, UserWarning, stacklevel=2)
             if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
@@ -171,6 +172,17 @@ def _refuse_existing(paths: list[str], overwrite: bool) -> None:
     for path in paths:
         if not overwrite and os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", path)
+
+
+def _refuse_hidden(target: Target, files: list[str]) -> None:
+    """Refuse to put a whole file where an index of older shards is what readers look for."""
+    index = target.index_path
+    if target.makes_folder and index not in files and os.path.lexists(index):
+        raise OSError(
+            errno.ENOTEMPTY,
+            "The index of older shards would hide the new file; remove it and its shards first",
+            index,
+        )
 
 
 @contextlib.contextmanager
