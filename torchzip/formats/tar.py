@@ -69,7 +69,7 @@ class _StoredStorage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _StoredTensor:
-    storage_key: int
+    storage_key: str
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
@@ -83,10 +83,10 @@ class TarContainer(FileContainer):
     def __init__(self, source: Source, limits: Limits) -> None:
         super().__init__(source)
         self._limits = limits
-        self._storages: dict[int, _StoredStorage] = {}
+        self._storages: dict[str, _StoredStorage] = {}
         # Windows: the key of the storage, first element, elements.
-        self._views: dict[int, tuple[int, int, int]] = {}
-        self._tensors: dict[int, _StoredTensor] = {}
+        self._views: dict[str, tuple[str, int, int]] = {}
+        self._tensors: dict[str, _StoredTensor] = {}
         self._globals: dict[Name, None] = {}
         members, self.end = find_members(source, limits)
         missing = [name for name in _MEMBERS if name not in members]
@@ -138,7 +138,8 @@ class TarContainer(FileContainer):
                     f"a storage view is {shown(view)}; four numbers were expected",
                     record="storages",
                 )
-            key, root, first, count = (_key(number) for number in view)
+            key, root = _key(view[0]), _key(view[1])
+            first, count = int(_key(view[2])), int(_key(view[3]))
             if root not in self._storages:
                 raise TensorError(
                     f"a storage view is of storage {root}, which is not there", record="storages"
@@ -181,13 +182,13 @@ class TarContainer(FileContainer):
             )
         self._globals |= dict.fromkeys(stream.globals)
 
-    def _see_new(self, key: int, record: str) -> None:
+    def _see_new(self, key: str, record: str) -> None:
         if key in self._storages or key in self._views or key in self._tensors:
             raise FormatError(f"two values have the key {key}", record=record)
 
     def locate(self, record: str) -> tuple[Source, int]:
         """Return the Source and the offset of a storage."""
-        return self.source, self._storages[int(record)].offset
+        return self.source, self._storages[record].offset
 
     def open_storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
@@ -221,21 +222,21 @@ class TarContainer(FileContainer):
                 pass
             yield RecordCheck(f"storage {key}", stored.nbytes, False)
 
-    def whole_storage(self, key: int, factory: Factory) -> BareStorage:
+    def whole_storage(self, key: str, factory: Factory) -> BareStorage:
         """Return a storage that is no window of another."""
         stored = self._storages.get(key)
         if stored is None:
             raise PickleError(f"nothing in the file has the key {key}")
-        storage = factory.storage(str(key), stored.torch_dtype, stored.nbytes, stored.location)
+        storage = factory.storage(key, stored.torch_dtype, stored.nbytes, stored.location)
         return BareStorage(
             storage, factory, 0, stored.nbytes // DTYPES[stored.torch_dtype].itemsize
         )
 
-    def stored_tensor(self, key: int) -> _StoredTensor | None:
+    def stored_tensor(self, key: str) -> _StoredTensor | None:
         """Return what the file says of a tensor, or None if the key is not that of one."""
         return self._tensors.get(key)
 
-    def window(self, key: int) -> tuple[int, int, int] | None:
+    def window(self, key: str) -> tuple[str, int, int] | None:
         """Return a window: the key of its storage, the first element and how many; or None."""
         return self._views.get(key)
 
@@ -246,8 +247,8 @@ class _Values:
     def __init__(self, container: TarContainer, factory: Factory) -> None:
         self._container = container
         self._factory = factory
-        self._made: dict[int, Any] = {}
-        self._whole: dict[int, BareStorage] = {}
+        self._made: dict[str, Any] = {}
+        self._whole: dict[str, BareStorage] = {}
 
     def get(self, pid: Any) -> Any:
         """Return the tensor, storage or class of a persistent id."""
@@ -259,7 +260,7 @@ class _Values:
             self._made[key] = self._storage(key) if stored is None else self._tensor(key, stored)
         return self._made[key]
 
-    def _storage(self, key: int) -> BareStorage:
+    def _storage(self, key: str) -> BareStorage:
         window = self._container.window(key)
         root = key if window is None else window[0]
         whole = self._whole.get(root)
@@ -269,7 +270,7 @@ class _Values:
             return whole
         return BareStorage(whole.storage, self._factory, *window[1:])
 
-    def _tensor(self, key: int, stored: _StoredTensor) -> Any:
+    def _tensor(self, key: str, stored: _StoredTensor) -> Any:
         bare = self._made.get(stored.storage_key)
         if type(bare) is not BareStorage:
             bare = self._made[stored.storage_key] = self._storage(stored.storage_key)
@@ -370,13 +371,13 @@ def _count(value: Any) -> int:
     return value
 
 
-def _key(value: Any) -> int:
-    """Return a key: a number, or its digits."""
+def _key(value: Any) -> str:
+    """Return a key, a number or its digits, as digits: they have a hash that nobody can choose."""
     if type(value) is str and value.isascii() and value.isdigit() and len(value) <= 20:
         value = int(value)
     if type(value) is not int or not 0 <= value < 1 << 64:
         raise PickleError(f"a key is {shown(value)}; an int from 0 to 2**64 was expected")
-    return int(value)
+    return str(value)
 
 
 def _text(value: Any) -> str:
