@@ -772,6 +772,45 @@ _MORE: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("jagged without offsets", _jagged(values=b.tensor()), PickleError),
     ("jagged offsets of floats", _jagged(values=b.tensor(), offsets=b.tensor()), TensorError),
     # numpy
+    (
+        "an array of texts past the last character",
+        _array(_dtype("U1"), b.ints(1), _bytes(b"\0\0\x11\0")),
+        PickleError,
+    ),
+    (
+        "a scalar text past the last character",
+        _scalar(_dtype("U1"), _bytes(b"\xff\xff\xff\x7f")),
+        PickleError,
+    ),
+    (
+        "an array of a flag that is an array",
+        b.call(
+            b.name("numpy.core.multiarray", "_reconstruct"),
+            b.name("numpy", "ndarray"),
+            b.ints(0),
+            b.text("b"),
+        )
+        + b.tuple_of(b.integer(1), b.ints(1), _dtype("u1"), b.tensor(), _bytes(b"x"))
+        + b"b",
+        None,
+    ),
+    (
+        "a dtype whose order is a tensor",
+        b.call(b.name("numpy", "dtype"), b.text("f4"), b.FALSE, b.TRUE)
+        + b.tuple_of(b.integer(3), b.tensor(), b"NNN", b.integer(-1), b.integer(-1), b.integer(0))
+        + b"b",
+        None,
+    ),
+    (
+        "a sparse tensor that is coalesced by a tensor",
+        _utils(
+            "_rebuild_sparse_tensor",
+            b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.sparse_coo")),
+            b.tuple_of(b.tensor(), b.tensor(), b.ints(4), b.tensor()),
+        ),
+        TensorError,
+    ),
+    ("a defaultdict of a tensor", b.call(b.name("collections", "defaultdict"), b.tensor()), None),
     ("an array of objects", _array(_dtype("O8", order="|"), b.ints(1), b.list_of(SYSTEM)), None),
     (
         "an array of objects as bytes",

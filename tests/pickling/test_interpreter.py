@@ -804,3 +804,26 @@ def test_bytes_that_copy_are_bounded() -> None:
 
 def _no_storage(*arguments: Any) -> Any:
     raise AssertionError("none of these has a tensor")
+
+
+_NUMBERS = st.one_of(st.integers(0, 8), st.integers(250, 300), st.integers(0, (1 << 32) - 1))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(_NUMBERS, st.none()), min_size=1, max_size=40))
+def test_numbers_in_any_order(numbers: list[int | None]) -> None:
+    """Far ahead, with gaps, put again, and MEMOIZE among them: as Python's own loader has it."""
+    parts = [b"\x80\x04("]
+    for value, number in enumerate(numbers):
+        put = b"\x94" if number is None else b"r" + struct.pack("<I", number)
+        parts.append(b"M" + struct.pack("<H", value) + put)
+    known = {number for number in numbers if number is not None}
+    parts += [b"j" + struct.pack("<I", number) for number in sorted(known)]
+    data = b"".join(parts) + b"t."
+    if max(known, default=0) < 1 << 16:  # Python's own takes memory for as many
+        assert run(data) == pickle.loads(data)
+    else:
+        last = dict[int, int]()
+        for value, number in enumerate(numbers):
+            last[len(last) if number is None else number] = value
+        assert run(data) == (*range(len(numbers)), *(last[number] for number in sorted(known)))

@@ -147,7 +147,7 @@ class Interpreter:
         containers_left = self._limits.containers + len(data) // 8
         most_numbers = self._limits.memo + len(data) // 8
         memo.most = most_numbers
-        in_turn = 0  # lower numbers than this need no look
+        in_turn = 0  # numbers below go into the memo at once
         most_marks = self._limits.containers
         self._arguments_left = self._limits.argument_items + 2 * len(data)
         while True:
@@ -163,10 +163,11 @@ class Interpreter:
                 position += 1
             elif op == 0x72:  # LONG_BINPUT
                 number = _U32(data, position)[0]
-                memo[number] = stack[-1]
+                if number < in_turn:
+                    memo[number] = stack[-1]
+                else:
+                    in_turn = memo.put(number, stack[-1])
                 position += 4
-                if number >= in_turn:
-                    in_turn = memo.check(number)
             elif op == 0x6A:  # LONG_BINGET
                 push(_recall(memo, _U32(data, position)[0]))
                 position += 4
@@ -308,10 +309,7 @@ class Interpreter:
                 position += nbytes
             # Protocol 4 and 5, then what only old or odd files have.
             elif op == 0x94:  # MEMOIZE
-                number = memo.settle()
-                if number > most_numbers:
-                    raise LimitError("memo", number, most_numbers)
-                memo[number] = stack[-1]
+                memo.put(memo.settle(), stack[-1])
             elif op == 0x8C:  # SHORT_BINUNICODE
                 nbytes = data[position]
                 push(self._text(position + 1, nbytes))
@@ -432,9 +430,7 @@ class Interpreter:
                 elif index < 0:
                     raise PickleError(f"PUT has memo number {index:,}; 0 or more was expected")
                 else:
-                    memo[index] = stack[-1]
-                    if index >= in_turn:
-                        in_turn = memo.check(index)
+                    in_turn = memo.put(index, stack[-1])
             elif op == 0x49 or op == 0x4C:  # INT, LONG
                 line, position = self._line(position)
                 if op == 0x49 and line in (b"00", b"01"):

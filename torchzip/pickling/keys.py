@@ -86,10 +86,16 @@ class KeyCheck:
             self.watch(target, part)
             target.update(part)
 
-    def frozen(self, items: Sequence[Any]) -> frozenset[Any]:
-        """Return a frozenset of items that were checked."""
+    def set_of(self, items: Sequence[Any]) -> set[Any]:
+        """Return a set of items that were checked. Only what is added later is followed further."""
         made: set[Any] = set()
         self.collect(made, items)
+        self._slots.pop(id(made), None)
+        return made
+
+    def frozen(self, items: Sequence[Any]) -> frozenset[Any]:
+        """Return a frozenset of items that were checked."""
+        made = self.set_of(items)
         if len(made) > _UNWATCHED:
             # A copy has a table of a size of its own.
             _Slots(made, is_copy=True)

@@ -3,8 +3,8 @@
 A run of records that are alike numbers eight objects for each, and a file hardly ever asks for one
 of them again. Such a run stays whole here, and makes what it has numbered when that is asked for.
 
-Picklers number in turn. Numbers chosen otherwise could be such that each has to be looked for in
-thousands of places of the dict, so there may be few of them.
+Picklers number in turn, some with gaps. Numbers could be chosen such that each has to be looked for
+in thousands of places of a dict, so one that is far ahead is held as text, whose hash is salted.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from torchzip.errors import LimitError, PickleError
+from torchzip.errors import LimitError
 
-#: Some picklers leave numbers out, of what is never asked for: up to 15 of 16, and a start so far
-#: from 0. In so narrow a range no number has to be looked for in many places.
-_SPREAD, _AHEAD = 16, 100_000
-#: Numbers that may be anywhere.
-_MAX_OUT_OF_TURN = 256
+#: A number is held as it is up to so many above the count of all: then no two of them can want one
+#: place of the dict.
+_AHEAD = 256
 
 
 class NumberedRun(Protocol):
@@ -39,19 +37,19 @@ class Memo(dict[int, Any]):
     What is in the dict itself was numbered after a run that has the same number.
     """
 
-    __slots__ = ("_in_runs", "_out_of_turn", "_runs", "_starts", "most")
+    __slots__ = ("_far", "_in_runs", "_runs", "_starts", "most")
 
     def __init__(self) -> None:
         #: How many there may be, beside those in runs.
         self.most = 0
         self._in_runs = 0
-        self._out_of_turn = 0
+        self._far: dict[str, Any] = {}
         self._runs: list[NumberedRun] = []
         self._starts: list[int] = []
 
     def takes(self, start: int, end: int) -> bool:
         """Return whether a run of these numbers can stay whole: they are new, and the highest."""
-        if self._runs and start < self._runs[-1].end:
+        if self._far or (self._runs and start < self._runs[-1].end):
             return False
         if len(self) < end - start:
             return not any(start <= index < end for index in self)
@@ -63,29 +61,32 @@ class Memo(dict[int, Any]):
         self._starts.append(run.start)
         self._in_runs += run.end - run.start
 
-    def check(self, number: int) -> int:
-        """Check a number that was given; return which lower ones need no check from here on.
+    def is_in_turn(self, number: int) -> bool:
+        """Return whether a number and some that follow it may be put into the dict at once."""
+        return not self._far and number < len(self) + self._in_runs + _AHEAD
+
+    def put(self, number: int, value: Any) -> int:
+        """Number a value; return which lower numbers may be put into the dict at once from here on.
 
         Raises
         ------
         LimitError
             If there are too many.
-        PickleError
-            If too many of them are out of turn.
         """
-        if len(self) > self.most:
-            raise LimitError("memo", len(self), self.most)
-        expected = _SPREAD * (len(self) + self._in_runs) + _AHEAD
-        if number >= expected:
-            self._out_of_turn += 1
-            if self._out_of_turn > _MAX_OUT_OF_TURN:
-                raise PickleError(
-                    f"memo number {number:,} after {len(self):,} numbers; more than "
-                    f"{_MAX_OUT_OF_TURN} are out of turn"
-                )
-        return min(expected, self.most)
+        expected = len(self) + self._in_runs + _AHEAD
+        if number < expected:
+            self[number] = value
+            self._far.pop(str(number), None)
+        else:
+            self._far[str(number)] = value
+        count = len(self) + len(self._far)
+        if count > self.most:
+            raise LimitError("memo", count, self.most)
+        return 0 if self._far else min(expected, self.most)
 
     def __missing__(self, index: int) -> Any:
+        if self._far and (text := str(index)) in self._far:
+            return self._far[text]
         at = bisect_right(self._starts, index) - 1
         if at < 0 or index >= self._runs[at].end:
             raise KeyError(index)
@@ -111,4 +112,4 @@ class Memo(dict[int, Any]):
         self._runs.clear()
         self._starts.clear()
         self._in_runs = 0
-        return len(self)
+        return len(self) + len(self._far)

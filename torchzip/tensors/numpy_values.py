@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -193,7 +194,25 @@ def _array(dtype: Any, shape: Any, data: Any, *, fortran: bool) -> Any:
     made: Any = np.empty(shape, dtype, order="F" if fortran else "C")
     if raw:
         made.reshape(-1, order="A").view(np.uint8)[...] = np.frombuffer(raw, np.uint8)
+        _check_texts(made.reshape(-1, order="A"))
     return pickled_array(made)
+
+
+def _check_texts(flat: np.ndarray[Any, Any]) -> None:
+    """Raise where a text has a number that is no character: numpy cannot give or show it."""
+    dtype = flat.dtype
+    if dtype.names is not None:
+        for name in dtype.names:
+            _check_texts(flat[name])
+    elif dtype.kind == "U" and dtype.itemsize:
+        number = np.dtype(np.uint32)
+        number = number if dtype.isnative else number.newbyteorder("S")
+        codes = np.ascontiguousarray(flat).view(number)
+        if codes.size and int(codes.max()) > sys.maxunicode:
+            raise PickleError(
+                f"a text of a numpy array has the character {int(codes.max()):#x}; up to "
+                f"{sys.maxunicode:#x} was expected"
+            )
 
 
 def _build_array(target: ForeignObject, state: Any) -> Any:
@@ -228,7 +247,9 @@ def _scalar(args: Args) -> Any:
         raise PickleError(f"a numpy scalar of {dtype} with {len(raw):,} bytes")
     if not raw:
         return np.zeros((), dtype)[()]
-    return np.frombuffer(raw, dtype)[0]
+    made = np.frombuffer(raw, dtype)
+    _check_texts(made)
+    return made[0]
 
 
 #: By name, what takes the arguments of a call.

@@ -541,9 +541,7 @@ class Rebuilder:
         return list(args[0])
 
     def _set(self, args: Args) -> set[Any]:
-        made: set[Any] = set()
-        self._keys.collect(made, self._items(args, "set"))
-        return made
+        return self._keys.set_of(self._items(args, "set"))
 
     def _frozenset(self, args: Args) -> frozenset[Any]:
         return self._keys.frozen(self._items(args, "frozenset"))

@@ -166,7 +166,7 @@ class TensorPattern:
         at = number(pid_put)
         if (
             key_put is not None and size_put is not None and stride_put is not None
-            and put is not None and 256 <= at < 1 << 31
+            and put is not None and 256 <= at < 1 << 31 and memo.is_in_turn(at + 5)
             and key_put + pid_put + size_put + stride_put + hooks_put + args_put + put
             == _PACK_PUTS(
                 b"r", at - 1, b"r", at, b"r", at + 1, b"r", at + 2, b"r", at + 3, b"r", at + 4,
@@ -187,7 +187,7 @@ class TensorPattern:
                 (hooks_put, empty), (args_put, args), (put, value),
             ):  # fmt: skip
                 if where is not None:
-                    memo[number(where)] = made
+                    memo.put(number(where), made)
         return value, found.end()
 
     def _number(self, raw: bytes) -> int:
