@@ -187,7 +187,11 @@ class TensorPattern:
                 (hooks_put, empty), (args_put, args), (put, value),
             ):  # fmt: skip
                 if where is not None:
-                    memo.put(number(where), made)
+                    index = number(where)
+                    if index < 256:  # never far ahead
+                        memo[index] = made
+                    else:
+                        memo.put(index, made)
         return value, found.end()
 
     def _number(self, raw: bytes) -> int:
