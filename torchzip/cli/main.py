@@ -163,6 +163,9 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     # It undoes what was begun, as Ctrl-C does; the system would end the process where it is.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    converting.convert(arguments, _say)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        converting.convert(arguments, _say)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return _DONE
