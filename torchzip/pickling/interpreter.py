@@ -145,8 +145,7 @@ class Interpreter:
         pop = stack.pop
         self._protocol = 0
         containers_left = self._limits.containers + len(data) // 8
-        most_numbers = self._limits.memo + len(data) // 8
-        memo.most = most_numbers
+        memo.most = self._limits.memo + len(data) // 8
         in_turn = 0  # numbers below go into the memo at once
         most_marks = self._limits.containers
         self._arguments_left = self._limits.argument_items + 2 * len(data)
@@ -585,7 +584,7 @@ class Interpreter:
             # From here on it is the other; what met it before has the inert object.
             _, number = self._awaiting.pop(id(target), (None, -1))
             if memo.recall(number) is target:
-                memo[number] = made
+                memo.put(number, made)
         return made
 
 
