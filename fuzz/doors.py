@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torchzip as tz
 from fuzz.guard import guarded
 from fuzz.seeds import Case, whole
-from torchzip.cli import checking, comparing, disassembly, listing
+from torchzip.cli import checking, comparing, disassembly, listing, naming
 from torchzip.errors import TorchZipError
 from torchzip.tools import diff, verify
 from torchzip.types import NestedTensor, OtherTensor, QuantizedTensor, SparseTensor
@@ -111,8 +111,8 @@ def show(path: Path) -> None:
     with allowed(), tz.lazy_load(path) as checkpoint:
         found = listing.describe(checkpoint)
         texts = [listing.as_text(found, long=True), listing.as_text(found, long=False)]
-        names = listing.describe_globals(checkpoint)
-        texts.append(listing.globals_as_text(names, checkpoint.path))
+        names = naming.describe_globals(checkpoint)
+        texts.append(naming.globals_as_text(names, checkpoint.path))
         assert json.loads(listing.as_json(found))
         with allowed():
             texts.append(checking.check_as_text(verify(path)))

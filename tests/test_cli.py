@@ -254,7 +254,7 @@ def test_help_and_version(capsys: Capture) -> None:
     """Both go to stdout with status 0."""
     for arguments, shown in (
         (["--help"], "Exit status"),
-        (["ls", "--help"], "example: torchzip ls"),
+        (["ls", "--help"], "  torchzip ls"),
         (["convert", "--help"], "  torchzip convert model.pt"),
         (["--version"], f"torchzip {tz.__version__}"),
     ):

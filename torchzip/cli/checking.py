@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from torchzip.cli.command import DONE, add_command
 from torchzip.cli.rendering import count_text, nbytes_text
 from torchzip.errors import printable
-from torchzip.tools.verification import Verified
+from torchzip.tools.verification import Verified, verify
+
+_DESCRIPTION = """\
+Read all of a checkpoint, compare every CRC and check all bounds. Then say whether torch.load
+accepts it by default (weights_only=True), and if not, which names block it; that alone is no fault
+of the file.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "verify",
+        _run,
+        summary="whether the file is whole, and whether torch.load accepts it",
+        description=_DESCRIPTION,
+        examples="torchzip verify model.pt",
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="what was found, as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    found = verify(arguments.file)
+    as_values = dataclasses.asdict(found)
+    print(json.dumps(as_values, indent=2) if arguments.json else check_as_text(found))
+    return DONE
 
 
 def check_as_text(found: Verified) -> str:

@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
+from torchzip.cli.command import BAD, DONE, add_command
 from torchzip.cli.rendering import count_text, table
 from torchzip.errors import printable
 from torchzip.tools.differences import Diff, TensorChange, TensorRow, ValueChange, diff
@@ -17,24 +17,23 @@ _DESCRIPTION = """\
 Show what differs between two checkpoints of any kinds: tensors that were added, removed, renamed
 or changed, and plain values. Tensors with one size and one stored CRC in both files are not read;
 others are compared by value (NaN equals NaN, 0.0 equals -0.0), in constant memory.
-"""
-_EPILOG = """\
+
 Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
-
-examples:
-  torchzip diff before.pt after.pt
-  torchzip diff model.pt model-bf16.safetensors --cast
 """
 
 
-def add_parser(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
+def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "diff",
-        help="what differs between two checkpoints",
+        _run,
+        summary="what differs between two checkpoints",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples="""
+            torchzip diff before.pt after.pt
+            torchzip diff model.pt model-bf16.safetensors --cast
+        """,
     )
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
@@ -44,14 +43,12 @@ def add_parser(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         help="cast a floating tensor of A to its dtype in B, as convert does, and compare then",
     )
     parser.add_argument("--json", action="store_true", help="what differs, as JSON")
-    parser.set_defaults(run=run)
 
 
-def compare(arguments: argparse.Namespace) -> bool:
-    """Print what differs; return whether nothing does."""
+def _run(arguments: argparse.Namespace) -> int:
     found = diff(arguments.a, arguments.b, cast=arguments.cast)
     print(as_json(found) if arguments.json else as_text(found))
-    return found.is_equal
+    return DONE if found.is_equal else BAD
 
 
 def as_json(found: Diff) -> str:

@@ -6,11 +6,14 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torchzip
+from torchzip.cli.command import DONE, add_command, say
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, nbytes_text, table
 from torchzip.convert.plan import Plan, PlannedTensor, make_plan
@@ -23,25 +26,22 @@ Convert a checkpoint of any kind. DST says to what: a .pt .pth .bin .ckpt or .sa
 directory (model.safetensors in it), or an *.index.json (shards beside it). It appears complete or
 not at all, and may be SRC itself.
 """
-_EPILOG = """\
-examples:
-  torchzip convert model.pt model.safetensors --dtype bfloat16
-  torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
-  torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\\.=>'
-  torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
-"""
-
-Say = Callable[[str], None]
 
 
-def add_parser(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
+def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "convert",
-        help="to .pt or .safetensors, in another dtype, under other names, in shards",
+        _run,
+        summary="to .pt or .safetensors, in another dtype, under other names, in shards",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=r"""
+            torchzip convert model.pt model.safetensors --dtype bfloat16
+            torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
+            torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\.=>'
+            torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
+        """,
     )
     parser.add_argument("src", metavar="SRC")
     parser.add_argument("dst", metavar="DST")
@@ -80,7 +80,6 @@ def add_parser(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show what would be written")
     parser.add_argument("--force", action="store_true", help="overwrite DST")
     parser.add_argument("--json", action="store_true", help="the report, as JSON on stdout")
-    parser.set_defaults(run=run)
 
 
 def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -103,11 +102,20 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def convert(arguments: argparse.Namespace, say: Say) -> None:
-    """Convert, and tell what came of it."""
-    if arguments.dry_run:
-        _dry_run(arguments, say)
-        return
+def _run(arguments: argparse.Namespace) -> int:
+    # It undoes what was begun, as Ctrl-C does; the system would end the process where it is.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        if arguments.dry_run:
+            _dry_run(arguments)
+        else:
+            _convert(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return DONE
+
+
+def _convert(arguments: argparse.Namespace) -> None:
     with warnings.catch_warnings(record=True) as caught, progress_line() as progress:
         warnings.simplefilter("always")
         report = torchzip.convert(
@@ -124,14 +132,14 @@ def convert(arguments: argparse.Namespace, say: Say) -> None:
         say(f"warning: {warning.message}")
     if arguments.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
-    _say_lost(report.lost, report.refused, say)
+    _say_lost(report.lost, report.refused)
     shards = len(report.files) - 1
     where = f" in {count_text(shards, 'shard')}" if shards else ""
     tensors = count_text(report.tensors, "tensor")
     say(f"{report.target}: {tensors}{where}, {nbytes_text(report.nbytes)}")
 
 
-def _dry_run(arguments: argparse.Namespace, say: Say) -> None:
+def _dry_run(arguments: argparse.Namespace) -> None:
     target = parse_target(arguments.dst)
     rules = Rules(**rules_of(arguments))
     size = arguments.max_shard_size
@@ -141,7 +149,7 @@ def _dry_run(arguments: argparse.Namespace, say: Say) -> None:
     for line in plan.unused:
         say(f"warning: {line}")
     print(json.dumps(_plan_values(plan), indent=2) if arguments.json else _plan_text(plan))
-    _say_lost(plan.lost, plan.refused, say)
+    _say_lost(plan.lost, plan.refused)
 
 
 def _plan_values(plan: Plan) -> dict[str, Any]:
@@ -181,7 +189,7 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
     return [name, dtype, shape, size, *([os.path.basename(row.file)] if with_file else [])]
 
 
-def _say_lost(lost: Sequence[str], refused: Sequence[tuple[str, str]], say: Say) -> None:
+def _say_lost(lost: Sequence[str], refused: Sequence[tuple[str, str]]) -> None:
     if lost:
         shown = "; ".join(lost[:10]) + (f"; and {len(lost) - 10:,} more" if len(lost) > 10 else "")
         say(f"not in the output: {shown}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
+from torchzip.cli.command import DONE, add_command
 from torchzip.errors import TorchZipError, printable
 from torchzip.files.source import open_source
 from torchzip.limits import Limits
@@ -16,7 +18,37 @@ from torchzip.pickling.opcodes import OPCODES
 from torchzip.pickling.python2 import python3_name
 from torchzip.tools.pickles import find_pickles, pickles
 
+_DESCRIPTION = """\
+Show the opcodes of a checkpoint's pickle, one a line: offset, name, argument and what it works on.
+Of a broken pickle, those before the fault. Nothing is carried out.
+"""
+
 _REFUSED_OPCODES = {opcode.name for opcode in OPCODES if not opcode.torch_safe}
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "dis",
+        _run,
+        summary="the opcodes of the pickle, annotated",
+        description=_DESCRIPTION,
+        examples="""
+            torchzip dis model.pt
+            torchzip dis scripted.pt constants.pkl
+        """,
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument(
+        "record", metavar="RECORD", nargs="?", help="of an archive (default: data.pkl)"
+    )
+    parser.add_argument("--json", action="store_true", help="the opcodes, as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    disassemble(arguments.file, arguments.record, as_json=arguments.json)
+    return DONE
 
 
 def disassemble(file: str, record: str | None, *, as_json: bool) -> None:

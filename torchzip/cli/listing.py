@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
+import torchzip
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.cli.command import DONE, add_command
 from torchzip.cli.rendering import nbytes_text, table
 from torchzip.errors import printable
-from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.types import ForeignObject, MetaTensor, OtherTensor
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "ls",
+        _run,
+        summary="names, dtypes, shapes and sizes",
+        description="List the tensors of a checkpoint: names, dtypes, shapes, sizes, totals.",
+        examples="torchzip ls -l model.pt",
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument(
+        "-l", dest="long", action="store_true", help="also strides, devices and what shares memory"
+    )
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with torchzip.lazy_load(arguments.file) as checkpoint:
+        listing = describe(checkpoint)
+    print(as_json(listing) if arguments.json else as_text(listing, long=arguments.long))
+    return DONE
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -122,41 +148,6 @@ def as_text(listing: dict[str, Any], *, long: bool) -> str:
         lines.append(f"{count:,} constant{'' if count == 1 else 's'} of the code, without names")
     if listing["foreign"]:
         lines.append("foreign: " + ", ".join(map(printable, listing["foreign"])))
-    return "\n".join(lines)
-
-
-def describe_globals(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Return every name that a file mentions, in its order, as plain values for JSON."""
-    foreign = set(checkpoint.foreign)
-    return [
-        {
-            "module": module,
-            "name": name,
-            "foreign": (module, name) in foreign,
-            "torch_safe": is_torch_safe(module, name),
-        }
-        for module, name in checkpoint.globals
-    ]
-
-
-def globals_as_text(names: list[dict[str, Any]], place: str) -> str:
-    """Return the names as a table with their sums below."""
-    rows = [["name", "torchzip", "torch.load"]]
-    for row in names:
-        rows.append(
-            [
-                printable(f"{row['module']}.{row['name']}"),
-                "foreign" if row["foreign"] else "known",
-                "accepts" if row["torch_safe"] else "refuses",
-            ]
-        )
-    lines = table(rows) if names else []
-    foreign = sum(row["foreign"] for row in names)
-    refused = sum(not row["torch_safe"] for row in names)
-    lines.append(
-        f"{printable(place)}, {len(names):,} names, {foreign:,} foreign, {refused:,} that "
-        "torch.load refuses by default"
-    )
     return "\n".join(lines)
 
 

@@ -1,0 +1,44 @@
+"""What the commands share: how they are added, how they end, and how they speak on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torchzip.errors import printable
+
+#: Exit statuses: done, the file is bad or differs, wrong usage.
+DONE, BAD, USAGE = 0, 1, 2
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    description: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """Add a command and return its parser; ``run`` is called with what was parsed.
+
+    ``summary`` stands in the list of all commands, ``description`` above the options and
+    ``examples``, one a line, below them.
+    """
+    lines = "".join(f"  {line.strip()}\n" for line in examples.strip().splitlines())
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description.strip(),
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def say(text: str) -> None:
+    """Print a line for the person, who may have sent stdout elsewhere."""
+    print(f"torchzip: {printable(text)}", file=sys.stderr)

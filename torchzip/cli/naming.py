@@ -1,0 +1,77 @@
+"""``torchzip globals``: every class and function that a file names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import torchzip
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.cli.command import DONE, add_command
+from torchzip.cli.rendering import table
+from torchzip.errors import printable
+from torchzip.pickling.allowlist import is_torch_safe
+
+_DESCRIPTION = """\
+List every class and function that a checkpoint names, and which of them are foreign: not known to
+torchzip, kept as inert objects. None is ever imported or called. The last column says what
+torch.load accepts by default (weights_only=True).
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "globals",
+        _run,
+        summary="every class and function that the file names",
+        description=_DESCRIPTION,
+        examples="torchzip globals model.ckpt",
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="the names, as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with torchzip.lazy_load(arguments.file) as checkpoint:
+        names = describe_globals(checkpoint)
+        place = f"{checkpoint.path}: {checkpoint.format}"
+    print(json.dumps(names, indent=2) if arguments.json else globals_as_text(names, place))
+    return DONE
+
+
+def describe_globals(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return every name that a file mentions, in its order, as plain values for JSON."""
+    foreign = set(checkpoint.foreign)
+    return [
+        {
+            "module": module,
+            "name": name,
+            "foreign": (module, name) in foreign,
+            "torch_safe": is_torch_safe(module, name),
+        }
+        for module, name in checkpoint.globals
+    ]
+
+
+def globals_as_text(names: list[dict[str, Any]], place: str) -> str:
+    """Return the names as a table with their sums below."""
+    rows = [["name", "torchzip", "torch.load"]]
+    for row in names:
+        rows.append(
+            [
+                printable(f"{row['module']}.{row['name']}"),
+                "foreign" if row["foreign"] else "known",
+                "accepts" if row["torch_safe"] else "refuses",
+            ]
+        )
+    lines = table(rows) if names else []
+    foreign = sum(row["foreign"] for row in names)
+    refused = sum(not row["torch_safe"] for row in names)
+    lines.append(
+        f"{printable(place)}, {len(names):,} names, {foreign:,} foreign, {refused:,} that "
+        "torch.load refuses by default"
+    )
+    return "\n".join(lines)
