@@ -58,7 +58,7 @@ TRAINING_ARGS = ("rxnmapper", f"{ALBERT}/training_args.bin")
 @pytest.fixture(scope="session")
 def real_file(request: pytest.FixtureRequest) -> Any:
     """Return a function (package, file in it) -> path, which skips where there is none."""
-    cache = request.config.cache
+    cache = getattr(request.config, "cache", None)  # without its plugin there is none
     if cache is None:
         pytest.skip("pytest keeps no cache here")
     folder = cache.mkdir("real-files")
