@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import torchzip
-from torchzip.cli import checking, comparing, converting, disassembly, listing, naming
+from torchzip.cli import checking, comparing, completion, converting, disassembly, listing, naming
 from torchzip.cli.command import BAD, DONE, USAGE, say
 from torchzip.errors import TorchZipError
 
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in _COMMANDS:
         module.add_parser(commands)
+    completion.add_parser(commands, parser)
     return parser
 
 
