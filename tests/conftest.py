@@ -18,6 +18,9 @@ REQUIRE_TORCH = "TORCHZIP_REQUIRE_TORCH"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `torch` where it is not installed, unless that is a failure."""
+    for item in items:
+        if "real_file" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("real files"))  # one process downloads them
     if importlib.util.find_spec("torch") is not None:
         return
     if os.environ.get(REQUIRE_TORCH):
