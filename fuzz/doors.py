@@ -114,6 +114,7 @@ def show(path: Path) -> None:
         found = outline(checkpoint)
         texts = ["\n".join(listing.text_lines(found, Screen(), tree=tree, long=not tree))
                  for tree in (False, True)]  # fmt: skip
+        texts += [repr(checkpoint), checkpoint._repr_html_()]
         names = naming.describe_globals(checkpoint)
         texts.append(naming.globals_as_text(names, checkpoint.path))
         assert json.loads(listing.as_json(listing.describe(found)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from torchzip.checkpoint.module_tree import Module, module_tree
+from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
 from torchzip.cli.rendering import Screen, count_text, fitted, nbytes_text, table
 from torchzip.errors import printable, shown
@@ -14,8 +14,6 @@ from torchzip.errors import printable, shown
 _VALUES = 20
 #: Names outside the table that are shown.
 _FOREIGN = 8
-#: Modules that are alike and follow one another become two lines from this many on.
-_ALIKE_FROM = 3
 
 _ROOT = "(the object itself)"
 _HEAD = ("name", "dtype", "shape", "size")
@@ -113,10 +111,9 @@ class TreeText:
         self, outline: Outline, *, depth: int | None, sort: str | None, fold: bool, long: bool
     ) -> None:
         self._depth = depth
-        self._sort = sort
         self._cells = _Cells(outline, long)
         self._root = module_tree(outline)
-        self._forms = _forms(self._root) if fold else {}
+        self._tree = Groups(self._root, fold=fold, order=lambda found: sorted_by(sort, found))
         head = self._cells.head()
         head[2] = "shape, elements"
         self._rows = [head]
@@ -135,18 +132,19 @@ class TreeText:
             yield screen.bold(line) if number in self._modules else line
 
     def _add_below(self) -> None:
-        stack = [self._groups(self._root)]
+        stack = [self._tree.groups(self._root)]
         while stack:
             for first, *more in stack[-1]:
                 indent = "  " * (len(stack) - 1)
                 if more:
                     self._add_alike(indent, [first, *more])
                     continue
-                name, module = _joined(first)
+                names, module = joined(first)
+                name = printable(".".join(names)) or '""'
                 is_shown = self._depth is None or len(stack) < self._depth
                 self._add(indent + name, module, is_shown)
                 if module.children and is_shown:
-                    stack.append(self._groups(module))
+                    stack.append(self._tree.groups(module))
                     break
             else:
                 stack.pop()
@@ -172,71 +170,6 @@ class TreeText:
         cells[2] = f"{sum(module.numel for module in modules):,}"
         cells[_SIZE] = nbytes_text(sum(module.nbytes for module in modules))
         self._rows.append(cells)
-
-    def _groups(self, module: Module) -> Iterator[list[Module]]:
-        """Yield the children in their order, those together that are one line."""
-        children = sorted_by(self._sort, module.children.values())
-        run: list[Module] = []
-        for child in children:
-            if run and not self._follows(run[-1], child):
-                yield from _folded(run)
-                run = []
-            run.append(child)
-        yield from _folded(run)
-
-    def _follows(self, one: Module, other: Module) -> bool:
-        form = self._forms.get(id(one))
-        return (
-            form is not None
-            and form == self._forms.get(id(other))
-            and _number(other) == _number(one) + 1
-        )
-
-
-def _folded(run: list[Module]) -> Iterator[list[Module]]:
-    if len(run) < _ALIKE_FROM:
-        yield from ([module] for module in run)
-    else:
-        yield run[:1]
-        yield run[1:]
-
-
-def _number(module: Module) -> int:
-    """Return the number that a module is called, or one that no other follows."""
-    name = module.name
-    is_number = name.isascii() and name.isdecimal() and len(name) < 10
-    return int(name) if is_number and str(int(name)) == name else -2
-
-
-def _joined(module: Module) -> tuple[str, Module]:
-    """Return a name and the module that has it: steps with nothing beside them become one."""
-    names = [module.name]
-    while module.row is None and len(module.children) == 1:
-        (module,) = module.children.values()
-        names.append(module.name)
-    return printable(".".join(names)) or '""', module
-
-
-def _forms(root: Module) -> dict[int, int]:
-    """Return a number for each module with something below, equal for those that are alike.
-
-    That is: the same names below, with tensors of the same dtypes and shapes.
-    """
-    numbers: dict[object, int] = {}
-    forms: dict[int, int] = {}
-    for _, module in reversed(list(root.walk())):
-        row = module.row
-        own = None if row is None else _form(row)
-        below = tuple((child.name, forms[id(child)]) for child in module.children.values())
-        forms[id(module)] = numbers.setdefault((own, below), len(numbers))
-    return {id(module): forms[id(module)] for _, module in root.walk() if module.children}
-
-
-def _form(row: TensorRow) -> object:
-    return (
-        row.kind, row.dtype, row.shape, row.stride, row.is_parameter, row.requires_grad,
-        row.is_view, row.shares_storage_with is None, row.tied_to is None,
-    )  # fmt: skip
 
 
 # -- values and sums -------------------------------------------------------------------------------
