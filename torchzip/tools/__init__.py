@@ -7,10 +7,11 @@ Each function is imported when it is asked for, as those of `torchzip` are.
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Diff", "Verified", "diff", "verify"]
+__all__ = ["Diff", "Verified", "WhyBig", "diff", "verify", "why_big"]
 
 if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, diff
+    from torchzip.tools.file_size import WhyBig, why_big
     from torchzip.tools.verification import Verified, verify
 else:
 
@@ -19,6 +20,8 @@ else:
             from torchzip.tools import differences as home
         elif name in ("Verified", "verify"):
             from torchzip.tools import verification as home
+        elif name in ("WhyBig", "why_big"):
+            from torchzip.tools import file_size as home
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = vars(home)[name]
