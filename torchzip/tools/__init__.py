@@ -7,16 +7,19 @@ Each function is imported when it is asked for, as those of `torchzip` are.
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Diff", "Verified", "diff", "verify"]
+__all__ = ["Diff", "Statistics", "Verified", "diff", "statistics", "verify"]
 
 if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, diff
+    from torchzip.tools.element_statistics import Statistics, statistics
     from torchzip.tools.verification import Verified, verify
 else:
 
     def __getattr__(name: str) -> Any:
         if name in ("Diff", "diff"):
             from torchzip.tools import differences as home
+        elif name in ("Statistics", "statistics"):
+            from torchzip.tools import element_statistics as home
         elif name in ("Verified", "verify"):
             from torchzip.tools import verification as home
         else:
