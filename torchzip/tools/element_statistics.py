@@ -22,11 +22,12 @@ from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
 from torchzip.tensors.casts import Cast, whole_items
-from torchzip.tensors.numpy_dtypes import numpy_dtype, torch_dtype_of
+from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import ArrayStorage, Bytes
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import Bytes
 from torchzip.tools.elements import Located, Work, once_each
+from torchzip.tools.parts import tensor_of
 
 Array = NDArray[Any]
 Number = int | float
@@ -88,7 +89,10 @@ def statistics(tensor: Any, *, bins: int = 64, work: Work | None = None) -> Stat
     """
     if bins < 1:
         raise ValueError(f"bins must be 1 or more, not {bins}")
-    spec = tensor.spec if isinstance(tensor, LazyTensor) else _spec_of_array(tensor)
+    lazy = tensor if isinstance(tensor, LazyTensor) else tensor_of(np.asarray(tensor))
+    if lazy is None:
+        raise UnsupportedError(f"torch has no dtype for an array of {np.asarray(tensor).dtype}")
+    spec = lazy.spec
     kind = DTYPES[spec.torch_dtype].kind
     if kind not in ("float", "int", "bool", "complex"):
         raise UnsupportedError(f"numpy has no numbers of dtype {spec.torch_dtype}")
@@ -104,17 +108,6 @@ def statistics(tensor: Any, *, bins: int = 64, work: Work | None = None) -> Stat
             made.see_again(block)
     times = spec.numel // once.numel if once.numel else 1
     return made.result(times, "absolute values" if kind == "complex" else "values")
-
-
-def _spec_of_array(array: Any) -> TensorSpec:
-    """Return an array in memory as a tensor."""
-    array = np.asarray(array)
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
-    name = torch_dtype_of(array.dtype)
-    if name is None:
-        raise UnsupportedError(f"torch has no dtype for an array of {array.dtype}")
-    shape = array.shape
-    return TensorSpec(name, shape, contiguous_stride(shape), 0, ArrayStorage(array, name))
 
 
 def _in_order_of_file(spec: TensorSpec) -> TensorSpec:
