@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from typing import Any
 
 import torchzip
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.outline import TensorRow, outline
 from torchzip.cli.command import DONE, add_command
 from torchzip.cli.rendering import nbytes_text, table
 from torchzip.errors import printable
-from torchzip.types import ForeignObject, MetaTensor, OtherTensor
 
 
 def add_parser(commands: Any) -> None:
@@ -40,72 +41,38 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what `ls` shows, as plain values for JSON."""
-    tensors = []
-    first_at: dict[int, str] = {}
-    stored_nbytes = 0
-    by_dtype: dict[str, dict[str, int]] = {}
-    for name in checkpoint:
-        tensor = checkpoint[name]
-        holder = name
-        for part in tensor.parts if isinstance(tensor, OtherTensor) else [tensor]:
-            storage = part.spec.storage
-            if id(storage) not in first_at:
-                stored_nbytes += storage.nbytes
-            first = first_at.setdefault(id(storage), name)
-            holder = holder if first == name else first
-        sums = by_dtype.setdefault(tensor.torch_dtype, {"tensors": 0, "nbytes": 0})
-        sums["tensors"] += 1
-        sums["nbytes"] += tensor.nbytes
-        tensors.append(_row(name, tensor, None if holder == name else holder))
+    found = outline(checkpoint)
     return {
-        "file": checkpoint.path,
-        "format": checkpoint.format,
-        "tensors": tensors,
-        "subclasses": {name: _class_of(call) for name, call in checkpoint.others.items()},
-        "by_dtype": by_dtype,
-        "stored_nbytes": stored_nbytes,
-        "foreign": [f"{module}.{name}" for module, name in checkpoint.foreign],
-        "metadata": checkpoint.metadata,
-        "constants": len(checkpoint.constants),
+        "file": found.path,
+        "format": found.format,
+        "tensors": list(map(_tensor, found.tensors)),
+        "subclasses": found.subclasses,
+        "by_dtype": {dtype: dataclasses.asdict(sums) for dtype, sums in found.by_dtype.items()},
+        "stored_nbytes": found.stored_nbytes,
+        "foreign": list(found.foreign),
+        "metadata": found.metadata,
+        "constants": found.constant_count,
+        "values": [row._asdict() for row in found.values],
+        "constant_tensors": list(map(_tensor, found.constants)),
+        "storages": [row._asdict() for row in found.storages],
+        "notes": list(found.notes),
     }
 
 
-def _row(name: str, tensor: LazyTensor | OtherTensor, shares_with: str | None) -> dict[str, Any]:
-    if isinstance(tensor, OtherTensor):
-        parts = tensor.parts
-        return {
-            "name": name,
-            "kind": tensor.kind,
-            "dtype": tensor.torch_dtype,
-            "shape": list(tensor.shape),
-            "nbytes": tensor.nbytes,
-            "stride": list(tensor.stride) if isinstance(tensor, MetaTensor) else None,
-            "storage_offset": None,
-            "requires_grad": tensor.requires_grad,
-            "is_parameter": tensor.is_parameter,
-            "location": parts[0].spec.storage.location if parts else "meta",
-            "shares_storage_with": shares_with,
-        }
+def _tensor(row: TensorRow) -> dict[str, Any]:
     return {
-        "name": name,
-        "kind": "dense",
-        "dtype": tensor.torch_dtype,
-        "shape": list(tensor.shape),
-        "nbytes": tensor.nbytes,
-        "stride": list(tensor.stride),
-        "storage_offset": tensor.storage_offset,
-        "requires_grad": tensor.requires_grad,
-        "is_parameter": tensor.is_parameter,
-        "location": tensor.spec.storage.location,
-        "shares_storage_with": shares_with,
+        "name": row.name,
+        "kind": row.kind,
+        "dtype": row.dtype,
+        "shape": list(row.shape),
+        "nbytes": row.nbytes,
+        "stride": None if row.stride is None else list(row.stride),
+        "storage_offset": row.storage_offset,
+        "requires_grad": row.requires_grad,
+        "is_parameter": row.is_parameter,
+        "location": row.location,
+        "shares_storage_with": row.shares_storage_with,
     }
-
-
-def _class_of(call: ForeignObject) -> str:
-    """Return the class of a tensor that stays foreign, or else what rebuilds it."""
-    named = [arg for arg in call.args or () if isinstance(arg, ForeignObject) and arg.how == "name"]
-    of = named[-1] if named else call
-    return f"{of.module}.{of.name}"
 
 
 def as_json(listing: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import gc
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -157,22 +158,34 @@ def read_pickle(
     """Run the pickle that begins at ``start`` of ``data``."""
     rebuilder = rebuilder_type(make_factory(open_storage))
     interpreter = Interpreter(data, rebuilder.table, limits, record=record)
-    # All that is made stays: looking for cycles among it every so often is half of the time.
-    pausing = len(data) >= _PAUSE_FROM and gc.isenabled()
-    if pausing:
-        gc.disable()
     try:
-        root = interpreter.run(start)
+        with collector_paused(len(data) >= _PAUSE_FROM):
+            root = interpreter.run(start)
     except TorchZipError as error:
         error.at(path=path)
         raise
     finally:
-        if pausing:
-            gc.enable()
         rebuilder.forget_storages()
     names = interpreter.globals
     foreign = [name for name in names if not rebuilder.table.knows(name)]
     return Contents(root, names, foreign, len(data) - start)
+
+
+@contextmanager
+def collector_paused(pause: bool) -> Iterator[None]:
+    """Keep Python's collector of cycles from looking, if ``pause`` is true.
+
+    For work whose results all stay: looking for cycles among them every so often may be half of
+    the time.
+    """
+    pause = pause and gc.isenabled()
+    if pause:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if pause:
+            gc.enable()
 
 
 def check_options(foreign: object, limits: object) -> Limits:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.plain_values import flat_values, same_value
 from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Held, select
@@ -27,7 +28,6 @@ from torchzip.tools.elements import (
     once_each,
     same_unread,
 )
-from torchzip.tools.plain_values import flat_values, same_value
 from torchzip.types import (
     MetaTensor,
     NestedTensor,

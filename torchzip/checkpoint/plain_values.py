@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from torchzip.checkpoint.names import children
 from torchzip.errors import LimitError
+from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.types import ForeignObject, Parameter
 
@@ -37,7 +38,7 @@ def flat_values(root: Any, is_tensor: Callable[[Any], bool], limits: Limits) -> 
         return found
     if not _is_container(root):
         return {"": root}
-    stack = [(iter(list(children(root))), "", id(root))]
+    stack = [(_below(root, is_tensor), "", id(root))]
     on_path = {id(root)}
     _add_class(found, "", root)
     while stack:
@@ -61,13 +62,20 @@ def flat_values(root: Any, is_tensor: Callable[[Any], bool], limits: Limits) -> 
                 raise LimitError("shared_names", limits.shared_names + 1, limits.shared_names)
             if len(stack) >= limits.nesting:
                 raise LimitError("nesting", len(stack) + 1, limits.nesting)
-            stack.append((iter(list(children(child))), name + ".", id(child)))
+            stack.append((_below(child, is_tensor), name + ".", id(child)))
             on_path.add(id(child))
             break
         else:
             stack.pop()
             on_path.discard(own)
     return found
+
+
+def _below(container: Any, is_tensor: Callable[[Any], bool]) -> Iterator[Child]:
+    """Return what is in a container; of a dict of tensors alone nothing, as there is no value."""
+    if type(container) in (dict, OrderedDict) and all(map(is_tensor, container.values())):
+        return iter(())
+    return iter(list(children(container)))
 
 
 def _add_class(found: dict[str, Any], name: str, value: Any) -> None:
@@ -81,7 +89,7 @@ def _measure(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[int, int, int
     todo = [root] if _is_container(root) and not is_tensor(root) else []
     items = characters = 0
     while todo:
-        for key, _, child in children(todo.pop()):
+        for key, _, child in _below(todo.pop(), is_tensor):
             items += 1
             characters += len(key)
             if id(child) not in seen and not is_tensor(child) and _is_container(child):

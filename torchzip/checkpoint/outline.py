@@ -1,0 +1,342 @@
+"""What is in a checkpoint, as plain values: a row for each tensor, storage and other value.
+
+`torchzip ls`, a notebook's view of a `Checkpoint` and reports are made from it. No tensor is read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.plain_values import flat_values
+from torchzip.dtypes import DTYPES
+from torchzip.errors import LimitError, shown
+from torchzip.formats.base import collector_paused
+from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import TensorStorage
+from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Parameter
+
+#: Tensors from which on Python's collector of cycles waits: nothing that is made here has one.
+_PAUSE_FROM = 10_000
+
+
+class TensorRow(NamedTuple):
+    """One tensor. (A NamedTuple, as there may be 100,000 and a dataclass takes five times as long.)
+
+    ``kind`` is "dense", or what the tensor is instead: "sparse_coo", "quantized", "meta", ... An
+    axis of a nested tensor whose size is not known is None in ``shape``. ``nbytes`` are those of
+    its elements (of all its parts, if it is not dense), ``numel`` its elements: of a sparse or
+    nested one the values that are there.
+
+    ``storages`` are places in `Outline.storages`, one for each part, in the order in which torch
+    writes them; a dense tensor has one part, a meta tensor none. ``span`` are the first byte
+    and the one behind the last that a dense tensor touches in its storage, and ``is_view`` says
+    that it has fewer or more elements than are stored there. ``shares_storage_with`` is the
+    first tensor in the same storage, ``tied_to`` the first that is the same elements in the same
+    form. ``stride`` and ``storage_offset`` count elements; they and ``span`` are None where a
+    tensor has none. ``subclass`` is the class of a tensor that is of its own.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    nbytes: int
+    numel: int
+    stride: tuple[int, ...] | None
+    storage_offset: int | None
+    requires_grad: bool
+    is_parameter: bool
+    location: str
+    storages: tuple[int, ...]
+    span: tuple[int, int] | None
+    is_view: bool
+    shares_storage_with: str | None
+    tied_to: str | None
+    subclass: str | None
+
+
+class StorageRow(NamedTuple):
+    """One storage: ``record`` is its name in the file, ``first_name`` who was first seen in it.
+
+    ``dtype`` is None for an untyped one, ``tensors`` how many of the rows lie in it.
+    """
+
+    record: str | None
+    dtype: str | None
+    nbytes: int
+    location: str
+    first_name: str
+    tensors: int
+
+
+class ValueRow(NamedTuple):
+    """What is no tensor: its path, its type, and itself as messages show it, cut if it is long.
+
+    A list of numbers or texts is one value. A bare storage is of type "storage".
+    """
+
+    path: str
+    type: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeSum:
+    """The tensors of one dtype, ties counted as often as they have names."""
+
+    tensors: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What `outline` says of a checkpoint.
+
+    ``tensors`` and ``values`` are in the order of the file, ``storages`` in that in which tensors
+    mention them. ``constants`` are the tensors among those of a TorchScript archive, under names
+    such as "(constant 3)" that are not theirs, and ``constant_count`` counts all of those.
+    ``stored_nbytes`` counts each storage once. ``subclasses`` are the tensors that only code of
+    their own can make, with their classes; what is inside them has rows. ``foreign`` are the names
+    outside torchzip's table, ``metadata`` the texts of a safetensors file or an index. ``notes``
+    say what could not be listed.
+    """
+
+    path: str
+    format: str
+    tensors: tuple[TensorRow, ...]
+    storages: tuple[StorageRow, ...]
+    values: tuple[ValueRow, ...]
+    constants: tuple[TensorRow, ...]
+    constant_count: int
+    by_dtype: dict[str, DtypeSum]
+    stored_nbytes: int
+    subclasses: dict[str, str]
+    foreign: tuple[str, ...]
+    metadata: dict[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, ties counted as often as they have names."""
+        return sum(sums.nbytes for sums in self.by_dtype.values())
+
+
+def outline(checkpoint: Checkpoint) -> Outline:
+    """Return what is in a checkpoint. No tensor is read.
+
+    Raises
+    ------
+    TorchZipError
+        If two tensors have one name, or the names are more than `Limits` allow. Where that is so
+        for the values beside them, a note says it and ``values`` is empty.
+
+    Examples
+    --------
+    >>> import io, numpy as np, torchzip
+    >>> buffer = io.BytesIO()
+    >>> weight = np.zeros((2, 3), np.float32)
+    >>> torchzip.save({"weight": weight, "tied": weight, "step": 7}, buffer)
+    >>> start = buffer.seek(0)
+    >>> found = outline(torchzip.lazy_load(buffer))
+    >>> [(row.name, row.shape, row.tied_to) for row in found.tensors], found.stored_nbytes
+    ([('weight', (2, 3), None), ('tied', (2, 3), 'weight')], 24)
+    >>> found.values
+    (ValueRow(path='step', type='int', value='7'),)
+    """
+    with collector_paused(len(checkpoint) >= _PAUSE_FROM):
+        return _outline(checkpoint)
+
+
+def _outline(checkpoint: Checkpoint) -> Outline:
+    rows = _Rows()
+    tensors = [rows.row(name, tensor) for name, tensor in checkpoint.items()]
+    by_dtype: dict[str, list[int]] = {}
+    for row in tensors:
+        sums = by_dtype.get(row.dtype) or by_dtype.setdefault(row.dtype, [0, 0])
+        sums[0] += 1
+        sums[1] += row.nbytes
+    notes: list[str] = []
+    values: dict[str, Any] = {}
+    try:
+        values = flat_values(checkpoint.root, _is_tensor, checkpoint.limits)
+    except LimitError as error:
+        notes.append(f"what is no tensor is not listed: {error.message}")
+    constants = []
+    for index, constant in enumerate(checkpoint.constants):
+        name = f"(constant {index})"
+        if _is_tensor(constant):
+            held = constant.data if isinstance(constant, Parameter) else constant
+            constants.append(rows.row(name, held))
+        else:
+            values.setdefault(name, constant)
+    return Outline(
+        path=checkpoint.path,
+        format=checkpoint.format,
+        tensors=tuple(tensors),
+        values=tuple(rows.value(path, value) for path, value in values.items()),
+        storages=rows.storages(),  # when all that mentions them has been seen
+        constants=tuple(constants),
+        constant_count=len(checkpoint.constants),
+        by_dtype={dtype: DtypeSum(*sums) for dtype, sums in by_dtype.items()},
+        stored_nbytes=rows.stored_nbytes,
+        subclasses={name: class_of(call) for name, call in checkpoint.others.items()},
+        foreign=tuple(f"{module}.{name}" for module, name in checkpoint.foreign),
+        metadata=dict(checkpoint.metadata),
+        notes=tuple(notes),
+    )
+
+
+def _is_tensor(value: Any) -> bool:
+    if type(value) is LazyTensor:
+        return True
+    held = value.data if isinstance(value, Parameter) else value
+    return isinstance(held, LazyTensor | OtherTensor)
+
+
+def class_of(call: ForeignObject) -> str:
+    """Return the class of a tensor that stays foreign, or else what rebuilds it."""
+    named = [arg for arg in call.args or () if isinstance(arg, ForeignObject) and arg.how == "name"]
+    of = named[-1] if named else call
+    return f"{of.module}.{of.name}"
+
+
+class _Rows:
+    """Makes rows, and numbers the storages in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.stored_nbytes = 0
+        self._numbers: dict[int, int] = {}
+        self._storages: list[TensorStorage] = []
+        self._firsts: list[str] = []
+        self._tensors: list[int] = []
+        # Dtype, shape and stride -> elements, their bytes, bytes from the first to the last.
+        self._measures: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+        # The first tensor of each form, in those storages that have several.
+        self._first_of_form: dict[tuple[Any, ...], str] = {}
+        self._only: dict[int, LazyTensor | OtherTensor] = {}
+
+    def row(self, name: str, tensor: LazyTensor | OtherTensor) -> TensorRow:
+        if isinstance(tensor, OtherTensor):
+            return self._other_row(name, tensor)
+        spec = tensor.spec
+        storage = spec.storage
+        dtype, shape, stride = key = (spec.torch_dtype, spec.shape, spec.stride)
+        measure = self._measures.get(key)
+        if measure is None:
+            measure = self._measures[key] = _measure(spec)
+        numel, nbytes, reach = measure
+        offset = spec.storage_offset
+        start = offset * (nbytes // numel) if numel else 0
+        number = self._numbers.get(id(storage))
+        if number is None:
+            number = self._add(storage, name)
+            self._only[number] = tensor
+            shares = tied = None
+        else:
+            shares = self._firsts[number]
+            tied = self._tied_to(name, tensor, (number,))
+        self._tensors[number] += 1
+        return TensorRow(
+            name, "dense", dtype, shape, nbytes, numel, stride, offset,
+            spec.requires_grad, spec.is_parameter, storage.location, (number,),
+            (start, start + reach), nbytes != storage.nbytes or nbytes != reach,
+            shares, tied, _subclass_of(spec),
+        )  # fmt: skip
+
+    def _other_row(self, name: str, tensor: OtherTensor) -> TensorRow:
+        parts: list[LazyTensor] = tensor.parts
+        numbers = []
+        shares = None
+        for part in parts:
+            number = self._numbers.get(id(part.spec.storage))
+            if number is None:
+                number = self._add(part.spec.storage, name)
+            elif self._firsts[number] != name:
+                shares = self._firsts[number]
+            numbers.append(number)
+        for number in set(numbers):
+            self._tensors[number] += 1
+        return TensorRow(
+            name, tensor.kind, tensor.torch_dtype, tensor.shape, tensor.nbytes, _numel_of(tensor),
+            tensor.stride if isinstance(tensor, MetaTensor) else None, None,
+            tensor.requires_grad, tensor.is_parameter,
+            parts[0].spec.storage.location if parts else "meta", tuple(numbers), None, False,
+            shares, self._tied_to(name, tensor, tuple(numbers)), _subclass_of(tensor),
+        )  # fmt: skip
+
+    def _tied_to(
+        self, name: str, tensor: LazyTensor | OtherTensor, numbers: tuple[int, ...]
+    ) -> str | None:
+        """Return the first tensor of the form of this one, if that is not itself."""
+        if not numbers:
+            return None
+        only = self._only.pop(numbers[0], None)
+        if only is not None:
+            self._first_of_form[_form(only, numbers[:1])] = self._firsts[numbers[0]]
+        first = self._first_of_form.setdefault(_form(tensor, numbers), name)
+        return None if first == name else first
+
+    def _add(self, storage: TensorStorage, name: str) -> int:
+        number = self._numbers[id(storage)] = len(self._storages)
+        self._storages.append(storage)
+        self._firsts.append(name)
+        self._tensors.append(0)
+        self.stored_nbytes += storage.nbytes
+        return number
+
+    def value(self, path: str, value: Any) -> ValueRow:
+        if isinstance(value, BareStorage):
+            if id(value.storage) not in self._numbers:
+                self._add(value.storage, path)
+            of = "bytes" if value.torch_dtype is None else value.torch_dtype
+            return ValueRow(path, "storage", f"{value.count:,} {of}, {value.location}")
+        return ValueRow(path, _type_of(value), shown(value))
+
+    def storages(self) -> tuple[StorageRow, ...]:
+        return tuple(
+            StorageRow(each.record, each.torch_dtype, each.nbytes, each.location, name, tensors)
+            for each, name, tensors in zip(self._storages, self._firsts, self._tensors, strict=True)
+        )
+
+
+def _form(tensor: LazyTensor | OtherTensor, numbers: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return what is equal for two tensors that are the same elements in the same form."""
+    if isinstance(tensor, OtherTensor):
+        # (Its parts and its shape tell it: what else it has is in no storage.)
+        inner = tuple(_form(part, ()) for part in tensor.parts)
+        return (numbers, tensor.kind, tensor.torch_dtype, tensor.shape, inner)
+    spec = tensor.spec
+    return (
+        numbers, spec.torch_dtype, spec.shape, spec.stride, spec.storage_offset, spec.conj, spec.neg
+    )  # fmt: skip
+
+
+def _measure(spec: TensorSpec) -> tuple[int, int, int]:
+    itemsize = DTYPES[spec.torch_dtype].itemsize
+    numel = spec.numel
+    if not numel:
+        return 0, 0, 0
+    reach = 1 + sum((size - 1) * step for size, step in zip(spec.shape, spec.stride, strict=True))
+    return numel, numel * itemsize, reach * itemsize
+
+
+def _numel_of(tensor: OtherTensor) -> int:
+    values = getattr(tensor, "values", None)
+    if values is not None:
+        return math.prod(values.shape)
+    return math.prod(size for size in tensor.shape if size is not None)
+
+
+def _subclass_of(held: TensorSpec | OtherTensor) -> str | None:
+    return None if held.subclass is None else f"{held.subclass.module}.{held.subclass.name}"
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, ForeignObject):
+        return "foreign"
+    name = type(value).__name__
+    return "array" if name == "ndarray" else name

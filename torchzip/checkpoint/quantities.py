@@ -1,0 +1,28 @@
+"""Sizes and counts as a person reads them."""
+
+from __future__ import annotations
+
+
+def nbytes_text(nbytes: int) -> str:
+    """Return a size in decimal units, as file managers and model hubs give it.
+
+    >>> nbytes_text(999), nbytes_text(88_991_291), nbytes_text(4_300_000_000)
+    ('999 B', '89.0 MB', '4.3 GB')
+    """
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    size, unit = nbytes / 1000, "kB"
+    for larger in ("MB", "GB", "TB"):
+        if size < 999.95:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.1f} {unit}"
+
+
+def count_text(count: int, noun: str) -> str:
+    """Return a number of things.
+
+    >>> count_text(1, "shard"), count_text(1200, "tensor")
+    ('1 shard', '1,200 tensors')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
