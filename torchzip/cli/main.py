@@ -9,12 +9,21 @@ import sys
 from collections.abc import Sequence
 
 import torchzip
-from torchzip.cli import checking, comparing, converting, disassembly, listing, naming, showing
+from torchzip.cli import (
+    checking,
+    comparing,
+    converting,
+    disassembly,
+    listing,
+    naming,
+    reporting,
+    showing,
+)
 from torchzip.cli.command import BAD, DONE, USAGE, say
 from torchzip.errors import TorchZipError
 
 #: In the order of the help.
-_COMMANDS = (listing, showing, naming, checking, comparing, converting, disassembly)
+_COMMANDS = (listing, showing, reporting, naming, checking, comparing, converting, disassembly)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,11 +7,12 @@ Each function is imported when it is asked for, as those of `torchzip` are.
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Diff", "Statistics", "Verified", "diff", "statistics", "verify"]
+__all__ = ["Diff", "Report", "Statistics", "Verified", "diff", "report", "statistics", "verify"]
 
 if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, diff
     from torchzip.tools.element_statistics import Statistics, statistics
+    from torchzip.tools.reporting import Report, report
     from torchzip.tools.verification import Verified, verify
 else:
 
@@ -20,6 +21,8 @@ else:
             from torchzip.tools import differences as home
         elif name in ("Statistics", "statistics"):
             from torchzip.tools import element_statistics as home
+        elif name in ("Report", "report"):
+            from torchzip.tools import reporting as home
         elif name in ("Verified", "verify"):
             from torchzip.tools import verification as home
         else:

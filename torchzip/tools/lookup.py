@@ -7,8 +7,8 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.names import children
+from torchzip.checkpoint.plain_values import flat_values
 from torchzip.errors import LimitError, TensorNotFoundError, shown
-from torchzip.tools.plain_values import flat_values
 from torchzip.types import OtherTensor, Parameter, Storage
 
 #: Names that a wrong one is compared with.
