@@ -12,6 +12,8 @@ _WIDTH, _HEIGHT = 256, 64
 def histogram_svg(counts: Sequence[int], label: str) -> str:
     """Return bars as one path; a bin that is not empty has a height that can be seen."""
     most = max(counts)
+    if len(counts) == 1:  # one value is a line, not a block
+        counts = (0, 0, 0, 0, 0, *counts, 0, 0, 0, 0, 0)
     step = _WIDTH / len(counts)
     gap = 0.5 if len(counts) > 16 else 2.0
     bars = []

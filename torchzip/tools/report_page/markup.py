@@ -24,8 +24,12 @@ def escaped(text: str, most: int = _MOST_CHARACTERS) -> str:
 
 
 def name_of(name: str) -> str:
-    """Return the name of a tensor as HTML."""
-    return escaped(name) if name else '<span class="aside">(the object itself)</span>'
+    """Return the name of a tensor as HTML, to be broken behind its dots."""
+    return (
+        escaped(name).replace(".", ".<wbr>")
+        if name
+        else '<span class="aside">(the object itself)</span>'
+    )
 
 
 def json_text(value: Any) -> str:

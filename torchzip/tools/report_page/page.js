@@ -26,7 +26,7 @@
   const counted = (count) => `${whole(count)} tensor${count === 1 ? "" : "s"}`;
 
   // A module is [name, bytes, tensors, parts], a tensor [name, bytes, dtype, shape], and what is
-  // left out ["", bytes, tensors, 0].
+  // left out ["", bytes, tensors, 0, dtype]. A module whose parts are left out has a dtype too.
   const isModule = (node) => Array.isArray(node[3]);
   const isTensor = (node) => typeof node[3] === "string";
   const isOpen = (node) => isModule(node) && node[3].length > 0;
@@ -90,59 +90,88 @@
   tip.setAttribute("role", "tooltip");
   document.body.append(tip);
 
+  // Of each tile, what leads to the node in it, and the node.
+  const shownIn = new WeakMap();
   let path = [tree];
   const at = () => path[path.length - 1];
   const HEAD = 26;
   const LEVELS = 4;
   const MOST_TILES = 1500;
-  let tiles = 0;
+  const LEAST_AREA = 90;
+  const MOST_PARTS = 150;
+  // Of labels, in pixels.
+  const PADDING = 15;
+  const CHARACTER = 7.3;
 
   const describe = (node, way) => {
-    const names = way.slice(1).map(nameOf).concat(nameOf(node)).join(".");
+    const names = [...way.slice(1), node].map(nameOf).join(".");
     return `${names}, ${about(node)}, ${sizeText(node[1])}, ${share(node[1], at()[1])}`;
   };
 
-  const draw = (holder, way, width, height, level) => {
-    const node = way[way.length - 1];
-    const shown = node[3].filter((part) => part[1] > 0);
-    for (const [part, x, y, w, h] of squarify(shown, width, height)) {
-      if (level > 1 && (w * h < 12 || tiles > MOST_TILES)) continue;
-      tiles += 1;
-      const open = isOpen(part);
-      const tile = make(open ? "button" : "div", "tile");
-      const [left, top] = [(100 * x) / width, (100 * y) / height];
-      tile.style.left = `${left}%`;
-      tile.style.top = `${top}%`;
-      tile.style.width = `${(100 * w) / width}%`;
-      tile.style.height = `${(100 * h) / height}%`;
-      tile.part = part;
-      tile.way = way;
-      tile.dataset.bytes = part[1];
-      if (level === 1) tile.classList.add("top");
-      if (isTensor(part)) tile.classList.add("leaf", `d${Math.min(part[2], 7)}`);
-      if (open) {
-        tile.type = "button";
-        tile.setAttribute("aria-label", `${describe(part, way)}: go into it`);
-        if (level > 1) tile.tabIndex = -1;
-      } else if (level === 1) {
-        tile.setAttribute("role", "img");
-        tile.setAttribute("aria-label", describe(part, way));
+  // Level by level, so that where there are too many tiles it is the innermost that are left out.
+  const draw = (holder, way, width, height) => {
+    const todo = [[holder, way, width, height, 1, null]];
+    let tiles = 0;
+    for (const [into, own, w, h, level, closed] of todo) {
+      const shown = own[own.length - 1][3].filter((part) => part[1] > 0);
+      if (closed && (tiles + shown.length > MOST_TILES || (w * h) / shown.length < LEAST_AREA)) {
+        closed();
+        continue;
       }
-      if (w > 38 && h > 19) {
-        const label = make("span", "label");
-        label.append(make("b", "", nameOf(part)));
-        if ((open && w > 110) || (!open && h > 40 && w > 60)) label.append(make("i", "", sizeText(part[1])));
-        tile.append(label);
-      }
-      holder.append(tile);
-      if (open && level < LEVELS && w > 44 && h > HEAD + 22) {
-        const inner = make("span", "inner");
-        tile.append(inner);
-        draw(inner, [...way, part], w - 8, h - HEAD - 3, level + 1);
-      } else if (open) {
-        tile.classList.add("shut", `d${Math.min(mainDtype(part), 7)}`);
-      }
+      for (const placed of squarify(shown, w, h)) todo.push(...drawTile(into, own, w, h, level, placed));
+      tiles += shown.length;
     }
+  };
+
+  // Returns what is to be drawn in the tile.
+  const drawTile = (holder, way, width, height, level, [part, x, y, w, h]) => {
+    const open = isOpen(part);
+    const tile = make("div", "tile");
+    tile.style.left = `${(100 * x) / width}%`;
+    tile.style.top = `${(100 * y) / height}%`;
+    tile.style.width = `${(100 * w) / width}%`;
+    tile.style.height = `${(100 * h) / height}%`;
+    shownIn.set(tile, [...way, part]);
+    tile.dataset.bytes = part[1];
+    if (level === 1) tile.classList.add("top");
+    if (open) tile.classList.add("open");
+    if (isTensor(part)) tile.classList.add("leaf");
+    const label = make(open ? "button" : "span", "label");
+    if (open) {
+      label.type = "button";
+      label.setAttribute("aria-label", `${describe(part, way)}: go into it`);
+      if (level > 1) label.tabIndex = -1;
+    } else if (level === 1) {
+      tile.setAttribute("role", "img");
+      tile.setAttribute("aria-label", describe(part, way));
+    }
+    const nested = open && level < LEVELS && w > 44 && h > HEAD + 22;
+    const name = nameOf(part);
+    const size = sizeText(part[1]);
+    const hasRoom = w > PADDING + CHARACTER * Math.min(name.length, 4) && h > 19;
+    const addSize = () => {
+      if (hasRoom && !label.querySelector("i")) label.append(make("i", "", size));
+    };
+    const sizeFits = h > 40 && w > PADDING + CHARACTER * size.length;
+    if (hasRoom) {
+      label.append(make("b", "", name));
+      if (nested ? w > PADDING + CHARACTER * (name.length + size.length + 1) : sizeFits) addSize();
+      if (h < 36) tile.classList.add("low");
+    }
+    if (hasRoom || open) tile.append(label);
+    holder.append(tile);
+    const close = () => {
+      tile.classList.add("shut", `d${Math.min(mainDtype(part), 7)}`);
+      tile.querySelector(".inner")?.remove();
+      if (sizeFits) addSize();
+    };
+    if (!nested) {
+      close();
+      return [];
+    }
+    const inner = make("div", "inner");
+    tile.append(inner);
+    return [[inner, [...way, part], w - 8, h - HEAD - 4, level + 1, close]];
   };
 
   // The dtype of most bytes in a module, for its tile where its parts are too small to be drawn.
@@ -151,8 +180,11 @@
     const todo = [node];
     while (todo.length) {
       const one = todo.pop();
-      if (isModule(one)) todo.push(...one[3]);
-      else if (isTensor(one)) sums.set(one[2], (sums.get(one[2]) || 0) + one[1]);
+      if (isOpen(one)) todo.push(...one[3]);
+      else {
+        const dtype = isTensor(one) ? one[2] : one[4];
+        sums.set(dtype, (sums.get(dtype) || 0) + one[1]);
+      }
     }
     let best = 0;
     for (const [dtype, sum] of sums) if (sum > (sums.get(best) || 0)) best = dtype;
@@ -162,8 +194,7 @@
   const drawMap = () => {
     const { clientWidth, clientHeight } = map;
     map.textContent = "";
-    tiles = 0;
-    if (at()[1] > 0) draw(map, path, clientWidth, clientHeight, 1);
+    if (at()[1] > 0) draw(map, path, clientWidth, clientHeight);
   };
 
   const drawCrumbs = () => {
@@ -203,7 +234,7 @@
   const drawParts = () => {
     parts.textContent = "";
     const total = at()[1];
-    for (const part of at()[3]) {
+    for (const part of at()[3].slice(0, MOST_PARTS)) {
       const row = make("tr");
       const name = make("th", "name");
       name.scope = "row";
@@ -222,6 +253,12 @@
       row.append(name, make("td", "num", isTensor(part) ? "1" : whole(part[2])), size, cell);
       parts.append(row);
     }
+    const more = at()[3].length - MOST_PARTS;
+    if (more > 0) {
+      const row = make("tr");
+      row.append(make("td", "aside", `and ${whole(more)} more`));
+      parts.append(row);
+    }
   };
 
   const goTo = (way, keepFocus) => {
@@ -238,8 +275,8 @@
   };
 
   map.addEventListener("click", (event) => {
-    const tile = event.target.closest("button.tile");
-    if (tile) goTo([...tile.way, tile.part]);
+    const tile = event.target.closest(".tile.open");
+    if (tile) goTo(shownIn.get(tile));
   });
   map.parentElement.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
@@ -247,9 +284,10 @@
     if (path.length > 1) goTo(path.slice(0, -1));
   });
   const showTip = (tile, x, y) => {
-    const node = tile.part;
+    const way = shownIn.get(tile);
+    const node = way[way.length - 1];
     tip.textContent = "";
-    tip.append(make("b", "", tile.way.slice(1).concat([node]).map(nameOf).join(".")));
+    tip.append(make("b", "", way.slice(1).map(nameOf).join(".")));
     tip.append(make("span", "", `${about(node)} · ${whole(node[1])} bytes · ${share(node[1], at()[1])}`));
     tip.hidden = false;
     const { offsetWidth, offsetHeight } = tip;
@@ -267,7 +305,7 @@
   });
   map.addEventListener("focusin", (event) => {
     const tile = event.target.closest(".tile");
-    if (!tile || !tile.matches(":focus-visible")) return;
+    if (!tile || !event.target.matches(":focus-visible")) return;
     const box = tile.getBoundingClientRect();
     showTip(tile, box.left, box.top + Math.min(box.height, 30));
   });
@@ -299,7 +337,7 @@
   const body = table.tBodies[0];
   const rows = [...body.rows];
   const texts = rows.map((row) =>
-    [0, 1, 2, 5].map((cell) => row.cells[cell].textContent).join(" ").toLowerCase());
+    [0, 2, 3, 5].map((cell) => row.cells[cell].textContent).join(" ").toLowerCase());
   const box = document.getElementById("search-box");
   const search = document.getElementById("search");
   const found = document.getElementById("found");

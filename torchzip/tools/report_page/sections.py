@@ -170,9 +170,8 @@ def _card(each: Distribution) -> str:
     if found.counts:
         low, high = number_text(found.min), number_text(found.max)
         label = f"Histogram from {low} to {high}, mean {number_text(found.mean)}"
-        chart = (
-            f'{histogram_svg(found.counts, label)}<p class="axis" aria-hidden="true">'
-            f"<span>{low}</span><span>{high}</span></p>"
+        chart = f'{histogram_svg(found.counts, label)}<p class="axis" aria-hidden="true">' + (
+            f"<span>{low}</span><span>{high}</span></p>" if low != high else f"{low}</p>"
         )
     facts = "".join(f"<div><dt>{what}</dt><dd>{told}</dd></div>" for what, told in _facts(found))
     of = "" if found.of == "values" else f'<p class="aside">of the {found.of}</p>'
@@ -210,9 +209,9 @@ def sharing(contents: Contents) -> str:
     rows = []
     for row in outline.tensors:
         if row.tied_to is not None:
-            told = f"the same tensor as {name_of(row.tied_to)}"
+            told = f"the same tensor as <code>{name_of(row.tied_to)}</code>"
         elif row.shares_storage_with is not None:
-            told = f"shares the storage of {name_of(row.shares_storage_with)}"
+            told = f"shares the storage of <code>{name_of(row.shares_storage_with)}</code>"
         elif row.is_view and len(row.storages) == 1:
             held = outline.storages[row.storages[0]].nbytes
             told = f"a view of {nbytes_text(held)} that are stored"
@@ -240,11 +239,11 @@ def names(contents: Contents) -> str:
         for each in ordered
     ]
     foreign = sum(each.is_foreign for each in contents.globals)
-    lead = (
-        "Classes and functions that the file names. None was imported or called; "
-        + (f"{foreign:,} foreign to torchzip {'are' if foreign > 1 else 'is'} an inert object."
-           if foreign else "torchzip knows them all.")
-    )  # fmt: skip
+    lead = "Classes and functions that the file names. None was imported or called; "
+    if foreign:
+        lead += f"{foreign:,} of them {'is' if foreign == 1 else 'are'} foreign to torchzip: inert."
+    else:
+        lead += "torchzip knows them all."
     head = [("Name", ""), ("torchzip", ""), ("torch.load by default", "")]
     body = _cut_table("Names", head, rows)
     own = [
@@ -335,8 +334,8 @@ def tensors(contents: Contents) -> str:
         ).replace("`torchzip ls`", "<code>torchzip ls</code>")
         rows = sorted(rows[:_MOST_TENSORS], key=lambda row: order[row.name])
     made = [_tensor_row(row) for row in rows]
-    head = [("Name", "sort"), ("Dtype", "sort"), ("Shape", ""), ("Elements", "num sort"),
-            ("Size", "num sort"), ("Notes", "")]  # fmt: skip
+    head = [("Name", "sort"), ("Size", "num sort"), ("Dtype", "sort"), ("Shape", ""),
+            ("Elements", "num sort"), ("Notes", "")]  # fmt: skip
     search = (
         '<p class="search" id="search-box" hidden><label for="search">Find</label>'
         '<input id="search" type="search" autocomplete="off" spellcheck="false" '
@@ -349,9 +348,9 @@ def tensors(contents: Contents) -> str:
 
 def _tensor_row(row: TensorRow) -> str:
     return (
-        f'<th scope="row" class="name">{name_of(row.name)}</th><td>{escaped(row.dtype)}</td>'
-        f'<td class="shape">{shape_text(row.shape)}</td>'
-        f'<td class="num" data-v="{row.numel}">{row.numel:,}</td>{size_cell(row.nbytes)}'
+        f'<th scope="row" class="name">{name_of(row.name)}</th>{size_cell(row.nbytes)}'
+        f'<td>{escaped(row.dtype)}</td><td class="shape">{shape_text(row.shape)}</td>'
+        f'<td class="num" data-v="{row.numel}">{row.numel:,}</td>'
         f'<td class="notes">{", ".join(_notes(row))}</td>'
     )
 

@@ -11,7 +11,7 @@ from torchzip.tools.report_page.markup import shape_text
 
 #: Levels that are opened, and what each shows of its parts.
 _MOST_OPEN = 1500
-_MOST_CHILDREN = 150
+_MOST_CHILDREN = 1000
 _MOST_NODES = 6000
 _MOST_CHARACTERS = 80
 
@@ -20,8 +20,9 @@ def size_tree(root: Module, dtypes: list[str]) -> list[Any]:
     """Return the tree as lists: the largest modules with what is in them, the others closed.
 
     A module is [name, bytes, tensors, parts], a tensor [name, bytes, place of its dtype in
-    ``dtypes``, shape], and what is left out [``""``, bytes, tensors, 0]. Bytes are those
-    that are stored, each once; parts are sorted by them.
+    ``dtypes``, shape], and what is left out [``""``, bytes, tensors, 0, place of the dtype of most
+    of it]; a module whose parts are left out has that place too. Bytes are those that are stored,
+    each once; parts are sorted by them, what is left out comes last.
     """
     place = {dtype: index for index, dtype in enumerate(dtypes)}
     made = _node(root)
@@ -45,10 +46,23 @@ def size_tree(root: Module, dtypes: list[str]) -> list[Any]:
         left = parts[_MOST_CHILDREN:]
         if left:
             nbytes = sum(part.stored_nbytes for part in left)
-            node[3].append(["", nbytes, sum(part.tensors for part in left), 0])
-        node[3].sort(key=lambda each: -each[1])
+            count_left = sum(part.tensors for part in left)
+            node[3].append(["", nbytes, count_left, 0, _main_dtype(left, place)])
+        node[3].sort(key=lambda each: (each[3] == 0, -each[1]))
         nodes += len(node[3])
+    for _, _, module, node in waiting:
+        node.append(_main_dtype([module], place))
     return made
+
+
+def _main_dtype(modules: list[Module], place: dict[str, int]) -> int:
+    """Return the place of the dtype that most of some modules' bytes have."""
+    sums = dict.fromkeys(place.values(), 0)
+    for module in modules:
+        for part in (module, *(part for _, part in module.walk())):
+            if part.row is not None:
+                sums[place[part.row.dtype]] += part.row.nbytes
+    return max(sums, key=lambda each: sums[each])
 
 
 def _node(module: Module) -> list[Any]:
