@@ -148,7 +148,8 @@ def test_nothing_is_fetched(tmp_path: Path) -> None:
 
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>", "<!--", "-->", "]]>", "<script>", "&lt;",
-    "' onclick='", '" onclick="', "${file}", "$file", "\u2028", "\x1b[31m", "\u202e", "a\nb", "\x00", "<" * 500,
+    "' onclick='", '" onclick="', "${file}", "$file", "\u2028", "\x1b[31m", "\u202e", "a\nb",
+    "\x00", "<" * 500,
 ]  # fmt: skip
 
 
