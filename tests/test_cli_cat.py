@@ -527,6 +527,18 @@ def test_wrong_usage(options: list[str], capsys: Capture) -> None:
     assert not Path("x").exists()
 
 
+def test_options_anywhere(capsys: Capture) -> None:
+    """Before, between and behind FILE, NAME and SLICE; ``--`` for a name with a dash."""
+    save({"w": np.arange(6).reshape(2, 3), "-v": np.zeros(1)})
+    expected = shown(capsys, "m.pt", "w", "-1", "--stats")
+    for order in ("--stats m.pt w -1", "m.pt --stats w -1", "m.pt w --stats -1"):
+        assert shown(capsys, *order.split()) == expected
+    assert shown(capsys, "m.pt", "--", "-v").startswith("-v: float64")
+    with pytest.raises(SystemExit) as stopped:
+        main(["cat", "m.pt", "w", "0", "more"])
+    assert stopped.value.code == 2
+
+
 def test_help(capsys: Capture) -> None:
     """Examples stand below the options."""
     with pytest.raises(SystemExit) as stopped:

@@ -194,6 +194,7 @@ def test_figures(tmp_path: Path) -> None:
     assert "mean2.5" in text
     assert "NaN1" in text
     assert "infinite1" in text
+    assert "NaN or infinite values of the 3 largest tensors: bad, part" in text
 
 
 def test_foreign(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torchzip.cli import (
     reporting,
     showing,
 )
-from torchzip.cli.command import BAD, DONE, USAGE, say
+from torchzip.cli.command import BAD, DONE, USAGE, CommandParser, say
 from torchzip.errors import TorchZipError
 
 #: In the order of the help.
@@ -34,7 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 1 the file is bad or differs, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"torchzip {torchzip.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
     for module in _COMMANDS:
         module.add_parser(commands)
     return parser

@@ -70,6 +70,17 @@ def _verdicts(contents: Contents) -> Iterable[str]:
         if refused:
             yield _verdict("open", "torch.load", f"its safe loader refuses {refused:,} names")
 
+    odd = [each.row.name for each in contents.distributions if _is_odd(each.found)]
+    if odd:
+        first = ", ".join(f"<code>{name_of(name)}</code>" for name in odd[:3])
+        more = f" and {len(odd) - 3:,} more" if len(odd) > 3 else ""
+        told = f"of the {len(contents.distributions)} largest tensors: {first}{more}"
+        yield _verdict("open", "NaN or infinite values", told)
+
+
+def _is_odd(found: Statistics | None) -> bool:
+    return found is not None and found.finite < found.count
+
 
 def _verdict(kind: str, title: str, told: str) -> str:
     return f'<li class="{kind}"><strong>{title}</strong> <span>{told}</span></li>'
