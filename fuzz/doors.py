@@ -16,7 +16,9 @@ from typing import Any, Protocol
 import torchzip as tz
 from fuzz.guard import guarded
 from fuzz.seeds import Case, whole
+from torchzip.checkpoint.outline import outline
 from torchzip.cli import checking, comparing, disassembly, listing, naming
+from torchzip.cli.rendering import Screen
 from torchzip.errors import TorchZipError
 from torchzip.tools import diff, verify
 from torchzip.types import NestedTensor, OtherTensor, QuantizedTensor, SparseTensor
@@ -109,11 +111,13 @@ def make_dense(tensor: OtherTensor) -> None:
 def show(path: Path) -> None:
     """What the commands print: ``ls``, ``globals``, ``verify`` and ``diff``."""
     with allowed(), tz.lazy_load(path) as checkpoint:
-        found = listing.describe(checkpoint)
-        texts = [listing.as_text(found, long=True), listing.as_text(found, long=False)]
+        found = outline(checkpoint)
+        texts = ["\n".join(listing.text_lines(found, Screen(), tree=tree, long=not tree))
+                 for tree in (False, True)]  # fmt: skip
+        texts += [repr(checkpoint), checkpoint._repr_html_()]
         names = naming.describe_globals(checkpoint)
         texts.append(naming.globals_as_text(names, checkpoint.path))
-        assert json.loads(listing.as_json(found))
+        assert json.loads(listing.as_json(listing.describe(found)))
         with allowed():
             texts.append(checking.check_as_text(verify(path)))
         with allowed():

@@ -37,9 +37,13 @@ _NUMPY_ROOMS = {"files", "container", "tensors", "formats", "checkpoint", "conve
 _OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}}
 _ML_DTYPES_ROOMS = {"tensors"}
 
-#: What a module of rank 0 imports when one of its methods is called: the leaf types hold no
-#: arithmetic, and a user asks them for the dense array all the same.
-_WHEN_CALLED = {("types", "torchzip.tensors.dense")}
+#: What a module imports when one of its methods is called, though it lies above it: the leaf types
+#: hold no arithmetic, and a user asks them for the dense array all the same; and a notebook asks a
+#: checkpoint how it looks.
+_WHEN_CALLED = {
+    ("types", "torchzip.tensors.dense"),
+    ("checkpoint.lazy", "torchzip.checkpoint.notebook"),
+}
 
 _MODULES = sorted(_PACKAGE.rglob("*.py"))
 

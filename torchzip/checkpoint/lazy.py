@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.names import NameTable
+from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TensorNotFoundError, TorchZipError, UnsupportedError, shown
+from torchzip.errors import TensorNotFoundError, TorchZipError, UnsupportedError, shortened, shown
 from torchzip.files.source import File
 from torchzip.formats.base import Container, OpenStorage, check_options, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
@@ -201,6 +202,7 @@ class Checkpoint(Mapping[str, Any]):
         self._arguments = (file, foreign, limits)
         self._limits = limits
         self._table: NameTable | None = None
+        self._summary: str | None = None
         self._container: Container = open_checkpoint(file, limits)
         try:
             contents = self._container.read(LazyFactory)
@@ -315,7 +317,33 @@ class Checkpoint(Mapping[str, Any]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Checkpoint {self.path!r}, {self.format}, {len(self):,} tensors>"
+        if self._summary is None:
+            self._summary = self._summarized()
+        return f"<Checkpoint {self.path!r}, {self.format}, {self._summary}>"
+
+    def _summarized(self) -> str:
+        """Return how many tensors there are, of what dtypes, in how many bytes."""
+        try:
+            leaves = self._names().names.values()
+        except TorchZipError as error:  # whoever asks for a tensor gets it; a repr does not raise
+            return f"without names: {shortened(error.message, 150)}"
+        held = [leaf.data if isinstance(leaf, Parameter) else leaf for leaf in leaves]
+        dtypes: dict[str, int] = {}
+        storages: dict[int, int] = {}
+        for tensor in held:
+            dtypes[tensor.torch_dtype] = dtypes.get(tensor.torch_dtype, 0) + 1
+            for part in tensor.parts if isinstance(tensor, OtherTensor) else (tensor,):
+                storages[id(part.spec.storage)] = part.spec.storage.nbytes
+        counts = ", ".join(f"{count:,} {dtype}" for dtype, count in sorted(dtypes.items()))
+        counts = f" ({counts})" if counts else ""
+        stored = nbytes_text(sum(storages.values()))
+        return f"{count_text(len(held), 'tensor')}{counts}, {stored} stored"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of it: the tensors by module, and their sums."""
+        from torchzip.checkpoint.notebook import as_html  # which few programs need
+
+        return as_html(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         file, foreign, limits = self._arguments

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torchzip.checkpoint.outline import Outline, TensorRow
@@ -13,6 +13,8 @@ from torchzip.formats.base import collector_paused
 _MOST_LEVELS = 64
 #: Tensors from which on Python's collector of cycles waits.
 _PAUSE_FROM = 10_000
+#: Modules that are alike and follow one another are two groups from this many on.
+_ALIKE_FROM = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -99,3 +101,83 @@ def _tree(outline: Outline, rows: Iterable[TensorRow]) -> Module:
             module.nbytes += row.nbytes
             module.stored_nbytes += stored_nbytes
     return root
+
+
+class Groups:
+    """The children of modules, those together that are one line of a listing.
+
+    With ``fold``, of modules that follow one another, are numbered and alike (the same names
+    below, with tensors of the same dtypes and shapes) the first is alone and the others are one
+    group.
+    """
+
+    def __init__(
+        self,
+        root: Module,
+        *,
+        fold: bool = True,
+        order: Callable[[Iterable[Module]], Iterable[Module]] = iter,
+    ) -> None:
+        self._forms = _forms(root) if fold else {}
+        self._order = order
+
+    def groups(self, module: Module) -> Iterator[list[Module]]:
+        """Yield the children of a module in their order, one or more at a time."""
+        run: list[Module] = []
+        for child in self._order(module.children.values()):
+            if run and not self._follows(run[-1], child):
+                yield from _folded(run)
+                run = []
+            run.append(child)
+        yield from _folded(run)
+
+    def _follows(self, one: Module, other: Module) -> bool:
+        form = self._forms.get(id(one))
+        return (
+            form is not None
+            and form == self._forms.get(id(other))
+            and _number(other) == _number(one) + 1
+        )
+
+
+def joined(module: Module) -> tuple[list[str], Module]:
+    """Return steps with nothing beside them, and the module that they lead to."""
+    names = [module.name]
+    while module.row is None and len(module.children) == 1:
+        (module,) = module.children.values()
+        names.append(module.name)
+    return names, module
+
+
+def _folded(run: list[Module]) -> Iterator[list[Module]]:
+    if len(run) < _ALIKE_FROM:
+        yield from ([module] for module in run)
+    else:
+        yield run[:1]
+        yield run[1:]
+
+
+def _number(module: Module) -> int:
+    """Return the number that a module is called, or one that no other follows."""
+    name = module.name
+    is_number = name.isascii() and name.isdecimal() and len(name) < 10
+    return int(name) if is_number and str(int(name)) == name else -2
+
+
+def _forms(root: Module) -> dict[int, int]:
+    """Return a number for each module with something below, equal for those that are alike."""
+    numbers: dict[object, int] = {}
+    forms: dict[int, int] = {}
+    modules = [module for _, module in root.walk()]
+    for module in reversed(modules):
+        own = None if module.row is None else _form(module.row)
+        below = tuple((child.name, forms[id(child)]) for child in module.children.values())
+        forms[id(module)] = numbers.setdefault((own, below), len(numbers))
+    return {id(module): forms[id(module)] for module in modules if module.children}
+
+
+def _form(row: TensorRow) -> object:
+    return (
+        row.kind, row.dtype, row.shape, row.stride, row.is_parameter, row.requires_grad,
+        row.is_view, row.shares_storage_with is None, row.tied_to is None,
+    )  # fmt: skip

@@ -9,15 +9,17 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.dtypes import DTYPES
-from torchzip.errors import LimitError, shown
+from torchzip.errors import LimitError, printable, shortened, shown
 from torchzip.formats.base import collector_paused
 from torchzip.tensors.rebuild import BareStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
-from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Parameter
+from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Parameter, Size
 
 #: Tensors from which on Python's collector of cycles waits: nothing that is made here has one.
 _PAUSE_FROM = 10_000
@@ -200,8 +202,7 @@ def _is_tensor(value: Any) -> bool:
 def class_of(call: ForeignObject) -> str:
     """Return the class of a tensor that stays foreign, or else what rebuilds it."""
     named = [arg for arg in call.args or () if isinstance(arg, ForeignObject) and arg.how == "name"]
-    of = named[-1] if named else call
-    return f"{of.module}.{of.name}"
+    return _name_of(named[-1] if named else call)
 
 
 class _Rows:
@@ -232,20 +233,21 @@ class _Rows:
         offset = spec.storage_offset
         start = offset * (nbytes // numel) if numel else 0
         number = self._numbers.get(id(storage))
+        shares = tied = None
         if number is None:
             number = self._add(storage, name)
             self._only[number] = tensor
-            shares = tied = None
         else:
             shares = self._firsts[number]
             tied = self._tied_to(name, tensor, (number,))
         self._tensors[number] += 1
-        return TensorRow(
+        # (This is called for every tensor: straight to tuple is a third of the time.)
+        return tuple.__new__(TensorRow, (
             name, "dense", dtype, shape, nbytes, numel, stride, offset,
             spec.requires_grad, spec.is_parameter, storage.location, (number,),
-            (start, start + reach), nbytes != storage.nbytes or nbytes != reach,
-            shares, tied, _subclass_of(spec),
-        )  # fmt: skip
+            (start, start + reach), nbytes != reach or reach != storage.nbytes,
+            shares, tied, None if spec.subclass is None else _name_of(spec.subclass),
+        ))  # fmt: skip
 
     def _other_row(self, name: str, tensor: OtherTensor) -> TensorRow:
         parts: list[LazyTensor] = tensor.parts
@@ -265,7 +267,8 @@ class _Rows:
             tensor.stride if isinstance(tensor, MetaTensor) else None, None,
             tensor.requires_grad, tensor.is_parameter,
             parts[0].spec.storage.location if parts else "meta", tuple(numbers), None, False,
-            shares, self._tied_to(name, tensor, tuple(numbers)), _subclass_of(tensor),
+            shares, self._tied_to(name, tensor, tuple(numbers)),
+            None if tensor.subclass is None else _name_of(tensor.subclass),
         )  # fmt: skip
 
     def _tied_to(
@@ -294,7 +297,7 @@ class _Rows:
                 self._add(value.storage, path)
             of = "bytes" if value.torch_dtype is None else value.torch_dtype
             return ValueRow(path, "storage", f"{value.count:,} {of}, {value.location}")
-        return ValueRow(path, _type_of(value), shown(value))
+        return ValueRow(path, _type_of(value), _short(value))
 
     def storages(self) -> tuple[StorageRow, ...]:
         return tuple(
@@ -331,8 +334,29 @@ def _numel_of(tensor: OtherTensor) -> int:
     return math.prod(size for size in tensor.shape if size is not None)
 
 
-def _subclass_of(held: TensorSpec | OtherTensor) -> str | None:
-    return None if held.subclass is None else f"{held.subclass.module}.{held.subclass.name}"
+def _name_of(named: ForeignObject) -> str:
+    return f"{named.module}.{named.name}"
+
+
+#: Leaf types whose repr says all, is short and cannot fail.
+_TOLD_BY_REPR = frozenset(
+    "date datetime time timedelta Decimal UUID PurePosixPath PureWindowsPath range".split()
+)
+
+
+def _short(value: Any) -> str:
+    """Return a value as messages show it, with more of what is no text and no number."""
+    if isinstance(value, np.ndarray):
+        return f"an array, {value.dtype} {list(value.shape)}"
+    if isinstance(value, np.generic):
+        return shown(value.item())
+    if isinstance(value, set | frozenset):
+        return f"a {type(value).__name__} of {len(value):,}" if value else "an empty set"
+    if isinstance(value, Size):
+        return shown(tuple(value))
+    if type(value).__name__ in _TOLD_BY_REPR:
+        return shortened(printable(repr(value)), 100)
+    return shown(value)
 
 
 def _type_of(value: Any) -> str:

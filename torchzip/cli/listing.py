@@ -5,14 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torchzip
-from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.checkpoint.outline import TensorRow, outline
+from torchzip.checkpoint.outline import Outline, TensorRow, outline
 from torchzip.cli.command import DONE, add_command
-from torchzip.cli.rendering import nbytes_text, table
-from torchzip.errors import printable
+from torchzip.cli.listing_text import TreeText, flat_lines, sorted_by, sum_lines, value_lines
+from torchzip.cli.rendering import Screen, screen
+from torchzip.formats.base import collector_paused
+
+_DESCRIPTION = """\
+List what is in a checkpoint: its tensors, what is tied or a view, its other values, and sums. No
+tensor is read. The flat table is what you get on a terminal and in a pipe, so that a script sees
+what you see. On a terminal, names are shortened to its width.
+"""
 
 
 def add_parser(commands: Any) -> None:
@@ -22,30 +29,85 @@ def add_parser(commands: Any) -> None:
         "ls",
         _run,
         summary="names, dtypes, shapes and sizes",
-        description="List the tensors of a checkpoint: names, dtypes, shapes, sizes, totals.",
-        examples="torchzip ls -l model.pt",
+        description=_DESCRIPTION,
+        examples="""
+            torchzip ls model.pt
+            torchzip ls --tree --depth 2 --sort size model.pt
+            torchzip ls -l model.pt
+        """,
     )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument(
-        "-l", dest="long", action="store_true", help="also strides, devices and what shares memory"
+        "--tree", action="store_true", help="by module, with the sums of each; blocks alike in one"
+    )
+    parser.add_argument("--depth", type=int, metavar="N", help="the tree, N levels of it")
+    parser.add_argument(
+        "--sort", choices=["name", "size"], help="by name, or the largest first (default: as saved)"
+    )
+    parser.add_argument(
+        "-l", dest="long", action="store_true", help="also strides, devices and records"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="all values, and every block of the tree"
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with torchzip.lazy_load(arguments.file) as checkpoint:
-        listing = describe(checkpoint)
-    print(as_json(listing) if arguments.json else as_text(listing, long=arguments.long))
+    depth = arguments.depth
+    if depth is not None and depth < 1:
+        raise ValueError(f"--depth must be 1 or more, not {depth}")
+    with collector_paused(True):  # 100,000 tensors are millions of objects, which all stay
+        _print(arguments)
     return DONE
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what `ls` shows, as plain values for JSON."""
-    found = outline(checkpoint)
+def _print(arguments: argparse.Namespace) -> None:
+    with torchzip.lazy_load(arguments.file) as checkpoint:
+        found = outline(checkpoint)
+    if arguments.json:
+        print(as_json(describe(found, sort=arguments.sort)))
+        return
+    lines = text_lines(
+        found,
+        screen(),
+        tree=arguments.tree or arguments.depth is not None,
+        depth=arguments.depth,
+        sort=arguments.sort,
+        long=arguments.long,
+        everything=arguments.all,
+    )
+    print("\n".join(lines))
+
+
+def text_lines(
+    found: Outline,
+    where: Screen,
+    *,
+    tree: bool = False,
+    depth: int | None = None,
+    sort: str | None = None,
+    long: bool = False,
+    everything: bool = False,
+) -> Iterator[str]:
+    """Yield the listing: the tensors, flat or as a tree, the values, the sums."""
+    if tree:
+        text = TreeText(found, depth=depth, sort=sort, fold=not everything, long=long)
+        yield from text.lines(where)
+    else:
+        yield from flat_lines(found, sorted_by(sort, found.tensors), where, long=long)
+    values = value_lines(found, where, everything=everything)
+    if values:
+        yield from ["", *values, ""] if found.tensors else [*values, ""]
+    yield from sum_lines(found)
+
+
+def describe(found: Outline, *, sort: str | None = None) -> dict[str, Any]:
+    """Return all of an outline, as plain values for JSON."""
     return {
         "file": found.path,
         "format": found.format,
-        "tensors": list(map(_tensor, found.tensors)),
+        "tensors": list(map(_tensor, sorted_by(sort, found.tensors))),
         "subclasses": found.subclasses,
         "by_dtype": {dtype: dataclasses.asdict(sums) for dtype, sums in found.by_dtype.items()},
         "stored_nbytes": found.stored_nbytes,
@@ -72,60 +134,23 @@ def _tensor(row: TensorRow) -> dict[str, Any]:
         "is_parameter": row.is_parameter,
         "location": row.location,
         "shares_storage_with": row.shares_storage_with,
+        "tied_to": row.tied_to,
+        "is_view": row.is_view,
+        "span": None if row.span is None else list(row.span),
+        "storages": list(row.storages),
+        "numel": row.numel,
+        "subclass": row.subclass,
     }
 
 
 def as_json(listing: dict[str, Any]) -> str:
-    return json.dumps(listing, indent=2, ensure_ascii=True)
-
-
-def as_text(listing: dict[str, Any], *, long: bool) -> str:
-    """Return the listing as a table with its sums below."""
-    head = ["name", "dtype", "shape", "size"]
-    if long:
-        head += ["stride", "offset", "device", "grad", "shares storage with"]
-    rows = [head]
-    for row in listing["tensors"]:
-        cells = [
-            printable(row["name"]) or "(the object itself)",
-            row["dtype"]
-            + (f" {row['kind']}" if row["kind"] != "dense" else "")
-            + (" param" if row["is_parameter"] else ""),
-            str(row["shape"]).replace("None", "*"),
-            nbytes_text(row["nbytes"]),
-        ]
-        if long:
-            cells += [
-                "" if row["stride"] is None else str(row["stride"]),
-                "" if row["storage_offset"] is None else str(row["storage_offset"]),
-                printable(row["location"]),
-                "yes" if row["requires_grad"] else "no",
-                printable(row["shares_storage_with"] or ""),
-            ]
-        rows.append(cells)
-    lines = table(rows, right=(3,)) if len(rows) > 1 else []
-    lines.append(_sums(listing))
-    shared = [row for row in listing["tensors"] if row["shares_storage_with"] is not None]
-    if shared:
-        lines.append(f"{len(shared)} share the storage of another; -l shows which")
-    for name, kind in listing["subclasses"].items():
-        lines.append(f"{printable(name)}: a tensor of class {printable(kind)}, kept as it is")
-    if listing["constants"]:
-        count = listing["constants"]
-        lines.append(f"{count:,} constant{'' if count == 1 else 's'} of the code, without names")
-    if listing["foreign"]:
-        lines.append("foreign: " + ", ".join(map(printable, listing["foreign"])))
-    return "\n".join(lines)
-
-
-def _sums(listing: dict[str, Any]) -> str:
-    parts = [
-        f"{sums['tensors']:,} {dtype} {nbytes_text(sums['nbytes'])}"
-        for dtype, sums in sorted(listing["by_dtype"].items())
-    ]
-    count = len(listing["tensors"])
-    inside = f" ({', '.join(parts)})" if parts else ""
-    return (
-        f"{printable(listing['file'])}: {listing['format']}, {count:,} "
-        f"tensor{'' if count == 1 else 's'}{inside}, {nbytes_text(listing['stored_nbytes'])} stored"
-    )
+    """Return the listing as JSON, a row a line: as quick as without any lines, and to be read."""
+    parts = []
+    for key, value in listing.items():
+        if isinstance(value, list) and value:
+            items = ",\n    ".join(map(json.dumps, value))
+            text = f"[\n    {items}\n  ]"
+        else:
+            text = json.dumps(value)
+        parts.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}"

@@ -1,0 +1,156 @@
+"""A checkpoint as a notebook shows it: a small piece of HTML, without scripts or colours."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
+from torchzip.checkpoint.outline import Outline, TensorRow, outline
+from torchzip.checkpoint.quantities import count_text, nbytes_text
+from torchzip.errors import TorchZipError, printable
+
+#: Tensors and modules, and other values, that are shown at most.
+_MOST_ROWS = 300
+_MOST_VALUES = 50
+#: Rows of the tree up to which it is shown open.
+_OPEN_UP_TO = 30
+
+# Inline, as a notebook has styles of its own and the piece must not change the page around it.
+_CELL = "text-align:left;padding:0 1em 0 0"
+_FAINT = "opacity:.65"
+_BELOW = "margin-left:1.2em"
+
+
+def as_html(checkpoint: Checkpoint) -> str:
+    """Return the tensors of a checkpoint by module, what is tied, other values, and sums.
+
+    At most some hundreds of rows; what is left out is counted. No tensor is read, and a name from
+    the file is never more than text. Where there is no outline, the reason is shown.
+    """
+    try:
+        found = outline(checkpoint)
+    except TorchZipError as error:
+        return f"<div><code>{_text(repr(checkpoint))}</code><br>{_text(error.message)}</div>"
+    parts = [*_Tree(found).lines(), *_values(found)]
+    if found.foreign:
+        names = ", ".join(map(_text, found.foreign[:10]))
+        more = f" and {len(found.foreign) - 10:,} more" if len(found.foreign) > 10 else ""
+        parts.append(f'<div style="{_FAINT}">foreign: {names}{more}</div>')
+    parts += [f"<div>{_text(note)}</div>" for note in found.notes]
+    is_open = " open" if parts else ""
+    summary = f"<summary>{_summary(found)}</summary>"
+    return f"<div><details{is_open}>{summary}{''.join(parts)}</details></div>"
+
+
+def _text(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _summary(found: Outline) -> str:
+    dtypes = ", ".join(
+        f"{sums.tensors:,} {_text(dtype)} {nbytes_text(sums.nbytes)}"
+        for dtype, sums in sorted(found.by_dtype.items())
+    )
+    inside = f" ({dtypes})" if dtypes else ""
+    return (
+        f"<b>{_text(found.path)}</b>: {_text(found.format)}, "
+        f"{count_text(len(found.tensors), 'tensor')}{inside}, "
+        f"{nbytes_text(found.stored_nbytes)} stored"
+    )
+
+
+class _Tree:
+    """The tensors by module, until there are enough rows."""
+
+    def __init__(self, found: Outline) -> None:
+        self._root = module_tree(found)
+        self._groups = Groups(self._root)
+        self._left = _MOST_ROWS
+        self._is_open = sum(1 for _ in self._root.walk()) <= _OPEN_UP_TO
+
+    def lines(self) -> Iterator[str]:
+        if self._root.row is not None:
+            yield _table([_row("(the object itself)", self._root.row)])
+        yield from self._below(self._root)
+
+    def _below(self, module: Module) -> Iterator[str]:
+        """Yield what is below a module: its tensors in tables, modules as pieces that open."""
+        rows: list[str] = []
+        left_out = 0
+        for group in self._groups.groups(module):
+            if not self._left:
+                left_out += sum(each.tensors for each in group)
+                continue
+            self._left -= 1
+            names, inner = joined(group[0])
+            name = _text(".".join(names)) or '""'
+            if len(group) == 1 and inner.row is not None:
+                rows.append(_row(name, inner.row))
+            if len(group) == 1 and not inner.children:
+                continue
+            if rows:
+                yield _table(rows)
+                rows = []
+            yield self._alike(group) if len(group) > 1 else self._module(name, inner)
+        if rows:
+            yield _table(rows)
+        if left_out:
+            yield f'<div style="{_BELOW};{_FAINT}">and {count_text(left_out, "more tensor")}</div>'
+
+    def _module(self, name: str, module: Module) -> str:
+        is_open = " open" if self._is_open else ""
+        below = "".join(self._below(module))
+        return (
+            f'<details{is_open} style="{_BELOW}"><summary>{name} {_sums([module])}</summary>'
+            f"{below}</details>"
+        )
+
+    def _alike(self, group: list[Module]) -> str:
+        names = f"{_text(group[0].name)} … {_text(group[-1].name)}"
+        like = f"{len(group)} like {int(group[0].name) - 1}"
+        return f'<div style="{_BELOW}">{names} {_sums(group, like)}</div>'
+
+
+def _table(rows: list[str]) -> str:
+    return f'<table style="{_BELOW}">{"".join(rows)}</table>'
+
+
+def _sums(modules: list[Module], more: str = "") -> str:
+    tensors = count_text(sum(module.tensors for module in modules), "tensor")
+    nbytes = nbytes_text(sum(module.nbytes for module in modules))
+    inside = ", ".join(filter(None, (more, tensors, nbytes)))
+    return f'<span style="{_FAINT}">{inside}</span>'
+
+
+def _row(name: str, row: TensorRow) -> str:
+    """Return a row of a table; ``name`` is HTML."""
+    dtype = row.dtype + (f" {row.kind}" if row.kind != "dense" else "")
+    dtype += " param" if row.is_parameter else ""
+    mark = ""
+    if row.tied_to is not None:
+        mark = f"= {row.tied_to or '(the object itself)'}"
+    elif row.shares_storage_with is not None:
+        mark = f"view of {row.shares_storage_with or '(the object itself)'}"
+    elif row.is_view:
+        mark = "view"
+    shape = str(list(row.shape)).replace("None", "*")
+    cells = [name, _text(dtype), shape, nbytes_text(row.nbytes), _text(mark)]
+    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+
+
+def _values(found: Outline) -> Iterator[str]:
+    values = [(row.path or "(the object itself)", row.value) for row in found.values]
+    values += [(f"metadata {name}", repr(text[:200])) for name, text in found.metadata.items()]
+    if not values:
+        return
+    rows = [
+        f'<tr><td style="{_CELL}">{_text(name)}</td><td style="{_CELL}">{_text(value)}</td></tr>'
+        for name, value in values[:_MOST_VALUES]
+    ]
+    left = len(values) - _MOST_VALUES
+    more = f'<div style="{_FAINT}">and {count_text(left, "more value")}</div>' if left > 0 else ""
+    count = count_text(len(values), "other value")
+    summary = f"<summary>{count}</summary>"
+    yield f'<details style="{_BELOW}">{summary}{_table(rows)}{more}</details>'

@@ -1,0 +1,225 @@
+"""What `ls` prints: a flat table or a tree of tensors, the other values, the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
+from torchzip.checkpoint.outline import Outline, TensorRow
+from torchzip.cli.rendering import Screen, count_text, fitted, nbytes_text, table
+from torchzip.errors import printable, shown
+
+#: Values that are shown if not all are asked for.
+_VALUES = 20
+#: Names outside the table that are shown.
+_FOREIGN = 8
+
+_ROOT = "(the object itself)"
+_HEAD = ("name", "dtype", "shape", "size")
+_SIZE = 3
+
+
+# -- tensors ---------------------------------------------------------------------------------------
+
+
+class _Cells:
+    """The cells of a tensor; those that are the same for many are made once."""
+
+    def __init__(self, outline: Outline, long: bool) -> None:
+        self._outline = outline
+        self._long = long
+        self._dtypes: dict[tuple[str, str, bool], str] = {}
+        self._shapes: dict[tuple[int | None, ...] | None, str] = {None: ""}
+        self._sizes: dict[int, str] = {}
+
+    def head(self) -> list[str]:
+        more = ["stride", "offset", "device", "grad", "record"] if self._long else []
+        return [*_HEAD, *more, "tied or view"]
+
+    def of(self, name: str, row: TensorRow) -> list[str]:
+        key = (row.dtype, row.kind, row.is_parameter)
+        dtype = self._dtypes.get(key)
+        if dtype is None:
+            dtype = row.dtype + (f" {row.kind}" if row.kind != "dense" else "")
+            dtype = self._dtypes[key] = dtype + (" param" if row.is_parameter else "")
+        size = self._sizes.get(row.nbytes)
+        if size is None:
+            size = self._sizes[row.nbytes] = nbytes_text(row.nbytes)
+        cells = [name, dtype, self._shape(row.shape), size]
+        if self._long:
+            cells += [
+                self._shape(row.stride),
+                "" if row.storage_offset is None else str(row.storage_offset),
+                printable(row.location),
+                "yes" if row.requires_grad else "no",
+                self._records(row),
+            ]
+        cells.append(self._mark(row) if row.is_view or row.shares_storage_with is not None else "")
+        return cells
+
+    def _shape(self, shape: tuple[int | None, ...] | None) -> str:
+        text = self._shapes.get(shape)
+        if text is None and shape is not None:
+            text = self._shapes[shape] = str(list(shape)).replace("None", "*")
+        return text or ""
+
+    def _records(self, row: TensorRow) -> str:
+        records = [self._outline.storages[number].record or "" for number in row.storages]
+        return printable(", ".join(dict.fromkeys(records)))
+
+    def _mark(self, row: TensorRow) -> str:
+        if row.tied_to is not None:
+            return f"= {printable(row.tied_to) or _ROOT}"
+        if row.shares_storage_with is not None:
+            return f"view of {printable(row.shares_storage_with) or _ROOT}"
+        stored = sum(self._outline.storages[number].nbytes for number in row.storages)
+        return f"view of {nbytes_text(stored)}"
+
+
+def flat_lines(
+    outline: Outline, rows: list[TensorRow], screen: Screen, *, long: bool
+) -> Iterator[str]:
+    """Yield a table of tensors, one a line; nothing if there are none."""
+    if not rows:
+        return
+    cells = _Cells(outline, long)
+    made = [cells.head(), *(cells.of(printable(row.name) or _ROOT, row) for row in rows)]
+    head, *lines = _table(made, screen)
+    yield screen.bold(head)
+    yield from lines
+
+
+def _table(rows: list[list[str]], screen: Screen) -> list[str]:
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+        return table(fitted(rows, (0,), screen.width), right=(_SIZE,))
+    return table(fitted(rows, (0, len(rows[0]) - 1), screen.width), right=(_SIZE,))
+
+
+# -- the tree --------------------------------------------------------------------------------------
+
+
+class TreeText:
+    """The tree of modules, each with the sums of what is below, down to a depth.
+
+    With ``fold``, of modules that follow one another, are numbered and alike the first is shown
+    and the others are one line.
+    """
+
+    def __init__(
+        self, outline: Outline, *, depth: int | None, sort: str | None, fold: bool, long: bool
+    ) -> None:
+        self._depth = depth
+        self._cells = _Cells(outline, long)
+        self._root = module_tree(outline)
+        self._tree = Groups(self._root, fold=fold, order=lambda found: sorted_by(sort, found))
+        head = self._cells.head()
+        head[2] = "shape, elements"
+        self._rows = [head]
+        self._modules: set[int] = set()
+
+    def lines(self, screen: Screen) -> Iterator[str]:
+        """Yield the lines; nothing if there are no tensors."""
+        if not self._root.tensors:
+            return
+        if self._root.row is not None:
+            self._rows.append(self._cells.of(_ROOT, self._root.row))
+        self._add_below()
+        head, *lines = _table(self._rows, screen)
+        yield screen.bold(head)
+        for number, line in enumerate(lines, 1):
+            yield screen.bold(line) if number in self._modules else line
+
+    def _add_below(self) -> None:
+        stack = [self._tree.groups(self._root)]
+        while stack:
+            for first, *more in stack[-1]:
+                indent = "  " * (len(stack) - 1)
+                if more:
+                    self._add_alike(indent, [first, *more])
+                    continue
+                names, module = joined(first)
+                name = printable(".".join(names)) or '""'
+                is_shown = self._depth is None or len(stack) < self._depth
+                self._add(indent + name, module, is_shown)
+                if module.children and is_shown:
+                    stack.append(self._tree.groups(module))
+                    break
+            else:
+                stack.pop()
+
+    def _add(self, name: str, module: Module, is_shown: bool) -> None:
+        if module.row is not None:
+            self._rows.append(self._cells.of(name, module.row))
+            name += ".…"  # what is below, if that is not shown
+        if module.children and (module.row is None or not is_shown):
+            below = [module] if module.row is None else list(module.children.values())
+            self._modules.add(len(self._rows))
+            self._add_sums(name, below, "")
+
+    def _add_alike(self, indent: str, alike: list[Module]) -> None:
+        first, last = alike[0], alike[-1]
+        each = nbytes_text(first.nbytes)
+        mark = f"{len(alike)} like {int(first.name) - 1}, {each} each"
+        self._add_sums(f"{indent}{first.name} … {last.name}", alike, mark)
+
+    def _add_sums(self, name: str, modules: list[Module], mark: str) -> None:
+        cells = [name, *[""] * (len(self._rows[0]) - 2), mark]
+        cells[1] = count_text(sum(module.tensors for module in modules), "tensor")
+        cells[2] = f"{sum(module.numel for module in modules):,}"
+        cells[_SIZE] = nbytes_text(sum(module.nbytes for module in modules))
+        self._rows.append(cells)
+
+
+# -- values and sums -------------------------------------------------------------------------------
+
+
+def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[str]:
+    """Return what is no tensor, a value a line: the first that are not empty, or all."""
+    values = [(row.path or _ROOT, row.value) for row in outline.values]
+    if not everything:
+        values = [row for row in values if not row[1].startswith("an empty ")][:_VALUES]
+    values += [(f"metadata {name}", shown(text)) for name, text in outline.metadata.items()]
+    rows = [[printable(name), printable(text)] for name, text in values]
+    lines = table(fitted(rows, (0, 1), screen.width))
+    left = len(outline.values) + len(outline.metadata) - len(values)
+    if left:
+        lines.append(screen.dim(f"and {count_text(left, 'more value')}; --all shows them"))
+    return lines
+
+
+def sum_lines(outline: Outline) -> list[str]:
+    """Return the sums, and what else there is to say."""
+    parts = [
+        f"{sums.tensors:,} {dtype} {nbytes_text(sums.nbytes)}"
+        for dtype, sums in sorted(outline.by_dtype.items())
+    ]
+    inside = f" ({', '.join(parts)})" if parts else ""
+    lines = [
+        f"{printable(outline.path)}: {outline.format}, "
+        f"{count_text(len(outline.tensors), 'tensor')}{inside}, "
+        f"{nbytes_text(outline.stored_nbytes)} stored"
+    ]
+    for name, kind in outline.subclasses.items():
+        lines.append(f"{printable(name)}: a tensor of class {printable(kind)}, kept as it is")
+    if outline.constant_count:
+        count = count_text(outline.constant_count, "constant")
+        lines.append(f"{count} of the code, without names")
+    if outline.foreign:
+        left = len(outline.foreign) - _FOREIGN
+        more = f" and {left:,} more; torchzip globals lists them" if left > 0 else ""
+        lines.append("foreign: " + ", ".join(map(printable, outline.foreign[:_FOREIGN])) + more)
+    return lines + [f"note: {printable(note)}" for note in outline.notes]
+
+
+Sortable = TypeVar("Sortable", Module, TensorRow)
+
+
+def sorted_by(sort: str | None, rows: Iterable[Sortable]) -> list[Sortable]:
+    """Return tensors or modules by name, or by size with the largest first; None keeps them."""
+    if sort == "name":
+        return sorted(rows, key=lambda row: row.name)
+    if sort == "size":
+        return sorted(rows, key=lambda row: -row.nbytes)
+    return list(rows)
