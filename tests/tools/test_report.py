@@ -170,7 +170,7 @@ def test_hostile_names(name: str, tmp_path: Path) -> None:
         "html", "head", "meta", "title", "style", "body", "a", "header", "p", "h1", "h2", "h3",
         "dl", "div", "dt", "dd", "ul", "li", "strong", "span", "nav", "main", "section", "table",
         "caption", "thead", "tbody", "tr", "th", "td", "svg", "rect", "path", "article", "code",
-        "label", "input", "output", "footer", "script", "wbr",
+        "label", "input", "output", "footer", "script", "wbr", "details", "summary",
     }  # fmt: skip
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
     assert page.inside["title"] == ["<b>' onclick='&.pt · checkpoint report"]
@@ -195,6 +195,16 @@ def test_figures(tmp_path: Path) -> None:
     assert "NaN1" in text
     assert "infinite1" in text
     assert "NaN or infinite values of the 3 largest tensors: bad, part" in text
+
+
+def test_long_tables_are_closed(tmp_path: Path) -> None:
+    """A table of hundreds of values is there to be opened, with the first of them."""
+    page = page_of(saved({f"value{number}": number for number in range(345)}, tmp_path))
+    assert "Show 200 of 345" in page.text
+    assert "value199" in page.text
+    assert "value200" not in page.text
+    assert "and 145 more" in page.text
+    assert "Show" not in page_of(saved({"value": 1}, tmp_path)).text
 
 
 def test_foreign(tmp_path: Path) -> None:

@@ -198,6 +198,9 @@ class _IntStatistics:
         above = bits - np.uint64(self._center & _WORD)
         distance = np.where(wide >= self._center, above, ~above + np.uint64(1)).astype(np.float64)
         self._squares += float((distance * distance).sum())
+        if self._counts.size == 1:  # whose width may be 2**64
+            self._counts += block.size
+            return
         place = (bits - np.uint64(self._min & _WORD)) // np.uint64(self._width)
         self._counts += np.bincount(place.astype(np.int64), minlength=self._counts.size)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.checkpoint.names import children
 from torchzip.errors import printable, shown
 from torchzip.tools.array_text import array_text
-from torchzip.types import ForeignObject
+from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 #: Children of a container that are listed, items of a list and characters that are printed.
 _MOST_CHILDREN = 100
@@ -71,6 +72,13 @@ def _cut(text: str) -> str:
     return f"{text[:_MOST_CHARACTERS]}... ({len(text):,} characters)"
 
 
+def _in_short(value: Any) -> str:
+    held = value.data if isinstance(value, Parameter) else value
+    if isinstance(held, LazyTensor):
+        return f"{held.torch_dtype} {list(held.shape)}"
+    return printable(repr(held)) if isinstance(held, OtherTensor) else shown(value)
+
+
 def _container_lines(value: Any) -> list[str]:
     if isinstance(value, set | frozenset):
         first = [shown(item) for item in islice(value, _MOST_CHILDREN)]
@@ -79,7 +87,7 @@ def _container_lines(value: Any) -> list[str]:
     head = shown(value) if isinstance(value, ForeignObject) else type(value).__name__
     if not isinstance(value, ForeignObject):
         head = f"{head} of {len(value):,}"
-    rows = [(printable(key), shown(child)) for key, _, child in items[:_MOST_CHILDREN]]
+    rows = [(printable(key), _in_short(child)) for key, _, child in items[:_MOST_CHILDREN]]
     width = min(max((len(key) for key, _ in rows), default=0), 60)
     lines = [head, *(f"  {key:<{width}}  {text}" for key, text in rows)]
     if len(items) > _MOST_CHILDREN:

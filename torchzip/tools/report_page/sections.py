@@ -25,6 +25,7 @@ from torchzip.tools.report_page.markup import (
 _MOST_TENSORS = 2000
 _MOST_PARTS = 150
 _MOST_ROWS = 200
+_MOST_AT_ONCE = 40
 
 _NUMBER, _TEXT = "num", ""
 
@@ -288,8 +289,13 @@ def values(contents: Contents) -> str:
 
 
 def _cut_table(caption: str, head: Sequence[tuple[str, str]], rows: Sequence[str]) -> str:
+    """Return a table of the first rows, to be opened if it is long."""
     left = len(rows) - _MOST_ROWS
-    return table(caption, head, rows[:_MOST_ROWS], more=f"and {left:,} more" if left > 0 else "")
+    made = table(caption, head, rows[:_MOST_ROWS], more=f"and {left:,} more" if left > 0 else "")
+    if len(rows) <= _MOST_AT_ONCE:
+        return made
+    shown = f"{len(rows):,}" if left <= 0 else f"{_MOST_ROWS:,} of {len(rows):,}"
+    return f"<details><summary>Show {shown}</summary>{made}</details>"
 
 
 def verification(contents: Contents) -> str:
