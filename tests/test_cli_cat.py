@@ -22,7 +22,9 @@ from torchzip.cli.histogram import histogram_lines
 from torchzip.cli.indexing import parse_index
 from torchzip.cli.main import main
 from torchzip.tools.array_text import tensor_text
+from torchzip.tools.lookup import _below
 from torchzip.tools.npy import write_npy
+from torchzip.tools.value_text import value_lines
 from torchzip.types import (
     Dtype,
     ForeignObject,
@@ -334,6 +336,45 @@ def test_values(name: str, capsys: Capture) -> None:
     save({"w": np.zeros(2), "deep": {"er": [value, {"x": value}]}, name: value})
     for path in (name, "deep.er.0", "deep.er.1.x"):
         assert shown(capsys, "m.pt", path) == f"{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(2.5), "2.5"),
+        (np.array(["a\x1b", "b"]), r"['a\x1b' 'b']"),
+        (np.array([(1, 2.5)], "i4,f8"), "[(1, 2.5)]"),
+        (np.array([1, 2], ">i2"), "[1 2]"),
+        (np.array([{}, None], object), "[{} None]"),
+        (np.array([1.5]).astype(ml_dtypes.bfloat16), "[1.5]"),
+        ({3, 1}, "{1, 3}"),
+        ({(1, 2)}, "set of 1\n  (1, 2)"),
+        (frozenset(), "[]"),
+        ((1,), "(1,)"),
+        ([[1]], "list of 1\n  0  [1]"),
+        ("x" * 200_000, "x" * 100_000 + "... (200,000 characters)"),
+    ],
+)
+def test_odd_values(value: Any, text: str) -> None:
+    """Arrays of numpy's own dtypes, sets, long texts."""
+    assert "\n".join(value_lines(value)) == text
+
+
+def test_many_children() -> None:
+    """Of a container the first hundred are listed."""
+    lines = value_lines({str(number): {number: number} for number in range(1000)})
+    assert len(lines) == 102
+    assert lines[-1] == "  ..."
+
+
+def test_cycles() -> None:
+    """A container that holds itself, and paths that go round in it."""
+    loop: dict[str, Any] = {"step": 7}
+    loop["self"] = loop
+    assert value_lines(loop) == ["dict of 2", "  step  7", "  self  a dict"]
+    found = _below(loop, "self.self.self.step")
+    assert found == (7,)
+    assert _below(loop, "self.self.nothing") is None
 
 
 def test_containers(capsys: Capture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,22 @@ def test_reads_twice_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         found = statistics(tensors[1])
         assert counted.nbytes < 10_000
     assert (found.count, found.mean, found.counts) == (10**12, 3.0, (10**12,))
+
+
+def test_memory(tmp_path: Path) -> None:
+    """A tensor of 64 MB goes through two."""
+    with open(tmp_path / "m.safetensors", "wb") as file:
+        header = b'{"w":{"dtype":"F32","shape":[4096,4096],"data_offsets":[0,67108864]}}'
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + (64 << 20))
+    with tz.lazy_load(tmp_path / "m.safetensors") as checkpoint:
+        statistics(np.zeros(1000))  # what is imported or kept for good
+        tracemalloc.start()
+        found = statistics(checkpoint["w"])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (found.zeros, found.counts) == (1 << 24, (1 << 24,))
+    assert peak < 2 << 20
 
 
 def test_damaged(tmp_path: Path) -> None:

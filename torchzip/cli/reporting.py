@@ -8,7 +8,6 @@ from typing import Any
 
 from torchzip.cli.command import BAD, DONE, add_command, say
 from torchzip.cli.rendering import count_text, nbytes_text
-from torchzip.tools.reporting import report
 
 _DESCRIPTION = """\
 Write one HTML page about a checkpoint: where the bytes are, dtypes, histograms of the largest
@@ -45,6 +44,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from torchzip.tools import report  # what makes HTML is for this command alone
+
     to_stdout = arguments.output == "-"
     made = report(
         arguments.file,

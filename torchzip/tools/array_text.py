@@ -53,7 +53,7 @@ def array_text(array: Array, *, full: bool = False, width: int = 80) -> str:
 
 
 def _text(array: Array, threshold: int, width: int) -> str:
-    if array.dtype.isbuiltin != 1:  # of ml_dtypes: numpy would not align them
+    if array.dtype.isbuiltin == 2:  # of ml_dtypes: numpy would not align them
         array = array.astype(np.complex64 if "complex" in array.dtype.name else np.float32)
     return np.array2string(array, max_line_width=width, threshold=threshold, edgeitems=_EDGE_ITEMS)
 

@@ -30,14 +30,20 @@ def value_lines(value: Any) -> list[str]:
     if isinstance(value, str):
         return [printable(line) for line in _cut(value).split("\n")]
     if isinstance(value, np.ndarray | np.generic):
-        array = np.asarray(value)
-        if not array.dtype.hasobject:
-            return [printable(line) for line in array_text(array).split("\n")]
+        return _array_lines(np.asarray(value))
     if isinstance(value, ForeignObject) or (
         isinstance(value, dict | list | tuple | deque | set | frozenset) and not _is_flat(value)
     ):
         return _container_lines(value)
     return [printable(_cut(_scalar(value)))]
+
+
+def _array_lines(array: Any) -> list[str]:
+    try:
+        text = array_text(array)
+    except (ArithmeticError, RecursionError, ValueError):  # of what is in an array of objects
+        text = shown(array)
+    return [printable(line) for line in _cut(text).split("\n")]
 
 
 def _is_flat(value: Any) -> bool:
