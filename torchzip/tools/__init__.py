@@ -7,16 +7,19 @@ Each function is imported when it is asked for, as those of `torchzip` are.
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Diff", "Verified", "diff", "verify"]
+__all__ = ["Diff", "Repaired", "Verified", "diff", "repair", "verify"]
 
 if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, diff
+    from torchzip.tools.repairing import Repaired, repair
     from torchzip.tools.verification import Verified, verify
 else:
 
     def __getattr__(name: str) -> Any:
         if name in ("Diff", "diff"):
             from torchzip.tools import differences as home
+        elif name in ("Repaired", "repair"):
+            from torchzip.tools import repairing as home
         elif name in ("Verified", "verify"):
             from torchzip.tools import verification as home
         else:
