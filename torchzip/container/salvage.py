@@ -36,8 +36,8 @@ from torchzip.limits import Limits
 _STORED, _DEFLATED = 0, 8
 #: Records of torch.save start on a multiple of this, unless it was told otherwise.
 _ALIGNMENT = 64
-#: Lengths of a local header's zip64 field: none, and those of section 2.6 of the format.
-_ZIP64_LENGTHS = (0, 20, 28, 12)
+#: Lengths of a local header's zip64 field, as in section 2.6 of the format.
+_ZIP64_LENGTHS = (20, 28, 12)
 _BLOCK_NBYTES = 1 << 20
 #: Bytes that may be read, over those of the file: hostile files describe overlapping records.
 _WORK = 8
@@ -133,10 +133,17 @@ class DamagedArchive:
             rows += self.places.rows(name)
         return {row.crc for row in rows if row.crc}
 
-    def _vouched(self, found: int, by_rows: set[int], by_others: set[int]) -> bool:
+    def _vouched(
+        self, found: int, by_rows: set[int], by_others: set[int], *, is_beside: bool = True
+    ) -> bool:
+        """Return whether a CRC is right. Bytes that are not beside their header may be another's."""
         if found in by_rows:
             return True
-        return found in by_others and all(_is_one_byte_apart(found, crc) for crc in by_rows)
+        return (
+            is_beside
+            and found in by_others
+            and all(_is_one_byte_apart(found, crc) for crc in by_rows)
+        )
 
     def _other_crcs(self, place: Place, end: int, compressed: int, nbytes: int) -> set[int]:
         """Return what descriptor and local header say."""
@@ -155,17 +162,31 @@ class DamagedArchive:
             for each in self._descriptors(end)
         )
 
+    def _is_beside(self, place: Place, name: bytes, start: int, nbytes: int) -> bool:
+        """Return whether bytes are so between a header and the next that they can be no other's."""
+        by_header = self._starts_by_header(place, name)
+        return start in by_header and start + nbytes <= self._after(place)
+
+    def _starts_by_header(self, place: Place, name: bytes) -> list[int]:
+        """Return where the bytes start by the header's lengths, by the alignment, or at once."""
+        by_lengths = read_lengths(self.source, place.offset)
+        name_end = self._name_end(place, name)
+        found = [self._aligned(name_end + 4), name_end]
+        return found if by_lengths is None else [by_lengths, *found]
+
+    def _name_end(self, place: Place, name: bytes) -> int:
+        return place.offset + 30 + len(self.places.root) + len(name)
+
+    def _aligned(self, offset: int) -> int:
+        return offset + (self.places.start - offset) % _ALIGNMENT
+
     def _starts(self, place: Place, name: bytes, nbytes: int) -> list[int]:
         """Return where the bytes of a stored record may start, the likeliest first."""
-        by_lengths = read_lengths(self.source, place.offset)
-        found = [] if by_lengths is None else [by_lengths]
-        name_end = place.offset + 30 + len(self.places.root) + len(name)
-        for extra in _ZIP64_LENGTHS:
-            at = name_end + extra + 4
-            found.append(at + (self.places.start - at) % _ALIGNMENT)
+        found = self._starts_by_header(place, name)
         after = self._after(place)
         found += [after - back - nbytes for back in (16, 24, 0)]
-        found.append(name_end)
+        name_end = self._name_end(place, name)
+        found += [self._aligned(name_end + length + 4) for length in _ZIP64_LENGTHS]
         last = self.source.size - nbytes
         inside = [at for at in dict.fromkeys(found) if place.offset + 30 <= at <= last]
         return sorted(inside, key=lambda at: not self._has_descriptor(at + nbytes, nbytes))
@@ -227,11 +248,12 @@ class DamagedArchive:
                 return "the file describes so many overlapping records that not all were read"
             end = start + nbytes
             by_others = self._other_crcs(place, end, nbytes, nbytes)
-            if self._vouched(found, by_rows, by_others):
+            beside = self._is_beside(place, name, start, nbytes)
+            if self._vouched(found, by_rows, by_others, is_beside=beside):
                 return Whole(start, nbytes, found)
             if start == by_lengths and self._is_unjudged(place, end, nbytes, found, by_rows):
                 return Whole(start, nbytes, None)
-            if not self.has_crcs and self._has_descriptor(end, nbytes):
+            if not self.has_crcs and beside and self._has_descriptor(end, nbytes):
                 return Whole(start, nbytes, None)
             known = by_rows | by_others
             if not reason:
@@ -274,7 +296,7 @@ class DamagedArchive:
     ) -> Whole | str:
         after = self._after(place)
         by_lengths = read_lengths(self.source, place.offset)
-        name_end = place.offset + 30 + len(self.places.root) + len(name)
+        name_end = self._name_end(place, name)
         for start in dict.fromkeys([name_end if by_lengths is None else by_lengths, name_end]):
             room = after - start
             if room <= 0 or nbytes > room * self._limits.deflate_ratio + 1024:
@@ -326,7 +348,8 @@ class DamagedArchive:
             if found is None:
                 return None
             by_others = self._other_crcs(place, start + nbytes, nbytes, nbytes)
-            if self._vouched(found, by_rows, by_others):
+            beside = self._is_beside(place, name, start, nbytes)
+            if self._vouched(found, by_rows, by_others, is_beside=beside):
                 return Whole(start, nbytes, found)
         sizes = {row.nbytes for row in place.rows if row.method == _DEFLATED}
         if place.local is not None and place.local.method == _DEFLATED:
@@ -418,5 +441,7 @@ def _is_one_byte_apart(one: int, other: int) -> bool:
 def _damaged(found: int, known: set[int]) -> str:
     if not known:
         return "no CRC of its bytes is left"
+    if found in known:
+        return "what is where it should be may be another record: only its own descriptor agrees"
     said = " or ".join(f"{crc:08x}" for crc in sorted(known)[:2])
     return f"its bytes are damaged: their CRC-32 is {found:08x}, {said} was stored"

@@ -36,8 +36,6 @@ _OTHER_FORMATS = {b"constants.pkl": "a TorchScript archive", b"archive_format": 
 #: Where such archives, and those of torch.save, have their tensors.
 _TENSOR_FOLDERS = (b"data/", b"constants/")
 _NO_TENSORS = (b".pkl", b".json", b"_pkl")
-#: More breaks than a damaged byte makes: then the file has an order of its own.
-_MOST_BREAKS = 2
 
 
 class DamagedZip(FileContainer):
@@ -257,8 +255,8 @@ class DamagedZip(FileContainer):
             (_breaks(found, ranks) for ranks in ({key: int(key) for key in keys}, by_text)),
             key=len,
         )
-        if len(breaks) > _MOST_BREAKS:
-            return {}
+        if 2 * len(breaks) > len(found):
+            return {}  # the file has an order of its own
         return {
             key: "its name is out of the file's order, and no directory is left to compare it with"
             for pair in breaks
