@@ -18,7 +18,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from torchzip.container.crc_correction import corrected
+from torchzip.container.crc_correction import corrected, corrected_deflated
 from torchzip.container.inflating import measure_deflated
 from torchzip.container.zip_marks import (
     Descriptor,
@@ -73,7 +73,7 @@ class DamagedArchive:
 
     def __init__(self, source: Source, limits: Limits) -> None:
         self.source = source
-        self.places = Places(scan(source, limits))
+        self.places = Places(scan(source, limits), source)
         self._limits = limits
         self._work = _WORK * source.size + _LEAST_WORK
         self._expected: set[bytes] | None = None
@@ -136,7 +136,7 @@ class DamagedArchive:
     def _vouched(
         self, found: int, by_rows: set[int], by_others: set[int], *, is_beside: bool = True
     ) -> bool:
-        """Return whether a CRC is right. Bytes that are not beside their header may be another's."""
+        """Return whether a CRC is right; bytes away from their header may be another record's."""
         if found in by_rows:
             return True
         return (
@@ -258,7 +258,7 @@ class DamagedArchive:
             known = by_rows | by_others
             if not reason:
                 reason = _damaged(found, known)
-            if start == by_lengths and self._has_descriptor(end, nbytes):
+            if start == by_lengths and beside and self._has_descriptor(end, nbytes):
                 return reason  # it lies where all say that it lies
         return reason
 
@@ -331,7 +331,10 @@ class DamagedArchive:
         spans = self._spans(place, name, most)
         if not self.has_crcs:
             return self._read_unjudged(place, spans)
-        return self._read_corrected(place, spans, self._row_crcs(place, name))
+        by_rows = self._row_crcs(place, name)
+        return self._read_corrected(place, spans, by_rows) or self._read_deflated(
+            place, name, most, by_rows
+        )
 
     def find_unmeasured(self, name: bytes) -> Whole | None:
         """Return where a record is whose size only the archive knows; its CRC agrees."""
@@ -368,7 +371,8 @@ class DamagedArchive:
 
     def _spans(self, place: Place, name: bytes, most: int) -> list[tuple[int, int]]:
         """Return starts and sizes that a record without a known size may have."""
-        sizes = [row.nbytes for row in place.rows if row.method == _STORED]
+        rows = dict.fromkeys((*place.rows, *self.places.rows(name)))
+        sizes = [row.nbytes for row in rows if row.method == _STORED]
         if place.local is not None and place.local.method == _STORED:
             sizes.append(place.local.nbytes)
         by_lengths = read_lengths(self.source, place.offset)
@@ -411,6 +415,24 @@ class DamagedArchive:
             if fixed is not None:
                 found[fixed] = Text(fixed[0], True, fixed[1])
         return next(iter(found.values())) if len(found) == 1 else None
+
+    def _read_deflated(
+        self, place: Place, name: bytes, most: int, by_rows: set[int]
+    ) -> Text | None:
+        """Put one byte of a deflated record right, where header and directory agree on it."""
+        sizes = {
+            (each.compressed, each.nbytes, each.crc)
+            for each in (*place.rows, place.local)
+            if each is not None and each.method == _DEFLATED and each.nbytes
+        }
+        if len(sizes) != 1 or len(by_rows) > 1:
+            return None
+        ((compressed, nbytes, crc),) = sizes
+        start = read_lengths(self.source, place.offset)
+        if start is None or start + compressed > self.source.size or nbytes > most:
+            return None
+        fixed = corrected_deflated(bytes(self.source.read_at(start, compressed)), nbytes, crc)
+        return None if fixed is None else Text(fixed[0], True, fixed[1])
 
     def stored_crcs(self, name: bytes) -> set[int]:
         """Return every CRC that is said of a small record, right or wrong."""

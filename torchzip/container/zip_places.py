@@ -18,9 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from torchzip.container.zip_marks import EndRecord, LocalHeader, Mark, Row
+from torchzip.container.zip_marks import EndRecord, LocalHeader, Mark, Row, read_descriptors
+from torchzip.files.source import Source
 
 _BIG = 0xFFFFFFFF
+#: Headers of one name that are looked at.
+_MOST_OF_A_NAME = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -76,8 +79,9 @@ class Places:
     are in the order of their worth: those with an end record first, of these the last.
     """
 
-    def __init__(self, marks: Iterable[Mark]) -> None:
+    def __init__(self, marks: Iterable[Mark], source: Source) -> None:
         found = list(marks)
+        self._source = source
         self.root = _root_of(found)
         headers = [
             mark
@@ -112,8 +116,9 @@ class Places:
             place = self._places[offset]
             for name in place.names():
                 self._claims.setdefault(name, []).append(place)
+        # Rows alone may point anywhere.
         starts = [directory.start for directory in self.directories]
-        self._borders = sorted({*self._places, *starts})
+        self._borders = sorted({*starts, *(header.offset for header in headers)})
 
     def _at(self, offset: int) -> Place:
         place = self._places.get(offset)
@@ -139,15 +144,51 @@ class Places:
             elif found and (is_open or found[-1].ends):
                 found[-1].ends.append(mark)
                 is_open = False
-        offsets: dict[bytes, list[int]] = {}
+        by_name: dict[bytes, list[LocalHeader]] = {}
         for header in headers:
-            known = offsets.setdefault(header.name, [])
-            if len(known) < 8:
-                known.append(header.offset)
+            known = by_name.setdefault(header.name, [])
+            if len(known) < _MOST_OF_A_NAME:
+                known.append(header)
         for directory in found:
-            directory.base = _base_of(directory, offsets)
+            directory.base = self._base_of(directory, by_name)
         outer = [each for each in found if self._is_outer(each, bool(headers))]
-        return sorted(outer, key=lambda each: (bool(each.ends), each.start), reverse=True)
+        return sorted(outer, key=lambda each: (self._has_end(each), each.start), reverse=True)
+
+    def _base_of(self, directory: Directory, headers: dict[bytes, list[LocalHeader]]) -> int:
+        """Return the byte of the file that a directory counts from, by most of its rows."""
+        votes: Counter[int] = Counter()
+        for row in directory.rows:
+            for header in headers.get(row.name, ()):
+                # A name alone may be that of a record of another archive.
+                votes[header.offset - row.offset] += 100 if self._agrees(header, row) else 1
+        said = [directory.start - end.offset for end in directory.ends if end.offset != _BIG]
+        if not votes:
+            return said[0] if said and said[0] >= 0 else 0
+        most = max(votes.values())
+        return min(
+            (base for base, count in votes.items() if count == most),
+            key=lambda base: (base not in said, abs(base)),
+        )
+
+    def _agrees(self, header: LocalHeader, row: Row) -> bool:
+        """Return whether what stands beside a record says of it what a row says."""
+        if row.crc and row.crc == header.crc:
+            return True
+        behind = read_descriptors(self._source, header.data_offset + row.compressed)
+        return any((each.crc, each.compressed) == (row.crc, row.compressed) for each in behind)
+
+    def _has_end(self, directory: Directory) -> bool:
+        """Return whether a directory was written to its end; that record may be damaged."""
+        if directory.ends:
+            return True
+        end = directory.rows[-1].end
+        if end + 22 > self._source.size:
+            return False
+        found = bytes(self._source.read_at(end, 4))
+        return any(
+            sum(a == b for a, b in zip(found, signature, strict=True)) >= 3
+            for signature in (b"PK\5\6", b"PK\6\6")
+        )
 
     def _is_outer(self, directory: Directory, has_headers: bool) -> bool:
         """Return whether a directory is not that of an archive inside a tensor."""
@@ -238,21 +279,6 @@ def _root_of(marks: list[Mark]) -> bytes:
         if counts[name] > 1:
             return name
     return names[0] if names else b"/"
-
-
-def _base_of(directory: Directory, offsets: dict[bytes, list[int]]) -> int:
-    """Return the byte of the file that a directory counts from, by most of its rows."""
-    votes = Counter(
-        offset - row.offset for row in directory.rows for offset in offsets.get(row.name, ())
-    )
-    said = [directory.start - end.offset for end in directory.ends if end.offset != _BIG]
-    if not votes:
-        return said[0] if said and said[0] >= 0 else 0
-    most = max(votes.values())
-    return min(
-        (base for base, count in votes.items() if count == most),
-        key=lambda base: (base not in said, abs(base)),
-    )
 
 
 def _without_inner(headers: list[LocalHeader], extents: list[tuple[int, int]]) -> list[LocalHeader]:

@@ -158,7 +158,7 @@ class DamagedZip(FileContainer):
             self._note(
                 "the file has no CRCs: nothing says whether names and values in it are right"
             )
-        if not self._archive.places.directories:
+        if not any(each.is_complete() for each in self._archive.places.directories):
             self._archive.places.drop_inner(
                 lambda header: (
                     self._archive.end_of(header, sizes[name])

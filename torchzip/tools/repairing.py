@@ -258,5 +258,6 @@ def _has_values(root: Any, limits: Limits) -> bool:
     """Return whether there is anything in an object but containers, empty or not."""
     values = flat_values(root, is_tensor, limits).values()
     return any(
-        not (value is None or (hasattr(value, "__len__") and not len(value))) for value in values
+        value is not None and not (isinstance(value, list | tuple | dict) and not any(value))
+        for value in values
     )
