@@ -60,7 +60,8 @@ def as_text(found: Repaired) -> str:
     count = f"{found.tensors:,} of {count_text(whole, 'tensor')}"
     lines = [f"{printable(found.out)}: {count}, {nbytes_text(found.nbytes)}"]
     if found.damage is None:
-        lines.append(f"{printable(found.broken)} is sound; nothing was lost")
+        seen = "no damage can be seen in" if found.unverified else "nothing is wrong with"
+        lines.append(f"{seen} {printable(found.broken)}")
     else:
         lines.append(f"damage: {printable(found.damage)}")
     lines += table([_row(lost) for lost in found.lost])

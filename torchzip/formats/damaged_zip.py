@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torchzip.container.inflating import inflate_span
 from torchzip.container.salvage import DamagedArchive, Text, Whole
 from torchzip.container.zip_places import Place
-from torchzip.errors import TRUNCATED, ArchiveError, TorchZipError, printable
+from torchzip.errors import TRUNCATED, ArchiveError, TorchZipError, listed, printable
 from torchzip.files.crc import crc32
 from torchzip.files.source import Source
 from torchzip.formats.base import (
@@ -323,21 +323,32 @@ class DamagedZip(FileContainer):
         ]
         archive.expect(set(names))
         root = {}
+        whole = 0
+        unsized = []
         for name in names:
-            whole = archive.find_unmeasured(name)
-            if whole is None or whole.crc is None:
-                continue
             record = name.decode("latin-1")
-            storage = self._storage(whole, None, "cpu", record)
+            found = archive.find_unmeasured(name)
+            if found is not None:
+                whole += 1
+                storage = self._storage(found, None, "cpu", record)
+            else:
+                sizes = [row.nbytes for row in archive.places.rows(name)]
+                if not any(sizes):
+                    unsized += [record] if sizes == [] else []
+                    continue
+                why = "its bytes are damaged or not there, or no CRC of them is left"
+                storage = LostStorage(None, max(sizes), "cpu", record, why)
             factory = make_factory(lambda *_, made=storage: made)
-            root[record] = contiguous_tensor(factory, record, "uint8", (whole.nbytes,))
-        if not root:
+            root[record] = contiguous_tensor(factory, record, "uint8", (storage.nbytes,))
+        if not whole:
             looked = f"; of {len(names):,} storages none is whole" if names else ""
             raise ArchiveError(
                 f"nothing can be had: {printable(self.notes[0].partition(':')[0])}{looked}. "
                 f"{TRUNCATED}",
                 path=self.name,
             )
+        if unsized:
+            self._note(f"lost as well, of unknown size: {listed(unsized)}")
         return Contents(root, [], [], 0)
 
     def check_records(self) -> Iterator[RecordCheck]:

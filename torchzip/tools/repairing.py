@@ -129,7 +129,15 @@ def repair(
 
 
 def _write(found: _Found, out: str | os.PathLike[str], damage: str | None) -> Repaired:
-    save(found.root, out)
+    try:
+        save(found.root, out)
+    except TorchZipError:
+        raise
+    except (TypeError, ValueError) as error:
+        # A file can hold what no file of ours can, such as names with a line break.
+        raise UnsupportedError(
+            f"what there is cannot be written to a .pt ({error})", path=found.name
+        ) from None
     return Repaired(
         broken=found.name,
         out=os.fspath(out),
