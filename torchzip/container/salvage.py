@@ -232,6 +232,11 @@ class DamagedArchive:
         self, place: Place, name: bytes, nbytes: int, by_rows: set[int]
     ) -> Whole | str:
         by_lengths = read_lengths(self.source, place.offset)
+        if by_rows and by_lengths is not None and by_lengths + nbytes <= self.source.size:
+            # Mostly there is nothing wrong.
+            found = self._crc(by_lengths, nbytes)
+            if found in by_rows:
+                return Whole(by_lengths, nbytes, found)
         starts = self._starts(place, name, nbytes)
         if not starts or (
             not place.rows and by_lengths is not None and by_lengths + nbytes > self.source.size
