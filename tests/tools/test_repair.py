@@ -37,7 +37,7 @@ from tests.tools.damage import (
     value_of,
     zipped_again,
 )
-from torchzip.errors import ArchiveError, FormatError, TorchZipError, UnsupportedError
+from torchzip.errors import ArchiveError, FormatError, LimitError, TorchZipError, UnsupportedError
 from torchzip.tools import repair
 from torchzip.types import Parameter, QuantizedTensor, SparseTensor, Storage
 
@@ -623,7 +623,10 @@ def test_shards_are_refused(tmp_path: Path) -> None:
         json.dumps({"weight_map": {"a": "m-1.safetensors"}})
     )
     (tmp_path / "m-1.safetensors").write_bytes(b"cut")
-    with pytest.raises(UnsupportedError, match="file by file"):
+    (tmp_path / "__0_0.distcp").write_bytes(_TWENTY.data[:9000])
+    with pytest.raises(UnsupportedError, match="distributed"):
+        repair(tmp_path / "__0_0.distcp", tmp_path / "o.pt")
+    with pytest.raises(UnsupportedError, match="by itself"):
         repair(tmp_path / "m.safetensors.index.json", tmp_path / "o.pt")
 
 
@@ -671,6 +674,13 @@ def test_any_bytes(data: bytes, at: int, tmp_path_factory: pytest.TempPathFactor
             repaired(each, folder)
         except (TorchZipError, OSError):
             assert not (folder / "out.pt").exists()
+
+
+def test_limits(tmp_path: Path) -> None:
+    """A pickle that passes a limit is an error that names it, and no damage."""
+    for limits in (tz.Limits(pickle_nbytes=100), tz.Limits(containers=1, argument_items=1, memo=1)):
+        with pytest.raises(LimitError):
+            repaired(_TWENTY.data[:-1], tmp_path, limits=limits)
 
 
 _REPAIR = "import sys; from torchzip.tools import repair; repair(sys.argv[1], sys.argv[2])"

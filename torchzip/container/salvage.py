@@ -137,8 +137,8 @@ class DamagedArchive:
         self, found: int, by_rows: set[int], by_others: set[int], *, is_beside: bool = True
     ) -> bool:
         """Return whether a CRC is right; bytes away from their header may be another record's."""
-        if found in by_rows:
-            return True
+        if found in by_rows or (found == 0 and not by_rows and not by_others):
+            return True  # a CRC of 0 is what bytes may have, if rarely
         return (
             is_beside
             and found in by_others

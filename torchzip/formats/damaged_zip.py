@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torchzip.container.inflating import inflate_span
 from torchzip.container.salvage import DamagedArchive, Text, Whole
 from torchzip.container.zip_places import Place
-from torchzip.errors import TRUNCATED, ArchiveError, TorchZipError, listed, printable
+from torchzip.errors import TRUNCATED, ArchiveError, LimitError, TorchZipError, listed, printable
 from torchzip.files.crc import crc32
 from torchzip.files.source import Source
 from torchzip.formats.base import (
@@ -86,6 +86,7 @@ class DamagedZip(FileContainer):
         for index, place in enumerate(places):
             text = self._archive.read_text_at(place, _PICKLE, self._limits.pickle_nbytes)
             if text is None:
+                self._check_size(place)
                 reasons.append("data.pkl is damaged beyond its CRC's help")
                 continue
             reason = self._try_pickle(text)
@@ -105,6 +106,13 @@ class DamagedZip(FileContainer):
             "their record"
         )
         return None
+
+    def _check_size(self, place: Place) -> None:
+        """Raise LimitError if the pickle was not read because of its size."""
+        bound = self._limits.pickle_nbytes
+        for row in place.rows:
+            if bound < row.nbytes <= self.source.size:
+                raise LimitError("pickle_nbytes", row.nbytes, bound, path=self.name)
 
     def _pickle_places(self) -> list[Place]:
         places = self._archive.places
@@ -135,6 +143,10 @@ class DamagedZip(FileContainer):
                 text.data, factory.storage, lambda _: factory, self._limits,
                 path=self.name, record=_PICKLE.decode(),
             )  # fmt: skip
+        except LimitError:
+            if text.fixed is None:
+                raise  # the pickle is sound, and the caller can raise the limit
+            return "data.pkl is damaged, and what its CRC makes of it passes a limit"
         except TorchZipError as error:
             return f"data.pkl cannot be read ({error.message})"
         self._measures = factory.measures

@@ -26,7 +26,7 @@ from torchzip.types import Parameter
 _WITH_ROOT = ("zip", "legacy", "tar", "safetensors")
 #: Formats whose records may have CRCs.
 _WITH_CRCS = ("zip", "torchscript", "pt2")
-_OF_DIRECTORIES = (".index.json", ".metadata")
+_OF_DIRECTORIES = (".index.json", ".metadata", ".distcp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,8 @@ def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_F
         path = os.fspath(broken)
         if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
             raise UnsupportedError(
-                f"a checkpoint of several files, which is repaired file by file ({error.message})",
+                "shards and distributed checkpoints are not repaired as a whole; a damaged shard "
+                f"is, by itself. What is wrong: {error.message}",
                 path=path,
             )
     source = open_source(broken)
