@@ -229,7 +229,7 @@ class Checkpoint(Mapping[str, Any]):
         if self._table is None:
             try:
                 self._table = NameTable(
-                    self.root, _is_tensor, self._limits, self._pickle_nbytes, self._parts_of
+                    self.root, is_tensor, self._limits, self._pickle_nbytes, self._parts_of
                 )
             except TorchZipError as error:
                 error.at(path=self.path)
@@ -390,7 +390,7 @@ def _merged(names: list[Name], more: list[Name]) -> list[Name]:
     return list(dict.fromkeys([*names, *more]))
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
     if type(value) is LazyTensor:
         return True
     held = value.data if isinstance(value, Parameter) else value
@@ -405,7 +405,7 @@ def tensors_of(root: Any, limits: Limits | None = None) -> Mapping[str, Any]:
     FormatError
         If two have one name.
     """
-    table = NameTable(root, _is_tensor, limits if limits is not None else Limits(), 0)
+    table = NameTable(root, is_tensor, limits if limits is not None else Limits(), 0)
     for name in table.names:
         table.check(name)
     return {

@@ -17,6 +17,7 @@ from torchzip.cli import (
     disassembly,
     listing,
     naming,
+    repairing,
     reporting,
     showing,
     weighing,
@@ -33,6 +34,7 @@ _COMMANDS = (
     naming,
     checking,
     comparing,
+    repairing,
     converting,
     disassembly,
 )

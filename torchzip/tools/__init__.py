@@ -7,12 +7,26 @@ Each function is imported when it is asked for, as those of `torchzip` are.
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Diff", "Report", "Statistics", "Verified", "WhyBig", "diff", "report", "statistics", "verify", "why_big"]
+__all__ = [
+    "Diff",
+    "Repaired",
+    "Report",
+    "Statistics",
+    "Verified",
+    "WhyBig",
+    "diff",
+    "repair",
+    "report",
+    "statistics",
+    "verify",
+    "why_big",
+]
 
 if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, diff
     from torchzip.tools.element_statistics import Statistics, statistics
     from torchzip.tools.file_size import WhyBig, why_big
+    from torchzip.tools.repairing import Repaired, repair
     from torchzip.tools.reporting import Report, report
     from torchzip.tools.verification import Verified, verify
 else:
@@ -24,6 +38,8 @@ else:
             from torchzip.tools import element_statistics as home
         elif name in ("WhyBig", "why_big"):
             from torchzip.tools import file_size as home
+        elif name in ("Repaired", "repair"):
+            from torchzip.tools import repairing as home
         elif name in ("Report", "report"):
             from torchzip.tools import reporting as home
         elif name in ("Verified", "verify"):
