@@ -11,6 +11,7 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, LazyFactory, VerifyReport, is_tensor
 from torchzip.checkpoint.names import NameTable
+from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
 from torchzip.errors import FormatError, TorchZipError, UnsupportedError
 from torchzip.files.source import File, open_source
@@ -18,7 +19,6 @@ from torchzip.formats.base import check_options
 from torchzip.formats.salvaging import open_damaged
 from torchzip.limits import Limits
 from torchzip.tensors.rebuild import BareStorage
-from torchzip.tools.plain_values import flat_values
 from torchzip.tools.pruning import Pruning, lost_in
 from torchzip.types import Parameter
 
