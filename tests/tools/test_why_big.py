@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import torchzip as tz
 from tests import builders as b
 from tests.formats.dcp_builder import Builder
+from tests.formats.test_pt2 import payload, weights
 from tests.formats.test_tar import _example
 from torchzip.cli.main import main
 from torchzip.tensors.specs import TensorSpec
@@ -549,3 +550,11 @@ def test_a_file_object_in_the_middle() -> None:
     buffer.seek(6)
     found = checked(why_big(buffer), len(buffer.getvalue()) - 6)
     assert Part("tensors", 24, 1) in found.parts
+
+
+def test_zeros_that_are_not_stored(tmp_path: Path) -> None:
+    """An archive of torch.export can leave out the zeros of a storage; they take no byte."""
+    path = tmp_path / "m.pt2"
+    path.write_bytes(weights({"w": payload()}, {"weight_0": b""}))
+    found = checked(why_big(path), path.stat().st_size)
+    assert "tensors" not in kinds(found)
