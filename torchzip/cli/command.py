@@ -13,6 +13,26 @@ from torchzip.errors import printable
 DONE, BAD, USAGE = 0, 1, 2
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser that takes options between arguments too, where some of these may be left out.
+
+    argparse alone gives ``cat FILE --stats NAME`` no NAME: when it comes to the option, it has
+    settled that there is none.
+    """
+
+    _is_inner = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return what argparse makes of the arguments, options first."""
+        if self._is_inner:  # called by what is called below
+            return super().parse_known_args(args, namespace)
+        self._is_inner = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inner = False
+
+
 def add_command(
     commands: Any,
     name: str,

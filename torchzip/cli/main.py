@@ -9,12 +9,35 @@ import sys
 from collections.abc import Sequence
 
 import torchzip
-from torchzip.cli import checking, comparing, converting, disassembly, listing, naming, weighing
-from torchzip.cli.command import BAD, DONE, USAGE, say
+from torchzip.cli import (
+    checking,
+    comparing,
+    completion,
+    converting,
+    disassembly,
+    listing,
+    naming,
+    repairing,
+    reporting,
+    showing,
+    weighing,
+)
+from torchzip.cli.command import BAD, DONE, USAGE, CommandParser, say
 from torchzip.errors import TorchZipError
 
 #: In the order of the help.
-_COMMANDS = (listing, weighing, naming, checking, comparing, converting, disassembly)
+_COMMANDS = (
+    listing,
+    showing,
+    reporting,
+    weighing,
+    naming,
+    checking,
+    comparing,
+    repairing,
+    converting,
+    disassembly,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,9 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 1 the file is bad or differs, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"torchzip {torchzip.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
     for module in _COMMANDS:
         module.add_parser(commands)
+    completion.add_parser(commands, parser)
     return parser
 
 

@@ -79,7 +79,7 @@ class Located:
     """A tensor, the file that messages name, and what is left to be done."""
 
     spec: TensorSpec
-    path: str
+    path: str | None
     work: Work
 
 

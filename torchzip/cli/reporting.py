@@ -1,0 +1,62 @@
+"""``torchzip report``: a page about a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from torchzip.cli.command import BAD, DONE, add_command, say
+from torchzip.cli.rendering import count_text, nbytes_text
+
+_DESCRIPTION = """\
+Write one HTML page about a checkpoint: where the bytes are, dtypes, histograms of the largest
+tensors, ties, the classes that it names, other values, and whether it is whole. The page loads
+nothing and can be sent to others. All data is read, unless --no-data is given.
+
+Exit status: 0 done, 1 the file is bad (the page says where, if it could be made), 2 wrong usage.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "report",
+        _run,
+        summary="a page about the file, for a browser",
+        description=_DESCRIPTION,
+        examples="""
+            torchzip report model.pt
+            torchzip report model.pt -o model.html
+            torchzip report big.pt -o big.html --no-data
+        """,
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", default="report.html",
+        help="the page, report.html if not given; - is stdout",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-data", action="store_true", help="no histograms, no verification: read no tensor"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from torchzip.tools import report  # what makes HTML is for this command alone
+
+    to_stdout = arguments.output == "-"
+    made = report(
+        arguments.file,
+        sys.stdout.buffer if to_stdout else arguments.output,
+        read_data=not arguments.no_data,
+        overwrite=arguments.force,
+    )
+    if not to_stdout:
+        about = f"{count_text(made.tensors, 'tensor')}, {nbytes_text(made.nbytes)}"
+        say(f"{arguments.output}: a page about {about}")
+    if made.damage is not None:
+        say(f"{arguments.file}: {made.damage}")
+        return BAD
+    return DONE

@@ -1,0 +1,206 @@
+"""``torchzip cat``: one tensor or value, as text, as numbers about it, or as a .npy file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shutil
+import sys
+from typing import Any
+
+import torchzip
+from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.cli.command import DONE, add_command
+from torchzip.cli.histogram import can_encode, histogram_lines
+from torchzip.cli.indexing import parse_index
+from torchzip.cli.rendering import table
+from torchzip.errors import TorchZipError, UnsupportedError, printable, shown
+from torchzip.tools.array_text import is_raw, tensor_text
+from torchzip.tools.element_statistics import Number, Statistics, statistics
+from torchzip.tools.lookup import look_up
+from torchzip.tools.npy import write_npy
+from torchzip.tools.parts import dense_of, named_parts, view
+from torchzip.tools.value_text import value_lines
+from torchzip.types import MetaTensor, OtherTensor
+
+_DESCRIPTION = """\
+Print one tensor or a slice of it, as numpy prints an array: of more than 1,000 elements the
+corners, and only their bytes are read. NAME may also be that of another value, such as `epoch`, or
+of a part of a tensor that is not dense, such as `w.indices`; without it the object itself is shown.
+
+SLICE is numpy's basic indexing, with or without brackets: 0  :10  3,:,::2  -1  ...,0
+
+--npy writes exact numbers, block by block. A .npy file has no bfloat16 and no float8: give
+--dtype float32, which holds them all.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "cat",
+        _run,
+        summary="one tensor or value: its numbers, statistics, or a .npy file",
+        description=_DESCRIPTION,
+        examples="""
+            torchzip cat model.pt layers.0.weight
+            torchzip cat model.pt layers.0.weight 10:12,:4
+            torchzip cat model.pt layers.0.weight --stats
+            torchzip cat model.pt layers.0.weight --npy weight.npy
+            torchzip cat model.pt layers.0.weight --npy - | python my_script.py
+            torchzip cat model.ckpt epoch
+        """,
+    )
+    # Else an index such as -1,: would be taken for an option.
+    parser._negative_number_matcher = re.compile(r"-\d")
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("name", metavar="NAME", nargs="?", default="")
+    parser.add_argument("slice", metavar="SLICE", nargs="?", help="such as 3,:,::2")
+    parser.add_argument("--full", action="store_true", help="all elements, up to a million")
+    parser.add_argument(
+        "--stats", action="store_true", help="min, max, mean, std, NaN, infinities, a histogram"
+    )
+    parser.add_argument("--json", action="store_true", help="with --stats: as JSON")
+    parser.add_argument("--npy", metavar="OUT", help="write a .npy file; - is stdout")
+    parser.add_argument("--dtype", help="with --npy: cast to this floating dtype")
+    parser.add_argument("--force", action="store_true", help="with --npy: overwrite OUT")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _check_options(arguments)
+    index = None if arguments.slice is None else parse_index(arguments.slice)
+    with torchzip.lazy_load(arguments.file) as checkpoint:
+        try:
+            found = look_up(checkpoint, arguments.name)
+            _show(_chosen(found, index, arguments), arguments)
+        except TorchZipError as error:
+            error.at(path=checkpoint.path)
+            raise
+        except IndexError as error:
+            raise ValueError(f"{_title(arguments)}: {error}") from None
+    return DONE
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    if arguments.json and not arguments.stats:
+        raise ValueError("--json goes with --stats; `torchzip ls --json` lists all tensors")
+    if arguments.npy is None and (arguments.dtype is not None or arguments.force):
+        raise ValueError("--dtype and --force go with --npy")
+    if arguments.npy is not None and (arguments.stats or arguments.full):
+        raise ValueError("--npy writes numbers only; it does not go with --stats or --full")
+    if arguments.npy == "-" and sys.stdout.isatty():
+        raise ValueError("a .npy file is no text for a terminal; redirect it, or name a file")
+
+
+def _chosen(found: Any, index: Any, arguments: argparse.Namespace) -> Any:
+    """Return what is to be shown: a LazyTensor wherever numbers are asked for."""
+    wants_numbers = index is not None or arguments.stats or arguments.npy is not None
+    if not wants_numbers:
+        return found
+    if isinstance(found, OtherTensor):
+        found = dense_of(found, printable(arguments.name))
+    tensor = view(found, index)
+    if tensor is None:
+        asked = "a SLICE" if index is not None else "--stats" if arguments.stats else "--npy"
+        raise ValueError(
+            f"{_title(arguments)} is {shown(found)}, no tensor; {asked} is for tensors"
+        )
+    return tensor
+
+
+def _show(found: Any, arguments: argparse.Namespace) -> None:
+    title = _title(arguments)
+    if arguments.npy is not None:
+        out = sys.stdout.buffer if arguments.npy == "-" else arguments.npy
+        write_npy(found, out, dtype=arguments.dtype, overwrite=arguments.force)
+    elif arguments.stats:
+        made = statistics(found)
+        print(_stats_json(found, made) if arguments.json else _stats_text(title, found, made))
+    elif isinstance(found, LazyTensor):
+        print(f"{title}: {_kind(found)}\n{_text(found, arguments)}")
+    elif isinstance(found, OtherTensor):
+        print("\n".join(_other_lines(found, title, arguments)))
+    else:
+        print("\n".join(value_lines(found)))
+
+
+def _title(arguments: argparse.Namespace) -> str:
+    index = "" if arguments.slice is None else f"[{arguments.slice.strip().strip('[]')}]"
+    return f"{printable(arguments.name) or '(the object itself)'}{printable(index)}"
+
+
+def _kind(tensor: LazyTensor) -> str:
+    bits = " as raw bits" if is_raw(tensor.torch_dtype) else ""
+    return f"{tensor.torch_dtype} {list(tensor.shape)}{bits}"
+
+
+def _text(tensor: LazyTensor, arguments: argparse.Namespace) -> str:
+    if 0 in tensor.shape:
+        return "[]"
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+    return tensor_text(tensor, full=arguments.full, width=max(width, 20))
+
+
+def _other_lines(tensor: OtherTensor, title: str, arguments: argparse.Namespace) -> list[str]:
+    """Return what a tensor that is not dense is, its parts, and its numbers if it is quantized."""
+    lines = [f"{title}: {printable(repr(tensor))}"]
+    if isinstance(tensor, MetaTensor):
+        return [*lines, "a tensor on the meta device has no data"]
+    for name, part in named_parts(tensor):
+        lines += [f"{title}.{name}: {_kind(part)}", _text(part, arguments)]
+    if tensor.kind == "quantized":
+        try:
+            dense = dense_of(tensor, title)
+        except UnsupportedError as error:
+            return [*lines, error.message]
+        lines += [f"{title}, dequantized: {_kind(dense)}", _text(dense, arguments)]
+    return lines
+
+
+# -- statistics ----------------------------------------------------------------------------------
+
+
+def _stats_json(tensor: LazyTensor, made: Statistics) -> str:
+    values = {"torch_dtype": tensor.torch_dtype, "shape": tensor.shape, **dataclasses.asdict(made)}
+    return json.dumps(values, indent=2)
+
+
+def number_text(number: Number | None) -> str:
+    """Return a number as statistics show it.
+
+    >>> number_text(12345), number_text(0.1 + 0.2), number_text(None)
+    ('12,345', '0.3', '-')
+    """
+    if number is None:
+        return "-"
+    return f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
+
+
+def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
+    """Return the statistics as a table, with a histogram below."""
+    about = "" if made.of == "values" else f", statistics of the {made.of}"
+    rows = [["elements", f"{made.count:,}", ""]]
+    if made.finite < made.count:
+        rows.append(["finite", f"{made.finite:,}", _share(made.finite, made)])
+    rows += [[name, number_text(getattr(made, name)), ""] for name in ("min", "max", "mean", "std")]
+    zeros = f", {made.negative_zeros:,} of them -0.0" if made.negative_zeros else ""
+    rows.append(["zeros", f"{made.zeros:,}", _share(made.zeros, made) + zeros])
+    rows.append(["NaN", f"{made.nans:,}", _share(made.nans, made)])
+    rows.append(["+Inf", f"{made.positive_infinities:,}", _share(made.positive_infinities, made)])
+    rows.append(["-Inf", f"{made.negative_infinities:,}", _share(made.negative_infinities, made)])
+    lines = [f"{title}: {_kind(tensor)}{about}", *table(rows, right=(1,))]
+    if made.counts:
+        ends = (number_text(made.min), number_text(made.max))
+        blocks = can_encode(sys.stdout.encoding)
+        lines += ["", *histogram_lines(made.counts, ends, blocks=blocks)]
+    return "\n".join(lines)
+
+
+def _share(count: int, made: Statistics) -> str:
+    if not count:
+        return ""
+    share = 100 * count / made.count
+    return f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"

@@ -1,0 +1,94 @@
+"""Tensors that are not dense as what can be sliced, counted and written: dense ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.errors import MAX_NDIM, UnsupportedError
+from torchzip.tensors.numpy_dtypes import torch_dtype_of
+from torchzip.tensors.specs import TensorSpec, contiguous_stride, slice_spec
+from torchzip.tensors.storage import ArrayStorage
+from torchzip.types import OtherTensor, QuantizedTensor, TypedArray
+
+#: Elements of a quantized tensor that are dequantized at once: 64 MB of float32.
+_MOST_DEQUANTIZED = 1 << 24
+
+
+def tensor_of(array: NDArray[Any], torch_dtype: str | None = None) -> LazyTensor | None:
+    """Return an array in memory as a tensor; None if torch has no such dtype."""
+    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).reshape(
+        array.shape
+    )
+    name = torch_dtype or torch_dtype_of(array.dtype)
+    if name is None:
+        return None
+    spec = TensorSpec(
+        name, array.shape, contiguous_stride(array.shape), 0, ArrayStorage(array, name)
+    )
+    return LazyTensor(spec)
+
+
+def view(tensor: Any, index: Any = None) -> LazyTensor | None:
+    """Return ``tensor[index]`` unread, of a LazyTensor or an array; None of anything else.
+
+    Raises
+    ------
+    IndexError
+        If the index points outside the tensor.
+    """
+    if isinstance(tensor, TypedArray):
+        tensor = tensor_of(tensor.array, tensor.torch_dtype)
+    elif isinstance(tensor, np.ndarray | np.generic):
+        tensor = tensor_of(np.asarray(tensor))
+    if not isinstance(tensor, LazyTensor):
+        return None
+    if index is None:
+        return tensor
+    chosen = slice_spec(tensor.spec, index)
+    if chosen is None:
+        raise IndexError("not a basic index")
+    shape, stride, offset = chosen
+    if len(shape) > MAX_NDIM:
+        raise IndexError(f"{len(shape)} dimensions; arrays have {MAX_NDIM} at most")
+    return LazyTensor(tensor.spec.replace(shape=shape, stride=stride, storage_offset=offset))
+
+
+def named_parts(tensor: OtherTensor) -> Iterator[tuple[str, LazyTensor]]:
+    """Yield the parts of a tensor with the names that `lookup.look_up` knows them by."""
+    for field in tensor.PARTS:
+        value = getattr(tensor, field)
+        if isinstance(value, tuple):
+            for number, part in enumerate(value):
+                if isinstance(part, LazyTensor):
+                    yield f"{field}.{number}", part
+        elif isinstance(value, LazyTensor):
+            yield field, value
+
+
+def dense_of(tensor: OtherTensor, name: str) -> LazyTensor:
+    """Return a quantized tensor dequantized, in memory.
+
+    Raises
+    ------
+    UnsupportedError
+        If it is of another kind, or too large.
+    """
+    parts = ", ".join(f"{name}.{part}" for part, _ in named_parts(tensor))
+    if not isinstance(tensor, QuantizedTensor):
+        has = f"take one of its parts: {parts}" if parts else "it has no data"
+        raise UnsupportedError(f"{name} is a {tensor.kind} tensor; {has}")
+    numel = math.prod(tensor.shape)
+    if numel > _MOST_DEQUANTIZED:
+        raise UnsupportedError(
+            f"{name} has {numel:,} quantized elements, too many to dequantize at once; take one "
+            f"of its parts: {parts}"
+        )
+    made = tensor_of(tensor.dequantize())
+    assert made is not None  # float32
+    return made

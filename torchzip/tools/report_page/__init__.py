@@ -1,0 +1,1 @@
+"""The page of `torchzip report`: what is in a checkpoint, for a person."""

@@ -1,0 +1,135 @@
+"""What a report says of a checkpoint, as plain data; nothing in it is HTML yet."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.module_tree import Module, module_tree
+from torchzip.checkpoint.outline import Outline, TensorRow, outline
+from torchzip.dtypes import DTYPES
+from torchzip.errors import TorchZipError
+from torchzip.files.source import File
+from torchzip.limits import Limits
+from torchzip.pickling.allowlist import is_torch_safe
+from torchzip.tools.element_statistics import Statistics, statistics
+from torchzip.tools.elements import Work
+from torchzip.tools.verification import Verified, verify
+
+#: Tensors with a histogram.
+_MOST_HISTOGRAMS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """The statistics of a tensor, or why there are none."""
+
+    row: TensorRow
+    found: Statistics | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalName:
+    """A class or function that the file names."""
+
+    name: str
+    is_foreign: bool
+    is_torch_safe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a report shows. ``verified`` and ``damage`` are None if the data was not read.
+
+    ``file`` is the last part of the path, ``file_nbytes`` the size of a file that is one.
+    """
+
+    file: str
+    file_nbytes: int | None
+    outline: Outline
+    tree: Module
+    distributions: tuple[Distribution, ...]
+    globals: tuple[GlobalName, ...]
+    verified: Verified | None
+    damage: str | None
+
+
+def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Contents:
+    """Read what a report shows.
+
+    Damage that is found in the data is part of the report.
+
+    Raises
+    ------
+    TorchZipError, OSError
+        If the structure cannot be read.
+    """
+    start = None if isinstance(file, str | os.PathLike) else file.tell()
+    with Checkpoint(file, limits=limits) as checkpoint:
+        found = outline(checkpoint)
+        distributions = tuple(_distributions(checkpoint, found)) if read_data else ()
+        foreign = set(checkpoint.foreign)
+        names = tuple(
+            GlobalName(f"{module}.{name}", (module, name) in foreign, is_torch_safe(module, name))
+            for module, name in checkpoint.globals
+        )
+    verified = damage = None
+    if read_data:
+        if start is not None and not isinstance(file, str | os.PathLike):
+            file.seek(start)
+        try:
+            verified = verify(file, limits=limits)
+        except TorchZipError as error:
+            damage = _without_path(error)
+    return Contents(
+        file=os.path.basename(os.path.normpath(found.path)) or found.path,
+        file_nbytes=_file_nbytes(file),
+        outline=found,
+        tree=module_tree(found),
+        distributions=distributions,
+        globals=names,
+        verified=verified,
+        damage=damage,
+    )
+
+
+def _distributions(checkpoint: Checkpoint, found: Outline) -> list[Distribution]:
+    """Return the statistics of the largest tensors of which numpy has numbers."""
+    rows = [
+        row
+        for row in found.tensors
+        if row.kind == "dense"
+        and row.tied_to is None
+        and row.numel > 1
+        and DTYPES[row.dtype].kind in ("float", "int", "bool", "complex")
+    ]
+    rows.sort(key=lambda row: -row.nbytes)  # those of one size stay in the order of the file
+    work = Work(found.stored_nbytes)
+    made = []
+    for row in rows[:_MOST_HISTOGRAMS]:
+        tensor: Any = checkpoint[row.name]
+        assert isinstance(tensor, LazyTensor)
+        try:
+            made.append(Distribution(row, statistics(tensor, work=work), None))
+        except TorchZipError as error:
+            made.append(Distribution(row, None, _without_path(error)))
+    return made
+
+
+def _without_path(error: TorchZipError) -> str:
+    """Return a message without the path: the page is the same wherever the file lies."""
+    place = "" if error.record is None else f"record {error.record}: "
+    return place + error.message
+
+
+def _file_nbytes(file: File) -> int | None:
+    if isinstance(file, str | os.PathLike):
+        return os.path.getsize(file) if os.path.isfile(file) else None
+    at = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(at)
+    return end

@@ -1,0 +1,107 @@
+"""Pieces of HTML. Whatever comes from a file goes through `escaped` or `json_text`."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torchzip.checkpoint.quantities import nbytes_text
+from torchzip.errors import printable, shortened
+
+#: Characters of a name or a value that are shown.
+_MOST_CHARACTERS = 200
+
+
+def escaped(text: str, most: int = _MOST_CHARACTERS) -> str:
+    """Return text as it may stand between tags and in a quoted attribute, cut if it is long.
+
+    >>> escaped("</script><b onclick='x'>")
+    '&lt;/script&gt;&lt;b onclick=&#x27;x&#x27;&gt;'
+    """
+    return html.escape(printable(shortened(text, most)))
+
+
+def name_of(name: str) -> str:
+    """Return the name of a tensor as HTML, to be broken behind its dots."""
+    return (
+        escaped(name).replace(".", ".<wbr>")
+        if name
+        else '<span class="aside">(the object itself)</span>'
+    )
+
+
+def json_text(value: Any) -> str:
+    """Return JSON that may stand in a script element: no tag can begin or end in it."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def shape_text(shape: Sequence[int | None]) -> str:
+    """Return a shape as people write it; an axis of several sizes is a star.
+
+    >>> shape_text((2, None, 3)), shape_text(())
+    ('2 × * × 3', 'scalar')
+    """
+    return " × ".join("*" if size is None else f"{size}" for size in shape) or "scalar"
+
+
+def size_cell(nbytes: int) -> str:
+    """Return a cell with a size, its exact bytes behind it."""
+    return f'<td class="num" data-v="{nbytes}" title="{nbytes:,} bytes">{nbytes_text(nbytes)}</td>'
+
+
+def share_bar(share: float) -> str:
+    """Return a cell with a bar and a percentage."""
+    return (
+        f'<td class="share"><svg class="bar" aria-hidden="true" focusable="false">'
+        f'<rect class="track" width="100%" height="100%" rx="2"/>'
+        f'<rect class="fill" width="{100 * share:.1f}%" height="100%" rx="2"/></svg>'
+        f"<span>{percent(share)}</span></td>"
+    )
+
+
+def percent(share: float) -> str:
+    """Return a share of a whole.
+
+    >>> percent(0), percent(0.0001), percent(0.123)
+    ('0 %', '< 0.1 %', '12.3 %')
+    """
+    if not share:
+        return "0 %"
+    return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
+
+
+def table(
+    caption: str, head: Iterable[tuple[str, str]], rows: Iterable[str], *, more: str = ""
+) -> str:
+    """Return a table that scrolls by itself where it is wider than the page.
+
+    ``head`` has the titles of the columns and their classes, ``rows`` the cells of each row.
+    """
+    columns = "".join(
+        f'<th scope="col"{f" class={quoted(of)}" if of else ""}>{title}</th>' for title, of in head
+    )
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    label = html.escape(caption)
+    return (
+        f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">'
+        f'<table><caption class="hidden">{label}</caption>'
+        f"<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        + (f'<p class="aside">{more}</p>' if more else "")
+    )
+
+
+def quoted(text: str) -> str:
+    """Return text as the value of an attribute."""
+    return f'"{html.escape(text)}"'
+
+
+def section(anchor: str, title: str, body: str, lead: str = "") -> str:
+    """Return a section with its heading, and a sentence below it."""
+    told = f'<p class="lead">{lead}</p>' if lead else ""
+    return (
+        f'<section id="{anchor}" aria-labelledby="{anchor}-title">'
+        f'<h2 id="{anchor}-title">{title}</h2>{told}\n{body}\n</section>'
+    )

@@ -1,0 +1,101 @@
+"""A value that is no tensor, as lines of text."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.names import children
+from torchzip.errors import printable, shown
+from torchzip.tools.array_text import array_text
+from torchzip.types import ForeignObject, OtherTensor, Parameter
+
+#: Children of a container that are listed, items of a list and characters that are printed.
+_MOST_CHILDREN = 100
+_MOST_ITEMS = 1000
+_MOST_CHARACTERS = 100_000
+
+_SCALARS = (int, float, complex, str, bytes, type(None))
+
+
+def value_lines(value: Any) -> list[str]:
+    """Return a plain value as a person reads it, with nothing in it that moves a cursor.
+
+    Of a container the keys are listed with what is under each, in short.
+    """
+    if isinstance(value, str):
+        return [printable(line) for line in _cut(value).split("\n")]
+    if isinstance(value, np.ndarray | np.generic):
+        return _array_lines(np.asarray(value))
+    if isinstance(value, ForeignObject) or (
+        isinstance(value, dict | list | tuple | deque | set | frozenset) and not _is_flat(value)
+    ):
+        return _container_lines(value)
+    return [printable(_cut(_scalar(value)))]
+
+
+def _array_lines(array: Any) -> list[str]:
+    try:
+        text = array_text(array)
+    except (ArithmeticError, RecursionError, ValueError):  # of what is in an array of objects
+        text = shown(array)
+    return [printable(line) for line in _cut(text).split("\n")]
+
+
+def _is_flat(value: Any) -> bool:
+    if isinstance(value, dict):
+        return not value
+    return len(value) <= _MOST_ITEMS and all(isinstance(item, _SCALARS) for item in value)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, _SCALARS):
+        try:
+            return repr(value)
+        except ValueError:  # an int of more digits than Python prints
+            return shown(value)
+    if isinstance(value, list | tuple | deque | set | frozenset):
+        if isinstance(value, set | frozenset) and value:
+            return f"{{{', '.join(sorted(map(_scalar, value)))}}}"
+        opening, closing = "()" if isinstance(value, tuple) else "[]"
+        comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+        return f"{opening}{', '.join(map(_scalar, value))}{comma}{closing}"
+    if isinstance(value, dict):
+        return "{}"
+    try:
+        return str(value)  # a word of torch's, a date, a path, ...
+    except (ArithmeticError, RecursionError, ValueError):
+        return shown(value)
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[:_MOST_CHARACTERS]}... ({len(text):,} characters)"
+
+
+def _in_short(value: Any) -> str:
+    held = value.data if isinstance(value, Parameter) else value
+    if isinstance(held, LazyTensor):
+        return f"{held.torch_dtype} {list(held.shape)}"
+    return printable(repr(held)) if isinstance(held, OtherTensor) else shown(value)
+
+
+def _container_lines(value: Any) -> list[str]:
+    if isinstance(value, set | frozenset):
+        first = [shown(item) for item in islice(value, _MOST_CHILDREN)]
+        return [f"{type(value).__name__} of {len(value):,}", *(f"  {item}" for item in first)]
+    items = list(islice(children(value), _MOST_CHILDREN + 1))
+    head = shown(value) if isinstance(value, ForeignObject) else type(value).__name__
+    if not isinstance(value, ForeignObject):
+        head = f"{head} of {len(value):,}"
+    rows = [(printable(key), _in_short(child)) for key, _, child in items[:_MOST_CHILDREN]]
+    width = min(max((len(key) for key, _ in rows), default=0), 60)
+    lines = [head, *(f"  {key:<{width}}  {text}" for key, text in rows)]
+    if len(items) > _MOST_CHILDREN:
+        lines.append("  ...")
+    return lines
