@@ -17,10 +17,10 @@ import torchzip as tz
 from fuzz.guard import guarded
 from fuzz.seeds import Case, whole
 from torchzip.checkpoint.outline import outline
-from torchzip.cli import checking, comparing, disassembly, listing, naming
+from torchzip.cli import checking, comparing, disassembly, listing, naming, weighing
 from torchzip.cli.rendering import Screen
 from torchzip.errors import TorchZipError
-from torchzip.tools import diff, verify
+from torchzip.tools import diff, verify, why_big
 from torchzip.types import NestedTensor, OtherTensor, QuantizedTensor, SparseTensor
 
 _FORMATS = frozenset("zip legacy safetensors torchscript tar pt2 sharded dcp".split())
@@ -109,7 +109,7 @@ def make_dense(tensor: OtherTensor) -> None:
 
 
 def show(path: Path) -> None:
-    """What the commands print: ``ls``, ``globals``, ``verify`` and ``diff``."""
+    """What the commands print: ``ls``, ``globals``, ``verify``, ``diff`` and ``why-big``."""
     with allowed(), tz.lazy_load(path) as checkpoint:
         found = outline(checkpoint)
         texts = ["\n".join(listing.text_lines(found, Screen(), tree=tree, long=not tree))
@@ -122,6 +122,8 @@ def show(path: Path) -> None:
             texts.append(checking.check_as_text(verify(path)))
         with allowed():
             texts.append(comparing.as_text(diff(path, path)))
+        with allowed():
+            texts.append("\n".join(weighing.text_lines(why_big(path), Screen())))
         for text in texts:
             _check_printable(text)
 

@@ -18,12 +18,15 @@ from torchzip.cli import (
     naming,
     reporting,
     showing,
+    weighing,
 )
 from torchzip.cli.command import BAD, DONE, USAGE, CommandParser, say
 from torchzip.errors import TorchZipError
 
 #: In the order of the help.
-_COMMANDS = (listing, showing, reporting, naming, checking, comparing, converting, disassembly)
+_COMMANDS = (
+    listing, showing, reporting, weighing, naming, checking, comparing, converting, disassembly,
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -79,6 +79,11 @@ class ShardedContainer:
                 )
             self._containers[shard] = container
 
+    @property
+    def shards(self) -> list[Container]:
+        """The shards, open, in the order of the index."""
+        return list(self._containers.values())
+
     def _check_files(self, shards: list[str]) -> None:
         for shard in shards:
             if not is_plain_name(shard):

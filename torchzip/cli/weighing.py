@@ -1,0 +1,146 @@
+"""``torchzip why-big``: where the bytes of a checkpoint go, as text or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torchzip.cli.command import DONE, add_command
+from torchzip.cli.rendering import Screen, count_text, fitted, nbytes_text, screen, table
+from torchzip.errors import printable
+from torchzip.formats.base import collector_paused
+from torchzip.tools import WhyBig, why_big
+
+_DESCRIPTION = """\
+Say where the bytes of a checkpoint go, the largest first, and what convert would save, to the byte.
+Data is read only of storages that may be duplicates. An EMA copy is told by names and shapes: it
+looks like one.
+"""
+
+#: Rows of each kind that are shown.
+_MOST = 10
+#: Of the file: less than this are duplicates counted only.
+_NOTABLE = 0.001
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "why-big",
+        _run,
+        summary="where the bytes go, and what could be saved",
+        description=_DESCRIPTION,
+        examples="torchzip why-big run.ckpt",
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with collector_paused(True):  # of a file of 100,000 tensors, all that is made stays
+        found = why_big(arguments.file)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        print("\n".join(text_lines(found, screen())))
+    return DONE
+
+
+def text_lines(found: WhyBig, where: Screen) -> Iterator[str]:
+    """Yield a short account: the parts, what is there twice or unreached, what could be saved."""
+    yield where.bold(
+        f"{printable(found.file)}: {found.format}, {nbytes_text(found.nbytes)} "
+        f"({count_text(found.nbytes, 'byte')})"
+    )
+    rows = [
+        [_share(part.nbytes, found.nbytes), nbytes_text(part.nbytes), part.kind]
+        for part in found.parts
+    ]
+    yield from table(rows, right=(0, 1))
+    for copy in found.copies:
+        slots = sorted(copy.slots.items(), key=lambda slot: -slot[1])
+        if copy.of is None:
+            inside = [f"{printable(name)} {nbytes_text(nbytes)}" for name, nbytes in slots]
+            yield f"{copy.kind}: {printable(copy.prefix)}, {_listed(inside, 4)}"
+        else:
+            of = f"those of {printable(copy.of)}" if copy.of else "the others"
+            yield (
+                f"{printable(copy.prefix)} looks like an EMA copy of {of}: "
+                f"{count_text(copy.tensors, 'tensor')}, {nbytes_text(copy.nbytes)}"
+            )
+    yield from _unreached(found, where)
+    yield from _duplicates(found, where)
+    yield from _savings(found, where)
+    for note in found.notes:
+        yield f"note: {printable(note)}"
+
+
+def _share(nbytes: int, of: int) -> str:
+    return f"{nbytes / of:.1%}" if nbytes * 1000 >= of else "<0.1%"
+
+
+def _unreached(found: WhyBig, where: Screen) -> Iterator[str]:
+    if not found.unreached:
+        return
+    yield where.bold("storages with bytes that no tensor reaches")
+    rows = [
+        [nbytes_text(each.nbytes), f"of {nbytes_text(each.stored_nbytes)}", _name(each.name)]
+        for each in found.unreached[:_MOST]
+    ]
+    yield from table(fitted(rows, (2,), where.width), right=(0, 1))
+    yield from _more(len(found.unreached), where)
+
+
+def _duplicates(found: WhyBig, where: Screen) -> Iterator[str]:
+    if not found.duplicates:
+        return
+    spare = sum(each.spare_nbytes for each in found.duplicates)
+    yield where.bold(f"storages with the same bytes ({nbytes_text(spare)} more than once)")
+    if spare < found.nbytes * _NOTABLE:
+        return  # counters and the like
+    rows = [
+        [
+            nbytes_text(each.spare_nbytes),
+            f"{len(each.names):,} × {nbytes_text(each.nbytes)}",
+            _listed(list(map(_name, each.names)), 3),
+        ]
+        for each in found.duplicates[:_MOST]
+    ]
+    yield from table(fitted(rows, (2,), where.width), right=(0, 1))
+    yield from _more(len(found.duplicates), where)
+
+
+def _savings(found: WhyBig, where: Screen) -> Iterator[str]:
+    if not found.savings:
+        return
+    yield where.bold("what would save bytes")
+    for saving in found.savings:
+        lossy = " (lossy)" if saving.is_lossy else ""
+        yield (
+            f"{nbytes_text(saving.saved)} less, {nbytes_text(saving.nbytes)} left: "
+            f"{saving.what}{lossy}"
+        )
+        if saving.not_carried:
+            first = printable(saving.not_carried[0])
+            left = len(saving.not_carried) - 1
+            more = f", and {left:,} more" if left else ""
+            yield f"    not carried: {first}{more}"
+        yield f"    {saving.command}"
+
+
+def _more(count: int, where: Screen) -> Iterator[str]:
+    if count > _MOST:
+        yield where.dim(f"and {count - _MOST:,} more; --json has them")
+
+
+def _name(name: str) -> str:
+    return printable(name) or "(the object itself)"
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

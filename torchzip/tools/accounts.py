@@ -1,0 +1,248 @@
+"""What each byte of one file is there for."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torchzip.container.zip_reader import STORED, Entry, ZipReader
+from torchzip.files.source import Source
+from torchzip.formats.base import Container, OpenStorage, SpecFactory
+from torchzip.limits import Limits
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import TensorStorage
+from torchzip.tools.reach import reached_nbytes
+
+#: What a tensor is for if it is nothing else.
+TENSORS = "tensors"
+#: Formats that are zip archives; the oldest .pt2 files have no folder in them.
+_ZIPS = ("zip", "torchscript", "pt2")
+_LOCAL = struct.Struct("<4sHHHHHLLLHH")
+_PICKLES = ("data.pkl", "constants.pkl")
+#: Records that every archive of torch may have.
+_MARKS = frozenset(["version", "byteorder", ".format_version", ".storage_alignment"])
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an outline says of the storages of a file, by record (by key in other formats).
+
+    ``kinds`` is what they are there for, ``names`` the first tensor in each; those in ``whole``
+    are in the object by themselves, so that all their bytes can be reached.
+    """
+
+    kinds: dict[str, str]
+    names: dict[str, str]
+    whole: frozenset[str]
+
+
+@runtime_checkable
+class OneFile(Container, Protocol):
+    """A container that is one file, up to ``end``."""
+
+    source: Source
+    end: int
+
+
+@dataclass(slots=True)
+class Sum:
+    """Bytes of one kind, and in how many pieces."""
+
+    nbytes: int = 0
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """A storage that has bytes which no tensor reaches. ``name`` is the first tensor in it."""
+
+    name: str
+    record: str
+    nbytes: int
+    stored_nbytes: int
+
+
+@dataclass(slots=True)
+class Account:
+    """The bytes of one file by what they are for; ``sums`` together are its size."""
+
+    size: int
+    sums: dict[str, Sum] = field(default_factory=dict)
+    storages: list[TensorStorage] = field(default_factory=list)
+    unreached: list[Unreached] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, nbytes: int, count: int = 1) -> None:
+        if nbytes:
+            made = self.sums.setdefault(kind, Sum())
+            made.nbytes += nbytes
+            made.count += count
+
+
+class _Mentions(SpecFactory):
+    """Takes note of the storages that a pickle mentions, and of the tensors in them."""
+
+    def __init__(self, open_storage: OpenStorage) -> None:
+        self._open = open_storage
+        self.opened: dict[str, TensorStorage] = {}
+        self.specs: dict[int, list[TensorSpec]] = {}
+        self.storage = self._opened
+
+    def _opened(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        storage = self._open(key, torch_dtype, nbytes, location)
+        self.opened.setdefault(storage.record or key, storage)
+        return storage
+
+    def tensor(self, spec: TensorSpec) -> Any:
+        self.specs.setdefault(id(spec.storage), []).append(spec)
+        return spec
+
+
+def account_of(container: OneFile, limits: Limits, known: Known) -> Account:
+    """Return what the bytes of a file are for.
+
+    Raises
+    ------
+    TorchZipError, OSError
+    """
+    mentions = _mentions_of(container)
+    source = container.source
+    made = Account(source.size)
+    if container.format in _ZIPS:
+        archive = ZipReader(source, limits, in_folder=b"/" in _first_name(source))
+        _add_zip(made, archive, mentions, known)
+        return made
+    data = 0
+    for record, storage in mentions.opened.items():
+        data += storage.nbytes
+        _add_storage(made, mentions, record, storage, known)
+    made.add("dead bytes", source.size - container.end)
+    around = "header" if container.format == "safetensors" else "pickles and headers"
+    made.add(around, container.end - data)
+    return made
+
+
+def _first_name(source: Source) -> bytes:
+    """Return the name in the local header that an archive begins with."""
+    head = bytes(source.read_at(0, min(source.size, 512)))
+    return head[30 : 30 + int.from_bytes(head[26:28], "little")]
+
+
+def _mentions_of(container: OneFile) -> _Mentions:
+    found: list[_Mentions] = []
+
+    def make(open_storage: OpenStorage) -> _Mentions:
+        found.append(_Mentions(open_storage))
+        return found[-1]
+
+    contents = container.read(make)
+    if contents.read_constants is not None:
+        contents.read_constants()
+    first, *more = found
+    for other in more:
+        first.opened = other.opened | first.opened
+        first.specs |= other.specs
+    return first
+
+
+def _add_storage(
+    made: Account,
+    mentions: _Mentions,
+    record: str,
+    storage: TensorStorage,
+    known: Known,
+) -> None:
+    """Add the bytes of a storage that lie in the file as they are."""
+    made.storages.append(storage)
+    specs = mentions.specs.get(id(storage), [])
+    if not specs and record not in known.whole:
+        made.add("storages without a tensor", storage.nbytes)
+        return
+    is_whole = record in known.whole
+    reached = storage.nbytes if is_whole else reached_nbytes(specs, storage.nbytes)
+    if reached is None:
+        made.notes.append(f"{record}: its tensors have strides whose union would take too long")
+        reached = storage.nbytes
+    made.add(known.kinds.get(record, TENSORS), reached)
+    if reached < storage.nbytes:
+        left = storage.nbytes - reached
+        made.add("bytes that no tensor reaches", left)
+        made.unreached.append(Unreached(known.names.get(record, ""), record, left, storage.nbytes))
+
+
+# -- zip -------------------------------------------------------------------------------------------
+
+
+def _add_zip(
+    made: Account,
+    archive: ZipReader,
+    mentions: _Mentions,
+    known: Known,
+) -> None:
+    at = 0
+    entries = sorted((archive.entry(name) for name in archive), key=lambda each: each.header_offset)
+    for entry in entries:
+        made.add("dead bytes", entry.header_offset - at)
+        at = _add_entry(made, archive, entry)
+        storage = mentions.opened.get(entry.name)
+        if storage is not None and entry.method == STORED:
+            _add_storage(made, mentions, entry.name, storage, known)
+        elif storage is not None:
+            made.storages.append(storage)
+            made.add(f"{known.kinds.get(entry.name, TENSORS)}, deflated", entry.compressed_nbytes)
+        else:
+            made.add(_kind_of_record(entry.name), entry.compressed_nbytes)
+    directory = max(entry.end for entry in entries)
+    made.add("dead bytes", directory - at)
+    made.add("directory", made.size - directory)
+
+
+def _kind_of_record(name: str) -> str:
+    if name in _PICKLES:
+        return "pickle"
+    if name in _MARKS or name.startswith(".data/"):
+        return "marks of the format"
+    if name.startswith("data/") and name[5:].isdecimal():
+        return "storages that nothing mentions"
+    return "other records"
+
+
+def _add_entry(made: Account, archive: ZipReader, entry: Entry) -> int:
+    """Add the header, padding and descriptor of a record; return where it ends."""
+    begin = archive.data_offset(entry.name)
+    fixed = archive.source.read_at(entry.header_offset, _LOCAL.size)
+    flags, (name_nbytes, extra_nbytes) = _LOCAL.unpack(fixed)[2], _LOCAL.unpack(fixed)[9:]
+    extra = bytes(
+        archive.source.read_at(entry.header_offset + _LOCAL.size + name_nbytes, extra_nbytes)
+    )
+    padding, has_zip64 = 0, False
+    for kind, nbytes in _fields(extra):
+        padding += nbytes + 4 if kind == b"FB" else 0
+        has_zip64 |= kind == b"\1\0"
+    end = begin + entry.compressed_nbytes
+    descriptor = _descriptor_nbytes(archive, entry, end, has_zip64) if flags & 8 else 0
+    made.add("headers", begin - entry.header_offset - padding + descriptor)
+    made.add("alignment", padding)
+    return end + descriptor
+
+
+def _fields(extra: bytes) -> Iterator[tuple[bytes, int]]:
+    at = 0
+    while at + 4 <= len(extra):
+        nbytes = int.from_bytes(extra[at + 2 : at + 4], "little")
+        if at + 4 + nbytes > len(extra):
+            return
+        yield extra[at : at + 2], nbytes
+        at += 4 + nbytes
+
+
+def _descriptor_nbytes(archive: ZipReader, entry: Entry, end: int, has_zip64: bool) -> int:
+    """Return the bytes of what follows a record, with its CRC and its sizes."""
+    room = entry.end - end
+    head = bytes(archive.source.read_at(end, min(4, room)))
+    nbytes = (4 if head == b"PK\7\x08" else 0) + (20 if has_zip64 else 12)
+    return min(nbytes, room)

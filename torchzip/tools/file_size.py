@@ -1,0 +1,288 @@
+"""Why a checkpoint is as big as it is: where its bytes go, and what could be saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.outline import Outline, outline
+from torchzip.convert.casting import inner_tensors
+from torchzip.convert.rules import Rules
+from torchzip.convert.selection import select
+from torchzip.files.source import File
+from torchzip.formats.opening import open_checkpoint
+from torchzip.formats.sharded import ShardedContainer
+from torchzip.limits import Limits
+from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.storage import TensorStorage
+from torchzip.tools.accounts import TENSORS, Account, Known, OneFile, Unreached, account_of
+from torchzip.tools.duplicates import equal_storages
+from torchzip.tools.roles import Role, find_roles
+from torchzip.tools.savings import Idea, Saving, saving_of
+from torchzip.types import OtherTensor
+
+#: Formats with code in them, which a conversion does not take along.
+_WITH_CODE = ("torchscript", "pt2")
+#: Kinds of bytes that a new archive has not.
+_LEFT_BEHIND = ("dead bytes", "storages that nothing mentions", "storages without a tensor")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of the file that are there for one thing, in so many pieces."""
+
+    kind: str
+    nbytes: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Storages with the same ``nbytes`` bytes; ``names`` are the first tensor in each."""
+
+    nbytes: int
+    names: tuple[str, ...]
+
+    @property
+    def spare_nbytes(self) -> int:
+        """Bytes of all but one of them."""
+        return self.nbytes * (len(self.names) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """An optimizer's state, or tensors that look like an EMA of those under ``of``.
+
+    ``slots`` has the bytes of the tensors by the last step of their names: "exp_avg", ...
+    """
+
+    kind: str
+    prefix: str
+    tensors: int
+    nbytes: int
+    of: str | None
+    slots: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WhyBig:
+    """What `why_big` has found, the largest first.
+
+    ``parts`` together are the ``nbytes`` of the file, or of all files of a checkpoint that has
+    several. ``unreached`` are the storages with bytes that no tensor reaches. ``duplicates`` are
+    among the parts, not beside them. ``savings`` are conversions, each by itself.
+    """
+
+    file: str
+    format: str
+    nbytes: int
+    parts: tuple[Part, ...]
+    unreached: tuple[Unreached, ...]
+    duplicates: tuple[Duplicates, ...]
+    copies: tuple[Copy, ...]
+    savings: tuple[Saving, ...]
+    notes: tuple[str, ...]
+
+
+def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
+    """Say where the bytes of a checkpoint go, and what `convert` would save of them.
+
+    Data is read only of storages that have the size of another (and its CRC, where there are
+    CRCs): whether they are the same is told by all their bytes. Memory does not grow with them.
+    What is saved is told by the plan of each conversion, to the byte; a file object has no
+    ``savings``, as it has no name for a command.
+
+    Raises
+    ------
+    TorchZipError, OSError
+        If the file is bad, whatever its bytes; nothing else.
+
+    Examples
+    --------
+    >>> import numpy as np, os, tempfile, torchzip
+    >>> path = os.path.join(tempfile.mkdtemp(), "m.pt")
+    >>> torchzip.save({"a": np.zeros(1000), "b": np.zeros(1000), "c": np.ones(9)}, path)
+    >>> found = why_big(path)
+    >>> found.parts[0], found.nbytes == sum(part.nbytes for part in found.parts)
+    (Part(kind='tensors', nbytes=16072, count=3), True)
+    >>> found.duplicates, found.savings[0].what
+    ((Duplicates(nbytes=8000, names=('a', 'b')),), 'round floating tensors to bfloat16')
+    """
+    is_path = isinstance(file, str | os.PathLike)
+    start = None if isinstance(file, str | os.PathLike) else file.tell()
+    with Checkpoint(file, limits=limits) as checkpoint:
+        found = outline(checkpoint)
+        limits = checkpoint.limits
+        around = checkpoint.root
+        if checkpoint.format in ("safetensors", "sharded"):  # it may be in their metadata
+            around = select(checkpoint, Rules()).around
+        roles = find_roles(around, found)
+        kinds = {name: role.kind for role in reversed(roles) for name in role.names}
+        if found.format == "dcp":
+            account = _account_of_dcp(checkpoint, found, kinds)
+            names = {id(s): name for s, name in _storages(checkpoint)}
+            return _result(checkpoint.path, found, account, names, roles, is_path, limits)
+        known = _known(checkpoint, found, kinds)
+        if not isinstance(file, str | os.PathLike):
+            file.seek(start or 0)
+        container = open_checkpoint(file, limits)
+        try:
+            if isinstance(container, ShardedContainer):
+                account, names = _account_of_shards(container, checkpoint, kinds, limits)
+            else:
+                assert isinstance(container, OneFile)
+                account = account_of(container, limits, known)
+                names = _names(account, known)
+            return _result(checkpoint.path, found, account, names, roles, is_path, limits)
+        finally:
+            container.close()
+
+
+def _storages(checkpoint: Checkpoint) -> Iterator[tuple[TensorStorage, str]]:
+    """Yield the storages of all tensors with names, and the names."""
+    for name, tensor in checkpoint.items():
+        for part in tensor.parts if isinstance(tensor, OtherTensor) else [tensor]:
+            assert isinstance(part, LazyTensor)
+            yield part.spec.storage, name
+
+
+def _known(checkpoint: Checkpoint, found: Outline, kinds: dict[str, str]) -> Known:
+    of_record: dict[str, str] = {}
+    for row in (*found.tensors, *found.constants):
+        kind = kinds.get(row.name, TENSORS)
+        for number in row.storages:
+            record = found.storages[number].record or ""
+            # A tensor of the model that shares its storage counts before others.
+            if of_record.setdefault(record, kind) != kind and kind == TENSORS:
+                of_record[record] = kind
+    names = {row.record or "": row.first_name for row in found.storages}
+    whole = {
+        held.storage.record or ""
+        for held in inner_tensors([checkpoint.root, *checkpoint.constants]).values()
+        if isinstance(held, BareStorage)
+    }
+    return Known(of_record, names, frozenset(whole))
+
+
+def _names(account: Account, known: Known) -> dict[int, str]:
+    return {
+        id(storage): known.names.get(storage.record or "", storage.record or "")
+        for storage in account.storages
+    }
+
+
+# -- several files ---------------------------------------------------------------------------------
+
+
+def _account_of_shards(
+    container: ShardedContainer, checkpoint: Checkpoint, kinds: dict[str, str], limits: Limits
+) -> tuple[Account, dict[int, str]]:
+    index_nbytes = os.path.getsize(container.name)
+    made = Account(index_nbytes)
+    made.add("index of shards", index_nbytes)
+    names: dict[int, str] = {}
+    for shard in container.shards:
+        assert isinstance(shard, OneFile)
+        with Checkpoint(shard.name, limits=limits) as its:
+            known = _known(its, outline(its), kinds)
+        account = account_of(shard, limits, known)
+        names |= _names(account, known)
+        made.size += account.size
+        for kind, each in account.sums.items():
+            made.add(kind, each.nbytes, each.count)
+        made.storages += account.storages
+        made.unreached += account.unreached
+        made.notes += account.notes
+    return made, names
+
+
+def _account_of_dcp(checkpoint: Checkpoint, found: Outline, kinds: dict[str, str]) -> Account:
+    """Return the bytes of a distributed checkpoint: those of tensors, and all others together."""
+    folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
+    suffixes = (".distcp", ".metadata", ".safetensors")
+    sizes = [
+        entry.stat().st_size
+        for entry in os.scandir(folder or os.curdir)
+        if entry.name.endswith(suffixes) and entry.is_file()
+    ]
+    made = Account(sum(sizes))
+    storages = {
+        id(storage): (storage, name) for storage, name in reversed([*_storages(checkpoint)])
+    }
+    for storage, name in storages.values():
+        made.storages.append(storage)
+        made.add(kinds.get(name, TENSORS), storage.nbytes)
+    around = made.size - sum(storage.nbytes for storage, _ in storages.values())
+    made.add("pickles, headers and padding", around, len(sizes))
+    return made
+
+
+# -- the result ------------------------------------------------------------------------------------
+
+
+def _result(
+    path: str,
+    found: Outline,
+    account: Account,
+    names: dict[int, str],
+    roles: list[Role],
+    is_path: bool,
+    limits: Limits,
+) -> WhyBig:
+    parts = [Part(kind, each.nbytes, each.count) for kind, each in account.sums.items()]
+    duplicates = [
+        Duplicates(group[0].nbytes, tuple(names[id(storage)] for storage in group))
+        for group in equal_storages(account.storages)
+    ]
+    copies = [_copy(role, found) for role in roles]
+    notes = [*found.notes, *account.notes]
+    savings: list[Saving] = []
+    if found.format in _WITH_CODE:
+        notes.append("convert would take the tensors only, without the code in the archive")
+    elif is_path:
+        ideas = _ideas(found, account, roles)
+        made = [saving_of(path, account.size, idea, limits) for idea in ideas]
+        savings = [saving for saving in made if saving is not None]
+    return WhyBig(
+        file=path,
+        format=found.format,
+        nbytes=account.size,
+        parts=tuple(sorted(parts, key=lambda part: -part.nbytes)),
+        unreached=tuple(sorted(account.unreached, key=lambda each: -each.nbytes)),
+        duplicates=tuple(sorted(duplicates, key=lambda each: -each.spare_nbytes)),
+        copies=tuple(sorted(copies, key=lambda each: -each.nbytes)),
+        savings=tuple(sorted(savings, key=lambda each: -each.saved)),
+        notes=tuple(notes),
+    )
+
+
+def _copy(role: Role, found: Outline) -> Copy:
+    wanted = set(role.names)
+    rows = [row for row in found.tensors if row.name in wanted]
+    slots: dict[str, int] = {}
+    for row in rows:
+        slot = row.name.rpartition(".")[2]
+        slots[slot] = slots.get(slot, 0) + row.nbytes
+    nbytes = sum(row.nbytes for row in rows)
+    return Copy(role.kind, role.prefix, len(rows), nbytes, role.of, slots)
+
+
+def _ideas(found: Outline, account: Account, roles: list[Role]) -> Iterator[Idea]:
+    optimizers = tuple(role.prefix for role in roles if role.kind == "optimizer state")
+    copies = tuple(role.prefix for role in roles if role.kind == "EMA copy")
+    if optimizers:
+        yield Idea("leave out the optimizer state", "no-optimizer", exclude=optimizers)
+    if copies:
+        yield Idea("leave out what looks like an EMA copy", "no-ema", exclude=copies)
+    if optimizers and copies:
+        what = "leave out both the optimizer state and the EMA copy"
+        yield Idea(what, "model", exclude=optimizers + copies)
+    if account.unreached:
+        what = "each tensor by itself, without what no tensor reaches"
+        yield Idea(what, "packed", suffix=".safetensors")
+    if any(kind in account.sums for kind in _LEFT_BEHIND):
+        yield Idea("write it anew, without what nothing needs", "new")
+    if not {"float32", "float64"}.isdisjoint(found.by_dtype):
+        yield Idea("round floating tensors to bfloat16", "bfloat16", dtype="bfloat16")

@@ -1,0 +1,169 @@
+"""What tensors are there for, told by structure: optimizer state, and copies that look like an EMA.
+
+An optimizer's ``state_dict()`` is a dict with "state" and "param_groups", wherever it stands. An
+EMA copy is a set of tensors under a prefix such as ``ema`` whose names go on as those of another
+set do, with the same shapes and dtypes; or a list of tensors with its shapes and dtypes in the
+same order. No value is looked at, so a copy "looks like" one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torchzip.checkpoint.module_tree import Module, module_tree
+from torchzip.checkpoint.names import children
+from torchzip.checkpoint.outline import Outline, TensorRow
+from torchzip.types import ForeignObject
+
+#: Steps of names under which averaged weights are kept.
+_EMA = re.compile(r"(?i)(?:^|[^a-z])(?:ema|swa|averaged?|avg|shadow)(?:[^a-z]|$)|ema_?model")
+#: Tensors from which on a set counts as a copy.
+_LEAST_TENSORS = 2
+#: Sets that are looked at, each beside all other names.
+_MOST_TRIED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Tensors with one purpose: all whose names begin with ``prefix`` and a dot.
+
+    ``kind`` is "optimizer state" or "EMA copy"; ``of`` is the prefix of what an EMA copy looks
+    like.
+    """
+
+    kind: str
+    prefix: str
+    names: tuple[str, ...]
+    of: str | None = None
+
+
+def find_roles(root: Any, outline: Outline) -> list[Role]:
+    """Return the optimizers and the EMA copies in an object, given its outline.
+
+    >>> import io, numpy as np, torchzip
+    >>> from torchzip.checkpoint.outline import outline
+    >>> buffer = io.BytesIO()
+    >>> slots = {0: {"exp_avg": np.zeros(2)}}
+    >>> torchzip.save({"opt": {"state": slots, "param_groups": []}, "w": np.ones(2)}, buffer)
+    >>> start = buffer.seek(0)
+    >>> checkpoint = torchzip.lazy_load(buffer)
+    >>> find_roles(checkpoint.root, outline(checkpoint))
+    [Role(kind='optimizer state', prefix='opt.state', names=('opt.state.0.exp_avg',), of=None)]
+    """
+    tree = module_tree(outline)
+    found = []
+    for prefix in _optimizers(root):
+        module = _at(tree, prefix)
+        if module is not None and module.tensors:
+            names = tuple(row.name for row in _rows(module))
+            found.append(Role("optimizer state", prefix, names))
+    return [*found, *_copies(tree)]
+
+
+def _optimizers(root: Any) -> Iterator[str]:
+    """Yield the prefixes of the states of optimizers; each object is looked at once."""
+    seen = {id(root)}
+    todo: deque[tuple[str, Any]] = deque([("", root)])
+    while todo:
+        prefix, value = todo.popleft()
+        if isinstance(value, dict) and "state" in value and "param_groups" in value:
+            yield f"{prefix}state"
+            continue
+        for name, _, child in children(value):
+            is_container = isinstance(child, dict | list | tuple | deque | ForeignObject)
+            if is_container and id(child) not in seen:
+                seen.add(id(child))
+                todo.append((f"{prefix}{name}.", child))
+
+
+def _at(tree: Module, prefix: str) -> Module | None:
+    module: Module | None = tree
+    for step in prefix.split("."):
+        module = module.children.get(step) if module is not None else None
+    return module
+
+
+def _rows(module: Module) -> Iterator[TensorRow]:
+    if module.row is not None:
+        yield module.row
+    for _, below in module.walk():
+        if below.row is not None:
+            yield below.row
+
+
+def _copies(tree: Module) -> Iterator[Role]:
+    """Yield the sets of tensors that look like a copy of another set."""
+    taken: list[str] = []
+    left = _MOST_TRIED
+    by_name = {row.name: row for row in _rows(tree)}
+    by_end: dict[str, list[str]] | None = None
+    for _, module in tree.walk():
+        if module.row is not None or module.tensors < _LEAST_TENSORS:
+            continue
+        if not _EMA.search(module.name):
+            continue
+        path = module.path
+        if not left or any(path.startswith(each) for each in taken):
+            continue
+        left -= 1
+        if by_end is None:
+            by_end = {}
+            for name in by_name:
+                by_end.setdefault(name.rpartition(".")[2], []).append(name)
+        of = _original(module, by_name, by_end)
+        if of is None:
+            of = _original_of_a_list(module, tree)
+        if of is not None:
+            taken.append(path + ".")
+            yield Role("EMA copy", path, tuple(row.name for row in _rows(module)), of)
+
+
+def _original(
+    module: Module, by_name: dict[str, TensorRow], by_end: dict[str, list[str]]
+) -> str | None:
+    """Return the prefix under which the same names go on; None if there is none.
+
+    Steps that all names have in common, such as the ``module`` of a wrapper, may be missing there.
+    """
+    inner = module
+    while True:
+        path = inner.path + "."
+        tails = [(row.name[len(path) :], row) for row in _rows(inner)]
+        if any(not tail for tail, _ in tails):
+            return None
+        first = tails[0][0]
+        for name in by_end[first.rpartition(".")[2]]:
+            if not name.endswith(first) or name.startswith(module.path + "."):
+                continue
+            prefix = name[: len(name) - len(first)]
+            if (not prefix or prefix.endswith(".")) and all(
+                _is_like(by_name.get(prefix + tail), row) for tail, row in tails
+            ):
+                return prefix.removesuffix(".")
+        if inner.row is not None or len(inner.children) != 1:
+            return None
+        (inner,) = inner.children.values()
+
+
+def _original_of_a_list(module: Module, tree: Module) -> str | None:
+    """Return the set whose shapes and dtypes a list of tensors has in the same order."""
+    rows = list(_rows(module))
+    if not all(row.name.rpartition(".")[2].isdecimal() for row in rows):
+        return None
+    above = module.path.partition(".")[0]
+    for other in tree.children.values():
+        if other.name == above or other.tensors != len(rows):
+            continue
+        if all(map(_is_like, _rows(other), rows)):
+            return other.path
+    return None
+
+
+def _is_like(one: TensorRow | None, other: TensorRow) -> bool:
+    return one is not None and (one.kind, one.dtype, one.shape) == (
+        other.kind, other.dtype, other.shape
+    )  # fmt: skip

@@ -1,0 +1,90 @@
+"""What `convert` would save of a file, to the byte: its own plans, which nothing is written for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.convert.plan import make_plan
+from torchzip.convert.rules import Rules
+from torchzip.convert.targets import SAFETENSORS_SUFFIX, ZIP_SUFFIXES, parse_target
+from torchzip.errors import TorchZipError
+from torchzip.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """A command, what it does, the size of its output and what that is less than the file.
+
+    ``is_lossy`` says that numbers are rounded. ``not_carried`` is what else the output has not, as
+    `convert` says it.
+    """
+
+    what: str
+    command: str
+    nbytes: int
+    saved: int
+    is_lossy: bool
+    not_carried: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Idea:
+    """A conversion that may save something: ``label`` goes into the name of its output."""
+
+    what: str
+    label: str
+    suffix: str | None = None
+    exclude: tuple[str, ...] = ()
+    dtype: str | None = None
+
+
+def saving_of(path: str, size: int, idea: Idea, limits: Limits) -> Saving | None:
+    """Return what an idea saves; None if that is nothing, or it cannot be done."""
+    target = _target(path, idea)
+    globs = [re.sub(r"([*?[])", r"[\1]", prefix) + ".*" for prefix in idea.exclude]
+    try:
+        with Checkpoint(path, limits=limits) as checkpoint:
+            rules = Rules(dtype=idea.dtype, exclude=globs or None)
+            plan = make_plan(checkpoint, parse_target(target), rules)
+    except (TorchZipError, ValueError):
+        return None  # a tensor that the target cannot hold, say
+    options = []
+    for glob in globs:
+        options += [f"--exclude={glob}"] if glob.startswith("-") else ["--exclude", glob]
+    options += ["--dtype", idea.dtype] if idea.dtype else []
+    words = ["torchzip", "convert", _as_argument(path), _as_argument(target), *options]
+    if plan.nbytes >= size or plan.unused or not all(map(str.isprintable, words)):
+        return None
+    return Saving(
+        what=idea.what,
+        command=shlex.join(words),
+        nbytes=plan.nbytes,
+        saved=size - plan.nbytes,
+        is_lossy=idea.dtype is not None,
+        not_carried=tuple(plan.lost),
+    )
+
+
+def _as_argument(path: str) -> str:
+    return os.path.join(os.curdir, path) if path.startswith("-") else path
+
+
+def _target(path: str, idea: Idea) -> str:
+    """Return a path beside the file where nothing is yet."""
+    folder, name = os.path.split(path.rstrip(os.sep) or path)
+    name = name.removesuffix(".index.json")
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in (*ZIP_SUFFIXES, SAFETENSORS_SUFFIX):
+        stem, suffix = (name, SAFETENSORS_SUFFIX) if os.path.isdir(path) else (stem, ".pt")
+    suffix = idea.suffix or suffix
+    label = idea.label
+    made = os.path.join(folder, f"{stem}-{label}{suffix}")
+    number = 2
+    while os.path.lexists(made):
+        made = os.path.join(folder, f"{stem}-{label}-{number}{suffix}")
+        number += 1
+    return made
