@@ -367,6 +367,16 @@ def test_structure(browser: Any, pages: dict[str, Path]) -> None:
         assert len(ids) == len(set(ids))
 
 
+def test_print_is_on_white(browser: Any, pages: dict[str, Path]) -> None:
+    """Whoever reads on black prints black on white."""
+    with Opened(browser, pages["model"], color_scheme="dark") as page:
+        ground = "getComputedStyle(document.querySelector('.tile.leaf')).backgroundColor"
+        dark = page.look(ground)
+        page.tab.emulate_media(media="print", color_scheme="dark")
+        assert _luminance(dark) < 0.2 < 0.6 < _luminance(page.look(ground))
+        assert _luminance(page.look("getComputedStyle(document.body).color")) == 0
+
+
 def test_resize_and_print(browser: Any, pages: dict[str, Path]) -> None:
     """The map is laid out anew for another width; on paper it is there, the controls are not."""
     with Opened(browser, pages["model"]) as page:

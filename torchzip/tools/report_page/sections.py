@@ -245,7 +245,7 @@ def names(contents: Contents) -> str:
         return ""
     ordered = sorted(contents.globals, key=lambda each: (not each.is_foreign, each.is_torch_safe))
     rows = [
-        f'<th scope="row" class="name">{escaped(each.name)}</th>'
+        f'<th scope="row" class="name">{name_of(each.name)}</th>'
         f"<td>{'foreign' if each.is_foreign else 'known'}</td>"
         + ("<td>accepts</td>" if each.is_torch_safe else '<td class="alarm">refuses</td>')
         for each in ordered
