@@ -9,12 +9,20 @@ import sys
 from collections.abc import Sequence
 
 import torchzip
-from torchzip.cli import checking, comparing, converting, disassembly, listing, naming
+from torchzip.cli import (
+    checking,
+    comparing,
+    converting,
+    disassembly,
+    editing,
+    listing,
+    naming,
+)
 from torchzip.cli.command import BAD, DONE, USAGE, say
 from torchzip.errors import TorchZipError
 
 #: In the order of the help.
-_COMMANDS = (listing, naming, checking, comparing, converting, disassembly)
+_COMMANDS = (listing, naming, checking, comparing, converting, editing, disassembly)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,16 +7,19 @@ Each function is imported when it is asked for, as those of `torchzip` are.
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Diff", "Verified", "diff", "verify"]
+__all__ = ["Diff", "Edited", "Verified", "diff", "edit", "verify"]
 
 if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, diff
+    from torchzip.tools.editing import Edited, edit
     from torchzip.tools.verification import Verified, verify
 else:
 
     def __getattr__(name: str) -> Any:
         if name in ("Diff", "diff"):
             from torchzip.tools import differences as home
+        elif name in ("Edited", "edit"):
+            from torchzip.tools import editing as home
         elif name in ("Verified", "verify"):
             from torchzip.tools import verification as home
         else:
