@@ -194,7 +194,6 @@ def prefixes(paths: Iterable[str]) -> set[str]:
     """Return what may be a dict around the items of these paths.
 
     >>> sorted(prefixes(["a.b.c"]))
-    ['', 'a', 'a.b']
+    ['a', 'a.b']
     """
-    found = {path[:index] for path in paths for index, letter in enumerate(path) if letter == "."}
-    return found | {""}
+    return {path[:index] for path in paths for index, letter in enumerate(path) if letter == "."}

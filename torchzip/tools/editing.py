@@ -15,7 +15,7 @@ from torchzip.container import zip_edit
 from torchzip.container.zip_reader import ZipReader
 from torchzip.container.zip_writer import MAX_ALIGNMENT, archive_name, measure
 from torchzip.convert.rules import Globs, RenameRules
-from torchzip.errors import UnsupportedError
+from torchzip.errors import TorchZipError, UnsupportedError
 from torchzip.files.in_place import InPlaceFile
 from torchzip.files.source import FileSource
 from torchzip.formats.base import Contents, OpenStorage, check_options
@@ -244,7 +244,14 @@ class _Edit:
         return nbytes
 
     def _structure(self, keys: StorageKeys) -> Structure:
-        structure = Structure(self._contents.root, keys, place_arrays)
+        try:
+            structure = Structure(self._contents.root, keys, place_arrays)
+        except TorchZipError as error:
+            raise error.at(path=self.source.name) from None
+        except (TypeError, ValueError) as error:  # what torch itself could not have saved
+            raise UnsupportedError(
+                f"the object in the file cannot be saved again: {error}", path=self.source.name
+            ) from None
         if all(is_torch_safe(*name) for name in self._contents.globals):
             warn_refused(structure)
         return structure

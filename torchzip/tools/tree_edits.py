@@ -94,7 +94,8 @@ class TreeEdit:
         self._limits = limits
         self._characters = limits.names_nbytes + 4 * pickle_nbytes
         self._changes: dict[int, tuple[str, _Change]] = {}
-        self._names: dict[str, str] = {}  # new path -> old path
+        # By new path: the old one, and whether a rule is about this very item.
+        self._names: dict[str, tuple[str, bool]] = {}
         self._grads: dict[int, tuple[Any, bool, str]] = {}
         self._devices: dict[int, tuple[TensorStorage, str, str]] = {}
         self._values: list[tuple[dict[Any, Any], Any, Any]] = []
@@ -113,8 +114,6 @@ class TreeEdit:
         ways = _count_containers(self.root) + self._limits.shared_names
         stack = [self._frame(self.root, "", "")]
         on_path = {id(self.root)}
-        if isinstance(self.root, dict) and "" in self._wanted:
-            self._known[""] = _Known(None, None, self.root, "", False)
         while stack:
             frame = stack[-1]
             for item in frame.items:
@@ -176,14 +175,18 @@ class TreeEdit:
         if is_dropped:
             return None
         if self._rules.changes_names:
-            self._claim(new_path, path)
+            self._claim(new_path, path, is_new=text != item.text)
         return new_path
 
-    def _claim(self, new_path: str, path: str) -> None:
-        """Take a name, which no other item may have because of these rules."""
-        other = self._names.setdefault(new_path, path)
-        if other != path and (other != new_path or path != new_path):
-            raise ValueError(f"{other!r} and {path!r} would both be called {new_path!r}")
+    def _claim(self, new_path: str, path: str, is_new: bool) -> None:
+        """Take a name; ``is_new`` says that a rule gives it to this item.
+
+        Two items may have had one name before. Then both keep it.
+        """
+        known = self._names.get(new_path)
+        if known is not None and (known != (path, False) or is_new):
+            raise ValueError(f"{known[0]!r} and {path!r} would both be called {new_path!r}")
+        self._names[new_path] = (path, is_new)
 
     def _keep(self, frame: _Frame) -> None:
         for own, change in frame.changes.items():
@@ -220,7 +223,7 @@ class TreeEdit:
     # -- values --------------------------------------------------------------------------------
 
     def _set(self, path: str, value: Any) -> None:
-        known = self._known.get(path) if path else None
+        known = self._known.get(path)
         if known is not None and not known.is_dropped:
             if known.holder is None:
                 raise ValueError(f"{path!r} is no item of a dict; only these can be set")
@@ -232,25 +235,26 @@ class TreeEdit:
                 self.set.append(path)
             return
         holder, key, new_path = self._place_of_new(path)
-        self._claim(new_path, f"{path} (new)")
+        self._claim(new_path, f"{path} (new)", is_new=True)
         self._values.append((holder, key, value))
         self.set.append(path)
 
     def _place_of_new(self, path: str) -> tuple[dict[Any, Any], str, str]:
         """Return the innermost dict that there is for a new item, its key, and its new path."""
         parent = path
-        while parent:
-            parent, dot, _ = parent.rpartition(".")
+        while "." in parent:
+            parent = parent.rpartition(".")[0]
             known = self._known.get(parent)
             if known is None:
                 continue
             if known.is_dropped or not isinstance(known.value, dict):
                 what = "dropped" if known.is_dropped else "no dict"
-                raise ValueError(f"{path!r} cannot be set, as {parent or 'the object'!r} is {what}")
-            key = path[len(parent) + len(dot) :] if parent else path
-            prefix = f"{known.new_path}." if parent else ""
-            return known.value, key, prefix + key
-        raise ValueError(f"{path!r} cannot be set, as the object in the file is no dict")
+                raise ValueError(f"{path!r} cannot be set, as {parent!r} is {what}")
+            key = path[len(parent) + 1 :]
+            return known.value, key, f"{known.new_path}.{key}"
+        if not isinstance(self.root, dict):
+            raise ValueError(f"{path!r} cannot be set, as the object in the file is no dict")
+        return self.root, path, path
 
     # -- the end -------------------------------------------------------------------------------
 
