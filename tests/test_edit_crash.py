@@ -155,6 +155,31 @@ def test_the_disk_goes_away(place: Place) -> None:
     assert seen == {False, True}
 
 
+def test_interrupt_at_each_call(place: Place) -> None:
+    """Ctrl-C before a call or right after it: the old bytes or the new ones, and no lock stays."""
+
+    def before(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        if name == "close":
+            real(*args)
+        raise KeyboardInterrupt
+
+    def after(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        real(*args, **more)
+        raise KeyboardInterrupt
+
+    for call in _calls(place):
+        for effect in (before, after):
+            place.reset()
+            # What is opened and not known yet stays open, as with any program.
+            if call[0] == "open" and effect is after:
+                continue
+            with under(call.__eq__, effect), pytest.raises(KeyboardInterrupt):
+                place.edit()
+            assert place.path.read_bytes() in (place.old, place.new)
+            with in_place.InPlaceFile(place.path):
+                pass
+
+
 def test_each_write_is_short_once(place: Place) -> None:
     """It is gone on with, from where it ended."""
     for call in _calls(place):

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from torchzip.cli.command import DONE, add_command, say
+from torchzip.cli.command import DONE, add_command, exit_on_sigterm, say
 from torchzip.cli.rendering import count_text, nbytes_text
 from torchzip.errors import printable
 from torchzip.tools.editing import Edited, edit
@@ -91,7 +91,7 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     rules = rules_of(arguments)
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, exit_on_sigterm():
         warnings.simplefilter("always")
         found = edit(arguments.file, compact=arguments.compact, dry_run=arguments.dry_run, **rules)
     for line in [*found.unused, *(str(warning.message) for warning in caught)]:
@@ -169,9 +169,10 @@ def as_text(found: Edited, dry_run: bool = False) -> str:
         done.append("nothing to change")
     lines.append(f"{printable(found.file)}: {', '.join(done)}")
     if found.dead_nbytes:
+        are = "would be" if dry_run else "are"
         lines.append(
-            f"{nbytes_text(found.dead_nbytes)} of {nbytes_text(found.nbytes)} are not used by "
-            "anything; --compact frees them"
+            f"{nbytes_text(found.dead_nbytes)} of {nbytes_text(found.nbytes)} {are} used by "
+            "nothing; --compact frees them"
         )
     lines += [f"note: {printable(note)}" for note in found.notes]
     return "\n".join(lines)
