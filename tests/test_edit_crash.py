@@ -199,7 +199,9 @@ def test_the_process_ends_at_each_call(place: Place) -> None:
     torch = pytest.importorskip("torch")
     calls = _calls(place)
     switch = _last(calls, "pwrite")
-    ends = [(call, end_process) for call in calls] + [(call, end_afterwards) for call in calls]
+    # Of the reads, which leave nothing, some.
+    chosen = [call for call in calls if call[0] != "pread" or call[1] % 8 == 0]
+    ends = [(call, end_process) for call in chosen] + [(call, end_afterwards) for call in chosen]
     # A sector is written as a whole: the last write is not cut in two.
     ends += [(call, end_half_way) for call in calls if call[0] == "pwrite" and call != switch]
     seen = set()
@@ -214,7 +216,7 @@ def test_the_process_ends_at_each_call(place: Place) -> None:
         left = place.path.read_bytes()
         is_new = place.is_new(left)
         seen.add((is_new, left in (place.old, place.new)))
-        if call[0] in ("pwrite", "fsync"):
+        if call[0] == "pwrite":
             place.check_in_torch(torch, left)
         if not is_new:
             place.edit()
@@ -223,31 +225,40 @@ def test_the_process_ends_at_each_call(place: Place) -> None:
 
 
 @forks
-def test_the_process_ends_while_it_clears_up(place: Place) -> None:
-    """An edit fails, and then the process ends at each call of the clearing up."""
-    calls = _calls(place)
-    writes = [call for call in calls if call[0] == "pwrite"]
-    for failed in (writes[0], writes[-2], writes[-1]):
-        cleaning: list[Call] = []
+@pytest.mark.parametrize("is_done", [False, True], ids=["not done", "done"])
+def test_the_process_ends_while_it_clears_up(place: Place, is_done: bool) -> None:
+    """A write fails, with or without effect, and then the process ends at each call that follows.
 
-        def task(at: int, failed: Call = failed, cleaning: list[Call] = cleaning) -> None:
-            def fails(this: Call) -> bool:
-                if this == failed or cleaning:
-                    cleaning.append(this)
-                return this == failed or len(cleaning) == at
+    What was done in spite of the error is undone as well.
+    """
+    writes = [call for call in _calls(place) if call[0] == "pwrite"]
+    for failed in (writes[0], writes[-2], writes[-1]):
+        for at in range(1, 20):
+            calls: list[Call] = []
+
+            def fails(this: Call, failed: Call = failed, calls: list[Call] = calls) -> bool:
+                if this == failed or calls:
+                    calls.append(this)
+                return this == failed or len(calls) == at + 1  # noqa: B023
 
             def effect(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> None:
-                if len(cleaning) == at:
+                if len(calls) == at + 1:  # noqa: B023
                     os._exit(77)
+                if is_done:
+                    real(*args, **more)
                 raise OSError(errno.EIO, "of the test")
 
-            with under(fails, effect), pytest.raises(OSError, match="of the test"):
-                place.edit()
+            def task(
+                fails: Callable[[Call], bool] = fails, effect: Callable[..., Any] = effect
+            ) -> None:
+                with under(fails, effect), pytest.raises(OSError, match="of the test"):
+                    place.edit()
 
-        for at in range(2, 20):
             place.reset()
-            status = in_child(lambda at=at, task=task: task(at))  # type: ignore[misc]
-            assert not place.is_new(place.path.read_bytes())
+            status = in_child(task)
+            # The first thing that is undone is the last write.
+            is_new = is_done and failed == writes[-1] and at == 1
+            assert place.is_new(place.path.read_bytes()) == is_new
             if status == 0:
                 break
             assert status == 77
@@ -266,17 +277,26 @@ class Write(NamedTuple):
 
 
 class Log:
-    """Stands for ``os`` in `in_place`, and notes what is written between two syncs."""
+    """Stands for ``os`` in `in_place`, and notes what is written between two syncs.
 
-    def __init__(self) -> None:
+    One write, told by its number, raises an error although it is done.
+    """
+
+    def __init__(self, failing: int = -1) -> None:
         self.epochs: list[list[Write]] = [[]]
+        self.writes = 0
+        self._failing = failing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
     def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
         self.epochs[-1].append(Write(offset, bytes(data)))
-        return os.pwrite(descriptor, data, offset)
+        done = os.pwrite(descriptor, data, offset)
+        self.writes += 1
+        if self.writes == self._failing:
+            raise OSError(errno.EIO, "of the test")
+        return done
 
     def ftruncate(self, descriptor: int, size: int) -> None:
         self.epochs[-1].append(Write(size, b""))
@@ -349,7 +369,7 @@ def _check_states(place: Place, old: bytes, epochs: list[list[Write]]) -> set[bo
     seen = set()
     for number, data in enumerate(_states(old, epochs, random.Random(0))):
         seen.add(place.is_new(data))
-        if number % 7 == 0:
+        if number % 20 == 0:
             place.check_in_torch(torch, data)
     return seen
 
@@ -362,6 +382,21 @@ def test_power_cuts(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     assert epochs[-1] == []
     assert len(_sectors(epochs[-2])) == 1  # the switch
     assert _check_states(place, place.old, epochs) == {False, True}
+
+
+def test_power_cuts_while_it_clears_up(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+    """A write fails, though it is done, and the power is cut at any moment from then on."""
+    count = sum(map(len, _logged(monkeypatch, place)))
+    for failing in (1, count - 1, count):
+        place.reset()
+        log = Log(failing)
+        with monkeypatch.context() as patch:
+            patch.setattr(in_place, "os", log)
+            with pytest.raises(OSError, match="of the test"):
+                place.edit()
+        assert place.path.read_bytes() == place.old
+        seen = _check_states(place, place.old, log.epochs)
+        assert seen == ({False, True} if failing == count else {False})
 
 
 def test_power_cuts_after_a_kill(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:

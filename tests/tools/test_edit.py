@@ -905,7 +905,7 @@ def test_attacks(tmp_path: Path) -> None:
     """Any bytes are edited or refused, by the errors of the reader; what was read is read again."""
     path = tmp_path / "m.pt"
     done = 0
-    for attack in ATTACKS[::3]:
+    for attack in ATTACKS[::6]:
         data = _rebuilt(attack.data) or attack.data
         path.write_bytes(data)
         try:
@@ -916,7 +916,7 @@ def test_attacks(tmp_path: Path) -> None:
         if attack.error is None and found.how != "unchanged":
             tz.load(path)
             done += 1
-    assert done > 20
+    assert done > 10
 
 
 # -- any object and any rules ----------------------------------------------------------------------

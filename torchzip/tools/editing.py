@@ -244,8 +244,13 @@ class _Edit:
         return nbytes
 
     def _structure(self, keys: StorageKeys) -> Structure:
+        # Tensors are written many at once where their keys follow one another: it would be tried
+        # in vain, and cost time, for each that is behind one that was dropped.
+        in_order = list(self._opened) == list(map(str, range(len(self._opened))))
+        is_in_vain = isinstance(keys, _FileKeys) and (self._tree.dropped or not in_order)
+        one_by_one = self if is_in_vain else None
         try:
-            structure = Structure(self._contents.root, keys, place_arrays)
+            structure = Structure(self._contents.root, keys, place_arrays, writer=one_by_one)
         except TorchZipError as error:
             raise error.at(path=self.source.name) from None
         except (TypeError, ValueError) as error:  # what torch itself could not have saved
