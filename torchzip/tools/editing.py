@@ -24,7 +24,7 @@ from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.memory import place_arrays
-from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
+from torchzip.tensors.reduce import StorageKeys, Stored
 from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.tools.edit_rules import DeviceRules, EditRules, GradRules
 from torchzip.tools.tree_edits import TreeEdit
@@ -131,9 +131,9 @@ def edit(
                     target.check_same(task.source)
                     zip_edit.write(target, appended, task.source.size)
                 return report
-            task.notes.append(
-                "the file was written anew, because nothing can be appended to an archive like it"
-            )
+            task.notes[:] = [
+                "nothing can be appended to an archive like this one, so all of it is written anew"
+            ]
         return task.report("rewritten", task.rewrite(target))
 
 
@@ -186,6 +186,8 @@ class _Edit:
 
     def append(self) -> zip_edit.Appended | None:
         """Return what is to be put behind the file; None if that is impossible."""
+        if zip_edit.old_size(self._archive) is None:
+            return None
         keys = _FileKeys(self._opened)
         structure = self._structure(keys)
         self._kept = keys.names()
@@ -351,8 +353,8 @@ class _FileKeys(StorageKeys):
         key = self._known.get(id(storage))
         if key is None:
             raise UnsupportedError(
-                f"a {as_storage(storage).torch_dtype} storage would be packed anew; compact=True "
-                "(--compact) writes the whole file"
+                f"a storage of {storage.torch_dtype} would be packed anew; compact (--compact) "
+                "writes the whole file"
             )
         if id(storage) not in self._keys:
             self._keys[id(storage)] = key
