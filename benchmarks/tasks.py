@@ -12,6 +12,7 @@ import io
 import mmap
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -212,6 +213,25 @@ def rename(tool: str, folder: Path, size: float) -> Work:
         )
 
     return theirs
+
+
+def prepare_edited(folder: Path, size: float) -> None:
+    """Write the big checkpoint, and once more for the tool that changes it."""
+    prepare_big(folder, size)
+    if not (folder / "edited.pt").exists():
+        shutil.copyfile(folder / "big.pt", folder / "edited.pt")
+
+
+def rename_in_place(tool: str, folder: Path, size: float) -> Work:
+    if not is_ours(tool):
+        return rename(tool, folder, size)
+    from torchzip.tools import edit
+
+    def other_name(name: str) -> str:
+        first, _, rest = name.partition(".")
+        return f"{'model' if first == 'net' else 'net'}.{rest}"
+
+    return lambda: edit(folder / "edited.pt", rename=other_name)
 
 
 # -- save and load ------------------------------------------------------------------------------
@@ -434,7 +454,10 @@ def _rows() -> list[Row]:
             f"rename the keys of big, file copied, {alone}",
             {"torchzip": {"torch mmap": 3, DISK: None}}, rename, prepare_big,
         ),
-        # Renaming in place comes with `torchzip edit`.
+        Row(
+            f"rename the keys of big in place, {alone}",
+            {"torchzip": {"torch mmap": None}}, rename_in_place, prepare_edited,
+        ),
         Row(
             "import, the whole process",
             {"torchzip": {"torch": None}}, import_it, repeat=3, fresh=True, extra_ms={NUMPY: 15},

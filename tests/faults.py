@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from torchzip.convert import conversion, mapped, run
-from torchzip.files import direct, new_file, ranges, sink, source
+from torchzip.files import direct, in_place, new_file, ranges, sink, source
 
 #: All that reach the system while they write.
-WRITING = (new_file, sink, direct, ranges, source, run, conversion, mapped)
+WRITING = (new_file, in_place, sink, direct, ranges, source, run, conversion, mapped)
 _CALLS = frozenset(
     "open write pwrite pread preadv fsync ftruncate replace close fchmod copy_file_range"
     " posix_fadvise unlink stat fstat fstatvfs mkdir rmdir".split()
@@ -96,6 +96,12 @@ def end_process(name: str, real: Callable[..., Any], *args: Any, **more: Any) ->
     os._exit(77)
 
 
+def end_afterwards(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    """Do it, and end the process."""
+    real(*args, **more)
+    os._exit(77)
+
+
 def end_half_way(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
     """Take half, and end the process."""
     half(name, real, *args, **more)
@@ -110,6 +116,7 @@ def under(
     system = System(fails, effect)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(new_file, "_reserve", system.wrapped("reserve", new_file._reserve))
+        patch.setattr(in_place, "allocate", system.wrapped("reserve", new_file.allocate))
         for module in WRITING:
             if hasattr(module, "os"):
                 patch.setattr(module, "os", system)

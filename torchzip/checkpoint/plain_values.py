@@ -36,7 +36,7 @@ def flat_values(root: Any, is_tensor: Callable[[Any], bool], limits: Limits) -> 
     found: dict[str, Any] = {}
     if is_tensor(root):
         return found
-    if not _is_container(root):
+    if not is_container(root):
         return {"": root}
     stack = [(_below(root, is_tensor), "", id(root))]
     on_path = {id(root)}
@@ -53,7 +53,7 @@ def flat_values(root: Any, is_tensor: Callable[[Any], bool], limits: Limits) -> 
             characters -= len(name)
             if characters < 0:
                 raise LimitError("names_nbytes", limits.names_nbytes + 1, limits.names_nbytes)
-            if not _is_container(child):
+            if not is_container(child):
                 found.setdefault(name, child)
                 continue
             _add_class(found, name, child)
@@ -86,19 +86,20 @@ def _add_class(found: dict[str, Any], name: str, value: Any) -> None:
 def _measure(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[int, int, int]:
     """Return how many containers there are, what is in them, and the characters of its keys."""
     seen: dict[int, Any] = {id(root): root}
-    todo = [root] if _is_container(root) and not is_tensor(root) else []
+    todo = [root] if is_container(root) and not is_tensor(root) else []
     items = characters = 0
     while todo:
         for key, _, child in _below(todo.pop(), is_tensor):
             items += 1
             characters += len(key)
-            if id(child) not in seen and not is_tensor(child) and _is_container(child):
+            if id(child) not in seen and not is_tensor(child) and is_container(child):
                 seen[id(child)] = child
                 todo.append(child)
     return len(seen), items, characters
 
 
-def _is_container(value: Any) -> bool:
+def is_container(value: Any) -> bool:
+    """Return whether a value holds others that have names of their own."""
     if isinstance(value, ForeignObject):
         return next(children(value), None) is not None
     if isinstance(value, Parameter):

@@ -77,7 +77,7 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     """
     keys = StorageKeys()
     structure = Structure(obj, keys, place_arrays)
-    _warn_refused(structure)
+    warn_refused(structure)
     with Archive(file, alignment, crc32) as archive:
         archive.write_head(structure.pickle)
         archive.write_storages(keys.order)
@@ -85,7 +85,8 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
         archive.commit()
 
 
-def _warn_refused(structure: Structure) -> None:
+def warn_refused(structure: Structure) -> None:
+    """Warn the caller's caller of what torch's default loader will not take."""
     if structure.refused:
         shown = [f"{path} ({reason})" for path, reason in dict(structure.refused).items()]
         more = f", and {len(shown) - 20} more" if len(shown) > 20 else ""
@@ -296,7 +297,7 @@ class IncrementalWriter:
             self._state = "saving"  # for what an object's own ``__reduce__`` may do
             try:
                 structure = Structure(obj, keys, self._place, self._spec_of, self._storage_of, self)
-                _warn_refused(structure)
+                warn_refused(structure)
             finally:
                 if self._state == "saving":
                     self._state = "open"

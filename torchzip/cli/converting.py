@@ -6,14 +6,12 @@ import argparse
 import dataclasses
 import json
 import os
-import signal
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torchzip
-from torchzip.cli.command import DONE, add_command, say
+from torchzip.cli.command import DONE, add_command, exit_on_sigterm, say
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, nbytes_text, table
 from torchzip.convert.rules import Rules
@@ -105,15 +103,11 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # It undoes what was begun, as Ctrl-C does; the system would end the process where it is.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
+    with exit_on_sigterm():
         if arguments.dry_run:
             _dry_run(arguments)
         else:
             _convert(arguments)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return DONE
 
 

@@ -15,6 +15,7 @@ from torchzip.cli import (
     completion,
     converting,
     disassembly,
+    editing,
     listing,
     naming,
     repairing,
@@ -35,6 +36,7 @@ _COMMANDS = (
     checking,
     comparing,
     repairing,
+    editing,
     converting,
     disassembly,
 )

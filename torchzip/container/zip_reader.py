@@ -1,7 +1,7 @@
 """The records of a zip archive, read once and in one way.
 
 Two readers that disagree about an archive can be shown different content, so
-everything that would allow two readings is refused: more than one plausible end record,
+everything that would allow two readings is refused: more than one plausible end (`zip_end`),
 names that are equal or differ only in ASCII case, entries that overlap or lie outside,
 counts that lie, local headers that disagree with the directory in name, method or encryption.
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,14 +28,12 @@ from numpy.typing import NDArray
 
 from torchzip.container.inflating import inflate_span
 from torchzip.container.record_index import RecordIndex, index_fast, index_plainly, show
-from torchzip.errors import TRUNCATED, ArchiveError, LimitError, UnsupportedError
+from torchzip.container.zip_end import find_end
+from torchzip.errors import ArchiveError, LimitError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
-_END = struct.Struct("<4sHHHHLLH")
-_LOCATOR = struct.Struct("<4sLQL")
-_END_64 = struct.Struct("<4sQHHLLQQQQ")
 _LOCAL = struct.Struct("<4sHHHHHLLLHH")
 _BIG = 0xFFFFFFFF
 
@@ -68,7 +67,8 @@ class Entry(NamedTuple):
 class ZipReader:
     """The records of an archive that fills a Source.
 
-    ``root`` is the archive name; iterating gives the record names in the directory's order. With
+    ``root`` is the archive name, ``end`` says where the directory is; iterating gives the record
+    names in the directory's order. With
     ``in_folder=False`` the records need not lie in one directory and ``root`` is empty: archives
     that Python's ``zipfile`` wrote, as the oldest .pt2 files are.
 
@@ -87,100 +87,11 @@ class ZipReader:
         self._in_folder = in_folder
         self._data_offsets: dict[str, int] = {}
         try:
-            start, nbytes, count = self._find_directory()
-            self.root, self._index, self._columns = self._parse_directory(start, nbytes, count)
+            self.end = find_end(source, limits)
+            self.root, self._index, self._columns = self._parse_directory(*self.end.directory)
             self._sizes, self._compressed, self._crcs, self._methods, *_ = self._columns
         except (ArchiveError, LimitError, UnsupportedError) as error:
             raise error.at(path=source.name) from None
-
-    # -- the end of the archive ------------------------------------------------------
-
-    def _find_directory(self) -> tuple[int, int, int]:
-        """Return offset, size and number of entries of the one central directory."""
-        source = self.source
-        tail_nbytes = min(source.size, 22 + 0xFFFF)
-        base = source.size - tail_nbytes
-        tail = bytes(source.read_at(base, tail_nbytes))
-        # Readers search backwards: the last signature with a whole record behind it counts.
-        at = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - 18))
-        if at < 0:
-            raise ArchiveError(
-                f"no zip directory in the last {tail_nbytes:,} bytes (the file has "
-                f"{source.size:,} bytes and starts like a zip archive). {TRUNCATED}"
-            )
-        found = self._read_end(tail, base, at)
-        last = base + at
-        # Another one that leads to a directory as well: some reader would follow it.
-        at = tail.rfind(b"PK\5\6", 0, at)
-        while at >= 0:
-            try:
-                self._read_end(tail, base, at)
-            except (ArchiveError, LimitError):
-                at = tail.rfind(b"PK\5\6", 0, at)
-            else:
-                raise ArchiveError(
-                    f"end records at bytes {base + at:,} and {last:,} each lead to a directory; "
-                    "readers would disagree about what is in this file"
-                )
-        return found
-
-    def _read_end(self, tail: bytes, base: int, at: int) -> tuple[int, int, int]:
-        _, disk, first_disk, on_disk, count, nbytes, offset, _ = _END.unpack_from(tail, at)
-        end = base + at  # where the directory must end
-        locator_at = end - _LOCATOR.size
-        locator = (
-            _LOCATOR.unpack(self.source.read_at(locator_at, _LOCATOR.size))
-            if locator_at >= 0
-            else None
-        )
-        if locator is not None and locator[0] == b"PK\6\7":
-            _, disk_of_end, end_64, disks = locator
-            if disk_of_end or disks > 1 or end_64 + _END_64.size > locator_at:
-                raise ArchiveError(
-                    f"the zip64 locator points to byte {end_64:,}, where no end record can be",
-                    offset=locator_at,
-                )
-            row = _END_64.unpack(self.source.read_at(end_64, _END_64.size))
-            magic, length, _, _, disk_64, first_64, on_disk_64, count_64, nbytes_64, offset_64 = row
-            if magic != b"PK\6\6" or end_64 + 12 + length != locator_at:
-                raise ArchiveError(
-                    "the zip64 locator points here; a zip64 end record up to byte "
-                    f"{locator_at:,} was expected",
-                    offset=end_64,
-                )
-            for low, cap, high in (
-                (disk, 0xFFFF, disk_64),
-                (first_disk, 0xFFFF, first_64),
-                (on_disk, 0xFFFF, on_disk_64),
-                (count, 0xFFFF, count_64),
-                (nbytes, _BIG, nbytes_64),
-                (offset, _BIG, offset_64),
-            ):
-                if low not in (high, cap):
-                    raise ArchiveError(
-                        f"the end record says {low:,} where the zip64 end record says {high:,}",
-                        offset=end,
-                    )
-            disk, first_disk, on_disk, count = disk_64, first_64, on_disk_64, count_64
-            nbytes, offset, end = nbytes_64, offset_64, end_64
-        if disk or first_disk or on_disk != count:
-            raise ArchiveError(
-                "the archive is one part of several; join the parts first", offset=base + at
-            )
-        if offset + nbytes != end:
-            raise ArchiveError(
-                f"the directory should end where its end record begins, at byte {end:,}, but "
-                f"its offset {offset:,} and size {nbytes:,} say {offset + nbytes:,}. Bytes were "
-                "added or lost.",
-                offset=base + at,
-            )
-        if count * _CENTRAL.itemsize > nbytes:
-            raise ArchiveError(
-                f"{count:,} entries cannot fit in a directory of {nbytes:,} bytes", offset=base + at
-            )
-        if count > self._limits.entries:
-            raise LimitError("entries", count, self._limits.entries)
-        return offset, nbytes, count
 
     # -- the directory ---------------------------------------------------------------
 
@@ -190,9 +101,7 @@ class ZipReader:
         data = bytes(self.source.read_at(start, nbytes))
         if count == 0:
             raise ArchiveError("the archive has no record; a checkpoint has at least data.pkl")
-        places = _chain_fast(data, count)
-        if places is None:
-            places = _chain_plainly(data, count, start)
+        places = _chain(data, count, start)
         header = _gather(data, places)
         sizes = header["size"].astype(np.int64)
         compressed = header["compressed"].astype(np.int64)
@@ -355,6 +264,13 @@ class ZipReader:
     def __iter__(self) -> Iterator[str]:
         return iter(self._index.names())
 
+    def rows(self) -> list[bytes]:
+        """Return the rows of the directory as they stand there, in its order."""
+        start, nbytes, count = self.end.directory
+        data = bytes(self.source.read_at(start, nbytes))
+        bounds = [*_chain(data, count, start).tolist(), nbytes]
+        return [data[first:last] for first, last in pairwise(bounds)]
+
     def data_offset(self, name: str) -> int:
         """Return where the bytes of a record start, after a check of its local header."""
         offset = self._data_offsets.get(name)
@@ -462,6 +378,12 @@ class ZipReader:
         offset = self.data_offset(name)
         end = offset + entry.compressed_nbytes
         return inflate_span(source, offset, end, entry.nbytes, broken)
+
+
+def _chain(data: bytes, count: int, start: int) -> NDArray[np.int64]:
+    """Return where the headers of a directory start."""
+    places = _chain_fast(data, count)
+    return _chain_plainly(data, count, start) if places is None else places
 
 
 def _chain_fast(data: bytes, count: int) -> NDArray[np.int64] | None:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from torchzip.container.serialization_id import serialization_id
+from torchzip.container.zip_end import END_64_NBYTES, LAST_NBYTES, build_end
 from torchzip.files.crc import Crc32Meanwhile, crc32, crc32_short
 from torchzip.files.sink import GapSink, Output
 from torchzip.files.source import Buffer
@@ -40,9 +41,6 @@ _LOCAL = struct.Struct("<4sHHHHHLLLHH")
 _CENTRAL = struct.Struct("<4sHHHHHHLLLHHHHHLL")
 _DESCRIPTOR = struct.Struct("<4sLLL")
 _DESCRIPTOR_64 = struct.Struct("<4sLQQ")
-_END_64 = struct.Struct("<4sQHHLLQQQQ")
-_LOCATOR = struct.Struct("<4sLQL")
-_END = struct.Struct("<4sHHHHLLH")
 
 _DESCRIPTOR_MAGIC = b"PK\x07\x08"
 
@@ -80,12 +78,21 @@ class ZipWriter:
     """Writes records to a Sink in the order in which they come.
 
     ``root`` is the archive name. With ``crc32=False`` every CRC field is 0, as torch
-    leaves it under ``set_crc32_options(False)``.
+    leaves it under ``set_crc32_options(False)``. ``start`` is how much of the archive stands before
+    what is written here, when records are added to one.
 
     Small records are joined before they reach the sink; `flush` sends what is pending.
     """
 
-    def __init__(self, sink: Output, root: str, *, alignment: int = 64, crc32: bool = True) -> None:
+    def __init__(
+        self,
+        sink: Output,
+        root: str,
+        *,
+        alignment: int = 64,
+        crc32: bool = True,
+        start: int = 0,
+    ) -> None:
         if isinstance(alignment, bool) or not isinstance(alignment, int):
             raise TypeError(f"alignment must be an int, not {type(alignment).__name__}")
         if not 1 <= alignment <= MAX_ALIGNMENT:
@@ -102,7 +109,7 @@ class ZipWriter:
         self._pending: list[Buffer] = []
         self._pending_nbytes = 0
         self._pads: dict[int, bytes] = {}
-        self._position = 0
+        self._position = start
         self._names: list[bytes] = []
         self._seen: set[bytes] = set()
         self._id_crcs: list[int] = []
@@ -117,6 +124,11 @@ class ZipWriter:
     def position(self) -> int:
         """Bytes from the archive's start to where the next byte goes."""
         return self._position
+
+    @property
+    def rows(self) -> list[bytes]:
+        """What the directory will have of the records written so far, small ones joined."""
+        return self._directory[:]
 
     def write_record(self, name: str, data: Buffer, *, crc: int | None = None) -> None:
         """Write a whole record. ``crc`` saves computing it."""
@@ -350,16 +362,7 @@ class ZipWriter:
         nbytes = self._position - offset
         if nbytes >= _BIG:
             raise ValueError("the central directory would reach 4 GiB")
-        count = len(self._names)
-        end_64 = self._position
-        self._put(
-            _END_64.pack(b"PK\6\6", 44, 0x031E, 0x002D, 0, 0, count, count, nbytes, offset)
-            + _LOCATOR.pack(b"PK\6\7", 0, end_64, 1)
-            + _END.pack(
-                b"PK\5\6", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), nbytes,
-                min(offset, _BIG), 0,
-            )
-        )  # fmt: skip
+        self._put(build_end(len(self._names), nbytes, offset))
         self.flush()
 
     def _put(self, data: Buffer) -> None:
@@ -408,7 +411,7 @@ def measure(
         directory += 46 + prefix + name + zip64
         descriptor = _DESCRIPTOR_64.size if fields else _DESCRIPTOR.size
         position = start + nbytes + (descriptor if nbytes else 0)
-    return starts[: len(records)], position + directory + _END_64.size + _LOCATOR.size + _END.size
+    return starts[: len(records)], position + directory + END_64_NBYTES + LAST_NBYTES
 
 
 def archive_name(file: object) -> str:

@@ -44,30 +44,35 @@ class Rules:
         exclude: Globs = None,
     ) -> None:
         dtypes = (
-            [("*", dtype)] if isinstance(dtype, str) else _pairs("dtype", "(glob, dtype)", dtype)
+            [("*", dtype)]
+            if isinstance(dtype, str)
+            else parse_pairs("dtype", "(glob, dtype)", dtype)
         )
-        self._dtypes = [(_Glob("dtype", glob), _parse_dtype(target)) for glob, target in dtypes]
+        self._dtypes = [
+            (Glob("dtype", glob, "floating tensor"), _parse_dtype(target))
+            for glob, target in dtypes
+        ]
         if isinstance(dtype, str):
             self._dtypes[0][0].used = True  # for all tensors, be there any or not
-        self._include = _globs("include", include)
-        self._exclude = _globs("exclude", exclude)
+        self._include = parse_globs("include", include)
+        self._exclude = parse_globs("exclude", exclude)
         self._table: dict[str, str | None] = {}
         self._function: Callable[[str], str | None] | None = None
-        self._expressions: list[_Expression] = []
+        self._expressions: list[Expression] = []
         if isinstance(rename, Mapping):
             self._table = dict(rename)
         elif callable(rename):
             self._function = rename
         else:
-            pairs = _pairs("rename", "(regex, replacement)", rename)
-            self._expressions = [_Expression(pattern, text) for pattern, text in pairs]
+            pairs = parse_pairs("rename", "(regex, replacement)", rename)
+            self._expressions = [Expression(pattern, text) for pattern, text in pairs]
         self._met: set[str] = set()
 
     def keeps(self, name: str) -> bool:
         """Return whether a tensor is wanted at all."""
-        wanted = not self._include or _match_any(self._include, name)
+        wanted = not self._include or match_any(self._include, name)
         # Both are asked, so that a rule counts as used because of what it says alone.
-        return not _match_any(self._exclude, name) and wanted
+        return not match_any(self._exclude, name) and wanted
 
     def renamed(self, name: str) -> str | None:
         """Return the name in the output; None for a tensor that is left out."""
@@ -95,11 +100,7 @@ class Rules:
     def unused(self) -> list[str]:
         """Return a line for each rule that has matched nothing so far."""
         globs = [*self._include, *self._exclude, *(glob for glob, _ in self._dtypes)]
-        lines = [
-            f"the {glob.option} rule {glob.text!r} matches no {glob.what}"
-            for glob in globs
-            if not glob.used
-        ]
+        lines = unused_globs(globs)
         lines += [
             f"the rename rule {each.text!r} matches no tensor"
             for each in self._expressions
@@ -111,24 +112,29 @@ class Rules:
         return lines
 
 
-class _Glob:
-    def __init__(self, option: str, text: str) -> None:
+class Glob:
+    """A glob on names, which notes whether it matched; ``what`` messages call what it matches."""
+
+    def __init__(self, option: str, text: str, what: str = "tensor") -> None:
         if not isinstance(text, str):
             raise TypeError(f"{option} takes globs, not {type(text).__name__}")
         self.option = option
         self.text = text
-        self.what = "floating tensor" if option == "dtype" else "tensor"
+        self.what = what
         self.used = False
         self._match = re.compile(fnmatch.translate(text)).match
 
     def matches(self, name: str) -> bool:
+        """Return whether it matches a name."""
         if self._match(name) is None:
             return False
         self.used = True
         return True
 
 
-class _Expression:
+class Expression:
+    """A regular expression and what replaces it, which notes whether it matched."""
+
     def __init__(self, text: str, replacement: str) -> None:
         self.text = text
         self.used = False
@@ -140,12 +146,13 @@ class _Expression:
         self._replacement = replacement
 
     def apply(self, name: str) -> str:
+        """Return a name with what it matches replaced."""
         new, count = self._pattern.subn(self._replacement, name)
         self.used = self.used or bool(count)
         return new
 
 
-def _pairs(option: str, what: str, rules: Any) -> list[Any]:
+def parse_pairs(option: str, what: str, rules: Any) -> list[Any]:
     """Return the rules of a list of pairs; none for None."""
     if rules is None:
         return []
@@ -158,13 +165,25 @@ def _pairs(option: str, what: str, rules: Any) -> list[Any]:
     return pairs
 
 
-def _globs(option: str, globs: Globs) -> list[_Glob]:
+def unused_globs(globs: Iterable[Glob]) -> list[str]:
+    """Return a line for each glob that has matched nothing so far."""
+    return [
+        f"the {glob.option} rule {glob.text!r} matches no {glob.what}"
+        for glob in globs
+        if not glob.used
+    ]
+
+
+def parse_globs(option: str, globs: Globs, what: str = "tensor") -> list[Glob]:
+    """Return the globs of one text or several; none for None."""
     if not isinstance(globs, str | Iterable | None):
         raise TypeError(f"{option} takes globs, not {type(globs).__name__}")
-    return [_Glob(option, text) for text in ([globs] if isinstance(globs, str) else globs or ())]
+    texts = [globs] if isinstance(globs, str) else globs or ()
+    return [Glob(option, text, what) for text in texts]
 
 
-def _match_any(globs: Sequence[_Glob], name: str) -> bool:
+def match_any(globs: Sequence[Glob], name: str) -> bool:
+    """Return whether one of the globs matches."""
     matches = [glob.matches(name) for glob in globs]  # each is asked, and notes what it matches
     return any(matches)
 

@@ -137,7 +137,16 @@ class NewFile:
 
 
 def _reserve(descriptor: int, nbytes: int) -> bool:
-    """Allocate the blocks of a file and set its size; return False if that cannot be done quickly.
+    """Allocate the blocks of a file and set its size; return False if that cannot be done."""
+    return nbytes > 0 and allocate(descriptor, 0, nbytes)
+
+
+#: Of Linux's fallocate: the file keeps its size, and what is behind it has room.
+KEEP_SIZE = 1
+
+
+def allocate(descriptor: int, offset: int, nbytes: int, mode: int = 0) -> bool:
+    """Allocate blocks of a file; return False if that cannot be done quickly.
 
     Python has `posix_fallocate` only, which writes to every block where the file system has no
     better way.
@@ -147,9 +156,7 @@ def _reserve(descriptor: int, nbytes: int) -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if not nbytes:
-        return False
-    if fallocate(descriptor, 0, 0, nbytes) == 0:
+    if fallocate(descriptor, mode, offset, nbytes) == 0:
         return True
     failed = ctypes.get_errno()
     if failed in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

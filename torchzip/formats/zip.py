@@ -62,6 +62,11 @@ class ZipContainer(FileContainer):
         self._byteorder = self._read_byteorder()
         self._is_native = self._byteorder == sys.byteorder
 
+    @property
+    def archive(self) -> ZipReader:
+        """The records."""
+        return self._zip
+
     def _text(self, name: str) -> bytes:
         return self._zip.read(name, limit="text_nbytes")
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "Diff",
+    "Edited",
     "Repaired",
     "Report",
     "Statistics",
     "Verified",
     "WhyBig",
     "diff",
+    "edit",
     "repair",
     "report",
     "statistics",
@@ -24,6 +26,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, diff
+    from torchzip.tools.editing import Edited, edit
     from torchzip.tools.element_statistics import Statistics, statistics
     from torchzip.tools.file_size import WhyBig, why_big
     from torchzip.tools.repairing import Repaired, repair
@@ -34,6 +37,8 @@ else:
     def __getattr__(name: str) -> Any:
         if name in ("Diff", "diff"):
             from torchzip.tools import differences as home
+        elif name in ("Edited", "edit"):
+            from torchzip.tools import editing as home
         elif name in ("Statistics", "statistics"):
             from torchzip.tools import element_statistics as home
         elif name in ("WhyBig", "why_big"):

@@ -1,0 +1,185 @@
+"""``torchzip edit``: its options, and what was changed as text or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torchzip.cli.command import DONE, add_command, exit_on_sigterm, say
+from torchzip.cli.rendering import count_text, nbytes_text
+from torchzip.errors import printable
+from torchzip.tools.editing import Edited, edit
+
+_DESCRIPTION = """\
+Change names, values and marks in a file of torch.save, in place: a new
+structure is put behind the old one and no tensor data moves, so this takes
+milliseconds for a file of any size. The file is readable at every moment, with
+its old content or its new one. The space of dropped tensors stays in it until
+--compact, alone or with other options, writes it anew.
+
+All rules go by the paths that the file has: keys joined by dots, as ls shows
+them; containers have paths too.
+"""
+
+#: Lines of each kind that are shown.
+_MOST = 20
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "edit",
+        _run,
+        summary="rename, drop, set and mark in place, without moving tensors",
+        description=_DESCRIPTION,
+        examples=r"""
+            torchzip edit model.pt --rename '^module\.=>'
+            torchzip edit run.ckpt --drop optimizer_states --drop 'callbacks.*' --dry-run
+            torchzip edit model.pt --set epoch=3 --set config.name='"base"' --device cpu
+            torchzip edit model.pt --requires-grad 'encoder.*=false'
+            torchzip edit model.pt --compact
+        """,
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="REGEX=>REPL",
+        help="replace in paths, as Python's re.sub does (may be repeated, applied in turn); an "
+        "item stays in its container",
+    )
+    parser.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="leave out these items: tensors, values or whole containers",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=JSON",
+        help="give an item a plain value, or a dict a new item; what is no JSON is a text",
+    )
+    parser.add_argument(
+        "--requires-grad",
+        action="append",
+        default=[],
+        metavar="[GLOB=]true|false",
+        help="for all floating tensors, or for those whose name matches (the first match wins)",
+    )
+    parser.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="[GLOB=]DEVICE",
+        help="what torch.load restores storages to: cpu, cuda:0, mps, ...",
+    )
+    parser.add_argument(
+        "--compact", action="store_true", help="write the file anew, without what nothing uses"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done")
+    parser.add_argument("--json", action="store_true", help="what was done, as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    rules = rules_of(arguments)
+    with warnings.catch_warnings(record=True) as caught, exit_on_sigterm():
+        warnings.simplefilter("always")
+        found = edit(arguments.file, compact=arguments.compact, dry_run=arguments.dry_run, **rules)
+    for line in [*found.unused, *(str(warning.message) for warning in caught)]:
+        say(f"warning: {line}")
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        print(as_text(found, arguments.dry_run))
+    return DONE
+
+
+def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the rules of a command line as `torchzip.tools.edit` takes them."""
+    renames = []
+    for text in arguments.rename:
+        pattern, arrow, replacement = text.partition("=>")
+        if not arrow:
+            raise ValueError(f"--rename {text!r}: REGEX=>REPL was expected")
+        renames.append((pattern, replacement))
+    values = {}
+    for text in arguments.set:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text!r}: PATH=JSON was expected")
+        try:
+            values[path] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[path] = value
+    grads = []
+    for glob, word in map(_split_rule, arguments.requires_grad):
+        if word not in ("true", "false"):
+            raise ValueError(f"--requires-grad {word!r}: true or false was expected")
+        grads.append((glob, word == "true"))
+    devices = [_split_rule(text) for text in arguments.device]
+    return {
+        "rename": renames,
+        "drop": arguments.drop,
+        "set_values": values,
+        "requires_grad": grads,
+        "device": devices[0][1] if [glob for glob, _ in devices] == ["*"] else devices,
+    }
+
+
+def _split_rule(text: str) -> tuple[str, str]:
+    glob, equals, word = text.rpartition("=")
+    return (glob if equals else "*"), word
+
+
+def as_text(found: Edited, dry_run: bool = False) -> str:
+    """Return what was done as a few lines."""
+    lines = _some("renamed", [f"{old} -> {new}" for old, new in found.renamed])
+    lines += _some("dropped", found.dropped)
+    lines += _some("set", found.set)
+    done = [
+        f"{count:,} {what}"
+        for count, what in (
+            (len(found.renamed), "renamed"),
+            (len(found.dropped), "dropped"),
+            (len(found.set), "set"),
+        )
+        if count
+    ]
+    if found.requires_grad:
+        done.append(f"requires_grad of {count_text(found.requires_grad, 'tensor')}")
+    if found.device:
+        done.append(f"device of {count_text(found.device, 'storage')}")
+    if found.how == "appended":
+        done.append(
+            f"{nbytes_text(found.appended_nbytes)} {'to append' if dry_run else 'appended'}"
+        )
+    elif found.how == "rewritten":
+        written = "to be written anew" if dry_run else "written anew"
+        done.append(f"{written}, {nbytes_text(found.nbytes)}")
+    else:
+        done.append("nothing to change")
+    lines.append(f"{printable(found.file)}: {', '.join(done)}")
+    if found.dead_nbytes:
+        are = "would be" if dry_run else "are"
+        lines.append(
+            f"{nbytes_text(found.dead_nbytes)} of {nbytes_text(found.nbytes)} {are} used by "
+            "nothing; --compact frees them"
+        )
+    lines += [f"note: {printable(note)}" for note in found.notes]
+    return "\n".join(lines)
+
+
+def _some(what: str, names: Sequence[str]) -> list[str]:
+    lines = [f"{what:<7}  {printable(name)}" for name in names[:_MOST]]
+    if len(names) > _MOST:
+        lines.append(f"{'':<7}  and {len(names) - _MOST:,} more")
+    return lines

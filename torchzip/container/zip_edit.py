@@ -1,0 +1,227 @@
+"""Other records in an archive, in place: they and a new directory are appended, and nothing moves.
+
+The file can be read at every moment, by torch and by torchzip, with its old directory or with its
+new one; also after a power cut, where any of the writes since the last sync may be missing. With S
+for the old size and F for the new one, a multiple of the sector's size:
+
+1. The old locator and end record, 42 bytes, are written once more, so that they end at F. The
+   locator leads to the old zip64 end record, wherever it stands. Readers accept at most 65,535
+   bytes behind an end record, and a file system may give a file its new size before it has the
+   bytes: so there are several such steps where more than that is appended. Sync after each.
+2. The first byte of the end record in its old place is erased: two ends with a directory each could
+   be read in two ways. What is new is written behind S, with its directory last: it ends 98 bytes
+   before F. Sync.
+3. The new zip64 end record, locator and end record are written over the last 98 bytes. They lie in
+   one sector, which a disk writes as a whole or not at all. Sync.
+
+An error before the end of step 3 is undone by `restore`, which also clears up after an edit whose
+process was killed: the old end record is whole again, and after a sync the file ends behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from torchzip.container.serialization_id import serialization_id
+from torchzip.container.zip_end import END_64_NBYTES, LAST_NBYTES, build_end
+from torchzip.container.zip_reader import ZipReader
+from torchzip.container.zip_writer import ZipWriter
+from torchzip.errors import TorchZipError
+from torchzip.files.in_place import InPlaceFile
+from torchzip.files.source import Buffer, Source
+from torchzip.limits import Limits
+
+SECTOR_NBYTES = 512
+#: How far one step goes: the end record before it stays within the last 65,557 bytes.
+STEP_NBYTES = 126 * SECTOR_NBYTES
+_END_NBYTES = END_64_NBYTES + LAST_NBYTES
+_ERASED_AT = -22  # from the old size: the first byte of the end record
+_ID = ".data/serialization_id"
+
+
+class Appended(NamedTuple):
+    """What is written into a file: ``body`` from ``start``, its old size, and ``end`` behind it.
+
+    ``old_end`` are the locator and end record that lead to the old directory.
+    """
+
+    start: int
+    body: bytes
+    end: bytes
+    old_end: bytes
+
+    @property
+    def size(self) -> int:
+        """The new size of the file."""
+        return self.start + len(self.body) + len(self.end)
+
+
+def old_size(archive: ZipReader) -> int | None:
+    """Return where an archive ends that can be appended to; None for one that cannot.
+
+    It has the three end records of torch's writer, and nothing behind them: but for what an edit
+    has left whose process was killed, which is zeros and the beginning of the same records.
+    """
+    end, source = archive.end, archive.source
+    if end.end_64 is None or not archive.root:
+        return None
+    size = end.end_64 + _END_NBYTES
+    (length,) = struct.unpack("<4xQ", source.read_at(end.end_64, 12))
+    last = bytes(source.read_at(end.at + 22 - LAST_NBYTES, LAST_NBYTES))
+    behind = end.at + 22
+    left = bytes(source.read_at(behind, source.size - behind)).strip(b"\0")
+    is_whole = length == 44 and last.endswith(b"\0\0") and size <= behind
+    return size if is_whole and last.startswith(left) else None
+
+
+def append(
+    archive: ZipReader,
+    records: Mapping[str, bytes],
+    without: Collection[str],
+    limits: Limits,
+    alignment: int = 64,
+) -> Appended | None:
+    """Return what makes an archive one that has these records, and not those ``without``.
+
+    Records of the same names are replaced, all others and their order stay. The serialization id is
+    made anew where there is one. None if the archive cannot be changed so.
+    """
+    start = old_size(archive)
+    if start is None:
+        return None
+    sink = _Bytes(archive.source.name)
+    writer = ZipWriter(sink, archive.root, alignment=alignment, start=start)
+    names = list(archive)
+    rows = dict(zip(names, archive.rows(), strict=True))
+    for name in without:
+        del rows[name]
+    for name, data in records.items():
+        writer.write_record(name, data)
+        rows[name] = writer.rows[-1]
+    if _ID in rows:
+        writer.write_record(_ID, _id_of(rows))
+        rows[_ID] = writer.rows[-1]
+    writer.flush()
+    directory = b"".join(rows.values())
+    begin = writer.position
+    size = begin + len(directory) + _END_NBYTES
+    padding = -size % SECTOR_NBYTES
+    body = b"".join([*sink.parts, bytes(padding), directory])
+    end = build_end(len(rows), len(directory), begin + padding)
+    own = start - LAST_NBYTES
+    old_end = bytearray(archive.source.read_at(own, LAST_NBYTES))
+    old_end[_ERASED_AT] = ord("P")
+    made = Appended(start, body, end, bytes(old_end))
+    return made if _can_be_read(archive, made, set(rows), limits) else None
+
+
+def _id_of(rows: Mapping[str, bytes]) -> bytes:
+    names = [name.encode("latin-1") for name in rows if name != _ID]
+    crcs = []
+    for name, row in rows.items():
+        crc, _, nbytes = struct.unpack_from("<LLL", row, 16)
+        if nbytes and name != _ID:
+            crcs.append(crc)
+    return serialization_id(names, crcs).encode()
+
+
+def _can_be_read(archive: ZipReader, made: Appended, names: set[str], limits: Limits) -> bool:
+    """Return whether the reader finds the right directory, before the last write and after it."""
+    before = _Overlay(archive.source, made, bytes(END_64_NBYTES) + made.old_end)
+    after = _Overlay(archive.source, made, made.end)
+    try:
+        return (
+            ZipReader(before, limits).end.directory == archive.end.directory
+            and set(ZipReader(after, limits)) == names
+        )
+    except TorchZipError:  # a text in the file that looks like the end of an archive, say
+        return False
+
+
+def write(file: InPlaceFile, made: Appended, size: int) -> None:
+    """Write into a file of ``size`` bytes; it is as it was before after any error.
+
+    Raises
+    ------
+    OSError
+        Nothing is changed then, unless it is the last sync that fails.
+    """
+    if size != made.start:
+        restore(file, made)
+    last = made.size - _END_NBYTES
+    try:
+        file.reserve(made.start, made.size - made.start)
+        for place in _steps(made.start, made.size):
+            file.write_at(place - LAST_NBYTES, made.old_end)
+            file.sync()
+        file.write_at(made.start + _ERASED_AT, b"\0")
+        file.write_at(made.start, made.body)
+        file.sync()
+        try:
+            file.write_at(last, made.end)
+        except BaseException:
+            file.write_at(last, bytes(END_64_NBYTES) + made.old_end)
+            file.sync()
+            raise
+    except BaseException:
+        # Where that fails too, the old directory is found at the end of a longer file.
+        with contextlib.suppress(OSError):
+            restore(file, made)
+        raise
+    file.sync()
+
+
+def restore(file: InPlaceFile, made: Appended) -> None:
+    """Let a file end where it did before anything was appended."""
+    file.write_at(made.start + _ERASED_AT, b"P")
+    file.sync()  # the end record must be there before the other one goes
+    file.cut(made.start)
+
+
+def _steps(start: int, size: int) -> list[int]:
+    """Return where the old end record is to end, in turn; the last is the new size."""
+    first = start + STEP_NBYTES
+    first -= first % SECTOR_NBYTES
+    return [*range(first, size - SECTOR_NBYTES, STEP_NBYTES), size]
+
+
+class _Bytes:
+    """An output that keeps what it is given."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.position = 0
+        self.parts: list[Buffer] = []
+
+    def write(self, data: Buffer) -> None:
+        self.position += len(data)
+        self.parts.append(data)
+
+
+class _Overlay:
+    """A Source as it will be: the old bytes, one of them erased, and the new ones behind them."""
+
+    def __init__(self, base: Source, made: Appended, end: bytes) -> None:
+        self._base = base
+        self._start = made.start
+        self._new = made.body + end
+        self.name = base.name
+        self.size = made.size
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        count = min(max(self._start - offset, 0), nbytes)
+        old = bytearray(self._base.read_at(offset, count)) if count else bytearray()
+        erased = self._start + _ERASED_AT - offset
+        if 0 <= erased < count:
+            old[erased] = 0
+        first = max(offset - self._start, 0)
+        return bytes(old) + self._new[first : first + nbytes - count]
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        out[:] = self.read_at(offset, out.nbytes)
+
+    def close(self) -> None:
+        """Nothing: the base belongs to whoever opened it."""

@@ -1,0 +1,98 @@
+"""A file that is changed where it is, by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from typing import Self
+
+from torchzip.errors import FormatError
+from torchzip.files.new_file import KEEP_SIZE, allocate
+from torchzip.files.source import Buffer, FileSource
+
+#: What a file system says that has no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class InPlaceFile:
+    """A regular file, open for writing and locked. A symlink is followed.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written to, or another process has it open in this way.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fsdecode(path)
+        flags = os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+        self._fd = os.open(path, flags)
+        try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise OSError(errno.EINVAL, "Not a regular file", self.name)
+            self._lock()
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                errno.EWOULDBLOCK, "The file is being edited by another process", self.name
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+
+    def check_same(self, source: FileSource) -> None:
+        """Raise FormatError unless this is the file that was read, as it was, under its name."""
+        status, named = os.fstat(self._fd), os.stat(self.name)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        is_named = (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino)
+        if identity != source.identity or not is_named:
+            raise FormatError(
+                "the file was replaced or changed while it was read; nothing was written",
+                path=self.name,
+            )
+
+    def reserve(self, offset: int, nbytes: int) -> None:
+        """Take room on the disk for bytes that are to come, where the system can do that."""
+        allocate(self._fd, offset, nbytes, KEEP_SIZE)
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data`` at a place."""
+        view = memoryview(data).cast("B")
+        while view:
+            done = os.pwrite(self._fd, view, offset)
+            offset += done
+            view = view[done:]
+
+    def sync(self) -> None:
+        """Make durable what was written so far."""
+        os.fsync(self._fd)
+
+    def cut(self, nbytes: int) -> None:
+        """Leave the first bytes only."""
+        os.ftruncate(self._fd, nbytes)
+
+    def close(self) -> None:
+        """Close the file, which frees its lock."""
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            with contextlib.suppress(OSError):
+                self.close()
