@@ -129,7 +129,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         _load(_GOOD[:300]),
         "model.pt: no zip directory in the last 300 bytes (the file has 300 bytes "
         "and starts like a zip archive). It looks truncated; compare its size with "
-        "the place it came from.",
+        "the place it came from. `torchzip repair` saves what is whole.",
     ),
     "an index without its shards": (
         _index({f"layer.{i}": f"model-{i}.safetensors" for i in range(9)}),
@@ -155,7 +155,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "a wrong CRC": (
         _load(_changed("data/0", crc=1)),
         "model.pt, record data/0: the CRC-32 of the bytes is 8ba71454, the "
-        "directory says 00000001. The record is damaged; fetch the file again.",
+        "directory says 00000001. The record is damaged; fetch the file again. "
+        "`torchzip repair` saves the others.",
     ),
     "two records of one name": (
         _load(b.build_zip([*b.members_of(b""), b.members_of(b"")[0]])),
@@ -275,7 +276,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "a legacy file that is cut": (
         _load(legacy(data=b.DATA[:-1])),
         "model.pt: the storages end at byte 204, the file has 203 bytes. It looks "
-        "truncated; compare its size with the place it came from.",
+        "truncated; compare its size with the place it came from. `torchzip repair` "
+        "saves what is whole.",
     ),
     "a legacy file of two counts": (
         _load(legacy(count=3)),
@@ -383,7 +385,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "damage in the source": (
         _convert("out.safetensors", _changed("data/0", crc=1)),
         "model.pt, record data/0: the CRC-32 of the bytes is 8ba71454, the "
-        "directory says 00000001. The record is damaged; fetch the file again.",
+        "directory says 00000001. The record is damaged; fetch the file again. "
+        "`torchzip repair` saves the others.",
     ),
 }
 

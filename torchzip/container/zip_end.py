@@ -21,7 +21,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from torchzip.errors import TRUNCATED, ArchiveError, LimitError
+from torchzip.errors import CUT_SHORT, ArchiveError, LimitError
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
@@ -91,7 +91,7 @@ def find_end(source: Source, limits: Limits) -> End:
     if at < 0:
         raise ArchiveError(
             f"no zip directory in the last {tail_nbytes:,} bytes (the file has "
-            f"{source.size:,} bytes and starts like a zip archive). {TRUNCATED}"
+            f"{source.size:,} bytes and starts like a zip archive). {CUT_SHORT}"
         )
     found = _read_end(source, limits, tail, base, at)
     _check_nothing_else(source, found)

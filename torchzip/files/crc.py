@@ -215,7 +215,7 @@ def wrong_crc(found: int, stored: int, record: str | None, path: str | None = No
     """Return the error for bytes that have not the CRC that was stored with them."""
     return ArchiveError(
         f"the CRC-32 of the bytes is {found:08x}, the directory says {stored:08x}. The record is "
-        "damaged; fetch the file again.",
+        "damaged; fetch the file again. `torchzip repair` saves the others.",
         record=record,
         path=path,
     )

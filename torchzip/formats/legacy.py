@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torchzip.errors import (
-    TRUNCATED,
+    CUT_SHORT,
     FormatError,
     LimitError,
     PickleError,
@@ -82,7 +82,7 @@ class LegacyContainer(FileContainer):
                 if nbytes + error.needed > self.source.size:
                     raise PickleError(
                         f"the pickles run past the end of the file, at byte {self.source.size:,}. "
-                        f"{TRUNCATED}"
+                        f"{CUT_SHORT}"
                     ) from None
                 if nbytes >= self._limits.pickle_nbytes:
                     raise LimitError(
@@ -119,7 +119,7 @@ class LegacyContainer(FileContainer):
         if at > self.source.size:
             raise FormatError(
                 f"the storages end at byte {at:,}, the file has {self.source.size:,} bytes. "
-                f"{TRUNCATED}"
+                f"{CUT_SHORT}"
             )
         self.end = at
 
@@ -203,7 +203,7 @@ class _LocatingFactory(SpecFactory):
         self._left -= nbytes
         if self._left < 0:
             raise TensorError(
-                f"storage {key} of {nbytes:,} bytes is more than the file has left. {TRUNCATED}"
+                f"storage {key} of {nbytes:,} bytes is more than the file has left. {CUT_SHORT}"
             )
         storage = SpanStorage(torch_dtype, nbytes, location, key, self)
         self.sizes[key] = nbytes
