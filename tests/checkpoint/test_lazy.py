@@ -79,7 +79,9 @@ def test_attributes(path: Path) -> None:
 def test_repr(path: Path) -> None:
     """One honest line each."""
     with tz.lazy_load(path) as checkpoint:
-        assert repr(checkpoint) == f"<Checkpoint {str(path)!r}, zip, 6 tensors>"
+        start = f"<Checkpoint {str(path)!r}, zip, 6 tensors ("
+        assert repr(checkpoint).startswith(start)
+        assert repr(checkpoint).endswith(" stored>")
         assert repr(checkpoint["layer.weight"]) == "LazyTensor(float32, shape=[6, 10])"
         assert repr(checkpoint["step"]) == "LazyTensor(int64, shape=[])"
 
