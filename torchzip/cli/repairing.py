@@ -6,12 +6,15 @@ import argparse
 import dataclasses
 import json
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from torchzip import tools
 from torchzip.cli.command import DONE, add_command, say
 from torchzip.cli.rendering import count_text, nbytes_text, table
 from torchzip.errors import printable
-from torchzip.tools.repairing import LostTensor, Repaired, repair
+
+if TYPE_CHECKING:
+    from torchzip.tools.repairing import LostTensor, Repaired
 
 _DESCRIPTION = """\
 Write what can be saved of a truncated or damaged checkpoint to a new .pt. Every tensor whose bytes
@@ -47,7 +50,7 @@ def add_parser(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = repair(arguments.broken, arguments.out, overwrite=arguments.force)
+        found = tools.repair(arguments.broken, arguments.out, overwrite=arguments.force)
     for warning in caught:
         say(f"warning: {warning.message}")
     print(json.dumps(dataclasses.asdict(found), indent=2) if arguments.json else as_text(found))
