@@ -1,12 +1,16 @@
-"""What all tests share: torch as an oracle, where it is installed."""
+"""What all tests share: torch as an oracle, and real files, where they are to be had."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.real_files import RealFiles
 
 #: Set in CI: the fidelity tests must run there, so a missing torch is a failure.
 REQUIRE_TORCH = "TORCHZIP_REQUIRE_TORCH"
@@ -14,6 +18,9 @@ REQUIRE_TORCH = "TORCHZIP_REQUIRE_TORCH"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `torch` where it is not installed, unless that is a failure."""
+    for item in items:
+        if "real_file" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("real files"))  # one process downloads them
     if importlib.util.find_spec("torch") is not None:
         return
     if os.environ.get(REQUIRE_TORCH):
@@ -28,3 +35,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def torch() -> Any:
     """Return the torch module, for tests that are marked `torch`."""
     return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def real_file(request: pytest.FixtureRequest) -> Callable[[str, str], Path]:
+    """Return a function (package, file in it) -> path, which skips where there is none.
+
+    The files are kept in pytest's cache.
+    """
+    cache = getattr(request.config, "cache", None)  # without its plugin there is none
+    if cache is None:
+        pytest.skip("pytest keeps no cache here")
+    files = RealFiles(cache.mkdir("real-files"))
+
+    def path_of(package: str, file: str) -> Path:
+        try:
+            return files.path(package, file)
+        except FileNotFoundError as error:
+            pytest.skip(f"cannot be downloaded here: {error}")
+
+    return path_of

@@ -34,7 +34,7 @@ _ABOVE_ALL = {"__init__", "__main__"}
 
 #: Who may import what from outside the standard library.
 _NUMPY_ROOMS = {"files", "container", "tensors", "formats", "checkpoint", "convert", "tools"}
-_OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}}
+_OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}, "shtab": {"cli.completion"}}
 _ML_DTYPES_ROOMS = {"tensors"}
 
 #: What a module imports when one of its methods is called, though it lies above it: the leaf types

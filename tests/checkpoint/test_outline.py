@@ -215,6 +215,7 @@ def test_sums_agree_with_an_independent_count(state: dict[str, Any]) -> None:
         }
         assert module.tensors == len(below)
         assert module.nbytes == sum(array.nbytes for array in below.values())
+        assert module.all_numel == sum(array.size for array in below.values())
     assert tree.stored_nbytes == found.stored_nbytes
     for _, module in seen:
         own = module.row is not None

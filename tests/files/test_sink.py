@@ -475,7 +475,7 @@ def test_error_of_a_file_object() -> None:
         FileObjectSink(Broken()).write(b"abc")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", [None, 7, b"m.pt", object()], ids=repr)
+@pytest.mark.parametrize("wrong", [None, 7, b"m.pt", object], ids=repr)
 def test_what_is_no_file(wrong: Any) -> None:
     """Neither a path nor a file object is a TypeError."""
     with pytest.raises(TypeError):

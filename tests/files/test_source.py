@@ -263,7 +263,7 @@ def test_refused_file_is_closed(tmp_path: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("wrong", [None, 7, b"bytes", object(), io.StringIO, [1]], ids=repr)
+@pytest.mark.parametrize("wrong", [None, 7, b"bytes", object, io.StringIO, [1]], ids=repr)
 def test_what_is_no_file(wrong: Any) -> None:
     """Neither a path nor a file object is a TypeError."""
     with pytest.raises(TypeError):

@@ -53,3 +53,14 @@ def test_limits() -> None:
     """They bound what is read."""
     with pytest.raises(tz.LimitError):
         verify(io.BytesIO(b.checkpoint(b.stream(b.tensor()))), limits=tz.Limits(pickle_nbytes=10))
+
+
+@pytest.mark.parametrize("name", ["views.pt", "views-legacy.pt", "sparse.pt", "script.pt"])
+def test_progress(name: str) -> None:
+    """It rises to the whole, which is never less than what was read."""
+    calls: list[tuple[int, int]] = []
+    found = verify(b.GOLDEN / name, progress=lambda done, total: calls.append((done, total)))
+    assert len(calls) == found.records
+    assert calls == sorted(calls)
+    assert all(done <= total for done, total in calls)
+    assert calls[-1] == (found.nbytes, found.nbytes)

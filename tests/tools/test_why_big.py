@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 import torchzip as tz
 from tests import builders as b
 from tests.formats.dcp_builder import Builder
+from tests.formats.test_pt2 import payload, weights
 from tests.formats.test_tar import _example
+from tests.test_memory import peak_mb
 from torchzip.cli.main import main
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, SpanStorage
@@ -549,3 +551,26 @@ def test_a_file_object_in_the_middle() -> None:
     buffer.seek(6)
     found = checked(why_big(buffer), len(buffer.getvalue()) - 6)
     assert Part("tensors", 24, 1) in found.parts
+
+
+def test_zeros_that_are_not_stored(tmp_path: Path) -> None:
+    """An archive of torch.export can leave out the zeros of a storage; they take no byte."""
+    path = tmp_path / "m.pt2"
+    path.write_bytes(weights({"w": payload()}, {"weight_0": b""}))
+    found = checked(why_big(path), path.stat().st_size)
+    assert "tensors" not in kinds(found)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Duplicates are compared block by block, gaps counted a window at a time."""
+    large = np.zeros((6_000_000, 4), np.float32)
+    state = {"a": np.ones(20_000_000), "b": np.ones(20_000_000), "c": large[:, :1], "d": large[9:]}
+    tz.save(state, tmp_path / "m.pt")
+    script = """
+import sys
+from torchzip.tools import why_big
+found = why_big(sys.argv[1])
+assert found.duplicates[0].nbytes == 160_000_000
+assert found.unreached[0].nbytes == 9 * 12
+"""
+    assert peak_mb(script, str(tmp_path / "m.pt")) < 120

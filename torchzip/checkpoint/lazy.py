@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -229,7 +229,7 @@ class Checkpoint(Mapping[str, Any]):
         if self._table is None:
             try:
                 self._table = NameTable(
-                    self.root, _is_tensor, self._limits, self._pickle_nbytes, self._parts_of
+                    self.root, is_tensor, self._limits, self._pickle_nbytes, self._parts_of
                 )
             except TorchZipError as error:
                 error.at(path=self.path)
@@ -287,8 +287,10 @@ class Checkpoint(Mapping[str, Any]):
         """Tensors of classes of their own, which stay ForeignObjects, by their names."""
         return self._names().others
 
-    def verify(self) -> VerifyReport:
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every record and compare its CRC; the bounds of all tensors were checked before.
+
+        ``progress`` is called with the bytes read so far and those in all, as far as is known.
 
         Raises
         ------
@@ -298,13 +300,25 @@ class Checkpoint(Mapping[str, Any]):
         records = 0
         nbytes = 0
         without = []
+        total = 0 if progress is None else self._stored_nbytes()
         for check in self._container.check_records():
             records += 1
             nbytes += check.nbytes
+            if progress is not None:
+                progress(nbytes, max(nbytes, total))
             if not check.crc_known:
                 without.append(check.name)
         notes = self._container.notes
         return VerifyReport(records, nbytes, len(self), tuple(without), notes)
+
+    def _stored_nbytes(self) -> int:
+        """Return the bytes of all storages that tensors have."""
+        storages: dict[int, int] = {}
+        for leaf in self._names().names.values():
+            tensor = leaf.data if isinstance(leaf, Parameter) else leaf
+            for part in tensor.parts if isinstance(tensor, OtherTensor) else (tensor,):
+                storages[id(part.spec.storage)] = part.spec.storage.nbytes
+        return sum(storages.values())
 
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
@@ -376,7 +390,7 @@ def _merged(names: list[Name], more: list[Name]) -> list[Name]:
     return list(dict.fromkeys([*names, *more]))
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
     if type(value) is LazyTensor:
         return True
     held = value.data if isinstance(value, Parameter) else value
@@ -391,7 +405,7 @@ def tensors_of(root: Any, limits: Limits | None = None) -> Mapping[str, Any]:
     FormatError
         If two have one name.
     """
-    table = NameTable(root, _is_tensor, limits if limits is not None else Limits(), 0)
+    table = NameTable(root, is_tensor, limits if limits is not None else Limits(), 0)
     for name in table.names:
         table.check(name)
     return {

@@ -22,10 +22,10 @@ class Module:
     """One level: ``name`` is its last step, and ``path`` all of it; both are empty for the root.
 
     A name that is a tensor's and a prefix of others has a ``row`` and ``children``. The sums are
-    over all that is below, itself among it. ``nbytes`` counts ties as often as they have names.
-    ``stored_nbytes`` counts the bytes of a storage once in the whole tree, where the first
-    tensor in it is; ``numel`` does so with the elements of tied tensors. So the sums of the
-    children are that of the parent.
+    over all that is below, itself among it. ``nbytes`` and ``all_numel`` count ties as often as
+    they have names. ``stored_nbytes`` counts the bytes of a storage once in the whole tree, where
+    the first tensor in it is; ``numel`` does so with the elements of tied tensors. So the sums of
+    the children are that of the parent.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Module:
     children: dict[str, Module] = field(default_factory=dict)
     tensors: int = 0
     numel: int = 0
+    all_numel: int = 0
     nbytes: int = 0
     stored_nbytes: int = 0
 
@@ -98,6 +99,7 @@ def _tree(outline: Outline, rows: Iterable[TensorRow]) -> Module:
         for module in path:
             module.tensors += 1
             module.numel += numel
+            module.all_numel += row.numel
             module.nbytes += row.nbytes
             module.stored_nbytes += stored_nbytes
     return root

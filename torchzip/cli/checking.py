@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from torchzip.cli.command import DONE, add_command
+from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, nbytes_text
 from torchzip.errors import printable
 from torchzip.tools.verification import Verified, verify
@@ -34,7 +35,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    found = verify(arguments.file)
+    with progress_line() as progress:
+        found = verify(arguments.file, progress=progress)
     as_values = dataclasses.asdict(found)
     print(json.dumps(as_values, indent=2) if arguments.json else check_as_text(found))
     return DONE

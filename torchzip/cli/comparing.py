@@ -6,12 +6,15 @@ import argparse
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from torchzip import tools
 from torchzip.cli.command import BAD, DONE, add_command
 from torchzip.cli.rendering import count_text, table
 from torchzip.errors import printable
-from torchzip.tools.differences import Diff, TensorChange, TensorRow, ValueChange, diff
+
+if TYPE_CHECKING:
+    from torchzip.tools.differences import Diff, TensorChange, TensorRow, ValueChange
 
 _DESCRIPTION = """\
 Show what differs between two checkpoints of any kinds: tensors that were added, removed, renamed
@@ -46,7 +49,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    found = diff(arguments.a, arguments.b, cast=arguments.cast)
+    found = tools.diff(arguments.a, arguments.b, cast=arguments.cast)
     print(as_json(found) if arguments.json else as_text(found))
     return DONE if found.is_equal else BAD
 

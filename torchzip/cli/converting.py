@@ -10,16 +10,18 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torchzip
 from torchzip.cli.command import DONE, add_command, say
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, nbytes_text, table
-from torchzip.convert.plan import Plan, PlannedTensor, make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
 from torchzip.errors import printable
+
+if TYPE_CHECKING:
+    from torchzip.convert.plan import Plan, PlannedTensor
 
 _DESCRIPTION = """\
 Convert a checkpoint of any kind. DST says to what: a .pt .pth .bin .ckpt or .safetensors file, a
@@ -140,6 +142,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _dry_run(arguments: argparse.Namespace) -> None:
+    from torchzip.convert.plan import make_plan  # what other commands need not wait for
+
     target = parse_target(arguments.dst)
     rules = Rules(**rules_of(arguments))
     size = arguments.max_shard_size

@@ -94,7 +94,7 @@ def _table(rows: list[list[str]], screen: Screen) -> list[str]:
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
         return table(fitted(rows, (0,), screen.width), right=(_SIZE,))
-    return table(fitted(rows, (0, len(rows[0]) - 1), screen.width), right=(_SIZE,))
+    return table(fitted(rows, (len(rows[0]) - 1, 0), screen.width), right=(_SIZE,))
 
 
 # -- the tree --------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class TreeText:
     def _add_sums(self, name: str, modules: list[Module], mark: str) -> None:
         cells = [name, *[""] * (len(self._rows[0]) - 2), mark]
         cells[1] = count_text(sum(module.tensors for module in modules), "tensor")
-        cells[2] = f"{sum(module.numel for module in modules):,}"
+        cells[2] = f"{sum(module.all_numel for module in modules):,}"
         cells[_SIZE] = nbytes_text(sum(module.nbytes for module in modules))
         self._rows.append(cells)
 
@@ -182,7 +182,7 @@ def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[s
         values = [row for row in values if not row[1].startswith("an empty ")][:_VALUES]
     values += [(f"metadata {name}", shown(text)) for name, text in outline.metadata.items()]
     rows = [[printable(name), printable(text)] for name, text in values]
-    lines = table(fitted(rows, (0, 1), screen.width))
+    lines = table(fitted(rows, (1, 0), screen.width))
     left = len(outline.values) + len(outline.metadata) - len(values)
     if left:
         lines.append(screen.dim(f"and {count_text(left, 'more value')}; --all shows them"))

@@ -12,10 +12,12 @@ import torchzip
 from torchzip.cli import (
     checking,
     comparing,
+    completion,
     converting,
     disassembly,
     listing,
     naming,
+    repairing,
     reporting,
     showing,
     weighing,
@@ -25,8 +27,17 @@ from torchzip.errors import TorchZipError
 
 #: In the order of the help.
 _COMMANDS = (
-    listing, showing, reporting, weighing, naming, checking, comparing, converting, disassembly,
-)  # fmt: skip
+    listing,
+    showing,
+    reporting,
+    weighing,
+    naming,
+    checking,
+    comparing,
+    repairing,
+    converting,
+    disassembly,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for module in _COMMANDS:
         module.add_parser(commands)
+    completion.add_parser(commands, parser)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""How far a conversion is, on stderr: tqdm, a plain line on a terminal, or nothing."""
+"""How far a command is, on stderr: tqdm, a plain line on a terminal, or nothing."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 #: Columns that are made narrower keep at least this much.
-_LEAST_WIDTH = 12
+_LEAST_WIDTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,14 @@ def _width(character: str) -> int:
 def shorten(text: str, width: int) -> str:
     """Return a text of at most so many columns, without its middle.
 
+    More is left of its end: names begin alike.
+
     >>> shorten("model.layers.0.weight", 12)
-    'model.…eight'
+    'mod…0.weight'
     """
     if width_of(text) <= width:
         return text
-    head = _beginning(text, width // 2)
+    head = _beginning(text, (width - 1) // 3)
     tail = _beginning(text[::-1], width - 1 - width_of(head))[::-1]
     return f"{head}…{tail}"
 
@@ -95,21 +97,16 @@ def fitted(
 ) -> Sequence[Sequence[str]]:
     """Return the rows of a `table` with cells shortened so that its lines have the width.
 
-    Only columns in ``shrinking`` are made narrower, the widest first. Where that is not enough,
-    lines stay longer than the width.
+    Only columns in ``shrinking`` are made narrower, the first of them first. Where that is not
+    enough, lines stay longer than the width.
     """
     if width is None or not rows:
         return rows
     widths = [max(_widths(column)) for column in zip(*rows, strict=True)]
     excess = sum(widths) + 2 * (len(widths) - 1) - width
-    while excess > 0:
-        wide = sorted(shrinking, key=lambda column: widths[column])
-        most = widths[wide[-1]]
-        next_most = widths[wide[-2]] if len(wide) > 1 else 0
-        less = min(excess, max(most - next_most, 1), most - _LEAST_WIDTH)
-        if less <= 0:
-            break
-        widths[wide[-1]] -= less
+    for column in shrinking:
+        less = max(0, min(excess, widths[column] - _LEAST_WIDTH))
+        widths[column] -= less
         excess -= less
     return [
         [

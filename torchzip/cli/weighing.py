@@ -6,13 +6,16 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from torchzip import tools
 from torchzip.cli.command import DONE, add_command
 from torchzip.cli.rendering import Screen, count_text, fitted, nbytes_text, screen, table
 from torchzip.errors import printable
 from torchzip.formats.base import collector_paused
-from torchzip.tools import WhyBig, why_big
+
+if TYPE_CHECKING:
+    from torchzip.tools import WhyBig
 
 _DESCRIPTION = """\
 Say where the bytes of a checkpoint go, the largest first, and what convert would save, to the byte.
@@ -42,7 +45,7 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     with collector_paused(True):  # of a file of 100,000 tensors, all that is made stays
-        found = why_big(arguments.file)
+        found = tools.why_big(arguments.file)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     else:

@@ -105,8 +105,12 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
+def parse_header(
+    source: Source, limits: Limits, *, is_whole: bool = True
+) -> tuple[list[TensorEntry], dict[str, str]]:
     """Return the tensors in the order of their data, and the metadata.
+
+    With ``is_whole=False`` the file may end elsewhere than the tensors.
 
     Raises
     ------
@@ -152,7 +156,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
                 f"before it ends at byte {at:,}"
             )
         at = entry.end
-    if at != source.size:
+    if is_whole and at != source.size:
         raise broken(
             f"the tensors end at byte {at:,}, the file has {source.size:,} bytes. It looks "
             "truncated or joined with something; compare its size with the place it came from."

@@ -19,17 +19,17 @@ differ from those in the directory. A CRC of 0 means "not computed".
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchzip.container.inflating import inflate_span
 from torchzip.container.record_index import RecordIndex, index_fast, index_plainly, show
 from torchzip.errors import TRUNCATED, ArchiveError, LimitError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
-from torchzip.files.source import Buffer, Source
+from torchzip.files.source import Source
 from torchzip.limits import Limits
 
 _END = struct.Struct("<4sHHHHLLH")
@@ -451,7 +451,7 @@ class ZipReader:
             )
 
     def inflate(self, name: str) -> Iterator[bytes]:
-        """Yield the content of a deflated record in blocks, exactly its declared size."""
+        """Return the content of a deflated record in blocks, exactly its declared size."""
         entry = self.entry(name)
         source = self.source
 
@@ -459,41 +459,9 @@ class ZipReader:
             return ArchiveError(message, path=source.name, record=name)
 
         self.check_ratio(name)
-        machine = zlib.decompressobj(-15)
         offset = self.data_offset(name)
         end = offset + entry.compressed_nbytes
-        left = entry.nbytes
-        pending: Buffer = b""
-        while not machine.eof:
-            if not pending and offset < end:
-                nbytes = min(1 << 18, end - offset)
-                pending = source.read_at(offset, nbytes)
-                offset += nbytes
-            try:
-                # One byte more than is left shows a record that goes on too long.
-                block = machine.decompress(pending, min(left + 1, 1 << 20))
-            except zlib.error as error:
-                raise broken(f"the deflated bytes are damaged ({error})") from None
-            if not block and not machine.eof and not machine.unconsumed_tail and offset == end:
-                raise broken(
-                    f"the deflated bytes are cut short after {entry.nbytes - left:,} of the "
-                    f"{entry.nbytes:,} bytes that the directory says"
-                )
-            pending = machine.unconsumed_tail
-            if len(block) > left:
-                raise broken(
-                    f"the deflated bytes go on after the {entry.nbytes:,} that the directory says"
-                )
-            left -= len(block)
-            if block:
-                yield block
-        if machine.unused_data or offset < end:
-            raise broken("other bytes follow the deflated ones, within the size of the directory")
-        if left:
-            raise broken(
-                f"the deflated bytes come to {entry.nbytes - left:,}, the directory says "
-                f"{entry.nbytes:,}"
-            )
+        return inflate_span(source, offset, end, entry.nbytes, broken)
 
 
 def _chain_fast(data: bytes, count: int) -> NDArray[np.int64] | None:

@@ -34,6 +34,14 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
 
+def is_legacy(head: bytes, limits: Limits) -> bool:
+    """Return whether a file that begins so is a legacy stream."""
+    try:
+        return bool(Interpreter(head, Table(), limits).run() == LEGACY_MAGIC)
+    except TorchZipError:
+        return False
+
+
 class LegacyContainer(FileContainer):
     """What ``torch.save`` wrote from 0.1.10 to 1.5: pickles, then storages, without framing.
 
@@ -50,13 +58,20 @@ class LegacyContainer(FileContainer):
         self._limits = limits
         self._offsets: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
+        self._room = self._storages_room()
         try:
-            self._find_storages()
+            keys, itemsizes = self._read_pickles()
+            self._place_storages(keys, itemsizes)
         except TorchZipError as error:
             error.at(path=source.name)
             raise
 
-    def _find_storages(self) -> None:
+    def _storages_room(self) -> int:
+        """Return the bytes that all storages may have together."""
+        return self.source.size
+
+    def _read_pickles(self) -> tuple[list[str], dict[str, int]]:
+        """Return the keys in the order of the file, and the item size of each storage."""
         nbytes = min(self.source.size, 1 << 20)
         while True:
             data = bytes(self.source.read_at(0, nbytes))
@@ -75,6 +90,9 @@ class LegacyContainer(FileContainer):
                     ) from None
                 nbytes = min(self.source.size, max(nbytes * 4, nbytes + error.needed))
         self._data = data[: self._pickle_end]
+        return keys, itemsizes
+
+    def _place_storages(self, keys: list[str], itemsizes: dict[str, int]) -> None:
         at = self._end
         for key in keys:
             if key not in self._sizes:
@@ -119,7 +137,7 @@ class LegacyContainer(FileContainer):
             )
         header.run(header.position)
         self._pickle_start = header.position
-        locating = _LocatingFactory(self.source.size)
+        locating = _LocatingFactory(self._room)
         interpreter = Interpreter(data, Rebuilder(locating).table, self._limits)
         interpreter.run(self._pickle_start)
         listed = Interpreter(data, Table(), self._limits)

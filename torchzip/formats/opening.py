@@ -7,16 +7,13 @@ module of a format is imported when a file has it, as most programs meet one or 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from torchzip.container.zip_reader import ZipReader
-from torchzip.errors import FormatError, TorchZipError, UnsupportedError
+from torchzip.errors import FormatError, UnsupportedError
 from torchzip.files.source import File, Source, open_source
 from torchzip.formats.base import Container
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
-from torchzip.pickling.interpreter import Interpreter
-from torchzip.pickling.table import Table
 
 #: The records that archives of torch.export are told by; one of before 2.8 begins with its own.
 _PT2 = "archive_format"
@@ -64,9 +61,9 @@ def open_container(source: Source, limits: Limits) -> Container:
             return OldPt2Container(ZipReader(source, limits, in_folder=False), limits)
         return _open_zip(ZipReader(source, limits), limits)
     if head[:1] in (b"\x80", b"L"):
-        from torchzip.formats.legacy import LEGACY_MAGIC, LegacyContainer
+        from torchzip.formats.legacy import LegacyContainer, is_legacy
 
-        if _first_value(head, limits) == LEGACY_MAGIC:
+        if is_legacy(head, limits):
             return LegacyContainer(source, limits)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(source.size, 1 << 27):
         from torchzip.formats.safetensors import SafetensorsContainer
@@ -129,10 +126,3 @@ def _looks_like(head: bytes, size: int) -> str:
     if head.lstrip()[:1] == b"<":
         return "a web page or XML; the download may have failed, so fetch it again"
     return f"it begins with {head[:8]!r}"
-
-
-def _first_value(head: bytes, limits: Limits) -> Any:
-    try:
-        return Interpreter(head, Table(), limits).run()
-    except TorchZipError:
-        return None

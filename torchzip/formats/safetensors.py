@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torchzip.container.safetensors import parse_header
+from torchzip.container.safetensors import TensorEntry, parse_header
 from torchzip.errors import TorchZipError
 from torchzip.files.source import Source
 from torchzip.formats.base import (
@@ -28,21 +28,25 @@ class SafetensorsContainer(FileContainer):
 
     def __init__(self, source: Source, limits: Limits) -> None:
         super().__init__(source)
-        self._entries, self._metadata = parse_header(source, limits)
+        self._entries, self._metadata = self._parse_header(limits)
         self._rows = {entry.name: entry for entry in self._entries}
+
+    def _parse_header(self, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
+        return parse_header(self.source, limits)
 
     def locate(self, record: str) -> tuple[Source, int]:
         """Return the Source and the offset of a tensor."""
         return self.source, self._rows[record].begin
 
-    def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(
-            key: str, torch_dtype: str | None, nbytes: int, location: str
-        ) -> TensorStorage:
-            unit = swap_nbytes(self._rows[key].torch_dtype, "little")
-            return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+    def open_storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return the storage of the tensor that is called ``key``."""
+        unit = swap_nbytes(self._rows[key].torch_dtype, "little")
+        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
 
-        factory = make_factory(open_storage)
+    def read(self, make_factory: MakeFactory) -> Contents:
+        factory = make_factory(self.open_storage)
         root: dict[str, Any] = {}
         for entry in self._entries:
             try:

@@ -8,14 +8,25 @@ Each function is imported when it is asked for, as those of `torchzip` are.
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
-    "Diff", "Report", "Statistics", "Verified", "WhyBig", "diff", "report", "statistics", "verify",
+    "Diff",
+    "Repaired",
+    "Report",
+    "Statistics",
+    "Verified",
+    "WhyBig",
+    "diff",
+    "repair",
+    "report",
+    "statistics",
+    "verify",
     "why_big",
-]  # fmt: skip
+]
 
 if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, diff
     from torchzip.tools.element_statistics import Statistics, statistics
     from torchzip.tools.file_size import WhyBig, why_big
+    from torchzip.tools.repairing import Repaired, repair
     from torchzip.tools.reporting import Report, report
     from torchzip.tools.verification import Verified, verify
 else:
@@ -25,12 +36,14 @@ else:
             from torchzip.tools import differences as home
         elif name in ("Statistics", "statistics"):
             from torchzip.tools import element_statistics as home
+        elif name in ("WhyBig", "why_big"):
+            from torchzip.tools import file_size as home
+        elif name in ("Repaired", "repair"):
+            from torchzip.tools import repairing as home
         elif name in ("Report", "report"):
             from torchzip.tools import reporting as home
         elif name in ("Verified", "verify"):
             from torchzip.tools import verification as home
-        elif name in ("WhyBig", "why_big"):
-            from torchzip.tools import file_size as home
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = vars(home)[name]

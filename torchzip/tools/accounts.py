@@ -105,6 +105,9 @@ class _Mentions(SpecFactory):
 def account_of(container: OneFile, limits: Limits, known: Known) -> Account:
     """Return what the bytes of a file are for.
 
+    Of a deflated storage the parts that no tensor reaches are not told apart: its bytes in the
+    file are not those of its elements.
+
     Raises
     ------
     TorchZipError, OSError
@@ -119,7 +122,7 @@ def account_of(container: OneFile, limits: Limits, known: Known) -> Account:
     data = 0
     for record, storage in mentions.opened.items():
         data += storage.nbytes
-        _add_storage(made, mentions, record, storage, known)
+        _add_storage(made, mentions, record, storage, storage.nbytes, known)
     made.add("dead bytes", source.size - container.end)
     around = "header" if container.format == "safetensors" else "pickles and headers"
     made.add(around, container.end - data)
@@ -154,24 +157,29 @@ def _add_storage(
     mentions: _Mentions,
     record: str,
     storage: TensorStorage,
+    nbytes: int,
     known: Known,
 ) -> None:
-    """Add the bytes of a storage that lie in the file as they are."""
+    """Add the ``nbytes`` of a storage that lie in the file as they are.
+
+    Those may be fewer than it has: an archive of torch.export can leave out zeros.
+    """
     made.storages.append(storage)
     specs = mentions.specs.get(id(storage), [])
     if not specs and record not in known.whole:
-        made.add("storages without a tensor", storage.nbytes)
+        made.add("storages without a tensor", nbytes)
         return
     is_whole = record in known.whole
     reached = storage.nbytes if is_whole else reached_nbytes(specs, storage.nbytes)
     if reached is None:
         made.notes.append(f"{record}: its tensors have strides whose union would take too long")
         reached = storage.nbytes
+    reached = min(reached, nbytes)
     made.add(known.kinds.get(record, TENSORS), reached)
-    if reached < storage.nbytes:
-        left = storage.nbytes - reached
+    if reached < nbytes:
+        left = nbytes - reached
         made.add("bytes that no tensor reaches", left)
-        made.unreached.append(Unreached(known.names.get(record, ""), record, left, storage.nbytes))
+        made.unreached.append(Unreached(known.names.get(record, ""), record, left, nbytes))
 
 
 # -- zip -------------------------------------------------------------------------------------------
@@ -190,7 +198,7 @@ def _add_zip(
         at = _add_entry(made, archive, entry)
         storage = mentions.opened.get(entry.name)
         if storage is not None and entry.method == STORED:
-            _add_storage(made, mentions, entry.name, storage, known)
+            _add_storage(made, mentions, entry.name, storage, entry.nbytes, known)
         elif storage is not None:
             made.storages.append(storage)
             made.add(f"{known.kinds.get(entry.name, TENSORS)}, deflated", entry.compressed_nbytes)
@@ -206,6 +214,8 @@ def _kind_of_record(name: str) -> str:
         return "pickle"
     if name in _MARKS or name.startswith(".data/"):
         return "marks of the format"
+    if name.startswith("code/"):
+        return "code"
     if name.startswith("data/") and name[5:].isdecimal():
         return "storages that nothing mentions"
     return "other records"

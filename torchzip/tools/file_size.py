@@ -201,12 +201,10 @@ def _account_of_shards(
 def _account_of_dcp(checkpoint: Checkpoint, found: Outline, kinds: dict[str, str]) -> Account:
     """Return the bytes of a distributed checkpoint: those of tensors, and all others together."""
     folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
-    suffixes = (".distcp", ".metadata", ".safetensors")
-    sizes = [
-        entry.stat().st_size
-        for entry in os.scandir(folder or os.curdir)
-        if entry.name.endswith(suffixes) and entry.is_file()
-    ]
+    names = os.listdir(folder or os.curdir)
+    own = [name for name in names if name.endswith((".distcp", ".metadata"))]
+    own = own or [name for name in names if name.endswith(".safetensors")]
+    sizes = [os.path.getsize(os.path.join(folder, name)) for name in own]
     made = Account(sum(sizes))
     storages = {
         id(storage): (storage, name) for storage, name in reversed([*_storages(checkpoint)])

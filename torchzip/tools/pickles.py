@@ -11,12 +11,11 @@ from torchzip.container.tar import find_members
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import FormatError, LimitError, TorchZipError, UnsupportedError, listed, shown
 from torchzip.files.source import File, PartSource, Source, open_source
-from torchzip.formats.legacy import LEGACY_MAGIC
+from torchzip.formats.legacy import is_legacy
 from torchzip.limits import Limits
 from torchzip.pickling.disassembly import Step, parse_step
-from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
+from torchzip.pickling.interpreter import TruncatedPickleError
 from torchzip.pickling.opcodes import BY_CODE
-from torchzip.pickling.table import Table
 
 #: Magic number, version, the writer's machine, the object, the storage keys.
 _LEGACY_PICKLES = 5
@@ -50,16 +49,7 @@ def find_pickles(source: Source, record: str | None, limits: Limits) -> PicklePl
         raise UnsupportedError("a safetensors file, which has no pickle", path=source.name)
     if head[:1] and head[0] not in BY_CODE:
         raise FormatError(f"no pickle: it begins with {head[:8]!r}", path=source.name)
-    return PicklePlace(
-        None, source, _LEGACY_PICKLES if _is_legacy(head, limits) else None, _nothing
-    )
-
-
-def _is_legacy(head: bytes, limits: Limits) -> bool:
-    try:
-        return bool(Interpreter(head, Table(), limits).run() == LEGACY_MAGIC)
-    except TorchZipError:
-        return False
+    return PicklePlace(None, source, _LEGACY_PICKLES if is_legacy(head, limits) else None, _nothing)
 
 
 def _nothing() -> None:

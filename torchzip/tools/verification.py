@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torchzip.checkpoint.lazy import Checkpoint
@@ -50,10 +51,16 @@ class Verified:
     reason: str | None
 
 
-def verify(file: File, *, limits: Limits | None = None) -> Verified:
+def verify(
+    file: File,
+    *,
+    limits: Limits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verified:
     """Read all of a checkpoint, compare every CRC, and say whether torch.load accepts it.
 
     That torch.load refuses a file by default (``weights_only=True``) is no fault of the file.
+    ``progress`` is called with the bytes read so far and those in all.
 
     Raises
     ------
@@ -72,7 +79,7 @@ def verify(file: File, *, limits: Limits | None = None) -> Verified:
     """
     start = None if isinstance(file, str | os.PathLike) else file.tell()
     with Checkpoint(file, limits=limits) as checkpoint:
-        report = checkpoint.verify()
+        report = checkpoint.verify(progress)
         of = checkpoint.format
         limits = checkpoint.limits
     refused: tuple[str, ...] = ()

@@ -1,0 +1,737 @@
+"""What `repair` saves of damaged files, judged by where the bytes of each tensor lay before."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import struct
+import warnings
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torchzip as tz
+from tests import builders as b
+from tests.hostile.attack import Attack
+from tests.hostile.every import ATTACKS
+from tests.test_memory import peak_mb
+from tests.tools.damage import (
+    Original,
+    alike,
+    big_endian,
+    damaged,
+    judge,
+    judge_some,
+    repaired,
+    saved,
+    twenty,
+    value_of,
+    zipped_again,
+)
+from torchzip.errors import ArchiveError, FormatError, LimitError, TorchZipError, UnsupportedError
+from torchzip.tools import repair
+from torchzip.types import Parameter, QuantizedTensor, SparseTensor, Storage
+
+_TWENTY = Original(saved(twenty()))
+_GOLDEN = sorted((Path(__file__).parents[1] / "data" / "golden").glob("torch-*/*.pt"))
+
+
+def _end_of_pickle(data: bytes) -> int:
+    """Return the byte behind the descriptor of data.pkl, the first record."""
+    return data.index(b"PK\7\x08") + 16
+
+
+# -- single damage -------------------------------------------------------------------------------
+
+_KINDS: dict[str, Callable[[bytes], bytes]] = {
+    "as torch writes it": lambda data: data,
+    "zipped again": zipped_again,
+    "deflated": lambda data: zipped_again(data, zipfile.ZIP_DEFLATED),
+    "big-endian": big_endian,
+}
+each_kind = pytest.mark.parametrize("kind", _KINDS)
+
+
+@each_kind
+def test_flips(kind: str, tmp_path: Path) -> None:
+    """One damaged byte loses the tensors on the storage that it is in, and no other."""
+    original = Original(_KINDS[kind](_TWENTY.data))
+    rng = random.Random(kind)
+    # A byte of a deflated pickle is looked for by trying.
+    for _ in range(200 if kind != "deflated" else 50):
+        place = rng.randrange(len(original.data))
+        data = bytearray(original.data)
+        data[place] ^= rng.randint(1, 255)
+        found = judge_some(original, bytes(data), original.without(place), tmp_path)
+        assert found.tensors == len(original.without(place))
+        assert not found.unverified
+
+
+@pytest.mark.parametrize("kind", ["as torch writes it", "zipped again", "big-endian"])
+def test_cuts(kind: str, tmp_path: Path) -> None:
+    """Every tensor that lies before the end comes back, if the pickle does."""
+    original = Original(_KINDS[kind](_TWENTY.data))
+    rng = random.Random(kind)
+    first = 4000 if kind != "as torch writes it" else _end_of_pickle(original.data)
+    for _ in range(200):
+        cut = rng.randrange(first, len(original.data))
+        must = original.before(cut)
+        if kind != "as torch writes it" and not must - {"model.empty"}:
+            continue
+        found = judge_some(original, original.data[:cut], must, tmp_path)
+        # Only what lost its descriptor to the cut has no CRC.
+        assert len(found.unverified) <= 3
+
+
+def test_every_byte_of_a_small_file(tmp_path: Path) -> None:
+    """As `test_flips`, for each byte."""
+    original = Original(saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)}))
+    for place in range(len(original.data)):
+        data = bytearray(original.data)
+        data[place] ^= (1, 0x80, 0xFF)[place % 3]
+        judge(original, bytes(data), original.without(place), tmp_path)
+
+
+def test_every_cut_of_a_small_file(tmp_path: Path) -> None:
+    """As `test_cuts`, at each byte; before the pickle's CRC there is an error."""
+    original = Original(saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)}))
+    for cut in range(len(original.data)):
+        if cut >= _end_of_pickle(original.data) and original.before(cut):
+            judge(original, original.data[:cut], original.before(cut), tmp_path)
+        elif cut < _end_of_pickle(original.data):
+            with pytest.raises(TorchZipError):
+                repaired(original.data[:cut], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in _GOLDEN if b"data.pkl" in path.read_bytes()[:99]],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)  # fmt: skip
+def test_golden(path: Path, tmp_path: Path) -> None:
+    """Files of four releases of torch, of all kinds of tensors; TorchScript comes back as bytes."""
+    data = path.read_bytes()
+    rng = random.Random(path.name)
+    original = Original(data)
+    for _ in range(12):
+        place = rng.randrange(len(data))
+        broken = bytearray(data)
+        broken[place] ^= rng.randint(1, 255)
+        if path.name == "script.pt":
+            found, checkpoint = repaired(bytes(broken), tmp_path)
+            if found.damage is not None:
+                assert all(name.startswith(("data/", "constants/")) for name in checkpoint)
+            continue
+        judge(original, bytes(broken), original.without(place), tmp_path)
+    if path.name != "script.pt":
+        for _ in range(6):
+            cut = rng.randrange(_end_of_pickle(data), len(data))
+            if original.before(cut):
+                judge(original, data[:cut], original.before(cut), tmp_path)
+
+
+# -- files without CRCs --------------------------------------------------------------------------
+
+
+def test_cuts_without_crcs(tmp_path: Path) -> None:
+    """Without CRCs, what lies in its place comes back and is said to be unverified."""
+    original = Original(saved(twenty(), crc32=False))
+    rng = random.Random(3)
+    for _ in range(100):
+        cut = rng.randrange(_end_of_pickle(original.data), len(original.data))
+        found = judge_some(original, original.data[:cut], original.before(cut), tmp_path)
+        assert set(found.unverified) == original.before(cut) - {"model.empty"}
+        assert any("no CRCs" in note for note in found.notes)
+
+
+def _legacy(value: dict[str, Any]) -> bytes:
+    """Return a legacy file of flat arrays, made without torchzip."""
+    keys = [str(index) for index in range(len(value))]
+    kinds = {"f": "FloatStorage", "i": "ShortStorage", "u": "ByteStorage"}
+    items = {
+        name: b.tensor(
+            b.persistent(key, numel=array.size, kind=b.name("torch", kinds[array.dtype.kind])),
+            size=array.shape,
+        )
+        for (name, array), key in zip(value.items(), keys, strict=True)
+    }
+    storages = b"".join(struct.pack("<q", array.size) + array.tobytes() for array in value.values())
+    return b.legacy(b.stream(b.dict_of(items)), b.stream(b.list_of(*map(b.text, keys))), storages)
+
+
+def _legacy_tensors() -> dict[str, Any]:
+    rng = np.random.default_rng(5)
+    made: dict[str, Any] = {}
+    for index in range(20):
+        dtype = [np.float32, np.int16, np.uint8][index % 3]
+        made[f"t{index}"] = rng.integers(0, 200, rng.integers(1, 90)).astype(dtype)
+    return made
+
+
+def test_legacy_cuts(tmp_path: Path) -> None:
+    """Of a legacy file every storage before the cut comes back, unverified."""
+    original = Original(_legacy(_legacy_tensors()))
+    first = min(start for spans in original.spans.values() for start, _ in spans)
+    rng = random.Random(4)
+    for _ in range(200):
+        cut = rng.randrange(first, len(original.data))
+        must = original.before(cut)
+        if not must:
+            with pytest.raises(FormatError, match="nothing can be had"):
+                repaired(original.data[:cut], tmp_path)
+            continue
+        found = judge_some(original, original.data[:cut], must, tmp_path)
+        assert (
+            set(found.unverified)
+            == must
+            == set(original.values) - {lost.name for lost in found.lost}
+        )
+
+
+@pytest.mark.parametrize("path", [p for p in _GOLDEN if "legacy" in p.name], ids=str)
+def test_golden_legacy(path: Path, tmp_path: Path) -> None:
+    """Legacy files of four releases of torch, cut anywhere behind their pickles."""
+    original = Original(path.read_bytes())
+    first = min(start for spans in original.spans.values() for start, _ in spans)
+    for cut in range(first, len(original.data), 7):
+        if original.before(cut):
+            judge(original, original.data[:cut], original.before(cut), tmp_path)
+
+
+def test_legacy_counts(tmp_path: Path) -> None:
+    """A damaged count loses nothing: those behind it are in their place."""
+    original = Original(_legacy(_legacy_tensors()))
+    for name in ("t0", "t7", "t19"):
+        ((start, _),) = original.spans[name]
+        data = bytearray(original.data)
+        data[start - 8] ^= 0x55
+        judge(original, bytes(data), set(original.values), tmp_path)
+
+
+def test_legacy_lost_bytes(tmp_path: Path) -> None:
+    """Where bytes are missing, what is behind has no place any more."""
+    original = Original(_legacy(_legacy_tensors()))
+    ((start, stop),) = original.spans["t7"]
+    data = original.data[: start + 2] + original.data[stop - 1 :]
+    must = {f"t{index}" for index in range(7)}
+    found, checkpoint = repaired(data, tmp_path)
+    assert set(checkpoint) == must
+    assert "bytes were lost" in found.lost[0].why
+
+
+def test_legacy_pickles(tmp_path: Path) -> None:
+    """Without its pickles a legacy file is nothing."""
+    data = _legacy(_legacy_tensors())
+    for cut in (40, 200, data.index(b"t19")):
+        with pytest.raises(TorchZipError):
+            repaired(data[:cut], tmp_path)
+
+
+def test_safetensors_cuts(tmp_path: Path) -> None:
+    """Of a safetensors file the tensors before the cut come back, unverified."""
+    tz.save({f"t{i}": np.full(10 + i, i, np.float32) for i in range(9)}, tmp_path / "broken.pt")
+    tz.convert(tmp_path / "broken.pt", tmp_path / "m.safetensors")
+    data = (tmp_path / "m.safetensors").read_bytes()
+    (tmp_path / "m.safetensors").unlink()
+    original = Original(data)
+    first = min(start for spans in original.spans.values() for start, _ in spans)
+    for cut in range(first + 1, len(data), 13):
+        must = original.before(cut)
+        if must:
+            found = judge_some(original, data[:cut], must, tmp_path)
+            assert set(found.unverified) == must
+
+
+# -- much damage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [twenty, alike])
+@given(seed=st.integers(0, 1 << 40))
+@settings(max_examples=150, deadline=None)
+def test_any_damage(
+    value: Callable[[], Any], tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    """Whatever happens to a file with CRCs, what comes back under a name is right."""
+    original = _BY_VALUE[value]
+    data, done = damaged(original.data, random.Random(seed))
+    try:
+        found, checkpoint = repaired(data, tmp_path_factory.mktemp("damage"))
+    except TorchZipError:
+        return
+    with checkpoint:
+        if not all(name.startswith("data/") for name in checkpoint):
+            assert checkpoint.root["step"] == 7
+            for name in set(checkpoint) - set(found.unverified):
+                assert value_of(checkpoint[name]) == original.values[name], (name, done)
+
+
+_BY_VALUE = {twenty: _TWENTY, alike: Original(saved(alike()))}
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_noise_around(kind: str, tmp_path: Path) -> None:
+    """A header of a download in front, and 100,000 zeros behind: all comes back."""
+    original = Original(_KINDS[kind](_TWENTY.data))
+    for front, behind in (
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 16557\r\n\r\n", b""),
+        (b"", bytes(100_000)),
+        (b"x" * 999, b"\r\n" * 50_000),
+    ):
+        judge(original, front + original.data + behind, set(original.values), tmp_path)
+
+
+def test_a_hole(tmp_path: Path) -> None:
+    """A failed download with zeros in the middle: what is outside of them comes back."""
+    original = _TWENTY
+    start = _end_of_pickle(original.data)
+    for first, last in ((5000, 8192), (4096, 12288), (start + 1000, start + 1400)):
+        data = original.data[:first] + bytes(last - first) + original.data[last:]
+        must = {
+            name
+            for name, spans in original.spans.items()
+            if not any(begin < last and first < end for begin, end in spans)
+        }
+        judge(original, data, must, tmp_path)
+
+
+# -- the structure -------------------------------------------------------------------------------
+
+
+def test_pickle_put_right(tmp_path: Path) -> None:
+    """One damaged byte of the pickle is found by its CRC, and that is said."""
+    place = _TWENTY.data.index(b"layers.3.weight") + 9
+    data = bytearray(_TWENTY.data)
+    data[place] ^= 0x5A
+    found = judge_some(_TWENTY, bytes(data), set(_TWENTY.values), tmp_path)
+    start = _TWENTY.data.index(b"\x80\2")
+    assert found.notes == (
+        f"byte {place - start:,} of data.pkl was damaged and was put right by its CRC-32",
+    )
+
+
+def test_pickle_lost(tmp_path: Path) -> None:
+    """Without a pickle the storages come back as bytes, and names are said to be lost."""
+    data = bytearray(_TWENTY.data)
+    place = data.index(b"layers.3.weight")
+    data[place : place + 8] = b"nothing "
+    found, checkpoint = repaired(bytes(data), tmp_path)
+    spans = {name: span for name, span in _records(_TWENTY.data).items() if "/data/" in name}
+    assert {f"archive/{name}" for name in checkpoint} == set(spans)
+    for name, (start, stop) in spans.items():
+        array = checkpoint[name.removeprefix("archive/")].numpy()
+        assert array.dtype == np.uint8
+        assert array.tobytes() == _TWENTY.data[start:stop]
+    assert "names, dtypes and shapes are lost" in found.notes[0]
+
+
+def _records(data: bytes) -> dict[str, tuple[int, int]]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        found = {}
+        for info in archive.infolist():
+            if info.file_size:
+                lengths = struct.unpack_from("<HH", data, info.header_offset + 26)
+                start = info.header_offset + 30 + sum(lengths)
+                found[info.filename] = (start, start + info.compress_size)
+    return found
+
+
+def test_big_pickle(tmp_path: Path) -> None:
+    """In a pickle of 100 KB a bit is put right; a byte is not, as chance could find another."""
+    value = {"w": np.ones(3, np.float32), "text": "x" * 100_000}
+    original = Original(saved(value))
+    place = original.data.index(b"xxxx") + 100
+    for change, comes_back in ((0x10, True), (0x30, False)):
+        data = bytearray(original.data)
+        data[place] ^= change
+        found, checkpoint = repaired(bytes(data), tmp_path)
+        assert list(checkpoint) == (["w"] if comes_back else ["data/0"])
+        assert found.notes
+
+
+def test_byteorder(tmp_path: Path) -> None:
+    """Numbers are never turned round: without a byte order that is sure, they come as bytes."""
+    original = Original(big_endian(_TWENTY.data))
+    start, stop = _records(original.data)["archive/byteorder"]
+    data = bytearray(original.data)
+    data[start:stop] = b"lit"
+    judge(original, bytes(data), set(original.values), tmp_path)  # its CRC is that of "big"
+    header = original.data.index(b"archive/byteorder") - 30
+    data[header : stop + 20] = bytes(stop + 20 - header)
+    cut = original.data.index(b"PK\1\2")
+    found, checkpoint = repaired(bytes(data[:cut]), tmp_path)
+    assert all(name.startswith("data/") for name in checkpoint)
+    assert "cannot be told" in found.notes[0]
+
+
+def edited(data: bytes, pickle: bytes) -> bytes:
+    """Return an archive with a new pickle and directory appended, and the old ones left there."""
+    made = bytearray(data)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        rows = [info for info in archive.infolist() if not info.filename.endswith("data.pkl")]
+        crcs = [(i.filename, i.CRC, i.file_size, i.header_offset) for i in rows]
+    name = b"archive/data.pkl"
+    offset = len(made)
+    pad = -(offset + 30 + len(name) + 4) % 64
+    made += struct.pack("<4sHHHHHLLLHH", b"PK\3\4", 0, 0x808, 0, 0, 0, 0, 0, 0, len(name), 4 + pad)
+    made += name + b"FB" + struct.pack("<H", pad) + b"Z" * pad + pickle
+    crc = zlib.crc32(pickle)
+    made += struct.pack("<4sLLL", b"PK\7\x08", crc, len(pickle), len(pickle))
+    start = len(made)
+    for each, known, nbytes, at in [("archive/data.pkl", crc, len(pickle), offset), *crcs]:
+        made += struct.pack(
+            "<4sHHHHHHLLLHHHHHLL",
+            b"PK\1\2", 0, 0, 0x808 if nbytes else 0x800, 0, 0, 0, known, nbytes, nbytes,
+            len(each), 0, 0, 0, 0, 0, at,
+        )  # fmt: skip
+        made += each.encode()
+    count = len(crcs) + 1
+    made += struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, count, count, len(made) - start, start, 0)
+    return bytes(made)
+
+
+def test_edited(tmp_path: Path) -> None:
+    """Of a file edited in place the new structure counts; cut within it, the old one."""
+    old = Original(saved({"old": np.arange(5, dtype=np.int32), "other": np.ones(3)}))
+    with zipfile.ZipFile(io.BytesIO(old.data)) as archive:
+        pickle = archive.read("archive/data.pkl").replace(b"old", b"new")
+    new = Original(old.data)
+    new.data = edited(old.data, pickle)
+    for held in (new.values, new.spans):
+        held["new"] = held.pop("old")
+    for place in range(0, len(new.data) - 22, 7):
+        data = bytearray(new.data)
+        data[place] ^= 0x41
+        judge(new, bytes(data), new.without(place), tmp_path)
+    for cut in range(len(old.data), len(new.data) - 22, 7):
+        judge(old, new.data[:cut], set(old.values), tmp_path)
+    # With the new pickle beyond repair, the one before the edit is there still.
+    start = new.data.rindex(b"\x80\2")
+    data = bytearray(new.data)
+    data[start + 10 : start + 30] = bytes(20)
+    found = judge_some(old, bytes(data), set(old.values), tmp_path)
+    assert "before the file was edited" in found.notes[0]
+
+
+def test_archive_in_a_tensor(tmp_path: Path) -> None:
+    """A tensor may be a checkpoint itself; its records are none of the file's."""
+    inner = saved({"a": np.arange(64, dtype=np.float32), "b": np.arange(9), "c": np.ones(40)})
+    value = {
+        "a": np.full(64, 7, np.float32), "inner": np.frombuffer(inner, np.uint8).copy(),
+        "b": np.arange(9) + 1, "z": np.zeros(40),
+    }  # fmt: skip
+    original = Original(saved(value))
+    ((start, stop),) = original.spans["inner"]
+    rng = random.Random(9)
+    for _ in range(150):
+        place = rng.randrange(len(original.data))
+        data = bytearray(original.data)
+        data[place] ^= rng.randint(1, 255)
+        judge(original, bytes(data), original.without(place), tmp_path)
+    for cut in [*range(start + 100, stop, 97), *range(stop, len(original.data), 31)]:
+        judge(original, original.data[:cut], original.before(cut), tmp_path)
+
+
+def test_signatures_in_a_tensor(tmp_path: Path) -> None:
+    """Bytes that look like headers, rows and descriptors do not lead astray."""
+    forged = b"PK\3\4" + bytes(22) + struct.pack("<HH", 14, 0) + b"archive/data/0" + b"PK\7\x08"
+    value = {
+        "a": np.arange(100, dtype=np.float32),
+        "b": np.frombuffer(forged * 50 + b"PK\1\2PK\5\6" * 40, np.uint8).copy(),
+        "c": np.arange(50),
+    }
+    original = Original(saved(value))
+    for place in range(0, len(original.data), 11):
+        data = bytearray(original.data)
+        data[place] ^= 0x20
+        judge(original, bytes(data), original.without(place), tmp_path)
+    ((start, _),) = original.spans["b"]
+    for cut in range(start, len(original.data), 29):
+        judge(original, original.data[:cut], original.before(cut), tmp_path)
+
+
+def test_names_out_of_order(tmp_path: Path) -> None:
+    """Without a directory, a header whose digit was damaged gives no tensor another's values."""
+    original = _BY_VALUE[alike]
+    name = original.data.index(b"archive/data/3") + 13
+    data = bytearray(original.data)
+    data[name : name + 1] = b"8"
+    ((_, stop),) = original.spans["k5"]
+    found, checkpoint = repaired(bytes(data[: stop + 16]), tmp_path)
+    assert "k8" not in checkpoint
+    assert {"k0", "k1", "k5"} <= set(checkpoint)
+    assert "out of the file's order" in next(e.why for e in found.lost if e.name == "k8")
+
+
+# -- what is around the tensors ------------------------------------------------------------------
+
+
+def test_what_stands_for_the_lost(tmp_path: Path) -> None:
+    """Lost tensors are taken out of dicts; in lists, tuples and objects None stands for them."""
+    lost = np.arange(50, dtype=np.float64)
+    kept = np.arange(9, dtype=np.int16)
+    state = OrderedDict([("w", lost), ("v", kept)])
+    state._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
+    shared = [lost, kept]
+    value = {
+        "state": state, "list": shared, "same": shared, "tuple": (1, (lost, "a"), kept),
+        "attributes": tz.types.ForeignObject("m", "C", (), state={"w": lost, "d": {"w": lost}}),
+        "parameter": Parameter(lost), 3: lost, "text": "x", "pair": (kept, kept),
+    }  # fmt: skip
+    original = Original(saved_quietly(value))
+    ((start, _),) = original.spans["list.0"]
+    data = bytearray(original.data)
+    data[start + 5] ^= 1
+    found, checkpoint = repaired(bytes(data), tmp_path)
+    root = checkpoint.root
+    assert list(root) == ["state", "list", "same", "tuple", "attributes", "text", "pair"]
+    assert list(root["state"]) == ["v"]
+    assert root["state"]._metadata == {"": {"version": 1}}
+    assert root["list"] is root["same"]
+    assert root["list"][0] is None
+    assert value_of(root["list"][1]) == original.values["list.1"]
+    assert root["tuple"][:2] == (1, (None, "a"))
+    assert root["attributes"].state == {"w": None, "d": {}}
+    assert root["pair"][0] is root["pair"][1]
+    assert root["list"][1] is root["tuple"][2] is root["state"]["v"]
+    assert {each.name for each in found.lost} == {
+        "state.w", "list.0", "same.0", "tuple.1.0", "attributes.w", "attributes.d.w", "parameter",
+        "3",
+    }  # fmt: skip
+    assert {each.torch_dtype for each in found.lost} == {"float64"}
+
+
+def saved_quietly(value: Any) -> bytes:
+    """Return the file of a value that torch.load refuses."""
+    with pytest.warns(UserWarning, match="refuse"):
+        return saved(value)
+
+
+def test_tensors_of_several_parts(tmp_path: Path) -> None:
+    """A sparse or quantized tensor is lost with any of its parts; a bare storage by itself."""
+    sparse = SparseTensor("sparse_coo", np.array([[0, 2]]), np.array([3.0, 4.0]), (5,))
+    quantized = QuantizedTensor(np.arange(6, dtype=np.int8), 0.5, 3)
+    bare = Storage(np.arange(30, dtype=np.float32), "float32")
+    value = {"s": sparse, "q": quantized, "bare": [bare], "x": np.ones(2)}
+    original = Original(saved(value))
+    for name in ("s", "q"):
+        for start, _ in original.spans[name]:
+            data = bytearray(original.data)
+            data[start] ^= 4
+            found = judge_some(original, bytes(data), original.without(start), tmp_path)
+            assert [each.name for each in found.lost] == [name]
+    start = original.data.index(bare.data.tobytes())
+    data = bytearray(original.data)
+    data[start] ^= 4
+    found, checkpoint = repaired(bytes(data), tmp_path)
+    assert [each.name for each in found.lost] == ["root['bare'][0]"]
+    assert checkpoint.root["bare"] == [None]
+
+
+@pytest.mark.parametrize(
+    "value", [np.ones(5), Parameter(np.ones(5)), [np.ones(5)], {"a": np.ones(5)}]
+)
+def test_nothing_left(value: Any, tmp_path: Path) -> None:
+    """If all that there is is lost, that is an error, and nothing is written."""
+    data = bytearray(saved(value))
+    data[data.index(np.ones(5).tobytes())] ^= 1
+    with pytest.raises(FormatError, match=r"nothing can be had: all of its tensors are lost"):
+        repaired(bytes(data), tmp_path)
+
+
+def test_a_bare_tensor(tmp_path: Path) -> None:
+    """The root may be a tensor, which has the empty name."""
+    original = Original(saved(np.arange(5)))
+    judge(original, original.data[:-30], {""}, tmp_path)
+
+
+def test_sound(tmp_path: Path) -> None:
+    """A sound file is written again, byte for byte, and said to be sound."""
+    found, checkpoint = repaired(saved({"a": np.ones(3), "b": 2}), tmp_path)
+    assert (found.damage, found.lost, found.unverified, found.notes) == (None, (), (), ())
+    assert checkpoint.root["b"] == 2
+    names = _records((tmp_path / "broken.pt").read_bytes())
+    again = _records((tmp_path / "out.pt").read_bytes())
+    assert len(names) == len(again)
+
+
+def test_sound_of_other_formats(tmp_path: Path) -> None:
+    """TorchScript gives its tensors by name; legacy and safetensors their object, unverified."""
+    golden = _GOLDEN[0].parent
+    for file, of in (("script.pt", "torchscript"), ("plain-legacy.pt", "legacy")):
+        data = (golden / file).read_bytes()
+        original = Original(data)
+        found = judge_some(original, data, set(original.values), tmp_path)
+        assert (found.damage, found.format) == (None, of)
+        assert bool(found.unverified) == (of == "legacy")
+
+
+# -- files and their ends ------------------------------------------------------------------------
+
+
+def test_out_is_there(tmp_path: Path) -> None:
+    """An existing file stays, and BROKEN itself, unless it is to be overwritten."""
+    broken, out = tmp_path / "b.pt", tmp_path / "o.pt"
+    broken.write_bytes(_TWENTY.data[:-10])
+    out.write_bytes(b"mine")
+    for target in (out, broken):
+        with pytest.raises(FileExistsError):
+            repair(broken, target)
+    assert out.read_bytes() == b"mine"
+    repair(broken, broken, overwrite=True)
+    assert set(tz.load(broken)["model"]) == set(tz.load(io.BytesIO(_TWENTY.data))["model"])
+
+
+def test_file_object(tmp_path: Path) -> None:
+    """A file object is read from where it stands, and stays open."""
+    file = io.BytesIO(b"in front" + _TWENTY.data[:9000])
+    file.seek(8)
+    found = repair(file, tmp_path / "o.pt")
+    assert found.broken == "<BytesIO>"
+    assert found.tensors == len(_TWENTY.before(9000))
+    assert not file.closed
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no record of a checkpoint is left"),
+        (b"<html>404</html>", "no record of a checkpoint is left"),
+        (bytes(5000), "no record of a checkpoint is left"),
+        (_TWENTY.data[:500], "data.pkl"),
+        (b"\0" * 257 + b"ustar" + bytes(300), "tar checkpoint"),
+    ],
+)  # fmt: skip
+def test_nothing_to_be_had(data: bytes, message: str, tmp_path: Path) -> None:
+    """What is no checkpoint is an error that says what was looked for."""
+    with pytest.raises(TorchZipError, match=message):
+        repaired(data, tmp_path)
+
+
+def test_shards_are_refused(tmp_path: Path) -> None:
+    """A directory is repaired file by file."""
+    with pytest.raises((UnsupportedError, FormatError)):
+        repair(tmp_path, tmp_path / "o.pt")
+    (tmp_path / "m.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "m-1.safetensors"}})
+    )
+    (tmp_path / "m-1.safetensors").write_bytes(b"cut")
+    (tmp_path / "__0_0.distcp").write_bytes(_TWENTY.data[:9000])
+    with pytest.raises(UnsupportedError, match="distributed"):
+        repair(tmp_path / "__0_0.distcp", tmp_path / "o.pt")
+    with pytest.raises(UnsupportedError, match="by itself"):
+        repair(tmp_path / "m.safetensors.index.json", tmp_path / "o.pt")
+
+
+def test_damage_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that change between the look and the copy are noticed, and nothing is written."""
+    broken, out = tmp_path / "b.pt", tmp_path / "o.pt"
+    value = {"w": np.arange(90_000, dtype=np.float32)}
+    data = saved(value)
+    broken.write_bytes(data[:-10])
+
+    def late(root: Any, path: Any) -> None:
+        changed = bytearray(data[:-10])
+        changed[5000] ^= 1
+        broken.write_bytes(changed)
+        tz.save(root, path)
+
+    monkeypatch.setattr("torchzip.tools.repairing.save", late)
+    with pytest.raises(ArchiveError, match="CRC-32"):
+        repair(broken, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=[each.name for each in ATTACKS])
+def test_hostile_files(attack: Attack, tmp_path: Path) -> None:
+    """A result or an error of ours; nothing is written with the error."""
+    out = tmp_path / "o.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            found = repair(io.BytesIO(attack.data), out)
+        except (TorchZipError, OSError):
+            assert not list(tmp_path.iterdir())
+        else:
+            assert found.nbytes == out.stat().st_size
+
+
+@given(data=st.binary(max_size=400), at=st.integers(0, 400))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes(data: bytes, at: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever the bytes, alone or in the middle of a file."""
+    folder = tmp_path_factory.mktemp("bytes")
+    whole = _BY_VALUE[alike].data
+    for each in (data, b"PK\3\4" + data, whole[: 10 * at] + data + whole[10 * at + len(data) :]):
+        try:
+            repaired(each, folder)
+        except (TorchZipError, OSError):
+            assert not (folder / "out.pt").exists()
+
+
+def test_limits(tmp_path: Path) -> None:
+    """A pickle that passes a limit is an error that names it, and no damage."""
+    for limits in (tz.Limits(pickle_nbytes=100), tz.Limits(containers=1, argument_items=1, memo=1)):
+        with pytest.raises(LimitError):
+            repaired(_TWENTY.data[:-1], tmp_path, limits=limits)
+
+
+_REPAIR = "import sys; from torchzip.tools import repair; repair(sys.argv[1], sys.argv[2])"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_memory(tmp_path: Path) -> None:
+    """A file of 300 MB with one large tensor is repaired in less than 100 MB."""
+    broken, out = str(tmp_path / "b.pt"), str(tmp_path / "o.pt")
+    with tz.incremental_save(broken) as writer:
+        block = np.ones(1 << 20, np.float32)
+        big = writer.store_chunks((block for _ in range(70)), shape=(70 << 20,), dtype="float32")
+        writer.save({"big": big, "small": np.arange(3)})
+    with open(broken, "r+b") as file:
+        file.truncate(file.seek(0, 2) - 200)
+    assert peak_mb(_REPAIR, broken, out) < 100
+    with tz.lazy_load(out) as checkpoint:
+        assert list(checkpoint) == ["big", "small"]
+        assert checkpoint["big"][-1] == 1
+
+
+def test_work_is_bounded(tmp_path: Path) -> None:
+    """Many rows that all claim the same bytes are not all read."""
+    pickle = b.stream(
+        b.dict_of({f"t{i}": b.tensor(b.persistent(str(i), numel=25_000)) for i in range(3000)})
+    )
+    members = b.members_of(pickle, {"0": bytes(100_000)})
+    (first,) = [each for each in members if each.name.endswith(b"data/0")]
+    offset = 0
+    for each in members[: members.index(first)]:
+        offset += 30 + len(each.name) + len(each.data)
+    members += [
+        b.Member(name=f"archive/data/{i}".encode(), nbytes=100_000, compressed=100_000, crc=i,
+                 offset=offset)
+        for i in range(1, 3000)
+    ]  # fmt: skip
+    read = 0
+
+    class Counted(io.BytesIO):
+        def readinto(self, out: Any) -> int:
+            nonlocal read
+            read += len(out)
+            return super().readinto(out)
+
+        def read(self, nbytes: int | None = -1) -> bytes:
+            nonlocal read
+            read += nbytes or 0
+            return super().read(nbytes)
+
+    data = b.build_zip(members)
+    found = repair(Counted(data), tmp_path / "o.pt")
+    assert found.tensors == 1
+    assert any("overlapping" in lost.why for lost in found.lost)
+    assert read < 20 * len(data) + (1 << 27)

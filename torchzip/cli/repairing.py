@@ -1,0 +1,84 @@
+"""``torchzip repair``: what came back of a damaged file, and what did not."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import warnings
+from typing import Any
+
+from torchzip.cli.command import DONE, add_command, say
+from torchzip.cli.rendering import count_text, nbytes_text, table
+from torchzip.errors import printable
+from torchzip.tools.repairing import LostTensor, Repaired, repair
+
+_DESCRIPTION = """\
+Write what can be saved of a truncated or damaged checkpoint to a new .pt. Every tensor whose bytes
+are whole comes back under its name; the others are listed. Nothing is guessed: a CRC-32 has to
+agree, and where the file has none, the tensor is listed as unverified.
+
+Exit status: 0 something was saved (what is lost is listed), 1 nothing can be had and nothing was
+written, 2 wrong usage.
+"""
+#: Lines for unverified tensors; --json has them all.
+_MOST_UNVERIFIED = 10
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "repair",
+        _run,
+        summary="save what can be saved of a damaged file",
+        description=_DESCRIPTION,
+        examples="""
+            torchzip repair broken.pt saved.pt
+            torchzip repair broken.pt saved.pt --json
+        """,
+    )
+    parser.add_argument("broken", metavar="BROKEN")
+    parser.add_argument("out", metavar="OUT", help="a .pt, written all or nothing")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    parser.add_argument("--json", action="store_true", help="what was found, as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = repair(arguments.broken, arguments.out, overwrite=arguments.force)
+    for warning in caught:
+        say(f"warning: {warning.message}")
+    print(json.dumps(dataclasses.asdict(found), indent=2) if arguments.json else as_text(found))
+    return DONE
+
+
+def as_text(found: Repaired) -> str:
+    """Return what was found as lines: the sums first, then a line for each lost tensor."""
+    whole = found.tensors + len(found.lost)
+    count = f"{found.tensors:,} of {count_text(whole, 'tensor')}"
+    lines = [f"{printable(found.out)}: {count}, {nbytes_text(found.nbytes)}"]
+    if found.damage is None:
+        seen = "no damage can be seen in" if found.unverified else "nothing is wrong with"
+        lines.append(f"{seen} {printable(found.broken)}")
+    else:
+        lines.append(f"damage: {printable(found.damage)}")
+    lines += table([_row(lost) for lost in found.lost])
+    if found.unverified:
+        count = count_text(len(found.unverified), "tensor")
+        shown = ", ".join(map(_name, found.unverified[:_MOST_UNVERIFIED]))
+        more = len(found.unverified) - _MOST_UNVERIFIED
+        shown += f" and {more:,} more" if more > 0 else ""
+        lines.append(f"unverified, as no CRC vouches for them: {count}: {shown}")
+    lines += [f"note: {printable(note)}" for note in found.notes]
+    return "\n".join(lines)
+
+
+def _row(lost: LostTensor) -> tuple[str, ...]:
+    shape = ", ".join("?" if size is None else str(size) for size in lost.shape)
+    return ("lost", _name(lost.name), f"{lost.torch_dtype} [{shape}]", printable(lost.why))
+
+
+def _name(name: str) -> str:
+    return printable(name) or "(the object itself)"

@@ -1,0 +1,211 @@
+"""Every local header, directory row and end record in a file, found by their signatures.
+
+For archives that are damaged: nothing that one mark says is needed to find the next. The bytes
+of a tensor can look like any of them, so what is found here is what may be, not what is.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torchzip.errors import LimitError
+from torchzip.files.source import Source
+from torchzip.limits import Limits
+
+_SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x01\x02|\x05\x06|\x06\x06)")
+_LOCAL = struct.Struct("<4sHHHHHLLLHH")
+_ROW = struct.Struct("<4sHHHHHHLLLHHHHHLL")
+_DESCRIPTOR = struct.Struct("<4sLLL")
+_DESCRIPTOR_64 = struct.Struct("<4sLQQ")
+_BIG = 0xFFFFFFFF
+
+_BLOCK_NBYTES = 1 << 20
+#: Record names are texts like ``archive/data/12``; longer ones are no names.
+_MOST_NAME = 1024
+_LOOK_NBYTES = _ROW.size + _MOST_NAME
+#: Marks in one file; each takes some 300 bytes of memory. `Limits.entries` may lower it.
+_MOST_MARKS = 1_000_000
+_DESCRIPTOR_MAGIC = b"PK\7\x08"
+#: Bytes of one record that look like a descriptor and are looked at.
+_MOST_TRIES = 10_000
+
+
+class LocalHeader(NamedTuple):
+    """What stands before a record. ``name`` is whole, with the archive name."""
+
+    offset: int
+    name: bytes
+    method: int
+    crc: int
+    compressed: int
+    nbytes: int
+    data_offset: int
+
+
+class Row(NamedTuple):
+    """What the directory says of a record; ``at`` is the place of the row itself."""
+
+    at: int
+    end: int
+    name: bytes
+    method: int
+    crc: int
+    compressed: int
+    nbytes: int
+    offset: int
+
+
+class EndRecord(NamedTuple):
+    """An end record, or the one of zip64."""
+
+    at: int
+    entries: int
+    offset: int
+
+
+class Descriptor(NamedTuple):
+    """What stands behind a record. ``is_signed`` says that it begins as one."""
+
+    is_signed: bool
+    crc: int
+    compressed: int
+    nbytes: int
+
+
+Mark = LocalHeader | Row | EndRecord
+
+
+def scan(source: Source, limits: Limits) -> Iterator[Mark]:
+    """Yield all marks of a file in its order, in constant memory.
+
+    Raises
+    ------
+    LimitError
+        If there are more of them than an archive should have records.
+    """
+    bound = min(_MOST_MARKS, 3 * limits.entries + 1000)
+    count = 0
+    skip_to = 0
+    for start in range(0, source.size, _BLOCK_NBYTES):
+        length = min(source.size - start, _BLOCK_NBYTES + _LOOK_NBYTES)
+        block = bytes(source.read_at(start, length))
+        for match in _SIGNATURE.finditer(block):
+            at = match.start()
+            if at >= _BLOCK_NBYTES:
+                break  # the next block begins with it
+            if start + at < skip_to:
+                continue  # inside a name
+            mark = _parse(source, block, at, start)
+            if mark is None:
+                continue
+            count += 1
+            if count > bound:
+                raise LimitError("entries", count, bound, path=source.name)
+            if isinstance(mark, LocalHeader):
+                skip_to = mark.offset + _LOCAL.size + len(mark.name)
+            elif isinstance(mark, Row):
+                skip_to = mark.at + _ROW.size + len(mark.name)
+            yield mark
+
+
+def _parse(source: Source, block: bytes, at: int, start: int) -> Mark | None:
+    kind = block[at + 2 : at + 4]
+    if kind == b"\3\4":
+        return _parse_local(block, at, start)
+    if kind == b"\1\2":
+        return _parse_row(source, block, at, start)
+    if kind == b"\5\6" and at + 22 <= len(block):
+        count, _, offset = struct.unpack_from("<HLL", block, at + 10)
+        return EndRecord(start + at, count, offset)
+    if kind == b"\6\6" and at + 56 <= len(block):
+        count, _, offset = struct.unpack_from("<QQQ", block, at + 32)
+        return EndRecord(start + at, count, offset)
+    return None
+
+
+def _parse_local(block: bytes, at: int, start: int) -> LocalHeader | None:
+    if at + _LOCAL.size > len(block):
+        return None
+    fields = _LOCAL.unpack_from(block, at)
+    method, crc, compressed, nbytes, name_length, extra_length = fields[3], *fields[6:]
+    name = block[at + 30 : at + 30 + name_length]
+    if not _is_name(name, name_length):
+        return None
+    offset = start + at
+    data_offset = offset + 30 + name_length + extra_length
+    return LocalHeader(offset, name, method, crc, compressed, nbytes, data_offset)
+
+
+def _parse_row(source: Source, block: bytes, at: int, start: int) -> Row | None:
+    if at + _ROW.size > len(block):
+        return None
+    fields = _ROW.unpack_from(block, at)
+    method, crc, compressed, nbytes = fields[4], *fields[7:10]
+    name_length, extra_length, comment_length = fields[10:13]
+    offset = fields[16]
+    name = block[at + 46 : at + 46 + name_length]
+    if not _is_name(name, name_length):
+        return None
+    extra_at = start + at + 46 + name_length
+    end = extra_at + extra_length + comment_length
+    if end > source.size:
+        return None
+    if _BIG in (nbytes, compressed, offset):
+        extra = bytes(source.read_at(extra_at, extra_length))
+        nbytes, compressed, offset = _uncap([nbytes, compressed, offset], extra)
+    return Row(start + at, end, name, method, crc, compressed, nbytes, offset)
+
+
+def _is_name(name: bytes, length: int) -> bool:
+    return 0 < length <= _MOST_NAME and len(name) == length and b"/" in name and b"\0" not in name
+
+
+def _uncap(values: list[int], extra: bytes) -> list[int]:
+    """Return the numbers of a row, those that are capped from the zip64 field as far as it goes."""
+    fields = extra[4:] if extra[:2] == b"\1\0" else b""
+    made = []
+    for value in values:
+        if value == _BIG and len(fields) >= 8:
+            value, fields = int.from_bytes(fields[:8], "little"), fields[8:]
+        made.append(value)
+    return made
+
+
+def read_lengths(source: Source, offset: int) -> int | None:
+    """Return where the data starts by the two lengths of a local header, which may be damaged."""
+    if offset < 0 or offset + _LOCAL.size > source.size:
+        return None
+    name_length, extra_length = struct.unpack("<HH", source.read_at(offset + 26, 4))
+    return int(offset + 30 + name_length + extra_length)
+
+
+def read_descriptors(source: Source, offset: int) -> list[Descriptor]:
+    """Return what the bytes behind a record say if they are a descriptor, short or long."""
+    found = []
+    for form in (_DESCRIPTOR, _DESCRIPTOR_64):
+        if offset >= 0 and offset + form.size <= source.size:
+            magic, crc, compressed, nbytes = form.unpack(source.read_at(offset, form.size))
+            found.append(Descriptor(magic == _DESCRIPTOR_MAGIC, crc, compressed, nbytes))
+    return found
+
+
+def find_descriptor(source: Source, start: int, stop: int) -> int | None:
+    """Return the place of the first descriptor that says it is behind the bytes from ``start``."""
+    at = start
+    tries = _MOST_TRIES
+    while at < stop and tries:
+        block = bytes(source.read_at(at, min(stop - at, _BLOCK_NBYTES)))
+        place = block.find(_DESCRIPTOR_MAGIC)
+        while place >= 0 and tries:
+            tries -= 1
+            behind = read_descriptors(source, at + place)
+            if any(each.compressed == at + place - start for each in behind):
+                return at + place
+            place = block.find(_DESCRIPTOR_MAGIC, place + 1)
+        if at + len(block) >= stop:
+            break
+        at += len(block) - 3
+    return None

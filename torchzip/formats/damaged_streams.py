@@ -1,0 +1,155 @@
+"""What can be had of damaged files without CRCs: legacy streams and safetensors.
+
+Whether bytes are in their place can be told, whether they are right cannot: all is unverified.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torchzip.container.safetensors import TensorEntry, parse_header
+from torchzip.errors import shown
+from torchzip.files.source import Source
+from torchzip.formats.legacy import LegacyContainer
+from torchzip.formats.safetensors import SafetensorsContainer
+from torchzip.formats.salvaged import LostStorage
+from torchzip.limits import Limits
+from torchzip.tensors.storage import TensorStorage
+
+
+class _Row(NamedTuple):
+    """One storage of a legacy stream: where its count of elements stands, and the count."""
+
+    key: str
+    at: int
+    nbytes: int
+    numel: int
+
+    @property
+    def begin(self) -> int:
+        return self.at + 8
+
+    @property
+    def end(self) -> int:
+        return self.at + 8 + self.nbytes
+
+
+class DamagedLegacy(LegacyContainer):
+    """A legacy stream that `LegacyContainer` refuses.
+
+    Its five pickles have to be whole; they have no CRC. The sizes in them say where each storage
+    begins, and the count of elements before each is what the place is checked by: bytes that were
+    lost or added move all that follow.
+    """
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        self.unverified: set[str] = set()
+        self._lost: dict[str, str] = {}
+        super().__init__(source, limits)
+        self.notes = (
+            "a legacy file has no CRCs: nothing says whether names and values in it are right",
+        )
+
+    def _storages_room(self) -> int:
+        return 1 << 63  # more than is there may be described: the file was cut
+
+    def _place_storages(self, keys: list[str], itemsizes: dict[str, int]) -> None:
+        rows: list[_Row] = []
+        at = self._end
+        unknown = None
+        for key in keys:
+            if key not in self._sizes:
+                unknown = key
+                break
+            nbytes = self._sizes[key]
+            rows.append(_Row(key, at, nbytes, nbytes // itemsizes[key]))
+            at = rows[-1].end
+        placed = {row.key for row in rows}
+        for key in self._sizes:
+            if key not in placed:
+                self._lost[key] = (
+                    "the file does not list its storage"
+                    if unknown is None
+                    else f"it lies behind storage {shown(unknown)}, whose size is not known"
+                )
+        # From the last to the first: whether something behind a storage is in its place.
+        has_place = unknown is None and at == self.source.size
+        has_next = False  # whether there is a whole count behind it
+        following: _Row | None = None
+        for row in reversed(rows):
+            agrees = self._agrees(row)
+            why = None
+            if row.end > self.source.size:
+                why = (
+                    f"the file ends at byte {self.source.size:,}; its {row.nbytes:,} bytes begin "
+                    f"at byte {row.begin:,}"
+                )
+            elif not has_place and has_next:
+                why = (
+                    "the counts behind it are not in their place: bytes were lost, added or damaged"
+                )
+            elif not has_place and agrees is not True:
+                why = "its count of elements is damaged, and so may be its place"
+            elif not has_place and following is not None and self._agrees(following) is False:
+                why = "what is left of the count behind it is damaged, and so may be its place"
+            if why is not None and row.nbytes:
+                self._lost[row.key] = why
+            else:
+                self._offsets[row.key] = row.begin
+                if row.nbytes:
+                    self.unverified.add(row.key)
+            # A count of 0 is what zeros look like, and says little.
+            has_place = has_place or (agrees is True and row.numel > 0)
+            has_next = has_next or (row.numel > 0 and row.begin <= self.source.size)
+            following = row
+
+    def _agrees(self, row: _Row) -> bool | None:
+        """Return whether the count that stands there is right; None if it is cut, and may be."""
+        left = (
+            bytes(self.source.read_at(row.at, max(0, min(8, self.source.size - row.at))))
+            if row.at <= self.source.size
+            else b""
+        )
+        wanted = row.numel.to_bytes(8, "little")
+        if not wanted.startswith(left):
+            return False
+        return True if len(left) == 8 else None
+
+    def open_storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        why = self._lost.get(key)
+        if why is not None:
+            return LostStorage(torch_dtype, nbytes, location, key, why)
+        return super().open_storage(key, torch_dtype, nbytes, location)
+
+
+class DamagedSafetensors(SafetensorsContainer):
+    """A safetensors file that ends elsewhere than its header says; the header has to be whole."""
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        super().__init__(source, limits)
+        self.unverified = {
+            entry.name for entry in self._entries if entry.begin < entry.end <= source.size
+        }
+        self.notes = (
+            "a safetensors file has no CRCs: nothing says whether names and values in it are right",
+        )
+        end = max((entry.end for entry in self._entries), default=source.size)
+        if end < source.size:
+            self.notes += (f"{source.size - end:,} bytes behind the last tensor are left out",)
+
+    def _parse_header(self, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
+        return parse_header(self.source, limits, is_whole=False)
+
+    def open_storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        entry = self._rows[key]
+        if entry.end > self.source.size:
+            why = (
+                f"the file ends at byte {self.source.size:,}; its {nbytes:,} bytes begin at byte "
+                f"{entry.begin:,}"
+            )
+            return LostStorage(torch_dtype, nbytes, location, key, why)
+        return super().open_storage(key, torch_dtype, nbytes, location)

@@ -1,0 +1,78 @@
+"""The storages of a damaged file: those that are whole, and those that are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from torchzip.errors import TensorError
+from torchzip.files.crc import crc32, wrong_crc
+from torchzip.formats.base import Container, SpecFactory
+from torchzip.tensors.storage import (
+    BLOCK_NBYTES,
+    Bytes,
+    FixedPlace,
+    Locator,
+    Measure,
+    SpanStorage,
+    TensorStorage,
+)
+
+
+class SalvagedContainer(Container, Protocol):
+    """A damaged file of which some is left.
+
+    The storages of its tensors may be `LostStorage` s. ``unverified`` has the records of those
+    whose bytes are where they should be, while nothing says whether they are right.
+    """
+
+    unverified: set[str]
+
+
+class LostStorage(TensorStorage):
+    """A storage that is not to be had; ``why`` says so."""
+
+    def __init__(
+        self, torch_dtype: str | None, nbytes: int, location: str, record: str, why: str
+    ) -> None:
+        self.torch_dtype = torch_dtype
+        self.nbytes = nbytes
+        self.location = location
+        self.record = record
+        self.why = why
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        raise TensorError(f"the storage is lost: {self.why}", record=self.record)
+
+
+class WholeStorage(SpanStorage):
+    """A storage whose CRC was right when it was found; it is compared again when it is read."""
+
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        found = 0
+        for block in super().blocks(nbytes):
+            found = crc32(block.data, found)
+            yield block
+        if self.crc and found != self.crc:
+            raise wrong_crc(found, self.crc, self.record)
+
+
+class MeasuringFactory(SpecFactory):
+    """Makes nothing of the values; notes what the pickle says of each storage, in its order."""
+
+    def __init__(self) -> None:
+        self.measures: dict[str, Measure] = {}
+
+    def storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        self.measures[key] = Measure(torch_dtype, nbytes, location)
+        return SpanStorage(torch_dtype, nbytes, location, key, _NOWHERE)
+
+
+class _Nowhere(FixedPlace):
+    def __init__(self) -> None:
+        pass
+
+
+_NOWHERE: Locator = _Nowhere()

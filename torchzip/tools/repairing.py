@@ -1,0 +1,272 @@
+"""A damaged checkpoint -> a sound one with all that could be saved."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from typing import Any
+
+from torchzip.checkpoint.lazy import Checkpoint, LazyFactory, VerifyReport, is_tensor
+from torchzip.checkpoint.names import NameTable
+from torchzip.checkpoint.plain_values import flat_values
+from torchzip.checkpoint.saving import save
+from torchzip.errors import FormatError, TorchZipError, UnsupportedError
+from torchzip.files.source import File, open_source
+from torchzip.formats.base import check_options
+from torchzip.formats.salvaging import open_damaged
+from torchzip.limits import Limits
+from torchzip.tensors.rebuild import BareStorage
+from torchzip.tools.pruning import Pruning, lost_in
+from torchzip.types import Parameter
+
+#: Formats whose object `save` writes as it is; of others the tensors are written by their names.
+_WITH_ROOT = ("zip", "legacy", "tar", "safetensors")
+#: Formats whose records may have CRCs.
+_WITH_CRCS = ("zip", "torchscript", "pt2")
+_OF_DIRECTORIES = (".index.json", ".metadata", ".distcp")
+
+
+@dataclass(frozen=True, slots=True)
+class LostTensor:
+    """A tensor that did not come back; one without a flat name is called by its path."""
+
+    name: str
+    torch_dtype: str
+    shape: tuple[int | None, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What `repair` has written.
+
+    ``damage`` is the first thing that is wrong with the file, None if it is sound. ``tensors`` is
+    how many came back. ``unverified`` are those of them that no CRC vouches for. ``notes`` say what
+    else there is to know. ``nbytes`` is the size of ``out``.
+    """
+
+    broken: str
+    out: str
+    format: str
+    damage: str | None
+    tensors: int
+    lost: tuple[LostTensor, ...]
+    unverified: tuple[str, ...]
+    notes: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass(slots=True)
+class _Found:
+    """What there is to write."""
+
+    root: Any
+    format: str
+    name: str
+    tensors: int
+    lost: list[LostTensor]
+    unverified: list[str]
+    notes: list[str]
+
+
+def repair(
+    broken: File,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    limits: Limits | None = None,
+) -> Repaired:
+    """Write what can be saved of a truncated or damaged checkpoint.
+
+    Every tensor whose bytes are whole comes back under its name, none with values that a CRC
+    speaks against. What is lost is taken out of dicts; None stands for it in lists, tuples and
+    objects. Files without CRCs (legacy, safetensors, ``crc32=False``) give tensors that are in
+    their place and ``unverified``. Where the structure itself is lost, the storages come back as
+    arrays of bytes, in a dict by their record. A sound file is written again as it is.
+
+    ``out`` is written all or nothing, as a ``.pt``, and is the same as ``broken`` only with
+    ``overwrite``.
+
+    Raises
+    ------
+    FileExistsError
+        If ``out`` is there already and ``overwrite`` is false.
+    TorchZipError
+        If nothing can be had; nothing is written then.
+    OSError
+
+    Examples
+    --------
+    >>> import numpy as np, os, tempfile, torchzip
+    >>> folder = tempfile.mkdtemp()
+    >>> whole, cut, out = (os.path.join(folder, name) for name in ("a.pt", "b.pt", "c.pt"))
+    >>> torchzip.save({"a": np.ones(1000), "b": np.ones(500, "int8")}, whole)
+    >>> with open(whole, "rb") as file, open(cut, "wb") as half:
+    ...     count = half.write(file.read(9000))
+    >>> found = repair(cut, out)
+    >>> found.tensors, [(lost.name, lost.torch_dtype, lost.shape) for lost in found.lost]
+    (1, [('b', 'int8', (500,))])
+    >>> torchzip.load(out)["a"].sum().item()
+    1000.0
+    """
+    limits = check_options("keep", limits)
+    if not overwrite and os.path.lexists(out):
+        path = os.fspath(out)
+        raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", path)
+    start = None if isinstance(broken, str | os.PathLike) else broken.tell()
+    opened = _open_sound(broken, limits)
+    if not isinstance(opened, TorchZipError):
+        checkpoint, report = opened
+        with checkpoint:
+            return _write(_all_of(checkpoint, report), out, None)
+    if start is not None and not isinstance(broken, str | os.PathLike):
+        broken.seek(start)
+    with _salvaged(broken, limits, opened) as found:
+        return _write(found, out, str(opened))
+
+
+def _write(found: _Found, out: str | os.PathLike[str], damage: str | None) -> Repaired:
+    try:
+        save(found.root, out)
+    except TorchZipError:
+        raise
+    except (TypeError, ValueError) as error:
+        # A file can hold what no file of ours can, such as names with a line break.
+        raise UnsupportedError(
+            f"what there is cannot be written to a .pt ({error})", path=found.name
+        ) from None
+    return Repaired(
+        broken=found.name,
+        out=os.fspath(out),
+        format=found.format,
+        damage=damage,
+        tensors=found.tensors,
+        lost=tuple(found.lost),
+        unverified=tuple(found.unverified),
+        notes=tuple(found.notes),
+        nbytes=os.path.getsize(out),
+    )
+
+
+# -- sound files -----------------------------------------------------------------------------------
+
+
+def _open_sound(broken: File, limits: Limits) -> tuple[Checkpoint, VerifyReport] | TorchZipError:
+    """Return the checkpoint if all of it is sound, or else the first error."""
+    try:
+        checkpoint = Checkpoint(broken, limits=limits)
+    except TorchZipError as error:
+        return error
+    try:
+        return checkpoint, checkpoint.verify()
+    except BaseException as error:
+        checkpoint.close()
+        if isinstance(error, TorchZipError):
+            return error
+        raise
+
+
+def _all_of(checkpoint: Checkpoint, report: VerifyReport) -> _Found:
+    names = dict(checkpoint.items())
+    notes = list(report.notes)
+    root = checkpoint.root
+    if checkpoint.format not in _WITH_ROOT:
+        root = names
+        notes.append(f"of a {checkpoint.format} checkpoint the tensors are written, by their names")
+    elif checkpoint.metadata:
+        notes.append("the metadata of the safetensors file is left out; a .pt has no place for it")
+    without = None if checkpoint.format not in _WITH_CRCS else frozenset(report.without_crc)
+    unverified = [name for name, tensor in names.items() if _is_unverified(tensor, without)]
+    return _Found(root, checkpoint.format, checkpoint.path, len(names), [], unverified, notes)
+
+
+def _is_unverified(tensor: Any, without_crc: Set[str] | None) -> bool:
+    """Return whether a tensor has bytes in a record without a CRC; None stands for all records."""
+    return any(
+        storage.nbytes and (without_crc is None or storage.record in without_crc)
+        for storage in _storages_of(tensor)
+    )
+
+
+def _storages_of(value: Any) -> Iterator[Any]:
+    if isinstance(value, Parameter):
+        value = value.data
+    if isinstance(value, BareStorage):
+        yield value.storage
+    elif hasattr(value, "parts"):
+        for part in value.parts:
+            yield from _storages_of(part)
+    elif hasattr(value, "spec"):
+        yield value.spec.storage
+
+
+# -- damaged files ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_Found]:
+    if isinstance(broken, str | os.PathLike):
+        path = os.fspath(broken)
+        if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
+            raise UnsupportedError(
+                "shards and distributed checkpoints are not repaired as a whole; a damaged shard "
+                f"is, by itself. What is wrong: {error.message}",
+                path=path,
+            )
+    source = open_source(broken)
+    with contextlib.closing(source):
+        container = open_damaged(source, limits)
+        contents = container.read(LazyFactory)
+        names = NameTable(contents.root, is_tensor, limits, contents.pickle_nbytes).names
+        unverified = [
+            name
+            for name, tensor in names.items()
+            if lost_in(tensor) is None and _is_unverified(tensor, container.unverified)
+        ]
+        pruning = Pruning(contents.root)
+        lost = _lost_tensors(names, pruning)
+        kept = len(names) - sum(lost_in(tensor) is not None for tensor in names.values())
+        if not kept and lost and not _has_values(pruning.root, limits):
+            raise FormatError(
+                f"nothing can be had: all of its tensors are lost, {len(lost):,} in number; the "
+                f"first, because {lost[0].why}",
+                path=source.name,
+            )
+        yield _Found(
+            pruning.root, container.format, source.name, kept, lost, unverified,
+            list(container.notes),
+        )  # fmt: skip
+
+
+def _lost_tensors(names: dict[str, Any], pruning: Pruning) -> list[LostTensor]:
+    found = []
+    named: set[int] = set()
+    for name, tensor in names.items():
+        storage = lost_in(tensor)
+        if storage is not None:
+            named.add(id(tensor))
+            found.append(_lost(name, tensor, storage.why))
+    for key, (tensor, place) in pruning.lost.items():
+        storage = lost_in(tensor)
+        if key not in named and storage is not None:
+            found.append(_lost(f"root{place}", tensor, storage.why))
+    return found
+
+
+def _lost(name: str, tensor: Any, why: str) -> LostTensor:
+    held = tensor.data if isinstance(tensor, Parameter) else tensor
+    if isinstance(held, BareStorage):
+        return LostTensor(name, held.torch_dtype or "uint8", (held.count,), why)
+    return LostTensor(name, held.torch_dtype, tuple(held.shape), why)
+
+
+def _has_values(root: Any, limits: Limits) -> bool:
+    """Return whether there is anything in an object but containers, empty or not."""
+    values = flat_values(root, is_tensor, limits).values()
+    return any(
+        value is not None and not (isinstance(value, list | tuple | dict) and not any(value))
+        for value in values
+    )
