@@ -482,7 +482,7 @@ def test_result(path: Path) -> None:
     """A frozen dataclass of plain values."""
     found = edit(path, rename={"epoch": "step"})
     assert type(found) is Edited
-    assert json.loads(json.dumps(dataclasses.asdict(found)))["file"] == str(path)
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["path"] == str(path)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.nbytes = 0  # type: ignore[misc]
 

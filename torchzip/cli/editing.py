@@ -167,7 +167,7 @@ def as_text(found: Edited, dry_run: bool = False) -> str:
         done.append(f"{written}, {nbytes_text(found.nbytes)}")
     else:
         done.append("nothing to change")
-    lines.append(f"{printable(found.file)}: {', '.join(done)}")
+    lines.append(f"{printable(found.path)}: {', '.join(done)}")
     if found.dead_nbytes:
         are = "would be" if dry_run else "are"
         lines.append(

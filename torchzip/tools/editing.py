@@ -44,7 +44,7 @@ class Edited:
     ``dead_nbytes`` are the bytes of the file that nothing uses any more; ``compact`` frees them.
     """
 
-    file: str
+    path: str
     how: str
     renamed: tuple[tuple[str, str], ...]
     dropped: tuple[str, ...]
@@ -275,7 +275,7 @@ class _Edit:
         moved = [each for key, each in self._opened.items() if key in kept]
         tree = self._tree
         return Edited(
-            file=self.file,
+            path=self.file,
             how=how,
             renamed=tuple(tree.renamed),
             dropped=tuple(tree.dropped),
