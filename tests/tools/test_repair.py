@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import struct
 import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ _TWENTY = Original(saved(twenty()))
 _GOLDEN = sorted((Path(__file__).parents[1] / "data" / "golden").glob("torch-*/*.pt"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_fsync() -> Iterator[None]:
+    """Thousands of files are written here, and none has to outlive the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 def _end_of_pickle(data: bytes) -> int:
     """Return the byte behind the descriptor of data.pkl, the first record."""
     return data.index(b"PK\7\x08") + 16
@@ -67,7 +76,7 @@ def test_flips(kind: str, tmp_path: Path) -> None:
     original = Original(_KINDS[kind](_TWENTY.data))
     rng = random.Random(kind)
     # A byte of a deflated pickle is looked for by trying.
-    for _ in range(200 if kind != "deflated" else 50):
+    for _ in range(200 if kind != "deflated" else 25):
         place = rng.randrange(len(original.data))
         data = bytearray(original.data)
         data[place] ^= rng.randint(1, 255)
@@ -101,10 +110,10 @@ def test_every_byte_of_a_small_file(tmp_path: Path) -> None:
         judge(original, bytes(data), original.without(place), tmp_path)
 
 
-def test_every_cut_of_a_small_file(tmp_path: Path) -> None:
-    """As `test_cuts`, at each byte; before the pickle's CRC there is an error."""
+def test_cuts_of_a_small_file(tmp_path: Path) -> None:
+    """As `test_cuts`, at each third byte; before the pickle's CRC there is an error."""
     original = Original(saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)}))
-    for cut in range(len(original.data)):
+    for cut in range(0, len(original.data), 3):
         if cut >= _end_of_pickle(original.data) and original.before(cut):
             judge(original, original.data[:cut], original.before(cut), tmp_path)
         elif cut < _end_of_pickle(original.data):
@@ -255,7 +264,7 @@ def test_safetensors_cuts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [twenty, alike])
 @given(seed=st.integers(0, 1 << 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_damage(
     value: Callable[[], Any], tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
@@ -448,12 +457,12 @@ def test_signatures_in_a_tensor(tmp_path: Path) -> None:
         "c": np.arange(50),
     }
     original = Original(saved(value))
-    for place in range(0, len(original.data), 11):
+    for place in range(0, len(original.data), 23):
         data = bytearray(original.data)
         data[place] ^= 0x20
         judge(original, bytes(data), original.without(place), tmp_path)
     ((start, _),) = original.spans["b"]
-    for cut in range(start, len(original.data), 29):
+    for cut in range(start, len(original.data), 61):
         judge(original, original.data[:cut], original.before(cut), tmp_path)
 
 

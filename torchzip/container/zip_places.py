@@ -151,7 +151,11 @@ class Places:
                 known.append(header)
         for directory in found:
             directory.base = self._base_of(directory, by_name)
-        outer = [each for each in found if self._is_outer(each, bool(headers))]
+        outer: list[Directory] = []
+        self._doubtful: list[Directory] = []
+        for directory in found:
+            is_outer = self._is_outer(directory, bool(headers))
+            (outer if is_outer else self._doubtful).append(directory)
         return sorted(outer, key=lambda each: (self._has_end(each), each.start), reverse=True)
 
     def _base_of(self, directory: Directory, headers: dict[bytes, list[LocalHeader]]) -> int:
@@ -213,17 +217,29 @@ class Places:
         return found
 
     def drop_inner(self, end_of: Callable[[LocalHeader], int | None]) -> None:
-        """Forget headers that lie inside of records, for a file without a directory.
+        """Forget headers that lie inside of records, for a file without a whole directory.
 
-        ``end_of`` gives the end of a record's bytes, None if it is not sure.
+        A directory that counts from elsewhere, and lies in no record, is the file's own after all:
+        bytes were added before it. ``end_of`` gives the end of a record's bytes, None if it is not
+        sure.
         """
         kept = []
+        extents = []
         reach = 0
         for header in self._headers:
             if header.offset < reach:
                 continue
             kept.append(header)
-            reach = max(reach, end_of(header) or 0)
+            end = end_of(header) or 0
+            if end > header.data_offset:
+                extents.append((header.data_offset, end))
+            reach = max(reach, end)
+        for directory in self._doubtful:
+            before = bisect.bisect_right(extents, (directory.start, self._source.size)) - 1
+            if before < 0 or extents[before][1] <= directory.start:
+                for row in directory.rows:
+                    self._rows.setdefault(row.name, []).append(row)
+        self._doubtful = []
         if len(kept) < len(self._headers):
             self._set_headers(kept)
 
