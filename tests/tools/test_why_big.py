@@ -265,6 +265,11 @@ def test_reach_of_enormous_storages() -> None:
     assert reached_nbytes([every_other], 1 << 40) == 1 << 39
     odd = TensorSpec("float32", (1 << 12, 1 << 12, 1 << 12), (1 << 20, 3, 5), 0, storage)
     assert reached_nbytes([odd, every_other], 1 << 40) is None
+    near = TensorSpec("float32", (1 << 10, 1 << 10, 1 << 10), (1 << 11, 3, 5), 0, storage)
+    assert reached_nbytes([near, every_other], 1 << 40) is None
+    many = [TensorSpec("float32", (3,), (1,), 100 * i, storage) for i in range(100_000)]
+    apart = TensorSpec("float32", (1 << 20,), (1 << 10,), 7, storage)
+    assert reached_nbytes([apart, *many], 1 << 40) is None
 
 
 # -- duplicates ------------------------------------------------------------------------------------

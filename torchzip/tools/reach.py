@@ -13,6 +13,8 @@ from torchzip.tensors.specs import TensorSpec
 
 #: Bytes of a storage that are marked at once.
 _WINDOW_NBYTES = 1 << 24
+#: Bytes that are marked in all: some seconds. Storages with gaps that are larger are not known.
+_MOST_NBYTES = 1 << 34
 #: Steps of marking, in all; what would take more has strides that no program makes.
 _MOST_STEPS = 2_000_000
 
@@ -114,9 +116,12 @@ def _marked(runs: list[tuple[int, int]], gaps: list[_View]) -> int:
         max(0, min(stop, low) - start) + max(0, stop - max(start, high)) for start, stop in runs
     )
     steps = [_MOST_STEPS]
+    if high - low > _MOST_NBYTES:
+        raise _TooManyStepsError
     for begin in range(low, high, _WINDOW_NBYTES):
         end = min(begin + _WINDOW_NBYTES, high)
         window = np.zeros(end - begin, np.bool_)
+        steps[0] -= len(runs)
         for start, stop in runs:
             window[max(0, start - begin) : max(0, stop - begin)] = True
         for view in gaps:
