@@ -67,7 +67,7 @@ def test_command_line_examples(checkout: Path) -> None:
 
 
 def test_order() -> None:
-    """What it is, the two commands, the examples, the workbench, the table, the guarantees: in this order."""
+    """The two commands, the examples, the workbench, the table, the guarantees: in this order."""
     heads = re.findall(r"^## (.*)$", README, re.MULTILINE)
     assert heads == [
         "Two commands",

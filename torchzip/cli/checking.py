@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from torchzip import tools
 from torchzip.cli.command import DONE, add_command
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, nbytes_text
 from torchzip.errors import printable
-from torchzip.tools.verification import Verified, verify
+
+if TYPE_CHECKING:
+    from torchzip.tools.verification import Verified
 
 _DESCRIPTION = """\
 Read all of a checkpoint, compare every CRC and check all bounds. Then say whether torch.load
@@ -36,7 +39,7 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     with progress_line() as progress:
-        found = verify(arguments.file, progress=progress)
+        found = tools.verify(arguments.file, progress=progress)
     as_values = dataclasses.asdict(found)
     print(json.dumps(as_values, indent=2) if arguments.json else check_as_text(found))
     return DONE

@@ -7,12 +7,15 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from torchzip import tools
 from torchzip.cli.command import DONE, add_command, exit_on_sigterm, say
 from torchzip.cli.rendering import count_text, nbytes_text
 from torchzip.errors import printable
-from torchzip.tools.editing import Edited, edit
+
+if TYPE_CHECKING:
+    from torchzip.tools.editing import Edited
 
 _DESCRIPTION = """\
 Change names, values and marks in a file of torch.save, in place: a new
@@ -93,7 +96,9 @@ def _run(arguments: argparse.Namespace) -> int:
     rules = rules_of(arguments)
     with warnings.catch_warnings(record=True) as caught, exit_on_sigterm():
         warnings.simplefilter("always")
-        found = edit(arguments.file, compact=arguments.compact, dry_run=arguments.dry_run, **rules)
+        found = tools.edit(
+            arguments.file, compact=arguments.compact, dry_run=arguments.dry_run, **rules
+        )
     for line in [*found.unused, *(str(warning.message) for warning in caught)]:
         say(f"warning: {line}")
     if arguments.json:

@@ -8,9 +8,10 @@ import json
 import re
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torchzip
+from torchzip import tools
 from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.cli.command import DONE, add_command
 from torchzip.cli.histogram import can_encode, histogram_lines
@@ -18,12 +19,14 @@ from torchzip.cli.indexing import parse_index
 from torchzip.cli.rendering import table
 from torchzip.errors import TorchZipError, UnsupportedError, printable, shown
 from torchzip.tools.array_text import is_raw, tensor_text
-from torchzip.tools.element_statistics import Number, Statistics, statistics
 from torchzip.tools.lookup import look_up
 from torchzip.tools.npy import write_npy
 from torchzip.tools.parts import dense_of, named_parts, view
 from torchzip.tools.value_text import value_lines
 from torchzip.types import MetaTensor, OtherTensor
+
+if TYPE_CHECKING:
+    from torchzip.tools.element_statistics import Number, Statistics
 
 _DESCRIPTION = """\
 Print one tensor or a slice of it, as numpy prints an array: of more than 1,000 elements the
@@ -117,7 +120,7 @@ def _show(found: Any, arguments: argparse.Namespace) -> None:
         out = sys.stdout.buffer if arguments.npy == "-" else arguments.npy
         write_npy(found, out, dtype=arguments.dtype, overwrite=arguments.force)
     elif arguments.stats:
-        made = statistics(found)
+        made = tools.statistics(found)
         print(_stats_json(found, made) if arguments.json else _stats_text(title, found, made))
     elif isinstance(found, LazyTensor):
         print(f"{title}: {_kind(found)}\n{_text(found, arguments)}")
