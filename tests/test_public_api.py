@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import pickle
@@ -17,7 +18,7 @@ import torchzip as tz
 from torchzip import errors, types
 
 _NAMES = {
-    "load", "save", "lazy_load", "incremental_save", "convert", "types", "Checkpoint",
+    "load", "save", "lazy_load", "incremental_save", "convert", "tools", "types", "Checkpoint",
     "LazyTensor", "Limits", "TorchZipError", "FormatError", "UnsafeGlobalError",
     "UnsupportedError", "LimitError", "__version__",
 }  # fmt: skip
@@ -59,7 +60,7 @@ def test_signatures(function: Any, positional: list[str], keywords: dict[str, An
     assert len(plain) + len(options) == len(parameters)
 
 
-@pytest.mark.parametrize("name", sorted(_NAMES - {"__version__", "types"}))
+@pytest.mark.parametrize("name", sorted(_NAMES - {"__version__", "tools", "types"}))
 def test_docstrings(name: str) -> None:
     """Everything public says what it is; functions show an example that runs."""
     thing = getattr(tz, name)
@@ -68,6 +69,19 @@ def test_docstrings(name: str) -> None:
     assert doc[0].isupper() or doc[0] == "`"
     if inspect.isfunction(thing):
         assert ">>>" in doc
+
+
+@pytest.mark.parametrize("name", tz.tools.__all__)
+def test_tools(name: str) -> None:
+    """Each function has an example, and returns a frozen dataclass of the name beside it."""
+    thing = getattr(tz.tools, name)
+    doc = inspect.getdoc(thing)
+    assert doc
+    if inspect.isfunction(thing):
+        assert ">>>" in doc
+        returned = getattr(tz.tools, inspect.signature(thing).return_annotation)
+        assert dataclasses.is_dataclass(returned)
+        assert returned.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

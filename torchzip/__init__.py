@@ -22,13 +22,14 @@ __all__ = [
     "lazy_load",
     "load",
     "save",
+    "tools",
     "types",
 ]
 
 # Each name is imported when it is asked for: whoever only reads need not wait for what writes, and
 # a program that may never open a checkpoint need not wait for numpy.
 if TYPE_CHECKING:
-    from torchzip import types
+    from torchzip import tools, types
     from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, lazy_load
     from torchzip.checkpoint.loading import load
     from torchzip.checkpoint.saving import incremental_save, save
@@ -62,6 +63,10 @@ else:
             import torchzip.types
 
             return torchzip.types
+        elif name == "tools":
+            import torchzip.tools
+
+            return torchzip.tools
         elif name in __all__:
             from torchzip import errors as home
         else:
