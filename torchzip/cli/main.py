@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
-        say("interrupted; nothing was written")
+        say("interrupted; no file was left half written")
         return 130
     except FileExistsError as error:
         say(f"{error.filename} exists; --force overwrites it")
