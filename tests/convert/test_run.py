@@ -301,7 +301,10 @@ def test_interrupted(tmp_path: Path, jobs: int, error: type[BaseException]) -> N
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize(
     ("sent", "text"),
-    [(signal.SIGINT, "torchzip: interrupted; no file was left half written\n"), (signal.SIGTERM, "")],
+    [
+        (signal.SIGINT, "torchzip: interrupted; no file was left half written\n"),
+        (signal.SIGTERM, ""),
+    ],
     ids=["SIGINT", "SIGTERM"],
 )
 def test_ctrl_c(tmp_path: Path, jobs: str, sent: signal.Signals, text: str) -> None:
