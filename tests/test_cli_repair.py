@@ -41,6 +41,7 @@ def test_text(capsys: Capture, tmp_path: Path, broken: Path) -> None:
     lines = text.splitlines()
     assert lines[0] == f"{out}: 2 of 3 tensors, {out.stat().st_size / 1000:.1f} kB"
     assert lines[1].startswith(f"damage: {broken}: no zip directory in the last ")
+    assert lines[1].endswith("the place it came from.")  # with no advice to do what was done
     assert lines[2].startswith("lost  c\\n  float64 [500]  the file ends at byte ")
     assert len(lines) == 3
     assert list(tz.load(out)) == ["a", "b"]

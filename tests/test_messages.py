@@ -156,7 +156,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         _load(_changed("data/0", crc=1)),
         "model.pt, record data/0: the CRC-32 of the bytes is 8ba71454, the "
         "directory says 00000001. The record is damaged; fetch the file again. "
-        "`torchzip repair` saves the others.",
+        "`torchzip repair` saves what is whole.",
     ),
     "two records of one name": (
         _load(b.build_zip([*b.members_of(b""), b.members_of(b"")[0]])),
@@ -386,7 +386,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         _convert("out.safetensors", _changed("data/0", crc=1)),
         "model.pt, record data/0: the CRC-32 of the bytes is 8ba71454, the "
         "directory says 00000001. The record is damaged; fetch the file again. "
-        "`torchzip repair` saves the others.",
+        "`torchzip repair` saves what is whole.",
     ),
 }
 

@@ -28,8 +28,9 @@ _MAX_INT = 10**20
 
 #: Said wherever a file ends before what it announces.
 TRUNCATED = "It looks truncated; compare its size with the place it came from."
-#: The same, of a file of which something can be saved.
-CUT_SHORT = f"{TRUNCATED} `torchzip repair` saves what is whole."
+#: What to do about damage, of a file of which something can be saved.
+REPAIR_ADVICE = "`torchzip repair` saves what is whole."
+CUT_SHORT = f"{TRUNCATED} {REPAIR_ADVICE}"
 
 #: Dimensions that torch's tensors and numpy's arrays have at most.
 MAX_NDIM = 64

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.errors import ArchiveError
+from torchzip.errors import REPAIR_ADVICE, ArchiveError
 from torchzip.files.source import Buffer
 
 _NEAR = 99_922
@@ -215,7 +215,7 @@ def wrong_crc(found: int, stored: int, record: str | None, path: str | None = No
     """Return the error for bytes that have not the CRC that was stored with them."""
     return ArchiveError(
         f"the CRC-32 of the bytes is {found:08x}, the directory says {stored:08x}. The record is "
-        "damaged; fetch the file again. `torchzip repair` saves the others.",
+        f"damaged; fetch the file again. {REPAIR_ADVICE}",
         record=record,
         path=path,
     )

@@ -13,7 +13,7 @@ from torchzip.checkpoint.lazy import Checkpoint, LazyFactory, VerifyReport, is_t
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
-from torchzip.errors import FormatError, TorchZipError, UnsupportedError
+from torchzip.errors import REPAIR_ADVICE, FormatError, TorchZipError, UnsupportedError
 from torchzip.files.source import File, open_source
 from torchzip.formats.base import check_options
 from torchzip.formats.salvaging import open_damaged
@@ -125,7 +125,7 @@ def repair(
     if start is not None and not isinstance(broken, str | os.PathLike):
         broken.seek(start)
     with _salvaged(broken, limits, opened) as found:
-        return _write(found, out, str(opened))
+        return _write(found, out, str(opened).removesuffix(f" {REPAIR_ADVICE}"))
 
 
 def _write(found: _Found, out: str | os.PathLike[str], damage: str | None) -> Repaired:
