@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -323,8 +324,45 @@ def test_ctrl_c(tmp_path: Path, jobs: str, sent: signal.Signals, text: str) -> N
         os.killpg(child.pid, sent)
     else:  # a terminal sends it to nobody; whoever does means one process
         child.send_signal(sent)
-    _, said = child.communicate(timeout=60)
+    try:
+        _, said = child.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
     assert (child.returncode, said) == (128 + sent, text)
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+_SIGNAL_WHILE_FORKING = """
+import os, sys
+from multiprocessing import context
+from torchzip.cli.main import main
+from torchzip.convert import conversion, run
+conversion._is_worth_it = lambda plan: True
+run._PIECE_NBYTES = run._TASK_NBYTES = 1 << 20
+real = context.ForkProcess.start
+def start(process):
+    real(process)
+    os.kill(os.getpid(), int(sys.argv[1]))
+context.ForkProcess.start = start
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_workers_are_made(tmp_path: Path, sent: signal.Signals) -> None:
+    """It waits until the pool knows of its worker; no process waits for another for ever."""
+    tz.save({"w": np.ones(1 << 20, np.float32)}, tmp_path / "m.pt")
+    command = [sys.executable, "-c", _SIGNAL_WHILE_FORKING, str(int(sent))]
+    command += ["convert", "m.pt", "o.pt", "--dtype", "float64", "--jobs", "2"]
+    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        child.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode == 128 + sent
     assert os.listdir(tmp_path) == ["m.pt"]
 
 

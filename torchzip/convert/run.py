@@ -226,17 +226,23 @@ def _carry_out_packed(packed: bytes) -> list[Written]:
     return carry_out(ForkingPickler.loads(packed))
 
 
-class _Uninterrupted(Executor):
-    """Keeps Ctrl-C from a worker that is being made, and does not ignore it yet.
+#: What ends a conversion in this process; its workers are told by it, and wait for that.
+_ENDING = {signal.SIGINT, signal.SIGTERM}
 
-    It would break the pool, and say so instead of what has happened. It comes here afterwards.
+
+class _Uninterrupted(Executor):
+    """Keeps Ctrl-C and SIGTERM from a pool that is making a worker; they come afterwards.
+
+    One that reaches the worker, which does not ignore it yet, would break the pool, and say so
+    instead of what has happened. One that is raised here before the pool knows of the worker would
+    leave it waiting for work, and this process waiting for it.
     """
 
     def __init__(self, pool: Executor) -> None:
         self._pool = pool
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             return self._pool.submit(fn, *args, **kwargs)
         finally:
@@ -247,7 +253,9 @@ def _begin_work() -> None:
     import threading
 
     # Ctrl-C reaches every process of a terminal; the one that asked for the work cancels it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # it was made with them blocked
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
