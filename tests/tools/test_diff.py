@@ -634,11 +634,10 @@ def _try(one: bytes, other: bytes) -> Diff | None:
         return None
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=[each.name for each in ATTACKS])
+@pytest.mark.parametrize("attack", ATTACKS[::10], ids=[each.name for each in ATTACKS[::10]])
 def test_hostile_files(attack: Attack) -> None:
-    """A result or an error of ours, on either side."""
+    """A result or an error of ours, beside a sound file; tests/test_hostile.py has them all."""
     sound = saved({"x": np.arange(4, dtype=np.float32), "n": 1}).getvalue()
-    _try(attack.data, attack.data)
     _try(sound, attack.data)
 
 
