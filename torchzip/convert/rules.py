@@ -56,16 +56,7 @@ class Rules:
             self._dtypes[0][0].used = True  # for all tensors, be there any or not
         self._include = parse_globs("include", include)
         self._exclude = parse_globs("exclude", exclude)
-        self._table: dict[str, str | None] = {}
-        self._function: Callable[[str], str | None] | None = None
-        self._expressions: list[Expression] = []
-        if isinstance(rename, Mapping):
-            self._table = dict(rename)
-        elif callable(rename):
-            self._function = rename
-        else:
-            pairs = parse_pairs("rename", "(regex, replacement)", rename)
-            self._expressions = [Expression(pattern, text) for pattern, text in pairs]
+        self._table, self._function, self._expressions = parse_rename(rename)
         self._met: set[str] = set()
 
     def keeps(self, name: str) -> bool:
@@ -150,6 +141,18 @@ class Expression:
         new, count = self._pattern.subn(self._replacement, name)
         self.used = self.used or bool(count)
         return new
+
+
+def parse_rename(
+    rename: RenameRules,
+) -> tuple[dict[str, str | None], Callable[[str], str | None] | None, list[Expression]]:
+    """Return rules as what they may be: old and new names, a function, or expressions."""
+    if isinstance(rename, Mapping):
+        return dict(rename), None, []
+    if callable(rename):
+        return {}, rename, []
+    pairs = parse_pairs("rename", "(regex, replacement)", rename)
+    return {}, None, [Expression(pattern, text) for pattern, text in pairs]
 
 
 def parse_pairs(option: str, what: str, rules: Any) -> list[Any]:

@@ -6,17 +6,17 @@ All rules look at the names that the file has, before any of them is applied.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torchzip.convert.rules import (
-    Expression,
     Glob,
     Globs,
     RenameRules,
     match_any,
     parse_globs,
     parse_pairs,
+    parse_rename,
     unused_globs,
 )
 
@@ -48,16 +48,7 @@ class EditRules:
         requires_grad: GradRules = None,
         device: DeviceRules = None,
     ) -> None:
-        self._table: dict[str, str | None] = {}
-        self._function: Callable[[str], str | None] | None = None
-        self._expressions: list[Expression] = []
-        if isinstance(rename, Mapping):
-            self._table = dict(rename)
-        elif callable(rename):
-            self._function = rename
-        else:
-            pairs = parse_pairs("rename", "(regex, replacement)", rename)
-            self._expressions = [Expression(pattern, text) for pattern, text in pairs]
+        self._table, self._function, self._expressions = parse_rename(rename)
         self._met: set[str] = set()
         self._drop = parse_globs("drop", drop, "item of a dict")
         self.values = _parse_values(set_values)
