@@ -74,11 +74,11 @@ def edit(
     """Change names, values and marks in a file of ``torch.save``, and move no tensor data.
 
     A new ``data.pkl`` and a new directory are put behind the old ones, which takes milliseconds
-    whatever the size of the file. At every moment the file is readable, with its old content or its
-    new one; after an exception it is as it was. Its inode stays, and whoever has it open keeps
-    reading the old tensors. Space of dropped tensors stays in the file until it is written
-    anew, with ``compact``: by itself, or with other changes. That is all or nothing too, and
-    compares all CRCs.
+    whatever the size of the tensors; with their number it grows, to some seconds for 100,000. At
+    every moment the file is readable, with its old content or its new one; after an exception it is
+    as it was. Its inode stays, and whoever has it open keeps reading the old tensors. Space of
+    dropped tensors stays in the file until it is written anew, with ``compact``: by itself, or with
+    other changes. That is all or nothing too, and compares all CRCs.
 
     All rules go by the paths to items of dicts that the file has, joined by dots as in
     `Checkpoint`; containers are items too. ``rename`` are old and new paths, (regex, replacement)
