@@ -391,6 +391,7 @@ def _merged(names: list[Name], more: list[Name]) -> list[Name]:
 
 
 def is_tensor(value: Any) -> bool:
+    """Return whether a value of a lazy checkpoint is a tensor, or a Parameter of one."""
     if type(value) is LazyTensor:
         return True
     held = value.data if isinstance(value, Parameter) else value

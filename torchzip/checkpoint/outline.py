@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, is_tensor
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
@@ -164,13 +164,13 @@ def _outline(checkpoint: Checkpoint) -> Outline:
     notes: list[str] = []
     values: dict[str, Any] = {}
     try:
-        values = flat_values(checkpoint.root, _is_tensor, checkpoint.limits)
+        values = flat_values(checkpoint.root, is_tensor, checkpoint.limits)
     except LimitError as error:
         notes.append(f"what is no tensor is not listed: {error.message}")
     constants = []
     for index, constant in enumerate(checkpoint.constants):
         name = f"(constant {index})"
-        if _is_tensor(constant):
+        if is_tensor(constant):
             held = constant.data if isinstance(constant, Parameter) else constant
             constants.append(rows.row(name, held))
         else:
@@ -190,13 +190,6 @@ def _outline(checkpoint: Checkpoint) -> Outline:
         metadata=dict(checkpoint.metadata),
         notes=tuple(notes),
     )
-
-
-def _is_tensor(value: Any) -> bool:
-    if type(value) is LazyTensor:
-        return True
-    held = value.data if isinstance(value, Parameter) else value
-    return isinstance(held, LazyTensor | OtherTensor)
 
 
 def class_of(call: ForeignObject) -> str:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torchzip.errors import printable
@@ -59,6 +59,21 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def parse_renames(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the (regex, replacement) pairs of ``--rename``.
+
+    >>> parse_renames(["^a=>b"])
+    [('^a', 'b')]
+    """
+    renames = []
+    for text in texts:
+        pattern, arrow, replacement = text.partition("=>")
+        if not arrow:
+            raise ValueError(f"--rename {text!r}: REGEX=>REPL was expected")
+        renames.append((pattern, replacement))
+    return renames
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torchzip
-from torchzip.cli.command import DONE, add_command, exit_on_sigterm, say
+from torchzip.cli.command import DONE, add_command, exit_on_sigterm, parse_renames, say
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, nbytes_text, table
 from torchzip.convert.rules import Rules
@@ -88,12 +88,7 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
     for text in arguments.dtype:
         glob, equals, dtype = text.rpartition("=")
         dtypes.append((glob if equals else "*", dtype))
-    renames = []
-    for text in arguments.rename:
-        pattern, arrow, replacement = text.partition("=>")
-        if not arrow:
-            raise ValueError(f"--rename {text!r}: REGEX=>REPL was expected")
-        renames.append((pattern, replacement))
+    renames = parse_renames(arguments.rename)
     return {
         "dtype": dtypes[0][1] if len(dtypes) == 1 and dtypes[0][0] == "*" else dtypes,
         "rename": renames or None,

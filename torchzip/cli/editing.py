@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command, exit_on_sigterm, say
+from torchzip.cli.command import DONE, add_command, exit_on_sigterm, parse_renames, say
 from torchzip.cli.rendering import count_text, nbytes_text
 from torchzip.errors import printable
 
@@ -111,12 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the rules of a command line as `torchzip.tools.edit` takes them."""
-    renames = []
-    for text in arguments.rename:
-        pattern, arrow, replacement = text.partition("=>")
-        if not arrow:
-            raise ValueError(f"--rename {text!r}: REGEX=>REPL was expected")
-        renames.append((pattern, replacement))
+    renames = parse_renames(arguments.rename)
     values = {}
     for text in arguments.set:
         path, equals, value = text.partition("=")

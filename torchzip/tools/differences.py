@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, is_tensor
 from torchzip.checkpoint.plain_values import flat_values, same_value
 from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
@@ -141,16 +141,16 @@ class _Side:
         self.path = checkpoint.path
         try:
             selection = select(checkpoint, Rules())
-            values = flat_values(selection.around, _is_tensor, checkpoint.limits)
+            values = flat_values(selection.around, is_tensor, checkpoint.limits)
             for index, constant in enumerate(checkpoint.constants):
-                if not _is_tensor(constant):
+                if not is_tensor(constant):
                     values[f"(constant {index})"] = constant
         except TorchZipError as error:
             error.at(path=self.path)
             raise
         self.tensors: dict[str, Comparable] = dict(selection.tensors)
         for index, constant in enumerate(checkpoint.constants):
-            if _is_tensor(constant):
+            if is_tensor(constant):
                 data = constant.data if isinstance(constant, Parameter) else constant
                 self.tensors[f"(constant {index})"] = data
         for name, value in values.items():
@@ -179,11 +179,6 @@ class _Side:
         spec = _spec_of(held)
         kind = "storage" if isinstance(held, BareStorage) else "dense"
         return TensorRow(name, kind, spec.torch_dtype, spec.shape)
-
-
-def _is_tensor(value: Any) -> bool:
-    data = value.data if isinstance(value, Parameter) else value
-    return isinstance(data, LazyTensor | OtherTensor)
 
 
 def _spec_of(held: LazyTensor | BareStorage) -> TensorSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy import Checkpoint, is_tensor
 from torchzip.checkpoint.names import children
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.errors import LimitError, TensorNotFoundError, shown
@@ -45,14 +45,9 @@ def look_up(checkpoint: Checkpoint, name: str) -> Any:
 
 def _value_names(checkpoint: Checkpoint) -> list[str]:
     try:
-        return list(flat_values(checkpoint.root, _is_tensor, checkpoint.limits))
+        return list(flat_values(checkpoint.root, is_tensor, checkpoint.limits))
     except LimitError:
         return []
-
-
-def _is_tensor(value: Any) -> bool:
-    data = value.data if isinstance(value, Parameter) else value
-    return hasattr(data, "spec") or isinstance(data, OtherTensor)
 
 
 def _part(checkpoint: Checkpoint, name: str) -> tuple[Any] | None:
