@@ -7,12 +7,14 @@ import gc
 import io
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from torchzip.files.new_file import KEEP_SIZE, allocate
 from torchzip.files.sink import FileObjectSink, PathSink, open_sink
 
 
@@ -462,6 +464,90 @@ def test_file_object_that_takes_nothing() -> None:
 
     with pytest.raises(OSError, match=r".*"):
         FileObjectSink(Full()).write(b"abc")  # type: ignore[arg-type]
+
+
+def _taken_nbytes(file: Any) -> int:
+    """Return how much of the disk a file has."""
+    return os.fstat(file.fileno()).st_blocks * 512
+
+
+@pytest.fixture
+def room() -> int:
+    """Return how much a file can take ahead; skip where there is no way to."""
+    nbytes = 32 << 20
+    with tempfile.TemporaryFile(buffering=0) as file:
+        if not allocate(file.fileno(), 0, nbytes, KEEP_SIZE):
+            pytest.skip("this system or this file system takes no room ahead")
+    return nbytes
+
+
+@pytest.mark.parametrize("mode", ["wb", "w+b", "r+b", "ab"])
+@pytest.mark.parametrize("buffering", [0, -1])
+def test_reserved_room(tmp_path: Path, room: int, mode: str, buffering: int) -> None:
+    """It is taken behind what is there, changes no byte, and goes back where nothing is written."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old" * 5000)
+    with path.open(mode, buffering=buffering) as file:
+        file.write(b"mine")
+        file.flush()
+        size = path.stat().st_size
+        sink = open_sink(file)  # type: ignore[arg-type]
+        sink.reserve(1000)
+        assert _taken_nbytes(file) < room
+        sink.reserve(room)
+        assert room <= _taken_nbytes(file) < room + 2 * 5000 * 3 + 8192
+        assert path.stat().st_size == size
+        sink.write(b"new" * 10_000)
+        sink.abort()
+        assert _taken_nbytes(file) <= 2 * path.stat().st_size
+        sink.abort()
+    old = b"" if "w" in mode else b"old" * 5000
+    new = b"mine" + b"new" * 10_000
+    assert path.read_bytes() == (old + new if mode == "ab" else new + old[len(new) :])
+
+
+def test_reserved_room_that_is_used(tmp_path: Path, room: int) -> None:
+    """After a commit the file is as it was written, and has no more of the disk than it needs."""
+    data = os.urandom(room)
+    with (tmp_path / "m.pt").open("wb") as file:
+        sink = open_sink(file)
+        sink.reserve(room)
+        sink.write(data)
+        sink.commit()
+        sink.abort()
+        file.flush()
+        os.fsync(file.fileno())
+        assert room <= _taken_nbytes(file) <= room + (1 << 16)
+    assert (tmp_path / "m.pt").read_bytes() == data
+
+
+def test_no_room(tmp_path: Path, room: int) -> None:
+    """A disk that is too small says so before anything is written, and names the file."""
+    with (tmp_path / "m.pt").open("wb") as file:
+        sink = open_sink(file)
+        with pytest.raises(OSError, match=r"No space|too large") as caught:
+            sink.reserve(1 << 60)
+        assert caught.value.filename == str(tmp_path / "m.pt")
+        sink.abort()
+        assert _taken_nbytes(file) == 0
+
+
+def test_room_of_other_file_objects(tmp_path: Path, room: int) -> None:
+    """Only plain files take room: another object may write less than it is given."""
+
+    class Wrapped(io.FileIO):
+        pass
+
+    reader, writer = os.pipe()
+    with (
+        Wrapped(tmp_path / "m.pt", "w") as wrapped,
+        io.BufferedWriter(Wrapped(tmp_path / "n.pt", "w")) as buffered,
+        open(writer, "wb") as pipe,
+        open(reader, "rb"),
+    ):
+        for file in (wrapped, buffered, pipe, io.BytesIO()):
+            open_sink(file).reserve(room)
+        assert _taken_nbytes(wrapped) == _taken_nbytes(buffered) == 0
 
 
 def test_error_of_a_file_object() -> None:

@@ -130,6 +130,7 @@ class Archive:
 
     def write_storages(self, order: Sequence[Stored], first: int = 0) -> None:
         """Write storages as ``data/<first>`` and on, many small ones at once."""
+        self.sink.reserve(sum(map(attrgetter("nbytes"), order[first:])))
         key = first
         while key < len(order):
             # Keys of one length: the next power of ten ends the batch.

