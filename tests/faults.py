@@ -144,4 +144,14 @@ def in_child(task: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def ends_in_child(call: Call, effect: Callable[..., Any], task: Callable[[], object]) -> bool:
+    """Return whether a forked process, with a task to do, is ended by the effect of a call."""
+
+    def until_it_ends() -> None:
+        with under(call.__eq__, effect):
+            task()
+
+    return in_child(until_it_ends) == 77
+
+
 forks = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork beside threads

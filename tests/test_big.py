@@ -85,7 +85,7 @@ def _holes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sink, "_CACHED_NBYTES", 1 << 60)
     monkeypatch.setattr(ranges, "os", HoleCopying())
     monkeypatch.setattr(new_file, "_reserve", lambda descriptor, nbytes: False)
-    monkeypatch.setattr(new_file.NewFile, "free_nbytes", lambda self: None)
+    monkeypatch.setattr(new_file.NewFile, "free_nbytes", lambda self: 1 << 62)
 
 
 class HoleyFile:

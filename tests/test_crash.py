@@ -36,6 +36,7 @@ from tests.faults import (
     descriptors,
     end_half_way,
     end_process,
+    ends_in_child,
     failing_with,
     forks,
     half,
@@ -224,13 +225,8 @@ def test_the_process_ends_at_each_call(tmp_path: Path, writer: Writer) -> None:
     ends = [(call, end_process) for call in calls]
     ends += [(call, end_half_way) for call in calls if call[0] in CAN_BE_SHORT]
     for call, effect in ends:
-
-        def task(call: Call = call, effect: Callable[..., Any] = effect) -> None:
-            with under(call.__eq__, effect):
-                place.write()
-
         place.reset()
-        assert in_child(task) == 77
+        assert ends_in_child(call, effect, place.write)
         seen.add(place.renamed())
         assert all(LEFT_OVER.fullmatch(name) for name in place.others())
     assert seen == set(range(len(writer.files) + 1))
@@ -241,12 +237,7 @@ def test_left_overs_are_no_hindrance(tmp_path: Path, writer: Writer) -> None:
     """A writer that comes after one that was killed, at its last moment, goes its way."""
     place = Place(tmp_path, writer, True)
     place.reset()
-
-    def task() -> None:
-        with under(("replace", 0).__eq__, end_process):
-            place.write()
-
-    assert in_child(task) == 77
+    assert ends_in_child(("replace", 0), end_process, place.write)
     left = place.others()
     assert len(left) == len(writer.files)
     place.write()

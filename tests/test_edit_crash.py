@@ -26,6 +26,7 @@ from tests.faults import (
     end_afterwards,
     end_half_way,
     end_process,
+    ends_in_child,
     failing_with,
     forks,
     half,
@@ -33,7 +34,7 @@ from tests.faults import (
     under,
 )
 from torchzip.container import zip_edit
-from torchzip.files import in_place
+from torchzip.files import in_place, new_file
 from torchzip.tools import edit
 
 SECTOR = 512
@@ -206,13 +207,8 @@ def test_the_process_ends_at_each_call(place: Place) -> None:
     ends += [(call, end_half_way) for call in calls if call[0] == "pwrite" and call != switch]
     seen = set()
     for call, effect in ends:
-
-        def task(call: Call = call, effect: Callable[..., Any] = effect) -> None:
-            with under(call.__eq__, effect):
-                place.edit()
-
         place.reset()
-        assert in_child(task) == 77
+        assert ends_in_child(call, effect, place.edit)
         left = place.path.read_bytes()
         is_new = place.is_new(left)
         seen.add((is_new, left in (place.old, place.new)))
@@ -277,7 +273,7 @@ class Write(NamedTuple):
 
 
 class Log:
-    """Stands for ``os`` in `in_place`, and notes what is written between two syncs.
+    """Stands for ``os`` where a file is edited, and notes what is written between two syncs.
 
     One write, told by its number, raises an error although it is done.
     """
@@ -355,11 +351,16 @@ def _states(old: bytes, epochs: list[list[Write]], rng: random.Random) -> Iterat
         yield durable
 
 
+def _put_under(patch: pytest.MonkeyPatch, log: Log) -> None:
+    for module in (in_place, new_file):
+        patch.setattr(module, "os", log)
+
+
 def _logged(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[list[Write]]:
     place.reset()
     log = Log()
     with monkeypatch.context() as patch:
-        patch.setattr(in_place, "os", log)
+        _put_under(patch, log)
         place.edit()
     return log.epochs
 
@@ -391,7 +392,7 @@ def test_power_cuts_while_it_clears_up(monkeypatch: pytest.MonkeyPatch, place: P
         place.reset()
         log = Log(failing)
         with monkeypatch.context() as patch:
-            patch.setattr(in_place, "os", log)
+            _put_under(patch, log)
             with pytest.raises(OSError, match="of the test"):
                 place.edit()
         assert place.path.read_bytes() == place.old

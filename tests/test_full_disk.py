@@ -55,7 +55,7 @@ def test_full_disk(
     """It is an ENOSPC, by a look at the room or by a write; the old files stay, and no other."""
     make_small(monkeypatch)
     if not is_known:
-        monkeypatch.setattr(new_file.NewFile, "free_nbytes", lambda self: None)
+        monkeypatch.setattr(new_file.NewFile, "free_nbytes", lambda self: 1 << 62)
         monkeypatch.setattr(new_file, "_reserve", lambda descriptor, nbytes: False)
     for seed in (OLD, NEW):
         tz.save(content(seed), disk.parent / f"source{seed}.pt")

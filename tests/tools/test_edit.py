@@ -31,7 +31,6 @@ from tests.hostile.every import ATTACKS
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.zip_reader import ZipReader
 from torchzip.container.zip_writer import ZipWriter
-from torchzip.files import in_place
 from torchzip.files.in_place import InPlaceFile
 from torchzip.files.source import FileSource
 from torchzip.tensors.memory import place_arrays
@@ -823,8 +822,8 @@ def test_cost_of_5_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if path.stat().st_blocks * 512 > size // 2:
         pytest.skip("this file system has no sparse files")
     counting = _Counting()
-    monkeypatch.setattr(in_place, "os", counting)
-    monkeypatch.setattr("torchzip.files.source.os", counting)
+    for module in ("in_place", "new_file", "source"):
+        monkeypatch.setattr(f"torchzip.files.{module}.os", counting)
     found = edit(path, rename=[("^layers", "blocks")], drop="layers.7.*")
     assert (found.how, found.dropped_nbytes) == ("appended", 50_000_000)
     assert counting.calls < 60

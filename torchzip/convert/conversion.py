@@ -17,7 +17,7 @@ from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
 from torchzip.errors import TorchZipError
-from torchzip.files.new_file import sync_folder
+from torchzip.files.new_file import refuse_existing, sync_folder
 from torchzip.limits import Limits
 
 
@@ -127,7 +127,8 @@ def convert(
         raise TypeError(f"jobs is a number of processes, not {type(jobs).__name__}")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}; 1 or more processes were expected")
-    _refuse_existing([target.path], overwrite)  # before a long look at the source
+    if not overwrite:
+        refuse_existing(target.path)  # before a long look at the source
     with Checkpoint(src, limits=limits) as checkpoint, contextlib.ExitStack() as opened:
         opened.enter_context(_folder_of(target))
         mapping = None
@@ -141,7 +142,9 @@ def convert(
             files = [file.path for file in plan.files]
             if plan.index is not None:
                 files.append(plan.index[0])
-            _refuse_existing(files, overwrite)
+            if not overwrite:
+                for path in files:
+                    refuse_existing(path)
             replaced = _replaced(target, files)
             _refuse_hidden(target, files)
             for line in plan.unused:
@@ -166,12 +169,6 @@ _WORTH_NBYTES = 64 << 20
 
 def _is_worth_it(plan: Plan) -> bool:
     return plan.nbytes >= _WORTH_NBYTES
-
-
-def _refuse_existing(paths: list[str], overwrite: bool) -> None:
-    for path in paths:
-        if not overwrite and os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", path)
 
 
 def _refuse_hidden(target: Target, files: list[str]) -> None:

@@ -96,7 +96,7 @@ def _check_apart(files: Sequence[NewFile]) -> None:
 
 def _check_space(file: NewFile, nbytes: int) -> None:
     free = file.free_nbytes()
-    if free is not None and free < nbytes:
+    if free < nbytes:
         raise OSError(
             errno.ENOSPC,
             f"{nbytes:,} bytes are to be written, and the disk has {free:,} left",

@@ -22,6 +22,7 @@ import threading
 
 import numpy as np
 
+from torchzip.files.new_file import write_all
 from torchzip.files.source import Buffer
 
 #: What memory, offsets and lengths are multiples of: enough for every disk and file system.
@@ -55,8 +56,8 @@ class DirectWriter:
             raise OSError("no direct writes on this system")
         self._pid = os.getpid()
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-            self._cached = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+            self._cached = os.open(path, os.O_WRONLY)
         except BaseException:
             self.close_descriptor()
             raise
@@ -145,9 +146,7 @@ class DirectWriter:
         self._raise_failure()
         self._keep_edge(self._first, self._filled)
         for offset, edge in self._edges:
-            while edge:
-                done = os.pwrite(self._cached, edge, offset)
-                offset, edge = offset + done, edge[done:]
+            write_all(self._cached, offset, edge)
         self._edges.clear()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import stat
 from typing import Self
 
 from torchzip.errors import FormatError
-from torchzip.files.new_file import KEEP_SIZE, allocate
+from torchzip.files.new_file import KEEP_SIZE, allocate, write_all
 from torchzip.files.source import Buffer, FileSource
 
 #: What a file system says that has no locks.
@@ -28,8 +28,7 @@ class InPlaceFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
-        flags = os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-        self._fd = os.open(path, flags)
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
                 raise OSError(errno.EINVAL, "Not a regular file", self.name)
@@ -66,11 +65,7 @@ class InPlaceFile:
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of ``data`` at a place."""
-        view = memoryview(data).cast("B")
-        while view:
-            done = os.pwrite(self._fd, view, offset)
-            offset += done
-            view = view[done:]
+        write_all(self._fd, offset, data)
 
     def sync(self) -> None:
         """Make durable what was written so far."""

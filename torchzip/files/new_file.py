@@ -23,12 +23,13 @@ class NewFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
-        self._target = os.path.realpath(self.name)
+        #: The path that is replaced: where a symlink points.
+        self.target = os.path.realpath(self.name)
         self._fd = -1
         self._pid = os.getpid()
         mode = None
         try:
-            status = os.stat(self._target)
+            status = os.stat(self.target)
         except FileNotFoundError:
             pass
         else:
@@ -36,10 +37,9 @@ class NewFile:
                 kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
                 raise OSError(errno.EINVAL, f"Cannot save here, it is {kind}", self.name)
             mode = stat.S_IMODE(status.st_mode)
-        folder = os.path.dirname(self._target)
+        folder = os.path.dirname(self.target)
         self.temporary = os.path.join(folder, f".torchzip-{os.urandom(8).hex()}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         # What is replaced may be private, so what takes its place must never have been public; and
         # it may be read-only, or the umask odd, but others have to open the file while it is made.
         self._mode = mode
@@ -66,20 +66,13 @@ class NewFile:
             raise ValueError(f"{self.name}: the writer belongs to the process that opened it")
 
     @property
-    def target(self) -> str:
-        """The path that is replaced: where a symlink points."""
-        return self._target
-
-    @property
     def descriptor(self) -> int:
         """The open file."""
         self.check()
         return self._fd
 
-    def free_nbytes(self) -> int | None:
-        """Return how much the disk has left; None where that is not known."""
-        if not hasattr(os, "fstatvfs"):
-            return None
+    def free_nbytes(self) -> int:
+        """Return how much the disk has left."""
         disk = os.fstatvfs(self.descriptor)
         return disk.f_bavail * disk.f_frsize
 
@@ -93,11 +86,7 @@ class NewFile:
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of ``data`` at a place."""
-        view = memoryview(data).cast("B")
-        while view:
-            done = os.pwrite(self.descriptor, view, offset)
-            offset += done
-            view = view[done:]
+        write_all(self.descriptor, offset, data)
 
     def commit(self) -> None:
         """Make the bytes durable under the final name."""
@@ -126,14 +115,30 @@ class NewFile:
     def rename(self) -> str:
         """Give the file its final name; return the folder, whose sync makes that durable."""
         try:
-            os.replace(self.temporary, self._target)
+            os.replace(self.temporary, self.target)
         except OSError as error:  # nobody knows the temporary file
             raise OSError(error.errno, error.strerror, self.name) from error
-        return os.path.dirname(self._target)
+        return os.path.dirname(self.target)
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.abort()
+
+
+def write_all(descriptor: int, offset: int, data: Buffer) -> None:
+    """Write all of ``data`` at a place of an open file."""
+    view = memoryview(data).cast("B")
+    while view:
+        done = os.pwrite(descriptor, view, offset)
+        offset += done
+        view = view[done:]
+
+
+def refuse_existing(path: str | os.PathLike[str]) -> None:
+    """Raise FileExistsError if there is anything under a name, be it a link that leads nowhere."""
+    if os.path.lexists(path):
+        name = os.fsdecode(path)
+        raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", name)
 
 
 def _reserve(descriptor: int, nbytes: int) -> bool:

@@ -7,6 +7,7 @@ import os
 from typing import Self
 
 from torchzip.files.direct import DirectWriter
+from torchzip.files.new_file import write_all
 from torchzip.files.source import Buffer, FileSource, Source, file_place
 
 #: From this size on a range goes past the page cache, if that is possible.
@@ -30,7 +31,7 @@ class RangeWriter:
         self._filled = 0
         self._offset = 0
         self._direct: DirectWriter | None = None
-        self._fd = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        self._fd = os.open(path, os.O_RDWR)
         self._is_direct = False
         self._no_direct = False
 
@@ -85,11 +86,8 @@ class RangeWriter:
             self._flush()
 
     def _flush(self) -> None:
-        view = memoryview(self._block)[: self._filled]
-        while view:
-            done = os.pwrite(self._fd, view, self._offset)
-            self._offset += done
-            view = view[done:]
+        write_all(self._fd, self._offset, memoryview(self._block)[: self._filled])
+        self._offset += self._filled
         self._filled = 0
 
     def copy(self, source: Source, start: int, offset: int, nbytes: int) -> bool:

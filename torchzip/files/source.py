@@ -7,6 +7,8 @@ ends early is an error here, once, and not in every caller.
 
 from __future__ import annotations
 
+import errno
+import functools
 import io
 import mmap
 import operator
@@ -41,12 +43,14 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-def _outside(name: str, offset: int, nbytes: int, size: int) -> FormatError:
-    return FormatError(
-        f"needs {nbytes:,} bytes here, and the file has {size:,} bytes in all. {TRUNCATED}",
-        path=name,
-        offset=offset,
-    )
+def _check_inside(source: Source, offset: int, nbytes: int) -> None:
+    if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
+        raise FormatError(
+            f"needs {nbytes:,} bytes here, and the file has {source.size:,} bytes in all. "
+            f"{TRUNCATED}",
+            path=source.name,
+            offset=offset,
+        )
 
 
 def _shrunk(name: str, offset: int) -> FormatError:
@@ -56,6 +60,10 @@ def _shrunk(name: str, offset: int) -> FormatError:
         path=name,
         offset=offset,
     )
+
+
+def _too_many(name: str) -> OSError:
+    return OSError(errno.EIO, "The file object gives more than it was asked for", name)
 
 
 def _read_part(descriptor: int, out: memoryview, offset: int) -> int:
@@ -79,14 +87,15 @@ class FileSource:
         self.path = os.path.abspath(os.fspath(path))
         self.name = os.fspath(path)
         # O_NONBLOCK: opening a FIFO must not wait for its writer. It changes nothing for files.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        self._fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             status = os.fstat(self._fd)
             if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(21, "Is a directory, not a checkpoint file", self.name)
+                raise IsADirectoryError(
+                    errno.EISDIR, "Is a directory, not a checkpoint file", self.name
+                )
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(22, "Not a regular file", self.name)
+                raise OSError(errno.EINVAL, "Not a regular file", self.name)
         except BaseException:
             self.close()
             raise
@@ -94,8 +103,7 @@ class FileSource:
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise _outside(self.name, offset, nbytes, self.size)
+        _check_inside(self, offset, nbytes)
         data = os.pread(self._descriptor(), nbytes, offset)
         if len(data) == nbytes:
             return data
@@ -105,8 +113,7 @@ class FileSource:
         return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        if offset < 0 or offset + out.nbytes > self.size:
-            raise _outside(self.name, offset, out.nbytes, self.size)
+        _check_inside(self, offset, out.nbytes)
         descriptor = self._descriptor()
         done = 0
         while done < out.nbytes:
@@ -163,8 +170,7 @@ class FileObjectSource:
         file.seek(self._start)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise _outside(self.name, offset, nbytes, self.size)
+        _check_inside(self, offset, nbytes)
         with self._lock:
             self._file.seek(self._start + offset)
             data = self._file.read(nbytes)
@@ -178,13 +184,13 @@ class FileObjectSource:
         have = 0
         while True:
             if part is None:
-                raise BlockingIOError(11, "The file object has no bytes now", self.name)
+                raise BlockingIOError(errno.EAGAIN, "The file object has no bytes now", self.name)
             if not isinstance(part, Buffer):
                 raise TypeError(f"read of {self.name} gives {type(part).__name__}, not bytes")
             parts.append(part)
             have += len(part)
             if have > nbytes:
-                raise OSError(5, "The file object gives more than it was asked for", self.name)
+                raise _too_many(self.name)
             if have == nbytes:
                 return b"".join(parts)
             if not len(part):
@@ -192,8 +198,7 @@ class FileObjectSource:
             part = self._file.read(nbytes - have)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        if offset < 0 or offset + out.nbytes > self.size:
-            raise _outside(self.name, offset, out.nbytes, self.size)
+        _check_inside(self, offset, out.nbytes)
         readinto: Callable[[memoryview], int | None] | None
         readinto = getattr(self._file, "readinto", None)
         if readinto is None:
@@ -207,7 +212,7 @@ class FileObjectSource:
                 if not got:
                     raise _shrunk(self.name, offset + done)
                 if not 0 < got <= out.nbytes - done:
-                    raise OSError(5, "The file object gives more than it was asked for", self.name)
+                    raise _too_many(self.name)
                 done += got
 
     def move_to(self, offset: int) -> None:
@@ -239,8 +244,7 @@ class MmapSource:
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return the bytes in place, read-only. They keep the mapping alive."""
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise _outside(self.name, offset, nbytes, self.size)
+        _check_inside(self, offset, nbytes)
         return memoryview(self._map)[offset : offset + nbytes]
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
@@ -257,25 +261,29 @@ class PartSource:
     """A run of bytes of another Source, as a Source of its own: a checkpoint inside a file."""
 
     def __init__(self, base: Source, start: int, nbytes: int, name: str) -> None:
-        if start < 0 or nbytes < 0 or start + nbytes > base.size:
-            raise _outside(base.name, start, nbytes, base.size)
+        _check_inside(base, start, nbytes)
         self.base = base
         self.start = start
         self.size = nbytes
         self.name = name
 
     def read_at(self, offset: int, nbytes: int) -> Buffer:
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise _outside(self.name, offset, nbytes, self.size)
+        _check_inside(self, offset, nbytes)
         return self.base.read_at(self.start + offset, nbytes)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        if offset < 0 or offset + out.nbytes > self.size:
-            raise _outside(self.name, offset, out.nbytes, self.size)
+        _check_inside(self, offset, out.nbytes)
         self.base.read_into(self.start + offset, out)
 
     def close(self) -> None:
         """Nothing: the other Source belongs to whoever opened it."""
+
+
+def rewinder(file: File) -> Callable[[], object]:
+    """Return what moves a file object back to where it stands now; of a path it does nothing."""
+    if isinstance(file, str | os.PathLike):
+        return lambda: None
+    return functools.partial(file.seek, file.tell())
 
 
 def file_place(source: Source, offset: int) -> tuple[Source, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import Any, BinaryIO
 
@@ -11,6 +10,7 @@ import numpy as np
 from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
+from torchzip.files.new_file import refuse_existing
 from torchzip.files.sink import open_sink
 from torchzip.tensors.casts import CastStorage, is_castable
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype
@@ -54,9 +54,8 @@ def write_npy(
     array([0., 1., 2.])
     """
     elements, stored = _elements(tensor, dtype)
-    if isinstance(file, str | os.PathLike) and not overwrite and os.path.lexists(file):
-        name = os.fsdecode(file)
-        raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", name)
+    if isinstance(file, str | os.PathLike) and not overwrite:
+        refuse_existing(file)
     sink = open_sink(file)
     try:
         header: dict[str, Any] = {

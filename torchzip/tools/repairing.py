@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
 from torchzip.errors import REPAIR_ADVICE, FormatError, TorchZipError, UnsupportedError
-from torchzip.files.source import File, open_source
+from torchzip.files.new_file import refuse_existing
+from torchzip.files.source import File, open_source, rewinder
 from torchzip.formats.base import check_options
 from torchzip.formats.salvaging import open_damaged
 from torchzip.limits import Limits
@@ -113,17 +113,15 @@ def repair(
     1000.0
     """
     limits = check_options("keep", limits)
-    if not overwrite and os.path.lexists(out):
-        path = os.fspath(out)
-        raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", path)
-    start = None if isinstance(broken, str | os.PathLike) else broken.tell()
+    if not overwrite:
+        refuse_existing(out)
+    rewind = rewinder(broken)
     opened = _open_sound(broken, limits)
     if not isinstance(opened, TorchZipError):
         checkpoint, report = opened
         with checkpoint:
             return _write(_all_of(checkpoint, report), out, None)
-    if start is not None and not isinstance(broken, str | os.PathLike):
-        broken.seek(start)
+    rewind()
     with _salvaged(broken, limits, opened) as found:
         return _write(found, out, str(opened).removesuffix(f" {REPAIR_ADVICE}"))
 

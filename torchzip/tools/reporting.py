@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from torchzip.files.new_file import refuse_existing
 from torchzip.files.sink import open_sink
 from torchzip.files.source import File
 from torchzip.limits import Limits
@@ -59,9 +59,8 @@ def report(
     >>> made.tensors, made.damage, page.getvalue()[:15]
     (1, None, b'<!doctype html>')
     """
-    if isinstance(out, str | os.PathLike) and not overwrite and os.path.lexists(out):
-        name = os.fsdecode(out)
-        raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", name)
+    if isinstance(out, str | os.PathLike) and not overwrite:
+        refuse_existing(out)
     contents = read_contents(file, read_data=read_data, limits=limits)
     page = build_page(contents).encode()
     sink = open_sink(out)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.files.source import File
+from torchzip.files.source import File, rewinder
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tools.pickles import refused_opcodes
@@ -77,7 +76,7 @@ def verify(
     >>> found.format, found.records, found.torch_load
     ('zip', 6, 'accepts')
     """
-    start = None if isinstance(file, str | os.PathLike) else file.tell()
+    rewind = rewinder(file)
     with Checkpoint(file, limits=limits) as checkpoint:
         report = checkpoint.verify(progress)
         of = checkpoint.format
@@ -85,8 +84,7 @@ def verify(
     refused: tuple[str, ...] = ()
     opcodes: tuple[str, ...] = ()
     if of in _CHECKED_BY_TORCH:
-        if start is not None and not isinstance(file, str | os.PathLike):
-            file.seek(start)
+        rewind()
         opcodes = tuple(refused_opcodes(file, limits))
     if of in (*_CHECKED_BY_TORCH, "sharded"):
         refused = tuple(".".join(name) for name in checkpoint.globals if not is_torch_safe(*name))

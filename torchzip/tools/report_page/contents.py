@@ -12,7 +12,7 @@ from torchzip.checkpoint.module_tree import Module, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow, outline
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError
-from torchzip.files.source import File
+from torchzip.files.source import File, rewinder
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tools.element_statistics import Statistics, statistics
@@ -68,7 +68,7 @@ def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Cont
     TorchZipError, OSError
         If the structure cannot be read.
     """
-    start = None if isinstance(file, str | os.PathLike) else file.tell()
+    rewind = rewinder(file)
     with Checkpoint(file, limits=limits) as checkpoint:
         found = outline(checkpoint)
         distributions = tuple(_distributions(checkpoint, found)) if read_data else ()
@@ -79,8 +79,7 @@ def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Cont
         )
     verified = damage = None
     if read_data:
-        if start is not None and not isinstance(file, str | os.PathLike):
-            file.seek(start)
+        rewind()
         try:
             verified = verify(file, limits=limits)
         except TorchZipError as error:
