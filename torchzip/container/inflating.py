@@ -9,6 +9,46 @@ from torchzip.errors import ArchiveError
 from torchzip.files.source import Buffer, Source
 
 
+class _Stream:
+    """A deflated stream that begins at ``offset`` and may go on to ``end``.
+
+    Iterated over, it gives its content in blocks, up to one byte more than ``most``: that one shows
+    a record that goes on too long. ``is_whole`` and ``stop`` then say whether the stream has come
+    to its end, and where that is.
+    """
+
+    def __init__(self, source: Source, offset: int, end: int, most: int) -> None:
+        self._source = source
+        self._offset = offset
+        self._end = end
+        self._left = most + 1
+        self._machine = zlib.decompressobj(-15)
+
+    def __iter__(self) -> Iterator[bytes]:
+        machine = self._machine
+        pending: Buffer = b""
+        while self._left and not machine.eof:
+            if not pending and self._offset < self._end:
+                count = min(1 << 18, self._end - self._offset)
+                pending = self._source.read_at(self._offset, count)
+                self._offset += count
+            block = machine.decompress(pending, min(self._left, 1 << 20))
+            pending = machine.unconsumed_tail
+            self._left -= len(block)
+            if block:
+                yield block
+            elif not pending and self._offset == self._end:
+                return
+
+    @property
+    def is_whole(self) -> bool:
+        return self._machine.eof
+
+    @property
+    def stop(self) -> int:
+        return self._offset - len(self._machine.unused_data)
+
+
 def inflate_span(
     source: Source, offset: int, end: int, nbytes: int, broken: Callable[[str], ArchiveError]
 ) -> Iterator[bytes]:
@@ -17,34 +57,27 @@ def inflate_span(
     The stream must fill the bytes from ``offset`` to ``end``; ``broken`` makes the error that is
     raised where it does not.
     """
-    machine = zlib.decompressobj(-15)
-    left = nbytes
-    pending: Buffer = b""
-    while not machine.eof:
-        if not pending and offset < end:
-            count = min(1 << 18, end - offset)
-            pending = source.read_at(offset, count)
-            offset += count
-        try:
-            # One byte more than is left shows a record that goes on too long.
-            block = machine.decompress(pending, min(left + 1, 1 << 20))
-        except zlib.error as error:
-            raise broken(f"the deflated bytes are damaged ({error})") from None
-        if not block and not machine.eof and not machine.unconsumed_tail and offset == end:
-            raise broken(
-                f"the deflated bytes are cut short after {nbytes - left:,} of the "
-                f"{nbytes:,} bytes that the directory says"
-            )
-        pending = machine.unconsumed_tail
-        if len(block) > left:
-            raise broken(f"the deflated bytes go on after the {nbytes:,} that the directory says")
-        left -= len(block)
-        if block:
+    stream = _Stream(source, offset, end, nbytes)
+    done = 0
+    try:
+        for block in stream:
+            done += len(block)
+            if done > nbytes:
+                raise broken(
+                    f"the deflated bytes go on after the {nbytes:,} that the directory says"
+                )
             yield block
-    if machine.unused_data or offset < end:
+    except zlib.error as error:
+        raise broken(f"the deflated bytes are damaged ({error})") from None
+    if not stream.is_whole:
+        raise broken(
+            f"the deflated bytes are cut short after {done:,} of the {nbytes:,} bytes that the "
+            "directory says"
+        )
+    if stream.stop < end:
         raise broken("other bytes follow the deflated ones, within the size of the directory")
-    if left:
-        raise broken(f"the deflated bytes come to {nbytes - left:,}, the directory says {nbytes:,}")
+    if done < nbytes:
+        raise broken(f"the deflated bytes come to {done:,}, the directory says {nbytes:,}")
 
 
 def measure_deflated(
@@ -55,24 +88,12 @@ def measure_deflated(
     Other bytes may follow it before ``end``. None if it is damaged, cut short, or comes to more
     than ``most`` bytes.
     """
-    machine = zlib.decompressobj(-15)
-    start = offset
+    stream = _Stream(source, offset, end, most)
     nbytes = crc = 0
-    pending: Buffer = b""
-    while not machine.eof:
-        if not pending and offset < end:
-            count = min(1 << 18, end - offset)
-            pending = source.read_at(offset, count)
-            offset += count
-        try:
-            block = machine.decompress(pending, min(most - nbytes + 1, 1 << 20))
-        except zlib.error:
-            return None
-        if not block and not machine.eof and not machine.unconsumed_tail and offset == end:
-            return None
-        pending = machine.unconsumed_tail
-        nbytes += len(block)
-        if nbytes > most:
-            return None
-        crc = zlib.crc32(block, crc)
-    return offset - start - len(machine.unused_data), nbytes, crc
+    try:
+        for block in stream:
+            nbytes += len(block)
+            crc = zlib.crc32(block, crc)
+    except zlib.error:
+        return None
+    return (stream.stop - offset, nbytes, crc) if stream.is_whole and nbytes <= most else None

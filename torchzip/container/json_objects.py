@@ -35,6 +35,11 @@ def parse_json(raw: bytes, what: str, limits: Limits, path: str) -> dict[str, An
     containers = raw.count(b"[") + raw.count(b"{")
     if containers > limits.containers:
         raise LimitError("containers", containers, limits.containers, path=path)
+    return parse_object(raw, what, path)
+
+
+def parse_object(raw: bytes, what: str, path: str) -> dict[str, Any]:
+    """Do that, with any number of lists and objects: the caller has bounded the bytes."""
     try:
         made = json.loads(raw.decode(), object_pairs_hook=no_duplicates)
     except ArchiveError as error:

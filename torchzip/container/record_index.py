@@ -120,12 +120,12 @@ def index_plainly(data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64
     seen: set[bytes] = set()
     for name in names:
         if name.lower() in seen:
-            raise ArchiveError(f"two records are called {show(name)}")
+            raise ArchiveError(f"two records are called {shown_name(name)}")
         seen.add(name.lower())
     others = {name.decode("latin-1"): row for row, name in enumerate(names)}
     return RecordIndex(np.full(len(names), -1, np.int64), others)
 
 
-def show(name: bytes) -> str:
+def shown_name(name: bytes) -> str:
     """Return a name as messages show it."""
     return repr(name[:100].decode("utf-8", "backslashreplace"))

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchzip.container.json_objects import no_duplicates
+from torchzip.container.json_objects import parse_object
 from torchzip.dtypes import DTYPES, SAFETENSORS
 from torchzip.errors import (
     MAX_NDIM,
@@ -131,16 +131,7 @@ def parse_header(
             f"the header takes {nbytes:,} bytes after the first 8, and the file has "
             f"{source.size:,} bytes in all. {TRUNCATED}"
         )
-    try:
-        header = json.loads(
-            bytes(source.read_at(8, nbytes)).decode(), object_pairs_hook=no_duplicates
-        )
-    except ArchiveError as error:
-        raise error.at(path=source.name) from None
-    except (ValueError, RecursionError) as error:
-        raise broken(f"the header is no JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise broken(f"the header is {shown(header)} in JSON; an object was expected")
+    header = parse_object(bytes(source.read_at(8, nbytes)), "the header", source.name)
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(
         isinstance(text, str) for text in metadata.values()

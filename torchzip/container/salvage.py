@@ -14,12 +14,18 @@ byte in the directory's CRC is forgiven.
 
 from __future__ import annotations
 
-import struct
 import zlib
 from typing import NamedTuple
 
 from torchzip.container.crc_correction import corrected, corrected_deflated
 from torchzip.container.inflating import measure_deflated
+from torchzip.container.zip_layout import (
+    DEFLATED,
+    DESCRIPTOR,
+    DESCRIPTOR_64,
+    DESCRIPTOR_MAGIC,
+    STORED,
+)
 from torchzip.container.zip_marks import (
     Descriptor,
     LocalHeader,
@@ -33,7 +39,6 @@ from torchzip.files.crc import crc32
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
-_STORED, _DEFLATED = 0, 8
 #: Records of torch.save start on a multiple of this, unless it was told otherwise.
 _ALIGNMENT = 64
 #: Lengths of a local header's zip64 field, as in section 2.6 of the format.
@@ -220,11 +225,11 @@ class DamagedArchive:
             methods.add(place.local.method)
         by_rows = self._row_crcs(place, name)
         result: Whole | str = "its bytes are damaged"
-        if methods != {_DEFLATED}:
+        if methods != {DEFLATED}:
             result = self._find_stored(place, name, nbytes, by_rows)
-        if isinstance(result, str) and _DEFLATED in methods:
+        if isinstance(result, str) and DEFLATED in methods:
             deflated = self._find_deflated(place, name, nbytes, by_rows)
-            if methods == {_DEFLATED} or not isinstance(deflated, str):
+            if methods == {DEFLATED} or not isinstance(deflated, str):
                 result = deflated
         return result
 
@@ -273,20 +278,18 @@ class DamagedArchive:
         """Return whether a record is where it should be, and nothing is there to judge it by."""
         if by_rows or place.local is None or not self._has_sound_extra(place.local):
             return False
-        if self.has_crcs:
-            rows = place.rows
-        elif any(row.nbytes == nbytes for row in place.rows):
+        if self.has_crcs and place.rows:
+            return False
+        if any(row.nbytes == nbytes for row in place.rows):
             return True
-        else:
-            rows = []
         # The file was cut behind the bytes, before or within their descriptor.
         tail = bytes(self.source.read_at(end, min(24, self.source.size - end)))
         crc = found if self.has_crcs else 0
         wanted = (
-            struct.pack("<4sLLL", b"PK\7\x08", crc, nbytes & 0xFFFFFFFF, nbytes & 0xFFFFFFFF),
-            struct.pack("<4sLQQ", b"PK\7\x08", crc, nbytes, nbytes),
+            DESCRIPTOR.pack(DESCRIPTOR_MAGIC, crc, nbytes & 0xFFFFFFFF, nbytes & 0xFFFFFFFF),
+            DESCRIPTOR_64.pack(DESCRIPTOR_MAGIC, crc, nbytes, nbytes),
         )
-        return not rows and any(len(tail) < len(each) and each.startswith(tail) for each in wanted)
+        return any(len(tail) < len(each) and each.startswith(tail) for each in wanted)
 
     def _has_sound_extra(self, header: LocalHeader) -> bool:
         at = header.offset + 30 + len(header.name)
@@ -359,8 +362,8 @@ class DamagedArchive:
             beside = self._is_beside(place, name, start, nbytes)
             if self._vouched(found, by_rows, by_others, is_beside=beside):
                 return Whole(start, nbytes, found)
-        sizes = {row.nbytes for row in place.rows if row.method == _DEFLATED}
-        if place.local is not None and place.local.method == _DEFLATED:
+        sizes = {row.nbytes for row in place.rows if row.method == DEFLATED}
+        if place.local is not None and place.local.method == DEFLATED:
             sizes.add(place.local.nbytes)
         for nbytes in sorted(sizes):
             deflated = self._find_deflated(place, name, nbytes, by_rows) if nbytes <= most else ""
@@ -377,8 +380,8 @@ class DamagedArchive:
     def _spans(self, place: Place, name: bytes, most: int) -> list[tuple[int, int]]:
         """Return starts and sizes that a record without a known size may have."""
         rows = dict.fromkeys((*place.rows, *self.places.rows(name)))
-        sizes = [row.nbytes for row in rows if row.method == _STORED]
-        if place.local is not None and place.local.method == _STORED:
+        sizes = [row.nbytes for row in rows if row.method == STORED]
+        if place.local is not None and place.local.method == STORED:
             sizes.append(place.local.nbytes)
         by_lengths = read_lengths(self.source, place.offset)
         after = self._after(place)
@@ -428,7 +431,7 @@ class DamagedArchive:
         sizes = {
             (each.compressed, each.nbytes, each.crc)
             for each in (*place.rows, place.local)
-            if each is not None and each.method == _DEFLATED and each.nbytes
+            if each is not None and each.method == DEFLATED and each.nbytes
         }
         if len(sizes) != 1 or len(by_rows) > 1:
             return None

@@ -21,6 +21,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from torchzip.container.zip_layout import BIG, CENTRAL
 from torchzip.errors import CUT_SHORT, ArchiveError, LimitError
 from torchzip.files.source import Source
 from torchzip.limits import Limits
@@ -28,9 +29,6 @@ from torchzip.limits import Limits
 _END = struct.Struct("<4sHHHHLLH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END_64 = struct.Struct("<4sQHHLLQQQQ")
-_BIG = 0xFFFFFFFF
-#: Bytes of the fixed part of an entry of the directory.
-_ENTRY_NBYTES = 46
 
 #: Bytes at the end of a file in which readers look for the end record.
 WINDOW_NBYTES = _END.size + 0xFFFF
@@ -67,8 +65,8 @@ def build_end(count: int, nbytes: int, offset: int) -> bytes:
         _END_64.pack(b"PK\6\6", 44, 0x031E, 0x002D, 0, 0, count, count, nbytes, offset)
         + _LOCATOR.pack(b"PK\6\7", 0, offset + nbytes, 1)
         + _END.pack(
-            b"PK\5\6", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), min(nbytes, _BIG),
-            min(offset, _BIG), 0,
+            b"PK\5\6", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), min(nbytes, BIG),
+            min(offset, BIG), 0,
         )
     )  # fmt: skip
 
@@ -142,8 +140,8 @@ def _read_end(source: Source, limits: Limits, tail: bytes, base: int, at: int) -
             (first_disk, 0xFFFF, first_64),
             (on_disk, 0xFFFF, on_disk_64),
             (count, 0xFFFF, count_64),
-            (nbytes, _BIG, nbytes_64),
-            (offset, _BIG, offset_64),
+            (nbytes, BIG, nbytes_64),
+            (offset, BIG, offset_64),
         ):
             if low not in (high, cap):
                 raise ArchiveError(
@@ -163,7 +161,7 @@ def _read_end(source: Source, limits: Limits, tail: bytes, base: int, at: int) -
             "added or lost.",
             offset=base + at,
         )
-    if count * _ENTRY_NBYTES > nbytes:
+    if count * CENTRAL.size > nbytes:
         raise ArchiveError(
             f"{count:,} entries cannot fit in a directory of {nbytes:,} bytes", offset=base + at
         )
@@ -211,6 +209,6 @@ def _is_directory(source: Source, start: int, end: int) -> bool:
         return False
     data = bytes(source.read_at(start, end - start))
     at = 0
-    while at + _ENTRY_NBYTES <= len(data) and data[at : at + 4] == b"PK\1\2":
-        at += _ENTRY_NBYTES + sum(struct.unpack_from("<HHH", data, at + 28))
+    while at + CENTRAL.size <= len(data) and data[at : at + 4] == b"PK\1\2":
+        at += CENTRAL.size + sum(struct.unpack_from("<HHH", data, at + 28))
     return at == len(data)

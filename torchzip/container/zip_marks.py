@@ -11,24 +11,26 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from torchzip.container.zip_layout import (
+    BIG,
+    CENTRAL,
+    DESCRIPTOR,
+    DESCRIPTOR_64,
+    DESCRIPTOR_MAGIC,
+    LOCAL,
+)
 from torchzip.errors import LimitError
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x01\x02|\x05\x06|\x06\x06)")
-_LOCAL = struct.Struct("<4sHHHHHLLLHH")
-_ROW = struct.Struct("<4sHHHHHHLLLHHHHHLL")
-_DESCRIPTOR = struct.Struct("<4sLLL")
-_DESCRIPTOR_64 = struct.Struct("<4sLQQ")
-_BIG = 0xFFFFFFFF
 
 _BLOCK_NBYTES = 1 << 20
 #: Record names are texts like ``archive/data/12``; longer ones are no names.
 _MOST_NAME = 1024
-_LOOK_NBYTES = _ROW.size + _MOST_NAME
+_LOOK_NBYTES = CENTRAL.size + _MOST_NAME
 #: Marks in one file; each takes some 300 bytes of memory. `Limits.entries` may lower it.
 _MOST_MARKS = 1_000_000
-_DESCRIPTOR_MAGIC = b"PK\7\x08"
 #: Bytes of one record that look like a descriptor and are looked at.
 _MOST_TRIES = 10_000
 
@@ -105,9 +107,9 @@ def scan(source: Source, limits: Limits) -> Iterator[Mark]:
             if count > bound:
                 raise LimitError("entries", count, bound, path=source.name)
             if isinstance(mark, LocalHeader):
-                skip_to = mark.offset + _LOCAL.size + len(mark.name)
+                skip_to = mark.offset + LOCAL.size + len(mark.name)
             elif isinstance(mark, Row):
-                skip_to = mark.at + _ROW.size + len(mark.name)
+                skip_to = mark.at + CENTRAL.size + len(mark.name)
             yield mark
 
 
@@ -127,9 +129,9 @@ def _parse(source: Source, block: bytes, at: int, start: int) -> Mark | None:
 
 
 def _parse_local(block: bytes, at: int, start: int) -> LocalHeader | None:
-    if at + _LOCAL.size > len(block):
+    if at + LOCAL.size > len(block):
         return None
-    fields = _LOCAL.unpack_from(block, at)
+    fields = LOCAL.unpack_from(block, at)
     method, crc, compressed, nbytes, name_length, extra_length = fields[3], *fields[6:]
     name = block[at + 30 : at + 30 + name_length]
     if not _is_name(name, name_length):
@@ -140,9 +142,9 @@ def _parse_local(block: bytes, at: int, start: int) -> LocalHeader | None:
 
 
 def _parse_row(source: Source, block: bytes, at: int, start: int) -> Row | None:
-    if at + _ROW.size > len(block):
+    if at + CENTRAL.size > len(block):
         return None
-    fields = _ROW.unpack_from(block, at)
+    fields = CENTRAL.unpack_from(block, at)
     method, crc, compressed, nbytes = fields[4], *fields[7:10]
     name_length, extra_length, comment_length = fields[10:13]
     offset = fields[16]
@@ -153,7 +155,7 @@ def _parse_row(source: Source, block: bytes, at: int, start: int) -> Row | None:
     end = extra_at + extra_length + comment_length
     if end > source.size:
         return None
-    if _BIG in (nbytes, compressed, offset):
+    if BIG in (nbytes, compressed, offset):
         extra = bytes(source.read_at(extra_at, extra_length))
         nbytes, compressed, offset = _uncap([nbytes, compressed, offset], extra)
     return Row(start + at, end, name, method, crc, compressed, nbytes, offset)
@@ -168,7 +170,7 @@ def _uncap(values: list[int], extra: bytes) -> list[int]:
     fields = extra[4:] if extra[:2] == b"\1\0" else b""
     made = []
     for value in values:
-        if value == _BIG and len(fields) >= 8:
+        if value == BIG and len(fields) >= 8:
             value, fields = int.from_bytes(fields[:8], "little"), fields[8:]
         made.append(value)
     return made
@@ -176,7 +178,7 @@ def _uncap(values: list[int], extra: bytes) -> list[int]:
 
 def read_lengths(source: Source, offset: int) -> int | None:
     """Return where the data starts by the two lengths of a local header, which may be damaged."""
-    if offset < 0 or offset + _LOCAL.size > source.size:
+    if offset < 0 or offset + LOCAL.size > source.size:
         return None
     name_length, extra_length = struct.unpack("<HH", source.read_at(offset + 26, 4))
     return int(offset + 30 + name_length + extra_length)
@@ -185,10 +187,10 @@ def read_lengths(source: Source, offset: int) -> int | None:
 def read_descriptors(source: Source, offset: int) -> list[Descriptor]:
     """Return what the bytes behind a record say if they are a descriptor, short or long."""
     found = []
-    for form in (_DESCRIPTOR, _DESCRIPTOR_64):
+    for form in (DESCRIPTOR, DESCRIPTOR_64):
         if offset >= 0 and offset + form.size <= source.size:
             magic, crc, compressed, nbytes = form.unpack(source.read_at(offset, form.size))
-            found.append(Descriptor(magic == _DESCRIPTOR_MAGIC, crc, compressed, nbytes))
+            found.append(Descriptor(magic == DESCRIPTOR_MAGIC, crc, compressed, nbytes))
     return found
 
 
@@ -198,13 +200,13 @@ def find_descriptor(source: Source, start: int, stop: int) -> int | None:
     tries = _MOST_TRIES
     while at < stop and tries:
         block = bytes(source.read_at(at, min(stop - at, _BLOCK_NBYTES)))
-        place = block.find(_DESCRIPTOR_MAGIC)
+        place = block.find(DESCRIPTOR_MAGIC)
         while place >= 0 and tries:
             tries -= 1
             behind = read_descriptors(source, at + place)
             if any(each.compressed == at + place - start for each in behind):
                 return at + place
-            place = block.find(_DESCRIPTOR_MAGIC, place + 1)
+            place = block.find(DESCRIPTOR_MAGIC, place + 1)
         if at + len(block) >= stop:
             break
         at += len(block) - 3

@@ -18,10 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from torchzip.container.zip_layout import BIG
 from torchzip.container.zip_marks import EndRecord, LocalHeader, Mark, Row, read_descriptors
 from torchzip.files.source import Source
 
-_BIG = 0xFFFFFFFF
 #: Headers of one name that are looked at.
 _MOST_OF_A_NAME = 8
 
@@ -165,7 +165,7 @@ class Places:
             for header in headers.get(row.name, ()):
                 # A name alone may be that of a record of another archive.
                 votes[header.offset - row.offset] += 100 if self._agrees(header, row) else 1
-        said = [directory.start - end.offset for end in directory.ends if end.offset != _BIG]
+        said = [directory.start - end.offset for end in directory.ends if end.offset != BIG]
         if not votes:
             return said[0] if said and said[0] >= 0 else 0
         most = max(votes.values())

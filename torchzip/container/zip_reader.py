@@ -27,15 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.container.inflating import inflate_span
-from torchzip.container.record_index import RecordIndex, index_fast, index_plainly, show
+from torchzip.container.record_index import RecordIndex, index_fast, index_plainly, shown_name
 from torchzip.container.zip_end import find_end
+from torchzip.container.zip_layout import BIG, DEFLATED, LOCAL, STORED
 from torchzip.errors import ArchiveError, LimitError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.limits import Limits
-
-_LOCAL = struct.Struct("<4sHHHHHLLLHH")
-_BIG = 0xFFFFFFFF
 
 _CENTRAL = np.dtype(
     [
@@ -46,9 +44,6 @@ _CENTRAL = np.dtype(
         ("offset", "<u4"),
     ]
 )  # fmt: skip
-
-STORED = 0
-DEFLATED = 8
 
 
 class Entry(NamedTuple):
@@ -107,7 +102,7 @@ class ZipReader:
         compressed = header["compressed"].astype(np.int64)
         offsets = header["offset"].astype(np.int64)
         name_lengths = header["name"].astype(np.int64)
-        capped = (sizes == _BIG) | (compressed == _BIG) | (offsets == _BIG)
+        capped = (sizes == BIG) | (compressed == BIG) | (offsets == BIG)
         for index in np.flatnonzero(capped).tolist():
             row = _read_zip64(data, int(places[index]), header[index], start)
             sizes[index], compressed[index], offsets[index] = row
@@ -118,7 +113,7 @@ class ZipReader:
             root = slash = b""
         elif not slash:
             raise ArchiveError(
-                f"the first record is called {show(root)}; the records of a checkpoint "
+                f"the first record is called {shown_name(root)}; the records of a checkpoint "
                 "lie in one directory"
             )
         prefix = root + slash
@@ -127,8 +122,8 @@ class ZipReader:
         if outside is not None:
             place, length = int(begins[outside]), int(name_lengths[outside])
             raise ArchiveError(
-                f"record {show(data[place : place + length])} does not lie in {show(prefix)}, "
-                "the directory of the first record",
+                f"record {shown_name(data[place : place + length])} does not lie in "
+                f"{shown_name(prefix)}, the directory of the first record",
                 offset=start + place,
             )
         records = index_fast(data, begins + len(prefix), begins + name_lengths)
@@ -284,9 +279,9 @@ class ZipReader:
                 message, path=self.source.name, record=entry.name, offset=entry.header_offset
             )
 
-        fixed = self.source.read_at(entry.header_offset, _LOCAL.size)
+        fixed = self.source.read_at(entry.header_offset, LOCAL.size)
         (magic, _, flags, method, _, _, crc, compressed, size, name_length, extra_length) = (
-            _LOCAL.unpack(fixed)
+            LOCAL.unpack(fixed)
         )
         if magic != b"PK\3\4":
             raise broken(f"{bytes(magic)!r} where the local header of a record was expected")
@@ -294,14 +289,16 @@ class ZipReader:
         wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
         name = bytes(self.source.read_at(entry.header_offset + 30, name_length))
         if name != wanted:
-            raise broken(f"the local header names {show(name)}, the directory {show(wanted)}")
+            raise broken(
+                f"the local header names {shown_name(name)}, the directory {shown_name(wanted)}"
+            )
         if method != entry.method or (flags ^ entry.flags) & 0x2041:
             raise broken(
                 f"the local header says method {method} and flags {flags:#06x}, the directory "
                 f"{entry.method} and {entry.flags:#06x}"
             )
         if not flags & 8:  # no descriptor: the sizes stand here
-            if _BIG in (size, compressed):
+            if BIG in (size, compressed):
                 extra_at = entry.header_offset + 30 + name_length
                 extra = bytes(self.source.read_at(extra_at, extra_length))
                 try:
@@ -469,7 +466,7 @@ def _uncap(values: list[int], extra: bytes) -> list[int]:
     made = []
     used = 0
     for value in values:
-        if value == _BIG:
+        if value == BIG:
             if used + 8 > len(fields):
                 raise ArchiveError(
                     f"the zip64 field of an entry has {len(fields)} bytes; {used + 8} or more were "

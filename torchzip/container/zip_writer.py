@@ -24,6 +24,7 @@ a descriptor. A record, or an archive name, that begins so is counted as well.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from itertools import repeat
@@ -33,31 +34,31 @@ import numpy as np
 
 from torchzip.container.serialization_id import serialization_id
 from torchzip.container.zip_end import END_64_NBYTES, LAST_NBYTES, build_end
+from torchzip.container.zip_layout import (
+    BIG,
+    CENTRAL,
+    DESCRIPTOR,
+    DESCRIPTOR_64,
+    DESCRIPTOR_MAGIC,
+    LOCAL,
+)
 from torchzip.files.crc import Crc32Meanwhile, crc32, crc32_short
 from torchzip.files.sink import GapSink, Output
 from torchzip.files.source import Buffer
 
-_LOCAL = struct.Struct("<4sHHHHHLLLHH")
-_CENTRAL = struct.Struct("<4sHHHHHHLLLHHHHHLL")
-_DESCRIPTOR = struct.Struct("<4sLLL")
-_DESCRIPTOR_64 = struct.Struct("<4sLQQ")
-
-_DESCRIPTOR_MAGIC = b"PK\x07\x08"
-
 # The same headers as rows of an array, for records without zip64 fields: only the
 # fields that differ from one record to the next have names of their own.
-_SMALL_LOCAL = _LOCAL.pack(b"PK\3\4", 0, 0x0808, *(0,) * 8)
+_SMALL_LOCAL = LOCAL.pack(b"PK\3\4", 0, 0x0808, *(0,) * 8)
 _LOCAL_ROW = [("local", "V26"), ("name", "<u2"), ("extra", "<u2")]
-_SMALL_DESCRIPTOR = _DESCRIPTOR.pack(_DESCRIPTOR_MAGIC, 0, 0, 0)
+_SMALL_DESCRIPTOR = DESCRIPTOR.pack(DESCRIPTOR_MAGIC, 0, 0, 0)
 _DESCRIPTOR_ROW = [("magic", "V4"), ("crc", "<u4"), ("compressed", "<u4"), ("size", "<u4")]
-_SMALL_CENTRAL = _CENTRAL.pack(b"PK\1\2", 0, 0, 0x0808, *(0,) * 13)
+_SMALL_CENTRAL = CENTRAL.pack(b"PK\1\2", 0, 0, 0x0808, *(0,) * 13)
 _CENTRAL_ROW = [
     ("central", "V16"), ("crc", "<u4"), ("compressed", "<u4"), ("size", "<u4"),
     ("name", "<u2"), ("zeros", "V12"), ("offset", "<u4"),
 ]  # fmt: skip
 #: More than the headers of such a record take, but for its padding.
 _SMALL_AROUND = 1 << 10
-_BIG = 0xFFFFFFFF
 
 #: Fewer records are as quick one by one.
 _FEW = 12
@@ -151,11 +152,11 @@ class ZipWriter:
         self._seen.add(record)
         full = self._prefix + record
         header_offset = self._position
-        if nbytes >= _BIG or header_offset >= _BIG:
+        if nbytes >= BIG or header_offset >= BIG:
             fields = b""
-            if nbytes >= _BIG:
+            if nbytes >= BIG:
                 fields += struct.pack("<QQ", nbytes, 0)  # compressed size: not known yet
-            if header_offset >= _BIG:
+            if header_offset >= BIG:
                 fields += struct.pack("<Q", header_offset)
             zip64 = struct.pack("<HH", 1, len(fields)) + fields
         else:
@@ -165,7 +166,7 @@ class ZipWriter:
         flags = 0x0808 if nbytes else 0x0800
         header = b"".join(
             (
-                _LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(full), len(zip64) + 4 + pad),
+                LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(full), len(zip64) + 4 + pad),
                 full,
                 zip64,
                 self._padding(pad),
@@ -173,7 +174,7 @@ class ZipWriter:
         )
         self._put(header)
         self._names.append(record)
-        if full.startswith(_DESCRIPTOR_MAGIC):
+        if full.startswith(DESCRIPTOR_MAGIC):
             self._id_crcs.append(int.from_bytes(full[4:8], "little"))
         self._open = (header_offset, nbytes, full)
         self._left = nbytes
@@ -225,25 +226,25 @@ class ZipWriter:
             raise RuntimeError(f"the record lacks {self._left} bytes")
         header_offset, nbytes, full = self._open
         self._open = None
-        large = nbytes >= _BIG or header_offset >= _BIG
+        large = nbytes >= BIG or header_offset >= BIG
         if nbytes:
-            if nbytes >= 8 and self._first.startswith(_DESCRIPTOR_MAGIC):
+            if nbytes >= 8 and self._first.startswith(DESCRIPTOR_MAGIC):
                 self._id_crcs.append(int.from_bytes(self._first[4:8], "little"))
             self._id_crcs.append(self._crc)
-            packer = _DESCRIPTOR_64 if large else _DESCRIPTOR
-            self._put(packer.pack(_DESCRIPTOR_MAGIC, self._crc, nbytes, nbytes))
+            packer = DESCRIPTOR_64 if large else DESCRIPTOR
+            self._put(packer.pack(DESCRIPTOR_MAGIC, self._crc, nbytes, nbytes))
         fields = b""
-        if nbytes >= _BIG:
+        if nbytes >= BIG:
             fields += struct.pack("<QQ", nbytes, nbytes)
-        if header_offset >= _BIG:
+        if header_offset >= BIG:
             fields += struct.pack("<Q", header_offset)
         extra = struct.pack("<HH", 1, len(fields)) + fields if fields else b""
         flags = 0x0808 if nbytes else 0x0800
-        size = min(nbytes, _BIG)
+        size = min(nbytes, BIG)
         self._directory.append(
-            _CENTRAL.pack(
+            CENTRAL.pack(
                 b"PK\1\2", 0, 0, flags, 0, 0, 0, self._crc, size, size,
-                len(full), len(extra), 0, 0, 0, 0, min(header_offset, _BIG),
+                len(full), len(extra), 0, 0, 0, 0, min(header_offset, BIG),
             )
             + full
             + extra
@@ -270,10 +271,10 @@ class ZipWriter:
         sizes = np.fromiter(map(len, contents), np.int64, count)
         length = len(self._prefix) + len(names[0])
         if (
-            self._prefix.startswith(_DESCRIPTOR_MAGIC)
+            self._prefix.startswith(DESCRIPTOR_MAGIC)
             or not sizes.all()
-            or self._position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= _BIG
-            or any(map(bytes.startswith, contents, repeat(_DESCRIPTOR_MAGIC)))
+            or self._position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= BIG
+            or any(map(bytes.startswith, contents, repeat(DESCRIPTOR_MAGIC)))
             or set(map(len, names)) != {len(names[0])}
             or len(set(names)) < count
             or not self._seen.isdisjoint(names)
@@ -297,25 +298,18 @@ class ZipWriter:
             found = [crc32_short(data) if crc is None else crc for data, crc in pairs]
         text = np.frombuffer(b"".join(names), f"V{len(names[0])}")
         full = [("root", f"V{len(self._prefix)}"), ("text", text.dtype)]
+        head = self._prefix + names[0]
         # Between the bytes of two records: a descriptor, and a header up to its padding.
         between = np.frombuffer(
-            bytearray((_SMALL_DESCRIPTOR + _SMALL_LOCAL + self._prefix + names[0]) * count),
-            [
-                *_DESCRIPTOR_ROW,
-                *_LOCAL_ROW,
-                ("root", f"V{len(self._prefix)}"),
-                ("text", text.dtype),
-            ],
+            bytearray((_SMALL_DESCRIPTOR + _SMALL_LOCAL + head) * count),
+            [*_DESCRIPTOR_ROW, *_LOCAL_ROW, *full],
         )
         between["crc"][1:] = found[:-1]
         between["compressed"][1:] = between["size"][1:] = sizes[:-1]
         between["name"] = length
         between["extra"] = 4 + pads
         between["text"] = text
-        row = np.frombuffer(
-            bytearray((_SMALL_CENTRAL + self._prefix + names[0]) * count),
-            [*_CENTRAL_ROW, *full],
-        )
+        row = np.frombuffer(bytearray((_SMALL_CENTRAL + head) * count), [*_CENTRAL_ROW, *full])
         row["crc"] = found
         row["compressed"] = row["size"] = sizes
         row["name"] = length
@@ -329,7 +323,7 @@ class ZipWriter:
         parts[1::3] = map(self._pads.__getitem__, pads.tolist())
         parts[2::3] = contents
         size = int(sizes[-1])
-        parts.append(_DESCRIPTOR.pack(_DESCRIPTOR_MAGIC, found[-1], size, size))
+        parts.append(DESCRIPTOR.pack(DESCRIPTOR_MAGIC, found[-1], size, size))
         self._put(b"".join(parts))
         self._directory.append(row.tobytes())
         self._seen.update(names)
@@ -360,7 +354,7 @@ class ZipWriter:
         offset = self._position
         self._put(b"".join(self._directory))
         nbytes = self._position - offset
-        if nbytes >= _BIG:
+        if nbytes >= BIG:
             raise ValueError("the central directory would reach 4 GiB")
         self._put(build_end(len(self._names), nbytes, offset))
         self.flush()
@@ -403,13 +397,13 @@ def measure(
     starts = []
     position = directory = 0
     for name, nbytes in [*records, (len("version"), 2), (len(".data/serialization_id"), 40)]:
-        fields = 16 * (nbytes >= _BIG) + 8 * (position >= _BIG)
+        fields = 16 * (nbytes >= BIG) + 8 * (position >= BIG)
         zip64 = fields + 4 if fields else 0
         start = position + 30 + prefix + name + zip64 + 4
         start += -start % alignment
         starts.append(start)
         directory += 46 + prefix + name + zip64
-        descriptor = _DESCRIPTOR_64.size if fields else _DESCRIPTOR.size
+        descriptor = DESCRIPTOR_64.size if fields else DESCRIPTOR.size
         position = start + nbytes + (descriptor if nbytes else 0)
     return starts[: len(records)], position + directory + END_64_NBYTES + LAST_NBYTES
 
@@ -423,8 +417,6 @@ def archive_name(file: object) -> str:
     >>> archive_name("weights/model.v1.tar.gz"), archive_name("x"), archive_name(object())
     ('model.v1.tar', 'x', 'archive')
     """
-    import os
-
     if not isinstance(file, str | os.PathLike):
         return "archive"
     path = os.fsdecode(os.fspath(file))

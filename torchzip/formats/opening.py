@@ -55,7 +55,7 @@ def open_container(source: Source, limits: Limits) -> Container:
     """Return the container that the bytes of one file are."""
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head.startswith(b"PK\3\4"):
-        if _first_record(head) == _OLD_PT2.encode():
+        if first_record(head) == _OLD_PT2.encode():
             from torchzip.formats.pt2 import OldPt2Container
 
             return OldPt2Container(ZipReader(source, limits, in_folder=False), limits)
@@ -99,7 +99,7 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
     return ZipContainer(archive, limits)
 
 
-def _first_record(head: bytes) -> bytes:
+def first_record(head: bytes) -> bytes:
     """Return the name in the local header that a zip archive begins with."""
     return head[30 : 30 + int.from_bytes(head[26:28], "little")]
 

@@ -20,13 +20,12 @@ not read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
 
-from torchzip.container.json_objects import no_duplicates
+from torchzip.container.json_objects import parse_object
 from torchzip.container.zip_reader import ZipReader
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
@@ -262,15 +261,8 @@ class _Payloads:
         self._configs_nbytes += nbytes
         if self._configs_nbytes > self._bound:
             raise LimitError("header_nbytes", self._configs_nbytes, self._bound)
-        try:
-            whole = json.loads(
-                self._archive.read_whole(record).decode(), object_pairs_hook=no_duplicates
-            )
-        except TorchZipError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"the config is no JSON ({error})") from None
-        config = whole.get("config") if isinstance(whole, dict) else None
+        whole = parse_object(self._archive.read_whole(record), "the config", self._archive.name)
+        config = whole.get("config")
         if not isinstance(config, dict):
             raise FormatError(f"config is {shown(config)} in the JSON; an object was expected")
         return config

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from torchzip.container.zip_reader import STORED, ZipReader
+from torchzip.container.zip_layout import STORED
+from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import ArchiveError, TensorError, listed, shown
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.formats.base import (

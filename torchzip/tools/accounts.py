@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torchzip.container.zip_reader import STORED, Entry, ZipReader
+from torchzip.container.zip_layout import LOCAL, STORED
+from torchzip.container.zip_reader import Entry, ZipReader
 from torchzip.files.source import Source
 from torchzip.formats.base import Container, OpenStorage, SpecFactory
+from torchzip.formats.opening import first_record
 from torchzip.limits import Limits
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
@@ -19,7 +20,6 @@ from torchzip.tools.reach import reached_nbytes
 TENSORS = "tensors"
 #: Formats that are zip archives; the oldest .pt2 files have no folder in them.
 _ZIPS = ("zip", "torchscript", "pt2")
-_LOCAL = struct.Struct("<4sHHHHHLLLHH")
 _PICKLES = ("data.pkl", "constants.pkl")
 #: Records that every archive of torch may have.
 _MARKS = frozenset(["version", "byteorder", ".format_version", ".storage_alignment"])
@@ -116,7 +116,11 @@ def account_of(container: OneFile, limits: Limits, known: Known) -> Account:
     source = container.source
     made = Account(source.size)
     if container.format in _ZIPS:
-        archive = ZipReader(source, limits, in_folder=b"/" in _first_name(source))
+        archive = ZipReader(
+            source,
+            limits,
+            in_folder=b"/" in first_record(bytes(source.read_at(0, min(source.size, 512)))),
+        )
         _add_zip(made, archive, mentions, known)
         return made
     data = 0
@@ -127,12 +131,6 @@ def account_of(container: OneFile, limits: Limits, known: Known) -> Account:
     around = "header" if container.format == "safetensors" else "pickles and headers"
     made.add(around, container.end - data)
     return made
-
-
-def _first_name(source: Source) -> bytes:
-    """Return the name in the local header that an archive begins with."""
-    head = bytes(source.read_at(0, min(source.size, 512)))
-    return head[30 : 30 + int.from_bytes(head[26:28], "little")]
 
 
 def _mentions_of(container: OneFile) -> _Mentions:
@@ -224,10 +222,10 @@ def _kind_of_record(name: str) -> str:
 def _add_entry(made: Account, archive: ZipReader, entry: Entry) -> int:
     """Add the header, padding and descriptor of a record; return where it ends."""
     begin = archive.data_offset(entry.name)
-    fixed = archive.source.read_at(entry.header_offset, _LOCAL.size)
-    flags, (name_nbytes, extra_nbytes) = _LOCAL.unpack(fixed)[2], _LOCAL.unpack(fixed)[9:]
+    fields = LOCAL.unpack(archive.source.read_at(entry.header_offset, LOCAL.size))
+    flags, (name_nbytes, extra_nbytes) = fields[2], fields[9:]
     extra = bytes(
-        archive.source.read_at(entry.header_offset + _LOCAL.size + name_nbytes, extra_nbytes)
+        archive.source.read_at(entry.header_offset + LOCAL.size + name_nbytes, extra_nbytes)
     )
     padding, has_zip64 = 0, False
     for kind, nbytes in _fields(extra):
