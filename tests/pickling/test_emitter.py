@@ -327,6 +327,12 @@ def test_path_of_a_late_dict_value() -> None:
         dump(tree)
 
 
+def test_path_of_a_late_item() -> None:
+    """An item in a later batch of an object is called by its place in all of them."""
+    with pytest.raises(TypeError, match=r"^2500: "):
+        dump(deque([*range(2500), lambda: 0]))
+
+
 def test_path_after_a_subtree() -> None:
     """The path forgets a subtree that is done."""
     with pytest.raises(TypeError, match=r"^b\.0: "):

@@ -82,6 +82,7 @@ ARRAYS = [
     np.array([(1, (2.0, 3))], dtype=np.dtype([("a", "i1"), ("b", "f8", (2,))], align=True)),
     np.array([1.5], ml_dtypes.bfloat16),
     np.arange(4).reshape(2, 2)[:, ::-1],
+    np.zeros((1,) * 64, "i1"),
 ]
 
 

@@ -6,7 +6,7 @@ has its own, narrower, table. 144 names, and the four that ``import torch`` alwa
 
 from __future__ import annotations
 
-from torchzip.dtypes import DTYPES, NAME_ONLY, STORAGE_CLASSES
+from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES, STORAGE_CLASSES
 
 _CUDA_STORAGES = [name for name, row in STORAGE_CLASSES.items() if row.kind != "quantized"]
 _TENSORS = (
@@ -33,13 +33,7 @@ TORCH_SAFE_NAMES: frozenset[str] = frozenset(
         "torch._tensor._rebuild_from_type_v2",
         *(f"torch.{name}" for name in DTYPES),
         *(f"torch.{name}" for name in NAME_ONLY),
-        *(
-            f"torch.{name}"
-            for name in (
-                "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine",
-                "per_channel_symmetric", "per_channel_affine_float_qparams",
-            )
-        ),
+        *(f"torch.{name}" for name in QSCHEMES),
         *(f"torch.{name}" for name in STORAGE_CLASSES),
         *(f"torch.cuda.{name}" for name in _CUDA_STORAGES),
         "torch.storage.UntypedStorage", "torch.storage.TypedStorage",

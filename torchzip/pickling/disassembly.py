@@ -14,7 +14,6 @@ from torchzip.errors import PickleError
 from torchzip.pickling.interpreter import truncated, within_argument
 from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode
 
-#: How arguments of fixed size are written, by their spelling in the table of opcodes.
 #: Of long bytes, no more than these are kept.
 _KEPT_NBYTES = 256
 _SUMMARY_LENGTH = 90

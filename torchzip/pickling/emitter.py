@@ -37,6 +37,8 @@ from torchzip.types import ForeignObject
 _BATCH = 1000
 #: Fewer are as quick one by one as in bulk.
 _MANY_PAIRS = 24
+#: Characters of a path in an error.
+_MAX_PATH = 300
 _PACK_I32 = struct.Struct("<i").pack
 _PACK_U32 = struct.Struct("<I").pack
 _PACK_F64 = struct.Struct(">d").pack
@@ -64,8 +66,19 @@ def text_of(value: Any) -> str:
         return f"<{type(value).__qualname__}>"
 
 
-#: Characters of a path in an error.
-_MAX_PATH = 300
+def text_opcode(nbytes: int) -> bytes:
+    """Return the opcode of a text, up to its bytes."""
+    return b"X" + _PACK_U32(nbytes)
+
+
+def put_opcode(number: int) -> bytes:
+    """Return the opcode that gives a memo number."""
+    return b"q%c" % number if number < 256 else b"r" + _PACK_U32(number)
+
+
+def get_opcode(number: int) -> bytes:
+    """Return the opcode that takes what has a memo number."""
+    return b"h%c" % number if number < 256 else b"j" + _PACK_U32(number)
 
 
 class Emitter:
@@ -154,7 +167,7 @@ class Emitter:
         self.count = number + 1
         if key is not None:
             self._memo[key] = number
-        self.write(b"q%c" % number if number < 256 else b"r" + _PACK_U32(number))
+        self.write(put_opcode(number))
 
     def number(self, key: Any) -> None:
         """Take the next number for ``key``; the caller writes the put."""
@@ -171,7 +184,7 @@ class Emitter:
         number = self._memo.get(key)
         if number is None:
             return False
-        self.write(b"h%c" % number if number < 256 else b"j" + _PACK_U32(number))
+        self.write(get_opcode(number))
         return True
 
     @property
@@ -193,7 +206,7 @@ class Emitter:
             raw = value.encode("utf-8", "surrogatepass")
             if len(raw) > 0xFFFFFFFF:
                 raise ValueError(f"{self.where()}: a string of more than 4 GiB")
-            self.write(b"X" + _PACK_U32(len(raw)) + raw)
+            self.write(text_opcode(len(raw)) + raw)
             self.put_object(value)
 
     def name(self, module: str, name: str) -> None:
@@ -345,42 +358,33 @@ class Emitter:
             self._pairs(list(value.items()))
             self.write(b"s")
             return
-        size = len(value)
         pairs = iter(value.items())
-        done = 0
         # As long as the batch just written was full: 1000 pairs end with an empty one.
-        while size and (done == 0 or done % _BATCH == 0):
+        while value:
+            batch = list(islice(pairs, _BATCH))
             self.write(b"(")
-            batch = min(_BATCH, size - done)
-            self._pairs(list(islice(pairs, batch)))
+            self._pairs(batch)
             self.write(b"u")
-            done += batch
-            if batch < _BATCH:
+            if len(batch) < _BATCH:
                 break
 
     def _iterated(self, items: Iterator[Any], *, pairs: bool) -> None:
         """Write what an iterator gives: the third rule of batches."""
-        write = self._pairs if pairs else self._items
         one, many = (b"s", b"u") if pairs else (b"a", b"e")
-        base = 0
-        while True:
-            batch = list(islice(items, _BATCH))
-            if not batch:
-                return
+        done = 0
+        while batch := list(islice(items, _BATCH)):
+            if len(batch) > 1:
+                self.write(b"(")
             if pairs:
-                for pair in batch:
-                    if not (isinstance(pair, tuple) and len(pair) == 2):
-                        raise TypeError(f"{self.where()}: its dict items are not pairs")
-            if len(batch) == 1:
-                write(batch)
-                self.write(one)
-                return
-            self.write(b"(")
-            write(batch)
-            self.write(many)
-            base += len(batch)
+                if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in batch):
+                    raise TypeError(f"{self.where()}: its dict items are not pairs")
+                self._pairs(batch)
+            else:
+                self._items(batch, done)
+            self.write(many if len(batch) > 1 else one)
             if len(batch) < _BATCH:
                 return
+            done += _BATCH
 
     def _set(self, value: set[Any] | frozenset[Any]) -> None:
         if self.written(id(value)):
@@ -440,10 +444,7 @@ class Emitter:
         self.save(callee)
         self._tuple(args)
         self.write(b"\x81" if value.how == "new" and not value.kwargs else b"R")
-        if self._memo.get(id(value)) is not None:
-            self.refuse("an object that contains itself in its arguments")
-            self.write(b"0")
-            self.written(id(value))
+        if self._is_written_by_now(value):
             return
         self.put_object(value)
         if isinstance(value.items, dict):
@@ -525,8 +526,7 @@ class Emitter:
 
     def reduced(self, value: Any, reduction: tuple[Any, ...]) -> None:
         """Write an object by its reduction."""
-        padded = (*reduction, None, None, None, None)[:6]
-        callee, args, state, list_items, dict_items, setter = padded
+        callee, args, state, list_items, dict_items, setter = (*reduction, *(None,) * 4)[:6]
         self._alive.append(reduction)
         name = getattr(callee, "__name__", "")
         if name == "__newobj__":
@@ -541,10 +541,7 @@ class Emitter:
             self.save(callee)
             self._tuple(args)
             self.write(b"R")
-        if self._memo.get(id(value)) is not None:  # it contains itself in its arguments
-            self.refuse("an object that contains itself in its arguments")
-            self.write(b"0")
-            self.written(id(value))
+        if self._is_written_by_now(value):
             return
         self.put_object(value)
         if list_items is not None:
@@ -552,6 +549,14 @@ class Emitter:
         if dict_items is not None:
             self._iterated(iter(dict_items), pairs=True)
         self._state(value, state, setter)
+
+    def _is_written_by_now(self, value: Any) -> bool:
+        """Put a get in the place of an object that its own arguments contain, and return True."""
+        if id(value) not in self._memo:
+            return False
+        self.refuse("an object that contains itself in its arguments")
+        self.write(b"0")
+        return self.written(id(value))
 
     def _state(self, value: Any, state: Any, setter: Any) -> None:
         if state is None:
@@ -564,8 +569,7 @@ class Emitter:
         self.save(value)
         self.save(state)
         self.refuse("a state that a function sets")
-        self.write(b"\x86")
-        self.write(b"R0")
+        self.write(b"\x86R0")
 
 
 def _module_of(value: Any, name: str) -> str:

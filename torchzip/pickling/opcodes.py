@@ -1,7 +1,7 @@
 """The opcodes of pickle as documented data, protocols 0 to 5.
 
-The interpreter and the emitter use the bytes by their names from here; a test compares the
-table with ``pickletools``. ``torch_safe`` says whether torch's default loader
+Messages and `disassembly` take names and arguments from here; a test compares the table with
+``pickletools``. ``torch_safe`` says whether torch's default loader
 (``weights_only=True``, torch 2.13) takes the opcode: 34 of 68 are.
 """
 

@@ -1,4 +1,4 @@
-"""Strings of Python 2, which old checkpoints have."""
+"""Strings and names of Python 2, which old checkpoints have."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def python2_string(raw: bytes) -> Any:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return raw
+
+
+def bytes_of(value: Any) -> bytes | bytearray | None:
+    """Return bytes, which Python 2 wrote as text; None for anything else."""
+    if type(value) is str:
+        try:
+            return value.encode("latin1")
+        except UnicodeEncodeError:
+            return None
+    return value if type(value) in (bytes, bytearray) else None
 
 
 def unquote(line: bytes) -> bytes:

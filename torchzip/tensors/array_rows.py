@@ -17,18 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.pickling.emitter import Emitter
+from torchzip.pickling.emitter import Emitter, get_opcode, put_opcode, text_opcode
 from torchzip.tensors.memory import Form
 from torchzip.tensors.reduce import (
     DenseWriter,
     Prefix,
     StorageKeys,
     Stored,
-    get_opcode,
     int_opcode,
     ints_opcodes,
-    name_opcode,
-    put_opcode,
 )
 
 Numbers = NDArray[np.int64]
@@ -80,7 +77,7 @@ class ArrayRows:
         if (
             form is None
             or stop - start < _LEAST_PAIRS
-            or self.template(emitter, form, key_nbytes, short) is None
+            or self._template(emitter, form, key_nbytes, short) is None
         ):
             return 0
         names, values = zip(*pairs[start:stop], strict=True)
@@ -88,7 +85,7 @@ class ArrayRows:
         value_ids = list(map(id, values))
         found = list(map(self._forms.get, value_ids))
         templates = {
-            form: self.template(emitter, form, key_nbytes, short)
+            form: self._template(emitter, form, key_nbytes, short)
             for form in dict.fromkeys(found)
             if form is not None
         }
@@ -126,7 +123,7 @@ class ArrayRows:
         if short and emitter.count + _MOST_PUTS > 256:
             return False
         key = str(len(self._keys.order))
-        template = self.template(emitter, form, len(key), short)
+        template = self._template(emitter, form, len(key), short)
         if template is None:
             return False
         storage = self._storages.get(id(value))
@@ -141,7 +138,7 @@ class ArrayRows:
         emitter.memo[id(value)] = emitter.count - 1
         return True
 
-    def template(
+    def _template(
         self, emitter: Emitter, form: Form, key_nbytes: int, short: bool
     ) -> _Template | None:
         """Return the template of a form; None as long as what it mentions has no numbers."""
@@ -233,11 +230,11 @@ class ArrayRows:
         parts = [b""] * (2 * count)
         parts[0::2] = texts
         parts[1::2] = rows
-        emitter.write(name_opcode(len(texts[0])) + b"".join(parts))
+        emitter.write(text_opcode(len(texts[0])) + b"".join(parts))
         return bounds
 
 
-_NO_NAME = name_opcode(0)
+_NO_NAME = text_opcode(0)
 
 
 class _Template:
@@ -252,7 +249,7 @@ class _Template:
     ) -> None:
         begin, location, hooks = prefix
         begin = call + begin
-        key_head = name_opcode(key_nbytes)
+        key_head = text_opcode(key_nbytes)
         pieces = [  # what stands before each put
             begin + key_head + bytes(key_nbytes),
             location + int_opcode(form.numel) + b"t",
@@ -296,7 +293,7 @@ class _Template:
         if len(keys) >= _COLUMNS_FROM:
             return self._as_columns(keys, begins, name_nbytes)
         return [
-            put_opcode(begin) + self.one(str(key), begin + 1) + name_opcode(nbytes)
+            put_opcode(begin) + self.one(str(key), begin + 1) + text_opcode(nbytes)
             for key, begin, nbytes in zip(
                 keys.tolist(), begins.tolist(), name_nbytes.tolist(), strict=True
             )

@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import NUMPY
-from torchzip.errors import PickleError
+from torchzip.errors import MAX_NDIM, PickleError
 from torchzip.limits import is_number
+from torchzip.pickling.python2 import bytes_of
 from torchzip.pickling.table import KEEP, Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.types import ForeignObject
@@ -34,7 +35,6 @@ _MODULES = ("numpy._core", "numpy.core")
 _DTYPE = re.compile(r"(?:[?]|[biufcSUVmM][0-9]{0,9})")
 _UNITS = frozenset("Y M W D h m s ms us \u03bcs ns ps fs as generic".split())
 _MAX_FIELDS = 1000
-_MAX_DIMENSIONS = 32
 #: The flag of a structure whose fields are aligned (numpy's ``NPY_ALIGNED_STRUCT``).
 _ALIGNED = 0x80
 
@@ -55,16 +55,6 @@ def pickled_array(array: NDArray[Any]) -> PickledArray:
     made = array.view(PickledArray)
     made.is_pickled = True
     return made
-
-
-def _data(value: Any) -> bytes | bytearray | None:
-    """Return the bytes of an array or a scalar; Python 2 wrote them as text."""
-    if type(value) is str:
-        try:
-            return value.encode("latin1")
-        except UnicodeEncodeError:
-            return None
-    return value if type(value) in (bytes, bytearray) else None
 
 
 # -- dtypes ----------------------------------------------------------------------------------------
@@ -170,7 +160,7 @@ def _with_unit(spelled: str, metadata: Any) -> np.dtype[Any] | None:
 
 
 def _is_shape(shape: Any) -> bool:
-    return type(shape) is tuple and len(shape) <= _MAX_DIMENSIONS and all(map(is_number, shape))
+    return type(shape) is tuple and len(shape) <= MAX_NDIM and all(map(is_number, shape))
 
 
 # -- arrays and scalars ----------------------------------------------------------------------------
@@ -178,7 +168,7 @@ def _is_shape(shape: Any) -> bool:
 
 def _array(dtype: Any, shape: Any, data: Any, *, fortran: bool) -> Any:
     """Return an array over a copy of ``data``; KEEP if the parts are those of something else."""
-    raw = _data(data)
+    raw = bytes_of(data)
     if not isinstance(dtype, np.dtype) or raw is None:
         return KEEP
     if not _is_shape(shape):
@@ -240,7 +230,7 @@ def _from_buffer(args: Args) -> Any:
 
 def _scalar(args: Args) -> Any:
     dtype = args[0] if len(args) == 2 else None
-    raw = _data(args[1]) if len(args) == 2 else None
+    raw = bytes_of(args[1]) if len(args) == 2 else None
     if not isinstance(dtype, np.dtype) or raw is None:
         return KEEP
     if len(raw) != dtype.itemsize:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchzip.errors import PickleError, shown, wrong_arguments
 from torchzip.limits import is_number
+from torchzip.pickling.python2 import bytes_of
 from torchzip.pickling.table import KEEP, Name
 from torchzip.types import ForeignObject
 
@@ -87,19 +88,9 @@ def _slice(args: Args) -> slice:
     return slice(*args)
 
 
-def _raw(value: Any) -> bytes | None:
-    """Return the bytes of a time, which Python 2 wrote as text."""
-    if type(value) is str:
-        try:
-            return value.encode("latin1")
-        except UnicodeEncodeError:
-            return None
-    return value if type(value) is bytes else None
-
-
 def _moment(kind: type[datetime] | type[time], nbytes: int) -> Callable[[Args], Any]:
     def make(args: Args) -> Any:
-        raw = _raw(args[0]) if 1 <= len(args) <= 2 else None
+        raw = bytes_of(args[0]) if 1 <= len(args) <= 2 else None
         if raw is None or len(raw) != nbytes:
             raise wrong_arguments(
                 f"datetime.{kind.__name__}", f"{nbytes} bytes and a time zone", args
@@ -118,7 +109,7 @@ def _moment(kind: type[datetime] | type[time], nbytes: int) -> Callable[[Args], 
 
 
 def _date(args: Args) -> date:
-    raw = _raw(args[0]) if len(args) == 1 else None
+    raw = bytes_of(args[0]) if len(args) == 1 else None
     if raw is None or len(raw) != 4:
         raise wrong_arguments("datetime.date", "4 bytes", args)
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.pickling.emitter import Emitter, Writer
+from torchzip.pickling.emitter import Emitter, Writer, get_opcode, put_opcode
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
@@ -244,21 +244,6 @@ def ints_opcodes(values: tuple[int, ...]) -> bytes:
 
 
 _CLOSE_TUPLE = (b")", b"\x85", b"\x86", b"\x87")
-
-
-def name_opcode(nbytes: int) -> bytes:
-    """Return the opcode of a text, up to its bytes."""
-    return b"X" + _PACK_U32(nbytes)
-
-
-def put_opcode(number: int) -> bytes:
-    """Return the opcode that gives a memo number."""
-    return b"q%c" % number if number < 256 else b"r" + _PACK_U32(number)
-
-
-def get_opcode(number: int) -> bytes:
-    """Return the opcode that takes what has a memo number."""
-    return b"h%c" % number if number < 256 else b"j" + _PACK_U32(number)
 
 
 def empty_ordered_dict(emitter: Emitter) -> None:
