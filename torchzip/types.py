@@ -257,7 +257,7 @@ class OtherTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that its parts hold."""
+        """Bytes of the elements of its parts, broadcast axes repeated."""
         return sum(_array_of(part).nbytes for part in self.parts)
 
     def _describe(self) -> str:

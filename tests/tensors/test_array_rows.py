@@ -28,7 +28,7 @@ def written(tree: Any, *, rows: bool) -> tuple[bytes, list[bytes]]:
     """Return the pickle and the bytes of the storages, with or without the fast way."""
     with pytest.MonkeyPatch.context() as patch:
         if not rows:
-            patch.setattr(ArrayRows, "template", lambda *arguments: None)
+            patch.setattr(ArrayRows, "_template", lambda *arguments: None)
         keys = StorageKeys()
         pickle = Structure(tree, keys, place_arrays).pickle
     return pickle, [bytes(storage.read(0, storage.nbytes)) for storage in keys.storages()]

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.dtypes import DTYPES
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.sink import open_sink
+from torchzip.files.source import File
 from torchzip.tensors.kind_checks import check_kind, check_values
 from torchzip.tensors.memory import (
     Placement,
@@ -31,6 +32,7 @@ from torchzip.tensors.memory import (
     memory_span,
     packed,
     place_arrays,
+    storage_kind,
     torch_dtype_to_save,
 )
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
@@ -45,7 +47,6 @@ _BATCH_RECORDS = 1 << 11
 _BATCH_NBYTES = 1 << 22
 
 Array = NDArray[Any]
-File = str | os.PathLike[str] | BinaryIO
 
 
 def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
@@ -146,8 +147,7 @@ class Archive:
     def write_storage(self, key: int, storage: TensorStorage) -> int:
         """Write a storage as ``data/<key>``; return its CRC as stored."""
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
-        # Where one CRC is known it is written with the bytes, and damage shows in the new file.
-        for block in storage.blocks() if storage.crc else storage.checked_blocks():
+        for block in _blocks_of(storage):
             self.writer.write(block.data)
         return self.writer.end_record()
 
@@ -159,6 +159,11 @@ class Archive:
 
     def __exit__(self, *exc: object) -> None:
         self.sink.abort()  # harmless after a commit
+
+
+def _blocks_of(storage: TensorStorage) -> Iterator[Bytes]:
+    """Yield bytes to be written; a CRC that is known goes along, and shows damage in the file."""
+    return storage.blocks() if storage.crc else storage.checked_blocks()
 
 
 def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | None] | None]:
@@ -179,9 +184,8 @@ def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | No
         if isinstance(stored, np.ndarray):
             contents.append(stored.tobytes())
             crcs.append(None)
-        else:  # as in `Archive.write_storage`
-            blocks = stored.blocks() if stored.crc else stored.checked_blocks()
-            contents.append(b"".join(block.tobytes() for block in blocks))
+        else:
+            contents.append(b"".join(block.tobytes() for block in _blocks_of(stored)))
             crcs.append(stored.crc)
     return contents, crcs
 
@@ -378,7 +382,7 @@ class IncrementalWriter:
             early.position = writer.position
             keep_crc = not self._archive.with_crc and not self._can_read_back()
             crc = 0
-            for block in storage.blocks() if storage.crc else storage.checked_blocks():
+            for block in _blocks_of(storage):
                 writer.write(block.data)
                 if keep_crc:
                     crc = compute_crc32(block.data, crc)
@@ -436,7 +440,7 @@ class IncrementalWriter:
             if extent is None:
                 return None
         region = self._memory.find(extent) if extent.stop > extent.start else None
-        if region is None or _kind(region.torch_dtype) != _kind(torch_dtype):
+        if region is None or storage_kind(region.torch_dtype) != storage_kind(torch_dtype):
             return None
         first = extent.start - region.start
         itemsize = DTYPES[torch_dtype].itemsize
@@ -472,11 +476,6 @@ class IncrementalWriter:
                     return False
                 at += part.nbytes
         return True
-
-
-def _kind(torch_dtype: str) -> str:
-    """Return what torch compares when tensors share a storage."""
-    return torch_dtype if DTYPES[torch_dtype].storage_class else "uint8"
 
 
 class _ChunkStorage(TensorStorage):

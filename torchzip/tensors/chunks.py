@@ -19,7 +19,7 @@ from torchzip.errors import TensorError, TorchZipError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.specs import TensorSpec, contiguous_stride, read_view
+from torchzip.tensors.specs import TensorSpec, contiguous_stride, is_contiguous, read_view
 from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
 
 Array = NDArray[Any]
@@ -295,15 +295,10 @@ def _check_crc(chunk: Chunk) -> None:
 
 def _is_whole(spec: TensorSpec) -> bool:
     """Return whether a tensor is all of its storage, in C order."""
-    itemsize = DTYPES[spec.torch_dtype].itemsize
-    usual = contiguous_stride(spec.shape)
     return (
         not (spec.conj or spec.neg or spec.storage_offset)
-        and spec.numel * itemsize == spec.storage.nbytes
-        and all(
-            size == 1 or own == step
-            for size, own, step in zip(spec.shape, spec.stride, usual, strict=True)
-        )
+        and spec.numel * DTYPES[spec.torch_dtype].itemsize == spec.storage.nbytes
+        and is_contiguous(spec.shape, spec.stride)
     )
 
 

@@ -48,7 +48,7 @@ def sparse_to_dense(tensor: SparseTensor) -> Array:
     nbytes = math.prod(tensor.shape) * dtype.itemsize
     blocks = tensor.layout in ("sparse_bsr", "sparse_bsc")  # they are put in order at the end
     _check_memory(
-        nbytes * (2 if blocks else 1) + _expanded_nbytes(tensor.parts),
+        nbytes * (2 if blocks else 1) + tensor.nbytes,
         f"a dense array for a {tensor.layout} tensor of shape {list(tensor.shape)}",
     )
     tensor = tensor.with_parts(as_array)  # read once
@@ -147,9 +147,7 @@ def nested_arrays(tensor: NestedTensor) -> list[Array]:
     """Return the tensors in a nested tensor as arrays; see `types.NestedTensor.unbind`."""
     check_kind(tensor)
     count = shape_of(tensor.offsets)[0]
-    _check_memory(
-        count * _ARRAY_NBYTES + _expanded_nbytes(tensor.parts), f"a nested tensor of {count:,}"
-    )
+    _check_memory(count * _ARRAY_NBYTES + tensor.nbytes, f"a nested tensor of {count:,}")
     tensor = tensor.with_parts(as_array)  # read once
     check_values(tensor)
     values = tensor.values
@@ -180,11 +178,6 @@ def nested_arrays(tensor: NestedTensor) -> list[Array]:
 
 
 # -- memory ----------------------------------------------------------------------------------
-
-
-def _expanded_nbytes(parts: list[Any]) -> int:
-    """Return the bytes of parts with their broadcast axes repeated, as they are worked with."""
-    return sum(part.array.nbytes if hasattr(part, "array") else part.nbytes for part in parts)
 
 
 def _check_memory(nbytes: int, what: str) -> None:

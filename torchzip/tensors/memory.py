@@ -366,13 +366,16 @@ def _place_together(cluster: list[tuple[Extent, int]]) -> Iterator[tuple[int, Pl
         yield index, Placement(storage, (extent.start - start) // itemsize, extent.stride)
 
 
+def storage_kind(torch_dtype: str) -> str:
+    """Return what must be one for tensors that share a storage, in torch too.
+
+    It is the dtype; those without a storage class of their own count as uint8.
+    """
+    return torch_dtype if DTYPES[torch_dtype].storage_class else "uint8"
+
+
 def _check_one_dtype(extents: list[Extent]) -> None:
-    # torch refuses this too; what has no storage class of its own counts as uint8 there.
-    kinds = {
-        extent.torch_dtype if DTYPES[extent.torch_dtype].storage_class else "uint8"
-        for extent in extents
-    }
-    if len(kinds) > 1:
+    if len({storage_kind(extent.torch_dtype) for extent in extents}) > 1:
         names = " and ".join(sorted({extent.torch_dtype for extent in extents}))
         raise ValueError(
             f"arrays of dtype {names} share memory, which a checkpoint cannot keep; copy one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,13 +10,8 @@ import numpy as np
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.casts import whole_items
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.specs import (
-    TensorSpec,
-    is_contiguous,
-    read_view,
-    resolve_bits,
-)
-from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
+from torchzip.tensors.specs import TensorSpec, is_contiguous, read_view, resolve_bits
+from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage, fill_from
 
 #: A strided tensor is gathered in pieces of this size: large enough that a transposed
 #: one is read in runs of kilobytes.
@@ -30,8 +26,8 @@ class ElementStorage(TensorStorage):
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec = spec
-        self._itemsize_ = DTYPES[spec.torch_dtype].itemsize
-        self.nbytes = spec.numel * self._itemsize_
+        self._element_nbytes = DTYPES[spec.torch_dtype].itemsize
+        self.nbytes = spec.numel * self._element_nbytes
         self.torch_dtype = spec.torch_dtype if DTYPES[spec.torch_dtype].storage_class else None
         self.location = spec.storage.location
         self.record = spec.storage.record
@@ -40,7 +36,7 @@ class ElementStorage(TensorStorage):
     @property
     def start(self) -> int:
         """The byte of the tensor's storage at which the tensor begins."""
-        return self.spec.storage_offset * self._itemsize_
+        return self.spec.storage_offset * self._element_nbytes
 
     @property
     def is_run(self) -> bool:
@@ -48,15 +44,7 @@ class ElementStorage(TensorStorage):
         return self._contiguous and not (self.spec.conj or self.spec.neg)
 
     def read_into(self, start: int, out: Bytes) -> None:
-        done = at = 0
-        for block in self.blocks():
-            begin = max(0, start - at)
-            part = block[begin : begin + out.nbytes - done]
-            out[done : done + part.size] = part
-            done += part.size
-            at += block.size
-            if done == out.nbytes:
-                return
+        fill_from(self.blocks(), start, out)
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         if not self.nbytes:
@@ -70,7 +58,7 @@ class ElementStorage(TensorStorage):
             yield from blocks
             return
         dtype = numpy_dtype(spec.torch_dtype)
-        for block in whole_items(blocks, self._itemsize_):
+        for block in whole_items(blocks, self._element_nbytes):
             yield resolve_bits(block.view(dtype), spec).view(np.uint8)
 
     def _range(self, nbytes: int) -> Iterator[Bytes]:
@@ -112,9 +100,7 @@ def _pieces(
     shape: tuple[int, ...], stride: tuple[int, ...], offset: int, itemsize: int
 ) -> Iterator[tuple[tuple[int, ...], int]]:
     """Cut a tensor along its outer axes: (shape of the inner axes, storage offset)."""
-    row = itemsize
-    for size in shape[1:]:
-        row *= size
+    row = math.prod(shape[1:], start=itemsize)
     if not shape or row * shape[0] <= _GATHER_NBYTES:
         yield shape, offset
     elif row > _GATHER_NBYTES:

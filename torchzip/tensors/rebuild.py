@@ -31,8 +31,14 @@ from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
 from torchzip.tensors.rebuild_kinds import NJT, KindRebuilder, check_hooks
 from torchzip.tensors.record_pattern import TENSOR, TensorPattern
 from torchzip.tensors.record_runs import RunReader, TensorLayout
-from torchzip.tensors.specs import TensorSpec, check_spec, wrong_dtype, wrong_requires_grad
-from torchzip.tensors.storage import Measure, TensorStorage
+from torchzip.tensors.specs import (
+    TensorSpec,
+    check_spec,
+    span_of,
+    wrong_dtype,
+    wrong_requires_grad,
+)
+from torchzip.tensors.storage import Measure, MeasuredStorage, TensorStorage
 from torchzip.types import (
     Device,
     Dtype,
@@ -106,18 +112,6 @@ class BareStorage(Storage):
         return made
 
 
-class _Measured(TensorStorage):
-    """The size of a storage that may not be there, to check a layout against."""
-
-    def __init__(self, torch_dtype: str | None, nbytes: int, location: str) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = location
-
-    def read_into(self, start: int, out: Any) -> None:
-        raise TensorError("a storage without bytes")
-
-
 #: What rebuilds tensors that stay `ForeignObject` s, with their inner tensors inside.
 FOREIGN_TENSORS: frozenset[Name] = frozenset(
     [
@@ -161,7 +155,7 @@ class Rebuilder:
         self._bare: dict[Any, BareStorage] = {}
         # Storages that only tensors were made of so far, and that no `BareStorage` is around.
         self._stored: dict[str, TensorStorage] = {}
-        self._reaches: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        self._spans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._keys = KeyCheck()
         # The dtype of a storage class, and the bytes of one element.
         self._storage_names: dict[Name, tuple[str | None, int]] = {
@@ -435,13 +429,12 @@ class Rebuilder:
         torch_dtype = storage.torch_dtype or "uint8"
         spec = TensorSpec(torch_dtype, size, stride, offset, storage)
         # Shapes repeat: how far one reaches is worked out once.
-        reach = self._reaches.get((size, stride))
-        if reach is None:
+        span = self._spans.get((size, stride))
+        if span is None:
             check_spec(spec)
-            if 0 not in size and len(self._reaches) < 4096:
-                steps = zip(size, stride, strict=True)
-                self._reaches[size, stride] = 1 + sum((n - 1) * step for n, step in steps)
-        elif offset < 0 or (offset + reach) * DTYPES[torch_dtype].itemsize > storage.nbytes:
+            if 0 not in size and len(self._spans) < 4096:
+                self._spans[size, stride] = span_of(size, stride)
+        elif offset < 0 or (offset + span) * DTYPES[torch_dtype].itemsize > storage.nbytes:
             check_spec(spec)
         return self._factory.tensor(spec)
 
@@ -484,10 +477,10 @@ class Rebuilder:
     def _measure_layout(self, layout: TensorLayout) -> Measure:
         """Return what storages of a layout are like, if tensors of it lie inside of them."""
         torch_dtype, nbytes = self._measure(layout.kind, "", layout.location, layout.numel)
-        storage = _Measured(torch_dtype, nbytes, layout.location)
-        dtype = torch_dtype or "uint8"
+        measure = Measure(torch_dtype, nbytes, layout.location)
+        dtype, storage = torch_dtype or "uint8", MeasuredStorage(*measure)
         check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
-        return Measure(torch_dtype, nbytes, layout.location)
+        return measure
 
     def _plain_parameter(self, tensor: Any) -> Any:
         """`_parameter` of a tensor that needs a gradient and has no state."""

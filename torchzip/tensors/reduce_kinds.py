@@ -6,7 +6,7 @@ The counterpart of `rebuild_kinds`: section 6.2 of the format.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -77,7 +77,7 @@ class KindWriter:
         emitter.write(b"(")
         self._function(emitter, tensor)
         emitter.save(subclass)
-        if isinstance(tensor, NestedTensor) and tensor.layout == "jagged":
+        if is_jagged(tensor):
             attributes = self._jagged(emitter, tensor, requires_grad)
         else:
             self._arguments(emitter, tensor, requires_grad)
@@ -128,17 +128,18 @@ class KindWriter:
             emitter.save(part)
 
     def _sparse(self, emitter: Emitter, tensor: SparseTensor) -> None:
+        says_coalesced = tensor.layout == "sparse_coo" and tensor.is_coalesced is not None
+        has_mark = tensor.layout != "sparse_coo" or says_coalesced  # of four parts, not three
         emitter.save(Layout(tensor.layout))
-        emitter.write(b"(" if tensor.layout != "sparse_coo" or _says_coalesced(tensor) else b"")
+        if has_mark:
+            emitter.write(b"(")
         pair = tensor.indices if isinstance(tensor.indices, tuple) else (tensor.indices,)
         for part in (*pair, tensor.values):
             self._part(emitter, part)
         emitter.save(Size(map(int, tensor.shape)))
-        if _says_coalesced(tensor):
+        if says_coalesced:
             emitter.save(tensor.is_coalesced)
-            emitter.write(b"t")
-        else:
-            emitter.write(b"\x87" if tensor.layout == "sparse_coo" else b"t")
+        emitter.write(b"t" if has_mark else b"\x87")
         emitter.put(None)
         emitter.write(b"\x86")
         emitter.put(None)
@@ -221,13 +222,9 @@ class MarkedValues:
         return spec.replace(subclass=_PLAIN, attributes=self.attributes)
 
 
-def is_jagged(tensor: Any) -> bool:
+def is_jagged(tensor: Any) -> TypeGuard[NestedTensor]:
     """Return whether a value is a jagged nested tensor, which torch has a Python class for."""
     return isinstance(tensor, NestedTensor) and tensor.layout == "jagged"
-
-
-def _says_coalesced(tensor: SparseTensor) -> bool:
-    return tensor.layout == "sparse_coo" and tensor.is_coalesced is not None
 
 
 _PLAIN = ForeignObject("torch", "Tensor")

@@ -1,13 +1,13 @@
 """What a tensor is: a dtype and a shape, laid over a storage.
 
-torch counts ``storage_offset`` and ``stride`` in elements; files count in bytes. The two meet in
-`byte_span` and `read_strided`, and nowhere else.
+torch counts ``storage_offset`` and ``stride`` in elements; files count in bytes. The two meet where
+a tensor is checked against its storage (`check_spec`), viewed (`view_of`) and read (`read_view`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -183,23 +183,15 @@ def wrong_dtype(what: str, value: Any) -> TensorError:
     )
 
 
-def byte_span(spec: TensorSpec) -> tuple[int, int]:
-    """Return the half-open range of its storage's bytes that a tensor touches.
+def span_of(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """Return the elements from the first to the last of a tensor that has some, gaps included.
 
-    A broadcast axis (stride 0) adds nothing however long it is, and an empty tensor
-    touches no byte at all, wherever its offset points.
+    A broadcast axis (stride 0) adds nothing however long it is.
 
-    >>> from torchzip.tensors.storage import ArrayStorage
-    >>> storage = ArrayStorage(np.zeros(64, np.uint8), "float32")
-    >>> byte_span(TensorSpec("float32", (3, 2), (1, 3), 4, storage))
-    (16, 40)
+    >>> span_of((3, 2), (1, 3)), span_of((3, 2), (0, 5))
+    (6, 6)
     """
-    itemsize = DTYPES[spec.torch_dtype].itemsize
-    if 0 in spec.shape:
-        return (0, 0)
-    reach = sum((size - 1) * step for size, step in zip(spec.shape, spec.stride, strict=True))
-    start = spec.storage_offset * itemsize
-    return (start, start + (reach + 1) * itemsize)
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
 def view_of(data: Any, spec: TensorSpec) -> NDArray[Any]:
@@ -282,40 +274,26 @@ def slice_spec(spec: TensorSpec, key: Any) -> tuple[tuple[int, ...], tuple[int, 
     return tuple(shape), tuple(stride), offset
 
 
-def read_strided(
-    storage: TensorStorage,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    offset: int,
-) -> NDArray[Any]:
-    """Return an array of the elements at ``offset + sum(index * stride)`` of a storage.
-
-    Reads the bytes that are needed and no others, apart from small gaps where that saves
-    thousands of reads. Stride and offset count elements of ``dtype``.
-    """
-    return broadcast(read_once(storage, dtype, shape, stride, offset), shape)
-
-
 def read_view(
     spec: TensorSpec, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
 ) -> NDArray[Any]:
-    """Return a part of a tensor, given by shape, stride and offset, with conj and neg carried out.
+    """Return a part of a tensor: the elements at ``offset + sum(index * stride)`` of its storage.
 
-    They are carried out before broadcast axes are repeated, on each element once.
+    Reads the bytes that are needed and no others, apart from small gaps where that saves thousands
+    of reads. Conj and neg are carried out before broadcast axes are repeated, on each element once.
     """
-    array = read_once(spec.storage, numpy_dtype(spec.torch_dtype), shape, stride, offset)
+    array = _read_once(spec.storage, numpy_dtype(spec.torch_dtype), shape, stride, offset)
     return broadcast(resolve_bits(array, spec), shape)
 
 
-def read_once(
+def _read_once(
     storage: TensorStorage,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
     stride: tuple[int, ...],
     offset: int,
 ) -> NDArray[Any]:
-    """Return what `read_strided` does, with one element on each broadcast axis (stride 0)."""
+    """Return elements of a storage, with one on each broadcast axis (stride 0)."""
     if 0 in shape:
         return np.empty(shape, dtype)
     # Work on the axes that move, outermost first; a backward axis is read forwards.
@@ -324,7 +302,7 @@ def read_once(
     start = offset + sum((shape[axis] - 1) * stride[axis] for axis in axes if stride[axis] < 0)
     sizes = [shape[axis] for axis in axes]
     steps = [abs(stride[axis]) for axis in axes]
-    span = 1 + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
+    span = span_of(sizes, steps)
     gathered = storage.gather(dtype, sizes, steps, start)
     if gathered is not None:
         packed = gathered
@@ -340,10 +318,8 @@ def read_once(
     packed = packed[backward]
     order = sorted(range(len(axes)), key=lambda place: axes[place])
     kept = set(axes)
-    moved = packed.transpose(order)[
-        (..., *(slice(None) if axis in kept else None for axis in range(len(shape))))
-    ]
-    return moved
+    whole = (slice(None) if axis in kept else None for axis in range(len(shape)))
+    return packed.transpose(order)[(..., *whole)]
 
 
 def broadcast(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -144,6 +144,18 @@ class StorageOpener(Protocol):
         ...
 
 
+class MeasuredStorage(TensorStorage):
+    """What is known of a storage whose bytes nobody asks for: to check tensors against its size."""
+
+    def __init__(self, torch_dtype: str | None, nbytes: int, location: str) -> None:
+        self.torch_dtype = torch_dtype
+        self.nbytes = nbytes
+        self.location = location
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        raise RuntimeError("a storage without bytes")
+
+
 class ArrayStorage(TensorStorage):
     """Bytes in memory: those of a C-contiguous array, whatever its dtype and shape."""
 
@@ -247,6 +259,19 @@ class SpanStorage(TensorStorage):
         out[:] = swapped[start - first : start - first + out.nbytes]
 
 
+def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:
+    """Fill ``out`` from byte ``start`` of what comes in blocks; take no more than is needed."""
+    done = at = 0
+    for block in blocks:
+        begin = max(0, start - at)
+        part = block[begin : begin + out.nbytes - done]
+        out[done : done + part.size] = part
+        done += part.size
+        at += block.size
+        if done == out.nbytes:
+            return
+
+
 class StreamStorage(TensorStorage):
     """Deflated bytes of a file: to be had in order only."""
 
@@ -272,17 +297,7 @@ class StreamStorage(TensorStorage):
         self._swap_nbytes = swap_nbytes
 
     def read_into(self, start: int, out: Bytes) -> None:
-        done = 0
-        at = 0
-        for block in self.blocks():
-            begin = max(0, start - at)
-            if begin < block.size:
-                part = block[begin : begin + out.nbytes - done]
-                out[done : done + part.size] = part
-                done += part.size
-                if done == out.nbytes:
-                    return
-            at += block.size
+        fill_from(self.blocks(), start, out)
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         unit = self._swap_nbytes
