@@ -4,8 +4,8 @@ A reader raises a `TorchZipError` or an `OSError` and nothing else, whatever the
 bytes. A caller's own mistake is a plain `TypeError` or `ValueError`.
 
 The layer that notices a fault rarely knows which file it is reading, so an error
-collects its place on the way up: each layer fills in what it knows with
-`TorchZipError.at`, and what is already known stays.
+collects its place on the way up: each layer fills in what it knows with an
+`ErrorPlace`, and what is already known stays.
 
 What a file holds may be hostile: a message never has a control character, a line break or a
 terminal's escape in it, and is never longer than a screen. `shown` quotes and cuts a single
@@ -153,6 +153,26 @@ class TorchZipError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword-only arguments do not survive the default; worker processes send errors home.
         return (_restore, (type(self), self.message, self.__dict__.copy()))
+
+
+class ErrorPlace:
+    """A block in which something goes wrong at a place that is known here; see `TorchZipError.at`.
+
+    >>> with ErrorPlace(path="model.pt", record="data.pkl"):
+    ...     raise PickleError("broken")
+    Traceback (most recent call last):
+    torchzip.errors.PickleError: model.pt, record data.pkl: broken
+    """
+
+    def __init__(self, **place: Any) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TorchZipError):
+            error.at(**self._place)
 
 
 def _cut(record: str) -> str:

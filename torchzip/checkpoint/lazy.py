@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TensorNotFoundError, TorchZipError, UnsupportedError, shortened, shown
+from torchzip.errors import (
+    ErrorPlace,
+    TensorNotFoundError,
+    TorchZipError,
+    UnsupportedError,
+    shortened,
+    shown,
+)
 from torchzip.files.source import File
 from torchzip.formats.base import Container, OpenStorage, check_options, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
@@ -227,13 +234,10 @@ class Checkpoint(Mapping[str, Any]):
 
     def _names(self) -> NameTable:
         if self._table is None:
-            try:
+            with ErrorPlace(path=self.path):
                 self._table = NameTable(
                     self.root, is_tensor, self._limits, self._pickle_nbytes, self._parts_of
                 )
-            except TorchZipError as error:
-                error.at(path=self.path)
-                raise
         return self._table
 
     def __getitem__(self, name: str) -> Any:
@@ -257,11 +261,8 @@ class Checkpoint(Mapping[str, Any]):
             raise TensorNotFoundError(
                 f"no tensor is called {shown(name)}, of {len(table.names):,}{hint}", path=self.path
             )
-        try:
+        with ErrorPlace(path=self.path):
             table.check(name)
-        except TorchZipError as error:
-            error.at(path=self.path)
-            raise
         return leaf.data if isinstance(leaf, Parameter) else leaf
 
     def __contains__(self, name: object) -> bool:

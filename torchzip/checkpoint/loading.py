@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import Foreign
-from torchzip.errors import TorchZipError
+from torchzip.errors import ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.folder import PooledSource
 from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
@@ -209,12 +209,9 @@ def load(
         contents = container.read(make_factory)
         if foreign == "raise":
             refuse_foreign(contents, container.name)
-        try:
+        with ErrorPlace(path=container.name):
             for factory in factories:
                 factory.fill(verify)
-        except TorchZipError as error:
-            error.at(path=container.name)
-            raise
         if isinstance(container, FileContainer) and isinstance(container.source, FileObjectSource):
             container.source.move_to(container.end)  # where another checkpoint may follow
     finally:

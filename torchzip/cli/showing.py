@@ -17,7 +17,7 @@ from torchzip.cli.command import DONE, add_command
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
 from torchzip.cli.rendering import table
-from torchzip.errors import TorchZipError, UnsupportedError, printable, shown
+from torchzip.errors import ErrorPlace, UnsupportedError, printable, shown
 from torchzip.tools.array_text import is_raw, tensor_text
 from torchzip.tools.lookup import look_up
 from torchzip.tools.npy import write_npy
@@ -75,13 +75,10 @@ def add_parser(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     index = None if arguments.slice is None else parse_index(arguments.slice)
-    with torchzip.lazy_load(arguments.file) as checkpoint:
+    with torchzip.lazy_load(arguments.file) as checkpoint, ErrorPlace(path=checkpoint.path):
         try:
             found = look_up(checkpoint, arguments.name)
             _show(_chosen(found, index, arguments), arguments)
-        except TorchZipError as error:
-            error.at(path=checkpoint.path)
-            raise
         except IndexError as error:
             raise ValueError(f"{_title(arguments)}: {error}") from None
     return DONE

@@ -16,7 +16,7 @@ from torchzip.convert.plan import Plan, make_plan
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
-from torchzip.errors import TorchZipError
+from torchzip.errors import ErrorPlace
 from torchzip.files.new_file import refuse_existing, sync_folder
 from torchzip.limits import Limits
 
@@ -135,7 +135,7 @@ def convert(
         if map is not None:
             folder = os.path.dirname(os.path.realpath(target.path))
             mapping = opened.enter_context(MappedTensors(map, folder))
-        try:
+        with ErrorPlace(path=checkpoint.path):
             plan = make_plan(
                 checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping
             )
@@ -152,9 +152,6 @@ def convert(
             if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
                 executor = opened.enter_context(workers(jobs))
             run(plan, executor=executor, verify=verify, progress=progress)
-        except TorchZipError as error:
-            error.at(path=checkpoint.path)
-            raise
         for path in replaced:
             os.unlink(path)
     return ConvertReport(

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TorchZipError, UnsafeGlobalError
+from torchzip.errors import ErrorPlace, UnsafeGlobalError
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Name
 from torchzip.tensors.rebuild import Factory, Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import MeasuredStorage, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor
 
 #: (key, dtype of a typed storage, bytes, location) -> the storage in the file
@@ -121,6 +121,19 @@ class SpecFactory:
         return tensor
 
 
+class MeasuringFactory(SpecFactory):
+    """Notes what the pickle says of each storage, by key in its order."""
+
+    def __init__(self) -> None:
+        self.measured: dict[str, MeasuredStorage] = {}
+
+    def storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        made = self.measured[key] = MeasuredStorage(torch_dtype, nbytes, location)
+        return made
+
+
 def contiguous_tensor(
     factory: Factory,
     key: str,
@@ -159,11 +172,8 @@ def read_pickle(
     rebuilder = rebuilder_type(make_factory(open_storage))
     interpreter = Interpreter(data, rebuilder.table, limits, record=record)
     try:
-        with collector_paused(len(data) >= _PAUSE_FROM):
+        with ErrorPlace(path=path), collector_paused(len(data) >= _PAUSE_FROM):
             root = interpreter.run(start)
-    except TorchZipError as error:
-        error.at(path=path)
-        raise
     finally:
         rebuilder.forget_storages()
     names = interpreter.globals
@@ -211,7 +221,15 @@ def refuse_foreign(contents: Contents, path: str) -> None:
         raise UnsafeGlobalError(contents.foreign, path=path)
 
 
+def read_record(source: Source, offset: int, nbytes: int, name: str) -> RecordCheck:
+    """Read a record that has no CRC from end to end."""
+    for _ in read_blocks(source, offset, nbytes):
+        pass
+    return RecordCheck(name, nbytes, False)
+
+
 def read_blocks(source: Source, offset: int, nbytes: int) -> Iterator[memoryview]:
+    """Yield bytes of a file in order; a block is valid until the next one is taken."""
     buffer = memoryview(bytearray(min(nbytes, 1 << 20)))
     for start in range(offset, offset + nbytes, 1 << 20):
         block = buffer[: min(1 << 20, offset + nbytes - start)]

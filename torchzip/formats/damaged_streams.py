@@ -53,19 +53,19 @@ class DamagedLegacy(LegacyContainer):
     def _storages_room(self) -> int:
         return 1 << 63  # more than is there may be described: the file was cut
 
-    def _place_storages(self, keys: list[str], itemsizes: dict[str, int]) -> None:
+    def _place_storages(self, keys: list[str]) -> None:
         rows: list[_Row] = []
         at = self._end
         unknown = None
         for key in keys:
-            if key not in self._sizes:
+            if key not in self._measured:
                 unknown = key
                 break
-            nbytes = self._sizes[key]
-            rows.append(_Row(key, at, nbytes, nbytes // itemsizes[key]))
+            measured = self._measured[key]
+            rows.append(_Row(key, at, measured.nbytes, measured.numel))
             at = rows[-1].end
         placed = {row.key for row in rows}
-        for key in self._sizes:
+        for key in self._measured:
             if key not in placed:
                 self._lost[key] = (
                     "the file does not list its storage"
@@ -105,11 +105,8 @@ class DamagedLegacy(LegacyContainer):
 
     def _agrees(self, row: _Row) -> bool | None:
         """Return whether the count that stands there is right; None if it is cut, and may be."""
-        left = (
-            bytes(self.source.read_at(row.at, max(0, min(8, self.source.size - row.at))))
-            if row.at <= self.source.size
-            else b""
-        )
+        nbytes = min(8, self.source.size - row.at)
+        left = bytes(self.source.read_at(row.at, nbytes)) if nbytes > 0 else b""
         wanted = row.numel.to_bytes(8, "little")
         if not wanted.startswith(left):
             return False

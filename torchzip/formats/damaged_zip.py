@@ -21,14 +21,15 @@ from torchzip.formats.base import (
     Contents,
     FileContainer,
     MakeFactory,
+    MeasuringFactory,
     RecordCheck,
     contiguous_tensor,
     read_pickle,
     swap_nbytes,
 )
-from torchzip.formats.salvaged import LostStorage, MeasuringFactory, WholeStorage
+from torchzip.formats.salvaged import LostStorage, WholeStorage
 from torchzip.limits import Limits
-from torchzip.tensors.storage import FixedPlace, Measure, StreamStorage, TensorStorage
+from torchzip.tensors.storage import FixedPlace, MeasuredStorage, StreamStorage, TensorStorage
 
 _PICKLE = b"data.pkl"
 #: Records that only archives with other pickles have, and what these are.
@@ -61,7 +62,7 @@ class DamagedZip(FileContainer):
                 f"directory row (PK\\1\\2) of a zip archive was found in its {source.size:,} bytes",
                 path=source.name,
             )
-        self._measures: dict[str, Measure] = {}
+        self._measured: dict[str, MeasuredStorage] = {}
         self._lost: dict[str, str] = {}
         self._byteorder: str = sys.byteorder
         self._data = self._choose_pickle()
@@ -100,7 +101,7 @@ class DamagedZip(FileContainer):
                 )
             return text.data
         why = reasons[0] if reasons else "data.pkl is not in what is left of the file"
-        self._measures = {}
+        self._measured = {}
         self._note(
             f"{why}: names, dtypes and shapes are lost, the storages come back as bytes (uint8) by "
             "their record"
@@ -149,8 +150,8 @@ class DamagedZip(FileContainer):
             return "data.pkl is damaged, and what its CRC makes of it passes a limit"
         except TorchZipError as error:
             return f"data.pkl cannot be read ({error.message})"
-        self._measures = factory.measures
-        sizes = {_record(key): measure.nbytes for key, measure in factory.measures.items()}
+        self._measured = factory.measured
+        sizes = {_record(key): each.nbytes for key, each in factory.measured.items()}
         self._archive.expect(set(sizes))
         if text.fixed is not None:
             reason = self._check_sizes(sizes)
@@ -197,7 +198,7 @@ class DamagedZip(FileContainer):
         other = "big" if sys.byteorder == "little" else "little"
         if all(
             swap_nbytes(each.torch_dtype, other) == 1 or not archive.places.claims(_record(key))
-            for key, each in self._measures.items()
+            for key, each in self._measured.items()
         ):
             return sys.byteorder  # it changes nothing of what is there
         if not archive.places.claims(name):

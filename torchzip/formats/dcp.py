@@ -23,10 +23,10 @@ from torchzip.dtypes import DTYPES
 from torchzip.errors import (
     TRUNCATED,
     ArchiveError,
+    ErrorPlace,
     FormatError,
     LimitError,
     TensorError,
-    TorchZipError,
     UnsupportedError,
     listed,
     shown,
@@ -167,11 +167,8 @@ class DcpContainer:
                         path=self.name,
                     )
                 chunks.append(ItemChunk(offsets, sizes, part, item.torch_dtype, self._limits))
-            try:
+            with ErrorPlace(path=self.name, record=name):
                 check(item.shape, chunks)
-            except TorchZipError as error:
-                error.at(path=self.name, record=name)
-                raise
             for chunk in chunks:
                 # Torch stores what it writes here, so the bytes are there or they are not.
                 nbytes = itemsize * math.prod(chunk.sizes)
@@ -208,7 +205,7 @@ class DcpContainer:
         foreign: dict[Name, None] = {}
         nest = _Nest(self._metadata.nbytes, self._limits)
         for name, item in self._metadata.items.items():
-            try:
+            with ErrorPlace(path=self.name, record=name):
                 if item is not None:
                     value = contiguous_tensor(
                         factory, name, item.torch_dtype, item.shape, item.requires_grad
@@ -220,14 +217,8 @@ class DcpContainer:
                     foreign |= dict.fromkeys(contents.foreign)
                     made.pickle_nbytes += contents.pickle_nbytes
                 nest.put(name, self._metadata.paths.get(name, (name,)), value)
-            except TorchZipError as error:
-                error.at(path=self.name, record=name)
-                raise
-        try:
+        with ErrorPlace(path=self.name):
             made.root = nest.finish()
-        except TorchZipError as error:
-            error.at(path=self.name)
-            raise
         made.globals = list(known)
         made.foreign = list(foreign)
         return made

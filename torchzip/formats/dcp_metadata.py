@@ -24,8 +24,8 @@ from typing import Any
 from torchzip.dtypes import DTYPES, NAME_ONLY
 from torchzip.errors import (
     MAX_NDIM,
+    ErrorPlace,
     PickleError,
-    TorchZipError,
     UnsafeGlobalError,
     UnsupportedError,
     shown,
@@ -103,15 +103,12 @@ def parse_metadata(data: bytes, limits: Limits, path: str) -> DcpMetadata:
     """
     # The check of keys remembers the keys of one file.
     interpreter = Interpreter(data, dataclasses.replace(_TABLE, keys=KeyCheck()), limits)
-    try:
+    with ErrorPlace(path=path):
         root = interpreter.run()
         unknown = [name for name in interpreter.globals if not _TABLE.knows(name)]
         if unknown:
             raise _unsafe(unknown)
         made = _Reader(len(data)).read(root)
-    except TorchZipError as error:
-        error.at(path=path)
-        raise
     made.globals = interpreter.globals
     return made
 

@@ -15,7 +15,7 @@ from typing import Any
 from torchzip.container.json_objects import parse_json
 from torchzip.container.safetensors import TensorEntry, parse_header
 from torchzip.dtypes import DTYPES
-from torchzip.errors import ArchiveError, FormatError, TensorError, TorchZipError, shown
+from torchzip.errors import ArchiveError, ErrorPlace, FormatError, TensorError, shown
 from torchzip.files.folder import Folder
 from torchzip.files.source import Source
 from torchzip.formats.base import (
@@ -23,7 +23,7 @@ from torchzip.formats.base import (
     MakeFactory,
     RecordCheck,
     contiguous_tensor,
-    read_blocks,
+    read_record,
     swap_nbytes,
 )
 from torchzip.limits import Limits, is_number
@@ -90,11 +90,8 @@ class SafetensorsPartsContainer:
             ]
             shape = self._shapes[name] = tuple(map(max, zip(*ends, strict=True)))
             chunks[:] = [chunk for chunk in chunks if 0 not in chunk.sizes]
-            try:
+            with ErrorPlace(path=self.name, record=name):
                 check(shape, chunks)
-            except TorchZipError as error:
-                error.at(path=self.name, record=name)
-                raise
 
     def _add(self, source: Source, limits: Limits) -> None:
         entries, metadata = parse_header(source, limits)
@@ -133,19 +130,14 @@ class SafetensorsPartsContainer:
         factory = make_factory(open_storage)
         root: dict[str, Any] = {}
         for name, shape in self._shapes.items():
-            try:
+            with ErrorPlace(path=self.name, record=name):
                 root[name] = contiguous_tensor(factory, name, self._dtypes[name], shape)
-            except TorchZipError as error:
-                error.at(path=self.name, record=name)
-                raise
         return Contents(root, [], [], 0)
 
     def check_records(self) -> Iterator[RecordCheck]:
         for source, entry in self._entries:
-            nbytes = entry.end - entry.begin
-            for _ in read_blocks(source, entry.begin, nbytes):
-                pass
-            yield RecordCheck(f"{source.name}: {entry.name}", nbytes, False)
+            name = f"{source.name}: {entry.name}"
+            yield read_record(source, entry.begin, entry.end - entry.begin, name)
 
     def close(self) -> None:
         self._folder.close()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torchzip.errors import (
     CUT_SHORT,
+    ErrorPlace,
     FormatError,
     LimitError,
     PickleError,
@@ -18,17 +19,17 @@ from torchzip.formats.base import (
     Contents,
     FileContainer,
     MakeFactory,
+    MeasuringFactory,
     RecordCheck,
-    SpecFactory,
-    read_blocks,
     read_pickle,
+    read_record,
     swap_nbytes,
 )
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
 from torchzip.pickling.table import Table
 from torchzip.tensors.rebuild import Rebuilder
-from torchzip.tensors.storage import SpanStorage, TensorStorage
+from torchzip.tensors.storage import MeasuredStorage, SpanStorage, TensorStorage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -57,26 +58,22 @@ class LegacyContainer(FileContainer):
         super().__init__(source)
         self._limits = limits
         self._offsets: dict[str, int] = {}
-        self._sizes: dict[str, int] = {}
+        self._measured: dict[str, MeasuredStorage] = {}
         self._room = self._storages_room()
-        try:
-            keys, itemsizes = self._read_pickles()
-            self._place_storages(keys, itemsizes)
-        except TorchZipError as error:
-            error.at(path=source.name)
-            raise
+        with ErrorPlace(path=source.name):
+            self._place_storages(self._read_pickles())
 
     def _storages_room(self) -> int:
         """Return the bytes that all storages may have together."""
         return self.source.size
 
-    def _read_pickles(self) -> tuple[list[str], dict[str, int]]:
-        """Return the keys in the order of the file, and the item size of each storage."""
+    def _read_pickles(self) -> list[str]:
+        """Return the keys in the order of the file; note the size of each storage."""
         nbytes = min(self.source.size, 1 << 20)
         while True:
             data = bytes(self.source.read_at(0, nbytes))
             try:
-                keys, itemsizes = self._run_pickles(data)
+                keys = self._run_pickles(data)
                 break
             except TruncatedPickleError as error:
                 if nbytes + error.needed > self.source.size:
@@ -90,27 +87,27 @@ class LegacyContainer(FileContainer):
                     ) from None
                 nbytes = min(self.source.size, max(nbytes * 4, nbytes + error.needed))
         self._data = data[: self._pickle_end]
-        return keys, itemsizes
+        return keys
 
-    def _place_storages(self, keys: list[str], itemsizes: dict[str, int]) -> None:
+    def _place_storages(self, keys: list[str]) -> None:
         at = self._end
         for key in keys:
-            if key not in self._sizes:
+            if key not in self._measured:
                 raise FormatError(
                     f"the file lists storage {shown(key)}, which its object does not mention",
                     offset=at,
                 )
             count = int.from_bytes(self.source.read_at(at, 8), "little", signed=True)
-            expected = self._sizes[key] // itemsizes[key]
-            if count != expected:
+            measured = self._measured[key]
+            if count != measured.numel:
                 raise TensorError(
-                    f"storage {key} has {count:,} elements in the file and {expected:,} in the "
-                    "pickle",
+                    f"storage {key} has {count:,} elements in the file and {measured.numel:,} in "
+                    "the pickle",
                     offset=at,
                 )
             self._offsets[key] = at + 8
-            at += 8 + self._sizes[key]
-        missing = self._sizes.keys() - self._offsets.keys()
+            at += 8 + measured.nbytes
+        missing = self._measured.keys() - self._offsets.keys()
         if missing:
             raise FormatError(
                 f"the object mentions storage {shown(min(missing))}, which the file does not list",
@@ -123,8 +120,8 @@ class LegacyContainer(FileContainer):
             )
         self.end = at
 
-    def _run_pickles(self, data: bytes) -> tuple[list[str], dict[str, int]]:
-        """Interpret the five pickles; return the keys and the item size of each storage."""
+    def _run_pickles(self, data: bytes) -> list[str]:
+        """Interpret the five pickles; return the keys, and note the size of each storage."""
         header = Interpreter(data, Table(), self._limits)
         header.run()
         at = header.position
@@ -153,8 +150,8 @@ class LegacyContainer(FileContainer):
                 f"the list of storage keys has {shown(_twice(keys))} twice", offset=self._pickle_end
             )
         self._end = listed.position
-        self._sizes = locating.sizes
-        return keys, locating.itemsizes
+        self._measured = locating.measured
+        return keys
 
     def open_storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
@@ -173,10 +170,8 @@ class LegacyContainer(FileContainer):
         )  # fmt: skip
 
     def check_records(self) -> Iterator[RecordCheck]:
-        for key, nbytes in self._sizes.items():
-            for _ in read_blocks(self.source, self._offsets[key], nbytes):
-                pass
-            yield RecordCheck(f"storage {key}", nbytes, False)
+        for key, each in self._measured.items():
+            yield read_record(self.source, self._offsets[key], each.nbytes, f"storage {key}")
 
 
 def _twice(keys: list[str]) -> str:
@@ -189,13 +184,12 @@ def _twice(keys: list[str]) -> str:
     return key
 
 
-class _LocatingFactory(SpecFactory):
-    """Makes nothing of the values; notes which storages there are."""
+class _LocatingFactory(MeasuringFactory):
+    """Notes which storages there are, as long as the file has room for them."""
 
-    def __init__(self, size: int) -> None:
-        self.sizes: dict[str, int] = {}
-        self.itemsizes: dict[str, int] = {}
-        self._left = size
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._left = room
 
     def storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
@@ -205,10 +199,4 @@ class _LocatingFactory(SpecFactory):
             raise TensorError(
                 f"storage {key} of {nbytes:,} bytes is more than the file has left. {CUT_SHORT}"
             )
-        storage = SpanStorage(torch_dtype, nbytes, location, key, self)
-        self.sizes[key] = nbytes
-        self.itemsizes[key] = storage.itemsize
-        return storage
-
-    def locate(self, record: str) -> tuple[Source, int]:
-        raise RuntimeError("the storage is not located yet")
+        return super().storage(key, torch_dtype, nbytes, location)

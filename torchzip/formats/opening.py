@@ -65,7 +65,7 @@ def open_container(source: Source, limits: Limits) -> Container:
 
         if is_legacy(head, limits):
             return LegacyContainer(source, limits)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(source.size, 1 << 27):
+    if is_safetensors(head, source.size):
         from torchzip.formats.safetensors import SafetensorsContainer
 
         return SafetensorsContainer(source, limits)
@@ -78,6 +78,11 @@ def open_container(source: Source, limits: Limits) -> Container:
 
         return TarContainer(source, limits)
     raise FormatError(f"not a checkpoint: {_looks_like(head, source.size)}", path=source.name)
+
+
+def is_safetensors(head: bytes, size: int) -> bool:
+    """Return whether a file that begins so has a header of safetensors, which may be cut short."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size, 1 << 27)
 
 
 def _open_zip(archive: ZipReader, limits: Limits) -> Container:

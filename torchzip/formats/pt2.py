@@ -30,10 +30,10 @@ from torchzip.container.zip_reader import ZipReader
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
     ArchiveError,
+    ErrorPlace,
     FormatError,
     LimitError,
     TensorError,
-    TorchZipError,
     UnsupportedError,
     shown,
 )
@@ -238,7 +238,7 @@ class _Payloads:
         return self._files[-1]
 
     def _add_config(self, made: dict[str, Any], kind: str, config: str) -> None:
-        try:
+        with ErrorPlace(path=self._archive.name, record=config):
             for name, payload in self._parse(config).items():
                 fields = _Fields(payload, name)
                 record = f"data/{kind}/{fields.text('path_name')}"
@@ -252,9 +252,6 @@ class _Payloads:
                     else self._tensor(record, meta, is_param)
                 )
                 self._add(made, name, value, config)
-        except TorchZipError as error:
-            error.at(path=self._archive.name, record=config)
-            raise
 
     def _parse(self, record: str) -> dict[str, Any]:
         nbytes = self._archive.size_of(record)

@@ -7,16 +7,8 @@ from typing import Protocol
 
 from torchzip.errors import TensorError
 from torchzip.files.crc import crc32, wrong_crc
-from torchzip.formats.base import Container, SpecFactory
-from torchzip.tensors.storage import (
-    BLOCK_NBYTES,
-    Bytes,
-    FixedPlace,
-    Locator,
-    Measure,
-    SpanStorage,
-    TensorStorage,
-)
+from torchzip.formats.base import Container
+from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, SpanStorage, TensorStorage
 
 
 class SalvagedContainer(Container, Protocol):
@@ -55,24 +47,3 @@ class WholeStorage(SpanStorage):
             yield block
         if self.crc and found != self.crc:
             raise wrong_crc(found, self.crc, self.record)
-
-
-class MeasuringFactory(SpecFactory):
-    """Makes nothing of the values; notes what the pickle says of each storage, in its order."""
-
-    def __init__(self) -> None:
-        self.measures: dict[str, Measure] = {}
-
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        self.measures[key] = Measure(torch_dtype, nbytes, location)
-        return SpanStorage(torch_dtype, nbytes, location, key, _NOWHERE)
-
-
-class _Nowhere(FixedPlace):
-    def __init__(self) -> None:
-        pass
-
-
-_NOWHERE: Locator = _Nowhere()

@@ -7,6 +7,7 @@ from torchzip.files.source import Source
 from torchzip.formats.damaged_streams import DamagedLegacy, DamagedSafetensors
 from torchzip.formats.damaged_zip import DamagedZip
 from torchzip.formats.legacy import is_legacy
+from torchzip.formats.opening import is_safetensors
 from torchzip.formats.salvaged import SalvagedContainer
 from torchzip.limits import Limits
 
@@ -24,7 +25,7 @@ def open_damaged(source: Source, limits: Limits) -> SalvagedContainer:
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head[:1] in (b"\x80", b"L") and is_legacy(head, limits):
         return DamagedLegacy(source, limits)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(source.size, 1 << 27):
+    if is_safetensors(head, source.size):
         return DamagedSafetensors(source, limits)
     if head[257:262] == b"ustar":
         raise UnsupportedError(

@@ -24,11 +24,11 @@ from torchzip.errors import (
     MAX_NDIM,
     TRUNCATED,
     ArchiveError,
+    ErrorPlace,
     FormatError,
     LimitError,
     PickleError,
     TensorError,
-    TorchZipError,
     UnsupportedError,
     listed,
     shown,
@@ -40,7 +40,7 @@ from torchzip.formats.base import (
     FileContainer,
     MakeFactory,
     RecordCheck,
-    read_blocks,
+    read_record,
     swap_nbytes,
 )
 from torchzip.limits import Limits
@@ -97,12 +97,9 @@ class TarContainer(FileContainer):
                 path=source.name,
             )
         self._members = {name: PartSource(source, *members[name], source.name) for name in _MEMBERS}
-        try:
+        with ErrorPlace(path=source.name):
             self._find_storages()
             self._find_tensors()
-        except TorchZipError as error:
-            error.at(path=source.name)
-            raise
 
     def _find_storages(self) -> None:
         stream = _Stream(self._members["storages"], "storages", self._limits)
@@ -127,7 +124,10 @@ class TarContainer(FileContainer):
             offset = self._members["storages"].start + stream.position
             self._storages[key] = _StoredStorage(torch_dtype, offset, nbytes, location)
             stream.skip(nbytes)
-        views = stream.value()
+        self._find_views(stream.value())
+        self._globals |= dict.fromkeys(stream.globals)
+
+    def _find_views(self, views: Any) -> None:
         if type(views) is not list:
             raise PickleError(
                 f"the storage views are {shown(views)}; a list was expected", record="storages"
@@ -154,7 +154,6 @@ class TarContainer(FileContainer):
                 )
             self._see_new(key, "storages")
             self._views[key] = (root, first, count)
-        self._globals |= dict.fromkeys(stream.globals)
 
     def _find_tensors(self) -> None:
         stream = _Stream(self._members["tensors"], "tensors", self._limits)
@@ -206,11 +205,8 @@ class TarContainer(FileContainer):
         # The shortcut would go around these persistent ids.
         table = dataclasses.replace(Rebuilder(factory).table, persistent=values.get, shortcut=None)
         interpreter = Interpreter(data, table, self._limits, record="pickle")
-        try:
+        with ErrorPlace(path=self.name):
             root = interpreter.run()
-        except TorchZipError as error:
-            error.at(path=self.name)
-            raise
         names = interpreter.globals
         foreign = [name for name in names if not table.knows(name)]
         made = list(self._globals | dict.fromkeys(names))
@@ -218,9 +214,7 @@ class TarContainer(FileContainer):
 
     def check_records(self) -> Iterator[RecordCheck]:
         for key, stored in self._storages.items():
-            for _ in read_blocks(self.source, stored.offset, stored.nbytes):
-                pass
-            yield RecordCheck(f"storage {key}", stored.nbytes, False)
+            yield read_record(self.source, stored.offset, stored.nbytes, f"storage {key}")
 
     def whole_storage(self, key: str, factory: Factory) -> BareStorage:
         """Return a storage that is no window of another."""

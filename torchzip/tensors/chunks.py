@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TensorError, TorchZipError, UnsupportedError
+from torchzip.errors import ErrorPlace, TensorError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.tensors.numpy_dtypes import numpy_dtype
@@ -285,12 +285,9 @@ class ChunkedStorage(TensorStorage):
 
 def _check_crc(chunk: Chunk) -> None:
     """Read all bytes of a chunk's storage and compare their CRC."""
-    try:
+    with ErrorPlace(path=chunk.place):
         for _ in chunk.open().storage.checked_blocks():
             pass
-    except TorchZipError as error:
-        error.at(path=chunk.place)
-        raise
 
 
 def _is_whole(spec: TensorSpec) -> bool:

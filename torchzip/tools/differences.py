@@ -12,7 +12,7 @@ from torchzip.checkpoint.plain_values import flat_values, same_value
 from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Held, select
-from torchzip.errors import TorchZipError, shown
+from torchzip.errors import ErrorPlace, shown
 from torchzip.files.source import File
 from torchzip.limits import Limits
 from torchzip.tensors.rebuild import BareStorage
@@ -139,15 +139,12 @@ class _Side:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.path = checkpoint.path
-        try:
+        with ErrorPlace(path=self.path):
             selection = select(checkpoint, Rules())
             values = flat_values(selection.around, is_tensor, checkpoint.limits)
             for index, constant in enumerate(checkpoint.constants):
                 if not is_tensor(constant):
                     values[f"(constant {index})"] = constant
-        except TorchZipError as error:
-            error.at(path=self.path)
-            raise
         self.tensors: dict[str, Comparable] = dict(selection.tensors)
         for index, constant in enumerate(checkpoint.constants):
             if is_tensor(constant):

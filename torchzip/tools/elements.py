@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TorchZipError, UnsupportedError
+from torchzip.errors import ErrorPlace, UnsupportedError
 from torchzip.tensors.casts import CastStorage, is_castable, whole_items
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.packing import ElementStorage
@@ -173,11 +173,8 @@ def _blocks(
     tensor.work.charge(tensor, elements.nbytes)
     if spec.torch_dtype != torch_dtype:
         elements = CastStorage(elements, spec.torch_dtype, torch_dtype)
-    try:
+    with ErrorPlace(path=tensor.path):
         yield from whole_items(elements.blocks(), DTYPES[torch_dtype].itemsize)
-    except TorchZipError as error:
-        error.at(path=tensor.path)
-        raise
 
 
 def _side_by_side(a: Iterator[Bytes], b: Iterator[Bytes]) -> Iterator[tuple[Bytes, Bytes]]:
