@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -27,8 +28,9 @@ from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.rebuild import BareStorage
 from torchzip.tensors.specs import TensorSpec, read_view, slice_spec
-from torchzip.tensors.storage import StorageOpener
+from torchzip.tensors.storage import StorageOpener, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 Foreign = Literal["keep", "raise"]
@@ -263,7 +265,7 @@ class Checkpoint(Mapping[str, Any]):
             )
         with ErrorPlace(path=self.path):
             table.check(name)
-        return leaf.data if isinstance(leaf, Parameter) else leaf
+        return data_of(leaf)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names().names
@@ -314,12 +316,9 @@ class Checkpoint(Mapping[str, Any]):
 
     def _stored_nbytes(self) -> int:
         """Return the bytes of all storages that tensors have."""
-        storages: dict[int, int] = {}
-        for leaf in self._names().names.values():
-            tensor = leaf.data if isinstance(leaf, Parameter) else leaf
-            for part in tensor.parts if isinstance(tensor, OtherTensor) else (tensor,):
-                storages[id(part.spec.storage)] = part.spec.storage.nbytes
-        return sum(storages.values())
+        leaves = self._names().names.values()
+        storages = {id(storage): storage for leaf in leaves for storage in storages_of(leaf)}
+        return sum(storage.nbytes for storage in storages.values())
 
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
@@ -342,17 +341,11 @@ class Checkpoint(Mapping[str, Any]):
             leaves = self._names().names.values()
         except TorchZipError as error:  # whoever asks for a tensor gets it; a repr does not raise
             return f"without names: {shortened(error.message, 150)}"
-        held = [leaf.data if isinstance(leaf, Parameter) else leaf for leaf in leaves]
-        dtypes: dict[str, int] = {}
-        storages: dict[int, int] = {}
-        for tensor in held:
-            dtypes[tensor.torch_dtype] = dtypes.get(tensor.torch_dtype, 0) + 1
-            for part in tensor.parts if isinstance(tensor, OtherTensor) else (tensor,):
-                storages[id(part.spec.storage)] = part.spec.storage.nbytes
+        dtypes = Counter(data_of(leaf).torch_dtype for leaf in leaves)
         counts = ", ".join(f"{count:,} {dtype}" for dtype, count in sorted(dtypes.items()))
         counts = f" ({counts})" if counts else ""
-        stored = nbytes_text(sum(storages.values()))
-        return f"{count_text(len(held), 'tensor')}{counts}, {stored} stored"
+        stored = nbytes_text(self._stored_nbytes())
+        return f"{count_text(len(leaves), 'tensor')}{counts}, {stored} stored"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows of it: the tensors by module, and their sums."""
@@ -381,10 +374,7 @@ class _Items(ItemsView[str, Any]):
         table = self._mapping._names()
         if table.has_conflicts:
             return super().__iter__()
-        return (
-            (name, leaf.data if isinstance(leaf, Parameter) else leaf)
-            for name, leaf in table.names.items()
-        )
+        return ((name, data_of(leaf)) for name, leaf in table.names.items())
 
 
 def _merged(names: list[Name], more: list[Name]) -> list[Name]:
@@ -393,10 +383,21 @@ def _merged(names: list[Name], more: list[Name]) -> list[Name]:
 
 def is_tensor(value: Any) -> bool:
     """Return whether a value of a lazy checkpoint is a tensor, or a Parameter of one."""
-    if type(value) is LazyTensor:
-        return True
-    held = value.data if isinstance(value, Parameter) else value
-    return isinstance(held, LazyTensor | OtherTensor)
+    return type(value) is LazyTensor or isinstance(data_of(value), LazyTensor | OtherTensor)
+
+
+def data_of(value: Any) -> Any:
+    """Return the data of a Parameter; any other value as it is."""
+    return value.data if isinstance(value, Parameter) else value
+
+
+def storages_of(value: Any) -> list[TensorStorage]:
+    """Return the storages of a tensor of a lazy checkpoint, or of a bare storage in it."""
+    held = data_of(value)
+    if isinstance(held, BareStorage):
+        return [held.storage]
+    parts = held.parts if isinstance(held, OtherTensor) else [held]
+    return [part.spec.storage for part in parts if isinstance(part, LazyTensor)]
 
 
 def tensors_of(root: Any, limits: Limits | None = None) -> Mapping[str, Any]:
@@ -410,10 +411,7 @@ def tensors_of(root: Any, limits: Limits | None = None) -> Mapping[str, Any]:
     table = NameTable(root, is_tensor, limits if limits is not None else Limits(), 0)
     for name in table.names:
         table.check(name)
-    return {
-        name: leaf.data if isinstance(leaf, Parameter) else leaf
-        for name, leaf in table.names.items()
-    }
+    return {name: data_of(leaf) for name, leaf in table.names.items()}
 
 
 def _open_again(path: str, foreign: Foreign, limits: Limits) -> Checkpoint:

@@ -191,7 +191,7 @@ def children(value: Any) -> Iterator[Child]:
     """Yield what a container holds; nothing for other values."""
     if isinstance(value, dict):
         for key in value:
-            text = _text(key)
+            text = key_text(key)
             yield text, f"[{key!r}]" if type(key) is str else f"[{text}]", value[key]
     elif isinstance(value, list | tuple | deque):
         for index, item in enumerate(value):
@@ -252,7 +252,8 @@ def _is_subclass(value: ForeignObject) -> bool:
     )
 
 
-def _text(key: Any) -> str:
+def key_text(key: Any) -> str:
+    """Return a key as flat names have it."""
     if type(key) is str:
         return key
     try:

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow, outline
-from torchzip.checkpoint.quantities import count_text, nbytes_text
+from torchzip.checkpoint.quantities import (
+    count_text,
+    name_text,
+    nbytes_text,
+    shape_text,
+    some_of,
+)
 from torchzip.errors import TorchZipError, printable
 
 #: Tensors and modules, and other values, that are shown at most.
@@ -35,9 +41,8 @@ def as_html(checkpoint: Checkpoint) -> str:
         return f"<div><code>{_text(repr(checkpoint))}</code><br>{_text(error.message)}</div>"
     parts = [*_Tree(found).lines(), *_values(found)]
     if found.foreign:
-        names = ", ".join(map(_text, found.foreign[:10]))
-        more = f" and {len(found.foreign) - 10:,} more" if len(found.foreign) > 10 else ""
-        parts.append(f'<div style="{_FAINT}">foreign: {names}{more}</div>')
+        names = some_of(list(map(_text, found.foreign)), 10)
+        parts.append(f'<div style="{_FAINT}">foreign: {names}</div>')
     parts += [f"<div>{_text(note)}</div>" for note in found.notes]
     is_open = " open" if parts else ""
     summary = f"<summary>{_summary(found)}</summary>"
@@ -72,7 +77,7 @@ class _Tree:
 
     def lines(self) -> Iterator[str]:
         if self._root.row is not None:
-            yield _table([_row("(the object itself)", self._root.row)])
+            yield _table([_row(name_text(""), self._root.row)])
         yield from self._below(self._root)
 
     def _below(self, module: Module) -> Iterator[str]:
@@ -130,18 +135,17 @@ def _row(name: str, row: TensorRow) -> str:
     dtype += " param" if row.is_parameter else ""
     mark = ""
     if row.tied_to is not None:
-        mark = f"= {row.tied_to or '(the object itself)'}"
+        mark = f"= {name_text(row.tied_to)}"
     elif row.shares_storage_with is not None:
-        mark = f"view of {row.shares_storage_with or '(the object itself)'}"
+        mark = f"view of {name_text(row.shares_storage_with)}"
     elif row.is_view:
         mark = "view"
-    shape = str(list(row.shape)).replace("None", "*")
-    cells = [name, _text(dtype), shape, nbytes_text(row.nbytes), _text(mark)]
+    cells = [name, _text(dtype), shape_text(row.shape), nbytes_text(row.nbytes), _text(mark)]
     return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
 
 
 def _values(found: Outline) -> Iterator[str]:
-    values = [(row.path or "(the object itself)", row.value) for row in found.values]
+    values = [(name_text(row.path), row.value) for row in found.values]
     values += [(f"metadata {name}", repr(text[:200])) for name, text in found.metadata.items()]
     if not values:
         return

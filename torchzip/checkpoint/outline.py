@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, is_tensor
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of, is_tensor
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
 from torchzip.formats.base import collector_paused
 from torchzip.tensors.rebuild import BareStorage
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, span_of
 from torchzip.tensors.storage import TensorStorage
-from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Parameter, Size
+from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Size
 
 #: Tensors from which on Python's collector of cycles waits: nothing that is made here has one.
 _PAUSE_FROM = 10_000
@@ -171,8 +171,7 @@ def _outline(checkpoint: Checkpoint) -> Outline:
     for index, constant in enumerate(checkpoint.constants):
         name = f"(constant {index})"
         if is_tensor(constant):
-            held = constant.data if isinstance(constant, Parameter) else constant
-            constants.append(rows.row(name, held))
+            constants.append(rows.row(name, data_of(constant)))
         else:
             values.setdefault(name, constant)
     return Outline(
@@ -316,8 +315,7 @@ def _measure(spec: TensorSpec) -> tuple[int, int, int]:
     numel = spec.numel
     if not numel:
         return 0, 0, 0
-    reach = 1 + sum((size - 1) * step for size, step in zip(spec.shape, spec.stride, strict=True))
-    return numel, numel * itemsize, reach * itemsize
+    return numel, numel * itemsize, span_of(spec.shape, spec.stride) * itemsize
 
 
 def _numel_of(tensor: OtherTensor) -> int:

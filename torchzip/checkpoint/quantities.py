@@ -1,6 +1,10 @@
-"""Sizes and counts as a person reads them."""
+"""Sizes, counts and names as a person reads them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torchzip.errors import printable
 
 
 def nbytes_text(nbytes: int) -> str:
@@ -26,3 +30,27 @@ def count_text(count: int, noun: str) -> str:
     ('1 shard', '1,200 tensors')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def name_text(name: str) -> str:
+    """Return the name of a tensor or a value; the root of a checkpoint has none."""
+    return printable(name) or "(the object itself)"
+
+
+def shape_text(shape: Sequence[int | None]) -> str:
+    """Return a shape or a stride; an axis of several sizes is a star.
+
+    >>> shape_text((2, None, 3))
+    '[2, *, 3]'
+    """
+    return str(list(shape)).replace("None", "*")
+
+
+def some_of(texts: Sequence[str], most: int) -> str:
+    """Return the first of some texts, and how many more there are.
+
+    >>> some_of(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more

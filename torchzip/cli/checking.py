@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torchzip import tools
 from torchzip.cli.command import DONE, add_command
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import count_text, nbytes_text
+from torchzip.cli.rendering import count_text, nbytes_text, some_of
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
@@ -56,9 +56,8 @@ def check_as_text(found: Verified) -> str:
         f"{count_text(compared, 'CRC')} compared" + (", all right" if compared else ""),
     ]
     if without:
-        shown = ", ".join(map(printable, without[:10]))
-        more = f" and {len(without) - 10:,} more" if len(without) > 10 else ""
-        lines.append(f"{count_text(len(without), 'record')} without a CRC: {shown}{more}")
+        shown = some_of(list(map(printable, without)), 10)
+        lines.append(f"{count_text(len(without), 'record')} without a CRC: {shown}")
     lines += [f"note: {printable(note)}" for note in found.notes]
     lines.append(_torch_line(found))
     return "\n".join(lines)

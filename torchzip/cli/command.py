@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torchzip.errors import printable
@@ -61,6 +62,29 @@ def add_command(
     return parser
 
 
+def add_repeated(parser: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
+    """Add options that may be given several times: ``"--option METAVAR"`` and the help of each."""
+    for words, told in options.items():
+        option, metavar = words.split()
+        parser.add_argument(option, action="append", default=[], metavar=metavar, help=told)
+
+
+def split_rule(text: str) -> tuple[str, str]:
+    """Return the glob and the word of ``[GLOB=]WORD``.
+
+    >>> split_rule("a.*=cpu"), split_rule("cpu")
+    (('a.*', 'cpu'), ('*', 'cpu'))
+    """
+    glob, equals, word = text.rpartition("=")
+    return (glob if equals else "*"), word
+
+
+def parse_rules(texts: Sequence[str]) -> str | list[tuple[str, str]]:
+    """Return the (glob, word) pairs of an option, or the word that is given alone for all."""
+    rules = list(map(split_rule, texts))
+    return rules[0][1] if [glob for glob, _ in rules] == ["*"] else rules
+
+
 def parse_renames(texts: Sequence[str]) -> list[tuple[str, str]]:
     """Return the (regex, replacement) pairs of ``--rename``.
 
@@ -84,6 +108,16 @@ def exit_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def warnings_said() -> Iterator[None]:
+    """Say what the block warns of when it is done."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        say(f"warning: {warning.message}")
 
 
 def say(text: str) -> None:

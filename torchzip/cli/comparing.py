@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
 from torchzip.cli.command import BAD, DONE, add_command
-from torchzip.cli.rendering import count_text, table
+from torchzip.cli.rendering import count_text, name_text, shape_text, some_of, table
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
@@ -70,42 +70,31 @@ def as_text(found: Diff) -> str:
     """Return what differs as a table with its sums below."""
     rows = [["changed", *_changed(change)] for change in found.changed]
     rows += [["renamed", _renamed(*pair), _tensor(pair[0]), ""] for pair in found.renamed]
-    rows += [["removed", _name(row), _tensor(row), ""] for row in found.removed]
-    rows += [["added", _name(row), _tensor(row), ""] for row in found.added]
+    rows += [["removed", name_text(row.name), _tensor(row), ""] for row in found.removed]
+    rows += [["added", name_text(row.name), _tensor(row), ""] for row in found.added]
     lines = table(rows)
     # A table of its own, as texts may be long; its names stand below those of the tensors.
-    values = [
-        ["value".ljust(7), printable(each.name) or _ROOT, _value(each)] for each in found.values
-    ]
+    values = [["value".ljust(7), name_text(each.name), _value(each)] for each in found.values]
     lines += table(values)
     if found.other_bits:
-        first = ", ".join(printable(name) or _ROOT for name in found.other_bits[:10])
-        more = len(found.other_bits) - 10
-        first += f" and {more:,} more" if more > 0 else ""
+        first = some_of(list(map(name_text, found.other_bits)), 10)
         lines.append(f"equal in value, with zeros of another sign or other NaNs: {first}")
     return "\n".join([*lines, _sums(found)])
 
 
-_ROOT = "(the object itself)"
-
-
-def _name(row: TensorRow) -> str:
-    return printable(row.name) or _ROOT
-
-
 def _renamed(before: TensorRow, after: TensorRow) -> str:
-    return f"{_name(before)} -> {_name(after)}"
+    return f"{name_text(before.name)} -> {name_text(after.name)}"
 
 
 def _tensor(row: TensorRow) -> str:
     kind = f" {row.kind}" if row.kind != "dense" else ""
-    return f"{row.torch_dtype}{kind} {list(row.shape)}".replace("None", "*")
+    return f"{row.torch_dtype}{kind} {shape_text(row.shape)}"
 
 
 def _changed(change: TensorChange) -> list[str]:
     before, after = _tensor(change.before), _tensor(change.after)
     tensor = before if before == after else f"{before} -> {after}"
-    name = _name(change.before) + (f" ({change.part})" if change.part else "")
+    name = name_text(change.before.name) + (f" ({change.part})" if change.part else "")
     difference = change.values
     if difference is None:
         return [name, tensor, ", ".join(change.what)]

@@ -6,14 +6,22 @@ import argparse
 import dataclasses
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torchzip
-from torchzip.cli.command import DONE, add_command, exit_on_sigterm, parse_renames, say
+from torchzip.cli.command import (
+    DONE,
+    add_command,
+    add_repeated,
+    exit_on_sigterm,
+    parse_renames,
+    parse_rules,
+    say,
+    warnings_said,
+)
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import count_text, nbytes_text, table
+from torchzip.cli.rendering import count_text, nbytes_text, shape_text, table
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
 from torchzip.errors import printable
@@ -26,6 +34,16 @@ Convert a checkpoint of any kind. DST says to what: a .pt .pth .bin .ckpt or .sa
 directory (model.safetensors in it), or an *.index.json (shards beside it). It appears complete or
 not at all, and may be SRC itself.
 """
+
+#: Options that may be given several times.
+_RULES = {
+    "--dtype [GLOB=]DTYPE": "for all floating tensors, or for those whose name matches (may be "
+    "repeated, the first match wins)",
+    "--rename REGEX=>REPL": "replace in names, as Python's re.sub does (may be repeated, applied "
+    "in turn)",
+    "--include GLOB": "take these tensors only",
+    "--exclude GLOB": "leave these tensors out",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -45,27 +63,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("src", metavar="SRC")
     parser.add_argument("dst", metavar="DST")
-    parser.add_argument(
-        "--dtype",
-        action="append",
-        default=[],
-        metavar="[GLOB=]DTYPE",
-        help="for all floating tensors, or for those whose name matches (may be repeated, the "
-        "first match wins)",
-    )
-    parser.add_argument(
-        "--rename",
-        action="append",
-        default=[],
-        metavar="REGEX=>REPL",
-        help="replace in names, as Python's re.sub does (may be repeated, applied in turn)",
-    )
-    parser.add_argument(
-        "--include", action="append", default=[], metavar="GLOB", help="take these tensors only"
-    )
-    parser.add_argument(
-        "--exclude", action="append", default=[], metavar="GLOB", help="leave these tensors out"
-    )
+    add_repeated(parser, _RULES)
     parser.add_argument(
         "--max-shard-size",
         metavar="SIZE",
@@ -84,14 +82,9 @@ def add_parser(commands: Any) -> None:
 
 def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the rules of a command line as `torchzip.convert` takes them."""
-    dtypes = []
-    for text in arguments.dtype:
-        glob, equals, dtype = text.rpartition("=")
-        dtypes.append((glob if equals else "*", dtype))
-    renames = parse_renames(arguments.rename)
     return {
-        "dtype": dtypes[0][1] if len(dtypes) == 1 and dtypes[0][0] == "*" else dtypes,
-        "rename": renames or None,
+        "dtype": parse_rules(arguments.dtype),
+        "rename": parse_renames(arguments.rename) or None,
         "include": arguments.include,
         "exclude": arguments.exclude,
     }
@@ -107,8 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    with warnings.catch_warnings(record=True) as caught, progress_line() as progress:
-        warnings.simplefilter("always")
+    with warnings_said(), progress_line() as progress:
         report = torchzip.convert(
             arguments.src,
             arguments.dst,
@@ -119,8 +111,6 @@ def _convert(arguments: argparse.Namespace) -> None:
             overwrite=arguments.force,
             **rules_of(arguments),
         )
-    for warning in caught:
-        say(f"warning: {warning.message}")
     if arguments.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
     _say_lost(report.lost, report.refused)
@@ -177,9 +167,9 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
     dtype = row.to_dtype
     if row.from_dtype != row.to_dtype:
         dtype = f"{row.from_dtype} -> {row.to_dtype}"
-    shape = str(list(row.shape)).replace("None", "*")
     size = f"= {printable(row.alias_of)}" if row.alias_of else nbytes_text(row.nbytes)
-    return [name, dtype, shape, size, *([os.path.basename(row.file)] if with_file else [])]
+    cells = [name, dtype, shape_text(row.shape), size]
+    return [*cells, os.path.basename(row.file)] if with_file else cells
 
 
 def _say_lost(lost: Sequence[str], refused: Sequence[tuple[str, str]]) -> None:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command, exit_on_sigterm, parse_renames, say
+from torchzip.cli.command import (
+    DONE,
+    add_command,
+    add_repeated,
+    exit_on_sigterm,
+    parse_renames,
+    parse_rules,
+    say,
+    split_rule,
+    warnings_said,
+)
 from torchzip.cli.rendering import count_text, nbytes_text
 from torchzip.errors import printable
 
@@ -32,6 +41,18 @@ them; containers have paths too.
 #: Lines of each kind that are shown.
 _MOST = 20
 
+#: Options that may be given several times.
+_RULES = {
+    "--rename REGEX=>REPL": "replace in paths, as Python's re.sub does (may be repeated, applied "
+    "in turn); an item stays in its container",
+    "--drop GLOB": "leave out these items: tensors, values or whole containers",
+    "--set PATH=JSON": "give an item a plain value, or a dict a new item; what is no JSON is a "
+    "text",
+    "--requires-grad [GLOB=]true|false": "for all floating tensors, or for those whose name "
+    "matches (the first match wins)",
+    "--device [GLOB=]DEVICE": "what torch.load restores storages to: cpu, cuda:0, mps, ...",
+}
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
@@ -50,42 +71,7 @@ def add_parser(commands: Any) -> None:
         """,
     )
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument(
-        "--rename",
-        action="append",
-        default=[],
-        metavar="REGEX=>REPL",
-        help="replace in paths, as Python's re.sub does (may be repeated, applied in turn); an "
-        "item stays in its container",
-    )
-    parser.add_argument(
-        "--drop",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="leave out these items: tensors, values or whole containers",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=JSON",
-        help="give an item a plain value, or a dict a new item; what is no JSON is a text",
-    )
-    parser.add_argument(
-        "--requires-grad",
-        action="append",
-        default=[],
-        metavar="[GLOB=]true|false",
-        help="for all floating tensors, or for those whose name matches (the first match wins)",
-    )
-    parser.add_argument(
-        "--device",
-        action="append",
-        default=[],
-        metavar="[GLOB=]DEVICE",
-        help="what torch.load restores storages to: cpu, cuda:0, mps, ...",
-    )
+    add_repeated(parser, _RULES)
     parser.add_argument(
         "--compact", action="store_true", help="write the file anew, without what nothing uses"
     )
@@ -95,12 +81,11 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     rules = rules_of(arguments)
-    with warnings.catch_warnings(record=True) as caught, exit_on_sigterm():
-        warnings.simplefilter("always")
+    with warnings_said(), exit_on_sigterm():
         found = tools.edit(
             arguments.file, compact=arguments.compact, dry_run=arguments.dry_run, **rules
         )
-    for line in [*found.unused, *(str(warning.message) for warning in caught)]:
+    for line in found.unused:
         say(f"warning: {line}")
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
@@ -122,23 +107,17 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
         except (ValueError, RecursionError):
             values[path] = value
     grads = []
-    for glob, word in map(_split_rule, arguments.requires_grad):
+    for glob, word in map(split_rule, arguments.requires_grad):
         if word not in ("true", "false"):
             raise ValueError(f"--requires-grad {word!r}: true or false was expected")
         grads.append((glob, word == "true"))
-    devices = [_split_rule(text) for text in arguments.device]
     return {
         "rename": renames,
         "drop": arguments.drop,
         "set_values": values,
         "requires_grad": grads,
-        "device": devices[0][1] if [glob for glob, _ in devices] == ["*"] else devices,
+        "device": parse_rules(arguments.device),
     }
-
-
-def _split_rule(text: str) -> tuple[str, str]:
-    glob, equals, word = text.rpartition("=")
-    return (glob if equals else "*"), word
 
 
 def as_text(found: Edited, dry_run: bool = False) -> str:

@@ -7,7 +7,15 @@ from typing import TypeVar
 
 from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
-from torchzip.cli.rendering import Screen, count_text, fitted, nbytes_text, table
+from torchzip.cli.rendering import (
+    Screen,
+    count_text,
+    fitted,
+    name_text,
+    nbytes_text,
+    shape_text,
+    table,
+)
 from torchzip.errors import printable, shown
 
 #: Values that are shown if not all are asked for.
@@ -15,7 +23,6 @@ _VALUES = 20
 #: Names outside the table that are shown.
 _FOREIGN = 8
 
-_ROOT = "(the object itself)"
 _HEAD = ("name", "dtype", "shape", "size")
 _SIZE = 3
 
@@ -61,7 +68,7 @@ class _Cells:
     def _shape(self, shape: tuple[int | None, ...] | None) -> str:
         text = self._shapes.get(shape)
         if text is None and shape is not None:
-            text = self._shapes[shape] = str(list(shape)).replace("None", "*")
+            text = self._shapes[shape] = shape_text(shape)
         return text or ""
 
     def _records(self, row: TensorRow) -> str:
@@ -70,9 +77,9 @@ class _Cells:
 
     def _mark(self, row: TensorRow) -> str:
         if row.tied_to is not None:
-            return f"= {printable(row.tied_to) or _ROOT}"
+            return f"= {name_text(row.tied_to)}"
         if row.shares_storage_with is not None:
-            return f"view of {printable(row.shares_storage_with) or _ROOT}"
+            return f"view of {name_text(row.shares_storage_with)}"
         stored = sum(self._outline.storages[number].nbytes for number in row.storages)
         return f"view of {nbytes_text(stored)}"
 
@@ -84,7 +91,7 @@ def flat_lines(
     if not rows:
         return
     cells = _Cells(outline, long)
-    made = [cells.head(), *(cells.of(printable(row.name) or _ROOT, row) for row in rows)]
+    made = [cells.head(), *(cells.of(name_text(row.name), row) for row in rows)]
     head, *lines = _table(made, screen)
     yield screen.bold(head)
     yield from lines
@@ -124,7 +131,7 @@ class TreeText:
         if not self._root.tensors:
             return
         if self._root.row is not None:
-            self._rows.append(self._cells.of(_ROOT, self._root.row))
+            self._rows.append(self._cells.of(name_text(""), self._root.row))
         self._add_below()
         head, *lines = _table(self._rows, screen)
         yield screen.bold(head)
@@ -177,7 +184,7 @@ class TreeText:
 
 def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[str]:
     """Return what is no tensor, a value a line: the first that are not empty, or all."""
-    values = [(row.path or _ROOT, row.value) for row in outline.values]
+    values = [(name_text(row.path), row.value) for row in outline.values]
     if not everything:
         values = [row for row in values if not row[1].startswith("an empty ")][:_VALUES]
     values += [(f"metadata {name}", shown(text)) for name, text in outline.metadata.items()]

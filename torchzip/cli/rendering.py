@@ -9,15 +9,24 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchzip.checkpoint.quantities import count_text, nbytes_text
+from torchzip.checkpoint.quantities import (
+    count_text,
+    name_text,
+    nbytes_text,
+    shape_text,
+    some_of,
+)
 
 __all__ = [
     "Screen",
     "count_text",
     "fitted",
+    "name_text",
     "nbytes_text",
     "screen",
+    "shape_text",
     "shorten",
+    "some_of",
     "table",
     "width_of",
 ]

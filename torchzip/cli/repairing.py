@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command, say
-from torchzip.cli.rendering import count_text, nbytes_text, table
+from torchzip.cli.command import DONE, add_command, warnings_said
+from torchzip.cli.rendering import count_text, name_text, nbytes_text, some_of, table
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
@@ -48,11 +47,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings_said():
         found = tools.repair(arguments.broken, arguments.out, overwrite=arguments.force)
-    for warning in caught:
-        say(f"warning: {warning.message}")
     print(json.dumps(dataclasses.asdict(found), indent=2) if arguments.json else as_text(found))
     return DONE
 
@@ -70,9 +66,7 @@ def as_text(found: Repaired) -> str:
     lines += table([_row(lost) for lost in found.lost])
     if found.unverified:
         count = count_text(len(found.unverified), "tensor")
-        shown = ", ".join(map(_name, found.unverified[:_MOST_UNVERIFIED]))
-        more = len(found.unverified) - _MOST_UNVERIFIED
-        shown += f" and {more:,} more" if more > 0 else ""
+        shown = some_of(list(map(name_text, found.unverified)), _MOST_UNVERIFIED)
         lines.append(f"unverified, as no CRC vouches for them: {count}: {shown}")
     lines += [f"note: {printable(note)}" for note in found.notes]
     return "\n".join(lines)
@@ -80,8 +74,4 @@ def as_text(found: Repaired) -> str:
 
 def _row(lost: LostTensor) -> tuple[str, ...]:
     shape = ", ".join("?" if size is None else str(size) for size in lost.shape)
-    return ("lost", _name(lost.name), f"{lost.torch_dtype} [{shape}]", printable(lost.why))
-
-
-def _name(name: str) -> str:
-    return printable(name) or "(the object itself)"
+    return ("lost", name_text(lost.name), f"{lost.torch_dtype} [{shape}]", printable(lost.why))

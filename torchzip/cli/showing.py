@@ -16,7 +16,7 @@ from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.cli.command import DONE, add_command
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import name_text, table
 from torchzip.errors import ErrorPlace, UnsupportedError, printable, shown
 from torchzip.tools.array_text import is_raw, tensor_text
 from torchzip.tools.lookup import look_up
@@ -129,7 +129,7 @@ def _show(found: Any, arguments: argparse.Namespace) -> None:
 
 def _title(arguments: argparse.Namespace) -> str:
     index = "" if arguments.slice is None else f"[{arguments.slice.strip().strip('[]')}]"
-    return f"{printable(arguments.name) or '(the object itself)'}{printable(index)}"
+    return f"{name_text(arguments.name)}{printable(index)}"
 
 
 def _kind(tensor: LazyTensor) -> str:

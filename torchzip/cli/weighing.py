@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
 from torchzip.cli.command import DONE, add_command
-from torchzip.cli.rendering import Screen, count_text, fitted, nbytes_text, screen, table
+from torchzip.cli.rendering import (
+    Screen,
+    count_text,
+    fitted,
+    name_text,
+    nbytes_text,
+    screen,
+    some_of,
+    table,
+)
 from torchzip.errors import printable
 from torchzip.formats.base import collector_paused
 
@@ -68,7 +77,7 @@ def text_lines(found: WhyBig, where: Screen) -> Iterator[str]:
         slots = sorted(copy.slots.items(), key=lambda slot: -slot[1])
         if copy.of is None:
             inside = [f"{printable(name)} {nbytes_text(nbytes)}" for name, nbytes in slots]
-            yield f"{copy.kind}: {printable(copy.prefix)}, {_listed(inside, 4)}"
+            yield f"{copy.kind}: {printable(copy.prefix)}, {some_of(inside, 4)}"
         else:
             of = f"those of {printable(copy.of)}" if copy.of else "the others"
             yield (
@@ -91,7 +100,7 @@ def _unreached(found: WhyBig, where: Screen) -> Iterator[str]:
         return
     yield where.bold("storages with bytes that no tensor reaches")
     rows = [
-        [nbytes_text(each.nbytes), f"of {nbytes_text(each.stored_nbytes)}", _name(each.name)]
+        [nbytes_text(each.nbytes), f"of {nbytes_text(each.stored_nbytes)}", name_text(each.name)]
         for each in found.unreached[:_MOST]
     ]
     yield from table(fitted(rows, (2,), where.width), right=(0, 1))
@@ -109,7 +118,7 @@ def _duplicates(found: WhyBig, where: Screen) -> Iterator[str]:
         [
             nbytes_text(each.spare_nbytes),
             f"{len(each.names):,} × {nbytes_text(each.nbytes)}",
-            _listed(list(map(_name, each.names)), 3),
+            some_of(list(map(name_text, each.names)), 3),
         ]
         for each in found.duplicates[:_MOST]
     ]
@@ -138,12 +147,3 @@ def _savings(found: WhyBig, where: Screen) -> Iterator[str]:
 def _more(count: int, where: Screen) -> Iterator[str]:
     if count > _MOST:
         yield where.dim(f"and {count - _MOST:,} more; --json has them")
-
-
-def _name(name: str) -> str:
-    return printable(name) or "(the object itself)"
-
-
-def _listed(names: Sequence[str], most: int) -> str:
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

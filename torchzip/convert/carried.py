@@ -81,6 +81,7 @@ from types import GeneratorType
 from typing import Any
 
 from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.names import key_text
 from torchzip.convert.carried_values import (
     Node,
     NotCarriedError,
@@ -448,7 +449,7 @@ class _Writer:
             path, key, is_attribute = path
             if is_attribute:
                 return []
-            labels.append(_label(key))
+            labels.append(key_text(key))
         return self._names.below(".".join(reversed(labels)) + ".")
 
     def _lose(self, path: _Path, why: str) -> None:
@@ -456,7 +457,7 @@ class _Writer:
         length = 0
         while path is not None and length < _PATH_LENGTH:
             path, key, is_attribute = path
-            label = _label(key)[:_PATH_LENGTH]
+            label = key_text(key)[:_PATH_LENGTH]
             parts.append(f" ({label})" if is_attribute else f".{label}")
             length += len(parts[-1])
         place = "".join(reversed(parts))
@@ -508,14 +509,6 @@ def _items(pairs: list[tuple[Node, Node]]) -> Node:
     if all(type(key) is str for key, _ in pairs):
         return dict(pairs)
     return [[key, item] for key, item in pairs]
-
-
-def _label(key: Any) -> str:
-    """Return a key as the flat names have it."""
-    try:
-        return str(key)
-    except ValueError:  # an int of more digits than Python prints
-        return f"<{type(key).__name__}>"
 
 
 def _is_longer(node: Node, most: int) -> bool:

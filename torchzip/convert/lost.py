@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of
 from torchzip.checkpoint.names import children
 from torchzip.convert.casting import layout
 from torchzip.convert.selection import Held
@@ -29,7 +29,7 @@ def lost_values(checkpoint: Checkpoint, root: Any, original: Mapping[str, Held])
     todo: list[tuple[str, Any]] = [("", root)]
     while todo:
         path, value = todo.pop()
-        held = value.data if isinstance(value, Parameter) else value
+        held = data_of(value)
         if (isinstance(held, LazyTensor) and layout(held.spec) not in named) or (
             isinstance(held, OtherTensor) and id(held) not in named_others
         ):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, tensors_of
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of, tensors_of
 from torchzip.checkpoint.names import children
 from torchzip.container.safetensors import ALIASES_KEY
 from torchzip.convert.carried import OBJECT_KEY
@@ -23,7 +23,7 @@ from torchzip.convert.restored import restore
 from torchzip.convert.rules import Rules
 from torchzip.errors import FormatError, TorchZipError, shown
 from torchzip.limits import Limits
-from torchzip.types import OtherTensor, Parameter
+from torchzip.types import OtherTensor
 
 #: A tensor of the source, dense or of another kind.
 Held = LazyTensor | OtherTensor
@@ -205,7 +205,7 @@ def _items(root: Any) -> Iterator[tuple[str, str, dict[Any, Any], Any]]:
         if ways[id(value)] > 1 or not isinstance(value, dict | list | tuple):
             continue
         for (text, _, child), key in zip(_below(value), value, strict=False):
-            held = child.data if isinstance(child, Parameter) else child
+            held = data_of(child)
             if isinstance(held, Held):
                 if isinstance(value, dict):
                     yield prefix + text, prefix, value, key

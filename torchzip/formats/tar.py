@@ -47,7 +47,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
 from torchzip.pickling.table import Name, Table
 from torchzip.tensors.rebuild import BareStorage, Factory, Rebuilder, unknown_storage_class
-from torchzip.tensors.specs import TensorSpec, check_spec
+from torchzip.tensors.specs import TensorSpec, check_spec, span_of
 from torchzip.tensors.storage import SpanStorage, TensorStorage
 from torchzip.types import ForeignObject
 
@@ -273,11 +273,11 @@ class _Values:
         )
         check_spec(spec)
         if 0 not in spec.shape:
-            reach = sum((n - 1) * step for n, step in zip(spec.shape, spec.stride, strict=True))
-            if spec.storage_offset + reach >= bare.count:
+            last = spec.storage_offset + span_of(spec.shape, spec.stride) - 1
+            if last >= bare.count:
                 raise TensorError(
-                    f"tensor {key} reaches to element {spec.storage_offset + reach:,} of a storage "
-                    f"of {bare.count:,} elements"
+                    f"tensor {key} reaches to element {last:,} of a storage of {bare.count:,} "
+                    "elements"
                 )
         spec.storage_offset += bare.first
         return self._factory.tensor(check_spec(spec))

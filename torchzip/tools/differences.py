@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, is_tensor
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of, is_tensor, storages_of
 from torchzip.checkpoint.plain_values import flat_values, same_value
 from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
@@ -28,11 +28,11 @@ from torchzip.tools.elements import (
     once_each,
     same_unread,
 )
+from torchzip.tools.parts import named_parts
 from torchzip.types import (
     MetaTensor,
     NestedTensor,
     OtherTensor,
-    Parameter,
     QuantizedTensor,
     SparseTensor,
 )
@@ -54,7 +54,7 @@ class TensorChange:
 
     ``what`` has one or more of "kind", "dtype", "shape" and "form" (what else a tensor that is not
     dense is made of); or it is "values" alone, and ``values`` says how they differ. ``part``
-    is the part of a tensor that is not dense, such as "indices".
+    is the part of a tensor that is not dense, such as "indices" or "indices.0".
     """
 
     before: TensorRow
@@ -148,26 +148,17 @@ class _Side:
         self.tensors: dict[str, Comparable] = dict(selection.tensors)
         for index, constant in enumerate(checkpoint.constants):
             if is_tensor(constant):
-                data = constant.data if isinstance(constant, Parameter) else constant
-                self.tensors[f"(constant {index})"] = data
+                self.tensors[f"(constant {index})"] = data_of(constant)
         for name, value in values.items():
             if isinstance(value, BareStorage):
                 self.tensors.setdefault(name, value)
         self.values = {
             name: value for name, value in values.items() if not isinstance(value, BareStorage)
         }
-
-        storages = {id(spec.storage): spec.storage.nbytes for spec in self._specs()}
-        self.stored_nbytes = sum(storages.values())
+        storages = {id(each): each for held in self.tensors.values() for each in storages_of(held)}
+        self.stored_nbytes = sum(storage.nbytes for storage in storages.values())
         # The texts of a safetensors header; other formats have none to compare them with.
         self.texts = selection.metadata if checkpoint.format in ("safetensors", "sharded") else None
-
-    def _specs(self) -> Iterator[TensorSpec]:
-        for held in self.tensors.values():
-            if isinstance(held, OtherTensor):
-                yield from (part.spec for _, part in _parts_of(held))
-            else:
-                yield _spec_of(held)
 
     def row(self, name: str) -> TensorRow:
         held = self.tensors[name]
@@ -258,7 +249,7 @@ class _Comparison:
     ) -> tuple[list[TensorChange], bool]:
         found = []
         all_same_bits = True
-        for (part, mine), (_, theirs) in zip(_parts_of(one), _parts_of(other), strict=True):
+        for (part, mine), (_, theirs) in zip(named_parts(one), named_parts(other), strict=True):
             values, same_bits = self._elements(mine.spec, theirs.spec)
             all_same_bits &= same_bits
             if values is not None:
@@ -270,7 +261,7 @@ class _Comparison:
         if not same_value(_form_of(one), _form_of(other)):
             return False
         parts, others = (
-            [(name, part.spec.torch_dtype, part.shape) for name, part in _parts_of(each)]
+            [(name, part.spec.torch_dtype, part.shape) for name, part in named_parts(each)]
             for each in (one, other)
         )
         return len(parts) == len(others) and all(
@@ -325,7 +316,7 @@ class _Comparison:
     def _digest(self, side: _Side, name: str) -> bytes:
         held = side.tensors[name]
         if isinstance(held, OtherTensor):
-            parts = [self._digest_of(side, part.spec) for _, part in _parts_of(held)]
+            parts = [self._digest_of(side, part.spec) for _, part in named_parts(held)]
             return hashlib.blake2b(b"".join(parts), digest_size=32).digest()
         return self._digest_of(side, _spec_of(held))
 
@@ -355,15 +346,6 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[ValueCha
             yield ValueChange(name, None, shown(value))
 
 
-def _parts_of(tensor: OtherTensor) -> Iterator[tuple[str, LazyTensor]]:
-    for field in tensor.PARTS:
-        value = getattr(tensor, field)
-        many: Iterable[Any] = enumerate(value) if isinstance(value, tuple) else [("", value)]
-        for index, part in many:
-            if isinstance(part, LazyTensor):
-                yield f"{field}[{index}]" if index != "" else field, part
-
-
 def _form_of(tensor: OtherTensor) -> tuple[Any, ...]:
     """Return what a tensor has beside its parts, its dtype and its shape."""
     if isinstance(tensor, SparseTensor):
@@ -381,7 +363,7 @@ def _form_of(tensor: OtherTensor) -> tuple[Any, ...]:
 def _signature(held: Comparable) -> Any:
     """Return what tensors of the same bytes, dtype and shape have in common, unread."""
     if isinstance(held, OtherTensor):
-        parts = tuple((name, _signature(part)) for name, part in _parts_of(held))
+        parts = tuple((name, _signature(part)) for name, part in named_parts(held))
         return held.kind, held.torch_dtype, held.shape, repr(_form_of(held)), parts
     spec = _spec_of(held)
     return isinstance(held, BareStorage), spec.torch_dtype, spec.shape, once_each(spec)

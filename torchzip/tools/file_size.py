@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint, storages_of
 from torchzip.checkpoint.outline import Outline, outline
 from torchzip.convert.casting import inner_tensors
 from torchzip.convert.rules import Rules
@@ -21,7 +21,6 @@ from torchzip.tools.accounts import TENSORS, Account, Known, OneFile, Unreached,
 from torchzip.tools.duplicates import equal_storages
 from torchzip.tools.roles import Role, find_roles
 from torchzip.tools.savings import Idea, Saving, saving_of
-from torchzip.types import OtherTensor
 
 #: Formats with code in them, which a conversion does not take along.
 _WITH_CODE = ("torchscript", "pt2")
@@ -142,9 +141,8 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
 def _storages(checkpoint: Checkpoint) -> Iterator[tuple[TensorStorage, str]]:
     """Yield the storages of all tensors with names, and the names."""
     for name, tensor in checkpoint.items():
-        for part in tensor.parts if isinstance(tensor, OtherTensor) else [tensor]:
-            assert isinstance(part, LazyTensor)
-            yield part.spec.storage, name
+        for storage in storages_of(tensor):
+            yield storage, name
 
 
 def _known(checkpoint: Checkpoint, found: Outline, kinds: dict[str, str]) -> Known:

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyFactory, VerifyReport, is_tensor
+from torchzip.checkpoint.lazy import (
+    Checkpoint,
+    LazyFactory,
+    VerifyReport,
+    data_of,
+    is_tensor,
+    storages_of,
+)
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
@@ -20,7 +27,6 @@ from torchzip.formats.salvaging import open_damaged
 from torchzip.limits import Limits
 from torchzip.tensors.rebuild import BareStorage
 from torchzip.tools.pruning import Pruning, lost_in
-from torchzip.types import Parameter
 
 #: Formats whose object `save` writes as it is; of others the tensors are written by their names.
 _WITH_ROOT = ("zip", "legacy", "tar", "safetensors")
@@ -184,21 +190,9 @@ def _all_of(checkpoint: Checkpoint, report: VerifyReport) -> _Found:
 def _is_unverified(tensor: Any, without_crc: Set[str] | None) -> bool:
     """Return whether a tensor has bytes in a record without a CRC; None stands for all records."""
     return any(
-        storage.nbytes and (without_crc is None or storage.record in without_crc)
-        for storage in _storages_of(tensor)
+        storage.nbytes > 0 and (without_crc is None or storage.record in without_crc)
+        for storage in storages_of(tensor)
     )
-
-
-def _storages_of(value: Any) -> Iterator[Any]:
-    if isinstance(value, Parameter):
-        value = value.data
-    if isinstance(value, BareStorage):
-        yield value.storage
-    elif hasattr(value, "parts"):
-        for part in value.parts:
-            yield from _storages_of(part)
-    elif hasattr(value, "spec"):
-        yield value.spec.storage
 
 
 # -- damaged files ---------------------------------------------------------------------------------
@@ -255,7 +249,7 @@ def _lost_tensors(names: dict[str, Any], pruning: Pruning) -> list[LostTensor]:
 
 
 def _lost(name: str, tensor: Any, why: str) -> LostTensor:
-    held = tensor.data if isinstance(tensor, Parameter) else tensor
+    held = data_of(tensor)
     if isinstance(held, BareStorage):
         return LostTensor(name, held.torch_dtype or "uint8", (held.count,), why)
     return LostTensor(name, held.torch_dtype, tuple(held.shape), why)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy import LazyTensor, data_of, storages_of
 from torchzip.checkpoint.names import children, module_parts
 from torchzip.checkpoint.plain_values import is_container, same_value
 from torchzip.dtypes import DTYPES
@@ -209,7 +209,7 @@ class TreeEdit:
                         f"{other!r} and {name!r} are one tensor; it cannot require a gradient "
                         "under one name only"
                     )
-        storages = _storages_of(tensor)
+        storages = storages_of(tensor)
         tag = self._rules.device_of(name) if storages else None
         if tag is not None:
             for storage in storages:
@@ -335,28 +335,18 @@ def _new_key(old: Any, text: str) -> Any:
 
 
 def _is_tensor(value: Any) -> bool:
-    held = value.data if isinstance(value, Parameter) else value
-    return isinstance(held, LazyTensor | OtherTensor | BareStorage)
+    return isinstance(data_of(value), LazyTensor | OtherTensor | BareStorage)
 
 
 def _may_require_grad(tensor: Any) -> bool:
     """Return whether torch lets a tensor require a gradient, and the file can say so."""
-    held = tensor.data if isinstance(tensor, Parameter) else tensor
+    held = data_of(tensor)
     if isinstance(held, BareStorage) or not isinstance(tensor, (*_WITH_GRADIENT, Parameter)):
         return False
     if isinstance(tensor, NestedTensor) and tensor.layout == "strided":
         return False
     row = DTYPES.get(held.torch_dtype)
     return row is not None and row.kind in ("float", "complex")
-
-
-def _storages_of(tensor: Any) -> list[TensorStorage]:
-    held = tensor.data if isinstance(tensor, Parameter) else tensor
-    if isinstance(held, LazyTensor):
-        return [held.spec.storage]
-    if isinstance(held, BareStorage):
-        return [held.storage]
-    return [part.spec.storage for part in held.parts if isinstance(part, LazyTensor)]
 
 
 def _set_requires_grad(tensor: Any, wanted: bool) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy import LazyTensor, data_of
 from torchzip.checkpoint.names import children
 from torchzip.errors import printable, shown
 from torchzip.tools.array_text import array_text
-from torchzip.types import ForeignObject, OtherTensor, Parameter
+from torchzip.types import ForeignObject, OtherTensor
 
 #: Children of a container that are listed, items of a list and characters that are printed.
 _MOST_CHILDREN = 100
@@ -79,7 +79,7 @@ def _cut(text: str) -> str:
 
 
 def _in_short(value: Any) -> str:
-    held = value.data if isinstance(value, Parameter) else value
+    held = data_of(value)
     if isinstance(held, LazyTensor):
         return f"{held.torch_dtype} {list(held.shape)}"
     return printable(repr(held)) if isinstance(held, OtherTensor) else shown(value)
