@@ -18,7 +18,8 @@ from torchzip.formats.base import SpecFactory
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.tensors import record_runs
-from torchzip.tensors.rebuild import BareStorage, Rebuilder
+from torchzip.tensors.persistent_ids import BareStorage
+from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
 from torchzip.types import ForeignObject, Parameter

@@ -28,7 +28,7 @@ from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec, read_view, slice_spec
 from torchzip.tensors.storage import StorageOpener, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter

@@ -16,7 +16,7 @@ from torchzip.checkpoint.plain_values import flat_values
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
 from torchzip.formats.base import collector_paused
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec, span_of
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Size

@@ -32,7 +32,7 @@ from torchzip.tensors.memory import (
 )
 from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.reduce import LEAF_WRITERS, DenseWriter, StorageKeys, empty_ordered_dict
 from torchzip.tensors.reduce_kinds import KindWriter, MarkedValues, is_jagged
 from torchzip.tensors.specs import TensorSpec, contiguous_stride

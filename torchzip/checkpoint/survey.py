@@ -31,7 +31,7 @@ from torchzip.tensors.memory import (
     torch_dtype_to_save,
 )
 from torchzip.tensors.numpy_values import PickledArray
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.reduce import Stored
 from torchzip.tensors.specs import TensorSpec
 from torchzip.types import (

@@ -10,7 +10,7 @@ from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.checkpoint.names import children
 from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.types import NestedTensor, OtherTensor, Parameter
 

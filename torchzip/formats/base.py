@@ -20,7 +20,8 @@ from torchzip.files.source import Source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Name
-from torchzip.tensors.rebuild import Factory, Rebuilder
+from torchzip.tensors.persistent_ids import Factory
+from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import MeasuredStorage, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor

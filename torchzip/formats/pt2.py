@@ -41,7 +41,7 @@ from torchzip.files.source import PartSource
 from torchzip.formats.base import Contents, MakeFactory, read_pickle
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits, is_number
-from torchzip.tensors.rebuild import Factory
+from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.script import ScriptRebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage

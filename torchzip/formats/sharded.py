@@ -39,7 +39,7 @@ from torchzip.formats.base import (
 )
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, saved_offsets
 from torchzip.limits import Limits
-from torchzip.tensors.rebuild import Factory
+from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.storage import TensorStorage
 
 OpenContainer = Callable[[Source, Limits], Container]

@@ -46,7 +46,8 @@ from torchzip.formats.base import (
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
 from torchzip.pickling.table import Name, Table
-from torchzip.tensors.rebuild import BareStorage, Factory, Rebuilder, unknown_storage_class
+from torchzip.tensors.persistent_ids import BareStorage, Factory, unknown_storage_class
+from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, span_of
 from torchzip.tensors.storage import SpanStorage, TensorStorage
 from torchzip.types import ForeignObject

@@ -19,7 +19,7 @@ from torchzip.formats.base import Child, Contents, MakeFactory, OpenStorage, rea
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
-from torchzip.tensors.rebuild import Factory
+from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.script import SCRIPT_PREFIX, ScriptRebuilder
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES, STORAGE_CLASSES
 from torchzip.errors import (
@@ -23,10 +23,10 @@ from torchzip.errors import (
     shown,
     wrong_arguments,
 )
-from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Keep, Name, Table
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
+from torchzip.tensors.persistent_ids import BareStorage, Factory, PersistentIds
 from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
 from torchzip.tensors.rebuild_kinds import NJT, KindRebuilder, check_hooks
 from torchzip.tensors.record_pattern import TENSOR, TensorPattern
@@ -38,7 +38,7 @@ from torchzip.tensors.specs import (
     wrong_dtype,
     wrong_requires_grad,
 )
-from torchzip.tensors.storage import Measure, MeasuredStorage, TensorStorage
+from torchzip.tensors.storage import Measure, MeasuredStorage
 from torchzip.types import (
     Device,
     Dtype,
@@ -47,69 +47,9 @@ from torchzip.types import (
     OtherTensor,
     QScheme,
     Size,
-    Storage,
 )
 
 Args = tuple[Any, ...]
-
-
-class Factory(Protocol):
-    """What the values of a checkpoint are made of: lazy tensors, or arrays."""
-
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage of a key; called once for each."""
-        ...
-
-    def tensor(self, spec: TensorSpec) -> Any: ...
-
-    def spec_of(self, tensor: Any) -> TensorSpec | None:
-        """Return the spec that `tensor` was given, or None for anything else."""
-        ...
-
-    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any: ...
-
-    def is_tensor(self, value: Any) -> bool:
-        """Return whether `tensor` made a value."""
-        ...
-
-    def other(self, tensor: OtherTensor) -> Any:
-        """Return what stands for a tensor that is not dense; its values are unread."""
-        ...
-
-
-class BareStorage(Storage):
-    """A storage as the pickle mentions it; left in the tree it is a bare `types.Storage`.
-
-    ``first`` and ``count`` are a window in elements, as the views of old legacy files have it.
-    """
-
-    __slots__ = ("count", "factory", "first", "storage")
-
-    # One is made for every storage of a file, so the quick way to set a slot.
-    __setattr__ = object.__setattr__  # type: ignore[assignment]
-
-    def __init__(self, storage: TensorStorage, factory: Factory, first: int, count: int) -> None:
-        self.storage = storage
-        self.factory = factory
-        self.first = first
-        self.count = count
-
-    @property
-    def torch_dtype(self) -> str | None:  # type: ignore[override]
-        return self.storage.torch_dtype
-
-    @property
-    def location(self) -> str:  # type: ignore[override]
-        return self.storage.location
-
-    @property
-    def data(self) -> Any:
-        dtype = self.storage.torch_dtype or "uint8"
-        spec = TensorSpec(dtype, (self.count,), (1,), self.first, self.storage)
-        made: Any = self.factory.tensor(spec)
-        return made
 
 
 #: What rebuilds tensors that stay `ForeignObject` s, with their inner tensors inside.
@@ -130,8 +70,6 @@ _OLD_TENSORS: dict[Name, str] = {
     for kind in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
 }
 _OLD_DENSE = {name: dtype for name, dtype in _OLD_TENSORS.items() if not name[0].endswith("sparse")}
-#: What a persistent id must be.
-_PID = "('storage', class, key, location, number of elements) was expected"
 #: Tensors with a gradient, before 0.4: made without or around a tensor, and given a state.
 _OLD_VARIABLES: tuple[Name, ...] = (
     ("torch.nn.parameter", "Parameter"),
@@ -152,22 +90,9 @@ class Rebuilder:
 
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
-        self._bare: dict[Any, BareStorage] = {}
-        # Storages that only tensors were made of so far, and that no `BareStorage` is around.
-        self._stored: dict[str, TensorStorage] = {}
+        self._storages = PersistentIds(factory)
         self._spans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._keys = KeyCheck()
-        # The dtype of a storage class, and the bytes of one element.
-        self._storage_names: dict[Name, tuple[str | None, int]] = {
-            (module, row.storage_class): (row.name, row.itemsize)
-            for module in ("torch", "torch.cuda")
-            for row in STORAGE_CLASSES.values()
-            if row.storage_class is not None
-        }
-        for module in ("torch", "torch.storage", "torch.cuda"):
-            # Before 2.0 the class went by other names (seen: torch 1.13, torch.storage).
-            self._storage_names[module, "UntypedStorage"] = (None, 1)
-            self._storage_names[module, "_UntypedStorage"] = (None, 1)
         self._dense: dict[Name, Callable[[Args], Any]] = {
             ("torch._utils", "_rebuild_tensor"): self._tensor_v1,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
@@ -197,22 +122,20 @@ class Rebuilder:
                 **dict.fromkeys(_OLD_DENSE, self._build_old_dense),
                 **dict.fromkeys(_OLD_VARIABLES, self._build_old_variable),
             },
-            names=frozenset(self._storage_names) | _NAMES | PYTHON_NAMES | NUMPY_NAMES,
-            persistent=self.persistent,
+            names=frozenset(self._storages.classes) | _NAMES | PYTHON_NAMES | NUMPY_NAMES,
+            persistent=self._storages.find,
             keys=self._keys,
             shortcut=(
                 TENSOR,
                 lambda names: TensorPattern(
                     names,
-                    self.persistent,
-                    self._known_storage,
+                    self._storages.find,
+                    self._storages.known,
                     self._tensor_of_ints,
-                    RunReader(self._tensors, self._plain_parameter, self._known_storage),
+                    RunReader(self._tensors, self._plain_parameter, self._storages.known),
                 ),
             ),
         )
-
-    # -- storages --------------------------------------------------------------------------
 
     def forget_storages(self) -> None:
         """Let go of the storages once the object is made.
@@ -220,100 +143,7 @@ class Rebuilder:
         The table refers to this object and this object to the table, so both stay until Python
         looks for cycles; the memory of tensors that nobody holds must not stay with them.
         """
-        self._bare.clear()
-        self._stored.clear()
-
-    def persistent(self, pid: Any) -> Any:
-        """Return the storage (or the class, for a pickled module) of a persistent id."""
-        if type(pid) is not tuple or not pid:
-            raise PickleError(f"a persistent id is {shown(pid)}; {_PID}")
-        what = pid[0]
-        if type(what) is bytes:
-            what = what.decode("latin-1")
-        if type(what) is not str:
-            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
-        if what == "module" and len(pid) == 4 and isinstance(pid[1], ForeignObject):
-            return pid[1]  # legacy files store a class with its source, which is not needed
-        if what != "storage":
-            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
-        if len(pid) not in (5, 6):
-            raise PickleError(f"a persistent id has {len(pid):,} elements; {_PID}")
-        _, kind, key, location, numel = pid[:5]
-        if type(key) is not str:
-            raise PickleError(f"a storage key is {shown(key)}; a text was expected")
-        if not _is_plain_key(key):
-            raise PickleError(
-                f"a storage key is {shown(key)}; one plain component of a path was expected"
-            )
-        view = pid[5] if len(pid) == 6 else None
-        if view is not None:
-            return self._window(pid[:5], view)
-        bare = self._bare.get(key)
-        if bare is None:
-            if ("view", key) in self._bare:
-                raise _two_meanings(key)
-            bare = self._bare[key] = self._first_mention(kind, key, location, numel)
-        return bare
-
-    def _first_mention(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
-        stored = self._stored.pop(key, None)
-        if stored is None:
-            torch_dtype, nbytes = self._measure(kind, key, location, numel)
-            stored = self._factory.storage(key, torch_dtype, nbytes, location)
-        return BareStorage(stored, self._factory, 0, stored.numel)
-
-    def _measure(self, kind: Any, key: str, location: Any, numel: Any) -> tuple[str | None, int]:
-        """Return dtype and size of a storage that a persistent id mentions."""
-        if type(numel) is not int or not 0 <= numel < 1 << 63:
-            raise TensorError(
-                f"storage {key} has {shown(numel)} for its number of elements; an int from 0 to "
-                "2**63 was expected"
-            )
-        if type(location) is not str:
-            raise PickleError(
-                f"storage {key} has {shown(location)} for its location; a text was expected"
-            )
-        if type(kind) is not ForeignObject:
-            raise PickleError(
-                f"storage {key} has {shown(kind)} for its class; a class was expected"
-            )
-        called = kind.how != "name"
-        row = None if called else self._storage_names.get((kind.module, kind.name))
-        if row is None:
-            raise unknown_storage_class(f"storage {key}", kind)
-        return row[0], numel * row[1]
-
-    def _window(self, pid: Args, view: Any) -> BareStorage:
-        """Return a window of a storage, as legacy files before torch 0.4 have them."""
-        if type(view) is not tuple or len(view) != 3:
-            raise PickleError(
-                f"the view of a storage is {shown(view)}; (key, offset, size) was expected"
-            )
-        root = self.persistent(pid)
-        view_key, first, count = view
-        if not (is_number(first) and is_number(count)):
-            raise TensorError(
-                f"a storage view has offset {shown(first)} and size {shown(count)}; ints from 0 to "
-                "2**63 were expected"
-            )
-        if first + count > root.storage.numel:
-            raise TensorError(
-                f"a storage view has elements {first:,} to {first + count:,} of a storage of "
-                f"{root.storage.numel:,}"
-            )
-        if type(view_key) not in (str, int):
-            raise PickleError(
-                f"the key of a storage view is {shown(view_key)}; a text or an int was expected"
-            )
-        if view_key in self._bare:
-            if self._bare[view_key] is root and (first, count) == (0, root.storage.numel):
-                return root
-            raise _two_meanings(view_key)
-        known = self._bare.get(("view", view_key))
-        if known is None:
-            known = BareStorage(root.storage, self._factory, first, count)
-            self._bare["view", view_key] = known
-        return known
+        self._storages.clear()
 
     # -- tensors ---------------------------------------------------------------------------
 
@@ -410,15 +240,6 @@ class Rebuilder:
             _apply_metadata(spec, metadata)
         return self._factory.tensor(check_spec(spec))
 
-    def _known_storage(
-        self, kind: ForeignObject, key: str, location: str, numel: int
-    ) -> BareStorage:
-        """`persistent` for a plain key and values of the right types."""
-        bare = self._bare.get(key)
-        if bare is None:
-            bare = self._bare[key] = self._first_mention(kind, key, location, numel)
-        return bare
-
     def _tensor_of_ints(
         self, bare: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
     ) -> Any:
@@ -439,44 +260,32 @@ class Rebuilder:
         return self._factory.tensor(spec)
 
     def _tensors(self, keys: list[str], layouts: list[TensorLayout], which: list[int]) -> list[Any]:
-        """`_known_storage` and `_tensor_of_ints` for many, up to one that is not in order."""
+        """`PersistentIds.known` and `_tensor_of_ints` for many, up to one that is not in order."""
         made: list[Any] = []
         try:
             measures = [self._measure_layout(layout) for layout in layouts]
-            many = getattr(self._factory, "storages", None)
-            if many is not None and self._are_new(keys):
-                storages = many(keys, measures, which)
-                if storages is not None:
-                    self._stored.update(zip(keys, storages, strict=True))
-                    fields = [
-                        (measure.torch_dtype or "uint8", *layout[-2:], layout.storage_offset)
-                        for measure, layout in zip(measures, layouts, strict=True)
-                    ]
-                    tensor = self._factory.tensor
-                    return [
-                        tensor(TensorSpec(*fields[place], storage))
-                        for place, storage in zip(which, storages, strict=True)
-                    ]
+            storages = self._storages.many(keys, measures, which)
+            if storages is not None:
+                fields = [
+                    (measure.torch_dtype or "uint8", *layout[-2:], layout.storage_offset)
+                    for measure, layout in zip(measures, layouts, strict=True)
+                ]
+                tensor = self._factory.tensor
+                return [
+                    tensor(TensorSpec(*fields[place], storage))
+                    for place, storage in zip(which, storages, strict=True)
+                ]
             for key, place in zip(keys, which, strict=True):
                 kind, location, numel, offset, size, stride = layouts[place]
-                bare = self._known_storage(kind, key, location, numel)
+                bare = self._storages.known(kind, key, location, numel)
                 made.append(self._tensor_of_ints(bare, offset, size, stride))
         except TorchZipError:
             pass  # said again by whoever reads that tensor alone, and knows where it is
         return made
 
-    def _are_new(self, keys: list[str]) -> bool:
-        """Return whether no storage of these keys was mentioned, and none has two of them."""
-        distinct = set(keys)
-        return (
-            len(distinct) == len(keys)
-            and self._stored.keys().isdisjoint(distinct)
-            and self._bare.keys().isdisjoint(distinct)
-        )
-
     def _measure_layout(self, layout: TensorLayout) -> Measure:
         """Return what storages of a layout are like, if tensors of it lie inside of them."""
-        torch_dtype, nbytes = self._measure(layout.kind, "", layout.location, layout.numel)
+        torch_dtype, nbytes = self._storages.measure(layout.kind, "", layout.location, layout.numel)
         measure = Measure(torch_dtype, nbytes, layout.location)
         dtype, storage = torch_dtype or "uint8", MeasuredStorage(*measure)
         check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
@@ -562,23 +371,6 @@ class Rebuilder:
         made: Counter[Any] = Counter()
         self._keys.fill(made, list(args[0]), list(args[0].values()))
         return made
-
-
-def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
-    """Return the error of a storage whose class is none of torch's."""
-    return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 has not")
-
-
-def _two_meanings(key: str) -> PickleError:
-    # For torch the first of them counts.
-    return PickleError(f"{shown(key)} is the key of a storage and of a view of a storage")
-
-
-def _is_plain_key(key: str) -> bool:
-    return len(key) <= 255 and (
-        key.isalnum()
-        or (bool(key) and key not in (".", "..") and not any(c in key for c in "/\\\0\n"))
-    )
 
 
 def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:

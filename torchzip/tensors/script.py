@@ -16,7 +16,8 @@ from typing import Any
 from torchzip.dtypes import DTYPES, DtypeRow
 from torchzip.errors import PickleError, UnsupportedError
 from torchzip.pickling.table import Name
-from torchzip.tensors.rebuild import Args, Factory, Rebuilder
+from torchzip.tensors.persistent_ids import Factory
+from torchzip.tensors.rebuild import Args, Rebuilder
 from torchzip.types import Device
 
 #: How the modules begin of all classes that an archive defines itself.
@@ -28,13 +29,13 @@ class ScriptRebuilder(Rebuilder):
 
     def __init__(self, factory: Factory) -> None:
         super().__init__(factory)
-        self._storage_names |= {
+        self._storages.classes |= {
             ("torch", storage_class(row)): (row.name, row.itemsize) for row in DTYPES.values()
         }
         self.table = dataclasses.replace(
             self.table,
             calls={**self.table.calls, **_CALLS},
-            names=self.table.names | frozenset(self._storage_names),
+            names=self.table.names | frozenset(self._storages.classes),
             one_value=SCRIPT_PREFIX,
         )
 

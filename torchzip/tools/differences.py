@@ -15,7 +15,7 @@ from torchzip.convert.selection import Held, select
 from torchzip.errors import ErrorPlace, shown
 from torchzip.files.source import File
 from torchzip.limits import Limits
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tools.elements import (
     ElementDifference,

@@ -15,7 +15,7 @@ from torchzip.files.source import File, rewinder
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.sharded import ShardedContainer
 from torchzip.limits import Limits
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.storage import TensorStorage
 from torchzip.tools.accounts import TENSORS, Account, Known, OneFile, Unreached, account_of
 from torchzip.tools.duplicates import equal_storages

@@ -15,7 +15,7 @@ import numpy as np
 
 from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.formats.salvaged import LostStorage
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter, Storage
 
 

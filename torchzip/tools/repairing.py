@@ -25,7 +25,7 @@ from torchzip.files.source import File, open_source, rewinder
 from torchzip.formats.base import check_options
 from torchzip.formats.salvaging import open_damaged
 from torchzip.limits import Limits
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tools.pruning import Pruning, lost_in
 
 #: Formats whose object `save` writes as it is; of others the tensors are written by their names.

@@ -16,7 +16,7 @@ from torchzip.checkpoint.plain_values import is_container, same_value
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError
 from torchzip.limits import Limits
-from torchzip.tensors.rebuild import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.storage import TensorStorage
 from torchzip.tools.edit_rules import EditRules, prefixes
 from torchzip.types import ForeignObject, MetaTensor, NestedTensor, OtherTensor, Parameter

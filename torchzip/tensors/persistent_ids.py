@@ -1,0 +1,248 @@
+"""Persistent ids of a checkpoint's pickle -> storages.
+
+Every tensor of a file mentions its storage by an id of its own: ('storage', class, key, location,
+number of elements). The first mention of a key opens the storage; whatever others say besides the
+key does not count, as in torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torchzip.dtypes import STORAGE_CLASSES
+from torchzip.errors import PickleError, TensorError, UnsupportedError, shown
+from torchzip.limits import is_number
+from torchzip.pickling.table import Name
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import Measure, TensorStorage
+from torchzip.types import ForeignObject, OtherTensor, Storage
+
+#: What a persistent id must be.
+_PID = "('storage', class, key, location, number of elements) was expected"
+
+
+class Factory(Protocol):
+    """What the values of a checkpoint are made of: lazy tensors, or arrays."""
+
+    def storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return the storage of a key; called once for each."""
+        ...
+
+    def tensor(self, spec: TensorSpec) -> Any: ...
+
+    def spec_of(self, tensor: Any) -> TensorSpec | None:
+        """Return the spec that `tensor` was given, or None for anything else."""
+        ...
+
+    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any: ...
+
+    def is_tensor(self, value: Any) -> bool:
+        """Return whether `tensor` made a value."""
+        ...
+
+    def other(self, tensor: OtherTensor) -> Any:
+        """Return what stands for a tensor that is not dense; its values are unread."""
+        ...
+
+
+class BareStorage(Storage):
+    """A storage as the pickle mentions it; left in the tree it is a bare `types.Storage`.
+
+    ``first`` and ``count`` are a window in elements, as the views of old legacy files have it.
+    """
+
+    __slots__ = ("count", "factory", "first", "storage")
+
+    # One is made for every storage of a file, so the quick way to set a slot.
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
+
+    def __init__(self, storage: TensorStorage, factory: Factory, first: int, count: int) -> None:
+        self.storage = storage
+        self.factory = factory
+        self.first = first
+        self.count = count
+
+    @property
+    def torch_dtype(self) -> str | None:  # type: ignore[override]
+        return self.storage.torch_dtype
+
+    @property
+    def location(self) -> str:  # type: ignore[override]
+        return self.storage.location
+
+    @property
+    def data(self) -> Any:
+        dtype = self.storage.torch_dtype or "uint8"
+        spec = TensorSpec(dtype, (self.count,), (1,), self.first, self.storage)
+        made: Any = self.factory.tensor(spec)
+        return made
+
+
+class PersistentIds:
+    """The storages of one file, by the ids that mention them.
+
+    ``classes`` are the storage classes: the dtype of each, and the bytes of one element.
+    """
+
+    def __init__(self, factory: Factory) -> None:
+        self._factory = factory
+        self._bare: dict[Any, BareStorage] = {}
+        # Storages that only tensors were made of so far, and that no `BareStorage` is around.
+        self._stored: dict[str, TensorStorage] = {}
+        self.classes: dict[Name, tuple[str | None, int]] = {
+            (module, row.storage_class): (row.name, row.itemsize)
+            for module in ("torch", "torch.cuda")
+            for row in STORAGE_CLASSES.values()
+            if row.storage_class is not None
+        }
+        for module in ("torch", "torch.storage", "torch.cuda"):
+            # Before 2.0 the class went by other names (seen: torch 1.13, torch.storage).
+            self.classes[module, "UntypedStorage"] = (None, 1)
+            self.classes[module, "_UntypedStorage"] = (None, 1)
+
+    def clear(self) -> None:
+        """Let go of the storages."""
+        self._bare.clear()
+        self._stored.clear()
+
+    def find(self, pid: Any) -> Any:
+        """Return the storage (or the class, for a pickled module) of a persistent id."""
+        if type(pid) is not tuple or not pid:
+            raise PickleError(f"a persistent id is {shown(pid)}; {_PID}")
+        what = pid[0]
+        if type(what) is bytes:
+            what = what.decode("latin-1")
+        if type(what) is not str:
+            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
+        if what == "module" and len(pid) == 4 and isinstance(pid[1], ForeignObject):
+            return pid[1]  # legacy files store a class with its source, which is not needed
+        if what != "storage":
+            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
+        if len(pid) not in (5, 6):
+            raise PickleError(f"a persistent id has {len(pid):,} elements; {_PID}")
+        _, kind, key, location, numel = pid[:5]
+        if type(key) is not str:
+            raise PickleError(f"a storage key is {shown(key)}; a text was expected")
+        if not _is_plain_key(key):
+            raise PickleError(
+                f"a storage key is {shown(key)}; one plain component of a path was expected"
+            )
+        view = pid[5] if len(pid) == 6 else None
+        if view is not None:
+            return self._window(pid[:5], view)
+        bare = self._bare.get(key)
+        if bare is None:
+            if ("view", key) in self._bare:
+                raise _two_meanings(key)
+            bare = self._bare[key] = self._first_mention(kind, key, location, numel)
+        return bare
+
+    def _first_mention(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
+        stored = self._stored.pop(key, None)
+        if stored is None:
+            torch_dtype, nbytes = self.measure(kind, key, location, numel)
+            stored = self._factory.storage(key, torch_dtype, nbytes, location)
+        return BareStorage(stored, self._factory, 0, stored.numel)
+
+    def measure(self, kind: Any, key: str, location: Any, numel: Any) -> tuple[str | None, int]:
+        """Return dtype and size of a storage that a persistent id mentions."""
+        if type(numel) is not int or not 0 <= numel < 1 << 63:
+            raise TensorError(
+                f"storage {key} has {shown(numel)} for its number of elements; an int from 0 to "
+                "2**63 was expected"
+            )
+        if type(location) is not str:
+            raise PickleError(
+                f"storage {key} has {shown(location)} for its location; a text was expected"
+            )
+        if type(kind) is not ForeignObject:
+            raise PickleError(
+                f"storage {key} has {shown(kind)} for its class; a class was expected"
+            )
+        called = kind.how != "name"
+        row = None if called else self.classes.get((kind.module, kind.name))
+        if row is None:
+            raise unknown_storage_class(f"storage {key}", kind)
+        return row[0], numel * row[1]
+
+    def _window(self, pid: tuple[Any, ...], view: Any) -> BareStorage:
+        """Return a window of a storage, as legacy files before torch 0.4 have them."""
+        if type(view) is not tuple or len(view) != 3:
+            raise PickleError(
+                f"the view of a storage is {shown(view)}; (key, offset, size) was expected"
+            )
+        root = self.find(pid)
+        view_key, first, count = view
+        if not (is_number(first) and is_number(count)):
+            raise TensorError(
+                f"a storage view has offset {shown(first)} and size {shown(count)}; ints from 0 to "
+                "2**63 were expected"
+            )
+        if first + count > root.storage.numel:
+            raise TensorError(
+                f"a storage view has elements {first:,} to {first + count:,} of a storage of "
+                f"{root.storage.numel:,}"
+            )
+        if type(view_key) not in (str, int):
+            raise PickleError(
+                f"the key of a storage view is {shown(view_key)}; a text or an int was expected"
+            )
+        if view_key in self._bare:
+            if self._bare[view_key] is root and (first, count) == (0, root.storage.numel):
+                return root
+            raise _two_meanings(view_key)
+        known = self._bare.get(("view", view_key))
+        if known is None:
+            known = BareStorage(root.storage, self._factory, first, count)
+            self._bare["view", view_key] = known
+        return known
+
+    def known(self, kind: ForeignObject, key: str, location: str, numel: int) -> BareStorage:
+        """`find` for a plain key and values of the right types."""
+        bare = self._bare.get(key)
+        if bare is None:
+            bare = self._bare[key] = self._first_mention(kind, key, location, numel)
+        return bare
+
+    def many(
+        self, keys: list[str], measures: list[Measure], which: list[int]
+    ) -> list[TensorStorage] | None:
+        """Return the storages of keys, given the measures and which of them each has.
+
+        None if they have to be taken one by one.
+        """
+        open_many = getattr(self._factory, "storages", None)
+        if open_many is None or not self._are_new(keys):
+            return None
+        storages: list[TensorStorage] | None = open_many(keys, measures, which)
+        if storages is not None:
+            self._stored.update(zip(keys, storages, strict=True))
+        return storages
+
+    def _are_new(self, keys: list[str]) -> bool:
+        """Return whether no storage of these keys was mentioned, and none has two of them."""
+        distinct = set(keys)
+        return (
+            len(distinct) == len(keys)
+            and self._stored.keys().isdisjoint(distinct)
+            and self._bare.keys().isdisjoint(distinct)
+        )
+
+
+def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
+    """Return the error of a storage whose class is none of torch's."""
+    return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 has not")
+
+
+def _two_meanings(key: str) -> PickleError:
+    # For torch the first of them counts.
+    return PickleError(f"{shown(key)} is the key of a storage and of a view of a storage")
+
+
+def _is_plain_key(key: str) -> bool:
+    return len(key) <= 255 and (
+        key.isalnum()
+        or (bool(key) and key not in (".", "..") and not any(c in key for c in "/\\\0\n"))
+    )
