@@ -120,6 +120,9 @@ class SpecFactory:
     def other(self, tensor: OtherTensor) -> Any:
         return tensor
 
+    def key(self, value: Any) -> Any:
+        return value
+
 
 def contiguous_tensor(
     factory: Factory,

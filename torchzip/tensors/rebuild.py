@@ -72,6 +72,10 @@ class Factory(Protocol):
         """Return what stands for a tensor that is not dense; its values are unread."""
         ...
 
+    def key(self, value: Any) -> Any:
+        """Return what stands for a value without a hash as a key of a dict: itself, or a tensor."""
+        ...
+
 
 class BareStorage(Storage):
     """A storage as the pickle mentions it; left in the tree it is a bare `types.Storage`.
@@ -162,7 +166,7 @@ class Rebuilder:
         # Storages that only tensors were made of so far, and that no `BareStorage` is around.
         self._stored: dict[str, TensorStorage] = {}
         self._reaches: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-        self._keys = KeyCheck()
+        self._keys = KeyCheck(factory.key)
         # The dtype of a storage class, and the bytes of one element.
         self._storage_names: dict[Name, tuple[str | None, int]] = {
             (module, row.storage_class): (row.name, row.itemsize)
@@ -536,9 +540,7 @@ class Rebuilder:
             return []
         if len(args) != 1 or type(args[0]) not in (list, tuple):
             raise wrong_arguments(what, "one list", args)
-        for item in args[0]:
-            self._keys(item)
-        return list(args[0])
+        return self._keys.checked(args[0])
 
     def _set(self, args: Args) -> set[Any]:
         return self._keys.set_of(self._items(args, "set"))
@@ -556,9 +558,8 @@ class Rebuilder:
                     raise PickleError(
                         f"OrderedDict takes a list of pairs, not one with {shown(pair)}"
                     )
-                self._keys(pair[0])
-            pairs = args[0]
-            self._keys.fill(made, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+            keys = self._keys.checked(pair[0] for pair in args[0])
+            self._keys.fill(made, keys, [pair[1] for pair in args[0]])
         return made
 
     def _counter(self, args: Args) -> Counter[Any]:
