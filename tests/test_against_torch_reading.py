@@ -335,6 +335,18 @@ def test_values_of_the_other_byte_order(torch: Any) -> None:
         assert loaded[name].tolist() == values[name]
 
 
+def test_pickled_optimizer(torch: Any) -> None:
+    """An optimizer that was pickled whole has its state by Parameter."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    made = tz.load(io.BytesIO(torch_bytes(torch, {"w": parameter, "optimizer": optimizer})))
+    ((key, state),) = made["optimizer"].state["state"].items()
+    assert key.array is made["w"]
+    assert state["momentum_buffer"].tolist() == [1.0, 1.0]
+
+
 def test_random_trees(torch: Any, tmp_path: pathlib.Path) -> None:
     """Random trees in all formats."""
     for seed in range(300):

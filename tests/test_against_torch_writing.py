@@ -236,6 +236,16 @@ def test_broadcast_arrays(torch: Any) -> None:
     assert_same_bytes(torchzip_bytes([np.broadcast_to(row, (1000, 3))]), expected)
 
 
+def test_arrays_in_a_slice(torch: Any) -> None:
+    """A slice can hold arrays as a list can: they keep their strides and their ties."""
+    array = np.arange(6.0).reshape(2, 3).T
+    view = torch.from_numpy(array)
+    expected = torch_bytes(torch, [slice(view, view[1:], 3), view])
+    with pytest.warns(UserWarning, match="slice"):
+        actual = torchzip_bytes([slice(array, array[1:], 3), array])
+    assert_same_bytes(actual, expected)
+
+
 def test_ml_dtypes_arrays(torch: Any) -> None:
     """The dtypes of ml_dtypes are torch's of the same name."""
     for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"):

@@ -564,7 +564,7 @@ _case("bools", lambda t: [True, False, {True: False}])
 _case("None", lambda t: None)
 _case("Ellipsis", lambda t: [..., ...])
 _case("NotImplemented", lambda t: [NotImplemented])
-_case("types of the singletons", lambda t: [type(None), type(...), type(NotImplemented)])
+_case("types of the singletons", lambda t: [type(None), type(...), type(NotImplemented)] * 2)
 _case("floats", lambda t: [0.0, -0.0, 1.5, 1e308, 5e-324, float("inf"), -float("inf"), float("nan"),
       sys.float_info.epsilon, 0.1])  # fmt: skip
 _case("complex", lambda t: [1j, complex(-0.0, 2), complex(float("inf"), 1), 3 + 0j])

@@ -151,6 +151,8 @@ class Parameter(_Frozen):
 class TypedArray(_Frozen):
     """An array of a dtype that numpy has not: the raw bits and torch's name for them.
 
+    `load` also gives one for a tensor that is a key of a dict: it has a hash, that of its identity.
+
     >>> import numpy as np
     >>> TypedArray(np.array([1, 2], np.uint8), "bits8")
     TypedArray(array([1, 2], dtype=uint8), 'bits8')

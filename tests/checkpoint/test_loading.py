@@ -177,6 +177,19 @@ def test_dtypes_that_numpy_has_not() -> None:
     assert load(bits).array.dtype == np.uint16
 
 
+def test_tensors_as_keys() -> None:
+    """An array has no hash; as a key it is a TypedArray, the same one wherever it is met."""
+    key = TypedArray(np.ones(2, np.float32), "float32")
+    file = io.BytesIO()
+    with pytest.warns(UserWarning, match="frozenset"):
+        tz.save([{key: 1}, {key}, OrderedDict([(key, 2)]), frozenset([key]), key], file)
+    made = tz.load(io.BytesIO(file.getvalue()))
+    found = [next(iter(held)) for held in made[:4]]
+    assert all(one is found[0] for one in found)
+    assert found[0].array is made[4]
+    assert made[0][found[0]] == 1
+
+
 def test_bare_storage() -> None:
     """A storage without a tensor is its data."""
     made = load(b.persistent())

@@ -336,7 +336,7 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a key that is a dict", _keys(b"}"), UnsupportedError),
     ("a key that is a set", _keys(b"\x8f"), UnsupportedError),
     ("a key that is a bytearray", _keys(b"\x96" + _U64(0)), UnsupportedError),
-    ("a key that is a tensor", _keys(b.tensor()), UnsupportedError),
+    ("a key that is a tensor", _keys(b.tensor()), _LEGAL),
     ("a key that is a list in a tuple", _keys(b"]\x85"), UnsupportedError),
     ("a key that is a slice",
      _keys(b.call(b.name("__builtin__", "slice"), b"NNN")), UnsupportedError),

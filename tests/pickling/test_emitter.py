@@ -75,7 +75,7 @@ def _values() -> dict[str, Any]:
         "floats": [0.0, -0.0, 1.5, math.inf, -math.inf, math.nan, 5e-324, 1.7e308],
         "complex": [0j, 1 + 2j, complex(math.nan, -0.0)],
         "constants": [None, True, False, ..., NotImplemented],
-        "types of constants": [type(None), type(...), type(NotImplemented)],
+        "types of constants": [type(None), type(...), type(NotImplemented)] * 2,
         "empty": [(), [], {}, set(), frozenset(), b"", "", bytearray(), OrderedDict()],
         "empty twice": [(), (), b"", b"", "", "", frozenset(), frozenset()],
         "strings": ["a", "é", "\ud800", "\0", "\n", "x" * 300, "x" * 70_000, "😀"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -458,3 +459,17 @@ def test_conj_and_neg() -> None:
             )
             expected = (values.conj() if conj else values) * (-1 if neg else 1)
             assert resolve_bits(values, spec).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("conj", [False, True])
+@pytest.mark.parametrize("neg", [False, True])
+def test_signs_of_complex32(conj: bool, neg: bool) -> None:
+    """A sign is turned and nothing else, also of a NaN with something in it."""
+    halves = np.array([0x7E5A, 0xFC00, 0x8000, 0x7EE2, 0x3C00, 0x0001], np.uint16)
+    array = halves.view(ml_dtypes.complex32).reshape(3, 1)[::-1]
+    spec = TensorSpec("complex32", (3, 1), (1, 1), 0, ArrayStorage(halves, None), False, conj, neg)
+    signs = np.array([0x8000 * neg, 0x8000 * (neg != conj)], np.uint16)
+    resolved = resolve_bits(array, spec)
+    assert resolved.shape == (3, 1)
+    assert resolved.tobytes() == (halves.reshape(3, 2)[::-1] ^ signs).tobytes()
+    assert resolve_bits(array[0, 0:1].reshape(()), spec).shape == ()

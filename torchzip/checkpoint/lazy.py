@@ -169,6 +169,9 @@ class LazyFactory:
     def other(self, tensor: OtherTensor) -> OtherTensor:
         return tensor
 
+    def key(self, value: Any) -> Any:
+        return value
+
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:

@@ -18,7 +18,7 @@ from torchzip.formats.base import FileContainer, OpenStorage, check_options, ref
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.tensors.kind_checks import Checked, check_values
-from torchzip.tensors.numpy_dtypes import has_numpy_dtype
+from torchzip.tensors.numpy_dtypes import has_numpy_dtype, torch_dtype_of
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage
 from torchzip.types import OtherTensor, TypedArray
@@ -65,6 +65,7 @@ class EagerFactory:
         self._to_fill: list[EagerStorage] = []
         self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
         self._to_check: list[OtherTensor] = []
+        self._keys: dict[int, TypedArray] = {}
         self._nbytes = 0
 
     def storage(
@@ -112,6 +113,13 @@ class EagerFactory:
         self._to_check.append(tensor)
         return tensor
 
+    def key(self, value: Any) -> Any:
+        """Return a TypedArray for an array: the same one each time."""
+        torch_dtype = torch_dtype_of(value.dtype) if type(value) is np.ndarray else None
+        if torch_dtype is None:
+            return value
+        return self._keys.setdefault(id(value), TypedArray(value, torch_dtype))
+
     def fill(self, verify: bool) -> None:
         """Read the bytes of every storage, with a second thread if there are many."""
         total = sum(storage.nbytes for storage in self._to_fill)
@@ -134,6 +142,7 @@ class EagerFactory:
         self._to_fill.clear()
         self._to_resolve.clear()
         self._to_check.clear()
+        self._keys.clear()
 
 
 def _fill(storage: EagerStorage, verify: bool) -> None:
@@ -172,8 +181,9 @@ def load(
     arrays as their parts; their indices are checked against their shapes.
 
     bfloat16 and float8 come through ml_dtypes; a dtype that numpy has not is a
-    `types.TypedArray`. Tensors that shared a storage share memory. A Parameter gives its array
-    and a tensor with attributes loses them; `lazy_load` keeps both.
+    `types.TypedArray`, and so is a tensor that is a key of a dict or an item of a set (in a pickled
+    optimizer), since arrays have no hash. Tensors that shared a storage share memory. A Parameter
+    gives its array and a tensor with attributes loses them; `lazy_load` keeps both.
 
     ``mmap=True`` needs a path and gives read-only views of the file; a tensor that is put
     together from several places is an array of its own. Only the pickle's CRC is

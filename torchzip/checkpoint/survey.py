@@ -417,7 +417,7 @@ def reduce_for_good(value: Any) -> Reduction:
 
 
 _WITHOUT_ARRAYS = frozenset(
-    [str, int, float, bool, type(None), bytes, bytearray, complex, type, range, slice]
+    [str, int, float, bool, type(None), bytes, bytearray, complex, type, range]
 )
 _ARRAYS = {np.ndarray}
 #: So many times deeper than the second pass can go, for whatever it may reach by a shorter way.

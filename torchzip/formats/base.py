@@ -121,6 +121,9 @@ class SpecFactory:
     def other(self, tensor: OtherTensor) -> Any:
         return tensor
 
+    def key(self, value: Any) -> Any:
+        return value
+
 
 class MeasuringFactory(SpecFactory):
     """Notes what the pickle says of each storage, by key in its order."""

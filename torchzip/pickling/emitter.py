@@ -394,14 +394,12 @@ class Emitter:
     # -- names and objects -----------------------------------------------------------------
 
     def _class_or_function(self, value: Any) -> None:
-        if value is type(None):
-            self.reduced(value, (type, (None,)))
-        elif value is type(NotImplemented):
-            self.reduced(value, (type, (NotImplemented,)))
-        elif value is type(...):
-            self.reduced(value, (type, (...,)))
-        else:
-            self._global(value, None)
+        for constant in (None, NotImplemented, ...):
+            if value is type(constant):  # no module has it under its name
+                if not self.written(id(value)):
+                    self.reduced(value, (type, (constant,)))
+                return
+        self._global(value, None)
 
     def _global(self, value: Any, name: str | None) -> None:
         """Write a live Python object as the name under which it can be found."""

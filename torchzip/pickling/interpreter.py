@@ -349,11 +349,9 @@ class Interpreter:
                     push(bytearray(self._bytes(position, nbytes)))
                 position += nbytes
             elif op == 0x90 or op == 0x91:  # ADDITEMS, FROZENSET
-                items = stack
+                items = self._table.keys.checked(stack)
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
-                for item in items:
-                    self._table.keys(item)
                 if op == 0x91:
                     containers_left -= _SET
                     if containers_left < 0:

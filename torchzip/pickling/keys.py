@@ -8,7 +8,7 @@ taken: where a dict or set of CPython looks for a hash is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torchzip.errors import PickleError, UnsupportedError, shown
@@ -34,10 +34,11 @@ class KeyCheck:
     """Refuses what cannot be hashed, or only at a cost that the file does not pay for.
 
     Takes str, bytes, bool, None, float, int, short tuples and frozensets of those, and whatever has
-    the hash of its identity.
+    the hash of its identity. ``stand_in`` may give something with a hash for a key that has none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stand_in: Callable[[Any], Any] = lambda key: key) -> None:
+        self._stand_in = stand_in
         # By the bytes of a hash: those are salted.
         self._by_hash: dict[bytes, list[Any]] = {}
         # With the dict or set of each id, which must stay.
@@ -65,6 +66,14 @@ class KeyCheck:
             if len(same) >= _MAX_EQUAL_HASHES:
                 raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys have the same hash")
             same.append(key)
+
+    def checked(self, keys: Iterable[Any]) -> list[Any]:
+        """Return the keys, each checked, with stand-ins for those that have no hash."""
+        usable = [self._stand_in(key) if type(key).__hash__ is None else key for key in keys]
+        for key in usable:
+            if type(key) is not str:
+                self(key)
+        return usable
 
     @property
     def is_watching(self) -> bool:

@@ -136,8 +136,8 @@ def set_items(table: Table, target: Any, items: list[Any]) -> None:
     if len(items) % 2:
         raise PickleError(f"{shown(keys[-1])} is a key without a value")
     others = [key for key in keys if type(key) is not str]
-    for key in others:
-        table.keys(key)
+    if others:
+        keys = table.keys.checked(keys)
     if others or table.keys.is_watching:
         table.keys.fill(mapping, keys, items[1::2])
         return

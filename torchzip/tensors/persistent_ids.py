@@ -46,6 +46,10 @@ class Factory(Protocol):
         """Return what stands for a tensor that is not dense; its values are unread."""
         ...
 
+    def key(self, value: Any) -> Any:
+        """Return what stands for a value without a hash as a key of a dict: itself, or a tensor."""
+        ...
+
 
 class BareStorage(Storage):
     """A storage as the pickle mentions it; left in the tree it is a bare `types.Storage`.

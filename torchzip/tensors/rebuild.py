@@ -92,7 +92,7 @@ class Rebuilder:
         self._factory = factory
         self._storages = PersistentIds(factory)
         self._spans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-        self._keys = KeyCheck()
+        self._keys = KeyCheck(factory.key)
         self._dense: dict[Name, Callable[[Args], Any]] = {
             ("torch._utils", "_rebuild_tensor"): self._tensor_v1,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
@@ -338,9 +338,7 @@ class Rebuilder:
             return []
         if len(args) != 1 or type(args[0]) not in (list, tuple):
             raise wrong_arguments(what, "one list", args)
-        for item in args[0]:
-            self._keys(item)
-        return list(args[0])
+        return self._keys.checked(args[0])
 
     def _set(self, args: Args) -> set[Any]:
         return self._keys.set_of(self._items(args, "set"))
@@ -358,9 +356,8 @@ class Rebuilder:
                     raise PickleError(
                         f"OrderedDict takes a list of pairs, not one with {shown(pair)}"
                     )
-                self._keys(pair[0])
-            pairs = args[0]
-            self._keys.fill(made, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+            keys = self._keys.checked(pair[0] for pair in args[0])
+            self._keys.fill(made, keys, [pair[1] for pair in args[0]])
         return made
 
     def _counter(self, args: Args) -> Counter[Any]:

@@ -213,11 +213,22 @@ def view_of(data: Any, spec: TensorSpec) -> NDArray[Any]:
 
 def resolve_bits(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     """Return ``array`` with the spec's lazy conjugation and negation carried out."""
+    if spec.torch_dtype == "complex32" and (spec.conj or spec.neg):
+        return _turned_halves(array, spec.neg, spec.neg != spec.conj)
     if spec.conj:
         array = np.asarray(np.conjugate(array))  # numpy makes a scalar of a 0-d array
     if spec.neg:
         array = np.asarray(np.negative(array))
     return array
+
+
+def _turned_halves(array: NDArray[Any], real: bool, imag: bool) -> NDArray[Any]:
+    """Return complex32 values with the signs turned: ml_dtypes loses what is in a NaN."""
+    halves = np.array(array, order="C").reshape(-1).view(np.uint16)
+    for first, turned in enumerate((real, imag)):
+        if turned:
+            halves[first::2] ^= 0x8000
+    return halves.view(array.dtype).reshape(array.shape)
 
 
 Key = int | slice | EllipsisType | None
