@@ -497,3 +497,25 @@ def test_length_and_rows(tmp_path: Path) -> None:
             len(ckpt["zero"])
         with pytest.raises(TypeError, match="without dimensions"):
             iter(ckpt["zero"])
+
+
+def test_pickled_in_another_folder(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is that of the folder in which the checkpoint was opened."""
+    monkeypatch.chdir(path.parent)
+    (tmp_path / "elsewhere").mkdir()
+    with tz.lazy_load(path.name) as checkpoint:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with pickle.loads(pickle.dumps(checkpoint)) as again:
+            assert list(again) == list(checkpoint)
+
+
+def test_closed_on_a_file_object(path: Path) -> None:
+    """Its tensors cannot be read either, and the object stays open."""
+    with path.open("rb") as file:
+        with tz.lazy_load(file) as checkpoint:
+            tensor = next(iter(checkpoint.values()))
+        with pytest.raises(ValueError, match="the checkpoint is closed"):
+            tensor.numpy()
+        assert not file.closed

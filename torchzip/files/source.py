@@ -76,8 +76,8 @@ class FileSource:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(os.fspath(path))
-        self.name = os.fspath(path)
+        self.name = os.fsdecode(path)
+        self.path = os.path.abspath(self.name)
         # O_NONBLOCK: opening a FIFO must not wait for its writer. It changes nothing for files.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         self._fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
@@ -156,16 +156,23 @@ class FileObjectSource:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._is_closed = False
         self._lock = threading.Lock()
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
-        self._start = operator.index(file.seek(0, os.SEEK_CUR))
-        self.size = max(0, operator.index(file.seek(0, os.SEEK_END)) - self._start)
+        self._start = self._seek(0, os.SEEK_CUR)
+        self.size = max(0, self._seek(0, os.SEEK_END) - self._start)
         file.seek(self._start)
+
+    def _seek(self, offset: int, whence: int) -> int:
+        """Go there and return where that is. A ``seek`` may say nothing, as mmap's before 3.13."""
+        place: int | None = self._file.seek(offset, whence)
+        return operator.index(self._file.tell() if place is None else place)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise _outside(self.name, offset, nbytes, self.size)
         with self._lock:
+            self._check_open()
             self._file.seek(self._start + offset)
             data = self._file.read(nbytes)
             if type(data) is not bytes or len(data) != nbytes:
@@ -200,6 +207,7 @@ class FileObjectSource:
             out[:] = self.read_at(offset, out.nbytes)
             return
         with self._lock:
+            self._check_open()
             self._file.seek(self._start + offset)
             done = 0
             while done < out.nbytes:
@@ -215,8 +223,13 @@ class FileObjectSource:
         with self._lock:
             self._file.seek(self._start + offset)
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError(f"{self.name}: the checkpoint is closed")
+
     def close(self) -> None:
-        """Nothing: the file object belongs to the caller."""
+        """Read no more. The file object belongs to the caller, and stays open."""
+        self._is_closed = True
 
 
 class MmapSource:

@@ -113,10 +113,10 @@ def repair(
     1000.0
     """
     limits = check_options("keep", limits)
+    out = os.fsdecode(out)
     if not overwrite and os.path.lexists(out):
-        path = os.fspath(out)
-        raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", path)
-    start = None if isinstance(broken, str | os.PathLike) else broken.tell()
+        raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", out)
+    start = broken.tell() if hasattr(broken, "tell") else None
     opened = _open_sound(broken, limits)
     if not isinstance(opened, TorchZipError):
         checkpoint, report = opened
@@ -128,7 +128,7 @@ def repair(
         return _write(found, out, str(opened).removesuffix(f" {REPAIR_ADVICE}"))
 
 
-def _write(found: _Found, out: str | os.PathLike[str], damage: str | None) -> Repaired:
+def _write(found: _Found, out: str, damage: str | None) -> Repaired:
     try:
         save(found.root, out)
     except TorchZipError:
@@ -140,7 +140,7 @@ def _write(found: _Found, out: str | os.PathLike[str], damage: str | None) -> Re
         ) from None
     return Repaired(
         broken=found.name,
-        out=os.fspath(out),
+        out=out,
         format=found.format,
         damage=damage,
         tensors=found.tensors,
@@ -209,7 +209,7 @@ def _storages_of(value: Any) -> Iterator[Any]:
 @contextlib.contextmanager
 def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_Found]:
     if isinstance(broken, str | os.PathLike):
-        path = os.fspath(broken)
+        path = os.fsdecode(broken)
         if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
             raise UnsupportedError(
                 "shards and distributed checkpoints are not repaired as a whole; a damaged shard "
