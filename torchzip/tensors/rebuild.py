@@ -649,7 +649,7 @@ def _size(args: Args) -> Size:
 
 def _device(args: Args) -> Device:
     if not (
-        1 <= len(args) <= 2 and type(args[0]) is str and (len(args) == 1 or type(args[1]) is int)
+        1 <= len(args) <= 2 and type(args[0]) is str and (len(args) == 1 or is_number(args[1]))
     ):
         raise wrong_arguments("torch.device", "a type and an index", args)
     return Device(*args)
