@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -519,3 +521,18 @@ def test_closed_on_a_file_object(path: Path) -> None:
         with pytest.raises(ValueError, match="the checkpoint is closed"):
             tensor.numpy()
         assert not file.closed
+
+
+def test_dropped_checkpoint_closes_its_file(path: Path) -> None:
+    """Without a call of `close`, and without a look for cycles, which a program may forbid."""
+    checkpoint: Any = tz.lazy_load(path)
+    tensor = checkpoint["layer.weight"]
+    container = weakref.ref(checkpoint._container)
+    gc.disable()
+    try:
+        del checkpoint
+        assert tensor.numpy().shape == tensor.shape
+        del tensor
+        assert container() is None
+    finally:
+        gc.enable()

@@ -165,7 +165,7 @@ def read_pickle(
         error.at(path=path)
         raise
     finally:
-        rebuilder.forget_storages()
+        rebuilder.finish()
     names = interpreter.globals
     foreign = [name for name in names if not rebuilder.table.knows(name)]
     return Contents(root, names, foreign, len(data) - start)

@@ -220,14 +220,17 @@ class Rebuilder:
 
     # -- storages --------------------------------------------------------------------------
 
-    def forget_storages(self) -> None:
-        """Let go of the storages once the object is made.
+    def finish(self) -> None:
+        """Let go of the storages and of the file once the object is made.
 
         The table refers to this object and this object to the table, so both stay until Python
-        looks for cycles; the memory of tensors that nobody holds must not stay with them.
+        looks for cycles; the memory of tensors that nobody holds must not stay with them, nor a
+        file that nobody closes stay open.
         """
         self._bare.clear()
         self._stored.clear()
+        self._kinds.finish()
+        del self._factory
 
     def persistent(self, pid: Any) -> Any:
         """Return the storage (or the class, for a pickled module) of a persistent id."""
