@@ -147,6 +147,12 @@ def reopen(path: str, identity: tuple[int, int, int, int]) -> FileSource:
     return source
 
 
+def _seek(file: BinaryIO, whence: int) -> int:
+    """Go there and return where that is. A ``seek`` may say nothing, as mmap's before 3.13."""
+    place: int | None = file.seek(0, whence)
+    return operator.index(file.tell() if place is None else place)
+
+
 class FileObjectSource:
     """A binary file object with ``read`` and ``seek``, from its current position to its end.
 
@@ -159,14 +165,9 @@ class FileObjectSource:
         self._is_closed = False
         self._lock = threading.Lock()
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
-        self._start = self._seek(0, os.SEEK_CUR)
-        self.size = max(0, self._seek(0, os.SEEK_END) - self._start)
+        self._start = _seek(file, os.SEEK_CUR)
+        self.size = max(0, _seek(file, os.SEEK_END) - self._start)
         file.seek(self._start)
-
-    def _seek(self, offset: int, whence: int) -> int:
-        """Go there and return where that is. A ``seek`` may say nothing, as mmap's before 3.13."""
-        place: int | None = self._file.seek(offset, whence)
-        return operator.index(self._file.tell() if place is None else place)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
@@ -303,8 +304,19 @@ def open_source(file: File) -> FileSource | FileObjectSource:
     """Return a Source for a path or a binary file object with ``read`` and ``seek``."""
     if isinstance(file, str | os.PathLike):
         return FileSource(file)
+    return FileObjectSource(_checked(file))
+
+
+def position_of(file: File) -> int | None:
+    """Return where a file object stands, to come back to; None for a path."""
+    if isinstance(file, str | os.PathLike):
+        return None
+    return _seek(_checked(file), os.SEEK_CUR)
+
+
+def _checked(file: BinaryIO) -> BinaryIO:
     if not (hasattr(file, "read") and hasattr(file, "seek")) or isinstance(file, io.TextIOBase):
         raise TypeError(
             f"expected a path or a binary file object with read and seek, not {type(file).__name__}"
         )
-    return FileObjectSource(file)
+    return file

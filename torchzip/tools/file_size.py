@@ -11,7 +11,7 @@ from torchzip.checkpoint.outline import Outline, outline
 from torchzip.convert.casting import inner_tensors
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import select
-from torchzip.files.source import File
+from torchzip.files.source import File, position_of
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.sharded import ShardedContainer
 from torchzip.limits import Limits
@@ -111,7 +111,7 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
     ((Duplicates(nbytes=8000, names=('a', 'b')),), 'round floating tensors to bfloat16')
     """
     is_path = isinstance(file, str | os.PathLike)
-    start = None if isinstance(file, str | os.PathLike) else file.tell()
+    start = position_of(file)
     with Checkpoint(file, limits=limits) as checkpoint:
         found = outline(checkpoint)
         limits = checkpoint.limits

@@ -14,7 +14,7 @@ from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
 from torchzip.errors import REPAIR_ADVICE, FormatError, TorchZipError, UnsupportedError
-from torchzip.files.source import File, open_source
+from torchzip.files.source import File, open_source, position_of
 from torchzip.formats.base import check_options
 from torchzip.formats.salvaging import open_damaged
 from torchzip.limits import Limits
@@ -116,7 +116,7 @@ def repair(
     out = os.fsdecode(out)
     if not overwrite and os.path.lexists(out):
         raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", out)
-    start = broken.tell() if hasattr(broken, "tell") else None
+    start = position_of(broken)
     opened = _open_sound(broken, limits)
     if not isinstance(opened, TorchZipError):
         checkpoint, report = opened

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.files.source import File
+from torchzip.files.source import File, position_of
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tools.pickles import refused_opcodes
@@ -77,7 +77,7 @@ def verify(
     >>> found.format, found.records, found.torch_load
     ('zip', 6, 'accepts')
     """
-    start = None if isinstance(file, str | os.PathLike) else file.tell()
+    start = position_of(file)
     with Checkpoint(file, limits=limits) as checkpoint:
         report = checkpoint.verify(progress)
         of = checkpoint.format
