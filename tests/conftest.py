@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.real_files import RealFiles
+
+# A busy machine is no failure: no test has a clock. Those that suppress more name this one too.
+settings.register_profile("torchzip", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("torchzip")
 
 #: Set in CI: the fidelity tests must run there, so a missing torch is a failure.
 REQUIRE_TORCH = "TORCHZIP_REQUIRE_TORCH"

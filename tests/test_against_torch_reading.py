@@ -408,7 +408,9 @@ _SLICED_NAMES = (*_SLICED, "conjugated", "column-major, deflated", "gaps, deflat
 
 
 @settings(
-    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=600,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data(), name=st.sampled_from(_SLICED_NAMES))
 def test_slices(sliced: dict[str, tz.LazyTensor], data: st.DataObject, name: str) -> None:

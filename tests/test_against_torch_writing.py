@@ -273,7 +273,9 @@ _RANDOMS = st.randoms(use_true_random=False) | st.integers(0, 1 << 32).map(rando
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(rng=_RANDOMS, size=st.integers(1, 120), depth=st.integers(0, 6))
 def test_random_tree(torch: Any, rng: random.Random, size: int, depth: int) -> None:

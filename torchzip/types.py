@@ -5,9 +5,10 @@ They are plain and inert. Each survives load, save and torch unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, SupportsIndex
 
 __all__ = [
     "Device",
@@ -27,10 +28,21 @@ __all__ = [
 ]
 
 
+def _check_text(what: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{what} takes a name, not {type(name).__name__}")
+
+
 class Size(tuple[int, ...]):
-    """``torch.Size``: a tuple of ints that torch gets back as a Size."""
+    """``torch.Size``: a tuple of ints that torch gets back as a Size.
+
+    As there, what can be an index becomes a plain int, such as those of numpy.
+    """
 
     __slots__ = ()
+
+    def __new__(cls, sizes: Iterable[SupportsIndex] = ()) -> Self:
+        return super().__new__(cls, map(int, map(operator.index, sizes)))
 
     def __repr__(self) -> str:
         return f"Size({list(self)})"
@@ -56,6 +68,7 @@ class _Word(_Frozen):
     name: str
 
     def __init__(self, name: str) -> None:
+        _check_text(type(self).__name__, name)
         object.__setattr__(self, "name", name)
 
     def __eq__(self, other: object) -> bool:
@@ -77,7 +90,10 @@ class _Word(_Frozen):
 
 
 class Dtype(_Word):
-    """A ``torch.dtype`` as a value: ``Dtype("float16")`` stands for ``torch.float16``."""
+    """A ``torch.dtype`` as a value: ``Dtype("float16")`` stands for ``torch.float16``.
+
+    The name is the one that torch writes: ``"float16"``, not ``"half"``.
+    """
 
     __slots__ = ("name",)
 
@@ -103,6 +119,11 @@ class Device(_Frozen):
     index: int | None
 
     def __init__(self, type: str, index: int | None = None) -> None:
+        _check_text("Device", type)
+        if index is not None:
+            index = int(operator.index(index))
+            if index < 0:
+                raise ValueError(f"a Device has the index {index}; 0 or more was expected")
         object.__setattr__(self, "type", type)
         object.__setattr__(self, "index", index)
 
@@ -178,7 +199,9 @@ class Storage(_Frozen):
     """A bare torch storage in the tree.
 
     ``data`` is its content as a one-dimensional array (or LazyTensor), ``torch_dtype``
-    the dtype of a typed storage and None for an untyped one, which counts bytes.
+    the dtype of a typed storage, which must be that of the data, and None for an untyped one, which
+    counts bytes. It is saved as all that it has of its memory, and so must be all that any array
+    saved with it has of that.
     """
 
     __slots__ = ("data", "location", "torch_dtype")
@@ -271,6 +294,18 @@ class OtherTensor:
         return f"{type(self).__name__}({self._describe()}{extra})"
 
 
+def _check_parts(tensor: OtherTensor, *needed: str) -> None:
+    """Raise TypeError if a part has no shape; those that are not ``needed`` may be no tensors."""
+    for name in tensor.PARTS:
+        value = getattr(tensor, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if (name in needed or _is_part(part)) and not hasattr(_array_of(part), "shape"):
+                raise TypeError(
+                    f"{name} of a {type(tensor).__name__}: a {type(part).__name__}; an array or a "
+                    "tensor was expected"
+                )
+
+
 def _is_part(value: Any) -> bool:
     return value is not None and not isinstance(value, int | float | list)
 
@@ -317,6 +352,7 @@ class SparseTensor(OtherTensor):
             object.__setattr__(self, "indices", tuple(self.indices))
         if self.layout != "sparse_coo":
             object.__setattr__(self, "is_coalesced", None)
+        _check_parts(self, "indices", "values")
 
     @property
     def torch_dtype(self) -> str:
@@ -391,6 +427,7 @@ class QuantizedTensor(OtherTensor):
     PARTS = ("int_repr", "scale", "zero_point")
 
     def __post_init__(self) -> None:
+        _check_parts(self, "int_repr")
         if self.axis is None:
             object.__setattr__(self, "scale", float(self.scale))
             object.__setattr__(self, "zero_point", int(self.zero_point))
@@ -463,6 +500,9 @@ class NestedTensor(OtherTensor):
     constructor: Any = field(default=None, kw_only=True)
 
     PARTS = ("values", "sizes", "strides", "offsets", "lengths")
+
+    def __post_init__(self) -> None:
+        _check_parts(self, "values", "offsets")
 
     @property
     def torch_dtype(self) -> str:
@@ -573,6 +613,16 @@ class ForeignObject:
         how: str | None = None,
         setter: ForeignObject | None = None,
     ) -> None:
+        if not (type(module) is type(name) is str):
+            raise TypeError("the module and the name of a ForeignObject are texts")
+        if not isinstance(args, tuple | None) or not isinstance(kwargs, dict | None):
+            raise TypeError("the args of a ForeignObject are a tuple, its kwargs a dict")
+        if kwargs is not None and not all(isinstance(key, str) for key in kwargs):
+            raise TypeError("the kwargs of a ForeignObject have texts as keys")
+        if not isinstance(items, list | dict | set | None):
+            raise TypeError("the items of a ForeignObject are a list, a dict or a set")
+        if how not in (None, "name", "call", "new"):
+            raise ValueError(f"a ForeignObject is made by 'name', 'call' or 'new', not {how!r}")
         self.module = module
         self.name = name
         self.args = args

@@ -260,6 +260,26 @@ def test_chunks_of_any_shape(path: Path) -> None:
     np.testing.assert_array_equal(tz.load(path), whole)
 
 
+@pytest.mark.parametrize(
+    ("chunks", "shape", "dtype", "error"),
+    [
+        (None, (1,), "float64", TypeError),
+        (5, (1,), "float64", TypeError),
+        ([np.zeros(1)], (1,), None, TypeError),
+        ([np.zeros(1)], (1,) * 65, "float64", ValueError),
+    ],
+)
+def test_chunks_that_cannot_be_begun(
+    path: Path, chunks: Any, shape: Any, dtype: Any, error: type[Exception]
+) -> None:
+    """What is wrong before the first block is said before a byte is written."""
+    with tz.incremental_save(path) as out:
+        with pytest.raises(error):
+            out.store_chunks(chunks, shape=shape, dtype=dtype)
+        out.save({"a": 1})
+    assert tz.load(path) == {"a": 1}
+
+
 def test_chunk_buffer_may_be_used_again(path: Path) -> None:
     """A generator may fill one buffer over and over."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -497,3 +499,40 @@ def test_length_and_rows(tmp_path: Path) -> None:
             len(ckpt["zero"])
         with pytest.raises(TypeError, match="without dimensions"):
             iter(ckpt["zero"])
+
+
+def test_pickled_in_another_folder(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is that of the folder in which the checkpoint was opened."""
+    monkeypatch.chdir(path.parent)
+    (tmp_path / "elsewhere").mkdir()
+    with tz.lazy_load(path.name) as checkpoint:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with pickle.loads(pickle.dumps(checkpoint)) as again:
+            assert list(again) == list(checkpoint)
+
+
+def test_closed_on_a_file_object(path: Path) -> None:
+    """Its tensors cannot be read either, and the object stays open."""
+    with path.open("rb") as file:
+        with tz.lazy_load(file) as checkpoint:
+            tensor = next(iter(checkpoint.values()))
+        with pytest.raises(ValueError, match="the checkpoint is closed"):
+            tensor.numpy()
+        assert not file.closed
+
+
+def test_dropped_checkpoint_closes_its_file(path: Path) -> None:
+    """Without a call of `close`, and without a look for cycles, which a program may forbid."""
+    checkpoint: Any = tz.lazy_load(path)
+    tensor = checkpoint["layer.weight"]
+    container = weakref.ref(checkpoint._container)
+    gc.disable()
+    try:
+        del checkpoint
+        assert tensor.numpy().shape == tensor.shape
+        del tensor
+        assert container() is None
+    finally:
+        gc.enable()

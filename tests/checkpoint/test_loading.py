@@ -17,6 +17,7 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from torchzip.errors import PickleError
 from torchzip.tensors.memory import owner_of
 from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage, TypedArray
 
@@ -369,3 +370,9 @@ def test_memory_goes_with_the_object() -> None:
         assert all(reference() is None for reference in memory)
     finally:
         gc.enable()
+
+
+def test_device_that_torch_refuses() -> None:
+    """A negative index is none."""
+    with pytest.raises(PickleError, match=r"torch\.device takes a type and an index"):
+        load(b.call(b.name("torch", "device"), b.text("cuda"), b.integer(-1)))

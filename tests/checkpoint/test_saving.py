@@ -22,7 +22,20 @@ from tests import builders as b
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.memory import PackedStorage
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.types import Device, Dtype, Layout, Parameter, QScheme, Size, Storage, TypedArray
+from torchzip.types import (
+    Device,
+    Dtype,
+    ForeignObject,
+    Layout,
+    NestedTensor,
+    Parameter,
+    QScheme,
+    QuantizedTensor,
+    Size,
+    SparseTensor,
+    Storage,
+    TypedArray,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -273,6 +286,17 @@ def test_golden_files_are_saved_again(name: str, tmp_path: Path) -> None:
         (TypedArray(np.zeros(2, np.uint8), "float3"), "no dtype 'float3'"),
         (TypedArray([1, 2], "bits8"), "needs an array"),
         (Storage("text"), "must be an array"),
+        (Storage(np.zeros(3, np.float32), "float3"), "no storage of dtype 'float3'"),
+        (Storage(np.zeros(3, np.uint16), "uint16"), "no storage of dtype 'uint16'"),
+        (Storage(np.zeros(3, np.float32), "int8"), "a Storage of int8 has data of float32"),
+        (Storage(np.zeros((2, 3)), "float64"), "one-dimensional"),
+        (Storage(np.broadcast_to(np.float64(1), (5,)), "float64"), "dense"),
+        (Storage(np.zeros(3), "float64", 5), "location"),  # type: ignore[arg-type]
+        (Dtype("half"), "torch writes no dtype 'half'"),
+        (QScheme("affine"), "torch has no qscheme 'affine'"),
+        (ForeignObject("m", "f", (), {"key": 1}), "a call with keywords"),
+        (ForeignObject("m\ud800", "f"), "a name that is not Unicode"),
+        (ForeignObject("m", "f\n"), "a name with a line break"),
     ],
     ids=lambda value: re.sub(" at 0x.*", "", str(value))[:30],
 )
@@ -285,6 +309,58 @@ def test_what_cannot_be_saved_says_where(tmp_path: Path, value: Any, message: st
     assert str(caught.value).startswith("model.layers.1.weight: ")
     assert message in str(caught.value)
     assert os.listdir(tmp_path) == []
+
+
+def test_storage_that_is_a_part(tmp_path: Path) -> None:
+    """A bare storage is written whole, so a part of what another array has cannot be one."""
+    numbers = np.arange(10)
+    storage, path = Storage(numbers[2:5], "int64"), tmp_path / "m.pt"
+    (alone,) = roundtrip([storage])
+    assert alone.data.tolist() == [2, 3, 4]
+    with pytest.raises(ValueError, match="0: a Storage of 24 bytes which are a part of 80"):
+        tz.save([storage, numbers], path)
+    tz.save({"part": numbers[2:5], "all": numbers}, path)
+    with tz.lazy_load(path) as checkpoint, pytest.raises(ValueError, match="a part of 80"):
+        tz.save([Storage(checkpoint["part"], "int64")], tmp_path / "other.pt")
+
+
+def test_layout_that_torch_has_not() -> None:
+    """It is written as it is, with a warning."""
+    with pytest.warns(UserWarning, match="the layout zigzag"):
+        assert roundtrip([Layout("zigzag"), Layout("strided")])[0] == Layout("zigzag")
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: Size("ab"), TypeError),  # type: ignore[arg-type]
+        (lambda: Size([1.5]), TypeError),  # type: ignore[list-item]
+        (lambda: Dtype(5), TypeError),  # type: ignore[arg-type]
+        (lambda: Layout(None), TypeError),  # type: ignore[arg-type]
+        (lambda: Device(5), TypeError),  # type: ignore[arg-type]
+        (lambda: Device("cuda", "1"), TypeError),  # type: ignore[arg-type]
+        (lambda: Device("cuda", -1), ValueError),
+        (lambda: SparseTensor("sparse_coo", [[0, 1]], np.ones(2), (2,)), TypeError),
+        (lambda: SparseTensor("sparse_coo", np.array([[0]]), None, (2,)), TypeError),
+        (lambda: QuantizedTensor(5, 1.0, 0), TypeError),
+        (lambda: NestedTensor("jagged", np.ones(2), 5), TypeError),
+        (lambda: ForeignObject(5, "f"), TypeError),  # type: ignore[arg-type]
+        (lambda: ForeignObject("m", "f", 5), TypeError),  # type: ignore[arg-type]
+        (lambda: ForeignObject("m", "f", (), {1: 2}), TypeError),  # type: ignore[dict-item]
+        (lambda: ForeignObject("m", "f", (), items=5), TypeError),  # type: ignore[arg-type]
+        (lambda: ForeignObject("m", "f", how="made"), ValueError),
+    ],
+)
+def test_leaf_types_of_something_else(make: Any, error: type[Exception]) -> None:
+    """What a leaf type cannot be made of is refused at once."""
+    with pytest.raises(error):
+        make()
+
+
+def test_sizes_become_plain_ints() -> None:
+    """As in torch: what numpy counts with is an index."""
+    size = roundtrip({"size": Size(np.array([2, 3]))})["size"]
+    assert (type(size), size, {*map(type, size)}) == (Size, (2, 3), {int})
 
 
 class _Says:

@@ -442,7 +442,8 @@ def test_objects_of_other_classes() -> None:
     """As a root they are not carried; inside, their tensors stay together in a dict."""
     module = ForeignObject("torch.nn", "Linear", (), how="new", state={"_parameters": {}})
     assert carry(module, lambda tensor: None) == Carried(None, [])
-    assert carry(SparseTensor("sparse_coo", 0, 0, (1,)), lambda tensor: None) == Carried(None, [])
+    sparse = SparseTensor("sparse_coo", np.zeros((1, 0), np.int64), np.zeros(0), (1,))
+    assert carry(sparse, lambda tensor: None) == Carried(None, [])
     tensors = {f"nets.0.{name}": lazy(np.zeros(2)) for name in ("bias", "weight", "a.b")}
     tensors["nets.00.x"] = lazy(np.zeros(1))
     root = {"nets": [module, Parameter(module)], "epoch": 1}
@@ -552,6 +553,7 @@ BROKEN = {
     "size": '{"root": {"torch.Size": [1.5]}}',
     "torch dtype": '{"root": {"torch.dtype": "load"}}',
     "device": '{"root": {"torch.device": 1}}',
+    "device index": '{"root": {"torch.device": "cuda", "index": -1}}',
     "nested values": '{"root": ' + '{"complex": [' * 300 + "1" + "]}" * 300 + "}",
 }  # fmt: skip
 

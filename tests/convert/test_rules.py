@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,13 @@ def test_dtype_for_all_is_no_rule_without_use(tmp_path: Path) -> None:
         ({"max_shard_size": "big"}, ValueError),
         ({"max_shard_size": 0}, ValueError),
         ({"max_shard_size": 1.5}, TypeError),
+        ({"dtype": [("*", 16)]}, TypeError),
+        ({"dtype": {"*": "float16"}}, TypeError),
+        ({"rename": [(1, "x")]}, TypeError),
+        ({"rename": [("a", None)]}, TypeError),
+        ({"executor": 5}, TypeError),
+        ({"map": 5}, TypeError),
+        ({"progress": 5}, TypeError),
     ],
 )
 def test_wrong_rules(model: Path, rules: Any, error: type[Exception]) -> None:
@@ -196,6 +204,26 @@ def test_wrong_rules(model: Path, rules: Any, error: type[Exception]) -> None:
 def test_sizes(size: int | str, nbytes: int) -> None:
     """Decimal units, as on the hub; binary ones by their names."""
     assert parse_size(size) == nbytes
+
+
+@pytest.mark.parametrize("which", ["src", "dst"])
+@pytest.mark.parametrize("kind", ["file object", "bytes"])
+def test_what_is_no_path(model: Path, which: str, kind: str) -> None:
+    """Source and destination are paths; anything else is said before a byte is written."""
+    data = model.read_bytes()
+    wrong: Any = io.BytesIO(data) if kind == "file object" else bytes(model)
+    out = model.with_name("out.pt")
+    src, dst = (wrong, out) if which == "src" else (model, wrong)
+    with pytest.raises(TypeError, match=f"{which} must be a path, not "):
+        tz.convert(src, dst, overwrite=True)
+    assert sorted(path.name for path in model.parent.iterdir()) == [model.name]
+
+
+def test_sizes_are_exact() -> None:
+    """No number is too large to be taken, or rounded to that of a float."""
+    assert parse_size("9" * 400 + "GB") == int("9" * 400) * 10**9
+    assert parse_size("9007199254740993") == 9007199254740993
+    assert parse_size("1.0015KB") == 1001
 
 
 def test_targets(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -261,6 +262,51 @@ def test_refused_file_is_closed(tmp_path: Path) -> None:
             FileSource(tmp_path)
     if before:
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+class BytesPath:
+    """A path that says its name in bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self.path)
+
+
+def test_path_in_bytes(tmp_path: Path) -> None:
+    """An ``os.PathLike`` may give bytes."""
+    made = tmp_path / "f"
+    made.write_bytes(_DATA)
+    path: Any = BytesPath(made)
+    with contextlib.closing(open_source(path)) as source:
+        assert (source.name, source.read_at(3, 4)) == (str(made), _DATA[3:7])
+
+
+def test_seek_that_says_nothing(tmp_path: Path) -> None:
+    """That of an mmap gives None before Python 3.13."""
+
+    class Silent(io.BytesIO):
+        def seek(self, *args: Any) -> Any:
+            super().seek(*args)
+
+    file = Silent(_DATA)
+    file.seek(5)
+    source = FileObjectSource(file)
+    assert (source.size, source.read_at(1, 3)) == (len(_DATA) - 5, _DATA[6:9])
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_closed_file_object(raw: bool) -> None:
+    """It is read no more, and stays open for its owner."""
+    file: Any = Stingy(_DATA) if raw else io.BytesIO(_DATA)
+    source = FileObjectSource(file)
+    source.close()
+    with pytest.raises(ValueError, match="the checkpoint is closed"):
+        source.read_at(0, 1)
+    with pytest.raises(ValueError, match="the checkpoint is closed"):
+        source.read_into(0, memoryview(bytearray(1)))
+    assert not file.closed
 
 
 @pytest.mark.parametrize("wrong", [None, 7, b"bytes", object, io.StringIO, [1]], ids=repr)

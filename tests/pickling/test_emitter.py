@@ -464,6 +464,18 @@ def test_extensions_and_items_of_sets_are_written_as_they_were(data: bytes) -> N
     same(dump(read(data)), data)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["extension 99999999999", "extension -1", "extension 0", "extension x", "extension \u0667",
+     "extension 1_0", "extension " + "9" * 5000],
+    ids=lambda name: ascii(name)[:30],
+)  # fmt: skip
+def test_names_like_extensions_are_names(name: str) -> None:
+    """A file may say so by GLOBAL; what is no code is written as the name that it was."""
+    data = b"\x80\x02ccopy_reg\n%b\nq\0." % name.encode()
+    same(dump(read(data)), data)
+
+
 def test_writers_are_found_by_base_class() -> None:
     """A writer serves the subclasses of its type, and gets the emitter and the value."""
     seen: list[Any] = []

@@ -744,3 +744,18 @@ def test_work_is_bounded(tmp_path: Path) -> None:
     assert found.tensors == 1
     assert any("overlapping" in lost.why for lost in found.lost)
     assert read < 20 * len(data) + (1 << 27)
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    """What is no file, or no path to write to, is a TypeError before anything is written."""
+    path = tmp_path / "m.pt"
+    tz.save({"a": np.ones(2)}, path)
+    wrong: Any
+    for wrong in (None, 5, b"m.pt"):
+        with pytest.raises(TypeError):
+            tz.tools.repair(wrong, tmp_path / "out.pt")
+    out = io.BytesIO()
+    wrong = out
+    with pytest.raises(TypeError):
+        tz.tools.repair(path, wrong, overwrite=True)
+    assert (out.getvalue(), os.listdir(tmp_path)) == (b"", ["m.pt"])

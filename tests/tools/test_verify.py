@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,3 +66,40 @@ def test_progress(name: str) -> None:
     assert calls == sorted(calls)
     assert all(done <= total for done, total in calls)
     assert calls[-1] == (found.nbytes, found.nbytes)
+
+
+class _Least:
+    """A file object with ``read`` and ``seek`` and no more."""
+
+    def __init__(self, data: bytes) -> None:
+        file = io.BytesIO(data)
+        self.read, self.seek = file.read, file.seek
+
+
+def _of(make: Callable[[], Any], folder: Path) -> list[Callable[[], Any]]:
+    return [
+        lambda: tz.tools.verify(make()).torch_load,
+        lambda: tz.tools.why_big(make()).nbytes,
+        lambda: tz.tools.report(make(), folder / "page.html", overwrite=True).tensors,
+        lambda: tz.tools.repair(make(), folder / "out.pt", overwrite=True).tensors,
+    ]
+
+
+def test_least_of_file_objects(tmp_path: Path) -> None:
+    """What a reader needs of one is ``read`` and ``seek``."""
+    buffer = io.BytesIO()
+    tz.save({"a": np.ones(3)}, buffer)
+    data = buffer.getvalue()
+    for least, whole in zip(
+        _of(lambda: _Least(data), tmp_path), _of(lambda: io.BytesIO(data), tmp_path), strict=True
+    ):
+        assert least() == whole()
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"m.pt", []], ids=repr)
+def test_what_is_no_file(tmp_path: Path, wrong: Any) -> None:
+    """It is a TypeError of each tool."""
+    for call in _of(lambda: wrong, tmp_path):
+        with pytest.raises(TypeError, match="expected a path or a binary file object"):
+            call()
+    assert list(tmp_path.iterdir()) == []

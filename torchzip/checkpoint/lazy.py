@@ -211,7 +211,10 @@ class Checkpoint(Mapping[str, Any]):
         limits: Limits | None = None,
     ) -> None:
         limits = check_options(foreign, limits)
-        self._arguments = (file, foreign, limits)
+        # Of a path, what ``pickle`` takes along: where it is now, whatever folder is current then.
+        self._origin: tuple[str, Foreign, Limits] | None = None
+        if isinstance(file, str | os.PathLike):
+            self._origin = (os.path.abspath(os.fsdecode(file)), foreign, limits)
         self._limits = limits
         self._table: NameTable | None = None
         self._summary: str | None = None
@@ -324,7 +327,7 @@ class Checkpoint(Mapping[str, Any]):
         return sum(storage.nbytes for storage in storages.values())
 
     def close(self) -> None:
-        """Close the file, unless it was given as an object."""
+        """Close the file; one that was given as an object stays open, and is read no more."""
         self._container.close()
 
     def __enter__(self) -> Self:
@@ -357,10 +360,9 @@ class Checkpoint(Mapping[str, Any]):
         return as_html(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        file, foreign, limits = self._arguments
-        if not isinstance(file, str | os.PathLike):
+        if self._origin is None:
             raise TypeError("a Checkpoint on a file object cannot be pickled")
-        return (_open_again, (os.path.abspath(file), foreign, limits))
+        return (_open_again, self._origin)
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -22,6 +22,7 @@ from torchzip.checkpoint.structure import Structure
 from torchzip.checkpoint.survey import EarlyTensor
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.dtypes import DTYPES
+from torchzip.errors import MAX_NDIM
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.sink import open_sink
 from torchzip.files.source import File
@@ -283,6 +284,11 @@ class IncrementalWriter:
             sizes = tuple(map(operator.index, shape))
             if any(not 0 <= size <= sys.maxsize for size in sizes):
                 raise ValueError(f"a shape of {sizes}")
+            if len(sizes) > MAX_NDIM:
+                raise ValueError(
+                    f"a shape of {len(sizes)} dimensions; torch and numpy stop at {MAX_NDIM}"
+                )
+            chunks = iter(chunks)  # what cannot be gone over is refused before a byte is written
             torch_dtype = _parse_dtype(dtype)
             expected = numpy_dtype(torch_dtype)
             spec = TensorSpec(torch_dtype, sizes, contiguous_stride(sizes), 0, _NO_STORAGE)
@@ -503,7 +509,8 @@ def _parse_dtype(dtype: Any) -> str:
             return parse_torch_dtype(dtype)
         except ValueError:
             pass
-    name = torch_dtype_of(np.dtype(dtype))
+    # None would be float64 for numpy.
+    name = None if dtype is None else torch_dtype_of(np.dtype(dtype))
     if name is None:
         raise TypeError(f"torch has no dtype {dtype!r}")
     return name

@@ -279,5 +279,31 @@ class Structure:
         else:
             spec = self._plain_spec(emitter, value.data)
             storage = spec.storage
+            self._check_storage(emitter, value, spec)
             storage.location = value.location
         self._dense.persistent_id(emitter, self._storage_of(storage), value.torch_dtype)
+
+    def _check_storage(self, emitter: Emitter, value: Storage, spec: TensorSpec) -> None:
+        """Raise where a bare storage would not be the numbers of its data."""
+        where, torch_dtype = emitter.where(), value.torch_dtype
+        if not isinstance(value.location, str):
+            raise TypeError(
+                f"{where}: the location of a Storage is a {type(value.location).__name__}; a text "
+                "was expected"
+            )
+        if torch_dtype is not None:
+            row = DTYPES.get(torch_dtype)
+            if row is None or row.storage_class is None:
+                raise ValueError(f"{where}: torch has no storage of dtype {torch_dtype!r}")
+            if torch_dtype != spec.torch_dtype:
+                raise TypeError(
+                    f"{where}: a Storage of {torch_dtype} has data of {spec.torch_dtype}"
+                )
+        if len(spec.shape) != 1 or (spec.stride != (1,) and spec.numel > 1):
+            raise ValueError(f"{where}: the data of a Storage must be one-dimensional, and dense")
+        nbytes = spec.numel * DTYPES[spec.torch_dtype].itemsize
+        if spec.storage_offset or nbytes != spec.storage.nbytes:
+            raise ValueError(
+                f"{where}: a Storage of {nbytes:,} bytes which are a part of "
+                f"{spec.storage.nbytes:,} that other tensors share; copy its data first"
+            )

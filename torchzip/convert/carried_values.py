@@ -18,7 +18,7 @@ import numpy as np
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, NUMPY, QSCHEMES
 from torchzip.errors import FormatError, LimitError, shown
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 from torchzip.pickling.table import KEEP
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.numpy_values import NUMPY_CALLS, PickledArray
@@ -384,7 +384,7 @@ def _named(kind: type[Dtype] | type[QScheme] | type[Layout]) -> Reader:
 
 def _read_device(body: Any, node: Any, limits: Limits) -> Device:
     kind, index = _part(body, limits), _part(node.get("index"), limits)
-    if type(kind) is not str or type(index) not in (int, type(None)):
+    if type(kind) is not str or not (index is None or is_number(index)):
         raise broken("torch.device takes a type and an index")
     return Device(kind, index)
 

@@ -118,6 +118,8 @@ def convert(
     >>> report.tensors, report.lost
     (1, ())
     """
+    if not isinstance(src, str | os.PathLike):
+        raise TypeError(f"src must be a path, not {type(src).__name__}")
     rules = Rules(dtype=dtype, rename=rename, include=include, exclude=exclude)
     target = parse_target(dst)
     max_shard_nbytes = None if max_shard_size is None else parse_size(max_shard_size)
@@ -127,6 +129,13 @@ def convert(
         raise TypeError(f"jobs is a number of processes, not {type(jobs).__name__}")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}; 1 or more processes were expected")
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise TypeError(
+            f"executor must be a concurrent.futures.Executor, not {type(executor).__name__}"
+        )
+    for option, function in (("map", map), ("progress", progress)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{option} must be a function, not {type(function).__name__}")
     if not overwrite:
         refuse_existing(target.path)  # before a long look at the source
     with Checkpoint(src, limits=limits) as checkpoint, contextlib.ExitStack() as opened:
@@ -155,7 +164,7 @@ def convert(
         for path in replaced:
             os.unlink(path)
     return ConvertReport(
-        os.fspath(src), files[-1], plan.format, len(plan.tensors), plan.nbytes,
+        os.fsdecode(src), files[-1], plan.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ class Rules:
         dtypes = (
             [("*", dtype)]
             if isinstance(dtype, str)
-            else parse_pairs("dtype", "(glob, dtype)", dtype)
+            else parse_pairs("dtype", "(glob, dtype)", dtype, or_one="a torch dtype's name or ")
         )
         self._dtypes = [
             (Glob("dtype", glob, "floating tensor"), _parse_dtype(target))
@@ -129,6 +129,12 @@ class Expression:
     def __init__(self, text: str, replacement: str) -> None:
         self.text = text
         self.used = False
+        if not isinstance(text, str | re.Pattern) or not (
+            isinstance(replacement, str) or callable(replacement)
+        ):
+            raise TypeError(
+                f"rename takes a list of (regex, replacement), and {(text, replacement)!r} is in it"
+            )
         try:
             self._pattern = re.compile(text)
             self._pattern.sub(replacement, "")  # groups that are not there show here
@@ -155,12 +161,12 @@ def parse_rename(
     return {}, None, [Expression(pattern, text) for pattern, text in pairs]
 
 
-def parse_pairs(option: str, what: str, rules: Any) -> list[Any]:
-    """Return the rules of a list of pairs; none for None."""
+def parse_pairs(option: str, what: str, rules: Any, *, or_one: str = "") -> list[Any]:
+    """Return the rules of a list of pairs; none for None. ``or_one`` is what else may be given."""
     if rules is None:
         return []
-    if isinstance(rules, str) or not isinstance(rules, Iterable):
-        raise TypeError(f"{option} takes a list of {what}, not {type(rules).__name__}")
+    if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
+        raise TypeError(f"{option} takes {or_one}a list of {what}, not {type(rules).__name__}")
     pairs = list(rules)
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:

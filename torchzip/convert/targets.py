@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torchzip.container.shard_index import INDEX_SUFFIX
 
@@ -38,7 +39,7 @@ def parse_size(size: int | str) -> int:
         unit = _UNITS.get(match[2].upper()) if match is not None else None
         if match is None or unit is None:
             raise ValueError(f"{size!r} is no size; a number with KB, MB or GB was expected")
-        nbytes = int(float(match[1]) * unit)
+        nbytes = int(Fraction(match[1]) * unit)
     elif isinstance(size, int) and not isinstance(size, bool):
         nbytes = size
     else:
@@ -82,9 +83,9 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
     ValueError
         If the suffix asks for nothing that can be written.
     """
-    path = os.fspath(dst)
-    if not isinstance(path, str):
-        path = os.fsdecode(path)
+    if not isinstance(dst, str | os.PathLike):
+        raise TypeError(f"dst must be a path, not {type(dst).__name__}")
+    path = os.fsdecode(dst)
     if os.path.isdir(path) or path.endswith(("/", os.sep)):
         inside = os.path.join(path, "model" + SAFETENSORS_SUFFIX)
         return Target(inside, "safetensors", makes_folder=True)

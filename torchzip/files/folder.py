@@ -44,7 +44,7 @@ class Folder:
     """A directory. `open` gives the Source of one of its files."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = os.fsdecode(path)
         self.names = sorted(os.listdir(path or "."))
         self._lock = threading.Lock()
         self._files: OrderedDict[str, FileSource] = OrderedDict()

@@ -84,8 +84,8 @@ class FileSource:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(os.fspath(path))
-        self.name = os.fspath(path)
+        self.name = os.fsdecode(path)
+        self.path = os.path.abspath(self.name)
         # O_NONBLOCK: opening a FIFO must not wait for its writer. It changes nothing for files.
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -154,6 +154,12 @@ def reopen(path: str, identity: tuple[int, int, int, int]) -> FileSource:
     return source
 
 
+def _seek(file: BinaryIO, whence: int) -> int:
+    """Go there and return where that is. A ``seek`` may say nothing, as mmap's before 3.13."""
+    place: int | None = file.seek(0, whence)
+    return operator.index(file.tell() if place is None else place)
+
+
 class FileObjectSource:
     """A binary file object with ``read`` and ``seek``, from its current position to its end.
 
@@ -163,15 +169,17 @@ class FileObjectSource:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._is_closed = False
         self._lock = threading.Lock()
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
-        self._start = operator.index(file.seek(0, os.SEEK_CUR))
-        self.size = max(0, operator.index(file.seek(0, os.SEEK_END)) - self._start)
+        self._start = _seek(file, os.SEEK_CUR)
+        self.size = max(0, _seek(file, os.SEEK_END) - self._start)
         file.seek(self._start)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         _check_inside(self, offset, nbytes)
         with self._lock:
+            self._check_open()
             self._file.seek(self._start + offset)
             data = self._file.read(nbytes)
             if type(data) is not bytes or len(data) != nbytes:
@@ -205,6 +213,7 @@ class FileObjectSource:
             out[:] = self.read_at(offset, out.nbytes)
             return
         with self._lock:
+            self._check_open()
             self._file.seek(self._start + offset)
             done = 0
             while done < out.nbytes:
@@ -220,8 +229,13 @@ class FileObjectSource:
         with self._lock:
             self._file.seek(self._start + offset)
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError(f"{self.name}: the checkpoint is closed")
+
     def close(self) -> None:
-        """Nothing: the file object belongs to the caller."""
+        """Read no more. The file object belongs to the caller, and stays open."""
+        self._is_closed = True
 
 
 class MmapSource:
@@ -281,9 +295,10 @@ class PartSource:
 
 def rewinder(file: File) -> Callable[[], object]:
     """Return what moves a file object back to where it stands now; of a path it does nothing."""
-    if isinstance(file, str | os.PathLike):
+    start = position_of(file)
+    if start is None or isinstance(file, str | os.PathLike):
         return lambda: None
-    return functools.partial(file.seek, file.tell())
+    return functools.partial(file.seek, start)
 
 
 def file_place(source: Source, offset: int) -> tuple[Source, int]:
@@ -298,8 +313,19 @@ def open_source(file: File) -> FileSource | FileObjectSource:
     """Return a Source for a path or a binary file object with ``read`` and ``seek``."""
     if isinstance(file, str | os.PathLike):
         return FileSource(file)
+    return FileObjectSource(_checked(file))
+
+
+def position_of(file: File) -> int | None:
+    """Return where a file object stands, to come back to; None for a path."""
+    if isinstance(file, str | os.PathLike):
+        return None
+    return _seek(_checked(file), os.SEEK_CUR)
+
+
+def _checked(file: BinaryIO) -> BinaryIO:
     if not (hasattr(file, "read") and hasattr(file, "seek")) or isinstance(file, io.TextIOBase):
         raise TypeError(
             f"expected a path or a binary file object with read and seek, not {type(file).__name__}"
         )
-    return FileObjectSource(file)
+    return file

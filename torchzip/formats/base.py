@@ -179,7 +179,7 @@ def read_pickle(
         with ErrorPlace(path=path), collector_paused(len(data) >= _PAUSE_FROM):
             root = interpreter.run(start)
     finally:
-        rebuilder.forget_storages()
+        rebuilder.finish()
     names = interpreter.globals
     foreign = [name for name in names if not rebuilder.table.knows(name)]
     return Contents(root, names, foreign, len(data) - start)

@@ -31,7 +31,7 @@ def open_checkpoint(file: File, limits: Limits) -> Container:
         If it is no checkpoint; the message says what it looks like.
     """
     if isinstance(file, str | os.PathLike):
-        path = os.fspath(file)
+        path = os.fsdecode(file)
         if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
             from torchzip.formats.directory import is_part_of_directory, open_directory
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import re
 import struct
 import sys
 from _compat_pickle import REVERSE_IMPORT_MAPPING, REVERSE_NAME_MAPPING
@@ -37,6 +38,8 @@ from torchzip.types import ForeignObject
 _BATCH = 1000
 #: Fewer are as quick one by one as in bulk.
 _MANY_PAIRS = 24
+#: What stands for a code of ``copyreg``'s registry, where a name would.
+_EXTENSION = re.compile(r"extension ([1-9][0-9]{0,9})")
 #: Characters of a path in an error.
 _MAX_PATH = 300
 _PACK_I32 = struct.Struct("<i").pack
@@ -231,7 +234,12 @@ class Emitter:
                 module = REVERSE_IMPORT_MAPPING[module]
             if "\n" in module or "\n" in name:
                 raise ValueError(f"{self.where()}: a name with a line break, {name!r}")
-            self.write(f"c{module}\n{name}\n".encode())
+            try:
+                self.write(f"c{module}\n{name}\n".encode())
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"{self.where()}: a name that is not Unicode, {module!r} {name!r}"
+                ) from None
         self.put(key)
 
     # -- plain values ----------------------------------------------------------------------
@@ -425,14 +433,19 @@ class Emitter:
     def _foreign(self, value: ForeignObject) -> None:
         """Write the opcodes that gave a foreign object when it was read."""
         if value.how == "name":
-            if value.module == "copyreg" and value.name.startswith("extension "):
-                self._extension(int(value.name.removeprefix("extension ")))
+            extension = _EXTENSION.fullmatch(value.name) if value.module == "copyreg" else None
+            if extension is not None and int(extension[1]) < 1 << 31:
+                self._extension(int(extension[1]))
             else:
                 self.name(value.module, value.name)
             return
         if self.written(id(value)):
             return
         callee, args = value.callee, value.args or ()
+        if value.how == "call" and value.kwargs:
+            raise ValueError(
+                f"{self.where()}: a call with keywords, for which pickle has no opcode"
+            )
         if value.how == "new" and value.kwargs:
             # Protocol 2 has no NEWOBJ_EX: a partial of __new__ that is called with nothing.
             make = ForeignObject("builtins", "getattr", (callee, "__new__"))

@@ -44,6 +44,12 @@ class KeyCheck:
         # With the dict or set of each id, which must stay.
         self._slots: dict[int, tuple[Any, _Slots]] = {}
 
+    def finish(self) -> None:
+        """Let go of all keys, and of what gives stand-ins."""
+        self._by_hash.clear()
+        self._slots.clear()
+        del self._stand_in
+
     def __call__(self, key: Any) -> None:
         kind = type(key)
         if kind in _PLAIN_KEYS or (kind is int and -(1 << 60) < key < 1 << 60):

@@ -143,8 +143,19 @@ def as_array(part: Any) -> Array:
 
 
 def shape_of(part: Any) -> tuple[int, ...]:
-    """Return the shape of a part."""
-    shape: tuple[int, ...] = part.array.shape if isinstance(part, TypedArray) else part.shape
+    """Return the shape of a part.
+
+    Raises
+    ------
+    TensorError
+        If it has none: it is no array and no tensor.
+    """
+    array = part.array if isinstance(part, TypedArray) else part
+    shape: tuple[int, ...] | None = getattr(array, "shape", None)
+    if shape is None:
+        raise TensorError(
+            f"a part of a tensor is {shown(array)}; an array or a tensor was expected"
+        )
     return shape
 
 

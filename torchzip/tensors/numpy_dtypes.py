@@ -49,7 +49,11 @@ def parse_torch_dtype(name: str) -> str:
     ------
     ValueError
         If torch has no such dtype.
+    TypeError
+        If it is no text.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a dtype is given by torch's name of it, not by a {type(name).__name__}")
     short = name.removeprefix("torch.")
     short = ALIASES.get(short, short)
     if short not in DTYPES:

@@ -106,10 +106,11 @@ class PersistentIds:
             self.classes[module, "UntypedStorage"] = (None, 1)
             self.classes[module, "_UntypedStorage"] = (None, 1)
 
-    def clear(self) -> None:
-        """Let go of the storages."""
+    def finish(self) -> None:
+        """Let go of the storages, and of what makes them."""
         self._bare.clear()
         self._stored.clear()
+        del self._factory
 
     def find(self, pid: Any) -> Any:
         """Return the storage (or the class, for a pickled module) of a persistent id."""

@@ -23,6 +23,7 @@ from torchzip.errors import (
     shown,
     wrong_arguments,
 )
+from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Keep, Name, Table
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
@@ -137,13 +138,17 @@ class Rebuilder:
             ),
         )
 
-    def forget_storages(self) -> None:
-        """Let go of the storages once the object is made.
+    def finish(self) -> None:
+        """Let go of the storages and of the file once the object is made.
 
         The table refers to this object and this object to the table, so both stay until Python
-        looks for cycles; the memory of tensors that nobody holds must not stay with them.
+        looks for cycles; the memory of tensors that nobody holds must not stay with them, nor a
+        file that nobody closes stay open.
         """
-        self._storages.clear()
+        self._storages.finish()
+        self._kinds.finish()
+        self._keys.finish()
+        del self._factory
 
     # -- tensors ---------------------------------------------------------------------------
 
@@ -431,7 +436,7 @@ def _size(args: Args) -> Size:
 
 def _device(args: Args) -> Device:
     if not (
-        1 <= len(args) <= 2 and type(args[0]) is str and (len(args) == 1 or type(args[1]) is int)
+        1 <= len(args) <= 2 and type(args[0]) is str and (len(args) == 1 or is_number(args[1]))
     ):
         raise wrong_arguments("torch.device", "a type and an index", args)
     return Device(*args)

@@ -72,6 +72,10 @@ class KindRebuilder:
             (NJT, "_rebuild_njt"): self._jagged,
         }
 
+    def finish(self) -> None:
+        """Let go of what makes the tensors: `calls` and this object refer to each other."""
+        del self._is_tensor, self._keep
+
     def _made(self, tensor: OtherTensor) -> Any:
         check_kind(tensor)
         return self._keep(tensor)

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from torchzip.dtypes import DTYPES
+from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES
 from torchzip.pickling.emitter import Emitter, Writer, get_opcode, put_opcode
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.specs import TensorSpec
@@ -265,6 +265,20 @@ def _size(emitter: Emitter, value: Size) -> None:
 
 
 def _dtype(emitter: Emitter, value: Dtype) -> None:
+    if value.name not in DTYPES and value.name not in NAME_ONLY:
+        raise ValueError(
+            f"{emitter.where()}: torch writes no dtype {value.name!r}; a name like 'float32' was "
+            "expected"
+        )
+    emitter.name("torch", value.name)
+
+
+def _qscheme(emitter: Emitter, value: QScheme) -> None:
+    if value.name not in QSCHEMES:
+        raise ValueError(
+            f"{emitter.where()}: torch has no qscheme {value.name!r}; one of "
+            f"{', '.join(QSCHEMES)} was expected"
+        )
     emitter.name("torch", value.name)
 
 
@@ -277,9 +291,17 @@ def _device(emitter: Emitter, value: Device) -> None:
         emitter.put_object(value)
 
 
+#: Those of torch 2.13.
+_LAYOUTS = frozenset(
+    "strided sparse_coo sparse_csr sparse_csc sparse_bsr sparse_bsc _mkldnn jagged".split()
+)
+
+
 def _layout(emitter: Emitter, value: Layout) -> None:
     key = ("torch layout", value.name)  # one object each in torch
     if not emitter.written(key):
+        if value.name not in _LAYOUTS:
+            emitter.refuse(f"the layout {value.name}")
         emitter.name("torch.serialization", "_get_layout")
         emitter.save((f"torch.{value.name}",))
         emitter.write(b"R")
@@ -290,7 +312,7 @@ def _layout(emitter: Emitter, value: Layout) -> None:
 LEAF_WRITERS: dict[type, Writer] = {
     Size: _size,
     Dtype: _dtype,
-    QScheme: _dtype,
+    QScheme: _qscheme,
     Device: _device,
     Layout: _layout,
 }

@@ -141,7 +141,7 @@ class _Edit:
     """A file and what is to become of it."""
 
     def __init__(self, file: str | os.PathLike[str], rules: EditRules, limits: Limits) -> None:
-        self.file = os.fspath(file)
+        self.file = os.fsdecode(file)
         self.notes: list[str] = []
         self._rules = rules
         self._limits = limits

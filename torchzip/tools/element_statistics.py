@@ -87,6 +87,8 @@ def statistics(tensor: Any, *, bins: int = 64, work: Work | None = None) -> Stat
     >>> found.finite, found.mean, found.nans, found.edges, found.counts
     (3, 2.0, 1, (1.0, 2.0, 3.0), (1, 2))
     """
+    if isinstance(bins, bool) or not isinstance(bins, int):
+        raise TypeError(f"bins is a number of them, not {type(bins).__name__}")
     if bins < 1:
         raise ValueError(f"bins must be 1 or more, not {bins}")
     lazy = tensor if isinstance(tensor, LazyTensor) else tensor_of(np.asarray(tensor))

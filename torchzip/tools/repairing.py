@@ -119,6 +119,7 @@ def repair(
     1000.0
     """
     limits = check_options("keep", limits)
+    out = os.fsdecode(out)
     if not overwrite:
         refuse_existing(out)
     rewind = rewinder(broken)
@@ -132,7 +133,7 @@ def repair(
         return _write(found, out, str(opened).removesuffix(f" {REPAIR_ADVICE}"))
 
 
-def _write(found: _Found, out: str | os.PathLike[str], damage: str | None) -> Repaired:
+def _write(found: _Found, out: str, damage: str | None) -> Repaired:
     try:
         save(found.root, out)
     except TorchZipError:
@@ -144,7 +145,7 @@ def _write(found: _Found, out: str | os.PathLike[str], damage: str | None) -> Re
         ) from None
     return Repaired(
         broken=found.name,
-        out=os.fspath(out),
+        out=out,
         format=found.format,
         damage=damage,
         tensors=found.tensors,
@@ -201,7 +202,7 @@ def _is_unverified(tensor: Any, without_crc: Set[str] | None) -> bool:
 @contextlib.contextmanager
 def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_Found]:
     if isinstance(broken, str | os.PathLike):
-        path = os.fspath(broken)
+        path = os.fsdecode(broken)
         if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
             raise UnsupportedError(
                 "shards and distributed checkpoints are not repaired as a whole; a damaged shard "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torchzip.checkpoint.module_tree import Module, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow, outline
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError
-from torchzip.files.source import File, rewinder
+from torchzip.files.source import File, open_source, position_of, rewinder
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tools.element_statistics import Statistics, statistics
@@ -128,7 +127,4 @@ def _without_path(error: TorchZipError) -> str:
 def _file_nbytes(file: File) -> int | None:
     if isinstance(file, str | os.PathLike):
         return os.path.getsize(file) if os.path.isfile(file) else None
-    at = file.tell()
-    end = file.seek(0, io.SEEK_END)
-    file.seek(at)
-    return end
+    return (position_of(file) or 0) + open_source(file).size
