@@ -18,6 +18,7 @@ from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
 from torchzip.errors import TorchZipError
 from torchzip.files.new_file import sync_folder
+from torchzip.files.source import File
 from torchzip.limits import Limits
 
 
@@ -42,7 +43,7 @@ class ConvertReport:
 
 
 def convert(
-    src: str | os.PathLike[str],
+    src: File,
     dst: str | os.PathLike[str],
     *,
     dtype: DtypeRules = None,
@@ -60,8 +61,8 @@ def convert(
 ) -> ConvertReport:
     """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
 
-    ``src`` is told by its content; it may be a directory of shards with their index, or a
-    distributed checkpoint. ``dst`` may be a directory, which gets a ``model.safetensors``, or an
+    ``src`` is told by its content: a path, which may be that of a directory as in `lazy_load`, or a
+    binary file object. ``dst`` may be a directory, which gets a ``model.safetensors``, or an
     ``*.index.json``, which gets shards beside it. It appears complete or not at all, and may be the
     source itself.
 
@@ -154,8 +155,9 @@ def convert(
             raise
         for path in replaced:
             os.unlink(path)
+    source = os.fspath(src) if isinstance(src, str | os.PathLike) else checkpoint.path
     return ConvertReport(
-        os.fspath(src), files[-1], plan.format, len(plan.tensors), plan.nbytes,
+        source, files[-1], plan.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
     )  # fmt: skip
 
@@ -192,7 +194,12 @@ def _folder_of(target: Target) -> Iterator[None]:
     if not target.makes_folder or os.path.isdir(folder):
         yield
         return
-    os.mkdir(folder)
+    try:
+        os.mkdir(folder)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT, "The directory around it does not exist; make it first", folder
+        ) from None
     try:
         yield
         sync_folder(os.path.dirname(os.path.realpath(folder)))
