@@ -16,6 +16,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from torchzip.cli.main import main
+from torchzip.cli.progress import progress_line
 from torchzip.types import Parameter
 
 Capture = pytest.CaptureFixture[str]
@@ -414,6 +415,35 @@ def test_dry_run_says_what_the_run_writes(capsys: Capture, model: Path) -> None:
                     assert list(tensor.shape) == row["shape"]
 
 
+def test_dry_run_tells_ties_from_views(capsys: Capture, tmp_path: Path) -> None:
+    """Views of one storage are not equal; only what has the elements of another is an alias."""
+    path = tmp_path / "m.pt"
+    base = np.arange(8, dtype=np.float32)
+    tz.save({"a": base[:4], "b": base[4:], "tied": base[:4], "none": base[:0]}, path)
+    _, out, _ = run(capsys, "convert", path, tmp_path / "o.pt", "--dry-run", "--json")
+    rows = {row["name"]: (row["alias_of"], row["nbytes"]) for row in json.loads(out)["tensors"]}
+    assert rows == {"a": (None, 16), "b": (None, 16), "tied": ("a", 0), "none": (None, 0)}
+    _, out, _ = run(capsys, "convert", path, tmp_path / "o.pt", "--dry-run")
+    assert [line.split()[-2:] for line in out.splitlines()[1:5]] == [
+        ["16", "B"], ["16", "B"], ["=", "a"], ["0", "B"],
+    ]  # fmt: skip
+
+
+def test_dry_run_of_names_that_are_none(capsys: Capture, tmp_path: Path) -> None:
+    """A bare tensor is called what ls calls it; an error names the file and a way out."""
+    path = tmp_path / "m.pt"
+    tz.save(np.ones(3), path)
+    _, out, _ = run(capsys, "convert", path, tmp_path / "o.pt", "--dry-run")
+    assert out.splitlines()[1].startswith("(the object itself)  float64")
+    tz.save({"__metadata__": np.ones(3)}, path)
+    status, out, err = run(capsys, "convert", path, tmp_path / "o.safetensors", "--dry-run")
+    assert (status, out) == (1, "")
+    assert err == (
+        f"torchzip: {path}: safetensors cannot hold a tensor called __metadata__; rename or "
+        "exclude it, or write a .pt\n"
+    )
+
+
 def test_convert_json(capsys: Capture, model: Path) -> None:
     """The report as JSON on stdout, the words still on stderr."""
     target = model.with_name("out.pt")
@@ -470,7 +500,21 @@ def test_missing_target_folder(capsys: Capture, model: Path) -> None:
     """An error of the system is status 1, with its path."""
     status, out, err = run(capsys, "convert", model, model.parent / "no" / "out.pt")
     assert (status, out) == (1, "")
-    assert "No such file or directory" in err
+    assert err.endswith("no/out.pt: The directory to put it in does not exist; make it first\n")
+    status, out, err = run(capsys, "convert", model, f"{model.parent}/no/out/")
+    assert (status, out) == (1, "")
+    assert err.endswith("no/out: The directory around it does not exist; make it first\n")
+
+
+def test_force_is_not_advised_where_it_was_given(capsys: Capture, model: Path) -> None:
+    """Two shards that links lead to one place are no matter of overwriting."""
+    for number in (1, 2):
+        model.with_name(f"m-0000{number}-of-00002.bin").symlink_to(model.with_name("blob"))
+    options = ("--max-shard-size", "50B", "--include", "[lh]*", "--force")
+    status, out, err = run(capsys, "convert", model, model.with_name("m.bin"), *options)
+    assert (status, out) == (1, "")
+    assert "m-00002-of-00002.bin: A link to where" in err
+    assert "--force" not in err
 
 
 # -- as a program ----------------------------------------------------------------------------------
@@ -603,6 +647,43 @@ def test_a_rule_without_use_is_a_warning(capsys: Capture, model: Path) -> None:
         assert status == 0
         assert "torchzip: warning: the exclude rule 'nothing' matches no tensor\n" in err
         assert "torchzip: warning: the dtype rule 'no.*' matches no floating tensor\n" in err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(model: Path, closed: str) -> None:
+    """A daemon may have none: then what is said goes nowhere, and all else is as ever."""
+    target = model.with_name("o.pt")
+    command = f'"{sys.executable}" -m torchzip'
+    for words, status in (("ls m.pt", 1), ("ls model.pt", 0), ("convert model.pt o.pt", 0)):
+        done = subprocess.run(
+            f"{command} {words} {closed}", shell=True, cwd=model.parent, capture_output=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == status
+        assert b"Traceback" not in done.stderr
+        assert b"No such file" not in done.stdout
+    assert tz.load(target)["lr"] == 0.5
+
+
+def test_progress_keeps_to_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that wraps on a narrow terminal could not be written over."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
+    with os.fdopen(child, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+        with progress_line() as progress:
+            assert progress is not None
+            progress(123_456_789, 123_456_789)
+    shown = os.read(parent, 1 << 16).decode()
+    os.close(parent)
+    assert shown.startswith("\r100%  123.5 MB of")
+    assert max(map(len, shown.split("\r"))) <= 19
 
 
 def test_progress_on_a_terminal(model: Path) -> None:

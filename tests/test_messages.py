@@ -147,9 +147,9 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "a directory of nothing": (
         lambda: tz.load("."),
         ".: a directory, and not one checkpoint: it has nothing in it. A directory "
-        "is read that has one *.index.json and its shards, or the .metadata or the "
-        "*.safetensors of torch.distributed.checkpoint. For a single file give its "
-        "own path.",
+        "is read that has one *.index.json and its shards, model.safetensors or "
+        "pytorch_model.bin, or the .metadata or the *.safetensors of "
+        "torch.distributed.checkpoint. For a single file give its own path.",
     ),
     # the container
     "a wrong CRC": (
@@ -356,7 +356,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no directory": (
         _save({}, "none/out.pt"),
-        "[Errno 2] No such file or directory: 'none/out.pt'",
+        "[Errno 2] The directory to put it in does not exist; make it first: 'none/out.pt'",
     ),
     # converting
     "a dtype that safetensors has not": (
@@ -372,7 +372,9 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a dtype": (
         _convert("out.pt", dtype="int8"),
-        "tensors are cast to floating dtypes only, not to int8",
+        "tensors are cast to floating dtypes only, not to int8; one of float64, float32, float16, "
+        "bfloat16, float8_e4m3fn, float8_e4m3fnuz, float8_e5m2, float8_e5m2fnuz, float8_e8m0fnu "
+        "was expected",
     ),
     "one name for two": (
         _convert("out.pt", rename=[(".+", "x")]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections import OrderedDict
@@ -40,6 +41,17 @@ def model(tmp_path: Path) -> Path:
         path,
     )
     return path
+
+
+def test_from_a_file_object(model: Path, tmp_path: Path) -> None:
+    """As `load` takes one; the report has its name."""
+    with open(model, "rb") as file:
+        report = tz.convert(file, tmp_path / "a.pt")
+    assert report.source == str(model)
+    report = tz.convert(io.BytesIO(model.read_bytes()), tmp_path / "b.pt", jobs=2)
+    assert report.source == "<BytesIO>"
+    assert tz.tools.diff(model, tmp_path / "a.pt").is_equal
+    assert tz.tools.diff(model, tmp_path / "b.pt").is_equal
 
 
 def test_to_safetensors(model: Path, tmp_path: Path) -> None:
@@ -260,7 +272,9 @@ def test_strided_tensors_become_contiguous(tmp_path: Path) -> None:
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     """No safetensors file can hold a name with surrogates, which a pickle can; a .pt can."""
     tz.save({"\ud800": np.ones(2), "epoch": 3}, tmp_path / "in.pt")
-    with pytest.raises(tz.UnsupportedError, match="a tensor name is no valid text"):
+    with pytest.raises(
+        tz.UnsupportedError, match=r"name \('\\ud800'\) is no valid text .*; rename"
+    ):
         tz.convert(tmp_path / "in.pt", tmp_path / "out.safetensors")
     tz.convert(tmp_path / "in.pt", tmp_path / "out.pt")
     assert tz.load(tmp_path / "out.pt").keys() == {"\ud800", "epoch"}

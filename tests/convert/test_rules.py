@@ -13,6 +13,7 @@ import torchzip as tz
 from torchzip.convert.conversion import ConvertReport
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
+from torchzip.types import Parameter
 
 
 @pytest.fixture
@@ -138,6 +139,48 @@ def test_dtype_goes_by_the_old_name(model: Path) -> None:
         assert ckpt["state_dict.model.ids"].torch_dtype == "int64"
 
 
+@pytest.mark.parametrize("target", ["o.pt", "o.safetensors", "o.bin.index.json"])
+def test_a_tie_with_two_dtypes(tmp_path: Path, target: str) -> None:
+    """Each name has what the rules say of it, be it one object there or two over a storage."""
+    weight = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    path = tmp_path / "m.pt"
+    one = Parameter(weight)
+    tz.save(
+        {"embed": one, "net": {"head": [one], "copy": one}, "tail": weight[:], "last": weight}, path
+    )
+    rules = [("*head.0", "float32"), ("last", "float64"), ("tail", "float64"), ("*", "float16")]
+    report = tz.convert(path, tmp_path / target, dtype=rules)
+    if target == "o.pt":
+        assert report.lost == ()
+    made = tmp_path / "back.pt"
+    tz.convert(report.target, made, overwrite=True)
+    with tz.lazy_load(made) as checkpoint:
+        found = {name: tensor.torch_dtype for name, tensor in checkpoint.items()}
+        assert found == {
+            "embed": "float16", "net.head.0": "float32", "net.copy": "float16", "tail": "float64",
+            "last": "float64",
+        }  # fmt: skip
+        assert all(
+            np.array_equal(tensor.numpy(), weight.astype(tensor.dtype))
+            for tensor in checkpoint.values()
+        )
+        storages = {name: id(tensor.spec.storage) for name, tensor in checkpoint.items()}
+        assert storages["embed"] == storages["net.copy"]
+        assert storages["tail"] == storages["last"]
+        assert isinstance(checkpoint.root["net"]["head"][0], Parameter)
+
+
+def test_a_tie_in_a_tuple_that_cannot_part(tmp_path: Path) -> None:
+    """What stays one tensor because its place cannot be changed is said."""
+    weight = np.ones(3, np.float32)
+    tz.save({"a": weight, "pair": (weight, 3)}, tmp_path / "m.pt")
+    report = tz.convert(
+        tmp_path / "m.pt", tmp_path / "o.pt", dtype=[("pair.*", "float64"), ("*", "float16")]
+    )
+    assert report.lost == ("pair.0: a dtype of its own; it is one tensor with a, float16",)
+    assert tz.load(tmp_path / "o.pt")["pair"][0].dtype == np.float16
+
+
 @pytest.mark.parametrize(
     ("rules", "line"),
     [
@@ -156,6 +199,31 @@ def test_rules_without_use(model: Path, rules: Any, line: str) -> None:
     assert [str(warning.message) for warning in caught] == list(report.unused)
     assert len(report.unused) == 1
     assert line in report.unused[0]
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"dtype": np.float16}, "dtype takes one dtype, as a text, or a list of .*, not type"),
+        ({"dtype": {"*": "float16"}}, "dtype takes .*, not dict"),
+        ({"dtype": [("*", np.dtype("f2"))]}, "a dtype is a text such as 'bfloat16', not Float16"),
+        ({"rename": "a=>b"}, "rename takes a list of .regex, replacement., not str"),
+        ({"rename": [("a", None)]}, "rename takes pairs .* of texts, not .str, NoneType"),
+        ({"rename": [(b"a", b"b")]}, "rename takes pairs .* of texts, not .bytes, bytes"),
+    ],
+)
+def test_rules_of_another_form(tmp_path: Path, rules: Any, message: str) -> None:
+    """Misuse is a TypeError that says what was expected."""
+    with pytest.raises(TypeError, match=message):
+        tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", **rules)
+
+
+def test_unused_names_are_in_the_order_of_the_rules(model: Path) -> None:
+    """Not in that of their hashes, which is another in each process."""
+    names = [f"no.{index}" for index in range(9)]
+    with pytest.warns(UserWarning, match="there is no tensor"):
+        _, report = convert(model, rename=dict.fromkeys(names, "x"))
+    assert [line.split("'")[1] for line in report.unused] == names
 
 
 def test_dtype_for_all_is_no_rule_without_use(tmp_path: Path) -> None:
@@ -206,16 +274,17 @@ def test_sizes(size: int | str, nbytes: int) -> None:
     assert parse_size(size) == nbytes
 
 
-@pytest.mark.parametrize("which", ["src", "dst"])
-@pytest.mark.parametrize("kind", ["file object", "bytes"])
-def test_what_is_no_path(model: Path, which: str, kind: str) -> None:
-    """Source and destination are paths; anything else is said before a byte is written."""
-    data = model.read_bytes()
-    wrong: Any = io.BytesIO(data) if kind == "file object" else bytes(model)
-    out = model.with_name("out.pt")
-    src, dst = (wrong, out) if which == "src" else (model, wrong)
-    with pytest.raises(TypeError, match=f"{which} must be a path, not "):
-        tz.convert(src, dst, overwrite=True)
+def test_what_is_no_path(model: Path) -> None:
+    """The destination is a path, the source may be a file object: said before a byte is written."""
+    bad: list[tuple[Any, Any, str]] = [
+        (bytes(model), model.with_name("out.pt"), "expected a path or a binary file object"),
+        (io.StringIO("x"), model.with_name("out.pt"), "expected a path or a binary file object"),
+        (model, io.BytesIO(), "dst must be a path, not "),
+        (model, bytes(model), "dst must be a path, not "),
+    ]
+    for src, dst, message in bad:
+        with pytest.raises(TypeError, match=message):
+            tz.convert(src, dst, overwrite=True)
     assert sorted(path.name for path in model.parent.iterdir()) == [model.name]
 
 

@@ -396,7 +396,7 @@ def test_an_empty_index(tmp_path: Path) -> None:
 # -- directories -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [[], ["model.safetensors"], [f"f{i}" for i in range(20)]])
+@pytest.mark.parametrize("names", [[], ["weights.safetensors"], [f"f{i}" for i in range(20)]])
 def test_a_directory_that_is_no_checkpoint(tmp_path: Path, names: list[str]) -> None:
     """It says what is there, and what would be understood."""
     for name in names:

@@ -259,6 +259,32 @@ def test_safetensors_cuts(tmp_path: Path) -> None:
             assert set(found.unverified) == must
 
 
+def test_safetensors_ties(tmp_path: Path) -> None:
+    """What convert lists as tied comes back, tied, or is lost with what has the data."""
+    folder = tmp_path / "repaired"
+    folder.mkdir()
+    embed = np.arange(8, dtype=np.float32)
+    tz.save({"embed": embed, "head": embed, "z": np.ones(4, np.float32)}, tmp_path / "m.pt")
+    whole = tmp_path / "m.safetensors"
+    tz.convert(tmp_path / "m.pt", whole)
+    for data, names in (
+        (whole.read_bytes(), "embed head z"),
+        (whole.read_bytes()[:-4], "embed head"),
+    ):
+        found, checkpoint = repaired(data, folder)
+        assert found.tensors == len(names.split())
+        assert sorted(checkpoint) == sorted(names.split())
+        assert checkpoint["head"].spec.storage is checkpoint["embed"].spec.storage
+        assert np.array_equal(checkpoint["head"], embed)
+    tz.convert(tmp_path / "m.pt", whole, exclude="z", overwrite=True)
+    with pytest.raises(TorchZipError, match="all of its tensors are lost, 2 in number"):
+        repaired(whole.read_bytes()[:-4], folder)
+    tz.convert(tmp_path / "m.pt", f"{tmp_path}/s/", max_shard_size=32)
+    assert repair(tmp_path / "s", tmp_path / "s.pt").tensors == 3
+    loaded = tz.load(tmp_path / "s.pt")
+    assert np.shares_memory(loaded["head"], loaded["embed"])
+
+
 # -- much damage ---------------------------------------------------------------------------------
 
 

@@ -21,10 +21,10 @@ from torchzip.cli.command import (
     warnings_said,
 )
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import count_text, nbytes_text, shape_text, table
+from torchzip.cli.rendering import count_text, name_text, nbytes_text, shape_text, table
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
-from torchzip.errors import printable
+from torchzip.errors import TorchZipError
 
 if TYPE_CHECKING:
     from torchzip.convert.plan import Plan, PlannedTensor
@@ -128,7 +128,11 @@ def _dry_run(arguments: argparse.Namespace) -> None:
     size = arguments.max_shard_size
     max_shard_nbytes = None if size is None else parse_size(size)
     with torchzip.lazy_load(arguments.src) as checkpoint:
-        plan = make_plan(checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes)
+        try:
+            plan = make_plan(checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes)
+        except TorchZipError as error:
+            error.at(path=checkpoint.path)
+            raise
     for line in plan.unused:
         say(f"warning: {line}")
     print(json.dumps(_plan_values(plan), indent=2) if arguments.json else _plan_text(plan))
@@ -161,13 +165,13 @@ def _plan_text(plan: Plan) -> str:
 
 
 def _row(row: PlannedTensor, with_file: bool) -> list[str]:
-    name = printable(row.name)
+    name = name_text(row.name)
     if row.source != row.name:
-        name = f"{printable(row.source)} -> {name}"
+        name = f"{name_text(row.source)} -> {name}"
     dtype = row.to_dtype
     if row.from_dtype != row.to_dtype:
         dtype = f"{row.from_dtype} -> {row.to_dtype}"
-    size = f"= {printable(row.alias_of)}" if row.alias_of else nbytes_text(row.nbytes)
+    size = nbytes_text(row.nbytes) if row.alias_of is None else f"= {name_text(row.alias_of)}"
     cells = [name, dtype, shape_text(row.shape), size]
     return [*cells, os.path.basename(row.file)] if with_file else cells
 

@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    _open_closed_streams()
     arguments = build_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names may have what the terminal has not
@@ -77,15 +78,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("interrupted; no file was left half written")
         return 130
     except FileExistsError as error:
+        if getattr(arguments, "force", True):  # there is another reason
+            return _say_os_error(error)
         say(f"{error.filename} exists; --force overwrites it")
         return USAGE
     except TorchZipError as error:
         say(str(error))
         return BAD
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        say(f"{place}{error.strerror or error}")
-        return BAD
+        return _say_os_error(error)
     except ValueError as error:
         say(str(error))
         return USAGE
+
+
+def _open_closed_streams() -> None:
+    """Send what is said to nobody where a stream was closed (``>&-``): Python has None there.
+
+    Else the next file that is opened would have its number, too.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _say_os_error(error: OSError) -> int:
+    place = "" if error.filename is None else f"{error.filename or repr('')}: "
+    say(f"{place}{error.strerror or error}")
+    return BAD

@@ -9,7 +9,7 @@ from typing import Any
 import torchzip
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.cli.command import DONE, add_command
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import count_text, table
 from torchzip.errors import printable
 from torchzip.pickling.allowlist import is_torch_safe
 
@@ -70,8 +70,9 @@ def globals_as_text(names: list[dict[str, Any]], place: str) -> str:
     lines = table(rows) if names else []
     foreign = sum(row["foreign"] for row in names)
     refused = sum(not row["torch_safe"] for row in names)
+    count = count_text(len(names), "name")
     lines.append(
-        f"{printable(place)}, {len(names):,} names, {foreign:,} foreign, {refused:,} that "
-        "torch.load refuses by default"
+        f"{printable(place)}, {count}, {foreign:,} foreign, {refused:,} that torch.load refuses by "
+        "default"
     )
     return "\n".join(lines)

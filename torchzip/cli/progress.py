@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -55,6 +56,9 @@ class _Line:
             f"{100 * done // max(total, 1):3d}%  {nbytes_text(done)} of {nbytes_text(total)}, "
             f"{nbytes_text(int(rate))}/s{left}"
         )
+        # A line that wraps is not written over. The last column is left free: some terminals wrap
+        # when it is written.
+        text = text[: max(_columns() - 1, 1)]
         self._width = max(self._width, len(text))
         sys.stderr.write("\r" + text.ljust(self._width))
         sys.stderr.flush()
@@ -63,3 +67,11 @@ class _Line:
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
+
+
+def _columns() -> int:
+    """Return the width of the terminal that stderr is; `shutil` asks about stdout."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80

@@ -76,7 +76,10 @@ def build_header(
                 "give it another dtype, or write a .pt"
             )
         if name == METADATA:
-            raise UnsupportedError(f"safetensors cannot hold a tensor called {METADATA}")
+            raise UnsupportedError(
+                f"safetensors cannot hold a tensor called {METADATA}; rename or exclude it, or "
+                "write a .pt"
+            )
         rows.append((-DTYPES[torch_dtype].safetensors_rank, name, code, torch_dtype, shape))
     rows.sort(key=lambda row: (row[0], row[1].encode("utf-8", "surrogatepass")))
     parts = []
@@ -96,9 +99,37 @@ def build_header(
     try:
         header = ("{" + ",".join(parts) + "}").encode()
     except UnicodeEncodeError:
-        raise UnsupportedError("a tensor name is no valid text for safetensors") from None
+        wrong = [shown(row[1]) for row in rows if not _is_text(row[1])]
+        what = f"tensor name ({wrong[0]})" if wrong else "text of the metadata"
+        raise UnsupportedError(
+            f"a {what} is no valid text for safetensors, which holds UTF-8; rename or exclude it, "
+            "or write a .pt"
+        ) from None
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header, [row[1] for row in rows]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parse_aliases(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the ties that `convert` has listed: names without data -> those that have it.
+
+    >>> parse_aliases({ALIASES_KEY: '{"head": "embed", "x": 1}'}), parse_aliases({ALIASES_KEY: "?"})
+    ({'head': 'embed'}, {})
+    """
+    try:
+        aliases = json.loads(metadata.get(ALIASES_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(aliases, dict):
+        return {}
+    return {name: kept for name, kept in aliases.items() if isinstance(kept, str)}
 
 
 def _json(value: Any) -> str:

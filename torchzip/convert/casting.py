@@ -35,9 +35,11 @@ class StorageCasts:
     ) -> None:
         self._inner = inner
         self._applied: dict[int, tuple[TensorSpec, TensorSpec]] = {}
-        #: By the id of a storage that is cast as a whole, and by the layout of a tensor alone.
+        #: By the id of a storage that is cast as a whole; by the layout and the target of a tensor
+        #: alone, and by the layout for one without a name, which goes with the first.
         self._whole: dict[int, CastStorage] = {}
         self._single: dict[Any, TensorSpec] = {}
+        self._targets: dict[int, str] = {}
         targets = {name: rule(name, tensor.spec.torch_dtype) for name, tensor in tensors.items()}
         wanted: dict[int, set[tuple[str, str]]] = {}
         for name, tensor in tensors.items():
@@ -47,17 +49,19 @@ class StorageCasts:
         for name, tensor in tensors.items():
             spec, target = tensor.spec, targets[name]
             own = id(spec.storage)
+            self._targets[id(spec)] = target
             if spec.torch_dtype == target:
                 continue
             if len(wanted[own]) == 1 and own not in pinned:
                 if own not in self._whole:
                     self._whole[own] = CastStorage(spec.storage, spec.torch_dtype, target)
-            elif id(spec) not in inner and layout(spec) not in self._single:
-                self._single[layout(spec)] = spec.replace(
+            elif id(spec) not in inner and (layout(spec), target) not in self._single:
+                made = self._single[layout(spec), target] = spec.replace(
                     torch_dtype=target,
                     storage=CastStorage(ElementStorage(spec), spec.torch_dtype, target),
                     storage_offset=0, stride=contiguous_stride(spec.shape), neg=False,
                 )  # fmt: skip
+                self._single.setdefault((layout(spec), None), made)
 
     def apply(self, spec: TensorSpec) -> TensorSpec:
         """Return a tensor's spec in the output: the same one each time."""
@@ -72,7 +76,7 @@ class StorageCasts:
         whole = self._whole.get(id(spec.storage))
         if whole is not None:
             return spec.replace(torch_dtype=whole.target, storage=whole)
-        alone = self._single.get(layout(spec))
+        alone = self._single.get((layout(spec), self._targets.get(id(spec))))
         if alone is not None:
             return spec.replace(
                 torch_dtype=alone.torch_dtype, storage=alone.storage, storage_offset=0,

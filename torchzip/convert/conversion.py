@@ -18,6 +18,7 @@ from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
 from torchzip.errors import ErrorPlace
 from torchzip.files.new_file import refuse_existing, sync_folder
+from torchzip.files.source import File
 from torchzip.limits import Limits
 
 
@@ -42,7 +43,7 @@ class ConvertReport:
 
 
 def convert(
-    src: str | os.PathLike[str],
+    src: File,
     dst: str | os.PathLike[str],
     *,
     dtype: DtypeRules = None,
@@ -60,8 +61,8 @@ def convert(
 ) -> ConvertReport:
     """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
 
-    ``src`` is told by its content; it may be a directory of shards with their index, or a
-    distributed checkpoint. ``dst`` may be a directory, which gets a ``model.safetensors``, or an
+    ``src`` is told by its content: a path, which may be that of a directory as in `lazy_load`, or a
+    binary file object. ``dst`` may be a directory, which gets a ``model.safetensors``, or an
     ``*.index.json``, which gets shards beside it. It appears complete or not at all, and may be the
     source itself.
 
@@ -118,8 +119,6 @@ def convert(
     >>> report.tensors, report.lost
     (1, ())
     """
-    if not isinstance(src, str | os.PathLike):
-        raise TypeError(f"src must be a path, not {type(src).__name__}")
     rules = Rules(dtype=dtype, rename=rename, include=include, exclude=exclude)
     target = parse_target(dst)
     max_shard_nbytes = None if max_shard_size is None else parse_size(max_shard_size)
@@ -163,8 +162,9 @@ def convert(
             run(plan, executor=executor, verify=verify, progress=progress)
         for path in replaced:
             os.unlink(path)
+    source = os.fsdecode(src) if isinstance(src, str | os.PathLike) else checkpoint.path
     return ConvertReport(
-        os.fsdecode(src), files[-1], plan.format, len(plan.tensors), plan.nbytes,
+        source, files[-1], plan.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
     )  # fmt: skip
 
@@ -195,7 +195,12 @@ def _folder_of(target: Target) -> Iterator[None]:
     if not target.makes_folder or os.path.isdir(folder):
         yield
         return
-    os.mkdir(folder)
+    try:
+        os.mkdir(folder)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT, "The directory around it does not exist; make it first", folder
+        ) from None
     try:
         yield
         sync_folder(os.path.dirname(os.path.realpath(folder)))

@@ -38,6 +38,7 @@ from torchzip.types import OtherTensor
 class PlannedTensor:
     """One tensor of the output. ``nbytes`` is its data there; an alias takes none.
 
+    An alias has the elements of another; in a zip, other views of one storage share its bytes too.
     A nested tensor has None in its shape where its sizes differ. ``source`` is its name before
     renaming, and ``file`` the path of the shard that has it.
     """
@@ -125,7 +126,9 @@ class _Planner:
     def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
         self.checkpoint = checkpoint
         self.selection = selection
-        self.dtype_of = dtype_of
+        self._rule = dtype_of
+        #: Dtypes of tensors that are one with another and cannot part.
+        self._bound: dict[str, str] = {}
         held = selection.tensors.items()
         self.tensors = {name: each for name, each in held if isinstance(each, LazyTensor)}
         self.others = {name: each for name, each in held if isinstance(each, OtherTensor)}
@@ -135,6 +138,32 @@ class _Planner:
         #: The object around the tensors as JSON, for targets that hold tensors by name.
         self.carried: str | None = None
         self.refused: list[tuple[str, str]] = []
+        self._separate()
+
+    def dtype_of(self, name: str, torch_dtype: str) -> str:
+        """Return the dtype in the output."""
+        return self._bound.get(name) or self._rule(name, torch_dtype)
+
+    def _separate(self) -> None:
+        """Make two tensors of one that has two names with different dtypes in the output."""
+        made: dict[tuple[int, str], LazyTensor] = {}
+        first: dict[int, tuple[str, str]] = {}
+        parting: dict[str, LazyTensor] = {}
+        for name, tensor in self.tensors.items():
+            spec = tensor.spec
+            if id(spec) in self.inner:
+                continue
+            target = self.dtype_of(name, spec.torch_dtype)
+            _, known = first.setdefault(id(spec), (name, target))
+            if known != target:
+                copy = made.setdefault((id(spec), target), LazyTensor(spec.replace()))
+                parting[name] = copy
+        for name in self.selection.put(parting):
+            other, dtype = first[id(self.tensors[name].spec)]
+            self.lost.append(f"{name}: a dtype of its own; it is one tensor with {other}, {dtype}")
+            del parting[name]
+            self._bound[name] = dtype
+        self.tensors |= parting
 
     def groups(self) -> list[tuple[int, list[str]]]:
         """Return what goes into one file together, in order: bytes of data, and names."""
@@ -148,16 +177,23 @@ class _Planner:
         """Return the file that has some of the tensors."""
         raise NotImplementedError
 
+    def holder_of(self, name: str) -> str:
+        """Return the tensor of the file that has the data of one."""
+        return name
+
     def carry(self) -> None:
         """Put the object around the tensors into a text, and say what is not in it."""
         checkpoint, selection = self.checkpoint, self.selection
-        named = {layout(tensor.spec): name for name, tensor in reversed(self.tensors.items())}
+        # By identity first: tensors of one layout may have got different dtypes.
+        named: dict[Any, str] = {}
+        for name, tensor in reversed(self.tensors.items()):
+            named[layout(tensor.spec)] = named[id(tensor.spec)] = self.holder_of(name)
         classes = {id(value) for value in checkpoint.others.values()}
         made = Carried()
         if not selection.is_flat:
             made = carry(
                 selection.root,
-                lambda tensor: named.get(layout(tensor.spec)),
+                lambda tensor: named.get(id(tensor.spec)) or named.get(layout(tensor.spec)),
                 names={name: name for name in self.tensors},
                 is_listed=lambda value: isinstance(value, OtherTensor) or id(value) in classes,
             )
@@ -233,7 +269,7 @@ class _SafetensorsPlanner(_Planner):
         for name, tensor in self.tensors.items():
             spec = tensor.spec
             same_dtype = id(spec) in self.inner
-            dtype = spec.torch_dtype if same_dtype else dtype_of(name, spec.torch_dtype)
+            dtype = spec.torch_dtype if same_dtype else self.dtype_of(name, spec.torch_dtype)
             holder = holders.setdefault((layout(spec), dtype), name) if spec.numel else name
             nbytes = spec.numel * DTYPES[dtype].itemsize if holder == name else 0
             self.rows.append(
@@ -259,6 +295,9 @@ class _SafetensorsPlanner(_Planner):
             for name, held in self.others.items()
         ]
         self.lost += lost_ties(self.tensors, self._storages)
+
+    def holder_of(self, name: str) -> str:
+        return self._aliases.get(name, name)
 
     def groups(self) -> list[tuple[int, list[str]]]:
         return [(nbytes, [name]) for name, nbytes in self._nbytes.items()]
@@ -298,16 +337,16 @@ class _ZipPlanner(_Planner):
 
     def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
         super().__init__(checkpoint, selection, dtype_of)
-        self._casts = StorageCasts(self.tensors, self.inner, dtype_of)
+        self._casts = StorageCasts(self.tensors, self.inner, self.dtype_of)
         self.lost += [f"{key!r} in the metadata of the file" for key in selection.metadata]
-        seen: dict[int, str] = {}
+        holders: dict[Any, str] = {}
         for name, tensor in self.tensors.items():
             spec = self._casts.apply(tensor.spec)
-            holder = seen.setdefault(id(spec.storage), name)
+            holder = holders.setdefault(layout(spec), name) if spec.numel else name
+            nbytes = spec.numel * DTYPES[spec.torch_dtype].itemsize if holder == name else 0
             self.rows.append(
                 PlannedTensor(
-                    name, tensor.shape, tensor.torch_dtype, spec.torch_dtype,
-                    tensor.spec.numel * DTYPES[spec.torch_dtype].itemsize,
+                    name, tensor.shape, tensor.torch_dtype, spec.torch_dtype, nbytes,
                     None if holder == name else holder, selection.sources[name],
                 )
             )  # fmt: skip

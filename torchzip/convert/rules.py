@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from torchzip.dtypes import DTYPES
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.numpy_dtypes import parse_torch_dtype
 
@@ -46,7 +47,7 @@ class Rules:
         dtypes = (
             [("*", dtype)]
             if isinstance(dtype, str)
-            else parse_pairs("dtype", "(glob, dtype)", dtype, or_one="a torch dtype's name or ")
+            else parse_pairs("dtype", "one dtype, as a text, or a list of (glob, dtype)", dtype)
         )
         self._dtypes = [
             (Glob("dtype", glob, "floating tensor"), _parse_dtype(target))
@@ -98,7 +99,9 @@ class Rules:
             if not each.used
         ]
         lines += [
-            f"there is no tensor {old!r} to be renamed" for old in self._table.keys() - self._met
+            f"there is no tensor {old!r} to be renamed"
+            for old in self._table
+            if old not in self._met
         ]
         return lines
 
@@ -127,14 +130,13 @@ class Expression:
     """A regular expression and what replaces it, which notes whether it matched."""
 
     def __init__(self, text: str, replacement: str) -> None:
-        self.text = text
-        self.used = False
         if not isinstance(text, str | re.Pattern) or not (
             isinstance(replacement, str) or callable(replacement)
         ):
-            raise TypeError(
-                f"rename takes a list of (regex, replacement), and {(text, replacement)!r} is in it"
-            )
+            kinds = f"{type(text).__name__}, {type(replacement).__name__}"
+            raise TypeError(f"rename takes pairs (regex, replacement) of texts, not ({kinds})")
+        self.text = text
+        self.used = False
         try:
             self._pattern = re.compile(text)
             self._pattern.sub(replacement, "")  # groups that are not there show here
@@ -157,20 +159,20 @@ def parse_rename(
         return dict(rename), None, []
     if callable(rename):
         return {}, rename, []
-    pairs = parse_pairs("rename", "(regex, replacement)", rename)
+    pairs = parse_pairs("rename", "a list of (regex, replacement)", rename)
     return {}, None, [Expression(pattern, text) for pattern, text in pairs]
 
 
-def parse_pairs(option: str, what: str, rules: Any, *, or_one: str = "") -> list[Any]:
-    """Return the rules of a list of pairs; none for None. ``or_one`` is what else may be given."""
+def parse_pairs(option: str, what: str, rules: Any) -> list[Any]:
+    """Return the rules of a list of pairs; none for None."""
     if rules is None:
         return []
     if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
-        raise TypeError(f"{option} takes {or_one}a list of {what}, not {type(rules).__name__}")
+        raise TypeError(f"{option} takes {what}, not {type(rules).__name__}")
     pairs = list(rules)
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise TypeError(f"{option} takes a list of {what}, and {pair!r} is in it")
+            raise TypeError(f"{option} takes {what}, and {pair!r} is in it")
     return pairs
 
 
@@ -198,7 +200,17 @@ def match_any(globs: Sequence[Glob], name: str) -> bool:
 
 
 def _parse_dtype(text: str) -> str:
-    target = parse_torch_dtype(text)
+    if not isinstance(text, str):
+        raise TypeError(f"a dtype is a text such as 'bfloat16', not {type(text).__name__}")
+    try:
+        target = parse_torch_dtype(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no torch dtype; {_CASTABLE} was expected") from None
     if not is_castable(target):
-        raise ValueError(f"tensors are cast to floating dtypes only, not to {target}")
+        raise ValueError(
+            f"tensors are cast to floating dtypes only, not to {target}; {_CASTABLE} was expected"
+        )
     return target
+
+
+_CASTABLE = "one of " + ", ".join(filter(is_castable, DTYPES))

@@ -8,7 +8,6 @@ of the tensors, a state dict.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,14 +15,14 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of, tensors_of
 from torchzip.checkpoint.names import children
-from torchzip.container.safetensors import ALIASES_KEY
+from torchzip.container.safetensors import parse_aliases
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.restored import restore
 from torchzip.convert.rules import Rules
 from torchzip.errors import FormatError, TorchZipError, shown
 from torchzip.limits import Limits
-from torchzip.types import OtherTensor
+from torchzip.types import OtherTensor, Parameter
 
 #: A tensor of the source, dense or of another kind.
 Held = LazyTensor | OtherTensor
@@ -48,6 +47,28 @@ class Selection:
     metadata: dict[str, str] = field(default_factory=dict)
     #: What of the source could not be taken.
     lost: list[str] = field(default_factory=list)
+
+    def put(self, tensors: dict[str, LazyTensor]) -> list[str]:
+        """Put other tensors where those of these names are, in dicts and lists with one way there.
+
+        Returns the names of those that are elsewhere, and stay.
+        """
+        left = dict(tensors)
+        if self.is_flat:
+            items = [(name, "", self.root, name) for name in tensors]
+        else:
+            items = list(_items(self.root)) if tensors else []
+        for name, _, holder, key in items:
+            new = left.pop(name, None)
+            if new is not None:
+                old = holder[key]
+                holder[key] = (
+                    Parameter(new, old.requires_grad, old.state)
+                    if isinstance(old, Parameter)
+                    else new
+                )
+                self.tensors[name] = new
+        return list(left)
 
 
 def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None = None) -> Selection:
@@ -143,16 +164,10 @@ def _restored_object(
 
 def _restored_aliases(checkpoint: Checkpoint, tensors: dict[str, Held]) -> dict[str, Held]:
     """Return the tied tensors that a safetensors file lists in its metadata."""
-    try:
-        aliases = json.loads(checkpoint.metadata.get(ALIASES_KEY, "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(aliases, dict):
-        return {}
     return {
         name: tensors[kept]
-        for name, kept in aliases.items()
-        if isinstance(kept, str) and kept in tensors and name not in tensors
+        for name, kept in parse_aliases(checkpoint.metadata).items()
+        if kept in tensors and name not in tensors
     }
 
 
@@ -164,7 +179,7 @@ def _rename_in_place(root: Any, changed: dict[str, str | None]) -> bool:
     edits: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
     left = dict(changed)
     for name, prefix, holder, key in _items(root):
-        if name not in left:
+        if name not in left or not isinstance(holder, dict):
             continue
         new = left.pop(name)
         if new is not None and not new.startswith(prefix):
@@ -185,8 +200,8 @@ def _rename_in_place(root: Any, changed: dict[str, str | None]) -> bool:
     return True
 
 
-def _items(root: Any) -> Iterator[tuple[str, str, dict[Any, Any], Any]]:
-    """Yield the tensors that are items of dicts: name, the way to the dict, the dict, the key.
+def _items(root: Any) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield tensors in dicts and lists: name, the way to what holds it, that, the key.
 
     Only what there is one way to.
     """
@@ -204,10 +219,11 @@ def _items(root: Any) -> Iterator[tuple[str, str, dict[Any, Any], Any]]:
         value, prefix = steps.pop()
         if ways[id(value)] > 1 or not isinstance(value, dict | list | tuple):
             continue
-        for (text, _, child), key in zip(_below(value), value, strict=False):
+        keys = value if isinstance(value, dict) else range(len(value))
+        for (text, _, child), key in zip(_below(value), keys, strict=False):
             held = data_of(child)
             if isinstance(held, Held):
-                if isinstance(value, dict):
+                if isinstance(value, dict | list):
                     yield prefix + text, prefix, value, key
             else:
                 steps.append((child, f"{prefix}{text}."))

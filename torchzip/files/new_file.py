@@ -53,6 +53,8 @@ class NewFile:
         except BaseException as error:
             if isinstance(error, OSError) and error.filename == self.temporary:
                 error.filename = self.name  # nobody knows the temporary file
+                if error.errno == errno.ENOENT:
+                    error.strerror = "The directory to put it in does not exist; make it first"
             # An interrupt can come when the file is there and the descriptor is not known yet.
             with contextlib.suppress(OSError):
                 self.abort()

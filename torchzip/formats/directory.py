@@ -2,7 +2,8 @@
 
 * ``*.index.json``: shards with an index (Hugging Face);
 * ``.metadata``, or ``__<rank>.metadata``: torch.distributed.checkpoint;
-* ``*.safetensors`` with a ``DCP_SHARDING_INFO``: the safetensors variant of the same.
+* ``*.safetensors`` with a ``DCP_SHARDING_INFO``: the safetensors variant of the same;
+* ``model.safetensors`` or ``pytorch_model.bin``, without an index: that file (Hugging Face).
 
 Each of those files can be named itself, which settles the matter where a directory has several.
 """
@@ -15,6 +16,7 @@ import re
 from torchzip.container.shard_index import INDEX_SUFFIX
 from torchzip.errors import FormatError, listed
 from torchzip.files.folder import Folder
+from torchzip.files.source import open_source
 from torchzip.formats.base import Container
 from torchzip.formats.dcp import METADATA_NAME, DcpContainer
 from torchzip.formats.dcp_safetensors import SafetensorsPartsContainer, has_sharding_info
@@ -23,9 +25,13 @@ from torchzip.limits import Limits
 
 _RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 
+#: What Hugging Face calls a checkpoint that is one file.
+_WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
 _UNDERSTOOD = (
-    f"A directory is read that has one *{INDEX_SUFFIX} and its shards, or the .metadata or the "
-    "*.safetensors of torch.distributed.checkpoint. For a single file give its own path."
+    f"A directory is read that has one *{INDEX_SUFFIX} and its shards, {' or '.join(_WHOLE_FILES)},"
+    " or the .metadata or the *.safetensors of torch.distributed.checkpoint. For a single file "
+    "give its own path."
 )
 
 
@@ -61,6 +67,12 @@ def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> 
         parts = [each for each in folder.names if each.endswith(".safetensors")]
         if any(has_sharding_info(folder.open(each), limits) for each in parts):
             return SafetensorsPartsContainer(folder, parts, limits)
+        whole = [each for each in _WHOLE_FILES if each in folder.names]
+        if len(whole) > 1:
+            raise _several(folder, whole)
+        if whole:
+            folder.close()
+            return _open_file(folder.place(whole[0]), limits, open_container)
         raise FormatError(
             "a directory, and not one checkpoint: it has "
             f"{listed(folder.names, 10) or 'nothing in it'}. {_UNDERSTOOD}",
@@ -84,9 +96,22 @@ def _chosen(folder: Folder) -> list[str]:
     ranks = [name for name in folder.names if _RANK_METADATA.fullmatch(name)]
     kinds = [*indices, *whole, *ranks[:1]]
     if len(kinds) > 1:
-        raise FormatError(
-            f"a directory with several checkpoints: {listed(kinds, 10)}. Give the path of the one "
-            "that you mean.",
-            path=folder.path,
-        )
+        raise _several(folder, kinds)
     return ranks or kinds
+
+
+def _several(folder: Folder, names: list[str]) -> FormatError:
+    return FormatError(
+        f"a directory with several checkpoints: {listed(names, 10)}. Give the path of the one that "
+        "you mean.",
+        path=folder.path,
+    )
+
+
+def _open_file(path: str, limits: Limits, open_container: OpenContainer) -> Container:
+    source = open_source(path)
+    try:
+        return open_container(source, limits)
+    except BaseException:
+        source.close()
+        raise

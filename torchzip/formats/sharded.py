@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torchzip.container.safetensors import ALIASES_KEY
+from torchzip.container.safetensors import ALIASES_KEY, parse_aliases
 from torchzip.container.shard_index import ShardIndex, parse_index
 from torchzip.errors import FormatError, UnsupportedError, listed, shown
 from torchzip.files.folder import Folder, is_plain_name
@@ -227,10 +227,5 @@ def _merged(index: ShardIndex, texts: list[dict[str, str]]) -> dict[str, str]:
 def _joined(values: set[str]) -> str:
     joined: dict[str, str] = {}
     for text in sorted(values):
-        try:
-            part = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(part, dict):
-            joined |= {name: kept for name, kept in part.items() if isinstance(kept, str)}
+        joined |= parse_aliases({ALIASES_KEY: text})
     return json.dumps(joined, ensure_ascii=False, sort_keys=True)

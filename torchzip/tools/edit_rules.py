@@ -56,13 +56,15 @@ class EditRules:
             requires_grad = [("*", requires_grad)]
         self._grads = [
             (Glob("requires_grad", glob, "floating tensor"), _parse_bool(wanted))
-            for glob, wanted in parse_pairs("requires_grad", "(glob, bool)", requires_grad)
+            for glob, wanted in parse_pairs(
+                "requires_grad", "a list of (glob, bool)", requires_grad
+            )
         ]
         self.device = parse_device(device) if isinstance(device, str) else None
         rules = None if isinstance(device, str) else device
         self._devices = [
             (Glob("device", glob), parse_device(tag))
-            for glob, tag in parse_pairs("device", "(glob, device)", rules)
+            for glob, tag in parse_pairs("device", "a list of (glob, device)", rules)
         ]
 
     @property

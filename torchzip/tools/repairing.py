@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torchzip.checkpoint.lazy import (
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
+from torchzip.container.safetensors import parse_aliases
 from torchzip.errors import REPAIR_ADVICE, FormatError, TorchZipError, UnsupportedError
 from torchzip.files.new_file import refuse_existing
 from torchzip.files.source import File, open_source, rewinder
@@ -178,6 +179,10 @@ def _all_of(checkpoint: Checkpoint, report: VerifyReport) -> _Found:
     names = dict(checkpoint.items())
     notes = list(report.notes)
     root = checkpoint.root
+    ties = _ties(checkpoint.metadata, names)
+    if ties:
+        names |= ties
+        root = dict(root) | ties
     if checkpoint.format not in _WITH_ROOT:
         root = names
         notes.append(f"of a {checkpoint.format} checkpoint the tensors are written, by their names")
@@ -186,6 +191,14 @@ def _all_of(checkpoint: Checkpoint, report: VerifyReport) -> _Found:
     without = None if checkpoint.format not in _WITH_CRCS else frozenset(report.without_crc)
     unverified = [name for name, tensor in names.items() if _is_unverified(tensor, without)]
     return _Found(root, checkpoint.format, checkpoint.path, len(names), [], unverified, notes)
+
+
+def _ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names that `convert` has put into the metadata of a safetensors file."""
+    aliases = parse_aliases(metadata).items()
+    return {
+        name: tensors[kept] for name, kept in aliases if kept in tensors and name not in tensors
+    }
 
 
 def _is_unverified(tensor: Any, without_crc: Set[str] | None) -> bool:
@@ -213,6 +226,8 @@ def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_F
     with contextlib.closing(source):
         container = open_damaged(source, limits)
         contents = container.read(LazyFactory)
+        if contents.metadata:
+            contents.root |= _ties(contents.metadata, contents.root)
         names = NameTable(contents.root, is_tensor, limits, contents.pickle_nbytes).names
         unverified = [
             name
