@@ -311,6 +311,16 @@ def test_what_cannot_be_saved_says_where(tmp_path: Path, value: Any, message: st
     assert os.listdir(tmp_path) == []
 
 
+def test_a_checkpoint_is_no_value(tmp_path: Path) -> None:
+    """It would be written as the name of a file; what is in it has to be asked for."""
+    tz.save({"weight": np.ones(2)}, tmp_path / "m.pt")
+    with tz.lazy_load(tmp_path / "m.pt") as checkpoint:
+        for value, path in ((checkpoint, "the object itself"), ({"model": checkpoint}, "model")):
+            with pytest.raises(TypeError, match=f"^{path}: .*save its root"):
+                tz.save(value, tmp_path / "n.pt")
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
 def test_storage_that_is_a_part(tmp_path: Path) -> None:
     """A bare storage is written whole, so a part of what another array has cannot be one."""
     numbers = np.arange(10)

@@ -280,7 +280,9 @@ def test_arguments() -> None:
     """What is no tensor, and no bins."""
     with pytest.raises(UnsupportedError, match="<U1"):
         statistics(np.array(["a"]))
-    with pytest.raises(ValueError, match="bins"):
-        statistics(np.zeros(1), bins=0)
+    for bins in (0, 65_537):
+        with pytest.raises(ValueError, match="bins"):
+            statistics(np.zeros(1), bins=bins)
+    assert sum(statistics(np.arange(9), bins=65_536).counts) == 9
     assert statistics(np.arange(3, dtype=">i4")).max == 2
     assert statistics([1, 2]).mean == 1.5

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
 from torchzip.checkpoint.survey import (
     EarlyTensor,
     PlaceArrays,
@@ -96,6 +96,8 @@ class Structure:
         self.refused = emitter.refused
 
     def _reduce(self, value: Any) -> Reduction:
+        if isinstance(value, Checkpoint):  # its pickle names the file, and holds none of it
+            raise TypeError("a Checkpoint is an open file and no value; save its root")
         # Used once: an object that is met again before it has a number, because it contains
         # itself, is taken apart again, as pickle does it.
         known = self._reductions.pop(id(value), None)

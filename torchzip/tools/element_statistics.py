@@ -35,6 +35,7 @@ Number = int | float
 _WORD = (1 << 64) - 1
 #: Past these exponents, either way, squares of float64 are not to be trusted.
 _FAR_EXPONENT = 400
+_MOST_BINS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def statistics(tensor: Any, *, bins: int = 64, work: Work | None = None) -> Stat
     TorchZipError, OSError
         If the bytes are damaged, as far as that shows.
     ValueError
-        If ``bins`` is less than 1.
+        If ``bins`` is less than 1 or more than 65,536.
 
     Examples
     --------
@@ -89,8 +90,8 @@ def statistics(tensor: Any, *, bins: int = 64, work: Work | None = None) -> Stat
     """
     if isinstance(bins, bool) or not isinstance(bins, int):
         raise TypeError(f"bins is a number of them, not {type(bins).__name__}")
-    if bins < 1:
-        raise ValueError(f"bins must be 1 or more, not {bins}")
+    if not 1 <= bins <= _MOST_BINS:
+        raise ValueError(f"bins must be from 1 to {_MOST_BINS:,}, not {bins}")
     lazy = tensor if isinstance(tensor, LazyTensor) else tensor_of(np.asarray(tensor))
     if lazy is None:
         raise UnsupportedError(f"torch has no dtype for an array of {np.asarray(tensor).dtype}")
