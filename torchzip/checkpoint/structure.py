@@ -96,7 +96,7 @@ class Structure:
         self.refused = emitter.refused
 
     def _reduce(self, value: Any) -> Reduction:
-        if isinstance(value, Checkpoint):  # its pickle names the file, and holds none of it
+        if type(value) is Checkpoint:  # its pickle names the file, and holds none of it
             raise TypeError("a Checkpoint is an open file and no value; save its root")
         # Used once: an object that is met again before it has a number, because it contains
         # itself, is taken apart again, as pickle does it.
