@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.sampling import sampled
 from tests.tools.test_edit import records, write_sparse
 from tests.torch_oracle import assert_equal_in_torch, torch_settings
 from tests.trees import CASES, TORCH_ONLY, random_tree
@@ -104,7 +105,7 @@ def test_drops(
         assert_equal_in_torch(torch, loaded, expected)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(list(ALL), 3))
 def test_each_kind_of_value(torch: Any, tmp_path: Path, name: str) -> None:
     """What is beside an edited item stays what it was."""
     path = tmp_path / "m.pt"

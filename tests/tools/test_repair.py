@@ -24,6 +24,7 @@ import torchzip as tz
 from tests import builders as b
 from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
+from tests.sampling import sampled
 from tests.test_memory import peak_mb
 from tests.tools.damage import (
     Original,
@@ -684,7 +685,7 @@ def test_damage_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not out.exists()
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=[each.name for each in ATTACKS])
+@pytest.mark.parametrize("attack", sampled(ATTACKS, 5, ids=[each.name for each in ATTACKS]))
 def test_hostile_files(attack: Attack, tmp_path: Path) -> None:
     """A result or an error of ours; nothing is written with the error."""
     out = tmp_path / "o.pt"
