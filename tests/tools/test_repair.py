@@ -11,7 +11,7 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,6 @@ from torchzip.types import Parameter, QuantizedTensor, SparseTensor, Storage
 
 _TWENTY = Original(saved(twenty()))
 _GOLDEN = sorted((Path(__file__).parents[1] / "data" / "golden").glob("torch-*/*.pt"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_fsync() -> Iterator[None]:
-    """Thousands of files are written here, and none has to outlive the machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 def _end_of_pickle(data: bytes) -> int:
