@@ -29,7 +29,7 @@ from fuzz.seeds import Case
 from tests import builders as b
 
 #: Inputs of the seeded run; `python -m fuzz` sends as many more as there is time for.
-_INPUTS = 800
+_INPUTS = 500
 
 
 @pytest.fixture(scope="module")
