@@ -24,7 +24,8 @@ def markdown(run: Run) -> str:
     """Return the report of a run: the machine, how to read the table, the table.
 
     Each row of the run gives a line for every way of torchzip and every other tool. The ratio is
-    the median of those of the rounds, with the least and the greatest.
+    the median of those of the rounds, with the least and the greatest. A row that was measured
+    again, in other rounds than the rest, says in how many.
     """
     lines = [
         run["machine"],
@@ -37,7 +38,8 @@ def markdown(run: Run) -> str:
         "|---|---|---|---|---|",
     ]
     for result in run["rows"]:
-        name = result["row"]
+        rounds = max(len(each["seconds"]) for each in result["tools"].values())
+        name = result["row"] if rounds == run["rounds"] else f"{result['row']} ({rounds} rounds)"
         for our in ours_of(result):
             way = our.removeprefix("torchzip").strip()
             cell = f"{way} {figures(result, our)}".strip()
