@@ -24,7 +24,7 @@ from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, name_text, nbytes_text, shape_text, table
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
-from torchzip.errors import TorchZipError
+from torchzip.errors import ErrorPlace
 
 if TYPE_CHECKING:
     from torchzip.convert.plan import Plan, PlannedTensor
@@ -127,12 +127,8 @@ def _dry_run(arguments: argparse.Namespace) -> None:
     rules = Rules(**rules_of(arguments))
     size = arguments.max_shard_size
     max_shard_nbytes = None if size is None else parse_size(size)
-    with torchzip.lazy_load(arguments.src) as checkpoint:
-        try:
-            plan = make_plan(checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes)
-        except TorchZipError as error:
-            error.at(path=checkpoint.path)
-            raise
+    with torchzip.lazy_load(arguments.src) as checkpoint, ErrorPlace(path=checkpoint.path):
+        plan = make_plan(checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes)
     for line in plan.unused:
         say(f"warning: {line}")
     print(json.dumps(_plan_values(plan), indent=2) if arguments.json else _plan_text(plan))

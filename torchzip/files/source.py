@@ -295,9 +295,9 @@ class PartSource:
 
 def rewinder(file: File) -> Callable[[], object]:
     """Return what moves a file object back to where it stands now; of a path it does nothing."""
-    start = position_of(file)
-    if start is None or isinstance(file, str | os.PathLike):
+    if isinstance(file, str | os.PathLike):
         return lambda: None
+    start = position_of(file)  # which refuses what cannot seek
     return functools.partial(file.seek, start)
 
 
@@ -316,10 +316,8 @@ def open_source(file: File) -> FileSource | FileObjectSource:
     return FileObjectSource(_checked(file))
 
 
-def position_of(file: File) -> int | None:
-    """Return where a file object stands, to come back to; None for a path."""
-    if isinstance(file, str | os.PathLike):
-        return None
+def position_of(file: BinaryIO) -> int:
+    """Return where a file object stands."""
     return _seek(_checked(file), os.SEEK_CUR)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, UnsafeGlobalError
-from torchzip.files.source import Source
+from torchzip.files.source import File, Source, open_source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Name
@@ -83,6 +83,20 @@ class Container(Protocol):
     def close(self) -> None:
         """Close what was opened. File objects belong to the caller."""
         ...
+
+
+#: Tells a file by its bytes; those that have others inside get it from `formats.opening`.
+OpenContainer = Callable[[Source, Limits], Container]
+
+
+def open_file(file: File, limits: Limits, open_container: OpenContainer) -> Container:
+    """Return the container that one file is; it is closed again if that is none."""
+    source = open_source(file)
+    try:
+        return open_container(source, limits)
+    except BaseException:
+        source.close()
+        raise
 
 
 class FileContainer:

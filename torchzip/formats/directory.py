@@ -16,11 +16,10 @@ import re
 from torchzip.container.shard_index import INDEX_SUFFIX
 from torchzip.errors import FormatError, listed
 from torchzip.files.folder import Folder
-from torchzip.files.source import open_source
-from torchzip.formats.base import Container
+from torchzip.formats.base import Container, OpenContainer, open_file
 from torchzip.formats.dcp import METADATA_NAME, DcpContainer
 from torchzip.formats.dcp_safetensors import SafetensorsPartsContainer, has_sharding_info
-from torchzip.formats.sharded import OpenContainer, ShardedContainer
+from torchzip.formats.sharded import ShardedContainer
 from torchzip.limits import Limits
 
 _RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
@@ -72,7 +71,7 @@ def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> 
             raise _several(folder, whole)
         if whole:
             folder.close()
-            return _open_file(folder.place(whole[0]), limits, open_container)
+            return open_file(folder.place(whole[0]), limits, open_container)
         raise FormatError(
             "a directory, and not one checkpoint: it has "
             f"{listed(folder.names, 10) or 'nothing in it'}. {_UNDERSTOOD}",
@@ -106,12 +105,3 @@ def _several(folder: Folder, names: list[str]) -> FormatError:
         "you mean.",
         path=folder.path,
     )
-
-
-def _open_file(path: str, limits: Limits, open_container: OpenContainer) -> Container:
-    source = open_source(path)
-    try:
-        return open_container(source, limits)
-    except BaseException:
-        source.close()
-        raise

@@ -10,8 +10,8 @@ import os
 
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import FormatError, UnsupportedError
-from torchzip.files.source import File, Source, open_source
-from torchzip.formats.base import Container
+from torchzip.files.source import File, Source
+from torchzip.formats.base import Container, open_file
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 
@@ -43,12 +43,7 @@ def open_checkpoint(file: File, limits: Limits) -> Container:
                 ".metadata.",
                 path=path,
             )
-    source = open_source(file)
-    try:
-        return open_container(source, limits)
-    except BaseException:
-        source.close()
-        raise
+    return open_file(file, limits, open_container)
 
 
 def open_container(source: Source, limits: Limits) -> Container:

@@ -22,18 +22,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torchzip.container.safetensors import ALIASES_KEY, parse_aliases
 from torchzip.container.shard_index import ShardIndex, parse_index
 from torchzip.errors import FormatError, UnsupportedError, listed, shown
 from torchzip.files.folder import Folder, is_plain_name
-from torchzip.files.source import Source
 from torchzip.formats.base import (
     Container,
     Contents,
     MakeFactory,
+    OpenContainer,
     OpenStorage,
     RecordCheck,
 )
@@ -41,8 +41,6 @@ from torchzip.formats.dcp_safetensors import SHARDING_INFO, saved_offsets
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.storage import TensorStorage
-
-OpenContainer = Callable[[Source, Limits], Container]
 
 #: ``model-00001-of-00003.safetensors``: the set's name, the number, how many, what follows.
 _SHARD_NAME = re.compile(r"(.{0,200})-(\d{1,9})-of-(\d{1,9})(\..{1,40})", re.ASCII | re.DOTALL)

@@ -127,4 +127,4 @@ def _without_path(error: TorchZipError) -> str:
 def _file_nbytes(file: File) -> int | None:
     if isinstance(file, str | os.PathLike):
         return os.path.getsize(file) if os.path.isfile(file) else None
-    return (position_of(file) or 0) + open_source(file).size
+    return position_of(file) + open_source(file).size
