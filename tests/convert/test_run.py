@@ -30,8 +30,7 @@ from torchzip.files import ranges
 DTYPES = ["float64", "float32", "float16", "bfloat16", "float8_e5m2", None]
 
 
-@pytest.fixture
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_pieces_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a few KB large, so that everything is cut."""
     monkeypatch.setattr(run, "_SMALL_NBYTES", 1 << 11)
     monkeypatch.setattr(run, "_PIECE_NBYTES", 1 << 13)
@@ -39,6 +38,11 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_BATCH_RECORDS", 3)
     monkeypatch.setattr(ranges, "_DIRECT_NBYTES", 1 << 12)
     monkeypatch.setattr(conversion, "_WORTH_NBYTES", 0)
+
+
+@pytest.fixture
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pieces_small(monkeypatch)
 
 
 class NeighbourProcess(Executor):
@@ -248,6 +252,22 @@ def test_damage_is_seen(tmp_path: Path, jobs: int, suffix: str, options: Any) ->
         tz.convert(path, target, jobs=jobs, overwrite=True, **options)
     assert sorted(os.listdir(tmp_path)) == sorted(["m.pt", target.name])
     assert target.read_bytes() == b"old"
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("view", [np.s_[:20_000], np.s_[::2], np.s_[20_000:25_000]])
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_damage_beside_what_is_taken(tmp_path: Path, view: slice, dtype: str | None) -> None:
+    """A CRC is of a whole storage: ``verify`` reads all of it, also for a part."""
+    path = tmp_path / "m.pt"
+    base = np.ones(50_000, np.float32)
+    tz.save({"all": base, "part": base[view]}, path)
+    damage(path, "all")
+    options: Any = {"dtype": dtype, "include": "part", "overwrite": True}
+    with pytest.raises(tz.FormatError, match=r"m\.pt.*data/0.*CRC-32"):
+        tz.convert(path, tmp_path / "o.safetensors", verify=True, **options)
+    assert os.listdir(tmp_path) == ["m.pt"]
+    tz.convert(path, tmp_path / "o.safetensors", **options)
 
 
 @pytest.mark.usefixtures("_small_pieces")

@@ -87,9 +87,9 @@ def convert(
     ``executor`` among those of a `concurrent.futures.Executor`.
     ``progress`` is called with the bytes written so far and in all.
 
-    Bytes that go from zip to zip unchanged take their CRC along; ``verify=True`` compares it first.
-    All others are compared with the CRC of the source in any case. ``limits`` are the bounds on
-    what the source may ask for.
+    Storages that go from zip to zip unchanged take their CRC along; others are compared with the
+    CRC of the source, where all of the storage is read. ``verify=True`` compares the CRC of every
+    storage. ``limits`` are the bounds on what the source may ask for.
 
     The memory of each process is a constant, whatever the size of a tensor or of the file. Two
     things need more, one tensor at a time: a strided tensor in a deflated record, and what ``map``

@@ -7,7 +7,7 @@ has a CRC to compare it with; the CRCs of the pieces are joined afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,19 +63,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A storage that is a run of another's bytes, each element cast perhaps."""
+    """A storage that is made of ``nbytes`` of another from ``start``, each element cast perhaps."""
 
     base: TensorStorage
     start: int
+    nbytes: int
     cast: CastStorage | None
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has all bytes of a storage whose CRC is known."""
-        nbytes = self.base.nbytes
-        if self.cast is not None:
-            nbytes = self.cast.base.nbytes
-        return bool(self.base.crc) and self.start == 0 and nbytes == self.base.nbytes
+        """Whether it is made of all the bytes that a known CRC is of, and of no others."""
+        return bool(self.base.crc) and self.start == 0 and self.nbytes == self.base.nbytes
 
 
 def _run_of(storage: TensorStorage) -> _Run | None:
@@ -88,7 +86,26 @@ def _run_of(storage: TensorStorage) -> _Run | None:
             return None
         start = inner.start
         inner = inner.spec.storage
-    return _Run(inner, start, cast) if isinstance(inner, SpanStorage) else None
+    if not isinstance(inner, SpanStorage):
+        return None
+    # A cast takes whole elements, and a storage may end inside of one.
+    nbytes = storage.nbytes if cast is None else cast.source_nbytes
+    return _Run(inner, start, nbytes, cast)
+
+
+def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
+    """Return the storages with a CRC that these are made of, but not of all their bytes in order.
+
+    So nothing that is written shows whether they are damaged.
+    """
+    found: dict[int, TensorStorage] = {}
+    for storage in storages:
+        inner = storage.base if isinstance(storage, CastStorage) else storage
+        if isinstance(inner, ElementStorage):
+            base = inner.spec.storage
+            if base.crc and not (inner.is_run and inner.nbytes == base.nbytes):
+                found[id(base)] = base
+    return list(found.values())
 
 
 def cut(
@@ -147,8 +164,7 @@ def contents_of(storages: Sequence[TensorStorage]) -> list[bytes]:
             contents[index] = b"".join(bytes(block) for block in storage.checked_blocks())
             continue
         pair = (run.cast.source, run.cast.target)
-        nbytes = storage.nbytes // DTYPES[pair[1]].itemsize * DTYPES[pair[0]].itemsize
-        raw = run.base.read(run.start, run.start + nbytes).tobytes()
+        raw = run.base.read(run.start, run.start + run.nbytes).tobytes()
         if run.is_whole:
             found = crc32_short(raw)
             if found != run.base.crc:

@@ -25,6 +25,7 @@ from torchzip.convert.pieces import (
     contents_of,
     cut,
     joined,
+    read_in_part,
     write_pieces,
 )
 from torchzip.convert.plan import Plan, PlannedFile
@@ -50,7 +51,9 @@ def run(
 ) -> None:  # fmt: skip
     """Write a plan's output, all or nothing.
 
-    ``executor`` carries the pieces out; without one they are carried out here, one by one.
+    ``executor`` carries the pieces out; without one they are carried out here, one by one. With
+    ``verify`` every CRC of the source's storages is compared, also where it could go along unread or
+    is of more than what is taken.
     """
     meter = _Meter(plan.nbytes, progress)
     with contextlib.ExitStack() as opened:
@@ -63,6 +66,10 @@ def run(
             opened.callback(index.abort)
         _check_apart([*files, index] if index is not None else files)
         _check_space(files[0], plan.nbytes)
+        if verify:
+            for storage in read_in_part(each for file in plan.files for each in file.storages):
+                for _ in storage.checked_blocks():
+                    pass
         with_crc = plan.format == "zip"
         works = []
         for planned, file in zip(plan.files, files, strict=True):
