@@ -2,7 +2,7 @@
 
 ``torch.save`` uses that pickler, so a file that is equal to torch's needs the same opcodes,
 down to which objects get a memo number and when. The rules, and where they come from
-(CPython 3.8 to 3.13, ``Modules/_pickle.c``):
+(CPython 3.8 to 3.13, ``Modules/_pickle.c``; the running Python's where releases differ):
 
 * Every put is written, used or not, and objects are numbered in the order of their puts. None,
   bools, ints, floats and the empty tuple never get a number.
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import pickle
 import re
 import struct
 import sys
@@ -219,28 +220,39 @@ class Emitter:
         key = (module, name)
         if self.written(key):
             return
-        parent, dot, last = name.rpartition(".")
-        if dot:  # a nested class, as getattr(parent, last)
+        top, *attributes = name.split(".")
+        if not attributes:
+            self._top_level_name(module, name)
+        elif _numbers_parts_of_names():
             self.name("builtins", "getattr")
-            self.name(module, parent)
-            self.string(str(last))
+            self.name(module, name[: -len(attributes[-1]) - 1])
+            self.string(attributes[-1])
             self.write(b"\x86")
             self.put(None)
             self.write(b"R")
         else:
-            if key in REVERSE_NAME_MAPPING:
-                module, name = REVERSE_NAME_MAPPING[key]
-            elif module in REVERSE_IMPORT_MAPPING:
-                module = REVERSE_IMPORT_MAPPING[module]
-            if "\n" in module or "\n" in name:
-                raise ValueError(f"{self.where()}: a name with a line break, {name!r}")
-            try:
-                self.write(f"c{module}\n{name}\n".encode())
-            except UnicodeEncodeError:
-                raise ValueError(
-                    f"{self.where()}: a name that is not Unicode, {module!r} {name!r}"
-                ) from None
+            for _ in attributes:
+                self.name("builtins", "getattr")
+            self._top_level_name(module, top)
+            for attribute in attributes:
+                self.string(attribute)
+                self.write(b"\x86R")
         self.put(key)
+
+    def _top_level_name(self, module: str, name: str) -> None:
+        """Write the opcode of a global."""
+        if (module, name) in REVERSE_NAME_MAPPING:
+            module, name = REVERSE_NAME_MAPPING[module, name]
+        elif module in REVERSE_IMPORT_MAPPING:
+            module = REVERSE_IMPORT_MAPPING[module]
+        if "\n" in module or "\n" in name:
+            raise ValueError(f"{self.where()}: a name with a line break, {name!r}")
+        try:
+            self.write(f"c{module}\n{name}\n".encode())
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{self.where()}: a name that is not Unicode, {module!r} {name!r}"
+            ) from None
 
     # -- plain values ----------------------------------------------------------------------
 
@@ -439,6 +451,9 @@ class Emitter:
             else:
                 self.name(value.module, value.name)
             return
+        if _is_nested_name(value) and not _numbers_parts_of_names():
+            self.name(value.module, value.name)
+            return
         if self.written(id(value)):
             return
         callee, args = value.callee, value.args or ()
@@ -581,6 +596,41 @@ class Emitter:
         self.save(state)
         self.refuse("a state that a function sets")
         self.write(b"\x86R0")
+
+
+class _Outer:
+    class Inner:
+        pass
+
+
+@functools.cache
+def _numbers_parts_of_names() -> bool:
+    """Return how the running Python writes a nested class, A.B: with numbers for its parts?
+
+    Until 3.12 as the call getattr(A, "B"), in which A and the tuple of arguments get numbers; from
+    3.13 on both are written anew each time. Asked of pickle itself, since fixes go to older ones.
+    """
+    return b"\x86R" not in pickle.dumps(_Outer.Inner, 2)
+
+
+def _is_nested_name(value: Any) -> bool:
+    """Return whether a foreign object is what `Emitter.name` writes for a nested class.
+
+    A class method has the same two arguments, and comes back as a nested class would.
+    """
+    while type(value) is ForeignObject and value.how == "call":
+        callee, args = value.callee, value.args or ()
+        if not (
+            type(callee) is ForeignObject
+            and (callee.how, callee.module, callee.name) == ("name", "builtins", "getattr")
+            and len(args) == 2
+            and value.state is None
+            and not value.items
+            and value.name.endswith(f".{args[1]}")
+        ):
+            return False
+        value = args[0]
+    return type(value) is ForeignObject and value.how == "name"
 
 
 def _module_of(value: Any, name: str) -> str:
