@@ -1,8 +1,28 @@
-"""What the examples in docstrings may use without an import."""
+"""How much a run tries, and what the examples in docstrings may use without an import."""
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 import torchzip
+from tests import sampling
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--full``."""
+    parser.addoption(
+        "--full", action="store_true", help="try every row and many examples, not a sample of them"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the profile before any test is imported."""
+    if config.getoption("full"):
+        config.option.markexpr = ""
+    (sampling.QUICK if config.option.markexpr else sampling.FULL).load()
+    # What hypothesis keeps goes where pytest's own files are.
+    cache = getattr(config, "cache", None)
+    if cache is not None:
+        set_hypothesis_home_dir(cache.mkdir("hypothesis"))
 
 
 @pytest.fixture(autouse=True)

@@ -9,23 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tests.real_files import RealFiles
-
-# A busy machine is no failure: no test has a clock. Those that suppress more name this one too.
-settings.register_profile("torchzip", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("torchzip")
+from tests.sampling import sample_rows
 
 #: Set in CI: the fidelity tests must run there, so a missing torch is a failure.
 REQUIRE_TORCH = "TORCHZIP_REQUIRE_TORCH"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is `long`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `torch` where it is not installed, unless that is a failure."""
     for item in items:
         if "real_file" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("real files"))  # one process downloads them
+            item.add_marker(pytest.mark.long)
+    sample_rows(items)
     if importlib.util.find_spec("torch") is not None:
         return
     if os.environ.get(REQUIRE_TORCH):

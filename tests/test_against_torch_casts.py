@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.sampling import costly
 from tests.torch_oracle import array_dtype
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.cast_steps import plain_cast
@@ -101,6 +102,7 @@ def _with_neighbours(values: Values) -> Values:
     return np.concatenate([values, np.nextafter(values, infinity), np.nextafter(values, -infinity)])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("source", "target"), [pair for pair in permutations(_FLOATS, 2) if pair[0] in _NARROW]
 )
@@ -109,6 +111,7 @@ def test_every_value_of_16_or_8_bits(torch: Any, source: str, target: str) -> No
     _check(torch, _all_values(source), source, target)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("target", _NARROW)
 def test_turning_points_of_float32(torch: Any, target: str) -> None:
     """Each value of a narrow dtype, each tie between two, and its neighbours in float32."""
@@ -123,6 +126,7 @@ def test_turning_points_of_float32(torch: Any, target: str) -> None:
     _check(torch, _specials("float32"), "float32", target)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("target", _NARROW)
 def test_turning_points_of_float64(torch: Any, target: str) -> None:
     """The same in float64, and where float32 between the two makes a tie of what is none."""
@@ -135,6 +139,7 @@ def test_turning_points_of_float64(torch: Any, target: str) -> None:
     _check(torch, _specials("float64"), "float64", target)
 
 
+@pytest.mark.long
 def test_float64_to_float32(torch: Any) -> None:
     """Values of float32 over the whole range, ties between two, and their neighbours."""
     bits = np.random.default_rng(1).integers(0, 0x7F7FFFFF, 1 << 15).astype(np.uint32)
@@ -155,7 +160,7 @@ def test_float32_to_float64(torch: Any) -> None:
     _check(torch, values, "float32", "float64")
 
 
-@settings(max_examples=50, deadline=None)
+@costly
 @given(
     st.sampled_from(list(permutations(_FLOATS, 2))),
     st.binary(min_size=8, max_size=400),

@@ -9,7 +9,6 @@ import pytest
 
 import torchzip as tz
 from tests.models import MODELS, training_checkpoint
-from tests.sampling import sampled
 from tests.torch_oracle import assert_equal_in_torch
 from tests.trees import CASES
 from torchzip.convert import conversion, run
@@ -26,7 +25,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", sampled(list(CASES), 2))
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_not_lost_is_equal(torch: Any, name: str, tmp_path: Path) -> None:
     """From .pt to .safetensors to .pt: if nothing is said to be lost, torch sees no difference."""
     tree = CASES[name](torch)

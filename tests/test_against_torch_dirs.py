@@ -78,6 +78,7 @@ def _converted(torch: Any, folder: Path, target: Path) -> Any:
     return torch.load(target, weights_only=False)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", ["dcp", "threads", "files"])
 def test_distributed(torch: Any, ranks: Path, tmp_path: Path, name: str) -> None:
     """The same object as torch's own conversion: nesting, objects, DTensors, ShardedTensors."""

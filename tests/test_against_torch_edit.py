@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.sampling import sampled
 from tests.tools.test_edit import records, write_sparse
 from tests.torch_oracle import assert_equal_in_torch, torch_settings
 from tests.trees import CASES, TORCH_ONLY, random_tree
@@ -105,7 +104,7 @@ def test_drops(
         assert_equal_in_torch(torch, loaded, expected)
 
 
-@pytest.mark.parametrize("name", sampled(list(ALL), 3))
+@pytest.mark.parametrize("name", ALL)
 def test_each_kind_of_value(torch: Any, tmp_path: Path, name: str) -> None:
     """What is beside an edited item stays what it was."""
     path = tmp_path / "m.pt"
@@ -181,6 +180,7 @@ def test_state_dict_goes_into_its_module(torch: Any, tmp_path: Path) -> None:
     model.load_state_dict(loaded)
 
 
+@pytest.mark.long
 def test_past_4_gib(torch: Any, tmp_path: Path) -> None:
     """The appended records lie past 4 GiB, and so do storages; torch reads them in all ways."""
     path = tmp_path / "m.pt"

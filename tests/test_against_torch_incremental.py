@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 import torchzip as tz
+from tests.sampling import some
 from tests.torch_oracle import (
     NUMPY_DTYPES,
     RAW_DTYPES,
@@ -332,7 +333,7 @@ def test_freed_address_taken_by_another(torch: Any, tmp_path: pathlib.Path) -> N
 def test_random_programs(torch: Any, tmp_path: pathlib.Path) -> None:
     """Any mix of arrays, views, early, plain, changed, freed: values of their time, in torch."""
     path = tmp_path / "m.pt"
-    for seed in range(150):
+    for seed in some(range(150)):
         rng = random.Random(seed)
         pool: list[NDArray[Any]] = []
         early: list[tuple[Any, NDArray[Any]]] = []
@@ -490,6 +491,7 @@ print(json.dumps({"part": part, "peak": peak * 1024, "torch": "torch" in sys.mod
 """
 
 
+@pytest.mark.long
 def test_chunks_of_two_gigabytes_in_little_memory(torch: Any, tmp_path: pathlib.Path) -> None:
     """A tensor of 2 GB is written, and a slice of it read, in less than 150 MB."""
     if not pathlib.Path("/proc/self/status").exists():

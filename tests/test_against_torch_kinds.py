@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import torchzip as tz
 from tests import builders as b
+from tests.sampling import costly
 from tests.torch_oracle import (
     assert_equal_in_torch,
     assert_same_bytes,
@@ -709,7 +710,7 @@ def test_casts_leave_the_parts_alone(torch: Any, name: str, tmp_path: Path) -> N
 # -- random ones -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@costly
 @given(data=st.data())
 def test_random_coo(torch: Any, data: st.DataObject) -> None:
     """Any COO tensor is dense as torch makes it."""
@@ -731,7 +732,7 @@ def test_random_coo(torch: Any, data: st.DataObject) -> None:
         assert_same_bytes(torchzip_bytes(ckpt.root), raw)
 
 
-@settings(max_examples=60, deadline=None)
+@costly
 @given(
     st.sampled_from(["csr", "csc", "bsr", "bsc"]),
     st.lists(st.integers(1, 3), max_size=2),
@@ -762,7 +763,7 @@ def test_random_compressed(
         assert_same_bytes(torchzip_bytes(ckpt.root), raw)
 
 
-@settings(max_examples=60, deadline=None)
+@costly
 @given(data=st.data())
 def test_random_quantized(torch: Any, data: st.DataObject) -> None:
     """Any quantized tensor has the numbers that torch gives it."""

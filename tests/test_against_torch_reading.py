@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 from numpy.typing import NDArray
 
 import torchzip as tz
-from tests.sampling import sampled
+from tests.sampling import some, thorough
 from tests.torch_oracle import (
     array_dtype,
     assert_equal_in_torch,
@@ -276,7 +276,7 @@ def test_legacy(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     check_reading(torch, data, tree, tmp_path / "m.pt")
 
 
-@pytest.mark.parametrize("name", sampled(list(ALL), 3, first=0))
+@pytest.mark.parametrize("name", ALL)
 def test_newer_pickle_protocols(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     """Files that were saved with ``pickle_protocol`` 3, 4 and 5."""
     tree = ALL[name](torch)
@@ -285,7 +285,7 @@ def test_newer_pickle_protocols(torch: Any, name: str, tmp_path: pathlib.Path) -
         check_reading(torch, data, tree, tmp_path / "m.pt")
 
 
-@pytest.mark.parametrize("name", sampled(list(ALL), 3, first=1))
+@pytest.mark.parametrize("name", ALL)
 def test_deflated(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     """Archives that another program has packed again."""
     tree = ALL[name](torch)
@@ -293,7 +293,7 @@ def test_deflated(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     check_reading(torch, data, tree, tmp_path / "m.pt", mapped=False)
 
 
-@pytest.mark.parametrize("name", sampled(list(ALL), 3, first=2))
+@pytest.mark.parametrize("name", ALL)
 def test_without_crc(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     """Files that torch was told to write without CRCs."""
     tree = ALL[name](torch)
@@ -306,7 +306,7 @@ def test_without_crc(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
 _SWAPPED = [name for name in ALL if name not in ("nested", "sparse")]
 
 
-@pytest.mark.parametrize("name", sampled(_SWAPPED, 3))
+@pytest.mark.parametrize("name", _SWAPPED)
 def test_other_byte_order(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     """Storages are swapped as torch swaps them: by the element of their class."""
     data = of_other_byte_order(torch_bytes(torch, ALL[name](torch)))
@@ -353,7 +353,7 @@ def test_pickled_optimizer(torch: Any) -> None:
 
 def test_random_trees(torch: Any, tmp_path: pathlib.Path) -> None:
     """Random trees in all formats."""
-    for seed in range(300):
+    for seed in some(range(300)):
         tree = random_tree(torch, random.Random(seed))
         data = torch_bytes(torch, tree)
         legacy = torch_bytes(torch, tree, _use_new_zipfile_serialization=False)
@@ -411,11 +411,7 @@ def sliced(torch: Any) -> dict[str, tz.LazyTensor]:
 _SLICED_NAMES = (*_SLICED, "conjugated", "column-major, deflated", "gaps, deflated")
 
 
-@settings(
-    max_examples=600,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@thorough
 @given(data=st.data(), name=st.sampled_from(_SLICED_NAMES))
 def test_slices(sliced: dict[str, tz.LazyTensor], data: st.DataObject, name: str) -> None:
     """Any basic index of a lazy tensor gives what it gives of the whole array."""
@@ -432,7 +428,6 @@ def test_slices(sliced: dict[str, tz.LazyTensor], data: st.DataObject, name: str
     assert actual.tobytes() == expected.tobytes()
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     data=st.data(),
     name=st.sampled_from([name for name in _SLICED_NAMES if name not in ("scalar", "empty")]),
@@ -477,7 +472,7 @@ def test_resaved_is_equal_in_torch(torch: Any, name: str) -> None:
     assert_equal_in_torch(torch, load(io.BytesIO(resaved(data))), load(io.BytesIO(data)))
 
 
-@pytest.mark.parametrize("name", sampled(list(ALL), 3, first=0))
+@pytest.mark.parametrize("name", ALL)
 def test_resaved_from_legacy_is_equal_in_torch(torch: Any, name: str) -> None:
     """The same for what was in a legacy file, also where torch writes but cannot read it."""
     tree = ALL[name](torch)
@@ -487,7 +482,7 @@ def test_resaved_from_legacy_is_equal_in_torch(torch: Any, name: str) -> None:
     assert_equal_in_torch(torch, load(io.BytesIO(resaved(legacy))), expected)
 
 
-@pytest.mark.parametrize("name", sampled(list(ALL), 3, first=1))
+@pytest.mark.parametrize("name", ALL)
 def test_resaved_again_changes_nothing(torch: Any, name: str) -> None:
     """What torchzip wrote of what it had read is read and written the same."""
     once = resaved(torch_bytes(torch, ALL[name](torch)))
@@ -510,7 +505,7 @@ def test_resaved_bytes(torch: Any, name: str) -> None:
 
 def test_resaved_random_trees(torch: Any) -> None:
     """The same for trees that nobody thought of."""
-    for seed in range(400):
+    for seed in some(range(400)):
         data = torch_bytes(torch, random_tree(torch, random.Random(seed)))
         expected = torch.load(io.BytesIO(data), weights_only=False)
         again = torch.load(io.BytesIO(resaved(data)), weights_only=False)

@@ -13,11 +13,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import torchzip as tz
+from tests.sampling import some
 from tests.torch_oracle import (
     assert_same_bytes,
     tensor,
@@ -61,6 +62,7 @@ def test_writes_torchs_bytes(torch: Any, name: str) -> None:
 # -- settings and destinations -----------------------------------------------------------------
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("crc32", [True, False], ids=["crc", "no crc"])
 @pytest.mark.parametrize("alignment", [1, 2, 16, 64, 100, 4096, 65000])
 def test_alignment_and_crc(torch: Any, alignment: int, crc32: bool) -> None:
@@ -149,6 +151,7 @@ def _many(torch: Any, count: int) -> Any:
     return {f"t{i}": data[i : i + 1].clone() for i in range(count)}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("count", [127, 128, 257, 541, 1109, 1200, 2352, 11000])
 def test_serialization_id_of_many_storages(torch: Any, count: int) -> None:
     """The id folds the names in the order of a hash table that has grown."""
@@ -161,6 +164,7 @@ def test_serialization_id_of_few_storages(torch: Any) -> None:
         compare(torch, _many(torch, count))
 
 
+@pytest.mark.long
 def test_seventy_thousand_records(torch: Any) -> None:
     """More members than the end record of a zip can count."""
     compare(torch, _many(torch, 70_000))
@@ -272,11 +276,6 @@ def test_different_dtypes_on_one_storage_are_refused_by_both(torch: Any) -> None
 _RANDOMS = st.randoms(use_true_random=False) | st.integers(0, 1 << 32).map(random.Random)
 
 
-@settings(
-    max_examples=300,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 @given(rng=_RANDOMS, size=st.integers(1, 120), depth=st.integers(0, 6))
 def test_random_tree(torch: Any, rng: random.Random, size: int, depth: int) -> None:
     """Trees of any build: scalars, containers in themselves, views, leaves of torch."""
@@ -284,8 +283,8 @@ def test_random_tree(torch: Any, rng: random.Random, size: int, depth: int) -> N
 
 
 def test_thousands_of_random_trees(torch: Any) -> None:
-    """Two thousand small trees; the seed of one that differs is in the message."""
-    for seed in range(2000):
+    """Thousands of small trees; the seed of one that differs is in the message."""
+    for seed in some(range(2000)):
         tree = random_tree(torch, random.Random(seed), size=20, depth=3)
         try:
             compare(torch, tree)
@@ -323,7 +322,7 @@ def test_warns_exactly_when_torch_refuses(torch: Any, name: str) -> None:
 
 def test_warns_for_random_trees_exactly_when_torch_refuses(torch: Any) -> None:
     """The same for trees that nobody thought of."""
-    for seed in range(500):
+    for seed in some(range(500)):
         data, messages = _warnings_of(
             to_torchzip(torch, random_tree(torch, random.Random(seed), size=5, depth=2))
         )
@@ -418,6 +417,7 @@ def _needs_memory() -> None:
         pytest.skip("needs 12 GB of memory")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("nbytes", "crc32"),
     [(2**32 + 5, False), (0xFFFFFFFF, False), (0xFFFFFFFE, False), (0xFFFFFFFF, True)],

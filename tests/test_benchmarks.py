@@ -49,6 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return figures | {"shown": shown}
 
 
+@pytest.mark.long
 def test_rows_are_measured(run: dict[str, Any]) -> None:
     """Every tool that was asked for and is installed has a figure of each kind for every round."""
     assert len(run["rows"]) == 2
@@ -62,6 +63,7 @@ def test_rows_are_measured(run: dict[str, Any]) -> None:
             assert figures["seconds"][0] > 0
 
 
+@pytest.mark.long
 def test_table(run: dict[str, Any]) -> None:
     """The printed table has five cells in every line, and says what was measured on what."""
     assert run["shown"].strip() == report.markdown(run).strip()
@@ -72,6 +74,7 @@ def test_table(run: dict[str, Any]) -> None:
     assert run["shown"].startswith(run["machine"])
 
 
+@pytest.mark.long
 def test_chart(run: dict[str, Any]) -> None:
     """The chart is XML, with a bar for each torch."""
     svg = report.chart(run)
@@ -149,6 +152,7 @@ def test_the_last_run_is_of_one_piece(tmp_path: Path) -> None:
         assert path.read_text() == (FOLDER / path.name).read_text(), path.name
 
 
+@pytest.mark.long
 def test_beside_another_state(tmp_path: Path) -> None:
     """The other checkout's package is what one of the two runs: a broken one is noticed."""
     arguments = "--rows to.memory$|^read.one --rounds 2 --size 0.001 --before".split()

@@ -259,6 +259,7 @@ def test_thresholds(torch: Any, folder: Path, what: str, value: int) -> None:
         assert ckpt.root[-1].numpy().tolist() == [0] * sizes[-1]
 
 
+@pytest.mark.long
 def test_seventy_thousand_records(folder: Path) -> None:
     """More than the end record of a zip can count.
 
@@ -273,6 +274,7 @@ def test_seventy_thousand_records(folder: Path) -> None:
         assert ckpt["69999"].numpy().tolist() == [69_999]
 
 
+@pytest.mark.long
 @pytest.mark.torch
 def test_seventy_thousand_records_for_torch(torch: Any, folder: Path) -> None:
     """It finds the right ones; few are named in the object, since each takes it long to make."""

@@ -649,6 +649,7 @@ def test_a_rule_without_use_is_a_warning(capsys: Capture, model: Path) -> None:
         assert "torchzip: warning: the dtype rule 'no.*' matches no floating tensor\n" in err
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams(model: Path, closed: str) -> None:
     """A daemon may have none: then what is said goes nowhere, and all else is as ever."""

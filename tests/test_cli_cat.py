@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -118,7 +118,6 @@ def index_text(item: Any) -> str:
     return "..." if item is ... else str(item)
 
 
-@settings(deadline=None)
 @given(st.lists(items, min_size=1, max_size=5))
 def test_any_index(index: list[Any]) -> None:
     """Numpy's answer, or an error where numpy has one."""
@@ -197,6 +196,7 @@ def corner_cases() -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", corner_cases())
 def test_corners(name: str) -> None:
     """A summary is numpy's, letter for letter."""
@@ -540,7 +540,6 @@ def test_stats_in_ascii() -> None:
     assert b"\\u" not in made.stdout
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**18), min_size=1, max_size=64), st.booleans())
 def test_histogram_lines(counts: list[int], blocks: bool) -> None:
     """It fits, and every bin that is not empty can be seen."""

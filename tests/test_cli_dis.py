@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import builders as b
@@ -174,7 +174,6 @@ def test_no_pickle(capsys: Capture, tmp_path: Path) -> None:
     assert run(capsys, "dis", tmp_path)[0] == 1
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary() | OPCODE_BYTES, st.sampled_from(["as it is", "zip", "legacy", "cut"]))
 def test_any_bytes(tmp_path: Path, data: bytes, kind: str) -> None:
     """Whatever the bytes: a status, and JSON that is whole."""

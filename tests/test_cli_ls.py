@@ -229,6 +229,7 @@ def wide(tmp_path: Path) -> Path:
     return tmp_path / "m.pt"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("options", [[], ["--tree"]])
 def test_widths(wide: Path, width: int, options: list[str]) -> None:

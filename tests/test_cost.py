@@ -254,6 +254,7 @@ _HOSTILE = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", _HOSTILE)
 @pytest.mark.parametrize("way", ["load", "lazy"])
 def test_declared_numbers_cost_nothing(name: str, way: str) -> None:
@@ -279,6 +280,7 @@ def test_deflated_bomb_stops_at_its_size() -> None:
         tz.load(io.BytesIO(data))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells the peak")
 def test_many_small_objects_stay_in_proportion() -> None:
     """A pickle of a megabyte needs at most 64 MiB, whatever it is made of."""

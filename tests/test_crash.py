@@ -107,6 +107,7 @@ def test_each_call_fails_once(tmp_path: Path, writer: Writer, code: int, is_ther
     assert raised >= {call for call in calls if call[0] in must}
 
 
+@pytest.mark.few
 @each_writer
 def test_the_disk_goes_away(tmp_path: Path, writer: Writer) -> None:
     """From a call on all fail, those of the clearing up too, but for the removal."""
@@ -215,6 +216,7 @@ def test_order(tmp_path: Path, writer: Writer, is_there: bool) -> None:
 # -- the end of the process ------------------------------------------------------------------------
 
 
+@pytest.mark.few
 @forks
 @each_writer
 def test_the_process_ends_at_each_call(tmp_path: Path, writer: Writer) -> None:
@@ -288,6 +290,7 @@ class Killed:
         self.while_writing += bool(left)
 
 
+@pytest.mark.long
 @forks
 def test_kills(tmp_path: Path) -> None:
     """Killed at any moment, it leaves a whole file."""

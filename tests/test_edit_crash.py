@@ -118,6 +118,7 @@ def _last(calls: list[Call], name: str) -> Call:
 # -- faults ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EINTR], ids=errno.errorcode.get)
 def test_each_call_fails_once(place: Place, code: int) -> None:
     """The file is as it was, byte for byte; only after the last write it is the new one."""
@@ -138,6 +139,7 @@ def test_each_call_fails_once(place: Place, code: int) -> None:
     assert raised >= {call for call in calls if call[0] in ("pwrite", "fsync", "reserve", "pread")}
 
 
+@pytest.mark.few
 def test_the_disk_goes_away(place: Place) -> None:
     """From a call on all fail, those of the clearing up too: the file is readable still."""
     seen = set()
@@ -156,6 +158,7 @@ def test_the_disk_goes_away(place: Place) -> None:
     assert seen == {False, True}
 
 
+@pytest.mark.few
 def test_interrupt_at_each_call(place: Place) -> None:
     """Ctrl-C before a call or right after it: the old bytes or the new ones, and no lock stays."""
 
@@ -194,6 +197,7 @@ def test_each_write_is_short_once(place: Place) -> None:
 # -- the end of the process ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @forks
 def test_the_process_ends_at_each_call(place: Place) -> None:
     """What is left is read, in torch too, and the next edit comes to the same end."""
@@ -220,6 +224,7 @@ def test_the_process_ends_at_each_call(place: Place) -> None:
     assert seen == {(False, True), (False, False), (True, True)}
 
 
+@pytest.mark.long
 @forks
 @pytest.mark.parametrize("is_done", [False, True], ids=["not done", "done"])
 def test_the_process_ends_while_it_clears_up(place: Place, is_done: bool) -> None:
@@ -375,6 +380,7 @@ def _check_states(place: Place, old: bytes, epochs: list[list[Write]]) -> set[bo
     return seen
 
 
+@pytest.mark.few
 def test_power_cuts(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """All that may be on the disk is read, by torch as well, as the old tree or the new one."""
     epochs = _logged(monkeypatch, place)
@@ -385,6 +391,7 @@ def test_power_cuts(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     assert _check_states(place, place.old, epochs) == {False, True}
 
 
+@pytest.mark.long
 def test_power_cuts_while_it_clears_up(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """A write fails, though it is done, and the power is cut at any moment from then on."""
     count = sum(map(len, _logged(monkeypatch, place)))
@@ -400,6 +407,7 @@ def test_power_cuts_while_it_clears_up(monkeypatch: pytest.MonkeyPatch, place: P
         assert seen == ({False, True} if failing == count else {False})
 
 
+@pytest.mark.long
 def test_power_cuts_after_a_kill(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """The same for an edit of what another edit has left that was killed."""
     epochs = _logged(monkeypatch, place)
@@ -414,6 +422,7 @@ def test_power_cuts_after_a_kill(monkeypatch: pytest.MonkeyPatch, place: Place) 
     assert _check_states(place, left, again) == {False, True}
 
 
+@pytest.mark.long
 def test_power_cuts_of_a_second_edit(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """The same for an edit of an edited file."""
     whole = place.old

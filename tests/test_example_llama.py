@@ -173,6 +173,7 @@ def test_attention_is_the_same(tmp_path: Path, example: ModuleType, key_value_he
     np.testing.assert_array_equal(fused[64 + rows :], state[layer + "v_proj.weight"])
 
 
+@pytest.mark.long
 def test_memory_is_that_of_a_tensor(tmp_path: Path, example: ModuleType) -> None:
     """The peak stays the same with four times the layers, and is a few tensors."""
     peaks: list[int] = []

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -27,9 +27,7 @@ from fuzz.guided import Choices
 from fuzz.inputs import changed_bytes, make
 from fuzz.seeds import Case
 from tests import builders as b
-
-#: Inputs of the seeded run; `python -m fuzz` sends as many more as there is time for.
-_INPUTS = 500
+from tests import sampling
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +42,27 @@ def send() -> Iterator[Send]:
 
 def test_seeds_are_read(send: Send) -> None:
     """What the inputs are made from is whole: it has to get as far as a change lets it."""
-    for case in seeds.whole():
+    for case in sampling.some(list(seeds.whole())):
         made = send(case)
         assert not issubclass(made, Exception), (case.opened, made)
 
 
 def test_a_seeded_run() -> None:
     """The same inputs in each run: a value, a `TorchZipError` or an `OSError`, within limits."""
-    total = campaign.run(0, most=_INPUTS, processes=2)
+    inputs = sampling.profile.inputs  # `python -m fuzz` sends as many more as there is time for
+    total = campaign.run(0, most=inputs, processes=2)
     assert [finding.what + "\n" + finding.story for finding in total.findings] == []
-    assert total.inputs == _INPUTS
+    assert total.inputs == inputs
     # Most inputs break, and still a good part of them is read to the end.
-    assert total.made["a value"] > _INPUTS / 10
+    assert total.made["a value"] > inputs / 10
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(choices=st.randoms(use_true_random=False))
 def test_inputs_that_hypothesis_chooses(send: Send, choices: random.Random) -> None:
     """The same with choices that hypothesis makes, which it shrinks when they find something."""
     send(make(choices))
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.binary(max_size=300), st.sampled_from([b"", b"PK\3\4", b"\x80\x02", b"\x10\0\0\0\0\0\0\0{"])
 )
@@ -77,6 +74,7 @@ def test_bytes_without_sense(send: Send, data: bytes, magic: bytes) -> None:
 # -- inputs ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_inputs_are_told_by_their_number() -> None:
     """An input is the same wherever it is made, and another number is another input."""
     program = (
@@ -95,7 +93,6 @@ def test_inputs_are_told_by_their_number() -> None:
     assert len({repr(campaign.input_of(number)) for number in range(99)}) > 90
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=40))
 def test_choices_are_bytes(data: bytes) -> None:
     """For a fuzzer that is guided by coverage, the same bytes are the same input."""
@@ -124,7 +121,6 @@ def test_a_part_stands_alone() -> None:
         assert not any(node.opcode[0] in b"ghjpqr\x94" for node in tree.nodes())
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 1 << 40))
 def test_changes(seed: int) -> None:
     """Changed bytes are bytes, and mostly others."""
@@ -219,6 +215,7 @@ def _die(*arguments: Any) -> None:
     os._exit(3)
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path) -> None:
     """``python -m fuzz`` says how many inputs there were, and one can be had again."""
     for options in (["--seconds", "1"], ["--input", "12"]):

@@ -105,6 +105,7 @@ _CUT: dict[str, tuple[bytes, int]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", _CUT)
 def test_cut_at_every_byte(name: str) -> None:
     """A file that is cut is an error, or whole: never another value."""
@@ -195,6 +196,7 @@ def _is_same(kind: str, name: str, value: int, size: int, *, zip64: bool) -> boo
 _ARCHIVES = pytest.mark.parametrize("data", [_ZIP, _ZIP64], ids=["zip", "zip64"])
 
 
+@pytest.mark.few
 @_ARCHIVES
 def test_every_field_of_an_archive(data: bytes) -> None:
     """Each field set to 0, 1, its most, one more, one less, and with each bit changed.
@@ -218,6 +220,7 @@ def test_every_field_of_an_archive(data: bytes) -> None:
     assert count > 3000
 
 
+@pytest.mark.few
 @_ARCHIVES
 def test_every_bit_of_an_archive(data: bytes) -> None:
     """A bit that is changed is an error, or means nothing.
@@ -609,6 +612,7 @@ def test_links_out_of_the_directory(tmp_path: Path, target: str) -> None:
         tz.load(_index(folder, {"a": "self.bin"}))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize(
     "shard_of", [lambda i: "x.bin", lambda i: f"{i}.bin", lambda i: "../x.bin"],

@@ -88,6 +88,7 @@ def _forget_the_others() -> None:
     gc.freeze()
 
 
+@pytest.mark.few
 @each_writer
 @pytest.mark.parametrize("effect", [_before, _after], ids=["before", "after"])
 def test_interrupt_at_each_call(tmp_path: Path, writer: Writer, effect: Callable[..., Any]) -> None:
@@ -136,6 +137,7 @@ class Lines:
         return self._line
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("writer", SOME.values(), ids=SOME)
 def test_interrupt_at_each_line(tmp_path: Path, writer: Writer) -> None:
     """Between the calls as well, and in what clears up: each of ``files``, some of the others."""
@@ -252,6 +254,7 @@ needs_proc = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @forks
 @needs_proc
 @pytest.mark.parametrize("to_all", [True, False], ids=["the group", "the process"])
@@ -265,6 +268,7 @@ def test_interrupt_of_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to
         assert os.listdir(pool.target.parent) == ["m.pt"]
 
 
+@pytest.mark.long
 @forks
 @needs_proc
 def test_workers_end_with_a_killed_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

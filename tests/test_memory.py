@@ -70,6 +70,7 @@ def two_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_convert_two_gb(two_gb: Path, tmp_path: Path, suffix: str) -> None:
     """Converting 2 GB of float32 to bfloat16 takes under 100 MB of memory."""
@@ -82,6 +83,7 @@ def test_convert_two_gb(two_gb: Path, tmp_path: Path, suffix: str) -> None:
     target.unlink()
 
 
+@pytest.mark.long
 def test_convert_with_workers(two_gb: Path, tmp_path: Path) -> None:
     """Each of the processes takes under 100 MB."""
     assert peak_mb(_CONVERT_WITH_WORKERS, str(two_gb), str(tmp_path / "out.pt")) < 100

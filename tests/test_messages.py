@@ -28,6 +28,7 @@ from tests.formats import tar_builder as tar
 from tests.formats import test_pt2 as pt2
 from tests.hostile.every import ATTACKS
 from tests.hostile.parts import legacy
+from tests.sampling import some
 from torchzip.errors import TorchZipError, printable, shown
 
 #: What moves the cursor, ends the line or turns the writing of a terminal.
@@ -425,7 +426,7 @@ def _said(data: bytes) -> Iterator[str]:
 
 def test_no_hostile_row_writes_on_the_terminal() -> None:
     """Of a sample: no message has a control character, and none is longer than a screen."""
-    for attack in ATTACKS[::4]:  # the length of all is looked at in test_hostile.py
+    for attack in some(ATTACKS[::4]):  # the length of all is looked at in test_hostile.py
         for text in _said(attack.data):
             assert _CONTROL.search(text) is None, attack.name
             assert len(text) < 2000, attack.name
@@ -486,7 +487,7 @@ def test_shown(value: object, text: str) -> None:
 def test_shown_is_cheap() -> None:
     """A list that is 2**200 long as a tree, and one that holds itself."""
     doubled: Any = []
-    for _ in range(200):
+    for _ in some(range(200)):
         doubled = [doubled, doubled]
     assert shown(doubled) == "[a list, a list]"
     doubled.append(doubled)
@@ -503,6 +504,7 @@ def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -525,6 +527,7 @@ def test_the_command_line_says_it_in_one_line(arguments: list[str], status: int)
     assert _CONTROL.search(made.stderr[:-1]) is None
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("command", ["ls", "ls -l", "globals", "verify", "dis", "ls --json"])
 def test_listings_escape_hostile_names(command: str) -> None:
     """A name from a file moves no cursor."""

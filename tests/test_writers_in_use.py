@@ -48,6 +48,7 @@ with tz.incremental_save(path) as out:
 """
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "how", ["end of the block", "after save", "exception", "_exit", "exit", "use"]
 )

@@ -161,6 +161,7 @@ def test_others_are_listed_apart() -> None:
     assert not table({"s": plain, "d": C}).others
 
 
+@pytest.mark.long
 def test_deep_tree() -> None:
     """Depth is bounded where a tensor lies below it, and costs nothing elsewhere."""
     deep: Any = {"w": A}
@@ -234,6 +235,7 @@ def test_long_keys_on_the_way_are_bounded() -> None:
     assert peak < 64 << 20
 
 
+@pytest.mark.long
 def test_many_names_are_no_attack() -> None:
     """A large and flat file is within all limits."""
     root = {f"layer.{i}": {"weight": Leaf(), "bias": Leaf()} for i in range(60_000)}

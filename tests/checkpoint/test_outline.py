@@ -192,6 +192,7 @@ def _base(array: Any) -> Any:
     return array if array.base is None else array.base
 
 
+@pytest.mark.long
 @given(_state_dicts())
 def test_sums_agree_with_an_independent_count(state: dict[str, Any]) -> None:
     """Per dtype, stored, and at each level of the tree."""

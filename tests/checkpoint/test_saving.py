@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -114,7 +114,6 @@ def test_every_dtype_that_numpy_has_not(dtype: str) -> None:
     assert made.array.tobytes() == array.tobytes()
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.tuples(

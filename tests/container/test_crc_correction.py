@@ -46,6 +46,7 @@ def test_whole() -> None:
     assert corrected(b"abc", zlib.crc32(b"abc")) is None
 
 
+@pytest.mark.long
 def test_other_damage() -> None:
     """Two damaged bytes look like one as often as chance has it, one time in 8,000 here."""
     rng = random.Random(1)

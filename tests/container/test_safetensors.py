@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import safetensors as build
@@ -84,7 +84,6 @@ def test_dtypes_of_the_package() -> None:
     )
 
 
-@settings(max_examples=200, deadline=None)
 @given(_TENSORS, _METADATA)
 def test_bytes_of_the_package(
     tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str] | None
@@ -324,7 +323,6 @@ def test_every_truncation_is_refused() -> None:
             parse(data[:cut])
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_changed_headers(data: st.DataObject) -> None:
     """Any change of a header gives a table that fits the file, or a TorchZipError."""

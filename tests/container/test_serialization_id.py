@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sampling import some
 from torchzip.container.serialization_id import murmur, murmur_all, serialization_id, set_order
 
 _MASK = (1 << 64) - 1
@@ -111,7 +112,7 @@ def test_every_number_of_names() -> None:
     """From none to 700 names, past six rehashes, the order is that of the linked list."""
     crcs = random.Random(1).sample(range(1 << 32), 700)
     names = _names_of(695)
-    for count in range(701):
+    for count in some(range(701)):
         given_names = names[:count]
         assert serialization_id(given_names, crcs[:count]) == _model(given_names, crcs[:count])
 

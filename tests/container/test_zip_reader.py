@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import End, Member, build_zip, deflate
@@ -143,6 +143,7 @@ def test_entry() -> None:
         assert caught.value.record == "data/1"
 
 
+@pytest.mark.long
 def test_hundred_thousand_entries() -> None:
     """All records of a large archive are found, and reading one reads little."""
     count = 100_000
@@ -261,7 +262,6 @@ _DIRECTORY_NAMES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(_DIRECTORY_NAMES, st.lists(st.binary(max_size=6), min_size=12, max_size=12))
 def test_fast_chain_is_the_plain_chain(names: list[bytes], extras: list[bytes]) -> None:
     """Both give the same places; where a signature stands in a name the fast one gives up."""
@@ -291,7 +291,6 @@ def test_signature_in_a_name() -> None:
     assert list(read_all(build_zip(members)).values()) == [m.data for m in members]
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=300), st.integers(1, 5))
 def test_chains_of_any_bytes(data: bytes, count: int) -> None:
     """On any bytes the fast chain agrees with the plain one, or gives up."""
@@ -681,6 +680,7 @@ def test_every_truncation_is_refused(data: bytes) -> None:
             read_all(data[:cut])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("data", [_PLAIN, _ZIP64], ids=["plain", "zip64"])
 def test_every_changed_byte(data: bytes) -> None:
     """Whatever byte is changed, a record has its content or there is an error."""

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.container.memory import BytesSink, BytesSource, SparseFile
+from tests.sampling import costly
 from torchzip.container import zip_writer
 from torchzip.container.serialization_id import serialization_id
 from torchzip.container.zip_reader import ZipReader
@@ -168,7 +169,7 @@ _NAMES = st.lists(
 _DATA = st.binary(max_size=200) | st.binary(max_size=9).map(lambda raw: b"PK\x07\x08" + raw)
 
 
-@settings(max_examples=60, deadline=None)
+@costly
 @given(_NAMES, st.data(), st.booleans(), st.booleans(), st.sampled_from([1, 3, 64, 4096]))
 def test_small_records_at_once(
     names: list[str], data: st.DataObject, crc32: bool, known: bool, alignment: int
@@ -207,6 +208,7 @@ def test_small_records_under_a_root_like_a_descriptor() -> None:
     assert sinks[0].data == sinks[1].data
 
 
+@pytest.mark.long
 def test_many_small_records() -> None:
     """More records than the pending bytes hold, and more than 65,535 in all."""
     count = 70_000
@@ -388,7 +390,7 @@ def test_header_around_4_gib(offset: int) -> None:
     assert measure("archive", [(6, nbytes), (6, 5), (5, 0)], 1)[1] == file.size
 
 
-@settings(max_examples=50, deadline=None)
+@costly
 @given(
     st.lists(st.binary(max_size=300), max_size=6),
     st.sets(st.integers(0, 5)),

@@ -18,11 +18,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.models import MODELS, training_checkpoint
+from tests.sampling import thorough
 from tests.torch_oracle import assert_equal_in_torch
 from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.convert.carried import Carried, carry, is_dense
@@ -213,7 +214,6 @@ _VALUES = st.recursive(
 
 
 @given(_VALUES)
-@settings(max_examples=300, deadline=None)
 def test_trees_come_back(value: Any) -> None:
     """Any tree comes back, its order and its sharing too; the same tree gives the same text."""
     tree = {"": value, "n": 0}
@@ -351,6 +351,7 @@ def test_cycles_and_sharing() -> None:
     assert made == ["x"]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -622,7 +623,7 @@ def survives(text: str) -> None:
 
 
 @given(_JSON, st.lists(_JSON, max_size=3))
-@settings(max_examples=1000, deadline=None)
+@thorough
 def test_random_json(root: Any, shared: list[Any]) -> None:
     """Any JSON gives an object or a TorchZipError."""
     survives(json.dumps({"root": root, "shared": shared}, allow_nan=True))
@@ -630,7 +631,6 @@ def test_random_json(root: Any, shared: list[Any]) -> None:
 
 
 @given(_VALUES, st.data())
-@settings(max_examples=300, deadline=None)
 def test_mutated_texts(value: Any, data: st.DataObject) -> None:
     """A text with some of it changed gives an object or a TorchZipError."""
     text = carry([value], lambda tensor: None).text

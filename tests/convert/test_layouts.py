@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -52,12 +52,9 @@ class Model:
     storages: tuple[bytes, ...]
     views: tuple[Layout, ...]
 
-    def tensors(self, *, typed: bool) -> dict[str, tz.LazyTensor]:
+    def tensors(self) -> dict[str, tz.LazyTensor]:
         """Return the tensors, each over a whole storage, to save."""
-        kept = [
-            ArrayStorage(np.frombuffer(data, np.uint8), "float32" if typed else None)
-            for data in self.storages
-        ]
+        kept = [ArrayStorage(np.frombuffer(data, np.uint8), "float32") for data in self.storages]
         return {
             f"t{number}": tz.LazyTensor(
                 TensorSpec(
@@ -70,7 +67,7 @@ class Model:
 
     def expected(self, cast: Any) -> dict[str, NDArray[Any]]:
         """Return the arrays that a conversion has to give."""
-        bases = [np.frombuffer(data, "<f4", len(data) // 4) for data in self.storages]
+        bases = [np.frombuffer(data, "<f4") for data in self.storages]
         arrays = [view.of(bases[view.storage]) for view in self.views]
         return {
             f"t{number}": array if cast is None else array.astype(cast)
@@ -81,7 +78,8 @@ class Model:
 @st.composite
 def layouts(draw: st.DrawFn, storage: int, numel: int) -> Layout:
     """Draw a view that lies inside a storage of ``numel`` elements."""
-    kind = draw(st.sampled_from(["whole", "head", "tail", "middle", "strided", "transposed", "dull"]))
+    kinds = ["whole", "head", "tail", "middle", "strided", "transposed", "overlapping"]
+    kind = draw(st.sampled_from(kinds))
     cut = draw(st.integers(0, numel))
     other = draw(st.integers(0, numel))
     first, last = sorted((cut, other))
@@ -93,7 +91,7 @@ def layouts(draw: st.DrawFn, storage: int, numel: int) -> Layout:
         columns = draw(st.integers(1, 40))
         rows = (last - first) // columns
         return Layout(storage, first, (columns, rows), (1, columns))
-    if kind == "dull":  # broadcast, or rows that overlap
+    if kind == "overlapping":  # rows that share elements, or are all one
         width = min(last - first, draw(st.integers(0, 700)))
         rows = draw(st.integers(0, 6))
         step = min(draw(st.integers(0, 30)), (last - first - width) // max(rows, 1))
@@ -112,17 +110,15 @@ def models(draw: st.DrawFn) -> Model:
     for number in range(draw(st.integers(1, 3))):
         numel = draw(st.sampled_from([0, 3, 500, 3000, 9000]))
         values = np.random.default_rng(draw(st.integers(0, 99))).standard_normal(numel)
-        # A storage may end inside an element, where it is untyped.
-        storages.append(values.astype("<f4").tobytes() + bytes(draw(st.sampled_from([0, 0, 3]))))
+        storages.append(values.astype("<f4").tobytes())
         for _ in range(draw(st.integers(1, 3))):
             views.append(draw(layouts(number, numel)))
     return Model(tuple(storages), tuple(views))
 
 
 def _write_source(model: Model, folder: Path, kind: str) -> Path:
-    typed = all(len(data) % 4 == 0 for data in model.storages)
     source = folder / "m.pt"
-    tz.save(model.tensors(typed=typed), source, crc32=kind != "no crc")
+    tz.save(model.tensors(), source, crc32=kind != "no crc")
     if kind == "deflated":
         with (
             zipfile.ZipFile(source) as old,
@@ -138,7 +134,6 @@ def _write_source(model: Model, folder: Path, kind: str) -> Path:
     return source
 
 
-@settings(max_examples=100)
 @given(
     models(),
     st.sampled_from([".pt", ".safetensors", ".bin.index.json", ".safetensors.index.json"]),
@@ -186,7 +181,7 @@ def test_three_chunks_of_one_storage(tmp_path: Path, suffix: str, dtype: str | N
         Layout(0, number * rows * size, (rows, size), contiguous_stride((rows, size)))
         for number in range(3)
     )
-    tz.save(Model((values.tobytes(),), chunks).tensors(typed=True), tmp_path / "m.pt")
+    tz.save(Model((values.tobytes(),), chunks).tensors(), tmp_path / "m.pt")
     tz.convert(tmp_path / "m.pt", tmp_path / f"o{suffix}", dtype=dtype)
     loaded = tz.load(tmp_path / f"o{suffix}")
     for number, expected in enumerate(np.split(values, 3)):

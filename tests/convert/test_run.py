@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.sampling import costly
 from torchzip.convert import conversion, run
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
@@ -73,7 +74,7 @@ def tree(seed: int) -> dict[str, Any]:
     return made | {"step": 3}
 
 
-@settings(max_examples=25, deadline=None)
+@costly
 @given(
     st.integers(0, 1000), st.sampled_from(DTYPES), st.sampled_from([".pt", ".safetensors"]),
     st.booleans(), st.sampled_from(["zip", "deflated", "no crc", "safetensors"]),
@@ -319,6 +320,7 @@ def test_interrupted(tmp_path: Path, jobs: int, error: type[BaseException]) -> N
     assert (tmp_path / "o.pt").read_bytes() == b"old"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize(
     ("sent", "text"),
@@ -369,6 +371,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.few
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_workers_are_made(tmp_path: Path, sent: signal.Signals) -> None:

@@ -7,9 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sampling import costly
 from torchzip.files import crc as crc_module
 from torchzip.files.crc import (
     Crc32Meanwhile,
@@ -44,7 +45,7 @@ def test_sizes_around_the_thresholds(size: int) -> None:
         assert crc32(data, value) == expected
 
 
-@settings(max_examples=30, deadline=None)
+@costly
 @given(st.integers(0, len(_BYTES)), st.integers(0, len(_BYTES)), st.integers(0, 0xFFFFFFFF))
 def test_any_part(start: int, stop: int, value: int) -> None:
     """Any part of a buffer, at any address, from any start value."""
@@ -87,7 +88,6 @@ def test_without_isal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert crc32(_BYTES[:size], 5) == zlib.crc32(_BYTES[:size], 5)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_combine(first: bytes, second: bytes) -> None:
     """The CRC of two buffers put together follows from those of each."""
@@ -122,7 +122,7 @@ def test_meanwhile_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("folds", [True, False])
-@settings(max_examples=40, deadline=None)
+@costly
 @given(
     st.lists(
         st.integers(0, 9) | st.integers(183_270, 183_290) | st.integers(0, 400_000), max_size=8

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.sampling import costly
 from torchzip.files import direct, sink
 from torchzip.files.direct import ALIGNMENT, DirectWriter
 from torchzip.files.sink import PathSink
@@ -70,7 +71,7 @@ def test_sizes(tmp_path: Path, size: int) -> None:
     assert os.listdir(tmp_path) == ["m.pt"]
 
 
-@settings(max_examples=40, deadline=None)
+@costly
 @given(st.data())
 def test_any_split_and_reads_between(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     """Writes of any size, and what was written read back at any time."""
@@ -220,7 +221,7 @@ def test_forked_child(tmp_path: Path) -> None:
     assert (tmp_path / "m.pt").read_bytes() == bytes(100_000) + b"end"
 
 
-@settings(max_examples=60, deadline=None)
+@costly
 @given(st.data())
 def test_ranges(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     """Ranges at any places, made in place or given, in any order, by two writers in turn."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from torchzip.errors import FormatError
@@ -125,7 +125,6 @@ def test_reads_into_outside(tmp_path: Path, which: int) -> None:
             source.read_into(offset, memoryview(bytearray(nbytes)))
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=100), st.integers(0, 20), st.integers(1, 30), st.data())
 def test_file_objects_from_any_position(
     data: bytes, before: int, most: int, drawn: st.DataObject

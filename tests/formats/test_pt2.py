@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -591,7 +591,6 @@ def test_damage_is_found() -> None:
         ckpt.verify()
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.sampled_from([old({}), weights({"t": payload()})]), st.data())
 def test_changed_archives(data: bytes, draw: st.DataObject) -> None:
     """Any change gives a value, a TorchZipError or an OSError."""
@@ -608,7 +607,6 @@ def test_changed_archives(data: bytes, draw: st.DataObject) -> None:
             pass
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -251,7 +251,6 @@ def test_quoted_names_come_back(names: list[str]) -> None:
     assert parse_classes(text, {"A"})["A"].parameters == wanted
 
 
-@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, len(NET)))
 def test_any_code(noise: bytes, at: int) -> None:
     """Any text is parsed, or counts for nothing."""

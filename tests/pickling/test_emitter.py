@@ -28,7 +28,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from tests.pickling import objects as o
 from tests.pickling.graphs import TREES_WITH_BYTEARRAYS, cycles
@@ -219,14 +219,12 @@ def test_all_values_at_once() -> None:
     same(dump(values), pickle.dumps(values, 2))
 
 
-@settings(max_examples=200, deadline=None)
 @given(TREES_WITH_BYTEARRAYS)
 def test_any_tree(value: Any) -> None:
     """Any tree of plain values gives pickle's bytes."""
     same(dump(value), pickle.dumps(value, 2))
 
 
-@settings(max_examples=100, deadline=None)
 @given(TREES_WITH_BYTEARRAYS)
 def test_any_tree_inside_objects(value: Any) -> None:
     """Objects around the same subtree find it in the memo as pickle does."""
@@ -422,7 +420,7 @@ def _qualnames(value: Any) -> list[str]:
 def test_foreign_objects_are_written_as_they_were(name: str) -> None:
     """An object that is read without its class is written with the same bytes."""
     data = pickle.dumps(_VALUES[name], 2)
-    if name in ("methods", "unbound") and sys.version_info >= (3, 13):
+    if name in ("methods", "unbound") and not emitter._numbers_parts_of_names():
         # Without the class str, str.upper could be a nested class, which is now written otherwise.
         data = dump(read(data))
         assert _qualnames(pickle.loads(data)) == _qualnames(_VALUES[name])
@@ -456,7 +454,6 @@ def test_foreign_objects_with_every_kind_of_reduction(index: int) -> None:
     same(dump(read(data)), data)
 
 
-@settings(max_examples=100, deadline=None)
 @given(TREES_WITH_BYTEARRAYS)
 def test_any_tree_is_read_and_written(value: Any) -> None:
     """Reading and writing any tree is the identity on bytes, though sets and bytes are foreign."""

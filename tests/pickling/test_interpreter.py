@@ -18,11 +18,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import builders as b
 from tests.pickling.graphs import TREES, TREES_WITH_BYTEARRAYS, cycles, graph
+from tests.sampling import costly, thorough
 from torchzip.checkpoint.lazy import LazyFactory
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
@@ -52,7 +53,6 @@ def run(data: bytes, table: Table | None = None, limits: Limits | None = None) -
 # -- equal to pickle -------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
 @given(TREES, st.integers(0, 5))
 def test_plain_trees_come_back(value: Any, protocol: int) -> None:
     """What pickle writes of plain values is read back equal, with its sharing."""
@@ -60,7 +60,7 @@ def test_plain_trees_come_back(value: Any, protocol: int) -> None:
     assert graph(run(data, PLAIN)) == graph(pickle.loads(data))
 
 
-@settings(max_examples=40, deadline=None)
+@costly
 @given(TREES_WITH_BYTEARRAYS, st.integers(2, 5))
 def test_bytearrays_come_back(value: Any, protocol: int) -> None:
     """A bytearray is one opcode in protocol 5 and a call below."""
@@ -632,6 +632,7 @@ def _colliding_complex(count: int) -> list[Any]:
     return made
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "keys",
     [
@@ -675,6 +676,7 @@ def test_keys_that_are_in_the_way_are_refused(kind: Any) -> None:
         run(pickle.dumps(made, 4), table)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", [dict, set, frozenset])
 @pytest.mark.parametrize(
     "key",
@@ -723,7 +725,6 @@ _SAFE_CALLS: dict[tuple[str, str], Any] = {
 }
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes(data: bytes) -> None:
     """Any bytes give a value or a TorchZipError."""
@@ -736,7 +737,7 @@ _TOKENS = [bytes([o.code]) for o in OPCODES] + [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@thorough
 @given(st.lists(st.sampled_from(_TOKENS), max_size=40).map(lambda tokens: b"".join(tokens) + b"."))
 def test_random_opcodes(data: bytes) -> None:
     """Any sequence of opcodes gives a value or a TorchZipError."""
@@ -749,7 +750,7 @@ _SEEDS = [
 ]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@thorough
 @given(
     st.sampled_from(_SEEDS),
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255), st.integers(0, 3)), max_size=6),
@@ -809,7 +810,6 @@ def _no_storage(*arguments: Any) -> Any:
 _NUMBERS = st.one_of(st.integers(0, 8), st.integers(250, 300), st.integers(0, (1 << 32) - 1))
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(_NUMBERS, st.none()), min_size=1, max_size=40))
 def test_numbers_in_any_order(numbers: list[int | None]) -> None:
     """Far ahead, with gaps, put again, and MEMOIZE among them: as Python's own loader has it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from torchzip import lazy_load, save
@@ -101,7 +101,6 @@ def trees(draw: st.DrawFn) -> Any:
     return tree
 
 
-@settings(max_examples=150, deadline=None)
 @given(trees())
 def test_rows_are_what_one_by_one_gives(tree: Any) -> None:
     """Whatever the shapes, the dtypes, and what stands between."""

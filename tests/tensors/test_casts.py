@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from torchzip.dtypes import DTYPES
@@ -81,7 +81,6 @@ def test_bfloat16_of_every_upper_half(low: int) -> None:
     )
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 0xFFFFFFFF), max_size=50))
 def test_bfloat16_of_any_bits(bits: list[int]) -> None:
     """Any 32 bits, in blocks of any length, equal ml_dtypes bit for bit."""
@@ -194,7 +193,6 @@ def test_steps_equal_the_plain_way_for_float32(low: int) -> None:
                 np.testing.assert_array_equal(_in_steps(some, "float32", target), expected)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["float32", "float64"]), st.sampled_from(_FLOATS), st.integers(0, 1 << 32))
 def test_steps_equal_the_plain_way_for_any_bits(source: str, target: str, seed: int) -> None:
     """Random bits, and random numbers of the magnitudes that float16 has."""
@@ -298,7 +296,6 @@ def test_storage_in_pieces(source: str, target: str, piece: int) -> None:
     assert b"".join(block.tobytes() for block in storage.blocks()) == whole
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(_FLOATS), st.sampled_from(_FLOATS), st.integers(0, 40), st.integers(0, 40))
 def test_storage_at_any_offset(source: str, target: str, first: int, second: int) -> None:
     """Reading a range of bytes gives that range of the whole, in the middle of elements too."""
@@ -321,7 +318,6 @@ def test_storage_says_what_it_is() -> None:
     assert CastStorage(base, "float32", "float8_e5m2").torch_dtype is None
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.lists(st.integers(1, 30)), st.sampled_from([1, 2, 4, 8, 16]))
 def test_whole_items(data: bytes, cuts: list[int], itemsize: int) -> None:
     """The same bytes come out in aligned blocks of whole elements; a last part is dropped."""

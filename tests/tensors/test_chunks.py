@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.sampling import costly
 from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.files.crc import crc32
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck, boxes
@@ -76,7 +77,6 @@ def _made(data: st.DataObject) -> tuple[Array, ChunkedStorage, TensorSpec]:
     return array, storage, TensorSpec("float32", shape, contiguous_stride(shape), 0, storage)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_equals_the_whole(data: st.DataObject) -> None:
     """Bytes at any place, blocks of any size, slices of any step."""
@@ -110,7 +110,7 @@ def test_equals_the_whole(data: st.DataObject) -> None:
     np.testing.assert_array_equal(lazy[key], array[key])
 
 
-@settings(max_examples=60, deadline=None)
+@costly
 @given(st.data())
 def test_any_view_of_it(data: st.DataObject) -> None:
     """A strided view that is no slice of the tensor is read in runs, and as right."""
@@ -129,7 +129,7 @@ def test_any_view_of_it(data: st.DataObject) -> None:
     np.testing.assert_array_equal(np.concatenate(joined).view(np.float32), expected.reshape(-1))
 
 
-@settings(max_examples=60, deadline=None)
+@costly
 @given(st.data())
 def test_the_boxes_of_a_range(data: st.DataObject) -> None:
     """Boxes give the elements of the range, in order."""
@@ -197,6 +197,7 @@ def test_no_tiling(shape: Shape, cut: list[tuple[Shape, Shape]], text: str) -> N
         TilingCheck()(shape, [_box(*each) for each in cut])
 
 
+@pytest.mark.long
 def test_many_chunks_are_compared_quickly() -> None:
     """Rows of a large tensor cost a sort; a grid little more; the total is bounded."""
     check = TilingCheck()

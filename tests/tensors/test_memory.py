@@ -7,9 +7,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sampling import thorough
 from torchzip.tensors.memory import (
     Placement,
     extent_of,
@@ -317,7 +318,7 @@ def views(draw: st.DrawFn) -> list[Array]:
     return made
 
 
-@settings(max_examples=400, deadline=None)
+@thorough
 @given(views())
 def test_any_views(arrays: list[Array]) -> None:
     """Values are right, shared elements stay shared, and no byte is saved that nobody reaches."""

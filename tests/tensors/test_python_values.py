@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -27,6 +27,7 @@ from torchzip.pickling.interpreter import Interpreter
 from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.types import ForeignObject
+
 
 def _timedelta_without_a_unit() -> list[Any]:
     """Return one where numpy makes it: since 2.5 it warns, later it will not."""
@@ -272,7 +273,6 @@ def test_dtypes_that_lie(spelled: Any, state: Any) -> None:
         assert np.zeros(0, made).tolist() == []
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_mutated_pickles(data: Any) -> None:
     """Whatever becomes of the bytes: a value or a TorchZipError."""

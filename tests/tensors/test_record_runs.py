@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from torchzip.errors import TensorError, TorchZipError
@@ -315,7 +315,6 @@ def _items(draw: st.DrawFn) -> list[Item]:
     return items
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     items=_items(),
     first=st.sampled_from([0, 250, 300, 70_000]),

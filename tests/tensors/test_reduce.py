@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from torchzip.checkpoint.structure import Structure
@@ -95,7 +95,6 @@ def tensors(draw: st.DrawFn) -> list[Any]:
     return made
 
 
-@settings(max_examples=200, deadline=None)
 @given(tensors())
 def test_fast_is_slow(tree: list[Any]) -> None:
     """Tensors of any layout, on storages old and new, with any values between them."""

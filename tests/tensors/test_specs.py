@@ -8,10 +8,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
+from tests.sampling import thorough
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
 from torchzip.tensors.specs import (
@@ -135,7 +136,7 @@ def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
     return tuple(items)
 
 
-@settings(max_examples=500, deadline=None)
+@thorough
 @given(st.data(), layouts(), st.sampled_from(["float32", "uint8", "float64", "complex128"]))
 def test_index_is_that_of_numpy(
     data: st.DataObject, layout: tuple[tuple[int, ...], tuple[int, ...], int], dtype: str
@@ -161,7 +162,6 @@ def test_index_is_that_of_numpy(
     np.testing.assert_array_equal(made, expected)
 
 
-@settings(max_examples=200, deadline=None)
 @given(layouts(5), st.booleans())
 def test_whole_tensor_is_that_of_numpy(
     layout: tuple[tuple[int, ...], tuple[int, ...], int], random_access: bool
@@ -330,7 +330,6 @@ def test_large_runs_are_cut() -> None:
 # -- spans and checks ----------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
 @given(layouts())
 def test_span(layout: tuple[tuple[int, ...], tuple[int, ...], int]) -> None:
     """The span runs from the first to the last element that numpy reaches."""
@@ -341,7 +340,6 @@ def test_span(layout: tuple[tuple[int, ...], tuple[int, ...], int]) -> None:
         assert span_of(shape, stride) == int(reached.max()) - int(reached.min()) + 1
 
 
-@settings(max_examples=300, deadline=None)
 @given(layouts(), st.integers(0, 400))
 def test_check_is_exact(layout: tuple[tuple[int, ...], tuple[int, ...], int], nbytes: int) -> None:
     """A tensor is refused exactly if its furthest element lies outside."""

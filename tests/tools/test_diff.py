@@ -23,6 +23,7 @@ from tests import builders as b
 from tests.formats.counting import Counted
 from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
+from tests.sampling import some
 from tests.test_big import HoleyFile
 from torchzip import tools
 from torchzip.tools import Diff, diff
@@ -592,6 +593,7 @@ def sparse_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_two_gigabytes_that_differ_in_one_tensor(sparse_folder: Path) -> None:
     """Only that tensor is read, in a few megabytes of memory."""
     paths = [sparse_folder / "a.pt", sparse_folder / "b.pt"]
@@ -608,6 +610,7 @@ def test_two_gigabytes_that_differ_in_one_tensor(sparse_folder: Path) -> None:
     assert found["peak"] < 80_000_000
 
 
+@pytest.mark.long
 def test_one_tensor_larger_than_memory_may_be(sparse_folder: Path) -> None:
     """A tensor of 600 MB that has to be read takes no more memory."""
     paths = [sparse_folder / "a.safetensors", sparse_folder / "b.safetensors"]
@@ -645,7 +648,7 @@ def test_damaged_bytes() -> None:
     """One changed byte anywhere: an error, a difference, or nothing that CRCs or values show."""
     sound = saved({"x": np.arange(300.0), "y": {"z": np.ones(3, np.int8)}, "n": 1}).getvalue()
     rng = random.Random(3)
-    for _ in range(300):
+    for _ in some(range(300)):
         data = bytearray(sound)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         _try(bytes(data), sound)

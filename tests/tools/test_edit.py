@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -842,6 +842,7 @@ def verify_offsets(path: Path) -> bool:
     return all(archive.data_offset(name) for name in archive)
 
 
+@pytest.mark.long
 def test_many_tensors(tmp_path: Path) -> None:
     """The keys stay those that the file has, so no storage is written."""
     path = tmp_path / "m.pt"
@@ -899,6 +900,7 @@ def _rebuilt(data: bytes) -> bytes | None:
     return b.build_zip(members, b.End(zip64=True))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_attacks(tmp_path: Path) -> None:
     """Any bytes are edited or refused, by the errors of the reader; what was read is read again."""
@@ -973,7 +975,6 @@ def _expected(value: Any, rules: dict[str, Any], prefix: str = "") -> Any:
 
 
 @given(_TREES.filter(lambda tree: isinstance(tree, dict)), st.data())
-@settings(max_examples=150, deadline=None)
 def test_any_edit(tmp_path_factory: pytest.TempPathFactory, root: Any, data: st.DataObject) -> None:
     """The file holds what the rules make of the object, by a plain implementation of them."""
     paths = _paths(root)

@@ -297,6 +297,7 @@ def test_overwriting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("report.html").read_bytes() == Path("r.html").read_bytes()
 
 
+@pytest.mark.long
 def test_bounded(tmp_path: Path) -> None:
     """Of very many tensors the largest have rows, the rest a sum; so the page stays small."""
     path = saved({f"m{i // 100}.w{i}": np.ones(i % 7 + 1, "f4") for i in range(12_000)}, tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -78,7 +78,6 @@ floats = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(floats, max_size=40))
 def test_float64(values: list[float]) -> None:
     """Any floats: extremes do not overflow, the least ones do not vanish."""
@@ -86,7 +85,6 @@ def test_float64(values: list[float]) -> None:
     check_floats(array, statistics(array))
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(["float32", *SMALL_FLOATS]), st.binary(max_size=120))
 def test_other_floats(name: str, data: bytes) -> None:
     """Any bits of the narrower dtypes."""
@@ -95,7 +93,6 @@ def test_other_floats(name: str, data: bytes) -> None:
     check_floats(array, statistics(array))
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(INTS), st.data(), st.integers(1, 70))
 def test_ints(name: str, data: st.DataObject, bins: int) -> None:
     """Ints are exact, at the ends of their dtype too."""
@@ -124,7 +121,6 @@ def test_ints(name: str, data: st.DataObject, bins: int) -> None:
     ]
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=60), st.integers(1, 70))
 def test_histogram(values: list[float], bins: int) -> None:
     """Each finite element is in the bin whose edges are around it."""

@@ -258,6 +258,7 @@ def test_reach_is_exact(
         assert reached_nbytes(specs, 2 * numel) == 2 * len(truth)
 
 
+@pytest.mark.long
 def test_reach_of_enormous_storages() -> None:
     """A terabyte is told without a terabyte of marks; what would take years is not told."""
     storage = SpanStorage("float32", 1 << 40, "cpu", "data/0", None)  # type: ignore[arg-type]
@@ -566,6 +567,7 @@ def test_zeros_that_are_not_stored(tmp_path: Path) -> None:
     assert "tensors" not in kinds(found)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Duplicates are compared block by block, gaps counted a window at a time."""
     large = np.zeros((6_000_000, 4), np.float32)

@@ -72,7 +72,6 @@ class EagerFactory:
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         origin = self._open(key, torch_dtype, nbytes, location)
-        nbytes = origin.nbytes
         self._nbytes += nbytes
         if self._mappings is not None:
             span = origin.span()

@@ -79,18 +79,14 @@ class _Run:
 def _run_of(storage: TensorStorage) -> _Run | None:
     """Return how a storage is made, if any range of it can be had by itself."""
     cast = storage if isinstance(storage, CastStorage) else None
-    inner = cast.base if cast is not None else storage
-    start = 0
-    if isinstance(inner, ElementStorage):
-        if not inner.is_run:
+    base = cast.base if cast is not None else storage
+    start, nbytes = 0, base.nbytes
+    if isinstance(base, ElementStorage):
+        if not base.is_run:
             return None
-        start = inner.start
-        inner = inner.spec.storage
-    if not isinstance(inner, SpanStorage):
-        return None
-    # A cast takes whole elements, and a storage may end inside of one.
-    nbytes = storage.nbytes if cast is None else cast.source_nbytes
-    return _Run(inner, start, nbytes, cast)
+        start = base.start
+        base = base.spec.storage
+    return _Run(base, start, nbytes, cast) if isinstance(base, SpanStorage) else None
 
 
 def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:

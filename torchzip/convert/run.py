@@ -52,8 +52,8 @@ def run(
     """Write a plan's output, all or nothing.
 
     ``executor`` carries the pieces out; without one they are carried out here, one by one. With
-    ``verify`` every CRC of the source's storages is compared, also where it could go along unread or
-    is of more than what is taken.
+    ``verify`` every CRC of the source's storages is compared, also where it could go along unread,
+    or is of more than what is taken.
     """
     meter = _Meter(plan.nbytes, progress)
     with contextlib.ExitStack() as opened:

@@ -10,7 +10,6 @@ import numpy as np
 
 from torchzip.container.zip_layout import STORED
 from torchzip.container.zip_reader import ZipReader
-from torchzip.dtypes import DTYPES
 from torchzip.errors import ArchiveError, TensorError, listed, shown
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.formats.base import (
@@ -109,21 +108,15 @@ class ZipContainer(FileContainer):
     def open_record(
         self, name: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
-        """Return the storage in a record of ``nbytes``.
-
-        torch counts the whole elements of a storage, which may end inside of one (one made from
-        raw bytes, say), and writes all its bytes: those of the last element are not counted.
-        """
+        """Return the storage in a record, whose size must be ``nbytes``."""
         stored_nbytes, crc, method = self._zip.size_of(name)
-        itemsize = 1 if torch_dtype is None else DTYPES[torch_dtype].itemsize
-        if not nbytes <= stored_nbytes < nbytes + itemsize:
+        if stored_nbytes != nbytes:
             key = name.rpartition("/")[2]
             raise TensorError(
                 f"storage {key} has {stored_nbytes:,} bytes in the archive and {nbytes:,} in the "
                 "pickle",
                 record=name,
             )
-        nbytes = stored_nbytes
         unit = 1 if self._is_native else swap_nbytes(torch_dtype, self._byteorder)
         if method == STORED:
             return SpanStorage(torch_dtype, nbytes, location, name, self._zip, crc or None, unit)

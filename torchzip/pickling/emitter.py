@@ -2,7 +2,7 @@
 
 ``torch.save`` uses that pickler, so a file that is equal to torch's needs the same opcodes,
 down to which objects get a memo number and when. The rules, and where they come from
-(CPython 3.8 to 3.13, ``Modules/_pickle.c``; the running Python's where releases differ):
+(CPython 3.8 to 3.14, ``Modules/_pickle.c``; the running Python's where releases differ):
 
 * Every put is written, used or not, and objects are numbered in the order of their puts. None,
   bools, ints, floats and the empty tuple never get a number.
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import pickle
 import re
 import struct
 import sys
@@ -607,9 +606,12 @@ class _Outer:
 def _numbers_parts_of_names() -> bool:
     """Return how the running Python writes a nested class, A.B: with numbers for its parts?
 
-    Until 3.12 as the call getattr(A, "B"), in which A and the tuple of arguments get numbers; from
-    3.13 on both are written anew each time. Asked of pickle itself, since fixes go to older ones.
+    Until some 3.12 as the call getattr(A, "B"), in which A and the tuple of arguments get numbers;
+    since then both are written anew each time. 3.12.1 is of the first kind and 3.12.7 of the other,
+    so pickle itself is asked.
     """
+    import pickle
+
     return b"\x86R" not in pickle.dumps(_Outer.Inner, 2)
 
 

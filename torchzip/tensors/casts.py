@@ -118,10 +118,7 @@ class CastStorage(TensorStorage):
         self.target = target
         self._in_nbytes = DTYPES[source].itemsize
         self._out_nbytes = DTYPES[target].itemsize
-        numel = base.nbytes // self._in_nbytes
-        #: The bytes of ``base`` that are cast: all but those of an element that is cut off.
-        self.source_nbytes = numel * self._in_nbytes
-        self.nbytes = numel * self._out_nbytes
+        self.nbytes = base.nbytes // self._in_nbytes * self._out_nbytes
         self.torch_dtype = target if DTYPES[target].storage_class else None
         self.location = base.location
         self.record = base.record
