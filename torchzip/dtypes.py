@@ -13,8 +13,8 @@ from typing import NamedTuple
 class DtypeRow(NamedTuple):
     """One torch dtype.
 
-    ``numpy`` is the name of the numpy or ml_dtypes type of the same bits, or None:
-    then ``raw`` is the numpy type that carries them. ``safetensors`` is the code of
+    ``numpy`` is the name of the numpy or ml_dtypes type of the same bits, or None. Where
+    there is none, ``raw`` is the numpy type that carries them. ``safetensors`` is the code of
     that format, ``safetensors_rank`` its place in the order of the package's output.
     """
 
@@ -70,7 +70,7 @@ _ROWS = [
     _row("uint16", 2, None, "uint16", "U16", "int"),
     _row("uint32", 4, None, "uint32", "U32", "int"),
     _row("uint64", 8, None, "uint64", "U64", "int"),
-    _row("complex32", 4, None, "complex32", None, "complex"),
+    _row("complex32", 4, None, "complex32", None, "complex", raw="uint32"),  # in ml_dtypes 0.6
     _row("float8_e4m3fn", 1, None, "float8_e4m3fn", "F8_E4M3", "float"),
     _row("float8_e4m3fnuz", 1, None, "float8_e4m3fnuz", "F8_E4M3FNUZ", "float"),
     _row("float8_e5m2", 1, None, "float8_e5m2", "F8_E5M2", "float"),
@@ -96,9 +96,6 @@ STORAGE_CLASSES: dict[str, DtypeRow] = {
 SAFETENSORS: dict[str, DtypeRow] = {
     row.safetensors: row for row in _ROWS if row.safetensors is not None
 }
-
-#: By numpy or ml_dtypes name: ``NUMPY["int64"].name``.
-NUMPY: dict[str, DtypeRow] = {row.numpy: row for row in _ROWS if row.numpy is not None}
 
 #: Dtypes that exist by name and that no tensor in a file can have.
 NAME_ONLY = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))

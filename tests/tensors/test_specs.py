@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 from tests.sampling import thorough
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
+from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import (
     TensorSpec,
     check_spec,
@@ -464,7 +464,7 @@ def test_conj_and_neg() -> None:
 def test_signs_of_complex32(conj: bool, neg: bool) -> None:
     """A sign is turned and nothing else, also of a NaN with something in it."""
     halves = np.array([0x7E5A, 0xFC00, 0x8000, 0x7EE2, 0x3C00, 0x0001], np.uint16)
-    array = halves.view(ml_dtypes.complex32).reshape(3, 1)[::-1]
+    array = halves.view(numpy_dtype("complex32")).reshape(3, 1)[::-1]
     spec = TensorSpec("complex32", (3, 1), (1, 1), 0, ArrayStorage(halves, None), False, conj, neg)
     signs = np.array([0x8000 * neg, 0x8000 * (neg != conj)], np.uint16)
     resolved = resolve_bits(array, spec)

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from torchzip.dtypes import DTYPES, NAME_ONLY, NUMPY, QSCHEMES
+from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES
 from torchzip.errors import FormatError, LimitError, shown
 from torchzip.limits import Limits, is_number
 from torchzip.pickling.table import KEEP
-from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.numpy_dtypes import named_dtype
 from torchzip.tensors.numpy_values import NUMPY_CALLS, PickledArray
 from torchzip.tensors.python_values import PATHS, PYTHON_CALLS
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
@@ -136,10 +136,9 @@ def _digits(value: Any, limits: Limits) -> Node:
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
-    row = NUMPY.get(dtype.name)
     if _DTYPE.fullmatch(dtype.str) and np.dtype(dtype.str) == dtype:
         return dtype.str
-    if row is not None and numpy_dtype(row.name) == dtype:
+    if named_dtype(dtype.name) == dtype:
         return dtype.name  # one of ml_dtypes, whose codes say nothing
     raise NotCarriedError(f"a value of numpy's dtype {str(dtype)[:40]} is none that JSON can hold")
 
@@ -347,8 +346,9 @@ def _read_dtype(name: Any) -> np.dtype[Any]:
     if type(name) is str:
         if _DTYPE.fullmatch(name):
             return np.dtype(name)
-        if name in NUMPY:
-            return numpy_dtype(NUMPY[name].name)
+        found = named_dtype(name)
+        if found is not None:
+            return found
     raise broken("a dtype that numpy and ml_dtypes have not")
 
 

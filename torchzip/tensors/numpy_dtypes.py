@@ -6,18 +6,31 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
-from torchzip.dtypes import ALIASES, DTYPES, NUMPY
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, None) or name)
+from torchzip.dtypes import ALIASES, DTYPES
 
 
-_TO_NUMPY: dict[str, np.dtype[Any]] = {
-    row.name: _dtype(row.numpy or row.raw) for row in DTYPES.values()
+def _dtype(name: str) -> np.dtype[Any] | None:
+    """Return a dtype of numpy or ml_dtypes; None if there is none, as complex32 before 0.6."""
+    try:
+        return np.dtype(getattr(ml_dtypes, name, None) or name)
+    except TypeError:
+        return None
+
+
+#: By numpy's own names.
+_NAMED: dict[str, np.dtype[Any]] = {
+    row.numpy: dtype
+    for row in DTYPES.values()
+    if row.numpy is not None and (dtype := _dtype(row.numpy)) is not None
 }
-_TO_TORCH: dict[np.dtype[Any], str] = {_dtype(name): row.name for name, row in NUMPY.items()}
+_TO_NUMPY: dict[str, np.dtype[Any]] = {
+    row.name: _NAMED.get(row.numpy or "", np.dtype(row.raw)) for row in DTYPES.values()
+}
+_TO_TORCH: dict[np.dtype[Any], str] = {
+    _NAMED[row.numpy]: row.name for row in DTYPES.values() if row.numpy in _NAMED
+}
 
 
 def numpy_dtype(torch_dtype: str) -> np.dtype[Any]:
@@ -31,7 +44,18 @@ def numpy_dtype(torch_dtype: str) -> np.dtype[Any]:
 
 def has_numpy_dtype(torch_dtype: str) -> bool:
     """Return whether numpy (with ml_dtypes) has a type of this meaning."""
-    return DTYPES[torch_dtype].numpy is not None
+    return DTYPES[torch_dtype].numpy in _NAMED
+
+
+def named_dtype(name: str) -> np.dtype[Any] | None:
+    """Return the dtype that numpy or ml_dtypes calls so, if torch has it too."""
+    return _NAMED.get(name)
+
+
+def complex_values(raw: NDArray[np.uint8], torch_dtype: str) -> NDArray[np.complex128]:
+    """Return the bytes of whole complex elements, of any size, as complex128."""
+    half = np.dtype(f"f{DTYPES[torch_dtype].itemsize // 2}")
+    return raw.view(half).astype(np.float64).view(np.complex128)
 
 
 def torch_dtype_of(dtype: np.dtype[Any]) -> str | None:

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.dtypes import NUMPY
 from torchzip.errors import MAX_NDIM, PickleError
 from torchzip.limits import is_number
 from torchzip.pickling.python2 import bytes_of
 from torchzip.pickling.table import KEEP, Name
-from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.numpy_dtypes import named_dtype
 from torchzip.types import ForeignObject
 
 Args = tuple[Any, ...]
@@ -91,10 +90,8 @@ def _build_dtype(target: ForeignObject, state: Any) -> Any:
 
 def _extension_dtype(name: ForeignObject) -> np.dtype[Any] | None:
     """Return a dtype of ml_dtypes by the name of its scalar type."""
-    if name.how == "name" and name.module == "ml_dtypes" and name.name in NUMPY:
-        found: np.dtype[Any] = numpy_dtype(NUMPY[name.name].name)
-        return found
-    return None
+    is_one = name.how == "name" and name.module == "ml_dtypes"
+    return named_dtype(name.name) if is_one else None
 
 
 def _structure(names: Any, fields: Any, itemsize: Any, flags: Any) -> np.dtype[Any] | None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import LazyTensor
-from torchzip.dtypes import DTYPES
+from torchzip.tensors.numpy_dtypes import has_numpy_dtype
 from torchzip.tensors.specs import read_view
 
 Array = NDArray[Any]
@@ -123,4 +123,4 @@ def _with_gaps(corners: Array, shape: tuple[int, ...]) -> Array:
 
 def is_raw(torch_dtype: str) -> bool:
     """Return whether a dtype is shown by its raw bits, because numpy has no such numbers."""
-    return DTYPES[torch_dtype].numpy is None
+    return not has_numpy_dtype(torch_dtype)

@@ -22,7 +22,7 @@ from torchzip.checkpoint.lazy import LazyTensor
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
 from torchzip.tensors.casts import Cast, whole_items
-from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.numpy_dtypes import complex_values, numpy_dtype
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import Bytes
@@ -153,7 +153,7 @@ def _numbers_of(torch_dtype: str) -> Callable[[Bytes], Array]:
         cast = Cast(torch_dtype, "float32")
         return lambda block: cast(block).view(np.float32)
     if kind == "complex":
-        return lambda block: np.abs(block.view(dtype).astype(np.complex128))
+        return lambda block: np.abs(complex_values(block, torch_dtype))
     if kind == "bool":
         return lambda block: (block != 0).view(np.uint8)
     return lambda block: block.view(dtype)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, UnsupportedError
 from torchzip.tensors.casts import CastStorage, is_castable, whole_items
-from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.numpy_dtypes import complex_values, numpy_dtype
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import Bytes, TensorStorage
@@ -208,6 +208,7 @@ class _Found:
         self._axes = [(shape[axis], steps[axis]) for axis in reversed(axes)]
         self._in_order = axes == sorted(axes)
         row = DTYPES[torch_dtype]
+        self._torch_dtype = torch_dtype
         self._dtype = numpy_dtype(torch_dtype)
         self._compare = {
             "float": self._floats,
@@ -265,7 +266,7 @@ class _Found:
         return differ
 
     def _complexes(self, a: Bytes, b: Bytes) -> Array:
-        one, other = (block.view(self._dtype).astype(np.complex128) for block in (a, b))
+        one, other = (complex_values(block, self._torch_dtype) for block in (a, b))
         parts = []
         for x, y in ((one.real, other.real), (one.imag, other.imag)):
             same = (x == y) | (np.isnan(x) & np.isnan(y))

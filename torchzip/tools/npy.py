@@ -8,12 +8,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from torchzip.checkpoint.lazy import LazyTensor
-from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
 from torchzip.files.new_file import refuse_existing
 from torchzip.files.sink import open_sink
 from torchzip.tensors.casts import CastStorage, is_castable
-from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype
+from torchzip.tensors.numpy_dtypes import has_numpy_dtype, numpy_dtype, parse_torch_dtype
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.storage import TensorStorage
 
@@ -83,7 +82,7 @@ def _elements(tensor: LazyTensor, dtype: str | None) -> tuple[TensorStorage, np.
             )
         elements = CastStorage(elements, source, target)
     stored = numpy_dtype(target)
-    if stored.isbuiltin != 1 or DTYPES[target].numpy is None:
+    if stored.isbuiltin != 1 or not has_numpy_dtype(target):
         advice = "; cast it to one that numpy has: --dtype float32" if is_castable(target) else ""
         raise UnsupportedError(f"a .npy file has no {target}{advice}")
     return elements, stored
