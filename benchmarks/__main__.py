@@ -46,7 +46,7 @@ def main() -> int:
             print("not written, because a tool failed", file=sys.stderr)
         else:
             (memory if arguments.memory else report).write(result, HERE)
-            report.quote(HERE.parent / "README.md", HERE)
+            report.quote(json.loads((HERE / "results.json").read_text()), HERE.parent)
     return int(failed)
 
 
@@ -71,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", default=None, metavar="FILE", help="write the figures here too")
     parser.add_argument(
         "--write", action="store_true",
-        help="keep figures, table and chart in benchmarks/ and quote them in the README",
+        help="keep figures and charts in benchmarks/ and quote them in README and docs",
     )  # fmt: skip
     arguments = parser.parse_args()
     if arguments.write and (arguments.rows or arguments.tools or arguments.before):

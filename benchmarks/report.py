@@ -11,10 +11,20 @@ from typing import Any
 from benchmarks.chart import Bar, bars
 from benchmarks.tasks import is_ours
 
+HERE = Path(__file__).parent
 _BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 _CHARTS = {
     "results.svg": "Times faster than torch",
     "memory.svg": "Peak memory against the size of the file",
+}
+
+#: What the README shows of a run, and beside which way of torch.
+_IN_SHORT = {
+    "convert big to bfloat16, all with fsync": "torch mmap",
+    "save big, all with fsync": "torch save",
+    "load big into own memory": "torch load",
+    "open 1k tensors lazily: names, shapes, dtypes": "torch mmap",
+    "read one 14 MB tensor of big, the whole process": "torch mmap",
 }
 
 Run = dict[str, Any]  # what `python -m benchmarks --json` writes
@@ -111,29 +121,36 @@ def chart_lines(run: Run) -> Iterator[Bar]:
 
 
 def write(run: Run, folder: Path) -> None:
-    """Keep a run in ``folder``: the figures, the table and the chart."""
+    """Keep a run in ``folder``: the figures and the chart."""
     (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(run))
     (folder / "results.svg").write_text(chart(run))
 
 
-def quote(readme: Path, folder: Path) -> None:
-    """Put the table and the charts that ``folder`` has between the markers of the README."""
-    text = readme.read_text()
-    head, tail = text[: text.index(_BEGIN) + len(_BEGIN)], text[text.index(_END) :]
-    readme.write_text(f"{head}\n{quotation(folder)}{tail}")
+def short(run: Run) -> str:
+    """Return the rows of the README: what torchzip and torch take for it."""
+    lines = ["| | torchzip | torch | times faster |", "|---|---|---|---|"]
+    for result in run["rows"]:
+        if result["row"] in _IN_SHORT:
+            cells = figures(result, "torchzip"), figures(result, _IN_SHORT[result["row"]])
+            ratio, _ = compared(result, "torchzip", _IN_SHORT[result["row"]]).split(" | ")
+            lines.append(f"| {' | '.join([result['row'], *cells, ratio])} |")
+    return "\n".join(lines) + "\n"
 
 
-def quotation(folder: Path) -> str:
-    """Return what the README has between its markers."""
-    charts = "".join(
-        f"![{title}]({folder.name}/{name})\n\n"
-        for name, title in _CHARTS.items()
-        if (folder / name).exists()
-    )
-    return charts + (folder / "results.md").read_text()
+def quotations(run: Run) -> dict[str, str]:
+    """Return what each page of the project has of a run between its markers, by its path."""
+    charts = [f"![{title}](../{HERE.name}/{name})\n\n" for name, title in _CHARTS.items()]
+    return {"README.md": short(run), "docs/benchmarks.md": "".join(charts) + markdown(run)}
 
 
-def quoted(readme: str) -> str:
-    """Return what a README has between its markers now."""
-    return readme[readme.index(_BEGIN) + len(_BEGIN) + 1 : readme.index(_END)]
+def quote(run: Run, root: Path) -> None:
+    """Put a run into the pages of the project."""
+    for name, quotation in quotations(run).items():
+        text = (root / name).read_text()
+        head, tail = text[: text.index(_BEGIN) + len(_BEGIN)], text[text.index(_END) :]
+        (root / name).write_text(f"{head}\n{quotation}{tail}")
+
+
+def quoted(page: str) -> str:
+    """Return what a page has between its markers now."""
+    return page[page.index(_BEGIN) + len(_BEGIN) + 1 : page.index(_END)]

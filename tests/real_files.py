@@ -15,6 +15,7 @@ PACKAGES = {
     "facenet-pytorch": "2.6.0",
     "silero-vad": "6.2.1",
     "torchmetrics": "1.9.0",
+    "whisperx": "3.8.6",
 }
 
 

@@ -133,14 +133,18 @@ def test_rows_have_aims() -> None:
     assert all(is_ours(row.tools[0]) for row in ROWS)
 
 
-def test_readme_quotes_the_last_run(tmp_path: Path) -> None:
-    """The figures in the README are those that ``python -m benchmarks --write`` kept."""
-    readme = (ROOT / "README.md").read_text()
-    assert report.quoted(readme) == report.quotation(FOLDER)
-    copy = tmp_path / "README.md"
-    copy.write_text(readme)
-    report.quote(copy, FOLDER)
-    assert copy.read_text() == readme
+def test_pages_quote_the_last_run(tmp_path: Path) -> None:
+    """The figures in README and docs are those that ``python -m benchmarks --write`` kept."""
+    run = json.loads((FOLDER / "results.json").read_text())
+    (tmp_path / "docs").mkdir()
+    for name, quotation in report.quotations(run).items():
+        page = (ROOT / name).read_text()
+        assert report.quoted(page) == quotation
+        (tmp_path / name).write_text(page)
+    report.quote(run, tmp_path)
+    for name in report.quotations(run):
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text()
+    assert report.short(run).count("\n") == 2 + 5
 
 
 def test_the_last_run_is_of_one_piece(tmp_path: Path) -> None:

@@ -144,6 +144,26 @@ def test_convert_to_safetensors(
         assert bits(again[name], torch) == bits(tensor, torch)
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_views_of_flat_weights(
+    real_file: Any, tmp_path: Path, suffix: str, dtype: str | None
+) -> None:
+    """A Lightning checkpoint with an LSTM, whose weights lie in one storage each layer."""
+    path = real_file("whisperx", "whisperx/assets/pytorch_model.bin")
+    tz.convert(path, tmp_path / f"o{suffix}", dtype=dtype)
+    if suffix == ".safetensors":  # which lists ties in its metadata
+        tz.convert(tmp_path / "o.safetensors", tmp_path / "o.pt")
+    with tz.lazy_load(path) as before, tz.lazy_load(tmp_path / "o.pt") as after:
+        assert after.verify().tensors == len(before) == 161
+        assert sum(each.nbytes < each.spec.storage.nbytes for each in before.values()) == 32
+        for name, tensor in before.items():
+            floats = dtype is not None and tensor.torch_dtype == "float32"
+            expected = tensor.numpy().astype(after[name].dtype) if floats else tensor.numpy()
+            assert after[name].torch_dtype == (dtype if floats else tensor.torch_dtype)
+            assert after[name].numpy().tobytes() == expected.tobytes(), name
+
+
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:torch.load")
 @pytest.mark.parametrize(("package", "file", "format"), STATE_DICTS)
