@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.dtypes import STORAGE_CLASSES
 from torchzip.types import (
     Device,

@@ -30,7 +30,8 @@ __all__ = [
 # a program that may never open a checkpoint need not wait for numpy.
 if TYPE_CHECKING:
     from torchzip import tools, types
-    from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, lazy_load
+    from torchzip.checkpoint.lazy import Checkpoint, lazy_load
+    from torchzip.checkpoint.lazy_tensor import LazyTensor
     from torchzip.checkpoint.loading import load
     from torchzip.checkpoint.saving import incremental_save, save
     from torchzip.convert.conversion import convert

@@ -25,7 +25,7 @@ import torchzip as tz
 from tests.models import MODELS, training_checkpoint
 from tests.sampling import thorough
 from tests.torch_oracle import assert_equal_in_torch
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.convert.carried import Carried, carry, is_dense
 from torchzip.convert.restored import restore
 from torchzip.errors import FormatError, LimitError

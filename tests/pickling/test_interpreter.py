@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tests import builders as b
 from tests.pickling.graphs import TREES, TREES_WITH_BYTEARRAYS, cycles, graph
 from tests.sampling import costly, thorough
-from torchzip.checkpoint.lazy import LazyFactory
+from torchzip.checkpoint.lazy_tensor import LazyFactory
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.sampling import costly
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.files.crc import crc32
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck, boxes
 from torchzip.tensors.packing import ElementStorage

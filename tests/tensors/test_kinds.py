@@ -8,6 +8,7 @@ import pickle
 import struct
 import time
 import tracemalloc
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 import torchzip as tz
 from tests import builders as b
 from torchzip.errors import PickleError, TensorError
+from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.types import (
+    Dtype,
     ForeignObject,
     MetaTensor,
     NestedTensor,
@@ -875,22 +878,54 @@ def test_a_jagged_tensor_in_itself() -> None:
         tz.save(tensor, io.BytesIO())
 
 
-@pytest.mark.filterwarnings("ignore:.*_rebuild_xla_tensor:UserWarning")
-def test_device_tensors() -> None:
-    """Tensors of other backends stay foreign; what is in them has a name and is read."""
-    for function in (
+@pytest.mark.parametrize(
+    "function",
+    [
         "_rebuild_device_tensor_from_cpu_tensor",
         "_rebuild_device_tensor_from_numpy",
         "_rebuild_xla_tensor",
-    ):
-        value = b.call(b.name(_UTILS, function), _floats(2), _F32, b.text("xla:0"), b.FALSE)
-        data = file_of(b.dict_of({"w": value}))
-        with tz.lazy_load(io.BytesIO(data), foreign="raise") as ckpt:
-            assert list(ckpt) == ["w.0"]
-            assert ckpt["w.0"].numpy().tolist() == [1, 2]
-            assert list(ckpt.others) == ["w"]
-            again = roundtrip(ckpt.root)["w"]
-        assert isinstance(again, ForeignObject)
-        assert (again.name, again.args[2:]) == (function, ("xla:0", False))  # type: ignore[index]
-        assert again.args[0].tolist() == [1, 2]  # type: ignore[index]
-        assert tz.load(io.BytesIO(data))["w"].args[0].tolist() == [1, 2]
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64"])
+def test_device_tensors(function: str, dtype: str, tmp_path: Path) -> None:
+    """Tensors of other backends are plain ones: a name, a dtype, and the tag of their device."""
+    values = np.array([[1, 2, 3]], numpy_dtype(dtype))
+    held: Any = _NumpyArray(values.astype(np.float32) if dtype == "bfloat16" else values)
+    if "cpu" in function:
+        held = values
+    device = ForeignObject("torch._utils", function, (held, Dtype(dtype), "xla:1", True))
+    path = tmp_path / "m.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tz.save({"fc.weight": device, "b": np.ones(2)}, path)
+    assert np.array_equal(tz.load(path)["fc.weight"], values)
+    for target in ("o.safetensors", "o.pt"):
+        assert tz.convert(path, tmp_path / target).tensors == 2
+        with tz.lazy_load(tmp_path / target, foreign="raise") as ckpt:
+            assert list(ckpt.others) == []
+            assert ckpt["fc.weight"].torch_dtype == dtype
+            assert ckpt["fc.weight"].numpy().tobytes() == values.tobytes()
+            storage = ckpt["fc.weight"].spec.storage
+            assert storage.location == ("xla:1" if target == "o.pt" else "cpu")
+
+
+def test_npu_tensors() -> None:
+    """The tensor of an NPU is a dense one; how its memory was laid out there is left out."""
+    rebuild = b.name("torch_npu.utils.storage", "_rebuild_npu_tensor")
+    storage = b.persistent(location=b.text("npu:0"))
+    value = b.call(
+        rebuild, storage, b.integer(0), b.ints(2), b.ints(1), b.FALSE, b.HOOKS, b.tuple_of(b"N")
+    )
+    with tz.lazy_load(io.BytesIO(file_of(b.dict_of({"w": value})))) as ckpt:
+        assert ckpt["w"].numpy().tolist() == [1, 2]
+        assert ckpt["w"].spec.storage.location == "npu:0"
+
+
+class _NumpyArray:
+    """Saved, it is an array of numpy, and not a tensor."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = array
+
+    def __reduce__(self) -> Any:
+        return self._array.__reduce__()

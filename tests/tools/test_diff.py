@@ -27,6 +27,7 @@ from tests.sampling import some
 from tests.test_big import HoleyFile
 from torchzip import tools
 from torchzip.tools import Diff, diff
+from torchzip.tools.differences import ValueChange
 from torchzip.types import MetaTensor, Parameter, QuantizedTensor, SparseTensor, Storage, TypedArray
 
 Array = np.ndarray[Any, Any]
@@ -444,10 +445,12 @@ def test_bare_storages() -> None:
 
 
 def test_parameters() -> None:
-    """A Parameter is its data, with or without requires_grad."""
+    """A Parameter is its data, with or without requires_grad, and another thing than a tensor."""
     data = np.ones(3)
     assert between({"p": Parameter(data)}, {"p": Parameter(np.ones(3), False)}).is_equal
-    assert between({"p": Parameter(data)}, {"p": data}).is_equal
+    found = between({"p": Parameter(data)}, {"p": data})
+    assert found.changed == ()
+    assert found.values == (ValueChange("p (form)", "a Parameter", "a tensor"),)
 
 
 GOLDEN = sorted(b.GOLDEN.glob("*.pt"))

@@ -13,7 +13,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.formats import dcp_builder as d
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.errors import UnsupportedError
 from torchzip.tools import statistics
 from torchzip.tools.array_text import array_text, tensor_text

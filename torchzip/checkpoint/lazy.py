@@ -11,9 +11,16 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from torchzip.checkpoint.lazy_tensor import (
+    LazyFactory,
+    LazyTensor,
+    data_of,
+    is_weight,
+    storages_of,
+    tensor_of,
+)
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.quantities import count_text, nbytes_text
-from torchzip.dtypes import DTYPES
 from torchzip.errors import (
     ErrorPlace,
     TensorNotFoundError,
@@ -23,154 +30,13 @@ from torchzip.errors import (
     shown,
 )
 from torchzip.files.source import File
-from torchzip.formats.base import Container, OpenStorage, check_options, refuse_foreign
+from torchzip.formats.base import Container, PartsOf, check_options, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
-from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tensors.specs import TensorSpec, read_view, slice_spec
-from torchzip.tensors.storage import StorageOpener, TensorStorage
-from torchzip.types import ForeignObject, OtherTensor, Parameter
+from torchzip.types import ForeignObject
 
 Foreign = Literal["keep", "raise"]
-
-
-class LazyTensor:
-    """A tensor of a file. Its shape and dtype are known; its data is read when it is asked for.
-
-    ``spec`` is what the file says of it: its storage, and how it lies in it. Stride and
-    storage offset count elements. A LazyTensor survives ``pickle`` if its file is a path.
-    """
-
-    __slots__ = ("__weakref__", "spec")
-
-    spec: TensorSpec
-
-    def __init__(self, spec: TensorSpec) -> None:
-        self.spec = spec
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.spec.shape
-
-    @property
-    def ndim(self) -> int:
-        return len(self.spec.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype of the data; for a dtype that numpy has not, that of its raw bits."""
-        return numpy_dtype(self.spec.torch_dtype)
-
-    @property
-    def torch_dtype(self) -> str:
-        """Torch's name of the dtype, such as ``"bfloat16"``."""
-        return self.spec.torch_dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor's elements, whatever its storage holds."""
-        return self.spec.numel * DTYPES[self.spec.torch_dtype].itemsize
-
-    @property
-    def stride(self) -> tuple[int, ...]:
-        return self.spec.stride
-
-    @property
-    def storage_offset(self) -> int:
-        return self.spec.storage_offset
-
-    @property
-    def requires_grad(self) -> bool:
-        return self.spec.requires_grad
-
-    @property
-    def is_parameter(self) -> bool:
-        return self.spec.is_parameter
-
-    def numpy(self) -> NDArray[Any]:
-        """Read the tensor and return it as an array of its own. Conj and neg are carried out.
-
-        A broadcast tensor (stride 0) of more than 16 MiB is a read-only view of its elements.
-        """
-        spec = self.spec
-        return self._read(spec.shape, spec.stride, spec.storage_offset)
-
-    def __array__(
-        self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
-    ) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a LazyTensor has no array to share; its data is read each time")
-        array = self.numpy()
-        return array if dtype is None else array.astype(dtype, copy=False)
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return ``self.numpy()[key]``, reading only the bytes that a basic index needs.
-
-        An index by arrays or lists reads the whole tensor.
-        """
-        chosen = slice_spec(self.spec, key)
-        if chosen is None:
-            return self.numpy()[key]
-        array = self._read(*chosen)
-        return array if array.ndim or _has_ellipsis(key) else array[()]
-
-    def __len__(self) -> int:
-        if not self.spec.shape:
-            raise TypeError("len() of a tensor without dimensions")
-        return self.spec.shape[0]
-
-    def __iter__(self) -> Iterator[Any]:
-        """Read row by row."""
-        if not self.spec.shape:
-            raise TypeError("a tensor without dimensions cannot be iterated over")
-        return (self[index] for index in range(len(self)))
-
-    def _read(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> NDArray[Any]:
-        return read_view(self.spec, shape, stride, offset)
-
-    def __repr__(self) -> str:
-        extra = ", requires_grad=True" if self.requires_grad else ""
-        kind = "parameter, " if self.is_parameter else ""
-        return f"LazyTensor({kind}{self.torch_dtype}, shape={list(self.shape)}{extra})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (LazyTensor, (self.spec,))
-
-
-def _has_ellipsis(key: Any) -> bool:
-    return any(item is Ellipsis for item in (key if isinstance(key, tuple) else (key,)))
-
-
-class LazyFactory:
-    """Makes LazyTensors and Parameters of them."""
-
-    def __init__(self, open_storage: OpenStorage) -> None:
-        # Called for every storage and tensor of a file, so without a step in between.
-        self.storage = open_storage
-        self.storages = open_storage.many if isinstance(open_storage, StorageOpener) else None
-        self.tensor = LazyTensor
-
-    def spec_of(self, tensor: Any) -> TensorSpec | None:
-        return tensor.spec if isinstance(tensor, LazyTensor) else None
-
-    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Parameter:
-        if isinstance(tensor, LazyTensor):
-            spec = tensor.spec.replace(is_parameter=True, requires_grad=requires_grad)
-            tensor = LazyTensor(spec)
-        elif isinstance(tensor, OtherTensor):
-            tensor = tensor.replace(is_parameter=True, requires_grad=requires_grad)
-        return Parameter(tensor, requires_grad, state)
-
-    def is_tensor(self, value: Any) -> bool:
-        return isinstance(value, LazyTensor)
-
-    def other(self, tensor: OtherTensor) -> OtherTensor:
-        return tensor
-
-    def key(self, value: Any) -> Any:
-        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +109,8 @@ class Checkpoint(Mapping[str, Any]):
     def _names(self) -> NameTable:
         if self._table is None:
             with ErrorPlace(path=self.path):
-                self._table = NameTable(
-                    self.root, is_tensor, self._limits, self._pickle_nbytes, self._parts_of
+                self._table = named_tensors(
+                    self.root, self._limits, self._pickle_nbytes, self._parts_of
                 )
         return self._table
 
@@ -290,6 +156,11 @@ class Checkpoint(Mapping[str, Any]):
     def limits(self) -> Limits:
         """The bounds that the file is read within."""
         return self._limits
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """The tensors that are arrays of numpy in ``root``, by their names."""
+        return self._names().arrays
 
     @property
     def others(self) -> Mapping[str, ForeignObject]:
@@ -386,37 +257,24 @@ def _merged(names: list[Name], more: list[Name]) -> list[Name]:
     return list(dict.fromkeys([*names, *more]))
 
 
-def is_tensor(value: Any) -> bool:
-    """Return whether a value of a lazy checkpoint is a tensor, or a Parameter of one."""
-    return type(value) is LazyTensor or isinstance(data_of(value), LazyTensor | OtherTensor)
-
-
-def data_of(value: Any) -> Any:
-    """Return the data of a Parameter; any other value as it is."""
-    return value.data if isinstance(value, Parameter) else value
-
-
-def storages_of(value: Any) -> list[TensorStorage]:
-    """Return the storages of a tensor of a lazy checkpoint, or of a bare storage in it."""
-    held = data_of(value)
-    if isinstance(held, BareStorage):
-        return [held.storage]
-    parts = held.parts if isinstance(held, OtherTensor) else [held]
-    return [part.spec.storage for part in parts if isinstance(part, LazyTensor)]
-
-
-def tensors_of(root: Any, limits: Limits | None = None) -> Mapping[str, Any]:
+def named_tensors(
+    root: Any, limits: Limits, pickle_nbytes: int = 0, parts_of: PartsOf | None = None
+) -> NameTable:
     """Return the tensors in an object like `Checkpoint.root`, by their flat names.
 
-    Raises
-    ------
-    FormatError
-        If two have one name.
+    Numeric arrays of numpy are tensors too: a LazyTensor stands for each in ``names``, and the
+    array itself is in ``arrays``.
     """
-    table = NameTable(root, is_tensor, limits if limits is not None else Limits(), 0)
-    for name in table.names:
-        table.check(name)
-    return {name: data_of(leaf) for name, leaf in table.names.items()}
+    table = NameTable(root, is_weight, limits, pickle_nbytes, parts_of)
+    if any(issubclass(kind, np.ndarray) for kind in set(map(type, table.names.values()))):
+        made: dict[int, LazyTensor | None] = {}
+        for name, leaf in table.names.items():
+            if isinstance(leaf, np.ndarray):
+                table.arrays[name] = leaf
+                if id(leaf) not in made:
+                    made[id(leaf)] = tensor_of(leaf)
+                table.names[name] = made[id(leaf)]
+    return table
 
 
 def _open_again(path: str, foreign: Foreign, limits: Limits) -> Checkpoint:

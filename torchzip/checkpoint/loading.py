@@ -18,7 +18,13 @@ from torchzip.formats.base import FileContainer, OpenStorage, check_options, ref
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
 from torchzip.tensors.kind_checks import Checked, check_values
-from torchzip.tensors.numpy_dtypes import has_numpy_dtype, torch_dtype_of
+from torchzip.tensors.numpy_dtypes import (
+    as_dtype,
+    has_numpy_dtype,
+    numpy_dtype,
+    torch_dtype_of,
+)
+from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage
 from torchzip.types import OtherTensor, TypedArray
@@ -105,6 +111,11 @@ class EagerFactory:
 
     def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
         return tensor
+
+    def on_device(self, data: Any, torch_dtype: str, device: str, requires_grad: bool) -> Any:
+        if isinstance(data, PickledArray):
+            return as_dtype(data, torch_dtype)
+        return data if self.is_tensor(data) and data.dtype == numpy_dtype(torch_dtype) else None
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, np.ndarray | TypedArray)

@@ -8,13 +8,13 @@ describe more paths than any memory holds.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from torchzip.checkpoint.walk import Walk, children, foreign_tensor
 from torchzip.errors import FormatError, LimitError
 from torchzip.formats.base import Child, PartsOf
 from torchzip.limits import Limits
-from torchzip.tensors.rebuild import FOREIGN_TENSORS
 from torchzip.types import ForeignObject, Parameter
 
 
@@ -64,6 +64,7 @@ def _is_packed(value: Any) -> bool:
 class NameTable:
     """``names`` maps each flat name to its leaf, in the order of the tree.
 
+    ``arrays`` is for those of them that stand for something else in the object.
     ``others`` are the tensors that stay ForeignObjects; what is inside them has names too.
     """
 
@@ -79,11 +80,12 @@ class NameTable:
         self._parts_of = parts_of or module_parts
         self._is_leaf = is_leaf
         self._bound = 1
-        self._budget = max(limits.names_nbytes, pickle_nbytes)
-        self._left = self._budget
+        characters = max(limits.names_nbytes, pickle_nbytes)
+        self._ways: Walk[tuple[str, str]] = Walk(limits, 1, characters)
         self._places: dict[str, str] = {}
         self._conflicts: dict[str, str] = {}
         self.names: dict[str, Any] = {}
+        self.arrays: dict[str, Any] = {}
         self.others: dict[str, ForeignObject] = {}
         if is_leaf(root):
             self._add("", "", root)
@@ -94,9 +96,9 @@ class NameTable:
                 self.names = dict(root)  # a flat state dict: its keys are the names
                 return
         leading, shared, leaves = _leading_to_leaves(root, is_leaf, self._children)
-        self._expansions = len(leading) + limits.shared_names
+        self._ways = Walk(limits, len(leading) + limits.shared_names + 1, characters)
         self._bound = leaves + limits.shared_names
-        other = _other_in(root)
+        other = foreign_tensor(root)
         if other is not None:
             self._add("", "", other)
         if id(root) in leading:
@@ -124,59 +126,36 @@ class NameTable:
         # else is in it is looked at once, and not once for each way.
         kept: dict[int, list[Child]] = {}
 
-        def below(container: Any) -> Iterator[Child]:
+        def below(container: Any) -> Iterable[Child]:
             own = id(container)
             if own not in shared:
-                return iter(self._children(container))
+                return self._children(container)
             if own not in kept:
                 kept[own] = [
                     child
                     for child in self._children(container)
                     if self._is_leaf(child[2])
                     or id(child[2]) in leading
-                    or _other_in(child[2]) is not None
+                    or foreign_tensor(child[2]) is not None
                 ]
-            return iter(kept[own])
+            return kept[own]
 
-        # Each frame: the children still to come, the name so far, the place so far, and the
-        # container's id, to see cycles.
-        stack = [(below(root), "", "", id(root))]
-        on_path = {id(root)}
-        while stack:
-            items, prefix, place, own = stack[-1]
-            for key, step, child in items:
-                if self._is_leaf(child):
-                    self._add(prefix + key, place + step, child)
-                    continue
-                other = _other_in(child)
-                if other is not None:
-                    self._add(prefix + key, place + step, other)
-                if id(child) not in leading:
-                    continue
-                self._expansions -= 1  # a way back to where it comes from costs as much
-                if self._expansions < 0:
-                    raise LimitError(
-                        "shared_names", self._limits.shared_names + 1, self._limits.shared_names
-                    )
-                if id(child) not in on_path:
-                    if len(stack) >= self._limits.nesting:
-                        raise LimitError("nesting", len(stack) + 1, self._limits.nesting)
-                    self._charge(len(prefix) + len(key) + 1 + len(place) + len(step))
-                    stack.append((below(child), f"{prefix}{key}.", place + step, id(child)))
-                    on_path.add(id(child))
-                    break
-            else:
-                stack.pop()
-                on_path.discard(own)
-                self._left += len(prefix) + len(place)  # what led here is not kept
-
-    def _charge(self, length: int) -> None:
-        self._left -= length
-        if self._left < 0:
-            raise LimitError("names_nbytes", self._budget - self._left, self._budget)
+        # A frame: the name so far, the place so far.
+        walk = self._ways
+        walk.enter(root, below(root), ("", ""))
+        for (prefix, place), (key, step, child) in walk:
+            if self._is_leaf(child):
+                self._add(prefix + key, place + step, child)
+                continue
+            other = foreign_tensor(child)
+            if other is not None:
+                self._add(prefix + key, place + step, other)
+            if id(child) in leading:
+                frame = (f"{prefix}{key}.", place + step)
+                walk.enter(child, below(child), frame, len(frame[0]) + len(frame[1]))
 
     def _add(self, name: str, place: str, leaf: Any) -> None:
-        self._charge(len(name) + len(place))
+        self._ways.charge(len(name) + len(place))
         table = self.others if isinstance(leaf, ForeignObject) else self.names
         known = table.setdefault(name, leaf)
         if known is not leaf:
@@ -185,81 +164,6 @@ class NameTable:
             self._places.setdefault(name, place)
         if len(table) > self._bound:
             raise LimitError("shared_names", len(table), self._limits.shared_names)
-
-
-def children(value: Any) -> Iterator[Child]:
-    """Yield what a container holds; nothing for other values."""
-    if isinstance(value, dict):
-        for key in value:
-            text = key_text(key)
-            yield text, f"[{key!r}]" if type(key) is str else f"[{text}]", value[key]
-    elif isinstance(value, list | tuple | deque):
-        for index, item in enumerate(value):
-            yield str(index), f"[{index}]", item
-    elif isinstance(value, Parameter):
-        if isinstance(value.data, ForeignObject):  # what is in it goes by the parameter's name
-            for name, step, child in children(value.data):
-                yield name, f".data{step}", child
-    elif isinstance(value, ForeignObject) and _is_subclass(value):
-        # (function, class, arguments, attributes): the attributes go by their own names.
-        _, _, args, attributes = value.args or ()
-        if isinstance(attributes, dict):
-            for name, step, child in children(attributes):
-                yield name, f".args[3]{step}", child
-        elif isinstance(attributes, tuple):  # those in the dict, and those in slots
-            for index, held in enumerate(attributes):
-                if isinstance(held, dict):
-                    for name, step, child in children(held):
-                        yield name, f".args[3][{index}]{step}", child
-                else:
-                    yield f"state.{index}", f".args[3][{index}]", held
-        else:
-            yield "state", ".args[3]", attributes
-        yield "args", ".args[2]", args
-    elif isinstance(value, ForeignObject):
-        # A state is mostly the attribute dict; items and arguments come with it.
-        for index, item in enumerate(value.args or ()):
-            yield str(index), f".args[{index}]", item
-        if isinstance(value.state, dict):
-            for name, step, child in children(value.state):
-                yield name, f".state{step}", child
-        elif value.state is not None:
-            yield "state", ".state", value.state
-        for name, step, child in children(value.items):
-            yield name, f".items{step}", child
-        for name, step, child in children(value.kwargs):
-            yield name, f".kwargs{step}", child
-
-
-def _other_in(value: Any) -> ForeignObject | None:
-    """Return the tensor that stays a ForeignObject, if a value is one or a Parameter of one."""
-    if isinstance(value, Parameter):
-        value = value.data
-    if (
-        isinstance(value, ForeignObject)
-        and value.how == "call"
-        and (value.module, value.name) in FOREIGN_TENSORS
-    ):
-        return value
-    return None
-
-
-def _is_subclass(value: ForeignObject) -> bool:
-    return (
-        _other_in(value) is not None
-        and value.name == "_rebuild_from_type_v2"
-        and len(value.args or ()) == 4
-    )
-
-
-def key_text(key: Any) -> str:
-    """Return a key as flat names have it."""
-    if type(key) is str:
-        return key
-    try:
-        return str(key)
-    except ValueError:  # an int of more digits than Python prints
-        return f"<{type(key).__name__}>"
 
 
 def _leading_to_leaves(
@@ -283,7 +187,7 @@ def _leading_to_leaves(
                 direct = True
                 leaves.add(id(child))
                 continue
-            if _other_in(child) is not None:
+            if foreign_tensor(child) is not None:
                 direct = True
                 leaves.add(id(child))
             if isinstance(child, dict | list | tuple | deque | ForeignObject | Parameter):

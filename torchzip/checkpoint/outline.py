@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of, is_tensor
-from torchzip.checkpoint.plain_values import flat_values
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor
+from torchzip.checkpoint.plain_values import Beside, what_is_beside
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
 from torchzip.formats.base import collector_paused
@@ -99,12 +100,13 @@ class Outline:
     """What `outline` says of a checkpoint.
 
     ``tensors`` and ``values`` are in the order of the file, ``storages`` in that in which tensors
-    mention them. ``constants`` are the tensors among those of a TorchScript archive, under names
-    such as "(constant 3)" that are not theirs, and ``constant_count`` counts all of those.
-    ``stored_nbytes`` counts each storage once. ``subclasses`` are the tensors that only code of
-    their own can make, with their classes; what is inside them has rows. ``foreign`` are the names
-    outside torchzip's table, ``metadata`` the texts of a safetensors file or an index. ``notes``
-    say what could not be listed.
+    mention them. ``unnamed`` are tensors without a flat name, by the way to each: attributes of
+    other tensors, or in an object beside its state dict. ``constants`` are the tensors among those
+    of a TorchScript archive, under names such as "(constant 3)" that are not theirs, and
+    ``constant_count`` counts all of those. ``stored_nbytes`` counts each storage once.
+    ``subclasses`` are the tensors that only code of their own can make, with their classes; what is
+    inside them has rows. ``foreign`` are the names outside torchzip's table, ``metadata`` the texts
+    of a safetensors file or an index. ``notes`` say what could not be listed.
     """
 
     path: str
@@ -112,6 +114,7 @@ class Outline:
     tensors: tuple[TensorRow, ...]
     storages: tuple[StorageRow, ...]
     values: tuple[ValueRow, ...]
+    unnamed: tuple[TensorRow, ...]
     constants: tuple[TensorRow, ...]
     constant_count: int
     by_dtype: dict[str, DtypeSum]
@@ -162,11 +165,14 @@ def _outline(checkpoint: Checkpoint) -> Outline:
         sums[0] += 1
         sums[1] += row.nbytes
     notes: list[str] = []
-    values: dict[str, Any] = {}
+    beside = Beside()
     try:
-        values = flat_values(checkpoint.root, is_tensor, checkpoint.limits)
+        named = [*(tensor for _, tensor in checkpoint.items()), *checkpoint.arrays.values()]
+        beside = what_is_beside(checkpoint.root, named, checkpoint.limits)
     except LimitError as error:
         notes.append(f"what is no tensor is not listed: {error.message}")
+    values = beside.values
+    unnamed = [rows.row(name, tensor) for name, tensor in beside.tensors.items()]
     constants = []
     for index, constant in enumerate(checkpoint.constants):
         name = f"(constant {index})"
@@ -180,6 +186,7 @@ def _outline(checkpoint: Checkpoint) -> Outline:
         tensors=tuple(tensors),
         values=tuple(rows.value(path, value) for path, value in values.items()),
         storages=rows.storages(),  # when all that mentions them has been seen
+        unnamed=tuple(unnamed),
         constants=tuple(constants),
         constant_count=len(checkpoint.constants),
         by_dtype={dtype: DtypeSum(*sums) for dtype, sums in by_dtype.items()},

@@ -1,14 +1,20 @@
-"""What a checkpoint holds beside its tensors: numbers, texts and the like, by flat name."""
+"""What a checkpoint holds beside the tensors that have flat names, by the way to it.
+
+Numbers, strings and the like; tensors that hang on others, on dicts or on objects, and so have no
+flat name; and what the containers themselves are.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from torchzip.checkpoint.names import children
+from torchzip.checkpoint.lazy_tensor import data_of, is_tensor, is_weight
+from torchzip.checkpoint.walk import Label, Walk, attributes, children, inner, joined
 from torchzip.errors import LimitError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
@@ -18,84 +24,141 @@ _SCALARS = (int, float, complex, str, bytes, bool, type(None))
 _CONTAINERS = (dict, list, tuple, deque, ForeignObject)
 
 
-def flat_values(root: Any, is_tensor: Callable[[Any], bool], limits: Limits) -> dict[str, Any]:
-    """Return all values that are no tensors, by the path to each.
+@dataclass(slots=True)
+class Beside:
+    """``values`` are no tensors, ``tensors`` those without a flat name, ``forms`` what else there
+    is to say of a container or a tensor: its class, a length that it keeps to, kinds of keys.
 
-    A list of numbers or texts is one value, and so is the class of a foreign object that has
-    something inside. If two values have one name, the first counts; a cycle has no name.
+    All by name; if two have one name, the first counts. A cycle has no name.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    forms: dict[str, str] = field(default_factory=dict)
+
+
+def flat_values(root: Any, limits: Limits) -> dict[str, Any]:
+    """Return all values that are no tensors, by the way to each, as `what_is_beside` does."""
+    return what_is_beside(root, (), limits).values
+
+
+def what_is_beside(root: Any, named: Collection[Any], limits: Limits) -> Beside:
+    """Return what is in an object beside ``named``: the tensors and arrays that have flat names.
+
+    A list of numbers or strings is one value, and so is the class of a foreign object that has
+    something inside. What is no item of its holder follows it in parentheses.
 
     Raises
     ------
     LimitError
         If containers are shared or nested so that there are more names than a file should have.
     """
-    containers, items, characters = _measure(root, is_tensor)
-    containers += limits.shared_names
+    known = {id(data_of(leaf)) for leaf in named}
+
+    def below(container: Any) -> Iterable[Child]:
+        return _below(container, known)
+
+    containers, items, characters = _measure(root, below)
     items = 4 * items + limits.shared_names
-    characters += limits.names_nbytes
-    found: dict[str, Any] = {}
-    if is_tensor(root):
-        return found
-    if not is_container(root):
-        return {"": root}
-    stack = [(_below(root, is_tensor), "", id(root))]
-    on_path = {id(root)}
-    _add_class(found, "", root)
-    while stack:
-        below, prefix, own = stack[-1]
-        for key, _, child in below:
-            items -= 1
-            if items < 0:
-                raise LimitError("shared_names", limits.shared_names + 1, limits.shared_names)
-            if is_tensor(child) or id(child) in on_path:
-                continue
-            name = prefix + key
-            characters -= len(name)
-            if characters < 0:
-                raise LimitError("names_nbytes", limits.names_nbytes + 1, limits.names_nbytes)
-            if not is_container(child):
-                found.setdefault(name, child)
-                continue
-            _add_class(found, name, child)
-            containers -= 1
-            if containers < 0:
-                raise LimitError("shared_names", limits.shared_names + 1, limits.shared_names)
-            if len(stack) >= limits.nesting:
-                raise LimitError("nesting", len(stack) + 1, limits.nesting)
-            stack.append((_below(child, is_tensor), name + ".", id(child)))
-            on_path.add(id(child))
-            break
-        else:
-            stack.pop()
-            on_path.discard(own)
+    walk: Walk[str] = Walk(
+        limits, containers + limits.shared_names, characters + limits.names_nbytes
+    )
+    found = Beside()
+
+    def see(name: str, value: Any) -> bool:
+        """Note a value; return whether there is something below it."""
+        if is_weight(value) and not is_tensor(value):
+            if id(value) not in known:
+                found.values.setdefault(name, value)
+            return False
+        if is_tensor(value):
+            if id(data_of(value)) not in known:
+                found.tensors.setdefault(name, data_of(value))
+            if isinstance(value, Parameter):
+                found.forms.setdefault(name, "a Parameter")
+            return has_attributes(value)
+        if not is_container(value):
+            found.values.setdefault(name, value)
+            return False
+        form = form_of(value)
+        if form:
+            found.forms.setdefault(name, form)
+        if isinstance(value, ForeignObject):
+            found.values.setdefault(name, ForeignObject(value.module, value.name))
+        return True
+
+    if see("", root):
+        walk.enter(root, below(root), "")
+    for prefix, (key, _, child) in walk:
+        items -= 1
+        if items < 0:
+            raise LimitError("shared_names", limits.shared_names + 1, limits.shared_names)
+        if walk.is_on_the_way(child):
+            continue
+        name = joined(prefix, key)
+        walk.charge(len(name))
+        if see(name, child):
+            walk.enter(child, below(child), name + ".")
     return found
 
 
-def _below(container: Any, is_tensor: Callable[[Any], bool]) -> Iterator[Child]:
-    """Return what is in a container; of a dict of tensors alone nothing, as there is no value."""
-    if type(container) in (dict, OrderedDict) and all(map(is_tensor, container.values())):
-        return iter(())
-    return iter(list(children(container)))
+def has_attributes(tensor: Any) -> bool:
+    """Return whether a tensor of a lazy checkpoint has Python attributes."""
+    return next(attributes(tensor), None) is not None
 
 
-def _add_class(found: dict[str, Any], name: str, value: Any) -> None:
-    if isinstance(value, ForeignObject):
-        found.setdefault(name, ForeignObject(value.module, value.name))
+def form_of(value: Any) -> str:
+    """Return what a container is, but for its items; nothing for a dict with strings as keys.
+
+    >>> form_of(OrderedDict(a=1)), form_of({1: 2}), form_of(deque([1], 5)), form_of({"a": 1})
+    ('OrderedDict', 'dict with keys of type int', 'deque of at most 5', 'dict')
+    """
+    if isinstance(value, ForeignObject | Parameter):
+        return ""
+    text = type(value).__name__
+    if isinstance(value, deque) and value.maxlen is not None:
+        text += f" of at most {value.maxlen}"
+    if isinstance(value, defaultdict) and value.default_factory is not None:
+        text += f" of {getattr(value.default_factory, '__name__', value.default_factory)}"
+    if isinstance(value, dict):
+        kinds = sorted({type(key).__name__ for key in value if type(key) is not str})
+        if kinds:
+            text += f" with keys of type {', '.join(kinds)}"
+    return text
 
 
-def _measure(root: Any, is_tensor: Callable[[Any], bool]) -> tuple[int, int, int]:
+def _below(container: Any, known: Collection[int]) -> Iterable[Child]:
+    """Return what is in a container; nothing, if that is only tensors that have names."""
+    if is_tensor(container):
+        return list(attributes(container))
+    if type(container) in (dict, OrderedDict) and all(
+        id(data_of(value)) in known and is_tensor(value) and not has_attributes(value)
+        and not isinstance(value, Parameter)
+        for value in container.values()
+    ):  # fmt: skip
+        return [*attributes(container), *inner(container)]
+    parts = [*children(container), *attributes(container)]
+    # The data of a Parameter of an object goes by the Parameter's name.
+    return parts if isinstance(container, Parameter) else [*parts, *inner(container)]
+
+
+def _measure(root: Any, below: Callable[[Any], Iterable[Child]]) -> tuple[int, int, int]:
     """Return how many containers there are, what is in them, and the characters of its keys."""
     seen: dict[int, Any] = {id(root): root}
-    todo = [root] if is_container(root) and not is_tensor(root) else []
+    todo = [root] if _leads_on(root) else []
     items = characters = 0
     while todo:
-        for key, _, child in _below(todo.pop(), is_tensor):
+        for key, _, child in below(todo.pop()):
             items += 1
-            characters += len(key)
-            if id(child) not in seen and not is_tensor(child) and is_container(child):
+            characters += len(key) + 3 * isinstance(key, Label)
+            if id(child) not in seen and _leads_on(child):
                 seen[id(child)] = child
                 todo.append(child)
     return len(seen), items, characters
+
+
+def _leads_on(value: Any) -> bool:
+    return has_attributes(value) if is_tensor(value) else is_container(value)
 
 
 def is_container(value: Any) -> bool:
@@ -106,7 +169,9 @@ def is_container(value: Any) -> bool:
         return True
     if isinstance(value, list | tuple):
         return not all(isinstance(item, _SCALARS) for item in value)
-    return isinstance(value, _CONTAINERS) and bool(value)
+    if isinstance(value, set | frozenset | np.ndarray):  # a value, but for tensors in it
+        return any(map(is_tensor, (child for _, _, child in inner(value))))
+    return isinstance(value, _CONTAINERS) and (bool(value) or any(True for _ in attributes(value)))
 
 
 def same_value(a: Any, b: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.stored_memory import EarlyStorage, StoredMemory
 from torchzip.checkpoint.structure import Structure
 from torchzip.checkpoint.survey import EarlyTensor

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.survey import (
     EarlyTensor,
     PlaceArrays,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.dtypes import DTYPES
 from torchzip.pickling.emitter import Reduction, reduce_object, text_of
 from torchzip.tensors.memory import (

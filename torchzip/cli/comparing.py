@@ -45,11 +45,16 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="cast a floating tensor of A to its dtype in B, as convert does, and compare then",
     )
+    parser.add_argument(
+        "--read",
+        action="store_true",
+        help="compare the bytes of all tensors, also where the stored CRCs are the same",
+    )
     parser.add_argument("--json", action="store_true", help="what differs, as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    found = tools.diff(arguments.a, arguments.b, cast=arguments.cast)
+    found = tools.diff(arguments.a, arguments.b, cast=arguments.cast, read=arguments.read)
     print(as_json(found) if arguments.json else as_text(found))
     return DONE if found.is_equal else BAD
 
@@ -123,7 +128,8 @@ def _sums(found: Diff) -> str:
     counts = [(changed, "changed"), (len(found.renamed), "renamed")]
     counts += [(len(found.removed), "removed"), (len(found.added), "added")]
     parts = [f"{count:,} {what}" for count, what in counts if count]
-    parts.insert(0, f"{count_text(found.equal, 'tensor')} equal")
+    unread = f" ({found.unread:,} by their CRCs, unread)" if found.unread else ""
+    parts.insert(0, f"{count_text(found.equal, 'tensor')} equal{unread}")
     if found.values:
         differ = "differs" if len(found.values) == 1 else "differ"
         parts.append(f"{count_text(len(found.values), 'value')} {differ}")

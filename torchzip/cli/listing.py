@@ -113,6 +113,7 @@ def describe(found: Outline, *, sort: str | None = None) -> dict[str, Any]:
         "stored_nbytes": found.stored_nbytes,
         "foreign": list(found.foreign),
         "metadata": found.metadata,
+        "unnamed_tensors": list(map(_tensor, found.unnamed)),
         "constants": found.constant_count,
         "values": [row._asdict() for row in found.values],
         "constant_tensors": list(map(_tensor, found.constants)),

@@ -16,7 +16,7 @@ from torchzip.cli.rendering import (
     shape_text,
     table,
 )
-from torchzip.errors import printable, shown
+from torchzip.errors import listed, printable, shown
 
 #: Values that are shown if not all are asked for.
 _VALUES = 20
@@ -210,6 +210,11 @@ def sum_lines(outline: Outline) -> list[str]:
     ]
     for name, kind in outline.subclasses.items():
         lines.append(f"{printable(name)}: a tensor of class {printable(kind)}, kept as it is")
+    if outline.unnamed:
+        nbytes = nbytes_text(sum(row.nbytes for row in outline.unnamed))
+        names = listed([row.name for row in outline.unnamed], 3)
+        count = count_text(len(outline.unnamed), "tensor")
+        lines.append(f"{count} without a name in the state dict, {nbytes}: {names}")
     if outline.constant_count:
         count = count_text(outline.constant_count, "constant")
         lines.append(f"{count} of the code, without names")

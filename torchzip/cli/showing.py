@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torchzip
 from torchzip import tools
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.cli.command import DONE, add_command
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index

@@ -80,8 +80,10 @@ from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any
 
-from torchzip.checkpoint.lazy import LazyTensor
-from torchzip.checkpoint.names import key_text
+import numpy as np
+
+from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.checkpoint.walk import children, key_text, shared
 from torchzip.convert.carried_values import (
     Node,
     NotCarriedError,
@@ -89,6 +91,7 @@ from torchzip.convert.carried_values import (
     write_atom,
 )
 from torchzip.errors import PickleError, UnsupportedError
+from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.pickling.keys import KeyCheck
 from torchzip.tensors.python_values import FACTORIES
@@ -129,6 +132,7 @@ def carry(
     *,
     names: Mapping[str, str] | None = None,
     is_listed: Callable[[Any], bool] | None = None,
+    name_of_array: Callable[[Any], str | None] | None = None,
     limits: Limits | None = None,
 ) -> Carried:
     """Return the JSON of the object of a lazy checkpoint, with its tensors by their names.
@@ -138,7 +142,9 @@ def carry(
     says what is below an object of another class. Values for which ``is_listed`` is true are left
     out without a line in ``lost``, because the caller has said what there is to say of them: the
     kinds of tensors that are not dense (`types.OtherTensor`, which is what it is by default), and
-    tensors of classes of their own. It is not asked about containers.
+    tensors of classes of their own. It is not asked about containers. ``name_of_array`` returns
+    the name of the tensor that stands in the file for an array of numpy, and None for one whose
+    values are to be in the text.
 
     The text is None in three cases. A plain dict of ordinary tensors by their names is what any
     reader makes of the file. An object that is itself of another class (a pickled module) has
@@ -156,6 +162,7 @@ def carry(
         name_of,
         names or {},
         is_listed if is_listed is not None else lambda value: isinstance(value, OtherTensor),
+        name_of_array if name_of_array is not None else lambda array: None,
         limits,
     )
     node = writer.write(root)
@@ -232,8 +239,10 @@ class _Writer:
         name_of: NameOf,
         names: Mapping[str, str],
         is_listed: Callable[[Any], bool],
+        name_of_array: Callable[[Any], str | None],
         limits: Limits,
     ) -> None:
+        self._name_of_array = name_of_array
         self.table: list[Node] = []
         self.lost: list[str] = []
         self._name_of = name_of
@@ -241,7 +250,7 @@ class _Writer:
         self._is_listed = is_listed
         self._limits = limits
         self._keys = KeyCheck()
-        self._shared = _reached_twice(root)
+        self._shared = shared(root, _carried_parts)
         self._places: dict[int, int] = {}  # in the table, by the id of a value
         self._jobs: deque[tuple[int, _Writing, int]] = deque()
         self._writers: dict[type, Callable[[Any, _Path], _Writing]] = {
@@ -326,6 +335,10 @@ class _Writer:
             return self._tensor(value, held.spec, name, path)
         if isinstance(held, OtherTensor):
             raise NotCarriedError(f"a {held.kind.replace('_', ' ')} tensor")
+        if isinstance(held, np.ndarray):
+            name = self._name_of_array(held)
+            if name is not None:
+                return {"tensor": name}
         writer = self._writers.get(type(value))
         if writer is None:
             return write_atom(value, self._limits)
@@ -534,42 +547,29 @@ def _json(node: Node) -> str:
 
 _FACTORY_NAMES = {factory: name for (_, name), factory in FACTORIES.items()}
 
-_MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
-_SEQUENCES = (list, tuple, deque)
+_CONTAINERS = frozenset([dict, OrderedDict, defaultdict, Counter, list, tuple, deque])
 #: What is equal wherever it stands, or is no more than a name; and what is not carried as it is.
 _ANONYMOUS = frozenset(
     [type(None), bool, int, float, complex, str, bytes, Dtype, Layout, QScheme, ForeignObject]
 )
 
 
-def _reached_twice(root: Any) -> set[int]:
-    """Return by id the values to which there is more than one way; keys are none."""
-    seen = {id(root)}
-    shared: set[int] = set()
-    todo = [root]
-    while todo:
-        for part in _parts(todo.pop()):
-            if type(part) in _ANONYMOUS or (type(part) is tuple and not part):
-                continue
-            if id(part) in seen:
-                shared.add(id(part))
-            else:
-                seen.add(id(part))
-                todo.append(part)
-    return shared
+def _carried_parts(value: Any) -> Iterable[Child]:
+    """Yield the parts of a value that are carried and can be in several places.
 
-
-def _parts(value: Any) -> Iterable[Any]:
+    A state is one value here, and not what is in it.
+    """
+    held: list[Any] = []
+    if type(value) in _CONTAINERS:
+        held += [part for _, _, part in children(value)]
     if type(value) is OrderedDict:
-        return [*value.values(), *vars(value).values()]
-    if type(value) in _MAPPINGS:
-        return list(value.values())
-    if type(value) in _SEQUENCES:
-        return list(value)
+        held += vars(value).values()
     if type(value) is Parameter:
-        # Its data is a tensor of its own; a hostile file can have parameters of parameters.
-        data = value.data
-        return [value.state, *([data] if type(data) is Parameter else _parts(data))]
+        held.append(value.state)
+        value = value.data
+        held += [value] if type(value) is Parameter else []
     if type(value) is LazyTensor and is_plain_tensor(value.spec.subclass):
-        return [value.spec.attributes]
-    return ()
+        held.append(value.spec.attributes)
+    for part in held:
+        if type(part) not in _ANONYMOUS and not (type(part) is tuple and not part):
+            yield "", "", part

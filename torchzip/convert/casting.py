@@ -6,13 +6,12 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torchzip.checkpoint.lazy import LazyTensor
-from torchzip.checkpoint.names import children
+from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.checkpoint.walk import reach
 from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.types import NestedTensor, OtherTensor, Parameter
 
 #: (name, torch dtype) -> the dtype in the output
 DtypeOf = Callable[[str, str], str]
@@ -100,22 +99,9 @@ def inner_tensors(
 ) -> dict[int, TensorSpec | BareStorage]:
     """Return the specs of all tensors that others are made of, and their bare storages, by id."""
     found: dict[int, TensorSpec | BareStorage] = {}
-    seen: set[int] = set()
-    todo: list[Any] = list(others)
-    while todo:
-        value = todo.pop()
-        if isinstance(value, Parameter):
-            value = value.data
+    for value in reach(list(others)):
         if isinstance(value, LazyTensor):
             found[id(value.spec)] = value.spec
-            todo.append(value.spec.attributes)
         elif isinstance(value, BareStorage):
             found[id(value)] = value
-        elif id(value) not in seen:
-            seen.add(id(value))
-            if isinstance(value, OtherTensor):
-                todo += [*value.parts, value.attributes]
-                todo.append(value.constructor if isinstance(value, NestedTensor) else None)
-            else:
-                todo += [child for _, _, child in children(value)]
     return found

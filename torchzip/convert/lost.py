@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of
-from torchzip.checkpoint.names import children
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
+from torchzip.checkpoint.walk import children
 from torchzip.convert.casting import layout
 from torchzip.convert.selection import Held
 from torchzip.tensors.specs import TensorSpec

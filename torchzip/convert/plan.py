@@ -12,7 +12,8 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.saving import head_records
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.safetensors import ALIASES_KEY, build_header
@@ -25,7 +26,7 @@ from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Selection, select
 from torchzip.convert.targets import Target
 from torchzip.dtypes import DTYPES
-from torchzip.errors import UnsupportedError
+from torchzip.errors import UnsupportedError, listed
 from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.packing import ElementStorage
@@ -189,6 +190,11 @@ class _Planner:
         for name, tensor in reversed(self.tensors.items()):
             named[layout(tensor.spec)] = named[id(tensor.spec)] = self.holder_of(name)
         classes = {id(value) for value in checkpoint.others.values()}
+        arrays = {
+            id(array): self.holder_of(name)
+            for name, old in selection.sources.items()
+            if (array := selection.arrays.get(old)) is not None
+        }
         made = Carried()
         if not selection.is_flat:
             made = carry(
@@ -196,9 +202,14 @@ class _Planner:
                 lambda tensor: named.get(id(tensor.spec)) or named.get(layout(tensor.spec)),
                 names={name: name for name in self.tensors},
                 is_listed=lambda value: isinstance(value, OtherTensor) or id(value) in classes,
+                name_of_array=lambda array: arrays.get(id(array)),
             )
         self.carried = made.text
         self.lost += made.lost
+        if arrays:
+            self.lost.append(
+                f"{listed([*arrays.values()], 3)}: arrays of numpy, which become tensors"
+            )
         if made.text is None:
             self.lost += lost_values(checkpoint, selection.around, selection.original)
         else:
@@ -337,6 +348,7 @@ class _ZipPlanner(_Planner):
 
     def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
         super().__init__(checkpoint, selection, dtype_of)
+        self._put_cast_arrays()
         self._casts = StorageCasts(self.tensors, self.inner, self.dtype_of)
         self.lost += [f"{key!r} in the metadata of the file" for key in selection.metadata]
         holders: dict[Any, str] = {}
@@ -357,6 +369,18 @@ class _ZipPlanner(_Planner):
             )
             for name, held in self.others.items()
         ]  # fmt: skip
+
+    def _put_cast_arrays(self) -> None:
+        """Put tensors where arrays of numpy get another dtype; the others stay what they are."""
+        cast = {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if self.selection.sources[name] in self.selection.arrays
+            and self.dtype_of(name, tensor.torch_dtype) != tensor.torch_dtype
+        }
+        for name in self.selection.put(cast):
+            self.lost.append(f"{name}: another dtype; it is an array of numpy inside of an object")
+            self._bound[name] = self.tensors[name].torch_dtype
 
     def groups(self) -> list[tuple[int, list[str]]]:
         """Return the tensors by their storages, which are not cut apart."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from types import GeneratorType
 from typing import Any
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.json_objects import no_duplicates
 from torchzip.convert.carried import containers_in, is_dense
 from torchzip.convert.carried_values import READERS, Node, broken, check_options, read_kind

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of, tensors_of
-from torchzip.checkpoint.names import children
+from torchzip.checkpoint.lazy import Checkpoint, named_tensors
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_weight
+from torchzip.checkpoint.walk import children, shared
 from torchzip.container.safetensors import parse_aliases
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
@@ -47,6 +48,8 @@ class Selection:
     metadata: dict[str, str] = field(default_factory=dict)
     #: What of the source could not be taken.
     lost: list[str] = field(default_factory=list)
+    #: The arrays of numpy that tensors of ``original`` stand for, by the names there.
+    arrays: dict[str, Any] = field(default_factory=dict)
 
     def put(self, tensors: dict[str, LazyTensor]) -> list[str]:
         """Put other tensors where those of these names are, in dicts and lists with one way there.
@@ -114,6 +117,7 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
 def _source(checkpoint: Checkpoint) -> Selection:
     """Return all that a checkpoint has."""
     tensors: dict[str, Held] = {name: checkpoint[name] for name in checkpoint}
+    arrays = dict(checkpoint.arrays)
     root = checkpoint.root
     metadata: dict[str, str] = {}
     lost: list[str] = []
@@ -129,19 +133,19 @@ def _source(checkpoint: Checkpoint) -> Selection:
         text = checkpoint.metadata.get(OBJECT_KEY)
         if text is not None:
             try:
-                root, tensors = _restored_object(text, tensors, checkpoint.limits)
+                root, tensors, arrays = _restored_object(text, tensors, checkpoint.limits)
             except TorchZipError as error:
                 lost.append(f"the object around the tensors: {error.message}")
     # The objects of a TorchScript archive are of classes that exist in it only.
     is_flat = checkpoint.format == "torchscript"
     sources = {name: name for name in tensors}
-    return Selection(root, tensors, sources, tensors, root, is_flat, metadata, lost)
+    return Selection(root, tensors, sources, tensors, root, is_flat, metadata, lost, arrays)
 
 
 def _restored_object(
     text: str, tensors: dict[str, Held], limits: Limits
-) -> tuple[Any, dict[str, Held]]:
-    """Return the object that `carry` has put into a file's metadata, and its tensors by name.
+) -> tuple[Any, dict[str, Held], dict[str, Any]]:
+    """Return the object that `carry` has put into a file's metadata, its tensors and its arrays.
 
     Tensors that it does not mention, because another program has added them, say, are put into
     it under their names.
@@ -159,7 +163,10 @@ def _restored_object(
         if not isinstance(root, dict) or root.keys() & left.keys():
             raise FormatError(f"it does not mention {shown(next(iter(left)))}, which the file has")
         root.update(left)
-    return root, dict(tensors_of(root, limits))
+    table = named_tensors(root, limits)
+    for name in table.names:
+        table.check(name)
+    return root, {name: data_of(leaf) for name, leaf in table.names.items()}, table.arrays
 
 
 def _restored_aliases(checkpoint: Checkpoint, tensors: dict[str, Held]) -> dict[str, Held]:
@@ -205,24 +212,15 @@ def _items(root: Any) -> Iterator[tuple[str, str, Any, Any]]:
 
     Only what there is one way to.
     """
-    ways: Counter[int] = Counter()
-    seen: set[int] = set()
-    todo: list[Any] = [root]
-    while todo:
-        value = todo.pop()
-        ways[id(value)] += 1
-        if id(value) not in seen:
-            seen.add(id(value))
-            todo += [child for _, _, child in _below(value)]
+    several_ways = shared(root, _below)
     steps: list[tuple[Any, str]] = [(root, "")]
     while steps:
         value, prefix = steps.pop()
-        if ways[id(value)] > 1 or not isinstance(value, dict | list | tuple):
+        if id(value) in several_ways or not isinstance(value, dict | list | tuple):
             continue
         keys = value if isinstance(value, dict) else range(len(value))
         for (text, _, child), key in zip(_below(value), keys, strict=False):
-            held = data_of(child)
-            if isinstance(held, Held):
+            if is_weight(child):
                 if isinstance(value, dict | list):
                     yield prefix + text, prefix, value, key
             else:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, UnsafeGlobalError
 from torchzip.files.source import File, Source, open_source
@@ -128,6 +130,9 @@ class SpecFactory:
 
     def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
         return tensor
+
+    def on_device(self, data: Any, torch_dtype: str, device: str, requires_grad: bool) -> Any:
+        return data if isinstance(data, TensorSpec | np.ndarray) else None
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, TensorSpec)

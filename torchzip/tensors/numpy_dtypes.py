@@ -83,3 +83,10 @@ def parse_torch_dtype(name: str) -> str:
     if short not in DTYPES:
         raise ValueError(f"{name!r} is no torch dtype; try one of {', '.join(DTYPES)}")
     return short
+
+
+def as_dtype(array: NDArray[Any], torch_dtype: str) -> NDArray[Any] | None:
+    """Return numbers as an array of another dtype; None if either has none in numpy."""
+    if torch_dtype_of(array.dtype.newbyteorder("=")) is None or not has_numpy_dtype(torch_dtype):
+        return None
+    return np.asarray(array).view(np.ndarray).astype(numpy_dtype(torch_dtype))

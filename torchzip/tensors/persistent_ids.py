@@ -38,6 +38,13 @@ class Factory(Protocol):
 
     def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any: ...
 
+    def on_device(self, data: Any, torch_dtype: str, device: str, requires_grad: bool) -> Any:
+        """Return the tensor that an array or a tensor on the CPU has the values of.
+
+        None if it is neither, or of another dtype that numpy cannot cast.
+        """
+        ...
+
     def is_tensor(self, value: Any) -> bool:
         """Return whether `tensor` made a value."""
         ...

@@ -57,12 +57,19 @@ Args = tuple[Any, ...]
 FOREIGN_TENSORS: frozenset[Name] = frozenset(
     [
         ("torch._utils", "_rebuild_wrapper_subclass"),
-        ("torch._utils", "_rebuild_device_tensor_from_numpy"),
-        ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"),
-        ("torch._utils", "_rebuild_xla_tensor"),
         ("torch._tensor", "_rebuild_from_type_v2"),
     ]
 )
+
+#: Tensors of accelerators whose memory torch cannot share: (array or tensor on the CPU, dtype,
+#: device, requires_grad).
+_DEVICE_TENSORS: tuple[Name, ...] = (
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"),
+    ("torch._utils", "_rebuild_xla_tensor"),  # the name before torch 1.10
+)
+#: A dense tensor, and how its device lays it out, which only that device needs.
+_NPU_TENSOR: Name = ("torch_npu.utils.storage", "_rebuild_npu_tensor")
 
 #: Tensors of torch before 0.1.10 by their class, and the dtype of each.
 _OLD_TENSORS: dict[Name, str] = {
@@ -108,6 +115,8 @@ class Rebuilder:
                 ("torch._utils", "_rebuild_parameter"): self._parameter,
                 ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
                 **dict.fromkeys(FOREIGN_TENSORS, _kept),
+                **dict.fromkeys(_DEVICE_TENSORS, self._device_tensor),
+                _NPU_TENSOR: self._npu_tensor,
                 **_OLD_CALLS,
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
                 **_LEAF_CALLS,
@@ -204,6 +213,30 @@ class Rebuilder:
         check_hooks(hooks)
         metadata = args[6] if len(args) == 7 else None
         return self._tensor(storage, None, offset, size, stride, requires_grad, metadata)
+
+    def _npu_tensor(self, args: Args) -> Any:
+        if len(args) != 7:
+            raise PickleError(f"_rebuild_npu_tensor takes 7 arguments, not {len(args)}")
+        return self._tensor_v2(args[:6])
+
+    def _device_tensor(self, args: Args) -> Any:
+        """A tensor that was on an accelerator: dense, with the tag of its device."""
+        if len(args) != 4:
+            raise PickleError(f"a device tensor takes 4 arguments, not {len(args)}")
+        data, dtype, device, requires_grad = args
+        if type(dtype) is not Dtype or dtype.name not in DTYPES:
+            raise wrong_dtype("a device tensor", dtype)
+        if type(device) is not str:
+            raise TensorError(f"the device of a tensor is {shown(device)}; a string was expected")
+        if type(requires_grad) is not bool:
+            raise wrong_requires_grad("a device tensor", requires_grad)
+        made = self._factory.on_device(data, dtype.name, device, requires_grad)
+        if made is None:
+            raise TensorError(
+                f"a device tensor of dtype {dtype.name} is made of {shown(data)}; a dense tensor "
+                "of that dtype or an array of numpy was expected"
+            )
+        return made
 
     def _tensor_v3(self, args: Args) -> Any:
         if len(args) not in (7, 8):

@@ -18,6 +18,7 @@ from torchzip.tools.reach import reached_nbytes
 
 #: What a tensor is for if it is nothing else.
 TENSORS = "tensors"
+UNNAMED = "tensors without a name in the state dict"
 #: Formats that are zip archives; the oldest .pt2 files have no folder in them.
 _ZIPS = ("zip", "torchscript", "pt2")
 _PICKLES = ("data.pkl", "constants.pkl")

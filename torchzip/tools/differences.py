@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of, is_tensor, storages_of
-from torchzip.checkpoint.plain_values import flat_values, same_value
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor, storages_of
+from torchzip.checkpoint.plain_values import same_value, what_is_beside
+from torchzip.checkpoint.walk import Label, joined
+from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Held, select
@@ -78,13 +81,15 @@ class Diff:
     """What differs between two checkpoints.
 
     ``equal`` counts the tensors that are the same. Those in ``other_bits`` are among them:
-    equal in value, with zeros of another sign or NaNs of another payload. A pair in ``renamed``
+    equal in value, with zeros of another sign or NaNs of another payload. Of ``unread`` ones only
+    the stored CRCs were compared. A pair in ``renamed``
     has the same bytes, dtype and shape under another name.
     """
 
     a: str
     b: str
     equal: int
+    unread: int
     added: tuple[TensorRow, ...]
     removed: tuple[TensorRow, ...]
     renamed: tuple[tuple[TensorRow, TensorRow], ...]
@@ -98,15 +103,19 @@ class Diff:
         return not (self.added or self.removed or self.renamed or self.changed or self.values)
 
 
-def diff(a: File, b: File, *, cast: bool = False, limits: Limits | None = None) -> Diff:
+def diff(
+    a: File, b: File, *, cast: bool = False, read: bool = False, limits: Limits | None = None
+) -> Diff:
     """Compare two checkpoints and return what differs, from ``a`` to ``b``.
 
     No data is read of tensors whose storages have one size and one stored CRC in both files (as
-    all of zip files of torch have); `Checkpoint.verify` says whether these are right. Others are
-    read block by block, in memory that does not grow with them, and compared by value: NaN
-    equals NaN, 0.0 equals -0.0. Tensors are compared by what they show: strides, ties and
-    requires_grad may differ. With ``cast``, a floating tensor of another dtype is first cast to
-    that of ``b``, as `convert` does it.
+    all of zip files of torch have), unless ``read`` is true: damage and forged CRCs do not show.
+    Others are read block by block, in memory that does not grow with them, and compared by value:
+    NaN equals NaN, 0.0 equals -0.0. Tensors are compared by what they show: strides, ties,
+    requires_grad and the order of keys may differ. What hangs on tensors, Parameters and dicts (the
+    ``_metadata`` of a state dict) is compared too, under names such as ``layer.weight (scale)``,
+    and so is what containers are: ``config (form)`` is OrderedDict or dict, say. With ``cast``, a
+    floating tensor of another dtype is first cast to that of ``b``, as `convert` does it.
 
     What `convert` has put into the metadata of a safetensors file, ties and the object
     around the tensors, is compared too.
@@ -128,7 +137,7 @@ def diff(a: File, b: File, *, cast: bool = False, limits: Limits | None = None) 
     (False, ElementDifference(count=1, max_abs=0.5, nans=0, first=(1,)))
     """
     with Checkpoint(a, limits=limits) as before, Checkpoint(b, limits=limits) as after:
-        return _Comparison(_Side(before), _Side(after), cast).run()
+        return _Comparison(_Side(before), _Side(after), cast, read).run()
 
 
 Comparable = Held | BareStorage
@@ -141,11 +150,18 @@ class _Side:
         self.path = checkpoint.path
         with ErrorPlace(path=self.path):
             selection = select(checkpoint, Rules())
-            values = flat_values(selection.around, is_tensor, checkpoint.limits)
+            named = [*selection.original.values(), *selection.arrays.values()]
+            beside = what_is_beside(selection.around, named, checkpoint.limits)
+            values = beside.values
             for index, constant in enumerate(checkpoint.constants):
                 if not is_tensor(constant):
                     values[f"(constant {index})"] = constant
-        self.tensors: dict[str, Comparable] = dict(selection.tensors)
+        self.tensors: dict[str, Comparable] = beside.tensors | selection.tensors
+        # A file that holds tensors by name has no object around them, but for ours.
+        has_object = checkpoint.format not in ("safetensors", "sharded") or (
+            OBJECT_KEY in checkpoint.metadata
+        )
+        self.forms = beside.forms if has_object else None
         for index, constant in enumerate(checkpoint.constants):
             if is_tensor(constant):
                 self.tensors[f"(constant {index})"] = data_of(constant)
@@ -179,10 +195,12 @@ def _spec_of(held: LazyTensor | BareStorage) -> TensorSpec:
 class _Comparison:
     """The steps of `diff`, and what was found of tensors that were seen before."""
 
-    def __init__(self, a: _Side, b: _Side, cast: bool) -> None:
+    def __init__(self, a: _Side, b: _Side, cast: bool, read: bool) -> None:
         self._a = a
         self._b = b
         self._cast = cast
+        self._read = read
+        self._left_unread = 0
         self._seen: dict[Any, tuple[ElementDifference | None, bool]] = {}
         self._digests: dict[Any, bytes] = {}
         self._work = Work(a.stored_nbytes + b.stored_nbytes)
@@ -191,14 +209,16 @@ class _Comparison:
         a, b = self._a, self._b
         changed: list[TensorChange] = []
         other_bits: list[str] = []
-        equal = 0
+        equal = unread = 0
         for name in a.tensors:
             if name not in b.tensors:
                 continue
+            before = self._left_unread
             found, same_bits = self._tensor(name)
             changed += found
             if not found:
                 equal += 1
+                unread += self._left_unread > before
                 if not same_bits:
                     other_bits.append(name)
         removed = [name for name in a.tensors if name not in b.tensors]
@@ -209,6 +229,7 @@ class _Comparison:
             a=a.path,
             b=b.path,
             equal=equal,
+            unread=unread,
             added=tuple(b.row(name) for name in added if name not in new_names),
             removed=tuple(a.row(name) for name in removed if name not in renamed),
             renamed=tuple((a.row(old), b.row(new)) for old, new in renamed.items()),
@@ -273,7 +294,8 @@ class _Comparison:
         )
 
     def _elements(self, a: TensorSpec, b: TensorSpec) -> tuple[ElementDifference | None, bool]:
-        if same_unread(a, b):
+        if not self._read and same_unread(a, b):
+            self._left_unread += 1
             return None, True
         key = (layout(a), layout(b))
         if key not in self._seen:
@@ -300,7 +322,7 @@ class _Comparison:
                 continue
             sides = ((self._a, old), (self._b, new))
             crcs = [{n: _crc_of(side.tensors[n]) for n in names} for side, names in sides]
-            if not any(None in each.values() for each in crcs):
+            if not self._read and not any(None in each.values() for each in crcs):
                 both = set(crcs[0].values()) & set(crcs[1].values())
                 old, new = ([n for n, crc in each.items() if crc in both] for each in crcs)
             by_digest: dict[bytes, list[str]] = {}
@@ -330,9 +352,22 @@ class _Comparison:
 
     def _values(self) -> Iterator[ValueChange]:
         yield from _changes(self._a.values, self._b.values)
+        if self._a.forms is not None and self._b.forms is not None:
+            yield from self._forms(self._a.forms, self._b.forms)
         if self._a.texts is not None and self._b.texts is not None:
             for change in _changes(self._a.texts, self._b.texts):
                 yield ValueChange(f"__metadata__.{change.name}", change.before, change.after)
+
+    def _forms(self, before: dict[str, str], after: dict[str, str]) -> Iterator[ValueChange]:
+        """Yield what differs of containers and tensors that both have, but for what is in them."""
+        in_both = (self._a.forms or {}).keys() | self._a.values.keys() | self._a.tensors.keys()
+        in_both &= (self._b.forms or {}).keys() | self._b.values.keys() | self._b.tensors.keys()
+        for name in [*before, *(name for name in after if name not in before)]:
+            old, new = before.get(name), after.get(name)
+            if "a Parameter" in (old, new):
+                old, new = old or "a tensor", new or "a tensor"
+            if old != new and name in in_both:
+                yield ValueChange(joined(f"{name}." if name else "", Label("form")), old, new)
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[ValueChange]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchzip.checkpoint.lazy import LazyFactory
+from torchzip.checkpoint.lazy_tensor import LazyFactory
 from torchzip.checkpoint.saving import Archive, head_records, warn_refused
 from torchzip.checkpoint.structure import Structure
 from torchzip.container import zip_edit

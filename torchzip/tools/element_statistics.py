@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor, tensor_of
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
 from torchzip.tensors.casts import Cast, whole_items
@@ -27,7 +27,6 @@ from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import Bytes
 from torchzip.tools.elements import Located, Work, once_each
-from torchzip.tools.parts import tensor_of
 
 Array = NDArray[Any]
 Number = int | float

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torchzip.checkpoint.lazy import Checkpoint, storages_of
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy_tensor import storages_of
 from torchzip.checkpoint.outline import Outline, outline
 from torchzip.convert.casting import inner_tensors
 from torchzip.convert.rules import Rules
@@ -17,7 +18,7 @@ from torchzip.formats.sharded import ShardedContainer
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.storage import TensorStorage
-from torchzip.tools.accounts import TENSORS, Account, Known, OneFile, Unreached, account_of
+from torchzip.tools.accounts import TENSORS, UNNAMED, Account, Known, OneFile, Unreached, account_of
 from torchzip.tools.duplicates import equal_storages
 from torchzip.tools.roles import Role, find_roles
 from torchzip.tools.savings import Idea, Saving, saving_of
@@ -119,6 +120,7 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
             around = select(checkpoint, Rules()).around
         roles = find_roles(around, found)
         kinds = {name: role.kind for role in reversed(roles) for name in role.names}
+        kinds |= {row.name: UNNAMED for row in found.unnamed if row.name not in kinds}
         if found.format == "dcp":
             account = _account_of_dcp(checkpoint, found, kinds)
             names = {id(s): name for s, name in _storages(checkpoint)}
@@ -147,7 +149,7 @@ def _storages(checkpoint: Checkpoint) -> Iterator[tuple[TensorStorage, str]]:
 
 def _known(checkpoint: Checkpoint, found: Outline, kinds: dict[str, str]) -> Known:
     of_record: dict[str, str] = {}
-    for row in (*found.tensors, *found.constants):
+    for row in (*found.tensors, *found.unnamed, *found.constants):
         kind = kinds.get(row.name, TENSORS)
         for number in row.storages:
             record = found.storages[number].record or ""

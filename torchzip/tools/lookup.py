@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, is_tensor
-from torchzip.checkpoint.names import children
+from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.plain_values import flat_values
+from torchzip.checkpoint.walk import children
 from torchzip.errors import LimitError, TensorNotFoundError, shown
 from torchzip.types import OtherTensor, Parameter, Storage
 
@@ -45,7 +45,7 @@ def look_up(checkpoint: Checkpoint, name: str) -> Any:
 
 def _value_names(checkpoint: Checkpoint) -> list[str]:
     try:
-        return list(flat_values(checkpoint.root, is_tensor, checkpoint.limits))
+        return list(flat_values(checkpoint.root, checkpoint.limits))
     except LimitError:
         return []
 

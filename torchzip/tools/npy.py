@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.errors import UnsupportedError
 from torchzip.files.new_file import refuse_existing
 from torchzip.files.sink import open_sink

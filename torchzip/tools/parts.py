@@ -7,31 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from torchzip.checkpoint.lazy import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor, tensor_of
 from torchzip.errors import MAX_NDIM, UnsupportedError
-from torchzip.tensors.numpy_dtypes import torch_dtype_of
-from torchzip.tensors.specs import TensorSpec, contiguous_stride, slice_spec
-from torchzip.tensors.storage import ArrayStorage
+from torchzip.tensors.specs import slice_spec
 from torchzip.types import OtherTensor, QuantizedTensor, TypedArray
 
 #: Elements of a quantized tensor that are dequantized at once: 64 MB of float32.
 _MOST_DEQUANTIZED = 1 << 24
-
-
-def tensor_of(array: NDArray[Any], torch_dtype: str | None = None) -> LazyTensor | None:
-    """Return an array in memory as a tensor; None if torch has no such dtype."""
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).reshape(
-        array.shape
-    )
-    name = torch_dtype or torch_dtype_of(array.dtype)
-    if name is None:
-        return None
-    spec = TensorSpec(
-        name, array.shape, contiguous_stride(array.shape), 0, ArrayStorage(array, name)
-    )
-    return LazyTensor(spec)
 
 
 def view(tensor: Any, index: Any = None) -> LazyTensor | None:

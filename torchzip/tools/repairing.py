@@ -8,14 +8,8 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from torchzip.checkpoint.lazy import (
-    Checkpoint,
-    LazyFactory,
-    VerifyReport,
-    data_of,
-    is_tensor,
-    storages_of,
-)
+from torchzip.checkpoint.lazy import Checkpoint, VerifyReport
+from torchzip.checkpoint.lazy_tensor import LazyFactory, data_of, is_tensor, storages_of
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
@@ -273,7 +267,7 @@ def _lost(name: str, tensor: Any, why: str) -> LostTensor:
 
 def _has_values(root: Any, limits: Limits) -> bool:
     """Return whether there is anything in an object but containers, empty or not."""
-    values = flat_values(root, is_tensor, limits).values()
+    values = flat_values(root, limits).values()
     return any(
         value is not None and not (isinstance(value, list | tuple | dict) and not any(value))
         for value in values

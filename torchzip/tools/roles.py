@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchzip.checkpoint.module_tree import Module, module_tree
-from torchzip.checkpoint.names import children
 from torchzip.checkpoint.outline import Outline, TensorRow
+from torchzip.checkpoint.walk import children
 from torchzip.types import ForeignObject
 
 #: Steps of names under which averaged weights are kept.

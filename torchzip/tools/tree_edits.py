@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torchzip.checkpoint.lazy import LazyTensor, data_of, storages_of
-from torchzip.checkpoint.names import children, module_parts
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, storages_of
+from torchzip.checkpoint.names import module_parts
 from torchzip.checkpoint.plain_values import is_container, same_value
+from torchzip.checkpoint.walk import children
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError
 from torchzip.limits import Limits

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from torchzip.checkpoint.lazy import LazyTensor, data_of
-from torchzip.checkpoint.names import children
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
+from torchzip.checkpoint.walk import children
 from torchzip.errors import printable, shown
 from torchzip.tools.array_text import array_text
 from torchzip.types import ForeignObject, OtherTensor
