@@ -213,7 +213,7 @@ def ways(root: Any, parts_of: PartsOf = parts) -> Iterator[tuple[Way | None, Any
     todo: list[tuple[Way | None, Any]] = [(None, root)]
     while todo:
         way, value = todo.pop()
-        if type(value) not in _SCALARS:
+        if type(value) not in SCALARS:
             if id(value) in seen:
                 continue
             seen[id(value)] = value
@@ -233,7 +233,7 @@ def shared(root: Any, parts_of: PartsOf = parts) -> set[int]:
     todo = [root]
     while todo:
         for _, _, child in parts_of(todo.pop()):
-            if type(child) in _SCALARS:
+            if type(child) in SCALARS:
                 continue
             if id(child) in seen:
                 found.add(id(child))
@@ -243,7 +243,8 @@ def shared(root: Any, parts_of: PartsOf = parts) -> set[int]:
     return found
 
 
-_SCALARS = frozenset([str, int, float, bool, complex, bytes, type(None)])
+#: What holds nothing, and is equal wherever it stands.
+SCALARS = frozenset([str, int, float, bool, complex, bytes, type(None)])
 
 
 class Walk(Generic[_Frame]):

@@ -73,6 +73,7 @@ a dict of these by their names below it.
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_left
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -83,7 +84,7 @@ from typing import Any
 import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.walk import children, key_text, shared
+from torchzip.checkpoint.walk import children, key_text, reach, shared
 from torchzip.convert.carried_values import (
     Node,
     NotCarriedError,
@@ -157,6 +158,9 @@ def carry(
     limits = limits if limits is not None else Limits()
     if isinstance(root, ForeignObject) or _is_state_dict(root, name_of):
         return Carried()
+    most = limits.header_nbytes // 2
+    if _count(root) > most // 2:  # a value takes two characters at least
+        return Carried(None, [f"the object around the tensors: more than {most:,} bytes as JSON"])
     writer = _Writer(
         root,
         name_of,
@@ -169,7 +173,6 @@ def carry(
     if node is _LOST:
         return Carried()
     made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
-    most = limits.header_nbytes // 2
     if _is_longer(made, most):
         return Carried(None, [f"the object around the tensors: more than {most:,} bytes as JSON"])
     text = _json(made)
@@ -183,6 +186,20 @@ def carry(
             line = f"the object around the tensors: {actual:,} {what} as JSON, more than {bound:,}"
             return Carried(None, [line])
     return Carried(text, writer.lost)
+
+
+def _count(root: Any) -> int:
+    """Return how many items all lists and dicts have together, each counted once."""
+    return sum(
+        len(value) for value in reach(root, _holders) if isinstance(value, dict | list | tuple)
+    )
+
+
+def _holders(value: Any) -> Iterable[Child]:
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, dict | list | tuple):
+                yield "", "", item
 
 
 def containers_in(text: str, limits: Limits) -> tuple[int, int]:
@@ -349,10 +366,13 @@ class _Writer:
     # -- containers ------------------------------------------------------------------------
 
     def _sequence(self, value: Any, path: _Path) -> _Writing:
-        items = []
-        for index, item in enumerate(value):
-            made = yield item, (path, index, False), True
-            items.append(None if made is _LOST else made)
+        items: list[Node] = []
+        if _are_plain_numbers(value):  # a million losses need no look at each
+            items += value
+        else:
+            for index, item in enumerate(value):
+                made = yield item, (path, index, False), True
+                items.append(None if made is _LOST else made)
         if type(value) is list:
             return items
         if type(value) is deque and value.maxlen is not None:
@@ -512,6 +532,14 @@ def is_plain_tensor(subclass: ForeignObject | None) -> bool:
         and subclass.how == "name"
         and (subclass.module, subclass.name) == ("torch", "Tensor")
     )
+
+
+def _are_plain_numbers(values: Iterable[Any]) -> bool:
+    """Return whether all are finite floats, or ints of 64 bits: JSON as they are."""
+    kinds = set(map(type, values))
+    if kinds == {float}:
+        return all(map(math.isfinite, values))
+    return kinds == {int} and max(values).bit_length() < 64 and min(values).bit_length() < 64
 
 
 def _name_of_class(value: ForeignObject) -> str:

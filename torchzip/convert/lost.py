@@ -2,64 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
-from torchzip.checkpoint.walk import children
+from torchzip.checkpoint.walk import SCALARS, Label, attributes, children, reach, ways
 from torchzip.convert.casting import layout
 from torchzip.convert.selection import Held
+from torchzip.formats.base import Child
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 
-def lost_values(checkpoint: Checkpoint, root: Any, original: Mapping[str, Held]) -> Iterator[str]:
+def lost_values(
+    checkpoint: Checkpoint, root: Any, original: Mapping[str, Held], whole: Iterable[Held] = ()
+) -> Iterator[str]:
     """Yield what is in an object and is no tensor with a name, where only those are written.
 
-    ``original`` are all tensors that had one, wanted or not.
+    ``original`` are all tensors that had one, wanted or not; those in ``whole`` are written with
+    their attributes. A list or dict of many numbers and
+    strings is one line.
     """
     named = {layout(held.spec) for held in original.values() if isinstance(held, LazyTensor)}
     named_others = {id(held) for held in original.values() if isinstance(held, OtherTensor)}
-    yield from lost_besides(checkpoint)
+    arrays = {id(array) for array in checkpoint.arrays.values()}
+    yield from lost_besides(checkpoint, original)
     if isinstance(root, ForeignObject):
         yield f"the object itself, a {root.module}.{root.name}; its tensors are kept"
-    foreign = {id(value) for value in checkpoint.others.values()}
-    seen: set[int] = set()
-    todo: list[tuple[str, Any]] = [("", root)]
-    while todo:
-        path, value = todo.pop()
+    kept = set(map(id, whole))
+
+    def parts_of(value: Any) -> Iterable[Child]:
+        return () if id(data_of(value)) in kept else _lost_parts(value)
+
+    for way, value in ways(root, parts_of):
+        path = str(way or "")
         held = data_of(value)
-        if (isinstance(held, LazyTensor) and layout(held.spec) not in named) or (
-            isinstance(held, OtherTensor) and id(held) not in named_others
-        ):
-            yield f"{path}: a tensor that the state dict does not name"
-        if isinstance(value, LazyTensor | OtherTensor | Parameter) or id(value) in foreign:
-            continue
-        if isinstance(value, dict | list | tuple) or (
-            isinstance(value, ForeignObject) and value.how != "name"
-        ):
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            below = [
-                (f"{path}.{name}" if path else name, child) for name, _, child in children(value)
-            ]
-            todo += reversed(below)
-            attributes = getattr(value, "__dict__", None)
-            if attributes:
-                todo += [(f"{path or 'the root'} ({key})", None) for key in attributes]
-        else:
+        if isinstance(held, LazyTensor):
+            if layout(held.spec) not in named:
+                yield f"{path}: a tensor that the state dict does not name"
+        elif isinstance(held, OtherTensor):
+            if id(held) not in named_others:
+                yield f"{path}: a tensor that the state dict does not name"
+        elif way is not None and isinstance(way.key, Label):
+            yield path if way.before is not None else f"the root {path}"
+        elif _is_many(value):
+            yield f"{path} ({len(value):,} items)"
+        elif not _has_parts(value) and id(value) not in arrays:
             yield path or f"the object itself, a {type(value).__name__}"
 
 
-def lost_besides(checkpoint: Checkpoint) -> Iterator[str]:
+#: Items from which on plain values are counted and not named.
+_MANY = 100
+
+
+def _is_many(value: Any) -> bool:
+    """Return whether a container has many numbers and strings, and nothing else."""
+    if not isinstance(value, dict | list | tuple) or len(value) < _MANY:
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return all(type(item) in SCALARS for item in items)
+
+
+def _has_parts(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple | Parameter) or (
+        isinstance(value, ForeignObject) and value.how != "name"
+    )
+
+
+def _lost_parts(value: Any) -> Iterator[Child]:
+    """Yield what has lines of its own: what hangs on a value has one, whatever is in it."""
+    if _is_many(value):
+        return
+    if _has_parts(value) or isinstance(value, LazyTensor | OtherTensor):
+        yield from children(value)
+        yield from attributes(value)
+
+
+def lost_besides(checkpoint: Checkpoint, original: Mapping[str, Held]) -> Iterator[str]:
     """Yield what is lost whether the object around the tensors can be carried or not."""
     for index in range(len(checkpoint.constants)):
         yield f"constants.{index}: a constant of the code"
-    for name in checkpoint.others:
-        yield f"{name or 'the object itself'}: the class of this tensor; its inner tensors are kept"
+    if not checkpoint.others:
+        return
+    named = {id(held) for held in original.values()}
+    for name, value in checkpoint.others.items():
+        # Said of what was looked at: a tensor of a class of its own may have none inside.
+        inside = [each for each in reach(value) if isinstance(each, LazyTensor | OtherTensor)]
+        kept = sum(id(each) in named for each in inside)
+        if kept == len(inside):
+            fate = "its inner tensors are kept" if kept else "it has no inner tensor to keep"
+        else:
+            fate = f"{kept:,} of its {len(inside):,} inner tensors are kept"
+        yield f"{name or 'the object itself'}: the class of this tensor; {fate}"
 
 
 def lost_ties(tensors: dict[str, LazyTensor], sources: dict[str, TensorStorage]) -> list[str]:

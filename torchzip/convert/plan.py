@@ -213,7 +213,7 @@ class _Planner:
         if made.text is None:
             self.lost += lost_values(checkpoint, selection.around, selection.original)
         else:
-            self.lost += lost_besides(checkpoint)
+            self.lost += lost_besides(checkpoint, selection.original)
 
     def plan(self, target: Target, max_shard_nbytes: int | None) -> Plan:
         groups = self.groups()
@@ -393,7 +393,9 @@ class _ZipPlanner(_Planner):
     def one_file(self, path: str) -> PlannedFile:
         if self.selection.is_flat:
             around, original = self.selection.around, self.selection.original
-            self.lost += lost_values(self.checkpoint, around, original)
+            self.lost += lost_values(
+                self.checkpoint, around, original, self.selection.tensors.values()
+            )
         return self._file(path, self.selection.root)
 
     def shard(self, path: str, names: list[str]) -> PlannedFile:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, named_tensors
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_weight
-from torchzip.checkpoint.walk import children, shared
+from torchzip.checkpoint.walk import children, reach, shared
 from torchzip.container.safetensors import parse_aliases
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
@@ -110,7 +110,15 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
     ):
         selection.is_flat = True
     if selection.is_flat:
-        selection.root = dict(selection.tensors)
+        # A Parameter with attributes is more than its tensor.
+        parameters = {
+            id(value.data): value
+            for value in reach(selection.around)
+            if isinstance(value, Parameter) and value.state is not None
+        }
+        selection.root = {
+            name: parameters.get(id(held), held) for name, held in selection.tensors.items()
+        }
     return selection
 
 
