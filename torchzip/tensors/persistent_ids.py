@@ -199,7 +199,7 @@ class PersistentIds:
             raise PickleError(
                 f"the view of a storage is {shown(view)}; (key, offset, size) was expected"
             )
-        root = self.find(pid)
+        root: BareStorage = self.find(pid)
         view_key, first, count = view
         if not (is_number(first) and is_number(count)):
             raise TensorError(
