@@ -145,7 +145,7 @@ class PersistentIds:
             if ("view", key) in self._bare:
                 raise _two_meanings(key)
             bare = self._bare[key] = self._first_mention(kind, key, location, numel)
-        elif not bare.storage.nbytes:
+        elif not bare.count:  # then it has no bytes
             bare = self._of_empty(bare.storage, kind, key, location, numel)
         return bare
 
@@ -232,7 +232,7 @@ class PersistentIds:
         bare = self._bare.get(key)
         if bare is None:
             bare = self._bare[key] = self._first_mention(kind, key, location, numel)
-        elif not bare.storage.nbytes:
+        elif not bare.count:  # then it has no bytes
             bare = self._of_empty(bare.storage, kind, key, location, numel)
         return bare
 
