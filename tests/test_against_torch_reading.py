@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 import torchzip as tz
 from tests.sampling import some, thorough
 from tests.torch_oracle import (
+    TENSOR_DTYPES,
+    TYPED_STORAGES,
     array_dtype,
     assert_equal_in_torch,
     assert_same_bytes,
@@ -364,6 +366,28 @@ def test_random_trees(torch: Any, tmp_path: pathlib.Path) -> None:
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+@given(st.lists(st.sampled_from(TENSOR_DTYPES), min_size=1, max_size=60), st.booleans())
+def test_dtypes_of_one_empty_storage(torch: Any, names: list[str], is_zip: bool) -> None:
+    """Empty tensors on one storage, in any order and number, keep their dtypes."""
+    if not is_zip:  # torch reads no untyped storages there
+        names = [name for name in names if name in TYPED_STORAGES]
+    held = torch.empty(0, dtype=torch.uint8)
+    tensors = {str(i): held.view(getattr(torch, name)) for i, name in enumerate(names)}
+    file = io.BytesIO()
+    torch.save(tensors, file, _use_new_zipfile_serialization=is_zip)
+    file.seek(0)
+    expected = {name: str(tensor.dtype)[6:] for name, tensor in torch.load(file).items()}
+    assert list(expected.values()) == names
+    file.seek(0)
+    with tz.lazy_load(file) as checkpoint:
+        assert {name: tensor.torch_dtype for name, tensor in checkpoint.items()} == expected
+    resaved = io.BytesIO()
+    file.seek(0)
+    tz.save(tz.load(file), resaved)
+    resaved.seek(0)
+    assert {name: str(tensor.dtype)[6:] for name, tensor in torch.load(resaved).items()} == expected
 
 
 def test_storage_of_odd_size_is_refused_by_both(torch: Any) -> None:

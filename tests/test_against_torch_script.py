@@ -284,6 +284,35 @@ def test_values_of_all_kinds(tmp_path: Path) -> None:
     assert state["device"] == tz.types.Device("cuda", 1)
 
 
+@pytest.mark.parametrize("name", TENSOR_DTYPES)
+def test_meta_tensors(tmp_path: Path, name: str) -> None:
+    """They come back with their fields, views and ties of them too, beside tensors with data."""
+    dtype = getattr(torch, name)
+    held = torch.empty(3, 4, dtype=dtype, device="meta")
+    model = nn.Module()
+    needs_gradient = dtype.is_floating_point or dtype.is_complex
+    model.weight = nn.Parameter(held[1:, ::2], requires_grad=needs_gradient)
+    model.tied = model.weight
+    model.register_buffer("empty", held[:0])
+    model.register_buffer("bias", torch.arange(3.0))
+    path = tmp_path / "script.pt"
+    torch.jit.save(torch.jit.script(model), path)
+    expected = torch.jit.load(path).state_dict(keep_vars=True)
+    with tz.lazy_load(path) as ckpt:
+        assert list(ckpt) == list(expected)
+        assert ckpt["bias"].numpy().tolist() == [0, 1, 2]
+        for key in ("weight", "tied", "empty"):
+            tensor = expected[key]
+            assert tensor.device.type == "meta"
+            meta = ckpt[key]
+            assert isinstance(meta, tz.types.MetaTensor)
+            assert f"torch.{meta.torch_dtype}" == str(tensor.dtype)
+            assert (meta.shape, meta.stride) == (tuple(tensor.shape), tensor.stride())
+            assert meta.requires_grad == tensor.requires_grad
+            assert meta.is_parameter is (key != "empty")
+        assert ckpt["weight"] is ckpt["tied"]
+
+
 @pytest.mark.parametrize("name", [*TENSOR_DTYPES, *QUANTIZED_DTYPES])
 def test_every_dtype(tmp_path: Path, name: str) -> None:
     """Also those for which only the C++ pickler has a storage class."""

@@ -124,7 +124,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a zip of something else": (
         _load(b.build_zip([b.Member(name=b"a/b.txt", data=b"")])),
-        "model.pt: a zip archive without data.pkl is no checkpoint; it has 'b.txt'",
+        "model.pt: a zip archive without data.pkl is not a checkpoint; it has 'b.txt'",
     ),
     "a truncated zip": (
         _load(_GOOD[:300]),
@@ -310,7 +310,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a tar file of something else": (
         _load(tar.tar_of({"a.txt": b""})),
-        "model.pt: a tar file without storages and tensors and pickle is no "
+        "model.pt: a tar file without storages and tensors and pickle is not a "
         "checkpoint; it has 'a.txt'",
     ),
     "a distributed checkpoint without a file": (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from torchzip.container.shard_index import INDEX_SUFFIX
+from torchzip.container.hub_names import INDEX_SUFFIX
 from torchzip.formats import opening, pt2
 from torchzip.formats.dcp import METADATA_NAME
 
@@ -18,7 +18,7 @@ def test_records_that_formats_are_told_by() -> None:
     """`opening` knows the names without the modules of the formats."""
     assert pt2.Pt2Container.needed_record == opening._PT2
     assert pt2.OldPt2Container.needed_record == opening._OLD_PT2
-    assert INDEX_SUFFIX in opening._OF_DIRECTORIES
+    assert INDEX_SUFFIX.endswith(opening._OF_DIRECTORIES)
     assert METADATA_NAME in opening._OF_DIRECTORIES
 
 

@@ -135,6 +135,34 @@ def test_raise_names_the_classes() -> None:
         lazy(archive(net()), foreign="raise")
 
 
+@pytest.mark.parametrize("location", ["meta", "meta:0"])
+@pytest.mark.parametrize("key", ["7", "0"])
+def test_tensors_on_the_meta_device(location: str, key: str) -> None:
+    """Such a tensor is there without data, and all others are read; its record is not looked at."""
+    storage = b.persistent(key, location=b.text(location))
+    meta = b.tensor(storage, offset=1, size=(2, 2), stride=(1, 1), requires_grad=b.TRUE)
+    module = an_object("__torch__", "Net", b.dict_of({"weight": meta, "mean": a_tensor("1")}))
+    with lazy(archive(module, constants=meta + b"\x85")) as ckpt:
+        assert list(ckpt) == ["weight", "mean"]
+        assert ckpt["weight"].is_parameter
+        held = [ckpt["weight"], *ckpt.constants]
+        assert ckpt["mean"].numpy().tolist() == [10, 11, 12, 13]
+        assert ckpt.verify().tensors == 2
+    state = tz.load(io.BytesIO(archive(module))).state
+    assert state["mean"].tolist() == [10, 11, 12, 13]
+    for tensor in (*held, state["weight"]):
+        assert isinstance(tensor, tz.types.MetaTensor)
+        assert (tensor.torch_dtype, tensor.shape, tensor.stride) == ("float32", (2, 2), (1, 1))
+        assert tensor.requires_grad
+
+
+def test_a_meta_tensor_past_its_storage() -> None:
+    """What an archive says of a storage without data holds for its tensors all the same."""
+    meta = b.tensor(b.persistent(location=b.text("meta")), size=(5,))
+    with pytest.raises(TensorError, match="reaches to byte 20 of a storage of 16"):
+        lazy(archive(an_object("__torch__", "Net", b.dict_of({"weight": meta}))))
+
+
 def test_a_class_that_is_no_module_has_no_names() -> None:
     """Neither a script class nor one of C++ is part of a state dict."""
     pair = an_object("__torch__", "Pair", b.dict_of({"weight": a_tensor("1")}))

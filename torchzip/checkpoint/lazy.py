@@ -287,8 +287,9 @@ def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = 
     ``file`` is a path, or a binary file object with ``read`` and ``seek``, read from where it
     stands: of several legacy streams in one file it takes that one. Where the object stands
     afterwards is not said (`load` leaves it behind what it took). The path may be that of an
-    ``*.index.json``, or of a directory, with such an index and its shards, a ``model.safetensors``
-    or ``pytorch_model.bin``, or the ``.metadata`` of torch.distributed.checkpoint.
+    ``*.index.json``, or of a directory, with such an index and its shards, or all shards without
+    one, a ``model.safetensors`` or what else Hugging Face calls a whole file, or the ``.metadata``
+    of torch.distributed.checkpoint.
 
     Names outside torchzip's table become inert `types.ForeignObject` s; with ``foreign="raise"``
     they are an error that lists them all.

@@ -2,7 +2,8 @@
 
 ``pytorch_model.bin.index.json`` or ``model.safetensors.index.json``, a JSON object:
 ``{"metadata": {"total_size": bytes}, "weight_map": {tensor name: file name}}``. Other keys are
-left alone. The files stand beside it; their names are checked by whoever opens them.
+left alone. The files stand beside it; their names are checked by whoever opens them. How the index
+itself is called is in `hub_names`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from torchzip.container.json_objects import parse_json
 from torchzip.errors import ArchiveError, LimitError, shown
 from torchzip.files.source import Source
 from torchzip.limits import Limits
-
-INDEX_SUFFIX = ".index.json"
 
 
 @dataclass(frozen=True, slots=True)

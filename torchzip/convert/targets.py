@@ -1,8 +1,7 @@
 """Destinations: what a path asks for, and the names of the files of a sharded one.
 
-Shards are named as transformers names them: ``model-00001-of-00003.safetensors`` and
-``model.safetensors.index.json``, ``pytorch_model-00001-of-00002.bin`` and
-``pytorch_model.bin.index.json``.
+Shards and their index are named as transformers names them (`container.hub_names`), also those of a
+variant: ``model.fp16.safetensors`` in shards has ``model.safetensors.index.fp16.json``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torchzip.container.shard_index import INDEX_SUFFIX
+from torchzip.container.hub_names import INDEX_SUFFIX, index_of, shard_name, whole_of
 
 ZIP_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -53,30 +52,27 @@ def parse_size(size: int | str) -> int:
 class Target:
     """Where the output goes: ``path`` if it is one file, shards with names made of it otherwise.
 
-    ``format`` is ``"zip"`` or ``"safetensors"``. With ``has_index`` there is an index even if one
-    shard is enough; with ``makes_folder`` the directory need not be there.
+    ``format`` is ``"zip"`` or ``"safetensors"``; ``index_path`` is where the index of shards goes.
+    With ``has_index`` there is an index even if one shard is enough; with ``makes_folder`` the
+    directory need not be there.
     """
 
     path: str
     format: str
+    index_path: str
     has_index: bool = False
     makes_folder: bool = False
 
-    @property
-    def index_path(self) -> str:
-        return self.path + INDEX_SUFFIX
-
     def shard_path(self, number: int, count: int) -> str:
         """Return the path of a shard, counted from 1."""
-        stem, suffix = os.path.splitext(self.path)
-        return f"{stem}-{number:05d}-of-{count:05d}{suffix}"
+        return shard_name(self.path, number, count)
 
 
 def parse_target(dst: str | os.PathLike[str]) -> Target:
     """Return what a destination asks for, by its suffix, or as a directory.
 
     In a directory, an existing one or a path that ends with a separator, it is
-    ``model.safetensors``. An ``*.index.json`` asks for shards.
+    ``model.safetensors``. An ``*.index.json``, or ``*.index.fp16.json``, asks for shards.
 
     Raises
     ------
@@ -88,14 +84,17 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
     path = os.fsdecode(dst)
     if os.path.isdir(path) or path.endswith(("/", os.sep)):
         inside = os.path.join(path, "model" + SAFETENSORS_SUFFIX)
-        return Target(inside, "safetensors", makes_folder=True)
-    has_index = path.lower().endswith(INDEX_SUFFIX)
-    whole = path[: -len(INDEX_SUFFIX)] if has_index else path
+        return Target(inside, "safetensors", index_of(inside), makes_folder=True)
+    whole = whole_of(path)
+    index_path = path
+    has_index = whole is not None
+    if whole is None:
+        whole, index_path = path, index_of(path)
     suffix = os.path.splitext(whole)[1].lower()
     if suffix == SAFETENSORS_SUFFIX:
-        return Target(whole, "safetensors", has_index)
+        return Target(whole, "safetensors", index_path, has_index)
     if suffix in ZIP_SUFFIXES:
-        return Target(whole, "zip", has_index)
+        return Target(whole, "zip", index_path, has_index)
     raise ValueError(
         f"{path}: the suffix says what to write, and {suffix or 'none'} is not one of "
         f"{' '.join(ZIP_SUFFIXES)} {SAFETENSORS_SUFFIX} {INDEX_SUFFIX}; that of a new directory "

@@ -28,8 +28,10 @@ _OPEN_FILES = 64
 def is_plain_name(name: Any) -> bool:
     """Return whether a name from a file is one component of a path, and nothing else.
 
-    >>> [is_plain_name(name) for name in ("a.bin", "..", "x/a.bin", "")]
-    [True, False, False, False]
+    It is one on every system: a letter and a colon are a drive on Windows.
+
+    >>> [is_plain_name(name) for name in ("a.bin", "..", "x/a.bin", "c:a.bin", "")]
+    [True, False, False, False, False]
     """
     if type(name) is not str or not 0 < len(name) <= 255 or name in (".", ".."):
         return False
@@ -37,7 +39,7 @@ def is_plain_name(name: Any) -> bool:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return not any(character in name for character in "/\\\0")
+    return not any(character in name for character in "/\\\0") and name[1:2] != ":"
 
 
 class Folder:

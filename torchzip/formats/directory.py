@@ -1,36 +1,50 @@
-"""Which checkpoint a directory is, told by the names of its files.
+"""Which checkpoint a directory is, by the names of its files.
 
-* ``*.index.json``: shards with an index (Hugging Face);
+* ``*.index.json``, or that of a variant: shards with an index (Hugging Face);
 * ``.metadata``, or ``__<rank>.metadata``: torch.distributed.checkpoint;
 * ``*.safetensors`` with a ``DCP_SHARDING_INFO``: the safetensors variant of the same;
-* ``model.safetensors`` or ``pytorch_model.bin``, without an index: that file (Hugging Face).
+* one of the names of `hub_names.WHOLE_FILES`, or that of a variant: that file;
+* shards of one set without an index, if all are there.
 
-Each of those files can be named itself, which settles the matter where a directory has several.
+A directory that has more than one of these is refused, with all their names: which of them is meant
+depends on who reads it. transformers 5.24 (``_get_resolved_checkpoint_files``) takes the first that
+is there of ``model.safetensors``, its index, ``pytorch_model.bin``, its index; diffusers 0.42
+(``ModelMixin.from_pretrained``) looks for an index first; and both take a variant only if asked to.
+Each of the files can be named itself, which settles the matter.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 
-from torchzip.container.shard_index import INDEX_SUFFIX
+from torchzip.container.hub_names import (
+    INDEX_SUFFIX,
+    WHOLE_FILES,
+    Shard,
+    ShardSet,
+    is_index,
+    is_whole,
+    parse_shard,
+)
+from torchzip.container.shard_index import parse_index
 from torchzip.errors import FormatError, listed
 from torchzip.files.folder import Folder
 from torchzip.formats.base import Container, OpenContainer, open_file
 from torchzip.formats.dcp import METADATA_NAME, DcpContainer
 from torchzip.formats.dcp_safetensors import SafetensorsPartsContainer, has_sharding_info
-from torchzip.formats.sharded import ShardedContainer
+from torchzip.formats.not_checkpoints import folder_error
+from torchzip.formats.sharded import open_index, open_shards
 from torchzip.limits import Limits
 
 _RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 
-#: What Hugging Face calls a checkpoint that is one file.
-_WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
-
 _UNDERSTOOD = (
-    f"A directory is read that has one *{INDEX_SUFFIX} and its shards, {' or '.join(_WHOLE_FILES)},"
-    " or the .metadata or the *.safetensors of torch.distributed.checkpoint. For a single file "
-    "give its own path."
+    f"A directory is read that has one of: shards, with an *{INDEX_SUFFIX} or all of them; "
+    f"{', '.join(WHOLE_FILES)}; the .metadata or the *.safetensors of "
+    "torch.distributed.checkpoint. For a single file give its own path."
 )
 
 
@@ -38,7 +52,7 @@ def is_part_of_directory(path: str) -> bool:
     """Return whether a path is a directory, or the file that says what a directory holds."""
     name = os.path.basename(path)
     return (
-        name.endswith(INDEX_SUFFIX)
+        is_index(name)
         or name == METADATA_NAME
         or _RANK_METADATA.fullmatch(name) is not None
         or os.path.isdir(path)
@@ -54,54 +68,69 @@ def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> 
         folder = Folder(parent)
     try:
         if not name:
-            chosen = _chosen(folder)
-        else:
-            chosen = [name]
-            if name not in folder.names:
-                raise FileNotFoundError(2, "No such file or directory", path)
-        if chosen and chosen[0].endswith(INDEX_SUFFIX):
-            return ShardedContainer(folder, chosen[0], limits, open_container)
-        if chosen:
-            return DcpContainer(folder, chosen, limits)
-        parts = [each for each in folder.names if each.endswith(".safetensors")]
-        if any(has_sharding_info(folder.open(each), limits) for each in parts):
-            return SafetensorsPartsContainer(folder, parts, limits)
-        whole = [each for each in _WHOLE_FILES if each in folder.names]
-        if len(whole) > 1:
-            raise _several(folder, whole)
-        if whole:
-            folder.close()
-            return open_file(folder.place(whole[0]), limits, open_container)
-        raise FormatError(
-            "a directory, and not one checkpoint: it has "
-            f"{listed(folder.names, 10) or 'nothing in it'}. {_UNDERSTOOD}",
-            path=path,
-        )
+            return _open_folder(folder, limits, open_container)
+        if name not in folder.names:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        if is_index(name):
+            return open_index(folder, name, limits, open_container)
+        return DcpContainer(folder, [name], limits)
     except BaseException:
         folder.close()
         raise
 
 
-def _chosen(folder: Folder) -> list[str]:
-    """Return the file that describes the directory, or none; several are one for each rank.
+def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) -> Container:
+    """Return the one container that a directory is.
 
     Raises
     ------
     FormatError
-        If there are two that contradict one another.
+        If it is none, or could be several.
     """
-    indices = [name for name in folder.names if name.endswith(INDEX_SUFFIX)]
-    whole = [name for name in folder.names if name == METADATA_NAME]
+    indices = [name for name in folder.names if is_index(name)]
     ranks = [name for name in folder.names if _RANK_METADATA.fullmatch(name)]
-    kinds = [*indices, *whole, *ranks[:1]]
-    if len(kinds) > 1:
-        raise _several(folder, kinds)
-    return ranks or kinds
+    found: dict[str, Callable[[], Container]] = {
+        name: partial(open_index, folder, name, limits, open_container) for name in indices
+    }
+    if METADATA_NAME in folder.names:
+        found[METADATA_NAME] = partial(DcpContainer, folder, [METADATA_NAME], limits)
+    if ranks:
+        found[ranks[0]] = partial(DcpContainer, folder, ranks, limits)
+    if not found:
+        parts = [name for name in folder.names if name.endswith(".safetensors")]
+        if any(has_sharding_info(folder.open(name), limits) for name in parts):
+            return SafetensorsPartsContainer(folder, parts, limits)
+        # No reader looks for shards without an index, so beside one they are no second checkpoint.
+        for shards in _sets(folder.names):
+            found[shards[0].name] = partial(open_shards, folder, shards, limits, open_container)
+    whole = [name for name in folder.names if is_whole(name)]
+    if whole and len(indices) == 1:
+        listed_there = parse_index(folder.open(indices[0]), limits).weight_map.values()
+        whole = sorted({*whole} - {*listed_there})
+    for name in whole:
+        found[name] = partial(_open_whole, folder, name, limits, open_container)
+    if not found:
+        raise folder_error(folder.path, folder.names, _UNDERSTOOD)
+    if len(found) > 1:
+        raise FormatError(
+            f"a directory with several checkpoints: {listed(list(found), 10)}. Give the path of "
+            "the one that you mean, or move the others away.",
+            path=folder.path,
+        )
+    return found.popitem()[1]()
 
 
-def _several(folder: Folder, names: list[str]) -> FormatError:
-    return FormatError(
-        f"a directory with several checkpoints: {listed(names, 10)}. Give the path of the one that "
-        "you mean.",
-        path=folder.path,
-    )
+def _open_whole(
+    folder: Folder, name: str, limits: Limits, open_container: OpenContainer
+) -> Container:
+    folder.close()
+    return open_file(folder.place(name), limits, open_container)
+
+
+def _sets(names: list[str]) -> list[list[Shard]]:
+    """Return the shards among files, set by set."""
+    sets: dict[ShardSet, list[Shard]] = {}
+    for shard in filter(None, map(parse_shard, names)):
+        if shard.of.is_loadable:
+            sets.setdefault(shard.of, []).append(shard)
+    return list(sets.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from torchzip.container.zip_reader import ZipReader
-from torchzip.errors import FormatError, UnsupportedError
+from torchzip.errors import ArchiveError, FormatError, UnsupportedError
 from torchzip.files.source import File, Source
 from torchzip.formats.base import Container, open_file
 from torchzip.formats.zip import ZipContainer
@@ -18,8 +18,8 @@ from torchzip.limits import Limits
 #: The records that archives of torch.export are told by; one of before 2.8 begins with its own.
 _PT2 = "archive_format"
 _OLD_PT2 = "serialized_exported_program.json"
-#: How files end that say what a directory holds.
-_OF_DIRECTORIES = (".index.json", ".metadata")
+#: How files may end that say what a directory holds.
+_OF_DIRECTORIES = (".json", ".metadata")
 
 
 def open_checkpoint(file: File, limits: Limits) -> Container:
@@ -54,7 +54,12 @@ def open_container(source: Source, limits: Limits) -> Container:
             from torchzip.formats.pt2 import OldPt2Container
 
             return OldPt2Container(ZipReader(source, limits, in_folder=False), limits)
-        return _open_zip(ZipReader(source, limits), limits)
+        try:
+            return _open_zip(ZipReader(source, limits), limits)
+        except ArchiveError as error:
+            from torchzip.formats.not_checkpoints import zip_error
+
+            raise zip_error(error, source, limits) from None
     if head[:1] in (b"\x80", b"L"):
         from torchzip.formats.legacy import LegacyContainer, is_legacy
 
@@ -72,7 +77,9 @@ def open_container(source: Source, limits: Limits) -> Container:
         from torchzip.formats.tar import TarContainer
 
         return TarContainer(source, limits)
-    raise FormatError(f"not a checkpoint: {_looks_like(head, source.size)}", path=source.name)
+    from torchzip.formats.not_checkpoints import file_error
+
+    raise file_error(source, head)
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
@@ -102,27 +109,3 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
 def first_record(head: bytes) -> bytes:
     """Return the name in the local header that a zip archive begins with."""
     return head[30 : 30 + int.from_bytes(head[26:28], "little")]
-
-
-def _looks_like(head: bytes, size: int) -> str:
-    if not size:
-        return "the file is empty; fetch it again"
-    for magic, what in (
-        (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with git lfs pull"),
-        (b"GGUF", "a GGUF file"),
-        (b"\x89HDF", "an HDF5 file"),
-        (b"\x93NUMPY", "a .npy file; numpy.load reads it"),
-        (b"\x1f\x8b", "gzip-compressed; decompress it first"),
-        (b"PK\5\6", "an empty zip archive"),
-        (b"Rar!", "a RAR archive; extract it first"),
-        (b"7z\xbc\xaf", "a 7z archive; extract it first"),
-    ):
-        if head.startswith(magic):
-            return what
-    if head[:1] == b"\x80" and head[1:2] <= b"\5":
-        return "a pickle, but not one that torch.save wrote"
-    if head.lstrip()[:1] == b"{":
-        return "JSON; an index of shards is told by its name, which ends in .index.json"
-    if head.lstrip()[:1] == b"<":
-        return "a web page or XML; the download may have failed, so fetch it again"
-    return f"it begins with {head[:8]!r}"

@@ -1,4 +1,4 @@
-"""A checkpoint in several files with an index, as Hugging Face writes them (format, 11.5).
+"""A checkpoint in several files, as Hugging Face writes them (format, 11.5).
 
 Each shard is a checkpoint of its own, a flat dict from names to tensors: a zip, a legacy
 stream or a safetensors file. The index says which file has which tensor, and must say it of
@@ -15,16 +15,20 @@ A shard of another set (left from an earlier save) and a ``total_size`` that is 
 value: `Sharded.notes` has them after the bytes were gone over, and `Checkpoint.verify` reports
 them.
 
+Without an index the names of the files say how many there are. All must be there, and no name may
+be in two of them; the order is that of the shards.
+
 All shards are opened and their structure is read at once; their tensors are not.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+from torchzip.container.hub_names import Shard, ShardSet, parse_shard
 from torchzip.container.safetensors import ALIASES_KEY, parse_aliases
 from torchzip.container.shard_index import ShardIndex, parse_index
 from torchzip.errors import FormatError, UnsupportedError, listed, shown
@@ -42,30 +46,57 @@ from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.storage import TensorStorage
 
-#: ``model-00001-of-00003.safetensors``: the set's name, the number, how many, what follows.
-_SHARD_NAME = re.compile(r"(.{0,200})-(\d{1,9})-of-(\d{1,9})(\..{1,40})", re.ASCII | re.DOTALL)
 _FORMATS = ("zip", "legacy", "safetensors")
+#: Missing shards that an error names.
+_MOST_LISTED = 5
+
+
+def open_index(
+    folder: Folder, name: str, limits: Limits, open_container: OpenContainer
+) -> ShardedContainer:
+    """Return the shards that an index lists, in its order."""
+    index = parse_index(folder.open(name), limits)
+    shards = list(dict.fromkeys(index.weight_map.values()))
+    notes = _check_files(folder, folder.place(name), shards)
+    made = ShardedContainer(folder, folder.place(name), index, shards, limits, open_container)
+    made.notes = notes
+    made.index_nbytes = folder.open(name).size
+    return made
+
+
+def open_shards(
+    folder: Folder, shards: list[Shard], limits: Limits, open_container: OpenContainer
+) -> ShardedContainer:
+    """Return the shards of one set that has no index, in the order of their numbers."""
+    names = _in_order(shards, folder.path)
+    return ShardedContainer(folder, folder.path, None, names, limits, open_container)
 
 
 class ShardedContainer:
-    """The shards of an index, as one flat dict in the order of the index."""
+    """Shards as one flat dict, in the order of the index or else of the shards."""
 
     format = "sharded"
+    #: Bytes of the index, 0 if there is none.
+    index_nbytes = 0
 
     def __init__(
-        self, folder: Folder, index_name: str, limits: Limits, open_container: OpenContainer
+        self,
+        folder: Folder,
+        name: str,
+        index: ShardIndex | None,
+        shards: list[str],
+        limits: Limits,
+        open_container: OpenContainer,
     ) -> None:
+        self.name = name
+        self.notes: tuple[str, ...] = ()
         self._folder = folder
-        self.name = folder.place(index_name)
+        self._index = index
+        self._listed: dict[str, list[str]] = {shard: [] for shard in shards}
+        for tensor, shard in index.weight_map.items() if index is not None else ():
+            self._listed[shard].append(tensor)
         self._limits = limits
         self._stored_nbytes = 0
-        self.notes: tuple[str, ...] = ()
-        self._index = parse_index(folder.open(index_name), limits)
-        self._listed: dict[str, list[str]] = {}
-        for name, shard in self._index.weight_map.items():
-            self._listed.setdefault(shard, []).append(name)
-        shards = list(self._listed)
-        self._check_files(shards)
         self._containers: dict[str, Container] = {}
         for shard in shards:
             container = open_container(folder.open(shard), limits)
@@ -81,41 +112,6 @@ class ShardedContainer:
     def shards(self) -> list[Container]:
         """The shards, open, in the order of the index."""
         return list(self._containers.values())
-
-    def _check_files(self, shards: list[str]) -> None:
-        for shard in shards:
-            if not is_plain_name(shard):
-                raise FormatError(
-                    f"the index names the shard {shown(shard)}; a plain file name in the same "
-                    "directory was expected",
-                    path=self.name,
-                )
-        present = set(self._folder.names)
-        missing = [shard for shard in shards if shard not in present]
-        if missing:
-            raise FormatError(
-                f"{len(missing):,} of {len(shards):,} shards are not in the directory: "
-                f"{listed(missing)}. Fetch them and put them beside the index.",
-                path=self.name,
-            )
-        wanted = {_set_of(shard) for shard in shards} - {None}
-        names = {(prefix, suffix) for prefix, _, suffix in filter(None, wanted)}
-        unlisted = present - set(shards)
-        beside = sorted(name for name in unlisted if _set_of(name) in wanted)
-        if beside:
-            raise FormatError(
-                f"the index does not list {listed(beside)}, which by its name belongs to the "
-                "same checkpoint. The index and the shards are not of one save; fetch both again, "
-                "or move away what does not belong.",
-                path=self.name,
-            )
-        others = sorted(
-            name
-            for name in unlisted
-            if (other := _set_of(name)) is not None and (other[0], other[2]) in names
-        )
-        if others:
-            self.notes = (f"shards of another set lie in the directory: {listed(others)}",)
 
     def read(self, make_factory: MakeFactory) -> Contents:
         def count(open_storage: OpenStorage) -> Factory:
@@ -133,7 +129,9 @@ class ShardedContainer:
         texts: list[dict[str, str]] = []
         for shard, container in self._containers.items():
             contents = container.read(count)
-            self._check_shard(shard, container, contents)
+            self._check_flat(shard, container, contents)
+            if self._index is not None:
+                self._check_listed(shard, contents.root, self._index.weight_map)
             found[shard] = contents.root
             texts.append(contents.metadata or {})
             made.globals += contents.globals
@@ -141,18 +139,28 @@ class ShardedContainer:
             made.pickle_nbytes += contents.pickle_nbytes
         made.globals = list(dict.fromkeys(made.globals))
         made.foreign = list(dict.fromkeys(made.foreign))
-        made.root = {name: found[shard][name] for name, shard in self._index.weight_map.items()}
-        made.metadata = _merged(self._index, texts)
+        index = self._index if self._index is not None else self._index_of(found)
+        made.root = {name: found[shard][name] for name, shard in index.weight_map.items()}
+        made.metadata = _merged(index, texts)
         return made
 
-    def _check_shard(self, shard: str, container: Container, contents: Contents) -> None:
+    def _check_flat(self, shard: str, container: Container, contents: Contents) -> None:
         root = contents.root
         if not isinstance(root, dict) or not all(type(name) is str for name in root):
             raise FormatError(
                 f"the shard holds {shown(root)}; one flat dict from names to tensors was expected",
                 path=container.name,
             )
-        weight_map = self._index.weight_map
+        offsets = saved_offsets(contents.metadata or {}, self._limits, container.name)
+        parts = [name for name, offset in offsets.items() if any(offset)]
+        if parts:
+            raise FormatError(
+                f"{shown(shard)} has a part only of {listed(parts)} (its {SHARDING_INFO} says "
+                "so), and an index is for whole tensors",
+                path=self.name,
+            )
+
+    def _check_listed(self, shard: str, root: dict[str, Any], weight_map: dict[str, str]) -> None:
         lacking = [name for name in self._listed[shard] if name not in root]
         if lacking:
             raise FormatError(
@@ -174,20 +182,26 @@ class ShardedContainer:
                     "of the two counts cannot be told",
                     path=self.name,
                 )
-        offsets = saved_offsets(contents.metadata or {}, self._limits, container.name)
-        parts = [name for name, offset in offsets.items() if any(offset)]
-        if parts:
-            raise FormatError(
-                f"{shown(shard)} has a part only of {listed(parts)} (its {SHARDING_INFO} says "
-                "so), and an index is for whole tensors",
-                path=self.name,
-            )
+
+    def _index_of(self, found: dict[str, dict[str, Any]]) -> ShardIndex:
+        """Return the index that the shards would have."""
+        weight_map: dict[str, str] = {}
+        for shard, root in found.items():
+            for name in root:
+                other = weight_map.setdefault(name, shard)
+                if other != shard:
+                    raise FormatError(
+                        f"{shown(name)} is in {shown(other)} and in {shown(shard)}; which of the "
+                        "two counts cannot be told without an index. Give the path of one of them.",
+                        path=self.name,
+                    )
+        return ShardIndex(weight_map, {}, None)
 
     def check_records(self) -> Iterator[RecordCheck]:
         for shard, container in self._containers.items():
             for check in container.check_records():
                 yield RecordCheck(f"{shard}: {check.name}", check.nbytes, check.crc_known)
-        total = self._index.total_size
+        total = None if self._index is None else self._index.total_size
         if total is not None and total != self._stored_nbytes:
             wrong = (
                 f"the index says total_size {total:,}, the storages of the shards have "
@@ -200,10 +214,83 @@ class ShardedContainer:
         self._folder.close()
 
 
-def _set_of(name: str) -> tuple[str, int, str] | None:
-    """Return what the files of one save have in common: name, how many, suffix."""
-    match = _SHARD_NAME.fullmatch(name)
-    return None if match is None else (match[1], int(match[3]), match[4])
+def _check_files(folder: Folder, index_path: str, shards: list[str]) -> tuple[str, ...]:
+    """Return what is odd about the files beside an index; raise unless its shards are there."""
+    for shard in shards:
+        if not is_plain_name(shard):
+            raise FormatError(
+                f"the index names the shard {shown(shard)}; a plain file name in the same "
+                "directory was expected",
+                path=index_path,
+            )
+    present = set(folder.names)
+    missing = [shard for shard in shards if shard not in present]
+    if missing:
+        raise FormatError(
+            f"{len(missing):,} of {len(shards):,} shards are not in the directory: "
+            f"{listed(missing)}. Fetch them and put them beside the index.",
+            path=index_path,
+        )
+    wanted = {_set_of(shard) for shard in shards} - {None}
+    names = {(each.stem, each.suffix) for each in filter(None, wanted)}
+    unlisted = present - set(shards)
+    beside = sorted(name for name in unlisted if _set_of(name) in wanted)
+    if beside:
+        raise FormatError(
+            f"the index does not list {listed(beside)}, which by its name belongs to the "
+            "same checkpoint. The index and the shards are not of one save; fetch both again, "
+            "or move away what does not belong.",
+            path=index_path,
+        )
+    others = sorted(
+        name
+        for name in unlisted
+        if (other := _set_of(name)) is not None and (other.stem, other.suffix) in names
+    )
+    return (f"shards of another set lie in the directory: {listed(others)}",) if others else ()
+
+
+def _set_of(name: str) -> ShardSet | None:
+    shard = parse_shard(name)
+    return None if shard is None else shard.of
+
+
+def _in_order(shards: list[Shard], path: str) -> list[str]:
+    """Return the names of the shards of a set by their numbers.
+
+    Raises
+    ------
+    FormatError
+        Unless they are all from 1 to the number that their names say, each of them once.
+    """
+    count = shards[0].of.total
+    numbered: dict[int, str] = {}
+    for shard in shards:
+        number, name = shard.number, shard.name
+        if not 1 <= number <= count:
+            raise FormatError(
+                f"{shown(name)} is number {number:,} of {count:,} by its name; 1 to {count:,} was "
+                "expected",
+                path=path,
+            )
+        if number in numbered:
+            raise FormatError(
+                f"{shown(numbered[number])} and {shown(name)} are both number {number:,} of "
+                f"{count:,} by their names",
+                path=path,
+            )
+        numbered[number] = name
+    lacking = count - len(numbered)
+    if lacking:
+        first = (number for number in range(1, count + 1) if number not in numbered)
+        names = [shards[0].other(number) for number in islice(first, _MOST_LISTED)]
+        more = f" and {lacking - len(names):,} more" if lacking > len(names) else ""
+        raise FormatError(
+            f"{lacking:,} of {count:,} shards are not in the directory: {listed(names)}{more}. "
+            "There is no index either. Fetch them and put them beside the others.",
+            path=path,
+        )
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def _merged(index: ShardIndex, texts: list[dict[str, str]]) -> dict[str, str]:

@@ -43,6 +43,7 @@ from torchzip.formats.base import (
     read_record,
     swap_nbytes,
 )
+from torchzip.formats.not_checkpoints import around_checkpoints
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
 from torchzip.pickling.table import Name, Table
@@ -92,9 +93,12 @@ class TarContainer(FileContainer):
         members, self.end = find_members(source, limits)
         missing = [name for name in _MEMBERS if name not in members]
         if missing:
+            around = around_checkpoints(list(members))
             raise ArchiveError(
-                f"a tar file without {' and '.join(missing)} is no checkpoint; it has "
-                + (listed(list(members)) or "no file"),
+                f"a tar file without {' and '.join(missing)} is not a checkpoint; it has "
+                + (listed(list(members)) or "no file")
+                if around is None
+                else f"a tar file {around}",
                 path=source.name,
             )
         self._members = {name: PartSource(source, *members[name], source.name) for name in _MEMBERS}

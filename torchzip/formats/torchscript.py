@@ -22,7 +22,7 @@ from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.script import SCRIPT_PREFIX, ScriptRebuilder
 from torchzip.tensors.storage import TensorStorage
-from torchzip.types import ForeignObject
+from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 #: Classes written in C++, such as packed quantized weights: they have no definition.
 _CPP_CLASSES = f"{SCRIPT_PREFIX}.torch.classes"
@@ -171,6 +171,7 @@ class _Modules:
     def mark_parameters(self, root: Any, factory: Factory) -> None:
         """Let the tensors know which of them their modules call parameters."""
         seen: set[int] = set()
+        parameters: dict[int, tuple[OtherTensor, Any]] = {}
         todo = [root]
         while todo:
             module = todo.pop()
@@ -182,9 +183,17 @@ class _Modules:
                 continue
             for name, child in module.state.items():
                 todo.append(child)
-                spec = factory.spec_of(child) if name in known.parameters else None
+                if name not in known.parameters:
+                    continue
+                spec = factory.spec_of(child)
                 if spec is not None:
                     spec.is_parameter = True
+                elif isinstance(child, OtherTensor):
+                    if id(child) not in parameters:
+                        made = factory.parameter(child, child.requires_grad, None)
+                        made = made.data if type(made) is Parameter else made
+                        parameters[id(child)] = (child, made)  # an id is taken while it lives
+                    module.state[name] = parameters[id(child)][1]
 
 
 def parse_classes(code: bytes, names: set[str]) -> dict[str, ScriptClass]:

@@ -55,7 +55,7 @@ class ZipContainer(FileContainer):
         self._zip = archive
         if self.needed_record not in archive:
             raise ArchiveError(
-                f"a zip archive without {self.needed_record} is no checkpoint; it has "
+                f"a zip archive without {self.needed_record} is not a checkpoint; it has "
                 f"{listed(list(archive))}",
                 path=self.name,
             )

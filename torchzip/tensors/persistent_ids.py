@@ -3,6 +3,11 @@
 Every tensor of a file mentions its storage by an id of its own: ('storage', class, key, location,
 number of elements). The first mention of a key opens the storage; whatever others say besides the
 key does not count, as in torch.
+
+A storage without bytes is the exception: tensors of several dtypes may view it. ``torch.save``
+writes it once, with the dtype of each tensor in its own mention, and ``torch.load`` makes another
+empty storage of each mention (it keeps none whose memory is at address 0). So there the class
+of each mention counts.
 """
 
 from __future__ import annotations
@@ -62,6 +67,7 @@ class BareStorage(Storage):
     """A storage as the pickle mentions it; left in the tree it is a bare `types.Storage`.
 
     ``first`` and ``count`` are a window in elements, as the views of old legacy files have it.
+    ``torch_dtype`` is that of the mention, which may be another than that of an empty storage.
     """
 
     __slots__ = ("count", "factory", "first", "storage")
@@ -74,10 +80,7 @@ class BareStorage(Storage):
         self.factory = factory
         self.first = first
         self.count = count
-
-    @property
-    def torch_dtype(self) -> str | None:  # type: ignore[override]
-        return self.storage.torch_dtype
+        self.torch_dtype = storage.torch_dtype
 
     @property
     def location(self) -> str:  # type: ignore[override]
@@ -85,7 +88,7 @@ class BareStorage(Storage):
 
     @property
     def data(self) -> Any:
-        dtype = self.storage.torch_dtype or "uint8"
+        dtype = self.torch_dtype or "uint8"
         spec = TensorSpec(dtype, (self.count,), (1,), self.first, self.storage)
         made: Any = self.factory.tensor(spec)
         return made
@@ -149,6 +152,8 @@ class PersistentIds:
             if ("view", key) in self._bare:
                 raise _two_meanings(key)
             bare = self._bare[key] = self._first_mention(kind, key, location, numel)
+        elif not bare.count:  # then it has no bytes
+            bare = self._of_empty(bare.storage, kind, key, location, numel)
         return bare
 
     def _first_mention(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
@@ -156,7 +161,23 @@ class PersistentIds:
         if stored is None:
             torch_dtype, nbytes = self.measure(kind, key, location, numel)
             stored = self._factory.storage(key, torch_dtype, nbytes, location)
+        elif not stored.nbytes:
+            return self._of_empty(stored, kind, key, location, numel)
         return BareStorage(stored, self._factory, 0, stored.numel)
+
+    def _of_empty(
+        self, stored: TensorStorage, kind: Any, key: str, location: Any, numel: Any
+    ) -> BareStorage:
+        """Return a storage without bytes as one of its mentions has it: of the dtype said there."""
+        torch_dtype, nbytes = self.measure(kind, key, location, numel)
+        if nbytes:
+            raise TensorError(
+                f"storage {key} has 0 bytes by its first mention and {nbytes:,} by another; the "
+                "same size was expected"
+            )
+        bare = BareStorage(stored, self._factory, 0, 0)
+        bare.torch_dtype = torch_dtype
+        return bare
 
     def measure(self, kind: Any, key: str, location: Any, numel: Any) -> tuple[str | None, int]:
         """Return dtype and size of a storage that a persistent id mentions."""
@@ -185,7 +206,7 @@ class PersistentIds:
             raise PickleError(
                 f"the view of a storage is {shown(view)}; (key, offset, size) was expected"
             )
-        root = self.find(pid)
+        root: BareStorage = self.find(pid)
         view_key, first, count = view
         if not (is_number(first) and is_number(count)):
             raise TensorError(
@@ -202,12 +223,14 @@ class PersistentIds:
                 f"the key of a storage view is {shown(view_key)}; a text or an int was expected"
             )
         if view_key in self._bare:
-            if self._bare[view_key] is root and (first, count) == (0, root.storage.numel):
+            same = self._bare[view_key].storage is root.storage
+            if same and (first, count) == (0, root.storage.numel):
                 return root
             raise _two_meanings(view_key)
         known = self._bare.get(("view", view_key))
         if known is None:
             known = BareStorage(root.storage, self._factory, first, count)
+            known.torch_dtype = root.torch_dtype
             self._bare["view", view_key] = known
         return known
 
@@ -216,6 +239,8 @@ class PersistentIds:
         bare = self._bare.get(key)
         if bare is None:
             bare = self._bare[key] = self._first_mention(kind, key, location, numel)
+        elif not bare.count:  # then it has no bytes
+            bare = self._of_empty(bare.storage, kind, key, location, numel)
         return bare
 
     def many(

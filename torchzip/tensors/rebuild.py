@@ -271,7 +271,7 @@ class Rebuilder:
                 )
             offset += bare.first
         spec = TensorSpec(
-            torch_dtype or storage.torch_dtype or "uint8",
+            torch_dtype or bare.torch_dtype or "uint8",
             size, stride, offset, storage, requires_grad,
         )  # fmt: skip
         if metadata is not None:
@@ -285,7 +285,7 @@ class Rebuilder:
         if type(bare) is not BareStorage or bare.first:
             return self._tensor(bare, None, offset, size, stride, False, None)
         storage = bare.storage
-        torch_dtype = storage.torch_dtype or "uint8"
+        torch_dtype = bare.torch_dtype or "uint8"
         spec = TensorSpec(torch_dtype, size, stride, offset, storage)
         # Shapes repeat: how far one reaches is worked out once.
         span = self._spans.get((size, stride))

@@ -4,7 +4,8 @@ Observed in archives of torch 1.13 to 2.13. That pickler knows every dtype by a 
 its own (``torch UInt16Storage``), named for its C++ scalar type and counting elements, and rebuilds
 all of them with ``_rebuild_tensor_v2``. Typed containers go through ``torch.jit._pickle``, which
 says their static type and changes nothing. An enum's member is its class called with the bare
-value, without a tuple. A device is one text, its index in it.
+value, without a tuple. A device is one text, its index in it. A tensor on the meta device is
+written like any other, on a storage of that location: its record has no bytes and is not read.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from typing import Any
 from torchzip.dtypes import DTYPES, DtypeRow
 from torchzip.errors import PickleError, UnsupportedError
 from torchzip.pickling.table import Name
+from torchzip.tensors.kind_checks import check_kind
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Args, Rebuilder
-from torchzip.types import Device
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import MeasuredStorage, TensorStorage
+from torchzip.types import Device, MetaTensor, OtherTensor
 
 #: How the modules begin of all classes that an archive defines itself.
 SCRIPT_PREFIX = "__torch__"
@@ -28,7 +32,7 @@ class ScriptRebuilder(Rebuilder):
     """The table for one pickle of a TorchScript archive."""
 
     def __init__(self, factory: Factory) -> None:
-        super().__init__(factory)
+        super().__init__(_MetaAside(factory))
         self._storages.classes |= {
             ("torch", storage_class(row)): (row.name, row.itemsize) for row in DTYPES.values()
         }
@@ -38,6 +42,38 @@ class ScriptRebuilder(Rebuilder):
             names=self.table.names | frozenset(self._storages.classes),
             one_value=SCRIPT_PREFIX,
         )
+
+
+class _MetaAside:
+    """A Factory that makes MetaTensors of what is on the meta device, and else asks another."""
+
+    def __init__(self, factory: Factory) -> None:
+        self._factory = factory
+        self.spec_of = factory.spec_of
+        self.parameter = factory.parameter
+        self.is_tensor = factory.is_tensor
+        self.key = factory.key
+
+    def storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        if _is_meta(location):
+            return MeasuredStorage(torch_dtype, nbytes, location)
+        return self._factory.storage(key, torch_dtype, nbytes, location)
+
+    def tensor(self, spec: TensorSpec) -> Any:
+        if not _is_meta(spec.storage.location):
+            return self._factory.tensor(spec)
+        made = MetaTensor(spec.torch_dtype, spec.shape, spec.stride, spec.requires_grad)
+        check_kind(made)
+        return self.other(made)
+
+    def other(self, tensor: OtherTensor) -> Any:
+        return self._factory.other(tensor)
+
+
+def _is_meta(location: str) -> bool:
+    return location.partition(":")[0] == "meta"
 
 
 def storage_class(row: DtypeRow) -> str:

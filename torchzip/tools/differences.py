@@ -188,7 +188,7 @@ class _Side:
 def _spec_of(held: LazyTensor | BareStorage) -> TensorSpec:
     if isinstance(held, LazyTensor):
         return held.spec
-    dtype = held.storage.torch_dtype or "uint8"
+    dtype = held.torch_dtype or "uint8"
     return TensorSpec(dtype, (held.count,), (1,), held.first, held.storage)
 
 

@@ -178,9 +178,9 @@ def _names(account: Account, known: Known) -> dict[int, str]:
 def _account_of_shards(
     container: ShardedContainer, checkpoint: Checkpoint, kinds: dict[str, str], limits: Limits
 ) -> tuple[Account, dict[int, str]]:
-    index_nbytes = os.path.getsize(container.name)
-    made = Account(index_nbytes)
-    made.add("index of shards", index_nbytes)
+    made = Account(container.index_nbytes)
+    if container.index_nbytes:
+        made.add("index of shards", container.index_nbytes)
     names: dict[int, str] = {}
     for shard in container.shards:
         assert isinstance(shard, OneFile)

@@ -18,6 +18,7 @@ from torchzip.errors import REPAIR_ADVICE, FormatError, TorchZipError, Unsupport
 from torchzip.files.new_file import refuse_existing
 from torchzip.files.source import File, open_source, rewinder
 from torchzip.formats.base import check_options
+from torchzip.formats.directory import is_part_of_directory
 from torchzip.formats.salvaging import open_damaged
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import BareStorage
@@ -27,7 +28,6 @@ from torchzip.tools.pruning import Pruning, lost_in
 _WITH_ROOT = ("zip", "legacy", "tar", "safetensors")
 #: Formats whose records may have CRCs.
 _WITH_CRCS = ("zip", "torchscript", "pt2")
-_OF_DIRECTORIES = (".index.json", ".metadata", ".distcp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ def _is_unverified(tensor: Any, without_crc: Set[str] | None) -> bool:
 def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_Found]:
     if isinstance(broken, str | os.PathLike):
         path = os.fsdecode(broken)
-        if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
+        if is_part_of_directory(path) or path.endswith(".distcp"):
             raise UnsupportedError(
                 "shards and distributed checkpoints are not repaired as a whole; a damaged shard "
                 f"is, by itself. What is wrong: {error.message}",

@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass
 
 from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.container.hub_names import whole_of
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import SAFETENSORS_SUFFIX, ZIP_SUFFIXES, parse_target
@@ -76,7 +77,7 @@ def _as_argument(path: str) -> str:
 def _target(path: str, idea: Idea) -> str:
     """Return a path beside the file where nothing is yet."""
     folder, name = os.path.split(path.rstrip(os.sep) or path)
-    name = name.removesuffix(".index.json")
+    name = whole_of(name) or name
     stem, suffix = os.path.splitext(name)
     if suffix.lower() not in (*ZIP_SUFFIXES, SAFETENSORS_SUFFIX):
         stem, suffix = (name, SAFETENSORS_SUFFIX) if os.path.isdir(path) else (stem, ".pt")

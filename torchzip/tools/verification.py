@@ -21,7 +21,7 @@ _NEVER_SAFE = {
 #: Formats that are no file for torch.load, and what reads them.
 _NOT_FOR_TORCH_LOAD = {
     "safetensors": "a safetensors file; safetensors.torch.load_file reads it",
-    "sharded": "shards with an index; each shard is a file of its own",
+    "sharded": "shards; each shard is a file of its own",
     "dcp": "a distributed checkpoint; torch.distributed.checkpoint reads it",
     "pt2": "an archive of torch.export; torch.export.load reads it",
 }

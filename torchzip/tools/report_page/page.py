@@ -21,7 +21,7 @@ _FORMATS = {
     "torchscript": "TorchScript",
     "pt2": "torch.export, .pt2",
     "safetensors": "safetensors",
-    "sharded": "shards with an index",
+    "sharded": "shards",
     "dcp": "distributed checkpoint",
 }
 

@@ -1,0 +1,153 @@
+"""What the files of a Hugging Face directory are called: the one table of these names.
+
+A checkpoint there is one file, or shards with an index; of each there may be variants, such as one
+in float16, whose name stands before the suffix::
+
+    whole   model.safetensors                  model.fp16.safetensors
+    shard   model-00001-of-00002.safetensors   model.fp16-00001-of-00002.safetensors
+    index   model.safetensors.index.json       model.safetensors.index.fp16.json
+
+Sources: transformers 5.24 (``utils/__init__.py``, ``_add_variant`` and ``save_pretrained`` in
+``modeling_utils.py``), diffusers 0.42 (``utils/constants.py``, ``loaders/lora_base.py``,
+``variant_compatible_siblings`` in ``pipelines/pipeline_loading_utils.py``), peft 0.21
+(``utils/constants.py``), and ``consolidated.safetensors`` of the models that Mistral publishes.
+diffusers before 0.28 wrote ``model-00001-of-00002.fp16.safetensors`` and
+``model.safetensors.fp16.index.json`` for a variant; both are understood.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+#: The names of whole checkpoints without their variant, and who writes them.
+WHOLE_FILES = (
+    "model.safetensors",  # transformers: SAFE_WEIGHTS_NAME
+    "pytorch_model.bin",  # transformers: WEIGHTS_NAME
+    "diffusion_pytorch_model.safetensors",  # diffusers: SAFETENSORS_WEIGHTS_NAME
+    "diffusion_pytorch_model.bin",  # diffusers: WEIGHTS_NAME
+    "adapter_model.safetensors",  # peft: SAFETENSORS_WEIGHTS_NAME
+    "adapter_model.bin",  # peft: WEIGHTS_NAME
+    "pytorch_lora_weights.safetensors",  # diffusers: LORA_WEIGHT_NAME_SAFE
+    "pytorch_lora_weights.bin",  # diffusers: LORA_WEIGHT_NAME
+    "consolidated.safetensors",  # Mistral
+)
+#: How an index of checkpoints without a variant ends.
+INDEX_SUFFIX = ".index.json"
+#: Suffixes of the files that an index of a variant, or a set of shards without an index, is of.
+_SUFFIXES = r"(?:safetensors|bin|pth|pt|ckpt)"
+
+_VARIANT_INDEX = re.compile(rf"(.+\.{_SUFFIXES})\.index\.([^/\\]{{1,100}})\.json", re.DOTALL)
+_SHARD = re.compile(r"(.{0,200})-(\d{1,9})-of-(\d{1,9})(\..{1,40})", re.ASCII | re.DOTALL)
+_LOADABLE = re.compile(rf"\..*\b{_SUFFIXES}", re.DOTALL)
+
+
+class ShardSet(NamedTuple):
+    """What the shards of one save have in common: all of the name but the number."""
+
+    stem: str
+    total: int
+    suffix: str
+
+    @property
+    def is_loadable(self) -> bool:
+        """Whether the suffix is one of checkpoints, so that files without an index may be one."""
+        return _LOADABLE.fullmatch(self.suffix) is not None
+
+
+class Shard(NamedTuple):
+    """The name of a shard in its pieces: ``number`` stands between the first and the last."""
+
+    of: ShardSet
+    number: int
+    name: str
+    before: str
+    digits: int
+    after: str
+
+    def other(self, number: int) -> str:
+        """Return the name of another shard of the set.
+
+        >>> parse_shard("model-00001-of-00012.safetensors").other(10)
+        'model-00010-of-00012.safetensors'
+        """
+        return f"{self.before}{number:0{self.digits}d}{self.after}"
+
+
+def parse_shard(name: str) -> Shard | None:
+    """Return what the name of a shard says; None for other files.
+
+    >>> parse_shard("model.fp16-00001-of-00002.safetensors").of
+    ShardSet(stem='model.fp16', total=2, suffix='.safetensors')
+    """
+    match = _SHARD.fullmatch(name)
+    if match is None:
+        return None
+    stem, number, count, suffix = match.groups()
+    start, end = match.span(2)
+    of = ShardSet(stem, int(count), suffix)
+    return Shard(of, int(number), name, name[:start], len(number), name[end:])
+
+
+def shard_name(whole: str, number: int, count: int) -> str:
+    """Return the name or path of a shard, counted from 1, of what ``whole`` would be in one file.
+
+    >>> shard_name("model.fp16.safetensors", 1, 2)
+    'model.fp16-00001-of-00002.safetensors'
+    """
+    stem, suffix = os.path.splitext(whole)
+    return f"{stem}-{number:05d}-of-{count:05d}{suffix}"
+
+
+def is_whole(name: str) -> bool:
+    """Return whether a file of this name is a whole checkpoint of a directory, of any variant.
+
+    >>> [is_whole(name) for name in ("model.fp16.safetensors", "model.bin", "optimizer.pt")]
+    [True, False, False]
+    """
+    return parse_shard(name) is None and _without_variant(name)[0] in WHOLE_FILES
+
+
+def is_index(name: str) -> bool:
+    """Return whether a file of this name is an index of shards, of any variant.
+
+    >>> is_index("model.safetensors.index.fp16.json"), is_index("config.json")
+    (True, False)
+    """
+    return whole_of(name) is not None
+
+
+def whole_of(index: str) -> str | None:
+    """Return what the shards of an index would be called in one file; None if it is not an index.
+
+    >>> whole_of("model.safetensors.index.json"), whole_of("model.safetensors.index.fp16.json")
+    ('model.safetensors', 'model.fp16.safetensors')
+    """
+    if index.lower().endswith(INDEX_SUFFIX):
+        return index[: -len(INDEX_SUFFIX)]
+    match = _VARIANT_INDEX.fullmatch(index)
+    if match is None:
+        return None
+    stem, suffix = os.path.splitext(match[1])
+    return f"{stem}.{match[2]}{suffix}"
+
+
+def index_of(whole: str) -> str:
+    """Return the name or path of the index of what ``whole`` would be in one file.
+
+    >>> index_of("model.safetensors"), index_of("model.fp16.safetensors")
+    ('model.safetensors.index.json', 'model.safetensors.index.fp16.json')
+    """
+    folder, name = os.path.split(whole)
+    plain, variant = _without_variant(name)
+    if variant and plain in WHOLE_FILES:
+        return os.path.join(folder, f"{plain}.index.{variant}.json")
+    return whole + INDEX_SUFFIX
+
+
+def _without_variant(name: str) -> tuple[str, str]:
+    """Return ``model.safetensors`` and ``fp16`` for ``model.fp16.safetensors``."""
+    stem, suffix = os.path.splitext(name)
+    plain, _, variant = stem.partition(".")
+    return plain + suffix, variant
