@@ -52,6 +52,7 @@ class _MetaAside:
         self.spec_of = factory.spec_of
         self.parameter = factory.parameter
         self.is_tensor = factory.is_tensor
+        self.on_device = factory.on_device
         self.key = factory.key
 
     def storage(
