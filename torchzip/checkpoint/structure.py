@@ -7,13 +7,14 @@ reductions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.lazy import Checkpoint, LazyFactory, LazyTensor, data_of
 from torchzip.checkpoint.survey import (
     EarlyTensor,
     PlaceArrays,
@@ -23,17 +24,27 @@ from torchzip.checkpoint.survey import (
 )
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
-from torchzip.pickling.emitter import Emitter, Reduction
+from torchzip.formats.base import read_pickle
+from torchzip.limits import Limits
+from torchzip.pickling.emitter import Emitter, Reduction, Writer, text_of
+from torchzip.tensors.array_likes import array_kind, array_of
 from torchzip.tensors.array_rows import ArrayRows
 from torchzip.tensors.memory import (
     Placement,
     packed,
+    place_arrays,
     torch_dtype_to_save,
 )
 from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tensors.reduce import LEAF_WRITERS, DenseWriter, StorageKeys, empty_ordered_dict
+from torchzip.tensors.reduce import (
+    LEAF_WRITERS,
+    DenseWriter,
+    StorageKeys,
+    as_storage,
+    empty_ordered_dict,
+)
 from torchzip.tensors.reduce_kinds import KindWriter, MarkedValues, is_jagged
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import TensorStorage
@@ -67,7 +78,8 @@ class Structure:
         self._dense = DenseWriter(keys)
         self._kinds = KindWriter(self._dense, self._plain_spec, self._integers_of)
         self._spec_of = spec_of or (lambda spec: spec)
-        self._storage_of = storage_of or (lambda storage: storage)
+        # Once for each: the bytes of one that was stored early are compared.
+        self._storage_of = functools.cache(storage_of or (lambda storage: storage))
         self._writer = writer
         # Tensors that were stored early do not stand alone.
         self._survey = Survey(root, place, self._spec_of if writer is None else None)
@@ -89,6 +101,7 @@ class Structure:
             },
             self._reduce,
             self._rows if self._survey.forms else None,
+            self._find_writer,
         )
         self.pickle = emitter.dump(root)
         if self._survey.is_too_deep:
@@ -102,6 +115,12 @@ class Structure:
         # itself, is taken apart again, as pickle does it.
         known = self._reductions.pop(id(value), None)
         return reduce_for_good(value) if known is None else known[1]
+
+    def _find_writer(self, kind: type) -> Writer | None:
+        found = array_kind(kind)
+        if found == "torch storage":
+            return self._write_torch_storage
+        return self._write_array_like if found == "array" else None
 
     # -- the second pass: writers --------------------------------------------------------
 
@@ -130,6 +149,21 @@ class Structure:
             reduction = self._reduce(array)
             if isinstance(reduction, tuple):  # it always is, for an array
                 emitter.reduced(array, reduction)
+
+    def _write_array_like(self, emitter: Emitter, value: Any) -> None:
+        if not emitter.written(id(value)):
+            self._dense.tensor(emitter, self._plain_spec(emitter, value))
+            emitter.put_object(value)
+
+    def _write_torch_storage(self, emitter: Emitter, value: Any) -> None:
+        try:
+            storage, torch_dtype = self._survey.torch_storages.get(value)
+            if torch_dtype is not None and not DTYPES[torch_dtype].storage_class:
+                raise ValueError(f"torch has no storage of dtype {torch_dtype}")
+        except Exception as error:  # torch's own errors among them, which name no place
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(f"{emitter.where()}: {text_of(error)}") from error
+        self._dense.persistent_id(emitter, self._storage_of(storage), torch_dtype)
 
     def _write_typed_array(self, emitter: Emitter, value: TypedArray) -> None:
         if emitter.written(id(value)):
@@ -160,14 +194,31 @@ class Structure:
         elif isinstance(value, np.ndarray):
             array, torch_dtype = value, self._dtype_of(emitter, value)
         else:
+            known = self._as_known(emitter, value)
+            if known is not value:
+                return self._plain_spec(emitter, known)
             raise TypeError(
                 f"{emitter.where()}: a Parameter of {type(value).__name__}; its data must be an "
                 "array or a tensor"
             )
         place = self._place_of(array, torch_dtype)
         return TensorSpec(
-            torch_dtype, array.shape, place.stride, place.storage_offset, place.storage
-        )
+            torch_dtype, array.shape, place.stride, place.storage_offset,
+            self._storage_of(place.storage),
+        )  # fmt: skip
+
+    def _as_known(self, emitter: Emitter, value: Any) -> Any:
+        """Return a torch tensor or what gives an array as `as_tensor` does; others as they are."""
+        found = None if isinstance(value, _KNOWN) else array_kind(type(value))
+        if found not in ("torch tensor", "array"):
+            return value
+        array = self._survey.arrays_of.get(id(value))
+        if array is not None:
+            return array
+        try:
+            return data_of(as_tensor(value, self._survey.torch_storages.known))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{emitter.where()}: {error}") from None
 
     def _write_spec(
         self, emitter: Emitter, spec: TensorSpec, requires_grad: bool | None = None
@@ -208,9 +259,8 @@ class Structure:
 
     def _write_parameter(self, emitter: Emitter, parameter: Parameter) -> None:
         if not emitter.written(id(parameter)) and not self._rows.one(emitter, parameter):
-            self._write_parameter_call(
-                emitter, parameter.data, parameter.requires_grad, parameter.state
-            )
+            data = self._as_known(emitter, parameter.data)
+            self._write_parameter_call(emitter, data, parameter.requires_grad, parameter.state)
             emitter.put_object(parameter)
 
     def _write_parameter_call(
@@ -241,14 +291,17 @@ class Structure:
         emitter.put(None)
         emitter.write(b"R")
 
-    def _write_other(self, emitter: Emitter, tensor: OtherTensor) -> None:
-        if emitter.written(id(tensor)):
+    def _write_other(self, emitter: Emitter, value: OtherTensor) -> None:
+        if emitter.written(id(value)):
             return
+        tensor = value
+        if not all(isinstance(part, _KNOWN) for part in value.parts):
+            tensor = value.with_parts(lambda part: self._as_known(emitter, part))
         if tensor.is_parameter and not is_jagged(tensor):
             self._write_parameter_call(emitter, tensor, tensor.requires_grad, None)
         else:
             self._kinds.write(emitter, tensor, tensor.requires_grad)
-        emitter.put_object(tensor)
+        emitter.put_object(value)
 
     def _write_marked(self, emitter: Emitter, values: MarkedValues) -> None:
         if not emitter.written(id(values)):
@@ -309,3 +362,41 @@ class Structure:
                 f"{where}: a Storage of {nbytes:,} bytes which are a part of "
                 f"{spec.storage.nbytes:,} that other tensors share; copy its data first"
             )
+
+
+def as_tensor(
+    value: Any, storage_of: Callable[[TensorStorage], TensorStorage] = lambda storage: storage
+) -> Any:
+    """Return a torch tensor as `lazy_load` would give it, and what gives an array as that array.
+
+    The tensors lie in torch's own memory, or where ``storage_of`` has put each storage.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither, or cannot be saved. The message has no path.
+    """
+    found = array_kind(type(value))
+    if found == "array":
+        return array_of(value)
+    if found != "torch tensor":
+        raise TypeError(f"an array or a tensor was expected, not {type(value).__name__}")
+    keys = StorageKeys()
+    pickle = Structure(value, keys, place_arrays).pickle
+
+    def open_storage(
+        key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        return storage_of(as_storage(keys.order[int(key)]))
+
+    made = read_pickle(pickle, open_storage, LazyFactory, Limits(), path="torch").root
+    if isinstance(made, ForeignObject):
+        raise TypeError(
+            f"a {type(value).__qualname__} is a tensor of a class that only its own code can make; "
+            "give the plain tensors inside of it"
+        )
+    return made
+
+
+#: What the writers take as it is.
+_KNOWN = (np.ndarray, TypedArray, LazyTensor, EarlyTensor, OtherTensor, ForeignObject)
