@@ -22,7 +22,7 @@ from torchzip.errors import (
     shortened,
     shown,
 )
-from torchzip.files.source import File
+from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, OpenStorage, check_options, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
@@ -40,7 +40,8 @@ class LazyTensor:
     """A tensor of a file. Its shape and dtype are known; its data is read when it is asked for.
 
     ``spec`` is what the file says of it: its storage, and how it lies in it. Stride and
-    storage offset count elements. A LazyTensor survives ``pickle`` if its file is a path.
+    storage offset count elements. A LazyTensor survives ``pickle`` if its file is a path, or a file
+    object that does.
     """
 
     __slots__ = ("__weakref__", "spec")
@@ -200,7 +201,8 @@ class Checkpoint(Mapping[str, Any]):
     names; an empty tuple for other formats.
 
     It holds its files open; `close` it, or use it as a context manager. Tensors cannot be read
-    after that.
+    after that. It survives ``pickle``, and so do its tensors, if it was opened by a path, or on a
+    file object that does.
     """
 
     def __init__(
@@ -211,10 +213,12 @@ class Checkpoint(Mapping[str, Any]):
         limits: Limits | None = None,
     ) -> None:
         limits = check_options(foreign, limits)
-        # Of a path, what ``pickle`` takes along: where it is now, whatever folder is current then.
-        self._origin: tuple[str, Foreign, Limits] | None = None
+        # What ``pickle`` takes along: of a path where it is now, whatever folder is current then.
+        self._origin: tuple[Any, ...]
         if isinstance(file, str | os.PathLike):
-            self._origin = (os.path.abspath(os.fsdecode(file)), foreign, limits)
+            self._origin = (os.path.abspath(os.fsdecode(file)), None, foreign, limits)
+        else:
+            self._origin = (file, position_of(file), foreign, limits)
         self._limits = limits
         self._table: NameTable | None = None
         self._summary: str | None = None
@@ -360,8 +364,6 @@ class Checkpoint(Mapping[str, Any]):
         return as_html(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._origin is None:
-            raise TypeError("a Checkpoint on a file object cannot be pickled")
         return (_open_again, self._origin)
 
     def __eq__(self, other: object) -> bool:
@@ -419,8 +421,11 @@ def tensors_of(root: Any, limits: Limits | None = None) -> Mapping[str, Any]:
     return {name: data_of(leaf) for name, leaf in table.names.items()}
 
 
-def _open_again(path: str, foreign: Foreign, limits: Limits) -> Checkpoint:
-    return Checkpoint(path, foreign=foreign, limits=limits)
+def _open_again(file: File, start: int | None, foreign: Foreign, limits: Limits) -> Checkpoint:
+    """Open what was pickled: a path, or a file object from where its checkpoint began."""
+    if start is not None and not isinstance(file, str | os.PathLike):
+        file.seek(start)
+    return Checkpoint(file, foreign=foreign, limits=limits)
 
 
 def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = None) -> Checkpoint:

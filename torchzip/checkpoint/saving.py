@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from torchzip.checkpoint.destination import refuse_other_format
 from torchzip.checkpoint.lazy import LazyTensor, data_of
 from torchzip.checkpoint.stored_memory import EarlyStorage, StoredMemory
 from torchzip.checkpoint.structure import Structure, as_tensor
@@ -73,7 +74,8 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     Raises
     ------
     TypeError, ValueError
-        For what cannot be saved, with its path in the object. Nothing is written then.
+        For what cannot be saved, with its path in the object; for a path with the suffix of
+        another format, such as .safetensors, which `convert` writes. Nothing is written then.
 
     Examples
     --------
@@ -83,6 +85,7 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     >>> len(file.getvalue())
     1577
     """
+    refuse_other_format(file)
     keys = StorageKeys()
     structure = Structure(obj, keys, place_arrays)
     warn_refused(structure)
@@ -201,6 +204,7 @@ class IncrementalWriter:
     """Stores tensors as soon as they are ready, and the structure last. See `incremental_save`."""
 
     def __init__(self, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
+        refuse_other_format(file)
         self._archive = Archive(file, alignment, crc32)
         self._keys = StorageKeys()
         self._memory = StoredMemory()
