@@ -49,7 +49,7 @@ class Custom:
         return self._wrap(self._file.read(min(size, self._most)))
 
 
-class Buffered(Custom, io.BufferedIOBase):
+class Buffered(Custom, io.BufferedIOBase):  # type: ignore[misc]
     """The same, with the ``readinto`` of io's base class, which insists on bytes."""
 
 
@@ -520,7 +520,7 @@ def test_raw_file_without_bytes_now() -> None:
     """A ``readinto`` that has nothing yet is no end of the file."""
     file = Stingy(_DATA)
     source = FileObjectSource(file)  # type: ignore[arg-type]
-    file.readinto = lambda buffer: None  # type: ignore[method-assign,assignment]
+    file.readinto = lambda buffer: None  # type: ignore[method-assign,assignment,return-value]
     with pytest.raises(BlockingIOError):
         source.read_into(0, memoryview(bytearray(4)))
 

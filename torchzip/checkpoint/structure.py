@@ -35,7 +35,7 @@ from torchzip.tensors.memory import (
     place_arrays,
     torch_dtype_to_save,
 )
-from torchzip.tensors.numpy_values import PickledArray
+from torchzip.tensors.numpy_values import PickledArray, module_of, under_module
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.reduce import (
@@ -63,7 +63,8 @@ class Structure:
 
     ``keys`` hands out the storage keys and may know some already; ``place`` puts arrays into
     storages. ``spec_of`` may change how a tensor of a file is written, ``storage_of`` a bare
-    storage. ``writer`` is whose EarlyTensors are welcome.
+    storage. ``writer`` is whose EarlyTensors are welcome. ``numpy_module`` is numpy's inner module
+    as the file of the object names it, for values that do not remember it.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Structure:
         spec_of: Callable[[TensorSpec], TensorSpec] | None = None,
         storage_of: Callable[[TensorStorage], TensorStorage] | None = None,
         writer: object = None,
+        numpy_module: str | None = None,
     ) -> None:
         self._dense = DenseWriter(keys)
         self._kinds = KindWriter(self._dense, self._plain_spec, self._integers_of)
@@ -83,6 +85,10 @@ class Structure:
         self._writer = writer
         # Tensors that were stored early do not stand alone.
         self._survey = Survey(root, place, self._spec_of if writer is None else None)
+        remembered = self._survey.numpy_modules - {None}
+        self._numpy_module = numpy_module
+        if numpy_module is None and len(remembered) == 1:
+            (self._numpy_module,) = remembered
         self._placements = self._survey.placements
         self._reductions = self._survey.reductions
         self._rows = ArrayRows(keys, self._dense, self._survey.forms, self._survey.storages)
@@ -114,7 +120,11 @@ class Structure:
         # Used once: an object that is met again before it has a number, because it contains
         # itself, is taken apart again, as pickle does it.
         known = self._reductions.pop(id(value), None)
-        return reduce_for_good(value) if known is None else known[1]
+        reduction = reduce_for_good(value) if known is None else known[1]
+        if issubclass(type(value), np.ndarray | np.generic):
+            module = module_of(value) or self._numpy_module
+            return reduction if module is None else under_module(reduction, module)
+        return reduction
 
     def _find_writer(self, kind: type) -> Writer | None:
         found = array_kind(kind)

@@ -31,7 +31,7 @@ from torchzip.tensors.memory import (
     plain_form,
     torch_dtype_to_save,
 )
-from torchzip.tensors.numpy_values import PickledArray
+from torchzip.tensors.numpy_values import PickledArray, module_of
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.reduce import Stored
 from torchzip.tensors.specs import TensorSpec
@@ -107,7 +107,8 @@ class Survey:
     objects of unknown types, by identity. All of it holds as long as the survey is alive.
 
     ``arrays_of`` has the arrays that objects with ``__array__`` or ``__dlpack__`` give, by the
-    identity of the objects, and ``torch_storages`` the storages of torch.
+    identity of the objects, ``torch_storages`` the storages of torch, and ``numpy_modules`` the
+    inner modules of numpy that values remember.
 
     ``spec_of`` is how a tensor of a file is written; None if none of them may stand alone.
     """
@@ -121,6 +122,7 @@ class Survey:
         self.reductions: dict[int, tuple[Any, Reduction]] = {}
         self.arrays_of: dict[int, Array] = {}
         self.torch_storages = TorchStorages()
+        self.numpy_modules: set[str | None] = set()
         # Arrays of the plain class: values, which are met again by identity, and parts of other
         # values, which are written anew at each mention.
         self._arrays: list[Array] = []
@@ -277,6 +279,8 @@ class Survey:
             # Tried again by the second pass, which says where the value is.
             return None
         self.reductions[id(value)] = (value, reduction)
+        if issubclass(type(value), np.ndarray | np.generic):
+            self.numpy_modules.add(module_of(value))
         return reduction
 
     def _paths(self) -> dict[int, str]:

@@ -533,7 +533,7 @@ class Emitter:
         """Raise TypeError if a reduction has not the parts that pickle asks for."""
         callee, args, _, list_items, dict_items, setter = (*reduction, *(None,) * 4)[:6]
         wrong = None
-        if not callable(callee):
+        if not callable(callee) and type(callee) is not ForeignObject:
             wrong = "no callable"
         elif not isinstance(args, tuple):
             wrong = f"a {type(args).__name__} for its arguments"
