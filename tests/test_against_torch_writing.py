@@ -178,8 +178,6 @@ def _arrays() -> dict[str, NDArray[Any]]:
     return {
         "contiguous": square.copy(),
         "scalar": np.array(3.5),
-        "empty": np.zeros((0, 3)),
-        "empty in the middle": np.zeros((2, 0, 3), np.int32),
         "column-major": np.asfortranarray(square),
         "row, column-major": np.zeros((1, 3), order="F"),
         "column, column-major": np.zeros((3, 1), order="F"),
@@ -201,6 +199,27 @@ def test_array_as_from_numpy_has_it(torch: Any, name: str) -> None:
     array = _arrays()[name]
     expected = torch_bytes(torch, {"x": torch.from_numpy(array)})
     assert_same_bytes(torchzip_bytes({"x": array}), expected)
+
+
+@given(
+    shape=st.lists(st.integers(0, 3), max_size=5).map(lambda sizes: [*sizes, 0]).flatmap(
+        st.permutations
+    ),
+    dtype=st.sampled_from(["f4", "i8", "?", "c16", "u2", ">f8", ml_dtypes.bfloat16]),
+    seed=st.integers(0, 2**32),
+)  # fmt: skip
+def test_an_empty_array_has_no_layout(torch: Any, shape: list[int], dtype: Any, seed: int) -> None:
+    """Whatever strides numpy gives it, an empty array is what ``torch.zeros`` of its shape is."""
+    rng = random.Random(seed)
+    array = np.zeros([size + rng.randint(0, 2) for size in shape], dtype)
+    array = array.transpose(rng.sample(range(len(shape)), len(shape)))
+    array = array[tuple(slice(0, size, rng.choice((1, 1, 2))) for size in shape)]
+    odd = np.ndarray(array.shape, dtype, b"", 0, tuple(rng.randint(0, 9) for _ in shape))
+    assert not array.size
+    name = str(odd.dtype.newbyteorder("=").name)
+    expected = torch_bytes(torch, {"x": torch.zeros(array.shape, dtype=getattr(torch, name))})
+    for each in (array, odd, np.zeros(array.shape, dtype)):
+        assert_same_bytes(torchzip_bytes({"x": each}), expected)
 
 
 @pytest.mark.parametrize("name", _arrays())

@@ -315,9 +315,10 @@ def _array_of(part: Any) -> Any:
 
 
 def _torch_dtype_of(part: Any) -> str:
-    # numpy and ml_dtypes call a dtype as torch does.
     name = getattr(part, "torch_dtype", None)
-    return str(part.dtype.name if name is None else name)
+    if name is None:  # numpy and ml_dtypes call a dtype as torch does
+        name = getattr(part.dtype, "name", None) or str(part.dtype).removeprefix("torch.")
+    return str(name)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

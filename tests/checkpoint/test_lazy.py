@@ -297,8 +297,34 @@ def test_checkpoint_survives_pickle(path: Path) -> None:
         assert again._limits.nesting == 77
 
 
+def _in_memory(path: Path) -> Any:
+    return io.BytesIO(b"before" + path.read_bytes())
+
+
+def _fsspec_file(path: Path) -> Any:
+    fsspec = pytest.importorskip("fsspec")
+    path.with_suffix(".more").write_bytes(b"before" + path.read_bytes())
+    return fsspec.filesystem("file").open(str(path.with_suffix(".more")), "rb")
+
+
+@pytest.mark.parametrize("make", [_in_memory, _fsspec_file])
+def test_file_objects_that_survive_pickle(path: Path, make: Any) -> None:
+    """So do a checkpoint and a tensor on a file object that does, from where it stood."""
+    file = make(path)
+    file.seek(6)
+    expected = tz.load(path)["layer"]["weight"]
+    with tz.lazy_load(file, limits=tz.Limits(nesting=77)) as checkpoint:
+        weight = pickle.loads(pickle.dumps(checkpoint["layer.weight"]))
+        np.testing.assert_array_equal(weight.numpy(), expected)
+        again = pickle.loads(pickle.dumps(checkpoint))
+    with again:
+        assert list(again) == list(checkpoint)
+        np.testing.assert_array_equal(again["layer.weight"].numpy(), expected)
+        assert again.limits.nesting == 77
+
+
 def test_what_does_not_survive_pickle(path: Path) -> None:
-    """A file object cannot be sent; that is said, not found out on the other side."""
+    """An open file of this process cannot be sent; that is said, not found out there."""
     with path.open("rb") as file, tz.lazy_load(file) as checkpoint:
         with pytest.raises(TypeError):
             pickle.dumps(checkpoint)

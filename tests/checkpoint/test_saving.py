@@ -666,3 +666,64 @@ def test_arrays_are_not_changed() -> None:
     array.flags.writeable = False
     tz.save({"a": array, "r": array[::-1]}, io.BytesIO())
     assert array.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("name", [
+    "m.safetensors", "M.SafeTensors", "m.sft", "m.gguf", "m.npz", "m.npy",
+    "model.safetensors.index.json", "pytorch_model.bin.index.json",
+    "model.safetensors.index.fp16.json", "sub/m.v1.safetensors",
+])  # fmt: skip
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_the_suffix_of_another_format(tmp_path: Path, name: str, as_path: Any) -> None:
+    """It is an error that names ``convert``, before anything is written."""
+    (tmp_path / "sub").mkdir()
+    path = as_path(tmp_path / name)
+    suffix = re.escape(name[name.index(".index") :] if ".index" in name else Path(name).suffix)
+    with pytest.raises(ValueError, match=rf"{suffix} is the suffix of .*convert\("):
+        tz.save({"w": np.ones(2)}, path)
+    with pytest.raises(ValueError, match=rf"{suffix} is the suffix of .*convert\("):
+        tz.incremental_save(path)
+    assert [each.name for each in tmp_path.rglob("*")] == ["sub"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["m.pt", "m", "m.safetensors.pt", "safetensors", "index.json.pt", "m.bin", "m.pkl", "m.json"],
+)
+def test_other_names(tmp_path: Path, name: str) -> None:
+    """Any other name is the caller's affair, and so is that of an open file."""
+    tz.save({"w": 1}, tmp_path / name)
+    assert tz.load(tmp_path / name) == {"w": 1}
+    with open(tmp_path / "m.safetensors", "wb") as file:
+        tz.save({"w": 1}, file)
+
+
+class _Watched(io.BytesIO):
+    """Counts what is written to it, and may fail at some byte."""
+
+    def __init__(self, room: int = 1 << 30) -> None:
+        super().__init__(b"before")
+        self.seek(6)
+        self.room = room
+
+    def write(self, data: Any) -> int:
+        self.room -= memoryview(data).nbytes
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("value", [
+    np.array(["text"]), np.ones(2, "O"), TypedArray(np.ones(2), "bits8"), lambda: None,
+    Storage(np.ones(3), "int8"), Parameter("no array"),
+    SparseTensor("sparse_coo", np.array([[9], [9]]), np.ones(1), (2, 2)),
+])  # fmt: skip
+def test_nothing_of_a_bad_tree_is_written_to_an_open_file(value: Any) -> None:
+    """The structure is serialised before the first byte goes out, wherever the fault lies."""
+    file = _Watched()
+    with pytest.raises((TypeError, ValueError)):
+        tz.save({"first": np.ones(100_000), "late": [value]}, file)
+    assert (file.getvalue(), file.tell()) == (b"before", 6)
+    with pytest.raises((TypeError, ValueError)), tz.incremental_save(file) as out:
+        out.save({"first": np.ones(100_000), "late": [value]})
+    assert file.getvalue() == b"before"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import ctypes
 import io
+import mmap
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +32,59 @@ from torchzip.files.source import (
 )
 
 _DATA = bytes(range(256)) * 4
+
+
+class Custom:
+    """A reader with ``read`` and ``seek`` alone; ``read`` gives a buffer of some kind."""
+
+    def __init__(self, data: bytes, wrap: Callable[[bytes], Any], most: int = 1 << 30) -> None:
+        self._file = io.BytesIO(data)
+        self._wrap = wrap
+        self._most = most
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> Any:
+        return self._wrap(self._file.read(min(size, self._most)))
+
+
+class Buffered(Custom, io.BufferedIOBase):  # type: ignore[misc]
+    """The same, with the ``readinto`` of io's base class, which insists on bytes."""
+
+
+class Reused(Custom):
+    """Gives views of one buffer, which the next read overwrites."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        self._buffer = bytearray(1 << 12)
+        super().__init__(data, self._view, most)
+
+    def _view(self, part: bytes) -> memoryview:
+        self._buffer[: len(part)] = part
+        return memoryview(self._buffer)[: len(part)]
+
+
+#: What a reader may give for bytes: any object with a buffer, of any items.
+BUFFERS: dict[str, Callable[[bytes], Any]] = {
+    "bytes": bytes,
+    "bytearray": bytearray,
+    "memoryview": memoryview,
+    "memoryview, backward": lambda data: memoryview(data[::-1])[::-1],
+    "memoryview of chars": lambda data: memoryview(data).cast("c"),
+    "array.array": lambda data: array.array("B", data),
+    "array.array of shorts": lambda data: array.array("H", data),
+    "numpy array": lambda data: np.frombuffer(data, np.uint8),
+    "numpy matrix": lambda data: np.frombuffer(data, np.uint8).reshape(2, -1),
+    "ctypes array": lambda data: (ctypes.c_ubyte * len(data)).from_buffer_copy(data),
+    "mmap": lambda data: _mapped(data),
+}
+
+
+def _mapped(data: bytes) -> mmap.mmap:
+    made = mmap.mmap(-1, len(data))
+    made.write(data)
+    return made
 
 
 class Stingy(io.RawIOBase):
@@ -427,3 +486,77 @@ def test_mapped_views(tmp_path: Path) -> None:
     del source
     path.unlink()
     assert bytes(view) == _DATA[3:13]
+
+
+@pytest.mark.parametrize("kind", [Custom, Buffered])
+@pytest.mark.parametrize("name", BUFFERS)
+def test_readers_that_give_any_buffer(name: str, kind: Any) -> None:
+    """What ``read`` gives may be anything with a buffer, with ``readinto`` or without."""
+    source = FileObjectSource(kind(_DATA, BUFFERS[name]))
+    for start, nbytes in ((0, 64), (100, 2), (0, len(_DATA))):
+        assert source.read_at(start, nbytes) == _DATA[start : start + nbytes]
+        out = bytearray(nbytes)
+        source.read_into(start, memoryview(out))
+        assert out == _DATA[start : start + nbytes]
+    assert type(source.read_at(0, 8)) is bytes
+
+
+def test_reader_that_uses_its_buffer_again() -> None:
+    """Parts that are views of one buffer do not overwrite one another."""
+    source = FileObjectSource(Reused(_DATA, most=10))  # type: ignore[arg-type]
+    assert source.read_at(3, 500) == _DATA[3:503]
+    assert source.read_at(0, 10) == _DATA[:10]
+
+
+@pytest.mark.parametrize("wrong", [str, list, lambda data: None, lambda data: 5])
+def test_readers_that_give_something_else(wrong: Any) -> None:
+    """What has no buffer is an error that says so."""
+    source = FileObjectSource(Custom(_DATA, lambda data: wrong(data)))  # type: ignore[arg-type]
+    with pytest.raises((TypeError, BlockingIOError), match=r"gives|no bytes now"):
+        source.read_at(0, 10)
+
+
+def test_raw_file_without_bytes_now() -> None:
+    """A ``readinto`` that has nothing yet is no end of the file."""
+    file = Stingy(_DATA)
+    source = FileObjectSource(file)  # type: ignore[arg-type]
+    file.readinto = lambda buffer: None  # type: ignore[method-assign,assignment,return-value]
+    with pytest.raises(BlockingIOError):
+        source.read_into(0, memoryview(bytearray(4)))
+
+
+def test_pickle_of_a_file_object() -> None:
+    """It goes along if it can be pickled, and must be as long as before; else that is the error."""
+    file = io.BytesIO(b"before" + _DATA)
+    file.seek(6)
+    source = FileObjectSource(file)
+    file.seek(17)
+    again = pickle.loads(pickle.dumps(source))
+    assert again.read_at(5, 9) == _DATA[5:14]
+    assert (again.size, file.tell()) == (len(_DATA), 17)
+    file.seek(0, 2)
+    file.write(b"more")
+    with pytest.raises(FormatError, match=r"has 1,028 bytes .* had 1,024"):
+        pickle.loads(pickle.dumps(source))
+    with pytest.raises(TypeError, match="pickle"), open(__file__, "rb") as real:
+        pickle.dumps(FileObjectSource(real))
+    source.close()
+    with pytest.raises(ValueError, match="closed"):
+        pickle.dumps(source)
+
+
+@pytest.mark.parametrize(
+    "last", ["", "module.os = None", "os.close(source.fileno())", "del source._fd"]
+)
+def test_quiet_at_the_end(tmp_path: Path, last: str) -> None:
+    """One that is open when the interpreter ends says nothing, whatever is gone by then."""
+    (tmp_path / "x").write_bytes(_DATA)
+    script = (
+        "import builtins, os, sys\n"
+        "import torchzip.files.source as module\n"
+        "builtins.kept = source = module.FileSource(sys.argv[1])\n" + last
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "x"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""

@@ -29,7 +29,7 @@ from torchzip.errors import (
     shortened,
     shown,
 )
-from torchzip.files.source import File
+from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options, refuse_foreign
 from torchzip.formats.opening import open_checkpoint
 from torchzip.limits import Limits
@@ -66,7 +66,8 @@ class Checkpoint(Mapping[str, Any]):
     names; an empty tuple for other formats.
 
     It holds its files open; `close` it, or use it as a context manager. Tensors cannot be read
-    after that.
+    after that. It survives ``pickle``, and so do its tensors, if it was opened by a path, or on a
+    file object that does.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class Checkpoint(Mapping[str, Any]):
         limits: Limits | None = None,
     ) -> None:
         limits = check_options(foreign, limits)
-        # Of a path, what ``pickle`` takes along: where it is now, whatever folder is current then.
-        self._origin: tuple[str, Foreign, Limits] | None = None
+        # What ``pickle`` takes along: of a path where it is now, whatever folder is current then.
+        self._origin: tuple[Any, ...]
         if isinstance(file, str | os.PathLike):
-            self._origin = (os.path.abspath(os.fsdecode(file)), foreign, limits)
+            self._origin = (os.path.abspath(os.fsdecode(file)), None, foreign, limits)
+        else:
+            self._origin = (file, position_of(file), foreign, limits)
         self._limits = limits
         self._table: NameTable | None = None
         self._summary: str | None = None
@@ -231,8 +234,6 @@ class Checkpoint(Mapping[str, Any]):
         return as_html(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._origin is None:
-            raise TypeError("a Checkpoint on a file object cannot be pickled")
         return (_open_again, self._origin)
 
     def __eq__(self, other: object) -> bool:
@@ -277,8 +278,11 @@ def named_tensors(
     return table
 
 
-def _open_again(path: str, foreign: Foreign, limits: Limits) -> Checkpoint:
-    return Checkpoint(path, foreign=foreign, limits=limits)
+def _open_again(file: File, start: int | None, foreign: Foreign, limits: Limits) -> Checkpoint:
+    """Open what was pickled: a path, or a file object from where its checkpoint began."""
+    if start is not None and not isinstance(file, str | os.PathLike):
+        file.seek(start)
+    return Checkpoint(file, foreign=foreign, limits=limits)
 
 
 def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = None) -> Checkpoint:

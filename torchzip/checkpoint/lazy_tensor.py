@@ -21,7 +21,8 @@ class LazyTensor:
     """A tensor of a file. Its shape and dtype are known; its data is read when it is asked for.
 
     ``spec`` is what the file says of it: its storage, and how it lies in it. Stride and
-    storage offset count elements. A LazyTensor survives ``pickle`` if its file is a path.
+    storage offset count elements. A LazyTensor survives ``pickle`` if its file is a path, or a file
+    object that does.
     """
 
     __slots__ = ("__weakref__", "spec")

@@ -18,6 +18,7 @@ from torchzip.checkpoint.walk import Label, Walk, attributes, children, inner, j
 from torchzip.errors import LimitError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
+from torchzip.tensors.numpy_values import plain_type
 from torchzip.types import ForeignObject, Parameter
 
 _SCALARS = (int, float, complex, str, bytes, bool, type(None))
@@ -178,7 +179,7 @@ def same_value(a: Any, b: Any) -> bool:
     """Return whether two values are of one type and equal; NaN is NaN here."""
     if a is b:
         return True
-    if type(a) is not type(b):
+    if plain_type(a) is not plain_type(b):
         return False
     try:
         if isinstance(a, list | tuple):

@@ -16,9 +16,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.checkpoint.destination import refuse_other_format
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
 from torchzip.checkpoint.stored_memory import EarlyStorage, StoredMemory
-from torchzip.checkpoint.structure import Structure
+from torchzip.checkpoint.structure import Structure, as_tensor
 from torchzip.checkpoint.survey import EarlyTensor
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.dtypes import DTYPES
@@ -26,6 +27,7 @@ from torchzip.errors import MAX_NDIM
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.sink import open_sink
 from torchzip.files.source import File
+from torchzip.tensors.array_likes import TorchStorage, array_kind
 from torchzip.tensors.kind_checks import check_kind, check_values
 from torchzip.tensors.memory import (
     Placement,
@@ -53,11 +55,16 @@ Array = NDArray[Any]
 def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
     """Write ``obj`` as ``torch.save`` would write it, byte for byte.
 
-    ``obj`` is any tree of Python values, numpy arrays, LazyTensors and the types of
-    `torchzip.types`. A path is written all or nothing; a binary file object needs only ``write``.
-    Arrays that share memory become views of one storage, which holds what they reach and nothing
-    more; LazyTensors of one file keep the storages that they had there. Records start on multiples
+    ``obj`` is any tree of Python values, numpy arrays, objects that give one (``__array__``,
+    ``__dlpack__``), torch tensors, LazyTensors and the types of `torchzip.types`. Arrays that share
+    memory become views of one storage, which holds what they reach and nothing more; torch tensors
+    and LazyTensors of one file keep the storages that they have, whole. Records start on multiples
     of ``alignment`` bytes; ``crc32=False`` leaves the CRCs 0, as torch can.
+
+    A path is written all or nothing; a binary file object needs only ``write``. Of an object that
+    cannot be saved, nothing is written to it. An error that comes later (a full disk, a damaged
+    file that LazyTensors are read from) leaves a part of the checkpoint there, which the caller
+    must take back: truncate the file to where it stood, or discard it.
 
     Warns
     -----
@@ -67,7 +74,8 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     Raises
     ------
     TypeError, ValueError
-        For what cannot be saved, with its path in the object. Nothing is written then.
+        For what cannot be saved, with its path in the object; for a path with the suffix of
+        another format, such as .safetensors, which `convert` writes. Nothing is written then.
 
     Examples
     --------
@@ -77,6 +85,7 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     >>> len(file.getvalue())
     1577
     """
+    refuse_other_format(file)
     keys = StorageKeys()
     structure = Structure(obj, keys, place_arrays)
     warn_refused(structure)
@@ -195,6 +204,7 @@ class IncrementalWriter:
     """Stores tensors as soon as they are ready, and the structure last. See `incremental_save`."""
 
     def __init__(self, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
+        refuse_other_format(file)
         self._archive = Archive(file, alignment, crc32)
         self._keys = StorageKeys()
         self._memory = StoredMemory()
@@ -226,8 +236,9 @@ class IncrementalWriter:
 
         The values are those of this moment; the array can be freed or changed afterwards. An array
         that shares memory with one that was stored before, and has the same values still, becomes a
-        view of the same storage. Takes arrays, LazyTensors, TypedArrays, and Parameters of
-        these; of a sparse, quantized or nested tensor the parts are stored.
+        view of the same storage. Takes arrays and what gives one (``__array__``, ``__dlpack__``),
+        LazyTensors, TypedArrays, torch tensors, and Parameters of these; of a sparse, quantized or
+        nested tensor the parts are stored. Of a torch tensor, the whole storage is.
         """
         with self._lock:
             self._check()
@@ -247,6 +258,8 @@ class IncrementalWriter:
                     raise TypeError(f"items of {array.itemsize} bytes are not {torch_dtype}")
             elif isinstance(array, np.ndarray):
                 torch_dtype = torch_dtype_to_save(array)
+            elif array_kind(type(array)) in ("torch tensor", "array"):
+                return self.store_early(as_tensor(array, self._store_lazy))
             else:
                 raise TypeError(
                     f"store_early takes an array or a tensor, not {type(array).__name__}"
@@ -410,6 +423,14 @@ class IncrementalWriter:
         return Placement(early, place.storage_offset, place.stride)
 
     def _store_lazy(self, storage: TensorStorage) -> EarlyStorage:
+        if isinstance(storage, EarlyStorage):
+            return storage
+        if isinstance(storage, TorchStorage):
+            early = self._find_torch(storage)
+            if early is None:
+                early = self._store(storage)
+                self._memory.add_torch(storage, early)
+            return early
         known = self._lazy.get(id(storage))
         if known is None:
             known = self._lazy[id(storage)] = (storage, self._store(storage))
@@ -419,7 +440,15 @@ class IncrementalWriter:
         storage = self._storage_of(spec.storage)
         return spec if storage is spec.storage else spec.replace(storage=storage)
 
+    def _find_torch(self, storage: TorchStorage) -> EarlyStorage | None:
+        """Return where a storage of torch was stored, if it was and has not changed since."""
+        early = self._memory.find_torch(storage)
+        same = early is not None and self._is_stored(early, 0, storage.blocks(), storage.nbytes)
+        return early if same else None
+
     def _storage_of(self, storage: TensorStorage) -> TensorStorage:
+        if isinstance(storage, TorchStorage):
+            return self._find_torch(storage) or storage
         known = self._lazy.get(id(storage))
         return storage if known is None else known[1]
 
@@ -524,9 +553,13 @@ def _checked_chunks(
     for chunk in chunks:
         if isinstance(chunk, np.ma.MaskedArray):
             raise TypeError("a masked array as a chunk; torch has no mask. Fill it first")
+        if array_kind(type(chunk)) in ("torch tensor", "array"):
+            chunk = data_of(as_tensor(chunk))
+        torch_dtype = getattr(chunk, "torch_dtype", spec.torch_dtype)
         array = np.asarray(chunk)
-        if array.dtype != expected:
-            raise TypeError(f"a chunk of dtype {array.dtype}; {expected} was announced")
+        if array.dtype != expected or torch_dtype != spec.torch_dtype:
+            found = array.dtype if array.dtype != expected else torch_dtype
+            raise TypeError(f"a chunk of dtype {found}; {spec.torch_dtype} was announced")
         done += array.size
         if done > spec.numel:
             raise ValueError(f"more elements than the {spec.numel:,} of shape {list(spec.shape)}")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchzip.tensors.array_likes import TorchStorage
 from torchzip.tensors.memory import Extent, owner_of
 from torchzip.tensors.storage import Bytes, TensorStorage
 
@@ -69,6 +70,7 @@ class StoredMemory:
         # For each owner the regions that no other contains, sorted by start (and so by stop).
         self._by_owner: dict[int, list[Region]] = {}
         self._packed: dict[Any, tuple[weakref.ref[Any], EarlyStorage]] = {}
+        self._torch: dict[int, tuple[weakref.ref[Any], EarlyStorage]] = {}
 
     def find(self, extent: Extent) -> Region | None:
         region = self._exact.get((extent.start, extent.stop))
@@ -92,6 +94,14 @@ class StoredMemory:
         ]
         bisect.insort(kept, region, key=lambda each: each.start)
         self._by_owner[extent.owner] = kept
+
+    def find_torch(self, storage: TorchStorage) -> EarlyStorage | None:
+        """Return where a storage of torch was stored, if it was."""
+        reference, early = self._torch.get(storage.storage._cdata, (None, None))
+        return early if reference is not None and reference() is storage.storage else None
+
+    def add_torch(self, storage: TorchStorage, early: EarlyStorage) -> None:
+        self._torch[storage.storage._cdata] = (weakref.ref(storage.storage), early)
 
     def find_packed(self, array: Array, torch_dtype: str) -> EarlyStorage | None:
         reference, storage = self._packed.get(_layout(array, torch_dtype), (None, None))

@@ -7,6 +7,7 @@ reductions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyFactory, LazyTensor, data_of
 from torchzip.checkpoint.survey import (
     EarlyTensor,
     PlaceArrays,
@@ -24,17 +25,27 @@ from torchzip.checkpoint.survey import (
 )
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
-from torchzip.pickling.emitter import Emitter, Reduction
+from torchzip.formats.base import read_pickle
+from torchzip.limits import Limits
+from torchzip.pickling.emitter import Emitter, Reduction, Writer, text_of
+from torchzip.tensors.array_likes import array_kind, array_of
 from torchzip.tensors.array_rows import ArrayRows
 from torchzip.tensors.memory import (
     Placement,
     packed,
+    place_arrays,
     torch_dtype_to_save,
 )
-from torchzip.tensors.numpy_values import PickledArray
+from torchzip.tensors.numpy_values import PickledArray, module_of, under_module
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tensors.reduce import LEAF_WRITERS, DenseWriter, StorageKeys, empty_ordered_dict
+from torchzip.tensors.reduce import (
+    LEAF_WRITERS,
+    DenseWriter,
+    StorageKeys,
+    as_storage,
+    empty_ordered_dict,
+)
 from torchzip.tensors.reduce_kinds import KindWriter, MarkedValues, is_jagged
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import TensorStorage
@@ -53,7 +64,8 @@ class Structure:
 
     ``keys`` hands out the storage keys and may know some already; ``place`` puts arrays into
     storages. ``spec_of`` may change how a tensor of a file is written, ``storage_of`` a bare
-    storage. ``writer`` is whose EarlyTensors are welcome.
+    storage. ``writer`` is whose EarlyTensors are welcome. ``numpy_module`` is numpy's inner module
+    as the file of the object names it, for values that do not remember it.
     """
 
     def __init__(
@@ -64,14 +76,20 @@ class Structure:
         spec_of: Callable[[TensorSpec], TensorSpec] | None = None,
         storage_of: Callable[[TensorStorage], TensorStorage] | None = None,
         writer: object = None,
+        numpy_module: str | None = None,
     ) -> None:
         self._dense = DenseWriter(keys)
         self._kinds = KindWriter(self._dense, self._plain_spec, self._integers_of)
         self._spec_of = spec_of or (lambda spec: spec)
-        self._storage_of = storage_of or (lambda storage: storage)
+        # Once for each: the bytes of one that was stored early are compared.
+        self._storage_of = functools.cache(storage_of or (lambda storage: storage))
         self._writer = writer
         # Tensors that were stored early do not stand alone.
         self._survey = Survey(root, place, self._spec_of if writer is None else None)
+        remembered = self._survey.numpy_modules - {None}
+        self._numpy_module = numpy_module
+        if numpy_module is None and len(remembered) == 1:
+            (self._numpy_module,) = remembered
         self._placements = self._survey.placements
         self._reductions = self._survey.reductions
         self._rows = ArrayRows(keys, self._dense, self._survey.forms, self._survey.storages)
@@ -90,6 +108,7 @@ class Structure:
             },
             self._reduce,
             self._rows if self._survey.forms else None,
+            self._find_writer,
         )
         self.pickle = emitter.dump(root)
         if self._survey.is_too_deep:
@@ -102,7 +121,17 @@ class Structure:
         # Used once: an object that is met again before it has a number, because it contains
         # itself, is taken apart again, as pickle does it.
         known = self._reductions.pop(id(value), None)
-        return reduce_for_good(value) if known is None else known[1]
+        reduction = reduce_for_good(value) if known is None else known[1]
+        if issubclass(type(value), np.ndarray | np.generic):
+            module = module_of(value) or self._numpy_module
+            return reduction if module is None else under_module(reduction, module)
+        return reduction
+
+    def _find_writer(self, kind: type) -> Writer | None:
+        found = array_kind(kind)
+        if found == "torch storage":
+            return self._write_torch_storage
+        return self._write_array_like if found == "array" else None
 
     # -- the second pass: writers --------------------------------------------------------
 
@@ -131,6 +160,21 @@ class Structure:
             reduction = self._reduce(array)
             if isinstance(reduction, tuple):  # it always is, for an array
                 emitter.reduced(array, reduction)
+
+    def _write_array_like(self, emitter: Emitter, value: Any) -> None:
+        if not emitter.written(id(value)):
+            self._dense.tensor(emitter, self._plain_spec(emitter, value))
+            emitter.put_object(value)
+
+    def _write_torch_storage(self, emitter: Emitter, value: Any) -> None:
+        try:
+            storage, torch_dtype = self._survey.torch_storages.get(value)
+            if torch_dtype is not None and not DTYPES[torch_dtype].storage_class:
+                raise ValueError(f"torch has no storage of dtype {torch_dtype}")
+        except Exception as error:  # torch's own errors among them, which name no place
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(f"{emitter.where()}: {text_of(error)}") from error
+        self._dense.persistent_id(emitter, self._storage_of(storage), torch_dtype)
 
     def _write_typed_array(self, emitter: Emitter, value: TypedArray) -> None:
         if emitter.written(id(value)):
@@ -161,14 +205,31 @@ class Structure:
         elif isinstance(value, np.ndarray):
             array, torch_dtype = value, self._dtype_of(emitter, value)
         else:
+            known = self._as_known(emitter, value)
+            if known is not value:
+                return self._plain_spec(emitter, known)
             raise TypeError(
                 f"{emitter.where()}: a Parameter of {type(value).__name__}; its data must be an "
                 "array or a tensor"
             )
         place = self._place_of(array, torch_dtype)
         return TensorSpec(
-            torch_dtype, array.shape, place.stride, place.storage_offset, place.storage
-        )
+            torch_dtype, array.shape, place.stride, place.storage_offset,
+            self._storage_of(place.storage),
+        )  # fmt: skip
+
+    def _as_known(self, emitter: Emitter, value: Any) -> Any:
+        """Return a torch tensor or what gives an array as `as_tensor` does; others as they are."""
+        found = None if isinstance(value, _KNOWN) else array_kind(type(value))
+        if found not in ("torch tensor", "array"):
+            return value
+        array = self._survey.arrays_of.get(id(value))
+        if array is not None:
+            return array
+        try:
+            return data_of(as_tensor(value, self._survey.torch_storages.known))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{emitter.where()}: {error}") from None
 
     def _write_spec(
         self, emitter: Emitter, spec: TensorSpec, requires_grad: bool | None = None
@@ -209,9 +270,8 @@ class Structure:
 
     def _write_parameter(self, emitter: Emitter, parameter: Parameter) -> None:
         if not emitter.written(id(parameter)) and not self._rows.one(emitter, parameter):
-            self._write_parameter_call(
-                emitter, parameter.data, parameter.requires_grad, parameter.state
-            )
+            data = self._as_known(emitter, parameter.data)
+            self._write_parameter_call(emitter, data, parameter.requires_grad, parameter.state)
             emitter.put_object(parameter)
 
     def _write_parameter_call(
@@ -242,14 +302,17 @@ class Structure:
         emitter.put(None)
         emitter.write(b"R")
 
-    def _write_other(self, emitter: Emitter, tensor: OtherTensor) -> None:
-        if emitter.written(id(tensor)):
+    def _write_other(self, emitter: Emitter, value: OtherTensor) -> None:
+        if emitter.written(id(value)):
             return
+        tensor = value
+        if not all(isinstance(part, _KNOWN) for part in value.parts):
+            tensor = value.with_parts(lambda part: self._as_known(emitter, part))
         if tensor.is_parameter and not is_jagged(tensor):
             self._write_parameter_call(emitter, tensor, tensor.requires_grad, None)
         else:
             self._kinds.write(emitter, tensor, tensor.requires_grad)
-        emitter.put_object(tensor)
+        emitter.put_object(value)
 
     def _write_marked(self, emitter: Emitter, values: MarkedValues) -> None:
         if not emitter.written(id(values)):
@@ -310,3 +373,41 @@ class Structure:
                 f"{where}: a Storage of {nbytes:,} bytes which are a part of "
                 f"{spec.storage.nbytes:,} that other tensors share; copy its data first"
             )
+
+
+def as_tensor(
+    value: Any, storage_of: Callable[[TensorStorage], TensorStorage] = lambda storage: storage
+) -> Any:
+    """Return a torch tensor as `lazy_load` would give it, and what gives an array as that array.
+
+    The tensors lie in torch's own memory, or where ``storage_of`` has put each storage.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither, or cannot be saved. The message has no path.
+    """
+    found = array_kind(type(value))
+    if found == "array":
+        return array_of(value)
+    if found != "torch tensor":
+        raise TypeError(f"an array or a tensor was expected, not {type(value).__name__}")
+    keys = StorageKeys()
+    pickle = Structure(value, keys, place_arrays).pickle
+
+    def open_storage(
+        key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        return storage_of(as_storage(keys.order[int(key)]))
+
+    made = read_pickle(pickle, open_storage, LazyFactory, Limits(), path="torch").root
+    if isinstance(made, ForeignObject):
+        raise TypeError(
+            f"a {type(value).__qualname__} is a tensor of a class that only its own code can make; "
+            "give the plain tensors inside of it"
+        )
+    return made
+
+
+#: What the writers take as it is.
+_KNOWN = (np.ndarray, TypedArray, LazyTensor, EarlyTensor, OtherTensor, ForeignObject)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.dtypes import DTYPES
 from torchzip.pickling.emitter import Reduction, reduce_object, text_of
+from torchzip.tensors.array_likes import ArrayKind, TorchStorages, array_kind, array_of
 from torchzip.tensors.memory import (
     Form,
     Placement,
@@ -30,7 +31,7 @@ from torchzip.tensors.memory import (
     plain_form,
     torch_dtype_to_save,
 )
-from torchzip.tensors.numpy_values import PickledArray
+from torchzip.tensors.numpy_values import PickledArray, module_of
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.reduce import Stored
 from torchzip.tensors.specs import TensorSpec
@@ -105,6 +106,10 @@ class Survey:
     their storage; ``storages`` has the storages of these two. ``reductions`` are the parts of
     objects of unknown types, by identity. All of it holds as long as the survey is alive.
 
+    ``arrays_of`` has the arrays that objects with ``__array__`` or ``__dlpack__`` give, by the
+    identity of the objects, ``torch_storages`` the storages of torch, and ``numpy_modules`` the
+    inner modules of numpy that values remember.
+
     ``spec_of`` is how a tensor of a file is written; None if none of them may stand alone.
     """
 
@@ -115,6 +120,9 @@ class Survey:
         self.forms: dict[int, Form] = {}
         self.storages: dict[int, Stored] = {}
         self.reductions: dict[int, tuple[Any, Reduction]] = {}
+        self.arrays_of: dict[int, Array] = {}
+        self.torch_storages = TorchStorages()
+        self.numpy_modules: set[str | None] = set()
         # Arrays of the plain class: values, which are met again by identity, and parts of other
         # values, which are written anew at each mention.
         self._arrays: list[Array] = []
@@ -187,9 +195,13 @@ class Survey:
                     # An object that is made of new ones without end. The second pass says where.
                     self.is_too_deep = True
                     return
-                reduction = self._try_reduce(value)
-                if isinstance(reduction, tuple):
-                    self._add_reduction(reduction, link, todo)
+                found = array_kind(kind)
+                if found is None or found == "torch tensor":
+                    reduction = self._try_reduce(value)
+                    if isinstance(reduction, tuple):
+                        self._add_reduction(reduction, link, todo)
+                else:
+                    self._add_array_like(value, found, link)
 
     def _add_pairs(
         self,
@@ -249,6 +261,16 @@ class Survey:
             self._links.setdefault(id(array), link)
         self._alive.append(array)
 
+    def _add_array_like(self, value: Any, kind: ArrayKind, link: _Link | None) -> None:
+        try:
+            if kind == "torch storage":
+                self.torch_storages.get(value)
+            else:
+                self.arrays_of[id(value)] = array_of(value)
+                self._add_special(self.arrays_of[id(value)], link)
+        except Exception:
+            pass  # tried again by the second pass, which says where it is
+
     def _try_reduce(self, value: Any) -> Reduction | None:
         """Take an object apart for the first pass, and keep the parts for the second."""
         try:
@@ -257,6 +279,8 @@ class Survey:
             # Tried again by the second pass, which says where the value is.
             return None
         self.reductions[id(value)] = (value, reduction)
+        if issubclass(type(value), np.ndarray | np.generic):
+            self.numpy_modules.add(module_of(value))
         return reduction
 
     def _paths(self) -> dict[int, str]:
@@ -284,6 +308,8 @@ class Survey:
                 if forms.get(identity, self) is None:
                     del forms[identity]
                     self._add_special(array, None)
+        if self.torch_storages:
+            self._settle_in_torch(dict(zip(ids, arrays, strict=True)), forms)
         owners = map(attrgetter("base"), arrays)
         # An array that owns its memory can still be the owner of another's.
         if self._special or place is not place_arrays or any(map(is_not, owners, repeat(None))):
@@ -302,6 +328,16 @@ class Survey:
         else:
             self.forms = forms
 
+    def _settle_in_torch(self, arrays: dict[int, Array], forms: dict[int, Any]) -> None:
+        """Place the arrays that lie in the memory of a torch tensor: as views of its storage."""
+        candidates = [(arrays[key], form.torch_dtype) for key, form in forms.items()]
+        for key, placement in self.torch_storages.placements(
+            [*candidates, *self._special.values()], lambda array: self._paths()[id(array)]
+        ):
+            self.placements[key] = placement
+            self._special.pop(key, None)
+            forms.pop(key[0], None)
+
     def _place(self, place: PlaceArrays, arrays: dict[tuple[int, str], tuple[Array, str]]) -> None:
         paths: dict[int, str] = {}
         keys = list(arrays)
@@ -312,7 +348,7 @@ class Survey:
             return paths[keys[index][0]]
 
         placements = place(list(arrays.values()), path_of)
-        self.placements = dict(zip(keys, placements, strict=True))
+        self.placements.update(zip(keys, placements, strict=True))
 
     def _settle_parts(
         self, parts: list[Array], parameters: list[Parameter], forms: dict[int, Form]

@@ -21,7 +21,7 @@ from torchzip.errors import FormatError, LimitError, shown
 from torchzip.limits import Limits, is_number
 from torchzip.pickling.table import KEEP
 from torchzip.tensors.numpy_dtypes import named_dtype
-from torchzip.tensors.numpy_values import NUMPY_CALLS, PickledArray
+from torchzip.tensors.numpy_values import NUMPY_CALLS, PickledArray, module_of
 from torchzip.tensors.python_values import PATHS, PYTHON_CALLS
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
@@ -70,7 +70,8 @@ def write_atom(value: Any, limits: Limits) -> Node:
     if writer is not None:
         return writer(value, limits)
     if isinstance(value, np.generic):
-        return {"numpy.scalar": _text_of(value.tobytes()), "dtype": _dtype_name(value.dtype)}
+        node = {"numpy.scalar": _text_of(value.tobytes()), "dtype": _dtype_name(value.dtype)}
+        return {**node, **_module_option(value)}
     if isinstance(value, np.dtype):
         return {"numpy.dtype": _dtype_name(value)}
     raise NotCarriedError(f"{shown(value)} is no value that JSON can hold")
@@ -152,7 +153,12 @@ def _array(value: PickledArray, limits: Limits) -> Node:
         "dtype": _dtype_name(value.dtype),
         "shape": list(value.shape),
     }
-    return {**node, "order": "F"} if fortran else node
+    return {**node, **({"order": "F"} if fortran else {}), **_module_option(value)}
+
+
+def _module_option(value: Any) -> dict[str, str]:
+    """Return what is said of a value that numpy 1 has pickled."""
+    return {"module": "numpy.core"} if module_of(value) == "numpy.core" else {}
 
 
 def _name(value: Dtype | QScheme | Layout, limits: Limits) -> Node:
@@ -352,8 +358,14 @@ def _read_dtype(name: Any) -> np.dtype[Any]:
     raise broken("a dtype that numpy and ml_dtypes have not")
 
 
+def _read_module(node: Any) -> str:
+    if node.get("module", "numpy.core") != "numpy.core":
+        raise broken("a module of numpy that it does not have")
+    return "numpy.core" if "module" in node else "numpy._core"
+
+
 def _read_scalar(body: Any, node: Any, limits: Limits) -> Any:
-    make = _called(("numpy._core.multiarray", "scalar"), NUMPY_CALLS)
+    make = _called((_read_module(node) + ".multiarray", "scalar"), NUMPY_CALLS)
     return make(_read_dtype(node.get("dtype")), _raw(body))
 
 
@@ -362,7 +374,7 @@ def _read_array(body: Any, node: Any, limits: Limits) -> Any:
     order = node.get("order", "C")
     if type(shape) is not list or order not in ("C", "F"):
         raise broken("an array without a shape, or of no order")
-    make = _called(("numpy._core.numeric", "_frombuffer"), NUMPY_CALLS)
+    make = _called((_read_module(node) + ".numeric", "_frombuffer"), NUMPY_CALLS)
     return make(_raw(body), _read_dtype(node.get("dtype")), tuple(shape), order)
 
 
@@ -418,8 +430,8 @@ READERS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "Fraction": (_from_parts(("fractions", "Fraction")), ()),
     **{kind: (_path(kind), ()) for kind in PATHS},
     "numpy.dtype": (lambda body, node, limits: _read_dtype(body), ()),
-    "numpy.scalar": (_read_scalar, ("dtype",)),
-    "numpy.array": (_read_array, ("dtype", "shape", "order")),
+    "numpy.scalar": (_read_scalar, ("dtype", "module")),
+    "numpy.array": (_read_array, ("dtype", "shape", "order", "module")),
     "torch.Size": (_read_size, ()),
     "torch.dtype": (_named(Dtype), ()),
     "torch.qscheme": (_named(QScheme), ()),

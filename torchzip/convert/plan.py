@@ -29,6 +29,7 @@ from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError, listed
 from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.memory import place_arrays
+from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.reduce import StorageKeys
 from torchzip.tensors.storage import TensorStorage
@@ -404,7 +405,10 @@ class _ZipPlanner(_Planner):
     def _file(self, path: str, root: Any) -> PlannedFile:
         keys = StorageKeys()
         try:
-            structure = Structure(root, keys, place_arrays, spec_of=self._casts.apply)
+            structure = Structure(
+                root, keys, place_arrays, spec_of=self._casts.apply,
+                numpy_module=module_among(self.checkpoint.globals),
+            )  # fmt: skip
         except (TypeError, ValueError) as error:
             # The object came from a file, so what cannot be written is the file's fault.
             raise UnsupportedError(f"the object in it cannot be written again: {error}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -216,8 +217,14 @@ def _packed(task: Task) -> bytes | None:
     """Return a task for another process; None if it has what lives in this one only."""
     from multiprocessing.reduction import ForkingPickler  # as a pool sends it
 
+    class TaskPickler(ForkingPickler):
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, io.BytesIO):
+                raise TypeError("a file in memory would go along with each task, all of it")
+            return NotImplemented
+
     try:
-        return bytes(ForkingPickler.dumps(task))
+        return bytes(TaskPickler.dumps(task))
     except Exception:  # whatever an open file object says, which cannot be sent
         return None
 

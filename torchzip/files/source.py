@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 from torchzip.errors import TRUNCATED, FormatError
 
 Buffer = bytes | bytearray | memoryview
+_BASE_READINTO = io.BufferedIOBase.readinto
 #: What users may give for a file.
 File = str | os.PathLike[str] | BinaryIO
 
@@ -64,6 +65,10 @@ def _shrunk(name: str, offset: int) -> FormatError:
 
 def _too_many(name: str) -> OSError:
     return OSError(errno.EIO, "The file object gives more than it was asked for", name)
+
+
+def _no_bytes_now(name: str) -> OSError:
+    return BlockingIOError(errno.EAGAIN, "The file object has no bytes now", name)
 
 
 def _read_part(descriptor: int, out: memoryview, offset: int) -> int:
@@ -135,9 +140,14 @@ class FileSource:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # When the interpreter ends, modules may be gone before this, and so may the descriptor.
+        descriptor, self._fd = getattr(self, "_fd", -1), -1
+        if descriptor >= 0:
+            try:
+                close(descriptor)
+            except OSError:
+                pass
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen, (self.path, self.identity))
@@ -154,6 +164,19 @@ def reopen(path: str, identity: tuple[int, int, int, int]) -> FileSource:
     return source
 
 
+def reopen_object(file: BinaryIO, start: int, size: int) -> FileObjectSource:
+    """Return the FileObjectSource of a file object, which must be as long as it was before."""
+    file.seek(start)
+    source = FileObjectSource(file)
+    if source.size != size:
+        raise FormatError(
+            f"the file object has {source.size:,} bytes from where it began, and had {size:,} when "
+            "it was opened; open it again",
+            path=source.name,
+        )
+    return source
+
+
 def _seek(file: BinaryIO, whence: int) -> int:
     """Go there and return where that is. A ``seek`` may say nothing, as mmap's before 3.13."""
     place: int | None = file.seek(0, whence)
@@ -164,7 +187,8 @@ class FileObjectSource:
     """A binary file object with ``read`` and ``seek``, from its current position to its end.
 
     Offsets are relative to that position, so a checkpoint inside a larger file works.
-    The object is not closed. Reads take turns: a file object has one position.
+    The object is not closed. Reads take turns: a file object has one position. It survives
+    ``pickle`` if the file object does; what comes out must have as many bytes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -175,6 +199,10 @@ class FileObjectSource:
         self._start = _seek(file, os.SEEK_CUR)
         self.size = max(0, _seek(file, os.SEEK_END) - self._start)
         file.seek(self._start)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._check_open()
+        return (reopen_object, (self._file, self._start, self.size))
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         _check_inside(self, offset, nbytes)
@@ -192,16 +220,22 @@ class FileObjectSource:
         have = 0
         while True:
             if part is None:
-                raise BlockingIOError(errno.EAGAIN, "The file object has no bytes now", self.name)
-            if not isinstance(part, Buffer):
-                raise TypeError(f"read of {self.name} gives {type(part).__name__}, not bytes")
-            parts.append(part)
-            have += len(part)
+                raise _no_bytes_now(self.name)
+            try:
+                # Of any kind; copied, since some give a part of a buffer that they use again.
+                copy = bytes(memoryview(part))
+            except TypeError:
+                raise TypeError(
+                    f"read of {self.name} gives {type(part).__name__}; bytes, or another object "
+                    "with a buffer, were expected"
+                ) from None
+            parts.append(copy)
+            have += len(copy)
             if have > nbytes:
                 raise _too_many(self.name)
             if have == nbytes:
                 return b"".join(parts)
-            if not len(part):
+            if not copy:
                 raise _shrunk(self.name, offset + have)
             part = self._file.read(nbytes - have)
 
@@ -209,7 +243,8 @@ class FileObjectSource:
         _check_inside(self, offset, out.nbytes)
         readinto: Callable[[memoryview], int | None] | None
         readinto = getattr(self._file, "readinto", None)
-        if readinto is None:
+        # That of io's own base class takes nothing but bytes from ``read``.
+        if readinto is None or getattr(type(self._file), "readinto", None) is _BASE_READINTO:
             out[:] = self.read_at(offset, out.nbytes)
             return
         with self._lock:
@@ -218,6 +253,8 @@ class FileObjectSource:
             done = 0
             while done < out.nbytes:
                 got = readinto(out[done:])
+                if got is None:
+                    raise _no_bytes_now(self.name)
                 if not got:
                     raise _shrunk(self.name, offset + done)
                 if not 0 < got <= out.nbytes - done:

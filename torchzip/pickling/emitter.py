@@ -15,7 +15,8 @@ down to which objects get a memo number and when. The rules, and where they come
 * Names are those of Python 2 where they differ.
 
 What numpy arrays and tensors look like is not known here: ``writers`` maps types to functions
-that write them with the methods of `Emitter`.
+that write them with the methods of `Emitter`, and ``find_writer`` gives one for a type that is not
+among these.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class Emitter:
         writers: Mapping[type, Writer],
         reduce: Callable[[Any], Reduction] = reduce_object,
         bulk: Bulk | None = None,
+        find_writer: Callable[[type], Writer | None] = lambda kind: None,
     ) -> None:
         self.refused: list[tuple[str, str]] = []
         self.path: list[Any] = []
@@ -106,6 +108,7 @@ class Emitter:
         self._writers = writers
         self._reduce = reduce
         self._bulk = bulk
+        self._find_writer = find_writer
         self._parts: list[bytes] = [b"\x80\x02"]
         self.write = self._parts.append
         self._memo: dict[Any, int] = {}
@@ -496,9 +499,13 @@ class Emitter:
         for base in kind.__mro__:
             writer = self._writers.get(base)
             if writer is not None:
-                self._dispatch[kind] = functools.partial(writer, self)
-                writer(self, value)
-                return
+                break
+        else:
+            writer = self._find_writer(kind)
+        if writer is not None:
+            self._dispatch[kind] = functools.partial(writer, self)
+            writer(self, value)
+            return
         if self.written(id(value)):
             return
         if issubclass(kind, type) and kind not in copyreg.dispatch_table:
@@ -526,7 +533,7 @@ class Emitter:
         """Raise TypeError if a reduction has not the parts that pickle asks for."""
         callee, args, _, list_items, dict_items, setter = (*reduction, *(None,) * 4)[:6]
         wrong = None
-        if not callable(callee):
+        if not callable(callee) and type(callee) is not ForeignObject:
             wrong = "no callable"
         elif not isinstance(args, tuple):
             wrong = f"a {type(args).__name__} for its arguments"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -133,6 +133,10 @@ def extent_of(array: Array, torch_dtype: str) -> Extent | None:
     if not array.dtype.isnative:
         return None
     plain = contiguous_stride(array.shape)
+    if not array.size:
+        # What strides it has depends on the release of numpy, and means nothing.
+        start = array.ctypes.data
+        return Extent(array, torch_dtype, start, start, plain, id(owner_of(array)), 0)
     stride = []
     span = reached = 1
     for size, step, usual in zip(array.shape, array.strides, plain, strict=True):
@@ -144,8 +148,6 @@ def extent_of(array: Array, torch_dtype: str) -> Extent | None:
         if size > 1 and step:
             span += (size - 1) * (step // itemsize)
             reached *= size
-    if array.size == 0:
-        span = reached = 0
     start = array.ctypes.data
     return Extent(
         array, torch_dtype, start, start + span * itemsize, tuple(stride),
@@ -376,10 +378,13 @@ def storage_kind(torch_dtype: str) -> str:
 
 def _check_one_dtype(extents: list[Extent]) -> None:
     if len({storage_kind(extent.torch_dtype) for extent in extents}) > 1:
-        names = " and ".join(sorted({extent.torch_dtype for extent in extents}))
-        raise ValueError(
-            f"arrays of dtype {names} share memory, which a checkpoint cannot keep; copy one"
-        )
+        raise ValueError(shared_memory([extent.torch_dtype for extent in extents]))
+
+
+def shared_memory(torch_dtypes: Iterable[str]) -> str:
+    """Return what is wrong where arrays of these dtypes share memory, which torch refuses too."""
+    names = " and ".join(sorted(set(torch_dtypes)))
+    return f"arrays of dtype {names} share memory, which a checkpoint cannot keep; copy one"
 
 
 class _Span:

@@ -7,15 +7,22 @@ checked, and a dtype is built anew from them.
 
 An array of objects stays a ForeignObject, and so does whatever has a dtype that is not understood.
 
+numpy 1 calls its inner module ``numpy.core``, numpy 2 ``numpy._core``. What a file says, it keeps
+saying when it is saved again, so a value of another module than the running numpy's remembers it:
+an array as an attribute, a scalar by a class of its own below that of numpy. Scalars that numpy
+makes no subclass of (bools, times, records, those of ml_dtypes), and long doubles, follow the rest
+of their file.
+
 Source: the section "numpy" of the format; numpy 1.26 and 2.4 as observed.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -31,6 +38,7 @@ from torchzip.types import ForeignObject
 Args = tuple[Any, ...]
 
 _MODULES = ("numpy._core", "numpy.core")
+_RUNNING = "numpy._core"
 _DTYPE = re.compile(r"(?:[?]|[biufcSUVmM][0-9]{0,9})")
 _UNITS = frozenset("Y M W D h m s ms us \u03bcs ns ps fs as generic".split())
 _MAX_FIELDS = 1000
@@ -47,13 +55,92 @@ class PickledArray(np.ndarray[Any, Any]):
 
     #: Only on the object that came from the file.
     is_pickled = False
+    #: The inner module of the numpy that pickled it.
+    module = _RUNNING
 
 
-def pickled_array(array: NDArray[Any]) -> PickledArray:
+def pickled_array(array: NDArray[Any], module: str = _RUNNING) -> PickledArray:
     """Return an array as one that was pickled by numpy."""
     made = array.view(PickledArray)
     made.is_pickled = True
+    if module != _RUNNING:
+        made.module = module
     return made
+
+
+# -- where a value comes from ----------------------------------------------------------------------
+
+#: Classes of scalars that another module than the running numpy's has pickled: numpy's own class
+#: of each, and the module.
+_REMEMBERED: dict[type, tuple[type, str]] = {}
+
+
+_CLASSES: dict[tuple[type, str], Any] = {}
+
+
+def _remembering(kind: type, module: str) -> Any:
+    """Return the class of numpy's scalars of ``kind`` that were pickled by ``module``."""
+    made: Any = _CLASSES.get((kind, module))
+    if made is None:
+        names = {"__slots__": (), "__repr__": lambda self: repr(kind(self))}
+        made = type(kind.__name__, (kind,), names)
+        _REMEMBERED[made] = (kind, module)
+        _CLASSES[kind, module] = made
+    return made
+
+
+def _can_remember(dtype: np.dtype[Any]) -> bool:
+    """Return whether a scalar of numpy's own can be of a class below that of its dtype.
+
+    A long double could, but for the bytes between its numbers.
+    """
+    return dtype.kind in "SU" or (
+        dtype.kind in "iufc" and dtype.isbuiltin == 1 and dtype.char not in "gG"
+    )
+
+
+def _remember(scalar: Any, module: str) -> Any:
+    if module == _RUNNING or not _can_remember(scalar.dtype):
+        return scalar
+    made = _remembering(type(scalar), module)(scalar)
+    return made if made.tobytes() == scalar.tobytes() else scalar
+
+
+def plain_type(value: Any) -> type:
+    """Return the class of a value, and of a scalar of numpy its own, whatever pickled it.
+
+    >>> plain_type(np.float32(1)), plain_type(1)
+    (<class 'numpy.float32'>, <class 'int'>)
+    """
+    kind = type(value)
+    return _REMEMBERED[kind][0] if kind in _REMEMBERED else kind
+
+
+def module_of(value: Any) -> str | None:
+    """Return the inner module of the numpy that pickled a value; None if it remembers none."""
+    if type(value) is PickledArray:
+        return value.module if value.is_pickled else None
+    if type(value) in _REMEMBERED:
+        return _REMEMBERED[type(value)][1]
+    return _RUNNING if isinstance(value, np.generic) and _can_remember(value.dtype) else None
+
+
+def module_among(names: Iterable[Name]) -> str | None:
+    """Return the inner module of numpy that a file mentions, if it is one."""
+    tops = {".".join(module.split(".", 2)[:2]) for module, _ in names}
+    found = tops.intersection(_MODULES)
+    return found.pop() if len(found) == 1 else None
+
+
+def under_module(reduction: Any, module: str) -> Any:
+    """Return a reduction of numpy's with its function under the name of that inner module."""
+    if module == _RUNNING or not isinstance(reduction, tuple):
+        return reduction
+    function = reduction[0]
+    top, _, rest = str(function.__module__).rpartition(".")
+    if top not in _MODULES:
+        return reduction
+    return (ForeignObject(f"{module}.{rest}", function.__name__), *reduction[1:])
 
 
 # -- dtypes ----------------------------------------------------------------------------------------
@@ -163,7 +250,7 @@ def _is_shape(shape: Any) -> bool:
 # -- arrays and scalars ----------------------------------------------------------------------------
 
 
-def _array(dtype: Any, shape: Any, data: Any, *, fortran: bool) -> Any:
+def _array(dtype: Any, shape: Any, data: Any, module: str, *, fortran: bool) -> Any:
     """Return an array over a copy of ``data``; KEEP if the parts are those of something else."""
     raw = bytes_of(data)
     if not isinstance(dtype, np.dtype) or raw is None:
@@ -182,7 +269,7 @@ def _array(dtype: Any, shape: Any, data: Any, *, fortran: bool) -> Any:
     if raw:
         made.reshape(-1, order="A").view(np.uint8)[...] = np.frombuffer(raw, np.uint8)
         _check_texts(made.reshape(-1, order="A"))
-    return pickled_array(made)
+    return pickled_array(made, module)
 
 
 def _check_texts(flat: np.ndarray[Any, Any]) -> None:
@@ -215,17 +302,18 @@ def _build_array(target: ForeignObject, state: Any) -> Any:
     _, shape, dtype, fortran, data = state
     if type(fortran) not in (bool, int):
         return KEEP
-    return _array(dtype, shape, data, fortran=bool(fortran))
+    module = target.module.rpartition(".")[0]
+    return _array(dtype, shape, data, module, fortran=bool(fortran))
 
 
-def _from_buffer(args: Args) -> Any:
+def _from_buffer(module: str, args: Args) -> Any:
     """Return the array that numpy writes at protocol 5, when its buffer is in the pickle."""
     if len(args) not in (4, 5) or type(args[3]) is not str or args[3] not in ("C", "F"):
         return KEEP
-    return _array(args[1], args[2], args[0], fortran=args[3] == "F")
+    return _array(args[1], args[2], args[0], module, fortran=args[3] == "F")
 
 
-def _scalar(args: Args) -> Any:
+def _scalar(module: str, args: Args) -> Any:
     dtype = args[0] if len(args) == 2 else None
     raw = bytes_of(args[1]) if len(args) == 2 else None
     if not isinstance(dtype, np.dtype) or raw is None:
@@ -233,16 +321,16 @@ def _scalar(args: Args) -> Any:
     if len(raw) != dtype.itemsize:
         raise PickleError(f"a numpy scalar of {dtype} with {len(raw):,} bytes")
     if not raw:
-        return np.zeros((), dtype)[()]
+        return _remember(np.zeros((), dtype)[()], module)
     made = np.frombuffer(raw, dtype)
     _check_texts(made)
-    return made[0]
+    return _remember(made[0], module)
 
 
 #: By name, what takes the arguments of a call.
 NUMPY_CALLS: dict[Name, Callable[[Args], Any]] = {
-    **{(f"{module}.multiarray", "scalar"): _scalar for module in _MODULES},
-    **{(f"{module}.numeric", "_frombuffer"): _from_buffer for module in _MODULES},
+    **{(f"{at}.multiarray", "scalar"): functools.partial(_scalar, at) for at in _MODULES},
+    **{(f"{at}.numeric", "_frombuffer"): functools.partial(_from_buffer, at) for at in _MODULES},
 }
 
 #: By name, what an object and its state make together.

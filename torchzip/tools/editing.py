@@ -24,6 +24,7 @@ from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.memory import place_arrays
+from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.reduce import StorageKeys, Stored
 from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.tools.edit_rules import DeviceRules, EditRules, GradRules
@@ -252,7 +253,10 @@ class _Edit:
         is_in_vain = isinstance(keys, _FileKeys) and (self._tree.dropped or not in_order)
         one_by_one = self if is_in_vain else None
         try:
-            structure = Structure(self._contents.root, keys, place_arrays, writer=one_by_one)
+            structure = Structure(
+                self._contents.root, keys, place_arrays, writer=one_by_one,
+                numpy_module=module_among(self._contents.globals),
+            )  # fmt: skip
         except TorchZipError as error:
             raise error.at(path=self.source.name) from None
         except (TypeError, ValueError) as error:  # what torch itself could not have saved
