@@ -49,7 +49,7 @@ class Mappings:
         assert isinstance(file, FileSource | PooledSource)
         mapped = self._maps.get(file.path)
         if mapped is None:
-            mapped = self._maps[file.path] = MmapSource(file.path)
+            mapped = self._maps[file.path] = MmapSource(file.path, file.identity)
         return mapped.view(place, nbytes)
 
 
