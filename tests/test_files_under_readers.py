@@ -406,7 +406,7 @@ def test_close_at_each_call(
                 thread.start()
                 thread.join()
                 for _ in range(8):
-                    opened.enter_context(other.open("rb"))  # noqa: B023
+                    opened.enter_context(other.open("rb"))
                 return real(*args, **more)
 
             with under(call.__eq__, effect):
