@@ -128,10 +128,10 @@ def convert(
         raise TypeError(f"jobs is a number of processes, not {type(jobs).__name__}")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}; 1 or more processes were expected")
-    if executor is not None and not callable(getattr(executor, "submit", None)):
-        raise TypeError(
-            f"executor must be a concurrent.futures.Executor, not {type(executor).__name__}"
-        )
+    if executor is not None and not isinstance(executor, Executor):
+        is_class = isinstance(executor, type)
+        given = f"the class {executor.__name__}; make one" if is_class else type(executor).__name__
+        raise TypeError(f"executor must be a concurrent.futures.Executor, not {given}")
     for option, function in (("map", map), ("progress", progress)):
         if function is not None and not callable(function):
             raise TypeError(f"{option} must be a function, not {type(function).__name__}")
