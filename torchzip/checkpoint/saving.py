@@ -54,7 +54,9 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     """Write ``obj`` as ``torch.save`` would write it, byte for byte.
 
     ``obj`` is any tree of Python values, numpy arrays, LazyTensors and the types of
-    `torchzip.types`. A path is written all or nothing; a binary file object needs only ``write``.
+    `torchzip.types`. A path is written all or nothing, but for one that is a stream (a FIFO, a
+    device, ``/dev/stdout``), which is written as it comes; a binary file object needs only
+    ``write``.
     Arrays that share memory become views of one storage, which holds what they reach and nothing
     more; LazyTensors of one file keep the storages that they had there. Records start on multiples
     of ``alignment`` bytes; ``crc32=False`` leaves the CRCs 0, as torch can.
