@@ -1,7 +1,8 @@
 """The exceptions of torchzip: one tree, each error with its place in the file.
 
 A reader raises a `TorchZipError` or an `OSError` and nothing else, whatever the
-bytes. A caller's own mistake is a plain `TypeError` or `ValueError`.
+bytes. A caller's own mistake is a plain `TypeError` or `ValueError`. Memory that is short is an
+`OSError` too (`EnoughMemory`).
 
 The layer that notices a fault rarely knows which file it is reading, so an error
 collects its place on the way up: each layer fills in what it knows with an
@@ -14,7 +15,9 @@ terminal's escape or a character that shows nothing in it, and is never longer t
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from contextlib import ContextDecorator
 from typing import Any, Self
 
 #: Characters of a message, and of the record's name before it.
@@ -202,6 +205,31 @@ class ErrorPlace:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, TorchZipError):
             error.at(**self._place)
+
+
+def no_memory(error: MemoryError) -> OSError:
+    """Return the error of memory that is short, as readers raise it: it is the machine's fault."""
+    why = str(error)  # numpy says how much was asked for
+    return OSError(errno.ENOMEM, f"Not enough memory: {why}" if why else "Not enough memory")
+
+
+class EnoughMemory(ContextDecorator):
+    """A block, or a function, in which memory that is short is an OSError, as a full disk is.
+
+    Around everything that a user calls to read: how much it takes depends on what the file says.
+
+    >>> with EnoughMemory():
+    ...     raise MemoryError
+    Traceback (most recent call last):
+    OSError: [Errno 12] Not enough memory
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemoryError):
+            raise no_memory(error) from None
 
 
 def _cut(record: str) -> str:

@@ -15,10 +15,12 @@ from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
+    EnoughMemory,
     ErrorPlace,
     TensorNotFoundError,
     TorchZipError,
     UnsupportedError,
+    no_memory,
     shortened,
     shown,
 )
@@ -103,7 +105,8 @@ class LazyTensor:
         if copy is False:
             raise ValueError("a LazyTensor has no array to share; its data is read each time")
         array = self.numpy()
-        return array if dtype is None else array.astype(dtype, copy=False)
+        with EnoughMemory():
+            return array if dtype is None else array.astype(dtype, copy=False)
 
     def __getitem__(self, key: Any) -> Any:
         """Return ``self.numpy()[key]``, reading only the bytes that a basic index needs.
@@ -112,7 +115,8 @@ class LazyTensor:
         """
         chosen = slice_spec(self.spec, key)
         if chosen is None:
-            return self.numpy()[key]
+            with EnoughMemory():
+                return self.numpy()[key]
         array = self._read(*chosen)
         return array if array.ndim or _has_ellipsis(key) else array[()]
 
@@ -128,7 +132,10 @@ class LazyTensor:
         return (self[index] for index in range(len(self)))
 
     def _read(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> NDArray[Any]:
-        return read_view(self.spec, shape, stride, offset)
+        try:
+            return read_view(self.spec, shape, stride, offset)
+        except MemoryError as error:  # a block would cost each of many small reads
+            raise no_memory(error) from None
 
     def __repr__(self) -> str:
         extra = ", requires_grad=True" if self.requires_grad else ""
@@ -203,6 +210,7 @@ class Checkpoint(Mapping[str, Any]):
     after that.
     """
 
+    @EnoughMemory()
     def __init__(
         self,
         file: File,
@@ -242,7 +250,7 @@ class Checkpoint(Mapping[str, Any]):
 
     def _names(self) -> NameTable:
         if self._table is None:
-            with ErrorPlace(path=self.path):
+            with EnoughMemory(), ErrorPlace(path=self.path):
                 self._table = NameTable(
                     self.root, is_tensor, self._limits, self._pickle_nbytes, self._parts_of
                 )
@@ -296,6 +304,7 @@ class Checkpoint(Mapping[str, Any]):
         """Tensors of classes of their own, which stay ForeignObjects, by their names."""
         return self._names().others
 
+    @EnoughMemory()
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every record and compare its CRC; the bounds of all tensors were checked before.
 

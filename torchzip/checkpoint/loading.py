@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import Foreign
-from torchzip.errors import ErrorPlace
+from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.folder import PooledSource
 from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
@@ -164,6 +164,7 @@ def _fill(storage: EagerStorage, verify: bool) -> None:
             start += block.size
 
 
+@EnoughMemory()
 def load(
     file: File,
     *,

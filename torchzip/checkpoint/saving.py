@@ -22,7 +22,7 @@ from torchzip.checkpoint.structure import Structure
 from torchzip.checkpoint.survey import EarlyTensor
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.dtypes import DTYPES
-from torchzip.errors import MAX_NDIM
+from torchzip.errors import MAX_NDIM, EnoughMemory
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.sink import open_sink
 from torchzip.files.source import File
@@ -80,9 +80,10 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     1577
     """
     keys = StorageKeys()
-    structure = Structure(obj, keys, place_arrays)
+    with EnoughMemory():
+        structure = Structure(obj, keys, place_arrays)
     warn_refused(structure)
-    with Archive(file, alignment, crc32) as archive:
+    with EnoughMemory(), Archive(file, alignment, crc32) as archive:
         archive.write_head(structure.pickle)
         archive.write_storages(keys.order)
         archive.writer.finish()
@@ -223,6 +224,7 @@ class IncrementalWriter:
                 }[self._state]
             )
 
+    @EnoughMemory()
     def store_early(self, array: Any) -> Any:
         """Write an array now; return the proxy that takes its place in the object.
 
@@ -309,14 +311,17 @@ class IncrementalWriter:
             keys = self._keys.copy()  # an object that cannot be saved leaves no trace
             self._state = "saving"  # for what an object's own ``__reduce__`` may do
             try:
-                structure = Structure(obj, keys, self._place, self._spec_of, self._storage_of, self)
+                with EnoughMemory():
+                    structure = Structure(
+                        obj, keys, self._place, self._spec_of, self._storage_of, self
+                    )
                 warn_refused(structure)
             finally:
                 if self._state == "saving":
                     self._state = "open"
             self._check()
             archive = self._archive
-            with self._breaking():
+            with EnoughMemory(), self._breaking():
                 # With early storages in front, all storages stand before the structure: torch's
                 # computed offsets follow the keys from the first storage on without a break.
                 if not already:

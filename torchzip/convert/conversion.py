@@ -16,7 +16,7 @@ from torchzip.convert.plan import Plan, make_plan
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
-from torchzip.errors import ErrorPlace
+from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.new_file import refuse_existing, sync_folder
 from torchzip.files.source import File
 from torchzip.limits import Limits
@@ -137,7 +137,11 @@ def convert(
             raise TypeError(f"{option} must be a function, not {type(function).__name__}")
     if not overwrite:
         refuse_existing(target.path)  # before a long look at the source
-    with Checkpoint(src, limits=limits) as checkpoint, contextlib.ExitStack() as opened:
+    with (
+        EnoughMemory(),
+        Checkpoint(src, limits=limits) as checkpoint,
+        contextlib.ExitStack() as opened,
+    ):
         opened.enter_context(_folder_of(target))
         mapping = None
         if map is not None:
