@@ -19,7 +19,7 @@ import torchzip as tz
 from torchzip.files.streams import is_stream
 from torchzip.tools import report
 
-_VALUES = {"w": np.arange(1000, dtype=np.float32), "n": 7}
+_VALUES: dict[str, Any] = {"w": np.arange(1000, dtype=np.float32), "n": 7}
 
 
 def _incremental(path: Any) -> None:

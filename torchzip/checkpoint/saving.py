@@ -26,6 +26,7 @@ from torchzip.errors import MAX_NDIM, EnoughMemory
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.sink import open_sink
 from torchzip.files.source import File
+from torchzip.files.watch import Watch
 from torchzip.tensors.kind_checks import check_kind, check_values
 from torchzip.tensors.memory import (
     Placement,
@@ -39,7 +40,7 @@ from torchzip.tensors.memory import (
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
 from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import Bytes, TensorStorage
+from torchzip.tensors.storage import Bytes, TensorStorage, sources_of
 from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 
 #: Storages up to this size are copied and written together.
@@ -151,8 +152,9 @@ class Archive:
     def write_storage(self, key: int, storage: TensorStorage) -> int:
         """Write a storage as ``data/<key>``; return its CRC as stored."""
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
-        for block in _blocks_of(storage):
-            self.writer.write(block.data)
+        with _reading([storage]) as blocks_of:
+            for block in blocks_of(storage):
+                self.writer.write(block.data)
         return self.writer.end_record()
 
     def commit(self) -> None:
@@ -165,9 +167,20 @@ class Archive:
         self.sink.abort()  # harmless after a commit
 
 
-def _blocks_of(storage: TensorStorage) -> Iterator[Bytes]:
-    """Yield bytes to be written; a CRC that is known goes along, and shows damage in the file."""
-    return storage.blocks() if storage.crc else storage.checked_blocks()
+@contextlib.contextmanager
+def _reading(storages: Iterable[object]) -> Iterator[Callable[[TensorStorage], Iterator[Bytes]]]:
+    """Give what yields the bytes of storages to be written.
+
+    A CRC that is known goes along unread, and shows damage in the file. It must not do so where
+    somebody has written to the file since it was opened: it is compared then, and a file that is
+    written to in the meantime is an error.
+    """
+    watch = Watch(sources_of(storages))
+    if not watch.is_unwritten():
+        yield lambda storage: storage.checked_blocks()
+        return
+    yield lambda storage: storage.blocks() if storage.crc else storage.checked_blocks()
+    watch.check()
 
 
 def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | None] | None]:
@@ -181,16 +194,17 @@ def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | No
     contents: list[bytes] = []
     crcs: list[int | None] = []
     room = _BATCH_NBYTES
-    for stored in batch:
-        room -= stored.nbytes
-        if room < 0 or not 0 < stored.nbytes <= _SMALL_NBYTES:
-            break
-        if isinstance(stored, np.ndarray):
-            contents.append(stored.tobytes())
-            crcs.append(None)
-        else:
-            contents.append(b"".join(block.tobytes() for block in _blocks_of(stored)))
-            crcs.append(stored.crc)
+    with _reading(batch) as blocks_of:
+        for stored in batch:
+            room -= stored.nbytes
+            if room < 0 or not 0 < stored.nbytes <= _SMALL_NBYTES:
+                break
+            if isinstance(stored, np.ndarray):
+                contents.append(stored.tobytes())
+                crcs.append(None)
+            else:
+                contents.append(b"".join(block.tobytes() for block in blocks_of(stored)))
+                crcs.append(stored.crc)
     return contents, crcs
 
 
@@ -395,10 +409,11 @@ class IncrementalWriter:
             early.position = writer.position
             keep_crc = not self._archive.with_crc and not self._can_read_back()
             crc = 0
-            for block in _blocks_of(storage):
-                writer.write(block.data)
-                if keep_crc:
-                    crc = compute_crc32(block.data, crc)
+            with _reading([storage]) as blocks_of:
+                for block in blocks_of(storage):
+                    writer.write(block.data)
+                    if keep_crc:
+                        crc = compute_crc32(block.data, crc)
             stored = writer.end_record()
             early.bytes_crc = crc if keep_crc else stored
         return early

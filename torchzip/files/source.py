@@ -16,7 +16,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from torchzip.errors import TRUNCATED, FormatError
 
@@ -25,6 +25,14 @@ Buffer = bytes | bytearray | memoryview
 File = str | os.PathLike[str] | BinaryIO
 #: Device, inode, size and time of the last change: what tells that a path is the same file still.
 Identity = tuple[int, int, int, int]
+
+
+class Status(NamedTuple):
+    """What is compared of a file: its size, when it was written to, when anything changed."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
 
 
 @runtime_checkable
@@ -124,6 +132,7 @@ class FileSource:
         finally:
             del held  # the frame of an exception would keep it open
         self.size = status.st_size
+        self.opened = _status_of(status)
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
@@ -160,12 +169,24 @@ class FileSource:
             raise ValueError(f"{self.name}: the checkpoint is closed")
         return held
 
+    def status(self) -> Status:
+        """Return what the file is now; `opened` is what it was."""
+        held = self.descriptor()
+        try:
+            return _status_of(os.fstat(held.number))
+        finally:
+            del held
+
     def close(self) -> None:
         """Read no more. The file is closed as soon as no read is under way."""
         self._file = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen, (self.path, self.identity))
+
+
+def _status_of(status: os.stat_result) -> Status:
+    return Status(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def reopen(path: str, identity: Identity) -> FileSource:
