@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -37,9 +38,21 @@ class Send(Protocol):
     def __call__(self, case: Case, doors: Collection[str] = DOORS) -> type: ...
 
 
-def allowed() -> contextlib.AbstractContextManager[Any]:
-    """Return the one sentence: a value, a `TorchZipError` or an `OSError`."""
-    return contextlib.suppress(TorchZipError, OSError)
+@contextlib.contextmanager
+def allowed() -> Iterator[None]:
+    """The one sentence: a value, a `TorchZipError` or an `OSError`."""
+    try:
+        yield
+    except TorchZipError:
+        pass
+    except OSError as error:
+        _check_memory(error)
+
+
+def _check_memory(error: OSError) -> None:
+    """Raise MemoryError if a file made its reader ask for more than the guard leaves."""
+    if error.errno == errno.ENOMEM and "Not enough memory" in str(error):
+        raise MemoryError(str(error)) from None
 
 
 def load_eagerly(path: Path) -> type:
@@ -59,7 +72,8 @@ def _answer(read: Callable[..., Any], file: Any) -> tuple[type, str]:
         made = read(file)
     except TorchZipError as error:
         return type(error), error.message
-    except OSError:
+    except OSError as error:
+        _check_memory(error)
         return OSError, ""
     return type(made), ""
 
@@ -143,7 +157,9 @@ def disassemble(path: Path) -> None:
     with contextlib.redirect_stdout(text):
         try:
             disassembly.disassemble(str(path), None, as_json=True)
-        except (TorchZipError, OSError):
+        except (TorchZipError, OSError) as error:
+            if isinstance(error, OSError):
+                _check_memory(error)
             if not text.getvalue():  # no file at all
                 return
     assert json.loads(text.getvalue())

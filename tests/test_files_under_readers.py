@@ -6,7 +6,9 @@ are overwritten in place are noticed where the format has a CRC, which is in a z
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import pickle
 import shutil
@@ -15,6 +17,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.faults import Call, descriptors, failing_with, forks, in_child, under
+from tests.sampling import some
+from torchzip.files.ranges import RangeWriter
 
 Values = dict[str, np.ndarray[Any, Any]]
 KINDS = ("zip", "legacy", "safetensors", "shards")
@@ -342,6 +347,116 @@ def test_failed_loads_leave_nothing(tmp_path: Path, kind: str) -> None:
     target.write_bytes(whole)
     for read in READS.values():
         assert is_of(read(path), OLD)
+
+
+# -- closing while another thread reads ------------------------------------------------------------
+
+
+def _numpy(ckpt: tz.Checkpoint, folder: Path) -> bool:
+    return is_of({name: ckpt[name].numpy() for name in ckpt}, OLD)
+
+
+def _slices(ckpt: tz.Checkpoint, folder: Path) -> bool:
+    made = values(OLD)
+    return all(np.array_equal(ckpt[name][1:-1:2], made[name][1:-1:2]) for name in ckpt)
+
+
+def _verify(ckpt: tz.Checkpoint, folder: Path) -> bool:
+    return ckpt.verify().tensors == len(values(OLD))
+
+
+def _save(ckpt: tz.Checkpoint, folder: Path) -> bool:
+    tz.save(ckpt.root, folder / "saved.pt")
+    return is_of(tz.load(folder / "saved.pt"), OLD)
+
+
+def _kernel_copy(ckpt: tz.Checkpoint, folder: Path) -> bool:
+    path = folder / "copied"
+    for name, array in values(OLD).items():
+        path.write_bytes(b"")
+        source, at = ckpt[name].spec.storage.span()
+        with RangeWriter(str(path)) as out:
+            if out.copy(source, at, 0, array.nbytes) and path.read_bytes() != array.tobytes():
+                return False
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("use", [_numpy, _slices, _verify, _save, _kernel_copy])
+def test_close_at_each_call(
+    tmp_path: Path, kind: str, use: Callable[[tz.Checkpoint, Path], bool]
+) -> None:
+    """A read that another thread closes the file under gives its bytes, or is an error.
+
+    The read is stopped where the system has its descriptor's number, which other files get.
+    """
+    path = write(tmp_path / "m", kind, OLD)
+    other = tmp_path / "other"
+    other.write_bytes(b"\xee" * (1 << 16))
+    with tz.lazy_load(path) as ckpt, under() as system:
+        assert use(ckpt, tmp_path)
+    reading = ("pread", "preadv", "copy_file_range")
+    for call in some([call for call in system.calls if call[0] in reading]):
+        before = descriptors()
+        with contextlib.ExitStack() as opened:
+            ckpt = tz.lazy_load(path)
+
+            def effect(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+                thread = threading.Thread(target=ckpt.close)  # noqa: B023
+                thread.start()
+                thread.join()
+                for _ in range(8):
+                    opened.enter_context(other.open("rb"))
+                return real(*args, **more)
+
+            with under(call.__eq__, effect):
+                try:
+                    assert use(ckpt, tmp_path), call
+                except (ValueError, OSError, tz.TorchZipError) as error:
+                    assert not isinstance(error, OSError), call  # noqa: PT017
+        assert descriptors() == before, call
+
+
+def test_close_waits_for_a_file_object(tmp_path: Path) -> None:
+    """What its owner does with a file object after `close` does not meet a read."""
+    path = write(tmp_path / "m", "zip", OLD)
+    stopped, go_on = threading.Event(), threading.Event()
+
+    class Stopping(io.FileIO):
+        stops = False
+
+        def readinto(self, buffer: Any) -> int | None:
+            if self.stops:
+                stopped.set()
+                assert go_on.wait(60)
+            return super().readinto(buffer)
+
+    with Stopping(path) as file, tz.lazy_load(file) as ckpt:
+        file.stops = True
+        with ThreadPoolExecutor(2) as pool:
+            read = pool.submit(ckpt["a"].numpy)
+            assert stopped.wait(60)
+            closed = pool.submit(ckpt.close)
+            with pytest.raises(TimeoutError):
+                closed.result(0.05)
+            go_on.set()
+            assert np.array_equal(read.result(60), values(OLD)["a"])
+            closed.result(60)
+        with pytest.raises(ValueError, match="closed"):
+            ckpt["a"].numpy()
+
+
+def test_map_of_a_file_that_was_replaced(tmp_path: Path) -> None:
+    """A file is mapped by its path, which must lead to the file that was opened still."""
+    path, other = write(tmp_path / "old", "zip", OLD), write(tmp_path / "new", "zip", NEW)
+
+    def effect(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        result = real(*args, **more)
+        _replace(path, other)
+        return result
+
+    with under(("fstat", 0).__eq__, effect), pytest.raises(tz.FormatError, match="replaced"):
+        tz.load(path, mmap=True)
 
 
 # -- threads and processes -------------------------------------------------------------------------

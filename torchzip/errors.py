@@ -1,20 +1,23 @@
 """The exceptions of torchzip: one tree, each error with its place in the file.
 
 A reader raises a `TorchZipError` or an `OSError` and nothing else, whatever the
-bytes. A caller's own mistake is a plain `TypeError` or `ValueError`.
+bytes. A caller's own mistake is a plain `TypeError` or `ValueError`. Memory that is short is an
+`OSError` too (`EnoughMemory`).
 
 The layer that notices a fault rarely knows which file it is reading, so an error
 collects its place on the way up: each layer fills in what it knows with an
 `ErrorPlace`, and what is already known stays.
 
-What a file holds may be hostile: a message never has a control character, a line break or a
-terminal's escape in it, and is never longer than a screen. `shown` quotes and cuts a single
-value; the constructor makes sure of the whole.
+What a file holds may be hostile: a message never has a control character, a line break, a
+terminal's escape or a character that shows nothing in it, and is never longer than a screen.
+`shown` quotes and cuts a single value; the constructor makes sure of the whole.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from contextlib import ContextDecorator
 from typing import Any, Self
 
 #: Characters of a message, and of the record's name before it.
@@ -46,15 +49,43 @@ _KINDS = {
 _WORDS = frozenset(["Dtype", "Device", "Layout", "QScheme"])
 
 
-def printable(text: str) -> str:
-    """Return text without what would move the cursor, turn the writing or end the line.
+#: Characters that show nothing, although Python says they are printable: a name could end in one,
+#: or consist of them. Those of Unicode's Default_Ignorable_Code_Point that are letters and marks
+#: (the others are of category Cf or Cn, which are not printable), and the blanks, fillers and
+#: joiners that are not spaces: of Hangul, braille, Khitan, hieroglyphs, musical notation, Tifinagh,
+#: Brahmi and shorthand, and what stands for an object in a text.
+_INVISIBLE = frozenset(
+    [
+        chr(code)
+        for first, last in (
+            (0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
+            (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xE0100, 0xE01EF),
+            (0x2800, 0x2800), (0x16FE4, 0x16FE4), (0x13441, 0x13442), (0x1D159, 0x1D159),
+            (0x2D7F, 0x2D7F), (0x1107F, 0x1107F), (0x1BC9D, 0x1BC9E), (0xFFFC, 0xFFFC),
+        )
+        for code in range(first, last + 1)
+    ]
+)  # fmt: skip
 
-    >>> printable("a\\tb"), printable("\\x1b[31m")
-    ('a\\\\tb', '\\\\x1b[31m')
+
+def is_printable(text: str) -> bool:
+    """Return whether each character shows as one, and nothing moves the cursor.
+
+    >>> is_printable("weight é 重"), is_printable("\\u3164")
+    (True, False)
     """
-    if text.isprintable():
+    return text.isprintable() and (text.isascii() or _INVISIBLE.isdisjoint(text))
+
+
+def printable(text: str) -> str:
+    """Return text with an escape for what moves the cursor, turns the writing or shows nothing.
+
+    >>> printable("a\\tb"), printable("\\x1b[31m"), printable("\\u3164")
+    ('a\\\\tb', '\\\\x1b[31m', '\\\\u3164')
+    """
+    if is_printable(text):
         return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if is_printable(c) else ascii(c)[1:-1] for c in text)
 
 
 def shown(value: object, most: int = 100, *, inside: bool = False) -> str:
@@ -68,7 +99,7 @@ def shown(value: object, most: int = 100, *, inside: bool = False) -> str:
     "[1, a list, 'a', 'b', ...]"
     """
     if isinstance(value, str | bytes):
-        return repr(value[:most]) + ("..." if len(value) > most else "")
+        return printable(repr(value[:most])) + ("..." if len(value) > most else "")
     if value is None or isinstance(value, bool | float):
         return repr(value)
     if type(value) is int:
@@ -119,7 +150,8 @@ class TorchZipError(Exception):
         record: str | None = None,
         offset: int | None = None,
     ) -> None:
-        message = printable(shortened(message, _MAX_MESSAGE))
+        # Cut twice: of a very long one only what is shown is looked at, and escapes are longer.
+        message = shortened(printable(shortened(message, _MAX_MESSAGE)), _MAX_MESSAGE)
         super().__init__(message)
         self.message = message
         self.path = path
@@ -175,8 +207,34 @@ class ErrorPlace:
             error.at(**self._place)
 
 
+def no_memory(error: MemoryError) -> OSError:
+    """Return the error of memory that is short, as readers raise it: it is the machine's fault."""
+    why = str(error)  # numpy says how much was asked for
+    return OSError(errno.ENOMEM, f"Not enough memory: {why}" if why else "Not enough memory")
+
+
+class EnoughMemory(ContextDecorator):
+    """A block, or a function, in which memory that is short is an OSError, as a full disk is.
+
+    Around everything that a user calls to read: how much it takes depends on what the file says.
+
+    >>> with EnoughMemory():
+    ...     raise MemoryError
+    Traceback (most recent call last):
+    OSError: [Errno 12] Not enough memory
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemoryError):
+            raise no_memory(error) from None
+
+
 def _cut(record: str) -> str:
-    return printable(record[:_MAX_RECORD]) + ("..." if len(record) > _MAX_RECORD else "")
+    text = printable(record[: _MAX_RECORD + 1])
+    return text[:_MAX_RECORD] + ("..." if len(text) > _MAX_RECORD else "")
 
 
 def _restore(cls: type[TorchZipError], message: str, attributes: dict[str, Any]) -> TorchZipError:

@@ -119,13 +119,13 @@ def test_html_runs_and_colours_nothing() -> None:
     """Names from the file are text, and the notebook's own colours are kept."""
     evil = "<script>alert(1)</script>&amp;\"'"
     checkpoint = opened(
-        {evil: np.ones(1), "a": {evil: np.ones(1), "\x1b[2J": np.ones(1)}, "v": evil}
+        {evil: np.ones(1), "a": {evil: np.ones(1), "\x1b[2J\u3164": np.ones(1)}, "v": evil}
     )
     text = checkpoint._repr_html_()
     made = _Page(text)
     assert "script" not in made.tags
     assert evil in made.text
-    assert "\\x1b[2J" in made.text
+    assert "\\x1b[2J\\u3164" in made.text
     assert not re.search(r"color|#[0-9a-f]{3}|rgb|src=|href|<style", text)
 
 

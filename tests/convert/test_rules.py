@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -253,6 +255,10 @@ def test_dtype_for_all_is_no_rule_without_use(tmp_path: Path) -> None:
         ({"rename": [(1, "x")]}, TypeError),
         ({"rename": [("a", None)]}, TypeError),
         ({"executor": 5}, TypeError),
+        ({"executor": ThreadPoolExecutor}, TypeError),
+        ({"executor": Executor}, TypeError),
+        ({"executor": ThreadPoolExecutor.submit}, TypeError),
+        ({"executor": SimpleNamespace(submit=print)}, TypeError),
         ({"map": 5}, TypeError),
         ({"progress": 5}, TypeError),
     ],

@@ -461,7 +461,7 @@ def test_closed_source(tmp_path: Path) -> None:
     source = FileSource(path)
     source.close()
     source.close()
-    for use in (lambda: source.read_at(0, 1), source.fileno):
+    for use in (lambda: source.read_at(0, 1), source.descriptor):
         with pytest.raises(ValueError, match="closed") as caught:
             use()
         assert not isinstance(caught.value, FormatError)
@@ -472,7 +472,7 @@ def test_descriptor_is_not_inherited(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(_DATA)
     source = FileSource(path)
-    assert not os.get_inheritable(source.fileno())
+    assert not os.get_inheritable(source.descriptor().number)
 
 
 def test_mapped_views(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from torchzip.checkpoint.lazy_tensor import (
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.errors import (
+    EnoughMemory,
     ErrorPlace,
     TensorNotFoundError,
     TorchZipError,
@@ -70,6 +71,7 @@ class Checkpoint(Mapping[str, Any]):
     file object that does.
     """
 
+    @EnoughMemory()
     def __init__(
         self,
         file: File,
@@ -111,7 +113,7 @@ class Checkpoint(Mapping[str, Any]):
 
     def _names(self) -> NameTable:
         if self._table is None:
-            with ErrorPlace(path=self.path):
+            with EnoughMemory(), ErrorPlace(path=self.path):
                 self._table = named_tensors(
                     self.root, self._limits, self._pickle_nbytes, self._parts_of
                 )
@@ -170,6 +172,7 @@ class Checkpoint(Mapping[str, Any]):
         """Tensors of classes of their own, which stay ForeignObjects, by their names."""
         return self._names().others
 
+    @EnoughMemory()
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every record and compare its CRC; the bounds of all tensors were checked before.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
+from torchzip.errors import EnoughMemory, no_memory
 from torchzip.formats.base import OpenStorage
 from torchzip.tensors.numpy_dtypes import as_dtype, numpy_dtype, torch_dtype_of
 from torchzip.tensors.persistent_ids import BareStorage
@@ -85,7 +86,8 @@ class LazyTensor:
         if copy is False:
             raise ValueError("a LazyTensor has no array to share; its data is read each time")
         array = self.numpy()
-        return array if dtype is None else array.astype(dtype, copy=False)
+        with EnoughMemory():
+            return array if dtype is None else array.astype(dtype, copy=False)
 
     def __getitem__(self, key: Any) -> Any:
         """Return ``self.numpy()[key]``, reading only the bytes that a basic index needs.
@@ -94,7 +96,8 @@ class LazyTensor:
         """
         chosen = slice_spec(self.spec, key)
         if chosen is None:
-            return self.numpy()[key]
+            with EnoughMemory():
+                return self.numpy()[key]
         array = self._read(*chosen)
         return array if array.ndim or _has_ellipsis(key) else array[()]
 
@@ -110,7 +113,10 @@ class LazyTensor:
         return (self[index] for index in range(len(self)))
 
     def _read(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> NDArray[Any]:
-        return read_view(self.spec, shape, stride, offset)
+        try:
+            return read_view(self.spec, shape, stride, offset)
+        except MemoryError as error:  # a block would cost each of many small reads
+            raise no_memory(error) from None
 
     def __repr__(self) -> str:
         extra = ", requires_grad=True" if self.requires_grad else ""

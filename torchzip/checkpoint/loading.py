@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import Foreign
-from torchzip.errors import ErrorPlace
+from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.folder import PooledSource
 from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
@@ -55,7 +55,7 @@ class Mappings:
         assert isinstance(file, FileSource | PooledSource)
         mapped = self._maps.get(file.path)
         if mapped is None:
-            mapped = self._maps[file.path] = MmapSource(file.path)
+            mapped = self._maps[file.path] = MmapSource(file.path, file.identity)
         return mapped.view(place, nbytes)
 
 
@@ -175,6 +175,7 @@ def _fill(storage: EagerStorage, verify: bool) -> None:
             start += block.size
 
 
+@EnoughMemory()
 def load(
     file: File,
     *,

@@ -23,10 +23,11 @@ from torchzip.checkpoint.structure import Structure, as_tensor
 from torchzip.checkpoint.survey import EarlyTensor
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.dtypes import DTYPES
-from torchzip.errors import MAX_NDIM
+from torchzip.errors import MAX_NDIM, EnoughMemory
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.sink import open_sink
 from torchzip.files.source import File
+from torchzip.files.watch import Watch
 from torchzip.tensors.array_likes import TorchStorage, array_kind
 from torchzip.tensors.kind_checks import check_kind, check_values
 from torchzip.tensors.memory import (
@@ -41,7 +42,7 @@ from torchzip.tensors.memory import (
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
 from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import Bytes, TensorStorage
+from torchzip.tensors.storage import Bytes, TensorStorage, sources_of
 from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 
 #: Storages up to this size are copied and written together.
@@ -61,10 +62,11 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     and LazyTensors of one file keep the storages that they have, whole. Records start on multiples
     of ``alignment`` bytes; ``crc32=False`` leaves the CRCs 0, as torch can.
 
-    A path is written all or nothing; a binary file object needs only ``write``. Of an object that
-    cannot be saved, nothing is written to it. An error that comes later (a full disk, a damaged
-    file that LazyTensors are read from) leaves a part of the checkpoint there, which the caller
-    must take back: truncate the file to where it stood, or discard it.
+    A path is written all or nothing, but for one that is a stream (a FIFO, a device,
+    ``/dev/stdout``), which is written as it comes; a binary file object needs only ``write``. Of an
+    object that cannot be saved, nothing is written to it. An error that comes later (a full disk, a
+    damaged file that LazyTensors are read from) leaves a part of the checkpoint there, which the
+    caller must take back: truncate the file to where it stood, or discard it.
 
     Warns
     -----
@@ -87,9 +89,10 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     """
     refuse_other_format(file)
     keys = StorageKeys()
-    structure = Structure(obj, keys, place_arrays)
+    with EnoughMemory():
+        structure = Structure(obj, keys, place_arrays)
     warn_refused(structure)
-    with Archive(file, alignment, crc32) as archive:
+    with EnoughMemory(), Archive(file, alignment, crc32) as archive:
         archive.write_head(structure.pickle)
         archive.write_storages(keys.order)
         archive.writer.finish()
@@ -157,8 +160,9 @@ class Archive:
     def write_storage(self, key: int, storage: TensorStorage) -> int:
         """Write a storage as ``data/<key>``; return its CRC as stored."""
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
-        for block in _blocks_of(storage):
-            self.writer.write(block.data)
+        with _reading([storage]) as blocks_of:
+            for block in blocks_of(storage):
+                self.writer.write(block.data)
         return self.writer.end_record()
 
     def commit(self) -> None:
@@ -171,9 +175,20 @@ class Archive:
         self.sink.abort()  # harmless after a commit
 
 
-def _blocks_of(storage: TensorStorage) -> Iterator[Bytes]:
-    """Yield bytes to be written; a CRC that is known goes along, and shows damage in the file."""
-    return storage.blocks() if storage.crc else storage.checked_blocks()
+@contextlib.contextmanager
+def _reading(storages: Iterable[object]) -> Iterator[Callable[[TensorStorage], Iterator[Bytes]]]:
+    """Give what yields the bytes of storages to be written.
+
+    A CRC that is known goes along unread, and shows damage in the file. It must not do so where
+    somebody has written to the file since it was opened: it is compared then, and a file that is
+    written to in the meantime is an error.
+    """
+    watch = Watch(sources_of(storages))
+    if not watch.is_unwritten():
+        yield lambda storage: storage.checked_blocks()
+        return
+    yield lambda storage: storage.blocks() if storage.crc else storage.checked_blocks()
+    watch.check()
 
 
 def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | None] | None]:
@@ -187,16 +202,17 @@ def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | No
     contents: list[bytes] = []
     crcs: list[int | None] = []
     room = _BATCH_NBYTES
-    for stored in batch:
-        room -= stored.nbytes
-        if room < 0 or not 0 < stored.nbytes <= _SMALL_NBYTES:
-            break
-        if isinstance(stored, np.ndarray):
-            contents.append(stored.tobytes())
-            crcs.append(None)
-        else:
-            contents.append(b"".join(block.tobytes() for block in _blocks_of(stored)))
-            crcs.append(stored.crc)
+    with _reading(batch) as blocks_of:
+        for stored in batch:
+            room -= stored.nbytes
+            if room < 0 or not 0 < stored.nbytes <= _SMALL_NBYTES:
+                break
+            if isinstance(stored, np.ndarray):
+                contents.append(stored.tobytes())
+                crcs.append(None)
+            else:
+                contents.append(b"".join(block.tobytes() for block in blocks_of(stored)))
+                crcs.append(stored.crc)
     return contents, crcs
 
 
@@ -231,6 +247,7 @@ class IncrementalWriter:
                 }[self._state]
             )
 
+    @EnoughMemory()
     def store_early(self, array: Any) -> Any:
         """Write an array now; return the proxy that takes its place in the object.
 
@@ -320,14 +337,17 @@ class IncrementalWriter:
             keys = self._keys.copy()  # an object that cannot be saved leaves no trace
             self._state = "saving"  # for what an object's own ``__reduce__`` may do
             try:
-                structure = Structure(obj, keys, self._place, self._spec_of, self._storage_of, self)
+                with EnoughMemory():
+                    structure = Structure(
+                        obj, keys, self._place, self._spec_of, self._storage_of, self
+                    )
                 warn_refused(structure)
             finally:
                 if self._state == "saving":
                     self._state = "open"
             self._check()
             archive = self._archive
-            with self._breaking():
+            with EnoughMemory(), self._breaking():
                 # With early storages in front, all storages stand before the structure: torch's
                 # computed offsets follow the keys from the first storage on without a break.
                 if not already:
@@ -401,10 +421,11 @@ class IncrementalWriter:
             early.position = writer.position
             keep_crc = not self._archive.with_crc and not self._can_read_back()
             crc = 0
-            for block in _blocks_of(storage):
-                writer.write(block.data)
-                if keep_crc:
-                    crc = compute_crc32(block.data, crc)
+            with _reading([storage]) as blocks_of:
+                for block in blocks_of(storage):
+                    writer.write(block.data)
+                    if keep_crc:
+                        crc = compute_crc32(block.data, crc)
             stored = writer.end_record()
             early.bytes_crc = crc if keep_crc else stored
         return early

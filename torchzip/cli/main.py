@@ -87,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD
     except OSError as error:
         return _say_os_error(error)
+    except MemoryError:
+        say("not enough memory")
+        return BAD
     except ValueError as error:
         say(str(error))
         return USAGE

@@ -16,7 +16,7 @@ from torchzip.convert.plan import Plan, make_plan
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
-from torchzip.errors import ErrorPlace
+from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.new_file import refuse_existing, sync_folder
 from torchzip.files.source import File
 from torchzip.limits import Limits
@@ -128,16 +128,20 @@ def convert(
         raise TypeError(f"jobs is a number of processes, not {type(jobs).__name__}")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}; 1 or more processes were expected")
-    if executor is not None and not callable(getattr(executor, "submit", None)):
-        raise TypeError(
-            f"executor must be a concurrent.futures.Executor, not {type(executor).__name__}"
-        )
+    if executor is not None and not isinstance(executor, Executor):
+        is_class = isinstance(executor, type)
+        given = f"the class {executor.__name__}; make one" if is_class else type(executor).__name__
+        raise TypeError(f"executor must be a concurrent.futures.Executor, not {given}")
     for option, function in (("map", map), ("progress", progress)):
         if function is not None and not callable(function):
             raise TypeError(f"{option} must be a function, not {type(function).__name__}")
     if not overwrite:
         refuse_existing(target.path)  # before a long look at the source
-    with Checkpoint(src, limits=limits) as checkpoint, contextlib.ExitStack() as opened:
+    with (
+        EnoughMemory(),
+        Checkpoint(src, limits=limits) as checkpoint,
+        contextlib.ExitStack() as opened,
+    ):
         opened.enter_context(_folder_of(target))
         mapping = None
         if map is not None:

@@ -16,6 +16,8 @@ from torchzip.dtypes import DTYPES
 from torchzip.files.crc import RunningCrc32, crc32, crc32_combine, crc32_short, wrong_crc
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
+from torchzip.files.source import file_place
+from torchzip.files.watch import Watched
 from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.storage import Bytes, SpanStorage, TensorStorage
@@ -89,6 +91,12 @@ def _run_of(storage: TensorStorage) -> _Run | None:
     return _Run(base, start, nbytes, cast) if isinstance(base, SpanStorage) else None
 
 
+def _can_go_unread(run: _Run) -> bool:
+    """Return whether bytes can be copied: with a CRC only of a file that tells when it changes."""
+    span = run.base.span()
+    return span is not None and (not run.is_whole or isinstance(file_place(*span)[0], Watched))
+
+
 def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
     """Return the storages with a CRC that these are made of, but not of all their bytes in order.
 
@@ -117,7 +125,7 @@ def cut(
         run.cast is None
         and run.is_whole == with_crc
         and not (verify and run.is_whole)
-        and run.base.span() is not None
+        and _can_go_unread(run)
     )
     start = 0
     while start < storage.nbytes:

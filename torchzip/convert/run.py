@@ -30,8 +30,11 @@ from torchzip.convert.pieces import (
     write_pieces,
 )
 from torchzip.convert.plan import Plan, PlannedFile
+from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.new_file import NewFile, commit_together
 from torchzip.files.sink import GapSink
+from torchzip.files.watch import Watch
+from torchzip.tensors.storage import sources_of
 
 Progress = Callable[[int, int], None]
 
@@ -44,6 +47,8 @@ _BATCH_RECORDS = 1 << 12
 _PIECE_NBYTES = 32 << 20
 _TASK_NBYTES = 96 << 20
 _PROGRESS_NBYTES = 1 << 20
+#: Read at once of what was written.
+_CHECKED_NBYTES = 8 << 20
 
 
 def run(
@@ -71,6 +76,8 @@ def run(
             for storage in read_in_part(each for file in plan.files for each in file.storages):
                 for _ in storage.checked_blocks():
                     pass
+        every = [storage for planned in plan.files for storage in planned.storages]
+        watch = Watch(sources_of(every))
         with_crc = plan.format == "zip"
         works = []
         for planned, file in zip(plan.files, files, strict=True):
@@ -86,6 +93,9 @@ def run(
             _run_tasks(works, executor, meter)
         for work in works:
             (_finish_zip if with_crc else _finish_safetensors)(work)
+        if not watch.check():
+            for work in works:
+                work.check_copied()
         if index is not None and plan.index is not None:
             index.write_at(0, plan.index[1])
             files.append(index)
@@ -155,6 +165,18 @@ class _Work:
         """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
         cut = self._cuts[key]
         return joined(self.planned.storages[key], self.pieces[cut], self.written[cut])
+
+    def check_copied(self) -> None:
+        """Read what was written of bytes that were copied unread; raise if a CRC does not match."""
+        for key, places in self._cuts.items():
+            expected = self.crc_of(key) if self.pieces[places][0].copied else 0
+            start, storage = self.planned.starts[key], self.planned.storages[key]
+            found = 0
+            for at in range(0, storage.nbytes if expected else 0, _CHECKED_NBYTES):
+                nbytes = min(_CHECKED_NBYTES, storage.nbytes - at)
+                found = crc32(os.pread(self.file.descriptor, nbytes, start + at), found)
+            if found != expected:
+                raise wrong_crc(found, expected, storage.record)
 
     def tasks(self) -> Iterator[tuple[int, Task]]:
         """Yield the pieces in tasks for workers, each with the number of its first piece."""

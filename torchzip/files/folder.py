@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchzip.errors import FormatError, shown
-from torchzip.files.source import FileSource, reopen
+from torchzip.files.source import FileSource, Status, reopen
 
 #: Descriptors that a folder holds at most, but for reads in more threads than that.
 _OPEN_FILES = 64
@@ -130,7 +130,13 @@ class PooledSource:
         self.name = file.name
         self.path = file.path
         self.size = file.size
+        self.opened = file.opened
         self.identity = file.identity
+
+    def status(self) -> Status:
+        """Return what the file is now."""
+        with self._folder.borrow(self) as file:
+            return file.status()
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         with self._folder.borrow(self) as file:

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Sequence
 
 from torchzip.files.source import Buffer
+from torchzip.files.streams import is_stream
 
 
 class NewFile:
@@ -28,6 +29,13 @@ class NewFile:
         self._fd = -1
         self._pid = os.getpid()
         mode = None
+        if is_stream(self.name):
+            raise OSError(
+                errno.EINVAL,
+                "Cannot save here, it is not a regular file but a stream, in which nothing can be "
+                "written out of order; give the name of a file",
+                self.name,
+            )
         try:
             status = os.stat(self.target)
         except FileNotFoundError:
@@ -137,8 +145,11 @@ def write_all(descriptor: int, offset: int, data: Buffer) -> None:
 
 
 def refuse_existing(path: str | os.PathLike[str]) -> None:
-    """Raise FileExistsError if there is anything under a name, be it a link that leads nowhere."""
-    if os.path.lexists(path):
+    """Raise FileExistsError if there is anything under a name, be it a link that leads nowhere.
+
+    A stream is not replaced by what is written to it.
+    """
+    if os.path.lexists(path) and not is_stream(path):
         name = os.fsdecode(path)
         raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", name)
 

@@ -101,20 +101,23 @@ class RangeWriter:
         if not hasattr(os, "copy_file_range") or not isinstance(source, FileSource):
             return False
         done = 0
-        while done < nbytes:
-            try:
+        held = source.descriptor()
+        try:
+            while done < nbytes:
                 count = os.copy_file_range(
-                    source.fileno(), self._fd, min(_COPY_NBYTES, nbytes - done),
+                    held.number, self._fd, min(_COPY_NBYTES, nbytes - done),
                     start + done, offset + done,
                 )  # fmt: skip
-            except OSError as error:
-                if error.errno in _CANNOT_COPY:
-                    return False
-                raise
-            if not count:
-                return False  # it ends here by now; who reads it says so
-            os.posix_fadvise(self._fd, offset + done, count, os.POSIX_FADV_DONTNEED)
-            done += count
+                if not count:
+                    return False  # it ends here by now; who reads it says so
+                os.posix_fadvise(self._fd, offset + done, count, os.POSIX_FADV_DONTNEED)
+                done += count
+        except OSError as error:
+            if error.errno in _CANNOT_COPY:
+                return False
+            raise
+        finally:
+            del held
         return True
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 A path is written to a temporary file beside it, made durable, and renamed over the
 target: the target holds the old or the new bytes after any failure. A file object is
-written as it comes; only its owner can undo that.
+written as it comes; only its owner can undo that. So is a path that is a stream: a pipe, a
+device, ``/dev/stdout``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, Protocol
 from torchzip.files.direct import DirectWriter
 from torchzip.files.new_file import KEEP_SIZE, NewFile, allocate
 from torchzip.files.source import Buffer
+from torchzip.files.streams import is_stream, open_stream
 
 #: What a larger file has beyond this is written past the page cache, if that is possible.
 _CACHED_NBYTES = 16 << 20
@@ -181,10 +183,26 @@ class FileObjectSink:
                 os.ftruncate(descriptor, os.fstat(descriptor).st_size)
 
 
+class StreamSink(FileObjectSink):
+    """What a path leads to that is a stream."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(open_stream(path))
+        self.name = os.fsdecode(path)
+
+    def commit(self) -> None:
+        super().commit()
+        self._file.close()
+
+    def abort(self) -> None:
+        super().abort()
+        self._file.close()
+
+
 def open_sink(file: str | os.PathLike[str] | BinaryIO) -> PathSink | FileObjectSink:
     """Return a Sink for a path or a binary file object with ``write``."""
     if isinstance(file, str | os.PathLike):
-        return PathSink(file)
+        return StreamSink(file) if is_stream(file) else PathSink(file)
     if not hasattr(file, "write") or isinstance(file, io.TextIOBase):
         raise TypeError(
             f"expected a path or a binary file object with write, not {type(file).__name__}"

@@ -16,7 +16,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from torchzip.errors import TRUNCATED, FormatError
 
@@ -24,6 +24,16 @@ Buffer = bytes | bytearray | memoryview
 _BASE_READINTO = io.BufferedIOBase.readinto
 #: What users may give for a file.
 File = str | os.PathLike[str] | BinaryIO
+#: Device, inode, size and time of the last change: what tells that a path is the same file still.
+Identity = tuple[int, int, int, int]
+
+
+class Status(NamedTuple):
+    """What is compared of a file: its size, when it was written to, when anything changed."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
 
 
 @runtime_checkable
@@ -80,11 +90,32 @@ def _read_part(descriptor: int, out: memoryview, offset: int) -> int:
     return len(data)
 
 
+class Descriptor:
+    """An open file, for as long as anyone has this object: the last one to let go closes it.
+
+    The number of a closed descriptor is given to the next file that is opened. So a call that is
+    given the number must hold the object, or another thread that closes the file in the meantime
+    has it read another one.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        try:
+            os.close(self.number)
+        except Exception:  # it was only read, so nothing is lost; and at exit `os` may be gone
+            pass
+
+
 class FileSource:
     """A regular file, read with ``pread``.
 
     A file that is cut short while it is open gives an error, not a crash. It keeps
-    reading the same file when the path is replaced. It survives ``pickle``: the
+    reading the same file when the path is replaced. A read that is under way when another thread
+    closes the source ends as if it were open; later ones raise. It survives ``pickle``: the
     other side opens the path again and refuses a file that is not the same.
     """
 
@@ -92,24 +123,30 @@ class FileSource:
         self.name = os.fsdecode(path)
         self.path = os.path.abspath(self.name)
         # O_NONBLOCK: opening a FIFO must not wait for its writer. It changes nothing for files.
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._file: Descriptor | None = None
+        held = Descriptor(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         try:
-            status = os.fstat(self._fd)
+            status = os.fstat(held.number)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(
                     errno.EISDIR, "Is a directory, not a checkpoint file", self.name
                 )
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "Not a regular file", self.name)
-        except BaseException:
-            self.close()
-            raise
+            self._file = held
+        finally:
+            del held  # the frame of an exception would keep it open
         self.size = status.st_size
+        self.opened = _status_of(status)
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         _check_inside(self, offset, nbytes)
-        data = os.pread(self._descriptor(), nbytes, offset)
+        held = self.descriptor()
+        try:
+            data = os.pread(held.number, nbytes, offset)
+        finally:
+            del held
         if len(data) == nbytes:
             return data
         # The kernel moves at most 2 GiB a call.
@@ -119,41 +156,45 @@ class FileSource:
 
     def read_into(self, offset: int, out: memoryview) -> None:
         _check_inside(self, offset, out.nbytes)
-        descriptor = self._descriptor()
         done = 0
-        while done < out.nbytes:
-            got = _read_part(descriptor, out[done:], offset + done)
-            if got == 0:
-                raise _shrunk(self.name, offset + done)
-            done += got
+        held = self.descriptor()
+        try:
+            while done < out.nbytes:
+                got = _read_part(held.number, out[done:], offset + done)
+                if got == 0:
+                    raise _shrunk(self.name, offset + done)
+                done += got
+        finally:
+            del held
 
-    def _descriptor(self) -> int:
-        if self._fd < 0:
+    def descriptor(self) -> Descriptor:
+        """Return the open file. It stays open until the caller lets go of it."""
+        held = self._file
+        if held is None:
             raise ValueError(f"{self.name}: the checkpoint is closed")
-        return self._fd
+        return held
 
-    def fileno(self) -> int:
-        return self._descriptor()
+    def status(self) -> Status:
+        """Return what the file is now; `opened` is what it was."""
+        held = self.descriptor()
+        try:
+            return _status_of(os.fstat(held.number))
+        finally:
+            del held
 
     def close(self) -> None:
-        descriptor, self._fd = self._fd, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        # When the interpreter ends, modules may be gone before this, and so may the descriptor.
-        descriptor, self._fd = getattr(self, "_fd", -1), -1
-        if descriptor >= 0:
-            try:
-                close(descriptor)
-            except OSError:
-                pass
+        """Read no more. The file is closed as soon as no read is under way."""
+        self._file = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen, (self.path, self.identity))
 
 
-def reopen(path: str, identity: tuple[int, int, int, int]) -> FileSource:
+def _status_of(status: os.stat_result) -> Status:
+    return Status(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def reopen(path: str, identity: Identity) -> FileSource:
     """Return the FileSource of a path, which must be the same file as before."""
     source = FileSource(path)
     if source.identity != identity:
@@ -187,14 +228,16 @@ class FileObjectSource:
     """A binary file object with ``read`` and ``seek``, from its current position to its end.
 
     Offsets are relative to that position, so a checkpoint inside a larger file works.
-    The object is not closed. Reads take turns: a file object has one position. It survives
-    ``pickle`` if the file object does; what comes out must have as many bytes.
+    The object is not closed. Reads take turns: a file object has one position. `close` waits for
+    its turn, because what its owner does with the object afterwards must not meet a read. It
+    survives ``pickle`` if the file object does; what comes out must have as many bytes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._is_closed = False
-        self._lock = threading.Lock()
+        # A signal's handler may close the source in the thread that is reading.
+        self._lock = threading.RLock()
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
         self._start = _seek(file, os.SEEK_CUR)
         self.size = max(0, _seek(file, os.SEEK_END) - self._start)
@@ -272,7 +315,8 @@ class FileObjectSource:
 
     def close(self) -> None:
         """Read no more. The file object belongs to the caller, and stays open."""
-        self._is_closed = True
+        with self._lock:
+            self._is_closed = True
 
 
 class MmapSource:
@@ -282,16 +326,18 @@ class MmapSource:
     kills the process (SIGBUS); no reader of mapped files can prevent that.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        source = FileSource(path)
+    def __init__(self, path: str | os.PathLike[str], identity: Identity | None = None) -> None:
+        source = FileSource(path) if identity is None else reopen(os.fsdecode(path), identity)
         self.name = source.name
-        self.size = source.size
+        held = source.descriptor()
         try:
-            self._map = (
-                mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) if source.size else b""
-            )
+            self._map = mmap.mmap(held.number, 0, access=mmap.ACCESS_READ) if source.size else b""
+        except ValueError:  # it is empty by now
+            raise _shrunk(self.name, 0) from None
         finally:
+            del held
             source.close()
+        self.size = len(self._map)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return the bytes in place, read-only. They keep the mapping alive."""

@@ -10,7 +10,7 @@ with the sign, where torch writes 0x7fc0 or 0xffff by its build).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -123,6 +123,9 @@ class CastStorage(TensorStorage):
         self.location = base.location
         self.record = base.record
         self.random_access = base.random_access
+
+    def made_of(self) -> Iterable[TensorStorage]:
+        return (self.base,)
 
     def read_into(self, start: int, out: Bytes) -> None:
         first = start // self._out_nbytes

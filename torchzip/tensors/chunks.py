@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,6 +153,9 @@ class ChunkedStorage(TensorStorage):
         if len(self._chunks) != 1 or not _is_whole(self._chunks[0].open()):
             return None
         return self._chunks[0].open().storage.span()
+
+    def made_of(self) -> Iterable[TensorStorage]:
+        return [chunk.open().storage for chunk in self._chunks]
 
     def read_into(self, start: int, out: Bytes) -> None:
         itemsize = self._dtype.itemsize

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import TensorError, UnsupportedError
+from torchzip.errors import EnoughMemory, TensorError, UnsupportedError
 from torchzip.tensors.kind_checks import (
     COMPRESSED,
     PACKED,
@@ -39,6 +39,7 @@ Array = NDArray[Any]
 _ARRAY_NBYTES = 112
 
 
+@EnoughMemory()
 def sparse_to_dense(tensor: SparseTensor) -> Array:
     """Return a sparse tensor as a dense array; see `types.SparseTensor.todense`."""
     check_kind(tensor)
@@ -98,6 +99,7 @@ def _add(dense: Array, places: Array, values: Array) -> None:
         np.add.at(dense, places, values)
 
 
+@EnoughMemory()
 def dequantize(tensor: QuantizedTensor) -> Array:
     """Return a quantized tensor as float32; see `types.QuantizedTensor.dequantize`."""
     check_kind(tensor)
@@ -143,6 +145,7 @@ def _check_zero_points(tensor: QuantizedTensor, zero_points: Array, bounds: np.i
         )
 
 
+@EnoughMemory()
 def nested_arrays(tensor: NestedTensor) -> list[Array]:
     """Return the tensors in a nested tensor as arrays; see `types.NestedTensor.unbind`."""
     check_kind(tensor)

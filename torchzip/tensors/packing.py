@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -42,6 +42,9 @@ class ElementStorage(TensorStorage):
     def is_run(self) -> bool:
         """Whether the elements are bytes of the tensor's storage as they stand there."""
         return self._contiguous and not (self.spec.conj or self.spec.neg)
+
+    def made_of(self) -> Iterable[TensorStorage]:
+        return (self.spec.storage,)
 
     def read_into(self, start: int, out: Bytes) -> None:
         fill_from(self.blocks(), start, out)

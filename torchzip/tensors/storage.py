@@ -7,7 +7,7 @@ array in memory, another storage cast to another dtype.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -59,6 +59,10 @@ class TensorStorage(ABC):
     def span(self) -> tuple[Source, int] | None:
         """Return the Source and the offset of the bytes, if they lie so in a file; else None."""
         return None
+
+    def made_of(self) -> Iterable[TensorStorage]:
+        """Return the storages whose bytes this one is computed from."""
+        return ()
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
@@ -235,9 +239,14 @@ class SpanStorage(TensorStorage):
         return self._locator.locate(self.record) if self._swap_nbytes == 1 else None
 
     @property
+    def source(self) -> Source:
+        """Where the bytes stand."""
+        return self._locator.locate(self.record)[0]
+
+    @property
     def path(self) -> str:
         """The file, as messages show it."""
-        return self._locator.locate(self.record)[0].name
+        return self.source.name
 
     def __reduce__(self) -> tuple[Any, ...]:
         place = FixedPlace(*self._locator.locate(self.record))
@@ -257,6 +266,25 @@ class SpanStorage(TensorStorage):
         source.read_into(offset + first, whole.data)
         swapped = whole.reshape(-1, unit)[:, ::-1].reshape(-1)
         out[:] = swapped[start - first : start - first + out.nbytes]
+
+
+def sources_of(storages: Iterable[object]) -> list[Source]:
+    """Return what storages are read from, and what those read that they are made of."""
+    found: dict[int, Source] = {}
+    known: set[int] = set()
+    left = list(storages)
+    while left:
+        storage = left.pop()
+        if isinstance(storage, SpanStorage):
+            locator = storage._locator  # one is shared by all storages of a file
+            if id(locator) not in known:
+                known.add(id(locator))
+                source = storage.source
+                found[id(source)] = source
+        elif isinstance(storage, TensorStorage) and id(storage) not in known:
+            known.add(id(storage))
+            left += storage.made_of()
+    return list(found.values())
 
 
 def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:

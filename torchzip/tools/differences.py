@@ -15,7 +15,7 @@ from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Held, select
-from torchzip.errors import ErrorPlace, shown
+from torchzip.errors import EnoughMemory, ErrorPlace, shown
 from torchzip.files.source import File
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import BareStorage
@@ -103,6 +103,7 @@ class Diff:
         return not (self.added or self.removed or self.renamed or self.changed or self.values)
 
 
+@EnoughMemory()
 def diff(
     a: File, b: File, *, cast: bool = False, read: bool = False, limits: Limits | None = None
 ) -> Diff:

@@ -15,7 +15,7 @@ from torchzip.container import zip_edit
 from torchzip.container.zip_reader import ZipReader
 from torchzip.container.zip_writer import MAX_ALIGNMENT, archive_name, measure
 from torchzip.convert.rules import Globs, RenameRules
-from torchzip.errors import TorchZipError, UnsupportedError
+from torchzip.errors import EnoughMemory, TorchZipError, UnsupportedError
 from torchzip.files.in_place import InPlaceFile
 from torchzip.files.source import FileSource
 from torchzip.formats.base import Contents, OpenStorage, check_options
@@ -60,6 +60,7 @@ class Edited:
     notes: tuple[str, ...]
 
 
+@EnoughMemory()
 def edit(
     file: str | os.PathLike[str],
     *,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor, tensor_of
 from torchzip.dtypes import DTYPES
-from torchzip.errors import UnsupportedError
+from torchzip.errors import EnoughMemory, UnsupportedError
 from torchzip.tensors.casts import Cast, whole_items
 from torchzip.tensors.numpy_dtypes import complex_values, numpy_dtype
 from torchzip.tensors.packing import ElementStorage
@@ -64,6 +64,7 @@ class Statistics:
     of: str = "values"
 
 
+@EnoughMemory()
 def statistics(tensor: Any, *, bins: int = 64, work: Work | None = None) -> Statistics:
     """Return what numbers a tensor holds: a LazyTensor, or what numpy makes an array of.
 

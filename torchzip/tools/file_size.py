@@ -12,6 +12,7 @@ from torchzip.checkpoint.outline import Outline, outline
 from torchzip.convert.casting import inner_tensors
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import select
+from torchzip.errors import EnoughMemory
 from torchzip.files.source import File, rewinder
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.sharded import ShardedContainer
@@ -86,6 +87,7 @@ class WhyBig:
     notes: tuple[str, ...]
 
 
+@EnoughMemory()
 def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
     """Say where the bytes of a checkpoint go, and what `convert` would save of them.
 

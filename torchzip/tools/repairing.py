@@ -14,7 +14,13 @@ from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
 from torchzip.container.safetensors import parse_aliases
-from torchzip.errors import REPAIR_ADVICE, FormatError, TorchZipError, UnsupportedError
+from torchzip.errors import (
+    REPAIR_ADVICE,
+    EnoughMemory,
+    FormatError,
+    TorchZipError,
+    UnsupportedError,
+)
 from torchzip.files.new_file import refuse_existing
 from torchzip.files.source import File, open_source, rewinder
 from torchzip.formats.base import check_options
@@ -73,6 +79,7 @@ class _Found:
     notes: list[str]
 
 
+@EnoughMemory()
 def repair(
     broken: File,
     out: str | os.PathLike[str],

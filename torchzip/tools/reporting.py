@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from torchzip.errors import EnoughMemory
 from torchzip.files.new_file import refuse_existing
 from torchzip.files.sink import open_sink
 from torchzip.files.source import File
@@ -27,6 +28,7 @@ class Report:
     damage: str | None
 
 
+@EnoughMemory()
 def report(
     file: File,
     out: str | os.PathLike[str] | BinaryIO,

@@ -12,7 +12,7 @@ from torchzip.container.hub_names import whole_of
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import SAFETENSORS_SUFFIX, ZIP_SUFFIXES, parse_target
-from torchzip.errors import TorchZipError
+from torchzip.errors import TorchZipError, is_printable
 from torchzip.limits import Limits
 
 
@@ -58,7 +58,7 @@ def saving_of(path: str, size: int, idea: Idea, limits: Limits) -> Saving | None
         options += [f"--exclude={glob}"] if glob.startswith("-") else ["--exclude", glob]
     options += ["--dtype", idea.dtype] if idea.dtype else []
     words = ["torchzip", "convert", _as_argument(path), _as_argument(target), *options]
-    if plan.nbytes >= size or plan.unused or not all(map(str.isprintable, words)):
+    if plan.nbytes >= size or plan.unused or not all(map(is_printable, words)):
         return None
     return Saving(
         what=idea.what,

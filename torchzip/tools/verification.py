@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.errors import EnoughMemory
 from torchzip.files.source import File, rewinder
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
@@ -50,6 +51,7 @@ class Verified:
     reason: str | None
 
 
+@EnoughMemory()
 def verify(
     file: File,
     *,

@@ -1,0 +1,78 @@
+"""Paths that lead to a stream: a pipe, a device, or a file that a process has open already.
+
+``/dev/stdout`` is the open file of this process, whatever a shell has redirected it to. What is
+written there follows what was written before; nothing can take its place under that name. So a
+writer gets the open file, and no temporary file is made beside the one that it leads to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import stat
+import sys
+
+#: Where the system shows the open files of a process by their numbers.
+_OPEN_FILES = re.compile(r"/dev/fd|/proc/(?:self|\d+(?:/task/\d+)?)/fd")
+#: Links that are followed on the way, as the system does it.
+_MOST_LINKS = 40
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Return whether what is written to a path goes to a pipe, a device or an open file."""
+    if _open_file_link(path) is not None:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # who opens it says what is wrong
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def open_stream(path: str | os.PathLike[str]) -> io.FileIO:
+    """Return the file that a path for which `is_stream` is true leads to, open for writing.
+
+    An open file of this process goes on where it stands, behind what `sys.stdout` and
+    `sys.stderr` have taken so far. A FIFO waits for its reader.
+    """
+    link = _open_file_link(path)
+    try:
+        if link is None:
+            return io.FileIO(os.open(path, os.O_WRONLY | os.O_NOCTTY), "wb")
+        folder, number = os.path.split(link)
+        if folder not in _own_folders():
+            raise OSError(errno.EINVAL, "Cannot write to the open file of another process")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no file
+                if stream.fileno() == int(number):
+                    stream.flush()
+        return io.FileIO(os.dup(int(number)), "wb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
+
+
+def _open_file_link(path: str | os.PathLike[str]) -> str | None:
+    """Return the place in `_OPEN_FILES` that a path leads to, through links; None if to no such."""
+    name = os.fsdecode(path)
+    if not (name.startswith("/dev/") or os.path.islink(name)):
+        return None  # as nearly always
+    for _ in range(_MOST_LINKS):
+        folder, last = os.path.split(os.path.abspath(name))
+        folder = os.path.realpath(folder)
+        name = os.path.join(folder, last)
+        if _OPEN_FILES.fullmatch(folder) and last.isdecimal():
+            return name
+        try:
+            name = os.path.join(folder, os.readlink(name))
+        except OSError:
+            return None
+    return None
+
+
+def _own_folders() -> set[str]:
+    """Return where the open files of this process, or thread, are shown."""
+    links = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
+    return {*links, *map(os.path.realpath, links)}
