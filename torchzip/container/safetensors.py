@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,25 @@ def parse_aliases(metadata: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(aliases, dict):
         return {}
     return {name: kept for name, kept in aliases.items() if isinstance(kept, str)}
+
+
+def parse_ties(metadata: Mapping[str, str], names: Container[str]) -> dict[str, str]:
+    """Return the ties that metadata lists: names without data -> those of ``names`` that have it.
+
+    They are those of `convert`, and those that the safetensors package puts among the other texts
+    (``save_model``: ``{"head": "embed"}``). The package does so too for a part of a tensor that it
+    leaves out, and no file says which is meant.
+
+    >>> parse_ties({"head": "embed", "format": "pt"}, {"embed"})
+    {'head': 'embed'}
+    """
+    listed = {
+        name: kept
+        for name, kept in metadata.items()
+        if name != "format" and not name.startswith("torchzip.")
+    }
+    listed |= parse_aliases(metadata)
+    return {name: kept for name, kept in listed.items() if kept in names and name not in names}
 
 
 def _json(value: Any) -> str:

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.convert.mapped import Map, MappedTensors
@@ -28,7 +28,9 @@ class ConvertReport:
 
     ``target`` is the file that was written, or the index of the shards; ``files`` are all, and
     ``nbytes`` counts the bytes of all. ``refused`` is what torch's default loader will not take
-    from a .pt: (path, reason). ``unused`` are rules that matched nothing.
+    from a .pt: (path, reason). ``unused`` are rules that matched nothing. ``tied`` are names that
+    a .safetensors does not have, each with the name that has the data of that tensor: that of an
+    embedding rather than of a head, because this is where readers look.
     """
 
     source: str
@@ -40,6 +42,7 @@ class ConvertReport:
     refused: tuple[tuple[str, str], ...]
     files: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    tied: dict[str, str] = field(default_factory=dict)
 
 
 def convert(
@@ -166,6 +169,7 @@ def convert(
     return ConvertReport(
         source, files[-1], plan.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
+        plan.tied,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Selection, select
 from torchzip.convert.targets import Target
+from torchzip.convert.tied_names import preferred
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
 from torchzip.tensors.casts import CastStorage
@@ -80,6 +81,13 @@ class Plan:
     unused: list[str] = field(default_factory=list)
     #: The path and the bytes of the index of shards.
     index: tuple[str, bytes] | None = None
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names that the files lack -> the name of the same tensor, which has the data."""
+        if self.format != "safetensors":
+            return {}
+        return {row.name: row.alias_of for row in self.tensors if row.alias_of is not None}
 
     @property
     def nbytes(self) -> int:
@@ -265,12 +273,18 @@ class _SafetensorsPlanner(_Planner):
         self._storages: dict[str, TensorStorage] = {}
         self._nbytes: dict[str, int] = {}
         self._dtypes: dict[str, str] = {}
-        holders: dict[Any, str] = {}
+        dtypes: dict[str, str] = {}
+        tied: dict[Any, list[str]] = {}
         for name, tensor in self.tensors.items():
             spec = tensor.spec
             same_dtype = id(spec) in self.inner
             dtype = spec.torch_dtype if same_dtype else self.dtype_of(name, spec.torch_dtype)
-            holder = holders.setdefault((layout(spec), dtype), name) if spec.numel else name
+            dtypes[name] = dtype
+            if spec.numel:
+                tied.setdefault((layout(spec), dtype), []).append(name)
+        holders = {name: preferred(names) for names in tied.values() for name in names}
+        for name, tensor in self.tensors.items():
+            spec, dtype, holder = tensor.spec, dtypes[name], holders.get(name, name)
             nbytes = spec.numel * DTYPES[dtype].itemsize if holder == name else 0
             self.rows.append(
                 PlannedTensor(

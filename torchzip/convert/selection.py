@@ -15,7 +15,7 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor, data_of, tensors_of
 from torchzip.checkpoint.names import children
-from torchzip.container.safetensors import parse_aliases
+from torchzip.container.safetensors import parse_ties
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.restored import restore
@@ -118,13 +118,16 @@ def _source(checkpoint: Checkpoint) -> Selection:
     metadata: dict[str, str] = {}
     lost: list[str] = []
     if checkpoint.format in ("safetensors", "sharded"):
-        aliases = _restored_aliases(checkpoint, tensors)
+        ties = parse_ties(checkpoint.metadata, tensors)
+        aliases = {name: tensors[kept] for name, kept in ties.items()}
         tensors |= aliases
         root = dict(root) | aliases
         metadata = {
             key: text
             for key, text in checkpoint.metadata.items()
-            if not key.startswith("torchzip.") and key not in ("format", "total_size")
+            if not key.startswith("torchzip.")
+            and key not in ("format", "total_size")
+            and ties.get(key) != text
         }
         text = checkpoint.metadata.get(OBJECT_KEY)
         if text is not None:
@@ -160,15 +163,6 @@ def _restored_object(
             raise FormatError(f"it does not mention {shown(next(iter(left)))}, which the file has")
         root.update(left)
     return root, dict(tensors_of(root, limits))
-
-
-def _restored_aliases(checkpoint: Checkpoint, tensors: dict[str, Held]) -> dict[str, Held]:
-    """Return the tied tensors that a safetensors file lists in its metadata."""
-    return {
-        name: tensors[kept]
-        for name, kept in parse_aliases(checkpoint.metadata).items()
-        if kept in tensors and name not in tensors
-    }
 
 
 def _rename_in_place(root: Any, changed: dict[str, str | None]) -> bool:
