@@ -55,6 +55,11 @@ def header_shape(torch_dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def data_order(name: str, torch_dtype: str) -> tuple[int, bytes]:
+    """Return what the tensors of a file are sorted by."""
+    return -DTYPES[torch_dtype].safetensors_rank, name.encode("utf-8", "surrogatepass")
+
+
 def build_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, list[str]]:
@@ -80,14 +85,14 @@ def build_header(
                 f"safetensors cannot hold a tensor called {METADATA}; rename or exclude it, or "
                 "write a .pt"
             )
-        rows.append((-DTYPES[torch_dtype].safetensors_rank, name, code, torch_dtype, shape))
-    rows.sort(key=lambda row: (row[0], row[1].encode("utf-8", "surrogatepass")))
+        rows.append((code, name, torch_dtype, shape))
+    rows.sort(key=lambda row: data_order(row[1], row[2]))
     parts = []
     if metadata:
         texts = {key: metadata[key] for key in sorted(metadata)}
         parts.append(f"{_json(METADATA)}:{_json(texts)}")
     begin = 0
-    for _, name, code, torch_dtype, shape in rows:
+    for code, name, torch_dtype, shape in rows:
         end = begin + math.prod(shape) * DTYPES[torch_dtype].itemsize
         entry = {
             "dtype": code,

@@ -15,9 +15,9 @@ from typing import Any
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
 from torchzip.checkpoint.saving import head_records
 from torchzip.checkpoint.structure import Structure
-from torchzip.container.safetensors import ALIASES_KEY, build_header
+from torchzip.container.safetensors import ALIASES_KEY, build_header, data_order
 from torchzip.container.zip_writer import archive_name, measure
-from torchzip.convert.carried import OBJECT_KEY, Carried, carry
+from torchzip.convert.carried import OBJECT_KEY, carry, carry_order
 from torchzip.convert.casting import DtypeOf, StorageCasts, inner_tensors, layout
 from torchzip.convert.lost import lost_besides, lost_ties, lost_values
 from torchzip.convert.mapped import MappedTensors
@@ -189,25 +189,30 @@ class _Planner:
         """Return the tensor of the file that has the data of one."""
         return name
 
-    def carry(self) -> None:
-        """Put the object around the tensors into a text, and say what is not in it."""
+    def carry(self, in_file: list[str]) -> None:
+        """Put the object around the tensors into a text, and say what is not in it.
+
+        ``in_file`` are the names as a reader of the file or files gets them.
+        """
         checkpoint, selection = self.checkpoint, self.selection
         # By identity first: tensors of one layout may have got different dtypes.
         named: dict[Any, str] = {}
         for name, tensor in reversed(self.tensors.items()):
             named[layout(tensor.spec)] = named[id(tensor.spec)] = self.holder_of(name)
         classes = {id(value) for value in checkpoint.others.values()}
-        made = Carried()
-        if not selection.is_flat:
+        if selection.is_flat:
+            made = carry_order(list(self.tensors), in_file)
+        else:
             made = carry(
                 selection.root,
                 lambda tensor: named.get(id(tensor.spec)) or named.get(layout(tensor.spec)),
                 names={name: name for name in self.tensors},
                 is_listed=lambda value: isinstance(value, OtherTensor) or id(value) in classes,
+                in_file=in_file,
             )
         self.carried = made.text
         self.lost += made.lost
-        if made.text is None:
+        if made.text is None or selection.is_flat:
             self.lost += lost_values(checkpoint, selection.around, selection.original)
         else:
             self.lost += lost_besides(checkpoint)
@@ -219,7 +224,8 @@ class _Planner:
         if not target.has_index and (max_shard_nbytes is None or total <= max_shard_nbytes):
             plan.files = [self.one_file(target.path)]
             return plan
-        self.carry()
+        tied = plan.tied
+        self.carry([name for name in self.tensors if name not in tied] + sorted(tied))
         shards = _split(groups, max_shard_nbytes)
         weight_map: dict[str, str] = {}
         for number, names in enumerate(shards, 1):
@@ -317,7 +323,8 @@ class _SafetensorsPlanner(_Planner):
         return [(nbytes, [name]) for name, nbytes in self._nbytes.items()]
 
     def one_file(self, path: str) -> PlannedFile:
-        self.carry()
+        order = sorted(self._storages, key=lambda name: data_order(name, self._dtypes[name]))
+        self.carry(order + sorted(self._aliases))
         metadata = {} if self.carried is None else {OBJECT_KEY: self.carried}
         return self._file(path, list(self._storages), metadata)
 
