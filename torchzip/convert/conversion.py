@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.convert.mapped import Map, MappedTensors
+from torchzip.convert.overflow import sentence
 from torchzip.convert.plan import Plan, make_plan
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
@@ -30,7 +31,10 @@ class ConvertReport:
     ``nbytes`` counts the bytes of all. ``refused`` is what torch's default loader will not take
     from a .pt: (path, reason). ``unused`` are rules that matched nothing. ``tied`` are names that
     a .safetensors does not have, each with the name that has the data of that tensor: that of an
-    embedding rather than of a head, because this is where readers look.
+    embedding rather than of a head, because this is where readers look. ``overflowed`` counts the
+    elements of a tensor that its new dtype has no place for: finite ones that became infinite, NaN
+    or the greatest number, infinities that became something else, and signs that float8_e8m0fnu
+    does not have.
     """
 
     source: str
@@ -43,6 +47,7 @@ class ConvertReport:
     files: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     tied: dict[str, str] = field(default_factory=dict)
+    overflowed: dict[str, int] = field(default_factory=dict)
 
 
 def convert(
@@ -101,7 +106,7 @@ def convert(
     Warns
     -----
     UserWarning
-        If a rule matches nothing.
+        If a rule matches nothing, or elements are out of the range of their new dtype.
 
     Raises
     ------
@@ -162,14 +167,21 @@ def convert(
                 warnings.warn(line, UserWarning, stacklevel=2)
             if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
                 executor = opened.enter_context(workers(jobs))
-            run(plan, executor=executor, verify=verify, progress=progress)
+            overflowed: dict[str, int] = {}
+
+            def told(counts: dict[str, int]) -> None:
+                overflowed.update(counts)
+                if counts:
+                    warnings.warn(sentence(counts, plan), UserWarning, stacklevel=4)
+
+            run(plan, executor=executor, verify=verify, progress=progress, overflowed=told)
         for path in replaced:
             os.unlink(path)
     source = os.fsdecode(src) if isinstance(src, str | os.PathLike) else checkpoint.path
     return ConvertReport(
         source, files[-1], plan.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
-        plan.tied,
+        plan.tied, overflowed,
     )  # fmt: skip
 
 

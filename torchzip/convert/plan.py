@@ -31,6 +31,7 @@ from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.reduce import StorageKeys
+from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import OtherTensor
 
@@ -65,6 +66,8 @@ class PlannedFile:
     storages: list[TensorStorage]
     starts: list[int]
     nbytes: int
+    #: The tensors of a storage that is cast, as names and what the source has under them.
+    cast: dict[int, list[tuple[str, TensorSpec]]]
 
 
 @dataclass(slots=True)
@@ -345,7 +348,13 @@ class _SafetensorsPlanner(_Planner):
         for name in order:
             starts.append(at)
             at += self._nbytes[name]
-        return PlannedFile(path, head, [self._storages[name] for name in order], starts, at)
+        storages = [self._storages[name] for name in order]
+        cast = {
+            key: [(name, self.tensors[name].spec)]
+            for key, name in enumerate(order)
+            if isinstance(storages[key], CastStorage)
+        }
+        return PlannedFile(path, head, storages, starts, at, cast)
 
 
 # -- zip -----------------------------------------------------------------------------------------
@@ -360,10 +369,14 @@ class _ZipPlanner(_Planner):
         super().__init__(checkpoint, selection, dtype_of)
         self._casts = StorageCasts(self.tensors, self.inner, self.dtype_of)
         self.lost += [f"{key!r} in the metadata of the file" for key in selection.metadata]
+        self._cast_tensors: dict[int, list[tuple[str, TensorSpec]]] = {}
         holders: dict[Any, str] = {}
         for name, tensor in self.tensors.items():
             spec = self._casts.apply(tensor.spec)
             holder = holders.setdefault(layout(spec), name) if spec.numel else name
+            if holder == name and isinstance(spec.storage, CastStorage):
+                tensors = self._cast_tensors.setdefault(id(spec.storage), [])
+                tensors.append((name, tensor.spec))
             nbytes = spec.numel * DTYPES[spec.torch_dtype].itemsize if holder == name else 0
             self.rows.append(
                 PlannedTensor(
@@ -409,4 +422,9 @@ class _ZipPlanner(_Planner):
         sizes = [(len(name), len(data)) for name, data in around]
         sizes += [(len(f"data/{key}"), storage.nbytes) for key, storage in enumerate(storages)]
         starts, nbytes = measure(archive_name(path), sizes)
-        return PlannedFile(path, structure.pickle, storages, starts[len(around) :], nbytes)
+        cast = {
+            key: self._cast_tensors[id(storage)]
+            for key, storage in enumerate(storages)
+            if id(storage) in self._cast_tensors
+        }
+        return PlannedFile(path, structure.pickle, storages, starts[len(around) :], nbytes, cast)
