@@ -130,7 +130,7 @@ def _dry_run(arguments: argparse.Namespace) -> None:
     max_shard_nbytes = None if size is None else parse_size(size)
     with torchzip.lazy_load(arguments.src) as checkpoint, ErrorPlace(path=checkpoint.path):
         plan = make_plan(checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes)
-    for line in plan.unused:
+    for line in plan.warnings:
         say(f"warning: {line}")
     print(json.dumps(_plan_values(plan), indent=2) if arguments.json else _plan_text(plan))
     _say_tied(plan.tied)

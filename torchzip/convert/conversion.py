@@ -106,7 +106,8 @@ def convert(
     Warns
     -----
     UserWarning
-        If a rule matches nothing, or elements are out of the range of their new dtype.
+        If a rule matches nothing, if tensors are codes of quantized weights, and if elements are
+        out of the range of their new dtype.
 
     Raises
     ------
@@ -163,7 +164,7 @@ def convert(
                     refuse_existing(path)
             replaced = _replaced(target, files)
             _refuse_hidden(target, files)
-            for line in plan.unused:
+            for line in plan.warnings:
                 warnings.warn(line, UserWarning, stacklevel=2)
             if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
                 executor = opened.enter_context(workers(jobs))

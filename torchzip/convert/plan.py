@@ -21,6 +21,7 @@ from torchzip.convert.carried import OBJECT_KEY, carry, carry_order
 from torchzip.convert.casting import DtypeOf, StorageCasts, inner_tensors, layout
 from torchzip.convert.lost import lost_besides, lost_ties, lost_values
 from torchzip.convert.mapped import MappedTensors
+from torchzip.convert.quantized import codes, sentence
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Selection, select
 from torchzip.convert.targets import Target
@@ -82,8 +83,15 @@ class Plan:
     refused: list[tuple[str, str]] = field(default_factory=list)
     #: Rules that match nothing.
     unused: list[str] = field(default_factory=list)
+    #: Tensors that are no weights by themselves -> a scale that belongs to each.
+    codes: dict[str, str] = field(default_factory=dict)
     #: The path and the bytes of the index of shards.
     index: tuple[str, bytes] | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said before anything is written."""
+        return self.unused + ([sentence(self.codes)] if self.codes else [])
 
     @property
     def tied(self) -> dict[str, str]:
@@ -126,7 +134,21 @@ def make_plan(
     make = _SafetensorsPlanner if target.format == "safetensors" else _ZipPlanner
     plan = make(checkpoint, selection, dtype_of).plan(target, max_shard_nbytes)
     plan.unused = rules.unused()
+    plan.codes = _codes(selection)
     return plan
+
+
+def _codes(selection: Selection) -> dict[str, str]:
+    """Return what the output has of the source's codes of quantized weights."""
+    before = {
+        name: held.torch_dtype
+        for name, held in selection.original.items()
+        if isinstance(held, LazyTensor)
+    }
+    # By other dtypes, ``map`` has made weights of them.
+    after = {selection.sources[new]: held.torch_dtype for new, held in selection.tensors.items()}
+    found = codes(before)
+    return {name: scale for name, scale in found.items() if after.get(name) == before[name]}
 
 
 class _Planner:
