@@ -51,7 +51,7 @@ def count(values: np.ndarray[Any, Any], source: str, target: str) -> int:
 def edges(source: str, target: str) -> np.ndarray[Any, Any]:
     """Return values around the ends of the target's range, with both signs, and what is special."""
     dtype = numpy_dtype(source)
-    most = float(ml_dtypes.finfo(numpy_dtype(target)).max)
+    most = float(ml_dtypes.finfo(numpy_dtype(target)).max)  # type: ignore[no-untyped-call]
     with np.errstate(all="ignore"):
         tops = np.float64(most) * np.array([0.5, 0.99, 1, 1.01, 1.03, 1.06, 1.07, 1.2, 1.5, 2, 8])
         values = np.concatenate([tops, [0.0, 1.0, np.inf, np.nan, 2.0**-149, 1e-320]])

@@ -75,7 +75,8 @@ def _sign(values: Values) -> int:
 def lack_of(source: str, target: str) -> Lack | None:
     """Return what there is to count in a cast; None if the target has a place for everything."""
     dtype = numpy_dtype(source)
-    last = _code(np.array([ml_dtypes.finfo(dtype).max], dtype))
+    most = ml_dtypes.finfo(dtype).max  # type: ignore[no-untyped-call]
+    last = _code(np.array([most], dtype))
     if _has_infinity(source) and not _has_infinity(target):
         last += 1  # the code of infinity
     first, end = 0, last + 1
