@@ -81,6 +81,7 @@ def test_training_checkpoint_there_and_back(torch: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float64"])
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.filterwarnings("ignore:.* out of the range:UserWarning")
 def test_casts_of_a_model(
     torch: Any, dtype: str, jobs: int, suffix: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

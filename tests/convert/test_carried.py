@@ -265,6 +265,9 @@ def test_a_state_dict_needs_no_text() -> None:
     file = File({"a": a, "b": b})
     assert carry({"a": a, "b": b}, file.name_of) == Carried(None, [])
     assert carry({}, file.name_of) == Carried(None, [])
+    assert carry({"a": a, "b": b}, file.name_of, in_file=["a", "b"]) == Carried(None, [])
+    carried = carry({"a": a, "b": b}, file.name_of, in_file=["b", "a"])
+    assert carried == Carried('{"root":{"tensors":["a","b"]}}', [])
     expanded = lazy(np.zeros((2, 3)), (0, 1))  # is contiguous there, which is said by nothing
     assert carry({"a": expanded}, lambda tensor: "a") == Carried(None, [])
     for root in (
@@ -516,6 +519,8 @@ BROKEN = {
     "key twice": '{"root": {"dict": [[1, 1], [1.0, 2]]}}',
     "no pairs": '{"root": {"dict": [1]}}',
     "dict of a number": '{"root": {"dict": 1}}',
+    "tensors of no names": '{"root": {"tensors": [1]}}',
+    "tensors of an object": '{"root": {"tensors": {}}}',
     "list in a set": '{"root": {"set": [[]]}}',
     "list in a frozenset": '{"root": {"frozenset": [{"tuple": [[]]}]}}',
     "attribute": '{"root": {"OrderedDict": {}, "attributes": {"__class__": 1}}}',
@@ -601,7 +606,8 @@ _WORDS = sorted(
      "stride", "requires_grad", "attributes", "state", "factory", "maxlen", "Counter", "deque",
      "defaultdict", "numpy.array", "numpy.scalar", "dtype", "shape", "order", "torch.Size", "bytes",
      "datetime", "tzinfo", "timezone", "timedelta", "fold", "complex", "Decimal", "Fraction", "int",
-     "PosixPath", "slice", "range", "float", "str", "a", "b", "<f4", "|u1", "AAAAAA==", "list", ""}
+     "PosixPath", "slice", "range", "float", "str", "a", "b", "<f4", "|u1", "AAAAAA==", "list",
+     "tensors", ""}
 )  # fmt: skip
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 70) | st.integers() | st.floats()

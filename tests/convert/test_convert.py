@@ -12,6 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
@@ -86,11 +88,59 @@ def test_safetensors_bytes_are_the_packages(tmp_path: Path) -> None:
         for kind in ("float32", "int64", "uint8", "float16", "bool", "float64", "int16")
         for i in range(3)
     }
-    tz.save(arrays, tmp_path / "a.pt")
+    package.save_file(arrays, tmp_path / "order.safetensors")
+    with tz.lazy_load(tmp_path / "order.safetensors") as ckpt:
+        tz.save({name: arrays[name] for name in ckpt}, tmp_path / "a.pt")
     tz.convert(tmp_path / "a.pt", tmp_path / "ours.safetensors")
     package.save_file(arrays, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     ours = (tmp_path / "ours.safetensors").read_bytes()
     assert ours == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+@given(
+    st.dictionaries(
+        st.text("ab.1é", max_size=4), st.sampled_from(["f4", "f8", "i2", "u1", "f2"]), max_size=6
+    ),
+    st.sampled_from(["o.safetensors", "o.safetensors.index.json", "o.pt.index.json"]),
+    st.sampled_from([{}, {"map": lambda name, tensor: [(name, tensor)]}, {"dtype": "float16"}]),
+    st.booleans(),
+)
+def test_the_order_of_a_flat_dict(
+    tmp_path_factory: pytest.TempPathFactory, names: dict[str, str], middle: str, options: Any,
+    tied: bool,
+) -> None:  # fmt: skip
+    """A dict of tensors comes back in its order, whatever order the file has."""
+    folder = tmp_path_factory.mktemp("order")
+    source: dict[str, Any] = {
+        name: np.arange(number + 1).astype(dtype)
+        for number, (name, dtype) in enumerate(names.items())
+    }
+    if tied and source:
+        source["a.tied"] = source[next(iter(source))]
+    tz.save(source, folder / "m.pt")
+    tz.convert(folder / "m.pt", folder / middle, **options)
+    tz.convert(folder / middle, folder / "again.safetensors")
+    for file in (middle, "again.safetensors"):
+        report = tz.convert(folder / file, folder / "back.pt", overwrite=True)
+        assert report.lost == ()
+        back = tz.load(folder / "back.pt")
+        assert list(back) == list(source)
+        assert all(np.array_equal(back[name], source[name]) for name in source)
+
+
+def test_an_order_that_is_not_the_files_any_more(tmp_path: Path) -> None:
+    """Tensors that another program has added come last, and one that it removed is not missed."""
+    package = pytest.importorskip("safetensors.numpy")
+    arrays = {name: np.full(2, number) for number, name in enumerate("cab")}
+    tz.save(arrays, tmp_path / "m.pt")
+    tz.convert(tmp_path / "m.pt", tmp_path / "m.safetensors")
+    with tz.lazy_load(tmp_path / "m.safetensors") as ckpt:
+        metadata = dict(ckpt.metadata)
+    del arrays["a"]
+    package.save_file(arrays | {"0": np.ones(1)}, tmp_path / "m.safetensors", metadata=metadata)
+    report = tz.convert(tmp_path / "m.safetensors", tmp_path / "back.pt")
+    assert report.lost == ()
+    assert list(tz.load(tmp_path / "back.pt")) == ["c", "b", "0"]
 
 
 def test_there_and_back(model: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torchzip
@@ -113,6 +113,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         )
     if arguments.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
+    _say_tied(report.tied)
     _say_lost(report.lost, report.refused)
     shards = len(report.files) - 1
     where = f" in {count_text(shards, 'shard')}" if shards else ""
@@ -129,9 +130,10 @@ def _dry_run(arguments: argparse.Namespace) -> None:
     max_shard_nbytes = None if size is None else parse_size(size)
     with torchzip.lazy_load(arguments.src) as checkpoint, ErrorPlace(path=checkpoint.path):
         plan = make_plan(checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes)
-    for line in plan.unused:
+    for line in plan.warnings:
         say(f"warning: {line}")
     print(json.dumps(_plan_values(plan), indent=2) if arguments.json else _plan_text(plan))
+    _say_tied(plan.tied)
     _say_lost(plan.lost, plan.refused)
 
 
@@ -144,6 +146,7 @@ def _plan_values(plan: Plan) -> dict[str, Any]:
         "nbytes": plan.nbytes,
         "files": files,
         "tensors": [dataclasses.asdict(row) for row in plan.tensors],
+        "tied": plan.tied,
         "lost": plan.lost,
         "refused": plan.refused,
     }
@@ -172,10 +175,20 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
     return [*cells, os.path.basename(row.file)] if with_file else cells
 
 
+def _say_tied(tied: Mapping[str, str]) -> None:
+    if tied:
+        lines = [f"{name} has its data under {holder}" for name, holder in tied.items()]
+        say(f"tied: {_first(lines)}")
+
+
+def _first(lines: Sequence[str]) -> str:
+    more = f"; and {len(lines) - 10:,} more" if len(lines) > 10 else ""
+    return "; ".join(lines[:10]) + more
+
+
 def _say_lost(lost: Sequence[str], refused: Sequence[tuple[str, str]]) -> None:
     if lost:
-        shown = "; ".join(lost[:10]) + (f"; and {len(lost) - 10:,} more" if len(lost) > 10 else "")
-        say(f"not in the output: {shown}")
+        say(f"not in the output: {_first(lost)}")
     if refused:
         reasons = sorted({reason for _, reason in refused})
         say("torch.load needs weights_only=False for the output, because of " + ", ".join(reasons))

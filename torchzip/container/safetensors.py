@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,11 @@ def header_shape(torch_dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def data_order(name: str, torch_dtype: str) -> tuple[int, bytes]:
+    """Return what the tensors of a file are sorted by."""
+    return -DTYPES[torch_dtype].safetensors_rank, name.encode("utf-8", "surrogatepass")
+
+
 def build_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, list[str]]:
@@ -80,14 +85,14 @@ def build_header(
                 f"safetensors cannot hold a tensor called {METADATA}; rename or exclude it, or "
                 "write a .pt"
             )
-        rows.append((-DTYPES[torch_dtype].safetensors_rank, name, code, torch_dtype, shape))
-    rows.sort(key=lambda row: (row[0], row[1].encode("utf-8", "surrogatepass")))
+        rows.append((code, name, torch_dtype, shape))
+    rows.sort(key=lambda row: data_order(row[1], row[2]))
     parts = []
     if metadata:
         texts = {key: metadata[key] for key in sorted(metadata)}
         parts.append(f"{_json(METADATA)}:{_json(texts)}")
     begin = 0
-    for _, name, code, torch_dtype, shape in rows:
+    for code, name, torch_dtype, shape in rows:
         end = begin + math.prod(shape) * DTYPES[torch_dtype].itemsize
         entry = {
             "dtype": code,
@@ -130,6 +135,25 @@ def parse_aliases(metadata: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(aliases, dict):
         return {}
     return {name: kept for name, kept in aliases.items() if isinstance(kept, str)}
+
+
+def parse_ties(metadata: Mapping[str, str], names: Container[str]) -> dict[str, str]:
+    """Return the ties that metadata lists: names without data -> those of ``names`` that have it.
+
+    They are those of `convert`, and those that the safetensors package puts among the other texts
+    (``save_model``: ``{"head": "embed"}``). The package does so too for a part of a tensor that it
+    leaves out, and no file says which is meant.
+
+    >>> parse_ties({"head": "embed", "format": "pt"}, {"embed"})
+    {'head': 'embed'}
+    """
+    listed = {
+        name: kept
+        for name, kept in metadata.items()
+        if name != "format" and not name.startswith("torchzip.")
+    }
+    listed |= parse_aliases(metadata)
+    return {name: kept for name, kept in listed.items() if kept in names and name not in names}
 
 
 def _json(value: Any) -> str:

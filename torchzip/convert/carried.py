@@ -23,6 +23,8 @@ value is
                    ``requires_grad`` is true if left out, and ``state``: its Python attributes
 ``dict``           ``{"key": value, ...}`` if all keys are texts, else ``[[key, value], ...]``, in
                    order. Keys are values too
+``tensors``        a list of names: a dict from each to the tensor of that name, if the file has it.
+                   For a state dict that has another order than the file
 ``OrderedDict``    likewise. ``attributes``: ``{"_metadata": value, ...}``
 ``defaultdict``    likewise. ``factory``: the name of the type that makes its values
 ``Counter``        likewise
@@ -76,7 +78,7 @@ import json
 import math
 from bisect import bisect_left
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any
@@ -134,6 +136,7 @@ def carry(
     names: Mapping[str, str] | None = None,
     is_listed: Callable[[Any], bool] | None = None,
     name_of_array: Callable[[Any], str | None] | None = None,
+    in_file: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Carried:
     """Return the JSON of the object of a lazy checkpoint, with its tensors by their names.
@@ -145,19 +148,23 @@ def carry(
     kinds of tensors that are not dense (`types.OtherTensor`, which is what it is by default), and
     tensors of classes of their own. It is not asked about containers. ``name_of_array`` returns
     the name of the tensor that stands in the file for an array of numpy, and None for one whose
-    values are to be in the text.
+    values are to be in the text. ``in_file`` are the names in the order in which a reader of the
+    file gets them.
 
-    The text is None in three cases. A plain dict of ordinary tensors by their names is what any
-    reader makes of the file. An object that is itself of another class (a pickled module) has
-    nothing around its tensors that could be carried: the caller lists what it has, as if there
-    was no `carry`. And a text that is too long for a header is not written, which ``lost`` says.
+    The text is None in three cases. A plain dict of ordinary tensors by their names, in that order,
+    is what any reader makes of the file. An object that is itself of another class (a pickled
+    module) has nothing around its tensors that could be carried: the caller lists what it has, as
+    if there was no `carry`. And a text that is too long for a header is not written, which ``lost``
+    says.
 
     Reads no tensor data. Does not recurse, whatever the depth of the object: what is deeper than
     ``limits.nesting`` is lost.
     """
     limits = limits if limits is not None else Limits()
-    if isinstance(root, ForeignObject) or _is_state_dict(root, name_of):
+    if isinstance(root, ForeignObject):
         return Carried()
+    if _is_state_dict(root, name_of):
+        return carry_order(list(root), in_file, limits)
     most = limits.header_nbytes // 2
     if _count(root) > most // 2:  # a value takes two characters at least
         return Carried(None, [f"the object around the tensors: more than {most:,} bytes as JSON"])
@@ -173,19 +180,35 @@ def carry(
     if node is _LOST:
         return Carried()
     made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
+    return _text_of(made, "the object around the tensors", writer.lost, limits)
+
+
+def carry_order(
+    names: list[str], in_file: Sequence[str] | None, limits: Limits | None = None
+) -> Carried:
+    """Return the JSON of a plain dict of tensors by their names, if the file has another order."""
+    limits = limits if limits is not None else Limits()
+    if in_file is None or names == list(in_file):
+        return Carried()
+    return _text_of({"root": {"tensors": names}}, "the order of the tensors", [], limits)
+
+
+def _text_of(made: Node, what: str, lost: list[str], limits: Limits) -> Carried:
+    """Return the JSON of all that is carried, unless it is too long for a header."""
+    most = limits.header_nbytes // 2
     if _is_longer(made, most):
-        return Carried(None, [f"the object around the tensors: more than {most:,} bytes as JSON"])
+        return Carried(None, [f"{what}: more than {most:,} bytes as JSON"])
     text = _json(made)
-    for what, actual, bound in (
+    for unit, actual, bound in (
         # It is quoted once more as a text of the header, and shares that with the tensors.
         # The name of a tensor may have surrogates, which the header refuses.
         ("bytes", len(text.encode("utf-8", "surrogatepass")) + text.count('"'), most),
         ("lists and dicts", *containers_in(text, limits)),
     ):
         if actual > bound:
-            line = f"the object around the tensors: {actual:,} {what} as JSON, more than {bound:,}"
+            line = f"{what}: {actual:,} {unit} as JSON, more than {bound:,}"
             return Carried(None, [line])
-    return Carried(text, writer.lost)
+    return Carried(text, lost)
 
 
 def _count(root: Any) -> int:

@@ -8,10 +8,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.convert.mapped import Map, MappedTensors
+from torchzip.convert.overflow import sentence
 from torchzip.convert.plan import Plan, make_plan
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
@@ -28,7 +29,12 @@ class ConvertReport:
 
     ``target`` is the file that was written, or the index of the shards; ``files`` are all, and
     ``nbytes`` counts the bytes of all. ``refused`` is what torch's default loader will not take
-    from a .pt: (path, reason). ``unused`` are rules that matched nothing.
+    from a .pt: (path, reason). ``unused`` are rules that matched nothing. ``tied`` are names that
+    a .safetensors does not have, each with the name that has the data of that tensor: that of an
+    embedding rather than of a head, because this is where readers look. ``overflowed`` counts the
+    elements of a tensor that its new dtype has no place for: finite ones that became infinite, NaN
+    or the greatest number, infinities that became something else, and signs that float8_e8m0fnu
+    does not have.
     """
 
     source: str
@@ -40,6 +46,8 @@ class ConvertReport:
     refused: tuple[tuple[str, str], ...]
     files: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    tied: dict[str, str] = field(default_factory=dict)
+    overflowed: dict[str, int] = field(default_factory=dict)
 
 
 def convert(
@@ -98,7 +106,8 @@ def convert(
     Warns
     -----
     UserWarning
-        If a rule matches nothing.
+        If a rule matches nothing, if tensors are codes of quantized weights, and if elements are
+        out of the range of their new dtype.
 
     Raises
     ------
@@ -159,17 +168,25 @@ def convert(
                     refuse_existing(path)
             replaced = _replaced(target, files)
             _refuse_hidden(target, files)
-            for line in plan.unused:
+            for line in plan.warnings:
                 warnings.warn(line, UserWarning, stacklevel=2)
             if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
                 executor = opened.enter_context(workers(jobs))
-            run(plan, executor=executor, verify=verify, progress=progress)
+            overflowed: dict[str, int] = {}
+
+            def told(counts: dict[str, int]) -> None:
+                overflowed.update(counts)
+                if counts:
+                    warnings.warn(sentence(counts, plan), UserWarning, stacklevel=4)
+
+            run(plan, executor=executor, verify=verify, progress=progress, overflowed=told)
         for path in replaced:
             os.unlink(path)
     source = os.fsdecode(src) if isinstance(src, str | os.PathLike) else checkpoint.path
     return ConvertReport(
         source, files[-1], plan.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
+        plan.tied, overflowed,
     )  # fmt: skip
 
 

@@ -48,11 +48,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What came of a piece: CRCs, and how many bytes of the source the second is of."""
+    """What came of a piece: CRCs, and how many bytes of the source the second is of.
+
+    ``out_of_range`` counts elements that the new dtype has no place for.
+    """
 
     crc: int
     source_crc: int = 0
     source_nbytes: int = 0
+    out_of_range: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +162,21 @@ def joined(storage: TensorStorage, pieces: Sequence[Piece], written: Sequence[Wr
     return crc
 
 
-def contents_of(storages: Sequence[TensorStorage]) -> list[bytes]:
-    """Return the bytes of small storages, with their CRCs compared. Casts alike go together."""
+def contents_of(storages: Sequence[TensorStorage]) -> tuple[list[bytes], dict[int, int]]:
+    """Return the bytes of small storages, with their CRCs compared. Casts alike go together.
+
+    And how many elements are out of range in those that have any, by their place.
+    """
     contents = [b""] * len(storages)
+    out_of_range: dict[int, int] = {}
     alike: dict[tuple[str, str], list[tuple[int, bytes]]] = {}
     for index, storage in enumerate(storages):
         run = _run_of(storage)
         if run is None or run.cast is None or not storage.nbytes:
-            contents[index] = b"".join(bytes(block) for block in storage.checked_blocks())
+            blocks, cast = _blocks_of(storage)
+            contents[index] = b"".join(bytes(block) for block in blocks)
+            if cast is not None and cast.out_of_range:
+                out_of_range[index] = cast.out_of_range
             continue
         pair = (run.cast.source, run.cast.target)
         raw = run.base.read(run.start, run.start + run.nbytes).tobytes()
@@ -176,13 +187,27 @@ def contents_of(storages: Sequence[TensorStorage]) -> list[bytes]:
         alike.setdefault(pair, []).append((index, raw))
     for pair, parts in alike.items():
         raw = b"".join([part for _, part in parts])
-        made = Cast(*pair)(np.frombuffer(raw, np.uint8)).tobytes()
+        cast = Cast(*pair)
+        made = cast(np.frombuffer(raw, np.uint8)).tobytes()
         at = 0
-        for index, _ in parts:
+        for index, part in parts:
             nbytes = storages[index].nbytes
             contents[index] = made[at : at + nbytes]
             at += nbytes
-    return contents
+            if cast.out_of_range:  # of any: find out which
+                alone = Cast(*pair)
+                alone(np.frombuffer(part, np.uint8))
+                if alone.out_of_range:
+                    out_of_range[index] = alone.out_of_range
+    return contents, out_of_range
+
+
+def _blocks_of(storage: TensorStorage) -> tuple[Iterator[Bytes], Cast | None]:
+    """Return all bytes of a storage, compared with their CRC, and the cast that they go through."""
+    if not isinstance(storage, CastStorage):
+        return storage.checked_blocks(), None
+    cast = Cast(storage.source, storage.target)
+    return storage.blocks(cast=cast), cast
 
 
 def carry_out(task: Task) -> list[Written]:
@@ -235,12 +260,13 @@ class _Worker:
         """Write a storage that is to be had from its start to its end only."""
         crc = 0
         # The bytes are given a new CRC, so damage must show here.
-        for block in piece.storage.checked_blocks():
+        blocks, cast = _blocks_of(piece.storage)
+        for block in blocks:
             if piece.with_crc:
                 crc = crc32(block.data, crc)
             self._out.write(block.data)
             self._tell(block.nbytes)
-        return Written(crc)
+        return Written(crc, out_of_range=cast.out_of_range if cast is not None else 0)
 
     def _reads(self, base: TensorStorage, start: int, stop: int) -> Iterator[Bytes]:
         if self._buffer.size < min(_READ_NBYTES, stop - start):
@@ -273,6 +299,7 @@ class _Worker:
         in_nbytes, out_nbytes = (DTYPES[name].itemsize for name in pair)
         start, stop = (run.start + at // out_nbytes * in_nbytes for at in (piece.start, piece.stop))
         crc, source_crc = RunningCrc32(), RunningCrc32()
+        before = cast.out_of_range
         for read in self._reads(run.base, start, stop):
             if run.is_whole:
                 source_crc.update(read.data)
@@ -288,4 +315,5 @@ class _Worker:
                 self._out.advance(made.nbytes)
                 self._tell(made.nbytes)
                 read = read[elements * in_nbytes :]
-        return Written(crc.value(), source_crc.value(), stop - start if run.is_whole else 0)
+        source_nbytes = stop - start if run.is_whole else 0
+        return Written(crc.value(), source_crc.value(), source_nbytes, cast.out_of_range - before)

@@ -16,15 +16,17 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.saving import head_records
 from torchzip.checkpoint.structure import Structure
-from torchzip.container.safetensors import ALIASES_KEY, build_header
+from torchzip.container.safetensors import ALIASES_KEY, build_header, data_order
 from torchzip.container.zip_writer import archive_name, measure
-from torchzip.convert.carried import OBJECT_KEY, Carried, carry
+from torchzip.convert.carried import OBJECT_KEY, carry, carry_order
 from torchzip.convert.casting import DtypeOf, StorageCasts, inner_tensors, layout
 from torchzip.convert.lost import lost_besides, lost_ties, lost_values
 from torchzip.convert.mapped import MappedTensors
+from torchzip.convert.quantized import codes, sentence
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Selection, select
 from torchzip.convert.targets import Target
+from torchzip.convert.tied_names import preferred
 from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError, listed
 from torchzip.tensors.casts import CastStorage
@@ -32,6 +34,7 @@ from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.reduce import StorageKeys
+from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import OtherTensor
 
@@ -66,6 +69,8 @@ class PlannedFile:
     storages: list[TensorStorage]
     starts: list[int]
     nbytes: int
+    #: The tensors of a storage that is cast, as names and what the source has under them.
+    cast: dict[int, list[tuple[str, TensorSpec]]]
 
 
 @dataclass(slots=True)
@@ -80,8 +85,22 @@ class Plan:
     refused: list[tuple[str, str]] = field(default_factory=list)
     #: Rules that match nothing.
     unused: list[str] = field(default_factory=list)
+    #: Tensors that are no weights by themselves -> a scale that belongs to each.
+    codes: dict[str, str] = field(default_factory=dict)
     #: The path and the bytes of the index of shards.
     index: tuple[str, bytes] | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said before anything is written."""
+        return self.unused + ([sentence(self.codes)] if self.codes else [])
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names that the files lack -> the name of the same tensor, which has the data."""
+        if self.format != "safetensors":
+            return {}
+        return {row.name: row.alias_of for row in self.tensors if row.alias_of is not None}
 
     @property
     def nbytes(self) -> int:
@@ -117,7 +136,21 @@ def make_plan(
     make = _SafetensorsPlanner if target.format == "safetensors" else _ZipPlanner
     plan = make(checkpoint, selection, dtype_of).plan(target, max_shard_nbytes)
     plan.unused = rules.unused()
+    plan.codes = _codes(selection)
     return plan
+
+
+def _codes(selection: Selection) -> dict[str, str]:
+    """Return what the output has of the source's codes of quantized weights."""
+    before = {
+        name: held.torch_dtype
+        for name, held in selection.original.items()
+        if isinstance(held, LazyTensor)
+    }
+    # By other dtypes, ``map`` has made weights of them.
+    after = {selection.sources[new]: held.torch_dtype for new, held in selection.tensors.items()}
+    found = codes(before)
+    return {name: scale for name, scale in found.items() if after.get(name) == before[name]}
 
 
 class _Planner:
@@ -183,8 +216,11 @@ class _Planner:
         """Return the tensor of the file that has the data of one."""
         return name
 
-    def carry(self) -> None:
-        """Put the object around the tensors into a text, and say what is not in it."""
+    def carry(self, in_file: list[str]) -> None:
+        """Put the object around the tensors into a text, and say what is not in it.
+
+        ``in_file`` are the names as a reader of the file or files gets them.
+        """
         checkpoint, selection = self.checkpoint, self.selection
         # By identity first: tensors of one layout may have got different dtypes.
         named: dict[Any, str] = {}
@@ -196,14 +232,16 @@ class _Planner:
             for name, old in selection.sources.items()
             if (array := selection.arrays.get(old)) is not None
         }
-        made = Carried()
-        if not selection.is_flat:
+        if selection.is_flat:
+            made = carry_order(list(self.tensors), in_file)
+        else:
             made = carry(
                 selection.root,
                 lambda tensor: named.get(id(tensor.spec)) or named.get(layout(tensor.spec)),
                 names={name: name for name in self.tensors},
                 is_listed=lambda value: isinstance(value, OtherTensor) or id(value) in classes,
                 name_of_array=lambda array: arrays.get(id(array)),
+                in_file=in_file,
             )
         self.carried = made.text
         self.lost += made.lost
@@ -211,7 +249,7 @@ class _Planner:
             self.lost.append(
                 f"{listed([*arrays.values()], 3)}: arrays of numpy, which become tensors"
             )
-        if made.text is None:
+        if made.text is None or selection.is_flat:
             self.lost += lost_values(checkpoint, selection.around, selection.original)
         else:
             self.lost += lost_besides(checkpoint, selection.original)
@@ -223,7 +261,8 @@ class _Planner:
         if not target.has_index and (max_shard_nbytes is None or total <= max_shard_nbytes):
             plan.files = [self.one_file(target.path)]
             return plan
-        self.carry()
+        tied = plan.tied
+        self.carry([name for name in self.tensors if name not in tied] + sorted(tied))
         shards = _split(groups, max_shard_nbytes)
         weight_map: dict[str, str] = {}
         for number, names in enumerate(shards, 1):
@@ -277,12 +316,18 @@ class _SafetensorsPlanner(_Planner):
         self._storages: dict[str, TensorStorage] = {}
         self._nbytes: dict[str, int] = {}
         self._dtypes: dict[str, str] = {}
-        holders: dict[Any, str] = {}
+        dtypes: dict[str, str] = {}
+        tied: dict[Any, list[str]] = {}
         for name, tensor in self.tensors.items():
             spec = tensor.spec
             same_dtype = id(spec) in self.inner
             dtype = spec.torch_dtype if same_dtype else self.dtype_of(name, spec.torch_dtype)
-            holder = holders.setdefault((layout(spec), dtype), name) if spec.numel else name
+            dtypes[name] = dtype
+            if spec.numel:
+                tied.setdefault((layout(spec), dtype), []).append(name)
+        holders = {name: preferred(names) for names in tied.values() for name in names}
+        for name, tensor in self.tensors.items():
+            spec, dtype, holder = tensor.spec, dtypes[name], holders.get(name, name)
             nbytes = spec.numel * DTYPES[dtype].itemsize if holder == name else 0
             self.rows.append(
                 PlannedTensor(
@@ -315,7 +360,8 @@ class _SafetensorsPlanner(_Planner):
         return [(nbytes, [name]) for name, nbytes in self._nbytes.items()]
 
     def one_file(self, path: str) -> PlannedFile:
-        self.carry()
+        order = sorted(self._storages, key=lambda name: data_order(name, self._dtypes[name]))
+        self.carry(order + sorted(self._aliases))
         metadata = {} if self.carried is None else {OBJECT_KEY: self.carried}
         return self._file(path, list(self._storages), metadata)
 
@@ -336,7 +382,13 @@ class _SafetensorsPlanner(_Planner):
         for name in order:
             starts.append(at)
             at += self._nbytes[name]
-        return PlannedFile(path, head, [self._storages[name] for name in order], starts, at)
+        storages = [self._storages[name] for name in order]
+        cast = {
+            key: [(name, self.tensors[name].spec)]
+            for key, name in enumerate(order)
+            if isinstance(storages[key], CastStorage)
+        }
+        return PlannedFile(path, head, storages, starts, at, cast)
 
 
 # -- zip -----------------------------------------------------------------------------------------
@@ -352,10 +404,14 @@ class _ZipPlanner(_Planner):
         self._put_cast_arrays()
         self._casts = StorageCasts(self.tensors, self.inner, self.dtype_of)
         self.lost += [f"{key!r} in the metadata of the file" for key in selection.metadata]
+        self._cast_tensors: dict[int, list[tuple[str, TensorSpec]]] = {}
         holders: dict[Any, str] = {}
         for name, tensor in self.tensors.items():
             spec = self._casts.apply(tensor.spec)
             holder = holders.setdefault(layout(spec), name) if spec.numel else name
+            if holder == name and isinstance(spec.storage, CastStorage):
+                tensors = self._cast_tensors.setdefault(id(spec.storage), [])
+                tensors.append((name, tensor.spec))
             nbytes = spec.numel * DTYPES[spec.torch_dtype].itemsize if holder == name else 0
             self.rows.append(
                 PlannedTensor(
@@ -418,4 +474,9 @@ class _ZipPlanner(_Planner):
         sizes = [(len(name), len(data)) for name, data in around]
         sizes += [(len(f"data/{key}"), storage.nbytes) for key, storage in enumerate(storages)]
         starts, nbytes = measure(archive_name(path), sizes)
-        return PlannedFile(path, structure.pickle, storages, starts[len(around) :], nbytes)
+        cast = {
+            key: self._cast_tensors[id(storage)]
+            for key, storage in enumerate(storages)
+            if id(storage) in self._cast_tensors
+        }
+        return PlannedFile(path, structure.pickle, storages, starts[len(around) :], nbytes, cast)

@@ -116,6 +116,7 @@ class _Maker:
         }
         self._shells: dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]] = {
             "dict": (lambda node: {}, ()),
+            "tensors": (lambda node: {}, ()),
             "OrderedDict": (lambda node: OrderedDict(), ("attributes",)),
             "Counter": (lambda node: Counter(), ()),
             "defaultdict": (_empty_defaultdict, ("factory",)),
@@ -179,6 +180,8 @@ class _Maker:
         check_options(node, kind, options)
         shell = make_shell(node)
         fill = self._fill_mapping if isinstance(shell, dict) else self._fill_sequence
+        if kind == "tensors":
+            fill = self._fill_tensors
         self._fills.append((fill(shell, node[kind], node), depth))
         return shell
 
@@ -244,6 +247,15 @@ class _Maker:
             if name.startswith("__") or hasattr(type(shell), name):
                 raise broken(f"an OrderedDict with an attribute {shown(name)}")
             vars(shell)[name] = yield item
+
+    def _fill_tensors(self, shell: dict[str, Any], body: Any, node: Any) -> _Reading:
+        for name in _list(body):
+            if type(name) is not str:
+                raise broken("a tensor whose name is not a string")
+            tensor = self._find_tensor(name)
+            if tensor is not None:  # another program may have left it out
+                shell[name] = tensor
+        yield from ()
 
     def _key(self, key: Any) -> Any:
         """Return a key or an item of a set, if it can be one at a cost that is bounded."""
@@ -340,5 +352,6 @@ def _empty_deque(node: dict[str, Any]) -> Any:
 
 
 _KINDS = frozenset(READERS) | frozenset(
-    "shared tuple frozenset tensor parameter dict OrderedDict Counter defaultdict deque set".split()
+    "shared tuple frozenset tensor tensors parameter dict OrderedDict Counter defaultdict deque "
+    "set".split()
 )

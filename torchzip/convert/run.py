@@ -18,6 +18,7 @@ from typing import Any
 
 from torchzip.checkpoint.saving import head_records
 from torchzip.container.zip_writer import ZipWriter, archive_name
+from torchzip.convert.overflow import by_tensor
 from torchzip.convert.pieces import (
     Piece,
     Task,
@@ -53,13 +54,14 @@ _CHECKED_NBYTES = 8 << 20
 
 def run(
     plan: Plan, *, executor: Executor | None = None, verify: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | None = None, overflowed: Callable[[dict[str, int]], None] | None = None,
 ) -> None:  # fmt: skip
     """Write a plan's output, all or nothing.
 
     ``executor`` carries the pieces out; without one they are carried out here, one by one. With
     ``verify`` every CRC of the source's storages is compared, also where it could go along unread,
-    or is of more than what is taken.
+    or is of more than what is taken. ``overflowed`` is called once, before any file has its name,
+    with the number of elements that their new dtype has no place for, by the names of tensors.
     """
     meter = _Meter(plan.nbytes, progress)
     with contextlib.ExitStack() as opened:
@@ -99,6 +101,11 @@ def run(
         if index is not None and plan.index is not None:
             index.write_at(0, plan.index[1])
             files.append(index)
+        if overflowed is not None:
+            counts: dict[str, int] = {}
+            for work in works:
+                counts.update(by_tensor(work.planned, work.out_of_range))
+            overflowed(counts)
         meter.finish()  # what it raises comes before anything has its name
         commit_together(files)
 
@@ -132,6 +139,8 @@ class _Work:
         self.file = file
         self.pieces: list[Piece] = []
         self.written: list[Written] = []
+        #: How many elements of a storage their new dtype has no place for, where there are any.
+        self.out_of_range: dict[int, int] = {}
         self._cuts: dict[int, slice] = {}
         for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
             if storage.nbytes > _SMALL_NBYTES:
@@ -164,7 +173,15 @@ class _Work:
     def crc_of(self, key: int) -> int:
         """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
         cut = self._cuts[key]
-        return joined(self.planned.storages[key], self.pieces[cut], self.written[cut])
+        written = self.written[cut]
+        self.out_of_range[key] = sum(part.out_of_range for part in written)
+        return joined(self.planned.storages[key], self.pieces[cut], written)
+
+    def contents_of(self, keys: range) -> list[bytes]:
+        """Return the bytes of small storages."""
+        contents, counts = contents_of([self.planned.storages[key] for key in keys])
+        self.out_of_range |= {keys[index]: count for index, count in counts.items()}
+        return contents
 
     def check_copied(self) -> None:
         """Read what was written of bytes that were copied unread; raise if a CRC does not match."""
@@ -334,11 +351,12 @@ def _finish_zip(work: _Work) -> None:
     for name, data in head_records(planned.head):
         writer.write_record(name, data)
     for keys in work.runs():
-        storages = [planned.storages[key] for key in keys]
         if work.is_small(keys[0]):
-            writer.write_small_records([b"data/%d" % key for key in keys], contents_of(storages))
+            names = [b"data/%d" % key for key in keys]
+            writer.write_small_records(names, work.contents_of(keys))
             continue
-        (key,), (storage,) = keys, storages
+        (key,) = keys
+        storage = planned.storages[key]
         writer.begin_record(f"data/{key}", storage.nbytes)
         first = os.pread(file.descriptor, 8, planned.starts[key])
         writer.skip(storage.nbytes, work.crc_of(key), first)
@@ -351,8 +369,7 @@ def _finish_safetensors(work: _Work) -> None:
     file.write_at(0, planned.head)
     for keys in work.runs():
         if work.is_small(keys[0]):
-            storages = [planned.storages[key] for key in keys]
-            file.write_at(planned.starts[keys[0]], b"".join(contents_of(storages)))
+            file.write_at(planned.starts[keys[0]], b"".join(work.contents_of(keys)))
         else:
             work.crc_of(keys[0])  # nothing keeps it, but damage of the source shows
 

@@ -16,7 +16,7 @@ from typing import Any
 from torchzip.checkpoint.lazy import Checkpoint, named_tensors
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_weight
 from torchzip.checkpoint.walk import children, reach, shared
-from torchzip.container.safetensors import parse_aliases
+from torchzip.container.safetensors import parse_ties
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.restored import restore
@@ -130,13 +130,16 @@ def _source(checkpoint: Checkpoint) -> Selection:
     metadata: dict[str, str] = {}
     lost: list[str] = []
     if checkpoint.format in ("safetensors", "sharded"):
-        aliases = _restored_aliases(checkpoint, tensors)
+        ties = parse_ties(checkpoint.metadata, tensors)
+        aliases = {name: tensors[kept] for name, kept in ties.items()}
         tensors |= aliases
         root = dict(root) | aliases
         metadata = {
             key: text
             for key, text in checkpoint.metadata.items()
-            if not key.startswith("torchzip.") and key not in ("format", "total_size")
+            if not key.startswith("torchzip.")
+            and key not in ("format", "total_size")
+            and ties.get(key) != text
         }
         text = checkpoint.metadata.get(OBJECT_KEY)
         if text is not None:
@@ -175,15 +178,6 @@ def _restored_object(
     for name in table.names:
         table.check(name)
     return root, {name: data_of(leaf) for name, leaf in table.names.items()}, table.arrays
-
-
-def _restored_aliases(checkpoint: Checkpoint, tensors: dict[str, Held]) -> dict[str, Held]:
-    """Return the tied tensors that a safetensors file lists in its metadata."""
-    return {
-        name: tensors[kept]
-        for name, kept in parse_aliases(checkpoint.metadata).items()
-        if kept in tensors and name not in tensors
-    }
 
 
 def _rename_in_place(root: Any, changed: dict[str, str | None]) -> bool:

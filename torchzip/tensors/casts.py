@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from torchzip.dtypes import DTYPES
+from torchzip.tensors.cast_range import lack_of
 from torchzip.tensors.cast_steps import (
     CHUNK,
     COPIED,
@@ -40,7 +41,8 @@ def is_castable(torch_dtype: str) -> bool:
 class Cast:
     """Casts blocks of one dtype to another.
 
-    It keeps its working memory from block to block, so it serves one thread at a time.
+    ``out_of_range`` counts the elements so far that the target has no place for (`cast_range`). It
+    keeps its working memory from block to block, so it serves one thread at a time.
     """
 
     def __init__(self, source: str, target: str) -> None:
@@ -48,6 +50,8 @@ class Cast:
         self._source = numpy_dtype(source)
         self._target = numpy_dtype(target)
         self._made = np.empty(0, np.uint8)
+        self._lack = lack_of(source, target)
+        self.out_of_range = 0
 
     @cached_property
     def _steps(self) -> list[tuple[Step, Values | None]]:
@@ -56,27 +60,32 @@ class Cast:
         between = [np.empty(CHUNK, dtype) for _, dtype in steps[:-1]]
         return [(step, made) for (step, _), made in zip(steps, [*between, None], strict=True)]
 
-    def into(self, block: Bytes, out: Bytes | memoryview) -> None:
-        """Fill ``out`` with the cast of a block of whole elements, which it must not overlap.
+    def into(self, block: Bytes, room: Bytes | memoryview) -> None:
+        """Fill ``room`` with the cast of a block of whole elements, which it must not overlap.
 
         Raises
         ------
         ValueError
-            If ``out`` has not the size of the result.
+            If ``room`` does not have the size of the result.
         """
         values: Values = block.view(self._source)
-        made: Values = np.asarray(out).view(self._target)
+        made: Values = np.asarray(room).view(self._target)
         if made.size != values.size:
             raise ValueError(f"{values.size} elements do not go into room for {made.size}")
         with np.errstate(all="ignore"):  # overflow to infinity is what is asked for
-            if self._names in COPIED:
-                copy(values, made)
-            elif values.size < _FEW:
-                made[:] = plain_cast(values, *self._names)
-            else:
-                for start in range(0, values.size, CHUNK):
-                    chunk = slice(start, start + CHUNK)
-                    self._in_steps(values[chunk], made[chunk])
+            for start in range(0, values.size, CHUNK):
+                part, out = values[start : start + CHUNK], made[start : start + CHUNK]
+                self._cast(part, out)
+                if self._lack is not None:
+                    self.out_of_range += self._lack.count(part, out)
+
+    def _cast(self, values: Values, made: Values) -> None:
+        if self._names in COPIED:
+            copy(values, made)
+        elif values.size < _FEW:
+            made[:] = plain_cast(values, *self._names)
+        else:
+            self._in_steps(values, made)
 
     def _in_steps(self, values: Values, made: Values) -> None:
         for step, between in self._steps:
@@ -138,7 +147,8 @@ class CastStorage(TensorStorage):
         else:
             cast.into(block, out)
 
-    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        cast = Cast(self.source, self.target)
+    def blocks(self, nbytes: int = BLOCK_NBYTES, cast: Cast | None = None) -> Iterator[Bytes]:
+        """Yield all bytes in order, cast by a `Cast` of these dtypes that counts for somebody."""
+        cast = cast if cast is not None else Cast(self.source, self.target)
         for block in whole_items(self.base.checked_blocks(nbytes), self._in_nbytes):
             yield cast(block)

@@ -13,7 +13,7 @@ from torchzip.checkpoint.lazy_tensor import LazyFactory, data_of, is_tensor, sto
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
-from torchzip.container.safetensors import parse_aliases
+from torchzip.container.safetensors import parse_ties
 from torchzip.errors import (
     REPAIR_ADVICE,
     EnoughMemory,
@@ -195,11 +195,8 @@ def _all_of(checkpoint: Checkpoint, report: VerifyReport) -> _Found:
 
 
 def _ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the names that `convert` has put into the metadata of a safetensors file."""
-    aliases = parse_aliases(metadata).items()
-    return {
-        name: tensors[kept] for name, kept in aliases if kept in tensors and name not in tensors
-    }
+    """Return the tensors whose names stand in the metadata of a safetensors file only."""
+    return {name: tensors[kept] for name, kept in parse_ties(metadata, tensors).items()}
 
 
 def _is_unverified(tensor: Any, without_crc: Set[str] | None) -> bool:
