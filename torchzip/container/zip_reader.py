@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.container.inflating import inflate_span
+from torchzip.container.inflating import MAX_RATIO, inflate_span
 from torchzip.container.record_index import (
     RecordIndex,
     check_name,
@@ -64,6 +65,12 @@ _CENTRAL = np.dtype(
 
 #: Where the bytes of a record begin in what torch writes: on a multiple of this.
 _ALIGNMENT = 64
+
+
+#: Bytes that deflated records may come to, however small the file; and what a byte of a pickle may
+#: take in memory, where it stands for an empty list.
+_FREE_NBYTES = 64 << 20
+_IN_MEMORY = 8
 
 
 class Entry(NamedTuple):
@@ -355,6 +362,7 @@ class ZipReader:
         if entry.method == STORED:
             data = bytes(self.source.read_at(self.data_offset(name), self._stored_nbytes(entry)))
         else:
+            self._check_growth(entry.nbytes, _FREE_NBYTES // _IN_MEMORY, name)
             data = b"".join(self.inflate(name))
         if entry.crc and crc32(data) != entry.crc:
             raise wrong_crc(crc32(data), entry.crc, name, self.source.name)
@@ -378,16 +386,30 @@ class ZipReader:
         return self.data_offset(name), self._stored_nbytes(entry)
 
     def check_ratio(self, name: str) -> None:
-        """Raise LimitError if a deflated record claims more than deflate can make of its bytes."""
+        """Raise if a deflated record claims more than its bytes, or the whole file, can justify.
+
+        All deflated records count together: one that takes little is no less a bomb with others.
+        """
         entry = self.entry(name)
-        if entry.nbytes > entry.compressed_nbytes * self._limits.deflate_ratio + 1024:
-            raise LimitError(
-                "deflate_ratio",
-                entry.nbytes // max(1, entry.compressed_nbytes),
-                self._limits.deflate_ratio,
+        if entry.nbytes > MAX_RATIO * entry.compressed_nbytes:
+            raise ArchiveError(
+                f"the directory says that {entry.compressed_nbytes:,} deflated bytes come to "
+                f"{entry.nbytes:,}; deflate makes {MAX_RATIO:,} of one at most",
                 path=self.source.name,
                 record=name,
             )
+        self._check_growth(self._deflated_nbytes, _FREE_NBYTES, name)
+
+    def _check_growth(self, nbytes: int, free: int, name: str) -> None:
+        """Raise LimitError if bytes are too many for what the file has, beyond the free ones."""
+        bound = self._limits.deflate_ratio
+        needed = -(-(nbytes - free) // self.source.size)
+        if needed > bound:
+            raise LimitError("deflate_ratio", needed, bound, path=self.source.name, record=name)
+
+    @cached_property
+    def _deflated_nbytes(self) -> int:
+        return sum(self._sizes[self._methods == DEFLATED].tolist())
 
     def inflate(self, name: str) -> Iterator[bytes]:
         """Return the content of a deflated record in blocks, exactly its declared size."""
