@@ -885,7 +885,9 @@ def test_device_tensors() -> None:
     ):
         value = b.call(b.name(_UTILS, function), _floats(2), _F32, b.text("xla:0"), b.FALSE)
         data = file_of(b.dict_of({"w": value}))
-        with tz.lazy_load(io.BytesIO(data), foreign="raise") as ckpt:
+        with pytest.raises(tz.UnsafeGlobalError, match=function):
+            tz.lazy_load(io.BytesIO(data), foreign="raise")
+        with tz.lazy_load(io.BytesIO(data)) as ckpt:
             assert list(ckpt) == ["w.0"]
             assert ckpt["w.0"].numpy().tolist() == [1, 2]
             assert list(ckpt.others) == ["w"]

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from torchzip.checkpoint.foreign import refuse_objects
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.dtypes import DTYPES
@@ -143,6 +144,10 @@ def _has_ellipsis(key: Any) -> bool:
     return any(item is Ellipsis for item in (key if isinstance(key, tuple) else (key,)))
 
 
+def _spec_of(value: Any) -> TensorSpec | None:
+    return value.spec if isinstance(value, LazyTensor) else None
+
+
 class LazyFactory:
     """Makes LazyTensors and Parameters of them."""
 
@@ -153,7 +158,7 @@ class LazyFactory:
         self.tensor = LazyTensor
 
     def spec_of(self, tensor: Any) -> TensorSpec | None:
-        return tensor.spec if isinstance(tensor, LazyTensor) else None
+        return _spec_of(tensor)
 
     def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Parameter:
         if isinstance(tensor, LazyTensor):
@@ -227,6 +232,8 @@ class Checkpoint(Mapping[str, Any]):
                 contents.foreign = _merged(contents.foreign, constants.foreign)
             if foreign == "raise":
                 refuse_foreign(contents, self._container.name)
+                for value in (contents.root, constants and constants.root):
+                    refuse_objects(value, self._container.name, _spec_of)
         except BaseException:
             self._container.close()
             raise
@@ -433,7 +440,7 @@ def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = 
     or ``pytorch_model.bin``, or the ``.metadata`` of torch.distributed.checkpoint.
 
     Names outside torchzip's table become inert `types.ForeignObject` s; with ``foreign="raise"``
-    they are an error that lists them all.
+    they are an error that lists them all, and so is whatever else would be such an object.
 
     Raises
     ------

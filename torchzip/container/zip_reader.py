@@ -409,7 +409,8 @@ class ZipReader:
 
     @cached_property
     def _deflated_nbytes(self) -> int:
-        return sum(self._sizes[self._methods == DEFLATED].tolist())
+        nbytes: list[int] = self._sizes[self._methods == DEFLATED].tolist()
+        return sum(nbytes)
 
     def inflate(self, name: str) -> Iterator[bytes]:
         """Return the content of a deflated record in blocks, exactly its declared size."""
