@@ -351,7 +351,7 @@ class ZipReader:
                 f"{entry.compressed_nbytes:,} bytes from byte {begin + nbytes:,} reach past byte "
                 f"{entry.end:,}, where the next record or the directory begins"
             )
-        return begin + nbytes
+        return begin + int(nbytes)
 
     def read(self, name: str, *, limit: str = "pickle_nbytes") -> bytes:
         """Return a whole small record, with its CRC checked. ``limit`` names its bound."""
