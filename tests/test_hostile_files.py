@@ -158,8 +158,8 @@ _LOCATOR = [("signature", 0, 4), ("disk", 4, 4), ("offset", 8, 8), ("disks", 16,
 
 #: Fields that mean nothing to a reader.
 _FREE = frozenset({"needed", "made by", "time", "date", "internal"})
-#: Encrypted, strongly encrypted, masked.
-_ENCRYPTED = 0x2041
+#: Encrypted, a patch, strongly encrypted, masked.
+_UNREADABLE = 0x2061
 
 
 def _fields(data: bytes) -> Iterator[tuple[str, str, int, int]]:
@@ -185,7 +185,7 @@ def _is_same(kind: str, name: str, value: int, size: int, *, zip64: bool) -> boo
     if name in _FREE or (kind == "end" and name == "comment"):
         return True
     if name == "flags":
-        return not value & _ENCRYPTED
+        return not value & _UNREADABLE
     if name == "external":
         return not value & 0x10  # a folder
     if kind == "end" and name != "signature" and zip64:

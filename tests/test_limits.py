@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import zipfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import torchzip as tz
@@ -30,10 +33,21 @@ def _many_calls() -> bytes:
 
 
 def _deflated() -> bytes:
-    members = b.members_of(b.stream(b.text("x" * 100_000)), {})
-    return b.build_zip(
-        [replace(each, method=8) if each.name.endswith(b".pkl") else each for each in members]
-    )
+    """Return a pickle of 10 MB that takes half a megabyte."""
+    noise = np.random.default_rng(0).bytes(1 << 19)
+    return zipped_again(_zip(b"B" + struct.pack("<I", len(noise)) + noise, b.text("x" * 9_500_000)))
+
+
+def zipped_again(data: bytes, level: int = 6) -> bytes:
+    """Return an archive as somebody makes it who zips a folder."""
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as source,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    return file.getvalue()
 
 
 #: field -> (a bound that is too low, the file)
@@ -46,7 +60,7 @@ _ROWS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "int_nbytes": (8, lambda: _zip(b.integer(1 << 70))),
     "entries": (2, lambda: _zip(_TENSOR)),
     "text_nbytes": (1, lambda: _zip(_TENSOR)),
-    "deflate_ratio": (10, _deflated),
+    "deflate_ratio": (2, _deflated),
     "shared_names": (2, lambda: _zip(_TENSOR, b"\x85", b"2\x86" * 4)),
     "names_nbytes": (
         1000,
@@ -64,6 +78,10 @@ def _read_lazily(data: bytes, limits: tz.Limits | None) -> None:
     with tz.lazy_load(io.BytesIO(data), limits=limits) as checkpoint:
         list(checkpoint)
         checkpoint.verify()
+
+
+def _read(data: bytes, limits: tz.Limits | None) -> None:
+    tz.load(io.BytesIO(data), limits=limits)
 
 
 def test_each_bound_has_a_row() -> None:
@@ -175,3 +193,87 @@ def test_each_opcode_counts(bound: str, name: str) -> None:
     assert caught.value.limit == bound
     with contextlib.suppress(tz.FormatError):  # marks that are open
         tz.load(io.BytesIO(data), limits=tz.Limits(**loose))
+
+
+# -- deflated records: bombs, and what only looks like one -----------------------------------------
+
+
+def _bombs(*sizes: int, kind: bytes = b"data/") -> bytes:
+    """Return an archive of deflated records that come to these sizes, each as small as it can be.
+
+    Their bytes are none that anybody could inflate: they are not looked at.
+    """
+    keys = [str(index) for index in range(len(sizes))]
+    tensors = [
+        b.tensor(b.persistent(key, numel=size // 4), size=(1,), stride=(1,))
+        for key, size in zip(keys, sizes, strict=True)
+    ]
+    pickle = b.stream(b.list_of(*tensors)) if kind == b"data/" else b.stream(b"N")
+    members = b.members_of(pickle, dict.fromkeys(keys, b"") if kind == b"data/" else {})
+    left = list(sizes)
+    for index, member in enumerate(members):
+        if member.name.startswith(b"archive/" + kind):
+            nbytes = left.pop(0)
+            stored = bytes(-(-nbytes // 1032))
+            members[index] = replace(member, method=8, nbytes=nbytes, stored=stored, crc=1)
+    return b.build_zip(members)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _bombs(1 << 29), _bombs(80 << 20), _bombs(*[1 << 24] * 5), _bombs(*[1 << 20] * 80),
+        _bombs(1 << 30, kind=b"data.pkl"), _bombs(9 << 20, kind=b"data.pkl"),
+    ],
+    ids=["512 MB", "80 MB", "5 of 16 MB", "80 of 1 MB", "a pickle of 1 GB", "a pickle of 9 MB"],
+)  # fmt: skip
+def test_bombs(data: bytes) -> None:
+    """What comes to a thousand times the file is refused; the error says which bound lifts it."""
+    for read in (_read, _read_lazily):
+        with pytest.raises(tz.LimitError) as caught:
+            read(data, None)
+        assert caught.value.limit == "deflate_ratio"
+        assert "pass limits=Limits(deflate_ratio=...)" in str(caught.value)
+        with pytest.raises(tz.FormatError, match=r"damaged|cut short|follow"):  # it is looked at
+            read(data, tz.Limits(deflate_ratio=caught.value.actual))
+
+
+@pytest.mark.parametrize("stored", [b"", b"x" * 100])
+def test_a_deflated_record_cannot_claim_what_deflate_cannot_do(stored: bytes) -> None:
+    """That is no bomb but a lie, whatever the limit."""
+    members = b.members_of(b.stream(b.text("x")), {})
+    most = 1032 * len(stored)
+    for nbytes, message in ((most, "damaged|cut short"), (most + 1, "1,032 of one at most")):
+        members[0] = replace(members[0], method=8, stored=stored, nbytes=nbytes)
+        with pytest.raises(tz.FormatError, match=message):
+            _read(b.build_zip(members), tz.Limits(deflate_ratio=1 << 40))
+
+
+def _with_moments(dtype: str, count: int) -> dict[str, Any]:
+    """Return weights, and the state of an optimizer that has not made a step."""
+    weights = np.random.default_rng(0).standard_normal(count).astype(dtype)
+    moments = {key: np.zeros(count, "float32") for key in ("exp_avg", "exp_avg_sq", "master")}
+    return {"model": {"w": weights}, "optimizer": {"state": {0: moments | {"step": 0}}}}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"w": np.random.default_rng(0).standard_normal(100_000)},
+        _with_moments("float32", 1_500_000),
+        _with_moments("float16", 1_500_000),
+        {"mask": np.zeros((6000, 2500), "float32")},
+        {"losses": [0.0] * 800_000, "steps": list(range(100_000))},
+        {f"block.{index}.weight": np.full(4, index, "float32") for index in range(3000)},
+    ],
+    ids="weights moments half mask losses many".split(),
+)
+@pytest.mark.parametrize("level", [1, 9])
+def test_checkpoints_that_were_zipped_again(tree: Any, level: int) -> None:
+    """What people zip is read: it is large for its file here and there, and not altogether."""
+    file = io.BytesIO()
+    tz.save(tree, file)
+    data = zipped_again(file.getvalue(), level)
+    found = tz.load(io.BytesIO(data))
+    _read_lazily(data, None)
+    assert str(found) == str(tz.load(io.BytesIO(file.getvalue())))

@@ -44,8 +44,10 @@ class Limits:
     entries: int = 10_000_000
     #: Bytes of a text record such as ``version`` or ``byteorder``.
     text_nbytes: int = 4096
-    #: Size of a deflated record over its compressed size; deflate itself ends near 1032.
-    deflate_ratio: int = 1100
+    #: What all deflated records come to over the size of the file, beyond 64 MiB; and a deflated
+    #: pickle alone, beyond 8 MiB. Checkpoints that were zipped again have less than 2; with
+    #: optimizer moments that are all zeros, up to 10.
+    deflate_ratio: int = 32
     #: Flat names beyond one for each tensor, where containers are shared.
     shared_names: int = 100_000
     #: Characters of all flat names together, where the pickle itself is shorter.

@@ -509,6 +509,8 @@ def test_empty_archive_name(tmp_path: Path) -> None:
     """``.pt`` has no name before its dot, which torch refuses too."""
     with pytest.raises(ValueError, match="empty"):
         tz.save({}, tmp_path / ".pt")
+    with pytest.raises(ValueError, match=r"it is \.\. here"):
+        tz.save({}, tmp_path / "...pt")
     assert os.listdir(tmp_path) == []
 
 

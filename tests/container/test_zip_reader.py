@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import posixpath
+import shutil
 import struct
+import subprocess
+import sys
+import tempfile
 import tracemalloc
 import zipfile
 import zlib
 from dataclasses import replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +23,7 @@ from hypothesis import strategies as st
 
 from tests.builders import End, Member, build_zip, deflate
 from tests.container.memory import BytesSink, BytesSource
+from tests.sampling import thorough
 from torchzip.container.record_index import index_fast, index_plainly
 from torchzip.container.zip_reader import (
     ZipReader,
@@ -194,18 +201,154 @@ def test_crc_of_zero_is_not_checked() -> None:
 
 def test_root_can_be_anything() -> None:
     """The archive name is what stands before the first slash of the first record."""
-    for root in (b"m", b"a b", b"\xff\xfe", "é".encode(), b"", b".", b"\xed\xa0\x80"):
+    for root in (b"m", b"a b", b"\xff\xfe", "é".encode(), b".", b"...", b"\xed\xa0\x80"):
         reader = open_bytes(build_zip([replace(_A, name=root + b"/data.pkl")]))
         assert reader.root.encode("utf-8", "surrogateescape") == root
         assert reader.read("data.pkl") == b"pickle"
 
 
 def test_names_are_whole_byte_strings() -> None:
-    """A name with a zero byte or a slash more is another name."""
-    for other in (b"data.pkl\0", b"data.pkl\0x", b"./data.pkl", b"/data.pkl", b"data.pkl/"):
+    """A name with a blank, a dot or a slash more is another name."""
+    for other in (b"data.pkl ", b"data.pkl.", b".data.pkl", b"data.pkl/", b"data.pkl/...", b"~"):
         records = read_all(build_zip([_A, replace(_A, name=b"archive/" + other, data=b"other")]))
         assert records["data.pkl"] == b"pickle"
         assert records[other.decode("latin-1")] == b"other"
+
+
+#: Each is read as archive/data/0, by a reader that cuts it or cleans it up.
+_SPELLED = [
+    b"archive/data/0\0", b"archive/data/0\0x", b"archive/data//0", b"archive/./data/0",
+    b"archive/data/./0", b"archive/data/x/../0", b"archive\\data\\0", b"archive/data\\0",
+    b"archive/data/0/.", b"archive//data/0", b"/archive/data/0", b"./archive/data/0",
+    b"x/../archive/data/0", b"../archive/data/0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _SPELLED)
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_names_that_readers_change(name: bytes, place: int, in_folder: bool) -> None:
+    """What a reader may take for another name is refused, wherever in the directory."""
+    members = [_A, _C]
+    members.insert(place, replace(_B, name=name))
+    with pytest.raises(ArchiveError, match=r"is called|does not lie in"):
+        ZipReader(BytesSource(build_zip(members)), Limits(), in_folder=in_folder)
+
+
+_COMPONENTS = st.sampled_from(
+    ["archive", "data", "0", "..", ".", "...", "", "é", "a\\b", "x\0", " "]
+)
+
+
+@thorough
+@given(
+    st.lists(st.lists(_COMPONENTS, min_size=1, max_size=4).map("/".join), min_size=1, max_size=4)
+)
+def test_names_are_those_of_zipfile(names: list[str]) -> None:
+    """What is read has the names that ``zipfile`` gives, and as paths they lead where they say."""
+    data = build_zip([Member(name=name.encode(), flags=0x800) for name in names])
+    try:
+        reader = ZipReader(BytesSource(data), Limits(), in_folder=False)
+    except ArchiveError:
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        found = archive.namelist()
+    assert [name.encode("latin-1").decode() for name in reader] == found == names
+    cleaned = [PurePosixPath(posixpath.normpath(name or "x")) for name in names]
+    assert [PurePosixPath(name or "x") for name in names] == cleaned
+    assert "".join(names).isprintable()
+    assert not any(PureWindowsPath(name).parts != PurePosixPath(name).parts for name in names)
+
+
+def _unicode_path(name: bytes, path: bytes) -> bytes:
+    """Return the field of Info-ZIP that replaces a name."""
+    content = struct.pack("<BL", 1, zlib.crc32(name)) + path
+    return struct.pack("<HH", 0x7075, len(content)) + content
+
+
+def _names_of_others(data: bytes) -> list[list[str]]:
+    """Return the names of an archive as readers have them that know the Unicode path field."""
+    found = []
+    if sys.version_info >= (3, 13):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            found.append(archive.namelist())
+    program = shutil.which("zipinfo")
+    if program is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "x.zip")
+            path.write_bytes(data)
+            listed = subprocess.run([program, "-1", path], capture_output=True, check=False)
+        found.append(listed.stdout.decode().splitlines())
+    return found
+
+
+@pytest.mark.parametrize("is_local", [False, True])
+@pytest.mark.parametrize(
+    ("crc_of", "path", "is_refused"),
+    [
+        (_B.name, b"archive/data/9", True),
+        (_B.name, _A.name, True),
+        (_B.name, "archive/datä/0".encode(), True),
+        (_B.name, _B.name, False),
+        (_B.name, b"", False),
+        (b"archive/data/1", b"archive/data/9", False),
+    ],
+    ids=["another", "a twin", "not ASCII", "the same", "nothing", "stale"],
+)
+def test_unicode_path(crc_of: bytes, path: bytes, is_refused: bool, is_local: bool) -> None:
+    """A field that gives a record another name is refused; one that does not count is passed over.
+
+    Those that are not refused have the header's name for every other reader too.
+    """
+    field = _unicode_path(crc_of, path)
+    odd = replace(_B, local_extra=field) if is_local else replace(_B, extra=field)
+    data = build_zip([_A, odd, _C])
+    expected = [member.name.decode() for member in (_A, _B, _C)]
+    if not is_local and path != b"":
+        for names in _names_of_others(data):
+            assert (names != expected) == is_refused
+    if is_refused:
+        with pytest.raises(ArchiveError, match="its Unicode path field calls it"):
+            read_all(data)
+    else:
+        assert read_all(data)["data/0"] == _B.data
+
+
+def test_unicode_path_of_an_old_name() -> None:
+    """Info-ZIP writes one beside a name in the code page of the IBM PC: both say the same."""
+    name, path = "modèle/data.pkl".encode("cp437"), "modèle/data.pkl".encode()
+    data = build_zip([replace(_A, name=name, extra=_unicode_path(name, path))])
+    assert read_all(data) == {"data.pkl": b"pickle"}
+
+
+@given(
+    st.booleans(), st.booleans(), st.sampled_from([None, (0, 0), (200, 0), (0, 200), (200, 200),
+                                                   (4, 4), (200, 4), (4, 0), (1 << 40, 0)]),
+    st.sampled_from([(0, 0), (200, 200), (4, 4), (0, 4), (200, 0), (0xFFFFFFFF, 0xFFFFFFFF)]),
+    st.sampled_from([0, 1, None]),
+)  # fmt: skip
+def test_numbers_of_a_local_header(
+    descriptor: bool, has_offset: bool, zip64: Any, sizes: tuple[int, int], crc: int | None
+) -> None:
+    """Wherever a local header has them, they are the directory's, or 0 before a descriptor."""
+    extra = b""
+    if zip64 is not None:
+        numbers = [*zip64, *[0][:has_offset]]
+        extra = struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
+    member = replace(
+        _B, flags=8 * descriptor, local_nbytes=sizes[0], local_compressed=sizes[1], local_crc=crc,
+        local_extra=extra,
+    )  # fmt: skip
+    given_sizes = [number for number in sizes if number != 0xFFFFFFFF or zip64 is None]
+    right = {200, 0} if descriptor else {200}
+    crcs = {None, 0} if descriptor else {None}
+    is_right = right.issuperset([*given_sizes, *(zip64 or ())]) and crc in crcs
+    data = build_zip([_A, member, _C])
+    if is_right:
+        assert read_all(data)["data/0"] == _B.data
+    else:
+        with pytest.raises(ArchiveError, match="the local header says"):
+            read_all(data)
 
 
 def test_sizes_of_the_directory_count() -> None:

@@ -78,8 +78,14 @@ _FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      TensorError),
     ("a storage bomb", b.build_zip([
         b.Member(name=each.name, data=each.data) if each.name != b"archive/data/0"
+        else b.Member(name=each.name, method=8, stored=bytes(1 << 17), nbytes=1 << 27)
+        for each in b.members_of(b.stream(b.tensor(b.persistent(numel=1 << 25))))]), LimitError),
+    ("a storage that deflate cannot make", b.build_zip([
+        b.Member(name=each.name, data=each.data) if each.name != b"archive/data/0"
         else b.Member(name=each.name, method=8, stored=_DEFLATED, nbytes=1 << 30)
-        for each in b.members_of(b.stream(b.tensor(b.persistent(numel=1 << 28))))]), LimitError),
+        for each in b.members_of(b.stream(b.tensor(b.persistent(numel=1 << 28))))]), ArchiveError),
+    ("a pickle bomb of 16 MB", with_record(
+        b"data.pkl", method=8, stored=bytes(1 << 14), nbytes=1 << 24), LimitError),
     ("a pickle stream that is cut", _pickle(b.deflate(_PICKLE)[:-1]), ArchiveError),
     ("a pickle stream with a byte behind it", _pickle(b.deflate(_PICKLE) + b"\0"), ArchiveError),
     ("a pickle stream that goes on", _pickle(b.deflate(_PICKLE + bytes(1 << 20))), ArchiveError),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import replace
 
 from tests import builders as b
@@ -20,6 +21,11 @@ _NBYTES = len(b.DATA)
 def _zip64(*numbers: int) -> bytes:
     """Return a zip64 field."""
     return struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
+
+
+def _unicode_path(name: bytes, path: bytes) -> bytes:
+    """Return Info-ZIP's field that replaces a name."""
+    return struct.pack("<HHBL", 0x7075, 5 + len(path), 1, zlib.crc32(name)) + path
 
 
 def _place(member: bytes) -> int:
@@ -49,6 +55,8 @@ _NAMES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      ArchiveError),
     ("a name of another folder below", with_record(_STORAGE, local_name=b"archiv3/data/0"),
      ArchiveError),
+    ("a UTF-8 name in a field below", with_record(
+        _STORAGE, local_extra=_unicode_path(b"archive/data/0", b"archive/data/9")), ArchiveError),
     ("a name without folder below", with_record(_STORAGE, local_name=b"data/0"), ArchiveError),
     ("the pickle under a storage's name", with_record(b"data.pkl", local_name=b"archive/data/0"),
      ArchiveError),
@@ -60,6 +68,15 @@ _NAMES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      ArchiveError),
 ]  # fmt: skip
 
+_CHANGED_NAMES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+    (f"a second storage called {name!r}", b.build_zip(
+        [*good_members(), b.Member(name=name.encode(), data=bytes(_NBYTES))]), ArchiveError)
+    for name in (
+        "archive/data/0\0", "archive/data/0\0x", "archive/data//0", "archive//data/0",
+        "archive/./data/0", "archive/data/./0", "archive/x/../data/0", "archive/data\\0",
+        "archive/data/0/.", "archive/data/..",
+    )
+]  # fmt: skip
 _METHODS: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("deflated below, stored above", with_record(_STORAGE, local_method=8), ArchiveError),
     ("stored below, deflated above", with_record(_STORAGE, method=8, local_method=0), ArchiveError),
@@ -75,6 +92,13 @@ _METHODS: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a UTF-8 flag below only", with_record(_STORAGE, local_flags=0x800), None),
     ("a descriptor flag above only", with_record(_STORAGE, flags=8, local_flags=0), None),
     ("flags of no meaning", with_record(_STORAGE, flags=0x5F96), None),
+    ("a patch of another file", with_record(_STORAGE, flags=0x20), UnsupportedError),
+    ("a patch below only", with_record(_STORAGE, local_flags=0x20), ArchiveError),
+    ("a patch above only", with_record(_STORAGE, flags=0x20, local_flags=0), UnsupportedError),
+    ("a pickle that is a patch", with_record(b"data.pkl", flags=0x20), UnsupportedError),
+    ("a patch that nobody reads", b.build_zip(
+        [*good_members(), b.Member(name=b"archive/readme", data=b"x", flags=0x20)]),
+     UnsupportedError),
     *[
         (f"method {method}", with_record(_STORAGE, method=method), UnsupportedError)
         for method in (1, 6, 9, 12, 14, 93, 95, 98, 99, 0xFFFF)
@@ -108,9 +132,25 @@ _SIZES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("capped sizes below and zip64 that is right",
      with_record(_STORAGE, local_nbytes=_CAPPED, local_compressed=_CAPPED,
                  local_extra=_zip64(_NBYTES, _NBYTES)), None),
-    ("zip64 below that nothing needs", with_record(_STORAGE, local_extra=_zip64(4, 4)), None),
+    ("zip64 below that nothing needs", with_record(_STORAGE, local_extra=_zip64(4, 4)),
+     ArchiveError),
+    ("zip64 below that nothing needs and is right",
+     with_record(_STORAGE, local_extra=_zip64(_NBYTES, _NBYTES)), None),
+    ("zip64 below of an offset", with_record(_STORAGE, local_extra=_zip64(4)), None),
     ("sizes that lie below with a descriptor",
-     with_record(_STORAGE, flags=8, local_nbytes=4, local_compressed=4), None),
+     with_record(_STORAGE, flags=8, local_nbytes=4, local_compressed=4), ArchiveError),
+    ("zip64 that lies below with a descriptor",
+     with_record(_STORAGE, flags=8, local_nbytes=0, local_compressed=0, local_crc=0,
+                 local_extra=_zip64(4, 4)), ArchiveError),
+    ("capped sizes and zip64 that lies below with a descriptor",
+     with_record(_STORAGE, flags=8, local_nbytes=_CAPPED, local_compressed=_CAPPED,
+                 local_extra=_zip64(4, 4)), ArchiveError),
+    ("capped sizes and zip64 of zeros below with a descriptor",
+     with_record(_STORAGE, flags=8, local_nbytes=_CAPPED, local_compressed=_CAPPED, local_crc=0,
+                 local_extra=_zip64(0, 0)), None),
+    ("zip64 below as torch writes it for 4 GiB",
+     with_record(_STORAGE, flags=8, local_nbytes=0, local_compressed=0, local_crc=0,
+                 local_extra=_zip64(_NBYTES, 0, 1 << 32)), None),
     ("a descriptor that lies",
      with_record(_STORAGE, flags=8, local_nbytes=0, local_compressed=0, local_crc=0,
                  stored=b.DATA + b"PK\7\10" + struct.pack("<LLL", 1, 2, 3), compressed=_NBYTES),
@@ -123,7 +163,8 @@ _SIZES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("no CRC below without descriptor", with_record(_STORAGE, local_crc=0), ArchiveError),
     ("a CRC below only", with_record(_STORAGE, crc=0, local_crc=1), ArchiveError),
     ("another CRC of the pickle below", with_record(b"data.pkl", local_crc=1), ArchiveError),
-    ("another CRC below with a descriptor", with_record(_STORAGE, flags=8, local_crc=1), None),
+    ("another CRC below with a descriptor", with_record(_STORAGE, flags=8, local_crc=1),
+     ArchiveError),
     ("no CRC at all", with_record(_STORAGE, crc=0), None),
     ("a stored storage of two sizes", with_record(_STORAGE, compressed=12, local_compressed=12),
      ArchiveError),
@@ -153,9 +194,19 @@ _EXTRA: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("extra data above that is no field", with_record(_STORAGE, extra=b"\1\0\xff"), None),
     ("extra data above with a signature", with_record(_STORAGE, extra=b"PK\1\2" + _GOOD[-22:]),
      None),
-    ("a Unicode name in extra data",  # Info-ZIP: it would stand in for the name
-     with_record(_STORAGE, extra=struct.pack("<HHBL", 0x7075, 19, 1, 0) + b"archive/data/9"),
-     None),
+    ("a Unicode name in extra data",  # Info-ZIP: it stands in for the name
+     with_record(_STORAGE, extra=_unicode_path(b"archive/data/0", b"archive/data/9")),
+     ArchiveError),
+    ("a Unicode name of the pickle in extra data",
+     with_record(b"version", extra=_unicode_path(b"archive/version", b"archive/data.pkl")),
+     ArchiveError),
+    ("a Unicode name behind another field",
+     with_record(_STORAGE, extra=b"FB\0\0" + _unicode_path(b"archive/data/0", b"a/data/9")),
+     ArchiveError),
+    ("a Unicode name for another name",
+     with_record(_STORAGE, extra=_unicode_path(b"archive/data/1", b"archive/data/9")), None),
+    ("the same name in extra data",
+     with_record(_STORAGE, extra=_unicode_path(b"archive/data/0", b"archive/data/0")), None),
     ("a comment of a record with a signature",
      with_record(_STORAGE, comment=b"PK\1\2" + bytes(42) + b"archive/data/0"), None),
 ]  # fmt: skip
@@ -280,5 +331,5 @@ _ATTRIBUTES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("internal attributes", in_directory(_GOOD, _STORAGE, 36, b"\xff\xff"), None),
 ]  # fmt: skip
 
-_FILES = [*_NAMES, *_METHODS, *_SIZES, *_EXTRA, *_ZIP64, *_PLACES, *_ATTRIBUTES]
+_FILES = [*_NAMES, *_CHANGED_NAMES, *_METHODS, *_SIZES, *_EXTRA, *_ZIP64, *_PLACES, *_ATTRIBUTES]
 ROWS = [Attack(name, data, error) for name, data, error in _FILES]

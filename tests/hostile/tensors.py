@@ -73,7 +73,10 @@ _MORE: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      + b.tuple_of(b.FALSE, b.FALSE, b.dict_of({"a": b"N"})) + b"b", UnsupportedError),
     ("a variable of a name",
      b.call(b.name("torch.autograd.variable", "Variable"), b.name("os", "system"))
-     + b.tuple_of(b.FALSE, b.FALSE, b"N") + b"b", None),
+     + b.tuple_of(b.FALSE, b.FALSE, b"N") + b"b", TensorError),
+    ("a variable of the number 5",
+     b.call(b.name("torch.autograd.variable", "Variable"), b.integer(5))
+     + b.tuple_of(b.FALSE, b.FALSE, b"N") + b"b", TensorError),
     # sizes and strides in other containers
     ("a size and stride in lists", b.tensor(size=b.list_of(b.integer(4)),
                                             stride=b.list_of(b.integer(1))), None),
@@ -239,7 +242,11 @@ _MORE: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a parameter of two", b.call(PARAMETER, b.tensor(), b.TRUE), PickleError),
     ("a parameter that requires a tensor", b.call(PARAMETER, b.tensor(), b.tensor(), b.HOOKS),
      TensorError),
-    ("a parameter on a storage", b.call(PARAMETER, b.persistent(), b.TRUE, b.HOOKS), None),
+    ("a parameter on a storage", b.call(PARAMETER, b.persistent(), b.TRUE, b.HOOKS), TensorError),
+    ("a parameter of the number 5", b.call(PARAMETER, b.integer(5), b.TRUE, b.HOOKS), TensorError),
+    ("a parameter around None", b.call(PARAMETER, b"N", b.TRUE, b.HOOKS), TensorError),
+    ("a parameter of a class", b.call(PARAMETER, b.name("torch", "Tensor"), b.TRUE, b.HOOKS),
+     TensorError),
     ("a parameter with a state of a list", b.call(
         b.name("torch._utils", "_rebuild_parameter_with_state"), b.tensor(), b.TRUE, b.HOOKS, b"]"),
      None),

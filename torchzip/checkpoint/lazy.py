@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from torchzip.checkpoint.foreign import refuse_objects
 from torchzip.checkpoint.lazy_tensor import (
     LazyFactory,
     LazyTensor,
@@ -98,6 +99,8 @@ class Checkpoint(Mapping[str, Any]):
                 contents.foreign = _merged(contents.foreign, constants.foreign)
             if foreign == "raise":
                 refuse_foreign(contents, self._container.name)
+                for value in (contents.root, constants and constants.root):
+                    refuse_objects(value, self._container.name)
         except BaseException:
             self._container.close()
             raise
@@ -299,7 +302,7 @@ def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = 
     of torch.distributed.checkpoint.
 
     Names outside torchzip's table become inert `types.ForeignObject` s; with ``foreign="raise"``
-    they are an error that lists them all.
+    they are an error that lists them all, and so is whatever else would be such an object.
 
     Raises
     ------

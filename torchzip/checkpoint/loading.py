@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchzip.checkpoint.foreign import refuse_objects
 from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
@@ -118,7 +119,7 @@ class EagerFactory:
         return data if self.is_tensor(data) and data.dtype == numpy_dtype(torch_dtype) else None
 
     def is_tensor(self, value: Any) -> bool:
-        return isinstance(value, np.ndarray | TypedArray)
+        return type(value) in (np.ndarray, TypedArray)  # and not an array that numpy has pickled
 
     def other(self, tensor: OtherTensor) -> Any:
         self._to_check.append(tensor)
@@ -231,6 +232,7 @@ def load(
         contents = container.read(make_factory)
         if foreign == "raise":
             refuse_foreign(contents, container.name)
+            refuse_objects(contents.root, container.name)
         with ErrorPlace(path=container.name):
             for factory in factories:
                 factory.fill(verify)

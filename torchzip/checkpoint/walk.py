@@ -154,6 +154,9 @@ def inner(value: Any) -> Iterator[Child]:
         keys = [key for key in value if not isinstance(key, str | int) and _may_hold(key)]
         for index, key in enumerate(keys):
             yield Label(f"key {index}"), f".keys[{index}]", key
+    elif isinstance(value, slice):
+        for name in ("start", "stop", "step"):
+            yield Label(name), f".{name}", getattr(value, name)
     elif isinstance(value, set | frozenset):
         # By their places in the file: sets have no order that lasts.
         for index, item in enumerate(sorted(filter(_may_hold, value), key=_place)):

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from torchzip.errors import ArchiveError
 from torchzip.files.source import Buffer, Source
 
+#: What deflate makes of one byte at most: a match of 258 bytes takes two bits.
+MAX_RATIO = 1032
+
 
 class _Stream:
     """A deflated stream that begins at ``offset`` and may go on to ``end``.

@@ -1,10 +1,13 @@
 """Which row of a zip's directory each name has.
 
 torch names the storages ``data/0``, ``data/1`` and so on: 100,000 of them are told by numbers,
-without a text for each. Names that are equal, or differ only in ASCII case, are refused.
+without a text for each. Names that are equal, or differ only in ASCII case, are refused, and so are
+those that some readers change: cut at a zero byte, or cleaned as the path of a file is.
 """
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,8 @@ from torchzip.errors import ArchiveError
 #: Digits of the number in a name ``data/<number>``: what an int64 holds.
 _MOST_DIGITS = 18
 _POWERS = 10 ** np.arange(1, _MOST_DIGITS + 1)
+#: A zero byte, a backslash, or a component of a path that is empty, "." or "..".
+_CHANGED = re.compile(rb"[\0\\]|(?:^|/)(?:\.{0,2}/|\.{1,2}\Z)")
 
 
 class RecordIndex:
@@ -77,7 +82,7 @@ def index_fast(
 ) -> RecordIndex | None:
     """Return the rows of all names, told by their numbers where they have one.
 
-    None if two of them may be equal, or differ in ASCII case only.
+    None if two of them may be equal, or differ in ASCII case only, or one has to be refused.
     """
     raw = np.frombuffer(data, np.uint8)
     count = ends - begins - len(b"data/")
@@ -107,6 +112,8 @@ def index_fast(
         name = data[begins[row] : ends[row]]
         others[name.decode("latin-1")] = row
         folded.add(name.lower())  # changes ASCII letters only
+        if _CHANGED.search(name):
+            return None
     if len(folded) + len(numbers) != len(begins) or any(
         name.startswith(b"data/") and name[5:].isdigit() for name in folded
     ):
@@ -119,11 +126,28 @@ def index_plainly(data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64
     names = [data[a:b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
     seen: set[bytes] = set()
     for name in names:
+        check_name(name)
         if name.lower() in seen:
             raise ArchiveError(f"two records are called {shown_name(name)}")
         seen.add(name.lower())
     others = {name.decode("latin-1"): row for row, name in enumerate(names)}
     return RecordIndex(np.full(len(names), -1, np.int64), others)
+
+
+def check_name(name: bytes) -> None:
+    """Raise ArchiveError if other readers than torch may take a name for another.
+
+    A slash may stand at the end, where it makes a folder.
+
+    >>> check_name(b"archive/data/"), check_name(b"archive/.data/version")
+    (None, None)
+    """
+    if _CHANGED.search(name):
+        raise ArchiveError(
+            f"a record is called {shown_name(name)}; some readers take that for another name. "
+            "Components that are not empty, '.' or '..', without zero bytes and backslashes, were "
+            "expected"
+        )
 
 
 def shown_name(name: bytes) -> str:

@@ -18,7 +18,7 @@ import zlib
 from typing import NamedTuple
 
 from torchzip.container.crc_correction import corrected, corrected_deflated
-from torchzip.container.inflating import measure_deflated
+from torchzip.container.inflating import MAX_RATIO, measure_deflated
 from torchzip.container.zip_layout import (
     DEFLATED,
     DESCRIPTOR,
@@ -79,7 +79,6 @@ class DamagedArchive:
     def __init__(self, source: Source, limits: Limits) -> None:
         self.source = source
         self.places = Places(scan(source, limits), source)
-        self._limits = limits
         self._work = _WORK * source.size + _LEAST_WORK
         self._expected: set[bytes] | None = None
         self.has_crcs = self._find_crcs()
@@ -307,7 +306,7 @@ class DamagedArchive:
         name_end = self._name_end(place, name)
         for start in dict.fromkeys([name_end if by_lengths is None else by_lengths, name_end]):
             room = after - start
-            if room <= 0 or nbytes > room * self._limits.deflate_ratio + 1024:
+            if room <= 0 or nbytes > room * MAX_RATIO:
                 continue
             self._work -= nbytes + room
             if self._work < 0:

@@ -2,8 +2,9 @@
 
 Two readers that disagree about an archive can be shown different content, so
 everything that would allow two readings is refused: more than one plausible end (`zip_end`),
-names that are equal or differ only in ASCII case, entries that overlap or lie outside,
-counts that lie, local headers that disagree with the directory in name, method or encryption.
+names that are equal or differ only in ASCII case, that some readers would cut or clean up
+(`record_index`) or replace (`zip_extra`), entries that overlap or lie outside, counts that lie,
+local headers that disagree with the directory in name, method, encryption or sizes.
 
 The directory is parsed in one vectorised step, 100,000 entries in tens of milliseconds: its
 signatures are found in the bytes, all headers are gathered into one structured array,
@@ -12,23 +13,39 @@ name contains a signature or the directory is broken, a plain loop goes over it 
 wrong where.
 
 Sizes come from the directory: torch writes zeros into the local headers and a descriptor behind
-the data. Data starts at local header + 30 + the two lengths *of the local header*, which
-differ from those in the directory. A CRC of 0 means "not computed".
+the data. Any other number there must be the directory's. Data starts at local header + 30 + the two
+lengths *of the local header*, which differ from those in the directory. A CRC of 0 means "not
+computed".
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.container.inflating import inflate_span
-from torchzip.container.record_index import RecordIndex, index_fast, index_plainly, shown_name
+from torchzip.container.inflating import MAX_RATIO, inflate_span
+from torchzip.container.record_index import (
+    RecordIndex,
+    check_name,
+    index_fast,
+    index_plainly,
+    shown_name,
+)
 from torchzip.container.zip_end import find_end
+from torchzip.container.zip_extra import (
+    UNICODE_PATH,
+    Field,
+    check_path,
+    extra_fields,
+    uncap,
+    zip64_sizes,
+)
 from torchzip.container.zip_layout import BIG, DEFLATED, LOCAL, STORED
 from torchzip.errors import ArchiveError, LimitError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
@@ -44,6 +61,16 @@ _CENTRAL = np.dtype(
         ("offset", "<u4"),
     ]
 )  # fmt: skip
+
+
+#: Where the bytes of a record begin in what torch writes: on a multiple of this.
+_ALIGNMENT = 64
+
+
+#: Bytes that deflated records may come to, however small the file; and what a byte of a pickle may
+#: take in memory, where it stands for an empty list.
+_FREE_NBYTES = 64 << 20
+_IN_MEMORY = 8
 
 
 class Entry(NamedTuple):
@@ -107,6 +134,7 @@ class ZipReader:
             row = _read_zip64(data, int(places[index]), header[index], start)
             sizes[index], compressed[index], offsets[index] = row
         self._check_headers(header, start, places)
+        _check_paths(data, header, start, places)
         ends = self._check_extents(offsets, compressed, name_lengths, start)
         root, slash, _ = data[46 : 46 + int(name_lengths[0])].partition(b"/")
         if not self._in_folder:
@@ -117,6 +145,8 @@ class ZipReader:
                 "lie in one directory"
             )
         prefix = root + slash
+        if prefix != b"./":  # of a file called ..pt; what is in it has one name nevertheless
+            check_name(prefix)
         begins = places + 46
         outside = _first_without_prefix(data, begins, name_lengths, prefix)
         if outside is not None:
@@ -142,6 +172,13 @@ class ZipReader:
             raise UnsupportedError(
                 "the archive is encrypted; decrypt it first",
                 offset=start + int(places[encrypted[0]]),
+            )
+        patches = np.flatnonzero(header["flags"] & 0x20)
+        if len(patches):
+            raise UnsupportedError(
+                "a record is a patch for another file (flag bit 5), which neither torch nor "
+                "torchzip reads",
+                offset=start + int(places[patches[0]]),
             )
         method = header["method"]
         other = np.flatnonzero((method != STORED) & (method != DEFLATED))
@@ -279,46 +316,42 @@ class ZipReader:
                 message, path=self.source.name, record=entry.name, offset=entry.header_offset
             )
 
-        fixed = self.source.read_at(entry.header_offset, LOCAL.size)
+        folder = f"{self.root}/" if self._in_folder else ""
+        wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
+        begin, room = entry.header_offset, entry.end - entry.header_offset
+        guess = LOCAL.size + len(wanted) + 4  # no read more where torch has aligned the bytes
+        guess += -(begin + guess) % _ALIGNMENT
+        head = bytes(self.source.read_at(begin, min(guess, room)))
         (magic, _, flags, method, _, _, crc, compressed, size, name_length, extra_length) = (
-            LOCAL.unpack(fixed)
+            LOCAL.unpack_from(head)
         )
         if magic != b"PK\3\4":
             raise broken(f"{bytes(magic)!r} where the local header of a record was expected")
-        folder = f"{self.root}/" if self._in_folder else ""
-        wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
-        name = bytes(self.source.read_at(entry.header_offset + 30, name_length))
+        nbytes = LOCAL.size + name_length + extra_length
+        if nbytes > len(head):
+            head = bytes(self.source.read_at(begin, min(nbytes, room)))
+        name = head[LOCAL.size : LOCAL.size + name_length]
         if name != wanted:
             raise broken(
                 f"the local header names {shown_name(name)}, the directory {shown_name(wanted)}"
             )
-        if method != entry.method or (flags ^ entry.flags) & 0x2041:
+        if method != entry.method or (flags ^ entry.flags) & 0x2061:
             raise broken(
                 f"the local header says method {method} and flags {flags:#06x}, the directory "
                 f"{entry.method} and {entry.flags:#06x}"
             )
-        if not flags & 8:  # no descriptor: the sizes stand here
-            if BIG in (size, compressed):
-                extra_at = entry.header_offset + 30 + name_length
-                extra = bytes(self.source.read_at(extra_at, extra_length))
-                try:
-                    size, compressed = _uncap([size, compressed], extra)
-                except ArchiveError as error:
-                    raise broken(error.message) from None
-            if (compressed, size) != (entry.compressed_nbytes, entry.nbytes):
-                raise broken(
-                    f"the local header says {size:,} bytes ({compressed:,} compressed), the "
-                    f"directory {entry.nbytes:,} ({entry.compressed_nbytes:,})"
-                )
-            if crc != entry.crc:
-                raise broken(f"the local header says CRC {crc:08x}, the directory {entry.crc:08x}")
-        offset = entry.header_offset + 30 + name_length + extra_length
-        if offset + entry.compressed_nbytes > entry.end:
+        fields = extra_fields(head[LOCAL.size + name_length : nbytes])
+        if fields or size or compressed or crc or not flags & 8:
+            try:
+                _check_local(entry, name, fields, size, compressed, crc, has_descriptor=flags & 8)
+            except ArchiveError as error:
+                raise broken(error.message) from None
+        if nbytes + entry.compressed_nbytes > room:
             raise broken(
-                f"{entry.compressed_nbytes:,} bytes from byte {offset:,} reach past byte "
+                f"{entry.compressed_nbytes:,} bytes from byte {begin + nbytes:,} reach past byte "
                 f"{entry.end:,}, where the next record or the directory begins"
             )
-        return int(offset)
+        return begin + int(nbytes)
 
     def read(self, name: str, *, limit: str = "pickle_nbytes") -> bytes:
         """Return a whole small record, with its CRC checked. ``limit`` names its bound."""
@@ -329,6 +362,7 @@ class ZipReader:
         if entry.method == STORED:
             data = bytes(self.source.read_at(self.data_offset(name), self._stored_nbytes(entry)))
         else:
+            self._check_growth(entry.nbytes, _FREE_NBYTES // _IN_MEMORY, name)
             data = b"".join(self.inflate(name))
         if entry.crc and crc32(data) != entry.crc:
             raise wrong_crc(crc32(data), entry.crc, name, self.source.name)
@@ -352,16 +386,31 @@ class ZipReader:
         return self.data_offset(name), self._stored_nbytes(entry)
 
     def check_ratio(self, name: str) -> None:
-        """Raise LimitError if a deflated record claims more than deflate can make of its bytes."""
+        """Raise if a deflated record claims more than its bytes, or the whole file, can justify.
+
+        All deflated records count together: one that takes little is no less a bomb with others.
+        """
         entry = self.entry(name)
-        if entry.nbytes > entry.compressed_nbytes * self._limits.deflate_ratio + 1024:
-            raise LimitError(
-                "deflate_ratio",
-                entry.nbytes // max(1, entry.compressed_nbytes),
-                self._limits.deflate_ratio,
+        if entry.nbytes > MAX_RATIO * entry.compressed_nbytes:
+            raise ArchiveError(
+                f"the directory says that {entry.compressed_nbytes:,} deflated bytes come to "
+                f"{entry.nbytes:,}; deflate makes {MAX_RATIO:,} of one at most",
                 path=self.source.name,
                 record=name,
             )
+        self._check_growth(self._deflated_nbytes, _FREE_NBYTES, name)
+
+    def _check_growth(self, nbytes: int, free: int, name: str) -> None:
+        """Raise LimitError if bytes are too many for what the file has, beyond the free ones."""
+        bound = self._limits.deflate_ratio
+        needed = -(-(nbytes - free) // self.source.size)
+        if needed > bound:
+            raise LimitError("deflate_ratio", needed, bound, path=self.source.name, record=name)
+
+    @cached_property
+    def _deflated_nbytes(self) -> int:
+        nbytes: list[int] = self._sizes[self._methods == DEFLATED].tolist()
+        return sum(nbytes)
 
     def inflate(self, name: str) -> Iterator[bytes]:
         """Return the content of a deflated record in blocks, exactly its declared size."""
@@ -438,7 +487,7 @@ def _read_zip64(data: bytes, place: int, header: np.void, start: int) -> tuple[i
     values = [int(header["size"]), int(header["compressed"]), int(header["offset"])]
     at = place + 46 + int(header["name"])
     try:
-        values = _uncap(values, data[at : at + int(header["extra"])])
+        values = uncap(values, extra_fields(data[at : at + int(header["extra"])]))
     except ArchiveError as error:
         raise error.at(offset=start + place) from None
     if max(values) >= 1 << 63:
@@ -446,36 +495,47 @@ def _read_zip64(data: bytes, place: int, header: np.void, start: int) -> tuple[i
     return values[0], values[1], values[2]
 
 
-def _uncap(values: list[int], extra: bytes) -> list[int]:
-    """Return the numbers of a header, those that are capped as the zip64 field says."""
-    at = 0
-    fields = None
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, at)
-        if at + 4 + length > len(extra):
-            break
-        if kind == 1:
-            if fields is not None:
-                raise ArchiveError("an entry has two zip64 fields; one was expected")
-            fields = extra[at + 4 : at + 4 + length]
-        at += 4 + length
-    # Each capped value takes the next u64, in this order. A value may also be exactly
-    # 0xffffffff without a field; then it is what it is.
-    if fields is None:
-        return values
-    made = []
-    used = 0
-    for value in values:
-        if value == BIG:
-            if used + 8 > len(fields):
-                raise ArchiveError(
-                    f"the zip64 field of an entry has {len(fields)} bytes; {used + 8} or more were "
-                    "expected"
-                )
-            (value,) = struct.unpack_from("<Q", fields, used)
-            used += 8
-        made.append(value)
-    return made
+def _check_local(
+    entry: Entry,
+    name: bytes,
+    fields: Sequence[Field],
+    size: int,
+    compressed: int,
+    crc: int,
+    *,
+    has_descriptor: int,
+) -> None:
+    """Refuse what a local header says otherwise than the directory.
+
+    With a descriptor behind the bytes, a 0 stands for a number that was not known yet.
+    """
+    check_path(fields, name)
+    zeros = (0,) if has_descriptor else ()
+    own = uncap([size, compressed], fields)
+    for nbytes, in_file in (own, zip64_sizes(fields) or own):
+        if nbytes not in (entry.nbytes, *zeros) or in_file not in (entry.compressed_nbytes, *zeros):
+            raise ArchiveError(
+                f"the local header says {nbytes:,} bytes ({in_file:,} compressed), the directory "
+                f"{entry.nbytes:,} ({entry.compressed_nbytes:,})"
+            )
+    if crc not in (entry.crc, *zeros):
+        raise ArchiveError(f"the local header says CRC {crc:08x}, the directory {entry.crc:08x}")
+
+
+def _check_paths(
+    data: bytes, header: NDArray[np.void], start: int, places: NDArray[np.int64]
+) -> None:
+    """Refuse records that are given another name by a field of their entries."""
+    if UNICODE_PATH.to_bytes(2, "little") not in data:  # nearly always
+        return
+    for place, name, extra in zip(
+        (places + 46).tolist(), header["name"].tolist(), header["extra"].tolist(), strict=True
+    ):
+        try:
+            fields = extra_fields(data[place + name : place + name + extra])
+            check_path(fields, data[place : place + name])
+        except ArchiveError as error:
+            raise error.at(offset=start + place) from None
 
 
 def _first_without_prefix(

@@ -98,10 +98,10 @@ class ZipWriter:
             raise TypeError(f"alignment must be an int, not {type(alignment).__name__}")
         if not 1 <= alignment <= MAX_ALIGNMENT:
             raise ValueError(f"alignment must be from 1 to {MAX_ALIGNMENT}, not {alignment}")
-        if not root:
+        if root in ("", ".."):
             raise ValueError(
                 f"{sink.name}: the file name before its last dot becomes the archive name, "
-                "and it is empty here"
+                f"and it is {root or 'empty'} here, which is not the name of a folder"
             )
         self.alignment = alignment
         self._sink = sink

@@ -46,6 +46,7 @@ from torchzip.types import (
     ForeignObject,
     Layout,
     OtherTensor,
+    Parameter,
     QScheme,
     Size,
 )
@@ -113,7 +114,7 @@ class Rebuilder:
                 **self._dense,
                 **self._kinds.calls,
                 ("torch._utils", "_rebuild_parameter"): self._parameter,
-                ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
+                ("torch._utils", "_rebuild_parameter_with_state"): self._parameter_with_state,
                 **dict.fromkeys(FOREIGN_TENSORS, _kept),
                 **dict.fromkeys(_DEVICE_TENSORS, self._device_tensor),
                 _NPU_TENSOR: self._npu_tensor,
@@ -196,11 +197,12 @@ class Rebuilder:
             data, _, hooks, requires_grad, _ = state
         else:
             return KEEP
+        if made.name == "Parameter":
+            return self._parameter_of(data, requires_grad, hooks, None)
         check_hooks(hooks)
         if type(requires_grad) is not bool:
             raise wrong_requires_grad("a tensor", requires_grad)
-        if made.name == "Parameter":
-            return self._factory.parameter(data, requires_grad, None)
+        data = self._wrapped(data, "a Variable")
         spec = self._factory.spec_of(data)
         if spec is None:
             return data
@@ -334,13 +336,32 @@ class Rebuilder:
         return self._factory.parameter(tensor, True, None)
 
     def _parameter(self, args: Args) -> Any:
-        if len(args) not in (3, 4):
-            raise PickleError(f"_rebuild_parameter takes 3 or 4 arguments, not {len(args)}")
-        data, requires_grad, hooks = args[:3]
+        if len(args) != 3:
+            raise PickleError(f"_rebuild_parameter takes 3 arguments, not {len(args)}")
+        return self._parameter_of(*args, None)
+
+    def _parameter_with_state(self, args: Args) -> Any:
+        if len(args) != 4:
+            raise PickleError(f"_rebuild_parameter_with_state takes 4 arguments, not {len(args)}")
+        return self._parameter_of(*args)
+
+    def _parameter_of(self, data: Any, requires_grad: Any, hooks: Any, state: Any) -> Any:
         check_hooks(hooks)
         if type(requires_grad) is not bool:
             raise wrong_requires_grad("a tensor", requires_grad)
-        return self._factory.parameter(data, requires_grad, args[3] if len(args) == 4 else None)
+        return self._factory.parameter(self._wrapped(data, "a Parameter"), requires_grad, state)
+
+    def _wrapped(self, data: Any, what: str) -> Any:
+        """Return the tensor that ``what`` is made of, or the call that may give one.
+
+        Raise TensorError for any other value.
+        """
+        if isinstance(data, Parameter):
+            data = data.data
+        is_call = type(data) is ForeignObject and data.how != "name"
+        if not (is_call or isinstance(data, OtherTensor) or self._factory.is_tensor(data)):
+            raise TensorError(f"{what} is made of {shown(data)}; a tensor was expected")
+        return data
 
     def _from_type(self, args: Args) -> Any:
         """A tensor with attributes, or of a subclass: built as if plain, and labelled."""
@@ -351,7 +372,7 @@ class Rebuilder:
         function, subclass, arguments, state = args
         name = (function.module, function.name)
         build = self._dense.get(name) or self._kinds.calls.get(name)
-        if build is None or type(arguments) is not tuple:
+        if build is None or function.how != "name" or type(arguments) is not tuple:
             return KEEP  # of a class that only its own code can make
         tensor = build(arguments)
         if isinstance(tensor, OtherTensor):

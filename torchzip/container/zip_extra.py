@@ -1,0 +1,104 @@
+"""The extra fields of a zip header: ``u16 kind, u16 length, bytes``, one after the other.
+
+Two kinds change how the header itself is read. The zip64 field (1) holds what its 32-bit numbers
+have no room for. The Unicode path field of Info-ZIP (0x7075) replaces the name: ``version 1, u32
+CRC-32 of the name, UTF-8``. It counts only while the CRC matches, since a tool that renames a
+record may not know it. Newer releases of Python's ``zipfile``, 7-Zip and unzip follow it; torch and
+torchzip go by the name.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+from torchzip.container.zip_layout import BIG
+from torchzip.errors import ArchiveError, shown
+
+#: Kind and content of a field.
+Field = tuple[int, bytes]
+
+_ZIP64, UNICODE_PATH = 1, 0x7075
+_PADDING = b"FB"
+
+
+def extra_fields(extra: bytes) -> list[Field]:
+    """Return the fields, up to one that does not end within the bytes.
+
+    The field that torch pads with is left out if it is the only one.
+
+    >>> padding, zip64 = b"FB\\2\\0ZZ", b"\\1\\0\\0\\0"
+    >>> extra_fields(padding), extra_fields(zip64 + padding + b"\\7\\7\\xff\\xff")
+    ([], [(1, b''), (16966, b'ZZ')])
+    """
+    if extra[:2] == _PADDING and len(extra) == 4 + int.from_bytes(extra[2:4], "little"):
+        return []  # quickly: every record of torch has it
+    made = []
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        at += 4 + length
+        if at > len(extra):
+            break
+        made.append((kind, extra[at - length : at]))
+    return made
+
+
+def uncap(values: list[int], fields: Sequence[Field]) -> list[int]:
+    """Return the numbers of a header, those that are capped as the zip64 field says."""
+    found = [content for kind, content in fields if kind == _ZIP64]
+    if len(found) > 1:
+        raise ArchiveError("an entry has two zip64 fields; one was expected")
+    # Each capped value takes the next u64, in this order. A value may also be exactly
+    # 0xffffffff without a field; then it is what it is.
+    if not found:
+        return values
+    made = []
+    used = 0
+    for value in values:
+        if value == BIG:
+            if used + 8 > len(found[0]):
+                raise ArchiveError(
+                    f"the zip64 field of an entry has {len(found[0])} bytes; {used + 8} or more "
+                    "were expected"
+                )
+            (value,) = struct.unpack_from("<Q", found[0], used)
+            used += 8
+        made.append(value)
+    return made
+
+
+def zip64_sizes(fields: Sequence[Field]) -> tuple[int, int] | None:
+    """Return size and compressed size as the zip64 field of a local header has them.
+
+    There it must have both or none, so some readers take them even if the header's own numbers are
+    not capped. None if there is no field, or one that is too short for both.
+    """
+    for kind, content in fields:
+        if kind == _ZIP64 and len(content) >= 16:
+            size, compressed = struct.unpack_from("<QQ", content)
+            return size, compressed
+    return None
+
+
+def check_path(fields: Sequence[Field], name: bytes) -> None:
+    """Raise ArchiveError if a Unicode path field gives a record another name than its header.
+
+    >>> def field(name: bytes, path: bytes) -> Field:
+    ...     return UNICODE_PATH, struct.pack("<BL", 1, zlib.crc32(name)) + path
+    >>> check_path([field(b"a", b"b")], b"c")  # it was made for another name, and does not count
+    >>> check_path([field(b"a", b"b")], b"a")
+    Traceback (most recent call last):
+    torchzip.errors.ArchiveError: a record is called b'a', and its Unicode path field calls it b'b'
+    """
+    for kind, content in fields:
+        if kind != UNICODE_PATH or len(content) <= 5 or content[0] > 1:
+            continue
+        crc, path = int.from_bytes(content[1:5], "little"), content[5:]
+        # A name without the UTF-8 flag is in the code page of the IBM PC.
+        if crc == zlib.crc32(name) and path not in (name, name.decode("cp437").encode()):
+            raise ArchiveError(
+                f"a record is called {shown(name)}, and its Unicode path field calls it "
+                f"{shown(path)}"
+            )
