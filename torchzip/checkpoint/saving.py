@@ -67,7 +67,8 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     Raises
     ------
     TypeError, ValueError
-        For what cannot be saved, with its path in the object. Nothing is written then.
+        For what cannot be saved, or is past a bound that readers have by default, with its path
+        in the object. Nothing is written then.
 
     Examples
     --------

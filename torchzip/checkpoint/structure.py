@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import Checkpoint, LazyTensor
+from torchzip.checkpoint.readable import check_readable
 from torchzip.checkpoint.survey import (
     EarlyTensor,
     PlaceArrays,
@@ -22,8 +23,9 @@ from torchzip.checkpoint.survey import (
     reduce_for_good,
 )
 from torchzip.dtypes import DTYPES
-from torchzip.errors import UnsupportedError
-from torchzip.pickling.emitter import Emitter, Reduction
+from torchzip.errors import TorchZipError, UnsupportedError
+from torchzip.limits import Limits
+from torchzip.pickling.emitter import Emitter, Reduction, StoppedError
 from torchzip.tensors.array_rows import ArrayRows
 from torchzip.tensors.memory import (
     Placement,
@@ -46,13 +48,23 @@ from torchzip.types import (
     TypedArray,
 )
 
+#: Types whose tensors any reader takes as they are written here.
+_PLAIN = frozenset([np.ndarray, TypedArray, LazyTensor, EarlyTensor, Parameter])
+
 
 class Structure:
     """The pickle of ``root``. ``refused`` is what torch's default loader will not take.
 
     ``keys`` hands out the storage keys and may know some already; ``place`` puts arrays into
     storages. ``spec_of`` may change how a tensor of a file is written, ``storage_of`` a bare
-    storage. ``writer`` is whose EarlyTensors are welcome.
+    storage. ``writer`` is whose EarlyTensors are welcome. ``limits`` are the bounds that readers
+    will have; what they would refuse is refused here. ``stop_at`` is a byte of the pickle where
+    StoppedError is to be raised.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what cannot be saved, or could not be read again, with its path in the object.
     """
 
     def __init__(
@@ -63,7 +75,10 @@ class Structure:
         spec_of: Callable[[TensorSpec], TensorSpec] | None = None,
         storage_of: Callable[[TensorStorage], TensorStorage] | None = None,
         writer: object = None,
+        limits: Limits | None = None,
+        stop_at: int | None = None,
     ) -> None:
+        keys_before = keys.copy()
         self._dense = DenseWriter(keys)
         self._kinds = KindWriter(self._dense, self._plain_spec, self._integers_of)
         self._spec_of = spec_of or (lambda spec: spec)
@@ -89,11 +104,27 @@ class Structure:
             },
             self._reduce,
             self._rows if self._survey.forms else None,
+            _PLAIN,
         )
+        if stop_at is not None:
+            emitter.stop_at(stop_at)
         self.pickle = emitter.dump(root)
         if self._survey.is_too_deep:
             raise ValueError("nested too deeply to be saved")
         self.refused = emitter.refused
+        limits = limits or Limits()
+        is_plain = emitter.is_plain and self._survey.is_plain(limits)
+        try:
+            check_readable(self.pickle, len(keys.order), limits, is_plain=is_plain)
+        except TorchZipError as error:
+            where = "the object itself"
+            if error.offset is not None:
+                try:
+                    again = (place, spec_of, storage_of, writer, limits, error.offset)
+                    Structure(root, keys_before, *again)
+                except StoppedError as stopped:
+                    where = stopped.path
+            raise ValueError(f"{where}: {error.message}") from None
 
     def _reduce(self, value: Any) -> Reduction:
         if type(value) is Checkpoint:  # its pickle names the file, and holds none of it
@@ -178,6 +209,7 @@ class Structure:
         if spec.subclass is None:
             self._dense.tensor(emitter, spec)
             return
+        emitter.is_plain = False
         emitter.name("torch._tensor", "_rebuild_from_type_v2")
         emitter.write(b"(")
         self._dense.function(emitter, spec.torch_dtype)
@@ -221,6 +253,8 @@ class Structure:
             self._kinds.write(emitter, data.replace(attributes=attributes), bool(requires_grad))
             return
         with_state = state is not None
+        if with_state or isinstance(data, OtherTensor):
+            emitter.is_plain = False
         emitter.name("torch._utils", f"_rebuild_parameter{'_with_state' if with_state else ''}")
         emitter.write(b"(" if with_state else b"")
         if isinstance(data, ForeignObject):  # of a class of its own

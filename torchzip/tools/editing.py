@@ -252,7 +252,10 @@ class _Edit:
         is_in_vain = isinstance(keys, _FileKeys) and (self._tree.dropped or not in_order)
         one_by_one = self if is_in_vain else None
         try:
-            structure = Structure(self._contents.root, keys, place_arrays, writer=one_by_one)
+            structure = Structure(
+                self._contents.root, keys, place_arrays, writer=one_by_one,
+                limits=self._limits.or_default(),
+            )  # fmt: skip
         except TorchZipError as error:
             raise error.at(path=self.source.name) from None
         except (TypeError, ValueError) as error:  # what torch itself could not have saved
