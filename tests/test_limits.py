@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import struct
@@ -9,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import torchzip as tz
 from tests import builders as b
 from tests import floods
+from torchzip.cli.main import build_parser, main
 from torchzip.errors import LimitError
 
 _TENSOR = b.tensor()
@@ -176,3 +179,83 @@ def test_each_opcode_counts(bound: str, name: str) -> None:
     assert caught.value.limit == bound
     with contextlib.suppress(tz.FormatError):  # marks that are open
         tz.load(io.BytesIO(data), limits=tz.Limits(**loose))
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+#: What each command that reads a file is called with, for a file ``F`` and a folder ``D``.
+_COMMANDS = {
+    "ls": "ls F", "cat": "cat F", "report": "report F -o D/page.html", "why-big": "why-big F",
+    "globals": "globals F", "verify": "verify F", "diff": "diff F F", "repair": "repair F D/out.pt",
+    "edit": "edit F --drop nothing --dry-run", "convert": "convert F D/out.safetensors",
+    "convert --dry-run": "convert F D/out.pt --dry-run", "dis": "dis F",
+}  # fmt: skip
+
+
+def _main(command: str, folder: Path, *more: str) -> int:
+    words = [word.replace("D/", f"{folder}/") for word in command.split()]
+    return main([str(folder / "F.pt") if word == "F" else word for word in words] + [*more])
+
+
+def _parsers() -> dict[str, argparse.ArgumentParser]:
+    actions = build_parser()._actions
+    (found,) = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found.choices)
+
+
+def test_each_command_that_reads_has_the_option() -> None:
+    """And its help lists all bounds, with their defaults."""
+    parsers = _parsers()
+    assert parsers.keys() - {"completion"} == {command.split()[0] for command in _COMMANDS}
+    for name in parsers.keys() - {"completion"}:
+        text = " ".join(parsers[name].format_help().split())
+        assert "--limit NAME=N" in text
+        for field in fields(tz.Limits):
+            assert f"{field.name} ({field.default:,})" in text
+    assert "--limit" not in parsers["completion"].format_help()
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_the_option_of_a_command(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It lowers and raises a bound, and the error names it as it is given here."""
+    (tmp_path / "F.pt").write_bytes(_zip(_TENSOR))
+    status = _main(_COMMANDS[command], tmp_path, "--limit", "entries=2")
+    said = "".join(capsys.readouterr())
+    assert "pass --limit entries=N" in said
+    assert "limits=" not in said
+    if command == "repair":  # it is damage, and the rest is saved
+        (tmp_path / "out.pt").unlink()
+    else:
+        assert status == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["F.pt"]
+    more = ["--limit", "memo=1000000", "--limit", "entries=1", "--limit", "entries=1,000"]
+    assert _main(_COMMANDS[command], tmp_path, *more) == 0
+
+
+def test_a_raised_bound_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the error says to do is what helps."""
+    shared = [np.ones(1)] * 3
+    tz.save({str(i): shared for i in range(4)}, tmp_path / "F.pt")
+    assert _main("ls F", tmp_path, "--limit", "shared_names=5") == 1
+    assert "shared_names would be" in capsys.readouterr().err
+    assert _main("ls F", tmp_path, "--limit", "shared_names=50") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("entries", "NAME=N was expected"), ("entrys=3", "NAME one of pickle_nbytes"),
+        ("=3", "NAME=N was expected"), ("entries=", "a whole number"),
+        ("entries=-1", "a whole number"), ("entries=1.5", "a whole number"),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_wrong(text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is the user's mistake, and said so before anything is read."""
+    with pytest.raises(SystemExit) as caught:
+        main(["ls", "no file", "--limit", text])
+    assert caught.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
-from torchzip.cli.command import BAD, DONE, add_command
+from torchzip.cli.command import BAD, DONE, add_command, limits_of
 from torchzip.cli.rendering import count_text, name_text, shape_text, some_of, table
 from torchzip.errors import printable
 
@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    found = tools.diff(arguments.a, arguments.b, cast=arguments.cast)
+    found = tools.diff(arguments.a, arguments.b, cast=arguments.cast, limits=limits_of(arguments))
     print(as_json(found) if arguments.json else as_text(found))
     return DONE if found.is_equal else BAD
 
