@@ -17,8 +17,8 @@ from torchzip.formats.base import read_pickle
 from torchzip.limits import Limits
 from torchzip.tensors.storage import MeasuredStorage
 
-#: Records of an archive that are no storages, and more.
-_OTHER_RECORDS = 10
+#: Records of an archive that are not storages: four around them, and two at its end.
+_OTHER_RECORDS = 6
 
 
 def check_readable(pickle: bytes, storages: int, limits: Limits, *, is_plain: bool) -> None:

@@ -141,6 +141,7 @@ class Survey:
         self._has_odd_keys = False
         self._is_shared = False
         self._depth = 0
+        self._names = 0
         self._names_length = 0
         self._find(root)
         self._settle_arrays(place)
@@ -157,6 +158,7 @@ class Survey:
             not self._has_odd_keys
             and not self._is_shared
             and self._depth + 2 < limits.nesting
+            and self._names <= limits.shared_names
             and self._names_length <= limits.names_nbytes
         )
 
@@ -231,11 +233,13 @@ class Survey:
         if link is not None and link.depth > self._depth:
             self._depth = link.depth
         is_sequence = type(keys) is range
-        key_kinds = {int} if is_sequence else set(map(type, keys))
+        key_kinds: set[type] = {int} if is_sequence else set(map(type, keys))
         if not (is_sequence or key_kinds <= {str} or self._has_odd_keys):
             self._has_odd_keys = not _are_plain_keys(keys, key_kinds)
-        if not kinds <= _WITHOUT_ARRAYS:
+        is_state_dict = link is None and kinds <= _TENSORS and key_kinds == {str}
+        if not (is_state_dict or kinds <= _WITHOUT_ARRAYS):
             length = 0 if link is None else link.length
+            self._names += len(keys)
             self._names_length += len(keys) * length + _length_of(keys, key_kinds)
         if np.ndarray in kinds or Parameter in kinds:
             self._holders.append((keys, values, link))
@@ -491,6 +495,8 @@ _WITHOUT_ARRAYS = frozenset(
     [str, int, float, bool, type(None), bytes, bytearray, complex, type, range]
 )
 _ARRAYS = {np.ndarray}
+#: In a flat dict of these alone the keys are the names, however many and whatever is tied.
+_TENSORS = frozenset([np.ndarray, LazyTensor, EarlyTensor, Parameter])
 #: Keys that no reader looks at, if there are not more in a dict.
 _PLAIN_KEYS = frozenset([str, int, bool, type(None)])
 _FEW_KEYS = 1000

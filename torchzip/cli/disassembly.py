@@ -51,7 +51,9 @@ def _run(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def disassemble(file: str, record: str | None, limits: Limits, *, as_json: bool) -> None:
+def disassemble(
+    file: str, record: str | None, limits: Limits | None = None, *, as_json: bool
+) -> None:
     """Print the opcodes of a file's pickles, one a line, up to where they break.
 
     Raises
@@ -59,6 +61,7 @@ def disassemble(file: str, record: str | None, limits: Limits, *, as_json: bool)
     TorchZipError, OSError
         After what could be printed.
     """
+    limits = limits or Limits()
     source = open_source(file)
     show = _JsonLines(source.name) if as_json else _TextLines()
     with contextlib.closing(source):

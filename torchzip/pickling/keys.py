@@ -155,12 +155,12 @@ class KeyCheck:
         if depth >= self._most_nested:
             raise LimitError("key_nesting", depth + 1, self._most_nested)
         kinds = set(map(type, key))
+        total = 0
         if kinds == {int}:
             total = len(key) + (sum(map(int.bit_length, key)) >> 6)
         elif kinds <= _PLAIN_ITEMS:
             total = len(key)
         else:
-            total = 0
             for item in key:
                 total += self._count(item, depth + 1)
                 if total > self._left:
