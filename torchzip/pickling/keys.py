@@ -17,8 +17,8 @@ from typing import Any
 from torchzip.errors import LimitError, PickleError, UnsupportedError, shown
 from torchzip.limits import Limits
 
-#: Values in keys that each byte of a pickle pays for. The most that was seen in a program of
-#: somebody's is 26: tuples (state, action), each state of 361 ints in one for every action.
+#: Values in keys that each byte of a pickle pays for. Pairs (state, action) need some 26: a state of
+#: 361 ints is written once, and hashed with each of 362 actions.
 _VALUES_PER_BYTE = 32
 
 #: Keys that go into one dict or set unwatched, and at a time.
@@ -142,7 +142,8 @@ class KeyCheck:
         """Return how many values a key consists of; raise if it costs too much."""
         kind = type(key)
         if kind is int:
-            return 1 + (key.bit_length() >> 6)
+            bits: int = key.bit_length()
+            return 1 + (bits >> 6)
         if kind in _PLAIN_ITEMS:
             return 1
         if kind.__hash__ is None or kind is slice:  # a slice has a hash since Python 3.12
