@@ -42,6 +42,10 @@ UNITS = {
     "a Size": _with_name(b"h\0)\x85R", b.name("torch", "Size")),
     "a set by a call": _with_name(b"h\0]\x85R", b.name("builtins", "set")),
     "a device": _with_name(b"h\0X\3\0\0\0cpu\x85R", b.name("torch", "device")),
+    "[] with a number": (b"", b"]\x94"), "() around, with a number": (b"N", b"\x85\x94"),
+    "set() with a number": (b"", b"\x8f\x94"), "a set as Python writes it": _with_name(
+        b"h\0]r\1\0\0\0\x85r\2\0\0\0Rr\3\0\0\0", b.name("builtins", "set")
+    ),
     "a complex": _with_name(b"h\0K\1K\1\x86R", b.name("builtins", "complex")),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ REFERENCES = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TEXT)))
 def test_all_guarantees_are_there() -> None:
     """They have their numbers, and each names a test."""
     rows = re.findall(r"^\| (\d+) \|.*$", TEXT, re.MULTILINE)
-    assert sorted(map(int, rows)) == [*range(1, 23), 29]
+    assert sorted(map(int, rows)) == [*range(1, 23), 24, 25, 29]
     for line in TEXT.splitlines():
         if re.match(r"\| \d", line):
             assert "`tests/" in line, line

@@ -198,7 +198,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "a limit": (
         _load(_GOOD, limits=tz.Limits(entries=2)),
         "model.pt: entries would be 4, past the limit of 2. If you trust the file, "
-        "pass limits=Limits(entries=...).",
+        "pass limits=tz.Limits(entries=...).",
     ),
     # the pickle
     "a pickle that ends early": (

@@ -314,7 +314,7 @@ class LimitError(TorchZipError):
     def __init__(self, limit: str, actual: int, bound: int, **place: Any) -> None:
         super().__init__(
             f"{limit} would be {actual:,}, past the limit of {bound:,}. If you trust the file, "
-            f"pass limits=Limits({limit}=...).",
+            f"pass limits=tz.Limits({limit}=...).",
             **place,
         )
         self.limit = limit

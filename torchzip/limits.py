@@ -28,11 +28,11 @@ class Limits:
     pickle_nbytes: int = 1 << 30
     #: Depth of containers within containers, as walked for the flat names.
     nesting: int = 900
-    #: Lists, dicts, tuples and open marks in one pickle, beyond one for each 8 bytes of it; the
-    #: result of a call counts as two, a set as four.
-    containers: int = 250_000
-    #: Values that one pickle has numbered at a time, beyond one for each 8 bytes of it.
-    memo: int = 150_000
+    #: Lists, dicts, tuples and open marks in one pickle, beyond one for each 4 bytes of it, which
+    #: Python's own pickler never needs; the result of a call counts as two, a set as four.
+    containers: int = 200_000
+    #: Values that one pickle has numbered at a time, beyond one for each 4 bytes of it.
+    memo: int = 80_000
     #: Items in the arguments of calls, beyond two for each byte of the pickle: what is mentioned
     #: many times may be copied by a call each time, and takes up to 64 bytes then. Eight characters
     #: or bytes count as one item.
@@ -40,6 +40,12 @@ class Limits:
     #: Bytes of one arbitrary-precision integer; torch's own loader stops at 255. Python
     #: prints integers of up to 4300 digits, which have 1785 bytes.
     int_nbytes: int = 1785
+    #: Values in the tuples and frozensets that are keys of a dict or items of a set, counted at
+    #: each mention, beyond 32 for each byte of the pickle: a tuple is hashed anew each time. Of
+    #: keys that have the same hash each counts once more for every other.
+    key_values: int = 1_000_000
+    #: Depth of tuples within tuples in such a key.
+    key_nesting: int = 100
     #: Records in an archive.
     entries: int = 10_000_000
     #: Bytes of a text record such as ``version`` or ``byteorder``.
@@ -49,15 +55,27 @@ class Limits:
     #: optimizer moments that are all zeros, up to 10.
     deflate_ratio: int = 32
     #: Flat names beyond one for each tensor, where containers are shared.
-    shared_names: int = 100_000
+    shared_names: int = 250_000
     #: Characters of all flat names together, where the pickle itself is shorter.
-    names_nbytes: int = 32 << 20
+    names_nbytes: int = 64 << 20
     #: Bytes of the JSON header of a safetensors file, where the package stops at 100 MB as well,
     #: and of all configs of a .pt2 archive.
     header_nbytes: int = 100_000_000
     #: Bytes of all class definitions of a TorchScript archive that are looked at; the largest seen
     #: have a few MB.
     code_nbytes: int = 32 << 20
+
+    def or_default(self) -> Limits:
+        """Return the higher of each bound and its default: what the readers of a copy will have.
+
+        Who reads a file with a higher bound can write it again, and needs that bound to read it.
+
+        >>> Limits(nesting=5, memo=1 << 30).or_default() == Limits(memo=1 << 30)
+        True
+        """
+        default = Limits()
+        names = [field.name for field in fields(self)]
+        return Limits(**{name: max(getattr(self, name), getattr(default, name)) for name in names})
 
     def __post_init__(self) -> None:
         for field in fields(self):

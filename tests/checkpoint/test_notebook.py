@@ -52,9 +52,9 @@ def test_repr_does_not_raise() -> None:
         two["a.b"]
     assert "zip, 1 tensor" in repr(two)
     value: Any = [np.ones(1)]
-    for _ in range(40):
+    for _ in range(10):
         value = [value, value]
-    bomb = opened(value)
+    bomb = opened(value, tz.Limits(shared_names=100))
     with pytest.raises(tz.LimitError):
         len(bomb)
     assert "without names: shared_names would be" in repr(bomb)

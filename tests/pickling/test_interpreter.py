@@ -7,6 +7,7 @@ import contextlib
 import copyreg
 import datetime
 import functools
+import itertools
 import pickle
 import struct
 import sys
@@ -427,6 +428,15 @@ def test_calls_with_one_value() -> None:
             run(data, table)
 
 
+def _no_storage(*arguments: Any) -> Any:
+    raise AssertionError("none of these has a tensor")
+
+
+def _whole_table() -> Table:
+    """Return what a checkpoint may name."""
+    return Rebuilder(LazyFactory(_no_storage)).table
+
+
 # -- broken streams ----------------------------------------------------------------------------
 
 
@@ -587,21 +597,95 @@ def test_deep_nesting_is_read() -> None:
     assert made == []
 
 
+def _again(key: bytes) -> bytes:
+    """Return the pickle of a list of dicts that all have one key."""
+    return b"](" + key + b"q\0" + b"}h\0Ns" * 10_000 + b"e."
+
+
+_LONG_INT = b"\x8b" + struct.pack("<i", 1700) + b"\x7f" * 1700
+
+
 @pytest.mark.parametrize(
-    "key",
+    ("data", "limit"),
     [
-        pytest.param(b")" + b"\x85" * 50, id="deep tuple"),
-        pytest.param(b"(" + b"N" * 300 + b"t", id="long tuple"),
-        pytest.param(b")" + b"2\x86" * 30, id="doubling tuple"),
+        pytest.param(b"})" + b"\x85" * 200 + b"Ns.", "key_nesting", id="deep tuple"),
+        pytest.param(b"})" + b"2\x86" * 30 + b"Ns.", "key_values", id="doubling tuple"),
+        pytest.param(b"}(" + b"N" * 10 + b"(l2tNs.", None, id="a list in it"),
+        pytest.param(_again(b"(" + b"N" * 10_000 + b"t"), "key_values", id="a long tuple again"),
         pytest.param(
-            b"(" + b"".join(b"K%c" % i for i in range(256)) + b"M\0\1M\1\1\x91", id="frozenset"
+            _again(b"(" + b"".join(b"M" + struct.pack("<H", i) for i in range(10_000)) + b"\x91"),
+            "key_values",
+            id="a large frozenset again",
+        ),
+        pytest.param(_again(b"(" + b"(" + b"N" * 9000 + b"tNt"), "key_values", id="tuple in tuple"),
+        pytest.param(
+            _again(_LONG_INT + b"q\1(" + b"h\1" * 1000 + b"t"), "key_values", id="long ints"
+        ),
+        pytest.param(
+            _again(_LONG_INT + b"q\1(N" + b"h\1" * 1000 + b"t"), "key_values", id="None, long ints"
         ),
     ],
 )
-def test_keys_that_are_dear_to_hash(key: bytes) -> None:
+def test_keys_that_are_dear_to_hash(data: bytes, limit: str | None) -> None:
     """A key that would cost exponential or quadratic time is refused."""
-    with pytest.raises(PickleError, match="as a key"):
-        run(b"}" + key + b"Ns.........")
+    with pytest.raises(TorchZipError) as caught:
+        run(data)
+    assert getattr(caught.value, "limit", None) == limit
+    assert limit is not None or isinstance(caught.value, UnsupportedError)
+
+
+def test_a_dict_that_is_counted_again_is_bounded() -> None:
+    """To make a Counter of a dict hashes its keys again, each time."""
+    key = b"(" + b"N" * 10_000 + b"t"
+    counted = b"}" + key + b"K\1s\x85q\0" + b.name("collections", "Counter") + b"q\1"
+    with pytest.raises(LimitError, match="key_values"):
+        run(b"](" + counted + b"h\1h\0R" * 10_000 + b"e.", _whole_table())
+
+
+def _boards() -> Any:
+    """Return a table of what was tried in each of some positions of Go, and how often each was."""
+    states = [tuple((i * j) % 3 for j in range(361)) for i in range(1, 40)]
+    return {
+        "visits": dict.fromkeys(states, 1),
+        "tried": {(state, action): 0.5 for state in states for action in range(50)},
+        "seen": set(states),
+    }
+
+
+def _tuples_around(value: Any, levels: int) -> Any:
+    for _ in range(levels):
+        value = (value,)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(lambda: {tuple(range(361)): 1}, id="a board of Go"),
+        pytest.param(_boards, id="boards in several dicts"),
+        pytest.param(lambda: {tuple(range(100_000)): 1}, id="a long tuple"),
+        pytest.param(lambda: {_tuples_around(1, 90): 1}, id="a deep tuple"),
+        pytest.param(lambda: {frozenset(range(1000)): 1}, id="a frozenset"),
+        pytest.param(
+            lambda: {(x, y, z, u): 1 for x in (-2, -1, 0) for y in (-2, -1, 0) for z in (-2, -1, 0)
+                     for u in (-2, -1, 0)},
+            id="offsets: -1 and -2 have the same hash",
+        ),
+        pytest.param(
+            lambda: dict.fromkeys(itertools.product((-2, -1), repeat=9)), id="512 of one hash"
+        ),
+        pytest.param(lambda: {2.0**i for i in range(-1000, 1000)}, id="powers of two"),
+        pytest.param(lambda: [{(i, j) for j in range(20)} for i in range(2000)], id="many pairs"),
+        pytest.param(
+            lambda: [dict.fromkeys([(1, 2, "a")] * 3, i) for i in range(2000)], id="one key often"
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_keys_of_ordinary_programs(value: Callable[[], Any], protocol: int) -> None:
+    """Whatever keys a program has are read within the default limits."""
+    made = value()
+    assert run(pickle.dumps(made, protocol), _whole_table()) == made
 
 
 def _colliding_ints(count: int) -> list[Any]:
@@ -801,10 +885,6 @@ def test_bytes_that_copy_are_bounded() -> None:
     data = b.stream(b"(", text, encode, b"h\x02h\x01R" * 3000, b"l")
     with pytest.raises(LimitError, match="argument_items"):
         run(data, Rebuilder(LazyFactory(_no_storage)).table)
-
-
-def _no_storage(*arguments: Any) -> Any:
-    raise AssertionError("none of these has a tensor")
 
 
 _NUMBERS = st.one_of(st.integers(0, 8), st.integers(250, 300), st.integers(0, (1 << 32) - 1))

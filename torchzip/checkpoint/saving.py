@@ -76,8 +76,9 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     Raises
     ------
     TypeError, ValueError
-        For what cannot be saved, with its path in the object; for a path with the suffix of
-        another format, such as .safetensors, which `convert` writes. Nothing is written then.
+        For what cannot be saved, or is past a bound that readers have by default, with its path
+        in the object; for a path with the suffix of another format, such as .safetensors, which
+        `convert` writes. Nothing is written then.
 
     Examples
     --------

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyFactory, LazyTensor, data_of
+from torchzip.checkpoint.readable import check_readable
 from torchzip.checkpoint.survey import (
     EarlyTensor,
     PlaceArrays,
@@ -24,10 +25,10 @@ from torchzip.checkpoint.survey import (
     reduce_for_good,
 )
 from torchzip.dtypes import DTYPES
-from torchzip.errors import UnsupportedError
+from torchzip.errors import TorchZipError, UnsupportedError
 from torchzip.formats.base import read_pickle
 from torchzip.limits import Limits
-from torchzip.pickling.emitter import Emitter, Reduction, Writer, text_of
+from torchzip.pickling.emitter import Emitter, Reduction, StoppedError, Writer, text_of
 from torchzip.tensors.array_likes import array_kind, array_of
 from torchzip.tensors.array_rows import ArrayRows
 from torchzip.tensors.memory import (
@@ -58,6 +59,9 @@ from torchzip.types import (
     TypedArray,
 )
 
+#: Types whose tensors any reader takes as they are written here.
+_PLAIN = frozenset([np.ndarray, TypedArray, LazyTensor, EarlyTensor, Parameter])
+
 
 class Structure:
     """The pickle of ``root``. ``refused`` is what torch's default loader will not take.
@@ -65,7 +69,14 @@ class Structure:
     ``keys`` hands out the storage keys and may know some already; ``place`` puts arrays into
     storages. ``spec_of`` may change how a tensor of a file is written, ``storage_of`` a bare
     storage. ``writer`` is whose EarlyTensors are welcome. ``numpy_module`` is numpy's inner module
-    as the file of the object names it, for values that do not remember it.
+    as the file of the object names it, for values that do not remember it. ``limits`` are the
+    bounds that readers will have; what they would refuse is refused here. ``stop_at`` is a byte of
+    the pickle where StoppedError is to be raised.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what cannot be saved, or could not be read again, with its path in the object.
     """
 
     def __init__(
@@ -77,7 +88,10 @@ class Structure:
         storage_of: Callable[[TensorStorage], TensorStorage] | None = None,
         writer: object = None,
         numpy_module: str | None = None,
+        limits: Limits | None = None,
+        stop_at: int | None = None,
     ) -> None:
+        keys_before = keys.copy()
         self._dense = DenseWriter(keys)
         self._kinds = KindWriter(self._dense, self._plain_spec, self._integers_of)
         self._spec_of = spec_of or (lambda spec: spec)
@@ -109,11 +123,29 @@ class Structure:
             self._reduce,
             self._rows if self._survey.forms else None,
             self._find_writer,
+            _PLAIN,
         )
+        if stop_at is not None:
+            emitter.stop_at(stop_at)
         self.pickle = emitter.dump(root)
         if self._survey.is_too_deep:
             raise ValueError("nested too deeply to be saved")
         self.refused = emitter.refused
+        limits = limits or Limits()
+        is_plain = emitter.is_plain and self._survey.is_plain(limits)
+        try:
+            check_readable(self.pickle, len(keys.order), limits, is_plain=is_plain)
+        except TorchZipError as error:
+            where = "the object itself"
+            if error.offset is not None:
+                try:
+                    Structure(
+                        root, keys_before, place, spec_of, storage_of, writer, numpy_module,
+                        limits, error.offset,
+                    )  # fmt: skip
+                except StoppedError as stopped:
+                    where = stopped.path
+            raise ValueError(f"{where}: {error.message}") from None
 
     def _reduce(self, value: Any) -> Reduction:
         if type(value) is Checkpoint:  # its pickle names the file, and holds none of it
@@ -240,6 +272,7 @@ class Structure:
         if spec.subclass is None:
             self._dense.tensor(emitter, spec)
             return
+        emitter.is_plain = False
         emitter.name("torch._tensor", "_rebuild_from_type_v2")
         emitter.write(b"(")
         self._dense.function(emitter, spec.torch_dtype)
@@ -282,6 +315,8 @@ class Structure:
             self._kinds.write(emitter, data.replace(attributes=attributes), bool(requires_grad))
             return
         with_state = state is not None
+        if with_state or isinstance(data, OtherTensor):
+            emitter.is_plain = False
         emitter.name("torch._utils", f"_rebuild_parameter{'_with_state' if with_state else ''}")
         emitter.write(b"(" if with_state else b"")
         if isinstance(data, ForeignObject):  # of a class of its own

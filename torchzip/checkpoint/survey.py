@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import compress, repeat
-from operator import attrgetter, is_not
+from itertools import compress, count, repeat
+from operator import attrgetter, eq, is_not
 from struct import pack
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.dtypes import DTYPES
+from torchzip.limits import Limits
 from torchzip.pickling.emitter import Reduction, reduce_object, text_of
 from torchzip.tensors.array_likes import ArrayKind, TorchStorages, array_kind, array_of
 from torchzip.tensors.memory import (
@@ -75,14 +76,19 @@ class EarlyTensor:
 
 
 class _Link:
-    """One step of a path: a key, and the step before. Made into text only for messages."""
+    """One step of a path: a key, and the step before. Made into text only for messages.
 
-    __slots__ = ("before", "depth", "key")
+    ``depth`` counts the steps, ``length`` is that of the path as a name and as a place.
+    """
+
+    __slots__ = ("before", "depth", "key", "length")
 
     def __init__(self, before: _Link | None, key: Any) -> None:
         self.before = before
         self.key = key
         self.depth: int = 1 if before is None else before.depth + 1
+        length = len(key) + len(repr(key)) + 3 if type(key) is str else _KEY_LENGTH
+        self.length: int = length if before is None else before.length + length
 
     def __str__(self) -> str:
         keys = []
@@ -92,6 +98,10 @@ class _Link:
                 keys.append(text_of(link.key))
             link = link.before
         return ".".join(reversed(keys))
+
+
+#: Characters that a key which is not a string takes in names and places, if it is plain.
+_KEY_LENGTH = 64
 
 
 #: The key of what is inside an object and has no name there: it counts, and is not shown.
@@ -135,10 +145,30 @@ class Survey:
         self._holders: list[tuple[Iterable[Any], Iterable[Any], _Link | None]] = []
         self._alive: list[Any] = []  # so that ids stay
         self.is_too_deep = False
+        # What bears on the flat names, and on keys: see `is_plain`.
+        self._has_odd_keys = False
+        self._is_shared = False
+        self._depth = 0
+        self._names = 0
+        self._names_length = 0
         self._find(root)
         self._settle_arrays(place)
         if spec_of is not None:
             self._settle_lazy(spec_of)
+
+    def is_plain(self, limits: Limits) -> bool:
+        """Return whether any reader takes the keys, and makes flat names of all tensors.
+
+        That is for trees that are plain to the `Emitter`, too. True is for sure; a False may be
+        that of an object of which they all take everything.
+        """
+        return (
+            not self._has_odd_keys
+            and not self._is_shared
+            and self._depth + 2 < limits.nesting
+            and self._names <= limits.shared_names
+            and self._names_length <= limits.names_nbytes
+        )
 
     # -- going over the tree -----------------------------------------------------------------
 
@@ -160,6 +190,7 @@ class Survey:
                 self._add_special(value, link)
                 continue
             if id(value) in seen:
+                self._is_shared = self._is_shared or _has_names_inside(value)
                 continue
             seen.add(id(value))
             self._alive.append(value)
@@ -211,6 +242,17 @@ class Survey:
         todo: list[tuple[Any, _Link | None]],
     ) -> None:
         kinds = set(map(type, values))
+        if link is not None and link.depth > self._depth:
+            self._depth = link.depth
+        is_sequence = type(keys) is range
+        key_kinds: set[type] = {int} if is_sequence else set(map(type, keys))
+        if not (is_sequence or key_kinds <= {str} or self._has_odd_keys):
+            self._has_odd_keys = not _are_plain_keys(keys, key_kinds)
+        is_state_dict = link is None and kinds <= _TENSORS and key_kinds == {str}
+        if not (is_state_dict or kinds <= _WITHOUT_ARRAYS):
+            length = 0 if link is None else link.length
+            self._names += len(keys)
+            self._names_length += len(keys) * length + _length_of(keys, key_kinds)
         if np.ndarray in kinds or Parameter in kinds:
             self._holders.append((keys, values, link))
         if kinds == _ARRAYS:
@@ -229,7 +271,7 @@ class Survey:
                 elif kind not in _WITHOUT_ARRAYS:
                     found.append((value, _Link(link, key)))
             todo += reversed(found)
-        if type(keys) is not range and not set(map(type, keys)) <= _WITHOUT_ARRAYS:
+        if not is_sequence and not key_kinds <= _WITHOUT_ARRAYS:
             todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
 
     def _add_reduction(
@@ -425,6 +467,39 @@ def is_pickled(array: Array) -> bool:
     return type(array) is PickledArray and array.is_pickled
 
 
+def _are_plain_keys(keys: Collection[Any], kinds: set[type]) -> bool:
+    """Return whether keys cost a reader nothing, whichever they are."""
+    if kinds == {int}:
+        first = next(iter(keys))
+        if not (-_SMALL < first < _SMALL):
+            return False
+        if all(map(eq, keys, count(first))):  # each has a place of its own
+            return True
+    return (
+        len(keys) <= _FEW_KEYS
+        and kinds <= _PLAIN_KEYS
+        and all(-_SMALL < key < _SMALL for key in keys if type(key) is int)
+    )
+
+
+def _length_of(keys: Collection[Any], kinds: set[type]) -> int:
+    """Return how many characters keys take in names and places, or more."""
+    if kinds != {str}:
+        return sum(11 * len(key) if type(key) is str else _KEY_LENGTH for key in keys)
+    length = sum(map(len, keys))
+    # In a place a key is quoted, and what cannot be printed has up to ten characters.
+    most = 3 if length > _LONG and "".join(keys).isprintable() else 11
+    return most * length + 8 * len(keys)
+
+
+def _has_names_inside(value: Any) -> bool:
+    """Return whether what is met again may give tensors more names than one."""
+    if type(value) in (list, tuple, dict):
+        inside = value.values() if type(value) is dict else value
+        return len(value) > _FEW_KEYS or not set(map(type, inside)) <= _WITHOUT_ARRAYS
+    return not isinstance(value, LazyTensor | EarlyTensor | TypedArray | Parameter | OtherTensor)
+
+
 def _parts_of_other(tensor: OtherTensor) -> list[Any]:
     """Return what is inside a tensor that is not dense; integers with the dtype they stand for."""
     parts = tensor.parts
@@ -456,6 +531,14 @@ _WITHOUT_ARRAYS = frozenset(
     [str, int, float, bool, type(None), bytes, bytearray, complex, type, range]
 )
 _ARRAYS = {np.ndarray}
+#: In a flat dict of these alone the keys are the names, however many and whatever is tied.
+_TENSORS = frozenset([np.ndarray, LazyTensor, EarlyTensor, Parameter])
+#: Keys that no reader looks at, if there are not more in a dict.
+_PLAIN_KEYS = frozenset([str, int, bool, type(None)])
+_FEW_KEYS = 1000
+_SMALL = 1 << 60
+#: Keys of fewer characters are not looked at for their length.
+_LONG = 1 << 16
 #: So many times deeper than the second pass can go, for whatever it may reach by a shorter way.
 _DEPTHS = 10
 _DENSE = (np.ndarray, LazyTensor)

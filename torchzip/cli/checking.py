@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command
+from torchzip.cli.command import DONE, add_command, limits_of
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, nbytes_text, some_of
 from torchzip.errors import printable
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     with progress_line() as progress:
-        found = tools.verify(arguments.file, progress=progress)
+        found = tools.verify(arguments.file, progress=progress, limits=limits_of(arguments))
     as_values = dataclasses.asdict(found)
     print(json.dumps(as_values, indent=2) if arguments.json else check_as_text(found))
     return DONE

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torchzip.errors import printable
+from torchzip.limits import Limits
+
+_LIMITS = {field.name: field.default for field in fields(Limits)}
+_LIMIT_NAMES = ", ".join(f"{name} ({default:,})" for name, default in _LIMITS.items())
+#: What `LimitError` says to do.
+_TO_RAISE = re.compile(r"pass limits=tz\.Limits\((\w+)=\.\.\.\)")
 
 #: Exit statuses: done, the file is bad or differs, wrong usage.
 DONE, BAD, USAGE = 0, 1, 2
@@ -44,11 +52,13 @@ def add_command(
     summary: str,
     description: str,
     examples: str,
+    reads: bool = True,
 ) -> argparse.ArgumentParser:
     """Add a command and return its parser; ``run`` is called with what was parsed.
 
     ``summary`` stands in the list of all commands, ``description`` above the options and
-    ``examples``, one a line, below them.
+    ``examples``, one a line, below them. One that ``reads`` a file has bounds on what the file may
+    ask for: `limits_of`.
     """
     lines = "".join(f"  {line.strip()}\n" for line in examples.strip().splitlines())
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -59,7 +69,47 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
+    if reads:
+        group = parser.add_argument_group("bounds on what a file may ask for")
+        group.add_argument(
+            "--limit",
+            action="append",
+            default=[],
+            metavar="NAME=N",
+            type=_parse_limit,
+            help=f"another bound than the default; may be repeated. NAME is {_LIMIT_NAMES}",
+        )
     return parser
+
+
+def _parse_limit(text: str) -> tuple[str, int]:
+    name, equals, number = text.partition("=")
+    if name not in _LIMITS or not equals:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: NAME=N was expected, NAME one of {', '.join(_LIMITS)}"
+        )
+    try:
+        bound = int(number.replace(",", ""))
+        Limits(**{name: bound})
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a whole number, 0 or more, was expected after {name}="
+        ) from None
+    return name, bound
+
+
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """Return the bounds that a command line gives, and the default for all others."""
+    return Limits(**dict(arguments.limit))
+
+
+def in_options(message: str) -> str:
+    """Return a message of the library with what to do as an option of the command line.
+
+    >>> in_options("If you trust the file, pass limits=tz.Limits(nesting=...).")
+    'If you trust the file, pass --limit nesting=N.'
+    """
+    return _TO_RAISE.sub(r"pass --limit \1=N", message)
 
 
 def add_repeated(parser: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
@@ -122,4 +172,4 @@ def warnings_said() -> Iterator[None]:
 
 def say(text: str) -> None:
     """Print a line for the person, who may have sent stdout elsewhere."""
-    print(f"torchzip: {printable(text)}", file=sys.stderr)
+    print(f"torchzip: {printable(in_options(text))}", file=sys.stderr)

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
-from torchzip.cli.command import BAD, DONE, add_command
+from torchzip.cli.command import BAD, DONE, add_command, limits_of
 from torchzip.cli.rendering import count_text, name_text, shape_text, some_of, table
 from torchzip.errors import printable
 
@@ -54,7 +54,13 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    found = tools.diff(arguments.a, arguments.b, cast=arguments.cast, read=arguments.read)
+    found = tools.diff(
+        arguments.a,
+        arguments.b,
+        cast=arguments.cast,
+        read=arguments.read,
+        limits=limits_of(arguments),
+    )
     print(as_json(found) if arguments.json else as_text(found))
     return DONE if found.is_equal else BAD
 

@@ -32,6 +32,7 @@ def add_parser(commands: Any, whole: argparse.ArgumentParser) -> None:
         run,
         summary="a script for the shell that completes these commands",
         description=_DESCRIPTION,
+        reads=False,
         examples="""
             torchzip completion bash > ~/.local/share/bash-completion/completions/torchzip
             torchzip completion zsh > ~/.zsh/functions/_torchzip

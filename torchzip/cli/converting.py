@@ -15,6 +15,7 @@ from torchzip.cli.command import (
     add_command,
     add_repeated,
     exit_on_sigterm,
+    limits_of,
     parse_renames,
     parse_rules,
     say,
@@ -109,6 +110,7 @@ def _convert(arguments: argparse.Namespace) -> None:
             verify=arguments.verify,
             progress=progress,
             overwrite=arguments.force,
+            limits=limits_of(arguments),
             **rules_of(arguments),
         )
     if arguments.json:
@@ -128,7 +130,8 @@ def _dry_run(arguments: argparse.Namespace) -> None:
     rules = Rules(**rules_of(arguments))
     size = arguments.max_shard_size
     max_shard_nbytes = None if size is None else parse_size(size)
-    with torchzip.lazy_load(arguments.src) as checkpoint, ErrorPlace(path=checkpoint.path):
+    opened = torchzip.lazy_load(arguments.src, limits=limits_of(arguments))
+    with opened as checkpoint, ErrorPlace(path=checkpoint.path):
         plan = make_plan(checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes)
     for line in plan.warnings:
         say(f"warning: {line}")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from torchzip.cli.command import DONE, add_command
+from torchzip.cli.command import DONE, add_command, in_options, limits_of
 from torchzip.errors import TorchZipError, printable
 from torchzip.files.source import open_source
 from torchzip.limits import Limits
@@ -47,11 +47,13 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    disassemble(arguments.file, arguments.record, as_json=arguments.json)
+    disassemble(arguments.file, arguments.record, limits_of(arguments), as_json=arguments.json)
     return DONE
 
 
-def disassemble(file: str, record: str | None, *, as_json: bool) -> None:
+def disassemble(
+    file: str, record: str | None, limits: Limits | None = None, *, as_json: bool
+) -> None:
     """Print the opcodes of a file's pickles, one a line, up to where they break.
 
     Raises
@@ -59,7 +61,7 @@ def disassemble(file: str, record: str | None, *, as_json: bool) -> None:
     TorchZipError, OSError
         After what could be printed.
     """
-    limits = Limits()
+    limits = limits or Limits()
     source = open_source(file)
     show = _JsonLines(source.name) if as_json else _TextLines()
     with contextlib.closing(source):
@@ -70,7 +72,7 @@ def disassemble(file: str, record: str | None, *, as_json: bool) -> None:
                 for row in _rows(steps):
                     show.row(row)
         except TorchZipError as error:
-            show.end(str(error.at(path=source.name)))
+            show.end(in_options(str(error.at(path=source.name))))
             raise
         except OSError as error:
             show.end(str(error))

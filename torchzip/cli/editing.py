@@ -14,6 +14,7 @@ from torchzip.cli.command import (
     add_command,
     add_repeated,
     exit_on_sigterm,
+    limits_of,
     parse_renames,
     parse_rules,
     say,
@@ -83,7 +84,11 @@ def _run(arguments: argparse.Namespace) -> int:
     rules = rules_of(arguments)
     with warnings_said(), exit_on_sigterm():
         found = tools.edit(
-            arguments.file, compact=arguments.compact, dry_run=arguments.dry_run, **rules
+            arguments.file,
+            compact=arguments.compact,
+            dry_run=arguments.dry_run,
+            limits=limits_of(arguments),
+            **rules,
         )
     for line in found.unused:
         say(f"warning: {line}")

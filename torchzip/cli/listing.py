@@ -10,7 +10,7 @@ from typing import Any
 
 import torchzip
 from torchzip.checkpoint.outline import Outline, TensorRow, outline
-from torchzip.cli.command import DONE, add_command
+from torchzip.cli.command import DONE, add_command, limits_of
 from torchzip.cli.listing_text import TreeText, flat_lines, sorted_by, sum_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
 from torchzip.formats.base import collector_paused
@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _print(arguments: argparse.Namespace) -> None:
-    with torchzip.lazy_load(arguments.file) as checkpoint:
+    with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
         found = outline(checkpoint)
     if arguments.json:
         print(as_json(describe(found, sort=arguments.sort)))

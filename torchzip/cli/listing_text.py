@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
+from torchzip.cli.command import in_options
 from torchzip.cli.rendering import (
     Screen,
     count_text,
@@ -222,7 +223,7 @@ def sum_lines(outline: Outline) -> list[str]:
         left = len(outline.foreign) - _FOREIGN
         more = f" and {left:,} more; torchzip globals lists them" if left > 0 else ""
         lines.append("foreign: " + ", ".join(map(printable, outline.foreign[:_FOREIGN])) + more)
-    return lines + [f"note: {printable(note)}" for note in outline.notes]
+    return lines + [f"note: {printable(in_options(note))}" for note in outline.notes]
 
 
 Sortable = TypeVar("Sortable", Module, TensorRow)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torchzip
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.cli.command import DONE, add_command
+from torchzip.cli.command import DONE, add_command, limits_of
 from torchzip.cli.rendering import count_text, table
 from torchzip.errors import printable
 from torchzip.pickling.allowlist import is_torch_safe
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with torchzip.lazy_load(arguments.file) as checkpoint:
+    with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
         names = describe_globals(checkpoint)
         place = f"{checkpoint.path}: {checkpoint.format}"
     print(json.dumps(names, indent=2) if arguments.json else globals_as_text(names, place))

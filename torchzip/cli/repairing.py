@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command, warnings_said
+from torchzip.cli.command import DONE, add_command, in_options, limits_of, warnings_said
 from torchzip.cli.rendering import count_text, name_text, nbytes_text, some_of, table
 from torchzip.errors import printable
 
@@ -48,7 +48,12 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     with warnings_said():
-        found = tools.repair(arguments.broken, arguments.out, overwrite=arguments.force)
+        found = tools.repair(
+            arguments.broken,
+            arguments.out,
+            overwrite=arguments.force,
+            limits=limits_of(arguments),
+        )
     print(json.dumps(dataclasses.asdict(found), indent=2) if arguments.json else as_text(found))
     return DONE
 
@@ -62,7 +67,7 @@ def as_text(found: Repaired) -> str:
         seen = "no damage can be seen in" if found.unverified else "nothing is wrong with"
         lines.append(f"{seen} {printable(found.broken)}")
     else:
-        lines.append(f"damage: {printable(found.damage)}")
+        lines.append(f"damage: {printable(in_options(found.damage))}")
     lines += table([_row(lost) for lost in found.lost])
     if found.unverified:
         count = count_text(len(found.unverified), "tensor")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from torchzip.cli.command import BAD, DONE, add_command, say
+from torchzip.cli.command import BAD, DONE, add_command, limits_of, say
 from torchzip.cli.rendering import count_text, nbytes_text
 
 _DESCRIPTION = """\
@@ -52,6 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
         sys.stdout.buffer if to_stdout else arguments.output,
         read_data=not arguments.no_data,
         overwrite=arguments.force,
+        limits=limits_of(arguments),
     )
     if not to_stdout:
         about = f"{count_text(made.tensors, 'tensor')}, {nbytes_text(made.nbytes)}"

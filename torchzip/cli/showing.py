@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.cli.command import DONE, add_command
+from torchzip.cli.command import DONE, add_command, limits_of
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
 from torchzip.cli.rendering import name_text, table
@@ -75,7 +75,10 @@ def add_parser(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     index = None if arguments.slice is None else parse_index(arguments.slice)
-    with torchzip.lazy_load(arguments.file) as checkpoint, ErrorPlace(path=checkpoint.path):
+    with (
+        torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint,
+        ErrorPlace(path=checkpoint.path),
+    ):
         try:
             found = look_up(checkpoint, arguments.name)
             _show(_chosen(found, index, arguments), arguments)

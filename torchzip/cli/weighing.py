@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command
+from torchzip.cli.command import DONE, add_command, limits_of
 from torchzip.cli.rendering import (
     Screen,
     count_text,
@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     with collector_paused(True):  # of a file of 100,000 tensors, all that is made stays
-        found = tools.why_big(arguments.file)
+        found = tools.why_big(arguments.file, limits=limits_of(arguments))
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     else:

@@ -8,6 +8,9 @@ from typing import Any
 from torchzip.errors import ArchiveError, LimitError, shown
 from torchzip.limits import Limits
 
+#: A name with a bracket in it, and what it is the name of, take as many bytes at least.
+_NAME_NBYTES = 8
+
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the dict of an object, as ``object_pairs_hook``; raise ArchiveError at a name twice.
@@ -30,12 +33,19 @@ def parse_json(raw: bytes, what: str, limits: Limits, path: str) -> dict[str, An
     Raises
     ------
     ArchiveError, LimitError
-        If it is none, has a key twice, or more than ``limits.containers`` lists and objects.
+        If it is none, has a key twice, or more than ``limits.containers`` lists and objects,
+        beyond one for each 8 bytes of it.
     """
-    containers = raw.count(b"[") + raw.count(b"{")
-    if containers > limits.containers:
-        raise LimitError("containers", containers, limits.containers, path=path)
+    check_containers(raw, limits, path)
     return parse_object(raw, what, path)
+
+
+def check_containers(raw: bytes, limits: Limits, path: str) -> None:
+    """Raise LimitError for more lists and objects than are allowed, or brackets in names."""
+    containers = raw.count(b"[") + raw.count(b"{")
+    bound = limits.containers + len(raw) // _NAME_NBYTES
+    if containers > bound:
+        raise LimitError("containers", containers, bound, path=path)
 
 
 def parse_object(raw: bytes, what: str, path: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def build_header(
     Raises
     ------
     UnsupportedError
-        If the format has no code for a dtype.
+        If the format has no code for a dtype, or no reader takes as long a header.
     """
     rows = []
     for name, torch_dtype, shape in tensors:
@@ -111,6 +111,13 @@ def build_header(
             "or write a .pt"
         ) from None
     header += b" " * (-len(header) % 8)
+    most = Limits().header_nbytes
+    if len(header) > most:
+        raise UnsupportedError(
+            f"the header of {len(rows):,} tensors would take {len(header):,} bytes, and readers of "
+            f"safetensors stop at {most:,}; give the tensors shorter names, write shards, or write "
+            "a .pt"
+        )
     return len(header).to_bytes(8, "little") + header, [row[1] for row in rows]
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
-from torchzip.container.json_objects import parse_json
-from torchzip.errors import ArchiveError, LimitError, shown
+from torchzip.container.json_objects import check_containers, parse_json
+from torchzip.errors import ArchiveError, LimitError, UnsupportedError, shown
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
@@ -29,6 +30,32 @@ class ShardIndex:
     total_size: int | None
 
 
+def build_index(metadata: dict[str, Any], weight_map: dict[str, str]) -> bytes:
+    """Return the bytes of an index.
+
+    Raises
+    ------
+    UnsupportedError
+        If readers would not take as long a one.
+    """
+    raw = (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n").encode()
+    try:
+        _check_size(len(raw), Limits(), "")
+        check_containers(raw, Limits(), "")
+    except LimitError as error:
+        raise UnsupportedError(
+            f"the index of {len(weight_map):,} tensors would be refused by readers: "
+            f"{error.limit} would be {error.actual:,}, past {error.bound:,}; give the tensors "
+            "other names, or write one file"
+        ) from None
+    return raw
+
+
+def _check_size(nbytes: int, limits: Limits, path: str) -> None:
+    if nbytes > limits.header_nbytes:
+        raise LimitError("header_nbytes", nbytes, limits.header_nbytes, path=path)
+
+
 def parse_index(source: Source, limits: Limits) -> ShardIndex:
     """Return what an index says.
 
@@ -37,8 +64,7 @@ def parse_index(source: Source, limits: Limits) -> ShardIndex:
     ArchiveError, LimitError
         If it is no index. Its size is bounded by ``limits.header_nbytes``.
     """
-    if source.size > limits.header_nbytes:
-        raise LimitError("header_nbytes", source.size, limits.header_nbytes, path=source.name)
+    _check_size(source.size, limits, source.name)
     raw = bytes(source.read_at(0, source.size))
     content = parse_json(raw, "the index", limits, source.name)
     weight_map = content.get("weight_map")

@@ -93,7 +93,7 @@ from torchzip.convert.carried_values import (
     is_plain_text,
     write_atom,
 )
-from torchzip.errors import PickleError, UnsupportedError
+from torchzip.errors import LimitError, PickleError, UnsupportedError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.pickling.keys import KeyCheck
@@ -107,7 +107,7 @@ OBJECT_KEY = "torchzip.object"
 #: Values within values that stand where they belong. One takes up to three levels of JSON, and
 #: Python's reader of JSON has some 900 of them.
 _INLINE_DEPTH = 32
-_KEY_DEPTH = 8
+_KEY_DEPTH = 100
 _PATH_LENGTH = 300
 
 NameOf = Callable[[LazyTensor], str | None]
@@ -290,6 +290,8 @@ class _Writer:
         self._is_listed = is_listed
         self._limits = limits
         self._keys = KeyCheck()
+        # A key takes more bytes as JSON than in any file that it can come from.
+        self._keys.allow(limits, limits.header_nbytes)
         self._shared = shared(root, _carried_parts)
         self._places: dict[int, int] = {}  # in the table, by the id of a value
         self._jobs: deque[tuple[int, _Writing, int]] = deque()
@@ -442,7 +444,7 @@ class _Writer:
             return self._key_node(key, 0)
         except NotCarriedError as error:
             self._lose(path, f"its key: {error}")
-        except (PickleError, UnsupportedError) as error:
+        except (LimitError, PickleError, UnsupportedError) as error:
             self._lose(path, f"its key: {error.message}")
         return _LOST
 
@@ -451,7 +453,7 @@ class _Writer:
         if type(key) not in (tuple, frozenset):
             return write_atom(key, self._limits)
         if depth >= _KEY_DEPTH:
-            raise NotCarriedError("sets in sets as a key")
+            raise NotCarriedError(f"nested more than {_KEY_DEPTH} deep")
         items = [self._key_node(item, depth + 1) for item in key]
         return {type(key).__name__: items if type(key) is tuple else sorted(items, key=_json)}
 

@@ -17,6 +17,7 @@ from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.saving import head_records
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.safetensors import ALIASES_KEY, build_header, data_order
+from torchzip.container.shard_index import build_index
 from torchzip.container.zip_writer import archive_name, measure
 from torchzip.convert.carried import OBJECT_KEY, carry, carry_order
 from torchzip.convert.casting import DtypeOf, StorageCasts, inner_tensors, layout
@@ -278,9 +279,7 @@ class _Planner:
             for row in self.rows
             if row.name in weight_map
         }
-        content = {"metadata": metadata, "weight_map": listed}
-        text = json.dumps(content, indent=2) + "\n"
-        plan.index = (target.index_path, text.encode())
+        plan.index = (target.index_path, build_index(metadata, listed))
         return plan
 
     def _say_shards(self, weight_map: dict[str, str]) -> None:
@@ -464,6 +463,7 @@ class _ZipPlanner(_Planner):
             structure = Structure(
                 root, keys, place_arrays, spec_of=self._casts.apply,
                 numpy_module=module_among(self.checkpoint.globals),
+                limits=self.checkpoint.limits.or_default(),
             )  # fmt: skip
         except (TypeError, ValueError) as error:
             # The object came from a file, so what cannot be written is the file's fault.

@@ -53,7 +53,8 @@ def restore(
     ------
     FormatError, LimitError
         If the text is none of `carry`, names a tensor that the file has not, or is past a bound of
-        ``limits`` (``header_nbytes``, ``containers``, ``nesting``, ``int_nbytes``).
+        ``limits`` (``header_nbytes``, ``containers``, ``nesting``, ``int_nbytes``, ``key_values``,
+        ``key_nesting``).
     """
     limits = limits if limits is not None else Limits()
     if len(text) > limits.header_nbytes:
@@ -75,7 +76,7 @@ def restore(
     table = made.get("shared", [])
     if type(table) is not list:
         raise broken("the shared values are no list")
-    return _Maker(table, tensor, limits).make(made["root"])
+    return _Maker(table, tensor, limits, len(text)).make(made["root"])
 
 
 def _no_constant(name: str) -> Any:
@@ -97,13 +98,18 @@ class _Maker:
     """
 
     def __init__(
-        self, table: list[Node], tensor: Callable[[str], LazyTensor | None], limits: Limits
+        self,
+        table: list[Node],
+        tensor: Callable[[str], LazyTensor | None],
+        limits: Limits,
+        nbytes: int,
     ) -> None:
         self._table = table
         self._made: list[Any] = [_UNMADE] * len(table)
         self._find_tensor = tensor
         self._limits = limits
         self._keys = KeyCheck()
+        self._keys.allow(limits, nbytes)
         self._fills: deque[tuple[_Reading, int]] = deque()
         self._permuted: dict[Any, tuple[TensorStorage, TensorStorage]] = {}
         # Kinds that need their parts first, and kinds that are filled: how, and their options.

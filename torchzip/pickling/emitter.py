@@ -27,7 +27,8 @@ import re
 import struct
 import sys
 from _compat_pickle import REVERSE_IMPORT_MAPPING, REVERSE_NAME_MAPPING
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import FunctionType
 from typing import Any
@@ -85,10 +86,20 @@ def get_opcode(number: int) -> bytes:
     return b"h%c" % number if number < 256 else b"j" + _PACK_U32(number)
 
 
+class StoppedError(Exception):
+    """`Emitter.stop_at` has come to the byte: ``path`` is that of the value at hand."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
 class Emitter:
     """Writes one value as one pickle. `dump` returns its bytes.
 
-    ``refused`` then lists what torch's default loader will not take: (path, reason).
+    ``refused`` then lists what torch's default loader will not take: (path, reason). ``is_plain``
+    says whether there is nothing in it but numbers below 256 bytes, strings, lists, tuples, dicts,
+    OrderedDicts, and the types of ``plain``.
 
     Methods for writers: `save` any value, `name` a global, `string` a string by its identity,
     `write` raw opcodes, `put` to number the value just written, `written` to write a get if
@@ -101,7 +112,9 @@ class Emitter:
         reduce: Callable[[Any], Reduction] = reduce_object,
         bulk: Bulk | None = None,
         find_writer: Callable[[type], Writer | None] = lambda kind: None,
+        plain: Collection[type] = (),
     ) -> None:
+        self.is_plain = True
         self.refused: list[tuple[str, str]] = []
         self.path: list[Any] = []
         self.count = 0  # memo numbers given so far
@@ -109,6 +122,7 @@ class Emitter:
         self._reduce = reduce
         self._bulk = bulk
         self._find_writer = find_writer
+        self._plain = plain
         self._parts: list[bytes] = [b"\x80\x02"]
         self.write = self._parts.append
         self._memo: dict[Any, int] = {}
@@ -146,6 +160,18 @@ class Emitter:
             raise ValueError(f"{self.where(shorten=True)}: nested too deeply to be saved") from None
         self.write(b".")
         return b"".join(self._parts)
+
+    def stop_at(self, offset: int) -> None:
+        """Let `dump` raise StoppedError where it comes to a byte of the pickle."""
+        left = offset - len(self._parts[0])
+
+        def write(part: bytes) -> None:
+            nonlocal left
+            left -= len(part)
+            if left < 0:
+                raise StoppedError(self.where())
+
+        self.write = write
 
     def where(self, *, shorten: bool = False) -> str:
         """Return the path of the value at hand, for messages."""
@@ -204,6 +230,7 @@ class Emitter:
 
     def refuse(self, reason: str) -> None:
         """Note that torch's default loader will not take what is being written."""
+        self.is_plain = False
         self.refused.append((self.where(), reason))
 
     def string(self, value: str) -> None:
@@ -446,6 +473,7 @@ class Emitter:
 
     def _foreign(self, value: ForeignObject) -> None:
         """Write the opcodes that gave a foreign object when it was read."""
+        self.is_plain = False
         if value.how == "name":
             extension = _EXTENSION.fullmatch(value.name) if value.module == "copyreg" else None
             if extension is not None and int(extension[1]) < 1 << 31:
@@ -501,8 +529,9 @@ class Emitter:
             if writer is not None:
                 break
         else:
-            writer = self._find_writer(kind)
+            base, writer = kind, self._find_writer(kind)
         if writer is not None:
+            self.is_plain = self.is_plain and base in self._plain
             self._dispatch[kind] = functools.partial(writer, self)
             writer(self, value)
             return
@@ -560,6 +589,8 @@ class Emitter:
         """Write an object by its reduction."""
         callee, args, state, list_items, dict_items, setter = (*reduction, *(None,) * 4)[:6]
         self._alive.append(reduction)
+        if callee is not OrderedDict or args or (state is not None and [*state] != ["_metadata"]):
+            self.is_plain = False
         name = getattr(callee, "__name__", "")
         if name == "__newobj__":
             self.save(args[0])

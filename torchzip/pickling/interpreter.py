@@ -144,11 +144,12 @@ class Interpreter:
         push = stack.append
         pop = stack.pop
         self._protocol = 0
-        containers_left = self._limits.containers + len(data) // 8
-        memo.most = self._limits.memo + len(data) // 8
+        containers_left = self._limits.containers + len(data) // 4
+        memo.most = self._limits.memo + len(data) // 4
         in_turn = 0  # numbers below go into the memo at once
         most_marks = self._limits.containers
         self._arguments_left = self._limits.argument_items + 2 * len(data)
+        self._table.keys.allow(self._limits, len(data))
         while True:
             self.position = position
             op = data[position]
@@ -483,7 +484,7 @@ class Interpreter:
         return self._data[position : position + nbytes]
 
     def _too_many_containers(self) -> LimitError:
-        bound = self._limits.containers + len(self._data) // 8
+        bound = self._limits.containers + len(self._data) // 4
         return LimitError("containers", bound + 1, bound)
 
     def _text(self, position: int, nbytes: int) -> str:

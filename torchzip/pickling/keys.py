@@ -4,6 +4,9 @@ A hash is computed anew for a tuple each time, and equal hashes cost a compariso
 value that has the same. A small file could make a reader work for hours with either, or with
 numbers that have hashes of their own, each of which leads through thousands of places that are
 taken: where a dict or set of CPython looks for a hash is known.
+
+So what is hashed and compared is counted, and there may be as much of it as the file pays for by
+its size: `Limits.key_values`.
 """
 
 from __future__ import annotations
@@ -11,14 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torchzip.errors import PickleError, UnsupportedError, shown
+from torchzip.errors import LimitError, PickleError, UnsupportedError, shown
+from torchzip.limits import Limits
 
-#: So many different keys of one file may have the same hash; real files have two at most
-#: (-1 and -2). Strings and bytes cannot be made to collide: their hash is salted.
-_MAX_EQUAL_HASHES = 100
-#: Values in one key, and how deep they are in it.
-_MAX_VALUES = 256
-_MAX_DEPTH = 8
+#: Values in keys that each byte of a pickle pays for. Pairs (state, action) need some 26: a state
+#: of 361 ints is written once, and hashed with each of 362 actions.
+_VALUES_PER_BYTE = 32
 
 #: Keys that go into one dict or set unwatched, and at a time.
 _UNWATCHED = 1024
@@ -28,13 +29,17 @@ _MAX_PLACES = 200
 _MEAN_PLACES, _MORE_PLACES = 32, 50_000
 
 _PLAIN_KEYS = frozenset([str, bytes, bool, type(None)])
+#: What takes no longer to hash or to compare than a small int.
+_PLAIN_ITEMS = _PLAIN_KEYS | {float}
+#: What a value of another type counts as: a Decimal, a time, a fraction.
+_OTHER_VALUE = 16
 
 
 class KeyCheck:
     """Refuses what cannot be hashed, or only at a cost that the file does not pay for.
 
-    Takes str, bytes, bool, None, float, int, short tuples and frozensets of those, and whatever has
-    the hash of its identity. ``stand_in`` may give something with a hash for a key that has none.
+    `allow` says what it pays for; without it, it is a file of no size. ``stand_in`` may give
+    something with a hash for a key that has none.
     """
 
     def __init__(self, stand_in: Callable[[Any], Any] = lambda key: key) -> None:
@@ -43,6 +48,12 @@ class KeyCheck:
         self._by_hash: dict[bytes, list[Any]] = {}
         # With the dict or set of each id, which must stay.
         self._slots: dict[int, tuple[Any, _Slots]] = {}
+        self.allow(Limits(), 0)
+
+    def allow(self, limits: Limits, nbytes: int) -> None:
+        """Take the bounds of what is read from now on, which has so many bytes."""
+        self._most_nested = limits.key_nesting
+        self._most = self._left = limits.key_values + _VALUES_PER_BYTE * nbytes
 
     def finish(self) -> None:
         """Let go of all keys, and of what gives stand-ins."""
@@ -54,7 +65,7 @@ class KeyCheck:
         kind = type(key)
         if kind in _PLAIN_KEYS or (kind is int and -(1 << 60) < key < 1 << 60):
             return
-        self._check_cost(key, 0)
+        values = self._count(key, 0)
         try:
             own = hash(key)
         except TypeError:  # a signalling NaN, a numpy record
@@ -62,6 +73,9 @@ class KeyCheck:
                 f"{shown(key)} as a key of a dict or an item of a set; it has no hash"
             ) from None
         same = self._by_hash.setdefault(own.to_bytes(8, "little", signed=True), [])
+        self._left -= values * (1 + len(same))
+        if self._left < 0:
+            raise self._too_many(0)
         try:
             known = key in same
         except ValueError:  # numpy compares a scalar with each item of a tuple of the same hash
@@ -69,8 +83,6 @@ class KeyCheck:
                 f"{shown(key)} as a key of a dict or an item of a set beside one of its hash"
             ) from None
         if not known:
-            if len(same) >= _MAX_EQUAL_HASHES:
-                raise PickleError(f"more than {_MAX_EQUAL_HASHES} keys have the same hash")
             same.append(key)
 
     def checked(self, keys: Iterable[Any]) -> list[Any]:
@@ -126,26 +138,40 @@ class KeyCheck:
         slots = known[1]
         slots.add([key for key in dict.fromkeys(keys) if key not in target])
 
-    def _check_cost(self, key: Any, depth: int) -> int:
+    def _count(self, key: Any, depth: int) -> int:
         """Return how many values a key consists of; raise if it costs too much."""
         kind = type(key)
+        if kind is int:
+            bits: int = key.bit_length()
+            return 1 + (bits >> 6)
+        if kind in _PLAIN_ITEMS:
+            return 1
         if kind.__hash__ is None or kind is slice:  # a slice has a hash since Python 3.12
             raise UnsupportedError(
                 f"{shown(key)} as a key of a dict or an item of a set; it has no hash"
             )
         if not isinstance(key, tuple | frozenset):
-            return 1
+            return _OTHER_VALUE
         # A frozenset knows its hash, but is compared with an equal one by what is in both.
+        if depth >= self._most_nested:
+            raise LimitError("key_nesting", depth + 1, self._most_nested)
+        kinds = set(map(type, key))
         total = 0
-        for item in key:
-            if depth < _MAX_DEPTH:
-                total += self._check_cost(item, depth + 1)
-            if depth >= _MAX_DEPTH or total > _MAX_VALUES:
-                raise PickleError(
-                    f"a {kind.__name__} as a key of a dict or an item of a set has more than "
-                    f"{_MAX_VALUES} values or {_MAX_DEPTH} levels"
-                )
+        if kinds == {int}:
+            total = len(key) + (sum(map(int.bit_length, key)) >> 6)
+        elif kinds <= _PLAIN_ITEMS:
+            total = len(key)
+        else:
+            for item in key:
+                total += self._count(item, depth + 1)
+                if total > self._left:
+                    break
+        if total > self._left:
+            raise self._too_many(total)
         return total or 1
+
+    def _too_many(self, more: int) -> LimitError:
+        return LimitError("key_values", self._most - self._left + more, self._most)
 
 
 class _Slots:

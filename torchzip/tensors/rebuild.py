@@ -425,7 +425,7 @@ class Rebuilder:
         if len(args) != 1 or type(args[0]) is not dict:
             raise wrong_arguments("Counter", "one dict", args)
         made: Counter[Any] = Counter()
-        self._keys.fill(made, list(args[0]), list(args[0].values()))
+        self._keys.fill(made, self._keys.checked(args[0]), list(args[0].values()))
         return made
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -53,11 +54,11 @@ class StorageKeys:
         self.order: list[Stored] = []
         self._keys: dict[int, str] = {}
 
-    def copy(self) -> StorageKeys:
+    def copy(self) -> Self:
         """Return the same keys, to be given up if what they are for comes to nothing."""
-        copy = StorageKeys()
-        copy.order, copy._keys = self.order[:], self._keys.copy()
-        return copy
+        made = copy(self)
+        made.order, made._keys = self.order[:], self._keys.copy()
+        return made
 
     def storages(self) -> list[TensorStorage]:
         """Return the storages by key."""

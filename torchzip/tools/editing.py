@@ -257,6 +257,7 @@ class _Edit:
             structure = Structure(
                 self._contents.root, keys, place_arrays, writer=one_by_one,
                 numpy_module=module_among(self._contents.globals),
+                limits=self._limits.or_default(),
             )  # fmt: skip
         except TorchZipError as error:
             raise error.at(path=self.source.name) from None
