@@ -17,8 +17,8 @@ from typing import Any
 from torchzip.errors import LimitError, PickleError, UnsupportedError, shown
 from torchzip.limits import Limits
 
-#: Values in keys that each byte of a pickle pays for. Pairs (state, action) need some 26: a state of
-#: 361 ints is written once, and hashed with each of 362 actions.
+#: Values in keys that each byte of a pickle pays for. Pairs (state, action) need some 26: a state
+#: of 361 ints is written once, and hashed with each of 362 actions.
 _VALUES_PER_BYTE = 32
 
 #: Keys that go into one dict or set unwatched, and at a time.
