@@ -68,9 +68,11 @@ def test_flips(kind: str, tmp_path: Path) -> None:
     """One damaged byte loses the tensors on the storage that it is in, and no other."""
     original = Original(_KINDS[kind](_TWENTY.data))
     rng = random.Random(kind)
-    # A byte of a deflated pickle is looked for by trying.
-    for _ in some(range(200 if kind != "deflated" else 25)):
+    start, stop = _records(original.data)["archive/data.pkl"]
+    for _ in some(range(200)):
         place = rng.randrange(len(original.data))
+        if kind == "deflated" and start <= place < stop:
+            continue  # a byte of a deflated pickle is not put right
         data = bytearray(original.data)
         data[place] ^= rng.randint(1, 255)
         found = judge_some(original, bytes(data), original.without(place), tmp_path)

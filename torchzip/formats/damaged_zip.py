@@ -131,7 +131,7 @@ class DamagedZip(FileContainer):
             older = [start for start in previous_starts if start < directory.start]
             since = max(older, default=0)
             beside = [place for place in claimed if since <= place.offset < directory.start]
-            found += pointed + beside[::-1]
+            found += pointed + sorted(beside, key=lambda place: -place.offset)
         headed = [place for place in claimed if place.local is not None]
         found += headed[:1]
         return list(dict.fromkeys(found))
@@ -171,14 +171,7 @@ class DamagedZip(FileContainer):
             self._note(
                 "the file has no CRCs: nothing says whether names and values in it are right"
             )
-        if not any(each.is_complete() for each in self._archive.places.directories):
-            self._archive.places.drop_inner(
-                lambda header: (
-                    self._archive.end_of(header, sizes[name])
-                    if (name := header.name[len(self._archive.places.root) :]) in sizes
-                    else None
-                )
-            )
+        self._archive.places.settle({_PICKLE: len(text.data), **sizes})
         self._lost = self._names_in_doubt(sizes)
         return None
 
@@ -308,7 +301,7 @@ class DamagedZip(FileContainer):
             storage = WholeStorage(
                 torch_dtype, whole.nbytes, location, record, place, whole.crc, unit
             )
-        if whole.crc is None and whole.nbytes:
+        if whole.nbytes and (whole.crc is None or not whole.is_own):
             self.unverified.add(record)
         return storage
 
