@@ -212,13 +212,23 @@ class Checkpoint(Mapping[str, Any]):
     ) -> None:
         limits = check_options(foreign, limits)
         # Of a path, what ``pickle`` takes along: where it is now, whatever folder is current then.
-        self._origin: tuple[str, Foreign, Limits] | None = None
+        origin: tuple[str, Foreign, Limits] | None = None
         if isinstance(file, str | os.PathLike):
-            self._origin = (os.path.abspath(os.fsdecode(file)), foreign, limits)
+            origin = (os.path.abspath(os.fsdecode(file)), foreign, limits)
+        self._read(open_checkpoint(file, limits), foreign, limits, origin)
+
+    def _read(
+        self,
+        container: Container,
+        foreign: Foreign,
+        limits: Limits,
+        origin: tuple[str, Foreign, Limits] | None,
+    ) -> None:
+        self._origin = origin
         self._limits = limits
         self._table: NameTable | None = None
         self._summary: str | None = None
-        self._container: Container = open_checkpoint(file, limits)
+        self._container = container
         try:
             contents = self._container.read(LazyFactory)
             constants = contents.read_constants() if contents.read_constants is not None else None
@@ -380,6 +390,13 @@ class _Items(ItemsView[str, Any]):
         if table.has_conflicts:
             return super().__iter__()
         return ((name, data_of(leaf)) for name, leaf in table.names.items())
+
+
+def checkpoint_of(container: Container, limits: Limits) -> Checkpoint:
+    """Return the checkpoint of a container that is open; it is closed with it."""
+    made = Checkpoint.__new__(Checkpoint)
+    made._read(container, "keep", limits, None)
+    return made
 
 
 def _merged(names: list[Name], more: list[Name]) -> list[Name]:

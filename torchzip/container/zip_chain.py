@@ -23,8 +23,8 @@ from torchzip.container.zip_marks import LocalHeader, Row, find_descriptor, read
 from torchzip.container.zip_writer import measure
 from torchzip.files.source import Source
 
-#: Bytes of a descriptor behind a record: none, the short one, the one with sizes of 8 bytes.
-GAPS = (0, 16, 24)
+#: Bytes of a descriptor behind a record: the short one, the one with sizes of 8 bytes.
+_DESCRIPTORS = (16, 24)
 #: The small records that a release of torch writes between the pickle and the storages.
 _SMALL_RECORDS = (
     ((b".format_version", 1), (b".storage_alignment", 2), (b"byteorder", 6)),
@@ -86,7 +86,8 @@ def follow(headers: list[LocalHeader], around: Surroundings, sizes: Mapping[byte
             continue
         chain.headers.append(header)
         ends = _ends(header, rows, sizes.get(record), around)
-        linked = {end + gap for end in ends for gap in GAPS} | around.ends
+        gaps = _DESCRIPTORS if header.has_descriptor else (0,)
+        linked = {end + gap for end in ends for gap in gaps} | around.ends
         inside = max(ends, default=header.data_offset)
         if inside > header.data_offset:
             chain.extents.append((header.data_offset, inside))

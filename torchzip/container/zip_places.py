@@ -6,7 +6,7 @@ then seen: that other name is firm elsewhere.
 
 There may be other archives in the file: the bytes of a tensor, or a second checkpoint behind the
 first. The one that is repaired begins with the first local header. A directory is its own if it
-describes that header, or counts from there or before; which other headers are its own is told by
+counts from there or before, or describes that header; which other headers are its own is told by
 the chain of offsets (`zip_chain`).
 
 An archive that was edited in place has several directories, one behind the other; the last that has
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torchzip.container.zip_chain import Surroundings, follow
@@ -29,6 +29,7 @@ from torchzip.container.zip_marks import EndRecord, LocalHeader, Mark, Row, read
 from torchzip.files.source import Source
 
 _PICKLE = b"data.pkl"
+_LEAST_NBYTES = 8
 #: Headers of one name, and claims of one place or of one name, that are looked at.
 _MOST_OF_A_NAME = 8
 #: Directories of the archive that are looked at: an edit leaves the older one behind.
@@ -79,10 +80,10 @@ class Directory:
     def start(self) -> int:
         return self.rows[0].at
 
-    @property
-    def first(self) -> int:
-        """The first byte of the file that it counts from or speaks of."""
-        return min([self.base, *self.described])
+    def speaks_of(self, first: int) -> bool:
+        """Return whether it is of the archive that has its first local header there."""
+        is_around = 0 <= self.base <= first < self.start
+        return is_around or min(self.described, default=first + 1) <= first
 
     @property
     def stop(self) -> int:
@@ -111,8 +112,7 @@ class Places:
         found = list(marks)
         self._source = source
         headers = [mark for mark in found if isinstance(mark, LocalHeader)]
-        directories = _group(found)
-        self._locate(directories, headers)
+        directories = list(self._located(_group(found), headers))
         own = self._own(directories, headers)
         self.root = _root_of(own[0].rows if own and own[0].ends else found)
         self.directories = [
@@ -142,8 +142,10 @@ class Places:
 
     # -- directories -------------------------------------------------------------------------
 
-    def _locate(self, directories: list[Directory], headers: list[LocalHeader]) -> None:
-        """Find out what each directory counts from, and which headers it describes."""
+    def _located(
+        self, directories: list[Directory], headers: list[LocalHeader]
+    ) -> Iterator[Directory]:
+        """Yield the directories whose place is known: what each counts from, and describes."""
         at = {header.offset: header for header in headers}
         by_name: dict[bytes, list[LocalHeader]] = {}
         for header in headers:
@@ -151,42 +153,46 @@ class Places:
             if len(known) < _MOST_OF_A_NAME:
                 known.append(header)
         for directory in directories:
-            directory.base = self._base_of(directory, at, by_name)
+            base = self._base_of(directory, by_name)
+            if base is None and headers:
+                continue
+            directory.base = base or 0
             for row in directory.rows:
-                header = at.get(row.offset + directory.base)
-                if header is not None and header.name == row.name:
-                    directory.described.add(header.offset)
+                place = row.offset + directory.base
+                if place in at and at[place].name == row.name:
+                    directory.described.add(place)
                 else:
                     known = by_name.get(row.name, [])
                     directory.described |= {h.offset for h in known if self._agrees(h, row)}
+            yield directory
 
     def _base_of(
-        self, directory: Directory, at: dict[int, LocalHeader],
-        by_name: dict[bytes, list[LocalHeader]],
-    ) -> int:  # fmt: skip
-        """Return the byte of the file that a directory counts from: as it says, or most rows."""
-        said = [directory.start - end.offset for end in directory.ends if end.offset != BIG]
-        for base in said:
-            places = (at.get(row.offset + base) for row in directory.rows)
-            names = [None if place is None else place.name for place in places]
-            agree = sum(a == row.name for a, row in zip(names, directory.rows, strict=True))
-            if 2 * agree > len(directory.rows):
-                return base
+        self, directory: Directory, by_name: dict[bytes, list[LocalHeader]]
+    ) -> int | None:  # fmt: skip
+        """Return the byte of the file that a directory counts from, None if nothing tells.
+
+        It is what the end record says, if a row leads to its record from there, or no row leads to
+        one from elsewhere; bytes may have been lost in between. Otherwise most rows have it.
+        """
         votes: Counter[int] = Counter()
         for row in directory.rows:
             for header in by_name.get(row.name, ()):
-                # A name alone may be that of a record of another archive.
-                votes[header.offset - row.offset] += 100 if self._agrees(header, row) else 1
-        if not votes:
-            return said[0] if said and said[0] >= 0 else 0
-        most = max(votes.values())
-        return min(
-            (base for base, count in votes.items() if count == most),
-            key=lambda base: (base not in said, abs(base)),
-        )
+                if self._agrees(header, row):
+                    votes[header.offset - row.offset] += 1
+        said = [directory.start - end.offset for end in directory.ends if end.offset != BIG]
+        for base in said:
+            if votes[base] or not votes.total():
+                return base
+        most = max(votes.values(), default=0)
+        return min((base for base, count in votes.items() if count == most), key=abs, default=None)
 
     def _agrees(self, header: LocalHeader, row: Row) -> bool:
-        """Return whether what stands beside a record says of it what a row says."""
+        """Return whether what stands beside a record says of it what a row says.
+
+        Records of a few bytes are the same in all archives, and say nothing.
+        """
+        if row.nbytes < _LEAST_NBYTES:
+            return False
         if row.crc and row.crc == header.crc:
             return True
         behind = read_descriptors(self._source, header.data_offset + row.compressed)
@@ -195,11 +201,23 @@ class Places:
     def _own(self, directories: list[Directory], headers: list[LocalHeader]) -> list[Directory]:
         """Return the directories of the archive that the file begins with."""
         first = headers[0].offset if headers else 0
-        own = [each for each in directories if not headers or each.first <= first]
+        own = [each for each in directories if not headers or each.speaks_of(first)]
+        last = next((each for each in reversed(directories) if each.ends), None)
+        if last is not None and last not in own and self._lost_its_head(last, directories, headers):
+            own.append(last)
         own.sort(key=lambda each: (self._has_end(each), each.start), reverse=True)
-        # What lies inside of the best of them, and counts from there, is an archive in a tensor.
-        own = [each for each in own if not own[0].base < each.base < each.start < own[0].start]
-        return own[:_MOST_DIRECTORIES]
+        # Others that count from elsewhere are of archives in tensors.
+        return [each for each in own if each.base == own[0].base][:_MOST_DIRECTORIES]
+
+    def _lost_its_head(
+        self, last: Directory, directories: list[Directory], headers: list[LocalHeader]
+    ) -> bool:
+        """Return whether the file begins within the last archive, in a tensor that is one."""
+        inner = {at for each in directories if each is not last for at in each.described}
+        first = min(last.described, default=0)
+        return last.base < 0 and all(
+            header.offset in inner for header in headers if header.offset < first
+        )
 
     def _has_end(self, directory: Directory) -> bool:
         """Return whether a directory was written to its end; that record may be damaged."""
@@ -260,9 +278,14 @@ class Places:
         self._borders = sorted({*starts, *held})
 
     @property
+    def stop(self) -> int:
+        """The byte behind the archive, 0 if its end is not there."""
+        return max([each.stop for each in self.directories if each.ends], default=0)
+
+    @property
     def is_anchored(self) -> bool:
-        """Whether the archive begins where the file does, or has an end that says so."""
-        return not self.start or any(map(self._has_end, self.directories))
+        """Whether the archive begins or ends where the file does: others are in tensors."""
+        return not self.start or self.stop == self._source.size
 
     def is_elsewhere(self, name: bytes) -> bool:
         """Return whether a header of that name is there that is not in the archive's chain."""

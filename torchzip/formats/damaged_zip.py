@@ -36,6 +36,10 @@ _PICKLE = b"data.pkl"
 _OTHER_FORMATS = {b"constants.pkl": "a TorchScript archive", b"archive_format": "a .pt2 archive"}
 #: Where such archives, and those of torch.save, have their tensors.
 _TENSOR_FOLDERS = (b"data/", b"constants/")
+#: Fewer zeros at the end of a file say nothing.
+_MANY_ZEROS = 64
+#: Other archives in a file that are named.
+_MOST_OTHERS = 5
 _NO_TENSORS = (b".pkl", b".json", b"_pkl")
 
 
@@ -62,14 +66,63 @@ class DamagedZip(FileContainer):
                 f"directory row (PK\\1\\2) of a zip archive was found in its {source.size:,} bytes",
                 path=source.name,
             )
+        self.is_cut = not self._archive.places.stop
+        self.end = self._archive.places.stop or source.size
+        self.damage = self._find_damage()
         self._measured: dict[str, MeasuredStorage] = {}
         self._lost: dict[str, str] = {}
         self._byteorder: str = sys.byteorder
         self._data = self._choose_pickle()
+        self._note_others()
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes += (text,)
+
+    # -- the file as a whole ---------------------------------------------------------------------
+
+    def _find_damage(self) -> str | None:
+        """Return what is wrong with where the archive begins and ends."""
+        places = self._archive.places
+        said = []
+        if places.start > 0:
+            said.append(f"{places.start:,} bytes stand before the archive")
+        zeros = self._count_zeros() if self.is_cut else 0
+        if zeros >= _MANY_ZEROS:
+            said.append(
+                f"no directory is left, and the file ends with {zeros:,} zeros: it was cut short, "
+                "or has its size without all of its bytes"
+            )
+        elif places.stop < self.source.size and not self.is_cut:
+            behind = self.source.size - places.stop
+            said.append(f"{behind:,} bytes follow the archive, which ends at byte {places.stop:,}")
+        return "; ".join(said) or None
+
+    def _count_zeros(self) -> int:
+        """Return how many zeros the file ends with."""
+        end = self.source.size
+        while end:
+            start = max(0, end - (1 << 20))
+            left = bytes(self.source.read_at(start, end - start)).rstrip(b"\0")
+            if left:
+                return self.source.size - start - len(left)
+            end = start
+        return self.source.size
+
+    def _note_others(self) -> None:
+        places = self._archive.places
+        if not places.is_anchored:
+            self._note(
+                f"the archive begins at byte {places.start:,} and ends before the file does: it "
+                "may be what a tensor held"
+            )
+        others = [span for span in places.spans_of_others() if span[0] != self.end]
+        for start, stop in others[:_MOST_OTHERS]:
+            self._note(
+                f"another archive stands from byte {start:,} to byte {stop:,} and is not in what "
+                f"was repaired. To have it by itself: tail -c +{start + 1} FILE | "
+                f"head -c {stop - start}"
+            )
 
     # -- the pickle ------------------------------------------------------------------------------
 
@@ -117,7 +170,7 @@ class DamagedZip(FileContainer):
 
     def _pickle_places(self) -> list[Place]:
         places = self._archive.places
-        claimed = places.claims(_PICKLE)
+        claimed = [place for place in places.claims(_PICKLE) if place.is_own]
         found: list[Place] = []
         previous_starts = [directory.start for directory in places.directories]
         for directory in places.directories:
@@ -301,6 +354,11 @@ class DamagedZip(FileContainer):
             storage = WholeStorage(
                 torch_dtype, whole.nbytes, location, record, place, whole.crc, unit
             )
+        if whole.nbytes and not whole.is_own:
+            self._note(
+                "whether some records are of this archive cannot be told, as the file says nothing "
+                "more of where they should be: they are unverified"
+            )
         if whole.nbytes and (whole.crc is None or not whole.is_own):
             self.unverified.add(record)
         return storage
@@ -348,9 +406,9 @@ class DamagedZip(FileContainer):
             root[record] = contiguous_tensor(factory, record, "uint8", (storage.nbytes,))
         if not whole:
             looked = f"; of {len(names):,} storages none is whole" if names else ""
+            end = TRUNCATED if self.is_cut else "The file is not cut short; its bytes are damaged."
             raise ArchiveError(
-                f"nothing can be had: {printable(self.notes[0].partition(':')[0])}{looked}. "
-                f"{TRUNCATED}",
+                f"nothing can be had: {printable(self.notes[0].partition(':')[0])}{looked}. {end}",
                 path=self.name,
             )
         if unsized:
