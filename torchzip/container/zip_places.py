@@ -261,9 +261,10 @@ class Places:
         self._firm = {
             name for name, found in claims.items() if any(place.is_firm(name) for place in found)
         }
+        chained = {header.name for header in self._chain.headers}
         counts = Counter(header.name for header in self._chain.doubtful)
         for header in self._chain.elsewhere:
-            if header.name in self._firm:
+            if header.name in chained:
                 continue
             # The CRC of its row is the judge of it.
             has_judge = any(row.crc for row in self._rows.get(header.name, ()))

@@ -18,6 +18,15 @@ from torchzip.limits import Limits
 from torchzip.tensors.storage import TensorStorage
 
 
+class _Stream:
+    """What both have in common: other checkpoints stand behind their end, if anywhere."""
+
+    damage: str | None = None
+
+    def other_checkpoints(self) -> list[str]:
+        return []
+
+
 class _Row(NamedTuple):
     """One storage of a legacy stream: where its count of elements stands, and the count."""
 
@@ -35,15 +44,13 @@ class _Row(NamedTuple):
         return self.at + 8 + self.nbytes
 
 
-class DamagedLegacy(LegacyContainer):
+class DamagedLegacy(_Stream, LegacyContainer):
     """A legacy stream that `LegacyContainer` refuses.
 
     Its five pickles have to be whole; they have no CRC. The sizes in them say where each storage
     begins, and the count of elements before each is what the place is checked by: bytes that were
     lost or added move all that follow.
     """
-
-    damage: str | None = None
 
     def __init__(self, source: Source, limits: Limits) -> None:
         self.unverified: set[str] = set()
@@ -126,10 +133,8 @@ class DamagedLegacy(LegacyContainer):
         return super().open_storage(key, torch_dtype, nbytes, location)
 
 
-class DamagedSafetensors(SafetensorsContainer):
+class DamagedSafetensors(_Stream, SafetensorsContainer):
     """A safetensors file whose tensors are not where they should be; its JSON has to be whole."""
-
-    damage: str | None = None
 
     def __init__(self, source: Source, limits: Limits) -> None:
         self._lost: dict[str, str] = {}

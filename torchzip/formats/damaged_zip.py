@@ -73,7 +73,7 @@ class DamagedZip(FileContainer):
         self._lost: dict[str, str] = {}
         self._byteorder: str = sys.byteorder
         self._data = self._choose_pickle()
-        self._note_others()
+        self._note_place()
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -109,20 +109,22 @@ class DamagedZip(FileContainer):
             end = start
         return self.source.size
 
-    def _note_others(self) -> None:
+    def _note_place(self) -> None:
         places = self._archive.places
         if not places.is_anchored:
             self._note(
                 f"the archive begins at byte {places.start:,} and ends before the file does: it "
                 "may be what a tensor held"
             )
-        others = [span for span in places.spans_of_others() if span[0] != self.end]
-        for start, stop in others[:_MOST_OTHERS]:
-            self._note(
-                f"another archive stands from byte {start:,} to byte {stop:,} and is not in what "
-                f"was repaired. To have it by itself: tail -c +{start + 1} FILE | "
-                f"head -c {stop - start}"
-            )
+
+    def other_checkpoints(self) -> list[str]:
+        others = self._archive.places.spans_of_others()
+        return [
+            f"another archive stands from byte {start:,} to byte {stop:,} and is not in what was "
+            f"repaired. To have it by itself: tail -c +{start + 1} FILE | head -c {stop - start}"
+            for start, stop in others[:_MOST_OTHERS]
+            if start != self.end
+        ]
 
     # -- the pickle ------------------------------------------------------------------------------
 
@@ -408,7 +410,8 @@ class DamagedZip(FileContainer):
             looked = f"; of {len(names):,} storages none is whole" if names else ""
             end = TRUNCATED if self.is_cut else "The file is not cut short; its bytes are damaged."
             raise ArchiveError(
-                f"nothing can be had: {printable(self.notes[0].partition(':')[0])}{looked}. {end}",
+                f"nothing can be had: {printable(self.notes[0].partition(':')[0])}{looked}. "
+                + " ".join([end, *self.other_checkpoints()[:1]]),
                 path=self.name,
             )
         if unsized:

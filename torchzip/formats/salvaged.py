@@ -25,6 +25,10 @@ class SalvagedContainer(Container, Protocol):
     is_cut: bool
     end: int
 
+    def other_checkpoints(self) -> list[str]:
+        """Return what there is to say of others in the file that do not stand right behind it."""
+        ...
+
 
 class LostStorage(TensorStorage):
     """A storage that is not to be had; ``why`` says so."""

@@ -330,15 +330,16 @@ def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_F
         pruning = Pruning(contents.root)
         lost = _lost_tensors(names, pruning)
         kept = len(names) - sum(lost_in(tensor) is not None for tensor in names.values())
+        others = [*container.other_checkpoints(), *_following(source, container.end, limits)]
         if not kept and lost and not _has_values(pruning.root, limits):
-            raise FormatError(
+            said = (
                 f"nothing can be had: all of its tensors are lost, {len(lost):,} in number; the "
-                f"first, because {lost[0].why}",
-                path=source.name,
+                f"first, because {lost[0].why}"
             )
+            raise FormatError(". ".join([said, *others[:1]]), path=source.name)
         contents.root = pruning.root
         checkpoint = checkpoint_of(_Pruned(container, contents), limits)
-        notes = [*container.notes, *_following(source, container.end, limits)]
+        notes = [*container.notes, *others]
         yield _Found(
             pruning.root, checkpoint, container.format, source.name, _damage(container, error),
             kept, lost, unverified, notes,
