@@ -73,6 +73,11 @@ _LOSSES: dict[str, Callable[[bytes, int], bytes]] = {
 }
 
 
+#: Bytes behind a record without which it is lost: its descriptor, unless the file ends there; and
+#: an archive ends with zeros, which could be those of the end.
+_SLACK = {"the end": 0, "the end, which is zeros": 2, "the end, which is noise": 16}
+
+
 @each_file
 @pytest.mark.parametrize("loss", _LOSSES)
 def test_one_side_is_lost(kind: str, loss: str, tmp_path: Path) -> None:
@@ -84,7 +89,7 @@ def test_one_side_is_lost(kind: str, loss: str, tmp_path: Path) -> None:
             must = {
                 name
                 for name, spans in original.spans.items()
-                if all(stop + 16 <= at for _, stop in spans)
+                if all(stop + _SLACK[loss] <= at for _, stop in spans)
             }
             start = original.data.index(b"PK\7\x08") + 16 if kind != "zipped again" else 4000
             assert at < start or must <= names

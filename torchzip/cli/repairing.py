@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torchzip.tools.repairing import LostTensor, Repaired
 
 _DESCRIPTION = """\
-Write what can be saved of a truncated or damaged checkpoint to a new .pt, or to a .safetensors file.
+Write what can be saved of a truncated or damaged checkpoint to a new .pt or .safetensors file.
 Every tensor whose bytes are whole comes back under its name; the others are listed. Nothing is
 guessed: a CRC-32 has to agree, and where the file has none, the tensor is listed as unverified.
 

@@ -44,6 +44,8 @@ _ALIGNMENT = 64
 #: Lengths of a local header's zip64 field, as in section 2.6 of the format.
 _ZIP64_LENGTHS = (20, 28, 12)
 _BLOCK_NBYTES = 1 << 20
+#: Fewer zeros at the end of a file say nothing.
+_MANY_ZEROS = 64
 #: Bytes of the file that may be looked at, over and over: hostile files describe records that
 #: overlap. Each look counts as some more.
 _WORK = 8
@@ -92,6 +94,8 @@ class DamagedArchive:
         self._correction = min(_WORK * source.size, _MOST_CORRECTED)
         self._expected: set[bytes] | None = None
         self.has_crcs = self._find_crcs()
+        #: Where what is left of it ends: the zeros of a copy that was not finished are nothing.
+        self.stop = source.size if self.places.stop else source.size - _count_zeros(source)
 
     @property
     def is_empty(self) -> bool:
@@ -298,14 +302,18 @@ class DamagedArchive:
         self, place: Place, end: int, nbytes: int, found: int, by_rows: set[int]
     ) -> bool:
         """Return whether a record is where it should be, and nothing is there to judge it by."""
-        if by_rows or place.local is None or not self._has_sound_extra(place.local):
+        if by_rows or place.local is None or place.local.crc:
+            return False
+        if not self._has_sound_extra(place.local):
             return False
         if self.has_crcs and place.rows:
             return False
         if any(row.nbytes == nbytes for row in place.rows):
             return True
         # The file was cut behind the bytes, before or within their descriptor.
-        tail = bytes(self.source.read_at(end, min(24, self.source.size - end)))
+        if end > self.stop:
+            return False
+        tail = bytes(self.source.read_at(end, min(24, self.stop - end)))
         crc = found if self.has_crcs else 0
         wanted = (
             DESCRIPTOR.pack(DESCRIPTOR_MAGIC, crc, nbytes & 0xFFFFFFFF, nbytes & 0xFFFFFFFF),
@@ -459,6 +467,17 @@ class DamagedArchive:
                     if each.is_signed
                 }
         return found - {0}
+
+
+def _count_zeros(source: Source) -> int:
+    """Return how many zeros a file ends with, 0 if they are few."""
+    start = source.size
+    found = 0
+    while start and found == source.size - start:
+        nbytes = min(start, _BLOCK_NBYTES)
+        start -= nbytes
+        found += nbytes - len(bytes(source.read_at(start, nbytes)).rstrip(b"\0"))
+    return found if found >= _MANY_ZEROS else 0
 
 
 def _is_one_byte_apart(one: int, other: int) -> bool:

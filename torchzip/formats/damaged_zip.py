@@ -36,8 +36,6 @@ _PICKLE = b"data.pkl"
 _OTHER_FORMATS = {b"constants.pkl": "a TorchScript archive", b"archive_format": "a .pt2 archive"}
 #: Where such archives, and those of torch.save, have their tensors.
 _TENSOR_FOLDERS = (b"data/", b"constants/")
-#: Fewer zeros at the end of a file say nothing.
-_MANY_ZEROS = 64
 #: Other archives in a file that are named.
 _MOST_OTHERS = 5
 _NO_TENSORS = (b".pkl", b".json", b"_pkl")
@@ -87,8 +85,8 @@ class DamagedZip(FileContainer):
         said = []
         if places.start > 0:
             said.append(f"{places.start:,} bytes stand before the archive")
-        zeros = self._count_zeros() if self.is_cut else 0
-        if zeros >= _MANY_ZEROS:
+        zeros = self.source.size - self._archive.stop
+        if zeros:
             said.append(
                 f"no directory is left, and the file ends with {zeros:,} zeros: it was cut short, "
                 "or has its size without all of its bytes"
@@ -97,17 +95,6 @@ class DamagedZip(FileContainer):
             behind = self.source.size - places.stop
             said.append(f"{behind:,} bytes follow the archive, which ends at byte {places.stop:,}")
         return "; ".join(said) or None
-
-    def _count_zeros(self) -> int:
-        """Return how many zeros the file ends with."""
-        end = self.source.size
-        while end:
-            start = max(0, end - (1 << 20))
-            left = bytes(self.source.read_at(start, end - start)).rstrip(b"\0")
-            if left:
-                return self.source.size - start - len(left)
-            end = start
-        return self.source.size
 
     def _note_place(self) -> None:
         places = self._archive.places
