@@ -17,9 +17,10 @@ REFERENCES = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TEXT)))
 
 
 def test_all_guarantees_are_there() -> None:
-    """They have their numbers, and each names a test."""
-    rows = re.findall(r"^\| (\d+) \|.*$", TEXT, re.MULTILINE)
-    assert sorted(map(int, rows)) == [*range(1, 23), 24, 25, 29]
+    """They are numbered in order, none of the first 22 is missing, and each names a test."""
+    rows = [int(number) for number in re.findall(r"^\| (\d+) \|.*$", TEXT, re.MULTILINE)]
+    assert rows[:22] == list(range(1, 23))
+    assert rows == sorted(set(rows))
     for line in TEXT.splitlines():
         if re.match(r"\| \d", line):
             assert "`tests/" in line, line

@@ -252,7 +252,7 @@ def test_bombs(data: bytes) -> None:
         with pytest.raises(tz.LimitError) as caught:
             read(data, None)
         assert caught.value.limit == "deflate_ratio"
-        assert "pass limits=Limits(deflate_ratio=...)" in str(caught.value)
+        assert "pass limits=tz.Limits(deflate_ratio=...)" in str(caught.value)
         with pytest.raises(tz.FormatError, match=r"damaged|cut short|follow"):  # it is looked at
             read(data, tz.Limits(deflate_ratio=caught.value.actual))
 

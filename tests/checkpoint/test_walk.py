@@ -189,4 +189,5 @@ def _go_every_way(value: Any, limits: tz.Limits) -> None:
     walk.enter(value, children(value), "")
     for prefix, (key, _, child) in walk:
         name = f"{prefix}{key}."
+        walk.charge(len(name))
         walk.enter(child, parts(child), name, len(name))

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 import torchzip as tz
+from tests import builders as b
 from torchzip.errors import FormatError
 from torchzip.tools import Repaired, repair
 from torchzip.types import OtherTensor, Parameter
@@ -56,6 +57,21 @@ def saved(value: Any, **options: Any) -> bytes:
     file = io.BytesIO()
     tz.save(value, file, **options)
     return file.getvalue()
+
+
+def legacy(value: dict[str, Any]) -> bytes:
+    """Return a legacy file of flat arrays, made without torchzip."""
+    keys = [str(index) for index in range(len(value))]
+    kinds = {"f": "FloatStorage", "i": "ShortStorage", "u": "ByteStorage"}
+    items = {
+        name: b.tensor(
+            b.persistent(key, numel=array.size, kind=b.name("torch", kinds[array.dtype.kind])),
+            size=array.shape,
+        )
+        for (name, array), key in zip(value.items(), keys, strict=True)
+    }
+    storages = b"".join(struct.pack("<q", array.size) + array.tobytes() for array in value.values())
+    return b.legacy(b.stream(b.dict_of(items)), b.stream(b.list_of(*map(b.text, keys))), storages)
 
 
 def zipped_again(data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:

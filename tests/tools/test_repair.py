@@ -33,6 +33,7 @@ from tests.tools.damage import (
     damaged,
     judge,
     judge_some,
+    legacy,
     repaired,
     saved,
     twenty,
@@ -68,9 +69,11 @@ def test_flips(kind: str, tmp_path: Path) -> None:
     """One damaged byte loses the tensors on the storage that it is in, and no other."""
     original = Original(_KINDS[kind](_TWENTY.data))
     rng = random.Random(kind)
-    # A byte of a deflated pickle is looked for by trying.
-    for _ in some(range(200 if kind != "deflated" else 25)):
+    start, stop = _records(original.data)["archive/data.pkl"]
+    for _ in some(range(200)):
         place = rng.randrange(len(original.data))
+        if kind == "deflated" and start <= place < stop:
+            continue  # a byte of a deflated pickle is not put right
         data = bytearray(original.data)
         data[place] ^= rng.randint(1, 255)
         found = judge_some(original, bytes(data), original.without(place), tmp_path)
@@ -154,21 +157,6 @@ def test_cuts_without_crcs(tmp_path: Path) -> None:
         assert any("no CRCs" in note for note in found.notes)
 
 
-def _legacy(value: dict[str, Any]) -> bytes:
-    """Return a legacy file of flat arrays, made without torchzip."""
-    keys = [str(index) for index in range(len(value))]
-    kinds = {"f": "FloatStorage", "i": "ShortStorage", "u": "ByteStorage"}
-    items = {
-        name: b.tensor(
-            b.persistent(key, numel=array.size, kind=b.name("torch", kinds[array.dtype.kind])),
-            size=array.shape,
-        )
-        for (name, array), key in zip(value.items(), keys, strict=True)
-    }
-    storages = b"".join(struct.pack("<q", array.size) + array.tobytes() for array in value.values())
-    return b.legacy(b.stream(b.dict_of(items)), b.stream(b.list_of(*map(b.text, keys))), storages)
-
-
 def _legacy_tensors() -> dict[str, Any]:
     rng = np.random.default_rng(5)
     made: dict[str, Any] = {}
@@ -180,7 +168,7 @@ def _legacy_tensors() -> dict[str, Any]:
 
 def test_legacy_cuts(tmp_path: Path) -> None:
     """Of a legacy file every storage before the cut comes back, unverified."""
-    original = Original(_legacy(_legacy_tensors()))
+    original = Original(legacy(_legacy_tensors()))
     first = min(start for spans in original.spans.values() for start, _ in spans)
     rng = random.Random(4)
     for _ in some(range(200)):
@@ -210,7 +198,7 @@ def test_golden_legacy(path: Path, tmp_path: Path) -> None:
 
 def test_legacy_counts(tmp_path: Path) -> None:
     """A damaged count loses nothing: those behind it are in their place."""
-    original = Original(_legacy(_legacy_tensors()))
+    original = Original(legacy(_legacy_tensors()))
     for name in ("t0", "t7", "t19"):
         ((start, _),) = original.spans[name]
         data = bytearray(original.data)
@@ -220,7 +208,7 @@ def test_legacy_counts(tmp_path: Path) -> None:
 
 def test_legacy_lost_bytes(tmp_path: Path) -> None:
     """Where bytes are missing, what is behind has no place any more."""
-    original = Original(_legacy(_legacy_tensors()))
+    original = Original(legacy(_legacy_tensors()))
     ((start, stop),) = original.spans["t7"]
     data = original.data[: start + 2] + original.data[stop - 1 :]
     must = {f"t{index}" for index in range(7)}
@@ -231,7 +219,7 @@ def test_legacy_lost_bytes(tmp_path: Path) -> None:
 
 def test_legacy_pickles(tmp_path: Path) -> None:
     """Without its pickles a legacy file is nothing."""
-    data = _legacy(_legacy_tensors())
+    data = legacy(_legacy_tensors())
     for cut in (40, 200, data.index(b"t19")):
         with pytest.raises(TorchZipError):
             repaired(data[:cut], tmp_path)

@@ -82,15 +82,25 @@ class Checkpoint(Mapping[str, Any]):
     ) -> None:
         limits = check_options(foreign, limits)
         # What ``pickle`` takes along: of a path where it is now, whatever folder is current then.
-        self._origin: tuple[Any, ...]
+        origin: tuple[Any, ...]
         if isinstance(file, str | os.PathLike):
-            self._origin = (os.path.abspath(os.fsdecode(file)), None, foreign, limits)
+            origin = (os.path.abspath(os.fsdecode(file)), None, foreign, limits)
         else:
-            self._origin = (file, position_of(file), foreign, limits)
+            origin = (file, position_of(file), foreign, limits)
+        self._read(open_checkpoint(file, limits), foreign, limits, origin)
+
+    def _read(
+        self,
+        container: Container,
+        foreign: Foreign,
+        limits: Limits,
+        origin: tuple[Any, ...] | None,
+    ) -> None:
+        self._origin = origin
         self._limits = limits
         self._table: NameTable | None = None
         self._summary: str | None = None
-        self._container: Container = open_checkpoint(file, limits)
+        self._container = container
         try:
             contents = self._container.read(LazyFactory)
             constants = contents.read_constants() if contents.read_constants is not None else None
@@ -240,6 +250,8 @@ class Checkpoint(Mapping[str, Any]):
         return as_html(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._origin is None:
+            raise TypeError("a Checkpoint of a damaged file cannot be pickled")
         return (_open_again, self._origin)
 
     def __eq__(self, other: object) -> bool:
@@ -258,6 +270,13 @@ class _Items(ItemsView[str, Any]):
         if table.has_conflicts:
             return super().__iter__()
         return ((name, data_of(leaf)) for name, leaf in table.names.items())
+
+
+def checkpoint_of(container: Container, limits: Limits) -> Checkpoint:
+    """Return the checkpoint of a container that is open; it is closed with it."""
+    made = Checkpoint.__new__(Checkpoint)
+    made._read(container, "keep", limits, None)
+    return made
 
 
 def _merged(names: list[Name], more: list[Name]) -> list[Name]:

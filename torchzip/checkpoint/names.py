@@ -151,8 +151,9 @@ class NameTable:
             if other is not None:
                 self._add(prefix + key, place + step, other)
             if id(child) in leading:
-                frame = (f"{prefix}{key}.", place + step)
-                walk.enter(child, below(child), frame, len(frame[0]) + len(frame[1]))
+                length = len(prefix) + len(key) + 1 + len(place) + len(step)
+                walk.charge(length)  # before it is made
+                walk.enter(child, below(child), (f"{prefix}{key}.", place + step), length)
 
     def _add(self, name: str, place: str, leaf: Any) -> None:
         self._ways.charge(len(name) + len(place))

@@ -266,7 +266,8 @@ class Walk(Generic[_Frame]):
     def enter(self, value: Any, items: Iterable[Child], frame: _Frame, length: int = 0) -> None:
         """Go into a container next; not again where it is on the way already: a cycle has no name.
 
-        ``length`` is what its frame takes of the characters, until it is left.
+        ``length`` is what its frame takes of the characters, which the caller has charged: they are
+        given back when it is left.
 
         Raises
         ------
@@ -278,10 +279,10 @@ class Walk(Generic[_Frame]):
             bound = self._limits.shared_names
             raise LimitError("shared_names", bound + 1, bound)
         if id(value) in self._on_path:
+            self._left += length
             return
         if len(self._stack) >= self._limits.nesting:
             raise LimitError("nesting", len(self._stack) + 1, self._limits.nesting)
-        self.charge(length)
         self._stack.append((iter(items), frame, id(value), length))
         self._on_path.add(id(value))
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torchzip.tools.repairing import LostTensor, Repaired
 
 _DESCRIPTION = """\
-Write what can be saved of a truncated or damaged checkpoint to a new .pt. Every tensor whose bytes
-are whole comes back under its name; the others are listed. Nothing is guessed: a CRC-32 has to
-agree, and where the file has none, the tensor is listed as unverified.
+Write what can be saved of a truncated or damaged checkpoint to a new .pt or .safetensors file.
+Every tensor whose bytes are whole comes back under its name; the others are listed. Nothing is
+guessed: a CRC-32 has to agree, and where the file has none, the tensor is listed as unverified.
 
 Exit status: 0 something was saved (what is lost is listed), 1 nothing can be had and nothing was
 written, 2 wrong usage.
@@ -41,7 +41,9 @@ def add_parser(commands: Any) -> None:
         """,
     )
     parser.add_argument("broken", metavar="BROKEN")
-    parser.add_argument("out", metavar="OUT", help="a .pt, written all or nothing")
+    parser.add_argument(
+        "out", metavar="OUT", help="a .pt or .safetensors file, written all or nothing"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--json", action="store_true", help="what was found, as JSON")
 

@@ -11,6 +11,8 @@ a chance of ``8 * n / 2**32``, and like one of the ``255 * n`` changes of a byte
 2**32``. `MOST_BIT_NBYTES` and `MOST_BYTE_NBYTES` keep either chance below one in 250, and whoever
 uses a correction has to see as well that what comes out makes sense: a pickle that can be read,
 with the storages that are there.
+
+Of a deflated record nothing is put right: a change before inflation is not linear behind it.
 """
 
 from __future__ import annotations
@@ -20,8 +22,6 @@ import zlib
 #: 8 * 2**20 / 2**32 and 255 * 2**16 / 2**32: one in 500, and one in 260.
 MOST_BIT_NBYTES = 1 << 20
 MOST_BYTE_NBYTES = 1 << 16
-#: Deflated bytes that are inflated to find a damaged one: some seconds.
-_MOST_INFLATED = 1 << 28
 
 
 def _make_table() -> list[int]:
@@ -76,34 +76,3 @@ def corrected(data: bytes, stored_crc: int) -> tuple[bytes, int] | None:
     if place == len(data):
         return data, place
     return data[:place] + bytes([data[place] ^ change]) + data[place + 1 :], place
-
-
-def corrected_deflated(packed: bytes, nbytes: int, stored_crc: int) -> tuple[bytes, int] | None:
-    """Return what deflated bytes come to with one of them put right, and which of them it was.
-
-    A change before inflation is not linear behind it, so each is tried, bits before bytes. None if
-    no change, or more than one, gives ``nbytes`` bytes of that CRC, or if it would take too long.
-    """
-    bits = [1 << bit for bit in range(8)]
-    for changes in (bits, [change for change in range(1, 256) if change not in bits]):
-        if len(packed) * len(packed) * len(changes) > _MOST_INFLATED:
-            return None
-        found: dict[bytes, int] = {}
-        for place, byte in enumerate(packed):
-            for change in changes:
-                tried = packed[:place] + bytes([byte ^ change]) + packed[place + 1 :]
-                data = _inflated(tried, nbytes)
-                if data is not None and zlib.crc32(data) == stored_crc:
-                    found[data] = place
-        if found:
-            return next(iter(found.items())) if len(found) == 1 else None
-    return None
-
-
-def _inflated(packed: bytes, nbytes: int) -> bytes | None:
-    machine = zlib.decompressobj(-15)
-    try:
-        data = machine.decompress(packed, nbytes + 1)
-    except zlib.error:
-        return None
-    return data if machine.eof and len(data) == nbytes and not machine.unused_data else None

@@ -167,17 +167,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def parse_header(
-    source: Source, limits: Limits, *, is_whole: bool = True
-) -> tuple[list[TensorEntry], dict[str, str]]:
-    """Return the tensors in the order of their data, and the metadata.
-
-    With ``is_whole=False`` the file may end elsewhere than the tensors.
+def read_header(source: Source, limits: Limits) -> tuple[dict[str, Any], int]:
+    """Return what the header is as JSON, and the byte where the data begins.
 
     Raises
     ------
     ArchiveError
-        If the header is broken, or its tensors overlap, leave gaps or end elsewhere than the file.
+        If the file ends before its header, or that is not a JSON object.
     """
 
     def broken(message: str) -> ArchiveError:
@@ -193,15 +189,30 @@ def parse_header(
             f"the header takes {nbytes:,} bytes after the first 8, and the file has "
             f"{source.size:,} bytes in all. {TRUNCATED}"
         )
-    header = parse_object(bytes(source.read_at(8, nbytes)), "the header", source.name)
+    return parse_object(bytes(source.read_at(8, nbytes)), "the header", source.name), 8 + nbytes
+
+
+def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
+    """Return the tensors in the order of their data, and the metadata.
+
+    Raises
+    ------
+    ArchiveError
+        If the header is broken, or its tensors overlap, leave gaps or end elsewhere than the file.
+    """
+
+    def broken(message: str) -> ArchiveError:
+        return ArchiveError(message, path=source.name)
+
+    header, base = read_header(source, limits)
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(
         isinstance(text, str) for text in metadata.values()
     ):
         raise broken(f"{METADATA} of the header should map texts to texts and does not")
-    entries = [_parse_entry(name, row, 8 + nbytes, source.name) for name, row in header.items()]
+    entries = [parse_entry(name, row, base, source.name) for name, row in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
-    at = 8 + nbytes
+    at = base
     for entry in entries:
         if entry.begin != at:
             raise broken(
@@ -209,15 +220,23 @@ def parse_header(
                 f"before it ends at byte {at:,}"
             )
         at = entry.end
-    if is_whole and at != source.size:
+    if at != source.size:
         raise broken(
-            f"the tensors end at byte {at:,}, the file has {source.size:,} bytes. It looks "
-            "truncated or joined with something; compare its size with the place it came from."
+            f"the tensors end at byte {at:,}, the file has {source.size:,} bytes. "
+            + (TRUNCATED if at > source.size else "Something was added behind them.")
         )
     return entries, metadata
 
 
-def _parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
+def parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
+    """Return the tensor of one row of the header; its data counts from ``base``.
+
+    Raises
+    ------
+    ArchiveError, UnsupportedError
+        If the row does not describe one.
+    """
+
     def broken(message: str) -> ArchiveError:
         return ArchiveError(message, path=path)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import zlib
 from typing import NamedTuple
 
-from torchzip.container.crc_correction import corrected, corrected_deflated
+from torchzip.container.crc_correction import MOST_BIT_NBYTES, corrected
 from torchzip.container.inflating import MAX_RATIO, measure_deflated
 from torchzip.container.zip_layout import (
     DEFLATED,
@@ -44,9 +44,15 @@ _ALIGNMENT = 64
 #: Lengths of a local header's zip64 field, as in section 2.6 of the format.
 _ZIP64_LENGTHS = (20, 28, 12)
 _BLOCK_NBYTES = 1 << 20
-#: Bytes that may be read, over those of the file: hostile files describe overlapping records.
+#: Fewer zeros at the end of a file say nothing.
+_MANY_ZEROS = 64
+#: Bytes of the file that may be looked at, over and over: hostile files describe records that
+#: overlap. Each look counts as some more.
 _WORK = 8
 _LEAST_WORK = 1 << 26
+_LOOK_NBYTES = 256
+#: Bytes of small records that are gone through for a damaged one: about a second in all.
+_MOST_CORRECTED = 2 * MOST_BIT_NBYTES
 _SMALL_RECORDS = frozenset(
     [
         b"data.pkl", b"byteorder", b"version", b".format_version", b".storage_alignment",
@@ -56,13 +62,17 @@ _SMALL_RECORDS = frozenset(
 
 
 class Whole(NamedTuple):
-    """A record whose bytes are there. ``crc`` is None if no CRC says that they are right."""
+    """A record whose bytes are there. ``crc`` is None if no CRC says that they are right.
+
+    ``is_own`` is False if nothing says that it is of this archive.
+    """
 
     offset: int
     nbytes: int
     crc: int | None
     is_deflated: bool = False
     compressed: int = 0
+    is_own: bool = True
 
 
 class Text(NamedTuple):
@@ -80,8 +90,11 @@ class DamagedArchive:
         self.source = source
         self.places = Places(scan(source, limits), source)
         self._work = _WORK * source.size + _LEAST_WORK
+        self._correction = min(_WORK * source.size, _MOST_CORRECTED)
         self._expected: set[bytes] | None = None
         self.has_crcs = self._find_crcs()
+        #: Where what is left of it ends: the zeros of a copy that was not finished are nothing.
+        self.stop = source.size if self.places.stop else source.size - _count_zeros(source)
 
     @property
     def is_empty(self) -> bool:
@@ -120,10 +133,14 @@ class DamagedArchive:
 
     # -- whether bytes are right ---------------------------------------------------------------
 
+    def _may_look(self, nbytes: int) -> bool:
+        """Take bytes from what may be looked at; return whether there is that much."""
+        self._work -= nbytes + _LOOK_NBYTES
+        return self._work >= 0
+
     def _crc(self, offset: int, nbytes: int) -> int | None:
         """Return the CRC of bytes; None if looking at them would be too much work."""
-        self._work -= nbytes
-        if self._work < 0:
+        if not self._may_look(nbytes):
             return None
         found = 0
         for start in range(offset, offset + nbytes, _BLOCK_NBYTES):
@@ -203,6 +220,11 @@ class DamagedArchive:
         if not candidates:
             if self.places.claims(name):
                 return "its place is claimed by two records, and nothing tells which of them it is"
+            if self.places.is_elsewhere(name):
+                return (
+                    "a record of its name does not stand where the record before it ends, and no "
+                    "directory is left that leads to it: it may be of another archive"
+                )
             return "its record is not in what is left of the file"
         found: list[Whole] = []
         reasons: list[str] = []
@@ -211,12 +233,16 @@ class DamagedArchive:
             if isinstance(result, str):
                 reasons.append(result)
             else:
+                result = result._replace(is_own=self._is_own(place))
                 found.append(result)
                 if place.is_firm(self.places.root + name):
                     return result
         if len({each.crc for each in found}) > 1 or (len(found) > 1 and found[0].crc is None):
             return "several records of its name are there, and nothing tells which of them it is"
         return found[0] if found else reasons[0]
+
+    def _is_own(self, place: Place) -> bool:
+        return place.is_own and self.places.is_anchored
 
     def _find_at(self, place: Place, name: bytes, nbytes: int) -> Whole | str:
         methods = {row.method for row in place.rows}
@@ -275,14 +301,18 @@ class DamagedArchive:
         self, place: Place, end: int, nbytes: int, found: int, by_rows: set[int]
     ) -> bool:
         """Return whether a record is where it should be, and nothing is there to judge it by."""
-        if by_rows or place.local is None or not self._has_sound_extra(place.local):
+        if by_rows or place.local is None or place.local.crc:
+            return False
+        if not self._has_sound_extra(place.local):
             return False
         if self.has_crcs and place.rows:
             return False
         if any(row.nbytes == nbytes for row in place.rows):
             return True
         # The file was cut behind the bytes, before or within their descriptor.
-        tail = bytes(self.source.read_at(end, min(24, self.source.size - end)))
+        if end > self.stop:
+            return False
+        tail = bytes(self.source.read_at(end, min(24, self.stop - end)))
         crc = found if self.has_crcs else 0
         wanted = (
             DESCRIPTOR.pack(DESCRIPTOR_MAGIC, crc, nbytes & 0xFFFFFFFF, nbytes & 0xFFFFFFFF),
@@ -308,8 +338,7 @@ class DamagedArchive:
             room = after - start
             if room <= 0 or nbytes > room * MAX_RATIO:
                 continue
-            self._work -= nbytes + room
-            if self._work < 0:
+            if not self._may_look(nbytes + room):
                 break
             measured = measure_deflated(self.source, start, after, nbytes)
             if measured is None or measured[1] != nbytes:
@@ -339,16 +368,14 @@ class DamagedArchive:
         if not self.has_crcs:
             return self._read_unjudged(place, spans)
         by_rows = self._row_crcs(place, name)
-        return self._read_corrected(place, spans, by_rows) or self._read_deflated(
-            place, name, most, by_rows
-        )
+        return self._read_corrected(place, spans, by_rows)
 
     def find_unmeasured(self, name: bytes) -> Whole | None:
         """Return where a record is whose size only the archive knows; its CRC agrees."""
         for place in self.places.candidates(name, self._is_expected):
             whole = self._measure(place, name, self.source.size)
             if whole is not None:
-                return whole
+                return whole._replace(is_own=self._is_own(place))
         return None
 
     def _measure(self, place: Place, name: bytes, most: int) -> Whole | None:
@@ -386,9 +413,10 @@ class DamagedArchive:
         after = self._after(place)
         if by_lengths is not None:
             sizes += [after - back - by_lengths for back in (16, 24, 0)]
-            end = find_descriptor(self.source, by_lengths, min(after, by_lengths + most))
-            if end is not None:
-                sizes.append(end - by_lengths)
+            stop = min(after, by_lengths + most)
+            if self._may_look(max(0, stop - by_lengths)):
+                end = find_descriptor(self.source, by_lengths, stop)
+                sizes += [] if end is None else [end - by_lengths]
         return list(
             dict.fromkeys(
                 (start, nbytes)
@@ -418,28 +446,13 @@ class DamagedArchive:
             crcs = by_rows | self._other_crcs(place, end, nbytes, nbytes)
             if len(crcs) != 1 or not (sized or self._has_descriptor(end, nbytes)):
                 continue
+            self._correction -= nbytes
+            if self._correction < 0:
+                break
             fixed = corrected(bytes(self.source.read_at(start, nbytes)), *crcs)
             if fixed is not None:
                 found[fixed] = Text(fixed[0], True, fixed[1])
         return next(iter(found.values())) if len(found) == 1 else None
-
-    def _read_deflated(
-        self, place: Place, name: bytes, most: int, by_rows: set[int]
-    ) -> Text | None:
-        """Put one byte of a deflated record right, where header and directory agree on it."""
-        sizes = {
-            (each.compressed, each.nbytes, each.crc)
-            for each in (*place.rows, place.local)
-            if each is not None and each.method == DEFLATED and each.nbytes
-        }
-        if len(sizes) != 1 or len(by_rows) > 1:
-            return None
-        ((compressed, nbytes, crc),) = sizes
-        start = read_lengths(self.source, place.offset)
-        if start is None or start + compressed > self.source.size or nbytes > most:
-            return None
-        fixed = corrected_deflated(bytes(self.source.read_at(start, compressed)), nbytes, crc)
-        return None if fixed is None else Text(fixed[0], True, fixed[1])
 
     def stored_crcs(self, name: bytes) -> set[int]:
         """Return every CRC that is said of a small record, right or wrong."""
@@ -454,12 +467,16 @@ class DamagedArchive:
                 }
         return found - {0}
 
-    def end_of(self, header: LocalHeader, nbytes: int) -> int | None:
-        """Return the end of a record of known size, if its descriptor is there or cut off."""
-        end = header.data_offset + nbytes
-        if end + 16 > self.source.size or self._has_descriptor(end, nbytes):
-            return end
-        return None
+
+def _count_zeros(source: Source) -> int:
+    """Return how many zeros a file ends with, 0 if they are few."""
+    start = source.size
+    found = 0
+    while start and found == source.size - start:
+        nbytes = min(start, _BLOCK_NBYTES)
+        start -= nbytes
+        found += nbytes - len(bytes(source.read_at(start, nbytes)).rstrip(b"\0"))
+    return found if found >= _MANY_ZEROS else 0
 
 
 def _is_one_byte_apart(one: int, other: int) -> bool:

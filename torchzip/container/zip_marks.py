@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from torchzip.container.zip_end import END_64_NBYTES, LAST_NBYTES
 from torchzip.container.zip_layout import (
     BIG,
     CENTRAL,
@@ -26,9 +27,19 @@ from torchzip.limits import Limits
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x01\x02|\x05\x06|\x06\x06)")
 
 _BLOCK_NBYTES = 1 << 20
-#: Record names are texts like ``archive/data/12``; longer ones are no names.
+#: Record names are strings like ``archive/data/12``; anything longer is not taken for one.
 _MOST_NAME = 1024
+#: Records that have no folder around them where the archive was packed again without its top one.
+_WITHOUT_FOLDER = frozenset(
+    [
+        b"data.pkl", b"byteorder", b"version", b".format_version", b".storage_alignment",
+        b"constants.pkl", b"archive_format",
+    ]
+)  # fmt: skip
 _LOOK_NBYTES = CENTRAL.size + _MOST_NAME
+#: The zip64 field of a row, which stands first in its extra data.
+_ZIP64_NBYTES = 4 + 3 * 8
+_DESCRIPTOR_FLAG = 8
 #: Marks in one file; each takes some 300 bytes of memory. `Limits.entries` may lower it.
 _MOST_MARKS = 1_000_000
 #: Bytes of one record that look like a descriptor and are looked at.
@@ -40,6 +51,7 @@ class LocalHeader(NamedTuple):
 
     offset: int
     name: bytes
+    has_descriptor: bool
     method: int
     crc: int
     compressed: int
@@ -61,9 +73,10 @@ class Row(NamedTuple):
 
 
 class EndRecord(NamedTuple):
-    """An end record, or the one of zip64."""
+    """An end record, or the one of zip64. ``stop`` is where the archive ends that it ends."""
 
     at: int
+    stop: int
     entries: int
     offset: int
 
@@ -120,11 +133,12 @@ def _parse(source: Source, block: bytes, at: int, start: int) -> Mark | None:
     if kind == b"\1\2":
         return _parse_row(source, block, at, start)
     if kind == b"\5\6" and at + 22 <= len(block):
-        count, _, offset = struct.unpack_from("<HLL", block, at + 10)
-        return EndRecord(start + at, count, offset)
+        count, _, offset, comment = struct.unpack_from("<HLLH", block, at + 10)
+        return EndRecord(start + at, start + at + 22 + comment, count, offset)
     if kind == b"\6\6" and at + 56 <= len(block):
         count, _, offset = struct.unpack_from("<QQQ", block, at + 32)
-        return EndRecord(start + at, count, offset)
+        stop = start + at + END_64_NBYTES + LAST_NBYTES
+        return EndRecord(start + at, stop, count, offset)
     return None
 
 
@@ -132,13 +146,16 @@ def _parse_local(block: bytes, at: int, start: int) -> LocalHeader | None:
     if at + LOCAL.size > len(block):
         return None
     fields = LOCAL.unpack_from(block, at)
-    method, crc, compressed, nbytes, name_length, extra_length = fields[3], *fields[6:]
+    flags, method = fields[2:4]
+    crc, compressed, nbytes, name_length, extra_length = fields[6:]
     name = block[at + 30 : at + 30 + name_length]
     if not _is_name(name, name_length):
         return None
     offset = start + at
     data_offset = offset + 30 + name_length + extra_length
-    return LocalHeader(offset, name, method, crc, compressed, nbytes, data_offset)
+    return LocalHeader(
+        offset, name, bool(flags & _DESCRIPTOR_FLAG), method, crc, compressed, nbytes, data_offset
+    )
 
 
 def _parse_row(source: Source, block: bytes, at: int, start: int) -> Row | None:
@@ -156,13 +173,18 @@ def _parse_row(source: Source, block: bytes, at: int, start: int) -> Row | None:
     if end > source.size:
         return None
     if BIG in (nbytes, compressed, offset):
-        extra = bytes(source.read_at(extra_at, extra_length))
+        extra = bytes(source.read_at(extra_at, min(extra_length, _ZIP64_NBYTES)))
         nbytes, compressed, offset = _uncap([nbytes, compressed, offset], extra)
     return Row(start + at, end, name, method, crc, compressed, nbytes, offset)
 
 
 def _is_name(name: bytes, length: int) -> bool:
-    return 0 < length <= _MOST_NAME and len(name) == length and b"/" in name and b"\0" not in name
+    return (
+        0 < length <= _MOST_NAME
+        and len(name) == length
+        and (b"/" in name or name in _WITHOUT_FOLDER)
+        and b"\0" not in name
+    )
 
 
 def _uncap(values: list[int], extra: bytes) -> list[int]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torchzip.container.safetensors import TensorEntry, parse_header
+from torchzip.container.damaged_safetensors import read_damaged_header
+from torchzip.container.safetensors import TensorEntry
 from torchzip.errors import shown
 from torchzip.files.source import Source
 from torchzip.formats.legacy import LegacyContainer
@@ -15,6 +16,15 @@ from torchzip.formats.safetensors import SafetensorsContainer
 from torchzip.formats.salvaged import LostStorage
 from torchzip.limits import Limits
 from torchzip.tensors.storage import TensorStorage
+
+
+class _Stream:
+    """What both have in common: other checkpoints stand behind their end, if anywhere."""
+
+    damage: str | None = None
+
+    def other_checkpoints(self) -> list[str]:
+        return []
 
 
 class _Row(NamedTuple):
@@ -34,7 +44,7 @@ class _Row(NamedTuple):
         return self.at + 8 + self.nbytes
 
 
-class DamagedLegacy(LegacyContainer):
+class DamagedLegacy(_Stream, LegacyContainer):
     """A legacy stream that `LegacyContainer` refuses.
 
     Its five pickles have to be whole; they have no CRC. The sizes in them say where each storage
@@ -72,6 +82,8 @@ class DamagedLegacy(LegacyContainer):
                     if unknown is None
                     else f"it lies behind storage {shown(unknown)}, whose size is not known"
                 )
+        self.end = min(at, self.source.size)
+        self.is_cut = at > self.source.size
         # From the last to the first: whether something behind a storage is in its place.
         has_place = unknown is None and at == self.source.size
         has_next = False  # whether there is a whole count behind it
@@ -121,32 +133,41 @@ class DamagedLegacy(LegacyContainer):
         return super().open_storage(key, torch_dtype, nbytes, location)
 
 
-class DamagedSafetensors(SafetensorsContainer):
-    """A safetensors file that ends elsewhere than its header says; the header has to be whole."""
+class DamagedSafetensors(_Stream, SafetensorsContainer):
+    """A safetensors file whose tensors are not where they should be; its JSON has to be whole."""
 
     def __init__(self, source: Source, limits: Limits) -> None:
+        self._lost: dict[str, str] = {}
         super().__init__(source, limits)
         self.unverified = {
-            entry.name for entry in self._entries if entry.begin < entry.end <= source.size
+            entry.name
+            for entry in self._entries
+            if entry.begin < entry.end <= source.size and entry.name not in self._lost
         }
-        self.notes = (
-            "a safetensors file has no CRCs: nothing says whether names and values in it are right",
-        )
-        end = max((entry.end for entry in self._entries), default=source.size)
-        if end < source.size:
-            self.notes += (f"{source.size - end:,} bytes behind the last tensor are left out",)
+        self.end = max((entry.end for entry in self._entries), default=source.size)
+        self.is_cut = self.end > source.size
+        if self.end < source.size:
+            self.notes += (f"{source.size - self.end:,} bytes behind the last tensor are left out",)
 
     def _parse_header(self, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
-        return parse_header(self.source, limits, is_whole=False)
+        header = read_damaged_header(self.source, limits)
+        self._lost = header.lost
+        self.notes = (
+            "a safetensors file has no CRCs: nothing says whether names and values in it are right",
+            *header.notes,
+        )
+        return header.entries, header.metadata
 
     def open_storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         entry = self._rows[key]
-        if entry.end > self.source.size:
+        why = self._lost.get(key)
+        if why is None and entry.end > self.source.size:
             why = (
                 f"the file ends at byte {self.source.size:,}; its {nbytes:,} bytes begin at byte "
                 f"{entry.begin:,}"
             )
+        if why is not None:
             return LostStorage(torch_dtype, nbytes, location, key, why)
         return super().open_storage(key, torch_dtype, nbytes, location)

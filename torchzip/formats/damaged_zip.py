@@ -36,6 +36,8 @@ _PICKLE = b"data.pkl"
 _OTHER_FORMATS = {b"constants.pkl": "a TorchScript archive", b"archive_format": "a .pt2 archive"}
 #: Where such archives, and those of torch.save, have their tensors.
 _TENSOR_FOLDERS = (b"data/", b"constants/")
+#: Other archives in a file that are named.
+_MOST_OTHERS = 5
 _NO_TENSORS = (b".pkl", b".json", b"_pkl")
 
 
@@ -62,14 +64,54 @@ class DamagedZip(FileContainer):
                 f"directory row (PK\\1\\2) of a zip archive was found in its {source.size:,} bytes",
                 path=source.name,
             )
+        self.is_cut = not self._archive.places.stop
+        self.end = self._archive.places.stop or source.size
+        self.damage = self._find_damage()
         self._measured: dict[str, MeasuredStorage] = {}
         self._lost: dict[str, str] = {}
         self._byteorder: str = sys.byteorder
         self._data = self._choose_pickle()
+        self._note_place()
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes += (text,)
+
+    # -- the file as a whole ---------------------------------------------------------------------
+
+    def _find_damage(self) -> str | None:
+        """Return what is wrong with where the archive begins and ends."""
+        places = self._archive.places
+        said = []
+        if places.start > 0:
+            said.append(f"{places.start:,} bytes stand before the archive")
+        zeros = self.source.size - self._archive.stop
+        if zeros:
+            said.append(
+                f"no directory is left, and the file ends with {zeros:,} zeros: it was cut short, "
+                "or has its size without all of its bytes"
+            )
+        elif places.stop < self.source.size and not self.is_cut:
+            behind = self.source.size - places.stop
+            said.append(f"{behind:,} bytes follow the archive, which ends at byte {places.stop:,}")
+        return "; ".join(said) or None
+
+    def _note_place(self) -> None:
+        places = self._archive.places
+        if not places.is_anchored:
+            self._note(
+                f"the archive begins at byte {places.start:,} and ends before the file does: it "
+                "may be what a tensor held"
+            )
+
+    def other_checkpoints(self) -> list[str]:
+        others = self._archive.places.spans_of_others()
+        return [
+            f"another archive stands from byte {start:,} to byte {stop:,} and is not in what was "
+            f"repaired. To have it by itself: tail -c +{start + 1} FILE | head -c {stop - start}"
+            for start, stop in others[:_MOST_OTHERS]
+            if start != self.end
+        ]
 
     # -- the pickle ------------------------------------------------------------------------------
 
@@ -117,7 +159,7 @@ class DamagedZip(FileContainer):
 
     def _pickle_places(self) -> list[Place]:
         places = self._archive.places
-        claimed = places.claims(_PICKLE)
+        claimed = [place for place in places.claims(_PICKLE) if place.is_own]
         found: list[Place] = []
         previous_starts = [directory.start for directory in places.directories]
         for directory in places.directories:
@@ -131,7 +173,7 @@ class DamagedZip(FileContainer):
             older = [start for start in previous_starts if start < directory.start]
             since = max(older, default=0)
             beside = [place for place in claimed if since <= place.offset < directory.start]
-            found += pointed + beside[::-1]
+            found += pointed + sorted(beside, key=lambda place: -place.offset)
         headed = [place for place in claimed if place.local is not None]
         found += headed[:1]
         return list(dict.fromkeys(found))
@@ -171,14 +213,7 @@ class DamagedZip(FileContainer):
             self._note(
                 "the file has no CRCs: nothing says whether names and values in it are right"
             )
-        if not any(each.is_complete() for each in self._archive.places.directories):
-            self._archive.places.drop_inner(
-                lambda header: (
-                    self._archive.end_of(header, sizes[name])
-                    if (name := header.name[len(self._archive.places.root) :]) in sizes
-                    else None
-                )
-            )
+        self._archive.places.settle({_PICKLE: len(text.data), **sizes})
         self._lost = self._names_in_doubt(sizes)
         return None
 
@@ -308,7 +343,12 @@ class DamagedZip(FileContainer):
             storage = WholeStorage(
                 torch_dtype, whole.nbytes, location, record, place, whole.crc, unit
             )
-        if whole.crc is None and whole.nbytes:
+        if whole.nbytes and not whole.is_own:
+            self._note(
+                "whether some records are of this archive cannot be told, as the file says nothing "
+                "more of where they should be: they are unverified"
+            )
+        if whole.nbytes and (whole.crc is None or not whole.is_own):
             self.unverified.add(record)
         return storage
 
@@ -355,9 +395,10 @@ class DamagedZip(FileContainer):
             root[record] = contiguous_tensor(factory, record, "uint8", (storage.nbytes,))
         if not whole:
             looked = f"; of {len(names):,} storages none is whole" if names else ""
+            end = TRUNCATED if self.is_cut else "The file is not cut short; its bytes are damaged."
             raise ArchiveError(
                 f"nothing can be had: {printable(self.notes[0].partition(':')[0])}{looked}. "
-                f"{TRUNCATED}",
+                + " ".join([end, *self.other_checkpoints()[:1]]),
                 path=self.name,
             )
         if unsized:

@@ -15,10 +15,19 @@ class SalvagedContainer(Container, Protocol):
     """A damaged file of which some is left.
 
     The storages of its tensors may be `LostStorage` s. ``unverified`` has the records of those
-    whose bytes are where they should be, while nothing says whether they are right.
+    whose bytes are where they should be, while nothing says whether they are right. ``damage`` is
+    what is wrong with the file as a whole, None if its first error says it well enough; ``is_cut``
+    whether it ends before what it announces. ``end`` is the byte behind the checkpoint.
     """
 
     unverified: set[str]
+    damage: str | None
+    is_cut: bool
+    end: int
+
+    def other_checkpoints(self) -> list[str]:
+        """Return what there is to say of others in the file that do not stand right behind it."""
+        ...
 
 
 class LostStorage(TensorStorage):

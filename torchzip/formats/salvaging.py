@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from torchzip.container.zip_end import find_end
 from torchzip.errors import UnsupportedError
 from torchzip.files.source import Source
+from torchzip.formats.base import FileContainer
 from torchzip.formats.damaged_streams import DamagedLegacy, DamagedSafetensors
 from torchzip.formats.damaged_zip import DamagedZip
 from torchzip.formats.legacy import is_legacy
 from torchzip.formats.opening import is_safetensors
 from torchzip.formats.salvaged import SalvagedContainer
 from torchzip.limits import Limits
+
+
+def kind_of(source: Source, start: int, limits: Limits) -> str | None:
+    """Return what kind of checkpoint begins at a byte of a file, if one seems to."""
+    left = source.size - start
+    head = bytes(source.read_at(start, max(0, min(left, 512))))
+    if head.startswith(b"PK\3\4"):
+        return "a zip archive"
+    if head[:1] in (b"\x80", b"L") and is_legacy(head, limits):
+        return "a legacy stream"
+    return "a safetensors file" if is_safetensors(head, left) else None
+
+
+def end_of(container: FileContainer, limits: Limits) -> int:
+    """Return the byte behind a sound checkpoint; a zip archive may have some bytes behind it."""
+    source = container.source
+    if source.read_at(0, min(4, source.size)) != b"PK\3\4":
+        return container.end
+    at = find_end(source, limits).at
+    return at + 22 + int.from_bytes(source.read_at(at + 20, 2), "little")
 
 
 def open_damaged(source: Source, limits: Limits) -> SalvagedContainer:
@@ -22,11 +44,12 @@ def open_damaged(source: Source, limits: Limits) -> SalvagedContainer:
     UnsupportedError
         If it is of a format whose damaged files are not repaired.
     """
-    head = bytes(source.read_at(0, min(source.size, 512)))
-    if head[:1] in (b"\x80", b"L") and is_legacy(head, limits):
+    kind = kind_of(source, 0, limits)
+    if kind == "a legacy stream":
         return DamagedLegacy(source, limits)
-    if is_safetensors(head, source.size):
+    if kind == "a safetensors file":
         return DamagedSafetensors(source, limits)
+    head = bytes(source.read_at(0, min(source.size, 512)))
     if head[257:262] == b"ustar":
         raise UnsupportedError(
             "a damaged tar checkpoint of torch before 0.1.10, which is not repaired. Its members "

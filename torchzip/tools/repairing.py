@@ -8,24 +8,38 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint, VerifyReport
+from torchzip.checkpoint.lazy import Checkpoint, VerifyReport, checkpoint_of
 from torchzip.checkpoint.lazy_tensor import LazyFactory, data_of, is_tensor, storages_of
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
 from torchzip.container.safetensors import parse_ties
+from torchzip.convert.plan import make_plan
+from torchzip.convert.run import run
+from torchzip.convert.targets import SAFETENSORS_SUFFIX, parse_target
 from torchzip.errors import (
     REPAIR_ADVICE,
+    TRUNCATED,
     EnoughMemory,
+    ErrorPlace,
     FormatError,
     TorchZipError,
     UnsupportedError,
 )
 from torchzip.files.new_file import refuse_existing
-from torchzip.files.source import File, open_source, rewinder
-from torchzip.formats.base import check_options
+from torchzip.files.source import File, Source, open_source, rewinder
+from torchzip.files.text_mode import before_text, count_text_lines
+from torchzip.formats.base import (
+    Container,
+    Contents,
+    FileContainer,
+    MakeFactory,
+    RecordCheck,
+    check_options,
+)
 from torchzip.formats.directory import is_part_of_directory
-from torchzip.formats.salvaging import open_damaged
+from torchzip.formats.salvaged import SalvagedContainer
+from torchzip.formats.salvaging import end_of, kind_of, open_damaged
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tools.pruning import Pruning, lost_in
@@ -34,6 +48,8 @@ from torchzip.tools.pruning import Pruning, lost_in
 _WITH_ROOT = ("zip", "legacy", "tar", "safetensors")
 #: Formats whose records may have CRCs.
 _WITH_CRCS = ("zip", "torchscript", "pt2")
+#: So many LFs that all have a CR before them are no chance.
+_MANY_LINES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +84,13 @@ class Repaired:
 
 @dataclass(slots=True)
 class _Found:
-    """What there is to write."""
+    """What there is to write: ``root`` to a .pt, ``checkpoint`` to a .safetensors file."""
 
     root: Any
+    checkpoint: Checkpoint
     format: str
     name: str
+    damage: str | None
     tensors: int
     lost: list[LostTensor]
     unverified: list[str]
@@ -95,8 +113,12 @@ def repair(
     their place and ``unverified``. Where the structure itself is lost, the storages come back as
     arrays of bytes, in a dict by their record. A sound file is written again as it is.
 
-    ``out`` is written all or nothing, as a ``.pt``, and is the same as ``broken`` only with
-    ``overwrite``.
+    ``out`` is written all or nothing: as a ``.safetensors`` file if it is called so, else as a
+    ``.pt``. It is the same as ``broken`` only with ``overwrite``.
+
+    A file that was copied as text, so that every LF became CR LF, is read as it was before. Of
+    several archives in one file the first is repaired, and the others are named in the ``notes``.
+    The work is bounded by the size of the file.
 
     Raises
     ------
@@ -127,15 +149,66 @@ def repair(
     rewind = rewinder(broken)
     opened = _open_sound(broken, limits)
     if not isinstance(opened, TorchZipError):
-        checkpoint, report = opened
-        with checkpoint:
-            return _write(_all_of(checkpoint, report), out, None)
+        with opened:
+            return _write(_all_of(opened, limits), out)
+    rewind()
+    _refuse_directory(broken, opened)
+    with contextlib.closing(open_source(broken)) as source:
+        lines = count_text_lines(source)
+        if lines:
+            binary = before_text(source)
+            damage = f"{source.name}: each LF of it has a CR before it: it was copied as text"
+            again = _open_sound(binary, limits)
+            if not isinstance(again, TorchZipError):
+                with again:
+                    return _write(_all_of(again, limits, damage), out)
+            if lines >= _MANY_LINES:
+                binary.seek(0)
+                with _salvaged(binary, limits, again) as found:
+                    found.damage = f"{damage}. Then: {found.damage}"
+                    return _write(found, out)
     rewind()
     with _salvaged(broken, limits, opened) as found:
-        return _write(found, out, str(opened).removesuffix(f" {REPAIR_ADVICE}"))
+        return _write(found, out)
 
 
-def _write(found: _Found, out: str, damage: str | None) -> Repaired:
+def _refuse_directory(broken: File, error: TorchZipError) -> None:
+    if isinstance(broken, str | os.PathLike):
+        path = os.fsdecode(broken)
+        if is_part_of_directory(path) or path.endswith(".distcp"):
+            raise UnsupportedError(
+                "shards and distributed checkpoints are not repaired as a whole; a damaged shard "
+                f"is, by itself. What is wrong: {error.message}",
+                path=path,
+            )
+
+
+def _write(found: _Found, out: str) -> Repaired:
+    if out.lower().endswith(SAFETENSORS_SUFFIX):
+        with ErrorPlace(path=found.name):
+            plan = make_plan(found.checkpoint, parse_target(out))
+            run(plan)
+        found.notes += [f"not in a safetensors file: {each}" for each in plan.lost]
+    else:
+        if found.checkpoint.metadata:
+            found.notes.append(
+                "the metadata of the safetensors file is left out; a .pt has no place for it"
+            )
+        _save(found, out)
+    return Repaired(
+        broken=found.name,
+        out=out,
+        format=found.format,
+        damage=found.damage,
+        tensors=found.tensors,
+        lost=tuple(found.lost),
+        unverified=tuple(found.unverified),
+        notes=tuple(found.notes),
+        nbytes=os.path.getsize(out),
+    )
+
+
+def _save(found: _Found, out: str) -> None:
     try:
         save(found.root, out)
     except TorchZipError:
@@ -145,30 +218,41 @@ def _write(found: _Found, out: str, damage: str | None) -> Repaired:
         raise UnsupportedError(
             f"what there is cannot be written to a .pt ({error})", path=found.name
         ) from None
-    return Repaired(
-        broken=found.name,
-        out=out,
-        format=found.format,
-        damage=damage,
-        tensors=found.tensors,
-        lost=tuple(found.lost),
-        unverified=tuple(found.unverified),
-        notes=tuple(found.notes),
-        nbytes=os.path.getsize(out),
-    )
+
+
+def _following(source: Source, end: int, limits: Limits) -> list[str]:
+    """Return what there is to say of a second checkpoint behind the first."""
+    kind = kind_of(source, end, limits) if end < source.size else None
+    if kind is None:
+        return []
+    return [
+        f"a second checkpoint, {kind}, begins at byte {end:,} and is not in what was repaired. To "
+        f"have it by itself: tail -c +{end + 1} FILE"
+    ]
 
 
 # -- sound files -----------------------------------------------------------------------------------
 
 
-def _open_sound(broken: File, limits: Limits) -> tuple[Checkpoint, VerifyReport] | TorchZipError:
+class _Sound(Checkpoint):
+    """A checkpoint with what reading all of it has told."""
+
+    report: VerifyReport
+
+    @property
+    def container(self) -> Container:
+        return self._container
+
+
+def _open_sound(broken: File, limits: Limits) -> _Sound | TorchZipError:
     """Return the checkpoint if all of it is sound, or else the first error."""
     try:
-        checkpoint = Checkpoint(broken, limits=limits)
+        checkpoint = _Sound(broken, limits=limits)
     except TorchZipError as error:
         return error
     try:
-        return checkpoint, checkpoint.verify()
+        checkpoint.report = checkpoint.verify()
+        return checkpoint
     except BaseException as error:
         checkpoint.close()
         if isinstance(error, TorchZipError):
@@ -176,9 +260,9 @@ def _open_sound(broken: File, limits: Limits) -> tuple[Checkpoint, VerifyReport]
         raise
 
 
-def _all_of(checkpoint: Checkpoint, report: VerifyReport) -> _Found:
+def _all_of(checkpoint: _Sound, limits: Limits, damage: str | None = None) -> _Found:
     names = dict(checkpoint.items())
-    notes = list(report.notes)
+    notes = list(checkpoint.report.notes)
     root = checkpoint.root
     ties = _ties(checkpoint.metadata, names)
     if ties:
@@ -187,11 +271,21 @@ def _all_of(checkpoint: Checkpoint, report: VerifyReport) -> _Found:
     if checkpoint.format not in _WITH_ROOT:
         root = names
         notes.append(f"of a {checkpoint.format} checkpoint the tensors are written, by their names")
-    elif checkpoint.metadata:
-        notes.append("the metadata of the safetensors file is left out; a .pt has no place for it")
-    without = None if checkpoint.format not in _WITH_CRCS else frozenset(report.without_crc)
+    container = checkpoint.container
+    if isinstance(container, FileContainer):
+        end = end_of(container, limits)
+        behind = container.source.size - end
+        notes += _following(container.source, end, limits) or (
+            [f"{behind:,} bytes behind the checkpoint are left out"] if behind > 0 else []
+        )
+    without = None
+    if checkpoint.format in _WITH_CRCS:
+        without = frozenset(checkpoint.report.without_crc)
     unverified = [name for name, tensor in names.items() if _is_unverified(tensor, without)]
-    return _Found(root, checkpoint.format, checkpoint.path, len(names), [], unverified, notes)
+    return _Found(
+        root, checkpoint, checkpoint.format, checkpoint.path, damage, len(names), [], unverified,
+        notes,
+    )  # fmt: skip
 
 
 def _ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,20 +306,13 @@ def _is_unverified(tensor: Any, without_crc: Set[str] | None) -> bool:
 
 @contextlib.contextmanager
 def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_Found]:
-    if isinstance(broken, str | os.PathLike):
-        path = os.fsdecode(broken)
-        if is_part_of_directory(path) or path.endswith(".distcp"):
-            raise UnsupportedError(
-                "shards and distributed checkpoints are not repaired as a whole; a damaged shard "
-                f"is, by itself. What is wrong: {error.message}",
-                path=path,
-            )
     source = open_source(broken)
     with contextlib.closing(source):
         container = open_damaged(source, limits)
         contents = container.read(LazyFactory)
+        tensors = contents.root
         if contents.metadata:
-            contents.root |= _ties(contents.metadata, contents.root)
+            contents.root = tensors | _ties(contents.metadata, tensors)
         names = NameTable(contents.root, is_tensor, limits, contents.pickle_nbytes).names
         unverified = [
             name
@@ -235,16 +322,47 @@ def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_F
         pruning = Pruning(contents.root)
         lost = _lost_tensors(names, pruning)
         kept = len(names) - sum(lost_in(tensor) is not None for tensor in names.values())
+        others = [*container.other_checkpoints(), *_following(source, container.end, limits)]
         if not kept and lost and not _has_values(pruning.root, limits):
-            raise FormatError(
+            said = (
                 f"nothing can be had: all of its tensors are lost, {len(lost):,} in number; the "
-                f"first, because {lost[0].why}",
-                path=source.name,
+                f"first, because {lost[0].why}"
             )
+            raise FormatError(". ".join([said, *others[:1]]), path=source.name)
+        contents.root = pruning.root
+        checkpoint = checkpoint_of(_Pruned(container, contents), limits)
+        notes = [*container.notes, *others]
         yield _Found(
-            pruning.root, container.format, source.name, kept, lost, unverified,
-            list(container.notes),
+            pruning.root, checkpoint, container.format, source.name, _damage(container, error),
+            kept, lost, unverified, notes,
         )  # fmt: skip
+
+
+def _damage(container: SalvagedContainer, error: TorchZipError) -> str:
+    """Return what is wrong with a file: its first error, but for what turned out otherwise."""
+    if container.damage is not None:
+        return f"{container.name}: {container.damage}"
+    said = str(error).removesuffix(f" {REPAIR_ADVICE}")
+    return said if container.is_cut else said.replace(f" {TRUNCATED}", "")
+
+
+class _Pruned:
+    """The container of what is left: the object without what is lost."""
+
+    def __init__(self, container: SalvagedContainer, contents: Contents) -> None:
+        self.format = container.format
+        self.name = container.name
+        self.notes = container.notes
+        self._contents = contents
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        return self._contents
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        return iter(())
+
+    def close(self) -> None:
+        """Nothing: the damaged file is closed by whoever opened it."""
 
 
 def _lost_tensors(names: dict[str, Any], pruning: Pruning) -> list[LostTensor]:

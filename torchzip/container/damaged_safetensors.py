@@ -1,0 +1,82 @@
+"""The header of a safetensors file that is not as it should be: each tensor is judged by itself.
+
+A tensor is whole if its row of the header describes it and no other tensor claims a byte of it.
+Gaps between tensors, and bytes behind the last, cost nothing. The JSON itself has to be whole.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from torchzip.container.safetensors import METADATA, TensorEntry, parse_entry, read_header
+from torchzip.errors import LimitError, TorchZipError, shown
+from torchzip.files.source import Source
+from torchzip.limits import Limits
+
+#: Rows without a tensor that are named.
+_MOST_NAMED = 5
+
+
+class DamagedHeader(NamedTuple):
+    """What a header still says. ``lost`` are the tensors of ``entries`` that are not whole."""
+
+    entries: list[TensorEntry]
+    lost: dict[str, str]
+    metadata: dict[str, str]
+    notes: list[str]
+
+
+def read_damaged_header(source: Source, limits: Limits) -> DamagedHeader:
+    """Return what can be had of a header, its tensors in the order of their data.
+
+    Raises
+    ------
+    ArchiveError
+        If the file ends before its header, that is not a JSON object, or no row is whole.
+    """
+    header, base = read_header(source, limits)
+    metadata, notes = _metadata(header.pop(METADATA, {}))
+    entries: list[TensorEntry] = []
+    errors: list[TorchZipError] = []
+    for name, row in header.items():
+        try:
+            entries.append(parse_entry(name, row, base, source.name))
+        except LimitError:
+            raise
+        except TorchZipError as error:
+            errors.append(error)
+    if errors and not entries:
+        raise errors[0]
+    notes += [f"lost as well: {error.message}" for error in errors[:_MOST_NAMED]]
+    if len(errors) > _MOST_NAMED:
+        notes.append(f"lost as well: {len(errors) - _MOST_NAMED:,} more of the header's rows")
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    return DamagedHeader(entries, _overlapping(entries, source), metadata, notes)
+
+
+def _metadata(found: Any) -> tuple[dict[str, str], list[str]]:
+    """Return the metadata as strings, and what there is to say of what they were."""
+    if not isinstance(found, dict):
+        what = [] if found is None else [f"{METADATA} is left out: it is {shown(found)}"]
+        return {}, what
+    wrong = {name: json.dumps(value) for name, value in found.items() if not isinstance(value, str)}
+    if not wrong:
+        return found, []
+    names = shown(list(wrong))
+    return found | wrong, [f"values of {METADATA} that should be strings are now JSON: {names}"]
+
+
+def _overlapping(entries: list[TensorEntry], source: Source) -> dict[str, str]:
+    """Return the tensors that share bytes with others: one of them has a damaged place."""
+    lost: dict[str, str] = {}
+    furthest: TensorEntry | None = None
+    for entry in entries:
+        if entry.begin == entry.end:
+            continue
+        if furthest is not None and entry.begin < furthest.end:
+            lost[entry.name] = f"its bytes are claimed by {shown(furthest.name)} as well"
+            lost.setdefault(furthest.name, f"its bytes are claimed by {shown(entry.name)} as well")
+        if furthest is None or entry.end > furthest.end:
+            furthest = entry
+    return lost
