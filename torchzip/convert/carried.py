@@ -74,12 +74,10 @@ a dict of these by their names below it.
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_left
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any
 
@@ -87,6 +85,7 @@ import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import children, key_text, reach, shared
+from torchzip.convert.carried_text import Carried, carry_order, text_of, to_json
 from torchzip.convert.carried_values import (
     Node,
     NotCarriedError,
@@ -116,17 +115,6 @@ NameOf = Callable[[LazyTensor], str | None]
 _Path = tuple[Any, Any, bool] | None
 #: Yields (value, path, whether it stands in a sequence), gets their JSON, and returns its own.
 _Writing = Generator[tuple[Any, _Path, bool], Any, Node]
-
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """``text`` is the object as JSON; ``lost`` says what is not in it, as "path: what and why".
-
-    A text of None: nothing was carried, and ``lost`` is empty unless it says why.
-    """
-
-    text: str | None = None
-    lost: list[str] = field(default_factory=list)
 
 
 def carry(
@@ -180,35 +168,7 @@ def carry(
     if node is _LOST:
         return Carried()
     made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
-    return _text_of(made, "the object around the tensors", writer.lost, limits)
-
-
-def carry_order(
-    names: list[str], in_file: Sequence[str] | None, limits: Limits | None = None
-) -> Carried:
-    """Return the JSON of a plain dict of tensors by their names, if the file has another order."""
-    limits = limits if limits is not None else Limits()
-    if in_file is None or names == list(in_file):
-        return Carried()
-    return _text_of({"root": {"tensors": names}}, "the order of the tensors", [], limits)
-
-
-def _text_of(made: Node, what: str, lost: list[str], limits: Limits) -> Carried:
-    """Return the JSON of all that is carried, unless it is too long for a header."""
-    most = limits.header_nbytes // 2
-    if _is_longer(made, most):
-        return Carried(None, [f"{what}: more than {most:,} bytes as JSON"])
-    text = _json(made)
-    for unit, actual, bound in (
-        # It is quoted once more as a text of the header, and shares that with the tensors.
-        # The name of a tensor may have surrogates, which the header refuses.
-        ("bytes", len(text.encode("utf-8", "surrogatepass")) + text.count('"'), most),
-        ("lists and dicts", *containers_in(text, limits)),
-    ):
-        if actual > bound:
-            line = f"{what}: {actual:,} {unit} as JSON, more than {bound:,}"
-            return Carried(None, [line])
-    return Carried(text, lost)
+    return text_of(made, "the object around the tensors", writer.lost, limits)
 
 
 def _count(root: Any) -> int:
@@ -223,11 +183,6 @@ def _holders(value: Any) -> Iterable[Child]:
         for item in value.values() if isinstance(value, dict) else value:
             if isinstance(item, dict | list | tuple):
                 yield "", "", item
-
-
-def containers_in(text: str, limits: Limits) -> tuple[int, int]:
-    """Return how many lists and objects a text of JSON has at most, and how many it may have."""
-    return text.count("[") + text.count("{"), limits.containers + len(text) // 8
 
 
 def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
@@ -432,7 +387,7 @@ class _Writer:
     def _set(self, value: Any, path: _Path) -> _Writing:
         made = [self._key(item, path) for item in value]
         # Same object, same text: sets have the order of hashes, which differ with each process.
-        items = sorted((item for item in made if item is not _LOST), key=_json)
+        items = sorted((item for item in made if item is not _LOST), key=to_json)
         yield from ()
         return {type(value).__name__: items}
 
@@ -455,7 +410,7 @@ class _Writer:
         if depth >= _KEY_DEPTH:
             raise NotCarriedError(f"nested more than {_KEY_DEPTH} deep")
         items = [self._key_node(item, depth + 1) for item in key]
-        return {type(key).__name__: items if type(key) is tuple else sorted(items, key=_json)}
+        return {type(key).__name__: items if type(key) is tuple else sorted(items, key=to_json)}
 
     # -- tensors and objects ---------------------------------------------------------------
 
@@ -575,27 +530,6 @@ def _items(pairs: list[tuple[Node, Node]]) -> Node:
     if all(type(key) is str for key, _ in pairs):
         return dict(pairs)
     return [[key, item] for key, item in pairs]
-
-
-def _is_longer(node: Node, most: int) -> bool:
-    """Return whether the texts and numbers alone are longer: one may stand in many places."""
-    todo = [node]
-    while todo and most >= 0:
-        part = todo.pop()
-        if isinstance(part, str):
-            most -= len(part)
-        elif isinstance(part, int):
-            most -= part.bit_length() >> 2
-        elif isinstance(part, dict):
-            todo += part.keys()
-            todo += part.values()
-        elif isinstance(part, list):
-            todo += part
-    return most < 0
-
-
-def _json(node: Node) -> str:
-    return json.dumps(node, ensure_ascii=False, separators=(",", ":"))
 
 
 _FACTORY_NAMES = {factory: name for (_, name), factory in FACTORIES.items()}

@@ -19,7 +19,8 @@ from torchzip.checkpoint.structure import Structure
 from torchzip.container.safetensors import ALIASES_KEY, build_header, data_order
 from torchzip.container.shard_index import build_index
 from torchzip.container.zip_writer import archive_name, measure
-from torchzip.convert.carried import OBJECT_KEY, carry, carry_order
+from torchzip.convert.carried import OBJECT_KEY, carry
+from torchzip.convert.carried_text import carry_order
 from torchzip.convert.casting import DtypeOf, StorageCasts, inner_tensors, layout
 from torchzip.convert.lost import lost_besides, lost_ties, lost_values
 from torchzip.convert.mapped import MappedTensors

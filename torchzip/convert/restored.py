@@ -14,7 +14,8 @@ from typing import Any
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.json_objects import no_duplicates
-from torchzip.convert.carried import containers_in, is_dense
+from torchzip.convert.carried import is_dense
+from torchzip.convert.carried_text import containers_in
 from torchzip.convert.carried_values import READERS, Node, broken, check_options, read_kind
 from torchzip.errors import (
     ArchiveError,
