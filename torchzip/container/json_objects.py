@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from torchzip.errors import ArchiveError, LimitError, shown
@@ -48,10 +49,25 @@ def check_containers(raw: bytes, limits: Limits, path: str) -> None:
         raise LimitError("containers", containers, bound, path=path)
 
 
-def parse_object(raw: bytes, what: str, path: str) -> dict[str, Any]:
-    """Do that, with any number of lists and objects: the caller has bounded the bytes."""
+def parse_object(
+    raw: bytes,
+    what: str,
+    path: str,
+    *,
+    parse_int: Callable[[str], Any] | None = None,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> dict[str, Any]:
+    """Do that, with any number of lists and objects: the caller has bounded the bytes.
+
+    ``parse_int`` makes the integers, ``parse_constant`` NaN and Infinity, which are not JSON.
+    """
     try:
-        made = json.loads(raw.decode(), object_pairs_hook=no_duplicates)
+        made = json.loads(
+            raw.decode(),
+            object_pairs_hook=no_duplicates,
+            parse_int=parse_int,
+            parse_constant=parse_constant,
+        )
     except ArchiveError as error:
         raise error.at(path=path) from None
     except (ValueError, RecursionError) as error:

@@ -2,8 +2,14 @@
 
 Layout (safetensors 0.8): u64 header length; the header, a JSON object padded with spaces to a
 multiple of 8 bytes; the data. The header maps each name to ``dtype``, ``shape`` and
-``data_offsets`` (from the end of the header), and ``__metadata__`` to texts. Tensors stand in
-order of descending dtype rank, then name, without gaps, in C order.
+``data_offsets`` (from the end of the header), and ``__metadata__`` to texts, or to null. Tensors
+stand in order of descending dtype rank, then name, without gaps, in C order.
+
+What the package reads is read, and what it refuses is refused; its JSON is that of Rust's
+``serde_json``. In four things this reader is stricter: a name must not stand twice (the package
+takes the last), an entry must be an object and a dtype a string (the package also takes a list of
+the three, and ``{"F32": null}``), torch must have the dtype, and sizes and dimensions must be such
+as torch and numpy have.
 
 This is our own code because the package cannot write incrementally. For contiguous input the
 bytes are the package's, but for several metadata entries: those it writes in random order,
@@ -14,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +42,14 @@ from torchzip.limits import Limits, is_number
 METADATA = "__metadata__"
 #: The key under which `convert` keeps ties in the metadata, as JSON.
 ALIASES_KEY = "torchzip.aliases"
+
+
+_FIELDS = ("dtype", "shape", "data_offsets")
+# Quick to look for, as it begins with what is rare; -0 may be a part of a name.
+_MINUS_ZERO = re.compile(rb"-0(?<=[\[:,\s]-0)")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+#: Lists and objects within one another that serde_json reads.
+_MAX_DEPTH = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +204,7 @@ def read_header(source: Source, limits: Limits) -> tuple[dict[str, Any], int]:
             f"the header takes {nbytes:,} bytes after the first 8, and the file has "
             f"{source.size:,} bytes in all. {TRUNCATED}"
         )
-    return parse_object(bytes(source.read_at(8, nbytes)), "the header", source.name), 8 + nbytes
+    return _parse_json(bytes(source.read_at(8, nbytes)), source.name), 8 + nbytes
 
 
 def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
@@ -205,11 +220,13 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
         return ArchiveError(message, path=source.name)
 
     header, base = read_header(source, limits)
-    metadata = header.pop(METADATA, {})
+    metadata = header.pop(METADATA, None)
+    if metadata is None:
+        metadata = {}
     if not isinstance(metadata, dict) or not all(
         isinstance(text, str) for text in metadata.values()
     ):
-        raise broken(f"{METADATA} of the header should map texts to texts and does not")
+        raise broken(f"{METADATA} of the header should map strings to strings and does not")
     entries = [parse_entry(name, row, base, source.name) for name, row in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     at = base
@@ -226,6 +243,60 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
             + (TRUNCATED if at > source.size else "Something was added behind them.")
         )
     return entries, metadata
+
+
+def _parse_json(raw: bytes, path: str) -> dict[str, Any]:
+    """Return the header's object, with what Python's JSON reads beyond serde_json's refused.
+
+    Fields that have no meaning are left to `_check_unknown`.
+    """
+
+    def no_constant(name: str) -> Any:
+        raise ArchiveError(f"{name} stands in the header, which is not a number in JSON", path=path)
+
+    def parse_int(digits: str) -> int | float:
+        return -0.0 if digits == "-0" else int(digits)
+
+    has_zero = _MINUS_ZERO.search(raw) is not None
+    header = parse_object(
+        raw, "the header", path,
+        parse_int=parse_int if has_zero else None, parse_constant=no_constant,
+    )  # fmt: skip
+    if _SURROGATE.search(raw):
+        metadata = header.get(METADATA)
+        texts = [*header, *(metadata.items() if isinstance(metadata, dict) else ())]
+        _check_unknown(texts, 0, path)
+    return header
+
+
+def _check_unknown(value: Any, depth: int, path: str) -> None:
+    """Raise ArchiveError for what serde_json refuses, wherever in a header it stands.
+
+    That is a string with half of a surrogate pair, a number past the range of a float, and lists
+    and objects nested too deeply. ``depth`` is how many are around the value.
+    """
+    todo = [(value, depth)]
+    for part, above in todo:  # grows meanwhile
+        wrong = None
+        if isinstance(part, str):
+            wrong = None if _is_text(part) else "has half of a surrogate pair"
+        elif isinstance(part, dict | list | tuple):
+            todo += [(inner, above + 1) for inner in part]
+            if isinstance(part, dict):
+                todo += [(inner, above + 1) for inner in part.values()]
+            if above >= _MAX_DEPTH:
+                wrong = f"is nested in more than {_MAX_DEPTH} lists and objects"
+        elif isinstance(part, int | float) and _is_past_floats(part):
+            wrong = "is past the range of a float"
+        if wrong is not None:
+            raise ArchiveError(f"{shown(part)} in the header {wrong}", path=path)
+
+
+def _is_past_floats(number: float) -> bool:
+    try:
+        return math.isinf(number)
+    except OverflowError:  # an int
+        return True
 
 
 def parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
@@ -247,6 +318,8 @@ def parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
             f"the header entry of {shown(name)} is {shown(row)}; an object with dtype, shape and "
             "two data_offsets was expected"
         ) from None
+    if len(row) > len(_FIELDS):
+        _check_unknown({key: row[key] for key in row if key not in _FIELDS}, 1, path)
     if not isinstance(shape, list):
         raise broken(
             f"the header entry of {shown(name)} has {shown(shape)} for its shape; a list was "
@@ -275,6 +348,8 @@ def parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
             )
         shape = [*shape[:-1], shape[-1] // 2]
     nbytes = math.prod(shape) * dtype.itemsize
+    if not nbytes and math.prod(shape[: shape.index(0)]) >= 1 << 64:
+        raise broken(f"{shown(name)} has shape {shown(shape)}, whose product passes 2**64")
     if end - begin != nbytes:
         raise broken(
             f"{shown(name)} of shape {shape} and dtype {code} takes {nbytes:,} bytes, its "

@@ -9,9 +9,11 @@ torchzip go by the name.
 
 from __future__ import annotations
 
+import codecs
 import struct
 import zlib
 from collections.abc import Sequence
+from encodings.cp437 import decoding_table
 
 from torchzip.container.zip_layout import BIG
 from torchzip.errors import ArchiveError, shown
@@ -96,9 +98,14 @@ def check_path(fields: Sequence[Field], name: bytes) -> None:
         if kind != UNICODE_PATH or len(content) <= 5 or content[0] > 1:
             continue
         crc, path = int.from_bytes(content[1:5], "little"), content[5:]
-        # A name without the UTF-8 flag is in the code page of the IBM PC.
-        if crc == zlib.crc32(name) and path not in (name, name.decode("cp437").encode()):
+        if crc == zlib.crc32(name) and path not in (name, _in_utf8(name)):
             raise ArchiveError(
                 f"a record is called {shown(name)}, and its Unicode path field calls it "
                 f"{shown(path)}"
             )
+
+
+def _in_utf8(name: bytes) -> bytes:
+    """Return a name without the UTF-8 flag, which is in the code page of the IBM PC, in UTF-8."""
+    # By the table: to look a codec up is to import it, and nothing is imported for what a file has.
+    return codecs.charmap_decode(name, "strict", decoding_table)[0].encode()

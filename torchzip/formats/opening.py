@@ -18,6 +18,8 @@ from torchzip.limits import Limits
 #: The records that archives of torch.export are told by; one of before 2.8 begins with its own.
 _PT2 = "archive_format"
 _OLD_PT2 = "serialized_exported_program.json"
+#: Blanks of JSON.
+_BLANKS = b" \t\n\r"
 #: How files may end that say what a directory holds.
 _OF_DIRECTORIES = (".json", ".metadata")
 
@@ -83,8 +85,12 @@ def open_container(source: Source, limits: Limits) -> Container:
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
-    """Return whether a file that begins so has a header of safetensors, which may be cut short."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size, 1 << 27)
+    """Return whether a file that begins so has a header of safetensors, which may be cut short.
+
+    There may be blanks before it, more of them than are looked at.
+    """
+    begins_so = len(head) > 8 and head[8:].lstrip(_BLANKS)[:1] in (b"{", b"")
+    return begins_so and int.from_bytes(head[:8], "little") <= max(size, 1 << 27)
 
 
 def _open_zip(archive: ZipReader, limits: Limits) -> Container:

@@ -12,6 +12,7 @@ from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import FormatError, LimitError, TorchZipError, UnsupportedError, listed, shown
 from torchzip.files.source import File, PartSource, Source, open_source
 from torchzip.formats.legacy import is_legacy
+from torchzip.formats.opening import is_safetensors
 from torchzip.limits import Limits
 from torchzip.pickling.disassembly import Step, parse_step
 from torchzip.pickling.interpreter import TruncatedPickleError
@@ -45,7 +46,7 @@ def find_pickles(source: Source, record: str | None, limits: Limits) -> PicklePl
         return PicklePlace(record, part, 1 if record == "pickle" else None, _nothing)
     if record is not None:
         raise FormatError("only an archive has records", path=source.name)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size:
+    if is_safetensors(head, source.size):
         raise UnsupportedError("a safetensors file, which has no pickle", path=source.name)
     if head[:1] and head[0] not in BY_CODE:
         raise FormatError(f"no pickle: it begins with {head[:8]!r}", path=source.name)
