@@ -185,13 +185,16 @@ class TreeText:
 
 def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[str]:
     """Return what is no tensor, a value a line: the first that are not empty, or all."""
-    values = [(name_text(row.path), row.value) for row in outline.values]
+    listed_values = outline.values
+    if not everything:  # each state dict of torch has the versions of its modules
+        listed_values = tuple(row for row in listed_values if "(_metadata)" not in row.path)
+    values = [(name_text(row.path), row.value) for row in listed_values]
     if not everything:
         values = [row for row in values if not row[1].startswith("an empty ")][:_VALUES]
     values += [(f"metadata {name}", shown(text)) for name, text in outline.metadata.items()]
     rows = [[printable(name), printable(text)] for name, text in values]
     lines = table(fitted(rows, (1, 0), screen.width))
-    left = len(outline.values) + len(outline.metadata) - len(values)
+    left = len(listed_values) + len(outline.metadata) - len(values)
     if left:
         lines.append(screen.dim(f"and {count_text(left, 'more value')}; --all shows them"))
     return lines

@@ -40,6 +40,9 @@ from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import OtherTensor
 
+#: Bytes of an array of numpy up to which its values are in the text that carries the object.
+_MOST_IN_TEXT = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
@@ -233,6 +236,7 @@ class _Planner:
             id(array): self.holder_of(name)
             for name, old in selection.sources.items()
             if (array := selection.arrays.get(old)) is not None
+            and not self._is_in_text(name, array)
         }
         if selection.is_flat:
             made = carry_order(list(self.tensors), in_file)
@@ -255,6 +259,12 @@ class _Planner:
             self.lost += lost_values(checkpoint, selection.around, selection.original)
         else:
             self.lost += lost_besides(checkpoint, selection.original)
+
+    def _is_in_text(self, name: str, array: Any) -> bool:
+        """Return whether an array of numpy comes back as one: it is small, and not cast."""
+        tensor = self.selection.tensors[name]
+        dtype = tensor.torch_dtype
+        return array.nbytes <= _MOST_IN_TEXT and self.dtype_of(name, dtype) == dtype
 
     def plan(self, target: Target, max_shard_nbytes: int | None) -> Plan:
         groups = self.groups()

@@ -14,6 +14,7 @@ import mmap
 import operator
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
@@ -103,11 +104,17 @@ class Descriptor:
     def __init__(self, number: int) -> None:
         self.number = number
 
+    def close(self) -> None:
+        """Close the file now; nobody else may have this object."""
+        number, self.number = self.number, -1
+        os.close(number)
+
     def __del__(self) -> None:
-        try:
-            os.close(self.number)
-        except Exception:  # it was only read, so nothing is lost; and at exit `os` may be gone
-            pass
+        if self.number >= 0:
+            try:
+                os.close(self.number)
+            except Exception:  # it was only read, so nothing is lost; and at exit `os` may be gone
+                pass
 
 
 class FileSource:
@@ -184,7 +191,10 @@ class FileSource:
 
     def close(self) -> None:
         """Read no more. The file is closed as soon as no read is under way."""
-        self._file = None
+        held, self._file = self._file, None
+        # An interrupt that comes while the last one to let go closes it would be lost.
+        if held is not None and sys.getrefcount(held) == 2:
+            held.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen, (self.path, self.identity))
