@@ -23,8 +23,9 @@ from torchzip.errors import (
     shown,
 )
 from torchzip.files.source import File
-from torchzip.formats.base import Container, OpenStorage, check_options, refuse_foreign
+from torchzip.formats.base import Container, OpenStorage, check_options
 from torchzip.formats.opening import open_checkpoint
+from torchzip.formats.pickled import all_names, refuse_foreign
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.numpy_dtypes import numpy_dtype
@@ -194,7 +195,9 @@ class Checkpoint(Mapping[str, Any]):
 
     ``root`` is the object as it was saved, every tensor in it a LazyTensor (inside a
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
-    name) that it mentions, ``foreign`` those that torchzip does not know, ``metadata`` the texts of
+    name) that a pickle of it mentions, ``foreign`` those that torchzip does not know (of formats
+    that have pickles beside the object's, these two read them: before it is closed), ``metadata``
+    the texts of
     a safetensors file, of an index of shards, or of a distributed checkpoint. ``constants`` are
     those of a TorchScript archive, which its code refers to by their position and which have no
     names; an empty tuple for other formats.
@@ -226,19 +229,34 @@ class Checkpoint(Mapping[str, Any]):
                 contents.globals = _merged(contents.globals, constants.globals)
                 contents.foreign = _merged(contents.foreign, constants.foreign)
             if foreign == "raise":
-                refuse_foreign(contents, self._container.name)
+                refuse_foreign(self._container, contents, limits)
         except BaseException:
             self._container.close()
             raise
         self.path = self._container.name
         self.root: Any = contents.root
-        self.globals: list[Name] = contents.globals
-        self.foreign: list[Name] = contents.foreign
+        self._contents = contents  # `foreign` of it: what the object itself mentions
+        self._every_name: tuple[list[Name], list[Name]] | None = None
         self.metadata: dict[str, str] = contents.metadata or {}
         self.constants: tuple[Any, ...] = () if constants is None else constants.root
         self.format: str = self._container.format
         self._pickle_nbytes = contents.pickle_nbytes
         self._parts_of = contents.parts_of
+
+    @property
+    def globals(self) -> list[Name]:
+        """Every (module, name) in the pickles that a loader of the file would run."""
+        return self._all_names()[0]
+
+    @property
+    def foreign(self) -> list[Name]:
+        """Those of `globals` that torchzip does not know."""
+        return self._all_names()[1]
+
+    def _all_names(self) -> tuple[list[Name], list[Name]]:
+        if self._every_name is None:
+            self._every_name = all_names(self._container, self._contents, self._limits)
+        return self._every_name
 
     def _names(self) -> NameTable:
         if self._table is None:

@@ -14,8 +14,9 @@ from torchzip.errors import ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.folder import PooledSource
 from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
-from torchzip.formats.base import FileContainer, OpenStorage, check_options, refuse_foreign
+from torchzip.formats.base import FileContainer, OpenStorage, check_options
 from torchzip.formats.opening import open_checkpoint
+from torchzip.formats.pickled import refuse_foreign
 from torchzip.limits import Limits
 from torchzip.tensors.kind_checks import Checked, check_values
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype, torch_dtype_of
@@ -218,7 +219,7 @@ def load(
 
         contents = container.read(make_factory)
         if foreign == "raise":
-            refuse_foreign(contents, container.name)
+            refuse_foreign(container, contents, limits)
         with ErrorPlace(path=container.name):
             for factory in factories:
                 factory.fill(verify)

@@ -11,18 +11,15 @@ Each of those files can be named itself, which settles the matter where a direct
 from __future__ import annotations
 
 import os
-import re
 
 from torchzip.container.shard_index import INDEX_SUFFIX
 from torchzip.errors import FormatError, listed
 from torchzip.files.folder import Folder
 from torchzip.formats.base import Container, OpenContainer, open_file
-from torchzip.formats.dcp import METADATA_NAME, DcpContainer
+from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
 from torchzip.formats.dcp_safetensors import SafetensorsPartsContainer, has_sharding_info
 from torchzip.formats.sharded import ShardedContainer
 from torchzip.limits import Limits
-
-_RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 
 #: What Hugging Face calls a checkpoint that is one file.
 _WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -37,12 +34,7 @@ _UNDERSTOOD = (
 def is_part_of_directory(path: str) -> bool:
     """Return whether a path is a directory, or the file that says what a directory holds."""
     name = os.path.basename(path)
-    return (
-        name.endswith(INDEX_SUFFIX)
-        or name == METADATA_NAME
-        or _RANK_METADATA.fullmatch(name) is not None
-        or os.path.isdir(path)
-    )
+    return name.endswith(INDEX_SUFFIX) or is_metadata(name) or os.path.isdir(path)
 
 
 def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> Container:
@@ -92,7 +84,7 @@ def _chosen(folder: Folder) -> list[str]:
     """
     indices = [name for name in folder.names if name.endswith(INDEX_SUFFIX)]
     whole = [name for name in folder.names if name == METADATA_NAME]
-    ranks = [name for name in folder.names if _RANK_METADATA.fullmatch(name)]
+    ranks = [name for name in folder.names if RANK_METADATA.fullmatch(name)]
     kinds = [*indices, *whole, *ranks[:1]]
     if len(kinds) > 1:
         raise _several(folder, kinds)

@@ -35,6 +35,7 @@ from torchzip.formats.base import (
     MakeFactory,
     OpenContainer,
     OpenStorage,
+    Pickle,
     RecordCheck,
 )
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, saved_offsets
@@ -183,10 +184,17 @@ class ShardedContainer:
                 path=self.name,
             )
 
+    def pickles(self) -> Iterator[Pickle]:
+        for shard, container in self._containers.items():
+            for pickle in container.pickles():
+                yield pickle._replace(place=f"{shard}: {pickle.place}")
+
     def check_records(self) -> Iterator[RecordCheck]:
         for shard, container in self._containers.items():
             for check in container.check_records():
                 yield RecordCheck(f"{shard}: {check.name}", check.nbytes, check.crc_known)
+            notes = [f"{shard}: {note}" for note in container.notes]
+            self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
         total = self._index.total_size
         if total is not None and total != self._stored_nbytes:
             wrong = (

@@ -9,6 +9,7 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.files.source import File, rewinder
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
+from torchzip.tensors.script import is_script_class
 from torchzip.tools.pickles import refused_opcodes
 
 #: Formats whose names torch's loader checks.
@@ -18,6 +19,8 @@ _NEVER_SAFE = {
     "tar": "a tar file of before torch 0.1.10",
     "torchscript": "a TorchScript archive; torch.jit.load reads it",
 }
+#: Formats that hold objects of TorchScript, whose classes stand in the archive itself.
+_SCRIPTED = ("torchscript", "pt2")
 #: Formats that are no file for torch.load, and what reads them.
 _NOT_FOR_TORCH_LOAD = {
     "safetensors": "a safetensors file; safetensors.torch.load_file reads it",
@@ -81,13 +84,16 @@ def verify(
         report = checkpoint.verify(progress)
         of = checkpoint.format
         limits = checkpoint.limits
-    refused: tuple[str, ...] = ()
+        names = checkpoint.globals if of in (*_CHECKED_BY_TORCH, "sharded") else checkpoint.foreign
+    refused = tuple(
+        ".".join(name)
+        for name in names
+        if not (is_torch_safe(*name) or (of in _SCRIPTED and is_script_class(name[0])))
+    )
     opcodes: tuple[str, ...] = ()
     if of in _CHECKED_BY_TORCH:
         rewind()
         opcodes = tuple(refused_opcodes(file, limits))
-    if of in (*_CHECKED_BY_TORCH, "sharded"):
-        refused = tuple(".".join(name) for name in checkpoint.globals if not is_torch_safe(*name))
     if of in _NOT_FOR_TORCH_LOAD:
         verdict, reason = "does not apply", _NOT_FOR_TORCH_LOAD[of]
     elif of in _NEVER_SAFE:
