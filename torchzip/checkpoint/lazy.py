@@ -28,6 +28,7 @@ from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.pickled import all_names, refuse_foreign
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
+from torchzip.tensors.kind_checks import Checked, check_values
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec, read_view, slice_spec
@@ -147,7 +148,9 @@ def _has_ellipsis(key: Any) -> bool:
 class LazyFactory:
     """Makes LazyTensors and Parameters of them."""
 
-    def __init__(self, open_storage: OpenStorage) -> None:
+    def __init__(self, open_storage: OpenStorage, others: list[OtherTensor] | None = None) -> None:
+        #: Every tensor that is not dense, wherever it is in the object.
+        self._others = [] if others is None else others
         # Called for every storage and tensor of a file, so without a step in between.
         self.storage = open_storage
         self.storages = open_storage.many if isinstance(open_storage, StorageOpener) else None
@@ -168,6 +171,7 @@ class LazyFactory:
         return isinstance(value, LazyTensor)
 
     def other(self, tensor: OtherTensor) -> OtherTensor:
+        self._others.append(tensor)
         return tensor
 
     def key(self, value: Any) -> Any:
@@ -223,7 +227,10 @@ class Checkpoint(Mapping[str, Any]):
         self._summary: str | None = None
         self._container: Container = open_checkpoint(file, limits)
         try:
-            contents = self._container.read(LazyFactory)
+            self._other_tensors: list[OtherTensor] = []  # to `verify`
+            contents = self._container.read(
+                lambda open_storage: LazyFactory(open_storage, self._other_tensors)
+            )
             constants = contents.read_constants() if contents.read_constants is not None else None
             if constants is not None:
                 contents.globals = _merged(contents.globals, constants.globals)
@@ -315,7 +322,10 @@ class Checkpoint(Mapping[str, Any]):
         return self._names().others
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-        """Read every record and compare its CRC; the bounds of all tensors were checked before.
+        """Read every record and compare its CRC; check the indices of sparse and nested tensors.
+
+        The bounds of all tensors were checked before. What passes here, `load` reads.
+
 
         ``progress`` is called with the bytes read so far and those in all, as far as is known.
 
@@ -335,6 +345,10 @@ class Checkpoint(Mapping[str, Any]):
                 progress(nbytes, max(nbytes, total))
             if not check.crc_known:
                 without.append(check.name)
+        checked = Checked()
+        with ErrorPlace(path=self.path):
+            for tensor in self._other_tensors:
+                check_values(tensor, checked)
         notes = self._container.notes
         return VerifyReport(records, nbytes, len(self), tuple(without), notes)
 

@@ -11,6 +11,7 @@ from typing import Any
 from torchzip.checkpoint.lazy import (
     Checkpoint,
     LazyFactory,
+    LazyTensor,
     VerifyReport,
     data_of,
     is_tensor,
@@ -23,11 +24,14 @@ from torchzip.container.safetensors import parse_aliases
 from torchzip.errors import REPAIR_ADVICE, FormatError, TorchZipError, UnsupportedError
 from torchzip.files.new_file import refuse_existing
 from torchzip.files.source import File, open_source, rewinder
-from torchzip.formats.base import check_options
+from torchzip.formats.base import OpenStorage, check_options
+from torchzip.formats.salvaged import LostStorage
 from torchzip.formats.salvaging import open_damaged
 from torchzip.limits import Limits
+from torchzip.tensors.kind_checks import Checked, check_values
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tools.pruning import Pruning, lost_in
+from torchzip.types import OtherTensor
 
 #: Formats whose object `save` writes as it is; of others the tensors are written by their names.
 _WITH_ROOT = ("zip", "legacy", "tar", "safetensors")
@@ -225,7 +229,7 @@ def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_F
     source = open_source(broken)
     with contextlib.closing(source):
         container = open_damaged(source, limits)
-        contents = container.read(LazyFactory)
+        contents = container.read(_CheckingFactory)
         if contents.metadata:
             contents.root |= _ties(contents.metadata, contents.root)
         names = NameTable(contents.root, is_tensor, limits, contents.pickle_nbytes).names
@@ -247,6 +251,30 @@ def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_F
             pruning.root, container.format, source.name, kept, lost, unverified,
             list(container.notes),
         )  # fmt: skip
+
+
+class _CheckingFactory(LazyFactory):
+    """Gives up tensors whose indices are wrong: `load` would refuse what holds them."""
+
+    def __init__(self, open_storage: OpenStorage) -> None:
+        super().__init__(open_storage)
+        self._checked = Checked()
+
+    def other(self, tensor: OtherTensor) -> OtherTensor:
+        if lost_in(tensor) is not None:
+            return tensor
+        try:
+            check_values(tensor, self._checked)
+        except TorchZipError as error:
+            why = error.message
+            return tensor.with_parts(lambda part: _given_up(part, why))
+        return tensor
+
+
+def _given_up(part: LazyTensor, why: str) -> LazyTensor:
+    held = part.spec.storage
+    lost = LostStorage(held.torch_dtype, held.nbytes, held.location, held.record or "", why)
+    return LazyTensor(part.spec.replace(storage=lost))
 
 
 def _lost_tensors(names: dict[str, Any], pruning: Pruning) -> list[LostTensor]:
