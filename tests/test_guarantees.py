@@ -17,9 +17,10 @@ REFERENCES = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TEXT)))
 
 
 def test_all_guarantees_are_there() -> None:
-    """They are numbered from 1 to 22, and each names a test."""
-    rows = re.findall(r"^\| (\d+) \|.*$", TEXT, re.MULTILINE)
-    assert [int(number) for number in rows] == list(range(1, 23))
+    """They have the numbers from 1 to 22 and more, each once, and each names a test."""
+    numbers = [int(number) for number in re.findall(r"^\| (\d+) \|.*$", TEXT, re.MULTILINE)]
+    assert len(set(numbers)) == len(numbers)
+    assert set(numbers) >= {*range(1, 23), 23, 27}
     for line in TEXT.splitlines():
         if re.match(r"\| \d", line):
             assert "`tests/" in line, line

@@ -247,9 +247,9 @@ class DcpContainer:
                 yield Pickle(name, read, name in self._metadata_names, knows_in_metadata)
         for (name, offset), part in self._parts.items():
             is_object = offset is None and (name, None) in self._used
-            for pickle in _open_item(part, self._limits).pickles():
-                yield pickle._replace(
-                    place=f"{part.name}: {pickle.place}", is_read=pickle.is_read and is_object
+            for each in _open_item(part, self._limits).pickles():
+                yield each._replace(
+                    place=f"{part.name}: {each.place}", is_read=each.is_read and is_object
                 )
 
     def _read_file(self, name: str) -> bytes:

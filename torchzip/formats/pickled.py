@@ -75,13 +75,13 @@ def all_names(
     """Return what every pickle of a checkpoint mentions, and which of it is foreign."""
     names = dict.fromkeys(contents.globals)
     foreign = dict.fromkeys(contents.foreign)
-    for pickle in container.pickles():
-        if pickle.is_read:
+    for each in container.pickles():
+        if each.is_read:
             continue
-        with ErrorPlace(path=container.name, record=pickle.place):
-            for name in names_in(pickle.data(), limits):
+        with ErrorPlace(path=container.name, record=each.place):
+            for name in names_in(each.data(), limits):
                 names[name] = None
-                if not (pickle.knows or knows)(name):
+                if not (each.knows or knows)(name):
                     foreign[name] = None
     return list(names), list(foreign)
 

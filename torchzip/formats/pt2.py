@@ -103,9 +103,9 @@ class _Pt2Archive(ZipContainer):
             source = open_source(io.BytesIO(self._zip.read(record)))
         else:
             source = PartSource(self.source, *span, f"{self.name}: {record}")
-        for pickle in self._open_container(source, self._limits).pickles():
-            yield pickle._replace(
-                place=f"{record}: {pickle.place}", is_read=is_read and pickle.is_read
+        for each in self._open_container(source, self._limits).pickles():
+            yield each._replace(
+                place=f"{record}: {each.place}", is_read=is_read and each.is_read
             )
 
     def _used_records(self) -> set[str]:

@@ -186,8 +186,8 @@ class ShardedContainer:
 
     def pickles(self) -> Iterator[Pickle]:
         for shard, container in self._containers.items():
-            for pickle in container.pickles():
-                yield pickle._replace(place=f"{shard}: {pickle.place}")
+            for each in container.pickles():
+                yield each._replace(place=f"{shard}: {each.place}")
 
     def check_records(self) -> Iterator[RecordCheck]:
         for shard, container in self._containers.items():

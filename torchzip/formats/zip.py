@@ -180,7 +180,7 @@ class ZipContainer(FileContainer):
     def _stray_notes(self) -> Iterator[str]:
         """Yield what is to be said of records that look like pickles and that nothing declares."""
         # A pickle in an archive inside a record has its place behind that record's name.
-        places = [pickle.place for pickle in self.pickles()]
+        places = [each.place for each in self.pickles()]
         known = {*places, *(place.partition(": ")[0] for place in places)}
         suspects = [name for name in self._suspects if name not in known]
         known = self._used_records() if suspects else known
