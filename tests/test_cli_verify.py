@@ -120,13 +120,19 @@ def test_truncated(capsys: Capture, tmp_path: Path) -> None:
 
 
 def test_safetensors(capsys: Capture, tmp_path: Path, tensors: dict[str, Any]) -> None:
-    """torch.load has nothing to do with it."""
+    """torch.load has nothing to do with it, unless its name says what it is."""
     tz.save(tensors, tmp_path / "m.pt")
     tz.convert(tmp_path / "m.pt", tmp_path / "m.safetensors")
     status, out, err = run(capsys, "verify", tmp_path / "m.safetensors")
     assert (status, err) == (0, "")
     assert "0 CRCs compared" in out
+    assert "torch.load accepts (weights_only=True), as the name of the file ends in" in out
+    (tmp_path / "m.safetensors").rename(tmp_path / "m.bin")
+    _, out, _ = run(capsys, "verify", tmp_path / "m.bin")
     assert "torch.load does not apply: a safetensors file" in out
+    (tmp_path / "m.pt").rename(tmp_path / "m.safetensors")
+    _, out, _ = run(capsys, "verify", tmp_path / "m.safetensors")
+    assert "torch.load refuses: a zip file whose name ends in .safetensors" in out
 
 
 def test_shards(capsys: Capture, tmp_path: Path, tensors: dict[str, Any]) -> None:

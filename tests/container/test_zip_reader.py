@@ -665,6 +665,12 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         ArchiveError,
         "locator points to",
     ),
+    (
+        "a locator of no disk",  # torch refuses it, too
+        build_zip([_A], End(zip64=True, locator_disks=0)),
+        ArchiveError,
+        "disk 0 of 0",
+    ),
     ("encrypted", build_zip([_A, replace(_B, flags=1)]), UnsupportedError, "encrypted"),
     ("strongly encrypted", build_zip([replace(_A, flags=0x41)]), UnsupportedError, "encrypted"),
     ("a masked header", build_zip([replace(_A, flags=0x2000)]), UnsupportedError, "encrypted"),

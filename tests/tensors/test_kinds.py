@@ -783,6 +783,37 @@ def test_broken_files(name: str) -> None:
         numbers(ckpt[""])
 
 
+@pytest.mark.parametrize("name", _BROKEN)
+def test_broken_files_at_every_entrance(name: str, tmp_path: Path) -> None:
+    """`verify` says what `load` says, and nothing carries such a tensor on."""
+    value, error = _BROKEN[name]
+    data = file_of(value)
+    with pytest.raises(error), tz.lazy_load(io.BytesIO(data)) as ckpt:
+        ckpt.verify()
+    with pytest.raises(error):
+        tz.tools.verify(io.BytesIO(data))
+    with pytest.raises(tz.TorchZipError):
+        tz.convert(io.BytesIO(data), tmp_path / "out.pt")
+    with pytest.raises((tz.TorchZipError, ValueError)), tz.lazy_load(io.BytesIO(data)) as ckpt:
+        tz.save(ckpt.root, tmp_path / "out.pt")
+    with (
+        pytest.raises((tz.TorchZipError, ValueError)),
+        tz.lazy_load(io.BytesIO(data)) as ckpt,
+        tz.incremental_save(tmp_path / "out.pt") as writer,
+    ):
+        writer.save(writer.store_early(ckpt[""]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_indices_are_lost_in_repair(tmp_path: Path) -> None:
+    """`repair` gives up a tensor that `load` would refuse, and keeps the others."""
+    path, out = tmp_path / "m.pt", tmp_path / "out.pt"
+    path.write_bytes(file_of(b.dict_of({"s": _BROKEN["an index outside"][0], "w": _floats(2)})))
+    report = tz.tools.repair(path, out)
+    assert [lost.name for lost in report.lost] == ["s"]
+    assert list(tz.load(out)) == ["w"]
+
+
 def test_endless_axes() -> None:
     """Parts of 2**40 elements over a few bytes are checked at once, and made dense never."""
     many = 1 << 40
@@ -825,8 +856,16 @@ def test_overlapping_indices() -> None:
     value = _sparse(
         _layout("sparse_csr"), compressed, empty, none, _size(1 << 15, (1 << 14) - 1, 3)
     )
+    data = b.checkpoint(b.stream(value), records)
     with pytest.raises(tz.UnsupportedError, match="overlap"):
-        tz.load(io.BytesIO(b.checkpoint(b.stream(value), records)))
+        tz.load(io.BytesIO(data))
+    tracemalloc.start()
+    try:
+        with pytest.raises(tz.UnsupportedError, match="overlap"):
+            tz.tools.verify(io.BytesIO(data))
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_many_windows_of_one_storage() -> None:
@@ -843,7 +882,9 @@ def test_many_windows_of_one_storage() -> None:
     start = time.perf_counter()
     with pytest.raises(tz.UnsupportedError, match="overlap"):
         tz.load(io.BytesIO(data))
-    assert time.perf_counter() - start < 20
+    with pytest.raises(tz.UnsupportedError, match="overlap"):
+        tz.tools.verify(io.BytesIO(data))
+    assert time.perf_counter() - start < 40
     again = b.checkpoint(b.stream(b.list_of(*parts[:1] * 3000)), records)
     assert len(tz.load(io.BytesIO(again))) == 3000  # one window, looked at once
 

@@ -184,7 +184,8 @@ def test_safetensors_metadata(tmp_path: Path) -> None:
     _repair(_safetensors(_PADDED | {"__metadata__": metadata}, _BODY), tmp_path, ".safetensors")
     with tz.lazy_load(tmp_path / "out.safetensors") as checkpoint:
         assert checkpoint.metadata == {
-            "torchzip.object": '{"root":{"tensors":["m","w"]}}', "step": "7", "of": "[1, 2]", "by": "me", "none": "null", "format": "pt",
+            "torchzip.object": '{"root":{"tensors":["m","w"]}}', "step": "7", "of": "[1, 2]",
+            "by": "me", "none": "null", "format": "pt",
         }  # fmt: skip
 
 

@@ -32,11 +32,13 @@ from torchzip.errors import (
     shown,
 )
 from torchzip.files.source import File, position_of
-from torchzip.formats.base import Container, PartsOf, check_options, refuse_foreign
+from torchzip.formats.base import Container, PartsOf, check_options
 from torchzip.formats.opening import open_checkpoint
+from torchzip.formats.pickled import all_names, refuse_foreign
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
-from torchzip.types import ForeignObject
+from torchzip.tensors.kind_checks import Checked, check_values
+from torchzip.types import ForeignObject, OtherTensor
 
 Foreign = Literal["keep", "raise"]
 
@@ -62,7 +64,9 @@ class Checkpoint(Mapping[str, Any]):
 
     ``root`` is the object as it was saved, every tensor in it a LazyTensor (inside a
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
-    name) that it mentions, ``foreign`` those that torchzip does not know, ``metadata`` the texts of
+    name) that a pickle of it mentions, ``foreign`` those that torchzip does not know (of formats
+    that have pickles beside the object's, these two read them: before it is closed), ``metadata``
+    the texts of
     a safetensors file, of an index of shards, or of a distributed checkpoint. ``constants`` are
     those of a TorchScript archive, which its code refers to by their position and which have no
     names; an empty tuple for other formats.
@@ -102,13 +106,16 @@ class Checkpoint(Mapping[str, Any]):
         self._summary: str | None = None
         self._container = container
         try:
-            contents = self._container.read(LazyFactory)
+            self._other_tensors: list[OtherTensor] = []  # to `verify`
+            contents = self._container.read(
+                lambda open_storage: LazyFactory(open_storage, self._other_tensors)
+            )
             constants = contents.read_constants() if contents.read_constants is not None else None
             if constants is not None:
                 contents.globals = _merged(contents.globals, constants.globals)
                 contents.foreign = _merged(contents.foreign, constants.foreign)
             if foreign == "raise":
-                refuse_foreign(contents, self._container.name)
+                refuse_foreign(self._container, contents, limits)
                 for value in (contents.root, constants and constants.root):
                     refuse_objects(value, self._container.name)
         except BaseException:
@@ -116,13 +123,28 @@ class Checkpoint(Mapping[str, Any]):
             raise
         self.path = self._container.name
         self.root: Any = contents.root
-        self.globals: list[Name] = contents.globals
-        self.foreign: list[Name] = contents.foreign
+        self._contents = contents  # `foreign` of it: what the object itself mentions
+        self._every_name: tuple[list[Name], list[Name]] | None = None
         self.metadata: dict[str, str] = contents.metadata or {}
         self.constants: tuple[Any, ...] = () if constants is None else constants.root
         self.format: str = self._container.format
         self._pickle_nbytes = contents.pickle_nbytes
         self._parts_of = contents.parts_of
+
+    @property
+    def globals(self) -> list[Name]:
+        """Every (module, name) in the pickles that a loader of the file would run."""
+        return self._all_names()[0]
+
+    @property
+    def foreign(self) -> list[Name]:
+        """Those of `globals` that torchzip does not know."""
+        return self._all_names()[1]
+
+    def _all_names(self) -> tuple[list[Name], list[Name]]:
+        if self._every_name is None:
+            self._every_name = all_names(self._container, self._contents, self._limits)
+        return self._every_name
 
     def _names(self) -> NameTable:
         if self._table is None:
@@ -187,7 +209,10 @@ class Checkpoint(Mapping[str, Any]):
 
     @EnoughMemory()
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-        """Read every record and compare its CRC; the bounds of all tensors were checked before.
+        """Read every record and compare its CRC; check the indices of sparse and nested tensors.
+
+        The bounds of all tensors were checked before. What passes here, `load` reads.
+
 
         ``progress`` is called with the bytes read so far and those in all, as far as is known.
 
@@ -207,6 +232,10 @@ class Checkpoint(Mapping[str, Any]):
                 progress(nbytes, max(nbytes, total))
             if not check.crc_known:
                 without.append(check.name)
+        checked = Checked()
+        with ErrorPlace(path=self.path):
+            for tensor in self._other_tensors:
+                check_values(tensor, checked)
         notes = self._container.notes
         return VerifyReport(records, nbytes, len(self), tuple(without), notes)
 

@@ -134,7 +134,9 @@ def _has_ellipsis(key: Any) -> bool:
 class LazyFactory:
     """Makes LazyTensors and Parameters of them."""
 
-    def __init__(self, open_storage: OpenStorage) -> None:
+    def __init__(self, open_storage: OpenStorage, others: list[OtherTensor] | None = None) -> None:
+        #: Every tensor that is not dense, wherever it is in the object.
+        self._others = [] if others is None else others
         # Called for every storage and tensor of a file, so without a step in between.
         self.storage = open_storage
         self.storages = open_storage.many if isinstance(open_storage, StorageOpener) else None
@@ -166,6 +168,7 @@ class LazyFactory:
         return isinstance(value, LazyTensor)
 
     def other(self, tensor: OtherTensor) -> OtherTensor:
+        self._others.append(tensor)
         return tensor
 
     def key(self, value: Any) -> Any:

@@ -15,8 +15,9 @@ from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.folder import PooledSource
 from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
-from torchzip.formats.base import FileContainer, OpenStorage, check_options, refuse_foreign
+from torchzip.formats.base import FileContainer, OpenStorage, check_options
 from torchzip.formats.opening import open_checkpoint
+from torchzip.formats.pickled import refuse_foreign
 from torchzip.limits import Limits
 from torchzip.tensors.kind_checks import Checked, check_values
 from torchzip.tensors.numpy_dtypes import (
@@ -231,7 +232,7 @@ def load(
 
         contents = container.read(make_factory)
         if foreign == "raise":
-            refuse_foreign(contents, container.name)
+            refuse_foreign(container, contents, limits)
             refuse_objects(contents.root, container.name)
         with ErrorPlace(path=container.name):
             for factory in factories:

@@ -192,7 +192,7 @@ def _outline(checkpoint: Checkpoint) -> Outline:
         by_dtype={dtype: DtypeSum(*sums) for dtype, sums in by_dtype.items()},
         stored_nbytes=rows.stored_nbytes,
         subclasses={name: class_of(call) for name, call in checkpoint.others.items()},
-        foreign=tuple(f"{module}.{name}" for module, name in checkpoint.foreign),
+        foreign=tuple(f"{module}.{name}" for module, name in checkpoint._contents.foreign),
         metadata=dict(checkpoint.metadata),
         notes=tuple(notes),
     )

@@ -29,7 +29,7 @@ from torchzip.files.sink import open_sink
 from torchzip.files.source import File
 from torchzip.files.watch import Watch
 from torchzip.tensors.array_likes import TorchStorage, array_kind
-from torchzip.tensors.kind_checks import check_kind, check_values
+from torchzip.tensors.kind_checks import can_check, check_kind, check_values
 from torchzip.tensors.memory import (
     Placement,
     extent_of,
@@ -290,7 +290,7 @@ class IncrementalWriter:
 
     def _store_parts(self, tensor: OtherTensor) -> OtherTensor:
         check_kind(tensor)
-        if all(isinstance(part, np.ndarray | TypedArray) for part in tensor.parts):
+        if can_check(tensor):
             check_values(tensor)
         if isinstance(tensor, QuantizedTensor) and isinstance(tensor.int_repr, np.ndarray):
             tensor = tensor.replace(int_repr=TypedArray(tensor.int_repr, tensor.torch_dtype))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Read all of a checkpoint, compare every CRC and check all bounds. Then say whether torch.load
-accepts it by default (weights_only=True), and if not, which names block it; that alone is no fault
-of the file.
+accepts it by default (weights_only=True), needs weights_only=False, or refuses it, and why; that
+alone is no fault of the file.
 """
 
 
@@ -65,13 +65,15 @@ def check_as_text(found: Verified) -> str:
 
 def _torch_line(found: Verified) -> str:
     names = ", ".join(map(printable, found.refused))
+    reason = printable(found.reason or "")
     if found.torch_load == "accepts":
-        return "torch.load accepts (weights_only=True)"
+        line = "torch.load accepts (weights_only=True)"
+        return f"{line}, {reason}" if reason else line
     line = f"torch.load {found.torch_load}"
-    if found.reason is None:
+    if found.torch_load == "needs weights_only=False" and found.format in ("zip", "legacy"):
         opcodes = ", ".join(found.refused_opcodes)
-        because = [names] if names else []
+        because = [names] * bool(names) + [reason] * bool(reason)
         because += [f"the opcodes {opcodes}, which its safe loader does not know"] * bool(opcodes)
         return f"{line}, because of {', and '.join(because)}"
-    line += f": {found.reason}"
+    line += f": {reason}"
     return f"{line}; torch's safe loader refuses {names}" if names else line

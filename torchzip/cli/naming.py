@@ -14,9 +14,9 @@ from torchzip.errors import printable
 from torchzip.pickling.allowlist import is_torch_safe
 
 _DESCRIPTION = """\
-List every class and function that a checkpoint names, and which of them are foreign: not known to
-torchzip, kept as inert objects. None is ever imported or called. The last column says what
-torch.load accepts by default (weights_only=True).
+List every class and function that a checkpoint names, in any pickle that a loader of its format
+runs, and which of them are foreign: not known to torchzip, kept as inert objects. None is ever
+imported or called. The last column says what torch.load accepts by default (weights_only=True).
 """
 
 

@@ -26,6 +26,28 @@ _NEXT, _ALL = b"x", b"g"
 _FOREIGN = {b"X": "an extended header of Solaris", b"L": "a long name of GNU"}
 
 
+def is_header(block: bytes) -> bool:
+    """Return whether Python's tarfile takes a block for a header: the sum of its bytes is right.
+
+    >>> is_header(bytes(512)), is_header(b"x" * 100)
+    (False, False)
+    """
+    if len(block) < _BLOCK:
+        return False
+    field = block[148:156]
+    rest = [*block[:148], *block[156:_BLOCK]]
+    unsigned = sum(rest) + 8 * ord(" ")
+    signed = unsigned - 256 * sum(byte > 127 for byte in rest)
+    if field[0] in (0o200, 0o377):
+        found = int.from_bytes(field[1:], "big") - (256**7 if field[0] == 0o377 else 0)
+    else:
+        try:
+            found = int(field.split(b"\0", 1)[0].decode("ascii").strip() or "0", 8)
+        except ValueError:
+            return False
+    return found in (unsigned, signed) and any(block)
+
+
 def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, int]], int]:
     """Return where each regular member lies, (offset, bytes) by name, and where the tar ends.
 

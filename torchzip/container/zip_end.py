@@ -119,9 +119,10 @@ def _read_end(source: Source, limits: Limits, tail: bytes, base: int, at: int) -
     )
     if locator is not None and locator[0] == b"PK\6\7":
         _, disk_of_end, end_64, disks = locator
-        if disk_of_end or disks > 1 or end_64 + _END_64.size > locator_at:
+        if disk_of_end or disks != 1 or end_64 + _END_64.size > locator_at:
             raise ArchiveError(
-                f"the zip64 locator points to byte {end_64:,}, where no end record can be",
+                f"the zip64 locator points to byte {end_64:,} of disk {disk_of_end:,} of "
+                f"{disks:,}; a byte before it, of disk 0 of 1, was expected",
                 offset=locator_at,
             )
         row = _END_64.unpack(source.read_at(end_64, _END_64.size))

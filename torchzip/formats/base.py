@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import ErrorPlace, UnsafeGlobalError
+from torchzip.errors import ErrorPlace
 from torchzip.files.source import File, Source, open_source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
@@ -55,6 +55,20 @@ class Contents:
     read_constants: Callable[[], Contents] | None = None
 
 
+class Pickle(NamedTuple):
+    """A pickle that some loader of the file would run.
+
+    ``place`` is the record as messages show it, ``data`` reads its bytes. ``is_read`` says that
+    `Container.read` carries it out, so that its names are in `Contents`; ``knows`` says which names
+    are not foreign in it, where those are others than in the pickle of an object.
+    """
+
+    place: str
+    data: Callable[[], bytes]
+    is_read: bool = True
+    knows: Callable[[Name], bool] | None = None
+
+
 class RecordCheck(NamedTuple):
     """One record that was read from end to end. ``crc_known`` is False if it has no CRC."""
 
@@ -76,6 +90,10 @@ class Container(Protocol):
 
     def read(self, make_factory: MakeFactory) -> Contents:
         """Return the object; ``make_factory`` is called once for each file that has storages."""
+        ...
+
+    def pickles(self) -> Iterator[Pickle]:
+        """Yield every pickle that a loader of this format would run, whether `read` does or not."""
         ...
 
     def check_records(self) -> Iterator[RecordCheck]:
@@ -110,6 +128,10 @@ class FileContainer:
         self.source = source
         self.name = source.name
         self.end = source.size
+
+    def pickles(self) -> Iterator[Pickle]:
+        """Yield nothing, as a format without pickles has it."""
+        return iter(())
 
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
@@ -236,12 +258,6 @@ def check_options(foreign: object, limits: object) -> Limits:
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
     return limits
-
-
-def refuse_foreign(contents: Contents, path: str) -> None:
-    """Raise UnsafeGlobalError if the file names anything outside the table."""
-    if contents.foreign:
-        raise UnsafeGlobalError(contents.foreign, path=path)
 
 
 def read_record(source: Source, offset: int, nbytes: int, name: str) -> RecordCheck:

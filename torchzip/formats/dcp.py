@@ -13,8 +13,10 @@ as in torch. Ties are not kept either: torch saves each name by itself.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,11 +39,19 @@ from torchzip.formats.base import (
     Contents,
     MakeFactory,
     OpenStorage,
+    Pickle,
     RecordCheck,
     SpecFactory,
     contiguous_tensor,
 )
-from torchzip.formats.dcp_metadata import DcpMetadata, ItemKey, Path, Place, parse_metadata
+from torchzip.formats.dcp_metadata import (
+    DcpMetadata,
+    ItemKey,
+    Path,
+    Place,
+    knows_in_metadata,
+    parse_metadata,
+)
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
@@ -51,6 +61,7 @@ from torchzip.tensors.storage import TensorStorage
 from torchzip.types import OtherTensor
 
 METADATA_NAME = ".metadata"
+RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 
 #: What an archive has at least, besides the bytes of its storage.
 _ITEM_NBYTES = 22
@@ -65,6 +76,7 @@ class DcpContainer:
         self._folder = folder
         self.name = folder.path or "."
         self._limits = limits
+        self._metadata_names = metadata_names
         self._metadata = self._read_metadata(metadata_names)
         self._parts: dict[ItemKey, PartSource] = {}
         self._open_items()
@@ -223,6 +235,31 @@ class DcpContainer:
         made.foreign = list(foreign)
         return made
 
+    def pickles(self) -> Iterator[Pickle]:
+        """Yield every metadata in the directory, chosen or not, and the pickle of every item.
+
+        torch 2.13 loads an item that is a tensor with its safe loader; releases before 2.4 called
+        what it names.
+        """
+        for name in self._folder.names:
+            if is_metadata(name):
+                read = functools.partial(self._read_file, name)
+                yield Pickle(name, read, name in self._metadata_names, knows_in_metadata)
+        for (name, offset), part in self._parts.items():
+            is_object = offset is None and (name, None) in self._used
+            for each in _open_item(part, self._limits).pickles():
+                yield each._replace(
+                    place=f"{part.name}: {each.place}", is_read=each.is_read and is_object
+                )
+
+    def _read_file(self, name: str) -> bytes:
+        source = self._folder.open(name)
+        if source.size > self._limits.pickle_nbytes:
+            raise LimitError(
+                "pickle_nbytes", source.size, self._limits.pickle_nbytes, path=source.name
+            )
+        return bytes(source.read_at(0, source.size))
+
     def check_records(self) -> Iterator[RecordCheck]:
         for chunks in self._chunks.values():
             for chunk in chunks:
@@ -231,9 +268,16 @@ class DcpContainer:
             container = _open_item(part, self._limits)
             for check in container.check_records():
                 yield RecordCheck(f"{part.name}: {check.name}", check.nbytes, check.crc_known)
+            notes = [f"{part.name}: {note}" for note in container.notes]
+            self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
 
     def close(self) -> None:
         self._folder.close()
+
+
+def is_metadata(name: str) -> bool:
+    """Return whether a file says what a distributed checkpoint has, by its name."""
+    return name == METADATA_NAME or RANK_METADATA.fullmatch(name) is not None
 
 
 class _Nest:

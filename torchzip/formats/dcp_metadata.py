@@ -186,6 +186,11 @@ _TABLE = Table(
 )
 
 
+def knows_in_metadata(name: Name) -> bool:
+    """Return whether a ``.metadata`` of torch may have a name."""
+    return _TABLE.knows(name)
+
+
 # -- the values ------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from torchzip.files.source import Source
 from torchzip.formats.base import (
     Contents,
     MakeFactory,
+    Pickle,
     RecordCheck,
     contiguous_tensor,
     read_record,
@@ -133,6 +134,9 @@ class SafetensorsPartsContainer:
             with ErrorPlace(path=self.name, record=name):
                 root[name] = contiguous_tensor(factory, name, self._dtypes[name], shape)
         return Contents(root, [], [], 0)
+
+    def pickles(self) -> Iterator[Pickle]:
+        return iter(())
 
     def check_records(self) -> Iterator[RecordCheck]:
         for source, entry in self._entries:

@@ -16,7 +16,6 @@ Each of the files can be named itself, which settles the matter.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from functools import partial
 
@@ -33,13 +32,11 @@ from torchzip.container.shard_index import parse_index
 from torchzip.errors import FormatError, listed
 from torchzip.files.folder import Folder
 from torchzip.formats.base import Container, OpenContainer, open_file
-from torchzip.formats.dcp import METADATA_NAME, DcpContainer
+from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
 from torchzip.formats.dcp_safetensors import SafetensorsPartsContainer, has_sharding_info
 from torchzip.formats.not_checkpoints import folder_error
 from torchzip.formats.sharded import open_index, open_shards
 from torchzip.limits import Limits
-
-_RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 
 _UNDERSTOOD = (
     f"A directory is read that has one of: shards, with an *{INDEX_SUFFIX} or all of them; "
@@ -51,12 +48,7 @@ _UNDERSTOOD = (
 def is_part_of_directory(path: str) -> bool:
     """Return whether a path is a directory, or the file that says what a directory holds."""
     name = os.path.basename(path)
-    return (
-        is_index(name)
-        or name == METADATA_NAME
-        or _RANK_METADATA.fullmatch(name) is not None
-        or os.path.isdir(path)
-    )
+    return is_index(name) or is_metadata(name) or os.path.isdir(path)
 
 
 def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> Container:
@@ -88,7 +80,7 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         If it is none, or could be several.
     """
     indices = [name for name in folder.names if is_index(name)]
-    ranks = [name for name in folder.names if _RANK_METADATA.fullmatch(name)]
+    ranks = [name for name in folder.names if RANK_METADATA.fullmatch(name)]
     found: dict[str, Callable[[], Container]] = {
         name: partial(open_index, folder, name, limits, open_container) for name in indices
     }

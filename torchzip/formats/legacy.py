@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator
 
 from torchzip.errors import (
@@ -20,19 +22,23 @@ from torchzip.formats.base import (
     FileContainer,
     MakeFactory,
     MeasuringFactory,
+    Pickle,
     RecordCheck,
     read_pickle,
     read_record,
     swap_nbytes,
 )
+from torchzip.formats.pickled import knows
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
-from torchzip.pickling.table import Table
+from torchzip.pickling.table import Name, Table
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.storage import MeasuredStorage, SpanStorage, TensorStorage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
+#: The pickles up to the object, as messages call them.
+_PICKLES = ("magic number", "version", "sys_info", "object")
 
 
 def is_legacy(head: bytes, limits: Limits) -> bool:
@@ -59,6 +65,9 @@ class LegacyContainer(FileContainer):
         self._limits = limits
         self._offsets: dict[str, int] = {}
         self._measured: dict[str, MeasuredStorage] = {}
+        # The pickles around the object: a loader that calls what they name calls it there, too.
+        self._names: list[Name] = []
+        self._bounds: list[int] = []
         self._room = self._storages_room()
         with ErrorPlace(path=source.name):
             self._place_storages(self._read_pickles())
@@ -87,6 +96,7 @@ class LegacyContainer(FileContainer):
                     ) from None
                 nbytes = min(self.source.size, max(nbytes * 4, nbytes + error.needed))
         self._data = data[: self._pickle_end]
+        self._key_list = data[self._pickle_end : self._end]
         return keys
 
     def _place_storages(self, keys: list[str]) -> None:
@@ -125,6 +135,7 @@ class LegacyContainer(FileContainer):
         header = Interpreter(data, Table(), self._limits)
         header.run()
         at = header.position
+        bounds = [0, at]
         version = header.run(at)
         if type(version) is not int or version != _LEGACY_VERSION:
             raise FormatError(
@@ -132,6 +143,7 @@ class LegacyContainer(FileContainer):
                 "expected",
                 offset=at,
             )
+        bounds.append(header.position)
         header.run(header.position)
         self._pickle_start = header.position
         locating = _LocatingFactory(self._room)
@@ -150,6 +162,8 @@ class LegacyContainer(FileContainer):
                 f"the list of storage keys has {shown(_twice(keys))} twice", offset=self._pickle_end
             )
         self._end = listed.position
+        self._bounds = [*bounds, self._pickle_start, self._pickle_end]
+        self._names = [*header.globals, *listed.globals]
         self._measured = locating.measured
         return keys
 
@@ -164,10 +178,22 @@ class LegacyContainer(FileContainer):
         return self.source, self._offsets[record]
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        return read_pickle(
+        made = read_pickle(
             self._data, self.open_storage, make_factory, self._limits,
             path=self.name, start=self._pickle_start,
         )  # fmt: skip
+        made.globals = list(dict.fromkeys([*made.globals, *self._names]))
+        unknown = (name for name in self._names if not knows(name))
+        made.foreign = list(dict.fromkeys([*made.foreign, *unknown]))
+        return made
+
+    def pickles(self) -> Iterator[Pickle]:
+        for place, (start, end) in zip(_PICKLES, itertools.pairwise(self._bounds), strict=True):
+            yield Pickle(place, functools.partial(self._part, start, end))
+        yield Pickle("storage keys", lambda: self._key_list)
+
+    def _part(self, start: int, end: int) -> bytes:
+        return self._data[start:end]
 
     def check_records(self) -> Iterator[RecordCheck]:
         for key, each in self._measured.items():

@@ -55,7 +55,8 @@ def open_container(source: Source, limits: Limits) -> Container:
         if first_record(head) == _OLD_PT2.encode():
             from torchzip.formats.pt2 import OldPt2Container
 
-            return OldPt2Container(ZipReader(source, limits, in_folder=False), limits)
+            archive = ZipReader(source, limits, in_folder=False)
+            return OldPt2Container(archive, limits, open_container)
         try:
             return _open_zip(ZipReader(source, limits), limits)
         except ArchiveError as error:
@@ -66,8 +67,10 @@ def open_container(source: Source, limits: Limits) -> Container:
         from torchzip.formats.legacy import LegacyContainer, is_legacy
 
         if is_legacy(head, limits):
+            _refuse_tar(head, "a legacy file of torch.save", source.name)
             return LegacyContainer(source, limits)
     if is_safetensors(head, source.size):
+        _refuse_tar(head, "a safetensors file", source.name)
         from torchzip.formats.safetensors import SafetensorsContainer
 
         return SafetensorsContainer(source, limits)
@@ -82,6 +85,18 @@ def open_container(source: Source, limits: Limits) -> Container:
     from torchzip.formats.not_checkpoints import file_error
 
     raise file_error(source, head)
+
+
+def _refuse_tar(head: bytes, what: str, path: str) -> None:
+    """Refuse a file that torch would open as a tar file: it tries that before anything else."""
+    from torchzip.container.tar import is_header
+
+    if is_header(head):
+        raise ArchiveError(
+            f"{what} whose first 512 bytes are a valid header of a tar file as well; torch.load "
+            "would read the tar file",
+            path=path,
+        )
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
@@ -108,7 +123,7 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
     if _PT2 in archive:
         from torchzip.formats.pt2 import Pt2Container
 
-        return Pt2Container(archive, limits)
+        return Pt2Container(archive, limits, open_container)
     return ZipContainer(archive, limits)
 
 

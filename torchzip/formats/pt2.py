@@ -14,13 +14,15 @@ still loads, confirmed by public descriptions of files of torch 2.1 to 2.7:
   Its ``version`` is that of the program's schema. (`OldPt2Container`)
 
 The root is a dict: the names of a model's weights, then those of its constants. An archive of
-several models is a dict of such dicts. Programs, sample inputs and what AOTInductor compiled are
-not read.
+several models is a dict of such dicts. Programs and what AOTInductor compiled are not read. Sample
+inputs are files of ``torch.save`` that ``torch.export.load`` runs without asking; the names in them
+are read, and in every other record that holds such a file or a pickle by its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -37,9 +39,16 @@ from torchzip.errors import (
     UnsupportedError,
     shown,
 )
-from torchzip.files.source import PartSource
-from torchzip.formats.base import Contents, MakeFactory, read_pickle
-from torchzip.formats.zip import ZipContainer
+from torchzip.files.source import PartSource, Source, open_source
+from torchzip.formats.base import (
+    Contents,
+    MakeFactory,
+    MeasuringFactory,
+    OpenContainer,
+    Pickle,
+    read_pickle,
+)
+from torchzip.formats.zip import OF_ANY_RELEASE, ZipContainer
 from torchzip.limits import Limits, is_number
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.script import ScriptRebuilder
@@ -54,6 +63,9 @@ _DTYPES = {
     32: "float8_e5m2fnuz", 33: "float8_e8m0fnu", 34: "uint32", 35: "uint64",
 }  # fmt: skip
 _STRIDED = 7
+#: How records begin that are pickles of Python, outside of any archive.
+_OPAQUE = "opaque_obj_"
+_OLD_CONSTANTS = "serialized_constants.json"
 #: Configs together are smaller than the file, unless it is very small: they stand in it as text.
 _CONFIGS_NBYTES = 2 << 20
 
@@ -63,12 +75,56 @@ class _Pt2Archive(ZipContainer):
 
     format = "pt2"
 
+    def __init__(self, archive: ZipReader, limits: Limits, open_container: OpenContainer) -> None:
+        super().__init__(archive, limits)
+        self._open_container = open_container
+        # Records with a pickle or a file with pickles, as far as they were read.
+        self._read_records: set[str] = set()
+        self._payloads: set[str] = set()
+
+    def _is_pickled(self, record: str) -> bool:
+        """Return whether a record is a file of ``torch.save`` or a pickle, by its name."""
+        raise NotImplementedError
+
+    def pickles(self) -> Iterator[Pickle]:
+        for record in self._zip:
+            pickled = record in self._read_records or self._is_pickled(record)
+            if pickled and self.size_of(record):
+                yield from self._pickles_of(record)
+
+    def _pickles_of(self, record: str) -> Iterator[Pickle]:
+        is_read = record in self._read_records
+        if record.rpartition("/")[2].startswith(_OPAQUE):
+            yield self._pickle(record, is_read=is_read)
+            return
+        span = self._zip.stored_span(record)
+        source: Source
+        if span is None:
+            source = open_source(io.BytesIO(self._zip.read(record)))
+        else:
+            source = PartSource(self.source, *span, f"{self.name}: {record}")
+        for each in self._open_container(source, self._limits).pickles():
+            yield each._replace(place=f"{record}: {each.place}", is_read=is_read and each.is_read)
+
+    def _used_records(self) -> set[str]:
+        """Return the records that configs call bytes of tensors."""
+        self.read(lambda open_storage: MeasuringFactory())
+        return self._payloads | OF_ANY_RELEASE
+
     def size_of(self, record: str) -> int:
         """Return the bytes of a record, or raise ArchiveError."""
         return self._zip.size_of(record)[0]
 
     def has(self, record: str) -> bool:
         return record in self._zip
+
+    def note_payload(self, record: str) -> None:
+        """Keep in mind that a record has the bytes of a tensor."""
+        self._payloads.add(record)
+
+    def note_pickle(self, record: str) -> None:
+        """Keep in mind that a record is a pickle, and that its names are known."""
+        self._read_records.add(record)
 
     def read_whole(self, record: str) -> bytes:
         """Return a small record, with its CRC checked."""
@@ -88,6 +144,7 @@ class _Pt2Archive(ZipContainer):
         """Return what a checkpoint in a record holds; an empty record holds an empty dict."""
         if not self.size_of(record):
             return Contents({}, [], [], 0)
+        self._read_records.add(record)
         span = self._zip.stored_span(record)
         if span is None:
             raise UnsupportedError(
@@ -113,8 +170,8 @@ class Pt2Container(_Pt2Archive):
 
     needed_record = "archive_format"
 
-    def __init__(self, archive: ZipReader, limits: Limits) -> None:
-        super().__init__(archive, limits)
+    def __init__(self, archive: ZipReader, limits: Limits, open_container: OpenContainer) -> None:
+        super().__init__(archive, limits, open_container)
         kind = self._text("archive_format").strip()
         if kind != b"pt2":
             raise UnsupportedError(
@@ -141,6 +198,13 @@ class Pt2Container(_Pt2Archive):
                 path=self.name,
             )
 
+    def _is_pickled(self, record: str) -> bool:
+        folder, _, base = record.rpartition("/")
+        return folder == "data/sample_inputs" or (
+            folder in ("data/weights", "data/constants")
+            and (base.endswith(".pt") or base.startswith(("custom_obj_", _OPAQUE)))
+        )
+
     def read(self, make_factory: MakeFactory) -> Contents:
         reader = _Payloads(self, make_factory, self._limits)
         models = {name: reader.model(name) for name in self._models}
@@ -155,6 +219,9 @@ class OldPt2Container(_Pt2Archive):
 
     def _check_version(self) -> None:
         """Nothing: the record says which schema the program has, which is not read."""
+
+    def _is_pickled(self, record: str) -> bool:
+        return record.endswith(".pt") or record in ("serialized_state_dict.json", _OLD_CONSTANTS)
 
     def read(self, make_factory: MakeFactory) -> Contents:
         reader = _Payloads(self, make_factory, self._limits)
@@ -267,7 +334,8 @@ class _Payloads:
     def _pickled(self, record: str) -> Any:
         """Return a tensor subclass, a custom object of C++, or one of Python."""
         base = record.rpartition("/")[2]
-        if base.startswith("opaque_obj_"):
+        if base.startswith(_OPAQUE):
+            self._archive.note_pickle(record)
             opaque = read_pickle(
                 self._archive.read_whole(record), _no_storage, self._make_factory, self._limits,
                 path=self._archive.name, record=record,
@@ -290,6 +358,7 @@ class _Payloads:
         offset = meta.symbolic("storage_offset")
         requires_grad = meta.flag("requires_grad")
         itemsize = DTYPES[torch_dtype].itemsize
+        self._archive.note_payload(record)
         nbytes = self._archive.size_of(record)
         if not nbytes and 0 not in shape:
             nbytes, stride, offset = itemsize, (0,) * len(shape), 0

@@ -39,6 +39,7 @@ from torchzip.formats.base import (
     MakeFactory,
     OpenContainer,
     OpenStorage,
+    Pickle,
     RecordCheck,
 )
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, saved_offsets
@@ -197,10 +198,17 @@ class ShardedContainer:
                     )
         return ShardIndex(weight_map, {}, None)
 
+    def pickles(self) -> Iterator[Pickle]:
+        for shard, container in self._containers.items():
+            for each in container.pickles():
+                yield each._replace(place=f"{shard}: {each.place}")
+
     def check_records(self) -> Iterator[RecordCheck]:
         for shard, container in self._containers.items():
             for check in container.check_records():
                 yield RecordCheck(f"{shard}: {check.name}", check.nbytes, check.crc_known)
+            notes = [f"{shard}: {note}" for note in container.notes]
+            self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
         total = None if self._index is None else self._index.total_size
         if total is not None and total != self._stored_nbytes:
             wrong = (

@@ -1,6 +1,7 @@
 """The tar files of ``torch.save`` before 0.1.10 (format, 11.2).
 
-Three members count; ``sys_info`` is not needed. Numbers are little-endian.
+Three members count. Of ``sys_info``, which is a pickle as well, only the names are looked at.
+Numbers are little-endian.
 
 * ``storages``: a pickled count; for each a pickled (key, location, storage class), i64 elements,
   the data; then a pickled list of (view key, root key, offset, elements), windows of storages.
@@ -15,6 +16,7 @@ The pickles stand among the data without a length, so each is interpreted to fin
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,11 +41,13 @@ from torchzip.formats.base import (
     Contents,
     FileContainer,
     MakeFactory,
+    Pickle,
     RecordCheck,
     read_record,
     swap_nbytes,
 )
 from torchzip.formats.not_checkpoints import around_checkpoints
+from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
 from torchzip.pickling.table import Name, Table
@@ -90,6 +94,8 @@ class TarContainer(FileContainer):
         self._views: dict[str, tuple[str, int, int]] = {}
         self._tensors: dict[str, _StoredTensor] = {}
         self._globals: dict[Name, None] = {}
+        # Where the pickles are that stand among data: member, first byte, bytes.
+        self._between: list[tuple[str, int, int]] = []
         members, self.end = find_members(source, limits)
         missing = [name for name in _MEMBERS if name not in members]
         if missing:
@@ -101,7 +107,9 @@ class TarContainer(FileContainer):
                 else f"a tar file {around}",
                 path=source.name,
             )
-        self._members = {name: PartSource(source, *members[name], source.name) for name in _MEMBERS}
+        self._members = {
+            name: PartSource(source, *place, source.name) for name, place in members.items()
+        }
         with ErrorPlace(path=source.name):
             self._find_storages()
             self._find_tensors()
@@ -130,7 +138,12 @@ class TarContainer(FileContainer):
             self._storages[key] = _StoredStorage(torch_dtype, offset, nbytes, location)
             stream.skip(nbytes)
         self._find_views(stream.value())
+        self._note(stream, "storages")
+
+    def _note(self, stream: _Stream, record: str) -> None:
+        """Keep the names of the pickles in a member, and where they are."""
         self._globals |= dict.fromkeys(stream.globals)
+        self._between += [(record, *span) for span in stream.spans]
 
     def _find_views(self, views: Any) -> None:
         if type(views) is not list:
@@ -184,7 +197,7 @@ class TarContainer(FileContainer):
             self._tensors[key] = _StoredTensor(
                 storage_key, tuple(numbers[:ndim]), tuple(numbers[ndim : 2 * ndim]), numbers[-1]
             )
-        self._globals |= dict.fromkeys(stream.globals)
+        self._note(stream, "tensors")
 
     def _see_new(self, key: str, record: str) -> None:
         if key in self._storages or key in self._views or key in self._tensors:
@@ -213,13 +226,43 @@ class TarContainer(FileContainer):
         with ErrorPlace(path=self.name):
             root = interpreter.run()
         names = interpreter.globals
-        foreign = [name for name in names if not table.knows(name)]
         made = list(self._globals | dict.fromkeys(names))
+        foreign = [name for name in made if not table.knows(name)]
         return Contents(root, made, foreign, len(data))
+
+    def pickles(self) -> Iterator[Pickle]:
+        for record, start, nbytes in self._between:
+            yield Pickle(
+                f"{record}, byte {start:,}",
+                functools.partial(self._read_part, record, start, nbytes),
+            )
+        for record in ("sys_info", "pickle"):
+            if record in self._members:
+                whole = self._members[record].size
+                yield Pickle(
+                    record,
+                    functools.partial(self._read_part, record, 0, whole),
+                    is_read=record == "pickle",
+                )
+
+    def _read_part(self, record: str, start: int, nbytes: int) -> bytes:
+        if nbytes > self._limits.pickle_nbytes:
+            raise LimitError("pickle_nbytes", nbytes, self._limits.pickle_nbytes, path=self.name)
+        return bytes(self._members[record].read_at(start, nbytes))
 
     def check_records(self) -> Iterator[RecordCheck]:
         for key, stored in self._storages.items():
             yield read_record(self.source, stored.offset, stored.nbytes, f"storage {key}")
+        self.notes = tuple(self._stray_notes())
+
+    def _stray_notes(self) -> Iterator[str]:
+        for name, part in self._members.items():
+            if name in (*_MEMBERS, "sys_info") or part.size > self._limits.pickle_nbytes:
+                continue
+            if may_be_pickle(bytes(part.read_at(0, min(part.size, HEAD_NBYTES)))):
+                note = stray_note(name, bytes(part.read_at(0, part.size)), self._limits)
+                if note is not None:
+                    yield note
 
     def whole_storage(self, key: str, factory: Factory) -> BareStorage:
         """Return a storage that is no window of another."""
@@ -300,6 +343,8 @@ class _Stream:
         self._names: dict[Name, None] = {}
         self._table = Table(names=_NAMES)
         self.position = 0
+        #: Where the pickles were: the first byte of each, and how many it has.
+        self.spans: list[tuple[int, int]] = []
 
     @property
     def left(self) -> int:
@@ -338,7 +383,8 @@ class _Stream:
                 if have >= self._limits.pickle_nbytes:
                     raise LimitError("pickle_nbytes", have, self._limits.pickle_nbytes) from None
                 nbytes = max(have * 4, have + error.needed)
-        self.position = self._start + interpreter.position
+        start, self.position = self.position, self._start + interpreter.position
+        self.spans.append((start, self.position - start))
         self._names |= dict.fromkeys(interpreter.globals)
         return value
 

@@ -4,18 +4,28 @@ The records of section 11.3 of the format: ``data.pkl`` is the module, a tree of
 classes are defined in the archive itself; ``constants.pkl``, which tells these archives from those
 of ``torch.save``, is a tuple of what the code refers to as ``CONSTANTS.c0`` and so on. Storage
 keys name ``data/<key>`` in the one and ``constants/<key>`` in the other. ``code/`` holds the
-classes as text. ``traced_inputs.pkl``, ``*.debug_pkl`` and mobile's ``bytecode.pkl`` are not read.
+classes as text. Of ``traced_inputs.pkl``, ``*.debug_pkl`` and mobile's ``bytecode.pkl`` nothing is
+read but the names in them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import LimitError, PickleError
-from torchzip.formats.base import Child, Contents, MakeFactory, OpenStorage, read_pickle
+from torchzip.formats.base import (
+    Child,
+    Contents,
+    MakeFactory,
+    MeasuringFactory,
+    OpenStorage,
+    Pickle,
+    read_pickle,
+)
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
@@ -86,6 +96,24 @@ class TorchScriptContainer(ZipContainer):
         contents.parts_of = modules.parts_of
         contents.read_constants = lambda: self._read_constants(make_factory)
         return contents
+
+    def pickles(self) -> Iterator[Pickle]:
+        yield self._pickle(self.pickle_record)
+        for name in self._zip:
+            if name != self.pickle_record and name.endswith(("pkl", ".pickle")):
+                yield self._pickle(name, is_read=False)
+
+    def _used_records(self) -> set[str]:
+        made: list[MeasuringFactory] = []
+
+        def measure(open_storage: OpenStorage) -> MeasuringFactory:
+            made.append(MeasuringFactory())
+            return made[-1]
+
+        self.read(measure)
+        self._read_constants(measure)
+        folders = zip(("data", "constants"), made, strict=True)
+        return {f"{folder}/{key}" for folder, factory in folders for key in factory.measured}
 
     def _read_constants(self, make_factory: MakeFactory) -> Contents:
         record = "constants.pkl"

@@ -16,11 +16,15 @@ from torchzip.formats.base import (
     Contents,
     FileContainer,
     MakeFactory,
+    MeasuringFactory,
+    OpenStorage,
+    Pickle,
     RecordCheck,
     read_blocks,
     read_pickle,
     swap_nbytes,
 )
+from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
 from torchzip.tensors.storage import Measure, SpanStorage, StreamStorage, TensorStorage
 
@@ -38,7 +42,7 @@ class _Opener:
         return self._open(key, torch_dtype, nbytes, location)
 
 
-_OF_ANY_RELEASE = frozenset(["data.pkl", "version", ".data/version", ".data/serialization_id"])
+OF_ANY_RELEASE = frozenset(["data.pkl", "version", ".data/version", ".data/serialization_id"])
 
 
 class ZipContainer(FileContainer):
@@ -53,6 +57,8 @@ class ZipContainer(FileContainer):
         super().__init__(archive.source)
         self._limits = limits
         self._zip = archive
+        #: Records that begin like pickles, as far as they were checked.
+        self._suspects: list[str] = []
         if self.needed_record not in archive:
             raise ArchiveError(
                 f"a zip archive without {self.needed_record} is not a checkpoint; it has "
@@ -87,7 +93,7 @@ class ZipContainer(FileContainer):
             # Releases before 2.1 wrote no such record. Where its name is damaged in the directory,
             # it is right beside its bytes: one bit must not turn all numbers round.
             for name in self._zip:
-                if not name.startswith("data/") and name not in _OF_ANY_RELEASE:
+                if not name.startswith("data/") and name not in OF_ANY_RELEASE:
                     self._zip.data_offset(name)
             return "little"
         text = self._text("byteorder")
@@ -154,13 +160,48 @@ class ZipContainer(FileContainer):
             path=self.name, record=self.pickle_record,
         )  # fmt: skip
 
+    def pickles(self) -> Iterator[Pickle]:
+        yield self._pickle(self.pickle_record)
+
+    def _pickle(self, name: str, *, is_read: bool = True) -> Pickle:
+        return Pickle(name, functools.partial(self._zip.read, name), is_read)
+
+    def _used_records(self) -> set[str]:
+        """Return the records with bytes of tensors, and whatever else is read and is no pickle."""
+        made: list[MeasuringFactory] = []
+
+        def measure(open_storage: OpenStorage) -> MeasuringFactory:
+            made.append(MeasuringFactory())
+            return made[-1]
+
+        self.read(measure)
+        return {f"data/{key}" for factory in made for key in factory.measured} | OF_ANY_RELEASE
+
+    def _stray_notes(self) -> Iterator[str]:
+        """Yield what is to be said of records that look like pickles and that nothing declares."""
+        # A pickle in an archive inside a record has its place behind that record's name.
+        places = [each.place for each in self.pickles()]
+        known = {*places, *(place.partition(": ")[0] for place in places)}
+        suspects = [name for name in self._suspects if name not in known]
+        known = self._used_records() if suspects else known
+        for name in suspects:
+            if name not in known:
+                note = stray_note(name, self._zip.read(name), self._limits)
+                if note is not None:
+                    yield note
+
     def check_record(self, name: str) -> RecordCheck:
         """Read one record from end to end and compare its CRC."""
         entry = self._zip.entry(name)
         span = self._zip.stored_span(name)
+        blocks: Iterator[bytes | memoryview]
         blocks = self._zip.inflate(name) if span is None else read_blocks(self.source, *span)
         found = 0
+        is_first = entry.nbytes <= self._limits.pickle_nbytes
         for block in blocks:
+            if is_first and may_be_pickle(bytes(block[:HEAD_NBYTES])):
+                self._suspects.append(name)
+            is_first = False
             if entry.crc:
                 found = crc32(block, found)
         if entry.crc and found != entry.crc:
@@ -168,5 +209,7 @@ class ZipContainer(FileContainer):
         return RecordCheck(name, entry.nbytes, bool(entry.crc) or not entry.nbytes)
 
     def check_records(self) -> Iterator[RecordCheck]:
+        self._suspects.clear()
         for name in self._zip:
             yield self.check_record(name)
+        self.notes = tuple(self._stray_notes())

@@ -74,38 +74,71 @@ def check_kind(tensor: OtherTensor) -> None:
 class Checked:
     """What was found in the indices of a file so far, so that shared ones are read once.
 
-    ``nbytes`` is what the storages of the file hold; no honest file asks to read much more
-    than that. One of views that overlap one another could ask for the square of it.
+    ``nbytes`` is what the storages of the file hold; where it is not known beforehand, each storage
+    and each array counts when it is met. No honest file asks to read much more than that. One of
+    views that overlap one another could ask for the square of it.
     """
 
-    def __init__(self, nbytes: int) -> None:
-        self._left = 16 * nbytes + (64 << 20)
+    def __init__(self, nbytes: int | None = None) -> None:
+        self._left = _TIMES * (nbytes or 0) + (64 << 20)
+        self._is_known = nbytes is not None
         self._found: dict[Any, tuple[int, ...]] = {}
+        # Storages that count, and parts whose addresses are in use: by id, and kept for that.
+        self._kept: dict[int, Any] = {}
         self.lists: dict[int, list[Any]] = {}
 
     def find(
-        self, look: Callable[..., tuple[int, ...]], arrays: tuple[Array, ...]
+        self, look: Callable[..., tuple[int, ...]], parts: tuple[Any, ...], axes: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """Return ``look(*arrays)``, which was perhaps found before."""
-        key = (look, *((a.ctypes.data, a.shape, a.strides, a.dtype) for a in arrays))
+        """Return ``look`` of the parts as arrays, which was perhaps found before."""
+        key = (look, axes, *(self._place_of(part) for part in parts))
         found = self._found.get(key)
         if found is None:
+            arrays = [_once(part, *axes) for part in parts]
             self._left -= sum(array.nbytes for array in arrays)
             if self._left < 0:
                 raise UnsupportedError("indices of many tensors that overlap one another in memory")
             found = self._found[key] = look(*arrays)
         return found
 
+    def _place_of(self, part: Any) -> tuple[Any, ...]:
+        """Return what two parts have in common that are the same elements."""
+        spec = getattr(part, "spec", None)
+        if spec is None:
+            array = as_array(part)
+            self._meet(array)
+            return (array.ctypes.data, array.shape, array.strides, array.dtype)
+        self._meet(spec.storage)
+        return (id(spec.storage), spec.storage_offset, spec.shape, spec.stride, spec.torch_dtype)
+
+    def _meet(self, held: Any) -> None:
+        if id(held) not in self._kept:
+            self._kept[id(held)] = held
+            self._left += 0 if self._is_known else _TIMES * held.nbytes
+
+
+#: How many times all that is stored may be looked at.
+_TIMES = 16
+
+
+def can_check(tensor: OtherTensor) -> bool:
+    """Return whether `check_values` can read the parts: not of one that was stored early."""
+    return all(isinstance(part, TypedArray) or hasattr(part, "__array__") for part in tensor.parts)
+
 
 def check_values(tensor: OtherTensor, checked: Checked | None = None) -> None:
     """Read indices, offsets and sizes; raise TensorError if one points outside the tensor.
 
     Takes time and memory in proportion to what their storages hold. With ``checked``, what was
-    looked at for another tensor is not looked at again.
+    looked at for another tensor is not looked at again. This is what `load`, `Checkpoint.verify`
+    and everything that writes ask.
     """
+    checked = Checked() if checked is None else checked
 
-    def find(look: Callable[..., tuple[int, ...]], *arrays: Array) -> tuple[int, ...]:
-        return look(*arrays) if checked is None else checked.find(look, arrays)
+    def find(
+        look: Callable[..., tuple[int, ...]], *parts: Any, axes: tuple[int, ...] = ()
+    ) -> tuple[int, ...]:
+        return checked.find(look, parts, axes)
 
     if isinstance(tensor, SparseTensor):
         if tensor.layout == "sparse_coo":
@@ -123,9 +156,9 @@ def check_values(tensor: OtherTensor, checked: Checked | None = None) -> None:
                 _check_list(numbers, kinds, checked)
 
 
-def _check_list(numbers: list[Any], kinds: tuple[type, ...], checked: Checked | None) -> None:
+def _check_list(numbers: list[Any], kinds: tuple[type, ...], checked: Checked) -> None:
     """Check the scales or zero points of a file of torch before 1.4."""
-    known = {} if checked is None else checked.lists
+    known = checked.lists
     if known.get(id(numbers)) is numbers:
         return
     known[id(numbers)] = numbers
@@ -391,27 +424,31 @@ def _check_meta(tensor: MetaTensor) -> None:
 def _once(part: Any, *axes: int) -> Array:
     """Return an array with one element on each of the axes on which all are the same.
 
-    A file can describe endless axes over one element (stride 0): none is gone along.
+    A file can describe endless axes over one element (stride 0): none is gone along. Nothing of a
+    LazyTensor is read that is not in the result.
     """
-    array = as_array(part)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    whole = slice(None)
-    chosen = axes or range(array.ndim)
-    once = array[
-        tuple(
-            slice(0, 1) if axis in chosen and step == 0 and size > 1 else whole
-            for axis, (size, step) in enumerate(zip(array.shape, array.strides, strict=True))
-        )
-    ]
-    reach = once.itemsize + sum(
-        (size - 1) * abs(step) for size, step in zip(once.shape, once.strides, strict=True)
+    spec = getattr(part, "spec", None)
+    if spec is None:
+        part = as_array(part)
+        if not part.dtype.isnative:
+            part = part.astype(part.dtype.newbyteorder("="))
+        shape, itemsize, strides = part.shape, part.itemsize, part.strides
+    else:
+        shape, itemsize = spec.shape, DTYPES[spec.torch_dtype].itemsize
+        strides = tuple(step * itemsize for step in spec.stride)
+    chosen = axes or range(len(shape))
+    index = tuple(
+        slice(0, 1) if axis in chosen and step == 0 and size > 1 else slice(None)
+        for axis, (size, step) in enumerate(zip(shape, strides, strict=True))
     )
-    if once.size and once.nbytes > MAX_NDIM * reach:
+    sizes = [1 if each.stop else size for each, size in zip(index, shape, strict=True)]
+    nbytes = math.prod(sizes) * itemsize
+    reach = itemsize + sum((n - 1) * abs(step) for n, step in zip(sizes, strides, strict=True))
+    if nbytes > MAX_NDIM * reach and 0 not in sizes:
         raise UnsupportedError(
-            f"indices or offsets of shape {list(array.shape)} whose elements overlap in memory"
+            f"indices or offsets of shape {list(shape)} whose elements overlap in memory"
         )
-    return once
+    return as_array(part[index])
 
 
 def _outside(what: str, low: int, high: int, bound: int) -> TensorError:
@@ -436,10 +473,9 @@ def _steps(numbers: Array) -> tuple[int, ...]:
 
 
 def _check_coo_indices(tensor: SparseTensor, find: Find) -> None:
-    indices = _once(tensor.indices)
-    if not indices.size:
+    if 0 in shape_of(tensor.indices):
         return
-    found = find(_row_ends, indices)
+    found = find(_row_ends, tensor.indices)
     rows = len(found) // 2
     for axis in range(shape_of(tensor.indices)[0]):
         row = min(axis, rows - 1)  # one row of indices may stand for all of them
@@ -453,9 +489,9 @@ def _check_coo_indices(tensor: SparseTensor, find: Find) -> None:
 def _check_compressed_indices(tensor: SparseTensor, find: Find) -> None:
     by_rows, blocks = COMPRESSED[tensor.layout]
     batch = len(shape_of(tensor.indices[1])) - 1
-    compressed, plain = (_once(part) for part in tensor.indices)
+    compressed, plain = tensor.indices
     nnz = tensor.nnz
-    if compressed.size:
+    if 0 not in shape_of(compressed):
         *ends, backwards = find(_steps, compressed)
         if ends != [0, 0, nnz, nnz]:
             raise TensorError(
@@ -464,7 +500,7 @@ def _check_compressed_indices(tensor: SparseTensor, find: Find) -> None:
             )
         if backwards:
             raise TensorError(f"the compressed indices of a {tensor.layout} tensor go backwards")
-    if plain.size:
+    if 0 not in shape_of(plain):
         axis = 1 if by_rows else 0
         step = shape_of(tensor.values)[batch + 1 + axis] if blocks else 1
         bound = tensor.shape[batch + axis] // step
@@ -480,8 +516,7 @@ def _check_nested_strided_values(tensor: NestedTensor, find: Find) -> None:
     if shape_of(tensor.offsets) == (0,):
         return
     numel = shape_of(tensor.values)[0]
-    arrays = (_once(part, 0) for part in (tensor.sizes, tensor.strides, tensor.offsets))
-    negative, far, reach = find(_reach, *arrays)
+    negative, far, reach = find(_reach, tensor.sizes, tensor.strides, tensor.offsets, axes=(0,))
     if negative:
         raise TensorError("a nested tensor has a size, stride or offset below 0")
     if far or reach >= numel:
@@ -507,21 +542,19 @@ def _reach(sizes: Array, strides: Array, offsets: Array) -> tuple[int, ...]:
 
 def _check_nested_jagged_values(tensor: NestedTensor, find: Find) -> None:
     size = shape_of(tensor.values)[tensor.ragged_idx - 1]
-    offsets = _once(tensor.offsets)
-    low, high = find(_ends, offsets)
+    low, high = find(_ends, tensor.offsets)
     if low < 0 or high > size:
         raise _outside("the offsets of a nested tensor", low, high, size)
     if tensor.lengths is None:
-        if find(_steps, offsets)[-1]:
+        if find(_steps, tensor.offsets)[-1]:
             raise TensorError("the offsets of a nested tensor go backwards")
         return
-    lengths = _once(tensor.lengths)
-    if not lengths.size:
+    if 0 in shape_of(tensor.lengths):
         return
-    low, high = find(_ends, lengths)
+    low, high = find(_ends, tensor.lengths)
     if low < 0 or high > size:
         raise _outside("the lengths of a nested tensor", low, high, size)
-    if find(_furthest_end, offsets, lengths)[0] > size:
+    if find(_furthest_end, tensor.offsets, tensor.lengths)[0] > size:
         raise TensorError(f"an offset and length of a nested tensor end past its {size:,} values")
 
 

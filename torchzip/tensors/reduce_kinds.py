@@ -12,7 +12,7 @@ import numpy as np
 
 from torchzip.errors import TorchZipError
 from torchzip.pickling.emitter import Emitter
-from torchzip.tensors.kind_checks import PACKED, check_kind, check_values
+from torchzip.tensors.kind_checks import PACKED, Checked, can_check, check_kind, check_values
 from torchzip.tensors.rebuild_kinds import NJT
 from torchzip.tensors.reduce import DenseWriter, empty_ordered_dict
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
@@ -49,6 +49,7 @@ class KindWriter:
         self._dense = dense
         self._spec_of = spec_of
         self._integers_of = integers_of
+        self._checked = Checked()
 
     def write(self, emitter: Emitter, tensor: OtherTensor, requires_grad: bool) -> None:
         """Write a tensor up to its REDUCE, without its put.
@@ -56,12 +57,12 @@ class KindWriter:
         Raises
         ------
         ValueError
-            If its parts do not fit together, or an index in an array lies outside the shape.
+            If its parts do not fit together, or an index lies outside the shape.
         """
         try:
             check_kind(tensor)
-            if all(isinstance(part, np.ndarray | TypedArray) for part in tensor.parts):
-                check_values(tensor)  # in arrays: what a file had passes as it was
+            if can_check(tensor):
+                check_values(tensor, self._checked)
         except TorchZipError as error:
             raise ValueError(f"{emitter.where()}: {error.message}") from None
         attributes = tensor.attributes

@@ -28,6 +28,11 @@ from torchzip.types import Device, MetaTensor, OtherTensor
 SCRIPT_PREFIX = "__torch__"
 
 
+def is_script_class(module: str) -> bool:
+    """Return whether the classes of a module are those that an archive defines itself."""
+    return module == SCRIPT_PREFIX or module.startswith(f"{SCRIPT_PREFIX}.")
+
+
 class ScriptRebuilder(Rebuilder):
     """The table for one pickle of a TorchScript archive."""
 

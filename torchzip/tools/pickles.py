@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from torchzip.container.tar import find_members
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import FormatError, LimitError, TorchZipError, UnsupportedError, listed, shown
-from torchzip.files.source import File, PartSource, Source, open_source
+from torchzip.files.source import PartSource, Source, open_source
 from torchzip.formats.legacy import is_legacy
 from torchzip.formats.opening import is_safetensors
 from torchzip.limits import Limits
@@ -120,17 +119,3 @@ def pickles(place: PicklePlace, path: str, limits: Limits) -> Iterator[Iterator[
         yield following()
         count += 1
     place.finish()
-
-
-def refused_opcodes(file: File, limits: Limits) -> list[str]:
-    """Return the names of the opcodes in a zip or legacy file that torch's safe loader refuses."""
-    source = open_source(file)
-    with contextlib.closing(source):
-        place = find_pickles(source, None, limits)
-        names = {
-            step.opcode.name: None
-            for steps in pickles(place, source.name, limits)
-            for step in steps
-            if not step.opcode.torch_safe
-        }
-    return list(names)

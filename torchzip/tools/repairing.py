@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, VerifyReport, checkpoint_of
-from torchzip.checkpoint.lazy_tensor import LazyFactory, data_of, is_tensor, storages_of
+from torchzip.checkpoint.lazy_tensor import (
+    LazyFactory,
+    LazyTensor,
+    data_of,
+    is_tensor,
+    storages_of,
+)
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
@@ -34,15 +40,19 @@ from torchzip.formats.base import (
     Contents,
     FileContainer,
     MakeFactory,
+    OpenStorage,
+    Pickle,
     RecordCheck,
     check_options,
 )
 from torchzip.formats.directory import is_part_of_directory
-from torchzip.formats.salvaged import SalvagedContainer
+from torchzip.formats.salvaged import LostStorage, SalvagedContainer
 from torchzip.formats.salvaging import end_of, kind_of, open_damaged
 from torchzip.limits import Limits
+from torchzip.tensors.kind_checks import Checked, check_values
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tools.pruning import Pruning, lost_in
+from torchzip.types import OtherTensor
 
 #: Formats whose object `save` writes as it is; of others the tensors are written by their names.
 _WITH_ROOT = ("zip", "legacy", "tar", "safetensors")
@@ -309,7 +319,7 @@ def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_F
     source = open_source(broken)
     with contextlib.closing(source):
         container = open_damaged(source, limits)
-        contents = container.read(LazyFactory)
+        contents = container.read(_CheckingFactory)
         tensors = contents.root
         if contents.metadata:
             contents.root = tensors | _ties(contents.metadata, tensors)
@@ -358,11 +368,38 @@ class _Pruned:
     def read(self, make_factory: MakeFactory) -> Contents:
         return self._contents
 
+    def pickles(self) -> Iterator[Pickle]:
+        return iter(())
+
     def check_records(self) -> Iterator[RecordCheck]:
         return iter(())
 
     def close(self) -> None:
         """Nothing: the damaged file is closed by whoever opened it."""
+
+
+class _CheckingFactory(LazyFactory):
+    """Gives up tensors whose indices are wrong: `load` would refuse what holds them."""
+
+    def __init__(self, open_storage: OpenStorage) -> None:
+        super().__init__(open_storage)
+        self._checked = Checked()
+
+    def other(self, tensor: OtherTensor) -> OtherTensor:
+        if lost_in(tensor) is not None:
+            return tensor
+        try:
+            check_values(tensor, self._checked)
+        except TorchZipError as error:
+            why = error.message
+            return tensor.with_parts(lambda part: _given_up(part, why))
+        return tensor
+
+
+def _given_up(part: LazyTensor, why: str) -> LazyTensor:
+    held = part.spec.storage
+    lost = LostStorage(held.torch_dtype, held.nbytes, held.location, held.record or "", why)
+    return LazyTensor(part.spec.replace(storage=lost))
 
 
 def _lost_tensors(names: dict[str, Any], pruning: Pruning) -> list[LostTensor]:

@@ -1,27 +1,40 @@
-"""Whether a checkpoint is whole, and what torch's safe loader says of it."""
+"""Whether a checkpoint is whole, and what torch.load does with it."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.errors import EnoughMemory
-from torchzip.files.source import File, rewinder
+from torchzip.container.zip_reader import ZipReader
+from torchzip.errors import EnoughMemory, shown
+from torchzip.files.source import File, open_source, rewinder
+from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
-from torchzip.tools.pickles import refused_opcodes
+from torchzip.tensors.script import is_script_class
+from torchzip.tools.pickles import find_pickles, pickles
+from torchzip.tools.torch_loader import TorchLoader
+from torchzip.tools.torch_values import RefusedError
+from torchzip.types import ForeignObject
 
-#: Formats whose names torch's loader checks.
-_CHECKED_BY_TORCH = ("zip", "legacy")
+#: Formats whose pickles torch.load carries out.
+_FOLLOWED = ("zip", "legacy")
+#: Of the five pickles of a legacy file, the one that mentions storages.
+_OBJECT = 3
 #: Formats that ``weights_only=True`` refuses whatever they name, and what they are.
 _NEVER_SAFE = {
     "tar": "a tar file of before torch 0.1.10",
     "torchscript": "a TorchScript archive; torch.jit.load reads it",
 }
+#: Formats that hold objects of TorchScript, whose classes stand in the archive itself.
+_SCRIPTED = ("torchscript", "pt2")
 #: Formats that are no file for torch.load, and what reads them.
 _NOT_FOR_TORCH_LOAD = {
-    "safetensors": "a safetensors file; safetensors.torch.load_file reads it",
+    "safetensors": "a safetensors file; safetensors.torch.load_file reads it, and torch.load since "
+    "2.13 if its name ends in .safetensors",
     "sharded": "shards; each shard is a file of its own",
     "dcp": "a distributed checkpoint; torch.distributed.checkpoint reads it",
     "pt2": "an archive of torch.export; torch.export.load reads it",
@@ -32,10 +45,11 @@ _NOT_FOR_TORCH_LOAD = {
 class Verified:
     """What `verify` has found in a sound checkpoint.
 
-    ``without_crc`` are records whose bytes are there and have no CRC. ``torch_load`` is "accepts",
-    "needs weights_only=False" or "does not apply". ``refused`` are the names that torch's default
-    loader refuses, ``refused_opcodes`` the opcodes that it does not know, ``reason`` what else
-    there is to say.
+    ``without_crc`` are records whose bytes are there and have no CRC. ``torch_load`` is what
+    ``torch.load(file, map_location="cpu")`` of torch 2.13 does: "accepts", "needs
+    weights_only=False" (the file may still name what is not there), "refuses" (with either), or
+    "does not apply". ``refused`` are the names that torch's default loader refuses,
+    ``refused_opcodes`` the opcodes that it does not know, ``reason`` what else there is to say.
     """
 
     file: str
@@ -83,19 +97,44 @@ def verify(
         report = checkpoint.verify(progress)
         of = checkpoint.format
         limits = checkpoint.limits
-    refused: tuple[str, ...] = ()
+        names = checkpoint.globals if of == "sharded" else checkpoint.foreign
+        container = checkpoint._container
+        archive = container.archive if isinstance(container, ZipContainer) else None
+        why = _archive_reason(archive) if of == "zip" and archive is not None else None
+        root = checkpoint.root
+    refused = tuple(
+        ".".join(name)
+        for name in names
+        if not (is_torch_safe(*name) or (of in _SCRIPTED and is_script_class(name[0])))
+    )
     opcodes: tuple[str, ...] = ()
-    if of in _CHECKED_BY_TORCH:
+    verdict, reason = "accepts", None
+    if of in _FOLLOWED:
+        loader = TorchLoader(is_legacy=of == "legacy")
         rewind()
-        opcodes = tuple(refused_opcodes(file, limits))
-    if of in (*_CHECKED_BY_TORCH, "sharded"):
-        refused = tuple(".".join(name) for name in checkpoint.globals if not is_torch_safe(*name))
-    if of in _NOT_FOR_TORCH_LOAD:
+        try:
+            _follow(loader, file, limits)
+        except RefusedError as error:
+            why = why or str(error)
+        refused, opcodes = tuple(loader.refused), tuple(loader.opcodes)
+        if why is not None:
+            verdict, reason = "refuses", why
+        elif refused or opcodes or loader.reasons:
+            verdict, reason = "needs weights_only=False", "; ".join(loader.reasons) or None
+        else:
+            reason = "; ".join(loader.provisos) or None
+    elif of in _NOT_FOR_TORCH_LOAD:
         verdict, reason = "does not apply", _NOT_FOR_TORCH_LOAD[of]
     elif of in _NEVER_SAFE:
         verdict, reason = "needs weights_only=False", _NEVER_SAFE[of]
-    else:
-        verdict, reason = "needs weights_only=False" if refused or opcodes else "accepts", None
+        is_module = isinstance(root, ForeignObject) and is_script_class(root.module)
+        if of == "torchscript" and not is_module:
+            verdict, reason = "refuses", "an archive with constants.pkl that is not TorchScript"
+    if _is_called_safetensors(file):
+        if of == "safetensors":
+            verdict, reason = "accepts", "as the name of the file ends in .safetensors"
+        elif verdict != "does not apply":
+            verdict, reason = "refuses", f"a {of} file whose name ends in .safetensors"
     return Verified(
         file=checkpoint.path,
         format=of,
@@ -109,3 +148,36 @@ def verify(
         refused_opcodes=opcodes,
         reason=reason,
     )
+
+
+def _follow(loader: TorchLoader, file: File, limits: Limits) -> None:
+    """Have a loader follow all pickles of a file that torch.load carries out."""
+    source = open_source(file)
+    with contextlib.closing(source):
+        place = find_pickles(source, None, limits)
+        for number, steps in enumerate(pickles(place, source.name, limits)):
+            loader.run(steps, has_storages=not loader.is_legacy or number == _OBJECT)
+
+
+def _archive_reason(archive: ZipReader) -> str | None:
+    """Return why torch.load refuses an archive whatever its pickle says; None if it does not."""
+    name = ".storage_alignment"
+    if name in archive:
+        text = archive.read(name, limit="text_nbytes")
+        try:
+            int(text)
+        except ValueError:
+            return f"the record {name} is {shown(text, 20)}; a number was expected"
+    name = ".data/serialization_id"
+    if name in archive:
+        text = archive.read(name, limit="text_nbytes")
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            return f"the record {name} is {shown(text, 20)}, which is not UTF-8"
+    return None
+
+
+def _is_called_safetensors(file: File) -> bool:
+    """Return whether torch.load would hand a file to the safetensors package."""
+    return isinstance(file, str | os.PathLike) and os.fsdecode(file).endswith(".safetensors")
