@@ -104,9 +104,7 @@ class _Pt2Archive(ZipContainer):
         else:
             source = PartSource(self.source, *span, f"{self.name}: {record}")
         for each in self._open_container(source, self._limits).pickles():
-            yield each._replace(
-                place=f"{record}: {each.place}", is_read=is_read and each.is_read
-            )
+            yield each._replace(place=f"{record}: {each.place}", is_read=is_read and each.is_read)
 
     def _used_records(self) -> set[str]:
         """Return the records that configs call bytes of tensors."""
