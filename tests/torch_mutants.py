@@ -81,6 +81,7 @@ def objects(torch: Any) -> dict[str, Any]:
         "c32": o.to(torch.complex32),
         "coo": torch.eye(3).to_sparse(),
         "csr": torch.eye(3).to_sparse_csr(),
+        "sparse param": torch.nn.Parameter(torch.eye(3).to_sparse()),
         "bsr": torch.eye(4).to_sparse_bsr((2, 2)),
         "q": torch.quantize_per_tensor(o, 0.1, 0, torch.quint8),
         "qc": torch.quantize_per_channel(

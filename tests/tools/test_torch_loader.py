@@ -37,7 +37,7 @@ def _legacy(value: bytes) -> bytes:
 
 
 def _zip(value: bytes, **records: bytes) -> bytes:
-    made = b.members_of(b.stream(value))
+    made = b.members_of(b.stream(value), {"0": b.DATA, "1": b""})
     made += [
         b.Member(name=f"archive/{name.replace('__', '.')}".encode(), data=data)
         for name, data in records.items()
@@ -61,6 +61,19 @@ def _v2(requires_grad: bytes = _NO_GRADIENT, kind: str = "FloatStorage", *more: 
     )  # fmt: skip
 
 
+def _sparse(parts: bytes) -> bytes:
+    layout = b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.sparse_coo"))
+    made = b.call(b.name(_UTILS, "_rebuild_sparse_tensor"), layout, parts)
+    return b.call(b.name(_UTILS, "_rebuild_parameter"), made, b.TRUE, b.HOOKS)
+
+
+_PARTS = [
+    b.tensor(
+        b.persistent(kind=b.name("torch", "LongStorage"), numel=2), size=(1, 0), stride=(1, 1)
+    ),
+    b.tensor(b.persistent(key="1", numel=0), size=(0,)),
+    b.ints(3),
+]
 _STATE = b.name(_UTILS, "_rebuild_parameter_with_state")
 _CONJ = b.dict_of({"conj": b.FALSE})
 _OLD = _pid(old=True)
@@ -97,6 +110,8 @@ ROWS: dict[str, tuple[bytes, str, str]] = {
     "an odd tag": (
         _zip(b.tensor(b.persistent(location=b.text("gpu:0")))), "accepts", "with map_location",
     ),
+    "a sparse tensor with a gradient": (_zip(_sparse(b.tuple_of(*_PARTS))), "accepts", ""),
+    "a sparse tensor of a list": (_zip(_sparse(b.list_of(*_PARTS))), "accepts", ""),
     "an odd layout": (
         _zip(b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.zigzag"))),
         "refuses", "not a layout",

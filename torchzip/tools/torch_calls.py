@@ -123,7 +123,7 @@ def _arity(args: Args, name: str, *counts: int) -> None:
 
 
 def _check_gradient(torch_dtype: str, requires_grad: Any) -> None:
-    if requires_grad is True and torch_dtype not in _DIFFERENTIABLE:
+    if requires_grad is True and torch_dtype and torch_dtype not in _DIFFERENTIABLE:
         raise RefusedError(
             f"a tensor of {torch_dtype} requires a gradient, which integers, bools and bits cannot"
         )
@@ -292,7 +292,10 @@ def _check_zero_point(zero_point: int) -> None:
 def _sparse(args: Args) -> Any:
     _arity(args, "_rebuild_sparse_tensor", 2)
     parts = args[1]
-    values = parts[1 if isinstance(parts, tuple) and len(parts) < 4 else -2] if parts else None
+    values = None
+    if isinstance(parts, tuple) and len(parts) in (3, 4):
+        is_coo = getattr(args[0], "name", "") == "torch.sparse_coo"
+        values = parts[1 if is_coo else 2]
     return Made("Tensor", getattr(values, "name", ""), "sparse")
 
 
