@@ -461,10 +461,27 @@ def test_closed_source(tmp_path: Path) -> None:
     source = FileSource(path)
     source.close()
     source.close()
-    for use in (lambda: source.read_at(0, 1), source.descriptor):
+    for use in (lambda: source.read_at(0, 1), source.status, source.descriptor.__enter__):
         with pytest.raises(ValueError, match="closed") as caught:
             use()
         assert not isinstance(caught.value, FormatError)
+
+
+def test_the_last_user_closes(tmp_path: Path) -> None:
+    """A descriptor stays open for all who have its number, and for nobody else."""
+    path = tmp_path / "data"
+    path.write_bytes(_DATA)
+    source = FileSource(path)
+    with source.descriptor as number:
+        with source.descriptor as same:
+            assert same == number
+            source.close()
+            source.close()
+            with pytest.raises(ValueError, match="closed"):
+                source.read_at(0, 1)
+        assert os.pread(number, 5, 0) == _DATA[:5]
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(number)
 
 
 def test_descriptor_is_not_inherited(tmp_path: Path) -> None:
@@ -472,7 +489,8 @@ def test_descriptor_is_not_inherited(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(_DATA)
     source = FileSource(path)
-    assert not os.get_inheritable(source.descriptor().number)
+    with source.descriptor as number:
+        assert not os.get_inheritable(number)
 
 
 def test_mapped_views(tmp_path: Path) -> None:
@@ -546,7 +564,7 @@ def test_pickle_of_a_file_object() -> None:
 
 
 @pytest.mark.parametrize(
-    "last", ["", "module.os = None", "os.close(source.descriptor().number)", "del source._file"]
+    "last", ["", "module.os = None", "os.close(source._file._number)", "del source._file"]
 )
 def test_quiet_at_the_end(tmp_path: Path, last: str) -> None:
     """One that is open when the interpreter ends says nothing, whatever is gone by then."""

@@ -101,23 +101,21 @@ class RangeWriter:
         if not hasattr(os, "copy_file_range") or not isinstance(source, FileSource):
             return False
         done = 0
-        held = source.descriptor()
-        try:
+        with source.descriptor as number:
             while done < nbytes:
-                count = os.copy_file_range(
-                    held.number, self._fd, min(_COPY_NBYTES, nbytes - done),
-                    start + done, offset + done,
-                )  # fmt: skip
+                try:
+                    count = os.copy_file_range(
+                        number, self._fd, min(_COPY_NBYTES, nbytes - done),
+                        start + done, offset + done,
+                    )  # fmt: skip
+                except OSError as error:
+                    if error.errno in _CANNOT_COPY:
+                        return False
+                    raise
                 if not count:
                     return False  # it ends here by now; who reads it says so
                 os.posix_fadvise(self._fd, offset + done, count, os.POSIX_FADV_DONTNEED)
                 done += count
-        except OSError as error:
-            if error.errno in _CANNOT_COPY:
-                return False
-            raise
-        finally:
-            del held
         return True
 
     def close(self) -> None:

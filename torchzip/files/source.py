@@ -7,6 +7,7 @@ ends early is an error here, once, and not in every caller.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -14,7 +15,6 @@ import mmap
 import operator
 import os
 import stat
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
@@ -92,29 +92,94 @@ def _read_part(descriptor: int, out: memoryview, offset: int) -> int:
 
 
 class Descriptor:
-    """An open file, for as long as anyone has this object: the last one to let go closes it.
+    """An open file: its number is used in ``with`` blocks, and `close` or the last one closes it.
 
-    The number of a closed descriptor is given to the next file that is opened. So a call that is
-    given the number must hold the object, or another thread that closes the file in the meantime
-    has it read another one.
+    The number of a closed descriptor is given to the next file that is opened. A call that has the
+    number when another thread closes the file would read that one. So whoever uses it says so
+    first, and `close` leaves it to them if there are any.
+
+    There is no lock: each step is one operation of a list. Who takes the number is counted in
+    ``_users`` before the number is looked at, and `close` takes the number away before it looks at
+    the count. So either sees the other.
     """
 
-    __slots__ = ("number",)
+    __slots__ = ("_name", "_number", "_open", "_users")
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, name: str) -> None:
+        self._number = number
+        self._name = name
+        self._users: list[None] = []
+        self._open = [number]  # until it is closed
+
+    def __enter__(self) -> int:
+        self._users.append(None)
+        number = self._number
+        if number < 0:
+            self.__exit__()
+            raise self._closed()
+        return number
+
+    def __exit__(self, *exc: object) -> None:
+        self._users.pop()
+        if self._number < 0:
+            self._close_for_another()
+
+    def pread(self, nbytes: int, offset: int) -> bytes:
+        """Do `os.pread` in a block of its own, without the two calls: they would show."""
+        users = self._users
+        users.append(None)
+        try:
+            number = self._number
+            if number < 0:
+                raise self._closed()
+            return os.pread(number, nbytes, offset)
+        finally:
+            users.pop()
+            if self._number < 0:
+                self._close_for_another()
+
+    def preadv(self, out: memoryview, offset: int) -> int:
+        """Read into ``out`` what one call gives, in the same way; return how many bytes."""
+        users = self._users
+        users.append(None)
+        try:
+            number = self._number
+            if number < 0:
+                raise self._closed()
+            return _read_part(number, out, offset)
+        finally:
+            users.pop()
+            if self._number < 0:
+                self._close_for_another()
+
+    def _closed(self) -> ValueError:
+        return ValueError(f"{self._name}: the checkpoint is closed")
+
+    def _close_for_another(self) -> None:
+        with contextlib.suppress(OSError):  # it was only read: nothing is lost
+            self._close_unused()
 
     def close(self) -> None:
-        """Close the file now; nobody else may have this object."""
-        number, self.number = self.number, -1
-        os.close(number)
+        """Give the number to no one any more; close the file unless it is in use."""
+        self._number = -1
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        if not self._users:
+            try:
+                number = self._open.pop()
+            except IndexError:  # it is closed
+                return
+            os.close(number)
 
     def __del__(self) -> None:
-        if self.number >= 0:
-            try:
-                os.close(self.number)
-            except Exception:  # it was only read, so nothing is lost; and at exit `os` may be gone
-                pass
+        # Nobody can use it. An interrupt may have come before its block, or between two steps.
+        try:
+            self._number = -1
+            for number in self._open:
+                os.close(number)
+        except Exception:  # at exit even `os` may be gone
+            pass
 
 
 class FileSource:
@@ -130,30 +195,26 @@ class FileSource:
         self.name = os.fsdecode(path)
         self.path = os.path.abspath(self.name)
         # O_NONBLOCK: opening a FIFO must not wait for its writer. It changes nothing for files.
-        self._file: Descriptor | None = None
-        held = Descriptor(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        self._file = Descriptor(os.open(path, os.O_RDONLY | os.O_NONBLOCK), self.name)
         try:
-            status = os.fstat(held.number)
+            with self._file as number:
+                status = os.fstat(number)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(
                     errno.EISDIR, "Is a directory, not a checkpoint file", self.name
                 )
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "Not a regular file", self.name)
-            self._file = held
-        finally:
-            del held  # the frame of an exception would keep it open
+        except BaseException:
+            self.close()
+            raise
         self.size = status.st_size
         self.opened = _status_of(status)
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         _check_inside(self, offset, nbytes)
-        held = self.descriptor()
-        try:
-            data = os.pread(held.number, nbytes, offset)
-        finally:
-            del held
+        data = self._file.pread(nbytes, offset)
         if len(data) == nbytes:
             return data
         # The kernel moves at most 2 GiB a call.
@@ -164,37 +225,25 @@ class FileSource:
     def read_into(self, offset: int, out: memoryview) -> None:
         _check_inside(self, offset, out.nbytes)
         done = 0
-        held = self.descriptor()
-        try:
-            while done < out.nbytes:
-                got = _read_part(held.number, out[done:], offset + done)
-                if got == 0:
-                    raise _shrunk(self.name, offset + done)
-                done += got
-        finally:
-            del held
+        while done < out.nbytes:
+            got = self._file.preadv(out[done:], offset + done)
+            if got == 0:
+                raise _shrunk(self.name, offset + done)
+            done += got
 
+    @property
     def descriptor(self) -> Descriptor:
-        """Return the open file. It stays open until the caller lets go of it."""
-        held = self._file
-        if held is None:
-            raise ValueError(f"{self.name}: the checkpoint is closed")
-        return held
+        """The open file, to be used in a ``with`` block."""
+        return self._file
 
     def status(self) -> Status:
         """Return what the file is now; `opened` is what it was."""
-        held = self.descriptor()
-        try:
-            return _status_of(os.fstat(held.number))
-        finally:
-            del held
+        with self._file as number:
+            return _status_of(os.fstat(number))
 
     def close(self) -> None:
         """Read no more. The file is closed as soon as no read is under way."""
-        held, self._file = self._file, None
-        # An interrupt that comes while the last one to let go closes it would be lost.
-        if held is not None and sys.getrefcount(held) == 2:
-            held.close()
+        self._file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen, (self.path, self.identity))
@@ -339,13 +388,12 @@ class MmapSource:
     def __init__(self, path: str | os.PathLike[str], identity: Identity | None = None) -> None:
         source = FileSource(path) if identity is None else reopen(os.fsdecode(path), identity)
         self.name = source.name
-        held = source.descriptor()
         try:
-            self._map = mmap.mmap(held.number, 0, access=mmap.ACCESS_READ) if source.size else b""
+            with source.descriptor as number:
+                self._map = mmap.mmap(number, 0, access=mmap.ACCESS_READ) if source.size else b""
         except ValueError:  # it is empty by now
             raise _shrunk(self.name, 0) from None
         finally:
-            del held
             source.close()
         self.size = len(self._map)
 
