@@ -154,9 +154,9 @@ class Places:
                 known.append(header)
         for directory in directories:
             base = self._base_of(directory, by_name)
-            if base is None and headers:
+            if base is None:
                 continue
-            directory.base = base or 0
+            directory.base = base
             for row in directory.rows:
                 place = row.offset + directory.base
                 if place in at and at[place].name == row.name:
@@ -213,11 +213,11 @@ class Places:
         self, last: Directory, directories: list[Directory], headers: list[LocalHeader]
     ) -> bool:
         """Return whether the file begins within the last archive, in a tensor that is one."""
+        if last.base >= 0 or not last.described:
+            return False
+        first = min(last.described)
         inner = {at for each in directories if each is not last for at in each.described}
-        first = min(last.described, default=0)
-        return last.base < 0 and all(
-            header.offset in inner for header in headers if header.offset < first
-        )
+        return all(header.offset in inner for header in headers if header.offset < first)
 
     def _has_end(self, directory: Directory) -> bool:
         """Return whether a directory was written to its end; that record may be damaged."""
@@ -346,17 +346,20 @@ class Places:
 
 
 def _group(marks: list[Mark]) -> list[Directory]:
-    """Return the rows that stand together, each with the end records behind it."""
+    """Return the rows that stand together, no name twice, each with the end records behind it."""
     found: list[Directory] = []
+    names: set[bytes] = set()
     is_open = False
     for mark in marks:
         if isinstance(mark, LocalHeader):
             is_open = False
         elif isinstance(mark, Row):
-            if not is_open:
+            if not is_open or mark.name in names:
                 found.append(Directory([]))
                 is_open = True
+                names.clear()
             found[-1].rows.append(mark)
+            names.add(mark.name)
         elif found and (is_open or found[-1].ends):
             found[-1].ends.append(mark)
             is_open = False
