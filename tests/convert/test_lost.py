@@ -13,7 +13,7 @@ import pytest
 import torchzip as tz
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import reach
-from torchzip.types import ForeignObject, Parameter
+from torchzip.types import ForeignObject, Parameter, SparseTensor
 
 
 class _NumpyArray:
@@ -123,3 +123,14 @@ def test_many_values_are_one_line(tmp_path: Path) -> None:
     source = save(tree, tmp_path / "m.pt")
     report = tz.convert(source, tmp_path / "o.pt", map=lambda name, tensor: [(name, tensor)])
     assert report.lost == ("loss (5,000 items)", "few.0", "few.1")
+
+
+def test_what_is_not_cast_is_said(tmp_path: Path) -> None:
+    """Floats in sparse tensors and in attributes keep their dtype, and a line says so."""
+    sparse = SparseTensor("sparse_coo", np.array([[0, 1]]), np.ones(2, np.float32), (3,))
+    tree = {"s": sparse, "w": with_attributes(), "n": np.ones(2, np.float32)}
+    source = save(tree, tmp_path / "m.pt")
+    lost = tz.convert(source, tmp_path / "o.pt", dtype="bfloat16").lost
+    assert [line.partition(":")[0] for line in lost] == ["s (values)", "w (calib).amax"]
+    assert tz.convert(source, tmp_path / "same.pt").lost == ()
+    assert tz.convert(source, tmp_path / "n.pt", dtype=[("n", "float16")]).lost == ()

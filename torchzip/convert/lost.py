@@ -7,13 +7,13 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
-from torchzip.checkpoint.walk import SCALARS, Label, attributes, children, reach, ways
-from torchzip.convert.casting import layout
+from torchzip.checkpoint.walk import SCALARS, Label, attributes, children, parts, reach, ways
+from torchzip.convert.casting import DtypeOf, layout
 from torchzip.convert.selection import Held
 from torchzip.formats.base import Child
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
-from torchzip.types import ForeignObject, OtherTensor, Parameter
+from torchzip.types import ForeignObject, OtherTensor, Parameter, QuantizedTensor
 
 
 def lost_values(
@@ -96,6 +96,24 @@ def lost_besides(checkpoint: Checkpoint, original: Mapping[str, Held]) -> Iterat
         else:
             fate = f"{kept:,} of its {len(inside):,} inner tensors are kept"
         yield f"{name or 'the object itself'}: the class of this tensor; {fate}"
+
+
+def lost_casts(root: Any, cast: Iterable[LazyTensor], dtype_of: DtypeOf) -> Iterator[str]:
+    """Name tensors that keep their dtype though a rule gives them another.
+
+    Those in ``cast`` have names of their own. Others are parts of tensors that are not dense,
+    attributes, keys of dicts and items of sets. What a quantized tensor is made of is no weight.
+    """
+    named = {id(tensor.spec) for tensor in cast}
+
+    def parts_of(value: Any) -> Iterable[Child]:
+        return () if isinstance(value, QuantizedTensor) else parts(value)
+
+    for way, value in ways(root, parts_of):
+        if isinstance(value, LazyTensor) and id(value.spec) not in named:
+            dtype = value.torch_dtype
+            if dtype_of(str(way or ""), dtype) != dtype:
+                yield f"{way}: it stays {dtype}; only tensors under names of their own are cast"
 
 
 def lost_ties(tensors: dict[str, LazyTensor], sources: dict[str, TensorStorage]) -> list[str]:

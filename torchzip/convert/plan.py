@@ -22,7 +22,7 @@ from torchzip.container.zip_writer import archive_name, measure
 from torchzip.convert.carried import OBJECT_KEY, carry
 from torchzip.convert.carried_text import carry_order
 from torchzip.convert.casting import DtypeOf, StorageCasts, inner_tensors, layout
-from torchzip.convert.lost import lost_besides, lost_ties, lost_values
+from torchzip.convert.lost import lost_besides, lost_casts, lost_ties, lost_values
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.quantized import codes, sentence
 from torchzip.convert.rules import Rules
@@ -136,7 +136,7 @@ def make_plan(
     selection = select(checkpoint, rules, mapping)
 
     def dtype_of(name: str, torch_dtype: str) -> str:
-        return rules.dtype_of(selection.sources[name], torch_dtype)
+        return rules.dtype_of(selection.sources.get(name, name), torch_dtype)
 
     make = _SafetensorsPlanner if target.format == "safetensors" else _ZipPlanner
     plan = make(checkpoint, selection, dtype_of).plan(target, max_shard_nbytes)
@@ -436,6 +436,8 @@ class _ZipPlanner(_Planner):
             )
             for name, held in self.others.items()
         ]  # fmt: skip
+        if self.others or any(row.from_dtype != row.to_dtype for row in self.rows):
+            self.lost += lost_casts(selection.root, self.tensors.values(), dtype_of)
 
     def _put_cast_arrays(self) -> None:
         """Put tensors where arrays of numpy get another dtype; the others stay what they are."""
