@@ -190,7 +190,7 @@ def _is_same(kind: str, name: str, value: int, size: int, *, zip64: bool) -> boo
         return not value & 0x10  # a folder
     if kind == "end" and name != "signature" and zip64:
         return value == (1 << 8 * size) - 1  # the zip64 end record has it
-    return kind == "locator" and name == "disks" and value == 0
+    return False
 
 
 _ARCHIVES = pytest.mark.parametrize("data", [_ZIP, _ZIP64], ids=["zip", "zip64"])
@@ -518,7 +518,7 @@ _LIES: dict[str, tuple[str, Callable[..., Any], type[Exception] | tuple[type[Exc
     "read fails": ("read", _raises(OSError(5, "EIO")), OSError),
     "read is closed": ("read", _raises(ValueError("I/O operation on closed file")), ValueError),
     "readinto gives nothing": ("readinto", _gives(0), FormatError),
-    "readinto gives None": ("readinto", _gives(None), FormatError),
+    "readinto gives None": ("readinto", _gives(None), OSError),
     "readinto gives -1": ("readinto", _gives(-1), OSError),
     "readinto gives more": ("readinto", _gives(1 << 40), OSError),
     "readinto fails": ("readinto", _raises(OSError(5, "EIO")), OSError),

@@ -30,6 +30,7 @@ from tests.formats import test_pt2 as pt2
 from tests.hostile.every import ATTACKS
 from tests.hostile.parts import legacy
 from tests.sampling import some
+from torchzip.container.hub_names import WHOLE_FILES
 from torchzip.errors import TorchZipError, printable, shown
 
 #: What moves the cursor, ends the line or turns the writing of a terminal, or shows nothing:
@@ -158,8 +159,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "a directory of nothing": (
         lambda: tz.load("."),
         ".: a directory, and not one checkpoint: it has nothing in it. A directory "
-        "is read that has one *.index.json and its shards, model.safetensors or "
-        "pytorch_model.bin, or the .metadata or the *.safetensors of "
+        "is read that has one of: shards, with an *.index.json or all of them; "
+        f"{', '.join(WHOLE_FILES)}; the .metadata or the *.safetensors of "
         "torch.distributed.checkpoint. For a single file give its own path.",
     ),
     # the container

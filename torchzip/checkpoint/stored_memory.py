@@ -24,6 +24,8 @@ Array = NDArray[Any]
 class EarlyStorage(TensorStorage):
     """A storage whose bytes are in the archive already, from byte ``position`` on."""
 
+    is_read = False
+
     def __init__(
         self, torch_dtype: str | None, nbytes: int, location: str, position: int, crc: int
     ) -> None:

@@ -123,7 +123,11 @@ _TIMES = 16
 
 def can_check(tensor: OtherTensor) -> bool:
     """Return whether `check_values` can read the parts: not of one that was stored early."""
-    return all(isinstance(part, TypedArray) or hasattr(part, "__array__") for part in tensor.parts)
+    return all(
+        isinstance(part, TypedArray)
+        or (hasattr(part, "__array__") and (not hasattr(part, "spec") or part.spec.storage.is_read))
+        for part in tensor.parts
+    )
 
 
 def check_values(tensor: OtherTensor, checked: Checked | None = None) -> None:

@@ -41,6 +41,8 @@ class TensorStorage(ABC):
     crc: int | None = None
     record: str | None = None
     random_access: bool = True
+    #: False: its bytes are somewhere that nobody reads them from.
+    is_read: bool = True
 
     @property
     def itemsize(self) -> int:
