@@ -18,7 +18,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Choose the profile before any test is imported."""
     if config.getoption("full"):
         config.option.markexpr = ""
-    (sampling.QUICK if config.option.markexpr else sampling.FULL).load()
+    profile = sampling.QUICK if config.option.markexpr else sampling.FULL
+    profile.load(is_seeded=config.getoption("hypothesis_seed") is not None)
     # What hypothesis keeps goes where pytest's own files are.
     cache = getattr(config, "cache", None)
     if cache is not None:

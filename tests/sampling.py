@@ -1,7 +1,8 @@
 """How much of the tests a run tries: one profile for all of them.
 
 Each run takes a sample of everything; ``python -m pytest --full`` takes all (``-m ""`` means the
-same). A test says what costs much, and never how many there are:
+same), and ``--hypothesis-seed=N`` other examples. A test says what costs much, and never how many
+there are:
 
 * `thorough` and `costly` properties have more and fewer examples than others;
 * a loop over `some` places takes a few of them;
@@ -38,8 +39,12 @@ class Profile:
     #: Inputs of the fuzzer.
     inputs: int
 
-    def load(self) -> None:
-        """Make it the profile of all tests that are imported from now on."""
+    def load(self, *, is_seeded: bool) -> None:
+        """Make it the profile of all tests that are imported from now on.
+
+        A run tries the same examples each time, so that it fails for what was changed. With a seed
+        (``--hypothesis-seed``) it tries others.
+        """
         global profile
         profile = self
         settings.register_profile(
@@ -47,8 +52,7 @@ class Profile:
             max_examples=self.examples,
             deadline=None,  # a busy machine is no failure: no test has a clock
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-            # A run finds the same each time; the full one looks for more.
-            derandomize=self is QUICK,
+            derandomize=not is_seeded,
         )
         settings.load_profile("torchzip")
 

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -105,6 +105,7 @@ def test_safetensors_bytes_are_the_packages(tmp_path: Path) -> None:
     st.sampled_from([{}, {"map": lambda name, tensor: [(name, tensor)]}, {"dtype": "float16"}]),
     st.booleans(),
 )
+@example({"1": "u1"}, "o.safetensors.index.json", {}, False)  # its total_size is 1
 def test_the_order_of_a_flat_dict(
     tmp_path_factory: pytest.TempPathFactory, names: dict[str, str], middle: str, options: Any,
     tied: bool,

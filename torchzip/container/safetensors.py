@@ -42,7 +42,9 @@ from torchzip.limits import Limits, is_number
 METADATA = "__metadata__"
 #: The key under which `convert` keeps ties in the metadata, as JSON.
 ALIASES_KEY = "torchzip.aliases"
-
+#: Metadata about the file: ``format`` of the package, the totals of a shard index. Texts under
+#: other keys may be ties.
+FILE_KEYS = frozenset({"format", "total_size", "total_parameters"})
 
 _FIELDS = ("dtype", "shape", "data_offsets")
 # Quick to look for, as it begins with what is rare; -0 may be a part of a name.
@@ -172,7 +174,7 @@ def parse_ties(metadata: Mapping[str, str], names: Container[str]) -> dict[str, 
     listed = {
         name: kept
         for name, kept in metadata.items()
-        if name != "format" and not name.startswith("torchzip.")
+        if name not in FILE_KEYS and not name.startswith("torchzip.")
     }
     listed |= parse_aliases(metadata)
     return {name: kept for name, kept in listed.items() if kept in names and name not in names}

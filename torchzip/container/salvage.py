@@ -28,8 +28,8 @@ from torchzip.container.zip_layout import (
 )
 from torchzip.container.zip_marks import (
     Descriptor,
-    LocalHeader,
     find_descriptor,
+    is_sound_extra,
     read_descriptors,
     read_lengths,
     scan,
@@ -184,9 +184,16 @@ class DamagedArchive:
         )
 
     def _is_beside(self, place: Place, name: bytes, start: int, nbytes: int) -> bool:
-        """Return whether bytes are so between a header and the next that they can be no other's."""
-        by_header = self._starts_by_header(place, name)
-        return start in by_header and start + nbytes <= self._after(place)
+        """Return whether bytes are so between a header and the next that they can be no other's.
+
+        A damaged length can lead into the next record but one, or into an archive in a tensor.
+        """
+        name_end = self._name_end(place, name)
+        by_lengths = read_lengths(self.source, place.offset)
+        is_at_header = start in (name_end, self._aligned(name_end + 4)) or (
+            start == by_lengths and is_sound_extra(self.source, name_end, start)
+        )
+        return is_at_header and start + nbytes <= self._after(place)
 
     def _starts_by_header(self, place: Place, name: bytes) -> list[int]:
         """Return where the bytes start by the header's lengths, by the alignment, or at once."""
@@ -303,7 +310,8 @@ class DamagedArchive:
         """Return whether a record is where it should be, and nothing is there to judge it by."""
         if by_rows or place.local is None or place.local.crc:
             return False
-        if not self._has_sound_extra(place.local):
+        name_end = place.offset + 30 + len(place.local.name)
+        if not is_sound_extra(self.source, name_end, place.local.data_offset):
             return False
         if self.has_crcs and place.rows:
             return False
@@ -319,14 +327,6 @@ class DamagedArchive:
             DESCRIPTOR_64.pack(DESCRIPTOR_MAGIC, crc, nbytes, nbytes),
         )
         return any(len(tail) < len(each) and each.startswith(tail) for each in wanted)
-
-    def _has_sound_extra(self, header: LocalHeader) -> bool:
-        at = header.offset + 30 + len(header.name)
-        extra = bytes(self.source.read_at(at, header.data_offset - at))
-        place = 0
-        while place + 4 <= len(extra):
-            place += 4 + int.from_bytes(extra[place + 2 : place + 4], "little")
-        return place == len(extra)
 
     def _find_deflated(
         self, place: Place, name: bytes, nbytes: int, by_rows: set[int]

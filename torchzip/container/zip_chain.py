@@ -18,8 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from torchzip.container.zip_layout import STORED
-from torchzip.container.zip_marks import LocalHeader, Row, find_descriptor, read_descriptors
+from torchzip.container.zip_layout import LOCAL, STORED
+from torchzip.container.zip_marks import (
+    LocalHeader,
+    Row,
+    find_descriptor,
+    is_sound_extra,
+    read_descriptors,
+)
 from torchzip.container.zip_writer import measure
 from torchzip.files.source import Source
 
@@ -97,7 +103,13 @@ def follow(headers: list[LocalHeader], around: Surroundings, sizes: Mapping[byte
 def _ends(
     header: LocalHeader, rows: list[Row], nbytes: int | None, around: Surroundings
 ) -> set[int]:
-    """Return where the bytes of a record end: where a descriptor agrees, or wherever it is said."""
+    """Return where the bytes of a record end: where a descriptor agrees, or wherever it is said.
+
+    Nothing says so where the header's lengths are damaged, and so the place where they start.
+    """
+    name_end = header.offset + LOCAL.size + len(header.name)
+    if not is_sound_extra(around.source, name_end, header.data_offset):
+        return set()
     said = {row.compressed for row in rows if row.name == header.name}
     if not header.has_descriptor:
         said.add(header.compressed)

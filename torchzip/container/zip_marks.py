@@ -206,6 +206,20 @@ def read_lengths(source: Source, offset: int) -> int | None:
     return int(offset + 30 + name_length + extra_length)
 
 
+def is_sound_extra(source: Source, start: int, stop: int) -> bool:
+    """Return whether the extra data of a header is a list of fields: its lengths may be damaged."""
+    if not 0 <= start <= stop <= source.size:
+        return False
+    extra = bytes(source.read_at(start, stop - start))
+    at = 0
+    while at + 4 <= len(extra):
+        kind, nbytes = struct.unpack_from("<HH", extra, at)
+        if not kind:
+            return False
+        at += 4 + nbytes
+    return at == len(extra)
+
+
 def read_descriptors(source: Source, offset: int) -> list[Descriptor]:
     """Return what the bytes behind a record say if they are a descriptor, short or long."""
     found = []

@@ -16,7 +16,7 @@ from typing import Any
 from torchzip.checkpoint.lazy import Checkpoint, named_tensors
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_weight
 from torchzip.checkpoint.walk import children, reach, shared
-from torchzip.container.safetensors import parse_ties
+from torchzip.container.safetensors import FILE_KEYS, parse_ties
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.restored import restore
@@ -137,9 +137,7 @@ def _source(checkpoint: Checkpoint) -> Selection:
         metadata = {
             key: text
             for key, text in checkpoint.metadata.items()
-            if not key.startswith("torchzip.")
-            and key not in ("format", "total_size")
-            and ties.get(key) != text
+            if not key.startswith("torchzip.") and key not in FILE_KEYS and ties.get(key) != text
         }
         text = checkpoint.metadata.get(OBJECT_KEY)
         if text is not None:
