@@ -15,9 +15,21 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from torchzip.checkpoint import plain_values
 from torchzip.checkpoint.lazy_tensor import data_of, is_tensor
 from torchzip.checkpoint.plain_values import form_of, what_is_beside
-from torchzip.checkpoint.walk import Label, Walk, children, joined, parts, reach, shared, ways
+from torchzip.checkpoint.walk import (
+    SCALARS,
+    Label,
+    Walk,
+    children,
+    is_plain,
+    joined,
+    parts,
+    reach,
+    shared,
+    ways,
+)
 from torchzip.errors import LimitError
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.types import ForeignObject, Parameter
@@ -150,8 +162,9 @@ def test_forms(value: Any, form: str) -> None:
 def test_ways_are_short_and_first() -> None:
     """The first way to an object is its name; it is put together when it is asked for."""
     inner = [1]
-    names = [str(way or "") for way, value in ways({"a": {"b": inner}, "c": inner})]
-    assert names == ["", "a", "a.b", "a.b.0"]
+    root = {"a": {"b": inner}, "c": inner}
+    assert [str(way or "") for way, value in ways(root)] == ["", "a", "a.b"]
+    assert [str(way or "") for way, value in ways(root, parts)] == ["", "a", "a.b", "a.b.0"]
     deep: Any = []
     for _ in range(50_000):
         deep = [deep]
@@ -191,3 +204,37 @@ def _go_every_way(value: Any, limits: tz.Limits) -> None:
         name = f"{prefix}{key}."
         walk.charge(len(name))
         walk.enter(child, parts(child), name, len(name))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(st.recursive(_LEAF, _trees, max_leaves=12))
+def test_without_plain_values(value: Any) -> None:
+    """What is left is the same as with them, and no number or string is."""
+    every = what_is_beside([value], (), tz.Limits())
+    fewer = what_is_beside([value], (), tz.Limits(), plain=False)
+
+    def told(values: dict[str, Any]) -> dict[str, str]:
+        return {
+            name: str(type(each))
+            for name, each in values.items()
+            if type(each) not in SCALARS and not is_plain(each)
+        }
+
+    assert told(every.values) == told(fewer.values)
+    assert len(fewer.values) == len(told(fewer.values))
+    assert fewer.tensors.keys() == every.tensors.keys()
+
+
+def test_a_long_list_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many hold it: what a list is costs its length."""
+    long = list(range(1000))
+    looks = Counter[int]()
+
+    def is_container(value: Any, real: Any = plain_values.is_container) -> bool:
+        looks[id(value)] += 1
+        return bool(real(value))
+
+    monkeypatch.setattr(plain_values, "is_container", is_container)
+    found = what_is_beside([[long] for _ in range(100)], (), tz.Limits())
+    assert len(found.values) == 100
+    assert looks[id(long)] == 1

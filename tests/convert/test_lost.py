@@ -118,11 +118,16 @@ def test_the_fate_of_inner_tensors(tmp_path: Path) -> None:
 
 
 def test_many_values_are_one_line(tmp_path: Path) -> None:
-    """What is flattened names a long list once."""
-    tree = OrderedDict(w=np.ones(2), loss=[float(i) for i in range(5000)], few=[1, 2])
+    """What is flattened names a long list once, whatever numbers and strings it has inside."""
+    tree: Any = OrderedDict(w=np.ones(2), loss=[float(i) for i in range(5000)], few=[1, 2])
+    tree["steps"] = [{"loss": 0.5, "at": [i, (i,)]} for i in range(500)]
+    tree["mixed"] = [*range(100), np.ones(2)]
     source = save(tree, tmp_path / "m.pt")
     report = tz.convert(source, tmp_path / "o.pt", map=lambda name, tensor: [(name, tensor)])
-    assert report.lost == ("loss (5,000 items)", "few.0", "few.1")
+    mixed = [f"mixed.{i}" for i in range(100)]
+    assert [*report.lost] == [
+        "loss (5,000 items)", "few.0", "few.1", "steps (500 items)", *mixed
+    ]  # fmt: skip
 
 
 def test_what_is_not_cast_is_said(tmp_path: Path) -> None:

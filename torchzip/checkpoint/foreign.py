@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.walk import parts, reach
+from torchzip.checkpoint.walk import holders, reach
 from torchzip.errors import UnsafeGlobalError
 from torchzip.formats.base import Child
 from torchzip.types import ForeignObject, OtherTensor
@@ -40,7 +40,7 @@ def refuse_objects(root: Any, path: str) -> None:
 def _parts(value: Any) -> Iterator[Child]:
     if isinstance(value, ForeignObject):
         return  # enough has been seen
-    for name, step, part in parts(value):
+    for name, step, part in holders(value):
         if name != _RANGES or not _is_ranges(part):
             yield name, step, part
     if isinstance(value, LazyTensor | OtherTensor):

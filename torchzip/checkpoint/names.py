@@ -11,11 +11,21 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torchzip.checkpoint.walk import Walk, children, foreign_tensor
+from torchzip.checkpoint.walk import (
+    SCALARS,
+    Walk,
+    children,
+    foreign_tensor,
+    is_plain,
+    items_of,
+)
 from torchzip.errors import FormatError, LimitError
 from torchzip.formats.base import Child, PartsOf
 from torchzip.limits import Limits
 from torchzip.types import ForeignObject, Parameter
+
+_CONTAINERS = (dict, list, tuple, deque, ForeignObject, Parameter)
+_BUILT_IN = frozenset([dict, list, tuple])
 
 
 def module_parts(value: ForeignObject) -> list[Child] | None:
@@ -95,7 +105,7 @@ class NameTable:
             if all(map(is_leaf, values)) and ForeignObject not in set(map(type, values)):
                 self.names = dict(root)  # a flat state dict: its keys are the names
                 return
-        leading, shared, leaves = _leading_to_leaves(root, is_leaf, self._children)
+        leading, shared, leaves = leading_to_leaves(root, is_leaf, self._items)
         self._ways = Walk(limits, len(leading) + limits.shared_names + 1, characters)
         self._bound = leaves + limits.shared_names
         other = foreign_tensor(root)
@@ -120,6 +130,11 @@ class NameTable:
     def _children(self, value: Any) -> Iterable[Child]:
         parts = self._parts_of(value) if isinstance(value, ForeignObject) else None
         return children(value) if parts is None else parts
+
+    def _items(self, value: Any) -> Iterable[Any]:
+        if isinstance(value, ForeignObject):
+            return [child for _, _, child in self._children(value)]
+        return items_of(value)
 
     def _walk(self, root: Any, leading: set[int], shared: set[int]) -> None:
         # What leads to a tensor in each container that there is more than one way to: whatever
@@ -167,12 +182,12 @@ class NameTable:
             raise LimitError("shared_names", len(table), self._limits.shared_names)
 
 
-def _leading_to_leaves(
-    root: Any, is_leaf: Callable[[Any], bool], children: Callable[[Any], Iterable[Child]]
+def leading_to_leaves(
+    root: Any, is_leaf: Callable[[Any], bool], items: Callable[[Any], Iterable[Any]] = items_of
 ) -> tuple[set[int], set[int], int]:
     """Return the containers from which a leaf can be reached, and those with more than one parent.
 
-    Both by id; and the number of leaves.
+    Both by id; and the number of leaves. Numbers, strings, dicts, lists and tuples are none.
     """
     parents: dict[int, list[int]] = {}
     leading: list[int] = []
@@ -181,17 +196,22 @@ def _leading_to_leaves(
     todo = [root]
     while todo:
         container = todo.pop()
+        if is_plain(container):
+            continue
         own = id(container)
         direct = False
-        for _, _, child in children(container):
-            if is_leaf(child):
-                direct = True
-                leaves.add(id(child))
+        for child in items(container):
+            if type(child) in SCALARS:
                 continue
-            if foreign_tensor(child) is not None:
-                direct = True
-                leaves.add(id(child))
-            if isinstance(child, dict | list | tuple | deque | ForeignObject | Parameter):
+            if type(child) not in _BUILT_IN:
+                if is_leaf(child):
+                    direct = True
+                    leaves.add(id(child))
+                    continue
+                if foreign_tensor(child) is not None:
+                    direct = True
+                    leaves.add(id(child))
+            if isinstance(child, _CONTAINERS):
                 parents.setdefault(id(child), []).append(own)
                 if id(child) not in seen:
                     seen[id(child)] = child

@@ -130,8 +130,11 @@ class Outline:
         return sum(sums.nbytes for sums in self.by_dtype.values())
 
 
-def outline(checkpoint: Checkpoint) -> Outline:
+def outline(checkpoint: Checkpoint, *, plain: bool = True) -> Outline:
     """Return what is in a checkpoint. No tensor is read.
+
+    ``plain=False`` leaves out numbers, strings and containers of nothing else, which may be
+    millions.
 
     Raises
     ------
@@ -153,10 +156,10 @@ def outline(checkpoint: Checkpoint) -> Outline:
     (ValueRow(path='step', type='int', value='7'),)
     """
     with collector_paused(len(checkpoint) >= _PAUSE_FROM):
-        return _outline(checkpoint)
+        return _outline(checkpoint, plain)
 
 
-def _outline(checkpoint: Checkpoint) -> Outline:
+def _outline(checkpoint: Checkpoint, plain: bool) -> Outline:
     rows = _Rows()
     tensors = [rows.row(name, tensor) for name, tensor in checkpoint.items()]
     by_dtype: dict[str, list[int]] = {}
@@ -168,7 +171,7 @@ def _outline(checkpoint: Checkpoint) -> Outline:
     beside = Beside()
     try:
         named = [*(tensor for _, tensor in checkpoint.items()), *checkpoint.arrays.values()]
-        beside = what_is_beside(checkpoint.root, named, checkpoint.limits)
+        beside = what_is_beside(checkpoint.root, named, checkpoint.limits, plain=plain)
     except LimitError as error:
         notes.append(f"what is no tensor is not listed: {error.message}")
     values = beside.values

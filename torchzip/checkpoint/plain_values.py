@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import data_of, is_tensor, is_weight
-from torchzip.checkpoint.walk import Label, Walk, attributes, children, inner, joined
+from torchzip.checkpoint.walk import (
+    SCALARS,
+    Label,
+    Walk,
+    attributes,
+    children,
+    inner,
+    is_plain,
+    joined,
+)
 from torchzip.errors import LimitError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
@@ -43,11 +52,14 @@ def flat_values(root: Any, limits: Limits) -> dict[str, Any]:
     return what_is_beside(root, (), limits).values
 
 
-def what_is_beside(root: Any, named: Collection[Any], limits: Limits) -> Beside:
+def what_is_beside(
+    root: Any, named: Collection[Any], limits: Limits, *, plain: bool = True
+) -> Beside:
     """Return what is in an object beside ``named``: the tensors and arrays that have flat names.
 
     A list of numbers or strings is one value, and so is the class of a foreign object that has
-    something inside. What is no item of its holder follows it in parentheses.
+    something inside. What is no item of its holder follows it in parentheses. ``plain=False``
+    leaves out numbers, strings and containers of nothing else, which may be millions.
 
     Raises
     ------
@@ -55,11 +67,22 @@ def what_is_beside(root: Any, named: Collection[Any], limits: Limits) -> Beside:
         If containers are shared or nested so that there are more names than a file should have.
     """
     known = {id(data_of(leaf)) for leaf in named}
+    looked_at: dict[int, tuple[Any, bool]] = {}
 
     def below(container: Any) -> Iterable[Child]:
-        return _below(container, known)
+        parts = _below(container, known)
+        return parts if plain else [part for part in parts if type(part[2]) not in SCALARS]
 
-    containers, items, characters = _measure(root, below)
+    def leads_on(value: Any) -> bool:
+        # Once for each: a long list may be held by many.
+        if type(value) in SCALARS:
+            return False
+        if id(value) not in looked_at:
+            leads = plain or not is_plain(value)
+            looked_at[id(value)] = (value, leads and _leads_on(value))
+        return looked_at[id(value)][1]
+
+    containers, items, characters = _measure(root, below, leads_on)
     items = 4 * items + limits.shared_names
     walk: Walk[str] = Walk(
         limits, containers + limits.shared_names, characters + limits.names_nbytes
@@ -68,6 +91,9 @@ def what_is_beside(root: Any, named: Collection[Any], limits: Limits) -> Beside:
 
     def see(name: str, value: Any) -> bool:
         """Note a value; return whether there is something below it."""
+        if type(value) in SCALARS:
+            found.values.setdefault(name, value)
+            return False
         if is_weight(value) and not is_tensor(value):
             if id(value) not in known:
                 found.values.setdefault(name, value)
@@ -77,9 +103,10 @@ def what_is_beside(root: Any, named: Collection[Any], limits: Limits) -> Beside:
                 found.tensors.setdefault(name, data_of(value))
             if isinstance(value, Parameter):
                 found.forms.setdefault(name, "a Parameter")
-            return has_attributes(value)
-        if not is_container(value):
-            found.values.setdefault(name, value)
+            return leads_on(value)
+        if not leads_on(value):
+            if plain or not is_plain(value):
+                found.values.setdefault(name, value)
             return False
         form = form_of(value)
         if form:
@@ -109,7 +136,7 @@ def has_attributes(tensor: Any) -> bool:
 
 
 def form_of(value: Any) -> str:
-    """Return what a container is, but for its items; nothing for a dict with strings as keys.
+    """Return what a container is, but for its items; "" for a Parameter and a ForeignObject.
 
     >>> form_of(OrderedDict(a=1)), form_of({1: 2}), form_of(deque([1], 5)), form_of({"a": 1})
     ('OrderedDict', 'dict with keys of type int', 'deque of at most 5', 'dict')
@@ -143,16 +170,18 @@ def _below(container: Any, known: Collection[int]) -> Iterable[Child]:
     return parts if isinstance(container, Parameter) else [*parts, *inner(container)]
 
 
-def _measure(root: Any, below: Callable[[Any], Iterable[Child]]) -> tuple[int, int, int]:
+def _measure(
+    root: Any, below: Callable[[Any], Iterable[Child]], leads_on: Callable[[Any], bool]
+) -> tuple[int, int, int]:
     """Return how many containers there are, what is in them, and the characters of its keys."""
     seen: dict[int, Any] = {id(root): root}
-    todo = [root] if _leads_on(root) else []
+    todo = [root] if leads_on(root) else []
     items = characters = 0
     while todo:
         for key, _, child in below(todo.pop()):
             items += 1
             characters += len(key) + 3 * isinstance(key, Label)
-            if id(child) not in seen and _leads_on(child):
+            if id(child) not in seen and leads_on(child):
                 seen[id(child)] = child
                 todo.append(child)
     return len(seen), items, characters
@@ -169,6 +198,8 @@ def is_container(value: Any) -> bool:
     if isinstance(value, Parameter):
         return True
     if isinstance(value, list | tuple):
+        if SCALARS.issuperset(map(type, value)):
+            return False
         return not all(isinstance(item, _SCALARS) for item in value)
     if isinstance(value, set | frozenset | np.ndarray):  # a value, but for tensors in it
         return any(map(is_tensor, (child for _, _, child in inner(value))))

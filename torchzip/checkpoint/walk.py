@@ -31,6 +31,31 @@ from torchzip.types import ForeignObject, NestedTensor, OtherTensor, Parameter, 
 
 _Frame = TypeVar("_Frame")
 PartsOf = Callable[[Any], Iterable[Child]]
+#: What holds nothing, and is equal wherever it stands.
+SCALARS = frozenset([str, int, float, bool, complex, bytes, type(None)])
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a dict, list or tuple has nothing but numbers and strings in it.
+
+    >>> is_plain({"a": 1}), is_plain([1.5, None]), is_plain([[1]]), is_plain(5)
+    (True, True, False, False)
+    """
+    kind = type(value)
+    if kind is dict:
+        return SCALARS.issuperset(map(type, value.values())) and SCALARS.issuperset(
+            map(type, value)
+        )
+    return (kind is list or kind is tuple) and SCALARS.issuperset(map(type, value))
+
+
+def items_of(value: Any) -> Iterable[Any]:
+    """Return what `children` yields, without the names, which take most of the time."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | deque):
+        return value
+    return [child for _, _, child in children(value)]
 
 
 class Label(str):
@@ -151,6 +176,8 @@ def inner(value: Any) -> Iterator[Child]:
             for index, item in enumerate(value.reshape(-1).tolist()):
                 yield Label(str(index)), f".flat[{index}]", item
     elif isinstance(value, dict):
+        if SCALARS.issuperset(map(type, value)):
+            return
         keys = [key for key in value if not isinstance(key, str | int) and _may_hold(key)]
         for index, key in enumerate(keys):
             yield Label(f"key {index}"), f".keys[{index}]", key
@@ -185,6 +212,16 @@ def parts(value: Any) -> Iterator[Child]:
     yield from inner(value)
 
 
+def holders(value: Any) -> Iterable[Child]:
+    """Return `parts` but for numbers and strings, which hold nothing and may be millions.
+
+    What is asked of a value, and not of each way to it, so that a list is looked at once.
+    """
+    if is_plain(value):
+        return ()
+    return [part for part in parts(value) if type(part[2]) not in SCALARS]
+
+
 class Way(NamedTuple):
     """The first way to a value: ``str`` gives its name. The root's is None.
 
@@ -206,11 +243,11 @@ class Way(NamedTuple):
         return made[:-1]
 
 
-def ways(root: Any, parts_of: PartsOf = parts) -> Iterator[tuple[Way | None, Any]]:
+def ways(root: Any, parts_of: PartsOf = holders) -> Iterator[tuple[Way | None, Any]]:
     """Yield a value and all that is in it, each object once and with the first way to it.
 
-    A holder comes before what it holds. Numbers and strings, which are no holders, come as often
-    as they are held.
+    A holder comes before what it holds. Numbers and strings come only if ``parts_of`` gives them,
+    as often as they are held.
     """
     seen: dict[int, Any] = {}  # keeps them alive, so that an id is not another's
     todo: list[tuple[Way | None, Any]] = [(None, root)]
@@ -224,12 +261,12 @@ def ways(root: Any, parts_of: PartsOf = parts) -> Iterator[tuple[Way | None, Any
         todo += reversed([(Way(way, key), child) for key, _, child in parts_of(value)])
 
 
-def reach(root: Any, parts_of: PartsOf = parts) -> Iterator[Any]:
+def reach(root: Any, parts_of: PartsOf = holders) -> Iterator[Any]:
     """Yield a value and all that is in it, each object once, a holder before what it holds."""
     return (value for _, value in ways(root, parts_of))
 
 
-def shared(root: Any, parts_of: PartsOf = parts) -> set[int]:
+def shared(root: Any, parts_of: PartsOf = holders) -> set[int]:
     """Return by id the objects to which there is more than one way."""
     seen: dict[int, Any] = {id(root): root}
     found: set[int] = set()
@@ -244,10 +281,6 @@ def shared(root: Any, parts_of: PartsOf = parts) -> set[int]:
                 seen[id(child)] = child
                 todo.append(child)
     return found
-
-
-#: What holds nothing, and is equal wherever it stands.
-SCALARS = frozenset([str, int, float, bool, complex, bytes, type(None)])
 
 
 class Walk(Generic[_Frame]):

@@ -74,7 +74,6 @@ a dict of these by their names below it.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -84,11 +83,12 @@ from typing import Any
 import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.walk import children, key_text, reach, shared
+from torchzip.checkpoint.walk import is_plain, items_of, key_text, reach, shared
 from torchzip.convert.carried_text import Carried, carry_order, text_of, to_json
 from torchzip.convert.carried_values import (
     Node,
     NotCarriedError,
+    are_json,
     is_plain_text,
     write_atom,
 )
@@ -108,6 +108,9 @@ OBJECT_KEY = "torchzip.object"
 _INLINE_DEPTH = 32
 _KEY_DEPTH = 100
 _PATH_LENGTH = 300
+
+#: Whose items are counted before anything is written.
+_COUNTED = (dict, list, tuple)
 
 NameOf = Callable[[LazyTensor], str | None]
 
@@ -173,16 +176,13 @@ def carry(
 
 def _count(root: Any) -> int:
     """Return how many items all lists and dicts have together, each counted once."""
-    return sum(
-        len(value) for value in reach(root, _holders) if isinstance(value, dict | list | tuple)
-    )
+    return sum(len(value) for value in reach(root, _holders) if isinstance(value, _COUNTED))
 
 
 def _holders(value: Any) -> Iterable[Child]:
-    if isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            if isinstance(item, dict | list | tuple):
-                yield "", "", item
+    if not isinstance(value, _COUNTED) or is_plain(value):
+        return ()
+    return [("", "", item) for item in items_of(value) if isinstance(item, _COUNTED)]
 
 
 def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
@@ -347,7 +347,7 @@ class _Writer:
 
     def _sequence(self, value: Any, path: _Path) -> _Writing:
         items: list[Node] = []
-        if _are_plain_numbers(value):  # a million losses need no look at each
+        if are_json(value):  # a million losses need no look at each
             items += value
         else:
             for index, item in enumerate(value):
@@ -361,7 +361,10 @@ class _Writer:
 
     def _mapping(self, value: Any, path: _Path) -> _Writing:
         pairs: list[tuple[Node, Node]] = []
-        for key, item in value.items():
+        whole = {str}.issuperset(map(type, value)) and are_json(value) and are_json(value.values())
+        if whole:
+            pairs += value.items()
+        for key, item in () if whole else value.items():
             step = (path, key, False)
             made_key = self._key(key, step)
             if made_key is not _LOST:
@@ -514,14 +517,6 @@ def is_plain_tensor(subclass: ForeignObject | None) -> bool:
     )
 
 
-def _are_plain_numbers(values: Iterable[Any]) -> bool:
-    """Return whether all are finite floats, or ints of 64 bits: JSON as they are."""
-    kinds = set(map(type, values))
-    if kinds == {float}:
-        return all(map(math.isfinite, values))
-    return kinds == {int} and max(values).bit_length() < 64 and min(values).bit_length() < 64
-
-
 def _name_of_class(value: ForeignObject) -> str:
     return f"{value.module}.{value.name}"[:_PATH_LENGTH]
 
@@ -542,13 +537,13 @@ _ANONYMOUS = frozenset(
 
 
 def _carried_parts(value: Any) -> Iterable[Child]:
-    """Yield the parts of a value that are carried and can be in several places.
+    """Return the parts of a value that are carried and can be in several places.
 
     A state is one value here, and not what is in it.
     """
     held: list[Any] = []
     if type(value) in _CONTAINERS:
-        held += [part for _, _, part in children(value)]
+        held += items_of(value)
     if type(value) is OrderedDict:
         held += vars(value).values()
     if type(value) is Parameter:
@@ -557,6 +552,8 @@ def _carried_parts(value: Any) -> Iterable[Child]:
         held += [value] if type(value) is Parameter else []
     if type(value) is LazyTensor and is_plain_tensor(value.spec.subclass):
         held.append(value.spec.attributes)
-    for part in held:
-        if type(part) not in _ANONYMOUS and not (type(part) is tuple and not part):
-            yield "", "", part
+    return [
+        ("", "", part)
+        for part in held
+        if type(part) not in _ANONYMOUS and not (type(part) is tuple and not part)
+    ]

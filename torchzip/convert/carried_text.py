@@ -59,15 +59,12 @@ def _is_longer(node: Node, most: int) -> bool:
     todo = [node]
     while todo and most >= 0:
         part = todo.pop()
-        if isinstance(part, str):
-            most -= len(part)
-        elif isinstance(part, int):
-            most -= part.bit_length() >> 2
-        elif isinstance(part, dict):
-            todo += part.keys()
-            todo += part.values()
-        elif isinstance(part, list):
-            todo += part
+        parts = part if isinstance(part, list) else [part]
+        if isinstance(part, dict):
+            parts = [*part.keys(), *part.values()]
+        most -= sum([len(each) for each in parts if type(each) is str])
+        most -= sum([each.bit_length() >> 2 for each in parts if type(each) is int])
+        todo += [each for each in parts if type(each) in (dict, list)]
     return most < 0
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import date, datetime, time, timedelta, timezone
 from typing import Any
 
@@ -50,6 +51,32 @@ def broken(message: str) -> FormatError:
 def is_plain_text(text: str) -> bool:
     """Return whether UTF-8 has a text as it is."""
     return text.isascii() or not _SURROGATE.search(text)
+
+
+def are_json(values: Collection[Any]) -> bool:
+    """Return whether all are numbers and texts that JSON has as they are.
+
+    >>> are_json([1, 2.5, "a", None]), are_json([1, float("nan")]), are_json([1, b"a"])
+    (True, False, False)
+    """
+    kinds = set(map(type, values))
+    if kinds == {float}:  # a million losses need no look at each
+        return all(map(math.isfinite, values))
+    if kinds == {int}:
+        return max(values) in _INT64 and min(values) in _INT64
+    if not kinds <= _AS_IT_IS.keys():
+        return False
+    return all(_AS_IT_IS[type(value)](value) for value in values)
+
+
+#: When a value of a type is the same as JSON.
+_AS_IT_IS: dict[type, Callable[[Any], bool]] = {
+    type(None): lambda value: True,
+    bool: lambda value: True,
+    int: lambda value: value in _INT64,
+    float: math.isfinite,
+    str: is_plain_text,
+}
 
 
 # -- values to JSON ------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
-from torchzip.checkpoint.walk import SCALARS, Label, attributes, children, parts, reach, ways
+from torchzip.checkpoint.names import leading_to_leaves
+from torchzip.checkpoint.walk import Label, attributes, children, holders, reach, ways
 from torchzip.convert.casting import DtypeOf, layout
 from torchzip.convert.selection import Held
 from torchzip.formats.base import Child
@@ -22,8 +23,8 @@ def lost_values(
     """Yield what is in an object and is no tensor with a name, where only those are written.
 
     ``original`` are all tensors that had one, wanted or not; those in ``whole`` are written with
-    their attributes. A list or dict of many numbers and
-    strings is one line.
+    their attributes. A list or dict of many values that holds numbers and strings and nothing else,
+    however deep, is one line.
     """
     named = {layout(held.spec) for held in original.values() if isinstance(held, LazyTensor)}
     named_others = {id(held) for held in original.values() if isinstance(held, OtherTensor)}
@@ -32,37 +33,40 @@ def lost_values(
     if isinstance(root, ForeignObject):
         yield f"the object itself, a {root.module}.{root.name}; its tensors are kept"
     kept = set(map(id, whole))
+    odd, _, _ = leading_to_leaves(root, _is_odd)
+
+    def is_many(value: Any) -> bool:
+        return type(value) in _PLAIN and len(value) >= _MANY and id(value) not in odd
 
     def parts_of(value: Any) -> Iterable[Child]:
-        return () if id(data_of(value)) in kept else _lost_parts(value)
+        return () if is_many(value) or id(data_of(value)) in kept else _lost_parts(value)
 
     for way, value in ways(root, parts_of):
         path = str(way or "")
         held = data_of(value)
-        if isinstance(held, LazyTensor):
-            if layout(held.spec) not in named:
-                yield f"{path}: a tensor that the state dict does not name"
-        elif isinstance(held, OtherTensor):
-            if id(held) not in named_others:
+        if isinstance(held, LazyTensor | OtherTensor):
+            if isinstance(held, LazyTensor):
+                is_named = layout(held.spec) in named
+            else:
+                is_named = id(held) in named_others
+            if not is_named:
                 yield f"{path}: a tensor that the state dict does not name"
         elif way is not None and isinstance(way.key, Label):
             yield path if way.before is not None else f"the root {path}"
-        elif _is_many(value):
-            yield f"{path} ({len(value):,} items)"
+        elif is_many(value):
+            yield f"{path or 'the object itself'} ({len(value):,} items)"
         elif not _has_parts(value) and id(value) not in arrays:
             yield path or f"the object itself, a {type(value).__name__}"
 
 
-#: Items from which on plain values are counted and not named.
+#: Values from which on plain ones are counted and not named.
 _MANY = 100
+_PLAIN = frozenset([dict, list, tuple])
 
 
-def _is_many(value: Any) -> bool:
-    """Return whether a container has many numbers and strings, and nothing else."""
-    if not isinstance(value, dict | list | tuple) or len(value) < _MANY:
-        return False
-    items = value.values() if isinstance(value, dict) else value
-    return all(type(item) in SCALARS for item in items)
+def _is_odd(value: Any) -> bool:
+    """Return whether a value is neither a number or a string nor a container of them."""
+    return type(value) not in _PLAIN
 
 
 def _has_parts(value: Any) -> bool:
@@ -73,8 +77,6 @@ def _has_parts(value: Any) -> bool:
 
 def _lost_parts(value: Any) -> Iterator[Child]:
     """Yield what has lines of its own: what hangs on a value has one, whatever is in it."""
-    if _is_many(value):
-        return
     if _has_parts(value) or isinstance(value, LazyTensor | OtherTensor):
         yield from children(value)
         yield from attributes(value)
@@ -107,7 +109,7 @@ def lost_casts(root: Any, cast: Iterable[LazyTensor], dtype_of: DtypeOf) -> Iter
     named = {id(tensor.spec) for tensor in cast}
 
     def parts_of(value: Any) -> Iterable[Child]:
-        return () if isinstance(value, QuantizedTensor) else parts(value)
+        return () if isinstance(value, QuantizedTensor) else holders(value)
 
     for way, value in ways(root, parts_of):
         if isinstance(value, LazyTensor) and id(value.spec) not in named:

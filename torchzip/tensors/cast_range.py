@@ -60,11 +60,14 @@ class Lack:
         codes, signed = made.view(_UNSIGNED[made.itemsize]), made.view(_SIGNED[made.itemsize])
         sign = _sign(made)
         if self.first_negative < self.first:
-            lowest = values.view(_SIGNED[values.itemsize]).min()
-            return bool(lowest < 0 or codes.max() >= self.result)
+            lowest = np.minimum.reduce(values.view(_SIGNED[values.itemsize]))
+            return bool(lowest < 0 or np.maximum.reduce(codes) >= self.result)
         if self.result == sign:  # the code of NaN where there is no -0
-            return bool(signed.min() == -sign)
-        return bool(signed.max() >= self.result or codes.max() >= sign | self.result)
+            return bool(np.minimum.reduce(signed) == -sign)
+        return bool(
+            np.maximum.reduce(signed) >= self.result
+            or np.maximum.reduce(codes) >= sign | self.result
+        )
 
 
 def _sign(values: Values) -> int:

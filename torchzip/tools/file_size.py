@@ -115,31 +115,39 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
     is_path = isinstance(file, str | os.PathLike)
     rewind = rewinder(file)
     with Checkpoint(file, limits=limits) as checkpoint:
-        found = outline(checkpoint)
-        limits = checkpoint.limits
-        around = checkpoint.root
-        if checkpoint.format in ("safetensors", "sharded"):  # it may be in their metadata
-            around = select(checkpoint, Rules()).around
-        roles = find_roles(around, found)
-        kinds = {name: role.kind for role in reversed(roles) for name in role.names}
-        kinds |= {row.name: UNNAMED for row in found.unnamed if row.name not in kinds}
+        path, limits = checkpoint.path, checkpoint.limits
+        found, roles, kinds, known = _look_at(checkpoint)
         if found.format == "dcp":
             account = _account_of_dcp(checkpoint, found, kinds)
             names = {id(s): name for s, name in _storages(checkpoint)}
-            return _result(checkpoint.path, found, account, names, roles, is_path, limits)
-        known = _known(checkpoint, found, kinds)
-        rewind()
-        container = open_checkpoint(file, limits)
-        try:
-            if isinstance(container, ShardedContainer):
-                account, names = _account_of_shards(container, checkpoint, kinds, limits)
-            else:
-                assert isinstance(container, OneFile)
-                account = account_of(container, limits, known)
-                names = _names(account, known)
-            return _result(checkpoint.path, found, account, names, roles, is_path, limits)
-        finally:
-            container.close()
+            return _result(path, found, account, names, roles, is_path, limits)
+    del checkpoint  # its object may be large; there will be others
+    rewind()
+    container = open_checkpoint(file, limits)
+    try:
+        if isinstance(container, ShardedContainer):
+            account, names = _account_of_shards(container, kinds, limits)
+        else:
+            assert isinstance(container, OneFile)
+            account = account_of(container, limits, known)
+            names = _names(account, known)
+        return _result(path, found, account, names, roles, is_path, limits)
+    finally:
+        container.close()
+
+
+def _look_at(
+    checkpoint: Checkpoint,
+) -> tuple[Outline, list[Role], dict[str, str], Known]:
+    """Return the outline, the roles, what each tensor is for by its name, and by its storage."""
+    found = outline(checkpoint, plain=False)
+    around = checkpoint.root
+    if checkpoint.format in ("safetensors", "sharded"):  # it may be in their metadata
+        around = select(checkpoint, Rules()).around
+    roles = find_roles(around, found)
+    kinds = {name: role.kind for role in reversed(roles) for name in role.names}
+    kinds |= {row.name: UNNAMED for row in found.unnamed if row.name not in kinds}
+    return found, roles, kinds, _known(checkpoint, found, kinds)
 
 
 def _storages(checkpoint: Checkpoint) -> Iterator[tuple[TensorStorage, str]]:
@@ -178,7 +186,7 @@ def _names(account: Account, known: Known) -> dict[int, str]:
 
 
 def _account_of_shards(
-    container: ShardedContainer, checkpoint: Checkpoint, kinds: dict[str, str], limits: Limits
+    container: ShardedContainer, kinds: dict[str, str], limits: Limits
 ) -> tuple[Account, dict[int, str]]:
     made = Account(container.index_nbytes)
     if container.index_nbytes:
@@ -187,7 +195,7 @@ def _account_of_shards(
     for shard in container.shards:
         assert isinstance(shard, OneFile)
         with Checkpoint(shard.name, limits=limits) as its:
-            known = _known(its, outline(its), kinds)
+            known = _known(its, outline(its, plain=False), kinds)
         account = account_of(shard, limits, known)
         names |= _names(account, known)
         made.size += account.size

@@ -16,7 +16,7 @@ from typing import Any
 
 from torchzip.checkpoint.module_tree import Module, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
-from torchzip.checkpoint.walk import children
+from torchzip.checkpoint.walk import children, is_plain
 from torchzip.types import ForeignObject
 
 #: Steps of names under which averaged weights are kept.
@@ -72,6 +72,8 @@ def _optimizers(root: Any) -> Iterator[str]:
         prefix, value = todo.popleft()
         if isinstance(value, dict) and "state" in value and "param_groups" in value:
             yield f"{prefix}state"
+            continue
+        if is_plain(value):
             continue
         for name, _, child in children(value):
             is_container = isinstance(child, dict | list | tuple | deque | ForeignObject)
