@@ -173,7 +173,7 @@ def _outline(checkpoint: Checkpoint, plain: bool) -> Outline:
         named = [*(tensor for _, tensor in checkpoint.items()), *checkpoint.arrays.values()]
         beside = what_is_beside(checkpoint.root, named, checkpoint.limits, plain=plain)
     except LimitError as error:
-        notes.append(f"what is no tensor is not listed: {error.message}")
+        notes.append(f"values that are not tensors are not listed: {error.message}")
     values = beside.values
     unnamed = [rows.row(name, tensor) for name, tensor in beside.tensors.items()]
     constants = []
@@ -346,7 +346,7 @@ _TOLD_BY_REPR = frozenset(
 
 
 def _short(value: Any) -> str:
-    """Return a value as messages show it, with more of what is no text and no number."""
+    """Return a value as messages show it; arrays and sets are described."""
     if isinstance(value, np.ndarray):
         return f"an array, {value.dtype} {list(value.shape)}"
     if isinstance(value, np.generic):

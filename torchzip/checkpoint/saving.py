@@ -115,7 +115,7 @@ def warn_refused(structure: Structure) -> None:
 
 
 def head_records(pickle: bytes, alignment: int = 64) -> list[tuple[str, bytes]]:
-    """Return the records of an archive that are no storages, but for those at its end."""
+    """Return the records of an archive that are not storages, except those at its end."""
     return [
         ("data.pkl", pickle),
         (".format_version", b"1"),

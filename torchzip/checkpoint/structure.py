@@ -389,8 +389,8 @@ class Structure:
         where, torch_dtype = emitter.where(), value.torch_dtype
         if not isinstance(value.location, str):
             raise TypeError(
-                f"{where}: the location of a Storage is a {type(value.location).__name__}; a text "
-                "was expected"
+                f"{where}: the location of a Storage is a {type(value.location).__name__}; a "
+                "string was expected"
             )
         if torch_dtype is not None:
             row = DTYPES.get(torch_dtype)

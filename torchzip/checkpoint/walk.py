@@ -59,7 +59,7 @@ def items_of(value: Any) -> Iterable[Any]:
 
 
 class Label(str):
-    """The name of what is no item: it follows the name of its holder in parentheses."""
+    """The name of a part that is not an item: it follows the name of its holder in parentheses."""
 
     __slots__ = ()
 

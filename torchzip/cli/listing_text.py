@@ -184,7 +184,7 @@ class TreeText:
 
 
 def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[str]:
-    """Return what is no tensor, a value a line: the first that are not empty, or all."""
+    """Return the values that are not tensors, a line each: the first that are not empty, or all."""
     listed_values = outline.values
     if not everything:  # each state dict of torch has the versions of its modules
         listed_values = tuple(row for row in listed_values if "(_metadata)" not in row.path)

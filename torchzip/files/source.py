@@ -139,18 +139,9 @@ class Descriptor:
                 self._close_for_another()
 
     def preadv(self, out: memoryview, offset: int) -> int:
-        """Read into ``out`` what one call gives, in the same way; return how many bytes."""
-        users = self._users
-        users.append(None)
-        try:
-            number = self._number
-            if number < 0:
-                raise self._closed()
+        """Read into ``out`` what one call gives; return how many bytes."""
+        with self as number:
             return _read_part(number, out, offset)
-        finally:
-            users.pop()
-            if self._number < 0:
-                self._close_for_another()
 
     def _closed(self) -> ValueError:
         return ValueError(f"{self._name}: the checkpoint is closed")

@@ -179,6 +179,18 @@ class MeasuringFactory(SpecFactory):
         return made
 
 
+def measured_by(read: Callable[[MakeFactory], object]) -> list[dict[str, MeasuredStorage]]:
+    """Return the storages, by key, that each pickle mentions for which ``read`` wants a factory."""
+    made: list[MeasuringFactory] = []
+
+    def measure(open_storage: OpenStorage) -> MeasuringFactory:
+        made.append(MeasuringFactory())
+        return made[-1]
+
+    read(measure)
+    return [factory.measured for factory in made]
+
+
 def contiguous_tensor(
     factory: Factory,
     key: str,

@@ -157,7 +157,7 @@ def _index(made: ForeignObject, state: Any) -> ItemKey:
         raise PickleError(f"the state of a MetadataIndex is {shown(state)}; a dict was expected")
     if type(state.get("fqn")) is not str:
         raise PickleError(
-            f"the name of a MetadataIndex is {shown(state.get('fqn'))}; a text was expected"
+            f"the name of a MetadataIndex is {shown(state.get('fqn'))}; a string was expected"
         )
     offset = state.get("offset")
     if offset is not None and type(offset) is not Size:

@@ -427,7 +427,7 @@ def _key(value: Any) -> str:
 
 def _text(value: Any) -> str:
     if type(value) is not str:
-        raise PickleError(f"the location of a storage is {shown(value)}; a text was expected")
+        raise PickleError(f"the location of a storage is {shown(value)}; a string was expected")
     return value
 
 

@@ -21,9 +21,9 @@ from torchzip.formats.base import (
     Child,
     Contents,
     MakeFactory,
-    MeasuringFactory,
     OpenStorage,
     Pickle,
+    measured_by,
     read_pickle,
 )
 from torchzip.formats.zip import ZipContainer
@@ -104,16 +104,13 @@ class TorchScriptContainer(ZipContainer):
                 yield self._pickle(name, is_read=False)
 
     def _used_records(self) -> set[str]:
-        made: list[MeasuringFactory] = []
-
-        def measure(open_storage: OpenStorage) -> MeasuringFactory:
-            made.append(MeasuringFactory())
-            return made[-1]
-
-        self.read(measure)
-        self._read_constants(measure)
-        folders = zip(("data", "constants"), made, strict=True)
-        return {f"{folder}/{key}" for folder, factory in folders for key in factory.measured}
+        readers = {"data": self.read, "constants": self._read_constants}
+        return {
+            f"{folder}/{key}"
+            for folder, read in readers.items()
+            for measured in measured_by(read)
+            for key in measured
+        }
 
     def _read_constants(self, make_factory: MakeFactory) -> Contents:
         record = "constants.pkl"

@@ -16,10 +16,9 @@ from torchzip.formats.base import (
     Contents,
     FileContainer,
     MakeFactory,
-    MeasuringFactory,
-    OpenStorage,
     Pickle,
     RecordCheck,
+    measured_by,
     read_blocks,
     read_pickle,
     swap_nbytes,
@@ -168,14 +167,7 @@ class ZipContainer(FileContainer):
 
     def _used_records(self) -> set[str]:
         """Return the records with bytes of tensors, and whatever else is read and is no pickle."""
-        made: list[MeasuringFactory] = []
-
-        def measure(open_storage: OpenStorage) -> MeasuringFactory:
-            made.append(MeasuringFactory())
-            return made[-1]
-
-        self.read(measure)
-        return {f"data/{key}" for factory in made for key in factory.measured} | OF_ANY_RELEASE
+        return {f"data/{key}" for each in measured_by(self.read) for key in each} | OF_ANY_RELEASE
 
     def _stray_notes(self) -> Iterator[str]:
         """Yield what is to be said of records that look like pickles and that nothing declares."""

@@ -559,7 +559,7 @@ class Emitter:
         self.reduced(value, reduction)
 
     def _check_reduction(self, reduction: tuple[Any, ...], kind: type) -> None:
-        """Raise TypeError if a reduction has not the parts that pickle asks for."""
+        """Raise TypeError if a reduction lacks parts that pickle asks for."""
         callee, args, _, list_items, dict_items, setter = (*reduction, *(None,) * 4)[:6]
         wrong = None
         if not callable(callee) and type(callee) is not ForeignObject:

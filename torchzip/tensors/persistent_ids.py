@@ -139,7 +139,7 @@ class PersistentIds:
             raise PickleError(f"a persistent id has {len(pid):,} elements; {_PID}")
         _, kind, key, location, numel = pid[:5]
         if type(key) is not str:
-            raise PickleError(f"a storage key is {shown(key)}; a text was expected")
+            raise PickleError(f"a storage key is {shown(key)}; a string was expected")
         if not _is_plain_key(key):
             raise PickleError(
                 f"a storage key is {shown(key)}; one plain component of a path was expected"
@@ -188,7 +188,7 @@ class PersistentIds:
             )
         if type(location) is not str:
             raise PickleError(
-                f"storage {key} has {shown(location)} for its location; a text was expected"
+                f"storage {key} has {shown(location)} for its location; a string was expected"
             )
         if type(kind) is not ForeignObject:
             raise PickleError(

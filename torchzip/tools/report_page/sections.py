@@ -269,7 +269,7 @@ def names(contents: Contents) -> str:
 
 
 def values(contents: Contents) -> str:
-    """Return what is no tensor; nothing if there is nothing."""
+    """Return the values that are not tensors; nothing if there are none."""
     outline = contents.outline
     rows = [
         f'<th scope="row" class="name">{name_of(each.path)}</th><td>{escaped(each.type)}</td>'
