@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -186,6 +186,7 @@ def test_what_is_saved_is_read(tree: Any) -> None:
 
 @thorough
 @given(st.one_of(_ANY, _PLAIN), _LIMITS)
+@example([1 << 31], tz.Limits(int_nbytes=1))
 def test_the_bounds_of_a_writer_are_those_of_readers(tree: Any, limits: tz.Limits) -> None:
     """Whatever the bounds: what is written is read, and what is refused would not be."""
     said = _refused(lambda: Structure(tree, StorageKeys(), place_arrays, limits=limits))

@@ -220,8 +220,10 @@ def test_without_plain_values(value: Any) -> None:
             if type(each) not in SCALARS and not is_plain(each)
         }
 
-    assert told(every.values) == told(fewer.values)
-    assert len(fewer.values) == len(told(fewer.values))
+    others, left = told(every.values), told(fewer.values)
+    assert others.items() <= left.items()
+    assert left.keys() <= every.values.keys()  # a number may have had the name of another
+    assert len(fewer.values) == len(left)
     assert fewer.tensors.keys() == every.tensors.keys()
 
 

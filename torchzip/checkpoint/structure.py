@@ -132,7 +132,11 @@ class Structure:
             raise ValueError("nested too deeply to be saved")
         self.refused = emitter.refused
         limits = limits or Limits()
-        is_plain = emitter.is_plain and self._survey.is_plain(limits)
+        is_plain = (
+            emitter.is_plain
+            and emitter.int_nbytes <= limits.int_nbytes
+            and self._survey.is_plain(limits)
+        )
         try:
             check_readable(self.pickle, len(keys.order), limits, is_plain=is_plain)
         except TorchZipError as error:

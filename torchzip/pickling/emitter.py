@@ -99,7 +99,8 @@ class Emitter:
 
     ``refused`` then lists what torch's default loader will not take: (path, reason). ``is_plain``
     says whether there is nothing in it but numbers below 256 bytes, strings, lists, tuples, dicts,
-    OrderedDicts, and the types of ``plain``.
+    OrderedDicts, and the types of ``plain``; ``int_nbytes`` are those of the longest int, if it has
+    more than 32 bits.
 
     Methods for writers: `save` any value, `name` a global, `string` a string by its identity,
     `write` raw opcodes, `put` to number the value just written, `written` to write a get if
@@ -115,6 +116,7 @@ class Emitter:
         plain: Collection[type] = (),
     ) -> None:
         self.is_plain = True
+        self.int_nbytes = 0
         self.refused: list[tuple[str, str]] = []
         self.path: list[Any] = []
         self.count = 0  # memo numbers given so far
@@ -296,6 +298,7 @@ class Emitter:
             raw = value.to_bytes((value.bit_length() >> 3) + 1, "little", signed=True)
             if value < 0 and len(raw) > 1 and raw[-1] == 0xFF and raw[-2] & 0x80:
                 raw = raw[:-1]
+            self.int_nbytes = max(self.int_nbytes, len(raw))
             if len(raw) < 256:
                 self.write(b"\x8a%c" % len(raw) + raw)
             else:

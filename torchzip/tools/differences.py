@@ -114,10 +114,11 @@ def diff(
     Others are read block by block, in memory that does not grow with them, and compared by value:
     NaN equals NaN, 0.0 equals -0.0. Tensors are compared by their flat names and by what they show:
     ``{"a.b": t}`` is ``{"a": {"b": t}}``, and strides, ties, devices, requires_grad, whether a
-    sparse one is coalesced, and the order of keys may differ. What hangs on tensors, Parameters and dicts (the
-    ``_metadata`` of a state dict) is compared too, under names such as ``layer.weight (scale)``,
-    and so is what containers are: ``config (form)`` is OrderedDict or dict, say. With ``cast``, a
-    floating tensor of another dtype is first cast to that of ``b``, as `convert` does it.
+    sparse one is coalesced, and the order of keys may differ. What hangs on tensors, Parameters
+    and dicts (the ``_metadata`` of a state dict) is compared too, under names such as
+    ``layer.weight (scale)``, and so is what containers are: ``config (form)`` is OrderedDict or
+    dict, say. With ``cast``, a floating tensor of another dtype is first cast to that of ``b``, as
+    `convert` does it.
 
     What `convert` has put into the metadata of a safetensors file, ties and the object
     around the tensors, is compared too.
