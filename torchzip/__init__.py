@@ -30,10 +30,11 @@ __all__ = [
 # a program that may never open a checkpoint need not wait for numpy.
 if TYPE_CHECKING:
     from torchzip import tools, types
+    from torchzip.checkpoint.incremental import incremental_save
     from torchzip.checkpoint.lazy import Checkpoint, lazy_load
     from torchzip.checkpoint.lazy_tensor import LazyTensor
     from torchzip.checkpoint.loading import load
-    from torchzip.checkpoint.saving import incremental_save, save
+    from torchzip.checkpoint.saving import save
     from torchzip.convert.conversion import convert
     from torchzip.errors import (
         FormatError,
@@ -54,8 +55,10 @@ else:
             from torchzip.checkpoint import lazy as home
         elif name == "load":
             from torchzip.checkpoint import loading as home
-        elif name in ("save", "incremental_save"):
+        elif name == "save":
             from torchzip.checkpoint import saving as home
+        elif name == "incremental_save":
+            from torchzip.checkpoint import incremental as home
         elif name == "convert":
             from torchzip.convert import conversion as home
         elif name == "Limits":

@@ -70,8 +70,10 @@ class Structure:
     storages. ``spec_of`` may change how a tensor of a file is written, ``storage_of`` a bare
     storage. ``writer`` is whose EarlyTensors are welcome. ``numpy_module`` is numpy's inner module
     as the file of the object names it, for values that do not remember it. ``limits`` are the
-    bounds that readers will have; what they would refuse is refused here. ``stop_at`` is a byte of
-    the pickle where StoppedError is to be raised.
+    bounds that readers will have; what they would refuse is refused here. With ``in_bulk`` tensors
+    that are alone on their storage are written many at once, which gives the same bytes sooner: it
+    must be false where some tensors have a storage already. ``stop_at`` is a byte of the pickle
+    where StoppedError is to be raised.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class Structure:
         writer: object = None,
         numpy_module: str | None = None,
         limits: Limits | None = None,
+        in_bulk: bool = True,
         stop_at: int | None = None,
     ) -> None:
         keys_before = keys.copy()
@@ -98,8 +101,7 @@ class Structure:
         # Once for each: the bytes of one that was stored early are compared.
         self._storage_of = functools.cache(storage_of or (lambda storage: storage))
         self._writer = writer
-        # Tensors that were stored early do not stand alone.
-        self._survey = Survey(root, place, self._spec_of if writer is None else None)
+        self._survey = Survey(root, place, self._spec_of, in_bulk=in_bulk)
         remembered = self._survey.numpy_modules - {None}
         self._numpy_module = numpy_module
         if numpy_module is None and len(remembered) == 1:
@@ -145,7 +147,7 @@ class Structure:
                 try:
                     Structure(
                         root, keys_before, place, spec_of, storage_of, writer, numpy_module,
-                        limits, error.offset,
+                        limits, in_bulk, error.offset,
                     )  # fmt: skip
                 except StoppedError as stopped:
                     where = stopped.path

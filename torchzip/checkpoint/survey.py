@@ -28,7 +28,6 @@ from torchzip.tensors.memory import (
     addresses,
     are_apart,
     extent_of,
-    place_arrays,
     plain_form,
     torch_dtype_to_save,
 )
@@ -120,11 +119,17 @@ class Survey:
     identity of the objects, ``torch_storages`` the storages of torch, and ``numpy_modules`` the
     inner modules of numpy that values remember.
 
-    ``spec_of`` is how a tensor of a file is written; None if none of them may stand alone.
+    ``spec_of`` is how a tensor of a file is written. With ``in_bulk`` false no tensor stands alone,
+    so that each is placed and written by itself.
     """
 
     def __init__(
-        self, root: Any, place: PlaceArrays, spec_of: Callable[[TensorSpec], TensorSpec] | None
+        self,
+        root: Any,
+        place: PlaceArrays,
+        spec_of: Callable[[TensorSpec], TensorSpec],
+        *,
+        in_bulk: bool,
     ) -> None:
         self.placements: dict[tuple[int, str], Placement] = {}
         self.forms: dict[int, Form] = {}
@@ -152,8 +157,8 @@ class Survey:
         self._names = 0
         self._names_length = 0
         self._find(root)
-        self._settle_arrays(place)
-        if spec_of is not None:
+        self._settle_arrays(place, in_bulk)
+        if in_bulk:
             self._settle_lazy(spec_of)
 
     def is_plain(self, limits: Limits) -> bool:
@@ -336,7 +341,7 @@ class Survey:
 
     # -- what it comes to ----------------------------------------------------------------------
 
-    def _settle_arrays(self, place: PlaceArrays) -> None:
+    def _settle_arrays(self, place: PlaceArrays, in_bulk: bool) -> None:
         """Find those that stand alone, and place the others."""
         parameters = list({id(value): value for value in self._parameters}.values())
         parts = [*self._parts, *(value.data for value in parameters)]
@@ -354,11 +359,11 @@ class Survey:
             self._settle_in_torch(dict(zip(ids, arrays, strict=True)), forms)
         owners = map(attrgetter("base"), arrays)
         # An array that owns its memory can still be the owner of another's.
-        if self._special or place is not place_arrays or any(map(is_not, owners, repeat(None))):
+        if self._special or not in_bulk or any(map(is_not, owners, repeat(None))):
             by_id = dict(zip(ids, arrays, strict=True))
             regular = [by_id[identity] for identity in forms]
             alone = _which_alone(regular, self._special.values())
-            if place is not place_arrays:
+            if not in_bulk:
                 alone[:] = False
             together = dict(self._special)
             for array, form in compress(zip(regular, forms.values(), strict=True), ~alone):

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
+from torchzip.checkpoint.incremental import IncrementalWriter
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.saving import IncrementalWriter
 
 #: (name, tensor) -> the tensors of the output that it gives, as (name, array or LazyTensor)
 Map = Callable[[str, LazyTensor], Iterable[tuple[str, Any]]]

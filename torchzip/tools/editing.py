@@ -252,10 +252,9 @@ class _Edit:
         # in vain, and cost time, for each that is behind one that was dropped.
         in_order = list(self._opened) == list(map(str, range(len(self._opened))))
         is_in_vain = isinstance(keys, _FileKeys) and (self._tree.dropped or not in_order)
-        one_by_one = self if is_in_vain else None
         try:
             structure = Structure(
-                self._contents.root, keys, place_arrays, writer=one_by_one,
+                self._contents.root, keys, place_arrays, in_bulk=not is_in_vain,
                 numpy_module=module_among(self._contents.globals),
                 limits=self._limits.or_default(),
             )  # fmt: skip
