@@ -67,6 +67,8 @@ class EagerFactory:
     With ``mappings``, stored bytes are views of the mapped files, read-only.
     """
 
+    storages = None
+
     def __init__(self, open_storage: OpenStorage, mappings: Mappings | None) -> None:
         self._open = open_storage
         self._mappings = mappings

@@ -25,7 +25,7 @@ from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
-from torchzip.tensors.storage import MeasuredStorage, TensorStorage
+from torchzip.tensors.storage import MeasuredStorage, OpenMany, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor
 
 #: (key, dtype of a typed storage, bytes, location) -> the storage in the file
@@ -143,6 +143,8 @@ class SpecFactory:
 
     A subclass, or whoever makes one, has the ``storage`` of a `Factory`.
     """
+
+    storages: OpenMany | None = None
 
     def tensor(self, spec: TensorSpec) -> Any:
         return spec

@@ -19,7 +19,7 @@ from torchzip.errors import PickleError, TensorError, UnsupportedError, shown
 from torchzip.limits import is_number
 from torchzip.pickling.table import Name
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import Measure, TensorStorage
+from torchzip.tensors.storage import Measure, OpenMany, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor, Storage
 
 #: What a persistent id must be.
@@ -28,6 +28,11 @@ _PID = "('storage', class, key, location, number of elements) was expected"
 
 class Factory(Protocol):
     """What the values of a checkpoint are made of: lazy tensors, or arrays."""
+
+    @property
+    def storages(self) -> OpenMany | None:
+        """What opens many storages at once, if there is such a way; see `StorageOpener`."""
+        ...
 
     def storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
@@ -250,10 +255,10 @@ class PersistentIds:
 
         None if they have to be taken one by one.
         """
-        open_many = getattr(self._factory, "storages", None)
+        open_many = self._factory.storages
         if open_many is None or not self._are_new(keys):
             return None
-        storages: list[TensorStorage] | None = open_many(keys, measures, which)
+        storages = open_many(keys, measures, which)
         if storages is not None:
             self._stored.update(zip(keys, storages, strict=True))
         return storages

@@ -52,6 +52,8 @@ class ScriptRebuilder(Rebuilder):
 class _MetaAside:
     """A Factory that makes MetaTensors of what is on the meta device, and else asks another."""
 
+    storages = None  # any of them may be on it
+
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
         self.spec_of = factory.spec_of

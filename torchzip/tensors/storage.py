@@ -130,6 +130,10 @@ class Measure(NamedTuple):
     location: str
 
 
+#: `StorageOpener.many`.
+OpenMany = Callable[[list[str], list[Measure], list[int]], list[TensorStorage] | None]
+
+
 @runtime_checkable
 class StorageOpener(Protocol):
     """Opens the storages of a file one by one, or many at once."""
