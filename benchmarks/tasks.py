@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import checkpoints
+
 Arrays = dict[str, np.ndarray[Any, Any]]
 Work = Callable[[], object]
 #: The other tool -> how many times faster torchzip should be; None if there is no such aim.
@@ -466,6 +468,38 @@ def _rows() -> list[Row]:
             "import all that reading needs, the whole process",
             {"torchzip": {"torch": None}}, import_for_reading,
             repeat=3, fresh=True, extra_ms={NUMPY: None},
+        ),
+    ]  # fmt: skip
+    for file, what in (
+        (checkpoints.TRAINING, "a training checkpoint of 300 parameters"),
+        (checkpoints.STATE_DICT, "a state dict of 300 parameters"),
+        (checkpoints.MODULE, "a pickled module of 300 parameters"),
+    ):
+        ours: dict[str, Targets] = {"torchzip": {"torch mmap": 10 if "training" in what else None}}
+        rows.append(
+            Row(
+                f"open {what}: names, shapes, dtypes", ours,
+                partial(checkpoints.opening, file), checkpoints.prepare, repeat=15,
+            )
+        )  # fmt: skip
+    rows += [
+        Row(
+            f"save {what} to memory", {"torchzip": {"torch save": 3}},
+            partial(checkpoints.saving, file), checkpoints.prepare, repeat=15,
+        )
+        for file, what in (
+            (checkpoints.TRAINING, "a training checkpoint of 300 parameters"),
+            (checkpoints.STATE_DICT, "a state dict of 300 parameters"),
+        )
+    ]  # fmt: skip
+    rows += [
+        Row(
+            f"convert big to a .safetensors of bfloat16, {alone}",
+            {"torchzip": {"torch mmap": 2.5}}, checkpoints.to_safetensors, prepare_big,
+        ),
+        Row(
+            "load big, which is not in the page cache",
+            {"torchzip": {"torch load": None}}, checkpoints.cold, prepare_big,
         ),
     ]  # fmt: skip
     return rows

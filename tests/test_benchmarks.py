@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the figures of two cheap rows, and under ``shown`` what was printed."""
     folder = tmp_path_factory.mktemp("benchmarks")
     shown = benchmarks(
-        *"--rows to.memory$|^open.300 --tools torch --rounds 1 --size 0.001 --json".split(),
+        *"--rows tensors.to.memory$|^open.300 --tools torch --rounds 1 --size 0.001 --json".split(),
         str(folder / "run.json"), "--folder", str(folder),
     )  # fmt: skip
     assert [path.name for path in folder.iterdir()] == ["run.json"]
@@ -159,7 +159,7 @@ def test_the_last_run_is_of_one_piece(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_beside_another_state(tmp_path: Path) -> None:
     """The other checkout's package is what one of the two runs: a broken one is noticed."""
-    arguments = "--rows to.memory$|^read.one --rounds 2 --size 0.001 --before".split()
+    arguments = "--rows tensors.to.memory$|^read.one --rounds 2 --size 0.001 --before".split()
     shown = benchmarks(*arguments, str(ROOT), "--folder", str(tmp_path))
     assert shown.startswith("| | before | after | after / before |")
     assert len(shown.splitlines()) == 4
