@@ -3,8 +3,8 @@
 Names outside the table are refused because the file mentions them, wherever. But a name of the
 table is an object too where it means nothing: ``torch.Tensor`` called with a 5, a storage class in
 a list, a dtype of numpy that is never given its state. So the value itself is looked through. What
-may stay is no part of it, but says what a tensor is: the name of its class, and the ranges of sizes
-that torch's compiler has noted beside the sizes of a jagged tensor.
+may stay is not a part of it but says what a tensor is: the name of its class, and the ranges of
+sizes that torch's compiler puts beside the sizes of a jagged tensor.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class IncrementalWriter:
         Raises
         ------
         TypeError, ValueError
-            If a block has another dtype, or all together have not the number of elements of
+            If a block has another dtype, or all together do not have the number of elements of
             ``shape``. The file cannot be completed then.
         """
         with self._lock:

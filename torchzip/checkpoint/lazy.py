@@ -66,10 +66,9 @@ class Checkpoint(Mapping[str, Any]):
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
     name) that a pickle of it mentions, ``foreign`` those that torchzip does not know (of formats
     that have pickles beside the object's, these two read them: before it is closed), ``metadata``
-    the texts of
-    a safetensors file, of an index of shards, or of a distributed checkpoint. ``constants`` are
-    those of a TorchScript archive, which its code refers to by their position and which have no
-    names; an empty tuple for other formats.
+    the strings of a safetensors file, of an index of shards, or of a distributed checkpoint.
+    ``constants`` are those of a TorchScript archive, which its code refers to by their position and
+    which have no names; an empty tuple for other formats.
 
     It holds its files open; `close` it, or use it as a context manager. Tensors cannot be read
     after that. It survives ``pickle``, and so do its tensors, if it was opened by a path, or on a
@@ -344,7 +343,7 @@ def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = 
 
     ``file`` is a path, or a binary file object with ``read`` and ``seek``, read from where it
     stands: of several legacy streams in one file it takes that one. Where the object stands
-    afterwards is not said (`load` leaves it behind what it took). The path may be that of an
+    afterwards is unspecified (`load` leaves it behind what it took). The path may be that of an
     ``*.index.json``, or of a directory, with such an index and its shards, or all shards without
     one, a ``model.safetensors`` or what else Hugging Face calls a whole file, or the ``.metadata``
     of torch.distributed.checkpoint.

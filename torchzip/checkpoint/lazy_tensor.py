@@ -43,7 +43,7 @@ class LazyTensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype of the data; for a dtype that numpy has not, that of its raw bits."""
+        """The numpy dtype of the data; for a dtype that numpy lacks, that of its raw bits."""
         return numpy_dtype(self.spec.torch_dtype)
 
     @property

@@ -196,7 +196,7 @@ def load(
     Sparse, quantized, nested and meta tensors are the types of that name in `torchzip.types`, with
     arrays as their parts; their indices are checked against their shapes.
 
-    bfloat16 and float8 come through ml_dtypes; a dtype that numpy has not is a
+    bfloat16 and float8 come through ml_dtypes; a dtype that numpy lacks is a
     `types.TypedArray`, and so is a tensor that is a key of a dict or an item of a set (in a pickled
     optimizer), since arrays have no hash. Tensors that shared a storage share memory. A Parameter
     gives its array and a tensor with attributes loses them; `lazy_load` keeps both.

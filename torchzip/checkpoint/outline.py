@@ -77,9 +77,10 @@ class StorageRow(NamedTuple):
 
 
 class ValueRow(NamedTuple):
-    """What is no tensor: its path, its type, and itself as messages show it, cut if it is long.
+    """A value that is not a tensor: its path, its type, and itself as messages show it.
 
-    A list of numbers or texts is one value. A bare storage is of type "storage".
+    Long values are cut. A list of numbers or strings is one value. A bare storage has the type
+    "storage".
     """
 
     path: str
@@ -105,8 +106,8 @@ class Outline:
     of a TorchScript archive, under names such as "(constant 3)" that are not theirs, and
     ``constant_count`` counts all of those. ``stored_nbytes`` counts each storage once.
     ``subclasses`` are the tensors that only code of their own can make, with their classes; what is
-    inside them has rows. ``foreign`` are the names outside torchzip's table, ``metadata`` the texts
-    of a safetensors file or an index. ``notes`` say what could not be listed.
+    inside them has rows. ``foreign`` are the names outside torchzip's table, ``metadata`` the
+    strings of a safetensors file or an index. ``notes`` say what could not be listed.
     """
 
     path: str

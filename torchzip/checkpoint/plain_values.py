@@ -36,7 +36,7 @@ _CONTAINERS = (dict, list, tuple, deque, ForeignObject)
 
 @dataclass(slots=True)
 class Beside:
-    """``values`` are no tensors, ``tensors`` those without a flat name, ``forms`` what else there
+    """``values`` are not tensors, ``tensors`` those without a flat name, ``forms`` what else there
     is to say of a container or a tensor: its class, a length that it keeps to, kinds of keys.
 
     All by name; if two have one name, the first counts. A cycle has no name.
@@ -48,7 +48,7 @@ class Beside:
 
 
 def flat_values(root: Any, limits: Limits) -> dict[str, Any]:
-    """Return all values that are no tensors, by the way to each, as `what_is_beside` does."""
+    """Return all values that are not tensors, by the way to each, as `what_is_beside` does."""
     return what_is_beside(root, (), limits).values
 
 
@@ -58,8 +58,9 @@ def what_is_beside(
     """Return what is in an object beside ``named``: the tensors and arrays that have flat names.
 
     A list of numbers or strings is one value, and so is the class of a foreign object that has
-    something inside. What is no item of its holder follows it in parentheses. ``plain=False``
-    leaves out numbers, strings and containers of nothing else, which may be millions.
+    something inside. A part that is not an item of its holder follows it in parentheses.
+    ``plain=False`` leaves out numbers, strings and containers of nothing else, which may be
+    millions.
 
     Raises
     ------

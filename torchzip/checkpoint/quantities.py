@@ -47,7 +47,7 @@ def shape_text(shape: Sequence[int | None]) -> str:
 
 
 def some_of(texts: Sequence[str], most: int) -> str:
-    """Return the first of some texts, and how many more there are.
+    """Return the first of some strings, and how many more there are.
 
     >>> some_of(["a", "b", "c"], 2)
     'a, b and 1 more'

@@ -27,7 +27,7 @@ def tensor_text(tensor: LazyTensor, *, full: bool = False, width: int = 80) -> s
 
     Of more than 1,000 elements the corners are shown, and only their bytes are read (of a deflated
     record, what lies before them too). Floats of 8 bits, bfloat16 and complex32 are printed
-    as float32 and complex64; dtypes that numpy has not by their raw bits.
+    as float32 and complex64; dtypes that numpy lacks by their raw bits.
 
     Raises
     ------

@@ -69,7 +69,7 @@ class TensorChange:
 
 @dataclass(frozen=True, slots=True)
 class ValueChange:
-    """A value that is no tensor, as messages show it; None where it is not there."""
+    """A value that is not a tensor, as messages show it; None where it is not there."""
 
     name: str
     before: str | None
@@ -176,7 +176,7 @@ class _Side:
         }
         storages = {id(each): each for held in self.tensors.values() for each in storages_of(held)}
         self.stored_nbytes = sum(storage.nbytes for storage in storages.values())
-        # The texts of a safetensors header; other formats have none to compare them with.
+        # The strings of a safetensors header; other formats have none to compare them with.
         self.texts = selection.metadata if checkpoint.format in ("safetensors", "sharded") else None
 
     def row(self, name: str) -> TensorRow:

@@ -133,7 +133,7 @@ def parse_device(device: Any) -> str:
     ('cpu', 'cuda:0', 'cuda:1')
     """
     if not isinstance(device, str):
-        raise TypeError(f"a device is a text, not {type(device).__name__}")
+        raise TypeError(f"a device is a string, not {type(device).__name__}")
     found = _DEVICE.fullmatch(device)
     if found is None:
         raise ValueError(
@@ -155,7 +155,7 @@ def _parse_values(values: Mapping[str, Any] | None) -> dict[str, Any]:
         raise TypeError(f"set_values takes a dict of paths, not {type(values).__name__}")
     for path in values:
         if not isinstance(path, str):
-            raise TypeError(f"set_values takes paths as texts, not {type(path).__name__}")
+            raise TypeError(f"set_values takes paths as strings, not {type(path).__name__}")
     return {path: _plain_copy(value, path) for path, value in values.items()}
 
 

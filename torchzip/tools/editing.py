@@ -334,7 +334,7 @@ class _FileKeys(StorageKeys):
 
     def __init__(self, opened: Mapping[str, TensorStorage]) -> None:
         super().__init__()
-        # Not the texts of the file, which may stand for other things in it too.
+        # Not the strings of the file, which may stand for other things in it too.
         self._known = {id(storage): key[:1] + key[1:] for key, storage in opened.items()}
 
     def names(self) -> list[str]:

@@ -26,7 +26,7 @@ from torchzip.tools.savings import Idea, Saving, saving_of
 
 #: Formats with code in them, which a conversion does not take along.
 _WITH_CODE = ("torchscript", "pt2")
-#: Kinds of bytes that a new archive has not.
+#: Kinds of bytes that a new archive does not have.
 _LEFT_BEHIND = ("dead bytes", "storages that nothing mentions", "storages without a tensor")
 
 
@@ -92,8 +92,8 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
     """Say where the bytes of a checkpoint go, and what `convert` would save of them.
 
     Data is read only of storages that have the size of another (and its CRC, where there are
-    CRCs): whether they are the same is told by all their bytes. Memory does not grow with them.
-    What is saved is told by the plan of each conversion, to the byte; a file object has no
+    CRCs): whether they are the same is decided by all their bytes. Memory does not grow with them.
+    What is saved is computed from the plan of each conversion, to the byte; a file object has no
     ``savings``, as it has no name for a command.
 
     Raises

@@ -36,7 +36,7 @@ def write_npy(
     UnsupportedError
         If a .npy file has no such dtype.
     ValueError
-        If ``dtype`` is no floating dtype of numpy, or the tensor is none.
+        If ``dtype`` is not a floating dtype of numpy, or the tensor is none.
     FileExistsError
         If the path is there and ``overwrite`` is false.
 

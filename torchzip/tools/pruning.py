@@ -194,7 +194,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attribute_dicts(value: Any) -> Iterator[dict[Any, Any]]:
-    """Yield the dicts that are no dicts of a user's but the attributes of an object."""
+    """Yield the dicts that are not a user's but the attributes of an object."""
     if isinstance(value, dict | list | tuple | deque | np.ndarray):
         return
     target, names = _slots(value)

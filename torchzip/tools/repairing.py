@@ -58,7 +58,7 @@ from torchzip.types import OtherTensor
 _WITH_ROOT = ("zip", "legacy", "tar", "safetensors")
 #: Formats whose records may have CRCs.
 _WITH_CRCS = ("zip", "torchscript", "pt2")
-#: So many LFs that all have a CR before them are no chance.
+#: So many LFs that all have a CR before them cannot be chance.
 _MANY_LINES = 8
 
 
@@ -117,8 +117,8 @@ def repair(
 ) -> Repaired:
     """Write what can be saved of a truncated or damaged checkpoint.
 
-    Every tensor whose bytes are whole comes back under its name, none with values that a CRC
-    speaks against. What is lost is taken out of dicts; None stands for it in lists, tuples and
+    Every tensor whose bytes are whole comes back under its name, none with values that its
+    CRC does not match. What is lost is taken out of dicts; None stands for it in lists, tuples and
     objects. Files without CRCs (legacy, safetensors, ``crc32=False``) give tensors that are in
     their place and ``unverified``. Where the structure itself is lost, the storages come back as
     arrays of bytes, in a dict by their record. A sound file is written again as it is.

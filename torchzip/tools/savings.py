@@ -20,7 +20,7 @@ from torchzip.limits import Limits
 class Saving:
     """A command, what it does, the size of its output and what that is less than the file.
 
-    ``is_lossy`` says that numbers are rounded. ``not_carried`` is what else the output has not, as
+    ``is_lossy`` says that numbers are rounded. ``not_carried`` is what else the output lacks, as
     `convert` says it.
     """
 

@@ -22,7 +22,7 @@ from torchzip.tensors.storage import TensorStorage
 from torchzip.tools.edit_rules import EditRules, prefixes
 from torchzip.types import ForeignObject, MetaTensor, NestedTensor, OtherTensor, Parameter
 
-#: Whose gradient a file can speak of when they are no Parameters.
+#: Whose gradient a file can speak of when they are not Parameters.
 _WITH_GRADIENT = (LazyTensor, MetaTensor, NestedTensor)
 
 
@@ -227,7 +227,7 @@ class TreeEdit:
         known = self._known.get(path)
         if known is not None and not known.is_dropped:
             if known.holder is None:
-                raise ValueError(f"{path!r} is no item of a dict; only these can be set")
+                raise ValueError(f"{path!r} is not an item of a dict; only these can be set")
             if _holds_tensor(known.value):
                 raise ValueError(f"{path!r} is or holds a tensor; a value cannot take its place")
             if not _equal_plain(known.value, value):
@@ -249,12 +249,12 @@ class TreeEdit:
             if known is None:
                 continue
             if known.is_dropped or not isinstance(known.value, dict):
-                what = "dropped" if known.is_dropped else "no dict"
+                what = "dropped" if known.is_dropped else "not a dict"
                 raise ValueError(f"{path!r} cannot be set, as {parent!r} is {what}")
             key = path[len(parent) + 1 :]
             return known.value, key, f"{known.new_path}.{key}"
         if not isinstance(self.root, dict):
-            raise ValueError(f"{path!r} cannot be set, as the object in the file is no dict")
+            raise ValueError(f"{path!r} cannot be set, as the object in the file is not a dict")
         return self.root, path, path
 
     # -- the end -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A value that is no tensor, as lines of text."""
+"""A value that is not a tensor, as lines of text."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _NEVER_SAFE = {
 }
 #: Formats that hold objects of TorchScript, whose classes stand in the archive itself.
 _SCRIPTED = ("torchscript", "pt2")
-#: Formats that are no file for torch.load, and what reads them.
+#: Formats that torch.load does not read, and what reads them.
 _NOT_FOR_TORCH_LOAD = {
     "safetensors": "a safetensors file; safetensors.torch.load_file reads it, and torch.load since "
     "2.13 if its name ends in .safetensors",
@@ -74,7 +74,7 @@ def verify(
 ) -> Verified:
     """Read all of a checkpoint, compare every CRC, and say whether torch.load accepts it.
 
-    That torch.load refuses a file by default (``weights_only=True``) is no fault of the file.
+    That torch.load refuses a file by default (``weights_only=True``) is not a fault of the file.
     ``progress`` is called with the bytes read so far and those in all.
 
     Raises
