@@ -40,7 +40,9 @@ class RecordIndex:
         digits = name[5:] if row is None and name.startswith("data/") else ""
         if digits.isdecimal() and digits.isascii() and len(digits) <= _MOST_DIGITS:
             number = int(digits)
-            place = int(self._sorted.searchsorted(number))
+            place = number + len(self._others)  # as torch numbers them
+            if place >= len(self._sorted) or self._sorted[place] != number:
+                place = int(self._sorted.searchsorted(number))
             # Leading zeros make another name of the same number.
             is_there = place < len(self._sorted) and self._sorted[place] == number
             if is_there and (digits[0] != "0" or (number == 0 and len(digits) == 1)):
