@@ -26,6 +26,7 @@ class DtypeRow(NamedTuple):
     safetensors: str | None = None
     safetensors_rank: int = -1
     kind: str = "other"  # float, complex, int, bool, quantized, other
+    per_byte: int = 1  # the elements of a quantized dtype that share a byte
 
 
 #: The package writes tensors by descending rank of their dtype, then by name
@@ -44,9 +45,10 @@ def _row(
     safetensors: str | None,
     kind: str,
     raw: str = "uint8",
+    per_byte: int = 1,
 ) -> DtypeRow:
     rank = _SAFETENSORS_ORDER.index(safetensors) if safetensors else -1
-    return DtypeRow(name, itemsize, storage_class, numpy, raw, safetensors, rank, kind)
+    return DtypeRow(name, itemsize, storage_class, numpy, raw, safetensors, rank, kind, per_byte)
 
 
 _ROWS = [
@@ -65,8 +67,8 @@ _ROWS = [
     _row("quint8", 1, "QUInt8Storage", None, None, "quantized"),
     _row("qint8", 1, "QInt8Storage", None, None, "quantized", raw="int8"),
     _row("qint32", 4, "QInt32Storage", None, None, "quantized", raw="int32"),
-    _row("quint4x2", 1, "QUInt4x2Storage", None, None, "quantized"),
-    _row("quint2x4", 1, "QUInt2x4Storage", None, None, "quantized"),
+    _row("quint4x2", 1, "QUInt4x2Storage", None, None, "quantized", per_byte=2),
+    _row("quint2x4", 1, "QUInt2x4Storage", None, None, "quantized", per_byte=4),
     _row("uint16", 2, None, "uint16", "U16", "int"),
     _row("uint32", 4, None, "uint32", "U32", "int"),
     _row("uint64", 8, None, "uint64", "U64", "int"),

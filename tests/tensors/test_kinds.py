@@ -143,6 +143,7 @@ def test_what_a_type_says(tensor: OtherTensor, text: str, kind: str, nbytes: int
 @pytest.mark.parametrize("tensor", ALL, ids=repr)
 def test_immutable_small_and_picklable(tensor: OtherTensor) -> None:
     """No attribute is set, none is added; two are equal only if they are one; pickle keeps all."""
+    assert type(tensor).__module__ == "torchzip.types"  # which is what a pickle of it says
     for name in ("shape", "requires_grad", "other"):
         with pytest.raises((AttributeError, TypeError)):
             setattr(tensor, name, 1)

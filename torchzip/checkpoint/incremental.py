@@ -25,7 +25,6 @@ from torchzip.errors import MAX_NDIM, EnoughMemory
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.source import File
 from torchzip.tensors.array_likes import TorchStorage, array_kind
-from torchzip.tensors.kind_checks import can_check, check_kind, check_values
 from torchzip.tensors.memory import (
     Array,
     Placement,
@@ -115,9 +114,7 @@ class IncrementalWriter:
             return EarlyTensor(spec, self)
 
     def _store_parts(self, tensor: OtherTensor) -> OtherTensor:
-        check_kind(tensor)
-        if can_check(tensor):
-            check_values(tensor)
+        tensor.check_to_write()
         if isinstance(tensor, QuantizedTensor) and isinstance(tensor.int_repr, np.ndarray):
             tensor = tensor.replace(int_repr=TypedArray(tensor.int_repr, tensor.torch_dtype))
         return tensor.with_parts(self.store_early)

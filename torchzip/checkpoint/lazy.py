@@ -37,7 +37,7 @@ from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.pickled import all_names, refuse_foreign
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
-from torchzip.tensors.kind_checks import Checked, check_values
+from torchzip.tensors.kinds.checked import Checked
 from torchzip.types import ForeignObject, OtherTensor
 
 Foreign = Literal["keep", "raise"]
@@ -234,7 +234,7 @@ class Checkpoint(Mapping[str, Any]):
         checked = Checked()
         with ErrorPlace(path=self.path):
             for tensor in self._other_tensors:
-                check_values(tensor, checked)
+                tensor.check_values(checked)
         notes = self._container.notes
         return VerifyReport(records, nbytes, len(self), tuple(without), notes)
 

@@ -19,7 +19,7 @@ from torchzip.formats.base import FileContainer, OpenStorage, check_options
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.pickled import refuse_foreign
 from torchzip.limits import Limits
-from torchzip.tensors.kind_checks import Checked, check_values
+from torchzip.tensors.kinds.checked import Checked
 from torchzip.tensors.numpy_dtypes import (
     as_dtype,
     has_numpy_dtype,
@@ -152,7 +152,7 @@ class EagerFactory:
             resolved[...] = resolve_bits(array, spec)
         checked = Checked(self._nbytes)
         for tensor in self._to_check:
-            check_values(tensor, checked)
+            tensor.check_values(checked)
         # Bare storages in the tree keep the factory, and should not keep all memory.
         self._to_fill.clear()
         self._to_resolve.clear()

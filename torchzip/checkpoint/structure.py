@@ -31,6 +31,8 @@ from torchzip.limits import Limits
 from torchzip.pickling.emitter import Emitter, Reduction, StoppedError, Writer, text_of
 from torchzip.tensors.array_likes import array_kind, array_of
 from torchzip.tensors.array_rows import ArrayRows
+from torchzip.tensors.kinds.base import PartWriter
+from torchzip.tensors.kinds.nested import MarkedValues, is_jagged
 from torchzip.tensors.memory import (
     Placement,
     packed,
@@ -47,7 +49,6 @@ from torchzip.tensors.reduce import (
     as_storage,
     empty_ordered_dict,
 )
-from torchzip.tensors.reduce_kinds import KindWriter, MarkedValues, is_jagged
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import (
@@ -96,7 +97,7 @@ class Structure:
     ) -> None:
         keys_before = keys.copy()
         self._dense = DenseWriter(keys)
-        self._kinds = KindWriter(self._dense, self._plain_spec, self._integers_of)
+        self._parts = PartWriter(self._dense, self._plain_spec, self._integers_of)
         self._spec_of = spec_of or (lambda spec: spec)
         # Once for each: the bytes of one that was stored early are compared.
         self._storage_of = functools.cache(storage_of or (lambda storage: storage))
@@ -318,7 +319,7 @@ class Structure:
     ) -> None:
         if is_jagged(data):  # has a class of its own, and is marked as a parameter there
             attributes = {**(data.attributes or {}), **(state or {}), "_is_param": True}
-            self._kinds.write(emitter, data.replace(attributes=attributes), bool(requires_grad))
+            data.replace(attributes=attributes).write(emitter, self._parts, bool(requires_grad))
             return
         with_state = state is not None
         if with_state or isinstance(data, OtherTensor):
@@ -328,7 +329,7 @@ class Structure:
         if isinstance(data, ForeignObject):  # of a class of its own
             emitter.save(data)
         elif isinstance(data, OtherTensor):
-            self._kinds.write(emitter, data, requires_grad=False)
+            data.write(emitter, self._parts, requires_grad=False)
             emitter.put(None)
         else:
             # The data of a parameter is a plain tensor that needs no gradient, made anew
@@ -352,7 +353,7 @@ class Structure:
         if tensor.is_parameter and not is_jagged(tensor):
             self._write_parameter_call(emitter, tensor, tensor.requires_grad, None)
         else:
-            self._kinds.write(emitter, tensor, tensor.requires_grad)
+            tensor.write(emitter, self._parts, tensor.requires_grad)
         emitter.put_object(value)
 
     def _write_marked(self, emitter: Emitter, values: MarkedValues) -> None:

@@ -34,8 +34,8 @@ from types import FunctionType
 from typing import Any
 
 from torchzip.errors import printable, shortened
+from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.allowlist import is_torch_safe
-from torchzip.types import ForeignObject
 
 _BATCH = 1000
 #: Fewer are as quick one by one as in bulk.

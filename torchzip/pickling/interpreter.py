@@ -17,6 +17,7 @@ import struct
 from typing import Any
 
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError, shown
+from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.memo import Memo
 from torchzip.pickling.objects import (
@@ -32,7 +33,6 @@ from torchzip.pickling.objects import (
 from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode
 from torchzip.pickling.python2 import python2_string, python3_name, unquote
 from torchzip.pickling.table import Name, Shortcut, Table
-from torchzip.types import ForeignObject
 
 _NOTHING = object()
 

@@ -10,8 +10,8 @@ from collections import OrderedDict, deque
 from typing import Any
 
 from torchzip.errors import PickleError, UnsupportedError, shown
+from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.table import KEEP, Table
-from torchzip.types import ForeignObject
 
 _PLAIN_DICTS = (dict, OrderedDict)
 #: What an item of these takes when it is copied, in eighths of an item.

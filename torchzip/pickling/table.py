@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from torchzip.errors import PickleError
+from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.memo import Memo
-from torchzip.types import ForeignObject
 
 Name = tuple[str, str]
 #: Carries out many opcodes at once: (data, position, memo, stack) -> the position behind them, or

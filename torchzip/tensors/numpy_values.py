@@ -29,11 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.errors import MAX_NDIM, PickleError
+from torchzip.leaf_types import ForeignObject
 from torchzip.limits import is_number
 from torchzip.pickling.python2 import bytes_of
 from torchzip.pickling.table import KEEP, Name
 from torchzip.tensors.numpy_dtypes import named_dtype
-from torchzip.types import ForeignObject
 
 Args = tuple[Any, ...]
 

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 from torchzip.dtypes import STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError, shown
+from torchzip.leaf_types import ForeignObject, Storage
 from torchzip.limits import is_number
 from torchzip.pickling.table import Name
+from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import Measure, OpenMany, TensorStorage
-from torchzip.types import ForeignObject, OtherTensor, Storage
 
 #: What a persistent id must be.
 _PID = "('storage', class, key, location, number of elements) was expected"

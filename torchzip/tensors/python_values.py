@@ -16,10 +16,10 @@ from datetime import date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from torchzip.errors import PickleError, shown, wrong_arguments
+from torchzip.leaf_types import ForeignObject
 from torchzip.limits import is_number
 from torchzip.pickling.python2 import bytes_of
 from torchzip.pickling.table import KEEP, Name
-from torchzip.types import ForeignObject
 
 if TYPE_CHECKING:  # each is imported when a file has one: `import torchzip` should cost little
     from decimal import Decimal

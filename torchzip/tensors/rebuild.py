@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES, STORAGE_CLASSES
@@ -23,33 +24,35 @@ from torchzip.errors import (
     shown,
     wrong_arguments,
 )
+from torchzip.leaf_types import (
+    Device,
+    Dtype,
+    ForeignObject,
+    Layout,
+    Parameter,
+    QScheme,
+    Size,
+)
 from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Keep, Name, Table
+from torchzip.tensors.kinds import meta, nested, quantized, sparse
+from torchzip.tensors.kinds.base import OtherTensor, PartReader, Rebuild
+from torchzip.tensors.kinds.nested import NJT
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
 from torchzip.tensors.persistent_ids import BareStorage, Factory, PersistentIds
 from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
-from torchzip.tensors.rebuild_kinds import NJT, KindRebuilder, check_hooks
 from torchzip.tensors.record_pattern import TENSOR, TensorPattern
 from torchzip.tensors.record_runs import RunReader, TensorLayout
 from torchzip.tensors.specs import (
     TensorSpec,
+    check_hooks,
     check_spec,
     span_of,
     wrong_dtype,
     wrong_requires_grad,
 )
 from torchzip.tensors.storage import Measure, MeasuredStorage
-from torchzip.types import (
-    Device,
-    Dtype,
-    ForeignObject,
-    Layout,
-    OtherTensor,
-    Parameter,
-    QScheme,
-    Size,
-)
 
 Args = tuple[Any, ...]
 
@@ -107,12 +110,17 @@ class Rebuilder:
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
             ("torch._utils", "_rebuild_tensor_v3"): self._tensor_v3,
         }
-        self._kinds = KindRebuilder(self._untagged, factory.is_tensor, factory.other)
+        self._parts = PartReader(self._untagged, factory.is_tensor)
+        self._kinds: dict[Name, Callable[[Args], Any]] = {
+            name: partial(self._other, rebuild)
+            for kind in (sparse, quantized, nested, meta)
+            for name, rebuild in kind.REBUILDS.items()
+        }
         self.table = Table(
             values=_VALUES,
             calls={
                 **self._dense,
-                **self._kinds.calls,
+                **self._kinds,
                 ("torch._utils", "_rebuild_parameter"): self._parameter,
                 ("torch._utils", "_rebuild_parameter_with_state"): self._parameter_with_state,
                 **dict.fromkeys(FOREIGN_TENSORS, _kept),
@@ -156,9 +164,8 @@ class Rebuilder:
         file that nobody closes stay open.
         """
         self._storages.finish()
-        self._kinds.finish()
         self._keys.finish()
-        del self._factory
+        del self._factory, self._parts
 
     # -- tensors ---------------------------------------------------------------------------
 
@@ -371,7 +378,7 @@ class Rebuilder:
             )
         function, subclass, arguments, state = args
         name = (function.module, function.name)
-        build = self._dense.get(name) or self._kinds.calls.get(name)
+        build = self._dense.get(name) or self._kinds.get(name)
         if build is None or function.how != "name" or type(arguments) is not tuple:
             return KEEP  # of a class that only its own code can make
         tensor = build(arguments)
@@ -385,6 +392,12 @@ class Rebuilder:
             spec.attributes = state
             spec.subclass = subclass
         return tensor
+
+    def _other(self, rebuild: Rebuild, args: Args) -> Any:
+        """Return what stands for a tensor that is not dense."""
+        tensor = rebuild(args, self._parts)
+        tensor.check()
+        return self._factory.other(tensor)
 
     def _untagged(self, bare: Any, offset: Any, size: Any, stride: Any) -> Any:
         """Return a dense tensor of the storage's dtype."""

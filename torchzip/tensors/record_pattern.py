@@ -20,10 +20,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.memo import Memo
 from torchzip.pickling.table import Name
 from torchzip.tensors.record_runs import Gets, RunReader
-from torchzip.types import ForeignObject
 
 _NUMBER = rb"(?:K.|M..|J....)"
 _PUT = rb"(?:q.|r....)"

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.memo import Memo
-from torchzip.types import ForeignObject
 
 Numbers = NDArray[np.int64]
 

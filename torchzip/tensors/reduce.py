@@ -14,11 +14,11 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES
+from torchzip.leaf_types import Device, Dtype, Layout, QScheme, Size
 from torchzip.pickling.emitter import Emitter, Writer, get_opcode, put_opcode
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
-from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
 _PACK_U32 = struct.Struct("<I").pack
 

@@ -16,13 +16,14 @@ from typing import Any
 
 from torchzip.dtypes import DTYPES, DtypeRow
 from torchzip.errors import PickleError, UnsupportedError
+from torchzip.leaf_types import Device
 from torchzip.pickling.table import Name
-from torchzip.tensors.kind_checks import check_kind
+from torchzip.tensors.kinds.base import OtherTensor
+from torchzip.tensors.kinds.meta import MetaTensor
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Args, Rebuilder
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import MeasuredStorage, TensorStorage
-from torchzip.types import Device, MetaTensor, OtherTensor
 
 #: How the modules begin of all classes that an archive defines itself.
 SCRIPT_PREFIX = "__torch__"
@@ -73,7 +74,7 @@ class _MetaAside:
         if not _is_meta(spec.storage.location):
             return self._factory.tensor(spec)
         made = MetaTensor(spec.torch_dtype, spec.shape, spec.stride, spec.requires_grad)
-        check_kind(made)
+        made.check()
         return self.other(made)
 
     def other(self, tensor: OtherTensor) -> Any:

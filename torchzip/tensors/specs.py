@@ -15,11 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import MAX_NDIM, TensorError, shown, too_many_dimensions
+from torchzip.errors import (
+    MAX_NDIM,
+    TensorError,
+    UnsupportedError,
+    shown,
+    too_many_dimensions,
+)
+from torchzip.leaf_types import ForeignObject
 from torchzip.limits import is_number
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.storage import TensorStorage
-from torchzip.types import ForeignObject
 
 #: Reads of a strided slice that lie this close together become one if there are many.
 _GAP_NBYTES = 4096
@@ -181,6 +187,14 @@ def wrong_dtype(what: str, value: Any) -> TensorError:
     return TensorError(
         f"the dtype of {what} is {shown(value)}; a torch dtype that tensors have was expected"
     )
+
+
+def check_hooks(hooks: Any) -> None:
+    """Raise UnsupportedError unless there are no backward hooks, as torch writes them."""
+    if not (hooks is None or (isinstance(hooks, dict) and len(hooks) == 0)):
+        raise UnsupportedError(
+            f"a tensor has {shown(hooks)} for its backward hooks; tensors without any are read"
+        )
 
 
 def span_of(shape: Sequence[int], stride: Sequence[int]) -> int:

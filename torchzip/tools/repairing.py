@@ -49,7 +49,7 @@ from torchzip.formats.directory import is_part_of_directory
 from torchzip.formats.salvaged import LostStorage, SalvagedContainer
 from torchzip.formats.salvaging import end_of, kind_of, open_damaged
 from torchzip.limits import Limits
-from torchzip.tensors.kind_checks import Checked, check_values
+from torchzip.tensors.kinds.checked import Checked
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tools.pruning import Pruning, lost_in
 from torchzip.types import OtherTensor
@@ -389,7 +389,7 @@ class _CheckingFactory(LazyFactory):
         if lost_in(tensor) is not None:
             return tensor
         try:
-            check_values(tensor, self._checked)
+            tensor.check_values(self._checked)
         except TorchZipError as error:
             why = error.message
             return tensor.with_parts(lambda part: _given_up(part, why))

@@ -1,0 +1,295 @@
+"""What a checkpoint holds beside tensors, and numpy has no word for: `torchzip.types` names it.
+
+Plain and inert: each survives load, save and torch unchanged. Tensors that are not dense are in
+`tensors.kinds`, as they can do arithmetic.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, Self, SupportsIndex
+
+
+def _check_text(what: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{what} takes a name, not {type(name).__name__}")
+
+
+class Size(tuple[int, ...]):
+    """``torch.Size``: a tuple of ints that torch gets back as a Size.
+
+    As there, what can be an index becomes a plain int, such as those of numpy.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, sizes: Iterable[SupportsIndex] = ()) -> Self:
+        return super().__new__(cls, map(int, map(operator.index, sizes)))
+
+    def __repr__(self) -> str:
+        return f"Size({list(self)})"
+
+
+class _Frozen:
+    """Slots that are set once, and equality by identity, as torch's objects have it."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+
+class _Word(_Frozen):
+    """A word of torch's: equal if it is the same kind of word and says the same."""
+
+    __slots__ = ()
+
+    name: str
+
+    def __init__(self, name: str) -> None:
+        _check_text(type(self).__name__, name)
+        object.__setattr__(self, "name", name)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, self.name))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r})"
+
+    def __str__(self) -> str:
+        return f"torch.{self.name}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.name,))
+
+
+class Dtype(_Word):
+    """A ``torch.dtype`` as a value: ``Dtype("float16")`` stands for ``torch.float16``.
+
+    The name is the one that torch writes: ``"float16"``, not ``"half"``.
+    """
+
+    __slots__ = ("name",)
+
+
+class Layout(_Word):
+    """A ``torch.layout``: ``Layout("strided")`` stands for ``torch.strided``."""
+
+    __slots__ = ("name",)
+
+
+class QScheme(_Word):
+    """A ``torch.qscheme``: ``QScheme("per_tensor_affine")``."""
+
+    __slots__ = ("name",)
+
+
+class Device(_Frozen):
+    """A ``torch.device``: ``Device("cuda", 1)``, ``Device("cpu")``."""
+
+    __slots__ = ("index", "type")
+
+    type: str
+    index: int | None
+
+    def __init__(self, type: str, index: int | None = None) -> None:
+        _check_text("Device", type)
+        if index is not None:
+            index = int(operator.index(index))
+            if index < 0:
+                raise ValueError(f"a Device has the index {index}; 0 or more was expected")
+        object.__setattr__(self, "type", type)
+        object.__setattr__(self, "index", index)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Device):
+            return NotImplemented
+        return (self.type, self.index) == (other.type, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.index))
+
+    def __repr__(self) -> str:
+        return f"Device(type={self.type!r}, index={self.index!r})"
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Device, (self.type, self.index))
+
+
+class Parameter(_Frozen):
+    """``nn.Parameter``: ``data`` is an array or a LazyTensor.
+
+    ``state`` holds the Python attributes of a parameter that has some, else None.
+    """
+
+    __slots__ = ("data", "requires_grad", "state")
+
+    data: Any
+    requires_grad: bool
+    state: Any
+
+    def __init__(self, data: Any, requires_grad: bool = True, state: Any = None) -> None:
+        object.__setattr__(self, "data", data)
+        object.__setattr__(self, "requires_grad", requires_grad)
+        object.__setattr__(self, "state", state)
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.data!r}, requires_grad={self.requires_grad})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Parameter, (self.data, self.requires_grad, self.state))
+
+
+class TypedArray(_Frozen):
+    """An array of a dtype that numpy has not: the raw bits and torch's name for them.
+
+    `load` also gives one for a tensor that is a key of a dict: it has a hash, that of its identity.
+
+    >>> import numpy as np
+    >>> TypedArray(np.array([1, 2], np.uint8), "bits8")
+    TypedArray(array([1, 2], dtype=uint8), 'bits8')
+    """
+
+    __slots__ = ("array", "torch_dtype")
+
+    array: Any
+    torch_dtype: str
+
+    def __init__(self, array: Any, torch_dtype: str) -> None:
+        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "torch_dtype", torch_dtype)
+
+    def __repr__(self) -> str:
+        return f"TypedArray({self.array!r}, {self.torch_dtype!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (TypedArray, (self.array, self.torch_dtype))
+
+
+class Storage(_Frozen):
+    """A bare torch storage in the tree.
+
+    ``data`` is its content as a one-dimensional array (or LazyTensor), ``torch_dtype``
+    the dtype of a typed storage, which must be that of the data, and None for an untyped one, which
+    counts bytes. It is saved as all that it has of its memory, and so must be all that any array
+    saved with it has of that.
+    """
+
+    __slots__ = ("data", "location", "torch_dtype")
+
+    data: Any
+    torch_dtype: str | None
+    location: str
+
+    def __init__(self, data: Any, torch_dtype: str | None = None, location: str = "cpu") -> None:
+        object.__setattr__(self, "data", data)
+        object.__setattr__(self, "torch_dtype", torch_dtype)
+        object.__setattr__(self, "location", location)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.data!r}, {self.torch_dtype!r}, {self.location!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Storage, (self.data, self.torch_dtype, self.location))
+
+
+class ForeignObject:
+    """A class, a function or an object that the file names and torchzip does not know.
+
+    Nothing is imported or called to make one. Without ``args`` it is the bare name
+    ``module.name``; with ``args`` (and ``kwargs``) it is what calling that name, or
+    making a new object of that class, would have given. ``state`` is what pickle
+    would have handed to ``__setstate__`` or the attribute dict, ``items`` the list,
+    dict or set of items that would have been added. Two are equal only if they are
+    the same object. An extension code of ``copyreg``, whose name is not in the file, is
+    the name ``copyreg.extension 7``.
+
+    ``callee`` is what is called: itself a ForeignObject, a bare name or the result of
+    another call. ``how`` is ``"name"``, ``"call"`` or ``"new"``. ``setter`` is the function
+    of a reduction that sets its state by a call of its own.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "args",
+        "callee",
+        "how",
+        "items",
+        "kwargs",
+        "module",
+        "name",
+        "setter",
+        "state",
+    )
+
+    def __init__(
+        self,
+        module: str,
+        name: str,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        state: Any = None,
+        items: list[Any] | dict[Any, Any] | set[Any] | None = None,
+        *,
+        callee: ForeignObject | None = None,
+        how: str | None = None,
+        setter: ForeignObject | None = None,
+    ) -> None:
+        if not (type(module) is type(name) is str):
+            raise TypeError("the module and the name of a ForeignObject are texts")
+        if not isinstance(args, tuple | None) or not isinstance(kwargs, dict | None):
+            raise TypeError("the args of a ForeignObject are a tuple, its kwargs a dict")
+        if kwargs is not None and not all(isinstance(key, str) for key in kwargs):
+            raise TypeError("the kwargs of a ForeignObject have texts as keys")
+        if not isinstance(items, list | dict | set | None):
+            raise TypeError("the items of a ForeignObject are a list, a dict or a set")
+        if how not in (None, "name", "call", "new"):
+            raise ValueError(f"a ForeignObject is made by 'name', 'call' or 'new', not {how!r}")
+        self.module = module
+        self.name = name
+        self.args = args
+        self.kwargs = kwargs
+        self.state = state
+        self.items = items
+        self.how = how if how is not None else ("name" if args is None else "call")
+        if callee is None and self.how != "name":
+            callee = ForeignObject(module, name)
+        self.callee = callee
+        self.setter = setter
+
+    def __repr__(self) -> str:
+        """One line: the name, and how much is inside, not what."""
+        called = f"{self.module}.{self.name}"
+        if len(called) > 200:
+            called = called[:200] + "..."
+        if self.how == "name":
+            return f"<foreign {called}>"
+        inside = [f"{len(self.args or ())} args"] if self.args else []
+        if self.kwargs:
+            inside.append(f"kwargs {_some(self.kwargs)}")
+        if isinstance(self.state, dict):
+            inside.append(f"state {_some(self.state)}")
+        elif self.state is not None:
+            inside.append(f"state of type {type(self.state).__name__}")
+        if self.items:
+            inside.append(f"{len(self.items)} items")
+        return f"<foreign {called}({', '.join(inside)})>"
+
+
+def _some(mapping: dict[Any, Any]) -> str:
+    """Name up to five keys."""
+    names = [str(key)[:40] for key, _ in zip(mapping, range(5), strict=False)]
+    more = len(mapping) - len(names)
+    return "{" + ", ".join(names) + (f", and {more} more" if more > 0 else "") + "}"

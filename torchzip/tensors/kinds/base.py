@@ -1,0 +1,239 @@
+"""What the kinds of tensors that are not dense have in common.
+
+A kind is a module here: a subclass of `OtherTensor` that says how its parts must fit together, what
+numbers they stand for and how torch writes it, and `REBUILDS`, the calls in a pickle that make one.
+The arguments are those that torch 2.13 writes (section 6.2 of the format), and for reading the
+shorter ones of older files and the flat ones of TorchScript archives (section 11.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from torchzip.errors import TensorError, TorchZipError, shown
+from torchzip.leaf_types import ForeignObject, TypedArray
+from torchzip.pickling.table import Name
+from torchzip.tensors.kinds.checked import Checked
+from torchzip.tensors.kinds.parts import bare, is_part
+from torchzip.tensors.specs import TensorSpec, wrong_requires_grad
+
+if TYPE_CHECKING:  # a program that only reads needs nothing that writes
+    from torchzip.pickling.emitter import Emitter
+    from torchzip.tensors.reduce import DenseWriter
+
+#: What torch names as the class of a tensor that has attributes and no class of its own.
+PLAIN_CLASS = ForeignObject("torch", "Tensor")
+
+Args = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class OtherTensor:
+    """A tensor that is not dense.
+
+    Its parts are LazyTensors in a lazy checkpoint and numpy arrays elsewhere. ``is_parameter`` is
+    True for the data of a Parameter. A tensor with Python attributes, or of a subclass, has
+    the name of its class in ``subclass`` and what torch saved of it in ``attributes``; both are
+    None for the plain ones.
+    """
+
+    attributes: Any = None
+    subclass: ForeignObject | None = None
+    is_parameter: bool = False
+
+    #: The fields that hold tensors, in the order in which torch writes them.
+    PARTS: ClassVar[tuple[str, ...]] = ()
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def parts(self) -> list[Any]:
+        """The tensors that it is made of."""
+        held: list[Any] = []
+        for name in self.PARTS:
+            value = getattr(self, name)
+            held += value if isinstance(value, tuple) else [value] if is_part(value) else []
+        return held
+
+    def with_parts(self, change: Callable[[Any], Any]) -> Self:
+        """Return a copy with each of its parts put through ``change``."""
+        changes: dict[str, Any] = {}
+        for name in self.PARTS:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                changes[name] = tuple(change(part) for part in value)
+            elif is_part(value):
+                changes[name] = change(value)
+        return replace(self, **changes)
+
+    @property
+    def requires_grad(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def torch_dtype(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        raise NotImplementedError
+
+    @property
+    def kind(self) -> str:
+        """What to call it: ``"sparse_csr"``, ``"quantized"``, ``"nested"``, ..."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements of its parts, broadcast axes repeated."""
+        return sum(bare(part).nbytes for part in self.parts)
+
+    def check(self) -> None:
+        """Raise TensorError if the shapes and dtypes of the parts do not fit together.
+
+        Reads nothing: it is what a lazy checkpoint can know.
+        """
+        if type(self.requires_grad) is not bool:
+            raise wrong_requires_grad("a tensor", self.requires_grad)
+        self._check()
+
+    def check_values(self, checked: Checked | None = None) -> None:
+        """Read indices, offsets and sizes; raise TensorError if one points outside the tensor.
+
+        Takes time and memory in proportion to what their storages hold. With ``checked``, what was
+        looked at for another tensor is not looked at again. This is what `load`,
+        `Checkpoint.verify` and everything that writes ask. torch 2.13 leaves it to its user
+        (``check_sparse_tensor_invariants``); it also accepts columns that are not sorted or stand
+        twice in a row, and so does this.
+        """
+        self._check_values(Checked() if checked is None else checked)
+
+    def check_to_write(self, checked: Checked | None = None) -> None:
+        """Check all that can be: the values of parts that were stored early cannot be read."""
+        self.check()
+        if all(
+            hasattr(part, "__array__") and (not hasattr(part, "spec") or part.spec.storage.is_read)
+            for part in map(bare, self.parts)
+        ):
+            self.check_values(checked)
+
+    def write(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> None:
+        """Write a tensor up to its REDUCE, without its put.
+
+        Raises
+        ------
+        ValueError
+            If its parts do not fit together, or an index lies outside the shape.
+        """
+        try:
+            self.check_to_write(parts.checked)
+        except TorchZipError as error:
+            raise ValueError(f"{emitter.where()}: {error.message}") from None
+        rebuild, own_class = self._torch_names()
+        subclass = self.subclass or own_class
+        if subclass is None and self.attributes is None:
+            emitter.name(*rebuild)
+            self._write_arguments(emitter, parts, requires_grad)
+        else:
+            emitter.name("torch._tensor", "_rebuild_from_type_v2")
+            emitter.write(b"(")
+            emitter.name(*rebuild)
+            emitter.save(subclass or PLAIN_CLASS)
+            emitter.save(self._write_arguments(emitter, parts, requires_grad))
+            emitter.write(b"t")
+            emitter.put(None)
+        emitter.write(b"R")
+
+    def _check(self) -> None:
+        raise NotImplementedError
+
+    def _check_values(self, checked: Checked) -> None:
+        pass
+
+    def _torch_names(self) -> tuple[Name, ForeignObject | None]:
+        """Return what makes it of its arguments, and the class if torch has one for the kind."""
+        raise NotImplementedError
+
+    def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
+        """Write the argument tuple; return the attributes that are to be written after it."""
+        raise NotImplementedError
+
+    def _check_parts(self, *needed: str) -> None:
+        """Raise TypeError if a part has no shape; fields not ``needed`` may hold other values."""
+        for name in self.PARTS:
+            value = getattr(self, name)
+            for part in value if isinstance(value, tuple) else (value,):
+                if (name in needed or is_part(part)) and not hasattr(bare(part), "shape"):
+                    raise TypeError(
+                        f"{name} of a {type(self).__name__}: a {type(part).__name__}; an array or "
+                        "a tensor was expected"
+                    )
+
+    def _describe(self) -> str:
+        return f"{self.torch_dtype}, shape={list(self.shape)}"
+
+    def __repr__(self) -> str:
+        extra = ", parameter" if self.is_parameter else ""
+        extra += ", requires_grad=True" if self.requires_grad else ""
+        return f"{type(self).__name__}({self._describe()}{extra})"
+
+
+class PartReader:
+    """What the functions that rebuild a tensor need of the file that it is in.
+
+    ``dense(storage, offset, size, stride)`` returns a checked dense tensor, ``is_tensor`` whether
+    a value is a dense tensor.
+    """
+
+    def __init__(
+        self, dense: Callable[[Any, Any, Any, Any], Any], is_tensor: Callable[[Any], bool]
+    ) -> None:
+        self.dense = dense
+        self._is_tensor = is_tensor
+
+    def part(self, value: Any, what: str) -> Any:
+        """Return a value that is a dense tensor, else raise TensorError."""
+        if not self._is_tensor(value):
+            raise TensorError(f"{what} of a tensor are {shown(value)}; a dense tensor was expected")
+        return value
+
+
+class PartWriter:
+    """Writes what a tensor is made of.
+
+    ``spec_of`` gives the spec of a part in the file that is written, ``integers_of`` that of the
+    integers of a quantized tensor.
+    """
+
+    def __init__(
+        self,
+        dense: DenseWriter,
+        spec_of: Callable[[Emitter, Any], TensorSpec],
+        integers_of: Callable[[Emitter, Any], TensorSpec],
+    ) -> None:
+        self.dense = dense
+        self.integers_of = integers_of
+        self.checked = Checked()
+        self._spec_of = spec_of
+
+    def part(self, emitter: Emitter, part: Any) -> None:
+        """Write a dense tensor inside another.
+
+        torch makes a new object for it each time it is asked, so an array is written anew.
+        A LazyTensor is one object wherever its file had one.
+        """
+        if isinstance(part, np.ndarray | TypedArray):
+            self.dense.tensor(emitter, self._spec_of(emitter, part))
+            emitter.put(None)
+        else:
+            emitter.save(part)
+
+
+#: What makes a tensor of the arguments of a call.
+Rebuild = Callable[[Args, PartReader], OtherTensor]

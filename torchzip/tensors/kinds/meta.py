@@ -1,0 +1,80 @@
+"""Tensors on torch's meta device: <-> ``_rebuild_meta_tensor_no_storage``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchzip.dtypes import DTYPES, NAME_ONLY
+from torchzip.errors import PickleError, TensorError, shown
+from torchzip.leaf_types import Dtype, ForeignObject
+from torchzip.pickling.table import Name
+from torchzip.tensors.kinds.base import Args, OtherTensor, PartReader, PartWriter, Rebuild
+from torchzip.tensors.kinds.parts import MAX, check_sizes, sizes_of
+from torchzip.tensors.specs import contiguous_stride, wrong_dtype
+
+if TYPE_CHECKING:
+    from torchzip.pickling.emitter import Emitter
+
+_REBUILD = ("torch._utils", "_rebuild_meta_tensor_no_storage")
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class MetaTensor(OtherTensor):
+    """A tensor on torch's meta device: dtype, shape and stride (in elements), and no data.
+
+    >>> MetaTensor("float32", (2, 3)), MetaTensor("float32", (2, 3)).stride
+    (MetaTensor(float32, shape=[2, 3]), (3, 1))
+    """
+
+    torch_dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] = None  # type: ignore[assignment]
+    requires_grad: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        stride: Any = self.stride  # None, if it is that of a fresh tensor
+        stride = contiguous_stride(self.shape) if stride is None else tuple(stride)
+        object.__setattr__(self, "stride", stride)
+
+    @property
+    def kind(self) -> str:
+        return "meta"
+
+    def _check(self) -> None:
+        if self.torch_dtype not in DTYPES and self.torch_dtype not in NAME_ONLY:
+            raise TensorError(
+                f"the dtype of a meta tensor is {shown(self.torch_dtype)}, which torch does not "
+                "have"
+            )
+        check_sizes(self.shape, "the shape of a meta tensor")
+        check_sizes(self.stride, "the stride of a meta tensor")
+        if len(self.shape) != len(self.stride):
+            raise TensorError(
+                f"a meta tensor has {len(self.shape)} sizes and {len(self.stride)} strides"
+            )
+        if math.prod(max(size, 1) for size in self.shape) >= MAX:
+            raise TensorError(
+                f"a meta tensor of size {list(self.shape)} has 2**63 elements or more"
+            )
+
+    def _torch_names(self) -> tuple[Name, ForeignObject | None]:
+        return _REBUILD, None
+
+    def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
+        emitter.save((Dtype(self.torch_dtype), (*self.shape,), (*self.stride,), requires_grad))
+        return self.attributes
+
+
+def _rebuild(args: Args, parts: PartReader) -> MetaTensor:
+    if len(args) != 4:
+        raise PickleError(f"_rebuild_meta_tensor_no_storage takes 4 arguments, not {len(args)}")
+    dtype, size, stride, requires_grad = args
+    if type(dtype) is not Dtype:
+        raise wrong_dtype("a meta tensor", dtype)
+    return MetaTensor(dtype.name, sizes_of(size), sizes_of(stride), requires_grad)
+
+
+REBUILDS: dict[Name, Rebuild] = {_REBUILD: _rebuild}

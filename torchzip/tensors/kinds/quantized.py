@@ -1,0 +1,336 @@
+"""Quantized tensors, per tensor and per channel: <-> ``_rebuild_qtensor``.
+
+`QuantizedTensor.dequantize` is equal to torch 2.13's for all bits (tests compare them), NaN
+payloads apart: ``(q - zero_point) * scale``. Per tensor, the difference is of int32 and the product
+of float32; per channel the difference is of float32, and the product of float64 or, with zero
+points that are floats, of float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchzip.dtypes import DTYPES, DtypeRow
+from torchzip.errors import EnoughMemory, PickleError, TensorError, UnsupportedError, shown
+from torchzip.leaf_types import ForeignObject, QScheme
+from torchzip.pickling.table import Name
+from torchzip.tensors.kinds.base import Args, OtherTensor, PartReader, PartWriter, Rebuild
+from torchzip.tensors.kinds.checked import Checked
+from torchzip.tensors.kinds.parts import (
+    MAX,
+    Array,
+    as_array,
+    bare,
+    check_memory,
+    check_sizes,
+    dtype_name,
+    dtype_of,
+    shape_of,
+    sizes_of,
+)
+from torchzip.tensors.specs import check_hooks, contiguous_stride, is_contiguous
+
+if TYPE_CHECKING:
+    from torchzip.pickling.emitter import Emitter
+
+_REBUILD = ("torch._utils", "_rebuild_qtensor")
+_PER_CHANNEL = ("per_channel_affine", "per_channel_affine_float_qparams")
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class QuantizedTensor(OtherTensor):
+    """A quantized tensor: integers, and what makes numbers of them.
+
+    Per tensor, ``axis`` is None, ``scale`` a float and ``zero_point`` an int. Per channel, these
+    are one-dimensional arrays with an element for each index of ``axis``: float64 and int64, or
+    both float32 for the scheme ``per_channel_affine_float_qparams``. In files of torch before 1.4
+    they are lists.
+
+    ``int_repr`` has the integers: int8 for qint8, uint8 for quint8, int32 for qint32. The packed
+    dtypes have 2 (quint4x2) or 4 (quint2x4) values in a byte, the first in the lowest bits; their
+    ``int_repr`` is a one-dimensional uint8 array, and ``torch_dtype`` and ``shape`` must be given.
+
+    >>> import numpy as np
+    >>> tensor = QuantizedTensor(np.array([3, 4], "uint8"), 0.5, 3)
+    >>> tensor, tensor.dequantize().tolist()
+    (QuantizedTensor(quint8, shape=[2], per_tensor_affine), [0.0, 0.5])
+    """
+
+    int_repr: Any
+    scale: Any
+    zero_point: Any
+    axis: int | None = None
+    requires_grad: bool = field(default=False, kw_only=True)
+    torch_dtype: str = field(default="", kw_only=True)
+    shape: tuple[int, ...] = field(default=None, kw_only=True)  # type: ignore[arg-type]
+
+    PARTS = ("int_repr", "scale", "zero_point")
+
+    def __post_init__(self) -> None:
+        self._check_parts("int_repr")
+        if self.axis is None:
+            object.__setattr__(self, "scale", float(self.scale))
+            object.__setattr__(self, "zero_point", int(self.zero_point))
+        if not self.torch_dtype:
+            name = dtype_name(self.int_repr)
+            name = {"int8": "qint8", "uint8": "quint8", "int32": "qint32"}.get(name, name)
+            object.__setattr__(self, "torch_dtype", name)
+        shape: Any = self.shape  # None, if it is that of the integers
+        if shape is None:
+            shape = bare(self.int_repr).shape
+        object.__setattr__(self, "shape", tuple(shape))
+
+    @property
+    def qscheme(self) -> str:
+        """Torch's name of the scheme."""
+        if self.axis is None:
+            return "per_tensor_affine"
+        listed = isinstance(self.zero_point, list)
+        floats = not listed and dtype_name(self.zero_point).startswith("float")
+        return "per_channel_affine_float_qparams" if floats else "per_channel_affine"
+
+    @property
+    def kind(self) -> str:
+        return "quantized"
+
+    @EnoughMemory()
+    def dequantize(self) -> Array:
+        """Return the float32 array that torch's ``dequantize()`` gives.
+
+        Raises
+        ------
+        TensorError
+            If a zero point lies outside the integers of the dtype, which torch refuses too.
+        OSError
+            If the array does not fit into memory.
+        """
+        self.check()
+        self.check_values()
+        numel = math.prod(self.shape)
+        check_memory(3 * 4 * numel, f"a float32 array of shape {list(self.shape)}")
+        stored = as_array(self.int_repr)
+        row = DTYPES[self.torch_dtype]
+        if row.per_byte > 1:
+            bits = 8 // row.per_byte
+            shifts = np.arange(row.per_byte, dtype=np.uint8) * np.uint8(bits)
+            flat = stored[: _packed_nbytes(row, self.shape), None] >> shifts
+            flat = (flat & np.uint8((1 << bits) - 1)).reshape(-1)
+            stored = flat[:numel].reshape(self.shape)
+        bounds = np.iinfo(np.dtype(row.raw))
+        with np.errstate(all="ignore"):
+            if self.axis is None:
+                zero_point = np.array(self.zero_point)
+                self._check_zero_points(zero_point, bounds)
+                # Past 32 bits the difference wraps, as in torch.
+                whole = stored.astype(np.int32) - zero_point.astype(np.int32)
+                return np.asarray(whole.astype(np.float32) * np.float32(self.scale))
+            along = tuple(-1 if axis == self.axis else 1 for axis in range(len(self.shape)))
+            zero_points = as_array(self.zero_point).reshape(along)
+            scales = as_array(self.scale).reshape(along)
+            floats = zero_points.dtype.kind not in "iu"
+            if not floats:
+                self._check_zero_points(zero_points, bounds)
+            differences = stored.astype(np.float32) - zero_points.astype(np.float32)
+            scaled = differences * scales.astype(np.float32 if floats else np.float64)
+            return np.asarray(scaled.astype(np.float32))
+
+    def _check_zero_points(self, zero_points: Array, bounds: np.iinfo[Any]) -> None:
+        """Raise TensorError if a zero point is not one of the integers of the dtype."""
+        if zero_points.size and not (
+            bounds.min <= zero_points.min() and zero_points.max() <= bounds.max
+        ):
+            raise TensorError(
+                f"zero points from {zero_points.min()} to {zero_points.max()} for a tensor of "
+                f"{self.torch_dtype}, whose integers go from {bounds.min} to {bounds.max}"
+            )
+
+    def _check(self) -> None:
+        row = DTYPES.get(self.torch_dtype)
+        if row is None or row.kind != "quantized":
+            raise TensorError(
+                f"a quantized tensor is of dtype {shown(self.torch_dtype)}; a quantized one was "
+                "expected"
+            )
+        check_sizes(self.shape, "the shape of a quantized tensor")
+        found, shape = dtype_of(self.int_repr), shape_of(self.int_repr)
+        if found not in (row.name, row.raw):
+            raise TensorError(
+                f"the integers of a {row.name} tensor are {found}; {row.raw} was expected"
+            )
+        if row.per_byte > 1:
+            needed = _packed_nbytes(row, self.shape)
+            if len(shape) != 1 or shape[0] < needed:
+                raise TensorError(
+                    f"a {row.name} tensor of shape {list(self.shape)} needs {needed:,} bytes with "
+                    f"one dimension, and its integers have shape {list(shape)}"
+                )
+        elif shape != self.shape:
+            raise TensorError(
+                f"a quantized tensor of shape {list(self.shape)} has integers of shape "
+                f"{list(shape)}"
+            )
+        if self.axis is None:
+            if type(self.scale) is not float or type(self.zero_point) is not int:
+                raise _wrong_scale(self.scale, self.zero_point)
+            if not -MAX <= self.zero_point < MAX:
+                raise _wrong_scale(self.scale, self.zero_point)
+            return
+        axis = self.axis
+        if type(axis) is not int or not 0 <= axis < len(self.shape):
+            raise TensorError(
+                f"the axis of a quantized tensor of {len(self.shape)} dimensions is {shown(axis)}"
+            )
+        for part, what, kinds in (
+            (self.scale, "scales", ("float",)),
+            (self.zero_point, "zero points", ("float", "int")),
+        ):
+            if (
+                type(part) is list
+            ):  # of torch before 1.4; what is in it is looked at when it is read
+                if len(part) != self.shape[axis]:
+                    raise TensorError(
+                        f"a quantized tensor has {len(part):,} {what} for {self.shape[axis]:,} "
+                        f"channels on axis {axis}"
+                    )
+                continue
+            if DTYPES[dtype_of(part)].kind not in kinds:
+                raise TensorError(
+                    f"the {what} of a quantized tensor are {dtype_of(part)}; "
+                    f"{' or '.join(kinds)} was expected"
+                )
+            if shape_of(part) != (self.shape[axis],):
+                raise TensorError(
+                    f"a quantized tensor has {what} of shape {list(shape_of(part))} for "
+                    f"{self.shape[axis]:,} channels on axis {axis}"
+                )
+
+    def _check_values(self, checked: Checked) -> None:
+        if self.axis is not None:
+            for numbers, kinds in ((self.scale, (int, float)), (self.zero_point, (int,))):
+                if type(numbers) is list:
+                    _check_list(numbers, kinds, checked)
+
+    def _torch_names(self) -> tuple[Name, ForeignObject | None]:
+        return _REBUILD, None
+
+    def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
+        from torchzip.tensors.reduce import empty_ordered_dict
+
+        spec = parts.integers_of(emitter, self)
+        emitter.write(b"(")
+        parts.dense.persistent_id(emitter, spec.storage, self.torch_dtype)
+        emitter.save(spec.storage_offset)
+        packed = DTYPES[self.torch_dtype].per_byte > 1
+        emitter.save(tuple(map(int, self.shape)))
+        emitter.save(contiguous_stride(self.shape) if packed else (*spec.stride,))
+        if self.axis is None:
+            emitter.name("torch", "per_tensor_affine")
+            emitter.save(self.scale)
+            emitter.save(self.zero_point)
+            emitter.write(b"\x87")
+        else:
+            # The name is the same for both schemes per channel: the dtypes tell them apart.
+            emitter.write(b"(")
+            emitter.name("torch", "per_channel_affine")
+            parts.part(emitter, self.scale)
+            parts.part(emitter, self.zero_point)
+            emitter.save(self.axis)
+            emitter.write(b"t")
+        emitter.put(None)
+        emitter.save(requires_grad)
+        empty_ordered_dict(emitter)
+        emitter.write(b"t")
+        emitter.put(None)
+        return self.attributes
+
+    def _describe(self) -> str:
+        axis = "" if self.axis is None else f", axis={self.axis}"
+        return f"{self.torch_dtype}, shape={list(self.shape)}, {self.qscheme}{axis}"
+
+
+def _check_list(numbers: list[Any], kinds: tuple[type, ...], checked: Checked) -> None:
+    """Check the scales or zero points of a file of torch before 1.4."""
+    known = checked.lists
+    if known.get(id(numbers)) is numbers:
+        return
+    known[id(numbers)] = numbers
+    for number in numbers:
+        if type(number) not in kinds or not (type(number) is float or abs(number) < MAX):
+            raise TensorError(
+                f"the scales or zero points of a tensor have {shown(number)} in them; numbers of "
+                "64 bits were expected"
+            )
+
+
+def _packed_nbytes(row: DtypeRow, shape: tuple[int, ...]) -> int:
+    """Return the bytes that the elements of a packed tensor take: it is packed as if flat."""
+    return -(-math.prod(shape) // row.per_byte)
+
+
+def _wrong_scale(scale: Any, zero_point: Any) -> TensorError:
+    """Return the error of a quantizer whose numbers are none."""
+    return TensorError(
+        f"a quantized tensor has scale {shown(scale)} and zero point {shown(zero_point)}; a float "
+        "and an int of 64 bits were expected"
+    )
+
+
+def _rebuild(args: Args, parts: PartReader) -> QuantizedTensor:
+    if len(args) != 7:
+        raise PickleError(f"_rebuild_qtensor takes 7 arguments, not {len(args)}")
+    storage, offset, size, stride, params, requires_grad, hooks = args
+    check_hooks(hooks)
+    torch_dtype: Any = getattr(getattr(storage, "storage", None), "torch_dtype", None)
+    row = DTYPES.get(torch_dtype)
+    if row is None or row.kind != "quantized":
+        raise TensorError(
+            f"a quantized tensor has a storage of {torch_dtype or 'no dtype'}; a quantized "
+            "dtype was expected"
+        )
+    shape = sizes_of(size)
+    scale, zero_point, axis = _params(params, parts)
+    if row.per_byte > 1:
+        # Packed as if flat; its offset counts bytes (so do torch's kernels).
+        if not is_contiguous(shape, sizes_of(stride)):
+            raise TensorError(f"a {torch_dtype} tensor of size {list(shape)} is not contiguous")
+        size, stride = (_packed_nbytes(row, shape),), (1,)
+    return QuantizedTensor(
+        bare(parts.dense(storage, offset, size, stride)),
+        scale, zero_point, axis,
+        torch_dtype=torch_dtype, shape=shape, requires_grad=requires_grad,
+    )  # fmt: skip
+
+
+def _params(params: Any, parts: PartReader) -> tuple[Any, Any, int | None]:
+    """Return scale, zero point and axis of the parameters of a quantizer."""
+    if type(params) not in (tuple, list) or not params or type(params[0]) is not QScheme:
+        raise PickleError(
+            f"the parameters of a quantized tensor are {shown(params)}; they begin with a scheme"
+        )
+    scheme = params[0].name
+    if scheme == "per_tensor_affine" and len(params) == 3:
+        scale, zero_point = params[1:]
+        if type(scale) is int and abs(scale) < 1 << 63:
+            scale = float(scale)
+        if type(scale) is not float or type(zero_point) is not int:
+            raise _wrong_scale(scale, zero_point)
+        return scale, zero_point, None
+    if scheme not in _PER_CHANNEL or len(params) != 4:
+        raise TensorError(f"a quantized tensor of scheme {scheme} has {len(params):,} parameters")
+    scales, zero_points, axis = params[1:]
+    if type(axis) is not int:
+        raise TensorError(f"the axis of a quantized tensor is {shown(axis)}; an int was expected")
+    if type(scales) is list and type(zero_points) is list:  # torch before 1.4
+        if scheme != "per_channel_affine":
+            raise UnsupportedError(
+                f"a quantized tensor of scheme {scheme} with lists for its scales is not read"
+            )
+        return scales, zero_points, axis
+    return parts.part(scales, "scales"), parts.part(zero_points, "zero points"), axis
+
+
+REBUILDS: dict[Name, Rebuild] = {_REBUILD: _rebuild}
