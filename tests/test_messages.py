@@ -63,7 +63,7 @@ _BYTES = np.zeros(8, np.uint8)
 _COMPLEX128 = b.tensor(
     b.persistent(numel=1, kind=b.name("torch", "ComplexDoubleStorage")), size=(1,)
 )
-_FOREIGN = b.call(b.name("lightning", "Config"))
+_FOREIGN = b.call("lightning.Config")
 
 
 def _load(data: bytes, name: str = "model.pt", **options: Any) -> Callable[[], object]:
@@ -227,7 +227,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "model.pt, record data.pkl, byte 8: a call of 3; a class or a function was expected",
     ),
     "wrong arguments": (
-        _load(_zip(b.call(b.name("builtins", "complex"), b.integer(1), b.text("x")))),
+        _load(_zip(b.call("builtins.complex", 1, "x"))),
         "model.pt, record data.pkl, byte 33: builtins.complex takes two numbers, not (1, 'x')",
     ),
     "a key without a hash": (
@@ -236,7 +236,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "item of a set; it has no hash",
     ),
     "foreign names": (
-        _load(_zip(b.list_of(_FOREIGN, b.call(b.name("a\x1b[2J", "b")))), foreign="raise"),
+        _load(_zip(b.list_of(_FOREIGN, b.call("a\x1b[2J.b"))), foreign="raise"),
         "model.pt: names outside torchzip's table: lightning.Config, a\\x1b[2J.b. "
         "foreign='keep' reads them as inert ForeignObjects.",
     ),
@@ -280,7 +280,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "hooks; tensors without any are read",
     ),
     "a sparse tensor of no layout": (
-        _load(_zip(b.call(b.name("torch._utils", "_rebuild_sparse_tensor"), b"N", b")"))),
+        _load(_zip(b.call("torch._utils._rebuild_sparse_tensor", b"N", b")"))),
         "model.pt, record data.pkl, byte 43: the layout of a sparse tensor is None; "
         "a torch layout was expected",
     ),
@@ -340,7 +340,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "model.pt: no tensor is called 'weihgt', of 2; did you mean 'weight'?",
     ),
     "a name that is two tensors'": (
-        _item("a.b", _zip(b.dict_of({"a.b": b.tensor(), "a": b.dict_of({"b": b.tensor()})}))),
+        _item("a.b", _zip(b.dict_of({"a.b": b.tensor(), "a": {"b": b.tensor()}}))),
         "model.pt: two tensors are called 'a.b': root['a.b'] and root['a']['b']; "
         "take them from the checkpoint's root",
     ),
@@ -449,7 +449,7 @@ _PLACES: dict[str, Callable[[str], bytes]] = {
     "many names": lambda text: _zip(
         b.list_of(*[b.call(b.name(f"{text[:99]}{i}".replace("\n", ""), "x")) for i in range(200)])
     ),
-    "a text": lambda text: _zip(b.tensor(size=b.tuple_of(b.text(text)))),
+    "a text": lambda text: _zip(b.tensor(size=b.tuple_of(text))),
     "a key": lambda text: _zip(b.dict_of({text: b.tensor(), "a": b"N"}) + b"Na"),
     "a record": lambda text: b.build_zip(
         [b.Member(name=b"archive/" + text[:50_000].encode(), data=b"")]
@@ -557,7 +557,7 @@ def test_the_command_line_says_it_in_one_line(arguments: list[str], status: int)
 def test_listings_escape_hostile_names(command: str) -> None:
     """A name from a file moves no cursor."""
     members = b.members_of(
-        b.stream(b.dict_of({_HOSTILE: b.tensor(), "o": b.call(b.name("m\x1b]0;x\x07", "n\u202e"))}))
+        b.stream(b.dict_of({_HOSTILE: b.tensor(), "o": b.call("m\x1b]0;x\x07.n\u202e")}))
     )
     members.append(b.Member(name=b"archive/extra\x1b[2J", data=b"", crc=0))
     Path("evil.pt").write_bytes(b.build_zip(members))

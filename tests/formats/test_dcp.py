@@ -304,7 +304,7 @@ def test_ranks_that_speak_of_one_another(tmp_path: Path) -> None:
     one.write("__0.metadata")
     other = d.Builder(tmp_path)
     other.value("v", 5)
-    other.paths["w"] = b.tuple_of(b.text("elsewhere"))
+    other.paths["w"] = b.tuple_of("elsewhere")
     other.files = {"__1_0.distcp": other.files["__0_0.distcp"]}
     length = len(other.files["__1_0.distcp"])
     other.places = [(d.index("v", None), d.info("__1_0.distcp", 0, length))]
@@ -435,7 +435,7 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
     "an offset of 2**70": (_place("__0_0.distcp", 1 << 70, 9), tz.FormatError, "ints from 0"),
     "a negative length": (_place("__0_0.distcp", 0, -1), tz.FormatError, "ints from 0"),
     "compressed": (
-        _place("__0_0.distcp", 0, 9, transform_descriptors=b.list_of(b.text("zstd.1"))),
+        _place("__0_0.distcp", 0, 9, transform_descriptors=b.list_of("zstd.1")),
         tz.UnsupportedError, r"'w' is encoded \(zstd\.1\)",
     ),
     "transforms that are none": (
@@ -474,9 +474,9 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
     "an item that is cut": (_item(d.saved(_A)[:-30]), tz.FormatError, "__0_0.distcp, 'w'"),
     # the nesting
     "a path of nothing": (_paths(w=b")"), tz.FormatError, "tuples of keys"),
-    "a path that is a list": (_paths(w=b.list_of(b.text("w"))), tz.FormatError, "tuples of keys"),
+    "a path that is a list": (_paths(w=b.list_of("w")), tz.FormatError, "tuples of keys"),
     "a path of floats": (
-        _paths(w=b.tuple_of(b.text("a"), b"G" + struct.pack(">d", 1.0))), tz.FormatError, "path",
+        _paths(w=b.tuple_of("a", b"G" + struct.pack(">d", 1.0))), tz.FormatError, "path",
     ),
     "a path that begins with a position": (_path(0, "a"), tz.FormatError, "path"),
     "a negative position": (_path("a", -1), tz.FormatError, "path"),
@@ -495,19 +495,19 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
     "planner_data that is none": (_metadata(planner_data=b.integer(3)), tz.FormatError, "planner"),
     # the classes
     "a foreign name": (
-        _metadata(version=b.call(b.name("os", "system"), b.text("ls"))),
+        _metadata(version=b.call("os.system", "ls")),
         tz.UnsafeGlobalError, "os.system",
     ),
     "a foreign class for the root": (
         _metadata(storage_meta=d.new(d.MODULE, "Metadata", b"}")), tz.FormatError, "StorageMeta",
     ),
     "getattr": (
-        _metadata(version=b.call(b.name("builtins", "getattr"), b.text("x"), b.text("y"))),
+        _metadata(version=b.call("builtins.getattr", "x", "y")),
         tz.UnsafeGlobalError, "getattr",
     ),
     "getattr of a class": (
         _metadata(
-            version=b.call(b.name("builtins", "getattr"), b.name(d.MODULE, "Metadata"), b.text("y"))
+            version=b.call("builtins.getattr", b.name(d.MODULE, "Metadata"), "y")
         ),
         tz.UnsafeGlobalError, "getattr",
     ),
@@ -532,11 +532,11 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
         tz.FormatError, "BytesStorageMetadata",
     ),
     "a memory format of text": (
-        _properties(memory_format=b.call(b.name(d.MODULE, "_MEM_FORMAT_ENCODING"), b.text("x"))),
+        _properties(memory_format=b.call(b.name(d.MODULE, "_MEM_FORMAT_ENCODING"), "x")),
         tz.FormatError, "memory format",
     ),
     "a path of numbers": (
-        _metadata(version=b.call(b.name("pathlib", "PosixPath"), b.integer(1))),
+        _metadata(version=b.call("pathlib.PosixPath", 1)),
         tz.FormatError, "texts",
     ),
 }  # fmt: skip
@@ -608,7 +608,7 @@ def test_foreign_objects(tmp_path: Path) -> None:
     """An object may have classes of its own; foreign="raise" lists them."""
     made = d.Builder(tmp_path / "c")
     made.items["config"] = d.BYTES
-    item = b.checkpoint(b.stream(b.call(b.name("my.config", "Config"))), {})
+    item = b.checkpoint(b.stream(b.call("my.config.Config")), {})
     made.put("__0_0.distcp", "config", None, item)
     folder = made.write()
     assert tz.load(folder)["config"].name == "Config"
@@ -657,7 +657,7 @@ def test_the_names_of_old_releases(tmp_path: Path) -> None:
     )
     props = props.replace(f"c{d.MODULE}\n_MEM_FORMAT".encode(), f"c{old}\nMEM_FORMAT".encode())
     made.tensor("w", _A, props=props)
-    made.more["version"] = b.call(b.name("pathlib._local", "WindowsPath"), b.text("C:/"))
+    made.more["version"] = b.call("pathlib._local.WindowsPath", "C:/")
     assert tz.load(made.write())["w"].shape == (7, 4)
 
 
@@ -700,7 +700,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_members_of_enums_by_name(tmp_path: Path) -> None:
     """Python 3.11.2 writes them with getattr, which here is good for nothing else."""
     enum = b.name(d.MODULE, "_MEM_FORMAT_ENCODING")
-    member = b.call(b.name("builtins", "getattr"), enum, b.text("TORCH_CONTIGUOUS_FORMAT"))
+    member = b.call("builtins.getattr", enum, "TORCH_CONTIGUOUS_FORMAT")
     made = d.Builder(tmp_path / "c")
     made.tensor("w", _A, props=d.properties(memory_format=member))
     np.testing.assert_array_equal(tz.load(made.write())["w"], _A)

@@ -61,7 +61,7 @@ def _example() -> OldCheckpoint:
                     "w": pid("13"),
                     "e": pid("14"),
                     "s": pid("20"),
-                    "n": b.integer(5),
+                    "n": 5,
                 }
             )
         ),
@@ -251,7 +251,7 @@ _HOSTILE: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
         _storage(kind=b.name("os", "system")), tz.UnsupportedError, "os.system",
     ),
     "a storage class that was called": (
-        _storage(kind=b.call(b.name("torch", "FloatStorage"))), tz.UnsupportedError, "class",
+        _storage(kind=b.call("torch.FloatStorage")), tz.UnsupportedError, "class",
     ),
     "a key that is no number": (_storage(key=b.text("../x")), tz.FormatError, "key"),
     "a location that is none": (_storage(location=b.integer(1)), tz.FormatError, "location"),
@@ -338,7 +338,7 @@ def test_any_byte_changed() -> None:
 
 def _old(kind: str = "FloatTensor", module: str = "torch", **storage: Any) -> bytes:
     """Return an old tensor: its class, called, and a state."""
-    state = b.tuple_of(b.persistent(**storage), b.integer(1), b.ints(3), b.ints(1))
+    state = b.tuple_of(b.persistent(**storage), 1, (3,), (1,))
     return b.call(b.name(module, kind)) + state + b"b"
 
 
@@ -346,7 +346,7 @@ def _old(kind: str = "FloatTensor", module: str = "torch", **storage: Any) -> by
 def test_a_tensor_by_its_class(module: str) -> None:
     """Class, BUILD with storage, offset, size and stride: a tensor like others, ties too."""
     put = b.call(b.name(module, "FloatTensor")) + b"q\x09"
-    state = b.tuple_of(b.persistent(), b.integer(1), b.ints(3), b.ints(1)) + b"b"
+    state = b.tuple_of(b.persistent(), 1, (3,), (1,)) + b"b"
     data = b.checkpoint(b.stream(b.dict_of({"w": put + state, "v": b"h\x09"})))
     with _open(data) as checkpoint:
         assert list(checkpoint) == ["w", "v"]
@@ -363,8 +363,8 @@ def test_parameters_of_old() -> None:
         b.name("torch.nn.parameter", "Parameter"),
         b.name("torch.autograd.variable", "Variable"),
     )
-    state = b.tuple_of(b.TRUE, b.FALSE, b"N") + b"b"
-    whole = b.tuple_of(_old(), b"N", b"N", b.FALSE, b.FALSE) + b"b"
+    state = b.tuple_of(True, False, b"N") + b"b"
+    whole = b.tuple_of(_old(), b"N", b"N", False, False) + b"b"
     data = b.checkpoint(
         b.stream(
             b.dict_of(
@@ -390,13 +390,13 @@ def test_parameters_of_old() -> None:
     [
         (_old("DoubleTensor"), tz.FormatError, "float32"),
         (_old() + b"Nb", tz.UnsupportedError, "BUILD"),
-        (b.call(b.name("torch", "FloatTensor")) + b"Nb", tz.FormatError, "state"),
+        (b.call("torch.FloatTensor") + b"Nb", tz.FormatError, "state"),
         (
-            b.call(b.name("torch", "FloatTensor")) + b.ints(1, 2, 3, 4) + b"b",
+            b.call("torch.FloatTensor") + b.ints(1, 2, 3, 4) + b"b",
             tz.FormatError,
             "a storage was expected",
         ),
-        (b.call(b.name("torch", "FloatTensor"), b.integer(9)), tz.UnsupportedError, "FloatTensor"),
+        (b.call("torch.FloatTensor", 9), tz.UnsupportedError, "FloatTensor"),
         (_old(module="torch.sparse"), tz.UnsupportedError, "torch.sparse.FloatTensor"),
         (_old(module="torch.cuda.sparse"), tz.UnsupportedError, "sparse"),
     ],
@@ -413,7 +413,7 @@ def test_hostile_old_tensors(pickle: bytes, error: type[Exception], text: str) -
 
 def _stream(values: tuple[float, ...]) -> bytes:
     pickle = b.stream(b.tensor(b.persistent(extra=b"N"), size=(4,), stride=(1,)))
-    keys = b.stream(b.list_of(b.text("0")))
+    keys = b.stream(b.list_of("0"))
     return b.legacy(pickle, keys, struct.pack("<q4f", 4, *values))
 
 

@@ -293,7 +293,7 @@ def test_nothing_in_a_file_runs(make: Any, protocol: int) -> None:
 
 
 _TRIP = b.name(__name__, "trip")
-_ARGS = b.tuple_of(b.text("x"))
+_ARGS = b.tuple_of("x")
 
 
 @pytest.mark.parametrize(
@@ -787,7 +787,7 @@ def test_many_keys_as_they_are(key: Callable[[int], Any], kind: Any) -> None:
 
 def test_build_sets_attributes_on_an_ordered_dict_only_where_harmless() -> None:
     """`_metadata` arrives; names that the class has are refused."""
-    made = run(b.stream(b.HOOKS, b.dict_of({"_metadata": b.integer(7)}), b"b"), PLAIN)
+    made = run(b.stream(b.HOOKS, b.dict_of({"_metadata": 7}), b"b"), PLAIN)
     assert made._metadata == 7
     for attribute in ("__class__", "__dict__", "items", "__reduce__"):
         with pytest.raises(PickleError, match="BUILD sets"):
