@@ -196,18 +196,8 @@ def _changed_legacy(data: bytes, random: random.Random) -> bytes:
 
 
 _RECORDS: dict[str, list[bytes]] = {
-    ".storage_alignment": [
-        b"",
-        b"x",
-        b" 64\n",
-        b"6_4",
-        b"-1",
-        b"0",
-        b"\xff",
-        b"64.0",
-        b"+8",
-        b"1e3",
-    ],
+    ".storage_alignment": [b"",
+     b"x", b" 64\n", b"6_4", b"-1", b"0", b"\xff", b"64.0", b"+8", b"1e3"],
     ".format_version": [b"", b"0", b"2", b"\xff", b"x"],
     "byteorder": [b"big", b"little"],
     "version": [b"1", b"10", b"3", b"3x", b" 4"],
@@ -216,7 +206,7 @@ _RECORDS: dict[str, list[bytes]] = {
     "extra": [b"x", b""],
     "constants.pkl": [b"\x80\2)."],
     "data/99": [b"abc"],
-}
+}  # fmt: skip
 
 
 def _changed_zip(data: bytes, random: random.Random) -> bytes:

@@ -44,21 +44,16 @@ _FORMS: dict[str, Callable[[bytes, bytes, bytes], bytes]] = {
     "an instance": lambda name, args, more: b"(" + more + b"i" + name[1:],
     "called and given a state": lambda name, args, more: name + args + b"R" + more + b"b",
     "new and given a state": lambda name, args, more: name + args + b"\x81" + more + b"b",
-    "in use before its state": lambda name, args, more: (
-        b"(" + name + args + b"Rq\x77lq\x780h\x77" + more + b"bh\x78\x86"
-    ),
+    "in use before its state": lambda name, args, more: (b"("
+     + name + args + b"Rq\x77lq\x780h\x77" + more + b"bh\x78\x86"),
     "called and filled": lambda name, args, more: name + args + b"R" + more + b"a",
-    "called and given a key": lambda name, args, more: (
-        name + args + b"R" + b.text("k") + more + b"s"
-    ),
+    "called and given a key": lambda name, args, more: (name
+     + args + b"R" + b.text("k") + more + b"s"),
     "twice": lambda name, args, more: name + args + b"R" + b")R",
-    "a class of old tensors": lambda name, args, more: (
-        name + b")R" + b.tuple_of(b.persistent(), 0, (4,), (1,)) + b"b"
-    ),
+    "a class of old tensors": lambda name, args, more: (name
+     + b")R" + b.tuple_of(b.persistent(), 0, (4,), (1,)) + b"b"),
     "in a call": lambda name, args, more: name + b.tuple_of(name + args + b"R", more) + b"R",
-    "a persistent id": lambda name, args, more: (
-        b.tuple_of("module", name, "", "") + b"Q"
-    ),
+    "a persistent id": lambda name, args, more: (b.tuple_of("module", name, "", "") + b"Q"),
 }  # fmt: skip
 
 _SPARSE = b.call(
@@ -85,42 +80,29 @@ _PLACES: dict[str, Callable[[bytes], bytes]] = {
     "a pair for a key": lambda x: b"}" + b.tuple_of(b"N", x) + b"Ns",
     "a set": lambda x: b.call("builtins.set", [x]),
     "a frozenset": lambda x: b.call("builtins.frozenset", [x]),
-    "an OrderedDict": lambda x: b.call(
-        "collections.OrderedDict", [["a", x]]
-    ),
+    "an OrderedDict": lambda x: b.call("collections.OrderedDict", [["a", x]]),
     "an attribute of an OrderedDict": lambda x: b.HOOKS + b.dict_of({"_metadata": x}) + b"b",
     "a deque": lambda x: b.call("collections.deque", [x]),
     "a Counter": lambda x: b.call("collections.Counter", {"a": x}),
-    "a defaultdict": lambda x: (
-        b.call("collections.defaultdict", b.name("builtins", "list"))
-        + b.text("a") + x + b"s"
-    ),
+    "a defaultdict": lambda x: (b.call("collections.defaultdict", b.name("builtins", "list"))
+     + b.text("a") + x + b"s"),
     "a slice": lambda x: b.call("builtins.slice", b"N", x, b"N"),
     "a Parameter": lambda x: b.call(PARAMETER, x, True, b.HOOKS),
-    "a Parameter's state": lambda x: b.call(
-        "torch._utils._rebuild_parameter_with_state", b.tensor(), True, b.HOOKS,
-        {"a": x},
-    ),
-    "a tensor's attribute": lambda x: b.call(
-        FROM_TYPE, _V2, _TENSOR, _V2_ARGS, {"a": x}
-    ),
+    "a Parameter's state": lambda x: b.call("torch._utils._rebuild_parameter_with_state",
+     b.tensor(), True, b.HOOKS, {"a": x}),
+    "a tensor's attribute": lambda x: b.call(FROM_TYPE, _V2, _TENSOR, _V2_ARGS, {"a": x}),
     "a tensor's slots": lambda x: b.call(FROM_TYPE, _V2, _TENSOR, _V2_ARGS, (b"}", x)),
-    "the range of a tensor's axis": lambda x: b.call(
-        FROM_TYPE, _V2, _TENSOR, _V2_ARGS,
-        {"_dynamo_dynamic_range": b.call("builtins.set", [x])},
-    ),
+    "the range of a tensor's axis": lambda x: b.call(FROM_TYPE,
+     _V2, _TENSOR, _V2_ARGS, {"_dynamo_dynamic_range": b.call("builtins.set", [x])}),
     "a tensor's class": lambda x: b.call(FROM_TYPE, _V2, x, _V2_ARGS, b"}"),
-    "an attribute of a meta tensor": lambda x: b.call(
-        FROM_TYPE, _META, _TENSOR, _META_ARGS, {"a": x}
-    ),
+    "an attribute of a meta tensor": lambda x: b.call(FROM_TYPE,
+     _META, _TENSOR, _META_ARGS, {"a": x}),
     "the class of a meta tensor": lambda x: b.call(FROM_TYPE, _META, x, _META_ARGS, b"}"),
-    "the arguments of a jagged tensor": lambda x: b.call(
-        _JAGGED, {"values": b.tensor(), "offsets": _OFFSETS, "_metadata_cache": x}
-    ),
-    "the ranges of a jagged tensor": lambda x: b.call(
-        FROM_TYPE, _JAGGED, b.name("torch.nested._internal.nested_tensor", "NestedTensor"),
-        ({"values": b.tensor(), "offsets": _OFFSETS},), {"a": x},
-    ),
+    "the arguments of a jagged tensor": lambda x: b.call(_JAGGED,
+     {"values": b.tensor(), "offsets": _OFFSETS, "_metadata_cache": x}),
+    "the ranges of a jagged tensor": lambda x: b.call(FROM_TYPE,
+     _JAGGED, b.name("torch.nested._internal.nested_tensor", "NestedTensor"),
+     ({"values": b.tensor(), "offsets": _OFFSETS},), {"a": x}),
     "beside a sparse tensor": lambda x: b.list_of(_SPARSE, x),
 }  # fmt: skip
 
@@ -320,9 +302,7 @@ _NO_TENSORS: dict[str, bytes] = {
     "a class": _TENSOR,
     "a name": b.name("os", "system"),
     "a Size": b.call("torch.Size", (2,)),
-    "an array of numpy": b.call(
-        "numpy.core.numeric._frombuffer", b"C\1x", _UINT8, (1,), "C"
-    ),
+    "an array of numpy": b.call("numpy.core.numeric._frombuffer", b"C\1x", _UINT8, (1,), "C"),
 }  # fmt: skip
 _TENSORS: dict[str, bytes] = {
     "a tensor": b.tensor(), "a meta tensor": _META + _META_ARGS + b"R", "a sparse tensor": _SPARSE,
@@ -332,21 +312,14 @@ _TENSORS: dict[str, bytes] = {
 }  # fmt: skip
 _MAKERS: dict[str, Callable[[bytes], bytes]] = {
     "_rebuild_parameter": lambda x: b.call(PARAMETER, x, True, b.HOOKS),
-    "_rebuild_parameter_with_state": lambda x: b.call(
-        "torch._utils._rebuild_parameter_with_state", x, True, b.HOOKS, b"}"
-    ),
-    "an old Parameter": lambda x: (
-        b.call("torch.nn.parameter.Parameter", x)
-        + b.tuple_of(True, False, b.HOOKS) + b"b"
-    ),
-    "an old Parameter without arguments": lambda x: (
-        b.name("torch.nn.parameter", "Parameter") + b")R"
-        + b.tuple_of(x, b"N", b.HOOKS, True, False) + b"b"
-    ),
-    "an old Variable": lambda x: (
-        b.call("torch.autograd.variable.Variable", x)
-        + b.tuple_of(True, False, b.HOOKS) + b"b"
-    ),
+    "_rebuild_parameter_with_state": lambda x: b.call("torch._utils._rebuild_parameter_with_state",
+     x, True, b.HOOKS, b"}"),
+    "an old Parameter": lambda x: (b.call("torch.nn.parameter.Parameter", x)
+     + b.tuple_of(True, False, b.HOOKS) + b"b"),
+    "an old Parameter without arguments": lambda x: (b.name("torch.nn.parameter", "Parameter")
+     + b")R" + b.tuple_of(x, b"N", b.HOOKS, True, False) + b"b"),
+    "an old Variable": lambda x: (b.call("torch.autograd.variable.Variable", x)
+     + b.tuple_of(True, False, b.HOOKS) + b"b"),
 }  # fmt: skip
 
 

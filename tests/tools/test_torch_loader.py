@@ -91,48 +91,32 @@ ROWS: dict[str, tuple[bytes, str, str]] = {
     "a legacy storage": (_legacy(_OLD), "accepts", ""),
     "a legacy id in a zip": (_zip(_OLD), "refuses", "6 values"),
     "an id of a zip in a legacy file": (_legacy(_pid(old=False)), "refuses", "5 values"),
-    "a real tensor that is not conjugated": (
-        _zip(_v2(_NO_GRADIENT, "FloatStorage", _CONJ)), "refuses", "conjugated",
-    ),
+    "a real tensor that is not conjugated": (_zip(_v2(_NO_GRADIENT, "FloatStorage", _CONJ)),
+     "refuses", "conjugated"),
     "a storage alignment": (_zip(b"N", __storage_alignment=b" 64\n"), "accepts", ""),
     "a storage alignment of junk": (_zip(b"N", __storage_alignment=b"x"), "refuses", "'x'"),
     "no storage alignment": (_zip(b"N", __storage_alignment=b""), "refuses", "a number"),
-    "a serialization id": (
-        b.build_zip([*b.members_of(b.stream(b"N")),
-                     b.Member(name=b"archive/.data/serialization_id", data=b"\xff")]),
-        "refuses", "not UTF-8",
-    ),
+    "a serialization id": (b.build_zip([*b.members_of(b.stream(b"N")),
+     b.Member(name=b"archive/.data/serialization_id", data=b"\xff")]), "refuses", "not UTF-8"),
     "a device": (_zip(b.call("torch.device", "cuda:1")), "accepts", ""),
     "an odd device": (_zip(b.call("torch.device", "gpu")), "refuses", "'gpu'"),
-    "a device of two indices": (
-        _zip(b.call("torch.device", "cuda:0", 1)), "refuses", "index",
-    ),
-    "an odd tag": (
-        _zip(b.tensor(b.persistent(location="gpu:0"))), "accepts", "with map_location",
-    ),
+    "a device of two indices": (_zip(b.call("torch.device", "cuda:0", 1)), "refuses", "index"),
+    "an odd tag": (_zip(b.tensor(b.persistent(location="gpu:0"))), "accepts", "with map_location"),
     "a sparse tensor with a gradient": (_zip(_sparse(b.tuple_of(*_PARTS))), "accepts", ""),
     "a sparse tensor of a list": (_zip(_sparse(b.list_of(*_PARTS))), "accepts", ""),
-    "an odd layout": (
-        _zip(b.call("torch.serialization._get_layout", "torch.zigzag")),
-        "refuses", "not a layout",
-    ),
-    "a state of numbers": (
-        _zip(b.call(_STATE, _v2(), True, b.HOOKS, b"}K\1K\2s")), "refuses", "not strings",
-    ),
-    "a state that is the shape": (
-        _zip(b.call(_STATE, _v2(), True, b.HOOKS, {"shape": 1})),
-        "refuses", "cannot be set",
-    ),
+    "an odd layout": (_zip(b.call("torch.serialization._get_layout", "torch.zigzag")),
+     "refuses", "not a layout"),
+    "a state of numbers": (_zip(b.call(_STATE, _v2(), True, b.HOOKS, b"}K\1K\2s")),
+     "refuses", "not strings"),
+    "a state that is the shape": (_zip(b.call(_STATE, _v2(), True, b.HOOKS, {"shape": 1})),
+     "refuses", "cannot be set"),
     "a string of Python 2": (_zip(b"U\1a"), "accepts", ""),
     "bytes of Python 2": (_zip(b"U\1\xff"), "refuses", "not UTF-8"),
     "a name of another": (_zip(b.name("lib", "f")), "needs weights_only=False", ""),
-    "a name and a fault": (
-        _zip(b.list_of(b.name("lib", "f"), b.call("torch.device", "gpu"))),
-        "refuses", "'gpu'",
-    ),
-    "constants that make no TorchScript": (
-        _zip(b"N", constants__pkl=b.stream(b")")), "refuses", "not TorchScript",
-    ),
+    "a name and a fault": (_zip(b.list_of(b.name("lib", "f"), b.call("torch.device", "gpu"))),
+     "refuses", "'gpu'"),
+    "constants that make no TorchScript": (_zip(b"N", constants__pkl=b.stream(b")")),
+     "refuses", "not TorchScript"),
 }  # fmt: skip
 
 
