@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import resource
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import torchzip as tz
 from fuzz.doors import DOORS, Send, put
 from fuzz.seeds import Case
 from fuzz.values import Described, OfTorch, OfTorchzip, UnknownError
+from tests.child_process import ChildProcess, CrashedError
 from torchzip.errors import TorchZipError
 
-#: What torch may use for one file, beyond what it needs to be there, and how long it may take.
+#: What torch may use for one file, beyond what it needs to be there.
 _SPARE_NBYTES = 8 << 30
-_PATIENCE_SECONDS = 60
 
 
 class DifferentError(AssertionError):
@@ -43,46 +40,8 @@ class NotTorchzip(Exception):  # noqa: N818
     """torchzip refused it; torch was not asked."""
 
 
-class TorchProcess:
-    """torch in a process of its own: it crashes on some of these files, and is started again."""
-
-    def __init__(self) -> None:
-        self._process: Any = None
-        self._connection: Any = None
-
-    def load(self, path: Path) -> Described | None:
-        """Return what torch's safe loader makes of a file; None where it refuses.
-
-        Raises
-        ------
-        TorchCrashed
-        """
-        if self._process is None:
-            context = multiprocessing.get_context("spawn")
-            self._connection, there = context.Pipe()
-            self._process = context.Process(target=_serve, args=(there,), daemon=True)
-            self._process.start()
-            there.close()
-        try:
-            self._connection.send(str(path))
-            if self._connection.poll(_PATIENCE_SECONDS):
-                made: Described | None = self._connection.recv()
-                return made
-        except (EOFError, OSError):
-            pass
-        self.close()
-        raise TorchCrashed
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._connection.close()
-            self._process = None
-
-
-def _serve(connection: Connection) -> None:
+def _torch() -> Callable[[str], Described | None]:
+    """Return what describes what torch's safe loader makes of a file; None where it refuses."""
     import torch
 
     warnings.simplefilter("ignore")
@@ -91,17 +50,15 @@ def _serve(connection: Connection) -> None:
     with open("/proc/self/statm") as status:
         now = int(status.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + _SPARE_NBYTES, hard))
-    while True:
-        try:
-            path = connection.recv()
-        except EOFError:
-            return
-        made: Described | None = None
+
+    def described(path: str) -> Described | None:
         # torch refuses in exceptions of any class, and so may what looks at a tensor that it made.
         with contextlib.suppress(Exception):
             value = torch.load(path, map_location="cpu", weights_only=True)
-            made = OfTorch(torch).describe(value)
-        connection.send(made)
+            return OfTorch(torch).describe(value)
+        return None
+
+    return described
 
 
 def describe(path: Path) -> Described | None:
@@ -119,7 +76,7 @@ def room() -> Iterator[Send]:
 
     It raises `DifferentError`, or returns which of the two took the file.
     """
-    process = TorchProcess()
+    process = ChildProcess(_torch)
     with tempfile.TemporaryDirectory() as name, contextlib.closing(process):
 
         def send(case: Case, doors: Collection[str] = DOORS) -> type:
@@ -128,8 +85,8 @@ def room() -> Iterator[Send]:
             if ours is None:
                 return NotTorchzip
             try:
-                theirs = process.load(path)
-            except TorchCrashed:
+                theirs = process.ask(str(path))
+            except CrashedError:
                 return TorchCrashed
             if theirs is None:
                 return OnlyTorchzip

@@ -126,37 +126,37 @@ def _streams() -> list[bytes]:
     indices = b.tensor(b.persistent("1", numel=4, kind=long), size=(2, 2), stride=(2, 1))
     index = b.tensor(b.persistent("1", numel=4, kind=long), size=(2,))
     rows = b.tensor(b.persistent("1", numel=4, kind=long), size=(3,))
-    layout = b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.sparse_coo"))
-    csr = b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.sparse_csr"))
-    quantizer = b.tuple_of(b.name("torch", "per_tensor_affine"), b"G" + bytes(8), b.integer(0))
+    layout = b.call("torch.serialization._get_layout", "torch.sparse_coo")
+    csr = b.call("torch.serialization._get_layout", "torch.sparse_csr")
+    quantizer = b.tuple_of(b.name("torch", "per_tensor_affine"), b"G" + bytes(8), 0)
     quantized = b.persistent("2", numel=8, kind=b.name("torch", "QInt8Storage"))
     float32 = b.name("torch", "float32")
     kinds = [
         b.call(b.name(utils, "_rebuild_sparse_tensor"), layout,
-               b.tuple_of(indices, values, b.ints(9, 9), b.TRUE)),
+               (indices, values, (9, 9), True)),
         b.call(b.name(utils, "_rebuild_sparse_tensor"), csr,
-               b.tuple_of(rows, index, values, b.ints(2, 2))),
-        b.call(b.name(utils, "_rebuild_qtensor"), quantized, b.integer(0), b.ints(2, 3),
-               b.ints(3, 1), quantizer, b.FALSE, b.HOOKS),
+               (rows, index, values, (2, 2))),
+        b.call(b.name(utils, "_rebuild_qtensor"), quantized, 0, (2, 3),
+               (3, 1), quantizer, False, b.HOOKS),
         b.call(b.name(utils, "_rebuild_meta_tensor_no_storage"),
-               float32, b.ints(2, 3), b.ints(3, 1), b.FALSE),
+               float32, (2, 3), (3, 1), False),
         b.call(b.name(utils, "_rebuild_nested_tensor"), values, indices, indices, index),
         b.call(b.name(utils, "_rebuild_tensor"),
-               b.persistent(), b.integer(0), b.ints(2), b.ints(1)),
+               b.persistent(), 0, (2,), (1,)),
         b.call(b.name(utils, "_rebuild_tensor_v3"),
-               b.persistent(numel=16, kind=b.name("torch.storage", "UntypedStorage")), b.integer(0),
-               b.ints(2, 2), b.ints(2, 1), b.FALSE, b.HOOKS, float32),
-        b.call(b.name(utils, "_rebuild_parameter"), b.tensor(), b.TRUE, b.HOOKS),
-        b.call(b.name(utils, "_rebuild_parameter_with_state"), b.tensor(), b.TRUE, b.HOOKS,
-               b.dict_of({"x": b.integer(1)})),
-        b.call(b.name("torch._tensor", "_rebuild_from_type_v2"),
+               b.persistent(numel=16, kind=b.name("torch.storage", "UntypedStorage")), 0,
+               (2, 2), (2, 1), False, b.HOOKS, float32),
+        b.call(b.name(utils, "_rebuild_parameter"), b.tensor(), True, b.HOOKS),
+        b.call(b.name(utils, "_rebuild_parameter_with_state"), b.tensor(), True, b.HOOKS,
+               {"x": 1}),
+        b.call("torch._tensor._rebuild_from_type_v2",
                b.name(utils, "_rebuild_tensor_v2"), b.name("torch.nn.parameter", "Buffer"),
-               b.tuple_of(b.persistent(), b.integer(0), b.ints(4), b.ints(1), b.FALSE, b.HOOKS),
-               b.dict_of({"persistent": b.TRUE})),
+               (b.persistent(), 0, (4,), (1,), False, b.HOOKS),
+               {"persistent": True}),
         b.tensor(b.persistent("3", kind=b.name("torch", "ComplexFloatStorage"), numel=2), size=(2,),
-                 extra=b.dict_of({"conj": b.TRUE})),
+                 extra={"conj": True}),
         b.HOOKS + b.dict_of({"_metadata": b.HOOKS}) + b"b",
-        b.call(b.name("a.b", "C"), b.tensor()) + b.dict_of({"w": b.tensor()}) + b"b",
+        b.call("a.b.C", b.tensor()) + b.dict_of({"w": b.tensor()}) + b"b",
     ]  # fmt: skip
     return made + [b.stream(b.dict_of({"t": kind, "u": b.tensor()})) for kind in kinds]
 

@@ -17,6 +17,33 @@ GOLDEN = Path(__file__).parent / "data" / "golden" / "torch-2.13.0"
 # -- pickles -------------------------------------------------------------------------------------
 
 
+#: What stands for opcodes: plain Python values, and bytes, which are opcodes already.
+Value = bytes | str | int | float | None | Sequence["Value"] | Mapping[str, "Value"]
+
+
+def opcodes(value: Value) -> bytes:
+    """Return the opcodes of a plain value; bytes are opcodes already."""
+    match value:
+        case bytes():
+            return value
+        case str():
+            return text(value)
+        case None:
+            return b"N"
+        case bool():
+            return TRUE if value else FALSE
+        case int():
+            return integer(value)
+        case float():
+            return b"G" + struct.pack(">d", value)
+        case Mapping():
+            return dict_of(value)
+        case tuple():
+            return tuple_of(*value)
+        case _:
+            return list_of(*value)
+
+
 def text(value: str) -> bytes:
     """Return BINUNICODE."""
     raw = value.encode("utf-8", "surrogatepass")
@@ -36,23 +63,26 @@ def name(module: str, attribute: str) -> bytes:
     return f"c{module}\n{attribute}\n".encode()
 
 
-def tuple_of(*items: bytes) -> bytes:
+def tuple_of(*items: Value) -> bytes:
     """Return MARK, items, TUPLE."""
-    return b"(" + b"".join(items) + b"t"
+    return b"(" + b"".join(map(opcodes, items)) + b"t"
 
 
-def list_of(*items: bytes) -> bytes:
+def list_of(*items: Value) -> bytes:
     """Return EMPTY_LIST, MARK, items, APPENDS."""
-    return b"](" + b"".join(items) + b"e"
+    return b"](" + b"".join(map(opcodes, items)) + b"e"
 
 
-def dict_of(items: Mapping[str, bytes]) -> bytes:
+def dict_of(items: Mapping[str, Value]) -> bytes:
     """Return EMPTY_DICT, MARK, keys and values, SETITEMS."""
-    return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+    return b"}(" + b"".join(text(key) + opcodes(value) for key, value in items.items()) + b"u"
 
 
-def call(function: bytes, *arguments: bytes) -> bytes:
-    """Return a REDUCE."""
+def call(function: bytes | str, *arguments: Value) -> bytes:
+    """Return a REDUCE of a function, which may be given by its dotted name."""
+    if isinstance(function, str):
+        module, _, attribute = function.rpartition(".")
+        function = name(module, attribute)
     return function + tuple_of(*arguments) + b"R"
 
 
@@ -63,47 +93,46 @@ def stream(*parts: bytes, protocol: int = 2) -> bytes:
 
 def ints(*values: int) -> bytes:
     """Return a tuple of ints."""
-    return tuple_of(*map(integer, values))
+    return tuple_of(*values)
 
 
-HOOKS = call(name("collections", "OrderedDict"))
 FALSE = b"\x89"
 TRUE = b"\x88"
+HOOKS = call("collections.OrderedDict")
 
 
 def persistent(
     key: str = "0",
     *,
-    numel: bytes | int = 4,
+    numel: Value = 4,
     kind: bytes = name("torch", "FloatStorage"),
-    location: bytes = text("cpu"),
+    location: Value = "cpu",
     raw_key: bytes | None = None,
     extra: bytes = b"",
 ) -> bytes:
     """Return a storage's persistent id."""
-    count = integer(numel) if isinstance(numel, int) else numel
-    shown = text(key) if raw_key is None else raw_key
-    return tuple_of(text("storage"), kind, shown, location, count, extra) + b"Q"
+    shown = key if raw_key is None else raw_key
+    return tuple_of("storage", kind, shown, location, numel, extra) + b"Q"
 
 
 def tensor(
     storage: bytes | None = None,
     *,
-    offset: bytes | int = 0,
+    offset: Value = 0,
     size: bytes | Sequence[int] = (4,),
     stride: bytes | Sequence[int] = (1,),
-    requires_grad: bytes = FALSE,
+    requires_grad: Value = False,
     hooks: bytes = HOOKS,
-    extra: bytes = b"",
-    function: bytes = name("torch._utils", "_rebuild_tensor_v2"),
+    extra: Value = b"",
+    function: bytes | str = "torch._utils._rebuild_tensor_v2",
 ) -> bytes:
     """Return a tensor's reduction."""
     return call(
         function,
         persistent() if storage is None else storage,
-        integer(offset) if isinstance(offset, int) else offset,
-        size if isinstance(size, bytes) else ints(*size),
-        stride if isinstance(stride, bytes) else ints(*stride),
+        offset,
+        size if isinstance(size, bytes) else tuple(size),
+        stride if isinstance(stride, bytes) else tuple(stride),
         requires_grad,
         hooks,
         extra,

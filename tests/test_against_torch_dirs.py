@@ -318,7 +318,7 @@ def _tar(kinds: Iterable[str]) -> bytes:
             entries[f"{kind}{place}"] = pid(str(key))
         entries[f"{kind} again"] = pid(str(1000 + number))
     made.storages, made.tensors, made.views = storages, tensors, views
-    made.pickle = b.stream(b.dict_of({**entries, "n": b.integer(7)}))
+    made.pickle = b.stream(b.dict_of({**entries, "n": 7}))
     return made.build()
 
 
@@ -342,15 +342,15 @@ def test_tar(torch: Any, tmp_path: Path) -> None:
 
 def _old(kind: str, put: bytes = b"") -> bytes:
     storage = b.persistent(kind=b.name("torch", "FloatStorage"))
-    state = b.tuple_of(storage, b.integer(1), b.ints(3), b.ints(1))
+    state = b.tuple_of(storage, 1, (3,), (1,))
     return b.call(b.name("torch", kind)) + put + state + b"b"
 
 
 def test_tensors_by_their_class(torch: Any) -> None:
     """The tensors and Parameters of old files are what torch 2.13 makes of them."""
     parameter = b.name("torch.nn.parameter", "Parameter")
-    whole = b.tuple_of(_old("FloatTensor"), b"N", b"N", b.FALSE, b.FALSE) + b"b"
-    three = b.tuple_of(b.TRUE, b.FALSE, b"N") + b"b"
+    whole = b.tuple_of(_old("FloatTensor"), b"N", b"N", False, False) + b"b"
+    three = b.tuple_of(True, False, b"N") + b"b"
     data = b.checkpoint(
         b.stream(
             b.dict_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import torchzip as tz
 from tests import sampling
 from tests.torch_mutants import mutants, originals
-from tests.torch_verdicts import Verdicts, verdicts
+from tests.torch_verdicts import Verdicts
 from torchzip.tools import Verified, verify
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
@@ -26,7 +27,7 @@ _BY_CHANCE = "nested-legacy"
 @pytest.fixture(scope="module")
 def asked() -> Iterator[Verdicts]:
     """Return what asks torch."""
-    with verdicts() as asked:
+    with contextlib.closing(Verdicts()) as asked:
         yield asked
 
 

@@ -192,7 +192,7 @@ def test_names_with_control_characters(capsys: Capture, tmp_path: Path, options:
 def test_foreign_names_with_control_characters(capsys: Capture, tmp_path: Path) -> None:
     """Nor can the name of a class or a device."""
     path = tmp_path / "m.pt"
-    location = b.persistent(location=b.text("cu\x1bda"))
+    location = b.persistent(location="cu\x1bda")
     made = b.list_of(b.name("m\x1b", "C\r"), b.tensor(location))
     path.write_bytes(b.checkpoint(b.stream(made)))
     status, out, _ = run(capsys, "ls", "-l", path)
@@ -458,7 +458,7 @@ def test_convert_json(capsys: Capture, model: Path) -> None:
 def test_convert_what_torch_refuses(capsys: Capture, tmp_path: Path) -> None:
     """That the output needs weights_only=False is said, with the names."""
     path = tmp_path / "m.pt"
-    made = b.list_of(b.call(b.name("m", "C")), b.tensor())
+    made = b.list_of(b.call("m.C"), b.tensor())
     path.write_bytes(b.checkpoint(b.stream(made)))
     status, out, err = run(capsys, "convert", path, tmp_path / "out.pt")
     assert (status, out) == (0, "")
@@ -559,7 +559,7 @@ def test_narrow_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "made",
     [
-        b.call(b.name("torch._utils", "_rebuild_parameter"), b.text("x"), b.TRUE, b.HOOKS),
+        b.call("torch._utils._rebuild_parameter", "x", True, b.HOOKS),
         b.list_of(b"]" * 5000 + b"a" * 4999, b.tensor()),
     ],
     ids=["a parameter of text", "a list that is too deep to be written"],

@@ -255,7 +255,7 @@ def test_conj(capsys: Capture) -> None:
     """A lazy conjugation is carried out, in the corners too."""
     numbers = np.arange(2000) * (1 + 1j)
     storage = b.persistent(numel=2000, kind=b.name("torch", "ComplexDoubleStorage"))
-    made = b.tensor(storage, size=(2000,), extra=b.dict_of({"conj": b.TRUE}))
+    made = b.tensor(storage, size=(2000,), extra={"conj": True})
     Path("m.pt").write_bytes(b.checkpoint(b.stream(made), {"0": numbers.tobytes()}))
     assert str(numbers.conj()) in shown(capsys, "m.pt")
 

@@ -178,7 +178,7 @@ def test_bad_files(capsys: Capture, pair: Path) -> None:
 
 def test_conflicting_names(capsys: Capture, pair: Path) -> None:
     """Two tensors of one name cannot be compared by it; both places are shown."""
-    made = b.dict_of({"a.b": b.tensor(), "a": b.dict_of({"b": b.tensor(offset=0)})})
+    made = b.dict_of({"a.b": b.tensor(), "a": {"b": b.tensor(offset=0)}})
     Path("c.pt").write_bytes(b.checkpoint(b.stream(made)))
     status, out, err = run(capsys, "c.pt", "a.pt")
     assert (status, out) == (1, "")

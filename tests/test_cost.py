@@ -228,11 +228,9 @@ _HOSTILE = {
     "a memo number of 4 billion": _with_pickle(b"Nr\xff\xff\xff\xff"),
     "a memo number of 20 digits": _with_pickle(b"Np99999999999999999999\n"),
     "a frame of 2**60": _with_pickle(b"\x95" + struct.pack("<Q", 1 << 60) + b"N"),
-    "bytes(2**40)": _with_pickle(b.call(b.name("__builtin__", "bytes"), b.integer(1 << 40))),
-    "bytearray(2**40)": _with_pickle(
-        b.call(b.name("__builtin__", "bytearray"), b.integer(1 << 40))
-    ),
-    "range(2**60)": _with_pickle(b.call(b.name("__builtin__", "xrange"), b.integer(1 << 60))),
+    "bytes(2**40)": _with_pickle(b.call("__builtin__.bytes", 1 << 40)),
+    "bytearray(2**40)": _with_pickle(b.call("__builtin__.bytearray", 1 << 40)),
+    "range(2**60)": _with_pickle(b.call("__builtin__.xrange", 1 << 60)),
     "a tensor of 2**60 elements": _with_pickle(b.tensor(size=(1 << 60,))),
     "a giant of stride 0": _with_pickle(b.tensor(size=(1 << 40,), stride=(0,))),
     "an empty giant": _with_pickle(b.tensor(size=(0, 1 << 40), stride=(1, 1))),
@@ -242,7 +240,7 @@ _HOSTILE = {
         [replace(m, method=8, nbytes=1 << 29) for m in b.members_of(b.stream(b"N"), {})]
     ),
     "a legacy storage of 2**60": b.legacy(
-        b.stream(b.tensor(b.persistent(numel=1 << 58))), b.stream(b.list_of(b.text("0"))), bytes(24)
+        b.stream(b.tensor(b.persistent(numel=1 << 58))), b.stream(b.list_of("0")), bytes(24)
     ),
     "a safetensors header of 99 MB": b.safetensors(b"{}", nbytes=99_000_000),
     "a directory of 65535 entries": b.build_zip(

@@ -76,22 +76,16 @@ _ROWS: dict[str, tuple[int, Callable[[], bytes]]] = {
     "memo": (10, lambda: _zip(b"(", b"N\x94" * 100, b"l")),
     "argument_items": (100, _many_calls),
     "int_nbytes": (8, lambda: _zip(b.integer(1 << 70))),
-    "key_values": (
-        100,
-        lambda: _zip(b"}((" + b"N" * 9_000 + b"tq\x01N" + b"h\x01N" * 40 + b"u"),
-    ),
+    "key_values": (100, lambda: _zip(b"}((" + b"N" * 9_000 + b"tq\x01N" + b"h\x01N" * 40 + b"u")),
     "key_nesting": (3, lambda: _zip(b"}N" + b"\x85" * 5 + b"Ns")),
     "entries": (2, lambda: _zip(_TENSOR)),
     "text_nbytes": (1, lambda: _zip(_TENSOR)),
     "deflate_ratio": (2, _deflated),
     "shared_names": (2, lambda: _zip(_TENSOR, b"\x85", b"2\x86" * 4)),
-    "names_nbytes": (
-        1000,
-        lambda: _zip(b.dict_of({"x" * 200: b"(" + _TENSOR + b"2" * 50 + b"l"})),
-    ),
+    "names_nbytes": (1000, lambda: _zip(b.dict_of({"x" * 200: b"(" + _TENSOR + b"2" * 50 + b"l"}))),
     "header_nbytes": (10, lambda: b.safetensors(b'{"__metadata__":{}}')),
     "code_nbytes": (10, lambda: (b.GOLDEN / "script.pt").read_bytes()),
-}
+}  # fmt: skip
 #: What counts for the flat names only, which an eager load does not make.
 _OF_NAMES = {"nesting", "shared_names", "names_nbytes"}
 _NAMES = sorted(_ROWS)
@@ -182,12 +176,10 @@ def test_a_bound_is_a_number(bound: object, error: type[Exception]) -> None:
 
 #: Opcodes that make what `containers` counts, and what `memo` counts.
 _COUNTED = {
-    "containers": [
-        "[]", "{}", "set()", "frozenset()", "(", "[] by LIST", "{} by DICT", "[None]", "(None,)",
-        "a tuple around", "a pair", "(None,) by TUPLE", "a new object", "a call", "a call around",
-        "an old object", "an OrderedDict", "a Size", "a set by a call", "a complex",
-        "an object with keywords", "an instance",
-    ],
+    "containers": ["[]", "{}", "set()", "frozenset()", "(", "[] by LIST",
+     "{} by DICT", "[None]", "(None,)", "a tuple around", "a pair", "(None,) by TUPLE",
+     "a new object", "a call", "a call around", "an old object", "an OrderedDict",
+     "a Size", "a set by a call", "a complex", "an object with keywords", "an instance"],
     "memo": ["MEMOIZE"],
 }  # fmt: skip
 _MORE = {
@@ -366,51 +358,27 @@ _BOARD = tuple(range(361))
 #: field -> (a small file that it stops, one as programs write them that needs much of it)
 _DEFAULTS: dict[str, tuple[Callable[[], bytes | Sparse], Callable[[], bytes]]] = {
     "pickle_nbytes": (_long_pickle, lambda: _saved(_state_dict(3000))),
-    "nesting": (
-        lambda: _zip(_TENSOR, b"\x85" * 1000),
-        lambda: _zip(_TENSOR, b"\x85" * 800),
-    ),
-    "containers": (
-        lambda: _zip(b"(", b"]" * 400_000, b"l"),
-        lambda: _saved([[index] for index in range(100_000)]),
-    ),
-    "memo": (
-        lambda: _zip(b"(", b"N\x94" * 300_000, b"l"),
-        lambda: _saved([str(index) for index in range(200_000)]),
-    ),
-    "argument_items": (
-        lambda: _zip(
-            b"(](", b"K\1" * 10_000, b"e\x85q\0", b.name("builtins", "set"), b"q\1",
-            b"h\1h\0R" * 1000, b"l"
-        ),
-        lambda: _saved(set(range(300_000))),
-    ),
-    "int_nbytes": (
-        lambda: _zip(b"\x8b", struct.pack("<i", 1786), b"\1" * 1786),
-        lambda: _saved({"primes": [(1 << 8 * 255) - 1] * 10}),
-    ),
-    "key_values": (
-        lambda: _zip(b"](", b"(", b"N" * 10_000, b"tq\0", b"}h\0Ns" * 10_000, b"e"),
-        lambda: _saved([{(_BOARD, action): 0.0 for action in range(362)} for _ in range(10)]),
-    ),
-    "key_nesting": (
-        lambda: _zip(b"})", b"\x85" * 101, b"Ns"),
-        lambda: _zip(b"})", b"\x85" * 90, b"Ns"),
-    ),
+    "nesting": (lambda: _zip(_TENSOR, b"\x85" * 1000), lambda: _zip(_TENSOR, b"\x85" * 800)),
+    "containers": (lambda: _zip(b"(", b"]" * 400_000, b"l"),
+     lambda: _saved([[index] for index in range(100_000)])),
+    "memo": (lambda: _zip(b"(", b"N\x94" * 300_000, b"l"),
+     lambda: _saved([str(index) for index in range(200_000)])),
+    "argument_items": (lambda: _zip(b"(](", b"K\1" * 10_000, b"e\x85q\0", b.name("builtins", "set"),
+     b"q\1", b"h\1h\0R" * 1000, b"l"), lambda: _saved(set(range(300_000)))),
+    "int_nbytes": (lambda: _zip(b"\x8b", struct.pack("<i", 1786), b"\1" * 1786),
+     lambda: _saved({"primes": [(1 << 8 * 255) - 1] * 10})),
+    "key_values": (lambda: _zip(b"](", b"(", b"N" * 10_000, b"tq\0", b"}h\0Ns" * 10_000, b"e"),
+     lambda: _saved([{(_BOARD, action): 0.0 for action in range(362)} for _ in range(10)])),
+    "key_nesting": (lambda: _zip(b"})", b"\x85" * 101, b"Ns"),
+     lambda: _zip(b"})", b"\x85" * 90, b"Ns")),
     "entries": (_many_entries, lambda: _saved([np.zeros(1) for _ in range(8000)])),
     "text_nbytes": (_long_version, lambda: _saved({})),
-    "shared_names": (
-        lambda: _zip(_TENSOR, b"\x85", b"2\x86" * 30),
-        lambda: _saved(_shared_lists(400, 400)),
-    ),
-    "names_nbytes": (
-        lambda: _zip(b.dict_of({"x" * 40_000: b"(" + _TENSOR + b"2" * 2000 + b"l"})),
-        lambda: _saved(_shared_lists(200, 400, "text_model.encoder.layers.with_a_long_name." * 2)),
-    ),
-    "header_nbytes": (
-        lambda: struct.pack("<Q", 100_000_001) + b"{" + b" " * 90,
-        lambda: _named(20_000),
-    ),
+    "shared_names": (lambda: _zip(_TENSOR, b"\x85", b"2\x86" * 30),
+     lambda: _saved(_shared_lists(400, 400))),
+    "names_nbytes": (lambda: _zip(b.dict_of({"x" * 40_000: b"(" + _TENSOR + b"2" * 2000 + b"l"})),
+     lambda: _saved(_shared_lists(200, 400, "text_model.encoder.layers.with_a_long_name." * 2))),
+    "header_nbytes": (lambda: struct.pack("<Q", 100_000_001)
+     + b"{" + b" " * 90, lambda: _named(20_000)),
     "code_nbytes": (_long_code, lambda: (b.GOLDEN / "script.pt").read_bytes()),
 }  # fmt: skip
 

@@ -43,14 +43,14 @@ _PUSHES: list[bytes] = [
     b.integer(-1), b.integer(1 << 40), b.integer(1 << 63), b.integer(1 << 70),
     *(b"G" + struct.pack(">d", number) for number in (1.5, 4.0, float("nan"))),
     b"U\1a", b"U\1\xff", b"U\x07storage", b"\x8a\0", b.ints(1), b.ints(2, 3), b.ints(0),
-    b.tuple_of(b.FALSE), b.list_of(b.integer(1)), b.list_of(b.integer(2), b.integer(3)),
-    b.call(b.name("torch", "Size"), b.ints(2, 3)), b.call(b.name("torch", "Size"), b.ints(1)),
-    b.HOOKS, b.dict_of({"conj": b.TRUE}), b.dict_of({"neg": b.TRUE}), b.dict_of({"x": b.TRUE}),
-    b.dict_of({"neg": b.integer(1)}), b.call(b.name("builtins", "complex"), *[b"G" + bytes(8)] * 2),
-    b.call(b.name("builtins", "bytearray")), b.call(b.name("builtins", "set"), b"]"),
-    b.call(b.name("collections", "Counter"), b"}"),
-    b.call(b.name("torch", "device"), b.text("cpu")),
-    b.call(b.name("_codecs", "encode"), b.text("x"), b.text("latin1")),
+    b.tuple_of(False), b.list_of(1), b.list_of(2, 3),
+    b.call("torch.Size", (2, 3)), b.call("torch.Size", (1,)),
+    b.HOOKS, b.dict_of({"conj": True}), b.dict_of({"neg": True}), b.dict_of({"x": True}),
+    b.dict_of({"neg": 1}), b.call("builtins.complex", *[b"G" + bytes(8)] * 2),
+    b.call("builtins.bytearray"), b.call("builtins.set", b"]"),
+    b.call("collections.Counter", b"}"),
+    b.call("torch.device", "cpu"),
+    b.call("_codecs.encode", "x", "latin1"),
     b"C\1x", b"\x8c\1y", b"I5\n", b"I01\n", b"F2.5\n", b"L7L\n", b"S'a'\n", b"Vq\n",
     b"T\1\0\0\0z",
     *map(b.text, _TEXTS),
@@ -196,18 +196,8 @@ def _changed_legacy(data: bytes, random: random.Random) -> bytes:
 
 
 _RECORDS: dict[str, list[bytes]] = {
-    ".storage_alignment": [
-        b"",
-        b"x",
-        b" 64\n",
-        b"6_4",
-        b"-1",
-        b"0",
-        b"\xff",
-        b"64.0",
-        b"+8",
-        b"1e3",
-    ],
+    ".storage_alignment": [b"",
+     b"x", b" 64\n", b"6_4", b"-1", b"0", b"\xff", b"64.0", b"+8", b"1e3"],
     ".format_version": [b"", b"0", b"2", b"\xff", b"x"],
     "byteorder": [b"big", b"little"],
     "version": [b"1", b"10", b"3", b"3x", b" 4"],
@@ -216,7 +206,7 @@ _RECORDS: dict[str, list[bytes]] = {
     "extra": [b"x", b""],
     "constants.pkl": [b"\x80\2)."],
     "data/99": [b"abc"],
-}
+}  # fmt: skip
 
 
 def _changed_zip(data: bytes, random: random.Random) -> bytes:

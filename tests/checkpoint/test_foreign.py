@@ -44,36 +44,28 @@ _FORMS: dict[str, Callable[[bytes, bytes, bytes], bytes]] = {
     "an instance": lambda name, args, more: b"(" + more + b"i" + name[1:],
     "called and given a state": lambda name, args, more: name + args + b"R" + more + b"b",
     "new and given a state": lambda name, args, more: name + args + b"\x81" + more + b"b",
-    "in use before its state": lambda name, args, more: (
-        b"(" + name + args + b"Rq\x77lq\x780h\x77" + more + b"bh\x78\x86"
-    ),
+    "in use before its state": lambda name, args, more: (b"("
+     + name + args + b"Rq\x77lq\x780h\x77" + more + b"bh\x78\x86"),
     "called and filled": lambda name, args, more: name + args + b"R" + more + b"a",
-    "called and given a key": lambda name, args, more: (
-        name + args + b"R" + b.text("k") + more + b"s"
-    ),
+    "called and given a key": lambda name, args, more: (name
+     + args + b"R" + b.text("k") + more + b"s"),
     "twice": lambda name, args, more: name + args + b"R" + b")R",
-    "a class of old tensors": lambda name, args, more: (
-        name + b")R" + b.tuple_of(b.persistent(), b.integer(0), b.ints(4), b.ints(1)) + b"b"
-    ),
+    "a class of old tensors": lambda name, args, more: (name
+     + b")R" + b.tuple_of(b.persistent(), 0, (4,), (1,)) + b"b"),
     "in a call": lambda name, args, more: name + b.tuple_of(name + args + b"R", more) + b"R",
-    "a persistent id": lambda name, args, more: (
-        b.tuple_of(b.text("module"), name, b.text(""), b.text("")) + b"Q"
-    ),
+    "a persistent id": lambda name, args, more: (b.tuple_of("module", name, "", "") + b"Q"),
 }  # fmt: skip
 
 _SPARSE = b.call(
-    b.name("torch._utils", "_rebuild_sparse_tensor"),
-    b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.sparse_coo")),
-    b.tuple_of(
-        b.tensor(b.persistent("1", numel=0, kind=b.name("torch", "LongStorage")),
-                 size=(1, 0), stride=(0, 1)),
-        b.tensor(size=(0,)), b.ints(3),
-    ),
+    "torch._utils._rebuild_sparse_tensor",
+    b.call("torch.serialization._get_layout", "torch.sparse_coo"),
+    (b.tensor(b.persistent("1", numel=0, kind=b.name("torch", "LongStorage")),
+                 size=(1, 0), stride=(0, 1)), b.tensor(size=(0,)), (3,)),
 )  # fmt: skip
 _META = b.name("torch._utils", "_rebuild_meta_tensor_no_storage")
-_META_ARGS = b.tuple_of(b.name("torch", "float32"), b.ints(2), b.ints(1), b.FALSE)
+_META_ARGS = b.tuple_of(b.name("torch", "float32"), (2,), (1,), False)
 _V2 = b.name("torch._utils", "_rebuild_tensor_v2")
-_V2_ARGS = b.tuple_of(b.persistent(), b.integer(0), b.ints(4), b.ints(1), b.FALSE, b.HOOKS)
+_V2_ARGS = b.tuple_of(b.persistent(), 0, (4,), (1,), False, b.HOOKS)
 _TENSOR = b.name("torch", "Tensor")
 _JAGGED = b.name("torch.nested._internal.nested_tensor", "_rebuild_njt")
 _OFFSETS = b.tensor(b.persistent("2", numel=2, kind=b.name("torch", "LongStorage")), size=(2,))
@@ -86,44 +78,31 @@ _PLACES: dict[str, Callable[[bytes], bytes]] = {
     "a dict": lambda x: b.dict_of({"a": b.tensor(), "b": x}),
     "a key": lambda x: b"}" + x + b"Ns",
     "a pair for a key": lambda x: b"}" + b.tuple_of(b"N", x) + b"Ns",
-    "a set": lambda x: b.call(b.name("builtins", "set"), b.list_of(x)),
-    "a frozenset": lambda x: b.call(b.name("builtins", "frozenset"), b.list_of(x)),
-    "an OrderedDict": lambda x: b.call(
-        b.name("collections", "OrderedDict"), b.list_of(b.list_of(b.text("a"), x))
-    ),
+    "a set": lambda x: b.call("builtins.set", [x]),
+    "a frozenset": lambda x: b.call("builtins.frozenset", [x]),
+    "an OrderedDict": lambda x: b.call("collections.OrderedDict", [["a", x]]),
     "an attribute of an OrderedDict": lambda x: b.HOOKS + b.dict_of({"_metadata": x}) + b"b",
-    "a deque": lambda x: b.call(b.name("collections", "deque"), b.list_of(x)),
-    "a Counter": lambda x: b.call(b.name("collections", "Counter"), b.dict_of({"a": x})),
-    "a defaultdict": lambda x: (
-        b.call(b.name("collections", "defaultdict"), b.name("builtins", "list"))
-        + b.text("a") + x + b"s"
-    ),
-    "a slice": lambda x: b.call(b.name("builtins", "slice"), b"N", x, b"N"),
-    "a Parameter": lambda x: b.call(PARAMETER, x, b.TRUE, b.HOOKS),
-    "a Parameter's state": lambda x: b.call(
-        b.name("torch._utils", "_rebuild_parameter_with_state"), b.tensor(), b.TRUE, b.HOOKS,
-        b.dict_of({"a": x}),
-    ),
-    "a tensor's attribute": lambda x: b.call(
-        FROM_TYPE, _V2, _TENSOR, _V2_ARGS, b.dict_of({"a": x})
-    ),
-    "a tensor's slots": lambda x: b.call(FROM_TYPE, _V2, _TENSOR, _V2_ARGS, b.tuple_of(b"}", x)),
-    "the range of a tensor's axis": lambda x: b.call(
-        FROM_TYPE, _V2, _TENSOR, _V2_ARGS,
-        b.dict_of({"_dynamo_dynamic_range": b.call(b.name("builtins", "set"), b.list_of(x))}),
-    ),
+    "a deque": lambda x: b.call("collections.deque", [x]),
+    "a Counter": lambda x: b.call("collections.Counter", {"a": x}),
+    "a defaultdict": lambda x: (b.call("collections.defaultdict", b.name("builtins", "list"))
+     + b.text("a") + x + b"s"),
+    "a slice": lambda x: b.call("builtins.slice", b"N", x, b"N"),
+    "a Parameter": lambda x: b.call(PARAMETER, x, True, b.HOOKS),
+    "a Parameter's state": lambda x: b.call("torch._utils._rebuild_parameter_with_state",
+     b.tensor(), True, b.HOOKS, {"a": x}),
+    "a tensor's attribute": lambda x: b.call(FROM_TYPE, _V2, _TENSOR, _V2_ARGS, {"a": x}),
+    "a tensor's slots": lambda x: b.call(FROM_TYPE, _V2, _TENSOR, _V2_ARGS, (b"}", x)),
+    "the range of a tensor's axis": lambda x: b.call(FROM_TYPE,
+     _V2, _TENSOR, _V2_ARGS, {"_dynamo_dynamic_range": b.call("builtins.set", [x])}),
     "a tensor's class": lambda x: b.call(FROM_TYPE, _V2, x, _V2_ARGS, b"}"),
-    "an attribute of a meta tensor": lambda x: b.call(
-        FROM_TYPE, _META, _TENSOR, _META_ARGS, b.dict_of({"a": x})
-    ),
+    "an attribute of a meta tensor": lambda x: b.call(FROM_TYPE,
+     _META, _TENSOR, _META_ARGS, {"a": x}),
     "the class of a meta tensor": lambda x: b.call(FROM_TYPE, _META, x, _META_ARGS, b"}"),
-    "the arguments of a jagged tensor": lambda x: b.call(
-        _JAGGED, b.dict_of({"values": b.tensor(), "offsets": _OFFSETS, "_metadata_cache": x})
-    ),
-    "the ranges of a jagged tensor": lambda x: b.call(
-        FROM_TYPE, _JAGGED, b.name("torch.nested._internal.nested_tensor", "NestedTensor"),
-        b.tuple_of(b.dict_of({"values": b.tensor(), "offsets": _OFFSETS})), b.dict_of({"a": x}),
-    ),
+    "the arguments of a jagged tensor": lambda x: b.call(_JAGGED,
+     {"values": b.tensor(), "offsets": _OFFSETS, "_metadata_cache": x}),
+    "the ranges of a jagged tensor": lambda x: b.call(FROM_TYPE,
+     _JAGGED, b.name("torch.nested._internal.nested_tensor", "NestedTensor"),
+     ({"values": b.tensor(), "offsets": _OFFSETS},), {"a": x}),
     "beside a sparse tensor": lambda x: b.list_of(_SPARSE, x),
 }  # fmt: skip
 
@@ -131,7 +110,7 @@ _STORAGES = {"0": b.DATA, "1": b"", "2": bytes(8) + (4).to_bytes(8, "little")}
 
 _ATOMS = st.sampled_from(
     [b.integer(5), b"N", b.TRUE, b.text("x"), b.text("f4"), b.text("cpu"), b"]", b"}", b")",
-     b"G" + bytes(8), b"C\1x", b.ints(2, 3), b.list_of(b.integer(1)), b.tensor(), b.HOOKS,
+     b"G" + bytes(8), b"C\1x", b.ints(2, 3), b.list_of(1), b.tensor(), b.HOOKS,
      b.persistent(), b.name("torch", "float32"), b.ints(0), b.integer(0), b.FALSE]
 )  # fmt: skip
 _VALUES = st.one_of(
@@ -219,11 +198,11 @@ def _file(name: Name, form: str, place: str, args: bytes, more: bytes) -> bytes:
     st.sampled_from(NAMES), st.sampled_from([*_FORMS]), st.sampled_from([*_PLACES]), _ARGUMENTS,
     _VALUES,
 )  # fmt: skip
-@example(("torch", "Tensor"), "called", "a dict", b.tuple_of(b.integer(5)), b"N")
-@example(("torch", "Tensor"), "called", "a tensor's class", b.tuple_of(b.integer(5)), b"N")
+@example(("torch", "Tensor"), "called", "a dict", b.tuple_of(5), b"N")
+@example(("torch", "Tensor"), "called", "a tensor's class", b.tuple_of(5), b"N")
 @example(("torch", "FloatStorage"), "bare", "a list", b")", b"N")
-@example(("numpy", "dtype"), "called", "a tuple", b.tuple_of(b.text("f4"), b.FALSE, b.TRUE), b"N")
-@example(("torch", "Tensor"), "called", "a tensor's attribute", b.tuple_of(b.integer(5)), b"N")
+@example(("numpy", "dtype"), "called", "a tuple", b.tuple_of("f4", False, True), b"N")
+@example(("torch", "Tensor"), "called", "a tensor's attribute", b.tuple_of(5), b"N")
 def test_any_name_in_any_form(name: Name, form: str, place: str, args: bytes, more: bytes) -> None:
     """Whatever a file does with a name that is known, wherever: no object is in the value."""
     check(_file(name, form, place, args, more))
@@ -232,7 +211,7 @@ def test_any_name_in_any_form(name: Name, form: str, place: str, args: bytes, mo
 @pytest.mark.parametrize("place", _PLACES)
 def test_an_object_in_each_place(place: str) -> None:
     """It is seen there; and what is no object may stand there, unless that is refused always."""
-    call = b.call(_TENSOR, b.integer(5))
+    call = b.call(_TENSOR, 5)
     with pytest.raises(tz.UnsafeGlobalError, match=r"torch\.Tensor\. foreign='keep'") as caught:
         tz.lazy_load(io.BytesIO(_file(("torch", "Tensor"), "called", place, call[len(_TENSOR):-1],
                                       b"N")), foreign="raise")  # fmt: skip
@@ -247,8 +226,8 @@ def test_an_object_in_each_place(place: str) -> None:
 @pytest.mark.parametrize("form", _FORMS)
 def test_each_name(form: str) -> None:
     """Each name, with nothing, with a number and with a tensor."""
-    rows = [(b")", b"N"), (b.tuple_of(b.integer(5)), b"}"), (b.tuple_of(b.tensor()), b"N"),
-            (_V2_ARGS, b.list_of(b.integer(5)))]  # fmt: skip
+    rows = [(b")", b"N"), (b.tuple_of(5), b"}"), (b.tuple_of(b.tensor()), b"N"),
+            (_V2_ARGS, b.list_of(5))]  # fmt: skip
     for name in some(NAMES):
         for args, more in rows:
             check(_file(name, form, "a list", args, more))
@@ -258,7 +237,7 @@ def test_each_name(form: str) -> None:
 def test_each_name_of_torchscript(form: str) -> None:
     """The same in the module of an archive, and in its constants."""
     for name in some(SCRIPT_NAMES):
-        for args in (b")", b.tuple_of(b.integer(5)), b"]\x85"):
+        for args in (b")", b.tuple_of(5), b"]\x85"):
             made = _FORMS[form](b.name(*name), args, b"N")
             check(torchscript(b.stream(made)))
             check(torchscript(b.stream(b"N"), constants=b.stream(made + b"\x85")))
@@ -266,7 +245,7 @@ def test_each_name_of_torchscript(form: str) -> None:
 
 def test_constants_of_torchscript() -> None:
     """What only a lazy checkpoint reads is looked through as well."""
-    data = torchscript(b.stream(b"N"), constants=b.stream(b.call(_TENSOR, b.integer(5)) + b"\x85"))
+    data = torchscript(b.stream(b"N"), constants=b.stream(b.call(_TENSOR, 5) + b"\x85"))
     with pytest.raises(tz.UnsafeGlobalError, match=r"torch\.Tensor"):
         tz.lazy_load(io.BytesIO(data), foreign="raise")
 
@@ -285,7 +264,7 @@ def test_ranges_of_a_jagged_tensor() -> None:
     """What torch's compiler notes on the sizes of one stays, as it stays in torch's safe loader."""
     dim_range = b.name("torch._dynamo.decorators", "_DimRange") + b")\x81"
     for state, is_right in (
-        (b.list_of(b.integer(0), b"N", b"N"), True),
+        (b.list_of(0, b"N", b"N"), True),
         (b.list_of(_TENSOR), False),
     ):
         data = b.checkpoint(
@@ -306,7 +285,7 @@ def test_a_large_value_is_looked_through_once() -> None:
 
 # -- what a Parameter is made of -------------------------------------------------------------------
 
-_UINT8 = b.call(b.name("numpy", "dtype"), b.text("u1"), b.FALSE, b.TRUE)
+_UINT8 = b.call("numpy.dtype", "u1", False, True)
 _UINT8 += b"(K\3X\1\0\0\0|NNNK\0K\0K\0tb"
 _NO_TENSORS: dict[str, bytes] = {
     "5": b.integer(5),
@@ -322,34 +301,25 @@ _NO_TENSORS: dict[str, bytes] = {
     "a dtype": b.name("torch", "int8"),
     "a class": _TENSOR,
     "a name": b.name("os", "system"),
-    "a Size": b.call(b.name("torch", "Size"), b.ints(2)),
-    "an array of numpy": b.call(
-        b.name("numpy.core.numeric", "_frombuffer"), b"C\1x", _UINT8, b.ints(1), b.text("C")
-    ),
+    "a Size": b.call("torch.Size", (2,)),
+    "an array of numpy": b.call("numpy.core.numeric._frombuffer", b"C\1x", _UINT8, (1,), "C"),
 }  # fmt: skip
 _TENSORS: dict[str, bytes] = {
     "a tensor": b.tensor(), "a meta tensor": _META + _META_ARGS + b"R", "a sparse tensor": _SPARSE,
-    "a Parameter": b.call(PARAMETER, b.tensor(), b.TRUE, b.HOOKS),
+    "a Parameter": b.call(PARAMETER, b.tensor(), True, b.HOOKS),
     "a tensor of a class": b.call(FROM_TYPE, _V2, b.name("a", "B"), _V2_ARGS, b"}"),
-    "what a foreign call gives": b.call(b.name("a", "b"), b.tensor()),
+    "what a foreign call gives": b.call("a.b", b.tensor()),
 }  # fmt: skip
 _MAKERS: dict[str, Callable[[bytes], bytes]] = {
-    "_rebuild_parameter": lambda x: b.call(PARAMETER, x, b.TRUE, b.HOOKS),
-    "_rebuild_parameter_with_state": lambda x: b.call(
-        b.name("torch._utils", "_rebuild_parameter_with_state"), x, b.TRUE, b.HOOKS, b"}"
-    ),
-    "an old Parameter": lambda x: (
-        b.call(b.name("torch.nn.parameter", "Parameter"), x)
-        + b.tuple_of(b.TRUE, b.FALSE, b.HOOKS) + b"b"
-    ),
-    "an old Parameter without arguments": lambda x: (
-        b.name("torch.nn.parameter", "Parameter") + b")R"
-        + b.tuple_of(x, b"N", b.HOOKS, b.TRUE, b.FALSE) + b"b"
-    ),
-    "an old Variable": lambda x: (
-        b.call(b.name("torch.autograd.variable", "Variable"), x)
-        + b.tuple_of(b.TRUE, b.FALSE, b.HOOKS) + b"b"
-    ),
+    "_rebuild_parameter": lambda x: b.call(PARAMETER, x, True, b.HOOKS),
+    "_rebuild_parameter_with_state": lambda x: b.call("torch._utils._rebuild_parameter_with_state",
+     x, True, b.HOOKS, b"}"),
+    "an old Parameter": lambda x: (b.call("torch.nn.parameter.Parameter", x)
+     + b.tuple_of(True, False, b.HOOKS) + b"b"),
+    "an old Parameter without arguments": lambda x: (b.name("torch.nn.parameter", "Parameter")
+     + b")R" + b.tuple_of(x, b"N", b.HOOKS, True, False) + b"b"),
+    "an old Variable": lambda x: (b.call("torch.autograd.variable.Variable", x)
+     + b.tuple_of(True, False, b.HOOKS) + b"b"),
 }  # fmt: skip
 
 
@@ -369,8 +339,8 @@ def test_what_a_parameter_is_made_of(maker: str, value: str) -> None:
 
 def test_a_parameter_of_a_parameter() -> None:
     """It is one around the same tensor, as torch makes it, and has its name."""
-    inner = b.call(PARAMETER, b.tensor(), b.TRUE, b.HOOKS)
-    data = b.checkpoint(b.stream(b.dict_of({"w": b.call(PARAMETER, inner, b.FALSE, b.HOOKS)})))
+    inner = b.call(PARAMETER, b.tensor(), True, b.HOOKS)
+    data = b.checkpoint(b.stream(b.dict_of({"w": b.call(PARAMETER, inner, False, b.HOOKS)})))
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         assert list(checkpoint) == ["w"]
         assert checkpoint["w"].numpy().tolist() == [1, 2, 3, 4]

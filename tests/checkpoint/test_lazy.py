@@ -213,7 +213,7 @@ def test_foreign_raise_lists_all_names() -> None:
         b.stream(
             b.list_of(
                 b.name("os", "system"),
-                b.call(b.name("a.b", "C")),
+                b.call("a.b.C"),
                 b.name("os", "system"),
                 b.name("torch", "float32"),
                 b.tensor(),
@@ -240,11 +240,11 @@ def test_tensors_of_other_kinds() -> None:
         assert isinstance(checkpoint["s"].values, tz.LazyTensor)
         assert not checkpoint.others
     subclass = b.call(
-        b.name("torch._tensor", "_rebuild_from_type_v2"),
+        "torch._tensor._rebuild_from_type_v2",
         b.name("torch._utils", "_rebuild_wrapper_subclass"),
         b.name("m", "Wrapper"),
-        b.tuple_of(b.name("m", "Wrapper")),
-        b.dict_of({"inner": b.tensor()}),
+        (b.name("m", "Wrapper"),),
+        {"inner": b.tensor()},
     )
     data = b.checkpoint(b.stream(b.dict_of({"w": subclass})))
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
@@ -469,7 +469,7 @@ def test_lazy_bits(conj: bool, neg: bool) -> None:
 
 def test_parameters() -> None:
     """A parameter stands in the root as one, and under its name as a tensor."""
-    parameter = b.call(b.name("torch._utils", "_rebuild_parameter"), b.tensor(), b.TRUE, b.HOOKS)
+    parameter = b.call("torch._utils._rebuild_parameter", b.tensor(), True, b.HOOKS)
     data = b.checkpoint(b.stream(b.dict_of({"w": parameter, "b": b.tensor()})))
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         root = checkpoint.root

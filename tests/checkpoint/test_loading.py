@@ -32,22 +32,20 @@ def test_plain_values() -> None:
     made = load(
         b.dict_of(
             {
-                "list": b.list_of(b.integer(1), b"N", b.TRUE),
-                "tuple": b.ints(1, 2),
-                "bytes": b.call(b.name("_codecs", "encode"), b.text("ÿ"), b.text("latin1")),
-                "none": b.call(b.name("__builtin__", "bytes")),
-                "set": b.call(b.name("__builtin__", "set"), b.list_of(b.integer(1), b.integer(1))),
-                "complex": b.call(b.name("__builtin__", "complex"), b.integer(1), b.integer(2)),
+                "list": [1, b"N", True],
+                "tuple": (1, 2),
+                "bytes": b.call("_codecs.encode", "ÿ", "latin1"),
+                "none": b.call("__builtin__.bytes"),
+                "set": b.call("__builtin__.set", [1, 1]),
+                "complex": b.call("__builtin__.complex", 1, 2),
                 "range": b.name("__builtin__", "xrange") + b.ints(1, 5, 2) + b"R",
                 "slice": b.name("__builtin__", "slice") + b.tuple_of(b"NNN") + b"R",
                 "ordered": b.HOOKS + b.text("k") + b.integer(3) + b"s",
-                "counter": b.call(b.name("collections", "Counter"), b.dict_of({"a": b.integer(2)})),
-                "size": b.call(b.name("torch", "Size"), b.ints(2, 3)),
+                "counter": b.call("collections.Counter", {"a": 2}),
+                "size": b.call("torch.Size", (2, 3)),
                 "dtype": b.name("torch", "float16"),
-                "device": b.call(b.name("torch", "device"), b.text("cuda"), b.integer(1)),
-                "layout": b.call(
-                    b.name("torch.serialization", "_get_layout"), b.text("torch.strided")
-                ),
+                "device": b.call("torch.device", "cuda", 1),
+                "layout": b.call("torch.serialization._get_layout", "torch.strided"),
                 "scheme": b.name("torch", "per_tensor_affine"),
             }
         )
@@ -77,7 +75,7 @@ def test_plain_values() -> None:
 def test_shared_storages_share_memory(tmp_path: Path, mmap: bool) -> None:
     """Tensors of one storage are views of one memory; a parameter is its array."""
     path = tmp_path / "m.pt"
-    parameter = b.call(b.name("torch._utils", "_rebuild_parameter"), b.tensor(), b.TRUE, b.HOOKS)
+    parameter = b.call("torch._utils._rebuild_parameter", b.tensor(), True, b.HOOKS)
     flat = b.tensor(stride=(0,))
     path.write_bytes(
         b.checkpoint(
@@ -201,20 +199,20 @@ def test_bare_storage() -> None:
 
 def test_locations_are_kept_apart_from_arrays() -> None:
     """A tensor of another device is an array like any other."""
-    assert load(b.tensor(b.persistent(location=b.text("cuda:7")))).tolist() == [1, 2, 3, 4]
+    assert load(b.tensor(b.persistent(location="cuda:7"))).tolist() == [1, 2, 3, 4]
 
 
 def test_very_old_tensors() -> None:
     """`_rebuild_tensor` of four arguments, and views of storages."""
     old = b.call(
-        b.name("torch._utils", "_rebuild_tensor"),
+        "torch._utils._rebuild_tensor",
         b.persistent(),
-        b.integer(1),
-        b.ints(2),
-        b.ints(1),
+        1,
+        (2,),
+        (1,),
     )
     assert load(old).tolist() == [2, 3]
-    view = b.tuple_of(b.text("v"), b.integer(1), b.integer(2))
+    view = b.tuple_of("v", 1, 2)
     assert load(b.tensor(b.persistent(extra=view), size=(2,))).tolist() == [2, 3]
 
 
@@ -250,9 +248,7 @@ def test_archive_inside_a_file() -> None:
 
 def test_legacy_streams_follow_one_another() -> None:
     """After a legacy load the file object stands behind it, where the next begins."""
-    one = b.legacy(
-        b.stream(b.tensor()), b.stream(b.list_of(b.text("0"))), b"\4" + bytes(7) + b.DATA
-    )
+    one = b.legacy(b.stream(b.tensor()), b.stream(b.list_of("0")), b"\4" + bytes(7) + b.DATA)
     file = io.BytesIO(one + one)
     assert tz.load(file).tolist() == [1, 2, 3, 4]
     assert file.tell() == len(one)
@@ -261,7 +257,7 @@ def test_legacy_streams_follow_one_another() -> None:
 
 def test_foreign() -> None:
     """Names outside the table are kept, or refused with all of them listed."""
-    parts = b.list_of(b.name("m", "C"), b.call(b.name("n", "f"), b.tensor()))
+    parts = b.list_of(b.name("m", "C"), b.call("n.f", b.tensor()))
     made = load(parts)
     assert type(made[0]) is type(made[1]) is ForeignObject
     assert made[1].args is not None
@@ -375,4 +371,4 @@ def test_memory_goes_with_the_object() -> None:
 def test_device_that_torch_refuses() -> None:
     """A negative index is none."""
     with pytest.raises(PickleError, match=r"torch\.device takes a type and an index"):
-        load(b.call(b.name("torch", "device"), b.text("cuda"), b.integer(-1)))
+        load(b.call("torch.device", "cuda", -1))

@@ -19,21 +19,15 @@ Capture = pytest.CaptureFixture[str]
 
 #: Names and the one that they are made from, by ``_tied_weights_keys`` of transformers 5.24.
 MODELS = {
-    "T5, MT5, UMT5, LongT5": (
-        "shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
-        "lm_head.weight",
-    ),
-    "BERT": (
-        "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight",
-    ),
+    "T5, MT5, UMT5, LongT5": ("shared.weight",
+     "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+    "BERT": ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
     "BERT's bias": ("cls.predictions.bias", "cls.predictions.decoder.bias"),
     "RoBERTa": ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
     "RoBERTa's bias": ("lm_head.bias", "lm_head.decoder.bias"),
     "GPT-2": ("transformer.wte.weight", "lm_head.weight"),
-    "BART, Marian": (
-        "model.shared.weight", "model.encoder.embed_tokens.weight",
-        "model.decoder.embed_tokens.weight", "lm_head.weight",
-    ),
+    "BART, Marian": ("model.shared.weight",
+     "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"),
     "OPT, BART's decoder": ("model.decoder.embed_tokens.weight", "lm_head.weight"),
     "LED": ("led.shared.weight", "led.encoder.embed_tokens.weight", "lm_head.weight"),
     "LLaMA, Qwen, Gemma": ("model.embed_tokens.weight", "lm_head.weight"),
@@ -54,27 +48,19 @@ MODELS = {
     "Whisper": ("model.decoder.embed_tokens.weight", "proj_out.weight"),
     "TrOCR": ("model.decoder.embed_tokens.weight", "output_projection.weight"),
     "GIT": ("git.embeddings.word_embeddings.weight", "output.weight"),
-    "LUKE": (
-        "luke.entity_embeddings.entity_embeddings.weight", "entity_predictions.decoder.weight",
-    ),
-    "ProphetNet": (
-        "prophetnet.word_embeddings.weight", "prophetnet.encoder.word_embeddings.weight",
-        "prophetnet.decoder.word_embeddings.weight", "lm_head.weight",
-    ),
+    "LUKE": ("luke.entity_embeddings.entity_embeddings.weight",
+     "entity_predictions.decoder.weight"),
+    "ProphetNet": ("prophetnet.word_embeddings.weight", "prophetnet.encoder.word_embeddings.weight",
+     "prophetnet.decoder.word_embeddings.weight", "lm_head.weight"),
     "UDOP": ("patch_embed.proj.weight", "encoder.embed_patches.proj.weight"),
-    "SAM": (
-        "shared_image_embedding.positional_embedding",
-        "prompt_encoder.shared_embedding.positional_embedding",
-    ),
-    "SpeechT5": (
-        "speecht5.decoder.prenet.embed_tokens.weight", "text_decoder_postnet.lm_head.weight",
-    ),
+    "SAM": ("shared_image_embedding.positional_embedding",
+     "prompt_encoder.shared_embedding.positional_embedding"),
+    "SpeechT5": ("speecht5.decoder.prenet.embed_tokens.weight",
+     "text_decoder_postnet.lm_head.weight"),
     "Qwen3-Omni": ("model.codec_embedding.weight", "codec_head"),
     "RWKV's own": ("emb.weight", "head.weight"),
     "minGPT": ("tok_emb.weight", "head.weight"),
-    "Idefics": (
-        "model.embed_tokens.additional_embedding.weight", "lm_head.additional_fc.weight",
-    ),
+    "Idefics": ("model.embed_tokens.additional_embedding.weight", "lm_head.additional_fc.weight"),
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def new(module: str, name: str, state: bytes | None = None) -> bytes:
 
 def size(*numbers: int) -> bytes:
     """Return a torch.Size."""
-    return b.call(b.name("torch", "Size"), b.ints(*numbers))
+    return b.call("torch.Size", (*numbers,))
 
 
 def mapping(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -45,9 +45,9 @@ def properties(
     """Return TensorProperties."""
     fields = {
         "dtype": b.name("torch", dtype) if isinstance(dtype, str) else dtype,
-        "layout": b.call(b.name("torch.serialization", "_get_layout"), b.text(layout)),
+        "layout": b.call("torch.serialization._get_layout", layout),
         "requires_grad": b.FALSE,
-        "memory_format": b.call(b.name(MODULE, "_MEM_FORMAT_ENCODING"), b.integer(0)),
+        "memory_format": b.call(b.name(MODULE, "_MEM_FORMAT_ENCODING"), 0),
         "pin_memory": b.FALSE,
         **changes,
     }
@@ -148,7 +148,7 @@ class Builder:
     def metadata(self) -> bytes:
         """Return the pickle."""
         meta = {
-            "checkpoint_id": b.call(b.name("pathlib", "PosixPath"), b.text("/"), b.text("run")),
+            "checkpoint_id": b.call("pathlib.PosixPath", "/", "run"),
             "save_id": b.text("a-b"),
             "load_id": b"N",
             "modules": b"]",

@@ -62,7 +62,7 @@ class OldCheckpoint:
             tensors += struct.pack("<i", ndim) + tensor.between
             numbers = (*tensor.size, *tensor.stride, tensor.offset)
             tensors += struct.pack(f"<{len(numbers)}q", *numbers)
-        info = b.stream(b.dict_of({"protocol_version": b.integer(1000), "little_endian": b.TRUE}))
+        info = b.stream(b.dict_of({"protocol_version": 1000, "little_endian": True}))
         made = {"sys_info": info, "pickle": self.pickle, "tensors": tensors, "storages": storages}
         return {**made, **self.more}
 

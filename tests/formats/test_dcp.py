@@ -304,7 +304,7 @@ def test_ranks_that_speak_of_one_another(tmp_path: Path) -> None:
     one.write("__0.metadata")
     other = d.Builder(tmp_path)
     other.value("v", 5)
-    other.paths["w"] = b.tuple_of(b.text("elsewhere"))
+    other.paths["w"] = b.tuple_of("elsewhere")
     other.files = {"__1_0.distcp": other.files["__0_0.distcp"]}
     length = len(other.files["__1_0.distcp"])
     other.places = [(d.index("v", None), d.info("__1_0.distcp", 0, length))]
@@ -389,41 +389,29 @@ def _mixed(made: d.Builder) -> None:
 _BIG = 1 << 62
 _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
     # the tensor and its chunks
-    "a chunk is missing": (
-        _no_tensor(boxes=[((0, 0), (3, 4))]), tz.FormatError, "12 of the 28 elements",
-    ),
+    "a chunk is missing": (_no_tensor(boxes=[((0, 0), (3, 4))]),
+     tz.FormatError, "12 of the 28 elements"),
     "no chunk": (_no_tensor(boxes=[]), tz.FormatError, "0 of the 28"),
-    "chunks overlap": (
-        _no_tensor(boxes=[((0, 0), (7, 4)), ((1, 0), (2, 2))]), tz.FormatError, "nothing says",
-    ),
+    "chunks overlap": (_no_tensor(boxes=[((0, 0), (7, 4)), ((1, 0), (2, 2))]),
+     tz.FormatError, "nothing says"),
     "a chunk reaches out": (_no_tensor(boxes=[((0, 0), (8, 4))]), tz.FormatError, "reaches out"),
     "a chunk of one dimension": (_no_tensor(boxes=[((0,), (28,))]), tz.FormatError, "nothing says"),
-    "a huge tensor": (
-        _no_tensor(shape=(_BIG, 4), boxes=[((0, 0), (_BIG, 4))]), tz.FormatError, "an item of",
-    ),
-    "a huge empty tensor": (
-        _no_tensor(shape=(0, _BIG, _BIG), boxes=[]), tz.FormatError, "stride",
-    ),
-    "many dimensions": (
-        _no_tensor(shape=(1,) * 65, boxes=[]), tz.FormatError, "65 dimensions",
-    ),
+    "a huge tensor": (_no_tensor(shape=(_BIG, 4), boxes=[((0, 0), (_BIG, 4))]),
+     tz.FormatError, "an item of"),
+    "a huge empty tensor": (_no_tensor(shape=(0, _BIG, _BIG), boxes=[]), tz.FormatError, "stride"),
+    "many dimensions": (_no_tensor(shape=(1,) * 65, boxes=[]), tz.FormatError, "65 dimensions"),
     "a size of 2**64": (_no_tensor(shape=(1 << 64,), boxes=[]), tz.FormatError, "Size"),
     "a negative size": (_no_tensor(shape=(-1, 4), boxes=[]), tz.FormatError, "Size"),
     "another dtype": (_properties(dtype=b.name("torch", "int32")), tz.FormatError, "int32"),
-    "another size": (
-        _no_tensor(shape=(4, 7), boxes=[((0, 0), (4, 7))]), tz.FormatError, r"\[4, 7\]",
-    ),
+    "another size": (_no_tensor(shape=(4, 7), boxes=[((0, 0), (4, 7))]),
+     tz.FormatError, r"\[4, 7\]"),
     "a dtype that is none": (_properties(dtype=b.integer(5)), tz.FormatError, "dtype"),
-    "a dtype without tensors": (
-        _properties(dtype=b.name("torch", "int4")), tz.FormatError, "dtype",
-    ),
-    "sparse": (
-        _no_tensor(props=d.properties(layout="torch.sparse_coo")),
-        tz.UnsupportedError, "sparse_coo",
-    ),
-    "a layout that is none": (
-        _no_tensor(props=d.properties(layout="strided")), tz.FormatError, "a name like",
-    ),
+    "a dtype without tensors": (_properties(dtype=b.name("torch", "int4")),
+     tz.FormatError, "dtype"),
+    "sparse": (_no_tensor(props=d.properties(layout="torch.sparse_coo")),
+     tz.UnsupportedError, "sparse_coo"),
+    "a layout that is none": (_no_tensor(props=d.properties(layout="strided")),
+     tz.FormatError, "a name like"),
     "requires_grad 1": (_properties(requires_grad=b.integer(1)), tz.FormatError, "requires_grad"),
     "six properties": (_properties(more=b"N"), tz.FormatError, "five"),
     # where the items are
@@ -434,38 +422,21 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
     "past the file": (_place("__0_0.distcp", 0, 1 << 40), tz.FormatError, "truncated"),
     "an offset of 2**70": (_place("__0_0.distcp", 1 << 70, 9), tz.FormatError, "ints from 0"),
     "a negative length": (_place("__0_0.distcp", 0, -1), tz.FormatError, "ints from 0"),
-    "compressed": (
-        _place("__0_0.distcp", 0, 9, transform_descriptors=b.list_of(b.text("zstd.1"))),
-        tz.UnsupportedError, r"'w' is encoded \(zstd\.1\)",
-    ),
-    "transforms that are none": (
-        _place("__0_0.distcp", 0, 9, transform_descriptors=b.integer(3)), tz.FormatError,
-        "a list was expected",
-    ),
-    "items overlap": (
-        lambda made: made.places.append((d.index("v", None), d.info("__0_0.distcp", 40, 30))),
-        tz.FormatError, "overlap",
-    ),
+    "compressed": (_place("__0_0.distcp", 0, 9, transform_descriptors=b.list_of("zstd.1")),
+     tz.UnsupportedError, r"'w' is encoded \(zstd\.1\)"),
+    "transforms that are none": (_place("__0_0.distcp", 0, 9, transform_descriptors=b.integer(3)),
+     tz.FormatError, "a list was expected"),
+    "items overlap": (lambda made: made.places.append(
+     (d.index("v", None), d.info("__0_0.distcp", 40, 30))), tz.FormatError, "overlap"),
     "nothing says where": (lambda made: made.places.clear(), tz.FormatError, "nothing says"),
-    "an object without a place": (
-        lambda made: made.items.update(x=d.BYTES), tz.FormatError, "nothing says where 'x'",
-    ),
-    "a place under no index": (
-        lambda made: made.places.append((b.text("w"), d.info("__0_0.distcp", 0, 9))),
-        tz.FormatError, "MetadataIndex",
-    ),
-    "an index without a name": (
-        lambda made: made.places.append(
-            (d.new(d.MODULE, "MetadataIndex", b.dict_of({})), d.info("__0_0.distcp", 0, 9))
-        ),
-        tz.FormatError, "the name of a MetadataIndex",
-    ),
-    "an index without a state": (
-        lambda made: made.places.append(
-            (d.new(d.MODULE, "MetadataIndex"), d.info("__0_0.distcp", 0, 9))
-        ),
-        tz.FormatError, "MetadataIndex",
-    ),
+    "an object without a place": (lambda made: made.items.update(x=d.BYTES),
+     tz.FormatError, "nothing says where 'x'"),
+    "a place under no index": (lambda made: made.places.append(
+     (b.text("w"), d.info("__0_0.distcp", 0, 9))), tz.FormatError, "MetadataIndex"),
+    "an index without a name": (lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex",
+     b.dict_of({})), d.info("__0_0.distcp", 0, 9))), tz.FormatError, "the name of a MetadataIndex"),
+    "an index without a state": (lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex"),
+     d.info("__0_0.distcp", 0, 9))), tz.FormatError, "MetadataIndex"),
     # the items
     "an item that is no archive": (_item(bytes(300)), tz.FormatError, "begins with"),
     "an item that is a list": (_item([1] * 40), tz.FormatError, "a tensor was expected"),
@@ -474,71 +445,45 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
     "an item that is cut": (_item(d.saved(_A)[:-30]), tz.FormatError, "__0_0.distcp, 'w'"),
     # the nesting
     "a path of nothing": (_paths(w=b")"), tz.FormatError, "tuples of keys"),
-    "a path that is a list": (_paths(w=b.list_of(b.text("w"))), tz.FormatError, "tuples of keys"),
-    "a path of floats": (
-        _paths(w=b.tuple_of(b.text("a"), b"G" + struct.pack(">d", 1.0))), tz.FormatError, "path",
-    ),
+    "a path that is a list": (_paths(w=b.list_of("w")), tz.FormatError, "tuples of keys"),
+    "a path of floats": (_paths(w=b.tuple_of("a", b"G" + struct.pack(">d", 1.0))),
+     tz.FormatError, "path"),
     "a path that begins with a position": (_path(0, "a"), tz.FormatError, "path"),
     "a negative position": (_path("a", -1), tz.FormatError, "path"),
     "a huge position": (_path("a", 1 << 40), tz.FormatError, "a list has 1 values"),
     "a deep path": (_path("a", *[0] * 900), tz.LimitError, "nesting"),
     "a very deep path": (_path(*["a"] * 50_000), tz.LimitError, "nesting"),
-    "a path twice": (
-        lambda made: made.value("w2", 5, path=("w",)), tz.FormatError, "that of another value",
-    ),
-    "a path through a value": (
-        lambda made: made.value("w2", 5, path=("w", "x")), tz.FormatError, "through another value",
-    ),
-    "a dict that is a list": (
-        _mixed, tz.FormatError, "another kind",
-    ),
+    "a path twice": (lambda made: made.value("w2", 5, path=("w",)),
+     tz.FormatError, "that of another value"),
+    "a path through a value": (lambda made: made.value("w2", 5, path=("w", "x")),
+     tz.FormatError, "through another value"),
+    "a dict that is a list": (_mixed, tz.FormatError, "another kind"),
     "planner_data that is none": (_metadata(planner_data=b.integer(3)), tz.FormatError, "planner"),
     # the classes
-    "a foreign name": (
-        _metadata(version=b.call(b.name("os", "system"), b.text("ls"))),
-        tz.UnsafeGlobalError, "os.system",
-    ),
-    "a foreign class for the root": (
-        _metadata(storage_meta=d.new(d.MODULE, "Metadata", b"}")), tz.FormatError, "StorageMeta",
-    ),
-    "getattr": (
-        _metadata(version=b.call(b.name("builtins", "getattr"), b.text("x"), b.text("y"))),
-        tz.UnsafeGlobalError, "getattr",
-    ),
-    "getattr of a class": (
-        _metadata(
-            version=b.call(b.name("builtins", "getattr"), b.name(d.MODULE, "Metadata"), b.text("y"))
-        ),
-        tz.UnsafeGlobalError, "getattr",
-    ),
+    "a foreign name": (_metadata(version=b.call("os.system", "ls")),
+     tz.UnsafeGlobalError, "os.system"),
+    "a foreign class for the root": (_metadata(storage_meta=d.new(d.MODULE, "Metadata", b"}")),
+     tz.FormatError, "StorageMeta"),
+    "getattr": (_metadata(version=b.call("builtins.getattr", "x", "y")),
+     tz.UnsafeGlobalError, "getattr"),
+    "getattr of a class": (_metadata(version=b.call("builtins.getattr",
+     b.name(d.MODULE, "Metadata"), "y")), tz.UnsafeGlobalError, "getattr"),
     "a persistent id": (_metadata(version=b.persistent()), tz.FormatError, "persistent"),
-    "a tensor in the metadata": (
-        _metadata(version=b.name("torch._utils", "_rebuild_tensor_v2")),
-        tz.UnsafeGlobalError, "_rebuild_tensor_v2",
-    ),
+    "a tensor in the metadata": (_metadata(version=b.name("torch._utils", "_rebuild_tensor_v2")),
+     tz.UnsafeGlobalError, "_rebuild_tensor_v2"),
     "no dict of tensors": (_metadata(state_dict_metadata=b"]"), tz.FormatError, "a dict"),
     "no dict of places": (_metadata(storage_data=b"N"), tz.FormatError, "storage_data"),
-    "a number for a tensor": (
-        lambda made: made.items.update(w=b.integer(1)), tz.FormatError, "TensorStorageMetadata",
-    ),
+    "a number for a tensor": (lambda made: made.items.update(w=b.integer(1)),
+     tz.FormatError, "TensorStorageMetadata"),
     "a tensor with arguments": (
-        lambda made: made.items.update(
-            w=b.name(d.MODULE, "TensorStorageMetadata") + b.ints(1) + b"\x81" + b"}b"
-        ),
-        tz.FormatError, "TensorStorageMetadata",
-    ),
-    "a called class": (
-        lambda made: made.items.update(w=b.call(b.name(d.MODULE, "BytesStorageMetadata"))),
-        tz.FormatError, "BytesStorageMetadata",
-    ),
-    "a memory format of text": (
-        _properties(memory_format=b.call(b.name(d.MODULE, "_MEM_FORMAT_ENCODING"), b.text("x"))),
-        tz.FormatError, "memory format",
-    ),
-    "a path of numbers": (
-        _metadata(version=b.call(b.name("pathlib", "PosixPath"), b.integer(1))),
-        tz.FormatError, "texts",
-    ),
+     lambda made: made.items.update(w=b.name(d.MODULE, "TensorStorageMetadata")
+     + b.ints(1) + b"\x81" + b"}b"), tz.FormatError, "TensorStorageMetadata"),
+    "a called class": (lambda made: made.items.update(
+     w=b.call(b.name(d.MODULE, "BytesStorageMetadata"))), tz.FormatError, "BytesStorageMetadata"),
+    "a memory format of text": (_properties(memory_format=b.call(
+     b.name(d.MODULE, "_MEM_FORMAT_ENCODING"), "x")), tz.FormatError, "memory format"),
+    "a path of numbers": (_metadata(version=b.call("pathlib.PosixPath", 1)),
+     tz.FormatError, "texts"),
 }  # fmt: skip
 
 
@@ -608,7 +553,7 @@ def test_foreign_objects(tmp_path: Path) -> None:
     """An object may have classes of its own; foreign="raise" lists them."""
     made = d.Builder(tmp_path / "c")
     made.items["config"] = d.BYTES
-    item = b.checkpoint(b.stream(b.call(b.name("my.config", "Config"))), {})
+    item = b.checkpoint(b.stream(b.call("my.config.Config")), {})
     made.put("__0_0.distcp", "config", None, item)
     folder = made.write()
     assert tz.load(folder)["config"].name == "Config"
@@ -657,7 +602,7 @@ def test_the_names_of_old_releases(tmp_path: Path) -> None:
     )
     props = props.replace(f"c{d.MODULE}\n_MEM_FORMAT".encode(), f"c{old}\nMEM_FORMAT".encode())
     made.tensor("w", _A, props=props)
-    made.more["version"] = b.call(b.name("pathlib._local", "WindowsPath"), b.text("C:/"))
+    made.more["version"] = b.call("pathlib._local.WindowsPath", "C:/")
     assert tz.load(made.write())["w"].shape == (7, 4)
 
 
@@ -700,7 +645,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_members_of_enums_by_name(tmp_path: Path) -> None:
     """Python 3.11.2 writes them with getattr, which here is good for nothing else."""
     enum = b.name(d.MODULE, "_MEM_FORMAT_ENCODING")
-    member = b.call(b.name("builtins", "getattr"), enum, b.text("TORCH_CONTIGUOUS_FORMAT"))
+    member = b.call("builtins.getattr", enum, "TORCH_CONTIGUOUS_FORMAT")
     made = d.Builder(tmp_path / "c")
     made.tensor("w", _A, props=d.properties(memory_format=member))
     np.testing.assert_array_equal(tz.load(made.write())["w"], _A)

@@ -352,32 +352,21 @@ _NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "one of its storages": (lambda folder: _unzipped(folder) / "data" / "0", "made.pt made"),
     "the folder above it": (_in_folder_above, "a directory around 'made'"),
     "its pickle alone": (_pickle_alone, "the pickle of a checkpoint alone"),
-    "a zip around a checkpoint": (
-        lambda folder: _zip_of(folder / "a.zip", {"model.pt": b"PK"}),
-        "a zip archive around 'model.pt', not a checkpoint itself. Extract it first.",
-    ),
+    "a zip around a checkpoint": (lambda folder: _zip_of(folder / "a.zip", {"model.pt": b"PK"}),
+     "a zip archive around 'model.pt', not a checkpoint itself. Extract it first."),
     "a zip around two": (
-        lambda folder: _zip_of(folder / "a.zip", {"x/a.bin": b"", "x/b.safetensors": b""}),
-        "around 'x/a.bin', 'x/b.safetensors', not a checkpoint itself. Extract them first.",
-    ),
-    "a zip of the folder above": (
-        lambda folder: _zip_of(folder / "a.zip", {"x/y/data.pkl": b"", "x/y/version": b""}),
-        "lie in 'x/y'; a single directory at the top was expected",
-    ),
+     lambda folder: _zip_of(folder / "a.zip", {"x/a.bin": b"", "x/b.safetensors": b""}),
+     "around 'x/a.bin', 'x/b.safetensors', not a checkpoint itself. Extract them first."),
+    "a zip of the folder above": (lambda folder: _zip_of(folder / "a.zip", {"x/y/data.pkl": b"",
+     "x/y/version": b""}), "lie in 'x/y'; a single directory at the top was expected"),
     "a tar file around a checkpoint": (_tar_around, "a tar file around 'run/model.pt'"),
-    "a .npz file": (
-        lambda folder: _zip_of(folder / "a.npz", {"a.npy": b"", "b.npy": b""}),
-        "a .npz file; numpy.load reads it",
-    ),
-    "a zip of anything": (
-        lambda folder: _zip_of(folder / "a.zip", {"x/a.txt": b""}),
-        "a zip archive without data.pkl is not a checkpoint; it has 'a.txt'",
-    ),
+    "a .npz file": (lambda folder: _zip_of(folder / "a.npz", {"a.npy": b"", "b.npy": b""}),
+     "a .npz file; numpy.load reads it"),
+    "a zip of anything": (lambda folder: _zip_of(folder / "a.zip", {"x/a.txt": b""}),
+     "a zip archive without data.pkl is not a checkpoint; it has 'a.txt'"),
     "a broken checkpoint": (
-        lambda folder: _zip_of(folder / "a.pt", {"x/data.pkl": b"", "x/a.pt": b""}),
-        "version",
-    ),
-}
+     lambda folder: _zip_of(folder / "a.pt", {"x/data.pkl": b"", "x/a.pt": b""}), "version"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", _NO_CHECKPOINTS)

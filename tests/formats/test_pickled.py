@@ -28,7 +28,7 @@ Put = Callable[[str, bytes], bytes]
 #: Writes a file into a folder; returns what to open.
 Write = Callable[[Path, Put], Path]
 
-CALL = b.call(b.name("os", "system"), b.text("true"))
+CALL = b.call("os.system", "true")
 
 
 def planted(pickle: bytes, call: bytes = CALL) -> bytes:
@@ -49,15 +49,15 @@ def _zip(folder: Path, put: Put) -> Path:
 def legacy_of(put: Put) -> bytes:
     """Return a legacy file."""
     kind = b.tuple_of(
-        b.text("storage"), b.name("torch", "FloatStorage"), b.text("0"), b.text("cpu"),
-        b.integer(4), b"N",
+        "storage", b.name("torch", "FloatStorage"), "0", "cpu",
+        4, b"N",
     )  # fmt: skip
     return (
         put("magic number", b.stream(b.MAGIC))
         + put("version", b.stream(b.integer(1001)))
-        + put("sys_info", b.stream(b.dict_of({"little_endian": b.TRUE})))
+        + put("sys_info", b.stream(b.dict_of({"little_endian": True})))
         + put("object", b.stream(b.dict_of({"w": b.tensor(kind + b"Q")})))
-        + put("storage keys", b.stream(b.list_of(b.text("0"))))
+        + put("storage keys", b.stream(b.list_of("0")))
         + struct.pack("<q", 4)
         + b.DATA
     )
@@ -70,7 +70,7 @@ def _legacy(folder: Path, put: Put) -> Path:
 def _tar(folder: Path, put: Put) -> Path:
     one, two = b.integer(1), b.integer(2)
     kind = b.name("torch", "FloatStorage")
-    row = b.stream(b.tuple_of(one, b.text("cpu"), kind))
+    row = b.stream(b.tuple_of(one, "cpu", kind))
     storages = put("storages, count", b.stream(one)) + put("storages, a row", row)
     storages += struct.pack("<q", 4) + b.DATA + put("storages, views", b.stream(b"]"))
     row = b.stream(b.tuple_of(two, one, b.name("torch", "FloatTensor")))
@@ -315,7 +315,7 @@ def test_a_pickle_that_cannot_be_followed(tmp_path: Path) -> None:
 def test_a_file_that_is_a_tar_file_too(tmp_path: Path, kind: str) -> None:
     """Such a file is refused: torch tries a tar file first, whose pickles nobody else looks at."""
     if kind == "legacy":
-        long = b.stream(b.dict_of({"x" * 500: b.TRUE}))
+        long = b.stream(b.dict_of({"x" * 500: True}))
         raw = legacy_of(lambda place, data: long if place == "sys_info" else data)
     else:
         header = b'{"__metadata__":{"x":"%s"}}' % (b" " * 600)

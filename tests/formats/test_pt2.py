@@ -283,7 +283,7 @@ def test_pickled_tensors() -> None:
     with lazy(weights({"w": pickled}, {"weight_0": inner(b.tensor())})) as ckpt:
         assert ckpt["w"].numpy().tolist() == [1, 2, 3, 4]
         assert ("torch", "FloatStorage") in ckpt.globals
-    foreign = inner(b.call(b.name("lib", "make"), b.tensor()))
+    foreign = inner(b.call("lib.make", b.tensor()))
     with lazy(weights({"w": pickled}, {"weight_0": foreign})) as ckpt:
         assert type(ckpt.root["w"]) is tz.types.ForeignObject
         assert ckpt.foreign == [("lib", "make")]
@@ -308,7 +308,7 @@ def test_custom_objects() -> None:
         "c": payload("custom_obj_0", use_pickle=True) | {"tensor_meta": None},
         "o": payload("opaque_obj_0", use_pickle=True) | {"tensor_meta": None},
     }
-    opaque = b.stream(b.call(b.name("lib", "Thing"), b"K\1"))
+    opaque = b.stream(b.call("lib.Thing", b"K\1"))
     data = constants(rows, {"custom_obj_0": inner(packed + b"\x85b"), "opaque_obj_0": opaque})
     with lazy(data) as ckpt:
         assert repr(ckpt.root["c"]).startswith("<foreign __torch__.torch.classes.q.Packed")
@@ -322,7 +322,7 @@ def test_custom_objects() -> None:
 
 # -- older layouts -------------------------------------------------------------------------------
 
-STATE = b.dict_of({"w": b.call(b.name("torch._utils", "_rebuild_parameter"), b.tensor(), b.TRUE,
+STATE = b.dict_of({"w": b.call("torch._utils._rebuild_parameter", b.tensor(), True,
                                b.HOOKS), "v": b.tensor()})  # fmt: skip
 CONSTANT = b.dict_of({"c": b.tensor()})
 

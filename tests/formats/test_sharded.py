@@ -92,7 +92,7 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_legacy_shards(tmp_path: Path) -> None:
     """Shards of before 1.6 are legacy streams."""
     pickle_ = b.stream(b.dict_of({"w": b.tensor(b.persistent(extra=b"N"))}))
-    data = b.legacy(pickle_, b.stream(b.list_of(b.text("0"))), b"\4" + bytes(7) + b.DATA)
+    data = b.legacy(pickle_, b.stream(b.list_of("0")), b"\4" + bytes(7) + b.DATA)
     (tmp_path / "x.bin").write_bytes(data)
     _index(tmp_path, "bin", {"w": "x.bin"})
     assert tz.load(tmp_path)["w"].tolist() == [1, 2, 3, 4]

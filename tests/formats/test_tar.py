@@ -27,27 +27,16 @@ def _example() -> OldCheckpoint:
     return OldCheckpoint(
         storages=[
             OldStorage(key=b.integer(1), data=_FLOATS),
-            OldStorage(
-                key=b.integer(big),
-                data=struct.pack("<3d", 7, 8, 9),
-                kind=double,
-                itemsize=8,
-                location=b.text("cuda:0"),
-            ),
+            OldStorage(key=b.integer(big),
+             data=struct.pack("<3d", 7, 8, 9), kind=double, itemsize=8, location=b.text("cuda:0")),
             OldStorage(key=b.integer(3), data=b""),
         ],
         views=[(20, 1, 2, 4)],
         tensors=[
             OldTensor(key=b.integer(10), storage=b.integer(1), size=(2, 3), stride=(3, 1)),
             OldTensor(key=b.integer(11), storage=b.integer(1), size=(3, 2), stride=(1, 3)),
-            OldTensor(
-                key=b.integer(12),
-                storage=b.integer(big),
-                size=(2,),
-                stride=(1,),
-                offset=1,
-                kind=b.name("torch.cuda", "DoubleTensor"),
-            ),
+            OldTensor(key=b.integer(12), storage=b.integer(big),
+             size=(2,), stride=(1,), offset=1, kind=b.name("torch.cuda", "DoubleTensor")),
             OldTensor(key=b.integer(13), storage=b.integer(20), size=(3,), stride=(1,), offset=1),
             OldTensor(key=b.integer(14), storage=b.integer(3), size=(0,), stride=(1,)),
         ],
@@ -61,11 +50,11 @@ def _example() -> OldCheckpoint:
                     "w": pid("13"),
                     "e": pid("14"),
                     "s": pid("20"),
-                    "n": b.integer(5),
+                    "n": 5,
                 }
             )
         ),
-    )
+    )  # fmt: skip
 
 
 def _open(data: bytes) -> tz.Checkpoint:
@@ -247,44 +236,35 @@ def _header(at: int, raw: bytes, *, keep_sum: bool = False) -> Callable[[], byte
 _HOSTILE: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
     "a count past the data": (_storage(count=1 << 40), tz.FormatError, "truncated"),
     "a negative count": (_storage(count=-1), tz.FormatError, "elements"),
-    "a storage of an unknown class": (
-        _storage(kind=b.name("os", "system")), tz.UnsupportedError, "os.system",
-    ),
-    "a storage class that was called": (
-        _storage(kind=b.call(b.name("torch", "FloatStorage"))), tz.UnsupportedError, "class",
-    ),
+    "a storage of an unknown class": (_storage(kind=b.name("os", "system")),
+     tz.UnsupportedError, "os.system"),
+    "a storage class that was called": (_storage(kind=b.call("torch.FloatStorage")),
+     tz.UnsupportedError, "class"),
     "a key that is no number": (_storage(key=b.text("../x")), tz.FormatError, "key"),
     "a location that is none": (_storage(location=b.integer(1)), tz.FormatError, "location"),
-    "two storages with one key": (
-        _with(storages=[OldStorage(key=b.integer(1), data=_FLOATS)] * 2), tz.FormatError, "key 1",
-    ),
+    "two storages with one key": (_with(storages=[OldStorage(key=b.integer(1), data=_FLOATS)] * 2),
+     tz.FormatError, "key 1"),
     "a view of nothing": (_with(views=[(20, 99, 0, 1)]), tz.FormatError, "99"),
     "a view past its storage": (_with(views=[(20, 1, 4, 3)]), tz.FormatError, "view"),
     "a view of a view that wraps": (_with(views=[(20, 1, -1, 3)]), tz.FormatError, "key"),
     "a view of three numbers": (_with(views=[(20, 1, 1)]), tz.FormatError, "four"),
     "a tensor past its storage": (_tensor(offset=5), tz.FormatError, "reaches"),
-    "a tensor past its window": (
-        _tensor(storage=b.integer(20), size=(5,)), tz.FormatError, "reaches to element 4",
-    ),
+    "a tensor past its window": (_tensor(storage=b.integer(20), size=(5,)),
+     tz.FormatError, "reaches to element 4"),
     "a tensor on nothing": (_tensor(storage=b.integer(77)), tz.FormatError, "77"),
     "a negative stride": (_tensor(stride=(-1,)), tz.FormatError, "stride"),
     "a negative offset": (_tensor(offset=-1), tz.FormatError, "offset"),
     "many dimensions": (_tensor(ndim=1 << 30), tz.FormatError, "dimensions"),
     "negative dimensions": (_tensor(ndim=-1), tz.FormatError, "dimensions"),
     "fewer numbers than dimensions": (_tensor(ndim=3), tz.FormatError, "ends within"),
-    "a sparse tensor": (
-        _tensor(kind=b.name("torch.sparse", "FloatTensor")), tz.UnsupportedError,
-        "torch.sparse.FloatTensor",
-    ),
+    "a sparse tensor": (_tensor(kind=b.name("torch.sparse", "FloatTensor")),
+     tz.UnsupportedError, "torch.sparse.FloatTensor"),
     "a key that nothing has": (_with(pickle=b.stream(pid("999"))), tz.FormatError, "999"),
     "a persistent id of text": (_with(pickle=b.stream(pid("x"))), tz.FormatError, "key"),
-    "a persistent id as in a zip": (
-        _with(pickle=b.stream(b.tensor())), tz.FormatError, "key",
-    ),
+    "a persistent id as in a zip": (_with(pickle=b.stream(b.tensor())), tz.FormatError, "key"),
     "a count that is text": (_member("storages", b.stream(b.text("1"))), tz.FormatError, "count"),
-    "a huge count": (
-        _member("tensors", b.stream(b.integer((1 << 31) - 1))), tz.FormatError, "ends",
-    ),
+    "a huge count": (_member("tensors", b.stream(b.integer((1 << 31) - 1))),
+     tz.FormatError, "ends"),
     "no tensors": (_member("tensors", None), tz.FormatError, "without tensors"),
     "an empty pickle": (_member("pickle", b""), tz.FormatError, "ends"),
     "empty storages": (_member("storages", b""), tz.FormatError, "ends"),
@@ -338,7 +318,7 @@ def test_any_byte_changed() -> None:
 
 def _old(kind: str = "FloatTensor", module: str = "torch", **storage: Any) -> bytes:
     """Return an old tensor: its class, called, and a state."""
-    state = b.tuple_of(b.persistent(**storage), b.integer(1), b.ints(3), b.ints(1))
+    state = b.tuple_of(b.persistent(**storage), 1, (3,), (1,))
     return b.call(b.name(module, kind)) + state + b"b"
 
 
@@ -346,7 +326,7 @@ def _old(kind: str = "FloatTensor", module: str = "torch", **storage: Any) -> by
 def test_a_tensor_by_its_class(module: str) -> None:
     """Class, BUILD with storage, offset, size and stride: a tensor like others, ties too."""
     put = b.call(b.name(module, "FloatTensor")) + b"q\x09"
-    state = b.tuple_of(b.persistent(), b.integer(1), b.ints(3), b.ints(1)) + b"b"
+    state = b.tuple_of(b.persistent(), 1, (3,), (1,)) + b"b"
     data = b.checkpoint(b.stream(b.dict_of({"w": put + state, "v": b"h\x09"})))
     with _open(data) as checkpoint:
         assert list(checkpoint) == ["w", "v"]
@@ -363,8 +343,8 @@ def test_parameters_of_old() -> None:
         b.name("torch.nn.parameter", "Parameter"),
         b.name("torch.autograd.variable", "Variable"),
     )
-    state = b.tuple_of(b.TRUE, b.FALSE, b"N") + b"b"
-    whole = b.tuple_of(_old(), b"N", b"N", b.FALSE, b.FALSE) + b"b"
+    state = b.tuple_of(True, False, b"N") + b"b"
+    whole = b.tuple_of(_old(), b"N", b"N", False, False) + b"b"
     data = b.checkpoint(
         b.stream(
             b.dict_of(
@@ -390,18 +370,15 @@ def test_parameters_of_old() -> None:
     [
         (_old("DoubleTensor"), tz.FormatError, "float32"),
         (_old() + b"Nb", tz.UnsupportedError, "BUILD"),
-        (b.call(b.name("torch", "FloatTensor")) + b"Nb", tz.FormatError, "state"),
-        (
-            b.call(b.name("torch", "FloatTensor")) + b.ints(1, 2, 3, 4) + b"b",
-            tz.FormatError,
-            "a storage was expected",
-        ),
-        (b.call(b.name("torch", "FloatTensor"), b.integer(9)), tz.UnsupportedError, "FloatTensor"),
+        (b.call("torch.FloatTensor") + b"Nb", tz.FormatError, "state"),
+        (b.call("torch.FloatTensor")
+         + b.ints(1, 2, 3, 4) + b"b", tz.FormatError, "a storage was expected"),
+        (b.call("torch.FloatTensor", 9), tz.UnsupportedError, "FloatTensor"),
         (_old(module="torch.sparse"), tz.UnsupportedError, "torch.sparse.FloatTensor"),
         (_old(module="torch.cuda.sparse"), tz.UnsupportedError, "sparse"),
     ],
     ids=["dtype", "twice", "none", "numbers", "called", "sparse", "cuda sparse"],
-)
+)  # fmt: skip
 def test_hostile_old_tensors(pickle: bytes, error: type[Exception], text: str) -> None:
     """What is no state of a tensor is said so."""
     with pytest.raises(error, match=text):
@@ -413,7 +390,7 @@ def test_hostile_old_tensors(pickle: bytes, error: type[Exception], text: str) -
 
 def _stream(values: tuple[float, ...]) -> bytes:
     pickle = b.stream(b.tensor(b.persistent(extra=b"N"), size=(4,), stride=(1,)))
-    keys = b.stream(b.list_of(b.text("0")))
+    keys = b.stream(b.list_of("0"))
     return b.legacy(pickle, keys, struct.pack("<q4f", 4, *values))
 
 

@@ -139,8 +139,8 @@ def test_raise_names_the_classes() -> None:
 @pytest.mark.parametrize("key", ["7", "0"])
 def test_tensors_on_the_meta_device(location: str, key: str) -> None:
     """Such a tensor is there without data, and all others are read; its record is not looked at."""
-    storage = b.persistent(key, location=b.text(location))
-    meta = b.tensor(storage, offset=1, size=(2, 2), stride=(1, 1), requires_grad=b.TRUE)
+    storage = b.persistent(key, location=location)
+    meta = b.tensor(storage, offset=1, size=(2, 2), stride=(1, 1), requires_grad=True)
     module = an_object("__torch__", "Net", b.dict_of({"weight": meta, "mean": a_tensor("1")}))
     with lazy(archive(module, constants=meta + b"\x85")) as ckpt:
         assert list(ckpt) == ["weight", "mean"]
@@ -158,7 +158,7 @@ def test_tensors_on_the_meta_device(location: str, key: str) -> None:
 
 def test_a_meta_tensor_past_its_storage() -> None:
     """What an archive says of a storage without data holds for its tensors all the same."""
-    meta = b.tensor(b.persistent(location=b.text("meta")), size=(5,))
+    meta = b.tensor(b.persistent(location="meta"), size=(5,))
     with pytest.raises(TensorError, match="reaches to byte 20 of a storage of 16"):
         lazy(archive(an_object("__torch__", "Net", b.dict_of({"weight": meta}))))
 
@@ -395,11 +395,11 @@ def jit(function: str, *arguments: bytes) -> bytes:
     [
         (jit("build_intlist", b.list_of(b"K\1", b"K\2")), [1, 2]),
         (jit("build_doublelist", b"]"), []),
-        (jit("build_boollist", b.list_of(b.TRUE)), [True]),
-        (jit("restore_type_tag", b.list_of(b.text("x")), b.text("List[str]")), ["x"]),
+        (jit("build_boollist", b.list_of(True)), [True]),
+        (jit("restore_type_tag", b.list_of("x"), b.text("List[str]")), ["x"]),
         (jit("restore_type_tag", b"}", b.text("Dict[int, str]")), {}),
-        (b.call(b.name("torch", "device"), b.text("cuda:1")), tz.types.Device("cuda", 1)),
-        (b.call(b.name("torch", "device"), b.text("cpu")), tz.types.Device("cpu")),
+        (b.call("torch.device", "cuda:1"), tz.types.Device("cuda", 1)),
+        (b.call("torch.device", "cpu"), tz.types.Device("cpu")),
         (b.name("builtins", "complex") + b"G" + bytes(8) + b"G" + bytes(8) + b"\x86R", 0j),
     ],
 )
@@ -433,11 +433,11 @@ def test_tensor_list() -> None:
         (jit("restore_type_tag", b"]"), PickleError),
         (jit("restore_type_tag", b"]", b"K\1"), PickleError),
         (jit("build_tensor_from_id", b"K\1"), UnsupportedError),
-        (b.call(b.name("torch", "device"), b.text("cuda:x")), PickleError),
-        (b.call(b.name("torch", "device"), b.text("cuda:")), PickleError),
-        (b.call(b.name("torch", "device"), b.text("cuda:٣")), PickleError),
-        (b.call(b.name("torch", "device"), b.text("cuda:" + "9" * 99)), PickleError),
-        (b.call(b.name("torch", "device"), b"K\1"), PickleError),
+        (b.call("torch.device", "cuda:x"), PickleError),
+        (b.call("torch.device", "cuda:"), PickleError),
+        (b.call("torch.device", "cuda:٣"), PickleError),
+        (b.call("torch.device", "cuda:" + "9" * 99), PickleError),
+        (b.call("torch.device", b"K\1"), PickleError),
         (b.name("other", "Color") + b"K\2R", PickleError),
         (b.name("torch.jit._pickle", "build_intlist") + b"K\2R", PickleError),
         (b.tensor(b.persistent("7", kind=b.name("torch", "QuadStorage"))), UnsupportedError),

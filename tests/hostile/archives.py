@@ -6,11 +6,11 @@ import struct
 from dataclasses import replace
 
 from tests import builders as b
-from tests.hostile.attack import Attack
+from tests.hostile.attack import Attack, Row
 from tests.hostile.parts import HEAD, and_records, good_members, with_record
-from torchzip.errors import ArchiveError, LimitError, PickleError, TorchZipError, UnsupportedError
+from torchzip.errors import ArchiveError, LimitError, PickleError, UnsupportedError
 
-_FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_FILES: list[Row] = [
     ("no data.pkl", b.build_zip([replace(HEAD[0], name=b"archive/data.pk1")]), ArchiveError),
     ("no version", b.build_zip(b.members_of(b.stream(b"N"), {}, version=None)), ArchiveError),
     ("version 0", with_record(b"version", data=b"0\n"), ArchiveError),
@@ -34,9 +34,8 @@ _FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a pickle of 2 GiB", with_record(b"data.pkl", method=8, nbytes=1 << 31), LimitError),
     ("a storage of another name below", with_record(b"data/0", local_name=b"archive/data/1"),
      ArchiveError),
-    ("a storage of 200 GB that is stored",
-     with_record(b"data/0", nbytes=0xFFFFFFFF, extra=struct.pack("<HHQ", 1, 8, 200 * 10**9)),
-     ArchiveError),
+    ("a storage of 200 GB that is stored", with_record(b"data/0",
+     nbytes=0xFFFFFFFF, extra=struct.pack("<HHQ", 1, 8, 200 * 10**9)), ArchiveError),
     ("an empty pickle", b.checkpoint(b""), PickleError),
     ("a pickle cut short", b.checkpoint(b.stream(b.tensor())[:-2]), PickleError),
     ("a pickle of other opcodes", b.checkpoint(b"\xff\xff\xff"), PickleError),
@@ -61,11 +60,9 @@ _FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("version in Arabic digits", with_record(b"version", data="٣".encode()), ArchiveError),
     ("a hidden version that counts", and_records(**{"__data/version": b"3", "x": b""}), None),
     ("a hidden version that is none", and_records(**{"__data/version": b"x"}), ArchiveError),
-    ("a hidden version with a visible one that is none", b.build_zip(
-        [*b.members_of(b.stream(b.tensor()), version=b"99"),
-         b.Member(name=b"archive/.data/version", data=b"3")]), None),
-    ("a hidden version of 5,000 bytes", and_records(**{"__data/version": b"3" * 5000}),
-     LimitError),
+    ("a hidden version with a visible one that is none", b.build_zip([*b.members_of(b.stream(
+     b.tensor()), version=b"99"), b.Member(name=b"archive/.data/version", data=b"3")]), None),
+    ("a hidden version of 5,000 bytes", and_records(**{"__data/version": b"3" * 5000}), LimitError),
     # and a byte order
     ("byte order of nothing", with_record(b"byteorder", data=b""), ArchiveError),
     ("byte order with a capital", with_record(b"byteorder", data=b"Little"), ArchiveError),
@@ -95,12 +92,10 @@ _FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
         b.stream(b.tensor()) + b.stream(b.name("os", "system"))), None),
     # other kinds of archives
     ("constants of no pickle that nobody asks for", and_records(**{"constants.pkl": b""}), None),
-    ("a model of old TorchScript", b.build_zip(
-        [b.Member(name=b"m/model.json", data=b"{}"), b.Member(name=b"m/version", data=b"1")]),
-     UnsupportedError),
-    ("an archive of documents", b.build_zip(
-        [b.Member(name=b"doc/a.txt", data=b"x"), b.Member(name=b"doc/b.txt", data=b"y")]),
-     ArchiveError),
+    ("a model of old TorchScript", b.build_zip([b.Member(name=b"m/model.json", data=b"{}"),
+     b.Member(name=b"m/version", data=b"1")]), UnsupportedError),
+    ("an archive of documents", b.build_zip([b.Member(name=b"doc/a.txt", data=b"x"),
+     b.Member(name=b"doc/b.txt", data=b"y")]), ArchiveError),
     ("an archive of arrays", b.build_zip([b.Member(name=b"arr_0.npy", data=b"\x93NUMPY\1\0")]),
      ArchiveError),
 ]  # fmt: skip

@@ -20,3 +20,7 @@ class Attack:
     data: bytes
     error: type[TorchZipError] | None
     foreign: Literal["keep", "raise"] = "keep"
+
+
+#: An attack without an option, as most tables have them.
+Row = tuple[str, bytes, type[TorchZipError] | None]

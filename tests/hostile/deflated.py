@@ -7,9 +7,9 @@ import struct
 import zlib
 
 from tests import builders as b
-from tests.hostile.attack import Attack
+from tests.hostile.attack import Attack, Row
 from tests.hostile.parts import and_records, good_members, with_record
-from torchzip.errors import ArchiveError, LimitError, TensorError, TorchZipError
+from torchzip.errors import ArchiveError, LimitError, TensorError
 
 _STORAGE = b"data/0"
 _PICKLE = good_members()[0].data
@@ -32,7 +32,7 @@ def _pickle(stored: bytes) -> bytes:
     return with_record(b"data.pkl", method=8, stored=stored)
 
 
-_FILES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_FILES: list[Row] = [
     ("a deflated storage", with_record(_STORAGE, method=8), None),
     ("a deflated pickle", with_record(b"data.pkl", method=8), None),
     ("all records deflated", b.build_zip(

@@ -6,9 +6,9 @@ import struct
 from typing import Any
 
 from tests import builders as b
-from tests.hostile.attack import Attack
+from tests.hostile.attack import Attack, Row
 from tests.hostile.parts import changed, good_members
-from torchzip.errors import ArchiveError, FormatError, TorchZipError
+from torchzip.errors import ArchiveError, FormatError
 
 _MEMBERS = good_members()
 _GOOD = b.build_zip(_MEMBERS)
@@ -72,7 +72,7 @@ def _with_comment(comment: bytes) -> bytes:
     return _end(comment=comment)
 
 
-_ENDS: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_ENDS: list[Row] = [
     ("one entry fewer", _end(count=_COUNT - 1), ArchiveError),
     ("one entry more", _end(count=_COUNT + 1), ArchiveError),
     ("no entries", _end(count=0), ArchiveError),
@@ -139,7 +139,7 @@ _ENDS: list[tuple[str, bytes, type[TorchZipError] | None]] = [
         _GOOD[-22:], 16, bytes(4)), FormatError),
 ]  # fmt: skip
 
-_ENDS_64: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_ENDS_64: list[Row] = [
     ("zip64 end records that nothing needs", _ZIP64, None),
     ("a zip64 end record of length 0", _end_64(zip64_length=0), ArchiveError),
     ("a zip64 end record of length 43", _end_64(zip64_length=43), ArchiveError),
@@ -160,22 +160,17 @@ _ENDS_64: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a zip64 directory of 2**63 bytes", _end_64(zip64_nbytes=1 << 63, nbytes=0xFFFFFFFF),
      ArchiveError),
     ("a zip64 directory at another place", _end_64(zip64_offset=_OFFSET - 1), ArchiveError),
-    ("a zip64 directory at 2**63", _end_64(zip64_offset=1 << 63, offset=0xFFFFFFFF),
-     ArchiveError),
-    ("a zip64 directory that wraps around",
-     _end_64(zip64_offset=(1 << 64) - 8, offset=0xFFFFFFFF, zip64_nbytes=_OFFSET + _NBYTES + 8,
-             nbytes=0xFFFFFFFF), ArchiveError),
-    ("capped numbers in the end record",
-     _end_64(offset=0xFFFFFFFF, zip64_offset=_OFFSET, nbytes=0xFFFFFFFF, zip64_nbytes=_NBYTES,
-             count=0xFFFF, zip64_count=_COUNT), None),
+    ("a zip64 directory at 2**63", _end_64(zip64_offset=1 << 63, offset=0xFFFFFFFF), ArchiveError),
+    ("a zip64 directory that wraps around", _end_64(zip64_offset=(1 << 64) - 8,
+     offset=0xFFFFFFFF, zip64_nbytes=_OFFSET + _NBYTES + 8, nbytes=0xFFFFFFFF), ArchiveError),
+    ("capped numbers in the end record", _end_64(offset=0xFFFFFFFF, zip64_offset=_OFFSET,
+     nbytes=0xFFFFFFFF, zip64_nbytes=_NBYTES, count=0xFFFF, zip64_count=_COUNT), None),
     ("capped numbers without zip64", _end(offset=0xFFFFFFFF, nbytes=0xFFFFFFFF, count=0xFFFF),
      ArchiveError),
     ("a locator to byte 0", _end_64(locator_offset=0), ArchiveError),
     ("a locator to itself", _end_64(locator_offset=len(_ZIP64) + _LOCATOR), ArchiveError),
-    ("a locator one byte before", _end_64(locator_offset=len(_ZIP64) + _END_64 - 1),
-     ArchiveError),
-    ("a locator one byte further", _end_64(locator_offset=len(_ZIP64) + _END_64 + 1),
-     ArchiveError),
+    ("a locator one byte before", _end_64(locator_offset=len(_ZIP64) + _END_64 - 1), ArchiveError),
+    ("a locator one byte further", _end_64(locator_offset=len(_ZIP64) + _END_64 + 1), ArchiveError),
     ("a locator to the end record", _end_64(locator_offset=len(_ZIP64) - 22), ArchiveError),
     ("a locator to 2**63", _end_64(locator_offset=1 << 63), ArchiveError),
     ("a locator to 2**64 - 1", _end_64(locator_offset=(1 << 64) - 1), ArchiveError),
@@ -256,7 +251,7 @@ def _without(name: bytes, instead: bytes, data: bytes | None = None) -> bytes:
     )
 
 
-_NAMES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_NAMES: list[Row] = [
     ("the pickle twice", _more(b"archive/data.pkl"), ArchiveError),
     ("the pickle twice, the other first", _before(b"archive/data.pkl", data=b"N."), ArchiveError),
     ("the pickle twice, alike", b.build_zip([*_MEMBERS, _MEMBERS[0]]), ArchiveError),
@@ -278,16 +273,13 @@ _NAMES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      ArchiveError),
     ("a pickle with a zero byte too", _more(b"archive/data.pkl\0", b"archive/data/0\0x"),
      ArchiveError),
-    ("a pickle in the folder dot", _more(b"archive/./data.pkl", b"archive/data/./0"),
-     ArchiveError),
-    ("a pickle behind two slashes", _more(b"archive//data.pkl", b"archive/data//0"),
-     ArchiveError),
+    ("a pickle in the folder dot", _more(b"archive/./data.pkl", b"archive/data/./0"), ArchiveError),
+    ("a pickle behind two slashes", _more(b"archive//data.pkl", b"archive/data//0"), ArchiveError),
     ("a storage with a backslash too", _more(b"archive/data\\0"), ArchiveError),
     ("a storage with a leading zero too", _more(b"archive/data/00", b"archive/data/+0"), None),
     ("a storage with another digit too", _more("archive/data/０".encode(),
                                                "archive/data/٠".encode()), None),
-    ("a name in two Unicode forms", _more("archive/é".encode(), "archive/e\u0301".encode()),
-     None),
+    ("a name in two Unicode forms", _more("archive/é".encode(), "archive/e\u0301".encode()), None),
     ("a name with a Kelvin sign", _more("archive/data.p\u212al".encode()), None),
     ("names that are no UTF-8", _more(b"archive/\xff", b"archive/\xc3", b"archive/\xe9"), None),
     ("names that differ in a capital that is no ASCII",

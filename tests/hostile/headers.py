@@ -7,9 +7,9 @@ import zlib
 from dataclasses import replace
 
 from tests import builders as b
-from tests.hostile.attack import Attack
+from tests.hostile.attack import Attack, Row
 from tests.hostile.parts import good_members, in_directory, with_record
-from torchzip.errors import ArchiveError, TensorError, TorchZipError, UnsupportedError
+from torchzip.errors import ArchiveError, TensorError, UnsupportedError
 
 _CAPPED = 0xFFFFFFFF
 _GOOD = b.build_zip(good_members())
@@ -44,7 +44,7 @@ _STRAY = b.build_zip([b.Member(name=b"archive/data/0", data=bytes(_NBYTES))]).pa
     0
 ]
 
-_NAMES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_NAMES: list[Row] = [
     ("a shorter name below", with_record(_STORAGE, local_name=b"archive/data/"), ArchiveError),
     ("a longer name below", with_record(_STORAGE, local_name=b"archive/data/00"), ArchiveError),
     ("no name below", with_record(_STORAGE, local_name=b""), ArchiveError),
@@ -68,7 +68,7 @@ _NAMES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      ArchiveError),
 ]  # fmt: skip
 
-_CHANGED_NAMES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_CHANGED_NAMES: list[Row] = [
     (f"a second storage called {name!r}", b.build_zip(
         [*good_members(), b.Member(name=name.encode(), data=bytes(_NBYTES))]), ArchiveError)
     for name in (
@@ -77,7 +77,7 @@ _CHANGED_NAMES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
         "archive/data/0/.", "archive/data/..",
     )
 ]  # fmt: skip
-_METHODS: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_METHODS: list[Row] = [
     ("deflated below, stored above", with_record(_STORAGE, local_method=8), ArchiveError),
     ("stored below, deflated above", with_record(_STORAGE, method=8, local_method=0), ArchiveError),
     ("an unknown method below", with_record(_STORAGE, local_method=99), ArchiveError),
@@ -97,18 +97,14 @@ _METHODS: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a patch above only", with_record(_STORAGE, flags=0x20, local_flags=0), UnsupportedError),
     ("a pickle that is a patch", with_record(b"data.pkl", flags=0x20), UnsupportedError),
     ("a patch that nobody reads", b.build_zip(
-        [*good_members(), b.Member(name=b"archive/readme", data=b"x", flags=0x20)]),
-     UnsupportedError),
-    *[
-        (f"method {method}", with_record(_STORAGE, method=method), UnsupportedError)
-        for method in (1, 6, 9, 12, 14, 93, 95, 98, 99, 0xFFFF)
-    ],
+     [*good_members(), b.Member(name=b"archive/readme", data=b"x", flags=0x20)]), UnsupportedError),
+    *[(f"method {method}", with_record(_STORAGE, method=method), UnsupportedError)
+     for method in (1, 6, 9, 12, 14, 93, 95, 98, 99, 0xFFFF)],
     ("an unknown method that nobody reads", b.build_zip(
-        [*good_members(), b.Member(name=b"archive/readme", data=b"x", method=12)]),
-     UnsupportedError),
+     [*good_members(), b.Member(name=b"archive/readme", data=b"x", method=12)]), UnsupportedError),
 ]  # fmt: skip
 
-_SIZES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_SIZES: list[Row] = [
     ("sizes of 0 below without descriptor",
      with_record(_STORAGE, local_nbytes=0, local_compressed=0), ArchiveError),
     ("a larger size below", with_record(_STORAGE, local_nbytes=17, local_compressed=17),
@@ -120,18 +116,14 @@ _SIZES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("another size of the pickle below", with_record(b"data.pkl", local_nbytes=4), ArchiveError),
     ("capped sizes below without zip64",
      with_record(_STORAGE, local_nbytes=_CAPPED, local_compressed=_CAPPED), ArchiveError),
-    ("capped sizes below and zip64 that lies",
-     with_record(_STORAGE, local_nbytes=_CAPPED, local_compressed=_CAPPED,
-                 local_extra=_zip64(4, 4)), ArchiveError),
-    ("capped sizes below and zip64 of one number",
-     with_record(_STORAGE, local_nbytes=_CAPPED, local_compressed=_CAPPED,
-                 local_extra=_zip64(_NBYTES)), ArchiveError),
-    ("capped sizes below and two zip64 fields",
-     with_record(_STORAGE, local_nbytes=_CAPPED, local_compressed=_CAPPED,
-                 local_extra=_zip64(16, 16) + _zip64(4, 4)), ArchiveError),
-    ("capped sizes below and zip64 that is right",
-     with_record(_STORAGE, local_nbytes=_CAPPED, local_compressed=_CAPPED,
-                 local_extra=_zip64(_NBYTES, _NBYTES)), None),
+    ("capped sizes below and zip64 that lies", with_record(_STORAGE,
+     local_nbytes=_CAPPED, local_compressed=_CAPPED, local_extra=_zip64(4, 4)), ArchiveError),
+    ("capped sizes below and zip64 of one number", with_record(_STORAGE,
+     local_nbytes=_CAPPED, local_compressed=_CAPPED, local_extra=_zip64(_NBYTES)), ArchiveError),
+    ("capped sizes below and two zip64 fields", with_record(_STORAGE, local_nbytes=_CAPPED,
+     local_compressed=_CAPPED, local_extra=_zip64(16, 16) + _zip64(4, 4)), ArchiveError),
+    ("capped sizes below and zip64 that is right", with_record(_STORAGE,
+     local_nbytes=_CAPPED, local_compressed=_CAPPED, local_extra=_zip64(_NBYTES, _NBYTES)), None),
     ("zip64 below that nothing needs", with_record(_STORAGE, local_extra=_zip64(4, 4)),
      ArchiveError),
     ("zip64 below that nothing needs and is right",
@@ -139,22 +131,17 @@ _SIZES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("zip64 below of an offset", with_record(_STORAGE, local_extra=_zip64(4)), None),
     ("sizes that lie below with a descriptor",
      with_record(_STORAGE, flags=8, local_nbytes=4, local_compressed=4), ArchiveError),
-    ("zip64 that lies below with a descriptor",
-     with_record(_STORAGE, flags=8, local_nbytes=0, local_compressed=0, local_crc=0,
-                 local_extra=_zip64(4, 4)), ArchiveError),
-    ("capped sizes and zip64 that lies below with a descriptor",
-     with_record(_STORAGE, flags=8, local_nbytes=_CAPPED, local_compressed=_CAPPED,
-                 local_extra=_zip64(4, 4)), ArchiveError),
-    ("capped sizes and zip64 of zeros below with a descriptor",
-     with_record(_STORAGE, flags=8, local_nbytes=_CAPPED, local_compressed=_CAPPED, local_crc=0,
-                 local_extra=_zip64(0, 0)), None),
-    ("zip64 below as torch writes it for 4 GiB",
-     with_record(_STORAGE, flags=8, local_nbytes=0, local_compressed=0, local_crc=0,
-                 local_extra=_zip64(_NBYTES, 0, 1 << 32)), None),
+    ("zip64 that lies below with a descriptor", with_record(_STORAGE, flags=8,
+     local_nbytes=0, local_compressed=0, local_crc=0, local_extra=_zip64(4, 4)), ArchiveError),
+    ("capped sizes and zip64 that lies below with a descriptor", with_record(_STORAGE, flags=8,
+     local_nbytes=_CAPPED, local_compressed=_CAPPED, local_extra=_zip64(4, 4)), ArchiveError),
+    ("capped sizes and zip64 of zeros below with a descriptor", with_record(_STORAGE, flags=8,
+     local_nbytes=_CAPPED, local_compressed=_CAPPED, local_crc=0, local_extra=_zip64(0, 0)), None),
+    ("zip64 below as torch writes it for 4 GiB", with_record(_STORAGE, flags=8, local_nbytes=0,
+     local_compressed=0, local_crc=0, local_extra=_zip64(_NBYTES, 0, 1 << 32)), None),
     ("a descriptor that lies",
      with_record(_STORAGE, flags=8, local_nbytes=0, local_compressed=0, local_crc=0,
-                 stored=b.DATA + b"PK\7\10" + struct.pack("<LLL", 1, 2, 3), compressed=_NBYTES),
-     None),
+     stored=b.DATA + b"PK\7\10" + struct.pack("<LLL", 1, 2, 3), compressed=_NBYTES), None),
     ("a descriptor that is not there",
      with_record(_STORAGE, flags=8, local_nbytes=0, local_compressed=0, local_crc=0), None),
     ("a descriptor cut by the next record",
@@ -180,7 +167,7 @@ _SIZES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      ArchiveError),
 ]  # fmt: skip
 
-_EXTRA: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_EXTRA: list[Row] = [
     ("extra data past the next record", with_record(_STORAGE, local_extra_nbytes=1), ArchiveError),
     ("extra data past the directory", with_record(_STORAGE, local_extra_nbytes=0xFFFF),
      ArchiveError),
@@ -197,12 +184,10 @@ _EXTRA: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a Unicode name in extra data",  # Info-ZIP: it stands in for the name
      with_record(_STORAGE, extra=_unicode_path(b"archive/data/0", b"archive/data/9")),
      ArchiveError),
-    ("a Unicode name of the pickle in extra data",
-     with_record(b"version", extra=_unicode_path(b"archive/version", b"archive/data.pkl")),
-     ArchiveError),
-    ("a Unicode name behind another field",
-     with_record(_STORAGE, extra=b"FB\0\0" + _unicode_path(b"archive/data/0", b"a/data/9")),
-     ArchiveError),
+    ("a Unicode name of the pickle in extra data", with_record(b"version",
+     extra=_unicode_path(b"archive/version", b"archive/data.pkl")), ArchiveError),
+    ("a Unicode name behind another field", with_record(_STORAGE,
+     extra=b"FB\0\0" + _unicode_path(b"archive/data/0", b"a/data/9")), ArchiveError),
     ("a Unicode name for another name",
      with_record(_STORAGE, extra=_unicode_path(b"archive/data/1", b"archive/data/9")), None),
     ("the same name in extra data",
@@ -211,7 +196,7 @@ _EXTRA: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      with_record(_STORAGE, comment=b"PK\1\2" + bytes(42) + b"archive/data/0"), None),
 ]  # fmt: skip
 
-_ZIP64: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_ZIP64: list[Row] = [
     ("a capped size without zip64", with_record(_STORAGE, nbytes=_CAPPED), ArchiveError),
     ("capped sizes without zip64", with_record(_STORAGE, nbytes=_CAPPED, compressed=_CAPPED),
      ArchiveError),
@@ -219,9 +204,8 @@ _ZIP64: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("an empty zip64 field", with_record(_STORAGE, nbytes=_CAPPED, extra=_zip64()), ArchiveError),
     ("a zip64 field of seven bytes",
      with_record(_STORAGE, nbytes=_CAPPED, extra=b"\1\0\7\0" + bytes(7)), ArchiveError),
-    ("a zip64 field of one number for two",
-     with_record(_STORAGE, nbytes=_CAPPED, compressed=_CAPPED, extra=_zip64(_NBYTES)),
-     ArchiveError),
+    ("a zip64 field of one number for two", with_record(_STORAGE,
+     nbytes=_CAPPED, compressed=_CAPPED, extra=_zip64(_NBYTES)), ArchiveError),
     ("a zip64 field past its end",
      with_record(_STORAGE, nbytes=_CAPPED, extra=b"\1\0\x10\0" + bytes(8)), ArchiveError),
     ("a zip64 field behind one past its end",
@@ -233,17 +217,15 @@ _ZIP64: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("zip64 of a larger size",
      with_record(_STORAGE, nbytes=_CAPPED, local_nbytes=17, extra=_zip64(17)), ArchiveError),
     ("zip64 of sizes past the next record",
-     with_record(_STORAGE, nbytes=_CAPPED, compressed=_CAPPED, extra=_zip64(99, 99)),
-     ArchiveError),
+     with_record(_STORAGE, nbytes=_CAPPED, compressed=_CAPPED, extra=_zip64(99, 99)), ArchiveError),
     ("zip64 of a size of 2**63", with_record(_STORAGE, nbytes=_CAPPED, extra=_zip64(1 << 63)),
      ArchiveError),
     ("zip64 of a size of 2**64 - 1",
      with_record(_STORAGE, nbytes=_CAPPED, extra=_zip64((1 << 64) - 1)), ArchiveError),
     ("zip64 of a compressed size of 2**63 - 1",
      with_record(_STORAGE, compressed=_CAPPED, extra=_zip64((1 << 63) - 1)), ArchiveError),
-    ("zip64 of a pickle of 2**62 bytes",
-     with_record(b"data.pkl", nbytes=_CAPPED, compressed=_CAPPED, extra=_zip64(1 << 62, 1 << 62)),
-     ArchiveError),
+    ("zip64 of a pickle of 2**62 bytes", with_record(b"data.pkl",
+     nbytes=_CAPPED, compressed=_CAPPED, extra=_zip64(1 << 62, 1 << 62)), ArchiveError),
     ("zip64 of an offset past the end",
      with_record(_STORAGE, offset=_CAPPED, extra=_zip64(1 << 20)), ArchiveError),
     ("zip64 of an offset of 2**63 - 1",
@@ -252,16 +234,13 @@ _ZIP64: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      with_record(_STORAGE, offset=_CAPPED, extra=_zip64((1 << 64) - 1)), ArchiveError),
     ("zip64 of the offset of another record",
      with_record(_STORAGE, offset=_CAPPED, extra=_zip64(0)), ArchiveError),
-    ("zip64 in another order",
-     with_record(_STORAGE, nbytes=_CAPPED, offset=_CAPPED,
-                 extra=_zip64(_place(_STORAGE), _NBYTES)), ArchiveError),
+    ("zip64 in another order", with_record(_STORAGE,
+     nbytes=_CAPPED, offset=_CAPPED, extra=_zip64(_place(_STORAGE), _NBYTES)), ArchiveError),
     ("zip64 of the right numbers",
-     with_record(_STORAGE, nbytes=_CAPPED, compressed=_CAPPED, offset=_CAPPED,
-                 local_nbytes=_NBYTES, local_compressed=_NBYTES,
-                 extra=_zip64(_NBYTES, _NBYTES, _place(_STORAGE))), None),
-    ("zip64 of more numbers than are capped",
-     with_record(_STORAGE, nbytes=_CAPPED, local_nbytes=_NBYTES, extra=_zip64(_NBYTES, 4, 4)),
-     None),
+     with_record(_STORAGE, nbytes=_CAPPED, compressed=_CAPPED, offset=_CAPPED, local_nbytes=_NBYTES,
+     local_compressed=_NBYTES, extra=_zip64(_NBYTES, _NBYTES, _place(_STORAGE))), None),
+    ("zip64 of more numbers than are capped", with_record(_STORAGE,
+     nbytes=_CAPPED, local_nbytes=_NBYTES, extra=_zip64(_NBYTES, 4, 4)), None),
     ("zip64 that nothing needs", with_record(_STORAGE, extra=_zip64(4, 4, 4)), None),
     ("two zip64 fields that nothing needs", with_record(_STORAGE, extra=_zip64(4) + _zip64(5)),
      None),
@@ -269,19 +248,16 @@ _ZIP64: list[tuple[str, bytes, type[TorchZipError] | None]] = [
         _STORAGE, disk=0xFFFF, extra=struct.pack("<HHL", 1, 4, 0)), ArchiveError),
 ]  # fmt: skip
 
-_PLACES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_PLACES: list[Row] = [
     ("no local header", with_record(_STORAGE, local_magic=bytes(4)), ArchiveError),
-    ("a header of the directory below", with_record(_STORAGE, local_magic=b"PK\1\2"),
-     ArchiveError),
+    ("a header of the directory below", with_record(_STORAGE, local_magic=b"PK\1\2"), ArchiveError),
     ("a descriptor for a local header", with_record(_STORAGE, local_magic=b"PK\7\10"),
      ArchiveError),
-    ("a split marker for a local header", with_record(_STORAGE, local_magic=b"PK00"),
-     ArchiveError),
+    ("a split marker for a local header", with_record(_STORAGE, local_magic=b"PK00"), ArchiveError),
     ("a pickle without local header", with_record(b"version", local_magic=bytes(4)), ArchiveError),
     ("a storage one byte further", with_record(_STORAGE, offset=_place(_STORAGE) + 1),
      ArchiveError),
-    ("a storage one byte before", with_record(_STORAGE, offset=_place(_STORAGE) - 1),
-     ArchiveError),
+    ("a storage one byte before", with_record(_STORAGE, offset=_place(_STORAGE) - 1), ArchiveError),
     ("a storage that is the pickle", with_record(_STORAGE, offset=0), ArchiveError),
     ("a storage inside the pickle", with_record(_STORAGE, offset=40), ArchiveError),
     ("a storage in its own bytes", with_record(_STORAGE, offset=_place(_STORAGE) + 44),
@@ -289,20 +265,17 @@ _PLACES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a storage at the directory", with_record(_STORAGE, offset=_DIRECTORY), ArchiveError),
     ("a storage in the directory", with_record(_STORAGE, offset=_DIRECTORY + 46), ArchiveError),
     ("a storage at the end", with_record(_STORAGE, offset=len(_GOOD)), ArchiveError),
-    ("a storage before the beginning", with_record(_STORAGE, offset=(1 << 32) - 16),
-     ArchiveError),
+    ("a storage before the beginning", with_record(_STORAGE, offset=(1 << 32) - 16), ArchiveError),
     ("a storage at 2**31", with_record(_STORAGE, offset=1 << 31), ArchiveError),
     ("the last record at the byte before the directory",
      with_record(b"version", offset=_DIRECTORY - 1), ArchiveError),
-    ("two records that changed places", b.build_zip([
-        replace(each, offset=_place({b"archive/data/0": b"byteorder"}.get(each.name, _STORAGE)))
-        if each.name in (b"archive/data/0", b"archive/byteorder") else each
-        for each in good_members()]), ArchiveError),
+    ("two records that changed places", b.build_zip([replace(each,
+     offset=_place({b"archive/data/0": b"byteorder"}.get(each.name, _STORAGE))) if each.name in (
+     b"archive/data/0", b"archive/byteorder") else each for each in good_members()]), ArchiveError),
     ("all records at one place", b.build_zip(
         [replace(each, offset=0) for each in good_members()]), ArchiveError),
     ("a record inside another", b.build_zip(
-        [*good_members(), b.Member(name=b"archive/x", offset=_place(_STORAGE) + 44)]),
-     ArchiveError),
+     [*good_members(), b.Member(name=b"archive/x", offset=_place(_STORAGE) + 44)]), ArchiveError),
     ("records that quote one another", b.build_zip([  # each holds the headers of those behind it
         b.Member(name=b"archive/%d" % i, data=b"", compressed=40 * (20 - i), nbytes=40 * (20 - i))
         for i in range(20)]), ArchiveError),
@@ -313,7 +286,7 @@ _PLACES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("an end record between records", _with_gap(_GOOD[-22:]), None),
 ]  # fmt: skip
 
-_ATTRIBUTES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_ATTRIBUTES: list[Row] = [
     ("a storage that is a symbolic link",
      in_directory(_GOOD, _STORAGE, 38, struct.pack("<L", 0o120777 << 16)), None),
     ("a pickle that is a device",

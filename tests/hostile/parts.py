@@ -56,13 +56,13 @@ def v3(dtype: bytes, **changes: Any) -> bytes:
     return b.tensor(bytes_16, function=V3, extra=dtype, **changes)
 
 
-def byte_array(argument: bytes) -> bytes:
+def byte_array(argument: b.Value) -> bytes:
     """Return a call of ``bytearray``."""
-    return b.call(b.name("builtins", "bytearray"), argument)
+    return b.call("builtins.bytearray", argument)
 
 
 def legacy(
-    *, keys: bytes = b.list_of(b.text("0")), count: int = 4, data: bytes = b.DATA,
+    *, keys: bytes = b.list_of("0"), count: int = 4, data: bytes = b.DATA,
     root: bytes | None = None, version: bytes = b.integer(1001),
 ) -> bytes:  # fmt: skip
     """Return a checkpoint of the legacy format, with a lie in any part of it."""

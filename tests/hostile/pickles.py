@@ -7,9 +7,9 @@ import struct
 from collections.abc import Iterator
 
 from tests import builders as b
-from tests.hostile.attack import Attack
+from tests.hostile.attack import Attack, Row
 from tests.hostile.parts import SYSTEM, doubling, legacy, short_text, zipped
-from torchzip.errors import LimitError, PickleError, TensorError, TorchZipError, UnsupportedError
+from torchzip.errors import LimitError, PickleError, TensorError, UnsupportedError
 
 _U32, _U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
 _LEGAL = None
@@ -63,7 +63,7 @@ def _equal() -> bytes:
     return b"(\x91" + b"q\x000(h\0h\0\x86\x91" * 40
 
 
-_PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
+_PICKLES: list[Row] = [
     # the memo
     ("PUT of -1", b"Np-1\n", PickleError),
     ("PUT of text", b"Npabc\n", PickleError),
@@ -224,7 +224,7 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
      (b.HOOKS + b"}" + b.text("a")) * _DEEP + b"N" + b"sb" * _DEEP, _LEGAL),
     ("a tensor 4,000 deep", b"(" * _DEEP + b.tensor() + b"l" * _DEEP, _LEGAL),
     ("a parameter of parameters", b"N" + (b"q\0" + b"0" + b.call(
-        b.name("torch._utils", "_rebuild_parameter"), b"h\0", b.TRUE, b"N")) * 1000, TensorError),
+        "torch._utils._rebuild_parameter", b"h\0", True, b"N")) * 1000, TensorError),
     ("marks 4,000 deep that stay open", b"(" * _DEEP + b"N", PickleError),
     ("marks 4,000 deep that are dropped", b"(" * _DEEP + b"0" * _DEEP + b"N", _LEGAL),
     ("marks 4,000 deep that POP_MARK drops", b"(" * _DEEP + b"1" * _DEEP + b"N", _LEGAL),
@@ -247,7 +247,7 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a call as a key of itself", SYSTEM + b")Rq\0h\0Ns", _LEGAL),
     ("a call in its arguments", b"]q\0" + SYSTEM + b"h\0\x85R" + b"q\1ah\1", _LEGAL),
     ("a parameter in its state", b"}q\0" + b.text("a") + b.call(
-        b.name("torch._utils", "_rebuild_parameter_with_state"), b.tensor(), b.TRUE, b.HOOKS,
+        "torch._utils._rebuild_parameter_with_state", b.tensor(), True, b.HOOKS,
         b"h\0") + b"s", _LEGAL),
     ("two lists in each other", b"]q\0]q\1h\0ah\1\x86" + b"0h\0h\1a", _LEGAL),
     ("a ring of 1,000 lists",
@@ -257,34 +257,27 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a list of 2**40 by lists", b"]" + b"q\x000]h\0ah\0a" * 40, _LEGAL),
     ("a dict of 2**40 by values", b"}" + b"q\x000}(K\0h\0K\1h\0u" * 40, _LEGAL),
     ("2**40 tensors", b.list_of(b.tensor()) + b"2\x86" * 40, _LEGAL),
-    ("2**40 arguments of calls",
-     b"N" + (b"q\x000" + SYSTEM + b"(h\0h\0tR") * 40, _LEGAL),
+    ("2**40 arguments of calls", b"N" + (b"q\x000" + SYSTEM + b"(h\0h\0tR") * 40, _LEGAL),
     ("2**40 states", b"N" + (b"q\x000" + SYSTEM + b")Rh\0h\0\x86b") * 40, _LEGAL),
     ("2**40 items of tuples as a key", b"}" + b")" + b"2\x86" * 40 + b"Ns", LimitError),
     ("2**7 items of tuples as a key", b"}" + b")" + b"2\x86" * 7 + b"Ns", _LEGAL),
     ("2**40 items of frozensets", b"(\x91" + b"q\x000(h\0h\0\x86\x91" * 40, LimitError),
     ("a long text in 10,000 lists",
      b.text("x" * 100_000) + b"q\0" + b"(" + b"h\0\x85" * 10_000 + b"l\x86", _LEGAL),
-    ("a long list copied by 1,000 sets",
-     b.list_of(*[b"K\1"] * 20_000) + b"q\0("
-     + (b.name("__builtin__", "set") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
-    ("a long list copied by 1,000 deques",
-     b.list_of(*[b"N"] * 20_000) + b"q\0("
-     + (b.name("collections", "deque") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
-    ("a long text copied by 1,000 encodes",
-     b.text("x" * 200_000) + b"q\0" + b.text("latin1") + b"q\1("
-     + (b.name("_codecs", "encode") + b"h\0h\1\x86R") * 1000 + b"l\x87", LimitError),
-    ("long bytes copied by 1,000 bytearrays",
-     b"B" + _U32(200_000) + bytes(200_000) + b"q\0("
-     + (b.name("__builtin__", "bytearray") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
-    ("a long text as 1,000 names",
-     short_text("os") + b"q\0" + b.text("x" * 100_000) + b"q\1(" + b"h\0h\1\x93" * 1000 + b"l\x87",
-     _LEGAL),
+    ("a long list copied by 1,000 sets", b.list_of(*[b"K\1"] * 20_000)
+     + b"q\0(" + (b.name("__builtin__", "set") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
+    ("a long list copied by 1,000 deques", b.list_of(*[b"N"] * 20_000)
+     + b"q\0(" + (b.name("collections", "deque") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
+    ("a long text copied by 1,000 encodes", b.text("x" * 200_000) + b"q\0" + b.text("latin1")
+     + b"q\1(" + (b.name("_codecs", "encode") + b"h\0h\1\x86R") * 1000 + b"l\x87", LimitError),
+    ("long bytes copied by 1,000 bytearrays", b"B" + _U32(200_000) + bytes(200_000)
+     + b"q\0(" + (b.name("__builtin__", "bytearray") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
+    ("a long text as 1,000 names", short_text("os")
+     + b"q\0" + b.text("x" * 100_000) + b"q\1(" + b"h\0h\1\x93" * 1000 + b"l\x87", _LEGAL),
     ("a long text as 300 getattrs", b.text("x" * 900) + b"q\0" + SYSTEM
      + (b"q\x010" + b.name("__builtin__", "getattr") + b"h\1h\0\x86R") * 300 + b"\x86", _LEGAL),
-    ("1,000 sets of a list of many numbers",
-     b.list_of(*[b"J" + _U32(i) for i in range(5_000)]) + b"q\0("
-     + (b.name("__builtin__", "set") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
+    ("1,000 sets of a list of many numbers", b.list_of(*[b"J" + _U32(i) for i in range(5_000)])
+     + b"q\0(" + (b.name("__builtin__", "set") + b"h\0\x85R") * 1000 + b"l\x86", LimitError),
     # keys
     ("a key of 2**36 items of tuples of many", _keys(_wide()), LimitError),
     ("a key of 2**40 items of equal frozensets", _keys(_equal(), _equal()), LimitError),
@@ -293,17 +286,14 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("200 keys of one hash in 200 dicts",
      b"(" + b"".join(b"}" + b.integer(key) + b"Ns" for key in _COLLIDING) + b"l", _LEGAL),
     ("200 floats of one hash",
-     _keys(*(_float(float(i * 2**61)) for i in range(1, 5)), *map(b.integer, _COLLIDING)),
-     _LEGAL),
+     _keys(*(_float(float(i * 2**61)) for i in range(1, 5)), *map(b.integer, _COLLIDING)), _LEGAL),
     ("200 items of one hash by a set",
      b"\x8f(" + b"".join(map(b.integer, _COLLIDING)) + b"\x90", _LEGAL),
     ("200 items of one hash by a frozenset",
      b"(" + b"".join(map(b.integer, _COLLIDING)) + b"\x91", _LEGAL),
-    ("200 items of one hash by a call of set",
-     b.call(b.name("__builtin__", "set"), b.list_of(*map(b.integer, _COLLIDING))), _LEGAL),
+    ("200 items of one hash by a call of set", b.call("__builtin__.set", [*_COLLIDING]), _LEGAL),
     ("200 pairs of one hash in an OrderedDict",
-     b.call(b.name("collections", "OrderedDict"),
-            b.list_of(*(b.tuple_of(b.integer(key), b"N") for key in _COLLIDING))), _LEGAL),
+     b.call("collections.OrderedDict", [*(b.tuple_of(key, b"N") for key in _COLLIDING)]), _LEGAL),
     ("200 keys of one hash in tuples",
      _keys(*(b.integer(key) + b"\x85" for key in _COLLIDING)), _LEGAL),
     ("200 keys of one hash in a foreign object",
@@ -311,19 +301,16 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a dict that has to look in many places", _keys(*map(b.integer, _WAY)), PickleError),
     ("a dict that has to look in many places, by one key each",
      b"}" + b"".join(b.integer(key) + b"Ns" for key in _WAY), PickleError),
-    ("a dict of texts and of keys in the way",
-     b"}" + b.text("x") + b"Ns(" + b"".join(b.integer(key) + b"N" for key in _WAY) + b"u",
-     PickleError),
+    ("a dict of texts and of keys in the way", b"}"
+     + b.text("x") + b"Ns(" + b"".join(b.integer(key) + b"N" for key in _WAY) + b"u", PickleError),
     ("a dict of floats that are in the way", _keys(*(_float(float(key)) for key in _WAY)),
      PickleError),
     ("an object with items in the way",
      SYSTEM + b")R(" + b"".join(b.integer(key) + b"N" for key in _WAY) + b"u", PickleError),
     ("an OrderedDict of pairs in the way",
-     b.call(b.name("collections", "OrderedDict"),
-            b.list_of(*(b.tuple_of(b.integer(key), b"N") for key in _WAY))), PickleError),
+     b.call("collections.OrderedDict", [*(b.tuple_of(key, b"N") for key in _WAY)]), PickleError),
     ("memo numbers in the way", b"N" + b"".join(b"r" + _U32(key) for key in _WAY), _LEGAL),
-    ("memo numbers as text in the way", b"N" + b"".join(b"p%d\n" % key for key in _WAY),
-     _LEGAL),
+    ("memo numbers as text in the way", b"N" + b"".join(b"p%d\n" % key for key in _WAY), _LEGAL),
     ("256 memo numbers out of turn",
      b"N" + b"".join(b"r" + _U32(key << 20) for key in range(1, 257)), _LEGAL),
     ("50 keys of one hash", _keys(*map(b.integer, _COLLIDING[:50])), _LEGAL),
@@ -338,18 +325,15 @@ _PICKLES: list[tuple[str, bytes, type[TorchZipError] | None]] = [
     ("a key that is a bytearray", _keys(b"\x96" + _U64(0)), UnsupportedError),
     ("a key that is a tensor", _keys(b.tensor()), _LEGAL),
     ("a key that is a list in a tuple", _keys(b"]\x85"), UnsupportedError),
-    ("a key that is a slice",
-     _keys(b.call(b.name("__builtin__", "slice"), b"NNN")), UnsupportedError),
-    ("a key that is a range of 2**62",
-     _keys(b.call(b.name("__builtin__", "xrange"), b.integer(1 << 62))), _LEGAL),
+    ("a key that is a slice", _keys(b.call("__builtin__.slice", b"NNN")), UnsupportedError),
+    ("a key that is a range of 2**62", _keys(b.call("__builtin__.xrange", 1 << 62)), _LEGAL),
     ("a key that is a tuple of 257", _keys(b.tuple_of(*[b"N"] * 257)), _LEGAL),
     ("a key that is a tuple of 256", _keys(b.tuple_of(*[b"N"] * 256)), _LEGAL),
     ("a key that is a tuple nine deep", _keys(b")" + b"\x85" * 9), _LEGAL),
     ("a key that is a tuple 4,000 deep", _keys(b")" + b"\x85" * _DEEP), LimitError),
     ("a key that is a frozenset of 257",
      _keys(b"(" + b"".join(map(b.integer, range(257))) + b"\x91"), _LEGAL),
-    ("a key that is a deque", _keys(b.call(b.name("collections", "deque"), b"]")),
-     UnsupportedError),
+    ("a key that is a deque", _keys(b.call("collections.deque", b"]")), UnsupportedError),
     ("a key of 4,000 digits", _keys(b"I" + b"9" * 4000 + b"\n"), _LEGAL),
     ("an item that is a list, by ADDITEMS", b"\x8f(]\x90", UnsupportedError),
     ("an item that is a list, by FROZENSET", b"(]\x91", UnsupportedError),
@@ -443,7 +427,7 @@ def _whole(pickle: bytes) -> bytes:
 
 def _window(key: str) -> bytes:
     """Return a tensor of one element on a window of a storage, which is the second and third."""
-    extra = b.tuple_of(b.text(key), b.integer(1), b.integer(2))
+    extra = b.tuple_of(key, 1, 2)
     return b.tensor(b.persistent(extra=extra), size=(1,))
 
 
@@ -455,12 +439,9 @@ ROWS += [
     Attack("PROTO and nothing behind", b.checkpoint(b"\x80\2"), PickleError),
     Attack("STOP and nothing before", b.checkpoint(b"."), PickleError),
     Attack("a view that has the key of its storage", legacy(root=_window("0")), PickleError),
-    Attack(
-        "a view that has the key of a later storage",
-        legacy(root=b.list_of(_window("1"), b.tensor(b.persistent("1")))),
-        PickleError,
-    ),
+    Attack("a view that has the key of a later storage",
+     legacy(root=b.list_of(_window("1"), b.tensor(b.persistent("1")))), PickleError),
     Attack("a view that has a key of its own", legacy(root=_window("1")), _LEGAL),
     Attack("a pickle without PROTO", b.checkpoint(b"N."), _LEGAL),
     Attack("a pickle of protocol 0", b.checkpoint(b"(dp0\nS'a'\np1\nI1\ns."), _LEGAL),
-]
+]  # fmt: skip

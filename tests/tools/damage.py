@@ -71,7 +71,7 @@ def legacy(value: dict[str, Any]) -> bytes:
         for (name, array), key in zip(value.items(), keys, strict=True)
     }
     storages = b"".join(struct.pack("<q", array.size) + array.tobytes() for array in value.values())
-    return b.legacy(b.stream(b.dict_of(items)), b.stream(b.list_of(*map(b.text, keys))), storages)
+    return b.legacy(b.stream(b.dict_of(items)), b.stream(b.list_of(*keys)), storages)
 
 
 def zipped_again(data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:

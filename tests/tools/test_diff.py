@@ -356,7 +356,7 @@ def test_foreign_objects() -> None:
     """Their classes and what is in them."""
 
     def namespace(module: str, lr: float) -> bytes:
-        made = b.call(b.name("copyreg", "_reconstructor"), b.name(module, "Net"),
+        made = b.call("copyreg._reconstructor", b.name(module, "Net"),
                       b.name("builtins", "object"), b"N")  # fmt: skip
         state = b.dict_of({"lr": b"G" + struct.pack(">d", lr)})
         return b.checkpoint(b.stream(b.dict_of({"args": made + state + b"b"})))

@@ -711,7 +711,7 @@ def test_zeros_behind_the_archive(path: Path) -> None:
 
 def test_files_without_some_records(tmp_path: Path) -> None:
     """Older files have no serialization id, alignment or CRCs; nothing is added."""
-    members = b.members_of(b.stream(b.dict_of({"w": b.tensor(), "s": b.integer(3)})))
+    members = b.members_of(b.stream(b.dict_of({"w": b.tensor(), "s": 3})))
     path = tmp_path / "m.pt"
     path.write_bytes(b.build_zip(members, b.End(zip64=True)))
     names = records(path)

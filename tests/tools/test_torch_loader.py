@@ -23,14 +23,14 @@ def _pid(kind: bytes = b.name("torch", "FloatStorage"), numel: int = 4, *, old: 
     view = (b"N",) if old else ()
     return (
         b.tuple_of(
-            b.text("storage"), kind, b.text("0"), b.text("cpu"), b.integer(numel), *view
+            "storage", kind, "0", "cpu", numel, *view
         )
         + b"Q"
     )  # fmt: skip
 
 
 def _legacy(value: bytes) -> bytes:
-    keys = b.stream(b.list_of(b.text("0")) if b"storage" in value else b"]")
+    keys = b.stream(b.list_of("0") if b"storage" in value else b"]")
     count = 16 if _UNTYPED in value else 4
     data = struct.pack("<q", count) + b.DATA if b"storage" in value else b""
     return b.legacy(b.stream(value), keys, data)
@@ -48,7 +48,7 @@ def _zip(value: bytes, **records: bytes) -> bytes:
 def _v3(dtype: str, requires_grad: bytes = _NO_GRADIENT, *, old: bool = False) -> bytes:
     pid = _pid(_UNTYPED, 16, old=old)
     return b.call(
-        _V3, pid, b.integer(0), b.ints(4), b.ints(1), requires_grad, b.HOOKS,
+        _V3, pid, 0, (4,), (1,), requires_grad, b.HOOKS,
         b.name("torch", dtype),
     )  # fmt: skip
 
@@ -57,14 +57,14 @@ def _v2(requires_grad: bytes = _NO_GRADIENT, kind: str = "FloatStorage", *more: 
     numel = {"FloatStorage": 4, "IntStorage": 4, "BoolStorage": 16}[kind]
     return b.call(
         b.name(_UTILS, "_rebuild_tensor_v2"), _pid(b.name("torch", kind), numel, old=False),
-        b.integer(0), b.ints(4), b.ints(1), requires_grad, b.HOOKS, *more,
+        0, (4,), (1,), requires_grad, b.HOOKS, *more,
     )  # fmt: skip
 
 
 def _sparse(parts: bytes) -> bytes:
-    layout = b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.sparse_coo"))
+    layout = b.call("torch.serialization._get_layout", "torch.sparse_coo")
     made = b.call(b.name(_UTILS, "_rebuild_sparse_tensor"), layout, parts)
-    return b.call(b.name(_UTILS, "_rebuild_parameter"), made, b.TRUE, b.HOOKS)
+    return b.call(b.name(_UTILS, "_rebuild_parameter"), made, True, b.HOOKS)
 
 
 _PARTS = [
@@ -75,7 +75,7 @@ _PARTS = [
     b.ints(3),
 ]
 _STATE = b.name(_UTILS, "_rebuild_parameter_with_state")
-_CONJ = b.dict_of({"conj": b.FALSE})
+_CONJ = b.dict_of({"conj": False})
 _OLD = _pid(old=True)
 
 #: name -> (the file, what torch.load does with it, a part of the reason)
@@ -91,48 +91,32 @@ ROWS: dict[str, tuple[bytes, str, str]] = {
     "a legacy storage": (_legacy(_OLD), "accepts", ""),
     "a legacy id in a zip": (_zip(_OLD), "refuses", "6 values"),
     "an id of a zip in a legacy file": (_legacy(_pid(old=False)), "refuses", "5 values"),
-    "a real tensor that is not conjugated": (
-        _zip(_v2(_NO_GRADIENT, "FloatStorage", _CONJ)), "refuses", "conjugated",
-    ),
+    "a real tensor that is not conjugated": (_zip(_v2(_NO_GRADIENT, "FloatStorage", _CONJ)),
+     "refuses", "conjugated"),
     "a storage alignment": (_zip(b"N", __storage_alignment=b" 64\n"), "accepts", ""),
     "a storage alignment of junk": (_zip(b"N", __storage_alignment=b"x"), "refuses", "'x'"),
     "no storage alignment": (_zip(b"N", __storage_alignment=b""), "refuses", "a number"),
-    "a serialization id": (
-        b.build_zip([*b.members_of(b.stream(b"N")),
-                     b.Member(name=b"archive/.data/serialization_id", data=b"\xff")]),
-        "refuses", "not UTF-8",
-    ),
-    "a device": (_zip(b.call(b.name("torch", "device"), b.text("cuda:1"))), "accepts", ""),
-    "an odd device": (_zip(b.call(b.name("torch", "device"), b.text("gpu"))), "refuses", "'gpu'"),
-    "a device of two indices": (
-        _zip(b.call(b.name("torch", "device"), b.text("cuda:0"), b.integer(1))), "refuses", "index",
-    ),
-    "an odd tag": (
-        _zip(b.tensor(b.persistent(location=b.text("gpu:0")))), "accepts", "with map_location",
-    ),
+    "a serialization id": (b.build_zip([*b.members_of(b.stream(b"N")),
+     b.Member(name=b"archive/.data/serialization_id", data=b"\xff")]), "refuses", "not UTF-8"),
+    "a device": (_zip(b.call("torch.device", "cuda:1")), "accepts", ""),
+    "an odd device": (_zip(b.call("torch.device", "gpu")), "refuses", "'gpu'"),
+    "a device of two indices": (_zip(b.call("torch.device", "cuda:0", 1)), "refuses", "index"),
+    "an odd tag": (_zip(b.tensor(b.persistent(location="gpu:0"))), "accepts", "with map_location"),
     "a sparse tensor with a gradient": (_zip(_sparse(b.tuple_of(*_PARTS))), "accepts", ""),
     "a sparse tensor of a list": (_zip(_sparse(b.list_of(*_PARTS))), "accepts", ""),
-    "an odd layout": (
-        _zip(b.call(b.name("torch.serialization", "_get_layout"), b.text("torch.zigzag"))),
-        "refuses", "not a layout",
-    ),
-    "a state of numbers": (
-        _zip(b.call(_STATE, _v2(), b.TRUE, b.HOOKS, b"}K\1K\2s")), "refuses", "not strings",
-    ),
-    "a state that is the shape": (
-        _zip(b.call(_STATE, _v2(), b.TRUE, b.HOOKS, b.dict_of({"shape": b.integer(1)}))),
-        "refuses", "cannot be set",
-    ),
+    "an odd layout": (_zip(b.call("torch.serialization._get_layout", "torch.zigzag")),
+     "refuses", "not a layout"),
+    "a state of numbers": (_zip(b.call(_STATE, _v2(), True, b.HOOKS, b"}K\1K\2s")),
+     "refuses", "not strings"),
+    "a state that is the shape": (_zip(b.call(_STATE, _v2(), True, b.HOOKS, {"shape": 1})),
+     "refuses", "cannot be set"),
     "a string of Python 2": (_zip(b"U\1a"), "accepts", ""),
     "bytes of Python 2": (_zip(b"U\1\xff"), "refuses", "not UTF-8"),
     "a name of another": (_zip(b.name("lib", "f")), "needs weights_only=False", ""),
-    "a name and a fault": (
-        _zip(b.list_of(b.name("lib", "f"), b.call(b.name("torch", "device"), b.text("gpu")))),
-        "refuses", "'gpu'",
-    ),
-    "constants that make no TorchScript": (
-        _zip(b"N", constants__pkl=b.stream(b")")), "refuses", "not TorchScript",
-    ),
+    "a name and a fault": (_zip(b.list_of(b.name("lib", "f"), b.call("torch.device", "gpu"))),
+     "refuses", "'gpu'"),
+    "constants that make no TorchScript": (_zip(b"N", constants__pkl=b.stream(b")")),
+     "refuses", "not TorchScript"),
 }  # fmt: skip
 
 

@@ -1,0 +1,67 @@
+"""A process of its own for what may crash or never come back, as torch does with some files."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+#: How long it may take for one question.
+_PATIENCE_SECONDS = 60
+
+
+class CrashedError(Exception):
+    """The process died of a question, or did not answer it in time."""
+
+
+class ChildProcess:
+    """Answers questions in a new process; after a crash the next question starts another.
+
+    ``prepare`` is called in that process and returns the function that answers there.
+    """
+
+    def __init__(self, prepare: Callable[[], Callable[[Any], Any]]) -> None:
+        self._prepare = prepare
+        self._process: Any = None
+        self._connection: Any = None
+
+    def ask(self, question: Any) -> Any:
+        """Return the answer.
+
+        Raises
+        ------
+        CrashedError
+        """
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self._connection, there = context.Pipe()
+            self._process = context.Process(target=_serve, args=(self._prepare, there), daemon=True)
+            self._process.start()
+            there.close()
+        try:
+            self._connection.send(question)
+            if self._connection.poll(_PATIENCE_SECONDS):
+                return self._connection.recv()
+        except (EOFError, OSError):
+            pass
+        self.close()
+        raise CrashedError
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+            self._process = None
+
+
+def _serve(prepare: Callable[[], Callable[[Any], Any]], connection: Connection) -> None:
+    answer = prepare()
+    while True:
+        try:
+            question = connection.recv()
+        except EOFError:
+            return
+        connection.send(answer(question))
