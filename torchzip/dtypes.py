@@ -1,6 +1,6 @@
 """The dtypes of torch, one row each, with every spelling that a file may use.
 
-Source: the format's table of dtypes (torch 2.13). A dtype with a storage class is
+Source: docs/format.md, section 10 (torch 2.13). A dtype with a storage class is
 pickled with `_rebuild_tensor_v2` and a typed storage that counts elements; one
 without uses `_rebuild_tensor_v3` and an `UntypedStorage` that counts bytes.
 """

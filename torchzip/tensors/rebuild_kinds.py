@@ -1,7 +1,7 @@
 """Calls of a checkpoint's pickle -> tensors that are not dense.
 
 The counterpart of `reduce_kinds`, and a part of the table of `rebuild`. The arguments are those
-that torch 2.13 writes (section 6.2 of the format), the shorter ones of older files, and the
+that torch 2.13 writes (docs/format.md, section 6.2), the shorter ones of older files, and the
 flat ones of TorchScript archives (section 11.3).
 """
 

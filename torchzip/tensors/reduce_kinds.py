@@ -1,6 +1,6 @@
 """Tensors that are not dense -> the opcodes that torch writes for them.
 
-The counterpart of `rebuild_kinds`: section 6.2 of the format.
+The counterpart of `rebuild_kinds`; see docs/format.md, section 6.2.
 """
 
 from __future__ import annotations
