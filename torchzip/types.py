@@ -1,6 +1,6 @@
-"""Leaf types: what a checkpoint holds and numpy has no word for.
+"""Leaf types: values in a checkpoint for which numpy has no type.
 
-They are plain and inert. Each survives load, save and torch unchanged.
+They are plain and inert. Load, save and torch keep each of them unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _check_text(what: str, name: object) -> None:
 class Size(tuple[int, ...]):
     """``torch.Size``: a tuple of ints that torch gets back as a Size.
 
-    As there, what can be an index becomes a plain int, such as those of numpy.
+    As in torch, everything that can be an index, such as an int of numpy, becomes a plain int.
     """
 
     __slots__ = ()
@@ -49,7 +49,7 @@ class Size(tuple[int, ...]):
 
 
 class _Frozen:
-    """Slots that are set once, and equality by identity, as torch's objects have it."""
+    """Slots that are set once, and equality by identity, as for torch's objects."""
 
     __slots__ = ()
 
@@ -61,7 +61,7 @@ class _Frozen:
 
 
 class _Word(_Frozen):
-    """A word of torch's: equal if it is the same kind of word and says the same."""
+    """A named value of torch: equal if type and fields are equal."""
 
     __slots__ = ()
 
@@ -92,7 +92,7 @@ class _Word(_Frozen):
 class Dtype(_Word):
     """A ``torch.dtype`` as a value: ``Dtype("float16")`` stands for ``torch.float16``.
 
-    The name is the one that torch writes: ``"float16"``, not ``"half"``.
+    The name is torch's own: ``"float16"``, not ``"half"``.
     """
 
     __slots__ = ("name",)
@@ -148,7 +148,7 @@ class Device(_Frozen):
 class Parameter(_Frozen):
     """``nn.Parameter``: ``data`` is an array or a LazyTensor.
 
-    ``state`` holds the Python attributes of a parameter that has some, else None.
+    ``state`` holds the Python attributes of the parameter, or None if it has none.
     """
 
     __slots__ = ("data", "requires_grad", "state")
@@ -170,9 +170,10 @@ class Parameter(_Frozen):
 
 
 class TypedArray(_Frozen):
-    """An array of a dtype that numpy has not: the raw bits and torch's name for them.
+    """An array of a dtype that numpy lacks: the raw bits and torch's name for them.
 
-    `load` also gives one for a tensor that is a key of a dict: it has a hash, that of its identity.
+    `load` also returns one for a tensor that is a key of a dict, since it is hashable (by
+    identity).
 
     >>> import numpy as np
     >>> TypedArray(np.array([1, 2], np.uint8), "bits8")
@@ -199,9 +200,9 @@ class Storage(_Frozen):
     """A bare torch storage in the tree.
 
     ``data`` is its content as a one-dimensional array (or LazyTensor), ``torch_dtype``
-    the dtype of a typed storage, which must be that of the data, and None for an untyped one, which
-    counts bytes. It is saved as all that it has of its memory, and so must be all that any array
-    saved with it has of that.
+    the dtype of a typed storage, which must be that of the data, or None for an untyped one, which
+    counts bytes. It is saved as exactly the bytes of ``data``. An array that is saved with it and
+    shares its memory must lie within these bytes.
     """
 
     __slots__ = ("data", "location", "torch_dtype")
@@ -224,19 +225,19 @@ class Storage(_Frozen):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
 class OtherTensor:
-    """What the kinds of tensors that are not dense have in common.
+    """Base of the tensors that are not dense.
 
     Their parts are LazyTensors in a lazy checkpoint and numpy arrays elsewhere. ``is_parameter`` is
     True for the data of a Parameter. A tensor with Python attributes, or of a subclass, has
-    the name of its class in ``subclass`` and what torch saved of it in ``attributes``; both are
-    None for the plain ones.
+    the name of its class in ``subclass`` and its saved state in ``attributes``; both are None for
+    plain tensors.
     """
 
     attributes: Any = None
     subclass: ForeignObject | None = None
     is_parameter: bool = False
 
-    #: The fields that hold tensors, in the order in which torch writes them.
+    #: The fields that hold tensors, in torch's order.
     PARTS: ClassVar[tuple[str, ...]] = ()
 
     def replace(self, **changes: Any) -> Self:
@@ -245,7 +246,7 @@ class OtherTensor:
 
     @property
     def parts(self) -> list[Any]:
-        """The tensors that it is made of."""
+        """The tensors that this one consists of."""
         held: list[Any] = []
         for name in self.PARTS:
             value = getattr(self, name)
@@ -253,7 +254,7 @@ class OtherTensor:
         return held
 
     def with_parts(self, change: Callable[[Any], Any]) -> Self:
-        """Return a copy with each of its parts put through ``change``."""
+        """Return a copy with ``change`` applied to each part."""
         changes: dict[str, Any] = {}
         for name in self.PARTS:
             value = getattr(self, name)
@@ -277,12 +278,12 @@ class OtherTensor:
 
     @property
     def kind(self) -> str:
-        """What to call it: ``"sparse_csr"``, ``"quantized"``, ``"nested"``, ..."""
+        """Its kind: ``"sparse_csr"``, ``"quantized"``, ``"nested"``, ..."""
         raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements of its parts, broadcast axes repeated."""
+        """Bytes of the elements of its parts, counting broadcast axes in full."""
         return sum(_array_of(part).nbytes for part in self.parts)
 
     def _describe(self) -> str:
@@ -295,7 +296,7 @@ class OtherTensor:
 
 
 def _check_parts(tensor: OtherTensor, *needed: str) -> None:
-    """Raise TypeError if a part has no shape; those that are not ``needed`` may be no tensors."""
+    """Raise TypeError if a part has no shape; parts that are not ``needed`` may be anything."""
     for name in tensor.PARTS:
         value = getattr(tensor, name)
         for part in value if isinstance(value, tuple) else (value,):
@@ -323,14 +324,14 @@ def _torch_dtype_of(part: Any) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SparseTensor(OtherTensor):
-    """A sparse tensor: the values, and where they stand in a dense tensor of ``shape``.
+    """A sparse tensor: the values, and their places in a dense tensor of ``shape``.
 
-    ``layout`` is torch's name of it. For ``"sparse_coo"``, ``indices`` is an int64 array of shape
-    (sparse dimensions, n) and ``values`` has shape (n, dense dimensions ...). For ``"sparse_csr"``,
+    ``layout`` is torch's name. For ``"sparse_coo"``, ``indices`` is an int64 array of shape (sparse
+    dimensions, n) and ``values`` has shape (n, dense dimensions ...). For ``"sparse_csr"``,
     ``"sparse_csc"``, ``"sparse_bsr"`` and ``"sparse_bsc"``, ``indices`` is the pair of the
-    compressed and the plain indices, int64 or int32, as ``crow_indices()`` and ``col_indices()`` of
-    a CSR tensor have them; the blocks of BSR and BSC are two axes of ``values`` behind their
-    number. ``is_coalesced`` is None for these, and for a COO tensor of a file that does not say.
+    compressed and the plain indices, int64 or int32, as in ``crow_indices()`` and ``col_indices()``
+    of a CSR tensor. The blocks of BSR and BSC are two axes of ``values`` after the axis that counts
+    them. ``is_coalesced`` is None for these, and for a COO tensor if its file does not say.
 
     >>> import numpy as np
     >>> eye = SparseTensor("sparse_coo", np.array([[0, 1], [0, 1]]), np.ones(2), (2, 2))
@@ -372,7 +373,7 @@ class SparseTensor(OtherTensor):
 
     @property
     def nnz(self) -> int:
-        """The number of values (blocks, for BSR and BSC) that it has, in each batch."""
+        """The number of values (blocks, for BSR and BSC) in each batch."""
         indices = self.indices[1] if isinstance(self.indices, tuple) else self.indices
         return int(indices.shape[-1])
 
@@ -381,7 +382,8 @@ class SparseTensor(OtherTensor):
         return self.layout
 
     def todense(self) -> Any:
-        """Return the dense array that torch's ``to_dense()`` gives; values of one place are added.
+        """Return the dense array that torch's ``to_dense()`` gives; values in the same place are
+        added.
 
         Raises
         ------
@@ -400,16 +402,16 @@ class SparseTensor(OtherTensor):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class QuantizedTensor(OtherTensor):
-    """A quantized tensor: integers, and what makes numbers of them.
+    """A quantized tensor: integers, and the scale and zero point that turn them into floats.
 
-    Per tensor, ``axis`` is None, ``scale`` a float and ``zero_point`` an int. Per channel, these
-    are one-dimensional arrays with an element for each index of ``axis``: float64 and int64, or
+    Per tensor, ``axis`` is None, ``scale`` a float and ``zero_point`` an int. Per channel, the last
+    two are one-dimensional arrays with an element for each index of ``axis``: float64 and int64, or
     both float32 for the scheme ``per_channel_affine_float_qparams``. In files of torch before 1.4
     they are lists.
 
-    ``int_repr`` has the integers: int8 for qint8, uint8 for quint8, int32 for qint32. The packed
-    dtypes have 2 (quint4x2) or 4 (quint2x4) values in a byte, the first in the lowest bits; their
-    ``int_repr`` is a one-dimensional uint8 array, and ``torch_dtype`` and ``shape`` must be given.
+    ``int_repr`` holds the integers: int8 for qint8, uint8 for quint8, int32 for qint32. The packed
+    dtypes have 2 (quint4x2) or 4 (quint2x4) values in a byte, the first in the lowest bits. Their
+    ``int_repr`` is a one-dimensional uint8 array, and ``torch_dtype`` and ``shape`` are required.
 
     >>> import numpy as np
     >>> tensor = QuantizedTensor(np.array([3, 4], "uint8"), 0.5, 3)
@@ -436,14 +438,14 @@ class QuantizedTensor(OtherTensor):
             name = _torch_dtype_of(self.int_repr)
             name = {"int8": "qint8", "uint8": "quint8", "int32": "qint32"}.get(name, name)
             object.__setattr__(self, "torch_dtype", name)
-        shape: Any = self.shape  # None, if it is that of the integers
+        shape: Any = self.shape  # None: that of the integers
         if shape is None:
             shape = _array_of(self.int_repr).shape
         object.__setattr__(self, "shape", tuple(shape))
 
     @property
     def qscheme(self) -> str:
-        """Torch's name of the scheme."""
+        """Torch's name for the scheme."""
         if self.axis is None:
             return "per_tensor_affine"
         listed = isinstance(self.zero_point, list)
@@ -479,10 +481,10 @@ class NestedTensor(OtherTensor):
 
     ``layout`` is ``"strided"`` or ``"jagged"``. Strided: ``sizes`` and ``strides`` are int64 arrays
     of shape (n, dimensions) and ``offsets`` one of shape (n), in elements of ``values``, which has
-    one dimension. Jagged: tensor i is what ``values`` has on its axis ``ragged_idx - 1`` from
-    ``offsets[i]`` to ``offsets[i + 1]``, or for ``lengths[i]`` elements if there are lengths.
-    ``constructor`` is the argument dict of a jagged one as its file has it, with what torch
-    has cached; ``attributes`` is torch's attribute dict.
+    one dimension. Jagged: tensor i is the part of ``values`` on axis ``ragged_idx - 1`` from
+    ``offsets[i]`` to ``offsets[i + 1]``, or of ``lengths[i]`` elements if there are lengths.
+    ``constructor`` is the argument dict of a jagged tensor as in its file, with torch's caches;
+    ``attributes`` is torch's attribute dict.
 
     >>> import numpy as np
     >>> nested = NestedTensor("jagged", np.arange(5.0), np.array([0, 2, 5]))
@@ -512,7 +514,7 @@ class NestedTensor(OtherTensor):
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """The shape, with None for each axis whose size differs or is not known unread."""
+        """The shape, with None for each axis whose size differs or is unknown before reading."""
         if self.layout == "strided":
             sizes = self.sizes.shape
             return (int(self.offsets.shape[0]), *(None for _ in range(sizes[1] if sizes else 0)))
@@ -525,7 +527,7 @@ class NestedTensor(OtherTensor):
         return "nested" if self.layout == "strided" else "nested_jagged"
 
     def unbind(self) -> list[Any]:
-        """Return its tensors as arrays: views of one that is read whole.
+        """Return its tensors as arrays: views of one array that is read as a whole.
 
         Raises
         ------
@@ -557,7 +559,7 @@ class MetaTensor(OtherTensor):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
-        stride: Any = self.stride  # None, if it is that of a fresh tensor
+        stride: Any = self.stride  # None: that of a contiguous tensor
         if stride is None:
             stride = [1] * len(self.shape)
             for axis in range(len(self.shape) - 2, -1, -1):
@@ -576,16 +578,15 @@ class ForeignObject:
     """A class, a function or an object that the file names and torchzip does not know.
 
     Nothing is imported or called to make one. Without ``args`` it is the bare name
-    ``module.name``; with ``args`` (and ``kwargs``) it is what calling that name, or
-    making a new object of that class, would have given. ``state`` is what pickle
-    would have handed to ``__setstate__`` or the attribute dict, ``items`` the list,
-    dict or set of items that would have been added. Two are equal only if they are
-    the same object. An extension code of ``copyreg``, whose name is not in the file, is
-    the name ``copyreg.extension 7``.
+    ``module.name``. With ``args`` (and ``kwargs``) it stands for the result of calling that
+    name, or for a new object of that class. ``state`` is the value that pickle would have
+    handed to ``__setstate__`` or the attribute dict, ``items`` the list, dict or set of items
+    that would have been added. Two are equal only if they are the same object. An extension
+    code of ``copyreg``, whose name is not in the file, has a name like ``copyreg.extension 7``.
 
-    ``callee`` is what is called: itself a ForeignObject, a bare name or the result of
+    ``callee`` is the thing called: another ForeignObject, either a bare name or the result of
     another call. ``how`` is ``"name"``, ``"call"`` or ``"new"``. ``setter`` is the function
-    of a reduction that sets its state by a call of its own.
+    that sets the state, if the reduction has one.
     """
 
     __slots__ = (
@@ -615,11 +616,11 @@ class ForeignObject:
         setter: ForeignObject | None = None,
     ) -> None:
         if not (type(module) is type(name) is str):
-            raise TypeError("the module and the name of a ForeignObject are texts")
+            raise TypeError("the module and the name of a ForeignObject are strings")
         if not isinstance(args, tuple | None) or not isinstance(kwargs, dict | None):
             raise TypeError("the args of a ForeignObject are a tuple, its kwargs a dict")
         if kwargs is not None and not all(isinstance(key, str) for key in kwargs):
-            raise TypeError("the kwargs of a ForeignObject have texts as keys")
+            raise TypeError("the kwargs of a ForeignObject have strings as keys")
         if not isinstance(items, list | dict | set | None):
             raise TypeError("the items of a ForeignObject are a list, a dict or a set")
         if how not in (None, "name", "call", "new"):
@@ -637,7 +638,7 @@ class ForeignObject:
         self.setter = setter
 
     def __repr__(self) -> str:
-        """One line: the name, and how much is inside, not what."""
+        """One line: the name and the sizes of the parts, not their values."""
         called = f"{self.module}.{self.name}"
         if len(called) > 200:
             called = called[:200] + "..."
