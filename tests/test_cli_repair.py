@@ -74,7 +74,7 @@ def test_sound_and_unverified(capsys: Capture, tmp_path: Path) -> None:
     _, text, _ = run(capsys, "repair", path, out, "--force")
     assert text.splitlines()[1:] == [
         f"no damage can be seen in {path}",
-        "unverified, as no CRC vouches for them: 12 tensors: "
+        "unverified, since they have no CRC: 12 tensors: "
         "a0, a1, a2, a3, a4, a5, a6, a7, a8, a9 and 2 more",
     ]
 

@@ -133,7 +133,7 @@ def test_cut_at_the_front() -> None:
 
 # -- changed --------------------------------------------------------------------------------------
 
-# Name, offset and bytes of each field (format, 2.2 to 2.7).
+# Name, offset and bytes of each field (docs/format.md, sections 2.2 to 2.7).
 _LOCAL = [
     ("signature", 0, 4), ("needed", 4, 2), ("flags", 6, 2), ("method", 8, 2), ("time", 10, 2),
     ("date", 12, 2), ("crc", 14, 4), ("compressed", 18, 4), ("size", 22, 4), ("name", 26, 2),

@@ -26,8 +26,8 @@ __all__ = [
     "types",
 ]
 
-# Each name is imported when it is asked for: whoever only reads need not wait for what writes, and
-# a program that may never open a checkpoint need not wait for numpy.
+# Each name is imported when it is first used: a program that only reads does not wait for the
+# writers, and one that may never open a checkpoint does not wait for numpy.
 if TYPE_CHECKING:
     from torchzip import tools, types
     from torchzip.checkpoint.incremental import incremental_save
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from torchzip.limits import Limits
 else:
-    # Once the package of that name is imported, it does not take the function's place later.
+    # Importing the package of that name first keeps it from replacing the function later.
     from torchzip import convert
 
     del convert

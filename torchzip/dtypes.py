@@ -1,6 +1,6 @@
 """The dtypes of torch, one row each, with every spelling that a file may use.
 
-Source: the format's table of dtypes (torch 2.13). A dtype with a storage class is
+Source: docs/format.md, section 10 (torch 2.13). A dtype with a storage class is
 pickled with `_rebuild_tensor_v2` and a typed storage that counts elements; one
 without uses `_rebuild_tensor_v3` and an `UntypedStorage` that counts bytes.
 """
@@ -13,9 +13,9 @@ from typing import NamedTuple
 class DtypeRow(NamedTuple):
     """One torch dtype.
 
-    ``numpy`` is the name of the numpy or ml_dtypes type of the same bits, or None. Where
-    there is none, ``raw`` is the numpy type that carries them. ``safetensors`` is the code of
-    that format, ``safetensors_rank`` its place in the order of the package's output.
+    ``numpy`` is the name of the numpy or ml_dtypes type with the same bits, or None. In that
+    case ``raw`` is the numpy type that holds them. ``safetensors`` is the code in that
+    format, ``safetensors_rank`` its rank in the order of the package's output.
     """
 
     name: str
@@ -99,7 +99,7 @@ SAFETENSORS: dict[str, DtypeRow] = {
     row.safetensors: row for row in _ROWS if row.safetensors is not None
 }
 
-#: Dtypes that exist by name and that no tensor in a file can have.
+#: Dtypes that exist by name only: no tensor in a file can have them.
 NAME_ONLY = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
 
 #: The schemes of quantized tensors, by torch's names.
@@ -108,7 +108,7 @@ QSCHEMES = (
     "per_channel_symmetric", "per_channel_affine_float_qparams",
 )  # fmt: skip
 
-#: Other names for the same dtypes, as torch's users type them.
+#: Aliases of these dtypes that users may type.
 ALIASES = {
     "double": "float64",
     "float": "float32",

@@ -1,16 +1,16 @@
 """The exceptions of torchzip: one tree, each error with its place in the file.
 
 A reader raises a `TorchZipError` or an `OSError` and nothing else, whatever the
-bytes. A caller's own mistake is a plain `TypeError` or `ValueError`. Memory that is short is an
-`OSError` too (`EnoughMemory`).
+bytes. A caller's mistake is a plain `TypeError` or `ValueError`. Running out of memory is an
+`OSError` (`EnoughMemory`).
 
-The layer that notices a fault rarely knows which file it is reading, so an error
-collects its place on the way up: each layer fills in what it knows with an
-`ErrorPlace`, and what is already known stays.
+The layer that finds a fault rarely knows which file it is reading, so an error collects
+its place on the way up: each layer fills in what it knows with an `ErrorPlace`, and does
+not overwrite what is already set.
 
-What a file holds may be hostile: a message never has a control character, a line break, a
-terminal's escape or a character that shows nothing in it, and is never longer than a screen.
-`shown` quotes and cuts a single value; the constructor makes sure of the whole.
+The content of a file may be hostile: a message never contains a control character, a line break,
+a terminal's escape or an invisible character, and is never longer than a screen. `shown` quotes
+and cuts a single value; the constructor checks the whole message.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from collections.abc import Sequence
 from contextlib import ContextDecorator
 from typing import Any, Self
 
-#: Characters of a message, and of the record's name before it.
+#: Most characters of a message, and of the record's name before it.
 _MAX_MESSAGE = 1500
 _MAX_RECORD = 100
-#: Characters of one name outside the table, and of all that are listed.
+#: Most characters of one name outside the table, and of all that are listed.
 _MAX_NAME = 200
 _MAX_NAMES = 1000
-#: Ints from 10**20 on, either way, are shown by their size: Python may refuse to print them.
+#: Ints beyond 10**20 are shown by their size in bits: Python may refuse to print them.
 _MAX_INT = 10**20
 
-#: Said wherever a file ends before what it announces.
+#: Advice for a file that ends too early.
 TRUNCATED = "It looks truncated; compare its size with the place it came from."
-#: What to do about damage, of a file of which something can be saved.
+#: Advice for a damaged file of which something can be recovered.
 REPAIR_ADVICE = "`torchzip repair` saves what is whole."
 CUT_SHORT = f"{TRUNCATED} {REPAIR_ADVICE}"
 
-#: Dimensions that torch's tensors and numpy's arrays have at most.
+#: Most dimensions of torch's tensors and numpy's arrays.
 MAX_NDIM = 64
 
-#: What tensors are made as differs from reader to reader; messages do not.
+#: Readers make tensors of different classes; messages call them all the same.
 _KINDS = {
     "LazyTensor": "a tensor",
     "TensorSpec": "a tensor",
     "ndarray": "a tensor",
     "BareStorage": "a storage",
 }
-#: Leaf types whose text is what torch calls them.
+#: Leaf types whose ``str`` is torch's name for them.
 _WORDS = frozenset(["Dtype", "Device", "Layout", "QScheme"])
 
 
-#: Characters that show nothing, although Python says they are printable: a name could end in one,
-#: or consist of them. Those of Unicode's Default_Ignorable_Code_Point that are letters and marks
-#: (the others are of category Cf or Cn, which are not printable), and the blanks, fillers and
-#: joiners that are not spaces: of Hangul, braille, Khitan, hieroglyphs, musical notation, Tifinagh,
-#: Brahmi and shorthand, and what stands for an object in a text.
+#: Invisible characters that Python calls printable: a name could end in one, or consist of them.
+#: Those of Unicode's Default_Ignorable_Code_Point that are letters and marks (the others are of
+#: category Cf or Cn, which are not printable), and the blanks, fillers and joiners that are not
+#: spaces: of Hangul, braille, Khitan, hieroglyphs, musical notation, Tifinagh, Brahmi and
+#: shorthand, and the object replacement character.
 _INVISIBLE = frozenset(
     [
         chr(code)
@@ -69,7 +69,7 @@ _INVISIBLE = frozenset(
 
 
 def is_printable(text: str) -> bool:
-    """Return whether each character shows as one, and nothing moves the cursor.
+    """Return whether each character is visible and none moves the cursor.
 
     >>> is_printable("weight é 重"), is_printable("\\u3164")
     (True, False)
@@ -78,7 +78,7 @@ def is_printable(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return text with an escape for what moves the cursor, turns the writing or shows nothing.
+    """Return text with escapes for characters that move the cursor, or turn or hide text.
 
     >>> printable("a\\tb"), printable("\\x1b[31m"), printable("\\u3164")
     ('a\\\\tb', '\\\\x1b[31m', '\\\\u3164')
@@ -89,9 +89,9 @@ def printable(text: str) -> str:
 
 
 def shown(value: object, most: int = 100, *, inside: bool = False) -> str:
-    """Return a value from a file as messages show it: quoted and cut, or its kind in words.
+    """Return a value from a file as messages show it: quoted and cut, or its type in words.
 
-    Of a list or tuple the first items are shown, but of one ``inside`` another its kind only.
+    A list or tuple is shown with its first items; one ``inside`` another is shown by its type.
 
     >>> shown("a\\nb"), shown("x" * 1000, 4), shown(-1), shown(1 << 99), shown({1: 2})
     ("'a\\\\nb'", "'xxxx'...", '-1', 'an int of 100 bits', 'a dict')
@@ -114,7 +114,7 @@ def shown(value: object, most: int = 100, *, inside: bool = False) -> str:
         opening, closing = "[]" if type(value) is list else "()"
         return f"{opening}{', '.join(items)}{closing}"
     name = type(value).__name__
-    if name == "ForeignObject":  # its repr is one line, however large it is
+    if name == "ForeignObject":  # its repr is always one line
         return shortened(printable(repr(value)), 2 * most)
     if name in _WORDS:
         return shortened(printable(str(value)), most)
@@ -122,13 +122,13 @@ def shown(value: object, most: int = 100, *, inside: bool = False) -> str:
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:
-    """Return the first of some names, quoted, and how many more there are."""
+    """Return the first names, quoted, and how many more there are."""
     first = ", ".join([shown(name) for name in names[:most]])
     return first + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def shortened(text: str, most: int) -> str:
-    """Return text without its middle: what is to be done stands at the end."""
+    """Return text with its middle cut out, since the advice is at the end."""
     if len(text) <= most:
         return text
     return f"{text[: most * 2 // 3]} [...] {text[-(most // 3) :]}"
@@ -150,7 +150,8 @@ class TorchZipError(Exception):
         record: str | None = None,
         offset: int | None = None,
     ) -> None:
-        # Cut twice: of a very long one only what is shown is looked at, and escapes are longer.
+        # Cut twice: first so that only the part that is shown is escaped, then since escapes are
+        # longer.
         message = shortened(printable(shortened(message, _MAX_MESSAGE)), _MAX_MESSAGE)
         super().__init__(message)
         self.message = message
@@ -161,7 +162,7 @@ class TorchZipError(Exception):
     def at(
         self, *, path: str | None = None, record: str | None = None, offset: int | None = None
     ) -> Self:
-        """Fill in what is known of the place and not said yet; return the error itself."""
+        """Fill in the parts of the place that are not set yet; return the error itself."""
         if self.path is None:
             self.path = path
         if self.record is None and self.offset is None:
@@ -183,12 +184,12 @@ class TorchZipError(Exception):
         return f"{place}: {self.message}" if place else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Keyword-only arguments do not survive the default; worker processes send errors home.
+        # The default does not keep keyword-only arguments; workers send their errors pickled.
         return (_restore, (type(self), self.message, self.__dict__.copy()))
 
 
 class ErrorPlace:
-    """A block in which something goes wrong at a place that is known here; see `TorchZipError.at`.
+    """A block that adds a known place to the errors raised in it; see `TorchZipError.at`.
 
     >>> with ErrorPlace(path="model.pt", record="data.pkl"):
     ...     raise PickleError("broken")
@@ -208,15 +209,15 @@ class ErrorPlace:
 
 
 def no_memory(error: MemoryError) -> OSError:
-    """Return the error of memory that is short, as readers raise it: it is the machine's fault."""
-    why = str(error)  # numpy says how much was asked for
+    """Return the error of running out of memory, as readers raise it: it is the machine's fault."""
+    why = str(error)  # numpy's message says how much was asked for
     return OSError(errno.ENOMEM, f"Not enough memory: {why}" if why else "Not enough memory")
 
 
 class EnoughMemory(ContextDecorator):
-    """A block, or a function, in which memory that is short is an OSError, as a full disk is.
+    """A block, or a function, in which running out of memory is an OSError, as a full disk is.
 
-    Around everything that a user calls to read: how much it takes depends on what the file says.
+    Used in all functions that read for a user: how much memory they need depends on the file.
 
     >>> with EnoughMemory():
     ...     raise MemoryError
@@ -257,7 +258,7 @@ class PickleError(FormatError):
 
 
 class TensorError(FormatError):
-    """A tensor is broken: a range outside its storage, a size that is no number."""
+    """A tensor is broken: a range outside its storage, a size that is not a number."""
 
 
 def too_many_dimensions(what: str, ndim: int, **place: Any) -> TensorError:
@@ -268,7 +269,7 @@ def too_many_dimensions(what: str, ndim: int, **place: Any) -> TensorError:
 
 
 def wrong_arguments(name: str, wanted: str, args: tuple[Any, ...]) -> PickleError:
-    """Return the error of a call with other arguments than a function takes.
+    """Return the error of a call with wrong arguments.
 
     >>> print(wrong_arguments("complex", "two numbers", (1, "x")))
     complex takes two numbers, not (1, 'x')
@@ -305,7 +306,7 @@ class UnsafeGlobalError(TorchZipError):
 
 
 class UnsupportedError(TorchZipError, NotImplementedError):
-    """Legal, but torchzip does not read or write it (yet)."""
+    """Valid, but torchzip does not read or write it (yet)."""
 
 
 class LimitError(TorchZipError):
@@ -323,6 +324,6 @@ class LimitError(TorchZipError):
 
 
 class TensorNotFoundError(TorchZipError, KeyError):
-    """No tensor of that name."""
+    """There is no tensor of that name."""
 
     __str__ = TorchZipError.__str__

@@ -1,7 +1,7 @@
-"""What a checkpoint holds beside tensors, and numpy has no word for: `torchzip.types` names it.
+"""Values in a checkpoint, other than tensors, for which numpy has no type.
 
-Plain and inert: each survives load, save and torch unchanged. Tensors that are not dense are in
-`tensors.kinds`, as they can do arithmetic.
+Their public home is `torchzip.types`. They are plain and inert: load, save and torch keep each of
+them unchanged. Tensors that are not dense are in `tensors.kinds`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _check_text(what: str, name: object) -> None:
 class Size(tuple[int, ...]):
     """``torch.Size``: a tuple of ints that torch gets back as a Size.
 
-    As there, what can be an index becomes a plain int, such as those of numpy.
+    As in torch, everything that can be an index, such as an int of numpy, becomes a plain int.
     """
 
     __slots__ = ()
@@ -32,7 +32,7 @@ class Size(tuple[int, ...]):
 
 
 class _Frozen:
-    """Slots that are set once, and equality by identity, as torch's objects have it."""
+    """Slots that are set once, and equality by identity, as for torch's objects."""
 
     __slots__ = ()
 
@@ -44,7 +44,7 @@ class _Frozen:
 
 
 class _Word(_Frozen):
-    """A word of torch's: equal if it is the same kind of word and says the same."""
+    """A named value of torch: equal if type and fields are equal."""
 
     __slots__ = ()
 
@@ -75,7 +75,7 @@ class _Word(_Frozen):
 class Dtype(_Word):
     """A ``torch.dtype`` as a value: ``Dtype("float16")`` stands for ``torch.float16``.
 
-    The name is the one that torch writes: ``"float16"``, not ``"half"``.
+    The name is torch's own: ``"float16"``, not ``"half"``.
     """
 
     __slots__ = ("name",)
@@ -131,7 +131,7 @@ class Device(_Frozen):
 class Parameter(_Frozen):
     """``nn.Parameter``: ``data`` is an array or a LazyTensor.
 
-    ``state`` holds the Python attributes of a parameter that has some, else None.
+    ``state`` holds the Python attributes of the parameter, or None if it has none.
     """
 
     __slots__ = ("data", "requires_grad", "state")
@@ -153,9 +153,10 @@ class Parameter(_Frozen):
 
 
 class TypedArray(_Frozen):
-    """An array of a dtype that numpy has not: the raw bits and torch's name for them.
+    """An array of a dtype that numpy lacks: the raw bits and torch's name for them.
 
-    `load` also gives one for a tensor that is a key of a dict: it has a hash, that of its identity.
+    `load` also returns one for a tensor that is a key of a dict, since it is hashable (by
+    identity).
 
     >>> import numpy as np
     >>> TypedArray(np.array([1, 2], np.uint8), "bits8")
@@ -182,9 +183,9 @@ class Storage(_Frozen):
     """A bare torch storage in the tree.
 
     ``data`` is its content as a one-dimensional array (or LazyTensor), ``torch_dtype``
-    the dtype of a typed storage, which must be that of the data, and None for an untyped one, which
-    counts bytes. It is saved as all that it has of its memory, and so must be all that any array
-    saved with it has of that.
+    the dtype of a typed storage, which must be that of the data, or None for an untyped one, which
+    counts bytes. It is saved as exactly the bytes of ``data``. An array that is saved with it and
+    shares its memory must lie within these bytes.
     """
 
     __slots__ = ("data", "location", "torch_dtype")
@@ -209,16 +210,15 @@ class ForeignObject:
     """A class, a function or an object that the file names and torchzip does not know.
 
     Nothing is imported or called to make one. Without ``args`` it is the bare name
-    ``module.name``; with ``args`` (and ``kwargs``) it is what calling that name, or
-    making a new object of that class, would have given. ``state`` is what pickle
-    would have handed to ``__setstate__`` or the attribute dict, ``items`` the list,
-    dict or set of items that would have been added. Two are equal only if they are
-    the same object. An extension code of ``copyreg``, whose name is not in the file, is
-    the name ``copyreg.extension 7``.
+    ``module.name``. With ``args`` (and ``kwargs``) it stands for the result of calling that
+    name, or for a new object of that class. ``state`` is the value that pickle would have
+    handed to ``__setstate__`` or the attribute dict, ``items`` the list, dict or set of items
+    that would have been added. Two are equal only if they are the same object. An extension
+    code of ``copyreg``, whose name is not in the file, has a name like ``copyreg.extension 7``.
 
-    ``callee`` is what is called: itself a ForeignObject, a bare name or the result of
+    ``callee`` is the thing called: another ForeignObject, either a bare name or the result of
     another call. ``how`` is ``"name"``, ``"call"`` or ``"new"``. ``setter`` is the function
-    of a reduction that sets its state by a call of its own.
+    that sets the state, if the reduction has one.
     """
 
     __slots__ = (
@@ -248,11 +248,11 @@ class ForeignObject:
         setter: ForeignObject | None = None,
     ) -> None:
         if not (type(module) is type(name) is str):
-            raise TypeError("the module and the name of a ForeignObject are texts")
+            raise TypeError("the module and the name of a ForeignObject are strings")
         if not isinstance(args, tuple | None) or not isinstance(kwargs, dict | None):
             raise TypeError("the args of a ForeignObject are a tuple, its kwargs a dict")
         if kwargs is not None and not all(isinstance(key, str) for key in kwargs):
-            raise TypeError("the kwargs of a ForeignObject have texts as keys")
+            raise TypeError("the kwargs of a ForeignObject have strings as keys")
         if not isinstance(items, list | dict | set | None):
             raise TypeError("the items of a ForeignObject are a list, a dict or a set")
         if how not in (None, "name", "call", "new"):
@@ -270,7 +270,7 @@ class ForeignObject:
         self.setter = setter
 
     def __repr__(self) -> str:
-        """One line: the name, and how much is inside, not what."""
+        """One line: the name and the sizes of the parts, not their values."""
         called = f"{self.module}.{self.name}"
         if len(called) > 200:
             called = called[:200] + "..."

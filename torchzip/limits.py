@@ -1,4 +1,4 @@
-"""Bounds on what a file may ask of its reader, in one place and all adjustable."""
+"""Bounds on what a file may cost its reader. All of them can be changed."""
 
 from __future__ import annotations
 
@@ -26,49 +26,49 @@ class Limits:
 
     #: Bytes of one pickle stream.
     pickle_nbytes: int = 1 << 30
-    #: Depth of containers within containers, as walked for the flat names.
+    #: Depth of nested containers, as walked for the flat names.
     nesting: int = 900
-    #: Lists, dicts, tuples and open marks in one pickle, beyond one for each 4 bytes of it, which
-    #: Python's own pickler never needs; the result of a call counts as two, a set as four.
+    #: Lists, dicts, tuples and open marks in one pickle, in addition to one for every 4 bytes of
+    #: it. Python's own pickler never needs more. The result of a call counts as two, a set as four.
     containers: int = 200_000
-    #: Values that one pickle has numbered at a time, beyond one for each 4 bytes of it.
+    #: Memo entries of one pickle, in addition to one for every 4 bytes of it.
     memo: int = 80_000
-    #: Items in the arguments of calls, beyond two for each byte of the pickle: what is mentioned
-    #: many times may be copied by a call each time, and takes up to 64 bytes then. Eight characters
-    #: or bytes count as one item.
+    #: Items in the arguments of calls, in addition to two for every byte of the pickle: a value
+    #: that is mentioned many times may be copied by a call each time, and each item of it takes up
+    #: to 64 bytes. Eight characters or bytes count as one item.
     argument_items: int = 300_000
     #: Bytes of one arbitrary-precision integer; torch's own loader stops at 255. Python
     #: prints integers of up to 4300 digits, which have 1785 bytes.
     int_nbytes: int = 1785
-    #: Values in the tuples and frozensets that are keys of a dict or items of a set, counted at
-    #: each mention, beyond 32 for each byte of the pickle: a tuple is hashed anew each time. Of
-    #: keys that have the same hash each counts once more for every other.
+    #: Values in tuples and frozensets that are keys of a dict or items of a set, in addition to 32
+    #: for every byte of the pickle. Each use counts, since a tuple is hashed again each time. Keys
+    #: with the same hash count once more for each other one.
     key_values: int = 1_000_000
-    #: Depth of tuples within tuples in such a key.
+    #: Depth of nested tuples in such a key.
     key_nesting: int = 100
     #: Records in an archive.
     entries: int = 10_000_000
     #: Bytes of a text record such as ``version`` or ``byteorder``.
     text_nbytes: int = 4096
-    #: What all deflated records come to over the size of the file, beyond 64 MiB; and a deflated
-    #: pickle alone, beyond 8 MiB. Checkpoints that were zipped again have less than 2; with
-    #: optimizer moments that are all zeros, up to 10.
+    #: Inflated size of all deflated records divided by the size of the file, not counting the first
+    #: 64 MiB; for a deflated pickle alone, not counting the first 8 MiB. Checkpoints that were
+    #: zipped again have less than 2, or up to 10 if optimizer moments are all zeros.
     deflate_ratio: int = 32
-    #: Flat names beyond one for each tensor, where containers are shared.
+    #: Flat names in addition to one for each tensor, if containers are shared.
     shared_names: int = 250_000
-    #: Characters of all flat names together, where the pickle itself is shorter.
+    #: Characters of all flat names together, unless the pickle itself is longer.
     names_nbytes: int = 64 << 20
-    #: Bytes of the JSON header of a safetensors file, where the package stops at 100 MB as well,
-    #: and of all configs of a .pt2 archive.
+    #: Bytes of the JSON header of a safetensors file (the package has the same bound, 100 MB), and
+    #: of all configs of a .pt2 archive.
     header_nbytes: int = 100_000_000
-    #: Bytes of all class definitions of a TorchScript archive that are looked at; the largest seen
-    #: have a few MB.
+    #: Bytes of all class definitions of a TorchScript archive that are read; the largest seen have
+    #: a few MB.
     code_nbytes: int = 32 << 20
 
     def or_default(self) -> Limits:
-        """Return the higher of each bound and its default: what the readers of a copy will have.
+        """Return the higher of each bound and its default, for checking a copy that is written.
 
-        Who reads a file with a higher bound can write it again, and needs that bound to read it.
+        A file that was read with a higher bound can be written again, and needs that bound again.
 
         >>> Limits(nesting=5, memo=1 << 30).or_default() == Limits(memo=1 << 30)
         True

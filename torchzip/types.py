@@ -1,6 +1,6 @@
-"""The types of what a checkpoint holds: what numpy has no word for, and tensors that are not dense.
+"""Types of values in a checkpoint for which numpy has none, and of tensors that are not dense.
 
-They are immutable. Each survives load, save and torch unchanged.
+They are immutable. Load, save and torch keep each of them unchanged.
 """
 
 from torchzip.leaf_types import (

@@ -28,7 +28,7 @@ class _Node:
 
 
 class _UnorderedSet:
-    """One linked list, and for each bucket the node before its first: section 3 of the format."""
+    """One linked list, and for each bucket the node before its first (format.md, 3)."""
 
     def __init__(self) -> None:
         self.head = _Node(-1)  # stands before the first node
@@ -131,7 +131,7 @@ def test_any_names(names: list[bytes]) -> None:
 
 
 def test_example_of_the_format() -> None:
-    """One storage gives the first half that the format's description has."""
+    """One storage gives the first half that section 3 of docs/format.md has."""
     assert serialization_id(_names_of(1), [])[:20] == "15728199511854643026"
 
 

@@ -28,7 +28,7 @@ from torchzip.errors import (
     UnsupportedError,
 )
 
-#: The numbers of the format, section 11.4.
+#: docs/format.md, section 11.4.
 NUMBERS = {
     "uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float16": 6, "float32": 7,
     "float64": 8, "complex32": 9, "complex64": 10, "complex128": 11, "bool": 12, "bfloat16": 13,

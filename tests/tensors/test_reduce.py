@@ -180,7 +180,7 @@ def test_keys_are_handed_out_once() -> None:
     ],
 )
 def test_leaf_types(value: Any, expected: bytes) -> None:
-    """Each leaf type is written as the format's table says."""
+    """Each leaf type is written as section 6.2 of docs/format.md says."""
     assert Emitter(LEAF_WRITERS).dump(value) == b"\x80\x02" + expected + b"."
     # a second mention is a get
     again = Emitter(LEAF_WRITERS).dump((value, value))
@@ -189,7 +189,7 @@ def test_leaf_types(value: Any, expected: bytes) -> None:
 
 
 def test_bytes_of_a_tensor() -> None:
-    """The first tensor in full, as the format's section on dense tensors has it."""
+    """The first tensor in full, as section 6.1 of docs/format.md has it."""
     storage = _Claimed(24, "float32")
     data, _, _ = write(Tensor("float32", (2, 3), (3, 1), 0, storage), fast=True)
     assert data == (

@@ -1,4 +1,4 @@
-"""``torchzip verify``: what was found in a sound checkpoint, as text."""
+"""``torchzip verify``: its options, and its report as text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torchzip.tools.verification import Verified
 
 _DESCRIPTION = """\
-Read all of a checkpoint, compare every CRC and check all bounds. Then say whether torch.load
-accepts it by default (weights_only=True), needs weights_only=False, or refuses it, and why; that
-alone is no fault of the file.
+Read a whole checkpoint, compare every CRC and check all bounds. Then say whether torch.load accepts
+it by default (weights_only=True), needs weights_only=False, or refuses it, and why. A file that
+torch.load refuses can still be sound.
 """
 
 
@@ -29,12 +29,12 @@ def add_parser(commands: Any) -> None:
         commands,
         "verify",
         _run,
-        summary="whether the file is whole, and whether torch.load accepts it",
+        summary="check whether the file is intact, and whether torch.load accepts it",
         description=_DESCRIPTION,
         examples="torchzip verify model.pt",
     )
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="what was found, as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -46,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def check_as_text(found: Verified) -> str:
-    """Return what was found as a few lines."""
+    """Return the result as a few lines of text."""
     without = found.without_crc
     compared = found.records - len(without)
     lines = [

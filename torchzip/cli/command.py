@@ -1,4 +1,4 @@
-"""What the commands share: how they are added, how they end, and how they speak on stderr."""
+"""What the commands share: how they are added, their exit statuses, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ DONE, BAD, USAGE = 0, 1, 2
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that takes options between arguments too, where some of these may be left out.
+    """A parser that accepts options between optional arguments.
 
-    argparse alone gives ``cat FILE --stats NAME`` no NAME: when it comes to the option, it has
-    settled that there is none.
+    argparse alone does not find NAME in ``cat FILE --stats NAME``: when it reaches the option, it
+    has already decided that NAME was left out.
     """
 
     _is_inner = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return what argparse makes of the arguments, options first."""
-        if self._is_inner:  # called by what is called below
+        if self._is_inner:  # called by the call below
             return super().parse_known_args(args, namespace)
         self._is_inner = True
         try:
@@ -56,9 +56,9 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Add a command and return its parser; ``run`` is called with what was parsed.
 
-    ``summary`` stands in the list of all commands, ``description`` above the options and
-    ``examples``, one a line, below them. One that ``reads`` a file has bounds on what the file may
-    ask for: `limits_of`.
+    ``summary`` is shown in the list of commands, ``description`` above the options and
+    ``examples``, one per line, below them. A command that ``reads`` a file gets options for the
+    bounds on what the file may ask for: `limits_of`.
     """
     lines = "".join(f"  {line.strip()}\n" for line in examples.strip().splitlines())
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -77,7 +77,7 @@ def add_command(
             default=[],
             metavar="NAME=N",
             type=_parse_limit,
-            help=f"another bound than the default; may be repeated. NAME is {_LIMIT_NAMES}",
+            help=f"change a bound; may be repeated. NAME and its default: {_LIMIT_NAMES}",
         )
     return parser
 
@@ -99,12 +99,12 @@ def _parse_limit(text: str) -> tuple[str, int]:
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
-    """Return the bounds that a command line gives, and the default for all others."""
+    """Return the bounds: those that the command line sets, and the defaults for all others."""
     return Limits(**dict(arguments.limit))
 
 
 def in_options(message: str) -> str:
-    """Return a message of the library with what to do as an option of the command line.
+    """Return a message of the library with its advice rewritten as a command line option.
 
     >>> in_options("If you trust the file, pass limits=tz.Limits(nesting=...).")
     'If you trust the file, pass --limit nesting=N.'
@@ -130,7 +130,7 @@ def split_rule(text: str) -> tuple[str, str]:
 
 
 def parse_rules(texts: Sequence[str]) -> str | list[tuple[str, str]]:
-    """Return the (glob, word) pairs of an option, or the word that is given alone for all."""
+    """Return the (glob, word) pairs of an option, or the word alone if it is given for all."""
     rules = list(map(split_rule, texts))
     return rules[0][1] if [glob for glob, _ in rules] == ["*"] else rules
 
@@ -152,7 +152,7 @@ def parse_renames(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Undo what was begun at a SIGTERM, as Ctrl-C does; the system would end the process."""
+    """Handle SIGTERM like Ctrl-C, so that unfinished files are removed."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
@@ -162,7 +162,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def warnings_said() -> Iterator[None]:
-    """Say what the block warns of when it is done."""
+    """Print the warnings of the block when it ends."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -171,5 +171,5 @@ def warnings_said() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line for the person, who may have sent stdout elsewhere."""
+    """Print a line on stderr, since stdout may be redirected."""
     print(f"torchzip: {printable(in_options(text))}", file=sys.stderr)

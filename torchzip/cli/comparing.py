@@ -1,4 +1,4 @@
-"""``torchzip diff``: its options, and what differs as text or JSON."""
+"""``torchzip diff``: its options, and the differences as text or JSON."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, TensorChange, TensorRow, ValueChange
 
 _DESCRIPTION = """\
-Show what differs between two checkpoints of any kinds: tensors that were added, removed, renamed
-or changed, and plain values. Tensors with one size and one stored CRC in both files are not read;
-others are compared by value (NaN equals NaN, 0.0 equals -0.0), in constant memory.
+Show what differs between two checkpoints of any format: tensors that were added, removed, renamed
+or changed, and plain values. Tensors with the same size and the same stored CRC in both files are
+not read. Others are compared by value (NaN equals NaN, 0.0 equals -0.0), in constant memory.
 
 Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
 """
@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "diff",
         _run,
-        summary="what differs between two checkpoints",
+        summary="show what differs between two checkpoints",
         description=_DESCRIPTION,
         examples="""
             torchzip diff before.pt after.pt
@@ -43,14 +43,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--cast",
         action="store_true",
-        help="cast a floating tensor of A to its dtype in B, as convert does, and compare then",
+        help="cast floating tensors of A to their dtype in B, as convert does, before comparing",
     )
     parser.add_argument(
         "--read",
         action="store_true",
-        help="compare the bytes of all tensors, also where the stored CRCs are the same",
+        help="compare the bytes of all tensors, even if the stored CRCs are equal",
     )
-    parser.add_argument("--json", action="store_true", help="what differs, as JSON")
+    parser.add_argument("--json", action="store_true", help="print the differences as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def as_json(found: Diff) -> str:
-    """Return what differs as JSON; numbers that JSON has not are texts."""
+    """Return the differences as JSON. NaN and the infinities, which JSON lacks, become strings."""
     values = {"is_equal": found.is_equal, **dataclasses.asdict(found)}
     for change in values["changed"]:
         difference = change["values"]
@@ -78,13 +78,13 @@ def as_json(found: Diff) -> str:
 
 
 def as_text(found: Diff) -> str:
-    """Return what differs as a table with its sums below."""
+    """Return the differences as a table with a summary below."""
     rows = [["changed", *_changed(change)] for change in found.changed]
     rows += [["renamed", _renamed(*pair), _tensor(pair[0]), ""] for pair in found.renamed]
     rows += [["removed", name_text(row.name), _tensor(row), ""] for row in found.removed]
     rows += [["added", name_text(row.name), _tensor(row), ""] for row in found.added]
     lines = table(rows)
-    # A table of its own, as texts may be long; its names stand below those of the tensors.
+    # In a separate table, as strings may be long; names are aligned with those of the tensors.
     values = [["value".ljust(7), name_text(each.name), _value(each)] for each in found.values]
     lines += table(values)
     if found.other_bits:

@@ -1,4 +1,4 @@
-"""``torchzip completion``: a script by which a shell completes commands, options and files."""
+"""``torchzip completion``: a script that makes a shell complete commands, options and files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ package shtab: python -m pip install 'torchzip[completion]'
 
 _SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
 
-#: What is a path, by the names that the help gives it.
+#: Arguments that are paths, by their names in the help.
 _FILES = frozenset({"FILE", "SRC", "DST", "A", "B", "BROKEN", "OUT"})
 
 
@@ -30,7 +30,7 @@ def add_parser(commands: Any, whole: argparse.ArgumentParser) -> None:
         commands,
         "completion",
         run,
-        summary="a script for the shell that completes these commands",
+        summary="print a script for shell completion of these commands",
         description=_DESCRIPTION,
         reads=False,
         examples="""

@@ -1,4 +1,4 @@
-"""``torchzip convert``: its options, its report, and what it would do."""
+"""``torchzip convert``: its options, its report, and its plan."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from torchzip.convert.plan import Plan, PlannedTensor
 
 _DESCRIPTION = """\
-Convert a checkpoint of any kind. DST says to what: a .pt .pth .bin .ckpt or .safetensors file, a
-directory (model.safetensors in it), or an *.index.json (shards beside it). It appears complete or
-not at all, and may be SRC itself.
+Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt or
+.safetensors file, a directory (which gets a model.safetensors), or an *.index.json (with shards
+beside it). DST is written completely or not at all, and may be SRC itself.
 """
 
 #: Options that may be given several times.
 _RULES = {
-    "--dtype [GLOB=]DTYPE": "for all floating tensors, or for those whose name matches (may be "
-    "repeated, the first match wins)",
+    "--dtype [GLOB=]DTYPE": "new dtype of all floating tensors, or of those whose name "
+    "matches (may be repeated, the first match wins)",
     "--rename REGEX=>REPL": "replace in names, as Python's re.sub does (may be repeated, applied "
-    "in turn)",
-    "--include GLOB": "take these tensors only",
+    "in order)",
+    "--include GLOB": "convert these tensors only",
     "--exclude GLOB": "leave these tensors out",
 }
 
@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "convert",
         _run,
-        summary="to .pt or .safetensors, in another dtype, under other names, in shards",
+        summary="convert to .pt or .safetensors, with other dtypes or names, in shards",
         description=_DESCRIPTION,
         examples=r"""
             torchzip convert model.pt model.safetensors --dtype bfloat16
@@ -68,17 +68,19 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--max-shard-size",
         metavar="SIZE",
-        help="write shards of at most this size, such as 5GB, with an index",
+        help="write shards of at most this size, such as 5GB, and an index",
     )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="share the work among N processes (default 1)"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="check the CRC of unchanged bytes too"
+        "--verify",
+        action="store_true",
+        help="also check the CRCs of bytes that are only copied",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be written")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and write nothing")
     parser.add_argument("--force", action="store_true", help="overwrite DST")
-    parser.add_argument("--json", action="store_true", help="the report, as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
 def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _dry_run(arguments: argparse.Namespace) -> None:
-    from torchzip.convert.plan import make_plan  # what other commands need not wait for
+    from torchzip.convert.plan import make_plan  # slow to import, and only needed here
 
     target = parse_target(arguments.dst)
     rules = Rules(**rules_of(arguments))

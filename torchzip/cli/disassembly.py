@@ -1,4 +1,4 @@
-"""``torchzip dis``: the opcodes of the pickles in a file, whatever they would do."""
+"""``torchzip dis``: the opcodes of the pickles in a file, shown without running them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torchzip.pickling.python2 import python3_name
 from torchzip.tools.pickles import find_pickles, pickles
 
 _DESCRIPTION = """\
-Show the opcodes of a checkpoint's pickle, one a line: offset, name, argument and what it works on.
-Of a broken pickle, those before the fault. Nothing is carried out.
+Show the opcodes of a checkpoint's pickle, one per line: offset, name, argument, and the values they
+act on. If the pickle is broken, those before the fault are shown. Nothing is executed.
 """
 
 _REFUSED_OPCODES = {opcode.name for opcode in OPCODES if not opcode.torch_safe}
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "dis",
         _run,
-        summary="the opcodes of the pickle, annotated",
+        summary="show the opcodes of the pickle, annotated",
         description=_DESCRIPTION,
         examples="""
             torchzip dis model.pt
@@ -41,9 +41,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument(
-        "record", metavar="RECORD", nargs="?", help="of an archive (default: data.pkl)"
+        "record", metavar="RECORD", nargs="?", help="record of an archive (default: data.pkl)"
     )
-    parser.add_argument("--json", action="store_true", help="the opcodes, as JSON")
+    parser.add_argument("--json", action="store_true", help="print the opcodes as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -54,12 +54,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def disassemble(
     file: str, record: str | None, limits: Limits | None = None, *, as_json: bool
 ) -> None:
-    """Print the opcodes of a file's pickles, one a line, up to where they break.
+    """Print the opcodes of a file's pickles, one per line, up to the first fault.
 
     Raises
     ------
     TorchZipError, OSError
-        After what could be printed.
+        After the opcodes before the fault are printed.
     """
     limits = limits or Limits()
     source = open_source(file)
@@ -112,7 +112,7 @@ class _TextLines:
         notes = [row["note"]] if row["note"] else []
         opcode = row["opcode"]
         if opcode in _REFUSED_OPCODES:
-            # Said once: a pickle of protocol 4 is full of them.
+            # Noted once per opcode: a pickle of protocol 4 is full of them.
             if opcode not in self._refused:
                 notes.append("an opcode that torch.load refuses")
             self._refused.add(opcode)
@@ -126,7 +126,7 @@ class _TextLines:
 
 
 class _JsonLines:
-    """Prints one document, a line for each opcode, whole however it ends."""
+    """Prints one JSON document, a line for each opcode, which is valid even after a fault."""
 
     def __init__(self, path: str) -> None:
         self._before = ""

@@ -1,4 +1,4 @@
-"""``torchzip edit``: its options, and what was changed as text or JSON."""
+"""``torchzip edit``: its options, and the changes as text or JSON."""
 
 from __future__ import annotations
 
@@ -28,30 +28,29 @@ if TYPE_CHECKING:
     from torchzip.tools.editing import Edited
 
 _DESCRIPTION = """\
-Change names, values and marks in a file of torch.save, in place: a new
-structure is put behind the old one and no tensor data moves, so this takes
+Change names, values, requires_grad and devices in a file of torch.save, in
+place. A new structure is appended and no tensor data moves, so this takes
 milliseconds for tensors of any size (seconds for 100,000 of them). The file is
-readable at every moment, with its old content or its new one. The space of
-dropped tensors stays in it until --compact, alone or with other options, writes
-it anew.
+readable at every moment, with its old or its new content. Dropped tensors keep
+their space until --compact, alone or with other options, rewrites the file.
 
-All rules go by the paths that the file has: keys joined by dots, as ls shows
-them; containers have paths too.
+All rules match paths before the edit: keys joined by dots, as ls shows them.
+Containers have paths too.
 """
 
-#: Lines of each kind that are shown.
+#: At most so many lines of each kind are shown.
 _MOST = 20
 
 #: Options that may be given several times.
 _RULES = {
     "--rename REGEX=>REPL": "replace in paths, as Python's re.sub does (may be repeated, applied "
-    "in turn); an item stays in its container",
-    "--drop GLOB": "leave out these items: tensors, values or whole containers",
-    "--set PATH=JSON": "give an item a plain value, or a dict a new item; what is no JSON is a "
-    "text",
-    "--requires-grad [GLOB=]true|false": "for all floating tensors, or for those whose name "
+    "in order); an item stays in its container",
+    "--drop GLOB": "remove these items: tensors, values or whole containers",
+    "--set PATH=JSON": "set an item to a plain value, or add an item to a dict; anything "
+    "that is not valid JSON is taken as a string",
+    "--requires-grad [GLOB=]true|false": "of all floating tensors, or of those whose name "
     "matches (the first match wins)",
-    "--device [GLOB=]DEVICE": "what torch.load restores storages to: cpu, cuda:0, mps, ...",
+    "--device [GLOB=]DEVICE": "device that torch.load restores storages to: cpu, cuda:0, mps, ...",
 }
 
 
@@ -61,7 +60,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "edit",
         _run,
-        summary="rename, drop, set and mark in place, without moving tensors",
+        summary="rename, drop and set items in place, without moving tensors",
         description=_DESCRIPTION,
         examples=r"""
             torchzip edit model.pt --rename '^module\.=>'
@@ -74,10 +73,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("file", metavar="FILE")
     add_repeated(parser, _RULES)
     parser.add_argument(
-        "--compact", action="store_true", help="write the file anew, without what nothing uses"
+        "--compact", action="store_true", help="rewrite the file, without unused bytes"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done")
-    parser.add_argument("--json", action="store_true", help="what was done, as JSON")
+    parser.add_argument("--dry-run", action="store_true", help="show the changes and make none")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -126,7 +125,7 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_text(found: Edited, dry_run: bool = False) -> str:
-    """Return what was done as a few lines."""
+    """Return what was done as a few lines of text."""
     lines = _some("renamed", [f"{old} -> {new}" for old, new in found.renamed])
     lines += _some("dropped", found.dropped)
     lines += _some("set", found.set)

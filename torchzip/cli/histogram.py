@@ -12,7 +12,7 @@ _BAR = 8
 
 
 def can_encode(encoding: str | None) -> bool:
-    """Return whether an output of this encoding has the blocks."""
+    """Return whether an encoding has the block characters."""
     try:
         _BLOCKS.encode(encoding or "ascii")
     except (LookupError, UnicodeEncodeError):
@@ -25,7 +25,7 @@ def histogram_lines(
 ) -> list[str]:
     """Return bars in lines of at most 80 characters, with the two ends of the axis below.
 
-    The scale is linear, but a bin that is not empty can be seen.
+    The scale is linear, but every bin that is not empty is visible.
 
     >>> print("\\n".join(histogram_lines([1, 4], ("0", "8"), height=2)))
     4 ┤        ████████

@@ -1,4 +1,4 @@
-"""An index as it is typed, such as ``3,:,::2``."""
+"""An index as a user types it, such as ``3,:,::2``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _EXAMPLES = "examples: 0   :10   3,:,::2   -1   ...,0"
 
 
 def parse_index(text: str) -> tuple[Item, ...]:
-    """Return what stands between the brackets of ``array[...]``; the brackets may be there.
+    """Return the index that the text between the brackets of ``array[...]`` means.
 
-    It is numpy's basic indexing: integers, slices, ``...`` and ``None``.
+    The text may include the brackets. It is numpy's basic indexing: integers, slices, ``...`` and
+    ``None``.
 
     >>> parse_index("[3, :, ::2]"), parse_index("...,-1")
     ((3, slice(None, None, None), slice(None, None, 2)), (Ellipsis, -1))
@@ -24,12 +25,12 @@ def parse_index(text: str) -> tuple[Item, ...]:
     Raises
     ------
     ValueError
-        If it is anything else.
+        If the text is anything else.
     """
     inner = text.strip()
     if inner.startswith("[") or inner.endswith("]"):
         if not (inner.startswith("[") and inner.endswith("]") and len(inner) > 1):
-            raise ValueError(f"the index {shown(text)} has one bracket without the other")
+            raise ValueError(f"the index {shown(text)} has an unmatched bracket")
         inner = inner[1:-1]
     items = inner.split(",")
     if len(items) > 1 and not items[-1].strip():
@@ -65,6 +66,6 @@ def _integer(item: str, text: str) -> int:
     if not item:
         raise ValueError(f"an item of the index {shown(text)} is empty; {_EXAMPLES}")
     if not _INTEGER.fullmatch(item):
-        what = "too large" if re.fullmatch(r"[+-]?[0-9]+", item) else "no integer and no slice"
+        what = "too large" if re.fullmatch(r"[+-]?[0-9]+", item) else "not an integer or a slice"
         raise ValueError(f"{shown(item)} in the index {shown(text)} is {what}; {_EXAMPLES}")
     return int(item)

@@ -16,9 +16,9 @@ from torchzip.cli.rendering import Screen, screen
 from torchzip.formats.base import collector_paused
 
 _DESCRIPTION = """\
-List what is in a checkpoint: its tensors, what is tied or a view, its other values, and sums. No
-tensor is read. The flat table is what you get on a terminal and in a pipe, so that a script sees
-what you see. On a terminal, names are shortened to its width.
+List what is in a checkpoint: its tensors, which of them are tied or views, its other values, and
+totals. No tensor is read. The table is the same on a terminal and in a pipe, except that names are
+shortened to the width of a terminal.
 """
 
 
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "ls",
         _run,
-        summary="names, dtypes, shapes and sizes",
+        summary="list names, dtypes, shapes and sizes",
         description=_DESCRIPTION,
         examples="""
             torchzip ls model.pt
@@ -38,26 +38,30 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument(
-        "--tree", action="store_true", help="by module, with the sums of each; blocks alike in one"
+        "--tree",
+        action="store_true",
+        help="show a tree of modules; equal blocks are folded",
     )
-    parser.add_argument("--depth", type=int, metavar="N", help="the tree, N levels of it")
+    parser.add_argument("--depth", type=int, metavar="N", help="show the tree down to N levels")
     parser.add_argument(
-        "--sort", choices=["name", "size"], help="by name, or the largest first (default: as saved)"
+        "--sort",
+        choices=["name", "size"],
+        help="order by name, or largest first (default: as saved)",
     )
     parser.add_argument(
-        "-l", dest="long", action="store_true", help="also strides, devices and records"
+        "-l", dest="long", action="store_true", help="also show strides, devices and records"
     )
     parser.add_argument(
-        "--all", action="store_true", help="all values, and every block of the tree"
+        "--all", action="store_true", help="show all values, and every block of the tree"
     )
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     depth = arguments.depth
     if depth is not None and depth < 1:
         raise ValueError(f"--depth must be 1 or more, not {depth}")
-    with collector_paused(True):  # 100,000 tensors are millions of objects, which all stay
+    with collector_paused(True):  # of 100,000 tensors, nothing is garbage until the end
         _print(arguments)
     return DONE
 
@@ -90,7 +94,7 @@ def text_lines(
     long: bool = False,
     everything: bool = False,
 ) -> Iterator[str]:
-    """Yield the listing: the tensors, flat or as a tree, the values, the sums."""
+    """Yield the listing: the tensors, flat or as a tree, the values, the totals."""
     if tree:
         text = TreeText(found, depth=depth, sort=sort, fold=not everything, long=long)
         yield from text.lines(where)
@@ -103,7 +107,7 @@ def text_lines(
 
 
 def describe(found: Outline, *, sort: str | None = None) -> dict[str, Any]:
-    """Return all of an outline, as plain values for JSON."""
+    """Return an outline as plain values for JSON."""
     return {
         "file": found.path,
         "format": found.format,
@@ -145,7 +149,7 @@ def _tensor(row: TensorRow) -> dict[str, Any]:
 
 
 def as_json(listing: dict[str, Any]) -> str:
-    """Return the listing as JSON, a row a line: as quick as without any lines, and to be read."""
+    """Return the listing as JSON with one row per line: readable, and as fast as without lines."""
     parts = []
     for key, value in listing.items():
         if isinstance(value, list) and value:

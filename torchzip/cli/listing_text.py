@@ -1,4 +1,4 @@
-"""What `ls` prints: a flat table or a tree of tensors, the other values, the sums."""
+"""What `ls` prints: a flat table or a tree of tensors, the other values, the totals."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torchzip.cli.rendering import (
 )
 from torchzip.errors import listed, printable, shown
 
-#: Values that are shown if not all are asked for.
+#: At most so many values are shown without --all.
 _VALUES = 20
-#: Names outside the table that are shown.
+#: At most so many foreign names are shown.
 _FOREIGN = 8
 
 _HEAD = ("name", "dtype", "shape", "size")
@@ -32,7 +32,7 @@ _SIZE = 3
 
 
 class _Cells:
-    """The cells of a tensor; those that are the same for many are made once."""
+    """The cells of a tensor; cells that many tensors share are made once."""
 
     def __init__(self, outline: Outline, long: bool) -> None:
         self._outline = outline
@@ -88,7 +88,7 @@ class _Cells:
 def flat_lines(
     outline: Outline, rows: list[TensorRow], screen: Screen, *, long: bool
 ) -> Iterator[str]:
-    """Yield a table of tensors, one a line; nothing if there are none."""
+    """Yield a table of tensors, one per line; nothing if there are none."""
     if not rows:
         return
     cells = _Cells(outline, long)
@@ -109,10 +109,10 @@ def _table(rows: list[list[str]], screen: Screen) -> list[str]:
 
 
 class TreeText:
-    """The tree of modules, each with the sums of what is below, down to a depth.
+    """The tree of modules down to a depth, each with the totals of everything below it.
 
-    With ``fold``, of modules that follow one another, are numbered and alike the first is shown
-    and the others are one line.
+    With ``fold``, a run of numbered modules with equal contents is shown as the first of them and
+    one line for the others.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class TreeText:
     def _add(self, name: str, module: Module, is_shown: bool) -> None:
         if module.row is not None:
             self._rows.append(self._cells.of(name, module.row))
-            name += ".…"  # what is below, if that is not shown
+            name += ".…"  # the totals below, where that level is not shown
         if module.children and (module.row is None or not is_shown):
             below = [module] if module.row is None else list(module.children.values())
             self._modules.add(len(self._rows))
@@ -180,13 +180,13 @@ class TreeText:
         self._rows.append(cells)
 
 
-# -- values and sums -------------------------------------------------------------------------------
+# -- values and totals -----------------------------------------------------------------------------
 
 
 def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[str]:
-    """Return the values that are not tensors, a line each: the first that are not empty, or all."""
+    """Return the values that are not tensors, one per line: all, or the first few."""
     listed_values = outline.values
-    if not everything:  # each state dict of torch has the versions of its modules
+    if not everything:  # every state dict of torch has a version for each of its modules
         listed_values = tuple(row for row in listed_values if "(_metadata)" not in row.path)
     values = [(name_text(row.path), row.value) for row in listed_values]
     if not everything:
@@ -201,7 +201,7 @@ def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[s
 
 
 def sum_lines(outline: Outline) -> list[str]:
-    """Return the sums, and what else there is to say."""
+    """Return the totals and the notes."""
     parts = [
         f"{sums.tensors:,} {dtype} {nbytes_text(sums.nbytes)}"
         for dtype, sums in sorted(outline.by_dtype.items())
@@ -213,7 +213,7 @@ def sum_lines(outline: Outline) -> list[str]:
         f"{nbytes_text(outline.stored_nbytes)} stored"
     ]
     for name, kind in outline.subclasses.items():
-        lines.append(f"{printable(name)}: a tensor of class {printable(kind)}, kept as it is")
+        lines.append(f"{printable(name)}: a tensor of class {printable(kind)}, kept unchanged")
     if outline.unnamed:
         nbytes = nbytes_text(sum(row.nbytes for row in outline.unnamed))
         names = listed([row.name for row in outline.unnamed], 3)
@@ -233,7 +233,7 @@ Sortable = TypeVar("Sortable", Module, TensorRow)
 
 
 def sorted_by(sort: str | None, rows: Iterable[Sortable]) -> list[Sortable]:
-    """Return tensors or modules by name, or by size with the largest first; None keeps them."""
+    """Return tensors or modules sorted by name, or the largest first; None keeps their order."""
     if sort == "name":
         return sorted(rows, key=lambda row: row.name)
     if sort == "size":

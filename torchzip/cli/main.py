@@ -64,21 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     arguments = build_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names may have what the terminal has not
+        if isinstance(stream, io.TextIOWrapper):  # names may have any character
             stream.reconfigure(errors="backslashreplace")
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The reader of our output has gone; keep the interpreter from noticing it again.
+        # The reader of our output is gone; the interpreter must not fail again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
         say("interrupted; no file was left half written")
         return 130
     except FileExistsError as error:
-        if getattr(arguments, "force", True):  # there is another reason
+        if getattr(arguments, "force", True):  # for another reason
             return _say_os_error(error)
         say(f"{error.filename} exists; --force overwrites it")
         return USAGE
@@ -96,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Send what is said to nobody where a stream was closed (``>&-``): Python has None there.
+    """Open the null device for standard streams that were closed (``>&-``); there Python has None.
 
-    Else the next file that is opened would have its number, too.
+    Otherwise the next file that is opened would get the descriptor of stdout or stderr.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

@@ -15,8 +15,8 @@ from torchzip.pickling.allowlist import is_torch_safe
 
 _DESCRIPTION = """\
 List every class and function that a checkpoint names, in any pickle that a loader of its format
-runs, and which of them are foreign: not known to torchzip, kept as inert objects. None is ever
-imported or called. The last column says what torch.load accepts by default (weights_only=True).
+runs. Foreign ones are unknown to torchzip and kept as inert objects. Nothing is ever imported or
+called. The last column shows what torch.load accepts by default (weights_only=True).
 """
 
 
@@ -26,12 +26,12 @@ def add_parser(commands: Any) -> None:
         commands,
         "globals",
         _run,
-        summary="every class and function that the file names",
+        summary="list every class and function that the file names",
         description=_DESCRIPTION,
         examples="torchzip globals model.ckpt",
     )
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="the names, as JSON")
+    parser.add_argument("--json", action="store_true", help="print the names as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def describe_globals(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Return every name that a file mentions, in its order, as plain values for JSON."""
+    """Return every name in a file, in file order, as plain values for JSON."""
     foreign = set(checkpoint.foreign)
     return [
         {
@@ -57,7 +57,7 @@ def describe_globals(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def globals_as_text(names: list[dict[str, Any]], place: str) -> str:
-    """Return the names as a table with their sums below."""
+    """Return the names as a table with totals below."""
     rows = [["name", "torchzip", "torch.load"]]
     for row in names:
         rows.append(

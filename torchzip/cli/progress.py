@@ -1,4 +1,4 @@
-"""How far a command is, on stderr: tqdm, a plain line on a terminal, or nothing."""
+"""Progress on stderr: tqdm if it is installed, else a plain line on a terminal, else nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchzip.cli.rendering import nbytes_text
 
 @contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[int, int], None] | None]:
-    """Give a callback (bytes done, bytes in all), or None where nobody watches."""
+    """Yield a callback (bytes done, bytes in all), or None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -26,7 +26,7 @@ def progress_line() -> Iterator[Callable[[int, int], None] | None]:
         finally:
             line.clear()
         return
-    tqdm.monitor_interval = 0  # a process with its thread could not fork workers
+    tqdm.monitor_interval = 0  # its monitor thread would make it unsafe to fork workers
     with tqdm(unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
 
         def update(done: int, total: int) -> None:
@@ -37,7 +37,7 @@ def progress_line() -> Iterator[Callable[[int, int], None] | None]:
 
 
 class _Line:
-    """One line that is written over, ten times a second at most."""
+    """One line that is overwritten, at most ten times a second."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -56,7 +56,7 @@ class _Line:
             f"{100 * done // max(total, 1):3d}%  {nbytes_text(done)} of {nbytes_text(total)}, "
             f"{nbytes_text(int(rate))}/s{left}"
         )
-        # A line that wraps is not written over. The last column is left free: some terminals wrap
+        # A line that wraps cannot be overwritten. The last column stays free: some terminals wrap
         # when it is written.
         text = text[: max(_columns() - 1, 1)]
         self._width = max(self._width, len(text))
@@ -70,7 +70,7 @@ class _Line:
 
 
 def _columns() -> int:
-    """Return the width of the terminal that stderr is; `shutil` asks about stdout."""
+    """Return the width of the terminal on stderr; `shutil` only knows that of stdout."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Numbers and names as a person reads them, and what a terminal shows of them."""
+"""Numbers and names in readable form, fitted to the width of a terminal."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ __all__ = [
     "width_of",
 ]
 
-#: Columns that are made narrower keep at least this much.
+#: A column that is made narrower keeps at least this width.
 _LEAST_WIDTH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """Where text goes. ``width`` is None if it is no terminal: then nothing is cut or styled."""
+    """Where text is printed. Without a terminal ``width`` is None: nothing is cut or styled."""
 
     width: int | None = None
     has_style: bool = False
@@ -50,7 +50,7 @@ class Screen:
 
 
 def screen() -> Screen:
-    """Return what stdout is. Style is off with NO_COLOR set, or TERM=dumb."""
+    """Return the output that stdout is. NO_COLOR or TERM=dumb turn styles off."""
     if not sys.stdout.isatty():
         return Screen()
     has_style = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
@@ -58,7 +58,7 @@ def screen() -> Screen:
 
 
 def width_of(text: str) -> int:
-    """Return how many columns of a terminal a text takes.
+    """Return how many columns of a terminal a string takes.
 
     >>> width_of("weight"), width_of("重み"), width_of("e\\u0301")
     (6, 4, 1)
@@ -75,9 +75,9 @@ def _width(character: str) -> int:
 
 
 def shorten(text: str, width: int) -> str:
-    """Return a text of at most so many columns, without its middle.
+    """Return a string with its middle cut out, so that it takes at most ``width`` columns.
 
-    More is left of its end: names begin alike.
+    More of its end is kept, since names begin alike.
 
     >>> shorten("model.layers.0.weight", 12)
     'mod…0.weight'
@@ -104,10 +104,10 @@ def _widths(column: Sequence[str]) -> list[int]:
 def fitted(
     rows: Sequence[Sequence[str]], shrinking: Sequence[int], width: int | None
 ) -> Sequence[Sequence[str]]:
-    """Return the rows of a `table` with cells shortened so that its lines have the width.
+    """Return the rows of a `table` with cells shortened so that its lines fit the width.
 
-    Only columns in ``shrinking`` are made narrower, the first of them first. Where that is not
-    enough, lines stay longer than the width.
+    Only columns in ``shrinking`` are made narrower, in that order. If that is not enough, lines
+    stay longer than the width.
     """
     if width is None or not rows:
         return rows
@@ -127,7 +127,7 @@ def fitted(
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Return rows as lines with aligned columns; those in ``right`` end together."""
+    """Return rows as lines with aligned columns; those in ``right`` are aligned to the right."""
     if not rows:
         return []
     columns = []

@@ -1,4 +1,4 @@
-"""``torchzip repair``: what came back of a damaged file, and what did not."""
+"""``torchzip repair``: its options, and what was recovered and what was lost."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from torchzip.tools.repairing import LostTensor, Repaired
 
 _DESCRIPTION = """\
-Write what can be saved of a truncated or damaged checkpoint to a new .pt or .safetensors file.
-Every tensor whose bytes are whole comes back under its name; the others are listed. Nothing is
-guessed: a CRC-32 has to agree, and where the file has none, the tensor is listed as unverified.
+Write everything that can be recovered from a truncated or damaged checkpoint to a new .pt or
+.safetensors file. Every tensor whose bytes are intact keeps its name; lost tensors are listed.
+Nothing is guessed: a CRC-32 must match, and a tensor without one is listed as unverified.
 
-Exit status: 0 something was saved (what is lost is listed), 1 nothing can be had and nothing was
-written, 2 wrong usage.
+Exit status: 0 something was recovered (losses are listed), 1 nothing could be recovered and nothing
+was written, 2 wrong usage.
 """
-#: Lines for unverified tensors; --json has them all.
+#: At most so many unverified tensors are shown; --json has all.
 _MOST_UNVERIFIED = 10
 
 
@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "repair",
         _run,
-        summary="save what can be saved of a damaged file",
+        summary="recover what is intact in a damaged file",
         description=_DESCRIPTION,
         examples="""
             torchzip repair broken.pt saved.pt
@@ -42,10 +42,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("broken", metavar="BROKEN")
     parser.add_argument(
-        "out", metavar="OUT", help="a .pt or .safetensors file, written all or nothing"
+        "out", metavar="OUT", help="a .pt or .safetensors file, written completely or not at all"
     )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
-    parser.add_argument("--json", action="store_true", help="what was found, as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def as_text(found: Repaired) -> str:
-    """Return what was found as lines: the sums first, then a line for each lost tensor."""
+    """Return the result as lines: a summary first, then a line for each lost tensor."""
     whole = found.tensors + len(found.lost)
     count = f"{found.tensors:,} of {count_text(whole, 'tensor')}"
     lines = [f"{printable(found.out)}: {count}, {nbytes_text(found.nbytes)}"]
@@ -74,7 +74,7 @@ def as_text(found: Repaired) -> str:
     if found.unverified:
         count = count_text(len(found.unverified), "tensor")
         shown = some_of(list(map(name_text, found.unverified)), _MOST_UNVERIFIED)
-        lines.append(f"unverified, as no CRC vouches for them: {count}: {shown}")
+        lines.append(f"unverified, since they have no CRC: {count}: {shown}")
     lines += [f"note: {printable(note)}" for note in found.notes]
     return "\n".join(lines)
 

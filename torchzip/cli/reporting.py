@@ -1,4 +1,4 @@
-"""``torchzip report``: a page about a checkpoint."""
+"""``torchzip report``: an HTML page about a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torchzip.cli.rendering import count_text, nbytes_text
 
 _DESCRIPTION = """\
 Write one HTML page about a checkpoint: where the bytes are, dtypes, histograms of the largest
-tensors, ties, the classes that it names, other values, and whether it is whole. The page loads
-nothing and can be sent to others. All data is read, unless --no-data is given.
+tensors, ties, the classes that it names, other values, and whether it is intact. The page loads no
+other files, so it can be sent to others. All data is read, unless --no-data is given.
 
-Exit status: 0 done, 1 the file is bad (the page says where, if it could be made), 2 wrong usage.
+Exit status: 0 done, 1 the file is bad (the page shows where, if it could be made), 2 wrong usage.
 """
 
 
@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "report",
         _run,
-        summary="a page about the file, for a browser",
+        summary="write a page about the file, for a browser",
         description=_DESCRIPTION,
         examples="""
             torchzip report model.pt
@@ -35,16 +35,16 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("file", metavar="FILE")
     parser.add_argument(
         "-o", "--output", metavar="OUT", default="report.html",
-        help="the page, report.html if not given; - is stdout",
+        help="where to write the page (default: report.html); - is stdout",
     )  # fmt: skip
     parser.add_argument(
-        "--no-data", action="store_true", help="no histograms, no verification: read no tensor"
+        "--no-data", action="store_true", help="read no tensor: no histograms, no verification"
     )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from torchzip.tools import report  # what makes HTML is for this command alone
+    from torchzip.tools import report  # imported here, as only this command makes HTML
 
     to_stdout = arguments.output == "-"
     made = report(

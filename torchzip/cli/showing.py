@@ -1,4 +1,4 @@
-"""``torchzip cat``: one tensor or value, as text, as numbers about it, or as a .npy file."""
+"""``torchzip cat``: one tensor or value, as text, as statistics, or as a .npy file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from torchzip.tools.element_statistics import Number, Statistics
 
 _DESCRIPTION = """\
-Print one tensor or a slice of it, as numpy prints an array: of more than 1,000 elements the
-corners, and only their bytes are read. NAME may also be that of another value, such as `epoch`, or
-of a part of a tensor that is not dense, such as `w.indices`; without it the object itself is shown.
+Print one tensor or a slice of it, as numpy prints an array: if it has more than 1,000 elements,
+only its corners are shown and read. NAME may also be another value, such as `epoch`, or a part of a
+tensor that is not dense, such as `w.indices`. Without NAME, the whole object is shown.
 
 SLICE is numpy's basic indexing, with or without brackets: 0  :10  3,:,::2  -1  ...,0
 
---npy writes exact numbers, block by block. A .npy file has no bfloat16 and no float8: give
---dtype float32, which holds them all.
+--npy writes exact numbers, block by block. A .npy file cannot hold bfloat16 or float8: give
+--dtype float32, which represents them exactly.
 """
 
 
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "cat",
         _run,
-        summary="one tensor or value: its numbers, statistics, or a .npy file",
+        summary="print one tensor or value, its statistics, or a .npy file",
         description=_DESCRIPTION,
         examples="""
             torchzip cat model.pt layers.0.weight
@@ -57,16 +57,18 @@ def add_parser(commands: Any) -> None:
             torchzip cat model.ckpt epoch
         """,
     )
-    # Else an index such as -1,: would be taken for an option.
+    # Otherwise an index such as -1,: would be taken for an option.
     parser._negative_number_matcher = re.compile(r"-\d")
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("name", metavar="NAME", nargs="?", default="")
     parser.add_argument("slice", metavar="SLICE", nargs="?", help="such as 3,:,::2")
-    parser.add_argument("--full", action="store_true", help="all elements, up to a million")
+    parser.add_argument("--full", action="store_true", help="print all elements, up to a million")
     parser.add_argument(
-        "--stats", action="store_true", help="min, max, mean, std, NaN, infinities, a histogram"
+        "--stats",
+        action="store_true",
+        help="print min, max, mean, std, NaN, inf and a histogram",
     )
-    parser.add_argument("--json", action="store_true", help="with --stats: as JSON")
+    parser.add_argument("--json", action="store_true", help="with --stats: print JSON")
     parser.add_argument("--npy", metavar="OUT", help="write a .npy file; - is stdout")
     parser.add_argument("--dtype", help="with --npy: cast to this floating dtype")
     parser.add_argument("--force", action="store_true", help="with --npy: overwrite OUT")
@@ -95,11 +97,11 @@ def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.npy is not None and (arguments.stats or arguments.full):
         raise ValueError("--npy writes numbers only; it does not go with --stats or --full")
     if arguments.npy == "-" and sys.stdout.isatty():
-        raise ValueError("a .npy file is no text for a terminal; redirect it, or name a file")
+        raise ValueError("a .npy file is not printed on a terminal; redirect it, or name a file")
 
 
 def _chosen(found: Any, index: Any, arguments: argparse.Namespace) -> Any:
-    """Return what is to be shown: a LazyTensor wherever numbers are asked for."""
+    """Return the value to show: a LazyTensor if numbers are asked for."""
     wants_numbers = index is not None or arguments.stats or arguments.npy is not None
     if not wants_numbers:
         return found
@@ -109,7 +111,7 @@ def _chosen(found: Any, index: Any, arguments: argparse.Namespace) -> Any:
     if tensor is None:
         asked = "a SLICE" if index is not None else "--stats" if arguments.stats else "--npy"
         raise ValueError(
-            f"{_title(arguments)} is {shown(found)}, no tensor; {asked} is for tensors"
+            f"{_title(arguments)} is {shown(found)}, not a tensor; {asked} is for tensors"
         )
     return tensor
 
@@ -148,7 +150,7 @@ def _text(tensor: LazyTensor, arguments: argparse.Namespace) -> str:
 
 
 def _other_lines(tensor: OtherTensor, title: str, arguments: argparse.Namespace) -> list[str]:
-    """Return what a tensor that is not dense is, its parts, and its numbers if it is quantized."""
+    """Return lines about a tensor that is not dense: its parts, and its numbers if quantized."""
     lines = [f"{title}: {printable(repr(tensor))}"]
     if isinstance(tensor, MetaTensor):
         return [*lines, "a tensor on the meta device has no data"]
@@ -172,7 +174,7 @@ def _stats_json(tensor: LazyTensor, made: Statistics) -> str:
 
 
 def number_text(number: Number | None) -> str:
-    """Return a number as statistics show it.
+    """Return a number as it is shown in statistics.
 
     >>> number_text(12345), number_text(0.1 + 0.2), number_text(None)
     ('12,345', '0.3', '-')
@@ -183,7 +185,7 @@ def number_text(number: Number | None) -> str:
 
 
 def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
-    """Return the statistics as a table, with a histogram below."""
+    """Return the statistics as a table with a histogram below."""
     about = "" if made.of == "values" else f", statistics of the {made.of}"
     rows = [["elements", f"{made.count:,}", ""]]
     if made.finite < made.count:

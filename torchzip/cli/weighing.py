@@ -1,4 +1,4 @@
-"""``torchzip why-big``: where the bytes of a checkpoint go, as text or JSON."""
+"""``torchzip why-big``: what takes up the bytes of a checkpoint, as text or JSON."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from torchzip.tools import WhyBig
 
 _DESCRIPTION = """\
-Say where the bytes of a checkpoint go, the largest first, and what convert would save, to the byte.
-Data is read only of storages that may be duplicates. An EMA copy is told by names and shapes: it
-looks like one.
+Show what takes up the bytes of a checkpoint, the largest first, and what convert would save, to the
+byte. Only storages that may be duplicates are read. An EMA copy is recognised by names and shapes.
 """
 
-#: Rows of each kind that are shown.
+#: At most so many rows of each kind are shown.
 _MOST = 10
-#: Of the file: less than this are duplicates counted only.
+#: Duplicates smaller than this share of the file are only counted.
 _NOTABLE = 0.001
 
 
@@ -44,16 +43,16 @@ def add_parser(commands: Any) -> None:
         commands,
         "why-big",
         _run,
-        summary="where the bytes go, and what could be saved",
+        summary="show where the bytes go, and what could be saved",
         description=_DESCRIPTION,
         examples="torchzip why-big run.ckpt",
     )
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with collector_paused(True):  # of a file of 100,000 tensors, all that is made stays
+    with collector_paused(True):  # of 100,000 tensors, none of what is made is garbage
         found = tools.why_big(arguments.file, limits=limits_of(arguments))
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
@@ -63,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def text_lines(found: WhyBig, where: Screen) -> Iterator[str]:
-    """Yield a short account: the parts, what is there twice or unreached, what could be saved."""
+    """Yield a summary: the parts, duplicate and unreached bytes, and what could be saved."""
     yield where.bold(
         f"{printable(found.file)}: {found.format}, {nbytes_text(found.nbytes)} "
         f"({count_text(found.nbytes, 'byte')})"

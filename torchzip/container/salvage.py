@@ -41,7 +41,7 @@ from torchzip.limits import Limits
 
 #: Records of torch.save start on a multiple of this, unless it was told otherwise.
 _ALIGNMENT = 64
-#: Lengths of a local header's zip64 field, as in section 2.6 of the format.
+#: Lengths of a local header's zip64 field, docs/format.md, section 2.6.
 _ZIP64_LENGTHS = (20, 28, 12)
 _BLOCK_NBYTES = 1 << 20
 #: Fewer zeros at the end of a file say nothing.

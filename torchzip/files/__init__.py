@@ -1,1 +1,1 @@
-"""Bytes at rest: positioned reads, all-or-nothing writes, CRC-32."""
+"""Files: positioned reads, all-or-nothing writes, CRC-32."""

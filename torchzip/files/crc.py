@@ -25,7 +25,7 @@ _NEAR = 99_922
 _FAR = 183_278
 #: One step folds this much. Two bytes of `_NEAR` never meet in one step.
 _STEP = _NEAR
-#: Below this, zlib is as good.
+#: Below this, zlib is as fast.
 _FOLD_FROM = 1 << 20
 
 
@@ -40,16 +40,16 @@ def _crc32_of_isal() -> Callable[..., int] | None:
 
 _isal = _crc32_of_isal()
 
-#: For buffers that are small, or in the processor's cache. It lets other threads run.
+#: For buffers that are small or in the processor's cache. It releases the GIL.
 crc32_short: Callable[..., int] = zlib.crc32 if _isal is None else _isal
 
-#: How much to read before its CRC is worked out: isal is quickest on what is still in the cache,
-#: folding on long runs.
+#: How much to read before its CRC is computed: isal is fastest on bytes that are still in the
+#: cache, folding on long runs.
 CHECKED_NBYTES = 1 << 22 if _isal is None else 1 << 18
 
 
 def crc32(data: Buffer, value: int = 0) -> int:
-    """Return the CRC-32 of ``data``, going on from ``value``, as ``zlib.crc32`` does.
+    """Return the CRC-32 of ``data``, continued from ``value``, as ``zlib.crc32`` does.
 
     >>> crc32(b"123456789")
     3421780262
@@ -62,9 +62,9 @@ def crc32(data: Buffer, value: int = 0) -> int:
 
 
 class Crc32Meanwhile:
-    """The `crc32` of a large buffer, worked out by a thread while the caller goes on with it.
+    """The `crc32` of a large buffer, computed by a thread while the caller uses the buffer.
 
-    Both only read the memory, which must stay as it is until `result` was asked for.
+    The buffer must not change until `result` has returned.
     """
 
     def __init__(self, data: Buffer, value: int = 0) -> None:
@@ -74,7 +74,7 @@ class Crc32Meanwhile:
         self._thread = threading.Thread(target=self._run, daemon=True)
         try:
             self._thread.start()
-        except RuntimeError:  # no more threads for this user, or none so late
+        except RuntimeError:  # too many threads, or the interpreter is exiting
             self._run()
 
     def _run(self) -> None:
@@ -84,12 +84,12 @@ class Crc32Meanwhile:
         """Wait for the CRC and return it."""
         if self._thread.ident is not None:
             self._thread.join()
-        # A thread can fail for want of memory.
+        # The thread may have run out of memory.
         return self._found[0] if self._found else crc32(self._data, self._value)
 
 
 def crc32_folded(data: Buffer, value: int = 0) -> int:
-    """Return ``zlib.crc32(data, value)`` by folding; see the module's words."""
+    """Return ``zlib.crc32(data, value)`` by folding; see the module docstring."""
     running = RunningCrc32(value, folds=True)
     running.update(data)
     return running.value()
@@ -98,22 +98,22 @@ def crc32_folded(data: Buffer, value: int = 0) -> int:
 class RunningCrc32:
     """The `crc32` of a long run of bytes that comes in blocks.
 
-    Each block is folded, and only what is left in the end goes through zlib: that is quicker than
-    a `crc32` of each, and blocks can be as short as suits the processor's cache.
+    Each block is folded, and only the rest at the end goes through zlib. That is faster than a
+    `crc32` of each block, and blocks can be short enough for the processor's cache.
     """
 
     def __init__(self, value: int = 0, *, folds: bool = _isal is None) -> None:
         self._value = value
         self._folds = folds
-        #: The register's start value is XORed into the first four bytes; from then on the message
-        #: is one that starts from a register of zeros.
+        #: The register's initial value is XORed into the first four bytes; from then on the message
+        #: is treated as one that starts with a register of zeros.
         self._first = np.frombuffer((value ^ 0xFFFFFFFF).to_bytes(4, "little"), np.uint8)
-        # The message so far but for its last bytes is folded away. Position i of it stands at
-        # state[i % room], kept as a line that is moved back to its start when it is full;
+        # All of the message so far except its last bytes has been folded. Position i of it is at
+        # state[i % room]. The array is moved back to its start when it is full;
         # state[at - d] is the folded byte d places before the first that is not folded yet.
         self._state = np.empty(0, np.uint8)
         self._at = _FAR
-        # What is not folded yet: what the end of the message could be.
+        # Not folded yet, since it may be the end of the message.
         self._rest = np.empty(0, np.uint8)
 
     def update(self, data: Buffer) -> None:
@@ -122,7 +122,7 @@ class RunningCrc32:
             self._value = crc32_short(data, self._value)
             return
         message = np.frombuffer(data, np.uint8)
-        count = self._rest.size + message.size - _FAR  # so many are folded away now
+        count = self._rest.size + message.size - _FAR  # so many can be folded now
         if count > 0:
             early = min(count, self._rest.size)
             self._fold(self._rest[:early])
@@ -138,7 +138,7 @@ class RunningCrc32:
             return self._value
         if not self._state.size:
             return zlib.crc32(self._rest.data, self._value)
-        # The last `_FAR` bytes take what the folded ones have left them.
+        # The folded bytes are XORed into the last `_FAR` bytes.
         tail = self._rest ^ self._state[self._at - _FAR : self._at]
         tail[:_NEAR] ^= self._state[self._at - _NEAR : self._at]
         tail[: self._first.size] ^= self._first
@@ -146,7 +146,7 @@ class RunningCrc32:
 
     def _fold(self, message: NDArray[np.uint8]) -> None:
         if not self._state.size:
-            # Not zeros: fresh pages would cost more than the folding.
+            # Not np.zeros: fresh pages would cost more than the folding.
             self._state = np.empty(_FAR + 4 * _STEP, np.uint8)
             self._state[:_FAR] = 0
         state, at = self._state, self._at
@@ -154,7 +154,7 @@ class RunningCrc32:
             part = message[start : start + _STEP]
             step = part.size
             if at + step > state.size:
-                state[:_FAR] = state[at - _FAR : at]  # which lies behind it by far
+                state[:_FAR] = state[at - _FAR : at]  # which is far ahead of it
                 at = _FAR
             out = state[at : at + step]
             np.bitwise_xor(part, state[at - _NEAR : at - _NEAR + step], out=out)
@@ -198,7 +198,7 @@ _operators: dict[int, list[int]] = {}
 
 
 def crc32_combine(first: int, second: int, second_nbytes: int) -> int:
-    """Return the CRC-32 of two buffers put together, from those of each.
+    """Return the CRC-32 of two concatenated buffers from the CRC-32 of each.
 
     >>> crc32_combine(crc32(b"1234"), crc32(b"56789"), 5) == crc32(b"123456789")
     True
@@ -212,7 +212,7 @@ def crc32_combine(first: int, second: int, second_nbytes: int) -> int:
 
 
 def wrong_crc(found: int, stored: int, record: str | None, path: str | None = None) -> ArchiveError:
-    """Return the error for bytes that have not the CRC that was stored with them."""
+    """Return the error for bytes that do not match their stored CRC."""
     return ArchiveError(
         f"the CRC-32 of the bytes is {found:08x}, the directory says {stored:08x}. The record is "
         f"damaged; fetch the file again. {REPAIR_ADVICE}",

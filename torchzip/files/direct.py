@@ -1,14 +1,13 @@
-"""Large files past the page cache: whole pages, written by a thread while the next are made.
+"""Writes of large files that bypass the page cache (O_DIRECT).
 
 A file that is synced before it is renamed has to reach the disk anyway. Through the page cache its
-bytes are copied to fresh pages first, and the kernel slows the writer down when many of them wait
-(measured on 1 GB: 0.5 s past the cache with the sync, 0.7 s through it; without a sync from 0.4 to
-4 s). The thread waits for the disk, without the interpreter's lock, while the caller works out the
-next block.
+bytes are first copied to fresh pages, and the kernel slows the writer down when many of them wait
+(measured on 1 GB with the sync: 0.5 s without the cache, 0.7 s with it). So whole pages are written
+directly, by a thread that waits for the disk without the GIL while the caller makes the next block.
 
-Several writers, in several processes, can each have ranges of one file. A page that is not all of
-one range goes through the cache, so no two of them meet. That waits until nothing is on its way to
-the disk: the kernel lets no write through the cache pass those beside it (2 ms each were measured).
+Several writers, in several processes, can write ranges of one file. A page that is only partly in a
+range goes through the cache, so no two writers conflict. It is written after all direct writes have
+ended: a write through the cache waits for those beside it (2 ms each were measured).
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ import numpy as np
 from torchzip.files.new_file import write_all
 from torchzip.files.source import Buffer
 
-#: What memory, offsets and lengths are multiples of: enough for every disk and file system.
+#: Memory, offsets and lengths are multiples of this: enough for every disk and file system.
 ALIGNMENT = 4096
 _BLOCK_NBYTES = 2 << 20
 _BLOCKS = 3
-#: Parts of pages that are kept at most: 1 MiB.
+#: At most so many partial pages are kept: 1 MiB.
 _EDGES = 256
 
-#: A block, the range of it that is written, and where that goes; None ends the thread.
+#: A block, the range of it to write, and the offset in the file; None ends the thread.
 _Job = tuple[memoryview, int, int, int] | None
 
 
 class DirectWriter:
     """Writes ranges of a file, the first from ``offset`` on.
 
-    `write` takes bytes. Whoever makes them can make them in place, in `room`, and say `advance`.
+    `write` takes bytes. A caller can also make them in place, in `room`, and then call `advance`.
     `end` finishes a range, `begin` starts another.
 
     Raises
     ------
     OSError
-        If the system or the file system cannot write past its cache.
+        If the system or the file system does not support direct writes.
     """
 
     _fd = _cached = -1
@@ -69,7 +68,7 @@ class DirectWriter:
         self.begin(offset)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._failed: list[BaseException] = []
-        # It has no reference to this object, which therefore ends when nobody wants it.
+        # The thread has no reference to this object, so that the object can be collected.
         self._thread = threading.Thread(
             target=_run,
             args=(self._fd, self._cached, self._jobs, self._free, self._failed),
@@ -77,29 +76,29 @@ class DirectWriter:
         )
         try:
             self._thread.start()
-        except RuntimeError as error:  # no more threads for this user, or none so late
+        except RuntimeError as error:  # too many threads, or the interpreter is exiting
             self._thread = None
             self.close_descriptor()
             raise OSError(errno.EAGAIN, str(error)) from None
 
     def begin(self, offset: int) -> None:
-        """Go on at another place of the file. The range before must have its `end`."""
+        """Continue at another offset. The range before must have been ended with `end`."""
         self._first = self._filled = offset % ALIGNMENT  # pages in memory as in the file
         self._offset = offset - self._first
 
     @property
     def room(self) -> memoryview:
-        """Memory for the bytes that come next, of a page at least; `advance` says how many."""
+        """Memory for the next bytes, a page or more; `advance` takes them."""
         return self._block[self._filled :]
 
     def advance(self, nbytes: int) -> None:
-        """Take the first bytes of `room`; raise what an earlier write has failed with."""
+        """Take the first bytes of `room`; raise the error of an earlier write, if any."""
         self._filled += nbytes
         if self._filled == _BLOCK_NBYTES:
             self._send()
 
     def write(self, data: Buffer) -> None:
-        """Take bytes; raise what an earlier write has failed with."""
+        """Take bytes; raise the error of an earlier write, if any."""
         view = memoryview(data).cast("B")
         while view:
             count = min(len(view), _BLOCK_NBYTES - self._filled)
@@ -108,7 +107,7 @@ class DirectWriter:
             self.advance(count)
 
     def _send(self) -> None:
-        """Give whole pages to the thread, and keep what begins the next one."""
+        """Hand whole pages to the thread, and keep the rest for the next block."""
         start = -(-self._first // ALIGNMENT) * ALIGNMENT
         stop = self._filled // ALIGNMENT * ALIGNMENT
         if start >= stop:
@@ -131,14 +130,14 @@ class DirectWriter:
             raise self._failed[0]
 
     def end(self) -> None:
-        """Send what there is; the rest of a page is kept until `settle`. More may follow."""
+        """Hand over what there is; a partial page is kept until `settle`. More may follow."""
         self._send()
         self._keep_edge(self._first, self._filled)
         if len(self._edges) >= _EDGES:
             self.settle()
 
     def settle(self) -> None:
-        """Wait until all that came is in the file; raise what has failed."""
+        """Wait until all bytes are in the file; raise the error of a write that failed."""
         self._send()
         idle = [self._free.get() for _ in range(_BLOCKS - 1)]
         for block in idle:
@@ -150,16 +149,16 @@ class DirectWriter:
         self._edges.clear()
 
     def close(self) -> None:
-        """End the thread. What was not settled is lost."""
+        """End the thread. Bytes that were not settled are lost."""
         if self._thread is not None:
             self._jobs.put(None)
             if self._thread.ident is not None:  # it was started
                 self._thread.join()
-            self._thread = None  # not before: its descriptors must outlive it
+            self._thread = None  # not earlier: the thread uses the descriptors until it ends
         self.close_descriptor()
 
     def __del__(self) -> None:
-        # Where an interrupt came between the opening and whoever closes it.
+        # In case an interrupt came before the caller could close it.
         if self._fd >= 0 or self._cached >= 0:
             if os.getpid() == self._pid:
                 self.close()
@@ -167,19 +166,19 @@ class DirectWriter:
                 self.close_descriptor()
 
     def close_descriptor(self) -> None:
-        """Close the file and nothing else: all that a forked child may do."""
+        """Close the file only; a forked child may do nothing else."""
         descriptors = self._fd, self._cached
-        self._fd = self._cached = -1  # first: one that is closed may be another file's soon
-        with contextlib.ExitStack() as closing:  # all of them, when one fails too
+        self._fd = self._cached = -1  # first: the number of a closed file may be used again soon
+        with contextlib.ExitStack() as closing:  # close all of them, even if one fails
             for descriptor in descriptors:
                 if descriptor >= 0:
                     closing.callback(os.close, descriptor)
 
 
 def _blocks() -> list[memoryview]:
-    """Return memory for all blocks, on large pages if the system has some to spare.
+    """Return memory for all blocks, on huge pages if the system has some.
 
-    The kernel has fewer pages to hold on to then while it writes, and to make in the first place.
+    The kernel then has fewer pages to allocate, and to pin while it writes.
     """
     arena = mmap.mmap(-1, (_BLOCKS + 1) * _BLOCK_NBYTES)
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -206,14 +205,14 @@ def _run(
             is_stuck = False
             while done < stop and not failed:
                 part = block[done:stop]
-                # What a full disk cuts short goes on from a whole unit, and says why it cannot.
+                # After a short write (full disk), go on from a whole unit: that gives the error.
                 written = os.pwrite(descriptor, part, offset + done - start)
                 if written < ALIGNMENT and is_stuck:
-                    # A part of a page has room, again and again: why, its rest is told.
+                    # Again less than a unit was written: writing its rest gives the error.
                     os.pwrite(cached, part[written:ALIGNMENT], offset + done - start + written)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 is_stuck = written < ALIGNMENT
                 done += written // ALIGNMENT * ALIGNMENT
-        except BaseException as error:  # whatever it is: the writer waits for the block
+        except BaseException as error:  # any error: the writer waits for the block
             failed.append(error)
         free.put(block)

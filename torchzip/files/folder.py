@@ -1,12 +1,12 @@
-"""A directory that is one checkpoint: its files by plain names, with few of them open at once.
+"""A directory that is one checkpoint: files by plain names, of which few are open at once.
 
-A sharded checkpoint can have more files than a process may open. Each is opened once to see that it
-is a regular file and how large, and again when it is read, if it was closed in between to
-make room; a file that was replaced by then is refused.
+A sharded checkpoint can have more files than a process may open. Each file is opened once to check
+that it is a regular file and to get its size. If it was closed in between, it is opened again when
+it is read; a file that was replaced meanwhile is refused.
 
 The names come from a file (an index, a ``.metadata``), so they must be plain: one component, in
-this directory. A symbolic link that lies in the directory is followed, as the cache of the Hugging
-Face hub has them: whoever made the directory put it there, and no index can make one.
+this directory. Symbolic links in the directory are followed, since the cache of the Hugging Face
+hub consists of them. The owner of the directory made them; an index cannot.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 from torchzip.errors import FormatError, shown
 from torchzip.files.source import FileSource, Status, reopen
 
-#: Descriptors that a folder holds at most, but for reads in more threads than that.
+#: Open files of a folder, unless more threads than that read at once.
 _OPEN_FILES = 64
 
 
 def is_plain_name(name: Any) -> bool:
-    """Return whether a name from a file is one component of a path, and nothing else.
+    """Return whether a name from a file is exactly one component of a path, on every system.
 
-    It is one on every system: a letter and a colon are a drive on Windows.
+    (A letter and a colon are a drive on Windows.)
 
     >>> [is_plain_name(name) for name in ("a.bin", "..", "x/a.bin", "c:a.bin", "")]
     [True, False, False, False, False]
@@ -64,9 +64,9 @@ class Folder:
         Raises
         ------
         FormatError
-            If the name is more than a name.
+            If the name is not a plain name.
         OSError
-            If it is no regular file, or cannot be opened.
+            If it is not a regular file, or cannot be opened.
         """
         if not is_plain_name(name):
             raise FormatError(
@@ -84,7 +84,7 @@ class Folder:
 
     @contextlib.contextmanager
     def borrow(self, source: PooledSource) -> Iterator[FileSource]:
-        """Give the open file of a Source; it stays open within the block."""
+        """Yield the open file of a Source; it stays open within the block."""
         name = source.own_name
         with self._lock:
             if self._closed:
@@ -93,7 +93,7 @@ class Folder:
             if file is None:
                 file = reopen(source.path, source.identity)
                 file.name = source.name
-            self._files[name] = file  # the last to go
+            self._files[name] = file  # now the most recently used
             self._users[name] += 1
             self._make_room()
         try:
@@ -105,7 +105,7 @@ class Folder:
                     file.close()
 
     def _make_room(self) -> None:
-        """Close what was not used for longest; the lock is held."""
+        """Close the least recently used file; the caller holds the lock."""
         spare = len(self._files) - _OPEN_FILES
         if spare <= 0:
             return
@@ -122,7 +122,7 @@ class Folder:
 
 
 class PooledSource:
-    """A regular file of a `Folder`. It survives ``pickle`` as a FileSource does."""
+    """A regular file of a `Folder`. It can be pickled, as a FileSource can."""
 
     def __init__(self, folder: Folder, own_name: str, file: FileSource) -> None:
         self._folder = folder
@@ -134,7 +134,7 @@ class PooledSource:
         self.identity = file.identity
 
     def status(self) -> Status:
-        """Return what the file is now."""
+        """Return the current status of the file."""
         with self._folder.borrow(self) as file:
             return file.status()
 
@@ -147,7 +147,7 @@ class PooledSource:
             file.read_into(offset, out)
 
     def close(self) -> None:
-        """Nothing: the folder closes its files."""
+        """Do nothing: the folder closes its files."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen, (self.path, self.identity))

@@ -13,7 +13,7 @@ from torchzip.errors import FormatError
 from torchzip.files.new_file import KEEP_SIZE, allocate, write_all
 from torchzip.files.source import Buffer, FileSource
 
-#: What a file system says that has no locks.
+#: Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -23,7 +23,7 @@ class InPlaceFile:
     Raises
     ------
     OSError
-        If it cannot be written to, or another process has it open in this way.
+        If it cannot be written to, or another process is editing it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -49,7 +49,7 @@ class InPlaceFile:
                 raise
 
     def check_same(self, source: FileSource) -> None:
-        """Raise FormatError unless this is the file that was read, as it was, under its name."""
+        """Raise FormatError if the file of this name was replaced or changed since it was read."""
         status, named = os.fstat(self._fd), os.stat(self.name)
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         is_named = (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino)
@@ -60,7 +60,7 @@ class InPlaceFile:
             )
 
     def reserve(self, offset: int, nbytes: int) -> None:
-        """Take room on the disk for bytes that are to come, where the system can do that."""
+        """Reserve disk space for the bytes to be written, if the system supports it."""
         allocate(self._fd, offset, nbytes, KEEP_SIZE)
 
     def write_at(self, offset: int, data: Buffer) -> None:
@@ -68,15 +68,15 @@ class InPlaceFile:
         write_all(self._fd, offset, data)
 
     def sync(self) -> None:
-        """Make durable what was written so far."""
+        """Sync what was written so far."""
         os.fsync(self._fd)
 
     def cut(self, nbytes: int) -> None:
-        """Leave the first bytes only."""
+        """Truncate the file to its first bytes."""
         os.ftruncate(self._fd, nbytes)
 
     def close(self) -> None:
-        """Close the file, which frees its lock."""
+        """Close the file, which releases its lock."""
         descriptor, self._fd = self._fd, -1
         if descriptor >= 0:
             os.close(descriptor)

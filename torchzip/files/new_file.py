@@ -1,4 +1,4 @@
-"""A file that takes its final name when it is complete, and is gone if it never is."""
+"""A file that gets its final name when it is complete, and is removed if it never is."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torchzip.files.streams import is_stream
 
 
 class NewFile:
-    """A temporary file beside its target, to be written at any place.
+    """A temporary file beside its target, which can be written at any offset.
 
-    A symlink is followed. The mode is that of the file that is replaced, or what the
+    A symlink is followed. The mode is that of the file that is replaced, or the one that the
     umask gives. The temporary name is short, so a target name of 255 bytes works.
 
-    ``temporary`` is its path until then: other processes may write parts of it.
+    ``temporary`` is its path until the commit: other processes may write parts of it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
-        #: The path that is replaced: where a symlink points.
+        #: The path that is replaced, with symlinks resolved.
         self.target = os.path.realpath(self.name)
         self._fd = -1
         self._pid = os.getpid()
@@ -48,8 +48,8 @@ class NewFile:
         folder = os.path.dirname(self.target)
         self.temporary = os.path.join(folder, f".torchzip-{os.urandom(8).hex()}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        # What is replaced may be private, so what takes its place must never have been public; and
-        # it may be read-only, or the umask odd, but others have to open the file while it is made.
+        # The old file may be private, so its replacement must never be public. And the old file may
+        # be read-only, or the umask unusual, but workers have to open the new file for writing.
         self._mode = mode
         try:
             self._fd = os.open(self.temporary, flags, 0o666 if mode is None else 0o600)
@@ -63,13 +63,13 @@ class NewFile:
                 error.filename = self.name  # nobody knows the temporary file
                 if error.errno == errno.ENOENT:
                     error.strerror = "The directory to put it in does not exist; make it first"
-            # An interrupt can come when the file is there and the descriptor is not known yet.
+            # An interrupt can come after the file was made and before its descriptor is known.
             with contextlib.suppress(OSError):
                 self.abort()
             raise
 
     def check(self) -> None:
-        """Raise ValueError where the file is closed, or belongs to another process."""
+        """Raise ValueError if the file is closed, or belongs to another process."""
         if self._fd < 0:
             raise ValueError(f"{self.name}: the writer is closed")
         if os.getpid() != self._pid:
@@ -82,28 +82,28 @@ class NewFile:
         return self._fd
 
     def free_nbytes(self) -> int:
-        """Return how much the disk has left."""
+        """Return how many bytes the disk has left."""
         disk = os.fstatvfs(self.descriptor)
         return disk.f_bavail * disk.f_frsize
 
     def resize(self, nbytes: int) -> None:
-        """Give the file its final size, with its place on the disk where the system can do that.
+        """Give the file its final size, and its disk space if the system supports that.
 
-        Writers past the cache need not wait for one another then: into a hole each writes alone.
+        Direct writers then need not wait for each other, as they would when writing into a hole.
         """
         if not _reserve(self.descriptor, nbytes):
             os.ftruncate(self.descriptor, nbytes)
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        """Write all of ``data`` at a place."""
+        """Write all of ``data`` at an offset."""
         write_all(self.descriptor, offset, data)
 
     def commit(self) -> None:
-        """Make the bytes durable under the final name."""
+        """Sync the file and give it its final name."""
         commit_together([self])
 
     def abort(self) -> None:
-        """Leave nothing behind. Harmless after a commit, and in a forked child."""
+        """Remove the file. Does nothing after a commit, or in a forked child."""
         descriptor, self._fd = self._fd, -1
         try:
             if descriptor >= 0:
@@ -114,7 +114,7 @@ class NewFile:
                     os.unlink(self.temporary)
 
     def sync(self) -> None:
-        """Make the bytes durable, and close the file."""
+        """Sync and close the file."""
         descriptor = self.descriptor
         if self._mode is not None:
             os.fchmod(descriptor, self._mode)
@@ -123,7 +123,7 @@ class NewFile:
         os.close(descriptor)
 
     def rename(self) -> str:
-        """Give the file its final name; return the folder, whose sync makes that durable."""
+        """Give the file its final name; return the folder, which must be synced as well."""
         try:
             os.replace(self.temporary, self.target)
         except OSError as error:  # nobody knows the temporary file
@@ -136,7 +136,7 @@ class NewFile:
 
 
 def write_all(descriptor: int, offset: int, data: Buffer) -> None:
-    """Write all of ``data`` at a place of an open file."""
+    """Write all of ``data`` at an offset of an open file."""
     view = memoryview(data).cast("B")
     while view:
         done = os.pwrite(descriptor, view, offset)
@@ -145,9 +145,9 @@ def write_all(descriptor: int, offset: int, data: Buffer) -> None:
 
 
 def refuse_existing(path: str | os.PathLike[str]) -> None:
-    """Raise FileExistsError if there is anything under a name, be it a link that leads nowhere.
+    """Raise FileExistsError if a name exists, even as a broken link.
 
-    A stream is not replaced by what is written to it.
+    Streams are accepted, as writing to them replaces nothing.
     """
     if os.path.lexists(path) and not is_stream(path):
         name = os.fsdecode(path)
@@ -155,19 +155,19 @@ def refuse_existing(path: str | os.PathLike[str]) -> None:
 
 
 def _reserve(descriptor: int, nbytes: int) -> bool:
-    """Allocate the blocks of a file and set its size; return False if that cannot be done."""
+    """Allocate the blocks of a file and set its size; return False if that is not possible."""
     return nbytes > 0 and allocate(descriptor, 0, nbytes)
 
 
-#: Of Linux's fallocate: the file keeps its size, and what is behind it has room.
+#: Of Linux's fallocate: blocks past the end of the file, whose size does not change.
 KEEP_SIZE = 1
 
 
 def allocate(descriptor: int, offset: int, nbytes: int, mode: int = 0) -> bool:
-    """Allocate blocks of a file; return False if that cannot be done quickly.
+    """Allocate blocks of a file; return False if that is not possible quickly.
 
-    Python has `posix_fallocate` only, which writes to every block where the file system has no
-    better way.
+    Python only has `posix_fallocate`, which writes to every block if the file system has no
+    faster way.
     """
     try:
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
@@ -183,9 +183,9 @@ def allocate(descriptor: int, offset: int, nbytes: int, mode: int = 0) -> bool:
 
 
 def commit_together(files: Sequence[NewFile]) -> None:
-    """Make files durable, and then give them their final names, in order.
+    """Sync all files, and then give them their final names, in order.
 
-    Before the first has its name, each can fail and nothing has happened.
+    If one of them fails to sync, none has its final name.
     """
     for file in files:
         file.check()
@@ -201,10 +201,10 @@ def commit_together(files: Sequence[NewFile]) -> None:
 
 
 def sync_folder(folder: str) -> None:
-    """Make what was done to the names in a folder survive a power loss too.
+    """Sync a folder, so that changes of names in it survive a power loss.
 
-    Where that cannot be asked for nothing is wrong: in a folder that one may write to and not read,
-    and on file systems that sync files only.
+    It is not an error if that is impossible: in a folder that may be written to but not read, and
+    on file systems that only sync files.
     """
     if hasattr(os, "O_DIRECTORY"):
         try:

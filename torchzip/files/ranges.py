@@ -1,4 +1,4 @@
-"""Ranges of a file that exists, written by whoever has them: a worker, or several at once."""
+"""Writes to ranges of an existing file, by one worker or several at once."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torchzip.files.direct import DirectWriter
 from torchzip.files.new_file import write_all
 from torchzip.files.source import Buffer, FileSource, Source, file_place
 
-#: From this size on a range goes past the page cache, if that is possible.
+#: Ranges of this size or more bypass the page cache, if that is possible.
 _DIRECT_NBYTES = 1 << 20
 _BLOCK_NBYTES = 1 << 20
-#: Copied at once by the kernel.
+#: How much the kernel copies per call.
 _COPY_NBYTES = 8 << 20
-#: What the kernel says where it cannot copy from this file to that.
+#: Errors of the kernel if it cannot copy between two files.
 _CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
 
 class RangeWriter:
     """Writes ranges of the file at ``path``: `begin`, then `write` or `room` and `advance`, `end`.
 
-    `close` it, or leave its block, when all is written; what has failed is raised there at last.
+    Call `close`, or leave the ``with`` block, at the end; errors of writes are raised there.
     """
 
     def __init__(self, path: str) -> None:
@@ -54,7 +54,7 @@ class RangeWriter:
 
     @property
     def room(self) -> memoryview:
-        """Memory for the bytes that come next; `advance` says how many they are."""
+        """Memory for the next bytes; `advance` takes them."""
         if self._direct is not None and self._is_direct:
             return self._direct.room
         return memoryview(self._block)[self._filled :]
@@ -93,9 +93,9 @@ class RangeWriter:
     def copy(self, source: Source, start: int, offset: int, nbytes: int) -> bool:
         """Have the kernel copy a range from ``start`` of a source; return False if it cannot.
 
-        The pages are given back at once, which also sends them to the disk: the sync at the end
-        finds little to do, and the next pages need no fresh memory (on 1 GB 0.5 s with the
-        sync, 2.3 s without that hint).
+        The kernel is told to drop the pages at once, which also sends them to the disk: the sync at
+        the end has little to do, and the next pages need no fresh memory (1 GB with the sync:
+        0.5 s, and 2.3 s without that hint).
         """
         source, start = file_place(source, start)
         if not hasattr(os, "copy_file_range") or not isinstance(source, FileSource):
@@ -113,7 +113,7 @@ class RangeWriter:
                         return False
                     raise
                 if not count:
-                    return False  # it ends here by now; who reads it says so
+                    return False  # the source is shorter by now; reading it gives the error
                 os.posix_fadvise(self._fd, offset + done, count, os.POSIX_FADV_DONTNEED)
                 done += count
         return True
@@ -137,7 +137,7 @@ class RangeWriter:
                 os.close(descriptor)
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:  # an interrupt came before its block
+        if getattr(self, "_fd", -1) >= 0:  # an interrupt came before the ``with`` block
             self._close()
 
     def __enter__(self) -> Self:

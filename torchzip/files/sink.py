@@ -1,9 +1,8 @@
-"""Where bytes go: append, then commit all or nothing.
+"""Outputs: bytes are appended and then committed, all or nothing.
 
-A path is written to a temporary file beside it, made durable, and renamed over the
-target: the target holds the old or the new bytes after any failure. A file object is
-written as it comes; only its owner can undo that. So is a path that is a stream: a pipe, a
-device, ``/dev/stdout``.
+A path is written to a temporary file beside it, which is synced and renamed over the target. So the
+target holds either the old or the new bytes after any failure. A file object, and a path to a
+stream (a pipe, a device, ``/dev/stdout``), is written to directly; only its owner can undo that.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from torchzip.files.new_file import KEEP_SIZE, NewFile, allocate
 from torchzip.files.source import Buffer
 from torchzip.files.streams import is_stream, open_stream
 
-#: What a larger file has beyond this is written past the page cache, if that is possible.
+#: The part of a file beyond this size bypasses the page cache, if that is possible.
 _CACHED_NBYTES = 16 << 20
-#: Room for fewer bytes is not asked for ahead.
+#: Disk space for fewer bytes is not reserved.
 _RESERVED_NBYTES = 16 << 20
 
 
@@ -36,14 +35,14 @@ class Output(Protocol):
 
 
 class Sink(Output, Protocol):
-    """An output whose bytes count when all are there."""
+    """An output whose bytes only count after `commit`."""
 
     def reserve(self, nbytes: int) -> None:
-        """Take room on the disk for bytes that come next, where that is quick."""
+        """Reserve disk space for the next bytes, if that is fast."""
         ...
 
     def read_back(self, offset: int, nbytes: int) -> bytes | None:
-        """Return bytes that were written before, or None where that is impossible."""
+        """Return bytes that were written before, or None if that is impossible."""
         ...
 
     def commit(self) -> None: ...
@@ -57,7 +56,7 @@ class PathSink(NewFile):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.position = 0
         self._direct: DirectWriter | None = None
-        self._is_cached = False  # if there is no way past the cache
+        self._is_cached = False  # no direct writes
         super().__init__(path)
 
     def write(self, data: Buffer) -> None:
@@ -77,7 +76,7 @@ class PathSink(NewFile):
             view = view[done:]
 
     def reserve(self, nbytes: int) -> None:
-        """Nothing: past the cache it gains nothing that can be measured."""
+        """Do nothing: with direct writes there is no measurable gain."""
 
     def _open_direct(self) -> None:
         try:
@@ -113,7 +112,7 @@ class PathSink(NewFile):
 
 
 class GapSink:
-    """Writes around the gaps of a file in which others have written, or will."""
+    """Writes around the gaps of a file that others fill."""
 
     def __init__(self, file: NewFile) -> None:
         self._file = file
@@ -138,12 +137,12 @@ class FileObjectSink:
         self._has_reserved = False
 
     def reserve(self, nbytes: int) -> None:
-        """Take room for bytes that come next, if this is a file on a disk and they are many.
+        """Reserve disk space for the next bytes, if this is a file on a disk and they are many.
 
-        The kernel then has not to find room for each page as it comes: 1 GB went to the page cache
-        in 0.28 to 0.37 s, without in 0.40 to 0.47 s. The file's size stays as it is.
+        The kernel then need not allocate each page by itself: 1 GB was written to the page cache in
+        0.28 to 0.37 s, and in 0.40 to 0.47 s without. The file's size does not change.
         """
-        # Nothing that wraps a file: it may write less, and the rest would stay taken.
+        # Not for wrappers of files: they may write less, and the rest would stay reserved.
         file: Any = self._file
         raw = file.raw if type(file) in (io.BufferedWriter, io.BufferedRandom) else file
         if nbytes < _RESERVED_NBYTES or type(raw) is not io.FileIO or not raw.seekable():
@@ -158,7 +157,7 @@ class FileObjectSink:
         while view:
             done: Any = self._file.write(view)
             if done is None and not isinstance(self._file, io.RawIOBase):
-                done = len(view)  # objects that are less exact than io take it all
+                done = len(view)  # objects that return None are taken to write everything
             if not done:
                 raise OSError(errno.EIO, "The file object takes no more bytes", self.name)
             done = operator.index(done)
@@ -175,7 +174,7 @@ class FileObjectSink:
         self._has_reserved = False
 
     def abort(self) -> None:
-        """Give back room that was reserved; what was written cannot be taken back."""
+        """Release reserved disk space; what was written cannot be undone."""
         if self._has_reserved:
             self._has_reserved = False
             with contextlib.suppress(OSError, ValueError):  # it may be closed
@@ -184,7 +183,7 @@ class FileObjectSink:
 
 
 class StreamSink(FileObjectSink):
-    """What a path leads to that is a stream."""
+    """The stream that a path leads to."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(open_stream(path))

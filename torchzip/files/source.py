@@ -1,8 +1,8 @@
-"""Where bytes come from: a size, and `read_at`.
+"""Inputs: a size, and `read_at`.
 
-Nothing above this module knows more of a file than `Source` says, so a remote object
-fits as well as a path. Reads never depend on a shared position, and a read that
-ends early is an error here, once, and not in every caller.
+The rest of the package uses a file through `Source` only, so a remote object works as well as a
+path. Reads never depend on a shared position. A short read is an error here, so that no caller has
+to check for it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Buffer = bytes | bytearray | memoryview
 _BASE_READINTO = io.BufferedIOBase.readinto
 #: What users may give for a file.
 File = str | os.PathLike[str] | BinaryIO
-#: Device, inode, size and time of the last change: what tells that a path is the same file still.
+#: Device, inode, size and time of the last change: they identify a file under a path.
 Identity = tuple[int, int, int, int]
 
 
 class Status(NamedTuple):
-    """What is compared of a file: its size, when it was written to, when anything changed."""
+    """What is compared of a file: its size, and when it was last written to and changed."""
 
     size: int
     mtime_ns: int
@@ -83,7 +83,7 @@ def _no_bytes_now(name: str) -> OSError:
 
 
 def _read_part(descriptor: int, out: memoryview, offset: int) -> int:
-    """Read into ``out`` what one call gives; return how many bytes."""
+    """Read into ``out`` with one call; return how many bytes it gave."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [out], offset)
     data = os.pread(descriptor, len(out), offset)  # macOS
@@ -92,15 +92,15 @@ def _read_part(descriptor: int, out: memoryview, offset: int) -> int:
 
 
 class Descriptor:
-    """An open file: its number is used in ``with`` blocks, and `close` or the last one closes it.
+    """An open file: its descriptor is used in ``with`` blocks. `close` or the last block closes it.
 
-    The number of a closed descriptor is given to the next file that is opened. A call that has the
-    number when another thread closes the file would read that one. So whoever uses it says so
-    first, and `close` leaves it to them if there are any.
+    The system gives the number of a closed descriptor to the next file that is opened. A thread
+    that still uses the number would then read that other file. So users are counted, and if there
+    are any when `close` is called, the last of them closes the file.
 
-    There is no lock: each step is one operation of a list. Who takes the number is counted in
-    ``_users`` before the number is looked at, and `close` takes the number away before it looks at
-    the count. So either sees the other.
+    There is no lock: each step is one operation on a list. A user is counted in ``_users`` before
+    it looks at the number, and `close` removes the number before it looks at the count. So at least
+    one of them sees the other.
     """
 
     __slots__ = ("_name", "_number", "_open", "_users")
@@ -125,7 +125,7 @@ class Descriptor:
             self._close_for_another()
 
     def pread(self, nbytes: int, offset: int) -> bytes:
-        """Do `os.pread` in a block of its own, without the two calls: they would show."""
+        """Do what `os.pread` in a ``with`` block does, without its two calls, which cost time."""
         users = self._users
         users.append(None)
         try:
@@ -147,11 +147,11 @@ class Descriptor:
         return ValueError(f"{self._name}: the checkpoint is closed")
 
     def _close_for_another(self) -> None:
-        with contextlib.suppress(OSError):  # it was only read: nothing is lost
+        with contextlib.suppress(OSError):  # the file was only read: nothing is lost
             self._close_unused()
 
     def close(self) -> None:
-        """Give the number to no one any more; close the file unless it is in use."""
+        """Hand out the number no longer; close the file unless it is in use."""
         self._number = -1
         self._close_unused()
 
@@ -164,22 +164,22 @@ class Descriptor:
             os.close(number)
 
     def __del__(self) -> None:
-        # Nobody can use it. An interrupt may have come before its block, or between two steps.
+        # There are no users left. An interrupt may have come before a block, or between two steps.
         try:
             self._number = -1
             for number in self._open:
                 os.close(number)
-        except Exception:  # at exit even `os` may be gone
+        except Exception:  # when the interpreter exits, even `os` may be gone
             pass
 
 
 class FileSource:
     """A regular file, read with ``pread``.
 
-    A file that is cut short while it is open gives an error, not a crash. It keeps
-    reading the same file when the path is replaced. A read that is under way when another thread
-    closes the source ends as if it were open; later ones raise. It survives ``pickle``: the
-    other side opens the path again and refuses a file that is not the same.
+    If the file is truncated while it is open, reads raise an error. If the path is replaced, reads
+    still get the old file. If another thread closes the source during a read, that read succeeds
+    and later ones raise. It can be pickled: unpickling opens the path again and refuses another
+    file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -208,7 +208,7 @@ class FileSource:
         data = self._file.pread(nbytes, offset)
         if len(data) == nbytes:
             return data
-        # The kernel moves at most 2 GiB a call.
+        # The kernel reads at most 2 GiB per call.
         out = bytearray(nbytes)
         self.read_into(offset, memoryview(out))
         return bytes(out)
@@ -228,12 +228,12 @@ class FileSource:
         return self._file
 
     def status(self) -> Status:
-        """Return what the file is now; `opened` is what it was."""
+        """Return the current status of the file; `opened` is that at the beginning."""
         with self._file as number:
             return _status_of(os.fstat(number))
 
     def close(self) -> None:
-        """Read no more. The file is closed as soon as no read is under way."""
+        """End reading. The file is closed as soon as no read is under way."""
         self._file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -269,7 +269,7 @@ def reopen_object(file: BinaryIO, start: int, size: int) -> FileObjectSource:
 
 
 def _seek(file: BinaryIO, whence: int) -> int:
-    """Go there and return where that is. A ``seek`` may say nothing, as mmap's before 3.13."""
+    """Seek and return the new position. Some ``seek``s return None, such as mmap's before 3.13."""
     place: int | None = file.seek(0, whence)
     return operator.index(file.tell() if place is None else place)
 
@@ -278,15 +278,15 @@ class FileObjectSource:
     """A binary file object with ``read`` and ``seek``, from its current position to its end.
 
     Offsets are relative to that position, so a checkpoint inside a larger file works.
-    The object is not closed. Reads take turns: a file object has one position. `close` waits for
-    its turn, because what its owner does with the object afterwards must not meet a read. It
-    survives ``pickle`` if the file object does; what comes out must have as many bytes.
+    The object is not closed. Reads take turns, since a file object has one position. `close` waits
+    for its turn, so that no read is under way when the owner uses the object again. It can be
+    pickled if the file object can, and the copy must have as many bytes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._is_closed = False
-        # A signal's handler may close the source in the thread that is reading.
+        # A signal handler may close the source in the thread that is reading.
         self._lock = threading.RLock()
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
         self._start = _seek(file, os.SEEK_CUR)
@@ -308,14 +308,14 @@ class FileObjectSource:
         return data
 
     def _complete(self, part: Any, nbytes: int, offset: int) -> bytes:
-        """Read on: a raw or remote object may give less than it was asked for."""
+        """Read until all bytes are there: a raw or remote object may give less per call."""
         parts = []
         have = 0
         while True:
             if part is None:
                 raise _no_bytes_now(self.name)
             try:
-                # Of any kind; copied, since some give a part of a buffer that they use again.
+                # Any buffer; copied, since some objects return a part of a buffer that they reuse.
                 copy = bytes(memoryview(part))
             except TypeError:
                 raise TypeError(
@@ -336,7 +336,7 @@ class FileObjectSource:
         _check_inside(self, offset, out.nbytes)
         readinto: Callable[[memoryview], int | None] | None
         readinto = getattr(self._file, "readinto", None)
-        # That of io's own base class takes nothing but bytes from ``read``.
+        # ``readinto`` of io's base classes accepts only bytes from ``read``.
         if readinto is None or getattr(type(self._file), "readinto", None) is _BASE_READINTO:
             out[:] = self.read_at(offset, out.nbytes)
             return
@@ -355,7 +355,7 @@ class FileObjectSource:
                 done += got
 
     def move_to(self, offset: int) -> None:
-        """Leave the file object at ``offset``, where the next reader would go on."""
+        """Leave the file object at ``offset``, where the next reader continues."""
         with self._lock:
             self._file.seek(self._start + offset)
 
@@ -364,7 +364,7 @@ class FileObjectSource:
             raise ValueError(f"{self.name}: the checkpoint is closed")
 
     def close(self) -> None:
-        """Read no more. The file object belongs to the caller, and stays open."""
+        """End reading. The file object belongs to the caller and stays open."""
         with self._lock:
             self._is_closed = True
 
@@ -372,8 +372,8 @@ class FileObjectSource:
 class MmapSource:
     """A regular file, mapped read-only. `view` gives its bytes without a copy.
 
-    If the file is cut short in place while it is mapped, touching the lost pages
-    kills the process (SIGBUS); no reader of mapped files can prevent that.
+    If the file is truncated while it is mapped, touching the lost pages kills the process
+    (SIGBUS). No reader of mapped files can prevent that.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: Identity | None = None) -> None:
@@ -389,7 +389,7 @@ class MmapSource:
         self.size = len(self._map)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
-        """Return the bytes in place, read-only. They keep the mapping alive."""
+        """Return a read-only view of the bytes. It keeps the mapping alive."""
         _check_inside(self, offset, nbytes)
         return memoryview(self._map)[offset : offset + nbytes]
 
@@ -400,7 +400,7 @@ class MmapSource:
         out[:] = self.view(offset, out.nbytes)
 
     def close(self) -> None:
-        """Nothing: the mapping lives as long as the last view of it."""
+        """Do nothing: the mapping lives as long as the last view of it."""
 
 
 class PartSource:
@@ -422,19 +422,19 @@ class PartSource:
         self.base.read_into(self.start + offset, out)
 
     def close(self) -> None:
-        """Nothing: the other Source belongs to whoever opened it."""
+        """Do nothing: the other Source belongs to its opener."""
 
 
 def rewinder(file: File) -> Callable[[], object]:
-    """Return what moves a file object back to where it stands now; of a path it does nothing."""
+    """Return a function that moves a file object back to here; for a path it does nothing."""
     if isinstance(file, str | os.PathLike):
         return lambda: None
-    start = position_of(file)  # which refuses what cannot seek
+    start = position_of(file)  # which refuses objects that cannot seek
     return functools.partial(file.seek, start)
 
 
 def file_place(source: Source, offset: int) -> tuple[Source, int]:
-    """Return the whole file and the place in it of a place in a Source."""
+    """Return the whole file, and the offset in it, of an offset in a Source."""
     while isinstance(source, PartSource):
         offset += source.start
         source = source.base
@@ -449,7 +449,7 @@ def open_source(file: File) -> FileSource | FileObjectSource:
 
 
 def position_of(file: BinaryIO) -> int:
-    """Return where a file object stands."""
+    """Return the position of a file object."""
     return _seek(_checked(file), os.SEEK_CUR)
 
 

@@ -1,8 +1,8 @@
 """Paths that lead to a stream: a pipe, a device, or a file that a process has open already.
 
-``/dev/stdout`` is the open file of this process, whatever a shell has redirected it to. What is
-written there follows what was written before; nothing can take its place under that name. So a
-writer gets the open file, and no temporary file is made beside the one that it leads to.
+``/dev/stdout`` is an open file of this process, whatever a shell has redirected it to. What is
+written there is appended to what was written before; the file cannot be replaced under that name.
+So a writer gets the open file, and no temporary file is made.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import re
 import stat
 import sys
 
-#: Where the system shows the open files of a process by their numbers.
+#: Folders in which the system shows the open files of a process, by number.
 _OPEN_FILES = re.compile(r"/dev/fd|/proc/(?:self|\d+(?:/task/\d+)?)/fd")
-#: Links that are followed on the way, as the system does it.
+#: At most so many links are followed, as in the system.
 _MOST_LINKS = 40
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Return whether what is written to a path goes to a pipe, a device or an open file."""
+    """Return whether a path leads to a pipe, a device or an open file."""
     if _open_file_link(path) is not None:
         return True
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # who opens it says what is wrong
+    except (OSError, ValueError):  # opening it gives the error
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
@@ -35,8 +35,8 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
 def open_stream(path: str | os.PathLike[str]) -> io.FileIO:
     """Return the file that a path for which `is_stream` is true leads to, open for writing.
 
-    An open file of this process goes on where it stands, behind what `sys.stdout` and
-    `sys.stderr` have taken so far. A FIFO waits for its reader.
+    In an open file of this process, writing continues at its position, after `sys.stdout` and
+    `sys.stderr` were flushed. A FIFO waits for its reader.
     """
     link = _open_file_link(path)
     try:
@@ -46,7 +46,7 @@ def open_stream(path: str | os.PathLike[str]) -> io.FileIO:
         if folder not in _own_folders():
             raise OSError(errno.EINVAL, "Cannot write to the open file of another process")
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no file
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or not a file
                 if stream.fileno() == int(number):
                     stream.flush()
         return io.FileIO(os.dup(int(number)), "wb")
@@ -55,10 +55,10 @@ def open_stream(path: str | os.PathLike[str]) -> io.FileIO:
 
 
 def _open_file_link(path: str | os.PathLike[str]) -> str | None:
-    """Return the place in `_OPEN_FILES` that a path leads to, through links; None if to no such."""
+    """Return the entry of `_OPEN_FILES` that a path leads to through links, or None."""
     name = os.fsdecode(path)
     if not (name.startswith("/dev/") or os.path.islink(name)):
-        return None  # as nearly always
+        return None  # nearly always
     for _ in range(_MOST_LINKS):
         folder, last = os.path.split(os.path.abspath(name))
         folder = os.path.realpath(folder)

@@ -1,7 +1,7 @@
-"""A file that was written or copied as text, as it was before: each CR LF in it was an LF.
+"""Undoes text mode: restores a binary file in which each LF was replaced by CR LF.
 
-Windows' text mode puts a CR before every LF. That can be undone exactly, as it leaves no LF alone;
-in other binary files about one LF in 256 has a CR before it.
+Windows' text mode puts a CR before every LF. That can be undone exactly, and it is recognised by
+there being no other LF: in a binary file, only about one LF in 256 has a CR before it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _BLOCK_NBYTES = 1 << 18
 
 
 def count_text_lines(source: Source) -> int:
-    """Return how many LFs a file has, each with a CR before it; 0 if one has none.
+    """Return how many LFs a file has if each has a CR before it, else 0.
 
-    Of most files the first LF is enough to know.
+    In most files the first LF settles it.
     """
     count = 0
     before = b""
@@ -34,7 +34,7 @@ def count_text_lines(source: Source) -> int:
 
 
 def before_text(source: Source) -> io.BufferedReader:
-    """Return the bytes of such a file before it was text, as a file object."""
+    """Return the original bytes of such a file, as a file object."""
     return io.BufferedReader(_BeforeText(source))
 
 
@@ -43,7 +43,7 @@ class _BeforeText(io.RawIOBase):
         self.name = source.name
         self._source = source
         self._place = 0
-        self._starts: list[int] = []  # of what each block comes to
+        self._starts: list[int] = []  # offsets of the restored blocks
         self._held: tuple[int, bytes] = (-1, b"")
         self._nbytes = 0
         for index in range(-(-source.size // _BLOCK_NBYTES)):
@@ -51,7 +51,7 @@ class _BeforeText(io.RawIOBase):
             self._nbytes += len(self._block(index))
 
     def _block(self, index: int) -> bytes:
-        """Return what a block of the file comes to. A CR at its end may belong to the next."""
+        """Return the restored bytes of a block. A CR at its end may belong to the next block."""
         if self._held[0] != index:
             start = index * _BLOCK_NBYTES
             nbytes = min(_BLOCK_NBYTES + 1, self._source.size - start)

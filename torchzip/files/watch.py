@@ -1,9 +1,9 @@
-"""Whether files are written to while they are read.
+"""Detects whether files are written to while they are read.
 
-Bytes that are copied unread take along the CRC that they had. Somebody who writes to the source in
-the meantime makes that a lie, which nobody would notice: so the source is looked at before and
-after. What is written within the same tick of the file system's clock, some milliseconds, goes
-unseen where the kernel has no finer times.
+Bytes that are copied by the kernel keep their stored CRC. If another process writes to the source
+meanwhile, that CRC is wrong and nobody would notice. So the status of the source is compared before
+and after. A write within the same tick of the file system's clock (some milliseconds) is missed
+unless the kernel has finer times.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torchzip.files.source import Source, Status, file_place
 
 @runtime_checkable
 class Watched(Protocol):
-    """A Source that can tell whether it was written to. ``opened`` is its status at first."""
+    """A Source that knows whether it was written to. ``opened`` is its status at the beginning."""
 
     name: str
     opened: Status
 
     def status(self) -> Status:
-        """Return the status of now."""
+        """Return the current status."""
         ...
 
 
 class Watch:
-    """Compares the files of Sources with what they were when they were opened.
+    """Compares the status of the files of Sources with their status when they were opened.
 
-    A Source that can tell nothing, such as a file object, is left out.
+    A Source without a status, such as a file object, is skipped.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
@@ -38,14 +38,14 @@ class Watch:
         self._files = {id(file): file for file in files if isinstance(file, Watched)}
 
     def is_unwritten(self) -> bool:
-        """Return whether nobody has written to any of them."""
+        """Return whether none of them was written to."""
         return all(file.status()[:2] == file.opened[:2] for file in self._files.values())
 
     def check(self) -> bool:
-        """Return whether all are as they were: False if a status was changed, but size and time.
+        """Return whether no status changed; False if one did, but neither its size nor write time.
 
-        That is so when a file was renamed, replaced or unlinked, which is no harm, and when it
-        was written to and its time put back.
+        That happens when a file was renamed, replaced or unlinked, which is harmless, and when it
+        was written to and its time was reset.
 
         Raises
         ------

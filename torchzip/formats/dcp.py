@@ -1,4 +1,6 @@
-"""Distributed checkpoints: a directory that torch.distributed.checkpoint wrote (format, 11.6).
+"""Distributed checkpoints: a directory that torch.distributed.checkpoint wrote.
+
+See docs/format.md, section 11.6.
 
 ``.metadata`` says which tensors there are, in which chunks, and where each chunk lies; with
 ``use_collectives=False`` every rank writes a ``__<rank>.metadata`` of its own. A file

@@ -1,4 +1,4 @@
-"""The legacy stream of ``torch.save`` from 0.1.10 to 1.5: pickles, then storages, unframed."""
+"""The legacy stream of ``torch.save`` from 0.1.10 to 1.5: docs/format.md, section 11.1."""
 
 from __future__ import annotations
 

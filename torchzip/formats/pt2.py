@@ -3,8 +3,8 @@
 Three layouts, of which the first is observed (torch 2.13) and the others are what torch 2.13 itself
 still loads, confirmed by public descriptions of files of torch 2.1 to 2.7:
 
-* Section 11.4 of the format: a record ``archive_format``, a program ``models/<name>.json`` for each
-  model, and for its weights and its constants a config, a JSON object that lays tensors over
+* docs/format.md, section 11.4: a record ``archive_format``, a program ``models/<name>.json`` for
+  each model, and for its weights and its constants a config, a JSON object that lays tensors over
   records of raw bytes. (`Pt2Container`)
 * The same with ``data/weights/<name>.pt`` and ``data/constants/<name>.pt`` in place of the configs:
   files of ``torch.save``, each a dict.

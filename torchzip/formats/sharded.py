@@ -1,4 +1,4 @@
-"""A checkpoint in several files, as Hugging Face writes them (format, 11.5).
+"""A checkpoint in several files, as Hugging Face writes them: docs/format.md, section 11.5.
 
 Each shard is a checkpoint of its own, a flat dict from names to tensors: a zip, a legacy
 stream or a safetensors file. The index says which file has which tensor, and must say it of

@@ -1,4 +1,4 @@
-"""The tar files of ``torch.save`` before 0.1.10 (format, 11.2).
+"""The tar files of ``torch.save`` before 0.1.10: docs/format.md, section 11.2.
 
 Three members count. Of ``sys_info``, which is a pickle as well, only the names are looked at.
 Numbers are little-endian.

@@ -1,6 +1,6 @@
 """TorchScript archives: what ``torch.jit.save`` writes (observed: torch 1.13 to 2.13).
 
-The records of section 11.3 of the format: ``data.pkl`` is the module, a tree of objects whose
+The records (docs/format.md, section 11.3): ``data.pkl`` is the module, a tree of objects whose
 classes are defined in the archive itself; ``constants.pkl``, which tells these archives from those
 of ``torch.save``, is a tuple of what the code refers to as ``CONSTANTS.c0`` and so on. Storage
 keys name ``data/<key>`` in the one and ``constants/<key>`` in the other. ``code/`` holds the

@@ -13,7 +13,7 @@ an array as an attribute, a scalar by a class of its own below that of numpy. Sc
 makes no subclass of (bools, times, records, those of ml_dtypes), and long doubles, follow the rest
 of their file.
 
-Source: the section "numpy" of the format; numpy 1.26 and 2.4 as observed.
+Source: docs/format.md, section 7.1; numpy 1.26 and 2.4 as observed.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Each function here checks its arguments and makes a value of the standard librar
 data and nothing else. What it cannot make, because the file is of another kind (a time zone of
 another library, a factory that is a function of somebody's own), it leaves as a ForeignObject.
 
-Source: the section "Other Python objects at protocol 2" of the format, and what CPython 3.8 to 3.13
-writes for the types of ``datetime``, ``decimal``, ``fractions``, ``pathlib`` and ``collections``.
+Source: docs/format.md, section 7, and what CPython 3.8 to 3.13 writes for the types of
+``datetime``, ``decimal``, ``fractions``, ``pathlib`` and ``collections``.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ This is the fixed table of everything that torchzip understands in a file. Readi
 knowing what a file can make happen: each function here checks its arguments and builds a spec,
 a leaf type or a plain Python container, and does nothing else.
 
-Sources: sections "Tensors and other torch objects" and "Other Python objects at protocol 2" of
-the format; torch 2.13's ``torch/_utils.py`` and ``torch/_tensor.py`` as observed.
+Sources: docs/format.md, sections 6 and 7; torch 2.13's ``torch/_utils.py`` and
+``torch/_tensor.py`` as observed.
 """
 
 from __future__ import annotations

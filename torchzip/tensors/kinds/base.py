@@ -37,15 +37,15 @@ class OtherTensor:
 
     Its parts are LazyTensors in a lazy checkpoint and numpy arrays elsewhere. ``is_parameter`` is
     True for the data of a Parameter. A tensor with Python attributes, or of a subclass, has
-    the name of its class in ``subclass`` and what torch saved of it in ``attributes``; both are
-    None for the plain ones.
+    the name of its class in ``subclass`` and its saved state in ``attributes``; both are None for
+    plain tensors.
     """
 
     attributes: Any = None
     subclass: ForeignObject | None = None
     is_parameter: bool = False
 
-    #: The fields that hold tensors, in the order in which torch writes them.
+    #: The fields that hold tensors, in torch's order.
     PARTS: ClassVar[tuple[str, ...]] = ()
 
     def replace(self, **changes: Any) -> Self:
@@ -54,7 +54,7 @@ class OtherTensor:
 
     @property
     def parts(self) -> list[Any]:
-        """The tensors that it is made of."""
+        """The tensors that this one consists of."""
         held: list[Any] = []
         for name in self.PARTS:
             value = getattr(self, name)
@@ -62,7 +62,7 @@ class OtherTensor:
         return held
 
     def with_parts(self, change: Callable[[Any], Any]) -> Self:
-        """Return a copy with each of its parts put through ``change``."""
+        """Return a copy with ``change`` applied to each part."""
         changes: dict[str, Any] = {}
         for name in self.PARTS:
             value = getattr(self, name)
@@ -86,12 +86,12 @@ class OtherTensor:
 
     @property
     def kind(self) -> str:
-        """What to call it: ``"sparse_csr"``, ``"quantized"``, ``"nested"``, ..."""
+        """Its kind: ``"sparse_csr"``, ``"quantized"``, ``"nested"``, ..."""
         raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements of its parts, broadcast axes repeated."""
+        """Bytes of the elements of its parts, counting broadcast axes in full."""
         return sum(bare(part).nbytes for part in self.parts)
 
     def check(self) -> None:

@@ -35,7 +35,7 @@ class MetaTensor(OtherTensor):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
-        stride: Any = self.stride  # None, if it is that of a fresh tensor
+        stride: Any = self.stride  # None: that of a contiguous tensor
         stride = contiguous_stride(self.shape) if stride is None else tuple(stride)
         object.__setattr__(self, "stride", stride)
 

@@ -58,10 +58,10 @@ class NestedTensor(OtherTensor):
 
     ``layout`` is ``"strided"`` or ``"jagged"``. Strided: ``sizes`` and ``strides`` are int64 arrays
     of shape (n, dimensions) and ``offsets`` one of shape (n), in elements of ``values``, which has
-    one dimension. Jagged: tensor i is what ``values`` has on its axis ``ragged_idx - 1`` from
-    ``offsets[i]`` to ``offsets[i + 1]``, or for ``lengths[i]`` elements if there are lengths.
-    ``constructor`` is the argument dict of a jagged one as its file has it, with what torch
-    has cached; ``attributes`` is torch's attribute dict.
+    one dimension. Jagged: tensor i is the part of ``values`` on axis ``ragged_idx - 1`` from
+    ``offsets[i]`` to ``offsets[i + 1]``, or of ``lengths[i]`` elements if there are lengths.
+    ``constructor`` is the argument dict of a jagged tensor as in its file, with torch's caches;
+    ``attributes`` is torch's attribute dict.
 
     >>> import numpy as np
     >>> nested = NestedTensor("jagged", np.arange(5.0), np.array([0, 2, 5]))
@@ -91,7 +91,7 @@ class NestedTensor(OtherTensor):
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """The shape, with None for each axis whose size differs or is not known unread."""
+        """The shape, with None for each axis whose size differs or is unknown before reading."""
         if self.layout == "strided":
             sizes = self.sizes.shape
             return (int(self.offsets.shape[0]), *(None for _ in range(sizes[1] if sizes else 0)))
@@ -105,7 +105,7 @@ class NestedTensor(OtherTensor):
 
     @EnoughMemory()
     def unbind(self) -> list[Array]:
-        """Return its tensors as arrays: views of one that is read whole.
+        """Return its tensors as arrays: views of one array that is read as a whole.
 
         Raises
         ------

@@ -43,16 +43,16 @@ _PER_CHANNEL = ("per_channel_affine", "per_channel_affine_float_qparams")
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class QuantizedTensor(OtherTensor):
-    """A quantized tensor: integers, and what makes numbers of them.
+    """A quantized tensor: integers, and the scale and zero point that turn them into floats.
 
-    Per tensor, ``axis`` is None, ``scale`` a float and ``zero_point`` an int. Per channel, these
-    are one-dimensional arrays with an element for each index of ``axis``: float64 and int64, or
+    Per tensor, ``axis`` is None, ``scale`` a float and ``zero_point`` an int. Per channel, the last
+    two are one-dimensional arrays with an element for each index of ``axis``: float64 and int64, or
     both float32 for the scheme ``per_channel_affine_float_qparams``. In files of torch before 1.4
     they are lists.
 
-    ``int_repr`` has the integers: int8 for qint8, uint8 for quint8, int32 for qint32. The packed
-    dtypes have 2 (quint4x2) or 4 (quint2x4) values in a byte, the first in the lowest bits; their
-    ``int_repr`` is a one-dimensional uint8 array, and ``torch_dtype`` and ``shape`` must be given.
+    ``int_repr`` holds the integers: int8 for qint8, uint8 for quint8, int32 for qint32. The packed
+    dtypes have 2 (quint4x2) or 4 (quint2x4) values in a byte, the first in the lowest bits. Their
+    ``int_repr`` is a one-dimensional uint8 array, and ``torch_dtype`` and ``shape`` are required.
 
     >>> import numpy as np
     >>> tensor = QuantizedTensor(np.array([3, 4], "uint8"), 0.5, 3)
@@ -79,14 +79,14 @@ class QuantizedTensor(OtherTensor):
             name = dtype_name(self.int_repr)
             name = {"int8": "qint8", "uint8": "quint8", "int32": "qint32"}.get(name, name)
             object.__setattr__(self, "torch_dtype", name)
-        shape: Any = self.shape  # None, if it is that of the integers
+        shape: Any = self.shape  # None: that of the integers
         if shape is None:
             shape = bare(self.int_repr).shape
         object.__setattr__(self, "shape", tuple(shape))
 
     @property
     def qscheme(self) -> str:
-        """Torch's name of the scheme."""
+        """Torch's name for the scheme."""
         if self.axis is None:
             return "per_tensor_affine"
         listed = isinstance(self.zero_point, list)

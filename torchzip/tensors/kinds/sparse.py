@@ -57,14 +57,14 @@ _LAYOUT_NUMBERS = {1: "sparse_coo", 2: "sparse_csr"}
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SparseTensor(OtherTensor):
-    """A sparse tensor: the values, and where they stand in a dense tensor of ``shape``.
+    """A sparse tensor: the values, and their places in a dense tensor of ``shape``.
 
-    ``layout`` is torch's name of it. For ``"sparse_coo"``, ``indices`` is an int64 array of shape
-    (sparse dimensions, n) and ``values`` has shape (n, dense dimensions ...). For ``"sparse_csr"``,
+    ``layout`` is torch's name. For ``"sparse_coo"``, ``indices`` is an int64 array of shape (sparse
+    dimensions, n) and ``values`` has shape (n, dense dimensions ...). For ``"sparse_csr"``,
     ``"sparse_csc"``, ``"sparse_bsr"`` and ``"sparse_bsc"``, ``indices`` is the pair of the
-    compressed and the plain indices, int64 or int32, as ``crow_indices()`` and ``col_indices()`` of
-    a CSR tensor have them; the blocks of BSR and BSC are two axes of ``values`` behind their
-    number. ``is_coalesced`` is None for these, and for a COO tensor of a file that does not say.
+    compressed and the plain indices, int64 or int32, as in ``crow_indices()`` and ``col_indices()``
+    of a CSR tensor. The blocks of BSR and BSC are two axes of ``values`` after the axis that counts
+    them. ``is_coalesced`` is None for these, and for a COO tensor if its file does not say.
 
     >>> import numpy as np
     >>> eye = SparseTensor("sparse_coo", np.array([[0, 1], [0, 1]]), np.ones(2), (2, 2))
@@ -106,7 +106,7 @@ class SparseTensor(OtherTensor):
 
     @property
     def nnz(self) -> int:
-        """The number of values (blocks, for BSR and BSC) that it has, in each batch."""
+        """The number of values (blocks, for BSR and BSC) in each batch."""
         indices = self.indices[1] if isinstance(self.indices, tuple) else self.indices
         return int(indices.shape[-1])
 
@@ -116,7 +116,8 @@ class SparseTensor(OtherTensor):
 
     @EnoughMemory()
     def todense(self) -> Array:
-        """Return the dense array that torch's ``to_dense()`` gives; values of one place are added.
+        """Return the dense array that torch's ``to_dense()`` gives; values in the same place are
+        added.
 
         Raises
         ------
