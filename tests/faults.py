@@ -13,11 +13,24 @@ from typing import Any
 
 import pytest
 
-from torchzip.convert import conversion, mapped, run
+from torchzip.convert import conversion, mapped, run, work
+from torchzip.convert.outputs import zip as zip_output
 from torchzip.files import direct, in_place, new_file, ranges, sink, source
 
 #: All that reach the system while they write.
-WRITING = (new_file, in_place, sink, direct, ranges, source, run, conversion, mapped)
+WRITING = (
+    new_file,
+    in_place,
+    sink,
+    direct,
+    ranges,
+    source,
+    run,
+    work,
+    zip_output,
+    conversion,
+    mapped,
+)
 _CALLS = frozenset(
     "open write pwrite pread preadv fsync ftruncate replace close fchmod copy_file_range"
     " posix_fadvise unlink stat fstat fstatvfs mkdir rmdir".split()

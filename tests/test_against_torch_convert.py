@@ -11,7 +11,7 @@ import torchzip as tz
 from tests.models import MODELS, training_checkpoint
 from tests.torch_oracle import assert_equal_in_torch
 from tests.trees import CASES
-from torchzip.convert import conversion, run
+from torchzip.convert import conversion, work
 
 pytestmark = [
     pytest.mark.torch,
@@ -88,7 +88,7 @@ def test_casts_of_a_model(
 ) -> None:  # fmt: skip
     """Every tensor is bit for bit what ``.to()`` gives, whoever has written which piece."""
     monkeypatch.setattr(conversion, "_WORTH_NBYTES", 0)
-    monkeypatch.setattr(run, "_PIECE_NBYTES", 1 << 16)
+    monkeypatch.setattr(work, "_PIECE_NBYTES", 1 << 16)
     torch.manual_seed(0)
     state = {f"w{i}": torch.randn(300, 70 + i) * 10.0 ** (i - 4) for i in range(9)}
     state |= {"transposed": state["w3"].T, "tied": state["w5"], "ids": torch.arange(5)}

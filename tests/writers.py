@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from torchzip.convert import run
+from torchzip.convert import work
 from torchzip.files import direct, ranges, sink
 
 OLD, NEW = 2, 3
@@ -152,5 +152,5 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "_BLOCK_NBYTES", 2 * direct.ALIGNMENT)
     monkeypatch.setattr(ranges, "_DIRECT_NBYTES", 1 << 14)
     monkeypatch.setattr(ranges, "_COPY_NBYTES", 1 << 14)
-    monkeypatch.setattr(run, "_SMALL_NBYTES", 1 << 11)
-    monkeypatch.setattr(run, "_PIECE_NBYTES", 1 << 14)
+    monkeypatch.setattr(work, "_SMALL_NBYTES", 1 << 11)
+    monkeypatch.setattr(work, "_PIECE_NBYTES", 1 << 14)

@@ -308,7 +308,7 @@ def test_targets(tmp_path: Path) -> None:
         tmp_path / "new" / "model.safetensors"
     )
     index = parse_target(tmp_path / "pytorch_model.bin.index.json")
-    assert (index.format, index.has_index) == ("zip", True)
+    assert (index.output.format, index.has_index) == ("zip", True)
     assert index.shard_path(2, 3) == str(tmp_path / "pytorch_model-00002-of-00003.bin")
     with pytest.raises(ValueError, match="suffix"):
         parse_target("x.index.json")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.sampling import costly
-from torchzip.convert import conversion, run
+from torchzip.convert import conversion, run, work
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_target
@@ -33,10 +33,10 @@ DTYPES = ["float64", "float32", "float16", "bfloat16", "float8_e5m2", None]
 
 def make_pieces_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a few KB large, so that everything is cut."""
-    monkeypatch.setattr(run, "_SMALL_NBYTES", 1 << 11)
-    monkeypatch.setattr(run, "_PIECE_NBYTES", 1 << 13)
-    monkeypatch.setattr(run, "_TASK_NBYTES", 3 << 13)
-    monkeypatch.setattr(run, "_BATCH_RECORDS", 3)
+    monkeypatch.setattr(work, "_SMALL_NBYTES", 1 << 11)
+    monkeypatch.setattr(work, "_PIECE_NBYTES", 1 << 13)
+    monkeypatch.setattr(work, "_TASK_NBYTES", 3 << 13)
+    monkeypatch.setattr(work, "_BATCH_RECORDS", 3)
     monkeypatch.setattr(ranges, "_DIRECT_NBYTES", 1 << 12)
     monkeypatch.setattr(conversion, "_WORTH_NBYTES", 0)
 
@@ -169,23 +169,6 @@ def test_zip_is_byte_identical_to_save(tmp_path: Path, suffix: str) -> None:
         tz.convert(tmp_path / "direct" / "o.pt", tmp_path / "direct" / "o.safetensors")
         expected = (tmp_path / "direct" / "o.safetensors").read_bytes()
         assert (tmp_path / "o.safetensors").read_bytes() == expected
-
-
-@pytest.mark.usefixtures("_small_pieces")
-def test_the_plan_knows_every_place(tmp_path: Path) -> None:
-    """Each file has the size that was planned, each storage stands where it was planned."""
-    tz.save(tree(2), tmp_path / "m.pt")
-    for path in (tmp_path / "o.pt", tmp_path / "o.safetensors"):
-        with tz.lazy_load(tmp_path / "m.pt") as ckpt:
-            plan = make_plan(ckpt, parse_target(path), Rules(dtype="float16"))
-            run.run(plan)
-            (planned,) = plan.files
-            data = path.read_bytes()
-            assert len(data) == planned.nbytes == plan.nbytes
-            for storage, start in zip(planned.storages, planned.starts, strict=True):
-                assert data[start : start + storage.nbytes] == bytes(
-                    storage.read(0, storage.nbytes)
-                )
 
 
 def test_unchanged_bytes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,9 +342,9 @@ _SIGNAL_WHILE_FORKING = """
 import os, sys
 from multiprocessing import context
 from torchzip.cli.main import main
-from torchzip.convert import conversion, run
+from torchzip.convert import conversion, work
 conversion._is_worth_it = lambda plan: True
-run._PIECE_NBYTES = run._TASK_NBYTES = 1 << 20
+work._PIECE_NBYTES = work._TASK_NBYTES = 1 << 20
 real = context.ForkProcess.start
 def start(process):
     real(process)

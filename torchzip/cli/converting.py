@@ -23,12 +23,11 @@ from torchzip.cli.command import (
 )
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, name_text, nbytes_text, shape_text, table
-from torchzip.convert.rules import Rules
-from torchzip.convert.targets import parse_size, parse_target
 from torchzip.errors import ErrorPlace
 
 if TYPE_CHECKING:
-    from torchzip.convert.plan import Plan, PlannedTensor
+    from torchzip.convert.plan import Plan
+    from torchzip.convert.planned import PlannedTensor
 
 _DESCRIPTION = """\
 Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt or
@@ -127,6 +126,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _dry_run(arguments: argparse.Namespace) -> None:
     from torchzip.convert.plan import make_plan  # slow to import, and only needed here
+    from torchzip.convert.rules import Rules
+    from torchzip.convert.targets import parse_size, parse_target
 
     target = parse_target(arguments.dst)
     rules = Rules(**rules_of(arguments))
@@ -147,7 +148,7 @@ def _plan_values(plan: Plan) -> dict[str, Any]:
     if plan.index is not None:
         files[plan.index[0]] = len(plan.index[1])
     return {
-        "format": plan.format,
+        "format": plan.output.format,
         "nbytes": plan.nbytes,
         "files": files,
         "tensors": [dataclasses.asdict(row) for row in plan.tensors],

@@ -184,7 +184,7 @@ def convert(
             os.unlink(path)
     source = os.fsdecode(src) if isinstance(src, str | os.PathLike) else checkpoint.path
     return ConvertReport(
-        source, files[-1], plan.format, len(plan.tensors), plan.nbytes,
+        source, files[-1], plan.output.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
         plan.tied, overflowed,
     )  # fmt: skip

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from torchzip.convert.carried import is_dense
-from torchzip.convert.plan import Plan, PlannedFile
+from torchzip.convert.plan import Plan
+from torchzip.convert.planned import PlannedFile
 from torchzip.errors import shown
 from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.packing import ElementStorage

@@ -16,40 +16,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from typing import Any
 
-from torchzip.checkpoint.saving import head_records
-from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.convert.overflow import by_tensor
 from torchzip.convert.pieces import (
-    Piece,
     Task,
     Written,
     carry_out,
-    contents_of,
-    cut,
-    joined,
     read_in_part,
     write_pieces,
 )
-from torchzip.convert.plan import Plan, PlannedFile
-from torchzip.files.crc import crc32, wrong_crc
+from torchzip.convert.plan import Plan
+from torchzip.convert.work import Work
 from torchzip.files.new_file import NewFile, commit_together
-from torchzip.files.sink import GapSink
 from torchzip.files.watch import Watch
 from torchzip.tensors.storage import sources_of
 
 Progress = Callable[[int, int], None]
 
-#: Smaller storages are written with what is around them.
-_SMALL_NBYTES = 1 << 16
-#: Many small records get their headers at once.
-_BATCH_NBYTES = 4 << 20
-_BATCH_RECORDS = 1 << 12
-#: Pieces of large storages, and what a worker takes at once.
-_PIECE_NBYTES = 32 << 20
-_TASK_NBYTES = 96 << 20
 _PROGRESS_NBYTES = 1 << 20
-#: Read at once of what was written.
-_CHECKED_NBYTES = 8 << 20
 
 
 def run(
@@ -80,11 +63,10 @@ def run(
                     pass
         every = [storage for planned in plan.files for storage in planned.storages]
         watch = Watch(sources_of(every))
-        with_crc = plan.format == "zip"
         works = []
         for planned, file in zip(plan.files, files, strict=True):
             file.resize(planned.nbytes)
-            works.append(_Work(planned, file, with_crc=with_crc, verify=verify))
+            works.append(Work(planned, file, with_crc=plan.output.has_crcs, verify=verify))
         if executor is None:
             for work in works:
                 if work.pieces:
@@ -94,7 +76,7 @@ def run(
         else:
             _run_tasks(works, executor, meter)
         for work in works:
-            (_finish_zip if with_crc else _finish_safetensors)(work)
+            plan.output.finish(work)
         if not watch.check():
             for work in works:
                 work.check_copied()
@@ -129,89 +111,13 @@ def _check_space(file: NewFile, nbytes: int) -> None:
         )
 
 
-class _Work:
-    """One file on its way: its large storages are cut in ``pieces``, whose results it collects."""
-
-    def __init__(
-        self, planned: PlannedFile, file: NewFile, *, with_crc: bool, verify: bool
-    ) -> None:
-        self.planned = planned
-        self.file = file
-        self.pieces: list[Piece] = []
-        self.written: list[Written] = []
-        #: How many elements of a storage their new dtype has no place for, where there are any.
-        self.out_of_range: dict[int, int] = {}
-        self._cuts: dict[int, slice] = {}
-        for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
-            if storage.nbytes > _SMALL_NBYTES:
-                first = len(self.pieces)
-                self.pieces += cut(storage, start, _PIECE_NBYTES, with_crc=with_crc, verify=verify)
-                self._cuts[key] = slice(first, len(self.pieces))
-
-    def is_small(self, key: int) -> bool:
-        """Return whether a storage is no piece, and is written with what is around it."""
-        return key not in self._cuts
-
-    def runs(self) -> Iterator[range]:
-        """Yield all keys in order: one that is cut by itself, small ones together."""
-        storages = self.planned.storages
-        first = nbytes = 0
-        for key in range(len(storages)):
-            is_small = self.is_small(key)
-            if first < key and (
-                not is_small or nbytes >= _BATCH_NBYTES or key - first >= _BATCH_RECORDS
-            ):
-                yield range(first, key)
-                first, nbytes = key, 0
-            nbytes += storages[key].nbytes
-            if not is_small:
-                yield range(key, key + 1)
-                first, nbytes = key + 1, 0
-        if first < len(storages):
-            yield range(first, len(storages))
-
-    def crc_of(self, key: int) -> int:
-        """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
-        cut = self._cuts[key]
-        written = self.written[cut]
-        self.out_of_range[key] = sum(part.out_of_range for part in written)
-        return joined(self.planned.storages[key], self.pieces[cut], written)
-
-    def contents_of(self, keys: range) -> list[bytes]:
-        """Return the bytes of small storages."""
-        contents, counts = contents_of([self.planned.storages[key] for key in keys])
-        self.out_of_range |= {keys[index]: count for index, count in counts.items()}
-        return contents
-
-    def check_copied(self) -> None:
-        """Read what was written of bytes that were copied unread; raise if a CRC does not match."""
-        for key, places in self._cuts.items():
-            expected = self.crc_of(key) if self.pieces[places][0].copied else 0
-            start, storage = self.planned.starts[key], self.planned.storages[key]
-            found = 0
-            for at in range(0, storage.nbytes if expected else 0, _CHECKED_NBYTES):
-                nbytes = min(_CHECKED_NBYTES, storage.nbytes - at)
-                found = crc32(os.pread(self.file.descriptor, nbytes, start + at), found)
-            if found != expected:
-                raise wrong_crc(found, expected, storage.record)
-
-    def tasks(self) -> Iterator[tuple[int, Task]]:
-        """Yield the pieces in tasks for workers, each with the number of its first piece."""
-        first = nbytes = 0
-        for index, piece in enumerate(self.pieces):
-            nbytes += piece.nbytes
-            if nbytes >= _TASK_NBYTES or index + 1 == len(self.pieces):
-                yield first, Task(self.file.temporary, tuple(self.pieces[first : index + 1]))
-                first, nbytes = index + 1, 0
-
-
 # -- pieces -------------------------------------------------------------------------------------
 
 
-def _run_tasks(works: Sequence[_Work], executor: Executor, meter: _Meter) -> None:
+def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None:
     """Have an executor carry all pieces out."""
-    futures: dict[Future[list[Written]], tuple[_Work, int, Task]] = {}
-    here: list[tuple[_Work, int, Task]] = []
+    futures: dict[Future[list[Written]], tuple[Work, int, Task]] = {}
+    here: list[tuple[Work, int, Task]] = []
     in_threads = _runs_here(executor)
     try:
         for work in works:
@@ -340,38 +246,6 @@ def workers(jobs: int) -> Iterator[Executor]:
         yield _Uninterrupted(pool)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-# -- what is around the pieces ------------------------------------------------------------------
-
-
-def _finish_zip(work: _Work) -> None:
-    planned, file = work.planned, work.file
-    writer = ZipWriter(GapSink(file), archive_name(planned.path))
-    for name, data in head_records(planned.head):
-        writer.write_record(name, data)
-    for keys in work.runs():
-        if work.is_small(keys[0]):
-            names = [b"data/%d" % key for key in keys]
-            writer.write_small_records(names, work.contents_of(keys))
-            continue
-        (key,) = keys
-        storage = planned.storages[key]
-        writer.begin_record(f"data/{key}", storage.nbytes)
-        first = os.pread(file.descriptor, 8, planned.starts[key])
-        writer.skip(storage.nbytes, work.crc_of(key), first)
-        writer.end_record()
-    writer.finish()
-
-
-def _finish_safetensors(work: _Work) -> None:
-    planned, file = work.planned, work.file
-    file.write_at(0, planned.head)
-    for keys in work.runs():
-        if work.is_small(keys[0]):
-            file.write_at(planned.starts[keys[0]], b"".join(work.contents_of(keys)))
-        else:
-            work.crc_of(keys[0])  # nothing keeps it, but damage of the source shows
 
 
 class _Meter:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from torchzip.container.hub_names import INDEX_SUFFIX, index_of, shard_name, whole_of
-
-ZIP_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-SAFETENSORS_SUFFIX = ".safetensors"
+from torchzip.convert.outputs.base import Output
+from torchzip.convert.outputs.registry import output_of, suffixes
+from torchzip.convert.outputs.safetensors import SafetensorsOutput
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
@@ -52,13 +52,13 @@ def parse_size(size: int | str) -> int:
 class Target:
     """Where the output goes: ``path`` if it is one file, shards with names made of it otherwise.
 
-    ``format`` is ``"zip"`` or ``"safetensors"``; ``index_path`` is where the index of shards goes.
+    ``output`` is the format; ``index_path`` is where the index of shards goes.
     With ``has_index`` there is an index even if one shard is enough; with ``makes_folder`` the
     directory need not be there.
     """
 
     path: str
-    format: str
+    output: type[Output]
     index_path: str
     has_index: bool = False
     makes_folder: bool = False
@@ -83,20 +83,18 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
         raise TypeError(f"dst must be a path, not {type(dst).__name__}")
     path = os.fsdecode(dst)
     if os.path.isdir(path) or path.endswith(("/", os.sep)):
-        inside = os.path.join(path, "model" + SAFETENSORS_SUFFIX)
-        return Target(inside, "safetensors", index_of(inside), makes_folder=True)
+        inside = os.path.join(path, "model.safetensors")
+        return Target(inside, SafetensorsOutput, index_of(inside), makes_folder=True)
     whole = whole_of(path)
     index_path = path
     has_index = whole is not None
     if whole is None:
         whole, index_path = path, index_of(path)
     suffix = os.path.splitext(whole)[1].lower()
-    if suffix == SAFETENSORS_SUFFIX:
-        return Target(whole, "safetensors", index_path, has_index)
-    if suffix in ZIP_SUFFIXES:
-        return Target(whole, "zip", index_path, has_index)
-    raise ValueError(
-        f"{path}: the suffix says what to write, and {suffix or 'none'} is not one of "
-        f"{' '.join(ZIP_SUFFIXES)} {SAFETENSORS_SUFFIX} {INDEX_SUFFIX}; that of a new directory "
-        "ends with a slash"
-    )
+    output = output_of(suffix)
+    if output is None:
+        raise ValueError(
+            f"{path}: the suffix says what to write, and {suffix or 'none'} is not one of "
+            f"{' '.join(suffixes())} {INDEX_SUFFIX}; that of a new directory ends with a slash"
+        )
+    return Target(whole, output, index_path, has_index)

@@ -20,9 +20,10 @@ from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.saving import save
 from torchzip.container.safetensors import parse_ties
+from torchzip.convert.outputs.safetensors import SafetensorsOutput
 from torchzip.convert.plan import make_plan
 from torchzip.convert.run import run
-from torchzip.convert.targets import SAFETENSORS_SUFFIX, parse_target
+from torchzip.convert.targets import parse_target
 from torchzip.errors import (
     REPAIR_ADVICE,
     TRUNCATED,
@@ -194,7 +195,7 @@ def _refuse_directory(broken: File, error: TorchZipError) -> None:
 
 
 def _write(found: _Found, out: str) -> Repaired:
-    if out.lower().endswith(SAFETENSORS_SUFFIX):
+    if out.lower().endswith(SafetensorsOutput.suffixes):
         with ErrorPlace(path=found.name):
             plan = make_plan(found.checkpoint, parse_target(out))
             run(plan)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.container.hub_names import whole_of
+from torchzip.convert.outputs.registry import output_of
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
-from torchzip.convert.targets import SAFETENSORS_SUFFIX, ZIP_SUFFIXES, parse_target
+from torchzip.convert.targets import parse_target
 from torchzip.errors import TorchZipError, is_printable
 from torchzip.limits import Limits
 
@@ -79,8 +80,8 @@ def _target(path: str, idea: Idea) -> str:
     folder, name = os.path.split(path.rstrip(os.sep) or path)
     name = whole_of(name) or name
     stem, suffix = os.path.splitext(name)
-    if suffix.lower() not in (*ZIP_SUFFIXES, SAFETENSORS_SUFFIX):
-        stem, suffix = (name, SAFETENSORS_SUFFIX) if os.path.isdir(path) else (stem, ".pt")
+    if output_of(suffix) is None:
+        stem, suffix = (name, ".safetensors") if os.path.isdir(path) else (stem, ".pt")
     suffix = idea.suffix or suffix
     label = idea.label
     made = os.path.join(folder, f"{stem}-{label}{suffix}")

@@ -1,0 +1,260 @@
+"""What `convert` asks of a format that it writes: one class of tests that every output passes.
+
+A ``.npz`` output is registered here too, to show that nothing else has to change for one.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import torchzip as tz
+from tests.convert.test_run import NeighbourProcess, make_pieces_small, tree
+from torchzip.convert import run
+from torchzip.convert.lost import lost_values
+from torchzip.convert.outputs.base import Output
+from torchzip.convert.outputs.by_name import PlannerByName
+from torchzip.convert.outputs.registry import OUTPUTS, output_of, suffixes
+from torchzip.convert.plan import Plan, make_plan
+from torchzip.convert.planned import PlannedFile
+from torchzip.convert.rules import Rules
+from torchzip.convert.targets import parse_target
+from torchzip.convert.work import Work
+from torchzip.dtypes import DTYPES
+from torchzip.files.crc import crc32, crc32_combine
+from torchzip.tensors.casts import CastStorage
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+
+
+class NpzOutput(PlannerByName):
+    """An ``.npz``: a zip of .npy files, stored; `_LOCAL` and the header stand before the data."""
+
+    format = "npz"
+    suffixes = (".npz",)
+    has_crcs = True
+
+    def one_file(self, path: str) -> PlannedFile:
+        """Return the file, without the object around the tensors."""
+        self.lost += lost_values(self.checkpoint, self.selection.around, self.selection.original)
+        return self.shard(path, list(self.storages))
+
+    def shard(self, path: str, names: list[str]) -> PlannedFile:
+        """Return the file; ``head`` is what stands before each storage, without the CRCs."""
+        heads, starts, at, directory_nbytes = b"", [], 0, 22
+        for name in names:
+            record = f"{name}.npy".encode()
+            dtype, shape = np.dtype(self.dtypes[name]), self.tensors[name].shape
+            told = repr({"descr": dtype.str, "fortran_order": False, "shape": shape})
+            short = at + _LOCAL.size + len(record) + 10 + len(told) + 1
+            told += " " * (-short % 64) + "\n"
+            npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(told)) + told.encode()
+            nbytes = len(npy) + self.storages[name].nbytes
+            fields = (20, 0x800, 0, 0, 0x21, 0, nbytes, nbytes, len(record), 0)
+            heads += _LOCAL.pack(b"PK\3\4", *fields) + record + npy
+            starts.append(at + _LOCAL.size + len(record) + len(npy))
+            at += _LOCAL.size + len(record) + nbytes
+            directory_nbytes += 46 + len(record)
+        return self.file(path, heads, names, starts, at + directory_nbytes)
+
+    @staticmethod
+    def finish(work: Work) -> None:
+        """Write the headers with their CRCs, the small storages and the directory."""
+        planned, directory, heads, at, crcs = work.planned, b"", io.BytesIO(), 0, {}
+        heads.write(planned.head)
+        heads.seek(0)
+        for keys in work.runs():
+            if work.is_small(keys[0]):
+                for key, data in zip(keys, work.contents_of(keys), strict=True):
+                    crcs[key] = crc32(data)
+                    work.file.write_at(planned.starts[key], data)
+            else:
+                crcs[keys[0]] = work.crc_of(keys[0])
+        for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
+            head = heads.read(start - at)
+            name_end = _LOCAL.size + int.from_bytes(head[26:28], "little")
+            crc = crc32_combine(crc32(head[name_end:]), crcs[key], storage.nbytes)
+            head = head[:14] + struct.pack("<I", crc) + head[18:]
+            work.file.write_at(at, head)
+            directory += b"PK\1\2\x14\0" + head[4:30] + struct.pack("<3H2I", 0, 0, 0, 0, at)
+            directory += head[30:name_end]
+            at = start + storage.nbytes
+        count = len(planned.storages)
+        end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, len(directory), at, 0)
+        work.file.write_at(at, directory + end)
+
+
+class Planned(NamedTuple):
+    """A plan that was carried out, and the storages of each of its files as bytes."""
+
+    plan: Plan
+    contents: list[list[bytes]]
+
+
+class OutputContract:
+    """What `torchzip.convert.outputs.base.Output` promises, shown for one output."""
+
+    @pytest.fixture(autouse=True)
+    def _small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_pieces_small(monkeypatch)
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        """Write a checkpoint with storages of all sizes, ties, views and a plain value."""
+        path = tmp_path / "m.pt"
+        tz.save(tree(2) | {"scalar": np.full((), 7.5), "empty": np.ones((0, 3))}, path)
+        return path
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """Return the arrays of a file by their names, as its readers get them."""
+        with tz.lazy_load(path) as checkpoint:
+            return {name: tensor.numpy() for name, tensor in checkpoint.items()}
+
+    def carry_out(self, source: Path, target: Path, size: int | None = None) -> Planned:
+        """Plan a conversion to float16, which reads nothing, and run it."""
+        with tz.lazy_load(source) as checkpoint:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("torchzip.tensors.storage.SpanStorage.read_into", None)
+                rules = Rules(dtype="float16")
+                plan = make_plan(checkpoint, parse_target(target), rules, max_shard_nbytes=size)
+            run.run(plan)
+            contents = [
+                [bytes(storage.read(0, storage.nbytes)) for storage in file.storages]
+                for file in plan.files
+            ]
+        return Planned(plan, contents)
+
+    def test_suffixes(self, output: type[Output]) -> None:
+        """Each leads to this output and to no other, whatever its case."""
+        assert output.suffixes
+        for suffix in output.suffixes:
+            assert suffix == suffix.lower()
+            assert suffix.startswith(".")
+            assert suffixes().count(suffix) == 1
+            assert output_of(suffix.upper()) is output
+            assert parse_target(f"a{suffix}").output is output
+
+    @pytest.mark.parametrize("size", [None, 20_000])
+    def test_the_plan_knows_every_place(
+        self, output: type[Output], source: Path, tmp_path: Path, size: int | None
+    ) -> None:
+        """Each file has the planned size; each storage is in its place, on its elements."""
+        plan, contents = self.carry_out(source, tmp_path / f"o{output.suffixes[0]}", size)
+        assert (len(plan.files) > 1) == (plan.index is not None) == (size is not None)
+        for file, expected in zip(plan.files, contents, strict=True):
+            data = Path(file.path).read_bytes()
+            assert len(data) == file.nbytes
+            at = 0
+            for storage, start, content in zip(file.storages, file.starts, expected, strict=True):
+                assert start >= at
+                if isinstance(storage, CastStorage):
+                    assert start % DTYPES[storage.target].itemsize == 0
+                assert data[start : start + len(content)] == content
+                at = start + len(content)
+
+    @pytest.mark.parametrize("size", [None, 20_000])
+    def test_every_name_is_somewhere(
+        self, output: type[Output], source: Path, tmp_path: Path, size: int | None
+    ) -> None:
+        """A tensor is read back from the one file that the plan names, or is a tie of one there."""
+        plan, _ = self.carry_out(source, tmp_path / f"o{output.suffixes[0]}", size)
+        found: dict[str, Any] = {}
+        for file in plan.files:
+            made = self.read(Path(file.path))
+            assert not found.keys() & made.keys()
+            assert all(row.file in ("", file.path) for row in plan.tensors if row.name in made)
+            found |= made
+        with tz.lazy_load(source) as checkpoint:
+            assert [row.name for row in plan.tensors] == list(checkpoint)
+            assert bool(plan.tied) != output.has_ties
+            assert found.keys() == checkpoint.keys() - plan.tied.keys()
+            for row in plan.tensors:
+                values = found[plan.tied.get(row.name, row.name)]
+                expected = checkpoint[row.name].numpy()
+                if row.to_dtype == "float16":  # torch rounds to float32 on the way
+                    expected = expected.astype("float32").astype("float16")
+                assert (values.dtype, values.shape) == (expected.dtype, row.shape)
+                assert values.tobytes() == expected.tobytes()
+
+    def test_same_input_same_bytes(
+        self, output: type[Output], source: Path, tmp_path: Path
+    ) -> None:
+        """Once more, by another process, and with no plan from outside."""
+        made = []
+        for number, executor in enumerate((None, None, NeighbourProcess())):
+            (tmp_path / str(number)).mkdir()
+            target = tmp_path / str(number) / f"o{output.suffixes[0]}"
+            report = tz.convert(source, target, executor=executor)
+            assert (report.format, report.files) == (output.format, (str(target),))
+            assert report.nbytes == target.stat().st_size
+            made.append(target.read_bytes())
+        assert made[0] == made[1] == made[2]
+
+    @pytest.mark.parametrize("name", ["base", "layer.3"])
+    def test_damage_of_the_source_shows(
+        self, output: type[Output], tmp_path: Path, name: str
+    ) -> None:
+        """Of large storages and of small ones; nothing is left then."""
+        source = tmp_path / "m.pt"
+        small, large = np.arange(100.0), np.arange(9000.0) + 0.5
+        tz.save({"base": large, "layer.3": small}, source)
+        needle = (large if name == "base" else small)[40:60].tobytes()
+        data = source.read_bytes()
+        assert data.count(needle) == 1
+        source.write_bytes(data.replace(needle, bytes(len(needle))))
+        with pytest.raises(tz.TorchZipError, match="CRC"):
+            tz.convert(source, tmp_path / f"o{output.suffixes[0]}", dtype="float32")
+        assert list(tmp_path.iterdir()) == [source]
+
+    def test_what_is_out_of_range_is_counted(self, output: type[Output], tmp_path: Path) -> None:
+        """By the names of tensors, whatever storages they are in."""
+        tz.save({"a": np.full(5000, 1e9), "b": np.ones(7), "c": np.array([1e9])}, tmp_path / "m.pt")
+        with pytest.warns(UserWarning, match="out of the range"):
+            report = tz.convert(
+                tmp_path / "m.pt", tmp_path / f"o{output.suffixes[0]}", dtype="float16"
+            )
+        assert report.overflowed == {"a": 5000, "c": 1}
+
+
+class TestRegistered(OutputContract):
+    """The outputs of torchzip."""
+
+    @pytest.fixture(params=list(OUTPUTS), ids=lambda output: str(output.format))
+    def output(self, request: pytest.FixtureRequest) -> Any:
+        """Return each of them."""
+        return request.param
+
+
+class TestNpz(OutputContract):
+    """One that is registered here, without a change anywhere else."""
+
+    @pytest.fixture(autouse=True)
+    def output(self) -> Iterator[type[Output]]:
+        """Register it for one test."""
+        OUTPUTS.append(NpzOutput)
+        yield NpzOutput
+        OUTPUTS.remove(NpzOutput)
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """Return what numpy finds."""
+        with np.load(path) as file:
+            return dict(file)
+
+    def test_what_is_lost_is_said(self, source: Path, tmp_path: Path) -> None:
+        """By the report, as for other targets."""
+        report = tz.convert(source, tmp_path / "o.npz", include=["base", "tied"])
+        assert report.lost == ("step",)
+        assert list(self.read(tmp_path / "o.npz")) == ["base"]
+        assert report.tied == {"tied": "base"}
+
+
+def test_npz_is_a_test_only(tmp_path: Path) -> None:
+    """Its suffix is refused outside of these tests."""
+    with pytest.raises(ValueError, match=r"\.npz is not one of"):
+        tz.convert(tmp_path / "m.pt", tmp_path / "o.npz")

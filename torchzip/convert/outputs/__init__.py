@@ -1,0 +1,1 @@
+"""The formats that `convert` writes: one module each, listed in `registry`."""

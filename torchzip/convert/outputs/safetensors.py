@@ -1,0 +1,52 @@
+"""The safetensors format: a header with the names, and the elements of each tensor."""
+
+from __future__ import annotations
+
+import json
+from itertools import accumulate
+
+from torchzip.container.safetensors import ALIASES_KEY, build_header, data_order
+from torchzip.convert.carried import OBJECT_KEY
+from torchzip.convert.outputs.by_name import PlannerByName
+from torchzip.convert.planned import PlannedFile
+from torchzip.convert.work import Work
+
+
+class SafetensorsOutput(PlannerByName):
+    """A header and the elements of each tensor; one tensor of a tie has the data."""
+
+    format = "safetensors"
+    suffixes = (".safetensors",)
+    has_crcs = False
+
+    def one_file(self, path: str) -> PlannedFile:
+        order = sorted(self.storages, key=lambda name: data_order(name, self.dtypes[name]))
+        carried = self.carry(order + sorted(self.aliases))
+        metadata = {} if carried is None else {OBJECT_KEY: carried}
+        return self._with(path, list(self.storages), metadata)
+
+    def shard(self, path: str, names: list[str]) -> PlannedFile:
+        return self._with(path, names, {})
+
+    def _with(self, path: str, names: list[str], metadata: dict[str, str]) -> PlannedFile:
+        metadata |= self.selection.metadata | {"format": "pt"}  # what transformers asks for
+        held = set(names)
+        aliases = {name: holder for name, holder in self.aliases.items() if holder in held}
+        if aliases:
+            metadata[ALIASES_KEY] = json.dumps(aliases, ensure_ascii=False, sort_keys=True)
+        head, order = build_header(
+            ((name, self.dtypes[name], self.tensors[name].shape) for name in names), metadata
+        )
+        sizes = [self.storages[name].nbytes for name in order]
+        *starts, end = accumulate(sizes, initial=len(head))
+        return self.file(path, head, order, starts, end)
+
+    @staticmethod
+    def finish(work: Work) -> None:
+        planned, file = work.planned, work.file
+        file.write_at(0, planned.head)
+        for keys in work.runs():
+            if work.is_small(keys[0]):
+                file.write_at(planned.starts[keys[0]], b"".join(work.contents_of(keys)))
+            else:
+                work.crc_of(keys[0])  # nothing keeps it, but damage of the source shows

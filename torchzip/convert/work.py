@@ -1,0 +1,98 @@
+"""One file of an output while it is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from torchzip.convert.pieces import Piece, Task, Written, contents_of, cut, joined
+from torchzip.convert.planned import PlannedFile
+from torchzip.files.crc import crc32, wrong_crc
+from torchzip.files.new_file import NewFile
+
+#: Smaller storages are written with what is around them.
+_SMALL_NBYTES = 1 << 16
+#: Many small records get their headers at once.
+_BATCH_NBYTES = 4 << 20
+_BATCH_RECORDS = 1 << 12
+#: Pieces of large storages, and what a worker takes at once.
+_PIECE_NBYTES = 32 << 20
+_TASK_NBYTES = 96 << 20
+#: Read at once of what was written.
+_CHECKED_NBYTES = 8 << 20
+
+
+class Work:
+    """One file on its way: its large storages are cut in ``pieces``, whose results it collects."""
+
+    def __init__(
+        self, planned: PlannedFile, file: NewFile, *, with_crc: bool, verify: bool
+    ) -> None:
+        self.planned = planned
+        self.file = file
+        self.pieces: list[Piece] = []
+        self.written: list[Written] = []
+        #: How many elements of a storage their new dtype has no place for, where there are any.
+        self.out_of_range: dict[int, int] = {}
+        self._cuts: dict[int, slice] = {}
+        for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
+            if storage.nbytes > _SMALL_NBYTES:
+                first = len(self.pieces)
+                self.pieces += cut(storage, start, _PIECE_NBYTES, with_crc=with_crc, verify=verify)
+                self._cuts[key] = slice(first, len(self.pieces))
+
+    def is_small(self, key: int) -> bool:
+        """Return whether a storage is no piece, and is written with what is around it."""
+        return key not in self._cuts
+
+    def runs(self) -> Iterator[range]:
+        """Yield all keys in order: one that is cut by itself, small ones together."""
+        storages = self.planned.storages
+        first = nbytes = 0
+        for key in range(len(storages)):
+            is_small = self.is_small(key)
+            if first < key and (
+                not is_small or nbytes >= _BATCH_NBYTES or key - first >= _BATCH_RECORDS
+            ):
+                yield range(first, key)
+                first, nbytes = key, 0
+            nbytes += storages[key].nbytes
+            if not is_small:
+                yield range(key, key + 1)
+                first, nbytes = key + 1, 0
+        if first < len(storages):
+            yield range(first, len(storages))
+
+    def crc_of(self, key: int) -> int:
+        """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
+        cut = self._cuts[key]
+        written = self.written[cut]
+        self.out_of_range[key] = sum(part.out_of_range for part in written)
+        return joined(self.planned.storages[key], self.pieces[cut], written)
+
+    def contents_of(self, keys: range) -> list[bytes]:
+        """Return the bytes of small storages."""
+        contents, counts = contents_of([self.planned.storages[key] for key in keys])
+        self.out_of_range |= {keys[index]: count for index, count in counts.items()}
+        return contents
+
+    def check_copied(self) -> None:
+        """Read what was written of bytes that were copied unread; raise if a CRC does not match."""
+        for key, places in self._cuts.items():
+            expected = self.crc_of(key) if self.pieces[places][0].copied else 0
+            start, storage = self.planned.starts[key], self.planned.storages[key]
+            found = 0
+            for at in range(0, storage.nbytes if expected else 0, _CHECKED_NBYTES):
+                nbytes = min(_CHECKED_NBYTES, storage.nbytes - at)
+                found = crc32(os.pread(self.file.descriptor, nbytes, start + at), found)
+            if found != expected:
+                raise wrong_crc(found, expected, storage.record)
+
+    def tasks(self) -> Iterator[tuple[int, Task]]:
+        """Yield the pieces in tasks for workers, each with the number of its first piece."""
+        first = nbytes = 0
+        for index, piece in enumerate(self.pieces):
+            nbytes += piece.nbytes
+            if nbytes >= _TASK_NBYTES or index + 1 == len(self.pieces):
+                yield first, Task(self.file.temporary, tuple(self.pieces[first : index + 1]))
+                first, nbytes = index + 1, 0
