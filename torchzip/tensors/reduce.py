@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES
 from torchzip.leaf_types import Device, Dtype, Layout, QScheme, Size
-from torchzip.pickling.emitter import Emitter, Writer, get_opcode, put_opcode
+from torchzip.pickling.emitter import Emitter, Writer, get_opcode
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
@@ -120,10 +120,9 @@ class DenseWriter:
 
     def tensor(self, emitter: Emitter, spec: TensorSpec) -> None:
         """Write the reduction of a plain tensor, up to its REDUCE and without its put."""
-        if not self._tensor_fast(emitter, spec):
-            self.function(emitter, spec.torch_dtype)
-            self.arguments(emitter, spec)
-            emitter.write(b"R")
+        self.function(emitter, spec.torch_dtype)
+        self.arguments(emitter, spec)
+        emitter.write(b"R")
 
     def function(self, emitter: Emitter, torch_dtype: str) -> None:
         """Write the name of the function that rebuilds a tensor of this dtype."""
@@ -150,51 +149,6 @@ class DenseWriter:
             emitter.save(metadata)
         emitter.write(b"t")
         emitter.put(None)
-
-    def _tensor_fast(self, emitter: Emitter, spec: TensorSpec) -> bool:
-        """Write a whole tensor as one piece of bytes, if all its names have numbers by now.
-
-        Equal to `function`, `arguments` and REDUCE, byte for byte (a test compares them).
-        """
-        torch_dtype, shape, storage = spec.torch_dtype, spec.shape, spec.storage
-        row = DTYPES[torch_dtype]
-        if (
-            row.storage_class is None or storage.location != "cpu"
-            or spec.requires_grad or spec.conj or spec.neg
-        ):  # fmt: skip
-            return False
-        prefix = self.prefix(emitter, torch_dtype)
-        if prefix is None:
-            return False
-        begin, location, hooks = prefix
-        key = self._keys.key_of(storage)
-        number = emitter.number_of(id(key))
-        if number is not None:
-            middle = get_opcode(number)
-        else:
-            raw = key.encode()
-            middle = b"X%c\0\0\0%b%b" % (len(raw), raw, put_opcode(emitter.count))
-            emitter.number(id(key))
-        at = emitter.count
-        parts = [
-            begin, middle, location, int_opcode(storage.nbytes // row.itemsize),
-            b"t", put_opcode(at), b"Q", int_opcode(spec.storage_offset),
-        ]  # fmt: skip
-        at += 1
-        if shape:
-            parts += [
-                ints_opcodes(shape),
-                put_opcode(at),
-                ints_opcodes(spec.stride),
-                put_opcode(at + 1),
-            ]
-            at += 2
-        else:
-            parts.append(b"))")
-        parts += [b"\x89", hooks, put_opcode(at), b"t", put_opcode(at + 1), b"R"]
-        emitter.count = at + 2
-        emitter.write(b"".join(parts))
-        return True
 
     def prefix(self, emitter: Emitter, torch_dtype: str) -> Prefix | None:
         """Return what tensors of a dtype begin with, once all of it has memo numbers."""
