@@ -1,4 +1,4 @@
-"""The fast way to write a tensor gives the bytes of the slow one."""
+"""The opcodes of dense tensors, storage keys and leaf values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ def write(specs: TensorSpec | list[TensorSpec]) -> tuple[bytes, int]:
     """Return the pickle of one or more tensors, and how many storages have keys."""
     keys = StorageKeys()
     dense = DenseWriter(keys)
-    data = Emitter({**LEAF_WRITERS, TensorSpec: dense.tensor}).dump(specs)
+
+    def tensor(emitter: Emitter, spec: TensorSpec) -> None:
+        dense.tensor(emitter, spec)
+        emitter.put_object(spec)
+
+    data = Emitter({**LEAF_WRITERS, TensorSpec: tensor}).dump(specs)
     return data, len(keys.order)
 
 
