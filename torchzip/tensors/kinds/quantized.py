@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from torchzip.pickling.emitter import Emitter
 
 _REBUILD = ("torch._utils", "_rebuild_qtensor")
+#: The dtype of a tensor of these integers, unless they are packed.
+_OF_INTEGERS = {
+    row.raw: row.name for row in DTYPES.values() if row.kind == "quantized" and row.per_byte == 1
+}
 _PER_CHANNEL = ("per_channel_affine", "per_channel_affine_float_qparams")
 
 
@@ -77,8 +81,7 @@ class QuantizedTensor(OtherTensor):
             object.__setattr__(self, "zero_point", int(self.zero_point))
         if not self.torch_dtype:
             name = dtype_name(self.int_repr)
-            name = {"int8": "qint8", "uint8": "quint8", "int32": "qint32"}.get(name, name)
-            object.__setattr__(self, "torch_dtype", name)
+            object.__setattr__(self, "torch_dtype", _OF_INTEGERS.get(name, name))
         shape: Any = self.shape  # None, if it is that of the integers
         if shape is None:
             shape = bare(self.int_repr).shape
