@@ -124,17 +124,7 @@ QSCHEMES = (
 
 #: Other names for the same dtypes, as torch's users type them.
 ALIASES = {
-    "double": "float64",
-    "float": "float32",
-    "half": "float16",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "fp32": "float32",
-    "fp64": "float64",
-    "long": "int64",
-    "int": "int32",
-    "short": "int16",
-    "cdouble": "complex128",
-    "cfloat": "complex64",
-    "chalf": "complex32",
-}
+    "double": "float64", "float": "float32", "half": "float16", "bf16": "bfloat16",
+    "fp16": "float16", "fp32": "float32", "fp64": "float64", "long": "int64", "int": "int32",
+    "short": "int16", "cdouble": "complex128", "cfloat": "complex64", "chalf": "complex32",
+}  # fmt: skip
