@@ -11,80 +11,91 @@ from typing import NamedTuple
 
 
 class DtypeRow(NamedTuple):
-    """One torch dtype.
-
-    ``numpy`` is the name of the numpy or ml_dtypes type with the same bits, or None. In that
-    case ``raw`` is the numpy type that holds them. ``safetensors`` is the code in that
-    format, ``safetensors_rank`` its rank in the order of the package's output.
-    """
+    """One torch dtype. What a row leaves out is as for a dtype that only torch has."""
 
     name: str
     itemsize: int
+    #: ``float``, ``complex``, ``int``, ``bool``, ``quantized`` or ``other``.
+    kind: str = "other"
     storage_class: str | None = None
+    #: The numpy or ml_dtypes type of the same bits and meaning.
     numpy: str | None = None
-    raw: str = "uint8"
+    #: The code in safetensors, which must also have a place in `SAFETENSORS_ORDER`.
     safetensors: str | None = None
-    safetensors_rank: int = -1
-    kind: str = "other"  # float, complex, int, bool, quantized, other
-    per_byte: int = 1  # the elements of a quantized dtype that share a byte
+    #: The number in the configs of a ``.pt2``; TorchScript has others.
+    pt2: int | None = None
+    #: The numpy type that carries the bits where there is no ``numpy``.
+    raw: str = "uint8"
+    #: Whether conversions cast it and to it. Such a dtype needs a ``numpy`` type, and the tests of
+    #: `tensors.casts` must show that torch's casts give the same bits.
+    castable: bool = False
+    #: The elements that share a byte: torch's shape counts the elements.
+    per_byte: int = 1
+    #: The elements of safetensors in one of torch's: the last axis there is so many times longer.
+    safetensors_per_element: int = 1
+    #: What TorchScript calls the storage class, up to its ending, if not by its name in torch.
+    script_name: str | None = None
+    #: Whether it has no signs: it is of the scales of codes, and never of the codes.
+    is_scale: bool = False
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether numpy can calculate with its elements."""
+        return self.castable or self.kind in ("int", "bool", "complex")
+
+    @property
+    def safetensors_rank(self) -> int:
+        """The place in the order of the safetensors package's output, -1 without a code."""
+        return -1 if self.safetensors is None else SAFETENSORS_ORDER.index(self.safetensors)
 
 
 #: The package writes tensors by descending rank of their dtype, then by name
 #: (safetensors 0.8; the order of its enum).
-_SAFETENSORS_ORDER = (
+SAFETENSORS_ORDER = (
     "BOOL F4 U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ "
     "I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64"
 ).split()
 
-
-def _row(
-    name: str,
-    itemsize: int,
-    storage_class: str | None,
-    numpy: str | None,
-    safetensors: str | None,
-    kind: str,
-    raw: str = "uint8",
-    per_byte: int = 1,
-) -> DtypeRow:
-    rank = _SAFETENSORS_ORDER.index(safetensors) if safetensors else -1
-    return DtypeRow(name, itemsize, storage_class, numpy, raw, safetensors, rank, kind, per_byte)
-
-
+_row = DtypeRow
 _ROWS = [
-    _row("float64", 8, "DoubleStorage", "float64", "F64", "float"),
-    _row("float32", 4, "FloatStorage", "float32", "F32", "float"),
-    _row("float16", 2, "HalfStorage", "float16", "F16", "float"),
-    _row("bfloat16", 2, "BFloat16Storage", "bfloat16", "BF16", "float"),
-    _row("int64", 8, "LongStorage", "int64", "I64", "int"),
-    _row("int32", 4, "IntStorage", "int32", "I32", "int"),
-    _row("int16", 2, "ShortStorage", "int16", "I16", "int"),
-    _row("int8", 1, "CharStorage", "int8", "I8", "int"),
-    _row("uint8", 1, "ByteStorage", "uint8", "U8", "int"),
-    _row("bool", 1, "BoolStorage", "bool", "BOOL", "bool"),
-    _row("complex128", 16, "ComplexDoubleStorage", "complex128", None, "complex"),
-    _row("complex64", 8, "ComplexFloatStorage", "complex64", "C64", "complex"),
-    _row("quint8", 1, "QUInt8Storage", None, None, "quantized"),
-    _row("qint8", 1, "QInt8Storage", None, None, "quantized", raw="int8"),
-    _row("qint32", 4, "QInt32Storage", None, None, "quantized", raw="int32"),
-    _row("quint4x2", 1, "QUInt4x2Storage", None, None, "quantized", per_byte=2),
-    _row("quint2x4", 1, "QUInt2x4Storage", None, None, "quantized", per_byte=4),
-    _row("uint16", 2, None, "uint16", "U16", "int"),
-    _row("uint32", 4, None, "uint32", "U32", "int"),
-    _row("uint64", 8, None, "uint64", "U64", "int"),
-    _row("complex32", 4, None, "complex32", None, "complex", raw="uint32"),  # in ml_dtypes 0.6
-    _row("float8_e4m3fn", 1, None, "float8_e4m3fn", "F8_E4M3", "float"),
-    _row("float8_e4m3fnuz", 1, None, "float8_e4m3fnuz", "F8_E4M3FNUZ", "float"),
-    _row("float8_e5m2", 1, None, "float8_e5m2", "F8_E5M2", "float"),
-    _row("float8_e5m2fnuz", 1, None, "float8_e5m2fnuz", "F8_E5M2FNUZ", "float"),
-    _row("float8_e8m0fnu", 1, None, "float8_e8m0fnu", "F8_E8M0", "float"),
-    _row("float4_e2m1fn_x2", 1, None, None, "F4", "other"),
-    _row("bits8", 1, None, None, None, "other"),
-    _row("bits1x8", 1, None, None, None, "other"),
-    _row("bits2x4", 1, None, None, None, "other"),
-    _row("bits4x2", 1, None, None, None, "other"),
-    _row("bits16", 2, None, None, None, "other", raw="uint16"),
-]
+    _row("float64", 8, "float", "DoubleStorage", "float64", "F64", 8, castable=True),
+    _row("float32", 4, "float", "FloatStorage", "float32", "F32", 7, castable=True),
+    _row("float16", 2, "float", "HalfStorage", "float16", "F16", 6, castable=True),
+    _row("bfloat16", 2, "float", "BFloat16Storage", "bfloat16", "BF16", 13, castable=True),
+    _row("int64", 8, "int", "LongStorage", "int64", "I64", 5),
+    _row("int32", 4, "int", "IntStorage", "int32", "I32", 4),
+    _row("int16", 2, "int", "ShortStorage", "int16", "I16", 3),
+    _row("int8", 1, "int", "CharStorage", "int8", "I8", 2),
+    _row("uint8", 1, "int", "ByteStorage", "uint8", "U8", 1),
+    _row("bool", 1, "bool", "BoolStorage", "bool", "BOOL", 12),
+    _row("complex128", 16, "complex", "ComplexDoubleStorage", "complex128", None, 11),
+    _row("complex64", 8, "complex", "ComplexFloatStorage", "complex64", "C64", 10),
+    _row("quint8", 1, "quantized", "QUInt8Storage"),
+    _row("qint8", 1, "quantized", "QInt8Storage", raw="int8"),
+    _row("qint32", 4, "quantized", "QInt32Storage", raw="int32"),
+    _row("quint4x2", 1, "quantized", "QUInt4x2Storage", per_byte=2),
+    _row("quint2x4", 1, "quantized", "QUInt2x4Storage", per_byte=4),
+    _row("uint16", 2, "int", None, "uint16", "U16", 28),
+    _row("uint32", 4, "int", None, "uint32", "U32", 34),
+    _row("uint64", 8, "int", None, "uint64", "U64", 35),
+    _row(  # ml_dtypes has it from 0.6
+        "complex32", 4, "complex", None, "complex32", None, 9, "uint32", script_name="ComplexHalf"
+    ),
+    _row("float8_e4m3fn", 1, "float", None, "float8_e4m3fn", "F8_E4M3", 29, castable=True),
+    _row("float8_e4m3fnuz", 1, "float", None, "float8_e4m3fnuz", "F8_E4M3FNUZ", 31, castable=True),
+    _row("float8_e5m2", 1, "float", None, "float8_e5m2", "F8_E5M2", 30, castable=True),
+    _row("float8_e5m2fnuz", 1, "float", None, "float8_e5m2fnuz", "F8_E5M2FNUZ", 32, castable=True),
+    _row(
+        "float8_e8m0fnu", 1, "float", None, "float8_e8m0fnu", "F8_E8M0", 33,
+        castable=True, is_scale=True,
+    ),
+    _row("float4_e2m1fn_x2", 1, safetensors="F4", safetensors_per_element=2),
+    _row("bits8", 1),
+    _row("bits1x8", 1),
+    _row("bits2x4", 1),
+    _row("bits4x2", 1),
+    _row("bits16", 2, raw="uint16"),
+]  # fmt: skip
 
 #: By torch's name: ``DTYPES["bfloat16"].itemsize``.
 DTYPES: dict[str, DtypeRow] = {row.name: row for row in _ROWS}
@@ -99,6 +110,9 @@ SAFETENSORS: dict[str, DtypeRow] = {
     row.safetensors: row for row in _ROWS if row.safetensors is not None
 }
 
+#: By the number in the configs of a ``.pt2``: ``PT2[13].name``.
+PT2: dict[int, DtypeRow] = {row.pt2: row for row in _ROWS if row.pt2 is not None}
+
 #: Dtypes that exist by name only: no tensor in a file can have them.
 NAME_ONLY = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
 
@@ -110,17 +124,7 @@ QSCHEMES = (
 
 #: Aliases of these dtypes that users may type.
 ALIASES = {
-    "double": "float64",
-    "float": "float32",
-    "half": "float16",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "fp32": "float32",
-    "fp64": "float64",
-    "long": "int64",
-    "int": "int32",
-    "short": "int16",
-    "cdouble": "complex128",
-    "cfloat": "complex64",
-    "chalf": "complex32",
-}
+    "double": "float64", "float": "float32", "half": "float16", "bf16": "bfloat16",
+    "fp16": "float16", "fp32": "float32", "fp64": "float64", "long": "int64", "int": "int32",
+    "short": "int16", "cdouble": "complex128", "cfloat": "complex64", "chalf": "complex32",
+}  # fmt: skip

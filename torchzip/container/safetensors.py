@@ -67,9 +67,8 @@ class TensorEntry:
 
 def header_shape(torch_dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape that the header has: float4 counts its halves, torch their pairs."""
-    if torch_dtype == "float4_e2m1fn_x2" and shape:
-        return (*shape[:-1], shape[-1] * 2)
-    return shape
+    times = DTYPES[torch_dtype].safetensors_per_element
+    return (*shape[:-1], shape[-1] * times) if times > 1 and shape else shape
 
 
 def data_order(name: str, torch_dtype: str) -> tuple[int, bytes]:
@@ -91,8 +90,9 @@ def build_header(
     """
     rows = []
     for name, torch_dtype, shape in tensors:
-        code = DTYPES[torch_dtype].safetensors
-        if code is None or (torch_dtype == "float4_e2m1fn_x2" and not shape):
+        row = DTYPES[torch_dtype]
+        code = row.safetensors
+        if code is None or (row.safetensors_per_element > 1 and not shape):
             raise UnsupportedError(
                 f"{name}: safetensors has no dtype for torch.{torch_dtype}; exclude the tensor, "
                 "give it another dtype, or write a .pt"
@@ -342,13 +342,14 @@ def parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
         raise UnsupportedError(
             f"{shown(name)} has dtype {shown(code)}, which torch has not", path=path
         )
-    if code == "F4":
-        if not shape or shape[-1] % 2:
+    times = dtype.safetensors_per_element
+    if times > 1:
+        if not shape or shape[-1] % times:
             raise UnsupportedError(
                 f"{shown(name)} has shape {shape} of 4-bit values; an even last size was expected",
                 path=path,
             )
-        shape = [*shape[:-1], shape[-1] // 2]
+        shape = [*shape[:-1], shape[-1] // times]
     nbytes = math.prod(shape) * dtype.itemsize
     if not nbytes and math.prod(shape[: shape.index(0)]) >= 1 << 64:
         raise broken(f"{shown(name)} has shape {shown(shape)}, whose product passes 2**64")

@@ -93,8 +93,8 @@ def _module(name: str) -> str:
 
 
 def _is_float8(torch_dtype: str) -> bool:
-    # float8_e8m0fnu is the dtype of scales.
-    return torch_dtype.startswith("float8_") and torch_dtype != "float8_e8m0fnu"
+    row = DTYPES[torch_dtype]
+    return row.kind == "float" and row.itemsize == 1 and not row.is_scale
 
 
 def _may_be_codes(torch_dtype: str) -> bool:

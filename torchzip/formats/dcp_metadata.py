@@ -38,7 +38,7 @@ from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import Name, Table
 from torchzip.tensors.rebuild import make_layout
-from torchzip.tensors.specs import wrong_dtype, wrong_requires_grad
+from torchzip.tensors.specs import check_requires_grad, wrong_dtype
 from torchzip.types import Dtype, ForeignObject, Layout, Size
 
 _MODULE = "torch.distributed.checkpoint.metadata"
@@ -292,8 +292,7 @@ class _Reader:
             raise UnsupportedError(
                 f"{called}: tensors of layout {layout.name[:40]} are not read yet"
             )
-        if type(requires_grad) is not bool:
-            raise wrong_requires_grad(called, requires_grad)
+        check_requires_grad(called, requires_grad)
         size, chunks = state.get("size"), state.get("chunks")
         if type(size) is not Size or type(chunks) is not list:
             raise PickleError(

@@ -29,7 +29,7 @@ import numpy as np
 
 from torchzip.container.json_objects import parse_object
 from torchzip.container.zip_reader import ZipReader
-from torchzip.dtypes import DTYPES
+from torchzip.dtypes import PT2
 from torchzip.errors import (
     ArchiveError,
     ErrorPlace,
@@ -55,13 +55,6 @@ from torchzip.tensors.script import ScriptRebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
 
-#: The numbers of dtypes in a config; TorchScript has others.
-_DTYPES = {
-    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32",
-    8: "float64", 9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16",
-    28: "uint16", 29: "float8_e4m3fn", 30: "float8_e5m2", 31: "float8_e4m3fnuz",
-    32: "float8_e5m2fnuz", 33: "float8_e8m0fnu", 34: "uint32", 35: "uint64",
-}  # fmt: skip
 _STRIDED = 7
 #: How records begin that are pickles of Python, outside of any archive.
 _OPAQUE = "opaque_obj_"
@@ -346,9 +339,9 @@ class _Payloads:
 
     def _tensor(self, record: str, meta: _Fields, is_param: bool) -> Any:
         number = meta.number("dtype")
-        torch_dtype = _DTYPES.get(number)
-        if torch_dtype is None:
+        if number not in PT2:
             raise UnsupportedError(f"{meta.name}: dtype number {number}, which torch 2.13 has not")
+        torch_dtype, itemsize = PT2[number][:2]
         layout = meta.number("layout")
         if layout != _STRIDED:
             raise UnsupportedError(
@@ -357,7 +350,6 @@ class _Payloads:
         shape, stride = meta.numbers("sizes"), meta.numbers("strides")
         offset = meta.symbolic("storage_offset")
         requires_grad = meta.flag("requires_grad")
-        itemsize = DTYPES[torch_dtype].itemsize
         self._archive.note_payload(record)
         nbytes = self._archive.size_of(record)
         if not nbytes and 0 not in shape:

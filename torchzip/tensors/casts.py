@@ -35,7 +35,7 @@ _FEW = 1 << 14
 
 def is_castable(torch_dtype: str) -> bool:
     """Return whether a dtype is one of those that a conversion changes: the floating ones."""
-    return DTYPES[torch_dtype].kind == "float"
+    return DTYPES[torch_dtype].castable
 
 
 class Cast:

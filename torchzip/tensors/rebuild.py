@@ -24,15 +24,7 @@ from torchzip.errors import (
     shown,
     wrong_arguments,
 )
-from torchzip.leaf_types import (
-    Device,
-    Dtype,
-    ForeignObject,
-    Layout,
-    Parameter,
-    QScheme,
-    Size,
-)
+from torchzip.leaf_types import Device, Dtype, ForeignObject, Layout, Parameter, QScheme, Size
 from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Keep, Name, Table
@@ -47,10 +39,10 @@ from torchzip.tensors.record_runs import RunReader, TensorLayout
 from torchzip.tensors.specs import (
     TensorSpec,
     check_hooks,
+    check_requires_grad,
     check_spec,
     span_of,
     wrong_dtype,
-    wrong_requires_grad,
 )
 from torchzip.tensors.storage import Measure, MeasuredStorage
 
@@ -110,7 +102,7 @@ class Rebuilder:
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
             ("torch._utils", "_rebuild_tensor_v3"): self._tensor_v3,
         }
-        self._parts = PartReader(self._untagged, factory.is_tensor)
+        self._parts = PartReader(self._tensor_v1, factory.is_tensor)
         self._kinds: dict[Name, Callable[[Args], Any]] = {
             name: partial(self._other, rebuild)
             for kind in (sparse, quantized, nested, meta)
@@ -207,8 +199,7 @@ class Rebuilder:
         if made.name == "Parameter":
             return self._parameter_of(data, requires_grad, hooks, None)
         check_hooks(hooks)
-        if type(requires_grad) is not bool:
-            raise wrong_requires_grad("a tensor", requires_grad)
+        check_requires_grad("a tensor", requires_grad)
         data = self._wrapped(data, "a Variable")
         spec = self._factory.spec_of(data)
         if spec is None:
@@ -237,8 +228,7 @@ class Rebuilder:
             raise wrong_dtype("a device tensor", dtype)
         if type(device) is not str:
             raise TensorError(f"the device of a tensor is {shown(device)}; a string was expected")
-        if type(requires_grad) is not bool:
-            raise wrong_requires_grad("a device tensor", requires_grad)
+        check_requires_grad("a device tensor", requires_grad)
         made = self._factory.on_device(data, dtype.name, device, requires_grad)
         if made is None:
             raise TensorError(
@@ -269,8 +259,7 @@ class Rebuilder:
     ) -> Any:
         if type(bare) is not BareStorage:
             raise TensorError(f"a tensor has {shown(bare)} for its storage; a storage was expected")
-        if type(requires_grad) is not bool:
-            raise wrong_requires_grad("a tensor", requires_grad)
+        check_requires_grad("a tensor", requires_grad)
         storage = bare.storage
         if bare.first:
             if type(offset) is not int:
@@ -354,8 +343,7 @@ class Rebuilder:
 
     def _parameter_of(self, data: Any, requires_grad: Any, hooks: Any, state: Any) -> Any:
         check_hooks(hooks)
-        if type(requires_grad) is not bool:
-            raise wrong_requires_grad("a tensor", requires_grad)
+        check_requires_grad("a tensor", requires_grad)
         return self._factory.parameter(self._wrapped(data, "a Parameter"), requires_grad, state)
 
     def _wrapped(self, data: Any, what: str) -> Any:
@@ -398,10 +386,6 @@ class Rebuilder:
         tensor = rebuild(args, self._parts)
         tensor.check()
         return self._factory.other(tensor)
-
-    def _untagged(self, bare: Any, offset: Any, size: Any, stride: Any) -> Any:
-        """Return a dense tensor of the storage's dtype."""
-        return self._tensor(bare, None, offset, size, stride, False, None)
 
     # -- containers with keys ----------------------------------------------------------------
 

@@ -93,9 +93,8 @@ def storage_class(row: DtypeRow) -> str:
     """
     if row.storage_class is not None:
         return row.storage_class
-    if row.name == "complex32":
-        return "ComplexHalfStorage"
-    return (row.name[0].upper() + row.name[1:]).replace("Uint", "UInt") + "Storage"
+    name = row.script_name or (row.name[0].upper() + row.name[1:]).replace("Uint", "UInt")
+    return f"{name}Storage"
 
 
 def _typed_list(name: str) -> Callable[[Args], Any]:

@@ -15,13 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import (
-    MAX_NDIM,
-    TensorError,
-    UnsupportedError,
-    shown,
-    too_many_dimensions,
-)
+from torchzip.errors import MAX_NDIM, TensorError, UnsupportedError, shown, too_many_dimensions
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import is_number
 from torchzip.tensors.numpy_dtypes import numpy_dtype
@@ -177,9 +171,10 @@ def check_spec(spec: TensorSpec) -> TensorSpec:
     return spec
 
 
-def wrong_requires_grad(what: str, value: Any) -> TensorError:
-    """Return the error of a tensor whose requires_grad is no bool."""
-    return TensorError(f"requires_grad of {what} is {shown(value)}; True or False was expected")
+def check_requires_grad(what: str, value: Any) -> None:
+    """Raise TensorError unless the requires_grad of a tensor is a bool."""
+    if type(value) is not bool:
+        raise TensorError(f"requires_grad of {what} is {shown(value)}; True or False was expected")
 
 
 def wrong_dtype(what: str, value: Any) -> TensorError:

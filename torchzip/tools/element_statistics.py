@@ -97,7 +97,7 @@ def statistics(tensor: Any, *, bins: int = 64, work: Work | None = None) -> Stat
         raise UnsupportedError(f"torch has no dtype for an array of {np.asarray(tensor).dtype}")
     spec = lazy.spec
     kind = DTYPES[spec.torch_dtype].kind
-    if kind not in ("float", "int", "bool", "complex"):
+    if not DTYPES[spec.torch_dtype].has_numbers:
         raise UnsupportedError(f"numpy has no numbers of dtype {spec.torch_dtype}")
     once = _in_order_of_file(spec)
     blocks = _Blocks(once, work or Work(spec.storage.nbytes))

@@ -9,7 +9,7 @@ shorter ones of older files and the flat ones of TorchScript archives (section 1
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -19,7 +19,7 @@ from torchzip.leaf_types import ForeignObject, TypedArray
 from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.checked import Checked
 from torchzip.tensors.kinds.parts import bare, is_part
-from torchzip.tensors.specs import TensorSpec, wrong_requires_grad
+from torchzip.tensors.specs import TensorSpec, check_requires_grad
 
 if TYPE_CHECKING:  # a program that only reads needs nothing that writes
     from torchzip.pickling.emitter import Emitter
@@ -47,6 +47,8 @@ class OtherTensor:
 
     #: The fields that hold tensors, in torch's order.
     PARTS: ClassVar[tuple[str, ...]] = ()
+    #: The function of torch that makes it of the arguments that are written.
+    REBUILT_BY: ClassVar[Name]
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
@@ -99,8 +101,7 @@ class OtherTensor:
 
         Reads nothing: it is what a lazy checkpoint can know.
         """
-        if type(self.requires_grad) is not bool:
-            raise wrong_requires_grad("a tensor", self.requires_grad)
+        check_requires_grad("a tensor", self.requires_grad)
         self._check()
 
     def check_values(self, checked: Checked | None = None) -> None:
@@ -158,7 +159,7 @@ class OtherTensor:
 
     def _torch_names(self) -> tuple[Name, ForeignObject | None]:
         """Return what makes it of its arguments, and the class if torch has one for the kind."""
-        raise NotImplementedError
+        return self.REBUILT_BY, None
 
     def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
         """Write the argument tuple; return the attributes that are to be written after it."""
@@ -184,26 +185,25 @@ class OtherTensor:
         return f"{type(self).__name__}({self._describe()}{extra})"
 
 
+@dataclass(frozen=True, slots=True)
 class PartReader:
     """What the functions that rebuild a tensor need of the file that it is in.
 
-    ``dense(storage, offset, size, stride)`` returns a checked dense tensor, ``is_tensor`` whether
-    a value is a dense tensor.
+    ``dense`` returns a checked dense tensor of a tuple (storage, offset, size, stride), and
+    ``is_tensor`` whether a value is a dense tensor.
     """
 
-    def __init__(
-        self, dense: Callable[[Any, Any, Any, Any], Any], is_tensor: Callable[[Any], bool]
-    ) -> None:
-        self.dense = dense
-        self._is_tensor = is_tensor
+    dense: Callable[[Args], Any]
+    is_tensor: Callable[[Any], bool]
 
     def part(self, value: Any, what: str) -> Any:
         """Return a value that is a dense tensor, else raise TensorError."""
-        if not self._is_tensor(value):
+        if not self.is_tensor(value):
             raise TensorError(f"{what} of a tensor are {shown(value)}; a dense tensor was expected")
         return value
 
 
+@dataclass(frozen=True, slots=True)
 class PartWriter:
     """Writes what a tensor is made of.
 
@@ -211,16 +211,10 @@ class PartWriter:
     integers of a quantized tensor.
     """
 
-    def __init__(
-        self,
-        dense: DenseWriter,
-        spec_of: Callable[[Emitter, Any], TensorSpec],
-        integers_of: Callable[[Emitter, Any], TensorSpec],
-    ) -> None:
-        self.dense = dense
-        self.integers_of = integers_of
-        self.checked = Checked()
-        self._spec_of = spec_of
+    dense: DenseWriter
+    spec_of: Callable[[Emitter, Any], TensorSpec]
+    integers_of: Callable[[Emitter, Any], TensorSpec]
+    checked: Checked = field(default_factory=Checked)
 
     def part(self, emitter: Emitter, part: Any) -> None:
         """Write a dense tensor inside another.
@@ -229,7 +223,7 @@ class PartWriter:
         A LazyTensor is one object wherever its file had one.
         """
         if isinstance(part, np.ndarray | TypedArray):
-            self.dense.tensor(emitter, self._spec_of(emitter, part))
+            self.dense.tensor(emitter, self.spec_of(emitter, part))
             emitter.put(None)
         else:
             emitter.save(part)

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torchzip.dtypes import DTYPES, NAME_ONLY
 from torchzip.errors import PickleError, TensorError, shown
-from torchzip.leaf_types import Dtype, ForeignObject
+from torchzip.leaf_types import Dtype
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import Args, OtherTensor, PartReader, PartWriter, Rebuild
+from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter, Rebuild
 from torchzip.tensors.kinds.parts import MAX, check_sizes, sizes_of
 from torchzip.tensors.specs import contiguous_stride, wrong_dtype
 
 if TYPE_CHECKING:
     from torchzip.pickling.emitter import Emitter
-
-_REBUILD = ("torch._utils", "_rebuild_meta_tensor_no_storage")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -33,15 +31,14 @@ class MetaTensor(OtherTensor):
     stride: tuple[int, ...] = None  # type: ignore[assignment]
     requires_grad: bool = False
 
+    REBUILT_BY = ("torch._utils", "_rebuild_meta_tensor_no_storage")
+    kind = "meta"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         stride: Any = self.stride  # None: that of a contiguous tensor
         stride = contiguous_stride(self.shape) if stride is None else tuple(stride)
         object.__setattr__(self, "stride", stride)
-
-    @property
-    def kind(self) -> str:
-        return "meta"
 
     def _check(self) -> None:
         if self.torch_dtype not in DTYPES and self.torch_dtype not in NAME_ONLY:
@@ -60,15 +57,12 @@ class MetaTensor(OtherTensor):
                 f"a meta tensor of size {list(self.shape)} has 2**63 elements or more"
             )
 
-    def _torch_names(self) -> tuple[Name, ForeignObject | None]:
-        return _REBUILD, None
-
     def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
         emitter.save((Dtype(self.torch_dtype), (*self.shape,), (*self.stride,), requires_grad))
         return self.attributes
 
 
-def _rebuild(args: Args, parts: PartReader) -> MetaTensor:
+def _rebuild(args: tuple[Any, ...], parts: PartReader) -> MetaTensor:
     if len(args) != 4:
         raise PickleError(f"_rebuild_meta_tensor_no_storage takes 4 arguments, not {len(args)}")
     dtype, size, stride, requires_grad = args
@@ -77,4 +71,4 @@ def _rebuild(args: Args, parts: PartReader) -> MetaTensor:
     return MetaTensor(dtype.name, sizes_of(size), sizes_of(stride), requires_grad)
 
 
-REBUILDS: dict[Name, Rebuild] = {_REBUILD: _rebuild}
+REBUILDS: dict[Name, Rebuild] = {MetaTensor.REBUILT_BY: _rebuild}

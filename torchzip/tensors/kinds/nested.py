@@ -18,14 +18,7 @@ from torchzip.errors import (
 )
 from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import (
-    PLAIN_CLASS,
-    Args,
-    OtherTensor,
-    PartReader,
-    PartWriter,
-    Rebuild,
-)
+from torchzip.tensors.kinds.base import PLAIN_CLASS, OtherTensor, PartReader, PartWriter, Rebuild
 from torchzip.tensors.kinds.checked import Checked, ends, outside, steps
 from torchzip.tensors.kinds.parts import (
     Array,
@@ -43,7 +36,6 @@ if TYPE_CHECKING:
 
 NJT = "torch.nested._internal.nested_tensor"
 _CLASS = ForeignObject(NJT, "NestedTensor")
-_REBUILD = ("torch._utils", "_rebuild_nested_tensor")
 _REBUILD_JAGGED = (NJT, "_rebuild_njt")
 
 # Names of attributes, which CPython interns: a user's literals are these objects, as in torch.
@@ -79,6 +71,7 @@ class NestedTensor(OtherTensor):
     requires_grad: bool = field(default=False, kw_only=True)
     constructor: Any = field(default=None, kw_only=True)
 
+    REBUILT_BY = ("torch._utils", "_rebuild_nested_tensor")
     PARTS = ("values", "sizes", "strides", "offsets", "lengths")
 
     def __post_init__(self) -> None:
@@ -232,7 +225,7 @@ class NestedTensor(OtherTensor):
             )
 
     def _torch_names(self) -> tuple[Name, ForeignObject | None]:
-        return (_REBUILD_JAGGED, _CLASS) if self.layout == "jagged" else (_REBUILD, None)
+        return (_REBUILD_JAGGED, _CLASS) if self.layout == "jagged" else (self.REBUILT_BY, None)
 
     def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
         if self.layout == "jagged":
@@ -301,7 +294,7 @@ def _furthest_end(offsets: Array, lengths: Array) -> tuple[int, ...]:
     return (int((starts.astype(np.int64) + lengths).max()),)
 
 
-def _rebuild(args: Args, parts: PartReader) -> NestedTensor:
+def _rebuild(args: tuple[Any, ...], parts: PartReader) -> NestedTensor:
     if len(args) != 4:
         raise PickleError(f"_rebuild_nested_tensor takes 4 arguments, not {len(args)}")
     values, sizes, strides, offsets = (
@@ -311,7 +304,7 @@ def _rebuild(args: Args, parts: PartReader) -> NestedTensor:
     return NestedTensor("strided", values, offsets, sizes=sizes, strides=strides)
 
 
-def _rebuild_jagged(args: Args, parts: PartReader) -> NestedTensor:
+def _rebuild_jagged(args: tuple[Any, ...], parts: PartReader) -> NestedTensor:
     if len(args) != 1 or type(args[0]) is not dict:
         raise wrong_arguments("_rebuild_njt", "one dict", args)
     given = args[0]
@@ -331,17 +324,18 @@ def _rebuild_jagged(args: Args, parts: PartReader) -> NestedTensor:
     )
 
 
-REBUILDS: dict[Name, Rebuild] = {_REBUILD: _rebuild, _REBUILD_JAGGED: _rebuild_jagged}
+REBUILDS: dict[Name, Rebuild] = {
+    NestedTensor.REBUILT_BY: _rebuild,
+    _REBUILD_JAGGED: _rebuild_jagged,
+}
 
 
+@dataclass(slots=True, eq=False)
 class MarkedValues:
     """The values of a jagged nested tensor, with the attribute that torch's constructor sets."""
 
-    __slots__ = ("attributes", "values")
-
-    def __init__(self, values: Any, attributes: dict[str, Any]) -> None:
-        self.values = values
-        self.attributes = attributes
+    values: Any
+    attributes: dict[str, Any]
 
     def spec(self, spec: TensorSpec) -> TensorSpec:
         """Return the spec of the values as that of a tensor with the attribute."""

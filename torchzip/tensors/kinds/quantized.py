@@ -16,9 +16,9 @@ import numpy as np
 
 from torchzip.dtypes import DTYPES, DtypeRow
 from torchzip.errors import EnoughMemory, PickleError, TensorError, UnsupportedError, shown
-from torchzip.leaf_types import ForeignObject, QScheme
+from torchzip.leaf_types import QScheme
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import Args, OtherTensor, PartReader, PartWriter, Rebuild
+from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter, Rebuild
 from torchzip.tensors.kinds.checked import Checked
 from torchzip.tensors.kinds.parts import (
     MAX,
@@ -37,7 +37,10 @@ from torchzip.tensors.specs import check_hooks, contiguous_stride, is_contiguous
 if TYPE_CHECKING:
     from torchzip.pickling.emitter import Emitter
 
-_REBUILD = ("torch._utils", "_rebuild_qtensor")
+#: The dtype of a tensor of these integers, unless they are packed.
+_OF_INTEGERS = {
+    row.raw: row.name for row in DTYPES.values() if row.kind == "quantized" and row.per_byte == 1
+}
 _PER_CHANNEL = ("per_channel_affine", "per_channel_affine_float_qparams")
 
 
@@ -69,6 +72,8 @@ class QuantizedTensor(OtherTensor):
     shape: tuple[int, ...] = field(default=None, kw_only=True)  # type: ignore[arg-type]
 
     PARTS = ("int_repr", "scale", "zero_point")
+    REBUILT_BY = ("torch._utils", "_rebuild_qtensor")
+    kind = "quantized"
 
     def __post_init__(self) -> None:
         self._check_parts("int_repr")
@@ -77,8 +82,7 @@ class QuantizedTensor(OtherTensor):
             object.__setattr__(self, "zero_point", int(self.zero_point))
         if not self.torch_dtype:
             name = dtype_name(self.int_repr)
-            name = {"int8": "qint8", "uint8": "quint8", "int32": "qint32"}.get(name, name)
-            object.__setattr__(self, "torch_dtype", name)
+            object.__setattr__(self, "torch_dtype", _OF_INTEGERS.get(name, name))
         shape: Any = self.shape  # None: that of the integers
         if shape is None:
             shape = bare(self.int_repr).shape
@@ -92,10 +96,6 @@ class QuantizedTensor(OtherTensor):
         listed = isinstance(self.zero_point, list)
         floats = not listed and dtype_name(self.zero_point).startswith("float")
         return "per_channel_affine_float_qparams" if floats else "per_channel_affine"
-
-    @property
-    def kind(self) -> str:
-        return "quantized"
 
     @EnoughMemory()
     def dequantize(self) -> Array:
@@ -174,10 +174,9 @@ class QuantizedTensor(OtherTensor):
                 f"{list(shape)}"
             )
         if self.axis is None:
-            if type(self.scale) is not float or type(self.zero_point) is not int:
-                raise _wrong_scale(self.scale, self.zero_point)
-            if not -MAX <= self.zero_point < MAX:
-                raise _wrong_scale(self.scale, self.zero_point)
+            scale, zero_point = self.scale, self.zero_point
+            if not (type(scale) is float and type(zero_point) is int and -MAX <= zero_point < MAX):
+                raise _wrong_scale(scale, zero_point)
             return
         axis = self.axis
         if type(axis) is not int or not 0 <= axis < len(self.shape):
@@ -213,9 +212,6 @@ class QuantizedTensor(OtherTensor):
             for numbers, kinds in ((self.scale, (int, float)), (self.zero_point, (int,))):
                 if type(numbers) is list:
                     _check_list(numbers, kinds, checked)
-
-    def _torch_names(self) -> tuple[Name, ForeignObject | None]:
-        return _REBUILD, None
 
     def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
         from torchzip.tensors.reduce import empty_ordered_dict
@@ -279,7 +275,7 @@ def _wrong_scale(scale: Any, zero_point: Any) -> TensorError:
     )
 
 
-def _rebuild(args: Args, parts: PartReader) -> QuantizedTensor:
+def _rebuild(args: tuple[Any, ...], parts: PartReader) -> QuantizedTensor:
     if len(args) != 7:
         raise PickleError(f"_rebuild_qtensor takes 7 arguments, not {len(args)}")
     storage, offset, size, stride, params, requires_grad, hooks = args
@@ -299,7 +295,7 @@ def _rebuild(args: Args, parts: PartReader) -> QuantizedTensor:
             raise TensorError(f"a {torch_dtype} tensor of size {list(shape)} is not contiguous")
         size, stride = (_packed_nbytes(row, shape),), (1,)
     return QuantizedTensor(
-        bare(parts.dense(storage, offset, size, stride)),
+        bare(parts.dense((storage, offset, size, stride))),
         scale, zero_point, axis,
         torch_dtype=torch_dtype, shape=shape, requires_grad=requires_grad,
     )  # fmt: skip
@@ -333,4 +329,4 @@ def _params(params: Any, parts: PartReader) -> tuple[Any, Any, int | None]:
     return parts.part(scales, "scales"), parts.part(zero_points, "zero points"), axis
 
 
-REBUILDS: dict[Name, Rebuild] = {_REBUILD: _rebuild}
+REBUILDS: dict[Name, Rebuild] = {QuantizedTensor.REBUILT_BY: _rebuild}

@@ -23,9 +23,9 @@ from torchzip.errors import (
     shown,
     wrong_arguments,
 )
-from torchzip.leaf_types import ForeignObject, Layout, Size
+from torchzip.leaf_types import Layout, Size
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import Args, OtherTensor, PartReader, PartWriter, Rebuild
+from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter, Rebuild
 from torchzip.tensors.kinds.checked import Checked, ends, outside, steps
 from torchzip.tensors.kinds.parts import (
     Array,
@@ -43,14 +43,11 @@ from torchzip.tensors.specs import check_hooks
 if TYPE_CHECKING:
     from torchzip.pickling.emitter import Emitter
 
-_REBUILD = ("torch._utils", "_rebuild_sparse_tensor")
 #: layout -> (whether rows are what is compressed, whether values are blocks)
 _COMPRESSED: dict[str, tuple[bool, bool]] = {
-    "sparse_csr": (True, False),
-    "sparse_csc": (False, False),
-    "sparse_bsr": (True, True),
-    "sparse_bsc": (False, True),
-}
+    "sparse_csr": (True, False), "sparse_csc": (False, False),
+    "sparse_bsr": (True, True), "sparse_bsc": (False, True),
+}  # fmt: skip
 #: Layouts as TorchScript writes them (the order of torch's enum).
 _LAYOUT_NUMBERS = {1: "sparse_coo", 2: "sparse_csr"}
 
@@ -80,6 +77,7 @@ class SparseTensor(OtherTensor):
     requires_grad: bool = field(default=False, kw_only=True)
 
     PARTS = ("indices", "values")
+    REBUILT_BY = ("torch._utils", "_rebuild_sparse_tensor")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -262,9 +260,6 @@ class SparseTensor(OtherTensor):
                     low, high, bound - 1,
                 )  # fmt: skip
 
-    def _torch_names(self) -> tuple[Name, ForeignObject | None]:
-        return _REBUILD, None
-
     def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
         says_coalesced = self.layout == "sparse_coo" and self.is_coalesced is not None
         has_mark = self.layout != "sparse_coo" or says_coalesced  # of four parts, not three
@@ -341,7 +336,7 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         ) from None
 
 
-def _rebuild(args: Args, parts: PartReader) -> SparseTensor:
+def _rebuild(args: tuple[Any, ...], parts: PartReader) -> SparseTensor:
     if len(args) in (6, 7) and type(args[0]) is int:
         return _rebuild_flat(args, parts)
     if len(args) != 2 or type(args[1]) not in (tuple, list):
@@ -360,7 +355,7 @@ def _rebuild(args: Args, parts: PartReader) -> SparseTensor:
     return _compressed_of(parts, layout.name, *data)
 
 
-def _rebuild_flat(args: Args, parts: PartReader) -> SparseTensor:
+def _rebuild_flat(args: tuple[Any, ...], parts: PartReader) -> SparseTensor:
     """Make one of TorchScript's: (layout, size, requires_grad, indices ..., values, hooks)."""
     layout = _LAYOUT_NUMBERS.get(args[0])
     if layout is None or len(args) != (6 if layout == "sparse_coo" else 7):
@@ -394,6 +389,6 @@ def _compressed_of(
 
 
 REBUILDS: dict[Name, Rebuild] = {
-    _REBUILD: _rebuild,
+    SparseTensor.REBUILT_BY: _rebuild,
     ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuild,
 }

@@ -104,7 +104,7 @@ def _distributions(checkpoint: Checkpoint, found: Outline) -> list[Distribution]
         if row.kind == "dense"
         and row.tied_to is None
         and row.numel > 1
-        and DTYPES[row.dtype].kind in ("float", "int", "bool", "complex")
+        and DTYPES[row.dtype].has_numbers
     ]
     rows.sort(key=lambda row: -row.nbytes)  # those of one size stay in the order of the file
     work = Work(found.stored_nbytes)
