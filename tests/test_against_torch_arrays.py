@@ -15,14 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.comparing import assert_equal_in_torch, assert_same_bytes
 from tests.sampling import costly
-from tests.torch_oracle import (
-    assert_equal_in_torch,
-    assert_same_bytes,
-    tensor,
-    torch_bytes,
-    torchzip_bytes,
-)
+from tests.torch_oracle import tensor, torch_bytes, torchzip_bytes
 from tests.trees import CASES, TORCH_ONLY, random_tree
 
 pytestmark = [

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.comparing import assert_equal_in_torch
 from tests.tools.test_edit import records, write_sparse
-from tests.torch_oracle import assert_equal_in_torch, torch_settings
+from tests.torch_oracle import torch_settings
 from tests.trees import CASES, TORCH_ONLY, random_tree
 from torchzip.container.zip_reader import ZipReader
 from torchzip.files.source import FileSource

@@ -18,15 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import torchzip as tz
+from tests.comparing import assert_same_bytes
 from tests.sampling import some
-from tests.torch_oracle import (
-    assert_same_bytes,
-    tensor,
-    to_torchzip,
-    torch_bytes,
-    torch_settings,
-    torchzip_bytes,
-)
+from tests.torch_oracle import tensor, to_torchzip, torch_bytes, torch_settings, torchzip_bytes
 from tests.trees import CASES, random_tree
 
 pytestmark = [

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.torch_oracle import assert_same_bytes, torchzip_bytes
+from tests.comparing import assert_same_bytes
+from tests.torch_oracle import torchzip_bytes
 
 Array = np.ndarray[Any, Any]
 

@@ -17,6 +17,7 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.comparing import assert_same_tree
 from torchzip.errors import PickleError
 from torchzip.tensors.memory import owner_of
 from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage, TypedArray
@@ -153,8 +154,7 @@ def test_many_megabytes(tmp_path: Path) -> None:
     state = {f"w{i}": np.arange(700_000, dtype=np.float32) + i for i in range(8)}
     path = tmp_path / "m.pt"
     tz.save(state, path)
-    made = tz.load(path)
-    assert all(np.array_equal(made[name], array) for name, array in state.items())
+    assert_same_tree(tz.load(path), state)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     with pytest.raises(tz.FormatError, match="damaged"):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import torchzip as tz
+from tests.comparing import assert_same_tree
 from tests.convert.test_run import NeighbourProcess, make_pieces_small
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import ArrayStorage
@@ -163,12 +164,7 @@ def test_every_layout_comes_through(
     with tz.lazy_load(target) as checkpoint:
         checkpoint.verify()
         found = {name: tensor.numpy() for name, tensor in checkpoint.items()}
-    expected = model.expected(CASTS[dtype])
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype, name
-        assert found[name].shape == array.shape, name
-        assert found[name].tobytes() == array.tobytes(), name
+    assert_same_tree(found, model.expected(CASTS[dtype]))
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
