@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.cli.running import run
 from tests.convert.test_run import NeighbourProcess, make_pieces_small
 from tests.sampling import costly
 from tests.tensors.test_cast_range import FLOATS, numpys_count
-from tests.test_cli import run
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 
 Capture = pytest.CaptureFixture[str]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.cli.running import Capture, command
 from tests.formats.counting import Counted
 from torchzip.cli.histogram import histogram_lines
 from torchzip.cli.indexing import parse_index
@@ -36,14 +37,7 @@ from torchzip.types import (
     TypedArray,
 )
 
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
-    """Return status, stdout and stderr of a command."""
-    status = main(["cat", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+run = command("cat")
 
 
 def shown(capsys: Capture, *arguments: Any) -> str:
