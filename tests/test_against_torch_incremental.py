@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import torchzip as tz
 from tests.comparing import assert_equal_in_torch, assert_same_array, assert_same_bytes
 from tests.sampling import some
+from tests.saved import saved
 from tests.torch_oracle import (
     NUMPY_DTYPES,
     RAW_DTYPES,
@@ -29,7 +30,6 @@ from tests.torch_oracle import (
     random_bytes,
     storage_array,
     torch_bytes,
-    torchzip_bytes,
 )
 from tests.trees import CASES, TORCH_ONLY
 
@@ -147,7 +147,7 @@ def test_nothing_early_is_what_torch_writes(torch: Any, tmp_path: pathlib.Path) 
         out.save({"x": x, "part": x[2:4]})
     tensor = torch.from_numpy(x)
     assert_same_bytes(file.getvalue(), torch_bytes(torch, {"x": tensor, "part": tensor[2:4]}))
-    assert_same_bytes(file.getvalue(), torchzip_bytes({"x": x, "part": x[2:4]}))
+    assert_same_bytes(file.getvalue(), saved({"x": x, "part": x[2:4]}))
 
 
 @pytest.mark.filterwarnings("ignore:torch.load")

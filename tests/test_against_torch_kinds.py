@@ -27,14 +27,8 @@ from tests.comparing import (
     check_tree,
 )
 from tests.sampling import costly
-from tests.torch_oracle import (
-    random_bytes,
-    raw_array,
-    storage_array,
-    storage_of,
-    torch_bytes,
-    torchzip_bytes,
-)
+from tests.saved import saved
+from tests.torch_oracle import random_bytes, raw_array, storage_array, storage_of, torch_bytes
 from torchzip.types import (
     MetaTensor,
     NestedTensor,
@@ -423,12 +417,12 @@ def test_read_and_write_again(torch: Any, name: str) -> None:
         assert not ckpt.others
         for tensor in ckpt.values():
             assert isinstance(tensor, tz.LazyTensor | OtherTensor)
-        assert_same_bytes(torchzip_bytes(ckpt.root), data)
+        assert_same_bytes(saved(ckpt.root), data)
     eager = tz.load(io.BytesIO(data))
     check_tree(torch, eager, tree)
     with quiet():
-        load_again(torch, torchzip_bytes(eager))
-        check_tree(torch, tz.load(io.BytesIO(torchzip_bytes(eager))), tree)
+        load_again(torch, saved(eager))
+        check_tree(torch, tz.load(io.BytesIO(saved(eager))), tree)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -439,7 +433,7 @@ def test_legacy(torch: Any, name: str) -> None:
         data = torch_bytes(torch, tree, _use_new_zipfile_serialization=False)
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
         check_tree(torch, ckpt.root, tree)
-        again = torchzip_bytes(ckpt.root)
+        again = saved(ckpt.root)
     check_tree(torch, tz.load(io.BytesIO(data)), tree)
     with tz.lazy_load(io.BytesIO(again)) as ckpt:
         check_tree(torch, ckpt.root, tree)
@@ -453,7 +447,7 @@ def test_equal_in_torch(torch: Any, name: str) -> None:
         for protocol in (2, 4):
             data = torch_bytes(torch, tree, pickle_protocol=protocol)
             with tz.lazy_load(io.BytesIO(data)) as ckpt:
-                again = load_again(torch, torchzip_bytes(ckpt.root))
+                again = load_again(torch, saved(ckpt.root))
             assert check_tree(torch, tz.load(io.BytesIO(torch_bytes(torch, again))), tree) > 0
             if name == "shared memory and shared objects":
                 assert_equal_in_torch(torch, again, load_again(torch, data))
@@ -546,7 +540,7 @@ def test_written_from_arrays(torch: Any, name: str) -> None:
     with quiet():
         tree = CASES[name](torch)
         made = from_numpy(torch, tree)
-        data = torchzip_bytes(made)
+        data = saved(made)
         again = load_again(torch, data)
         assert check_tree(torch, tz.load(io.BytesIO(data)), tree) > 0
         assert check_tree(torch, made, again) > 0
@@ -567,9 +561,9 @@ def test_one_array_in_two_tensors(torch: Any) -> None:
         torch._make_per_channel_quantized_tensor(torch.from_numpy(part), *params, 0)
         for part in (first, second)
     ]
-    with tz.lazy_load(io.BytesIO(torchzip_bytes(made))) as ckpt:
+    with tz.lazy_load(io.BytesIO(saved(made))) as ckpt:
         assert ckpt["0"].scale.spec.storage is ckpt["1"].scale.spec.storage
-    check_tree(torch, made, load_again(torch, torchzip_bytes(made)))
+    check_tree(torch, made, load_again(torch, saved(made)))
     check_tree(torch, tz.load(io.BytesIO(torch_bytes(torch, tree))), tree)
 
 
@@ -643,7 +637,7 @@ def test_random_coo(torch: Any, data: st.DataObject) -> None:
     raw = torch_bytes(torch, tensor)
     with tz.lazy_load(io.BytesIO(raw)) as ckpt:
         check_tensor(torch, ckpt[""], tensor)
-        assert_same_bytes(torchzip_bytes(ckpt.root), raw)
+        assert_same_bytes(saved(ckpt.root), raw)
 
 
 @costly
@@ -674,7 +668,7 @@ def test_random_compressed(
         raw = torch_bytes(torch, tensor)
     with tz.lazy_load(io.BytesIO(raw)) as ckpt:
         check_tensor(torch, ckpt[""], tensor)
-        assert_same_bytes(torchzip_bytes(ckpt.root), raw)
+        assert_same_bytes(saved(ckpt.root), raw)
 
 
 @costly
@@ -705,7 +699,7 @@ def test_random_quantized(torch: Any, data: st.DataObject) -> None:
         )
     with quiet():
         check_tensor(torch, made, tensor)
-        assert_same_bytes(torchzip_bytes(made), torch_bytes(torch, tensor))
+        assert_same_bytes(saved(made), torch_bytes(torch, tensor))
 
 
 # -- torch's other writers, and classes of their own -----------------------------------------------
@@ -753,9 +747,9 @@ def test_two_tensor(torch: Any) -> None:
         assert list(ckpt.others) == ["two"]
         assert isinstance(ckpt.root["two"], tz.types.ForeignObject)
         assert ckpt["two.a"].numpy().tolist() == [0, 1, 2, 3]
-        assert_same_bytes(torchzip_bytes(ckpt.root), data)
+        assert_same_bytes(saved(ckpt.root), data)
     eager = tz.load(io.BytesIO(data))
-    again = load_again(torch, torchzip_bytes(eager))
+    again = load_again(torch, saved(eager))
     assert again["two"].a.tolist() == [0, 1, 2, 3]
 
 
@@ -782,7 +776,7 @@ def test_distributed_tensor(torch: Any, tmp_path: Path) -> None:
         assert set(ckpt.others) == {"weight", "parameter"}
         assert ckpt["weight._local_tensor"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
         # Its mesh names a device by torch's own constant, so the bytes are not the same again.
-        with quiet(), tz.lazy_load(io.BytesIO(torchzip_bytes(ckpt.root))) as again:
+        with quiet(), tz.lazy_load(io.BytesIO(saved(ckpt.root))) as again:
             assert list(again) == list(ckpt)
             assert list(again.others) == list(ckpt.others)
             for name in ckpt:

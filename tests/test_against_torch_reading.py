@@ -7,7 +7,6 @@ import io
 import pathlib
 import random
 import zipfile
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 import torchzip as tz
 from tests.comparing import Reading, assert_equal_in_torch, assert_same_bytes
 from tests.sampling import some, thorough
+from tests.saved import big_endian, zipped_again
 from tests.torch_oracle import (
     TENSOR_DTYPES,
     TYPED_STORAGES,
@@ -45,33 +45,6 @@ ALL = {**CASES, **TORCH_ONLY}
 
 
 # -- files ---------------------------------------------------------------------------------------
-
-
-def rewritten(data: bytes, change: Callable[[str, bytes], bytes], method: int) -> bytes:
-    """Return an archive written anew by `zipfile`, with its records changed."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w", method) as new:
-        for info in old.infolist():
-            content = old.read(info)
-            new.writestr(info.filename, change(info.filename.partition("/")[2], content))
-    return file.getvalue()
-
-
-def deflated(data: bytes) -> bytes:
-    """Return the archive with its records deflated."""
-    return rewritten(data, lambda name, content: content, zipfile.ZIP_DEFLATED)
-
-
-def of_other_byte_order(data: bytes) -> bytes:
-    """Return the archive as one that says it comes from a big-endian machine.
-
-    Its storages are what they were, so its values are others: those that torch reads.
-    """
-    return rewritten(
-        data,
-        lambda name, content: b"big" if name == "byteorder" else content,
-        zipfile.ZIP_STORED,
-    )
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -119,7 +92,7 @@ def test_newer_pickle_protocols(torch: Any, name: str, tmp_path: pathlib.Path) -
 def test_deflated(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     """Archives that another program has packed again."""
     tree = ALL[name](torch)
-    data = deflated(torch_bytes(torch, tree))
+    data = zipped_again(torch_bytes(torch, tree), zipfile.ZIP_DEFLATED)
     check_reading(torch, data, tree, tmp_path / "m.pt", mapped=False)
 
 
@@ -139,7 +112,7 @@ _SWAPPED = [name for name in ALL if name not in ("nested", "sparse")]
 @pytest.mark.parametrize("name", _SWAPPED)
 def test_other_byte_order(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     """Storages are swapped as torch swaps them: by the element of their class."""
-    data = of_other_byte_order(torch_bytes(torch, ALL[name](torch)))
+    data = big_endian(torch_bytes(torch, ALL[name](torch)))
     tree = torch.load(io.BytesIO(data), weights_only=False)
     check_reading(torch, data, tree, tmp_path / "m.pt", mapped=False)
 
@@ -162,7 +135,7 @@ def test_values_of_the_other_byte_order(torch: Any) -> None:
         units = np.frombuffer(content, np.uint8).reshape(-1, itemsizes[int(name[5:])])
         return units[:, ::-1].tobytes()
 
-    data = rewritten(torch_bytes(torch, tree), change, zipfile.ZIP_STORED)
+    data = zipped_again(torch_bytes(torch, tree), change=change)
     loaded = torch.load(io.BytesIO(data))
     for name, held in tz.load(io.BytesIO(data)).items():
         assert held.tolist() == values[name]
@@ -190,7 +163,13 @@ def test_random_trees(torch: Any, tmp_path: pathlib.Path) -> None:
         try:
             check_reading(torch, data, tree, tmp_path / "m.pt")
             check_reading(torch, legacy, tree, tmp_path / "m.pt")
-            check_reading(torch, deflated(data), tree, tmp_path / "m.pt", mapped=False)
+            check_reading(
+                torch,
+                zipped_again(data, zipfile.ZIP_DEFLATED),
+                tree,
+                tmp_path / "m.pt",
+                mapped=False,
+            )
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
@@ -253,7 +232,7 @@ def sliced(torch: Any) -> dict[str, tz.LazyTensor]:
     tree = {name: tensor(torch, *layout) for name, layout in _SLICED.items()}
     tree["conjugated"] = tensor(torch, "complex64", (4, 5)).conj()
     data = torch_bytes(torch, tree)
-    packed = tz.lazy_load(io.BytesIO(deflated(data)))
+    packed = tz.lazy_load(io.BytesIO(zipped_again(data, zipfile.ZIP_DEFLATED)))
     found = dict(tz.lazy_load(io.BytesIO(data)))
     for name in ("column-major", "gaps"):
         found[f"{name}, deflated"] = packed[name]

@@ -68,13 +68,6 @@ def torch_bytes(torch: Any, tree: Any, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def torchzip_bytes(tree: Any, **options: Any) -> bytes:
-    """Return what ``torchzip.save`` writes into a file object."""
-    file = io.BytesIO()
-    tz.save(tree, file, **options)
-    return file.getvalue()
-
-
 @contextmanager
 def torch_settings(torch: Any, alignment: int = 64, crc32: bool = True) -> Iterator[None]:
     """Let ``torch.save`` write with this alignment, and with or without CRCs."""

@@ -18,6 +18,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.comparing import assert_same_tree
+from tests.saved import saved
 from torchzip.errors import PickleError
 from torchzip.tensors.memory import owner_of
 from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage, TypedArray
@@ -353,9 +354,7 @@ def test_safetensors(tmp_path: Path) -> None:
 
 def test_memory_goes_with_the_object() -> None:
     """What nobody holds any more is freed at once, and not when Python looks for cycles."""
-    file = io.BytesIO()
-    tz.save({"a": np.ones(1000), "b": [np.ones(10, np.float32)]}, file)
-    file.seek(0)
+    file = io.BytesIO(saved({"a": np.ones(1000), "b": [np.ones(10, np.float32)]}))
     gc.collect()
     gc.disable()
     try:
