@@ -148,10 +148,7 @@ def test_faults_after_an_error_of_the_caller(tmp_path: Path) -> None:
         write(tmp_path, NEW)
     before = descriptors()
     for call in (call for call in system.calls if call[0] != "unlink"):
-        with (
-            under(call.__eq__, failing_with(errno.EIO)),
-            contextlib.suppress(KeyError, OSError),
-        ):
+        with under(call.__eq__, failing_with(errno.EIO)), contextlib.suppress(KeyError, OSError):
             write(tmp_path, NEW)
         assert os.listdir(tmp_path) == ["m.pt"]
         assert path.read_bytes() == b"old"
@@ -393,8 +390,7 @@ def test_private_files_stay_private(tmp_path: Path, writer: Writer) -> None:
 
 @each_writer
 @pytest.mark.parametrize(
-    ("name", "code"),
-    [("open", errno.EACCES), ("fsync", errno.EINVAL), ("fsync", errno.EOPNOTSUPP)],
+    ("name", "code"), [("open", errno.EACCES), ("fsync", errno.EINVAL), ("fsync", errno.EOPNOTSUPP)]
 )
 def test_folders_that_cannot_be_synced(
     tmp_path: Path, writer: Writer, name: str, code: int

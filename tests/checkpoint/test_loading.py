@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import io
-import threading
 import weakref
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,13 +205,7 @@ def test_locations_are_kept_apart_from_arrays() -> None:
 
 def test_very_old_tensors() -> None:
     """`_rebuild_tensor` of four arguments, and views of storages."""
-    old = b.call(
-        "torch._utils._rebuild_tensor",
-        b.persistent(),
-        1,
-        (2,),
-        (1,),
-    )
+    old = b.call("torch._utils._rebuild_tensor", b.persistent(), 1, (2,), (1,))
     assert load(old).tolist() == [2, 3]
     view = b.tuple_of("v", 1, 2)
     assert load(b.tensor(b.persistent(extra=view), size=(2,))).tolist() == [2, 3]
@@ -316,11 +310,8 @@ def test_loads_in_threads(tmp_path: Path) -> None:
             if made["n"] != index or (made["w"] != index).any():
                 wrong.append(index)
 
-    threads = [threading.Thread(target=work, args=(index % 4,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [index % 4 for index in range(8)]))
     assert wrong == []
 
 
