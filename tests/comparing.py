@@ -182,7 +182,8 @@ class _Equality(_Comparison):
         self._items(left.items(), right.items(), path)
         for kind in type(expected).__mro__ if type(expected).__module__ == Plain.__module__ else ():
             for name in kind.__dict__.get("__slots__", ()):
-                self.check(getattr(actual, name), getattr(expected, name), f"{path}.{name}")
+                left, right = (getattr(each, name, None) for each in (actual, expected))
+                self.check(left, right, f"{path}.{name}")
 
     def _tensor(self, actual: Any, expected: Any, path: str) -> None:
         assert actual.dtype == expected.dtype, path
