@@ -18,18 +18,13 @@ import torchzip as tz
 from tests.comparing import assert_equal_in_torch, assert_same_bytes
 from tests.sampling import costly
 from tests.saved import saved
-from tests.torch_oracle import tensor, torch_bytes
+from tests.torch_oracle import asks_torch, tensor, torch_bytes
 from tests.trees import CASES, TORCH_ONLY, random_tree
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:torch.load"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
-    pytest.mark.filterwarnings("ignore:Sparse"),
-    pytest.mark.filterwarnings("ignore:.*quantiz"),
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
-]
+pytestmark = asks_torch(
+    "torch.load", "ComplexHalf support is experimental", "The PyTorch API of nested tensors",
+    "Sparse", ".*quantiz", "TypedStorage is deprecated",
+)  # fmt: skip
 
 #: Trees with numpy arrays, which torch pickles and torchzip saves as tensors.
 _NUMPY = ("numpy_values", "numpy_records")

@@ -11,15 +11,9 @@ import pytest
 
 import torchzip as tz
 from tests.test_cost import CountingFile
-from tests.torch_oracle import torch_bytes
+from tests.torch_oracle import asks_torch, torch_bytes
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:.*torch.jit"),
-    pytest.mark.filterwarnings("ignore:Sparse"),
-    pytest.mark.filterwarnings("ignore:.*quantiz"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.*LeafSpec"),
-]
+pytestmark = asks_torch(".*torch.jit", "Sparse", ".*quantiz", ".*isinstance.*LeafSpec")
 
 #: A weight of 4 MB, and what may be read and held of a file that has several.
 _SIDE = 1000

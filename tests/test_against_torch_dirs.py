@@ -20,15 +20,12 @@ import torchzip as tz
 from tests import builders as b
 from tests.comparing import assert_same_tree
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid
+from tests.torch_oracle import asks_torch
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
-    pytest.mark.filterwarnings("ignore:torch.distributed is"),
-    pytest.mark.filterwarnings("ignore:.*_write_state_dict"),
-    pytest.mark.filterwarnings("ignore:Detected an existing checkpoint"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = asks_torch(
+    "TypedStorage is deprecated", "torch.distributed is", ".*_write_state_dict",
+    "Detected an existing checkpoint", ":FutureWarning",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

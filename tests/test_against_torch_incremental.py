@@ -27,16 +27,14 @@ from tests.torch_oracle import (
     NUMPY_DTYPES,
     RAW_DTYPES,
     array_dtype,
+    asks_torch,
     random_bytes,
     storage_array,
     torch_bytes,
 )
 from tests.trees import CASES, TORCH_ONLY
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-]
+pytestmark = asks_torch("ComplexHalf support is experimental")
 
 
 def loaded(torch: Any, path: pathlib.Path) -> Any:

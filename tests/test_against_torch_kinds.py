@@ -28,7 +28,14 @@ from tests.comparing import (
 )
 from tests.sampling import costly
 from tests.saved import saved
-from tests.torch_oracle import random_bytes, raw_array, storage_array, storage_of, torch_bytes
+from tests.torch_oracle import (
+    asks_torch,
+    random_bytes,
+    raw_array,
+    storage_array,
+    storage_of,
+    torch_bytes,
+)
 from torchzip.types import (
     MetaTensor,
     NestedTensor,
@@ -38,12 +45,7 @@ from torchzip.types import (
     SparseTensor,
 )
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = asks_torch(":UserWarning", ":FutureWarning", ":DeprecationWarning")
 
 Make = Callable[[Any], Any]
 CASES: dict[str, Make] = {}

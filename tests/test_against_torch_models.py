@@ -11,15 +11,12 @@ import pytest
 import torchzip as tz
 from tests.comparing import assert_equal_in_torch, assert_same_tensor
 from tests.models import MODELS, training_checkpoint
+from tests.torch_oracle import asks_torch
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:torch.load"),
-    pytest.mark.filterwarnings("ignore:enable_nested_tensor"),
-    pytest.mark.filterwarnings("ignore:.*weight_norm"),
-    pytest.mark.filterwarnings("ignore:Couldn't retrieve source"),
-    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step"),
-]
+pytestmark = asks_torch(
+    "torch.load", "enable_nested_tensor", ".*weight_norm", "Couldn't retrieve source",
+    ".*lr_scheduler.step",
+)  # fmt: skip
 
 #: How torch can write: (zip or legacy, pickle protocol). Protocol 0 cannot carry its ids.
 FORMATS = [(new, protocol) for new in (True, False) for protocol in (2, 1, 3, 4, 5)]

@@ -23,6 +23,7 @@ from tests.torch_oracle import (
     TENSOR_DTYPES,
     TYPED_STORAGES,
     array_dtype,
+    asks_torch,
     storage_of,
     tensor,
     torch_bytes,
@@ -31,15 +32,10 @@ from tests.torch_oracle import (
 )
 from tests.trees import CASES, TORCH_ONLY, random_tree
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:torch.load"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-    pytest.mark.filterwarnings("ignore:Sparse"),
-    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*quantiz"),
-]
+pytestmark = asks_torch(
+    "torch.load", "ComplexHalf support is experimental", "Sparse",
+    "The PyTorch API of nested tensors", "TypedStorage is deprecated", ".*quantiz",
+)  # fmt: skip
 
 ALL = {**CASES, **TORCH_ONLY}
 

@@ -18,21 +18,15 @@ import pytest
 
 import torchzip as tz
 from tests.comparing import array_of, assert_same_array, assert_same_tensor
-from tests.torch_oracle import QUANTIZED_DTYPES, TENSOR_DTYPES
+from tests.torch_oracle import QUANTIZED_DTYPES, TENSOR_DTYPES, asks_torch
 
 torch: Any = pytest.importorskip("torch")
 nn: Any = torch.nn
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*TracerWarning"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = asks_torch(
+    ".*torch.jit:DeprecationWarning", ".*TracerWarning", "ComplexHalf support is experimental",
+    "torch.quantize_per_tensor", ":DeprecationWarning", ":FutureWarning", ":UserWarning",
+)  # fmt: skip
 
 
 def assert_same(ckpt: tz.Checkpoint, expected: dict[str, Any]) -> None:

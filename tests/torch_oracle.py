@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import torchzip as tz
@@ -56,6 +57,14 @@ def array_dtype(torch_dtype: str) -> np.dtype[Any]:
     """Return the numpy dtype whose bytes are those of a torch dtype."""
     raw = {**NUMPY_DTYPES, **RAW_DTYPES, **QUANTIZED_DTYPES}[torch_dtype]
     return np.dtype(getattr(ml_dtypes, raw, None) or raw)
+
+
+# -- marks -----------------------------------------------------------------------------------
+
+
+def asks_torch(*ignored: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a module that asks torch, with those of its warnings that are let be."""
+    return [pytest.mark.torch, *(pytest.mark.filterwarnings(f"ignore:{each}") for each in ignored)]
 
 
 # -- saving ----------------------------------------------------------------------------------
