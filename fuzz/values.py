@@ -7,7 +7,6 @@ strides, what lies on one storage, containers that are one object.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, OrderedDict
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from torchzip.types import (
     Parameter,
     QScheme,
     QuantizedTensor,
-    Size,
     SparseTensor,
     Storage,
 )
@@ -37,7 +35,6 @@ class UnknownError(Exception):
 
 #: Of larger tensors the values are not compared: a broadcast one may have any size.
 _MOST_NBYTES = 1 << 20
-_CONTAINERS = {dict, list, tuple, set, frozenset, OrderedDict, Counter, Size}
 Described = tuple[Any, ...]
 
 

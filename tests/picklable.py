@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import enum
-from collections import OrderedDict
+from collections import OrderedDict, UserDict, UserList, namedtuple
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -49,6 +50,23 @@ class Plain:
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)
 
+    class Inner:
+        """A class that is found through another."""
+
+        class Deep:
+            """A class that is found through two."""
+
+        def method(self) -> None:
+            """Is found as Plain.Inner.method."""
+
+    def shout(self) -> None:
+        """Is a method of an object."""
+
+    @classmethod
+    def make(cls) -> Plain:
+        """Return one."""
+        return cls()
+
 
 @dataclass
 class Data:
@@ -63,24 +81,23 @@ class FrozenData:
     """A dataclass with slots, which has a state of its own making."""
 
     first: int = 1
-    second: str = "two"
+    second: Any = "two"
 
 
 class Slotted:
     """An object without a dict."""
 
-    __slots__ = ("left", "right")
+    __slots__ = ("left", "right", "unset")
 
-    def __init__(self) -> None:
-        self.left = [1]
-        self.right = self.left
+    def __init__(self, left: Any, right: Any) -> None:
+        self.left, self.right = left, right
 
 
 class SlottedAndMore(Slotted):
     """An object with slots and a dict."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, left: Any, right: Any) -> None:
+        super().__init__(left, right)
         self.more = "more"
 
 
@@ -96,16 +113,6 @@ class Level(enum.IntEnum):
 
     LOW = 1
     HIGH = 2
-
-
-class Outer:
-    """A class that holds another."""
-
-    class Inner:
-        """A class that is found through another."""
-
-        class Innermost:
-            """A class that is found through two."""
 
 
 class WithNewArgs:
@@ -187,3 +194,138 @@ def set_value(target: Any, state: Any) -> None:
 def add(left: int, right: int) -> int:
     """Return a sum: a function to be named."""
     return left + right
+
+
+class WithGetstate:
+    """Says what its state is."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def __getstate__(self) -> Any:
+        return self.state
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def make_plain(*args: Any) -> Plain:
+    """Return a Plain."""
+    return Plain(args=args)
+
+
+class Reduced:
+    """Reduces to what it was given."""
+
+    def __init__(self, *reduction: Any) -> None:
+        self.reduction = reduction
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple(iter(part) if type(part) is ItemsOf else part for part in self.reduction)
+
+
+class ItemsOf(list[Any]):
+    """Items that a reduction gives as an iterator."""
+
+
+class SetSubclass(set[Any]):
+    """A set of its own class."""
+
+
+class FloatSubclass(float):
+    """A float of its own class."""
+
+
+class BytesSubclass(bytes):
+    """Bytes of their own class."""
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A frozen dataclass."""
+
+    a: int = 1
+
+
+class Bits(enum.Flag):
+    """An enum of flags."""
+
+    A = 1
+    B = 2
+
+
+class Word(str, enum.Enum):  # noqa: UP042
+    """An enum of strings."""
+
+    YES = "yes"
+
+
+class Meta(type):
+    """A metaclass."""
+
+
+class WithMeta(metaclass=Meta):
+    """A class of a metaclass."""
+
+
+class RegisteredMeta(type):
+    """A metaclass whose classes copyreg takes apart."""
+
+
+class WithRegisteredMeta(metaclass=RegisteredMeta):
+    """A class that copyreg takes apart."""
+
+
+def _reduce_class(value: type) -> tuple[Any, ...]:
+    return (getattr_in_module, (value.__name__,))
+
+
+def getattr_in_module(name: str) -> Any:
+    """Return what this module calls so."""
+    return globals()[name]
+
+
+copyreg.pickle(RegisteredMeta, _reduce_class)
+
+
+class Registered:
+    """A class that is known to copyreg."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _reduce_registered(value: Registered) -> tuple[Any, ...]:
+    return (Registered, (value.value,))
+
+
+copyreg.pickle(Registered, _reduce_registered)
+
+
+class Knot:
+    """Reaches itself through its state and through its arguments."""
+
+    def __init__(self) -> None:
+        self.me = self
+        self.holder = [self, (self,)]
+
+
+class KnotInArguments:
+    """Reaches itself through a list in its arguments."""
+
+    def __init__(self) -> None:
+        self.box: list[Any] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (make_plain, (self.box,))
+
+
+class User(UserDict[Any, Any]):
+    """A user dict."""
+
+
+class Users(UserList[Any]):
+    """A user list."""

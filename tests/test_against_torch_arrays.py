@@ -15,48 +15,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.comparing import assert_equal_in_torch, assert_same_bytes
 from tests.sampling import costly
-from tests.torch_oracle import (
-    assert_equal_in_torch,
-    assert_same_bytes,
-    tensor,
-    torch_bytes,
-    torchzip_bytes,
-)
+from tests.saved import saved
+from tests.torch_oracle import asks_torch, tensor, torch_bytes
 from tests.trees import CASES, TORCH_ONLY, random_tree
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:torch.load"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
-    pytest.mark.filterwarnings("ignore:Sparse"),
-    pytest.mark.filterwarnings("ignore:.*quantiz"),
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
-]
+pytestmark = asks_torch(
+    "torch.load", "ComplexHalf support is experimental", "The PyTorch API of nested tensors",
+    "Sparse", ".*quantiz", "TypedStorage is deprecated",
+)  # fmt: skip
 
 #: Trees with numpy arrays, which torch pickles and torchzip saves as tensors.
 _NUMPY = ("numpy_values", "numpy_records")
 TREES = {name: make for name, make in {**CASES, **TORCH_ONLY}.items() if name not in _NUMPY}
 
 
-def saved(torch: Any, tree: Any) -> Any:
+def in_torch(torch: Any, tree: Any) -> Any:
     """Save a torch tree as it is, and load it with torch."""
-    return torch.load(io.BytesIO(torchzip_bytes(tree)), weights_only=False)
+    return torch.load(io.BytesIO(saved(tree)), weights_only=False)
 
 
 @pytest.mark.parametrize("name", TREES)
 def test_writes_torchs_bytes(torch: Any, name: str) -> None:
     """Every tree is the same file, whoever writes it."""
     tree = TREES[name](torch)
-    assert_same_bytes(torchzip_bytes(tree), torch_bytes(torch, tree))
+    assert_same_bytes(saved(tree), torch_bytes(torch, tree))
 
 
 @given(st.integers(0, 2**32))
 def test_random_trees(torch: Any, seed: int) -> None:
     """Any tree of torch's values is the same file."""
     tree = random_tree(torch, random.Random(seed))
-    assert_same_bytes(torchzip_bytes(tree), torch_bytes(torch, tree))
+    assert_same_bytes(saved(tree), torch_bytes(torch, tree))
 
 
 def _subclass(torch: Any) -> Any:
@@ -69,7 +60,7 @@ def test_subclass_of_a_tensor(torch: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys.modules[__name__], "Tagged", kind, raising=False)
     made = torch.arange(3.0).as_subclass(kind)
     made.tag = "tag"
-    assert_same_bytes(torchzip_bytes([made, made]), torch_bytes(torch, [made, made]))
+    assert_same_bytes(saved([made, made]), torch_bytes(torch, [made, made]))
 
 
 def _python_device(torch: Any) -> Any:
@@ -95,7 +86,7 @@ def test_tensor_of_a_device_without_storages(torch: Any) -> None:
         def __reduce__(self) -> Any:
             return function, args
 
-    assert_same_bytes(torchzip_bytes([Reduced()]), torch_bytes(torch, [Reduced()]))
+    assert_same_bytes(saved([Reduced()]), torch_bytes(torch, [Reduced()]))
 
 
 class _DeviceStorage:
@@ -123,9 +114,7 @@ def test_storage_on_a_device(torch: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     held = torch.arange(4.0).untyped_storage()
     stored = _DeviceStorage(held, torch.device("cuda", 1))
     monkeypatch.setattr(sys.modules["torch.serialization"], "location_tag", lambda _: "cuda:1")
-    file = io.BytesIO()
-    tz.save({"a": stored, "b": [stored]}, file)
-    file.seek(0)
+    file = io.BytesIO(saved({"a": stored, "b": [stored]}))
     found = tz.lazy_load(file)
     assert found.root["a"].location == "cuda:1"
     assert found.root["a"].data.numpy().tobytes() == np.arange(4.0, dtype="f4").tobytes()
@@ -139,14 +128,14 @@ def test_two_dtypes_on_one_storage(torch: Any) -> None:
     with pytest.raises(RuntimeError, match="different types"):
         torch_bytes(torch, [x, x.view(torch.int32)])
     with pytest.raises(ValueError, match=r"^1\.a\.0: .*float32 and int32.*copy one"):
-        torchzip_bytes([x, {"a": x.view(torch.int32)}])
+        saved([x, {"a": x.view(torch.int32)}])
 
 
 def test_storages_without_data(torch: Any) -> None:
     """A storage on the meta device is an error that names its place."""
     storage = torch.empty(2, device="meta").untyped_storage()
     with pytest.raises(TypeError, match=r"^a\.0: cannot save a storage on the meta device"):
-        torchzip_bytes({"a": [storage]})
+        saved({"a": [storage]})
 
 
 # -- beside numpy --------------------------------------------------------------------------------
@@ -158,21 +147,21 @@ def test_arrays_in_the_memory_of_tensors(torch: Any) -> None:
     array = x.numpy()
     tree = {"x": x, "array": array, "part": array[2:4], "apart": np.ones(6, "f4"),
             "parameter": tz.types.Parameter(array[::2])}  # fmt: skip
-    found = saved(torch, tree)
+    found = in_torch(torch, tree)
     found["x"].add_(10)
     assert found["array"].tolist() == [10, 11, 12, 13, 14, 15]
     assert found["part"].tolist() == [12, 13]
     assert found["parameter"].tolist() == [10, 12, 14]
     assert found["apart"].tolist() == [1] * 6
     with pytest.raises(ValueError, match=r"^raw: .*float32 and int32"):
-        torchzip_bytes({"x": x, "raw": array.view("i4")})
+        saved({"x": x, "raw": array.view("i4")})
 
 
 def test_leaf_types_of_torch_tensors(torch: Any) -> None:
     """Torch tensors stand where the leaf types take arrays, and stay tied there."""
     x = torch.arange(4.0).bfloat16()
     i = torch.tensor([[0, 1], [0, 1]])
-    found = saved(torch, {
+    found = in_torch(torch, {
         "p": tz.types.Parameter(x), "nn": tz.types.Parameter(torch.nn.Parameter(x)), "x": x,
         "s": tz.types.SparseTensor("sparse_coo", i, x[:2], (2, 2)), "i": i,
         "storage": tz.types.Storage(torch.ones(3), "float32"),
@@ -289,4 +278,4 @@ def test_tensors_of_classes_of_their_own_are_not_stored_early(
         tz.incremental_save(tmp_path / "m.pt") as out,
     ):
         out.store_early(made)
-    assert_same_bytes(torchzip_bytes([made]), torch_bytes(torch, [made]))
+    assert_same_bytes(saved([made]), torch_bytes(torch, [made]))

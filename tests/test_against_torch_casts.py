@@ -161,10 +161,7 @@ def test_float32_to_float64(torch: Any) -> None:
 
 
 @costly
-@given(
-    st.sampled_from(list(permutations(_FLOATS, 2))),
-    st.binary(min_size=8, max_size=400),
-)
+@given(st.sampled_from(list(permutations(_FLOATS, 2))), st.binary(min_size=8, max_size=400))
 def test_any_bits(torch: Any, pair: tuple[str, str], data: bytes) -> None:
     """Any bits, between any two dtypes."""
     source, target = pair

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import torchzip as tz
+from tests.comparing import assert_equal_in_torch
 from tests.models import MODELS, training_checkpoint
-from tests.torch_oracle import assert_equal_in_torch
 from tests.trees import CASES
 from torchzip.convert import conversion, work
 

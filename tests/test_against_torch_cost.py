@@ -11,14 +11,9 @@ import pytest
 
 import torchzip as tz
 from tests.test_cost import CountingFile
+from tests.torch_oracle import asks_torch, torch_bytes
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:.*torch.jit"),
-    pytest.mark.filterwarnings("ignore:Sparse"),
-    pytest.mark.filterwarnings("ignore:.*quantiz"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.*LeafSpec"),
-]
+pytestmark = asks_torch(".*torch.jit", "Sparse", ".*quantiz", ".*isinstance.*LeafSpec")
 
 #: A weight of 4 MB, and what may be read and held of a file that has several.
 _SIDE = 1000
@@ -29,18 +24,12 @@ def _model(torch: Any) -> Any:
     return torch.nn.Sequential(torch.nn.Linear(_SIDE, _SIDE), torch.nn.Linear(_SIDE, _SIDE))
 
 
-def _saved(torch: Any, tree: Any, **options: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(tree, file, **options)
-    return file.getvalue()
-
-
 def _legacy(torch: Any) -> bytes:
-    return _saved(torch, _model(torch).state_dict(), _use_new_zipfile_serialization=False)
+    return torch_bytes(torch, _model(torch).state_dict(), _use_new_zipfile_serialization=False)
 
 
 def _module(torch: Any) -> bytes:
-    return _saved(torch, _model(torch))
+    return torch_bytes(torch, _model(torch))
 
 
 def _script(torch: Any) -> bytes:
@@ -58,7 +47,7 @@ def _pt2(torch: Any) -> bytes:
 
 def _kinds(torch: Any) -> bytes:
     dense = torch.ones(_SIDE, _SIDE)
-    return _saved(
+    return torch_bytes(
         torch,
         {
             "sparse": dense.to_sparse(),

@@ -18,16 +18,14 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.comparing import assert_same_tree
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid
+from tests.torch_oracle import asks_torch
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
-    pytest.mark.filterwarnings("ignore:torch.distributed is"),
-    pytest.mark.filterwarnings("ignore:.*_write_state_dict"),
-    pytest.mark.filterwarnings("ignore:Detected an existing checkpoint"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = asks_torch(
+    "TypedStorage is deprecated", "torch.distributed is", ".*_write_state_dict",
+    "Detected an existing checkpoint", ":FutureWarning",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +49,6 @@ def expected(torch: Any, ranks: Path) -> dict[str, Any]:
     return made
 
 
-def _equal(made: Any, torch: Any, want: Any, place: str = "") -> None:
-    """Compare what torchzip loads with what torch loads."""
-    if isinstance(want, torch.Tensor):
-        assert isinstance(made, np.ndarray), place
-        assert made.shape == tuple(want.shape), place
-        raw = want.contiguous().reshape(-1).view(torch.uint8).numpy()
-        assert made.tobytes() == raw.tobytes(), place
-    elif isinstance(want, dict):
-        assert list(made) == list(want), place
-        for key in want:
-            _equal(made[key], torch, want[key], f"{place}.{key}")
-    elif isinstance(want, list | tuple):
-        assert len(made) == len(want), place
-        for index, (one, other) in enumerate(zip(made, want, strict=True)):
-            _equal(one, torch, other, f"{place}.{index}")
-    else:
-        assert made == want, place
-
-
 def _converted(torch: Any, folder: Path, target: Path) -> Any:
     """Return what torch itself makes of a distributed checkpoint."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -83,7 +62,7 @@ def _converted(torch: Any, folder: Path, target: Path) -> Any:
 def test_distributed(torch: Any, ranks: Path, tmp_path: Path, name: str) -> None:
     """The same object as torch's own conversion: nesting, objects, DTensors, ShardedTensors."""
     made = tz.load(ranks / name)
-    _equal(made, torch, _converted(torch, ranks / name, tmp_path / "t.pt"))
+    assert_same_tree(made, _converted(torch, ranks / name, tmp_path / "t.pt"))
     mapped = tz.load(ranks / name, mmap=True)
     np.testing.assert_array_equal(mapped["model"]["grid"], made["model"]["grid"])
 
@@ -114,12 +93,12 @@ def test_distributed_converts(
     tz.convert(ranks / "dcp", tmp_path / "m.pt")
     made = torch.load(tmp_path / "m.pt", weights_only=True)
     for name, array in expected.items():
-        _equal(array, torch, made["model"][name])
+        assert_same_tree(array, made["model"][name])
     report = tz.convert(ranks / "dcp", tmp_path / "m.safetensors")
     assert report.lost == ()
     from safetensors.torch import load_file
 
-    _equal(expected["columns"], torch, load_file(tmp_path / "m.safetensors")["model.columns"])
+    assert_same_tree(expected["columns"], load_file(tmp_path / "m.safetensors")["model.columns"])
 
 
 def test_a_metadata_of_each_rank(ranks: Path, expected: dict[str, Any]) -> None:
@@ -181,13 +160,13 @@ def test_a_model_and_its_optimizer(torch: Any, tmp_path: Path) -> None:
     }
     _save(torch, state, FileSystemWriter(tmp_path / "c"))
     want = _converted(torch, tmp_path / "c", tmp_path / "t.pt")
-    _equal(tz.load(tmp_path / "c"), torch, want)
+    assert_same_tree(tz.load(tmp_path / "c"), want)
     with tz.lazy_load(tmp_path / "c") as checkpoint:
         assert checkpoint["tied.0"].requires_grad
         assert not checkpoint["model.0.weight"].requires_grad
         tz.save(checkpoint.root, tmp_path / "again.pt")
     again = torch.load(tmp_path / "again.pt", weights_only=True)
-    _equal(tz.load(tmp_path / "c"), torch, again)
+    assert_same_tree(tz.load(tmp_path / "c"), again)
 
 
 def test_without_flattening(torch: Any, tmp_path: Path) -> None:
@@ -255,7 +234,7 @@ def test_saved_for_the_hub(torch: Any, tmp_path: Path) -> None:
     with tz.lazy_load(tmp_path) as checkpoint:
         assert checkpoint.format == "sharded"
         assert checkpoint.verify().notes == ()
-    _equal({name: tz.load(tmp_path)[name] for name in "abc"}, torch, state)
+    assert_same_tree({name: tz.load(tmp_path)[name] for name in "abc"}, state)
 
 
 def test_shards_that_torch_saved(torch: Any, tmp_path: Path) -> None:
@@ -272,7 +251,7 @@ def test_shards_that_torch_saved(torch: Any, tmp_path: Path) -> None:
     assert list(made) == ["weight", "bias", "lm_head.weight", "embed.weight", "x"]
     assert np.shares_memory(made["embed.weight"], made["lm_head.weight"])
     with torch.no_grad():
-        _equal(made, torch, {**second, **first})
+        assert_same_tree(made, {**second, **first})
     with tz.lazy_load(tmp_path) as checkpoint:
         assert checkpoint["lm_head.weight"].is_parameter
         tz.convert(tmp_path, tmp_path / "one.pt")
@@ -327,14 +306,14 @@ def test_tar(torch: Any, tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(_tar(_KINDS))
     want = torch.load(tmp_path / "m.pt", weights_only=False)
     made = tz.load(tmp_path / "m.pt")
-    _equal(made, torch, want)
+    assert_same_tree(made, want)
     with tz.lazy_load(tmp_path / "m.pt") as checkpoint:
         for name, tensor in checkpoint.items():
             assert tensor.stride == want[name].stride(), name
             # Torch counts the offset of a window from its storage's start, and so does torchzip.
         tz.save(checkpoint.root, tmp_path / "n.pt")
     again = torch.load(tmp_path / "n.pt", weights_only=True)
-    _equal(made, torch, again)
+    assert_same_tree(made, again)
     assert again["Float0"] is again["Float again"]
     again["Float0"][1, 0] = 99
     assert again["Float2"][0] == 99
@@ -365,7 +344,7 @@ def test_tensors_by_their_class(torch: Any) -> None:
     )
     want = torch.load(io.BytesIO(data), weights_only=False)
     with torch.no_grad():
-        _equal(tz.load(io.BytesIO(data)), torch, want)
+        assert_same_tree(tz.load(io.BytesIO(data)), want)
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         for name, tensor in checkpoint.items():
             assert tensor.requires_grad == want[name].requires_grad, name

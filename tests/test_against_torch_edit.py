@@ -11,20 +11,16 @@ from typing import Any
 
 import pytest
 
+from tests.comparing import assert_equal_in_torch
 from tests.tools.test_edit import records, write_sparse
-from tests.torch_oracle import assert_equal_in_torch, torch_settings
+from tests.torch_oracle import asks_torch, torch_settings
 from tests.trees import CASES, TORCH_ONLY, random_tree
 from torchzip.container.zip_reader import ZipReader
 from torchzip.files.source import FileSource
 from torchzip.limits import Limits
 from torchzip.tools import edit
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = asks_torch(":UserWarning", ":FutureWarning", ":DeprecationWarning")
 
 ALL = {**CASES, **TORCH_ONLY}
 _SEEDS = 60

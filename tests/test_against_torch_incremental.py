@@ -20,25 +20,21 @@ import pytest
 from numpy.typing import NDArray
 
 import torchzip as tz
+from tests.comparing import assert_equal_in_torch, assert_same_array, assert_same_bytes
 from tests.sampling import some
+from tests.saved import saved
 from tests.torch_oracle import (
     NUMPY_DTYPES,
     RAW_DTYPES,
     array_dtype,
-    assert_equal_in_torch,
-    assert_same_bytes,
+    asks_torch,
     random_bytes,
-    raw_array,
     storage_array,
     torch_bytes,
-    torchzip_bytes,
 )
 from tests.trees import CASES, TORCH_ONLY
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-]
+pytestmark = asks_torch("ComplexHalf support is experimental")
 
 
 def loaded(torch: Any, path: pathlib.Path) -> Any:
@@ -52,14 +48,6 @@ def loaded(torch: Any, path: pathlib.Path) -> Any:
         assert_equal_in_torch(torch, torch.load(path, mmap=True), tree)
         assert_equal_in_torch(torch, torch.load(path), tree)
     return tree
-
-
-def assert_holds(torch: Any, tensor: Any, array: NDArray[Any]) -> None:
-    """Compare a torch tensor with an array, bit by bit."""
-    assert str(tensor.dtype).removeprefix("torch.") == array.dtype.name
-    held = raw_array(tensor, storage_array(torch, tensor.untyped_storage()))
-    assert held.shape == array.shape
-    assert held.tobytes() == np.ascontiguousarray(array).tobytes()
 
 
 def storages_in(path: pathlib.Path) -> int:
@@ -93,7 +81,7 @@ def test_arrays_of_all_dtypes(torch: Any, tmp_path: pathlib.Path) -> None:
     tree = loaded(torch, path)
     assert list(tree) == [*NUMPY_DTYPES, *RAW_DTYPES]
     for name, array in expected.items():
-        assert_holds(torch, tree[name], array)
+        assert_same_array(tree[name], array)
     for name in RAW_DTYPES:
         assert str(tree[name].dtype) == f"torch.{name}"
         held = storage_array(torch, tree[name].untyped_storage())
@@ -120,7 +108,7 @@ def test_layouts(torch: Any, tmp_path: pathlib.Path) -> None:
         out.save({name: out.store_early(array) for name, array in arrays.items()})
     tree = loaded(torch, path)
     for name, array in arrays.items():
-        assert_holds(torch, tree[name], array.astype(array.dtype.newbyteorder("=")))
+        assert_same_array(tree[name], array.astype(array.dtype.newbyteorder("=")))
     assert tree["broadcast"].stride()[0] == 0
     assert tree["transposed"].stride() == (1, 4)
 
@@ -157,7 +145,7 @@ def test_nothing_early_is_what_torch_writes(torch: Any, tmp_path: pathlib.Path) 
         out.save({"x": x, "part": x[2:4]})
     tensor = torch.from_numpy(x)
     assert_same_bytes(file.getvalue(), torch_bytes(torch, {"x": tensor, "part": tensor[2:4]}))
-    assert_same_bytes(file.getvalue(), torchzip_bytes({"x": x, "part": x[2:4]}))
+    assert_same_bytes(file.getvalue(), saved({"x": x, "part": x[2:4]}))
 
 
 @pytest.mark.filterwarnings("ignore:torch.load")
@@ -204,7 +192,7 @@ def test_ten_overlapping_views(torch: Any, tmp_path: pathlib.Path) -> None:
     assert storages_in(path) == 1
     for tensor, view in zip(rest, views, strict=True):
         assert tensor.untyped_storage().data_ptr() == whole.data_ptr()
-        assert_holds(torch, tensor, view)
+        assert_same_array(tensor, view)
     whole[:] = 7
     assert all((tensor == 7).all() for tensor in rest)
 
@@ -220,7 +208,7 @@ def test_ten_overlapping_views_that_are_plain(torch: Any, tmp_path: pathlib.Path
     assert storages_in(path) == 2
     assert len({tensor.untyped_storage().data_ptr() for tensor in rest}) == 1
     for tensor, view in zip(rest, views, strict=True):
-        assert_holds(torch, tensor, view)
+        assert_same_array(tensor, view)
 
 
 def test_early_and_plain_stay_tied(torch: Any, tmp_path: pathlib.Path) -> None:
@@ -250,7 +238,7 @@ def test_parts_that_overlap_in_part(torch: Any, tmp_path: pathlib.Path) -> None:
         out.save([out.store_early(part) for part in parts] + parts)
     tree = loaded(torch, path)
     for tensor, part in zip(tree, parts + parts, strict=True):
-        assert_holds(torch, tensor, part)
+        assert_same_array(tensor, part)
 
 
 def test_an_array_that_changed_since(torch: Any, tmp_path: pathlib.Path) -> None:
@@ -362,9 +350,9 @@ def test_random_programs(torch: Any, tmp_path: pathlib.Path) -> None:
             out.save({"early": [proxy for proxy, _ in early], "plain": plain})
         tree = loaded(torch, path)
         for tensor, (_, array) in zip(tree["early"], early, strict=True):
-            assert_holds(torch, tensor, array)
+            assert_same_array(tensor, array)
         for tensor, array in zip(tree["plain"], plain, strict=True):
-            assert_holds(torch, tensor, array)
+            assert_same_array(tensor, array)
         # Ties of plain arrays, where no part of the memory had been written already.
         fresh = []
         for index, array in enumerate(plain):

@@ -19,16 +19,22 @@ from numpy.typing import NDArray
 
 import torchzip as tz
 from tests import builders as b
-from tests.sampling import costly
-from tests.torch_oracle import (
+from tests.comparing import (
     assert_equal_in_torch,
+    assert_same_array,
     assert_same_bytes,
+    check_tensor,
+    check_tree,
+)
+from tests.sampling import costly
+from tests.saved import saved
+from tests.torch_oracle import (
+    asks_torch,
     random_bytes,
     raw_array,
     storage_array,
     storage_of,
     torch_bytes,
-    torchzip_bytes,
 )
 from torchzip.types import (
     MetaTensor,
@@ -39,12 +45,7 @@ from torchzip.types import (
     SparseTensor,
 )
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = asks_torch(":UserWarning", ":FutureWarning", ":DeprecationWarning")
 
 Make = Callable[[Any], Any]
 CASES: dict[str, Make] = {}
@@ -388,100 +389,7 @@ def _state(t: Any) -> Any:
     return module.state_dict()
 
 
-# -- comparing -----------------------------------------------------------------------------------
-
-
-def assert_same_bits(actual: NDArray[Any], expected: NDArray[Any]) -> None:
-    """Compare dtype, shape and bytes."""
-    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
-    assert np.ascontiguousarray(actual).tobytes() == np.ascontiguousarray(expected).tobytes()
-
-
-def array_of(torch: Any, tensor: Any) -> NDArray[Any]:
-    """Return a dense torch tensor as an array."""
-    tensor = tensor.detach().resolve_conj().resolve_neg()
-    return raw_array(tensor, storage_array(torch, tensor.untyped_storage()))
-
-
-def part_of(part: Any) -> NDArray[Any]:
-    """Return a part of a tensor as an array."""
-    return np.asarray(part.array if isinstance(part, tz.types.TypedArray) else part)
-
-
-def check_tensor(torch: Any, actual: Any, expected: Any) -> None:
-    """Compare a tensor of torchzip with torch's: parts, and what they stand for."""
-    assert isinstance(actual, OtherTensor)
-    assert repr(actual).startswith(type(actual).__name__ + "(")
-    assert actual.torch_dtype == str(expected.dtype).removeprefix("torch.")
-    if isinstance(actual, MetaTensor):
-        assert (actual.shape, actual.stride) == (tuple(expected.shape), expected.stride())
-        if actual.is_parameter or not isinstance(expected, torch.nn.Parameter):
-            assert actual.requires_grad == expected.requires_grad
-    elif isinstance(actual, SparseTensor):
-        assert f"torch.{actual.layout}" == str(expected.layout)
-        assert actual.shape == tuple(expected.shape)
-        expected = expected.detach()
-        if actual.layout == "sparse_coo":
-            assert_same_bits(part_of(actual.indices), array_of(torch, expected._indices()))
-            assert_same_bits(part_of(actual.values), array_of(torch, expected._values()))
-            assert actual.is_coalesced == expected.is_coalesced()
-        else:
-            rows = actual.layout in ("sparse_csr", "sparse_bsr")
-            pair = (
-                (expected.crow_indices(), expected.col_indices())
-                if rows
-                else (expected.ccol_indices(), expected.row_indices())
-            )
-            assert_same_bits(part_of(actual.compressed_indices), array_of(torch, pair[0]))
-            assert_same_bits(part_of(actual.plain_indices), array_of(torch, pair[1]))
-            assert_same_bits(part_of(actual.values), array_of(torch, expected.values()))
-        assert_same_bits(actual.todense(), array_of(torch, expected.to_dense()))
-    elif isinstance(actual, QuantizedTensor):
-        assert actual.shape == tuple(expected.shape)
-        assert f"torch.{actual.qscheme}" == str(expected.qscheme())
-        packed = actual.torch_dtype in ("quint4x2", "quint2x4")
-        if expected.numel() and not packed:
-            ints = expected.int_repr()
-            assert part_of(actual.int_repr).tolist() == ints.tolist()
-        if actual.axis is None:
-            assert (actual.scale, actual.zero_point) == (
-                expected.q_scale(), expected.q_zero_point(),
-            )  # fmt: skip
-        else:
-            assert actual.axis == expected.q_per_channel_axis()
-            scales, zero_points = actual.scale, actual.zero_point
-            assert part_of(scales).tolist() == expected.q_per_channel_scales().tolist()
-            assert part_of(zero_points).tolist() == expected.q_per_channel_zero_points().tolist()
-        assert_same_bits(actual.dequantize(), array_of(torch, expected.detach().dequantize()))
-    else:
-        assert isinstance(actual, NestedTensor)
-        held = expected.detach().unbind()
-        made = actual.unbind()
-        assert len(made) == len(held) == actual.shape[0]
-        assert len(actual.shape) == expected.dim()
-        for array, tensor in zip(made, held, strict=True):
-            assert_same_bits(array, array_of(torch, tensor))
-
-
-def check_tree(torch: Any, actual: Any, expected: Any) -> int:
-    """Compare the tensors that are not dense in two trees; return how many there are."""
-    if isinstance(expected, dict):
-        return sum(check_tree(torch, actual[key], expected[key]) for key in expected)
-    if isinstance(expected, list):
-        pairs = zip(actual, expected, strict=True)
-        return sum(check_tree(torch, value, tensor) for value, tensor in pairs)
-    if not isinstance(expected, torch.Tensor):
-        return 0
-    plain = expected.layout == torch.strided and not expected.is_nested
-    if plain and not expected.is_quantized and not expected.is_meta:
-        return 0
-    if isinstance(actual, Parameter):
-        assert actual.requires_grad == expected.requires_grad
-        if actual.data.is_parameter:  # as in a file
-            assert actual.data.requires_grad == expected.requires_grad
-        actual = actual.data
-    check_tensor(torch, actual, expected)
-    return 1
+# -- what torch reads -----------------------------------------------------------------------------
 
 
 def load_again(torch: Any, data: bytes) -> Any:
@@ -511,12 +419,12 @@ def test_read_and_write_again(torch: Any, name: str) -> None:
         assert not ckpt.others
         for tensor in ckpt.values():
             assert isinstance(tensor, tz.LazyTensor | OtherTensor)
-        assert_same_bytes(torchzip_bytes(ckpt.root), data)
+        assert_same_bytes(saved(ckpt.root), data)
     eager = tz.load(io.BytesIO(data))
     check_tree(torch, eager, tree)
     with quiet():
-        load_again(torch, torchzip_bytes(eager))
-        check_tree(torch, tz.load(io.BytesIO(torchzip_bytes(eager))), tree)
+        load_again(torch, saved(eager))
+        check_tree(torch, tz.load(io.BytesIO(saved(eager))), tree)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -527,7 +435,7 @@ def test_legacy(torch: Any, name: str) -> None:
         data = torch_bytes(torch, tree, _use_new_zipfile_serialization=False)
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
         check_tree(torch, ckpt.root, tree)
-        again = torchzip_bytes(ckpt.root)
+        again = saved(ckpt.root)
     check_tree(torch, tz.load(io.BytesIO(data)), tree)
     with tz.lazy_load(io.BytesIO(again)) as ckpt:
         check_tree(torch, ckpt.root, tree)
@@ -541,7 +449,7 @@ def test_equal_in_torch(torch: Any, name: str) -> None:
         for protocol in (2, 4):
             data = torch_bytes(torch, tree, pickle_protocol=protocol)
             with tz.lazy_load(io.BytesIO(data)) as ckpt:
-                again = load_again(torch, torchzip_bytes(ckpt.root))
+                again = load_again(torch, saved(ckpt.root))
             assert check_tree(torch, tz.load(io.BytesIO(torch_bytes(torch, again))), tree) > 0
             if name == "shared memory and shared objects":
                 assert_equal_in_torch(torch, again, load_again(torch, data))
@@ -634,7 +542,7 @@ def test_written_from_arrays(torch: Any, name: str) -> None:
     with quiet():
         tree = CASES[name](torch)
         made = from_numpy(torch, tree)
-        data = torchzip_bytes(made)
+        data = saved(made)
         again = load_again(torch, data)
         assert check_tree(torch, tz.load(io.BytesIO(data)), tree) > 0
         assert check_tree(torch, made, again) > 0
@@ -655,9 +563,9 @@ def test_one_array_in_two_tensors(torch: Any) -> None:
         torch._make_per_channel_quantized_tensor(torch.from_numpy(part), *params, 0)
         for part in (first, second)
     ]
-    with tz.lazy_load(io.BytesIO(torchzip_bytes(made))) as ckpt:
+    with tz.lazy_load(io.BytesIO(saved(made))) as ckpt:
         assert ckpt["0"].scale.spec.storage is ckpt["1"].scale.spec.storage
-    check_tree(torch, made, load_again(torch, torchzip_bytes(made)))
+    check_tree(torch, made, load_again(torch, saved(made)))
     check_tree(torch, tz.load(io.BytesIO(torch_bytes(torch, tree))), tree)
 
 
@@ -731,7 +639,7 @@ def test_random_coo(torch: Any, data: st.DataObject) -> None:
     raw = torch_bytes(torch, tensor)
     with tz.lazy_load(io.BytesIO(raw)) as ckpt:
         check_tensor(torch, ckpt[""], tensor)
-        assert_same_bytes(torchzip_bytes(ckpt.root), raw)
+        assert_same_bytes(saved(ckpt.root), raw)
 
 
 @costly
@@ -762,7 +670,7 @@ def test_random_compressed(
         raw = torch_bytes(torch, tensor)
     with tz.lazy_load(io.BytesIO(raw)) as ckpt:
         check_tensor(torch, ckpt[""], tensor)
-        assert_same_bytes(torchzip_bytes(ckpt.root), raw)
+        assert_same_bytes(saved(ckpt.root), raw)
 
 
 @costly
@@ -793,7 +701,7 @@ def test_random_quantized(torch: Any, data: st.DataObject) -> None:
         )
     with quiet():
         check_tensor(torch, made, tensor)
-        assert_same_bytes(torchzip_bytes(made), torch_bytes(torch, tensor))
+        assert_same_bytes(saved(made), torch_bytes(torch, tensor))
 
 
 # -- torch's other writers, and classes of their own -----------------------------------------------
@@ -841,9 +749,9 @@ def test_two_tensor(torch: Any) -> None:
         assert list(ckpt.others) == ["two"]
         assert isinstance(ckpt.root["two"], tz.types.ForeignObject)
         assert ckpt["two.a"].numpy().tolist() == [0, 1, 2, 3]
-        assert_same_bytes(torchzip_bytes(ckpt.root), data)
+        assert_same_bytes(saved(ckpt.root), data)
     eager = tz.load(io.BytesIO(data))
-    again = load_again(torch, torchzip_bytes(eager))
+    again = load_again(torch, saved(eager))
     assert again["two"].a.tolist() == [0, 1, 2, 3]
 
 
@@ -870,11 +778,11 @@ def test_distributed_tensor(torch: Any, tmp_path: Path) -> None:
         assert set(ckpt.others) == {"weight", "parameter"}
         assert ckpt["weight._local_tensor"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
         # Its mesh names a device by torch's own constant, so the bytes are not the same again.
-        with quiet(), tz.lazy_load(io.BytesIO(torchzip_bytes(ckpt.root))) as again:
+        with quiet(), tz.lazy_load(io.BytesIO(saved(ckpt.root))) as again:
             assert list(again) == list(ckpt)
             assert list(again.others) == list(ckpt.others)
             for name in ckpt:
-                assert_same_bits(again[name].numpy(), ckpt[name].numpy())
+                assert_same_array(again[name].numpy(), ckpt[name].numpy())
     tz.convert(tmp_path / "a.pt", tmp_path / "c.pt", dtype="float16")
     with tz.lazy_load(tmp_path / "c.pt") as ckpt:
         assert ckpt["w"].torch_dtype == "float16"

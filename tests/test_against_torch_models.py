@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.comparing import assert_equal_in_torch, assert_same_tensor
 from tests.models import MODELS, training_checkpoint
-from tests.torch_oracle import array_dtype, assert_equal_in_torch, raw_array, storage_array
+from tests.torch_oracle import asks_torch
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:torch.load"),
-    pytest.mark.filterwarnings("ignore:enable_nested_tensor"),
-    pytest.mark.filterwarnings("ignore:.*weight_norm"),
-    pytest.mark.filterwarnings("ignore:Couldn't retrieve source"),
-    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step"),
-]
+pytestmark = asks_torch(
+    "torch.load", "enable_nested_tensor", ".*weight_norm", "Couldn't retrieve source",
+    ".*lr_scheduler.step",
+)  # fmt: skip
 
 #: How torch can write: (zip or legacy, pickle protocol). Protocol 0 cannot carry its ids.
 FORMATS = [(new, protocol) for new in (True, False) for protocol in (2, 1, 3, 4, 5)]
@@ -30,15 +27,6 @@ def written(torch: Any, tree: Any, new: bool, protocol: int) -> bytes:
     file = io.BytesIO()
     torch.save(tree, file, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
     return file.getvalue()
-
-
-def assert_same_tensor(torch: Any, actual: Any, expected: Any, name: str) -> None:
-    """Compare a LazyTensor with a tensor of torch, to the bit."""
-    torch_dtype = str(expected.dtype).removeprefix("torch.")
-    assert actual.torch_dtype == torch_dtype, name
-    assert actual.shape == tuple(expected.shape), name
-    array = raw_array(expected.detach(), storage_array(torch, expected.untyped_storage()))
-    assert actual.numpy().tobytes() == np.asarray(array, array_dtype(torch_dtype)).tobytes(), name
 
 
 def saved_again(ckpt: tz.Checkpoint) -> io.BytesIO:
@@ -60,7 +48,7 @@ def test_pickled_model(torch: Any, name: str, new: bool, protocol: int) -> None:
         state = model.state_dict()
         assert list(ckpt) == list(state)
         for key, tensor in state.items():
-            assert_same_tensor(torch, ckpt[key], tensor, key)
+            assert_same_tensor(ckpt[key], tensor, key)
         file = saved_again(ckpt)
     again = torch.load(file, weights_only=False)
     assert_equal_in_torch(torch, again, torch.load(io.BytesIO(data), weights_only=False))
@@ -87,12 +75,12 @@ def test_training_checkpoint(torch: Any, new: bool, protocol: int) -> None:
             f"state_dict.{name}" for name in tree["state_dict"]
         ]
         for name, tensor in tree["state_dict"].items():
-            assert_same_tensor(torch, ckpt[f"state_dict.{name}"], tensor, name)
+            assert_same_tensor(ckpt[f"state_dict.{name}"], tensor, name)
         moments = tree["optimizer_states"][0]["state"]
         for index, held in moments.items():
             for key, tensor in held.items():
                 name = f"optimizer_states.0.state.{index}.{key}"
-                assert_same_tensor(torch, ckpt[name], tensor, name)
+                assert_same_tensor(ckpt[name], tensor, name)
         root = ckpt.root
         assert root["global_step"] == np.int64(1200)
         assert type(root["loss"]) is np.float32

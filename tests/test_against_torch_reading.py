@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import fractions
 import functools
 import io
 import pathlib
 import random
-import types
 import zipfile
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,18 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
-from numpy.typing import NDArray
 
 import torchzip as tz
+from tests.comparing import Reading, assert_equal_in_torch, assert_same_bytes
 from tests.sampling import some, thorough
+from tests.saved import big_endian, zipped_again
 from tests.torch_oracle import (
     TENSOR_DTYPES,
     TYPED_STORAGES,
     array_dtype,
-    assert_equal_in_torch,
-    assert_same_bytes,
-    raw_array,
-    storage_array,
+    asks_torch,
     storage_of,
     tensor,
     torch_bytes,
@@ -40,213 +32,18 @@ from tests.torch_oracle import (
 )
 from tests.trees import CASES, TORCH_ONLY, random_tree
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:torch.load"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-    pytest.mark.filterwarnings("ignore:Sparse"),
-    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*quantiz"),
-]
-
-_PLAIN_VALUES = (
-    datetime.date, datetime.time, datetime.timedelta, datetime.timezone, decimal.Decimal,
-    fractions.Fraction, pathlib.PurePath, np.generic, np.dtype,
+pytestmark = asks_torch(
+    "torch.load", "ComplexHalf support is experimental", "Sparse",
+    "The PyTorch API of nested tensors", "TypedStorage is deprecated", ".*quantiz",
 )  # fmt: skip
+
 ALL = {**CASES, **TORCH_ONLY}
 
 
 # -- files ---------------------------------------------------------------------------------------
 
 
-def rewritten(data: bytes, change: Callable[[str, bytes], bytes], method: int) -> bytes:
-    """Return an archive written anew by `zipfile`, with its records changed."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w", method) as new:
-        for info in old.infolist():
-            content = old.read(info)
-            new.writestr(info.filename, change(info.filename.partition("/")[2], content))
-    return file.getvalue()
-
-
-def deflated(data: bytes) -> bytes:
-    """Return the archive with its records deflated."""
-    return rewritten(data, lambda name, content: content, zipfile.ZIP_DEFLATED)
-
-
-def of_other_byte_order(data: bytes) -> bytes:
-    """Return the archive as one that says it comes from a big-endian machine.
-
-    Its storages are what they were, so its values are others: those that torch reads.
-    """
-    return rewritten(
-        data,
-        lambda name, content: b"big" if name == "byteorder" else content,
-        zipfile.ZIP_STORED,
-    )
-
-
-# -- comparing what was read -----------------------------------------------------------------
-
-
-def expected_array(torch: Any, tensor: Any) -> NDArray[Any]:
-    """Return the elements of a torch tensor as numpy holds their bits, conj and neg carried out."""
-    tensor = tensor.detach().resolve_conj().resolve_neg()
-    return raw_array(tensor, storage_array(torch, tensor.untyped_storage()))
-
-
-class _Reading:
-    """Compares a torch tree with what torchzip made of its file."""
-
-    def __init__(self, torch: Any, lazy: bool, mapped: bool = False) -> None:
-        self._torch = torch
-        self._lazy = lazy
-        self._mapped = mapped
-        self._seen: dict[int, tuple[Any, Any]] = {}
-        self._places: dict[int, int] = {}
-        self._places_backwards: dict[int, int] = {}
-
-    def check(self, actual: Any, expected: Any, path: str = "root") -> None:
-        torch, kind = self._torch, type(expected)
-        if kind in (int, str, float, bool, complex, bytes, type(None)) or (
-            kind is tuple and not expected
-        ):
-            assert type(actual) is kind, (path, type(actual), kind)
-            assert repr(actual) == repr(expected), path
-            return
-        if id(expected) in self._seen:
-            known = self._seen[id(expected)][1]
-            if not isinstance(expected, type | types.FunctionType | torch.dtype):
-                assert known is actual, f"{path}: no longer one object"
-            return
-        self._seen[id(expected)] = (expected, actual)
-        if isinstance(expected, torch.Tensor):
-            self._tensor(actual, expected, path)
-        elif isinstance(expected, torch.UntypedStorage | torch.storage.TypedStorage):
-            self._storage(actual, expected, path)
-        elif kind in (torch.Size, torch.dtype, torch.device, torch.layout, torch.qscheme):
-            self._leaf(actual, expected, path)
-        elif kind in (bytearray, range, slice, set, frozenset, Counter):
-            assert type(actual) is kind, path
-            assert actual == expected, path
-        elif isinstance(expected, _PLAIN_VALUES):
-            assert type(actual) is kind, path
-            assert repr(actual) == repr(expected), path
-        elif kind is np.ndarray and not expected.dtype.hasobject:
-            assert isinstance(actual, np.ndarray), path
-            assert actual.dtype == expected.dtype, path
-            assert actual.shape == expected.shape, path
-            assert actual.tobytes() == expected.tobytes(), path
-        elif kind is deque or (kind is defaultdict and type(actual) is defaultdict):
-            assert type(actual) is kind, path
-            items: Any = enumerate if kind is deque else dict.items
-            self._items(list(items(actual)), list(items(expected)), path)
-        elif kind in (dict, OrderedDict):
-            assert type(actual) is kind, path
-            self._items(list(actual.items()), list(expected.items()), path)
-            if kind is OrderedDict:
-                self._items(list(vars(actual).items()), list(vars(expected).items()), path)
-        elif kind in (list, tuple):
-            assert type(actual) is kind, path
-            self._items(list(enumerate(actual)), list(enumerate(expected)), path)
-        else:
-            self._foreign(actual, expected, path)
-
-    def _items(self, actual: Any, expected: Any, path: str) -> None:
-        assert len(actual) == len(expected), path
-        for (key, value), (expected_key, expected_value) in zip(actual, expected, strict=True):
-            self.check(key, expected_key, f"{path}, a key")
-            self.check(value, expected_value, f"{path}.{expected_key}")
-
-    def _leaf(self, actual: Any, expected: Any, path: str) -> None:
-        if isinstance(expected, self._torch.Size):
-            assert type(actual) is tz.types.Size, path
-            assert tuple(actual) == tuple(expected), path
-            return
-        names = {"dtype": "Dtype", "device": "Device", "layout": "Layout", "qscheme": "QScheme"}
-        assert type(actual).__name__ == names[type(expected).__name__], path
-        assert str(actual) == str(expected), path
-
-    def _foreign(self, actual: Any, expected: Any, path: str) -> None:
-        assert isinstance(actual, tz.types.ForeignObject), (path, type(actual))
-        kind = type(expected)
-        if actual.how == "new":
-            assert actual.name == kind.__qualname__.rpartition(".")[2] or actual.name == (
-                kind.__qualname__
-            ), path
-        if isinstance(expected, dict) and isinstance(actual.items, dict):
-            self._items(list(actual.items.items()), list(expected.items()), path)
-        elif isinstance(expected, list) and isinstance(actual.items, list):
-            self._items(list(enumerate(actual.items)), list(enumerate(expected)), path)
-        elif isinstance(expected, tuple) and hasattr(kind, "_fields"):
-            self._items(list(enumerate(actual.args or ())), list(enumerate(expected)), path)
-        if isinstance(actual.state, dict) and hasattr(expected, "__dict__") and (
-            list(actual.state) == list(vars(expected))
-        ):  # fmt: skip
-            self._items(list(actual.state.items()), list(vars(expected).items()), path)
-
-    def _storage(self, actual: Any, expected: Any, path: str) -> None:
-        assert isinstance(actual, tz.types.Storage), (path, type(actual))
-        typed = isinstance(expected, self._torch.storage.TypedStorage)
-        if typed and expected.dtype != self._torch.uint8:
-            assert actual.torch_dtype == str(expected.dtype).removeprefix("torch."), path
-        else:  # torch too gives a storage the type by which it is mentioned first, or uint8
-            assert actual.torch_dtype in (None, "uint8"), path
-        data = actual.data
-        array = data.array if isinstance(data, tz.types.TypedArray) else np.asarray(data)
-        untyped = expected._untyped_storage if typed else expected
-        assert array.tobytes() == storage_array(self._torch, untyped).tobytes(), path
-
-    def _tensor(self, actual: Any, expected: Any, path: str) -> None:
-        torch = self._torch
-        dense = expected.layout == torch.strided and not expected.is_nested
-        if not dense or expected.is_quantized or expected.is_meta:
-            held = actual.data if isinstance(actual, tz.types.Parameter) else actual
-            assert isinstance(held, tz.types.OtherTensor), path
-            assert held.torch_dtype == str(expected.dtype).removeprefix("torch."), path
-            return  # compared in test_against_torch_kinds
-        name = str(expected.dtype).removeprefix("torch.")
-        parameter = isinstance(expected, torch.nn.Parameter)
-        if self._lazy:
-            if parameter:
-                assert type(actual) is tz.types.Parameter, path
-                assert actual.requires_grad == expected.requires_grad, path
-                if vars(expected):
-                    self._items(list(actual.state.items()), list(vars(expected).items()), path)
-                actual = actual.data
-            assert type(actual) is tz.LazyTensor, path
-            assert actual.torch_dtype == name, path
-            assert actual.is_parameter == parameter, path
-            assert actual.requires_grad == expected.requires_grad, path
-            assert actual.stride == expected.stride(), path
-            assert actual.storage_offset == expected.storage_offset(), path
-            assert actual.nbytes == expected.numel() * array_dtype(name).itemsize, path
-            array = actual.numpy()
-        else:
-            typed = isinstance(actual, tz.types.TypedArray)
-            assert typed == name.startswith(("bits", "float4")), path
-            if typed:
-                assert actual.torch_dtype == name, path
-            array = actual.array if typed else actual
-            self._place(array, expected, path)
-        wanted = expected_array(torch, expected)
-        assert isinstance(array, np.ndarray), path
-        assert array.dtype == wanted.dtype, path
-        assert array.shape == wanted.shape, path
-        assert array.tobytes() == wanted.tobytes(), path
-
-    def _place(self, array: NDArray[Any], expected: Any, path: str) -> None:
-        """Tensors on one storage must lie in one piece of memory, as far apart as there."""
-        if not array.size or expected.is_conj() or expected.is_neg():
-            return
-        if self._mapped:
-            assert not array.flags.writeable, path
-        address = array.__array_interface__["data"][0]
-        start = address - expected.storage_offset() * array.itemsize
-        storage = expected.untyped_storage().data_ptr()
-        assert self._places.setdefault(storage, start) == start, f"{path}: no longer shared"
-        assert self._places_backwards.setdefault(start, storage) == storage, f"{path}: now shared"
+# -- reading ----------------------------------------------------------------------------------
 
 
 def check_reading(
@@ -254,13 +51,13 @@ def check_reading(
 ) -> None:
     """Read a file lazily, at once and by mmap; compare with the tree that is in it."""
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
-        lazy = _Reading(torch, lazy=True)
+        lazy = Reading(torch, lazy=True)
         lazy.check(ckpt.root, tree)
         ckpt.verify()
     path.write_bytes(data)
-    eager = _Reading(torch, lazy=False)
+    eager = Reading(torch, lazy=False)
     eager.check(tz.load(io.BytesIO(data)), tree)
-    _Reading(torch, lazy=False, mapped=mapped).check(tz.load(path, mmap=True), tree)
+    Reading(torch, lazy=False, mapped=mapped).check(tz.load(path, mmap=True), tree)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -291,7 +88,7 @@ def test_newer_pickle_protocols(torch: Any, name: str, tmp_path: pathlib.Path) -
 def test_deflated(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     """Archives that another program has packed again."""
     tree = ALL[name](torch)
-    data = deflated(torch_bytes(torch, tree))
+    data = zipped_again(torch_bytes(torch, tree), zipfile.ZIP_DEFLATED)
     check_reading(torch, data, tree, tmp_path / "m.pt", mapped=False)
 
 
@@ -311,7 +108,7 @@ _SWAPPED = [name for name in ALL if name not in ("nested", "sparse")]
 @pytest.mark.parametrize("name", _SWAPPED)
 def test_other_byte_order(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
     """Storages are swapped as torch swaps them: by the element of their class."""
-    data = of_other_byte_order(torch_bytes(torch, ALL[name](torch)))
+    data = big_endian(torch_bytes(torch, ALL[name](torch)))
     tree = torch.load(io.BytesIO(data), weights_only=False)
     check_reading(torch, data, tree, tmp_path / "m.pt", mapped=False)
 
@@ -334,7 +131,7 @@ def test_values_of_the_other_byte_order(torch: Any) -> None:
         units = np.frombuffer(content, np.uint8).reshape(-1, itemsizes[int(name[5:])])
         return units[:, ::-1].tobytes()
 
-    data = rewritten(torch_bytes(torch, tree), change, zipfile.ZIP_STORED)
+    data = zipped_again(torch_bytes(torch, tree), change=change)
     loaded = torch.load(io.BytesIO(data))
     for name, held in tz.load(io.BytesIO(data)).items():
         assert held.tolist() == values[name]
@@ -362,7 +159,13 @@ def test_random_trees(torch: Any, tmp_path: pathlib.Path) -> None:
         try:
             check_reading(torch, data, tree, tmp_path / "m.pt")
             check_reading(torch, legacy, tree, tmp_path / "m.pt")
-            check_reading(torch, deflated(data), tree, tmp_path / "m.pt", mapped=False)
+            check_reading(
+                torch,
+                zipped_again(data, zipfile.ZIP_DEFLATED),
+                tree,
+                tmp_path / "m.pt",
+                mapped=False,
+            )
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
@@ -425,7 +228,7 @@ def sliced(torch: Any) -> dict[str, tz.LazyTensor]:
     tree = {name: tensor(torch, *layout) for name, layout in _SLICED.items()}
     tree["conjugated"] = tensor(torch, "complex64", (4, 5)).conj()
     data = torch_bytes(torch, tree)
-    packed = tz.lazy_load(io.BytesIO(deflated(data)))
+    packed = tz.lazy_load(io.BytesIO(zipped_again(data, zipfile.ZIP_DEFLATED)))
     found = dict(tz.lazy_load(io.BytesIO(data)))
     for name in ("column-major", "gaps"):
         found[f"{name}, deflated"] = packed[name]

@@ -17,41 +17,24 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.torch_oracle import QUANTIZED_DTYPES, TENSOR_DTYPES
+from tests.comparing import array_of, assert_same_array, assert_same_tensor
+from tests.torch_oracle import QUANTIZED_DTYPES, TENSOR_DTYPES, asks_torch
 
 torch: Any = pytest.importorskip("torch")
 nn: Any = torch.nn
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*TracerWarning"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
-
-
-def bits(tensor: Any) -> bytes:
-    """Return the bytes of a torch tensor in C order."""
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    if not plain.numel():
-        return b""
-    return bytes(np.asarray(plain.reshape(-1).view(torch.uint8)).tobytes())
+pytestmark = asks_torch(
+    ".*torch.jit:DeprecationWarning", ".*TracerWarning", "ComplexHalf support is experimental",
+    "torch.quantize_per_tensor", ":DeprecationWarning", ":FutureWarning", ":UserWarning",
+)  # fmt: skip
 
 
 def assert_same(ckpt: tz.Checkpoint, expected: dict[str, Any]) -> None:
     """Compare names, order, and each tensor's fields and bits."""
     assert list(ckpt) == list(expected)
     for name, tensor in expected.items():
-        lazy = ckpt[name]
-        assert (lazy.shape, lazy.stride) == (tuple(tensor.shape), tensor.stride()), name
-        assert lazy.storage_offset == tensor.storage_offset(), name
-        assert f"torch.{lazy.torch_dtype}" == str(tensor.dtype), name
-        assert lazy.requires_grad == tensor.requires_grad, name
-        assert lazy.numpy().tobytes() == bits(tensor), name
+        assert_same_tensor(ckpt[name], tensor, name)
+        assert ckpt[name].requires_grad == tensor.requires_grad, name
 
 
 def same_ties(ckpt: tz.Checkpoint, expected: dict[str, Any]) -> None:
@@ -266,7 +249,7 @@ def test_scripts(tmp_path: Path, case: str) -> None:
             array = root
             for part in name.split("."):
                 array = array.state[part]
-            assert array.tobytes() == bits(tensor)
+            assert_same_array(array, tensor)
 
 
 def test_values_of_all_kinds(tmp_path: Path) -> None:
@@ -347,7 +330,7 @@ def test_constants(tmp_path: Path) -> None:
     with tz.lazy_load(path) as ckpt:
         assert list(ckpt) == []
         found = {constant.numpy().tobytes() for constant in ckpt.constants}
-    assert found == {bits(linear.weight), bits(linear.bias)}
+    assert found == {array_of(linear.weight).tobytes(), array_of(linear.bias).tobytes()}
 
 
 def test_mobile(tmp_path: Path) -> None:
@@ -381,11 +364,13 @@ def test_convert(tmp_path: Path, suffix: str) -> None:
         made = torch.load(tmp_path / "out.pt", weights_only=True)
         assert list(made) == list(expected)
         assert made["head.weight"].data_ptr() == made["embed.weight"].data_ptr()
-        assert all(bits(made[name]) == bits(expected[name]) for name in expected)
+        for name in expected:
+            assert_same_array(made[name], expected[name])
         Tied().load_state_dict(made)
     else:
         with tz.lazy_load(tmp_path / "out.safetensors") as ckpt:
-            assert all(ckpt[name].numpy().tobytes() == bits(expected[name]) for name in ckpt)
+            for name in ckpt:
+                assert_same_array(ckpt[name], expected[name])
             aliases = json.loads(ckpt.metadata["torchzip.aliases"])
             assert set(ckpt) | set(aliases) == set(expected)
 
@@ -448,12 +433,12 @@ def assert_export(path: Path, program: Any, *, exact: bool = True) -> None:
             assert ckpt[name].is_parameter == isinstance(tensor, nn.Parameter)
         assert ckpt.verify().tensors == len(expected)
         again = pickle.loads(pickle.dumps(ckpt["fc.weight"]))
-        assert again.numpy().tobytes() == bits(expected["fc.weight"])
+        assert_same_array(again, expected["fc.weight"])
     for mmap in (False, True):
         root = tz.load(path, mmap=mmap)
         assert list(root) == list(expected)
         for name, tensor in expected.items():
-            assert root[name].tobytes() == bits(tensor)
+            assert_same_array(root[name], tensor)
         assert np.shares_memory(root["fc.weight"], root["fc2.weight"])
 
 
@@ -521,7 +506,7 @@ def test_export_of_several_models(tmp_path: Path) -> None:
         assert list(ckpt.root) == ["encoder", "decoder"]
         for model, program in loaded.items():
             for name, tensor in program.state_dict.items():
-                assert ckpt[f"{model}.{name}"].numpy().tobytes() == bits(tensor)
+                assert_same_array(ckpt[f"{model}.{name}"], tensor)
         assert len(ckpt) == 4
 
 
@@ -538,7 +523,7 @@ def test_export_of_fake_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with tz.lazy_load(path) as ckpt:
         for name, tensor in loaded.items():
             assert ckpt[name].shape == tuple(tensor.shape)
-            assert ckpt[name].numpy().tobytes() == bits(tensor)
+            assert_same_array(ckpt[name], tensor)
             assert ckpt[name].is_parameter
     assert not tz.load(path)["fc.weight"].any()
 
@@ -574,7 +559,7 @@ def test_export_converted(tmp_path: Path, exported: Any) -> None:
     expected = {**exported.state_dict, **exported.constants}
     assert set(made) == set(expected)
     for name, tensor in expected.items():
-        assert bits(made[name]) == bits(tensor)
+        assert_same_array(made[name], tensor)
         assert made[name].stride() == tensor.stride()
         assert isinstance(made[name], nn.Parameter) == isinstance(tensor, nn.Parameter)
     assert made["fc.weight"].data_ptr() == made["fc2.weight"].data_ptr()

@@ -18,15 +18,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import torchzip as tz
+from tests.comparing import assert_same_bytes
 from tests.sampling import some
-from tests.torch_oracle import (
-    assert_same_bytes,
-    tensor,
-    to_torchzip,
-    torch_bytes,
-    torch_settings,
-    torchzip_bytes,
-)
+from tests.saved import saved
+from tests.torch_oracle import tensor, to_torchzip, torch_bytes, torch_settings
 from tests.trees import CASES, random_tree
 
 pytestmark = [
@@ -49,7 +44,7 @@ def compare(torch: Any, tree: Any, alignment: int = 64, crc32: bool = True) -> N
     """Save a torch tree with torch and with torchzip; the files must be equal."""
     with torch_settings(torch, alignment, crc32):
         expected = torch_bytes(torch, tree)
-    actual = torchzip_bytes(to_torchzip(torch, tree), alignment=alignment, crc32=crc32)
+    actual = saved(to_torchzip(torch, tree), alignment=alignment, crc32=crc32)
     assert_same_bytes(actual, expected)
 
 
@@ -198,7 +193,7 @@ def test_array_as_from_numpy_has_it(torch: Any, name: str) -> None:
     """An array is what ``torch.from_numpy`` makes of it, strides included."""
     array = _arrays()[name]
     expected = torch_bytes(torch, {"x": torch.from_numpy(array)})
-    assert_same_bytes(torchzip_bytes({"x": array}), expected)
+    assert_same_bytes(saved({"x": array}), expected)
 
 
 @given(
@@ -219,7 +214,7 @@ def test_an_empty_array_has_no_layout(torch: Any, shape: list[int], dtype: Any, 
     name = str(odd.dtype.newbyteorder("=").name)
     expected = torch_bytes(torch, {"x": torch.zeros(array.shape, dtype=getattr(torch, name))})
     for each in (array, odd, np.zeros(array.shape, dtype)):
-        assert_same_bytes(torchzip_bytes({"x": each}), expected)
+        assert_same_bytes(saved({"x": each}), expected)
 
 
 @pytest.mark.parametrize("name", _arrays())
@@ -228,7 +223,7 @@ def test_array_beside_a_view(torch: Any, name: str) -> None:
     array, other = _arrays()[name], np.arange(6.0)
     view = torch.from_numpy(other)
     expected = torch_bytes(torch, [torch.from_numpy(array), view, view[2:]])
-    assert_same_bytes(torchzip_bytes([array, other, other[2:]]), expected)
+    assert_same_bytes(saved([array, other, other[2:]]), expected)
 
 
 @pytest.mark.parametrize(
@@ -249,14 +244,14 @@ def test_what_torch_cannot_lay_out_is_packed(
 ) -> None:
     """Backward, swapped and gapped arrays are written as a tensor of their elements."""
     expected = torch_bytes(torch, [torch.from_numpy(packed)])
-    assert_same_bytes(torchzip_bytes([array]), expected)
+    assert_same_bytes(saved([array]), expected)
 
 
 def test_broadcast_arrays(torch: Any) -> None:
     """A broadcast array is an expanded tensor: its storage is not repeated."""
     row = np.arange(3.0)
     expected = torch_bytes(torch, [torch.from_numpy(row).expand(1000, 3)])
-    assert_same_bytes(torchzip_bytes([np.broadcast_to(row, (1000, 3))]), expected)
+    assert_same_bytes(saved([np.broadcast_to(row, (1000, 3))]), expected)
 
 
 def test_arrays_in_a_slice(torch: Any) -> None:
@@ -265,7 +260,7 @@ def test_arrays_in_a_slice(torch: Any) -> None:
     view = torch.from_numpy(array)
     expected = torch_bytes(torch, [slice(view, view[1:], 3), view])
     with pytest.warns(UserWarning, match="slice"):
-        actual = torchzip_bytes([slice(array, array[1:], 3), array])
+        actual = saved([slice(array, array[1:], 3), array])
     assert_same_bytes(actual, expected)
 
 
@@ -275,7 +270,7 @@ def test_ml_dtypes_arrays(torch: Any) -> None:
         values = [1.0, 2.0, 0.5]
         array = np.array(values, getattr(ml_dtypes, name))
         expected = torch_bytes(torch, torch.tensor(values).to(getattr(torch, name)))
-        assert_same_bytes(torchzip_bytes(array), expected)
+        assert_same_bytes(saved(array), expected)
 
 
 def test_different_dtypes_on_one_storage_are_refused_by_both(torch: Any) -> None:
@@ -285,7 +280,7 @@ def test_different_dtypes_on_one_storage_are_refused_by_both(torch: Any) -> None
     with pytest.raises(RuntimeError, match="same data as different types"):
         torch_bytes(torch, tree)
     with pytest.raises(ValueError, match=r"a, b\.0"):
-        torchzip_bytes(to_torchzip(torch, tree))
+        saved(to_torchzip(torch, tree))
 
 
 # -- random trees --------------------------------------------------------------------------------
@@ -317,7 +312,7 @@ def test_thousands_of_random_trees(torch: Any) -> None:
 def _warnings_of(tree: Any) -> tuple[bytes, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        data = torchzip_bytes(tree)
+        data = saved(tree)
     assert all(issubclass(warning.category, UserWarning) for warning in caught)
     return data, [str(warning.message) for warning in caught]
 

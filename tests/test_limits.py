@@ -19,6 +19,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests import floods
+from tests.saved import saved, zipped_again
 from torchzip.cli.main import build_parser, main
 from torchzip.errors import LimitError
 
@@ -53,19 +54,10 @@ def _many_calls() -> bytes:
 def _deflated() -> bytes:
     """Return a pickle of 10 MB that takes half a megabyte."""
     noise = np.random.default_rng(0).bytes(1 << 19)
-    return zipped_again(_zip(b"B" + struct.pack("<I", len(noise)) + noise, b.text("x" * 9_500_000)))
-
-
-def zipped_again(data: bytes, level: int = 6) -> bytes:
-    """Return an archive as somebody makes it who zips a folder."""
-    file = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(data)) as source,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as target,
-    ):
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
-    return file.getvalue()
+    return zipped_again(
+        _zip(b"B" + struct.pack("<I", len(noise)) + noise, b.text("x" * 9_500_000)),
+        zipfile.ZIP_DEFLATED,
+    )
 
 
 #: field -> (a bound that is too low, the file)
@@ -284,7 +276,7 @@ def test_checkpoints_that_were_zipped_again(tree: Any, level: int) -> None:
     """What people zip is read: it is large for its file here and there, and not altogether."""
     file = io.BytesIO()
     tz.save(tree, file)
-    data = zipped_again(file.getvalue(), level)
+    data = zipped_again(file.getvalue(), zipfile.ZIP_DEFLATED, level=level)
     found = tz.load(io.BytesIO(data))
     _read_lazily(data, None)
     assert str(found) == str(tz.load(io.BytesIO(file.getvalue())))
@@ -331,12 +323,6 @@ def _long_code() -> bytes:
     return written.getvalue()
 
 
-def _saved(tree: Any) -> bytes:
-    file = io.BytesIO()
-    tz.save(tree, file)
-    return file.getvalue()
-
-
 def _state_dict(count: int) -> dict[str, Any]:
     zero = np.zeros(1, np.float32)
     return {f"model.layers.{i}.self_attn.q_proj.weight": zero.copy() for i in range(count)}
@@ -357,26 +343,26 @@ def _shared_lists(names: int, length: int, before: str = "") -> Any:
 _BOARD = tuple(range(361))
 #: field -> (a small file that it stops, one as programs write them that needs much of it)
 _DEFAULTS: dict[str, tuple[Callable[[], bytes | Sparse], Callable[[], bytes]]] = {
-    "pickle_nbytes": (_long_pickle, lambda: _saved(_state_dict(3000))),
+    "pickle_nbytes": (_long_pickle, lambda: saved(_state_dict(3000))),
     "nesting": (lambda: _zip(_TENSOR, b"\x85" * 1000), lambda: _zip(_TENSOR, b"\x85" * 800)),
     "containers": (lambda: _zip(b"(", b"]" * 400_000, b"l"),
-     lambda: _saved([[index] for index in range(100_000)])),
+     lambda: saved([[index] for index in range(100_000)])),
     "memo": (lambda: _zip(b"(", b"N\x94" * 300_000, b"l"),
-     lambda: _saved([str(index) for index in range(200_000)])),
+     lambda: saved([str(index) for index in range(200_000)])),
     "argument_items": (lambda: _zip(b"(](", b"K\1" * 10_000, b"e\x85q\0", b.name("builtins", "set"),
-     b"q\1", b"h\1h\0R" * 1000, b"l"), lambda: _saved(set(range(300_000)))),
+     b"q\1", b"h\1h\0R" * 1000, b"l"), lambda: saved(set(range(300_000)))),
     "int_nbytes": (lambda: _zip(b"\x8b", struct.pack("<i", 1786), b"\1" * 1786),
-     lambda: _saved({"primes": [(1 << 8 * 255) - 1] * 10})),
+     lambda: saved({"primes": [(1 << 8 * 255) - 1] * 10})),
     "key_values": (lambda: _zip(b"](", b"(", b"N" * 10_000, b"tq\0", b"}h\0Ns" * 10_000, b"e"),
-     lambda: _saved([{(_BOARD, action): 0.0 for action in range(362)} for _ in range(10)])),
+     lambda: saved([{(_BOARD, action): 0.0 for action in range(362)} for _ in range(10)])),
     "key_nesting": (lambda: _zip(b"})", b"\x85" * 101, b"Ns"),
      lambda: _zip(b"})", b"\x85" * 90, b"Ns")),
-    "entries": (_many_entries, lambda: _saved([np.zeros(1) for _ in range(8000)])),
-    "text_nbytes": (_long_version, lambda: _saved({})),
+    "entries": (_many_entries, lambda: saved([np.zeros(1) for _ in range(8000)])),
+    "text_nbytes": (_long_version, lambda: saved({})),
     "shared_names": (lambda: _zip(_TENSOR, b"\x85", b"2\x86" * 30),
-     lambda: _saved(_shared_lists(400, 400))),
+     lambda: saved(_shared_lists(400, 400))),
     "names_nbytes": (lambda: _zip(b.dict_of({"x" * 40_000: b"(" + _TENSOR + b"2" * 2000 + b"l"})),
-     lambda: _saved(_shared_lists(200, 400, "text_model.encoder.layers.with_a_long_name." * 2))),
+     lambda: saved(_shared_lists(200, 400, "text_model.encoder.layers.with_a_long_name." * 2))),
     "header_nbytes": (lambda: struct.pack("<Q", 100_000_001)
      + b"{" + b" " * 90, lambda: _named(20_000)),
     "code_nbytes": (_long_code, lambda: (b.GOLDEN / "script.pt").read_bytes()),

@@ -1,9 +1,8 @@
-"""Torch as an oracle: what it writes, its values in torchzip's words, equality as it sees it."""
+"""Torch as an oracle: what it writes, and its values in torchzip's words."""
 
 from __future__ import annotations
 
 import copy
-import enum
 import importlib
 import io
 import math
@@ -15,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import torchzip as tz
@@ -59,6 +59,14 @@ def array_dtype(torch_dtype: str) -> np.dtype[Any]:
     return np.dtype(getattr(ml_dtypes, raw, None) or raw)
 
 
+# -- marks -----------------------------------------------------------------------------------
+
+
+def asks_torch(*ignored: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a module that asks torch, with those of its warnings that are let be."""
+    return [pytest.mark.torch, *(pytest.mark.filterwarnings(f"ignore:{each}") for each in ignored)]
+
+
 # -- saving ----------------------------------------------------------------------------------
 
 
@@ -67,26 +75,6 @@ def torch_bytes(torch: Any, tree: Any, **options: Any) -> bytes:
     file = io.BytesIO()
     torch.save(tree, file, **options)
     return file.getvalue()
-
-
-def torchzip_bytes(tree: Any, **options: Any) -> bytes:
-    """Return what ``torchzip.save`` writes into a file object."""
-    file = io.BytesIO()
-    tz.save(tree, file, **options)
-    return file.getvalue()
-
-
-def assert_same_bytes(actual: bytes, expected: bytes) -> None:
-    """Compare two files; the message says where they part, not all that is in them."""
-    if actual == expected:
-        return
-    length = min(len(actual), len(expected))
-    first = next((i for i in range(length) if actual[i] != expected[i]), length)
-    shown = slice(max(0, first - 48), first + 48)
-    raise AssertionError(
-        f"{len(actual)} bytes instead of {len(expected)}; from byte {first} on\n"
-        f"  wrote    {actual[shown]!r}\n  expected {expected[shown]!r}"
-    )
 
 
 @contextmanager
@@ -215,128 +203,6 @@ def raw_array(tensor: Any, storage: NDArray[np.uint8]) -> NDArray[Any]:
 def to_torchzip(torch: Any, tree: Any) -> Any:
     """Return a torch tree as `torchzip.save` takes it."""
     return Converter(torch)(tree)
-
-
-# -- equality in torch ---------------------------------------------------------------------------
-
-
-def assert_equal_in_torch(torch: Any, actual: Any, expected: Any) -> None:
-    """Compare two torch trees: values, types, identities, memory, layouts, attributes."""
-    _Equality(torch).check(actual, expected, "root")
-
-
-class _Equality:
-    def __init__(self, torch: Any) -> None:
-        self._torch = torch
-        self._partners: dict[int, tuple[Any, Any]] = {}
-        self._backwards: dict[int, tuple[Any, Any]] = {}
-        self._storages: dict[int, int] = {}
-        self._storages_backwards: dict[int, int] = {}
-
-    def check(self, actual: Any, expected: Any, path: str) -> None:
-        torch = self._torch
-        assert type(actual) is type(expected), (path, type(actual), type(expected))
-        if isinstance(expected, str | int | float | complex | bytes | type(None)):
-            assert repr(actual) == repr(expected), path
-            return
-        if isinstance(expected, type | torch.dtype | enum.Enum | set | frozenset):
-            assert actual == expected, path
-            return
-        if type(expected) is tuple and not expected:
-            assert actual == (), path
-            return
-        if id(expected) in self._partners:
-            assert self._partners[id(expected)][1] is actual, f"{path}: no longer one object"
-            return
-        assert id(actual) not in self._backwards, f"{path}: now the object of another place"
-        self._partners[id(expected)] = (expected, actual)
-        self._backwards[id(actual)] = (actual, expected)
-        if isinstance(expected, torch.Tensor):
-            self._tensor(actual, expected, path)
-        elif isinstance(expected, torch.storage.TypedStorage):
-            assert actual.dtype == expected.dtype, path
-            self._storage(actual._untyped_storage, expected._untyped_storage, path)
-            return
-        elif isinstance(expected, dict):
-            assert len(actual) == len(expected), path
-            for (key, item), (other, value) in zip(actual.items(), expected.items(), strict=True):
-                self.check(key, other, f"{path}, a key")
-                self.check(item, value, f"{path}.{other!r}")
-        elif isinstance(expected, list | tuple | deque):
-            assert len(actual) == len(expected), path
-            for index, (item, value) in enumerate(zip(actual, expected, strict=True)):
-                self.check(item, value, f"{path}.{index}")
-        elif isinstance(expected, torch.Generator):
-            assert torch.equal(actual.get_state(), expected.get_state()), path
-        elif isinstance(expected, np.ndarray | np.generic):
-            assert actual.dtype == expected.dtype, path
-            assert actual.tobytes() == expected.tobytes(), path
-        elif isinstance(expected, Exception) or " at 0x" not in object_text(expected):
-            assert repr(actual) == repr(expected), path
-        self._attributes(actual, expected, path)
-
-    def _attributes(self, actual: Any, expected: Any, path: str) -> None:
-        left, right = getattr(actual, "__dict__", {}), getattr(expected, "__dict__", {})
-        assert list(left) == list(right), path
-        for name, value in right.items():
-            self.check(left[name], value, f"{path}.{name}")
-        for kind in type(expected).__mro__ if type(expected).__module__ == Plain.__module__ else ():
-            for name in kind.__dict__.get("__slots__", ()):
-                self.check(getattr(actual, name), getattr(expected, name), f"{path}.{name}")
-
-    def _tensor(self, actual: Any, expected: Any, path: str) -> None:
-        assert actual.dtype == expected.dtype, path
-        assert actual.layout == expected.layout, path
-        assert actual.requires_grad == expected.requires_grad, path
-        assert actual.is_leaf == expected.is_leaf, path
-        if expected.is_nested:
-            for item, other in zip(actual.unbind(), expected.unbind(), strict=True):
-                assert self._torch.equal(item, other), path
-            return
-        assert actual.shape == expected.shape, path
-        if expected.is_quantized:
-            assert actual.qscheme() == expected.qscheme(), path
-            for name in ("q_scale", "q_zero_point", "q_per_channel_scales", "q_per_channel_axis"):
-                if ("channel" in name) == ("channel" in str(expected.qscheme())):
-                    value, other = getattr(actual, name)(), getattr(expected, name)()
-                    assert bool((value == other).all() if "scales" in name else value == other)
-            assert self._torch.equal(actual.int_repr(), expected.int_repr()), path
-            return
-        if expected.layout != self._torch.strided:
-            for name in ("indices", "crow_indices", "col_indices", "ccol_indices", "values"):
-                held = _part_of_sparse(expected, name)
-                if held is not None:
-                    assert self._torch.equal(_part_of_sparse(actual, name), held), path
-            return
-        assert actual.stride() == expected.stride(), path
-        assert actual.storage_offset() == expected.storage_offset(), path
-        assert actual.is_conj() == expected.is_conj(), path
-        assert actual.is_neg() == expected.is_neg(), path
-        if not expected.is_meta:
-            self._storage(actual.untyped_storage(), expected.untyped_storage(), path)
-
-    def _storage(self, actual: Any, expected: Any, path: str) -> None:
-        assert actual.nbytes() == expected.nbytes(), path
-        if not expected.nbytes():
-            return
-        left, right = actual.data_ptr(), expected.data_ptr()
-        assert self._storages.setdefault(right, left) == left, f"{path}: no longer shared"
-        assert self._storages_backwards.setdefault(left, right) == right, f"{path}: now shared"
-        assert storage_array(self._torch, actual).tobytes() == (
-            storage_array(self._torch, expected).tobytes()
-        ), path
-
-
-def object_text(value: Any) -> str:
-    """Return the text of an object, which tells it from others if it has no address in it."""
-    return " at 0x" if hasattr(value, "__dict__") else repr(value)
-
-
-def _part_of_sparse(tensor: Any, name: str) -> Any:
-    try:
-        return getattr(tensor, name)()
-    except RuntimeError:
-        return None
 
 
 def storage_array(torch: Any, storage: Any) -> NDArray[np.uint8]:

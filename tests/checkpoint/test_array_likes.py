@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.torch_oracle import assert_same_bytes, torchzip_bytes
+from tests.comparing import assert_same_bytes
+from tests.saved import saved
 
 Array = np.ndarray[Any, Any]
 
@@ -92,13 +93,13 @@ def test_is_saved_as_its_array(wrap: Callable[[Array], Any]) -> None:
         }  # fmt: skip
 
     with pytest.warns(UserWarning, match="scalar"):
-        assert_same_bytes(torchzip_bytes(tree(wrap)), torchzip_bytes(tree(lambda array: array)))
+        assert_same_bytes(saved(tree(wrap)), saved(tree(lambda array: array)))
 
 
 def test_dtypes_of_ml_dtypes() -> None:
     """What gives a bfloat16 array is saved as bfloat16."""
     array = np.ones(3, ml_dtypes.bfloat16)
-    assert_same_bytes(torchzip_bytes([GivesArray(array)]), torchzip_bytes([array]))
+    assert_same_bytes(saved([GivesArray(array)]), saved([array]))
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
@@ -135,9 +136,9 @@ def test_other_places(tmp_path: pathlib.Path, wrap: Callable[[Array], Any]) -> N
 def test_what_gives_no_numbers(tmp_path: pathlib.Path, value: Any, message: str) -> None:
     """It is an error with the place and what to do, never an object of its class."""
     with pytest.raises(TypeError, match=rf"^layers\.0: cannot save a {message}"):
-        torchzip_bytes({"layers": [value]})
+        saved({"layers": [value]})
     with pytest.raises(TypeError, match=rf"^p: cannot save a {message}"):
-        torchzip_bytes({"p": tz.types.Parameter(value)})
+        saved({"p": tz.types.Parameter(value)})
     with (
         pytest.raises(TypeError, match=f"cannot save a {message}"),
         tz.incremental_save(tmp_path / "m.pt") as out,

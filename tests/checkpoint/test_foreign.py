@@ -263,10 +263,7 @@ def test_all_objects_are_named_at_once() -> None:
 def test_ranges_of_a_jagged_tensor() -> None:
     """What torch's compiler notes on the sizes of one stays, as it stays in torch's safe loader."""
     dim_range = b.name("torch._dynamo.decorators", "_DimRange") + b")\x81"
-    for state, is_right in (
-        (b.list_of(0, b"N", b"N"), True),
-        (b.list_of(_TENSOR), False),
-    ):
+    for state, is_right in ((b.list_of(0, b"N", b"N"), True), (b.list_of(_TENSOR), False)):
         data = b.checkpoint(
             b.stream(_PLACES["the range of a tensor's axis"](dim_range + state + b"b"))
         )

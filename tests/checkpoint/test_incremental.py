@@ -6,10 +6,10 @@ import gc
 import io
 import os
 import pickle
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -527,10 +527,7 @@ def test_records_are_numbered_without_a_break(path: Path) -> None:
 
 def test_tensor_of_another_writer(path: Path, tmp_path: Path) -> None:
     """A proxy means nothing in another file."""
-    with (
-        tz.incremental_save(path) as out,
-        tz.incremental_save(tmp_path / "other.pt") as other,
-    ):
+    with tz.incremental_save(path) as out, tz.incremental_save(tmp_path / "other.pt") as other:
         foreign = other.store_early(np.ones(2))
         with pytest.raises(ValueError, match=r"^w\.0: stored by another writer"):
             out.save({"w": [foreign]})
@@ -596,11 +593,8 @@ def test_threads(path: Path) -> None:
                 number = 100 * index + part
                 state[f"w{number}"] = out.store_early(np.full(5000, number, np.float32))
 
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, range(6)))
         out.save(dict(sorted(state.items())))
     made = tz.load(path)
     assert len(made) == 120

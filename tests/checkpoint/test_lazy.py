@@ -6,9 +6,9 @@ import gc
 import io
 import os
 import pickle
-import threading
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -378,11 +378,9 @@ def test_threads(path: Path) -> None:
                     if not np.array_equal(checkpoint[name].numpy(), expected):
                         wrong.append(name)
 
-            threads = [threading.Thread(target=work) for _ in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(8) as pool:
+                for done in [pool.submit(work) for _ in range(8)]:
+                    done.result()
         assert wrong == []
 
 

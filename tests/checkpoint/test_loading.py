@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import io
-import threading
 import weakref
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.comparing import assert_same_tree
+from tests.saved import saved
 from torchzip.errors import PickleError
 from torchzip.tensors.memory import owner_of
 from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage, TypedArray
@@ -153,8 +155,7 @@ def test_many_megabytes(tmp_path: Path) -> None:
     state = {f"w{i}": np.arange(700_000, dtype=np.float32) + i for i in range(8)}
     path = tmp_path / "m.pt"
     tz.save(state, path)
-    made = tz.load(path)
-    assert all(np.array_equal(made[name], array) for name, array in state.items())
+    assert_same_tree(tz.load(path), state)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     with pytest.raises(tz.FormatError, match="damaged"):
@@ -204,13 +205,7 @@ def test_locations_are_kept_apart_from_arrays() -> None:
 
 def test_very_old_tensors() -> None:
     """`_rebuild_tensor` of four arguments, and views of storages."""
-    old = b.call(
-        "torch._utils._rebuild_tensor",
-        b.persistent(),
-        1,
-        (2,),
-        (1,),
-    )
+    old = b.call("torch._utils._rebuild_tensor", b.persistent(), 1, (2,), (1,))
     assert load(old).tolist() == [2, 3]
     view = b.tuple_of("v", 1, 2)
     assert load(b.tensor(b.persistent(extra=view), size=(2,))).tolist() == [2, 3]
@@ -315,11 +310,8 @@ def test_loads_in_threads(tmp_path: Path) -> None:
             if made["n"] != index or (made["w"] != index).any():
                 wrong.append(index)
 
-    threads = [threading.Thread(target=work, args=(index % 4,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [index % 4 for index in range(8)]))
     assert wrong == []
 
 
@@ -353,9 +345,7 @@ def test_safetensors(tmp_path: Path) -> None:
 
 def test_memory_goes_with_the_object() -> None:
     """What nobody holds any more is freed at once, and not when Python looks for cycles."""
-    file = io.BytesIO()
-    tz.save({"a": np.ones(1000), "b": [np.ones(10, np.float32)]}, file)
-    file.seek(0)
+    file = io.BytesIO(saved({"a": np.ones(1000), "b": [np.ones(10, np.float32)]}))
     gc.collect()
     gc.disable()
     try:

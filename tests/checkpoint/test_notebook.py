@@ -12,14 +12,12 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 from torchzip.types import MetaTensor, Parameter, SparseTensor
 
 
 def opened(obj: Any, limits: tz.Limits | None = None) -> tz.Checkpoint:
-    buffer = io.BytesIO()
-    tz.save(obj, buffer)
-    buffer.seek(0)
-    return tz.lazy_load(buffer, limits=limits)
+    return tz.lazy_load(io.BytesIO(saved(obj)), limits=limits)
 
 
 # -- repr ------------------------------------------------------------------------------------------

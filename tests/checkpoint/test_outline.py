@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 from torchzip.checkpoint.module_tree import module_tree
 from torchzip.checkpoint.outline import DtypeSum, Outline, ValueRow, outline
 from torchzip.errors import FormatError
@@ -27,10 +28,7 @@ from torchzip.types import (
 
 def of(obj: Any, limits: tz.Limits | None = None) -> Outline:
     """Return the outline of an object that is saved and opened again."""
-    buffer = io.BytesIO()
-    tz.save(obj, buffer)
-    buffer.seek(0)
-    return outline(tz.lazy_load(buffer, limits=limits))
+    return outline(tz.lazy_load(io.BytesIO(saved(obj)), limits=limits))
 
 
 def rows_of(obj: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.memory import PackedStorage
 from torchzip.tensors.numpy_dtypes import numpy_dtype
@@ -42,10 +43,7 @@ Array = np.ndarray[Any, Any]
 
 def roundtrip(obj: Any, **options: Any) -> Any:
     """Save to memory and load again."""
-    file = io.BytesIO()
-    tz.save(obj, file, **options)
-    file.seek(0)
-    return tz.load(file)
+    return tz.load(io.BytesIO(saved(obj, **options)))
 
 
 def same(ours: Array, theirs: Array) -> None:

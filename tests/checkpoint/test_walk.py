@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 from torchzip.checkpoint import plain_values
 from torchzip.checkpoint.lazy_tensor import data_of, is_tensor
 from torchzip.checkpoint.plain_values import form_of, what_is_beside
@@ -43,10 +44,7 @@ _ZIPS = [
 
 def lazily(value: Any) -> tz.Checkpoint:
     """Return the checkpoint of a value."""
-    file = io.BytesIO()
-    tz.save(value, file)
-    file.seek(0)
-    return tz.lazy_load(file)
+    return tz.lazy_load(io.BytesIO(saved(value)))
 
 
 def records_below(value: Any) -> set[str]:

@@ -25,11 +25,7 @@ from tests.builders import End, Member, build_zip, deflate
 from tests.container.memory import BytesSink, BytesSource
 from tests.sampling import thorough
 from torchzip.container.record_index import index_fast, index_plainly
-from torchzip.container.zip_reader import (
-    ZipReader,
-    _chain_fast,
-    _chain_plainly,
-)
+from torchzip.container.zip_reader import ZipReader, _chain_fast, _chain_plainly
 from torchzip.container.zip_writer import ZipWriter
 from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
@@ -60,13 +56,7 @@ def by_zipfile(records: dict[str, bytes], method: int, zip64: bool = False) -> b
     return file.getvalue()
 
 
-_RECORDS = {
-    "data.pkl": b"abc",
-    "empty": b"",
-    "data/0": bytes(5000),
-    "é": b"x",
-    "a b/c": b"y" * 70,
-}
+_RECORDS = {"data.pkl": b"abc", "empty": b"", "data/0": bytes(5000), "é": b"x", "a b/c": b"y" * 70}
 
 
 # -- what is read --------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.comparing import assert_equal_in_torch
 from tests.models import MODELS, training_checkpoint
 from tests.sampling import thorough
-from tests.torch_oracle import assert_equal_in_torch
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.convert.carried import carry, is_dense
 from torchzip.convert.carried_text import Carried

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.cli.running import run
 from tests.convert.test_run import NeighbourProcess, make_pieces_small
 from tests.sampling import costly
+from tests.saved import zipped_again
 from tests.tensors.test_cast_range import FLOATS, numpys_count
-from tests.test_cli import run
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 
 Capture = pytest.CaptureFixture[str]
@@ -70,13 +71,7 @@ def test_counts_are_numpys(
     arrays = tree(seed, source)
     tz.save(arrays, path, crc32=kind != "no crc")
     if kind == "deflated":
-        with (
-            zipfile.ZipFile(path) as old,
-            zipfile.ZipFile(folder / "d.pt", "w", zipfile.ZIP_DEFLATED) as new,
-        ):
-            for entry in old.namelist():
-                new.writestr(entry, old.read(entry))
-        path = folder / "d.pt"
+        path.write_bytes(zipped_again(path.read_bytes(), zipfile.ZIP_DEFLATED))
     elif kind == "safetensors":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

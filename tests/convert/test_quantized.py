@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.test_cli import run
+from tests.cli.running import run
 from torchzip.convert.quantized import codes
 from torchzip.dtypes import DTYPES
 

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import torchzip as tz
+from tests.comparing import assert_same_tree
 
 
 @pytest.fixture
@@ -24,12 +25,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"
     tz.save(weights | {"bias": np.ones(3, np.float32)}, path)
     return path
-
-
-def same(model: Path, other: Path) -> bool:
-    """Return whether two checkpoints have equal tensors under the same names."""
-    one, two = tz.load(model), tz.load(other)
-    return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +62,10 @@ def test_shards_and_back(tmp_path: Path, model: Path, dst: str, names: str, inde
     for back in ("back.pt", "back.safetensors"):
         tz.convert(report.target, tmp_path / back)
     merged = tz.load(tmp_path / "back.pt")
-    assert same(model, tmp_path / "back.pt")
+    assert_same_tree(tz.load(tmp_path / "back.pt"), tz.load(model))
     assert np.shares_memory(merged["head"], merged["layers.1.weight"])
     tz.convert(tmp_path / "back.safetensors", tmp_path / "again.pt")
-    assert same(model, tmp_path / "again.pt")
+    assert_same_tree(tz.load(tmp_path / "again.pt"), tz.load(model))
     with tz.lazy_load(report.target) as ckpt:
         assert ckpt.verify().notes == ()
 
@@ -91,7 +86,7 @@ def test_a_tensor_larger_than_a_shard(tmp_path: Path, model: Path) -> None:
     """It has one for itself."""
     report = tz.convert(model, tmp_path / "s.bin", max_shard_size="1KB")
     assert len(report.files) == 7
-    assert same(model, Path(report.target))
+    assert_same_tree(tz.load(Path(report.target)), tz.load(model))
 
 
 def test_all_or_nothing(tmp_path: Path, model: Path) -> None:
@@ -118,7 +113,7 @@ def test_a_whole_file_gives_way_to_shards(tmp_path: Path, model: Path) -> None:
     tz.convert(target, target, max_shard_size=9000, overwrite=True)
     assert not target.exists()
     tz.convert(tmp_path / "model.safetensors.index.json", tmp_path / "back.pt")
-    assert same(model, tmp_path / "back.pt")
+    assert_same_tree(tz.load(tmp_path / "back.pt"), tz.load(model))
 
 
 def test_an_index_that_would_hide_a_whole_file(tmp_path: Path, model: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.test_cli import run
+from tests.cli.running import run
 from torchzip.container.safetensors import parse_ties
 from torchzip.convert.tied_names import preferred
 

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 
 from tests.sampling import costly
 from torchzip.files import crc as crc_module
-from torchzip.files.crc import (
-    Crc32Meanwhile,
-    RunningCrc32,
-    crc32,
-    crc32_combine,
-    crc32_folded,
-)
+from torchzip.files.crc import Crc32Meanwhile, RunningCrc32, crc32, crc32_combine, crc32_folded
 
 _NEAR, _FAR = 99_922, 183_278
 _BYTES = np.random.default_rng(1).integers(0, 256, 3 << 20, np.uint8).tobytes()

@@ -12,8 +12,8 @@ import pickle
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchzip.errors import FormatError
-from torchzip.files.source import (
-    FileObjectSource,
-    FileSource,
-    MmapSource,
-    Source,
-    open_source,
-)
+from torchzip.files.source import FileObjectSource, FileSource, MmapSource, Source, open_source
 
 _DATA = bytes(range(256)) * 4
 
@@ -238,11 +232,8 @@ def test_file_object_in_threads() -> None:
             if source.read_at(offset, 100) != _DATA[offset : offset + 100]:
                 wrong.append(offset)
 
-    threads = [threading.Thread(target=work, args=(17 * i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [17 * i for i in range(8)]))
     assert wrong == []
 
 

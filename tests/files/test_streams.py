@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.saved import saved
 from torchzip.files.streams import is_stream
 from torchzip.tools import report
 
@@ -28,9 +29,7 @@ def _incremental(path: Any) -> None:
 
 
 def _report(path: Any) -> None:
-    file = io.BytesIO()
-    tz.save(_VALUES, file)
-    file.seek(0)
+    file = io.BytesIO(saved(_VALUES))
     report(file, path)
 
 

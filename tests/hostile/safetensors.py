@@ -8,13 +8,7 @@ from typing import Any
 
 from tests import builders as b
 from tests.hostile.attack import Attack, Row
-from torchzip.errors import (
-    ArchiveError,
-    FormatError,
-    LimitError,
-    TensorError,
-    UnsupportedError,
-)
+from torchzip.errors import ArchiveError, FormatError, LimitError, TensorError, UnsupportedError
 
 
 def _entry(

@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from tests.pickling import objects as o
+from tests import picklable as o
 from tests.pickling.graphs import TREES_WITH_BYTEARRAYS, cycles
 from torchzip.limits import Limits
 from torchzip.pickling import emitter
@@ -104,16 +104,16 @@ def _values() -> dict[str, Any]:
             collections.UserDict, itertools.zip_longest, functools.reduce, os.getcwd, BaseException,
             ModuleNotFoundError, map, filter, zip, range,
         ],
-        "functions": [len, o.function, os.path.join, operator.add, math.sin, functools.reduce],
+        "functions": [len, o.add, os.path.join, operator.add, math.sin, functools.reduce],
         "methods": [[].append, o.Plain(a=1).shout, o.Plain.make, o.Plain.Inner().method],
         "unbound": [o.Plain.Inner.method, str.upper, dict.fromkeys, bytes.maketrans],
         "nested classes": [o.Plain.Inner, o.Plain.Inner.Deep, o.Plain.Inner, o.Plain.Inner()],
         "nested class alone": o.Plain.Inner.Deep,
         "Plain": [o.Plain(), o.Plain(a=1, b=[2]), o.Plain(**{str(i): i for i in range(1001)})],
-        "Slotted": [o.Slotted(1, "x"), o.SlottedWithDict(1, [2])],
+        "Slotted": [o.Slotted(1, "x"), o.SlottedAndMore(1, [2])],
         "getstate": [*map(o.WithGetstate, (None, {}, 0, "x", [1], ({}, {"a": 1})))],
-        "getnewargs": [o.WithNewargs(), o.WithNewargs(1, "x", [2])],
-        "getnewargs_ex": [o.WithNewargsEx(1, key="x"), o.WithNewargsEx(), o.WithNewargsEx(k=[1])],
+        "getnewargs": [o.WithNewArgs(), o.WithNewArgs(1, "x", [2])],
+        "getnewargs_ex": [o.WithNewArgsEx(1, key="x"), o.WithNewArgsEx(), o.WithNewArgsEx(k=[1])],
         "reduced": [
             o.Reduced(o.make_plain, ()),
             o.Reduced(o.make_plain, (1, [2])),
@@ -124,25 +124,25 @@ def _values() -> dict[str, Any]:
             o.Reduced(o.make_plain, (), None, None, o.ItemsOf([("a", 1), ("b", 2)])),
             o.Reduced(o.make_plain, (), None, None, o.ItemsOf([("a", 1)])),
             o.Reduced(o.make_plain, (), {"s": 1}, o.ItemsOf([1]), o.ItemsOf([("a", 1)])),
-            o.Reduced(o.make_plain, (), {"s": 1}, None, None, o.set_state),
-            o.Reduced(o.make_plain, (), None, None, None, o.set_state),
+            o.Reduced(o.make_plain, (), {"s": 1}, None, None, o.set_value),
+            o.Reduced(o.make_plain, (), None, None, None, o.set_value),
             o.Reduced(o.make_plain, (), 0),
             o.Reduced(o.make_plain, (), ()),
         ],
-        "by name": [o.SINGLETON, o.SINGLETON],
+        "by name": [o.BY_NAME, o.BY_NAME],
         "subclasses": [
-            o.ListWithAttributes([1, 2]), o.DictWithAttributes(a=1), o.OrderedWithAttributes(a=1),
+            o.ListSubclass([1, 2]), o.DictSubclass(a=1), o.OrderedSubclass(a=1),
             o.TupleSubclass((1, 2)), o.IntSubclass(7), o.StrSubclass("x"), o.SetSubclass([1]),
             o.FloatSubclass(1.5), o.BytesSubclass(b"abc"), o.BytesSubclass(),
         ],
-        "named tuples": [o.Pair(1, "x"), o.Typed(1), o.Pair(o.Pair(1, 2), None)],
-        "dataclasses": [o.Data(), o.Data(2, [1]), o.FrozenData(), o.SlottedData(1, [2])],
-        "enums": [o.Color.RED, o.Color.GREEN, o.Number.ONE, o.Bits.A, o.Bits.A | o.Bits.B],
+        "named tuples": [o.Pair(1, "x"), o.Point(1, None), o.Pair(o.Pair(1, 2), None)],
+        "dataclasses": [o.Data(), o.Data(2, [1]), o.Frozen(), o.FrozenData(1, [2])],
+        "enums": [o.Color.RED, o.Color.GREEN, o.Level.LOW, o.Bits.A, o.Bits.A | o.Bits.B],
         "enum twice": [o.Word.YES, o.Word.YES, o.Color.RED, o.Color.RED],
         "metaclasses": [o.WithMeta, o.WithMeta(), o.Meta],
         "copyreg": [o.Registered(1), o.Registered([2])],
         "metaclass in copyreg": o.WithRegisteredMeta,
-        "partial": [functools.partial(int, base=2), functools.partial(o.function, 1)],
+        "partial": [functools.partial(int, base=2), functools.partial(o.add, 1)],
         "user collections": [o.User(a=1), o.Users([1, 2])],
         "knot": o.Knot(),
         "standard library": [
@@ -169,8 +169,8 @@ def _values() -> dict[str, Any]:
         made[f"set of {count}"] = set(range(count))
         made[f"OrderedDict of {count}"] = OrderedDict((i, i) for i in range(count))
         made[f"subclasses of {count}"] = [
-            o.ListWithAttributes(range(count)),
-            o.DictWithAttributes((i, i) for i in range(count)),
+            o.ListSubclass(range(count)),
+            o.DictSubclass((i, i) for i in range(count)),
         ]
         made[f"Counter of {count}"] = Counter(range(count))
         made[f"namespace of {count}"] = argparse.Namespace(**{f"k{i}": i for i in range(count)})
@@ -231,7 +231,7 @@ def test_any_tree_inside_objects(value: Any) -> None:
     nested = [
         o.Plain(a=value, b=[value]), o.Data(1, [value]), o.Pair(value, value),
         o.Reduced(o.make_plain, (value,), {"s": value}, o.ItemsOf([value, value])),
-        defaultdict(list, {"v": value}), deque([value]), o.WithNewargsEx(value, k=value),
+        defaultdict(list, {"v": value}), deque([value]), o.WithNewArgsEx(value, k=value),
     ]  # fmt: skip
     same(dump(nested), pickle.dumps(nested, 2))
 
@@ -369,7 +369,7 @@ def test_emitter_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (o.Plain(), "tests.pickling.objects.Plain"),
+        (o.Plain(), "tests.picklable.Plain"),
         (frozenset(), "builtins.frozenset"),
         (b"", "builtins.bytes"),
         (deque(), "collections.deque"),
@@ -509,6 +509,6 @@ def test_writers_are_found_by_base_class() -> None:
         seen.append(value)
         emitter.write(b"N")
 
-    value = o.OrderedWithAttributes(a=1)
+    value = o.OrderedSubclass(a=1)
     assert Emitter({OrderedDict: write}).dump([value, value]) == b"\x80\x02]q\x00(NNe."
     assert seen == [value, value]

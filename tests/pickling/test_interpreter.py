@@ -406,8 +406,7 @@ def test_a_name_is_one_object() -> None:
 def test_table_of_values_and_calls() -> None:
     """Only what the table says is understood, and only by its exact name."""
     table = Table(
-        values={("torch", "float32"): "F32"},
-        calls={("m", "f"): lambda args: ("called", args)},
+        values={("torch", "float32"): "F32"}, calls={("m", "f"): lambda args: ("called", args)}
     )
     assert run(b.stream(b.name("torch", "float32")), table) == "F32"
     assert run(b.stream(b.name("m", "f"), _ARGS, b"R"), table) == ("called", ("x",))

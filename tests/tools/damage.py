@@ -52,13 +52,6 @@ def alike() -> dict[str, Any]:
     return {f"k{i}": rng.standard_normal(16).astype(np.float32) for i in range(20)} | {"step": 7}
 
 
-def saved(value: Any, **options: Any) -> bytes:
-    """Return the file of a value."""
-    file = io.BytesIO()
-    tz.save(value, file, **options)
-    return file.getvalue()
-
-
 def legacy(value: dict[str, Any]) -> bytes:
     """Return a legacy file of flat arrays, made without torchzip."""
     keys = [str(index) for index in range(len(value))]
@@ -72,25 +65,6 @@ def legacy(value: dict[str, Any]) -> bytes:
     }
     storages = b"".join(struct.pack("<q", array.size) + array.tobytes() for array in value.values())
     return b.legacy(b.stream(b.dict_of(items)), b.stream(b.list_of(*keys)), storages)
-
-
-def zipped_again(data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
-    """Return an archive as Python's zipfile makes it from another: no zip64, sizes in front."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w", method) as new:
-        for info in old.infolist():
-            new.writestr(info.filename, old.read(info))
-    return made.getvalue()
-
-
-def big_endian(data: bytes) -> bytes:
-    """Return an archive whose byte order says big; its numbers are others for it."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w") as new:
-        for info in old.infolist():
-            is_order = info.filename.endswith("/byteorder")
-            new.writestr(info.filename, b"big" if is_order else old.read(info))
-    return made.getvalue()
 
 
 class Original:

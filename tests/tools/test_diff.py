@@ -24,6 +24,7 @@ from tests.formats.counting import Counted
 from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
 from tests.sampling import some
+from tests.saved import saved
 from tests.test_big import HoleyFile
 from torchzip import tools
 from torchzip.tools import Diff, diff
@@ -44,17 +45,14 @@ _COMPLEX = [np.dtype(name) for name in ("complex64", "complex128")]
 _ALL = [*_FLOATS, *_INTS, *_COMPLEX, np.dtype(bool)]
 
 
-def saved(value: Any) -> io.BytesIO:
+def file_of(value: Any) -> io.BytesIO:
     """Return a file of a value."""
-    file = io.BytesIO()
-    tz.save(value, file)
-    file.seek(0)
-    return file
+    return io.BytesIO(saved(value))
 
 
 def between(one: Any, other: Any, **options: Any) -> Diff:
     """Return what differs between two values when they are saved."""
-    return diff(saved(one), saved(other), **options)
+    return diff(file_of(one), file_of(other), **options)
 
 
 def values_of(found: Diff) -> Any:
@@ -159,7 +157,9 @@ def test_views_of_one_order(seed: int) -> None:
     order = tuple(rng.permutation(4))
     for part in (np.s_[:], np.s_[1:6], np.s_[:, :, 1:3], np.s_[..., ::2]):
         one, other = (array[part].transpose(order) for array in (lying, changed))
-        found = diff(*(saved([array, whole]) for array, whole in ((one, lying), (other, changed))))
+        found = diff(
+            *(file_of([array, whole]) for array, whole in ((one, lying), (other, changed)))
+        )
         values = [each.values for each in found.changed if each.before.name == "0"]
         expected = plainly(one, other)
         got = [(v.count, v.max_abs, v.nans, v.first) for v in values if v is not None]
@@ -486,7 +486,7 @@ def test_legacy_against_zip() -> None:
     legacy = b.GOLDEN / "views-legacy.pt"
     with tz.lazy_load(legacy) as checkpoint:
         count = len(checkpoint)
-        again = saved(checkpoint.root)
+        again = file_of(checkpoint.root)
     found = diff(legacy, again)
     assert (found.is_equal, found.equal) == (True, count)
 
@@ -643,13 +643,13 @@ def _try(one: bytes, other: bytes) -> Diff | None:
 @pytest.mark.parametrize("attack", ATTACKS[::10], ids=[each.name for each in ATTACKS[::10]])
 def test_hostile_files(attack: Attack) -> None:
     """A result or an error of ours, beside a sound file; tests/test_hostile.py has them all."""
-    sound = saved({"x": np.arange(4, dtype=np.float32), "n": 1}).getvalue()
+    sound = saved({"x": np.arange(4, dtype=np.float32), "n": 1})
     _try(sound, attack.data)
 
 
 def test_damaged_bytes() -> None:
     """One changed byte anywhere: an error, a difference, or nothing that CRCs or values show."""
-    sound = saved({"x": np.arange(300.0), "y": {"z": np.ones(3, np.int8)}, "n": 1}).getvalue()
+    sound = saved({"x": np.arange(300.0), "y": {"z": np.ones(3, np.int8)}, "n": 1})
     rng = random.Random(3)
     for _ in some(range(300)):
         data = bytearray(sound)
@@ -660,8 +660,8 @@ def test_damaged_bytes() -> None:
 
 def test_damage_shows_where_it_is_read() -> None:
     """A tensor whose bytes are not those of its CRC is an error, with file and record."""
-    one = saved({"x": np.arange(300.0)})
-    data = bytearray(saved({"x": np.arange(300.0) + 1}).getvalue())
+    one = file_of({"x": np.arange(300.0)})
+    data = bytearray(saved({"x": np.arange(300.0) + 1}))
     data[data.index(np.arange(1, 301.0).tobytes()) + 700] ^= 4
     with pytest.raises(tz.FormatError, match=r"record data/0: .*CRC"):
         diff(one, io.BytesIO(data))
@@ -681,6 +681,6 @@ def test_importing_costs_nothing() -> None:
 
 def test_limits() -> None:
     """They are those of both files."""
-    make: Callable[[], io.BytesIO] = lambda: saved({"x": np.ones(3)})  # noqa: E731
+    make: Callable[[], io.BytesIO] = lambda: file_of({"x": np.ones(3)})  # noqa: E731
     with pytest.raises(tz.LimitError):
         diff(make(), make(), limits=tz.Limits(pickle_nbytes=10))

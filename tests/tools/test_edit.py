@@ -1,7 +1,7 @@
 """What `edit` makes of names, values and marks, what it reads and writes, and what it refuses.
 
-tests/test_edit_crash.py has what a failure leaves, tests/test_against_torch_edit.py what torch
-reads.
+tests/tools/test_edit_crash.py has what a failure leaves, tests/test_against_torch_edit.py what
+torch reads.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.formats import dcp_builder as d
+from tests.saved import saved, zipped_again
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.errors import UnsupportedError
 from torchzip.tools import statistics
@@ -58,12 +59,7 @@ def test_golden_files(path: Path) -> None:
 
 
 def _deflated(folder: Path, array: Any) -> Path:
-    tz.save({"w": array}, folder / "plain.pt")
-    with zipfile.ZipFile(folder / "plain.pt") as source:
-        members = {name: source.read(name) for name in source.namelist()}
-    with zipfile.ZipFile(folder / "m.pt", "w", zipfile.ZIP_DEFLATED) as target:
-        for name, data in members.items():
-            target.writestr(name, data)
+    (folder / "m.pt").write_bytes(zipped_again(saved({"w": array}), zipfile.ZIP_DEFLATED))
     return folder / "m.pt"
 
 

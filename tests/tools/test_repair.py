@@ -25,20 +25,18 @@ from tests import builders as b
 from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
 from tests.sampling import some
+from tests.saved import big_endian, saved, zipped_again
 from tests.test_memory import peak_mb
 from tests.tools.damage import (
     Original,
     alike,
-    big_endian,
     damaged,
     judge,
     judge_some,
     legacy,
     repaired,
-    saved,
     twenty,
     value_of,
-    zipped_again,
 )
 from torchzip.errors import ArchiveError, FormatError, LimitError, TorchZipError, UnsupportedError
 from torchzip.tools import repair

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.tools.damage import legacy, saved, zipped_again
+from tests.saved import saved, zipped_again
+from tests.tools.damage import legacy
 from torchzip.errors import TorchZipError
 from torchzip.tools import Repaired, repair
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.sampling import some
-from tests.tools.damage import Original, damaged, repaired, saved, value_of, zipped_again
+from tests.saved import saved, zipped_again
+from tests.tools.damage import Original, damaged, repaired, value_of
 from torchzip.errors import TorchZipError
 
 

@@ -1,4 +1,4 @@
-"""What `verify` returns; tests/test_cli_verify.py has what it finds in files of all kinds."""
+"""What `verify` returns; tests/cli/test_cli_verify.py has what it finds in files of all kinds."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from tests import builders as b
 from tests.formats.dcp_builder import Builder
 from tests.formats.test_pt2 import payload, weights
 from tests.formats.test_tar import _example
+from tests.saved import saved, zipped_again
 from tests.test_memory import peak_mb
 from torchzip.cli.main import main
 from torchzip.tensors.specs import TensorSpec
@@ -35,10 +36,8 @@ from torchzip.types import MetaTensor, Parameter, SparseTensor, Storage
 
 def of(obj: Any) -> WhyBig:
     """Return what is said of an object that is saved."""
-    buffer = io.BytesIO()
-    tz.save(obj, buffer)
-    buffer.seek(0)
-    return checked(why_big(buffer), len(buffer.getvalue()))
+    data = saved(obj)
+    return checked(why_big(io.BytesIO(data)), len(data))
 
 
 def checked(found: WhyBig, nbytes: int) -> WhyBig:
@@ -140,15 +139,8 @@ _ARRAYS = st.lists(st.sampled_from("biqfd"), max_size=6)
 def test_parts_of_any_zip(codes: list[str], length: int, deflated: bool) -> None:
     """Also of one that Python's zipfile has written again, deflated or not."""
     state = {str(i): np.zeros(i * length, code) for i, code in enumerate(codes)}
-    buffer = io.BytesIO()
-    tz.save(state, buffer)
-    again = io.BytesIO()
-    method = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
-    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(again, "w", method) as target:
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
-    again.seek(0)
-    found = checked(why_big(again), len(again.getvalue()))
+    again = zipped_again(saved(state), zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED)
+    found = checked(why_big(io.BytesIO(again)), len(again))
     stored = sum(array.nbytes for array in state.values())
     if deflated and stored:
         assert "tensors, deflated" in kinds(found)
@@ -427,13 +419,8 @@ def _spare(folder: Path) -> Path:
 
 def _deflated(folder: Path) -> Path:
     path = folder / "deflated.pt"
-    tz.save({"w": np.random.default_rng(1).standard_normal(1000)}, folder / "m.pt")
-    with (
-        zipfile.ZipFile(folder / "m.pt") as source,
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
-    ):
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
+    data = saved({"w": np.random.default_rng(1).standard_normal(1000)})
+    path.write_bytes(zipped_again(data, zipfile.ZIP_DEFLATED))
     return path
 
 

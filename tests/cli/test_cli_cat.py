@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.cli.running import Capture, command
 from tests.formats.counting import Counted
+from tests.saved import zipped_again
 from torchzip.cli.histogram import histogram_lines
 from torchzip.cli.indexing import parse_index
 from torchzip.cli.main import main
@@ -36,14 +39,7 @@ from torchzip.types import (
     TypedArray,
 )
 
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
-    """Return status, stdout and stderr of a command."""
-    status = main(["cat", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+run = command("cat")
 
 
 def shown(capsys: Capture, *arguments: Any) -> str:
@@ -218,20 +214,10 @@ def test_corners_of_a_deflated_record() -> None:
     """Deflated bytes come in order; the summary is the same."""
     array = np.random.default_rng(0).integers(0, 9, (90, 50, 20)).astype(np.float32)
     save({"w": array})
-    deflate_all("m.pt")
+    Path("m.pt").write_bytes(zipped_again(Path("m.pt").read_bytes(), zipfile.ZIP_DEFLATED))
     with tz.lazy_load("m.pt") as checkpoint:
         assert not checkpoint["w"].spec.storage.random_access
         assert tensor_text(checkpoint["w"]) == np.array2string(array, max_line_width=80)
-
-
-def deflate_all(path: str) -> None:
-    import zipfile
-
-    with zipfile.ZipFile(path) as source:
-        members = {name: source.read(name) for name in source.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
-        for name, data in members.items():
-            target.writestr(name, data)
 
 
 def test_reads_the_corners_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

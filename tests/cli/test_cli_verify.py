@@ -11,22 +11,14 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
-from torchzip.cli.main import main
+from tests.cli.running import Capture, run
 
-Capture = pytest.CaptureFixture[str]
 #: Those that their release could write.
 GOLDEN = [
     release / file
     for release in sorted(b.GOLDEN.parent.glob("torch-*"))
     for file in json.loads((release / "truth.json").read_text())
 ]
-
-
-def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
-    """Return status, stdout and stderr of a command."""
-    status = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def found(capsys: Capture, path: Path) -> dict[str, Any]:

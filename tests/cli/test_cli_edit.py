@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.cli.running import Capture, command
 from torchzip.cli.main import build_parser, main
 from torchzip.files.in_place import InPlaceFile
 
-Capture = pytest.CaptureFixture[str]
+run = command("edit")
 
 
 @pytest.fixture
@@ -29,13 +30,6 @@ def path(tmp_path: Path) -> Path:
         made,
     )
     return made
-
-
-def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
-    """Return status, stdout and stderr of a command."""
-    status = main(["edit", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def test_all_rules(capsys: Capture, path: Path) -> None:

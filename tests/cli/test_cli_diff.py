@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.cli.running import Capture, command
 from torchzip.cli.main import main
 from torchzip.types import SparseTensor
 
 #: The second weight of the pair; two of its numbers are others in the first.
 WEIGHT = np.array([[0, 1, 2.25], [3, 4, 3]])
 
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
-    """Return status, stdout and stderr of a command."""
-    status = main(["diff", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+run = command("diff")
 
 
 def sparse(value: float) -> SparseTensor:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.running import Capture
 from torchzip.cli.main import build_parser, main
 
-Capture = pytest.CaptureFixture[str]
 #: The words of a line, the last one begun -> what bash offers.
 Ask = Callable[..., set[str]]
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,11 +14,10 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.cli.running import Capture, run, usage
 from torchzip.cli.main import main
 from torchzip.cli.progress import progress_line
 from torchzip.types import Parameter
-
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -38,23 +36,6 @@ def model(tmp_path: Path) -> Path:
         path,
     )
     return path
-
-
-def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
-    """Return status, stdout and stderr of a command."""
-    status = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def usage(capsys: Capture, *arguments: Any) -> str:
-    """Return what is said of a wrong usage that the parser finds."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    assert caught.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err
 
 
 # -- ls --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.transcripts import collect, run_again
 
-_PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+_PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
 def test_transcript(real_file: Any, tmp_path: Path) -> None:

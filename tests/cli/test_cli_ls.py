@@ -10,20 +10,18 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.terminal import on_terminal, unstyled
+from tests.cli.running import Capture, command
+from tests.cli.terminal import on_terminal, unstyled
 from torchzip.cli import rendering
 from torchzip.cli.main import main
 from torchzip.types import Parameter
 
-Capture = pytest.CaptureFixture[str]
-
 
 def run(capsys: Capture, *arguments: Any) -> str:
     """Return stdout of an `ls` that ends well and says nothing on stderr."""
-    status = main(["ls", *map(str, arguments)])
-    captured = capsys.readouterr()
-    assert (status, captured.err) == (0, "")
-    return captured.out
+    status, out, err = command("ls")(capsys, *arguments)
+    assert (status, err) == (0, "")
+    return out
 
 
 @pytest.fixture

@@ -9,27 +9,19 @@ import pickle
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import builders as b
+from tests.cli.running import Capture, run
 from tests.formats.tar_builder import tar_of
 from tests.pickling.test_disassembly import OPCODE_BYTES
 from torchzip.cli.main import main
 from torchzip.tools import pickles
 
-Capture = pytest.CaptureFixture[str]
 ZIPS = [path for path in sorted(b.GOLDEN.glob("*.pt")) if "legacy" not in path.name]
-
-
-def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
-    """Return status, stdout and stderr of a command."""
-    status = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def places(out: str) -> list[tuple[int, str]]:

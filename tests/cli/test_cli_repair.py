@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import torchzip as tz
-from torchzip.cli.main import main
-
-Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
-    """Return status, stdout and stderr of a command."""
-    status = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+from tests.cli.running import Capture, run
 
 
 @pytest.fixture

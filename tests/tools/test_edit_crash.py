@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.comparing import assert_same_tree
 from tests.faults import (
     CAN_BE_SHORT,
     Call,
@@ -77,7 +78,7 @@ class Place:
         """Return whether bytes are read as the new tree; raise if they are neither."""
         loaded = tz.load(io.BytesIO(data))
         is_new = "layer.0" not in loaded
-        _check_equal(loaded, _tree(self._count, is_new=is_new))
+        assert_same_tree(loaded, _tree(self._count, is_new=is_new))
         return is_new
 
     def check_in_torch(self, torch: Any, data: bytes) -> None:
@@ -85,12 +86,7 @@ class Place:
         self.path.write_bytes(data)
         expected = _tree(self._count, is_new=self.is_new(data))
         for options in ({}, {"mmap": True}):
-            _check_equal(torch.load(self.path, **options), expected)
-
-
-def _check_equal(loaded: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert list(loaded) == list(expected)
-    assert all(np.array_equal(loaded[name], value) for name, value in expected.items())
+            assert_same_tree(torch.load(self.path, **options), expected)
 
 
 @pytest.fixture(params=[5, 700], ids=["one step", "several steps"])
