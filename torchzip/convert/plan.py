@@ -69,7 +69,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan for writing a checkpoint to a target.
 
-    The checkpoint's root is the plan's from then on: it has new keys where tensors have new names.
+    The checkpoint stays as it is.
 
     Raises
     ------
