@@ -5,8 +5,11 @@ A ``.npz`` output is registered here too, to show that nothing else has to chang
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import os
 import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,6 +242,34 @@ class OutputContract:
             assert report.nbytes == target.stat().st_size
             made.append(target.read_bytes())
         assert made[0] == made[1] == made[2]
+
+    @pytest.mark.parametrize("size", [None, "20KB"])
+    def test_a_dry_run_gives_the_report(
+        self, output: type[Output], source: Path, tmp_path: Path, size: str | None
+    ) -> None:
+        """Of the run that follows, but for what only the numbers show; nothing is written."""
+        target = tmp_path / f"o{output.suffixes[0]}"
+
+        def options() -> dict[str, Any]:
+            rules = {"dtype": "float16", "exclude": "layer.7", "rename": {"base": "first"}}
+            return rules | {"max_shard_size": size, "jobs": 2}
+
+        calls: list[int] = []
+        told = tz.convert(
+            source,
+            target,
+            dry_run=True,
+            progress=lambda done, total: calls.append(done),
+            **options(),
+        )
+        assert not calls
+        assert list(tmp_path.iterdir()) == [source]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is out of range
+            done = tz.convert(source, target, **options())
+        assert told == dataclasses.replace(done, overflowed={})
+        assert [os.path.getsize(file) for file in told.files] == list(told.file_nbytes)
+        assert tz.convert(source, target, dry_run=True, **options()) == told  # it is there now
 
     @pytest.mark.parametrize("name", ["base", "layer.3"])
     def test_damage_of_the_source_shows(
