@@ -137,7 +137,7 @@ def _source(checkpoint: Checkpoint) -> Selection:
     root = checkpoint.root
     metadata: dict[str, str] = {}
     lost: list[str] = []
-    if checkpoint.format in ("safetensors", "sharded"):
+    if checkpoint.container.is_by_name:
         ties = parse_ties(checkpoint.metadata, tensors)
         aliases = {name: tensors[kept] for name, kept in ties.items()}
         tensors |= aliases
@@ -153,9 +153,8 @@ def _source(checkpoint: Checkpoint) -> Selection:
                 root, tensors, arrays = _restored_object(text, tensors, checkpoint.limits)
             except TorchZipError as error:
                 lost.append(f"the object around the tensors: {error.message}")
-    # The objects of a TorchScript archive are of classes that exist in it only.
-    is_flat = checkpoint.format == "torchscript"
     sources = {name: name for name in tensors}
+    is_flat = checkpoint.container.is_script
     return Selection(root, tensors, sources, tensors, root, is_flat, metadata, lost, arrays)
 
 
