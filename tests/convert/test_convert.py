@@ -54,6 +54,20 @@ def test_from_a_file_object(model: Path, tmp_path: Path) -> None:
     assert tz.tools.diff(model, tmp_path / "b.pt").is_equal
 
 
+def test_a_dry_run_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    """Neither the directory that was asked for, nor what `map` has made."""
+
+    def double(name: str, tensor: tz.LazyTensor) -> list[tuple[str, Any]]:
+        return [(name, tensor.numpy() * 2)]
+
+    report = tz.convert(model, f"{tmp_path}/new/", map=double, dry_run=True)
+    assert report.target == str(tmp_path / "new" / "model.safetensors")
+    assert [row.nbytes for row in report.rows] == [96, 96, 48, 80, 80, 40]
+    assert list(tmp_path.iterdir()) == [model]
+    with pytest.raises(ValueError, match="would both be called"):
+        tz.convert(model, tmp_path / "o.pt", rename=lambda name: "w", dry_run=True)
+
+
 def test_to_safetensors(model: Path, tmp_path: Path) -> None:
     """Floats are cast, ints are not, a tie is data once and a name in the metadata."""
     report = tz.convert(model, tmp_path / "out.safetensors", dtype="bfloat16")

@@ -5,8 +5,12 @@ A ``.npz`` output is registered here too, to show that nothing else has to chang
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import os
 import struct
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +20,7 @@ import pytest
 
 import torchzip as tz
 from tests.convert.test_run import NeighbourProcess, make_pieces_small, tree
+from torchzip.checkpoint.walk import ways
 from torchzip.convert import run
 from torchzip.convert.lost import lost_values
 from torchzip.convert.outputs.base import Output
@@ -182,6 +187,48 @@ class OutputContract:
                 assert (values.dtype, values.shape) == (expected.dtype, row.shape)
                 assert values.tobytes() == expected.tobytes()
 
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            {"rename": {"net.base": "net.first", "tuple.1.w": "tuple.1.v", "array": "numbers"}},
+            {"rename": {"list.0": "list.1"}},
+            {"rename": [("^", "all.")]},
+            {"exclude": ["net.*", "tuple.1.w"]},
+            {"dtype": [("*.base", "bfloat16"), ("*ied", "float64"), ("*", "float16")]},
+            {"dtype": "float16", "exclude": "*.0", "rename": [("base", "basis")]},
+        ],
+        ids=str,
+    )
+    def test_planning_leaves_the_checkpoint(
+        self, output: type[Output], tmp_path: Path, rules: dict[str, Any]
+    ) -> None:
+        """Its root has the same objects in the same places, whatever the rules; so a plan again."""
+        net = OrderedDict(tree(2))
+        vars(net)["_metadata"] = {"version": 1}
+        numbers = np.arange(9.0)
+        root = {
+            "net": net,
+            "tuple": ({"step": 1}, {"w": numbers}),
+            "list": [numbers, {}, np.ones(3)],
+        }
+        tz.save(root, tmp_path / "m.pt")
+
+        def look(root: Any) -> list[Any]:
+            return [(str(way), id(value), key_order(value)) for way, value in ways(root)]
+
+        def key_order(value: Any) -> Any:
+            return list(value) if isinstance(value, dict) else None
+
+        with tz.lazy_load(tmp_path / "m.pt") as checkpoint:
+            checkpoint.root["array"] = np.arange(3.0)  # as numpy pickles one
+            before, plans = look(checkpoint.root), []
+            for _ in range(2):
+                target = parse_target(tmp_path / f"o{output.suffixes[0]}")
+                plan = make_plan(checkpoint, target, Rules(**rules))
+                plans.append((plan.tensors, plan.lost, plan.files[0].head))
+                assert look(checkpoint.root) == before
+            assert plans[0] == plans[1]
+
     def test_same_input_same_bytes(
         self, output: type[Output], source: Path, tmp_path: Path
     ) -> None:
@@ -195,6 +242,34 @@ class OutputContract:
             assert report.nbytes == target.stat().st_size
             made.append(target.read_bytes())
         assert made[0] == made[1] == made[2]
+
+    @pytest.mark.parametrize("size", [None, "20KB"])
+    def test_a_dry_run_gives_the_report(
+        self, output: type[Output], source: Path, tmp_path: Path, size: str | None
+    ) -> None:
+        """Of the run that follows, but for what only the numbers show; nothing is written."""
+        target = tmp_path / f"o{output.suffixes[0]}"
+
+        def options() -> dict[str, Any]:
+            rules = {"dtype": "float16", "exclude": "layer.7", "rename": {"base": "first"}}
+            return rules | {"max_shard_size": size, "jobs": 2}
+
+        calls: list[int] = []
+        told = tz.convert(
+            source,
+            target,
+            dry_run=True,
+            progress=lambda done, total: calls.append(done),
+            **options(),
+        )
+        assert not calls
+        assert list(tmp_path.iterdir()) == [source]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is out of range
+            done = tz.convert(source, target, **options())
+        assert told == dataclasses.replace(done, overflowed={})
+        assert [os.path.getsize(file) for file in told.files] == list(told.file_nbytes)
+        assert tz.convert(source, target, dry_run=True, **options()) == told  # it is there now
 
     @pytest.mark.parametrize("name", ["base", "layer.3"])
     def test_damage_of_the_source_shows(

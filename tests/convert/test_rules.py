@@ -15,7 +15,7 @@ import torchzip as tz
 from torchzip.convert.conversion import ConvertReport
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
-from torchzip.types import Parameter
+from torchzip.types import ForeignObject, Parameter
 
 
 @pytest.fixture
@@ -128,6 +128,15 @@ def test_names_in_lists_and_shared_dicts(tmp_path: Path) -> None:
     assert list(tz.load(tmp_path / "b.pt")) == ["list.0", "list.1", "x.v", "y.w"]
     loaded = tz.load(tmp_path / "b.pt")
     assert np.shares_memory(loaded["x.v"], loaded["y.w"])
+
+
+@pytest.mark.filterwarnings("ignore:torch.load")
+def test_a_dict_that_an_object_shares(tmp_path: Path) -> None:
+    """A tensor that is left out under one of its names is there under the other."""
+    path, shared = tmp_path / "m.pt", {"w": np.ones(3), "b": np.zeros(2)}
+    trainer = ForeignObject("lib", "Trainer", (), state={"sd": shared})
+    tz.save({"sd": shared, "trainer": trainer}, path)
+    assert names(path, exclude="sd.w") == ["sd.b", "trainer.sd.w", "trainer.sd.b"]
 
 
 def test_dtype_goes_by_the_old_name(model: Path) -> None:

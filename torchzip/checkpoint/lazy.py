@@ -192,6 +192,11 @@ class Checkpoint(Mapping[str, Any]):
         return _Items(self)
 
     @property
+    def container(self) -> Container:
+        """What reads the file; its class says what is so of the format (`formats.base.Format`)."""
+        return self._container
+
+    @property
     def limits(self) -> Limits:
         """The bounds that the file is read within."""
         return self._limits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,10 +24,9 @@ from torchzip.cli.command import (
 )
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import count_text, name_text, nbytes_text, shape_text, table
-from torchzip.errors import ErrorPlace
 
 if TYPE_CHECKING:
-    from torchzip.convert.plan import Plan
+    from torchzip.convert.conversion import ConvertReport
     from torchzip.convert.planned import PlannedTensor
 
 _DESCRIPTION = """\
@@ -93,16 +93,9 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with exit_on_sigterm():
-        if arguments.dry_run:
-            _dry_run(arguments)
-        else:
-            _convert(arguments)
-    return DONE
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    with warnings_said(), progress_line() as progress:
+    is_dry = arguments.dry_run
+    watched = contextlib.nullcontext() if is_dry else progress_line()
+    with exit_on_sigterm(), warnings_said(), watched as progress:
         report = torchzip.convert(
             arguments.src,
             arguments.dst,
@@ -111,62 +104,50 @@ def _convert(arguments: argparse.Namespace) -> None:
             verify=arguments.verify,
             progress=progress,
             overwrite=arguments.force,
+            dry_run=is_dry,
             limits=limits_of(arguments),
             **rules_of(arguments),
         )
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(report), indent=2))
+        print(json.dumps(_planned_values(report) if is_dry else _values(report), indent=2))
+    elif is_dry:
+        print(_planned_text(report))
     _say_tied(report.tied)
     _say_lost(report.lost, report.refused)
-    shards = len(report.files) - 1
-    where = f" in {count_text(shards, 'shard')}" if shards else ""
-    tensors = count_text(report.tensors, "tensor")
-    say(f"{report.target}: {tensors}{where}, {nbytes_text(report.nbytes)}")
+    if not is_dry:
+        say(f"{report.target}: {_sums(report)}")
+    return DONE
 
 
-def _dry_run(arguments: argparse.Namespace) -> None:
-    from torchzip.convert.plan import make_plan  # slow to import, and only needed here
-    from torchzip.convert.rules import Rules
-    from torchzip.convert.targets import parse_size, parse_target
-
-    target = parse_target(arguments.dst)
-    rules = Rules(**rules_of(arguments))
-    size = arguments.max_shard_size
-    max_shard_nbytes = None if size is None else parse_size(size)
-    opened = torchzip.lazy_load(arguments.src, limits=limits_of(arguments))
-    with opened as checkpoint, ErrorPlace(path=checkpoint.path):
-        plan = make_plan(checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes)
-    for line in plan.warnings:
-        say(f"warning: {line}")
-    print(json.dumps(_plan_values(plan), indent=2) if arguments.json else _plan_text(plan))
-    _say_tied(plan.tied)
-    _say_lost(plan.lost, plan.refused)
+def _values(report: ConvertReport) -> dict[str, Any]:
+    """Return the report without its longest parts, which a dry run shows."""
+    names = [field.name for field in dataclasses.fields(report)]
+    return {name: getattr(report, name) for name in names if name not in ("rows", "file_nbytes")}
 
 
-def _plan_values(plan: Plan) -> dict[str, Any]:
-    files = {file.path: file.nbytes for file in plan.files}
-    if plan.index is not None:
-        files[plan.index[0]] = len(plan.index[1])
+def _planned_values(report: ConvertReport) -> dict[str, Any]:
     return {
-        "format": plan.output.format,
-        "nbytes": plan.nbytes,
-        "files": files,
-        "tensors": [dataclasses.asdict(row) for row in plan.tensors],
-        "tied": plan.tied,
-        "lost": plan.lost,
-        "refused": plan.refused,
+        "format": report.format,
+        "nbytes": report.nbytes,
+        "files": dict(zip(report.files, report.file_nbytes, strict=True)),
+        "tensors": [dataclasses.asdict(row) for row in report.rows],
+        "tied": report.tied,
+        "lost": report.lost,
+        "refused": report.refused,
     }
 
 
-def _plan_text(plan: Plan) -> str:
-    with_files = plan.index is not None
+def _sums(report: ConvertReport) -> str:
+    shards = len(report.files) - 1  # the last one is their index
+    where = f" in {count_text(shards, 'shard')}" if shards else ""
+    return f"{count_text(report.tensors, 'tensor')}{where}, {nbytes_text(report.nbytes)}"
+
+
+def _planned_text(report: ConvertReport) -> str:
+    with_files = len(report.files) > 1
     rows = [["name", "dtype", "shape", "size", *(["file"] if with_files else [])]]
-    rows += [_row(row, with_files) for row in plan.tensors]
-    lines = table(rows, right=(3,))
-    where = f" in {count_text(len(plan.files), 'shard')}" if with_files else ""
-    tensors = count_text(len(plan.tensors), "tensor")
-    lines.append(f"{tensors}{where}, {nbytes_text(plan.nbytes)} in all")
-    return "\n".join(lines)
+    rows += [_row(row, with_files) for row in report.rows]
+    return "\n".join([*table(rows, right=(3,)), f"{_sums(report)} in all"])
 
 
 def _row(row: PlannedTensor, with_file: bool) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.convert.mapped import Map, MappedTensors
 from torchzip.convert.overflow import sentence
 from torchzip.convert.plan import Plan, make_plan
+from torchzip.convert.planned import PlannedTensor
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
@@ -25,7 +26,7 @@ from torchzip.limits import Limits
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
-    """What `convert` did. ``lost`` names what the target could not hold.
+    """What `convert` did, or with ``dry_run`` would do. ``lost`` names what the target cannot hold.
 
     ``target`` is the file that was written, or the index of the shards; ``files`` are all, and
     ``nbytes`` counts the bytes of all. ``refused`` is what torch's default loader will not take
@@ -34,7 +35,8 @@ class ConvertReport:
     embedding rather than of a head, because this is where readers look. ``overflowed`` counts the
     elements of a tensor that its new dtype has no place for: finite ones that became infinite, NaN
     or the greatest number, infinities that became something else, and signs that float8_e8m0fnu
-    does not have.
+    does not have; a dry run does not know it. ``rows`` has one row for each of the ``tensors``, and
+    ``file_nbytes`` the size of each of the ``files``.
     """
 
     source: str
@@ -48,6 +50,8 @@ class ConvertReport:
     unused: tuple[str, ...] = ()
     tied: dict[str, str] = field(default_factory=dict)
     overflowed: dict[str, int] = field(default_factory=dict)
+    rows: tuple[PlannedTensor, ...] = field(default=(), repr=False)
+    file_nbytes: tuple[int, ...] = field(default=(), repr=False)
 
 
 def convert(
@@ -65,6 +69,7 @@ def convert(
     progress: Progress | None = None,
     overwrite: bool = False,
     verify: bool = False,
+    dry_run: bool = False,
     limits: Limits | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
@@ -98,6 +103,10 @@ def convert(
     Storages that go from zip to zip unchanged take their CRC along; others are compared with the
     CRC of the source, where all of the storage is read. ``verify=True`` compares the CRC of every
     storage. ``limits`` are the bounds on what the source may ask for.
+
+    ``dry_run=True`` gives the report, to the byte, and writes nothing: only the structure of the
+    source is read, what is at ``dst`` does not matter, and ``progress`` is not called. What ``map``
+    makes is kept in the folder for temporary files until then.
 
     The memory of each process is a constant, whatever the size of a tensor or of the file. Two
     things need more, one tensor at a time: a strided tensor in a deflated record, and what ``map``
@@ -144,34 +153,27 @@ def convert(
     for option, function in (("map", map), ("progress", progress)):
         if function is not None and not callable(function):
             raise TypeError(f"{option} must be a function, not {type(function).__name__}")
-    if not overwrite:
+    if not overwrite and not dry_run:
         refuse_existing(target.path)  # before a long look at the source
     with (
         EnoughMemory(),
         Checkpoint(src, limits=limits) as checkpoint,
         contextlib.ExitStack() as opened,
     ):
-        opened.enter_context(_folder_of(target))
+        if not dry_run:
+            opened.enter_context(_folder_of(target))
         mapping = None
         if map is not None:
-            folder = os.path.dirname(os.path.realpath(target.path))
+            folder = None if dry_run else os.path.dirname(os.path.realpath(target.path))
             mapping = opened.enter_context(MappedTensors(map, folder))
         with ErrorPlace(path=checkpoint.path):
             plan = make_plan(
                 checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping
             )
-            files = [file.path for file in plan.files]
-            if plan.index is not None:
-                files.append(plan.index[0])
-            if not overwrite:
-                for path in files:
-                    refuse_existing(path)
-            replaced = _replaced(target, files)
-            _refuse_hidden(target, files)
+            files = plan.sizes
+            replaced = [] if dry_run else _make_way(target, files, overwrite)
             for line in plan.warnings:
                 warnings.warn(line, UserWarning, stacklevel=2)
-            if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
-                executor = opened.enter_context(workers(jobs))
             overflowed: dict[str, int] = {}
 
             def told(counts: dict[str, int]) -> None:
@@ -179,14 +181,17 @@ def convert(
                 if counts:
                     warnings.warn(sentence(counts, plan), UserWarning, stacklevel=4)
 
-            run(plan, executor=executor, verify=verify, progress=progress, overflowed=told)
+            if not dry_run:
+                if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
+                    executor = opened.enter_context(workers(jobs))
+                run(plan, executor=executor, verify=verify, progress=progress, overflowed=told)
         for path in replaced:
             os.unlink(path)
     source = os.fsdecode(src) if isinstance(src, str | os.PathLike) else checkpoint.path
     return ConvertReport(
-        source, files[-1], plan.output.format, len(plan.tensors), plan.nbytes,
+        source, [*files][-1], plan.output.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
-        plan.tied, overflowed,
+        plan.tied, overflowed, tuple(plan.tensors), tuple(files.values()),
     )  # fmt: skip
 
 
@@ -198,8 +203,15 @@ def _is_worth_it(plan: Plan) -> bool:
     return plan.nbytes >= _WORTH_NBYTES
 
 
-def _refuse_hidden(target: Target, files: list[str]) -> None:
-    """Refuse to put a whole file where an index of older shards is what readers look for."""
+def _make_way(target: Target, files: Collection[str], overwrite: bool) -> list[str]:
+    """Refuse what is in the way of the files; return what goes when they are there.
+
+    That is a whole file of the name that has shards now: readers would take it for the checkpoint,
+    with its old values. Where they look for the index of older shards, a whole file is refused.
+    """
+    if not overwrite:
+        for file in files:
+            refuse_existing(file)
     index = target.index_path
     if target.makes_folder and index not in files and os.path.lexists(index):
         raise OSError(
@@ -207,6 +219,14 @@ def _refuse_hidden(target: Target, files: list[str]) -> None:
             "The index of older shards would hide the new file; remove it and its shards first",
             index,
         )
+    path = target.path
+    if path in files or not os.path.lexists(path):
+        return []
+    if os.path.isdir(path) and not os.path.islink(path):
+        raise IsADirectoryError(errno.EISDIR, "A directory has the name of the checkpoint", path)
+    if os.path.realpath(path) in map(os.path.realpath, files):
+        raise FileExistsError(errno.EEXIST, "A link of a shard's name leads here", path)
+    return [path]
 
 
 @contextlib.contextmanager
@@ -229,18 +249,3 @@ def _folder_of(target: Target) -> Iterator[None]:
         with contextlib.suppress(OSError):  # it has the files, if their folder's sync has failed
             os.rmdir(folder)
         raise
-
-
-def _replaced(target: Target, files: list[str]) -> list[str]:
-    """Return what goes when the files are there: a whole file of the name that has shards now.
-
-    Readers would take it for the checkpoint, with its old values.
-    """
-    path = target.path
-    if path in files or not os.path.lexists(path):
-        return []
-    if os.path.isdir(path) and not os.path.islink(path):
-        raise IsADirectoryError(errno.EISDIR, "A directory has the name of the checkpoint", path)
-    if os.path.realpath(path) in map(os.path.realpath, files):
-        raise FileExistsError(errno.EEXIST, "A link of a shard's name leads here", path)
-    return [path]

@@ -24,10 +24,10 @@ Map = Callable[[str, LazyTensor], Iterable[tuple[str, Any]]]
 class MappedTensors:
     """Calls ``map`` for tensor after tensor; `tensors` has what came of it.
 
-    ``folder`` is where the arrays are kept.
+    ``folder`` is where the arrays are kept; None is the one for temporary files.
     """
 
-    def __init__(self, map: Map, folder: str) -> None:
+    def __init__(self, map: Map, folder: str | None) -> None:
         self._map = map
         self._folder = folder
         self._path: str | None = None

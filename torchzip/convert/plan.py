@@ -54,9 +54,15 @@ class Plan:
         return {row.name: row.alias_of for row in self.tensors if row.alias_of is not None}
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """The paths of all files and their bytes, the index last."""
+        index = {} if self.index is None else {self.index[0]: len(self.index[1])}
+        return {file.path: file.nbytes for file in self.files} | index
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all files."""
-        return sum(file.nbytes for file in self.files) + len(self.index[1] if self.index else b"")
+        return sum(self.sizes.values())
 
 
 def make_plan(
@@ -69,7 +75,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan for writing a checkpoint to a target.
 
-    The checkpoint's root is the plan's from then on: it has new keys where tensors have new names.
+    The checkpoint stays as it is.
 
     Raises
     ------

@@ -9,22 +9,25 @@ of the tensors, a state dict.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, named_tensors
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_weight
-from torchzip.checkpoint.walk import children, reach, shared
+from torchzip.checkpoint.walk import holders, key_text, reach, shared
 from torchzip.container.safetensors import FILE_KEYS, parse_ties
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.restored import restore
 from torchzip.convert.rules import Rules
 from torchzip.errors import FormatError, TorchZipError, shown
+from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.types import OtherTensor, Parameter
 
+#: Containers whose items can have other keys.
+_PLAIN = (dict, OrderedDict, list, tuple)
 #: A tensor of the source, dense or of another kind.
 Held = LazyTensor | OtherTensor
 
@@ -56,26 +59,27 @@ class Selection:
 
         Returns the names of those that are elsewhere, and stay.
         """
+        if not tensors:
+            return []
         left = dict(tensors)
-        if self.is_flat:
-            items = [(name, "", self.root, name) for name in tensors]
-        else:
-            items = list(_items(self.root)) if tensors else []
-        for name, _, holder, key in items:
+        containers = [(self.root, "", None, None)] if self.is_flat else _containers(self.root)
+        edits: _Edits = {}
+        for name, _, holder, key in _items(containers):
             new = left.pop(name, None)
             if new is not None:
                 old = holder[key]
-                holder[key] = (
-                    Parameter(new, old.requires_grad, old.state)
-                    if isinstance(old, Parameter)
-                    else new
-                )
+                is_parameter = isinstance(old, Parameter)
+                made = Parameter(new, old.requires_grad, old.state) if is_parameter else new
+                edits.setdefault(id(holder), {})[key] = (key, made)
                 self.tensors[name] = new
+        self.root = _edited(self.root, containers, edits)
+        if not self.is_flat:
+            self.around = self.root
         return list(left)
 
 
 def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None = None) -> Selection:
-    """Return what the rules take of a checkpoint, whose root is changed where names are.
+    """Return what the rules take of a checkpoint, which stays as it is.
 
     Raises
     ------
@@ -105,10 +109,14 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
     changed = {old: new for old, new in changed.items() if new != old}
     selection.sources = sources
     selection.tensors = {new: named[old] for new, old in sources.items()}
-    if not selection.is_flat and (
-        mapping is not None or (changed and not _rename_in_place(selection.root, changed))
-    ):
+    if mapping is not None:
         selection.is_flat = True
+    if changed and not selection.is_flat:
+        renamed = _renamed(selection.root, changed)
+        if renamed is None:
+            selection.is_flat = True
+        else:
+            selection.root = selection.around = renamed
     if selection.is_flat:
         # A Parameter with attributes is more than its tensor.
         parameters = {
@@ -129,7 +137,7 @@ def _source(checkpoint: Checkpoint) -> Selection:
     root = checkpoint.root
     metadata: dict[str, str] = {}
     lost: list[str] = []
-    if checkpoint.format in ("safetensors", "sharded"):
+    if checkpoint.container.is_by_name:
         ties = parse_ties(checkpoint.metadata, tensors)
         aliases = {name: tensors[kept] for name, kept in ties.items()}
         tensors |= aliases
@@ -145,9 +153,8 @@ def _source(checkpoint: Checkpoint) -> Selection:
                 root, tensors, arrays = _restored_object(text, tensors, checkpoint.limits)
             except TorchZipError as error:
                 lost.append(f"the object around the tensors: {error.message}")
-    # The objects of a TorchScript archive are of classes that exist in it only.
-    is_flat = checkpoint.format == "torchscript"
     sources = {name: name for name in tensors}
+    is_flat = checkpoint.container.is_script
     return Selection(root, tensors, sources, tensors, root, is_flat, metadata, lost, arrays)
 
 
@@ -185,56 +192,92 @@ def _restored_object(
     return root, {name: data_of(leaf) for name, leaf in table.names.items()}, table.arrays
 
 
-def _rename_in_place(root: Any, changed: dict[str, str | None]) -> bool:
-    """Give tensors their new keys, or take them out, in the dicts that hold them.
+#: By the id of a container, for keys of it: the new key and the new item, None if both go.
+_Edits = dict[int, dict[Any, tuple[Any, Any] | None]]
+#: A container, the way to its items, what holds it, and its key there.
+_Place = tuple[Any, str, Any, Any]
 
-    Returns False, and changes nothing, if that cannot be done for all of them.
+
+def _renamed(root: Any, changed: dict[str, str | None]) -> Any:
+    """Return the object with new keys for tensors in the dicts that hold them, or without them.
+
+    Returns None if that cannot be done for all of them.
     """
-    edits: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
+    containers = _containers(root)
+    edits: _Edits = {}
+    holders: dict[int, dict[Any, Any]] = {}
     left = dict(changed)
-    for name, prefix, holder, key in _items(root):
+    for name, prefix, holder, key in _items(containers):
         if name not in left or not isinstance(holder, dict):
             continue
         new = left.pop(name)
         if new is not None and not new.startswith(prefix):
-            return False
-        _, keys = edits.setdefault(id(holder), (holder, {}))
-        keys[key] = None if new is None else new[len(prefix) :]
+            return None
+        holders[id(holder)] = holder
+        item = None if new is None else (new[len(prefix) :], holder[key])
+        edits.setdefault(id(holder), {})[key] = item
     if left:
-        return False
-    for holder, keys in edits.values():
-        kept = Counter(str(keys.get(key, key)) for key in holder if keys.get(key, key) is not None)
-        if any(count > 1 for count in kept.values()):
-            return False  # beside something that is no tensor
-    for holder, keys in edits.values():
-        gone = {key for key, new in keys.items() if new is None}
-        items = [(keys.get(key, key), item) for key, item in holder.items() if key not in gone]
-        holder.clear()
-        holder.update(items)
-    return True
+        return None
+    for own, holder in holders.items():
+        pairs = [edits[own].get(key, (key, None)) for key in holder]
+        if max(Counter(str(pair[0]) for pair in pairs if pair is not None).values(), default=0) > 1:
+            return None  # beside something that is no tensor
+    return _edited(root, containers, edits)
 
 
-def _items(root: Any) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield tensors in dicts and lists: name, the way to what holds it, that, the key.
-
-    Only what there is one way to.
-    """
-    several_ways = shared(root, _below)
-    steps: list[tuple[Any, str]] = [(root, "")]
-    while steps:
-        value, prefix = steps.pop()
-        if id(value) in several_ways or not isinstance(value, dict | list | tuple):
+def _edited(root: Any, containers: list[_Place], edits: _Edits) -> Any:
+    """Return the root with other items in some containers: copies of these and of those around."""
+    for container, _, holder, own_key in reversed(containers):
+        changed = edits.get(id(container))
+        if changed is None:
             continue
-        keys = value if isinstance(value, dict) else range(len(value))
-        for (text, _, child), key in zip(_below(value), keys, strict=False):
+        pairs = [changed.get(key, (key, item)) for key, item in _pairs(container)]
+        kept = [pair for pair in pairs if pair is not None]
+        made = type(container)(kept if isinstance(container, dict) else [item for _, item in kept])
+        if isinstance(container, OrderedDict):
+            vars(made).update(vars(container))  # such as the _metadata of a state dict
+        if holder is None:
+            return made
+        edits.setdefault(id(holder), {})[own_key] = (own_key, made)
+    return root
+
+
+def _containers(root: Any) -> list[_Place]:
+    """Return the plain containers to which there is one way, each before those in it.
+
+    No other object may lead to one either: a copy would not be there.
+    """
+    several_ways = shared(root, _parts)
+    found: list[_Place] = []
+    todo: list[_Place] = [(root, "", None, None)]
+    while todo:
+        place = todo.pop()
+        container, prefix, _, _ = place
+        if type(container) not in _PLAIN or id(container) in several_ways:
+            continue
+        found.append(place)
+        for key, child in _pairs(container):
+            if type(child) in _PLAIN:
+                todo.append((child, f"{prefix}{key_text(key)}.", container, key))
+    return found
+
+
+def _items(containers: list[_Place]) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield the tensors in dicts and lists: name, the way to what holds it, that, the key."""
+    for container, prefix, _, _ in containers:
+        if isinstance(container, tuple):
+            continue
+        for key, child in _pairs(container):
             if is_weight(child):
-                if isinstance(value, dict | list):
-                    yield prefix + text, prefix, value, key
-            else:
-                steps.append((child, f"{prefix}{text}."))
+                yield prefix + key_text(key), prefix, container, key
 
 
-def _below(value: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield what plain containers hold."""
-    if type(value) in (dict, OrderedDict, list, tuple):
-        yield from children(value)
+def _pairs(container: Any) -> Iterable[tuple[Any, Any]]:
+    return container.items() if isinstance(container, dict) else enumerate(container)
+
+
+def _parts(value: Any) -> Iterable[Child]:
+    """Return what a value holds. Most are tensors that hold nothing, which is quick to see."""
+    if type(value) is LazyTensor and value.spec.attributes is None:
+        return ()
+    return holders(value)

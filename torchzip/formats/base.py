@@ -77,14 +77,43 @@ class RecordCheck(NamedTuple):
     crc_known: bool
 
 
-class Container(Protocol):
+class Format(Protocol):
+    """What is so of every file of a format. The classes of containers say where theirs differs.
+
+    * ``format`` is its name, ``label`` what a page for people calls it.
+    * ``has_crcs``: it is a zip archive, whose records have CRC-32s.
+    * ``has_code``: there is code in it, and there may be objects of classes that only this has.
+    * ``is_script``: all of its object is of such classes, and means nothing in another file.
+    * ``is_by_name``: it has tensors by their names, and texts beside them. `convert` may have put
+      the object around the tensors into these.
+    * ``keeps_root``: `save` can write its object as it is.
+    * ``can_be_shard``: an index may list it.
+    * ``overhead`` is what the bytes of a file are called that are not of tensors.
+    * ``torch_load`` is what ``torch.load`` does with any file of the format, in the words of
+      `torchzip.tools.verify`, and ``torch_reason`` says why. Without a reason it goes by the
+      pickles.
+    """
+
+    format: str
+    label: str
+    has_crcs: bool = False
+    has_code: bool = False
+    is_script: bool = False
+    is_by_name: bool = False
+    keeps_root: bool = False
+    can_be_shard: bool = False
+    overhead: str = "pickles and headers"
+    torch_load: str = "accepts"
+    torch_reason: str = ""
+
+
+class Container(Format, Protocol):
     """A checkpoint of one format, open.
 
     ``name`` is what messages call it. ``notes`` say what is odd and changes no value; they are
     complete after `check_records`.
     """
 
-    format: str
     name: str
     notes: tuple[str, ...]
 
@@ -119,7 +148,7 @@ def open_file(file: File, limits: Limits, open_container: OpenContainer) -> Cont
         raise
 
 
-class FileContainer:
+class FileContainer(Format):
     """A container that is one file. ``end`` is the byte behind it, where another may follow."""
 
     notes: tuple[str, ...] = ()

@@ -28,6 +28,7 @@ from torchzip.formats.base import (
     swap_nbytes,
 )
 from torchzip.formats.salvaged import LostStorage, WholeStorage
+from torchzip.formats.zip import ZipFormat
 from torchzip.limits import Limits
 from torchzip.tensors.storage import FixedPlace, MeasuredStorage, StreamStorage, TensorStorage
 
@@ -41,7 +42,7 @@ _MOST_OTHERS = 5
 _NO_TENSORS = (b".pkl", b".json", b"_pkl")
 
 
-class DamagedZip(FileContainer):
+class DamagedZip(ZipFormat, FileContainer):
     """A zip archive that `ZipReader` refuses, with all that is left of it.
 
     Raises
@@ -49,8 +50,6 @@ class DamagedZip(FileContainer):
     ArchiveError
         If nothing is left. The message says what was looked for.
     """
-
-    format = "zip"
 
     def __init__(self, source: Source, limits: Limits) -> None:
         super().__init__(source)

@@ -54,6 +54,7 @@ from torchzip.formats.dcp_metadata import (
     knows_in_metadata,
     parse_metadata,
 )
+from torchzip.formats.dcp_safetensors import DcpFormat
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
@@ -69,10 +70,8 @@ RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 _ITEM_NBYTES = 22
 
 
-class DcpContainer:
+class DcpContainer(DcpFormat):
     """A distributed checkpoint. ``metadata_names`` are its ``.metadata``, or those of the ranks."""
-
-    format = "dcp"
 
     def __init__(self, folder: Folder, metadata_names: list[str], limits: Limits) -> None:
         self._folder = folder

@@ -20,6 +20,7 @@ from torchzip.files.folder import Folder
 from torchzip.files.source import Source
 from torchzip.formats.base import (
     Contents,
+    Format,
     MakeFactory,
     Pickle,
     RecordCheck,
@@ -67,10 +68,17 @@ def has_sharding_info(source: Source, limits: Limits) -> bool:
     return SHARDING_INFO in parse_header(source, limits)[1]
 
 
-class SafetensorsPartsContainer:
-    """The tensors of which the files of a directory have the parts: a flat dict."""
+class DcpFormat(Format):
+    """What torch.distributed.checkpoint writes."""
 
     format = "dcp"
+    label = "distributed checkpoint"
+    torch_load = "does not apply"
+    torch_reason = "a distributed checkpoint; torch.distributed.checkpoint reads it"
+
+
+class SafetensorsPartsContainer(DcpFormat):
+    """The tensors of which the files of a directory have the parts: a flat dict."""
 
     def __init__(self, folder: Folder, names: list[str], limits: Limits) -> None:
         self._folder = folder

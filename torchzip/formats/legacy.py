@@ -59,6 +59,9 @@ class LegacyContainer(FileContainer):
     """
 
     format = "legacy"
+    label = "PyTorch before 1.6"
+    keeps_root = True
+    can_be_shard = True
 
     def __init__(self, source: Source, limits: Limits) -> None:
         super().__init__(source)

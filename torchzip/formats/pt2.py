@@ -67,6 +67,12 @@ class _Pt2Archive(ZipContainer):
     """What the layouts have in common."""
 
     format = "pt2"
+    label = "torch.export, .pt2"
+    has_code = True
+    keeps_root = False
+    can_be_shard = False
+    torch_load = "does not apply"
+    torch_reason = "an archive of torch.export; torch.export.load reads it"
 
     def __init__(self, archive: ZipReader, limits: Limits, open_container: OpenContainer) -> None:
         super().__init__(archive, limits)

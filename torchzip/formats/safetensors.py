@@ -25,6 +25,16 @@ class SafetensorsContainer(FileContainer):
     """A safetensors file: a flat dict of tensors, each with a storage of its own."""
 
     format = "safetensors"
+    label = "safetensors"
+    is_by_name = True
+    keeps_root = True
+    can_be_shard = True
+    overhead = "header"
+    torch_load = "does not apply"
+    torch_reason = (
+        "a safetensors file; safetensors.torch.load_file reads it, and torch.load since 2.13 if "
+        "its name ends in .safetensors"
+    )
 
     def __init__(self, source: Source, limits: Limits) -> None:
         super().__init__(source)

@@ -36,6 +36,7 @@ from torchzip.files.folder import Folder, is_plain_name
 from torchzip.formats.base import (
     Container,
     Contents,
+    Format,
     MakeFactory,
     OpenContainer,
     OpenStorage,
@@ -47,7 +48,6 @@ from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.storage import TensorStorage
 
-_FORMATS = ("zip", "legacy", "safetensors")
 #: Missing shards that an error names.
 _MOST_LISTED = 5
 
@@ -73,10 +73,14 @@ def open_shards(
     return ShardedContainer(folder, folder.path, None, names, limits, open_container)
 
 
-class ShardedContainer:
+class ShardedContainer(Format):
     """Shards as one flat dict, in the order of the index or else of the shards."""
 
     format = "sharded"
+    label = "shards"
+    is_by_name = True
+    torch_load = "does not apply"
+    torch_reason = "shards; each shard is a file of its own"
     #: Bytes of the index, 0 if there is none.
     index_nbytes = 0
 
@@ -101,7 +105,7 @@ class ShardedContainer:
         self._containers: dict[str, Container] = {}
         for shard in shards:
             container = open_container(folder.open(shard), limits)
-            if container.format not in _FORMATS:
+            if not container.can_be_shard:
                 raise UnsupportedError(
                     f"the shard is of format {container.format}; a file of torch.save or "
                     "safetensors was expected",

@@ -85,6 +85,10 @@ class TarContainer(FileContainer):
     """What ``torch.save`` wrote before 0.1.10."""
 
     format = "tar"
+    label = "PyTorch before 0.1.10, tar"
+    keeps_root = True
+    torch_load = "needs weights_only=False"
+    torch_reason = "a tar file of before torch 0.1.10"
 
     def __init__(self, source: Source, limits: Limits) -> None:
         super().__init__(source)

@@ -75,6 +75,13 @@ class TorchScriptContainer(ZipContainer):
     """
 
     format = "torchscript"
+    label = "TorchScript"
+    has_code = True
+    is_script = True
+    keeps_root = False
+    can_be_shard = False
+    torch_load = "needs weights_only=False"
+    torch_reason = "a TorchScript archive; torch.jit.load reads it"
 
     def __init__(self, archive: ZipReader, limits: Limits) -> None:
         super().__init__(archive, limits)

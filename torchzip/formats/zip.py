@@ -15,6 +15,7 @@ from torchzip.files.crc import crc32, wrong_crc
 from torchzip.formats.base import (
     Contents,
     FileContainer,
+    Format,
     MakeFactory,
     Pickle,
     RecordCheck,
@@ -44,10 +45,19 @@ class _Opener:
 OF_ANY_RELEASE = frozenset(["data.pkl", "version", ".data/version", ".data/serialization_id"])
 
 
-class ZipContainer(FileContainer):
-    """What ``torch.save`` writes since 1.6, and whatever was zipped again."""
+class ZipFormat(Format):
+    """What ``torch.save`` writes since 1.6, whole or damaged."""
 
     format = "zip"
+    label = "PyTorch, zip"
+    has_crcs = True
+    keeps_root = True
+    can_be_shard = True
+
+
+class ZipContainer(ZipFormat, FileContainer):
+    """What ``torch.save`` writes since 1.6, and whatever was zipped again."""
+
     pickle_record = "data.pkl"
     #: What an archive of this format must have.
     needed_record = pickle_record

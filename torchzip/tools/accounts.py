@@ -19,8 +19,6 @@ from torchzip.tools.reach import reached_nbytes
 #: What a tensor is for if it is nothing else.
 TENSORS = "tensors"
 UNNAMED = "tensors without a name in the state dict"
-#: Formats that are zip archives; the oldest .pt2 files have no folder in them.
-_ZIPS = ("zip", "torchscript", "pt2")
 _PICKLES = ("data.pkl", "constants.pkl")
 #: Records that every archive of torch may have.
 _MARKS = frozenset(["version", "byteorder", ".format_version", ".storage_alignment"])
@@ -116,10 +114,11 @@ def account_of(container: OneFile, limits: Limits, known: Known) -> Account:
     mentions = _mentions_of(container)
     source = container.source
     made = Account(source.size)
-    if container.format in _ZIPS:
+    if container.has_crcs:
         archive = ZipReader(
             source,
             limits,
+            # The oldest .pt2 files have no folder in them.
             in_folder=b"/" in first_record(bytes(source.read_at(0, min(source.size, 512)))),
         )
         _add_zip(made, archive, mentions, known)
@@ -129,8 +128,7 @@ def account_of(container: OneFile, limits: Limits, known: Known) -> Account:
         data += storage.nbytes
         _add_storage(made, mentions, record, storage, storage.nbytes, known)
     made.add("dead bytes", source.size - container.end)
-    around = "header" if container.format == "safetensors" else "pickles and headers"
-    made.add(around, container.end - data)
+    made.add(container.overhead, container.end - data)
     return made
 
 

@@ -161,9 +161,8 @@ class _Side:
                     values[f"(constant {index})"] = constant
         self.tensors: dict[str, Comparable] = beside.tensors | selection.tensors
         # A file that holds tensors by name has no object around them, but for ours.
-        has_object = checkpoint.format not in ("safetensors", "sharded") or (
-            OBJECT_KEY in checkpoint.metadata
-        )
+        is_by_name = checkpoint.container.is_by_name
+        has_object = not is_by_name or OBJECT_KEY in checkpoint.metadata
         self.forms = beside.forms if has_object else None
         for index, constant in enumerate(checkpoint.constants):
             if is_tensor(constant):
@@ -177,7 +176,7 @@ class _Side:
         storages = {id(each): each for held in self.tensors.values() for each in storages_of(held)}
         self.stored_nbytes = sum(storage.nbytes for storage in storages.values())
         # The strings of a safetensors header; other formats have none to compare them with.
-        self.texts = selection.metadata if checkpoint.format in ("safetensors", "sharded") else None
+        self.texts = selection.metadata if is_by_name else None
 
     def row(self, name: str) -> TensorRow:
         held = self.tensors[name]

@@ -24,8 +24,6 @@ from torchzip.tools.duplicates import equal_storages
 from torchzip.tools.roles import Role, find_roles
 from torchzip.tools.savings import Idea, Saving, saving_of
 
-#: Formats with code in them, which a conversion does not take along.
-_WITH_CODE = ("torchscript", "pt2")
 #: Kinds of bytes that a new archive does not have.
 _LEFT_BEHIND = ("dead bytes", "storages that nothing mentions", "storages without a tensor")
 
@@ -117,10 +115,11 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
     with Checkpoint(file, limits=limits) as checkpoint:
         path, limits = checkpoint.path, checkpoint.limits
         found, roles, kinds, known = _look_at(checkpoint)
-        if found.format == "dcp":
+        has_code = checkpoint.container.has_code
+        if not isinstance(checkpoint.container, OneFile | ShardedContainer):
             account = _account_of_dcp(checkpoint, found, kinds)
             names = {id(s): name for s, name in _storages(checkpoint)}
-            return _result(path, found, account, names, roles, is_path, limits)
+            return _result(path, found, account, names, roles, is_path, has_code, limits)
     del checkpoint  # its object may be large; there will be others
     rewind()
     container = open_checkpoint(file, limits)
@@ -131,7 +130,7 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
             assert isinstance(container, OneFile)
             account = account_of(container, limits, known)
             names = _names(account, known)
-        return _result(path, found, account, names, roles, is_path, limits)
+        return _result(path, found, account, names, roles, is_path, has_code, limits)
     finally:
         container.close()
 
@@ -142,7 +141,7 @@ def _look_at(
     """Return the outline, the roles, what each tensor is for by its name, and by its storage."""
     found = outline(checkpoint, plain=False)
     around = checkpoint.root
-    if checkpoint.format in ("safetensors", "sharded"):  # it may be in their metadata
+    if checkpoint.container.is_by_name:  # it may be in their metadata
         around = select(checkpoint, Rules()).around
     roles = find_roles(around, found)
     kinds = {name: role.kind for role in reversed(roles) for name in role.names}
@@ -236,6 +235,7 @@ def _result(
     names: dict[int, str],
     roles: list[Role],
     is_path: bool,
+    has_code: bool,
     limits: Limits,
 ) -> WhyBig:
     parts = [Part(kind, each.nbytes, each.count) for kind, each in account.sums.items()]
@@ -246,7 +246,7 @@ def _result(
     copies = [_copy(role, found) for role in roles]
     notes = [*found.notes, *account.notes]
     savings: list[Saving] = []
-    if found.format in _WITH_CODE:
+    if has_code:
         notes.append("convert would take the tensors only, without the code in the archive")
     elif is_path:
         ideas = _ideas(found, account, roles)

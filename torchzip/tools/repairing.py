@@ -37,9 +37,9 @@ from torchzip.files.new_file import refuse_existing
 from torchzip.files.source import File, Source, open_source, rewinder
 from torchzip.files.text_mode import before_text, count_text_lines
 from torchzip.formats.base import (
-    Container,
     Contents,
     FileContainer,
+    Format,
     MakeFactory,
     OpenStorage,
     Pickle,
@@ -55,10 +55,6 @@ from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tools.pruning import Pruning, lost_in
 from torchzip.types import OtherTensor
 
-#: Formats whose object `save` writes as it is; of others the tensors are written by their names.
-_WITH_ROOT = ("zip", "legacy", "tar", "safetensors")
-#: Formats whose records may have CRCs.
-_WITH_CRCS = ("zip", "torchscript", "pt2")
 #: So many LFs that all have a CR before them cannot be chance.
 _MANY_LINES = 8
 
@@ -250,10 +246,6 @@ class _Sound(Checkpoint):
 
     report: VerifyReport
 
-    @property
-    def container(self) -> Container:
-        return self._container
-
 
 def _open_sound(broken: File, limits: Limits) -> _Sound | TorchZipError:
     """Return the checkpoint if all of it is sound, or else the first error."""
@@ -279,10 +271,10 @@ def _all_of(checkpoint: _Sound, limits: Limits, damage: str | None = None) -> _F
     if ties:
         names |= ties
         root = dict(root) | ties
-    if checkpoint.format not in _WITH_ROOT:
+    container = checkpoint.container
+    if not container.keeps_root:
         root = names
         notes.append(f"of a {checkpoint.format} checkpoint the tensors are written, by their names")
-    container = checkpoint.container
     if isinstance(container, FileContainer):
         end = end_of(container, limits)
         behind = container.source.size - end
@@ -290,7 +282,7 @@ def _all_of(checkpoint: _Sound, limits: Limits, damage: str | None = None) -> _F
             [f"{behind:,} bytes behind the checkpoint are left out"] if behind > 0 else []
         )
     without = None
-    if checkpoint.format in _WITH_CRCS:
+    if container.has_crcs:
         without = frozenset(checkpoint.report.without_crc)
     unverified = [name for name, tensor in names.items() if _is_unverified(tensor, without)]
     return _Found(
@@ -357,11 +349,14 @@ def _damage(container: SalvagedContainer, error: TorchZipError) -> str:
     return said if container.is_cut else said.replace(f" {TRUNCATED}", "")
 
 
-class _Pruned:
+class _Pruned(Format):
     """The container of what is left: the object without what is lost."""
 
+    format: str
+    label: str
+
     def __init__(self, container: SalvagedContainer, contents: Contents) -> None:
-        self.format = container.format
+        vars(self).update((fact, getattr(container, fact)) for fact in Format.__annotations__)
         self.name = container.name
         self.notes = container.notes
         self._contents = contents

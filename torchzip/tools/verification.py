@@ -20,25 +20,8 @@ from torchzip.tools.torch_loader import TorchLoader
 from torchzip.tools.torch_values import RefusedError
 from torchzip.types import ForeignObject
 
-#: Formats whose pickles torch.load carries out.
-_FOLLOWED = ("zip", "legacy")
 #: Of the five pickles of a legacy file, the one that mentions storages.
 _OBJECT = 3
-#: Formats that ``weights_only=True`` refuses whatever they name, and what they are.
-_NEVER_SAFE = {
-    "tar": "a tar file of before torch 0.1.10",
-    "torchscript": "a TorchScript archive; torch.jit.load reads it",
-}
-#: Formats that hold objects of TorchScript, whose classes stand in the archive itself.
-_SCRIPTED = ("torchscript", "pt2")
-#: Formats that torch.load does not read, and what reads them.
-_NOT_FOR_TORCH_LOAD = {
-    "safetensors": "a safetensors file; safetensors.torch.load_file reads it, and torch.load since "
-    "2.13 if its name ends in .safetensors",
-    "sharded": "shards; each shard is a file of its own",
-    "dcp": "a distributed checkpoint; torch.distributed.checkpoint reads it",
-    "pt2": "an archive of torch.export; torch.export.load reads it",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +81,20 @@ def verify(
         of = checkpoint.format
         limits = checkpoint.limits
         names = checkpoint.globals if of == "sharded" else checkpoint.foreign
-        container = checkpoint._container
-        archive = container.archive if isinstance(container, ZipContainer) else None
-        why = _archive_reason(archive) if of == "zip" and archive is not None else None
+        container = checkpoint.container
+        is_followed = not container.torch_reason
+        why = None
+        if is_followed and isinstance(container, ZipContainer):
+            why = _archive_reason(container.archive)
         root = checkpoint.root
     refused = tuple(
         ".".join(name)
         for name in names
-        if not (is_torch_safe(*name) or (of in _SCRIPTED and is_script_class(name[0])))
+        if not (is_torch_safe(*name) or (container.has_code and is_script_class(name[0])))
     )
     opcodes: tuple[str, ...] = ()
-    verdict, reason = "accepts", None
-    if of in _FOLLOWED:
+    verdict, reason = container.torch_load, container.torch_reason or None
+    if is_followed:
         loader = TorchLoader(is_legacy=of == "legacy")
         rewind()
         try:
@@ -123,13 +108,10 @@ def verify(
             verdict, reason = "needs weights_only=False", "; ".join(loader.reasons) or None
         else:
             reason = "; ".join(loader.provisos) or None
-    elif of in _NOT_FOR_TORCH_LOAD:
-        verdict, reason = "does not apply", _NOT_FOR_TORCH_LOAD[of]
-    elif of in _NEVER_SAFE:
-        verdict, reason = "needs weights_only=False", _NEVER_SAFE[of]
-        is_module = isinstance(root, ForeignObject) and is_script_class(root.module)
-        if of == "torchscript" and not is_module:
-            verdict, reason = "refuses", "an archive with constants.pkl that is not TorchScript"
+    elif container.is_script and not (
+        isinstance(root, ForeignObject) and is_script_class(root.module)
+    ):
+        verdict, reason = "refuses", "an archive with constants.pkl that is not TorchScript"
     if _is_called_safetensors(file):
         if of == "safetensors":
             verdict, reason = "accepts", "as the name of the file ends in .safetensors"

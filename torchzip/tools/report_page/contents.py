@@ -45,10 +45,12 @@ class GlobalName:
 class Contents:
     """All that a report shows. ``verified`` and ``damage`` are None if the data was not read.
 
-    ``file`` is the last part of the path, ``file_nbytes`` the size of a file that is one.
+    ``file`` is the last part of the path, ``label`` what its format is called, ``file_nbytes`` the
+    size of a file that is one.
     """
 
     file: str
+    label: str
     file_nbytes: int | None
     outline: Outline
     tree: Module
@@ -71,6 +73,7 @@ def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Cont
     rewind = rewinder(file)
     with Checkpoint(file, limits=limits) as checkpoint:
         found = outline(checkpoint)
+        label = checkpoint.container.label
         distributions = tuple(_distributions(checkpoint, found)) if read_data else ()
         foreign = set(checkpoint.foreign)
         names = tuple(
@@ -86,6 +89,7 @@ def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Cont
             damage = _without_path(error)
     return Contents(
         file=os.path.basename(os.path.normpath(found.path)) or found.path,
+        label=label,
         file_nbytes=_file_nbytes(file),
         outline=found,
         tree=module_tree(found),

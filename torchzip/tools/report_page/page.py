@@ -14,17 +14,6 @@ from torchzip.tools.report_page.contents import Contents
 from torchzip.tools.report_page.markup import escaped, json_text
 from torchzip.tools.report_page.size_tree import size_tree
 
-_FORMATS = {
-    "zip": "PyTorch, zip",
-    "legacy": "PyTorch before 1.6",
-    "tar": "PyTorch before 0.1.10, tar",
-    "torchscript": "TorchScript",
-    "pt2": "torch.export, .pt2",
-    "safetensors": "safetensors",
-    "sharded": "shards",
-    "dcp": "distributed checkpoint",
-}
-
 
 @cache
 def _asset(name: str) -> str:
@@ -63,7 +52,7 @@ def build_page(contents: Contents) -> str:
         script_hash=_hash(script if data else ""),
         data=json_text(data),
         file=escaped(contents.file),
-        format=_FORMATS.get(contents.outline.format, escaped(contents.outline.format)),
+        format=escaped(contents.label),
         summary=sections.summary(contents),
         links="".join(f'<li><a href="#{at}">{title}</a></li>' for at, title, html in parts if html),
         sections="\n".join(html for _, _, html in parts if html),
