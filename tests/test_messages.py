@@ -212,7 +212,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a byte that is no opcode": (
         _load(b.checkpoint(b"\x80\x02\xff")),
-        "model.pt, record data.pkl, byte 2: byte 0xff is no opcode",
+        "model.pt, record data.pkl, byte 2: byte 0xff is not an opcode",
     ),
     "a protocol to come": (
         _load(b.checkpoint(b"\x80\x06N.")),
@@ -303,7 +303,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a header that is no JSON": (
         _load(b.safetensors(b"{nope}"), "model.safetensors"),
-        "model.safetensors: the header is no JSON (Expecting property name enclosed "
+        "model.safetensors: the header is not valid JSON (Expecting property name enclosed "
         "in double quotes: line 1 column 2 (char 1))",
     ),
     "safetensors with a gap": (
@@ -311,7 +311,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
             b.safetensors(b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"ab"),
             "model.safetensors",
         ),
-        "model.safetensors: the data of 'x' begins at byte 62, and what is before "
+        "model.safetensors: the data of 'x' begins at byte 62, and the data before "
         "it ends at byte 61",
     ),
     "a .pt2 archive of an unknown dtype": (

@@ -774,7 +774,7 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
         "deflated bytes of a smaller size",
         build_zip([_A, replace(_B, method=8, nbytes=199)]),
         ArchiveError,
-        "go on after the 199",
+        "continue after the 199",
     ),
     (
         "deflated bytes of a larger size",
