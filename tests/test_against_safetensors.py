@@ -22,10 +22,10 @@ package = pytest.importorskip("safetensors")
 
 #: What the messages say where torchzip is stricter than the package, and why.
 _STRICTER = (
-    "stands twice",  # readers disagree about which of the two counts
+    "occurs twice",  # readers disagree about which of the two counts
     "an object with dtype, shape and two data_offsets was expected",  # a list of the three
     "has dtype {",  # {"F32": null}
-    "which torch has not",
+    "which torch does not have",
     "an even last size was expected",
     "dimensions; torch and numpy stop at",
     "ints from 0 to 2**63 were expected",  # and the package goes to 2**64

@@ -171,7 +171,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "a string that ends early": (_load(b.checkpoint(b"\x80\x02X\x05\0\0\0abc")),
      "model.pt, record data.pkl, byte 2: BINUNICODE of 5 bytes, and 3 are left"),
     "a byte that is no opcode": (_load(b.checkpoint(b"\x80\x02\xff")),
-     "model.pt, record data.pkl, byte 2: byte 0xff is no opcode"),
+     "model.pt, record data.pkl, byte 2: byte 0xff is not an opcode"),
     "a protocol to come": (_load(b.checkpoint(b"\x80\x06N.")),
      "model.pt, record data.pkl, byte 0: the pickle protocol is 6; 0 to 5 was expected"),
     "a memo number": (_load(_zip(b"h\x07")),
@@ -225,11 +225,11 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
      "file has 10 bytes in all. It looks truncated; compare its size with the "
      "place it came from."),
     "a header that is no JSON": (_load(b.safetensors(b"{nope}"), "model.safetensors"),
-     "model.safetensors: the header is no JSON (Expecting property name enclosed "
+     "model.safetensors: the header is not valid JSON (Expecting property name enclosed "
      "in double quotes: line 1 column 2 (char 1))"),
     "safetensors with a gap": (_load(b.safetensors(
      b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"ab"), "model.safetensors"),
-     "model.safetensors: the data of 'x' begins at byte 62, and what is before "
+     "model.safetensors: the data of 'x' begins at byte 62, and the data before "
      "it ends at byte 61"),
     "a .pt2 archive of an unknown dtype": (_load(pt2.weights({"w": pt2.payload(tensor_meta=pt2.meta(
      99))}), "model.pt2"), "model.pt2, record data/weights/model_weights_config.json: 'w': dtype "

@@ -120,12 +120,12 @@ def test_broken(capsys: Capture, tmp_path: Path) -> None:
     status, out, err = run(capsys, "dis", path)
     assert status == 1
     assert places(out) == [(0, "PROTO"), (2, "EMPTY_LIST")]
-    assert "record data.pkl, byte 3: byte 0xff is no opcode" in err
+    assert "record data.pkl, byte 3: byte 0xff is not an opcode" in err
     status, out, _ = run(capsys, "dis", "--json", path)
     assert status == 1
     told = json.loads(out)
     assert [row["opcode"] for row in told["pickles"][0]] == ["PROTO", "EMPTY_LIST"]
-    assert "is no opcode" in told["error"]
+    assert "is not an opcode" in told["error"]
 
 
 def test_wrong_crc(capsys: Capture, tmp_path: Path) -> None:

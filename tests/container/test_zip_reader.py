@@ -577,7 +577,7 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
     ("a deflate bomb", build_zip([_A, replace(_B, method=8, data=bytes(100), nbytes=1 << 30)]),
      LimitError, "deflate_ratio"),
     ("deflated bytes of a smaller size",
-     build_zip([_A, replace(_B, method=8, nbytes=199)]), ArchiveError, "go on after the 199"),
+     build_zip([_A, replace(_B, method=8, nbytes=199)]), ArchiveError, "continue after the 199"),
     ("deflated bytes of a larger size",
      build_zip([_A, replace(_B, method=8, nbytes=201)]), ArchiveError, "come to 200"),
     ("deflated bytes cut short", build_zip(

@@ -323,7 +323,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     """No safetensors file can hold a name with surrogates, which a pickle can; a .pt can."""
     tz.save({"\ud800": np.ones(2), "epoch": 3}, tmp_path / "in.pt")
     with pytest.raises(
-        tz.UnsupportedError, match=r"name \('\\ud800'\) is no valid text .*; rename"
+        tz.UnsupportedError, match=r"name \('\\ud800'\) is not valid Unicode, .*; rename"
     ):
         tz.convert(tmp_path / "in.pt", tmp_path / "out.safetensors")
     tz.convert(tmp_path / "in.pt", tmp_path / "out.pt")

@@ -698,7 +698,7 @@ def test_hostile_safetensors_parts(tmp_path: Path) -> None:
         ([whole, plain], tz.FormatError, "without DCP_SHARDING_INFO"),
         ([whole, d.safetensors_part({"a": ((7,), _A[0])})], tz.FormatError, "dimensions"),
         ([info("{}")], tz.FormatError, "does not say where 'a'"),
-        ([info("[")], tz.FormatError, "no JSON"),
+        ([info("[")], tz.FormatError, "not valid JSON"),
         ([info("[]")], tz.FormatError, "an object was expected"),
         ([info('{"a": 1}')], tz.FormatError, "saved_offsets"),
         ([info('{"a": {"saved_offsets": [0, -1]}}')], tz.FormatError, "saved_offsets"),

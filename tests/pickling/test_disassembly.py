@@ -90,7 +90,7 @@ def test_truncated(value: Any, protocol: int, draw: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\xff", "byte 0xff is no opcode"),
+        (b"\xff", "byte 0xff is not an opcode"),
         (b"\x8b\xff\xff\xff\xff", "LONG4 of -1 bytes"),
         (b"X\xff\xff\xff\xffabc", "BINUNICODE of 4,294,967,295 bytes, and 3 are left"),
         (b"cos\nsystem", "the pickle ends within the argument of GLOBAL"),
@@ -118,7 +118,7 @@ def test_notes() -> None:
 def test_names_from_the_stack() -> None:
     """STACK_GLOBAL, from texts and from what is none."""
     assert notes_of(b"\x8c\2os\x8c\6system\x93.")["STACK_GLOBAL"] == ["name os.system"]
-    assert notes_of(b"N\x8c\6system\x93.")["STACK_GLOBAL"] == ["a name that is no text"]
+    assert notes_of(b"N\x8c\6system\x93.")["STACK_GLOBAL"] == ["a name that is not a string"]
 
 
 def test_long_values_are_shortened() -> None:

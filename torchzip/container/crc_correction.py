@@ -1,18 +1,16 @@
-"""Which byte of a record is damaged, told by its CRC-32.
+"""Finds the damaged byte of a record by its CRC-32.
 
-A CRC is linear: a changed byte changes it by an amount that depends on the byte's place and on the
-change, and on nothing else. So the difference between the CRC that was stored and that of the bytes
-as they are is followed back from the end, byte by byte, until it is one that a change of a
-single byte makes just there.
+A CRC is linear: changing a byte changes the CRC by an amount that depends only on the byte's place
+and on the change. So the difference between the stored CRC and the computed one is traced back from
+the end, byte by byte, until it is one that a change of a single byte makes at that place.
 
-How sure is that? CRC-32 tells any two changes of one bit apart, in up to 2**32 bits. But damage of
-another kind has a random difference, which looks like one of the ``8 * n`` changes of a bit with
+How certain is that? CRC-32 distinguishes all changes of one bit, in up to 2**32 bits. But damage of
+another kind gives a random difference. It looks like one of the ``8 * n`` changes of a bit with
 a chance of ``8 * n / 2**32``, and like one of the ``255 * n`` changes of a byte with ``255 * n /
-2**32``. `MOST_BIT_NBYTES` and `MOST_BYTE_NBYTES` keep either chance below one in 250, and whoever
-uses a correction has to see as well that what comes out makes sense: a pickle that can be read,
-with the storages that are there.
+2**32``. `MOST_BIT_NBYTES` and `MOST_BYTE_NBYTES` keep both chances below one in 250. Callers must
+also check that the corrected bytes make sense: a pickle that can be read and whose storages exist.
 
-Of a deflated record nothing is put right: a change before inflation is not linear behind it.
+Deflated records cannot be corrected: a change of the deflated bytes is not linear in the content.
 """
 
 from __future__ import annotations
@@ -34,16 +32,16 @@ def _make_table() -> list[int]:
     return table
 
 
-#: What a byte makes of an empty register, and which byte makes a register with this highest byte.
+#: The register after a byte, starting from 0; and the byte that gives a register this highest byte.
 _TABLE = _make_table()
 _BYTE_OF = {value >> 24: byte for byte, value in enumerate(_TABLE)}
 
 
 def corrected(data: bytes, stored_crc: int) -> tuple[bytes, int] | None:
-    """Return the bytes that have a CRC, and which of them was changed; None if none is sure.
+    """Return the bytes that match a CRC, and the position of the corrected byte, or None.
 
-    A change of one bit is looked for first, then one of a byte. The changed one is ``len(data)`` if
-    the bytes are right and a byte of the stored CRC itself is not.
+    A change of one bit is tried first, then one of a byte. The position is ``len(data)`` if the
+    data is correct and a byte of the stored CRC itself is damaged.
 
     >>> corrected(b"hellO world", zlib.crc32(b"hello world"))
     (b'hello world', 4)
@@ -64,7 +62,7 @@ def corrected(data: bytes, stored_crc: int) -> tuple[bytes, int] | None:
         change = _BYTE_OF[register >> 24]
         if _TABLE[change] == register:
             found.append((place, change))
-        # One byte of zeros back.
+        # Undo one zero byte.
         register = (register ^ _TABLE[change]) << 8 & 0xFFFFFFFF | change
     bits = [each for each in found if each[1].bit_count() == 1]
     if not bits and len(data) > MOST_BYTE_NBYTES:

@@ -1,7 +1,7 @@
-"""The header of a safetensors file that is not as it should be: each tensor is judged by itself.
+"""Headers of damaged safetensors files, whose tensors are checked one by one.
 
-A tensor is whole if its row of the header describes it and no other tensor claims a byte of it.
-Gaps between tensors, and bytes behind the last, cost nothing. The JSON itself has to be whole.
+A tensor is intact if its row of the header is valid and no other tensor claims a byte of it.
+Gaps between tensors, and bytes after the last one, do no harm. The JSON itself must be intact.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torchzip.errors import LimitError, TorchZipError, shown
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
-#: Rows without a tensor that are named.
+#: At most so many invalid rows are named.
 _MOST_NAMED = 5
 
 
 class DamagedHeader(NamedTuple):
-    """What a header still says. ``lost`` are the tensors of ``entries`` that are not whole."""
+    """What a header still describes. ``lost`` are the tensors of ``entries`` that are damaged."""
 
     entries: list[TensorEntry]
     lost: dict[str, str]
@@ -28,12 +28,12 @@ class DamagedHeader(NamedTuple):
 
 
 def read_damaged_header(source: Source, limits: Limits) -> DamagedHeader:
-    """Return what can be had of a header, its tensors in the order of their data.
+    """Return what can be read of a header, with its tensors in the order of their data.
 
     Raises
     ------
     ArchiveError
-        If the file ends before its header, that is not a JSON object, or no row is whole.
+        If the file ends within its header, the header is not a JSON object, or no row is valid.
     """
     header, base = read_header(source, limits)
     metadata, notes = _metadata(header.pop(METADATA, {}))
@@ -56,7 +56,7 @@ def read_damaged_header(source: Source, limits: Limits) -> DamagedHeader:
 
 
 def _metadata(found: Any) -> tuple[dict[str, str], list[str]]:
-    """Return the metadata as strings, and what there is to say of what they were."""
+    """Return the metadata as strings, with notes about values that were not."""
     if not isinstance(found, dict):
         what = [] if found is None else [f"{METADATA} is left out: it is {shown(found)}"]
         return {}, what
@@ -68,7 +68,7 @@ def _metadata(found: Any) -> tuple[dict[str, str], list[str]]:
 
 
 def _overlapping(entries: list[TensorEntry], source: Source) -> dict[str, str]:
-    """Return the tensors that share bytes with others: one of them has a damaged place."""
+    """Return the tensors that share bytes with others, since one of them has wrong offsets."""
     lost: dict[str, str] = {}
     furthest: TensorEntry | None = None
     for entry in entries:

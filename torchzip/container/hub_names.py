@@ -1,7 +1,7 @@
-"""What the files of a Hugging Face directory are called: the one table of these names.
+"""Names of the files in a Hugging Face directory (docs/format.md, section 11.5).
 
-A checkpoint there is one file, or shards with an index; of each there may be variants, such as one
-in float16, whose name stands before the suffix::
+A checkpoint there is one file, or shards with an index. Each may have variants, such as one in
+float16, whose name comes before the suffix::
 
     whole   model.safetensors                  model.fp16.safetensors
     shard   model-00001-of-00002.safetensors   model.fp16-00001-of-00002.safetensors
@@ -21,7 +21,7 @@ import os
 import re
 from typing import NamedTuple
 
-#: The names of whole checkpoints without their variant, and who writes them.
+#: The names of checkpoints in one file, without a variant, and who writes them.
 WHOLE_FILES = (
     "model.safetensors",  # transformers: SAFE_WEIGHTS_NAME
     "pytorch_model.bin",  # transformers: WEIGHTS_NAME
@@ -33,9 +33,9 @@ WHOLE_FILES = (
     "pytorch_lora_weights.bin",  # diffusers: LORA_WEIGHT_NAME
     "consolidated.safetensors",  # Mistral
 )
-#: How an index of checkpoints without a variant ends.
+#: The end of the name of an index without a variant.
 INDEX_SUFFIX = ".index.json"
-#: Suffixes of the files that an index of a variant, or a set of shards without an index, is of.
+#: Suffixes of shards of which a variant, or a set without an index, is recognised.
 _SUFFIXES = r"(?:safetensors|bin|pth|pt|ckpt)"
 
 _VARIANT_INDEX = re.compile(rf"(.+\.{_SUFFIXES})\.index\.([^/\\]{{1,100}})\.json", re.DOTALL)
@@ -44,7 +44,7 @@ _LOADABLE = re.compile(rf"\..*\b{_SUFFIXES}", re.DOTALL)
 
 
 class ShardSet(NamedTuple):
-    """What the shards of one save have in common: all of the name but the number."""
+    """What the names of all shards of one save share: everything but the number."""
 
     stem: str
     total: int
@@ -52,12 +52,12 @@ class ShardSet(NamedTuple):
 
     @property
     def is_loadable(self) -> bool:
-        """Whether the suffix is one of checkpoints, so that files without an index may be one."""
+        """Whether the suffix is that of a checkpoint, which may have no index."""
         return _LOADABLE.fullmatch(self.suffix) is not None
 
 
 class Shard(NamedTuple):
-    """The name of a shard in its pieces: ``number`` stands between the first and the last."""
+    """The parts of the name of a shard; ``number`` comes between the first and the last part."""
 
     of: ShardSet
     number: int
@@ -76,7 +76,7 @@ class Shard(NamedTuple):
 
 
 def parse_shard(name: str) -> Shard | None:
-    """Return what the name of a shard says; None for other files.
+    """Return the parts of the name of a shard; None for other files.
 
     >>> parse_shard("model.fp16-00001-of-00002.safetensors").of
     ShardSet(stem='model.fp16', total=2, suffix='.safetensors')
@@ -91,7 +91,7 @@ def parse_shard(name: str) -> Shard | None:
 
 
 def shard_name(whole: str, number: int, count: int) -> str:
-    """Return the name or path of a shard, counted from 1, of what ``whole`` would be in one file.
+    """Return the name or path of a shard, counted from 1, of a checkpoint named ``whole``.
 
     >>> shard_name("model.fp16.safetensors", 1, 2)
     'model.fp16-00001-of-00002.safetensors'
@@ -101,7 +101,7 @@ def shard_name(whole: str, number: int, count: int) -> str:
 
 
 def is_whole(name: str) -> bool:
-    """Return whether a file of this name is a whole checkpoint of a directory, of any variant.
+    """Return whether a file of this name is a checkpoint in one file, of any variant.
 
     >>> [is_whole(name) for name in ("model.fp16.safetensors", "model.bin", "optimizer.pt")]
     [True, False, False]
@@ -119,7 +119,7 @@ def is_index(name: str) -> bool:
 
 
 def whole_of(index: str) -> str | None:
-    """Return what the shards of an index would be called in one file; None if it is not an index.
+    """Return the name of the checkpoint that an index belongs to; None if it is not an index.
 
     >>> whole_of("model.safetensors.index.json"), whole_of("model.safetensors.index.fp16.json")
     ('model.safetensors', 'model.fp16.safetensors')
@@ -134,7 +134,7 @@ def whole_of(index: str) -> str | None:
 
 
 def index_of(whole: str) -> str:
-    """Return the name or path of the index of what ``whole`` would be in one file.
+    """Return the name or path of the index of a checkpoint named ``whole``.
 
     >>> index_of("model.safetensors"), index_of("model.fp16.safetensors")
     ('model.safetensors.index.json', 'model.safetensors.index.fp16.json')

@@ -1,4 +1,4 @@
-"""Deflated records, inflated in blocks and to an exact size."""
+"""Inflates deflated records, in blocks and to an exact size."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from torchzip.errors import ArchiveError
 from torchzip.files.source import Buffer, Source
 
-#: What deflate makes of one byte at most: a match of 258 bytes takes two bits.
+#: The most bytes that one deflated byte can give: a match of 258 bytes takes two bits.
 MAX_RATIO = 1032
 
 
 class _Stream:
-    """A deflated stream that begins at ``offset`` and may go on to ``end``.
+    """A deflated stream that begins at ``offset`` and may extend to ``end``.
 
-    Iterated over, it gives its content in blocks, up to one byte more than ``most``: that one shows
-    a record that goes on too long. ``is_whole`` and ``stop`` then say whether the stream has come
-    to its end, and where that is.
+    Iterating yields its content in blocks, up to one byte more than ``most``, so that the caller
+    sees a record that is too long. Then ``is_whole`` says whether the stream has ended, and
+    ``stop`` where.
     """
 
     def __init__(self, source: Source, offset: int, end: int, most: int) -> None:
@@ -57,8 +57,8 @@ def inflate_span(
 ) -> Iterator[bytes]:
     """Yield the content of deflated bytes in blocks: ``nbytes`` in all.
 
-    The stream must fill the bytes from ``offset`` to ``end``; ``broken`` makes the error that is
-    raised where it does not.
+    The stream must fill the bytes from ``offset`` to ``end`` exactly; ``broken`` makes the error
+    to raise otherwise.
     """
     stream = _Stream(source, offset, end, nbytes)
     done = 0
@@ -67,7 +67,7 @@ def inflate_span(
             done += len(block)
             if done > nbytes:
                 raise broken(
-                    f"the deflated bytes go on after the {nbytes:,} that the directory says"
+                    f"the deflated bytes continue after the {nbytes:,} that the directory says"
                 )
             yield block
     except zlib.error as error:
@@ -86,10 +86,10 @@ def inflate_span(
 def measure_deflated(
     source: Source, offset: int, end: int, most: int
 ) -> tuple[int, int, int] | None:
-    """Return how many bytes a deflated stream takes, and what it comes to with which CRC.
+    """Return the size of a deflated stream, and the size and CRC of its content.
 
-    Other bytes may follow it before ``end``. None if it is damaged, cut short, or comes to more
-    than ``most`` bytes.
+    Other bytes may follow it before ``end``. None if it is damaged, truncated, or has more than
+    ``most`` bytes of content.
     """
     stream = _Stream(source, offset, end, most)
     nbytes = crc = 0

@@ -1,4 +1,4 @@
-"""JSON objects that came from a file: no name twice, and no more containers than are paid for."""
+"""Parses JSON objects from files: without duplicate names, and with a bound on containers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from torchzip.errors import ArchiveError, LimitError, shown
 from torchzip.limits import Limits
 
-#: A name with a bracket in it, and what it is the name of, take as many bytes at least.
+#: The fewest bytes of a name with a bracket in it together with its value.
 _NAME_NBYTES = 8
 
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the dict of an object, as ``object_pairs_hook``; raise ArchiveError at a name twice.
+    """Return the dict of an object, as ``object_pairs_hook``; raise ArchiveError for duplicates.
 
     Readers disagree about which of the two counts.
     """
@@ -23,7 +23,7 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ArchiveError(f"{shown(name)} stands twice in one JSON object")
+                raise ArchiveError(f"{shown(name)} occurs twice in one JSON object")
             seen.add(name)
     return made
 
@@ -34,15 +34,15 @@ def parse_json(raw: bytes, what: str, limits: Limits, path: str) -> dict[str, An
     Raises
     ------
     ArchiveError, LimitError
-        If it is none, has a key twice, or more than ``limits.containers`` lists and objects,
-        beyond one for each 8 bytes of it.
+        If it is not a JSON object, has a duplicate key, or has more than ``limits.containers``
+        lists and objects, in addition to one for every 8 bytes of it.
     """
     check_containers(raw, limits, path)
     return parse_object(raw, what, path)
 
 
 def check_containers(raw: bytes, limits: Limits, path: str) -> None:
-    """Raise LimitError for more lists and objects than are allowed, or brackets in names."""
+    """Raise LimitError for too many lists and objects, or too many brackets in names."""
     containers = raw.count(b"[") + raw.count(b"{")
     bound = limits.containers + len(raw) // _NAME_NBYTES
     if containers > bound:
@@ -57,7 +57,7 @@ def parse_object(
     parse_int: Callable[[str], Any] | None = None,
     parse_constant: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
-    """Do that, with any number of lists and objects: the caller has bounded the bytes.
+    """Do what `parse_json` does without a bound on containers: the caller has bounded the bytes.
 
     ``parse_int`` makes the integers, ``parse_constant`` NaN and Infinity, which are not JSON.
     """
@@ -71,7 +71,7 @@ def parse_object(
     except ArchiveError as error:
         raise error.at(path=path) from None
     except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"{what} is no JSON ({error})", path=path) from None
+        raise ArchiveError(f"{what} is not valid JSON ({error})", path=path) from None
     if not isinstance(made, dict):
         raise ArchiveError(f"{what} is {shown(made)} in JSON; an object was expected", path=path)
     return made

@@ -1,8 +1,8 @@
-"""Which row of a zip's directory each name has.
+"""Maps the names of records to rows of the directory of a zip archive.
 
-torch names the storages ``data/0``, ``data/1`` and so on: 100,000 of them are told by numbers,
-without a text for each. Names that are equal, or differ only in ASCII case, are refused, and so are
-those that some readers change: cut at a zero byte, or cleaned as the path of a file is.
+torch names storages ``data/0``, ``data/1`` and so on. 100,000 of them are kept as numbers, without
+a string for each. Duplicate names, also those that differ only in ASCII case, are refused. So are
+names that some readers change: they cut them at a zero byte, or normalise them as file paths.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from torchzip.errors import ArchiveError
 
-#: Digits of the number in a name ``data/<number>``: what an int64 holds.
+#: Most digits of the number in a name ``data/<number>``: what an int64 holds.
 _MOST_DIGITS = 18
 _POWERS = 10 ** np.arange(1, _MOST_DIGITS + 1)
-#: A zero byte, a backslash, or a component of a path that is empty, "." or "..".
+#: A zero byte, a backslash, or a path component that is empty, "." or "..".
 _CHANGED = re.compile(rb"[\0\\]|(?:^|/)(?:\.{0,2}/|\.{1,2}\Z)")
 
 
 class RecordIndex:
-    """Which row of the directory each name has.
+    """The row of the directory for each name.
 
-    ``numbers`` has, for each row, the number in a name ``data/<number>``, and -1 for any other;
-    those are in ``others``.
+    ``numbers`` has, for each row, the number in a name ``data/<number>``, or -1 for other names,
+    which are in ``others``.
     """
 
     def __init__(self, numbers: NDArray[np.int64], others: dict[str, int]) -> None:
@@ -43,19 +43,19 @@ class RecordIndex:
             place = number + len(self._others)  # as torch numbers them
             if place >= len(self._sorted) or self._sorted[place] != number:
                 place = int(self._sorted.searchsorted(number))
-            # Leading zeros make another name of the same number.
+            # With leading zeros it is another name with the same number.
             is_there = place < len(self._sorted) and self._sorted[place] == number
             if is_there and (digits[0] != "0" or (number == 0 and len(digits) == 1)):
                 row = int(self._order[place])
         return row
 
     def find_keys(self, keys: list[str]) -> NDArray[np.int64] | None:
-        """Return the rows of the names ``data/<key>``; None if one is not there as a number."""
+        """Return the rows of the names ``data/<key>``; None unless all are known by number."""
         lengths = list(map(len, keys))
         if max(lengths) > _MOST_DIGITS or not "".join(keys).isdecimal() or 0 in lengths:
             return None
         numbers = np.fromiter(map(int, keys), np.int64, len(keys))
-        # Leading zeros, and digits that are not ASCII, make another name of the same number.
+        # With leading zeros, or digits outside ASCII, it is another name with the same number.
         if int(_digits(numbers).sum()) != sum(lengths) or not "".join(keys).isascii():
             return None
         places = np.searchsorted(self._sorted, numbers)
@@ -66,7 +66,7 @@ class RecordIndex:
         return rows
 
     def names(self) -> list[str]:
-        """Return all names in the directory's order."""
+        """Return all names in directory order."""
         names = [f"data/{number}" for number in self._numbers.tolist()]
         for name, row in self._others.items():
             names[row] = name
@@ -82,15 +82,15 @@ def _digits(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 def index_fast(
     data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> RecordIndex | None:
-    """Return the rows of all names, told by their numbers where they have one.
+    """Return the rows of all names, by number where they have one.
 
-    None if two of them may be equal, or differ in ASCII case only, or one has to be refused.
+    None if two of them may be equal, or differ in ASCII case only, or one must be refused.
     """
     raw = np.frombuffer(data, np.uint8)
     count = ends - begins - len(b"data/")
     numbered = (count >= 1) & (count <= _MOST_DIGITS)
     for index, byte in enumerate(b"data/"):
-        # A header stands before each name, and what is shorter is not numbered.
+        # A header precedes each name, and shorter names have no number.
         numbered &= raw[np.minimum(begins + index, len(raw) - 1)] == byte
     rows = np.flatnonzero(numbered)
     at, count = begins[rows] + len(b"data/"), count[rows]
@@ -110,7 +110,7 @@ def index_fast(
     others: dict[str, int] = {}
     folded = set()
     for row in np.flatnonzero(all_numbers < 0).tolist():
-        # Latin-1 keeps any bytes apart; names that matter are ASCII.
+        # Latin-1 can decode any bytes; relevant names are ASCII.
         name = data[begins[row] : ends[row]]
         others[name.decode("latin-1")] = row
         folded.add(name.lower())  # changes ASCII letters only
@@ -137,16 +137,16 @@ def index_plainly(data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64
 
 
 def check_name(name: bytes) -> None:
-    """Raise ArchiveError if other readers than torch may take a name for another.
+    """Raise ArchiveError if readers other than torch may change a name.
 
-    A slash may stand at the end, where it makes a folder.
+    A slash at the end is fine: it marks a folder.
 
     >>> check_name(b"archive/data/"), check_name(b"archive/.data/version")
     (None, None)
     """
     if _CHANGED.search(name):
         raise ArchiveError(
-            f"a record is called {shown_name(name)}; some readers take that for another name. "
+            f"a record is called {shown_name(name)}, a name that some readers change. "
             "Components that are not empty, '.' or '..', without zero bytes and backslashes, were "
             "expected"
         )

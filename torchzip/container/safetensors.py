@@ -1,19 +1,23 @@
 """The safetensors container: a length, a JSON header, and the tensors' bytes.
 
-Layout (safetensors 0.8): u64 header length; the header, a JSON object padded with spaces to a
-multiple of 8 bytes; the data. The header maps each name to ``dtype``, ``shape`` and
-``data_offsets`` (from the end of the header), and ``__metadata__`` to texts, or to null. Tensors
-stand in order of descending dtype rank, then name, without gaps, in C order.
+Layout (safetensors 0.8; docs/format.md, section 11.7): u64 header length; the header, a JSON object
+padded with spaces to a multiple of 8 bytes; the data. The header maps each name to ``dtype``,
+``shape`` and ``data_offsets`` (from the end of the header), and ``__metadata__`` to an object of
+strings, or to null. Tensors are in order of descending dtype rank, then name, without gaps, in C
+order.
 
-What the package reads is read, and what it refuses is refused; its JSON is that of Rust's
-``serde_json``. In four things this reader is stricter: a name must not stand twice (the package
-takes the last), an entry must be an object and a dtype a string (the package also takes a list of
-the three, and ``{"F32": null}``), torch must have the dtype, and sizes and dimensions must be such
-as torch and numpy have.
+This reader accepts and refuses what the safetensors package does, whose JSON parser is Rust's
+``serde_json``. It is stricter in four ways:
 
-This is our own code because the package cannot write incrementally. For contiguous input the
-bytes are the package's, but for several metadata entries: those it writes in random order,
-and these are sorted.
+* names must be unique (the package takes the last);
+* an entry must be an object, and a dtype a string (the package also takes a list of the three
+  fields, and ``{"F32": null}``);
+* torch must have the dtype;
+* sizes and dimensions must be possible in torch and numpy.
+
+This module does not use the package, since that cannot write incrementally. For contiguous input
+both write the same bytes, except for several metadata entries: the package writes these in random
+order, and this module sorts them.
 """
 
 from __future__ import annotations
@@ -40,17 +44,17 @@ from torchzip.files.source import Source
 from torchzip.limits import Limits, is_number
 
 METADATA = "__metadata__"
-#: The key under which `convert` keeps ties in the metadata, as JSON.
+#: The metadata key under which `convert` keeps ties, as JSON.
 ALIASES_KEY = "torchzip.aliases"
-#: Metadata about the file: ``format`` of the package, the totals of a shard index. Texts under
-#: other keys may be ties.
+#: Metadata about the file: ``format`` of the package, the totals of a shard index. Values of other
+#: keys may be ties.
 FILE_KEYS = frozenset({"format", "total_size", "total_parameters"})
 
 _FIELDS = ("dtype", "shape", "data_offsets")
-# Quick to look for, as it begins with what is rare; -0 may be a part of a name.
+# Fast to search for, since it begins with a rare character; -0 may be part of a name.
 _MINUS_ZERO = re.compile(rb"-0(?<=[\[:,\s]-0)")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-#: Lists and objects within one another that serde_json reads.
+#: Most levels of nested lists and objects that serde_json reads.
 _MAX_DEPTH = 127
 
 
@@ -66,13 +70,13 @@ class TensorEntry:
 
 
 def header_shape(torch_dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that the header has: float4 counts its halves, torch their pairs."""
+    """Return the shape as in the header: for float4 it counts values, torch counts pairs."""
     times = DTYPES[torch_dtype].safetensors_per_element
     return (*shape[:-1], shape[-1] * times) if times > 1 and shape else shape
 
 
 def data_order(name: str, torch_dtype: str) -> tuple[int, bytes]:
-    """Return what the tensors of a file are sorted by."""
+    """Return the sort key of a tensor in a file."""
     return -DTYPES[torch_dtype].safetensors_rank, name.encode("utf-8", "surrogatepass")
 
 
@@ -86,7 +90,7 @@ def build_header(
     Raises
     ------
     UnsupportedError
-        If the format has no code for a dtype, or no reader takes as long a header.
+        If the format has no code for a dtype, or the header is too long for readers.
     """
     rows = []
     for name, torch_dtype, shape in tensors:
@@ -122,9 +126,9 @@ def build_header(
         header = ("{" + ",".join(parts) + "}").encode()
     except UnicodeEncodeError:
         wrong = [shown(row[1]) for row in rows if not _is_text(row[1])]
-        what = f"tensor name ({wrong[0]})" if wrong else "text of the metadata"
+        what = f"tensor name ({wrong[0]})" if wrong else "string of the metadata"
         raise UnsupportedError(
-            f"a {what} is no valid text for safetensors, which holds UTF-8; rename or exclude it, "
+            f"a {what} is not valid Unicode, and safetensors stores UTF-8; rename or exclude it, "
             "or write a .pt"
         ) from None
     header += b" " * (-len(header) % 8)
@@ -147,7 +151,7 @@ def _is_text(name: str) -> bool:
 
 
 def parse_aliases(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the ties that `convert` has listed: names without data -> those that have it.
+    """Return the ties that `convert` has listed: names without data -> names with it.
 
     >>> parse_aliases({ALIASES_KEY: '{"head": "embed", "x": 1}'}), parse_aliases({ALIASES_KEY: "?"})
     ({'head': 'embed'}, {})
@@ -162,11 +166,11 @@ def parse_aliases(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def parse_ties(metadata: Mapping[str, str], names: Container[str]) -> dict[str, str]:
-    """Return the ties that metadata lists: names without data -> those of ``names`` that have it.
+    """Return the ties that metadata lists: names without data -> those of ``names`` with it.
 
-    They are those of `convert`, and those that the safetensors package puts among the other texts
-    (``save_model``: ``{"head": "embed"}``). The package does so too for a part of a tensor that it
-    leaves out, and no file says which is meant.
+    They come from `convert`, or from the safetensors package, which puts them among the other
+    strings (``save_model``: ``{"head": "embed"}``). The package does the same for views of a part
+    of a tensor, and the file does not say which of the two is meant.
 
     >>> parse_ties({"head": "embed", "format": "pt"}, {"embed"})
     {'head': 'embed'}
@@ -185,12 +189,12 @@ def _json(value: Any) -> str:
 
 
 def read_header(source: Source, limits: Limits) -> tuple[dict[str, Any], int]:
-    """Return what the header is as JSON, and the byte where the data begins.
+    """Return the header as parsed JSON, and the offset at which the data begins.
 
     Raises
     ------
     ArchiveError
-        If the file ends before its header, or that is not a JSON object.
+        If the file ends within its header, or the header is not a JSON object.
     """
 
     def broken(message: str) -> ArchiveError:
@@ -215,7 +219,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     Raises
     ------
     ArchiveError
-        If the header is broken, or its tensors overlap, leave gaps or end elsewhere than the file.
+        If the header is invalid, or its tensors overlap, leave gaps, or do not end with the file.
     """
 
     def broken(message: str) -> ArchiveError:
@@ -235,7 +239,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     for entry in entries:
         if entry.begin != at:
             raise broken(
-                f"the data of {shown(entry.name)} begins at byte {entry.begin:,}, and what is "
+                f"the data of {shown(entry.name)} begins at byte {entry.begin:,}, and the data "
                 f"before it ends at byte {at:,}"
             )
         at = entry.end
@@ -248,13 +252,13 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
 
 
 def _parse_json(raw: bytes, path: str) -> dict[str, Any]:
-    """Return the header's object, with what Python's JSON reads beyond serde_json's refused.
+    """Return the header's object; raise ArchiveError for numbers that only Python's parser reads.
 
-    Fields that have no meaning are left to `_check_unknown`.
+    Unknown fields are left to `_check_unknown`.
     """
 
     def no_constant(name: str) -> Any:
-        raise ArchiveError(f"{name} stands in the header, which is not a number in JSON", path=path)
+        raise ArchiveError(f"the header has {name}, which is not a number in JSON", path=path)
 
     def parse_int(digits: str) -> int | float:
         return -0.0 if digits == "-0" else int(digits)
@@ -272,13 +276,13 @@ def _parse_json(raw: bytes, path: str) -> dict[str, Any]:
 
 
 def _check_unknown(value: Any, depth: int, path: str) -> None:
-    """Raise ArchiveError for what serde_json refuses, wherever in a header it stands.
+    """Raise ArchiveError for values that serde_json refuses anywhere in a header.
 
-    That is a string with half of a surrogate pair, a number past the range of a float, and lists
-    and objects nested too deeply. ``depth`` is how many are around the value.
+    These are strings with half of a surrogate pair, numbers past the range of a float, and lists
+    and objects that are nested too deeply. ``depth`` is how many are around the value.
     """
     todo = [(value, depth)]
-    for part, above in todo:  # grows meanwhile
+    for part, above in todo:  # grows during the loop
         wrong = None
         if isinstance(part, str):
             wrong = None if _is_text(part) else "has half of a surrogate pair"
@@ -302,12 +306,12 @@ def _is_past_floats(number: float) -> bool:
 
 
 def parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
-    """Return the tensor of one row of the header; its data counts from ``base``.
+    """Return the tensor of one row of the header; its offsets count from ``base``.
 
     Raises
     ------
     ArchiveError, UnsupportedError
-        If the row does not describe one.
+        If the row does not describe a tensor.
     """
 
     def broken(message: str) -> ArchiveError:
@@ -340,7 +344,7 @@ def parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
     dtype = SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise UnsupportedError(
-            f"{shown(name)} has dtype {shown(code)}, which torch has not", path=path
+            f"{shown(name)} has dtype {shown(code)}, which torch does not have", path=path
         )
     times = dtype.safetensors_per_element
     if times > 1:

@@ -1,15 +1,15 @@
-"""The records of a damaged archive that are whole, with a CRC-32 as the judge.
+"""Finds the intact records of a damaged archive, as confirmed by their CRC-32.
 
-A record's place, its size and its CRC each stand in the file more than once: in the local
-header, in the directory, in the descriptor behind the data, in the pickle; and the place follows
-from the alignment and from its neighbours as well. Every combination is a candidate, and bytes
-whose CRC is the stored one are right, however they were found: a wrong candidate has a chance of
-one in 4 billion, and there are few. So one damaged byte outside of a record never loses it, and one
-inside loses that record alone.
+The offset, size and CRC of a record each occur several times in a file: in the local header, the
+directory, the descriptor after the data, and the pickle. The offset also follows from the alignment
+and from neighbouring records. Every combination is a candidate, and bytes that match the stored CRC
+are correct, however they were found: a wrong candidate matches with a chance of one in 4 billion,
+and there are few. So one damaged byte outside a record never loses a record, and one inside a
+record loses only that record.
 
-The directory's CRC binds bytes to a name from afar, so it has the last word: bytes that only their
-own descriptor vouches for must not be those of another record that came to lie here. One damaged
-byte in the directory's CRC is forgiven.
+The directory's CRC is stored far from the bytes and next to the name, so it decides: bytes that
+match only their own descriptor could belong to another record that was moved here. One damaged byte
+in the directory's CRC is tolerated.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from torchzip.files.crc import crc32
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
-#: Records of torch.save start on a multiple of this, unless it was told otherwise.
+#: Records of torch.save start on a multiple of this by default.
 _ALIGNMENT = 64
 #: Lengths of a local header's zip64 field, docs/format.md, section 2.6.
 _ZIP64_LENGTHS = (20, 28, 12)
 _BLOCK_NBYTES = 1 << 20
-#: Fewer zeros at the end of a file say nothing.
+#: Fewer zeros at the end of a file mean nothing.
 _MANY_ZEROS = 64
-#: Bytes of the file that may be looked at, over and over: hostile files describe records that
-#: overlap. Each look counts as some more.
+#: Bytes that may be read in all, as hostile files describe overlapping records. Each read counts
+#: some bytes extra.
 _WORK = 8
 _LEAST_WORK = 1 << 26
 _LOOK_NBYTES = 256
-#: Bytes of small records that are gone through for a damaged one: about a second in all.
+#: Bytes of small records that may be searched for a damaged byte: about a second in all.
 _MOST_CORRECTED = 2 * MOST_BIT_NBYTES
 _SMALL_RECORDS = frozenset(
     [
@@ -62,9 +62,9 @@ _SMALL_RECORDS = frozenset(
 
 
 class Whole(NamedTuple):
-    """A record whose bytes are there. ``crc`` is None if no CRC says that they are right.
+    """A record whose bytes were found. ``crc`` is None if no CRC confirms them.
 
-    ``is_own`` is False if nothing says that it is of this archive.
+    ``is_own`` is False if nothing confirms that it belongs to this archive.
     """
 
     offset: int
@@ -76,7 +76,7 @@ class Whole(NamedTuple):
 
 
 class Text(NamedTuple):
-    """The bytes of a small record. ``fixed`` is the byte of it that its CRC has put right."""
+    """The bytes of a small record. ``fixed`` is the byte that was corrected by its CRC."""
 
     data: bytes
     is_verified: bool
@@ -84,7 +84,7 @@ class Text(NamedTuple):
 
 
 class DamagedArchive:
-    """What is left of an archive of ``torch.save``. Nothing here raises for what it finds."""
+    """What is left of an archive of ``torch.save``. Nothing here raises for damage."""
 
     def __init__(self, source: Source, limits: Limits) -> None:
         self.source = source
@@ -93,16 +93,16 @@ class DamagedArchive:
         self._correction = min(_WORK * source.size, _MOST_CORRECTED)
         self._expected: set[bytes] | None = None
         self.has_crcs = self._find_crcs()
-        #: Where what is left of it ends: the zeros of a copy that was not finished are nothing.
+        #: Where its content ends: zeros at the end, from an incomplete copy, do not count.
         self.stop = source.size if self.places.stop else source.size - _count_zeros(source)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no record at all."""
+        """Whether no record is left."""
         return not self.places.all()
 
     def expect(self, names: set[bytes]) -> None:
-        """Say which records the pickle mentions: what is called otherwise, is damaged there."""
+        """Set the records that the pickle mentions: any other name is a damaged one."""
         self._expected = names
 
     def _is_expected(self, name: bytes) -> bool:
@@ -134,12 +134,12 @@ class DamagedArchive:
     # -- whether bytes are right ---------------------------------------------------------------
 
     def _may_look(self, nbytes: int) -> bool:
-        """Take bytes from what may be looked at; return whether there is that much."""
+        """Count bytes that are read; return whether there are that many left to read."""
         self._work -= nbytes + _LOOK_NBYTES
         return self._work >= 0
 
     def _crc(self, offset: int, nbytes: int) -> int | None:
-        """Return the CRC of bytes; None if looking at them would be too much work."""
+        """Return the CRC of bytes; None if reading them would be too much work."""
         if not self._may_look(nbytes):
             return None
         found = 0
@@ -157,9 +157,9 @@ class DamagedArchive:
     def _vouched(
         self, found: int, by_rows: set[int], by_others: set[int], *, is_beside: bool = True
     ) -> bool:
-        """Return whether a CRC is right; bytes away from their header may be another record's."""
+        """Return whether a CRC matches; bytes away from their header may be another record's."""
         if found in by_rows or (found == 0 and not by_rows and not by_others):
-            return True  # a CRC of 0 is what bytes may have, if rarely
+            return True  # a CRC can be 0 by chance
         return (
             is_beside
             and found in by_others
@@ -167,7 +167,7 @@ class DamagedArchive:
         )
 
     def _other_crcs(self, place: Place, end: int, compressed: int, nbytes: int) -> set[int]:
-        """Return what descriptor and local header say."""
+        """Return the CRCs in the descriptor and the local header."""
         found = {
             each.crc
             for each in self._descriptors(end)
@@ -184,9 +184,9 @@ class DamagedArchive:
         )
 
     def _is_beside(self, place: Place, name: bytes, start: int, nbytes: int) -> bool:
-        """Return whether bytes are so between a header and the next that they can be no other's.
+        """Return whether bytes lie between a header and the next one, so that they must be its own.
 
-        A damaged length can lead into the next record but one, or into an archive in a tensor.
+        A damaged length can lead into a later record, or into an archive in a tensor.
         """
         name_end = self._name_end(place, name)
         by_lengths = read_lengths(self.source, place.offset)
@@ -196,7 +196,7 @@ class DamagedArchive:
         return is_at_header and start + nbytes <= self._after(place)
 
     def _starts_by_header(self, place: Place, name: bytes) -> list[int]:
-        """Return where the bytes start by the header's lengths, by the alignment, or at once."""
+        """Return where the bytes may start: by the header's lengths, aligned, or unpadded."""
         by_lengths = read_lengths(self.source, place.offset)
         name_end = self._name_end(place, name)
         found = [self._aligned(name_end + 4), name_end]
@@ -209,7 +209,7 @@ class DamagedArchive:
         return offset + (self.places.start - offset) % _ALIGNMENT
 
     def _starts(self, place: Place, name: bytes, nbytes: int) -> list[int]:
-        """Return where the bytes of a stored record may start, the likeliest first."""
+        """Return where the bytes of a stored record may start, the most likely offset first."""
         found = self._starts_by_header(place, name)
         after = self._after(place)
         found += [after - back - nbytes for back in (16, 24, 0)]
@@ -220,17 +220,17 @@ class DamagedArchive:
         return sorted(inside, key=lambda at: not self._has_descriptor(at + nbytes, nbytes))
 
     def find(self, name: bytes, nbytes: int) -> Whole | str:
-        """Return where a record of that size is, or why there is none."""
+        """Return the place of a record of that size, or the reason why there is none."""
         if not nbytes:
             return Whole(0, 0, None)
         candidates = self.places.candidates(name, self._is_expected)
         if not candidates:
             if self.places.claims(name):
-                return "its place is claimed by two records, and nothing tells which of them it is"
+                return "two records claim its place, and nothing shows which of them it is"
             if self.places.is_elsewhere(name):
                 return (
-                    "a record of its name does not stand where the record before it ends, and no "
-                    "directory is left that leads to it: it may be of another archive"
+                    "a record of its name is not where the record before it ends, and no "
+                    "directory is left that leads to it: it may belong to another archive"
                 )
             return "its record is not in what is left of the file"
         found: list[Whole] = []
@@ -245,7 +245,7 @@ class DamagedArchive:
                 if place.is_firm(self.places.root + name):
                     return result
         if len({each.crc for each in found}) > 1 or (len(found) > 1 and found[0].crc is None):
-            return "several records of its name are there, and nothing tells which of them it is"
+            return "there are several records of its name, and nothing shows which of them it is"
         return found[0] if found else reasons[0]
 
     def _is_own(self, place: Place) -> bool:
@@ -270,7 +270,7 @@ class DamagedArchive:
     ) -> Whole | str:
         by_lengths = read_lengths(self.source, place.offset)
         if by_rows and by_lengths is not None and by_lengths + nbytes <= self.source.size:
-            # Mostly there is nothing wrong.
+            # Usually nothing is wrong.
             found = self._crc(by_lengths, nbytes)
             if found in by_rows:
                 return Whole(by_lengths, nbytes, found)
@@ -287,7 +287,7 @@ class DamagedArchive:
         for start in starts:
             found = self._crc(start, nbytes)
             if found is None:
-                return "the file describes so many overlapping records that not all were read"
+                return "the file describes too many overlapping records to read them all"
             end = start + nbytes
             by_others = self._other_crcs(place, end, nbytes, nbytes)
             beside = self._is_beside(place, name, start, nbytes)
@@ -301,13 +301,13 @@ class DamagedArchive:
             if not reason:
                 reason = _damaged(found, known)
             if start == by_lengths and beside and self._has_descriptor(end, nbytes):
-                return reason  # it lies where all say that it lies
+                return reason  # all descriptions agree on its place
         return reason
 
     def _is_unjudged(
         self, place: Place, end: int, nbytes: int, found: int, by_rows: set[int]
     ) -> bool:
-        """Return whether a record is where it should be, and nothing is there to judge it by."""
+        """Return whether a record is where it should be, and no CRC of it is left."""
         if by_rows or place.local is None or place.local.crc:
             return False
         name_end = place.offset + 30 + len(place.local.name)
@@ -317,7 +317,7 @@ class DamagedArchive:
             return False
         if any(row.nbytes == nbytes for row in place.rows):
             return True
-        # The file was cut behind the bytes, before or within their descriptor.
+        # The file was cut after the bytes, before or within their descriptor.
         if end > self.stop:
             return False
         tail = bytes(self.source.read_at(end, min(24, self.stop - end)))
@@ -352,7 +352,7 @@ class DamagedArchive:
     # -- small records ---------------------------------------------------------------------------
 
     def read_text(self, name: bytes, most: int) -> Text | None:
-        """Return the bytes of a small record if they are right, or can be put right."""
+        """Return the bytes of a small record if they are correct, or can be corrected."""
         for place in self.places.candidates(name, self._is_expected):
             text = self.read_text_at(place, name, most)
             if text is not None:
@@ -360,7 +360,7 @@ class DamagedArchive:
         return None
 
     def read_text_at(self, place: Place, name: bytes, most: int) -> Text | None:
-        """Return what `read_text` does for one place."""
+        """Do what `read_text` does, for one place."""
         whole = self._measure(place, name, most)
         if whole is not None:
             return Text(self._content(whole), True)
@@ -371,7 +371,7 @@ class DamagedArchive:
         return self._read_corrected(place, spans, by_rows)
 
     def find_unmeasured(self, name: bytes) -> Whole | None:
-        """Return where a record is whose size only the archive knows; its CRC agrees."""
+        """Return the place of a record whose size only the archive knows, if its CRC matches."""
         for place in self.places.candidates(name, self._is_expected):
             whole = self._measure(place, name, self.source.size)
             if whole is not None:
@@ -438,7 +438,7 @@ class DamagedArchive:
     def _read_corrected(
         self, place: Place, spans: list[tuple[int, int]], by_rows: set[int]
     ) -> Text | None:
-        """Put one byte right, if all CRCs that there are say the same."""
+        """Correct one byte, if all CRCs of the record agree."""
         found = {}
         for start, nbytes in spans:
             end = start + nbytes
@@ -455,7 +455,7 @@ class DamagedArchive:
         return next(iter(found.values())) if len(found) == 1 else None
 
     def stored_crcs(self, name: bytes) -> set[int]:
-        """Return every CRC that is said of a small record, right or wrong."""
+        """Return every stored CRC of a small record, correct or not."""
         found: set[int] = set()
         for place in self.places.candidates(name, self._is_expected):
             found |= self._row_crcs(place, name)
@@ -469,7 +469,7 @@ class DamagedArchive:
 
 
 def _count_zeros(source: Source) -> int:
-    """Return how many zeros a file ends with, 0 if they are few."""
+    """Return how many zeros a file ends with, or 0 if they are few."""
     start = source.size
     found = 0
     while start and found == source.size - start:
@@ -488,6 +488,6 @@ def _damaged(found: int, known: set[int]) -> str:
     if not known:
         return "no CRC of its bytes is left"
     if found in known:
-        return "what is where it should be may be another record: only its own descriptor agrees"
+        return "the record in its place may be another one: only its own descriptor matches"
     said = " or ".join(f"{crc:08x}" for crc in sorted(known)[:2])
     return f"its bytes are damaged: their CRC-32 is {found:08x}, {said} was stored"

@@ -1,19 +1,19 @@
-"""The ``.data/serialization_id`` of an archive: 40 digits over its names and its CRCs.
+"""The ``.data/serialization_id`` of an archive, computed from its names and CRCs.
 
-Two 64-bit numbers, each printed with 20 digits. The first folds the hash of every
-record name, in the order in which a ``std::unordered_set<std::string>`` of libstdc++
-iterates over them; the second folds the CRC of every record, in file order. torch only
-reports the id; it is here because a file that is equal to torch's needs the same one.
+See docs/format.md, section 3. Two 64-bit numbers, each printed with 20 digits. The first folds in
+the hash of every record name, in the order in which a ``std::unordered_set<std::string>`` of
+libstdc++ iterates over them; the second folds in the CRC of every record, in file order. torch only
+reports the id, but a file that is identical to torch's needs the same one.
 
 *Hash*: MurmurHash2-64A with seed 0xc70f6907.
 
-*Order*: the set keeps its elements on one linked list. An element whose bucket is
-empty goes to the head of the list; another goes in front of its bucket's elements. So
+*Order*: the set keeps its elements in one linked list. An element whose bucket is
+empty goes to the head of the list; any other goes in front of its bucket's elements. So
 after inserting a sequence into B buckets, the buckets stand in the reverse order of
-their first insertion, and within each the elements in reverse. A rehash walks the list
-and inserts each element into the new buckets by the same rule. The order is therefore
-found phase by phase: everything in the set, in its present order, and then the names that
-arrive before the next rehash, all inserted at once into the phase's bucket count.
+their first insertion, and so do the elements within each. A rehash walks the list and inserts each
+element into the new buckets by the same rule. The order is therefore computed in phases, one for
+each bucket count: the elements so far, in their present order, and then the names that are added
+before the next rehash, are all inserted at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 _MUL = 0xC6A4A7935BD1E995
 _SEED = 0xC70F6907
 
-#: libstdc++'s growth: bucket counts as they follow one another from an empty set.
+#: Bucket counts of libstdc++, as an empty set grows.
 _BUCKETS = (
     13, 29, 59, 127, 257, 541, 1109, 2357, 5087, 10273, 20753, 42043, 85229, 172933, 351061,
     712697, 1447153, 2938679, 5967347, 12117689, 24607243, 49969847, 101473717, 206062531,
@@ -91,7 +91,7 @@ def set_order(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         bucket = (hashes[sequence] % np.uint64(buckets)).astype(np.int64)
         place = np.arange(len(sequence), dtype=np.int64)
         first = np.empty(buckets, np.int64)
-        first[bucket[::-1]] = place[::-1]  # of equal buckets the first place is written last
+        first[bucket[::-1]] = place[::-1]  # the first place of each bucket is written last
         order = sequence[np.argsort(-(first[bucket] * len(sequence) + place))]
         inserted += len(arriving)
         if inserted == len(hashes):
@@ -103,12 +103,11 @@ def serialization_id(names: Sequence[bytes], crcs: Iterable[int]) -> str:
     """Return the id of an archive.
 
     ``names`` are all record names so far without the archive name, in file order; ``crcs``
-    what the writer's data descriptors hold, in file order, with the additions that the
-    module `zip_writer` explains.
+    the CRCs of the data descriptors in file order, with the additions that `zip_writer` explains.
 
-    >>> texts = b"data.pkl .format_version .storage_alignment byteorder data/0 version".split()
+    >>> names = b"data.pkl .format_version .storage_alignment byteorder data/0 version".split()
     >>> crcs = [0x07974E78, 0x83DCEFB7, 0xE971773F, 0x19E33D85, 0x02C7FCA5, 0x55679ED1]
-    >>> serialization_id(texts, crcs)
+    >>> serialization_id(names, crcs)
     '1572819951185464302603100366165701790911'
     """
     hashes = murmur_all(names)
@@ -120,6 +119,6 @@ def _fold(values: NDArray[np.uint64]) -> int:
     """Mix values into one number, in their order, modulo 2**64."""
     seed = 0
     for value in (values + np.uint64(0x9E3779B9)).tolist():
-        # 257 / 4 of the seed is it shifted left by 6 and it shifted right by 2, in one step.
+        # seed * 257 >> 2 is (seed << 6) + (seed >> 2), in one step.
         seed ^= value + (257 * seed >> 2) & _MASK
     return seed

@@ -1,9 +1,9 @@
 """The index of a sharded checkpoint: which file holds which tensor.
 
 ``pytorch_model.bin.index.json`` or ``model.safetensors.index.json``, a JSON object:
-``{"metadata": {"total_size": bytes}, "weight_map": {tensor name: file name}}``. Other keys are
-left alone. The files stand beside it; their names are checked by whoever opens them. How the index
-itself is called is in `hub_names`.
+``{"metadata": {"total_size": bytes}, "weight_map": {tensor name: file name}}`` (docs/format.md,
+section 11.5). Other keys are ignored. The files are beside the index; their names are checked when
+they are opened. The names of indices are in `hub_names`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torchzip.limits import Limits
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """``weight_map``: tensor name -> file name, in the file's order. ``metadata``: its texts.
+    """``weight_map``: tensor name -> file name, in file order. ``metadata``: all values as strings.
 
-    What is no text there stands as JSON. ``total_size`` is the bytes of all tensors, if said.
+    Values that are not strings are given as JSON. ``total_size`` is the bytes of all tensors, if
+    the index has it.
     """
 
     weight_map: dict[str, str]
@@ -36,7 +37,7 @@ def build_index(metadata: dict[str, Any], weight_map: dict[str, str]) -> bytes:
     Raises
     ------
     UnsupportedError
-        If readers would not take as long a one.
+        If the index is too long for readers.
     """
     raw = (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n").encode()
     try:
@@ -57,12 +58,12 @@ def _check_size(nbytes: int, limits: Limits, path: str) -> None:
 
 
 def parse_index(source: Source, limits: Limits) -> ShardIndex:
-    """Return what an index says.
+    """Return the content of an index.
 
     Raises
     ------
     ArchiveError, LimitError
-        If it is no index. Its size is bounded by ``limits.header_nbytes``.
+        If it is not an index. Its size is bounded by ``limits.header_nbytes``.
     """
     _check_size(source.size, limits, source.name)
     raw = bytes(source.read_at(0, source.size))

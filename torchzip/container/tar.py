@@ -1,14 +1,17 @@
-"""The members of a tar file, as far as torch before 0.1.10 needs them: four regular files.
+"""Finds the regular files in a tar file, as torch before 0.1.10 wrote it.
 
-A member is a header of 512 bytes and its data, padded to 512. Of the header: name at 0 (100
-bytes), size at 124 (12 octal digits, or binary if the first bit is set), the sum of its own bytes
-at 148, type at 156 (``0`` or NUL is a regular file), ``ustar`` at 257, and a prefix of the name at
-345. Python's tarfile writes a header of type ``x`` before a member whose numbers do not fit: texts
-``<length> <key>=<value>``, of which ``size`` and ``path`` count here. Two blocks of zeros end it.
+See docs/format.md, section 11.2.
 
-Nothing is extracted. Anything but regular files is skipped by its size and is no member. What
-would let Python's tarfile, and so torch, see other files than are seen here is refused: a link or
-the like under the name of a file, names and sizes that another kind of header gives.
+A member is a header of 512 bytes and its data, padded to 512. Of the header: name at 0 (100 bytes),
+size at 124 (12 octal digits, or binary if the first bit is set), the sum of its own bytes at 148,
+type at 156 (``0`` or NUL is a regular file), ``ustar`` at 257, and a prefix of the name at 345.
+Python's tarfile writes a header of type ``x`` before a member whose numbers do not fit. It has
+lines ``<length> <key>=<value>``, of which ``size`` and ``path`` matter here. Two blocks of zeros
+end the file.
+
+Nothing is extracted. Entries that are not regular files are skipped by their size. Everything that
+could make Python's tarfile, and so torch, see other files than this module is refused: links and
+the like under the name of a file, and names and sizes in other kinds of headers.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from torchzip.limits import Limits
 _BLOCK = 512
 _FILES = (b"0", b"\0")
 _FOLDER = b"5"
-#: Headers that say something of others: for the next member, for all that follow, and those of
-#: Solaris and of GNU, which no version of torch wrote.
+#: Headers about other entries: about the next one, about all that follow, and those of Solaris and
+#: GNU, which no version of torch wrote.
 _NEXT, _ALL = b"x", b"g"
 _FOREIGN = {b"X": "an extended header of Solaris", b"L": "a long name of GNU"}
 
 
 def is_header(block: bytes) -> bool:
-    """Return whether Python's tarfile takes a block for a header: the sum of its bytes is right.
+    """Return whether Python's tarfile takes a block for a header: its checksum is right.
 
     >>> is_header(bytes(512)), is_header(b"x" * 100)
     (False, False)
@@ -49,12 +52,12 @@ def is_header(block: bytes) -> bool:
 
 
 def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, int]], int]:
-    """Return where each regular member lies, (offset, bytes) by name, and where the tar ends.
+    """Return (offset, bytes) of each regular member by name, and the offset at which the tar ends.
 
     Raises
     ------
     ArchiveError
-        If a header is broken, a member reaches past the file, or two have one name.
+        If a header is invalid, a member reaches past the file, or two have the same name.
     LimitError
         If there are more than ``limits.entries`` headers.
     UnsupportedError
@@ -150,7 +153,7 @@ def _number(field: bytes, base: int, at: int, path: str) -> int:
 
 
 def _parse_extended(raw: bytes, at: int, path: str) -> dict[str, str]:
-    """Return the texts of an extended header."""
+    """Return the keys and values of an extended header."""
     made: dict[str, str] = {}
     while raw:
         length, space, _ = raw.partition(b" ")
@@ -158,7 +161,7 @@ def _parse_extended(raw: bytes, at: int, path: str) -> dict[str, str]:
         key, equals, value = raw[len(length) + 1 : end - 1].partition(b"=")
         if not equals or end > len(raw) or raw[end - 1 : end] != b"\n":
             raise ArchiveError(
-                "an extended tar header is broken; texts '<length> <key>=<value>' were expected",
+                "an extended tar header is broken; lines '<length> <key>=<value>' were expected",
                 path=path,
                 offset=at,
             )

@@ -1,16 +1,16 @@
-"""Which local headers of a damaged archive are its own, told by the chain of offsets.
+"""Determines which local headers of a damaged archive are its own, by the chain of offsets.
 
-A writer puts one record behind the other: each header stands where the record before it ends. The
-bytes of a tensor may be an archive themselves, with headers of the same names; and a second archive
-may follow the first. Their headers stand elsewhere. So a header is the archive's own if
+A writer puts one record after the other: each header is where the record before it ends. The bytes
+of a tensor may be an archive themselves, with headers of the same names, and a second archive may
+follow the first. Their headers are elsewhere. So a header is the archive's own if
 
 * a row of the archive's own directory points to it, or
-* the record before it ends right there, or a directory that an edit has left behind does, or
-* it stands where `torch.save` puts a record of that name, as all sizes are known from the pickle:
-  that leads over a hole in the file.
+* it is where the record before it ends, or where a directory ends that an edit replaced, or
+* it is where `torch.save` puts a record of that name, as all sizes are known from the pickle:
+  this bridges a hole in the file.
 
-A header that stands elsewhere is looked at only where the directory has a CRC for its name, which
-then decides: bytes may have been added or lost before it.
+A header anywhere else is only used if the directory has a CRC for its name, which then decides:
+bytes may have been added or lost before it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from torchzip.container.zip_marks import (
 from torchzip.container.zip_writer import measure
 from torchzip.files.source import Source
 
-#: Bytes of a descriptor behind a record: the short one, the one with sizes of 8 bytes.
+#: Bytes of a descriptor after a record: short, or with sizes of 8 bytes.
 _DESCRIPTORS = (16, 24)
-#: The small records that a release of torch writes between the pickle and the storages.
+#: The small records that each release of torch writes between the pickle and the storages.
 _SMALL_RECORDS = (
     ((b".format_version", 1), (b".storage_alignment", 2), (b"byteorder", 6)),
     ((b"byteorder", 6),),
@@ -41,10 +41,10 @@ _PICKLE = b"data.pkl"
 
 
 class Chain(NamedTuple):
-    """What is the archive's own: headers in their order, and where the bytes of each record lie.
+    """The headers that are the archive's own, in file order, and the extents of their records.
 
-    ``elsewhere`` are headers away from where their record should be. Of these ``doubtful`` are
-    those that stand in no record of the chain, where nothing says how the file was laid out.
+    ``elsewhere`` are headers away from where their record should be. ``doubtful`` are those of
+    them that are in no record of the chain, if the layout of the file is unknown.
     """
 
     headers: list[LocalHeader]
@@ -54,10 +54,10 @@ class Chain(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What is known of an archive beside its local headers.
+    """What is known of an archive apart from its local headers.
 
-    ``root`` is the archive name with its slash, ``start`` the byte where it begins. ``rows_at``
-    gives what the directory says of a place; ``ends`` are the bytes behind its directories.
+    ``root`` is the archive name with its slash, ``start`` the offset where it begins. ``rows_at``
+    gives the directory rows for an offset; ``ends`` are the offsets where its directories end.
     """
 
     source: Source
@@ -68,10 +68,9 @@ class Surroundings(NamedTuple):
 
 
 def follow(headers: list[LocalHeader], around: Surroundings, sizes: Mapping[bytes, int]) -> Chain:
-    """Return which of an archive's headers are in its chain.
+    """Return which headers are in the chain of an archive.
 
-    ``sizes`` has the bytes of stored records, as far as they are known; those of others are looked
-    for in the file.
+    ``sizes`` has the known sizes of stored records; those of others are searched in the file.
     """
     chain = Chain([], [], [], [])
     linked = {around.start, *around.ends}
@@ -103,9 +102,10 @@ def follow(headers: list[LocalHeader], around: Surroundings, sizes: Mapping[byte
 def _ends(
     header: LocalHeader, rows: list[Row], nbytes: int | None, around: Surroundings
 ) -> set[int]:
-    """Return where the bytes of a record end: where a descriptor agrees, or wherever it is said.
+    """Return where the bytes of a record may end: where a descriptor confirms it, or else all
+    claims.
 
-    Nothing says so where the header's lengths are damaged, and so the place where they start.
+    Empty if the header's lengths are damaged, as the start of the bytes is unknown then.
     """
     name_end = header.offset + LOCAL.size + len(header.name)
     if not is_sound_extra(around.source, name_end, header.data_offset):
@@ -132,9 +132,9 @@ def _is_described(source: Source, end: int, nbytes: int) -> bool:
 def _layout(
     chained: list[LocalHeader], around: Surroundings, sizes: Mapping[bytes, int]
 ) -> Mapping[bytes, int]:
-    """Return where torch.save puts the bytes of each record; nothing if it did not make the file.
+    """Return where torch.save puts the bytes of each record; empty if it did not write the file.
 
-    Of the layouts of its releases it is the first that all of the chain so far agrees with.
+    It is the first layout of a release that agrees with the whole chain so far.
     """
     known = {header.name[len(around.root) :]: header.data_offset for header in chained}
     for made in _layouts(around, sizes):

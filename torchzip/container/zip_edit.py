@@ -1,21 +1,21 @@
-"""Other records in an archive, in place: they and a new directory are appended, and nothing moves.
+"""Replaces records of an archive in place: appends them with a new directory, and moves nothing.
 
-The file can be read at every moment, by torch and by torchzip, with its old directory or with its
-new one; also after a power cut, where any of the writes since the last sync may be missing. With S
-for the old size and F for the new one, a multiple of the sector's size:
+See docs/format.md, section 2.9. torch and torchzip can read the file at every moment, with its old
+directory or its new one; also after a power cut, when any of the writes since the last sync may be
+missing. S is the old size and F the new one, a multiple of the sector size:
 
-1. The old locator and end record, 42 bytes, are written once more, so that they end at F. The
-   locator leads to the old zip64 end record, wherever it stands. Readers accept at most 65,535
-   bytes behind an end record, and a file system may give a file its new size before it has the
-   bytes: so there are several such steps where more than that is appended. Sync after each.
-2. The first byte of the end record in its old place is erased: two ends with a directory each could
-   be read in two ways. What is new is written behind S, with its directory last: it ends 98 bytes
-   before F. Sync.
-3. The new zip64 end record, locator and end record are written over the last 98 bytes. They lie in
+1. A copy of the old locator and end record, 42 bytes, is written so that it ends at F. The locator
+   leads to the old zip64 end record, wherever that is. Readers accept at most 65,535 bytes after an
+   end record, and a file system may extend a file before it has the bytes. So if more than that is
+   appended, this is done in several steps. Sync after each.
+2. The first byte of the old end record is erased, as two ends with a directory each could be read
+   in two ways. The new records are written from S on, with their directory last, which ends 98
+   bytes before F. Sync.
+3. The new zip64 end record, locator and end record are written over the last 98 bytes. They are in
    one sector, which a disk writes as a whole or not at all. Sync.
 
-An error before the end of step 3 is undone by `restore`, which also clears up after an edit whose
-process was killed: the old end record is whole again, and after a sync the file ends behind it.
+An error before the end of step 3 is undone by `restore`, which also cleans up after an edit whose
+process was killed: it restores the old end record, syncs, and truncates the file after it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from torchzip.files.source import Buffer, Source
 from torchzip.limits import Limits
 
 SECTOR_NBYTES = 512
-#: How far one step goes: the end record before it stays within the last 65,557 bytes.
+#: Bytes of one step: the end record before it stays within the last 65,557 bytes.
 STEP_NBYTES = 126 * SECTOR_NBYTES
 _END_NBYTES = END_64_NBYTES + LAST_NBYTES
-_ERASED_AT = -22  # from the old size: the first byte of the end record
+_ERASED_AT = -22  # relative to the old size: the first byte of the end record
 _ID = ".data/serialization_id"
 
 
 class Appended(NamedTuple):
-    """What is written into a file: ``body`` from ``start``, its old size, and ``end`` behind it.
+    """What is appended to a file: ``body`` from ``start``, its old size, and then ``end``.
 
     ``old_end`` are the locator and end record that lead to the old directory.
     """
@@ -60,10 +60,10 @@ class Appended(NamedTuple):
 
 
 def old_size(archive: ZipReader) -> int | None:
-    """Return where an archive ends that can be appended to; None for one that cannot.
+    """Return where an archive ends, if it can be appended to, else None.
 
-    It has the three end records of torch's writer, and nothing behind them: but for what an edit
-    has left whose process was killed, which is zeros and the beginning of the same records.
+    It must have the three end records of torch's writer, and nothing after them except what an edit
+    leaves whose process was killed: zeros and the beginning of the same records.
     """
     end, source = archive.end, archive.source
     if end.end_64 is None or not archive.root:
@@ -84,10 +84,10 @@ def append(
     limits: Limits,
     alignment: int = 64,
 ) -> Appended | None:
-    """Return what makes an archive one that has these records, and not those ``without``.
+    """Return the edit that adds these records to an archive and removes those in ``without``.
 
-    Records of the same names are replaced, all others and their order stay. The serialization id is
-    made anew where there is one. None if the archive cannot be changed so.
+    Records of the same names are replaced; all others stay, in their order. The serialization id is
+    recomputed if there is one. None if the archive cannot be edited in place.
     """
     start = old_size(archive)
     if start is None:
@@ -129,7 +129,7 @@ def _id_of(rows: Mapping[str, bytes]) -> bytes:
 
 
 def _can_be_read(archive: ZipReader, made: Appended, names: set[str], limits: Limits) -> bool:
-    """Return whether the reader finds the right directory, before the last write and after it."""
+    """Return whether a reader finds the right directory, before the last write and after it."""
     before = _Overlay(archive.source, made, bytes(END_64_NBYTES) + made.old_end)
     after = _Overlay(archive.source, made, made.end)
     try:
@@ -137,17 +137,17 @@ def _can_be_read(archive: ZipReader, made: Appended, names: set[str], limits: Li
             ZipReader(before, limits).end.directory == archive.end.directory
             and set(ZipReader(after, limits)) == names
         )
-    except TorchZipError:  # a text in the file that looks like the end of an archive, say
+    except TorchZipError:  # such as bytes in the file that look like the end of an archive
         return False
 
 
 def write(file: InPlaceFile, made: Appended, size: int) -> None:
-    """Write into a file of ``size`` bytes; it is as it was before after any error.
+    """Apply the edit to a file of ``size`` bytes, which is restored after any error.
 
     Raises
     ------
     OSError
-        Nothing is changed then, unless it is the last sync that fails.
+        Then the file is unchanged, unless the last sync failed.
     """
     if size != made.start:
         restore(file, made)
@@ -167,7 +167,7 @@ def write(file: InPlaceFile, made: Appended, size: int) -> None:
             file.sync()
             raise
     except BaseException:
-        # Where that fails too, the old directory is found at the end of a longer file.
+        # If that fails too, readers still find the old directory at the end of the longer file.
         with contextlib.suppress(OSError):
             restore(file, made)
         raise
@@ -175,21 +175,21 @@ def write(file: InPlaceFile, made: Appended, size: int) -> None:
 
 
 def restore(file: InPlaceFile, made: Appended) -> None:
-    """Let a file end where it did before anything was appended."""
+    """Restore the end of a file as it was before anything was appended."""
     file.write_at(made.start + _ERASED_AT, b"P")
-    file.sync()  # the end record must be there before the other one goes
+    file.sync()  # the end record must be there before the other one is cut off
     file.cut(made.start)
 
 
 def _steps(start: int, size: int) -> list[int]:
-    """Return where the old end record is to end, in turn; the last is the new size."""
+    """Return where the copies of the old end record end, in order; the last is the new size."""
     first = start + STEP_NBYTES
     first -= first % SECTOR_NBYTES
     return [*range(first, size - SECTOR_NBYTES, STEP_NBYTES), size]
 
 
 class _Bytes:
-    """An output that keeps what it is given."""
+    """An output that keeps its bytes in memory."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -202,7 +202,7 @@ class _Bytes:
 
 
 class _Overlay:
-    """A Source as it will be: the old bytes, one of them erased, and the new ones behind them."""
+    """The file as it will be: the old bytes, one of them erased, followed by the new ones."""
 
     def __init__(self, base: Source, made: Appended, end: bytes) -> None:
         self._base = base
@@ -224,4 +224,4 @@ class _Overlay:
         out[:] = self.read_at(offset, out.nbytes)
 
     def close(self) -> None:
-        """Nothing: the base belongs to whoever opened it."""
+        """Do nothing: the base belongs to its opener."""

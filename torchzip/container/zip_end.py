@@ -1,19 +1,19 @@
-"""The end of a zip archive: where its one central directory is.
+"""The end of a zip archive, which leads to its one central directory (docs/format.md, section 2.7).
 
-An archive ends with the end record, which readers look for backwards from the end of the file. In
-what torch writes, a zip64 locator stands right before it, with the place of the zip64 end record,
-which stands right before the locator and right behind the directory::
+An archive ends with the end record, which readers search for backwards from the end of the file. In
+torch's archives it follows the zip64 locator, which follows the zip64 end record, which follows the
+directory::
 
     directory | zip64 end record 56 | locator 20 | end record 22
 
-Two more forms are read. The zip64 end record may have data behind its 56 bytes. And while
-`zip_edit` appends to an archive, its locator and end record are written once more at the end of
-the file, away from the zip64 end record; the end record in the old place loses its first byte::
+Two more forms are read. The zip64 end record may have data after its 56 bytes. And while `zip_edit`
+appends to an archive, there are copies of the locator and the end record at the end of the file,
+away from the zip64 end record; the first byte of the old end record is erased::
 
-    directory | zip64 end record | locator | end record | what is appended | locator | end record
+    directory | zip64 end record | locator | end record | appended bytes | locator | end record
 
-Readers that follow the locator find one directory there. Others take what stands right before the
-locator or the end record: if that could be a zip64 end record or a directory, the file is refused.
+Readers that follow the locator find one directory. Others use the bytes right before the locator or
+the end record: if these could be a zip64 end record or a directory, the file is refused.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ LAST_NBYTES = _LOCATOR.size + _END.size
 
 
 class End(NamedTuple):
-    """Where the directory is and what it counts; ``at`` is the place of the end record.
+    """Where the directory is and how many entries it has; ``at`` is the offset of the end record.
 
-    ``end_64`` is the place of the zip64 end record, None where there is none.
+    ``end_64`` is the offset of the zip64 end record, None if there is none.
     """
 
     offset: int
@@ -56,7 +56,7 @@ class End(NamedTuple):
 
 
 def build_end(count: int, nbytes: int, offset: int) -> bytes:
-    """Return what torch writes behind a directory: all three records, whatever the sizes.
+    """Return what torch writes after a directory: always all three records.
 
     >>> len(build_end(3, 200, 1000))
     98
@@ -72,7 +72,7 @@ def build_end(count: int, nbytes: int, offset: int) -> bytes:
 
 
 def find_end(source: Source, limits: Limits) -> End:
-    """Return the one end of an archive.
+    """Return the only end of an archive.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def find_end(source: Source, limits: Limits) -> End:
     tail_nbytes = min(source.size, WINDOW_NBYTES)
     base = source.size - tail_nbytes
     tail = bytes(source.read_at(base, tail_nbytes))
-    # Readers search backwards: the last signature with a whole record behind it counts.
+    # Readers search backwards: the last signature that begins a whole record counts.
     at = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - 18))
     if at < 0:
         raise ArchiveError(
@@ -100,7 +100,7 @@ def find_end(source: Source, limits: Limits) -> End:
         except (ArchiveError, LimitError):
             pass
         else:
-            if other.directory != found.directory:  # some reader would follow it
+            if other.directory != found.directory:  # some readers would follow it
                 raise ArchiveError(
                     f"end records at bytes {base + at:,} and {found.at:,} each lead to a "
                     "directory; readers would disagree about what is in this file"
@@ -172,7 +172,7 @@ def _read_end(source: Source, limits: Limits, tail: bytes, base: int, at: int) -
 
 
 def _is_appended_to(source: Source, end_64: int, locator_at: int) -> bool:
-    """Return whether a locator and its end record are those that stand behind the zip64 one."""
+    """Return whether a locator and an end record are copies of those after the zip64 end record."""
     own_at = end_64 + _END_64.size
     if own_at + LAST_NBYTES > locator_at:
         return False
@@ -187,10 +187,10 @@ def _is_appended_to(source: Source, end_64: int, locator_at: int) -> bool:
 
 
 def _check_nothing_else(source: Source, end: End) -> None:
-    """Refuse what a reader would find that goes by the place before the locator alone.
+    """Refuse archives in which a reader that ignores the locator's offset finds something else.
 
-    Python's ``zipfile`` takes a zip64 end record that stands there, and without one a directory
-    that ends where the end record begins.
+    Python's ``zipfile`` uses a zip64 end record right before the locator, and without one a
+    directory that ends where the end record begins.
     """
     before = end.at - _LOCATOR.size - _END_64.size
     if end.end_64 is None or end.end_64 == before:
@@ -198,14 +198,14 @@ def _check_nothing_else(source: Source, end: End) -> None:
     has_record = source.read_at(before, 4) == b"PK\6\6"
     if has_record or _is_directory(source, end.at - end.nbytes, end.at):
         raise ArchiveError(
-            "the zip64 locator points to another place than right before it, where something "
-            "stands as well; readers would disagree about what is in this file",
+            "the zip64 locator does not point to the bytes right before it, where there is an "
+            "end record or a directory as well; readers would disagree about what is in this file",
             offset=end.at - _LOCATOR.size,
         )
 
 
 def _is_directory(source: Source, start: int, end: int) -> bool:
-    """Return whether entries follow one another from the one place to the other."""
+    """Return whether entries of a directory fill the bytes between two offsets."""
     if start < 0 or source.read_at(start, 4) != b"PK\1\2":
         return False
     data = bytes(source.read_at(start, end - start))

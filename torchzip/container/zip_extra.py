@@ -1,10 +1,10 @@
 """The extra fields of a zip header: ``u16 kind, u16 length, bytes``, one after the other.
 
-Two kinds change how the header itself is read. The zip64 field (1) holds what its 32-bit numbers
-have no room for. The Unicode path field of Info-ZIP (0x7075) replaces the name: ``version 1, u32
-CRC-32 of the name, UTF-8``. It counts only while the CRC matches, since a tool that renames a
-record may not know it. Newer releases of Python's ``zipfile``, 7-Zip and unzip follow it; torch and
-torchzip go by the name.
+Two kinds change how the header itself is read. The zip64 field (1; docs/format.md, section 2.6)
+holds numbers that do not fit into the header's 32 bits. The Unicode path field of Info-ZIP (0x7075)
+replaces the name: ``version 1, u32 CRC-32 of the name, UTF-8``. It only applies if the CRC matches,
+since a tool that renames a record may not know the field. Newer releases of Python's ``zipfile``,
+7-Zip and unzip follow it; torch and torchzip use the name in the header.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _PADDING = b"FB"
 
 
 def extra_fields(extra: bytes) -> list[Field]:
-    """Return the fields, up to one that does not end within the bytes.
+    """Return the fields, up to the first that does not fit into the bytes.
 
-    The field that torch pads with is left out if it is the only one.
+    torch's padding field is left out if it is the only one.
 
     >>> padding, zip64 = b"FB\\2\\0ZZ", b"\\1\\0\\0\\0"
     >>> extra_fields(padding), extra_fields(zip64 + padding + b"\\7\\7\\xff\\xff")
     ([], [(1, b''), (16966, b'ZZ')])
     """
     if extra[:2] == _PADDING and len(extra) == 4 + int.from_bytes(extra[2:4], "little"):
-        return []  # quickly: every record of torch has it
+        return []  # the fast path: every record of torch has it
     made = []
     at = 0
     while at + 4 <= len(extra):
@@ -48,12 +48,12 @@ def extra_fields(extra: bytes) -> list[Field]:
 
 
 def uncap(values: list[int], fields: Sequence[Field]) -> list[int]:
-    """Return the numbers of a header, those that are capped as the zip64 field says."""
+    """Return the numbers of a header, with capped ones replaced by those of the zip64 field."""
     found = [content for kind, content in fields if kind == _ZIP64]
     if len(found) > 1:
         raise ArchiveError("an entry has two zip64 fields; one was expected")
-    # Each capped value takes the next u64, in this order. A value may also be exactly
-    # 0xffffffff without a field; then it is what it is.
+    # Each capped value takes the next u64, in this order. Without a field, a value of
+    # 0xffffffff means exactly that.
     if not found:
         return values
     made = []
@@ -72,10 +72,10 @@ def uncap(values: list[int], fields: Sequence[Field]) -> list[int]:
 
 
 def zip64_sizes(fields: Sequence[Field]) -> tuple[int, int] | None:
-    """Return size and compressed size as the zip64 field of a local header has them.
+    """Return size and compressed size from the zip64 field of a local header.
 
-    There it must have both or none, so some readers take them even if the header's own numbers are
-    not capped. None if there is no field, or one that is too short for both.
+    That field must hold both or none, so some readers use it even if the header's own numbers are
+    not capped. None if there is no field, or it is too short for both.
     """
     for kind, content in fields:
         if kind == _ZIP64 and len(content) >= 16:
@@ -89,7 +89,7 @@ def check_path(fields: Sequence[Field], name: bytes) -> None:
 
     >>> def field(name: bytes, path: bytes) -> Field:
     ...     return UNICODE_PATH, struct.pack("<BL", 1, zlib.crc32(name)) + path
-    >>> check_path([field(b"a", b"b")], b"c")  # it was made for another name, and does not count
+    >>> check_path([field(b"a", b"b")], b"c")  # made for another name, so it does not apply
     >>> check_path([field(b"a", b"b")], b"a")
     Traceback (most recent call last):
     torchzip.errors.ArchiveError: a record is called b'a', and its Unicode path field calls it b'b'
@@ -106,6 +106,7 @@ def check_path(fields: Sequence[Field], name: bytes) -> None:
 
 
 def _in_utf8(name: bytes) -> bytes:
-    """Return a name without the UTF-8 flag, which is in the code page of the IBM PC, in UTF-8."""
-    # By the table: to look a codec up is to import it, and nothing is imported for what a file has.
+    """Return a name in UTF-8; without the UTF-8 flag it is in the code page of the IBM PC."""
+    # By a table: looking up a codec imports it, and nothing is imported because of a file's
+    # content.
     return codecs.charmap_decode(name, "strict", decoding_table)[0].encode()

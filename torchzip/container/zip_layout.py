@@ -1,8 +1,8 @@
-"""The headers of a zip archive, for whoever reads, writes or salvages one.
+"""The headers of a zip archive (docs/format.md, section 2).
 
-`LOCAL` stands before a record and `CENTRAL` in the directory, each with the record's name and its
-extra data behind it; `DESCRIPTOR` follows the bytes of a record, `DESCRIPTOR_64` where its sizes
-have 8 bytes. A field that is `BIG` stands in the extra data, in a field of type 1.
+`LOCAL` precedes a record and `CENTRAL` is its row of the directory; both are followed by the
+record's name and extra data. `DESCRIPTOR` follows the bytes of a record, or `DESCRIPTOR_64` if its
+sizes have 8 bytes. A number that is `BIG` is in the zip64 field of the extra data instead.
 """
 
 from __future__ import annotations
@@ -16,5 +16,5 @@ DESCRIPTOR_64 = struct.Struct("<4sLQQ")
 DESCRIPTOR_MAGIC = b"PK\7\x08"
 BIG = 0xFFFFFFFF
 
-#: Methods of compression: no others are used in checkpoints.
+#: Methods of compression; checkpoints use no others.
 STORED, DEFLATED = 0, 8

@@ -1,7 +1,7 @@
-"""Every local header, directory row and end record in a file, found by their signatures.
+"""Finds every local header, directory row and end record in a damaged archive, by signatures.
 
-For archives that are damaged: nothing that one mark says is needed to find the next. The bytes
-of a tensor can look like any of them, so what is found here is what may be, not what is.
+No mark is needed to find the next one. The bytes of a tensor can look like any of them, so all
+results are candidates.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torchzip.limits import Limits
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x01\x02|\x05\x06|\x06\x06)")
 
 _BLOCK_NBYTES = 1 << 20
-#: Record names are strings like ``archive/data/12``; anything longer is not taken for one.
+#: Record names are strings like ``archive/data/12``; longer ones are ignored.
 _MOST_NAME = 1024
-#: Records that have no folder around them where the archive was packed again without its top one.
+#: Records that have no folder if the archive was repacked without its top folder.
 _WITHOUT_FOLDER = frozenset(
     [
         b"data.pkl", b"byteorder", b"version", b".format_version", b".storage_alignment",
@@ -37,17 +37,17 @@ _WITHOUT_FOLDER = frozenset(
     ]
 )  # fmt: skip
 _LOOK_NBYTES = CENTRAL.size + _MOST_NAME
-#: The zip64 field of a row, which stands first in its extra data.
+#: The zip64 field of a row, the first in its extra data.
 _ZIP64_NBYTES = 4 + 3 * 8
 _DESCRIPTOR_FLAG = 8
-#: Marks in one file; each takes some 300 bytes of memory. `Limits.entries` may lower it.
+#: Most marks in one file; each takes some 300 bytes of memory. `Limits.entries` may lower it.
 _MOST_MARKS = 1_000_000
-#: Bytes of one record that look like a descriptor and are looked at.
+#: Most places in one record that look like a descriptor and are checked.
 _MOST_TRIES = 10_000
 
 
 class LocalHeader(NamedTuple):
-    """What stands before a record. ``name`` is whole, with the archive name."""
+    """The header before a record. ``name`` includes the archive name."""
 
     offset: int
     name: bytes
@@ -60,7 +60,7 @@ class LocalHeader(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What the directory says of a record; ``at`` is the place of the row itself."""
+    """The row of the directory for a record; ``at`` is the offset of the row itself."""
 
     at: int
     end: int
@@ -73,7 +73,7 @@ class Row(NamedTuple):
 
 
 class EndRecord(NamedTuple):
-    """An end record, or the one of zip64. ``stop`` is where the archive ends that it ends."""
+    """An end record or zip64 end record. ``stop`` is where its archive ends."""
 
     at: int
     stop: int
@@ -82,7 +82,7 @@ class EndRecord(NamedTuple):
 
 
 class Descriptor(NamedTuple):
-    """What stands behind a record. ``is_signed`` says that it begins as one."""
+    """The descriptor after a record. ``is_signed`` says whether it has the signature."""
 
     is_signed: bool
     crc: int
@@ -94,12 +94,12 @@ Mark = LocalHeader | Row | EndRecord
 
 
 def scan(source: Source, limits: Limits) -> Iterator[Mark]:
-    """Yield all marks of a file in its order, in constant memory.
+    """Yield all marks in file order, in constant memory.
 
     Raises
     ------
     LimitError
-        If there are more of them than an archive should have records.
+        If there are more of them than an archive may have records.
     """
     bound = min(_MOST_MARKS, 3 * limits.entries + 1000)
     count = 0
@@ -110,7 +110,7 @@ def scan(source: Source, limits: Limits) -> Iterator[Mark]:
         for match in _SIGNATURE.finditer(block):
             at = match.start()
             if at >= _BLOCK_NBYTES:
-                break  # the next block begins with it
+                break  # the next block begins there
             if start + at < skip_to:
                 continue  # inside a name
             mark = _parse(source, block, at, start)
@@ -188,7 +188,7 @@ def _is_name(name: bytes, length: int) -> bool:
 
 
 def _uncap(values: list[int], extra: bytes) -> list[int]:
-    """Return the numbers of a row, those that are capped from the zip64 field as far as it goes."""
+    """Return the numbers of a row; capped ones come from the zip64 field, as far as it has them."""
     fields = extra[4:] if extra[:2] == b"\1\0" else b""
     made = []
     for value in values:
@@ -199,7 +199,7 @@ def _uncap(values: list[int], extra: bytes) -> list[int]:
 
 
 def read_lengths(source: Source, offset: int) -> int | None:
-    """Return where the data starts by the two lengths of a local header, which may be damaged."""
+    """Return where the data starts according to a local header, whose lengths may be damaged."""
     if offset < 0 or offset + LOCAL.size > source.size:
         return None
     name_length, extra_length = struct.unpack("<HH", source.read_at(offset + 26, 4))
@@ -207,7 +207,7 @@ def read_lengths(source: Source, offset: int) -> int | None:
 
 
 def is_sound_extra(source: Source, start: int, stop: int) -> bool:
-    """Return whether the extra data of a header is a list of fields: its lengths may be damaged."""
+    """Return whether the extra data of a header is a valid list of fields."""
     if not 0 <= start <= stop <= source.size:
         return False
     extra = bytes(source.read_at(start, stop - start))
@@ -221,7 +221,7 @@ def is_sound_extra(source: Source, start: int, stop: int) -> bool:
 
 
 def read_descriptors(source: Source, offset: int) -> list[Descriptor]:
-    """Return what the bytes behind a record say if they are a descriptor, short or long."""
+    """Return the bytes after a record, read as a short and as a long descriptor."""
     found = []
     for form in (DESCRIPTOR, DESCRIPTOR_64):
         if offset >= 0 and offset + form.size <= source.size:
@@ -231,7 +231,7 @@ def read_descriptors(source: Source, offset: int) -> list[Descriptor]:
 
 
 def find_descriptor(source: Source, start: int, stop: int) -> int | None:
-    """Return the place of the first descriptor that says it is behind the bytes from ``start``."""
+    """Return the offset of the first descriptor whose size fits bytes that begin at ``start``."""
     at = start
     tries = _MOST_TRIES
     while at < stop and tries:

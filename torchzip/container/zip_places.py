@@ -1,19 +1,19 @@
-"""Where the records of a damaged archive may lie, from all that still says so.
+"""Collects the places where the records of a damaged archive may be.
 
-A record's name stands twice: in the local header before it and in the directory. Where both say
-the same of one place, that is *firm*. A name that one byte has turned into another record's is
-then seen: that other name is firm elsewhere.
+A record's name occurs twice: in the local header before it and in the directory. If both agree on a
+place, it is *firm*. If one damaged byte turns a name into that of another record, this shows: the
+other name is firm elsewhere.
 
-There may be other archives in the file: the bytes of a tensor, or a second checkpoint behind the
-first. The one that is repaired begins with the first local header. A directory is its own if it
-counts from there or before, or describes that header; which other headers are its own is told by
-the chain of offsets (`zip_chain`).
+There may be other archives in the file: the bytes of a tensor, or a second checkpoint after the
+first. The archive that is repaired begins with the first local header. A directory is its own if
+its offsets count from there or before, or if it describes that header. Which other headers are its
+own is determined by the chain of offsets (`zip_chain`).
 
-An archive that was edited in place has several directories, one behind the other; the last that has
-an end record behind it is what the file was meant to be.
+An archive that was edited in place has several directories, one after the other. The last one that
+is followed by an end record is the current one.
 
-Whatever a hostile file claims, of one place or of one name, only a few claims are looked at, so
-that all takes time in proportion to the file.
+Of all claims about one place or one name in a hostile file, only a few are checked, so that the
+time stays proportional to the size of the file.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from torchzip.files.source import Source
 
 _PICKLE = b"data.pkl"
 _LEAST_NBYTES = 8
-#: Headers of one name, and claims of one place or of one name, that are looked at.
+#: Most headers of one name, and claims about one place or one name, that are checked.
 _MOST_OF_A_NAME = 8
-#: Directories of the archive that are looked at: an edit leaves the older one behind.
+#: Most directories of the archive that are checked: each edit leaves the older one in place.
 _MOST_DIRECTORIES = 100
-#: What the directory says of a record in a row, but for the place of that row itself.
+#: The content of a directory row, without the offset of the row itself.
 _SAID = slice(2, None)
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """A place where a record may be: what its local header says, and rows that point there."""
+    """A place where a record may be: its local header, and rows that point there."""
 
     offset: int
     local: LocalHeader | None = None
     rows: list[Row] = field(default_factory=list)
-    #: Whether it is known to be of this archive.
+    #: Whether it is known to belong to this archive.
     is_own: bool = True
 
     def names(self) -> set[bytes]:
-        """Return every name that is claimed for it."""
+        """Return every name that is claimed for this place."""
         found = {row.name for row in self.rows}
         if self.local is not None:
             found.add(self.local.name)
@@ -66,9 +66,9 @@ class Place:
 
 @dataclass(slots=True, eq=False)
 class Directory:
-    """Rows that stand together. ``base`` is the byte of the file that they count from.
+    """Consecutive rows. ``base`` is the offset in the file that their offsets count from.
 
-    ``described`` are the places of local headers that agree with a row.
+    ``described`` are the offsets of local headers that agree with a row.
     """
 
     rows: list[Row]
@@ -81,17 +81,17 @@ class Directory:
         return self.rows[0].at
 
     def speaks_of(self, first: int) -> bool:
-        """Return whether it is of the archive that has its first local header there."""
+        """Return whether it belongs to the archive whose first local header is at an offset."""
         is_around = 0 <= self.base <= first < self.start
         return is_around or min(self.described, default=first + 1) <= first
 
     @property
     def stop(self) -> int:
-        """The byte behind it and its end records."""
+        """The offset after it and its end records."""
         return max([self.rows[-1].end, *(end.stop for end in self.ends)])
 
     def is_complete(self) -> bool:
-        """Return whether no row is missing, as its end record counts them."""
+        """Return whether it has as many rows as its end record says."""
         follows = all(a.end == b.at for a, b in zip(self.rows, self.rows[1:], strict=False))
         return (
             follows
@@ -103,9 +103,9 @@ class Directory:
 class Places:
     """All places of the first archive in a file.
 
-    ``root`` is the archive name with its slash, empty where records have no folder; ``start`` is
-    where the archive begins. ``directories`` are its own in the order of their worth: those with an
-    end record first, of these the last. ``others`` are the complete ones of other archives.
+    ``root`` is the archive name with its slash, or empty if records have no folder; ``start`` is
+    where the archive begins. ``directories`` are its own, the best first: those with an end record,
+    from the last to the first. ``others`` are the complete ones of other archives.
     """
 
     def __init__(self, marks: Iterable[Mark], source: Source) -> None:
@@ -145,7 +145,7 @@ class Places:
     def _located(
         self, directories: list[Directory], headers: list[LocalHeader]
     ) -> Iterator[Directory]:
-        """Yield the directories whose place is known: what each counts from, and describes."""
+        """Yield the directories with a known base, and with the headers that they describe."""
         at = {header.offset: header for header in headers}
         by_name: dict[bytes, list[LocalHeader]] = {}
         for header in headers:
@@ -169,10 +169,11 @@ class Places:
     def _base_of(
         self, directory: Directory, by_name: dict[bytes, list[LocalHeader]]
     ) -> int | None:  # fmt: skip
-        """Return the byte of the file that a directory counts from, None if nothing tells.
+        """Return the offset in the file that a directory's offsets count from, or None if unknown.
 
-        It is what the end record says, if a row leads to its record from there, or no row leads to
-        one from elsewhere; bytes may have been lost in between. Otherwise most rows have it.
+        It follows from the end record, if a row then leads to its record, or no row leads to one
+        with another base; bytes may have been lost in between. Otherwise the rows decide by
+        majority.
         """
         votes: Counter[int] = Counter()
         for row in directory.rows:
@@ -187,9 +188,9 @@ class Places:
         return min((base for base, count in votes.items() if count == most), key=abs, default=None)
 
     def _agrees(self, header: LocalHeader, row: Row) -> bool:
-        """Return whether what stands beside a record says of it what a row says.
+        """Return whether the header and descriptor beside a record agree with a row.
 
-        Records of a few bytes are the same in all archives, and say nothing.
+        Records of a few bytes are the same in all archives and prove nothing.
         """
         if row.nbytes < _LEAST_NBYTES:
             return False
@@ -206,13 +207,13 @@ class Places:
         if last is not None and last not in own and self._lost_its_head(last, directories, headers):
             own.append(last)
         own.sort(key=lambda each: (self._has_end(each), each.start), reverse=True)
-        # Others that count from elsewhere are of archives in tensors.
+        # Directories with another base belong to archives in tensors.
         return [each for each in own if each.base == own[0].base][:_MOST_DIRECTORIES]
 
     def _lost_its_head(
         self, last: Directory, directories: list[Directory], headers: list[LocalHeader]
     ) -> bool:
-        """Return whether the file begins within the last archive, in a tensor that is one."""
+        """Return whether the file begins inside the last archive, in one of its tensors."""
         if last.base >= 0 or not last.described:
             return False
         first = min(last.described)
@@ -220,7 +221,7 @@ class Places:
         return all(header.offset in inner for header in headers if header.offset < first)
 
     def _has_end(self, directory: Directory) -> bool:
-        """Return whether a directory was written to its end; that record may be damaged."""
+        """Return whether a directory is complete; its end record may be damaged."""
         if directory.ends:
             return True
         end = directory.rows[-1].end
@@ -233,7 +234,7 @@ class Places:
         )
 
     def _without_others(self, headers: list[LocalHeader]) -> list[LocalHeader]:
-        """Return the headers that do not lie in another archive whose directory is complete."""
+        """Return the headers that are not in another archive whose directory is complete."""
         kept = []
         spans = sorted((each.base, each.start) for each in self.others if each.base > self.start)
         reach = index = 0
@@ -248,7 +249,7 @@ class Places:
     # -- the chain ---------------------------------------------------------------------------
 
     def settle(self, sizes: Mapping[bytes, int]) -> None:
-        """Find out which headers are the archive's own; ``sizes`` are those of known records."""
+        """Determine which headers are the archive's own; ``sizes`` are those of known records."""
         self._chain = follow(self._headers, self._around, sizes)
         self._elsewhere = {header.name for header in self._chain.elsewhere}
         places = {offset: Place(offset, None, rows) for offset, rows in self._at.items()}
@@ -266,7 +267,7 @@ class Places:
         for header in self._chain.elsewhere:
             if header.name in chained:
                 continue
-            # The CRC of its row is the judge of it.
+            # The CRC in its row decides.
             has_judge = any(row.crc for row in self._rows.get(header.name, ()))
             if has_judge or (header.name not in claims and counts[header.name] == 1):
                 places[header.offset] = Place(header.offset, header, is_own=has_judge)
@@ -280,20 +281,20 @@ class Places:
 
     @property
     def stop(self) -> int:
-        """The byte behind the archive, 0 if its end is not there."""
+        """The offset after the archive, 0 if its end is missing."""
         return max([each.stop for each in self.directories if each.ends], default=0)
 
     @property
     def is_anchored(self) -> bool:
-        """Whether the archive begins or ends where the file does: others are in tensors."""
+        """Whether the archive begins or ends with the file: any others are in tensors."""
         return not self.start or self.stop == self._source.size
 
     def is_elsewhere(self, name: bytes) -> bool:
-        """Return whether a header of that name is there that is not in the archive's chain."""
+        """Return whether there is a header of that name outside the archive's chain."""
         return self.root + name in self._elsewhere
 
     def spans_of_others(self) -> list[tuple[int, int]]:
-        """Return where other archives lie that are in no record of this one."""
+        """Return the extents of other archives that are not in a record of this one."""
         found: list[tuple[int, int]] = []
         extents = self._chain.extents
         for base, stop in sorted((each.base, each.stop) for each in self.others):
@@ -303,10 +304,10 @@ class Places:
                 found.append((base, stop))
         return found
 
-    # -- what is where -----------------------------------------------------------------------
+    # -- lookup -----------------------------------------------------------------------
 
     def all(self) -> list[Place]:
-        """Return all places in the order of the file."""
+        """Return all places in file order."""
         return [self._places[offset] for offset in sorted(self._places)]
 
     def names(self) -> list[bytes]:
@@ -314,7 +315,7 @@ class Places:
         return [name[len(self.root) :] for name in self._claims if name.startswith(self.root)]
 
     def claims(self, name: bytes) -> list[Place]:
-        """Return the places for which a name is claimed, whatever else is."""
+        """Return the places for which a name is claimed, perhaps among others."""
         return self._claims.get(self.root + name, [])
 
     def rows(self, name: bytes) -> list[Row]:
@@ -328,7 +329,7 @@ class Places:
         return [place for place in self.claims(name) if place.is_firm(self.root + name)]
 
     def candidates(self, name: bytes, is_expected: Callable[[bytes], bool]) -> list[Place]:
-        """Return where a record may be: its firm places, or those that no other can have."""
+        """Return where a record may be: its firm places, else those not firm for another."""
         firm = self.firm(name)
         if firm:
             return firm
@@ -340,13 +341,13 @@ class Places:
         return found
 
     def after(self, offset: int, size: int) -> int:
-        """Return where the next record, or a directory, begins."""
+        """Return where the next record or directory begins."""
         index = bisect.bisect_right(self._borders, offset)
         return self._borders[index] if index < len(self._borders) else size
 
 
 def _group(marks: list[Mark]) -> list[Directory]:
-    """Return the rows that stand together, no name twice, each with the end records behind it."""
+    """Return consecutive rows without duplicate names, each run with the end records after it."""
     found: list[Directory] = []
     names: set[bytes] = set()
     is_open = False
@@ -367,21 +368,21 @@ def _group(marks: list[Mark]) -> list[Directory]:
 
 
 def _add(rows: list[Row], row: Row) -> None:
-    """Add what a row says, if it is not there yet, and not too much is."""
+    """Add the claim of a row, unless it is known or there are too many."""
     if len(rows) < _MOST_OF_A_NAME and all(row[_SAID] != each[_SAID] for each in rows):
         rows.append(row)
 
 
 def _first(places: list[Place], name: bytes) -> list[Place]:
-    """Return as many claims of a name as are looked at, firm ones first."""
+    """Return the claims of a name that are checked, firm ones first."""
     return sorted(places, key=lambda place: not place.is_firm(name))[:_MOST_OF_A_NAME]
 
 
 def _root_of(marks: Iterable[Mark]) -> bytes:
-    """Return the archive name with its slash: what stands before the pickle's name.
+    """Return the archive name with its slash, which precedes the name of the pickle.
 
-    It is the first that stands there twice. Where no pickle is left, it is the first folder that
-    does, if all records have one.
+    It is the first that occurs twice. If no pickle is left, it is the first folder that occurs
+    twice, if all records have one.
     """
     names = [mark.name for mark in marks if isinstance(mark, LocalHeader | Row)]
     roots = {name[: -len(_PICKLE)] for name in names if name.endswith(b"/" + _PICKLE)}
@@ -398,7 +399,7 @@ def _root_of(marks: Iterable[Mark]) -> bytes:
 
 
 def _prefix_of(name: bytes, roots: set[bytes]) -> bytes | None:
-    """Return the longest of the roots that a name begins with, if it begins with one."""
+    """Return the longest root that a name begins with, if any."""
     end = len(name)
     while end > 0:
         end = name.rfind(b"/", 0, end)

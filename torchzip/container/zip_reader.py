@@ -1,18 +1,18 @@
-"""The records of a zip archive, read once and in one way.
+"""Reads the records of a zip archive (docs/format.md, sections 2 and 4).
 
-Two readers that disagree about an archive can be shown different content, so
-everything that would allow two readings is refused: more than one plausible end (`zip_end`),
-names that are equal or differ only in ASCII case, that some readers would cut or clean up
-(`record_index`) or replace (`zip_extra`), entries that overlap or lie outside, counts that lie,
-local headers that disagree with the directory in name, method, encryption or sizes.
+If two readers disagree about an archive, an attacker can show each of them other content. So
+everything that allows two readings is refused: more than one plausible end (`zip_end`), names that
+are equal or differ only in ASCII case, names that some readers cut, normalise (`record_index`) or
+replace (`zip_extra`), entries that overlap or lie outside, wrong counts, and local headers that
+disagree with the directory in name, method, encryption or sizes.
 
 The directory is parsed in one vectorised step, 100,000 entries in tens of milliseconds: its
 signatures are found in the bytes, all headers are gathered into one structured array,
-and the lengths must chain from each header to the next. If they do not, because a
-name contains a signature or the directory is broken, a plain loop goes over it and says what is
+and the lengths must lead from each header to the next. If they do not, because a
+name contains a signature or the directory is broken, a plain loop reads it and reports what is
 wrong where.
 
-Sizes come from the directory: torch writes zeros into the local headers and a descriptor behind
+Sizes come from the directory: torch writes zeros into the local headers and a descriptor after
 the data. Any other number there must be the directory's. Data starts at local header + 30 + the two
 lengths *of the local header*, which differ from those in the directory. A CRC of 0 means "not
 computed".
@@ -63,12 +63,12 @@ _CENTRAL = np.dtype(
 )  # fmt: skip
 
 
-#: Where the bytes of a record begin in what torch writes: on a multiple of this.
+#: torch aligns the bytes of a record to a multiple of this.
 _ALIGNMENT = 64
 
 
-#: Bytes that deflated records may come to, however small the file; and what a byte of a pickle may
-#: take in memory, where it stands for an empty list.
+#: Bytes that inflated records may have in any case, however small the file; and the memory that a
+#: byte of a pickle can take, if it makes an empty list.
 _FREE_NBYTES = 64 << 20
 _IN_MEMORY = 8
 
@@ -89,10 +89,9 @@ class Entry(NamedTuple):
 class ZipReader:
     """The records of an archive that fills a Source.
 
-    ``root`` is the archive name, ``end`` says where the directory is; iterating gives the record
-    names in the directory's order. With
-    ``in_folder=False`` the records need not lie in one directory and ``root`` is empty: archives
-    that Python's ``zipfile`` wrote, as the oldest .pt2 files are.
+    ``root`` is the archive name, ``end`` describes the end records; iterating gives the record
+    names in directory order. With ``in_folder=False`` the records need not be in one folder and
+    ``root`` is empty. This is for archives of Python's ``zipfile``, such as the oldest .pt2 files.
 
     Raises
     ------
@@ -145,7 +144,7 @@ class ZipReader:
                 "lie in one directory"
             )
         prefix = root + slash
-        if prefix != b"./":  # of a file called ..pt; what is in it has one name nevertheless
+        if prefix != b"./":  # of a file called ..pt; the names are unambiguous all the same
             check_name(prefix)
         begins = places + 46
         outside = _first_without_prefix(data, begins, name_lengths, prefix)
@@ -193,7 +192,7 @@ class ZipReader:
             raise ArchiveError(
                 "a record lies on another disk", offset=start + int(places[disks[0]])
             )
-        # torch takes such a record for a folder, and its bytes are whatever was in memory.
+        # torch takes such a record for a folder, and returns uninitialised memory as its bytes.
         folders = np.flatnonzero((header["external"] & 0x10 != 0) & (header["compressed"] != 0))
         if len(folders):
             raise ArchiveError(
@@ -210,11 +209,11 @@ class ZipReader:
     ) -> NDArray[np.int64]:
         """Refuse records that overlap or reach into the directory; return where each must end.
 
-        The least that a record takes is its local header, name and bytes.
+        A record takes at least its local header, name and bytes.
         """
         order = np.argsort(offsets, kind="stable")
         begins = offsets[order]
-        # Each number alone may be up to 2**64; compare before adding.
+        # Each number can be up to 2**64; compare before adding.
         if len(begins) and (int(begins[0]) < 0 or int(compressed.min()) < 0):
             raise ArchiveError("a record has an offset or a size past 2**63", offset=directory)
         outside = np.flatnonzero((offsets > directory) | (compressed > directory))
@@ -252,7 +251,7 @@ class ZipReader:
         )
 
     def size_of(self, name: str) -> tuple[int, int, int]:
-        """Return size, CRC and method of a record; a stored one has the bytes that it claims."""
+        """Return size, CRC and method of a record; a stored one really has that size."""
         row = self._index.find(name)
         if row is None:
             raise self._missing(name)
@@ -262,9 +261,9 @@ class ZipReader:
         return nbytes, int(self._crcs[row]), method
 
     def crcs_of(self, keys: list[str], nbytes: NDArray[np.int64]) -> list[int] | None:
-        """Return the CRCs of the records ``data/<key>``, if all are stored in these sizes.
+        """Return the CRCs of the records ``data/<key>``, if all are stored and have these sizes.
 
-        None if one of them is not, or is not there; `size_of` says which.
+        None if one of them does not, or is missing; `size_of` reports which.
         """
         rows = self._index.find_keys(keys)
         if rows is None:
@@ -297,7 +296,7 @@ class ZipReader:
         return iter(self._index.names())
 
     def rows(self) -> list[bytes]:
-        """Return the rows of the directory as they stand there, in its order."""
+        """Return the rows of the directory, in its order."""
         start, nbytes, count = self.end.directory
         data = bytes(self.source.read_at(start, nbytes))
         bounds = [*_chain(data, count, start).tolist(), nbytes]
@@ -319,7 +318,7 @@ class ZipReader:
         folder = f"{self.root}/" if self._in_folder else ""
         wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
         begin, room = entry.header_offset, entry.end - entry.header_offset
-        guess = LOCAL.size + len(wanted) + 4  # no read more where torch has aligned the bytes
+        guess = LOCAL.size + len(wanted) + 4  # saves a read if torch has aligned the bytes
         guess += -(begin + guess) % _ALIGNMENT
         head = bytes(self.source.read_at(begin, min(guess, room)))
         (magic, _, flags, method, _, _, crc, compressed, size, name_length, extra_length) = (
@@ -354,7 +353,7 @@ class ZipReader:
         return begin + int(nbytes)
 
     def read(self, name: str, *, limit: str = "pickle_nbytes") -> bytes:
-        """Return a whole small record, with its CRC checked. ``limit`` names its bound."""
+        """Return a small record after checking its CRC. ``limit`` names the bound on its size."""
         entry = self.entry(name)
         bound: int = getattr(self._limits, limit)
         if entry.nbytes > bound:
@@ -386,9 +385,9 @@ class ZipReader:
         return self.data_offset(name), self._stored_nbytes(entry)
 
     def check_ratio(self, name: str) -> None:
-        """Raise if a deflated record claims more than its bytes, or the whole file, can justify.
+        """Raise if a deflated record claims a size that its bytes, or the file, cannot justify.
 
-        All deflated records count together: one that takes little is no less a bomb with others.
+        All deflated records count together: many small ones can be a bomb as well.
         """
         entry = self.entry(name)
         if entry.nbytes > MAX_RATIO * entry.compressed_nbytes:
@@ -401,7 +400,7 @@ class ZipReader:
         self._check_growth(self._deflated_nbytes, _FREE_NBYTES, name)
 
     def _check_growth(self, nbytes: int, free: int, name: str) -> None:
-        """Raise LimitError if bytes are too many for what the file has, beyond the free ones."""
+        """Raise LimitError for too many bytes for the size of the file, minus free ones."""
         bound = self._limits.deflate_ratio
         needed = -(-(nbytes - free) // self.source.size)
         if needed > bound:
@@ -413,7 +412,7 @@ class ZipReader:
         return sum(nbytes)
 
     def inflate(self, name: str) -> Iterator[bytes]:
-        """Return the content of a deflated record in blocks, exactly its declared size."""
+        """Yield the content of a deflated record in blocks, exactly its declared size."""
         entry = self.entry(name)
         source = self.source
 
@@ -433,7 +432,7 @@ def _chain(data: bytes, count: int, start: int) -> NDArray[np.int64]:
 
 
 def _chain_fast(data: bytes, count: int) -> NDArray[np.int64] | None:
-    """Return where the headers start, if every signature in the bytes begins one."""
+    """Return where the headers start, if every signature begins a header."""
     raw = np.frombuffer(data, np.uint8)
     if len(raw) < 46:
         return None
@@ -505,9 +504,9 @@ def _check_local(
     *,
     has_descriptor: int,
 ) -> None:
-    """Refuse what a local header says otherwise than the directory.
+    """Raise if a local header contradicts the directory.
 
-    With a descriptor behind the bytes, a 0 stands for a number that was not known yet.
+    If a descriptor follows the bytes, a 0 means that the number was not known yet.
     """
     check_path(fields, name)
     zeros = (0,) if has_descriptor else ()
@@ -525,7 +524,7 @@ def _check_local(
 def _check_paths(
     data: bytes, header: NDArray[np.void], start: int, places: NDArray[np.int64]
 ) -> None:
-    """Refuse records that are given another name by a field of their entries."""
+    """Refuse records to which a field of their entry gives another name."""
     if UNICODE_PATH.to_bytes(2, "little") not in data:  # nearly always
         return
     for place, name, extra in zip(

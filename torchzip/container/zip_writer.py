@@ -1,6 +1,6 @@
-"""The zip archive that torch writes, byte for byte, as a stream.
+"""Writes the zip archive that torch writes, byte for byte, as a stream.
 
-Every record is stored, never compressed::
+See docs/format.md, section 2. Every record is stored, never compressed::
 
     local header        30 bytes: PK 03 04, version 0, flags 0x0808, then zeros, and the
                         lengths of name and extra data
@@ -10,16 +10,16 @@ Every record is stored, never compressed::
                         of the alignment, counted from the archive's first byte
     record
     data descriptor     PK 07 08, crc, compressed size, size; the sizes take 8 bytes each
-                        if there is a zip64 field, else 4. Not there for an empty record,
-                        whose flags are 0x0800
+                        if there is a zip64 field, else 4. An empty record has none,
+                        and its flags are 0x0800
 
 and at the end the central directory, the zip64 end record, its locator and the end record,
-always all of them. There are no times in it. The CRC follows the record, so the archive can
-be written to a destination that cannot seek.
+always all of them. All times are 0. The CRC follows the record, so the archive can be written to
+a destination that cannot seek.
 
 One quirk matters for the serialization id. torch's writer finds the CRCs for it by looking at
-the bytes of each of its write calls: one of 8 bytes or more that begins with PK 07 08 counts as
-a descriptor. A record, or an archive name, that begins so is counted as well.
+the bytes of each of its write calls: a call of 8 bytes or more that begins with PK 07 08 counts
+as a descriptor. So a record, or an archive name, that begins with these bytes counts as well.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ _CENTRAL_ROW = [
     ("central", "V16"), ("crc", "<u4"), ("compressed", "<u4"), ("size", "<u4"),
     ("name", "<u2"), ("zeros", "V12"), ("offset", "<u4"),
 ]  # fmt: skip
-#: More than the headers of such a record take, but for its padding.
+#: An upper bound for the headers of such a record, without its padding.
 _SMALL_AROUND = 1 << 10
 
-#: Fewer records are as quick one by one.
+#: Fewer records are as fast one by one.
 _FEW = 12
 
 #: The padding field has a u16 length, and shares the u16 length of all extra data with a
 #: zip64 field of up to 28 bytes.
 MAX_ALIGNMENT = 0xFFFF - 4 - 28 + 1
 
-#: Pieces smaller than the second are joined into writes of about the first.
+#: Writes smaller than the second number are joined into writes of about the first.
 _COALESCE_NBYTES = 1 << 20
 _DIRECT_NBYTES = 1 << 16
-#: From this size on, a buffer's CRC is worked out while it is written.
+#: The CRC of buffers of this size or more is computed while they are written.
 _MEANWHILE_NBYTES = 1 << 22
 _PADDING = b"Z" * MAX_ALIGNMENT
 
@@ -78,11 +78,11 @@ _PADDING = b"Z" * MAX_ALIGNMENT
 class ZipWriter:
     """Writes records to a Sink in the order in which they come.
 
-    ``root`` is the archive name. With ``crc32=False`` every CRC field is 0, as torch
-    leaves it under ``set_crc32_options(False)``. ``start`` is how much of the archive stands before
-    what is written here, when records are added to one.
+    ``root`` is the archive name. With ``crc32=False`` every CRC field is 0, as in torch
+    under ``set_crc32_options(False)``. ``start`` is the number of bytes of the archive before the
+    first one written here, if records are added to an archive.
 
-    Small records are joined before they reach the sink; `flush` sends what is pending.
+    Small records are joined before they reach the sink; `flush` writes pending ones.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ZipWriter:
         self._open: tuple[int, int, bytes] | None = None
         self._left = 0
         self._crc = 0
-        self._first = b""  # the record's first bytes, for the quirk
+        self._first = b""  # the record's first bytes, for the quirk of the id
         self._computes = False
 
     @property
@@ -128,7 +128,7 @@ class ZipWriter:
 
     @property
     def rows(self) -> list[bytes]:
-        """What the directory will have of the records written so far, small ones joined."""
+        """The directory rows of the records written so far."""
         return self._directory[:]
 
     def write_record(self, name: str, data: Buffer, *, crc: int | None = None) -> None:
@@ -140,7 +140,7 @@ class ZipWriter:
         self.end_record()
 
     def begin_record(self, name: str, nbytes: int, *, crc: int | None = None) -> int:
-        """Begin a record of ``nbytes`` bytes, which `write` then takes; return where it starts.
+        """Begin a record of ``nbytes`` bytes, to be passed to `write`; return where it starts.
 
         ``crc`` saves computing it.
         """
@@ -203,12 +203,12 @@ class ZipWriter:
         self._put(view)
 
     def skip(self, nbytes: int, crc: int, first: bytes) -> None:
-        """Leave out bytes of the open record, which stand in the sink's file already: all of it.
+        """Skip all bytes of the open record, which the sink's file already has.
 
-        ``crc`` is theirs, and ``first`` the first 8.
+        ``crc`` is their CRC, and ``first`` the first 8 of them.
         """
         if self._open is None or nbytes != self._left or nbytes != self._open[1]:
-            raise RuntimeError("what is skipped is a whole record")
+            raise RuntimeError("only a whole record can be skipped")
         if not isinstance(self._sink, GapSink):
             raise RuntimeError("only a file can have gaps")
         self.flush()
@@ -219,7 +219,7 @@ class ZipWriter:
         self._first = first
 
     def end_record(self) -> int:
-        """Finish the record; return its CRC as it is stored."""
+        """Finish the record; return its CRC as stored."""
         if self._open is None:
             raise RuntimeError("no record is open")
         if self._left:
@@ -257,12 +257,12 @@ class ZipWriter:
         contents: Sequence[bytes],
         crcs: Sequence[int | None] | None = None,
     ) -> None:
-        """Write whole records of a few KB each, all headers worked out at once.
+        """Write whole records of a few KB each, with all headers computed in one step.
 
-        Equal to `write_record` one by one, byte for byte (a test compares them), which is what
-        happens to names of several lengths. Records start on multiples of the alignment, so each
-        start follows from the one before by the size, rounded up: a running sum gives all.
-        ``crcs`` saves computing those that are not None.
+        Writes the same bytes as `write_record` for each (a test compares them), which is used
+        if names have several lengths. Records start on multiples of the alignment, so each start
+        is the previous one plus the size, rounded up: a running sum gives all of them. ``crcs``
+        are the known CRCs; None is computed.
         """
         count = len(names)
         if count < _FEW:
@@ -299,7 +299,7 @@ class ZipWriter:
         text = np.frombuffer(b"".join(names), f"V{len(names[0])}")
         full = [("root", f"V{len(self._prefix)}"), ("text", text.dtype)]
         head = self._prefix + names[0]
-        # Between the bytes of two records: a descriptor, and a header up to its padding.
+        # Between the bytes of two records: a descriptor, and a header without its padding.
         between = np.frombuffer(
             bytearray((_SMALL_DESCRIPTOR + _SMALL_LOCAL + head) * count),
             [*_DESCRIPTOR_ROW, *_LOCAL_ROW, *full],
@@ -366,14 +366,14 @@ class ZipWriter:
             self.flush()
             self._sink.write(data)
             return
-        # A view may be of memory that its owner fills again after this call.
+        # A view may be of memory that its owner reuses after this call.
         self._pending.append(bytes(data) if type(data) is memoryview else data)
         self._pending_nbytes += nbytes
         if self._pending_nbytes >= _COALESCE_NBYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is pending to the sink."""
+        """Write pending bytes to the sink."""
         if self._pending:
             joined = b"".join(self._pending)
             self._pending.clear()
@@ -388,10 +388,10 @@ def _round_up(value: Any, step: int) -> Any:
 def measure(
     root: str, records: Sequence[tuple[int, int]], alignment: int = 64
 ) -> tuple[list[int], int]:
-    """Return where each record of an archive will start, and the bytes of the whole archive.
+    """Return where each record of an archive will start, and the size of the archive.
 
-    ``records`` are the lengths of name and content of what is written before `ZipWriter.finish`,
-    in order. Not for archives whose directory reaches 4 GiB.
+    ``records`` are the lengths of name and content of each record before `ZipWriter.finish`, in
+    order. Not for archives whose directory reaches 4 GiB.
     """
     prefix = len(root.encode("utf-8", "surrogateescape")) + 1
     starts = []

@@ -1,1 +1,1 @@
-"""Pickle: opcodes <-> plain values and symbolic nodes. Nothing is imported, nothing called."""
+"""Pickle: opcodes <-> plain values and symbolic nodes. Nothing is imported or called."""

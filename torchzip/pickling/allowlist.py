@@ -1,7 +1,7 @@
 """The names that torch's default loader accepts (``weights_only=True``, torch 2.13).
 
-Used to tell a user beforehand what that loader will refuse; torchzip's own reader
-has its own, narrower, table. 144 names, and the four that ``import torch`` always adds.
+See docs/format.md, section 8.3. They show a user in advance what that loader will refuse;
+torchzip's reader has a table of its own. 144 names, and the four that ``import torch`` adds.
 """
 
 from __future__ import annotations
@@ -50,6 +50,6 @@ TORCH_SAFE_NAMES: frozenset[str] = frozenset(
 def is_torch_safe(module: str, name: str) -> bool:
     """Return whether torch's default loader accepts a name.
 
-    It joins module and name by a dot first, so where that dot falls does not matter.
+    It looks up ``module.name`` as one string, so the place of the dot does not matter.
     """
     return f"{module}.{name}" in TORCH_SAFE_NAMES and module not in ("sys", "os", "posix", "nt")

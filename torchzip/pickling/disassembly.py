@@ -1,8 +1,8 @@
-"""Bytes to steps: the opcodes of a pickle with their arguments, one by one, carried out by nobody.
+"""Bytes to steps: the opcodes of a pickle with their arguments, one by one, without running them.
 
-Where the `Interpreter` asks what a pickle means, this asks what is written there; a pickle that no
-loader takes still has opcodes up to the byte that is none. `Annotator` follows the stack with short
-texts in place of values, so that an opcode can be shown with what it works on.
+This also works for pickles that no loader accepts, up to the first byte that is not an opcode.
+`Annotator` follows the stack with short strings in place of values, to show what each opcode
+acts on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torchzip.errors import PickleError
 from torchzip.pickling.interpreter import truncated, within_argument
 from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode
 
-#: Of long bytes, no more than these are kept.
+#: At most so many bytes of a long argument are kept.
 _KEPT_NBYTES = 256
 _SUMMARY_LENGTH = 90
 _STRING_OPCODES = {
@@ -24,10 +24,10 @@ _STRING_OPCODES = {
 
 
 class Step(NamedTuple):
-    """One opcode where it stands. ``offset`` and ``end`` count bytes of the pickle.
+    """One opcode. ``offset`` and ``end`` count bytes of the pickle.
 
-    ``argument`` is a number, the first bytes of a text or of bytes as they are written, a pair of
-    such for "two lines", or None; ``nbytes`` is how many the text or the bytes have in all.
+    ``argument`` is a number, the first bytes of a string or of bytes as they are in the file, a
+    pair of these for "two lines", or None; ``nbytes`` is the length of the whole string or bytes.
     """
 
     offset: int
@@ -38,20 +38,20 @@ class Step(NamedTuple):
 
 
 def parse_step(data: bytes, position: int, base: int = 0) -> Step:
-    """Return the opcode at ``position`` of ``data``, which begins at ``base`` of the pickle.
+    """Return the opcode at ``position`` of ``data``, which begins at offset ``base`` of the pickle.
 
     Raises
     ------
     TruncatedPickleError
         If the bytes end within it.
     PickleError
-        If no opcode has that byte, or its argument has a size below zero.
+        If the byte is not an opcode, or its argument has a negative size.
     """
     if position >= len(data):
         raise truncated(f"the pickle ends after {len(data):,} bytes without STOP", 1)
     opcode = BY_CODE.get(data[position])
     if opcode is None:
-        raise PickleError(f"byte 0x{data[position]:02x} is no opcode")
+        raise PickleError(f"byte 0x{data[position]:02x} is not an opcode")
     at = position + 1
     written = opcode.argument
     if not written:
@@ -93,7 +93,7 @@ def _line(data: bytes, at: int, opcode: Opcode) -> tuple[bytes, int, int]:
 
 
 def argument_text(step: Step) -> str:
-    """Return the argument as a short printable text."""
+    """Return the argument as a short printable string."""
     argument, name = step.argument, step.opcode.name
     if argument is None:
         return ""
@@ -121,7 +121,7 @@ def _shortened(text: str) -> str:
 
 
 class _Value(NamedTuple):
-    """What stands for a value: how it is shown, and its text if it is one."""
+    """A placeholder for a value: how it is shown, and its text if it is a string."""
 
     summary: str
     text: str | None = None
@@ -131,10 +131,10 @@ _UNKNOWN = _Value("?")
 
 
 class Annotator:
-    """Says what the opcodes of one pickle work on. Fed with all of its steps, in order.
+    """Describes what the opcodes of one pickle act on. Takes all of its steps, in order.
 
-    It makes none of the values, and a stack that has too few is no error here.
-    ``globals`` holds the names that were met, as the file spells them, by their offset.
+    It does not make the values, and accepts a stack with too few of them. ``globals`` holds the
+    names so far, as spelled in the file, by their offset.
     """
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class Annotator:
         self.globals: dict[int, tuple[str, str]] = {}
 
     def note(self, step: Step) -> str:
-        """Take a step; return what there is to say of it, "" if nothing."""
+        """Take a step; return a description of it, or ""."""
         act = _ACTS.get(step.opcode.name)
         if act is not None:
             return act(self, step)
@@ -243,7 +243,7 @@ class Annotator:
             self._to_mark()
         if module is None or name is None:
             self._stack.append(_UNKNOWN)
-            return "a name that is no text"
+            return "a name that is not a string"
         self.globals[step.offset] = (module, name)
         full = repr(f"{module}.{name}")[1:-1]
         if step.opcode.name == "INST":

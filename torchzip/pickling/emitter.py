@@ -1,22 +1,21 @@
 """Values to bytes: the opcodes that CPython's C pickler writes at protocol 2.
 
-``torch.save`` uses that pickler, so a file that is equal to torch's needs the same opcodes,
-down to which objects get a memo number and when. The rules, and where they come from
-(CPython 3.8 to 3.14, ``Modules/_pickle.c``; the running Python's where releases differ):
+``torch.save`` uses that pickler, so a file that is identical to torch's needs the same opcodes,
+including which objects get a memo number and when. The rules (docs/format.md, section 5) are those
+of CPython 3.8 to 3.14, ``Modules/_pickle.c``; where releases differ, those of the running Python:
 
 * Every put is written, used or not, and objects are numbered in the order of their puts. None,
   bools, ints, floats and the empty tuple never get a number.
 * An object that has a number is written as a get. Identity decides, not equality.
 * A list or dict is put before its contents, a tuple after them. A tuple that turns out to have
   been put meanwhile contains itself: its items are popped again, and a get written.
-* Batches of 1000. A list ends with what is left, also if that is one item. A dict goes on as
-  long as the batch just written was full, so 1000 pairs end with an empty batch. Items of
-  other objects come from an iterator: one that is left over is written alone, without a mark.
+* Batches of 1000. The last batch of a list has the remaining items, even if it is only one. A
+  dict continues as long as the last batch was full, so 1000 pairs end with an empty batch. Items
+  of other objects come from an iterator: a single remaining one is written without a mark.
 * Names are those of Python 2 where they differ.
 
-What numpy arrays and tensors look like is not known here: ``writers`` maps types to functions
-that write them with the methods of `Emitter`, and ``find_writer`` gives one for a type that is not
-among these.
+This module does not know numpy arrays and tensors: ``writers`` maps types to functions that
+write them with the methods of `Emitter`, and ``find_writer`` returns one for other types.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.allowlist import is_torch_safe
 
 _BATCH = 1000
-#: Fewer are as quick one by one as in bulk.
+#: Fewer are as fast one by one as in bulk.
 _MANY_PAIRS = 24
-#: What stands for a code of ``copyreg``'s registry, where a name would.
+#: The name that represents a code of ``copyreg``'s extension registry.
 _EXTENSION = re.compile(r"extension ([1-9][0-9]{0,9})")
-#: Characters of a path in an error.
+#: Most characters of a path in an error.
 _MAX_PATH = 300
 _PACK_I32 = struct.Struct("<i").pack
 _PACK_U32 = struct.Struct("<I").pack
@@ -50,12 +49,12 @@ _PACK_F64 = struct.Struct(">d").pack
 
 Writer = Callable[["Emitter", Any], None]
 Reduction = str | tuple[Any, ...]
-#: Writes as many pairs of a list from a position on as it knows how to; returns how many.
+#: Writes pairs of a list from a position on, as far as it can; returns how many.
 Bulk = Callable[["Emitter", Sequence[tuple[Any, Any]], int], int]
 
 
 def reduce_object(value: Any) -> Reduction:
-    """Return how Python itself takes an object apart at protocol 2."""
+    """Return Python's own reduction of an object at protocol 2."""
     reducer = copyreg.dispatch_table.get(type(value))
     if reducer is not None:
         return reducer(value)
@@ -64,7 +63,7 @@ def reduce_object(value: Any) -> Reduction:
 
 
 def text_of(value: Any) -> str:
-    """Return a key or an error as messages show it, whatever its own ``__str__`` raises."""
+    """Return a key or an error as messages show it, even if its ``__str__`` raises."""
     try:
         return str(value)
     except Exception:
@@ -72,22 +71,22 @@ def text_of(value: Any) -> str:
 
 
 def text_opcode(nbytes: int) -> bytes:
-    """Return the opcode of a text, up to its bytes."""
+    """Return the opcode of a string, up to its bytes."""
     return b"X" + _PACK_U32(nbytes)
 
 
 def put_opcode(number: int) -> bytes:
-    """Return the opcode that gives a memo number."""
+    """Return the opcode that assigns a memo number."""
     return b"q%c" % number if number < 256 else b"r" + _PACK_U32(number)
 
 
 def get_opcode(number: int) -> bytes:
-    """Return the opcode that takes what has a memo number."""
+    """Return the opcode that fetches the value with a memo number."""
     return b"h%c" % number if number < 256 else b"j" + _PACK_U32(number)
 
 
 class StoppedError(Exception):
-    """`Emitter.stop_at` has come to the byte: ``path`` is that of the value at hand."""
+    """Raised at the byte set by `Emitter.stop_at`: ``path`` is that of the current value."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -97,14 +96,14 @@ class StoppedError(Exception):
 class Emitter:
     """Writes one value as one pickle. `dump` returns its bytes.
 
-    ``refused`` then lists what torch's default loader will not take: (path, reason). ``is_plain``
-    says whether there is nothing in it but numbers below 256 bytes, strings, lists, tuples, dicts,
-    OrderedDicts, and the types of ``plain``; ``int_nbytes`` are those of the longest int, if it has
-    more than 32 bits.
+    ``refused`` then lists what torch's default loader will refuse: (path, reason). ``is_plain``
+    says whether it only holds numbers below 256 bytes, strings, lists, tuples, dicts,
+    OrderedDicts, and the types of ``plain``; ``int_nbytes`` is the size of the longest int, if it
+    has more than 32 bits.
 
-    Methods for writers: `save` any value, `name` a global, `string` a string by its identity,
-    `write` raw opcodes, `put` to number the value just written, `written` to write a get if
-    there is one.
+    Methods for writers: `save` writes any value, `name` a global, `string` a string by its
+    identity, `write` raw opcodes; `put` numbers the value just written, `written` writes a get
+    if the value has a number.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class Emitter:
         self._parts: list[bytes] = [b"\x80\x02"]
         self.write = self._parts.append
         self._memo: dict[Any, int] = {}
-        self._alive: list[Any] = []  # whose id is a key of the memo
+        self._alive: list[Any] = []  # objects whose id is a key of the memo, kept alive
         self._dispatch: dict[type, Callable[[Any], None]] = {
             type(None): lambda value: self.write(b"N"),
             bool: lambda value: self.write(b"\x88" if value else b"\x89"),
@@ -154,7 +153,7 @@ class Emitter:
         Raises
         ------
         TypeError, ValueError
-            If something in it cannot be saved; the message begins with its path.
+            If something in it cannot be saved; the message begins with the path to it.
         """
         try:
             self.save(value)
@@ -164,7 +163,7 @@ class Emitter:
         return b"".join(self._parts)
 
     def stop_at(self, offset: int) -> None:
-        """Let `dump` raise StoppedError where it comes to a byte of the pickle."""
+        """Let `dump` raise StoppedError when it reaches this byte of the pickle."""
         left = offset - len(self._parts[0])
 
         def write(part: bytes) -> None:
@@ -176,13 +175,13 @@ class Emitter:
         self.write = write
 
     def where(self, *, shorten: bool = False) -> str:
-        """Return the path of the value at hand, for messages."""
+        """Return the path of the current value, for messages."""
         parts = [*self.path[:3], "..."] if shorten and len(self.path) > 3 else self.path
         path = ".".join(map(text_of, parts))
-        # Keys may come from a file that is saved again.
+        # Keys may come from a hostile file that is saved again.
         return shortened(printable(path), _MAX_PATH) or "the object itself"
 
-    # -- what writers use ----------------------------------------------------------------
+    # -- for writers ---------------------------------------------------------------------
 
     def save(self, value: Any) -> None:
         """Write any value."""
@@ -193,9 +192,9 @@ class Emitter:
             self._other(value)
 
     def put(self, key: Any) -> None:
-        """Give the value just written the next number, to be found again under ``key``.
+        """Give the value just written the next number, under ``key``.
 
-        None as key: it is never met again.
+        The key None is for values that never occur again.
         """
         number = self.count
         self.count = number + 1
@@ -204,12 +203,12 @@ class Emitter:
         self.write(put_opcode(number))
 
     def number(self, key: Any) -> None:
-        """Take the next number for ``key``; the caller writes the put."""
+        """Assign the next number to ``key``; the caller writes the put."""
         self._memo[key] = self.count
         self.count += 1
 
     def put_object(self, value: Any) -> None:
-        """Give the value just written the next number, by its identity."""
+        """Give the value just written the next number, under its identity."""
         self._alive.append(value)
         self.put(id(value))
 
@@ -223,15 +222,15 @@ class Emitter:
 
     @property
     def memo(self) -> dict[Any, int]:
-        """The numbers by key, for writers in bulk: `number_of`, `number` without a call."""
+        """The numbers by key, for bulk writers: `number_of` and `number` without a call."""
         return self._memo
 
     def number_of(self, key: Any) -> int | None:
-        """Return the number of ``key``, if it has one."""
+        """Return the number of ``key``, or None."""
         return self._memo.get(key)
 
     def refuse(self, reason: str) -> None:
-        """Note that torch's default loader will not take what is being written."""
+        """Note that torch's default loader will refuse the current value."""
         self.is_plain = False
         self.refused.append((self.where(), reason))
 
@@ -347,7 +346,7 @@ class Emitter:
         self.put_object(value)
 
     def _items(self, values: Iterable[Any], first: int = 0) -> None:
-        """Write values one after the other, with their positions from ``first`` on the path."""
+        """Write values in order, with positions from ``first`` on in their paths."""
         path, dispatch = self.path, self._dispatch
         path.append(None)
         for index, item in enumerate(values, first):
@@ -411,7 +410,7 @@ class Emitter:
             self.write(b"s")
             return
         pairs = iter(value.items())
-        # As long as the batch just written was full: 1000 pairs end with an empty one.
+        # Continues as long as the last batch was full: 1000 pairs end with an empty one.
         while value:
             batch = list(islice(pairs, _BATCH))
             self.write(b"(")
@@ -421,7 +420,7 @@ class Emitter:
                 break
 
     def _iterated(self, items: Iterator[Any], *, pairs: bool) -> None:
-        """Write what an iterator gives: the third rule of batches."""
+        """Write the items of an iterator, by the third rule of batches."""
         one, many = (b"s", b"u") if pairs else (b"a", b"e")
         done = 0
         while batch := list(islice(items, _BATCH)):
@@ -447,14 +446,14 @@ class Emitter:
 
     def _class_or_function(self, value: Any) -> None:
         for constant in (None, NotImplemented, ...):
-            if value is type(constant):  # no module has it under its name
+            if value is type(constant):  # no module has it under that name
                 if not self.written(id(value)):
                     self.reduced(value, (type, (constant,)))
                 return
         self._global(value, None)
 
     def _global(self, value: Any, name: str | None) -> None:
-        """Write a live Python object as the name under which it can be found."""
+        """Write a live Python object as the name under which it can be imported."""
         if name is None:
             name = getattr(value, "__qualname__", None) or value.__name__
         assert name is not None
@@ -475,7 +474,7 @@ class Emitter:
         self.name(module, name)
 
     def _foreign(self, value: ForeignObject) -> None:
-        """Write the opcodes that gave a foreign object when it was read."""
+        """Write the opcodes from which a foreign object was read."""
         self.is_plain = False
         if value.how == "name":
             extension = _EXTENSION.fullmatch(value.name) if value.module == "copyreg" else None
@@ -495,7 +494,7 @@ class Emitter:
                 f"{self.where()}: a call with keywords, for which pickle has no opcode"
             )
         if value.how == "new" and value.kwargs:
-            # Protocol 2 has no NEWOBJ_EX: a partial of __new__ that is called with nothing.
+            # Protocol 2 has no NEWOBJ_EX: a partial of __new__ is called without arguments.
             make = ForeignObject("builtins", "getattr", (callee, "__new__"))
             state = (make, (callee, *args), value.kwargs, None)
             callee = ForeignObject("functools", "partial", (make,), state=state)
@@ -518,14 +517,14 @@ class Emitter:
         self._state(value, value.state, value.setter)
 
     def _extension(self, code: int) -> None:
-        """Write a code of ``copyreg``'s registry. It never gets a number."""
+        """Write an extension code of ``copyreg``. It never gets a number."""
         self.refuse("an extension code")
         nbytes = 1 if code < 256 else 2 if code < 65536 else 4
         opcode = {1: b"\x82", 2: b"\x83", 4: b"\x84"}[nbytes]
         self.write(opcode + code.to_bytes(nbytes, "little"))
 
     def _other(self, value: Any) -> None:
-        """Write a value of a type that has no method of its own here."""
+        """Write a value of a type that has no method here."""
         kind = type(value)
         for base in kind.__mro__:
             writer = self._writers.get(base)
@@ -546,7 +545,7 @@ class Emitter:
         try:
             reduction = self._reduce(value)
         except Exception as error:
-            # Whatever a stranger's __reduce__ raises, the user needs the place.
+            # A foreign __reduce__ may raise anything; the user needs the path.
             raise TypeError(
                 f"{self.where()}: cannot save an object of type {kind.__qualname__} "
                 f"({text_of(error)})"
@@ -562,7 +561,7 @@ class Emitter:
         self.reduced(value, reduction)
 
     def _check_reduction(self, reduction: tuple[Any, ...], kind: type) -> None:
-        """Raise TypeError if a reduction lacks parts that pickle asks for."""
+        """Raise TypeError if a reduction lacks parts that pickle requires."""
         callee, args, _, list_items, dict_items, setter = (*reduction, *(None,) * 4)[:6]
         wrong = None
         if not callable(callee) and type(callee) is not ForeignObject:
@@ -617,7 +616,7 @@ class Emitter:
         self._state(value, state, setter)
 
     def _is_written_by_now(self, value: Any) -> bool:
-        """Put a get in the place of an object that its own arguments contain, and return True."""
+        """Write a get in place of an object that its own arguments contain, and return True."""
         if id(value) not in self._memo:
             return False
         self.refuse("an object that contains itself in its arguments")
@@ -645,11 +644,11 @@ class _Outer:
 
 @functools.cache
 def _numbers_parts_of_names() -> bool:
-    """Return how the running Python writes a nested class, A.B: with numbers for its parts?
+    """Return whether the running Python numbers the parts of a nested class, A.B.
 
-    Until some 3.12 as the call getattr(A, "B"), in which A and the tuple of arguments get numbers;
-    since then both are written anew each time. 3.12.1 is of the first kind and 3.12.7 of the other,
-    so pickle itself is asked.
+    It is written as the call getattr(A, "B"). Up to some 3.12, A and the tuple of arguments get
+    numbers; since then both are written again each time. 3.12.1 does the former and 3.12.7 the
+    latter, so this asks pickle.
     """
     import pickle
 
@@ -659,7 +658,7 @@ def _numbers_parts_of_names() -> bool:
 def _is_nested_name(value: Any) -> bool:
     """Return whether a foreign object is what `Emitter.name` writes for a nested class.
 
-    A class method has the same two arguments, and comes back as a nested class would.
+    A class method has the same two arguments, and is read back the same way.
     """
     while type(value) is ForeignObject and value.how == "call":
         callee, args = value.callee, value.args or ()

@@ -1,14 +1,14 @@
 """Bytes to values: an interpreter of pickle opcodes that calls nothing.
 
-What a file can do here is bounded by this module and by the `Table` that it is given.
-A name in the table becomes a value, or is handed its arguments through a function of
-torchzip's own; any other name becomes a `ForeignObject`, and so does whatever is
-made from it. Nothing is imported or looked up because a file names it.
+This module and the given `Table` determine everything that a file can do. A name in the table
+becomes a value, or its arguments are passed to a function of torchzip. Any other name becomes a
+`ForeignObject`, and so does everything made from it. Nothing is imported or looked up because a
+file names it.
 
-It differs from ``pickle.Unpickler`` where that would trust the file: the memo is a dict, so an
-index costs nothing; a declared length is compared with the bytes that are there before
-anything is allocated; keys are hashed only if that is cheap; BUILD sets attributes only on
-what the table says.
+It differs from ``pickle.Unpickler`` where that trusts the file: the memo is a dict, so a large
+index costs nothing; a declared length is compared with the bytes that are left before anything
+is allocated; keys are hashed only if that is cheap; BUILD sets attributes only where the table
+allows it.
 """
 
 from __future__ import annotations
@@ -42,39 +42,39 @@ _U32 = struct.Struct("<I").unpack_from
 _U64 = struct.Struct("<Q").unpack_from
 _F64 = struct.Struct(">d").unpack_from
 
-#: An opcode and its argument of fixed size take no more than this.
+#: Most bytes of an opcode with an argument of fixed size.
 _LONGEST_FIXED = 9
-#: Digits of an int that Python reads from text unless it is told otherwise.
+#: Most digits of an int that Python parses by default.
 _MAX_DIGITS = 4300
 
 
 class TruncatedPickleError(PickleError):
-    """The bytes end within the pickle; ``needed`` is how many more its next step asks for."""
+    """The bytes end within the pickle; ``needed`` is how many more the next step needs."""
 
     needed: int = 1
 
 
 def within_argument(opcode: Opcode) -> str:
-    """Return what is said where the bytes end within an argument."""
+    """Return the message for bytes that end within an argument."""
     return f"the pickle ends within the argument of {opcode.name}"
 
 
 def truncated(message: str, needed: int) -> TruncatedPickleError:
-    """Return the error of bytes that end within a pickle."""
+    """Return the error for bytes that end within a pickle."""
     error = TruncatedPickleError(message)
     error.needed = max(1, needed)
     return error
 
 
-#: What an empty set, and what the result of a call count as: so many empty lists.
+#: An empty set, and the result of a call, count as so many empty lists.
 _SET, _CALLED = 4, 2
 
 
 class Interpreter:
-    """Runs one or more pickles that stand in ``data``.
+    """Runs one or more pickles in ``data``.
 
-    `run` gives the value of one; ``position`` is then behind its STOP, ``globals`` holds every
-    (module, name) that was mentioned so far, as Python 3 spells them.
+    `run` returns the value of one. Then ``position`` is after its STOP, and ``globals`` holds
+    every (module, name) that was mentioned so far, as Python 3 spells them.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Interpreter:
         self._limits = limits
         self._record = record
         self._names: dict[Name, Any] = {}
-        # Objects that a state will make something else of, by id, with their memo numbers.
+        # Objects that BUILD will replace by another, by id, with their memo numbers.
         self._awaiting: dict[int, tuple[ForeignObject, int]] = {}
         self._trigger: Any = _NOTHING
         self._shortcut: Shortcut | None = None
@@ -108,7 +108,7 @@ class Interpreter:
         Raises
         ------
         TorchZipError
-            With the offset of the opcode that could not be carried out.
+            With the offset of the opcode that failed.
         """
         self.position = start
         try:
@@ -140,13 +140,13 @@ class Interpreter:
         data = self._data
         memo = Memo()
         stack: list[Any] = []
-        below: list[list[Any]] = []  # the stacks under each mark
+        below: list[list[Any]] = []  # the stacks below each mark
         push = stack.append
         pop = stack.pop
         self._protocol = 0
         containers_left = self._limits.containers + len(data) // 4
         memo.most = self._limits.memo + len(data) // 4
-        in_turn = 0  # numbers below go into the memo at once
+        in_turn = 0  # lower numbers can be put into the memo directly
         most_marks = self._limits.containers
         self._arguments_left = self._limits.argument_items + 2 * len(data)
         self._table.keys.allow(self._limits, len(data))
@@ -154,7 +154,7 @@ class Interpreter:
             self.position = position
             op = data[position]
             position += 1
-            # The opcodes of a tensor first, by how often they occur in one.
+            # First the opcodes of a tensor, by how often they occur in one.
             if op == 0x71:  # BINPUT
                 memo[data[position]] = stack[-1]
                 position += 1
@@ -319,7 +319,7 @@ class Interpreter:
                 if type(name) is not str or type(module) is not str:
                     raise PickleError(
                         f"STACK_GLOBAL has {shown(module)} and {shown(name)} on the stack; two "
-                        "texts were expected"
+                        "strings were expected"
                     )
                 push(self._name(module, name))
             elif op == 0x95:  # FRAME
@@ -452,8 +452,8 @@ class Interpreter:
                 start = position
                 line, position = self._line(position)
                 try:
-                    # All of it: a text may end in a carriage return, which other lines may have
-                    # from a file that was written as text.
+                    # Not stripped: a string may end in a carriage return. In other lines, one
+                    # comes from a file that was written in text mode.
                     push(self._data[start : position - 1].decode("raw-unicode-escape"))
                 except UnicodeDecodeError:
                     raise PickleError(f"{shown(line)} where escaped text was expected") from None
@@ -466,7 +466,7 @@ class Interpreter:
                     f"opcode {BY_CODE[op].name} refers to something outside the file"
                 )
             else:
-                raise PickleError(f"byte {op:#04x} is no opcode")
+                raise PickleError(f"byte {op:#04x} is not an opcode")
 
     # -- arguments -----------------------------------------------------------------------
 
@@ -506,7 +506,7 @@ class Interpreter:
         return self._data[position:end].rstrip(b"\r"), end + 1
 
     def _decimal(self, line: bytes) -> int:
-        # Decimal text costs quadratic time, and Python refuses more than 4300 digits of it.
+        # Parsing decimals takes quadratic time, and Python refuses more than 4300 digits.
         nbytes = len(line) * 415 // 1000  # a digit holds 3.32 bits
         if nbytes > self._limits.int_nbytes:
             raise LimitError("int_nbytes", nbytes, self._limits.int_nbytes)
@@ -535,7 +535,7 @@ class Interpreter:
         return value
 
     def _call(self, callee: Any, args: Any) -> Any:
-        # What is not in the table is kept as it is, and copies nothing.
+        # A name outside the table becomes an inert object, which copies nothing.
         if type(callee) is ForeignObject and (callee.module, callee.name) in self._table.calls:
             self._charge(args)
         return call(self._table, callee, args)
@@ -548,7 +548,7 @@ class Interpreter:
             raise LimitError("argument_items", bound - self._arguments_left, bound)
 
     def _extension(self, code: int) -> ForeignObject:
-        """Return what stands for a code of ``copyreg``'s registry, which is not in the file."""
+        """Return the placeholder for an extension code; its name is not in the file."""
         if not 0 < code < 1 << 31:
             raise PickleError(f"the extension code is {code:,}; 1 to 2**31 was expected")
         key = ("copyreg", f"extension {code}")
@@ -556,10 +556,10 @@ class Interpreter:
         return made
 
     def _await_build(self, made: ForeignObject, position: int, memo: Memo) -> None:
-        """Note under which number an object is put if a state makes something else of it."""
+        """Note the memo number of an object that its state may replace by another."""
         if (made.module, made.name) not in self._table.builds:
             return
-        # Its put follows at once, before the state.
+        # Its put follows immediately, before the state.
         data = self._data
         op = data[position : position + 1]
         if op == b"q":
@@ -575,12 +575,13 @@ class Interpreter:
         self._awaiting[id(made)] = (made, number)
 
     def _build(self, target: Any, state: Any, memo: Memo) -> Any:
-        """Give an object its state; return it, or what the two make together."""
+        """Give an object its state; return the object, or its replacement."""
         if type(target) is ForeignObject and (target.module, target.name) in self._table.builds:
             self._charge(state)
         made = build(self._table, target, state)
         if made is not target:
-            # From here on it is the other; what met it before has the inert object.
+            # From here on the number means the replacement; earlier references keep the inert
+            # object.
             _, number = self._awaiting.pop(id(target), (None, -1))
             if memo.recall(number) is target:
                 memo.put(number, made)

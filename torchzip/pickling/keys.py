@@ -1,12 +1,12 @@
-"""Which values may be keys of a dict or items of a set: those that are cheap to hash.
+"""Checks that keys of a dict, or items of a set, are cheap to hash.
 
-A hash is computed anew for a tuple each time, and equal hashes cost a comparison with each
-value that has the same. A small file could make a reader work for hours with either, or with
-numbers that have hashes of their own, each of which leads through thousands of places that are
-taken: where a dict or set of CPython looks for a hash is known.
+The hash of a tuple is computed again each time, and each value with an equal hash costs a
+comparison. With either, a small file could keep a reader busy for hours. So could numbers with
+different hashes whose search in the table goes through thousands of occupied places, since
+CPython's order of places is known.
 
-So what is hashed and compared is counted, and there may be as much of it as the file pays for by
-its size: `Limits.key_values`.
+So everything that is hashed and compared is counted, and the bound is proportional to the size of
+the file: `Limits.key_values`.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from typing import Any
 from torchzip.errors import LimitError, PickleError, UnsupportedError, shown
 from torchzip.limits import Limits
 
-#: Values in keys that each byte of a pickle pays for. Pairs (state, action) need some 26: a state
-#: of 361 ints is written once, and hashed with each of 362 actions.
+#: Values in keys allowed for each byte of a pickle. Pairs (state, action) need some 26: a state of
+#: 361 ints is written once, and hashed with each of 362 actions.
 _VALUES_PER_BYTE = 32
 
-#: Keys that go into one dict or set unwatched, and at a time.
+#: Keys that are added to a dict or set without a check, and at a time.
 _UNWATCHED = 1024
-#: Places that are looked at for one key, where chance leads to 50 in a table of millions; and for
-#: all keys of a table, for each of them and beyond, where it leads to 2.
+#: Most places searched for one key (random keys need up to 50 in a table of millions); and for all
+#: keys of a table, per key and in addition (random keys need 2).
 _MAX_PLACES = 200
 _MEAN_PLACES, _MORE_PLACES = 32, 50_000
 
 _PLAIN_KEYS = frozenset([str, bytes, bool, type(None)])
-#: What takes no longer to hash or to compare than a small int.
+#: Types that are as fast to hash and compare as a small int.
 _PLAIN_ITEMS = _PLAIN_KEYS | {float}
-#: What a value of another type counts as: a Decimal, a time, a fraction.
+#: A value of another type, such as a Decimal, a time or a fraction, counts as so many.
 _OTHER_VALUE = 16
 
 
 class KeyCheck:
-    """Refuses what cannot be hashed, or only at a cost that the file does not pay for.
+    """Refuses keys that cannot be hashed, or whose cost exceeds the bound for the file.
 
-    `allow` says what it pays for; without it, it is a file of no size. ``stand_in`` may give
-    something with a hash for a key that has none.
+    `allow` sets that bound; without it, the file counts as empty. ``stand_in`` may return a
+    hashable replacement for a key that is not hashable.
     """
 
     def __init__(self, stand_in: Callable[[Any], Any] = lambda key: key) -> None:
         self._stand_in = stand_in
-        # By the bytes of a hash: those are salted.
+        # By the bytes of a hash, whose own hash is salted.
         self._by_hash: dict[bytes, list[Any]] = {}
-        # With the dict or set of each id, which must stay.
+        # With the dict or set of each id, to keep it alive.
         self._slots: dict[int, tuple[Any, _Slots]] = {}
         self.allow(Limits(), 0)
 
     def allow(self, limits: Limits, nbytes: int) -> None:
-        """Take the bounds of what is read from now on, which has so many bytes."""
+        """Set the bounds for the next input, which has so many bytes."""
         self._most_nested = limits.key_nesting
         self._most = self._left = limits.key_values + _VALUES_PER_BYTE * nbytes
 
     def finish(self) -> None:
-        """Let go of all keys, and of what gives stand-ins."""
+        """Release all keys, and ``stand_in``."""
         self._by_hash.clear()
         self._slots.clear()
         del self._stand_in
@@ -86,7 +86,7 @@ class KeyCheck:
             same.append(key)
 
     def checked(self, keys: Iterable[Any]) -> list[Any]:
-        """Return the keys, each checked, with stand-ins for those that have no hash."""
+        """Return the checked keys, with stand-ins for those that are not hashable."""
         usable = [self._stand_in(key) if type(key).__hash__ is None else key for key in keys]
         for key in usable:
             if type(key) is not str:
@@ -95,11 +95,11 @@ class KeyCheck:
 
     @property
     def is_watching(self) -> bool:
-        """Whether there is a large dict or set of other keys than texts."""
+        """Whether there is a large dict or set with keys other than strings."""
         return bool(self._slots)
 
     def fill(self, target: dict[Any, Any], keys: Sequence[Any], values: Sequence[Any]) -> None:
-        """Set keys that were checked in a dict, with what takes long seen before it happens."""
+        """Add checked keys to a dict, after checking that this does not take long."""
         for at in range(0, len(keys), _UNWATCHED):
             part = keys[at : at + _UNWATCHED]
             self.watch(target, part)
@@ -107,29 +107,29 @@ class KeyCheck:
                 target[key] = value
 
     def collect(self, target: set[Any], items: Sequence[Any]) -> None:
-        """Add items that were checked to a set, as `fill` does it."""
+        """Add checked items to a set, as `fill` does."""
         for at in range(0, len(items), _UNWATCHED):
             part = items[at : at + _UNWATCHED]
             self.watch(target, part)
             target.update(part)
 
     def set_of(self, items: Sequence[Any]) -> set[Any]:
-        """Return a set of items that were checked. Only what is added later is followed further."""
+        """Return a set of checked items. Only later additions are checked further."""
         made: set[Any] = set()
         self.collect(made, items)
         self._slots.pop(id(made), None)
         return made
 
     def frozen(self, items: Sequence[Any]) -> frozenset[Any]:
-        """Return a frozenset of items that were checked."""
+        """Return a frozenset of checked items."""
         made = self.set_of(items)
         if len(made) > _UNWATCHED:
-            # A copy has a table of a size of its own.
+            # The table of a copy has another size.
             _Slots(made, is_copy=True)
         return frozenset(made)
 
     def watch(self, target: dict[Any, Any] | set[Any], keys: Sequence[Any]) -> None:
-        """Raise PickleError if some keys, up to 1024, would be put into a dict or set for long."""
+        """Raise PickleError if adding up to 1024 keys to a dict or set would take long."""
         known = self._slots.get(id(target))
         if known is None:
             if len(target) + len(keys) <= _UNWATCHED or all(type(key) is str for key in keys):
@@ -139,7 +139,7 @@ class KeyCheck:
         slots.add([key for key in dict.fromkeys(keys) if key not in target])
 
     def _count(self, key: Any, depth: int) -> int:
-        """Return how many values a key consists of; raise if it costs too much."""
+        """Return the number of values in a key; raise if it costs too much."""
         kind = type(key)
         if kind is int:
             bits: int = key.bit_length()
@@ -152,7 +152,7 @@ class KeyCheck:
             )
         if not isinstance(key, tuple | frozenset):
             return _OTHER_VALUE
-        # A frozenset knows its hash, but is compared with an equal one by what is in both.
+        # A frozenset caches its hash, but comparing equal ones compares their items.
         if depth >= self._most_nested:
             raise LimitError("key_nesting", depth + 1, self._most_nested)
         kinds = set(map(type, key))
@@ -175,7 +175,7 @@ class KeyCheck:
 
 
 class _Slots:
-    """Where CPython 3.11 to 3.14 puts the keys of a dict or a set."""
+    """The places of keys in a dict or a set of CPython 3.11 to 3.14."""
 
     def __init__(self, held: dict[Any, Any] | set[Any], *, is_copy: bool = False) -> None:
         self._is_set = isinstance(held, set)
@@ -184,7 +184,7 @@ class _Slots:
         self._taken = bytearray(8)
         if is_copy:
             self._taken = bytearray(1 << (2 * len(held)).bit_length())
-        # A dict of texts alone has a table of its own kind.
+        # A dict with only string keys has another kind of table.
         self._has_texts_only = not self._is_set
         self.add(held)
 

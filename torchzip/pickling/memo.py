@@ -1,10 +1,11 @@
-"""The memo of an `Interpreter`: what a pickle has numbered.
+"""The memo of an `Interpreter`: values by memo number.
 
-A run of records that are alike numbers eight objects for each, and a file hardly ever asks for one
-of them again. Such a run stays whole here, and makes what it has numbered when that is asked for.
+A run of similar records numbers eight objects per record, and a file hardly ever uses one of them
+again. Such a run is kept as a whole, and makes a numbered object when it is requested.
 
-Picklers number in turn, some with gaps. Numbers could be chosen such that each has to be looked for
-in thousands of places of a dict, so one that is far ahead is held as text, whose hash is salted.
+Picklers number consecutively, some with gaps. A file could choose numbers that each need a search
+through thousands of places in a dict. So a number that is far ahead is kept as a string, whose hash
+is salted.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any, Protocol
 
 from torchzip.errors import LimitError
 
-#: A number is held as it is up to so many above the count of all: then no two of them can want one
-#: place of the dict.
+#: A number is kept as an int up to so many above the count of all: then no two of them can compete
+#: for a place in the dict.
 _AHEAD = 256
 
 
@@ -32,15 +33,15 @@ class NumberedRun(Protocol):
 
 
 class Memo(dict[int, Any]):
-    """A dict of what is numbered, with runs behind it.
+    """A dict of numbered values, backed by runs.
 
-    What is in the dict itself was numbered after a run that has the same number.
+    Values in the dict itself were numbered later than those of a run with the same number.
     """
 
     __slots__ = ("_far", "_in_runs", "_runs", "_starts", "most")
 
     def __init__(self) -> None:
-        #: How many there may be, beside those in runs.
+        #: The bound on their count, without those in runs.
         self.most = 0
         self._in_runs = 0
         self._far: dict[str, Any] = {}
@@ -48,7 +49,7 @@ class Memo(dict[int, Any]):
         self._starts: list[int] = []
 
     def takes(self, start: int, end: int) -> bool:
-        """Return whether a run of these numbers can stay whole: they are new, and the highest."""
+        """Return whether a run of these numbers can be kept: they are new, and the highest."""
         if self._far or (self._runs and start < self._runs[-1].end):
             return False
         if len(self) < end - start:
@@ -56,17 +57,17 @@ class Memo(dict[int, Any]):
         return not any(map(self.__contains__, range(start, end)))
 
     def add(self, run: NumberedRun) -> None:
-        """Number a run that it `takes`."""
+        """Number a run for which `takes` is true."""
         self._runs.append(run)
         self._starts.append(run.start)
         self._in_runs += run.end - run.start
 
     def is_in_turn(self, number: int) -> bool:
-        """Return whether a number and some that follow it may be put into the dict at once."""
+        """Return whether a number and some that follow it may be put into the dict directly."""
         return not self._far and number < len(self) + self._in_runs + _AHEAD
 
     def put(self, number: int, value: Any) -> int:
-        """Number a value; return which lower numbers may be put into the dict at once from here on.
+        """Number a value; return the bound below which numbers may go into the dict directly.
 
         Raises
         ------
@@ -95,14 +96,14 @@ class Memo(dict[int, Any]):
         return self.get(index)
 
     def recall(self, index: int, default: Any = None) -> Any:
-        """Return what has a number, or ``default``."""
+        """Return the value with a number, or ``default``."""
         try:
             return self[index]
         except KeyError:
             return default
 
     def settle(self) -> int:
-        """Make all that runs have numbered; return how many numbers there are."""
+        """Make all objects of the runs; return how many numbers there are."""
         for run in self._runs:
             index = run.start
             while index < run.end:

@@ -1,7 +1,7 @@
-"""What the opcodes that call, make and fill objects come to, without an object being made.
+"""Results of the opcodes that call, make and fill objects, without making foreign objects.
 
-A name of the table is handed its arguments through a function of torchzip's own; any other
-becomes a `ForeignObject`, and arguments, items and state are put into that.
+The arguments of a name in the table are passed to a function of torchzip. Any other name becomes
+a `ForeignObject`, which takes arguments, items and state.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.table import KEEP, Table
 
 _PLAIN_DICTS = (dict, OrderedDict)
-#: What an item of these takes when it is copied, in eighths of an item.
+#: The cost of copying an item of these types, in eighths of an item.
 _SIZED: dict[type[Any], int] = {list: 8, tuple: 8, dict: 8, str: 1, bytes: 1, bytearray: 1}
 
 
 def size_of(values: Any) -> int:
-    """Return how many items a call copies at most that gets these arguments.
+    """Return how many items a call with these arguments copies at most.
 
     Eight characters or bytes count as one.
     """
@@ -29,12 +29,12 @@ def size_of(values: Any) -> int:
     return sum(eighths) >> 3
 
 
-#: Characters of the name of a nested class.
+#: Most characters of the name of a nested class.
 _MAX_NAME = 1000
 
 
 def call(table: Table, callee: Any, args: Any) -> Any:
-    """Return what a name gives when it is called, as the table has it; else an inert call."""
+    """Return the result of calling a name by the table, or else an inert call."""
     if type(callee) is not ForeignObject:
         raise PickleError(f"a call of {shown(callee)}; a class or a function was expected")
     if not isinstance(args, tuple):
@@ -52,10 +52,10 @@ def call(table: Table, callee: Any, args: Any) -> Any:
     first = args[0] if args else None
     if type(first) is ForeignObject:
         # Protocol 2 writes a nested class as getattr(Outer, "Inner"), protocols 0 and 1 a new
-        # object as _reconstructor(Class, object, None). They are better called by the class.
+        # object as _reconstructor(Class, object, None). Both are shown under the class.
         called = (module, name)
         if called == ("builtins", "getattr") and len(args) == 2 and type(args[1]) is str:
-            # A chain of them could make names of any length, each a copy of the one before.
+            # A chain of them could make names of any length, each copying the one before.
             joined = (first.module, first.name) != called
             if joined and len(first.name) + len(args[1]) < _MAX_NAME:
                 module, name = first.module, f"{first.name}.{args[1]}"
@@ -65,7 +65,7 @@ def call(table: Table, callee: Any, args: Any) -> Any:
 
 
 def new(table: Table, callee: Any, args: Any, kwargs: Any) -> Any:
-    """Return a new object of a class, as the table has it; else an inert one."""
+    """Return a new object of a class by the table, or else an inert one."""
     if type(callee) is not ForeignObject:
         raise PickleError(f"a new object of {shown(callee)}; a class was expected")
     if not isinstance(args, tuple):
@@ -76,7 +76,7 @@ def new(table: Table, callee: Any, args: Any, kwargs: Any) -> Any:
         type(kwargs) is dict and all(type(key) is str for key in kwargs)
     ):
         raise PickleError(
-            f"a new object with {shown(kwargs)} for its keywords; a dict of texts was expected"
+            f"a new object with {shown(kwargs)} for its keywords; a dict of strings was expected"
         )
     if not args and not kwargs and callee.how == "name":
         handler = table.calls.get((callee.module, callee.name))
@@ -88,10 +88,10 @@ def new(table: Table, callee: Any, args: Any, kwargs: Any) -> Any:
 
 
 def dropped(value: Any, stack: list[Any]) -> None:
-    """Keep what a state setter was called with.
+    """Keep the arguments of a state setter.
 
-    A reduction of six elements is written as setter(object, state) and a POP of the
-    result; dropping the call would drop the state.
+    A reduction with a setter is written as setter(object, state) and a POP of the result;
+    dropping the call would drop the state.
     """
     if (
         type(value) is ForeignObject
@@ -107,7 +107,7 @@ def dropped(value: Any, stack: list[Any]) -> None:
 
 
 def append(target: Any, items: list[Any]) -> None:
-    """Add items to a list, or to what would have become one."""
+    """Add items to a list, or to a foreign object."""
     if type(target) is list or type(target) is deque:
         target.extend(items)
     elif type(target) is ForeignObject and target.how != "name":
@@ -121,7 +121,7 @@ def append(target: Any, items: list[Any]) -> None:
 
 
 def set_items(table: Table, target: Any, items: list[Any]) -> None:
-    """Set keys and values, which stand in turn, in a dict or in what would have become one."""
+    """Set alternating keys and values in a dict, or in a foreign object."""
     if isinstance(target, dict):
         mapping = target
     elif type(target) is ForeignObject and target.how != "name":
@@ -144,13 +144,13 @@ def set_items(table: Table, target: Any, items: list[Any]) -> None:
     pairs = zip(keys, items[1::2], strict=True)
     if type(mapping) in _PLAIN_DICTS:
         mapping.update(pairs)
-    else:  # a Counter would count them
+    else:  # a Counter's own update would count them
         for key, value in pairs:
             mapping[key] = value
 
 
 def add_items(table: Table, target: Any, items: list[Any]) -> None:
-    """Add items to a set, or to what would have become one."""
+    """Add items to a set, or to a foreign object."""
     if type(target) is ForeignObject and target.how != "name":
         if target.items is None:
             target.items = set()
@@ -164,7 +164,7 @@ def add_items(table: Table, target: Any, items: list[Any]) -> None:
 
 
 def build(table: Table, target: Any, state: Any) -> Any:
-    """Give an object its state; return it, or what the two make together."""
+    """Give an object its state; return the object, or its replacement."""
     if type(target) is ForeignObject and target.how != "name":
         if target.state is not None:
             raise UnsupportedError(f"{shown(target)} is given a state twice")
@@ -175,9 +175,9 @@ def build(table: Table, target: Any, state: Any) -> Any:
             if made is not KEEP:
                 return made
     elif isinstance(target, OrderedDict) and type(state) is dict:
-        # `module.state_dict()` carries its `_metadata` so.
+        # This is how `module.state_dict()` stores its `_metadata`.
         for key, value in state.items():
-            # numpy and others ask an object itself for names in underscores, some for an address.
+            # numpy and others look up names with underscores on an object, some of them addresses.
             if type(key) is not str or key.startswith("__") or hasattr(type(target), key):
                 raise PickleError(
                     f"BUILD sets {shown(key)} on an OrderedDict; the name of a new attribute was "

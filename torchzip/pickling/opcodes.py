@@ -2,7 +2,7 @@
 
 Messages and `disassembly` take names and arguments from here; a test compares the table with
 ``pickletools``. ``torch_safe`` says whether torch's default loader
-(``weights_only=True``, torch 2.13) takes the opcode: 34 of 68 are.
+(``weights_only=True``, torch 2.13) accepts the opcode: 34 of 68 (docs/format.md, section 8.2).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Opcode(NamedTuple):
 
     code: int
     name: str
-    argument: str  # as written behind the opcode: "", "u8", "i32", "line", "u32+bytes" ...
+    argument: str  # as written after the opcode: "", "u8", "i32", "line", "u32+bytes" ...
     protocol: int
     torch_safe: bool
     does: str
@@ -100,7 +100,7 @@ OPCODES: tuple[Opcode, ...] = (
 
 BY_CODE: dict[int, Opcode] = {opcode.code: opcode for opcode in OPCODES}
 
-#: How the numbers of arguments are written; those of text end with the line.
+#: How numbers in arguments are written; text arguments end with the line.
 FIXED = {
     "u8": struct.Struct("<B"),
     "u16": struct.Struct("<H"),

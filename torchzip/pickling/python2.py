@@ -10,7 +10,7 @@ from torchzip.errors import PickleError, shown
 
 
 def python2_string(raw: bytes) -> Any:
-    """Return a ``str`` of Python 2 as text if it is UTF-8, as torch reads it, else as bytes."""
+    """Return a ``str`` of Python 2 as a string if it is UTF-8, as torch does, else as bytes."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -18,7 +18,7 @@ def python2_string(raw: bytes) -> Any:
 
 
 def bytes_of(value: Any) -> bytes | bytearray | None:
-    """Return bytes, which Python 2 wrote as text; None for anything else."""
+    """Return bytes, which Python 2 wrote as a ``str``; None for anything else."""
     if type(value) is str:
         try:
             return value.encode("latin1")
@@ -28,14 +28,14 @@ def bytes_of(value: Any) -> bytes | bytearray | None:
 
 
 def unquote(line: bytes) -> bytes:
-    """Return what the argument of STRING spells: a literal in quotes, with escapes."""
+    """Return the value of the argument of STRING: a literal in quotes, with escapes."""
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise PickleError(f"{shown(line)} where a string in quotes was expected")
-    # As text, since joining many pieces of bytes takes 80 bytes for each.
+    # As a string, since joining many pieces of bytes takes 80 bytes for each.
     return _ESCAPE.sub(_unescape, line[1:-1].decode("latin1")).encode("latin1")
 
 
-#: What a backslash begins in a string of Python 2; any other stays as it is.
+#: Escapes in a string of Python 2; any other backslash is kept.
 _ESCAPE = re.compile(r"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{2})|([\\'\"abfnrtv\n])|(x|\Z))", re.DOTALL)
 _ESCAPED: dict[str, str] = dict(zip("\\'\"abfnrtv\n", [*"\\'\"\a\b\f\n\r\t\v", ""], strict=True))
 
@@ -52,7 +52,7 @@ def _unescape(found: re.Match[str]) -> str:
 
 
 def python3_name(module: str, name: str) -> tuple[str, str]:
-    """Return a name of protocols 0 to 2, where Python 3 too writes that of Python 2."""
+    """Return the Python 3 name for a name in protocols 0 to 2, which use those of Python 2."""
     if (module, name) in NAME_MAPPING:
         return NAME_MAPPING[module, name]
     return IMPORT_MAPPING.get(module, module), name

@@ -1,4 +1,4 @@
-"""What the names of a file mean: the only thing that an `Interpreter` knows of the world."""
+"""The meaning of the names in a file: all that an `Interpreter` knows about the world."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.memo import Memo
 
 Name = tuple[str, str]
-#: Carries out many opcodes at once: (data, position, memo, stack) -> the position behind them, or
-#: None if nothing was done.
+#: Runs many opcodes at once: (data, position, memo, stack) -> the position after them, or None if
+#: nothing was done.
 Shortcut = Callable[[bytes, int, Memo, list[Any]], int | None]
 
 
 class Keep:
-    """What a handler of a `Table` returns to leave a call as it is: a ForeignObject."""
+    """Returned by a handler of a `Table` to keep a call as a ForeignObject."""
 
 
 KEEP = Keep()
@@ -30,18 +30,18 @@ def _no_persistent_id(pid: Any) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What the names of a file mean.
+    """The meaning of the names in a file.
 
     ``values`` are names that stand for a value (``torch.float32``). ``calls`` take the argument
     tuple of a REDUCE on a name, or of a NEWOBJ without arguments. ``builds`` take an object that
-    was made from a name, and the state of its BUILD. Both may give `KEEP`. ``names`` are known and
-    mean something only in a place of their own, as storage classes do in persistent ids.
+    was made from a name, and the state of its BUILD. Both may return `KEEP`. ``names`` are known,
+    but only have a meaning in certain places, such as storage classes in persistent ids.
     ``persistent`` resolves a persistent id. ``keys`` refuses keys that cost too much.
-    ``shortcut`` is for a call that occurs once for every tensor: the name that is called, and what
-    makes, from the names met so far, a function that may carry out arguments and call at once, and
-    what is behind them. It finds the name on the stack and leaves the value there.
-    ``one_value`` is how modules begin whose names may be called with one value that is no tuple,
-    as the C++ writer of TorchScript writes an enum.
+    ``shortcut`` is for a call that occurs once for every tensor: the name that is called, and a
+    function that makes, from the names so far, a `Shortcut` for the arguments, the call and the
+    opcodes after it. That finds the name on the stack and leaves the value there.
+    ``one_value`` is the prefix of modules whose names may be called with a value that is not a
+    tuple, which is how TorchScript's C++ writer writes an enum.
     """
 
     values: Mapping[Name, Any] = field(default_factory=dict)
