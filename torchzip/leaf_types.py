@@ -153,7 +153,7 @@ class Parameter(_Frozen):
 
 
 class TypedArray(_Frozen):
-    """An array of a dtype that numpy has not: the raw bits and torch's name for them.
+    """An array of a dtype that numpy does not have: the raw bits and torch's name for them.
 
     `load` also gives one for a tensor that is a key of a dict: it has a hash, that of its identity.
 
@@ -183,8 +183,8 @@ class Storage(_Frozen):
 
     ``data`` is its content as a one-dimensional array (or LazyTensor), ``torch_dtype``
     the dtype of a typed storage, which must be that of the data, and None for an untyped one, which
-    counts bytes. It is saved as all that it has of its memory, and so must be all that any array
-    saved with it has of that.
+    counts bytes. Exactly the bytes of ``data`` are saved, and an array that shares
+    memory with it must lie within them.
     """
 
     __slots__ = ("data", "location", "torch_dtype")
@@ -248,11 +248,11 @@ class ForeignObject:
         setter: ForeignObject | None = None,
     ) -> None:
         if not (type(module) is type(name) is str):
-            raise TypeError("the module and the name of a ForeignObject are texts")
+            raise TypeError("the module and the name of a ForeignObject are strings")
         if not isinstance(args, tuple | None) or not isinstance(kwargs, dict | None):
             raise TypeError("the args of a ForeignObject are a tuple, its kwargs a dict")
         if kwargs is not None and not all(isinstance(key, str) for key in kwargs):
-            raise TypeError("the kwargs of a ForeignObject have texts as keys")
+            raise TypeError("the kwargs of a ForeignObject have strings as keys")
         if not isinstance(items, list | dict | set | None):
             raise TypeError("the items of a ForeignObject are a list, a dict or a set")
         if how not in (None, "name", "call", "new"):
