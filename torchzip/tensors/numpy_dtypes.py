@@ -74,14 +74,14 @@ def parse_torch_dtype(name: str) -> str:
     ValueError
         If torch has no such dtype.
     TypeError
-        If it is no text.
+        If it is not a string.
     """
     if not isinstance(name, str):
         raise TypeError(f"a dtype is given by torch's name of it, not by a {type(name).__name__}")
     short = name.removeprefix("torch.")
     short = ALIASES.get(short, short)
     if short not in DTYPES:
-        raise ValueError(f"{name!r} is no torch dtype; try one of {', '.join(DTYPES)}")
+        raise ValueError(f"{name!r} is not a torch dtype; try one of {', '.join(DTYPES)}")
     return short
 
 

@@ -4,7 +4,7 @@ Observed in archives of torch 1.13 to 2.13. That pickler knows every dtype by a 
 its own (``torch UInt16Storage``), named for its C++ scalar type and counting elements, and rebuilds
 all of them with ``_rebuild_tensor_v2``. Typed containers go through ``torch.jit._pickle``, which
 says their static type and changes nothing. An enum's member is its class called with the bare
-value, without a tuple. A device is one text, its index in it. A tensor on the meta device is
+value, without a tuple. A device is one string, its index in it. A tensor on the meta device is
 written like any other, on a storage of that location: its record has no bytes and is not read.
 """
 
@@ -108,7 +108,7 @@ def _typed_list(name: str) -> Callable[[Args], Any]:
 
 def _restore_type_tag(args: Args) -> Any:
     if len(args) != 2 or type(args[1]) is not str:
-        raise PickleError("torch.jit._pickle.restore_type_tag takes a value and a type as text")
+        raise PickleError("torch.jit._pickle.restore_type_tag takes a value and a type as a string")
     return args[0]
 
 
@@ -120,14 +120,14 @@ def _tensor_from_id(args: Args) -> Any:
 
 
 def _device(args: Args) -> Device:
-    """Return a device from one text such as ``cuda:1``."""
+    """Return a device from one string such as ``cuda:1``."""
     if len(args) != 1 or type(args[0]) is not str:
-        raise PickleError("torch.device takes one text in a TorchScript archive")
+        raise PickleError("torch.device takes one string in a TorchScript archive")
     kind, colon, index = args[0].partition(":")
     if not colon:
         return Device(kind)
     if not (index.isascii() and index.isdigit() and len(index) <= 9):
-        raise PickleError(f"the device {args[0][:40]!r} has an index that is no number")
+        raise PickleError(f"the device {args[0][:40]!r} has an index that is not a number")
     return Device(kind, int(index))
 
 

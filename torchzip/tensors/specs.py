@@ -178,7 +178,7 @@ def check_requires_grad(what: str, value: Any) -> None:
 
 
 def wrong_dtype(what: str, value: Any) -> TensorError:
-    """Return the error of a tensor whose dtype is none, or none that a tensor can have."""
+    """Return the error of a tensor whose dtype is not one that a tensor can have."""
     return TensorError(
         f"the dtype of {what} is {shown(value)}; a torch dtype that tensors have was expected"
     )

@@ -268,7 +268,7 @@ def _packed_nbytes(row: DtypeRow, shape: tuple[int, ...]) -> int:
 
 
 def _wrong_scale(scale: Any, zero_point: Any) -> TensorError:
-    """Return the error of a quantizer whose numbers are none."""
+    """Return the error of a scale and zero point that are not valid numbers."""
     return TensorError(
         f"a quantized tensor has scale {shown(scale)} and zero point {shown(zero_point)}; a float "
         "and an int of 64 bits were expected"
