@@ -35,6 +35,12 @@ _GLOSSARY = (
     (r"\b(?:speaks?|spoke) against\b", "does not match, contradicts"),
     (r"\ball that it has of\b", "exactly the bytes of"),
     (r"\bmust not turn \w+( \w+)? round\b", "must not byte-swap"),
+    (r"\bstands? (?:at|before|behind|in|right|there|twice|where)\b", "is, occurs"),
+    (r"\bbehind (?:a|each|it|its|that|the|them|this)\b", "after"),
+    (r"\banew\b", "again, re- (rewrite)"),
+    (r"\b(?:can|could|may|to) be had\b", "can be recovered, is available"),
+    (r"\bnothing (?:says|tells)\b", "it is unknown"),
+    (r"\bput right\b", "corrected"),
 )  # fmt: skip
 _PHRASES = [(re.compile(phrase), better) for phrase, better in _GLOSSARY]
 

@@ -61,7 +61,7 @@ def test_all_rules(capsys: Capture, path: Path) -> None:
         assert checkpoint["net.w"].spec.storage.location == "cuda:0"
     status, out, err = run(capsys, path, "--compact")
     assert (status, err) == (0, "")
-    assert out == f"{path}: written anew, {path.stat().st_size / 1000:.1f} kB\n"
+    assert out == f"{path}: rewritten, {path.stat().st_size / 1000:.1f} kB\n"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_dry_run_and_json(capsys: Capture, path: Path) -> None:
     assert done == told
     assert done["dropped"] == ["epoch"]
     out = run(capsys, path, "--compact", "--dry-run")[1]
-    assert "to be written anew" in out
+    assert "to be rewritten" in out
 
 
 def test_rules_that_match_nothing(capsys: Capture, path: Path) -> None:

@@ -147,7 +147,7 @@ def as_text(found: Edited, dry_run: bool = False) -> str:
             f"{nbytes_text(found.appended_nbytes)} {'to append' if dry_run else 'appended'}"
         )
     elif found.how == "rewritten":
-        written = "to be written anew" if dry_run else "written anew"
+        written = "to be rewritten" if dry_run else "rewritten"
         done.append(f"{written}, {nbytes_text(found.nbytes)}")
     else:
         done.append("nothing to change")

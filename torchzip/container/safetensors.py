@@ -246,7 +246,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     if at != source.size:
         raise broken(
             f"the tensors end at byte {at:,}, the file has {source.size:,} bytes. "
-            + (TRUNCATED if at > source.size else "Something was added behind them.")
+            + (TRUNCATED if at > source.size else "Something was added after them.")
         )
     return entries, metadata
 

@@ -9,7 +9,7 @@ reports the id, but a file that is identical to torch's needs the same one.
 
 *Order*: the set keeps its elements in one linked list. An element whose bucket is
 empty goes to the head of the list; any other goes in front of its bucket's elements. So
-after inserting a sequence into B buckets, the buckets stand in the reverse order of
+after inserting a sequence into B buckets, the buckets are in the reverse order of
 their first insertion, and so do the elements within each. A rehash walks the list and inserts each
 element into the new buckets by the same rule. The order is therefore computed in phases, one for
 each bucket count: the elements so far, in their present order, and then the names that are added

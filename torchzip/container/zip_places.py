@@ -329,7 +329,7 @@ class Places:
         return [place for place in self.claims(name) if place.is_firm(self.root + name)]
 
     def candidates(self, name: bytes, is_expected: Callable[[bytes], bool]) -> list[Place]:
-        """Return where a record may be: its firm places, else those not firm for another."""
+        """Return where a record may be: its firm places, else those that no other can have."""
         firm = self.firm(name)
         if firm:
             return firm
