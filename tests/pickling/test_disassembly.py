@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from torchzip.errors import PickleError
 from torchzip.pickling.disassembly import Annotator, Step, argument_text, parse_step
-from torchzip.pickling.interpreter import TruncatedPickleError
-from torchzip.pickling.opcodes import OPCODES
+from torchzip.pickling.opcodes import OPCODES, TruncatedPickleError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),

@@ -33,7 +33,7 @@ from hypothesis import given
 from tests import picklable as o
 from tests.pickling.graphs import TREES_WITH_BYTEARRAYS, cycles
 from torchzip.limits import Limits
-from torchzip.pickling import emitter
+from torchzip.pickling import emitter, reductions
 from torchzip.pickling.emitter import Emitter
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Table
@@ -420,7 +420,7 @@ def _qualnames(value: Any) -> list[str]:
 def test_foreign_objects_are_written_as_they_were(name: str) -> None:
     """An object that is read without its class is written with the same bytes."""
     data = pickle.dumps(_VALUES[name], 2)
-    if name in ("methods", "unbound") and not emitter._numbers_parts_of_names():
+    if name in ("methods", "unbound") and not reductions.numbers_parts_of_names():
         # Without the class str, str.upper could be a nested class, which is now written otherwise.
         data = dump(read(data))
         assert _qualnames(pickle.loads(data)) == _qualnames(_VALUES[name])
@@ -433,7 +433,7 @@ def test_names_with_dots_of_any_python(
     name: str, numbers_parts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both forms of a nested class are read as one thing, and pickle finds it again."""
-    monkeypatch.setattr(emitter, "_numbers_parts_of_names", lambda: numbers_parts)
+    monkeypatch.setattr(emitter, "numbers_parts_of_names", lambda: numbers_parts)
     value = _VALUES[name]
     data = dump(value)
     for written in (data, dump(read(data))):

@@ -28,8 +28,8 @@ from tests.sampling import costly, thorough
 from torchzip.checkpoint.lazy_tensor import LazyFactory
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
-from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
-from torchzip.pickling.opcodes import OPCODES
+from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.opcodes import OPCODES, TruncatedPickleError
 from torchzip.pickling.table import Table
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.types import ForeignObject

@@ -22,8 +22,8 @@ import torchzip as tz
 from torchzip.checkpoint.lazy_tensor import LazyFactory
 from torchzip.errors import TorchZipError
 from torchzip.limits import Limits
-from torchzip.pickling.emitter import reduce_object
 from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.reductions import reduce_object
 from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.types import ForeignObject

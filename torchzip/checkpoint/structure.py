@@ -28,7 +28,8 @@ from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError, UnsupportedError
 from torchzip.formats.base import read_pickle
 from torchzip.limits import Limits
-from torchzip.pickling.emitter import Emitter, Reduction, StoppedError, Writer, text_of
+from torchzip.pickling.emitter import Emitter, StoppedError, Writer
+from torchzip.pickling.reductions import Reduction, text_of
 from torchzip.tensors.array_likes import array_kind, array_of
 from torchzip.tensors.array_rows import ArrayRows
 from torchzip.tensors.kinds.base import PartWriter

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.dtypes import DTYPES
 from torchzip.limits import Limits
-from torchzip.pickling.emitter import Reduction, reduce_object, text_of
+from torchzip.pickling.reductions import Reduction, reduce_object, text_of
 from torchzip.tensors.array_likes import ArrayKind, TorchStorages, array_kind, array_of
 from torchzip.tensors.memory import (
     Form,

@@ -30,7 +30,8 @@ from torchzip.formats.base import (
 )
 from torchzip.formats.pickled import knows
 from torchzip.limits import Limits
-from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
+from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Name, Table
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.storage import MeasuredStorage, SpanStorage, TensorStorage

@@ -18,9 +18,9 @@ from typing import Any
 from torchzip.errors import ErrorPlace, TorchZipError, UnsafeGlobalError, listed, shown
 from torchzip.formats.base import Container, Contents, SpecFactory
 from torchzip.limits import Limits
-from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
+from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.keys import KeyCheck
-from torchzip.pickling.opcodes import BY_CODE
+from torchzip.pickling.opcodes import BY_CODE, TruncatedPickleError
 from torchzip.pickling.table import Name, Table
 from torchzip.tensors.rebuild import Rebuilder
 

@@ -49,7 +49,8 @@ from torchzip.formats.base import (
 from torchzip.formats.not_checkpoints import around_checkpoints
 from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
-from torchzip.pickling.interpreter import Interpreter, TruncatedPickleError
+from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Name, Table
 from torchzip.tensors.persistent_ids import BareStorage, Factory, unknown_storage_class
 from torchzip.tensors.rebuild import Rebuilder

@@ -11,8 +11,7 @@ import re
 from typing import Any, NamedTuple
 
 from torchzip.errors import PickleError
-from torchzip.pickling.interpreter import truncated, within_argument
-from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode
+from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode, truncated, within_argument
 
 #: At most so many bytes of a long argument are kept.
 _KEPT_NBYTES = 256

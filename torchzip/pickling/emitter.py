@@ -35,6 +35,16 @@ from typing import Any
 from torchzip.errors import printable, shortened
 from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.allowlist import is_torch_safe
+from torchzip.pickling.opcodes import get_opcode, put_opcode, text_opcode
+from torchzip.pickling.reductions import (
+    Reduction,
+    fault_of,
+    is_nested_name,
+    module_of,
+    numbers_parts_of_names,
+    reduce_object,
+    text_of,
+)
 
 _BATCH = 1000
 #: Fewer are as fast one by one as in bulk.
@@ -48,41 +58,8 @@ _PACK_U32 = struct.Struct("<I").pack
 _PACK_F64 = struct.Struct(">d").pack
 
 Writer = Callable[["Emitter", Any], None]
-Reduction = str | tuple[Any, ...]
 #: Writes pairs of a list from a position on, as far as it can; returns how many.
 Bulk = Callable[["Emitter", Sequence[tuple[Any, Any]], int], int]
-
-
-def reduce_object(value: Any) -> Reduction:
-    """Return Python's own reduction of an object at protocol 2."""
-    reducer = copyreg.dispatch_table.get(type(value))
-    if reducer is not None:
-        return reducer(value)
-    reduction: Reduction = value.__reduce_ex__(2)
-    return reduction
-
-
-def text_of(value: Any) -> str:
-    """Return a key or an error as messages show it, even if its ``__str__`` raises."""
-    try:
-        return str(value)
-    except Exception:
-        return f"<{type(value).__qualname__}>"
-
-
-def text_opcode(nbytes: int) -> bytes:
-    """Return the opcode of a string, up to its bytes."""
-    return b"X" + _PACK_U32(nbytes)
-
-
-def put_opcode(number: int) -> bytes:
-    """Return the opcode that assigns a memo number."""
-    return b"q%c" % number if number < 256 else b"r" + _PACK_U32(number)
-
-
-def get_opcode(number: int) -> bytes:
-    """Return the opcode that fetches the value with a memo number."""
-    return b"h%c" % number if number < 256 else b"j" + _PACK_U32(number)
 
 
 class StoppedError(Exception):
@@ -253,7 +230,7 @@ class Emitter:
         top, *attributes = name.split(".")
         if not attributes:
             self._top_level_name(module, name)
-        elif _numbers_parts_of_names():
+        elif numbers_parts_of_names():
             self.name("builtins", "getattr")
             self.name(module, name[: -len(attributes[-1]) - 1])
             self.string(attributes[-1])
@@ -457,7 +434,7 @@ class Emitter:
         if name is None:
             name = getattr(value, "__qualname__", None) or value.__name__
         assert name is not None
-        module = _module_of(value, name)
+        module = module_of(value, name)
         try:
             __import__(module)
             found: Any = sys.modules[module]
@@ -483,7 +460,7 @@ class Emitter:
             else:
                 self.name(value.module, value.name)
             return
-        if _is_nested_name(value) and not _numbers_parts_of_names():
+        if is_nested_name(value) and not numbers_parts_of_names():
             self.name(value.module, value.name)
             return
         if self.written(id(value)):
@@ -557,35 +534,13 @@ class Emitter:
             raise TypeError(
                 f"{self.where()}: __reduce_ex__ of {kind.__qualname__} gave no reduction"
             )
-        self._check_reduction(reduction, kind)
-        self.reduced(value, reduction)
-
-    def _check_reduction(self, reduction: tuple[Any, ...], kind: type) -> None:
-        """Raise TypeError if a reduction lacks parts that pickle requires."""
-        callee, args, _, list_items, dict_items, setter = (*reduction, *(None,) * 4)[:6]
-        wrong = None
-        if not callable(callee) and type(callee) is not ForeignObject:
-            wrong = "no callable"
-        elif not isinstance(args, tuple):
-            wrong = f"a {type(args).__name__} for its arguments"
-        elif getattr(callee, "__name__", "") == "__newobj__" and not (
-            args and isinstance(args[0], type)
-        ):
-            wrong = "no class for __newobj__"
-        elif getattr(callee, "__name__", "") == "__newobj_ex__" and len(args) != 3:
-            wrong = "not three arguments for __newobj_ex__"
-        elif any(
-            items is not None and not isinstance(items, Iterable)
-            for items in (list_items, dict_items)
-        ):
-            wrong = "items that cannot be iterated"
-        elif setter is not None and not callable(setter):
-            wrong = "a state setter that cannot be called"
+        wrong = fault_of(reduction)
         if wrong is not None:
             raise TypeError(
                 f"{self.where()}: cannot save an object of type {kind.__qualname__}: its "
                 f"reduction has {wrong}"
             )
+        self.reduced(value, reduction)
 
     def reduced(self, value: Any, reduction: tuple[Any, ...]) -> None:
         """Write an object by its reduction."""
@@ -635,59 +590,3 @@ class Emitter:
         self.save(state)
         self.refuse("a state that a function sets")
         self.write(b"\x86R0")
-
-
-class _Outer:
-    class Inner:
-        pass
-
-
-@functools.cache
-def _numbers_parts_of_names() -> bool:
-    """Return whether the running Python numbers the parts of a nested class, A.B.
-
-    It is written as the call getattr(A, "B"). Up to some 3.12, A and the tuple of arguments get
-    numbers; since then both are written again each time. 3.12.1 does the former and 3.12.7 the
-    latter, so this asks pickle.
-    """
-    import pickle
-
-    return b"\x86R" not in pickle.dumps(_Outer.Inner, 2)
-
-
-def _is_nested_name(value: Any) -> bool:
-    """Return whether a foreign object is what `Emitter.name` writes for a nested class.
-
-    A class method has the same two arguments, and is read back the same way.
-    """
-    while type(value) is ForeignObject and value.how == "call":
-        callee, args = value.callee, value.args or ()
-        if not (
-            type(callee) is ForeignObject
-            and (callee.how, callee.module, callee.name) == ("name", "builtins", "getattr")
-            and len(args) == 2
-            and value.state is None
-            and not value.items
-            and value.name.endswith(f".{args[1]}")
-        ):
-            return False
-        value = args[0]
-    return type(value) is ForeignObject and value.how == "name"
-
-
-def _module_of(value: Any, name: str) -> str:
-    """Return the module in which a global lives, as ``pickle.whichmodule`` finds it."""
-    module = getattr(value, "__module__", None)
-    if module is not None:
-        return str(module)
-    for candidate, found in sys.modules.copy().items():
-        if candidate in ("__main__", "__mp_main__") or found is None:
-            continue
-        try:
-            for part in name.split("."):
-                found = getattr(found, part)
-        except AttributeError:
-            continue
-        if found is value:
-            return candidate
-    return "__main__"

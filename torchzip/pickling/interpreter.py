@@ -30,7 +30,13 @@ from torchzip.pickling.objects import (
     set_items,
     size_of,
 )
-from torchzip.pickling.opcodes import BY_CODE, FIXED, Opcode
+from torchzip.pickling.opcodes import (
+    BY_CODE,
+    FIXED,
+    TruncatedPickleError,
+    truncated,
+    within_argument,
+)
 from torchzip.pickling.python2 import python2_string, python3_name, unquote
 from torchzip.pickling.table import Name, Shortcut, Table
 
@@ -46,24 +52,6 @@ _F64 = struct.Struct(">d").unpack_from
 _LONGEST_FIXED = 9
 #: Most digits of an int that Python parses by default.
 _MAX_DIGITS = 4300
-
-
-class TruncatedPickleError(PickleError):
-    """The bytes end within the pickle; ``needed`` is how many more the next step needs."""
-
-    needed: int = 1
-
-
-def within_argument(opcode: Opcode) -> str:
-    """Return the message for bytes that end within an argument."""
-    return f"the pickle ends within the argument of {opcode.name}"
-
-
-def truncated(message: str, needed: int) -> TruncatedPickleError:
-    """Return the error for bytes that end within a pickle."""
-    error = TruncatedPickleError(message)
-    error.needed = max(1, needed)
-    return error
 
 
 #: An empty set, and the result of a call, count as so many empty lists.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from torchzip.errors import PickleError
+
 
 class Opcode(NamedTuple):
     """One opcode: its byte, its name, its argument, what it does."""
@@ -109,3 +111,37 @@ FIXED = {
     "u64": struct.Struct("<Q"),
     "f64 big-endian": struct.Struct(">d"),
 }
+_PACK_U32 = FIXED["u32"].pack
+
+
+def text_opcode(nbytes: int) -> bytes:
+    """Return the opcode of a string, up to its bytes."""
+    return b"X" + _PACK_U32(nbytes)
+
+
+def put_opcode(number: int) -> bytes:
+    """Return the opcode that assigns a memo number."""
+    return b"q%c" % number if number < 256 else b"r" + _PACK_U32(number)
+
+
+def get_opcode(number: int) -> bytes:
+    """Return the opcode that fetches the value with a memo number."""
+    return b"h%c" % number if number < 256 else b"j" + _PACK_U32(number)
+
+
+class TruncatedPickleError(PickleError):
+    """The bytes end within the pickle; ``needed`` is how many more the next step needs."""
+
+    needed: int = 1
+
+
+def within_argument(opcode: Opcode) -> str:
+    """Return the message for bytes that end within an argument."""
+    return f"the pickle ends within the argument of {opcode.name}"
+
+
+def truncated(message: str, needed: int) -> TruncatedPickleError:
+    """Return the error for bytes that end within a pickle."""
+    error = TruncatedPickleError(message)
+    error.needed = max(1, needed)
+    return error

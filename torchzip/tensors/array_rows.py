@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.pickling.emitter import Emitter, get_opcode, put_opcode, text_opcode
+from torchzip.pickling.emitter import Emitter
+from torchzip.pickling.opcodes import get_opcode, put_opcode, text_opcode
 from torchzip.tensors.memory import Form
 from torchzip.tensors.reduce import (
     DenseWriter,

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES
 from torchzip.leaf_types import Device, Dtype, Layout, QScheme, Size
-from torchzip.pickling.emitter import Emitter, Writer, get_opcode
+from torchzip.pickling.emitter import Emitter, Writer
+from torchzip.pickling.opcodes import get_opcode
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage

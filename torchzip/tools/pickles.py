@@ -14,8 +14,7 @@ from torchzip.formats.legacy import is_legacy
 from torchzip.formats.opening import is_safetensors
 from torchzip.limits import Limits
 from torchzip.pickling.disassembly import Step, parse_step
-from torchzip.pickling.interpreter import TruncatedPickleError
-from torchzip.pickling.opcodes import BY_CODE
+from torchzip.pickling.opcodes import BY_CODE, TruncatedPickleError
 
 #: Magic number, version, the writer's machine, the object, the storage keys.
 _LEGACY_PICKLES = 5
