@@ -115,7 +115,7 @@ def test_each_kind_of_value(torch: Any, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(_SEEDS))
 def test_random_trees(torch: Any, tmp_path: Path, seed: int) -> None:
-    """The same for random ones, in turn edited and written anew."""
+    """The same for random ones, in turn edited and rewritten."""
     rng = random.Random(seed)
     path = tmp_path / "m.pt"
     tree = random_tree(torch, rng, size=30)

@@ -70,13 +70,13 @@ def test_sound_and_unverified(capsys: Capture, tmp_path: Path) -> None:
 
 
 def test_statuses(capsys: Capture, tmp_path: Path, broken: Path) -> None:
-    """1 if nothing can be had, and nothing is written; 2 if OUT is there."""
+    """1 if nothing can be recovered, and nothing is written; 2 if OUT is there."""
     out = tmp_path / "out.pt"
     nothing = tmp_path / "nothing.pt"
     nothing.write_bytes(broken.read_bytes()[:200])
     status, text, err = run(capsys, "repair", nothing, out)
     assert (status, text) == (1, "")
-    assert err.startswith(f"torchzip: {nothing}: nothing can be had: data.pkl ")
+    assert err.startswith(f"torchzip: {nothing}: nothing can be recovered: data.pkl ")
     assert not out.exists()
     out.write_bytes(b"mine")
     for target in (out, broken):

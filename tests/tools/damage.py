@@ -148,12 +148,12 @@ def repaired(data: bytes, folder: Path, **options: Any) -> tuple[Repaired, Any]:
 def judge(original: Original, data: bytes, must: set[str], folder: Path) -> Repaired | None:
     """Repair a damaged file: what must come back does, nothing is wrong, all else is said.
 
-    None if it is said that nothing can be had, and nothing must.
+    None if it is said that nothing can be recovered, and nothing must.
     """
     try:
         found, checkpoint = repaired(data, folder)
     except FormatError as error:
-        if must or "nothing can be had" not in str(error):
+        if must or "nothing can be recovered" not in str(error):
             raise
         return None
     with checkpoint:

@@ -686,7 +686,7 @@ def _zipped_again(path: Path, compression: int, comment: bytes = b"") -> None:
     ids=["stored", "deflated", "with a comment", "with a tail"],
 )
 def test_archives_that_cannot_grow(path: Path, change: Callable[[Path], Any]) -> None:
-    """They are written anew, all or nothing, and that is said."""
+    """They are rewritten, all or nothing, and that is said."""
     change(path)
     before = path.read_bytes()
     told = edit(path, rename={"epoch": "step"}, dry_run=True)
@@ -694,7 +694,7 @@ def test_archives_that_cannot_grow(path: Path, change: Callable[[Path], Any]) ->
     found = edit(path, rename={"epoch": "step"})
     assert found == told
     assert (found.how, found.nbytes, found.appended_nbytes) == ("rewritten", path.stat().st_size, 0)
-    assert "written anew" in found.notes[0]
+    assert "rewritten" in found.notes[0]
     expected = tree()
     expected["step"] = expected.pop("epoch")
     assert plain(tz.load(path)) == plain(expected)

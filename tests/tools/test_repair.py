@@ -173,7 +173,7 @@ def test_legacy_cuts(tmp_path: Path) -> None:
         cut = rng.randrange(first, len(original.data))
         must = original.before(cut)
         if not must:
-            with pytest.raises(FormatError, match="nothing can be had"):
+            with pytest.raises(FormatError, match="nothing can be recovered"):
                 repaired(original.data[:cut], tmp_path)
             continue
         found = judge_some(original, original.data[:cut], must, tmp_path)
@@ -555,7 +555,7 @@ def test_nothing_left(value: Any, tmp_path: Path) -> None:
     """If all that there is is lost, that is an error, and nothing is written."""
     data = bytearray(saved(value))
     data[data.index(np.ones(5).tobytes())] ^= 1
-    with pytest.raises(FormatError, match=r"nothing can be had: all of its tensors are lost"):
+    with pytest.raises(FormatError, match=r"nothing can be recovered: all of its tensors are lost"):
         repaired(bytes(data), tmp_path)
 
 

@@ -181,7 +181,7 @@ def test_dead_bytes(tmp_path: Path) -> None:
     _with_zipfile(path, drop)
     found = checked(why_big(path), path.stat().st_size)
     assert kinds(found)["dead bytes"] == 1000 + 30 + len("m/data/9")
-    (saving,) = [each for each in found.savings if each.what.startswith("write it anew")]
+    (saving,) = [each for each in found.savings if each.what.startswith("rewrite it")]
     assert saving.saved > 800  # the new directory has records for other readers
 
 
@@ -431,7 +431,7 @@ _EXPECTED = {
         "leave out both the optimizer state and the EMA copy",
         "round floating tensors to bfloat16",
     },
-    _spare: {"write it anew, without what nothing needs", "round floating tensors to bfloat16"},
+    _spare: {"rewrite it, without what nothing needs", "round floating tensors to bfloat16"},
     _deflated: {"round floating tensors to bfloat16"},
     _legacy: set(),
     _safetensors: {"leave out the optimizer state"},

@@ -173,7 +173,7 @@ class IncrementalWriter:
             self._check()
             archive = self._archive
             with EnoughMemory(), self._breaking():
-                # With early storages in front, all storages stand before the structure: torch's
+                # With early storages in front, all storages come before the structure: torch's
                 # computed offsets follow the keys from the first storage on without a break.
                 if not already:
                     archive.write_head(structure.pickle)

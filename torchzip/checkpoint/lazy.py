@@ -50,7 +50,7 @@ class VerifyReport:
     records: int
     nbytes: int
     tensors: int
-    #: Records without a CRC: their bytes are there, but nothing says whether they are right.
+    #: Records without a CRC: their bytes are there, but it is unknown whether they are right.
     without_crc: tuple[str, ...]
     #: What is odd in a checkpoint of several files and changes no value.
     notes: tuple[str, ...] = ()

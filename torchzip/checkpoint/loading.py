@@ -190,8 +190,8 @@ def load(
 ) -> Any:
     """Return the object that was saved, with a numpy array for each dense tensor.
 
-    ``file`` is what `lazy_load` takes. A file object is left behind the checkpoint, where another
-    may follow.
+    ``file`` is what `lazy_load` takes. A file object is left positioned after the checkpoint, where
+    another may follow.
 
     Sparse, quantized, nested and meta tensors are the types of that name in `torchzip.types`, with
     arrays as their parts; their indices are checked against their shapes.

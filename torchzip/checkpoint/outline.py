@@ -36,7 +36,7 @@ class TensorRow(NamedTuple):
 
     ``storages`` are places in `Outline.storages`, one for each part, in the order in which torch
     writes them; a dense tensor has one part, a meta tensor none. ``span`` are the first byte
-    and the one behind the last that a dense tensor touches in its storage, and ``is_view`` says
+    and the one after the last that a dense tensor touches in its storage, and ``is_view`` says
     that it has fewer or more elements than are stored there. ``shares_storage_with`` is the
     first tensor in the same storage, ``tied_to`` the first that is the same elements in the same
     form. ``stride`` and ``storage_offset`` count elements; they and ``span`` are None where a

@@ -118,7 +118,7 @@ def _layout(array: Array, torch_dtype: str) -> Any:
 
 
 def _reference(array: Array) -> weakref.ref[Any]:
-    """Return a weak reference to what owns an array's memory, as near to it as can be had."""
+    """Return a weak reference to what owns an array's memory, as near to it as possible."""
     owner = owner_of(array)
     try:
         return weakref.ref(owner)

@@ -177,7 +177,7 @@ class Structure:
 
     def _place_of(self, array: NDArray[Any], torch_dtype: str) -> Placement:
         place = self._placements.get((id(array), torch_dtype))
-        if place is None:  # an array that a reduction made anew
+        if place is None:  # an array that a reduction has created
             key = (id(array), torch_dtype)
             place = self._placements[key] = packed(array, torch_dtype)
         return place
@@ -333,8 +333,8 @@ class Structure:
             data.write(emitter, self._parts, requires_grad=False)
             emitter.put(None)
         else:
-            # The data of a parameter is a plain tensor that needs no gradient, made anew
-            # each time it is asked for.
+            # The data of a parameter is a plain tensor that needs no gradient, a new object each
+            # time it is asked for.
             self._write_spec(emitter, self._plain_spec(emitter, data), requires_grad=False)
             emitter.put(None)
         emitter.save(bool(requires_grad))

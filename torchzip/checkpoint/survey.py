@@ -139,7 +139,7 @@ class Survey:
         self.torch_storages = TorchStorages()
         self.numpy_modules: set[str | None] = set()
         # Arrays of the plain class: values, which are met again by identity, and parts of other
-        # values, which are written anew at each mention.
+        # values, which are written again at each mention.
         self._arrays: list[Array] = []
         self._parts: list[Array] = []
         self._parameters: list[Parameter] = []

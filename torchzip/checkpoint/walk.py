@@ -65,7 +65,7 @@ class Label(str):
 
 
 def joined(prefix: str, key: str) -> str:
-    """Return the name of a part, given its holder's with a dot behind it ("" for the root).
+    """Return the name of a part, given its holder's followed by a dot ("" for the root).
 
     >>> joined("a.", "b"), joined("a.", Label("_metadata")), joined("", Label("_metadata"))
     ('a.b', 'a (_metadata)', '(_metadata)')

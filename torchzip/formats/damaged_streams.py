@@ -1,4 +1,4 @@
-"""What can be had of damaged files without CRCs: legacy streams and safetensors.
+"""What can be recovered of damaged files without CRCs: legacy streams and safetensors.
 
 Whether bytes are in their place can be told, whether they are right cannot: all is unverified.
 """

@@ -1,4 +1,4 @@
-"""What can be had of a damaged zip checkpoint: the object, with the storages that are whole.
+"""What can be recovered of a damaged zip checkpoint: the object, with the storages that are whole.
 
 The pickle is the one that the last directory with an end record points to. If that one is beyond
 repair, or there is no such directory, an older one of an edited file is tried, and last the first
@@ -396,7 +396,7 @@ class DamagedZip(ZipFormat, FileContainer):
             looked = f"; of {len(names):,} storages none is whole" if names else ""
             end = TRUNCATED if self.is_cut else "The file is not cut short; its bytes are damaged."
             raise ArchiveError(
-                f"nothing can be had: {printable(self.notes[0].partition(':')[0])}{looked}. "
+                f"nothing can be recovered: {printable(self.notes[0].partition(':')[0])}{looked}. "
                 + " ".join([end, *self.other_checkpoints()[:1]]),
                 path=self.name,
             )

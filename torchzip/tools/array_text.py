@@ -94,7 +94,7 @@ def _corners(tensor: LazyTensor) -> Array:
 
 
 def _joined(tensor: LazyTensor) -> Array:
-    """Return the corners of a tensor whose bytes are to be had in order only.
+    """Return the corners of a tensor whose bytes can only be read in order.
 
     What lies between two places of it goes through memory, so each end of the first long axis is
     read by itself.

@@ -41,7 +41,7 @@ class Edited:
     ``dropped`` and ``set`` paths; what is inside a container that was renamed or dropped is not
     listed. ``requires_grad`` counts tensors, ``device`` storages. ``unused`` has a line for each
     rule that matched nothing. ``nbytes`` is the size of the file now, ``appended_nbytes`` how much
-    was put behind its end, ``dropped_nbytes`` the size of the storages that this edit left out.
+    was appended, ``dropped_nbytes`` the size of the storages that this edit left out.
     ``dead_nbytes`` are the bytes of the file that nothing uses any more; ``compact`` frees them.
     """
 
@@ -75,11 +75,11 @@ def edit(
 ) -> Edited:
     """Change names, values and marks in a file of ``torch.save``, and move no tensor data.
 
-    A new ``data.pkl`` and a new directory are put behind the old ones, which takes milliseconds
+    A new ``data.pkl`` and a new directory are appended after the old ones, which takes milliseconds
     whatever the size of the tensors; with their number it grows, to some seconds for 100,000. At
     every moment the file is readable, with its old content or its new one; after an exception it is
     as it was. Its inode stays, and whoever has it open keeps reading the old tensors. Space of
-    dropped tensors stays in the file until it is written anew, with ``compact``: by itself, or with
+    dropped tensors stays in the file until it is rewritten, with ``compact``: by itself, or with
     other changes. That is all or nothing too, and compares all CRCs.
 
     All rules go by the paths to items of dicts that the file has, joined by dots as in
@@ -92,7 +92,7 @@ def edit(
     device) pairs, of which the first match wins. The ``_metadata`` of a state dict, which names
     modules, stays as it is.
 
-    A file without zip64 end records, such as one that was zipped again, is written anew.
+    A file without zip64 end records, such as one that was zipped again, is rewritten.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def edit(
                     zip_edit.write(target, appended, task.source.size)
                 return report
             task.notes[:] = [
-                "nothing can be appended to an archive like this one, so all of it is written anew"
+                "nothing can be appended to an archive like this one, so all of it is rewritten"
             ]
         return task.report("rewritten", task.rewrite(target))
 
@@ -187,7 +187,7 @@ class _Edit:
         self._container.close()
 
     def append(self) -> zip_edit.Appended | None:
-        """Return what is to be put behind the file; None if that is impossible."""
+        """Return what is to be appended to the file; None if that is impossible."""
         if zip_edit.old_size(self._archive) is None:
             return None
         keys = _FileKeys(self._opened)
@@ -225,7 +225,7 @@ class _Edit:
         return max(0, nbytes - measure(self._archive.root, records, self._alignment())[1])
 
     def rewrite(self, target: InPlaceFile | None) -> int:
-        """Write the file anew, unless there is no target; return its size."""
+        """Rewrite the file, unless there is no target; return its size."""
         keys = StorageKeys()
         structure = self._structure(keys)
         storages = keys.storages()
@@ -358,7 +358,7 @@ class _FileKeys(StorageKeys):
         key = self._known.get(id(storage))
         if key is None:
             raise UnsupportedError(
-                f"a storage of {storage.torch_dtype} would be packed anew; compact (--compact) "
+                f"a storage of {storage.torch_dtype} would be packed again; compact (--compact) "
                 "writes the whole file"
             )
         if id(storage) not in self._keys:

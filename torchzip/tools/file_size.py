@@ -290,6 +290,6 @@ def _ideas(found: Outline, account: Account, roles: list[Role]) -> Iterator[Idea
         what = "each tensor by itself, without what no tensor reaches"
         yield Idea(what, "packed", suffix=".safetensors")
     if any(kind in account.sums for kind in _LEFT_BEHIND):
-        yield Idea("write it anew, without what nothing needs", "new")
+        yield Idea("rewrite it, without what nothing needs", "new")
     if not {"float32", "float64"}.isdisjoint(found.by_dtype):
         yield Idea("round floating tensors to bfloat16", "bfloat16", dtype="bfloat16")

@@ -1,4 +1,4 @@
-"""What stands in a checkpoint under a name: a tensor, a part of one, or anything else."""
+"""What a checkpoint has under a name: a tensor, a part of one, or anything else."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _WINDOW_NBYTES = 1 << 20
 
 
 class PicklePlace(NamedTuple):
-    """Bytes with pickles in turn, at most ``most``; ``finish`` is called behind the last."""
+    """Bytes with pickles in turn, at most ``most``; ``finish`` is called after the last."""
 
     record: str | None
     source: Source

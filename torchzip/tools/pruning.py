@@ -1,7 +1,7 @@
 """An object without the tensors that are lost; all else in it stays the object that it was.
 
 From dicts a lost tensor is taken out. In lists and tuples, whose other items have their places, and
-in the attributes of objects, None stands where it was. A tensor made of several parts is lost with
+in the attributes of objects, None takes its place. A tensor made of several parts is lost with
 any of them.
 """
 
@@ -97,7 +97,7 @@ class Pruning:
             todo += reversed(steps)
         return holders
 
-    # -- what stands there afterwards --------------------------------------------------------------
+    # -- what takes its place ----------------------------------------------------------------------
 
     def _put(self, value: Any) -> Any:
         if id(value) in self.lost:
@@ -108,7 +108,7 @@ class Pruning:
         return id(value) in self.lost or id(value) in self._changed
 
     def _rebuild_tuples(self) -> None:
-        """Make anew the tuples that hold something lost, those inside of others first."""
+        """Replace the tuples that hold something lost, those inside of others first."""
         above: dict[int, list[int]] = {}
         waiting: dict[int, int] = {}
         for key, value in self._tuples.items():

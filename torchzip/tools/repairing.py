@@ -132,7 +132,7 @@ def repair(
     FileExistsError
         If ``out`` is there already and ``overwrite`` is false.
     TorchZipError
-        If nothing can be had; nothing is written then.
+        If nothing can be recovered; nothing is written then.
     OSError
 
     Examples
@@ -228,7 +228,7 @@ def _save(found: _Found, out: str) -> None:
 
 
 def _following(source: Source, end: int, limits: Limits) -> list[str]:
-    """Return what there is to say of a second checkpoint behind the first."""
+    """Return what there is to say of a second checkpoint after the first."""
     kind = kind_of(source, end, limits) if end < source.size else None
     if kind is None:
         return []
@@ -279,7 +279,7 @@ def _all_of(checkpoint: _Sound, limits: Limits, damage: str | None = None) -> _F
         end = end_of(container, limits)
         behind = container.source.size - end
         notes += _following(container.source, end, limits) or (
-            [f"{behind:,} bytes behind the checkpoint are left out"] if behind > 0 else []
+            [f"{behind:,} bytes after the checkpoint are left out"] if behind > 0 else []
         )
     without = None
     if container.has_crcs:
@@ -292,7 +292,7 @@ def _all_of(checkpoint: _Sound, limits: Limits, damage: str | None = None) -> _F
 
 
 def _ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tensors whose names stand in the metadata of a safetensors file only."""
+    """Return the tensors whose names are in the metadata of a safetensors file only."""
     return {name: tensors[kept] for name, kept in parse_ties(metadata, tensors).items()}
 
 
@@ -328,8 +328,8 @@ def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_F
         others = [*container.other_checkpoints(), *_following(source, container.end, limits)]
         if not kept and lost and not _has_values(pruning.root, limits):
             said = (
-                f"nothing can be had: all of its tensors are lost, {len(lost):,} in number; the "
-                f"first, because {lost[0].why}"
+                f"nothing can be recovered: all of its tensors are lost, {len(lost):,} in number; "
+                f"the first, because {lost[0].why}"
             )
             raise FormatError(". ".join([said, *others[:1]]), path=source.name)
         contents.root = pruning.root

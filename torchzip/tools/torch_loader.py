@@ -171,7 +171,7 @@ class _Run:
         pass
 
     def _frame(self, step: Step) -> None:
-        """Python's loader reads a frame at once, and then goes on behind it.
+        """Python's loader reads a frame at once, and then continues after it.
 
         From a file object with ``peek``, as legacy files are read, it loses nothing.
         """

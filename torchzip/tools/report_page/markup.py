@@ -24,7 +24,7 @@ def escaped(text: str, most: int = _MOST_CHARACTERS) -> str:
 
 
 def name_of(name: str) -> str:
-    """Return the name of a tensor as HTML, to be broken behind its dots."""
+    """Return the name of a tensor as HTML, which may be broken after its dots."""
     return (
         escaped(name).replace(".", ".<wbr>")
         if name
@@ -33,7 +33,7 @@ def name_of(name: str) -> str:
 
 
 def json_text(value: Any) -> str:
-    """Return JSON that may stand in a script element: no tag can begin or end in it."""
+    """Return JSON that is safe in a script element: no tag can begin or end in it."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -48,7 +48,7 @@ def shape_text(shape: Sequence[int | None]) -> str:
 
 
 def size_cell(nbytes: int) -> str:
-    """Return a cell with a size, its exact bytes behind it."""
+    """Return a cell with a size, followed by its exact bytes."""
     return f'<td class="num" data-v="{nbytes}" title="{nbytes:,} bytes">{nbytes_text(nbytes)}</td>'
 
 
