@@ -196,7 +196,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
      "model.pt, record data/0: storage 0 has 16 bytes in the archive and 20 in the pickle"),
     "a storage of an unknown class": (_load(_zip(b.tensor(b.persistent(kind=b.name("torch",
      "QuadStorage"))))), "model.pt, record data.pkl, byte 88: storage 0 is of class <foreign "
-     "torch.QuadStorage>, which torch 2.13 has not"),
+     "torch.QuadStorage>, which torch 2.13 does not have"),
     "a tensor past its storage": (_load(_zip(b.tensor(offset=1))),
      "model.pt, record data.pkl, byte 139: a tensor of size [4], stride [1] and "
      "offset 1 reaches to byte 20 of a storage of 16 bytes"),
@@ -233,7 +233,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
      "it ends at byte 61"),
     "a .pt2 archive of an unknown dtype": (_load(pt2.weights({"w": pt2.payload(tensor_meta=pt2.meta(
      99))}), "model.pt2"), "model.pt2, record data/weights/model_weights_config.json: 'w': dtype "
-     "number 99, which torch 2.13 has not"),
+     "number 99, which torch 2.13 does not have"),
     "a tar file of something else": (_load(tar.tar_of({"a.txt": b""})),
      "model.pt: a tar file without storages and tensors and pickle is not a "
      "checkpoint; it has 'a.txt'"),

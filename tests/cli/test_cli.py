@@ -605,7 +605,7 @@ def test_dry_run_of_shards(capsys: Capture, model: Path) -> None:
         (["--rename", "a"], "REGEX=>REPL was expected"),
         (["--rename", "(=>b"], "rename '('"),
         (["--rename", ".+=>x"], "would both be called 'x'"),
-        (["--max-shard-size", "5XB"], "no size"),
+        (["--max-shard-size", "5XB"], "not a size"),
         (["--jobs", "0"], "1 or more"),
     ],
 )

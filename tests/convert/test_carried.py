@@ -412,20 +412,20 @@ def test_what_is_lost_is_said() -> None:
         "sparse items": [SparseTensor("sparse_coo", lazy([[0]]), lazy([1.0]), (2,))],
     }
     made, carried = File({"labelled": labelled}).there_and_back(root)
-    foreign = "argparse.Namespace is no value that JSON can hold"
+    foreign = "argparse.Namespace cannot be held by JSON"
     assert carried.lost == [
         f"hyper_parameters: {foreign}",
         f"callbacks.1: {foreign}; None stands for it",
         f"callbacks.2.0: {foreign}; None stands for it",
         f"state (hook): {foreign}",
-        "storage: a Storage is no value that JSON can hold",
+        "storage: a Storage cannot be held by JSON",
         "records: a value of numpy's dtype [('a', '<f4')] is none that JSON can hold",
         "text: a value of numpy's dtype <U1 is none that JSON can hold",
         "large: a value of 5,242,880 bytes is too large for a header",
         "unnamed: a tensor that the state dict does not name",
-        f"keys.{namespace!r}: its key: {namespace!r} is no value that JSON can hold",
-        f"keys.({namespace!r}, 1): its key: {namespace!r} is no value that JSON can hold",
-        f"items: its key: {namespace!r} is no value that JSON can hold",
+        f"keys.{namespace!r}: its key: {namespace!r} cannot be held by JSON",
+        f"keys.({namespace!r}, 1): its key: {namespace!r} cannot be held by JSON",
+        f"items: its key: {namespace!r} cannot be held by JSON",
         "labelled (class): lib.Weight, with its state",
         "slice: a slice of other things than ints",
         "int: an int of more than 1,785 bytes",
@@ -458,9 +458,8 @@ def test_objects_of_other_classes() -> None:
     assert list(made["nets"][0]) == ["a.b", "bias", "weight"]
     assert made["nets"][1] is None
     assert carried.lost == [
-        "nets.0: torch.nn.Linear is no value that JSON can hold; a dict of its tensors stands for "
-        "it",
-        "nets.1: torch.nn.Linear is no value that JSON can hold; None stands for it",
+        "nets.0: torch.nn.Linear cannot be held by JSON; a dict of its tensors stands for it",
+        "nets.1: torch.nn.Linear cannot be held by JSON; None stands for it",
     ]
     made, carried = file.there_and_back(
         root, names=names, is_listed=lambda value: isinstance(value, ForeignObject)

@@ -215,12 +215,12 @@ def test_rules_without_use(model: Path, rules: Any, line: str) -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"dtype": np.float16}, "dtype takes one dtype, as a text, or a list of .*, not type"),
+        ({"dtype": np.float16}, "dtype takes one dtype, as a string, or a list of .*, not type"),
         ({"dtype": {"*": "float16"}}, "dtype takes .*, not dict"),
-        ({"dtype": [("*", np.dtype("f2"))]}, "a dtype is a text such as 'bfloat16', not Float16"),
+        ({"dtype": [("*", np.dtype("f2"))]}, "a dtype is a string such as 'bfloat16', not Float16"),
         ({"rename": "a=>b"}, "rename takes a list of .regex, replacement., not str"),
-        ({"rename": [("a", None)]}, "rename takes pairs .* of texts, not .str, NoneType"),
-        ({"rename": [(b"a", b"b")]}, "rename takes pairs .* of texts, not .bytes, bytes"),
+        ({"rename": [("a", None)]}, "rename takes pairs .* of strings, not .str, NoneType"),
+        ({"rename": [(b"a", b"b")]}, "rename takes pairs .* of strings, not .bytes, bytes"),
     ],
 )
 def test_rules_of_another_form(tmp_path: Path, rules: Any, message: str) -> None:

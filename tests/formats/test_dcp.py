@@ -393,9 +393,10 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
      tz.FormatError, "12 of the 28 elements"),
     "no chunk": (_no_tensor(boxes=[]), tz.FormatError, "0 of the 28"),
     "chunks overlap": (_no_tensor(boxes=[((0, 0), (7, 4)), ((1, 0), (2, 2))]),
-     tz.FormatError, "nothing says"),
+     tz.FormatError, "does not say where"),
     "a chunk reaches out": (_no_tensor(boxes=[((0, 0), (8, 4))]), tz.FormatError, "reaches out"),
-    "a chunk of one dimension": (_no_tensor(boxes=[((0,), (28,))]), tz.FormatError, "nothing says"),
+    "a chunk of one dimension": (_no_tensor(boxes=[((0,), (28,))]),
+     tz.FormatError, "does not say where"),
     "a huge tensor": (_no_tensor(shape=(_BIG, 4), boxes=[((0, 0), (_BIG, 4))]),
      tz.FormatError, "an item of"),
     "a huge empty tensor": (_no_tensor(shape=(0, _BIG, _BIG), boxes=[]), tz.FormatError, "stride"),
@@ -428,9 +429,9 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
      tz.FormatError, "a list was expected"),
     "items overlap": (lambda made: made.places.append(
      (d.index("v", None), d.info("__0_0.distcp", 40, 30))), tz.FormatError, "overlap"),
-    "nothing says where": (lambda made: made.places.clear(), tz.FormatError, "nothing says"),
+    "nothing says where": (lambda made: made.places.clear(), tz.FormatError, "does not say where"),
     "an object without a place": (lambda made: made.items.update(x=d.BYTES),
-     tz.FormatError, "nothing says where 'x'"),
+     tz.FormatError, "does not say where 'x'"),
     "a place under no index": (lambda made: made.places.append(
      (b.text("w"), d.info("__0_0.distcp", 0, 9))), tz.FormatError, "MetadataIndex"),
     "an index without a name": (lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex",
@@ -483,7 +484,7 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
     "a memory format of text": (_properties(memory_format=b.call(
      b.name(d.MODULE, "_MEM_FORMAT_ENCODING"), "x")), tz.FormatError, "memory format"),
     "a path of numbers": (_metadata(version=b.call("pathlib.PosixPath", 1)),
-     tz.FormatError, "texts"),
+     tz.FormatError, "strings"),
 }  # fmt: skip
 
 

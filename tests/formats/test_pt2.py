@@ -504,8 +504,8 @@ def test_refused(row: Any, error: type[TorchZipError]) -> None:
 
 
 def test_a_part_of_an_element() -> None:
-    """A record that is no whole number of elements."""
-    with pytest.raises(TensorError, match="no whole number"):
+    """A record that is not a whole number of elements."""
+    with pytest.raises(TensorError, match="not a whole number"):
         load(weights({"t": payload(tensor_meta=meta(7, (1,)))}, {"weight_0": b"12345"}))
 
 

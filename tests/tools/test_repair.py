@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import torchzip as tz
@@ -269,6 +269,7 @@ def test_safetensors_ties(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [twenty, alike])
 @given(seed=st.integers(0, 1 << 40))
+@example(seed=16357577)  # a block with a whole record lands in the extra field of another
 def test_any_damage(
     value: Callable[[], Any], tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
@@ -326,7 +327,7 @@ def test_pickle_put_right(tmp_path: Path) -> None:
     found = judge_some(_TWENTY, bytes(data), set(_TWENTY.values), tmp_path)
     start = _TWENTY.data.index(b"\x80\2")
     assert found.notes == (
-        f"byte {place - start:,} of data.pkl was damaged and was put right by its CRC-32",
+        f"byte {place - start:,} of data.pkl was damaged and was corrected by its CRC-32",
     )
 
 

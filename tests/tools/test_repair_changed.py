@@ -243,7 +243,7 @@ def test_the_same_twice(tmp_path: Path) -> None:
     [
         (lambda data: data + b"\1" * 99_000, "99,000 bytes follow the archive", False),
         (lambda data: data + bytes(99_000), "99,000 bytes follow the archive", False),
-        (lambda data: b"HTTP/1.1 200\n" + data, "13 bytes stand before the archive", False),
+        (lambda data: b"HTTP/1.1 200\n" + data, "13 bytes are before the archive", False),
         (lambda data: data[:-22] + b"Q" + data[-21:], "no zip directory in the last", False),
         (lambda data: data[:3500] + bytes(len(data) - 3500), "the file ends with", True),
         (lambda data: data[:3500], "no zip directory in the last", True),

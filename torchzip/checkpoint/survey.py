@@ -31,7 +31,7 @@ from torchzip.tensors.memory import (
     plain_form,
     torch_dtype_to_save,
 )
-from torchzip.tensors.numpy_values import PickledArray, module_of
+from torchzip.tensors.numpy_values import PickledArray, module_among, module_of
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.reduce import Stored
 from torchzip.tensors.specs import TensorSpec
@@ -222,6 +222,7 @@ class Survey:
             elif kind is Storage:
                 self._add_part(value.data, link, todo)
             elif kind is ForeignObject:
+                self.numpy_modules.add(module_among([(value.module, value.name)]))
                 parts = (value.items, value.state, value.kwargs, value.args, value.callee)
                 todo += [(part, link) for part in parts]
             elif kind is set or kind is frozenset:

@@ -28,6 +28,7 @@ from torchzip.container.zip_layout import (
 )
 from torchzip.container.zip_marks import (
     Descriptor,
+    aligned,
     find_descriptor,
     is_sound_extra,
     read_descriptors,
@@ -39,8 +40,6 @@ from torchzip.files.crc import crc32
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
-#: Records of torch.save start on a multiple of this by default.
-_ALIGNMENT = 64
 #: Lengths of a local header's zip64 field, docs/format.md, section 2.6.
 _ZIP64_LENGTHS = (20, 28, 12)
 _BLOCK_NBYTES = 1 << 20
@@ -206,7 +205,7 @@ class DamagedArchive:
         return place.offset + 30 + len(self.places.root) + len(name)
 
     def _aligned(self, offset: int) -> int:
-        return offset + (self.places.start - offset) % _ALIGNMENT
+        return aligned(offset, self.places.start)
 
     def _starts(self, place: Place, name: bytes, nbytes: int) -> list[int]:
         """Return where the bytes of a stored record may start, the most likely offset first."""

@@ -22,6 +22,7 @@ from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_marks import (
     LocalHeader,
     Row,
+    aligned,
     find_descriptor,
     is_sound_extra,
     read_descriptors,
@@ -83,43 +84,57 @@ def follow(headers: list[LocalHeader], around: Surroundings, sizes: Mapping[byte
         if not is_linked and header.offset >= inside and record in sizes:
             if layout is None:
                 layout = _layout(chain.headers, around, sizes)
-            is_linked = layout.get(record) == header.data_offset
+            is_linked = layout.get(record) == _start_of(header, around)[0]
         if not is_linked:
             chain.elsewhere.append(header)
             if header.offset >= inside and not layout:
                 chain.doubtful.append(header)
             continue
         chain.headers.append(header)
-        ends = _ends(header, rows, sizes.get(record), around)
+        start, is_sure = _start_of(header, around)
+        ends = _ends(header, start, is_sure, rows, sizes.get(record), around)
         gaps = _DESCRIPTORS if header.has_descriptor else (0,)
         linked = {end + gap for end in ends for gap in gaps} | around.ends
-        inside = max(ends, default=header.data_offset)
-        if inside > header.data_offset:
-            chain.extents.append((header.data_offset, inside))
+        inside = max(ends, default=start)
+        if inside > start:
+            chain.extents.append((start, inside))
     return chain
 
 
+def _start_of(header: LocalHeader, around: Surroundings) -> tuple[int, bool]:
+    """Return where the bytes of a record start, and whether its lengths say so.
+
+    Where these are damaged, it is where `torch.save` aligns them.
+    """
+    name_end = header.offset + LOCAL.size + len(header.name)
+    if is_sound_extra(around.source, name_end, header.data_offset):
+        return header.data_offset, True
+    return aligned(name_end + 4, around.start), False
+
+
 def _ends(
-    header: LocalHeader, rows: list[Row], nbytes: int | None, around: Surroundings
+    header: LocalHeader,
+    start: int,
+    is_sure: bool,
+    rows: list[Row],
+    nbytes: int | None,
+    around: Surroundings,
 ) -> set[int]:
     """Return where the bytes of a record may end: where a descriptor confirms it, or else all
     claims.
 
-    Empty if the header's lengths are damaged, as the start of the bytes is unknown then.
+    Claims that nothing confirms do not count where it is not sure that the bytes start there.
     """
-    name_end = header.offset + LOCAL.size + len(header.name)
-    if not is_sound_extra(around.source, name_end, header.data_offset):
-        return set()
     said = {row.compressed for row in rows if row.name == header.name}
     if not header.has_descriptor:
         said.add(header.compressed)
     if nbytes is not None and header.method == STORED:
         said.add(nbytes)
-    ends = {header.data_offset + each for each in said}
-    sure = {end for end in ends if _is_described(around.source, end, end - header.data_offset)}
-    if sure or ends:
+    ends = {start + each for each in said}
+    sure = {end for end in ends if _is_described(around.source, end, end - start)}
+    if sure or (ends and is_sure):
         return sure or ends
-    found = find_descriptor(around.source, header.data_offset, around.source.size)
+    found = find_descriptor(around.source, start, around.source.size)
     return set() if found is None else {found}
 
 

@@ -40,6 +40,8 @@ _LOOK_NBYTES = CENTRAL.size + _MOST_NAME
 #: The zip64 field of a row, the first in its extra data.
 _ZIP64_NBYTES = 4 + 3 * 8
 _DESCRIPTOR_FLAG = 8
+#: Records of torch.save start on a multiple of this, unless it was told otherwise.
+_ALIGNMENT = 64
 #: Most marks in one file; each takes some 300 bytes of memory. `Limits.entries` may lower it.
 _MOST_MARKS = 1_000_000
 #: Most places in one record that look like a descriptor and are checked.
@@ -204,6 +206,15 @@ def read_lengths(source: Source, offset: int) -> int | None:
         return None
     name_length, extra_length = struct.unpack("<HH", source.read_at(offset + 26, 4))
     return int(offset + 30 + name_length + extra_length)
+
+
+def aligned(offset: int, start: int) -> int:
+    """Return the next place at which `torch.save` puts bytes, in an archive that begins at start.
+
+    >>> aligned(65, 0), aligned(65, 1)
+    (128, 65)
+    """
+    return offset + (start - offset) % _ALIGNMENT
 
 
 def is_sound_extra(source: Source, start: int, stop: int) -> bool:

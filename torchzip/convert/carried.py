@@ -3,12 +3,12 @@
 safetensors holds tensors by name and nothing else. What a checkpoint has besides (containers, the
 ``_metadata`` of a state dict, the step of an optimizer, that a tensor is a Parameter) stands under
 the key `OBJECT_KEY`, and `torchzip.convert.restored` makes the object again from it. Other readers
-of the file see a text that they do not ask for.
+of the file see a string that they do not ask for.
 
 The text is ``{"root": value, "shared": [value, ...]}``, without ``"shared"`` if that is empty. A
 value is
 
-* null, true, false, a text, a list: itself. A number: an int of up to 64 bits, or a float, which
+* null, true, false, a string, a list: itself. A number: an int of up to 64 bits, or a float, which
   always has a point or an exponent;
 * an object: exactly one of its keys is a kind of the tables below and holds the body; the other
   keys are options of that kind. An option that stands for what is usual is left out.
@@ -17,11 +17,11 @@ value is
 ``tensor``         the tensor of that name in the file. ``stride``: its stride in elements, if it is
                    not that of C order; its elements lie in the file in C order all the same. The
                    strides are those of a permutation of axes (``channels_last``, a transposed
-                   weight), without gaps. ``requires_grad``: true for a leaf that is no Parameter.
-                   ``attributes``: its Python attributes, a value
+                   weight), without gaps. ``requires_grad``: true for a leaf that is not a
+                   Parameter. ``attributes``: its Python attributes, a value
 ``parameter``      an ``nn.Parameter`` over the tensor of that name; options as above, but
                    ``requires_grad`` is true if left out, and ``state``: its Python attributes
-``dict``           ``{"key": value, ...}`` if all keys are texts, else ``[[key, value], ...]``, in
+``dict``           ``{"key": value, ...}`` if all keys are strings, else ``[[key, value], ...]``, in
                    order. Keys are values too
 ``tensors``        a list of names: a dict from each to the tensor of that name, if the file has it.
                    For a state dict that has another order than the file
@@ -34,9 +34,9 @@ value is
 ``shared``         an int: the value at this place of the list ``"shared"``
 =================  ==============================================================================
 
-A list, dict, tensor or other object to which there are two ways stands in ``"shared"``, so it comes
-back as one object; one that contains itself does too. (Numbers, texts, bytes and dtypes do not.)
-So does what lies too deep to stand where it belongs: the text itself is nested no deeper than a
+A list, dict, tensor or other object to which there are two ways is in ``"shared"``, so it comes
+back as one object; one that contains itself does too. (Numbers, strings, bytes and dtypes do not.)
+So does what lies too deep for its own place: the text itself is nested no deeper than a
 reader of JSON with a stack of a few hundred levels takes.
 
 Values that hold no others (`carried_values`):
@@ -44,15 +44,15 @@ Values that hold no others (`carried_values`):
 ====================  ===========================================================================
 ``int``               ``"-0x1f"``, of more than 64 bits
 ``float``             ``"nan"``, ``"inf"``, ``"-inf"``
-``str``               base64 of its UTF-8, with surrogates as three bytes each; only for a text that
-                      has surrogates, which JSON is not sure to keep
+``str``               base64 of its UTF-8, with surrogates as three bytes each; only for a string
+                      that has surrogates, which JSON may not keep
 ``bytes``             base64; ``bytearray`` likewise
 ``complex``           [real part, imaginary part]
 ``range``             [start, stop, step]; ``slice`` likewise, of ints and null
 ``datetime``          ISO 8601 without a zone. ``tzinfo``: a ``timezone``; ``fold``: 1. ``time``
                       likewise; ``date``
 ``timedelta``         [days, seconds, microseconds]
-``timezone``          the same, of its offset. ``name``: a text
+``timezone``          the same, of its offset. ``name``: a string
 ``Decimal``           its text
 ``Fraction``          [numerator, denominator]
 ``PosixPath``         its text; also ``WindowsPath``, ``PurePosixPath``, ``PureWindowsPath``
@@ -103,7 +103,7 @@ from torchzip.types import Dtype, ForeignObject, Layout, OtherTensor, Parameter,
 #: The key of the text in the metadata.
 OBJECT_KEY = "torchzip.object"
 
-#: Values within values that stand where they belong. One takes up to three levels of JSON, and
+#: Values within values that are written in place. One takes up to three levels of JSON, and
 #: Python's reader of JSON has some 900 of them.
 _INLINE_DEPTH = 32
 _KEY_DEPTH = 100
@@ -116,7 +116,7 @@ NameOf = Callable[[LazyTensor], str | None]
 
 #: A step of a path: the path before, a key, and whether it is the name of an attribute.
 _Path = tuple[Any, Any, bool] | None
-#: Yields (value, path, whether it stands in a sequence), gets their JSON, and returns its own.
+#: Yields (value, path, whether it is in a sequence), gets their JSON, and returns its own.
 _Writing = Generator[tuple[Any, _Path, bool], Any, Node]
 
 
@@ -138,15 +138,15 @@ def carry(
     out without a line in ``lost``, because the caller has said what there is to say of them: the
     kinds of tensors that are not dense (`types.OtherTensor`, which is what it is by default), and
     tensors of classes of their own. It is not asked about containers. ``name_of_array`` returns
-    the name of the tensor that stands in the file for an array of numpy, and None for one whose
+    the name of the tensor in the file for an array of numpy, and None for one whose
     values are to be in the text. ``in_file`` are the names in the order in which a reader of the
     file gets them.
 
     The text is None in three cases. A plain dict of ordinary tensors by their names, in that order,
     is what any reader makes of the file. An object that is itself of another class (a pickled
     module) has nothing around its tensors that could be carried: the caller lists what it has, as
-    if there was no `carry`. And a text that is too long for a header is not written, which ``lost``
-    says.
+    if there was no `carry`. And a string that is too long for a header is not written, which
+    ``lost`` says.
 
     Reads no tensor data. Does not recurse, whatever the depth of the object: what is deeper than
     ``limits.nesting`` is lost.
@@ -382,7 +382,7 @@ class _Writer:
                     if made is not _LOST:
                         attributes[key] = made
                 else:
-                    self._lose((path, key, True), "an attribute whose name is no text")
+                    self._lose((path, key, True), "an attribute whose name is not a string")
             if attributes:
                 node["attributes"] = attributes
         return node
@@ -445,7 +445,7 @@ class _Writer:
     def _foreign(self, value: ForeignObject, path: _Path) -> Node:
         """Return a dict of the tensors below an object that is not carried."""
         below = self._below(path)
-        what = f"{_name_of_class(value)} is no value that JSON can hold"
+        what = f"{_name_of_class(value)} cannot be held by JSON"
         if not below:
             if self._is_listed(value):
                 return _LOST

@@ -38,7 +38,7 @@ def text_of(made: Node, what: str, lost: list[str], limits: Limits) -> Carried:
         return Carried(None, [f"{what}: more than {most:,} bytes as JSON"])
     text = to_json(made)
     for unit, actual, bound in (
-        # It is quoted once more as a text of the header, and shares that with the tensors.
+        # It is quoted once more as a string of the header, and shares that with the tensors.
         # The name of a tensor may have surrogates, which the header refuses.
         ("bytes", len(text.encode("utf-8", "surrogatepass")) + text.count('"'), most),
         ("lists and dicts", *containers_in(text, limits)),
@@ -50,12 +50,12 @@ def text_of(made: Node, what: str, lost: list[str], limits: Limits) -> Carried:
 
 
 def containers_in(text: str, limits: Limits) -> tuple[int, int]:
-    """Return how many lists and objects a text of JSON has at most, and how many it may have."""
+    """Return how many lists and objects a JSON string has at most, and how many it may have."""
     return text.count("[") + text.count("{"), limits.containers + len(text) // 8
 
 
 def _is_longer(node: Node, most: int) -> bool:
-    """Return whether the texts and numbers alone are longer: one may stand in many places."""
+    """Return whether the strings and numbers alone are longer: one may be in many places."""
     todo = [node]
     while todo and most >= 0:
         part = todo.pop()

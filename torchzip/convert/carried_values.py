@@ -1,8 +1,8 @@
-"""Values that hold no other values <-> JSON: numbers, texts, bytes, times, the names of torch.
+"""Values that hold no other values <-> JSON: numbers, strings, bytes, times, the names of torch.
 
 The smaller half of the encoding that `carried` describes: a table of writers, and one of readers.
-A reader makes a value with the functions that the reader of pickles has for it, so that a text can
-make nothing that a pickle could not.
+A reader makes a value with the functions that the reader of pickles has for it, so that JSON
+can make nothing that a pickle could not.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ class NotCarriedError(Exception):
 
 
 def broken(message: str) -> FormatError:
-    """Return the error for a text that is no encoding of an object."""
+    """Return the error for a string that does not encode an object."""
     return FormatError(f"the object in the metadata: {message}")
 
 
 def is_plain_text(text: str) -> bool:
-    """Return whether UTF-8 has a text as it is."""
+    """Return whether UTF-8 can encode a string."""
     return text.isascii() or not _SURROGATE.search(text)
 
 
 def are_json(values: Collection[Any]) -> bool:
-    """Return whether all are numbers and texts that JSON has as they are.
+    """Return whether all are numbers and strings that JSON has as they are.
 
     >>> are_json([1, 2.5, "a", None]), are_json([1, float("nan")]), are_json([1, b"a"])
     (True, False, False)
@@ -101,7 +101,7 @@ def write_atom(value: Any, limits: Limits) -> Node:
         return {**node, **_module_option(value)}
     if isinstance(value, np.dtype):
         return {"numpy.dtype": _dtype_name(value)}
-    raise NotCarriedError(f"{shown(value)} is no value that JSON can hold")
+    raise NotCarriedError(f"{shown(value)} cannot be held by JSON")
 
 
 def _int(value: int, limits: Limits) -> Node:
@@ -173,7 +173,7 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
 
 def _array(value: PickledArray, limits: Limits) -> Node:
     if not value.is_pickled:
-        raise NotCarriedError("an array that is no tensor of a file")
+        raise NotCarriedError("an array that is not a tensor of a file")
     fortran = value.flags.f_contiguous and not value.flags.c_contiguous
     node = {
         "numpy.array": _text_of(value.tobytes("F" if fortran else "C")),
@@ -312,7 +312,7 @@ def _read_str(body: Any, node: Any, limits: Limits) -> str:
     try:
         return _raw(body).decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        raise broken("a str that is no UTF-8") from None
+        raise broken("a str that is not UTF-8") from None
 
 
 def _called(
@@ -349,7 +349,7 @@ def _moment_of(kind: type[datetime] | type[time]) -> Reader:
         fold = node.get("fold", 0)
         made = _iso(kind, body)
         if not isinstance(zone, timezone | None) or type(fold) is not int or fold not in (0, 1):
-            raise broken(f"a {kind.__name__} with a time zone or a fold that is none")
+            raise broken(f"a {kind.__name__} with a time zone or a fold that is not valid")
         return made.replace(tzinfo=zone, fold=fold)
 
     return read
@@ -363,7 +363,7 @@ def _iso(kind: Any, body: Any) -> Any:
             return made
     except (TypeError, ValueError):
         pass
-    raise broken(f"a {kind.__name__} that is none")
+    raise broken(f"a {kind.__name__} that is not valid")
 
 
 _MAKE_TIMEDELTA = _from_parts(("datetime", "timedelta"))
@@ -382,7 +382,7 @@ def _read_dtype(name: Any) -> np.dtype[Any]:
         found = named_dtype(name)
         if found is not None:
             return found
-    raise broken("a dtype that numpy and ml_dtypes have not")
+    raise broken("a dtype that numpy and ml_dtypes lack")
 
 
 def _read_module(node: Any) -> str:
@@ -415,7 +415,7 @@ def _read_size(body: Any, node: Any, limits: Limits) -> Size:
 def _named(kind: type[Dtype] | type[QScheme] | type[Layout]) -> Reader:
     def read(body: Any, node: Any, limits: Limits) -> Any:
         if not _is_name(kind.__name__.lower(), body):
-            raise broken(f"a {kind.__name__} that torch has not")
+            raise broken(f"a {kind.__name__} that torch does not have")
         return kind(body)
 
     return read

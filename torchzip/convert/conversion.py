@@ -74,10 +74,10 @@ def convert(
 ) -> ConvertReport:
     """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
 
-    ``src`` is told by its content: a path, which may be that of a directory as in `lazy_load`, or a
-    binary file object. ``dst`` may be a directory, which gets a ``model.safetensors``, or an
-    ``*.index.json``, which gets shards beside it. It appears complete or not at all, and may be the
-    source itself.
+    ``src`` is a path, which may be that of a directory as in `lazy_load`, or a binary file object;
+    its format is recognised by its content. ``dst`` may be a directory, which gets a
+    ``model.safetensors``, or an ``*.index.json``, which gets shards beside it. It appears complete
+    or not at all, and may be the source itself.
 
     The rules look at the flat names of the source, or at those that ``map`` gives:
 

@@ -20,7 +20,7 @@ from torchzip.types import ForeignObject, OtherTensor, Parameter, QuantizedTenso
 def lost_values(
     checkpoint: Checkpoint, root: Any, original: Mapping[str, Held], whole: Iterable[Held] = ()
 ) -> Iterator[str]:
-    """Yield what is in an object and is no tensor with a name, where only those are written.
+    """Yield what is in an object and is not a tensor with a name, where only those are written.
 
     ``original`` are all tensors that had one, wanted or not; those in ``whole`` are written with
     their attributes. A list or dict of many values that holds numbers and strings and nothing else,
@@ -104,7 +104,7 @@ def lost_casts(root: Any, cast: Iterable[LazyTensor], dtype_of: DtypeOf) -> Iter
     """Name tensors that keep their dtype though a rule gives them another.
 
     Those in ``cast`` have names of their own. Others are parts of tensors that are not dense,
-    attributes, keys of dicts and items of sets. What a quantized tensor is made of is no weight.
+    attributes, keys of dicts and items of sets. The parts of a quantized tensor are not weights.
     """
     named = {id(tensor.spec) for tensor in cast}
 

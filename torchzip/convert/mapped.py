@@ -44,7 +44,7 @@ class MappedTensors:
         ValueError
             If a name comes twice.
         TypeError
-            If what comes is no pair of a name and an array or tensor.
+            If what comes is not a pair of a name and an array or tensor.
         """
         given = self._map(name, tensor)
         if not isinstance(given, Iterable):

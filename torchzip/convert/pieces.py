@@ -83,7 +83,7 @@ class _Run:
 
 
 def _run_of(storage: TensorStorage) -> _Run | None:
-    """Return how a storage is made, if any range of it can be had by itself."""
+    """Return how a storage is made, if any range of it can be read by itself."""
     cast = storage if isinstance(storage, CastStorage) else None
     base = cast.base if cast is not None else storage
     start, nbytes = 0, base.nbytes
@@ -257,7 +257,7 @@ class _Worker:
         return copied
 
     def _write_blocks(self, piece: Piece) -> Written:
-        """Write a storage that is to be had from its start to its end only."""
+        """Write a storage that can only be read from its start to its end."""
         crc = 0
         # The bytes are given a new CRC, so damage must show here.
         blocks, cast = _blocks_of(piece.storage)

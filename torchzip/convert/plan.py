@@ -36,7 +36,7 @@ class Plan:
     refused: list[tuple[str, str]] = field(default_factory=list)
     #: Rules that match nothing.
     unused: list[str] = field(default_factory=list)
-    #: Tensors that are no weights by themselves -> a scale that belongs to each.
+    #: Tensors that are not weights by themselves -> a scale that belongs to each.
     codes: dict[str, str] = field(default_factory=dict)
     #: The path and the bytes of the index of shards.
     index: tuple[str, bytes] | None = None

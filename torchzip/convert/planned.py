@@ -29,7 +29,7 @@ class PlannedTensor:
 
 @dataclass(slots=True)
 class PlannedFile:
-    """One file of the output: storage ``i`` stands at byte ``starts[i]``, ``nbytes`` in all."""
+    """One file of the output: storage ``i`` begins at byte ``starts[i]``, ``nbytes`` in all."""
 
     path: str
     #: For a zip: the pickle. For safetensors: everything before the data.

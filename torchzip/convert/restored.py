@@ -41,7 +41,7 @@ _Reading = Generator[Node, Any, Any]
 def restore(
     text: str, tensor: Callable[[str], LazyTensor | None], limits: Limits | None = None
 ) -> Any:
-    """Return the object of a text that `carry` wrote: a tree like `Checkpoint.root`.
+    """Return the object of a string that `carry` wrote: a tree like `Checkpoint.root`.
 
     ``tensor`` returns the tensor of a name of the file, None if there is none of that name. Each
     mention of a name is a LazyTensor of its own over the storage of that one. A tensor with a
@@ -53,7 +53,7 @@ def restore(
     Raises
     ------
     FormatError, LimitError
-        If the text is none of `carry`, names a tensor that the file has not, or is past a bound of
+        If the text is none of `carry`, names a tensor that the file lacks, or is past a bound of
         ``limits`` (``header_nbytes``, ``containers``, ``nesting``, ``int_nbytes``, ``key_values``,
         ``key_nesting``).
     """
@@ -76,16 +76,16 @@ def restore(
     check_options(made, "root", ("shared",))
     table = made.get("shared", [])
     if type(table) is not list:
-        raise broken("the shared values are no list")
+        raise broken("the shared values are not a list")
     return _Maker(table, tensor, limits, len(text)).make(made["root"])
 
 
 def _no_constant(name: str) -> Any:
-    raise broken(f"{name}, which JSON has not")
+    raise broken(f"{name}, which JSON does not have")
 
 
 class _Unmade:
-    """What stands in the place of a shared value that is not made yet, or is just being made."""
+    """The placeholder of a shared value that is not made yet, or is just being made."""
 
 
 _UNMADE, _BEING_MADE = _Unmade(), _Unmade()
@@ -156,7 +156,7 @@ class _Maker:
                 continue
             sent = self._start(node, depth)
             if type(sent) is GeneratorType:
-                # A mention of a shared value is no level of its own.
+                # A mention of a shared value is not a level of its own.
                 stack.append((sent, depth if "shared" in node else depth + 1))
                 sent = None
         return sent
@@ -240,7 +240,7 @@ class _Maker:
             values: list[Any] = []
             for pair in _list(body):
                 if type(pair) is not list or len(pair) != 2:
-                    raise broken("the items of a dict are no pairs")
+                    raise broken("the items of a dict are not pairs")
                 keys.append(self._key((yield pair[0])))
                 values.append((yield pair[1]))
             self._keys.fill(shell, keys, values)
@@ -248,7 +248,7 @@ class _Maker:
                 raise broken("a dict has a key twice")
         attributes = node.get("attributes", {})
         if type(attributes) is not dict:
-            raise broken("attributes that are no object")
+            raise broken("attributes that are not an object")
         for name, item in attributes.items():
             # numpy and others ask an object itself for names in underscores, some for an address.
             if name.startswith("__") or hasattr(type(shell), name):
@@ -293,7 +293,7 @@ class _Maker:
 
     def _spec(self, name: Any, node: Any, requires_grad: bool) -> TensorSpec:
         if type(name) is not str:
-            raise broken("a tensor whose name is no text")
+            raise broken("a tensor whose name is not a string")
         found = self._find_tensor(name)
         if found is None:
             raise broken(f"the file has no tensor {shown(name)}")
@@ -354,7 +354,7 @@ def _empty_defaultdict(node: dict[str, Any]) -> Any:
 def _empty_deque(node: dict[str, Any]) -> Any:
     most = node.get("maxlen")
     if most is not None and not is_number(most):
-        raise broken("a deque of a length that is none")
+        raise broken("a deque whose length is not valid")
     return deque(maxlen=most)
 
 

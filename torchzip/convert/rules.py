@@ -47,7 +47,7 @@ class Rules:
         dtypes = (
             [("*", dtype)]
             if isinstance(dtype, str)
-            else parse_pairs("dtype", "one dtype, as a text, or a list of (glob, dtype)", dtype)
+            else parse_pairs("dtype", "one dtype, as a string, or a list of (glob, dtype)", dtype)
         )
         self._dtypes = [
             (Glob("dtype", glob, "floating tensor"), _parse_dtype(target))
@@ -134,7 +134,7 @@ class Expression:
             isinstance(replacement, str) or callable(replacement)
         ):
             kinds = f"{type(text).__name__}, {type(replacement).__name__}"
-            raise TypeError(f"rename takes pairs (regex, replacement) of texts, not ({kinds})")
+            raise TypeError(f"rename takes pairs (regex, replacement) of strings, not ({kinds})")
         self.text = text
         self.used = False
         try:
@@ -201,11 +201,11 @@ def match_any(globs: Sequence[Glob], name: str) -> bool:
 
 def _parse_dtype(text: str) -> str:
     if not isinstance(text, str):
-        raise TypeError(f"a dtype is a text such as 'bfloat16', not {type(text).__name__}")
+        raise TypeError(f"a dtype is a string such as 'bfloat16', not {type(text).__name__}")
     try:
         target = parse_torch_dtype(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no torch dtype; {_CASTABLE} was expected") from None
+        raise ValueError(f"{text!r} is not a torch dtype; {_CASTABLE} was expected") from None
     if not is_castable(target):
         raise ValueError(
             f"tensors are cast to floating dtypes only, not to {target}; {_CASTABLE} was expected"

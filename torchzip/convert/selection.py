@@ -221,7 +221,7 @@ def _renamed(root: Any, changed: dict[str, str | None]) -> Any:
     for own, holder in holders.items():
         pairs = [edits[own].get(key, (key, None)) for key in holder]
         if max(Counter(str(pair[0]) for pair in pairs if pair is not None).values(), default=0) > 1:
-            return None  # beside something that is no tensor
+            return None  # beside something that is not a tensor
     return _edited(root, containers, edits)
 
 

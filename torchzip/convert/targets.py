@@ -23,7 +23,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
 def parse_size(size: int | str) -> int:
-    """Return a number of bytes, as an int or as a text with a unit; decimal ones as on the hub.
+    """Return a number of bytes, as an int or as a string with a unit; decimal ones as on the hub.
 
     >>> parse_size("5GB"), parse_size("1.5 MB"), parse_size("2GiB"), parse_size(7)
     (5000000000, 1500000, 2147483648, 7)
@@ -31,18 +31,18 @@ def parse_size(size: int | str) -> int:
     Raises
     ------
     ValueError
-        If it is no size, or none above 0.
+        If it is not a size, or not above 0.
     """
     if isinstance(size, str):
         match = _SIZE.fullmatch(size)
         unit = _UNITS.get(match[2].upper()) if match is not None else None
         if match is None or unit is None:
-            raise ValueError(f"{size!r} is no size; a number with KB, MB or GB was expected")
+            raise ValueError(f"{size!r} is not a size; a number with KB, MB or GB was expected")
         nbytes = int(Fraction(match[1]) * unit)
     elif isinstance(size, int) and not isinstance(size, bool):
         nbytes = size
     else:
-        raise TypeError(f"a size is an int or a text like '5GB', not {type(size).__name__}")
+        raise TypeError(f"a size is an int or a string like '5GB', not {type(size).__name__}")
     if nbytes < 1:
         raise ValueError(f"a size of {size!r}; more than 0 bytes were expected")
     return nbytes

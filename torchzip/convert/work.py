@@ -42,7 +42,7 @@ class Work:
                 self._cuts[key] = slice(first, len(self.pieces))
 
     def is_small(self, key: int) -> bool:
-        """Return whether a storage is no piece, and is written with what is around it."""
+        """Return whether a storage is not a piece but written with what is around it."""
         return key not in self._cuts
 
     def runs(self) -> Iterator[range]:

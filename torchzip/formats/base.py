@@ -84,7 +84,7 @@ class Format(Protocol):
     * ``has_crcs``: it is a zip archive, whose records have CRC-32s.
     * ``has_code``: there is code in it, and there may be objects of classes that only this has.
     * ``is_script``: all of its object is of such classes, and means nothing in another file.
-    * ``is_by_name``: it has tensors by their names, and texts beside them. `convert` may have put
+    * ``is_by_name``: it has tensors by their names, and strings beside them. `convert` may have put
       the object around the tensors into these.
     * ``keeps_root``: `save` can write its object as it is.
     * ``can_be_shard``: an index may list it.
@@ -139,7 +139,7 @@ OpenContainer = Callable[[Source, Limits], Container]
 
 
 def open_file(file: File, limits: Limits, open_container: OpenContainer) -> Container:
-    """Return the container that one file is; it is closed again if that is none."""
+    """Return the container that one file is; it is closed again if there is none."""
     source = open_source(file)
     try:
         return open_container(source, limits)
@@ -149,7 +149,7 @@ def open_file(file: File, limits: Limits, open_container: OpenContainer) -> Cont
 
 
 class FileContainer(Format):
-    """A container that is one file. ``end`` is the byte behind it, where another may follow."""
+    """A container that is one file. ``end`` is the byte after it, where another may follow."""
 
     notes: tuple[str, ...] = ()
 

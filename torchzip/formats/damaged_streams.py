@@ -19,7 +19,7 @@ from torchzip.tensors.storage import TensorStorage
 
 
 class _Stream:
-    """What both have in common: other checkpoints stand behind their end, if anywhere."""
+    """What both have in common: other checkpoints come after their end, if anywhere."""
 
     damage: str | None = None
 
@@ -57,7 +57,7 @@ class DamagedLegacy(_Stream, LegacyContainer):
         self._lost: dict[str, str] = {}
         super().__init__(source, limits)
         self.notes = (
-            "a legacy file has no CRCs: nothing says whether names and values in it are right",
+            "a legacy file has no CRCs: it is unknown whether names and values in it are right",
         )
 
     def _storages_room(self) -> int:
@@ -84,9 +84,9 @@ class DamagedLegacy(_Stream, LegacyContainer):
                 )
         self.end = min(at, self.source.size)
         self.is_cut = at > self.source.size
-        # From the last to the first: whether something behind a storage is in its place.
+        # From the last to the first: whether something after a storage is in its place.
         has_place = unknown is None and at == self.source.size
-        has_next = False  # whether there is a whole count behind it
+        has_next = False  # whether there is a whole count after it
         following: _Row | None = None
         for row in reversed(rows):
             agrees = self._agrees(row)
@@ -98,12 +98,12 @@ class DamagedLegacy(_Stream, LegacyContainer):
                 )
             elif not has_place and has_next:
                 why = (
-                    "the counts behind it are not in their place: bytes were lost, added or damaged"
+                    "the counts after it are not in their place: bytes were lost, added or damaged"
                 )
             elif not has_place and agrees is not True:
                 why = "its count of elements is damaged, and so may be its place"
             elif not has_place and following is not None and self._agrees(following) is False:
-                why = "what is left of the count behind it is damaged, and so may be its place"
+                why = "what is left of the count after it is damaged, and so may be its place"
             if why is not None and row.nbytes:
                 self._lost[row.key] = why
             else:
@@ -116,7 +116,7 @@ class DamagedLegacy(_Stream, LegacyContainer):
             following = row
 
     def _agrees(self, row: _Row) -> bool | None:
-        """Return whether the count that stands there is right; None if it is cut, and may be."""
+        """Return whether the count in that place is right; None if it is cut, and may be."""
         nbytes = min(8, self.source.size - row.at)
         left = bytes(self.source.read_at(row.at, nbytes)) if nbytes > 0 else b""
         wanted = row.numel.to_bytes(8, "little")
@@ -147,13 +147,14 @@ class DamagedSafetensors(_Stream, SafetensorsContainer):
         self.end = max((entry.end for entry in self._entries), default=source.size)
         self.is_cut = self.end > source.size
         if self.end < source.size:
-            self.notes += (f"{source.size - self.end:,} bytes behind the last tensor are left out",)
+            self.notes += (f"{source.size - self.end:,} bytes after the last tensor are left out",)
 
     def _parse_header(self, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
         header = read_damaged_header(self.source, limits)
         self._lost = header.lost
         self.notes = (
-            "a safetensors file has no CRCs: nothing says whether names and values in it are right",
+            "a safetensors file has no CRCs: it is unknown whether names and values in it are "
+            "right",
             *header.notes,
         )
         return header.entries, header.metadata

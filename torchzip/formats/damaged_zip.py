@@ -83,7 +83,7 @@ class DamagedZip(ZipFormat, FileContainer):
         places = self._archive.places
         said = []
         if places.start > 0:
-            said.append(f"{places.start:,} bytes stand before the archive")
+            said.append(f"{places.start:,} bytes are before the archive")
         zeros = self.source.size - self._archive.stop
         if zeros:
             said.append(
@@ -206,18 +206,18 @@ class DamagedZip(ZipFormat, FileContainer):
             self._note("the CRC of data.pkl had a damaged byte; the pickle itself has none")
         elif text.fixed is not None:
             self._note(
-                f"byte {text.fixed:,} of data.pkl was damaged and was put right by its CRC-32"
+                f"byte {text.fixed:,} of data.pkl was damaged and was corrected by its CRC-32"
             )
         if not text.is_verified:
             self._note(
-                "the file has no CRCs: nothing says whether names and values in it are right"
+                "the file has no CRCs: it is unknown whether names and values in it are right"
             )
         self._archive.places.settle({_PICKLE: len(text.data), **sizes})
         self._lost = self._names_in_doubt(sizes)
         return None
 
     def _check_sizes(self, sizes: dict[bytes, int]) -> str | None:
-        """Return what speaks against a pickle that was put right: a size that is another."""
+        """Return what contradicts a corrected pickle: a size that is another."""
         for name, nbytes in sizes.items():
             rows = self._archive.places.rows(name)
             if rows and all(row.nbytes != nbytes for row in rows):
@@ -275,7 +275,7 @@ class DamagedZip(ZipFormat, FileContainer):
         """Return the keys whose record only its local header names, out of the file's order.
 
         A name has no CRC. torch writes storages in the order of their keys as numbers, or (before
-        2.7) as texts, so a damaged digit shows where no directory is left to compare it with.
+        2.7) as strings, so a damaged digit shows where no directory is left to compare it with.
         """
         places = self._archive.places
         keys = [name[5:].decode("latin-1") for name in sizes]

@@ -5,7 +5,7 @@ See docs/format.md, section 11.6.
 ``.metadata`` says which tensors there are, in which chunks, and where each chunk lies; with
 ``use_collectives=False`` every rank writes a ``__<rank>.metadata`` of its own. A file
 ``__<rank>_<n>.distcp`` is a concatenation of items, and each is a whole ``torch.save`` archive: of
-a chunk, or of an object that is no tensor. An item is opened when its tensor is touched; objects
+a chunk, or of an object that is not a tensor. An item is opened when its tensor is touched; objects
 are read at once.
 
 ``planner_data`` has the path of each value in the object as it was saved. Dicts without values and
@@ -164,7 +164,9 @@ class DcpContainer(DcpFormat):
         for name, item in self._metadata.items.items():
             if item is None:
                 if (name, None) not in self._parts:
-                    raise FormatError(f"nothing says where {shown(name)} lies", path=self.name)
+                    raise FormatError(
+                        f"the metadata does not say where {shown(name)} lies", path=self.name
+                    )
                 self._used.add((name, None))
                 continue
             itemsize = DTYPES[item.torch_dtype].itemsize
@@ -176,7 +178,8 @@ class DcpContainer(DcpFormat):
                 part = self._parts.get((name, offsets))
                 if part is None:
                     raise FormatError(
-                        f"nothing says where the chunk at {list(offsets)} of {shown(name)} lies",
+                        f"the metadata does not say where the chunk at {list(offsets)} of "
+                        f"{shown(name)} lies",
                         path=self.name,
                     )
                 chunks.append(ItemChunk(offsets, sizes, part, item.torch_dtype, self._limits))
@@ -208,7 +211,7 @@ class DcpContainer(DcpFormat):
         ) -> TensorStorage:
             item = self._metadata.items[key]
             if item is None:
-                raise RuntimeError("a storage of an object that is no tensor")
+                raise RuntimeError("a storage of an object that is not a tensor")
             return ChunkedStorage(item.torch_dtype, item.shape, self._chunks[key], key)
 
         factory = make_factory(open_storage)

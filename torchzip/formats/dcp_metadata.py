@@ -56,7 +56,7 @@ _ENCODINGS = ((_MODULE, "_MEM_FORMAT_ENCODING"), (_OLD_MODULE, "MEM_FORMAT_ENCOD
 
 #: The path of a value in the object as it was saved: keys of dicts, positions in lists.
 Path = tuple[str | int, ...]
-#: A name, and the offsets of a chunk; None for an object that is no tensor.
+#: A name, and the offsets of a chunk; None for an object that is not a tensor.
 ItemKey = tuple[str, tuple[int, ...] | None]
 
 
@@ -81,7 +81,7 @@ class Place:
 
 @dataclass(slots=True)
 class DcpMetadata:
-    """What a ``.metadata`` says. In ``items`` None is an object that is no tensor."""
+    """What a ``.metadata`` says. In ``items`` None is an object that is not a tensor."""
 
     items: dict[str, TensorItem | None] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
@@ -146,7 +146,7 @@ def _getattr(args: tuple[Any, ...]) -> str:
 
 def _path(args: tuple[Any, ...]) -> str:
     if not all(type(part) is str for part in args):
-        raise wrong_arguments("a path", "texts", args)
+        raise wrong_arguments("a path", "strings", args)
     return "/".join(part.rstrip("/") if len(args) > 1 else part for part in args)
 
 
@@ -252,7 +252,7 @@ class _Reader:
         for name, item in items.items():
             if type(name) is not str:
                 raise PickleError(
-                    f"state_dict_metadata has {shown(name)} as a key; texts were expected"
+                    f"state_dict_metadata has {shown(name)} as a key; strings were expected"
                 )
             made.items[name] = self._item(name, item)
         storage_data = state.get("storage_data")
@@ -370,7 +370,7 @@ def _place(name: str, info: Any) -> Place:
 
 
 def _texts(state: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts that say where a checkpoint comes from."""
+    """Return the strings that say where a checkpoint comes from."""
     known: dict[str, Any] = {"version": state.get("version")}
     meta = state.get("storage_meta")
     if meta is not None:

@@ -77,7 +77,7 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
     Raises
     ------
     FormatError
-        If it is none, or could be several.
+        If it is not one, or could be several.
     """
     indices = [name for name in folder.names if is_index(name)]
     ranks = [name for name in folder.names if RANK_METADATA.fullmatch(name)]
@@ -92,7 +92,7 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         parts = [name for name in folder.names if name.endswith(".safetensors")]
         if any(has_sharding_info(folder.open(name), limits) for name in parts):
             return SafetensorsPartsContainer(folder, parts, limits)
-        # No reader looks for shards without an index, so beside one they are no second checkpoint.
+        # No reader looks for shards without an index, so with one they do not count.
         for shards in _sets(folder.names):
             found[shards[0].name] = partial(open_shards, folder, shards, limits, open_container)
     whole = [name for name in folder.names if is_whole(name)]

@@ -158,7 +158,7 @@ class LegacyContainer(FileContainer):
         self._pickle_end = interpreter.position
         if type(keys) is not list or not all(type(key) is str for key in keys):
             raise PickleError(
-                f"the list of storage keys is {shown(keys)}; a list of texts was expected",
+                f"the list of storage keys is {shown(keys)}; a list of strings was expected",
                 offset=self._pickle_end,
             )
         if len(set(keys)) != len(keys):

@@ -27,7 +27,7 @@ _MOST_FOLDERS = 100
 
 #: Records that only one format has, at the top of its archive's folder.
 _RECORDS = ("data.pkl", "constants.pkl", "model.json", "archive_format")
-#: What else stands there: records and folders of them.
+#: What else is there: records and folders of them.
 _BESIDE = ("version", "byteorder", "data", ".data", "constants", "code")
 #: Suffixes of checkpoints, as they lie in archives around them.
 _INNER = (

@@ -15,7 +15,7 @@ from torchzip.formats.base import Container, open_file
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 
-#: The records that archives of torch.export are told by; one of before 2.8 begins with its own.
+#: The records that mark an archive of torch.export; one of before 2.8 begins with its own.
 _PT2 = "archive_format"
 _OLD_PT2 = "serialized_exported_program.json"
 #: Blanks of JSON.
@@ -30,7 +30,7 @@ def open_checkpoint(file: File, limits: Limits) -> Container:
     Raises
     ------
     TorchZipError, OSError
-        If it is no checkpoint; the message says what it looks like.
+        If it is not a checkpoint; the message says what it looks like.
     """
     if isinstance(file, str | os.PathLike):
         path = os.fsdecode(file)

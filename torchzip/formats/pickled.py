@@ -1,7 +1,7 @@
 """The names in every pickle that a loader of a file would run.
 
 The object of a checkpoint comes from one pickle or a few, and `Contents` has their names. Formats
-have more: the list of keys behind the object of a legacy file, the sample inputs of an exported
+have more: the list of keys after the object of a legacy file, the sample inputs of an exported
 program, the items of a distributed checkpoint. `Container.pickles` lists all of them and says which
 ones `Container.read` has carried out; this module reads the names of the others.
 

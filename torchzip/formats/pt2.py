@@ -59,7 +59,7 @@ _STRIDED = 7
 #: How records begin that are pickles of Python, outside of any archive.
 _OPAQUE = "opaque_obj_"
 _OLD_CONSTANTS = "serialized_constants.json"
-#: Configs together are smaller than the file, unless it is very small: they stand in it as text.
+#: Configs together are smaller than the file, unless it is very small: they are in it as text.
 _CONFIGS_NBYTES = 2 << 20
 
 
@@ -147,8 +147,8 @@ class _Pt2Archive(ZipContainer):
         span = self._zip.stored_span(record)
         if span is None:
             raise UnsupportedError(
-                "a deflated record with a file of torch.save in it; make the archive anew with "
-                "stored records",
+                "a deflated record with a file of torch.save in it; make the archive "
+                "again with stored records",
                 path=self.name,
                 record=record,
             )
@@ -346,7 +346,9 @@ class _Payloads:
     def _tensor(self, record: str, meta: _Fields, is_param: bool) -> Any:
         number = meta.number("dtype")
         if number not in PT2:
-            raise UnsupportedError(f"{meta.name}: dtype number {number}, which torch 2.13 has not")
+            raise UnsupportedError(
+                f"{meta.name}: dtype number {number}, which torch 2.13 does not have"
+            )
         torch_dtype, itemsize = PT2[number][:2]
         layout = meta.number("layout")
         if layout != _STRIDED:
@@ -362,8 +364,8 @@ class _Payloads:
             nbytes, stride, offset = itemsize, (0,) * len(shape), 0
         if nbytes % itemsize:
             raise TensorError(
-                f"{meta.name}: record {shown(record)} has {nbytes:,} bytes, which are no whole "
-                f"number of {torch_dtype}"
+                f"{meta.name}: record {shown(record)} has {nbytes:,} bytes, which are not a "
+                f"whole number of {torch_dtype}"
             )
         location = meta.location()
         key = (record, torch_dtype, nbytes)
@@ -398,7 +400,7 @@ class _Fields:
         return value
 
     def text(self, key: str) -> str:
-        value: str = self._field(key, lambda v: isinstance(v, str) and v != "", "a text")
+        value: str = self._field(key, lambda v: isinstance(v, str) and v != "", "a string")
         return value
 
     def flag(self, key: str) -> bool:

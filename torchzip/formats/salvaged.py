@@ -15,9 +15,9 @@ class SalvagedContainer(Container, Protocol):
     """A damaged file of which some is left.
 
     The storages of its tensors may be `LostStorage` s. ``unverified`` has the records of those
-    whose bytes are where they should be, while nothing says whether they are right. ``damage`` is
+    whose bytes are where they should be, while it is unknown whether they are right. ``damage`` is
     what is wrong with the file as a whole, None if its first error says it well enough; ``is_cut``
-    whether it ends before what it announces. ``end`` is the byte behind the checkpoint.
+    whether it ends before what it announces. ``end`` is the byte after the checkpoint.
     """
 
     unverified: set[str]
@@ -26,12 +26,12 @@ class SalvagedContainer(Container, Protocol):
     end: int
 
     def other_checkpoints(self) -> list[str]:
-        """Return what there is to say of others in the file that do not stand right behind it."""
+        """Return what there is to say of others in the file that do not follow it directly."""
         ...
 
 
 class LostStorage(TensorStorage):
-    """A storage that is not to be had; ``why`` says so."""
+    """A storage that is lost; ``why`` says so."""
 
     def __init__(
         self, torch_dtype: str | None, nbytes: int, location: str, record: str, why: str

@@ -26,7 +26,7 @@ def kind_of(source: Source, start: int, limits: Limits) -> str | None:
 
 
 def end_of(container: FileContainer, limits: Limits) -> int:
-    """Return the byte behind a sound checkpoint; a zip archive may have some bytes behind it."""
+    """Return the byte after a sound checkpoint; a zip archive may be followed by some bytes."""
     source = container.source
     if source.read_at(0, min(4, source.size)) != b"PK\3\4":
         return container.end
@@ -35,7 +35,7 @@ def end_of(container: FileContainer, limits: Limits) -> int:
 
 
 def open_damaged(source: Source, limits: Limits) -> SalvagedContainer:
-    """Return what is left of a file that is no sound checkpoint.
+    """Return what is left of a file that is not a sound checkpoint.
 
     Raises
     ------

@@ -4,7 +4,7 @@ Each shard is a checkpoint of its own, a flat dict from names to tensors: a zip,
 stream or a safetensors file. The index says which file has which tensor, and must say it of
 all: what would be out of reach or could be meant in two ways is an error that names it.
 
-* a shard that is not there, or is no regular file (symbolic links are followed);
+* a shard that is not there, or is not a regular file (symbolic links are followed);
 * a shard of the same set (``model-00003-of-00003`` beside ``model-00001-of-00003``) that the index
   does not list;
 * a name that the index puts into a shard which lacks it;

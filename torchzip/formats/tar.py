@@ -270,7 +270,7 @@ class TarContainer(FileContainer):
                     yield note
 
     def whole_storage(self, key: str, factory: Factory) -> BareStorage:
-        """Return a storage that is no window of another."""
+        """Return a storage that is not a window of another."""
         stored = self._storages.get(key)
         if stored is None:
             raise PickleError(f"nothing in the file has the key {key}")

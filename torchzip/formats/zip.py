@@ -100,7 +100,7 @@ class ZipContainer(ZipFormat, FileContainer):
     def _read_byteorder(self) -> str:
         if "byteorder" not in self._zip:
             # Releases before 2.1 wrote no such record. Where its name is damaged in the directory,
-            # it is right beside its bytes: one bit must not turn all numbers round.
+            # it is right beside its bytes: one bit must not byte-swap every number.
             for name in self._zip:
                 if not name.startswith("data/") and name not in OF_ANY_RELEASE:
                     self._zip.data_offset(name)
@@ -176,12 +176,12 @@ class ZipContainer(ZipFormat, FileContainer):
         return Pickle(name, functools.partial(self._zip.read, name), is_read)
 
     def _used_records(self) -> set[str]:
-        """Return the records with bytes of tensors, and whatever else is read and is no pickle."""
+        """Return the records with bytes of tensors, and others that are not pickles."""
         return {f"data/{key}" for each in measured_by(self.read) for key in each} | OF_ANY_RELEASE
 
     def _stray_notes(self) -> Iterator[str]:
         """Yield what is to be said of records that look like pickles and that nothing declares."""
-        # A pickle in an archive inside a record has its place behind that record's name.
+        # A pickle in an archive inside a record has its place after that record's name.
         places = [each.place for each in self.pickles()]
         known = {*places, *(place.partition(": ")[0] for place in places)}
         suspects = [name for name in self._suspects if name not in known]

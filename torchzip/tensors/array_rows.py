@@ -45,7 +45,7 @@ class ArrayRows:
     """Writes tensors that stand alone: runs of pairs of a new string and such a tensor, or one.
 
     ``forms`` maps the ids of such tensors to their forms; ``storages`` has what is stored for
-    those that are no arrays.
+    those that are not arrays.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ArrayRows:
         return count
 
     def one(self, emitter: Emitter, value: Any) -> bool:
-        """Write a tensor that has no number yet, with its put; return False if that is no row."""
+        """Write a tensor that has no number yet, with its put; return False if it has no row."""
         form = self._forms.get(id(value))
         if form is None:
             return False
@@ -251,7 +251,7 @@ class _Template:
         begin, location, hooks = prefix
         begin = call + begin
         key_head = text_opcode(key_nbytes)
-        pieces = [  # what stands before each put
+        pieces = [  # the bytes before each put
             begin + key_head + bytes(key_nbytes),
             location + int_opcode(form.numel) + b"t",
             b"Q" + int_opcode(form.storage_offset) + ints_opcodes(form.shape),

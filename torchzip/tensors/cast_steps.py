@@ -2,7 +2,7 @@
 
 The plain way is `astype`, through float32 where torch goes through it. A quicker way is a list of
 `Step`: each fills an array of one dtype from an array of another, at most `CHUNK` elements at
-once, with working memory of its own. So a step serves one thread; the tables behind it are shared.
+once, with working memory of its own. So a step serves one thread; its tables are shared.
 
 Three steps are more than a copy:
 

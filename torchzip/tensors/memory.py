@@ -127,7 +127,7 @@ def owner_of(array: Array) -> Any:
 def extent_of(array: Array, torch_dtype: str) -> Extent | None:
     """Return the memory that an array spans; None if torch cannot have such a layout.
 
-    That is: other byte order, negative strides, strides that are no whole elements.
+    That is: other byte order, negative strides, strides that are not whole elements.
     """
     itemsize = array.itemsize
     if not array.dtype.isnative:

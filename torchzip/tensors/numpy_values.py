@@ -3,7 +3,7 @@
 A checkpoint may hold them beside its tensors: the state of numpy's random generator, a loss that
 was never made a float. numpy's own functions are not called with what the file says: a dtype that
 lies about its flags can make numpy follow a number as a pointer. The parts of the state are
-checked, and a dtype is built anew from them.
+checked, and a dtype is built from them.
 
 An array of objects stays a ForeignObject, and so does whatever has a dtype that is not understood.
 
@@ -233,7 +233,7 @@ def _subarray(base: Any) -> np.dtype[Any] | None:
 
 
 def _with_unit(spelled: str, metadata: Any) -> np.dtype[Any] | None:
-    """Return a dtype of times, whose unit stands at the end of the state."""
+    """Return a dtype of times, whose unit is at the end of the state."""
     parts = metadata[1] if type(metadata) is tuple and len(metadata) == 2 else None
     if type(parts) is not tuple or len(parts) < 2 or type(parts[1]) is not int:
         return None
@@ -273,7 +273,7 @@ def _array(dtype: Any, shape: Any, data: Any, module: str, *, fortran: bool) -> 
 
 
 def _check_texts(flat: np.ndarray[Any, Any]) -> None:
-    """Raise where a text has a number that is no character: numpy cannot give or show it."""
+    """Raise where a string has a number that is not a character: numpy cannot give or show it."""
     dtype = flat.dtype
     if dtype.names is not None:
         for name in dtype.names:
@@ -284,7 +284,7 @@ def _check_texts(flat: np.ndarray[Any, Any]) -> None:
         codes = np.ascontiguousarray(flat).view(number)
         if codes.size and int(codes.max()) > sys.maxunicode:
             raise PickleError(
-                f"a text of a numpy array has the character {int(codes.max()):#x}; up to "
+                f"a string of a numpy array has the character {int(codes.max()):#x}; up to "
                 f"{sys.maxunicode:#x} was expected"
             )
 

@@ -40,7 +40,7 @@ class ElementStorage(TensorStorage):
 
     @property
     def is_run(self) -> bool:
-        """Whether the elements are bytes of the tensor's storage as they stand there."""
+        """Whether the elements are bytes of the tensor's storage as they are."""
         return self._contiguous and not (self.spec.conj or self.spec.neg)
 
     def made_of(self) -> Iterable[TensorStorage]:

@@ -226,7 +226,7 @@ class PersistentIds:
             )
         if type(view_key) not in (str, int):
             raise PickleError(
-                f"the key of a storage view is {shown(view_key)}; a text or an int was expected"
+                f"the key of a storage view is {shown(view_key)}; a string or an int was expected"
             )
         if view_key in self._bare:
             same = self._bare[view_key].storage is root.storage
@@ -276,7 +276,7 @@ class PersistentIds:
 
 def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
     """Return the error of a storage whose class is none of torch's."""
-    return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 has not")
+    return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 does not have")
 
 
 def _two_meanings(key: str) -> PickleError:

@@ -40,11 +40,11 @@ def _encode(args: Args) -> bytes:
         and all(type(part) is str for part in args)
         and args[1] in ("latin1", "latin-1")
     ):
-        raise wrong_arguments("_codecs.encode", "a text and 'latin1'", args)
+        raise wrong_arguments("_codecs.encode", "a string and 'latin1'", args)
     try:
         encoded: bytes = args[0].encode("latin1")
     except UnicodeEncodeError:
-        raise PickleError(f"_codecs.encode of {shown(args[0])}, which is no latin1") from None
+        raise PickleError(f"_codecs.encode of {shown(args[0])}, which is not latin1") from None
     return encoded
 
 
@@ -102,7 +102,7 @@ def _moment(kind: type[datetime] | type[time], nbytes: int) -> Callable[[Args], 
             return kind(raw, *args[1:]).replace()  # type: ignore[arg-type]
         except (ValueError, TypeError):
             raise PickleError(
-                f"datetime.{kind.__name__} of {shown(raw)}, which is no {kind.__name__}"
+                f"datetime.{kind.__name__} of {shown(raw)}, which is not a {kind.__name__}"
             ) from None
 
     return make
@@ -115,7 +115,7 @@ def _date(args: Args) -> date:
     try:
         return date(raw).replace()  # type: ignore[arg-type, call-arg]
     except (ValueError, TypeError):
-        raise PickleError(f"datetime.date of {shown(raw)}, which is no date") from None
+        raise PickleError(f"datetime.date of {shown(raw)}, which is not a date") from None
 
 
 def _timedelta(args: Args) -> timedelta:
@@ -145,12 +145,12 @@ def _decimal(args: Args) -> Decimal:
 
     if len(args) != 1 or type(args[0]) is not str or len(args[0]) > _MAX_DIGITS:
         raise wrong_arguments(
-            "decimal.Decimal", f"a text of up to {_MAX_DIGITS:,} characters", args
+            "decimal.Decimal", f"a string of up to {_MAX_DIGITS:,} characters", args
         )
     try:
         return Decimal(args[0])
     except InvalidOperation:
-        raise PickleError(f"decimal.Decimal of {shown(args[0])}, which is no number") from None
+        raise PickleError(f"decimal.Decimal of {shown(args[0])}, which is not a number") from None
 
 
 def _fraction(args: Args) -> Fraction:
@@ -162,7 +162,7 @@ def _fraction(args: Args) -> Fraction:
             args = tuple(int(part) for part in args[0].split("/"))
         except ValueError:
             raise PickleError(
-                f"fractions.Fraction of {shown(args[0])}, which is no fraction"
+                f"fractions.Fraction of {shown(args[0])}, which is not a fraction"
             ) from None
         args = args if len(args) == 2 else (*args, 1)
     if len(args) != 2 or not all(type(part) is int for part in args) or not args[1]:
@@ -175,7 +175,7 @@ def _path(kind: str) -> Callable[[Args], Any]:
         import pathlib
 
         if len(args) > _MAX_PARTS or not all(type(part) is str for part in args):
-            raise wrong_arguments(f"pathlib.{kind}", f"up to {_MAX_PARTS:,} texts", args)
+            raise wrong_arguments(f"pathlib.{kind}", f"up to {_MAX_PARTS:,} strings", args)
         try:
             return getattr(pathlib, kind)(*args)  # splits text, and looks at no file
         except NotImplementedError:

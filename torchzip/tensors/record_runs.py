@@ -8,8 +8,8 @@ of an int, ``t`` TUPLE1 to TUPLE3 or a TUPLE with its MARK)::
     n n..t put n..t put False <get OrderedDict> ) R put t put R put
 
 or, without its two puts, ``)`` for the size and the stride of a scalar. A parameter has ``<get
-_rebuild_parameter>`` before the function, and ``True <get OrderedDict> ) R put t put R put`` behind
-it all.
+_rebuild_parameter>`` before the function, and ``True <get OrderedDict> ) R put t put R put``
+after all of it.
 
 The bytes that end a tensor are found first; then all tensors are read side by side, opcode
 by opcode, each at its own place. What counts is the longest beginning of the run in which every
@@ -39,7 +39,7 @@ _FIRST_WINDOW = 1 << 15
 _LARGEST_WINDOW = 1 << 18
 #: Bytes that are passed over after the first time that there was no run.
 _PAUSE = 1 << 10
-#: A tensor takes less than this behind its key; nothing is read past the end of a window.
+#: A tensor takes less than this after its key; nothing is read past the end of a window.
 _PADDING = 512
 _MOST_AXES = 8
 #: pickle writes the items of a dict in batches of so many.
@@ -136,12 +136,12 @@ class RunReader:
     ) -> tuple[list[Any], int] | None:
         """Return the values of a run, with the names between them, and where it ends.
 
-        ``position`` is behind the name that is called: the arguments of the first tensor.
+        ``position`` is after the name that is called: the arguments of the first tensor.
         """
         window = self._window
         found = self._read(data, position, window, memo, gets)
         if found is None:
-            # What is no run here may be none for long: look again after ever more bytes.
+            # Where there is no run there may be none for long: look again after ever more bytes.
             self._in_vain += 1
             self.next = position + (_PAUSE << min(self._in_vain, 6))
             self._window = _FIRST_WINDOW
@@ -318,7 +318,7 @@ class _Columns:
 def _number(
     raw: NDArray[np.uint8], words: NDArray[np.uint32], at: Numbers
 ) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
-    """Return the ints whose opcodes stand at places, the places behind them, and if all is well."""
+    """Return the ints whose opcodes are at places, the places after them, and if all is well."""
     opcodes = raw[at]
     value = words[at + 1] & _MASKS[opcodes]
     width = _WIDTHS[opcodes]
@@ -334,7 +334,7 @@ def _axes(
 ) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
     """Read tuples of ints into ``out``, and the put of each that is not empty.
 
-    Return their lengths, the places behind them, and if all is well.
+    Return their lengths, the places after them, and if all is well.
     """
     marked = raw[at] == 0x28
     at = at + marked

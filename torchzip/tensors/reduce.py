@@ -112,7 +112,7 @@ class DenseWriter:
             numel = storage.nbytes
         emitter.string(self._keys.key_of(storage))
         location = storage.location
-        # Locations with an index are built anew each time in torch, so never found again.
+        # Locations with an index are built each time in torch, so never found again.
         emitter.string(_PLAIN_LOCATIONS.get(location) or _fresh(location))
         emitter.save(numel)
         emitter.write(b"t")

@@ -307,7 +307,7 @@ def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:
 
 
 class StreamStorage(TensorStorage):
-    """Deflated bytes of a file: to be had in order only."""
+    """Deflated bytes of a file, which can only be read in order."""
 
     random_access = False
 
@@ -345,5 +345,5 @@ class StreamStorage(TensorStorage):
             rest = joined[whole:]
             raw = np.frombuffer(joined, np.uint8, count=whole)
             yield raw.reshape(-1, unit)[:, ::-1].reshape(-1)
-        if rest:  # a storage that is no whole number of elements
+        if rest:  # a storage that is not a whole number of elements
             yield np.frombuffer(rest, np.uint8)

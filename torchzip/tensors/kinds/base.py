@@ -110,7 +110,7 @@ class OtherTensor:
         Takes time and memory in proportion to what their storages hold. With ``checked``, what was
         looked at for another tensor is not looked at again. This is what `load`,
         `Checkpoint.verify` and everything that writes ask. torch 2.13 leaves it to its user
-        (``check_sparse_tensor_invariants``); it also accepts columns that are not sorted or stand
+        (``check_sparse_tensor_invariants``); it also accepts columns that are not sorted or occur
         twice in a row, and so does this.
         """
         self._check_values(Checked() if checked is None else checked)
@@ -219,7 +219,7 @@ class PartWriter:
     def part(self, emitter: Emitter, part: Any) -> None:
         """Write a dense tensor inside another.
 
-        torch makes a new object for it each time it is asked, so an array is written anew.
+        torch makes a new object for it each time it is asked, so an array is written again.
         A LazyTensor is one object wherever its file had one.
         """
         if isinstance(part, np.ndarray | TypedArray):
