@@ -164,11 +164,11 @@ def test_imports_from_outside(path: Path) -> None:
 def test_pickle_is_not_used(path: Path) -> None:
     """No module uses pickle, nor marshal, nor anything that runs code from text.
 
-    The emitter asks pickle how the running Python writes a nested class, and never has it read.
+    `reductions` asks pickle how the running Python writes a nested class, and never has it read.
     """
     for name in _imports(path):
         assert _room(name) not in ("_pickle", "marshal", "shelve", "dill", "joblib")
-        assert _room(name) != "pickle" or _name(path) == "pickling.emitter"
+        assert _room(name) != "pickle" or _name(path) == "pickling.reductions"
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("eval", "exec", "compile"), f"{path}:{node.lineno}"

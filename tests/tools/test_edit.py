@@ -166,7 +166,7 @@ def test_rename_rules(path: Path, rules: Any, names: list[str]) -> None:
         ({"set_values": {"model": 1}}, "a value cannot take its place"),
         ({"set_values": {"epoch.x": 1}}, "'epoch' is not a dict"),
         ({"set_values": {"groups.x": 1}}, "'groups' is not a dict"),
-        ({"set_values": {"groups.0": 1}}, "no item of a dict"),
+        ({"set_values": {"groups.0": 1}}, "not an item of a dict"),
         ({"set_values": {"optimizer.x": 1}, "drop": "optimizer"}, "'optimizer' is dropped"),
         ({"set_values": {"new": 1}, "rename": {"epoch": "new"}}, "would both be called 'new'"),
         ({"rename": [("(", "")]}, "rename"),
