@@ -25,7 +25,10 @@ _GLOSSARY = (
         "is not a, is not (there is no X and has no X are fine)",
     ),
     (r"\bwhat (?:is|are|has) no\b", "anything that is not"),
-    (r"\b(?:that|it|what|which|this) is none\b", "there is none, is not valid, is not one"),
+    (
+        r"\b(?:(?:that|it|what|which|this) is none|is none that)\b",
+        "there is none, is not valid, is not one",
+    ),
     (r"\b(?:has|have) not\b"
      r"(?! (?:yet|been|had|\w+ed|\w*[^aeiou]t|come|gone|run|begun|seen|made)\b)",
      "does not have, lacks"),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torchzip.checkpoint.walk import (
+    BUILT_IN,
     SCALARS,
     Walk,
     children,
@@ -25,7 +26,6 @@ from torchzip.limits import Limits
 from torchzip.types import ForeignObject, Parameter
 
 _CONTAINERS = (dict, list, tuple, deque, ForeignObject, Parameter)
-_BUILT_IN = frozenset([dict, list, tuple])
 
 
 def module_parts(value: ForeignObject) -> list[Child] | None:
@@ -203,7 +203,7 @@ def leading_to_leaves(
         for child in items(container):
             if type(child) in SCALARS:
                 continue
-            if type(child) not in _BUILT_IN:
+            if type(child) not in BUILT_IN:
                 if is_leaf(child):
                     direct = True
                     leaves.add(id(child))

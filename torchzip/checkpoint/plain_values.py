@@ -69,6 +69,7 @@ def what_is_beside(
     """
     known = {id(data_of(leaf)) for leaf in named}
     looked_at: dict[int, tuple[Any, bool]] = {}
+    left_out: set[int] = set()
 
     def below(container: Any) -> Iterable[Child]:
         parts = _below(container, known)
@@ -79,8 +80,9 @@ def what_is_beside(
         if type(value) in SCALARS:
             return False
         if id(value) not in looked_at:
-            leads = plain or not is_plain(value)
-            looked_at[id(value)] = (value, leads and _leads_on(value))
+            if not plain and is_plain(value):
+                left_out.add(id(value))
+            looked_at[id(value)] = (value, id(value) not in left_out and _leads_on(value))
         return looked_at[id(value)][1]
 
     containers, items, characters = _measure(root, below, leads_on)
@@ -106,7 +108,7 @@ def what_is_beside(
                 found.forms.setdefault(name, "a Parameter")
             return leads_on(value)
         if not leads_on(value):
-            if plain or not is_plain(value):
+            if id(value) not in left_out:
                 found.values.setdefault(name, value)
             return False
         form = form_of(value)

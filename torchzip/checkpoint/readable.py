@@ -1,7 +1,7 @@
 """Whether readers will take what a writer is about to write.
 
 Whatever is written without an error is read with the same `Limits`: by `load`, and by `lazy_load`
-with its flat names. Only the reader has the rules of readers. So a pickle is read again
+with its flat names. The rules of the reader are in the reader alone. So a pickle is read again
 before anything is written, without any tensor, unless there is nothing in it that a rule could be
 about, which is so for most checkpoints: see `Emitter.is_plain` and `Survey.is_plain`. What these
 let through is within all other bounds by how it is written: no opcode that is counted is there for

@@ -33,6 +33,8 @@ _Frame = TypeVar("_Frame")
 PartsOf = Callable[[Any], Iterable[Child]]
 #: What holds nothing, and is equal wherever it stands.
 SCALARS = frozenset([str, int, float, bool, complex, bytes, type(None)])
+#: What has nothing beside its items.
+BUILT_IN = frozenset([dict, list, tuple])
 
 
 def is_plain(value: Any) -> bool:
@@ -41,12 +43,10 @@ def is_plain(value: Any) -> bool:
     >>> is_plain({"a": 1}), is_plain([1.5, None]), is_plain([[1]]), is_plain(5)
     (True, True, False, False)
     """
-    kind = type(value)
-    if kind is dict:
-        return SCALARS.issuperset(map(type, value.values())) and SCALARS.issuperset(
-            map(type, value)
-        )
-    return (kind is list or kind is tuple) and SCALARS.issuperset(map(type, value))
+    if type(value) not in BUILT_IN:
+        return False
+    held = (value, value.values()) if isinstance(value, dict) else (value,)
+    return all(SCALARS.issuperset(map(type, each)) for each in held)
 
 
 def items_of(value: Any) -> Iterable[Any]:

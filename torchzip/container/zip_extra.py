@@ -21,7 +21,8 @@ from torchzip.errors import ArchiveError, shown
 #: Kind and content of a field.
 Field = tuple[int, bytes]
 
-_ZIP64, UNICODE_PATH = 1, 0x7075
+ZIP64, UNICODE_PATH = 1, 0x7075
+PADDING = int.from_bytes(b"FB", "little")
 _PADDING = b"FB"
 
 
@@ -36,6 +37,11 @@ def extra_fields(extra: bytes) -> list[Field]:
     """
     if extra[:2] == _PADDING and len(extra) == 4 + int.from_bytes(extra[2:4], "little"):
         return []  # the fast path: every record of torch has it
+    return all_fields(extra)
+
+
+def all_fields(extra: bytes) -> list[Field]:
+    """Return the fields, torch's padding too, up to the first that does not fit into the bytes."""
     made = []
     at = 0
     while at + 4 <= len(extra):
@@ -49,7 +55,7 @@ def extra_fields(extra: bytes) -> list[Field]:
 
 def uncap(values: list[int], fields: Sequence[Field]) -> list[int]:
     """Return the numbers of a header, with capped ones replaced by those of the zip64 field."""
-    found = [content for kind, content in fields if kind == _ZIP64]
+    found = [content for kind, content in fields if kind == ZIP64]
     if len(found) > 1:
         raise ArchiveError("an entry has two zip64 fields; one was expected")
     # Each capped value takes the next u64, in this order. Without a field, a value of
@@ -78,7 +84,7 @@ def zip64_sizes(fields: Sequence[Field]) -> tuple[int, int] | None:
     not capped. None if there is no field, or it is too short for both.
     """
     for kind, content in fields:
-        if kind == _ZIP64 and len(content) >= 16:
+        if kind == ZIP64 and len(content) >= 16:
             size, compressed = struct.unpack_from("<QQ", content)
             return size, compressed
     return None

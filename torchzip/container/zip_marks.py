@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torchzip.container.zip_end import END_64_NBYTES, LAST_NBYTES
+from torchzip.container.zip_extra import all_fields
 from torchzip.container.zip_layout import (
     BIG,
     CENTRAL,
@@ -221,14 +222,9 @@ def is_sound_extra(source: Source, start: int, stop: int) -> bool:
     """Return whether the extra data of a header is a valid list of fields."""
     if not 0 <= start <= stop <= source.size:
         return False
-    extra = bytes(source.read_at(start, stop - start))
-    at = 0
-    while at + 4 <= len(extra):
-        kind, nbytes = struct.unpack_from("<HH", extra, at)
-        if not kind:
-            return False
-        at += 4 + nbytes
-    return at == len(extra)
+    fields = all_fields(bytes(source.read_at(start, stop - start)))
+    is_whole = sum(4 + len(content) for _, content in fields) == stop - start
+    return is_whole and all(kind for kind, _ in fields)
 
 
 def read_descriptors(source: Source, offset: int) -> list[Descriptor]:

@@ -168,7 +168,7 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
         return dtype.str
     if named_dtype(dtype.name) == dtype:
         return dtype.name  # one of ml_dtypes, whose codes say nothing
-    raise NotCarriedError(f"a value of numpy's dtype {str(dtype)[:40]} is none that JSON can hold")
+    raise NotCarriedError(f"a value of numpy's dtype {str(dtype)[:40]} cannot be held by JSON")
 
 
 def _array(value: PickledArray, limits: Limits) -> Node:
@@ -191,7 +191,7 @@ def _module_option(value: Any) -> dict[str, str]:
 def _name(value: Dtype | QScheme | Layout, limits: Limits) -> Node:
     kind = type(value).__name__.lower()
     if not _is_name(kind, value.name):
-        raise NotCarriedError(f"{value!r} is none that torch has")
+        raise NotCarriedError(f"{value!r} is not known to torch")
     return {f"torch.{kind}": value.name}
 
 

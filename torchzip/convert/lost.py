@@ -8,7 +8,7 @@ from typing import Any
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
 from torchzip.checkpoint.names import leading_to_leaves
-from torchzip.checkpoint.walk import Label, attributes, children, holders, reach, ways
+from torchzip.checkpoint.walk import BUILT_IN, Label, attributes, children, holders, reach, ways
 from torchzip.convert.casting import DtypeOf, layout
 from torchzip.convert.selection import Held
 from torchzip.formats.base import Child
@@ -33,10 +33,10 @@ def lost_values(
     if isinstance(root, ForeignObject):
         yield f"the object itself, a {root.module}.{root.name}; its tensors are kept"
     kept = set(map(id, whole))
-    odd, _, _ = leading_to_leaves(root, _is_odd)
+    odd, _, _ = leading_to_leaves(root, lambda value: True)  # to anything else
 
     def is_many(value: Any) -> bool:
-        return type(value) in _PLAIN and len(value) >= _MANY and id(value) not in odd
+        return type(value) in BUILT_IN and len(value) >= _MANY and id(value) not in odd
 
     def parts_of(value: Any) -> Iterable[Child]:
         return () if is_many(value) or id(data_of(value)) in kept else _lost_parts(value)
@@ -61,12 +61,6 @@ def lost_values(
 
 #: Values from which on plain ones are counted and not named.
 _MANY = 100
-_PLAIN = frozenset([dict, list, tuple])
-
-
-def _is_odd(value: Any) -> bool:
-    """Return whether a value is neither a number or a string nor a container of them."""
-    return type(value) not in _PLAIN
 
 
 def _has_parts(value: Any) -> bool:

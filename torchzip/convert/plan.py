@@ -92,9 +92,10 @@ def make_plan(
 
     output = target.output(checkpoint, selection, dtype_of)
     plan = Plan(target.output, [], output.rows, output.lost, output.refused)
-    total = sum(nbytes for nbytes, _ in output.groups())
+    groups = output.groups()
+    total = sum(nbytes for nbytes, _ in groups)
     if target.has_index or (max_shard_nbytes is not None and total > max_shard_nbytes):
-        _add_shards(plan, output, target, max_shard_nbytes)
+        _add_shards(plan, output, target, _split(groups, max_shard_nbytes), total)
     else:
         plan.files.append(output.one_file(target.path))
     plan.unused = rules.unused()
@@ -115,14 +116,14 @@ def _codes(selection: Selection) -> dict[str, str]:
     return {name: scale for name, scale in found.items() if after.get(name) == before[name]}
 
 
-def _add_shards(plan: Plan, output: Output, target: Target, max_shard_nbytes: int | None) -> None:
+def _add_shards(
+    plan: Plan, output: Output, target: Target, shards: list[list[str]], total: int
+) -> None:
     """Add the shards and their index, and say of each tensor which shard has it."""
-    groups = output.groups()
     tied = plan.tied
     carried = output.carry(
         [row.name for row in plan.tensors if row.name not in tied] + sorted(tied)
     )
-    shards = _split(groups, max_shard_nbytes)
     paths: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         path = target.shard_path(number, len(shards))
@@ -135,7 +136,7 @@ def _add_shards(plan: Plan, output: Output, target: Target, max_shard_nbytes: in
         replace(row, file=paths[row.name if row.name in paths else row.alias_of or ""])
         for row in plan.tensors
     ]
-    metadata: dict[str, Any] = {"total_size": sum(nbytes for nbytes, _ in groups)}
+    metadata: dict[str, Any] = {"total_size": total}
     if carried is not None:
         metadata[OBJECT_KEY] = carried
     plan.index = (target.index_path, build_index(metadata, weight_map))

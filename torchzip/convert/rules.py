@@ -31,7 +31,7 @@ class Rules:
     Raises
     ------
     ValueError
-        If a dtype is none that torch has or that tensors are cast to, or an expression is none.
+        If torch does not have a dtype or does not cast to it, or an expression is not valid.
     TypeError
         If a rule has another form.
     """

@@ -185,7 +185,7 @@ def _carry_out_packed(packed: bytes) -> list[Written]:
     return carry_out(ForkingPickler.loads(packed))
 
 
-#: What ends a conversion in this process; it tells its workers, and wait for that.
+#: What ends a conversion in this process; it tells its workers, and waits for them.
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 
 

@@ -139,7 +139,7 @@ OpenContainer = Callable[[Source, Limits], Container]
 
 
 def open_file(file: File, limits: Limits, open_container: OpenContainer) -> Container:
-    """Return the container that one file is; it is closed again if there is none."""
+    """Return the container that one file is; the file is closed again if it is not one."""
     source = open_source(file)
     try:
         return open_container(source, limits)

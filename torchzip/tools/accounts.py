@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from torchzip.container.zip_extra import PADDING, ZIP64, all_fields
 from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_reader import Entry, ZipReader
 from torchzip.files.source import Source
@@ -227,24 +227,14 @@ def _add_entry(made: Account, archive: ZipReader, entry: Entry) -> int:
         archive.source.read_at(entry.header_offset + LOCAL.size + name_nbytes, extra_nbytes)
     )
     padding, has_zip64 = 0, False
-    for kind, nbytes in _fields(extra):
-        padding += nbytes + 4 if kind == b"FB" else 0
-        has_zip64 |= kind == b"\1\0"
+    for kind, content in all_fields(extra):
+        padding += 4 + len(content) if kind == PADDING else 0
+        has_zip64 |= kind == ZIP64
     end = begin + entry.compressed_nbytes
     descriptor = _descriptor_nbytes(archive, entry, end, has_zip64) if flags & 8 else 0
     made.add("headers", begin - entry.header_offset - padding + descriptor)
     made.add("alignment", padding)
     return end + descriptor
-
-
-def _fields(extra: bytes) -> Iterator[tuple[bytes, int]]:
-    at = 0
-    while at + 4 <= len(extra):
-        nbytes = int.from_bytes(extra[at + 2 : at + 4], "little")
-        if at + 4 + nbytes > len(extra):
-            return
-        yield extra[at : at + 2], nbytes
-        at += 4 + nbytes
 
 
 def _descriptor_nbytes(archive: ZipReader, entry: Entry, end: int, has_zip64: bool) -> int:

@@ -187,9 +187,7 @@ class QuantizedTensor(OtherTensor):
             (self.scale, "scales", ("float",)),
             (self.zero_point, "zero points", ("float", "int")),
         ):
-            if (
-                type(part) is list
-            ):  # of torch before 1.4; what is in it is looked at when it is read
+            if type(part) is list:  # of torch before 1.4; its items are checked when it is read
                 if len(part) != self.shape[axis]:
                     raise TensorError(
                         f"a quantized tensor has {len(part):,} {what} for {self.shape[axis]:,} "

@@ -60,5 +60,5 @@ def build_page(contents: Contents) -> str:
 
 
 def _hash(text: str) -> str:
-    """Return what a content security policy calls a script by."""
+    """Return the name of an inline script or style in a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
