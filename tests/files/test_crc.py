@@ -17,26 +17,33 @@ from torchzip.files.crc import Crc32Meanwhile, RunningCrc32, crc32, crc32_combin
 _NEAR, _FAR = 99_922, 183_278
 _BYTES = np.random.default_rng(1).integers(0, 256, 3 << 20, np.uint8).tobytes()
 
-#: Around where folding begins, where its state moves back, and around powers of two.
+#: Folding begins with a block of this size.
+_FIRST = 1 << 20
+
+#: Around where folding begins, where steps on the ring end, and powers of two.
 _SIZES = sorted(
     {
         max(0, base + delta)
-        for base in (0, _NEAR, _FAR, _FAR + _NEAR, _FAR + 2 * _NEAR, _FAR + 8 * _NEAR,
-                     _FAR + 9 * _NEAR, _FAR + 16 * _NEAR, _FAR + 17 * _NEAR, 1 << 20, 3 << 20)
+        for base in (0, _NEAR, _FAR, _FAR + _NEAR, 2 * _FAR - _NEAR, 2 * _FAR, 8 * _FAR + _NEAR,
+                     9 * _FAR, -_FIRST % _FAR, _NEAR - _FIRST % _FAR, 1 << 20, 2 << 20)
         for delta in (-3, -1, 0, 1, 2, 5)
-        if base + delta <= 3 << 20
+        if base + delta <= 2 << 20
     }
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("size", _SIZES)
 def test_sizes_around_the_thresholds(size: int) -> None:
-    """Folded, chosen and plain agree for each start value."""
+    """Folded, chosen and plain agree for each start value, at once and in two blocks."""
     data = _BYTES[:size]
     for value in (0, 1, 0xFFFFFFFF, 0x12345678):
         expected = zlib.crc32(data, value)
         assert crc32_folded(data, value) == expected
         assert crc32(data, value) == expected
+        running = RunningCrc32(value, folds=True)
+        running.update(_BYTES[:_FIRST])
+        running.update(_BYTES[_FIRST : _FIRST + size])
+        assert running.value() == zlib.crc32(_BYTES[: _FIRST + size], value)
 
 
 @costly
@@ -118,13 +125,15 @@ def test_meanwhile_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("folds", [True, False])
 @costly
 @given(
+    st.sampled_from([0, _FIRST, _FIRST + 12_345]),
     st.lists(
         st.integers(0, 9) | st.integers(183_270, 183_290) | st.integers(0, 400_000), max_size=8
     ),
     st.integers(0, 0xFFFFFFFF),
 )
-def test_running_crc(folds: bool, sizes: list[int], value: int) -> None:
+def test_running_crc(folds: bool, first: int, sizes: list[int], value: int) -> None:
     """Blocks of any sizes give what zlib gives, and the value can be asked for between them."""
+    sizes = [first, *sizes]
     data = _DATA[: sum(sizes)]
     running = RunningCrc32(value, folds=folds)
     at = 0
@@ -135,4 +144,4 @@ def test_running_crc(folds: bool, sizes: list[int], value: int) -> None:
     assert running.value() == zlib.crc32(data, value)
 
 
-_DATA = np.random.default_rng(11).bytes(3_200_000)
+_DATA = np.random.default_rng(11).bytes(4_300_000)
