@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import ErrorPlace
+from torchzip.errors import ErrorPlace, LimitError
+from torchzip.files.folder import Folder
 from torchzip.files.source import File, Source, open_source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
@@ -25,7 +26,7 @@ from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
-from torchzip.tensors.storage import MeasuredStorage, OpenMany, TensorStorage
+from torchzip.tensors.storage import MeasuredStorage, OpenMany, SpanStorage, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor
 
 #: (key, dtype of a typed storage, bytes, location) -> the storage in the file
@@ -53,6 +54,13 @@ class Contents:
     parts_of: PartsOf | None = None
     #: Reads the constants of a TorchScript archive: a tuple, as the root of Contents of their own.
     read_constants: Callable[[], Contents] | None = None
+
+    def add(self, parts: Iterable[Contents]) -> None:
+        """Add the names and sizes of other pickles of the same checkpoint."""
+        each = [self, *parts]
+        self.globals = list(dict.fromkeys(name for part in each for name in part.globals))
+        self.foreign = list(dict.fromkeys(name for part in each for name in part.foreign))
+        self.pickle_nbytes = sum(part.pickle_nbytes for part in each)
 
 
 class Pickle(NamedTuple):
@@ -165,6 +173,49 @@ class FileContainer(Format):
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
         self.source.close()
+
+
+class PlainContainer(FileContainer):
+    """A file with the little-endian bytes of storages, which begin at ``offsets`` by their keys."""
+
+    offsets: dict[str, int]
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        """Return the Source and the offset of a storage."""
+        return self.source, self.offsets[record]
+
+    def open_storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        """Return the storage of a key."""
+        unit = swap_nbytes(torch_dtype, "little")
+        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+
+
+class FolderContainer(Format):
+    """A container that is several files of a directory."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder = folder
+        self.name = name
+
+    def pickles(self) -> Iterator[Pickle]:
+        """Yield nothing, as a format without pickles has it."""
+        return iter(())
+
+    def _check_parts(self, parts: Iterable[tuple[str, Container]]) -> Iterator[RecordCheck]:
+        """Yield the checks of containers in this one, by their places; take over their notes."""
+        for place, container in parts:
+            for check in container.check_records():
+                yield check._replace(name=f"{place}: {check.name}")
+            notes = [f"{place}: {note}" for note in container.notes]
+            self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
+
+    def close(self) -> None:
+        """Close the files."""
+        self._folder.close()
 
 
 class SpecFactory:
@@ -301,6 +352,14 @@ def check_options(foreign: object, limits: object) -> Limits:
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
     return limits
+
+
+def read_bounded(source: Source, limits: Limits, limit: str) -> bytes:
+    """Return the bytes of a Source, if they are no more than the bound that ``limit`` names."""
+    bound: int = getattr(limits, limit)
+    if source.size > bound:
+        raise LimitError(limit, source.size, bound, path=source.name)
+    return bytes(source.read_at(0, source.size))
 
 
 def read_record(source: Source, offset: int, nbytes: int, name: str) -> RecordCheck:

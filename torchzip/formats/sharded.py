@@ -36,7 +36,7 @@ from torchzip.files.folder import Folder, is_plain_name
 from torchzip.formats.base import (
     Container,
     Contents,
-    Format,
+    FolderContainer,
     MakeFactory,
     OpenContainer,
     OpenStorage,
@@ -73,7 +73,7 @@ def open_shards(
     return ShardedContainer(folder, folder.path, None, names, limits, open_container)
 
 
-class ShardedContainer(Format):
+class ShardedContainer(FolderContainer):
     """Shards as one flat dict, in the order of the index or else of the shards."""
 
     format = "sharded"
@@ -93,9 +93,7 @@ class ShardedContainer(Format):
         limits: Limits,
         open_container: OpenContainer,
     ) -> None:
-        self.name = name
-        self.notes: tuple[str, ...] = ()
-        self._folder = folder
+        super().__init__(folder, name)
         self._index = index
         self._listed: dict[str, list[str]] = {shard: [] for shard in shards}
         for tensor, shard in index.weight_map.items() if index is not None else ():
@@ -131,22 +129,18 @@ class ShardedContainer(Format):
         self._stored_nbytes = 0
         made = Contents({}, [], [], 0)
         found: dict[str, dict[str, Any]] = {}
-        texts: list[dict[str, str]] = []
+        parts: list[Contents] = []
         for shard, container in self._containers.items():
             contents = container.read(count)
             self._check_flat(shard, container, contents)
             if self._index is not None:
                 self._check_listed(shard, contents.root, self._index.weight_map)
             found[shard] = contents.root
-            texts.append(contents.metadata or {})
-            made.globals += contents.globals
-            made.foreign += contents.foreign
-            made.pickle_nbytes += contents.pickle_nbytes
-        made.globals = list(dict.fromkeys(made.globals))
-        made.foreign = list(dict.fromkeys(made.foreign))
+            parts.append(contents)
+        made.add(parts)
         index = self._index if self._index is not None else self._index_of(found)
         made.root = {name: found[shard][name] for name, shard in index.weight_map.items()}
-        made.metadata = _merged(index, texts)
+        made.metadata = _merged(index, [contents.metadata or {} for contents in parts])
         return made
 
     def _check_flat(self, shard: str, container: Container, contents: Contents) -> None:
@@ -208,11 +202,7 @@ class ShardedContainer(Format):
                 yield each._replace(place=f"{shard}: {each.place}")
 
     def check_records(self) -> Iterator[RecordCheck]:
-        for shard, container in self._containers.items():
-            for check in container.check_records():
-                yield RecordCheck(f"{shard}: {check.name}", check.nbytes, check.crc_known)
-            notes = [f"{shard}: {note}" for note in container.notes]
-            self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
+        yield from self._check_parts(self._containers.items())
         total = None if self._index is None else self._index.total_size
         if total is not None and total != self._stored_nbytes:
             wrong = (
@@ -221,9 +211,6 @@ class ShardedContainer(Format):
             )
             if wrong not in self.notes:
                 self.notes = (*self.notes, wrong)
-
-    def close(self) -> None:
-        self._folder.close()
 
 
 def _check_files(folder: Folder, index_path: str, shards: list[str]) -> tuple[str, ...]:
