@@ -24,7 +24,6 @@ from torchzip.formats.base import (
     OpenStorage,
     Pickle,
     measured_by,
-    read_pickle,
 )
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
@@ -41,8 +40,9 @@ _CPP_CLASSES = f"{SCRIPT_PREFIX}.torch.classes"
 _LINE = re.compile(rb"^(?:\S|  __(?:parameters|buffers)__)[^\n]*", re.MULTILINE)
 _CLASS = re.compile(rb"class (\w+)(?:\((\w+)\))?:\s*")
 _LIST = re.compile(rb"  __(parameters|buffers)__ = \[")
-_ITEM = re.compile(rb'"([^"\\]*(?:\\[^\n][^"\\]*)*)",? ?')
-_ESCAPE = re.compile(rb"\\([0-7]{3}|[^\n])")
+# An escape is a letter or three octal digits; torch's printer escapes nothing in a name.
+_ESCAPE = rb"\\([0-3][0-7]{2}|[\\'\"abfnrtv])"
+_ITEM = re.compile(rb'"([^"\\]*(?:%s[^"\\]*)*)",? ?' % _ESCAPE)
 _ESCAPES = {
     b"\\": b"\\", b"'": b"'", b'"': b'"', b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n",
     b"r": b"\r", b"t": b"\t", b"v": b"\v",
@@ -82,6 +82,7 @@ class TorchScriptContainer(ZipContainer):
     can_be_shard = False
     torch_load = "needs weights_only=False"
     torch_reason = "a TorchScript archive; torch.jit.load reads it"
+    rebuilder_type = ScriptRebuilder
 
     def __init__(self, archive: ZipReader, limits: Limits) -> None:
         super().__init__(archive, limits)
@@ -94,10 +95,7 @@ class TorchScriptContainer(ZipContainer):
             made.append(make_factory(open_storage))
             return made[-1]
 
-        contents = read_pickle(
-            self._zip.read(self.pickle_record), self.open_storage, make, self._limits,
-            path=self.name, record=self.pickle_record, rebuilder_type=ScriptRebuilder,
-        )  # fmt: skip
+        contents = self.run_pickle(self.pickle_record, self.open_storage, make)
         modules = _Modules(self._read_classes(contents.globals))
         modules.mark_parameters(contents.root, made[-1])
         contents.parts_of = modules.parts_of
@@ -121,10 +119,7 @@ class TorchScriptContainer(ZipContainer):
 
     def _read_constants(self, make_factory: MakeFactory) -> Contents:
         record = "constants.pkl"
-        constants = read_pickle(
-            self._zip.read(record), self._open_constant, make_factory, self._limits,
-            path=self.name, record=record, rebuilder_type=ScriptRebuilder,
-        )  # fmt: skip
+        constants = self.run_pickle(record, self._open_constant, make_factory)
         if type(constants.root) is not tuple:
             raise PickleError(
                 f"the constants are a {type(constants.root).__name__}, not a tuple",
@@ -279,34 +274,16 @@ def _parse_list(line: bytes) -> tuple[bytes, frozenset[str]] | None:
     at = head.end()
     while line[at : at + 1] == b'"':
         item = _ITEM.match(line, at)
-        name = _unquote(item[1]) if item is not None else None
-        if item is None or name is None:
+        if item is None:
             return None
-        names.append(name)
+        try:
+            names.append(re.sub(_ESCAPE, _unescape, item[1]).decode())
+        except UnicodeDecodeError:
+            return None
         at = item.end()
     return (head[1], frozenset(names)) if line[at:].rstrip() == b"]" else None
 
 
-def _unquote(text: bytes) -> str | None:
-    """Return what a quoted text stands for to torch's parser; None if it is not UTF-8.
-
-    Its printer escapes nothing in a name. The parser knows letters and three octal digits.
-    """
-    if b"\\" in text:
-        known = True
-
-        def replace(found: re.Match[bytes]) -> bytes:
-            nonlocal known
-            escape = found[1]
-            if len(escape) == 3 and escape < b"400":
-                return bytes([int(escape, 8)])
-            known = known and escape in _ESCAPES
-            return _ESCAPES.get(escape, b"")
-
-        text = _ESCAPE.sub(replace, text)
-        if not known:
-            return None
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return None
+def _unescape(found: re.Match[bytes]) -> bytes:
+    """Return the byte that an escape stands for to torch's parser."""
+    return bytes([int(found[1], 8)]) if len(found[1]) == 3 else _ESCAPES[found[1]]

@@ -17,6 +17,7 @@ from torchzip.formats.base import (
     FileContainer,
     Format,
     MakeFactory,
+    OpenStorage,
     Pickle,
     RecordCheck,
     measured_by,
@@ -26,6 +27,7 @@ from torchzip.formats.base import (
 )
 from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
+from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.storage import Measure, SpanStorage, StreamStorage, TensorStorage
 
 
@@ -61,6 +63,7 @@ class ZipContainer(ZipFormat, FileContainer):
     pickle_record = "data.pkl"
     #: What an archive of this format must have.
     needed_record = pickle_record
+    rebuilder_type: type[Rebuilder] = Rebuilder
 
     def __init__(self, archive: ZipReader, limits: Limits) -> None:
         super().__init__(archive.source)
@@ -163,10 +166,15 @@ class ZipContainer(ZipFormat, FileContainer):
         ]
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        data = self._zip.read(self.pickle_record)
+        return self.run_pickle(self.pickle_record, _Opener(self), make_factory)
+
+    def run_pickle(
+        self, record: str, open_storage: OpenStorage, make_factory: MakeFactory
+    ) -> Contents:
+        """Return what the pickle in a record holds."""
         return read_pickle(
-            data, _Opener(self), make_factory, self._limits,
-            path=self.name, record=self.pickle_record,
+            self._zip.read(record), open_storage, make_factory, self._limits,
+            path=self.name, record=record, rebuilder_type=self.rebuilder_type,
         )  # fmt: skip
 
     def pickles(self) -> Iterator[Pickle]:
