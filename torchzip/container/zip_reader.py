@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ from torchzip.container.zip_extra import (
     zip64_sizes,
 )
 from torchzip.container.zip_layout import BIG, DEFLATED, LOCAL, STORED
-from torchzip.errors import ArchiveError, LimitError, UnsupportedError
+from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.limits import Limits
@@ -166,39 +166,32 @@ class ZipReader:
     def _check_headers(
         self, header: NDArray[np.void], start: int, places: NDArray[np.int64]
     ) -> None:
-        encrypted = np.flatnonzero(header["flags"] & 0x2041)  # encrypted, strong, masked
-        if len(encrypted):
-            raise UnsupportedError(
-                "the archive is encrypted; decrypt it first",
-                offset=start + int(places[encrypted[0]]),
-            )
-        patches = np.flatnonzero(header["flags"] & 0x20)
-        if len(patches):
-            raise UnsupportedError(
+        flags, method = header["flags"], header["method"]
+        # torch takes such a record for a folder, and returns uninitialised memory as its bytes.
+        folders = (header["external"] & 0x10 != 0) & (header["compressed"] != 0)
+        refused: list[tuple[NDArray[Any], type[TorchZipError], str]] = [
+            # The flags are: encrypted, strongly, with masked headers.
+            (flags & 0x2041, UnsupportedError, "the archive is encrypted; decrypt it first"),
+            (
+                flags & 0x20,
+                UnsupportedError,
                 "a record is a patch for another file (flag bit 5), which neither torch nor "
                 "torchzip reads",
-                offset=start + int(places[patches[0]]),
-            )
-        method = header["method"]
-        other = np.flatnonzero((method != STORED) & (method != DEFLATED))
-        if len(other):
-            raise UnsupportedError(
-                f"a record is compressed with method {int(method[other[0]])}; only stored (0) "
-                "and deflate (8) are used in checkpoints",
-                offset=start + int(places[other[0]]),
-            )
-        disks = np.flatnonzero(header["disk"])
-        if len(disks):
-            raise ArchiveError(
-                "a record lies on another disk", offset=start + int(places[disks[0]])
-            )
-        # torch takes such a record for a folder, and returns uninitialised memory as its bytes.
-        folders = np.flatnonzero((header["external"] & 0x10 != 0) & (header["compressed"] != 0))
-        if len(folders):
-            raise ArchiveError(
-                "a record with bytes in it is a folder by its attributes",
-                offset=start + int(places[folders[0]]),
-            )
+            ),
+            (
+                (method != STORED) & (method != DEFLATED),
+                UnsupportedError,
+                "a record is compressed with method {method}; only stored (0) and deflate (8) are "
+                "used in checkpoints",
+            ),
+            (header["disk"], ArchiveError, "a record lies on another disk"),
+            (folders, ArchiveError, "a record with bytes in it is a folder by its attributes"),
+        ]
+        for found, error, message in refused:
+            rows = np.flatnonzero(found)
+            if len(rows):
+                row = int(rows[0])
+                raise error(message.format(method=method[row]), offset=start + int(places[row]))
 
     def _check_extents(
         self,
@@ -240,21 +233,21 @@ class ZipReader:
 
     def entry(self, name: str) -> Entry:
         """Return the row of a record, or raise ArchiveError."""
-        row = self._index.find(name)
-        if row is None:
-            raise self._missing(name)
+        row = self._row(name)
         return Entry(name, *(int(column[row]) for column in self._columns))
 
-    def _missing(self, name: str) -> ArchiveError:
-        return ArchiveError(
-            "the archive has no record of this name", path=self.source.name, record=name
-        )
+    def _row(self, name: str) -> int:
+        row = self._index.find(name)
+        if row is None:
+            raise self._broken(name, "the archive has no record of this name")
+        return row
+
+    def _broken(self, name: str, message: str, offset: int | None = None) -> ArchiveError:
+        return ArchiveError(message, path=self.source.name, record=name, offset=offset)
 
     def size_of(self, name: str) -> tuple[int, int, int]:
         """Return size, CRC and method of a record; a stored one really has that size."""
-        row = self._index.find(name)
-        if row is None:
-            raise self._missing(name)
+        row = self._row(name)
         nbytes, method = int(self._sizes[row]), int(self._methods[row])
         if method == STORED and nbytes != self._compressed[row]:
             self._stored_nbytes(self.entry(name))  # raises
@@ -282,11 +275,7 @@ class ZipReader:
         """Return the Source and the offset of the bytes of a stored record."""
         span = self.stored_span(record)
         if span is None:
-            raise ArchiveError(
-                "the record is deflated where a stored one was expected",
-                path=self.source.name,
-                record=record,
-            )
+            raise self._broken(record, "the record is deflated where a stored one was expected")
         return self.source, span[0]
 
     def __contains__(self, name: object) -> bool:
@@ -311,9 +300,7 @@ class ZipReader:
 
     def _read_local(self, entry: Entry) -> int:
         def broken(message: str) -> ArchiveError:
-            return ArchiveError(
-                message, path=self.source.name, record=entry.name, offset=entry.header_offset
-            )
+            return self._broken(entry.name, message, entry.header_offset)
 
         folder = f"{self.root}/" if self._in_folder else ""
         wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
@@ -369,11 +356,10 @@ class ZipReader:
 
     def _stored_nbytes(self, entry: Entry) -> int:
         if entry.nbytes != entry.compressed_nbytes:
-            raise ArchiveError(
+            raise self._broken(
+                entry.name,
                 f"the directory says {entry.nbytes:,} bytes and {entry.compressed_nbytes:,} "
                 "compressed; a stored record has as many of both",
-                path=self.source.name,
-                record=entry.name,
             )
         return entry.nbytes
 
@@ -391,11 +377,10 @@ class ZipReader:
         """
         entry = self.entry(name)
         if entry.nbytes > MAX_RATIO * entry.compressed_nbytes:
-            raise ArchiveError(
+            raise self._broken(
+                name,
                 f"the directory says that {entry.compressed_nbytes:,} deflated bytes come to "
                 f"{entry.nbytes:,}; deflate makes {MAX_RATIO:,} of one at most",
-                path=self.source.name,
-                record=name,
             )
         self._check_growth(self._deflated_nbytes, _FREE_NBYTES, name)
 
@@ -414,15 +399,10 @@ class ZipReader:
     def inflate(self, name: str) -> Iterator[bytes]:
         """Yield the content of a deflated record in blocks, exactly its declared size."""
         entry = self.entry(name)
-        source = self.source
-
-        def broken(message: str) -> ArchiveError:
-            return ArchiveError(message, path=source.name, record=name)
-
         self.check_ratio(name)
         offset = self.data_offset(name)
         end = offset + entry.compressed_nbytes
-        return inflate_span(source, offset, end, entry.nbytes, broken)
+        return inflate_span(self.source, offset, end, entry.nbytes, partial(self._broken, name))
 
 
 def _chain(data: bytes, count: int, start: int) -> NDArray[np.int64]:
