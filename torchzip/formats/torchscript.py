@@ -25,7 +25,7 @@ from torchzip.formats.base import (
     Pickle,
     measured_by,
 )
-from torchzip.formats.zip import ZipContainer
+from torchzip.formats.zip import RecordOpener, ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
@@ -95,7 +95,7 @@ class TorchScriptContainer(ZipContainer):
             made.append(make_factory(open_storage))
             return made[-1]
 
-        contents = self.run_pickle(self.pickle_record, self.open_storage, make)
+        contents = self.run_pickle(self.pickle_record, RecordOpener(self), make)
         modules = _Modules(self._read_classes(contents.globals))
         modules.mark_parameters(contents.root, made[-1])
         contents.parts_of = modules.parts_of

@@ -31,17 +31,17 @@ from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.storage import Measure, SpanStorage, StreamStorage, TensorStorage
 
 
-class _Opener:
-    """The `StorageOpener` of a container."""
+class RecordOpener:
+    """Opens the storages in the records ``data/<key>``; see `StorageOpener`."""
 
     def __init__(self, container: ZipContainer) -> None:
-        self._open = container.open_storage
+        self._open = container.open_record
         self.many = container.open_storages
 
     def __call__(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
-        return self._open(key, torch_dtype, nbytes, location)
+        return self._open(f"data/{key}", torch_dtype, nbytes, location)
 
 
 OF_ANY_RELEASE = frozenset(["data.pkl", "version", ".data/version", ".data/serialization_id"])
@@ -117,12 +117,6 @@ class ZipContainer(ZipFormat, FileContainer):
             )
         return text.decode()
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage in record ``data/<key>``, whose size must be ``nbytes``."""
-        return self.open_record(f"data/{key}", torch_dtype, nbytes, location)
-
     def open_record(
         self, name: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
@@ -148,7 +142,7 @@ class ZipContainer(ZipFormat, FileContainer):
     def open_storages(
         self, keys: list[str], measures: list[Measure], which: list[int]
     ) -> list[TensorStorage] | None:
-        """Return what `open_storage` does for each of many keys; None if that is for it to do."""
+        """Return what `open_record` does for each of many keys; None if that is for it to do."""
         nbytes = np.array([measure.nbytes for measure in measures])[which]
         crcs = self._zip.crcs_of(keys, nbytes)
         if crcs is None:
@@ -166,7 +160,7 @@ class ZipContainer(ZipFormat, FileContainer):
         ]
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        return self.run_pickle(self.pickle_record, _Opener(self), make_factory)
+        return self.run_pickle(self.pickle_record, RecordOpener(self), make_factory)
 
     def run_pickle(
         self, record: str, open_storage: OpenStorage, make_factory: MakeFactory
