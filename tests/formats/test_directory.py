@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import pickle
 import shutil
@@ -12,7 +11,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.formats.shards import write, write_index
 from tests.sampling import some
 from torchzip.container.hub_names import (
     WHOLE_FILES,
@@ -43,29 +42,17 @@ def _named(whole: str, variant: str | None) -> str:
     return whole if variant is None else f"{stem}.{variant}{suffix}"
 
 
-def _write(path: Path, tensors: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    scratch = path.parent / "scratch.pt"
-    tz.save(tensors, scratch)
-    if path.suffix == ".safetensors":
-        tz.convert(scratch, path)
-        scratch.unlink()
-    else:
-        scratch.rename(path)
-
-
 def _shards(folder: Path, whole: str, count: int = 3) -> list[Path]:
     """Write one tensor into each of some shards."""
     paths = [folder / shard_name(whole, number, count) for number in range(1, count + 1)]
     for path, name in zip(paths, _TENSORS, strict=False):
-        _write(path, {name: _TENSORS[name]})
+        write(path, {name: _TENSORS[name]})
     return paths
 
 
 def _index(folder: Path, index: str, shards: list[Path]) -> Path:
     weight_map = {name: path.name for name, path in zip(_TENSORS, shards, strict=False)}
-    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder / index
+    return write_index(folder / index, weight_map)
 
 
 def _same(path: Path) -> None:
@@ -94,7 +81,7 @@ def _refused(path: Path, *expected: str) -> str:
 def test_every_name_and_variant(tmp_path: Path, whole: str, variant: str | None) -> None:
     """A directory with one whole file, or with shards and their index, is that checkpoint."""
     name = _named(whole, variant)
-    _write(tmp_path / "one" / name, dict(_TENSORS))
+    write(tmp_path / "one" / name, dict(_TENSORS))
     (tmp_path / "one" / "config.json").write_text("{}")
     (tmp_path / "one" / "training_args.bin").write_bytes(b"no checkpoint")
     _same(tmp_path / "one")
@@ -123,7 +110,7 @@ def test_an_index_of_a_variant_as_diffusers_named_it(tmp_path: Path) -> None:
     """Before 0.28 the variant stood behind the number, and before ``.index``."""
     shards = [tmp_path / f"model-0000{number}-of-00003.fp16.safetensors" for number in (1, 2, 3)]
     for path, name in zip(shards, _TENSORS, strict=True):
-        _write(path, {name: _TENSORS[name]})
+        write(path, {name: _TENSORS[name]})
     _same(_index(tmp_path, "model.safetensors.fp16.index.json", shards))
     _same(tmp_path)
 
@@ -149,7 +136,7 @@ def test_shard_names_come_back(stem: str, suffix: str, number: int, count: int) 
 
 
 def _make_whole(folder: Path, name: str) -> str:
-    _write(folder / name, dict(_TENSORS))
+    write(folder / name, dict(_TENSORS))
     return name
 
 
@@ -200,7 +187,7 @@ def test_two_checkpoints_are_refused(tmp_path: Path) -> None:
 def test_diff_refuses_them_too(tmp_path: Path) -> None:
     """Old shards must not be compared in place of the file that transformers reads."""
     _make_sharded(tmp_path, "pytorch_model.bin")
-    _write(tmp_path / "model.safetensors", {name: array + 1 for name, array in _TENSORS.items()})
+    write(tmp_path / "model.safetensors", {name: array + 1 for name, array in _TENSORS.items()})
     for a, b in itertools.permutations([tmp_path, tmp_path / "model.safetensors"]):
         with pytest.raises(tz.FormatError, match=r"several.*bin\.index\.json.*model\.safetensors"):
             tz.tools.diff(a, b, cast=True)
@@ -208,12 +195,12 @@ def test_diff_refuses_them_too(tmp_path: Path) -> None:
 
 def test_an_index_of_a_whole_file(tmp_path: Path) -> None:
     """They are one checkpoint, as the index says."""
-    _write(tmp_path / "model.safetensors", dict(_TENSORS))
+    write(tmp_path / "model.safetensors", dict(_TENSORS))
     _index(tmp_path, "model.safetensors.index.json", [tmp_path / "model.safetensors"] * 3)
     with tz.lazy_load(tmp_path) as checkpoint:
         assert checkpoint.format == "sharded"
     _same(tmp_path)
-    _write(tmp_path / "pytorch_model.bin", dict(_TENSORS))
+    write(tmp_path / "pytorch_model.bin", dict(_TENSORS))
     _refused(tmp_path, "'model.safetensors.index.json', 'pytorch_model.bin'")
 
 
