@@ -19,7 +19,7 @@ import torchzip as tz
 from tests import builders as b
 from tests.formats.dcp_builder import Builder
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid, tar_of
-from tests.formats.test_pt2 import config, meta, payload
+from tests.formats.test_pt2 import config, meta, payload, zip_of
 from torchzip.cli.main import main
 from torchzip.tools import verify
 
@@ -133,8 +133,7 @@ def _pt2_of_files(folder: Path, put: Put) -> Path:
         "archive_format": b"pt2",
         ".data/version": b"3",
     }
-    members = [b.Member(name=f"a/{name}".encode(), data=data) for name, data in records.items()]
-    return _file(folder, b.build_zip(members))
+    return _file(folder, zip_of(records, "a/"))
 
 
 def _old_pt2(folder: Path, put: Put) -> Path:
@@ -145,9 +144,7 @@ def _old_pt2(folder: Path, put: Put) -> Path:
         "serialized_example_inputs.pt": _inner(put, "example inputs", b")"),
         "version": b"8.2",
     }
-    return _file(
-        folder, b.build_zip([b.Member(name=n.encode(), data=d) for n, d in records.items()])
-    )
+    return _file(folder, zip_of(records))
 
 
 def _script(folder: Path, put: Put) -> Path:
@@ -162,8 +159,7 @@ def _script(folder: Path, put: Put) -> Path:
         "data/0": b.DATA,
         "version": b"3",
     }
-    members = [b.Member(name=f"a/{name}".encode(), data=data) for name, data in records.items()]
-    return _file(folder, b.build_zip(members))
+    return _file(folder, zip_of(records, "a/"))
 
 
 def _item(put: Put, place: str, pickle: bytes) -> bytes:
@@ -174,16 +170,9 @@ def _dcp(folder: Path, put: Put) -> Path:
     made = Builder(folder / "dcp")
     made.tensor("w", np.ones(4, np.float32))
     made.value("v", 5)
-    for file, place, pickle in (
-        ("__0_0.distcp", "item of a tensor", b.tensor()),
-        ("__1_0.distcp", "item of an object", b.text("x")),
-    ):
-        made.files.pop(file, None)
-        made.places = made.places[: 0 if "tensor" in place else 1]
-        is_tensor = "tensor" in place
-        made.put(
-            file, "w" if is_tensor else "v", (0,) if is_tensor else None, _item(put, place, pickle)
-        )
+    made.files, made.places = {}, []
+    made.put("__0_0.distcp", "w", (0,), _item(put, "item of a tensor", b.tensor()))
+    made.put("__1_0.distcp", "v", None, _item(put, "item of an object", b.text("x")))
     made.write()
     made.folder.joinpath("__0.metadata").write_bytes(put("metadata of a rank", made.metadata()))
     chosen = made.folder / ".metadata"
@@ -281,11 +270,8 @@ def test_records_that_nobody_declares(tmp_path: Path, kind: str, protocol: int) 
     more = {"extra/x": stray, "extra/readme.txt": b"I have (some) text.", "data/99": stray}
     with tz.lazy_load(path) as ckpt:
         archive = ckpt._container.archive  # type: ignore[attr-defined]
-        members = [
-            b.Member(name=f"{root}/{name}".encode(), data=archive.read(name)) for name in archive
-        ]
-    members += [b.Member(name=f"{root}/{n}".encode(), data=data) for n, data in more.items()]
-    path.write_bytes(b.build_zip(members))
+        records = {name: archive.read(name) for name in archive}
+    path.write_bytes(zip_of(records | more, f"{root}/"))
     notes = verify(path).notes
     assert len(notes) == 2, notes
     for note in notes:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.formats.dcp_builder import saved
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
     ArchiveError,
@@ -65,32 +66,42 @@ def config(rows: Mapping[str, Any]) -> bytes:
     return json.dumps({"config": rows}).encode()
 
 
-def archive(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
-    """Return an archive with these records; None takes one of the usual ones away."""
-    whole: dict[str, bytes | None] = {
-        "data/weights/model_weights_config.json": config({}),
-        "data/constants/model_constants_config.json": config({}),
-        "models/model.json": b"{}", "archive_format": b"pt2", "archive_version": b"0",
-        ".data/version": b"6\n", "byteorder": b"little", **records,
-    }  # fmt: skip
+WEIGHTS = "data/weights/model_weights_config.json"
+CONSTANTS = "data/constants/model_constants_config.json"
+
+
+def zip_of(records: Mapping[str, bytes | None], root: str = "", method: int = 0) -> bytes:
+    """Return an archive of those records that are not None."""
     return b.build_zip(
         [
-            b.Member(name=f"m/{record}".encode(), data=data, method=method)
-            for record, data in whole.items()
+            b.Member(name=f"{root}{record}".encode(), data=data, method=method)
+            for record, data in records.items()
             if data is not None
         ]
     )
 
 
-def weights(rows: Mapping[str, Any], records: Mapping[str, bytes] | None = None) -> bytes:
+def archive(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
+    """Return an archive with these records; None takes one of the usual ones away."""
+    whole: dict[str, bytes | None] = {
+        WEIGHTS: config({}), CONSTANTS: config({}),
+        "models/model.json": b"{}", "archive_format": b"pt2", "archive_version": b"0",
+        ".data/version": b"6\n", "byteorder": b"little", **records,
+    }  # fmt: skip
+    return zip_of(whole, "m/", method)
+
+
+def weights(
+    rows: Mapping[str, Any],
+    records: Mapping[str, bytes] | None = None,
+    *,
+    method: int = 0,
+    **more: bytes,
+) -> bytes:
     """Return an archive with these weights, over four float32 unless given others."""
     stored = {"weight_0": b.DATA} if records is None else records
-    return archive(
-        {
-            **{f"data/weights/{name}": data for name, data in stored.items()},
-            "data/weights/model_weights_config.json": config(rows),
-        }
-    )
+    named = {f"data/weights/{name}": data for name, data in stored.items()}
+    return archive({**named, WEIGHTS: config(rows), **more}, method=method)
 
 
 def lazy(data: bytes, **options: Any) -> tz.Checkpoint:
@@ -110,12 +121,10 @@ def test_weights_and_constants() -> None:
         {
             "data/weights/weight_0": b.DATA,
             "data/constants/tensor_0": struct.pack("<2h", 5, 6),
-            "data/weights/model_weights_config.json": config(
+            WEIGHTS: config(
                 {"z": payload(is_param=True, tensor_meta=meta(requires_grad=True)), "a": payload()}
             ),
-            "data/constants/model_constants_config.json": config(
-                {"c": payload("tensor_0", meta(3, (2,)))}
-            ),
+            CONSTANTS: config({"c": payload("tensor_0", meta(3, (2,)))}),
         }
     )
     with lazy(data) as ckpt:
@@ -140,11 +149,9 @@ def test_dtypes(name: str) -> None:
     with lazy(data) as ckpt:
         assert (ckpt["t"].torch_dtype, ckpt["t"].shape) == (name, (count,))
         assert ckpt["t"].numpy().tobytes() == b.DATA
-        again = io.BytesIO()
-        tz.save(ckpt.root, again)
-    again.seek(0)
-    with tz.lazy_load(again) as saved:
-        assert (saved["t"].torch_dtype, saved["t"].numpy().tobytes()) == (name, b.DATA)
+        again = saved(ckpt.root)
+    with lazy(again) as ckpt:
+        assert (ckpt["t"].torch_dtype, ckpt["t"].numpy().tobytes()) == (name, b.DATA)
 
 
 @pytest.mark.parametrize("number", [0, 14, 27, 36, 1 << 40])
@@ -175,10 +182,7 @@ def test_one_record_as_two_dtypes() -> None:
     rows = {"f": payload(), "i": payload(tensor_meta=meta(4))}
     with lazy(weights(rows)) as ckpt:
         assert ckpt["i"].numpy().tobytes() == ckpt["f"].numpy().tobytes() == b.DATA
-        again = io.BytesIO()
-        tz.save(ckpt.root, again)
-    again.seek(0)
-    root = tz.load(again)
+        root = load(saved(ckpt.root))
     assert (root["f"].dtype, root["i"].dtype) == (np.float32, np.int32)
     assert root["i"].tobytes() == b.DATA
 
@@ -236,28 +240,14 @@ def test_devices() -> None:
 
 def test_big_endian() -> None:
     """The record of the byte order is heeded."""
-    data = archive(
-        {
-            "byteorder": b"big",
-            "data/weights/weight_0": struct.pack(">2H", 1, 2),
-            "data/weights/model_weights_config.json": config(
-                {"t": payload(tensor_meta=meta(28, (2,)))}
-            ),
-        }
-    )
+    rows = {"t": payload(tensor_meta=meta(28, (2,)))}
+    data = weights(rows, {"weight_0": struct.pack(">2H", 1, 2)}, byteorder=b"big")
     assert load(data)["t"].tolist() == [1, 2]
 
 
 def test_deflated() -> None:
     """An archive that was zipped again."""
-    data = archive(
-        {
-            "data/weights/weight_0": b.DATA,
-            "data/weights/model_weights_config.json": config({"t": payload()}),
-        },
-        method=8,
-    )
-    assert load(data)["t"].tolist() == [1, 2, 3, 4]
+    assert load(weights({"t": payload()}, method=8))["t"].tolist() == [1, 2, 3, 4]
 
 
 def test_mapped(tmp_path: Path) -> None:
@@ -283,21 +273,17 @@ def test_pickled_tensors() -> None:
     with lazy(weights({"w": pickled}, {"weight_0": inner(b.tensor())})) as ckpt:
         assert ckpt["w"].numpy().tolist() == [1, 2, 3, 4]
         assert ("torch", "FloatStorage") in ckpt.globals
-    foreign = inner(b.call("lib.make", b.tensor()))
-    with lazy(weights({"w": pickled}, {"weight_0": foreign})) as ckpt:
+    foreign = weights({"w": pickled}, {"weight_0": inner(b.call("lib.make", b.tensor()))})
+    with lazy(foreign) as ckpt:
         assert type(ckpt.root["w"]) is tz.types.ForeignObject
         assert ckpt.foreign == [("lib", "make")]
     with pytest.raises(tz.UnsafeGlobalError, match=r"lib\.make"):
-        lazy(weights({"w": pickled}, {"weight_0": foreign}), foreign="raise")
+        lazy(foreign, foreign="raise")
 
 
 def constants(rows: Mapping[str, Any], records: Mapping[str, bytes]) -> bytes:
-    return archive(
-        {
-            **{f"data/constants/{name}": data for name, data in records.items()},
-            "data/constants/model_constants_config.json": config(rows),
-        }
-    )
+    named = {f"data/constants/{name}": data for name, data in records.items()}
+    return archive({**named, CONSTANTS: config(rows)})
 
 
 def test_custom_objects() -> None:
@@ -335,13 +321,7 @@ def old(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
         "serialized_constants.pt": inner(CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)}),
         "serialized_example_inputs.pt": inner(b")"), "version": b"8.2", **records,
     }  # fmt: skip
-    return b.build_zip(
-        [
-            b.Member(name=record.encode(), data=data, method=method)
-            for record, data in whole.items()
-            if data is not None
-        ]
-    )
+    return zip_of(whole, method=method)
 
 
 @pytest.mark.parametrize(
@@ -356,9 +336,7 @@ def old(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
             id="the suffix of 2.1"),
         pytest.param(
             archive({"data/weights/model.pt": inner(STATE), "data/constants/model.pt": inner(
-                CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)}),
-                "data/weights/model_weights_config.json": None,
-                "data/constants/model_constants_config.json": None}),
+                CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)}), WEIGHTS: None, CONSTANTS: None}),
             id="files in the later layout"),
     ],
 )  # fmt: skip
@@ -527,15 +505,15 @@ def test_a_part_of_an_element() -> None:
 def test_configs_that_are_none(text: bytes | None, error: type[TorchZipError]) -> None:
     """No JSON, or JSON of another form."""
     with pytest.raises(error) as caught:
-        load(archive({"data/weights/model_weights_config.json": text}))
-    assert caught.value.record == "data/weights/model_weights_config.json"
+        load(archive({WEIGHTS: text}))
+    assert caught.value.record == WEIGHTS
 
 
 def test_configs_are_bounded() -> None:
     """One that is far larger than the file, or many that are together."""
     bomb = config({"a": payload()}) + b" " * (3 << 20)
     with pytest.raises(LimitError) as caught:
-        load(archive({"data/weights/model_weights_config.json": bomb}, method=8))
+        load(archive({WEIGHTS: bomb}, method=8))
     assert caught.value.limit == "header_nbytes"
     half = b'{"config": {}}' + b" " * (1 << 20)
     many = {f"models/{i}.json": b"{}" for i in range(4)}
@@ -573,8 +551,8 @@ def test_a_name_twice() -> None:
         {
             "data/weights/weight_0": b.DATA,
             "data/constants/weight_0": b.DATA,
-            "data/weights/model_weights_config.json": config({"t": payload()}),
-            "data/constants/model_constants_config.json": config({"t": payload()}),
+            WEIGHTS: config({"t": payload()}),
+            CONSTANTS: config({"t": payload()}),
         }
     )
     with pytest.raises(FormatError, match="a weight and a constant"):
@@ -622,14 +600,7 @@ def test_any_config(value: Any) -> None:
     for rows in ({"config": value}, {"config": {"t": value}}, value):
         text = json.dumps(rows).encode()
         try:
-            load(
-                archive(
-                    {
-                        "data/weights/weight_0": b.DATA,
-                        "data/weights/model_weights_config.json": text,
-                    }
-                )
-            )
+            load(archive({"data/weights/weight_0": b.DATA, WEIGHTS: text}))
         except (TorchZipError, OSError):
             pass
 
