@@ -78,13 +78,17 @@ class DcpContainer(DcpFormat, FolderContainer):
         super().__init__(folder, folder.path or ".")
         self._limits = limits
         self._metadata_names = metadata_names
-        self._metadata = self._read_metadata(metadata_names)
         self._parts: dict[ItemKey, PartSource] = {}
-        self._open_items()
         self._chunks: dict[str, list[Chunk]] = {}
         self._used: set[ItemKey] = set()
-        self._find_chunks()
-        self.notes = self._spare_items()
+        with ErrorPlace(path=self.name):
+            self._metadata = self._read_metadata(metadata_names)
+            self._open_items()
+            self._find_chunks()
+        spare = sorted({name for name, _ in self._parts.keys() - self._used})
+        if spare:
+            what = f"{len(spare):,} names have items that nothing needs, as {shown(spare[0])}"
+            self.notes = (what,)
 
     # -- the metadata ------------------------------------------------------------------------
 
@@ -103,16 +107,14 @@ class DcpContainer(DcpFormat, FolderContainer):
                 if item in origin:
                     raise FormatError(
                         f"{shown(item)} is in {origin[item]} and in {name}: each rank saved a "
-                        "checkpoint of its own. Give the path of one of those files.",
-                        path=self.name,
+                        "checkpoint of its own. Give the path of one of those files."
                     )
                 origin[item] = name
             twice = merged.places.keys() & made.places.keys()
             if twice:
                 raise FormatError(
                     f"{shown(min(twice, key=str)[0])} has a place in {name} and in another "
-                    "metadata. Give the path of one of those files.",
-                    path=self.name,
+                    "metadata. Give the path of one of those files."
                 )
             merged.items |= made.items
             merged.places |= made.places
@@ -134,8 +136,7 @@ class DcpContainer(DcpFormat, FolderContainer):
             )
             raise FormatError(
                 f"the directory lacks {len(missing):,} of its files, among them {shown(first)}, "
-                f"which has {listed(names, 3)}. Fetch them again.",
-                path=self.name,
+                f"which has {listed(names, 3)}. Fetch them again."
             )
         by_file: dict[str, list[tuple[Place, str]]] = {}
         for (name, offset), place in self._metadata.places.items():
@@ -164,9 +165,7 @@ class DcpContainer(DcpFormat, FolderContainer):
         for name, item in self._metadata.items.items():
             if item is None:
                 if (name, None) not in self._parts:
-                    raise FormatError(
-                        f"the metadata does not say where {shown(name)} lies", path=self.name
-                    )
+                    raise FormatError(f"the metadata does not say where {shown(name)} lies")
                 self._used.add((name, None))
                 continue
             itemsize = DTYPES[item.torch_dtype].itemsize
@@ -179,11 +178,10 @@ class DcpContainer(DcpFormat, FolderContainer):
                 if part is None:
                     raise FormatError(
                         f"the metadata does not say where the chunk at {list(offsets)} of "
-                        f"{shown(name)} lies",
-                        path=self.name,
+                        f"{shown(name)} lies"
                     )
                 chunks.append(ItemChunk(offsets, sizes, part, item.torch_dtype, self._limits))
-            with ErrorPlace(path=self.name, record=name):
+            with ErrorPlace(record=name):
                 check(item.shape, chunks)
             for chunk in chunks:
                 # Torch stores what it writes here, so the bytes are there or they are not.
@@ -195,13 +193,6 @@ class DcpContainer(DcpFormat, FolderContainer):
                         path=chunk.place,
                     )
             self._chunks[name] = chunks
-
-    def _spare_items(self) -> tuple[str, ...]:
-        """Note the items that nothing needs."""
-        spare = sorted({name for name, _ in self._parts.keys() - self._used})
-        if not spare:
-            return ()
-        return (f"{len(spare):,} names have items that nothing needs, as {shown(spare[0])}",)
 
     # -- the object --------------------------------------------------------------------------
 

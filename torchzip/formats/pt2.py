@@ -255,23 +255,13 @@ class _Payloads:
     def add_file(self, made: dict[str, Any], record: str) -> None:
         """Add the items of the dict in a file of ``torch.save``."""
         root = self._file(record)
-        if not isinstance(root, dict) or not all(type(name) is str for name in root):
-            raise FormatError(
-                f"the object is {shown(root)}; a dict from names to tensors was expected",
-                path=self._archive.name,
-                record=record,
-            )
-        for name, value in root.items():
-            self._add(made, name, value, record)
-
-    def _add(self, made: dict[str, Any], name: str, value: Any, record: str) -> None:
-        if name in made:
-            raise FormatError(
-                f"{shown(name)} is both a weight and a constant",
-                path=self._archive.name,
-                record=record,
-            )
-        made[name] = value
+        with ErrorPlace(path=self._archive.name, record=record):
+            if not isinstance(root, dict) or not all(type(name) is str for name in root):
+                raise FormatError(
+                    f"the object is {shown(root)}; a dict from names to tensors was expected"
+                )
+            for name, value in root.items():
+                _add(made, name, value)
 
     def _file(self, record: str, kind: type[ZipContainer] = ZipContainer) -> Any:
         self._files.append(self._archive.read_file(record, self._make_factory, kind))
@@ -291,7 +281,7 @@ class _Payloads:
                     if pickled or meta is None
                     else self._tensor(record, meta, is_param)
                 )
-                self._add(made, name, value, config)
+                _add(made, name, value)
 
     def _parse(self, record: str) -> dict[str, Any]:
         nbytes = self._zip.size_of(record)[0]
@@ -348,6 +338,12 @@ class _Payloads:
         )
         tensor = self._factory.tensor(check_spec(spec))
         return self._factory.parameter(tensor, requires_grad, None) if is_param else tensor
+
+
+def _add(made: dict[str, Any], name: str, value: Any) -> None:
+    if name in made:
+        raise FormatError(f"{shown(name)} is both a weight and a constant")
+    made[name] = value
 
 
 def _no_storage(key: str, torch_dtype: str | None, nbytes: int, location: str) -> NoReturn:
