@@ -30,9 +30,8 @@ _NUMPY_DTYPES = (
 ).split()
 
 
-def parse(data: bytes, limits: Limits | None = None) -> tuple[list[TensorEntry], dict[str, str]]:
-    """Parse a file in memory."""
-    return parse_header(BytesSource(data), limits or Limits())
+def parse(data: bytes) -> tuple[list[TensorEntry], dict[str, str]]:
+    return parse_header(BytesSource(data), Limits())
 
 
 def _supported() -> list[str]:
@@ -233,7 +232,6 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
     ("data", "error", "message"), [row[1:] for row in _REFUSED], ids=[row[0] for row in _REFUSED]
 )
 def test_refused(data: bytes, error: type[TorchZipError], message: str) -> None:
-    """Each lie in a header has its error, which names the file."""
     with pytest.raises(error) as caught:
         parse(data)
     assert message in str(caught.value)
@@ -249,7 +247,6 @@ def test_the_package_refuses_them_too() -> None:
 
 
 def test_every_truncation_is_refused() -> None:
-    """A file that is cut anywhere is an error."""
     data = save_numpy({"a": np.arange(3.0), "b": np.zeros((2, 2), np.int8)}, {"k": "v"})
     for cut in range(len(data)):
         with pytest.raises(TorchZipError):
@@ -282,7 +279,6 @@ def test_declared_header_size_costs_nothing() -> None:
 
 
 def test_only_the_header_is_read() -> None:
-    """Parsing touches no tensor data."""
     data = save_numpy({"a": np.zeros(100_000)})
     source = BytesSource(data)
     parse_header(source, Limits())

@@ -36,7 +36,6 @@ _C = Member(name=b"archive/version", data=b"3\n")
 
 
 def open_bytes(data: bytes, limits: Limits | None = None) -> ZipReader:
-    """Return the reader of an archive in memory."""
     return ZipReader(BytesSource(data), limits or Limits())
 
 
@@ -47,7 +46,6 @@ def read_all(data: bytes, limits: Limits | None = None) -> dict[str, bytes]:
 
 
 def by_zipfile(records: dict[str, bytes], method: int, zip64: bool = False) -> bytes:
-    """Return an archive that Python wrote."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, data in records.items():
@@ -421,7 +419,6 @@ def test_chains_of_any_bytes(data: bytes, count: int) -> None:
 
 
 def test_chains_of_no_bytes() -> None:
-    """Too few bytes for a header are no directory."""
     assert _chain_fast(b"", 1) is None
     assert _chain_fast(b"PK\1\2", 1) is None
 
@@ -581,7 +578,6 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
     ("data", "error", "message"), [row[1:] for row in _REFUSED], ids=[row[0] for row in _REFUSED]
 )
 def test_refused(data: bytes, error: type[TorchZipError], message: str) -> None:
-    """An archive that is broken, or that two readers could read in two ways, is refused."""
     limits = Limits(entries=5)
     with pytest.raises(error) as caught:
         read_all(data, limits)
@@ -597,7 +593,6 @@ def test_the_rows_are_broken_in_one_way_only() -> None:
 
 @pytest.mark.parametrize("data", [_PLAIN, _ZIP64], ids=["plain", "zip64"])
 def test_every_truncation_is_refused(data: bytes) -> None:
-    """An archive that is cut anywhere is no archive."""
     for cut in range(len(data)):
         with pytest.raises(TorchZipError):
             read_all(data[:cut])

@@ -33,7 +33,6 @@ _CUTS = {"rows": _ROWS, "columns": _COLUMNS, "grid": _GRID, "pinwheel": _PINWHEE
 
 @pytest.fixture
 def made(tmp_path: Path) -> d.Builder:
-    """Return an empty checkpoint."""
     return d.Builder(tmp_path / "c")
 
 
@@ -488,7 +487,6 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
 
 @pytest.mark.parametrize("name", _HOSTILE)
 def test_hostile(made: d.Builder, name: str) -> None:
-    """Each attack has an error that says what is wrong, and where."""
     change, error, text = _HOSTILE[name]
     made.tensor("w", _A)
     change(made)
@@ -570,7 +568,6 @@ def test_used_over_and_over(made: d.Builder) -> None:
 
 
 def test_any_byte_of_the_metadata_changed(folder: Path) -> None:
-    """Any change gives values or a TorchZipError."""
     data = (folder / ".metadata").read_bytes()
     rng = np.random.default_rng(5)
     for at in rng.integers(0, len(data), 300):

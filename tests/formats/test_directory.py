@@ -43,7 +43,6 @@ def _named(whole: str, variant: str | None) -> str:
 
 
 def _shards(folder: Path, whole: str, count: int = 3) -> list[Path]:
-    """Write one tensor into each of some shards."""
     paths = [folder / shard_name(whole, number, count) for number in range(1, count + 1)]
     for path, name in zip(paths, _TENSORS, strict=False):
         write(path, {name: _TENSORS[name]})
@@ -358,7 +357,6 @@ _NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 @pytest.mark.parametrize("name", _NO_CHECKPOINTS)
 def test_what_is_not_a_checkpoint(tmp_path: Path, name: str) -> None:
-    """The error says what it is, and what to do."""
     make, expected = _NO_CHECKPOINTS[name]
     _refused(make(tmp_path), expected)
 

@@ -47,7 +47,6 @@ def _zip(folder: Path, put: Put) -> Path:
 
 
 def legacy_of(put: Put) -> bytes:
-    """Return a legacy file."""
     kind = b.tuple_of(
         "storage", b.name("torch", "FloatStorage"), "0", "cpu",
         4, b"N",
@@ -205,7 +204,6 @@ FILES: dict[str, Write] = {
 
 
 def _places(write: Write) -> list[str]:
-    """Return the pickles of a file."""
     found: list[str] = []
 
     def put(place: str, data: bytes) -> bytes:

@@ -55,7 +55,6 @@ def meta(
 
 
 def payload(path_name: Any = "weight_0", tensor_meta: Any = None, **changes: Any) -> dict[str, Any]:
-    """Return what a config says of a name."""
     return {
         "path_name": path_name, "is_param": False, "use_pickle": False,
         "tensor_meta": meta() if tensor_meta is None else tensor_meta, **changes,
@@ -222,7 +221,6 @@ def test_several_models() -> None:
 
 
 def test_devices() -> None:
-    """The device is the location of the storage."""
     for device, location in (
         ({"type": "cuda", "index": 1}, "cuda:1"), ({"type": "cpu", "index": None}, "cpu"),
         ({"type": "meta"}, "meta"),
@@ -244,7 +242,6 @@ def test_deflated() -> None:
 
 
 def test_mapped(tmp_path: Path) -> None:
-    """Views of the file, read-only."""
     path = tmp_path / "m.pt2"
     path.write_bytes(weights({"t": payload()}))
     made = tz.load(path, mmap=True)["t"]
@@ -256,7 +253,6 @@ def test_mapped(tmp_path: Path) -> None:
 
 
 def inner(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> bytes:
-    """Return a file of ``torch.save``."""
     return b.checkpoint(b.stream(pickle), storages)
 
 
@@ -424,7 +420,6 @@ def test_junk_in_a_field(field: str, junk: Any) -> None:
 
 @pytest.mark.parametrize("field", [*_FIELDS, *_META])
 def test_missing_field(field: str) -> None:
-    """No field may be missing."""
     row = payload()
     (row if field in _FIELDS else row["tensor_meta"]).pop(field)
     with pytest.raises(FormatError, match="'the name'"):
@@ -507,7 +502,6 @@ def test_hostile(name: str) -> None:
     ],
 )
 def test_configs_that_are_none(text: bytes | None, error: type[TorchZipError]) -> None:
-    """No JSON, or JSON of another form."""
     with pytest.raises(error) as caught:
         load(archive({WEIGHTS: text}))
     assert caught.value.record == WEIGHTS
@@ -539,7 +533,6 @@ def test_configs_are_bounded() -> None:
     ],
 )
 def test_other_archives(records: dict[str, bytes | None], error: type[TorchZipError]) -> None:
-    """Formats and versions that are not known."""
     with pytest.raises(error):
         load(archive(records))
 
@@ -561,7 +554,6 @@ def test_damage_is_found() -> None:
 
 @given(st.sampled_from([old({}), weights({"t": payload()})]), st.data())
 def test_changed_archives(data: bytes, draw: st.DataObject) -> None:
-    """Any change gives a value, a TorchZipError or an OSError."""
     made = bytearray(data)
     for _ in range(draw.draw(st.integers(1, 4))):
         made[draw.draw(st.integers(0, len(made) - 1))] = draw.draw(st.integers(0, 255))

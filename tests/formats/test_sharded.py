@@ -134,7 +134,6 @@ def test_survives_pickle(tmp_path: Path) -> None:
 
 
 def test_close(tmp_path: Path) -> None:
-    """Tensors cannot be read after it."""
     _make(tmp_path)
     with tz.lazy_load(tmp_path) as checkpoint:
         tensor = checkpoint["a"]
@@ -340,7 +339,6 @@ _TEXTS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", _TEXTS)
 def test_hostile_indices(tmp_path: Path, name: str) -> None:
-    """An index that is none raises a FormatError, whatever its bytes."""
     write(tmp_path / "x.bin", {"a": _A})
     (tmp_path / "m.bin.index.json").write_bytes(_TEXTS[name])
     assert "m.bin.index.json" in _error(tmp_path)
@@ -358,7 +356,6 @@ def test_odd_numbers_for_total_size(tmp_path: Path) -> None:
 
 
 def test_limits_of_an_index(tmp_path: Path) -> None:
-    """Its size and its lists are bounded."""
     write(tmp_path / "x.bin", {"a": _A})
     index = _index(tmp_path, "bin", {"a": "x.bin"})
     with pytest.raises(tz.LimitError, match="header_nbytes"):
@@ -369,7 +366,6 @@ def test_limits_of_an_index(tmp_path: Path) -> None:
 
 
 def test_an_empty_index(tmp_path: Path) -> None:
-    """No tensors are no tensors."""
     assert tz.load(_index(tmp_path, "bin", {})) == {}
 
 
@@ -394,7 +390,6 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path, names: list[str]) -> 
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
-    """A missing directory or index is a FileNotFoundError."""
     for name in ("m.index.json", "no/m.index.json", "no/.metadata", ".metadata"):
         with pytest.raises(FileNotFoundError):
             tz.load(tmp_path / name)

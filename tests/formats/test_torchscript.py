@@ -49,12 +49,10 @@ CODE = {"__torch__": NET, "__torch__/lib/___torch_mangle_3": SUB}
 
 
 def an_object(module: str, name: str, state: bytes | None = None) -> bytes:
-    """Return an object of a class, with its state."""
     return b.name(module, name) + b")\x81" + (b"" if state is None else state + b"b")
 
 
 def a_tensor(key: str = "0", **changes: Any) -> bytes:
-    """Return a tensor of four float32."""
     return b.tensor(b.persistent(key), **changes)
 
 
@@ -131,7 +129,6 @@ def test_load_gives_the_object(tmp_path: Path, mmap: bool) -> None:
 
 
 def test_raise_names_the_classes() -> None:
-    """Every class of the archive is foreign."""
     with pytest.raises(tz.UnsafeGlobalError, match=r"__torch__\.Net"):
         lazy(archive(net()), foreign="raise")
 
@@ -352,7 +349,6 @@ def test_broken_constants(constants: bytes, error: type[TorchZipError]) -> None:
 
 
 def test_other_formats_have_no_constants() -> None:
-    """An empty tuple."""
     with lazy(b.checkpoint(b.stream(b.tensor()))) as ckpt:
         assert ckpt.constants == ()
 
@@ -452,7 +448,6 @@ def test_refused(value: bytes, error: type[TorchZipError]) -> None:
 
 
 def test_cycles_end() -> None:
-    """A module that contains itself."""
     itself = b.name("__torch__", "Net") + b")\x81q\1}(" + b.text("sub") + b"h\1"
     data = archive(itself + b.text("weight") + a_tensor("0") + b"ub")
     with lazy(data) as ckpt:

@@ -370,13 +370,12 @@ def measure(
     starts = []
     position = directory = 0
     for name, nbytes in [*records, (len("version"), 2), (len(".data/serialization_id"), 40)]:
-        fields = 16 * (nbytes >= BIG) + 8 * (position >= BIG)
-        zip64 = fields + 4 if fields else 0
+        zip64 = len(_zip64_field(nbytes, nbytes, position))
         start = position + 30 + prefix + name + zip64 + 4
         start += -start % alignment
         starts.append(start)
         directory += 46 + prefix + name + zip64
-        descriptor = DESCRIPTOR_64.size if fields else DESCRIPTOR.size
+        descriptor = DESCRIPTOR_64.size if zip64 else DESCRIPTOR.size
         position = start + nbytes + (descriptor if nbytes else 0)
     return starts[: len(records)], position + directory + END_64_NBYTES + LAST_NBYTES
 
