@@ -123,7 +123,7 @@ class Container(Format, Protocol):
     """
 
     name: str
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def read(self, make_factory: MakeFactory) -> Contents:
         """Return the object; ``make_factory`` is called once for each file that has storages."""
@@ -131,7 +131,7 @@ class Container(Format, Protocol):
 
     def pickles(self) -> Iterator[Pickle]:
         """Yield every pickle that a loader of this format would run, whether `read` does or not."""
-        ...
+        return iter(())
 
     def check_records(self) -> Iterator[RecordCheck]:
         """Read every record from end to end; raise at the first that is damaged."""
@@ -156,19 +156,13 @@ def open_file(file: File, limits: Limits, open_container: OpenContainer) -> Cont
         raise
 
 
-class FileContainer(Format):
+class FileContainer(Container):
     """A container that is one file. ``end`` is the byte after it, where another may follow."""
-
-    notes: tuple[str, ...] = ()
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.name = source.name
         self.end = source.size
-
-    def pickles(self) -> Iterator[Pickle]:
-        """Yield nothing, as a format without pickles has it."""
-        return iter(())
 
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
@@ -192,18 +186,12 @@ class PlainContainer(FileContainer):
         return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
 
 
-class FolderContainer(Format):
+class FolderContainer(Container):
     """A container that is several files of a directory."""
-
-    notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder = folder
         self.name = name
-
-    def pickles(self) -> Iterator[Pickle]:
-        """Yield nothing, as a format without pickles has it."""
-        return iter(())
 
     def _check_parts(self, parts: Iterable[tuple[str, Container]]) -> Iterator[RecordCheck]:
         """Yield the checks of containers in this one, by their places; take over their notes."""

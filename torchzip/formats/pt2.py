@@ -86,9 +86,9 @@ class _Pt2Archive(ZipContainer):
         raise NotImplementedError
 
     def pickles(self) -> Iterator[Pickle]:
-        for record in self._zip:
+        for record in self.archive:
             pickled = record in self.read_records or self._is_pickled(record)
-            if pickled and self._zip.size_of(record)[0]:
+            if pickled and self.archive.size_of(record)[0]:
                 yield from self._pickles_of(record)
 
     def _pickles_of(self, record: str) -> Iterator[Pickle]:
@@ -96,10 +96,10 @@ class _Pt2Archive(ZipContainer):
         if record.rpartition("/")[2].startswith(_OPAQUE):
             yield self._pickle(record, is_read=is_read)
             return
-        span = self._zip.stored_span(record)
+        span = self.archive.stored_span(record)
         source: Source
         if span is None:
-            source = open_source(io.BytesIO(self._zip.read(record)))
+            source = open_source(io.BytesIO(self.archive.read(record)))
         else:
             source = PartSource(self.source, *span, f"{self.name}: {record}")
         for each in self._open_container(source, self._limits).pickles():
@@ -114,7 +114,7 @@ class _Pt2Archive(ZipContainer):
         self, record: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         """Return the storage in a record; where that is empty, ``nbytes`` zeros."""
-        if nbytes and not self._zip.size_of(record)[0]:
+        if nbytes and not self.archive.size_of(record)[0]:
             return ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
         return self.open_record(record, torch_dtype, nbytes, location)
 
@@ -122,10 +122,10 @@ class _Pt2Archive(ZipContainer):
         self, record: str, make_factory: MakeFactory, kind: type[ZipContainer]
     ) -> Contents:
         """Return what a checkpoint in a record holds; an empty record holds an empty dict."""
-        if not self._zip.size_of(record)[0]:
+        if not self.archive.size_of(record)[0]:
             return Contents({}, [], [], 0)
         self.read_records.add(record)
-        span = self._zip.stored_span(record)
+        span = self.archive.stored_span(record)
         if span is None:
             raise UnsupportedError(
                 "a deflated record with a file of torch.save in it; make the archive "
@@ -206,7 +206,7 @@ class OldPt2Container(_Pt2Archive):
         root: dict[str, Any] = {}
         for part in ("state_dict", "constants"):
             records = [f"serialized_{part}.pt", f"serialized_{part}.json"]
-            found = [record for record in records if record in self._zip]
+            found = [record for record in records if record in self.archive]
             if found:
                 reader.add_file(root, found[0])
             elif part == "state_dict":

@@ -31,7 +31,7 @@ from typing import Any
 from torchzip.container.hub_names import Shard, ShardSet, parse_shard
 from torchzip.container.safetensors import ALIASES_KEY, parse_aliases
 from torchzip.container.shard_index import ShardIndex, parse_index
-from torchzip.errors import FormatError, UnsupportedError, listed, shown
+from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, listed, shown
 from torchzip.files.folder import Folder, is_plain_name
 from torchzip.formats.base import (
     Container,
@@ -58,7 +58,8 @@ def open_index(
     """Return the shards that an index lists, in its order."""
     index = parse_index(folder.open(name), limits)
     shards = list(dict.fromkeys(index.weight_map.values()))
-    notes = _check_files(folder, folder.place(name), shards)
+    with ErrorPlace(path=folder.place(name)):
+        notes = _check_files(folder, shards)
     made = ShardedContainer(folder, folder.place(name), index, shards, limits, open_container)
     made.notes = notes
     made.index_nbytes = folder.open(name).size
@@ -69,7 +70,8 @@ def open_shards(
     folder: Folder, shards: list[Shard], limits: Limits, open_container: OpenContainer
 ) -> ShardedContainer:
     """Return the shards of one set that has no index, in the order of their numbers."""
-    names = _in_order(shards, folder.path)
+    with ErrorPlace(path=folder.path):
+        names = _in_order(shards)
     return ShardedContainer(folder, folder.path, None, names, limits, open_container)
 
 
@@ -130,15 +132,16 @@ class ShardedContainer(FolderContainer):
         made = Contents({}, [], [], 0)
         found: dict[str, dict[str, Any]] = {}
         parts: list[Contents] = []
-        for shard, container in self._containers.items():
-            contents = container.read(count)
-            self._check_flat(shard, container, contents)
-            if self._index is not None:
-                self._check_listed(shard, contents.root, self._index.weight_map)
-            found[shard] = contents.root
-            parts.append(contents)
+        with ErrorPlace(path=self.name):
+            for shard, container in self._containers.items():
+                contents = container.read(count)
+                self._check_flat(shard, container, contents)
+                if self._index is not None:
+                    self._check_listed(shard, contents.root, self._index.weight_map)
+                found[shard] = contents.root
+                parts.append(contents)
+            index = self._index if self._index is not None else _index_of(found)
         made.add(parts)
-        index = self._index if self._index is not None else self._index_of(found)
         made.root = {name: found[shard][name] for name, shard in index.weight_map.items()}
         made.metadata = _merged(index, [contents.metadata or {} for contents in parts])
         return made
@@ -156,7 +159,6 @@ class ShardedContainer(FolderContainer):
             raise FormatError(
                 f"{shown(shard)} has a part only of {listed(parts)} (its {SHARDING_INFO} says "
                 "so), and an index is for whole tensors",
-                path=self.name,
             )
 
     def _check_listed(self, shard: str, root: dict[str, Any], weight_map: dict[str, str]) -> None:
@@ -165,7 +167,6 @@ class ShardedContainer(FolderContainer):
             raise FormatError(
                 f"the index puts {listed(lacking)} into {shown(shard)}, which has no tensor of "
                 "that name",
-                path=self.name,
             )
         for name in root:
             at = weight_map.get(name)
@@ -173,28 +174,12 @@ class ShardedContainer(FolderContainer):
                 raise FormatError(
                     f"{shown(shard)} has {shown(name)}, which the index does not list. Open the "
                     "shard by its own path to read it.",
-                    path=self.name,
                 )
             if at != shard:
                 raise FormatError(
                     f"{shown(name)} is in {shown(shard)} and, by the index, in {shown(at)}; which "
                     "of the two counts cannot be told",
-                    path=self.name,
                 )
-
-    def _index_of(self, found: dict[str, dict[str, Any]]) -> ShardIndex:
-        """Return the index that the shards would have."""
-        weight_map: dict[str, str] = {}
-        for shard, root in found.items():
-            for name in root:
-                other = weight_map.setdefault(name, shard)
-                if other != shard:
-                    raise FormatError(
-                        f"{shown(name)} is in {shown(other)} and in {shown(shard)}; which of the "
-                        "two counts cannot be told without an index. Give the path of one of them.",
-                        path=self.name,
-                    )
-        return ShardIndex(weight_map, {}, None)
 
     def pickles(self) -> Iterator[Pickle]:
         for shard, container in self._containers.items():
@@ -213,14 +198,27 @@ class ShardedContainer(FolderContainer):
                 self.notes = (*self.notes, wrong)
 
 
-def _check_files(folder: Folder, index_path: str, shards: list[str]) -> tuple[str, ...]:
+def _index_of(found: dict[str, dict[str, Any]]) -> ShardIndex:
+    """Return the index that the shards would have."""
+    weight_map: dict[str, str] = {}
+    for shard, root in found.items():
+        for name in root:
+            other = weight_map.setdefault(name, shard)
+            if other != shard:
+                raise FormatError(
+                    f"{shown(name)} is in {shown(other)} and in {shown(shard)}; which of the "
+                    "two counts cannot be told without an index. Give the path of one of them.",
+                )
+    return ShardIndex(weight_map, {}, None)
+
+
+def _check_files(folder: Folder, shards: list[str]) -> tuple[str, ...]:
     """Return what is odd about the files beside an index; raise unless its shards are there."""
     for shard in shards:
         if not is_plain_name(shard):
             raise FormatError(
                 f"the index names the shard {shown(shard)}; a plain file name in the same "
                 "directory was expected",
-                path=index_path,
             )
     present = set(folder.names)
     missing = [shard for shard in shards if shard not in present]
@@ -228,7 +226,6 @@ def _check_files(folder: Folder, index_path: str, shards: list[str]) -> tuple[st
         raise FormatError(
             f"{len(missing):,} of {len(shards):,} shards are not in the directory: "
             f"{listed(missing)}. Fetch them and put them beside the index.",
-            path=index_path,
         )
     wanted = {_set_of(shard) for shard in shards} - {None}
     names = {(each.stem, each.suffix) for each in filter(None, wanted)}
@@ -239,7 +236,6 @@ def _check_files(folder: Folder, index_path: str, shards: list[str]) -> tuple[st
             f"the index does not list {listed(beside)}, which by its name belongs to the "
             "same checkpoint. The index and the shards are not of one save; fetch both again, "
             "or move away what does not belong.",
-            path=index_path,
         )
     others = sorted(
         name
@@ -254,7 +250,7 @@ def _set_of(name: str) -> ShardSet | None:
     return None if shard is None else shard.of
 
 
-def _in_order(shards: list[Shard], path: str) -> list[str]:
+def _in_order(shards: list[Shard]) -> list[str]:
     """Return the names of the shards of a set by their numbers.
 
     Raises
@@ -270,13 +266,11 @@ def _in_order(shards: list[Shard], path: str) -> list[str]:
             raise FormatError(
                 f"{shown(name)} is number {number:,} of {count:,} by its name; 1 to {count:,} was "
                 "expected",
-                path=path,
             )
         if number in numbered:
             raise FormatError(
                 f"{shown(numbered[number])} and {shown(name)} are both number {number:,} of "
                 f"{count:,} by their names",
-                path=path,
             )
         numbered[number] = name
     lacking = count - len(numbered)
@@ -287,7 +281,6 @@ def _in_order(shards: list[Shard], path: str) -> list[str]:
         raise FormatError(
             f"{lacking:,} of {count:,} shards are not in the directory: {listed(names)}{more}. "
             "There is no index either. Fetch them and put them beside the others.",
-            path=path,
         )
     return [numbered[number] for number in sorted(numbered)]
 

@@ -104,7 +104,7 @@ class TorchScriptContainer(ZipContainer):
 
     def pickles(self) -> Iterator[Pickle]:
         yield self._pickle(self.pickle_record)
-        for name in self._zip:
+        for name in self.archive:
             if name != self.pickle_record and name.endswith(("pkl", ".pickle")):
                 yield self._pickle(name, is_read=False)
 
@@ -143,21 +143,21 @@ class TorchScriptContainer(ZipContainer):
             elif _is_below(module, SCRIPT_PREFIX):
                 wanted.setdefault(module, set()).add(name)
         for module, held in wanted.items():
-            for name, known in self._read_code(module, held).items():
-                classes[module, name] = known
+            found = self._read_code(module, held)
+            classes |= {(module, name): known for name, known in found.items()}
         return classes
 
     def _read_code(self, module: str, names: set[str]) -> dict[str, ScriptClass]:
         record = f"code/{module.replace('.', '/')}.py"
-        if record not in self._zip:
+        if record not in self.archive:
             return {}
         bound = self._limits.code_nbytes
-        self._code_left -= self._zip.entry(record).nbytes
+        self._code_left -= self.archive.entry(record).nbytes
         if self._code_left < 0:
             raise LimitError(
                 "code_nbytes", bound - self._code_left, bound, path=self.name, record=record
             )
-        return parse_classes(self._zip.read(record, limit="code_nbytes"), names)
+        return parse_classes(self.archive.read(record, limit="code_nbytes"), names)
 
 
 def _is_below(module: str, prefix: str) -> bool:
