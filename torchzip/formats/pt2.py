@@ -271,8 +271,8 @@ class _Payloads:
         with ErrorPlace(path=self._archive.name, record=config):
             for name, payload in self._parse(config).items():
                 fields = _Fields(payload, shown(name))
-                record = f"data/{kind}/{fields.text('path_name')}"
-                is_param, pickled = fields.flag("is_param"), fields.flag("use_pickle")
+                record = f"data/{kind}/{fields.get('path_name', _TEXT)}"
+                is_param, pickled = fields.get("is_param", _FLAG), fields.get("use_pickle", _FLAG)
                 meta = None if payload.get("tensor_meta") is None else fields.object("tensor_meta")
                 if not pickled and meta is None:
                     raise FormatError(f"{shown(name)} has neither a tensor_meta nor a pickle")
@@ -304,20 +304,20 @@ class _Payloads:
         return self._file(record, _ScriptObject if base.startswith("custom_obj_") else ZipContainer)
 
     def _tensor(self, record: str, meta: _Fields, is_param: bool) -> Any:
-        number = meta.number("dtype")
+        number = meta.get("dtype", _NUMBER)
         if number not in PT2:
             raise UnsupportedError(
                 f"{meta.name}: dtype number {number}, which torch 2.13 does not have"
             )
         torch_dtype, itemsize = PT2[number][:2]
-        layout = meta.number("layout")
+        layout = meta.get("layout", _NUMBER)
         if layout != _STRIDED:
             raise UnsupportedError(
                 f"{meta.name}: layout number {layout}; {_STRIDED} (strided) was expected"
             )
         shape, stride = meta.numbers("sizes"), meta.numbers("strides")
         offset = meta.symbolic("storage_offset")
-        requires_grad = meta.flag("requires_grad")
+        requires_grad = meta.get("requires_grad", _FLAG)
         self._archive.payloads.add(record)
         nbytes = self._zip.size_of(record)[0]
         if not nbytes and 0 not in shape:
@@ -350,6 +350,15 @@ def _no_storage(key: str, torch_dtype: str | None, nbytes: int, location: str) -
     raise FormatError(f"a pickle without storages mentions storage {shown(key)}")
 
 
+#: Whether a value is of a kind, and the kind in words.
+_Kind = tuple[Callable[[Any], bool], str]
+_TEXT: _Kind = (lambda value: isinstance(value, str) and value != "", "a string")
+_FLAG: _Kind = (lambda value: type(value) is bool, "true or false")
+_NUMBER: _Kind = (is_number, "a number")
+_OBJECT: _Kind = (lambda value: isinstance(value, dict), "an object")
+_LIST: _Kind = (lambda value: isinstance(value, list), "a list")
+
+
 class _Fields:
     """The fields of a JSON object, each of the type that is asked for."""
 
@@ -359,34 +368,22 @@ class _Fields:
             raise FormatError(f"{self.name} is {shown(value)}; an object was expected")
         self._value = value
 
-    def _field(self, key: str, is_right: Callable[[Any], bool], what: str) -> Any:
+    def get(self, key: str, kind: _Kind) -> Any:
         value = self._value.get(key)
+        is_right, what = kind
         if not is_right(value):
             raise FormatError(f"{self.name}: {key} is {shown(value)}; {what} was expected")
         return value
 
-    def text(self, key: str) -> str:
-        value: str = self._field(key, lambda v: isinstance(v, str) and v != "", "a string")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value: bool = self._field(key, lambda v: type(v) is bool, "true or false")
-        return value
-
-    def number(self, key: str) -> int:
-        value: int = self._field(key, is_number, "a number")
-        return value
-
     def object(self, key: str) -> _Fields:
-        return _Fields(self._field(key, lambda v: isinstance(v, dict), "an object"), self.name)
+        return _Fields(self.get(key, _OBJECT), self.name)
 
     def symbolic(self, key: str) -> int:
         """Return a number that is written as ``{"as_int": n}``."""
         return self._as_int(self._value.get(key), key)
 
     def numbers(self, key: str) -> tuple[int, ...]:
-        values = self._field(key, lambda v: isinstance(v, list), "a list")
-        return tuple(self._as_int(value, key) for value in values)
+        return tuple(self._as_int(value, key) for value in self.get(key, _LIST))
 
     def _as_int(self, value: Any, key: str) -> int:
         if isinstance(value, dict) and "as_expr" in value:
@@ -401,7 +398,7 @@ class _Fields:
 
     def location(self) -> str:
         device = self.object("device")
-        kind = device.text("type")
+        kind: str = device.get("type", _TEXT)
         if device._value.get("index") is None:
             return kind
-        return f"{kind}:{device.number('index')}"
+        return f"{kind}:{device.get('index', _NUMBER)}"
