@@ -197,9 +197,7 @@ class DcpContainer(DcpFormat, FolderContainer):
     # -- the object --------------------------------------------------------------------------
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(
-            key: str, torch_dtype: str | None, nbytes: int, location: str
-        ) -> TensorStorage:
+        def open_storage(key: str, *measure: object) -> TensorStorage:
             item = self._metadata.items[key]
             if item is None:
                 raise RuntimeError("a storage of an object that is not a tensor")

@@ -129,9 +129,7 @@ class SafetensorsPartsContainer(DcpFormat, FolderContainer):
             self._entries.append((source, entry))
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(
-            key: str, torch_dtype: str | None, nbytes: int, location: str
-        ) -> TensorStorage:
+        def open_storage(key: str, *measure: object) -> TensorStorage:
             return ChunkedStorage(self._dtypes[key], self._shapes[key], self._chunks[key], key)
 
         factory = make_factory(open_storage)

@@ -346,7 +346,7 @@ def _add(made: dict[str, Any], name: str, value: Any) -> None:
     made[name] = value
 
 
-def _no_storage(key: str, torch_dtype: str | None, nbytes: int, location: str) -> NoReturn:
+def _no_storage(key: str, *measure: object) -> NoReturn:
     raise FormatError(f"a pickle without storages mentions storage {shown(key)}")
 
 

@@ -128,10 +128,8 @@ class TorchScriptContainer(ZipContainer):
             )
         return constants
 
-    def _open_constant(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        return self.open_record(f"constants/{key}", torch_dtype, nbytes, location)
+    def _open_constant(self, key: str, *measure: Any) -> TensorStorage:
+        return self.open_record(f"constants/{key}", *measure)
 
     def _read_classes(self, names: list[Name]) -> dict[Name, ScriptClass]:
         """Return what the archive says of its classes; those that it does not explain are not."""
