@@ -69,10 +69,10 @@ class OldCheckpoint:
         return tar_of(self.members())
 
 
-def tar_of(members: Mapping[str, bytes]) -> bytes:
+def tar_of(members: Mapping[str, bytes], *more: tuple[str, bytes]) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in members.items():
+        for name, data in [*members.items(), *more]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             info.mtime = 1483228800
