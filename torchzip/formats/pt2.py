@@ -118,24 +118,6 @@ class _Pt2Archive(ZipContainer):
             return ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
         return self.open_record(record, torch_dtype, nbytes, location)
 
-    def read_file(
-        self, record: str, make_factory: MakeFactory, kind: type[ZipContainer]
-    ) -> Contents:
-        """Return what a checkpoint in a record holds; an empty record holds an empty dict."""
-        if not self.archive.size_of(record)[0]:
-            return Contents({}, [], [], 0)
-        self.read_records.add(record)
-        span = self.archive.stored_span(record)
-        if span is None:
-            raise UnsupportedError(
-                "a deflated record with a file of torch.save in it; make the archive "
-                "again with stored records",
-                path=self.name,
-                record=record,
-            )
-        part = PartSource(self.source, *span, f"{self.name}: {record}")
-        return kind(ZipReader(part, self._limits), self._limits).read(make_factory)
-
 
 class Pt2Container(_Pt2Archive):
     """What ``torch.export.save`` and ``package_pt2`` write since 2.8.
@@ -228,6 +210,7 @@ class _Payloads:
     def __init__(self, archive: _Pt2Archive, make_factory: MakeFactory, limits: Limits) -> None:
         self._archive = archive
         self._zip = archive.archive
+        self._limits = limits
         self._make_factory = make_factory
         self._factory: Factory = make_factory(archive.open_payload)
         self._storages: dict[tuple[str, str, int], TensorStorage] = {}
@@ -264,7 +247,22 @@ class _Payloads:
                 _add(made, name, value)
 
     def _file(self, record: str, kind: type[ZipContainer] = ZipContainer) -> Any:
-        self._files.append(self._archive.read_file(record, self._make_factory, kind))
+        """Return the object of a checkpoint in a record; an empty record holds an empty dict."""
+        if not self._zip.size_of(record)[0]:
+            return {}
+        self._archive.read_records.add(record)
+        span = self._zip.stored_span(record)
+        name = self._archive.name
+        if span is None:
+            raise UnsupportedError(
+                "a deflated record with a file of torch.save in it; make the archive "
+                "again with stored records",
+                path=name,
+                record=record,
+            )
+        part = PartSource(self._archive.source, *span, f"{name}: {record}")
+        inner = kind(ZipReader(part, self._limits), self._limits)
+        self._files.append(inner.read(self._make_factory))
         return self._files[-1].root
 
     def _add_config(self, made: dict[str, Any], kind: str, config: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -80,7 +79,6 @@ class ZipContainer(ZipFormat, FileContainer):
         with ErrorPlace(path=self.name):
             self._check_version()
             self._byteorder = self._read_byteorder()
-        self._is_native = self._byteorder == sys.byteorder
 
     def _text(self, name: str) -> bytes:
         return self.archive.read(name, limit="text_nbytes")
@@ -122,7 +120,7 @@ class ZipContainer(ZipFormat, FileContainer):
                 "pickle",
                 record=name,
             )
-        unit = 1 if self._is_native else swap_nbytes(torch_dtype, self._byteorder)
+        unit = swap_nbytes(torch_dtype, self._byteorder)
         if method == STORED:
             return SpanStorage(torch_dtype, nbytes, location, name, self.archive, crc or None, unit)
         self.archive.check_ratio(name)
@@ -140,10 +138,7 @@ class ZipContainer(ZipFormat, FileContainer):
         crcs = self.archive.crcs_of(keys, nbytes)
         if crcs is None:
             return None
-        fields = [
-            (*measure, 1 if self._is_native else swap_nbytes(measure.torch_dtype, self._byteorder))
-            for measure in measures
-        ]
+        fields = [(*each, swap_nbytes(each.torch_dtype, self._byteorder)) for each in measures]
         archive = self.archive
         return [
             SpanStorage(torch_dtype, size, location, "data/" + key, archive, crc or None, unit)
