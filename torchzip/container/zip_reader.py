@@ -40,9 +40,10 @@ from torchzip.container.record_index import (
 from torchzip.container.zip_end import find_end
 from torchzip.container.zip_extra import (
     UNICODE_PATH,
+    ZIP64,
     Field,
+    all_fields,
     check_path,
-    extra_fields,
     uncap,
     zip64_sizes,
 )
@@ -326,8 +327,9 @@ class ZipReader:
                 f"the local header says method {method} and flags {flags:#06x}, the directory "
                 f"{entry.method} and {entry.flags:#06x}"
             )
-        fields = extra_fields(head[LOCAL.size + name_length : nbytes])
-        if fields or size or compressed or crc or not flags & 8:
+        fields = all_fields(head[LOCAL.size + name_length : nbytes])
+        speaks = any(kind in (ZIP64, UNICODE_PATH) for kind, _ in fields)
+        if speaks or size or compressed or crc or not flags & 8:
             try:
                 _check_local(entry, name, fields, size, compressed, crc, has_descriptor=flags & 8)
             except ArchiveError as error:
@@ -466,7 +468,7 @@ def _read_zip64(data: bytes, place: int, header: np.void, start: int) -> tuple[i
     values = [int(header["size"]), int(header["compressed"]), int(header["offset"])]
     at = place + 46 + int(header["name"])
     try:
-        values = uncap(values, extra_fields(data[at : at + int(header["extra"])]))
+        values = uncap(values, all_fields(data[at : at + int(header["extra"])]))
     except ArchiveError as error:
         raise error.at(offset=start + place) from None
     if max(values) >= 1 << 63:
@@ -511,7 +513,7 @@ def _check_paths(
         (places + 46).tolist(), header["name"].tolist(), header["extra"].tolist(), strict=True
     ):
         try:
-            fields = extra_fields(data[place + name : place + name + extra])
+            fields = all_fields(data[place + name : place + name + extra])
             check_path(fields, data[place : place + name])
         except ArchiveError as error:
             raise error.at(offset=start + place) from None
