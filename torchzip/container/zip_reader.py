@@ -48,7 +48,7 @@ from torchzip.container.zip_extra import (
     zip64_sizes,
 )
 from torchzip.container.zip_layout import BIG, DEFLATED, LOCAL, STORED
-from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
+from torchzip.errors import ArchiveError, ErrorPlace, LimitError, TorchZipError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.limits import Limits
@@ -108,12 +108,10 @@ class ZipReader:
         self._limits = limits
         self._in_folder = in_folder
         self._data_offsets: dict[str, int] = {}
-        try:
+        with ErrorPlace(path=source.name):
             self.end = find_end(source, limits)
             self.root, self._index, self._columns = self._parse_directory(*self.end.directory)
-            self._sizes, self._compressed, self._crcs, self._methods, *_ = self._columns
-        except (ArchiveError, LimitError, UnsupportedError) as error:
-            raise error.at(path=source.name) from None
+        self._sizes, self._compressed, self._crcs, self._methods, *_ = self._columns
 
     # -- the directory ---------------------------------------------------------------
 
@@ -148,14 +146,7 @@ class ZipReader:
         if prefix != b"./":  # of a file called ..pt; the names are unambiguous all the same
             check_name(prefix)
         begins = places + 46
-        outside = _first_without_prefix(data, begins, name_lengths, prefix)
-        if outside is not None:
-            place, length = int(begins[outside]), int(name_lengths[outside])
-            raise ArchiveError(
-                f"record {shown_name(data[place : place + length])} does not lie in "
-                f"{shown_name(prefix)}, the directory of the first record",
-                offset=start + place,
-            )
+        _check_prefix(data, begins, name_lengths, prefix, start)
         records = index_fast(data, begins + len(prefix), begins + name_lengths)
         if records is None:
             records = index_plainly(data, begins + len(prefix), begins + name_lengths)
@@ -207,9 +198,7 @@ class ZipReader:
         """
         order = np.argsort(offsets, kind="stable")
         begins = offsets[order]
-        # Each number can be up to 2**64; compare before adding.
-        if len(begins) and (int(begins[0]) < 0 or int(compressed.min()) < 0):
-            raise ArchiveError("a record has an offset or a size past 2**63", offset=directory)
+        # Each number can be up to 2**63; compare before adding.
         outside = np.flatnonzero((offsets > directory) | (compressed > directory))
         if len(outside):
             raise ArchiveError(
@@ -330,10 +319,8 @@ class ZipReader:
         fields = all_fields(head[LOCAL.size + name_length : nbytes])
         speaks = any(kind in (ZIP64, UNICODE_PATH) for kind, _ in fields)
         if speaks or size or compressed or crc or not flags & 8:
-            try:
+            with ErrorPlace(path=self.source.name, record=entry.name, offset=begin):
                 _check_local(entry, name, fields, size, compressed, crc, has_descriptor=flags & 8)
-            except ArchiveError as error:
-                raise broken(error.message) from None
         if nbytes + entry.compressed_nbytes > room:
             raise broken(
                 f"{entry.compressed_nbytes:,} bytes from byte {begin + nbytes:,} reach past byte "
@@ -467,12 +454,10 @@ def _read_zip64(data: bytes, place: int, header: np.void, start: int) -> tuple[i
     """Return size, compressed size and offset of an entry with capped fields."""
     values = [int(header["size"]), int(header["compressed"]), int(header["offset"])]
     at = place + 46 + int(header["name"])
-    try:
+    with ErrorPlace(offset=start + place):
         values = uncap(values, all_fields(data[at : at + int(header["extra"])]))
-    except ArchiveError as error:
-        raise error.at(offset=start + place) from None
-    if max(values) >= 1 << 63:
-        raise ArchiveError("a record has an offset or a size past 2**63", offset=start + place)
+        if max(values) >= 1 << 63:
+            raise ArchiveError("a record has an offset or a size past 2**63")
     return values[0], values[1], values[2]
 
 
@@ -512,23 +497,24 @@ def _check_paths(
     for place, name, extra in zip(
         (places + 46).tolist(), header["name"].tolist(), header["extra"].tolist(), strict=True
     ):
-        try:
+        with ErrorPlace(offset=start + place):
             fields = all_fields(data[place + name : place + name + extra])
             check_path(fields, data[place : place + name])
-        except ArchiveError as error:
-            raise error.at(offset=start + place) from None
 
 
-def _first_without_prefix(
-    data: bytes, begins: NDArray[np.int64], lengths: NDArray[np.int64], prefix: bytes
-) -> int | None:
-    """Return the first name that does not begin with ``prefix``, as an index."""
-    if not prefix:
-        return None
-    short = np.flatnonzero(lengths < len(prefix))
-    if len(short):
-        return int(short[0])
-    raw = np.frombuffer(data, np.uint8)
-    starts = np.lib.stride_tricks.sliding_window_view(raw, len(prefix))[begins]
-    other = np.flatnonzero((starts != np.frombuffer(prefix, np.uint8)).any(axis=1))
-    return int(other[0]) if len(other) else None
+def _check_prefix(
+    data: bytes, begins: NDArray[np.int64], lengths: NDArray[np.int64], prefix: bytes, start: int
+) -> None:
+    """Refuse names that do not begin with ``prefix``, the directory of the first record."""
+    outside = np.flatnonzero(lengths < len(prefix))
+    if prefix and not len(outside):
+        raw = np.frombuffer(data, np.uint8)
+        starts = np.lib.stride_tricks.sliding_window_view(raw, len(prefix))[begins]
+        outside = np.flatnonzero((starts != np.frombuffer(prefix, np.uint8)).any(axis=1))
+    if len(outside):
+        place, length = int(begins[outside[0]]), int(lengths[outside[0]])
+        raise ArchiveError(
+            f"record {shown_name(data[place : place + length])} does not lie in "
+            f"{shown_name(prefix)}, the directory of the first record",
+            offset=start + place,
+        )
