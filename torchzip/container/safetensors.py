@@ -27,6 +27,7 @@ import math
 import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torchzip.container.json_objects import parse_object
@@ -196,10 +197,7 @@ def read_header(source: Source, limits: Limits) -> tuple[dict[str, Any], int]:
     ArchiveError
         If the file ends within its header, or the header is not a JSON object.
     """
-
-    def broken(message: str) -> ArchiveError:
-        return ArchiveError(message, path=source.name)
-
+    broken = partial(ArchiveError, path=source.name)
     if source.size < 8:
         raise broken(f"a safetensors file has 8 bytes or more, this has {source.size}. {TRUNCATED}")
     nbytes = int.from_bytes(source.read_at(0, 8), "little")
@@ -221,10 +219,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     ArchiveError
         If the header is invalid, or its tensors overlap, leave gaps, or do not end with the file.
     """
-
-    def broken(message: str) -> ArchiveError:
-        return ArchiveError(message, path=source.name)
-
+    broken = partial(ArchiveError, path=source.name)
     header, base = read_header(source, limits)
     metadata = header.pop(METADATA, None)
     if metadata is None:
@@ -313,10 +308,7 @@ def parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
     ArchiveError, UnsupportedError
         If the row does not describe a tensor.
     """
-
-    def broken(message: str) -> ArchiveError:
-        return ArchiveError(message, path=path)
-
+    broken = partial(ArchiveError, path=path)
     try:
         code, shape, (begin, end) = row["dtype"], row["shape"], row["data_offsets"]
     except (TypeError, KeyError, ValueError):

@@ -289,9 +289,7 @@ class ZipReader:
         return offset
 
     def _read_local(self, entry: Entry) -> int:
-        def broken(message: str) -> ArchiveError:
-            return self._broken(entry.name, message, entry.header_offset)
-
+        broken = partial(self._broken, entry.name, offset=entry.header_offset)
         folder = f"{self.root}/" if self._in_folder else ""
         wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
         begin, room = entry.header_offset, entry.end - entry.header_offset
