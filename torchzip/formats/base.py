@@ -175,13 +175,11 @@ class PlainContainer(FileContainer):
     offsets: dict[str, int]
 
     def locate(self, record: str) -> tuple[Source, int]:
-        """Return the Source and the offset of a storage."""
         return self.source, self.offsets[record]
 
     def open_storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
-        """Return the storage of a key."""
         unit = swap_nbytes(torch_dtype, "little")
         return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
 
@@ -202,7 +200,6 @@ class FolderContainer(Container):
             self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
 
     def close(self) -> None:
-        """Close the files."""
         self._folder.close()
 
 

@@ -302,7 +302,6 @@ class _Stream:
             self._start = self.position
 
     def value(self) -> Any:
-        """Return the value of the pickle that stands here."""
         nbytes = 256
         while True:
             self._have(nbytes)
@@ -327,7 +326,6 @@ class _Stream:
         return value
 
     def integer(self, nbytes: int) -> int:
-        """Return a signed number."""
         self._have(nbytes)
         at = self.position - self._start
         raw = self._window[at : at + nbytes]
