@@ -184,9 +184,8 @@ _TABLE = Table(
 )
 
 
-def knows_in_metadata(name: Name) -> bool:
-    """Return whether a ``.metadata`` of torch may have a name."""
-    return _TABLE.knows(name)
+#: Whether a ``.metadata`` of torch may have a name.
+knows_in_metadata = _TABLE.knows
 
 
 # -- the values ------------------------------------------------------------------------------

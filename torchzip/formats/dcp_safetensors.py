@@ -63,11 +63,6 @@ def saved_offsets(
     return made
 
 
-def has_sharding_info(source: Source, limits: Limits) -> bool:
-    """Return whether a safetensors file says that it has parts of tensors."""
-    return SHARDING_INFO in parse_header(source, limits)[1]
-
-
 class DcpFormat(Format):
     """What torch.distributed.checkpoint writes."""
 

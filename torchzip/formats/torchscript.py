@@ -60,9 +60,6 @@ class ScriptClass:
     buffers: frozenset[str] = frozenset()
 
 
-_NO_MODULE = ScriptClass(False)
-
-
 class TorchScriptContainer(ZipContainer):
     """What ``torch.jit.save`` writes.
 
@@ -137,7 +134,7 @@ class TorchScriptContainer(ZipContainer):
         wanted: dict[str, set[str]] = {}
         for module, name in names:
             if _is_below(module, _CPP_CLASSES):
-                classes[module, name] = _NO_MODULE
+                classes[module, name] = ScriptClass(is_module=False)
             elif _is_below(module, SCRIPT_PREFIX):
                 wanted.setdefault(module, set()).add(name)
         for module, held in wanted.items():
