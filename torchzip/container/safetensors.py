@@ -70,12 +70,6 @@ class TensorEntry:
     end: int
 
 
-def header_shape(torch_dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape as in the header: for float4 it counts values, torch counts pairs."""
-    times = DTYPES[torch_dtype].safetensors_per_element
-    return (*shape[:-1], shape[-1] * times) if times > 1 and shape else shape
-
-
 def data_order(name: str, torch_dtype: str) -> tuple[int, bytes]:
     """Return the sort key of a tensor in a file."""
     return -DTYPES[torch_dtype].safetensors_rank, name.encode("utf-8", "surrogatepass")
@@ -115,12 +109,12 @@ def build_header(
         parts.append(f"{_json(METADATA)}:{_json(texts)}")
     begin = 0
     for code, name, torch_dtype, shape in rows:
-        end = begin + math.prod(shape) * DTYPES[torch_dtype].itemsize
-        entry = {
-            "dtype": code,
-            "shape": list(header_shape(torch_dtype, shape)),
-            "data_offsets": [begin, end],
-        }
+        row = DTYPES[torch_dtype]
+        end = begin + math.prod(shape) * row.itemsize
+        sizes = list(shape)
+        if row.safetensors_per_element > 1:  # float4: the header counts values, torch pairs
+            sizes[-1] *= row.safetensors_per_element
+        entry = {"dtype": code, "shape": sizes, "data_offsets": [begin, end]}
         parts.append(f"{_json(name)}:{_json(entry)}")
         begin = end
     try:
