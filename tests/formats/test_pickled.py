@@ -42,28 +42,16 @@ def _file(folder: Path, data: bytes) -> Path:
     return path
 
 
-def _zip(folder: Path, put: Put) -> Path:
-    return _file(folder, b.checkpoint(put("data.pkl", b.stream(b.tensor()))))
-
-
 def legacy_of(put: Put) -> bytes:
-    kind = b.tuple_of(
-        "storage", b.name("torch", "FloatStorage"), "0", "cpu",
-        4, b"N",
-    )  # fmt: skip
     return (
         put("magic number", b.stream(b.MAGIC))
         + put("version", b.stream(b.integer(1001)))
         + put("sys_info", b.stream(b.dict_of({"little_endian": True})))
-        + put("object", b.stream(b.dict_of({"w": b.tensor(kind + b"Q")})))
+        + put("object", b.stream(b.dict_of({"w": b.tensor(b.persistent(extra=b"N"))})))
         + put("storage keys", b.stream(b.list_of("0")))
         + struct.pack("<q", 4)
         + b.DATA
     )
-
-
-def _legacy(folder: Path, put: Put) -> Path:
-    return _file(folder, legacy_of(put))
 
 
 def _tar(folder: Path, put: Put) -> Path:
@@ -161,17 +149,13 @@ def _script(folder: Path, put: Put) -> Path:
     return _file(folder, zip_of(records, "a/"))
 
 
-def _item(put: Put, place: str, pickle: bytes) -> bytes:
-    return b.build_zip(b.members_of(put(place, b.stream(pickle))))
-
-
 def _dcp(folder: Path, put: Put) -> Path:
     made = Builder(folder / "dcp")
     made.tensor("w", np.ones(4, np.float32))
     made.value("v", 5)
     made.files, made.places = {}, []
-    made.put("__0_0.distcp", "w", (0,), _item(put, "item of a tensor", b.tensor()))
-    made.put("__1_0.distcp", "v", None, _item(put, "item of an object", b.text("x")))
+    made.put("__0_0.distcp", "w", (0,), _inner(put, "item of a tensor", b.tensor()))
+    made.put("__1_0.distcp", "v", None, _inner(put, "item of an object", b.text("x")))
     made.write()
     made.folder.joinpath("__0.metadata").write_bytes(put("metadata of a rank", made.metadata()))
     chosen = made.folder / ".metadata"
@@ -180,9 +164,7 @@ def _dcp(folder: Path, put: Put) -> Path:
 
 
 def _sharded(folder: Path, put: Put) -> Path:
-    (folder / "one.bin").write_bytes(
-        b.checkpoint(put("a zip shard", b.stream(b.dict_of({"a": b.tensor()}))))
-    )
+    (folder / "one.bin").write_bytes(_inner(put, "a zip shard", b.dict_of({"a": b.tensor()})))
     (folder / "two.bin").write_bytes(legacy_of(lambda place, data: put(f"shard, {place}", data)))
     index = {"metadata": {}, "weight_map": {"a": "one.bin", "w": "two.bin"}}
     path = folder / "pytorch_model.bin.index.json"
@@ -191,8 +173,8 @@ def _sharded(folder: Path, put: Put) -> Path:
 
 
 FILES: dict[str, Write] = {
-    "zip": _zip,
-    "legacy": _legacy,
+    "zip": lambda folder, put: _file(folder, _inner(put, "data.pkl", b.tensor())),
+    "legacy": lambda folder, put: _file(folder, legacy_of(put)),
     "tar": _tar,
     "pt2": _pt2,
     "pt2 of files": _pt2_of_files,
