@@ -19,7 +19,7 @@ import torchzip as tz
 from tests import builders as b
 from tests.formats.dcp_builder import Builder
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid, tar_of
-from tests.formats.test_pt2 import config, meta, payload, zip_of
+from tests.formats.test_pt2 import CONSTANTS, WEIGHTS, archive, config, meta, old, payload, zip_of
 from torchzip.cli.main import main
 from torchzip.tools import verify
 
@@ -88,14 +88,12 @@ def _pt2(folder: Path, put: Put) -> Path:
     }
     packed = b.name("__torch__.torch.classes.q", "Packed") + b")\x81" + b.tensor() + b"\x85b"
     records = {
-        "data/weights/weight_0": struct.pack("<4f", 1, 2, 3, 4),
-        "data/weights/model_weights_config.json": config(
-            {"w": payload("weight_0", meta(sizes=(4,)))}
-        ),
+        "data/weights/weight_0": b.DATA,
+        WEIGHTS: config({"w": payload("weight_0", meta(sizes=(4,)))}),
         "data/constants/tensor_0": _inner(put, "constant", b.tensor()),
         "data/constants/custom_obj_0": _inner(put, "custom object", packed),
         "data/constants/opaque_obj_0": put("opaque object", b.stream(b"K\1")),
-        "data/constants/model_constants_config.json": config(rows),
+        CONSTANTS: config(rows),
         "models/model.json": b"{}",
         "data/sample_inputs/model.pt": _inner(put, "sample inputs", b"))\x86"),
         "archive_format": b"pt2",
@@ -115,23 +113,18 @@ def _pt2_of_files(folder: Path, put: Put) -> Path:
     records = {
         "data/weights/model.pt": _inner(put, "weights", b.dict_of({"w": b.tensor()})),
         "data/constants/model.pt": _inner(put, "constants", b"}"),
-        "models/model.json": b"{}",
         "data/sample_inputs/model.pt": legacy_of(lambda place, data: put(f"inputs, {place}", data)),
-        "archive_format": b"pt2",
-        ".data/version": b"3",
     }
-    return _file(folder, zip_of(records, "a/"))
+    return _file(folder, archive({**records, WEIGHTS: None, CONSTANTS: None}))
 
 
 def _old_pt2(folder: Path, put: Put) -> Path:
     records = {
-        "serialized_exported_program.json": b"{}",
         "serialized_state_dict.pt": _inner(put, "state dict", b.dict_of({"w": b.tensor()})),
         "serialized_constants.pt": _inner(put, "constants", b"}"),
         "serialized_example_inputs.pt": _inner(put, "example inputs", b")"),
-        "version": b"8.2",
     }
-    return _file(folder, zip_of(records))
+    return _file(folder, old(records))
 
 
 def _script(folder: Path, put: Put) -> Path:
@@ -249,8 +242,8 @@ def test_records_that_nobody_declares(tmp_path: Path, kind: str, protocol: int) 
     root = "archive" if kind == "zip" else "a"
     more = {"extra/x": stray, "extra/readme.txt": b"I have (some) text.", "data/99": stray}
     with tz.lazy_load(path) as ckpt:
-        archive = ckpt._container.archive  # type: ignore[attr-defined]
-        records = {name: archive.read(name) for name in archive}
+        reader = ckpt._container.archive  # type: ignore[attr-defined]
+        records = {name: reader.read(name) for name in reader}
     path.write_bytes(zip_of(records | more, f"{root}/"))
     notes = verify(path).notes
     assert len(notes) == 2, notes
