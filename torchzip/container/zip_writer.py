@@ -146,15 +146,9 @@ class ZipWriter:
         start = header_offset + 30 + len(full) + len(zip64) + 4
         pad = -start % self.alignment
         flags = 0x0808 if nbytes else 0x0800
-        header = b"".join(
-            (
-                LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(full), len(zip64) + 4 + pad),
-                full,
-                zip64,
-                _padding(pad),
-            )
-        )
-        self._put(header)
+        extra = zip64 + _padding(pad)
+        local = LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(full), len(extra))
+        self._put(local + full + extra)
         self._names.append(record)
         if full.startswith(DESCRIPTOR_MAGIC):
             self._id_crcs.append(int.from_bytes(full[4:8], "little"))

@@ -132,20 +132,15 @@ class Pt2Container(_Pt2Archive):
 
     def __init__(self, archive: ZipReader, limits: Limits, open_container: OpenContainer) -> None:
         super().__init__(archive, limits, open_container)
-        kind = self._text("archive_format").strip()
-        if kind != b"pt2":
-            raise UnsupportedError(
-                f"the archive is of format {shown(kind)}; b'pt2' was expected",
-                path=self.name,
-                record="archive_format",
-            )
-        version = self._text("archive_version").strip() if "archive_version" in archive else b"0"
-        if version != b"0":
-            raise UnsupportedError(
-                f"the version of the .pt2 archive is {shown(version)}; b'0' was expected",
-                path=self.name,
-                record="archive_version",
-            )
+        for record, what, wanted in (
+            ("archive_format", "the archive is of format", b"pt2"),
+            ("archive_version", "the version of the .pt2 archive is", b"0"),
+        ):
+            found = self._text(record).strip() if record in archive else wanted
+            if found != wanted:
+                raise UnsupportedError(
+                    f"{what} {shown(found)}; {wanted!r} was expected", path=self.name, record=record
+                )
         self._models = [
             record.removeprefix("models/").removesuffix(".json")
             for record in archive
