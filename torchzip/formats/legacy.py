@@ -32,9 +32,9 @@ from torchzip.formats.pickled import knows
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.opcodes import TruncatedPickleError
-from torchzip.pickling.table import Name, Table
+from torchzip.pickling.table import Table
 from torchzip.tensors.rebuild import Rebuilder
-from torchzip.tensors.storage import MeasuredStorage, TensorStorage
+from torchzip.tensors.storage import TensorStorage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -68,11 +68,6 @@ class LegacyContainer(PlainContainer):
         super().__init__(source)
         self._limits = limits
         self.offsets = {}
-        self._measured: dict[str, MeasuredStorage] = {}
-        # The pickles around the object: a loader that calls what they name calls it there, too.
-        self._names: list[Name] = []
-        self._bounds: list[int] = []
-        self._room = self._storages_room()
         with ErrorPlace(path=source.name):
             self._place_storages(self._read_pickles())
 
@@ -86,8 +81,7 @@ class LegacyContainer(PlainContainer):
         while True:
             data = bytes(self.source.read_at(0, nbytes))
             try:
-                keys = self._run_pickles(data)
-                break
+                return self._run_pickles(data)
             except TruncatedPickleError as error:
                 if nbytes + error.needed > self.source.size:
                     raise PickleError(
@@ -99,8 +93,6 @@ class LegacyContainer(PlainContainer):
                         "pickle_nbytes", nbytes + error.needed, self._limits.pickle_nbytes
                     ) from None
                 nbytes = min(self.source.size, max(nbytes * 4, nbytes + error.needed))
-        self._data = data[: self._end]
-        return keys
 
     def _place_storages(self, keys: list[str]) -> None:
         at = self._end
@@ -149,7 +141,7 @@ class LegacyContainer(PlainContainer):
         bounds.append(header.position)
         header.run(header.position)
         self._pickle_start = header.position
-        locating = _LocatingFactory(self._room)
+        locating = _LocatingFactory(self._storages_room())
         interpreter = Interpreter(data, Rebuilder(locating).table, self._limits)
         interpreter.run(self._pickle_start)
         listed = Interpreter(data, Table(), self._limits)
@@ -166,7 +158,9 @@ class LegacyContainer(PlainContainer):
                 f"the list of storage keys has {shown(twice)} twice", offset=self._pickle_end
             )
         self._end = listed.position
+        self._data = data[: self._end]
         self._bounds = [*bounds, self._pickle_start, self._pickle_end, self._end]
+        # The pickles around the object: a loader that calls what they name calls it there, too.
         self._names = [*header.globals, *listed.globals]
         self._measured = locating.measured
         return keys
