@@ -131,6 +131,29 @@ def test_shard_names_come_back(stem: str, suffix: str, number: int, count: int) 
     assert (other.of, other.number) == (shard.of, count)
 
 
+def test_a_directory_with_one_file(tmp_path: Path) -> None:
+    """What `convert` makes of a directory, and what the hub has, is read by its name."""
+    model, folder = tmp_path / "model.pt", tmp_path / "hub"
+    tz.save({"weight": np.ones(3, np.float32)}, model)
+    tz.convert(model, f"{folder}/")
+    (folder / "config.json").write_text("{}")
+    (folder / "training_args.bin").write_bytes(b"no checkpoint")
+    with tz.lazy_load(folder) as checkpoint:
+        assert (checkpoint.format, checkpoint.path) == (
+            "safetensors", str(folder / "model.safetensors"),
+        )  # fmt: skip
+    assert tz.convert(folder, folder, dtype="float16", overwrite=True).tensors == 1
+    assert tz.load(folder)["weight"].dtype == np.float16
+    os.rename(model, folder / "pytorch_model.bin")
+    with pytest.raises(tz.FormatError, match=r"several .*'model.safetensors', 'pytorch_model.bin'"):
+        tz.load(folder)
+    (folder / "model.safetensors").unlink()
+    assert tz.load(folder)["weight"].dtype == np.float32
+    (folder / "pytorch_model.bin").write_bytes(b"cut")
+    with pytest.raises(tz.FormatError, match=r"pytorch_model.bin: not a checkpoint"):
+        tz.load(folder)
+
+
 # -- several checkpoints in one directory --------------------------------------------------------
 
 
