@@ -250,13 +250,10 @@ class ZipWriter:
                 self.write_record(name.decode(), data, crc=crc)
             return
         length = len(self._prefix) + len(names[0])
-        starts = np.empty(count, np.int64)
-        starts[0] = _round_up(self.position + 34 + length, self.alignment)
+        first = _round_up(self.position + 34 + length, self.alignment)
         steps = _round_up(sizes[:-1] + (50 + length), self.alignment)
-        starts[1:] = starts[0] + np.cumsum(steps)
-        headers = np.empty(count, np.int64)
-        headers[0] = self.position
-        headers[1:] = starts[:-1] + sizes[:-1] + 16
+        starts = first + np.concatenate([[0], np.cumsum(steps)])
+        headers = np.concatenate([[self.position], starts[:-1] + sizes[:-1] + 16])
         pads = starts - headers - (34 + length)
         if not self._with_crc:
             found = [0] * count

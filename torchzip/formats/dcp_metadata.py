@@ -126,14 +126,13 @@ def _size(args: tuple[Any, ...]) -> Size:
     return Size(sizes)
 
 
-def _encoding(args: tuple[Any, ...]) -> int:
+def _encoding(args: tuple[Any, ...]) -> Any:
     if len(args) != 1 or type(args[0]) is not int:
         raise wrong_arguments("a memory format", "an int", args)
-    number: int = args[0]
-    return number
+    return args[0]
 
 
-def _getattr(args: tuple[Any, ...]) -> str:
+def _getattr(args: tuple[Any, ...]) -> Any:
     """A member of an enum by its name, as Python 3.11.2 writes them; others write the value."""
     if (
         len(args) == 2
@@ -142,8 +141,7 @@ def _getattr(args: tuple[Any, ...]) -> str:
         and (args[0].module, args[0].name) in _ENCODINGS
         and type(args[1]) is str
     ):
-        member: str = args[1]
-        return member
+        return args[1]
     raise _unsafe([("builtins", "getattr")])
 
 

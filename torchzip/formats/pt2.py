@@ -386,8 +386,7 @@ class _Fields:
             raise FormatError(
                 f'{self.name}: {key} has {shown(value)}; {{"as_int": number}} was expected'
             )
-        number: int = found
-        return number
+        return found
 
     def location(self) -> str:
         device = self.object("device")
