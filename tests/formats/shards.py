@@ -1,4 +1,4 @@
-"""Shards and their index, by hand."""
+"""Shards and their index, by hand; and what directories are refused for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import torchzip as tz
 
@@ -26,3 +28,15 @@ def write_index(path: Path, weight_map: Any, **metadata: Any) -> Path:
     """Write an index; return its path."""
     path.write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
     return path
+
+
+def refused(path: Path, *expected: str, error: type[Exception] = tz.FormatError) -> str:
+    """Return the message of the error, which must say all that is expected."""
+    with pytest.raises(error) as caught:
+        tz.load(path)
+    with pytest.raises(error):
+        tz.lazy_load(path)
+    message = str(caught.value)
+    for text in expected:
+        assert text in message
+    return message

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
-from tests.formats.shards import write, write_index
+from tests.formats.shards import refused, write, write_index
 from tests.sampling import some
 from torchzip.container.hub_names import (
     WHOLE_FILES,
@@ -60,16 +60,6 @@ def _same(path: Path) -> None:
             name: array[0] for name, array in _TENSORS.items()
         }
     assert sorted(tz.load(path)) == sorted(_TENSORS)
-
-
-def _refused(path: Path, *expected: str) -> str:
-    """Return the message of the error, which must say all that is expected."""
-    with pytest.raises(tz.FormatError) as caught:
-        tz.load(path)
-    message = str(caught.value)
-    for text in expected:
-        assert text in message
-    return message
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -197,13 +187,13 @@ _PAIRS = [
 ]
 
 
-def test_two_checkpoints_are_refused(tmp_path: Path) -> None:
+def test_two_checkpoints_arerefused(tmp_path: Path) -> None:
     """Whichever two they are, both are named: readers differ on which of them counts."""
     for number, ((make, name), (make_other, other)) in enumerate(some(_PAIRS)):
         folder = tmp_path / str(number)
         folder.mkdir()
         first, second = make(folder, name), make_other(folder, other)
-        _refused(folder, repr(first), repr(second), "Give the path of the one that you mean")
+        refused(folder, repr(first), repr(second), "Give the path of the one that you mean")
 
 
 def test_diff_refuses_them_too(tmp_path: Path) -> None:
@@ -223,7 +213,7 @@ def test_an_index_of_a_whole_file(tmp_path: Path) -> None:
         assert checkpoint.format == "sharded"
     _same(tmp_path)
     write(tmp_path / "pytorch_model.bin", dict(_TENSORS))
-    _refused(tmp_path, "'model.safetensors.index.json', 'pytorch_model.bin'")
+    refused(tmp_path, "'model.safetensors.index.json', 'pytorch_model.bin'")
 
 
 def test_the_target_of_a_variant(tmp_path: Path) -> None:
@@ -279,7 +269,7 @@ def test_missing_shards_are_named(
     if not missing:
         assert list(tz.load(folder)) == names
         return
-    message = _refused(folder, f"{len(missing)} of {count} shards are not in the directory")
+    message = refused(folder, f"{len(missing)} of {count} shards are not in the directory")
     for name in missing[:5]:
         assert repr(name) in message
     assert ("more" in message) is (len(missing) > 5)
@@ -304,7 +294,7 @@ def test_odd_sets_of_shards(tmp_path: Path, names: list[str], expected: str) -> 
     """Numbers that make no sense are said; shards of something else are not looked at."""
     for name in names:
         tz.save({"a": np.zeros(1)}, tmp_path / name)
-    _refused(tmp_path, expected)
+    refused(tmp_path, expected)
 
 
 def test_names_on_every_system() -> None:
@@ -373,7 +363,7 @@ _NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize("name", _NO_CHECKPOINTS)
 def test_what_is_not_a_checkpoint(tmp_path: Path, name: str) -> None:
     make, expected = _NO_CHECKPOINTS[name]
-    _refused(make(tmp_path), expected)
+    refused(make(tmp_path), expected)
 
 
 @pytest.mark.skipif(shutil.which("zip") is None, reason="needs zip")
@@ -381,7 +371,7 @@ def test_the_command_that_is_told(tmp_path: Path) -> None:
     """It makes the checkpoint whole again, and does not touch what lies beside it."""
     folder = _unzipped(tmp_path)
     before = (tmp_path / "made.pt").read_bytes()
-    command = _refused(folder).partition("without compression: ")[2]
+    command = refused(folder).partition("without compression: ")[2]
     subprocess.run(command, shell=True, check=True, capture_output=True)
     _same(tmp_path / "new-made.pt")
     assert (tmp_path / "made.pt").read_bytes() == before

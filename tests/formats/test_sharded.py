@@ -15,7 +15,7 @@ import torchzip as tz
 from tests import builders as b
 from tests.formats.counting import Counted
 from tests.formats.dcp_builder import saved
-from tests.formats.shards import write, write_index
+from tests.formats.shards import refused, write, write_index
 from torchzip.files import folder as folder_module
 from torchzip.files.folder import Folder, PooledSource
 from torchzip.files.source import FileSource
@@ -195,29 +195,18 @@ def test_loading_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # -- what is said ----------------------------------------------------------------------------------
 
 
-def _error(path: Path, error: type[Exception] = tz.FormatError) -> str:
-    with pytest.raises(error) as caught:
-        tz.load(path)
-    with pytest.raises(error), tz.lazy_load(path):
-        pass
-    return str(caught.value)
-
-
 def test_a_missing_shard(tmp_path: Path) -> None:
     """Its name is said, before anything is read."""
     _make(tmp_path)
     (tmp_path / _names("safetensors")[1]).unlink()
-    message = _error(tmp_path)
-    assert "1 of 2 shards" in message
-    assert "'model-00002-of-00002.safetensors'" in message
+    refused(tmp_path, "1 of 2 shards", "'model-00002-of-00002.safetensors'")
 
 
 def test_an_extra_shard(tmp_path: Path) -> None:
     """A shard of the same set that the index does not list would be left out."""
     _make(tmp_path)
     write(tmp_path / "model-00003-of-00002.safetensors", {"z": _A})
-    message = _error(tmp_path)
-    assert "does not list 'model-00003-of-00002.safetensors'" in message
+    refused(tmp_path, "does not list 'model-00003-of-00002.safetensors'")
 
 
 def test_shards_of_another_save_are_noted(tmp_path: Path) -> None:
@@ -280,15 +269,13 @@ def test_shards_that_are_not_what_the_index_says(tmp_path: Path, name: str) -> N
     for shard, data in shards.items():
         (tmp_path / shard).write_bytes(data)
     _index(tmp_path, "bin", weight_map)
-    assert expected in _error(tmp_path)
+    refused(tmp_path, expected)
 
 
 def test_two_indices(tmp_path: Path) -> None:
     """Both are named; either can be given itself."""
     one, other = _make(tmp_path, "bin"), _make(tmp_path, "safetensors")
-    message = _error(tmp_path)
-    assert one.name in message
-    assert other.name in message
+    refused(tmp_path, one.name, other.name)
     assert len(tz.load(one)) == len(tz.load(other)) == 4
 
 
@@ -302,20 +289,20 @@ def test_names_that_are_more_than_names(tmp_path: Path, name: str) -> None:
     for place in (tmp_path, tmp_path / "a", tmp_path.parent):
         write(place / "x.bin", {"a": _A})
     _index(tmp_path, "bin", {"a": name})
-    assert "plain file name" in _error(tmp_path)
+    refused(tmp_path, "plain file name")
 
 
 def test_no_regular_file(tmp_path: Path) -> None:
     """A FIFO or a directory under a shard's name raises at once, and so does a dead link."""
     index = _index(tmp_path, "bin", {"a": "x.bin"})
     os.mkfifo(tmp_path / "x.bin")
-    _error(index, OSError)
+    refused(index, error=OSError)
     (tmp_path / "x.bin").unlink()
     (tmp_path / "x.bin").mkdir()
-    _error(index, OSError)
+    refused(index, error=OSError)
     (tmp_path / "x.bin").rmdir()
     (tmp_path / "x.bin").symlink_to("nowhere")
-    _error(index, OSError)
+    refused(index, error=OSError)
 
 
 _TEXTS: dict[str, bytes] = {
@@ -341,7 +328,7 @@ _TEXTS: dict[str, bytes] = {
 def test_hostile_indices(tmp_path: Path, name: str) -> None:
     write(tmp_path / "x.bin", {"a": _A})
     (tmp_path / "m.bin.index.json").write_bytes(_TEXTS[name])
-    assert "m.bin.index.json" in _error(tmp_path)
+    refused(tmp_path, "m.bin.index.json")
 
 
 def test_odd_numbers_for_total_size(tmp_path: Path) -> None:
@@ -380,11 +367,8 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path, names: list[str]) -> 
             write(tmp_path / name, {"a": _A})
         else:
             (tmp_path / name).touch()
-    message = _error(tmp_path)
-    assert str(tmp_path) in message
-    assert (sorted(names)[0] if names else "nothing in it") in message
-    assert "index.json" in message
-    assert ".metadata" in message
+    first = sorted(names)[0] if names else "nothing in it"
+    message = refused(tmp_path, str(tmp_path), first, "index.json", ".metadata")
     if len(names) > 10:
         assert "and 10 more" in message
 
