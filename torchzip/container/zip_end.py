@@ -178,12 +178,8 @@ def _is_appended_to(source: Source, end_64: int, locator_at: int) -> bool:
         return False
     own = bytes(source.read_at(own_at, LAST_NBYTES))
     last = bytes(source.read_at(locator_at, LAST_NBYTES))
-    first = _LOCATOR.size
-    return (
-        own[:first] == last[:first]
-        and own[first + 1 :] == last[first + 1 :]
-        and own[first] in (last[first], 0)
-    )
+    erased = last[: _LOCATOR.size] + b"\0" + last[_LOCATOR.size + 1 :]
+    return own in (last, erased)
 
 
 def _check_nothing_else(source: Source, end: End) -> None:
