@@ -360,7 +360,7 @@ def _place(name: str, info: Any) -> Place:
             f"the place of {called} has offset {shown(offset)} and length {shown(nbytes)}; ints "
             "from 0 to 2**63 were expected"
         )
-    return Place(str(file), int(offset or 0), int(nbytes or 0))
+    return Place(str(file), offset, nbytes)
 
 
 def _texts(state: Mapping[str, Any]) -> dict[str, str]:
