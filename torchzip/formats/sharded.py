@@ -39,14 +39,12 @@ from torchzip.formats.base import (
     FolderContainer,
     MakeFactory,
     OpenContainer,
-    OpenStorage,
     Pickle,
     RecordCheck,
+    measured_by,
 )
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, saved_offsets
 from torchzip.limits import Limits
-from torchzip.tensors.persistent_ids import Factory
-from torchzip.tensors.storage import TensorStorage
 
 #: Missing shards that an error names.
 _MOST_LISTED = 5
@@ -101,7 +99,6 @@ class ShardedContainer(FolderContainer):
         for tensor, shard in index.weight_map.items() if index is not None else ():
             self._listed[shard].append(tensor)
         self._limits = limits
-        self._stored_nbytes = 0
         self._containers: dict[str, Container] = {}
         for shard in shards:
             container = open_container(folder.open(shard), limits)
@@ -119,22 +116,12 @@ class ShardedContainer(FolderContainer):
         return list(self._containers.values())
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def count(open_storage: OpenStorage) -> Factory:
-            def counted(
-                key: str, torch_dtype: str | None, nbytes: int, location: str
-            ) -> TensorStorage:
-                self._stored_nbytes += nbytes
-                return open_storage(key, torch_dtype, nbytes, location)
-
-            return make_factory(counted)
-
-        self._stored_nbytes = 0
         made = Contents({}, [], [], 0)
         found: dict[str, dict[str, Any]] = {}
         parts: list[Contents] = []
         with ErrorPlace(path=self.name):
             for shard, container in self._containers.items():
-                contents = container.read(count)
+                contents = container.read(make_factory)
                 self._check_flat(shard, container, contents)
                 if self._index is not None:
                     self._check_listed(shard, contents.root, self._index.weight_map)
@@ -189,10 +176,13 @@ class ShardedContainer(FolderContainer):
     def check_records(self) -> Iterator[RecordCheck]:
         yield from self._check_parts(self._containers.items())
         total = None if self._index is None else self._index.total_size
-        if total is not None and total != self._stored_nbytes:
+        if total is None:
+            return
+        stored = sum(each.nbytes for shard in measured_by(self.read) for each in shard.values())
+        if total != stored:
             wrong = (
                 f"the index says total_size {total:,}, the storages of the shards have "
-                f"{self._stored_nbytes:,} bytes"
+                f"{stored:,} bytes"
             )
             if wrong not in self.notes:
                 self.notes = (*self.notes, wrong)
