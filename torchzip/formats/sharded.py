@@ -184,8 +184,7 @@ class ShardedContainer(FolderContainer):
                 f"the index says total_size {total:,}, the storages of the shards have "
                 f"{stored:,} bytes"
             )
-            if wrong not in self.notes:
-                self.notes = (*self.notes, wrong)
+            self.notes = tuple(dict.fromkeys([*self.notes, wrong]))
 
 
 def _index_of(found: dict[str, dict[str, Any]]) -> ShardIndex:
