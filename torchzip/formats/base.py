@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, LimitError
-from torchzip.files.folder import Folder
 from torchzip.files.source import File, Source, open_source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
@@ -28,6 +27,9 @@ from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import MeasuredStorage, OpenMany, SpanStorage, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor
+
+if TYPE_CHECKING:
+    from torchzip.files.folder import Folder  # which few files need
 
 #: (key, dtype of a typed storage, bytes, location) -> the storage in the file
 OpenStorage = Callable[[str, str | None, int, str], TensorStorage]
