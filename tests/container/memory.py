@@ -18,14 +18,12 @@ class BytesSource:
         self.reads: list[tuple[int, int]] = []
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        """Return bytes, all of which must be there."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise FormatError(f"a read of {nbytes} bytes outside", offset=offset)
         self.reads.append((offset, nbytes))
         return self.data[offset : offset + nbytes]
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill ``out``."""
         out[:] = self.read_at(offset, out.nbytes)
 
     def close(self) -> None:
@@ -41,24 +39,12 @@ class BytesSink:
         self.position = 0
 
     def write(self, data: Buffer) -> None:
-        """Append bytes."""
         self.parts.append(bytes(data))
         self.position += len(self.parts[-1])
 
     @property
     def data(self) -> bytes:
-        """All bytes so far."""
         return b"".join(self.parts)
-
-    def read_back(self, offset: int, nbytes: int) -> bytes:
-        """Return what was written."""
-        return self.data[offset : offset + nbytes]
-
-    def commit(self) -> None:
-        """Nothing."""
-
-    def abort(self) -> None:
-        """Nothing."""
 
 
 class SparseFile:
@@ -83,7 +69,6 @@ class SparseFile:
         self.size = self.position
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        """Return bytes, all of which must be there."""
         assert 0 <= offset <= offset + nbytes <= self.position, "a read outside"
         out = bytearray(nbytes)
         first = max(0, bisect.bisect_right(self._starts, offset) - 1)
@@ -96,18 +81,7 @@ class SparseFile:
         return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill ``out``."""
         out[:] = self.read_at(offset, out.nbytes)
-
-    def read_back(self, offset: int, nbytes: int) -> bytes:
-        """Return what was written."""
-        return self.read_at(offset, nbytes)
-
-    def commit(self) -> None:
-        """Nothing."""
-
-    def abort(self) -> None:
-        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""
@@ -115,20 +89,16 @@ class SparseFile:
     # what zipfile wants of a file object
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move."""
         self._at = offset + (0, self._at, self.position)[whence]
         return self._at
 
     def tell(self) -> int:
-        """Return where it stands."""
         return self._at
 
     def read(self, nbytes: int = -1) -> bytes:
-        """Return the next bytes."""
         left = self.position - self._at
         take = left if nbytes < 0 else min(nbytes, left)
         data = self.read_at(self._at, take)

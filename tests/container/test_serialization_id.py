@@ -143,7 +143,6 @@ def test_nothing_is_all_zeros() -> None:
 
 @given(st.lists(st.binary(max_size=33), max_size=60))
 def test_vectorised_hash(names: list[bytes]) -> None:
-    """Hashing many names at once equals hashing one."""
     assert murmur_all(names).tolist() == [murmur(name) for name in names]
     assert [murmur(name) for name in names] == [_murmur_plainly(name) for name in names]
 

@@ -28,7 +28,6 @@ Records = list[tuple[str, bytes]]
 
 
 def build(records: Records, **options: Any) -> bytes:
-    """Return an archive of records."""
     sink = BytesSink()
     writer = ZipWriter(sink, "archive", **options)
     for name, data in records:
@@ -92,7 +91,6 @@ def test_bytes_of_one_record() -> None:
 
 
 def test_end_records() -> None:
-    """All three end records are there, whatever the size."""
     data = build([("data.pkl", b"abc")])
     tail = data[-98:]
     directory = data.index(b"PK\1\2")
@@ -174,7 +172,6 @@ _DATA = st.binary(max_size=200) | st.binary(max_size=9).map(lambda raw: b"PK\x07
 def test_small_records_at_once(
     names: list[str], data: st.DataObject, crc32: bool, known: bool, alignment: int
 ) -> None:
-    """Writing many small records in one loop gives the bytes of writing each."""
     names = [name for name in names if name != "version"]
     contents = _DATA if data.draw(st.booleans()) else st.binary(min_size=1, max_size=100)
     records = [(name, data.draw(contents)) for name in names]
@@ -229,7 +226,6 @@ def test_many_small_records() -> None:
 
 
 def test_same_input_same_bytes() -> None:
-    """No clock and no hash order."""
     assert build(_RECORDS) == build(_RECORDS)
 
 
@@ -259,7 +255,6 @@ def test_memory_may_change_after_write() -> None:
 
 
 def test_position_is_where_the_record_starts() -> None:
-    """`begin_record` returns the place of the record's first byte."""
     sink = BytesSink()
     writer = ZipWriter(sink, "archive")
     start = writer.begin_record("data/0", 3)
@@ -307,7 +302,6 @@ def test_misuse(act: Callable[[], Any], error: type[Exception], message: str) ->
 
 
 def test_a_name_is_written_once() -> None:
-    """Writing a record twice is refused in both ways of writing."""
     writer = _writer()
     writer.write_record("a", b"1")
     with pytest.raises(ValueError, match="written twice"):

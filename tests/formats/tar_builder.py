@@ -48,7 +48,6 @@ class OldCheckpoint:
     more: Mapping[str, bytes] = field(default_factory=dict)
 
     def members(self) -> dict[str, bytes]:
-        """Return the members by name."""
         storages = b.stream(b.integer(len(self.storages)))
         for each in self.storages:
             storages += b.stream(b.tuple_of(each.key, each.location, each.kind))
@@ -67,15 +66,13 @@ class OldCheckpoint:
         return {**made, **self.more}
 
     def build(self) -> bytes:
-        """Return the bytes of the file."""
         return tar_of(self.members())
 
 
-def tar_of(members: Mapping[str, bytes]) -> bytes:
-    """Return a tar of regular files."""
+def tar_of(members: Mapping[str, bytes], *more: tuple[str, bytes]) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in members.items():
+        for name, data in [*members.items(), *more]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             info.mtime = 1483228800

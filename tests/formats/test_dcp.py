@@ -31,7 +31,14 @@ _A = np.arange(28, dtype=np.float32).reshape(7, 4)
 _CUTS = {"rows": _ROWS, "columns": _COLUMNS, "grid": _GRID, "pinwheel": _PINWHEEL, "whole": None}
 
 
-def _example(tmp_path: Path) -> d.Builder:
+@pytest.fixture
+def made(tmp_path: Path) -> d.Builder:
+    return d.Builder(tmp_path / "c")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the directory of a checkpoint with something of everything."""
     made = d.Builder(tmp_path / "ckpt")
     for name, cut in _CUTS.items():
         made.tensor(f"model.{name}", _A, cut, path=("model", name))
@@ -41,12 +48,11 @@ def _example(tmp_path: Path) -> d.Builder:
     made.value("opt.0", {"lr": 0.5, "w": np.arange(3.0)}, path=("opt", 0))
     made.value("step", 7)
     made.value("nothing", None)
-    return made
+    return made.write()
 
 
-def test_reads_what_was_saved(tmp_path: Path) -> None:
+def test_reads_what_was_saved(folder: Path) -> None:
     """Nesting, lists, objects and tensors in any cut come back."""
-    folder = _example(tmp_path).write()
     with tz.lazy_load(folder) as checkpoint:
         assert checkpoint.format == "dcp"
         assert checkpoint.root["step"] == 7
@@ -77,9 +83,8 @@ def test_reads_what_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", _CUTS)
-def test_slices(tmp_path: Path, name: str) -> None:
+def test_slices(folder: Path, name: str) -> None:
     """Any basic index gives what numpy gives."""
-    folder = _example(tmp_path).write()
     with tz.lazy_load(folder) as checkpoint:
         tensor = checkpoint[f"model.{name}"]
         for key in (
@@ -89,9 +94,8 @@ def test_slices(tmp_path: Path, name: str) -> None:
             np.testing.assert_array_equal(tensor[key], _A[key])
 
 
-def test_mmap(tmp_path: Path) -> None:
+def test_mmap(folder: Path) -> None:
     """A tensor that is one span of a file is a view of it; others are put together."""
-    folder = _example(tmp_path).write()
     made = tz.load(folder, mmap=True)
     assert not made["model"]["whole"].flags.writeable
     assert made["model"]["rows"].flags.writeable
@@ -99,9 +103,9 @@ def test_mmap(tmp_path: Path) -> None:
         np.testing.assert_array_equal(made["model"][name], _A)
 
 
-def test_survives_pickle(tmp_path: Path) -> None:
+def test_survives_pickle(folder: Path) -> None:
     """A LazyTensor finds its chunks on the other side."""
-    with tz.lazy_load(_example(tmp_path).write()) as checkpoint:
+    with tz.lazy_load(folder) as checkpoint:
         sent = pickle.dumps([checkpoint["model.grid"], checkpoint])
         tensor, again = pickle.loads(sent)
         np.testing.assert_array_equal(tensor[2:5], _A[2:5])
@@ -109,9 +113,8 @@ def test_survives_pickle(tmp_path: Path) -> None:
         again.close()
 
 
-def test_convert(tmp_path: Path) -> None:
+def test_convert(tmp_path: Path, folder: Path) -> None:
     """One file comes out, in either format, cast or not."""
-    folder = _example(tmp_path).write()
     tz.convert(folder, tmp_path / "m.pt")
     made = tz.load(tmp_path / "m.pt")
     np.testing.assert_array_equal(made["model"]["pinwheel"], _A)
@@ -125,16 +128,15 @@ def test_convert(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back["model"]["pinwheel"], _A)
 
 
-def test_saving_the_root_again(tmp_path: Path) -> None:
+def test_saving_the_root_again(tmp_path: Path, folder: Path) -> None:
     """The lazy object is saved as an ordinary checkpoint."""
-    with tz.lazy_load(_example(tmp_path).write()) as checkpoint:
+    with tz.lazy_load(folder) as checkpoint:
         tz.save(checkpoint.root, tmp_path / "m.pt")
     np.testing.assert_array_equal(tz.load(tmp_path / "m.pt")["model"]["grid"], _A)
 
 
-def test_requires_grad_and_empty_chunks(tmp_path: Path) -> None:
+def test_requires_grad_and_empty_chunks(made: d.Builder) -> None:
     """What a rank has that got no rows is nothing; requires_grad is what was saved."""
-    made = d.Builder(tmp_path / "c")
     props = d.properties(requires_grad=b.TRUE)
     boxes: list[d.Box] = [((0, 0), (7, 4)), ((7, 0), (0, 4)), ((7, 0), (0, 4))]
     made.tensor("w", _A, boxes, props=props)
@@ -146,9 +148,8 @@ def test_requires_grad_and_empty_chunks(tmp_path: Path) -> None:
         assert checkpoint.verify().notes == ()
 
 
-def test_chunks_in_other_orders(tmp_path: Path) -> None:
+def test_chunks_in_other_orders(made: d.Builder) -> None:
     """A chunk that was saved transposed, or in the other byte order, has its values in place."""
-    made = d.Builder(tmp_path / "c")
     made.items["w"] = d.tensor_metadata((4, 4), [((0, 0), (2, 4)), ((2, 0), (2, 4))])
     whole = np.arange(16, dtype=np.float32).reshape(4, 4)
     made.put("__0_0.distcp", "w", (0, 0), d.saved(np.asfortranarray(whole[:2])))
@@ -244,9 +245,8 @@ def test_loading_costs_the_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows", "columns", "pinwheel"])
-def test_damage_is_seen(tmp_path: Path, name: str) -> None:
+def test_damage_is_seen(tmp_path: Path, folder: Path, name: str) -> None:
     """A changed byte of a chunk fails its CRC: in `load`, `verify` and conversions."""
-    folder = _example(tmp_path).write()
     path = folder / "__0_0.distcp"
     data = bytearray(path.read_bytes())
     at = {
@@ -272,13 +272,17 @@ def test_damage_is_seen(tmp_path: Path, name: str) -> None:
 # -- one metadata for each rank --------------------------------------------------------------------
 
 
+def _write_rank(folder: Path, rank: int, name: str) -> None:
+    made = d.Builder(folder)
+    made.items[name] = d.tensor_metadata((7, 4), [((0, 0), (7, 4))])
+    made.put(f"__{rank}_0.distcp", name, (0, 0), d.saved(_A + rank))
+    made.write(f"__{rank}.metadata")
+
+
 def test_a_metadata_of_each_rank(tmp_path: Path) -> None:
     """What ranks saved apart is one, as long as no name is in two."""
     for rank in (0, 10, 2):
-        made = d.Builder(tmp_path)
-        made.items[f"w{rank}"] = d.tensor_metadata((7, 4), [((0, 0), (7, 4))])
-        made.put(f"__{rank}_0.distcp", f"w{rank}", (0, 0), d.saved(_A + rank))
-        made.write(f"__{rank}.metadata")
+        _write_rank(tmp_path, rank, f"w{rank}")
     made_of_all = tz.load(tmp_path)
     assert list(made_of_all) == ["w0", "w2", "w10"]
     np.testing.assert_array_equal(made_of_all["w10"], _A + 10)
@@ -288,10 +292,7 @@ def test_a_metadata_of_each_rank(tmp_path: Path) -> None:
 def test_ranks_with_the_same_names(tmp_path: Path) -> None:
     """Then each rank has a checkpoint of its own, and one of them must be given."""
     for rank in (0, 1):
-        made = d.Builder(tmp_path)
-        made.items["w"] = d.tensor_metadata((7, 4), [((0, 0), (7, 4))])
-        made.put(f"__{rank}_0.distcp", "w", (0, 0), d.saved(_A + rank))
-        made.write(f"__{rank}.metadata")
+        _write_rank(tmp_path, rank, "w")
     with pytest.raises(tz.FormatError, match=r"'w' is in __0\.metadata and in __1\.metadata"):
         tz.load(tmp_path)
     np.testing.assert_array_equal(tz.load(tmp_path / "__1.metadata")["w"], _A + 1)
@@ -316,9 +317,8 @@ def test_ranks_that_speak_of_one_another(tmp_path: Path) -> None:
         tz.load(tmp_path)
 
 
-def test_two_kinds_in_a_directory(tmp_path: Path) -> None:
+def test_two_kinds_in_a_directory(folder: Path) -> None:
     """Both are named."""
-    folder = _example(tmp_path).write()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     with pytest.raises(tz.FormatError, match=r"index\.json', '\.metadata'"):
         tz.load(folder)
@@ -360,10 +360,7 @@ def _path(*steps: str | int) -> Change:
 
 
 def _paths(**paths: bytes) -> Change:
-    def change(made: d.Builder) -> None:
-        made.paths = {**made.paths, **paths}
-
-    return change
+    return lambda made: made.paths.update(paths)
 
 
 def _item(value: Any) -> Change:
@@ -489,10 +486,8 @@ _HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", _HOSTILE)
-def test_hostile(tmp_path: Path, name: str) -> None:
-    """Each attack has an error that says what is wrong, and where."""
+def test_hostile(made: d.Builder, name: str) -> None:
     change, error, text = _HOSTILE[name]
-    made = d.Builder(tmp_path / "c")
     made.tensor("w", _A)
     change(made)
     folder = made.write()
@@ -503,17 +498,15 @@ def test_hostile(tmp_path: Path, name: str) -> None:
         checkpoint.verify()
 
 
-def test_overlapping_chunks(tmp_path: Path) -> None:
+def test_overlapping_chunks(made: d.Builder) -> None:
     """Two boxes that share an element are refused when the checkpoint is opened."""
-    made = d.Builder(tmp_path / "c")
     made.tensor("w", _A, [((0, 0), (4, 4)), ((3, 0), (3, 4))])
-    with pytest.raises(tz.FormatError, match=r"w: .*overlap"), tz.lazy_load(made.write()):
-        pass
+    with pytest.raises(tz.FormatError, match=r"w: .*overlap"):
+        tz.lazy_load(made.write())
 
 
-def test_a_deflated_chunk(tmp_path: Path) -> None:
+def test_a_deflated_chunk(made: d.Builder) -> None:
     """Torch never deflates; reading parts of such a chunk would inflate it over and over."""
-    made = d.Builder(tmp_path / "c")
     made.items["w"] = d.tensor_metadata((4,), [((0,), (4,))])
     members = b.members_of(b.stream(b.tensor()))
     members = [replace(each, method=8 * each.name.endswith(b"data/0")) for each in members]
@@ -522,9 +515,8 @@ def test_a_deflated_chunk(tmp_path: Path) -> None:
         tz.load(made.write())
 
 
-def test_spare_items_are_noted(tmp_path: Path) -> None:
+def test_spare_items_are_noted(made: d.Builder) -> None:
     """An item that nothing needs changes no value."""
-    made = d.Builder(tmp_path / "c")
     made.tensor("w", _A)
     made.put("__1_0.distcp", "old", (0, 0), d.saved(_A))
     with tz.lazy_load(made.write()) as checkpoint:
@@ -532,17 +524,15 @@ def test_spare_items_are_noted(tmp_path: Path) -> None:
     assert "'old'" in note
 
 
-def test_gaps_of_lists_are_none(tmp_path: Path) -> None:
+def test_gaps_of_lists_are_none(made: d.Builder) -> None:
     """An empty container in a list leaves nothing in the file; torch gives None for it."""
-    made = d.Builder(tmp_path / "c")
     made.value("l.2", 5, path=("l", 2))
     made.value("l.0", 3, path=("l", 0))
     assert tz.load(made.write()) == {"l": [3, None, 5]}
 
 
-def test_without_planner_data(tmp_path: Path) -> None:
+def test_without_planner_data(made: d.Builder) -> None:
     """Then the names are the keys; so they are for a name that it lacks."""
-    made = d.Builder(tmp_path / "c")
     made.tensor("a.w", _A)
     made.more["planner_data"] = b"N"
     assert list(tz.load(made.write())) == ["a.w"]
@@ -550,9 +540,8 @@ def test_without_planner_data(tmp_path: Path) -> None:
     assert list(tz.load(made.write())) == ["a.w"]
 
 
-def test_foreign_objects(tmp_path: Path) -> None:
+def test_foreign_objects(made: d.Builder) -> None:
     """An object may have classes of its own; foreign="raise" lists them."""
-    made = d.Builder(tmp_path / "c")
     made.items["config"] = d.BYTES
     item = b.checkpoint(b.stream(b.call("my.config.Config")), {})
     made.put("__0_0.distcp", "config", None, item)
@@ -562,9 +551,8 @@ def test_foreign_objects(tmp_path: Path) -> None:
         tz.load(folder, foreign="raise")
 
 
-def test_used_over_and_over(tmp_path: Path) -> None:
+def test_used_over_and_over(made: d.Builder) -> None:
     """One list of chunks in two bytes each time is no way to make a reader work."""
-    made = d.Builder(tmp_path / "c")
     state = b.dict_of({"offsets": d.size(0), "sizes": d.size(0)})
     chunk = d.new(d.MODULE, "ChunkStorageMetadata", state) + b"q\x62"
     fields = {
@@ -579,9 +567,7 @@ def test_used_over_and_over(tmp_path: Path) -> None:
         tz.load(made.write())
 
 
-def test_any_byte_of_the_metadata_changed(tmp_path: Path) -> None:
-    """Any change gives values or a TorchZipError."""
-    folder = _example(tmp_path).write()
+def test_any_byte_of_the_metadata_changed(folder: Path) -> None:
     data = (folder / ".metadata").read_bytes()
     rng = np.random.default_rng(5)
     for at in rng.integers(0, len(data), 300):
@@ -594,9 +580,8 @@ def test_any_byte_of_the_metadata_changed(tmp_path: Path) -> None:
             continue
 
 
-def test_the_names_of_old_releases(tmp_path: Path) -> None:
+def test_the_names_of_old_releases(made: d.Builder) -> None:
     """Until 2.2 the properties had another module; Python 3.13 has another for paths."""
-    made = d.Builder(tmp_path / "c")
     old = "torch.distributed._shard.sharded_tensor.metadata"
     props = d.properties().replace(
         f"c{d.MODULE}\nTensorProperties".encode(), f"c{old}\nTensorProperties".encode()
@@ -607,9 +592,8 @@ def test_the_names_of_old_releases(tmp_path: Path) -> None:
     assert tz.load(made.write())["w"].shape == (7, 4)
 
 
-def test_a_file_of_items_by_itself(tmp_path: Path) -> None:
+def test_a_file_of_items_by_itself(folder: Path) -> None:
     """It is no checkpoint; the directory is."""
-    folder = _example(tmp_path).write()
     with pytest.raises(tz.FormatError, match=r"__0_0\.distcp: .*path of the directory"):
         tz.load(folder / "__0_0.distcp")
 
@@ -627,27 +611,25 @@ def test_one_file_does_not_spoil_another(tmp_path: Path) -> None:
             tz.load(made.write())
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`ls` and `convert` take the directory."""
-    folder = str(_example(tmp_path).write())
-    assert main(["ls", folder]) == 0
+    assert main(["ls", str(folder)]) == 0
     listed = capsys.readouterr().out
     assert "model.columns" in listed
     assert f"{folder}: dcp, 9 tensors" in listed
     target = tmp_path / "m.safetensors"
-    assert main(["convert", folder, str(target), "--dry-run"]) == 0
-    assert main(["convert", folder, str(target)]) == 0
+    assert main(["convert", str(folder), str(target), "--dry-run"]) == 0
+    assert main(["convert", str(folder), str(target)]) == 0
     assert "9 tensors" in capsys.readouterr().err
     np.testing.assert_array_equal(tz.load(target)["model.grid"], _A)
     assert main(["ls", str(tmp_path)]) == 1
     assert "index.json" in capsys.readouterr().err
 
 
-def test_members_of_enums_by_name(tmp_path: Path) -> None:
+def test_members_of_enums_by_name(made: d.Builder) -> None:
     """Python 3.11.2 writes them with getattr, which here is good for nothing else."""
     enum = b.name(d.MODULE, "_MEM_FORMAT_ENCODING")
     member = b.call("builtins.getattr", enum, "TORCH_CONTIGUOUS_FORMAT")
-    made = d.Builder(tmp_path / "c")
     made.tensor("w", _A, props=d.properties(memory_format=member))
     np.testing.assert_array_equal(tz.load(made.write())["w"], _A)
 

@@ -19,7 +19,7 @@ import torchzip as tz
 from tests import builders as b
 from tests.formats.dcp_builder import Builder
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid, tar_of
-from tests.formats.test_pt2 import config, meta, payload
+from tests.formats.test_pt2 import CONSTANTS, WEIGHTS, archive, config, meta, old, payload, zip_of
 from torchzip.cli.main import main
 from torchzip.tools import verify
 
@@ -42,29 +42,16 @@ def _file(folder: Path, data: bytes) -> Path:
     return path
 
 
-def _zip(folder: Path, put: Put) -> Path:
-    return _file(folder, b.checkpoint(put("data.pkl", b.stream(b.tensor()))))
-
-
 def legacy_of(put: Put) -> bytes:
-    """Return a legacy file."""
-    kind = b.tuple_of(
-        "storage", b.name("torch", "FloatStorage"), "0", "cpu",
-        4, b"N",
-    )  # fmt: skip
     return (
         put("magic number", b.stream(b.MAGIC))
         + put("version", b.stream(b.integer(1001)))
         + put("sys_info", b.stream(b.dict_of({"little_endian": True})))
-        + put("object", b.stream(b.dict_of({"w": b.tensor(kind + b"Q")})))
+        + put("object", b.stream(b.dict_of({"w": b.tensor(b.persistent(extra=b"N"))})))
         + put("storage keys", b.stream(b.list_of("0")))
         + struct.pack("<q", 4)
         + b.DATA
     )
-
-
-def _legacy(folder: Path, put: Put) -> Path:
-    return _file(folder, legacy_of(put))
 
 
 def _tar(folder: Path, put: Put) -> Path:
@@ -101,14 +88,12 @@ def _pt2(folder: Path, put: Put) -> Path:
     }
     packed = b.name("__torch__.torch.classes.q", "Packed") + b")\x81" + b.tensor() + b"\x85b"
     records = {
-        "data/weights/weight_0": struct.pack("<4f", 1, 2, 3, 4),
-        "data/weights/model_weights_config.json": config(
-            {"w": payload("weight_0", meta(sizes=(4,)))}
-        ),
+        "data/weights/weight_0": b.DATA,
+        WEIGHTS: config({"w": payload("weight_0", meta(sizes=(4,)))}),
         "data/constants/tensor_0": _inner(put, "constant", b.tensor()),
         "data/constants/custom_obj_0": _inner(put, "custom object", packed),
         "data/constants/opaque_obj_0": put("opaque object", b.stream(b"K\1")),
-        "data/constants/model_constants_config.json": config(rows),
+        CONSTANTS: config(rows),
         "models/model.json": b"{}",
         "data/sample_inputs/model.pt": _inner(put, "sample inputs", b"))\x86"),
         "archive_format": b"pt2",
@@ -128,26 +113,18 @@ def _pt2_of_files(folder: Path, put: Put) -> Path:
     records = {
         "data/weights/model.pt": _inner(put, "weights", b.dict_of({"w": b.tensor()})),
         "data/constants/model.pt": _inner(put, "constants", b"}"),
-        "models/model.json": b"{}",
         "data/sample_inputs/model.pt": legacy_of(lambda place, data: put(f"inputs, {place}", data)),
-        "archive_format": b"pt2",
-        ".data/version": b"3",
     }
-    members = [b.Member(name=f"a/{name}".encode(), data=data) for name, data in records.items()]
-    return _file(folder, b.build_zip(members))
+    return _file(folder, archive({**records, WEIGHTS: None, CONSTANTS: None}))
 
 
 def _old_pt2(folder: Path, put: Put) -> Path:
     records = {
-        "serialized_exported_program.json": b"{}",
         "serialized_state_dict.pt": _inner(put, "state dict", b.dict_of({"w": b.tensor()})),
         "serialized_constants.pt": _inner(put, "constants", b"}"),
         "serialized_example_inputs.pt": _inner(put, "example inputs", b")"),
-        "version": b"8.2",
     }
-    return _file(
-        folder, b.build_zip([b.Member(name=n.encode(), data=d) for n, d in records.items()])
-    )
+    return _file(folder, old(records))
 
 
 def _script(folder: Path, put: Put) -> Path:
@@ -162,28 +139,16 @@ def _script(folder: Path, put: Put) -> Path:
         "data/0": b.DATA,
         "version": b"3",
     }
-    members = [b.Member(name=f"a/{name}".encode(), data=data) for name, data in records.items()]
-    return _file(folder, b.build_zip(members))
-
-
-def _item(put: Put, place: str, pickle: bytes) -> bytes:
-    return b.build_zip(b.members_of(put(place, b.stream(pickle))))
+    return _file(folder, zip_of(records, "a/"))
 
 
 def _dcp(folder: Path, put: Put) -> Path:
     made = Builder(folder / "dcp")
     made.tensor("w", np.ones(4, np.float32))
     made.value("v", 5)
-    for file, place, pickle in (
-        ("__0_0.distcp", "item of a tensor", b.tensor()),
-        ("__1_0.distcp", "item of an object", b.text("x")),
-    ):
-        made.files.pop(file, None)
-        made.places = made.places[: 0 if "tensor" in place else 1]
-        is_tensor = "tensor" in place
-        made.put(
-            file, "w" if is_tensor else "v", (0,) if is_tensor else None, _item(put, place, pickle)
-        )
+    made.files, made.places = {}, []
+    made.put("__0_0.distcp", "w", (0,), _inner(put, "item of a tensor", b.tensor()))
+    made.put("__1_0.distcp", "v", None, _inner(put, "item of an object", b.text("x")))
     made.write()
     made.folder.joinpath("__0.metadata").write_bytes(put("metadata of a rank", made.metadata()))
     chosen = made.folder / ".metadata"
@@ -192,9 +157,7 @@ def _dcp(folder: Path, put: Put) -> Path:
 
 
 def _sharded(folder: Path, put: Put) -> Path:
-    (folder / "one.bin").write_bytes(
-        b.checkpoint(put("a zip shard", b.stream(b.dict_of({"a": b.tensor()}))))
-    )
+    (folder / "one.bin").write_bytes(_inner(put, "a zip shard", b.dict_of({"a": b.tensor()})))
     (folder / "two.bin").write_bytes(legacy_of(lambda place, data: put(f"shard, {place}", data)))
     index = {"metadata": {}, "weight_map": {"a": "one.bin", "w": "two.bin"}}
     path = folder / "pytorch_model.bin.index.json"
@@ -203,8 +166,8 @@ def _sharded(folder: Path, put: Put) -> Path:
 
 
 FILES: dict[str, Write] = {
-    "zip": _zip,
-    "legacy": _legacy,
+    "zip": lambda folder, put: _file(folder, _inner(put, "data.pkl", b.tensor())),
+    "legacy": lambda folder, put: _file(folder, legacy_of(put)),
     "tar": _tar,
     "pt2": _pt2,
     "pt2 of files": _pt2_of_files,
@@ -216,7 +179,6 @@ FILES: dict[str, Write] = {
 
 
 def _places(write: Write) -> list[str]:
-    """Return the pickles of a file."""
     found: list[str] = []
 
     def put(place: str, data: bytes) -> bytes:
@@ -280,12 +242,9 @@ def test_records_that_nobody_declares(tmp_path: Path, kind: str, protocol: int) 
     root = "archive" if kind == "zip" else "a"
     more = {"extra/x": stray, "extra/readme.txt": b"I have (some) text.", "data/99": stray}
     with tz.lazy_load(path) as ckpt:
-        archive = ckpt._container.archive  # type: ignore[attr-defined]
-        members = [
-            b.Member(name=f"{root}/{name}".encode(), data=archive.read(name)) for name in archive
-        ]
-    members += [b.Member(name=f"{root}/{n}".encode(), data=data) for n, data in more.items()]
-    path.write_bytes(b.build_zip(members))
+        reader = ckpt._container.archive  # type: ignore[attr-defined]
+        records = {name: reader.read(name) for name in reader}
+    path.write_bytes(zip_of(records | more, f"{root}/"))
     notes = verify(path).notes
     assert len(notes) == 2, notes
     for note in notes:

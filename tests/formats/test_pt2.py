@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.formats.dcp_builder import saved
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
     ArchiveError,
@@ -54,7 +55,6 @@ def meta(
 
 
 def payload(path_name: Any = "weight_0", tensor_meta: Any = None, **changes: Any) -> dict[str, Any]:
-    """Return what a config says of a name."""
     return {
         "path_name": path_name, "is_param": False, "use_pickle": False,
         "tensor_meta": meta() if tensor_meta is None else tensor_meta, **changes,
@@ -65,32 +65,42 @@ def config(rows: Mapping[str, Any]) -> bytes:
     return json.dumps({"config": rows}).encode()
 
 
-def archive(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
-    """Return an archive with these records; None takes one of the usual ones away."""
-    whole: dict[str, bytes | None] = {
-        "data/weights/model_weights_config.json": config({}),
-        "data/constants/model_constants_config.json": config({}),
-        "models/model.json": b"{}", "archive_format": b"pt2", "archive_version": b"0",
-        ".data/version": b"6\n", "byteorder": b"little", **records,
-    }  # fmt: skip
+WEIGHTS = "data/weights/model_weights_config.json"
+CONSTANTS = "data/constants/model_constants_config.json"
+
+
+def zip_of(records: Mapping[str, bytes | None], root: str = "", method: int = 0) -> bytes:
+    """Return an archive of those records that are not None."""
     return b.build_zip(
         [
-            b.Member(name=f"m/{record}".encode(), data=data, method=method)
-            for record, data in whole.items()
+            b.Member(name=f"{root}{record}".encode(), data=data, method=method)
+            for record, data in records.items()
             if data is not None
         ]
     )
 
 
-def weights(rows: Mapping[str, Any], records: Mapping[str, bytes] | None = None) -> bytes:
+def archive(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
+    """Return an archive with these records; None takes one of the usual ones away."""
+    whole: dict[str, bytes | None] = {
+        WEIGHTS: config({}), CONSTANTS: config({}),
+        "models/model.json": b"{}", "archive_format": b"pt2", "archive_version": b"0",
+        ".data/version": b"6\n", "byteorder": b"little", **records,
+    }  # fmt: skip
+    return zip_of(whole, "m/", method)
+
+
+def weights(
+    rows: Mapping[str, Any],
+    records: Mapping[str, bytes] | None = None,
+    *,
+    method: int = 0,
+    **more: bytes,
+) -> bytes:
     """Return an archive with these weights, over four float32 unless given others."""
     stored = {"weight_0": b.DATA} if records is None else records
-    return archive(
-        {
-            **{f"data/weights/{name}": data for name, data in stored.items()},
-            "data/weights/model_weights_config.json": config(rows),
-        }
-    )
+    named = {f"data/weights/{name}": data for name, data in stored.items()}
+    return archive({**named, WEIGHTS: config(rows), **more}, method=method)
 
 
 def lazy(data: bytes, **options: Any) -> tz.Checkpoint:
@@ -110,12 +120,10 @@ def test_weights_and_constants() -> None:
         {
             "data/weights/weight_0": b.DATA,
             "data/constants/tensor_0": struct.pack("<2h", 5, 6),
-            "data/weights/model_weights_config.json": config(
+            WEIGHTS: config(
                 {"z": payload(is_param=True, tensor_meta=meta(requires_grad=True)), "a": payload()}
             ),
-            "data/constants/model_constants_config.json": config(
-                {"c": payload("tensor_0", meta(3, (2,)))}
-            ),
+            CONSTANTS: config({"c": payload("tensor_0", meta(3, (2,)))}),
         }
     )
     with lazy(data) as ckpt:
@@ -140,18 +148,9 @@ def test_dtypes(name: str) -> None:
     with lazy(data) as ckpt:
         assert (ckpt["t"].torch_dtype, ckpt["t"].shape) == (name, (count,))
         assert ckpt["t"].numpy().tobytes() == b.DATA
-        again = io.BytesIO()
-        tz.save(ckpt.root, again)
-    again.seek(0)
-    with tz.lazy_load(again) as saved:
-        assert (saved["t"].torch_dtype, saved["t"].numpy().tobytes()) == (name, b.DATA)
-
-
-@pytest.mark.parametrize("number", [0, 14, 27, 36, 1 << 40])
-def test_unknown_dtypes(number: int) -> None:
-    """They are said by their number."""
-    with pytest.raises(UnsupportedError, match=f"'t': dtype number {number}"):
-        load(weights({"t": payload(tensor_meta=meta(number))}))
+        again = saved(ckpt.root)
+    with lazy(again) as ckpt:
+        assert (ckpt["t"].torch_dtype, ckpt["t"].numpy().tobytes()) == (name, b.DATA)
 
 
 def test_layouts() -> None:
@@ -175,10 +174,7 @@ def test_one_record_as_two_dtypes() -> None:
     rows = {"f": payload(), "i": payload(tensor_meta=meta(4))}
     with lazy(weights(rows)) as ckpt:
         assert ckpt["i"].numpy().tobytes() == ckpt["f"].numpy().tobytes() == b.DATA
-        again = io.BytesIO()
-        tz.save(ckpt.root, again)
-    again.seek(0)
-    root = tz.load(again)
+        root = load(saved(ckpt.root))
     assert (root["f"].dtype, root["i"].dtype) == (np.float32, np.int32)
     assert root["i"].tobytes() == b.DATA
 
@@ -225,7 +221,6 @@ def test_several_models() -> None:
 
 
 def test_devices() -> None:
-    """The device is the location of the storage."""
     for device, location in (
         ({"type": "cuda", "index": 1}, "cuda:1"), ({"type": "cpu", "index": None}, "cpu"),
         ({"type": "meta"}, "meta"),
@@ -236,32 +231,17 @@ def test_devices() -> None:
 
 def test_big_endian() -> None:
     """The record of the byte order is heeded."""
-    data = archive(
-        {
-            "byteorder": b"big",
-            "data/weights/weight_0": struct.pack(">2H", 1, 2),
-            "data/weights/model_weights_config.json": config(
-                {"t": payload(tensor_meta=meta(28, (2,)))}
-            ),
-        }
-    )
+    rows = {"t": payload(tensor_meta=meta(28, (2,)))}
+    data = weights(rows, {"weight_0": struct.pack(">2H", 1, 2)}, byteorder=b"big")
     assert load(data)["t"].tolist() == [1, 2]
 
 
 def test_deflated() -> None:
     """An archive that was zipped again."""
-    data = archive(
-        {
-            "data/weights/weight_0": b.DATA,
-            "data/weights/model_weights_config.json": config({"t": payload()}),
-        },
-        method=8,
-    )
-    assert load(data)["t"].tolist() == [1, 2, 3, 4]
+    assert load(weights({"t": payload()}, method=8))["t"].tolist() == [1, 2, 3, 4]
 
 
 def test_mapped(tmp_path: Path) -> None:
-    """Views of the file, read-only."""
     path = tmp_path / "m.pt2"
     path.write_bytes(weights({"t": payload()}))
     made = tz.load(path, mmap=True)["t"]
@@ -273,7 +253,6 @@ def test_mapped(tmp_path: Path) -> None:
 
 
 def inner(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> bytes:
-    """Return a file of ``torch.save``."""
     return b.checkpoint(b.stream(pickle), storages)
 
 
@@ -283,21 +262,17 @@ def test_pickled_tensors() -> None:
     with lazy(weights({"w": pickled}, {"weight_0": inner(b.tensor())})) as ckpt:
         assert ckpt["w"].numpy().tolist() == [1, 2, 3, 4]
         assert ("torch", "FloatStorage") in ckpt.globals
-    foreign = inner(b.call("lib.make", b.tensor()))
-    with lazy(weights({"w": pickled}, {"weight_0": foreign})) as ckpt:
+    foreign = weights({"w": pickled}, {"weight_0": inner(b.call("lib.make", b.tensor()))})
+    with lazy(foreign) as ckpt:
         assert type(ckpt.root["w"]) is tz.types.ForeignObject
         assert ckpt.foreign == [("lib", "make")]
     with pytest.raises(tz.UnsafeGlobalError, match=r"lib\.make"):
-        lazy(weights({"w": pickled}, {"weight_0": foreign}), foreign="raise")
+        lazy(foreign, foreign="raise")
 
 
 def constants(rows: Mapping[str, Any], records: Mapping[str, bytes]) -> bytes:
-    return archive(
-        {
-            **{f"data/constants/{name}": data for name, data in records.items()},
-            "data/constants/model_constants_config.json": config(rows),
-        }
-    )
+    named = {f"data/constants/{name}": data for name, data in records.items()}
+    return archive({**named, CONSTANTS: config(rows)})
 
 
 def test_custom_objects() -> None:
@@ -335,13 +310,7 @@ def old(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
         "serialized_constants.pt": inner(CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)}),
         "serialized_example_inputs.pt": inner(b")"), "version": b"8.2", **records,
     }  # fmt: skip
-    return b.build_zip(
-        [
-            b.Member(name=record.encode(), data=data, method=method)
-            for record, data in whole.items()
-            if data is not None
-        ]
-    )
+    return zip_of(whole, method=method)
 
 
 @pytest.mark.parametrize(
@@ -356,9 +325,7 @@ def old(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
             id="the suffix of 2.1"),
         pytest.param(
             archive({"data/weights/model.pt": inner(STATE), "data/constants/model.pt": inner(
-                CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)}),
-                "data/weights/model_weights_config.json": None,
-                "data/constants/model_constants_config.json": None}),
+                CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)}), WEIGHTS: None, CONSTANTS: None}),
             id="files in the later layout"),
     ],
 )  # fmt: skip
@@ -425,18 +392,6 @@ def test_broken_files_inside(state: bytes, error: type[TorchZipError]) -> None:
         assert caught.value.path is not None
 
 
-def test_deflated_files_inside() -> None:
-    """They would have to be read as a whole, whatever their size."""
-    with pytest.raises(UnsupportedError, match="deflated"):
-        load(old({}, method=8))
-
-
-def test_no_folder_is_for_old_files_only() -> None:
-    """Any other archive without a folder is what it was: an error."""
-    with pytest.raises(ArchiveError, match="lie in one directory"):
-        load(b.build_zip([b.Member(name=b"data.pkl", data=b.stream(b"N"))]))
-
-
 # -- hostile configs -----------------------------------------------------------------------------
 
 _JUNK: list[Any] = [None, True, -1, 1.5, "x", [], {}, [[]], 1 << 70, {"as_int": 1}]
@@ -465,7 +420,6 @@ def test_junk_in_a_field(field: str, junk: Any) -> None:
 
 @pytest.mark.parametrize("field", [*_FIELDS, *_META])
 def test_missing_field(field: str) -> None:
-    """No field may be missing."""
     row = payload()
     (row if field in _FIELDS else row["tensor_meta"]).pop(field)
     with pytest.raises(FormatError, match="'the name'"):
@@ -503,10 +457,33 @@ def test_refused(row: Any, error: type[TorchZipError]) -> None:
         assert caught.value.record is not None
 
 
-def test_a_part_of_an_element() -> None:
-    """A record that is not a whole number of elements."""
-    with pytest.raises(TensorError, match="not a whole number"):
-        load(weights({"t": payload(tensor_meta=meta(7, (1,)))}, {"weight_0": b"12345"}))
+_HOSTILE: dict[str, tuple[bytes, type[TorchZipError], str]] = {
+    **{
+        f"dtype {number}": (weights({"t": payload(tensor_meta=meta(number))}), UnsupportedError,
+         f"'t': dtype number {number}")
+        for number in (0, 14, 27, 36, 1 << 40)
+    },
+    "a part of an element": (weights({"t": payload(tensor_meta=meta(7, (1,)))},
+     {"weight_0": b"12345"}), TensorError, "not a whole number"),
+    "a weight and a constant of one name": (archive({
+     "data/weights/weight_0": b.DATA, "data/constants/weight_0": b.DATA,
+     WEIGHTS: config({"t": payload()}), CONSTANTS: config({"t": payload()})}),
+     FormatError, "a weight and a constant"),
+    # They would have to be read as a whole, whatever their size.
+    "deflated files inside": (old({}, method=8), UnsupportedError, "deflated"),
+    # A key that climbs stays in the inner file.
+    "a pickle inside": (old({"serialized_state_dict.pt": inner(b.tensor(
+     b.persistent("../../version")))}), PickleError, "../../version"),
+    "an archive without a folder that is not an old one": (
+     zip_of({"data.pkl": b.stream(b"N")}), ArchiveError, "lie in one directory"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _HOSTILE)
+def test_hostile(name: str) -> None:
+    data, error, text = _HOSTILE[name]
+    with pytest.raises(error, match=text):
+        load(data)
 
 
 @pytest.mark.parametrize(
@@ -525,17 +502,16 @@ def test_a_part_of_an_element() -> None:
     ],
 )
 def test_configs_that_are_none(text: bytes | None, error: type[TorchZipError]) -> None:
-    """No JSON, or JSON of another form."""
     with pytest.raises(error) as caught:
-        load(archive({"data/weights/model_weights_config.json": text}))
-    assert caught.value.record == "data/weights/model_weights_config.json"
+        load(archive({WEIGHTS: text}))
+    assert caught.value.record == WEIGHTS
 
 
 def test_configs_are_bounded() -> None:
     """One that is far larger than the file, or many that are together."""
     bomb = config({"a": payload()}) + b" " * (3 << 20)
     with pytest.raises(LimitError) as caught:
-        load(archive({"data/weights/model_weights_config.json": bomb}, method=8))
+        load(archive({WEIGHTS: bomb}, method=8))
     assert caught.value.limit == "header_nbytes"
     half = b'{"config": {}}' + b" " * (1 << 20)
     many = {f"models/{i}.json": b"{}" for i in range(4)}
@@ -557,7 +533,6 @@ def test_configs_are_bounded() -> None:
     ],
 )
 def test_other_archives(records: dict[str, bytes | None], error: type[TorchZipError]) -> None:
-    """Formats and versions that are not known."""
     with pytest.raises(error):
         load(archive(records))
 
@@ -565,20 +540,6 @@ def test_other_archives(records: dict[str, bytes | None], error: type[TorchZipEr
 def test_archive_without_its_version() -> None:
     """The oldest have none, which means 0."""
     assert load(archive({"archive_version": None})) == {}
-
-
-def test_a_name_twice() -> None:
-    """A weight and a constant of one name are an error that says so."""
-    data = archive(
-        {
-            "data/weights/weight_0": b.DATA,
-            "data/constants/weight_0": b.DATA,
-            "data/weights/model_weights_config.json": config({"t": payload()}),
-            "data/constants/model_constants_config.json": config({"t": payload()}),
-        }
-    )
-    with pytest.raises(FormatError, match="a weight and a constant"):
-        load(data)
 
 
 def test_damage_is_found() -> None:
@@ -593,7 +554,6 @@ def test_damage_is_found() -> None:
 
 @given(st.sampled_from([old({}), weights({"t": payload()})]), st.data())
 def test_changed_archives(data: bytes, draw: st.DataObject) -> None:
-    """Any change gives a value, a TorchZipError or an OSError."""
     made = bytearray(data)
     for _ in range(draw.draw(st.integers(1, 4))):
         made[draw.draw(st.integers(0, len(made) - 1))] = draw.draw(st.integers(0, 255))
@@ -622,20 +582,6 @@ def test_any_config(value: Any) -> None:
     for rows in ({"config": value}, {"config": {"t": value}}, value):
         text = json.dumps(rows).encode()
         try:
-            load(
-                archive(
-                    {
-                        "data/weights/weight_0": b.DATA,
-                        "data/weights/model_weights_config.json": text,
-                    }
-                )
-            )
+            load(archive({"data/weights/weight_0": b.DATA, WEIGHTS: text}))
         except (TorchZipError, OSError):
             pass
-
-
-def test_pickles_inside_are_hostile_too() -> None:
-    """A key that climbs stays in the inner file."""
-    state = inner(b.tensor(b.persistent("../../version")))
-    with pytest.raises(PickleError):
-        load(old({"serialized_state_dict.pt": state}))

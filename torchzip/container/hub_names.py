@@ -57,14 +57,12 @@ class ShardSet(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """The parts of the name of a shard; ``number`` comes between the first and the last part."""
+    """The parts of the name of a shard. ``span`` is where its number stands in the name."""
 
     of: ShardSet
     number: int
     name: str
-    before: str
-    digits: int
-    after: str
+    span: tuple[int, int]
 
     def other(self, number: int) -> str:
         """Return the name of another shard of the set.
@@ -72,7 +70,8 @@ class Shard(NamedTuple):
         >>> parse_shard("model-00001-of-00012.safetensors").other(10)
         'model-00010-of-00012.safetensors'
         """
-        return f"{self.before}{number:0{self.digits}d}{self.after}"
+        start, end = self.span
+        return f"{self.name[:start]}{number:0{end - start}d}{self.name[end:]}"
 
 
 def parse_shard(name: str) -> Shard | None:
@@ -85,9 +84,7 @@ def parse_shard(name: str) -> Shard | None:
     if match is None:
         return None
     stem, number, count, suffix = match.groups()
-    start, end = match.span(2)
-    of = ShardSet(stem, int(count), suffix)
-    return Shard(of, int(number), name, name[:start], len(number), name[end:])
+    return Shard(ShardSet(stem, int(count), suffix), int(number), name, match.span(2))
 
 
 def shard_name(whole: str, number: int, count: int) -> str:

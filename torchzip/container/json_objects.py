@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torchzip.errors import ArchiveError, LimitError, shown
@@ -13,6 +13,16 @@ from torchzip.limits import Limits
 _NAME_NBYTES = 8
 
 
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that was there before; None if each is there once."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the dict of an object, as ``object_pairs_hook``; raise ArchiveError for duplicates.
 
@@ -20,11 +30,8 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     made = dict(pairs)
     if len(made) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise ArchiveError(f"{shown(name)} occurs twice in one JSON object")
-            seen.add(name)
+        name = repeated(name for name, _ in pairs)
+        raise ArchiveError(f"{shown(name)} occurs twice in one JSON object")
     return made
 
 

@@ -27,6 +27,7 @@ import math
 import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torchzip.container.json_objects import parse_object
@@ -69,12 +70,6 @@ class TensorEntry:
     end: int
 
 
-def header_shape(torch_dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape as in the header: for float4 it counts values, torch counts pairs."""
-    times = DTYPES[torch_dtype].safetensors_per_element
-    return (*shape[:-1], shape[-1] * times) if times > 1 and shape else shape
-
-
 def data_order(name: str, torch_dtype: str) -> tuple[int, bytes]:
     """Return the sort key of a tensor in a file."""
     return -DTYPES[torch_dtype].safetensors_rank, name.encode("utf-8", "surrogatepass")
@@ -114,12 +109,12 @@ def build_header(
         parts.append(f"{_json(METADATA)}:{_json(texts)}")
     begin = 0
     for code, name, torch_dtype, shape in rows:
-        end = begin + math.prod(shape) * DTYPES[torch_dtype].itemsize
-        entry = {
-            "dtype": code,
-            "shape": list(header_shape(torch_dtype, shape)),
-            "data_offsets": [begin, end],
-        }
+        row = DTYPES[torch_dtype]
+        end = begin + math.prod(shape) * row.itemsize
+        sizes = list(shape)
+        if row.safetensors_per_element > 1:  # float4: the header counts values, torch pairs
+            sizes[-1] *= row.safetensors_per_element
+        entry = {"dtype": code, "shape": sizes, "data_offsets": [begin, end]}
         parts.append(f"{_json(name)}:{_json(entry)}")
         begin = end
     try:
@@ -196,10 +191,7 @@ def read_header(source: Source, limits: Limits) -> tuple[dict[str, Any], int]:
     ArchiveError
         If the file ends within its header, or the header is not a JSON object.
     """
-
-    def broken(message: str) -> ArchiveError:
-        return ArchiveError(message, path=source.name)
-
+    broken = partial(ArchiveError, path=source.name)
     if source.size < 8:
         raise broken(f"a safetensors file has 8 bytes or more, this has {source.size}. {TRUNCATED}")
     nbytes = int.from_bytes(source.read_at(0, 8), "little")
@@ -221,10 +213,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     ArchiveError
         If the header is invalid, or its tensors overlap, leave gaps, or do not end with the file.
     """
-
-    def broken(message: str) -> ArchiveError:
-        return ArchiveError(message, path=source.name)
-
+    broken = partial(ArchiveError, path=source.name)
     header, base = read_header(source, limits)
     metadata = header.pop(METADATA, None)
     if metadata is None:
@@ -313,10 +302,7 @@ def parse_entry(name: str, row: Any, base: int, path: str) -> TensorEntry:
     ArchiveError, UnsupportedError
         If the row does not describe a tensor.
     """
-
-    def broken(message: str) -> ArchiveError:
-        return ArchiveError(message, path=path)
-
+    broken = partial(ArchiveError, path=path)
     try:
         code, shape, (begin, end) = row["dtype"], row["shape"], row["data_offsets"]
     except (TypeError, KeyError, ValueError):

@@ -15,7 +15,7 @@ from typing import Any
 from torchzip.container.json_objects import check_containers, parse_json
 from torchzip.errors import ArchiveError, LimitError, UnsupportedError, shown
 from torchzip.files.source import Source
-from torchzip.limits import Limits
+from torchzip.limits import Limits, is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,4 @@ def parse_index(source: Source, limits: Limits) -> ShardIndex:
         raise ArchiveError(
             "the metadata of the index is nested too deeply", path=source.name
         ) from None
-    if type(total) is not int or not 0 <= total < 1 << 63:
-        total = None
-    return ShardIndex(weight_map, texts, total)
+    return ShardIndex(weight_map, texts, total if is_number(total) else None)

@@ -16,7 +16,7 @@ the like under the name of a file, and names and sizes in other kinds of headers
 
 from __future__ import annotations
 
-from torchzip.errors import TRUNCATED, ArchiveError, LimitError, UnsupportedError, shown
+from torchzip.errors import TRUNCATED, ArchiveError, ErrorPlace, LimitError, UnsupportedError, shown
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
@@ -63,6 +63,11 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
     UnsupportedError
         If it has headers that no version of torch wrote.
     """
+    with ErrorPlace(path=source.name):
+        return _find_members(source, limits)
+
+
+def _find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, int]], int]:
     members: dict[str, tuple[int, int]] = {}
     others: set[str] = set()  # names of links, devices and the like
     extended: dict[str, str] | None = None
@@ -74,34 +79,36 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
             return members, min(at + 2 * _BLOCK, source.size)
         count += 1
         if count > limits.entries:
-            raise LimitError("entries", count, limits.entries, path=source.name)
-        name, nbytes, kind = _parse_header(header, at, source.name)
+            raise LimitError("entries", count, limits.entries)
+        name, nbytes, kind = _parse_header(header, at)
         begin = at + _BLOCK
         if extended is not None and kind in (_NEXT, _ALL):
-            raise ArchiveError("an extended tar header of another one", path=source.name, offset=at)
+            raise ArchiveError("an extended tar header of another one", offset=at)
         if extended:
             if "size" in extended:
-                nbytes = _number(extended["size"].encode("utf-8", "replace"), 10, at, source.name)
+                nbytes = _number(extended["size"].encode("utf-8", "replace"), 10, at)
             name = extended.get("path", name).rstrip("/")
         extended = None
         if begin + nbytes > source.size:
             raise ArchiveError(
                 f"member {shown(name)} ends at byte {begin + nbytes:,}, the file has "
                 f"{source.size:,} bytes. {TRUNCATED}",
-                path=source.name,
                 offset=at,
             )
         if kind in (_NEXT, _ALL):
             if nbytes > limits.text_nbytes:
-                raise LimitError("text_nbytes", nbytes, limits.text_nbytes, path=source.name)
-            extended = _parse_extended(bytes(source.read_at(begin, nbytes)), at, source.name)
+                raise LimitError("text_nbytes", nbytes, limits.text_nbytes)
+            extended = _parse_extended(bytes(source.read_at(begin, nbytes)), at)
             if kind == _ALL:
-                _refuse_for_all(extended, at, source.name)
+                if extended.keys() & {"path", "size"}:
+                    raise ArchiveError(
+                        "a tar header that gives all members one name or size", offset=at
+                    )
                 extended = None
         elif kind in _FOREIGN:
-            raise UnsupportedError(f"a tar file with {_FOREIGN[kind]}", path=source.name, offset=at)
+            raise UnsupportedError(f"a tar file with {_FOREIGN[kind]}", offset=at)
         elif name in members or (name in others and kind in _FILES):
-            raise ArchiveError(f"two members are called {shown(name)}", path=source.name, offset=at)
+            raise ArchiveError(f"two members are called {shown(name)}", offset=at)
         elif kind in _FILES:
             members[name] = (begin, nbytes)
         elif kind != _FOLDER:
@@ -110,22 +117,13 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
     return members, min(at, source.size)
 
 
-def _refuse_for_all(extended: dict[str, str], at: int, path: str) -> None:
-    """Refuse an extended header that gives all members one name or size."""
-    if extended.keys() & {"path", "size"}:
-        raise ArchiveError(
-            "a tar header that gives all members one name or size", path=path, offset=at
-        )
-
-
-def _parse_header(header: bytes, at: int, path: str) -> tuple[str, int, bytes]:
+def _parse_header(header: bytes, at: int) -> tuple[str, int, bytes]:
     """Return name, size and type of a header."""
     total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    found = _number(header[148:156], 8, at, path)
+    found = _number(header[148:156], 8, at)
     if found != total:
         raise ArchiveError(
             f"the bytes of a tar header have the sum {total:,}, it says {found:,}",
-            path=path,
             offset=at,
         )
     name = _text(header[:100])
@@ -135,7 +133,7 @@ def _parse_header(header: bytes, at: int, path: str) -> tuple[str, int, bytes]:
     if header[124] & 0x80:
         nbytes = int.from_bytes(header[125:136], "big")
     else:
-        nbytes = _number(header[124:136], 8, at, path)
+        nbytes = _number(header[124:136], 8, at)
     return name, nbytes, header[156:157]
 
 
@@ -143,16 +141,16 @@ def _text(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-def _number(field: bytes, base: int, at: int, path: str) -> int:
+def _number(field: bytes, base: int, at: int) -> int:
     digits = field.split(b"\0", 1)[0].strip(b" ")
     if not digits.isdigit() or len(digits) > 24 or (base == 8 and digits.strip(b"01234567")):
         raise ArchiveError(
-            f"a tar header has {shown(field, 24)} where a number was expected", path=path, offset=at
+            f"a tar header has {shown(field, 24)} where a number was expected", offset=at
         )
     return int(digits, base)
 
 
-def _parse_extended(raw: bytes, at: int, path: str) -> dict[str, str]:
+def _parse_extended(raw: bytes, at: int) -> dict[str, str]:
     """Return the keys and values of an extended header."""
     made: dict[str, str] = {}
     while raw:
@@ -162,11 +160,10 @@ def _parse_extended(raw: bytes, at: int, path: str) -> dict[str, str]:
         if not equals or end > len(raw) or raw[end - 1 : end] != b"\n":
             raise ArchiveError(
                 "an extended tar header is broken; lines '<length> <key>=<value>' were expected",
-                path=path,
                 offset=at,
             )
         if key.startswith(b"GNU.sparse."):
-            raise UnsupportedError("a sparse file in a tar file", path=path, offset=at)
+            raise UnsupportedError("a sparse file in a tar file", offset=at)
         made[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         raw = raw[end:]
     return made

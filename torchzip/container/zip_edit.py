@@ -119,13 +119,9 @@ def append(
 
 
 def _id_of(rows: Mapping[str, bytes]) -> bytes:
-    names = [name.encode("latin-1") for name in rows if name != _ID]
-    crcs = []
-    for name, row in rows.items():
-        crc, _, nbytes = struct.unpack_from("<LLL", row, 16)
-        if nbytes and name != _ID:
-            crcs.append(crc)
-    return serialization_id(names, crcs).encode()
+    others = {name.encode("latin-1"): row for name, row in rows.items() if name != _ID}
+    fields = [struct.unpack_from("<LLL", row, 16) for row in others.values()]
+    return serialization_id(list(others), [crc for crc, _, nbytes in fields if nbytes]).encode()
 
 
 def _can_be_read(archive: ZipReader, made: Appended, names: set[str], limits: Limits) -> bool:

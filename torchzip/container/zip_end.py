@@ -110,7 +110,7 @@ def find_end(source: Source, limits: Limits) -> End:
 
 
 def _read_end(source: Source, limits: Limits, tail: bytes, base: int, at: int) -> End:
-    _, disk, first_disk, on_disk, count, nbytes, offset, _ = _END.unpack_from(tail, at)
+    _, *numbers, _ = _END.unpack_from(tail, at)
     end = base + at  # where the directory must end
     end_64: int | None = None
     locator_at = end - _LOCATOR.size
@@ -125,8 +125,7 @@ def _read_end(source: Source, limits: Limits, tail: bytes, base: int, at: int) -
                 f"{disks:,}; a byte before it, of disk 0 of 1, was expected",
                 offset=locator_at,
             )
-        row = _END_64.unpack(source.read_at(end_64, _END_64.size))
-        magic, length, _, _, disk_64, first_64, on_disk_64, count_64, nbytes_64, offset_64 = row
+        magic, length, _, _, *large = _END_64.unpack(source.read_at(end_64, _END_64.size))
         if magic != b"PK\6\6" or not (
             end_64 + 12 + length == locator_at
             or (length == 44 and _is_appended_to(source, end_64, locator_at))
@@ -136,21 +135,15 @@ def _read_end(source: Source, limits: Limits, tail: bytes, base: int, at: int) -
                 f"{locator_at:,} was expected",
                 offset=end_64,
             )
-        for low, cap, high in (
-            (disk, 0xFFFF, disk_64),
-            (first_disk, 0xFFFF, first_64),
-            (on_disk, 0xFFFF, on_disk_64),
-            (count, 0xFFFF, count_64),
-            (nbytes, BIG, nbytes_64),
-            (offset, BIG, offset_64),
-        ):
+        caps = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, BIG, BIG)
+        for low, cap, high in zip(numbers, caps, large, strict=True):
             if low not in (high, cap):
                 raise ArchiveError(
                     f"the end record says {low:,} where the zip64 end record says {high:,}",
                     offset=end,
                 )
-        disk, first_disk, on_disk, count = disk_64, first_64, on_disk_64, count_64
-        nbytes, offset, end = nbytes_64, offset_64, end_64
+        numbers, end = large, end_64
+    disk, first_disk, on_disk, count, nbytes, offset = numbers
     if disk or first_disk or on_disk != count:
         raise ArchiveError(
             "the archive is one part of several; join the parts first", offset=base + at
@@ -178,12 +171,8 @@ def _is_appended_to(source: Source, end_64: int, locator_at: int) -> bool:
         return False
     own = bytes(source.read_at(own_at, LAST_NBYTES))
     last = bytes(source.read_at(locator_at, LAST_NBYTES))
-    first = _LOCATOR.size
-    return (
-        own[:first] == last[:first]
-        and own[first + 1 :] == last[first + 1 :]
-        and own[first] in (last[first], 0)
-    )
+    erased = last[: _LOCATOR.size] + b"\0" + last[_LOCATOR.size + 1 :]
+    return own in (last, erased)
 
 
 def _check_nothing_else(source: Source, end: End) -> None:

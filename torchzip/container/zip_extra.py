@@ -23,25 +23,14 @@ Field = tuple[int, bytes]
 
 ZIP64, UNICODE_PATH = 1, 0x7075
 PADDING = int.from_bytes(b"FB", "little")
-_PADDING = b"FB"
-
-
-def extra_fields(extra: bytes) -> list[Field]:
-    """Return the fields, up to the first that does not fit into the bytes.
-
-    torch's padding field is left out if it is the only one.
-
-    >>> padding, zip64 = b"FB\\2\\0ZZ", b"\\1\\0\\0\\0"
-    >>> extra_fields(padding), extra_fields(zip64 + padding + b"\\7\\7\\xff\\xff")
-    ([], [(1, b''), (16966, b'ZZ')])
-    """
-    if extra[:2] == _PADDING and len(extra) == 4 + int.from_bytes(extra[2:4], "little"):
-        return []  # the fast path: every record of torch has it
-    return all_fields(extra)
 
 
 def all_fields(extra: bytes) -> list[Field]:
-    """Return the fields, torch's padding too, up to the first that does not fit into the bytes."""
+    """Return the fields, torch's padding too, up to the first that does not fit into the bytes.
+
+    >>> all_fields(b"\\1\\0\\0\\0" + b"FB\\2\\0ZZ" + b"\\7\\7\\xff\\xff")
+    [(1, b''), (16966, b'ZZ')]
+    """
     made = []
     at = 0
     while at + 4 <= len(extra):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -40,14 +40,15 @@ from torchzip.container.record_index import (
 from torchzip.container.zip_end import find_end
 from torchzip.container.zip_extra import (
     UNICODE_PATH,
+    ZIP64,
     Field,
+    all_fields,
     check_path,
-    extra_fields,
     uncap,
     zip64_sizes,
 )
 from torchzip.container.zip_layout import BIG, DEFLATED, LOCAL, STORED
-from torchzip.errors import ArchiveError, LimitError, UnsupportedError
+from torchzip.errors import ArchiveError, ErrorPlace, LimitError, TorchZipError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.limits import Limits
@@ -107,12 +108,10 @@ class ZipReader:
         self._limits = limits
         self._in_folder = in_folder
         self._data_offsets: dict[str, int] = {}
-        try:
+        with ErrorPlace(path=source.name):
             self.end = find_end(source, limits)
             self.root, self._index, self._columns = self._parse_directory(*self.end.directory)
-            self._sizes, self._compressed, self._crcs, self._methods, *_ = self._columns
-        except (ArchiveError, LimitError, UnsupportedError) as error:
-            raise error.at(path=source.name) from None
+        self._sizes, self._compressed, self._crcs, self._methods, *_ = self._columns
 
     # -- the directory ---------------------------------------------------------------
 
@@ -147,14 +146,7 @@ class ZipReader:
         if prefix != b"./":  # of a file called ..pt; the names are unambiguous all the same
             check_name(prefix)
         begins = places + 46
-        outside = _first_without_prefix(data, begins, name_lengths, prefix)
-        if outside is not None:
-            place, length = int(begins[outside]), int(name_lengths[outside])
-            raise ArchiveError(
-                f"record {shown_name(data[place : place + length])} does not lie in "
-                f"{shown_name(prefix)}, the directory of the first record",
-                offset=start + place,
-            )
+        _check_prefix(data, begins, name_lengths, prefix, start)
         records = index_fast(data, begins + len(prefix), begins + name_lengths)
         if records is None:
             records = index_plainly(data, begins + len(prefix), begins + name_lengths)
@@ -166,39 +158,32 @@ class ZipReader:
     def _check_headers(
         self, header: NDArray[np.void], start: int, places: NDArray[np.int64]
     ) -> None:
-        encrypted = np.flatnonzero(header["flags"] & 0x2041)  # encrypted, strong, masked
-        if len(encrypted):
-            raise UnsupportedError(
-                "the archive is encrypted; decrypt it first",
-                offset=start + int(places[encrypted[0]]),
-            )
-        patches = np.flatnonzero(header["flags"] & 0x20)
-        if len(patches):
-            raise UnsupportedError(
+        flags, method = header["flags"], header["method"]
+        # torch takes such a record for a folder, and returns uninitialised memory as its bytes.
+        folders = (header["external"] & 0x10 != 0) & (header["compressed"] != 0)
+        refused: list[tuple[NDArray[Any], type[TorchZipError], str]] = [
+            # The flags are: encrypted, strongly, with masked headers.
+            (flags & 0x2041, UnsupportedError, "the archive is encrypted; decrypt it first"),
+            (
+                flags & 0x20,
+                UnsupportedError,
                 "a record is a patch for another file (flag bit 5), which neither torch nor "
                 "torchzip reads",
-                offset=start + int(places[patches[0]]),
-            )
-        method = header["method"]
-        other = np.flatnonzero((method != STORED) & (method != DEFLATED))
-        if len(other):
-            raise UnsupportedError(
-                f"a record is compressed with method {int(method[other[0]])}; only stored (0) "
-                "and deflate (8) are used in checkpoints",
-                offset=start + int(places[other[0]]),
-            )
-        disks = np.flatnonzero(header["disk"])
-        if len(disks):
-            raise ArchiveError(
-                "a record lies on another disk", offset=start + int(places[disks[0]])
-            )
-        # torch takes such a record for a folder, and returns uninitialised memory as its bytes.
-        folders = np.flatnonzero((header["external"] & 0x10 != 0) & (header["compressed"] != 0))
-        if len(folders):
-            raise ArchiveError(
-                "a record with bytes in it is a folder by its attributes",
-                offset=start + int(places[folders[0]]),
-            )
+            ),
+            (
+                (method != STORED) & (method != DEFLATED),
+                UnsupportedError,
+                "a record is compressed with method {method}; only stored (0) and deflate (8) are "
+                "used in checkpoints",
+            ),
+            (header["disk"], ArchiveError, "a record lies on another disk"),
+            (folders, ArchiveError, "a record with bytes in it is a folder by its attributes"),
+        ]
+        for found, error, message in refused:
+            rows = np.flatnonzero(found)
+            if len(rows):
+                row = int(rows[0])
+                raise error(message.format(method=method[row]), offset=start + int(places[row]))
 
     def _check_extents(
         self,
@@ -213,9 +198,7 @@ class ZipReader:
         """
         order = np.argsort(offsets, kind="stable")
         begins = offsets[order]
-        # Each number can be up to 2**64; compare before adding.
-        if len(begins) and (int(begins[0]) < 0 or int(compressed.min()) < 0):
-            raise ArchiveError("a record has an offset or a size past 2**63", offset=directory)
+        # Each number can be up to 2**63; compare before adding.
         outside = np.flatnonzero((offsets > directory) | (compressed > directory))
         if len(outside):
             raise ArchiveError(
@@ -240,21 +223,21 @@ class ZipReader:
 
     def entry(self, name: str) -> Entry:
         """Return the row of a record, or raise ArchiveError."""
-        row = self._index.find(name)
-        if row is None:
-            raise self._missing(name)
+        row = self._row(name)
         return Entry(name, *(int(column[row]) for column in self._columns))
 
-    def _missing(self, name: str) -> ArchiveError:
-        return ArchiveError(
-            "the archive has no record of this name", path=self.source.name, record=name
-        )
+    def _row(self, name: str) -> int:
+        row = self._index.find(name)
+        if row is None:
+            raise self._broken(name, "the archive has no record of this name")
+        return row
+
+    def _broken(self, name: str, message: str, offset: int | None = None) -> ArchiveError:
+        return ArchiveError(message, path=self.source.name, record=name, offset=offset)
 
     def size_of(self, name: str) -> tuple[int, int, int]:
         """Return size, CRC and method of a record; a stored one really has that size."""
-        row = self._index.find(name)
-        if row is None:
-            raise self._missing(name)
+        row = self._row(name)
         nbytes, method = int(self._sizes[row]), int(self._methods[row])
         if method == STORED and nbytes != self._compressed[row]:
             self._stored_nbytes(self.entry(name))  # raises
@@ -282,11 +265,7 @@ class ZipReader:
         """Return the Source and the offset of the bytes of a stored record."""
         span = self.stored_span(record)
         if span is None:
-            raise ArchiveError(
-                "the record is deflated where a stored one was expected",
-                path=self.source.name,
-                record=record,
-            )
+            raise self._broken(record, "the record is deflated where a stored one was expected")
         return self.source, span[0]
 
     def __contains__(self, name: object) -> bool:
@@ -310,11 +289,7 @@ class ZipReader:
         return offset
 
     def _read_local(self, entry: Entry) -> int:
-        def broken(message: str) -> ArchiveError:
-            return ArchiveError(
-                message, path=self.source.name, record=entry.name, offset=entry.header_offset
-            )
-
+        broken = partial(self._broken, entry.name, offset=entry.header_offset)
         folder = f"{self.root}/" if self._in_folder else ""
         wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
         begin, room = entry.header_offset, entry.end - entry.header_offset
@@ -339,12 +314,11 @@ class ZipReader:
                 f"the local header says method {method} and flags {flags:#06x}, the directory "
                 f"{entry.method} and {entry.flags:#06x}"
             )
-        fields = extra_fields(head[LOCAL.size + name_length : nbytes])
-        if fields or size or compressed or crc or not flags & 8:
-            try:
+        fields = all_fields(head[LOCAL.size + name_length : nbytes])
+        speaks = any(kind in (ZIP64, UNICODE_PATH) for kind, _ in fields)
+        if speaks or size or compressed or crc or not flags & 8:
+            with ErrorPlace(path=self.source.name, record=entry.name, offset=begin):
                 _check_local(entry, name, fields, size, compressed, crc, has_descriptor=flags & 8)
-            except ArchiveError as error:
-                raise broken(error.message) from None
         if nbytes + entry.compressed_nbytes > room:
             raise broken(
                 f"{entry.compressed_nbytes:,} bytes from byte {begin + nbytes:,} reach past byte "
@@ -369,11 +343,10 @@ class ZipReader:
 
     def _stored_nbytes(self, entry: Entry) -> int:
         if entry.nbytes != entry.compressed_nbytes:
-            raise ArchiveError(
+            raise self._broken(
+                entry.name,
                 f"the directory says {entry.nbytes:,} bytes and {entry.compressed_nbytes:,} "
                 "compressed; a stored record has as many of both",
-                path=self.source.name,
-                record=entry.name,
             )
         return entry.nbytes
 
@@ -391,11 +364,10 @@ class ZipReader:
         """
         entry = self.entry(name)
         if entry.nbytes > MAX_RATIO * entry.compressed_nbytes:
-            raise ArchiveError(
+            raise self._broken(
+                name,
                 f"the directory says that {entry.compressed_nbytes:,} deflated bytes come to "
                 f"{entry.nbytes:,}; deflate makes {MAX_RATIO:,} of one at most",
-                path=self.source.name,
-                record=name,
             )
         self._check_growth(self._deflated_nbytes, _FREE_NBYTES, name)
 
@@ -414,15 +386,10 @@ class ZipReader:
     def inflate(self, name: str) -> Iterator[bytes]:
         """Yield the content of a deflated record in blocks, exactly its declared size."""
         entry = self.entry(name)
-        source = self.source
-
-        def broken(message: str) -> ArchiveError:
-            return ArchiveError(message, path=source.name, record=name)
-
         self.check_ratio(name)
         offset = self.data_offset(name)
         end = offset + entry.compressed_nbytes
-        return inflate_span(source, offset, end, entry.nbytes, broken)
+        return inflate_span(self.source, offset, end, entry.nbytes, partial(self._broken, name))
 
 
 def _chain(data: bytes, count: int, start: int) -> NDArray[np.int64]:
@@ -485,12 +452,10 @@ def _read_zip64(data: bytes, place: int, header: np.void, start: int) -> tuple[i
     """Return size, compressed size and offset of an entry with capped fields."""
     values = [int(header["size"]), int(header["compressed"]), int(header["offset"])]
     at = place + 46 + int(header["name"])
-    try:
-        values = uncap(values, extra_fields(data[at : at + int(header["extra"])]))
-    except ArchiveError as error:
-        raise error.at(offset=start + place) from None
-    if max(values) >= 1 << 63:
-        raise ArchiveError("a record has an offset or a size past 2**63", offset=start + place)
+    with ErrorPlace(offset=start + place):
+        values = uncap(values, all_fields(data[at : at + int(header["extra"])]))
+        if max(values) >= 1 << 63:
+            raise ArchiveError("a record has an offset or a size past 2**63")
     return values[0], values[1], values[2]
 
 
@@ -530,23 +495,24 @@ def _check_paths(
     for place, name, extra in zip(
         (places + 46).tolist(), header["name"].tolist(), header["extra"].tolist(), strict=True
     ):
-        try:
-            fields = extra_fields(data[place + name : place + name + extra])
+        with ErrorPlace(offset=start + place):
+            fields = all_fields(data[place + name : place + name + extra])
             check_path(fields, data[place : place + name])
-        except ArchiveError as error:
-            raise error.at(offset=start + place) from None
 
 
-def _first_without_prefix(
-    data: bytes, begins: NDArray[np.int64], lengths: NDArray[np.int64], prefix: bytes
-) -> int | None:
-    """Return the first name that does not begin with ``prefix``, as an index."""
-    if not prefix:
-        return None
-    short = np.flatnonzero(lengths < len(prefix))
-    if len(short):
-        return int(short[0])
-    raw = np.frombuffer(data, np.uint8)
-    starts = np.lib.stride_tricks.sliding_window_view(raw, len(prefix))[begins]
-    other = np.flatnonzero((starts != np.frombuffer(prefix, np.uint8)).any(axis=1))
-    return int(other[0]) if len(other) else None
+def _check_prefix(
+    data: bytes, begins: NDArray[np.int64], lengths: NDArray[np.int64], prefix: bytes, start: int
+) -> None:
+    """Refuse names that do not begin with ``prefix``, the directory of the first record."""
+    outside = np.flatnonzero(lengths < len(prefix))
+    if prefix and not len(outside):
+        raw = np.frombuffer(data, np.uint8)
+        starts = np.lib.stride_tricks.sliding_window_view(raw, len(prefix))[begins]
+        outside = np.flatnonzero((starts != np.frombuffer(prefix, np.uint8)).any(axis=1))
+    if len(outside):
+        place, length = int(begins[outside[0]]), int(lengths[outside[0]])
+        raise ArchiveError(
+            f"record {shown_name(data[place : place + length])} does not lie in "
+            f"{shown_name(prefix)}, the directory of the first record",
+            offset=start + place,
+        )

@@ -72,7 +72,6 @@ _COALESCE_NBYTES = 1 << 20
 _DIRECT_NBYTES = 1 << 16
 #: The CRC of buffers of this size or more is computed while they are written.
 _MEANWHILE_NBYTES = 1 << 22
-_PADDING = b"Z" * MAX_ALIGNMENT
 
 
 class ZipWriter:
@@ -109,27 +108,18 @@ class ZipWriter:
         self._with_crc = crc32
         self._pending: list[Buffer] = []
         self._pending_nbytes = 0
-        self._pads: dict[int, bytes] = {}
-        self._position = start
+        #: Bytes from the archive's start to where the next byte goes.
+        self.position = start
         self._names: list[bytes] = []
         self._seen: set[bytes] = set()
         self._id_crcs: list[int] = []
-        self._directory: list[bytes] = []
+        #: The directory rows of the records written so far.
+        self.rows: list[bytes] = []
         self._open: tuple[int, int, bytes] | None = None
         self._left = 0
         self._crc = 0
         self._first = b""  # the record's first bytes, for the quirk of the id
         self._computes = False
-
-    @property
-    def position(self) -> int:
-        """Bytes from the archive's start to where the next byte goes."""
-        return self._position
-
-    @property
-    def rows(self) -> list[bytes]:
-        """The directory rows of the records written so far."""
-        return self._directory[:]
 
     def write_record(self, name: str, data: Buffer, *, crc: int | None = None) -> None:
         """Write a whole record. ``crc`` saves computing it."""
@@ -151,28 +141,14 @@ class ZipWriter:
             raise ValueError(f"record {name} is written twice")
         self._seen.add(record)
         full = self._prefix + record
-        header_offset = self._position
-        if nbytes >= BIG or header_offset >= BIG:
-            fields = b""
-            if nbytes >= BIG:
-                fields += struct.pack("<QQ", nbytes, 0)  # compressed size: not known yet
-            if header_offset >= BIG:
-                fields += struct.pack("<Q", header_offset)
-            zip64 = struct.pack("<HH", 1, len(fields)) + fields
-        else:
-            zip64 = b""
+        header_offset = self.position
+        zip64 = _zip64_field(nbytes, 0, header_offset)  # compressed size: not known yet
         start = header_offset + 30 + len(full) + len(zip64) + 4
         pad = -start % self.alignment
         flags = 0x0808 if nbytes else 0x0800
-        header = b"".join(
-            (
-                LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(full), len(zip64) + 4 + pad),
-                full,
-                zip64,
-                self._padding(pad),
-            )
-        )
-        self._put(header)
+        extra = zip64 + _padding(pad)
+        local = LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(full), len(extra))
+        self._put(local + full + extra)
         self._names.append(record)
         if full.startswith(DESCRIPTOR_MAGIC):
             self._id_crcs.append(int.from_bytes(full[4:8], "little"))
@@ -181,7 +157,7 @@ class ZipWriter:
         self._computes = self._with_crc and crc is None
         self._crc = crc if crc is not None and self._with_crc else 0
         self._first = b""
-        return self._position
+        return self.position
 
     def write(self, data: Buffer) -> None:
         """Add bytes to the open record."""
@@ -213,7 +189,7 @@ class ZipWriter:
             raise RuntimeError("only a file can have gaps")
         self.flush()
         self._sink.skip(nbytes)
-        self._position += nbytes
+        self.position += nbytes
         self._left = 0
         self._crc = crc if self._with_crc else 0
         self._first = first
@@ -226,22 +202,16 @@ class ZipWriter:
             raise RuntimeError(f"the record lacks {self._left} bytes")
         header_offset, nbytes, full = self._open
         self._open = None
-        large = nbytes >= BIG or header_offset >= BIG
+        extra = _zip64_field(nbytes, nbytes, header_offset)
         if nbytes:
             if nbytes >= 8 and self._first.startswith(DESCRIPTOR_MAGIC):
                 self._id_crcs.append(int.from_bytes(self._first[4:8], "little"))
             self._id_crcs.append(self._crc)
-            packer = DESCRIPTOR_64 if large else DESCRIPTOR
+            packer = DESCRIPTOR_64 if extra else DESCRIPTOR
             self._put(packer.pack(DESCRIPTOR_MAGIC, self._crc, nbytes, nbytes))
-        fields = b""
-        if nbytes >= BIG:
-            fields += struct.pack("<QQ", nbytes, nbytes)
-        if header_offset >= BIG:
-            fields += struct.pack("<Q", header_offset)
-        extra = struct.pack("<HH", 1, len(fields)) + fields if fields else b""
         flags = 0x0808 if nbytes else 0x0800
         size = min(nbytes, BIG)
-        self._directory.append(
+        self.rows.append(
             CENTRAL.pack(
                 b"PK\1\2", 0, 0, flags, 0, 0, 0, self._crc, size, size,
                 len(full), len(extra), 0, 0, 0, 0, min(header_offset, BIG),
@@ -265,29 +235,25 @@ class ZipWriter:
         are the known CRCs; None is computed.
         """
         count = len(names)
-        if count < _FEW:
-            self._write_records(names, contents, crcs)
-            return
         sizes = np.fromiter(map(len, contents), np.int64, count)
-        length = len(self._prefix) + len(names[0])
         if (
-            self._prefix.startswith(DESCRIPTOR_MAGIC)
+            count < _FEW
+            or self._prefix.startswith(DESCRIPTOR_MAGIC)
             or not sizes.all()
-            or self._position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= BIG
+            or self.position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= BIG
             or any(map(bytes.startswith, contents, repeat(DESCRIPTOR_MAGIC)))
             or set(map(len, names)) != {len(names[0])}
             or len(set(names)) < count
             or not self._seen.isdisjoint(names)
         ):
-            self._write_records(names, contents, crcs)
+            for name, data, crc in zip(names, contents, crcs or repeat(None), strict=False):
+                self.write_record(name.decode(), data, crc=crc)
             return
-        starts = np.empty(count, np.int64)
-        starts[0] = _round_up(self._position + 34 + length, self.alignment)
+        length = len(self._prefix) + len(names[0])
+        first = _round_up(self.position + 34 + length, self.alignment)
         steps = _round_up(sizes[:-1] + (50 + length), self.alignment)
-        starts[1:] = starts[0] + np.cumsum(steps)
-        headers = np.empty(count, np.int64)
-        headers[0] = self._position
-        headers[1:] = starts[:-1] + sizes[:-1] + 16
+        starts = first + np.concatenate([[0], np.cumsum(steps)])
+        headers = np.concatenate([[self.position], starts[:-1] + sizes[:-1] + 16])
         pads = starts - headers - (34 + length)
         if not self._with_crc:
             found = [0] * count
@@ -318,42 +284,25 @@ class ZipWriter:
         parts = [b""] * (3 * count)
         parts[0::3] = between.view(f"V{between.itemsize}").tolist()
         parts[0] = parts[0][len(_SMALL_DESCRIPTOR) :]
-        for pad in set(pads.tolist()):
-            self._padding(pad)
-        parts[1::3] = map(self._pads.__getitem__, pads.tolist())
+        padding = {pad: _padding(pad) for pad in set(pads.tolist())}
+        parts[1::3] = map(padding.__getitem__, pads.tolist())
         parts[2::3] = contents
         size = int(sizes[-1])
         parts.append(DESCRIPTOR.pack(DESCRIPTOR_MAGIC, found[-1], size, size))
         self._put(b"".join(parts))
-        self._directory.append(row.tobytes())
+        self.rows.append(row.tobytes())
         self._seen.update(names)
         self._names += names
         self._id_crcs += found
-
-    def _write_records(
-        self,
-        names: Sequence[bytes],
-        contents: Sequence[bytes],
-        crcs: Sequence[int | None] | None,
-    ) -> None:
-        for name, data, crc in zip(names, contents, crcs or repeat(None), strict=False):
-            self.write_record(name.decode(), data, crc=crc)
-
-    def _padding(self, pad: int) -> bytes:
-        """Return the padding field of ``pad`` bytes."""
-        field = self._pads.get(pad)
-        if field is None:
-            field = self._pads[pad] = b"FB" + pad.to_bytes(2, "little") + _PADDING[:pad]
-        return field
 
     def finish(self) -> None:
         """Write the records ``version`` and ``.data/serialization_id`` and the directory."""
         self.write_record("version", b"3\n")
         digits = serialization_id(self._names, self._id_crcs)
         self.write_record(".data/serialization_id", digits.encode())
-        offset = self._position
-        self._put(b"".join(self._directory))
-        nbytes = self._position - offset
+        offset = self.position
+        self._put(b"".join(self.rows))
+        nbytes = self.position - offset
         if nbytes >= BIG:
             raise ValueError("the central directory would reach 4 GiB")
         self._put(build_end(len(self._names), nbytes, offset))
@@ -361,7 +310,7 @@ class ZipWriter:
 
     def _put(self, data: Buffer) -> None:
         nbytes = len(data)
-        self._position += nbytes
+        self.position += nbytes
         if nbytes >= _DIRECT_NBYTES:
             self.flush()
             self._sink.write(data)
@@ -381,6 +330,21 @@ class ZipWriter:
             self._sink.write(joined)
 
 
+def _zip64_field(nbytes: int, compressed: int, header_offset: int) -> bytes:
+    """Return the zip64 field of a header, which has what does not fit into 32 bits."""
+    fields = b""
+    if nbytes >= BIG:
+        fields += struct.pack("<QQ", nbytes, compressed)
+    if header_offset >= BIG:
+        fields += struct.pack("<Q", header_offset)
+    return struct.pack("<HH", 1, len(fields)) + fields if fields else b""
+
+
+def _padding(pad: int) -> bytes:
+    """Return the padding field of ``pad`` bytes."""
+    return b"FB" + pad.to_bytes(2, "little") + b"Z" * pad
+
+
 def _round_up(value: Any, step: int) -> Any:
     return -(-value // step) * step
 
@@ -397,13 +361,12 @@ def measure(
     starts = []
     position = directory = 0
     for name, nbytes in [*records, (len("version"), 2), (len(".data/serialization_id"), 40)]:
-        fields = 16 * (nbytes >= BIG) + 8 * (position >= BIG)
-        zip64 = fields + 4 if fields else 0
+        zip64 = len(_zip64_field(nbytes, nbytes, position))
         start = position + 30 + prefix + name + zip64 + 4
         start += -start % alignment
         starts.append(start)
         directory += 46 + prefix + name + zip64
-        descriptor = DESCRIPTOR_64.size if fields else DESCRIPTOR.size
+        descriptor = DESCRIPTOR_64.size if zip64 else DESCRIPTOR.size
         position = start + nbytes + (descriptor if nbytes else 0)
     return starts[: len(records)], position + directory + END_64_NBYTES + LAST_NBYTES
 

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import ErrorPlace
+from torchzip.errors import ErrorPlace, LimitError
 from torchzip.files.source import File, Source, open_source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
@@ -25,8 +25,11 @@ from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
-from torchzip.tensors.storage import MeasuredStorage, OpenMany, TensorStorage
+from torchzip.tensors.storage import MeasuredStorage, OpenMany, SpanStorage, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor
+
+if TYPE_CHECKING:
+    from torchzip.files.folder import Folder  # which few files need
 
 #: (key, dtype of a typed storage, bytes, location) -> the storage in the file
 OpenStorage = Callable[[str, str | None, int, str], TensorStorage]
@@ -53,6 +56,13 @@ class Contents:
     parts_of: PartsOf | None = None
     #: Reads the constants of a TorchScript archive: a tuple, as the root of Contents of their own.
     read_constants: Callable[[], Contents] | None = None
+
+    def add(self, parts: Iterable[Contents]) -> None:
+        """Add the names and sizes of other pickles of the same checkpoint."""
+        each = [self, *parts]
+        self.globals = list(dict.fromkeys(name for part in each for name in part.globals))
+        self.foreign = list(dict.fromkeys(name for part in each for name in part.foreign))
+        self.pickle_nbytes = sum(part.pickle_nbytes for part in each)
 
 
 class Pickle(NamedTuple):
@@ -115,7 +125,7 @@ class Container(Format, Protocol):
     """
 
     name: str
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def read(self, make_factory: MakeFactory) -> Contents:
         """Return the object; ``make_factory`` is called once for each file that has storages."""
@@ -123,7 +133,7 @@ class Container(Format, Protocol):
 
     def pickles(self) -> Iterator[Pickle]:
         """Yield every pickle that a loader of this format would run, whether `read` does or not."""
-        ...
+        return iter(())
 
     def check_records(self) -> Iterator[RecordCheck]:
         """Read every record from end to end; raise at the first that is damaged."""
@@ -148,23 +158,51 @@ def open_file(file: File, limits: Limits, open_container: OpenContainer) -> Cont
         raise
 
 
-class FileContainer(Format):
+class FileContainer(Container):
     """A container that is one file. ``end`` is the byte after it, where another may follow."""
-
-    notes: tuple[str, ...] = ()
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.name = source.name
         self.end = source.size
 
-    def pickles(self) -> Iterator[Pickle]:
-        """Yield nothing, as a format without pickles has it."""
-        return iter(())
-
     def close(self) -> None:
         """Close the file, unless it was given as an object."""
         self.source.close()
+
+
+class PlainContainer(FileContainer):
+    """A file with the little-endian bytes of storages, which begin at ``offsets`` by their keys."""
+
+    offsets: dict[str, int]
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        return self.source, self.offsets[record]
+
+    def open_storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        unit = swap_nbytes(torch_dtype, "little")
+        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+
+
+class FolderContainer(Container):
+    """A container that is several files of a directory."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder = folder
+        self.name = name
+
+    def _check_parts(self, parts: Iterable[tuple[str, Container]]) -> Iterator[RecordCheck]:
+        """Yield the checks of containers in this one, by their places; take over their notes."""
+        for place, container in parts:
+            for check in container.check_records():
+                yield check._replace(name=f"{place}: {check.name}")
+            notes = [f"{place}: {note}" for note in container.notes]
+            self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
+
+    def close(self) -> None:
+        self._folder.close()
 
 
 class SpecFactory:
@@ -301,6 +339,14 @@ def check_options(foreign: object, limits: object) -> Limits:
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
     return limits
+
+
+def read_bounded(source: Source, limits: Limits, limit: str) -> bytes:
+    """Return the bytes of a Source, if they are no more than the bound that ``limit`` names."""
+    bound: int = getattr(limits, limit)
+    if source.size > bound:
+        raise LimitError(limit, source.size, bound, path=source.name)
+    return bytes(source.read_at(0, source.size))
 
 
 def read_record(source: Source, offset: int, nbytes: int, name: str) -> RecordCheck:

@@ -107,7 +107,7 @@ class DamagedLegacy(_Stream, LegacyContainer):
             if why is not None and row.nbytes:
                 self._lost[row.key] = why
             else:
-                self._offsets[row.key] = row.begin
+                self.offsets[row.key] = row.begin
                 if row.nbytes:
                     self.unverified.add(row.key)
             # A count of 0 is what zeros look like, and says little.

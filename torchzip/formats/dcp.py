@@ -39,12 +39,14 @@ from torchzip.files.folder import Folder
 from torchzip.files.source import PartSource, Source
 from torchzip.formats.base import (
     Contents,
+    FolderContainer,
     MakeFactory,
     OpenStorage,
     Pickle,
     RecordCheck,
     SpecFactory,
     contiguous_tensor,
+    read_bounded,
 )
 from torchzip.formats.dcp_metadata import (
     DcpMetadata,
@@ -57,7 +59,6 @@ from torchzip.formats.dcp_metadata import (
 from torchzip.formats.dcp_safetensors import DcpFormat
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
-from torchzip.pickling.table import Name
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
@@ -70,21 +71,24 @@ RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 _ITEM_NBYTES = 22
 
 
-class DcpContainer(DcpFormat):
+class DcpContainer(DcpFormat, FolderContainer):
     """A distributed checkpoint. ``metadata_names`` are its ``.metadata``, or those of the ranks."""
 
     def __init__(self, folder: Folder, metadata_names: list[str], limits: Limits) -> None:
-        self._folder = folder
-        self.name = folder.path or "."
+        super().__init__(folder, folder.path or ".")
         self._limits = limits
         self._metadata_names = metadata_names
-        self._metadata = self._read_metadata(metadata_names)
         self._parts: dict[ItemKey, PartSource] = {}
-        self._open_items()
         self._chunks: dict[str, list[Chunk]] = {}
         self._used: set[ItemKey] = set()
-        self._find_chunks()
-        self.notes = self._spare_items()
+        with ErrorPlace(path=self.name):
+            self._metadata = self._read_metadata(metadata_names)
+            self._open_items()
+            self._find_chunks()
+        spare = sorted({name for name, _ in self._parts.keys() - self._used})
+        if spare:
+            what = f"{len(spare):,} names have items that nothing needs, as {shown(spare[0])}"
+            self.notes = (what,)
 
     # -- the metadata ------------------------------------------------------------------------
 
@@ -103,16 +107,14 @@ class DcpContainer(DcpFormat):
                 if item in origin:
                     raise FormatError(
                         f"{shown(item)} is in {origin[item]} and in {name}: each rank saved a "
-                        "checkpoint of its own. Give the path of one of those files.",
-                        path=self.name,
+                        "checkpoint of its own. Give the path of one of those files."
                     )
                 origin[item] = name
             twice = merged.places.keys() & made.places.keys()
             if twice:
                 raise FormatError(
                     f"{shown(min(twice, key=str)[0])} has a place in {name} and in another "
-                    "metadata. Give the path of one of those files.",
-                    path=self.name,
+                    "metadata. Give the path of one of those files."
                 )
             merged.items |= made.items
             merged.places |= made.places
@@ -134,8 +136,7 @@ class DcpContainer(DcpFormat):
             )
             raise FormatError(
                 f"the directory lacks {len(missing):,} of its files, among them {shown(first)}, "
-                f"which has {listed(names, 3)}. Fetch them again.",
-                path=self.name,
+                f"which has {listed(names, 3)}. Fetch them again."
             )
         by_file: dict[str, list[tuple[Place, str]]] = {}
         for (name, offset), place in self._metadata.places.items():
@@ -164,9 +165,7 @@ class DcpContainer(DcpFormat):
         for name, item in self._metadata.items.items():
             if item is None:
                 if (name, None) not in self._parts:
-                    raise FormatError(
-                        f"the metadata does not say where {shown(name)} lies", path=self.name
-                    )
+                    raise FormatError(f"the metadata does not say where {shown(name)} lies")
                 self._used.add((name, None))
                 continue
             itemsize = DTYPES[item.torch_dtype].itemsize
@@ -179,11 +178,10 @@ class DcpContainer(DcpFormat):
                 if part is None:
                     raise FormatError(
                         f"the metadata does not say where the chunk at {list(offsets)} of "
-                        f"{shown(name)} lies",
-                        path=self.name,
+                        f"{shown(name)} lies"
                     )
                 chunks.append(ItemChunk(offsets, sizes, part, item.torch_dtype, self._limits))
-            with ErrorPlace(path=self.name, record=name):
+            with ErrorPlace(record=name):
                 check(item.shape, chunks)
             for chunk in chunks:
                 # Torch stores what it writes here, so the bytes are there or they are not.
@@ -196,19 +194,10 @@ class DcpContainer(DcpFormat):
                     )
             self._chunks[name] = chunks
 
-    def _spare_items(self) -> tuple[str, ...]:
-        """Note the items that nothing needs."""
-        spare = sorted({name for name, _ in self._parts.keys() - self._used})
-        if not spare:
-            return ()
-        return (f"{len(spare):,} names have items that nothing needs, as {shown(spare[0])}",)
-
     # -- the object --------------------------------------------------------------------------
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(
-            key: str, torch_dtype: str | None, nbytes: int, location: str
-        ) -> TensorStorage:
+        def open_storage(key: str, *measure: object) -> TensorStorage:
             item = self._metadata.items[key]
             if item is None:
                 raise RuntimeError("a storage of an object that is not a tensor")
@@ -217,8 +206,7 @@ class DcpContainer(DcpFormat):
         factory = make_factory(open_storage)
         made = Contents({}, list(self._metadata.globals), [], self._metadata.nbytes)
         made.metadata = self._metadata.texts
-        known = dict.fromkeys(made.globals)
-        foreign: dict[Name, None] = {}
+        objects: list[Contents] = []
         nest = _Nest(self._metadata.nbytes, self._limits)
         for name, item in self._metadata.items.items():
             with ErrorPlace(path=self.name, record=name):
@@ -229,14 +217,11 @@ class DcpContainer(DcpFormat):
                 else:
                     contents = _open_item(self._parts[name, None], self._limits).read(make_factory)
                     value = contents.root
-                    known |= dict.fromkeys(contents.globals)
-                    foreign |= dict.fromkeys(contents.foreign)
-                    made.pickle_nbytes += contents.pickle_nbytes
+                    objects.append(contents)
                 nest.put(name, self._metadata.paths.get(name, (name,)), value)
         with ErrorPlace(path=self.name):
             made.root = nest.finish()
-        made.globals = list(known)
-        made.foreign = list(foreign)
+        made.add(objects)
         return made
 
     def pickles(self) -> Iterator[Pickle]:
@@ -257,26 +242,14 @@ class DcpContainer(DcpFormat):
                 )
 
     def _read_file(self, name: str) -> bytes:
-        source = self._folder.open(name)
-        if source.size > self._limits.pickle_nbytes:
-            raise LimitError(
-                "pickle_nbytes", source.size, self._limits.pickle_nbytes, path=source.name
-            )
-        return bytes(source.read_at(0, source.size))
+        return read_bounded(self._folder.open(name), self._limits, "pickle_nbytes")
 
     def check_records(self) -> Iterator[RecordCheck]:
         for chunks in self._chunks.values():
             for chunk in chunks:
                 chunk.open()  # its dtype and shape
-        for part in self._parts.values():
-            container = _open_item(part, self._limits)
-            for check in container.check_records():
-                yield RecordCheck(f"{part.name}: {check.name}", check.nbytes, check.crc_known)
-            notes = [f"{part.name}: {note}" for note in container.notes]
-            self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
-
-    def close(self) -> None:
-        self._folder.close()
+        parts = self._parts.values()
+        yield from self._check_parts((part.name, _open_item(part, self._limits)) for part in parts)
 
 
 def is_metadata(name: str) -> bool:
@@ -305,9 +278,7 @@ class _Nest:
         held = self._root
         for step, following in itertools.pairwise(path):
             is_list = type(following) is int
-            below = held.get(step)
-            if below is None:
-                below = held[step] = _Branch(is_list)
+            below = held.setdefault(step, _Branch(is_list))
             if type(below) is not _Branch or below.is_list != is_list:
                 raise FormatError(
                     f"the path of {shown(name)} goes through another value, or through a "
@@ -316,7 +287,7 @@ class _Nest:
             held = below
         if path[-1] in held:
             raise FormatError(f"the path of {shown(name)} is that of another value too")
-        held[path[-1]] = value if value is not None else _NONE
+        held[path[-1]] = value
 
     def finish(self) -> dict[Any, Any]:
         """Return the object. May be called once."""
@@ -325,9 +296,7 @@ class _Nest:
         while todo:
             held = todo.pop()
             for key, value in held.items():
-                if value is _NONE:
-                    held[key] = None
-                elif type(value) is _Branch:
+                if type(value) is _Branch:
                     order.append((held, key, value))
                     todo.append(value)
         for held, key, branch in reversed(order):  # what lies deeper first
@@ -352,9 +321,6 @@ class _Branch(dict[Any, Any]):
 
     def __init__(self, is_list: bool) -> None:
         self.is_list = is_list
-
-
-_NONE = object()
 
 
 # -- items -----------------------------------------------------------------------------------

@@ -44,14 +44,17 @@ from torchzip.types import Dtype, ForeignObject, Layout, Size
 _MODULE = "torch.distributed.checkpoint.metadata"
 _OLD_MODULE = "torch.distributed._shard.sharded_tensor.metadata"
 
-_METADATA = frozenset([(_MODULE, "Metadata")])
-_TENSOR = frozenset([(_MODULE, "TensorStorageMetadata")])
-_BYTES = frozenset([(_MODULE, "BytesStorageMetadata")])
-_CHUNK = frozenset([(_MODULE, "ChunkStorageMetadata")])
-_PROPERTIES = frozenset([(_MODULE, "TensorProperties"), (_OLD_MODULE, "TensorProperties")])
-_STORAGE_META = frozenset([(_MODULE, "StorageMeta")])
-_INDEX = (_MODULE, "MetadataIndex")
-_INFO = frozenset([("torch.distributed.checkpoint.filesystem", "_StorageInfo")])
+#: The classes of the values, and the modules that they were in.
+_CLASSES = {
+    "Metadata": [_MODULE],
+    "TensorStorageMetadata": [_MODULE],
+    "BytesStorageMetadata": [_MODULE],
+    "ChunkStorageMetadata": [_MODULE],
+    "TensorProperties": [_MODULE, _OLD_MODULE],
+    "StorageMeta": [_MODULE],
+    "_StorageInfo": ["torch.distributed.checkpoint.filesystem"],
+    "MetadataIndex": [_MODULE],
+}
 _ENCODINGS = ((_MODULE, "_MEM_FORMAT_ENCODING"), (_OLD_MODULE, "MEM_FORMAT_ENCODING"))
 
 #: The path of a value in the object as it was saved: keys of dicts, positions in lists.
@@ -123,14 +126,13 @@ def _size(args: tuple[Any, ...]) -> Size:
     return Size(sizes)
 
 
-def _encoding(args: tuple[Any, ...]) -> int:
+def _encoding(args: tuple[Any, ...]) -> Any:
     if len(args) != 1 or type(args[0]) is not int:
         raise wrong_arguments("a memory format", "an int", args)
-    number: int = args[0]
-    return number
+    return args[0]
 
 
-def _getattr(args: tuple[Any, ...]) -> str:
+def _getattr(args: tuple[Any, ...]) -> Any:
     """A member of an enum by its name, as Python 3.11.2 writes them; others write the value."""
     if (
         len(args) == 2
@@ -139,8 +141,7 @@ def _getattr(args: tuple[Any, ...]) -> str:
         and (args[0].module, args[0].name) in _ENCODINGS
         and type(args[1]) is str
     ):
-        member: str = args[1]
-        return member
+        return args[1]
     raise _unsafe([("builtins", "getattr")])
 
 
@@ -152,19 +153,14 @@ def _path(args: tuple[Any, ...]) -> str:
 
 def _index(made: ForeignObject, state: Any) -> ItemKey:
     """Return what a MetadataIndex is equal by: its name and offsets, not its ``index``."""
-    _check_class(made, frozenset([_INDEX]), "an index")
-    if type(state) is not dict:
-        raise PickleError(f"the state of a MetadataIndex is {shown(state)}; a dict was expected")
-    if type(state.get("fqn")) is not str:
-        raise PickleError(
-            f"the name of a MetadataIndex is {shown(state.get('fqn'))}; a string was expected"
-        )
-    offset = state.get("offset")
-    if offset is not None and type(offset) is not Size:
-        raise PickleError(
-            f"the offset of a MetadataIndex is {shown(offset)}; a torch.Size was expected"
-        )
-    return state["fqn"], None if offset is None else tuple(offset)
+    _check_class(made, "MetadataIndex", "an index")
+    _check_type(state, dict, "the state of a MetadataIndex", "a dict")
+    name, offset = state.get("fqn"), state.get("offset")
+    _check_type(name, str, "the name of a MetadataIndex", "a string")
+    if offset is None:
+        return name, None
+    _check_type(offset, Size, "the offset of a MetadataIndex", "a torch.Size")
+    return name, tuple(offset)
 
 
 _TABLE = Table(
@@ -181,14 +177,13 @@ _TABLE = Table(
             for kind in ("", "Posix", "Windows")
         },
     },
-    builds={_INDEX: _index},
-    names=_METADATA | _TENSOR | _BYTES | _CHUNK | _PROPERTIES | _STORAGE_META | _INFO,
+    builds={(_MODULE, "MetadataIndex"): _index},
+    names=frozenset((module, name) for name, modules in _CLASSES.items() for module in modules),
 )
 
 
-def knows_in_metadata(name: Name) -> bool:
-    """Return whether a ``.metadata`` of torch may have a name."""
-    return _TABLE.knows(name)
+#: Whether a ``.metadata`` of torch may have a name.
+knows_in_metadata = _TABLE.knows
 
 
 # -- the values ------------------------------------------------------------------------------
@@ -202,22 +197,27 @@ def _unsafe(names: list[Name]) -> UnsafeGlobalError:
     )
 
 
-def _check_class(value: Any, classes: frozenset[Name], what: str) -> None:
+def _check_type(value: Any, kind: type, what: str, wanted: str) -> None:
+    if type(value) is not kind:
+        raise PickleError(f"{what} is {shown(value)}; {wanted} was expected")
+
+
+def _check_class(value: Any, wanted: str, what: str) -> None:
     if (
         type(value) is not ForeignObject
-        or (value.module, value.name) not in classes
+        or value.name != wanted
+        or value.module not in _CLASSES[wanted]
         or value.how != "new"
         or value.args
         or value.kwargs
         or value.items is not None
         or value.setter is not None
     ):
-        wanted = " or ".join(sorted({name for _, name in classes}))
         raise PickleError(f"{what} is {shown(value)}; {wanted} was expected")
 
 
-def _fields(value: Any, classes: frozenset[Name], what: str) -> dict[str, Any]:
-    _check_class(value, classes, what)
+def _fields(value: Any, wanted: str, what: str) -> dict[str, Any]:
+    _check_class(value, wanted, what)
     if type(value.state) is not dict:
         raise PickleError(f"{what} has {shown(value.state)} for its state; a dict was expected")
     state: dict[str, Any] = value.state
@@ -244,20 +244,18 @@ class _Reader:
             )
 
     def read(self, root: Any) -> DcpMetadata:
-        state = _fields(root, _METADATA, "the root")
+        state = _fields(root, "Metadata", "the root")
         made = DcpMetadata(nbytes=self._nbytes)
-        items = state.get("state_dict_metadata")
-        if type(items) is not dict:
-            raise PickleError(f"state_dict_metadata is {shown(items)}; a dict was expected")
+        items: Any = state.get("state_dict_metadata")
+        _check_type(items, dict, "state_dict_metadata", "a dict")
         for name, item in items.items():
             if type(name) is not str:
                 raise PickleError(
                     f"state_dict_metadata has {shown(name)} as a key; strings were expected"
                 )
             made.items[name] = self._item(name, item)
-        storage_data = state.get("storage_data")
-        if type(storage_data) is not dict:
-            raise PickleError(f"storage_data is {shown(storage_data)}; a dict was expected")
+        storage_data: Any = state.get("storage_data")
+        _check_type(storage_data, dict, "storage_data", "a dict")
         for key, info in storage_data.items():
             if type(key) is not tuple:
                 raise PickleError(
@@ -270,13 +268,13 @@ class _Reader:
 
     def _item(self, name: str, item: Any) -> TensorItem | None:
         called = shown(name)
-        if type(item) is ForeignObject and (item.module, item.name) in _BYTES:
-            _check_class(item, _BYTES, called)
+        if type(item) is ForeignObject and item.name == "BytesStorageMetadata":
+            _check_class(item, "BytesStorageMetadata", called)
             return None
-        state = _fields(item, _TENSOR, called)
-        properties = state.get("properties")
-        _check_class(properties, _PROPERTIES, f"the properties of {called}")
-        known = properties.state if isinstance(properties, ForeignObject) else None
+        state = _fields(item, "TensorStorageMetadata", called)
+        properties: Any = state.get("properties")
+        _check_class(properties, "TensorProperties", f"the properties of {called}")
+        known = properties.state
         if type(known) is not tuple or len(known) != 5:
             raise PickleError(
                 f"the properties of {called} are {shown(known)}; five values were expected"
@@ -284,10 +282,7 @@ class _Reader:
         dtype, layout, requires_grad = known[:3]
         if type(dtype) is not Dtype or dtype.name not in DTYPES:
             raise wrong_dtype(called, dtype)
-        if type(layout) is not Layout:
-            raise PickleError(
-                f"the layout of {called} is {shown(layout)}; a torch layout was expected"
-            )
+        _check_type(layout, Layout, f"the layout of {called}", "a torch layout")
         if layout.name != "strided":
             raise UnsupportedError(
                 f"{called}: tensors of layout {layout.name[:40]} are not read yet"
@@ -310,8 +305,7 @@ class _Reader:
     def _paths(self, planner_data: Any) -> dict[str, Path]:
         if planner_data is None:
             return {}
-        if type(planner_data) is not dict:
-            raise PickleError(f"planner_data is {shown(planner_data)}; a dict or None was expected")
+        _check_type(planner_data, dict, "planner_data", "a dict or None")
         made: dict[str, Path] = {}
         for name, path in planner_data.items():
             if type(name) is not str or type(path) is not tuple or not path:
@@ -331,7 +325,7 @@ class _Reader:
 
 
 def _box(called: str, chunk: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    state = _fields(chunk, _CHUNK, f"a chunk of {called}")
+    state = _fields(chunk, "ChunkStorageMetadata", f"a chunk of {called}")
     offsets, sizes = state.get("offsets"), state.get("sizes")
     if type(offsets) is not Size or type(sizes) is not Size:
         raise PickleError(
@@ -345,7 +339,7 @@ def _box(called: str, chunk: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _place(name: str, info: Any) -> Place:
     called = shown(name)
-    state = _fields(info, _INFO, f"the place of {called}")
+    state = _fields(info, "_StorageInfo", f"the place of {called}")
     transforms = state.get("transform_descriptors")
     if transforms is not None and type(transforms) not in (list, tuple):
         raise PickleError(
@@ -366,7 +360,7 @@ def _place(name: str, info: Any) -> Place:
             f"the place of {called} has offset {shown(offset)} and length {shown(nbytes)}; ints "
             "from 0 to 2**63 were expected"
         )
-    return Place(str(file), int(offset or 0), int(nbytes or 0))
+    return Place(str(file), offset, nbytes)
 
 
 def _texts(state: Mapping[str, Any]) -> dict[str, str]:
@@ -374,7 +368,7 @@ def _texts(state: Mapping[str, Any]) -> dict[str, str]:
     known: dict[str, Any] = {"version": state.get("version")}
     meta = state.get("storage_meta")
     if meta is not None:
-        _check_class(meta, _STORAGE_META, "storage_meta")
-        if isinstance(meta, ForeignObject) and type(meta.state) is dict:
+        _check_class(meta, "StorageMeta", "storage_meta")
+        if type(meta.state) is dict:
             known |= {key: meta.state.get(key) for key in ("checkpoint_id", "save_id")}
     return {key: value for key, value in known.items() if type(value) is str}

@@ -20,9 +20,9 @@ from torchzip.files.folder import Folder
 from torchzip.files.source import Source
 from torchzip.formats.base import (
     Contents,
+    FolderContainer,
     Format,
     MakeFactory,
-    Pickle,
     RecordCheck,
     contiguous_tensor,
     read_record,
@@ -63,11 +63,6 @@ def saved_offsets(
     return made
 
 
-def has_sharding_info(source: Source, limits: Limits) -> bool:
-    """Return whether a safetensors file says that it has parts of tensors."""
-    return SHARDING_INFO in parse_header(source, limits)[1]
-
-
 class DcpFormat(Format):
     """What torch.distributed.checkpoint writes."""
 
@@ -77,13 +72,11 @@ class DcpFormat(Format):
     torch_reason = "a distributed checkpoint; torch.distributed.checkpoint reads it"
 
 
-class SafetensorsPartsContainer(DcpFormat):
+class SafetensorsPartsContainer(DcpFormat, FolderContainer):
     """The tensors of which the files of a directory have the parts: a flat dict."""
 
     def __init__(self, folder: Folder, names: list[str], limits: Limits) -> None:
-        self._folder = folder
-        self.name = folder.path
-        self.notes: tuple[str, ...] = ()
+        super().__init__(folder, folder.path)
         self._entries: list[tuple[Source, TensorEntry]] = []
         self._dtypes: dict[str, str] = {}
         self._chunks: dict[str, list[Chunk]] = {}
@@ -131,9 +124,7 @@ class SafetensorsPartsContainer(DcpFormat):
             self._entries.append((source, entry))
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(
-            key: str, torch_dtype: str | None, nbytes: int, location: str
-        ) -> TensorStorage:
+        def open_storage(key: str, *measure: object) -> TensorStorage:
             return ChunkedStorage(self._dtypes[key], self._shapes[key], self._chunks[key], key)
 
         factory = make_factory(open_storage)
@@ -143,16 +134,10 @@ class SafetensorsPartsContainer(DcpFormat):
                 root[name] = contiguous_tensor(factory, name, self._dtypes[name], shape)
         return Contents(root, [], [], 0)
 
-    def pickles(self) -> Iterator[Pickle]:
-        return iter(())
-
     def check_records(self) -> Iterator[RecordCheck]:
         for source, entry in self._entries:
             name = f"{source.name}: {entry.name}"
             yield read_record(source, entry.begin, entry.end - entry.begin, name)
-
-    def close(self) -> None:
-        self._folder.close()
 
 
 def _spec_of(source: Source, entry: TensorEntry) -> TensorSpec:

@@ -28,12 +28,13 @@ from torchzip.container.hub_names import (
     is_whole,
     parse_shard,
 )
+from torchzip.container.safetensors import parse_header
 from torchzip.container.shard_index import parse_index
 from torchzip.errors import FormatError, listed
 from torchzip.files.folder import Folder
 from torchzip.formats.base import Container, OpenContainer, open_file
 from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
-from torchzip.formats.dcp_safetensors import SafetensorsPartsContainer, has_sharding_info
+from torchzip.formats.dcp_safetensors import SHARDING_INFO, SafetensorsPartsContainer
 from torchzip.formats.not_checkpoints import folder_error
 from torchzip.formats.sharded import open_index, open_shards
 from torchzip.limits import Limits
@@ -90,7 +91,7 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         found[ranks[0]] = partial(DcpContainer, folder, ranks, limits)
     if not found:
         parts = [name for name in folder.names if name.endswith(".safetensors")]
-        if any(has_sharding_info(folder.open(name), limits) for name in parts):
+        if any(SHARDING_INFO in parse_header(folder.open(name), limits)[1] for name in parts):
             return SafetensorsPartsContainer(folder, parts, limits)
         # No reader looks for shards without an index, so with one they do not count.
         for shards in _sets(folder.names):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 
+from torchzip.container.json_objects import repeated
 from torchzip.errors import (
     CUT_SHORT,
     ErrorPlace,
@@ -19,27 +20,26 @@ from torchzip.errors import (
 from torchzip.files.source import Source
 from torchzip.formats.base import (
     Contents,
-    FileContainer,
     MakeFactory,
     MeasuringFactory,
     Pickle,
+    PlainContainer,
     RecordCheck,
     read_pickle,
     read_record,
-    swap_nbytes,
 )
 from torchzip.formats.pickled import knows
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.opcodes import TruncatedPickleError
-from torchzip.pickling.table import Name, Table
+from torchzip.pickling.table import Table
 from torchzip.tensors.rebuild import Rebuilder
-from torchzip.tensors.storage import MeasuredStorage, SpanStorage, TensorStorage
+from torchzip.tensors.storage import TensorStorage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
-#: The pickles up to the object, as messages call them.
-_PICKLES = ("magic number", "version", "sys_info", "object")
+#: The pickles, as messages call them.
+_PICKLES = ("magic number", "version", "sys_info", "object", "storage keys")
 
 
 def is_legacy(head: bytes, limits: Limits) -> bool:
@@ -50,7 +50,7 @@ def is_legacy(head: bytes, limits: Limits) -> bool:
         return False
 
 
-class LegacyContainer(FileContainer):
+class LegacyContainer(PlainContainer):
     """What ``torch.save`` wrote from 0.1.10 to 1.5: pickles, then storages, without framing.
 
     The magic number, the version, a description of the writer, the object, the list of
@@ -67,12 +67,7 @@ class LegacyContainer(FileContainer):
     def __init__(self, source: Source, limits: Limits) -> None:
         super().__init__(source)
         self._limits = limits
-        self._offsets: dict[str, int] = {}
-        self._measured: dict[str, MeasuredStorage] = {}
-        # The pickles around the object: a loader that calls what they name calls it there, too.
-        self._names: list[Name] = []
-        self._bounds: list[int] = []
-        self._room = self._storages_room()
+        self.offsets = {}
         with ErrorPlace(path=source.name):
             self._place_storages(self._read_pickles())
 
@@ -86,8 +81,7 @@ class LegacyContainer(FileContainer):
         while True:
             data = bytes(self.source.read_at(0, nbytes))
             try:
-                keys = self._run_pickles(data)
-                break
+                return self._run_pickles(data)
             except TruncatedPickleError as error:
                 if nbytes + error.needed > self.source.size:
                     raise PickleError(
@@ -99,9 +93,6 @@ class LegacyContainer(FileContainer):
                         "pickle_nbytes", nbytes + error.needed, self._limits.pickle_nbytes
                     ) from None
                 nbytes = min(self.source.size, max(nbytes * 4, nbytes + error.needed))
-        self._data = data[: self._pickle_end]
-        self._key_list = data[self._pickle_end : self._end]
-        return keys
 
     def _place_storages(self, keys: list[str]) -> None:
         at = self._end
@@ -119,9 +110,9 @@ class LegacyContainer(FileContainer):
                     "the pickle",
                     offset=at,
                 )
-            self._offsets[key] = at + 8
+            self.offsets[key] = at + 8
             at += 8 + measured.nbytes
-        missing = self._measured.keys() - self._offsets.keys()
+        missing = self._measured.keys() - self.offsets.keys()
         if missing:
             raise FormatError(
                 f"the object mentions storage {shown(min(missing))}, which the file does not list",
@@ -150,7 +141,7 @@ class LegacyContainer(FileContainer):
         bounds.append(header.position)
         header.run(header.position)
         self._pickle_start = header.position
-        locating = _LocatingFactory(self._room)
+        locating = _LocatingFactory(self._storages_room())
         interpreter = Interpreter(data, Rebuilder(locating).table, self._limits)
         interpreter.run(self._pickle_start)
         listed = Interpreter(data, Table(), self._limits)
@@ -161,57 +152,38 @@ class LegacyContainer(FileContainer):
                 f"the list of storage keys is {shown(keys)}; a list of strings was expected",
                 offset=self._pickle_end,
             )
-        if len(set(keys)) != len(keys):
+        twice = repeated(keys)
+        if twice is not None:
             raise PickleError(
-                f"the list of storage keys has {shown(_twice(keys))} twice", offset=self._pickle_end
+                f"the list of storage keys has {shown(twice)} twice", offset=self._pickle_end
             )
         self._end = listed.position
-        self._bounds = [*bounds, self._pickle_start, self._pickle_end]
+        self._data = data[: self._end]
+        self._bounds = [*bounds, self._pickle_start, self._pickle_end, self._end]
+        # The pickles around the object: a loader that calls what they name calls it there, too.
         self._names = [*header.globals, *listed.globals]
         self._measured = locating.measured
         return keys
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        unit = swap_nbytes(torch_dtype, "little")
-        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
-
-    def locate(self, record: str) -> tuple[Source, int]:
-        """Return the Source and the offset of a storage."""
-        return self.source, self._offsets[record]
-
     def read(self, make_factory: MakeFactory) -> Contents:
         made = read_pickle(
-            self._data, self.open_storage, make_factory, self._limits,
+            self._data[: self._pickle_end], self.open_storage, make_factory, self._limits,
             path=self.name, start=self._pickle_start,
         )  # fmt: skip
-        made.globals = list(dict.fromkeys([*made.globals, *self._names]))
-        unknown = (name for name in self._names if not knows(name))
-        made.foreign = list(dict.fromkeys([*made.foreign, *unknown]))
+        unknown = [name for name in self._names if not knows(name)]
+        made.add([Contents(None, self._names, unknown, 0)])
         return made
 
     def pickles(self) -> Iterator[Pickle]:
-        for place, (start, end) in zip(_PICKLES, itertools.pairwise(self._bounds), strict=True):
-            yield Pickle(place, functools.partial(self._part, start, end))
-        yield Pickle("storage keys", lambda: self._key_list)
+        for place, (start, end) in zip(_PICKLES, pairwise(self._bounds), strict=True):
+            yield Pickle(place, partial(self._part, start, end))
 
     def _part(self, start: int, end: int) -> bytes:
         return self._data[start:end]
 
     def check_records(self) -> Iterator[RecordCheck]:
         for key, each in self._measured.items():
-            yield read_record(self.source, self._offsets[key], each.nbytes, f"storage {key}")
-
-
-def _twice(keys: list[str]) -> str:
-    """Return the first key that was there before."""
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            break
-        seen.add(key)
-    return key
+            yield read_record(self.source, self.offsets[key], each.nbytes, f"storage {key}")
 
 
 class _LocatingFactory(MeasuringFactory):

@@ -46,7 +46,6 @@ from torchzip.formats.base import (
     MeasuringFactory,
     OpenContainer,
     Pickle,
-    read_pickle,
 )
 from torchzip.formats.zip import OF_ANY_RELEASE, ZipContainer
 from torchzip.limits import Limits, is_number
@@ -77,29 +76,30 @@ class _Pt2Archive(ZipContainer):
     def __init__(self, archive: ZipReader, limits: Limits, open_container: OpenContainer) -> None:
         super().__init__(archive, limits)
         self._open_container = open_container
-        # Records with a pickle or a file with pickles, as far as they were read.
-        self._read_records: set[str] = set()
-        self._payloads: set[str] = set()
+        #: Records with a pickle or a file with pickles, and those with the bytes of a tensor, as
+        #: far as they were read.
+        self.read_records: set[str] = set()
+        self.payloads: set[str] = set()
 
     def _is_pickled(self, record: str) -> bool:
         """Return whether a record is a file of ``torch.save`` or a pickle, by its name."""
         raise NotImplementedError
 
     def pickles(self) -> Iterator[Pickle]:
-        for record in self._zip:
-            pickled = record in self._read_records or self._is_pickled(record)
-            if pickled and self.size_of(record):
+        for record in self.archive:
+            pickled = record in self.read_records or self._is_pickled(record)
+            if pickled and self.archive.size_of(record)[0]:
                 yield from self._pickles_of(record)
 
     def _pickles_of(self, record: str) -> Iterator[Pickle]:
-        is_read = record in self._read_records
+        is_read = record in self.read_records
         if record.rpartition("/")[2].startswith(_OPAQUE):
             yield self._pickle(record, is_read=is_read)
             return
-        span = self._zip.stored_span(record)
+        span = self.archive.stored_span(record)
         source: Source
         if span is None:
-            source = open_source(io.BytesIO(self._zip.read(record)))
+            source = open_source(io.BytesIO(self.archive.read(record)))
         else:
             source = PartSource(self.source, *span, f"{self.name}: {record}")
         for each in self._open_container(source, self._limits).pickles():
@@ -108,54 +108,15 @@ class _Pt2Archive(ZipContainer):
     def _used_records(self) -> set[str]:
         """Return the records that configs call bytes of tensors."""
         self.read(lambda open_storage: MeasuringFactory())
-        return self._payloads | OF_ANY_RELEASE
-
-    def size_of(self, record: str) -> int:
-        """Return the bytes of a record, or raise ArchiveError."""
-        return self._zip.size_of(record)[0]
-
-    def has(self, record: str) -> bool:
-        return record in self._zip
-
-    def note_payload(self, record: str) -> None:
-        """Keep in mind that a record has the bytes of a tensor."""
-        self._payloads.add(record)
-
-    def note_pickle(self, record: str) -> None:
-        """Keep in mind that a record is a pickle, and that its names are known."""
-        self._read_records.add(record)
-
-    def read_whole(self, record: str) -> bytes:
-        """Return a small record, with its CRC checked."""
-        return self._zip.read(record)
+        return self.payloads | OF_ANY_RELEASE
 
     def open_payload(
         self, record: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         """Return the storage in a record; where that is empty, ``nbytes`` zeros."""
-        if nbytes and not self.size_of(record):
+        if nbytes and not self.archive.size_of(record)[0]:
             return ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
         return self.open_record(record, torch_dtype, nbytes, location)
-
-    def read_file(
-        self, record: str, make_factory: MakeFactory, *, script: bool = False
-    ) -> Contents:
-        """Return what a checkpoint in a record holds; an empty record holds an empty dict."""
-        if not self.size_of(record):
-            return Contents({}, [], [], 0)
-        self._read_records.add(record)
-        span = self._zip.stored_span(record)
-        if span is None:
-            raise UnsupportedError(
-                "a deflated record with a file of torch.save in it; make the archive "
-                "again with stored records",
-                path=self.name,
-                record=record,
-            )
-        part = PartSource(self.source, *span, f"{self.name}: {record}")
-        archive = ZipReader(part, self._limits)
-        inner = (_ScriptObject if script else ZipContainer)(archive, self._limits)
-        return inner.read(make_factory)
 
 
 class Pt2Container(_Pt2Archive):
@@ -171,20 +132,15 @@ class Pt2Container(_Pt2Archive):
 
     def __init__(self, archive: ZipReader, limits: Limits, open_container: OpenContainer) -> None:
         super().__init__(archive, limits, open_container)
-        kind = self._text("archive_format").strip()
-        if kind != b"pt2":
-            raise UnsupportedError(
-                f"the archive is of format {shown(kind)}; b'pt2' was expected",
-                path=self.name,
-                record="archive_format",
-            )
-        version = self._text("archive_version").strip() if "archive_version" in archive else b"0"
-        if version != b"0":
-            raise UnsupportedError(
-                f"the version of the .pt2 archive is {shown(version)}; b'0' was expected",
-                path=self.name,
-                record="archive_version",
-            )
+        for record, what, wanted in (
+            ("archive_format", "the archive is of format", b"pt2"),
+            ("archive_version", "the version of the .pt2 archive is", b"0"),
+        ):
+            found = self._text(record).strip() if record in archive else wanted
+            if found != wanted:
+                raise UnsupportedError(
+                    f"{what} {shown(found)}; {wanted!r} was expected", path=self.name, record=record
+                )
         self._models = [
             record.removeprefix("models/").removesuffix(".json")
             for record in archive
@@ -227,7 +183,7 @@ class OldPt2Container(_Pt2Archive):
         root: dict[str, Any] = {}
         for part in ("state_dict", "constants"):
             records = [f"serialized_{part}.pt", f"serialized_{part}.json"]
-            found = [record for record in records if self.has(record)]
+            found = [record for record in records if record in self.archive]
             if found:
                 reader.add_file(root, found[0])
             elif part == "state_dict":
@@ -240,11 +196,7 @@ class OldPt2Container(_Pt2Archive):
 class _ScriptObject(ZipContainer):
     """A custom object of TorchScript, pickled by itself in C++ (``custom_obj_<i>``)."""
 
-    def read(self, make_factory: MakeFactory) -> Contents:
-        return read_pickle(
-            self._zip.read(self.pickle_record), self.open_storage, make_factory, self._limits,
-            path=self.name, record=self.pickle_record, rebuilder_type=ScriptRebuilder,
-        )  # fmt: skip
+    rebuilder_type = ScriptRebuilder
 
 
 class _Payloads:
@@ -252,27 +204,27 @@ class _Payloads:
 
     def __init__(self, archive: _Pt2Archive, make_factory: MakeFactory, limits: Limits) -> None:
         self._archive = archive
+        self._zip = archive.archive
+        self._limits = limits
         self._make_factory = make_factory
         self._factory: Factory = make_factory(archive.open_payload)
         self._storages: dict[tuple[str, str, int], TensorStorage] = {}
         self._files: list[Contents] = []
         self._configs_nbytes = 0
         self._bound = min(limits.header_nbytes, max(archive.source.size, _CONFIGS_NBYTES))
-        self._limits = limits
 
     def contents(self, root: Any) -> Contents:
         """Return the whole, with what the files inside it mentioned."""
-        names = dict.fromkeys(name for file in self._files for name in file.globals)
-        foreign = dict.fromkeys(name for file in self._files for name in file.foreign)
-        pickle_nbytes = sum(file.pickle_nbytes for file in self._files)
-        return Contents(root, list(names), list(foreign), pickle_nbytes + self._configs_nbytes)
+        made = Contents(root, [], [], self._configs_nbytes)
+        made.add(self._files)
+        return made
 
     def model(self, name: str) -> dict[str, Any]:
         """Return the weights and the constants of a model by their names."""
         made: dict[str, Any] = {}
         for kind in ("weights", "constants"):
             file = f"data/{kind}/{name}.pt"
-            if self._archive.has(file):
+            if file in self._zip:
                 self.add_file(made, file)
             else:
                 self._add_config(made, kind, f"data/{kind}/{name}_{kind}_config.json")
@@ -280,35 +232,40 @@ class _Payloads:
 
     def add_file(self, made: dict[str, Any], record: str) -> None:
         """Add the items of the dict in a file of ``torch.save``."""
-        root = self._file(record).root
-        if not isinstance(root, dict) or not all(type(name) is str for name in root):
-            raise FormatError(
-                f"the object is {shown(root)}; a dict from names to tensors was expected",
-                path=self._archive.name,
+        root = self._file(record)
+        with ErrorPlace(path=self._archive.name, record=record):
+            if not isinstance(root, dict) or not all(type(name) is str for name in root):
+                raise FormatError(
+                    f"the object is {shown(root)}; a dict from names to tensors was expected"
+                )
+            for name, value in root.items():
+                _add(made, name, value)
+
+    def _file(self, record: str, kind: type[ZipContainer] = ZipContainer) -> Any:
+        """Return the object of a checkpoint in a record; an empty record holds an empty dict."""
+        if not self._zip.size_of(record)[0]:
+            return {}
+        self._archive.read_records.add(record)
+        span = self._zip.stored_span(record)
+        name = self._archive.name
+        if span is None:
+            raise UnsupportedError(
+                "a deflated record with a file of torch.save in it; make the archive "
+                "again with stored records",
+                path=name,
                 record=record,
             )
-        for name, value in root.items():
-            self._add(made, name, value, record)
-
-    def _add(self, made: dict[str, Any], name: str, value: Any, record: str) -> None:
-        if name in made:
-            raise FormatError(
-                f"{shown(name)} is both a weight and a constant",
-                path=self._archive.name,
-                record=record,
-            )
-        made[name] = value
-
-    def _file(self, record: str, *, script: bool = False) -> Contents:
-        self._files.append(self._archive.read_file(record, self._make_factory, script=script))
-        return self._files[-1]
+        part = PartSource(self._archive.source, *span, f"{name}: {record}")
+        inner = kind(ZipReader(part, self._limits), self._limits)
+        self._files.append(inner.read(self._make_factory))
+        return self._files[-1].root
 
     def _add_config(self, made: dict[str, Any], kind: str, config: str) -> None:
         with ErrorPlace(path=self._archive.name, record=config):
             for name, payload in self._parse(config).items():
-                fields = _Fields(payload, name)
-                record = f"data/{kind}/{fields.text('path_name')}"
-                is_param, pickled = fields.flag("is_param"), fields.flag("use_pickle")
+                fields = _Fields(payload, shown(name))
+                record = f"data/{kind}/{fields.get('path_name', _TEXT)}"
+                is_param, pickled = fields.get("is_param", _FLAG), fields.get("use_pickle", _FLAG)
                 meta = None if payload.get("tensor_meta") is None else fields.object("tensor_meta")
                 if not pickled and meta is None:
                     raise FormatError(f"{shown(name)} has neither a tensor_meta nor a pickle")
@@ -317,14 +274,14 @@ class _Payloads:
                     if pickled or meta is None
                     else self._tensor(record, meta, is_param)
                 )
-                self._add(made, name, value, config)
+                _add(made, name, value)
 
     def _parse(self, record: str) -> dict[str, Any]:
-        nbytes = self._archive.size_of(record)
+        nbytes = self._zip.size_of(record)[0]
         self._configs_nbytes += nbytes
         if self._configs_nbytes > self._bound:
             raise LimitError("header_nbytes", self._configs_nbytes, self._bound)
-        whole = parse_object(self._archive.read_whole(record), "the config", self._archive.name)
+        whole = parse_object(self._zip.read(record), "the config", self._archive.name)
         config = whole.get("config")
         if not isinstance(config, dict):
             raise FormatError(f"config is {shown(config)} in the JSON; an object was expected")
@@ -334,32 +291,28 @@ class _Payloads:
         """Return a tensor subclass, a custom object of C++, or one of Python."""
         base = record.rpartition("/")[2]
         if base.startswith(_OPAQUE):
-            self._archive.note_pickle(record)
-            opaque = read_pickle(
-                self._archive.read_whole(record), _no_storage, self._make_factory, self._limits,
-                path=self._archive.name, record=record,
-            )  # fmt: skip
-            self._files.append(opaque)
-            return opaque.root
-        return self._file(record, script=base.startswith("custom_obj_")).root
+            self._archive.read_records.add(record)
+            self._files.append(self._archive.run_pickle(record, _no_storage, self._make_factory))
+            return self._files[-1].root
+        return self._file(record, _ScriptObject if base.startswith("custom_obj_") else ZipContainer)
 
     def _tensor(self, record: str, meta: _Fields, is_param: bool) -> Any:
-        number = meta.number("dtype")
+        number = meta.get("dtype", _NUMBER)
         if number not in PT2:
             raise UnsupportedError(
                 f"{meta.name}: dtype number {number}, which torch 2.13 does not have"
             )
         torch_dtype, itemsize = PT2[number][:2]
-        layout = meta.number("layout")
+        layout = meta.get("layout", _NUMBER)
         if layout != _STRIDED:
             raise UnsupportedError(
                 f"{meta.name}: layout number {layout}; {_STRIDED} (strided) was expected"
             )
         shape, stride = meta.numbers("sizes"), meta.numbers("strides")
         offset = meta.symbolic("storage_offset")
-        requires_grad = meta.flag("requires_grad")
-        self._archive.note_payload(record)
-        nbytes = self._archive.size_of(record)
+        requires_grad = meta.get("requires_grad", _FLAG)
+        self._archive.payloads.add(record)
+        nbytes = self._zip.size_of(record)[0]
         if not nbytes and 0 not in shape:
             nbytes, stride, offset = itemsize, (0,) * len(shape), 0
         if nbytes % itemsize:
@@ -380,50 +333,50 @@ class _Payloads:
         return self._factory.parameter(tensor, requires_grad, None) if is_param else tensor
 
 
-def _no_storage(key: str, torch_dtype: str | None, nbytes: int, location: str) -> NoReturn:
+def _add(made: dict[str, Any], name: str, value: Any) -> None:
+    if name in made:
+        raise FormatError(f"{shown(name)} is both a weight and a constant")
+    made[name] = value
+
+
+def _no_storage(key: str, *measure: object) -> NoReturn:
     raise FormatError(f"a pickle without storages mentions storage {shown(key)}")
+
+
+#: Whether a value is of a kind, and the kind in words.
+_Kind = tuple[Callable[[Any], bool], str]
+_TEXT: _Kind = (lambda value: isinstance(value, str) and value != "", "a string")
+_FLAG: _Kind = (lambda value: type(value) is bool, "true or false")
+_NUMBER: _Kind = (is_number, "a number")
+_OBJECT: _Kind = (lambda value: isinstance(value, dict), "an object")
+_LIST: _Kind = (lambda value: isinstance(value, list), "a list")
 
 
 class _Fields:
     """The fields of a JSON object, each of the type that is asked for."""
 
     def __init__(self, value: Any, name: str) -> None:
-        self.name = shown(name)
+        self.name = name
         if not isinstance(value, dict):
             raise FormatError(f"{self.name} is {shown(value)}; an object was expected")
         self._value = value
 
-    def _field(self, key: str, is_right: Callable[[Any], bool], what: str) -> Any:
+    def get(self, key: str, kind: _Kind) -> Any:
         value = self._value.get(key)
+        is_right, what = kind
         if not is_right(value):
             raise FormatError(f"{self.name}: {key} is {shown(value)}; {what} was expected")
         return value
 
-    def text(self, key: str) -> str:
-        value: str = self._field(key, lambda v: isinstance(v, str) and v != "", "a string")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value: bool = self._field(key, lambda v: type(v) is bool, "true or false")
-        return value
-
-    def number(self, key: str) -> int:
-        value: int = self._field(key, is_number, "a number")
-        return value
-
     def object(self, key: str) -> _Fields:
-        value = self._field(key, lambda v: isinstance(v, dict), "an object")
-        made = _Fields(value, "")
-        made.name = self.name
-        return made
+        return _Fields(self.get(key, _OBJECT), self.name)
 
     def symbolic(self, key: str) -> int:
         """Return a number that is written as ``{"as_int": n}``."""
         return self._as_int(self._value.get(key), key)
 
     def numbers(self, key: str) -> tuple[int, ...]:
-        values = self._field(key, lambda v: isinstance(v, list), "a list")
-        return tuple(self._as_int(value, key) for value in values)
+        return tuple(self._as_int(value, key) for value in self.get(key, _LIST))
 
     def _as_int(self, value: Any, key: str) -> int:
         if isinstance(value, dict) and "as_expr" in value:
@@ -433,12 +386,11 @@ class _Fields:
             raise FormatError(
                 f'{self.name}: {key} has {shown(value)}; {{"as_int": number}} was expected'
             )
-        number: int = found
-        return number
+        return found
 
     def location(self) -> str:
         device = self.object("device")
-        kind = device.text("type")
+        kind: str = device.get("type", _TEXT)
         if device._value.get("index") is None:
             return kind
-        return f"{kind}:{device.number('index')}"
+        return f"{kind}:{device.get('index', _NUMBER)}"

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchzip.container.safetensors import TensorEntry, parse_header
-from torchzip.errors import TorchZipError
+from torchzip.errors import ErrorPlace
 from torchzip.files.source import Source
 from torchzip.formats.base import (
     Contents,
-    FileContainer,
     MakeFactory,
+    PlainContainer,
     RecordCheck,
     contiguous_tensor,
     read_record,
@@ -21,7 +21,7 @@ from torchzip.limits import Limits
 from torchzip.tensors.storage import SpanStorage, TensorStorage
 
 
-class SafetensorsContainer(FileContainer):
+class SafetensorsContainer(PlainContainer):
     """A safetensors file: a flat dict of tensors, each with a storage of its own."""
 
     format = "safetensors"
@@ -40,13 +40,10 @@ class SafetensorsContainer(FileContainer):
         super().__init__(source)
         self._entries, self._metadata = self._parse_header(limits)
         self._rows = {entry.name: entry for entry in self._entries}
+        self.offsets = {entry.name: entry.begin for entry in self._entries}
 
     def _parse_header(self, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
         return parse_header(self.source, limits)
-
-    def locate(self, record: str) -> tuple[Source, int]:
-        """Return the Source and the offset of a tensor."""
-        return self.source, self._rows[record].begin
 
     def open_storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
@@ -59,13 +56,10 @@ class SafetensorsContainer(FileContainer):
         factory = make_factory(self.open_storage)
         root: dict[str, Any] = {}
         for entry in self._entries:
-            try:
+            with ErrorPlace(path=self.name, record=entry.name):
                 root[entry.name] = contiguous_tensor(
                     factory, entry.name, entry.torch_dtype, entry.shape
                 )
-            except TorchZipError as error:
-                error.at(path=self.name, record=entry.name)
-                raise
         return Contents(root, [], [], 0, self._metadata)
 
     def check_records(self) -> Iterator[RecordCheck]:

@@ -31,22 +31,20 @@ from typing import Any
 from torchzip.container.hub_names import Shard, ShardSet, parse_shard
 from torchzip.container.safetensors import ALIASES_KEY, parse_aliases
 from torchzip.container.shard_index import ShardIndex, parse_index
-from torchzip.errors import FormatError, UnsupportedError, listed, shown
+from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, listed, shown
 from torchzip.files.folder import Folder, is_plain_name
 from torchzip.formats.base import (
     Container,
     Contents,
-    Format,
+    FolderContainer,
     MakeFactory,
     OpenContainer,
-    OpenStorage,
     Pickle,
     RecordCheck,
+    measured_by,
 )
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, saved_offsets
 from torchzip.limits import Limits
-from torchzip.tensors.persistent_ids import Factory
-from torchzip.tensors.storage import TensorStorage
 
 #: Missing shards that an error names.
 _MOST_LISTED = 5
@@ -58,7 +56,8 @@ def open_index(
     """Return the shards that an index lists, in its order."""
     index = parse_index(folder.open(name), limits)
     shards = list(dict.fromkeys(index.weight_map.values()))
-    notes = _check_files(folder, folder.place(name), shards)
+    with ErrorPlace(path=folder.place(name)):
+        notes = _check_files(folder, shards)
     made = ShardedContainer(folder, folder.place(name), index, shards, limits, open_container)
     made.notes = notes
     made.index_nbytes = folder.open(name).size
@@ -69,11 +68,12 @@ def open_shards(
     folder: Folder, shards: list[Shard], limits: Limits, open_container: OpenContainer
 ) -> ShardedContainer:
     """Return the shards of one set that has no index, in the order of their numbers."""
-    names = _in_order(shards, folder.path)
+    with ErrorPlace(path=folder.path):
+        names = _in_order(shards)
     return ShardedContainer(folder, folder.path, None, names, limits, open_container)
 
 
-class ShardedContainer(Format):
+class ShardedContainer(FolderContainer):
     """Shards as one flat dict, in the order of the index or else of the shards."""
 
     format = "sharded"
@@ -93,15 +93,12 @@ class ShardedContainer(Format):
         limits: Limits,
         open_container: OpenContainer,
     ) -> None:
-        self.name = name
-        self.notes: tuple[str, ...] = ()
-        self._folder = folder
+        super().__init__(folder, name)
         self._index = index
         self._listed: dict[str, list[str]] = {shard: [] for shard in shards}
         for tensor, shard in index.weight_map.items() if index is not None else ():
             self._listed[shard].append(tensor)
         self._limits = limits
-        self._stored_nbytes = 0
         self._containers: dict[str, Container] = {}
         for shard in shards:
             container = open_container(folder.open(shard), limits)
@@ -119,34 +116,21 @@ class ShardedContainer(Format):
         return list(self._containers.values())
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def count(open_storage: OpenStorage) -> Factory:
-            def counted(
-                key: str, torch_dtype: str | None, nbytes: int, location: str
-            ) -> TensorStorage:
-                self._stored_nbytes += nbytes
-                return open_storage(key, torch_dtype, nbytes, location)
-
-            return make_factory(counted)
-
-        self._stored_nbytes = 0
         made = Contents({}, [], [], 0)
         found: dict[str, dict[str, Any]] = {}
-        texts: list[dict[str, str]] = []
-        for shard, container in self._containers.items():
-            contents = container.read(count)
-            self._check_flat(shard, container, contents)
-            if self._index is not None:
-                self._check_listed(shard, contents.root, self._index.weight_map)
-            found[shard] = contents.root
-            texts.append(contents.metadata or {})
-            made.globals += contents.globals
-            made.foreign += contents.foreign
-            made.pickle_nbytes += contents.pickle_nbytes
-        made.globals = list(dict.fromkeys(made.globals))
-        made.foreign = list(dict.fromkeys(made.foreign))
-        index = self._index if self._index is not None else self._index_of(found)
+        parts: list[Contents] = []
+        with ErrorPlace(path=self.name):
+            for shard, container in self._containers.items():
+                contents = container.read(make_factory)
+                self._check_flat(shard, container, contents)
+                if self._index is not None:
+                    self._check_listed(shard, contents.root, self._index.weight_map)
+                found[shard] = contents.root
+                parts.append(contents)
+            index = self._index if self._index is not None else _index_of(found)
+        made.add(parts)
         made.root = {name: found[shard][name] for name, shard in index.weight_map.items()}
-        made.metadata = _merged(index, texts)
+        made.metadata = _merged(index, [contents.metadata or {} for contents in parts])
         return made
 
     def _check_flat(self, shard: str, container: Container, contents: Contents) -> None:
@@ -162,7 +146,6 @@ class ShardedContainer(Format):
             raise FormatError(
                 f"{shown(shard)} has a part only of {listed(parts)} (its {SHARDING_INFO} says "
                 "so), and an index is for whole tensors",
-                path=self.name,
             )
 
     def _check_listed(self, shard: str, root: dict[str, Any], weight_map: dict[str, str]) -> None:
@@ -171,7 +154,6 @@ class ShardedContainer(Format):
             raise FormatError(
                 f"the index puts {listed(lacking)} into {shown(shard)}, which has no tensor of "
                 "that name",
-                path=self.name,
             )
         for name in root:
             at = weight_map.get(name)
@@ -179,28 +161,12 @@ class ShardedContainer(Format):
                 raise FormatError(
                     f"{shown(shard)} has {shown(name)}, which the index does not list. Open the "
                     "shard by its own path to read it.",
-                    path=self.name,
                 )
             if at != shard:
                 raise FormatError(
                     f"{shown(name)} is in {shown(shard)} and, by the index, in {shown(at)}; which "
                     "of the two counts cannot be told",
-                    path=self.name,
                 )
-
-    def _index_of(self, found: dict[str, dict[str, Any]]) -> ShardIndex:
-        """Return the index that the shards would have."""
-        weight_map: dict[str, str] = {}
-        for shard, root in found.items():
-            for name in root:
-                other = weight_map.setdefault(name, shard)
-                if other != shard:
-                    raise FormatError(
-                        f"{shown(name)} is in {shown(other)} and in {shown(shard)}; which of the "
-                        "two counts cannot be told without an index. Give the path of one of them.",
-                        path=self.name,
-                    )
-        return ShardIndex(weight_map, {}, None)
 
     def pickles(self) -> Iterator[Pickle]:
         for shard, container in self._containers.items():
@@ -208,32 +174,40 @@ class ShardedContainer(Format):
                 yield each._replace(place=f"{shard}: {each.place}")
 
     def check_records(self) -> Iterator[RecordCheck]:
-        for shard, container in self._containers.items():
-            for check in container.check_records():
-                yield RecordCheck(f"{shard}: {check.name}", check.nbytes, check.crc_known)
-            notes = [f"{shard}: {note}" for note in container.notes]
-            self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
+        yield from self._check_parts(self._containers.items())
         total = None if self._index is None else self._index.total_size
-        if total is not None and total != self._stored_nbytes:
+        if total is None:
+            return
+        stored = sum(each.nbytes for shard in measured_by(self.read) for each in shard.values())
+        if total != stored:
             wrong = (
                 f"the index says total_size {total:,}, the storages of the shards have "
-                f"{self._stored_nbytes:,} bytes"
+                f"{stored:,} bytes"
             )
-            if wrong not in self.notes:
-                self.notes = (*self.notes, wrong)
-
-    def close(self) -> None:
-        self._folder.close()
+            self.notes = tuple(dict.fromkeys([*self.notes, wrong]))
 
 
-def _check_files(folder: Folder, index_path: str, shards: list[str]) -> tuple[str, ...]:
+def _index_of(found: dict[str, dict[str, Any]]) -> ShardIndex:
+    """Return the index that the shards would have."""
+    weight_map: dict[str, str] = {}
+    for shard, root in found.items():
+        for name in root:
+            other = weight_map.setdefault(name, shard)
+            if other != shard:
+                raise FormatError(
+                    f"{shown(name)} is in {shown(other)} and in {shown(shard)}; which of the "
+                    "two counts cannot be told without an index. Give the path of one of them.",
+                )
+    return ShardIndex(weight_map, {}, None)
+
+
+def _check_files(folder: Folder, shards: list[str]) -> tuple[str, ...]:
     """Return what is odd about the files beside an index; raise unless its shards are there."""
     for shard in shards:
         if not is_plain_name(shard):
             raise FormatError(
                 f"the index names the shard {shown(shard)}; a plain file name in the same "
                 "directory was expected",
-                path=index_path,
             )
     present = set(folder.names)
     missing = [shard for shard in shards if shard not in present]
@@ -241,7 +215,6 @@ def _check_files(folder: Folder, index_path: str, shards: list[str]) -> tuple[st
         raise FormatError(
             f"{len(missing):,} of {len(shards):,} shards are not in the directory: "
             f"{listed(missing)}. Fetch them and put them beside the index.",
-            path=index_path,
         )
     wanted = {_set_of(shard) for shard in shards} - {None}
     names = {(each.stem, each.suffix) for each in filter(None, wanted)}
@@ -252,7 +225,6 @@ def _check_files(folder: Folder, index_path: str, shards: list[str]) -> tuple[st
             f"the index does not list {listed(beside)}, which by its name belongs to the "
             "same checkpoint. The index and the shards are not of one save; fetch both again, "
             "or move away what does not belong.",
-            path=index_path,
         )
     others = sorted(
         name
@@ -267,7 +239,7 @@ def _set_of(name: str) -> ShardSet | None:
     return None if shard is None else shard.of
 
 
-def _in_order(shards: list[Shard], path: str) -> list[str]:
+def _in_order(shards: list[Shard]) -> list[str]:
     """Return the names of the shards of a set by their numbers.
 
     Raises
@@ -283,13 +255,11 @@ def _in_order(shards: list[Shard], path: str) -> list[str]:
             raise FormatError(
                 f"{shown(name)} is number {number:,} of {count:,} by its name; 1 to {count:,} was "
                 "expected",
-                path=path,
             )
         if number in numbered:
             raise FormatError(
                 f"{shown(numbered[number])} and {shown(name)} are both number {number:,} of "
                 f"{count:,} by their names",
-                path=path,
             )
         numbered[number] = name
     lacking = count - len(numbered)
@@ -300,7 +270,6 @@ def _in_order(shards: list[Shard], path: str) -> list[str]:
         raise FormatError(
             f"{lacking:,} of {count:,} shards are not in the directory: {listed(names)}{more}. "
             "There is no index either. Fetch them and put them beside the others.",
-            path=path,
         )
     return [numbered[number] for number in sorted(numbered)]
 

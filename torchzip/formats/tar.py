@@ -39,12 +39,12 @@ from torchzip.errors import (
 from torchzip.files.source import PartSource, Source
 from torchzip.formats.base import (
     Contents,
-    FileContainer,
     MakeFactory,
     Pickle,
+    PlainContainer,
     RecordCheck,
+    read_bounded,
     read_record,
-    swap_nbytes,
 )
 from torchzip.formats.not_checkpoints import around_checkpoints
 from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
@@ -55,23 +55,13 @@ from torchzip.pickling.table import Name, Table
 from torchzip.tensors.persistent_ids import BareStorage, Factory, unknown_storage_class
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, span_of
-from torchzip.tensors.storage import SpanStorage, TensorStorage
+from torchzip.tensors.storage import MeasuredStorage
 from torchzip.types import ForeignObject
 
 _MEMBERS = ("storages", "tensors", "pickle")
 #: Read at once of a member that mixes pickles and data.
 _WINDOW_NBYTES = 4096
 _MODULES = ("torch", "torch.cuda")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _StoredStorage:
-    """One storage: its dtype, and where its bytes are in the file."""
-
-    torch_dtype: str
-    offset: int
-    nbytes: int
-    location: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,7 +72,7 @@ class _StoredTensor:
     offset: int
 
 
-class TarContainer(FileContainer):
+class TarContainer(PlainContainer):
     """What ``torch.save`` wrote before 0.1.10."""
 
     format = "tar"
@@ -94,13 +84,11 @@ class TarContainer(FileContainer):
     def __init__(self, source: Source, limits: Limits) -> None:
         super().__init__(source)
         self._limits = limits
-        self._storages: dict[str, _StoredStorage] = {}
+        self.offsets = {}
+        self.storages: dict[str, MeasuredStorage] = {}
         # Windows: the key of the storage, first element, elements.
-        self._views: dict[str, tuple[str, int, int]] = {}
-        self._tensors: dict[str, _StoredTensor] = {}
-        self._globals: dict[Name, None] = {}
-        # Where the pickles are that stand among data: member, first byte, bytes.
-        self._between: list[tuple[str, int, int]] = []
+        self.views: dict[str, tuple[str, int, int]] = {}
+        self.tensors: dict[str, _StoredTensor] = {}
         members, self.end = find_members(source, limits)
         missing = [name for name in _MEMBERS if name not in members]
         if missing:
@@ -115,21 +103,22 @@ class TarContainer(FileContainer):
         self._members = {
             name: PartSource(source, *place, source.name) for name, place in members.items()
         }
+        storages, tensors = (
+            _Stream(self._members[name], name, limits) for name in ("storages", "tensors")
+        )
         with ErrorPlace(path=source.name):
-            self._find_storages()
-            self._find_tensors()
+            self._find_storages(storages)
+            self._find_tensors(tensors)
+        self._globals = storages.names | tensors.names
+        # Where the pickles are that stand among data: member, first byte, bytes.
+        self._between = storages.spans + tensors.spans
 
-    def _find_storages(self) -> None:
-        stream = _Stream(self._members["storages"], "storages", self._limits)
+    def _find_storages(self, stream: _Stream) -> None:
         for _ in range(_count(stream.value())):
-            row = stream.value()
-            if type(row) is not tuple or len(row) != 3:
-                raise PickleError(
-                    f"a storage is {shown(row)}; (key, location, class) was expected",
-                    record="storages",
-                )
-            key, location, kind = _key(row[0]), _text(row[1]), row[2]
-            torch_dtype = _dtype_of(kind)
+            wanted = "(key, location, class) was expected"
+            row = _row(stream.value(), 3, "a storage", wanted, "storages")
+            key, location = _key(row[0]), _text(row[1])
+            torch_dtype = _dtype_of(row[2])
             count = stream.integer(8)
             nbytes = count * DTYPES[torch_dtype].itemsize
             if count < 0 or nbytes > stream.left:
@@ -139,16 +128,10 @@ class TarContainer(FileContainer):
                     record="storages",
                 )
             self._see_new(key, "storages")
-            offset = self._members["storages"].start + stream.position
-            self._storages[key] = _StoredStorage(torch_dtype, offset, nbytes, location)
-            stream.skip(nbytes)
+            self.offsets[key] = self._members["storages"].start + stream.position
+            self.storages[key] = MeasuredStorage(torch_dtype, nbytes, location)
+            stream.position += nbytes
         self._find_views(stream.value())
-        self._note(stream, "storages")
-
-    def _note(self, stream: _Stream, record: str) -> None:
-        """Keep the names of the pickles in a member, and where they are."""
-        self._globals |= dict.fromkeys(stream.globals)
-        self._between += [(record, *span) for span in stream.spans]
 
     def _find_views(self, views: Any) -> None:
         if type(views) is not list:
@@ -156,19 +139,14 @@ class TarContainer(FileContainer):
                 f"the storage views are {shown(views)}; a list was expected", record="storages"
             )
         for view in views:
-            if type(view) is not tuple or len(view) != 4:
-                raise PickleError(
-                    f"a storage view is {shown(view)}; four numbers were expected",
-                    record="storages",
-                )
+            _row(view, 4, "a storage view", "four numbers were expected", "storages")
             key, root = _key(view[0]), _key(view[1])
             first, count = int(_key(view[2])), int(_key(view[3]))
-            if root not in self._storages:
+            if root not in self.storages:
                 raise TensorError(
                     f"a storage view is of storage {root}, which is not there", record="storages"
                 )
-            stored = self._storages[root]
-            numel = stored.nbytes // DTYPES[stored.torch_dtype].itemsize
+            numel = self.storages[root].numel
             if first + count > numel:
                 raise TensorError(
                     f"a storage view has elements {first:,} to {first + count:,} of a storage of "
@@ -176,17 +154,12 @@ class TarContainer(FileContainer):
                     record="storages",
                 )
             self._see_new(key, "storages")
-            self._views[key] = (root, first, count)
+            self.views[key] = (root, first, count)
 
-    def _find_tensors(self) -> None:
-        stream = _Stream(self._members["tensors"], "tensors", self._limits)
+    def _find_tensors(self, stream: _Stream) -> None:
         for _ in range(_count(stream.value())):
-            row = stream.value()
-            if type(row) is not tuple or len(row) != 3 or type(row[2]) is not ForeignObject:
-                raise PickleError(
-                    f"a tensor is {shown(row)}; (key, storage key, class) was expected",
-                    record="tensors",
-                )
+            wanted = "(key, storage key, class) was expected"
+            row = _row(stream.value(), 3, "a tensor", wanted, "tensors", ForeignObject)
             key, storage_key, kind = _key(row[0]), _key(row[1]), row[2]
             if kind.module not in _MODULES or kind.how != "name":
                 raise UnsupportedError(
@@ -199,30 +172,16 @@ class TarContainer(FileContainer):
                 raise too_many_dimensions(f"tensor {key}", ndim, record="tensors")
             numbers = [stream.integer(8) for _ in range(2 * ndim + 1)]
             self._see_new(key, "tensors")
-            self._tensors[key] = _StoredTensor(
+            self.tensors[key] = _StoredTensor(
                 storage_key, tuple(numbers[:ndim]), tuple(numbers[ndim : 2 * ndim]), numbers[-1]
             )
-        self._note(stream, "tensors")
 
     def _see_new(self, key: str, record: str) -> None:
-        if key in self._storages or key in self._views or key in self._tensors:
+        if key in self.storages or key in self.views or key in self.tensors:
             raise FormatError(f"two values have the key {key}", record=record)
 
-    def locate(self, record: str) -> tuple[Source, int]:
-        """Return the Source and the offset of a storage."""
-        return self.source, self._storages[record].offset
-
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        unit = swap_nbytes(torch_dtype, "little")
-        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
-
     def read(self, make_factory: MakeFactory) -> Contents:
-        part = self._members["pickle"]
-        if part.size > self._limits.pickle_nbytes:
-            raise LimitError("pickle_nbytes", part.size, self._limits.pickle_nbytes, path=self.name)
-        data = bytes(part.read_at(0, part.size))
+        data = read_bounded(self._members["pickle"], self._limits, "pickle_nbytes")
         factory = make_factory(self.open_storage)
         values = _Values(self, factory)
         # The shortcut would go around these persistent ids.
@@ -236,28 +195,18 @@ class TarContainer(FileContainer):
         return Contents(root, made, foreign, len(data))
 
     def pickles(self) -> Iterator[Pickle]:
-        for record, start, nbytes in self._between:
-            yield Pickle(
-                f"{record}, byte {start:,}",
-                functools.partial(self._read_part, record, start, nbytes),
-            )
+        spans = [(f"{record}, byte {at:,}", record, at, size) for record, at, size in self._between]
         for record in ("sys_info", "pickle"):
             if record in self._members:
-                whole = self._members[record].size
-                yield Pickle(
-                    record,
-                    functools.partial(self._read_part, record, 0, whole),
-                    is_read=record == "pickle",
-                )
-
-    def _read_part(self, record: str, start: int, nbytes: int) -> bytes:
-        if nbytes > self._limits.pickle_nbytes:
-            raise LimitError("pickle_nbytes", nbytes, self._limits.pickle_nbytes, path=self.name)
-        return bytes(self._members[record].read_at(start, nbytes))
+                spans.append((record, record, 0, self._members[record].size))
+        for place, record, start, nbytes in spans:
+            part = PartSource(self._members[record], start, nbytes, self.name)
+            read = functools.partial(read_bounded, part, self._limits, "pickle_nbytes")
+            yield Pickle(place, read, is_read=place != "sys_info")
 
     def check_records(self) -> Iterator[RecordCheck]:
-        for key, stored in self._storages.items():
-            yield read_record(self.source, stored.offset, stored.nbytes, f"storage {key}")
+        for key, stored in self.storages.items():
+            yield read_record(self.source, self.offsets[key], stored.nbytes, f"storage {key}")
         self.notes = tuple(self._stray_notes())
 
     def _stray_notes(self) -> Iterator[str]:
@@ -268,24 +217,6 @@ class TarContainer(FileContainer):
                 note = stray_note(name, bytes(part.read_at(0, part.size)), self._limits)
                 if note is not None:
                     yield note
-
-    def whole_storage(self, key: str, factory: Factory) -> BareStorage:
-        """Return a storage that is not a window of another."""
-        stored = self._storages.get(key)
-        if stored is None:
-            raise PickleError(f"nothing in the file has the key {key}")
-        storage = factory.storage(key, stored.torch_dtype, stored.nbytes, stored.location)
-        return BareStorage(
-            storage, factory, 0, stored.nbytes // DTYPES[stored.torch_dtype].itemsize
-        )
-
-    def stored_tensor(self, key: str) -> _StoredTensor | None:
-        """Return what the file says of a tensor, or None if the key is not that of one."""
-        return self._tensors.get(key)
-
-    def window(self, key: str) -> tuple[str, int, int] | None:
-        """Return a window: the key of its storage, the first element and how many; or None."""
-        return self._views.get(key)
 
 
 class _Values:
@@ -303,16 +234,22 @@ class _Values:
             return pid[0]
         key = _key(pid)
         if key not in self._made:
-            stored = self._container.stored_tensor(key)
+            stored = self._container.tensors.get(key)
             self._made[key] = self._storage(key) if stored is None else self._tensor(key, stored)
         return self._made[key]
 
     def _storage(self, key: str) -> BareStorage:
-        window = self._container.window(key)
+        window = self._container.views.get(key)
         root = key if window is None else window[0]
         whole = self._whole.get(root)
         if whole is None:
-            whole = self._whole[root] = self._container.whole_storage(root, self._factory)
+            stored = self._container.storages.get(root)
+            if stored is None:
+                raise PickleError(f"nothing in the file has the key {root}")
+            storage = self._factory.storage(
+                root, stored.torch_dtype, stored.nbytes, stored.location
+            )
+            whole = self._whole[root] = BareStorage(storage, self._factory, 0, stored.numel)
         if window is None:
             return whole
         return BareStorage(whole.storage, self._factory, *window[1:])
@@ -345,20 +282,16 @@ class _Stream:
         self._limits = limits
         self._window = b""
         self._start = 0  # of the window
-        self._names: dict[Name, None] = {}
         self._table = Table(names=_NAMES)
         self.position = 0
-        #: Where the pickles were: the first byte of each, and how many it has.
-        self.spans: list[tuple[int, int]] = []
+        #: What the pickles mentioned, and where they were: member, first byte, bytes.
+        self.names: dict[Name, None] = {}
+        self.spans: list[tuple[str, int, int]] = []
 
     @property
     def left(self) -> int:
         """Bytes that are still to come."""
         return self._source.size - self.position
-
-    @property
-    def globals(self) -> list[Name]:
-        return list(self._names)
 
     def _have(self, nbytes: int) -> None:
         """See that the window has so many bytes, or all that are left."""
@@ -369,7 +302,6 @@ class _Stream:
             self._start = self.position
 
     def value(self) -> Any:
-        """Return the value of the pickle that stands here."""
         nbytes = 256
         while True:
             self._have(nbytes)
@@ -389,12 +321,11 @@ class _Stream:
                     raise LimitError("pickle_nbytes", have, self._limits.pickle_nbytes) from None
                 nbytes = max(have * 4, have + error.needed)
         start, self.position = self.position, self._start + interpreter.position
-        self.spans.append((start, self.position - start))
-        self._names |= dict.fromkeys(interpreter.globals)
+        self.spans.append((self._record, start, self.position - start))
+        self.names |= dict.fromkeys(interpreter.globals)
         return value
 
     def integer(self, nbytes: int) -> int:
-        """Return a signed number."""
         self._have(nbytes)
         at = self.position - self._start
         raw = self._window[at : at + nbytes]
@@ -407,12 +338,18 @@ class _Stream:
         self.position += nbytes
         return int.from_bytes(raw, "little", signed=True)
 
-    def skip(self, nbytes: int) -> None:
-        self.position += nbytes
-
 
 #: The names in the two members: classes, which mean something in their place only.
 _NAMES = frozenset((module, row) for module in _MODULES for row in STORAGE_CLASSES)
+
+
+def _row(
+    value: Any, length: int, what: str, wanted: str, record: str, last: type = object
+) -> tuple[Any, ...]:
+    """Return a tuple of a pickle, whose last item has a type."""
+    if type(value) is not tuple or len(value) != length or not isinstance(value[-1], last):
+        raise PickleError(f"{what} is {shown(value)}; {wanted}", record=record)
+    return value
 
 
 def _count(value: Any) -> int:

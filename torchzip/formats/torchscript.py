@@ -24,9 +24,8 @@ from torchzip.formats.base import (
     OpenStorage,
     Pickle,
     measured_by,
-    read_pickle,
 )
-from torchzip.formats.zip import ZipContainer
+from torchzip.formats.zip import RecordOpener, ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
@@ -41,8 +40,9 @@ _CPP_CLASSES = f"{SCRIPT_PREFIX}.torch.classes"
 _LINE = re.compile(rb"^(?:\S|  __(?:parameters|buffers)__)[^\n]*", re.MULTILINE)
 _CLASS = re.compile(rb"class (\w+)(?:\((\w+)\))?:\s*")
 _LIST = re.compile(rb"  __(parameters|buffers)__ = \[")
-_ITEM = re.compile(rb'"([^"\\]*(?:\\[^\n][^"\\]*)*)",? ?')
-_ESCAPE = re.compile(rb"\\([0-7]{3}|[^\n])")
+# An escape is a letter or three octal digits; torch's printer escapes nothing in a name.
+_ESCAPE = rb"\\([0-3][0-7]{2}|[\\'\"abfnrtv])"
+_ITEM = re.compile(rb'"([^"\\]*(?:%s[^"\\]*)*)",? ?' % _ESCAPE)
 _ESCAPES = {
     b"\\": b"\\", b"'": b"'", b'"': b'"', b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n",
     b"r": b"\r", b"t": b"\t", b"v": b"\v",
@@ -58,9 +58,6 @@ class ScriptClass:
     is_module: bool
     parameters: frozenset[str] = frozenset()
     buffers: frozenset[str] = frozenset()
-
-
-_NO_MODULE = ScriptClass(False)
 
 
 class TorchScriptContainer(ZipContainer):
@@ -82,6 +79,7 @@ class TorchScriptContainer(ZipContainer):
     can_be_shard = False
     torch_load = "needs weights_only=False"
     torch_reason = "a TorchScript archive; torch.jit.load reads it"
+    rebuilder_type = ScriptRebuilder
 
     def __init__(self, archive: ZipReader, limits: Limits) -> None:
         super().__init__(archive, limits)
@@ -94,10 +92,7 @@ class TorchScriptContainer(ZipContainer):
             made.append(make_factory(open_storage))
             return made[-1]
 
-        contents = read_pickle(
-            self._zip.read(self.pickle_record), self.open_storage, make, self._limits,
-            path=self.name, record=self.pickle_record, rebuilder_type=ScriptRebuilder,
-        )  # fmt: skip
+        contents = self.run_pickle(self.pickle_record, RecordOpener(self), make)
         modules = _Modules(self._read_classes(contents.globals))
         modules.mark_parameters(contents.root, made[-1])
         contents.parts_of = modules.parts_of
@@ -106,7 +101,7 @@ class TorchScriptContainer(ZipContainer):
 
     def pickles(self) -> Iterator[Pickle]:
         yield self._pickle(self.pickle_record)
-        for name in self._zip:
+        for name in self.archive:
             if name != self.pickle_record and name.endswith(("pkl", ".pickle")):
                 yield self._pickle(name, is_read=False)
 
@@ -121,10 +116,7 @@ class TorchScriptContainer(ZipContainer):
 
     def _read_constants(self, make_factory: MakeFactory) -> Contents:
         record = "constants.pkl"
-        constants = read_pickle(
-            self._zip.read(record), self._open_constant, make_factory, self._limits,
-            path=self.name, record=record, rebuilder_type=ScriptRebuilder,
-        )  # fmt: skip
+        constants = self.run_pickle(record, self._open_constant, make_factory)
         if type(constants.root) is not tuple:
             raise PickleError(
                 f"the constants are a {type(constants.root).__name__}, not a tuple",
@@ -133,10 +125,8 @@ class TorchScriptContainer(ZipContainer):
             )
         return constants
 
-    def _open_constant(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        return self.open_record(f"constants/{key}", torch_dtype, nbytes, location)
+    def _open_constant(self, key: str, *measure: Any) -> TensorStorage:
+        return self.open_record(f"constants/{key}", *measure)
 
     def _read_classes(self, names: list[Name]) -> dict[Name, ScriptClass]:
         """Return what the archive says of its classes; those that it does not explain are not."""
@@ -144,25 +134,25 @@ class TorchScriptContainer(ZipContainer):
         wanted: dict[str, set[str]] = {}
         for module, name in names:
             if _is_below(module, _CPP_CLASSES):
-                classes[module, name] = _NO_MODULE
+                classes[module, name] = ScriptClass(is_module=False)
             elif _is_below(module, SCRIPT_PREFIX):
                 wanted.setdefault(module, set()).add(name)
         for module, held in wanted.items():
-            for name, known in self._read_code(module, held).items():
-                classes[module, name] = known
+            found = self._read_code(module, held)
+            classes |= {(module, name): known for name, known in found.items()}
         return classes
 
     def _read_code(self, module: str, names: set[str]) -> dict[str, ScriptClass]:
         record = f"code/{module.replace('.', '/')}.py"
-        if record not in self._zip:
+        if record not in self.archive:
             return {}
         bound = self._limits.code_nbytes
-        self._code_left -= self._zip.entry(record).nbytes
+        self._code_left -= self.archive.entry(record).nbytes
         if self._code_left < 0:
             raise LimitError(
                 "code_nbytes", bound - self._code_left, bound, path=self.name, record=record
             )
-        return parse_classes(self._zip.read(record, limit="code_nbytes"), names)
+        return parse_classes(self.archive.read(record, limit="code_nbytes"), names)
 
 
 def _is_below(module: str, prefix: str) -> bool:
@@ -279,34 +269,16 @@ def _parse_list(line: bytes) -> tuple[bytes, frozenset[str]] | None:
     at = head.end()
     while line[at : at + 1] == b'"':
         item = _ITEM.match(line, at)
-        name = _unquote(item[1]) if item is not None else None
-        if item is None or name is None:
+        if item is None:
             return None
-        names.append(name)
+        try:
+            names.append(re.sub(_ESCAPE, _unescape, item[1]).decode())
+        except UnicodeDecodeError:
+            return None
         at = item.end()
     return (head[1], frozenset(names)) if line[at:].rstrip() == b"]" else None
 
 
-def _unquote(text: bytes) -> str | None:
-    """Return what a quoted text stands for to torch's parser; None if it is not UTF-8.
-
-    Its printer escapes nothing in a name. The parser knows letters and three octal digits.
-    """
-    if b"\\" in text:
-        known = True
-
-        def replace(found: re.Match[bytes]) -> bytes:
-            nonlocal known
-            escape = found[1]
-            if len(escape) == 3 and escape < b"400":
-                return bytes([int(escape, 8)])
-            known = known and escape in _ESCAPES
-            return _ESCAPES.get(escape, b"")
-
-        text = _ESCAPE.sub(replace, text)
-        if not known:
-            return None
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return None
+def _unescape(found: re.Match[bytes]) -> bytes:
+    """Return the byte that an escape stands for to torch's parser."""
+    return bytes([int(found[1], 8)]) if len(found[1]) == 3 else _ESCAPES[found[1]]

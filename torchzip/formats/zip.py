@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 
 from torchzip.container.zip_layout import STORED
 from torchzip.container.zip_reader import ZipReader
-from torchzip.errors import ArchiveError, TensorError, listed, shown
+from torchzip.errors import ArchiveError, ErrorPlace, TensorError, listed, shown
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.formats.base import (
     Contents,
     FileContainer,
     Format,
     MakeFactory,
+    OpenStorage,
     Pickle,
     RecordCheck,
     measured_by,
@@ -26,20 +26,21 @@ from torchzip.formats.base import (
 )
 from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
+from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.storage import Measure, SpanStorage, StreamStorage, TensorStorage
 
 
-class _Opener:
-    """The `StorageOpener` of a container."""
+class RecordOpener:
+    """Opens the storages in the records ``data/<key>``; see `StorageOpener`."""
 
     def __init__(self, container: ZipContainer) -> None:
-        self._open = container.open_storage
+        self._open = container.open_record
         self.many = container.open_storages
 
     def __call__(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
-        return self._open(key, torch_dtype, nbytes, location)
+        return self._open(f"data/{key}", torch_dtype, nbytes, location)
 
 
 OF_ANY_RELEASE = frozenset(["data.pkl", "version", ".data/version", ".data/serialization_id"])
@@ -61,11 +62,12 @@ class ZipContainer(ZipFormat, FileContainer):
     pickle_record = "data.pkl"
     #: What an archive of this format must have.
     needed_record = pickle_record
+    rebuilder_type: type[Rebuilder] = Rebuilder
 
     def __init__(self, archive: ZipReader, limits: Limits) -> None:
         super().__init__(archive.source)
         self._limits = limits
-        self._zip = archive
+        self.archive = archive
         #: Records that begin like pickles, as far as they were checked.
         self._suspects: list[str] = []
         if self.needed_record not in archive:
@@ -74,57 +76,43 @@ class ZipContainer(ZipFormat, FileContainer):
                 f"{listed(list(archive))}",
                 path=self.name,
             )
-        self._check_version()
-        self._byteorder = self._read_byteorder()
-        self._is_native = self._byteorder == sys.byteorder
-
-    @property
-    def archive(self) -> ZipReader:
-        """The records."""
-        return self._zip
+        with ErrorPlace(path=self.name):
+            self._check_version()
+            self._byteorder = self._read_byteorder()
 
     def _text(self, name: str) -> bytes:
-        return self._zip.read(name, limit="text_nbytes")
+        return self.archive.read(name, limit="text_nbytes")
 
     def _check_version(self) -> None:
-        name = ".data/version" if ".data/version" in self._zip else "version"
+        name = ".data/version" if ".data/version" in self.archive else "version"
         text = self._text(name).strip()
         digits = text[: len(text) - len(text.lstrip(b"0123456789"))]
         if not digits or not 1 <= int(digits) <= 10:
             raise ArchiveError(
-                f"the format version is {shown(text, 20)}; 1 to 10 was expected",
-                path=self.name,
-                record=name,
+                f"the format version is {shown(text, 20)}; 1 to 10 was expected", record=name
             )
 
     def _read_byteorder(self) -> str:
-        if "byteorder" not in self._zip:
+        if "byteorder" not in self.archive:
             # Releases before 2.1 wrote no such record. Where its name is damaged in the directory,
             # it is right beside its bytes: one bit must not byte-swap every number.
-            for name in self._zip:
+            for name in self.archive:
                 if not name.startswith("data/") and name not in OF_ANY_RELEASE:
-                    self._zip.data_offset(name)
+                    self.archive.data_offset(name)
             return "little"
         text = self._text("byteorder")
         if text not in (b"little", b"big"):
             raise ArchiveError(
                 f"the byte order is {shown(text, 20)}; b'little' or b'big' was expected",
-                path=self.name,
                 record="byteorder",
             )
         return text.decode()
-
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage in record ``data/<key>``, whose size must be ``nbytes``."""
-        return self.open_record(f"data/{key}", torch_dtype, nbytes, location)
 
     def open_record(
         self, name: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         """Return the storage in a record, whose size must be ``nbytes``."""
-        stored_nbytes, crc, method = self._zip.size_of(name)
+        stored_nbytes, crc, method = self.archive.size_of(name)
         if stored_nbytes != nbytes:
             key = name.rpartition("/")[2]
             raise TensorError(
@@ -132,29 +120,26 @@ class ZipContainer(ZipFormat, FileContainer):
                 "pickle",
                 record=name,
             )
-        unit = 1 if self._is_native else swap_nbytes(torch_dtype, self._byteorder)
+        unit = swap_nbytes(torch_dtype, self._byteorder)
         if method == STORED:
-            return SpanStorage(torch_dtype, nbytes, location, name, self._zip, crc or None, unit)
-        self._zip.check_ratio(name)
+            return SpanStorage(torch_dtype, nbytes, location, name, self.archive, crc or None, unit)
+        self.archive.check_ratio(name)
         return StreamStorage(
             torch_dtype, nbytes, location,
-            inflate=functools.partial(self._zip.inflate, name),
+            inflate=functools.partial(self.archive.inflate, name),
             crc=crc or None, swap_nbytes=unit, record=name,
         )  # fmt: skip
 
     def open_storages(
         self, keys: list[str], measures: list[Measure], which: list[int]
     ) -> list[TensorStorage] | None:
-        """Return what `open_storage` does for each of many keys; None if that is for it to do."""
+        """Return what `open_record` does for each of many keys; None if that is for it to do."""
         nbytes = np.array([measure.nbytes for measure in measures])[which]
-        crcs = self._zip.crcs_of(keys, nbytes)
+        crcs = self.archive.crcs_of(keys, nbytes)
         if crcs is None:
             return None
-        fields = [
-            (*measure, 1 if self._is_native else swap_nbytes(measure.torch_dtype, self._byteorder))
-            for measure in measures
-        ]
-        archive = self._zip
+        fields = [(*each, swap_nbytes(each.torch_dtype, self._byteorder)) for each in measures]
+        archive = self.archive
         return [
             SpanStorage(torch_dtype, size, location, "data/" + key, archive, crc or None, unit)
             for key, crc, (torch_dtype, size, location, unit) in zip(
@@ -163,17 +148,22 @@ class ZipContainer(ZipFormat, FileContainer):
         ]
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        data = self._zip.read(self.pickle_record)
+        return self.run_pickle(self.pickle_record, RecordOpener(self), make_factory)
+
+    def run_pickle(
+        self, record: str, open_storage: OpenStorage, make_factory: MakeFactory
+    ) -> Contents:
+        """Return what the pickle in a record holds."""
         return read_pickle(
-            data, _Opener(self), make_factory, self._limits,
-            path=self.name, record=self.pickle_record,
+            self.archive.read(record), open_storage, make_factory, self._limits,
+            path=self.name, record=record, rebuilder_type=self.rebuilder_type,
         )  # fmt: skip
 
     def pickles(self) -> Iterator[Pickle]:
         yield self._pickle(self.pickle_record)
 
     def _pickle(self, name: str, *, is_read: bool = True) -> Pickle:
-        return Pickle(name, functools.partial(self._zip.read, name), is_read)
+        return Pickle(name, functools.partial(self.archive.read, name), is_read)
 
     def _used_records(self) -> set[str]:
         """Return the records with bytes of tensors, and others that are not pickles."""
@@ -188,16 +178,16 @@ class ZipContainer(ZipFormat, FileContainer):
         known = self._used_records() if suspects else known
         for name in suspects:
             if name not in known:
-                note = stray_note(name, self._zip.read(name), self._limits)
+                note = stray_note(name, self.archive.read(name), self._limits)
                 if note is not None:
                     yield note
 
     def check_record(self, name: str) -> RecordCheck:
         """Read one record from end to end and compare its CRC."""
-        entry = self._zip.entry(name)
-        span = self._zip.stored_span(name)
+        entry = self.archive.entry(name)
+        span = self.archive.stored_span(name)
         blocks: Iterator[bytes | memoryview]
-        blocks = self._zip.inflate(name) if span is None else read_blocks(self.source, *span)
+        blocks = self.archive.inflate(name) if span is None else read_blocks(self.source, *span)
         found = 0
         is_first = entry.nbytes <= self._limits.pickle_nbytes
         for block in blocks:
@@ -212,6 +202,6 @@ class ZipContainer(ZipFormat, FileContainer):
 
     def check_records(self) -> Iterator[RecordCheck]:
         self._suspects.clear()
-        for name in self._zip:
+        for name in self.archive:
             yield self.check_record(name)
         self.notes = tuple(self._stray_notes())
