@@ -39,7 +39,7 @@ back as one object; one that contains itself does too. (Numbers, strings, bytes 
 So does what lies too deep for its own place: the text itself is nested no deeper than a
 reader of JSON with a stack of a few hundred levels takes.
 
-Values that hold no others (`carried_values`):
+Values that hold no others (`carried_kinds`):
 
 ====================  ===========================================================================
 ``int``               ``"-0x1f"``, of more than 64 bits
@@ -75,8 +75,10 @@ a dict of these by their names below it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from types import GeneratorType
 from typing import Any
 
@@ -84,19 +86,19 @@ import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import is_plain, items_of, key_text, reach, shared
-from torchzip.convert.carried_text import Carried, carry_order, text_of, to_json
-from torchzip.convert.carried_values import (
+from torchzip.convert.carried_kinds import (
+    CONTAINERS,
     Node,
     NotCarriedError,
     are_json,
     is_plain_text,
-    write_atom,
+    write_value,
 )
+from torchzip.convert.carried_text import Carried, carry_order, text_of, to_json
 from torchzip.errors import LimitError, PickleError, UnsupportedError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.pickling.keys import KeyCheck
-from torchzip.tensors.python_values import FACTORIES
 from torchzip.tensors.specs import TensorSpec, contiguous_stride, is_contiguous
 from torchzip.types import Dtype, ForeignObject, Layout, OtherTensor, Parameter, QScheme
 
@@ -113,11 +115,12 @@ _PATH_LENGTH = 300
 _COUNTED = (dict, list, tuple)
 
 NameOf = Callable[[LazyTensor], str | None]
-
 #: A step of a path: the path before, a key, and whether it is the name of an attribute.
 _Path = tuple[Any, Any, bool] | None
-#: Yields (value, path, whether it is in a sequence), gets their JSON, and returns its own.
-_Writing = Generator[tuple[Any, _Path, bool], Any, Node]
+#: A value, its path, and whether it is in a sequence.
+_Asked = tuple[Any, _Path, bool]
+#: Asks for the JSON of the values inside, and returns its own.
+_Writing = Generator[_Asked, Any, Node]
 
 
 def carry(
@@ -163,11 +166,11 @@ def carry(
         root,
         name_of,
         names or {},
-        is_listed if is_listed is not None else lambda value: isinstance(value, OtherTensor),
-        name_of_array if name_of_array is not None else lambda array: None,
+        is_listed or (lambda value: isinstance(value, OtherTensor)),
+        name_of_array or (lambda array: None),
         limits,
     )
-    node = writer.write(root)
+    node = writer.write()
     if node is _LOST:
         return Carried()
     made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
@@ -218,55 +221,59 @@ def _is_ordinary(spec: TensorSpec) -> bool:
     )  # fmt: skip
 
 
-class _Lost:
-    """What stands for the JSON of a value that has none."""
+def drive(first: Generator[Any, Any, Any], start: Callable[[Any, int], Any]) -> Any:
+    """Run a generator, and those of the values that it asks for; no call nests.
+
+    ``start`` gets what one of them yields, and how many are under way. It returns the value that
+    was asked for, or the generator that makes it.
+    """
+    stack = [first]
+    sent: Any = None
+    while stack:
+        try:
+            asked = stack[-1].send(sent)
+        except StopIteration as stop:
+            stack.pop()
+            sent = stop.value
+            continue
+        sent = start(asked, len(stack))
+        if type(sent) is GeneratorType:
+            stack.append(sent)
+            sent = None
+    return sent
 
 
-_LOST = _Lost()
+#: Stands for the JSON of a value that has none.
+_LOST: Any = object()
+_WITH_ITEMS = frozenset([list, *(row.type for row in CONTAINERS.values())])
 
 
+@dataclass
 class _Writer:
     """Writes one object. ``table`` is the list of shared values, ``lost`` what is not carried."""
 
-    def __init__(
-        self,
-        root: Any,
-        name_of: NameOf,
-        names: Mapping[str, str],
-        is_listed: Callable[[Any], bool],
-        name_of_array: Callable[[Any], str | None],
-        limits: Limits,
-    ) -> None:
-        self._name_of_array = name_of_array
-        self.table: list[Node] = []
-        self.lost: list[str] = []
-        self._name_of = name_of
-        self._names = _Below(names)
-        self._is_listed = is_listed
-        self._limits = limits
+    root: Any
+    name_of: NameOf
+    names: Mapping[str, str]
+    is_listed: Callable[[Any], bool]
+    name_of_array: Callable[[Any], str | None]
+    limits: Limits
+    table: list[Node] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
         self._keys = KeyCheck()
         # A key takes more bytes as JSON than in any file that it can come from.
-        self._keys.allow(limits, limits.header_nbytes)
-        self._shared = shared(root, _carried_parts)
+        self._keys.allow(self.limits, self.limits.header_nbytes)
+        self._shared = shared(self.root, _carried_parts)
         self._places: dict[int, int] = {}  # in the table, by the id of a value
         self._jobs: deque[tuple[int, _Writing, int]] = deque()
-        self._writers: dict[type, Callable[[Any, _Path], _Writing]] = {
-            dict: self._mapping,
-            OrderedDict: self._mapping,
-            defaultdict: self._mapping,
-            Counter: self._mapping,
-            list: self._sequence,
-            tuple: self._sequence,
-            deque: self._sequence,
-            set: self._set,
-            frozenset: self._set,
-        }
 
-    def write(self, root: Any) -> Node:
+    def write(self) -> Node:
         """Return the JSON of the object; `_LOST` if it has none."""
 
         def start() -> _Writing:
-            return (yield root, None, False)
+            return (yield self.root, None, False)
 
         node = self._drive(start(), 0)
         while self._jobs:
@@ -275,24 +282,11 @@ class _Writer:
         return node
 
     def _drive(self, writing: _Writing, depth: int) -> Node:
-        """Run a writer and those of the values inside; no call nests."""
-        stack = [writing]
-        sent: Any = None
-        while stack:
-            try:
-                value, path, in_sequence = stack[-1].send(sent)
-            except StopIteration as stop:
-                stack.pop()
-                sent = stop.value
-                continue
-            sent = self._node(value, path, in_sequence, depth + len(stack), len(stack))
-            if type(sent) is GeneratorType:
-                stack.append(sent)
-                sent = None
-        return sent
+        return drive(writing, lambda asked, inline: self._node(asked, depth + inline, inline))
 
-    def _node(self, value: Any, path: _Path, in_sequence: bool, depth: int, inline: int) -> Any:
+    def _node(self, asked: _Asked, depth: int, inline: int) -> Any:
         """Return the JSON of a value, or the generator that writes it."""
+        value, path, in_sequence = asked
         place = self._places.get(id(value))
         if place is not None:
             return {"shared": place}
@@ -323,76 +317,80 @@ class _Writer:
         held = value.data if type(value) is Parameter else value
         if isinstance(held, ForeignObject):
             return self._foreign(held, path)
-        if isinstance(held, LazyTensor | OtherTensor) and self._is_listed(held):
+        if isinstance(held, LazyTensor | OtherTensor) and self.is_listed(held):
             return _LOST
         if type(held) is LazyTensor:
-            name = self._name_of(held)
+            name = self.name_of(held)
             if name is None:
                 raise NotCarriedError("a tensor that the state dict does not name")
             return self._tensor(value, held.spec, name, path)
         if isinstance(held, OtherTensor):
             raise NotCarriedError(f"a {held.kind.replace('_', ' ')} tensor")
         if isinstance(held, np.ndarray):
-            name = self._name_of_array(held)
+            name = self.name_of_array(held)
             if name is not None:
                 return {"tensor": name}
-        writer = self._writers.get(type(value))
-        if writer is None:
-            return write_atom(value, self._limits)
-        if depth > self._limits.nesting:
-            raise NotCarriedError(f"nested more than {self._limits.nesting:,} deep")
-        return writer(value, path)
+        if type(value) not in _WITH_ITEMS:
+            return write_value(value, self.limits)
+        if depth > self.limits.nesting:
+            raise NotCarriedError(f"nested more than {self.limits.nesting:,} deep")
+        return self._container(value, path)
 
     # -- containers ------------------------------------------------------------------------
 
-    def _sequence(self, value: Any, path: _Path) -> _Writing:
-        items: list[Node] = []
-        if are_json(value):  # a million losses need no look at each
-            items += value
+    def _container(self, value: Any, path: _Path) -> _Writing:
+        if isinstance(value, dict):
+            body = yield from self._mapping(value, path)
+        elif isinstance(value, set | frozenset):
+            made = [self._key(item, path) for item in value]
+            body = _in_order([item for item in made if item is not _LOST])
         else:
-            for index, item in enumerate(value):
-                made = yield item, (path, index, False), True
-                items.append(None if made is _LOST else made)
+            body = yield from self._sequence(value, path)
         if type(value) is list:
-            return items
-        if type(value) is deque and value.maxlen is not None:
-            return {"deque": items, "maxlen": value.maxlen}
-        return {type(value).__name__: items}
+            return body
+        tag = type(value).__name__
+        node: dict[str, Node] = {tag: body}
+        for option, get in CONTAINERS[tag].options.items():
+            held = get(value)
+            if option == "attributes":
+                held = yield from self._attributes(held, path)
+            if held is not None:
+                node[option] = held
+        return node
+
+    def _sequence(self, value: Any, path: _Path) -> _Writing:
+        if are_json(value):  # a million losses need no look at each
+            return list(value)
+        items: list[Node] = []
+        for index, item in enumerate(value):
+            made = yield item, (path, index, False), True
+            items.append(None if made is _LOST else made)
+        return items
 
     def _mapping(self, value: Any, path: _Path) -> _Writing:
+        if {str}.issuperset(map(type, value)) and are_json(value) and are_json(value.values()):
+            return dict(value)
         pairs: list[tuple[Node, Node]] = []
-        whole = {str}.issuperset(map(type, value)) and are_json(value) and are_json(value.values())
-        if whole:
-            pairs += value.items()
-        for key, item in () if whole else value.items():
+        for key, item in value.items():
             step = (path, key, False)
             made_key = self._key(key, step)
             if made_key is not _LOST:
                 made = yield item, step, False
                 if made is not _LOST:
                     pairs.append((made_key, made))
-        node: dict[str, Node] = {type(value).__name__: _items(pairs)}
-        if type(value) is defaultdict and value.default_factory is not None:
-            node["factory"] = _FACTORY_NAMES[value.default_factory]
-        elif type(value) is OrderedDict and vars(value):
-            attributes = {}
-            for key, item in vars(value).items():
-                if is_plain_text(key):
-                    made = yield item, (path, key, True), False
-                    if made is not _LOST:
-                        attributes[key] = made
-                else:
-                    self._lose((path, key, True), "an attribute whose name is not a string")
-            if attributes:
-                node["attributes"] = attributes
-        return node
+        return _items(pairs)
 
-    def _set(self, value: Any, path: _Path) -> _Writing:
-        made = [self._key(item, path) for item in value]
-        # Same object, same text: sets have the order of hashes, which differ with each process.
-        items = sorted((item for item in made if item is not _LOST), key=to_json)
-        yield from ()
-        return {type(value).__name__: items}
+    def _attributes(self, held: dict[str, Any], path: _Path) -> _Writing:
+        attributes = {}
+        for name, item in held.items():
+            step = (path, name, True)
+            if is_plain_text(name):
+                made = yield item, step, False
+                if made is not _LOST:
+                    attributes[name] = made
+            else:
+                self._lose(step, "an attribute whose name is not a string")
+        return attributes or None
 
     def _key(self, key: Any, path: _Path) -> Node:
         if type(key) is str and is_plain_text(key):
@@ -409,11 +407,11 @@ class _Writer:
     def _key_node(self, key: Any, depth: int) -> Node:
         """Return the JSON of a key, which `KeyCheck` has found to be small."""
         if type(key) not in (tuple, frozenset):
-            return write_atom(key, self._limits)
+            return write_value(key, self.limits)
         if depth >= _KEY_DEPTH:
             raise NotCarriedError(f"nested more than {_KEY_DEPTH} deep")
         items = [self._key_node(item, depth + 1) for item in key]
-        return {type(key).__name__: items if type(key) is tuple else sorted(items, key=to_json)}
+        return {type(key).__name__: items if type(key) is tuple else _in_order(items)}
 
     # -- tensors and objects ---------------------------------------------------------------
 
@@ -447,12 +445,12 @@ class _Writer:
         below = self._below(path)
         what = f"{_name_of_class(value)} cannot be held by JSON"
         if not below:
-            if self._is_listed(value):
+            if self.is_listed(value):
                 return _LOST
             raise NotCarriedError(what)
-        if not self._is_listed(value):
+        if not self.is_listed(value):
             self._lose(path, f"{what}; a dict of its tensors stands for it")
-        pairs = [(write_atom(key, self._limits), {"tensor": name}) for key, name in below]
+        pairs = [(write_value(key, self.limits), {"tensor": name}) for key, name in below]
         return {"dict": _items(pairs)}
 
     def _below(self, path: _Path) -> list[tuple[str, str]]:
@@ -466,7 +464,14 @@ class _Writer:
             if is_attribute:
                 return []
             labels.append(key_text(key))
-        return self._names.below(".".join(reversed(labels)) + ".")
+        prefix = ".".join(reversed(labels)) + "."
+        first = bisect_left(self._sorted_names, prefix)
+        stop = bisect_left(self._sorted_names, prefix[:-1] + "/")  # what follows on a dot
+        return [(name[len(prefix) :], self.names[name]) for name in self._sorted_names[first:stop]]
+
+    @cached_property
+    def _sorted_names(self) -> list[str]:
+        return sorted(self.names)
 
     def _lose(self, path: _Path, why: str) -> None:
         parts: list[str] = []
@@ -488,26 +493,6 @@ class _Writer:
         self.lost.append(f"{place}: {why}")
 
 
-class _Below:
-    """Names of tensors, to be found by what they begin with."""
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
-        self._sorted: list[str] | None = None
-
-    def below(self, prefix: str) -> list[tuple[str, str]]:
-        """Return what follows on a prefix in each name that begins with it, and its own name."""
-        if self._sorted is None:
-            self._sorted = sorted(self._names)
-        found = []
-        for index in range(bisect_left(self._sorted, prefix), len(self._sorted)):
-            name = self._sorted[index]
-            if not name.startswith(prefix):
-                break
-            found.append((name[len(prefix) :], self._names[name]))
-        return found
-
-
 def is_plain_tensor(subclass: ForeignObject | None) -> bool:
     """Return whether the class of a tensor with attributes is that of all tensors."""
     return (
@@ -521,15 +506,17 @@ def _name_of_class(value: ForeignObject) -> str:
     return f"{value.module}.{value.name}"[:_PATH_LENGTH]
 
 
+def _in_order(items: list[Node]) -> list[Node]:
+    """Return the items of a set, which has the order of hashes: they differ with each process."""
+    return sorted(items, key=to_json)
+
+
 def _items(pairs: list[tuple[Node, Node]]) -> Node:
     if all(type(key) is str for key, _ in pairs):
         return dict(pairs)
     return [[key, item] for key, item in pairs]
 
 
-_FACTORY_NAMES = {factory: name for (_, name), factory in FACTORIES.items()}
-
-_CONTAINERS = frozenset([dict, OrderedDict, defaultdict, Counter, list, tuple, deque])
 #: What is equal wherever it stands, or is no more than a name; and what is not carried as it is.
 _ANONYMOUS = frozenset(
     [type(None), bool, int, float, complex, str, bytes, Dtype, Layout, QScheme, ForeignObject]
@@ -542,7 +529,7 @@ def _carried_parts(value: Any) -> Iterable[Child]:
     A state is one value here, and not what is in it.
     """
     held: list[Any] = []
-    if type(value) in _CONTAINERS:
+    if type(value) in _WITH_ITEMS:
         held += items_of(value)
     if type(value) is OrderedDict:
         held += vars(value).values()

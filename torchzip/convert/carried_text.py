@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torchzip.convert.carried_values import Node
+from torchzip.convert.carried_kinds import Node
 from torchzip.limits import Limits
 
 
@@ -21,11 +21,8 @@ class Carried:
     lost: list[str] = field(default_factory=list)
 
 
-def carry_order(
-    names: list[str], in_file: Sequence[str] | None, limits: Limits | None = None
-) -> Carried:
+def carry_order(names: list[str], in_file: Sequence[str] | None, limits: Limits) -> Carried:
     """Return the JSON of a plain dict of tensors by their names, if the file has another order."""
-    limits = limits if limits is not None else Limits()
     if in_file is None or names == list(in_file):
         return Carried()
     return text_of({"root": {"tensors": names}}, "the order of the tensors", [], limits)
@@ -44,8 +41,7 @@ def text_of(made: Node, what: str, lost: list[str], limits: Limits) -> Carried:
         ("lists and dicts", *containers_in(text, limits)),
     ):
         if actual > bound:
-            line = f"{what}: {actual:,} {unit} as JSON, more than {bound:,}"
-            return Carried(None, [line])
+            return Carried(None, [f"{what}: {actual:,} {unit} as JSON, more than {bound:,}"])
     return Carried(text, lost)
 
 
@@ -59,9 +55,7 @@ def _is_longer(node: Node, most: int) -> bool:
     todo = [node]
     while todo and most >= 0:
         part = todo.pop()
-        parts = part if isinstance(part, list) else [part]
-        if isinstance(part, dict):
-            parts = [*part.keys(), *part.values()]
+        parts = [*part, *part.values()] if isinstance(part, dict) else part
         most -= sum([len(each) for each in parts if type(each) is str])
         most -= sum([each.bit_length() >> 2 for each in parts if type(each) is int])
         todo += [each for each in parts if type(each) in (dict, list)]

@@ -14,6 +14,7 @@ from torchzip.convert.planned import PlannedFile, PlannedTensor
 from torchzip.convert.selection import Selection
 from torchzip.convert.work import Work
 from torchzip.errors import listed
+from torchzip.limits import Limits
 from torchzip.types import OtherTensor
 
 #: Bytes of an array of numpy up to which its values are in the text that carries the object.
@@ -155,7 +156,7 @@ class Planner(Output):
             and not self._is_in_text(name, array)
         }
         if selection.is_flat:
-            made = carry_order(list(self.tensors), in_file)
+            made = carry_order(list(self.tensors), in_file, Limits())
         else:
             made = carry(
                 selection.root,
