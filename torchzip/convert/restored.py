@@ -9,19 +9,13 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.json_objects import no_duplicates
 from torchzip.convert.carried import drive, is_dense
-from torchzip.convert.carried_kinds import (
-    CONTAINERS,
-    KINDS,
-    Node,
-    broken,
-    options_of,
-    read_value,
-)
+from torchzip.convert.carried_kinds import CONTAINERS, KINDS, Node, broken, options_of, read_value
 from torchzip.convert.carried_text import containers_in
 from torchzip.errors import (
     ArchiveError,
@@ -101,6 +95,7 @@ def _no_constant(name: str) -> Any:
 _UNMADE, _BEING_MADE = object(), object()
 
 
+@dataclass
 class _Maker:
     """Makes one object.
 
@@ -108,19 +103,15 @@ class _Maker:
     can contain itself; what cannot needs its parts first. Neither recurses.
     """
 
-    def __init__(
-        self,
-        table: list[Node],
-        tensor: Callable[[str], LazyTensor | None],
-        limits: Limits,
-        nbytes: int,
-    ) -> None:
-        self._table = table
-        self._made: list[Any] = [_UNMADE] * len(table)
-        self._find_tensor = tensor
-        self._limits = limits
+    table: list[Node]
+    find_tensor: Callable[[str], LazyTensor | None]
+    limits: Limits
+    nbytes: int
+
+    def __post_init__(self) -> None:
+        self._made: list[Any] = [_UNMADE] * len(self.table)
         self._keys = KeyCheck()
-        self._keys.allow(limits, nbytes)
+        self._keys.allow(self.limits, self.nbytes)
         self._fills: deque[_Reading] = deque()
         self._permuted: dict[Any, tuple[TensorStorage, TensorStorage]] = {}
 
@@ -151,16 +142,16 @@ class _Maker:
             raise broken(f"an object that is not of one kind (its keys: {found or 'none'})")
         (tag,) = tags
         if tag in KINDS:
-            return read_value(tag, node, self._limits)
+            return read_value(tag, node, self.limits)
         body = node[tag]
         container = CONTAINERS.get(tag)
         options = options_of(node, tag, container.options if container else _OTHERS[tag])
         self._check_depth(depth if container or tag == "tensors" else depth - 1)
+        if tag == "tensors":
+            return self._tensors(body)
+        if tag == "shared":
+            return self._shared(body, depth)
         if container is None:
-            if tag == "tensors":
-                return self._tensors(body)
-            if tag == "shared":
-                return self._shared(body, depth)
             return self._tensor(body, options, tag == "parameter", depth)
         if container.empty is None:
             return self._whole(container.type, body, depth)
@@ -171,16 +162,16 @@ class _Maker:
         return shell
 
     def _check_depth(self, depth: int) -> None:
-        if depth > self._limits.nesting:
-            raise LimitError("nesting", depth, self._limits.nesting)
+        if depth > self.limits.nesting:
+            raise LimitError("nesting", depth, self.limits.nesting)
 
     def _shared(self, place: Any, depth: int) -> _Reading:
-        if type(place) is not int or not 0 <= place < len(self._table):
+        if type(place) is not int or not 0 <= place < len(self.table):
             raise broken("a shared value that is not there")
         if self._made[place] is _UNMADE:
             self._made[place] = _BEING_MADE
             # A mention of a shared value is not a level of its own.
-            self._made[place] = yield self._table[place], depth
+            self._made[place] = yield self.table[place], depth
         elif self._made[place] is _BEING_MADE:
             raise broken("a value that can only be made from itself")
         return self._made[place]
@@ -229,7 +220,7 @@ class _Maker:
             vars(shell)[name] = yield item, depth + 1
 
     def _tensors(self, body: Any) -> dict[str, LazyTensor]:
-        found = {name: self._find_tensor(_name(name)) for name in _list(body)}
+        found = {name: self.find_tensor(_name(name)) for name in _list(body)}
         # Another program may have left one out.
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -259,7 +250,7 @@ class _Maker:
         return Parameter(tensor, spec.requires_grad, state)
 
     def _spec(self, name: str, options: dict[str, Any], is_parameter: bool) -> TensorSpec:
-        found = self._find_tensor(name)
+        found = self.find_tensor(name)
         if found is None:
             raise broken(f"the file has no tensor {shown(name)}")
         requires_grad = options.get("requires_grad", is_parameter)

@@ -17,13 +17,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from typing import Any
 
 from torchzip.convert.overflow import by_tensor
-from torchzip.convert.pieces import (
-    Task,
-    Written,
-    carry_out,
-    read_in_part,
-    write_pieces,
-)
+from torchzip.convert.pieces import Task, Written, read_in_part, write_pieces
 from torchzip.convert.plan import Plan
 from torchzip.convert.work import Work
 from torchzip.files.new_file import NewFile, commit_together
@@ -124,7 +118,7 @@ def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None
             work.written = [Written(0)] * len(work.pieces)
             for first, task in work.tasks():
                 if in_threads:
-                    future = executor.submit(carry_out, task)
+                    future = executor.submit(write_pieces, task)
                 else:
                     packed = _packed(task)
                     if packed is None:
@@ -182,7 +176,7 @@ def _carry_out_packed(packed: bytes) -> list[Written]:
     """
     from multiprocessing.reduction import ForkingPickler
 
-    return carry_out(ForkingPickler.loads(packed))
+    return write_pieces(ForkingPickler.loads(packed))
 
 
 #: What ends a conversion in this process; it tells its workers, and waits for them.
