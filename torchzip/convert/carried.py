@@ -76,7 +76,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import GeneratorType
@@ -127,7 +127,7 @@ def carry(
     root: Any,
     name_of: NameOf,
     *,
-    names: Mapping[str, str] | None = None,
+    names: Collection[str] = (),
     is_listed: Callable[[Any], bool] | None = None,
     name_of_array: Callable[[Any], str | None] | None = None,
     in_file: Sequence[str] | None = None,
@@ -136,8 +136,8 @@ def carry(
     """Return the JSON of the object of a lazy checkpoint, with its tensors by their names.
 
     ``name_of`` returns the name that a tensor has in the file, None if it is not written.
-    ``names`` are all tensors that are written: flat name in the checkpoint -> name in the file; it
-    says what is below an object of another class. Values for which ``is_listed`` is true are left
+    ``names`` are those of all tensors that are written, in the checkpoint and in the file; they
+    say what is below an object of another class. Values for which ``is_listed`` is true are left
     out without a line in ``lost``, because the caller has said what there is to say of them: the
     kinds of tensors that are not dense (`types.OtherTensor`, which is what it is by default), and
     tensors of classes of their own. It is not asked about containers. ``name_of_array`` returns
@@ -165,7 +165,7 @@ def carry(
     writer = _Writer(
         root,
         name_of,
-        names or {},
+        names,
         is_listed or (lambda value: isinstance(value, OtherTensor)),
         name_of_array or (lambda array: None),
         limits,
@@ -254,7 +254,7 @@ class _Writer:
 
     root: Any
     name_of: NameOf
-    names: Mapping[str, str]
+    names: Collection[str]
     is_listed: Callable[[Any], bool]
     name_of_array: Callable[[Any], str | None]
     limits: Limits
@@ -450,11 +450,11 @@ class _Writer:
             raise NotCarriedError(what)
         if not self.is_listed(value):
             self._lose(path, f"{what}; a dict of its tensors stands for it")
-        pairs = [(write_value(key, self.limits), {"tensor": name}) for key, name in below]
+        pairs = [(write_value(key, self.limits), {"tensor": name}) for key, name in below.items()]
         return {"dict": _items(pairs)}
 
-    def _below(self, path: _Path) -> list[tuple[str, str]]:
-        """Return the names of the tensors below a path, without what leads there, and in the file.
+    def _below(self, path: _Path) -> dict[str, str]:
+        """Return the names of the tensors below a path, by what follows on the path in them.
 
         None is below an attribute: it is not on the way to any name.
         """
@@ -462,12 +462,12 @@ class _Writer:
         while path is not None:
             path, key, is_attribute = path
             if is_attribute:
-                return []
+                return {}
             labels.append(key_text(key))
         prefix = ".".join(reversed(labels)) + "."
         first = bisect_left(self._sorted_names, prefix)
         stop = bisect_left(self._sorted_names, prefix[:-1] + "/")  # what follows on a dot
-        return [(name[len(prefix) :], self.names[name]) for name in self._sorted_names[first:stop]]
+        return {name[len(prefix) :]: name for name in self._sorted_names[first:stop]}
 
     @cached_property
     def _sorted_names(self) -> list[str]:
