@@ -14,6 +14,7 @@ import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, datetime, time, timedelta, timezone
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -242,20 +243,22 @@ def _read_slice(body: Any, limits: Limits) -> slice:
 
 
 def _moment(kind: Any) -> Kind:
+    tag = kind.__name__
+
     def read(body: Any, limits: Limits, tzinfo: Any = None, fold: Any = 0) -> Any:
         zone = _part(tzinfo, limits, ("timezone",))
         made = _iso(kind, body)
         if not isinstance(zone, timezone | None) or type(fold) is not int or fold not in (0, 1):
-            raise broken(f"a {kind.__name__} with a time zone or a fold that is not valid")
+            raise broken(f"a {tag} with a time zone or a fold that is not valid")
         return made.replace(tzinfo=zone, fold=fold)
 
-    return Kind(
-        kind.__name__,
-        kind,
-        lambda value: value.replace(tzinfo=None, fold=0).isoformat(),
-        read,
-        {"tzinfo": lambda value: value.tzinfo, "fold": lambda value: value.fold or None},
-    )
+    def write(value: Any) -> Any:
+        return value.replace(tzinfo=None, fold=0).isoformat()
+
+    def fold(value: Any) -> int | None:
+        return value.fold or None
+
+    return Kind(tag, kind, write, read, {"tzinfo": attrgetter("tzinfo"), "fold": fold})
 
 
 def _iso(kind: Any, body: Any) -> Any:
@@ -457,13 +460,7 @@ _ROWS = [
     _word(Dtype, lambda name: name in DTYPES or name in NAME_ONLY),
     _word(QScheme, QSCHEMES.__contains__),
     _word(Layout, _WORD.fullmatch),
-    Kind(
-        "torch.device",
-        Device,
-        lambda value: value.type,
-        _read_device,
-        {"index": lambda value: value.index},
-    ),
+    Kind("torch.device", Device, attrgetter("type"), _read_device, {"index": attrgetter("index")}),
 ]
 
 #: By the tag.
@@ -514,7 +511,7 @@ CONTAINERS = {
         Container(OrderedDict, lambda attributes=None: OrderedDict(), {"attributes": vars}),
         Container(defaultdict, _empty_defaultdict, {"factory": _name_of_factory}),
         Container(Counter, Counter),
-        Container(deque, _empty_deque, {"maxlen": lambda value: value.maxlen}),
+        Container(deque, _empty_deque, {"maxlen": attrgetter("maxlen")}),
         Container(tuple),
         Container(set, set),
         Container(frozenset),

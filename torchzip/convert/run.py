@@ -43,22 +43,19 @@ def run(
     meter = _Meter(plan.nbytes, progress)
     with contextlib.ExitStack() as opened:
         files = []
-        for planned in plan.files:
-            files.append(NewFile(planned.path))
+        for path in plan.sizes:
+            files.append(NewFile(path))
             opened.callback(files[-1].abort)
-        index = NewFile(plan.index[0]) if plan.index is not None else None
-        if index is not None:
-            opened.callback(index.abort)
-        _check_apart([*files, index] if index is not None else files)
+        _check_apart(files)
         _check_space(files[0], plan.nbytes)
+        storages = [storage for planned in plan.files for storage in planned.storages]
         if verify:
-            for storage in read_in_part(each for file in plan.files for each in file.storages):
+            for storage in read_in_part(storages):
                 for _ in storage.checked_blocks():
                     pass
-        every = [storage for planned in plan.files for storage in planned.storages]
-        watch = Watch(sources_of(every))
+        watch = Watch(sources_of(storages))
         works = []
-        for planned, file in zip(plan.files, files, strict=True):
+        for planned, file in zip(plan.files, files, strict=False):  # the index follows
             file.resize(planned.nbytes)
             works.append(Work(planned, file, with_crc=plan.output.has_crcs, verify=verify))
         if executor is None:
@@ -74,9 +71,8 @@ def run(
         if not watch.check():
             for work in works:
                 work.check_copied()
-        if index is not None and plan.index is not None:
-            index.write_at(0, plan.index[1])
-            files.append(index)
+        if plan.index is not None:
+            files[-1].write_at(0, plan.index[1])
         if overflowed is not None:
             counts: dict[str, int] = {}
             for work in works:
@@ -110,14 +106,15 @@ def _check_space(file: NewFile, nbytes: int) -> None:
 
 def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None:
     """Have an executor carry all pieces out."""
+    from concurrent.futures import ThreadPoolExecutor
+
     futures: dict[Future[list[Written]], tuple[Work, int, Task]] = {}
     here: list[tuple[Work, int, Task]] = []
-    in_threads = _runs_here(executor)
     try:
         for work in works:
             work.written = [Written(0)] * len(work.pieces)
             for first, task in work.tasks():
-                if in_threads:
+                if isinstance(executor, ThreadPoolExecutor):
                     future = executor.submit(write_pieces, task)
                 else:
                     packed = _packed(task)
@@ -144,12 +141,6 @@ def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None
                 "for want of memory",
             ) from None  # fmt: skip
         raise
-
-
-def _runs_here(executor: Executor) -> bool:
-    from concurrent.futures import ThreadPoolExecutor
-
-    return isinstance(executor, ThreadPoolExecutor)
 
 
 def _packed(task: Task) -> bytes | None:

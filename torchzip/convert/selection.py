@@ -104,9 +104,8 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
             known = sources.setdefault(new, old)
             if known != old:
                 raise ValueError(f"{known!r} and {old!r} would both be called {new!r}")
-    changed: dict[str, str | None] = dict.fromkeys(selection.tensors)
-    changed |= {old: new for new, old in sources.items()}
-    changed = {old: new for old, new in changed.items() if new != old}
+    news = {old: new for new, old in sources.items()}
+    changed = {old: news.get(old) for old in selection.tensors if news.get(old) != old}
     selection.sources = sources
     selection.tensors = {new: named[old] for new, old in sources.items()}
     if mapping is not None:
