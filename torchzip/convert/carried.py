@@ -340,7 +340,7 @@ class _Writer:
 
     def _container(self, value: Any, path: _Path) -> _Writing:
         if isinstance(value, dict):
-            body = yield from self._mapping(value, path)
+            body = yield from self._mapping(value, path, are_attributes=False)
         elif isinstance(value, set | frozenset):
             made = [self._key(item, path) for item in value]
             body = _in_order([item for item in made if item is not _LOST])
@@ -353,7 +353,7 @@ class _Writer:
         for option, get in CONTAINERS[tag].options.items():
             held = get(value)
             if option == "attributes":
-                held = yield from self._attributes(held, path)
+                held = (yield from self._mapping(held, path, are_attributes=True)) or None
             if held is not None:
                 node[option] = held
         return node
@@ -367,30 +367,21 @@ class _Writer:
             items.append(None if made is _LOST else made)
         return items
 
-    def _mapping(self, value: Any, path: _Path) -> _Writing:
+    def _mapping(self, value: Any, path: _Path, *, are_attributes: bool) -> _Writing:
         if {str}.issuperset(map(type, value)) and are_json(value) and are_json(value.values()):
             return dict(value)
         pairs: list[tuple[Node, Node]] = []
         for key, item in value.items():
-            step = (path, key, False)
+            step = (path, key, are_attributes)
+            if are_attributes and not is_plain_text(key):
+                self._lose(step, "an attribute whose name is not a string")
+                continue
             made_key = self._key(key, step)
             if made_key is not _LOST:
                 made = yield item, step, False
                 if made is not _LOST:
                     pairs.append((made_key, made))
         return _items(pairs)
-
-    def _attributes(self, held: dict[str, Any], path: _Path) -> _Writing:
-        attributes = {}
-        for name, item in held.items():
-            step = (path, name, True)
-            if is_plain_text(name):
-                made = yield item, step, False
-                if made is not _LOST:
-                    attributes[name] = made
-            else:
-                self._lose(step, "an attribute whose name is not a string")
-        return attributes or None
 
     def _key(self, key: Any, path: _Path) -> Node:
         if type(key) is str and is_plain_text(key):
@@ -428,16 +419,15 @@ class _Writer:
             node["requires_grad"] = bool(requires_grad)
         if spec.stride != contiguous_stride(spec.shape) and is_dense(spec.shape, spec.stride):
             node["stride"] = list(spec.stride)
+        held = {} if state is None else {"state": state}
         if is_plain_tensor(spec.subclass):
-            made = yield spec.attributes, (path, "attributes", True), False
-            if made is not _LOST:
-                node["attributes"] = made
+            held = {"attributes": spec.attributes, **held}
         elif spec.subclass is not None:
             self._lose((path, "class", True), f"{_name_of_class(spec.subclass)}, with its state")
-        if state is not None:
-            made = yield state, (path, "attributes", True), False
+        for option, attributes in held.items():
+            made = yield attributes, (path, "attributes", True), False
             if made is not _LOST:
-                node["state"] = made
+                node[option] = made
         return node
 
     def _foreign(self, value: ForeignObject, path: _Path) -> Node:

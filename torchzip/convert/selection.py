@@ -8,7 +8,7 @@ of the tensors, a state dict.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -204,7 +204,6 @@ def _renamed(root: Any, changed: dict[str, str | None]) -> Any:
     """
     containers = _containers(root)
     edits: _Edits = {}
-    holders: dict[int, dict[Any, Any]] = {}
     left = dict(changed)
     for name, prefix, holder, key in _items(containers):
         if name not in left or not isinstance(holder, dict):
@@ -212,14 +211,15 @@ def _renamed(root: Any, changed: dict[str, str | None]) -> Any:
         new = left.pop(name)
         if new is not None and not new.startswith(prefix):
             return None
-        holders[id(holder)] = holder
         item = None if new is None else (new[len(prefix) :], holder[key])
         edits.setdefault(id(holder), {})[key] = item
     if left:
         return None
-    for own, holder in holders.items():
-        pairs = [edits[own].get(key, (key, None)) for key in holder]
-        if max(Counter(str(pair[0]) for pair in pairs if pair is not None).values(), default=0) > 1:
+    for holder, *_ in containers:
+        changes = edits.get(id(holder), {})
+        pairs = [changes.get(key, (key, None)) for key in (holder if changes else ())]
+        keys = [str(pair[0]) for pair in pairs if pair is not None]
+        if len(set(keys)) < len(keys):
             return None  # beside something that is not a tensor
     return _edited(root, containers, edits)
 
