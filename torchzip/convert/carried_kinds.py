@@ -99,7 +99,7 @@ class Kind(NamedTuple):
 
 
 def write_value(value: Any, limits: Limits) -> Node:
-    """Return the JSON of a value.
+    """Return the JSON of a value, or of a list of such values.
 
     Raises
     ------
@@ -107,6 +107,8 @@ def write_value(value: Any, limits: Limits) -> Node:
         If it is of another kind, or one of these that has no exact form.
     """
     own: Any = type(value)
+    if own is list:
+        return [write_value(each, limits) for each in value]
     if own in _AS_IT_IS and _AS_IT_IS[own](value):
         return value
     if own is int and value.bit_length() > 8 * limits.int_nbytes:
@@ -116,18 +118,12 @@ def write_value(value: Any, limits: Limits) -> Node:
     kind = _BY_TYPE.get(own) or _BY_TYPE.get((own.__module__.partition(".")[0], own.__qualname__))
     if kind is None:
         raise NotCarriedError(f"{shown(value)} cannot be held by JSON")
-    node = {kind.tag: _write_parts(kind.write(value), limits)}
+    node = {kind.tag: write_value(kind.write(value), limits)}
     for option, get in kind.options.items():
         held = get(value)
         if held is not None:
-            node[option] = _write_parts(held, limits)
+            node[option] = write_value(held, limits)
     return node
-
-
-def _write_parts(held: Any, limits: Limits) -> Node:
-    if type(held) is list:
-        return [write_value(part, limits) for part in held]
-    return write_value(held, limits)
 
 
 def read_value(tag: str, node: dict[str, Any], limits: Limits) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -207,7 +208,10 @@ class _Worker:
         self._out = out
         self._tell = tell
         self._casts: dict[tuple[str, str], Cast] = {}
-        self._buffer = np.empty(0, np.uint8)
+
+    @cached_property
+    def _buffer(self) -> Bytes:
+        return np.empty(_READ_NBYTES, np.uint8)
 
     def write(self, piece: Piece) -> Written:
         """Write a piece; return the CRCs."""
@@ -251,14 +255,6 @@ class _Worker:
             self._tell(block.nbytes)
         return Written(crc, out_of_range=cast.out_of_range if cast is not None else 0)
 
-    def _reads(self, base: TensorStorage, start: int, stop: int) -> Iterator[Bytes]:
-        if self._buffer.size < min(_READ_NBYTES, stop - start):
-            self._buffer = np.empty(_READ_NBYTES, np.uint8)
-        for at in range(start, stop, _READ_NBYTES):
-            read = self._buffer[: min(_READ_NBYTES, stop - at)]
-            base.read_into(at, read)
-            yield read
-
     def _write_same(self, piece: Piece, origin: _Origin) -> Written:
         running = RunningCrc32()
         checks = origin.is_whole and not piece.copied
@@ -285,7 +281,9 @@ class _Worker:
         )
         crc, source_crc = RunningCrc32(), RunningCrc32()
         before = cast.out_of_range
-        for read in self._reads(origin.base, start, stop):
+        for at in range(start, stop, _READ_NBYTES):
+            read = self._buffer[: min(_READ_NBYTES, stop - at)]
+            origin.base.read_into(at, read)
             if origin.is_whole:
                 source_crc.update(read.data)
             while read.size:
