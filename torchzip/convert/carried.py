@@ -128,8 +128,8 @@ def carry(
     name_of: NameOf,
     *,
     names: Collection[str] = (),
-    is_listed: Callable[[Any], bool] | None = None,
-    name_of_array: Callable[[Any], str | None] | None = None,
+    is_listed: Callable[[Any], bool] = lambda value: isinstance(value, OtherTensor),
+    name_of_array: Callable[[Any], str | None] = lambda array: None,
     in_file: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Carried:
@@ -162,14 +162,7 @@ def carry(
     most = limits.header_nbytes // 2
     if _count(root) > most // 2:  # a value takes two characters at least
         return Carried(None, [f"the object around the tensors: more than {most:,} bytes as JSON"])
-    writer = _Writer(
-        root,
-        name_of,
-        names,
-        is_listed or (lambda value: isinstance(value, OtherTensor)),
-        name_of_array or (lambda array: None),
-        limits,
-    )
+    writer = _Writer(root, name_of, names, is_listed, name_of_array, limits)
     node = writer.write()
     if node is _LOST:
         return Carried()

@@ -355,12 +355,7 @@ def _write_array(value: PickledArray) -> str:
 
 
 def _read_array(
-    body: Any,
-    limits: Limits,
-    dtype: Any = None,
-    shape: Any = None,
-    order: Any = "C",
-    **module: Any,
+    body: Any, limits: Limits, dtype: Any = None, shape: Any = None, order: Any = "C", **module: Any
 ) -> Any:
     if type(shape) is not list or order not in ("C", "F"):
         raise broken("an array without a shape, or of no order")

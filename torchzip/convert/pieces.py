@@ -61,14 +61,6 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """Pieces of one file, for one worker."""
-
-    path: str
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Origin:
     """What a storage is made of: ``nbytes`` of another from ``start``, perhaps to be cast."""
 
@@ -194,11 +186,16 @@ def contents_of(storages: Sequence[TensorStorage]) -> tuple[list[bytes], dict[in
     return contents, out_of_range
 
 
-def write_pieces(task: Task, tell: Tell = lambda nbytes: None) -> list[Written]:
-    """Write the pieces of a task; return what came of each. ``tell`` gets each block's bytes."""
-    with RangeWriter(task.path) as out:
+def write_pieces(
+    path: str, pieces: Sequence[Piece], tell: Tell = lambda nbytes: None
+) -> list[Written]:
+    """Write pieces of the file at ``path``; return what came of each.
+
+    ``tell`` gets the number of bytes of each block.
+    """
+    with RangeWriter(path) as out:
         worker = _Worker(out, tell)
-        return [worker.write(piece) for piece in task.pieces]
+        return [worker.write(piece) for piece in pieces]
 
 
 class _Worker:

@@ -14,10 +14,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from itertools import chain
 from typing import Any
 
 from torchzip.convert.overflow import by_tensor
-from torchzip.convert.pieces import Task, Written, read_in_part, write_pieces
+from torchzip.convert.pieces import Piece, Written, read_in_part, write_pieces
 from torchzip.convert.plan import Plan
 from torchzip.convert.work import Work
 from torchzip.files.new_file import NewFile, commit_together
@@ -61,9 +62,7 @@ def run(
         if executor is None:
             for work in works:
                 if work.pieces:
-                    work.written = write_pieces(
-                        Task(work.file.temporary, tuple(work.pieces)), meter.add
-                    )
+                    work.written = write_pieces(work.file.temporary, work.pieces, meter.add)
         else:
             _run_tasks(works, executor, meter)
         for work in works:
@@ -74,10 +73,8 @@ def run(
         if plan.index is not None:
             files[-1].write_at(0, plan.index[1])
         if overflowed is not None:
-            counts: dict[str, int] = {}
-            for work in works:
-                counts.update(by_tensor(work.planned, work.out_of_range))
-            overflowed(counts)
+            found = (by_tensor(work.planned, work.out_of_range) for work in works)
+            overflowed(dict(chain.from_iterable(found)))
         meter.finish()  # what it raises comes before anything has its name
         commit_together(files)
 
@@ -108,27 +105,28 @@ def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None
     """Have an executor carry all pieces out."""
     from concurrent.futures import ThreadPoolExecutor
 
-    futures: dict[Future[list[Written]], tuple[Work, int, Task]] = {}
-    here: list[tuple[Work, int, Task]] = []
+    futures: dict[Future[list[Written]], tuple[Work, slice]] = {}
+    here: list[tuple[Work, slice]] = []
     try:
         for work in works:
             work.written = [Written(0)] * len(work.pieces)
-            for first, task in work.tasks():
+            for part in work.tasks():
+                task = work.file.temporary, work.pieces[part]
                 if isinstance(executor, ThreadPoolExecutor):
-                    future = executor.submit(write_pieces, task)
+                    future = executor.submit(write_pieces, *task)
+                elif (packed := _packed(task)) is not None:
+                    future = executor.submit(_write_packed, packed)
                 else:
-                    packed = _packed(task)
-                    if packed is None:
-                        here.append((work, first, task))
-                        continue
-                    future = executor.submit(_carry_out_packed, packed)
-                futures[future] = (work, first, task)
-        for work, first, task in here:
-            work.written[first : first + len(task.pieces)] = write_pieces(task, meter.add)
+                    here.append((work, part))
+                    continue
+                futures[future] = (work, part)
+        for work, part in here:
+            pieces = work.pieces[part]
+            work.written[part] = write_pieces(work.file.temporary, pieces, meter.add)
         for future in as_completed(futures):
-            work, first, task = futures[future]
-            work.written[first : first + len(task.pieces)] = future.result()
-            meter.add(sum(piece.nbytes for piece in task.pieces))
+            work, part = futures[future]
+            work.written[part] = future.result()
+            meter.add(sum(piece.nbytes for piece in work.pieces[part]))
     except BaseException as error:
         for future in futures:
             future.cancel()
@@ -143,8 +141,8 @@ def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None
         raise
 
 
-def _packed(task: Task) -> bytes | None:
-    """Return a task for another process; None if it has what lives in this one only."""
+def _packed(task: tuple[str, list[Piece]]) -> bytes | None:
+    """Return a path and pieces for another process; None for what lives in this one only."""
     from multiprocessing.reduction import ForkingPickler  # as a pool sends it
 
     class TaskPickler(ForkingPickler):
@@ -159,15 +157,15 @@ def _packed(task: Task) -> bytes | None:
         return None
 
 
-def _carry_out_packed(packed: bytes) -> list[Written]:
-    """Carry out what another process of this program has packed.
+def _write_packed(packed: bytes) -> list[Written]:
+    """Write what another process of this program has packed.
 
     Unpacked here, not on the way: a pool whose worker cannot unpack what it gets is broken, and
     a source that has changed meanwhile is an error like others.
     """
     from multiprocessing.reduction import ForkingPickler
 
-    return write_pieces(ForkingPickler.loads(packed))
+    return write_pieces(*ForkingPickler.loads(packed))
 
 
 #: What ends a conversion in this process; it tells its workers, and waits for them.

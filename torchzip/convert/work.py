@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from torchzip.convert.pieces import Piece, Task, Written, contents_of, cut, joined
+from torchzip.convert.pieces import Piece, Written, contents_of, cut, joined
 from torchzip.convert.planned import PlannedFile
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.new_file import NewFile
@@ -88,11 +88,11 @@ class Work:
             if found != expected:
                 raise wrong_crc(found, expected, storage.record)
 
-    def tasks(self) -> Iterator[tuple[int, Task]]:
-        """Yield the pieces in tasks for workers, each with the number of its first piece."""
+    def tasks(self) -> Iterator[slice]:
+        """Yield the places of the pieces that a worker takes at once."""
         first = nbytes = 0
-        for index, piece in enumerate(self.pieces):
+        for stop, piece in enumerate(self.pieces, 1):
             nbytes += piece.nbytes
-            if nbytes >= _TASK_NBYTES or index + 1 == len(self.pieces):
-                yield first, Task(self.file.temporary, tuple(self.pieces[first : index + 1]))
-                first, nbytes = index + 1, 0
+            if nbytes >= _TASK_NBYTES or stop == len(self.pieces):
+                yield slice(first, stop)
+                first, nbytes = stop, 0
