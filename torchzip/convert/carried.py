@@ -74,6 +74,7 @@ a dict of these by their names below it.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
@@ -94,7 +95,6 @@ from torchzip.convert.carried_kinds import (
     is_plain_text,
     write_value,
 )
-from torchzip.convert.carried_text import Carried, carry_order, text_of, to_json
 from torchzip.errors import LimitError, PickleError, UnsupportedError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
@@ -108,7 +108,6 @@ OBJECT_KEY = "torchzip.object"
 #: Values within values that are written in place. One takes up to three levels of JSON, and
 #: Python's reader of JSON has some 900 of them.
 _INLINE_DEPTH = 32
-_KEY_DEPTH = 100
 _PATH_LENGTH = 300
 
 #: Whose items are counted before anything is written.
@@ -121,6 +120,17 @@ _Path = tuple[Any, Any, bool] | None
 _Asked = tuple[Any, _Path, bool]
 #: Asks for the JSON of the values inside, and returns its own.
 _Writing = Generator[_Asked, Any, Node]
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """``text`` is the object as JSON; ``lost`` says what is not in it, as "path: what and why".
+
+    A text of None: nothing was carried, and ``lost`` is empty unless it says why.
+    """
+
+    text: str | None = None
+    lost: list[str] = field(default_factory=list)
 
 
 def carry(
@@ -167,7 +177,53 @@ def carry(
     if node is _LOST:
         return Carried()
     made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
-    return text_of(made, "the object around the tensors", writer.lost, limits)
+    return _text_of(made, "the object around the tensors", writer.lost, limits)
+
+
+def carry_order(names: list[str], in_file: Sequence[str] | None, limits: Limits) -> Carried:
+    """Return the JSON of a plain dict of tensors by their names, if the file has another order."""
+    if in_file is None or names == list(in_file):
+        return Carried()
+    return _text_of({"root": {"tensors": names}}, "the order of the tensors", [], limits)
+
+
+def _text_of(made: Node, what: str, lost: list[str], limits: Limits) -> Carried:
+    """Return the JSON of all that is carried, unless it is too long for a header."""
+    most = limits.header_nbytes // 2
+    if _is_longer(made, most):
+        return Carried(None, [f"{what}: more than {most:,} bytes as JSON"])
+    text = _to_json(made)
+    for unit, actual, bound in (
+        # It is quoted once more as a string of the header, and shares that with the tensors.
+        # The name of a tensor may have surrogates, which the header refuses.
+        ("bytes", len(text.encode("utf-8", "surrogatepass")) + text.count('"'), most),
+        ("lists and dicts", *containers_in(text, limits)),
+    ):
+        if actual > bound:
+            return Carried(None, [f"{what}: {actual:,} {unit} as JSON, more than {bound:,}"])
+    return Carried(text, lost)
+
+
+def containers_in(text: str, limits: Limits) -> tuple[int, int]:
+    """Return how many lists and objects a JSON string has at most, and how many it may have."""
+    return text.count("[") + text.count("{"), limits.containers + len(text) // 8
+
+
+def _is_longer(node: Node, most: int) -> bool:
+    """Return whether the strings and numbers alone are longer: one may be in many places."""
+    todo = [node]
+    while todo and most >= 0:
+        part = todo.pop()
+        parts = [*part, *part.values()] if isinstance(part, dict) else part
+        most -= sum([len(each) for each in parts if type(each) is str])
+        most -= sum([each.bit_length() >> 2 for each in parts if type(each) is int])
+        todo += [each for each in parts if type(each) in (dict, list)]
+    return most < 0
+
+
+def _to_json(node: Node) -> str:
+    """Return JSON without blanks."""
+    return json.dumps(node, ensure_ascii=False, separators=(",", ":"))
 
 
 def _count(root: Any) -> int:
@@ -381,20 +437,18 @@ class _Writer:
             return key
         try:
             self._keys(key)
-            return self._key_node(key, 0)
+            return self._key_node(key)
         except NotCarriedError as error:
             self._lose(path, f"its key: {error}")
         except (LimitError, PickleError, UnsupportedError) as error:
             self._lose(path, f"its key: {error.message}")
         return _LOST
 
-    def _key_node(self, key: Any, depth: int) -> Node:
-        """Return the JSON of a key, which `KeyCheck` has found to be small."""
+    def _key_node(self, key: Any) -> Node:
+        """Return the JSON of a key, which `KeyCheck` has found to be small and not deep."""
         if type(key) not in (tuple, frozenset):
             return write_value(key, self.limits)
-        if depth >= _KEY_DEPTH:
-            raise NotCarriedError(f"nested more than {_KEY_DEPTH} deep")
-        items = [self._key_node(item, depth + 1) for item in key]
+        items = [self._key_node(item) for item in key]
         return {type(key).__name__: items if type(key) is tuple else _in_order(items)}
 
     # -- tensors and objects ---------------------------------------------------------------
@@ -491,7 +545,7 @@ def _name_of_class(value: ForeignObject) -> str:
 
 def _in_order(items: list[Node]) -> list[Node]:
     """Return the items of a set, which has the order of hashes: they differ with each process."""
-    return sorted(items, key=to_json)
+    return sorted(items, key=_to_json)
 
 
 def _items(pairs: list[tuple[Node, Node]]) -> Node:

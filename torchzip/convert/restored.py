@@ -14,9 +14,8 @@ from typing import Any
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.json_objects import no_duplicates
-from torchzip.convert.carried import drive, is_dense
+from torchzip.convert.carried import containers_in, drive, is_dense
 from torchzip.convert.carried_kinds import CONTAINERS, KINDS, Node, broken, options_of, read_value
-from torchzip.convert.carried_text import containers_in
 from torchzip.errors import (
     ArchiveError,
     FormatError,

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.convert.carried import carry
-from torchzip.convert.carried_text import carry_order
+from torchzip.convert.carried import carry, carry_order
 from torchzip.convert.casting import DtypeOf, inner_tensors, layout
 from torchzip.convert.lost import lost_besides, lost_values
 from torchzip.convert.planned import PlannedFile, PlannedTensor
