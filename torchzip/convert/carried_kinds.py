@@ -1,8 +1,8 @@
 """The kinds of values that `carried` describes: one table, read by the writer and by the reader.
 
 A kind makes values with the functions that the reader of pickles has for it, so that JSON can make
-nothing that a pickle could not. Containers have rows of their own: what is in them is written and
-read by `carried` and `restored`, since it may be anything.
+nothing that a pickle could not. Containers and tensors have rows of their own: what is in them and
+on them is written and read by `carried` and `restored`, since it may be anything.
 """
 
 from __future__ import annotations
@@ -144,10 +144,11 @@ def options_of(node: dict[str, Any], tag: str, options: Collection[str]) -> dict
     FormatError
         If that is not one of the options of the kind.
     """
-    for key in node:
-        if key != tag and key not in options:
+    rest = {key: held for key, held in node.items() if key != tag}
+    for key in rest:
+        if key not in options:
             raise broken(f"{tag!r} has no option {key[:40]!r}")
-    return {key: held for key, held in node.items() if key != tag}
+    return rest
 
 
 def _part(node: Node, limits: Limits, tags: Iterable[str] = ("int", "float", "str")) -> Any:
@@ -507,4 +508,12 @@ CONTAINERS = {
         Container(set, set),
         Container(frozenset),
     ]
+}
+
+#: What is elsewhere: in the table of shared values, in the file. By the tag: the options.
+MENTIONS: dict[str, tuple[str, ...]] = {
+    "shared": (),
+    "tensors": (),
+    "tensor": ("stride", "requires_grad", "attributes"),
+    "parameter": ("stride", "requires_grad", "attributes", "state"),
 }

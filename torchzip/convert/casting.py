@@ -39,16 +39,15 @@ class StorageCasts:
         self._whole: dict[int, CastStorage] = {}
         self._single: dict[Any, CastStorage] = {}
         self._targets: dict[int, str] = {}
-        targets = {name: rule(name, tensor.spec.torch_dtype) for name, tensor in tensors.items()}
         wanted: dict[int, set[tuple[str, str]]] = {}
         for name, tensor in tensors.items():
-            pair = (tensor.spec.torch_dtype, targets[name])
-            wanted.setdefault(id(tensor.spec.storage), set()).add(pair)
+            spec = tensor.spec
+            target = self._targets[id(spec)] = rule(name, spec.torch_dtype)
+            wanted.setdefault(id(spec.storage), set()).add((spec.torch_dtype, target))
         pinned = {id(held.storage) for held in inner.values()}
-        for name, tensor in tensors.items():
-            spec, target = tensor.spec, targets[name]
-            own = id(spec.storage)
-            self._targets[id(spec)] = target
+        for tensor in tensors.values():
+            spec = tensor.spec
+            own, target = id(spec.storage), self._targets[id(spec)]
             if spec.torch_dtype == target:
                 continue
             if len(wanted[own]) == 1 and own not in pinned:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -204,7 +204,7 @@ class _Worker:
     def __init__(self, out: RangeWriter, tell: Tell) -> None:
         self._out = out
         self._tell = tell
-        self._casts: dict[tuple[str, str], Cast] = {}
+        self._cast_of = cache(Cast)
 
     @cached_property
     def _buffer(self) -> Bytes:
@@ -268,11 +268,9 @@ class _Worker:
         return Written(crc, crc, piece.nbytes) if checks else Written(crc)
 
     def _write_cast(self, piece: Piece, origin: _Origin, storage: CastStorage) -> Written:
-        pair = (storage.source, storage.target)
-        cast = self._casts.get(pair)
-        if cast is None:
-            cast = self._casts[pair] = Cast(*pair)
-        in_nbytes, out_nbytes = (DTYPES[name].itemsize for name in pair)
+        cast = self._cast_of(storage.source, storage.target)
+        in_nbytes = DTYPES[storage.source].itemsize
+        out_nbytes = DTYPES[storage.target].itemsize
         start, stop = (
             origin.start + at // out_nbytes * in_nbytes for at in (piece.start, piece.stop)
         )

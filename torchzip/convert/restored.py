@@ -15,7 +15,15 @@ from typing import Any
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.json_objects import no_duplicates
 from torchzip.convert.carried import containers_in, drive, is_dense
-from torchzip.convert.carried_kinds import CONTAINERS, KINDS, Node, broken, options_of, read_value
+from torchzip.convert.carried_kinds import (
+    CONTAINERS,
+    KINDS,
+    MENTIONS,
+    Node,
+    broken,
+    options_of,
+    read_value,
+)
 from torchzip.errors import (
     ArchiveError,
     FormatError,
@@ -35,14 +43,7 @@ from torchzip.types import ForeignObject, Parameter
 #: Yields the JSON of a value inside and how deep it is, gets the value, and returns its own.
 _Reading = Generator[tuple[Node, int], Any, Any]
 
-#: The kinds of values that hold others and are no containers, and their options.
-_OTHERS: dict[str, tuple[str, ...]] = {
-    "shared": (),
-    "tensors": (),
-    "tensor": ("stride", "requires_grad", "attributes"),
-    "parameter": ("stride", "requires_grad", "attributes", "state"),
-}
-_TAGS = KINDS.keys() | CONTAINERS.keys() | _OTHERS.keys()
+_TAGS = KINDS.keys() | CONTAINERS.keys() | MENTIONS.keys()
 
 
 def restore(
@@ -144,7 +145,7 @@ class _Maker:
             return read_value(tag, node, self.limits)
         body = node[tag]
         container = CONTAINERS.get(tag)
-        options = options_of(node, tag, container.options if container else _OTHERS[tag])
+        options = options_of(node, tag, container.options if container else MENTIONS[tag])
         self._check_depth(depth if container or tag == "tensors" else depth - 1)
         if tag == "tensors":
             return self._tensors(body)
