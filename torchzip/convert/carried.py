@@ -408,7 +408,7 @@ class _Writer:
         return node
 
     def _sequence(self, value: Any, path: _Path) -> _Writing:
-        if are_json(value):  # a million losses need no look at each
+        if are_json(value):  # a million losses are not asked for one by one
             return list(value)
         items: list[Node] = []
         for index, item in enumerate(value):
@@ -511,14 +511,11 @@ class _Writer:
         return sorted(self.names)
 
     def _lose(self, path: _Path, why: str) -> None:
-        parts: list[str] = []
-        length = 0
-        while path is not None and length < _PATH_LENGTH:
+        place = ""
+        while path is not None and len(place) < _PATH_LENGTH:
             path, key, is_attribute = path
             label = key_text(key)[:_PATH_LENGTH]
-            parts.append(f" ({label})" if is_attribute else f".{label}")
-            length += len(parts[-1])
-        place = "".join(reversed(parts))
+            place = (f" ({label})" if is_attribute else f".{label}") + place
         if path is not None:
             place = f"...{place}"
         elif not place:

@@ -76,8 +76,8 @@ class MappedTensors:
             )
             self._opened.callback(os.unlink, self._path)
             os.fchmod(descriptor, 0o600)  # it is opened again, whatever the umask says
-            self._file = self._opened.enter_context(os.fdopen(descriptor, "wb", buffering=0))
-            self._writer = IncrementalWriter(self._file)
+            file = self._opened.enter_context(os.fdopen(descriptor, "wb", buffering=0))
+            self._writer = IncrementalWriter(file)
             self._opened.callback(self._writer.close)
         try:
             self._stored[name] = self._writer.store_early(array)
@@ -89,8 +89,6 @@ class MappedTensors:
         if self._writer is not None:
             self._writer.save(self._stored)
             self._writer.close()
-            self._file.close()
-            self._writer = None
             self._kept = self._opened.enter_context(Checkpoint(self._path))
         return {
             name: tensor if tensor is not None or self._kept is None else self._kept[name]
