@@ -70,9 +70,10 @@ class _Origin:
     cast: CastStorage | None
 
     @property
-    def is_whole(self) -> bool:
-        """Whether it is made of all the bytes that a known CRC is of, and of no others."""
-        return bool(self.base.crc) and self.start == 0 and self.nbytes == self.base.nbytes
+    def crc(self) -> int:
+        """The known CRC of these bytes; 0 if there is none, as there is none of a part."""
+        is_whole = self.start == 0 and self.nbytes == self.base.nbytes
+        return self.base.crc or 0 if is_whole else 0
 
 
 def _origin_of(storage: TensorStorage) -> _Origin | None:
@@ -91,7 +92,7 @@ def _origin_of(storage: TensorStorage) -> _Origin | None:
 def _can_go_unread(origin: _Origin) -> bool:
     """Return whether bytes can be copied: with a CRC only of a file that tells when it changes."""
     span = origin.base.span()
-    return span is not None and (not origin.is_whole or isinstance(file_place(*span)[0], Watched))
+    return span is not None and (not origin.crc or isinstance(file_place(*span)[0], Watched))
 
 
 def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
@@ -120,8 +121,8 @@ def cut(
     # Without a look at the bytes only if a CRC goes along that shows damage, or there is none.
     copied = (
         origin.cast is None
-        and origin.is_whole == with_crc
-        and not (verify and origin.is_whole)
+        and bool(origin.crc) == with_crc
+        and not (verify and origin.crc)
         and _can_go_unread(origin)
     )
     start = 0
@@ -145,13 +146,13 @@ def joined(storage: TensorStorage, pieces: Sequence[Piece], written: Sequence[Wr
     """
     origin = _origin_of(storage)
     if pieces[0].copied:
-        return origin.base.crc or 0 if origin is not None else 0
+        return origin.crc if origin is not None else 0
     crc = source_crc = 0
     for piece, part in zip(pieces, written, strict=True):
         crc = crc32_combine(crc, part.crc, piece.nbytes)
         source_crc = crc32_combine(source_crc, part.source_crc, part.source_nbytes)
-    if origin is not None and origin.is_whole and source_crc != origin.base.crc:
-        raise wrong_crc(source_crc, origin.base.crc or 0, origin.base.record)
+    if origin is not None and origin.crc not in (0, source_crc):
+        raise wrong_crc(source_crc, origin.crc, origin.base.record)
     return crc
 
 
@@ -254,7 +255,7 @@ class _Worker:
 
     def _write_same(self, piece: Piece, origin: _Origin) -> Written:
         running = RunningCrc32()
-        checks = origin.is_whole and not piece.copied
+        checks = origin.crc and not piece.copied
         at, stop = origin.start + piece.start, origin.start + piece.stop
         while at < stop:
             room = self._out.room[: stop - at]
@@ -279,7 +280,7 @@ class _Worker:
         for at in range(start, stop, _READ_NBYTES):
             read = self._buffer[: min(_READ_NBYTES, stop - at)]
             origin.base.read_into(at, read)
-            if origin.is_whole:
+            if origin.crc:
                 source_crc.update(read.data)
             while read.size:
                 # No element lies across the end of the room: both targets put wide ones first, or
@@ -293,5 +294,5 @@ class _Worker:
                 self._out.advance(made.nbytes)
                 self._tell(made.nbytes)
                 read = read[elements * in_nbytes :]
-        source_nbytes = stop - start if origin.is_whole else 0
+        source_nbytes = stop - start if origin.crc else 0
         return Written(crc.value(), source_crc.value(), source_nbytes, cast.out_of_range - before)
