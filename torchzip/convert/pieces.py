@@ -14,7 +14,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from torchzip.dtypes import DTYPES
-from torchzip.files.crc import RunningCrc32, crc32, crc32_combine, wrong_crc
+from torchzip.files.crc import RunningCrc32, crc32
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.files.source import file_place
@@ -61,7 +61,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class _Origin:
+class Origin:
     """What a storage is made of: ``nbytes`` of another from ``start``, perhaps to be cast."""
 
     base: TensorStorage
@@ -76,7 +76,7 @@ class _Origin:
         return self.base.crc or 0 if is_whole else 0
 
 
-def _origin_of(storage: TensorStorage) -> _Origin | None:
+def origin_of(storage: TensorStorage) -> Origin | None:
     """Return how a storage is made, if any range of it can be read by itself."""
     cast = storage if isinstance(storage, CastStorage) else None
     base = cast.base if cast is not None else storage
@@ -86,10 +86,10 @@ def _origin_of(storage: TensorStorage) -> _Origin | None:
             return None
         start = base.start
         base = base.spec.storage
-    return _Origin(base, start, nbytes, cast) if isinstance(base, SpanStorage) else None
+    return Origin(base, start, nbytes, cast) if isinstance(base, SpanStorage) else None
 
 
-def _can_go_unread(origin: _Origin) -> bool:
+def _can_go_unread(origin: Origin) -> bool:
     """Return whether bytes can be copied: with a CRC only of a file that tells when it changes."""
     span = origin.base.span()
     return span is not None and (not origin.crc or isinstance(file_place(*span)[0], Watched))
@@ -114,7 +114,7 @@ def cut(
     storage: TensorStorage, offset: int, nbytes: int, *, with_crc: bool, verify: bool
 ) -> Iterator[Piece]:
     """Yield the pieces, of about ``nbytes``, of a storage that goes to ``offset`` of a file."""
-    origin = _origin_of(storage)
+    origin = origin_of(storage)
     if origin is None:
         yield Piece(storage, 0, storage.nbytes, offset, with_crc=with_crc)
         return
@@ -134,57 +134,6 @@ def cut(
             stop = storage.nbytes
         yield Piece(storage, start, stop, offset + start, copied, with_crc)
         start = stop
-
-
-def joined(storage: TensorStorage, pieces: Sequence[Piece], written: Sequence[Written]) -> int:
-    """Return the CRC of a storage from those of its pieces.
-
-    Raises
-    ------
-    ArchiveError
-        If what was read is not what the source's directory says.
-    """
-    origin = _origin_of(storage)
-    if pieces[0].copied:
-        return origin.crc if origin is not None else 0
-    crc = source_crc = 0
-    for piece, part in zip(pieces, written, strict=True):
-        crc = crc32_combine(crc, part.crc, piece.nbytes)
-        source_crc = crc32_combine(source_crc, part.source_crc, part.source_nbytes)
-    if origin is not None and origin.crc not in (0, source_crc):
-        raise wrong_crc(source_crc, origin.crc, origin.base.record)
-    return crc
-
-
-def contents_of(storages: Sequence[TensorStorage]) -> tuple[list[bytes], dict[int, int]]:
-    """Return the bytes of small storages, with their CRCs compared. Casts alike go together.
-
-    And how many elements are out of range in those that have any, by their place.
-    """
-    contents: list[bytes] = []
-    alike: dict[tuple[str, str], list[int]] = {}
-    for index, storage in enumerate(storages):
-        uncast = storage
-        if isinstance(storage, CastStorage):
-            uncast = storage.base
-            alike.setdefault((storage.source, storage.target), []).append(index)
-        contents.append(b"".join(map(bytes, uncast.checked_blocks())))
-    out_of_range: dict[int, int] = {}
-    for pair, places in alike.items():
-        parts = [contents[index] for index in places]
-        cast = Cast(*pair)
-        made = cast(np.frombuffer(b"".join(parts), np.uint8)).tobytes()
-        at = 0
-        for index, part in zip(places, parts, strict=True):
-            nbytes = storages[index].nbytes
-            contents[index] = made[at : at + nbytes]
-            at += nbytes
-            if cast.out_of_range:  # of any: find out which
-                alone = Cast(*pair)
-                alone(np.frombuffer(part, np.uint8))
-                if alone.out_of_range:
-                    out_of_range[index] = alone.out_of_range
-    return contents, out_of_range
 
 
 def write_pieces(
@@ -213,7 +162,7 @@ class _Worker:
 
     def write(self, piece: Piece) -> Written:
         """Write a piece; return the CRCs."""
-        origin = _origin_of(piece.storage)
+        origin = origin_of(piece.storage)
         if piece.copied and origin is not None and self._copy(piece, origin):
             return Written(0)
         self._out.begin(piece.offset, piece.nbytes)
@@ -226,7 +175,7 @@ class _Worker:
         self._out.end()
         return written
 
-    def _copy(self, piece: Piece, origin: _Origin) -> bool:
+    def _copy(self, piece: Piece, origin: Origin) -> bool:
         span = origin.base.span()
         if span is None:
             return False
@@ -253,7 +202,7 @@ class _Worker:
             self._tell(block.nbytes)
         return Written(crc, out_of_range=cast.out_of_range if cast is not None else 0)
 
-    def _write_same(self, piece: Piece, origin: _Origin) -> Written:
+    def _write_same(self, piece: Piece, origin: Origin) -> Written:
         running = RunningCrc32()
         checks = origin.crc and not piece.copied
         at, stop = origin.start + piece.start, origin.start + piece.stop
@@ -268,7 +217,7 @@ class _Worker:
         crc = running.value()
         return Written(crc, crc, piece.nbytes) if checks else Written(crc)
 
-    def _write_cast(self, piece: Piece, origin: _Origin, storage: CastStorage) -> Written:
+    def _write_cast(self, piece: Piece, origin: Origin, storage: CastStorage) -> Written:
         cast = self._cast_of(storage.source, storage.target)
         in_nbytes = DTYPES[storage.source].itemsize
         out_nbytes = DTYPES[storage.target].itemsize

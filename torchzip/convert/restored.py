@@ -116,8 +116,6 @@ class _Maker:
         self._permuted: dict[Any, tuple[TensorStorage, TensorStorage]] = {}
 
     def make(self, root: Node) -> Any:
-        """Return the object."""
-
         def start() -> _Reading:
             return (yield root, 1)
 
