@@ -243,15 +243,8 @@ def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     >>> is_dense((2, 3), (1, 2)), is_dense((2, 3), (1, 3)), is_dense((2, 3), (0, 1))
     (True, False, False)
     """
-    if 0 in shape:
-        return True
-    expected = 1
-    for step, size in sorted(zip(stride, shape, strict=True)):
-        if size > 1:
-            if step != expected:
-                return False
-            expected *= size
-    return True
+    axes = sorted(zip(stride, shape, strict=True), reverse=True)
+    return is_contiguous(tuple(size for _, size in axes), tuple(step for step, _ in axes))
 
 
 def _is_state_dict(root: Any, name_of: NameOf) -> bool:

@@ -60,10 +60,9 @@ class StorageCasts:
 
     def apply(self, spec: TensorSpec) -> TensorSpec:
         """Return a tensor's spec in the output: the same one each time."""
-        known = self._applied.get(id(spec))
-        if known is None:
-            known = self._applied[id(spec)] = (spec, self._apply(spec))
-        return known[1]
+        if id(spec) not in self._applied:
+            self._applied[id(spec)] = (spec, self._apply(spec))
+        return self._applied[id(spec)][1]
 
     def _apply(self, spec: TensorSpec) -> TensorSpec:
         if id(spec) in self._inner:
