@@ -480,8 +480,8 @@ def _empty_defaultdict(factory: Any = None) -> Any:
 
 
 def _name_of_factory(value: Any) -> str | None:
-    names = (name for (_, name), kind in FACTORIES.items() if kind is value.default_factory)
-    return next(names, None)
+    names = {kind: name for (_, name), kind in FACTORIES.items()}
+    return None if value.default_factory is None else names[value.default_factory]
 
 
 def _empty_deque(maxlen: Any = None) -> Any:
