@@ -26,8 +26,7 @@ from tests.comparing import assert_equal_in_torch
 from tests.models import MODELS, training_checkpoint
 from tests.sampling import thorough
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.convert.carried import carry, is_dense
-from torchzip.convert.carried_text import Carried
+from torchzip.convert.carried import Carried, carry, is_dense
 from torchzip.convert.restored import restore
 from torchzip.errors import FormatError, LimitError
 from torchzip.limits import Limits

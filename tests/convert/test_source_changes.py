@@ -127,6 +127,15 @@ def test_harmless_changes(tmp_path: Path, change: str, kind: str, suffix: str) -
     assert is_of(tz.load(out), OLD)
 
 
+def test_a_part_of_a_storage(tmp_path: Path) -> None:
+    """It is not compared with the CRC of the whole storage when the file is renamed."""
+    path, out = tmp_path / "m.pt", tmp_path / "o.safetensors"
+    whole = np.arange(100_000)
+    tz.save({"a": whole[:60_000], "b": whole[60_000:]}, path)
+    tz.convert(path, out, progress=_once(HARMLESS["renamed"], path, path))
+    assert tz.load(out)["b"].tolist() == whole[60_000:].tolist()
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_file_object(tmp_path: Path, suffix: str) -> None:
     """It cannot tell whether it was written to, so its CRCs are compared."""

@@ -39,7 +39,7 @@ back as one object; one that contains itself does too. (Numbers, strings, bytes 
 So does what lies too deep for its own place: the text itself is nested no deeper than a
 reader of JSON with a stack of a few hundred levels takes.
 
-Values that hold no others (`carried_values`):
+Values that hold no others (`carried_kinds`):
 
 ====================  ===========================================================================
 ``int``               ``"-0x1f"``, of more than 64 bits
@@ -74,9 +74,12 @@ a dict of these by their names below it.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from types import GeneratorType
 from typing import Any
 
@@ -84,19 +87,18 @@ import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import is_plain, items_of, key_text, reach, shared
-from torchzip.convert.carried_text import Carried, carry_order, text_of, to_json
-from torchzip.convert.carried_values import (
+from torchzip.convert.carried_kinds import (
+    CONTAINERS,
     Node,
     NotCarriedError,
     are_json,
     is_plain_text,
-    write_atom,
+    write_value,
 )
 from torchzip.errors import LimitError, PickleError, UnsupportedError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.pickling.keys import KeyCheck
-from torchzip.tensors.python_values import FACTORIES
 from torchzip.tensors.specs import TensorSpec, contiguous_stride, is_contiguous
 from torchzip.types import Dtype, ForeignObject, Layout, OtherTensor, Parameter, QScheme
 
@@ -106,35 +108,46 @@ OBJECT_KEY = "torchzip.object"
 #: Values within values that are written in place. One takes up to three levels of JSON, and
 #: Python's reader of JSON has some 900 of them.
 _INLINE_DEPTH = 32
-_KEY_DEPTH = 100
 _PATH_LENGTH = 300
 
 #: Whose items are counted before anything is written.
 _COUNTED = (dict, list, tuple)
 
 NameOf = Callable[[LazyTensor], str | None]
-
 #: A step of a path: the path before, a key, and whether it is the name of an attribute.
 _Path = tuple[Any, Any, bool] | None
-#: Yields (value, path, whether it is in a sequence), gets their JSON, and returns its own.
-_Writing = Generator[tuple[Any, _Path, bool], Any, Node]
+#: A value, its path, and whether it is in a sequence.
+_Asked = tuple[Any, _Path, bool]
+#: Asks for the JSON of the values inside, and returns its own.
+_Writing = Generator[_Asked, Any, Node]
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """``text`` is the object as JSON; ``lost`` says what is not in it, as "path: what and why".
+
+    A text of None: nothing was carried, and ``lost`` is empty unless it says why.
+    """
+
+    text: str | None = None
+    lost: list[str] = field(default_factory=list)
 
 
 def carry(
     root: Any,
     name_of: NameOf,
     *,
-    names: Mapping[str, str] | None = None,
-    is_listed: Callable[[Any], bool] | None = None,
-    name_of_array: Callable[[Any], str | None] | None = None,
+    names: Collection[str] = (),
+    is_listed: Callable[[Any], bool] = lambda value: isinstance(value, OtherTensor),
+    name_of_array: Callable[[Any], str | None] = lambda array: None,
     in_file: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Carried:
     """Return the JSON of the object of a lazy checkpoint, with its tensors by their names.
 
     ``name_of`` returns the name that a tensor has in the file, None if it is not written.
-    ``names`` are all tensors that are written: flat name in the checkpoint -> name in the file; it
-    says what is below an object of another class. Values for which ``is_listed`` is true are left
+    ``names`` are those of all tensors that are written, in the checkpoint and in the file; they
+    say what is below an object of another class. Values for which ``is_listed`` is true are left
     out without a line in ``lost``, because the caller has said what there is to say of them: the
     kinds of tensors that are not dense (`types.OtherTensor`, which is what it is by default), and
     tensors of classes of their own. It is not asked about containers. ``name_of_array`` returns
@@ -159,19 +172,58 @@ def carry(
     most = limits.header_nbytes // 2
     if _count(root) > most // 2:  # a value takes two characters at least
         return Carried(None, [f"the object around the tensors: more than {most:,} bytes as JSON"])
-    writer = _Writer(
-        root,
-        name_of,
-        names or {},
-        is_listed if is_listed is not None else lambda value: isinstance(value, OtherTensor),
-        name_of_array if name_of_array is not None else lambda array: None,
-        limits,
-    )
-    node = writer.write(root)
+    writer = _Writer(root, name_of, names, is_listed, name_of_array, limits)
+    node = writer.write()
     if node is _LOST:
         return Carried()
     made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
-    return text_of(made, "the object around the tensors", writer.lost, limits)
+    return _text_of(made, "the object around the tensors", writer.lost, limits)
+
+
+def carry_order(names: list[str], in_file: Sequence[str] | None, limits: Limits) -> Carried:
+    """Return the JSON of a plain dict of tensors by their names, if the file has another order."""
+    if in_file is None or names == list(in_file):
+        return Carried()
+    return _text_of({"root": {"tensors": names}}, "the order of the tensors", [], limits)
+
+
+def _text_of(made: Node, what: str, lost: list[str], limits: Limits) -> Carried:
+    """Return the JSON of all that is carried, unless it is too long for a header."""
+    most = limits.header_nbytes // 2
+    if _is_longer(made, most):
+        return Carried(None, [f"{what}: more than {most:,} bytes as JSON"])
+    text = _to_json(made)
+    for unit, actual, bound in (
+        # It is quoted once more as a string of the header, and shares that with the tensors.
+        # The name of a tensor may have surrogates, which the header refuses.
+        ("bytes", len(text.encode("utf-8", "surrogatepass")) + text.count('"'), most),
+        ("lists and dicts", *containers_in(text, limits)),
+    ):
+        if actual > bound:
+            return Carried(None, [f"{what}: {actual:,} {unit} as JSON, more than {bound:,}"])
+    return Carried(text, lost)
+
+
+def containers_in(text: str, limits: Limits) -> tuple[int, int]:
+    """Return how many lists and objects a JSON string has at most, and how many it may have."""
+    return text.count("[") + text.count("{"), limits.containers + len(text) // 8
+
+
+def _is_longer(node: Node, most: int) -> bool:
+    """Return whether the strings and numbers alone are longer: one may be in many places."""
+    todo = [node]
+    while todo and most >= 0:
+        part = todo.pop()
+        parts = [*part, *part.values()] if isinstance(part, dict) else part
+        most -= sum([len(each) for each in parts if type(each) is str])
+        most -= sum([each.bit_length() >> 2 for each in parts if type(each) is int])
+        todo += [each for each in parts if type(each) in (dict, list)]
+    return most < 0
+
+
+def _to_json(node: Node) -> str:
+    """Return JSON without blanks."""
+    return json.dumps(node, ensure_ascii=False, separators=(",", ":"))
 
 
 def _count(root: Any) -> int:
@@ -191,15 +243,8 @@ def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     >>> is_dense((2, 3), (1, 2)), is_dense((2, 3), (1, 3)), is_dense((2, 3), (0, 1))
     (True, False, False)
     """
-    if 0 in shape:
-        return True
-    expected = 1
-    for step, size in sorted(zip(stride, shape, strict=True)):
-        if size > 1:
-            if step != expected:
-                return False
-            expected *= size
-    return True
+    axes = sorted(zip(stride, shape, strict=True), reverse=True)
+    return is_contiguous(tuple(size for _, size in axes), tuple(step for step, _ in axes))
 
 
 def _is_state_dict(root: Any, name_of: NameOf) -> bool:
@@ -218,55 +263,59 @@ def _is_ordinary(spec: TensorSpec) -> bool:
     )  # fmt: skip
 
 
-class _Lost:
-    """What stands for the JSON of a value that has none."""
+def drive(first: Generator[Any, Any, Any], start: Callable[[Any, int], Any]) -> Any:
+    """Run a generator, and those of the values that it asks for; no call nests.
+
+    ``start`` gets what one of them yields, and how many are under way. It returns the value that
+    was asked for, or the generator that makes it.
+    """
+    stack = [first]
+    sent: Any = None
+    while stack:
+        try:
+            asked = stack[-1].send(sent)
+        except StopIteration as stop:
+            stack.pop()
+            sent = stop.value
+            continue
+        sent = start(asked, len(stack))
+        if type(sent) is GeneratorType:
+            stack.append(sent)
+            sent = None
+    return sent
 
 
-_LOST = _Lost()
+#: Stands for the JSON of a value that has none.
+_LOST: Any = object()
+_WITH_ITEMS = frozenset([list, *(row.type for row in CONTAINERS.values())])
 
 
+@dataclass
 class _Writer:
     """Writes one object. ``table`` is the list of shared values, ``lost`` what is not carried."""
 
-    def __init__(
-        self,
-        root: Any,
-        name_of: NameOf,
-        names: Mapping[str, str],
-        is_listed: Callable[[Any], bool],
-        name_of_array: Callable[[Any], str | None],
-        limits: Limits,
-    ) -> None:
-        self._name_of_array = name_of_array
-        self.table: list[Node] = []
-        self.lost: list[str] = []
-        self._name_of = name_of
-        self._names = _Below(names)
-        self._is_listed = is_listed
-        self._limits = limits
+    root: Any
+    name_of: NameOf
+    names: Collection[str]
+    is_listed: Callable[[Any], bool]
+    name_of_array: Callable[[Any], str | None]
+    limits: Limits
+    table: list[Node] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
         self._keys = KeyCheck()
         # A key takes more bytes as JSON than in any file that it can come from.
-        self._keys.allow(limits, limits.header_nbytes)
-        self._shared = shared(root, _carried_parts)
+        self._keys.allow(self.limits, self.limits.header_nbytes)
+        self._shared = shared(self.root, _carried_parts)
         self._places: dict[int, int] = {}  # in the table, by the id of a value
         self._jobs: deque[tuple[int, _Writing, int]] = deque()
-        self._writers: dict[type, Callable[[Any, _Path], _Writing]] = {
-            dict: self._mapping,
-            OrderedDict: self._mapping,
-            defaultdict: self._mapping,
-            Counter: self._mapping,
-            list: self._sequence,
-            tuple: self._sequence,
-            deque: self._sequence,
-            set: self._set,
-            frozenset: self._set,
-        }
 
-    def write(self, root: Any) -> Node:
+    def write(self) -> Node:
         """Return the JSON of the object; `_LOST` if it has none."""
 
         def start() -> _Writing:
-            return (yield root, None, False)
+            return (yield self.root, None, False)
 
         node = self._drive(start(), 0)
         while self._jobs:
@@ -275,24 +324,11 @@ class _Writer:
         return node
 
     def _drive(self, writing: _Writing, depth: int) -> Node:
-        """Run a writer and those of the values inside; no call nests."""
-        stack = [writing]
-        sent: Any = None
-        while stack:
-            try:
-                value, path, in_sequence = stack[-1].send(sent)
-            except StopIteration as stop:
-                stack.pop()
-                sent = stop.value
-                continue
-            sent = self._node(value, path, in_sequence, depth + len(stack), len(stack))
-            if type(sent) is GeneratorType:
-                stack.append(sent)
-                sent = None
-        return sent
+        return drive(writing, lambda asked, inline: self._node(asked, depth + inline, inline))
 
-    def _node(self, value: Any, path: _Path, in_sequence: bool, depth: int, inline: int) -> Any:
+    def _node(self, asked: _Asked, depth: int, inline: int) -> Any:
         """Return the JSON of a value, or the generator that writes it."""
+        value, path, in_sequence = asked
         place = self._places.get(id(value))
         if place is not None:
             return {"shared": place}
@@ -323,97 +359,90 @@ class _Writer:
         held = value.data if type(value) is Parameter else value
         if isinstance(held, ForeignObject):
             return self._foreign(held, path)
-        if isinstance(held, LazyTensor | OtherTensor) and self._is_listed(held):
+        if isinstance(held, LazyTensor | OtherTensor) and self.is_listed(held):
             return _LOST
         if type(held) is LazyTensor:
-            name = self._name_of(held)
+            name = self.name_of(held)
             if name is None:
                 raise NotCarriedError("a tensor that the state dict does not name")
             return self._tensor(value, held.spec, name, path)
         if isinstance(held, OtherTensor):
             raise NotCarriedError(f"a {held.kind.replace('_', ' ')} tensor")
         if isinstance(held, np.ndarray):
-            name = self._name_of_array(held)
+            name = self.name_of_array(held)
             if name is not None:
                 return {"tensor": name}
-        writer = self._writers.get(type(value))
-        if writer is None:
-            return write_atom(value, self._limits)
-        if depth > self._limits.nesting:
-            raise NotCarriedError(f"nested more than {self._limits.nesting:,} deep")
-        return writer(value, path)
+        if type(value) not in _WITH_ITEMS:
+            return write_value(value, self.limits)
+        if depth > self.limits.nesting:
+            raise NotCarriedError(f"nested more than {self.limits.nesting:,} deep")
+        return self._container(value, path)
 
     # -- containers ------------------------------------------------------------------------
 
-    def _sequence(self, value: Any, path: _Path) -> _Writing:
-        items: list[Node] = []
-        if are_json(value):  # a million losses need no look at each
-            items += value
+    def _container(self, value: Any, path: _Path) -> _Writing:
+        if isinstance(value, dict):
+            body = yield from self._mapping(value, path, are_attributes=False)
+        elif isinstance(value, set | frozenset):
+            made = [self._key(item, path) for item in value]
+            body = _in_order([item for item in made if item is not _LOST])
         else:
-            for index, item in enumerate(value):
-                made = yield item, (path, index, False), True
-                items.append(None if made is _LOST else made)
+            body = yield from self._sequence(value, path)
         if type(value) is list:
-            return items
-        if type(value) is deque and value.maxlen is not None:
-            return {"deque": items, "maxlen": value.maxlen}
-        return {type(value).__name__: items}
+            return body
+        tag = type(value).__name__
+        node: dict[str, Node] = {tag: body}
+        for option, get in CONTAINERS[tag].options.items():
+            held = get(value)
+            if option == "attributes":
+                held = (yield from self._mapping(held, path, are_attributes=True)) or None
+            if held is not None:
+                node[option] = held
+        return node
 
-    def _mapping(self, value: Any, path: _Path) -> _Writing:
+    def _sequence(self, value: Any, path: _Path) -> _Writing:
+        if are_json(value):  # a million losses are not asked for one by one
+            return list(value)
+        items: list[Node] = []
+        for index, item in enumerate(value):
+            made = yield item, (path, index, False), True
+            items.append(None if made is _LOST else made)
+        return items
+
+    def _mapping(self, value: Any, path: _Path, *, are_attributes: bool) -> _Writing:
+        if {str}.issuperset(map(type, value)) and are_json(value) and are_json(value.values()):
+            return dict(value)
         pairs: list[tuple[Node, Node]] = []
-        whole = {str}.issuperset(map(type, value)) and are_json(value) and are_json(value.values())
-        if whole:
-            pairs += value.items()
-        for key, item in () if whole else value.items():
-            step = (path, key, False)
+        for key, item in value.items():
+            step = (path, key, are_attributes)
+            if are_attributes and not is_plain_text(key):
+                self._lose(step, "an attribute whose name is not a string")
+                continue
             made_key = self._key(key, step)
             if made_key is not _LOST:
                 made = yield item, step, False
                 if made is not _LOST:
                     pairs.append((made_key, made))
-        node: dict[str, Node] = {type(value).__name__: _items(pairs)}
-        if type(value) is defaultdict and value.default_factory is not None:
-            node["factory"] = _FACTORY_NAMES[value.default_factory]
-        elif type(value) is OrderedDict and vars(value):
-            attributes = {}
-            for key, item in vars(value).items():
-                if is_plain_text(key):
-                    made = yield item, (path, key, True), False
-                    if made is not _LOST:
-                        attributes[key] = made
-                else:
-                    self._lose((path, key, True), "an attribute whose name is not a string")
-            if attributes:
-                node["attributes"] = attributes
-        return node
-
-    def _set(self, value: Any, path: _Path) -> _Writing:
-        made = [self._key(item, path) for item in value]
-        # Same object, same text: sets have the order of hashes, which differ with each process.
-        items = sorted((item for item in made if item is not _LOST), key=to_json)
-        yield from ()
-        return {type(value).__name__: items}
+        return _items(pairs)
 
     def _key(self, key: Any, path: _Path) -> Node:
         if type(key) is str and is_plain_text(key):
             return key
         try:
             self._keys(key)
-            return self._key_node(key, 0)
+            return self._key_node(key)
         except NotCarriedError as error:
             self._lose(path, f"its key: {error}")
         except (LimitError, PickleError, UnsupportedError) as error:
             self._lose(path, f"its key: {error.message}")
         return _LOST
 
-    def _key_node(self, key: Any, depth: int) -> Node:
-        """Return the JSON of a key, which `KeyCheck` has found to be small."""
+    def _key_node(self, key: Any) -> Node:
+        """Return the JSON of a key, which `KeyCheck` has found to be small and not deep."""
         if type(key) not in (tuple, frozenset):
-            return write_atom(key, self._limits)
-        if depth >= _KEY_DEPTH:
-            raise NotCarriedError(f"nested more than {_KEY_DEPTH} deep")
-        items = [self._key_node(item, depth + 1) for item in key]
-        return {type(key).__name__: items if type(key) is tuple else sorted(items, key=to_json)}
+            return write_value(key, self.limits)
+        items = [self._key_node(item) for item in key]
+        return {type(key).__name__: items if type(key) is tuple else _in_order(items)}
 
     # -- tensors and objects ---------------------------------------------------------------
 
@@ -430,16 +459,15 @@ class _Writer:
             node["requires_grad"] = bool(requires_grad)
         if spec.stride != contiguous_stride(spec.shape) and is_dense(spec.shape, spec.stride):
             node["stride"] = list(spec.stride)
+        held = {} if state is None else {"state": state}
         if is_plain_tensor(spec.subclass):
-            made = yield spec.attributes, (path, "attributes", True), False
-            if made is not _LOST:
-                node["attributes"] = made
+            held = {"attributes": spec.attributes, **held}
         elif spec.subclass is not None:
             self._lose((path, "class", True), f"{_name_of_class(spec.subclass)}, with its state")
-        if state is not None:
-            made = yield state, (path, "attributes", True), False
+        for option, attributes in held.items():
+            made = yield attributes, (path, "attributes", True), False
             if made is not _LOST:
-                node["state"] = made
+                node[option] = made
         return node
 
     def _foreign(self, value: ForeignObject, path: _Path) -> Node:
@@ -447,16 +475,16 @@ class _Writer:
         below = self._below(path)
         what = f"{_name_of_class(value)} cannot be held by JSON"
         if not below:
-            if self._is_listed(value):
+            if self.is_listed(value):
                 return _LOST
             raise NotCarriedError(what)
-        if not self._is_listed(value):
+        if not self.is_listed(value):
             self._lose(path, f"{what}; a dict of its tensors stands for it")
-        pairs = [(write_atom(key, self._limits), {"tensor": name}) for key, name in below]
+        pairs = [(write_value(key, self.limits), {"tensor": name}) for key, name in below.items()]
         return {"dict": _items(pairs)}
 
-    def _below(self, path: _Path) -> list[tuple[str, str]]:
-        """Return the names of the tensors below a path, without what leads there, and in the file.
+    def _below(self, path: _Path) -> dict[str, str]:
+        """Return the names of the tensors below a path, by what follows on the path in them.
 
         None is below an attribute: it is not on the way to any name.
         """
@@ -464,19 +492,23 @@ class _Writer:
         while path is not None:
             path, key, is_attribute = path
             if is_attribute:
-                return []
+                return {}
             labels.append(key_text(key))
-        return self._names.below(".".join(reversed(labels)) + ".")
+        prefix = ".".join(reversed(labels)) + "."
+        first = bisect_left(self._sorted_names, prefix)
+        stop = bisect_left(self._sorted_names, prefix[:-1] + "/")  # what follows on a dot
+        return {name[len(prefix) :]: name for name in self._sorted_names[first:stop]}
+
+    @cached_property
+    def _sorted_names(self) -> list[str]:
+        return sorted(self.names)
 
     def _lose(self, path: _Path, why: str) -> None:
-        parts: list[str] = []
-        length = 0
-        while path is not None and length < _PATH_LENGTH:
+        place = ""
+        while path is not None and len(place) < _PATH_LENGTH:
             path, key, is_attribute = path
             label = key_text(key)[:_PATH_LENGTH]
-            parts.append(f" ({label})" if is_attribute else f".{label}")
-            length += len(parts[-1])
-        place = "".join(reversed(parts))
+            place = (f" ({label})" if is_attribute else f".{label}") + place
         if path is not None:
             place = f"...{place}"
         elif not place:
@@ -486,26 +518,6 @@ class _Writer:
         else:
             place = f"the root{place}"
         self.lost.append(f"{place}: {why}")
-
-
-class _Below:
-    """Names of tensors, to be found by what they begin with."""
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
-        self._sorted: list[str] | None = None
-
-    def below(self, prefix: str) -> list[tuple[str, str]]:
-        """Return what follows on a prefix in each name that begins with it, and its own name."""
-        if self._sorted is None:
-            self._sorted = sorted(self._names)
-        found = []
-        for index in range(bisect_left(self._sorted, prefix), len(self._sorted)):
-            name = self._sorted[index]
-            if not name.startswith(prefix):
-                break
-            found.append((name[len(prefix) :], self._names[name]))
-        return found
 
 
 def is_plain_tensor(subclass: ForeignObject | None) -> bool:
@@ -521,15 +533,17 @@ def _name_of_class(value: ForeignObject) -> str:
     return f"{value.module}.{value.name}"[:_PATH_LENGTH]
 
 
+def _in_order(items: list[Node]) -> list[Node]:
+    """Return the items of a set, which has the order of hashes: they differ with each process."""
+    return sorted(items, key=_to_json)
+
+
 def _items(pairs: list[tuple[Node, Node]]) -> Node:
     if all(type(key) is str for key, _ in pairs):
         return dict(pairs)
     return [[key, item] for key, item in pairs]
 
 
-_FACTORY_NAMES = {factory: name for (_, name), factory in FACTORIES.items()}
-
-_CONTAINERS = frozenset([dict, OrderedDict, defaultdict, Counter, list, tuple, deque])
 #: What is equal wherever it stands, or is no more than a name; and what is not carried as it is.
 _ANONYMOUS = frozenset(
     [type(None), bool, int, float, complex, str, bytes, Dtype, Layout, QScheme, ForeignObject]
@@ -542,7 +556,7 @@ def _carried_parts(value: Any) -> Iterable[Child]:
     A state is one value here, and not what is in it.
     """
     held: list[Any] = []
-    if type(value) in _CONTAINERS:
+    if type(value) in _WITH_ITEMS:
         held += items_of(value)
     if type(value) is OrderedDict:
         held += vars(value).values()

@@ -37,37 +37,32 @@ class StorageCasts:
         #: By the id of a storage that is cast as a whole; by the layout and the target of a tensor
         #: alone, and by the layout for one without a name, which goes with the first.
         self._whole: dict[int, CastStorage] = {}
-        self._single: dict[Any, TensorSpec] = {}
+        self._single: dict[Any, CastStorage] = {}
         self._targets: dict[int, str] = {}
-        targets = {name: rule(name, tensor.spec.torch_dtype) for name, tensor in tensors.items()}
         wanted: dict[int, set[tuple[str, str]]] = {}
         for name, tensor in tensors.items():
-            pair = (tensor.spec.torch_dtype, targets[name])
-            wanted.setdefault(id(tensor.spec.storage), set()).add(pair)
+            spec = tensor.spec
+            target = self._targets[id(spec)] = rule(name, spec.torch_dtype)
+            wanted.setdefault(id(spec.storage), set()).add((spec.torch_dtype, target))
         pinned = {id(held.storage) for held in inner.values()}
-        for name, tensor in tensors.items():
-            spec, target = tensor.spec, targets[name]
-            own = id(spec.storage)
-            self._targets[id(spec)] = target
+        for tensor in tensors.values():
+            spec = tensor.spec
+            own, target = id(spec.storage), self._targets[id(spec)]
             if spec.torch_dtype == target:
                 continue
             if len(wanted[own]) == 1 and own not in pinned:
                 if own not in self._whole:
                     self._whole[own] = CastStorage(spec.storage, spec.torch_dtype, target)
             elif id(spec) not in inner and (layout(spec), target) not in self._single:
-                made = self._single[layout(spec), target] = spec.replace(
-                    torch_dtype=target,
-                    storage=CastStorage(ElementStorage(spec), spec.torch_dtype, target),
-                    storage_offset=0, stride=contiguous_stride(spec.shape), neg=False,
-                )  # fmt: skip
+                made = CastStorage(ElementStorage(spec), spec.torch_dtype, target)
+                self._single[layout(spec), target] = made
                 self._single.setdefault((layout(spec), None), made)
 
     def apply(self, spec: TensorSpec) -> TensorSpec:
         """Return a tensor's spec in the output: the same one each time."""
-        known = self._applied.get(id(spec))
-        if known is None:
-            known = self._applied[id(spec)] = (spec, self._apply(spec))
-        return known[1]
+        if id(spec) not in self._applied:
+            self._applied[id(spec)] = (spec, self._apply(spec))
+        return self._applied[id(spec)][1]
 
     def _apply(self, spec: TensorSpec) -> TensorSpec:
         if id(spec) in self._inner:
@@ -78,8 +73,8 @@ class StorageCasts:
         alone = self._single.get((layout(spec), self._targets.get(id(spec))))
         if alone is not None:
             return spec.replace(
-                torch_dtype=alone.torch_dtype, storage=alone.storage, storage_offset=0,
-                stride=alone.stride, neg=False,
+                torch_dtype=alone.target, storage=alone, storage_offset=0,
+                stride=contiguous_stride(spec.shape), neg=False,
             )  # fmt: skip
         return spec
 
@@ -94,9 +89,7 @@ def layout(spec: TensorSpec) -> Any:
     return id(spec.storage), spec.torch_dtype, numbers, spec.conj, spec.neg
 
 
-def inner_tensors(
-    others: Iterable[object],
-) -> dict[int, TensorSpec | BareStorage]:
+def inner_tensors(others: Iterable[object]) -> dict[int, TensorSpec | BareStorage]:
     """Return the specs of all tensors that others are made of, and their bare storages, by id."""
     found: dict[int, TensorSpec | BareStorage] = {}
     for value in reach(list(others)):

@@ -165,7 +165,8 @@ def convert(
         mapping = None
         if map is not None:
             folder = None if dry_run else os.path.dirname(os.path.realpath(target.path))
-            mapping = opened.enter_context(MappedTensors(map, folder))
+            mapping = MappedTensors(map, folder)
+            opened.callback(mapping.close)
         with ErrorPlace(path=checkpoint.path):
             plan = make_plan(
                 checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping

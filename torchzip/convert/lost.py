@@ -26,8 +26,7 @@ def lost_values(
     their attributes. A list or dict of many values that holds numbers and strings and nothing else,
     however deep, is one line.
     """
-    named = {layout(held.spec) for held in original.values() if isinstance(held, LazyTensor)}
-    named_others = {id(held) for held in original.values() if isinstance(held, OtherTensor)}
+    named = set(map(_identity, original.values()))
     arrays = {id(array) for array in checkpoint.arrays.values()}
     yield from lost_besides(checkpoint, original)
     if isinstance(root, ForeignObject):
@@ -45,11 +44,7 @@ def lost_values(
         path = str(way or "")
         held = data_of(value)
         if isinstance(held, LazyTensor | OtherTensor):
-            if isinstance(held, LazyTensor):
-                is_named = layout(held.spec) in named
-            else:
-                is_named = id(held) in named_others
-            if not is_named:
+            if _identity(held) not in named:
                 yield f"{path}: a tensor that the state dict does not name"
         elif way is not None and isinstance(way.key, Label):
             yield path if way.before is not None else f"the root {path}"
@@ -61,6 +56,11 @@ def lost_values(
 
 #: Values from which on plain ones are counted and not named.
 _MANY = 100
+
+
+def _identity(held: Held) -> Any:
+    """Return what the same tensor has in common wherever it stands."""
+    return layout(held.spec) if isinstance(held, LazyTensor) else id(held)
 
 
 def _has_parts(value: Any) -> bool:

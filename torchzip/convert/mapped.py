@@ -8,10 +8,11 @@ through unread are not in it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any
 
 from torchzip.checkpoint.incremental import IncrementalWriter
 from torchzip.checkpoint.lazy import Checkpoint
@@ -30,7 +31,7 @@ class MappedTensors:
     def __init__(self, map: Map, folder: str | None) -> None:
         self._map = map
         self._folder = folder
-        self._path: str | None = None
+        self._opened = contextlib.ExitStack()
         self._writer: IncrementalWriter | None = None
         self._stored: dict[str, Any] = {}
         self._kept: Checkpoint | None = None
@@ -73,9 +74,11 @@ class MappedTensors:
             descriptor, self._path = tempfile.mkstemp(
                 prefix=".torchzip-", suffix=".tmp", dir=self._folder
             )
+            self._opened.callback(os.unlink, self._path)
             os.fchmod(descriptor, 0o600)  # it is opened again, whatever the umask says
-            self._file = os.fdopen(descriptor, "wb", buffering=0)
-            self._writer = IncrementalWriter(self._file)
+            file = self._opened.enter_context(os.fdopen(descriptor, "wb", buffering=0))
+            self._writer = IncrementalWriter(file)
+            self._opened.callback(self._writer.close)
         try:
             self._stored[name] = self._writer.store_early(array)
         except (TypeError, ValueError) as error:
@@ -83,12 +86,10 @@ class MappedTensors:
 
     def tensors(self) -> dict[str, Any]:
         """Return all tensors that came, by name, in that order."""
-        if self._writer is not None and self._path is not None:
+        if self._writer is not None:
             self._writer.save(self._stored)
             self._writer.close()
-            self._file.close()
-            self._writer = None
-            self._kept = Checkpoint(self._path)
+            self._kept = self._opened.enter_context(Checkpoint(self._path))
         return {
             name: tensor if tensor is not None or self._kept is None else self._kept[name]
             for name, (_, tensor) in self._given.items()
@@ -96,17 +97,4 @@ class MappedTensors:
 
     def close(self) -> None:
         """Take away what was kept."""
-        if self._writer is not None:
-            self._writer.close()
-            self._file.close()
-        if self._kept is not None:
-            self._kept.close()
-        if self._path is not None:
-            path, self._path = self._path, None
-            os.unlink(path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        self._opened.close()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 
 from torchzip.dtypes import DTYPES
-from torchzip.files.crc import RunningCrc32, crc32, crc32_combine, crc32_short, wrong_crc
+from torchzip.files.crc import RunningCrc32, crc32
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.files.source import file_place
@@ -60,16 +61,8 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """Pieces of one file, for one worker."""
-
-    path: str
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A storage that is made of ``nbytes`` of another from ``start``, each element cast perhaps."""
+class Origin:
+    """What a storage is made of: ``nbytes`` of another from ``start``, perhaps to be cast."""
 
     base: TensorStorage
     start: int
@@ -77,12 +70,13 @@ class _Run:
     cast: CastStorage | None
 
     @property
-    def is_whole(self) -> bool:
-        """Whether it is made of all the bytes that a known CRC is of, and of no others."""
-        return bool(self.base.crc) and self.start == 0 and self.nbytes == self.base.nbytes
+    def crc(self) -> int:
+        """The known CRC of these bytes; 0 if there is none, as there is none of a part."""
+        is_whole = self.start == 0 and self.nbytes == self.base.nbytes
+        return self.base.crc or 0 if is_whole else 0
 
 
-def _run_of(storage: TensorStorage) -> _Run | None:
+def origin_of(storage: TensorStorage) -> Origin | None:
     """Return how a storage is made, if any range of it can be read by itself."""
     cast = storage if isinstance(storage, CastStorage) else None
     base = cast.base if cast is not None else storage
@@ -92,13 +86,13 @@ def _run_of(storage: TensorStorage) -> _Run | None:
             return None
         start = base.start
         base = base.spec.storage
-    return _Run(base, start, nbytes, cast) if isinstance(base, SpanStorage) else None
+    return Origin(base, start, nbytes, cast) if isinstance(base, SpanStorage) else None
 
 
-def _can_go_unread(run: _Run) -> bool:
+def _can_go_unread(origin: Origin) -> bool:
     """Return whether bytes can be copied: with a CRC only of a file that tells when it changes."""
-    span = run.base.span()
-    return span is not None and (not run.is_whole or isinstance(file_place(*span)[0], Watched))
+    span = origin.base.span()
+    return span is not None and (not origin.crc or isinstance(file_place(*span)[0], Watched))
 
 
 def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
@@ -120,16 +114,16 @@ def cut(
     storage: TensorStorage, offset: int, nbytes: int, *, with_crc: bool, verify: bool
 ) -> Iterator[Piece]:
     """Yield the pieces, of about ``nbytes``, of a storage that goes to ``offset`` of a file."""
-    run = _run_of(storage)
-    if run is None:
+    origin = origin_of(storage)
+    if origin is None:
         yield Piece(storage, 0, storage.nbytes, offset, with_crc=with_crc)
         return
     # Without a look at the bytes only if a CRC goes along that shows damage, or there is none.
     copied = (
-        run.cast is None
-        and run.is_whole == with_crc
-        and not (verify and run.is_whole)
-        and _can_go_unread(run)
+        origin.cast is None
+        and bool(origin.crc) == with_crc
+        and not (verify and origin.crc)
+        and _can_go_unread(origin)
     )
     start = 0
     while start < storage.nbytes:
@@ -142,84 +136,16 @@ def cut(
         start = stop
 
 
-def joined(storage: TensorStorage, pieces: Sequence[Piece], written: Sequence[Written]) -> int:
-    """Return the CRC of a storage from those of its pieces.
+def write_pieces(
+    path: str, pieces: Sequence[Piece], tell: Tell = lambda nbytes: None
+) -> list[Written]:
+    """Write pieces of the file at ``path``; return what came of each.
 
-    Raises
-    ------
-    ArchiveError
-        If what was read is not what the source's directory says.
+    ``tell`` gets the number of bytes of each block.
     """
-    run = _run_of(storage)
-    if pieces[0].copied:
-        return run.base.crc or 0 if run is not None else 0
-    crc = source_crc = 0
-    for piece, part in zip(pieces, written, strict=True):
-        crc = crc32_combine(crc, part.crc, piece.nbytes)
-        source_crc = crc32_combine(source_crc, part.source_crc, part.source_nbytes)
-    if run is not None and run.is_whole and source_crc != run.base.crc:
-        raise wrong_crc(source_crc, run.base.crc or 0, run.base.record)
-    return crc
-
-
-def contents_of(storages: Sequence[TensorStorage]) -> tuple[list[bytes], dict[int, int]]:
-    """Return the bytes of small storages, with their CRCs compared. Casts alike go together.
-
-    And how many elements are out of range in those that have any, by their place.
-    """
-    contents = [b""] * len(storages)
-    out_of_range: dict[int, int] = {}
-    alike: dict[tuple[str, str], list[tuple[int, bytes]]] = {}
-    for index, storage in enumerate(storages):
-        run = _run_of(storage)
-        if run is None or run.cast is None or not storage.nbytes:
-            blocks, cast = _blocks_of(storage)
-            contents[index] = b"".join(bytes(block) for block in blocks)
-            if cast is not None and cast.out_of_range:
-                out_of_range[index] = cast.out_of_range
-            continue
-        pair = (run.cast.source, run.cast.target)
-        raw = run.base.read(run.start, run.start + run.nbytes).tobytes()
-        if run.is_whole:
-            found = crc32_short(raw)
-            if found != run.base.crc:
-                raise wrong_crc(found, run.base.crc or 0, run.base.record)
-        alike.setdefault(pair, []).append((index, raw))
-    for pair, parts in alike.items():
-        raw = b"".join([part for _, part in parts])
-        cast = Cast(*pair)
-        made = cast(np.frombuffer(raw, np.uint8)).tobytes()
-        at = 0
-        for index, part in parts:
-            nbytes = storages[index].nbytes
-            contents[index] = made[at : at + nbytes]
-            at += nbytes
-            if cast.out_of_range:  # of any: find out which
-                alone = Cast(*pair)
-                alone(np.frombuffer(part, np.uint8))
-                if alone.out_of_range:
-                    out_of_range[index] = alone.out_of_range
-    return contents, out_of_range
-
-
-def _blocks_of(storage: TensorStorage) -> tuple[Iterator[Bytes], Cast | None]:
-    """Return all bytes of a storage, compared with their CRC, and the cast that they go through."""
-    if not isinstance(storage, CastStorage):
-        return storage.checked_blocks(), None
-    cast = Cast(storage.source, storage.target)
-    return storage.blocks(cast=cast), cast
-
-
-def carry_out(task: Task) -> list[Written]:
-    """Write the pieces of a task; return what came of each."""
-    return write_pieces(task, lambda nbytes: None)
-
-
-def write_pieces(task: Task, tell: Tell) -> list[Written]:
-    """Do that, and tell of the bytes of each block."""
-    with RangeWriter(task.path) as out:
+    with RangeWriter(path) as out:
         worker = _Worker(out, tell)
-        return [worker.write(piece) for piece in task.pieces]
+        return [worker.write(piece) for piece in pieces]
 
 
 class _Worker:
@@ -228,39 +154,47 @@ class _Worker:
     def __init__(self, out: RangeWriter, tell: Tell) -> None:
         self._out = out
         self._tell = tell
-        self._casts: dict[tuple[str, str], Cast] = {}
-        self._buffer = np.empty(0, np.uint8)
+        self._cast_of = cache(Cast)
+
+    @cached_property
+    def _buffer(self) -> Bytes:
+        return np.empty(_READ_NBYTES, np.uint8)
 
     def write(self, piece: Piece) -> Written:
         """Write a piece; return the CRCs."""
-        run = _run_of(piece.storage)
-        if piece.copied and run is not None and self._copy(piece, run):
+        origin = origin_of(piece.storage)
+        if piece.copied and origin is not None and self._copy(piece, origin):
             return Written(0)
         self._out.begin(piece.offset, piece.nbytes)
-        if run is None:
+        if origin is None:
             written = self._write_blocks(piece)
-        elif run.cast is None:
-            written = self._write_same(piece, run)
+        elif origin.cast is None:
+            written = self._write_same(piece, origin)
         else:
-            written = self._write_cast(piece, run, run.cast)
+            written = self._write_cast(piece, origin, origin.cast)
         self._out.end()
         return written
 
-    def _copy(self, piece: Piece, run: _Run) -> bool:
-        span = run.base.span()
+    def _copy(self, piece: Piece, origin: Origin) -> bool:
+        span = origin.base.span()
         if span is None:
             return False
         source, at = span
-        copied = self._out.copy(source, at + run.start + piece.start, piece.offset, piece.nbytes)
+        copied = self._out.copy(source, at + origin.start + piece.start, piece.offset, piece.nbytes)
         if copied:
             self._tell(piece.nbytes)
         return copied
 
     def _write_blocks(self, piece: Piece) -> Written:
         """Write a storage that can only be read from its start to its end."""
-        crc = 0
+        storage, cast = piece.storage, None
         # The bytes are given a new CRC, so damage must show here.
-        blocks, cast = _blocks_of(piece.storage)
+        if isinstance(storage, CastStorage):
+            cast = Cast(storage.source, storage.target)
+            blocks = storage.blocks(cast=cast)
+        else:
+            blocks = storage.checked_blocks()
+        crc = 0
         for block in blocks:
             if piece.with_crc:
                 crc = crc32(block.data, crc)
@@ -268,21 +202,13 @@ class _Worker:
             self._tell(block.nbytes)
         return Written(crc, out_of_range=cast.out_of_range if cast is not None else 0)
 
-    def _reads(self, base: TensorStorage, start: int, stop: int) -> Iterator[Bytes]:
-        if self._buffer.size < min(_READ_NBYTES, stop - start):
-            self._buffer = np.empty(_READ_NBYTES, np.uint8)
-        for at in range(start, stop, _READ_NBYTES):
-            read = self._buffer[: min(_READ_NBYTES, stop - at)]
-            base.read_into(at, read)
-            yield read
-
-    def _write_same(self, piece: Piece, run: _Run) -> Written:
+    def _write_same(self, piece: Piece, origin: Origin) -> Written:
         running = RunningCrc32()
-        checks = run.is_whole and not piece.copied
-        at, stop = run.start + piece.start, run.start + piece.stop
+        checks = origin.crc and not piece.copied
+        at, stop = origin.start + piece.start, origin.start + piece.stop
         while at < stop:
             room = self._out.room[: stop - at]
-            run.base.read_into(at, np.frombuffer(room, np.uint8))
+            origin.base.read_into(at, np.frombuffer(room, np.uint8))
             if checks or (piece.with_crc and not piece.copied):
                 running.update(room)
             self._out.advance(room.nbytes)
@@ -291,17 +217,19 @@ class _Worker:
         crc = running.value()
         return Written(crc, crc, piece.nbytes) if checks else Written(crc)
 
-    def _write_cast(self, piece: Piece, run: _Run, storage: CastStorage) -> Written:
-        pair = (storage.source, storage.target)
-        cast = self._casts.get(pair)
-        if cast is None:
-            cast = self._casts[pair] = Cast(*pair)
-        in_nbytes, out_nbytes = (DTYPES[name].itemsize for name in pair)
-        start, stop = (run.start + at // out_nbytes * in_nbytes for at in (piece.start, piece.stop))
+    def _write_cast(self, piece: Piece, origin: Origin, storage: CastStorage) -> Written:
+        cast = self._cast_of(storage.source, storage.target)
+        in_nbytes = DTYPES[storage.source].itemsize
+        out_nbytes = DTYPES[storage.target].itemsize
+        start, stop = (
+            origin.start + at // out_nbytes * in_nbytes for at in (piece.start, piece.stop)
+        )
         crc, source_crc = RunningCrc32(), RunningCrc32()
         before = cast.out_of_range
-        for read in self._reads(run.base, start, stop):
-            if run.is_whole:
+        for at in range(start, stop, _READ_NBYTES):
+            read = self._buffer[: min(_READ_NBYTES, stop - at)]
+            origin.base.read_into(at, read)
+            if origin.crc:
                 source_crc.update(read.data)
             while read.size:
                 # No element lies across the end of the room: both targets put wide ones first, or
@@ -315,5 +243,5 @@ class _Worker:
                 self._out.advance(made.nbytes)
                 self._tell(made.nbytes)
                 read = read[elements * in_nbytes :]
-        source_nbytes = stop - start if run.is_whole else 0
+        source_nbytes = stop - start if origin.crc else 0
         return Written(crc.value(), source_crc.value(), source_nbytes, cast.out_of_range - before)

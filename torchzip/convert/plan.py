@@ -36,15 +36,10 @@ class Plan:
     refused: list[tuple[str, str]] = field(default_factory=list)
     #: Rules that match nothing.
     unused: list[str] = field(default_factory=list)
-    #: Tensors that are not weights by themselves -> a scale that belongs to each.
-    codes: dict[str, str] = field(default_factory=dict)
+    #: What is to be said before anything is written.
+    warnings: list[str] = field(default_factory=list)
     #: The path and the bytes of the index of shards.
     index: tuple[str, bytes] | None = None
-
-    @property
-    def warnings(self) -> list[str]:
-        """What is to be said before anything is written."""
-        return self.unused + ([sentence(self.codes)] if self.codes else [])
 
     @property
     def tied(self) -> dict[str, str]:
@@ -99,7 +94,8 @@ def make_plan(
     else:
         plan.files.append(output.one_file(target.path))
     plan.unused = rules.unused()
-    plan.codes = _codes(selection)
+    found = _codes(selection)
+    plan.warnings = plan.unused + ([sentence(found)] if found else [])
     return plan
 
 

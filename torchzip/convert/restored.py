@@ -7,16 +7,23 @@ in it is looked up, and its lengths, depths and numbers are bounded as those of 
 from __future__ import annotations
 
 import json
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Generator
-from types import GeneratorType
+from dataclasses import dataclass
 from typing import Any
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.json_objects import no_duplicates
-from torchzip.convert.carried import is_dense
-from torchzip.convert.carried_text import containers_in
-from torchzip.convert.carried_values import READERS, Node, broken, check_options, read_kind
+from torchzip.convert.carried import containers_in, drive, is_dense
+from torchzip.convert.carried_kinds import (
+    CONTAINERS,
+    KINDS,
+    MENTIONS,
+    Node,
+    broken,
+    options_of,
+    read_value,
+)
 from torchzip.errors import (
     ArchiveError,
     FormatError,
@@ -29,13 +36,14 @@ from torchzip.errors import (
 from torchzip.limits import Limits, is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.python_values import FACTORIES
 from torchzip.tensors.specs import TensorSpec, check_spec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, Parameter
 
-#: Yields the JSON of a value inside, gets the value, and returns its own.
-_Reading = Generator[Node, Any, Any]
+#: Yields the JSON of a value inside and how deep it is, gets the value, and returns its own.
+_Reading = Generator[tuple[Node, int], Any, Any]
+
+_TAGS = KINDS.keys() | CONTAINERS.keys() | MENTIONS.keys()
 
 
 def restore(
@@ -73,8 +81,7 @@ def restore(
         raise broken(f"no JSON ({error})") from None
     if type(made) is not dict or "root" not in made:
         raise broken("no root")
-    check_options(made, "root", ("shared",))
-    table = made.get("shared", [])
+    table = options_of(made, "root", ("shared",)).get("shared", [])
     if type(table) is not list:
         raise broken("the shared values are not a list")
     return _Maker(table, tensor, limits, len(text)).make(made["root"])
@@ -84,13 +91,11 @@ def _no_constant(name: str) -> Any:
     raise broken(f"{name}, which JSON does not have")
 
 
-class _Unmade:
-    """The placeholder of a shared value that is not made yet, or is just being made."""
+#: Placeholders of a shared value that is not made yet, or is just being made.
+_UNMADE, _BEING_MADE = object(), object()
 
 
-_UNMADE, _BEING_MADE = _Unmade(), _Unmade()
-
-
+@dataclass
 class _Maker:
     """Makes one object.
 
@@ -98,171 +103,124 @@ class _Maker:
     can contain itself; what cannot needs its parts first. Neither recurses.
     """
 
-    def __init__(
-        self,
-        table: list[Node],
-        tensor: Callable[[str], LazyTensor | None],
-        limits: Limits,
-        nbytes: int,
-    ) -> None:
-        self._table = table
-        self._made: list[Any] = [_UNMADE] * len(table)
-        self._find_tensor = tensor
-        self._limits = limits
+    table: list[Node]
+    find_tensor: Callable[[str], LazyTensor | None]
+    limits: Limits
+    nbytes: int
+
+    def __post_init__(self) -> None:
+        self._made: list[Any] = [_UNMADE] * len(self.table)
         self._keys = KeyCheck()
-        self._keys.allow(limits, nbytes)
-        self._fills: deque[tuple[_Reading, int]] = deque()
+        self._keys.allow(self.limits, self.nbytes)
+        self._fills: deque[_Reading] = deque()
         self._permuted: dict[Any, tuple[TensorStorage, TensorStorage]] = {}
-        # Kinds that need their parts first, and kinds that are filled: how, and their options.
-        self._wholes: dict[str, tuple[Callable[[Any, Any], _Reading], tuple[str, ...]]] = {
-            "shared": (self._shared, ()),
-            "tuple": (self._tuple, ()),
-            "frozenset": (self._frozenset, ()),
-            "tensor": (self._tensor, ("stride", "requires_grad", "attributes")),
-            "parameter": (self._parameter, ("stride", "requires_grad", "attributes", "state")),
-        }
-        self._shells: dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]] = {
-            "dict": (lambda node: {}, ()),
-            "tensors": (lambda node: {}, ()),
-            "OrderedDict": (lambda node: OrderedDict(), ("attributes",)),
-            "Counter": (lambda node: Counter(), ()),
-            "defaultdict": (_empty_defaultdict, ("factory",)),
-            "deque": (_empty_deque, ("maxlen",)),
-            "set": (lambda node: set(), ()),
-        }
 
     def make(self, root: Node) -> Any:
-        """Return the object."""
-
         def start() -> _Reading:
-            return (yield root)
+            return (yield root, 1)
 
-        made = self._drive(start(), 0)
+        made = self._drive(start())
         while self._fills:
-            self._drive(*self._fills.popleft())
+            self._drive(self._fills.popleft())
         return made
 
-    def _drive(self, reading: _Reading, depth: int) -> Any:
-        """Run a reader and those of the values inside; no call nests."""
-        stack = [(reading, depth + 1)]
-        sent: Any = None
-        while stack:
-            reading, depth = stack[-1]
-            try:
-                node = reading.send(sent)
-            except StopIteration as stop:
-                stack.pop()
-                sent = stop.value
-                continue
-            sent = self._start(node, depth)
-            if type(sent) is GeneratorType:
-                # A mention of a shared value is not a level of its own.
-                stack.append((sent, depth if "shared" in node else depth + 1))
-                sent = None
-        return sent
+    def _drive(self, reading: _Reading) -> Any:
+        return drive(reading, lambda asked, _: self._start(*asked))
 
     def _start(self, node: Node, depth: int) -> Any:
         """Return the value of a node, or the generator that makes it."""
-        if type(node) not in (dict, list):
-            return node
         if type(node) is list:
             self._check_depth(depth)
-            items: list[Any] = []
-            self._fills.append((self._fill_sequence(items, node), depth))
-            return items
-        kinds = [key for key in node if key in _KINDS]
-        if len(kinds) != 1:
+            return self._filled_later([], node, {}, depth)
+        if type(node) is not dict:
+            return node
+        tags = [key for key in node if key in _TAGS]
+        if len(tags) != 1:
             found = ", ".join(repr(key[:40]) for key in list(node)[:4])
             raise broken(f"an object that is not of one kind (its keys: {found or 'none'})")
-        kind = kinds[0]
-        if kind in READERS:
-            return read_kind(kind, node, self._limits)
-        if kind in self._wholes:
-            make, options = self._wholes[kind]
-            check_options(node, kind, options)
-            self._check_depth(depth if kind in ("tuple", "frozenset") else depth - 1)
-            return make(node[kind], node)
-        self._check_depth(depth)
-        make_shell, options = self._shells[kind]
-        check_options(node, kind, options)
-        shell = make_shell(node)
-        fill = self._fill_mapping if isinstance(shell, dict) else self._fill_sequence
-        if kind == "tensors":
-            fill = self._fill_tensors
-        self._fills.append((fill(shell, node[kind], node), depth))
+        (tag,) = tags
+        if tag in KINDS:
+            return read_value(tag, node, self.limits)
+        body = node[tag]
+        container = CONTAINERS.get(tag)
+        options = options_of(node, tag, container.options if container else MENTIONS[tag])
+        self._check_depth(depth if container or tag == "tensors" else depth - 1)
+        if tag == "tensors":
+            return self._tensors(body)
+        if tag == "shared":
+            return self._shared(body, depth)
+        if container is None:
+            return self._tensor(body, options, tag == "parameter", depth)
+        if container.empty is None:
+            return self._whole(container.type, body, depth)
+        return self._filled_later(container.empty(**options), body, options, depth)
+
+    def _filled_later(self, shell: Any, body: Any, options: dict[str, Any], depth: int) -> Any:
+        self._fills.append(self._fill(shell, body, options, depth))
         return shell
 
     def _check_depth(self, depth: int) -> None:
-        if depth > self._limits.nesting:
-            raise LimitError("nesting", depth, self._limits.nesting)
+        if depth > self.limits.nesting:
+            raise LimitError("nesting", depth, self.limits.nesting)
 
-    def _shared(self, place: Any, node: Any) -> _Reading:
-        if type(place) is not int or not 0 <= place < len(self._table):
+    def _shared(self, place: Any, depth: int) -> _Reading:
+        if type(place) is not int or not 0 <= place < len(self.table):
             raise broken("a shared value that is not there")
         if self._made[place] is _UNMADE:
             self._made[place] = _BEING_MADE
-            self._made[place] = yield self._table[place]
+            # A mention of a shared value is not a level of its own.
+            self._made[place] = yield self.table[place], depth
         elif self._made[place] is _BEING_MADE:
             raise broken("a value that can only be made from itself")
         return self._made[place]
 
     # -- containers ------------------------------------------------------------------------
 
-    def _tuple(self, body: Any, node: Any) -> _Reading:
+    def _items(self, body: Any, depth: int, *, are_keys: bool) -> Generator[Any, Any, list[Any]]:
         items = []
         for item in _list(body):
-            items.append((yield item))
-        return tuple(items)
+            made = yield item, depth + 1
+            items.append(self._key(made) if are_keys else made)
+        return items
 
-    def _frozenset(self, body: Any, node: Any) -> _Reading:
-        items = []
-        for item in _list(body):
-            items.append(self._key((yield item)))
-        return self._keys.frozen(items)
+    def _whole(self, kind: type, body: Any, depth: int) -> _Reading:
+        """Make what cannot be changed."""
+        if kind is tuple:
+            return tuple((yield from self._items(body, depth, are_keys=False)))
+        return self._keys.frozen((yield from self._items(body, depth, are_keys=True)))
 
-    def _fill_sequence(self, shell: Any, body: Any, node: Any = None) -> _Reading:
-        if type(shell) is set:
-            items = []
-            for item in _list(body):
-                items.append(self._key((yield item)))
-            self._keys.collect(shell, items)
-            return
-        add = shell.append
-        for item in _list(body):
-            add((yield item))
-
-    def _fill_mapping(self, shell: Any, body: Any, node: Any) -> _Reading:
-        if type(body) is dict:
+    def _fill(self, shell: Any, body: Any, options: dict[str, Any], depth: int) -> _Reading:
+        if isinstance(shell, set):
+            self._keys.collect(shell, (yield from self._items(body, depth, are_keys=True)))
+        elif not isinstance(shell, dict):
+            shell.extend((yield from self._items(body, depth, are_keys=False)))
+        elif type(body) is dict:
             for key, item in body.items():
-                shell[key] = yield item
+                shell[key] = yield item, depth + 1
         else:
             keys: list[Any] = []
             values: list[Any] = []
             for pair in _list(body):
                 if type(pair) is not list or len(pair) != 2:
                     raise broken("the items of a dict are not pairs")
-                keys.append(self._key((yield pair[0])))
-                values.append((yield pair[1]))
+                keys.append(self._key((yield pair[0], depth + 1)))
+                values.append((yield pair[1], depth + 1))
             self._keys.fill(shell, keys, values)
             if len(shell) != len(keys):
                 raise broken("a dict has a key twice")
-        attributes = node.get("attributes", {})
+        attributes = options.get("attributes", {})
         if type(attributes) is not dict:
             raise broken("attributes that are not an object")
         for name, item in attributes.items():
             # numpy and others ask an object itself for names in underscores, some for an address.
             if name.startswith("__") or hasattr(type(shell), name):
                 raise broken(f"an OrderedDict with an attribute {shown(name)}")
-            vars(shell)[name] = yield item
+            vars(shell)[name] = yield item, depth + 1
 
-    def _fill_tensors(self, shell: dict[str, Any], body: Any, node: Any) -> _Reading:
-        for name in _list(body):
-            if type(name) is not str:
-                raise broken("a tensor whose name is not a string")
-            tensor = self._find_tensor(name)
-            if tensor is not None:  # another program may have left it out
-                shell[name] = tensor
-        yield from ()
+    def _tensors(self, body: Any) -> dict[str, LazyTensor]:
+        found = {name: self.find_tensor(_name(name)) for name in _list(body)}
+        # Another program may have left one out.
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def _key(self, key: Any) -> Any:
         """Return a key or an item of a set, if it can be one at a cost that is bounded."""
@@ -275,35 +233,31 @@ class _Maker:
 
     # -- tensors ---------------------------------------------------------------------------
 
-    def _tensor(self, name: Any, node: Any) -> _Reading:
-        spec = self._spec(name, node, requires_grad=False)
-        if "attributes" in node:
+    def _tensor(
+        self, name: Any, options: dict[str, Any], is_parameter: bool, depth: int
+    ) -> _Reading:
+        spec = self._spec(_name(name), options, is_parameter)
+        spec.is_parameter = is_parameter
+        if "attributes" in options:
             spec.subclass = ForeignObject("torch", "Tensor")
-            spec.attributes = yield node["attributes"]
-        return LazyTensor(spec)
+            spec.attributes = yield options["attributes"], depth + 1
+        tensor = LazyTensor(spec)
+        if not is_parameter:
+            return tensor
+        state = (yield options["state"], depth + 1) if "state" in options else None
+        return Parameter(tensor, spec.requires_grad, state)
 
-    def _parameter(self, name: Any, node: Any) -> _Reading:
-        spec = self._spec(name, node, requires_grad=True)
-        spec.is_parameter = True
-        if "attributes" in node:
-            spec.subclass = ForeignObject("torch", "Tensor")
-            spec.attributes = yield node["attributes"]
-        state = (yield node["state"]) if "state" in node else None
-        return Parameter(LazyTensor(spec), spec.requires_grad, state)
-
-    def _spec(self, name: Any, node: Any, requires_grad: bool) -> TensorSpec:
-        if type(name) is not str:
-            raise broken("a tensor whose name is not a string")
-        found = self._find_tensor(name)
+    def _spec(self, name: str, options: dict[str, Any], is_parameter: bool) -> TensorSpec:
+        found = self.find_tensor(name)
         if found is None:
             raise broken(f"the file has no tensor {shown(name)}")
-        requires_grad = node.get("requires_grad", requires_grad)
+        requires_grad = options.get("requires_grad", is_parameter)
         if type(requires_grad) is not bool:
             raise TensorError(f"{shown(name)}: requires_grad is neither true nor false")
         spec = found.spec.replace(requires_grad=requires_grad)
-        if "stride" not in node:
+        if "stride" not in options:
             return spec
-        stride = node["stride"]
+        stride = options["stride"]
         if (
             type(stride) is not list
             or len(stride) != len(spec.shape)
@@ -341,24 +295,7 @@ def _list(body: Any) -> list[Any]:
     return body
 
 
-def _empty_defaultdict(node: dict[str, Any]) -> Any:
-    name = node.get("factory")
-    if name is None:
-        return defaultdict(None)
-    for (_, known), factory in FACTORIES.items():
-        if name == known:
-            return defaultdict(factory)
-    raise broken("a defaultdict of unknown values")
-
-
-def _empty_deque(node: dict[str, Any]) -> Any:
-    most = node.get("maxlen")
-    if most is not None and not is_number(most):
-        raise broken("a deque whose length is not valid")
-    return deque(maxlen=most)
-
-
-_KINDS = frozenset(READERS) | frozenset(
-    "shared tuple frozenset tensor tensors parameter dict OrderedDict Counter defaultdict deque "
-    "set".split()
-)
+def _name(name: Any) -> str:
+    if type(name) is not str:
+        raise broken("a tensor whose name is not a string")
+    return name

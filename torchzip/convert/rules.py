@@ -83,11 +83,9 @@ class Rules:
 
     def dtype_of(self, name: str, torch_dtype: str) -> str:
         """Return the dtype in the output."""
-        if is_castable(torch_dtype):
-            for glob, target in self._dtypes:
-                if glob.matches(name):
-                    return target
-        return torch_dtype
+        if not is_castable(torch_dtype):
+            return torch_dtype
+        return next((target for glob, target in self._dtypes if glob.matches(name)), torch_dtype)
 
     def unused(self) -> list[str]:
         """Return a line for each rule that has matched nothing so far."""

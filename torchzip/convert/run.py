@@ -14,16 +14,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from itertools import chain
 from typing import Any
 
 from torchzip.convert.overflow import by_tensor
-from torchzip.convert.pieces import (
-    Task,
-    Written,
-    carry_out,
-    read_in_part,
-    write_pieces,
-)
+from torchzip.convert.pieces import Piece, Written, read_in_part, write_pieces
 from torchzip.convert.plan import Plan
 from torchzip.convert.work import Work
 from torchzip.files.new_file import NewFile, commit_together
@@ -49,30 +44,25 @@ def run(
     meter = _Meter(plan.nbytes, progress)
     with contextlib.ExitStack() as opened:
         files = []
-        for planned in plan.files:
-            files.append(NewFile(planned.path))
+        for path in plan.sizes:
+            files.append(NewFile(path))
             opened.callback(files[-1].abort)
-        index = NewFile(plan.index[0]) if plan.index is not None else None
-        if index is not None:
-            opened.callback(index.abort)
-        _check_apart([*files, index] if index is not None else files)
+        _check_apart(files)
         _check_space(files[0], plan.nbytes)
+        storages = [storage for planned in plan.files for storage in planned.storages]
         if verify:
-            for storage in read_in_part(each for file in plan.files for each in file.storages):
+            for storage in read_in_part(storages):
                 for _ in storage.checked_blocks():
                     pass
-        every = [storage for planned in plan.files for storage in planned.storages]
-        watch = Watch(sources_of(every))
+        watch = Watch(sources_of(storages))
         works = []
-        for planned, file in zip(plan.files, files, strict=True):
+        for planned, file in zip(plan.files, files, strict=False):  # the index follows
             file.resize(planned.nbytes)
             works.append(Work(planned, file, with_crc=plan.output.has_crcs, verify=verify))
         if executor is None:
             for work in works:
                 if work.pieces:
-                    work.written = write_pieces(
-                        Task(work.file.temporary, tuple(work.pieces)), meter.add
-                    )
+                    work.written = write_pieces(work.file.temporary, work.pieces, meter.add)
         else:
             _run_tasks(works, executor, meter)
         for work in works:
@@ -80,14 +70,11 @@ def run(
         if not watch.check():
             for work in works:
                 work.check_copied()
-        if index is not None and plan.index is not None:
-            index.write_at(0, plan.index[1])
-            files.append(index)
+        if plan.index is not None:
+            files[-1].write_at(0, plan.index[1])
         if overflowed is not None:
-            counts: dict[str, int] = {}
-            for work in works:
-                counts.update(by_tensor(work.planned, work.out_of_range))
-            overflowed(counts)
+            found = (by_tensor(work.planned, work.out_of_range) for work in works)
+            overflowed(dict(chain.from_iterable(found)))
         meter.finish()  # what it raises comes before anything has its name
         commit_together(files)
 
@@ -116,28 +103,30 @@ def _check_space(file: NewFile, nbytes: int) -> None:
 
 def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None:
     """Have an executor carry all pieces out."""
-    futures: dict[Future[list[Written]], tuple[Work, int, Task]] = {}
-    here: list[tuple[Work, int, Task]] = []
-    in_threads = _runs_here(executor)
+    from concurrent.futures import ThreadPoolExecutor
+
+    futures: dict[Future[list[Written]], tuple[Work, slice]] = {}
+    here: list[tuple[Work, slice]] = []
     try:
         for work in works:
             work.written = [Written(0)] * len(work.pieces)
-            for first, task in work.tasks():
-                if in_threads:
-                    future = executor.submit(carry_out, task)
+            for part in work.tasks():
+                task = work.file.temporary, work.pieces[part]
+                if isinstance(executor, ThreadPoolExecutor):
+                    future = executor.submit(write_pieces, *task)
+                elif (packed := _packed(task)) is not None:
+                    future = executor.submit(_write_packed, packed)
                 else:
-                    packed = _packed(task)
-                    if packed is None:
-                        here.append((work, first, task))
-                        continue
-                    future = executor.submit(_carry_out_packed, packed)
-                futures[future] = (work, first, task)
-        for work, first, task in here:
-            work.written[first : first + len(task.pieces)] = write_pieces(task, meter.add)
+                    here.append((work, part))
+                    continue
+                futures[future] = (work, part)
+        for work, part in here:
+            pieces = work.pieces[part]
+            work.written[part] = write_pieces(work.file.temporary, pieces, meter.add)
         for future in as_completed(futures):
-            work, first, task = futures[future]
-            work.written[first : first + len(task.pieces)] = future.result()
-            meter.add(sum(piece.nbytes for piece in task.pieces))
+            work, part = futures[future]
+            work.written[part] = future.result()
+            meter.add(sum(piece.nbytes for piece in work.pieces[part]))
     except BaseException as error:
         for future in futures:
             future.cancel()
@@ -152,14 +141,8 @@ def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None
         raise
 
 
-def _runs_here(executor: Executor) -> bool:
-    from concurrent.futures import ThreadPoolExecutor
-
-    return isinstance(executor, ThreadPoolExecutor)
-
-
-def _packed(task: Task) -> bytes | None:
-    """Return a task for another process; None if it has what lives in this one only."""
+def _packed(task: tuple[str, list[Piece]]) -> bytes | None:
+    """Return a path and pieces for another process; None for what lives in this one only."""
     from multiprocessing.reduction import ForkingPickler  # as a pool sends it
 
     class TaskPickler(ForkingPickler):
@@ -174,15 +157,15 @@ def _packed(task: Task) -> bytes | None:
         return None
 
 
-def _carry_out_packed(packed: bytes) -> list[Written]:
-    """Carry out what another process of this program has packed.
+def _write_packed(packed: bytes) -> list[Written]:
+    """Write what another process of this program has packed.
 
     Unpacked here, not on the way: a pool whose worker cannot unpack what it gets is broken, and
     a source that has changed meanwhile is an error like others.
     """
     from multiprocessing.reduction import ForkingPickler
 
-    return carry_out(ForkingPickler.loads(packed))
+    return write_pieces(*ForkingPickler.loads(packed))
 
 
 #: What ends a conversion in this process; it tells its workers, and waits for them.

@@ -8,7 +8,7 @@ of the tensors, a state dict.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,9 +104,8 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
             known = sources.setdefault(new, old)
             if known != old:
                 raise ValueError(f"{known!r} and {old!r} would both be called {new!r}")
-    changed: dict[str, str | None] = dict.fromkeys(selection.tensors)
-    changed |= {old: new for new, old in sources.items()}
-    changed = {old: new for old, new in changed.items() if new != old}
+    news = {old: new for new, old in sources.items()}
+    changed = {old: news.get(old) for old in selection.tensors if news.get(old) != old}
     selection.sources = sources
     selection.tensors = {new: named[old] for new, old in sources.items()}
     if mapping is not None:
@@ -205,7 +204,6 @@ def _renamed(root: Any, changed: dict[str, str | None]) -> Any:
     """
     containers = _containers(root)
     edits: _Edits = {}
-    holders: dict[int, dict[Any, Any]] = {}
     left = dict(changed)
     for name, prefix, holder, key in _items(containers):
         if name not in left or not isinstance(holder, dict):
@@ -213,14 +211,15 @@ def _renamed(root: Any, changed: dict[str, str | None]) -> Any:
         new = left.pop(name)
         if new is not None and not new.startswith(prefix):
             return None
-        holders[id(holder)] = holder
         item = None if new is None else (new[len(prefix) :], holder[key])
         edits.setdefault(id(holder), {})[key] = item
     if left:
         return None
-    for own, holder in holders.items():
-        pairs = [edits[own].get(key, (key, None)) for key in holder]
-        if max(Counter(str(pair[0]) for pair in pairs if pair is not None).values(), default=0) > 1:
+    for holder, *_ in containers:
+        changes = edits.get(id(holder), {})
+        pairs = [changes.get(key, (key, None)) for key in (holder if changes else ())]
+        keys = [str(pair[0]) for pair in pairs if pair is not None]
+        if len(set(keys)) < len(keys):
             return None  # beside something that is not a tensor
     return _edited(root, containers, edits)
 

@@ -86,15 +86,13 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
         inside = os.path.join(path, "model.safetensors")
         return Target(inside, SafetensorsOutput, index_of(inside), makes_folder=True)
     whole = whole_of(path)
-    index_path = path
-    has_index = whole is not None
-    if whole is None:
-        whole, index_path = path, index_of(path)
-    suffix = os.path.splitext(whole)[1].lower()
+    suffix = os.path.splitext(whole or path)[1].lower()
     output = output_of(suffix)
     if output is None:
         raise ValueError(
             f"{path}: the suffix says what to write, and {suffix or 'none'} is not one of "
             f"{' '.join(suffixes())} {INDEX_SUFFIX}; that of a new directory ends with a slash"
         )
-    return Target(whole, output, index_path, has_index)
+    if whole is None:
+        return Target(path, output, index_of(path))
+    return Target(whole, output, path, has_index=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from torchzip.convert.pieces import Piece, Task, Written, contents_of, cut, joined
+import numpy as np
+
+from torchzip.convert.pieces import Piece, Written, cut, origin_of
 from torchzip.convert.planned import PlannedFile
-from torchzip.files.crc import crc32, wrong_crc
+from torchzip.files.crc import crc32, crc32_combine, wrong_crc
 from torchzip.files.new_file import NewFile
+from torchzip.tensors.casts import Cast, CastStorage
 
 #: Smaller storages are written with what is around them.
 _SMALL_NBYTES = 1 << 16
@@ -65,16 +68,44 @@ class Work:
 
     def crc_of(self, key: int) -> int:
         """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
-        cut = self._cuts[key]
-        written = self.written[cut]
+        pieces, written = self.pieces[self._cuts[key]], self.written[self._cuts[key]]
         self.out_of_range[key] = sum(part.out_of_range for part in written)
-        return joined(self.planned.storages[key], self.pieces[cut], written)
+        origin = origin_of(self.planned.storages[key])
+        if pieces[0].copied:
+            return origin.crc if origin is not None else 0
+        crc = source_crc = 0
+        for piece, part in zip(pieces, written, strict=True):
+            crc = crc32_combine(crc, part.crc, piece.nbytes)
+            source_crc = crc32_combine(source_crc, part.source_crc, part.source_nbytes)
+        if origin is not None and origin.crc not in (0, source_crc):
+            raise wrong_crc(source_crc, origin.crc, origin.base.record)
+        return crc
 
     def contents_of(self, keys: range) -> list[bytes]:
-        """Return the bytes of small storages."""
-        contents, counts = contents_of([self.planned.storages[key] for key in keys])
-        self.out_of_range |= {keys[index]: count for index, count in counts.items()}
-        return contents
+        """Return the bytes of small storages, with their CRCs compared. Casts alike go together."""
+        contents: dict[int, bytes] = {}
+        alike: dict[tuple[str, str], list[int]] = {}
+        for key in keys:
+            storage = uncast = self.planned.storages[key]
+            if isinstance(storage, CastStorage):
+                uncast = storage.base
+                alike.setdefault((storage.source, storage.target), []).append(key)
+            contents[key] = b"".join(map(bytes, uncast.checked_blocks()))
+        for pair, cast_keys in alike.items():
+            parts = [contents[key] for key in cast_keys]
+            cast = Cast(*pair)
+            made = cast(np.frombuffer(b"".join(parts), np.uint8)).tobytes()
+            at = 0
+            for key, part in zip(cast_keys, parts, strict=True):
+                nbytes = self.planned.storages[key].nbytes
+                contents[key] = made[at : at + nbytes]
+                at += nbytes
+                if cast.out_of_range:  # of any: find out which
+                    alone = Cast(*pair)
+                    alone(np.frombuffer(part, np.uint8))
+                    if alone.out_of_range:
+                        self.out_of_range[key] = alone.out_of_range
+        return list(contents.values())
 
     def check_copied(self) -> None:
         """Read what was written of bytes that were copied unread; raise if a CRC does not match."""
@@ -88,11 +119,11 @@ class Work:
             if found != expected:
                 raise wrong_crc(found, expected, storage.record)
 
-    def tasks(self) -> Iterator[tuple[int, Task]]:
-        """Yield the pieces in tasks for workers, each with the number of its first piece."""
+    def tasks(self) -> Iterator[slice]:
+        """Yield the places of the pieces that a worker takes at once."""
         first = nbytes = 0
-        for index, piece in enumerate(self.pieces):
+        for stop, piece in enumerate(self.pieces, 1):
             nbytes += piece.nbytes
-            if nbytes >= _TASK_NBYTES or index + 1 == len(self.pieces):
-                yield first, Task(self.file.temporary, tuple(self.pieces[first : index + 1]))
-                first, nbytes = index + 1, 0
+            if nbytes >= _TASK_NBYTES or stop == len(self.pieces):
+                yield slice(first, stop)
+                first, nbytes = stop, 0

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.convert.carried import carry
-from torchzip.convert.carried_text import carry_order
+from torchzip.convert.carried import carry, carry_order
 from torchzip.convert.casting import DtypeOf, inner_tensors, layout
 from torchzip.convert.lost import lost_besides, lost_values
 from torchzip.convert.planned import PlannedFile, PlannedTensor
-from torchzip.convert.selection import Selection
+from torchzip.convert.selection import Held, Selection
 from torchzip.convert.work import Work
 from torchzip.errors import listed
+from torchzip.limits import Limits
 from torchzip.types import OtherTensor
 
 #: Bytes of an array of numpy up to which its values are in the text that carries the object.
 _MOST_IN_TEXT = 1 << 16
 
 
-class Output(Protocol):
+class Output(ABC):
     """A format that `convert` writes. An object of the class plans one conversion.
 
     Planning reads no tensor data and leaves the checkpoint as it is. The same input gives the same
@@ -42,9 +43,6 @@ class Output(Protocol):
     suffixes: ClassVar[tuple[str, ...]]
     has_crcs: ClassVar[bool]
     has_ties: ClassVar[bool]
-    rows: list[PlannedTensor]
-    lost: list[str]
-    refused: list[tuple[str, str]]
 
     def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
         """Decide for each tensor of a selection what becomes of it.
@@ -52,56 +50,13 @@ class Output(Protocol):
         ``dtype_of`` says what the rules want. Raises UnsupportedError where a tensor can be neither
         held nor named in ``lost``.
         """
-        ...
-
-    def groups(self) -> list[tuple[int, list[str]]]:
-        """Return what must be in one file together, in order: the bytes of its data, its names.
-
-        Every name with data is in exactly one group.
-        """
-        ...
-
-    def one_file(self, path: str) -> PlannedFile:
-        """Return the file that has everything, with the object around the tensors if it can.
-
-        Its storages are in the order of their places and do not overlap; one that is cast starts
-        at a multiple of its element size.
-        """
-        ...
-
-    def carry(self, in_file: list[str]) -> str | None:
-        """Return the object around the tensors as JSON, and add what is not in it to ``lost``.
-
-        ``in_file`` are the names as a reader of the file or files gets them. None: that reader
-        makes the same object without it, or it cannot be carried at all. With shards, it goes into
-        their index.
-        """
-        ...
-
-    def shard(self, path: str, names: list[str]) -> PlannedFile:
-        """Return the file that has the tensors of some groups, as a reader of them alone has it."""
-        ...
-
-    @staticmethod
-    def finish(work: Work) -> None:
-        """Write all of a file that is not yet there, and compare every CRC of the source.
-
-        The file has its size, and the large storages are in their places. `Work.runs` gives the
-        keys of all storages in order: of a large one `Work.crc_of` must be called, as this is where
-        damage of the source shows; small ones are `Work.contents_of`, and go to their ``starts``.
-        """
-        ...
-
-
-class Planner(Output):
-    """What every output does the same way, whatever its files look like."""
-
-    def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
         self.checkpoint = checkpoint
         self.selection = selection
         self._rule = dtype_of
         #: Dtypes of tensors that are one with another and cannot part.
         self._bound: dict[str, str] = {}
+        #: Names whose tensor has its data under another -> that one.
+        self.aliases: dict[str, str] = {}
         held = selection.tensors.items()
         self.tensors = {name: each for name, each in held if isinstance(each, LazyTensor)}
         self.others = {name: each for name, each in held if isinstance(each, OtherTensor)}
@@ -111,9 +66,46 @@ class Planner(Output):
         self.refused: list[tuple[str, str]] = []
         self._separate()
 
+    @abstractmethod
+    def groups(self) -> list[tuple[int, list[str]]]:
+        """Return what must be in one file together, in order: the bytes of its data, its names.
+
+        Every name with data is in exactly one group.
+        """
+
+    @abstractmethod
+    def one_file(self, path: str) -> PlannedFile:
+        """Return the file that has everything, with the object around the tensors if it can.
+
+        Its storages are in the order of their places and do not overlap; one that is cast starts
+        at a multiple of its element size.
+        """
+
+    @abstractmethod
+    def shard(self, path: str, names: list[str]) -> PlannedFile:
+        """Return the file that has the tensors of some groups, as a reader of them alone has it."""
+
+    @staticmethod
+    @abstractmethod
+    def finish(work: Work) -> None:
+        """Write all of a file that is not yet there, and compare every CRC of the source.
+
+        The file has its size, and the large storages are in their places. `Work.runs` gives the
+        keys of all storages in order: of a large one `Work.crc_of` must be called, as this is where
+        damage of the source shows; small ones are `Work.contents_of`, and go to their ``starts``.
+        """
+
     def dtype_of(self, name: str, torch_dtype: str) -> str:
         """Return the dtype in the output."""
         return self._bound.get(name) or self._rule(name, torch_dtype)
+
+    def add_row(
+        self, name: str, held: Held, dtype: str, nbytes: int, alias_of: str | None = None
+    ) -> None:
+        """Add a tensor of the output to ``rows``."""
+        source = self.selection.sources[name]
+        row = PlannedTensor(name, held.shape, held.torch_dtype, dtype, nbytes, alias_of, source)
+        self.rows.append(row)
 
     def _separate(self) -> None:
         """Make two tensors of one that has two names with different dtypes in the output."""
@@ -127,8 +119,7 @@ class Planner(Output):
             target = self.dtype_of(name, spec.torch_dtype)
             _, known = first.setdefault(id(spec), (name, target))
             if known != target:
-                copy = made.setdefault((id(spec), target), LazyTensor(spec.replace()))
-                parting[name] = copy
+                parting[name] = made.setdefault((id(spec), target), LazyTensor(spec.replace()))
         for name in self.selection.put(parting):
             other, dtype = first[id(self.tensors[name].spec)]
             self.lost.append(f"{name}: a dtype of its own; it is one tensor with {other}, {dtype}")
@@ -136,31 +127,33 @@ class Planner(Output):
             self._bound[name] = dtype
         self.tensors |= parting
 
-    def holder_of(self, name: str) -> str:
-        """Return the tensor of the file that has the data of one."""
-        return name
-
     def carry(self, in_file: list[str]) -> str | None:
+        """Return the object around the tensors as JSON, and add what is not in it to ``lost``.
+
+        ``in_file`` are the names as a reader of the file or files gets them. None: that reader
+        makes the same object without it, or it cannot be carried at all. With shards, it goes into
+        their index.
+        """
         in_file = [name for name in in_file if name in self.tensors]
         checkpoint, selection = self.checkpoint, self.selection
         # By identity first: tensors of one layout may have got different dtypes.
         named: dict[Any, str] = {}
         for name, tensor in reversed(self.tensors.items()):
-            named[layout(tensor.spec)] = named[id(tensor.spec)] = self.holder_of(name)
+            named[layout(tensor.spec)] = named[id(tensor.spec)] = self.aliases.get(name, name)
         classes = {id(value) for value in checkpoint.others.values()}
         arrays = {
-            id(array): self.holder_of(name)
+            id(array): self.aliases.get(name, name)
             for name, old in selection.sources.items()
             if (array := selection.arrays.get(old)) is not None
             and not self._is_in_text(name, array)
         }
         if selection.is_flat:
-            made = carry_order(list(self.tensors), in_file)
+            made = carry_order(list(self.tensors), in_file, Limits())
         else:
             made = carry(
                 selection.root,
                 lambda tensor: named.get(id(tensor.spec)) or named.get(layout(tensor.spec)),
-                names={name: name for name in self.tensors},
+                names=self.tensors.keys(),
                 is_listed=lambda value: isinstance(value, OtherTensor) or id(value) in classes,
                 name_of_array=lambda array: arrays.get(id(array)),
                 in_file=in_file,
@@ -178,6 +171,5 @@ class Planner(Output):
 
     def _is_in_text(self, name: str, array: Any) -> bool:
         """Return whether an array of numpy comes back as one: it is small, and not cast."""
-        tensor = self.selection.tensors[name]
-        dtype = tensor.torch_dtype
+        dtype = self.selection.tensors[name].torch_dtype
         return array.nbytes <= _MOST_IN_TEXT and self.dtype_of(name, dtype) == dtype

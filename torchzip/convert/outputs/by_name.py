@@ -7,17 +7,16 @@ from typing import Any
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.convert.casting import DtypeOf, layout
 from torchzip.convert.lost import lost_ties
-from torchzip.convert.outputs.base import Planner
-from torchzip.convert.planned import PlannedFile, PlannedTensor
+from torchzip.convert.outputs.base import Output
+from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
 from torchzip.convert.tied_names import preferred
-from torchzip.dtypes import DTYPES
 from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.storage import TensorStorage
 
 
-class PlannerByName(Planner):
+class PlannerByName(Output):
     """Each tensor has its elements in C order in a storage of its own; one of a tie has them."""
 
     has_ties = False
@@ -36,32 +35,22 @@ class PlannerByName(Planner):
             if spec.numel:
                 tied.setdefault((layout(spec), dtype), []).append(name)
         holders = {name: preferred(names) for names in tied.values() for name in names}
-        #: Names whose tensor has its data under another -> that one.
         self.aliases = {name: holder for name, holder in holders.items() if holder != name}
         for name, tensor in self.tensors.items():
-            spec, dtype, holder = tensor.spec, self.dtypes[name], self.aliases.get(name)
-            nbytes = spec.numel * DTYPES[dtype].itemsize if holder is None else 0
-            self.rows.append(
-                PlannedTensor(
-                    name, spec.shape, spec.torch_dtype, dtype, nbytes, holder,
-                    selection.sources[name],
-                )
-            )  # fmt: skip
-            if holder is None:
-                elements = ElementStorage(spec)
-                same = dtype == spec.torch_dtype
-                self.storages[name] = (
-                    elements if same else CastStorage(elements, spec.torch_dtype, dtype)
-                )
+            spec, dtype, nbytes = tensor.spec, self.dtypes[name], 0
+            if name not in self.aliases:
+                storage: TensorStorage = ElementStorage(spec)
+                if dtype != spec.torch_dtype:
+                    storage = CastStorage(storage, spec.torch_dtype, dtype)
+                self.storages[name] = storage
+                nbytes = storage.nbytes
+            self.add_row(name, tensor, dtype, nbytes, self.aliases.get(name))
         self.lost += [
             f"{name or 'the object itself'}: a {held.kind.replace('_', ' ')} tensor; {self.format} "
             "holds dense ones only"
             for name, held in self.others.items()
         ]
         self.lost += lost_ties(self.tensors, self.storages)
-
-    def holder_of(self, name: str) -> str:
-        return self.aliases.get(name, name)
 
     def groups(self) -> list[tuple[int, list[str]]]:
         return [(storage.nbytes, [name]) for name, storage in self.storages.items()]

@@ -11,8 +11,8 @@ from torchzip.checkpoint.structure import Structure
 from torchzip.container.zip_writer import ZipWriter, archive_name, measure
 from torchzip.convert.casting import DtypeOf, StorageCasts, layout
 from torchzip.convert.lost import lost_casts, lost_values
-from torchzip.convert.outputs.base import Planner
-from torchzip.convert.planned import PlannedFile, PlannedTensor
+from torchzip.convert.outputs.base import Output
+from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
 from torchzip.convert.work import Work
 from torchzip.dtypes import DTYPES
@@ -25,7 +25,7 @@ from torchzip.tensors.reduce import StorageKeys
 from torchzip.tensors.specs import TensorSpec
 
 
-class ZipOutput(Planner):
+class ZipOutput(Output):
     """A pickle and the storages, with all views and ties as they are."""
 
     format = "zip"
@@ -47,19 +47,9 @@ class ZipOutput(Planner):
                 tensors = self._cast_tensors.setdefault(id(spec.storage), [])
                 tensors.append((name, tensor.spec))
             nbytes = spec.numel * DTYPES[spec.torch_dtype].itemsize if holder == name else 0
-            self.rows.append(
-                PlannedTensor(
-                    name, tensor.shape, tensor.torch_dtype, spec.torch_dtype, nbytes,
-                    None if holder == name else holder, selection.sources[name],
-                )
-            )  # fmt: skip
-        self.rows += [
-            PlannedTensor(
-                name, held.shape, held.torch_dtype, held.torch_dtype, held.nbytes,
-                None, selection.sources[name],
-            )
-            for name, held in self.others.items()
-        ]  # fmt: skip
+            self.add_row(name, tensor, spec.torch_dtype, nbytes, None if holder == name else holder)
+        for name, held in self.others.items():
+            self.add_row(name, held, held.torch_dtype, held.nbytes)
         if self.others or any(row.from_dtype != row.to_dtype for row in self.rows):
             self.lost += lost_casts(selection.root, self.tensors.values(), dtype_of)
 
@@ -84,12 +74,12 @@ class ZipOutput(Planner):
         return [*groups.values(), *((held.nbytes, [name]) for name, held in self.others.items())]
 
     def one_file(self, path: str) -> PlannedFile:
-        if self.selection.is_flat:
-            around, original = self.selection.around, self.selection.original
+        selection = self.selection
+        if selection.is_flat:
             self.lost += lost_values(
-                self.checkpoint, around, original, self.selection.tensors.values()
+                self.checkpoint, selection.around, selection.original, selection.tensors.values()
             )
-        return self._file(path, self.selection.root)
+        return self._file(path, selection.root)
 
     def shard(self, path: str, names: list[str]) -> PlannedFile:
         return self._file(path, {name: self.selection.tensors[name] for name in names})
