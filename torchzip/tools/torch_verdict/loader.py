@@ -20,8 +20,8 @@ from torchzip.errors import shown
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.pickling.disassembly import Step
 from torchzip.pickling.python2 import python3_name
-from torchzip.tools.torch_calls import call, described, new, set_attributes, value_of
-from torchzip.tools.torch_values import (
+from torchzip.tools.torch_verdict.calls import call, described, new, set_attributes, value_of
+from torchzip.tools.torch_verdict.values import (
     DICTS,
     UNKNOWN,
     Made,

@@ -16,7 +16,7 @@ from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES, STORAGE_CLASSES
 from torchzip.errors import shown
 from torchzip.pickling.allowlist import TORCH_SAFE_NAMES
 from torchzip.tensors.specs import is_contiguous
-from torchzip.tools.torch_values import (
+from torchzip.tools.torch_verdict.values import (
     UNKNOWN,
     Made,
     RefusedError,

@@ -14,7 +14,7 @@ from torchzip.formats.opening import first_record
 from torchzip.limits import Limits
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
-from torchzip.tools.reach import reached_nbytes
+from torchzip.tools.file_size.reach import reached_nbytes
 
 #: What a tensor is for if it is nothing else.
 TENSORS = "tensors"

@@ -19,10 +19,18 @@ from torchzip.formats.sharded import ShardedContainer
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.storage import TensorStorage
-from torchzip.tools.accounts import TENSORS, UNNAMED, Account, Known, OneFile, Unreached, account_of
-from torchzip.tools.duplicates import equal_storages
-from torchzip.tools.roles import Role, find_roles
-from torchzip.tools.savings import Idea, Saving, saving_of
+from torchzip.tools.file_size.accounts import (
+    TENSORS,
+    UNNAMED,
+    Account,
+    Known,
+    OneFile,
+    Unreached,
+    account_of,
+)
+from torchzip.tools.file_size.duplicates import equal_storages
+from torchzip.tools.file_size.roles import Role, find_roles
+from torchzip.tools.file_size.savings import Idea, Saving, saving_of
 
 #: Kinds of bytes that a new archive does not have.
 _LEFT_BEHIND = ("dead bytes", "storages that nothing mentions", "storages without a tensor")

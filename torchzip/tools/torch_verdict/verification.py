@@ -16,8 +16,8 @@ from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.script import is_script_class
 from torchzip.tools.pickles import find_pickles, pickles
-from torchzip.tools.torch_loader import TorchLoader
-from torchzip.tools.torch_values import RefusedError
+from torchzip.tools.torch_verdict.loader import TorchLoader
+from torchzip.tools.torch_verdict.values import RefusedError
 from torchzip.types import ForeignObject
 
 #: Of the five pickles of a legacy file, the one that mentions storages.
