@@ -1,15 +1,17 @@
 """What the names of torch's allow-list give when they are called, and when they do not.
 
 Source: torch 2.13, ``_weights_only_unpickler.py``, ``_utils.py``, ``_tensor.py`` and
-``nn/parameter.py``, each compared with what the release does (`tests/test_torch_mutants.py`). What
-torchzip has checked while it read the file is not checked again: that a tensor lies inside its
-storage, that sizes are ints, that the parts of a sparse tensor fit together.
+``nn/parameter.py``, each compared with what the release does
+(`tests/test_against_torch_verdicts.py`). What torchzip has checked while it read the file is not
+checked again: that a tensor lies inside its storage, that sizes are ints, that the parts of a
+sparse tensor fit together.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES, STORAGE_CLASSES
@@ -17,16 +19,16 @@ from torchzip.errors import shown
 from torchzip.pickling.allowlist import TORCH_SAFE_NAMES
 from torchzip.tensors.specs import is_contiguous
 from torchzip.tools.torch_verdict.values import (
+    TENSORS,
     UNKNOWN,
     Made,
     RefusedError,
     Unknown,
+    is_a,
     is_dict,
     is_empty,
     is_tensor,
 )
-
-Args = tuple[Any, ...]
 
 _DEVICES = (
     "cpu cuda ipu xpu mkldnn opengl opencl ideep hip ve fpga maia xla lazy vulkan mps meta hpu "
@@ -81,19 +83,24 @@ def call(callee: Any, args: Any) -> Any:
     """Return what a call gives; raise RefusedError where it fails."""
     if isinstance(callee, Unknown):
         return UNKNOWN
-    if not isinstance(callee, Made) or callee.kind not in ("function", "class"):
+    if not is_a(callee, "function", "class"):
         raise RefusedError(f"{described(callee)} is called, which cannot be called")
     if not isinstance(args, tuple):
         raise RefusedError(f"{callee.name} is called with {described(args)}, not with a tuple")
-    handler = _CALLS.get(callee.name)
-    return UNKNOWN if handler is None else handler(args)
+    if callee.name not in _CALLS:
+        return UNKNOWN
+    counts, handler = _CALLS[callee.name]
+    if counts and len(args) not in counts:
+        name, wanted = callee.name.rpartition(".")[2], " or ".join(map(str, counts))
+        raise RefusedError(f"{name} takes {wanted} arguments, not {len(args)}")
+    return handler(*args)
 
 
 def new(callee: Any, args: Any) -> Any:
     """Return what ``cls.__new__(cls, *args)`` gives."""
     if isinstance(callee, Unknown):
         return UNKNOWN
-    if not isinstance(callee, Made) or callee.kind != "class":
+    if not is_a(callee, "class"):
         raise RefusedError(f"a new object of {described(callee)}, which is not a class")
     if not isinstance(args, tuple):
         raise RefusedError(f"a new {callee.name} of {described(args)}, not of a tuple")
@@ -116,10 +123,9 @@ def described(value: Any) -> str:
 # -- tensors ---------------------------------------------------------------------------------
 
 
-def _arity(args: Args, name: str, *counts: int) -> None:
-    if len(args) not in counts:
-        wanted = " or ".join(map(str, counts))
-        raise RefusedError(f"{name} takes {wanted} arguments, not {len(args)}")
+def _dtype_of(value: Any) -> str:
+    """Return the dtype of a storage or a tensor; "" for anything else."""
+    return getattr(value, "name", "")
 
 
 def _check_gradient(torch_dtype: str, requires_grad: Any) -> None:
@@ -132,7 +138,7 @@ def _check_gradient(torch_dtype: str, requires_grad: Any) -> None:
 def _dense(storage: Any, torch_dtype: str, size: Any, stride: Any, requires_grad: Any) -> Any:
     if isinstance(storage, Unknown):
         return UNKNOWN
-    if not (isinstance(storage, Made) and storage.kind == "storage"):
+    if not is_a(storage, "storage"):
         raise RefusedError(f"a tensor has {described(storage)} for its storage")
     _check_gradient(torch_dtype, requires_grad)
     known = size if isinstance(size, tuple) else None
@@ -140,52 +146,51 @@ def _dense(storage: Any, torch_dtype: str, size: Any, stride: Any, requires_grad
     return Made("Tensor", torch_dtype, "dense", size=known, stride=steps)
 
 
-def _dtype_of(storage: Any) -> str:
-    return storage.name if isinstance(storage, Made) else ""
-
-
-def _tensor_v1(args: Args) -> Any:
-    _arity(args, "_rebuild_tensor", 4)
-    return _dense(args[0], _dtype_of(args[0]), args[2], args[3], False)
-
-
-def _tensor_v2(args: Args) -> Any:
-    _arity(args, "_rebuild_tensor_v2", 6, 7)
-    made = _dense(args[0], _dtype_of(args[0]), *args[2:5])
-    if len(args) == 7:
-        _check_metadata(made, args[6])
+def _tensor(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> Any:
+    made = _dense(storage, _dtype_of(storage), size, stride, requires_grad)
+    _check_metadata(made, metadata)
     return made
 
 
-def _tensor_v3(args: Args) -> Any:
-    _arity(args, "_rebuild_tensor_v3", 7, 8)
-    dtype = args[6]
-    if not (isinstance(dtype, Made) and dtype.kind == "dtype"):
-        if isinstance(dtype, Unknown):
-            return UNKNOWN
+def _tensor_v3(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any,
+    hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> Any:
+    if isinstance(dtype, Unknown):
+        return UNKNOWN
+    if not is_a(dtype, "dtype"):
         raise RefusedError(f"the dtype of a tensor is {described(dtype)}")
-    made = _dense(args[0], dtype.name, *args[2:5])
-    if args[4] is True:
+    made = _dense(storage, dtype.name, size, stride, requires_grad)
+    if requires_grad is True:
         raise RefusedError(
             f"a tensor of {dtype.name} requires a gradient, which _rebuild_tensor_v3 cannot give it"
         )
-    if len(args) == 8:
-        _check_metadata(made, args[7])
+    _check_metadata(made, metadata)
     return made
 
 
 def _check_metadata(made: Any, metadata: Any) -> None:
-    if is_empty(metadata) or not is_tensor(made):
+    if not (is_tensor(made) and is_dict(metadata) and "conj" in metadata.items):
         return
-    if is_dict(metadata) and "conj" in (metadata.items or {}) and not _is_complex(made.name):
+    if made.name not in DTYPES or DTYPES[made.name].kind != "complex":
         raise RefusedError(f"a tensor of {made.name} says that it is or is not conjugated")
 
 
-def _is_complex(torch_dtype: str) -> bool:
-    return torch_dtype in DTYPES and DTYPES[torch_dtype].kind == "complex"
-
-
-def parameter(args: Args) -> Any:
+def _parameter(*args: Any) -> Any:
     """``torch.nn.Parameter(data, requires_grad)``."""
     if len(args) > 2:
         raise RefusedError("a Parameter takes a tensor and requires_grad")
@@ -200,19 +205,12 @@ def parameter(args: Args) -> Any:
     if not isinstance(requires_grad, bool | Unknown):
         raise RefusedError(f"a Parameter has {described(requires_grad)} for requires_grad")
     _check_gradient(data.name, requires_grad)
-    kind = "Parameter" if data.kind in ("Tensor", "Parameter") else data.kind
-    return Made(kind, data.name, data.form, size=data.size, stride=data.stride)
+    return replace(data, kind="Parameter" if data.kind == "Tensor" else data.kind)
 
 
-def _rebuild_parameter(args: Args) -> Any:
-    _arity(args, "_rebuild_parameter", 3)
-    return parameter(args[:2])
-
-
-def _rebuild_parameter_with_state(args: Args) -> Any:
-    _arity(args, "_rebuild_parameter_with_state", 4)
-    made = parameter(args[:2])
-    set_attributes(made, args[3])
+def _rebuild_parameter(data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
+    made = _parameter(data, requires_grad)
+    set_attributes(made, state)
     return made
 
 
@@ -230,7 +228,7 @@ def set_attributes(tensor: Any, state: Any) -> None:
             raise RefusedError(f"the state of a tensor is {described(part)}; a dict was expected")
         if part.has_other_keys:
             raise RefusedError("the state of a tensor has keys that are not strings")
-        for name, value in (part.items or {}).items():
+        for name, value in part.items.items():
             _set_attribute(tensor, name, value)
 
 
@@ -248,24 +246,19 @@ def _set_attribute(tensor: Any, name: str, value: Any) -> None:
         raise RefusedError(f"{name} of a tensor is set, which cannot be set")
 
 
-def _from_type(args: Args) -> Any:
-    _arity(args, "_rebuild_from_type_v2", 4)
-    function, subclass, arguments, state = args
-    if isinstance(arguments, Made) and arguments.kind == "list":
+def _from_type(function: Any, subclass: Any, arguments: Any, state: Any) -> Any:
+    if is_a(arguments, "list"):
         return UNKNOWN  # what is in it is not kept
     made = call(function, arguments)
-    if isinstance(made, Unknown):
-        return made
-    if isinstance(subclass, Unknown):
+    if isinstance(made, Unknown) or isinstance(subclass, Unknown):
         return UNKNOWN
-    if not (isinstance(subclass, Made) and subclass.kind == "class"):
+    if not is_a(subclass, "class"):
         raise RefusedError(f"a tensor is made one of {described(subclass)}, which is not a class")
     kind = subclass.name.rpartition(".")[2]
     if kind == "NestedTensor" and is_tensor(made) and made.form != "jagged":
         raise RefusedError("a tensor is made one of NestedTensor, and has no parts")
-    if is_tensor(made) and kind in ("Tensor", "Parameter", "NestedTensor"):
-        if made.kind != kind:
-            made = Made(kind, made.name, made.form, size=made.size, stride=made.stride)
+    if is_tensor(made) and kind in TENSORS:
+        made = replace(made, kind=kind)
     elif not is_tensor(made) or kind != made.kind:
         raise RefusedError(
             f"{described(made)} is made one of {subclass.name}, which is not a class of tensors"
@@ -274,84 +267,72 @@ def _from_type(args: Args) -> Any:
     return made
 
 
-def _quantized(args: Args) -> Any:
-    _arity(args, "_rebuild_qtensor", 7)
-    if args[5] is True:
+def _quantized(
+    storage: Any, offset: Any, size: Any, stride: Any, params: Any, requires_grad: Any, hooks: Any
+) -> Any:
+    if requires_grad is True:
         raise RefusedError("a quantized tensor requires a gradient, which it cannot")
-    params = args[4]
-    if isinstance(params, tuple) and len(params) == 3 and isinstance(params[2], int):
-        _check_zero_point(params[2])
-    return Made("Tensor", _dtype_of(args[0]), "quantized")
-
-
-def _check_zero_point(zero_point: int) -> None:
-    if not -(1 << 63) <= zero_point < 1 << 63:
+    zero_point = params[2] if isinstance(params, tuple) and len(params) == 3 else 0
+    if isinstance(zero_point, int) and not _has_64_bits(zero_point):
         raise RefusedError("a zero point has more than 64 bits")
+    return Made("Tensor", _dtype_of(storage), "quantized")
 
 
-def _sparse(args: Args) -> Any:
-    _arity(args, "_rebuild_sparse_tensor", 2)
-    parts = args[1]
+def _has_64_bits(number: int) -> bool:
+    return -(1 << 63) <= number < 1 << 63
+
+
+def _sparse(layout: Any, parts: Any) -> Any:
     values = None
     if isinstance(parts, tuple) and len(parts) in (3, 4):
-        is_coo = getattr(args[0], "name", "") == "torch.sparse_coo"
-        values = parts[1 if is_coo else 2]
-    return Made("Tensor", getattr(values, "name", ""), "sparse")
+        values = parts[1 if getattr(layout, "name", "") == "torch.sparse_coo" else 2]
+    return Made("Tensor", _dtype_of(values), "sparse")
 
 
-def _meta(args: Args) -> Any:
-    _arity(args, "_rebuild_meta_tensor_no_storage", 4)
-    name = getattr(args[0], "name", "")
-    _check_gradient(name, args[3])
+def _meta(dtype: Any, size: Any, stride: Any, requires_grad: Any) -> Any:
+    name = _dtype_of(dtype)
+    _check_gradient(name, requires_grad)
     if name in DTYPES and DTYPES[name].kind == "quantized":
         raise RefusedError(f"a meta tensor of {name}, which torch cannot make")
     return Made("Tensor", name, "meta")
 
 
-def _nested(args: Args) -> Any:
-    _arity(args, "_rebuild_nested_tensor", 4)
-    if getattr(args[3], "size", None) == (0,):
+def _nested(values: Any, sizes: Any, strides: Any, offsets: Any) -> Any:
+    if getattr(offsets, "size", None) == (0,):
         raise RefusedError("a nested tensor of no tensors, which torch writes and cannot load")
-    for part, what in zip(args[1:], ("sizes", "strides", "offsets"), strict=True):
+    for what, part in (("sizes", sizes), ("strides", strides), ("offsets", offsets)):
         size, stride = getattr(part, "size", None), getattr(part, "stride", None)
         if size is not None and stride is not None and not is_contiguous(size, stride):
             raise RefusedError(f"the {what} of a nested tensor are not contiguous")
-    return Made("Tensor", getattr(args[0], "name", ""), "nested")
+    return Made("Tensor", _dtype_of(values), "nested")
 
 
-def _jagged(args: Args) -> Any:
-    _arity(args, "_rebuild_njt", 1)
-    items = args[0].items or {} if is_dict(args[0]) else {}
-    if is_dict(args[0]) and args[0].has_other_keys:
+def _jagged(arguments: Any) -> Any:
+    items = arguments.items if is_dict(arguments) else {}
+    if is_dict(arguments) and arguments.has_other_keys:
         raise RefusedError("a nested tensor has an argument whose name is not a string")
-    values = items.get("values")
-    requires_grad = items.get("requires_grad", False)
-    _check_gradient(getattr(values, "name", ""), requires_grad)
-    return Made("NestedTensor", getattr(values, "name", ""), "jagged")
+    dtype = _dtype_of(items.get("values"))
+    _check_gradient(dtype, items.get("requires_grad"))
+    return Made("NestedTensor", dtype, "jagged")
 
 
-def _nested_tensor(args: Args) -> Any:
-    """``NestedTensor(values, offsets)``."""
-    _arity(args, "NestedTensor", 2)
-    for part in args:
+def _nested_tensor(values: Any, offsets: Any) -> Any:
+    for part in (values, offsets):
         if not (is_tensor(part) or isinstance(part, Unknown)):
             raise RefusedError(f"a nested tensor of {described(part)}; tensors were expected")
-    return Made("NestedTensor", getattr(args[0], "name", ""), "jagged")
+    return Made("NestedTensor", _dtype_of(values), "jagged")
 
 
-def _from_numpy(args: Args) -> Any:
-    _arity(args, "_rebuild_device_tensor_from_numpy", 4)
-    if not isinstance(args[0], Unknown):
-        raise RefusedError(f"a tensor is made of {described(args[0])}; a numpy array was expected")
+def _from_numpy(array: Any, dtype: Any, device: Any, requires_grad: Any) -> Any:
+    if not isinstance(array, Unknown):
+        raise RefusedError(f"a tensor is made of {described(array)}; a numpy array was expected")
     return UNKNOWN
 
 
-def _from_cpu_tensor(args: Args) -> Any:
-    _arity(args, "_rebuild_device_tensor_from_cpu_tensor", 4)
-    data, dtype, _, requires_grad = args
+def _from_cpu_tensor(data: Any, dtype: Any, device: Any, requires_grad: Any) -> Any:
     if isinstance(data, Unknown) or isinstance(dtype, Unknown):
         return UNKNOWN
-    if not is_tensor(data) or not (isinstance(dtype, Made) and dtype.kind == "dtype"):
+    if not is_tensor(data) or not is_a(dtype, "dtype"):
         raise RefusedError(f"a tensor is made of {described(data)} and {described(dtype)}")
     if not isinstance(requires_grad, bool | Unknown):
         raise RefusedError(f"a tensor has {described(requires_grad)} for requires_grad")
@@ -359,64 +340,61 @@ def _from_cpu_tensor(args: Args) -> Any:
     return Made("Tensor", dtype.name, data.form, size=data.size)
 
 
-def _wrapper_subclass(args: Args) -> Any:
-    _arity(args, "_rebuild_wrapper_subclass", 8)
-    if not isinstance(args[0], Unknown):
+def _wrapper_subclass(subclass: Any, *rest: Any) -> Any:
+    if not isinstance(subclass, Unknown):
         raise RefusedError(
-            f"{described(args[0])} wraps another tensor; a class with a __torch_dispatch__ of its "
+            f"{described(subclass)} wraps another tensor; a class with a __torch_dispatch__ of its "
             "own was expected"
         )
     return UNKNOWN
 
 
-def _old_tensor(name: str) -> Callable[[Args], Any]:
-    kind = name.rpartition(".")[2].removesuffix("Tensor")
+def _tensor_class(name: str) -> Callable[..., Any]:
+    """``torch.FloatTensor(...)``: nothing, sizes, numbers, a tensor or a storage."""
+    kind = name.rpartition(".")[2].removesuffix("Tensor") or "Float"
     torch_dtype = STORAGE_CLASSES[f"{kind}Storage"].name
     form = "sparse" if ".sparse." in name else "dense"
 
-    def made(args: Args) -> Any:
+    def made(*args: Any) -> Any:
         if name.startswith("torch.cuda."):
             raise RefusedError(f"{name} is made, which takes a build of torch with CUDA")
-        return _plain_tensor(args, torch_dtype, form)
+        if any(isinstance(arg, Unknown) for arg in args):
+            return UNKNOWN
+        first: Any = args[0] if args else 0
+        if all(type(arg) is int for arg in args):
+            if any(size < 0 or size >= 1 << 63 for size in args):
+                raise RefusedError(f"a tensor of the size {shown(args)}")
+        elif len(args) > 1 or not (
+            _is_numbers(first)
+            or is_a(first, "Size")
+            or (is_tensor(first) and (first.name, first.form) == (torch_dtype, form))
+            or (is_a(first, "storage") and first.name == torch_dtype)
+        ):
+            raise RefusedError(f"a tensor is made of {', '.join(map(described, args))}")
+        elif is_a(first, "list") and first.form:
+            return UNKNOWN
+        return Made("Tensor", torch_dtype, form)
 
     return made
 
 
-def _plain_tensor(args: Args, torch_dtype: str = "float32", form: str = "dense") -> Any:
-    """``torch.Tensor(...)``: nothing, sizes, one sequence of numbers, a tensor or a storage."""
-    made = Made("Tensor", torch_dtype, form)
-    if any(isinstance(arg, Unknown) for arg in args):
-        return UNKNOWN
-    if not args or all(type(arg) is int for arg in args):
-        if any(size < 0 or size >= 1 << 63 for size in args):
-            raise RefusedError(f"a tensor of the size {shown(args)}")
-        return made
-    first = args[0]
-    if len(args) == 1 and (
-        (isinstance(first, tuple) and all(type(item) in (int, float, bool) for item in first))
-        or (isinstance(first, Made) and first.kind == "Size")
-        or (is_tensor(first) and first.name == torch_dtype and first.form == form)
-        or (isinstance(first, Made) and first.kind == "storage" and first.name == torch_dtype)
-    ):
-        return made
-    is_list = len(args) == 1 and isinstance(first, Made) and first.kind == "list"
-    if is_list and first.form != "mixed":
-        return UNKNOWN if first.form else made
-    raise RefusedError(f"a tensor is made of {', '.join(map(described, args))}")
+def _is_numbers(value: Any) -> bool:
+    """Return whether torch may make a tensor of a sequence."""
+    if isinstance(value, tuple):
+        return all(type(item) in (int, float, bool) for item in value)
+    return is_a(value, "list") and value.form != "mixed"
 
 
-def _storage(args: Args) -> Any:
+def _storage(*args: Any) -> Any:
     """``UntypedStorage(...)``, ``TypedStorage(...)``: nothing, a size, or a sequence of numbers."""
     if len(args) > 1:
         raise RefusedError(f"a storage is made of {', '.join(map(described, args))}")
     first = args[0] if args else 0
-    if isinstance(first, Unknown) or (isinstance(first, Made) and first.kind == "Size"):
+    if isinstance(first, Unknown) or is_a(first, "Size"):
         return UNKNOWN
-    if isinstance(first, Made) and first.kind == "list" and first.form != "mixed":
-        return UNKNOWN
+    if _is_numbers(first):
+        return Made("storage") if isinstance(first, tuple) else UNKNOWN
     if type(first) is int and 0 <= first < 1 << 40:
-        return Made("storage")
-    if isinstance(first, tuple) and all(type(item) in (int, float, bool) for item in first):
         return Made("storage")
     raise RefusedError(f"a storage is made of {described(first)}")
 
@@ -424,24 +402,25 @@ def _storage(args: Args) -> Any:
 # -- other values ----------------------------------------------------------------------------
 
 
-def _size(args: Args) -> Any:
+def _size(*args: Any) -> Any:
     if len(args) > 1:
         raise RefusedError("torch.Size takes one sequence of ints")
-    if args and isinstance(args[0], Unknown):
+    items = args[0] if args else ()
+    if isinstance(items, Unknown):
         return UNKNOWN
-    items = args[0] if args and isinstance(args[0], tuple) else ()
-    if any(type(item) is int and not -(1 << 63) <= item < 1 << 63 for item in items):
+    if not isinstance(items, tuple):
+        return Made("Size", count=getattr(items, "count", 0))
+    if not all(_has_64_bits(item) for item in items if type(item) is int):
         raise RefusedError("torch.Size has a number of more than 64 bits")
-    count = len(items) if not args or isinstance(args[0], tuple) else getattr(args[0], "count", 0)
-    return Made("Size", count=count)
+    return Made("Size", count=len(items))
 
 
-def _device(args: Args) -> Any:
+def _device(*args: Any) -> Any:
     if any(isinstance(arg, Unknown) for arg in args):
         return UNKNOWN
     text = args[0] if args else None
     if type(text) is not str or len(args) > 2:
-        if len(args) == 1 and isinstance(text, Made) and text.kind == "device":
+        if len(args) == 1 and is_a(text, "device"):
             return text
         raise RefusedError(f"a device of {', '.join(map(described, args)) or 'nothing'}")
     match = _DEVICE.fullmatch(text)
@@ -455,74 +434,63 @@ def _device(args: Args) -> Any:
     return Made("device", text)
 
 
-def _layout(args: Args) -> Any:
-    _arity(args, "_get_layout", 1)
-    if not (isinstance(args[0], str) and args[0] in _LAYOUTS):
-        raise RefusedError(f"{described(args[0])} is not a layout of torch")
-    return Made("layout", args[0])
+def _layout(name: Any) -> Any:
+    if not (isinstance(name, str) and name in _LAYOUTS):
+        raise RefusedError(f"{described(name)} is not a layout of torch")
+    return Made("layout", name)
 
 
-def _flat_layout(args: Args) -> Any:
-    _arity(args, "_FlatLayout", 1, 2)
-    if not isinstance(args[0], tuple | int | Unknown):
-        raise RefusedError(f"a _FlatLayout has the shape {described(args[0])}")
+def _flat_layout(shape: Any, strides: Any = None) -> Any:
+    if not isinstance(shape, tuple | int | Unknown):
+        raise RefusedError(f"a _FlatLayout has the shape {described(shape)}")
     return UNKNOWN
 
 
-def _mesh_layout(args: Args) -> Any:
-    _arity(args, "_MeshLayout", 1)
-    return UNKNOWN
-
-
-def _encode(args: Args) -> Any:
-    return b"?" if args and args[0] else b""
-
-
-def _collection(kind: str) -> Callable[[Args], Any]:
-    def made(args: Args) -> Any:
-        first = args[0] if args else None
+def _collection(kind: str) -> Callable[..., Any]:
+    def made(first: Any = None, *rest: Any) -> Any:
         if not isinstance(first, Made):
             return Made(kind, count=int(bool(first)))
-        return Made(kind, count=first.count, items=first.items, has_other_keys=first.has_other_keys)
+        return Made(
+            kind, count=first.count, items=dict(first.items), has_other_keys=first.has_other_keys
+        )
 
     return made
 
 
-_UTILS = "torch._utils"
 _EMPTY = (
     "collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.bytearray",
 )  # fmt: skip
-_CALLS: dict[str, Callable[[Args], Any]] = {
-    f"{_UTILS}._rebuild_tensor": _tensor_v1,
-    f"{_UTILS}._rebuild_tensor_v2": _tensor_v2,
-    f"{_UTILS}._rebuild_tensor_v3": _tensor_v3,
-    f"{_UTILS}._rebuild_parameter": _rebuild_parameter,
-    f"{_UTILS}._rebuild_parameter_with_state": _rebuild_parameter_with_state,
-    f"{_UTILS}._rebuild_qtensor": _quantized,
-    f"{_UTILS}._rebuild_sparse_tensor": _sparse,
-    f"{_UTILS}._rebuild_meta_tensor_no_storage": _meta,
-    f"{_UTILS}._rebuild_nested_tensor": _nested,
-    f"{_UTILS}._rebuild_wrapper_subclass": _wrapper_subclass,
-    f"{_UTILS}._rebuild_device_tensor_from_numpy": _from_numpy,
-    f"{_UTILS}._rebuild_device_tensor_from_cpu_tensor": _from_cpu_tensor,
-    "torch._tensor._rebuild_from_type_v2": _from_type,
-    "torch.nested._internal.nested_tensor._rebuild_njt": _jagged,
-    "torch.nested._internal.nested_tensor.NestedTensor": _nested_tensor,
-    "torch.distributed._mesh_layout._FlatLayout": _flat_layout,
-    "torch.distributed._mesh_layout._MeshLayout": _mesh_layout,
-    "torch.nn.parameter.Parameter": parameter,
-    "torch.Tensor": _plain_tensor,
-    "torch.storage.UntypedStorage": _storage,
-    "torch.storage.TypedStorage": _storage,
-    "torch.Size": _size,
-    "torch.device": _device,
-    "torch.serialization._get_layout": _layout,
-    "_codecs.encode": _encode,
-    "builtins.complex": lambda args: 1j,
-    **{name: _collection(name.rpartition(".")[2]) for name in _EMPTY},
+#: The numbers of arguments that a name takes, where that alone decides, and what a call gives.
+_CALLS: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
+    "torch._utils._rebuild_tensor": ((4,), _tensor),
+    "torch._utils._rebuild_tensor_v2": ((6, 7), _tensor),
+    "torch._utils._rebuild_tensor_v3": ((7, 8), _tensor_v3),
+    "torch._utils._rebuild_parameter": ((3,), _rebuild_parameter),
+    "torch._utils._rebuild_parameter_with_state": ((4,), _rebuild_parameter),
+    "torch._utils._rebuild_qtensor": ((7,), _quantized),
+    "torch._utils._rebuild_sparse_tensor": ((2,), _sparse),
+    "torch._utils._rebuild_meta_tensor_no_storage": ((4,), _meta),
+    "torch._utils._rebuild_nested_tensor": ((4,), _nested),
+    "torch._utils._rebuild_wrapper_subclass": ((8,), _wrapper_subclass),
+    "torch._utils._rebuild_device_tensor_from_numpy": ((4,), _from_numpy),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": ((4,), _from_cpu_tensor),
+    "torch._tensor._rebuild_from_type_v2": ((4,), _from_type),
+    "torch.nested._internal.nested_tensor._rebuild_njt": ((1,), _jagged),
+    "torch.nested._internal.nested_tensor.NestedTensor": ((2,), _nested_tensor),
+    "torch.distributed._mesh_layout._FlatLayout": ((1, 2), _flat_layout),
+    "torch.distributed._mesh_layout._MeshLayout": ((1,), lambda layout: UNKNOWN),
+    "torch.nn.parameter.Parameter": ((), _parameter),
+    "torch.storage.UntypedStorage": ((), _storage),
+    "torch.storage.TypedStorage": ((), _storage),
+    "torch.Size": ((), _size),
+    "torch.device": ((), _device),
+    "torch.serialization._get_layout": ((1,), _layout),
+    "_codecs.encode": ((), lambda *args: b"?" if args and args[0] else b""),
+    "builtins.complex": ((), lambda *args: 1j),
+    **{name: ((), _collection(name.rpartition(".")[2])) for name in _EMPTY},
     **{
-        name: _old_tensor(name)
+        name: ((), _tensor_class(name))
         for name in TORCH_SAFE_NAMES
-        if name.endswith("Tensor") and name not in ("torch.Tensor",) and "nested" not in name
+        if name.endswith("Tensor") and "nested" not in name
     },
 }

@@ -12,7 +12,7 @@ cheap to hash.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torchzip.dtypes import ALIASES
@@ -22,12 +22,12 @@ from torchzip.pickling.disassembly import Step
 from torchzip.pickling.python2 import python3_name
 from torchzip.tools.torch_verdict.calls import call, described, new, set_attributes, value_of
 from torchzip.tools.torch_verdict.values import (
-    DICTS,
     UNKNOWN,
     Made,
     RefusedError,
     Unknown,
     check_hash,
+    is_a,
     is_dict,
     is_empty,
     is_tensor,
@@ -57,31 +57,25 @@ class TorchLoader:
         self.provisos: dict[str, None] = {}
         # The dtype of each storage, and whether it has bytes, by its key.
         self._storages: dict[Any, Made] = {}
-        self._names: dict[tuple[str, str], Any] = {}
 
-    def run(self, steps: Iterable[Step], *, has_storages: bool = True) -> Any:
-        """Follow one pickle; return what stands for its value.
+    def run(self, steps: Iterable[Step], *, has_storages: bool) -> None:
+        """Follow one pickle.
 
         Raises
         ------
         RefusedError
             If both loaders fail.
         """
-        return _Run(self, has_storages).run(steps)
+        _Run(self, has_storages).run(steps)
 
     # -- names -----------------------------------------------------------------------------
 
-    def name(self, module: str, name: str, protocol: int) -> Any:
+    def name(self, module: str, name: str) -> Any:
         """Return what stands for a name."""
-        known = self._names.get((module, name))
-        if known is None:
-            known = self._names[module, name] = self._find(module, name, protocol)
-        return known
-
-    def _find(self, module: str, name: str, protocol: int) -> Any:
         # The default loader translates names of Python 2 whatever the protocol.
-        path = ".".join(python3_name(module, name))
-        if is_torch_safe(*python3_name(module, name)):
+        module, name = python3_name(module, name)
+        path = f"{module}.{name}"
+        if is_torch_safe(module, name):
             return value_of(path)
         if path in _IMPORTS:
             self.provisos[f"after import {_IMPORTS[path]}"] = None
@@ -125,8 +119,8 @@ class TorchLoader:
     def _dtype_of(self, kind: Any) -> str:
         if isinstance(kind, Unknown):
             return ""
-        if isinstance(kind, Made) and kind.kind == "StorageType":
-            return kind.name
+        if is_a(kind, "StorageType"):
+            return str(kind.name)
         if isinstance(kind, Made) and kind.name == _UNTYPED and not self.is_legacy:
             return "uint8"
         raise RefusedError(
@@ -144,11 +138,9 @@ class _Run:
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        self._protocol = 0
         self._frame_end = 0
 
-    def run(self, steps: Iterable[Step]) -> Any:
-        acts = _ACTS
+    def run(self, steps: Iterable[Step]) -> None:
         for step in steps:
             opcode = step.opcode
             if not opcode.torch_safe:
@@ -156,21 +148,146 @@ class _Run:
             if step.offset + 1 < self._frame_end < step.end and self._is_cut(step):
                 raise RefusedError("a frame of the pickle ends within an opcode")
             try:
-                acts[opcode.name](self, step)
+                self._act(opcode.name, step.argument, step)
             except IndexError:
                 raise RefusedError("an opcode finds too little on the stack") from None
-        return self._stack[-1] if self._stack else UNKNOWN
+
+    def _act(self, name: str, argument: Any, step: Step) -> None:
+        """Carry out one opcode; those that a file has most often come first."""
+        stack = self._stack
+        match name:
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
+                self._memo[int(argument)] = stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                try:
+                    stack.append(self._memo[int(argument)])
+                except KeyError:
+                    raise RefusedError(f"memo number {argument!r} was never set") from None
+            case "BININT1" | "BININT" | "BININT2" | "BINFLOAT":
+                stack.append(argument)
+            case "MARK":
+                self._below.append(stack)
+                self._stack = []
+            case "TUPLE":
+                items = self._marked()
+                self._stack.append(tuple(items))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
+                is_whole = step.nbytes == len(argument)
+                stack.append(argument.decode("utf-8", "surrogatepass" if is_whole else "replace"))
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "NEWFALSE" | "NEWTRUE":
+                stack.append(name == "NEWTRUE")
+            case "NONE":
+                stack.append(None)
+            case "REDUCE":
+                args = stack.pop()
+                made = stack[-1] = call(stack[-1], args)
+                if self._loader.is_legacy and isinstance(made, Made) and made.form == "nested":
+                    raise RefusedError(
+                        "a nested tensor in the legacy format, whose sizes torch asks for before "
+                        "it has read them"
+                    )
+            case "BINPERSID" | "PERSID":
+                pid = argument if name == "PERSID" else stack.pop()
+                if not self._has_storages:
+                    raise RefusedError("a pickle around the object mentions a storage")
+                stack.append(self._loader.storage(pid))
+            case "GLOBAL":
+                if step.nbytes != sum(map(len, argument)):
+                    raise RefusedError("a name has a carriage return, or more than 256 bytes")
+                stack.append(self._loader.name(*(part.decode() for part in argument)))
+            case "STACK_GLOBAL":
+                attribute, module = stack.pop(), stack.pop()
+                if type(attribute) is not str or type(module) is not str:
+                    raise RefusedError("a name is not a string")
+                stack.append(self._loader.name(module, attribute))
+            case "INST":
+                args = tuple(self._marked())
+                callee = self._loader.name(*(part.decode() for part in argument))
+                self._stack.append(call(callee, args))
+            case "OBJ":
+                callee, *items = self._marked()
+                self._stack.append(call(callee, tuple(items)))
+            case "NEWOBJ" | "NEWOBJ_EX":
+                if name == "NEWOBJ_EX":
+                    stack.pop()
+                args = stack.pop()
+                stack[-1] = new(stack[-1], args)
+            case "BUILD":
+                state = stack.pop()
+                self._build(stack[-1], state)
+            case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
+                stack.append(Made(name.removeprefix("EMPTY_").lower()))
+            case "APPEND" | "APPENDS":
+                items = [stack.pop()] if name == "APPEND" else self._marked()
+                self._append(self._stack[-1], items)
+            case "SETITEM" | "SETITEMS":
+                if name == "SETITEM":
+                    items = stack[-2:]
+                    del stack[-2:]
+                else:
+                    items = self._marked()
+                self._set_items(self._stack[-1], items)
+            case "ADDITEMS" | "FROZENSET":
+                items = self._marked()
+                for item in items:
+                    check_hash(item)
+                if name == "FROZENSET":
+                    self._stack.append(UNKNOWN)
+                elif isinstance(self._stack[-1], Made):
+                    self._stack[-1].count += len(items)
+            case "LIST" | "DICT":
+                items = self._marked()
+                self._stack.append(Made(name.lower()))
+                fill = self._append if name == "LIST" else self._set_items
+                fill(self._stack[-1], items)
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "DUP":
+                stack.append(stack[-1])
+            case "POP" if stack:
+                stack.pop()
+            case "POP" | "POP_MARK":
+                self._marked()
+            case "LONG1" | "LONG4":
+                stack.append(int.from_bytes(argument, "little", signed=True))
+            case "INT" | "LONG":
+                number = int(argument.removesuffix(b"L"))
+                stack.append(bool(number) if argument in (b"00", b"01") else number)
+            case "FLOAT":
+                stack.append(float(argument))
+            case "BINSTRING" | "SHORT_BINSTRING":
+                is_whole = step.nbytes == len(argument)
+                try:
+                    stack.append(argument.decode("utf-8", "strict" if is_whole else "replace"))
+                except UnicodeDecodeError:
+                    raise RefusedError(
+                        f"a string of Python 2 is {shown(argument)}, which is not UTF-8"
+                    ) from None
+            case "STRING":
+                stack.append(argument[1:-1].decode("latin-1"))
+            case "UNICODE":
+                stack.append(argument.decode("raw-unicode-escape", "replace"))
+            case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
+                stack.append(argument)
+            case "BYTEARRAY8":
+                stack.append(Made("bytearray", count=step.nbytes))
+            case "EXT1" | "EXT2" | "EXT4":
+                stack.append(UNKNOWN)
+            case "FRAME":
+                self._begin_frame(step)
 
     def _marked(self) -> list[Any]:
         items, self._stack = self._stack, self._below.pop()
         return items
 
-    # -- constants -------------------------------------------------------------------------
+    # -- frames ----------------------------------------------------------------------------
 
-    def _nothing(self, step: Step) -> None:
-        pass
-
-    def _frame(self, step: Step) -> None:
+    def _begin_frame(self, step: Step) -> None:
         """Python's loader reads a frame at once, and then continues after it.
 
         From a file object with ``peek``, as legacy files are read, it loses nothing.
@@ -185,195 +302,25 @@ class _Run:
         behind_size = step.end - (step.nbytes if "bytes" in step.opcode.argument else 0)
         return not self._loader.is_legacy and self._frame_end != behind_size
 
-    def _proto(self, step: Step) -> None:
-        self._protocol = step.argument
+    # -- items and states ------------------------------------------------------------------
 
-    def _number(self, step: Step) -> None:
-        self._stack.append(step.argument)
-
-    def _long(self, step: Step) -> None:
-        self._stack.append(int.from_bytes(step.argument, "little", signed=True))
-
-    def _line(self, step: Step) -> None:
-        line = step.argument
-        if step.opcode.name == "FLOAT":
-            self._stack.append(float(line))
-        elif line in (b"00", b"01"):
-            self._stack.append(line == b"01")
-        else:
-            self._stack.append(int(line.removesuffix(b"L")))
-
-    def _text(self, step: Step) -> None:
-        name, raw = step.opcode.name, step.argument
-        if name in ("SHORT_BINSTRING", "BINSTRING") and step.nbytes == len(raw):
-            try:
-                raw.decode()
-            except UnicodeDecodeError:
-                raise RefusedError(
-                    f"a string of Python 2 is {shown(raw)}, which is not UTF-8"
-                ) from None
-        if name == "UNICODE":
-            self._stack.append(raw.decode("raw-unicode-escape", "replace"))
-        elif name == "STRING":
-            self._stack.append(raw[1:-1].decode("latin-1"))
-        elif step.nbytes == len(raw):
-            self._stack.append(raw.decode("utf-8", "surrogatepass"))
-        else:
-            self._stack.append(raw.decode("utf-8", "replace"))
-
-    def _bytes(self, step: Step) -> None:
-        self._stack.append(
-            Made("bytearray", count=step.nbytes)
-            if step.opcode.name == "BYTEARRAY8"
-            else step.argument
-        )
-
-    def _constant(self, step: Step) -> None:
-        self._stack.append(_CONSTANTS[step.opcode.name])
-
-    def _empty(self, step: Step) -> None:
-        self._stack.append(Made(step.opcode.name.removeprefix("EMPTY_").lower()))
-
-    # -- containers ------------------------------------------------------------------------
-
-    def _mark(self, step: Step) -> None:
-        self._below.append(self._stack)
-        self._stack = []
-
-    def _tuple(self, step: Step) -> None:
-        count = _COUNTS.get(step.opcode.name)
-        if count is None:
-            items = self._marked()
-        else:
-            items = self._stack[-count:]
-            del self._stack[-count:]
-        self._stack.append(tuple(items))
-
-    def _list(self, step: Step) -> None:
-        items = self._marked()
-        self._stack.append(Made("list"))
-        self._stack[-1].append(items)
-
-    def _dict(self, step: Step) -> None:
-        items = self._marked()
-        self._stack.append(Made("dict"))
-        self._fill(self._stack[-1], items)
-
-    def _frozenset(self, step: Step) -> None:
-        for item in self._marked():
-            check_hash(item)
-        self._stack.append(UNKNOWN)
-
-    def _add_items(self, step: Step) -> None:
-        items = self._marked()
-        for item in items:
-            check_hash(item)
-        if isinstance(self._stack[-1], Made):
-            self._stack[-1].count += len(items)
-
-    def _append(self, step: Step) -> None:
-        items = [self._stack.pop()] if step.opcode.name == "APPEND" else self._marked()
-        target = self._stack[-1]
-        if isinstance(target, Made) and target.kind == "list":
+    def _append(self, target: Any, items: list[Any]) -> None:
+        if is_a(target, "list"):
             target.append(items)
         elif not isinstance(target, Unknown):
             raise RefusedError(f"something is appended to {described(target)}")
 
-    def _set_items(self, step: Step) -> None:
-        if step.opcode.name == "SETITEM":
-            items = self._stack[-2:]
-            del self._stack[-2:]
-        else:
-            items = self._marked()
-        self._fill(self._stack[-1], items)
-
-    def _fill(self, target: Any, items: list[Any]) -> None:
+    def _set_items(self, target: Any, items: list[Any]) -> None:
         for key in items[::2]:
             if type(key) is not str:
                 check_hash(key)
-        if isinstance(target, Made) and target.kind in DICTS:
+        if is_dict(target):
             for key, value in zip(items[::2], items[1::2], strict=False):
                 target.put(key, value)
         elif not isinstance(target, Unknown):
             raise RefusedError(f"items are set in {described(target)}")
 
-    # -- the stack and the memo ------------------------------------------------------------
-
-    def _pop(self, step: Step) -> None:
-        if self._stack:
-            self._stack.pop()
-        else:
-            self._marked()
-
-    def _pop_mark(self, step: Step) -> None:
-        self._marked()
-
-    def _dup(self, step: Step) -> None:
-        self._stack.append(self._stack[-1])
-
-    def _put(self, step: Step) -> None:
-        name = step.opcode.name
-        number = len(self._memo) if name == "MEMOIZE" else int(step.argument)
-        self._memo[number] = self._stack[-1]
-
-    def _get(self, step: Step) -> None:
-        try:
-            self._stack.append(self._memo[int(step.argument)])
-        except KeyError:
-            raise RefusedError(f"memo number {step.argument!r} was never set") from None
-
-    # -- names and objects -----------------------------------------------------------------
-
-    def _global(self, step: Step) -> None:
-        module, name = step.argument
-        if step.nbytes != len(module) + len(name):
-            raise RefusedError("a name has a carriage return, or more than 256 bytes")
-        self._stack.append(self._named(module, name))
-
-    def _named(self, module: bytes, name: bytes) -> Any:
-        return self._loader.name(module.decode(), name.decode(), self._protocol)
-
-    def _stack_global(self, step: Step) -> None:
-        name, module = self._stack.pop(), self._stack.pop()
-        if type(name) is not str or type(module) is not str:
-            raise RefusedError("a name is not a string")
-        self._stack.append(self._loader.name(module, name, self._protocol))
-
-    def _extension(self, step: Step) -> None:
-        self._stack.append(UNKNOWN)
-
-    def _inst(self, step: Step) -> None:
-        items = tuple(self._marked())
-        self._stack.append(call(self._named(*step.argument), items))
-
-    def _obj(self, step: Step) -> None:
-        callee, *items = self._marked()
-        self._stack.append(call(callee, tuple(items)))
-
-    def _reduce(self, step: Step) -> None:
-        args = self._stack.pop()
-        made = self._stack[-1] = call(self._stack[-1], args)
-        if self._loader.is_legacy and isinstance(made, Made) and made.form == "nested":
-            raise RefusedError(
-                "a nested tensor in the legacy format, whose sizes torch asks for before it has "
-                "read them"
-            )
-
-    def _new(self, step: Step) -> None:
-        if step.opcode.name == "NEWOBJ_EX":
-            self._stack.pop()
-        args = self._stack.pop()
-        self._stack[-1] = new(self._stack[-1], args)
-
-    def _persistent(self, step: Step) -> None:
-        pid: Any = step.argument if step.opcode.name == "PERSID" else self._stack.pop()
-        if not self._has_storages:
-            raise RefusedError("a pickle around the object mentions a storage")
-        self._stack.append(self._loader.storage(pid))
-
-    def _build(self, step: Step) -> None:
-        state = self._stack.pop()
-        target = self._stack[-1]
+    def _build(self, target: Any, state: Any) -> None:
         if isinstance(target, Unknown) or isinstance(state, Unknown):
             return
         kind = target.kind if isinstance(target, Made) else ""
@@ -403,11 +350,8 @@ class _Run:
             raise RefusedError(f"{described(state)} is the state of a tensor")
         if len(state) == 4:
             storage = state[0]
-            if not isinstance(storage, Unknown) and not (
-                isinstance(storage, Made)
-                and storage.kind == "storage"
-                and storage.name == target.name
-            ):
+            is_right = is_a(storage, "storage") and storage.name == target.name
+            if not (is_right or isinstance(storage, Unknown)):
                 raise RefusedError(f"a tensor of {target.name} is set to {described(storage)}")
             return
         if target.kind == "Tensor":
@@ -416,53 +360,4 @@ class _Run:
             state = (state[3], state[4], state[2])
         if len(state) != 3:
             raise RefusedError(f"the state of a tensor has {len(state)} values")
-        set_attributes(target, _state(requires_grad=state[0]))
-
-
-def _state(**items: Any) -> Made:
-    made = Made("dict")
-    for name, value in items.items():
-        made.put(name, value)
-    return made
-
-
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_COUNTS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_ACTS: dict[str, Callable[[_Run, Step], None]] = {
-    "FRAME": _Run._frame,
-    **dict.fromkeys(("STOP", "NEXT_BUFFER", "READONLY_BUFFER"), _Run._nothing),
-    "PROTO": _Run._proto,
-    **dict.fromkeys(_CONSTANTS, _Run._constant),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "BINFLOAT"), _Run._number),
-    **dict.fromkeys(("LONG1", "LONG4"), _Run._long),
-    **dict.fromkeys(("INT", "LONG", "FLOAT"), _Run._line),
-    **dict.fromkeys(
-        ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
-         "BINUNICODE8"),
-        _Run._text,
-    ),
-    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _Run._bytes),
-    **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"), _Run._empty),
-    "MARK": _Run._mark,
-    **dict.fromkeys(("TUPLE", *_COUNTS), _Run._tuple),
-    "LIST": _Run._list,
-    "DICT": _Run._dict,
-    "FROZENSET": _Run._frozenset,
-    "ADDITEMS": _Run._add_items,
-    **dict.fromkeys(("APPEND", "APPENDS"), _Run._append),
-    **dict.fromkeys(("SETITEM", "SETITEMS"), _Run._set_items),
-    "POP": _Run._pop,
-    "POP_MARK": _Run._pop_mark,
-    "DUP": _Run._dup,
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Run._put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Run._get),
-    "GLOBAL": _Run._global,
-    "STACK_GLOBAL": _Run._stack_global,
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Run._extension),
-    "INST": _Run._inst,
-    "OBJ": _Run._obj,
-    "REDUCE": _Run._reduce,
-    **dict.fromkeys(("NEWOBJ", "NEWOBJ_EX"), _Run._new),
-    "BUILD": _Run._build,
-    **dict.fromkeys(("PERSID", "BINPERSID"), _Run._persistent),
-}  # fmt: skip
+        set_attributes(target, Made("dict", count=1, items={"requires_grad": state[0]}))
