@@ -28,9 +28,9 @@ from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, SpanStorage
 from torchzip.tools import WhyBig, why_big
 from torchzip.tools.file_size import reach
-from torchzip.tools.file_size.accounts import Unreached
+from torchzip.tools.file_size.accounts import Part, Unreached
 from torchzip.tools.file_size.duplicates import equal_storages
-from torchzip.tools.file_size.findings import Duplicates, Part
+from torchzip.tools.file_size.findings import Duplicates
 from torchzip.tools.file_size.reach import reached_nbytes
 from torchzip.types import MetaTensor, Parameter, SparseTensor, Storage
 

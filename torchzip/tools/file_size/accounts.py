@@ -10,8 +10,7 @@ from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_reader import Entry, ZipReader
 from torchzip.files.source import Source
 from torchzip.formats.base import Container, OpenStorage, SpecFactory
-from torchzip.formats.opening import first_record
-from torchzip.limits import Limits
+from torchzip.formats.zip import ZipContainer
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.tools.file_size.reach import reached_nbytes
@@ -45,12 +44,13 @@ class OneFile(Container, Protocol):
     end: int
 
 
-@dataclass(slots=True)
-class Sum:
-    """Bytes of one kind, and in how many pieces."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of the file that are there for one thing, in so many pieces."""
 
-    nbytes: int = 0
-    count: int = 0
+    kind: str
+    nbytes: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +65,44 @@ class Unreached:
 
 @dataclass(slots=True)
 class Account:
-    """The bytes of one file by what they are for; ``sums`` together are its size."""
+    """The bytes of one file by what they are for; ``parts`` together are its size.
+
+    ``storages`` are those that are in it, each with the name of the first tensor in it.
+    """
 
     size: int
-    sums: dict[str, Sum] = field(default_factory=dict)
-    storages: list[TensorStorage] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+    storages: list[tuple[TensorStorage, str]] = field(default_factory=list)
     unreached: list[Unreached] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, kind: str, nbytes: int, count: int = 1) -> None:
         if nbytes:
-            made = self.sums.setdefault(kind, Sum())
-            made.nbytes += nbytes
-            made.count += count
+            known = self.parts.get(kind, Part(kind, 0, 0))
+            self.parts[kind] = Part(kind, known.nbytes + nbytes, known.count + count)
 
 
 class _Mentions(SpecFactory):
     """Takes note of the storages that a pickle mentions, and of the tensors in them."""
 
-    def __init__(self, open_storage: OpenStorage) -> None:
+    def __init__(self, open_storage: OpenStorage, counted: _Counted) -> None:
         self._open = open_storage
-        self.opened: dict[str, TensorStorage] = {}
-        self.specs: dict[int, list[TensorSpec]] = {}
+        self._counted = counted
         self.storage = self._opened
 
     def _opened(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
         storage = self._open(key, torch_dtype, nbytes, location)
-        self.opened.setdefault(storage.record or key, storage)
+        self._counted.opened.setdefault(storage.record or key, storage)
         return storage
 
     def tensor(self, spec: TensorSpec) -> Any:
-        self.specs.setdefault(id(spec.storage), []).append(spec)
+        self._counted.specs.setdefault(id(spec.storage), []).append(spec)
         return spec
 
 
-def account_of(container: OneFile, limits: Limits, known: Known) -> Account:
+def account_of(container: OneFile, known: Known) -> Account:
     """Return what the bytes of a file are for.
 
     Of a deflated storage the parts that no tensor reaches are not told apart: its bytes in the
@@ -111,99 +112,72 @@ def account_of(container: OneFile, limits: Limits, known: Known) -> Account:
     ------
     TorchZipError, OSError
     """
-    mentions = _mentions_of(container)
-    source = container.source
-    made = Account(source.size)
-    if container.has_crcs:
-        archive = ZipReader(
-            source,
-            limits,
-            # The oldest .pt2 files have no folder in them.
-            in_folder=b"/" in first_record(bytes(source.read_at(0, min(source.size, 512)))),
-        )
-        _add_zip(made, archive, mentions, known)
-        return made
-    data = 0
-    for record, storage in mentions.opened.items():
-        data += storage.nbytes
-        _add_storage(made, mentions, record, storage, storage.nbytes, known)
-    made.add("dead bytes", source.size - container.end)
-    made.add(container.overhead, container.end - data)
+    counted = _Counted(container, known)
+    made = counted.account
+    if isinstance(container, ZipContainer):
+        counted.add_zip(container.archive)
+    else:
+        for record, storage in counted.opened.items():
+            counted.add_storage(record, storage, storage.nbytes)
+        data = sum(storage.nbytes for storage in counted.opened.values())
+        made.add("dead bytes", made.size - container.end)
+        made.add(container.overhead, container.end - data)
     return made
 
 
-def _mentions_of(container: OneFile) -> _Mentions:
-    found: list[_Mentions] = []
+class _Counted:
+    """A file whose bytes are counted: the storages in it by record, and the tensors in each."""
 
-    def make(open_storage: OpenStorage) -> _Mentions:
-        found.append(_Mentions(open_storage))
-        return found[-1]
+    def __init__(self, container: OneFile, known: Known) -> None:
+        self.account = Account(container.source.size)
+        self.opened: dict[str, TensorStorage] = {}
+        self.specs: dict[int, list[TensorSpec]] = {}
+        self._known = known
+        contents = container.read(lambda open_storage: _Mentions(open_storage, self))
+        if contents.read_constants is not None:
+            contents.read_constants()
 
-    contents = container.read(make)
-    if contents.read_constants is not None:
-        contents.read_constants()
-    first, *more = found
-    for other in more:
-        first.opened = other.opened | first.opened
-        first.specs |= other.specs
-    return first
+    def add_storage(self, record: str, storage: TensorStorage, nbytes: int) -> None:
+        """Add the ``nbytes`` of a storage that lie in the file as they are.
 
+        Those may be fewer than it has: an archive of torch.export can leave out zeros.
+        """
+        made, known = self.account, self._known
+        made.storages.append((storage, known.names.get(record, record)))
+        specs = self.specs.get(id(storage), [])
+        is_whole = record in known.whole
+        if not specs and not is_whole:
+            made.add("storages without a tensor", nbytes)
+            return
+        reached = storage.nbytes if is_whole else reached_nbytes(specs, storage.nbytes)
+        if reached is None:
+            made.notes.append(f"{record}: its tensors have strides whose union would take too long")
+            reached = storage.nbytes
+        left = max(0, nbytes - reached)
+        made.add(known.kinds.get(record, TENSORS), nbytes - left)
+        if left:
+            made.add("bytes that no tensor reaches", left)
+            made.unreached.append(Unreached(known.names.get(record, ""), record, left, nbytes))
 
-def _add_storage(
-    made: Account,
-    mentions: _Mentions,
-    record: str,
-    storage: TensorStorage,
-    nbytes: int,
-    known: Known,
-) -> None:
-    """Add the ``nbytes`` of a storage that lie in the file as they are.
-
-    Those may be fewer than it has: an archive of torch.export can leave out zeros.
-    """
-    made.storages.append(storage)
-    specs = mentions.specs.get(id(storage), [])
-    if not specs and record not in known.whole:
-        made.add("storages without a tensor", nbytes)
-        return
-    is_whole = record in known.whole
-    reached = storage.nbytes if is_whole else reached_nbytes(specs, storage.nbytes)
-    if reached is None:
-        made.notes.append(f"{record}: its tensors have strides whose union would take too long")
-        reached = storage.nbytes
-    reached = min(reached, nbytes)
-    made.add(known.kinds.get(record, TENSORS), reached)
-    if reached < nbytes:
-        left = nbytes - reached
-        made.add("bytes that no tensor reaches", left)
-        made.unreached.append(Unreached(known.names.get(record, ""), record, left, nbytes))
-
-
-# -- zip -------------------------------------------------------------------------------------------
-
-
-def _add_zip(
-    made: Account,
-    archive: ZipReader,
-    mentions: _Mentions,
-    known: Known,
-) -> None:
-    at = 0
-    entries = sorted((archive.entry(name) for name in archive), key=lambda each: each.header_offset)
-    for entry in entries:
-        made.add("dead bytes", entry.header_offset - at)
-        at = _add_entry(made, archive, entry)
-        storage = mentions.opened.get(entry.name)
-        if storage is not None and entry.method == STORED:
-            _add_storage(made, mentions, entry.name, storage, entry.nbytes, known)
-        elif storage is not None:
-            made.storages.append(storage)
-            made.add(f"{known.kinds.get(entry.name, TENSORS)}, deflated", entry.compressed_nbytes)
-        else:
-            made.add(_kind_of_record(entry.name), entry.compressed_nbytes)
-    directory = max(entry.end for entry in entries)
-    made.add("dead bytes", directory - at)
-    made.add("directory", made.size - directory)
+    def add_zip(self, archive: ZipReader) -> None:
+        made, known = self.account, self._known
+        at = 0
+        entries = sorted(map(archive.entry, archive), key=lambda each: each.header_offset)
+        for entry in entries:
+            name = entry.name
+            made.add("dead bytes", entry.header_offset - at)
+            at = _add_entry(made, archive, entry)
+            storage = self.opened.get(name)
+            if storage is None:
+                made.add(_kind_of_record(name), entry.compressed_nbytes)
+            elif entry.method == STORED:
+                self.add_storage(name, storage, entry.nbytes)
+            else:
+                made.storages.append((storage, known.names.get(name, name)))
+                made.add(f"{known.kinds.get(name, TENSORS)}, deflated", entry.compressed_nbytes)
+        directory = max(entry.end for entry in entries)
+        made.add("dead bytes", directory - at)
+        made.add("directory", made.size - directory)
 
 
 def _kind_of_record(name: str) -> str:

@@ -9,15 +9,14 @@ same order. No value is looked at, so a copy "looks like" one.
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torchzip.checkpoint.module_tree import Module, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
-from torchzip.checkpoint.walk import children, is_plain
-from torchzip.types import ForeignObject
+from torchzip.checkpoint.walk import children, is_plain, ways
+from torchzip.formats.base import Child
 
 #: Steps of names under which averaged weights are kept.
 _EMA = re.compile(r"(?i)(?:^|[^a-z])(?:ema|swa|averaged?|avg|shadow)(?:[^a-z]|$)|ema_?model")
@@ -66,20 +65,16 @@ def find_roles(root: Any, outline: Outline) -> list[Role]:
 
 def _optimizers(root: Any) -> Iterator[str]:
     """Yield the prefixes of the states of optimizers; each object is looked at once."""
-    seen = {id(root)}
-    todo: deque[tuple[str, Any]] = deque([("", root)])
-    while todo:
-        prefix, value = todo.popleft()
-        if isinstance(value, dict) and "state" in value and "param_groups" in value:
-            yield f"{prefix}state"
-            continue
-        if is_plain(value):
-            continue
-        for name, _, child in children(value):
-            is_container = isinstance(child, dict | list | tuple | deque | ForeignObject)
-            if is_container and id(child) not in seen:
-                seen.add(id(child))
-                todo.append((f"{prefix}{name}.", child))
+
+    def is_optimizer(value: Any) -> bool:
+        return isinstance(value, dict) and "state" in value and "param_groups" in value
+
+    def parts_of(value: Any) -> Iterable[Child]:
+        return () if is_optimizer(value) or is_plain(value) else children(value)
+
+    for way, value in ways(root, parts_of):
+        if is_optimizer(value):
+            yield "state" if way is None else f"{way}.state"
 
 
 def _at(tree: Module, prefix: str) -> Module | None:
@@ -99,34 +94,25 @@ def _rows(module: Module) -> Iterator[TensorRow]:
 
 def _copies(tree: Module) -> Iterator[Role]:
     """Yield the sets of tensors that look like a copy of another set."""
-    taken: list[str] = []
-    left = _MOST_TRIED
     by_name = {row.name: row for row in _rows(tree)}
-    by_end: dict[str, list[str]] | None = None
+    taken: tuple[str, ...] = ()
+    tried = 0
     for _, module in tree.walk():
-        if module.row is not None or module.tensors < _LEAST_TENSORS:
+        is_set = module.row is None and module.tensors >= _LEAST_TENSORS
+        if not is_set or not _EMA.search(module.name) or module.path.startswith(taken):
             continue
-        if not _EMA.search(module.name):
-            continue
-        path = module.path
-        if not left or any(path.startswith(each) for each in taken):
-            continue
-        left -= 1
-        if by_end is None:
-            by_end = {}
-            for name in by_name:
-                by_end.setdefault(name.rpartition(".")[2], []).append(name)
-        of = _original(module, by_name, by_end)
+        tried += 1
+        if tried > _MOST_TRIED:
+            return
+        of = _original(module, by_name)
         if of is None:
             of = _original_of_a_list(module, tree)
         if of is not None:
-            taken.append(path + ".")
-            yield Role("EMA copy", path, tuple(row.name for row in _rows(module)), of)
+            taken += (f"{module.path}.",)
+            yield Role("EMA copy", module.path, tuple(row.name for row in _rows(module)), of)
 
 
-def _original(
-    module: Module, by_name: dict[str, TensorRow], by_end: dict[str, list[str]]
-) -> str | None:
+def _original(module: Module, by_name: dict[str, TensorRow]) -> str | None:
     """Return the prefix under which the same names go on; None if there is none.
 
     Steps that all names have in common, such as the ``module`` of a wrapper, may be missing there.
@@ -138,7 +124,7 @@ def _original(
         if any(not tail for tail, _ in tails):
             return None
         first = tails[0][0]
-        for name in by_end[first.rpartition(".")[2]]:
+        for name in by_name:
             if not name.endswith(first) or name.startswith(module.path + "."):
                 continue
             prefix = name[: len(name) - len(first)]
