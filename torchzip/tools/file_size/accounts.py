@@ -195,15 +195,11 @@ def _kind_of_record(name: str) -> str:
 def _add_entry(made: Account, archive: ZipReader, entry: Entry) -> int:
     """Add the header, padding and descriptor of a record; return where it ends."""
     begin = archive.data_offset(entry.name)
-    fields = LOCAL.unpack(archive.source.read_at(entry.header_offset, LOCAL.size))
-    flags, (name_nbytes, extra_nbytes) = fields[2], fields[9:]
-    extra = bytes(
-        archive.source.read_at(entry.header_offset + LOCAL.size + name_nbytes, extra_nbytes)
-    )
-    padding, has_zip64 = 0, False
-    for kind, content in all_fields(extra):
-        padding += 4 + len(content) if kind == PADDING else 0
-        has_zip64 |= kind == ZIP64
+    header = bytes(archive.source.read_at(entry.header_offset, begin - entry.header_offset))
+    _, _, flags, *_, name_nbytes, _ = LOCAL.unpack_from(header)
+    fields = all_fields(header[LOCAL.size + name_nbytes :])
+    padding = sum(4 + len(content) for kind, content in fields if kind == PADDING)
+    has_zip64 = any(kind == ZIP64 for kind, _ in fields)
     end = begin + entry.compressed_nbytes
     descriptor = _descriptor_nbytes(archive, entry, end, has_zip64) if flags & 8 else 0
     made.add("headers", begin - entry.header_offset - padding + descriptor)
