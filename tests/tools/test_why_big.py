@@ -367,7 +367,6 @@ def test_a_weight_in_the_optimizer_is_a_weight() -> None:
         ({"model": _model(), "model_ema": {"module": _model()}}, "model_ema", "model"),
         ({**_model(), "averaged": _model()}, "averaged", ""),
         ({"m": {"net": _model()}, "c": {"ema_state_dict": _model()}}, "c.ema_state_dict", "m.net"),
-        ({"net": _model(), "x": {"shadow_params": [*_model().values()]}}, "x.shadow_params", "net"),
     ],
 )  # fmt: skip
 def test_ema(state: Any, prefix: str, original: str) -> None:
@@ -385,10 +384,11 @@ def test_ema(state: Any, prefix: str, original: str) -> None:
         {"model": _model(), "schema": _model()},
         {"ema": _model()},
         {"model": _model(), "copy": _model()},
+        {"net": _model(), "x": {"shadow_params": [*_model().values()]}},
     ],
 )
 def test_no_ema(state: Any) -> None:
-    """Other dtypes, names, prefixes, or nothing that it would be a copy of."""
+    """Other dtypes, names, prefixes, no names, or nothing that it would be a copy of."""
     assert of(state).copies == ()
 
 

@@ -2,8 +2,7 @@
 
 An optimizer's ``state_dict()`` is a dict with "state" and "param_groups", wherever it stands. An
 EMA copy is a set of tensors under a prefix such as ``ema`` whose names go on as those of another
-set do, with the same shapes and dtypes; or a list of tensors with its shapes and dtypes in the
-same order. No value is looked at, so a copy "looks like" one.
+set do, with the same shapes and dtypes. No value is looked at, so a copy "looks like" one.
 """
 
 from __future__ import annotations
@@ -105,8 +104,6 @@ def _copies(tree: Module) -> Iterator[Role]:
         if tried > _MOST_TRIED:
             return
         of = _original(module, by_name)
-        if of is None:
-            of = _original_of_a_list(module, tree)
         if of is not None:
             taken += (f"{module.path}.",)
             yield Role("EMA copy", module.path, tuple(row.name for row in _rows(module)), of)
@@ -135,20 +132,6 @@ def _original(module: Module, by_name: dict[str, TensorRow]) -> str | None:
         if inner.row is not None or len(inner.children) != 1:
             return None
         (inner,) = inner.children.values()
-
-
-def _original_of_a_list(module: Module, tree: Module) -> str | None:
-    """Return the set whose shapes and dtypes a list of tensors has in the same order."""
-    rows = list(_rows(module))
-    if not all(row.name.rpartition(".")[2].isdecimal() for row in rows):
-        return None
-    above = module.path.partition(".")[0]
-    for other in tree.children.values():
-        if other.name == above or other.tensors != len(rows):
-            continue
-        if all(map(_is_like, _rows(other), rows)):
-            return other.path
-    return None
 
 
 def _is_like(one: TensorRow | None, other: TensorRow) -> bool:

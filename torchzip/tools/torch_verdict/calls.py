@@ -146,30 +146,16 @@ def _dense(storage: Any, torch_dtype: str, size: Any, stride: Any, requires_grad
     return Made("Tensor", torch_dtype, "dense", size=known, stride=steps)
 
 
-def _tensor(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    requires_grad: Any = False,
-    hooks: Any = None,
-    metadata: Any = None,
-) -> Any:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+    """``rest`` are requires_grad, hooks and metadata, as far as they are there."""
+    requires_grad = rest[0] if rest else False
     made = _dense(storage, _dtype_of(storage), size, stride, requires_grad)
-    _check_metadata(made, metadata)
+    _check_metadata(made, *rest[2:])
     return made
 
 
-def _tensor_v3(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    requires_grad: Any,
-    hooks: Any,
-    dtype: Any,
-    metadata: Any = None,
-) -> Any:
+def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+    requires_grad, _, dtype, *metadata = rest
     if isinstance(dtype, Unknown):
         return UNKNOWN
     if not is_a(dtype, "dtype"):
@@ -179,11 +165,11 @@ def _tensor_v3(
         raise RefusedError(
             f"a tensor of {dtype.name} requires a gradient, which _rebuild_tensor_v3 cannot give it"
         )
-    _check_metadata(made, metadata)
+    _check_metadata(made, *metadata)
     return made
 
 
-def _check_metadata(made: Any, metadata: Any) -> None:
+def _check_metadata(made: Any, metadata: Any = None) -> None:
     if not (is_tensor(made) and is_dict(metadata) and "conj" in metadata.items):
         return
     if made.name not in DTYPES or DTYPES[made.name].kind != "complex":
@@ -323,12 +309,6 @@ def _nested_tensor(values: Any, offsets: Any) -> Any:
     return Made("NestedTensor", _dtype_of(values), "jagged")
 
 
-def _from_numpy(array: Any, dtype: Any, device: Any, requires_grad: Any) -> Any:
-    if not isinstance(array, Unknown):
-        raise RefusedError(f"a tensor is made of {described(array)}; a numpy array was expected")
-    return UNKNOWN
-
-
 def _from_cpu_tensor(data: Any, dtype: Any, device: Any, requires_grad: Any) -> Any:
     if isinstance(data, Unknown) or isinstance(dtype, Unknown):
         return UNKNOWN
@@ -340,13 +320,15 @@ def _from_cpu_tensor(data: Any, dtype: Any, device: Any, requires_grad: Any) -> 
     return Made("Tensor", dtype.name, data.form, size=data.size)
 
 
-def _wrapper_subclass(subclass: Any, *rest: Any) -> Any:
-    if not isinstance(subclass, Unknown):
-        raise RefusedError(
-            f"{described(subclass)} wraps another tensor; a class with a __torch_dispatch__ of its "
-            "own was expected"
-        )
-    return UNKNOWN
+def _of_unknown(message: str) -> Callable[..., Any]:
+    """Return what takes something that torch does not know, and refuses all that it knows."""
+
+    def made(first: Any, *rest: Any) -> Any:
+        if not isinstance(first, Unknown):
+            raise RefusedError(message.format(described(first)))
+        return UNKNOWN
+
+    return made
 
 
 def _tensor_class(name: str) -> Callable[..., Any]:
@@ -471,8 +453,16 @@ _CALLS: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
     "torch._utils._rebuild_sparse_tensor": ((2,), _sparse),
     "torch._utils._rebuild_meta_tensor_no_storage": ((4,), _meta),
     "torch._utils._rebuild_nested_tensor": ((4,), _nested),
-    "torch._utils._rebuild_wrapper_subclass": ((8,), _wrapper_subclass),
-    "torch._utils._rebuild_device_tensor_from_numpy": ((4,), _from_numpy),
+    "torch._utils._rebuild_wrapper_subclass": (
+        (8,),
+        _of_unknown(
+            "{} wraps another tensor; a class with a __torch_dispatch__ of its own was expected"
+        ),
+    ),
+    "torch._utils._rebuild_device_tensor_from_numpy": (
+        (4,),
+        _of_unknown("a tensor is made of {}; a numpy array was expected"),
+    ),
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": ((4,), _from_cpu_tensor),
     "torch._tensor._rebuild_from_type_v2": ((4,), _from_type),
     "torch.nested._internal.nested_tensor._rebuild_njt": ((1,), _jagged),
