@@ -54,17 +54,6 @@ _DIFFERENTIABLE = frozenset(
     for name, row in DTYPES.items()
     if row.kind in ("float", "complex") or name == "float4_e2m1fn_x2"
 )
-#: Classes of the allow-list; all other names that are called are functions.
-_CLASSES = frozenset(
-    [
-        "collections.OrderedDict", "collections.Counter", "builtins.bytearray", "builtins.set",
-        "builtins.complex", "torch.Size", "torch.Tensor", "torch.device",
-        "torch.nn.parameter.Parameter", "torch.storage.UntypedStorage",
-        "torch.storage.TypedStorage", "torch.nested._internal.nested_tensor.NestedTensor",
-        "torch.distributed._mesh_layout._FlatLayout", "torch.distributed._mesh_layout._MeshLayout",
-        *(name for name in TORCH_SAFE_NAMES if name.endswith("Tensor")),
-    ]
-)  # fmt: skip
 
 
 def value_of(path: str) -> Made:
@@ -76,7 +65,9 @@ def value_of(path: str) -> Made:
         return Made("qscheme", name)
     if module in ("torch", "torch.cuda") and name in STORAGE_CLASSES:
         return Made("StorageType", STORAGE_CLASSES[name].name)
-    return Made("class" if path in _CLASSES else "function", path)
+    # Of the classes of the allow-list only these do not begin with a capital letter.
+    is_class = module == "builtins" or path == "torch.device" or name.lstrip("_")[0].isupper()
+    return Made("class" if is_class else "function", path)
 
 
 def call(callee: Any, args: Any) -> Any:
