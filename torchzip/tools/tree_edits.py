@@ -99,7 +99,7 @@ class TreeEdit:
         self._grads: dict[int, tuple[Any, bool, str]] = {}
         self._devices: dict[int, tuple[TensorStorage, str, str]] = {}
         self._values: list[tuple[dict[Any, Any], Any, Any]] = []
-        self._wanted = prefixes(rules.values) | rules.values.keys() if rules.values else set()
+        self._wanted = prefixes(rules.values) | rules.values.keys()
         self._known: dict[str, _Known] = {}
         if _is_tensor(root):
             self._mark("", root)
