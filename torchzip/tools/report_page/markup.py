@@ -54,11 +54,6 @@ def name_cell(html_of_name: str) -> str:
     return f'<th scope="row" class="name">{html_of_name}</th>'
 
 
-def count_cell(count: int) -> str:
-    """Return a cell with a number."""
-    return f'<td class="num">{count:,}</td>'
-
-
 def size_cell(nbytes: int) -> str:
     """Return a cell with a size, followed by its exact bytes."""
     return f'<td class="num" data-v="{nbytes}" title="{nbytes:,} bytes">{nbytes_text(nbytes)}</td>'

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torchzip.checkpoint.module_tree import Module
 from torchzip.checkpoint.outline import TensorRow
 from torchzip.checkpoint.quantities import count_text, nbytes_text, some_of
 from torchzip.tools.element_statistics import Number, Statistics
 from torchzip.tools.report_page.contents import Contents, Distribution
 from torchzip.tools.report_page.markup import (
-    count_cell,
     escaped,
     facts,
     histogram_svg,
@@ -111,7 +109,10 @@ def sizes(contents: Contents, dtypes: Sequence[str]) -> str:
     if contents.tree.row is not None:
         parts.insert(0, contents.tree)
     whole = max(contents.tree.stored_nbytes, 1)
-    rows = [_part_row(part, whole) for part in parts[:_MOST_PARTS]]
+    rows = [
+        _share_row(name_of(part.name), part.tensors, part.stored_nbytes, whole)
+        for part in parts[:_MOST_PARTS]
+    ]
     left = len(parts) - len(rows)
     body = f"""<div class="map-head"><nav id="crumbs" aria-label="Module shown"></nav>
 <ul class="legend" aria-label="Colours are dtypes">{legend}</ul></div>
@@ -132,12 +133,10 @@ def sizes(contents: Contents, dtypes: Sequence[str]) -> str:
     return section("sizes", "Where the bytes are", body, lead)
 
 
-def _part_row(part: Module, whole: int) -> str:
+def _share_row(name: str, tensors: int, nbytes: int, whole: int) -> str:
     return (
-        name_cell(name_of(part.name))
-        + count_cell(part.tensors)
-        + size_cell(part.stored_nbytes)
-        + share_bar(part.stored_nbytes / whole)
+        f'{name_cell(name)}<td class="num">{tensors:,}</td>{size_cell(nbytes)}'
+        f"{share_bar(nbytes / whole)}"
     )
 
 
@@ -145,13 +144,7 @@ def by_dtype(contents: Contents) -> str:
     """Return the sums of each dtype."""
     sums = sorted(contents.outline.by_dtype.items(), key=lambda item: -item[1].nbytes)
     whole = max(contents.outline.nbytes, 1)
-    rows = [
-        name_cell(escaped(dtype))
-        + count_cell(each.tensors)
-        + size_cell(each.nbytes)
-        + share_bar(each.nbytes / whole)
-        for dtype, each in sums
-    ]
+    rows = [_share_row(escaped(dtype), each.tensors, each.nbytes, whole) for dtype, each in sums]
     head = [("Dtype", ""), ("Tensors", _NUMBER), ("Size", _NUMBER), ("Share", "share")]
     return section("dtypes", "Dtypes", table("Dtypes", head, rows))
 
