@@ -26,6 +26,7 @@ from tests.hostile.every import ATTACKS
 from tests.sampling import some
 from tests.saved import saved
 from tests.test_big import HoleyFile
+from tests.test_memory import peak_mb
 from torchzip import tools
 from torchzip.tools import Diff, diff
 from torchzip.tools.differences import ValueChange
@@ -553,35 +554,12 @@ def test_transposed_tensors_are_read_without_jumps(
     assert counted.nbytes < 2 * 24_000_000 + 200_000
 
 
-_MEASURED = """
-import json, sys
-from torchzip.files.source import FileSource
-read = [0]
-at, into = FileSource.read_at, FileSource.read_into
-def read_at(source, offset, nbytes):
-    read[0] += nbytes
-    return at(source, offset, nbytes)
-def read_into(source, offset, out):
-    read[0] += out.nbytes
-    into(source, offset, out)
-FileSource.read_at, FileSource.read_into = read_at, read_into
-from torchzip.tools import diff
-found = diff(*sys.argv[1:])
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({
-    "equal": found.equal, "changed": [each.before.name for each in found.changed],
-    "count": found.changed[0].values.count, "nbytes": read[0], "peak": int(peak.split()[1]) * 1024,
-}))
-"""
-
-
-def _measured(*paths: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, *map(str, paths)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    made: dict[str, Any] = json.loads(done.stdout)
-    return made
+def _measured(monkeypatch: pytest.MonkeyPatch, paths: list[Path]) -> tuple[Diff, int, int]:
+    """Return what differs, the bytes read for that, and the peak memory of a process in MB."""
+    script = "import sys; from torchzip.tools import diff; diff(*sys.argv[1:])"
+    peak = peak_mb(script, *map(str, paths))
+    counted = Counted(monkeypatch)
+    return diff(*paths), counted.nbytes, peak
 
 
 @pytest.fixture
@@ -597,7 +575,9 @@ def sparse_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
-def test_two_gigabytes_that_differ_in_one_tensor(sparse_folder: Path) -> None:
+def test_two_gigabytes_that_differ_in_one_tensor(
+    sparse_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only that tensor is read, in a few megabytes of memory."""
     paths = [sparse_folder / "a.pt", sparse_folder / "b.pt"]
     for path, value in zip(paths, (1, 2), strict=True):
@@ -607,14 +587,16 @@ def test_two_gigabytes_that_differ_in_one_tensor(sparse_folder: Path) -> None:
         tz.save(tensors, file)
         file.close()
         assert path.stat().st_size > 2_000_000_000
-    found = _measured(*paths)
-    assert (found["equal"], found["changed"], found["count"]) == (99, ["w50"], 1)
-    assert found["nbytes"] < 50_000_000
-    assert found["peak"] < 80_000_000
+    found, nbytes, peak = _measured(monkeypatch, paths)
+    assert (found.equal, found.changed[0].before.name, values_of(found).count) == (99, "w50", 1)
+    assert nbytes < 50_000_000
+    assert peak < 78
 
 
 @pytest.mark.long
-def test_one_tensor_larger_than_memory_may_be(sparse_folder: Path) -> None:
+def test_one_tensor_larger_than_memory_may_be(
+    sparse_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A tensor of 600 MB that has to be read takes no more memory."""
     paths = [sparse_folder / "a.safetensors", sparse_folder / "b.safetensors"]
     entry = {"dtype": "F32", "shape": [150_000_000], "data_offsets": [0, 600_000_000]}
@@ -625,9 +607,9 @@ def test_one_tensor_larger_than_memory_may_be(sparse_folder: Path) -> None:
             file.truncate(len(head) + 600_000_000)
             file.seek(-4, io.SEEK_END)
             file.write(np.float32(value).tobytes())
-    found = _measured(*paths)
-    assert (found["changed"], found["count"]) == (["x"], 1)
-    assert found["peak"] < 80_000_000
+    found, _, peak = _measured(monkeypatch, paths)
+    assert (found.changed[0].before.name, values_of(found).count) == ("x", 1)
+    assert peak < 78
 
 
 # -- any bytes ------------------------------------------------------------------------------------

@@ -220,6 +220,30 @@ def test_the_process_ends_at_each_call(place: Place) -> None:
     assert seen == {(False, True), (False, False), (True, True)}
 
 
+def _ends_while_it_clears_up(place: Place, failed: Call, at: int, is_done: bool) -> int:
+    """Edit in a process that fails at a call and ends ``at`` calls later; return its status."""
+    seen = 0  # calls from the one that fails on
+
+    def fails(this: Call) -> bool:
+        nonlocal seen
+        seen += this == failed or seen > 0
+        return this == failed or seen == at + 1
+
+    def effect(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> None:
+        if seen == at + 1:
+            os._exit(77)
+        if is_done:
+            real(*args, **more)
+        raise OSError(errno.EIO, "of the test")
+
+    def task() -> None:
+        with under(fails, effect), pytest.raises(OSError, match="of the test"):
+            place.edit()
+
+    place.reset()
+    return in_child(task)
+
+
 @pytest.mark.long
 @forks
 @pytest.mark.parametrize("is_done", [False, True], ids=["not done", "done"])
@@ -231,28 +255,7 @@ def test_the_process_ends_while_it_clears_up(place: Place, is_done: bool) -> Non
     writes = [call for call in _calls(place) if call[0] == "pwrite"]
     for failed in (writes[0], writes[-2], writes[-1]):
         for at in range(1, 20):
-            calls: list[Call] = []
-
-            def fails(this: Call, failed: Call = failed, calls: list[Call] = calls) -> bool:
-                if this == failed or calls:
-                    calls.append(this)
-                return this == failed or len(calls) == at + 1  # noqa: B023
-
-            def effect(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> None:
-                if len(calls) == at + 1:  # noqa: B023
-                    os._exit(77)
-                if is_done:
-                    real(*args, **more)
-                raise OSError(errno.EIO, "of the test")
-
-            def task(
-                fails: Callable[[Call], bool] = fails, effect: Callable[..., Any] = effect
-            ) -> None:
-                with under(fails, effect), pytest.raises(OSError, match="of the test"):
-                    place.edit()
-
-            place.reset()
-            status = in_child(task)
+            status = _ends_while_it_clears_up(place, failed, at, is_done)
             # The first thing that is undone is the last write.
             is_new = is_done and failed == writes[-1] and at == 1
             assert place.is_new(place.path.read_bytes()) == is_new

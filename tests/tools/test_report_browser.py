@@ -176,13 +176,20 @@ TOP_TILES = """() => {
 }"""
 
 
+def covering_tiles(page: Opened) -> tuple[float, list[dict[str, Any]]]:
+    """Return the area of the map and its tiles, which have that area together."""
+    found = page.look(TOP_TILES)
+    area, tiles = found["area"], found["tiles"]
+    assert sum(tile["area"] for tile in tiles) == pytest.approx(area, rel=0.01)
+    return area, tiles
+
+
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("name", ["model", "many", "one", "flat"])
 def test_treemap(browser: Any, pages: dict[str, Path], name: str, viewport: Any) -> None:
     """The tiles cover the map, and the area of each is its share of the bytes."""
     with Opened(browser, pages[name], viewport=viewport) as page:
-        found = page.look(TOP_TILES)
-        tiles = found["tiles"]
+        area, tiles = covering_tiles(page)
         total = sum(tile["bytes"] for tile in tiles)
         with tz.lazy_load(pages[name].with_suffix(".pt")) as checkpoint:
             stored = {
@@ -191,9 +198,8 @@ def test_treemap(browser: Any, pages: dict[str, Path], name: str, viewport: Any)
             }
         assert total == sum(stored.values())
         assert all(tile["inside"] for tile in tiles)
-        assert sum(tile["area"] for tile in tiles) == pytest.approx(found["area"], rel=0.01)
         for tile in tiles:
-            expected = tile["bytes"] / total * found["area"]
+            expected = tile["bytes"] / total * area
             # Rounded to 1/64 of a pixel on each side.
             assert tile["area"] == pytest.approx(expected, rel=0.02, abs=3)
 
@@ -208,10 +214,7 @@ def test_zoom_by_mouse(browser: Any, pages: dict[str, Path]) -> None:
         page.tab.click(".tile.top.open > button >> nth=0")
         assert page.crumbs() == "everything/model/layers"
         assert page.tab.inner_text("#parts tbody th >> nth=0") == "5"
-        tiles = page.look(TOP_TILES)
-        assert sum(tile["area"] for tile in tiles["tiles"]) == pytest.approx(
-            tiles["area"], rel=0.01
-        )
+        covering_tiles(page)
         page.tab.click("#crumbs button >> text=everything")
         assert page.crumbs() == "everything"
         page.tab.click("#parts tbody button >> text=model")
@@ -382,10 +385,7 @@ def test_resize_and_print(browser: Any, pages: dict[str, Path]) -> None:
     with Opened(browser, pages["model"]) as page:
         page.tab.set_viewport_size(PHONE)
         page.tab.wait_for_function("document.getElementById('map').clientWidth < 400")
-        found = page.look(TOP_TILES)
-        assert sum(tile["area"] for tile in found["tiles"]) == pytest.approx(
-            found["area"], rel=0.01
-        )
+        covering_tiles(page)
         page.tab.emulate_media(media="print")
         assert page.tab.is_visible("#map")
         assert not page.tab.is_visible("#search")

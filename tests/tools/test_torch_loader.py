@@ -21,12 +21,7 @@ _NO_GRADIENT, _GRADIENT = b.FALSE, b.TRUE
 
 def _pid(kind: bytes = b.name("torch", "FloatStorage"), numel: int = 4, *, old: bool) -> bytes:
     view = (b"N",) if old else ()
-    return (
-        b.tuple_of(
-            "storage", kind, "0", "cpu", numel, *view
-        )
-        + b"Q"
-    )  # fmt: skip
+    return b.tuple_of("storage", kind, "0", "cpu", numel, *view) + b"Q"
 
 
 def _legacy(value: bytes) -> bytes:
@@ -47,10 +42,7 @@ def _zip(value: bytes, **records: bytes) -> bytes:
 
 def _v3(dtype: str, requires_grad: bytes = _NO_GRADIENT, *, old: bool = False) -> bytes:
     pid = _pid(_UNTYPED, 16, old=old)
-    return b.call(
-        _V3, pid, 0, (4,), (1,), requires_grad, b.HOOKS,
-        b.name("torch", dtype),
-    )  # fmt: skip
+    return b.call(_V3, pid, 0, (4,), (1,), requires_grad, b.HOOKS, b.name("torch", dtype))
 
 
 def _v2(requires_grad: bytes = _NO_GRADIENT, kind: str = "FloatStorage", *more: bytes) -> bytes:

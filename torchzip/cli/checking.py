@@ -14,7 +14,7 @@ from torchzip.cli.rendering import count_text, nbytes_text, some_of
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
-    from torchzip.tools.verification import Verified
+    from torchzip.tools.torch_verdict.verification import Verified
 
 _DESCRIPTION = """\
 Read a whole checkpoint, compare every CRC and check all bounds. Then say whether torch.load accepts

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, diff
     from torchzip.tools.editing import Edited, edit
     from torchzip.tools.element_statistics import Statistics, statistics
-    from torchzip.tools.file_size import WhyBig, why_big
+    from torchzip.tools.file_size.findings import WhyBig, why_big
     from torchzip.tools.repairing import Repaired, repair
-    from torchzip.tools.reporting import Report, report
-    from torchzip.tools.verification import Verified, verify
+    from torchzip.tools.report_page.reporting import Report, report
+    from torchzip.tools.torch_verdict.verification import Verified, verify
 else:
 
     def __getattr__(name: str) -> Any:
@@ -42,13 +42,13 @@ else:
         elif name in ("Statistics", "statistics"):
             from torchzip.tools import element_statistics as home
         elif name in ("WhyBig", "why_big"):
-            from torchzip.tools import file_size as home
+            from torchzip.tools.file_size import findings as home
         elif name in ("Repaired", "repair"):
             from torchzip.tools import repairing as home
         elif name in ("Report", "report"):
-            from torchzip.tools import reporting as home
+            from torchzip.tools.report_page import reporting as home
         elif name in ("Verified", "verify"):
-            from torchzip.tools import verification as home
+            from torchzip.tools.torch_verdict import verification as home
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = vars(home)[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +17,13 @@ from torchzip.convert.selection import Held, select
 from torchzip.errors import EnoughMemory, ErrorPlace, shown
 from torchzip.files.source import File
 from torchzip.limits import Limits
+from torchzip.tensors.casts import is_castable
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tools.elements import (
     ElementDifference,
     Located,
     Work,
-    can_cast,
     compare_elements,
     content_crc,
     digest,
@@ -182,16 +181,19 @@ class _Side:
         held = self.tensors[name]
         if isinstance(held, OtherTensor):
             return TensorRow(name, held.kind, held.torch_dtype, held.shape)
-        spec = _spec_of(held)
+        ((_, spec),) = _parts(held)
         kind = "storage" if isinstance(held, BareStorage) else "dense"
         return TensorRow(name, kind, spec.torch_dtype, spec.shape)
 
 
-def _spec_of(held: LazyTensor | BareStorage) -> TensorSpec:
+def _parts(held: Comparable) -> list[tuple[str | None, TensorSpec]]:
+    """Return the parts of a tensor that is not dense with their names; any other as one part."""
+    if isinstance(held, OtherTensor):
+        return [(name, part.spec) for name, part in named_parts(held)]
     if isinstance(held, LazyTensor):
-        return held.spec
+        return [(None, held.spec)]
     dtype = held.torch_dtype or "uint8"
-    return TensorSpec(dtype, (held.count,), (1,), held.first, held.storage)
+    return [(None, TensorSpec(dtype, (held.count,), (1,), held.first, held.storage))]
 
 
 class _Comparison:
@@ -245,53 +247,40 @@ class _Comparison:
     def _tensor(self, name: str) -> tuple[list[TensorChange], bool]:
         """Return how a tensor of both differs, and whether its bits are the same."""
         before, after = self._a.row(name), self._b.row(name)
+        one, other = self._a.tensors[name], self._b.tensors[name]
         what = []
         if before.kind != after.kind:
             what.append("kind")
-        if before.torch_dtype != after.torch_dtype and not (
-            self._cast and can_cast(before.torch_dtype, after.torch_dtype)
-        ):
+        if not self._same_dtype(before.torch_dtype, after.torch_dtype):
             what.append("dtype")
         if before.shape != after.shape:
             what.append("shape")
-        one, other = self._a.tensors[name], self._b.tensors[name]
-        if not what and isinstance(one, OtherTensor) and isinstance(other, OtherTensor):
-            if not self._same_form(one, other):
-                what.append("form")
-            else:
-                return self._parts(before, after, one, other)
-        if what or isinstance(one, OtherTensor) or isinstance(other, OtherTensor):
+        if not (what or self._same_form(one, other)):
+            what.append("form")
+        if what:
             return [TensorChange(before, after, tuple(what))], False
-        values, same_bits = self._elements(_spec_of(one), _spec_of(other))
-        if values is None:
-            return [], same_bits
-        return [TensorChange(before, after, ("values",), values)], False
-
-    def _parts(
-        self, before: TensorRow, after: TensorRow, one: OtherTensor, other: OtherTensor
-    ) -> tuple[list[TensorChange], bool]:
         found = []
         all_same_bits = True
-        for (part, mine), (_, theirs) in zip(named_parts(one), named_parts(other), strict=True):
-            values, same_bits = self._elements(mine.spec, theirs.spec)
+        for (part, mine), (_, theirs) in zip(_parts(one), _parts(other), strict=True):
+            values, same_bits = self._elements(mine, theirs)
             all_same_bits &= same_bits
             if values is not None:
                 found.append(TensorChange(before, after, ("values",), values, part))
         return found, all_same_bits
 
-    def _same_form(self, one: OtherTensor, other: OtherTensor) -> bool:
-        """Return whether two tensors that are not dense differ in nothing but elements."""
-        if not same_value(_form_of(one), _form_of(other)):
-            return False
-        parts, others = (
-            [(name, part.spec.torch_dtype, part.shape) for name, part in named_parts(each)]
-            for each in (one, other)
-        )
-        return len(parts) == len(others) and all(
-            (name, shape) == (other_name, other_shape)
-            and (dtype == other_dtype or (self._cast and can_cast(dtype, other_dtype)))
-            for (name, dtype, shape), (other_name, other_dtype, other_shape) in zip(
-                parts, others, strict=True
+    def _same_dtype(self, a: str, b: str) -> bool:
+        return a == b or (self._cast and is_castable(a) and is_castable(b))
+
+    def _same_form(self, one: Comparable, other: Comparable) -> bool:
+        """Return whether two tensors of one kind and shape differ in nothing but elements."""
+        parts, others = _parts(one), _parts(other)
+        return (
+            same_value(_form_of(one), _form_of(other))
+            and [(name, part.shape) for name, part in parts]
+            == [(name, part.shape) for name, part in others]
+            and all(
+                self._same_dtype(mine.torch_dtype, theirs.torch_dtype)
+                for (_, mine), (_, theirs) in zip(parts, others, strict=True)
             )
         )
 
@@ -316,7 +305,7 @@ class _Comparison:
         groups: dict[Any, tuple[list[str], list[str]]] = {}
         for place, side, names in ((0, self._a, removed), (1, self._b, added)):
             for name in names:
-                signature = _signature(side.tensors[name])
+                signature = _signature(side.row(name), side.tensors[name])
                 groups.setdefault(signature, ([], []))[place].append(name)
         renamed: dict[str, str] = {}
         for old, new in groups.values():
@@ -338,32 +327,31 @@ class _Comparison:
         return dict(sorted(renamed.items(), key=lambda pair: order[pair[0]]))
 
     def _digest(self, side: _Side, name: str) -> bytes:
-        held = side.tensors[name]
-        if isinstance(held, OtherTensor):
-            parts = [self._digest_of(side, part.spec) for _, part in named_parts(held)]
-            return hashlib.blake2b(b"".join(parts), digest_size=32).digest()
-        return self._digest_of(side, _spec_of(held))
-
-    def _digest_of(self, side: _Side, spec: TensorSpec) -> bytes:
-        key = layout(spec)
-        if key not in self._digests:
-            self._digests[key] = digest(Located(spec, side.path, self._work))
-        return self._digests[key]
+        digests = []
+        for _, spec in _parts(side.tensors[name]):
+            key = layout(spec)
+            if key not in self._digests:
+                self._digests[key] = digest(Located(spec, side.path, self._work))
+            digests.append(self._digests[key])
+        return b"".join(digests)
 
     # -- everything else ------------------------------------------------------------------
 
     def _values(self) -> Iterator[ValueChange]:
         yield from _changes(self._a.values, self._b.values)
-        if self._a.forms is not None and self._b.forms is not None:
-            yield from self._forms(self._a.forms, self._b.forms)
+        yield from self._forms()
         if self._a.texts is not None and self._b.texts is not None:
             for change in _changes(self._a.texts, self._b.texts):
                 yield ValueChange(f"__metadata__.{change.name}", change.before, change.after)
 
-    def _forms(self, before: dict[str, str], after: dict[str, str]) -> Iterator[ValueChange]:
+    def _forms(self) -> Iterator[ValueChange]:
         """Yield what differs of containers and tensors that both have, but for what is in them."""
-        in_both = (self._a.forms or {}).keys() | self._a.values.keys() | self._a.tensors.keys()
-        in_both &= (self._b.forms or {}).keys() | self._b.values.keys() | self._b.tensors.keys()
+        a, b = self._a, self._b
+        before, after = a.forms, b.forms
+        if before is None or after is None:
+            return
+        in_both = before.keys() | a.values.keys() | a.tensors.keys()
+        in_both &= after.keys() | b.values.keys() | b.tensors.keys()
         for name in [*before, *(name for name in after if name not in before)]:
             old, new = before.get(name), after.get(name)
             if "a Parameter" in (old, new):
@@ -383,7 +371,7 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[ValueCha
             yield ValueChange(name, None, shown(value))
 
 
-def _form_of(tensor: OtherTensor) -> tuple[Any, ...]:
+def _form_of(tensor: Comparable) -> tuple[Any, ...]:
     """Return what a tensor has beside its parts, its dtype and its shape."""
     if isinstance(tensor, SparseTensor):
         return (tensor.is_coalesced,)
@@ -397,14 +385,13 @@ def _form_of(tensor: OtherTensor) -> tuple[Any, ...]:
     return ()
 
 
-def _signature(held: Comparable) -> Any:
+def _signature(row: TensorRow, held: Comparable) -> Any:
     """Return what tensors of the same bytes, dtype and shape have in common, unread."""
-    if isinstance(held, OtherTensor):
-        parts = tuple((name, _signature(part)) for name, part in named_parts(held))
-        return held.kind, held.torch_dtype, held.shape, repr(_form_of(held)), parts
-    spec = _spec_of(held)
-    return isinstance(held, BareStorage), spec.torch_dtype, spec.shape, once_each(spec)
+    parts = tuple(
+        (name, spec.torch_dtype, spec.shape, once_each(spec)) for name, spec in _parts(held)
+    )
+    return row.kind, row.torch_dtype, row.shape, repr(_form_of(held)), parts
 
 
 def _crc_of(held: Comparable) -> int | None:
-    return None if isinstance(held, OtherTensor) else content_crc(_spec_of(held))
+    return None if isinstance(held, OtherTensor) else content_crc(_parts(held)[0][1])

@@ -12,13 +12,12 @@ from torchzip.checkpoint.lazy_tensor import LazyFactory
 from torchzip.checkpoint.saving import Archive, head_records, warn_refused
 from torchzip.checkpoint.structure import Structure
 from torchzip.container import zip_edit
-from torchzip.container.zip_reader import ZipReader
 from torchzip.container.zip_writer import MAX_ALIGNMENT, archive_name, measure
 from torchzip.convert.rules import Globs, RenameRules
 from torchzip.errors import EnoughMemory, TorchZipError, UnsupportedError
 from torchzip.files.in_place import InPlaceFile
 from torchzip.files.source import FileSource
-from torchzip.formats.base import Contents, OpenStorage, check_options
+from torchzip.formats.base import OpenStorage, check_options
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
@@ -121,7 +120,8 @@ def edit(
     rules = EditRules(rename, drop, set_values, requires_grad, device)
     with contextlib.ExitStack() as stack:
         target = None if dry_run else stack.enter_context(InPlaceFile(file))
-        task = stack.enter_context(_Edit(file, rules, limits))
+        container = stack.enter_context(contextlib.closing(_open(file, limits)))
+        task = _Edit(file, container, rules, limits)
         if not (task.is_changed or compact):
             return task.report("unchanged", task.source.size)
         if not compact:
@@ -139,52 +139,48 @@ def edit(
         return task.report("rewritten", task.rewrite(target))
 
 
+def _open(file: str | os.PathLike[str], limits: Limits) -> ZipContainer:
+    container = open_checkpoint(file, limits)
+    if type(container) is not ZipContainer:
+        container.close()
+        raise UnsupportedError(
+            f"a checkpoint of format {container.format}; only files of torch.save since 1.6 are "
+            f"edited. Convert it first: torchzip convert {container.name} new.pt",
+            path=container.name,
+        )
+    return container
+
+
 class _Edit:
     """A file and what is to become of it."""
 
-    def __init__(self, file: str | os.PathLike[str], rules: EditRules, limits: Limits) -> None:
+    def __init__(
+        self,
+        file: str | os.PathLike[str],
+        container: ZipContainer,
+        rules: EditRules,
+        limits: Limits,
+    ) -> None:
         self.file = os.fsdecode(file)
         self.notes: list[str] = []
+        assert isinstance(container.source, FileSource)  # of a path
+        self.source = container.source
         self._rules = rules
         self._limits = limits
-        container = open_checkpoint(file, limits)
-        try:
-            if type(container) is not ZipContainer or not isinstance(container.source, FileSource):
-                raise UnsupportedError(
-                    f"a checkpoint of format {container.format}; only files of torch.save since "
-                    "1.6 are edited. Convert it first: torchzip convert "
-                    f"{container.name} new.pt",
-                    path=container.name,
-                )
-            self.source = container.source
-            self._container = container
-            self._read(container)
-        except BaseException:
-            container.close()
-            raise
-
-    def _read(self, container: ZipContainer) -> None:
-        opened: dict[str, TensorStorage] = {}
-        contents = container.read(lambda open_storage: _Recording(open_storage, opened))
-        self._archive: ZipReader = container.archive
-        self._contents: Contents = contents
-        self._opened = opened
-        tree = TreeEdit(contents.root, self._rules, self._limits, contents.pickle_nbytes)
+        self._archive = container.archive
+        self._opened: dict[str, TensorStorage] = {}
+        contents = container.read(lambda open_storage: _Recording(open_storage, self._opened))
+        self._contents = contents
+        tree = TreeEdit(contents.root, rules, limits, contents.pickle_nbytes)
         self._tree = tree
-        self._marked, moved = tree.apply(opened.values())
+        self._marked, moved = tree.apply(self._opened.values())
         self._moved = set(map(id, moved))
         self.is_changed = bool(
             tree.renamed or tree.dropped or tree.set or self._marked or self._moved
         )
-        self._kept: list[str] = list(opened)
+        self._kept = list(self._opened)
         self._without: set[str] = set()
         self._pickle_nbytes = contents.pickle_nbytes
-
-    def __enter__(self) -> _Edit:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._container.close()
 
     def append(self) -> zip_edit.Appended | None:
         """Return what is to be appended to the file; None if that is impossible."""
@@ -192,7 +188,7 @@ class _Edit:
             return None
         keys = _FileKeys(self._opened)
         structure = self._structure(keys)
-        self._kept = keys.names()
+        self._kept = self._keys_of(keys)
         without = {f"data/{key}" for key in self._opened.keys() - set(self._kept)}
         before = list(self._opened)
         # torch can work out where storages lie, from the first that the pickle mentions on, if
@@ -214,6 +210,11 @@ class _Edit:
             self._without, self._pickle_nbytes = without, len(structure.pickle)
         return made
 
+    def _keys_of(self, keys: StorageKeys) -> list[str]:
+        """Return the keys in the file of the storages that are mentioned, by first mention."""
+        known = {id(storage): key for key, storage in self._opened.items()}
+        return [known[id(each)] for each in keys.order if id(each) in known]
+
     def _dead(self, nbytes: int) -> int:
         """Return how much of a file of this size an archive of its records does not need."""
         records = [
@@ -229,7 +230,7 @@ class _Edit:
         keys = StorageKeys()
         structure = self._structure(keys)
         storages = keys.storages()
-        self._kept = list(_names(self._opened, keys.order))
+        self._kept = self._keys_of(keys)
         if target is None:
             records = [(len(name), len(data)) for name, data in head_records(structure.pickle)]
             records += [(len(f"data/{key}"), each.nbytes) for key, each in enumerate(storages)]
@@ -300,12 +301,6 @@ class _Edit:
 _OTHER_RECORDS = ("data.pkl", "version", ".data/serialization_id")
 
 
-def _names(opened: Mapping[str, TensorStorage], order: Sequence[Stored]) -> list[str]:
-    """Return the keys that storages have in the file."""
-    keys = {id(storage): key for key, storage in opened.items()}
-    return [keys[id(each)] for each in order if id(each) in keys]
-
-
 class _Recording(LazyFactory):
     """Notes every storage by its key, in the order in which the pickle mentions them."""
 
@@ -336,10 +331,6 @@ class _FileKeys(StorageKeys):
         super().__init__()
         # Not the strings of the file, which may stand for other things in it too.
         self._known = {id(storage): key[:1] + key[1:] for key, storage in opened.items()}
-
-    def names(self) -> list[str]:
-        """Return the keys in the order of first mention."""
-        return [self._known[id(each)] for each in self.order]
 
     def are_new(self, storages: Sequence[Stored]) -> bool:
         # Many at once are written under keys that follow one another from the next one on.

@@ -26,7 +26,7 @@ from torchzip.tensors.numpy_dtypes import complex_values, numpy_dtype
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import Bytes
-from torchzip.tools.elements import Located, Work, once_each
+from torchzip.tools.elements import Work, once_each
 
 Array = NDArray[Any]
 Number = int | float
@@ -100,14 +100,13 @@ def statistics(tensor: Any, *, bins: int = 64, work: Work | None = None) -> Stat
     if not DTYPES[spec.torch_dtype].has_numbers:
         raise UnsupportedError(f"numpy has no numbers of dtype {spec.torch_dtype}")
     once = _in_order_of_file(spec)
-    blocks = _Blocks(once, work or Work(spec.storage.nbytes))
-    maker = _IntStatistics if kind in ("int", "bool") else _FloatStatistics
-    made = maker(bins)
-    for block in blocks:
+    work = work or Work(spec.storage.nbytes)
+    made = (_IntStatistics if kind in ("int", "bool") else _FloatStatistics)(bins)
+    for block in _blocks(once, work):
         made.see(block)
     if made.finite:
         made.begin_second_pass()
-        for block in blocks:
+        for block in _blocks(once, work):
             made.see_again(block)
     times = spec.numel // once.numel if once.numel else 1
     return made.result(times, "absolute values" if kind == "complex" else "values")
@@ -128,21 +127,13 @@ def _in_order_of_file(spec: TensorSpec) -> TensorSpec:
     return spec.replace(shape=shape, stride=tuple(step for _, step in axes), storage_offset=offset)
 
 
-class _Blocks:
-    """The elements of a tensor as arrays that numpy calculates with, as often as it is iterated."""
-
-    def __init__(self, spec: TensorSpec, work: Work) -> None:
-        self._spec = spec
-        self._work = work
-        self._numbers = _numbers_of(spec.torch_dtype)
-
-    def __iter__(self) -> Iterator[Array]:
-        spec = self._spec
-        self._work.charge(
-            Located(spec, None, self._work), spec.numel * DTYPES[spec.torch_dtype].itemsize
-        )
-        for block in whole_items(ElementStorage(spec).blocks(), DTYPES[spec.torch_dtype].itemsize):
-            yield self._numbers(block)
+def _blocks(spec: TensorSpec, work: Work) -> Iterator[Array]:
+    """Yield the elements of a tensor as arrays that numpy calculates with."""
+    itemsize = DTYPES[spec.torch_dtype].itemsize
+    work.charge(spec, spec.numel * itemsize)
+    numbers = _numbers_of(spec.torch_dtype)
+    for block in whole_items(ElementStorage(spec).blocks(), itemsize):
+        yield numbers(block)
 
 
 def _numbers_of(torch_dtype: str) -> Callable[[Bytes], Array]:
@@ -159,27 +150,69 @@ def _numbers_of(torch_dtype: str) -> Callable[[Bytes], Array]:
     return lambda block: block.view(dtype)
 
 
-class _IntStatistics:
-    """Statistics of ints: exact, but for the last rounding."""
+class _Statistics:
+    """What both kinds of numbers have in common. The sum is exact, from block to block at least."""
 
     def __init__(self, bins: int) -> None:
-        self._bins = bins
         self.finite = 0
+        self._bins = bins
+        self._nans = 0
+        self._positive_infinities = 0
+        self._negative_infinities = 0
         self._zeros = 0
-        self._min = 1 << 64
-        self._max = -(1 << 64)
-        self._sum = 0
+        self._negative_zeros = 0
+        self._min: Any = math.inf
+        self._max: Any = -math.inf
+        self._sum = Fraction(0)
         self._squares = 0.0
-        self._center = 0
-        self._width = 1
         self._counts = np.zeros(0, np.int64)
+
+    def _see_finite(self, block: Array) -> tuple[Number, Number]:
+        """Count a block of finite numbers, of one or more; return its extremes."""
+        self.finite += block.size
+        zeros = block.size - int(np.count_nonzero(block))
+        if zeros:
+            self._zeros += zeros
+            self._negative_zeros += int(np.count_nonzero(np.signbit(block[block == 0])))
+        low, high = block.min().item(), block.max().item()
+        self._min, self._max = min(self._min, low), max(self._max, high)
+        return low, high
+
+    def _mean_and_std(self) -> tuple[float, float]:
+        raise NotImplementedError
+
+    def _edges_of_bins(self) -> list[Number]:
+        raise NotImplementedError
+
+    def result(self, times: int, of: str) -> Statistics:
+        """Return what was found; each element counts as often as it is repeated."""
+        n = self.finite
+        mean, std = self._mean_and_std() if n else (None, None)
+        others = self._nans + self._positive_infinities + self._negative_infinities
+        return Statistics(
+            count=(n + others) * times,
+            finite=n * times,
+            min=self._min if n else None,
+            max=self._max if n else None,
+            mean=mean,
+            std=std,
+            nans=self._nans * times,
+            positive_infinities=self._positive_infinities * times,
+            negative_infinities=self._negative_infinities * times,
+            zeros=self._zeros * times,
+            negative_zeros=self._negative_zeros * times,
+            edges=tuple(self._edges_of_bins()) if n else (),
+            counts=tuple(int(count) * times for count in self._counts),
+            of=of,
+        )
+
+
+class _IntStatistics(_Statistics):
+    """Statistics of ints: exact, but for the last rounding."""
 
     def see(self, block: Array) -> None:
         """Count a block."""
-        self.finite += block.size
-        self._zeros += block.size - int(np.count_nonzero(block))
-        self._min = min(self._min, int(block.min()))
-        self._max = max(self._max, int(block.max()))
+        self._see_finite(block)
         if block.itemsize < 8:
             self._sum += int(block.sum(dtype=np.int64))
         else:  # in halves, whose sums do not overflow
@@ -188,7 +221,7 @@ class _IntStatistics:
 
     def begin_second_pass(self) -> None:
         """Choose the bins: all of one whole width."""
-        self._center = round(Fraction(self._sum, self.finite))
+        self._center = round(self._sum / self.finite)
         size = self._max - self._min + 1
         self._width = -(-size // self._bins)
         self._counts = np.zeros(-(-size // self._width), np.int64)
@@ -207,73 +240,34 @@ class _IntStatistics:
         place = (bits - np.uint64(self._min & _WORD)) // np.uint64(self._width)
         self._counts += np.bincount(place.astype(np.int64), minlength=self._counts.size)
 
-    def result(self, times: int, of: str) -> Statistics:
-        """Return what was found; each element counts as often as it is repeated."""
-        n = self.finite
-        edges: tuple[int, ...] = ()
-        mean = std = None
-        if n:
-            mean = float(Fraction(self._sum, n))
-            beside = float(Fraction(self._sum, n) - self._center)
-            std = math.sqrt(max(self._squares / n - beside * beside, 0.0))
-            edges = tuple(self._min + i * self._width for i in range(self._counts.size + 1))
-        return Statistics(
-            count=n * times,
-            finite=n * times,
-            min=self._min if n else None,
-            max=self._max if n else None,
-            mean=mean,
-            std=std,
-            nans=0,
-            positive_infinities=0,
-            negative_infinities=0,
-            zeros=self._zeros * times,
-            negative_zeros=0,
-            edges=edges,
-            counts=tuple(int(count) * times for count in self._counts),
-            of=of,
-        )
+    def _mean_and_std(self) -> tuple[float, float]:
+        mean = self._sum / self.finite
+        beside = float(mean - self._center)
+        return float(mean), math.sqrt(max(self._squares / self.finite - beside * beside, 0.0))
+
+    def _edges_of_bins(self) -> list[Number]:
+        return [self._min + place * self._width for place in range(self._counts.size + 1)]
 
 
-class _FloatStatistics:
+class _FloatStatistics(_Statistics):
     """Statistics of float32 and float64."""
 
     def __init__(self, bins: int) -> None:
-        self._bins = bins
-        self.finite = 0
-        self._count = 0
-        self._nans = 0
-        self._infinities = [0, 0]
-        self._zeros = 0
-        self._negative_zeros = 0
-        self._min = math.inf
-        self._max = -math.inf
-        self._sum = Fraction(0)
+        super().__init__(bins)
         self._exponent = 0
-        self._center = 0.0
         self._deviations = 0.0
-        self._squares = 0.0
-        self._edges: NDArray[np.float64] = np.zeros(0)
         self._is_even = True
-        self._counts = np.zeros(0, np.int64)
 
     def see(self, block: Array) -> None:
         """Count a block."""
-        self._count += block.size
         finite = _finite(block)
         if finite.size < block.size:
             self._nans += int(np.count_nonzero(np.isnan(block)))
-            self._infinities[0] += int(np.count_nonzero(block == np.inf))
-            self._infinities[1] += int(np.count_nonzero(block == -np.inf))
+            self._positive_infinities += int(np.count_nonzero(block == np.inf))
+            self._negative_infinities += int(np.count_nonzero(block == -np.inf))
         if not finite.size:
             return
-        self.finite += finite.size
-        zeros = finite.size - int(np.count_nonzero(finite))
-        if zeros:
-            self._zeros += zeros
-            self._negative_zeros += int(np.count_nonzero(np.signbit(finite[finite == 0])))
-        low, high = float(finite.min()), float(finite.max())
-        self._min, self._max = min(self._min, low), max(self._max, high)
+        low, high = self._see_finite(finite)
         if max(-low, high) > 2.0**960:  # the sum of a block could be infinite
             self._sum += Fraction(float(np.ldexp(finite, -64).sum())) * 2**64
         else:
@@ -312,35 +306,15 @@ class _FloatStatistics:
         finite *= finite
         self._squares += float(finite.sum())
 
-    def result(self, times: int, of: str) -> Statistics:
-        """Return what was found; each element counts as often as it is repeated."""
-        n = self.finite
-        mean = std = None
-        if n:
-            beside = self._deviations / n  # what the first pass has rounded away
-            std = math.sqrt(max(self._squares / n - beside * beside, 0.0))
-            std = math.ldexp(std, self._exponent)
-            mean = math.ldexp(self._center + beside, self._exponent)
-            mean = min(max(mean, self._min), self._max)
+    def _mean_and_std(self) -> tuple[float, float]:
+        beside = self._deviations / self.finite  # what the first pass has rounded away
+        std = math.sqrt(max(self._squares / self.finite - beside * beside, 0.0))
+        mean = math.ldexp(self._center + beside, self._exponent)
+        return min(max(mean, self._min), self._max), math.ldexp(std, self._exponent)
+
+    def _edges_of_bins(self) -> list[Number]:
         edges = np.ldexp(self._edges, self._exponent).tolist()
-        if n:
-            edges[0], edges[-1] = self._min, self._max
-        return Statistics(
-            count=self._count * times,
-            finite=n * times,
-            min=self._min if n else None,
-            max=self._max if n else None,
-            mean=mean,
-            std=std,
-            nans=self._nans * times,
-            positive_infinities=self._infinities[0] * times,
-            negative_infinities=self._infinities[1] * times,
-            zeros=self._zeros * times,
-            negative_zeros=self._negative_zeros * times,
-            edges=tuple(edges),
-            counts=tuple(int(count) * times for count in self._counts),
-            of=of,
-        )
+        return [self._min, *edges[1:-1], self._max]
 
 
 def _finite(block: Array) -> Array:

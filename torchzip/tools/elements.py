@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, UnsupportedError
-from torchzip.tensors.casts import CastStorage, is_castable, whole_items
+from torchzip.tensors.casts import CastStorage, whole_items
 from torchzip.tensors.numpy_dtypes import complex_values, numpy_dtype
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
@@ -55,21 +55,21 @@ class Work:
     def __init__(self, stored_nbytes: int) -> None:
         self._left = _MOST_OVERLAP * stored_nbytes + _MOST_BEYOND
 
-    def charge(self, tensor: Located, nbytes: int) -> None:
-        """Take the bytes of a tensor off what is left.
+    def charge(self, spec: TensorSpec, nbytes: int, path: str | None = None) -> None:
+        """Take the bytes of a tensor off what is left; messages name the path of its file.
 
         Raises
         ------
         UnsupportedError
             If that is too little.
         """
-        storage = tensor.spec.storage
+        storage = spec.storage
         self._left -= nbytes if storage.random_access else max(nbytes, storage.nbytes)
         if self._left < 0:
             raise UnsupportedError(
-                f"a tensor of {tensor.spec.numel:,} elements over a storage of "
+                f"a tensor of {spec.numel:,} elements over a storage of "
                 f"{storage.nbytes:,} bytes; the tensors overlap too much to be compared",
-                path=tensor.path,
+                path=path,
                 record=storage.record,
             )
 
@@ -79,7 +79,7 @@ class Located:
     """A tensor, the file that messages name, and what is left to be done."""
 
     spec: TensorSpec
-    path: str | None
+    path: str
     work: Work
 
 
@@ -170,7 +170,7 @@ def _blocks(
         stride=tuple(tensor.spec.stride[axis] for axis in axes),
     )
     elements: TensorStorage = ElementStorage(spec)
-    tensor.work.charge(tensor, elements.nbytes)
+    tensor.work.charge(tensor.spec, elements.nbytes, tensor.path)
     if spec.torch_dtype != torch_dtype:
         elements = CastStorage(elements, spec.torch_dtype, torch_dtype)
     with ErrorPlace(path=tensor.path):
@@ -298,8 +298,3 @@ class _Found:
         itemsize = self._dtype.itemsize
         differ: Array = (a != b).reshape(-1, itemsize).any(axis=1)
         return differ
-
-
-def can_cast(source: str, target: str) -> bool:
-    """Return whether a conversion could change one dtype to the other."""
-    return is_castable(source) and is_castable(target)

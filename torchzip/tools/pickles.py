@@ -27,7 +27,7 @@ class PicklePlace(NamedTuple):
     record: str | None
     source: Source
     most: int | None
-    finish: Callable[[], Any]
+    finish: Callable[[], Any] = lambda: None
 
 
 def find_pickles(source: Source, record: str | None, limits: Limits) -> PicklePlace:
@@ -41,18 +41,14 @@ def find_pickles(source: Source, record: str | None, limits: Limits) -> PicklePl
         if record not in members:
             raise FormatError(f"no member is called {shown(record)}", path=source.name)
         part = PartSource(source, *members[record], source.name)
-        return PicklePlace(record, part, 1 if record == "pickle" else None, _nothing)
+        return PicklePlace(record, part, 1 if record == "pickle" else None)
     if record is not None:
         raise FormatError("only an archive has records", path=source.name)
     if is_safetensors(head, source.size):
         raise UnsupportedError("a safetensors file, which has no pickle", path=source.name)
     if head[:1] and head[0] not in BY_CODE:
         raise FormatError(f"no pickle: it begins with {head[:8]!r}", path=source.name)
-    return PicklePlace(None, source, _LEGACY_PICKLES if is_legacy(head, limits) else None, _nothing)
-
-
-def _nothing() -> None:
-    pass
+    return PicklePlace(None, source, _LEGACY_PICKLES if is_legacy(head, limits) else None)
 
 
 def _in_zip(archive: ZipReader, record: str, limits: Limits) -> PicklePlace:
@@ -68,7 +64,7 @@ def _in_zip(archive: ZipReader, record: str, limits: Limits) -> PicklePlace:
         # Shown before its CRC is compared: of a damaged pickle, too, the beginning can be seen.
         part: Source = PartSource(archive.source, *span, name)
         return PicklePlace(record, part, 1, lambda: archive.read(record))
-    return PicklePlace(record, open_source(io.BytesIO(archive.read(record))), 1, _nothing)
+    return PicklePlace(record, open_source(io.BytesIO(archive.read(record))), 1)
 
 
 def _steps(place: PicklePlace, start: int, path: str, limits: Limits) -> Iterator[Step]:
@@ -105,8 +101,7 @@ def _steps(place: PicklePlace, start: int, path: str, limits: Limits) -> Iterato
 
 def pickles(place: PicklePlace, path: str, limits: Limits) -> Iterator[Iterator[Step]]:
     """Yield the steps of each pickle; all of one are to be taken before the next."""
-    at = 0
-    count = 0
+    at = count = 0
 
     def following() -> Iterator[Step]:
         nonlocal at

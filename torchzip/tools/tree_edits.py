@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, storages_of
 from torchzip.checkpoint.names import module_parts
 from torchzip.checkpoint.plain_values import is_container, same_value
-from torchzip.checkpoint.walk import children
+from torchzip.checkpoint.walk import Walk, children, reach
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError
+from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.storage import TensorStorage
@@ -38,9 +39,7 @@ class _Item(NamedTuple):
 class _Known(NamedTuple):
     """What ``set_values`` speaks of, or a dict around it, and its path when all is done."""
 
-    holder: dict[Any, Any] | None
-    key: Any
-    value: Any
+    item: _Item
     new_path: str
     is_dropped: bool
 
@@ -66,10 +65,10 @@ class _Change:
 
 
 class _Frame(NamedTuple):
-    items: Iterator[_Item]
+    """A container on one way to it; ``changes`` are those of its dicts, by their ids."""
+
     prefix: str
     new_prefix: str
-    container: int
     changes: dict[int, _Change]
 
 
@@ -100,7 +99,7 @@ class TreeEdit:
         self._grads: dict[int, tuple[Any, bool, str]] = {}
         self._devices: dict[int, tuple[TensorStorage, str, str]] = {}
         self._values: list[tuple[dict[Any, Any], Any, Any]] = []
-        self._wanted = prefixes(rules.values) | rules.values.keys() if rules.values else set()
+        self._wanted = prefixes(rules.values) | rules.values.keys()
         self._known: dict[str, _Known] = {}
         if _is_tensor(root):
             self._mark("", root)
@@ -112,44 +111,33 @@ class TreeEdit:
     # -- going over the object -----------------------------------------------------------------
 
     def _walk(self) -> None:
-        ways = _count_containers(self.root) + self._limits.shared_names
-        stack = [self._frame(self.root, "", "")]
-        on_path = {id(self.root)}
-        while stack:
-            frame = stack[-1]
-            for item in frame.items:
-                path = frame.prefix + item.text
-                self._characters -= len(path)
-                if self._characters < 0:
-                    bound = self._limits.names_nbytes
-                    raise LimitError("names_nbytes", bound + 1, bound)
-                is_tensor = _is_tensor(item.value)
-                has_items = not is_tensor and is_container(item.value)
-                new_path = self._name(frame, item, path, has_items)
-                if new_path is None:
-                    continue
-                if is_tensor:
-                    self._mark(path, item.value)
-                elif has_items and id(item.value) not in on_path:
-                    ways -= 1
-                    if ways < 0:
-                        bound = self._limits.shared_names
-                        raise LimitError("shared_names", bound + 1, bound)
-                    if len(stack) >= self._limits.nesting:
-                        raise LimitError("nesting", len(stack) + 1, self._limits.nesting)
-                    stack.append(self._frame(item.value, f"{path}.", f"{new_path}."))
-                    on_path.add(id(item.value))
-                    break
-            else:
-                stack.pop()
-                on_path.discard(frame.container)
-                self._keep(frame)
+        containers = sum(1 for _ in reach(self.root, _containers_in))
+        walk: Walk[_Frame] = Walk(self._limits, containers + self._limits.shared_names + 1, 0)
+        frames = [self._enter(walk, self.root, "", "")]
+        for frame, (text, _, item) in walk:
+            path = frame.prefix + text
+            self._characters -= len(path)
+            if self._characters < 0:
+                bound = self._limits.names_nbytes
+                raise LimitError("names_nbytes", bound + 1, bound)
+            is_tensor = _is_tensor(item.value)
+            has_items = not is_tensor and is_container(item.value)
+            new_path = self._name(frame, item, path, has_items)
+            if new_path is None:
+                continue
+            if is_tensor:
+                self._mark(path, item.value)
+            elif has_items and not walk.is_on_the_way(item.value):
+                frames.append(self._enter(walk, item.value, f"{path}.", f"{new_path}."))
+        for frame in frames:
+            self._keep(frame)
 
-    def _frame(self, container: Any, prefix: str, new_prefix: str) -> _Frame:
-        items = list(_items(container))
-        holders = {id(item.holder): item.holder for item in items if item.holder is not None}
-        changes = {own: _Change(holder) for own, holder in holders.items()}
-        return _Frame(iter(items), prefix, new_prefix, id(container), changes)
+    def _enter(self, walk: Walk[_Frame], value: Any, prefix: str, new_prefix: str) -> _Frame:
+        items = list(_items(value))
+        holders = [item.holder for item in items if item.holder is not None]
+        frame = _Frame(prefix, new_prefix, {id(holder): _Change(holder) for holder in holders})
+        walk.enter(value, [(item.text, "", item) for item in items], frame)
+        return frame
 
     def _name(self, frame: _Frame, item: _Item, path: str, has_items: bool) -> str | None:
         """Return the new path of an item; None if it is dropped."""
@@ -172,7 +160,7 @@ class TreeEdit:
         if path in self._wanted:
             if path in self._known and path in self._rules.values:
                 raise ValueError(f"two items are called {path!r}; neither can be set")
-            self._known[path] = _Known(item.holder, item.key, item.value, new_path, is_dropped)
+            self._known[path] = _Known(item, new_path, is_dropped)
         if is_dropped:
             return None
         if self._rules.changes_names:
@@ -226,13 +214,14 @@ class TreeEdit:
     def _set(self, path: str, value: Any) -> None:
         known = self._known.get(path)
         if known is not None and not known.is_dropped:
-            if known.holder is None:
+            _, holder, key, old = known.item
+            if holder is None:
                 raise ValueError(f"{path!r} is not an item of a dict; only these can be set")
-            if _holds_tensor(known.value):
+            if any(map(_is_tensor, reach(old, children))):
                 raise ValueError(f"{path!r} is or holds a tensor; a value cannot take its place")
-            if not _equal_plain(known.value, value):
-                _, change = self._changes[id(known.holder)]
-                self._values.append((known.holder, change.renames.get(known.key, known.key), value))
+            if not _equal_plain(old, value):
+                _, change = self._changes[id(holder)]
+                self._values.append((holder, change.renames.get(key, key), value))
                 self.set.append(path)
             return
         holder, key, new_path = self._place_of_new(path)
@@ -248,11 +237,12 @@ class TreeEdit:
             known = self._known.get(parent)
             if known is None:
                 continue
-            if known.is_dropped or not isinstance(known.value, dict):
+            holder = known.item.value
+            if known.is_dropped or not isinstance(holder, dict):
                 what = "dropped" if known.is_dropped else "not a dict"
                 raise ValueError(f"{path!r} cannot be set, as {parent!r} is {what}")
             key = path[len(parent) + 1 :]
-            return known.value, key, f"{known.new_path}.{key}"
+            return holder, key, f"{known.new_path}.{key}"
         if not isinstance(self.root, dict):
             raise ValueError(f"{path!r} cannot be set, as the object in the file is not a dict")
         return self.root, path, path
@@ -300,16 +290,12 @@ def _items(container: Any) -> Iterator[_Item]:
         yield _Item(text, holder, text, value)
 
 
-def _count_containers(root: Any) -> int:
-    seen: dict[int, Any] = {id(root): root}
-    todo = [root]
-    while todo:
-        for item in _items(todo.pop()):
-            value = item.value
-            if id(value) not in seen and not _is_tensor(value) and is_container(value):
-                seen[id(value)] = value
-                todo.append(value)
-    return len(seen)
+def _containers_in(value: Any) -> list[Child]:
+    return [
+        (item.text, "", item.value)
+        for item in _items(value)
+        if not _is_tensor(item.value) and is_container(item.value)
+    ]
 
 
 def _last_part(frame: _Frame, path: str, new: str) -> str:
@@ -361,20 +347,6 @@ def _set_requires_grad(tensor: Any, wanted: bool) -> bool:
             # Frozen for its users; nobody else has this one yet.
             object.__setattr__(each, "requires_grad", wanted)
     return True
-
-
-def _holds_tensor(value: Any) -> bool:
-    seen: dict[int, Any] = {id(value): value}
-    todo = [value]
-    while todo:
-        each = todo.pop()
-        if _is_tensor(each):
-            return True
-        for _, _, child in children(each):
-            if id(child) not in seen:
-                seen[id(child)] = child
-                todo.append(child)
-    return False
 
 
 def _equal_plain(a: Any, b: Any) -> bool:

@@ -90,9 +90,8 @@ def _container_lines(value: Any) -> list[str]:
         first = [shown(item) for item in islice(value, _MOST_CHILDREN)]
         return [f"{type(value).__name__} of {len(value):,}", *(f"  {item}" for item in first)]
     items = list(islice(children(value), _MOST_CHILDREN + 1))
-    head = shown(value) if isinstance(value, ForeignObject) else type(value).__name__
-    if not isinstance(value, ForeignObject):
-        head = f"{head} of {len(value):,}"
+    is_foreign = isinstance(value, ForeignObject)
+    head = shown(value) if is_foreign else f"{type(value).__name__} of {len(value):,}"
     rows = [(printable(key), _in_short(child)) for key, _, child in items[:_MOST_CHILDREN]]
     width = min(max((len(key) for key, _ in rows), default=0), 60)
     lines = [head, *(f"  {key:<{width}}  {text}" for key, text in rows)]

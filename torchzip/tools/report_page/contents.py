@@ -17,7 +17,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tools.element_statistics import Statistics, statistics
 from torchzip.tools.elements import Work
-from torchzip.tools.verification import Verified, verify
+from torchzip.tools.torch_verdict.verification import Verified, verify
 
 #: Tensors with a histogram.
 _MOST_HISTOGRAMS = 24

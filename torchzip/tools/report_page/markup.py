@@ -12,6 +12,8 @@ from torchzip.errors import printable, shortened
 
 #: Characters of a name or a value that are shown.
 _MOST_CHARACTERS = 200
+#: Of a histogram, in units that the page stretches.
+_WIDTH, _HEIGHT = 256, 64
 
 
 def escaped(text: str, most: int = _MOST_CHARACTERS) -> str:
@@ -45,6 +47,11 @@ def shape_text(shape: Sequence[int | None]) -> str:
     ('2 × * × 3', 'scalar')
     """
     return " × ".join("*" if size is None else f"{size}" for size in shape) or "scalar"
+
+
+def name_cell(html_of_name: str) -> str:
+    """Return the cell that a row begins with."""
+    return f'<th scope="row" class="name">{html_of_name}</th>'
 
 
 def size_cell(nbytes: int) -> str:
@@ -81,7 +88,8 @@ def table(
     ``head`` has the titles of the columns and their classes, ``rows`` the cells of each row.
     """
     columns = "".join(
-        f'<th scope="col"{f" class={quoted(of)}" if of else ""}>{title}</th>' for title, of in head
+        (f'<th scope="col" class="{of}">' if of else '<th scope="col">') + f"{title}</th>"
+        for title, of in head
     )
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     label = html.escape(caption)
@@ -93,9 +101,10 @@ def table(
     )
 
 
-def quoted(text: str) -> str:
-    """Return text as the value of an attribute."""
-    return f'"{html.escape(text)}"'
+def facts(pairs: Iterable[tuple[str, str]], of: str = "") -> str:
+    """Return a list of what and how much, of a class if it has one."""
+    inside = "".join(f"<div><dt>{what}</dt><dd>{told}</dd></div>" for what, told in pairs)
+    return f'<dl class="{of}">{inside}</dl>' if of else f"<dl>{inside}</dl>"
 
 
 def section(anchor: str, title: str, body: str, lead: str = "") -> str:
@@ -104,4 +113,24 @@ def section(anchor: str, title: str, body: str, lead: str = "") -> str:
     return (
         f'<section id="{anchor}" aria-labelledby="{anchor}-title">'
         f'<h2 id="{anchor}-title">{title}</h2>{told}\n{body}\n</section>'
+    )
+
+
+def histogram_svg(counts: Sequence[int], label: str) -> str:
+    """Return bars as one path; a bin that is not empty has a height that can be seen."""
+    most = max(counts)
+    if len(counts) == 1:  # one value is a line, not a block
+        counts = (0, 0, 0, 0, 0, *counts, 0, 0, 0, 0, 0)
+    step = _WIDTH / len(counts)
+    gap = 0.5 if len(counts) > 16 else 2.0
+    bars = []
+    for place, count in enumerate(counts):
+        if count:
+            height = max(1.0, count / most * _HEIGHT)
+            bars.append(
+                f"M{place * step:.4g} {_HEIGHT}v-{height:.3g}h{step - gap:.4g}v{height:.3g}z"
+            )
+    return (
+        f'<svg class="histogram" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" '
+        f'role="img" aria-label="{printable(label)}"><path d="{"".join(bars)}"/></svg>'
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torchzip.checkpoint.module_tree import Module
 from torchzip.checkpoint.outline import TensorRow
-from torchzip.checkpoint.quantities import count_text, nbytes_text
+from torchzip.checkpoint.quantities import count_text, nbytes_text, some_of
 from torchzip.tools.element_statistics import Number, Statistics
-from torchzip.tools.report_page.charts import histogram_svg
 from torchzip.tools.report_page.contents import Contents, Distribution
 from torchzip.tools.report_page.markup import (
     escaped,
+    facts,
+    histogram_svg,
+    name_cell,
     name_of,
     percent,
     section,
@@ -27,7 +28,7 @@ _MOST_PARTS = 150
 _MOST_ROWS = 200
 _MOST_AT_ONCE = 40
 
-_NUMBER, _TEXT = "num", ""
+_NUMBER = "num"
 
 
 def summary(contents: Contents) -> str:
@@ -40,9 +41,8 @@ def summary(contents: Contents) -> str:
     ]
     if contents.file_nbytes is not None:
         figures.append((nbytes_text(contents.file_nbytes), "file"))
-    cells = "".join(f"<div><dt>{what}</dt><dd>{number}</dd></div>" for number, what in figures)
-    verdicts = "".join(_verdicts(contents))
-    return f'<dl class="figures">{cells}</dl>\n<ul class="verdicts">{verdicts}</ul>'
+    made = facts(((what, number) for number, what in figures), "figures")
+    return f'{made}\n<ul class="verdicts">{"".join(_verdicts(contents))}</ul>'
 
 
 def _verdicts(contents: Contents) -> Iterable[str]:
@@ -62,25 +62,22 @@ def _verdicts(contents: Contents) -> Iterable[str]:
             yield _verdict("good", "torch.load accepts it", "weights_only=True, the default")
         else:
             names = [*found.refused, *(f"opcode {name}" for name in found.refused_opcodes)]
-            why = found.reason or f"because of {', '.join(names[:3])}"
-            if not found.reason and len(names) > 3:
-                why += f" and {len(names) - 3:,} more"
+            why = found.reason or f"because of {some_of(names, 3)}"
             yield _verdict("open", f"torch.load {found.torch_load}", escaped(why, 400))
     else:
         refused = sum(not each.is_torch_safe for each in contents.globals)
         if refused:
             yield _verdict("open", "torch.load", f"its safe loader refuses {refused:,} names")
 
-    odd = [each.row.name for each in contents.distributions if _is_odd(each.found)]
+    odd = [
+        each.row.name
+        for each in contents.distributions
+        if each.found is not None and each.found.finite < each.found.count
+    ]
     if odd:
-        first = ", ".join(f"<code>{name_of(name)}</code>" for name in odd[:3])
-        more = f" and {len(odd) - 3:,} more" if len(odd) > 3 else ""
-        told = f"of the {len(contents.distributions)} largest tensors: {first}{more}"
+        which = some_of([f"<code>{name_of(name)}</code>" for name in odd], 3)
+        told = f"of the {len(contents.distributions)} largest tensors: {which}"
         yield _verdict("open", "NaN or infinite values", told)
-
-
-def _is_odd(found: Statistics | None) -> bool:
-    return found is not None and found.finite < found.count
 
 
 def _verdict(kind: str, title: str, told: str) -> str:
@@ -112,7 +109,10 @@ def sizes(contents: Contents, dtypes: Sequence[str]) -> str:
     if contents.tree.row is not None:
         parts.insert(0, contents.tree)
     whole = max(contents.tree.stored_nbytes, 1)
-    rows = [_part_row(part, whole) for part in parts[:_MOST_PARTS]]
+    rows = [
+        _share_row(name_of(part.name), part.tensors, part.stored_nbytes, whole)
+        for part in parts[:_MOST_PARTS]
+    ]
     left = len(parts) - len(rows)
     body = f"""<div class="map-head"><nav id="crumbs" aria-label="Module shown"></nav>
 <ul class="legend" aria-label="Colours are dtypes">{legend}</ul></div>
@@ -133,11 +133,10 @@ def sizes(contents: Contents, dtypes: Sequence[str]) -> str:
     return section("sizes", "Where the bytes are", body, lead)
 
 
-def _part_row(part: Module, whole: int) -> str:
+def _share_row(name: str, tensors: int, nbytes: int, whole: int) -> str:
     return (
-        f'<th scope="row" class="name">{name_of(part.name)}</th>'
-        f'<td class="num">{part.tensors:,}</td>{size_cell(part.stored_nbytes)}'
-        f"{share_bar(part.stored_nbytes / whole)}"
+        f'{name_cell(name)}<td class="num">{tensors:,}</td>{size_cell(nbytes)}'
+        f"{share_bar(nbytes / whole)}"
     )
 
 
@@ -145,11 +144,7 @@ def by_dtype(contents: Contents) -> str:
     """Return the sums of each dtype."""
     sums = sorted(contents.outline.by_dtype.items(), key=lambda item: -item[1].nbytes)
     whole = max(contents.outline.nbytes, 1)
-    rows = [
-        f'<th scope="row" class="name">{escaped(dtype)}</th><td class="num">{each.tensors:,}</td>'
-        f"{size_cell(each.nbytes)}{share_bar(each.nbytes / whole)}"
-        for dtype, each in sums
-    ]
+    rows = [_share_row(escaped(dtype), each.tensors, each.nbytes, whole) for dtype, each in sums]
     head = [("Dtype", ""), ("Tensors", _NUMBER), ("Size", _NUMBER), ("Share", "share")]
     return section("dtypes", "Dtypes", table("Dtypes", head, rows))
 
@@ -185,9 +180,8 @@ def _card(each: Distribution) -> str:
         chart = f'{histogram_svg(found.counts, label)}<p class="axis" aria-hidden="true">' + (
             f"<span>{low}</span><span>{high}</span></p>" if low != high else f"{low}</p>"
         )
-    facts = "".join(f"<div><dt>{what}</dt><dd>{told}</dd></div>" for what, told in _facts(found))
     of = "" if found.of == "values" else f'<p class="aside">of the {found.of}</p>'
-    return f'<article class="card">{head}{chart}{of}<dl>{facts}</dl></article>'
+    return f'<article class="card">{head}{chart}{of}{facts(_facts(found))}</article>'
 
 
 def _facts(found: Statistics) -> Iterable[tuple[str, str]]:
@@ -229,10 +223,7 @@ def sharing(contents: Contents) -> str:
             told = f"a view of {nbytes_text(held)} that are stored"
         else:
             continue
-        rows.append(
-            f'<th scope="row" class="name">{name_of(row.name)}</th><td>{told}</td>'
-            f"{size_cell(row.nbytes)}"
-        )
+        rows.append(f"{name_cell(name_of(row.name))}<td>{told}</td>{size_cell(row.nbytes)}")
     if not rows:
         return ""
     head = [("Tensor", ""), ("What it is", ""), ("Size", _NUMBER)]
@@ -245,8 +236,7 @@ def names(contents: Contents) -> str:
         return ""
     ordered = sorted(contents.globals, key=lambda each: (not each.is_foreign, each.is_torch_safe))
     rows = [
-        f'<th scope="row" class="name">{name_of(each.name)}</th>'
-        f"<td>{'foreign' if each.is_foreign else 'known'}</td>"
+        f"{name_cell(name_of(each.name))}<td>{'foreign' if each.is_foreign else 'known'}</td>"
         + ("<td>accepts</td>" if each.is_torch_safe else '<td class="alarm">refuses</td>')
         for each in ordered
     ]
@@ -259,7 +249,7 @@ def names(contents: Contents) -> str:
     head = [("Name", ""), ("torchzip", ""), ("torch.load by default", "")]
     body = _cut_table("Names", head, rows)
     own = [
-        f'<th scope="row" class="name">{name_of(name)}</th><td class="name">{escaped(of)}</td>'
+        f'{name_cell(name_of(name))}<td class="name">{escaped(of)}</td>'
         for name, of in contents.outline.subclasses.items()
     ]
     if own:
@@ -272,20 +262,18 @@ def values(contents: Contents) -> str:
     """Return the values that are not tensors; nothing if there are none."""
     outline = contents.outline
     rows = [
-        f'<th scope="row" class="name">{name_of(each.path)}</th><td>{escaped(each.type)}</td>'
-        f'<td class="value">{escaped(each.value)}</td>'
-        for each in outline.values
+        _value_row(name_of(each.path), escaped(each.type), each.value) for each in outline.values
     ]
-    rows += [
-        f'<th scope="row" class="name">{escaped(key)}</th><td>metadata</td>'
-        f'<td class="value">{escaped(text)}</td>'
-        for key, text in outline.metadata.items()
-    ]
+    rows += [_value_row(escaped(key), "metadata", text) for key, text in outline.metadata.items()]
     notes = "".join(f'<p class="problem">{escaped(note, 400)}</p>' for note in outline.notes)
     if not rows and not notes:
         return ""
     head = [("Path", ""), ("Type", ""), ("Value", "")]
     return section("other", "Beside the tensors", notes + _cut_table("Other values", head, rows))
+
+
+def _value_row(name: str, kind: str, text: str) -> str:
+    return f'{name_cell(name)}<td>{kind}</td><td class="value">{escaped(text)}</td>'
 
 
 def _cut_table(caption: str, head: Sequence[tuple[str, str]], rows: Sequence[str]) -> str:
@@ -302,35 +290,27 @@ def verification(contents: Contents) -> str:
     """Return what was read and compared."""
     found = contents.verified
     if found is None:
-        told = contents.damage
-        body = (
-            "<p>The data of the tensors was not read.</p>"
-            if told is None
-            else f'<p class="problem">{escaped(told, 1500)}</p>'
-        )
+        body = "<p>The data of the tensors was not read.</p>"
+        if contents.damage is not None:
+            body = f'<p class="problem">{escaped(contents.damage, 1500)}</p>'
         return section("verification", "Verification", body)
-    facts = [
+    told = [
         ("Records", f"{found.records:,}"),
         ("Read", nbytes_text(found.nbytes)),
         ("CRCs compared", f"{found.records - len(found.without_crc):,}"),
         ("torch.load", escaped(found.torch_load)),
     ]
     if found.reason:
-        facts.append(("Reason", escaped(found.reason)))
-    if found.refused:
-        facts.append(("Refused names", _some(found.refused)))
-    if found.refused_opcodes:
-        facts.append(("Refused opcodes", _some(found.refused_opcodes)))
-    if found.without_crc:
-        facts.append(("Without a CRC", _some(found.without_crc)))
-    facts += [("Note", escaped(note, 400)) for note in found.notes]
-    cells = "".join(f"<div><dt>{what}</dt><dd>{told}</dd></div>" for what, told in facts)
-    return section("verification", "Verification", f'<dl class="facts">{cells}</dl>')
-
-
-def _some(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - 10:,} more" if len(texts) > 10 else ""
-    return ", ".join(f"<code>{escaped(text)}</code>" for text in texts[:10]) + more
+        told.append(("Reason", escaped(found.reason)))
+    for what, names in (
+        ("Refused names", found.refused),
+        ("Refused opcodes", found.refused_opcodes),
+        ("Without a CRC", found.without_crc),
+    ):
+        if names:
+            told.append((what, some_of([f"<code>{escaped(name)}</code>" for name in names], 10)))
+    told += [("Note", escaped(note, 400)) for note in found.notes]
+    return section("verification", "Verification", facts(told, "facts"))
 
 
 # -- all tensors ---------------------------------------------------------------------------------
@@ -347,8 +327,8 @@ def tensors(contents: Contents) -> str:
         rest = sum(row.nbytes for row in rows[_MOST_TENSORS:])
         more = (
             f"These are the {_MOST_TENSORS:,} largest; {left:,} more have {nbytes_text(rest)} "
-            "together. `torchzip ls` lists them all."
-        ).replace("`torchzip ls`", "<code>torchzip ls</code>")
+            "together. <code>torchzip ls</code> lists them all."
+        )
         rows = sorted(rows[:_MOST_TENSORS], key=lambda row: order[row.name])
     made = [_tensor_row(row) for row in rows]
     head = [("Name", "sort"), ("Size", "num sort"), ("Dtype", "sort"), ("Shape", ""),
@@ -365,7 +345,7 @@ def tensors(contents: Contents) -> str:
 
 def _tensor_row(row: TensorRow) -> str:
     return (
-        f'<th scope="row" class="name">{name_of(row.name)}</th>{size_cell(row.nbytes)}'
+        f"{name_cell(name_of(row.name))}{size_cell(row.nbytes)}"
         f'<td>{escaped(row.dtype)}</td><td class="shape">{shape_text(row.shape)}</td>'
         f'<td class="num" data-v="{row.numel}">{row.numel:,}</td>'
         f'<td class="notes">{", ".join(_notes(row))}</td>'

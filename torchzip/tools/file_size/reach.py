@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -35,10 +36,6 @@ class _View:
         return self.start + self.run + sum((size - 1) * step for size, step in self.axes)
 
 
-class _TooManyStepsError(Exception):
-    pass
-
-
 def reached_nbytes(specs: Iterable[TensorSpec], nbytes: int) -> int | None:
     """Return how many of the ``nbytes`` of one storage the tensors reach together.
 
@@ -59,11 +56,8 @@ def reached_nbytes(specs: Iterable[TensorSpec], nbytes: int) -> int | None:
         return whole
     if len(gaps) == 1 and not runs and _is_apart(gaps[0]):
         view = gaps[0]
-        return view.run * int(np.prod([size for size, _ in view.axes], dtype=object))
-    try:
-        return _marked(runs, gaps)
-    except _TooManyStepsError:
-        return None
+        return view.run * math.prod(size for size, _ in view.axes)
+    return _marked(runs, gaps)
 
 
 def _view_of(spec: TensorSpec) -> _View | None:
@@ -109,35 +103,39 @@ def _merged(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return made
 
 
-def _marked(runs: list[tuple[int, int]], gaps: list[_View]) -> int:
-    """Count what runs and views with gaps reach, a window at a time."""
+def _marked(runs: list[tuple[int, int]], gaps: list[_View]) -> int | None:
+    """Count what runs and views with gaps reach, a window at a time; None if there is too much."""
     low, high = min(view.start for view in gaps), max(view.stop for view in gaps)
+    windows = range(low, high, _WINDOW_NBYTES)
+    steps = len(windows) * (len(runs) + len(gaps)) + sum(map(_steps, gaps))
+    if high - low > _MOST_NBYTES or steps > _MOST_STEPS:
+        return None
     reached = sum(
         max(0, min(stop, low) - start) + max(0, stop - max(start, high)) for start, stop in runs
     )
-    steps = [_MOST_STEPS]
-    if high - low > _MOST_NBYTES:
-        raise _TooManyStepsError
-    for begin in range(low, high, _WINDOW_NBYTES):
+    for begin in windows:
         end = min(begin + _WINDOW_NBYTES, high)
         window = np.zeros(end - begin, np.bool_)
-        steps[0] -= len(runs)
         for start, stop in runs:
             window[max(0, start - begin) : max(0, stop - begin)] = True
         for view in gaps:
-            for first in _rows(view.start, view.run, view.axes, begin, end, steps):
+            for first in _rows(view.start, view.run, view.axes, begin, end):
                 _mark(window, first - begin, view.run, *view.axes[-1])
         reached += int(np.count_nonzero(window))
     return reached
 
 
+def _steps(view: _View) -> int:
+    """Return how many times at most a row of a view meets a window."""
+    size, step = view.axes[-1]
+    rows = math.prod(size for size, _ in view.axes[:-1])
+    return rows * (2 + (view.run + (size - 1) * step) // _WINDOW_NBYTES)
+
+
 def _rows(
-    start: int, run: int, axes: tuple[tuple[int, int], ...], begin: int, end: int, steps: list[int]
+    start: int, run: int, axes: tuple[tuple[int, int], ...], begin: int, end: int
 ) -> Iterator[int]:
     """Yield where the innermost rows of a view start, of those that may lie in a range."""
-    steps[0] -= 1
-    if steps[0] < 0:
-        raise _TooManyStepsError
     if len(axes) == 1:
         yield start
         return
@@ -146,7 +144,7 @@ def _rows(
     first = max(0, -(-(begin - reach + 1 - start) // step))
     last = min(size, -(-(end - start) // step))
     for index in range(first, last):
-        yield from _rows(start + index * step, run, inner, begin, end, steps)
+        yield from _rows(start + index * step, run, inner, begin, end)
 
 
 def _mark(window: NDArray[np.bool_], start: int, run: int, size: int, step: int) -> None:

@@ -16,8 +16,8 @@ from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.script import is_script_class
 from torchzip.tools.pickles import find_pickles, pickles
-from torchzip.tools.torch_loader import TorchLoader
-from torchzip.tools.torch_values import RefusedError
+from torchzip.tools.torch_verdict.loader import TorchLoader
+from torchzip.tools.torch_verdict.values import RefusedError
 from torchzip.types import ForeignObject
 
 #: Of the five pickles of a legacy file, the one that mentions storages.
@@ -143,20 +143,16 @@ def _follow(loader: TorchLoader, file: File, limits: Limits) -> None:
 
 def _archive_reason(archive: ZipReader) -> str | None:
     """Return why torch.load refuses an archive whatever its pickle says; None if it does not."""
-    name = ".storage_alignment"
-    if name in archive:
-        text = archive.read(name, limit="text_nbytes")
-        try:
-            int(text)
-        except ValueError:
-            return f"the record {name} is {shown(text, 20)}; a number was expected"
-    name = ".data/serialization_id"
-    if name in archive:
-        text = archive.read(name, limit="text_nbytes")
-        try:
-            text.decode()
-        except UnicodeDecodeError:
-            return f"the record {name} is {shown(text, 20)}, which is not UTF-8"
+    for name, parse, wrong in (
+        (".storage_alignment", int, "; a number was expected"),
+        (".data/serialization_id", bytes.decode, ", which is not UTF-8"),
+    ):
+        if name in archive:
+            text = archive.read(name, limit="text_nbytes")
+            try:
+                parse(text)
+            except ValueError:
+                return f"the record {name} is {shown(text, 20)}{wrong}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,23 +19,22 @@ from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.sharded import ShardedContainer
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tensors.storage import TensorStorage
-from torchzip.tools.accounts import TENSORS, UNNAMED, Account, Known, OneFile, Unreached, account_of
-from torchzip.tools.duplicates import equal_storages
-from torchzip.tools.roles import Role, find_roles
-from torchzip.tools.savings import Idea, Saving, saving_of
+from torchzip.tools.file_size.accounts import (
+    TENSORS,
+    UNNAMED,
+    Account,
+    Known,
+    OneFile,
+    Part,
+    Unreached,
+    account_of,
+)
+from torchzip.tools.file_size.duplicates import equal_storages
+from torchzip.tools.file_size.roles import Role, find_roles
+from torchzip.tools.file_size.savings import Idea, Saving, saving_of
 
 #: Kinds of bytes that a new archive does not have.
 _LEFT_BEHIND = ("dead bytes", "storages that nothing mentions", "storages without a tensor")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Bytes of the file that are there for one thing, in so many pieces."""
-
-    kind: str
-    nbytes: int
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,35 +110,37 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
     >>> found.duplicates, found.savings[0].what
     ((Duplicates(nbytes=8000, names=('a', 'b')),), 'round floating tensors to bfloat16')
     """
-    is_path = isinstance(file, str | os.PathLike)
     rewind = rewinder(file)
     with Checkpoint(file, limits=limits) as checkpoint:
-        path, limits = checkpoint.path, checkpoint.limits
-        found, roles, kinds, known = _look_at(checkpoint)
-        has_code = checkpoint.container.has_code
+        survey = _survey(checkpoint)
         if not isinstance(checkpoint.container, OneFile | ShardedContainer):
-            account = _account_of_dcp(checkpoint, found, kinds)
-            names = {id(s): name for s, name in _storages(checkpoint)}
-            return _result(path, found, account, names, roles, is_path, has_code, limits)
+            return _result(file, survey, _account_of_dcp(checkpoint, survey.kinds))
     del checkpoint  # its object may be large; there will be others
     rewind()
-    container = open_checkpoint(file, limits)
-    try:
+    container = open_checkpoint(file, survey.limits)
+    with contextlib.closing(container):
         if isinstance(container, ShardedContainer):
-            account, names = _account_of_shards(container, kinds, limits)
+            account = _account_of_shards(container, survey)
         else:
             assert isinstance(container, OneFile)
-            account = account_of(container, limits, known)
-            names = _names(account, known)
-        return _result(path, found, account, names, roles, is_path, has_code, limits)
-    finally:
-        container.close()
+            account = account_of(container, survey.known)
+        return _result(file, survey, account)
 
 
-def _look_at(
-    checkpoint: Checkpoint,
-) -> tuple[Outline, list[Role], dict[str, str], Known]:
-    """Return the outline, the roles, what each tensor is for by its name, and by its storage."""
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What is known before bytes are counted. ``kinds`` is what each tensor is for, by name."""
+
+    path: str
+    limits: Limits
+    found: Outline
+    roles: list[Role]
+    kinds: dict[str, str]
+    known: Known
+    has_code: bool
+
+
+def _survey(checkpoint: Checkpoint) -> _Survey:
     found = outline(checkpoint, plain=False)
     around = checkpoint.root
     if checkpoint.container.is_by_name:  # it may be in their metadata
@@ -146,14 +148,15 @@ def _look_at(
     roles = find_roles(around, found)
     kinds = {name: role.kind for role in reversed(roles) for name in role.names}
     kinds |= {row.name: UNNAMED for row in found.unnamed if row.name not in kinds}
-    return found, roles, kinds, _known(checkpoint, found, kinds)
-
-
-def _storages(checkpoint: Checkpoint) -> Iterator[tuple[TensorStorage, str]]:
-    """Yield the storages of all tensors with names, and the names."""
-    for name, tensor in checkpoint.items():
-        for storage in storages_of(tensor):
-            yield storage, name
+    return _Survey(
+        checkpoint.path,
+        checkpoint.limits,
+        found,
+        roles,
+        kinds,
+        _known(checkpoint, found, kinds),
+        checkpoint.container.has_code,
+    )
 
 
 def _known(checkpoint: Checkpoint, found: Outline, kinds: dict[str, str]) -> Known:
@@ -163,7 +166,7 @@ def _known(checkpoint: Checkpoint, found: Outline, kinds: dict[str, str]) -> Kno
         for number in row.storages:
             record = found.storages[number].record or ""
             # A tensor of the model that shares its storage counts before others.
-            if of_record.setdefault(record, kind) != kind and kind == TENSORS:
+            if record not in of_record or kind == TENSORS:
                 of_record[record] = kind
     names = {row.record or "": row.first_name for row in found.storages}
     whole = {
@@ -174,89 +177,70 @@ def _known(checkpoint: Checkpoint, found: Outline, kinds: dict[str, str]) -> Kno
     return Known(of_record, names, frozenset(whole))
 
 
-def _names(account: Account, known: Known) -> dict[int, str]:
-    return {
-        id(storage): known.names.get(storage.record or "", storage.record or "")
-        for storage in account.storages
-    }
-
-
 # -- several files ---------------------------------------------------------------------------------
 
 
-def _account_of_shards(
-    container: ShardedContainer, kinds: dict[str, str], limits: Limits
-) -> tuple[Account, dict[int, str]]:
+def _account_of_shards(container: ShardedContainer, survey: _Survey) -> Account:
     made = Account(container.index_nbytes)
-    if container.index_nbytes:
-        made.add("index of shards", container.index_nbytes)
-    names: dict[int, str] = {}
+    made.add("index of shards", container.index_nbytes)
     for shard in container.shards:
         assert isinstance(shard, OneFile)
-        with Checkpoint(shard.name, limits=limits) as its:
-            known = _known(its, outline(its, plain=False), kinds)
-        account = account_of(shard, limits, known)
-        names |= _names(account, known)
+        with Checkpoint(shard.name, limits=survey.limits) as its:
+            known = _known(its, outline(its, plain=False), survey.kinds)
+        account = account_of(shard, known)
         made.size += account.size
-        for kind, each in account.sums.items():
-            made.add(kind, each.nbytes, each.count)
+        for part in account.parts.values():
+            made.add(part.kind, part.nbytes, part.count)
         made.storages += account.storages
         made.unreached += account.unreached
         made.notes += account.notes
-    return made, names
+    return made
 
 
-def _account_of_dcp(checkpoint: Checkpoint, found: Outline, kinds: dict[str, str]) -> Account:
+def _account_of_dcp(checkpoint: Checkpoint, kinds: dict[str, str]) -> Account:
     """Return the bytes of a distributed checkpoint: those of tensors, and all others together."""
     folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
     names = os.listdir(folder or os.curdir)
     own = [name for name in names if name.endswith((".distcp", ".metadata"))]
     own = own or [name for name in names if name.endswith(".safetensors")]
-    sizes = [os.path.getsize(os.path.join(folder, name)) for name in own]
-    made = Account(sum(sizes))
-    storages = {
-        id(storage): (storage, name) for storage, name in reversed([*_storages(checkpoint)])
-    }
-    for storage, name in storages.values():
-        made.storages.append(storage)
-        made.add(kinds.get(name, TENSORS), storage.nbytes)
-    around = made.size - sum(storage.nbytes for storage, _ in storages.values())
-    made.add("pickles, headers and padding", around, len(sizes))
+    made = Account(sum(os.path.getsize(os.path.join(folder, name)) for name in own))
+    around = made.size
+    seen: set[int] = set()
+    for name, tensor in checkpoint.items():
+        for storage in storages_of(tensor):
+            if id(storage) not in seen:
+                seen.add(id(storage))
+                made.storages.append((storage, name))
+                made.add(kinds.get(name, TENSORS), storage.nbytes)
+                around -= storage.nbytes
+    made.add("pickles, headers and padding", around, len(own))
     return made
 
 
 # -- the result ------------------------------------------------------------------------------------
 
 
-def _result(
-    path: str,
-    found: Outline,
-    account: Account,
-    names: dict[int, str],
-    roles: list[Role],
-    is_path: bool,
-    has_code: bool,
-    limits: Limits,
-) -> WhyBig:
-    parts = [Part(kind, each.nbytes, each.count) for kind, each in account.sums.items()]
+def _result(file: File, survey: _Survey, account: Account) -> WhyBig:
+    found, roles = survey.found, survey.roles
+    names = {id(storage): name for storage, name in account.storages}
     duplicates = [
         Duplicates(group[0].nbytes, tuple(names[id(storage)] for storage in group))
-        for group in equal_storages(account.storages)
+        for group in equal_storages(storage for storage, _ in account.storages)
     ]
     copies = [_copy(role, found) for role in roles]
     notes = [*found.notes, *account.notes]
     savings: list[Saving] = []
-    if has_code:
+    if survey.has_code:
         notes.append("convert would take the tensors only, without the code in the archive")
-    elif is_path:
+    elif isinstance(file, str | os.PathLike):
         ideas = _ideas(found, account, roles)
-        made = [saving_of(path, account.size, idea, limits) for idea in ideas]
+        made = (saving_of(survey.path, account.size, idea, survey.limits) for idea in ideas)
         savings = [saving for saving in made if saving is not None]
     return WhyBig(
-        file=path,
+        file=survey.path,
         format=found.format,
         nbytes=account.size,
-        parts=tuple(sorted(parts, key=lambda part: -part.nbytes)),
+        parts=tuple(sorted(account.parts.values(), key=lambda part: -part.nbytes)),
         unreached=tuple(sorted(account.unreached, key=lambda each: -each.nbytes)),
         duplicates=tuple(sorted(duplicates, key=lambda each: -each.spare_nbytes)),
         copies=tuple(sorted(copies, key=lambda each: -each.nbytes)),
@@ -289,7 +273,7 @@ def _ideas(found: Outline, account: Account, roles: list[Role]) -> Iterator[Idea
     if account.unreached:
         what = "each tensor by itself, without what no tensor reaches"
         yield Idea(what, "packed", suffix=".safetensors")
-    if any(kind in account.sums for kind in _LEFT_BEHIND):
+    if any(kind in account.parts for kind in _LEFT_BEHIND):
         yield Idea("rewrite it, without what nothing needs", "new")
     if not {"float32", "float64"}.isdisjoint(found.by_dtype):
         yield Idea("round floating tensors to bfloat16", "bfloat16", dtype="bfloat16")

@@ -2,22 +2,20 @@
 
 An optimizer's ``state_dict()`` is a dict with "state" and "param_groups", wherever it stands. An
 EMA copy is a set of tensors under a prefix such as ``ema`` whose names go on as those of another
-set do, with the same shapes and dtypes; or a list of tensors with its shapes and dtypes in the
-same order. No value is looked at, so a copy "looks like" one.
+set do, with the same shapes and dtypes. No value is looked at, so a copy "looks like" one.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torchzip.checkpoint.module_tree import Module, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
-from torchzip.checkpoint.walk import children, is_plain
-from torchzip.types import ForeignObject
+from torchzip.checkpoint.walk import children, is_plain, ways
+from torchzip.formats.base import Child
 
 #: Steps of names under which averaged weights are kept.
 _EMA = re.compile(r"(?i)(?:^|[^a-z])(?:ema|swa|averaged?|avg|shadow)(?:[^a-z]|$)|ema_?model")
@@ -66,20 +64,16 @@ def find_roles(root: Any, outline: Outline) -> list[Role]:
 
 def _optimizers(root: Any) -> Iterator[str]:
     """Yield the prefixes of the states of optimizers; each object is looked at once."""
-    seen = {id(root)}
-    todo: deque[tuple[str, Any]] = deque([("", root)])
-    while todo:
-        prefix, value = todo.popleft()
-        if isinstance(value, dict) and "state" in value and "param_groups" in value:
-            yield f"{prefix}state"
-            continue
-        if is_plain(value):
-            continue
-        for name, _, child in children(value):
-            is_container = isinstance(child, dict | list | tuple | deque | ForeignObject)
-            if is_container and id(child) not in seen:
-                seen.add(id(child))
-                todo.append((f"{prefix}{name}.", child))
+
+    def is_optimizer(value: Any) -> bool:
+        return isinstance(value, dict) and "state" in value and "param_groups" in value
+
+    def parts_of(value: Any) -> Iterable[Child]:
+        return () if is_optimizer(value) or is_plain(value) else children(value)
+
+    for way, value in ways(root, parts_of):
+        if is_optimizer(value):
+            yield "state" if way is None else f"{way}.state"
 
 
 def _at(tree: Module, prefix: str) -> Module | None:
@@ -99,34 +93,23 @@ def _rows(module: Module) -> Iterator[TensorRow]:
 
 def _copies(tree: Module) -> Iterator[Role]:
     """Yield the sets of tensors that look like a copy of another set."""
-    taken: list[str] = []
-    left = _MOST_TRIED
     by_name = {row.name: row for row in _rows(tree)}
-    by_end: dict[str, list[str]] | None = None
+    taken: tuple[str, ...] = ()
+    tried = 0
     for _, module in tree.walk():
-        if module.row is not None or module.tensors < _LEAST_TENSORS:
+        is_set = module.row is None and module.tensors >= _LEAST_TENSORS
+        if not is_set or not _EMA.search(module.name) or module.path.startswith(taken):
             continue
-        if not _EMA.search(module.name):
-            continue
-        path = module.path
-        if not left or any(path.startswith(each) for each in taken):
-            continue
-        left -= 1
-        if by_end is None:
-            by_end = {}
-            for name in by_name:
-                by_end.setdefault(name.rpartition(".")[2], []).append(name)
-        of = _original(module, by_name, by_end)
-        if of is None:
-            of = _original_of_a_list(module, tree)
+        tried += 1
+        if tried > _MOST_TRIED:
+            return
+        of = _original(module, by_name)
         if of is not None:
-            taken.append(path + ".")
-            yield Role("EMA copy", path, tuple(row.name for row in _rows(module)), of)
+            taken += (f"{module.path}.",)
+            yield Role("EMA copy", module.path, tuple(row.name for row in _rows(module)), of)
 
 
-def _original(
-    module: Module, by_name: dict[str, TensorRow], by_end: dict[str, list[str]]
-) -> str | None:
+def _original(module: Module, by_name: dict[str, TensorRow]) -> str | None:
     """Return the prefix under which the same names go on; None if there is none.
 
     Steps that all names have in common, such as the ``module`` of a wrapper, may be missing there.
@@ -138,7 +121,7 @@ def _original(
         if any(not tail for tail, _ in tails):
             return None
         first = tails[0][0]
-        for name in by_end[first.rpartition(".")[2]]:
+        for name in by_name:
             if not name.endswith(first) or name.startswith(module.path + "."):
                 continue
             prefix = name[: len(name) - len(first)]
@@ -149,20 +132,6 @@ def _original(
         if inner.row is not None or len(inner.children) != 1:
             return None
         (inner,) = inner.children.values()
-
-
-def _original_of_a_list(module: Module, tree: Module) -> str | None:
-    """Return the set whose shapes and dtypes a list of tensors has in the same order."""
-    rows = list(_rows(module))
-    if not all(row.name.rpartition(".")[2].isdecimal() for row in rows):
-        return None
-    above = module.path.partition(".")[0]
-    for other in tree.children.values():
-        if other.name == above or other.tensors != len(rows):
-            continue
-        if all(map(_is_like, _rows(other), rows)):
-            return other.path
-    return None
 
 
 def _is_like(one: TensorRow | None, other: TensorRow) -> bool:

@@ -7,7 +7,7 @@ a name outside torch's allow-list gives: nothing is known of it, and so nothing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 #: Items of a dict that are kept: those of metadata, of hooks, of a nested tensor's arguments.
@@ -34,7 +34,7 @@ class Made:
     count: int = 0
     size: tuple[Any, ...] | None = None
     stride: tuple[Any, ...] | None = None
-    items: dict[Any, Any] | None = None
+    items: dict[str, Any] = field(default_factory=dict)
     #: Whether a dict has keys that are not strings.
     has_other_keys: bool = False
 
@@ -53,8 +53,6 @@ class Made:
         """Keep an item of a dict, if there are few."""
         self.count += 1
         self.has_other_keys |= not isinstance(key, str)
-        if self.items is None:
-            self.items = {}
         if len(self.items) < _KEPT_ITEMS and isinstance(key, str):
             self.items[key] = value
 
@@ -66,8 +64,7 @@ class Unknown:
 UNKNOWN = Unknown()
 
 _UNHASHABLE = frozenset(["list", "dict", "set", "bytearray", "OrderedDict", "Counter"])
-DICTS = frozenset(["dict", "OrderedDict", "Counter"])
-TENSORS = frozenset(["Tensor", "Parameter", "NestedTensor"])
+TENSORS = ("Tensor", "Parameter", "NestedTensor")
 
 
 def check_hash(value: Any) -> None:
@@ -75,16 +72,21 @@ def check_hash(value: Any) -> None:
     if isinstance(value, tuple):
         for item in value:
             check_hash(item)
-    elif isinstance(value, Made) and value.kind in _UNHASHABLE:
+    elif is_a(value, *_UNHASHABLE):
         raise RefusedError(f"a {value.kind} is a key of a dict or an item of a set")
 
 
+def is_a(value: Any, *kinds: str) -> bool:
+    """Return whether a value is a `Made` of one of these kinds."""
+    return isinstance(value, Made) and value.kind in kinds
+
+
 def is_tensor(value: Any) -> bool:
-    return isinstance(value, Made) and value.kind in TENSORS
+    return is_a(value, *TENSORS)
 
 
 def is_dict(value: Any) -> bool:
-    return isinstance(value, Made) and value.kind in DICTS
+    return is_a(value, "dict", "OrderedDict", "Counter")
 
 
 def is_empty(value: Any) -> bool:

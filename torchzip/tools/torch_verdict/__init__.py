@@ -1,0 +1,1 @@
+"""Whether a checkpoint is whole, and what torch.load would do with it."""
