@@ -59,9 +59,8 @@ def storages_in(path: pathlib.Path) -> int:
 # -- values ---------------------------------------------------------------------------------------
 
 
-def test_arrays_of_all_dtypes(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_arrays_of_all_dtypes(torch: Any, path: pathlib.Path) -> None:
     """Every dtype, stored early and freed, comes back bit for bit."""
-    path = tmp_path / "m.pt"
     expected: dict[str, NDArray[Any]] = {}
     state: dict[str, Any] = {}
     with tz.incremental_save(path) as out:
@@ -88,7 +87,7 @@ def test_arrays_of_all_dtypes(torch: Any, tmp_path: pathlib.Path) -> None:
         assert held.view(array_dtype(name)).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_layouts(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_layouts(torch: Any, path: pathlib.Path) -> None:
     """Scalars, empty, transposed, broadcast, backward, swapped and gapped arrays."""
     square = np.arange(12.0).reshape(3, 4)
     arrays = {
@@ -103,7 +102,6 @@ def test_layouts(torch: Any, tmp_path: pathlib.Path) -> None:
         "column": (square + 2)[:, 1],
         "size 1": np.zeros((1, 3, 1)).T,
     }
-    path = tmp_path / "m.pt"
     with tz.incremental_save(path) as out:
         out.save({name: out.store_early(array) for name, array in arrays.items()})
     tree = loaded(torch, path)
@@ -113,9 +111,8 @@ def test_layouts(torch: Any, tmp_path: pathlib.Path) -> None:
     assert tree["transposed"].stride() == (1, 4)
 
 
-def test_structure_is_that_of_the_tree(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_structure_is_that_of_the_tree(torch: Any, path: pathlib.Path) -> None:
     """Containers, attributes and Parameters around early tensors are what they were."""
-    path = tmp_path / "m.pt"
     weight, bias = np.arange(6.0).reshape(2, 3), np.ones(2, ml_dtypes.bfloat16)
     with tz.incremental_save(path) as out:
         state: Any = OrderedDict()
@@ -156,10 +153,9 @@ def test_nothing_early_is_what_torch_writes(torch: Any, tmp_path: pathlib.Path) 
      "tensor_with_attributes", "untyped_storage_and_its_tensors", "sparse",
      "view_of_a_large_storage"],
 )  # fmt: skip
-def test_tensors_of_another_file(torch: Any, tmp_path: pathlib.Path, name: str) -> None:
+def test_tensors_of_another_file(torch: Any, path: pathlib.Path, name: str) -> None:
     """Lazy tensors stored early keep their strides, ties and bits."""
     data = torch_bytes(torch, {**CASES, **TORCH_ONLY}[name](torch))
-    path = tmp_path / "m.pt"
     with tz.lazy_load(io.BytesIO(data)) as ckpt, tz.incremental_save(path) as out:
         for tensor in ckpt.values():
             out.store_early(tensor)
@@ -267,10 +263,9 @@ class WriteOnly:
 @pytest.mark.parametrize("crc32", [True, False])
 @pytest.mark.parametrize("kind", ["path", "BytesIO", "write only"])
 def test_one_buffer_filled_again_and_again(
-    torch: Any, tmp_path: pathlib.Path, kind: str, crc32: bool
+    torch: Any, path: pathlib.Path, kind: str, crc32: bool
 ) -> None:
     """Each tensor has the values that the buffer held when it was stored."""
-    path = tmp_path / "m.pt"
     file: Any = {"path": path, "BytesIO": io.BytesIO(), "write only": WriteOnly()}[kind]
     buffer = np.empty((20, 50), np.float32)
     with tz.incremental_save(file, crc32=crc32) as out:
@@ -292,9 +287,8 @@ def test_one_buffer_filled_again_and_again(
     assert tree["last"].unique().tolist() == [9]
 
 
-def test_freed_address_taken_by_another(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_freed_address_taken_by_another(torch: Any, path: pathlib.Path) -> None:
     """An array at the address of one that was freed is an array of its own."""
-    path = tmp_path / "m.pt"
     state: dict[str, Any] = {}
     addresses = []
     with tz.incremental_save(path) as out:
@@ -318,9 +312,8 @@ def test_freed_address_taken_by_another(torch: Any, tmp_path: pathlib.Path) -> N
     assert len(pointers) == 300
 
 
-def test_random_programs(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_random_programs(torch: Any, path: pathlib.Path) -> None:
     """Any mix of arrays, views, early, plain, changed, freed: values of their time, in torch."""
-    path = tmp_path / "m.pt"
     for seed in some(range(150)):
         rng = random.Random(seed)
         pool: list[NDArray[Any]] = []
@@ -375,10 +368,9 @@ def test_random_programs(torch: Any, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("when", ["before", "between", "after save", "in chunks"])
 @pytest.mark.parametrize("existing", [True, False])
 def test_exception_leaves_everything_as_it_was(
-    torch: Any, tmp_path: pathlib.Path, when: str, existing: bool
+    torch: Any, tmp_path: pathlib.Path, path: pathlib.Path, when: str, existing: bool
 ) -> None:
     """An exception in the block: the old file is there, or none, and no temporary file."""
-    path = tmp_path / "m.pt"
     if existing:
         torch.save({"old": torch.ones(2)}, path)
     before = path.read_bytes() if existing else None
@@ -480,11 +472,10 @@ print(json.dumps({"part": part, "peak": peak * 1024, "torch": "torch" in sys.mod
 
 
 @pytest.mark.long
-def test_chunks_of_two_gigabytes_in_little_memory(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_chunks_of_two_gigabytes_in_little_memory(torch: Any, path: pathlib.Path) -> None:
     """A tensor of 2 GB is written, and a slice of it read, in less than 150 MB."""
     if not pathlib.Path("/proc/self/status").exists():
         pytest.skip("the peak of a process without its parent's is only known on Linux")
-    path = tmp_path / "m.pt"
     try:
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, str(path)], capture_output=True, text=True, check=True

@@ -149,26 +149,23 @@ def test_repr_and_names_read_nothing(data: bytes) -> None:
     assert file.reads == []
 
 
-def test_slicing_costs_the_memory_of_the_slice(tmp_path: Path, data: bytes) -> None:
+def test_slicing_costs_the_memory_of_the_slice(path: Path, data: bytes) -> None:
     """Neither opening nor slicing allocates the tensor."""
-    path = tmp_path / "m.pt"
     path.write_bytes(data)
     with peak_below(600_000), tz.lazy_load(path) as checkpoint:
         checkpoint["first"][10:20, :4]
         checkpoint["first"][::100, ::100]
 
 
-def test_load_costs_the_tensors_once(tmp_path: Path, data: bytes) -> None:
+def test_load_costs_the_tensors_once(path: Path, data: bytes) -> None:
     """Memory is that of the tensors and a constant."""
-    path = tmp_path / "m.pt"
     path.write_bytes(data)
     with peak_below(4_801_200 + 1_500_000):
         tz.load(path)
 
 
-def test_mmap_costs_nothing(tmp_path: Path, data: bytes) -> None:
+def test_mmap_costs_nothing(path: Path, data: bytes) -> None:
     """Mapped tensors are not allocated."""
-    path = tmp_path / "m.pt"
     path.write_bytes(data)
     with peak_below(500_000):
         tz.load(path, mmap=True)

@@ -134,7 +134,7 @@ def test_each_write_is_short_once(tmp_path: Path, writer: Writer) -> None:
         assert not _check_failure(place, call.__eq__, half)
 
 
-def test_faults_after_an_error_of_the_caller(tmp_path: Path) -> None:
+def test_faults_after_an_error_of_the_caller(tmp_path: Path, path: Path) -> None:
     """A block that ends with an exception: clearing up goes on when one of its calls fails."""
 
     def write(folder: Path, seed: int) -> None:
@@ -142,7 +142,6 @@ def test_faults_after_an_error_of_the_caller(tmp_path: Path) -> None:
             out.store_early(content(seed)["a"])
             raise KeyError("of the caller")
 
-    path = tmp_path / "m.pt"
     path.write_bytes(b"old")
     with under() as system, pytest.raises(KeyError):
         write(tmp_path, NEW)
@@ -449,9 +448,8 @@ def _check_either(path: Path) -> None:
     assert_same_tree(loaded, content(OLD if "d" in loaded else NEW))
 
 
-def test_two_threads_on_one_path(tmp_path: Path) -> None:
+def test_two_threads_on_one_path(tmp_path: Path, path: Path) -> None:
     """Whoever reads gets what one of them wrote, whole; the last rename wins."""
-    path = tmp_path / "m.pt"
     tz.save(content(OLD), path)
 
     def save_often(seed: int) -> None:
@@ -472,9 +470,8 @@ def test_two_threads_on_one_path(tmp_path: Path) -> None:
 
 
 @forks
-def test_two_processes_on_one_path(tmp_path: Path) -> None:
+def test_two_processes_on_one_path(tmp_path: Path, path: Path) -> None:
     """The same of processes."""
-    path = tmp_path / "m.pt"
     tz.save(content(OLD), path)
     children = []
     for seed in (OLD, NEW):

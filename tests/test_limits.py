@@ -375,10 +375,9 @@ def test_each_default_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", _DEFAULTS)
-def test_a_default_stops_a_hostile_file(tmp_path: Path, name: str) -> None:
+def test_a_default_stops_a_hostile_file(path: Path, name: str) -> None:
     """A file that takes little on a disk and much to be read is an error by the bound's name."""
     made = _DEFAULTS[name][0]()
-    path = tmp_path / "m.pt"
     if isinstance(made, Sparse):
         made.write(path)
     else:

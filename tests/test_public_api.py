@@ -106,7 +106,7 @@ def test_checkpoint(tmp_path: Path) -> None:
         assert checkpoint.verify().tensors == 1
 
 
-def test_files_are_paths_or_objects(tmp_path: Path) -> None:
+def test_files_are_paths_or_objects(path: Path) -> None:
     """``str``, ``os.PathLike`` and file objects are taken everywhere."""
 
     class Odd:
@@ -116,7 +116,6 @@ def test_files_are_paths_or_objects(tmp_path: Path) -> None:
         def __fspath__(self) -> str:
             return str(self.path)
 
-    path = tmp_path / "m.pt"
     for file in (str(path), path, Odd(path)):
         tz.save([1], file)
         assert tz.load(file) == [1]

@@ -52,9 +52,8 @@ with tz.incremental_save(path) as out:
 @pytest.mark.parametrize(
     "how", ["end of the block", "after save", "exception", "_exit", "exit", "use"]
 )
-def test_child_ends(tmp_path: Path, how: str) -> None:
+def test_child_ends(tmp_path: Path, path: Path, how: str) -> None:
     """However a forked child ends: it neither completes nor removes what its parent writes."""
-    path = tmp_path / "m.pt"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", _FORK, path, how],
         capture_output=True, text=True, check=False, timeout=100,
@@ -99,9 +98,8 @@ def test_fork_while_a_thread_stores(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["m.pt"]
 
 
-def test_threads_that_store_save_and_close(tmp_path: Path) -> None:
+def test_threads_that_store_save_and_close(tmp_path: Path, path: Path) -> None:
     """All at once: what comes too late is a ValueError, and the file is whole or as it was."""
-    path = tmp_path / "m.pt"
     unexpected: list[BaseException] = []
     outcomes = set()
     for number in range(40):
@@ -158,9 +156,8 @@ def test_threads_that_store_save_and_close(tmp_path: Path) -> None:
     assert True in outcomes
 
 
-def test_readers_of_a_file_that_is_replaced(tmp_path: Path) -> None:
+def test_readers_of_a_file_that_is_replaced(path: Path) -> None:
     """Each reads the file that it opened to its end, whatever has its name by now."""
-    path = tmp_path / "m.pt"
 
     def save(number: int) -> None:
         tz.save({"n": number, **{f"w{i}": np.full(5000, number) for i in range(5)}}, path)

@@ -34,12 +34,6 @@ def storages(path: Path) -> dict[str, int]:
         }
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return a place for a checkpoint."""
-    return tmp_path / "m.pt"
-
-
 def test_tensors_one_by_one(path: Path) -> None:
     """What is stored early, in chunks, and at save all come back."""
     with tz.incremental_save(path) as out:

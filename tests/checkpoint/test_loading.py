@@ -74,9 +74,8 @@ def test_plain_values() -> None:
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-def test_shared_storages_share_memory(tmp_path: Path, mmap: bool) -> None:
+def test_shared_storages_share_memory(path: Path, mmap: bool) -> None:
     """Tensors of one storage are views of one memory; a parameter is its array."""
-    path = tmp_path / "m.pt"
     parameter = b.call("torch._utils._rebuild_parameter", b.tensor(), True, b.HOOKS)
     flat = b.tensor(stride=(0,))
     path.write_bytes(
@@ -104,10 +103,9 @@ def test_mmap_needs_a_path() -> None:
         load(b"N", mmap=True)
 
 
-def test_mmap_of_what_cannot_be_mapped(tmp_path: Path) -> None:
+def test_mmap_of_what_cannot_be_mapped(path: Path) -> None:
     """Deflated bytes and bytes of the other order are read, never served as they are."""
     members = b.members_of(b.stream(b.tensor()))
-    path = tmp_path / "m.pt"
     path.write_bytes(b.build_zip([replace(each, method=8) for each in members]))
     assert tz.load(path, mmap=True).tolist() == [1, 2, 3, 4]
     swapped = np.array([1, 2, 3, 4], ">f4").tobytes()
@@ -117,9 +115,8 @@ def test_mmap_of_what_cannot_be_mapped(tmp_path: Path) -> None:
     assert tz.load(path, mmap=True).tolist() == [1, 2, 3, 4]
 
 
-def test_mapped_arrays_outlive_the_call(tmp_path: Path) -> None:
+def test_mapped_arrays_outlive_the_call(path: Path) -> None:
     """The mapping lives as long as a view of it."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.arange(1000.0)}, path)
     array = tz.load(path, mmap=True)["w"]
     path.unlink()
@@ -150,10 +147,9 @@ def test_crc_is_checked_unless_told() -> None:
     assert tz.load(io.BytesIO(unchecked)).tolist() == [1, 2, 3, 4]
 
 
-def test_many_megabytes(tmp_path: Path) -> None:
+def test_many_megabytes(path: Path) -> None:
     """What is read by more than one thread is the same, and damage in it is found."""
     state = {f"w{i}": np.arange(700_000, dtype=np.float32) + i for i in range(8)}
-    path = tmp_path / "m.pt"
     tz.save(state, path)
     assert_same_tree(tz.load(path), state)
     data = bytearray(path.read_bytes())
@@ -284,9 +280,8 @@ def test_limits() -> None:
         assert f"Limits({limit}=" in str(caught.value)
 
 
-def test_failed_load_leaves_the_path_free(tmp_path: Path) -> None:
+def test_failed_load_leaves_the_path_free(path: Path) -> None:
     """A file that is no checkpoint is closed again."""
-    path = tmp_path / "m.pt"
     path.write_bytes(b"PK\3\4" + bytes(100))
     for _ in range(3):
         with pytest.raises(tz.FormatError):

@@ -326,9 +326,8 @@ def test_odd_trees_of_torch(data: st.DataObject) -> None:
     ],
     ids=range(5),
 )  # fmt: skip
-def test_what_readers_would_refuse(tmp_path: Path, tree: Any, said: str) -> None:
+def test_what_readers_would_refuse(tmp_path: Path, path: Path, tree: Any, said: str) -> None:
     """The path in the object, the bound and what it would be; the old file stays."""
-    path = tmp_path / "m.pt"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match=said):
         tz.save(tree, path)

@@ -195,10 +195,9 @@ def test_ties_survive() -> None:
     assert made["t"][2, 1] == made["row"][2] == -1
 
 
-def test_small_view_saves_little(tmp_path: Path) -> None:
+def test_small_view_saves_little(path: Path) -> None:
     """A view of 4 KB makes a file of a few KB, whatever it is a view of."""
     base, other = np.zeros((2, 10 << 20), np.uint8)
-    path = tmp_path / "m.pt"
     tz.save({"v": base[1 << 20 :][:4096], "gaps": other[:: 1 << 12]}, path)
     assert path.stat().st_size < 12_000
 
@@ -460,9 +459,8 @@ def test_dtype_conflict_names_both_paths(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_warning_lists_paths(tmp_path: Path) -> None:
+def test_warning_lists_paths(path: Path) -> None:
     """What torch's default loader will refuse is said, with each path and reason."""
-    path = tmp_path / "m.pt"
     with pytest.warns(UserWarning, match="weights_only=True will refuse") as caught:
         tz.save({"opt": {"frozen": frozenset([1])}, "w": np.ones(2), "e": b""}, path)
     message = str(caught[0].message)
@@ -520,9 +518,8 @@ def _old(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_old_file_stays_if_the_object_cannot_be_saved(tmp_path: Path) -> None:
+def test_old_file_stays_if_the_object_cannot_be_saved(tmp_path: Path, path: Path) -> None:
     """The structure is checked before a byte is written."""
-    path = tmp_path / "m.pt"
     before = _old(path)
     with pytest.raises(TypeError):
         tz.save({"w": np.ones(3), "bad": lambda: 0}, path)
@@ -533,10 +530,9 @@ def test_old_file_stays_if_the_object_cannot_be_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("call", ["write", "fsync", "close", "replace"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EFBIG])
 def test_old_file_stays_if_the_disk_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     """Whichever call fails, the old file is there, no other, and the error is an OSError."""
-    path = tmp_path / "m.pt"
     before = _old(path)
     original = getattr(os, call)
 
@@ -553,10 +549,9 @@ def test_old_file_stays_if_the_disk_fails(
     assert os.listdir(tmp_path) == ["m.pt"]
 
 
-def test_writes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that takes a few bytes only is gone on with."""
     original = os.write
-    path = tmp_path / "m.pt"
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda fd, data: original(fd, bytes(data[:1000])))
         tz.save({"w": np.arange(5000.0)}, path)
@@ -576,9 +571,8 @@ def test_source_that_fails_while_it_is_copied(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt"]
 
 
-def test_saving_over_the_file_that_is_read(tmp_path: Path) -> None:
+def test_saving_over_the_file_that_is_read(path: Path) -> None:
     """The reader keeps the old file, lazily and by mmap."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.arange(1000.0), "b": np.zeros(3)}, path)
     mapped = tz.load(path, mmap=True)
     with tz.lazy_load(path) as checkpoint:
@@ -603,9 +597,8 @@ def test_symlink_is_followed(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["link.pt", "real.pt"]
 
 
-def test_mode_of_the_replaced_file_is_kept(tmp_path: Path) -> None:
+def test_mode_of_the_replaced_file_is_kept(path: Path) -> None:
     """A file that others may not read stays so."""
-    path = tmp_path / "m.pt"
     path.write_bytes(b"old")
     path.chmod(0o640)
     tz.save({}, path)

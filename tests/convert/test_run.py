@@ -225,9 +225,8 @@ def damage(path: Path, name: str) -> None:
     [(".pt", {"dtype": "float16"}), (".pt", {"verify": True}), (".safetensors", {}),
      (".safetensors", {"dtype": "bfloat16"})],
 )  # fmt: skip
-def test_damage_is_seen(tmp_path: Path, jobs: int, suffix: str, options: Any) -> None:
+def test_damage_is_seen(tmp_path: Path, path: Path, jobs: int, suffix: str, options: Any) -> None:
     """Bytes that get no old CRC along are compared with it, and nothing is left of the output."""
-    path = tmp_path / "m.pt"
     tz.save({"a": np.ones(50_000, np.float32), "w": np.ones(50_000, np.float32)}, path)
     damage(path, "w")
     target = tmp_path / f"o{suffix}"
@@ -255,9 +254,8 @@ def test_damage_beside_what_is_taken(tmp_path: Path, view: slice, dtype: str | N
 
 
 @pytest.mark.usefixtures("_small_pieces")
-def test_copied_damage_stays_visible(tmp_path: Path) -> None:
+def test_copied_damage_stays_visible(tmp_path: Path, path: Path) -> None:
     """Unchanged bytes keep their CRC, so who reads the copy sees it."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.ones(50_000, np.float32)}, path)
     damage(path, "w")
     tz.convert(path, tmp_path / "o.pt")
@@ -267,9 +265,8 @@ def test_copied_damage_stays_visible(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_truncated_meanwhile(tmp_path: Path, jobs: int) -> None:
+def test_truncated_meanwhile(tmp_path: Path, path: Path, jobs: int) -> None:
     """A source that is cut short while it is read is an error, in any process."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.ones(200_000, np.float32)}, path)
     with tz.lazy_load(path) as ckpt:
         plan = make_plan(ckpt, parse_target(tmp_path / "o.pt"), Rules(dtype="float16"))
@@ -435,10 +432,9 @@ def test_progress_in_small_steps(tmp_path: Path) -> None:
     assert {total for _, total in seen} == {(tmp_path / "o.pt").stat().st_size}
 
 
-def test_onto_itself_with_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onto_itself_with_workers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Source and destination may be one path."""
     monkeypatch.setattr(conversion, "_WORTH_NBYTES", 0)
-    path = tmp_path / "m.pt"
     tz.save({"w": np.arange(100_000, dtype=np.float32)}, path)
     tz.convert(path, path, dtype="float64", jobs=2, overwrite=True)
     assert np.array_equal(tz.load(path)["w"], np.arange(100_000, dtype=np.float64))

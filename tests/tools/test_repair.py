@@ -752,9 +752,8 @@ def test_work_is_bounded(tmp_path: Path) -> None:
     assert read < 20 * len(data) + (1 << 27)
 
 
-def test_wrong_arguments(tmp_path: Path) -> None:
+def test_wrong_arguments(tmp_path: Path, path: Path) -> None:
     """What is no file, or no path to write to, is a TypeError before anything is written."""
-    path = tmp_path / "m.pt"
     tz.save({"a": np.ones(2)}, path)
     wrong: Any
     for wrong in (None, 5, b"m.pt"):

@@ -153,9 +153,8 @@ def _with_zipfile(path: Path, change: Callable[[zipfile.ZipFile], None]) -> None
         change(archive)
 
 
-def test_records_that_nothing_mentions(tmp_path: Path) -> None:
+def test_records_that_nothing_mentions(path: Path) -> None:
     """A storage that the pickle has not, and a record that no checkpoint has."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.zeros(4)}, path)
 
     def add(archive: zipfile.ZipFile) -> None:
@@ -168,9 +167,8 @@ def test_records_that_nothing_mentions(tmp_path: Path) -> None:
     assert kinds(found)["other records"] == 50
 
 
-def test_dead_bytes(tmp_path: Path) -> None:
+def test_dead_bytes(path: Path) -> None:
     """What stands between records and is in none, as an editor in place leaves it."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.zeros(4)}, path)
     _with_zipfile(path, lambda archive: archive.writestr("m/data/9", bytes(1000)))
 
