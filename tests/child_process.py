@@ -1,14 +1,28 @@
-"""A process of its own for what may crash or never come back, as torch does with some files."""
+"""Processes of their own: for what is to begin anew, and for what may crash or never come back."""
 
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 #: How long it may take for one question.
 _PATIENCE_SECONDS = 60
+
+
+def python(*arguments: object, **options: Any) -> str:
+    """Return what Python prints that is run with these arguments, and that says nothing else."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        **{"cwd": Path(__file__).parents[1], "capture_output": True, "text": True} | options,
+        check=False,
+    )
+    assert (done.returncode, done.stderr or "") == (0, ""), done.stderr
+    return str(done.stdout)
 
 
 class CrashedError(Exception):

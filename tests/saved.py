@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torchzip as tz
+
+#: Where the files of each release of torch are, and those of which ``truth.json`` says what is in.
+RELEASES = Path(__file__).parent / "data" / "golden"
+GOLDEN_FILES = [
+    release / file
+    for release in sorted(RELEASES.glob("torch-*"))
+    for file in json.loads((release / "truth.json").read_text())
+]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let be all warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def saved(value: Any, **options: Any) -> bytes:
@@ -15,6 +35,17 @@ def saved(value: Any, **options: Any) -> bytes:
     file = io.BytesIO()
     tz.save(value, file, **options)
     return file.getvalue()
+
+
+def flipped(data: bytes, place: int, bits: int = 1) -> bytes:
+    """Return bytes of which one has some of its bits turned round."""
+    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
+
+
+def records_of(data: bytes) -> dict[str, bytes]:
+    """Return the records of an archive by their names, without the folder."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
 
 
 def zipped_again(

@@ -8,8 +8,6 @@ import itertools
 import json
 import pathlib
 import random
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from typing import Any
@@ -20,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 import torchzip as tz
+from tests.child_process import python
 from tests.comparing import assert_equal_in_torch, assert_same_array, assert_same_bytes
 from tests.sampling import some
 from tests.saved import saved
@@ -362,69 +361,6 @@ def test_random_programs(torch: Any, path: pathlib.Path) -> None:
                     assert len(pointers) == 1, (seed, i, j)
 
 
-# -- nothing is left behind --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("when", ["before", "between", "after save", "in chunks"])
-@pytest.mark.parametrize("existing", [True, False])
-def test_exception_leaves_everything_as_it_was(
-    torch: Any, tmp_path: pathlib.Path, path: pathlib.Path, when: str, existing: bool
-) -> None:
-    """An exception in the block: the old file is there, or none, and no temporary file."""
-    if existing:
-        torch.save({"old": torch.ones(2)}, path)
-    before = path.read_bytes() if existing else None
-
-    def broken() -> Any:
-        yield np.zeros(10)
-        raise KeyError("stop")
-
-    def work() -> None:
-        with tz.incremental_save(path) as out:
-            if when == "before":
-                raise KeyError("stop")
-            proxy = out.store_early(np.arange(100_000.0))
-            if when == "between":
-                raise KeyError("stop")
-            if when == "in chunks":
-                out.store_chunks(broken(), shape=(20,), dtype="float64")
-            out.save({"new": proxy})
-            raise KeyError("stop")
-
-    with pytest.raises(KeyError, match="stop"):
-        work()
-    assert [entry.name for entry in tmp_path.iterdir()] == (["m.pt"] if existing else [])
-    if existing:
-        assert path.read_bytes() == before
-        assert torch.load(path)["old"].tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("existing", [True, False])
-def test_save_was_never_called(torch: Any, tmp_path: pathlib.Path, existing: bool) -> None:
-    """Without `save` there is a warning and no file."""
-    path = tmp_path / "m.pt"
-    if existing:
-        torch.save({"old": torch.ones(2)}, path)
-    before = path.read_bytes() if existing else None
-    with pytest.warns(UserWarning, match="save"), tz.incremental_save(path) as out:
-        out.store_early(np.arange(1000.0))
-    assert [entry.name for entry in tmp_path.iterdir()] == (["m.pt"] if existing else [])
-    if existing:
-        assert path.read_bytes() == before
-
-
-def test_old_file_is_replaced_at_the_end(torch: Any, tmp_path: pathlib.Path) -> None:
-    """Until the block is left, readers see the old file."""
-    path = tmp_path / "m.pt"
-    torch.save({"old": torch.ones(2)}, path)
-    with tz.incremental_save(path) as out:
-        proxy = out.store_early(np.zeros(3))
-        assert list(torch.load(path)) == ["old"]
-        out.save({"new": proxy})
-    assert loaded(torch, path)["new"].tolist() == [0, 0, 0]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["m.pt"]
-
-
 # -- chunks ------------------------------------------------------------------------------------
 
 
@@ -477,10 +413,7 @@ def test_chunks_of_two_gigabytes_in_little_memory(torch: Any, path: pathlib.Path
     if not pathlib.Path("/proc/self/status").exists():
         pytest.skip("the peak of a process without its parent's is only known on Linux")
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(path)], capture_output=True, text=True, check=True
-        )
-        result = json.loads(done.stdout)
+        result = json.loads(python("-c", _CHILD, path))
         assert result["part"] == [300.0, 300.0, 300.0]
         assert not result["torch"]
         assert result["peak"] < 150_000_000

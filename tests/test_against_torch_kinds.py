@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import warnings
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from tests.comparing import (
     check_tree,
 )
 from tests.sampling import costly
-from tests.saved import saved
+from tests.saved import quiet, records_of, saved
 from tests.torch_oracle import (
     asks_torch,
     random_bytes,
@@ -397,14 +394,6 @@ def load_again(torch: Any, data: bytes) -> Any:
     return torch.load(io.BytesIO(data), weights_only=False)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Torch warns of much about these kinds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 # -- reading -----------------------------------------------------------------------------------
 
 
@@ -716,10 +705,7 @@ def test_torchscript(torch: Any, name: str) -> None:
         tensor = CASES[name](torch)
         file = io.BytesIO()
         torch.jit.save(torch.jit.script(_holder(torch, tensor)), file)
-    records = {}
-    with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            records[name.partition("/")[2]] = archive.read(name)
+    records = records_of(file.getvalue())
     storages = {key[5:]: value for key, value in records.items() if key.startswith("data/")}
     data = b.checkpoint(records["data.pkl"], storages)
     with tz.lazy_load(io.BytesIO(data)) as ckpt:

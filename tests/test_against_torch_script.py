@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import pickle
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 import torchzip as tz
 from tests.comparing import array_of, assert_same_array, assert_same_tensor
+from tests.saved import quiet
 from tests.torch_oracle import QUANTIZED_DTYPES, TENSOR_DTYPES, asks_torch
 
 torch: Any = pytest.importorskip("torch")
@@ -181,8 +181,7 @@ def _quantized() -> Any:
 
 
 def _traced(model: Any, *inputs: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return torch.jit.trace(model.eval(), inputs)
 
 
@@ -408,8 +407,7 @@ class Exported(nn.Module):  # type: ignore[misc]
 @pytest.fixture(scope="module")
 def exported() -> Any:
     torch.manual_seed(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return torch.export.export(Exported().eval(), (torch.ones(2, 4),))
 
 

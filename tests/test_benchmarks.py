@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,22 +13,16 @@ import pytest
 
 from benchmarks import memory, report
 from benchmarks.tasks import ROWS, is_ours
+from tests.child_process import python
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 
 
-def benchmarks(*arguments: str) -> str:
-    """Run ``python -m benchmarks`` and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+#: Prints its progress on stderr, where it may.
+benchmarks = functools.partial(
+    python, "-m", "benchmarks", capture_output=False, stdout=subprocess.PIPE
+)
 
 
 def svg_texts(svg: str) -> list[str]:
@@ -121,10 +115,7 @@ for peaks in (living, ended):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
 def test_peaks_of_workers() -> None:
     """A worker's peak is seen while it lives and after it has ended, apart from its parent's."""
-    done = subprocess.run(
-        [sys.executable, "-c", _WORKER], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    python("-c", _WORKER)
 
 
 def test_rows_have_aims() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import struct
-import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -19,6 +18,8 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.child_process import python
+from tests.saved import saved
 
 
 class CountingFile(io.BytesIO):
@@ -58,16 +59,13 @@ _SHAPE = (2000, 300)
 @pytest.fixture(scope="module")
 def data() -> bytes:
     """Return a checkpoint of several megabytes."""
-    file = io.BytesIO()
-    tz.save(
+    return saved(
         {
             "first": np.arange(600_000, dtype=np.float32).reshape(_SHAPE),
             "second": np.zeros(300_000),
             "bias": np.arange(300, dtype=np.float32),
-        },
-        file,
+        }
     )
-    return file.getvalue()
 
 
 @contextlib.contextmanager
@@ -279,11 +277,7 @@ def test_deflated_bomb_stops_at_its_size() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells the peak")
 def test_many_small_objects_stay_in_proportion() -> None:
     """A pickle of a megabyte needs at most 64 MiB, whatever it is made of."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.floods"], cwd=Path(__file__).parents[1],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    risen = json.loads(done.stdout)
+    risen = json.loads(python("-m", "tests.floods"))
     assert len(risen) > 30
     assert {name: nbytes for name, nbytes in risen.items() if nbytes > 64 << 20} == {}
     assert max(risen.values()) > 20 << 20  # what is measured is there
@@ -295,8 +289,7 @@ def test_import_brings_nothing() -> None:
         "import sys; before = {*sys.modules}; import torchzip; "
         "print(sorted({*sys.modules} - before - {'typing'}))"
     )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    brought = made.stdout.strip().replace("'", "").strip("[]").split(", ")
+    brought = python("-c", code).strip().replace("'", "").strip("[]").split(", ")
     assert [name for name in brought if name.startswith("torchzip")] == [
         "torchzip", "torchzip.convert",
     ]  # fmt: skip
@@ -319,8 +312,7 @@ def test_opening_brings_what_reading_needs() -> None:
         "torchzip.convert, torchzip.save, torchzip.incremental_save; "
         "import torchzip.convert.run; print(callable(torchzip.convert))"
     )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout.split("\n")[:2] == ["[]", "True"]
+    assert python("-c", code).split("\n")[:2] == ["[]", "True"]
 
 
 @pytest.mark.parametrize("name", ["convert", "save", "incremental_save", "LimitError"])
@@ -330,5 +322,4 @@ def test_what_comes_later_is_listed_and_real(name: str) -> None:
         f"import torchzip.convert.run, torchzip; print({name!r} in dir(torchzip)); "
         f"print(torchzip.{name}.__name__); print(hasattr(torchzip, 'other'))"
     )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout.split() == ["True", name, "False"]
+    assert python("-c", code).split() == ["True", name, "False"]

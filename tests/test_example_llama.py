@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.child_process import python
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "convert_llama.py"
 
@@ -70,14 +69,7 @@ def write_folder(folder: Path, state: dict[str, Any], save: Any) -> None:
 
 def run_example(*arguments: object) -> None:
     """Run the example as a user does."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE), *map(str, arguments)],
-        cwd=EXAMPLE.parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    python("-W", "error", EXAMPLE, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import torchzip
+from tests.child_process import python
 
 _PACKAGE = Path(torchzip.__file__).parent
 
@@ -203,9 +203,7 @@ def test_import_needs_no_torch_and_no_extras() -> None:
         "print([m for m in ('torch', 'tqdm', 'pandas', 'pickle_compat', 'safetensors')"
         " if m in sys.modules])"
     )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout.strip() == "[]"
-    assert made.stderr == ""
+    assert python("-c", code).strip() == "[]"
 
 
 def test_modules_are_not_too_long() -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.child_process import python
 from torchzip import errors, types
 
 _NAMES = {
@@ -297,8 +295,4 @@ def test_typed() -> None:
 def test_import_is_quiet() -> None:
     """Importing prints nothing, warns of nothing and starts nothing."""
     code = "import threading, torchzip; assert threading.active_count() == 1"
-    made = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True, check=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
-    assert made.stdout == made.stderr == b""
+    assert python("-B", "-W", "error", "-c", code) == ""

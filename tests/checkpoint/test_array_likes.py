@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.child_process import python
 from tests.comparing import assert_same_bytes
 from tests.saved import saved
 
@@ -170,8 +169,4 @@ def test_torch_is_never_imported() -> None:
         "except TypeError as error:\n    print(error)\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert done.stderr == ""
-    assert done.stdout.startswith("1: cannot save")
+    assert python("-c", script).startswith("1: cannot save")

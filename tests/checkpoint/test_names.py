@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import tracemalloc
 from collections import OrderedDict
 from typing import Any
 
 import pytest
 
+from tests.test_cost import peak_below
 from torchzip.checkpoint.names import NameTable
 from torchzip.checkpoint.walk import children
 from torchzip.errors import FormatError, LimitError
@@ -223,14 +223,8 @@ def test_long_keys_on_the_way_are_bounded() -> None:
     deep: Any = {"w": A}
     for _ in range(200):
         deep = {key: deep}
-    tracemalloc.start()
-    try:
-        with contextlib.suppress(LimitError):
-            names(deep)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 64 << 20
+    with peak_below(64 << 20), contextlib.suppress(LimitError):
+        names(deep)
 
 
 @pytest.mark.long

@@ -14,7 +14,9 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.child_process import python
 from tests.cli.running import Capture, run, usage
+from tests.saved import flipped
 from torchzip.cli.main import main
 from torchzip.cli.progress import progress_line
 from torchzip.types import Parameter
@@ -417,9 +419,8 @@ def test_convert_what_torch_refuses(capsys: Capture, tmp_path: Path, path: Path)
 
 
 def _damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[data.index(np.arange(12, dtype=np.float32).tobytes()) + 5] ^= 1
-    path.write_bytes(bytes(data))
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, data.index(np.arange(12, dtype=np.float32).tobytes()) + 5))
 
 
 @pytest.mark.parametrize(
@@ -468,12 +469,8 @@ def test_force_is_not_advised_where_it_was_given(capsys: Capture, model: Path) -
 
 def test_as_a_module(model: Path) -> None:
     """``python -m torchzip`` gives its status and keeps stdout for data."""
-    made = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "torchzip", "ls", "--json", str(model)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (made.returncode, made.stderr) == (0, "")
-    assert len(json.loads(made.stdout)["tensors"]) == 5
+    shown = python("-W", "error", "-m", "torchzip", "ls", "--json", model)
+    assert len(json.loads(shown)["tensors"]) == 5
     bad = subprocess.run(
         [sys.executable, "-m", "torchzip", "ls", str(model.parent / "no.pt")],
         capture_output=True, text=True, check=False,

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.child_process import python
 from tests.cli.running import Capture, Command
 from tests.formats.counting import Counted
 from tests.saved import zipped_again
@@ -507,15 +508,11 @@ def test_stats_of_nothing(capsys: Capture) -> None:
 def test_stats_in_ascii() -> None:
     """Where the output has no blocks."""
     save({"w": np.arange(1000.0)})
-    command = [sys.executable, "-m", "torchzip", "cat", "m.pt", "w", "--stats"]
-    made = subprocess.run(
-        command,
-        capture_output=True,
-        check=True,
-        env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)},
-    )
-    assert b"#" in made.stdout
-    assert b"\\u" not in made.stdout
+    place = Path("m.pt").resolve()
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)}
+    out = python("-m", "torchzip", "cat", place, "w", "--stats", env=environment)
+    assert "#" in out
+    assert "\\u" not in out
 
 
 @given(st.lists(st.integers(0, 10**18), min_size=1, max_size=64), st.booleans())

@@ -11,6 +11,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.cli.running import Capture, Command
+from tests.saved import flipped
 from torchzip.types import SparseTensor
 
 #: The second weight of the pair; two of its numbers are others in the first.
@@ -158,9 +159,8 @@ def test_bad_files(capsys: Capture, pair: Path) -> None:
     ):
         err = run.says(1, capsys, one, other)
         assert err.startswith(f"torchzip: {named}")
-    data = bytearray(Path("b.pt").read_bytes())
-    data[data.index(WEIGHT.tobytes())] ^= 1
-    Path("b.pt").write_bytes(data)
+    data = Path("b.pt").read_bytes()
+    Path("b.pt").write_bytes(flipped(data, data.index(WEIGHT.tobytes())))
     err = run.says(1, capsys, "a.pt", "b.pt")
     assert err.startswith("torchzip: b.pt, record data/")
     assert "CRC" in err

@@ -10,6 +10,7 @@ import pytest
 
 import torchzip as tz
 from tests.cli.running import Capture, run
+from tests.saved import flipped
 
 
 @pytest.fixture
@@ -95,10 +96,8 @@ def test_torch_reads_it(capsys: Capture, tmp_path: Path, broken: Path) -> None:
     state = {"model": model.state_dict(), "parameter": model[0].bias, "step": 3}
     path, out = tmp_path / "m.pt", tmp_path / "out.pt"
     torch.save(state, path)
-    data = bytearray(path.read_bytes())
-    place = data.index(model[1].bias.detach().numpy().tobytes())
-    data[place] ^= 1
-    path.write_bytes(data)
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, data.index(model[1].bias.detach().numpy().tobytes())))
     text = run.done(capsys, "repair", path, out)
     assert "lost  model.1.bias  float32 [30]" in text
     for mmap in (False, True):

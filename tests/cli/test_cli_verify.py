@@ -12,13 +12,11 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.cli.running import Capture, run
+from tests.saved import GOLDEN_FILES, flipped
 
-#: Those that their release could write.
-GOLDEN = [
-    release / file
-    for release in sorted(b.GOLDEN.parent.glob("torch-*"))
-    for file in json.loads((release / "truth.json").read_text())
-]
+each_golden = pytest.mark.parametrize(
+    "path", GOLDEN_FILES, ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 
 
 def found(capsys: Capture, path: Path) -> dict[str, Any]:
@@ -66,9 +64,8 @@ def test_json(capsys: Capture, path: Path, tensors: dict[str, Any]) -> None:
 def test_damaged(capsys: Capture, path: Path, tensors: dict[str, Any]) -> None:
     """One wrong bit of a tensor: status 1, and the record is named."""
     tz.save(tensors, path)
-    data = bytearray(path.read_bytes())
-    data[data.index(tensors["a"].tobytes()) + 700] ^= 4
-    path.write_bytes(data)
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, data.index(tensors["a"].tobytes()) + 700, 4))
     for options in ([], ["--json"]):
         err = run.says(1, capsys, "verify", *options, path)
         assert f"{path}, record data/0" in err
@@ -150,7 +147,7 @@ def test_opcodes_that_torch_refuses(capsys: Capture) -> None:
     assert "because of the opcodes FRAME, MEMOIZE, SHORT_BINUNICODE, STACK_GLOBAL" in out
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}/{path.name}")
+@each_golden
 def test_golden_files(capsys: Capture, path: Path) -> None:
     """All are sound."""
     assert found(capsys, path)["tensors"] > 0
@@ -166,7 +163,7 @@ def test_not_a_checkpoint(capsys: Capture, tmp_path: Path) -> None:
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}/{path.name}")
+@each_golden
 def test_torch_agrees(torch: Any, capsys: Capture, path: Path) -> None:
     """What torch's default loader does is what is said of it."""
     try:

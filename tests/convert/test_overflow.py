@@ -18,7 +18,7 @@ import torchzip as tz
 from tests.cli.running import run
 from tests.convert.test_run import NeighbourProcess, make_pieces_small
 from tests.sampling import costly
-from tests.saved import zipped_again
+from tests.saved import quiet, zipped_again
 from tests.tensors.test_cast_range import FLOATS, numpys_count
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 
@@ -73,8 +73,7 @@ def test_counts_are_numpys(
     if kind == "deflated":
         path.write_bytes(zipped_again(path.read_bytes(), zipfile.ZIP_DEFLATED))
     elif kind == "safetensors":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             tz.convert(path, folder / "m.safetensors")
         path = folder / "m.safetensors"
     expected = {} if source == target else {
@@ -148,8 +147,7 @@ def test_torch_sees_them(torch: Any, tmp_path: Path, target: str) -> None:
     array = wild(np.random.default_rng(7), 70_000, "float32")
     array[-4:] = 1e6, -3.4e38, np.inf, -np.inf
     tz.save({"w": array}, tmp_path / "m.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         report = tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", dtype=target)
     before = torch.from_numpy(array)
     after = before.to(getattr(torch, target)).float()

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import struct
-import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -25,7 +24,7 @@ from tests import builders as b
 from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
 from tests.sampling import some
-from tests.saved import big_endian, saved, zipped_again
+from tests.saved import RELEASES, big_endian, flipped, quiet, saved, zipped_again
 from tests.test_memory import peak_mb
 from tests.tools.damage import (
     Original,
@@ -43,7 +42,8 @@ from torchzip.tools import repair
 from torchzip.types import Parameter, QuantizedTensor, SparseTensor, Storage
 
 _TWENTY = Original(saved(twenty()))
-_GOLDEN = sorted((Path(__file__).parents[1] / "data" / "golden").glob("torch-*/*.pt"))
+_SMALL = saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)})
+_GOLDEN = sorted(RELEASES.glob("torch-*/*.pt"))
 
 
 def _end_of_pickle(data: bytes) -> int:
@@ -72,9 +72,8 @@ def test_flips(kind: str, tmp_path: Path) -> None:
         place = rng.randrange(len(original.data))
         if kind == "deflated" and start <= place < stop:
             continue  # a byte of a deflated pickle is not put right
-        data = bytearray(original.data)
-        data[place] ^= rng.randint(1, 255)
-        found = judge_some(original, bytes(data), original.without(place), tmp_path)
+        data = flipped(original.data, place, rng.randint(1, 255))
+        found = judge_some(original, data, original.without(place), tmp_path)
         assert found.tensors == len(original.without(place))
         assert not found.unverified
 
@@ -97,16 +96,15 @@ def test_cuts(kind: str, tmp_path: Path) -> None:
 
 def test_every_byte_of_a_small_file(tmp_path: Path) -> None:
     """As `test_flips`, for each byte."""
-    original = Original(saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)}))
+    original = Original(_SMALL)
     for place in some(range(len(original.data))):
-        data = bytearray(original.data)
-        data[place] ^= (1, 0x80, 0xFF)[place % 3]
-        judge(original, bytes(data), original.without(place), tmp_path)
+        data = flipped(original.data, place, (1, 0x80, 0xFF)[place % 3])
+        judge(original, data, original.without(place), tmp_path)
 
 
 def test_cuts_of_a_small_file(tmp_path: Path) -> None:
     """As `test_cuts`, at each third byte; before the pickle's CRC there is an error."""
-    original = Original(saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)}))
+    original = Original(_SMALL)
     for cut in some(range(0, len(original.data), 3)):
         if cut >= _end_of_pickle(original.data) and original.before(cut):
             judge(original, original.data[:cut], original.before(cut), tmp_path)
@@ -126,14 +124,13 @@ def test_golden(path: Path, tmp_path: Path) -> None:
     original = Original(data)
     for _ in some(range(12)):
         place = rng.randrange(len(data))
-        broken = bytearray(data)
-        broken[place] ^= rng.randint(1, 255)
+        broken = flipped(data, place, rng.randint(1, 255))
         if path.name == "script.pt":
-            found, checkpoint = repaired(bytes(broken), tmp_path)
+            found, checkpoint = repaired(broken, tmp_path)
             if found.damage is not None:
                 assert all(name.startswith(("data/", "constants/")) for name in checkpoint)
             continue
-        judge(original, bytes(broken), original.without(place), tmp_path)
+        judge(original, broken, original.without(place), tmp_path)
     if path.name != "script.pt":
         for _ in range(6):
             cut = rng.randrange(_end_of_pickle(data), len(data))
@@ -199,9 +196,8 @@ def test_legacy_counts(tmp_path: Path) -> None:
     original = Original(legacy(_legacy_tensors()))
     for name in ("t0", "t7", "t19"):
         ((start, _),) = original.spans[name]
-        data = bytearray(original.data)
-        data[start - 8] ^= 0x55
-        judge(original, bytes(data), set(original.values), tmp_path)
+        data = flipped(original.data, start - 8, 0x55)
+        judge(original, data, set(original.values), tmp_path)
 
 
 def test_legacy_lost_bytes(tmp_path: Path) -> None:
@@ -322,9 +318,8 @@ def test_a_hole(tmp_path: Path) -> None:
 def test_pickle_put_right(tmp_path: Path) -> None:
     """One damaged byte of the pickle is found by its CRC, and that is said."""
     place = _TWENTY.data.index(b"layers.3.weight") + 9
-    data = bytearray(_TWENTY.data)
-    data[place] ^= 0x5A
-    found = judge_some(_TWENTY, bytes(data), set(_TWENTY.values), tmp_path)
+    data = flipped(_TWENTY.data, place, 0x5A)
+    found = judge_some(_TWENTY, data, set(_TWENTY.values), tmp_path)
     start = _TWENTY.data.index(b"\x80\2")
     assert found.notes == (
         f"byte {place - start:,} of data.pkl was damaged and was corrected by its CRC-32",
@@ -363,9 +358,7 @@ def test_big_pickle(tmp_path: Path) -> None:
     original = Original(saved(value))
     place = original.data.index(b"xxxx") + 100
     for change, comes_back in ((0x10, True), (0x30, False)):
-        data = bytearray(original.data)
-        data[place] ^= change
-        found, checkpoint = repaired(bytes(data), tmp_path)
+        found, checkpoint = repaired(flipped(original.data, place, change), tmp_path)
         assert list(checkpoint) == (["w"] if comes_back else ["data/0"])
         assert found.notes
 
@@ -421,9 +414,8 @@ def test_edited(tmp_path: Path) -> None:
     for held in (new.values, new.spans):
         held["new"] = held.pop("old")
     for place in some(range(0, len(new.data) - 22, 7)):
-        data = bytearray(new.data)
-        data[place] ^= 0x41
-        judge(new, bytes(data), new.without(place), tmp_path)
+        data = flipped(new.data, place, 0x41)
+        judge(new, data, new.without(place), tmp_path)
     for cut in some(range(len(old.data), len(new.data) - 22, 7)):
         judge(old, new.data[:cut], set(old.values), tmp_path)
     # With the new pickle beyond repair, the one before the edit is there still.
@@ -446,9 +438,8 @@ def test_archive_in_a_tensor(tmp_path: Path) -> None:
     rng = random.Random(9)
     for _ in some(range(150)):
         place = rng.randrange(len(original.data))
-        data = bytearray(original.data)
-        data[place] ^= rng.randint(1, 255)
-        judge(original, bytes(data), original.without(place), tmp_path)
+        data = flipped(original.data, place, rng.randint(1, 255))
+        judge(original, data, original.without(place), tmp_path)
     for cut in some([*range(start + 100, stop, 97), *range(stop, len(original.data), 31)]):
         judge(original, original.data[:cut], original.before(cut), tmp_path)
 
@@ -463,9 +454,8 @@ def test_signatures_in_a_tensor(tmp_path: Path) -> None:
     }
     original = Original(saved(value))
     for place in some(range(0, len(original.data), 23)):
-        data = bytearray(original.data)
-        data[place] ^= 0x20
-        judge(original, bytes(data), original.without(place), tmp_path)
+        data = flipped(original.data, place, 0x20)
+        judge(original, data, original.without(place), tmp_path)
     ((start, _),) = original.spans["b"]
     for cut in some(range(start, len(original.data), 61)):
         judge(original, original.data[:cut], original.before(cut), tmp_path)
@@ -501,9 +491,7 @@ def test_what_stands_for_the_lost(tmp_path: Path) -> None:
     }  # fmt: skip
     original = Original(saved_quietly(value))
     ((start, _),) = original.spans["list.0"]
-    data = bytearray(original.data)
-    data[start + 5] ^= 1
-    found, checkpoint = repaired(bytes(data), tmp_path)
+    found, checkpoint = repaired(flipped(original.data, start + 5), tmp_path)
     root = checkpoint.root
     assert list(root) == ["state", "list", "same", "tuple", "attributes", "text", "pair"]
     assert list(root["state"]) == ["v"]
@@ -537,14 +525,11 @@ def test_tensors_of_several_parts(tmp_path: Path) -> None:
     original = Original(saved(value))
     for name in ("s", "q"):
         for start, _ in original.spans[name]:
-            data = bytearray(original.data)
-            data[start] ^= 4
-            found = judge_some(original, bytes(data), original.without(start), tmp_path)
+            data = flipped(original.data, start, 4)
+            found = judge_some(original, data, original.without(start), tmp_path)
             assert [each.name for each in found.lost] == [name]
     start = original.data.index(bare.data.tobytes())
-    data = bytearray(original.data)
-    data[start] ^= 4
-    found, checkpoint = repaired(bytes(data), tmp_path)
+    found, checkpoint = repaired(flipped(original.data, start, 4), tmp_path)
     assert [each.name for each in found.lost] == ["root['bare'][0]"]
     assert checkpoint.root["bare"] == [None]
 
@@ -554,10 +539,10 @@ def test_tensors_of_several_parts(tmp_path: Path) -> None:
 )
 def test_nothing_left(value: Any, tmp_path: Path) -> None:
     """If all that there is is lost, that is an error, and nothing is written."""
-    data = bytearray(saved(value))
-    data[data.index(np.ones(5).tobytes())] ^= 1
+    data = saved(value)
+    data = flipped(data, data.index(np.ones(5).tobytes()))
     with pytest.raises(FormatError, match=r"nothing can be recovered: all of its tensors are lost"):
-        repaired(bytes(data), tmp_path)
+        repaired(data, tmp_path)
 
 
 def test_a_bare_tensor(tmp_path: Path) -> None:
@@ -652,9 +637,7 @@ def test_damage_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     broken.write_bytes(data[:-10])
 
     def late(root: Any, path: Any) -> None:
-        changed = bytearray(data[:-10])
-        changed[5000] ^= 1
-        broken.write_bytes(changed)
+        broken.write_bytes(flipped(data[:-10], 5000))
         tz.save(root, path)
 
     monkeypatch.setattr("torchzip.tools.repairing.save", late)
@@ -667,8 +650,7 @@ def test_damage_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_hostile_files(attack: Attack, tmp_path: Path) -> None:
     """A result or an error of ours; nothing is written with the error."""
     out = tmp_path / "o.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with quiet():
         try:
             found = repair(io.BytesIO(attack.data), out)
         except (TorchZipError, OSError):
