@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torchzip as tz
+from tests import builders as b
 
 #: Where the files of each release of torch are, and those of which ``truth.json`` says what is in.
 RELEASES = Path(__file__).parent / "data" / "golden"
@@ -72,3 +74,17 @@ def zipped_again(
 def big_endian(data: bytes) -> bytes:
     """Return an archive whose byte order says big; its numbers are others for it."""
     return zipped_again(data, change=lambda name, raw: b"big" if name == "byteorder" else raw)
+
+
+def legacy(value: dict[str, Any]) -> bytes:
+    """Return a legacy file of arrays in C order, made without torchzip."""
+    kinds = {"float32": "Float", "float64": "Double", "int16": "Short", "uint8": "Byte"}
+    tensors = {}
+    for key, (name, array) in enumerate(value.items()):
+        kind = b.name("torch", f"{kinds[array.dtype.name]}Storage")
+        stride = [step // array.itemsize for step in array.strides]
+        storage = b.persistent(str(key), numel=array.size, kind=kind)
+        tensors[name] = b.tensor(storage, size=array.shape, stride=stride)
+    storages = [struct.pack("<q", array.size) + array.tobytes() for array in value.values()]
+    keys = b.list_of(*map(str, range(len(value))))
+    return b.legacy(b.stream(b.dict_of(tensors)), b.stream(keys), b"".join(storages))

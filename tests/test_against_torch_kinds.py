@@ -609,6 +609,13 @@ def test_casts_leave_the_parts_alone(torch: Any, name: str, tmp_path: Path) -> N
 # -- random ones -----------------------------------------------------------------------------------
 
 
+def check_there_and_back(torch: Any, tensor: Any) -> None:
+    raw = torch_bytes(torch, tensor)
+    with tz.lazy_load(io.BytesIO(raw)) as ckpt:
+        check_tensor(torch, ckpt[""], tensor)
+        assert_same_bytes(saved(ckpt.root), raw)
+
+
 @costly
 @given(data=st.data())
 def test_random_coo(torch: Any, data: st.DataObject) -> None:
@@ -625,10 +632,7 @@ def test_random_coo(torch: Any, data: st.DataObject) -> None:
     )[:sparse]
     values = _values(torch, dtype, nnz, *sizes[sparse:])
     tensor = torch.sparse_coo_tensor(indices, values, sizes)
-    raw = torch_bytes(torch, tensor)
-    with tz.lazy_load(io.BytesIO(raw)) as ckpt:
-        check_tensor(torch, ckpt[""], tensor)
-        assert_same_bytes(saved(ckpt.root), raw)
+    check_there_and_back(torch, tensor)
 
 
 @costly
@@ -656,10 +660,7 @@ def test_random_compressed(
             tensor = make(block) if blocks else make()
         except RuntimeError:
             return  # torch makes none of some sizes of 0
-        raw = torch_bytes(torch, tensor)
-    with tz.lazy_load(io.BytesIO(raw)) as ckpt:
-        check_tensor(torch, ckpt[""], tensor)
-        assert_same_bytes(saved(ckpt.root), raw)
+        check_there_and_back(torch, tensor)
 
 
 @costly

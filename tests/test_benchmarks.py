@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,10 +19,17 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 
 
-#: Prints its progress on stderr, where it may.
-benchmarks = functools.partial(
-    python, "-m", "benchmarks", capture_output=False, stdout=subprocess.PIPE
-)
+def benchmarks(*arguments: str) -> str:
+    """Run ``python -m benchmarks``, which tells its progress on stderr; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def svg_texts(svg: str) -> list[str]:

@@ -19,6 +19,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.child_process import python
+from tests.hostile.parts import zipped
 from tests.saved import saved
 
 
@@ -209,28 +210,24 @@ def _claimed(nbytes: int, method: int) -> bytes:
     )
 
 
-def _with_pickle(*parts: bytes) -> bytes:
-    return b.checkpoint(b.stream(*parts))
-
-
 _HOSTILE = {
     "a stored record of 512 MB": _claimed(1 << 29, 0),
     "a deflated record of 512 MB": _claimed(1 << 29, 8),
-    "a string of 4 GB": _with_pickle(b"X\xff\xff\xff\xff", b"x" * 100),
-    "bytes of 2**60": _with_pickle(b"\x8e" + struct.pack("<Q", 1 << 60)),
-    "a bytearray of 2**60": _with_pickle(b"\x96" + struct.pack("<Q", 1 << 60)),
-    "an int of 2 GB": _with_pickle(b"\x8b\xff\xff\xff\x7f"),
-    "a memo number of 4 billion": _with_pickle(b"Nr\xff\xff\xff\xff"),
-    "a memo number of 20 digits": _with_pickle(b"Np99999999999999999999\n"),
-    "a frame of 2**60": _with_pickle(b"\x95" + struct.pack("<Q", 1 << 60) + b"N"),
-    "bytes(2**40)": _with_pickle(b.call("__builtin__.bytes", 1 << 40)),
-    "bytearray(2**40)": _with_pickle(b.call("__builtin__.bytearray", 1 << 40)),
-    "range(2**60)": _with_pickle(b.call("__builtin__.xrange", 1 << 60)),
-    "a tensor of 2**60 elements": _with_pickle(b.tensor(size=(1 << 60,))),
-    "a giant of stride 0": _with_pickle(b.tensor(size=(1 << 40,), stride=(0,))),
-    "an empty giant": _with_pickle(b.tensor(size=(0, 1 << 40), stride=(1, 1))),
-    "a list of 2**40 as a tree": _with_pickle(b"]" + b"2\x86" * 40),
-    "a tensor under 2**40 names": _with_pickle(b.tensor() + b"2\x86" * 40),
+    "a string of 4 GB": zipped(b"X\xff\xff\xff\xff", b"x" * 100),
+    "bytes of 2**60": zipped(b"\x8e" + struct.pack("<Q", 1 << 60)),
+    "a bytearray of 2**60": zipped(b"\x96" + struct.pack("<Q", 1 << 60)),
+    "an int of 2 GB": zipped(b"\x8b\xff\xff\xff\x7f"),
+    "a memo number of 4 billion": zipped(b"Nr\xff\xff\xff\xff"),
+    "a memo number of 20 digits": zipped(b"Np99999999999999999999\n"),
+    "a frame of 2**60": zipped(b"\x95" + struct.pack("<Q", 1 << 60) + b"N"),
+    "bytes(2**40)": zipped(b.call("__builtin__.bytes", 1 << 40)),
+    "bytearray(2**40)": zipped(b.call("__builtin__.bytearray", 1 << 40)),
+    "range(2**60)": zipped(b.call("__builtin__.xrange", 1 << 60)),
+    "a tensor of 2**60 elements": zipped(b.tensor(size=(1 << 60,))),
+    "a giant of stride 0": zipped(b.tensor(size=(1 << 40,), stride=(0,))),
+    "an empty giant": zipped(b.tensor(size=(0, 1 << 40), stride=(1, 1))),
+    "a list of 2**40 as a tree": zipped(b"]" + b"2\x86" * 40),
+    "a tensor under 2**40 names": zipped(b.tensor() + b"2\x86" * 40),
     "a pickle bomb": b.build_zip(
         [replace(m, method=8, nbytes=1 << 29) for m in b.members_of(b.stream(b"N"), {})]
     ),

@@ -107,6 +107,7 @@ class Place:
         self.old = self._make(OLD) if is_there else [None] * len(writer.files)
         self.new = self._make(NEW)
         assert all(a != b for a, b in zip(self.old, self.new, strict=True))
+        self.reset()
 
     def _make(self, seed: int) -> list[bytes | None]:
         self.reset([])

@@ -151,11 +151,9 @@ def test_what_gives_no_numbers(tmp_path: pathlib.Path, value: Any, message: str)
 
 def test_objects_and_scalars_that_are_no_arrays() -> None:
     """Classes, scalars of numpy, and what has opted out are saved as before."""
-    file = io.BytesIO()
     with pytest.warns(UserWarning, match="weights_only"):
-        tz.save([np.float64(2.5), GivesArray, OptedOut()], file)
-    file.seek(0)
-    scalar, kind, opted_out = tz.lazy_load(file).root
+        data = saved([np.float64(2.5), GivesArray, OptedOut()])
+    scalar, kind, opted_out = tz.lazy_load(io.BytesIO(data)).root
     assert type(scalar) is np.float64
     assert [kind.how, opted_out.how] == ["name", "new"]
 

@@ -382,9 +382,8 @@ def test_depth(wrap: Any, depth: int) -> None:
     else:
         (line,) = {line.partition(": ")[2] for line in carried.lost}
         assert line.startswith("nested more than 900 deep")
-        with pytest.raises(LimitError) as raised:
+        with pytest.raises(LimitError, match="nesting would be"):
             restore(carried.text, lambda name: None, Limits(nesting=300))
-        assert raised.value.limit == "nesting"
 
 
 def test_what_is_lost_is_said() -> None:

@@ -21,7 +21,7 @@ from tests import builders as b
 from tests.formats.dcp_builder import Builder
 from tests.formats.test_pt2 import payload, weights
 from tests.formats.test_tar import _example
-from tests.saved import saved, zipped_again
+from tests.saved import GOLDEN_FILES, saved, zipped_again
 from tests.test_memory import peak_mb
 from torchzip.cli.main import main
 from torchzip.tensors.specs import TensorSpec
@@ -57,15 +57,7 @@ def kinds(found: WhyBig) -> dict[str, int]:
 # -- parts -----------------------------------------------------------------------------------------
 
 
-#: But for one that torch 2.1 began and could not write.
-_GOLDEN = [
-    path
-    for path in sorted(b.GOLDEN.parent.glob("*/*.pt"))
-    if path.parts[-2:] != ("torch-2.1.2", "fp8.pt")
-]
-
-
-@pytest.mark.parametrize("path", _GOLDEN, ids=lambda path: "-".join(path.parts[-2:]))
+@pytest.mark.parametrize("path", GOLDEN_FILES, ids=lambda path: "-".join(path.parts[-2:]))
 def test_parts_of_golden_files(path: Path) -> None:
     """All parts together are the file, whatever wrote it."""
     checked(why_big(path), path.stat().st_size)
@@ -565,4 +557,4 @@ found = why_big(sys.argv[1])
 assert found.duplicates[0].nbytes == 160_000_000
 assert found.unreached[0].nbytes == 9 * 12
 """
-    assert peak_mb(script, str(tmp_path / "m.pt")) < 120
+    assert peak_mb(script, tmp_path / "m.pt") < 120
