@@ -88,7 +88,6 @@ class ChildProcess:
         raise CrashedError
 
     def close(self) -> None:
-        """End the process."""
         if self._process is not None:
             self._process.kill()
             self._process.join()

@@ -33,7 +33,6 @@ def quiet() -> Iterator[None]:
 
 
 def saved(value: Any, **options: Any) -> bytes:
-    """Return the file of a value."""
     file = io.BytesIO()
     tz.save(value, file, **options)
     return file.getvalue()

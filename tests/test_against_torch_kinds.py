@@ -390,7 +390,6 @@ def _state(t: Any) -> Any:
 
 
 def load_again(torch: Any, data: bytes) -> Any:
-    """Return what torch reads."""
     return torch.load(io.BytesIO(data), weights_only=False)
 
 

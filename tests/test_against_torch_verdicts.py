@@ -26,7 +26,6 @@ _BY_CHANCE = "nested-legacy"
 
 @pytest.fixture(scope="module")
 def asked() -> Iterator[Verdicts]:
-    """Return what asks torch."""
     with contextlib.closing(Verdicts()) as asked:
         yield asked
 

@@ -31,14 +31,12 @@ class CountingFile(io.BytesIO):
         self.reads: list[tuple[int, int]] = []
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read, and note it."""
         at = self.tell()
         data = super().read(size)
         self.reads.append((at, len(data)))
         return data
 
     def readinto(self, buffer: Any) -> int:
-        """Read, and note it."""
         at = self.tell()
         got = super().readinto(buffer)
         self.reads.append((at, got))
@@ -46,11 +44,9 @@ class CountingFile(io.BytesIO):
 
     @property
     def nbytes(self) -> int:
-        """All bytes that were read since `forget`."""
         return sum(size for _, size in self.reads)
 
     def forget(self) -> None:
-        """Count from here."""
         self.reads.clear()
 
 

@@ -68,13 +68,11 @@ def write_folder(folder: Path, state: dict[str, Any], save: Any) -> None:
 
 
 def run_example(*arguments: object) -> None:
-    """Run the example as a user does."""
     python("-W", "error", EXAMPLE, *arguments)
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    """Return the example as a module."""
     spec = importlib.util.spec_from_file_location("convert_llama", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None

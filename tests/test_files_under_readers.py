@@ -66,14 +66,12 @@ def write(folder: Path, kind: str, seed: int) -> Path:
 
 
 def is_of(loaded: Any, seed: int) -> bool:
-    """Return whether all tensors are those of a seed."""
     made = values(seed)
     assert sorted(loaded) == sorted(made)
     return all(np.array_equal(loaded[name], array) for name, array in made.items())
 
 
 def read_lazily(path: Path) -> Values:
-    """Read all tensors of a checkpoint, one by one."""
     with tz.lazy_load(path) as ckpt:
         return {name: ckpt[name].numpy() for name in ckpt}
 
@@ -103,7 +101,7 @@ def _grow(path: Path, other: Path) -> None:
         file.write(bytes(5000))
 
 
-def _overwrite(path: Path, other: Path) -> None:
+def overwrite(path: Path, other: Path) -> None:
     assert path.stat().st_size == other.stat().st_size
     with path.open("r+b") as file:
         file.write(other.read_bytes())
@@ -121,7 +119,7 @@ CHANGES = {
     "replaced": _replace,
     "removed": _remove,
     "grown": _grow,
-    "overwritten": _overwrite,
+    "overwritten": overwrite,
     "emptied": _cut_to(0),
     "cut in half": _cut_to(0.5),
     "cut near the end": _cut_to(0.9),
@@ -182,7 +180,7 @@ def test_overwritten_while_open(paths: tuple[Path, Path], kind: str) -> None:
     """`verify` sees it in a zip; other formats have nothing to see it by: what is there is read."""
     path, other = paths
     with tz.lazy_load(path) as ckpt:
-        _overwrite(path, other)
+        overwrite(path, other)
         if kind == "zip":
             with pytest.raises(tz.FormatError, match="CRC-32"):
                 ckpt.verify()

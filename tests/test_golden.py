@@ -28,7 +28,6 @@ def truth(release: str, file: str) -> dict[str, tuple[str, list[int], str]]:
 
 
 def hex_of(array: np.ndarray[Any, Any]) -> str:
-    """Return an array's bytes in C order."""
     return np.ascontiguousarray(array).tobytes().hex()
 
 

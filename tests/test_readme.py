@@ -25,7 +25,6 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def blocks(language: str) -> list[str]:
-    """Return the README's code blocks of a language."""
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 

@@ -319,18 +319,19 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None, int]] = {
 }
 
 
-for _name, (_shape, _stride, _offset) in LAYOUTS.items():
+def _layout_case(name: str, dtype: str) -> None:
+    _case(
+        f"{name}, {dtype}",
+        lambda t: [
+            tensor(t, dtype, *LAYOUTS[name]),
+            {"again": tensor(t, dtype, *LAYOUTS[name], seed=1)},
+        ],
+    )
+
+
+for _name in LAYOUTS:
     for _dtype in ("float32", "bits16"):
-        _case(
-            f"{_name}, {_dtype}",
-            functools.partial(
-                lambda t, dtype, shape, stride, offset: [
-                    tensor(t, dtype, shape, stride, offset),
-                    {"again": tensor(t, dtype, shape, stride, offset, seed=1)},
-                ],
-                dtype=_dtype, shape=_shape, stride=_stride, offset=_offset,
-            ),
-        )  # fmt: skip
+        _layout_case(_name, _dtype)
 
 
 @case

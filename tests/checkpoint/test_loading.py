@@ -25,7 +25,6 @@ from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, 
 
 
 def load(*parts: bytes, storages: dict[str, bytes] | None = None, **options: Any) -> Any:
-    """Load a checkpoint with this pickle."""
     return tz.load(io.BytesIO(b.checkpoint(b.stream(*parts), storages)), **options)
 
 

@@ -24,12 +24,10 @@ class Leaf:
 
 
 def table(root: Any, *, pickle_nbytes: int = 1000, **limits: int) -> NameTable:
-    """Return the names of a tree."""
     return NameTable(root, lambda value: isinstance(value, Leaf), Limits(**limits), pickle_nbytes)
 
 
 def names(root: Any, **limits: int) -> list[str]:
-    """Return the names in order."""
     return list(table(root, **limits).names)
 
 

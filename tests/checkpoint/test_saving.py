@@ -42,7 +42,6 @@ Array = np.ndarray[Any, Any]
 
 
 def roundtrip(obj: Any, **options: Any) -> Any:
-    """Save to memory and load again."""
     return tz.load(io.BytesIO(saved(obj, **options)))
 
 

@@ -42,7 +42,6 @@ _ZIPS = [
 
 
 def lazily(value: Any) -> tz.Checkpoint:
-    """Return the checkpoint of a value."""
     return tz.lazy_load(io.BytesIO(saved(value)))
 
 

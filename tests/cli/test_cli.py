@@ -24,7 +24,6 @@ from torchzip.types import Parameter
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Return a checkpoint."""
     path = tmp_path / "model.pt"
     weight = np.arange(12, dtype=np.float32).reshape(3, 4)
     tz.save(

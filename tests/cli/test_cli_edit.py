@@ -19,7 +19,6 @@ run = Command("edit")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return a file to edit."""
     made = tmp_path / "m.pt"
     tz.save(
         {

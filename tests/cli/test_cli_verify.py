@@ -20,7 +20,6 @@ each_golden = pytest.mark.parametrize(
 
 
 def found(capsys: Capture, path: Path) -> dict[str, Any]:
-    """Return what is found in a sound file."""
     out = run.done(capsys, "verify", "--json", path)
     values: dict[str, Any] = json.loads(out)
     return values
@@ -28,7 +27,6 @@ def found(capsys: Capture, path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def tensors() -> dict[str, Any]:
-    """Return what to save."""
     return {"a": np.arange(300, dtype=np.float32), "b": np.ones(4, np.int64)}
 
 

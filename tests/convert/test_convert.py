@@ -283,14 +283,6 @@ def test_other_kinds_are_kept_or_said(tmp_path: Path) -> None:
         assert sparse.todense().tolist() == np.eye(3).tolist()
 
 
-def test_progress(model: Path, tmp_path: Path) -> None:
-    """Progress goes up and ends with everything."""
-    seen: list[tuple[int, int]] = []
-    tz.convert(model, tmp_path / "a.pt", progress=lambda done, total: seen.append((done, total)))
-    assert seen == sorted(seen)
-    assert seen[-1][0] == seen[-1][1] == (tmp_path / "a.pt").stat().st_size
-
-
 @pytest.mark.parametrize("target", ["a.pt", "new/", "a.safetensors.index.json"])
 def test_progress_that_fails_at_the_end(model: Path, tmp_path: Path, target: str) -> None:
     """The callback's last call comes before any file has its name, so its error undoes all."""

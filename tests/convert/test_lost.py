@@ -27,7 +27,6 @@ class _NumpyArray:
 
 
 def save(value: Any, path: Path) -> Path:
-    """Write a checkpoint that torch would ask about."""
     with quiet():
         tz.save(value, path)
     return path

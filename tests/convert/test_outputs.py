@@ -301,7 +301,6 @@ class TestRegistered(OutputContract):
 
     @pytest.fixture(params=list(OUTPUTS), ids=lambda output: str(output.format))
     def output(self, request: pytest.FixtureRequest) -> Any:
-        """Return each of them."""
         return request.param
 
 
@@ -310,13 +309,11 @@ class TestNpz(OutputContract):
 
     @pytest.fixture(autouse=True)
     def output(self) -> Iterator[type[Output]]:
-        """Register it for one test."""
         OUTPUTS.append(NpzOutput)
         yield NpzOutput
         OUTPUTS.remove(NpzOutput)
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Return what numpy finds."""
         with np.load(path) as file:
             return dict(file)
 

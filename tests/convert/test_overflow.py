@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.cli.running import run
-from tests.convert.test_run import NeighbourProcess, make_pieces_small
+from tests.convert.test_run import NeighbourProcess, make_pieces_small, write_source
 from tests.sampling import costly
-from tests.saved import quiet, zipped_again
+from tests.saved import quiet
 from tests.tensors.test_cast_range import FLOATS, numpys_count
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 
@@ -67,15 +66,9 @@ def test_counts_are_numpys(
 ) -> None:  # fmt: skip
     """Whatever the dtypes, the file and who does it; a name that has no data has no count."""
     folder = tmp_path_factory.mktemp("overflow")
-    path = folder / "m.pt"
     arrays = tree(seed, source)
-    tz.save(arrays, path, crc32=kind != "no crc")
-    if kind == "deflated":
-        path.write_bytes(zipped_again(path.read_bytes(), zipfile.ZIP_DEFLATED))
-    elif kind == "safetensors":
-        with quiet():
-            tz.convert(path, folder / "m.safetensors")
-        path = folder / "m.safetensors"
+    with quiet():
+        path = write_source(arrays, folder, kind)
     expected = {} if source == target else {
         name: numpys_count(array, target) for name, array in arrays.items()
     }  # fmt: skip

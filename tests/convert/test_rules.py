@@ -36,14 +36,12 @@ def model(tmp_path: Path) -> Path:
 
 
 def convert(model: Path, **rules: Any) -> tuple[Any, ConvertReport]:
-    """Convert to a .pt and load it."""
     target = model.with_name("out.pt")
     report = tz.convert(model, target, overwrite=True, **rules)
     return tz.load(target), report
 
 
 def names(model: Path, **rules: Any) -> list[str]:
-    """Return the flat names of the output."""
     convert(model, **rules)
     with tz.lazy_load(model.with_name("out.pt")) as ckpt:
         return list(ckpt)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.sampling import costly
+from tests.saved import zipped_again
 from torchzip.convert import conversion, run, work
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
@@ -50,7 +51,6 @@ class NeighbourProcess(Executor):
     """Sends tasks as a pool of processes would, and carries them out here."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Do it at once."""
         from multiprocessing.reduction import ForkingPickler
 
         future: Future[Any] = Future()
@@ -74,6 +74,19 @@ def tree(seed: int) -> dict[str, Any]:
     return made | {"step": 3}
 
 
+def write_source(value: Any, folder: Path, kind: str) -> Path:
+    """Write a checkpoint of a kind: how a zip is packed, or what it was converted to."""
+    source = folder / "m.pt"
+    tz.save(value, source, crc32=kind != "no crc")
+    if kind == "deflated":
+        source.write_bytes(zipped_again(source.read_bytes(), zipfile.ZIP_DEFLATED))
+    if kind in ("safetensors", "shards"):
+        made = folder / ("m.safetensors" if kind == "safetensors" else "source.bin.index.json")
+        tz.convert(source, made, max_shard_size=None if kind == "safetensors" else 9_000)
+        return made
+    return source
+
+
 @costly
 @given(
     st.integers(0, 1000), st.sampled_from(DTYPES), st.sampled_from([".pt", ".safetensors"]),
@@ -86,19 +99,7 @@ def test_pieces_and_workers_give_the_same_bytes(
 ) -> None:  # fmt: skip
     """One by one, by threads, by what is like processes: the file of a plain conversion."""
     folder = tmp_path_factory.mktemp("run")
-    source = folder / "m.pt"
-    tz.save(tree(seed), source, crc32=kind != "no crc")
-    if kind == "deflated":
-        with (
-            zipfile.ZipFile(source) as old,
-            zipfile.ZipFile(folder / "d.pt", "w", zipfile.ZIP_DEFLATED) as new,
-        ):
-            for entry in old.namelist():
-                new.writestr(entry, old.read(entry))
-        source = folder / "d.pt"
-    if kind == "safetensors":
-        tz.convert(source, folder / "m.safetensors")
-        source = folder / "m.safetensors"
+    source = write_source(tree(seed), folder, kind)
     results: list[bytes] = []
     with ThreadPoolExecutor(2) as threads:
         for executor in (None, threads, NeighbourProcess()):
@@ -401,11 +402,9 @@ class DyingPool(Executor):
         self._pool = ProcessPoolExecutor(1)
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Send what ends the process."""
         return self._pool.submit(_die)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the pool."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
@@ -429,6 +428,7 @@ def test_progress_in_small_steps(tmp_path: Path) -> None:
     )  # fmt: skip
     assert len(seen) >= 4
     assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
     assert {total for _, total in seen} == {(tmp_path / "o.pt").stat().st_size}
 
 

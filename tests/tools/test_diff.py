@@ -45,7 +45,6 @@ _ALL = [*_FLOATS, *_INTS, *_COMPLEX, np.dtype(bool)]
 
 
 def file_of(value: Any) -> io.BytesIO:
-    """Return a file of a value."""
     return io.BytesIO(saved(value))
 
 

@@ -66,7 +66,6 @@ def tree() -> dict[str, Any]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return a file of it."""
     made = tmp_path / "m.pt"
     tz.save(tree(), made)
     return made

@@ -89,9 +89,8 @@ class Place:
             assert_same_tree(torch.load(self.path, **options), expected)
 
 
-@pytest.fixture(params=[5, 700], ids=["one step", "several steps"])
+@pytest.fixture(params=[5, 500], ids=["one step", "several steps"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """Return a file to edit."""
     made = Place(tmp_path / "m.pt", request.param)
     steps = zip_edit._steps(len(made.old), len(made.new))
     assert (len(steps) > 1) == (request.param > 5)

@@ -25,6 +25,7 @@ from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
 from tests.sampling import some
 from tests.saved import RELEASES, big_endian, flipped, legacy, quiet, saved, zipped_again
+from tests.test_cost import CountingFile
 from tests.test_memory import peak_mb
 from tests.tools.damage import (
     Original,
@@ -703,24 +704,12 @@ def test_work_is_bounded(tmp_path: Path) -> None:
                  offset=offset)
         for i in range(1, 3000)
     ]  # fmt: skip
-    read = 0
-
-    class Counted(io.BytesIO):
-        def readinto(self, out: Any) -> int:
-            nonlocal read
-            read += len(out)
-            return super().readinto(out)
-
-        def read(self, nbytes: int | None = -1) -> bytes:
-            nonlocal read
-            read += nbytes or 0
-            return super().read(nbytes)
-
     data = b.build_zip(members)
-    found = repair(Counted(data), tmp_path / "o.pt")
+    file = CountingFile(data)
+    found = repair(file, tmp_path / "o.pt")
     assert found.tensors == 1
     assert any("overlapping" in lost.why for lost in found.lost)
-    assert read < 20 * len(data) + (1 << 27)
+    assert file.nbytes < 20 * len(data) + (1 << 27)
 
 
 def test_wrong_arguments(tmp_path: Path, path: Path) -> None:

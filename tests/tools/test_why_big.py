@@ -35,7 +35,6 @@ from torchzip.types import MetaTensor, Parameter, SparseTensor, Storage
 
 
 def of(obj: Any) -> WhyBig:
-    """Return what is said of an object that is saved."""
     data = saved(obj)
     return checked(why_big(io.BytesIO(data)), len(data))
 
