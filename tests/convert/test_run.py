@@ -301,6 +301,15 @@ def test_interrupted(tmp_path: Path, jobs: int, error: type[BaseException]) -> N
     assert (tmp_path / "o.pt").read_bytes() == b"old"
 
 
+def _said_to_the_end(child: subprocess.Popen[str]) -> str:
+    """Wait for a process that leads its group, of which nothing stays; return its stderr."""
+    try:
+        return child.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
 @pytest.mark.few
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize(
@@ -327,12 +336,7 @@ def test_ctrl_c(tmp_path: Path, jobs: str, sent: signal.Signals, text: str) -> N
         os.killpg(child.pid, sent)
     else:  # a terminal sends it to nobody; whoever does means one process
         child.send_signal(sent)
-    try:
-        _, said = child.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-    assert (child.returncode, said) == (128 + sent, text)
+    assert (_said_to_the_end(child), child.returncode) == (text, 128 + sent)
     assert os.listdir(tmp_path) == ["m.pt"]
 
 
@@ -360,12 +364,10 @@ def test_a_signal_while_workers_are_made(tmp_path: Path, sent: signal.Signals) -
     tz.save({"w": np.ones(1 << 20, np.float32)}, tmp_path / "m.pt")
     command = [sys.executable, "-c", _SIGNAL_WHILE_FORKING, str(int(sent))]
     command += ["convert", "m.pt", "o.pt", "--dtype", "float64", "--jobs", "2"]
-    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
-    try:
-        child.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+    child = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _said_to_the_end(child)
     assert child.returncode == 128 + sent
     assert os.listdir(tmp_path) == ["m.pt"]
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.cli.running import Command
 from tests.formats.dcp_builder import Builder
 from tests.formats.test_pt2 import payload, weights
 from tests.formats.test_tar import _example
@@ -32,6 +33,8 @@ from torchzip.tools.duplicates import equal_storages
 from torchzip.tools.file_size import Duplicates, Part
 from torchzip.tools.reach import reached_nbytes
 from torchzip.types import MetaTensor, Parameter, SparseTensor, Storage
+
+run = Command("why-big")
 
 
 def of(obj: Any) -> WhyBig:
@@ -490,9 +493,7 @@ def test_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> N
     monkeypatch.chdir(tmp_path)
     state = {"model": _model(), "ema": _model(), "optimizer": _optimizer()}
     tz.save(state, "run.pt")
-    assert main(["why-big", "run.pt"]) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
+    out = run.done(capsys, "run.pt")
     lines = out.splitlines()
     size = Path("run.pt").stat().st_size
     assert lines[0] == f"run.pt: zip, {size / 1000:.1f} kB ({size:,} bytes)"
@@ -509,8 +510,7 @@ def test_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> N
 def test_json(tmp_path: Path, capsys: Any) -> None:
     """Everything."""
     tz.save(_model(), tmp_path / "m.pt")
-    assert main(["why-big", "--json", str(tmp_path / "m.pt")]) == 0
-    listing = json.loads(capsys.readouterr().out)
+    listing = json.loads(run.done(capsys, "--json", tmp_path / "m.pt"))
     assert sum(part["nbytes"] for part in listing["parts"]) == listing["nbytes"]
     assert listing["savings"][0]["is_lossy"]
     assert listing["parts"][0] == {"kind": "tensors", "nbytes": 4 * 630, "count": 2}
@@ -519,8 +519,7 @@ def test_json(tmp_path: Path, capsys: Any) -> None:
 def test_bad_files(tmp_path: Path, capsys: Any) -> None:
     """Status 1 and a line."""
     (tmp_path / "m.pt").write_bytes(b"PK\3\4" + bytes(100))
-    assert main(["why-big", str(tmp_path / "m.pt")]) == 1
-    assert capsys.readouterr().err.startswith("torchzip: ")
+    assert run.says(1, capsys, tmp_path / "m.pt").startswith("torchzip: ")
     with pytest.raises(tz.TorchZipError):
         why_big(tmp_path / "m.pt")
 
