@@ -256,16 +256,12 @@ class WithRegisteredMeta(metaclass=RegisteredMeta):
     """A class that copyreg takes apart."""
 
 
-def _reduce_class(value: type) -> tuple[Any, ...]:
-    return (getattr_in_module, (value.__name__,))
-
-
 def getattr_in_module(name: str) -> Any:
     """Return what this module calls so."""
     return globals()[name]
 
 
-copyreg.pickle(RegisteredMeta, _reduce_class)
+copyreg.pickle(RegisteredMeta, lambda value: (getattr_in_module, (value.__name__,)))
 
 
 class Registered:
@@ -273,11 +269,7 @@ class Registered:
         self.value = value
 
 
-def _reduce_registered(value: Registered) -> tuple[Any, ...]:
-    return (Registered, (value.value,))
-
-
-copyreg.pickle(Registered, _reduce_registered)
+copyreg.pickle(Registered, lambda value: (Registered, (value.value,)))
 
 
 class Knot:

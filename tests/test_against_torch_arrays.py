@@ -50,13 +50,9 @@ def test_random_trees(torch: Any, seed: int) -> None:
     assert_same_bytes(saved(tree), torch_bytes(torch, tree))
 
 
-def _subclass(torch: Any) -> Any:
-    return type("Tagged", (torch.Tensor,), {"__module__": __name__})
-
-
 def test_subclass_of_a_tensor(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor of a class of its own is written as torch writes it, with its attributes."""
-    kind = _subclass(torch)
+    kind: Any = type("Tagged", (torch.Tensor,), {"__module__": __name__})
     monkeypatch.setattr(sys.modules[__name__], "Tagged", kind, raising=False)
     made = torch.arange(3.0).as_subclass(kind)
     made.tag = "tag"

@@ -23,14 +23,6 @@ def _model(torch: Any) -> Any:
     return torch.nn.Sequential(torch.nn.Linear(_SIDE, _SIDE), torch.nn.Linear(_SIDE, _SIDE))
 
 
-def _legacy(torch: Any) -> bytes:
-    return torch_bytes(torch, _model(torch).state_dict(), _use_new_zipfile_serialization=False)
-
-
-def _module(torch: Any) -> bytes:
-    return torch_bytes(torch, _model(torch))
-
-
 def _script(torch: Any) -> bytes:
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(_model(torch)), file)
@@ -57,8 +49,14 @@ def _kinds(torch: Any) -> bytes:
 
 
 _MAKERS: dict[str, Callable[[Any], bytes]] = {
-    "legacy": _legacy, "module": _module, "torchscript": _script, "pt2": _pt2, "kinds": _kinds,
-}  # fmt: skip
+    "legacy": lambda torch: torch_bytes(
+        torch, _model(torch).state_dict(), _use_new_zipfile_serialization=False
+    ),
+    "module": lambda torch: torch_bytes(torch, _model(torch)),
+    "torchscript": _script,
+    "pt2": _pt2,
+    "kinds": _kinds,
+}
 
 
 @pytest.mark.parametrize("kind", _MAKERS)

@@ -401,8 +401,7 @@ class Exported(nn.Module):  # type: ignore[misc]
 @pytest.fixture(scope="module")
 def exported() -> Any:
     torch.manual_seed(1)
-    with quiet():
-        return torch.export.export(Exported().eval(), (torch.ones(2, 4),))
+    return torch.export.export(Exported().eval(), (torch.ones(2, 4),))
 
 
 def assert_export(path: Path, program: Any, *, exact: bool = True) -> None:

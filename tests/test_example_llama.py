@@ -67,10 +67,6 @@ def write_folder(folder: Path, state: dict[str, Any], save: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def run_example(*arguments: object) -> None:
-    python("-W", "error", EXAMPLE, *arguments)
-
-
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
     spec = importlib.util.spec_from_file_location("convert_llama", EXAMPLE)
@@ -115,7 +111,7 @@ def test_equals_torch(torch: Any, tmp_path: Path, options: list[str]) -> None:
     """From torch's shards, and read by torch, it is bit for bit what torch makes of them."""
     state = {name: torch.from_numpy(array) for name, array in weights(64, 3).items()}
     write_folder(tmp_path, state, torch.save)
-    run_example(tmp_path, tmp_path / "lit.pt", *options)
+    python("-W", "error", EXAMPLE, tmp_path, tmp_path / "lit.pt", *options)
     found = torch.load(tmp_path / "lit.pt", weights_only=True)
     dtype = torch.float32 if options else torch.bfloat16
     expected = converted_by_torch(torch, state, 3, dtype)

@@ -92,10 +92,6 @@ def _replace(path: Path, other: Path) -> None:
     os.replace(path.with_name("new"), path)
 
 
-def _remove(path: Path, other: Path) -> None:
-    path.unlink()
-
-
 def _grow(path: Path, other: Path) -> None:
     with path.open("ab") as file:
         file.write(bytes(5000))
@@ -115,9 +111,9 @@ def _cut_to(nbytes: float) -> Callable[[Path, Path], None]:
     return cut
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[[Path, Path], None]] = {
     "replaced": _replace,
-    "removed": _remove,
+    "removed": lambda path, other: path.unlink(),
     "grown": _grow,
     "overwritten": overwrite,
     "emptied": _cut_to(0),

@@ -480,7 +480,8 @@ def test_what_stands_for_the_lost(tmp_path: Path) -> None:
         "attributes": tz.types.ForeignObject("m", "C", (), state={"w": lost, "d": {"w": lost}}),
         "parameter": Parameter(lost), 3: lost, "text": "x", "pair": (kept, kept),
     }  # fmt: skip
-    original = Original(saved_quietly(value))
+    with pytest.warns(UserWarning, match="refuse"):
+        original = Original(saved(value))
     ((start, _),) = original.spans["list.0"]
     found, checkpoint = repaired(flipped(original.data, start + 5), tmp_path)
     root = checkpoint.root
@@ -499,12 +500,6 @@ def test_what_stands_for_the_lost(tmp_path: Path) -> None:
         "3",
     }  # fmt: skip
     assert {each.torch_dtype for each in found.lost} == {"float64"}
-
-
-def saved_quietly(value: Any) -> bytes:
-    """Return the file of a value that torch.load refuses."""
-    with pytest.warns(UserWarning, match="refuse"):
-        return saved(value)
 
 
 def test_tensors_of_several_parts(tmp_path: Path) -> None:
