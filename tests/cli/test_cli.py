@@ -137,8 +137,10 @@ def test_ls_of_other_kinds(capsys: Capture) -> None:
     out = run.done(capsys, "ls", "--json", b.GOLDEN / "quant.pt")
     quantized, _ = json.loads(out)["tensors"]
     assert (quantized["kind"], quantized["dtype"], quantized["shape"]) == (
-        "quantized", "qint8", [4],
-    )  # fmt: skip
+        "quantized",
+        "qint8",
+        [4],
+    )
     out = run.done(capsys, "ls", b.GOLDEN / "whole-module.pt")
     assert "foreign: " in out
     assert "__main__.Net" in out
