@@ -1,14 +1,53 @@
-"""A process of its own for what may crash or never come back, as torch does with some files."""
+"""Threads at once; processes for what begins anew, or may crash or never come back."""
 
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 #: How long it may take for one question.
 _PATIENCE_SECONDS = 60
+
+
+def python(*arguments: object, **options: Any) -> str:
+    """Return what Python prints that is run with these arguments, and that says nothing else."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return str(done.stdout)
+
+
+def in_threads(*works: Callable[[int], None]) -> None:
+    """Start all at once, each with its number; raise what one has raised."""
+    errors: list[BaseException] = []
+    start = threading.Barrier(len(works))
+
+    def run(number: int) -> None:
+        start.wait()
+        try:
+            works[number](number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        raise error
 
 
 class CrashedError(Exception):
@@ -49,7 +88,6 @@ class ChildProcess:
         raise CrashedError
 
     def close(self) -> None:
-        """End the process."""
         if self._process is not None:
             self._process.kill()
             self._process.join()

@@ -274,21 +274,15 @@ class Reading(_Comparison):
             assert repr(actual) == repr(expected), path
         elif kind is np.ndarray and not expected.dtype.hasobject:
             assert isinstance(actual, np.ndarray), path
-            assert actual.dtype == expected.dtype, path
-            assert actual.shape == expected.shape, path
-            assert actual.tobytes() == expected.tobytes(), path
-        elif kind is deque or (kind is defaultdict and type(actual) is defaultdict):
+            assert_same_array(actual, expected, path)
+        elif kind in (dict, OrderedDict, list, tuple, deque) or (
+            kind is defaultdict and type(actual) is defaultdict
+        ):
             assert type(actual) is kind, path
-            items: Any = enumerate if kind is deque else dict.items
+            items: Any = dict.items if isinstance(expected, dict) else enumerate
             self._items(items(actual), items(expected), path)
-        elif kind in (dict, OrderedDict):
-            assert type(actual) is kind, path
-            self._items(actual.items(), expected.items(), path)
             if kind is OrderedDict:
                 self._items(vars(actual).items(), vars(expected).items(), path)
-        elif kind in (list, tuple):
-            assert type(actual) is kind, path
-            self._items(enumerate(actual), enumerate(expected), path)
         else:
             self._foreign(actual, expected, path)
 

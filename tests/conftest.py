@@ -45,6 +45,12 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the place of a checkpoint that a test writes, in a folder of its own."""
+    return tmp_path / "m.pt"
+
+
 @pytest.fixture(scope="session")
 def torch() -> Any:
     """Return the torch module, for tests that are marked `torch`."""

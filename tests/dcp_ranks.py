@@ -113,7 +113,6 @@ def run(rank: int, folder: str, store: str) -> None:
 
 
 def main() -> None:
-    """Start the processes, which share what was imported."""
     import torch
     import torch.distributed.checkpoint
     import torch.distributed.tensor

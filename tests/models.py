@@ -62,22 +62,6 @@ def net_class(torch: Any) -> Any:
     return Net
 
 
-def _lstm(torch: Any) -> Any:
-    return torch.nn.LSTM(3, 4, num_layers=2, bidirectional=True)
-
-
-def _transformer(torch: Any) -> Any:
-    return torch.nn.TransformerEncoderLayer(4, 2, 8).half()
-
-
-def _parallel(torch: Any) -> Any:
-    return torch.nn.DataParallel(torch.nn.Sequential(OrderedDict(a=torch.nn.Linear(2, 2))))
-
-
-def _normed(torch: Any) -> Any:
-    return torch.nn.utils.spectral_norm(torch.nn.Linear(3, 3))
-
-
 def _buffered(torch: Any) -> Any:
     model = torch.nn.Linear(2, 2)
     model.extra = torch.nn.Buffer(torch.ones(2))
@@ -87,10 +71,12 @@ def _buffered(torch: Any) -> Any:
 
 MODELS: dict[str, Callable[[Any], Any]] = {
     "everything": lambda torch: net_class(torch)(),
-    "lstm": _lstm,
-    "transformer": _transformer,
-    "parallel": _parallel,
-    "spectral norm": _normed,
+    "lstm": lambda torch: torch.nn.LSTM(3, 4, num_layers=2, bidirectional=True),
+    "transformer": lambda torch: torch.nn.TransformerEncoderLayer(4, 2, 8).half(),
+    "parallel": lambda torch: torch.nn.DataParallel(
+        torch.nn.Sequential(OrderedDict(a=torch.nn.Linear(2, 2)))
+    ),
+    "spectral norm": lambda torch: torch.nn.utils.spectral_norm(torch.nn.Linear(3, 3)),
     "buffers": _buffered,
     "empty": lambda torch: torch.nn.Identity(),
     "shared twice": lambda torch: torch.nn.ModuleList([torch.nn.Linear(1, 1)] * 3),

@@ -38,15 +38,11 @@ class TupleSubclass(tuple[Any, ...]):
 
 
 class Point(NamedTuple):
-    """A named tuple."""
-
     x: Any
     y: Any
 
 
 class Plain:
-    """An object with attributes."""
-
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)
 
@@ -64,14 +60,11 @@ class Plain:
 
     @classmethod
     def make(cls) -> Plain:
-        """Return one."""
         return cls()
 
 
 @dataclass
 class Data:
-    """A dataclass."""
-
     first: Any = 1
     rest: list[Any] = field(default_factory=list)
 
@@ -85,8 +78,6 @@ class FrozenData:
 
 
 class Slotted:
-    """An object without a dict."""
-
     __slots__ = ("left", "right", "unset")
 
     def __init__(self, left: Any, right: Any) -> None:
@@ -94,23 +85,17 @@ class Slotted:
 
 
 class SlottedAndMore(Slotted):
-    """An object with slots and a dict."""
-
     def __init__(self, left: Any, right: Any) -> None:
         super().__init__(left, right)
         self.more = "more"
 
 
 class Color(enum.Enum):
-    """An enumeration."""
-
     RED = 1
     GREEN = "green"
 
 
 class Level(enum.IntEnum):
-    """An enumeration of ints."""
-
     LOW = 1
     HIGH = 2
 
@@ -187,7 +172,6 @@ BY_NAME = ByName()
 
 
 def set_value(target: Any, state: Any) -> None:
-    """Set a state."""
     target.__dict__.update(state)
 
 
@@ -210,7 +194,6 @@ class WithGetstate:
 
 
 def make_plain(*args: Any) -> Plain:
-    """Return a Plain."""
     return Plain(args=args)
 
 
@@ -245,21 +228,15 @@ Pair = namedtuple("Pair", "left right")
 
 @dataclass(frozen=True)
 class Frozen:
-    """A frozen dataclass."""
-
     a: int = 1
 
 
 class Bits(enum.Flag):
-    """An enum of flags."""
-
     A = 1
     B = 2
 
 
 class Word(str, enum.Enum):  # noqa: UP042
-    """An enum of strings."""
-
     YES = "yes"
 
 
@@ -279,30 +256,20 @@ class WithRegisteredMeta(metaclass=RegisteredMeta):
     """A class that copyreg takes apart."""
 
 
-def _reduce_class(value: type) -> tuple[Any, ...]:
-    return (getattr_in_module, (value.__name__,))
-
-
 def getattr_in_module(name: str) -> Any:
     """Return what this module calls so."""
     return globals()[name]
 
 
-copyreg.pickle(RegisteredMeta, _reduce_class)
+copyreg.pickle(RegisteredMeta, lambda value: (getattr_in_module, (value.__name__,)))
 
 
 class Registered:
-    """A class that is known to copyreg."""
-
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
-def _reduce_registered(value: Registered) -> tuple[Any, ...]:
-    return (Registered, (value.value,))
-
-
-copyreg.pickle(Registered, _reduce_registered)
+copyreg.pickle(Registered, lambda value: (Registered, (value.value,)))
 
 
 class Knot:

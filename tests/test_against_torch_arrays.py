@@ -50,13 +50,9 @@ def test_random_trees(torch: Any, seed: int) -> None:
     assert_same_bytes(saved(tree), torch_bytes(torch, tree))
 
 
-def _subclass(torch: Any) -> Any:
-    return type("Tagged", (torch.Tensor,), {"__module__": __name__})
-
-
 def test_subclass_of_a_tensor(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor of a class of its own is written as torch writes it, with its attributes."""
-    kind = _subclass(torch)
+    kind: Any = type("Tagged", (torch.Tensor,), {"__module__": __name__})
     monkeypatch.setattr(sys.modules[__name__], "Tagged", kind, raising=False)
     made = torch.arange(3.0).as_subclass(kind)
     made.tag = "tag"
@@ -182,7 +178,7 @@ def test_leaf_types_of_torch_tensors(torch: Any) -> None:
 
 @costly
 @given(seed=st.integers(0, 2**32))
-def test_stored_early(torch: Any, tmp_path: pathlib.Path, seed: int) -> None:
+def test_stored_early(torch: Any, path: pathlib.Path, seed: int) -> None:
     """Any tensor that is stored early comes back as from torch, ties between them included."""
     rng = random.Random(seed)
     names = rng.sample(
@@ -192,7 +188,6 @@ def test_stored_early(torch: Any, tmp_path: pathlib.Path, seed: int) -> None:
          "many_tensors_share_all_dtypes", "different_dtypes_that_count_as_bytes"], 4,
     )  # fmt: skip
     tree = {name: TREES[name](torch) for name in names}
-    path = tmp_path / "m.pt"
     with tz.incremental_save(path) as out:
 
         def early(value: Any) -> Any:
@@ -210,9 +205,8 @@ def test_stored_early(torch: Any, tmp_path: pathlib.Path, seed: int) -> None:
     assert_equal_in_torch(torch, torch.load(path, weights_only=False), expected)
 
 
-def test_tensors_that_are_freed_or_changed(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_tensors_that_are_freed_or_changed(torch: Any, path: pathlib.Path) -> None:
     """The values are those of the moment, whatever has the same address or storage later."""
-    path = tmp_path / "m.pt"
     with tz.incremental_save(path) as out:
         found = {}
         for number in range(20):
@@ -231,9 +225,8 @@ def test_tensors_that_are_freed_or_changed(torch: Any, tmp_path: pathlib.Path) -
     assert got["after"].data_ptr() == got["again"].data_ptr()
 
 
-def test_chunks(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_chunks(torch: Any, path: pathlib.Path) -> None:
     """Blocks of a large tensor may be torch's, of any dtype, with or without a gradient."""
-    path = tmp_path / "m.pt"
     with tz.incremental_save(path) as out:
         chunks = [torch.ones(2, requires_grad=True), torch.zeros(3)[1:]]
         halves = [torch.ones(2).bfloat16()]

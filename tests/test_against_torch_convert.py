@@ -10,19 +10,14 @@ import pytest
 import torchzip as tz
 from tests.comparing import assert_equal_in_torch
 from tests.models import MODELS, training_checkpoint
+from tests.torch_oracle import asks_torch
 from tests.trees import CASES
 from torchzip.convert import conversion, work
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings("ignore:torch.load"),
-    pytest.mark.filterwarnings("ignore:enable_nested_tensor"),
-    pytest.mark.filterwarnings("ignore:.*weight_norm"),
-    pytest.mark.filterwarnings("ignore:Couldn't retrieve source"),
-    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step"),
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support"),
-]
+pytestmark = asks_torch(
+    "torch.load", "enable_nested_tensor", ".*weight_norm", "Couldn't retrieve source",
+    ".*lr_scheduler.step", "TypedStorage is deprecated", "ComplexHalf support",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)

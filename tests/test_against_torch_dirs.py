@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.child_process import python
 from tests.comparing import assert_same_tree
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid
 from tests.torch_oracle import asks_torch
@@ -32,13 +31,8 @@ pytestmark = asks_torch(
 def ranks(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder in which four processes have saved."""
     folder = tmp_path_factory.mktemp("ranks")
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    made = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.dcp_ranks", str(folder)],
-        cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr[-3000:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    python("-W", "ignore", "-m", "tests.dcp_ranks", folder, env=environment, timeout=120)
     return folder
 
 

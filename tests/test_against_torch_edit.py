@@ -76,11 +76,8 @@ def _flat(torch: Any) -> dict[str, Any]:
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else None,
 )
-def test_drops(
-    torch: Any, tmp_path: Path, dropped: list[str], in_order: bool, alignment: int
-) -> None:
+def test_drops(torch: Any, path: Path, dropped: list[str], in_order: bool, alignment: int) -> None:
     """Where storages no longer follow one another, torch is told to look at each."""
-    path = tmp_path / "m.pt"
     tree = _flat(torch)
     with torch_settings(torch, alignment):
         torch.save(tree, path)
@@ -101,9 +98,8 @@ def test_drops(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_each_kind_of_value(torch: Any, tmp_path: Path, name: str) -> None:
+def test_each_kind_of_value(torch: Any, path: Path, name: str) -> None:
     """What is beside an edited item stays what it was."""
-    path = tmp_path / "m.pt"
     tree = ALL[name](torch)
     torch.save({"case": tree, "other": torch.ones(3), "last": torch.zeros(2)}, path)
     expected = torch.load(path, weights_only=False)["case"]
@@ -114,10 +110,9 @@ def test_each_kind_of_value(torch: Any, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(_SEEDS))
-def test_random_trees(torch: Any, tmp_path: Path, seed: int) -> None:
+def test_random_trees(torch: Any, path: Path, seed: int) -> None:
     """The same for random ones, in turn edited and rewritten."""
     rng = random.Random(seed)
-    path = tmp_path / "m.pt"
     tree = random_tree(torch, rng, size=30)
     torch.save({"before": torch.ones(rng.randrange(4)), "tree": tree}, path)
     expected = torch.load(path, weights_only=False)["tree"]
@@ -132,9 +127,8 @@ def test_random_trees(torch: Any, tmp_path: Path, seed: int) -> None:
         assert_equal_in_torch(torch, loaded["t"], expected)
 
 
-def test_marks(torch: Any, tmp_path: Path) -> None:
+def test_marks(torch: Any, path: Path) -> None:
     """Gradients and devices are as torch has them."""
-    path = tmp_path / "m.pt"
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     torch.save({"state": model.state_dict(), "parameters": list(model.parameters())}, path)
     edit(path, requires_grad=[("parameters.0", False), ("state.*", True)])
@@ -164,9 +158,8 @@ def test_marks(torch: Any, tmp_path: Path) -> None:
     torch.load(path)
 
 
-def test_state_dict_goes_into_its_module(torch: Any, tmp_path: Path) -> None:
+def test_state_dict_goes_into_its_module(torch: Any, path: Path) -> None:
     """``_metadata`` is there, and load_state_dict is strict."""
-    path = tmp_path / "m.pt"
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     wrapped = torch.nn.ModuleDict({"module": model})
     torch.save(wrapped.state_dict(), path)
@@ -177,9 +170,8 @@ def test_state_dict_goes_into_its_module(torch: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_past_4_gib(torch: Any, tmp_path: Path) -> None:
+def test_past_4_gib(torch: Any, path: Path) -> None:
     """The appended records lie past 4 GiB, and so do storages; torch reads them in all ways."""
-    path = tmp_path / "m.pt"
     write_sparse(path, 5, 1_000_000_000)
     if path.stat().st_blocks * 512 > 1 << 30:
         pytest.skip("this file system has no sparse files")

@@ -8,8 +8,6 @@ import itertools
 import json
 import pathlib
 import random
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from typing import Any
@@ -20,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 import torchzip as tz
+from tests.child_process import python
 from tests.comparing import assert_equal_in_torch, assert_same_array, assert_same_bytes
 from tests.sampling import some
 from tests.saved import saved
@@ -59,9 +58,8 @@ def storages_in(path: pathlib.Path) -> int:
 # -- values ---------------------------------------------------------------------------------------
 
 
-def test_arrays_of_all_dtypes(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_arrays_of_all_dtypes(torch: Any, path: pathlib.Path) -> None:
     """Every dtype, stored early and freed, comes back bit for bit."""
-    path = tmp_path / "m.pt"
     expected: dict[str, NDArray[Any]] = {}
     state: dict[str, Any] = {}
     with tz.incremental_save(path) as out:
@@ -88,7 +86,7 @@ def test_arrays_of_all_dtypes(torch: Any, tmp_path: pathlib.Path) -> None:
         assert held.view(array_dtype(name)).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_layouts(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_layouts(torch: Any, path: pathlib.Path) -> None:
     """Scalars, empty, transposed, broadcast, backward, swapped and gapped arrays."""
     square = np.arange(12.0).reshape(3, 4)
     arrays = {
@@ -103,7 +101,6 @@ def test_layouts(torch: Any, tmp_path: pathlib.Path) -> None:
         "column": (square + 2)[:, 1],
         "size 1": np.zeros((1, 3, 1)).T,
     }
-    path = tmp_path / "m.pt"
     with tz.incremental_save(path) as out:
         out.save({name: out.store_early(array) for name, array in arrays.items()})
     tree = loaded(torch, path)
@@ -113,9 +110,8 @@ def test_layouts(torch: Any, tmp_path: pathlib.Path) -> None:
     assert tree["transposed"].stride() == (1, 4)
 
 
-def test_structure_is_that_of_the_tree(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_structure_is_that_of_the_tree(torch: Any, path: pathlib.Path) -> None:
     """Containers, attributes and Parameters around early tensors are what they were."""
-    path = tmp_path / "m.pt"
     weight, bias = np.arange(6.0).reshape(2, 3), np.ones(2, ml_dtypes.bfloat16)
     with tz.incremental_save(path) as out:
         state: Any = OrderedDict()
@@ -156,10 +152,9 @@ def test_nothing_early_is_what_torch_writes(torch: Any, tmp_path: pathlib.Path) 
      "tensor_with_attributes", "untyped_storage_and_its_tensors", "sparse",
      "view_of_a_large_storage"],
 )  # fmt: skip
-def test_tensors_of_another_file(torch: Any, tmp_path: pathlib.Path, name: str) -> None:
+def test_tensors_of_another_file(torch: Any, path: pathlib.Path, name: str) -> None:
     """Lazy tensors stored early keep their strides, ties and bits."""
     data = torch_bytes(torch, {**CASES, **TORCH_ONLY}[name](torch))
-    path = tmp_path / "m.pt"
     with tz.lazy_load(io.BytesIO(data)) as ckpt, tz.incremental_save(path) as out:
         for tensor in ckpt.values():
             out.store_early(tensor)
@@ -267,10 +262,9 @@ class WriteOnly:
 @pytest.mark.parametrize("crc32", [True, False])
 @pytest.mark.parametrize("kind", ["path", "BytesIO", "write only"])
 def test_one_buffer_filled_again_and_again(
-    torch: Any, tmp_path: pathlib.Path, kind: str, crc32: bool
+    torch: Any, path: pathlib.Path, kind: str, crc32: bool
 ) -> None:
     """Each tensor has the values that the buffer held when it was stored."""
-    path = tmp_path / "m.pt"
     file: Any = {"path": path, "BytesIO": io.BytesIO(), "write only": WriteOnly()}[kind]
     buffer = np.empty((20, 50), np.float32)
     with tz.incremental_save(file, crc32=crc32) as out:
@@ -292,9 +286,8 @@ def test_one_buffer_filled_again_and_again(
     assert tree["last"].unique().tolist() == [9]
 
 
-def test_freed_address_taken_by_another(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_freed_address_taken_by_another(torch: Any, path: pathlib.Path) -> None:
     """An array at the address of one that was freed is an array of its own."""
-    path = tmp_path / "m.pt"
     state: dict[str, Any] = {}
     addresses = []
     with tz.incremental_save(path) as out:
@@ -318,9 +311,8 @@ def test_freed_address_taken_by_another(torch: Any, tmp_path: pathlib.Path) -> N
     assert len(pointers) == 300
 
 
-def test_random_programs(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_random_programs(torch: Any, path: pathlib.Path) -> None:
     """Any mix of arrays, views, early, plain, changed, freed: values of their time, in torch."""
-    path = tmp_path / "m.pt"
     for seed in some(range(150)):
         rng = random.Random(seed)
         pool: list[NDArray[Any]] = []
@@ -367,70 +359,6 @@ def test_random_programs(torch: Any, tmp_path: pathlib.Path) -> None:
                         for k in (i, j)
                     }
                     assert len(pointers) == 1, (seed, i, j)
-
-
-# -- nothing is left behind --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("when", ["before", "between", "after save", "in chunks"])
-@pytest.mark.parametrize("existing", [True, False])
-def test_exception_leaves_everything_as_it_was(
-    torch: Any, tmp_path: pathlib.Path, when: str, existing: bool
-) -> None:
-    """An exception in the block: the old file is there, or none, and no temporary file."""
-    path = tmp_path / "m.pt"
-    if existing:
-        torch.save({"old": torch.ones(2)}, path)
-    before = path.read_bytes() if existing else None
-
-    def broken() -> Any:
-        yield np.zeros(10)
-        raise KeyError("stop")
-
-    def work() -> None:
-        with tz.incremental_save(path) as out:
-            if when == "before":
-                raise KeyError("stop")
-            proxy = out.store_early(np.arange(100_000.0))
-            if when == "between":
-                raise KeyError("stop")
-            if when == "in chunks":
-                out.store_chunks(broken(), shape=(20,), dtype="float64")
-            out.save({"new": proxy})
-            raise KeyError("stop")
-
-    with pytest.raises(KeyError, match="stop"):
-        work()
-    assert [entry.name for entry in tmp_path.iterdir()] == (["m.pt"] if existing else [])
-    if existing:
-        assert path.read_bytes() == before
-        assert torch.load(path)["old"].tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("existing", [True, False])
-def test_save_was_never_called(torch: Any, tmp_path: pathlib.Path, existing: bool) -> None:
-    """Without `save` there is a warning and no file."""
-    path = tmp_path / "m.pt"
-    if existing:
-        torch.save({"old": torch.ones(2)}, path)
-    before = path.read_bytes() if existing else None
-    with pytest.warns(UserWarning, match="save"), tz.incremental_save(path) as out:
-        out.store_early(np.arange(1000.0))
-    assert [entry.name for entry in tmp_path.iterdir()] == (["m.pt"] if existing else [])
-    if existing:
-        assert path.read_bytes() == before
-
-
-def test_old_file_is_replaced_at_the_end(torch: Any, tmp_path: pathlib.Path) -> None:
-    """Until the block is left, readers see the old file."""
-    path = tmp_path / "m.pt"
-    torch.save({"old": torch.ones(2)}, path)
-    with tz.incremental_save(path) as out:
-        proxy = out.store_early(np.zeros(3))
-        assert list(torch.load(path)) == ["old"]
-        out.save({"new": proxy})
-    assert loaded(torch, path)["new"].tolist() == [0, 0, 0]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["m.pt"]
 
 
 # -- chunks ------------------------------------------------------------------------------------
@@ -480,16 +408,12 @@ print(json.dumps({"part": part, "peak": peak * 1024, "torch": "torch" in sys.mod
 
 
 @pytest.mark.long
-def test_chunks_of_two_gigabytes_in_little_memory(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_chunks_of_two_gigabytes_in_little_memory(torch: Any, path: pathlib.Path) -> None:
     """A tensor of 2 GB is written, and a slice of it read, in less than 150 MB."""
     if not pathlib.Path("/proc/self/status").exists():
         pytest.skip("the peak of a process without its parent's is only known on Linux")
-    path = tmp_path / "m.pt"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(path)], capture_output=True, text=True, check=True
-        )
-        result = json.loads(done.stdout)
+        result = json.loads(python("-c", _CHILD, path))
         assert result["part"] == [300.0, 300.0, 300.0]
         assert not result["torch"]
         assert result["peak"] < 150_000_000

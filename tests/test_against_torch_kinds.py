@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import warnings
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from tests.comparing import (
     check_tree,
 )
 from tests.sampling import costly
-from tests.saved import saved
+from tests.saved import records_of, saved
 from tests.torch_oracle import (
     asks_torch,
     random_bytes,
@@ -393,16 +390,7 @@ def _state(t: Any) -> Any:
 
 
 def load_again(torch: Any, data: bytes) -> Any:
-    """Return what torch reads."""
     return torch.load(io.BytesIO(data), weights_only=False)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Torch warns of much about these kinds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -411,9 +399,8 @@ def quiet() -> Iterator[None]:
 @pytest.mark.parametrize("name", CASES)
 def test_read_and_write_again(torch: Any, name: str) -> None:
     """Read lazily and at once, equal bit for bit; what is written again is what torch wrote."""
-    with quiet():
-        tree = CASES[name](torch)
-        data = torch_bytes(torch, tree)
+    tree = CASES[name](torch)
+    data = torch_bytes(torch, tree)
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
         assert check_tree(torch, ckpt.root, tree) > 0
         assert not ckpt.others
@@ -422,17 +409,15 @@ def test_read_and_write_again(torch: Any, name: str) -> None:
         assert_same_bytes(saved(ckpt.root), data)
     eager = tz.load(io.BytesIO(data))
     check_tree(torch, eager, tree)
-    with quiet():
-        load_again(torch, saved(eager))
-        check_tree(torch, tz.load(io.BytesIO(saved(eager))), tree)
+    load_again(torch, saved(eager))
+    check_tree(torch, tz.load(io.BytesIO(saved(eager))), tree)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_legacy(torch: Any, name: str) -> None:
     """The format before 1.6, whose storages come after the object."""
-    with quiet():
-        tree = CASES[name](torch)
-        data = torch_bytes(torch, tree, _use_new_zipfile_serialization=False)
+    tree = CASES[name](torch)
+    data = torch_bytes(torch, tree, _use_new_zipfile_serialization=False)
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
         check_tree(torch, ckpt.root, tree)
         again = saved(ckpt.root)
@@ -444,15 +429,14 @@ def test_legacy(torch: Any, name: str) -> None:
 @pytest.mark.parametrize("name", ["parameters", "attributes", "shared memory and shared objects"])
 def test_equal_in_torch(torch: Any, name: str) -> None:
     """What is written from a lazy checkpoint is equal in torch, whatever the file's protocol."""
-    with quiet():
-        tree = CASES[name](torch)
-        for protocol in (2, 4):
-            data = torch_bytes(torch, tree, pickle_protocol=protocol)
-            with tz.lazy_load(io.BytesIO(data)) as ckpt:
-                again = load_again(torch, saved(ckpt.root))
-            assert check_tree(torch, tz.load(io.BytesIO(torch_bytes(torch, again))), tree) > 0
-            if name == "shared memory and shared objects":
-                assert_equal_in_torch(torch, again, load_again(torch, data))
+    tree = CASES[name](torch)
+    for protocol in (2, 4):
+        data = torch_bytes(torch, tree, pickle_protocol=protocol)
+        with tz.lazy_load(io.BytesIO(data)) as ckpt:
+            again = load_again(torch, saved(ckpt.root))
+        assert check_tree(torch, tz.load(io.BytesIO(torch_bytes(torch, again))), tree) > 0
+        if name == "shared memory and shared objects":
+            assert_equal_in_torch(torch, again, load_again(torch, data))
 
 
 # -- writing what a user made --------------------------------------------------------------------
@@ -539,15 +523,14 @@ def _from_numpy(torch: Any, tensor: Any) -> Any:
 @pytest.mark.parametrize("name", [name for name in CASES if name != "attributes"])
 def test_written_from_arrays(torch: Any, name: str) -> None:
     """Tensors that a user makes from arrays are written as torch writes its own."""
-    with quiet():
-        tree = CASES[name](torch)
-        made = from_numpy(torch, tree)
-        data = saved(made)
-        again = load_again(torch, data)
-        assert check_tree(torch, tz.load(io.BytesIO(data)), tree) > 0
-        assert check_tree(torch, made, again) > 0
-        if name not in NOT_THE_SAME_BYTES:
-            assert_same_bytes(data, torch_bytes(torch, tree))
+    tree = CASES[name](torch)
+    made = from_numpy(torch, tree)
+    data = saved(made)
+    again = load_again(torch, data)
+    assert check_tree(torch, tz.load(io.BytesIO(data)), tree) > 0
+    assert check_tree(torch, made, again) > 0
+    if name not in NOT_THE_SAME_BYTES:
+        assert_same_bytes(data, torch_bytes(torch, tree))
 
 
 def test_one_array_in_two_tensors(torch: Any) -> None:
@@ -572,52 +555,57 @@ def test_one_array_in_two_tensors(torch: Any) -> None:
 @pytest.mark.parametrize("name", ["coo float32", "per channel qint8", "csc", "nested", "jagged"])
 def test_incremental(torch: Any, name: str) -> None:
     """Parts are stored early, and the structure says what they are parts of."""
-    with quiet():
-        tensor = CASES[name](torch)
-        data = torch_bytes(torch, tensor)
-        file = io.BytesIO()
-        with tz.lazy_load(io.BytesIO(data)) as ckpt, tz.incremental_save(file) as out:
-            out.save(
-                {
-                    "arrays": out.store_early(from_numpy(torch, tensor)),
-                    "lazy": out.store_early(ckpt.root),
-                    "eager": out.store_early(tz.load(io.BytesIO(data))),
-                    "parameter": out.store_early(Parameter(ckpt.root, False)),
-                    "late": ckpt.root,
-                }
-            )
-        again = load_again(torch, file.getvalue())
-        assert list(again) == ["arrays", "lazy", "eager", "parameter", "late"]
-        for held in again.values():
-            check_tensor(torch, tz.load(io.BytesIO(data)), held)
-        assert isinstance(again["parameter"], torch.nn.Parameter)
+    tensor = CASES[name](torch)
+    data = torch_bytes(torch, tensor)
+    file = io.BytesIO()
+    with tz.lazy_load(io.BytesIO(data)) as ckpt, tz.incremental_save(file) as out:
+        out.save(
+            {
+                "arrays": out.store_early(from_numpy(torch, tensor)),
+                "lazy": out.store_early(ckpt.root),
+                "eager": out.store_early(tz.load(io.BytesIO(data))),
+                "parameter": out.store_early(Parameter(ckpt.root, False)),
+                "late": ckpt.root,
+            }
+        )
+    again = load_again(torch, file.getvalue())
+    assert list(again) == ["arrays", "lazy", "eager", "parameter", "late"]
+    for held in again.values():
+        check_tensor(torch, tz.load(io.BytesIO(data)), held)
+    assert isinstance(again["parameter"], torch.nn.Parameter)
 
 
 @pytest.mark.parametrize("name", ["coo float32", "csr float32", "per channel qint8", "nested"])
 def test_casts_leave_the_parts_alone(torch: Any, name: str, tmp_path: Path) -> None:
     """A conversion casts dense tensors, also those that share memory with a part of another."""
-    with quiet():
-        other = CASES[name](torch)
-        tree = {"w": torch.ones(3), "other": other}
-        if not other.is_quantized:
-            tree["values"] = (other._values if "coo" in name else other.values)().detach()
-        torch.save(tree, tmp_path / "a.pt")
-        report = tz.convert(tmp_path / "a.pt", tmp_path / "b.pt", dtype="bfloat16")
-        again = torch.load(tmp_path / "b.pt", weights_only=False)
-        assert report.tensors == len(tree)
-        told = () if other.is_quantized else ("other (values)",)  # what stays is said
-        assert tuple(line.partition(": it stays float32;")[0] for line in report.lost) == told
-        assert again["w"].dtype == again.get("values", again["w"]).dtype == torch.bfloat16
-        with tz.lazy_load(tmp_path / "b.pt") as ckpt:
-            check_tensor(torch, ckpt["other"], other)
-        check_tensor(torch, tz.load(tmp_path / "b.pt")["other"], again["other"])
-        report = tz.convert(tmp_path / "a.pt", tmp_path / "b.safetensors", dtype="bfloat16")
-        assert any(line.startswith("other: a ") for line in report.lost)
-        with tz.lazy_load(tmp_path / "b.safetensors") as ckpt:
-            assert set(ckpt) == tree.keys() - {"other"}
+    other = CASES[name](torch)
+    tree = {"w": torch.ones(3), "other": other}
+    if not other.is_quantized:
+        tree["values"] = (other._values if "coo" in name else other.values)().detach()
+    torch.save(tree, tmp_path / "a.pt")
+    report = tz.convert(tmp_path / "a.pt", tmp_path / "b.pt", dtype="bfloat16")
+    again = torch.load(tmp_path / "b.pt", weights_only=False)
+    assert report.tensors == len(tree)
+    told = () if other.is_quantized else ("other (values)",)  # what stays is said
+    assert tuple(line.partition(": it stays float32;")[0] for line in report.lost) == told
+    assert again["w"].dtype == again.get("values", again["w"]).dtype == torch.bfloat16
+    with tz.lazy_load(tmp_path / "b.pt") as ckpt:
+        check_tensor(torch, ckpt["other"], other)
+    check_tensor(torch, tz.load(tmp_path / "b.pt")["other"], again["other"])
+    report = tz.convert(tmp_path / "a.pt", tmp_path / "b.safetensors", dtype="bfloat16")
+    assert any(line.startswith("other: a ") for line in report.lost)
+    with tz.lazy_load(tmp_path / "b.safetensors") as ckpt:
+        assert set(ckpt) == tree.keys() - {"other"}
 
 
 # -- random ones -----------------------------------------------------------------------------------
+
+
+def check_there_and_back(torch: Any, tensor: Any) -> None:
+    raw = torch_bytes(torch, tensor)
+    with tz.lazy_load(io.BytesIO(raw)) as ckpt:
+        check_tensor(torch, ckpt[""], tensor)
+        assert_same_bytes(saved(ckpt.root), raw)
 
 
 @costly
@@ -636,10 +624,7 @@ def test_random_coo(torch: Any, data: st.DataObject) -> None:
     )[:sparse]
     values = _values(torch, dtype, nnz, *sizes[sparse:])
     tensor = torch.sparse_coo_tensor(indices, values, sizes)
-    raw = torch_bytes(torch, tensor)
-    with tz.lazy_load(io.BytesIO(raw)) as ckpt:
-        check_tensor(torch, ckpt[""], tensor)
-        assert_same_bytes(saved(ckpt.root), raw)
+    check_there_and_back(torch, tensor)
 
 
 @costly
@@ -661,16 +646,12 @@ def test_random_compressed(
     mask = (torch.rand(counts, generator=generator) > 0.5).expand(*batch, *counts)
     mask = mask.repeat_interleave(step[0], -2).repeat_interleave(step[1], -1)
     dense = torch.randn(mask.shape, generator=generator) * mask
-    with quiet():
-        make = getattr(dense, f"to_sparse_{layout}")
-        try:
-            tensor = make(block) if blocks else make()
-        except RuntimeError:
-            return  # torch makes none of some sizes of 0
-        raw = torch_bytes(torch, tensor)
-    with tz.lazy_load(io.BytesIO(raw)) as ckpt:
-        check_tensor(torch, ckpt[""], tensor)
-        assert_same_bytes(saved(ckpt.root), raw)
+    make = getattr(dense, f"to_sparse_{layout}")
+    try:
+        tensor = make(block) if blocks else make()
+    except RuntimeError:
+        return  # torch makes none of some sizes of 0
+    check_there_and_back(torch, tensor)
 
 
 @costly
@@ -699,9 +680,8 @@ def test_random_quantized(torch: Any, data: st.DataObject) -> None:
         tensor = torch._make_per_channel_quantized_tensor(
             part, torch.from_numpy(many), torch.from_numpy(zeros), axis
         )
-    with quiet():
-        check_tensor(torch, made, tensor)
-        assert_same_bytes(saved(made), torch_bytes(torch, tensor))
+    check_tensor(torch, made, tensor)
+    assert_same_bytes(saved(made), torch_bytes(torch, tensor))
 
 
 # -- torch's other writers, and classes of their own -----------------------------------------------
@@ -712,14 +692,11 @@ def test_random_quantized(torch: Any, data: st.DataObject) -> None:
 )
 def test_torchscript(torch: Any, name: str) -> None:
     """The flat arguments of the C++ pickler, read from its ``data.pkl``."""
-    with quiet():
-        tensor = CASES[name](torch)
-        file = io.BytesIO()
-        torch.jit.save(torch.jit.script(_holder(torch, tensor)), file)
-    records = {}
-    with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            records[name.partition("/")[2]] = archive.read(name)
+    tensor = CASES[name](torch)
+    file, module = io.BytesIO(), torch.nn.Identity()
+    module.register_buffer("x", tensor)
+    torch.jit.save(torch.jit.script(module), file)
+    records = records_of(file.getvalue())
     storages = {key[5:]: value for key, value in records.items() if key.startswith("data/")}
     data = b.checkpoint(records["data.pkl"], storages)
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
@@ -728,14 +705,7 @@ def test_torchscript(torch: Any, name: str) -> None:
             assert isinstance(made, SparseTensor)
             assert made.is_coalesced is None
             made = made.replace(is_coalesced=False)
-        with quiet():
-            check_tensor(torch, made, tensor)
-
-
-def _holder(torch: Any, tensor: Any) -> Any:
-    module = torch.nn.Identity()
-    module.register_buffer("x", tensor)
-    return module
+        check_tensor(torch, made, tensor)
 
 
 def test_two_tensor(torch: Any) -> None:
@@ -762,23 +732,22 @@ def test_distributed_tensor(torch: Any, tmp_path: Path) -> None:
         pytest.skip("this build of torch has no torch.distributed")
     from torch.distributed.tensor import Replicate, distribute_tensor
 
-    with quiet():
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-        )
-        try:
-            mesh = distributed.init_device_mesh("cpu", (1,))
-            weight = distribute_tensor(torch.arange(6.0).reshape(2, 3), mesh, [Replicate()])
-            tree = {"weight": weight, "parameter": torch.nn.Parameter(weight), "w": torch.ones(2)}
-            torch.save(tree, tmp_path / "a.pt")
-        finally:
-            distributed.destroy_process_group()
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        weight = distribute_tensor(torch.arange(6.0).reshape(2, 3), mesh, [Replicate()])
+        tree = {"weight": weight, "parameter": torch.nn.Parameter(weight), "w": torch.ones(2)}
+        torch.save(tree, tmp_path / "a.pt")
+    finally:
+        distributed.destroy_process_group()
     with tz.lazy_load(tmp_path / "a.pt") as ckpt:
         assert {"weight._local_tensor", "parameter._local_tensor", "w"} <= set(ckpt)
         assert set(ckpt.others) == {"weight", "parameter"}
         assert ckpt["weight._local_tensor"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
         # Its mesh names a device by torch's own constant, so the bytes are not the same again.
-        with quiet(), tz.lazy_load(io.BytesIO(saved(ckpt.root))) as again:
+        with tz.lazy_load(io.BytesIO(saved(ckpt.root))) as again:
             assert list(again) == list(ckpt)
             assert list(again.others) == list(ckpt.others)
             for name in ckpt:
@@ -795,9 +764,8 @@ def test_quantized_in_a_distributed_checkpoint(torch: Any, tmp_path: Path) -> No
         pytest.skip("this build of torch has no torch.distributed")
     from torch.distributed import checkpoint as dcp
 
-    with quiet():
-        q = torch.quantize_per_tensor(_x(torch), 0.1, 3, torch.qint8)
-        dcp.save({"q": q, "w": torch.ones(2)}, checkpoint_id=tmp_path / "dcp")
+    q = torch.quantize_per_tensor(_x(torch), 0.1, 3, torch.qint8)
+    dcp.save({"q": q, "w": torch.ones(2)}, checkpoint_id=tmp_path / "dcp")
     with tz.lazy_load(tmp_path / "dcp") as ckpt:
         assert ckpt["w"].numpy().tolist() == [1, 1]
         with pytest.raises(tz.UnsupportedError, match="a quantized tensor"):

@@ -11,7 +11,8 @@ import pytest
 import torchzip as tz
 from tests.comparing import assert_equal_in_torch, assert_same_tensor
 from tests.models import MODELS, training_checkpoint
-from tests.torch_oracle import asks_torch
+from tests.saved import saved
+from tests.torch_oracle import asks_torch, torch_bytes
 
 pytestmark = asks_torch(
     "torch.load", "enable_nested_tensor", ".*weight_norm", "Couldn't retrieve source",
@@ -24,18 +25,14 @@ FORMATS = [(new, protocol) for new in (True, False) for protocol in (2, 1, 3, 4,
 
 def written(torch: Any, tree: Any, new: bool, protocol: int) -> bytes:
     """Return a file of torch in one of its formats."""
-    file = io.BytesIO()
-    torch.save(tree, file, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
-    return file.getvalue()
+    return torch_bytes(torch, tree, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
 
 
-def saved_again(ckpt: tz.Checkpoint) -> io.BytesIO:
-    """Return the file that `save` makes of a checkpoint's object."""
-    file = io.BytesIO()
+def check_saved_again(torch: Any, ckpt: tz.Checkpoint, data: bytes) -> None:
+    """Compare what torch makes of a checkpoint's object, saved again, and of its file."""
     with pytest.warns(UserWarning, match="weights_only"):
-        tz.save(ckpt.root, file)
-    file.seek(0)
-    return file
+        again = torch.load(io.BytesIO(saved(ckpt.root)), weights_only=False)
+    assert_equal_in_torch(torch, again, torch.load(io.BytesIO(data), weights_only=False))
 
 
 @pytest.mark.parametrize(("new", "protocol"), FORMATS)
@@ -49,9 +46,7 @@ def test_pickled_model(torch: Any, name: str, new: bool, protocol: int) -> None:
         assert list(ckpt) == list(state)
         for key, tensor in state.items():
             assert_same_tensor(ckpt[key], tensor, key)
-        file = saved_again(ckpt)
-    again = torch.load(file, weights_only=False)
-    assert_equal_in_torch(torch, again, torch.load(io.BytesIO(data), weights_only=False))
+        check_saved_again(torch, ckpt, data)
 
 
 def test_model_inside_a_checkpoint(torch: Any) -> None:
@@ -89,10 +84,8 @@ def test_training_checkpoint(torch: Any, new: bool, protocol: int) -> None:
         assert root["phase"].args == ("done",)
         assert root["rng"]["numpy"][1].dtype == np.uint32
         assert root["counts"].tolist() == [[0, 1, 2], [3, 4, 5]]
-        file = saved_again(ckpt)
+        check_saved_again(torch, ckpt, data)
         assert ("argparse", "Namespace") in ckpt.foreign
-    again = torch.load(file, weights_only=False)
-    assert_equal_in_torch(torch, again, torch.load(io.BytesIO(data), weights_only=False))
 
 
 @pytest.mark.filterwarnings("ignore:.*quantiz")
@@ -141,9 +134,7 @@ def test_protocol_0(torch: Any, new: bool) -> None:
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
         assert ckpt.root["hyper_parameters"].state["settings"].name == "Settings"
         assert (type(ckpt.root["loss"]), ckpt.root["loss"]) == (np.float32, 0.5)
-        file = saved_again(ckpt)
-    again = torch.load(file, weights_only=False)
-    assert_equal_in_torch(torch, again, torch.load(io.BytesIO(data), weights_only=False))
+        check_saved_again(torch, ckpt, data)
 
 
 def test_load_gives_arrays_in_foreign_objects(torch: Any) -> None:

@@ -7,6 +7,7 @@ import io
 import pathlib
 import random
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 import torchzip as tz
 from tests.comparing import Reading, assert_equal_in_torch, assert_same_bytes
 from tests.sampling import some, thorough
-from tests.saved import big_endian, zipped_again
+from tests.saved import big_endian, saved, zipped_again
 from tests.torch_oracle import (
     TENSOR_DTYPES,
     TYPED_STORAGES,
@@ -40,10 +41,12 @@ pytestmark = asks_torch(
 ALL = {**CASES, **TORCH_ONLY}
 
 
-# -- files ---------------------------------------------------------------------------------------
-
-
 # -- reading ----------------------------------------------------------------------------------
+
+
+def _without_crcs(torch: Any, tree: Any) -> bytes:
+    with torch_settings(torch, alignment=16, crc32=False):
+        return torch_bytes(torch, tree)
 
 
 def check_reading(
@@ -60,45 +63,32 @@ def check_reading(
     Reading(torch, lazy=False, mapped=mapped).check(tz.load(path, mmap=True), tree)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_zip(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
-    """The format of ``torch.save`` since 1.6."""
-    tree = ALL[name](torch)
-    check_reading(torch, torch_bytes(torch, tree), tree, tmp_path / "m.pt")
+#: How a file comes about: (torch, tree) -> its bytes, and whether its storages can be mapped.
+_WAYS: dict[str, tuple[Callable[[Any, Any], bytes], bool]] = {
+    "zip": (torch_bytes, True),
+    "legacy": (lambda t, tree: torch_bytes(t, tree, _use_new_zipfile_serialization=False), True),
+    "protocol 3": (lambda t, tree: torch_bytes(t, tree, pickle_protocol=3), True),
+    "protocol 4": (lambda t, tree: torch_bytes(t, tree, pickle_protocol=4), True),
+    "protocol 5": (lambda t, tree: torch_bytes(t, tree, pickle_protocol=5), True),
+    "without CRCs": (_without_crcs, True),
+    "deflated": (lambda t, tree: zipped_again(torch_bytes(t, tree), zipfile.ZIP_DEFLATED), False),
+}
+
+
+def check_ways(torch: Any, tree: Any, path: pathlib.Path) -> None:
+    """Check what is read of a tree in each of the formats."""
+    for way, (make, mapped) in _WAYS.items():
+        try:
+            check_reading(torch, make(torch, tree), tree, path, mapped=mapped)
+        except Exception as error:
+            error.add_note(way)
+            raise
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_legacy(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
-    """The format before 1.6, which torch still writes when asked to."""
-    tree = ALL[name](torch)
-    data = torch_bytes(torch, tree, _use_new_zipfile_serialization=False)
-    check_reading(torch, data, tree, tmp_path / "m.pt")
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_newer_pickle_protocols(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
-    """Files that were saved with ``pickle_protocol`` 3, 4 and 5."""
-    tree = ALL[name](torch)
-    for protocol in (3, 4, 5):
-        data = torch_bytes(torch, tree, pickle_protocol=protocol)
-        check_reading(torch, data, tree, tmp_path / "m.pt")
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_deflated(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
-    """Archives that another program has packed again."""
-    tree = ALL[name](torch)
-    data = zipped_again(torch_bytes(torch, tree), zipfile.ZIP_DEFLATED)
-    check_reading(torch, data, tree, tmp_path / "m.pt", mapped=False)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_without_crc(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
-    """Files that torch was told to write without CRCs."""
-    tree = ALL[name](torch)
-    with torch_settings(torch, alignment=16, crc32=False):
-        data = torch_bytes(torch, tree)
-    check_reading(torch, data, tree, tmp_path / "m.pt")
+def test_every_format(torch: Any, name: str, path: pathlib.Path) -> None:
+    """What ``torch.save`` writes and has written, and what another program has packed again."""
+    check_ways(torch, ALL[name](torch), path)
 
 
 # Swapped indices point anywhere; torch does not look.
@@ -106,11 +96,11 @@ _SWAPPED = [name for name in ALL if name not in ("nested", "sparse")]
 
 
 @pytest.mark.parametrize("name", _SWAPPED)
-def test_other_byte_order(torch: Any, name: str, tmp_path: pathlib.Path) -> None:
+def test_other_byte_order(torch: Any, name: str, path: pathlib.Path) -> None:
     """Storages are swapped as torch swaps them: by the element of their class."""
     data = big_endian(torch_bytes(torch, ALL[name](torch)))
     tree = torch.load(io.BytesIO(data), weights_only=False)
-    check_reading(torch, data, tree, tmp_path / "m.pt", mapped=False)
+    check_reading(torch, data, tree, path, mapped=False)
 
 
 def test_values_of_the_other_byte_order(torch: Any) -> None:
@@ -150,22 +140,11 @@ def test_pickled_optimizer(torch: Any) -> None:
     assert state["momentum_buffer"].tolist() == [1.0, 1.0]
 
 
-def test_random_trees(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_random_trees(torch: Any, path: pathlib.Path) -> None:
     """Random trees in all formats."""
     for seed in some(range(300)):
-        tree = random_tree(torch, random.Random(seed))
-        data = torch_bytes(torch, tree)
-        legacy = torch_bytes(torch, tree, _use_new_zipfile_serialization=False)
         try:
-            check_reading(torch, data, tree, tmp_path / "m.pt")
-            check_reading(torch, legacy, tree, tmp_path / "m.pt")
-            check_reading(
-                torch,
-                zipped_again(data, zipfile.ZIP_DEFLATED),
-                tree,
-                tmp_path / "m.pt",
-                mapped=False,
-            )
+            check_ways(torch, random_tree(torch, random.Random(seed)), path)
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
@@ -178,19 +157,12 @@ def test_dtypes_of_one_empty_storage(torch: Any, names: list[str], is_zip: bool)
         names = [name for name in names if name in TYPED_STORAGES]
     held = torch.empty(0, dtype=torch.uint8)
     tensors = {str(i): held.view(getattr(torch, name)) for i, name in enumerate(names)}
-    file = io.BytesIO()
-    torch.save(tensors, file, _use_new_zipfile_serialization=is_zip)
-    file.seek(0)
-    expected = {name: str(tensor.dtype)[6:] for name, tensor in torch.load(file).items()}
-    assert list(expected.values()) == names
-    file.seek(0)
-    with tz.lazy_load(file) as checkpoint:
-        assert {name: tensor.torch_dtype for name, tensor in checkpoint.items()} == expected
-    resaved = io.BytesIO()
-    file.seek(0)
-    tz.save(tz.load(file), resaved)
-    resaved.seek(0)
-    assert {name: str(tensor.dtype)[6:] for name, tensor in torch.load(resaved).items()} == expected
+    data = torch_bytes(torch, tensors, _use_new_zipfile_serialization=is_zip)
+    with tz.lazy_load(io.BytesIO(data)) as checkpoint:
+        assert [tensor.torch_dtype for tensor in checkpoint.values()] == names
+    for written in (data, saved(tz.load(io.BytesIO(data)))):
+        read = torch.load(io.BytesIO(written))
+        assert [str(tensor.dtype)[6:] for tensor in read.values()] == names
 
 
 def test_storage_of_odd_size_is_refused_by_both(torch: Any) -> None:
@@ -285,28 +257,22 @@ def test_indices_outside(sliced: dict[str, tz.LazyTensor]) -> None:
 
 def resaved(data: bytes) -> bytes:
     """Return what torchzip writes of what it has read lazily."""
-    file = io.BytesIO()
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
-        tz.save(ckpt.root, file)
-    return file.getvalue()
+        return saved(ckpt.root)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_resaved_is_equal_in_torch(torch: Any, name: str) -> None:
-    """Strides, offsets, sharing, Parameters, attributes, foreign objects: all come back."""
-    data = torch_bytes(torch, ALL[name](torch))
-    load = functools.partial(torch.load, weights_only=False)
-    assert_equal_in_torch(torch, load(io.BytesIO(resaved(data))), load(io.BytesIO(data)))
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_resaved_is_equal_in_torch(torch: Any, name: str, is_zip: bool) -> None:
+    """Strides, offsets, sharing, Parameters, attributes, foreign objects: all come back.
 
-
-@pytest.mark.parametrize("name", ALL)
-def test_resaved_from_legacy_is_equal_in_torch(torch: Any, name: str) -> None:
-    """The same for what was in a legacy file, also where torch writes but cannot read it."""
+    Of a legacy file also where torch writes but cannot read it.
+    """
     tree = ALL[name](torch)
-    legacy = torch_bytes(torch, tree, _use_new_zipfile_serialization=False)
+    data = torch_bytes(torch, tree, _use_new_zipfile_serialization=is_zip)
     load = functools.partial(torch.load, weights_only=False)
-    expected = load(io.BytesIO(torch_bytes(torch, tree)))
-    assert_equal_in_torch(torch, load(io.BytesIO(resaved(legacy))), expected)
+    expected = load(io.BytesIO(data if is_zip else torch_bytes(torch, tree)))
+    assert_equal_in_torch(torch, load(io.BytesIO(resaved(data))), expected)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import pickle
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 import torchzip as tz
 from tests.comparing import array_of, assert_same_array, assert_same_tensor
+from tests.saved import quiet
 from tests.torch_oracle import QUANTIZED_DTYPES, TENSOR_DTYPES, asks_torch
 
 torch: Any = pytest.importorskip("torch")
@@ -181,8 +181,7 @@ def _quantized() -> Any:
 
 
 def _traced(model: Any, *inputs: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return torch.jit.trace(model.eval(), inputs)
 
 
@@ -225,10 +224,9 @@ def state_dict(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", SCRIPTS)
-def test_scripts(tmp_path: Path, case: str) -> None:
+def test_scripts(path: Path, case: str) -> None:
     """Names and order are those of the state dict of what torch loads; so are bits and flags."""
     torch.manual_seed(1)
-    path = tmp_path / "script.pt"
     torch.jit.save(SCRIPTS[case](), str(path))
     expected = state_dict(path)
     with tz.lazy_load(path) as ckpt:
@@ -268,7 +266,7 @@ def test_values_of_all_kinds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TENSOR_DTYPES)
-def test_meta_tensors(tmp_path: Path, name: str) -> None:
+def test_meta_tensors(path: Path, name: str) -> None:
     """They come back with their fields, views and ties of them too, beside tensors with data."""
     dtype = getattr(torch, name)
     held = torch.empty(3, 4, dtype=dtype, device="meta")
@@ -278,7 +276,6 @@ def test_meta_tensors(tmp_path: Path, name: str) -> None:
     model.tied = model.weight
     model.register_buffer("empty", held[:0])
     model.register_buffer("bias", torch.arange(3.0))
-    path = tmp_path / "script.pt"
     torch.jit.save(torch.jit.script(model), path)
     expected = torch.jit.load(path).state_dict(keep_vars=True)
     with tz.lazy_load(path) as ckpt:
@@ -297,11 +294,10 @@ def test_meta_tensors(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*TENSOR_DTYPES, *QUANTIZED_DTYPES])
-def test_every_dtype(tmp_path: Path, name: str) -> None:
+def test_every_dtype(path: Path, name: str) -> None:
     """Also those for which only the C++ pickler has a storage class."""
     model = nn.Module()
     model.register_buffer("t", torch.arange(16, dtype=torch.uint8).view(getattr(torch, name)))
-    path = tmp_path / "script.pt"
     torch.jit.save(torch.jit.script(model), path)
     expected = torch.jit.load(path).state_dict()
     with tz.lazy_load(path) as ckpt:
@@ -311,9 +307,8 @@ def test_every_dtype(tmp_path: Path, name: str) -> None:
         assert ckpt["t"].numpy().tobytes() == bytes(range(16))
 
 
-def test_quantized_modules(tmp_path: Path) -> None:
+def test_quantized_modules(path: Path) -> None:
     """Packed weights are inert objects of C++ classes, and nothing of a state dict."""
-    path = tmp_path / "script.pt"
     torch.jit.save(_quantized(), path)
     with tz.lazy_load(path) as ckpt:
         assert_same(ckpt, state_dict(path))
@@ -321,11 +316,10 @@ def test_quantized_modules(tmp_path: Path) -> None:
         assert packed.module.startswith("__torch__.torch.classes")
 
 
-def test_constants(tmp_path: Path) -> None:
+def test_constants(path: Path) -> None:
     """The weights of a frozen module are constants of its code."""
     torch.manual_seed(1)
     linear = nn.Linear(3, 3).eval()
-    path = tmp_path / "script.pt"
     torch.jit.save(torch.jit.freeze(torch.jit.script(linear)), path)
     with tz.lazy_load(path) as ckpt:
         assert list(ckpt) == []
@@ -353,9 +347,8 @@ def test_extra_files_and_buffers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_convert(tmp_path: Path, suffix: str) -> None:
+def test_convert(tmp_path: Path, path: Path, suffix: str) -> None:
     """What is written is the state dict, and torch loads it with its default loader."""
-    path = tmp_path / "script.pt"
     torch.jit.save(torch.jit.script(Tied()), path)
     expected = state_dict(path)
     report = tz.convert(path, tmp_path / f"out.{suffix}")
@@ -408,9 +401,7 @@ class Exported(nn.Module):  # type: ignore[misc]
 @pytest.fixture(scope="module")
 def exported() -> Any:
     torch.manual_seed(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(Exported().eval(), (torch.ones(2, 4),))
+    return torch.export.export(Exported().eval(), (torch.ones(2, 4),))
 
 
 def assert_export(path: Path, program: Any, *, exact: bool = True) -> None:

@@ -26,7 +26,6 @@ _BY_CHANCE = "nested-legacy"
 
 @pytest.fixture(scope="module")
 def asked() -> Iterator[Verdicts]:
-    """Return what asks torch."""
     with contextlib.closing(Verdicts()) as asked:
         yield asked
 
@@ -81,13 +80,12 @@ def test_mutants(torch: Any, asked: Verdicts, tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_dtypes(
-    torch: Any, asked: Verdicts, tmp_path: Path, dtype: str, is_legacy: bool, requires_grad: bool
+    torch: Any, asked: Verdicts, path: Path, dtype: str, is_legacy: bool, requires_grad: bool
 ) -> None:
     """Of those without a storage class, legacy files can hold none and zip files no gradients."""
     tensor = torch.ones(3).to(getattr(torch, dtype))
     if requires_grad and tensor.is_floating_point():
         tensor.requires_grad_()
-    path = tmp_path / "m.pt"
     torch.save({"w": tensor}, path, _use_new_zipfile_serialization=not is_legacy)
     found = verify(path)
     verdict, why = asked.of(path)
@@ -106,10 +104,9 @@ def test_names_of_files(torch: Any, asked: Verdicts, tmp_path: Path) -> None:
         assert (asked.of(tmp_path / name)[0] == "accepts") == (verdict == "accepts")
 
 
-def test_empty_storages_that_are_shared(torch: Any, asked: Verdicts, tmp_path: Path) -> None:
+def test_empty_storages_that_are_shared(torch: Any, asked: Verdicts, path: Path) -> None:
     """One without bytes has the dtype of each mention of it, and is loaded."""
     empty = torch.empty(0)
-    path = tmp_path / "m.pt"
     torch.save([empty, empty.view(0, 3)], path, _use_new_zipfile_serialization=False)
     assert verify(path).torch_load == asked.of(path)[0]
 

@@ -21,15 +21,11 @@ import torchzip as tz
 from tests.comparing import assert_same_bytes
 from tests.sampling import some
 from tests.saved import saved
-from tests.torch_oracle import tensor, to_torchzip, torch_bytes, torch_settings
+from tests.torch_oracle import asks_torch, tensor, to_torchzip, torch_bytes, torch_settings
 from tests.trees import CASES, random_tree
 
-pytestmark = [
-    pytest.mark.torch,
-    # What torch's default loader will not take is the subject of two tests of their own.
-    pytest.mark.filterwarnings("ignore:torch.load"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-]
+# What torch's default loader will not take is the subject of two tests of their own.
+pytestmark = asks_torch("torch.load", "ComplexHalf support is experimental")
 
 #: Trees of many kinds, for what is tried with several settings.
 SAMPLE = (
@@ -431,6 +427,17 @@ def _needs_memory() -> None:
         pytest.skip("needs 12 GB of memory")
 
 
+def _compare_large(torch: Any, tree: Any, crc32: bool) -> Any:
+    theirs: Any = SparseFile()
+    ours: Any = SparseFile()
+    with torch_settings(torch, crc32=crc32):
+        torch.save(tree, theirs)
+    tz.save(to_torchzip(torch, tree), ours, crc32=crc32)
+    assert ours.size == theirs.size
+    assert ours.pages == theirs.pages
+    return theirs
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("nbytes", "crc32"),
@@ -442,13 +449,7 @@ def test_past_4_gib(torch: Any, nbytes: int, crc32: bool) -> None:
     large = torch.from_numpy(np.zeros(nbytes, np.uint8))  # pages that are never written
     small = torch.arange(5)
     tree = {"before": small, "large": large, "end": large[-3:], "after": [small + 1, small + 2]}
-    theirs: Any = SparseFile()
-    ours: Any = SparseFile()
-    with torch_settings(torch, 64, crc32):
-        torch.save(tree, theirs)
-    tz.save(to_torchzip(torch, tree), ours, crc32=crc32)
-    assert ours.size == theirs.size
-    assert ours.pages == theirs.pages
+    theirs = _compare_large(torch, tree, crc32)
     theirs.seek(0)
     with tz.lazy_load(theirs) as ckpt:
         assert ckpt["large"].shape == (nbytes,)
@@ -462,10 +463,4 @@ def test_offset_past_4_gib_by_many_storages(torch: Any) -> None:
     _needs_memory()
     parts = [torch.from_numpy(np.zeros((1 << 30) - 3000 * i, np.uint8)) for i in range(5)]
     tree = [[part, tensor(torch, "int16", (i,))] for i, part in enumerate(parts)]
-    theirs: Any = SparseFile()
-    ours: Any = SparseFile()
-    with torch_settings(torch, 64, crc32=False):
-        torch.save(tree, theirs)
-    tz.save(to_torchzip(torch, tree), ours, crc32=False)
-    assert ours.size == theirs.size
-    assert ours.pages == theirs.pages
+    _compare_large(torch, tree, crc32=False)

@@ -13,13 +13,14 @@ import pytest
 
 from benchmarks import memory, report
 from benchmarks.tasks import ROWS, is_ours
+from tests.child_process import python
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 
 
 def benchmarks(*arguments: str) -> str:
-    """Run ``python -m benchmarks`` and return what it prints."""
+    """Run ``python -m benchmarks``, which tells its progress on stderr; return what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments],
         cwd=ROOT,
@@ -121,10 +122,7 @@ for peaks in (living, ended):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
 def test_peaks_of_workers() -> None:
     """A worker's peak is seen while it lives and after it has ended, apart from its parent's."""
-    done = subprocess.run(
-        [sys.executable, "-c", _WORKER], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    python("-c", _WORKER)
 
 
 def test_rows_have_aims() -> None:

@@ -51,7 +51,6 @@ class HoleWriting:
         return getattr(os, name)
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """Write all of it, or all that is not inside."""
         if data.nbytes < 1 << 20:
             return os.write(descriptor, data)
         os.write(descriptor, data[:_EDGE])
@@ -95,14 +94,12 @@ class HoleyFile:
         self._file = path.open("wb", buffering=0)
 
     def write(self, data: Any) -> int:
-        """Write all of it, or all that is not inside."""
         return HoleWriting().write(self._file.fileno(), memoryview(data).cast("B"))
 
     def flush(self) -> None:
         """Nothing."""
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 

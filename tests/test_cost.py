@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import struct
-import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -19,6 +18,9 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.child_process import python
+from tests.hostile.parts import zipped
+from tests.saved import saved
 
 
 class CountingFile(io.BytesIO):
@@ -29,14 +31,12 @@ class CountingFile(io.BytesIO):
         self.reads: list[tuple[int, int]] = []
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read, and note it."""
         at = self.tell()
         data = super().read(size)
         self.reads.append((at, len(data)))
         return data
 
     def readinto(self, buffer: Any) -> int:
-        """Read, and note it."""
         at = self.tell()
         got = super().readinto(buffer)
         self.reads.append((at, got))
@@ -44,11 +44,9 @@ class CountingFile(io.BytesIO):
 
     @property
     def nbytes(self) -> int:
-        """All bytes that were read since `forget`."""
         return sum(size for _, size in self.reads)
 
     def forget(self) -> None:
-        """Count from here."""
         self.reads.clear()
 
 
@@ -58,16 +56,13 @@ _SHAPE = (2000, 300)
 @pytest.fixture(scope="module")
 def data() -> bytes:
     """Return a checkpoint of several megabytes."""
-    file = io.BytesIO()
-    tz.save(
+    return saved(
         {
             "first": np.arange(600_000, dtype=np.float32).reshape(_SHAPE),
             "second": np.zeros(300_000),
             "bias": np.arange(300, dtype=np.float32),
-        },
-        file,
+        }
     )
-    return file.getvalue()
 
 
 @contextlib.contextmanager
@@ -149,26 +144,23 @@ def test_repr_and_names_read_nothing(data: bytes) -> None:
     assert file.reads == []
 
 
-def test_slicing_costs_the_memory_of_the_slice(tmp_path: Path, data: bytes) -> None:
+def test_slicing_costs_the_memory_of_the_slice(path: Path, data: bytes) -> None:
     """Neither opening nor slicing allocates the tensor."""
-    path = tmp_path / "m.pt"
     path.write_bytes(data)
     with peak_below(600_000), tz.lazy_load(path) as checkpoint:
         checkpoint["first"][10:20, :4]
         checkpoint["first"][::100, ::100]
 
 
-def test_load_costs_the_tensors_once(tmp_path: Path, data: bytes) -> None:
+def test_load_costs_the_tensors_once(path: Path, data: bytes) -> None:
     """Memory is that of the tensors and a constant."""
-    path = tmp_path / "m.pt"
     path.write_bytes(data)
     with peak_below(4_801_200 + 1_500_000):
         tz.load(path)
 
 
-def test_mmap_costs_nothing(tmp_path: Path, data: bytes) -> None:
+def test_mmap_costs_nothing(path: Path, data: bytes) -> None:
     """Mapped tensors are not allocated."""
-    path = tmp_path / "m.pt"
     path.write_bytes(data)
     with peak_below(500_000):
         tz.load(path, mmap=True)
@@ -214,28 +206,24 @@ def _claimed(nbytes: int, method: int) -> bytes:
     )
 
 
-def _with_pickle(*parts: bytes) -> bytes:
-    return b.checkpoint(b.stream(*parts))
-
-
 _HOSTILE = {
     "a stored record of 512 MB": _claimed(1 << 29, 0),
     "a deflated record of 512 MB": _claimed(1 << 29, 8),
-    "a string of 4 GB": _with_pickle(b"X\xff\xff\xff\xff", b"x" * 100),
-    "bytes of 2**60": _with_pickle(b"\x8e" + struct.pack("<Q", 1 << 60)),
-    "a bytearray of 2**60": _with_pickle(b"\x96" + struct.pack("<Q", 1 << 60)),
-    "an int of 2 GB": _with_pickle(b"\x8b\xff\xff\xff\x7f"),
-    "a memo number of 4 billion": _with_pickle(b"Nr\xff\xff\xff\xff"),
-    "a memo number of 20 digits": _with_pickle(b"Np99999999999999999999\n"),
-    "a frame of 2**60": _with_pickle(b"\x95" + struct.pack("<Q", 1 << 60) + b"N"),
-    "bytes(2**40)": _with_pickle(b.call("__builtin__.bytes", 1 << 40)),
-    "bytearray(2**40)": _with_pickle(b.call("__builtin__.bytearray", 1 << 40)),
-    "range(2**60)": _with_pickle(b.call("__builtin__.xrange", 1 << 60)),
-    "a tensor of 2**60 elements": _with_pickle(b.tensor(size=(1 << 60,))),
-    "a giant of stride 0": _with_pickle(b.tensor(size=(1 << 40,), stride=(0,))),
-    "an empty giant": _with_pickle(b.tensor(size=(0, 1 << 40), stride=(1, 1))),
-    "a list of 2**40 as a tree": _with_pickle(b"]" + b"2\x86" * 40),
-    "a tensor under 2**40 names": _with_pickle(b.tensor() + b"2\x86" * 40),
+    "a string of 4 GB": zipped(b"X\xff\xff\xff\xff", b"x" * 100),
+    "bytes of 2**60": zipped(b"\x8e" + struct.pack("<Q", 1 << 60)),
+    "a bytearray of 2**60": zipped(b"\x96" + struct.pack("<Q", 1 << 60)),
+    "an int of 2 GB": zipped(b"\x8b\xff\xff\xff\x7f"),
+    "a memo number of 4 billion": zipped(b"Nr\xff\xff\xff\xff"),
+    "a memo number of 20 digits": zipped(b"Np99999999999999999999\n"),
+    "a frame of 2**60": zipped(b"\x95" + struct.pack("<Q", 1 << 60) + b"N"),
+    "bytes(2**40)": zipped(b.call("__builtin__.bytes", 1 << 40)),
+    "bytearray(2**40)": zipped(b.call("__builtin__.bytearray", 1 << 40)),
+    "range(2**60)": zipped(b.call("__builtin__.xrange", 1 << 60)),
+    "a tensor of 2**60 elements": zipped(b.tensor(size=(1 << 60,))),
+    "a giant of stride 0": zipped(b.tensor(size=(1 << 40,), stride=(0,))),
+    "an empty giant": zipped(b.tensor(size=(0, 1 << 40), stride=(1, 1))),
+    "a list of 2**40 as a tree": zipped(b"]" + b"2\x86" * 40),
+    "a tensor under 2**40 names": zipped(b.tensor() + b"2\x86" * 40),
     "a pickle bomb": b.build_zip(
         [replace(m, method=8, nbytes=1 << 29) for m in b.members_of(b.stream(b"N"), {})]
     ),
@@ -282,11 +270,7 @@ def test_deflated_bomb_stops_at_its_size() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells the peak")
 def test_many_small_objects_stay_in_proportion() -> None:
     """A pickle of a megabyte needs at most 64 MiB, whatever it is made of."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.floods"], cwd=Path(__file__).parents[1],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    risen = json.loads(done.stdout)
+    risen = json.loads(python("-m", "tests.floods"))
     assert len(risen) > 30
     assert {name: nbytes for name, nbytes in risen.items() if nbytes > 64 << 20} == {}
     assert max(risen.values()) > 20 << 20  # what is measured is there
@@ -298,8 +282,7 @@ def test_import_brings_nothing() -> None:
         "import sys; before = {*sys.modules}; import torchzip; "
         "print(sorted({*sys.modules} - before - {'typing'}))"
     )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    brought = made.stdout.strip().replace("'", "").strip("[]").split(", ")
+    brought = python("-c", code).strip().replace("'", "").strip("[]").split(", ")
     assert [name for name in brought if name.startswith("torchzip")] == [
         "torchzip", "torchzip.convert",
     ]  # fmt: skip
@@ -322,8 +305,7 @@ def test_opening_brings_what_reading_needs() -> None:
         "torchzip.convert, torchzip.save, torchzip.incremental_save; "
         "import torchzip.convert.run; print(callable(torchzip.convert))"
     )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout.split("\n")[:2] == ["[]", "True"]
+    assert python("-c", code).split("\n")[:2] == ["[]", "True"]
 
 
 @pytest.mark.parametrize("name", ["convert", "save", "incremental_save", "LimitError"])
@@ -333,5 +315,4 @@ def test_what_comes_later_is_listed_and_real(name: str) -> None:
         f"import torchzip.convert.run, torchzip; print({name!r} in dir(torchzip)); "
         f"print(torchzip.{name}.__name__); print(hasattr(torchzip, 'other'))"
     )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout.split() == ["True", name, "False"]
+    assert python("-c", code).split() == ["True", name, "False"]

@@ -63,6 +63,17 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch)
 
 
+@pytest.fixture
+def is_there() -> bool:
+    return True
+
+
+@pytest.fixture
+def place(tmp_path: Path, writer: Writer, is_there: bool) -> Place:
+    """Return a place with the old files, but for where a test says that there is none."""
+    return Place(tmp_path, writer, is_there)
+
+
 def _calls_of(place: Place) -> list[Call]:
     place.reset()
     with under() as system:
@@ -98,9 +109,10 @@ def _check_failure(place: Place, fails: Callable[[Call], bool], effect: Callable
 @over_what
 @each_writer
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EINTR], ids=errno.errorcode.get)
-def test_each_call_fails_once(tmp_path: Path, writer: Writer, code: int, is_there: bool) -> None:
+def test_each_call_fails_once(
+    tmp_path: Path, place: Place, writer: Writer, code: int, is_there: bool
+) -> None:
     """An OSError or none; the files that have their names are new, all others old."""
-    place = Place(tmp_path, writer, is_there)
     calls = _calls_of(place)
     raised = {call for call in calls if _check_failure(place, call.__eq__, failing_with(code))}
     # What must be told, because the bytes are not there, or not durable.
@@ -110,9 +122,8 @@ def test_each_call_fails_once(tmp_path: Path, writer: Writer, code: int, is_ther
 
 @pytest.mark.few
 @each_writer
-def test_the_disk_goes_away(tmp_path: Path, writer: Writer) -> None:
+def test_the_disk_goes_away(place: Place) -> None:
     """From a call on all fail, those of the clearing up too, but for the removal."""
-    place = Place(tmp_path, writer, True)
     for call in _calls_of(place):
         is_gone = False
 
@@ -125,16 +136,15 @@ def test_the_disk_goes_away(tmp_path: Path, writer: Writer) -> None:
 
 
 @each_writer
-def test_each_write_is_short_once(tmp_path: Path, writer: Writer) -> None:
+def test_each_write_is_short_once(place: Place) -> None:
     """It is gone on with, from where it ended."""
-    place = Place(tmp_path, writer, True)
     calls = [call for call in _calls_of(place) if call[0] in CAN_BE_SHORT]
     assert calls
     for call in calls:
         assert not _check_failure(place, call.__eq__, half)
 
 
-def test_faults_after_an_error_of_the_caller(tmp_path: Path) -> None:
+def test_faults_after_an_error_of_the_caller(tmp_path: Path, path: Path) -> None:
     """A block that ends with an exception: clearing up goes on when one of its calls fails."""
 
     def write(folder: Path, seed: int) -> None:
@@ -142,7 +152,6 @@ def test_faults_after_an_error_of_the_caller(tmp_path: Path) -> None:
             out.store_early(content(seed)["a"])
             raise KeyError("of the caller")
 
-    path = tmp_path / "m.pt"
     path.write_bytes(b"old")
     with under() as system, pytest.raises(KeyError):
         write(tmp_path, NEW)
@@ -156,9 +165,8 @@ def test_faults_after_an_error_of_the_caller(tmp_path: Path) -> None:
 
 
 @each_writer
-def test_failure_after_the_renames(tmp_path: Path, writer: Writer) -> None:
+def test_failure_after_the_renames(place: Place, writer: Writer) -> None:
     """The error of the folder's sync is told, and the new files are there."""
-    place = Place(tmp_path, writer, True)
     last = max(call for call in _calls_of(place) if call[0] == "fsync")
     assert _check_failure(place, last.__eq__, failing_with(errno.EIO))
     assert place.renamed() == len(writer.files)
@@ -197,10 +205,8 @@ def test_a_folder_that_is_made(tmp_path: Path) -> None:
 
 @over_what
 @each_writer
-def test_order(tmp_path: Path, writer: Writer, is_there: bool) -> None:
+def test_order(place: Place, writer: Writer) -> None:
     """All files are synced, then renamed, the index last; then the folder is synced."""
-    place = Place(tmp_path, writer, is_there)
-    place.reset()
     with under() as system:
         place.write()
     names = writer.files
@@ -217,9 +223,8 @@ def test_order(tmp_path: Path, writer: Writer, is_there: bool) -> None:
 @pytest.mark.few
 @forks
 @each_writer
-def test_the_process_ends_at_each_call(tmp_path: Path, writer: Writer) -> None:
+def test_the_process_ends_at_each_call(place: Place, writer: Writer) -> None:
     """Nothing is cleared up then. The files are whole, and what is left has a name that says so."""
-    place = Place(tmp_path, writer, True)
     seen = set()
     calls = _calls_of(place)
     ends = [(call, end_process) for call in calls]
@@ -233,10 +238,8 @@ def test_the_process_ends_at_each_call(tmp_path: Path, writer: Writer) -> None:
 
 
 @each_writer
-def test_left_overs_are_no_hindrance(tmp_path: Path, writer: Writer) -> None:
+def test_left_overs_are_no_hindrance(place: Place, writer: Writer) -> None:
     """A writer that comes after one that was killed, at its last moment, goes its way."""
-    place = Place(tmp_path, writer, True)
-    place.reset()
     assert ends_in_child(("replace", 0), end_process, place.write)
     left = place.others()
     assert len(left) == len(writer.files)
@@ -301,10 +304,8 @@ def test_kills(tmp_path: Path) -> None:
 @forks
 @each_writer
 @pytest.mark.parametrize("limit", [0, 1, 4096, 10_000, 16_384, 20_000, 24_577, 27_999])
-def test_limit_on_the_file_size(tmp_path: Path, writer: Writer, limit: int) -> None:
+def test_limit_on_the_file_size(place: Place, limit: int) -> None:
     """It is an OSError, wherever it comes, and the old files stay."""
-    place = Place(tmp_path, writer, True)
-    place.reset()
 
     def task() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -319,10 +320,8 @@ def test_limit_on_the_file_size(tmp_path: Path, writer: Writer, limit: int) -> N
 
 
 @each_writer
-def test_read_only_folder(tmp_path: Path, writer: Writer) -> None:
+def test_read_only_folder(place: Place) -> None:
     """It is an OSError, and the old files stay."""
-    place = Place(tmp_path, writer, True)
-    place.reset()
     place.folder.chmod(0o500)
     try:
         if os.access(place.folder, os.W_OK):
@@ -368,10 +367,8 @@ def test_files_that_others_may_not_open(tmp_path: Path, writer: Writer, umask: i
 
 
 @each_writer
-def test_private_files_stay_private(tmp_path: Path, writer: Writer) -> None:
+def test_private_files_stay_private(place: Place, writer: Writer) -> None:
     """What takes the place of a private file was never open to others."""
-    place = Place(tmp_path, writer, True)
-    place.reset()
     for name in writer.files:
         (place.folder / name).chmod(0o600)
     asked = []
@@ -392,11 +389,8 @@ def test_private_files_stay_private(tmp_path: Path, writer: Writer) -> None:
 @pytest.mark.parametrize(
     ("name", "code"), [("open", errno.EACCES), ("fsync", errno.EINVAL), ("fsync", errno.EOPNOTSUPP)]
 )
-def test_folders_that_cannot_be_synced(
-    tmp_path: Path, writer: Writer, name: str, code: int
-) -> None:
+def test_folders_that_cannot_be_synced(place: Place, writer: Writer, name: str, code: int) -> None:
     """One without the right to read, and file systems that sync files only: all is well."""
-    place = Place(tmp_path, writer, True)
     last = max(call for call in _calls_of(place) if call[0] == name)
     assert not _check_failure(place, last.__eq__, failing_with(code))
     assert place.renamed() == len(writer.files)
@@ -404,10 +398,8 @@ def test_folders_that_cannot_be_synced(
 
 @each_writer
 @pytest.mark.parametrize("failing", [None, "fsync", "replace"])
-def test_symlinks(tmp_path: Path, writer: Writer, failing: str | None) -> None:
+def test_symlinks(tmp_path: Path, place: Place, writer: Writer, failing: str | None) -> None:
     """They stay, whether what they point to is replaced or not."""
-    place = Place(tmp_path, writer, True)
-    place.reset()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in writer.files:
@@ -449,9 +441,8 @@ def _check_either(path: Path) -> None:
     assert_same_tree(loaded, content(OLD if "d" in loaded else NEW))
 
 
-def test_two_threads_on_one_path(tmp_path: Path) -> None:
+def test_two_threads_on_one_path(tmp_path: Path, path: Path) -> None:
     """Whoever reads gets what one of them wrote, whole; the last rename wins."""
-    path = tmp_path / "m.pt"
     tz.save(content(OLD), path)
 
     def save_often(seed: int) -> None:
@@ -472,9 +463,8 @@ def test_two_threads_on_one_path(tmp_path: Path) -> None:
 
 
 @forks
-def test_two_processes_on_one_path(tmp_path: Path) -> None:
+def test_two_processes_on_one_path(tmp_path: Path, path: Path) -> None:
     """The same of processes."""
-    path = tmp_path / "m.pt"
     tz.save(content(OLD), path)
     children = []
     for seed in (OLD, NEW):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from tests.child_process import python
 from torchzip import dtypes
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype
@@ -72,9 +71,7 @@ def test_adding_a_row_is_enough() -> None:
         "made = sys.modules['torchzip.dtypes'] = types.ModuleType('torchzip.dtypes')\n"
         f"torchzip.dtypes = made\nexec({added!r}, made.__dict__)\n{_USE}"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr == ""
-    assert done.returncode == 0
+    python("-c", code)
 
 
 def test_rows_agree_with_themselves() -> None:

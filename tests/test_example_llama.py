@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.child_process import python
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "convert_llama.py"
 
@@ -68,21 +67,8 @@ def write_folder(folder: Path, state: dict[str, Any], save: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def run_example(*arguments: object) -> None:
-    """Run the example as a user does."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE), *map(str, arguments)],
-        cwd=EXAMPLE.parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    """Return the example as a module."""
     spec = importlib.util.spec_from_file_location("convert_llama", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -125,7 +111,7 @@ def test_equals_torch(torch: Any, tmp_path: Path, options: list[str]) -> None:
     """From torch's shards, and read by torch, it is bit for bit what torch makes of them."""
     state = {name: torch.from_numpy(array) for name, array in weights(64, 3).items()}
     write_folder(tmp_path, state, torch.save)
-    run_example(tmp_path, tmp_path / "lit.pt", *options)
+    python("-W", "error", EXAMPLE, tmp_path, tmp_path / "lit.pt", *options)
     found = torch.load(tmp_path / "lit.pt", weights_only=True)
     dtype = torch.float32 if options else torch.bfloat16
     expected = converted_by_torch(torch, state, 3, dtype)

@@ -13,7 +13,6 @@ import os
 import pickle
 import shutil
 import signal
-import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,9 +24,10 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests import builders as b
+from tests.child_process import in_threads
 from tests.faults import Call, descriptors, failing_with, forks, in_child, under
 from tests.sampling import some
+from tests.saved import legacy
 from torchzip.files.ranges import RangeWriter
 
 Values = dict[str, np.ndarray[Any, Any]]
@@ -47,20 +47,6 @@ def values(seed: int) -> Values:
     }
 
 
-def _legacy(made: Values) -> bytes:
-    names = {"float32": "FloatStorage", "float64": "DoubleStorage", "uint8": "ByteStorage"}
-    tensors = {}
-    storages = b""
-    for key, (name, array) in enumerate(made.items()):
-        kind = b.name("torch", names[array.dtype.name])
-        storage = b.persistent(str(key), numel=array.size, kind=kind)
-        stride = [step // array.itemsize for step in array.strides]
-        tensors[name] = b.tensor(storage, size=array.shape, stride=stride)
-        storages += struct.pack("<q", array.size) + array.tobytes()
-    keys = b.list_of(*(b.text(str(key)) for key in range(len(made))))
-    return b.legacy(b.stream(b.dict_of(tensors)), b.stream(keys), storages)
-
-
 def write(folder: Path, kind: str, seed: int) -> Path:
     """Write a checkpoint; return what is opened: a file, or the index of shards."""
     made = values(seed)
@@ -70,7 +56,7 @@ def write(folder: Path, kind: str, seed: int) -> Path:
     if kind == "zip":
         tz.save(made, path)
     elif kind == "legacy":
-        path.write_bytes(_legacy(made))
+        path.write_bytes(legacy(made))
     else:
         tz.save(made, source)
         path = folder / ("m.safetensors" if kind == "safetensors" else "m.safetensors.index.json")
@@ -80,14 +66,12 @@ def write(folder: Path, kind: str, seed: int) -> Path:
 
 
 def is_of(loaded: Any, seed: int) -> bool:
-    """Return whether all tensors are those of a seed."""
     made = values(seed)
     assert sorted(loaded) == sorted(made)
     return all(np.array_equal(loaded[name], array) for name, array in made.items())
 
 
 def read_lazily(path: Path) -> Values:
-    """Read all tensors of a checkpoint, one by one."""
     with tz.lazy_load(path) as ckpt:
         return {name: ckpt[name].numpy() for name in ckpt}
 
@@ -108,16 +92,12 @@ def _replace(path: Path, other: Path) -> None:
     os.replace(path.with_name("new"), path)
 
 
-def _remove(path: Path, other: Path) -> None:
-    path.unlink()
-
-
 def _grow(path: Path, other: Path) -> None:
     with path.open("ab") as file:
         file.write(bytes(5000))
 
 
-def _overwrite(path: Path, other: Path) -> None:
+def overwrite(path: Path, other: Path) -> None:
     assert path.stat().st_size == other.stat().st_size
     with path.open("r+b") as file:
         file.write(other.read_bytes())
@@ -131,11 +111,11 @@ def _cut_to(nbytes: float) -> Callable[[Path, Path], None]:
     return cut
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[[Path, Path], None]] = {
     "replaced": _replace,
-    "removed": _remove,
+    "removed": lambda path, other: path.unlink(),
     "grown": _grow,
-    "overwritten": _overwrite,
+    "overwritten": overwrite,
     "emptied": _cut_to(0),
     "cut in half": _cut_to(0.5),
     "cut near the end": _cut_to(0.9),
@@ -149,6 +129,12 @@ cuts = pytest.mark.parametrize("change", ["emptied", "cut in half", "cut near th
 def paths(tmp_path: Path, kind: str) -> tuple[Path, Path]:
     """Return a file and another of its size."""
     return write(tmp_path / "old", kind, OLD), write(tmp_path / "new", kind, NEW)
+
+
+@pytest.fixture
+def path(tmp_path: Path, kind: str) -> Path:
+    """Return a file, or the index of shards."""
+    return write(tmp_path / "m", kind, OLD)
 
 
 @each_kind
@@ -190,7 +176,7 @@ def test_overwritten_while_open(paths: tuple[Path, Path], kind: str) -> None:
     """`verify` sees it in a zip; other formats have nothing to see it by: what is there is read."""
     path, other = paths
     with tz.lazy_load(path) as ckpt:
-        _overwrite(path, other)
+        overwrite(path, other)
         if kind == "zip":
             with pytest.raises(tz.FormatError, match="CRC-32"):
                 ckpt.verify()
@@ -298,11 +284,8 @@ def _state() -> tuple[int, int, int]:
 @pytest.mark.parametrize("kind", KINDS)
 @each_read
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINTR, errno.ESTALE], ids=errno.errorcode.get)
-def test_each_call_fails_once(
-    tmp_path: Path, kind: str, read: Callable[[Path], Values], code: int
-) -> None:
+def test_each_call_fails_once(path: Path, read: Callable[[Path], Values], code: int) -> None:
     """It is the error of the call, nothing is left behind, and the next load is as good as ever."""
-    path = write(tmp_path / "m", kind, OLD)
     calls = _calls_of(read, path)
     assert calls
     for call in calls:
@@ -322,18 +305,16 @@ def test_each_call_fails_once(
 
 @pytest.mark.parametrize("kind", KINDS)
 @each_read
-def test_short_reads(tmp_path: Path, kind: str, read: Callable[[Path], Values]) -> None:
+def test_short_reads(path: Path, read: Callable[[Path], Values]) -> None:
     """What the kernel gives is taken and the rest asked for, each time."""
-    path = write(tmp_path / "m", kind, OLD)
     with under(lambda call: call[0] in ("pread", "preadv"), _shorter) as system:
         assert is_of(read(path), OLD)
     assert any(name == "preadv" for name, _ in system.calls) or not hasattr(os, "preadv")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_failed_loads_leave_nothing(tmp_path: Path, kind: str) -> None:
+def test_failed_loads_leave_nothing(path: Path, kind: str) -> None:
     """A file that is no whole checkpoint, again and again, and then one that is."""
-    path = write(tmp_path / "m", kind, OLD)
     target = next(path.parent.glob("*00001-of*")) if kind == "shards" else path
     whole = target.read_bytes()
     is_of(tz.load(path), OLD)
@@ -384,13 +365,12 @@ def _kernel_copy(ckpt: tz.Checkpoint, folder: Path) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("use", [_numpy, _slices, _verify, _save, _kernel_copy])
 def test_close_at_each_call(
-    tmp_path: Path, kind: str, use: Callable[[tz.Checkpoint, Path], bool]
+    tmp_path: Path, path: Path, use: Callable[[tz.Checkpoint, Path], bool]
 ) -> None:
     """A read that another thread closes the file under gives its bytes, or is an error.
 
     The read is stopped where the system has its descriptor's number, which other files get.
     """
-    path = write(tmp_path / "m", kind, OLD)
     other = tmp_path / "other"
     other.write_bytes(b"\xee" * (1 << 16))
     with tz.lazy_load(path) as ckpt, under() as system:
@@ -462,27 +442,6 @@ def test_map_of_a_file_that_was_replaced(tmp_path: Path) -> None:
 # -- threads and processes -------------------------------------------------------------------------
 
 
-def _in_threads(count: int, work: Callable[[int], None]) -> None:
-    """Start all at once; raise what one has raised."""
-    errors: list[BaseException] = []
-    start = threading.Barrier(count)
-
-    def run(number: int) -> None:
-        start.wait()
-        try:
-            work(number)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for error in errors:
-        raise error
-
-
 def test_different_files_in_threads(tmp_path: Path) -> None:
     """Eight threads, each with its own file of any format, some of them damaged."""
     files = [(write(tmp_path / f"{i}", KINDS[i % 4], i), i) for i in range(8)]
@@ -496,13 +455,13 @@ def test_different_files_in_threads(tmp_path: Path) -> None:
             with pytest.raises(tz.FormatError):
                 tz.load(damaged)
 
-    _in_threads(8, work)
+    in_threads(*[work] * 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_checkpoint_in_threads(tmp_path: Path, kind: str) -> None:
+def test_one_checkpoint_in_threads(path: Path) -> None:
     """Its names are first asked for by all at once, and then read by all at once."""
-    with tz.lazy_load(write(tmp_path / "m", kind, OLD)) as ckpt:
+    with tz.lazy_load(path) as ckpt:
 
         def work(number: int) -> None:
             for _ in range(5):
@@ -510,14 +469,14 @@ def test_one_checkpoint_in_threads(tmp_path: Path, kind: str) -> None:
                 assert ckpt["b"][number].tolist() == values(OLD)["b"][number].tolist()
             ckpt.verify()
 
-        _in_threads(8, work)
+        in_threads(*[work] * 8)
 
 
 @forks
 @pytest.mark.parametrize("kind", KINDS)
-def test_checkpoint_after_fork(tmp_path: Path, kind: str) -> None:
+def test_checkpoint_after_fork(path: Path) -> None:
     """A child reads as its parent does, at the same time, and closes for itself only."""
-    with tz.lazy_load(write(tmp_path / "m", kind, OLD)) as ckpt:
+    with tz.lazy_load(path) as ckpt:
 
         def read() -> None:
             for _ in range(20):
@@ -538,9 +497,9 @@ def test_checkpoint_after_fork(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_checkpoint_after_close(tmp_path: Path, kind: str) -> None:
+def test_checkpoint_after_close(path: Path) -> None:
     """Data can no more be read, which is the caller's mistake; what is known stays known."""
-    with tz.lazy_load(write(tmp_path / "m", kind, OLD)) as ckpt:
+    with tz.lazy_load(path) as ckpt:
         tensor = ckpt["b"]
     ckpt.close()
     uses: Iterator[Callable[[], object]] = iter(

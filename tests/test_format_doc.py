@@ -30,7 +30,6 @@ def referred(text: str) -> set[str]:
 
 
 def section(number: str) -> str:
-    """Return the text of a section, up to the next heading."""
     begin = re.search(rf"^##+ {re.escape(number)}\.? .*$", PAGE, re.MULTILINE)
     assert begin is not None, number
     return re.split(r"^##", PAGE[begin.end() :], maxsplit=1, flags=re.MULTILINE)[0]

@@ -8,7 +8,6 @@ import pickle
 import random
 import signal
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from fuzz.inputs import changed_bytes, make
 from fuzz.seeds import Case
 from tests import builders as b
 from tests import sampling
+from tests.child_process import python
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +81,7 @@ def test_inputs_are_told_by_their_number() -> None:
         "from fuzz.campaign import input_of; print([hash(repr(input_of(n))) for n in range(99)])"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    texts = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True, text=True, check=True, env=environment,
-            cwd=Path(__file__).parents[1],
-        ).stdout
-        for _ in range(2)
-    }  # fmt: skip
-    assert len(texts) == 1
+    assert len({python("-c", program, env=environment) for _ in range(2)}) == 1
     assert len({repr(campaign.input_of(number)) for number in range(99)}) > 90
 
 
@@ -219,8 +211,4 @@ def _die(*arguments: Any) -> None:
 def test_the_command(tmp_path: Path) -> None:
     """``python -m fuzz`` says how many inputs there were, and one can be had again."""
     for options in (["--seconds", "1"], ["--input", "12"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "fuzz", *options],
-            capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True,
-        )  # fmt: skip
-        assert " 0 findings; " in done.stdout
+        assert " 0 findings; " in python("-m", "fuzz", *options)

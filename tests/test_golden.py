@@ -7,34 +7,27 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.saved import GOLDEN_FILES, RELEASES, quiet, records_of, saved
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
 #: Files with a tensor that is not dense beside the others: not in ``truth.json``.
 WITH_OTHERS = {"sparse.pt": "s", "quant.pt": "q"}
-CASES = [
-    (release.name, file)
-    for release in sorted(GOLDEN.glob("torch-*"))
-    for file in json.loads((release / "truth.json").read_text())
-]
+CASES = [(path.parent.name, path.name) for path in GOLDEN_FILES]
+each_release = pytest.mark.parametrize("release", sorted({release for release, _ in CASES}))
 
 
 def truth(release: str, file: str) -> dict[str, tuple[str, list[int], str]]:
     """Return flat name -> (dtype, shape, hex of the bytes in C order)."""
-    told: dict[str, Any] = json.loads((GOLDEN / release / "truth.json").read_text())[file]
+    told: dict[str, Any] = json.loads((RELEASES / release / "truth.json").read_text())[file]
     return {name: (row[0], row[1], row[2]) for name, row in told.items()}
 
 
 def hex_of(array: np.ndarray[Any, Any]) -> str:
-    """Return an array's bytes in C order."""
     return np.ascontiguousarray(array).tobytes().hex()
 
 
@@ -53,7 +46,7 @@ def expected(release: str, file: str, name: str, told: str) -> str:
 def test_lazy(release: str, file: str) -> None:
     """Names, dtypes, shapes and bits agree, and every CRC is right."""
     rows = truth(release, file)
-    with tz.lazy_load(GOLDEN / release / file) as ckpt:
+    with tz.lazy_load(RELEASES / release / file) as ckpt:
         other = {WITH_OTHERS[file]} if file in WITH_OTHERS else set()
         assert set(ckpt) == set(rows) | other
         for name, (dtype, shape, told) in rows.items():
@@ -70,7 +63,7 @@ def test_lazy(release: str, file: str) -> None:
 @pytest.mark.parametrize(("release", "file"), CASES, ids="/".join)
 def test_eager(release: str, file: str, mmap: bool) -> None:
     """The whole object has the same arrays, in memory of its own and mapped."""
-    path = GOLDEN / release / file
+    path = RELEASES / release / file
     root = tz.load(path, mmap=mmap)
     again = tz.load(io.BytesIO(path.read_bytes()))
     with tz.lazy_load(path) as ckpt:
@@ -101,10 +94,10 @@ def reach(root: Any, name: str) -> Any:
     return root
 
 
-@pytest.mark.parametrize("release", sorted({release for release, _ in CASES}))
+@each_release
 def test_sparse(release: str) -> None:
     """A COO tensor is the identity; torch 1.13 did not say whether it is coalesced."""
-    path = GOLDEN / release / "sparse.pt"
+    path = RELEASES / release / "sparse.pt"
     with tz.lazy_load(path) as ckpt:
         for tensor in (ckpt["s"], tz.load(path)["s"], tz.load(path, mmap=True)["s"]):
             assert (tensor.layout, tensor.shape, tensor.nnz) == ("sparse_coo", (3, 3), 3)
@@ -113,10 +106,10 @@ def test_sparse(release: str) -> None:
             assert tensor.todense().dtype == np.float32
 
 
-@pytest.mark.parametrize("release", sorted({release for release, _ in CASES}))
+@each_release
 def test_quantized(release: str) -> None:
     """A tensor of qint8 has the integers and the numbers that its producer had."""
-    path = GOLDEN / release / "quant.pt"
+    path = RELEASES / release / "quant.pt"
     with tz.lazy_load(path) as ckpt:
         for tensor in (ckpt["q"], tz.load(path)["q"], tz.load(path, mmap=True)["q"]):
             assert (tensor.torch_dtype, tensor.shape, tensor.axis) == ("qint8", (4,), None)
@@ -127,10 +120,10 @@ def test_quantized(release: str) -> None:
             )
 
 
-@pytest.mark.parametrize("release", sorted({release for release, _ in CASES}))
+@each_release
 def test_torchscript(release: str) -> None:
     """A TorchScript archive has its names in the order of its state dict, and the object."""
-    with tz.lazy_load(GOLDEN / release / "script.pt") as ckpt:
+    with tz.lazy_load(RELEASES / release / "script.pt") as ckpt:
         names = ["steps", "fc.weight", "fc.bias", "seq.0.weight", "seq.0.bias"]
         assert list(ckpt) == names == list(truth(release, "script.pt"))
         assert [ckpt[name].is_parameter for name in ckpt] == [False, True, True, True, True]
@@ -139,10 +132,10 @@ def test_torchscript(release: str) -> None:
         assert ckpt.root.state["training"] is True
 
 
-@pytest.mark.parametrize("release", sorted({release for release, _ in CASES}))
+@each_release
 def test_whole_module_is_inert(release: str) -> None:
     """A pickled module is a foreign object with its tensors inside it."""
-    with tz.lazy_load(GOLDEN / release / "whole-module.pt") as ckpt:
+    with tz.lazy_load(RELEASES / release / "whole-module.pt") as ckpt:
         assert isinstance(ckpt.root, tz.types.ForeignObject)
         assert (ckpt.root.module, ckpt.root.name) == ("__main__", "Net")
         assert list(ckpt) == list(truth(release, "whole-module.pt"))
@@ -153,18 +146,22 @@ def test_saved_again_is_read_again(release: str, file: str) -> None:
     """The object, written and read once more, has the same tensors under the same names."""
     if file == "script.pt":
         pytest.skip("its classes exist in its own archive only")
-    again = io.BytesIO()
-    with tz.lazy_load(GOLDEN / release / file) as ckpt, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        tz.save(ckpt.root, again)
-        again.seek(0)
-        with tz.lazy_load(again) as second:
-            assert list(second) == list(ckpt)
-            assert second.globals == ckpt.globals
-            for name, (_, _, told) in truth(release, file).items():
-                assert hex_of(second[name].numpy()) == expected(release, file, name, told)
+    with (
+        quiet(),
+        tz.lazy_load(RELEASES / release / file) as ckpt,
+        tz.lazy_load(io.BytesIO(saved(ckpt.root))) as second,
+    ):
+        assert list(second) == list(ckpt)
+        assert second.globals == ckpt.globals
+        for name, (_, _, told) in truth(release, file).items():
+            ours, theirs = second[name], ckpt[name]
+            assert hex_of(ours.numpy()) == expected(release, file, name, told)
+            assert (ours.shape, ours.stride) == (theirs.shape, theirs.stride)
+            assert ours.torch_dtype == theirs.torch_dtype
+            assert ours.requires_grad == theirs.requires_grad
+        assert second.verify().tensors == len(ckpt)
     with pytest.raises(tz.UnsafeGlobalError) as caught:
-        tz.lazy_load(GOLDEN / release / "whole-module.pt", foreign="raise")
+        tz.lazy_load(RELEASES / release / "whole-module.pt", foreign="raise")
     assert ("__main__", "Net") in caught.value.names
 
 
@@ -184,22 +181,15 @@ def test_saved_again_is_the_same_file(release: str, file: str) -> None:
 
     Both from the lazy object and from what `load` gives.
     """
-    data = (GOLDEN / release / file).read_bytes()
-    lazily, eagerly = io.BytesIO(), io.BytesIO()
+    data = (RELEASES / release / file).read_bytes()
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         if checkpoint.format != "zip" or checkpoint.foreign or file == _OTHER_PROTOCOL:
             pytest.skip("save does not write such files")
-        tz.save(checkpoint.root, lazily)
-    tz.save(tz.load(io.BytesIO(data)), eagerly)
-    old = records(data)
+        lazily = saved(checkpoint.root)
+    eagerly = saved(tz.load(io.BytesIO(data)))
+    old = records_of(data)
     names = [name for name in old if name == "data.pkl" or name.startswith("data/")]
     assert len(names) > 1
     for again in (lazily, *(() if file in _MORE_THAN_ARRAYS else (eagerly,))):
-        new = records(again.getvalue())
+        new = records_of(again)
         assert [name for name in names if old[name] != new.get(name)] == []
-
-
-def records(data: bytes) -> dict[str, bytes]:
-    """Return the records of an archive by their names, without the folder."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}

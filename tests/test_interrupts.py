@@ -94,7 +94,6 @@ def _forget_the_others() -> None:
 def test_interrupt_at_each_call(tmp_path: Path, writer: Writer, effect: Callable[..., Any]) -> None:
     """Before each call to the system, and when it is done and its result not known yet."""
     place = Place(tmp_path, writer, True)
-    place.reset()
     with under() as system:
         place.write()
     for call in system.calls:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import torchzip as tz
+from tests.child_process import python
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc"
@@ -21,16 +20,9 @@ for line in open("/proc/self/status"):
 """
 
 
-def peak_mb(script: str, *arguments: str) -> int:
+def peak_mb(script: str, *arguments: Path) -> int:
     """Return the peak memory of a Python process that runs a script, in MB."""
-    done = subprocess.run(
-        [sys.executable, "-c", script + _PEAK, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout.split()[-1])
+    return int(python("-c", script + _PEAK, *arguments).split()[-1])
 
 
 _WRITE = """
@@ -65,7 +57,7 @@ assert 10 < worker < 100, f"a worker took {worker} MB"
 def two_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a 2 GB checkpoint of float32, in a process that stays under 150 MB."""
     path = tmp_path_factory.mktemp("big") / "two.pt"
-    assert peak_mb(_WRITE, str(path)) < 150
+    assert peak_mb(_WRITE, path) < 150
     assert path.stat().st_size > 2 << 30
     return path
 
@@ -75,7 +67,7 @@ def two_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_convert_two_gb(two_gb: Path, tmp_path: Path, suffix: str) -> None:
     """Converting 2 GB of float32 to bfloat16 takes under 100 MB of memory."""
     target = tmp_path / f"out{suffix}"
-    assert peak_mb(_CONVERT, str(two_gb), str(target)) < 100
+    assert peak_mb(_CONVERT, two_gb, target) < 100
     with tz.lazy_load(target) as ckpt:
         tensor = ckpt["layer.3"]
         assert tensor.torch_dtype == "bfloat16"
@@ -86,7 +78,7 @@ def test_convert_two_gb(two_gb: Path, tmp_path: Path, suffix: str) -> None:
 @pytest.mark.long
 def test_convert_with_workers(two_gb: Path, tmp_path: Path) -> None:
     """Each of the processes takes under 100 MB."""
-    assert peak_mb(_CONVERT_WITH_WORKERS, str(two_gb), str(tmp_path / "out.pt")) < 100
+    assert peak_mb(_CONVERT_WITH_WORKERS, two_gb, tmp_path / "out.pt") < 100
 
 
 def test_one_large_tensor(tmp_path: Path) -> None:
@@ -94,7 +86,7 @@ def test_one_large_tensor(tmp_path: Path) -> None:
     script = _WRITE.replace("range(4)", "range(1)").replace("range(32)", "range(128)")
     script = script.replace("(32, 1 << 22)", "(128, 1 << 22)")
     path = tmp_path / "one.pt"
-    assert peak_mb(script, str(path)) < 150
+    assert peak_mb(script, path) < 150
     with tz.lazy_load(path) as ckpt:
         assert ckpt["layer.0"].nbytes == 2 << 30
         assert ckpt["layer.0"][127, -2:].astype(int).tolist() == [(1 << 22) + 125, (1 << 22) + 126]

@@ -29,6 +29,7 @@ from tests.formats import tar_builder as tar
 from tests.formats import test_pt2 as pt2
 from tests.hostile.every import ATTACKS
 from tests.hostile.parts import legacy
+from tests.hostile.parts import zipped as _zip
 from tests.sampling import some
 from torchzip.container.hub_names import WHOLE_FILES
 from torchzip.errors import TorchZipError, printable, shown
@@ -45,10 +46,6 @@ _CONTROL = re.compile(
     rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{_IGNORABLE}\u2800\ufffc\U00013441\U00013442]"
 )
 _HOSTILE = "\x1b[31m\nevil\u202e\u3164\u2800"
-
-
-def _zip(*parts: bytes) -> bytes:
-    return b.checkpoint(b.stream(*parts))
 
 
 def _changed(record: str, **changes: Any) -> bytes:

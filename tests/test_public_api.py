@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.child_process import python
 from torchzip import errors, types
 
 _NAMES = {
@@ -106,7 +104,7 @@ def test_checkpoint(tmp_path: Path) -> None:
         assert checkpoint.verify().tensors == 1
 
 
-def test_files_are_paths_or_objects(tmp_path: Path) -> None:
+def test_files_are_paths_or_objects(path: Path) -> None:
     """``str``, ``os.PathLike`` and file objects are taken everywhere."""
 
     class Odd:
@@ -116,7 +114,6 @@ def test_files_are_paths_or_objects(tmp_path: Path) -> None:
         def __fspath__(self) -> str:
             return str(self.path)
 
-    path = tmp_path / "m.pt"
     for file in (str(path), path, Odd(path)):
         tz.save([1], file)
         assert tz.load(file) == [1]
@@ -298,8 +295,4 @@ def test_typed() -> None:
 def test_import_is_quiet() -> None:
     """Importing prints nothing, warns of nothing and starts nothing."""
     code = "import threading, torchzip; assert threading.active_count() == 1"
-    made = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True, check=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
-    assert made.stdout == made.stderr == b""
+    assert python("-B", "-W", "error", "-c", code) == ""

@@ -25,7 +25,6 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def blocks(language: str) -> list[str]:
-    """Return the README's code blocks of a language."""
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
@@ -55,14 +54,15 @@ def test_python_examples(checkout: Path) -> None:
     assert shown[0] == shown[1]
 
 
-def test_command_line_examples(checkout: Path) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_command_line_examples(checkout: Path, times: int) -> None:
     """The commands run, in order; what installs and tests is left to who tests."""
     script = "\n".join(blocks("sh"))
     script = re.sub(r"^python -m pip install -e .*$", "", script, flags=re.MULTILINE)
     script = script.replace("python -m pip install . && ", "")
     assert "pip" not in script
     assert len(re.findall("^torchzip ", script, re.MULTILINE)) >= 14
-    for _ in range(2):
+    for _ in range(times):
         run(["bash", "-euo", "pipefail", "-c", script], checkout)
 
 

@@ -48,7 +48,6 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def bits(tensor: Any, torch: Any) -> bytes:
-    """Return the bytes of a torch tensor in C order."""
     plain = tensor.detach().contiguous()
     return bytes(plain.reshape(-1).view(torch.uint8).numpy().tobytes()) if plain.numel() else b""
 

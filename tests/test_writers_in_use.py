@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.child_process import in_threads
 from tests.faults import forks, in_child
 
 #: Past what goes through the page cache, so that the writer has a thread.
@@ -52,9 +54,8 @@ with tz.incremental_save(path) as out:
 @pytest.mark.parametrize(
     "how", ["end of the block", "after save", "exception", "_exit", "exit", "use"]
 )
-def test_child_ends(tmp_path: Path, how: str) -> None:
+def test_child_ends(tmp_path: Path, path: Path, how: str) -> None:
     """However a forked child ends: it neither completes nor removes what its parent writes."""
-    path = tmp_path / "m.pt"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", _FORK, path, how],
         capture_output=True, text=True, check=False, timeout=100,
@@ -99,55 +100,32 @@ def test_fork_while_a_thread_stores(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["m.pt"]
 
 
-def test_threads_that_store_save_and_close(tmp_path: Path) -> None:
+def test_threads_that_store_save_and_close(tmp_path: Path, path: Path) -> None:
     """All at once: what comes too late is a ValueError, and the file is whole or as it was."""
-    path = tmp_path / "m.pt"
-    unexpected: list[BaseException] = []
     outcomes = set()
     for number in range(40):
         tz.save({"old": number}, path)
         old = path.read_bytes()
         out = tz.incremental_save(path)
         early = out.store_early(np.full(3000, number))
-        start = threading.Barrier(5)
         saved: list[bool] = []
 
-        def act(
-            what: Any, start: threading.Barrier = start, done: list[bool] | None = None
-        ) -> None:
-            start.wait()
-            try:
-                what()
-                if done is not None:
-                    done.append(True)
-            except ValueError:
-                pass
-            except BaseException as error:
-                unexpected.append(error)
+        def store(_: int, out: Any = out) -> None:
+            with contextlib.suppress(ValueError):
+                for index in range(5):
+                    out.store_early(np.full(2000, index))
 
-        def store(out: Any = out) -> None:
-            for index in range(5):
-                out.store_early(np.full(2000, index))
+        def save(_: int, out: Any = out, early: Any = early, saved: list[bool] = saved) -> None:
+            with contextlib.suppress(ValueError):
+                out.save({"w": early, "late": np.ones(5)})
+                saved.append(True)
 
-        def save(out: Any = out, early: Any = early) -> None:
-            out.save({"w": early, "late": np.ones(5)})
+        def close(_: int, out: Any = out) -> None:
+            with contextlib.suppress(ValueError):
+                out.close()
 
-        threads = [
-            threading.Thread(target=act, args=(store,)),
-            threading.Thread(target=act, args=(store,)),
-            threading.Thread(target=act, args=(save,), kwargs={"done": saved}),
-            threading.Thread(target=act, args=(save,), kwargs={"done": saved}),
-        ]
-        if number % 2:
-            threads.append(threading.Thread(target=act, args=(out.close,)))
-        else:
-            threads.append(threading.Thread(target=act, args=(store,)))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(store, store, save, save, close if number % 2 else store)
         out.close()
-        assert unexpected == []
         assert len(saved) <= 1
         if saved:
             assert tz.load(path)["w"].tolist() == [number] * 3000
@@ -158,9 +136,8 @@ def test_threads_that_store_save_and_close(tmp_path: Path) -> None:
     assert True in outcomes
 
 
-def test_readers_of_a_file_that_is_replaced(tmp_path: Path) -> None:
+def test_readers_of_a_file_that_is_replaced(path: Path) -> None:
     """Each reads the file that it opened to its end, whatever has its name by now."""
-    path = tmp_path / "m.pt"
 
     def save(number: int) -> None:
         tz.save({"n": number, **{f"w{i}": np.full(5000, number) for i in range(5)}}, path)

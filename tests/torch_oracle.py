@@ -251,7 +251,6 @@ def storage_of(torch: Any, data: bytearray | bytes) -> Any:
 
 
 def view(torch: Any, dtype: str, storage: Any, shape: Any, stride: Any, offset: int = 0) -> Any:
-    """Return a tensor over a storage."""
     return torch.empty(0, dtype=getattr(torch, dtype)).set_(storage, offset, shape, stride)
 
 

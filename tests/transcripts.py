@@ -97,7 +97,6 @@ def _inherited() -> dict[str, str]:
 
 
 def main(page: Path) -> None:
-    """Write a page anew."""
     with tempfile.TemporaryDirectory() as packages, tempfile.TemporaryDirectory() as folder:
         collect(Path(folder), RealFiles(Path(packages)).path)
         page.write_text(run_again(page.read_text(), Path(folder)))

@@ -63,7 +63,6 @@ from tests.torch_oracle import (
 Make = Callable[[Any], Any]
 
 CASES: dict[str, Make] = {}
-TORCH_ONLY: dict[str, Make] = {}
 
 
 def _case(name: str, make: Make) -> None:
@@ -167,11 +166,6 @@ def _halves_that_lie_side_by_side(t: Any) -> Any:
 
 
 @case
-def _parts_of_split(t: Any) -> Any:
-    return list(tensor(t, "float32", (10, 2)).split(3))
-
-
-@case
 def _overlapping_windows(t: Any) -> Any:
     x = tensor(t, "uint8", (100,))
     return [x[i : i + 20] for i in range(0, 100, 10)]
@@ -194,11 +188,6 @@ def _different_dtypes_that_count_as_bytes(t: Any) -> Any:
         view(t, "uint64", storage, (2,), (1,)),
         storage,
     ]
-
-
-@case
-def _many_tensors_share_all_dtypes(t: Any) -> Any:
-    return [{name: tensor(t, name, (i,)) for name in TENSOR_DTYPES} for i in range(1, 6)]
 
 
 @case
@@ -260,11 +249,6 @@ def _object_in_itself(t: Any) -> Any:
 
 
 @case
-def _object_in_its_arguments(t: Any) -> Any:
-    return InItsArguments()
-
-
-@case
 def _shared_containers(t: Any) -> Any:
     a: list[Any] = []
     b = {"a": a}
@@ -277,11 +261,6 @@ def _shared_containers(t: Any) -> Any:
 def _shared_values_that_are_never_memoized(t: Any) -> Any:
     number, real, empty = 2**70, 0.1, ()
     return [number, number, real, real, empty, empty, None, None, True, True]
-
-
-@case
-def _equal_but_not_the_same(t: Any) -> Any:
-    return [[1], [1], (1, [2]), (1, [2]), "".join(["ab", "c"]), "".join(["ab", "c"]), {}, {}]
 
 
 @case
@@ -302,6 +281,18 @@ def _memo_beyond_255(t: Any) -> Any:
 def _memo_of_thousands(t: Any) -> Any:
     lists: list[Any] = [[] for _ in range(2000)]
     return [lists, lists[250:260], tensor(t, "float32", (2,)), tensor(t, "float32", (2,))]
+
+
+_case("parts_of_split", lambda t: list(tensor(t, "float32", (10, 2)).split(3)))
+_case(
+    "many_tensors_share_all_dtypes",
+    lambda t: [{name: tensor(t, name, (i,)) for name in TENSOR_DTYPES} for i in range(1, 6)],
+)
+_case("object_in_its_arguments", lambda t: InItsArguments())
+_case(
+    "equal_but_not_the_same",
+    lambda t: [[1], [1], (1, [2]), (1, [2]), "".join(["ab", "c"]), "".join(["ab", "c"]), {}, {}],
+)
 
 
 # Layouts.
@@ -328,18 +319,19 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None, int]] = {
 }
 
 
-for _name, (_shape, _stride, _offset) in LAYOUTS.items():
+def _layout_case(name: str, dtype: str) -> None:
+    _case(
+        f"{name}, {dtype}",
+        lambda t: [
+            tensor(t, dtype, *LAYOUTS[name]),
+            {"again": tensor(t, dtype, *LAYOUTS[name], seed=1)},
+        ],
+    )
+
+
+for _name in LAYOUTS:
     for _dtype in ("float32", "bits16"):
-        _case(
-            f"{_name}, {_dtype}",
-            functools.partial(
-                lambda t, dtype, shape, stride, offset: [
-                    tensor(t, dtype, shape, stride, offset),
-                    {"again": tensor(t, dtype, shape, stride, offset, seed=1)},
-                ],
-                dtype=_dtype, shape=_shape, stride=_stride, offset=_offset,
-            ),
-        )  # fmt: skip
+        _layout_case(_name, _dtype)
 
 
 @case
@@ -385,17 +377,18 @@ def _payload_like_other_records(t: Any) -> Any:
 
 
 @case
-def _bool_bytes_other_than_0_and_1(t: Any) -> Any:
-    return view(t, "bool", storage_of(t, bytes(range(8))), (8,), (1,))
-
-
-@case
 def _nan_payloads(t: Any) -> Any:
     data = np.array([0x7FC00001, 0xFF800001, 0x7F812345, 0x80000000], np.uint32).tobytes()
     return [
         view(t, "float32", storage_of(t, data), (4,), (1,)),
         view(t, "bfloat16", storage_of(t, data), (8,), (1,)),
     ]
+
+
+_case(
+    "bool_bytes_other_than_0_and_1",
+    lambda t: view(t, "bool", storage_of(t, bytes(range(8))), (8,), (1,)),
+)
 
 
 # Storages.
@@ -436,11 +429,6 @@ def _untyped_storage_and_its_tensors(t: Any) -> Any:
 
 
 @case
-def _parameter(t: Any) -> Any:
-    return t.nn.Parameter(tensor(t, "float32", (2, 3)))
-
-
-@case
 def _parameters_shared(t: Any) -> Any:
     p = t.nn.Parameter(tensor(t, "float32", (2, 3)))
     tied = t.nn.Parameter(p.detach())
@@ -475,21 +463,6 @@ def _module(t: Any) -> Any:
 
 
 @case
-def _state_dict(t: Any) -> Any:
-    return _module(t).state_dict()
-
-
-@case
-def _state_dict_with_prefix(t: Any) -> Any:
-    return {"model": _module(t).state_dict(prefix="model."), "epoch": 3}
-
-
-@case
-def _state_dict_keep_vars(t: Any) -> Any:
-    return _module(t).state_dict(keep_vars=True)
-
-
-@case
 def _state_dict_twice(t: Any) -> Any:
     module = _module(t)
     return [module.state_dict(), module.state_dict()]
@@ -500,16 +473,6 @@ def _state_dict_tied(t: Any) -> Any:
     model = t.nn.ModuleDict({"embed": t.nn.Embedding(5, 3), "head": t.nn.Linear(3, 5, bias=False)})
     model["head"].weight = model["embed"].weight
     return model.state_dict()
-
-
-@case
-def _state_dict_without_metadata(t: Any) -> Any:
-    return dict(_module(t).state_dict())
-
-
-@case
-def _named_parameters(t: Any) -> Any:
-    return dict(_module(t).named_parameters())
 
 
 @case
@@ -544,6 +507,17 @@ _case("SGD", _optimizer("SGD", momentum=0.9, nesterov=True))
 _case("SGD without momentum", _optimizer("SGD"))
 _case("RMSprop", _optimizer("RMSprop", centered=True))
 _case("Adagrad", _optimizer("Adagrad"))
+
+
+_case("parameter", lambda t: t.nn.Parameter(tensor(t, "float32", (2, 3))))
+_case("state_dict", lambda t: _module(t).state_dict())
+_case(
+    "state_dict_with_prefix",
+    lambda t: {"model": _module(t).state_dict(prefix="model."), "epoch": 3},
+)
+_case("state_dict_keep_vars", lambda t: _module(t).state_dict(keep_vars=True))
+_case("state_dict_without_metadata", lambda t: dict(_module(t).state_dict()))
+_case("named_parameters", lambda t: dict(_module(t).named_parameters()))
 
 
 # Plain values.
@@ -600,11 +574,6 @@ def _strings_of_the_writer_made_anew(t: Any) -> Any:
 
 
 @case
-def _strings_of_the_writer_after_it(t: Any) -> Any:
-    return [tensor(t, "float32", (1,)), b"bytes", "cpu", "storage", "latin1", "0"]
-
-
-@case
 def _same_string_twice(t: Any) -> Any:
     one = "".join(["on", "e"])
     return {one: one, "x": [one, "".join(["on", "e"])]}
@@ -616,9 +585,11 @@ def _one_character_strings(t: Any) -> Any:
     return [text[0], text[1:2], "a", "b", text[3], "\xe9", text[4], chr(0x20AC), text[5:], ""]
 
 
-@case
-def _storage_keys_as_strings(t: Any) -> Any:
-    return {str(i): tensor(t, "float32", (1,)) for i in range(12)}
+_case(
+    "strings_of_the_writer_after_it",
+    lambda t: [tensor(t, "float32", (1,)), b"bytes", "cpu", "storage", "latin1", "0"],
+)
+_case("storage_keys_as_strings", lambda t: {str(i): tensor(t, "float32", (1,)) for i in range(12)})
 
 
 # Ordinary objects.
@@ -718,6 +689,39 @@ _case("leaves together", lambda t: {
 
 # -- what only torch can make ------------------------------------------------------------------
 
+TORCH_ONLY: dict[str, Make] = {
+    "conjugated_alone": lambda t: tensor(t, "complex128", (3,)).conj(),
+    "conjugated_and_expanded": lambda t: tensor(t, "complex64", (1, 2)).conj().expand(3, 2),
+    "requires_grad": lambda t: [
+        tensor(t, "float32", (2,)).requires_grad_(),
+        tensor(t, "float32", (2,)),
+    ],
+    "buffer": lambda t: [
+        t.nn.Buffer(tensor(t, "float32", (2,))),
+        t.nn.Buffer(tensor(t, "int8", ()), persistent=False),
+    ],
+    "view_of_a_large_storage": lambda t: {"x": tensor(t, "float32", (2, 3), (100, 7), 11, 1000)},
+    "empty_view_of_a_storage": lambda t: tensor(t, "float32", (3, 5))[1:1],
+    "empty_tensor_past_its_storage": lambda t: view(
+        t, "float32", storage_of(t, bytes(8)), (0, 4), (4, 1), 2
+    ),
+    "meta": lambda t: [t.empty(2, 3, device="meta"), t.nn.Parameter(t.empty(4, device="meta"))],
+    "nested": lambda t: t.nested.as_nested_tensor([t.ones(2), t.zeros(3)]),
+    "generator": lambda t: t.Generator().manual_seed(5),
+    "whole_module": lambda t: {"model": _module(t), "epoch": 1},
+    "whole_module_in_half": lambda t: t.nn.Sequential(
+        t.nn.Linear(2, 2), t.nn.ReLU(), t.nn.Dropout(0.1)
+    ).half(),
+    "numpy_values": lambda t: [
+        np.arange(3.0),
+        np.float32(1.5),
+        np.dtype("int16"),
+        np.array(["a", "bc"]),
+    ],
+    "numpy_records": lambda t: np.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")]),
+    "numpy_generator_state": lambda t: np.random.default_rng(0).bit_generator.state,
+}
+
 
 @torch_only
 def _conjugated(t: Any) -> Any:
@@ -726,19 +730,9 @@ def _conjugated(t: Any) -> Any:
 
 
 @torch_only
-def _conjugated_alone(t: Any) -> Any:
-    return tensor(t, "complex128", (3,)).conj()
-
-
-@torch_only
 def _conjugated_scalar(t: Any) -> Any:
     x = tensor(t, "complex64", ())
     return [x, x.conj(), t._neg_view(x)]
-
-
-@torch_only
-def _conjugated_and_expanded(t: Any) -> Any:
-    return tensor(t, "complex64", (1, 2)).conj().expand(3, 2)
 
 
 @torch_only
@@ -754,25 +748,12 @@ def _conjugated_and_negated(t: Any) -> Any:
 
 
 @torch_only
-def _requires_grad(t: Any) -> Any:
-    return [tensor(t, "float32", (2,)).requires_grad_(), tensor(t, "float32", (2,))]
-
-
-@torch_only
 def _tensor_with_attributes(t: Any) -> Any:
     x = tensor(t, "float32", (2,))
     x.tag = {"a": [1, 2]}
     y = tensor(t, "uint16", (2,))
     y.other = x
     return [x, y, x]
-
-
-@torch_only
-def _buffer(t: Any) -> Any:
-    return [
-        t.nn.Buffer(tensor(t, "float32", (2,))),
-        t.nn.Buffer(tensor(t, "int8", ()), persistent=False),
-    ]
 
 
 @torch_only
@@ -783,24 +764,9 @@ def _parameter_with_slots_state(t: Any) -> Any:
 
 
 @torch_only
-def _view_of_a_large_storage(t: Any) -> Any:
-    return {"x": tensor(t, "float32", (2, 3), (100, 7), 11, 1000)}
-
-
-@torch_only
-def _empty_view_of_a_storage(t: Any) -> Any:
-    return tensor(t, "float32", (3, 5))[1:1]
-
-
-@torch_only
 def _gapped_views_without_a_base(t: Any) -> Any:
     x = tensor(t, "int32", (10,))
     return [x[::2], x[1::2]]
-
-
-@torch_only
-def _empty_tensor_past_its_storage(t: Any) -> Any:
-    return view(t, "float32", storage_of(t, bytes(8)), (0, 4), (4, 1), 2)
 
 
 @torch_only
@@ -826,46 +792,6 @@ def _quantized(t: Any) -> Any:
         t.quantize_per_tensor(x, 0.1, 10, t.quint8),
         t.quantize_per_channel(x, scales, zeros, 0, t.qint8),
     ]
-
-
-@torch_only
-def _meta(t: Any) -> Any:
-    return [t.empty(2, 3, device="meta"), t.nn.Parameter(t.empty(4, device="meta"))]
-
-
-@torch_only
-def _nested(t: Any) -> Any:
-    return t.nested.as_nested_tensor([t.ones(2), t.zeros(3)])
-
-
-@torch_only
-def _generator(t: Any) -> Any:
-    return t.Generator().manual_seed(5)
-
-
-@torch_only
-def _whole_module(t: Any) -> Any:
-    return {"model": _module(t), "epoch": 1}
-
-
-@torch_only
-def _whole_module_in_half(t: Any) -> Any:
-    return t.nn.Sequential(t.nn.Linear(2, 2), t.nn.ReLU(), t.nn.Dropout(0.1)).half()
-
-
-@torch_only
-def _numpy_values(t: Any) -> Any:
-    return [np.arange(3.0), np.float32(1.5), np.dtype("int16"), np.array(["a", "bc"])]
-
-
-@torch_only
-def _numpy_records(t: Any) -> Any:
-    return np.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")])
-
-
-@torch_only
-def _numpy_generator_state(t: Any) -> Any:
-    return np.random.default_rng(0).bit_generator.state
 
 
 @torch_only

@@ -45,24 +45,14 @@ def _save_early(folder: Path, seed: int) -> None:
         out.save(made)
 
 
-def _convert(folder: Path, seed: int, name: str, **options: Any) -> None:
+def _convert_to(name: str, **options: Any) -> Callable[[Path, int], None]:
     # One tensor is cast on its way, the other copied by the kernel if that can be done.
-    tz.convert(
-        folder.parent / f"source{seed}.pt", folder / name,
-        dtype=[("a", "float16")], overwrite=True, **options,
-    )  # fmt: skip
+    options |= {"dtype": [("a", "float16")], "overwrite": True}
 
+    def write(folder: Path, seed: int) -> None:
+        tz.convert(folder.parent / f"source{seed}.pt", folder / name, **options)
 
-def _convert_to_pt(folder: Path, seed: int) -> None:
-    _convert(folder, seed, "m.pt")
-
-
-def _convert_to_safetensors(folder: Path, seed: int) -> None:
-    _convert(folder, seed, "m.safetensors")
-
-
-def _convert_to_shards(folder: Path, seed: int) -> None:
-    _convert(folder, seed, "m.safetensors.index.json", max_shard_size=28_300)
+    return write
 
 
 @dataclass(frozen=True)
@@ -86,9 +76,12 @@ _SHARDS = ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors")
 WRITERS = {
     "save": Writer(write_save, ("m.pt",)),
     "incremental_save": Writer(_save_early, ("m.pt",)),
-    "convert to pt": Writer(_convert_to_pt, ("m.pt",)),
-    "convert to safetensors": Writer(_convert_to_safetensors, ("m.safetensors",)),
-    "convert to shards": Writer(_convert_to_shards, (*_SHARDS, "m.safetensors.index.json")),
+    "convert to pt": Writer(_convert_to("m.pt"), ("m.pt",)),
+    "convert to safetensors": Writer(_convert_to("m.safetensors"), ("m.safetensors",)),
+    "convert to shards": Writer(
+        _convert_to("m.safetensors.index.json", max_shard_size=28_300),
+        (*_SHARDS, "m.safetensors.index.json"),
+    ),
 }
 
 
@@ -107,6 +100,7 @@ class Place:
         self.old = self._make(OLD) if is_there else [None] * len(writer.files)
         self.new = self._make(NEW)
         assert all(a != b for a, b in zip(self.old, self.new, strict=True))
+        self.reset()
 
     def _make(self, seed: int) -> list[bytes | None]:
         self.reset([])

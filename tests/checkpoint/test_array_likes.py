@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.child_process import python
 from tests.comparing import assert_same_bytes
 from tests.saved import saved
 
@@ -152,11 +151,9 @@ def test_what_gives_no_numbers(tmp_path: pathlib.Path, value: Any, message: str)
 
 def test_objects_and_scalars_that_are_no_arrays() -> None:
     """Classes, scalars of numpy, and what has opted out are saved as before."""
-    file = io.BytesIO()
     with pytest.warns(UserWarning, match="weights_only"):
-        tz.save([np.float64(2.5), GivesArray, OptedOut()], file)
-    file.seek(0)
-    scalar, kind, opted_out = tz.lazy_load(file).root
+        data = saved([np.float64(2.5), GivesArray, OptedOut()])
+    scalar, kind, opted_out = tz.lazy_load(io.BytesIO(data)).root
     assert type(scalar) is np.float64
     assert [kind.how, opted_out.how] == ["name", "new"]
 
@@ -170,8 +167,4 @@ def test_torch_is_never_imported() -> None:
         "except TypeError as error:\n    print(error)\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert done.stderr == ""
-    assert done.stdout.startswith("1: cannot save")
+    assert python("-c", script).startswith("1: cannot save")

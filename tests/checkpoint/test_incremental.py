@@ -6,7 +6,6 @@ import gc
 import io
 import os
 import pickle
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +31,6 @@ def storages(path: Path) -> dict[str, int]:
             name: seen.setdefault(id(checkpoint[name].spec.storage), len(seen))
             for name in checkpoint
         }
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return a place for a checkpoint."""
-    return tmp_path / "m.pt"
 
 
 def test_tensors_one_by_one(path: Path) -> None:
@@ -349,8 +342,7 @@ def test_chunks_that_do_not_fit(
         error_outside, message_outside = error, message
     with pytest.raises(error_outside, match=message_outside):
         write()
-    assert path.read_bytes() == b"old"
-    assert os.listdir(path.parent) == ["m.pt"]
+    assert _is_as_it_was(path, b"old")
 
 
 @pytest.mark.parametrize(
@@ -370,42 +362,60 @@ def test_wrong_announcements(path: Path, shape: Any, dtype: Any) -> None:
 # -- all or nothing ------------------------------------------------------------------------------
 
 
-def test_exception_in_the_block(path: Path) -> None:
-    """The target stays as it was, before and after `save`, and no other file stays."""
-    path.write_bytes(b"old")
+over_what = pytest.mark.parametrize("before", [b"old", None], ids=["over a file", "no file"])
 
-    def write(saved: bool) -> None:
+
+def _put(path: Path, data: bytes | None) -> None:
+    if data is not None:
+        path.write_bytes(data)
+
+
+def _is_as_it_was(path: Path, data: bytes | None) -> bool:
+    left = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    return left == ({} if data is None else {path.name: data})
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after save", "in chunks"])
+@over_what
+def test_exception_in_the_block(path: Path, when: str, before: bytes | None) -> None:
+    """The old file is there, or none, and no temporary file, before and after `save`."""
+    _put(path, before)
+
+    def write() -> None:
         with tz.incremental_save(path) as out:
+            if when == "before":
+                raise _StopError
             early = out.store_early(np.ones(100_000))
-            if saved:
-                out.save({"w": early})
+            if when == "between":
+                raise _StopError
+            if when == "in chunks":
+                out.store_chunks(_failing(), shape=(20,), dtype="float32")
+            out.save({"w": early})
             raise _StopError
 
-    for saved in (False, True):
-        with pytest.raises(_StopError):
-            write(saved)
-        assert path.read_bytes() == b"old"
-        assert os.listdir(path.parent) == ["m.pt"]
+    with pytest.raises(_StopError):
+        write()
+    assert _is_as_it_was(path, before)
 
 
-def test_no_save(path: Path) -> None:
+@over_what
+def test_no_save(path: Path, before: bytes | None) -> None:
     """Without `save` nothing is written, and that is said."""
+    _put(path, before)
     with (
         pytest.warns(UserWarning, match=r"save\(\) was never called") as caught,
         tz.incremental_save(path) as out,
     ):
         out.store_early(np.ones(2))
     assert caught[0].filename == __file__
-    assert os.listdir(path.parent) == []
+    assert _is_as_it_was(path, before)
 
 
 def test_warnings_that_are_errors(path: Path) -> None:
     """The temporary file is gone then too, while somebody still has the writer."""
     out = tz.incremental_save(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="never called"), out:
-            out.store_early(np.ones(2))
+    with pytest.raises(UserWarning, match="never called"), out:  # as pytest is told to make them
+        out.store_early(np.ones(2))
     assert os.listdir(path.parent) == []
 
 
@@ -418,8 +428,7 @@ def test_error_that_was_caught_in_the_block(path: Path) -> None:
         pytest.raises(ValueError, match="have 3 elements"),
     ):
         out.store_chunks([np.zeros(3)], shape=(4,), dtype="float64")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(path.parent) == ["m.pt"]
+    assert _is_as_it_was(path, b"old")
 
 
 class _Uses:
@@ -453,12 +462,15 @@ def test_use_from_within_save(path: Path) -> None:
     assert os.listdir(path.parent) == []
 
 
-def test_target_appears_at_the_end(path: Path) -> None:
-    """Until the block ends there is no file under the final name."""
+@over_what
+def test_target_appears_at_the_end(path: Path, before: bytes | None) -> None:
+    """Until the block ends there is the old file under the final name, or none."""
+    _put(path, before)
     with tz.incremental_save(path) as out:
-        out.save({"w": out.store_early(np.ones(2))})
-        assert not path.exists()
-    assert path.exists()
+        out.save({"w": out.store_early(np.zeros(3))})
+        assert (path.read_bytes() if path.exists() else None) == before
+    assert tz.load(path)["w"].tolist() == [0, 0, 0]
+    assert os.listdir(path.parent) == ["m.pt"]
 
 
 def test_use_after_save_and_close(path: Path) -> None:

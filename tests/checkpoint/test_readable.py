@@ -21,6 +21,8 @@ import torchzip as tz
 from tests.container.memory import BytesSource
 from tests.picklable import Plain
 from tests.sampling import costly, thorough
+from tests.saved import saved
+from tests.torch_oracle import torch_bytes
 from torchzip.checkpoint import structure
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.shard_index import build_index, parse_index
@@ -139,11 +141,9 @@ _LIMITS = st.fixed_dictionaries(
 
 def unchecked(tree: Any) -> bytes:
     """Return a file that nobody has looked at."""
-    file = io.BytesIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(structure, "check_readable", lambda *arguments, **options: None)
-        tz.save(tree, file)
-    return file.getvalue()
+        return saved(tree)
 
 
 def read(data: bytes, limits: tz.Limits | None = None) -> None:
@@ -273,9 +273,7 @@ def _lower(n: int) -> tz.Limits:
 @pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_values(name: str, n: int) -> None:
     """What torch would save and load, `save` writes, and it is read."""
-    file = io.BytesIO()
-    tz.save(ORDINARY[name](lambda: np.zeros(1, np.float32), n), file)
-    read(file.getvalue(), _lower(n))
+    read(saved(ORDINARY[name](lambda: np.zeros(1, np.float32), n)), _lower(n))
 
 
 @pytest.mark.torch
@@ -285,10 +283,9 @@ def test_ordinary_values_of_torch(name: str, n: int) -> None:
     """What torch.load reads of ordinary values, they read."""
     import torch
 
-    file = io.BytesIO()
-    torch.save(ORDINARY[name](lambda: torch.zeros(1), n), file)
-    torch.load(io.BytesIO(file.getvalue()), weights_only=False)
-    read(file.getvalue(), _lower(n))
+    data = torch_bytes(torch, ORDINARY[name](lambda: torch.zeros(1), n))
+    torch.load(io.BytesIO(data), weights_only=False)
+    read(data, _lower(n))
 
 
 @pytest.mark.torch
@@ -309,10 +306,9 @@ def test_odd_trees_of_torch(data: st.DataObject) -> None:
         _PLAIN_KEYS,
     )
     leaves = st.one_of(st.sets(keys), st.frozensets(keys), st.integers(), st.text(), st.binary())
-    file = io.BytesIO()
-    torch.save(data.draw(trees(tensors, leaves, keys)), file)
-    torch.load(io.BytesIO(file.getvalue()), weights_only=False)
-    read(file.getvalue())
+    made = torch_bytes(torch, data.draw(trees(tensors, leaves, keys)))
+    torch.load(io.BytesIO(made), weights_only=False)
+    read(made)
 
 
 @pytest.mark.parametrize(
@@ -326,9 +322,8 @@ def test_odd_trees_of_torch(data: st.DataObject) -> None:
     ],
     ids=range(5),
 )  # fmt: skip
-def test_what_readers_would_refuse(tmp_path: Path, tree: Any, said: str) -> None:
+def test_what_readers_would_refuse(tmp_path: Path, path: Path, tree: Any, said: str) -> None:
     """The path in the object, the bound and what it would be; the old file stays."""
-    path = tmp_path / "m.pt"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match=said):
         tz.save(tree, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,18 +11,32 @@ from torchzip.cli.main import main
 Capture = pytest.CaptureFixture[str]
 
 
-def command(*before: str) -> Callable[..., tuple[int, str, str]]:
-    """Return a function (capsys, arguments) -> status, stdout and stderr of a command."""
+class Command:
+    """Runs commands that begin with these words."""
 
-    def run(capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
-        status = main([*before, *map(str, arguments)])
+    def __init__(self, *before: str) -> None:
+        self._before = before
+
+    def __call__(self, capsys: Capture, *arguments: Any) -> tuple[int, str, str]:
+        """Return status, stdout and stderr."""
+        status = main([*self._before, *map(str, arguments)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
-    return run
+    def done(self, capsys: Capture, *arguments: Any) -> str:
+        """Return the stdout of a command that ends well and says nothing on stderr."""
+        status, out, err = self(capsys, *arguments)
+        assert (status, err) == (0, "")
+        return out
+
+    def says(self, expected: int, capsys: Capture, *arguments: Any) -> str:
+        """Return the stderr of a command that ends with this status and nothing on stdout."""
+        status, out, err = self(capsys, *arguments)
+        assert (status, out) == (expected, "")
+        return err
 
 
-run = command()
+run = Command()
 
 
 def usage(capsys: Capture, *arguments: Any) -> str:

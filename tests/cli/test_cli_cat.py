@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
-from tests.cli.running import Capture, command
+from tests.child_process import python
+from tests.cli.running import Capture, Command
 from tests.formats.counting import Counted
 from tests.saved import zipped_again
 from torchzip.cli.histogram import histogram_lines
@@ -39,14 +40,8 @@ from torchzip.types import (
     TypedArray,
 )
 
-run = command("cat")
-
-
-def shown(capsys: Capture, *arguments: Any) -> str:
-    """Return what a command that does its work prints."""
-    status, out, err = run(capsys, *arguments)
-    assert (status, err) == (0, "")
-    return out
+run = Command("cat")
+shown = run.done
 
 
 def save(value: Any) -> None:
@@ -92,8 +87,7 @@ def test_parse_index(text: str, expected: tuple[Any, ...]) -> None:
 def test_wrong_index(text: str, said: str, capsys: Capture) -> None:
     """Anything else: status 2, and what was wrong with it."""
     save({"w": np.zeros((3, 3))})
-    status, out, err = run(capsys, "m.pt", "w", text)
-    assert (status, out) == (2, "")
+    err = run.says(2, capsys, "m.pt", "w", text)
     assert said in err
 
 
@@ -250,11 +244,9 @@ def test_many_dimensions(capsys: Capture) -> None:
     """What nobody could read is refused before it is made."""
     made = b.tensor(size=(2,) * 60, stride=(0,) * 60)
     Path("m.pt").write_bytes(b.checkpoint(b.stream(made), {"0": bytes(16)}))
-    status, out, err = run(capsys, "m.pt", "")
-    assert (status, out) == (2, "")
+    err = run.says(2, capsys, "m.pt", "")
     assert "60 dimensions" in err
-    status, out, err = run(capsys, "m.pt", "", "--full")
-    assert status == 2
+    err = run.says(2, capsys, "m.pt", "", "--full")
     assert "--npy" in err
     assert "[0. 0.]" in shown(capsys, "m.pt", "", ",".join(["0"] * 59))
 
@@ -274,8 +266,7 @@ def test_sparse(capsys: Capture) -> None:
     ]  # fmt: skip
     assert shown(capsys, "m.pt", "c.indices.1") == "c.indices.1: int64 [2]\n[1 0]\n"
     assert shown(capsys, "m.pt", "s.values", "1") == "s.values[1]: float64 []\n2.5\n"
-    status, _, err = run(capsys, "m.pt", "s", "0")
-    assert status == 1
+    err = run.says(1, capsys, "m.pt", "s", "0")
     assert "s.indices, s.values" in err
 
 
@@ -390,12 +381,10 @@ def test_names_with_dots(capsys: Capture) -> None:
 def test_wrong_names(capsys: Capture) -> None:
     """What is near: tensors and values."""
     save({"weight": np.zeros(2), "epoch": 7})
-    status, out, err = run(capsys, "m.pt", "epok")
-    assert (status, out) == (1, "")
+    err = run.says(1, capsys, "m.pt", "epok")
     assert "did you mean 'epoch'" in err
     assert "did you mean 'weight'" in run(capsys, "m.pt", "wieght")[2]
-    status, _, err = run(capsys, "m.pt", "epoch", "0")
-    assert status == 2
+    err = run.says(2, capsys, "m.pt", "epoch", "0")
     assert "7, not a tensor" in err
 
 
@@ -458,8 +447,7 @@ def test_npy_is_no_text_for_a_terminal(capsys: Capture, monkeypatch: pytest.Monk
     """Refused where stdout is a terminal."""
     save({"w": np.zeros(2)})
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    status, out, err = run(capsys, "m.pt", "w", "--npy", "-")
-    assert (status, out) == (2, "")
+    err = run.says(2, capsys, "m.pt", "w", "--npy", "-")
     assert "terminal" in err
 
 
@@ -520,15 +508,11 @@ def test_stats_of_nothing(capsys: Capture) -> None:
 def test_stats_in_ascii() -> None:
     """Where the output has no blocks."""
     save({"w": np.arange(1000.0)})
-    command = [sys.executable, "-m", "torchzip", "cat", "m.pt", "w", "--stats"]
-    made = subprocess.run(
-        command,
-        capture_output=True,
-        check=True,
-        env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)},
-    )
-    assert b"#" in made.stdout
-    assert b"\\u" not in made.stdout
+    place = Path("m.pt").resolve()
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)}
+    out = python("-m", "torchzip", "cat", place, "w", "--stats", env=environment)
+    assert "#" in out
+    assert "\\u" not in out
 
 
 @given(st.lists(st.integers(0, 10**18), min_size=1, max_size=64), st.booleans())
@@ -555,8 +539,7 @@ def test_histogram_lines(counts: list[int], blocks: bool) -> None:
 def test_wrong_usage(options: list[str], capsys: Capture) -> None:
     """Options that do not go together."""
     save({"w": np.zeros(2)})
-    status, out, _ = run(capsys, "m.pt", "w", *options)
-    assert (status, out) == (2, "")
+    run.says(2, capsys, "m.pt", "w", *options)
     assert not Path("x").exists()
 
 
@@ -567,14 +550,3 @@ def test_options_anywhere(capsys: Capture) -> None:
     for order in ("--stats m.pt w -1", "m.pt --stats w -1", "m.pt w --stats -1"):
         assert shown(capsys, *order.split()) == expected
     assert shown(capsys, "m.pt", "--", "-v").startswith("-v: float64")
-    with pytest.raises(SystemExit) as stopped:
-        main(["cat", "m.pt", "w", "0", "more"])
-    assert stopped.value.code == 2
-
-
-def test_help(capsys: Capture) -> None:
-    """Examples stand below the options."""
-    with pytest.raises(SystemExit) as stopped:
-        main(["cat", "--help"])
-    assert stopped.value.code == 0
-    assert "torchzip cat model.ckpt epoch" in capsys.readouterr().out

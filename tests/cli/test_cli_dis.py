@@ -40,8 +40,7 @@ def expected(data: bytes, start: int = 0) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("path", ZIPS, ids=lambda path: path.name)
 def test_golden_files(capsys: Capture, path: Path) -> None:
     """The opcodes of data.pkl, as pickletools finds them."""
-    status, out, err = run(capsys, "dis", path)
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "dis", path)
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         assert places(out) == expected(archive.read(name))
@@ -51,8 +50,7 @@ def test_golden_files(capsys: Capture, path: Path) -> None:
 def test_legacy(capsys: Capture) -> None:
     """Five pickles in turn, and not the storages behind them."""
     path = b.GOLDEN / "views-legacy.pt"
-    status, out, err = run(capsys, "dis", path)
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "dis", path)
     data, at, all_places = path.read_bytes(), 0, []
     for _ in range(5):
         all_places += expected(data, at)
@@ -66,8 +64,7 @@ def test_legacy(capsys: Capture) -> None:
 def test_json(capsys: Capture) -> None:
     """The same as JSON."""
     _, out, _ = run(capsys, "dis", b.GOLDEN / "views-legacy.pt")
-    status, as_json, err = run(capsys, "dis", "--json", b.GOLDEN / "views-legacy.pt")
-    assert (status, err) == (0, "")
+    as_json = run.done(capsys, "dis", "--json", b.GOLDEN / "views-legacy.pt")
     told = json.loads(as_json)
     assert told["error"] is None
     assert len(told["pickles"]) == 5
@@ -75,13 +72,11 @@ def test_json(capsys: Capture) -> None:
     assert [(row["offset"], row["opcode"]) for row in rows] == places(out)
 
 
-def test_notes(capsys: Capture, tmp_path: Path) -> None:
+def test_notes(capsys: Capture, path: Path) -> None:
     """A name that torch refuses is marked, and what is called is said."""
-    path = tmp_path / "m.pt"
     evil = b.call("posix.system", "echo \x1b[2J")
     path.write_bytes(b.checkpoint(b.stream(b.list_of(evil, b.tensor()))))
-    status, out, err = run(capsys, "dis", path)
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "dis", path)
     assert (
         "GLOBAL           posix system          # name posix.system; torch.load refuses it" in out
     )
@@ -95,27 +90,22 @@ def test_notes(capsys: Capture, tmp_path: Path) -> None:
 def test_record(capsys: Capture, tmp_path: Path) -> None:
     """Another record, and one that is not there."""
     path = b.GOLDEN / "script.pt"
-    status, out, _ = run(capsys, "dis", path, "constants.pkl")
-    assert status == 0
+    out = run.done(capsys, "dis", path, "constants.pkl")
     assert places(out)[0] == (0, "PROTO")
-    status, out, err = run(capsys, "dis", path, "no.pkl")
-    assert (status, out) == (1, "")
+    err = run.says(1, capsys, "dis", path, "no.pkl")
     assert "no record is called 'no.pkl'; of pickles it has " in err
 
 
-def test_deflated(capsys: Capture, tmp_path: Path) -> None:
+def test_deflated(capsys: Capture, path: Path) -> None:
     """A record that is deflated."""
-    path = tmp_path / "m.pt"
     members = b.members_of(b.stream(b.tensor()))
     path.write_bytes(b.build_zip([b.Member(name=m.name, data=m.data, method=8) for m in members]))
-    status, out, _ = run(capsys, "dis", path)
-    assert status == 0
+    out = run.done(capsys, "dis", path)
     assert places(out) == expected(b.stream(b.tensor()))
 
 
-def test_broken(capsys: Capture, tmp_path: Path) -> None:
+def test_broken(capsys: Capture, path: Path) -> None:
     """What can be read is shown, then the error with its place; JSON stays whole."""
-    path = tmp_path / "m.pt"
     path.write_bytes(b.checkpoint(b"\x80\2]\xff."))
     status, out, err = run(capsys, "dis", path)
     assert status == 1
@@ -128,9 +118,8 @@ def test_broken(capsys: Capture, tmp_path: Path) -> None:
     assert "is not an opcode" in told["error"]
 
 
-def test_wrong_crc(capsys: Capture, tmp_path: Path) -> None:
+def test_wrong_crc(capsys: Capture, path: Path) -> None:
     """A damaged pickle is shown, and said to be damaged."""
-    path = tmp_path / "m.pt"
     data = b.checkpoint(b.stream(b.text("abc")))
     path.write_bytes(data.replace(b"abc", b"abd"))
     status, out, err = run(capsys, "dis", path)
@@ -146,8 +135,7 @@ def test_windows(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_bytes(data)
     for nbytes in (1, 2, 7, 64):
         monkeypatch.setattr(pickles, "_WINDOW_NBYTES", nbytes)
-        status, out, err = run(capsys, "dis", path)
-        assert (status, err) == (0, "")
+        out = run.done(capsys, "dis", path)
         assert places(out) == expected(data)
 
 
@@ -161,15 +149,13 @@ def test_no_pickle(capsys: Capture, tmp_path: Path) -> None:
     ):
         path.write_bytes(data)
         status, _, err = run(capsys, "dis", path)
-        assert status == 1
-        assert said in err
+        assert (status, said in err) == (1, True)
     assert run(capsys, "dis", tmp_path)[0] == 1
 
 
 @given(st.binary() | OPCODE_BYTES, st.sampled_from(["as it is", "zip", "legacy", "cut"]))
-def test_any_bytes(tmp_path: Path, data: bytes, kind: str) -> None:
+def test_any_bytes(path: Path, data: bytes, kind: str) -> None:
     """Whatever the bytes: a status, and JSON that is whole."""
-    path = tmp_path / "m.pt"
     if kind in ("zip", "cut"):
         data = b.checkpoint(data)
     if kind == "cut":
@@ -187,13 +173,11 @@ def test_any_bytes(tmp_path: Path, data: bytes, kind: str) -> None:
     assert (json.loads(as_json.getvalue())["error"] is None) == (status == 0)
 
 
-def test_tar(capsys: Capture, tmp_path: Path) -> None:
+def test_tar(capsys: Capture, path: Path) -> None:
     """Of the old tar files the member that is the object, or another."""
-    path = tmp_path / "m.pt"
     members = {"storages": b.stream(b"K\0") + b.stream(b"]"), "pickle": b.stream(b"}")}
     path.write_bytes(tar_of(members))
-    status, out, err = run(capsys, "dis", path)
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "dis", path)
     assert places(out) == [(0, "PROTO"), (2, "EMPTY_DICT"), (3, "STOP")]
     status, out, _ = run(capsys, "dis", path, "storages")
     assert (status, out.count("STOP")) == (0, 2)

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.cli.running import Capture, command
+from tests.cli.running import Capture, Command
 from torchzip.cli.main import build_parser, main
 from torchzip.files.in_place import InPlaceFile
 
-run = command("edit")
+run = Command("edit")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return a file to edit."""
     made = tmp_path / "m.pt"
     tz.save(
         {
@@ -35,12 +34,11 @@ def path(tmp_path: Path) -> Path:
 def test_all_rules(capsys: Capture, path: Path) -> None:
     """What was done, and what is left to be freed."""
     size = path.stat().st_size
-    status, out, err = run(
+    out = run.done(
         capsys, path, "--rename", "^module=>net", "--drop", "*.b", "--set", "epoch=4",
         "--set", "config.name=big", "--set", 'note={"a": [1, null]}', "--requires-grad", "true",
         "--device", "cuda",
     )  # fmt: skip
-    assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[:6] == [
         "renamed  module -> net",
@@ -59,8 +57,7 @@ def test_all_rules(capsys: Capture, path: Path) -> None:
     with tz.lazy_load(path) as checkpoint:
         assert checkpoint["net.w"].requires_grad
         assert checkpoint["net.w"].spec.storage.location == "cuda:0"
-    status, out, err = run(capsys, path, "--compact")
-    assert (status, err) == (0, "")
+    out = run.done(capsys, path, "--compact")
     assert out == f"{path}: rewritten, {path.stat().st_size / 1000:.1f} kB\n"
 
 
@@ -89,8 +86,7 @@ def test_rules_for_some(capsys: Capture, path: Path) -> None:
 def test_dry_run_and_json(capsys: Capture, path: Path) -> None:
     """Nothing is done, and the same is said."""
     before = path.read_bytes()
-    status, out, err = run(capsys, path, "--drop", "epoch", "--dry-run")
-    assert (status, err) == (0, "")
+    out = run.done(capsys, path, "--drop", "epoch", "--dry-run")
     assert out.splitlines()[1].startswith(f"{path}: 1 dropped, ")
     assert out.splitlines()[1].endswith("to append")
     told = json.loads(run(capsys, path, "--drop", "epoch", "--dry-run", "--json")[1])
@@ -139,12 +135,10 @@ def test_wrong_usage(capsys: Capture, path: Path, arguments: list[str], message:
 
 def test_bad_files(capsys: Capture, path: Path, tmp_path: Path) -> None:
     """Exit status 1: not there, not of this kind, or in other hands."""
-    status, out, err = run(capsys, tmp_path / "none.pt", "--drop", "x")
-    assert (status, out) == (1, "")
+    err = run.says(1, capsys, tmp_path / "none.pt", "--drop", "x")
     assert "No such file" in err
     tz.convert(path, tmp_path / "m.safetensors")
-    status, out, err = run(capsys, tmp_path / "m.safetensors", "--drop", "x")
-    assert (status, out) == (1, "")
+    err = run.says(1, capsys, tmp_path / "m.safetensors", "--drop", "x")
     assert "torchzip convert" in err
     with InPlaceFile(path):
         status, out, err = run(capsys, path, "--drop", "epoch")

@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.cli.running import Capture, command
+from tests.cli.running import Capture, Command
 from tests.cli.terminal import on_terminal, unstyled
 from torchzip.cli import rendering
 from torchzip.cli.main import main
 from torchzip.types import Parameter
 
-
-def run(capsys: Capture, *arguments: Any) -> str:
-    """Return stdout of an `ls` that ends well and says nothing on stderr."""
-    status, out, err = command("ls")(capsys, *arguments)
-    assert (status, err) == (0, "")
-    return out
+run = Command("ls").done
 
 
 @pytest.fixture

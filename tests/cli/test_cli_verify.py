@@ -12,44 +12,36 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.cli.running import Capture, run
+from tests.saved import GOLDEN_FILES, flipped
 
-#: Those that their release could write.
-GOLDEN = [
-    release / file
-    for release in sorted(b.GOLDEN.parent.glob("torch-*"))
-    for file in json.loads((release / "truth.json").read_text())
-]
+each_golden = pytest.mark.parametrize(
+    "path", GOLDEN_FILES, ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 
 
 def found(capsys: Capture, path: Path) -> dict[str, Any]:
-    """Return what is found in a sound file."""
-    status, out, err = run(capsys, "verify", "--json", path)
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "verify", "--json", path)
     values: dict[str, Any] = json.loads(out)
     return values
 
 
 @pytest.fixture
 def tensors() -> dict[str, Any]:
-    """Return what to save."""
     return {"a": np.arange(300, dtype=np.float32), "b": np.ones(4, np.int64)}
 
 
-def test_sound(capsys: Capture, tmp_path: Path, tensors: dict[str, Any]) -> None:
+def test_sound(capsys: Capture, path: Path, tensors: dict[str, Any]) -> None:
     """Records, bytes, tensors, CRCs, and that torch accepts it."""
-    path = tmp_path / "m.pt"
     tz.save(tensors, path)
-    status, out, err = run(capsys, "verify", path)
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "verify", path)
     lines = out.splitlines()
     assert lines[0].startswith(f"{path}: sound; zip, 2 tensors, ")
     assert lines[1].endswith(" CRCs compared, all right")
     assert lines[2:] == ["torch.load accepts (weights_only=True)"]
 
 
-def test_json(capsys: Capture, tmp_path: Path, tensors: dict[str, Any]) -> None:
+def test_json(capsys: Capture, path: Path, tensors: dict[str, Any]) -> None:
     """The same as JSON."""
-    path = tmp_path / "m.pt"
     tz.save(tensors, path)
     values = found(capsys, path)
     assert values.pop("records") >= 4
@@ -67,47 +59,39 @@ def test_json(capsys: Capture, tmp_path: Path, tensors: dict[str, Any]) -> None:
     }
 
 
-def test_damaged(capsys: Capture, tmp_path: Path, tensors: dict[str, Any]) -> None:
+def test_damaged(capsys: Capture, path: Path, tensors: dict[str, Any]) -> None:
     """One wrong bit of a tensor: status 1, and the record is named."""
-    path = tmp_path / "m.pt"
     tz.save(tensors, path)
-    data = bytearray(path.read_bytes())
-    data[data.index(tensors["a"].tobytes()) + 700] ^= 4
-    path.write_bytes(data)
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, data.index(tensors["a"].tobytes()) + 700, 4))
     for options in ([], ["--json"]):
-        status, out, err = run(capsys, "verify", *options, path)
-        assert (status, out) == (1, "")
+        err = run.says(1, capsys, "verify", *options, path)
         assert f"{path}, record data/0" in err
         assert "CRC" in err
 
 
-def test_without_crcs(capsys: Capture, tmp_path: Path) -> None:
+def test_without_crcs(capsys: Capture, path: Path) -> None:
     """A record that has no CRC is counted and named, and is no fault."""
-    path = tmp_path / "m.pt"
     members = b.members_of(b.stream(b.dict_of({"a": b.tensor()})))
     made = [
         b.Member(name=m.name, data=m.data, crc=0 if b"data/" in m.name else None) for m in members
     ]
     path.write_bytes(b.build_zip(made))
-    status, out, err = run(capsys, "verify", path)
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "verify", path)
     assert "3 CRCs compared, all right\n1 record without a CRC: data/0\n" in out
 
 
 def test_legacy(capsys: Capture) -> None:
     """A legacy stream has no CRCs at all; torch loads it."""
-    status, out, err = run(capsys, "verify", b.GOLDEN / "views-legacy.pt")
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "verify", b.GOLDEN / "views-legacy.pt")
     assert "0 CRCs compared\n3 records without a CRC: storage " in out
     assert out.endswith("torch.load accepts (weights_only=True)\n")
 
 
-def test_truncated(capsys: Capture, tmp_path: Path) -> None:
+def test_truncated(capsys: Capture, path: Path) -> None:
     """A stream that is cut short is damaged, though it has no CRC."""
-    path = tmp_path / "m.pt"
     path.write_bytes((b.GOLDEN / "views-legacy.pt").read_bytes()[:-1])
-    status, out, err = run(capsys, "verify", path)
-    assert (status, out) == (1, "")
+    err = run.says(1, capsys, "verify", path)
     assert "looks truncated" in err
 
 
@@ -115,8 +99,7 @@ def test_safetensors(capsys: Capture, tmp_path: Path, tensors: dict[str, Any]) -
     """torch.load has nothing to do with it, unless its name says what it is."""
     tz.save(tensors, tmp_path / "m.pt")
     tz.convert(tmp_path / "m.pt", tmp_path / "m.safetensors")
-    status, out, err = run(capsys, "verify", tmp_path / "m.safetensors")
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "verify", tmp_path / "m.safetensors")
     assert "0 CRCs compared" in out
     assert "torch.load accepts (weights_only=True), as the name of the file ends in" in out
     (tmp_path / "m.safetensors").rename(tmp_path / "m.bin")
@@ -138,18 +121,15 @@ def test_shards(capsys: Capture, tmp_path: Path, tensors: dict[str, Any]) -> Non
         "sharded", 2, "does not apply",
     )  # fmt: skip
     next(out.glob("*-00002-*")).unlink()
-    status, _, err = run(capsys, "verify", out)
-    assert status == 1
+    err = run.says(1, capsys, "verify", out)
     assert "00002" in err
 
 
-def test_foreign_names(capsys: Capture, tmp_path: Path) -> None:
+def test_foreign_names(capsys: Capture, path: Path) -> None:
     """Names that torch refuses are listed, cannot move the cursor, and are no fault."""
-    path = tmp_path / "m.pt"
     made = b.list_of(b.name("my.models", "Net"), b.name("m\x1b", "C"), b.tensor())
     path.write_bytes(b.checkpoint(b.stream(made)))
-    status, out, err = run(capsys, "verify", path)
-    assert (status, err) == (0, "")
+    out = run.done(capsys, "verify", path)
     last = out.splitlines()[-1]
     assert last == "torch.load needs weights_only=False, because of my.models.Net, m\\x1b.C"
     assert found(capsys, path)["refused"] == ["my.models.Net", "m\x1b.C"]
@@ -165,7 +145,7 @@ def test_opcodes_that_torch_refuses(capsys: Capture) -> None:
     assert "because of the opcodes FRAME, MEMOIZE, SHORT_BINUNICODE, STACK_GLOBAL" in out
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}/{path.name}")
+@each_golden
 def test_golden_files(capsys: Capture, path: Path) -> None:
     """All are sound."""
     assert found(capsys, path)["tensors"] > 0
@@ -175,14 +155,13 @@ def test_not_a_checkpoint(capsys: Capture, tmp_path: Path) -> None:
     """What is none, or is not there, is bad."""
     (tmp_path / "m.pt").write_bytes(b"<html>")
     for path in (tmp_path / "m.pt", tmp_path / "no.pt"):
-        status, out, err = run(capsys, "verify", path)
-        assert (status, out) == (1, "")
+        err = run.says(1, capsys, "verify", path)
         assert str(path) in err
 
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}/{path.name}")
+@each_golden
 def test_torch_agrees(torch: Any, capsys: Capture, path: Path) -> None:
     """What torch's default loader does is what is said of it."""
     try:

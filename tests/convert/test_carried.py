@@ -8,7 +8,6 @@ import json
 import math
 import pathlib
 import random
-import warnings
 from collections import Counter, OrderedDict, defaultdict, deque
 from decimal import Decimal
 from fractions import Fraction
@@ -22,9 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests import builders as b
 from tests.comparing import assert_equal_in_torch
 from tests.models import MODELS, training_checkpoint
 from tests.sampling import thorough
+from tests.saved import quiet
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.convert.carried import Carried, carry, is_dense
 from torchzip.convert.restored import restore
@@ -44,8 +45,6 @@ from torchzip.types import (
     SparseTensor,
     Storage,
 )
-
-GOLDEN = Path(__file__).parent.parent / "data" / "golden" / "torch-2.13.0"
 
 
 def lazy(array: Any, stride: tuple[int, ...] | None = None, **changes: Any) -> LazyTensor:
@@ -382,9 +381,8 @@ def test_depth(wrap: Any, depth: int) -> None:
     else:
         (line,) = {line.partition(": ")[2] for line in carried.lost}
         assert line.startswith("nested more than 900 deep")
-        with pytest.raises(LimitError) as raised:
+        with pytest.raises(LimitError, match="nesting would be"):
             restore(carried.text, lambda name: None, Limits(nesting=300))
-        assert raised.value.limit == "nesting"
 
 
 def test_what_is_lost_is_said() -> None:
@@ -673,8 +671,7 @@ def through_safetensors(source: Path, folder: Path) -> tuple[Any, list[str]]:
         aliases = json.loads(ckpt.metadata.get("torchzip.aliases", "{}"))
         tensors = {name: ckpt[name] for name in ckpt}
         tensors |= {name: tensors[kept] for name, kept in aliases.items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is no affair of torch's safe loader
+        with quiet():  # of what is no affair of torch's safe loader
             tz.save(restore(carried.text, tensors.get), target)
     return target, carried.lost
 
@@ -769,7 +766,7 @@ def test_training_checkpoint(torch: Any, tmp_path: Path) -> None:
 def test_golden_files(torch: Any, tmp_path: Path) -> None:
     """Files of torch come back equal, where safetensors holds what is in them."""
     for name in ("list", "module-state", "param", "train"):
-        source = GOLDEN / f"{name}.pt"
+        source = b.GOLDEN / f"{name}.pt"
         (tmp_path / name).mkdir()
         target, lost = through_safetensors(source, tmp_path / name)
         assert lost == []

@@ -7,7 +7,6 @@ alone, over layouts that a save of arrays never writes: it keeps only what the a
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from numpy.typing import NDArray
 
 import torchzip as tz
 from tests.comparing import assert_same_tree
-from tests.convert.test_run import NeighbourProcess, make_pieces_small
-from tests.saved import zipped_again
+from tests.convert.test_run import NeighbourProcess, make_pieces_small, write_source
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
 from torchzip.tensors.storage import ArrayStorage
 
@@ -40,7 +38,6 @@ class Layout:
     neg: bool = False
 
     def of(self, base: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the elements that it has, by numpy."""
         view = np.lib.stride_tricks.as_strided(
             base[self.offset :], self.shape, tuple(step * 4 for step in self.stride)
         )
@@ -118,19 +115,6 @@ def models(draw: st.DrawFn) -> Model:
     return Model(tuple(storages), tuple(views))
 
 
-def _write_source(model: Model, folder: Path, kind: str) -> Path:
-    source = folder / "m.pt"
-    tz.save(model.tensors(), source, crc32=kind != "no crc")
-    if kind == "deflated":
-        source.write_bytes(zipped_again(source.read_bytes(), zipfile.ZIP_DEFLATED))
-        return source
-    if kind in ("safetensors", "shards"):
-        made = folder / ("m.safetensors" if kind == "safetensors" else "source.bin.index.json")
-        tz.convert(source, made, max_shard_size=None if kind == "safetensors" else 9_000)
-        return made
-    return source
-
-
 @given(
     models(),
     st.sampled_from([".pt", ".safetensors", ".bin.index.json", ".safetensors.index.json"]),
@@ -146,7 +130,7 @@ def test_every_layout_comes_through(
 ) -> None:  # fmt: skip
     """The values are those of numpy, whatever way the bytes took."""
     folder = tmp_path_factory.mktemp("layouts")
-    source = _write_source(model, folder, kind)
+    source = write_source(model.tensors(), folder, kind)
     with pytest.MonkeyPatch.context() as patch:
         make_pieces_small(patch)
         report = tz.convert(

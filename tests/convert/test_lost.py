@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.saved import quiet
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import reach
 from torchzip.types import ForeignObject, Parameter, SparseTensor
@@ -27,9 +27,7 @@ class _NumpyArray:
 
 
 def save(value: Any, path: Path) -> Path:
-    """Write a checkpoint that torch would ask about."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         tz.save(value, path)
     return path
 

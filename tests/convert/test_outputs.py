@@ -9,7 +9,6 @@ import dataclasses
 import io
 import os
 import struct
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 
 import torchzip as tz
 from tests.convert.test_run import NeighbourProcess, make_pieces_small, tree
+from tests.saved import quiet
 from torchzip.checkpoint.walk import ways
 from torchzip.convert import run
 from torchzip.convert.lost import lost_values
@@ -264,8 +264,7 @@ class OutputContract:
         )
         assert not calls
         assert list(tmp_path.iterdir()) == [source]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is out of range
+        with quiet():  # of what is out of range
             done = tz.convert(source, target, **options())
         assert told == dataclasses.replace(done, overflowed={})
         assert [os.path.getsize(file) for file in told.files] == list(told.file_nbytes)
@@ -302,7 +301,6 @@ class TestRegistered(OutputContract):
 
     @pytest.fixture(params=list(OUTPUTS), ids=lambda output: str(output.format))
     def output(self, request: pytest.FixtureRequest) -> Any:
-        """Return each of them."""
         return request.param
 
 
@@ -311,13 +309,11 @@ class TestNpz(OutputContract):
 
     @pytest.fixture(autouse=True)
     def output(self) -> Iterator[type[Output]]:
-        """Register it for one test."""
         OUTPUTS.append(NpzOutput)
         yield NpzOutput
         OUTPUTS.remove(NpzOutput)
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Return what numpy finds."""
         with np.load(path) as file:
             return dict(file)
 

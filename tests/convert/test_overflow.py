@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.cli.running import run
-from tests.convert.test_run import NeighbourProcess, make_pieces_small
+from tests.convert.test_run import NeighbourProcess, make_pieces_small, write_source
 from tests.sampling import costly
-from tests.saved import zipped_again
+from tests.saved import quiet
 from tests.tensors.test_cast_range import FLOATS, numpys_count
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 
@@ -67,16 +66,9 @@ def test_counts_are_numpys(
 ) -> None:  # fmt: skip
     """Whatever the dtypes, the file and who does it; a name that has no data has no count."""
     folder = tmp_path_factory.mktemp("overflow")
-    path = folder / "m.pt"
     arrays = tree(seed, source)
-    tz.save(arrays, path, crc32=kind != "no crc")
-    if kind == "deflated":
-        path.write_bytes(zipped_again(path.read_bytes(), zipfile.ZIP_DEFLATED))
-    elif kind == "safetensors":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tz.convert(path, folder / "m.safetensors")
-        path = folder / "m.safetensors"
+    with quiet():
+        path = write_source(arrays, folder, kind)
     expected = {} if source == target else {
         name: numpys_count(array, target) for name, array in arrays.items()
     }  # fmt: skip
@@ -124,20 +116,16 @@ def test_nothing_is_said_of_sound_casts(tmp_path: Path) -> None:
     """Neither of rounding, nor of what was infinite or NaN before, nor of a wider dtype."""
     values = np.array([1e-30, 65519, np.inf, -np.inf, np.nan, 0])
     tz.save({"w": values}, tmp_path / "m.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for dtype in ("float16", "bfloat16", "float32", "float64"):
-            report = tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", dtype=dtype, overwrite=True)
-            assert report.overflowed == {}
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        report = tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", dtype=dtype, overwrite=True)
+        assert report.overflowed == {}
 
 
 def test_a_warning_as_an_error_undoes_all(tmp_path: Path) -> None:
     """It comes before any file has its name."""
     tz.save({"w": np.array([1e6])}, tmp_path / "m.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="out of the range"):
-            tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", dtype="float16")
+    with pytest.raises(UserWarning, match="out of the range"):  # as pytest is told to make them
+        tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
 
 
@@ -148,8 +136,7 @@ def test_torch_sees_them(torch: Any, tmp_path: Path, target: str) -> None:
     array = wild(np.random.default_rng(7), 70_000, "float32")
     array[-4:] = 1e6, -3.4e38, np.inf, -np.inf
     tz.save({"w": array}, tmp_path / "m.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         report = tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", dtype=target)
     before = torch.from_numpy(array)
     after = before.to(getattr(torch, target)).float()

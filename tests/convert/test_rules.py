@@ -36,14 +36,12 @@ def model(tmp_path: Path) -> Path:
 
 
 def convert(model: Path, **rules: Any) -> tuple[Any, ConvertReport]:
-    """Convert to a .pt and load it."""
     target = model.with_name("out.pt")
     report = tz.convert(model, target, overwrite=True, **rules)
     return tz.load(target), report
 
 
 def names(model: Path, **rules: Any) -> list[str]:
-    """Return the flat names of the output."""
     convert(model, **rules)
     with tz.lazy_load(model.with_name("out.pt")) as ckpt:
         return list(ckpt)
@@ -109,9 +107,8 @@ def test_two_tensors_of_one_name(model: Path) -> None:
     assert sorted(path.name for path in model.parent.iterdir()) == [model.name]
 
 
-def test_a_name_that_something_else_has(tmp_path: Path) -> None:
+def test_a_name_that_something_else_has(tmp_path: Path, path: Path) -> None:
     """A key that is taken by what is no tensor is not overwritten in silence."""
-    path = tmp_path / "m.pt"
     tz.save({"a": np.ones(2), "b": 5}, path)
     report = tz.convert(path, tmp_path / "o.pt", rename={"a": "b"})
     assert tz.load(tmp_path / "o.pt")["b"].tolist() == [1, 1]
@@ -151,10 +148,9 @@ def test_dtype_goes_by_the_old_name(model: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["o.pt", "o.safetensors", "o.bin.index.json"])
-def test_a_tie_with_two_dtypes(tmp_path: Path, target: str) -> None:
+def test_a_tie_with_two_dtypes(tmp_path: Path, path: Path, target: str) -> None:
     """Each name has what the rules say of it, be it one object there or two over a storage."""
     weight = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
-    path = tmp_path / "m.pt"
     one = Parameter(weight)
     tz.save(
         {"embed": one, "net": {"head": [one], "copy": one}, "tail": weight[:], "last": weight}, path

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.sampling import costly
+from tests.saved import zipped_again
 from torchzip.convert import conversion, run, work
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
@@ -50,7 +51,6 @@ class NeighbourProcess(Executor):
     """Sends tasks as a pool of processes would, and carries them out here."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Do it at once."""
         from multiprocessing.reduction import ForkingPickler
 
         future: Future[Any] = Future()
@@ -74,6 +74,19 @@ def tree(seed: int) -> dict[str, Any]:
     return made | {"step": 3}
 
 
+def write_source(value: Any, folder: Path, kind: str) -> Path:
+    """Write a checkpoint of a kind: how a zip is packed, or what it was converted to."""
+    source = folder / "m.pt"
+    tz.save(value, source, crc32=kind != "no crc")
+    if kind == "deflated":
+        source.write_bytes(zipped_again(source.read_bytes(), zipfile.ZIP_DEFLATED))
+    if kind in ("safetensors", "shards"):
+        made = folder / ("m.safetensors" if kind == "safetensors" else "source.bin.index.json")
+        tz.convert(source, made, max_shard_size=None if kind == "safetensors" else 9_000)
+        return made
+    return source
+
+
 @costly
 @given(
     st.integers(0, 1000), st.sampled_from(DTYPES), st.sampled_from([".pt", ".safetensors"]),
@@ -86,19 +99,7 @@ def test_pieces_and_workers_give_the_same_bytes(
 ) -> None:  # fmt: skip
     """One by one, by threads, by what is like processes: the file of a plain conversion."""
     folder = tmp_path_factory.mktemp("run")
-    source = folder / "m.pt"
-    tz.save(tree(seed), source, crc32=kind != "no crc")
-    if kind == "deflated":
-        with (
-            zipfile.ZipFile(source) as old,
-            zipfile.ZipFile(folder / "d.pt", "w", zipfile.ZIP_DEFLATED) as new,
-        ):
-            for entry in old.namelist():
-                new.writestr(entry, old.read(entry))
-        source = folder / "d.pt"
-    if kind == "safetensors":
-        tz.convert(source, folder / "m.safetensors")
-        source = folder / "m.safetensors"
+    source = write_source(tree(seed), folder, kind)
     results: list[bytes] = []
     with ThreadPoolExecutor(2) as threads:
         for executor in (None, threads, NeighbourProcess()):
@@ -225,9 +226,8 @@ def damage(path: Path, name: str) -> None:
     [(".pt", {"dtype": "float16"}), (".pt", {"verify": True}), (".safetensors", {}),
      (".safetensors", {"dtype": "bfloat16"})],
 )  # fmt: skip
-def test_damage_is_seen(tmp_path: Path, jobs: int, suffix: str, options: Any) -> None:
+def test_damage_is_seen(tmp_path: Path, path: Path, jobs: int, suffix: str, options: Any) -> None:
     """Bytes that get no old CRC along are compared with it, and nothing is left of the output."""
-    path = tmp_path / "m.pt"
     tz.save({"a": np.ones(50_000, np.float32), "w": np.ones(50_000, np.float32)}, path)
     damage(path, "w")
     target = tmp_path / f"o{suffix}"
@@ -255,9 +255,8 @@ def test_damage_beside_what_is_taken(tmp_path: Path, view: slice, dtype: str | N
 
 
 @pytest.mark.usefixtures("_small_pieces")
-def test_copied_damage_stays_visible(tmp_path: Path) -> None:
+def test_copied_damage_stays_visible(tmp_path: Path, path: Path) -> None:
     """Unchanged bytes keep their CRC, so who reads the copy sees it."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.ones(50_000, np.float32)}, path)
     damage(path, "w")
     tz.convert(path, tmp_path / "o.pt")
@@ -267,9 +266,8 @@ def test_copied_damage_stays_visible(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_truncated_meanwhile(tmp_path: Path, jobs: int) -> None:
+def test_truncated_meanwhile(tmp_path: Path, path: Path, jobs: int) -> None:
     """A source that is cut short while it is read is an error, in any process."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.ones(200_000, np.float32)}, path)
     with tz.lazy_load(path) as ckpt:
         plan = make_plan(ckpt, parse_target(tmp_path / "o.pt"), Rules(dtype="float16"))
@@ -303,6 +301,15 @@ def test_interrupted(tmp_path: Path, jobs: int, error: type[BaseException]) -> N
     assert (tmp_path / "o.pt").read_bytes() == b"old"
 
 
+def _said_to_the_end(child: subprocess.Popen[str]) -> str:
+    """Wait for a process that leads its group, of which nothing stays; return its stderr."""
+    try:
+        return child.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
 @pytest.mark.few
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize(
@@ -329,12 +336,7 @@ def test_ctrl_c(tmp_path: Path, jobs: str, sent: signal.Signals, text: str) -> N
         os.killpg(child.pid, sent)
     else:  # a terminal sends it to nobody; whoever does means one process
         child.send_signal(sent)
-    try:
-        _, said = child.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-    assert (child.returncode, said) == (128 + sent, text)
+    assert (_said_to_the_end(child), child.returncode) == (text, 128 + sent)
     assert os.listdir(tmp_path) == ["m.pt"]
 
 
@@ -362,12 +364,10 @@ def test_a_signal_while_workers_are_made(tmp_path: Path, sent: signal.Signals) -
     tz.save({"w": np.ones(1 << 20, np.float32)}, tmp_path / "m.pt")
     command = [sys.executable, "-c", _SIGNAL_WHILE_FORKING, str(int(sent))]
     command += ["convert", "m.pt", "o.pt", "--dtype", "float64", "--jobs", "2"]
-    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
-    try:
-        child.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+    child = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _said_to_the_end(child)
     assert child.returncode == 128 + sent
     assert os.listdir(tmp_path) == ["m.pt"]
 
@@ -404,11 +404,9 @@ class DyingPool(Executor):
         self._pool = ProcessPoolExecutor(1)
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Send what ends the process."""
         return self._pool.submit(_die)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the pool."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
@@ -432,13 +430,13 @@ def test_progress_in_small_steps(tmp_path: Path) -> None:
     )  # fmt: skip
     assert len(seen) >= 4
     assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
     assert {total for _, total in seen} == {(tmp_path / "o.pt").stat().st_size}
 
 
-def test_onto_itself_with_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onto_itself_with_workers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Source and destination may be one path."""
     monkeypatch.setattr(conversion, "_WORTH_NBYTES", 0)
-    path = tmp_path / "m.pt"
     tz.save({"w": np.arange(100_000, dtype=np.float32)}, path)
     tz.convert(path, path, dtype="float64", jobs=2, overwrite=True)
     assert np.array_equal(tz.load(path)["w"], np.arange(100_000, dtype=np.float64))

@@ -15,7 +15,7 @@ import pytest
 import torchzip as tz
 from tests.convert.test_run import NeighbourProcess, make_pieces_small
 from tests.faults import Call, under
-from tests.test_files_under_readers import NEW, OLD, is_of, values, write
+from tests.test_files_under_readers import NEW, OLD, is_of, overwrite, values, write
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +39,9 @@ def _file_of(path: Path) -> Path:
     return min(path.parent.glob("*-of-*"), default=path) if path.suffix == ".json" else path
 
 
-def _overwrite(path: Path, other: Path) -> None:
-    with path.open("r+b") as file:
-        file.write(other.read_bytes())
-
-
 def _overwrite_with_its_time(path: Path, other: Path) -> None:
     before = path.stat()
-    _overwrite(path, other)
+    overwrite(path, other)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -77,7 +72,7 @@ EXECUTORS: dict[str, Callable[[], Executor | None]] = {
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "shards"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-@pytest.mark.parametrize("change", [_overwrite, _append])
+@pytest.mark.parametrize("change", [overwrite, _append])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_convert(
     tmp_path: Path, kind: str, suffix: str, dtype: str | None,
@@ -177,7 +172,7 @@ def test_save(tmp_path: Path, write_it: Callable[[Any, Path], None], nbytes: int
             return [each for each in system.calls if each[0] in ("preadv", "pread")]
 
     def effect(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        _overwrite(path, other)
+        overwrite(path, other)
         return real(*args, **more)
 
     reads = calls(effect, ("", 0))

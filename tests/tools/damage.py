@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import struct
-import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -15,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 import torchzip as tz
-from tests import builders as b
+from tests.saved import quiet
 from torchzip.errors import FormatError
 from torchzip.tools import Repaired, repair
 from torchzip.types import OtherTensor, Parameter
@@ -52,21 +51,6 @@ def alike() -> dict[str, Any]:
     return {f"k{i}": rng.standard_normal(16).astype(np.float32) for i in range(20)} | {"step": 7}
 
 
-def legacy(value: dict[str, Any]) -> bytes:
-    """Return a legacy file of flat arrays, made without torchzip."""
-    keys = [str(index) for index in range(len(value))]
-    kinds = {"f": "FloatStorage", "i": "ShortStorage", "u": "ByteStorage"}
-    items = {
-        name: b.tensor(
-            b.persistent(key, numel=array.size, kind=b.name("torch", kinds[array.dtype.kind])),
-            size=array.shape,
-        )
-        for (name, array), key in zip(value.items(), keys, strict=True)
-    }
-    storages = b"".join(struct.pack("<q", array.size) + array.tobytes() for array in value.values())
-    return b.legacy(b.stream(b.dict_of(items)), b.stream(b.list_of(*keys)), storages)
-
-
 class Original:
     """A sound file: where the bytes of each tensor lie, and what it is."""
 
@@ -74,7 +58,7 @@ class Original:
         self.data = data
         self.spans: dict[str, list[Span]] = {}
         self.values: dict[str, Value] = {}
-        places = _places(data)
+        places = places_of(data)
         with tz.lazy_load(io.BytesIO(data)) as checkpoint:
             for name, tensor in checkpoint.items():
                 self.values[name] = value_of(tensor)
@@ -102,11 +86,11 @@ class Original:
         }
 
 
-def _places(data: bytes) -> dict[str | None, Span]:
+def places_of(data: bytes) -> dict[Any, Span]:
     """Return where records lie, by zipfile and the local headers; nothing for other formats."""
     if not data.startswith(b"PK"):
         return {}
-    found: dict[str | None, Span] = {}
+    found: dict[Any, Span] = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for info in archive.infolist():
             lengths = struct.unpack_from("<HH", data, info.header_offset + 26)
@@ -134,8 +118,7 @@ def repaired(data: bytes, folder: Path, **options: Any) -> tuple[Repaired, Any]:
     broken, out = folder / "broken.pt", folder / "out.pt"
     broken.write_bytes(data)
     out.unlink(missing_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what torch.load refuses
+    with quiet():  # of what torch.load refuses
         try:
             found = repair(broken, out, **options)
         except BaseException:

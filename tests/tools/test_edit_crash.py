@@ -34,6 +34,7 @@ from tests.faults import (
     in_child,
     under,
 )
+from tests.sampling import some
 from torchzip.container import zip_edit
 from torchzip.files import in_place, new_file
 from torchzip.tools import edit
@@ -89,9 +90,8 @@ class Place:
             assert_same_tree(torch.load(self.path, **options), expected)
 
 
-@pytest.fixture(params=[5, 700], ids=["one step", "several steps"])
+@pytest.fixture(params=[5, 500], ids=["one step", "several steps"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """Return a file to edit."""
     made = Place(tmp_path / "m.pt", request.param)
     steps = zip_edit._steps(len(made.old), len(made.new))
     assert (len(steps) > 1) == (request.param > 5)
@@ -139,7 +139,8 @@ def test_each_call_fails_once(place: Place, code: int) -> None:
 def test_the_disk_goes_away(place: Place) -> None:
     """From a call on all fail, those of the clearing up too: the file is readable still."""
     seen = set()
-    for call in _calls(place):
+    calls = _calls(place)
+    for call in [*some(calls), calls[-1]]:
         place.reset()
         is_gone = False
 

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import struct
-import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -25,7 +24,8 @@ from tests import builders as b
 from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
 from tests.sampling import some
-from tests.saved import big_endian, saved, zipped_again
+from tests.saved import RELEASES, big_endian, flipped, legacy, quiet, saved, zipped_again
+from tests.test_cost import CountingFile
 from tests.test_memory import peak_mb
 from tests.tools.damage import (
     Original,
@@ -33,7 +33,7 @@ from tests.tools.damage import (
     damaged,
     judge,
     judge_some,
-    legacy,
+    places_of,
     repaired,
     twenty,
     value_of,
@@ -43,7 +43,8 @@ from torchzip.tools import repair
 from torchzip.types import Parameter, QuantizedTensor, SparseTensor, Storage
 
 _TWENTY = Original(saved(twenty()))
-_GOLDEN = sorted((Path(__file__).parents[1] / "data" / "golden").glob("torch-*/*.pt"))
+_SMALL = saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)})
+_GOLDEN = sorted(RELEASES.glob("torch-*/*.pt"))
 
 
 def _end_of_pickle(data: bytes) -> int:
@@ -67,14 +68,13 @@ def test_flips(kind: str, tmp_path: Path) -> None:
     """One damaged byte loses the tensors on the storage that it is in, and no other."""
     original = Original(_KINDS[kind](_TWENTY.data))
     rng = random.Random(kind)
-    start, stop = _records(original.data)["archive/data.pkl"]
+    start, stop = places_of(original.data)["data.pkl"]
     for _ in some(range(200)):
         place = rng.randrange(len(original.data))
         if kind == "deflated" and start <= place < stop:
             continue  # a byte of a deflated pickle is not put right
-        data = bytearray(original.data)
-        data[place] ^= rng.randint(1, 255)
-        found = judge_some(original, bytes(data), original.without(place), tmp_path)
+        data = flipped(original.data, place, rng.randint(1, 255))
+        found = judge_some(original, data, original.without(place), tmp_path)
         assert found.tensors == len(original.without(place))
         assert not found.unverified
 
@@ -97,16 +97,15 @@ def test_cuts(kind: str, tmp_path: Path) -> None:
 
 def test_every_byte_of_a_small_file(tmp_path: Path) -> None:
     """As `test_flips`, for each byte."""
-    original = Original(saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)}))
+    original = Original(_SMALL)
     for place in some(range(len(original.data))):
-        data = bytearray(original.data)
-        data[place] ^= (1, 0x80, 0xFF)[place % 3]
-        judge(original, bytes(data), original.without(place), tmp_path)
+        data = flipped(original.data, place, (1, 0x80, 0xFF)[place % 3])
+        judge(original, data, original.without(place), tmp_path)
 
 
 def test_cuts_of_a_small_file(tmp_path: Path) -> None:
     """As `test_cuts`, at each third byte; before the pickle's CRC there is an error."""
-    original = Original(saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)}))
+    original = Original(_SMALL)
     for cut in some(range(0, len(original.data), 3)):
         if cut >= _end_of_pickle(original.data) and original.before(cut):
             judge(original, original.data[:cut], original.before(cut), tmp_path)
@@ -126,14 +125,13 @@ def test_golden(path: Path, tmp_path: Path) -> None:
     original = Original(data)
     for _ in some(range(12)):
         place = rng.randrange(len(data))
-        broken = bytearray(data)
-        broken[place] ^= rng.randint(1, 255)
+        broken = flipped(data, place, rng.randint(1, 255))
         if path.name == "script.pt":
-            found, checkpoint = repaired(bytes(broken), tmp_path)
+            found, checkpoint = repaired(broken, tmp_path)
             if found.damage is not None:
                 assert all(name.startswith(("data/", "constants/")) for name in checkpoint)
             continue
-        judge(original, bytes(broken), original.without(place), tmp_path)
+        judge(original, broken, original.without(place), tmp_path)
     if path.name != "script.pt":
         for _ in range(6):
             cut = rng.randrange(_end_of_pickle(data), len(data))
@@ -199,9 +197,8 @@ def test_legacy_counts(tmp_path: Path) -> None:
     original = Original(legacy(_legacy_tensors()))
     for name in ("t0", "t7", "t19"):
         ((start, _),) = original.spans[name]
-        data = bytearray(original.data)
-        data[start - 8] ^= 0x55
-        judge(original, bytes(data), set(original.values), tmp_path)
+        data = flipped(original.data, start - 8, 0x55)
+        judge(original, data, set(original.values), tmp_path)
 
 
 def test_legacy_lost_bytes(tmp_path: Path) -> None:
@@ -322,9 +319,8 @@ def test_a_hole(tmp_path: Path) -> None:
 def test_pickle_put_right(tmp_path: Path) -> None:
     """One damaged byte of the pickle is found by its CRC, and that is said."""
     place = _TWENTY.data.index(b"layers.3.weight") + 9
-    data = bytearray(_TWENTY.data)
-    data[place] ^= 0x5A
-    found = judge_some(_TWENTY, bytes(data), set(_TWENTY.values), tmp_path)
+    data = flipped(_TWENTY.data, place, 0x5A)
+    found = judge_some(_TWENTY, data, set(_TWENTY.values), tmp_path)
     start = _TWENTY.data.index(b"\x80\2")
     assert found.notes == (
         f"byte {place - start:,} of data.pkl was damaged and was corrected by its CRC-32",
@@ -337,24 +333,15 @@ def test_pickle_lost(tmp_path: Path) -> None:
     place = data.index(b"layers.3.weight")
     data[place : place + 8] = b"nothing "
     found, checkpoint = repaired(bytes(data), tmp_path)
-    spans = {name: span for name, span in _records(_TWENTY.data).items() if "/data/" in name}
-    assert {f"archive/{name}" for name in checkpoint} == set(spans)
+    records = places_of(_TWENTY.data).items()
+    spans = {name: (start, stop) for name, (start, stop) in records if stop > start}
+    spans = {name: span for name, span in spans.items() if name.startswith("data/")}
+    assert set(checkpoint) == set(spans)
     for name, (start, stop) in spans.items():
-        array = checkpoint[name.removeprefix("archive/")].numpy()
+        array = checkpoint[name].numpy()
         assert array.dtype == np.uint8
         assert array.tobytes() == _TWENTY.data[start:stop]
     assert "names, dtypes and shapes are lost" in found.notes[0]
-
-
-def _records(data: bytes) -> dict[str, tuple[int, int]]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        found = {}
-        for info in archive.infolist():
-            if info.file_size:
-                lengths = struct.unpack_from("<HH", data, info.header_offset + 26)
-                start = info.header_offset + 30 + sum(lengths)
-                found[info.filename] = (start, start + info.compress_size)
-    return found
 
 
 def test_big_pickle(tmp_path: Path) -> None:
@@ -363,9 +350,7 @@ def test_big_pickle(tmp_path: Path) -> None:
     original = Original(saved(value))
     place = original.data.index(b"xxxx") + 100
     for change, comes_back in ((0x10, True), (0x30, False)):
-        data = bytearray(original.data)
-        data[place] ^= change
-        found, checkpoint = repaired(bytes(data), tmp_path)
+        found, checkpoint = repaired(flipped(original.data, place, change), tmp_path)
         assert list(checkpoint) == (["w"] if comes_back else ["data/0"])
         assert found.notes
 
@@ -373,7 +358,7 @@ def test_big_pickle(tmp_path: Path) -> None:
 def test_byteorder(tmp_path: Path) -> None:
     """Numbers are never turned round: without a byte order that is sure, they come as bytes."""
     original = Original(big_endian(_TWENTY.data))
-    start, stop = _records(original.data)["archive/byteorder"]
+    start, stop = places_of(original.data)["byteorder"]
     data = bytearray(original.data)
     data[start:stop] = b"lit"
     judge(original, bytes(data), set(original.values), tmp_path)  # its CRC is that of "big"
@@ -421,16 +406,14 @@ def test_edited(tmp_path: Path) -> None:
     for held in (new.values, new.spans):
         held["new"] = held.pop("old")
     for place in some(range(0, len(new.data) - 22, 7)):
-        data = bytearray(new.data)
-        data[place] ^= 0x41
-        judge(new, bytes(data), new.without(place), tmp_path)
+        data = flipped(new.data, place, 0x41)
+        judge(new, data, new.without(place), tmp_path)
     for cut in some(range(len(old.data), len(new.data) - 22, 7)):
         judge(old, new.data[:cut], set(old.values), tmp_path)
     # With the new pickle beyond repair, the one before the edit is there still.
     start = new.data.rindex(b"\x80\2")
-    data = bytearray(new.data)
-    data[start + 10 : start + 30] = bytes(20)
-    found = judge_some(old, bytes(data), set(old.values), tmp_path)
+    data = new.data[: start + 10] + bytes(20) + new.data[start + 30 :]
+    found = judge_some(old, data, set(old.values), tmp_path)
     assert "before the file was edited" in found.notes[0]
 
 
@@ -446,9 +429,8 @@ def test_archive_in_a_tensor(tmp_path: Path) -> None:
     rng = random.Random(9)
     for _ in some(range(150)):
         place = rng.randrange(len(original.data))
-        data = bytearray(original.data)
-        data[place] ^= rng.randint(1, 255)
-        judge(original, bytes(data), original.without(place), tmp_path)
+        data = flipped(original.data, place, rng.randint(1, 255))
+        judge(original, data, original.without(place), tmp_path)
     for cut in some([*range(start + 100, stop, 97), *range(stop, len(original.data), 31)]):
         judge(original, original.data[:cut], original.before(cut), tmp_path)
 
@@ -463,9 +445,8 @@ def test_signatures_in_a_tensor(tmp_path: Path) -> None:
     }
     original = Original(saved(value))
     for place in some(range(0, len(original.data), 23)):
-        data = bytearray(original.data)
-        data[place] ^= 0x20
-        judge(original, bytes(data), original.without(place), tmp_path)
+        data = flipped(original.data, place, 0x20)
+        judge(original, data, original.without(place), tmp_path)
     ((start, _),) = original.spans["b"]
     for cut in some(range(start, len(original.data), 61)):
         judge(original, original.data[:cut], original.before(cut), tmp_path)
@@ -499,11 +480,10 @@ def test_what_stands_for_the_lost(tmp_path: Path) -> None:
         "attributes": tz.types.ForeignObject("m", "C", (), state={"w": lost, "d": {"w": lost}}),
         "parameter": Parameter(lost), 3: lost, "text": "x", "pair": (kept, kept),
     }  # fmt: skip
-    original = Original(saved_quietly(value))
+    with pytest.warns(UserWarning, match="refuse"):
+        original = Original(saved(value))
     ((start, _),) = original.spans["list.0"]
-    data = bytearray(original.data)
-    data[start + 5] ^= 1
-    found, checkpoint = repaired(bytes(data), tmp_path)
+    found, checkpoint = repaired(flipped(original.data, start + 5), tmp_path)
     root = checkpoint.root
     assert list(root) == ["state", "list", "same", "tuple", "attributes", "text", "pair"]
     assert list(root["state"]) == ["v"]
@@ -522,12 +502,6 @@ def test_what_stands_for_the_lost(tmp_path: Path) -> None:
     assert {each.torch_dtype for each in found.lost} == {"float64"}
 
 
-def saved_quietly(value: Any) -> bytes:
-    """Return the file of a value that torch.load refuses."""
-    with pytest.warns(UserWarning, match="refuse"):
-        return saved(value)
-
-
 def test_tensors_of_several_parts(tmp_path: Path) -> None:
     """A sparse or quantized tensor is lost with any of its parts; a bare storage by itself."""
     sparse = SparseTensor("sparse_coo", np.array([[0, 2]]), np.array([3.0, 4.0]), (5,))
@@ -537,14 +511,11 @@ def test_tensors_of_several_parts(tmp_path: Path) -> None:
     original = Original(saved(value))
     for name in ("s", "q"):
         for start, _ in original.spans[name]:
-            data = bytearray(original.data)
-            data[start] ^= 4
-            found = judge_some(original, bytes(data), original.without(start), tmp_path)
+            data = flipped(original.data, start, 4)
+            found = judge_some(original, data, original.without(start), tmp_path)
             assert [each.name for each in found.lost] == [name]
     start = original.data.index(bare.data.tobytes())
-    data = bytearray(original.data)
-    data[start] ^= 4
-    found, checkpoint = repaired(bytes(data), tmp_path)
+    found, checkpoint = repaired(flipped(original.data, start, 4), tmp_path)
     assert [each.name for each in found.lost] == ["root['bare'][0]"]
     assert checkpoint.root["bare"] == [None]
 
@@ -554,10 +525,10 @@ def test_tensors_of_several_parts(tmp_path: Path) -> None:
 )
 def test_nothing_left(value: Any, tmp_path: Path) -> None:
     """If all that there is is lost, that is an error, and nothing is written."""
-    data = bytearray(saved(value))
-    data[data.index(np.ones(5).tobytes())] ^= 1
+    data = saved(value)
+    data = flipped(data, data.index(np.ones(5).tobytes()))
     with pytest.raises(FormatError, match=r"nothing can be recovered: all of its tensors are lost"):
-        repaired(bytes(data), tmp_path)
+        repaired(data, tmp_path)
 
 
 def test_a_bare_tensor(tmp_path: Path) -> None:
@@ -571,9 +542,8 @@ def test_sound(tmp_path: Path) -> None:
     found, checkpoint = repaired(saved({"a": np.ones(3), "b": 2}), tmp_path)
     assert (found.damage, found.lost, found.unverified, found.notes) == (None, (), (), ())
     assert checkpoint.root["b"] == 2
-    names = _records((tmp_path / "broken.pt").read_bytes())
-    again = _records((tmp_path / "out.pt").read_bytes())
-    assert len(names) == len(again)
+    files = [(tmp_path / name).read_bytes() for name in ("broken.pt", "out.pt")]
+    assert len(places_of(files[0])) == len(places_of(files[1]))
 
 
 def test_sound_of_other_formats(tmp_path: Path) -> None:
@@ -652,9 +622,7 @@ def test_damage_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     broken.write_bytes(data[:-10])
 
     def late(root: Any, path: Any) -> None:
-        changed = bytearray(data[:-10])
-        changed[5000] ^= 1
-        broken.write_bytes(changed)
+        broken.write_bytes(flipped(data[:-10], 5000))
         tz.save(root, path)
 
     monkeypatch.setattr("torchzip.tools.repairing.save", late)
@@ -667,8 +635,7 @@ def test_damage_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_hostile_files(attack: Attack, tmp_path: Path) -> None:
     """A result or an error of ours; nothing is written with the error."""
     out = tmp_path / "o.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with quiet():
         try:
             found = repair(io.BytesIO(attack.data), out)
         except (TorchZipError, OSError):
@@ -703,7 +670,7 @@ _REPAIR = "import sys; from torchzip.tools import repair; repair(sys.argv[1], sy
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_memory(tmp_path: Path) -> None:
     """A file of 300 MB with one large tensor is repaired in less than 100 MB."""
-    broken, out = str(tmp_path / "b.pt"), str(tmp_path / "o.pt")
+    broken, out = tmp_path / "b.pt", tmp_path / "o.pt"
     with tz.incremental_save(broken) as writer:
         block = np.ones(1 << 20, np.float32)
         big = writer.store_chunks((block for _ in range(70)), shape=(70 << 20,), dtype="float32")
@@ -732,29 +699,16 @@ def test_work_is_bounded(tmp_path: Path) -> None:
                  offset=offset)
         for i in range(1, 3000)
     ]  # fmt: skip
-    read = 0
-
-    class Counted(io.BytesIO):
-        def readinto(self, out: Any) -> int:
-            nonlocal read
-            read += len(out)
-            return super().readinto(out)
-
-        def read(self, nbytes: int | None = -1) -> bytes:
-            nonlocal read
-            read += nbytes or 0
-            return super().read(nbytes)
-
     data = b.build_zip(members)
-    found = repair(Counted(data), tmp_path / "o.pt")
+    file = CountingFile(data)
+    found = repair(file, tmp_path / "o.pt")
     assert found.tensors == 1
     assert any("overlapping" in lost.why for lost in found.lost)
-    assert read < 20 * len(data) + (1 << 27)
+    assert file.nbytes < 20 * len(data) + (1 << 27)
 
 
-def test_wrong_arguments(tmp_path: Path) -> None:
+def test_wrong_arguments(tmp_path: Path, path: Path) -> None:
     """What is no file, or no path to write to, is a TypeError before anything is written."""
-    path = tmp_path / "m.pt"
     tz.save({"a": np.ones(2)}, path)
     wrong: Any
     for wrong in (None, 5, b"m.pt"):

@@ -6,7 +6,6 @@ one, and the calls that Python makes on the way.
 
 from __future__ import annotations
 
-import io
 import random
 import struct
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests import builders as b
+from tests.test_cost import CountingFile
 from torchzip.container import salvage
 from torchzip.container.zip_layout import CENTRAL, DESCRIPTOR_MAGIC, LOCAL
 from torchzip.errors import TorchZipError
@@ -160,18 +160,7 @@ class _Work:
 
 
 def _counted(data: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> _Work:
-    work = _Work()
-
-    class Counted(io.BytesIO):
-        def readinto(self, out: Any) -> int:
-            work.nbytes += len(out)
-            work.reads += 1
-            return super().readinto(out)
-
-        def read(self, nbytes: int | None = -1) -> bytes:
-            work.nbytes += nbytes or 0
-            work.reads += 1
-            return super().read(nbytes)
+    work, file = _Work(), CountingFile(data)
 
     def corrected(data: bytes, crc: int) -> None:
         work.corrected += len(data)
@@ -187,11 +176,12 @@ def _counted(data: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> _Wor
     before = sys.getprofile()
     sys.setprofile(called)
     try:
-        repair(Counted(data), folder / "out.pt", overwrite=True)
+        repair(file, folder / "out.pt", overwrite=True)
     except TorchZipError:
         pass
     finally:
         sys.setprofile(before)
+    work.nbytes, work.reads = file.nbytes, len(file.reads)
     return work
 
 

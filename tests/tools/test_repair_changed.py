@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.saved import saved, zipped_again
-from tests.tools.damage import legacy
+from tests.saved import legacy, saved, zipped_again
 from torchzip.errors import TorchZipError
 from torchzip.tools import Repaired, repair
 

@@ -17,6 +17,7 @@ import pytest
 
 import torchzip as tz
 from tests.formats.counting import Counted
+from tests.saved import RELEASES, flipped
 from torchzip.checkpoint.module_tree import module_tree
 from torchzip.checkpoint.outline import outline
 from torchzip.cli.main import main
@@ -25,10 +26,9 @@ from torchzip.tools import report
 from torchzip.tools.report_page.size_tree import size_tree
 from torchzip.types import ForeignObject, MetaTensor, QuantizedTensor, SparseTensor, TypedArray
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 FILES = sorted(
     path
-    for path in GOLDEN.rglob("*")
+    for path in RELEASES.rglob("*")
     if path.suffix in (".pt", ".pth", ".pt2", ".safetensors", ".bin", ".tar", ".jit")
 )
 
@@ -242,9 +242,8 @@ def test_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Damage of the data is said in the page; the status is 1."""
     array = np.arange(1000.0)
     path = saved({"w": array, "v": np.ones(3)}, tmp_path)
-    data = bytearray(path.read_bytes())
-    data[data.index(array.tobytes())] ^= 1
-    path.write_bytes(data)
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, data.index(array.tobytes())))
     text = page_of(path).text
     assert "Damaged" in text
     assert "record data/0" in text

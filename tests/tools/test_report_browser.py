@@ -51,7 +51,6 @@ def model() -> dict[str, Any]:
 
 
 def many() -> dict[str, Any]:
-    """Return a thousand tensors."""
     return {
         f"blocks.{number // 10}.layer{number % 10}.weight": np.ones(number + 1, np.float32)
         for number in range(1000)

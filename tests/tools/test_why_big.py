@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.cli.running import Command
 from tests.formats.dcp_builder import Builder
 from tests.formats.test_pt2 import payload, weights
 from tests.formats.test_tar import _example
-from tests.saved import saved, zipped_again
+from tests.saved import GOLDEN_FILES, saved, zipped_again
 from tests.test_memory import peak_mb
 from torchzip.cli.main import main
 from torchzip.tensors.specs import TensorSpec
@@ -34,9 +35,10 @@ from torchzip.tools.file_size.findings import Duplicates
 from torchzip.tools.file_size.reach import reached_nbytes
 from torchzip.types import MetaTensor, Parameter, SparseTensor, Storage
 
+run = Command("why-big")
+
 
 def of(obj: Any) -> WhyBig:
-    """Return what is said of an object that is saved."""
     data = saved(obj)
     return checked(why_big(io.BytesIO(data)), len(data))
 
@@ -58,15 +60,7 @@ def kinds(found: WhyBig) -> dict[str, int]:
 # -- parts -----------------------------------------------------------------------------------------
 
 
-#: But for one that torch 2.1 began and could not write.
-_GOLDEN = [
-    path
-    for path in sorted(b.GOLDEN.parent.glob("*/*.pt"))
-    if path.parts[-2:] != ("torch-2.1.2", "fp8.pt")
-]
-
-
-@pytest.mark.parametrize("path", _GOLDEN, ids=lambda path: "-".join(path.parts[-2:]))
+@pytest.mark.parametrize("path", GOLDEN_FILES, ids=lambda path: "-".join(path.parts[-2:]))
 def test_parts_of_golden_files(path: Path) -> None:
     """All parts together are the file, whatever wrote it."""
     checked(why_big(path), path.stat().st_size)
@@ -154,9 +148,8 @@ def _with_zipfile(path: Path, change: Callable[[zipfile.ZipFile], None]) -> None
         change(archive)
 
 
-def test_records_that_nothing_mentions(tmp_path: Path) -> None:
+def test_records_that_nothing_mentions(path: Path) -> None:
     """A storage that the pickle has not, and a record that no checkpoint has."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.zeros(4)}, path)
 
     def add(archive: zipfile.ZipFile) -> None:
@@ -169,9 +162,8 @@ def test_records_that_nothing_mentions(tmp_path: Path) -> None:
     assert kinds(found)["other records"] == 50
 
 
-def test_dead_bytes(tmp_path: Path) -> None:
+def test_dead_bytes(path: Path) -> None:
     """What stands between records and is in none, as an editor in place leaves it."""
-    path = tmp_path / "m.pt"
     tz.save({"w": np.zeros(4)}, path)
     _with_zipfile(path, lambda archive: archive.writestr("m/data/9", bytes(1000)))
 
@@ -502,9 +494,7 @@ def test_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> N
     monkeypatch.chdir(tmp_path)
     state = {"model": _model(), "ema": _model(), "optimizer": _optimizer()}
     tz.save(state, "run.pt")
-    assert main(["why-big", "run.pt"]) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
+    out = run.done(capsys, "run.pt")
     lines = out.splitlines()
     size = Path("run.pt").stat().st_size
     assert lines[0] == f"run.pt: zip, {size / 1000:.1f} kB ({size:,} bytes)"
@@ -521,8 +511,7 @@ def test_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> N
 def test_json(tmp_path: Path, capsys: Any) -> None:
     """Everything."""
     tz.save(_model(), tmp_path / "m.pt")
-    assert main(["why-big", "--json", str(tmp_path / "m.pt")]) == 0
-    listing = json.loads(capsys.readouterr().out)
+    listing = json.loads(run.done(capsys, "--json", tmp_path / "m.pt"))
     assert sum(part["nbytes"] for part in listing["parts"]) == listing["nbytes"]
     assert listing["savings"][0]["is_lossy"]
     assert listing["parts"][0] == {"kind": "tensors", "nbytes": 4 * 630, "count": 2}
@@ -531,8 +520,7 @@ def test_json(tmp_path: Path, capsys: Any) -> None:
 def test_bad_files(tmp_path: Path, capsys: Any) -> None:
     """Status 1 and a line."""
     (tmp_path / "m.pt").write_bytes(b"PK\3\4" + bytes(100))
-    assert main(["why-big", str(tmp_path / "m.pt")]) == 1
-    assert capsys.readouterr().err.startswith("torchzip: ")
+    assert run.says(1, capsys, tmp_path / "m.pt").startswith("torchzip: ")
     with pytest.raises(tz.TorchZipError):
         why_big(tmp_path / "m.pt")
 
@@ -568,4 +556,4 @@ found = why_big(sys.argv[1])
 assert found.duplicates[0].nbytes == 160_000_000
 assert found.unreached[0].nbytes == 9 * 12
 """
-    assert peak_mb(script, str(tmp_path / "m.pt")) < 120
+    assert peak_mb(script, tmp_path / "m.pt") < 120
