@@ -105,13 +105,14 @@ def persistent(
     key: str = "0",
     *,
     numel: Value = 4,
-    kind: bytes = name("torch", "FloatStorage"),
+    kind: bytes | str = "FloatStorage",
     location: Value = "cpu",
     raw_key: bytes | None = None,
-    extra: bytes = b"",
+    extra: Value = b"",
 ) -> bytes:
-    """Return a storage's persistent id."""
+    """Return a storage's persistent id; a kind that is no opcodes is a class of torch."""
     shown = key if raw_key is None else raw_key
+    kind = name("torch", kind) if isinstance(kind, str) else kind
     return tuple_of("storage", kind, shown, location, numel, extra) + b"Q"
 
 
@@ -119,8 +120,8 @@ def tensor(
     storage: bytes | None = None,
     *,
     offset: Value = 0,
-    size: bytes | Sequence[int] = (4,),
-    stride: bytes | Sequence[int] = (1,),
+    size: bytes | Sequence[Value] = (4,),
+    stride: bytes | Sequence[Value] = (1,),
     requires_grad: Value = False,
     hooks: bytes = HOOKS,
     extra: Value = b"",
@@ -290,9 +291,16 @@ def checkpoint(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> by
 MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 
 
-def legacy(pickle: bytes, keys: bytes, storages: bytes, *, version: bytes = integer(1001)) -> bytes:
+def legacy(
+    pickle: bytes,
+    keys: bytes,
+    storages: bytes,
+    *,
+    version: bytes = integer(1001),
+    system: bytes = b"}",
+) -> bytes:
     """Return a checkpoint of the legacy format."""
-    return stream(MAGIC) + stream(version) + stream(b"}") + pickle + keys + storages
+    return stream(MAGIC) + stream(version) + stream(system) + pickle + keys + storages
 
 
 def safetensors(header: bytes, data: bytes = b"", *, nbytes: int | None = None) -> bytes:

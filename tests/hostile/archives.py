@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tests import builders as b
 from tests.hostile.attack import Row, attacks
-from tests.hostile.parts import HEAD, and_records, good_members, with_record
+from tests.hostile.parts import HEAD, and_record, and_records, with_record
 from torchzip.errors import ArchiveError, LimitError, PickleError, UnsupportedError
 
 _FILES: list[Row] = [
@@ -82,8 +82,7 @@ _FILES: list[Row] = [
      None),
     ("a serialization id of a megabyte", and_records(
         **{"__data/serialization_id": b"0" * (1 << 20)}), None),
-    ("a wrong CRC of what nobody reads", b.build_zip(
-        [*good_members(), b.Member(name=b"archive/readme", data=b"x", crc=1)]), None),
+    ("a wrong CRC of what nobody reads", and_record(b"readme", data=b"x", crc=1), None),
     ("a second storage that nobody needs", and_records(**{"data/1": b"x"}), None),
     ("a storage in the folder of constants", and_records(**{"constants/0": b.DATA}), None),
     ("a pickle with another behind it", b.checkpoint(

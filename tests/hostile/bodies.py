@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests import builders as b
 from tests.hostile.attack import Row, attacks
-from tests.hostile.parts import HUGE, legacy
+from tests.hostile.parts import HUGE, legacy, tensor_on
 from torchzip.errors import FormatError, PickleError, TensorError, TorchZipError, UnsupportedError
 
 _FILES: list[Row] = [
@@ -20,10 +20,8 @@ _FILES: list[Row] = [
     ("legacy of -1 elements", legacy(count=-1), TensorError),
     ("legacy of 2**62 elements", legacy(count=1 << 62), TensorError),
     ("legacy that is cut", legacy(data=b.DATA[:-1])),
-    ("legacy with a storage of 2**60", legacy(root=b.tensor(b.persistent(numel=1 << 60))),
-     TensorError),
-    ("legacy with a view past the storage",
-     legacy(root=b.tensor(b.persistent(extra=b.ints(9, 2, 3)))), TensorError),
+    ("legacy with a storage of 2**60", legacy(root=tensor_on(numel=1 << 60)), TensorError),
+    ("legacy with a view past the storage", legacy(root=tensor_on(extra=(9, 2, 3))), TensorError),
     ("legacy with an offset past the end", legacy(root=b.tensor(offset=1)), TensorError),
     ("legacy with nothing behind", b.legacy(b"", b"", b""), PickleError),
     ("legacy of version true", legacy(version=b.TRUE)),
@@ -36,12 +34,9 @@ _FILES: list[Row] = [
     ("legacy of a magic of one bit more", legacy().replace(b"\x6c\xfc", b"\x6c\xfd", 1)),
     ("legacy of a magic below 0", legacy().replace(b"\x50\x19.", b"\x50\x99.", 1)),
     ("legacy of a magic in letters", b"L119547037146038801333356L\n." + legacy()[15:], None),
-    ("legacy of a big-endian system",
-     legacy().replace(b.stream(b"}"), b.stream(b.dict_of({"little_endian": False})), 1), None),
-    ("legacy of a system that is code",
-     legacy().replace(b.stream(b"}"), b.stream(b.call("os.system", "x")), 1), None),
-    ("legacy of a system that is a storage",
-     legacy().replace(b.stream(b"}"), b.stream(b.persistent()), 1), PickleError),
+    ("legacy of a big-endian system", legacy(system=b.dict_of({"little_endian": False})), None),
+    ("legacy of a system that is code", legacy(system=b.call("os.system", "x")), None),
+    ("legacy of a system that is a storage", legacy(system=b.persistent()), PickleError),
     ("legacy without a system", legacy().replace(b.stream(b"}"), b"", 1), TorchZipError),
     ("legacy with keys in a tuple", legacy(keys=b.tuple_of("0")), PickleError),
     ("legacy with keys in text", legacy(keys=b.text("0")), PickleError),
@@ -55,7 +50,7 @@ _FILES: list[Row] = [
     ("legacy with keys that are code",
      legacy(keys=b.list_of(b.call("os.system", "x"))), PickleError),
     ("legacy with a key that climbs", legacy(
-        root=b.tensor(b.persistent("../0")), keys=b.list_of("../0")), PickleError),
+        root=tensor_on("../0"), keys=b.list_of("../0")), PickleError),
     ("legacy of 16 elements, which are bytes", legacy(count=16), TensorError),
     ("legacy of no elements", legacy(count=0), TensorError),
     ("legacy of 2**63 - 1 elements", legacy(count=(1 << 63) - 1), TensorError),
@@ -69,17 +64,15 @@ _FILES: list[Row] = [
     ("legacy with an archive behind it", legacy() + b.checkpoint(b.stream(b"N")), None),
     ("legacy with a byte before it", b"x" + legacy()),
     ("legacy of a class that is not known", legacy(
-        root=b.tensor(b.persistent(kind=b.name("torch", "QuadStorage")))), UnsupportedError),
+        root=tensor_on(kind="QuadStorage")), UnsupportedError),
     ("legacy of many storages of all that is there", legacy(root=b.list_of(
-        *(b.tensor(b.persistent(str(i), numel=60)) for i in range(100)))), TensorError),
+        *(tensor_on(str(i), numel=60) for i in range(100)))), TensorError),
     ("legacy of a module with its source", legacy(root=b.tuple_of(
         "module", b.name("a", "b"), "f", "source") + b"Q"), TorchZipError),
-    ("legacy of a view of no elements", legacy(root=b.tensor(
-        b.persistent(extra=b.tuple_of("v", 4, 0)))), TensorError),
-    ("legacy of a view before its storage", legacy(root=b.tensor(
-        b.persistent(extra=b.tuple_of("v", -1, 1)))), TensorError),
-    ("legacy of a view that is its storage", legacy(root=b.tensor(
-        b.persistent(extra=b.tuple_of("0", 0, 4)))), None),
+    ("legacy of a view of no elements", legacy(root=tensor_on(extra=("v", 4, 0))), TensorError),
+    ("legacy of a view before its storage",
+     legacy(root=tensor_on(extra=("v", -1, 1))), TensorError),
+    ("legacy of a view that is its storage", legacy(root=tensor_on(extra=("0", 0, 4))), None),
     ("legacy of a pickle that is cut", legacy()[:60], PickleError),
     # other files
     ("an empty file", b""),

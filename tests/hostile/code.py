@@ -313,20 +313,22 @@ _PICKLE = b.stream(b.call(SYSTEM, "exit 1"))
 _MEMBERS = b.members_of(b.stream(b.tensor()))
 _CODE_MEMBERS = b.members_of(_PICKLE, root="other")
 
+
+def _second(name: bytes) -> bytes:
+    """Return a good archive and the pickle that is code in one more record."""
+    return b.build_zip([*_MEMBERS, b.Member(name=name, data=_PICKLE)])
+
+
 _FILES: list[Row] = [
     # where a reader must not look for code
     ("a second pickle after STOP", b.checkpoint(b.stream(b"N") + _PICKLE), None),
     ("a second pickle in the file's tail", b.checkpoint(b.stream(b"N")) + _PICKLE, None),
     ("a second data.pkl in another root", b.build_zip(_MEMBERS + _CODE_MEMBERS[:1]), ArchiveError),
     ("another root before the first", b.build_zip(_CODE_MEMBERS[:1] + _MEMBERS), ArchiveError),
-    ("a second data.pkl below", b.build_zip(
-        [*_MEMBERS, replace(_CODE_MEMBERS[0], name=b"archive/data/data.pkl")]), None),
-    ("a second data.pkl of the same name",
-     b.build_zip([*_MEMBERS, replace(_CODE_MEMBERS[0], name=b"archive/data.pkl")]), ArchiveError),
-    ("a second data.pkl in capitals",
-     b.build_zip([*_MEMBERS, replace(_CODE_MEMBERS[0], name=b"archive/DATA.PKL")]), ArchiveError),
-    ("a data.pkl without a root",
-     b.build_zip([*_MEMBERS, replace(_CODE_MEMBERS[0], name=b"data.pkl")]), ArchiveError),
+    ("a second data.pkl below", _second(b"archive/data/data.pkl"), None),
+    ("a second data.pkl of the same name", _second(b"archive/data.pkl"), ArchiveError),
+    ("a second data.pkl in capitals", _second(b"archive/DATA.PKL"), ArchiveError),
+    ("a data.pkl without a root", _second(b"data.pkl"), ArchiveError),
     ("a byteorder that is a pickle", b.build_zip([replace(each, data=_PICKLE)
      if each.name.endswith(b"byteorder") else each for each in _MEMBERS]), ArchiveError),
     ("a version that is a pickle", b.build_zip([replace(each, data=_PICKLE)

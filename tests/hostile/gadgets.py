@@ -36,8 +36,12 @@ def _long(*values: int) -> bytes:
 def _longs(values: tuple[int, ...], size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
     key = "i" + "_".join(map(str, values)).replace("-", "m")
     _STORAGES[key] = struct.pack(f"<{len(values)}q", *values)
-    stored = b.persistent(key, numel=len(values), kind=b.name("torch", "LongStorage"))
+    stored = b.persistent(key, numel=len(values), kind="LongStorage")
     return b.tensor(stored, size=size, stride=stride)
+
+
+def _row(*values: int) -> bytes:
+    return _longs(values, (1, len(values)), (len(values), 1))
 
 
 #: The storages of all pickles here.
@@ -52,6 +56,14 @@ def _sparse(layout: str, *parts: b.Value) -> bytes:
     return _utils("_rebuild_sparse_tensor", _layout(layout), parts)
 
 
+def _csr(*parts: b.Value) -> bytes:
+    return _sparse("sparse_csr", *parts)
+
+
+def _bsr(*parts: b.Value) -> bytes:
+    return _sparse("sparse_bsr", *parts)
+
+
 def _coo(indices: b.Value, values: b.Value, size: b.Value, *more: b.Value) -> bytes:
     return _sparse("sparse_coo", indices, values, size, *more)
 
@@ -60,13 +72,17 @@ def _values(count: int) -> bytes:
     return b.tensor(size=(count,))
 
 
-_QUINT8 = b.persistent("q", kind=b.name("torch", "QUInt8Storage"))
+_QUINT8 = b.persistent("q", kind="QUInt8Storage")
 _AFFINE = b.name("torch", "per_tensor_affine")
 _CHANNELS = b.name("torch", "per_channel_affine")
 
 
 def _quantized(scheme: b.Value, storage: bytes = _QUINT8, size: tuple[int, ...] = (4,)) -> bytes:
     return _utils("_rebuild_qtensor", storage, 0, size, (1,), scheme, False, b.HOOKS)
+
+
+def _per_channel(*scheme: b.Value) -> bytes:
+    return _quantized((_CHANNELS, *scheme))
 
 
 def _nested(sizes: b.Value, strides: b.Value, offsets: b.Value) -> bytes:
@@ -98,15 +114,19 @@ def _field(dtype: bytes, at: int, itemsize: int) -> bytes:
     return _dtype(f"V{itemsize}", fields=fields, itemsize=itemsize)
 
 
+def _content(data: b.Value) -> b.Value:
+    return _bytes(data) if isinstance(data, bytes) else data
+
+
 def _array(
     dtype: b.Value, shape: b.Value, data: b.Value, *, kind: bytes = b.name("numpy", "ndarray")
 ) -> bytes:
     made = b.call("numpy.core.multiarray._reconstruct", kind, (0,), "b")
-    return made + b.tuple_of(1, shape, dtype, False, data) + b"b"
+    return made + b.tuple_of(1, shape, dtype, False, _content(data)) + b"b"
 
 
 def _scalar(dtype: b.Value, data: b.Value) -> bytes:
-    return b.call("numpy.core.multiarray.scalar", dtype, data)
+    return b.call("numpy.core.multiarray.scalar", dtype, _content(data))
 
 
 def _record(inner: bytes, count: int, itemsize: int = 4) -> bytes:
@@ -264,24 +284,22 @@ _TENSORS: list[Row] = [
     ("a meta tensor of three",
      _utils("_rebuild_meta_tensor_no_storage", DTYPE, b")", b")"), PickleError),
     # sparse tensors
-    ("a COO index past the shape", _coo(_longs((0, 4), (1, 2), (2, 1)), _values(2), (4,))),
-    ("a COO index of -1", _coo(_longs((0, -1), (1, 2), (2, 1)), _values(2), (4,))),
-    ("a COO index of 2**63-1", _coo(_longs((0, (1 << 63) - 1), (1, 2), (2, 1)), _values(2), (4,))),
-    ("a COO index in no column", _coo(_longs((0, 0), (1, 2), (2, 1)), _values(2), (0,))),
+    ("a COO index past the shape", _coo(_row(0, 4), _values(2), (4,))),
+    ("a COO index of -1", _coo(_row(0, -1), _values(2), (4,))),
+    ("a COO index of 2**63-1", _coo(_row(0, (1 << 63) - 1), _values(2), (4,))),
+    ("a COO index in no column", _coo(_row(0, 0), _values(2), (0,))),
     ("COO indices of floats", _coo(b.tensor(size=(1, 4), stride=(4, 1)), _values(4), (4,))),
     ("COO indices of one dimension", _coo(_long(0, 1), _values(2), (4,))),
     ("COO indices of more dimensions than the shape",
      _coo(_longs((0, 0, 0, 0), (2, 2), (2, 1)), _values(2), (4,))),
-    ("COO indices of fewer values", _coo(_longs((0, 1), (1, 2), (2, 1)), _values(3), (4,))),
+    ("COO indices of fewer values", _coo(_row(0, 1), _values(3), (4,))),
     ("COO indices of a giant over one",
      _coo(_longs((0,), (1, 1 << 40), (0, 0)), b.tensor(size=(1 << 40,), stride=(0,)), (4,)), None),
-    ("COO of a shape past 2**63", _coo(_longs((0,), (1, 1), (1, 1)), _values(1), (1 << 63,))),
-    ("COO of a giant shape",
-     _coo(_longs((0,), (1, 1), (1, 1)), _values(1), ((1 << 63) - 1,)), None),
+    ("COO of a shape past 2**63", _coo(_row(0), _values(1), (1 << 63,))),
+    ("COO of a giant shape", _coo(_row(0), _values(1), ((1 << 63) - 1,)), None),
     ("COO of a shape of 2**120",
      _coo(_longs((0, 0), (2, 1), (1, 1)), _values(1), (1 << 60, 1 << 60)), None),
-    ("COO that is coalesced by a name",
-     _coo(_longs((0,), (1, 1), (1, 1)), _values(1), (4,), SYSTEM)),
+    ("COO that is coalesced by a name", _coo(_row(0), _values(1), (4,), SYSTEM)),
     ("COO of lists", _coo([b"K\0"], [b"K\0"], (4,))),
     ("COO of two things", _coo(_long(0), _values(1), b""), PickleError),
     ("COO of a pair of indices", _coo((_long(0), _long(0)), _values(1), (4,))),
@@ -291,32 +309,25 @@ _TENSORS: list[Row] = [
      _utils("_rebuild_sparse_tensor", "torch.sparse_coo", b")"), PickleError),
     ("sparse by the number of an unknown layout",
      _utils("_rebuild_sparse_tensor", 99, *[b"N"] * 5), PickleError),
-    ("CSR rows that go back",
-     _sparse("sparse_csr", _long(0, 2, 1, 2), _long(0, 1), _values(2), (3, 3))),
-    ("CSR rows that begin at 1",
-     _sparse("sparse_csr", _long(1, 2), _long(0, 1), _values(2), (1, 3))),
-    ("CSR rows that end past the values",
-     _sparse("sparse_csr", _long(0, 9), _long(0, 1), _values(2), (1, 3))),
-    ("CSR rows of -2**63", _sparse("sparse_csr",
-     _long(-(1 << 63), 2), _long(0, 1), _values(2), (1, 3))),
-    ("CSR rows of another number",
-     _sparse("sparse_csr", _long(0, 1, 2), _long(0, 1), _values(2), (5, 3))),
-    ("a CSR column past the shape",
-     _sparse("sparse_csr", _long(0, 2), _long(0, 3), _values(2), (1, 3))),
-    ("a CSR column of -1", _sparse("sparse_csr", _long(0, 2), _long(-1, 0), _values(2), (1, 3))),
+    ("CSR rows that go back", _csr(_long(0, 2, 1, 2), _long(0, 1), _values(2), (3, 3))),
+    ("CSR rows that begin at 1", _csr(_long(1, 2), _long(0, 1), _values(2), (1, 3))),
+    ("CSR rows that end past the values", _csr(_long(0, 9), _long(0, 1), _values(2), (1, 3))),
+    ("CSR rows of -2**63", _csr(_long(-(1 << 63), 2), _long(0, 1), _values(2), (1, 3))),
+    ("CSR rows of another number", _csr(_long(0, 1, 2), _long(0, 1), _values(2), (5, 3))),
+    ("a CSR column past the shape", _csr(_long(0, 2), _long(0, 3), _values(2), (1, 3))),
+    ("a CSR column of -1", _csr(_long(0, 2), _long(-1, 0), _values(2), (1, 3))),
     ("a CSC row past the shape",
      _sparse("sparse_csc", _long(0, 2), _long(0, 3), _values(2), (3, 1))),
-    ("CSR columns of fewer values",
-     _sparse("sparse_csr", _long(0, 2), _long(0, 1), _values(3), (1, 3))),
-    ("CSR indices of floats", _sparse("sparse_csr", _values(2), _values(2), _values(2), (1, 3))),
+    ("CSR columns of fewer values", _csr(_long(0, 2), _long(0, 1), _values(3), (1, 3))),
+    ("CSR indices of floats", _csr(_values(2), _values(2), _values(2), (1, 3))),
     ("CSR of three dimensions without a batch",
-     _sparse("sparse_csr", _long(0, 2), _long(0, 1), _values(2), (1, 3, 3))),
-    ("BSR of blocks of nothing", _sparse("sparse_bsr", _long(0, 2),
+     _csr(_long(0, 2), _long(0, 1), _values(2), (1, 3, 3))),
+    ("BSR of blocks of nothing", _bsr(_long(0, 2),
      _long(0, 1), b.tensor(size=(2, 0, 0), stride=(1, 1, 1)), (2, 2))),
-    ("BSR of blocks that do not fit", _sparse("sparse_bsr",
-     _long(0, 1), _long(0), b.tensor(size=(1, 2, 2), stride=(4, 2, 1)), (3, 3))),
-    ("a BSR column past the blocks", _sparse("sparse_bsr",
-     _long(0, 1), _long(1), b.tensor(size=(1, 2, 2), stride=(4, 2, 1)), (2, 2))),
+    ("BSR of blocks that do not fit",
+     _bsr(_long(0, 1), _long(0), b.tensor(size=(1, 2, 2), stride=(4, 2, 1)), (3, 3))),
+    ("a BSR column past the blocks",
+     _bsr(_long(0, 1), _long(1), b.tensor(size=(1, 2, 2), stride=(4, 2, 1)), (2, 2))),
     # quantized tensors
     ("a scale of nan", _quantized((_AFFINE, _NAN, 0)), None),
     ("a scale of infinity", _quantized((_AFFINE, _INFINITY, 0)), None),
@@ -328,28 +339,23 @@ _TENSORS: list[Row] = [
     ("a scheme of two", _quantized((_AFFINE, 0.5))),
     ("a scheme that is a name", _quantized((SYSTEM, 0.5, 0)), PickleError),
     ("a scheme that is empty", _quantized(b")"), PickleError),
-    ("an axis past the dimensions", _quantized((_CHANNELS, b.tensor(), _long(0, 0, 0, 0), 1))),
-    ("an axis of -1", _quantized((_CHANNELS, b.tensor(), _long(0, 0, 0, 0), -1))),
-    ("an axis of True", _quantized((_CHANNELS, b.tensor(), _long(0, 0, 0, 0), True))),
-    ("scales for fewer channels", _quantized((_CHANNELS, _values(3), _long(0, 0, 0, 0), 0))),
-    ("zero points for more channels", _quantized((_CHANNELS, b.tensor(), _long(0, 0, 0, 0, 0), 0))),
-    ("scales that are whole numbers",
-     _quantized((_CHANNELS, _long(1, 1, 1, 1), _long(0, 0, 0, 0), 0))),
-    ("scales in a list of texts", _quantized((_CHANNELS, [*["x"] * 4], [*[b"K\0"] * 4], 0))),
-    ("scales in a short list", _quantized((_CHANNELS, b"]", b"]", 0))),
+    ("an axis past the dimensions", _per_channel(b.tensor(), _long(0, 0, 0, 0), 1)),
+    ("an axis of -1", _per_channel(b.tensor(), _long(0, 0, 0, 0), -1)),
+    ("an axis of True", _per_channel(b.tensor(), _long(0, 0, 0, 0), True)),
+    ("scales for fewer channels", _per_channel(_values(3), _long(0, 0, 0, 0), 0)),
+    ("zero points for more channels", _per_channel(b.tensor(), _long(0, 0, 0, 0, 0), 0)),
+    ("scales that are whole numbers", _per_channel(_long(1, 1, 1, 1), _long(0, 0, 0, 0), 0)),
+    ("scales in a list of texts", _per_channel([*["x"] * 4], [*[b"K\0"] * 4], 0)),
+    ("scales in a short list", _per_channel(b"]", b"]", 0)),
     ("a quantized tensor of floats", _quantized((_AFFINE, 0.5, 0), b.persistent())),
     ("a quantized tensor past the storage", _quantized((_AFFINE, 0.5, 0), size=(5,))),
     ("a packed tensor past the storage", _quantized((_AFFINE, 0.5, 0),
-     b.persistent("q", kind=b.name("torch", "QUInt4x2Storage")), size=(9,))),
+     b.persistent("q", kind="QUInt4x2Storage"), size=(9,))),
     # nested tensors
-    ("a nested offset past the buffer",
-     _nested(_longs((4,), (1, 1), (1, 1)), _longs((1,), (1, 1), (1, 1)), _long(1))),
-    ("a nested offset of -1",
-     _nested(_longs((1,), (1, 1), (1, 1)), _longs((1,), (1, 1), (1, 1)), _long(-1))),
-    ("a nested size of 2**62", _nested(_longs((1 << 62,), (1, 1), (1, 1)),
-     _longs((4,), (1, 1), (1, 1)), _long(0))),
-    ("a nested stride of -1",
-     _nested(_longs((4,), (1, 1), (1, 1)), _longs((-1,), (1, 1), (1, 1)), _long(3))),
+    ("a nested offset past the buffer", _nested(_row(4), _row(1), _long(1))),
+    ("a nested offset of -1", _nested(_row(1), _row(1), _long(-1))),
+    ("a nested size of 2**62", _nested(_row(1 << 62), _row(4), _long(0))),
+    ("a nested stride of -1", _nested(_row(4), _row(-1), _long(3))),
     ("nested sizes of floats", _nested(b.tensor(), b.tensor(), _long(0))),
     ("nested sizes of None", _nested(b"N", b"N", _long(0))),
     ("a nested tensor of three", _utils("_rebuild_nested_tensor", b"NNN"), PickleError),
@@ -366,9 +372,8 @@ _TENSORS: list[Row] = [
 ]  # fmt: skip
 
 _NUMPY: list[Row] = [
-    ("an array of texts past the last character",
-     _array(_dtype("U1"), (1,), _bytes(b"\0\0\x11\0"))),
-    ("a scalar text past the last character", _scalar(_dtype("U1"), _bytes(b"\xff\xff\xff\x7f"))),
+    ("an array of texts past the last character", _array(_dtype("U1"), (1,), b"\0\0\x11\0")),
+    ("a scalar text past the last character", _scalar(_dtype("U1"), b"\xff\xff\xff\x7f")),
     ("an array of a flag that is an array",
      b.call("numpy.core.multiarray._reconstruct", b.name("numpy", "ndarray"), (0,), "b")
      + b.tuple_of(1, (1,), _dtype("u1"), b.tensor(), _bytes(b"x")) + b"b", None),
@@ -379,20 +384,18 @@ _NUMPY: list[Row] = [
      (b.tensor(), b.tensor(), (4,), b.tensor())), TensorError),
     ("a defaultdict of a tensor", b.call("collections.defaultdict", b.tensor()), None),
     ("an array of objects", _array(_dtype("O8", order="|"), (1,), [SYSTEM]), None),
-    ("an array of objects as bytes", _array(_dtype("O8", order="|"), (1,), _bytes(bytes(8))), None),
-    ("an array of objects that hides",
-     _array(_field(_dtype("O8"), 0, 8), (1,), _bytes(bytes(8))), None),
-    ("an array whose flag says objects",
-     _array(_dtype("f4", flags=63), (1,), _bytes(bytes(4))), None),
-    ("an array of fewer bytes", _array(_dtype("f4"), (2,), _bytes(bytes(4)))),
-    ("an array of a giant", _array(_dtype("f4"), (1 << 40,), _bytes(bytes(4)))),
-    ("an array of a giant of nothing", _array(_dtype("f4"), (0, 1 << 62, 1 << 62), _bytes(b""))),
-    ("an array of items of no bytes", _array(_dtype("V0"), (1 << 62,), _bytes(b"")), None),
-    ("an array of -1", _array(_dtype("f4"), (-1,), _bytes(bytes(4)))),
-    ("an array of 65 dimensions", _array(_dtype("f4"), (*[1] * 65,), _bytes(bytes(4)))),
-    ("an array of a shape as a list", _array(_dtype("f4"), [b"K\1"], _bytes(bytes(4)))),
-    ("an array of another class", _array(_dtype("f4"), (1,), _bytes(bytes(4)), kind=SYSTEM), None),
-    ("an array of a dtype of text", _array("f4", (1,), _bytes(bytes(4))), None),
+    ("an array of objects as bytes", _array(_dtype("O8", order="|"), (1,), bytes(8)), None),
+    ("an array of objects that hides", _array(_field(_dtype("O8"), 0, 8), (1,), bytes(8)), None),
+    ("an array whose flag says objects", _array(_dtype("f4", flags=63), (1,), bytes(4)), None),
+    ("an array of fewer bytes", _array(_dtype("f4"), (2,), bytes(4))),
+    ("an array of a giant", _array(_dtype("f4"), (1 << 40,), bytes(4))),
+    ("an array of a giant of nothing", _array(_dtype("f4"), (0, 1 << 62, 1 << 62), b"")),
+    ("an array of items of no bytes", _array(_dtype("V0"), (1 << 62,), b""), None),
+    ("an array of -1", _array(_dtype("f4"), (-1,), bytes(4))),
+    ("an array of 65 dimensions", _array(_dtype("f4"), (*[1] * 65,), bytes(4))),
+    ("an array of a shape as a list", _array(_dtype("f4"), [b"K\1"], bytes(4))),
+    ("an array of another class", _array(_dtype("f4"), (1,), bytes(4), kind=SYSTEM), None),
+    ("an array of a dtype of text", _array("f4", (1,), bytes(4)), None),
     ("a numpy dtype of an expression", _dtype("f4,O"), None),
     ("a numpy dtype of many digits", _dtype("S" + "9" * 9), None),
     ("a numpy dtype of 3 bytes", _dtype("f3")),
@@ -402,14 +405,14 @@ _NUMPY: list[Row] = [
     ("a field at -1", _field(_dtype("f4"), -1, 4), None),
     ("a field that is not there", _dtype("V4", fields=b.tuple_of("a") + b"}", itemsize=4), None),
     ("records in records, 900 wide", _records(4, 900), None),
-    ("an array of records in records", _array(_records(3, 900), (9,), _bytes(bytes(4))), None),
+    ("an array of records in records", _array(_records(3, 900), (9,), bytes(4)), None),
     ("a subarray of a giant", _dtype("V4", base=b.tuple_of(_dtype("f4"), (1 << 40,))), None),
     ("a subarray of -1", _dtype("V4", base=b.tuple_of(_dtype("f4"), (-1,))), None),
     ("times of an unknown unit",
      _dtype("M8", more=b.tuple_of(b"}", (_bytes(b"os"), 1, 1, 1))), None),
-    ("a scalar of fewer bytes", _scalar(_dtype("f8"), _bytes(bytes(4)))),
-    ("a scalar of objects", _scalar(_dtype("O8"), _bytes(bytes(8))), None),
-    ("a scalar of a dtype as text", _scalar("f8", _bytes(bytes(8))), None),
+    ("a scalar of fewer bytes", _scalar(_dtype("f8"), bytes(4))),
+    ("a scalar of objects", _scalar(_dtype("O8"), bytes(8)), None),
+    ("a scalar of a dtype as text", _scalar("f8", bytes(8)), None),
     ("a scalar of text past latin1", _scalar(_dtype("f8"), "\u0101" * 8), None),
     ("an array from a buffer of fewer bytes", b.call("numpy.core.numeric._frombuffer",
      _bytes(bytes(4)), _dtype("f8"), (1,), "C")),

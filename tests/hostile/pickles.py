@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests import builders as b
 from tests.hostile.attack import Attack, Row, attacks
-from tests.hostile.parts import SYSTEM, doubling, legacy, short_text, zipped
+from tests.hostile.parts import SYSTEM, doubling, legacy, short_text, tensor_on, zipped
 from torchzip.errors import LimitError, PickleError, TensorError, UnsupportedError
 
 _U32, _U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
@@ -426,8 +426,7 @@ def _whole(pickle: bytes) -> bytes:
 
 def _window(key: str) -> bytes:
     """Return a tensor of one element on a window of a storage, which is the second and third."""
-    extra = b.tuple_of(key, 1, 2)
-    return b.tensor(b.persistent(extra=extra), size=(1,))
+    return tensor_on(extra=(key, 1, 2), size=(1,))
 
 
 ROWS = attacks([*_PICKLES, *_too_little()], PickleError, zipped)
@@ -438,7 +437,7 @@ ROWS += [
     Attack("STOP and nothing before", b.checkpoint(b"."), PickleError),
     Attack("a view that has the key of its storage", legacy(root=_window("0")), PickleError),
     Attack("a view that has the key of a later storage",
-     legacy(root=b.list_of(_window("1"), b.tensor(b.persistent("1")))), PickleError),
+     legacy(root=b.list_of(_window("1"), tensor_on("1"))), PickleError),
     Attack("a view that has a key of its own", legacy(root=_window("1")), _LEGAL),
     Attack("a pickle without PROTO", b.checkpoint(b"N."), _LEGAL),
     Attack("a pickle of protocol 0", b.checkpoint(b"(dp0\nS'a'\np1\nI1\ns."), _LEGAL),

@@ -119,6 +119,15 @@ def _program(config: Any, records: Mapping[str, bytes | None] | None = None) -> 
     )
 
 
+def _ints(*numbers: Any) -> list[dict[str, Any]]:
+    return [{"as_int": number} for number in numbers]
+
+
+def _weight(data: bytes | None, **changes: Any) -> bytes:
+    """Return a program of one weight, whose record has this data."""
+    return _program({"x": _row(**changes)}, {"data/weights/weight_0": data})
+
+
 def _tensor(**changes: Any) -> bytes:
     return _program({"x": _row(tensor_meta=_meta(**changes))})
 
@@ -133,25 +142,21 @@ _PROGRAMS: list[Row] = [
      ArchiveError),
     ("a program of a weight of no name", _program({"x": _row(path_name="")})),
     ("a program of a weight that is a number", _program({"x": _row(path_name=0)})),
-    ("a program of a weight of 12 bytes", _program(
-        {"x": _row()}, {"data/weights/weight_0": b.DATA[:12]}), TensorError),
-    ("a program of a weight of 15 bytes", _program(
-        {"x": _row()}, {"data/weights/weight_0": b.DATA[:15]}), TensorError),
-    ("a program of a weight of 20 bytes", _program(
-        {"x": _row()}, {"data/weights/weight_0": b.DATA + bytes(4)}), None),
-    ("a program without its weight", _program({"x": _row()}, {"data/weights/weight_0": None}),
-     ArchiveError),
-    ("a program of 2**62 numbers", _tensor(sizes=[{"as_int": 1 << 62}]), TensorError),
-    ("a program of -4 numbers", _tensor(sizes=[{"as_int": -4}])),
-    ("a program of 4.0 numbers", _tensor(sizes=[{"as_int": 4.0}])),
-    ("a program of NaN numbers", _tensor(sizes=[{"as_int": float("nan")}])),
+    ("a program of a weight of 12 bytes", _weight(b.DATA[:12]), TensorError),
+    ("a program of a weight of 15 bytes", _weight(b.DATA[:15]), TensorError),
+    ("a program of a weight of 20 bytes", _weight(b.DATA + bytes(4)), None),
+    ("a program without its weight", _weight(None), ArchiveError),
+    ("a program of 2**62 numbers", _tensor(sizes=_ints(1 << 62)), TensorError),
+    ("a program of -4 numbers", _tensor(sizes=_ints(-4))),
+    ("a program of 4.0 numbers", _tensor(sizes=_ints(4.0))),
+    ("a program of NaN numbers", _tensor(sizes=_ints(float("nan")))),
     ("a program of a symbol of numbers", _tensor(sizes=[{"as_expr": {"expr_str": "s0"}}]),
      UnsupportedError),
     ("a program of 65 dimensions", _tensor(
-        sizes=[{"as_int": 1}] * 65, strides=[{"as_int": 1}] * 65), TensorError),
+        sizes=_ints(*[1] * 65), strides=_ints(*[1] * 65)), TensorError),
     ("a program of sizes without strides", _tensor(strides=[]), TensorError),
-    ("a program of a stride past the end", _tensor(strides=[{"as_int": 2}]), TensorError),
-    ("a program of a stride of -1", _tensor(strides=[{"as_int": -1}])),
+    ("a program of a stride past the end", _tensor(strides=_ints(2)), TensorError),
+    ("a program of a stride of -1", _tensor(strides=_ints(-1))),
     ("a program from 1", _tensor(storage_offset={"as_int": 1}), TensorError),
     ("a program from 2**63", _tensor(storage_offset={"as_int": 1 << 63})),
     ("a program of dtype 0", _tensor(dtype=0), UnsupportedError),
@@ -165,12 +170,12 @@ _PROGRAMS: list[Row] = [
     ("a program of a parameter of 1", _program({"x": _row(is_param=1)})),
     ("a program without meta", _program({"x": _row(tensor_meta=None)})),
     ("a program of a pickle that is data", _program({"x": _row(use_pickle=True)}), ArchiveError),
-    ("a program of a program", _program({"x": _row(use_pickle=True)},
-     {"data/weights/weight_0": _program({"x": _row()})}), ArchiveError),
-    ("a program of a file", _program({"x": _row(use_pickle=True)},
-     {"data/weights/weight_0": b.checkpoint(b.stream(b.tensor()))}), None),
-    ("a program of a file with a comment that is an archive", _program({"x": _row(use_pickle=True)},
-     {"data/weights/weight_0": b.checkpoint(b.stream(b.tensor())) * 2}), ArchiveError),
+    ("a program of a program",
+     _weight(use_pickle=True, data=_program({"x": _row()})), ArchiveError),
+    ("a program of a file",
+     _weight(use_pickle=True, data=b.checkpoint(b.stream(b.tensor()))), None),
+    ("a program of a file with a comment that is an archive",
+     _weight(use_pickle=True, data=b.checkpoint(b.stream(b.tensor())) * 2), ArchiveError),
     ("a config that is no text", _program(b"\xff")),
     ("a config behind a byte order mark", _program(b'\xef\xbb\xbf{"config": {}}')),
     ("a config that is a list", _program(b"[]")),
@@ -197,25 +202,26 @@ def _old(records: Mapping[str, bytes]) -> bytes:
     return b.build_zip([b.Member(name=name.encode(), data=raw) for name, raw in whole.items()])
 
 
+def _state(raw: bytes) -> bytes:
+    """Return an old program whose weights are this file."""
+    return _old({"serialized_state_dict.pt": raw})
+
+
 _STATE = b.checkpoint(b.stream(b.dict_of({"x": b.tensor()})))
 _OLD: list[Row] = [
-    ("an old program", _old({"serialized_state_dict.pt": _STATE}), None),
+    ("an old program", _state(_STATE), None),
     ("an old program without state", _old({}), ArchiveError),
-    ("an old program of a list", _old({"serialized_state_dict.pt": b.checkpoint(b.stream(b"]"))})),
+    ("an old program of a list", _state(b.checkpoint(b.stream(b"]")))),
     ("an old program of numbers as names", _old(
         {"serialized_state_dict.pt": b.checkpoint(b.stream(b"}K\1K\2s"))})),
-    ("an old program of a state that is cut", _old({"serialized_state_dict.pt": _STATE[:-1]}),
-     ArchiveError),
-    ("an old program of a state with bytes before it", _old(
-        {"serialized_state_dict.pt": b"x" + _STATE}), ArchiveError),
+    ("an old program of a state that is cut", _state(_STATE[:-1]), ArchiveError),
+    ("an old program of a state with bytes before it", _state(b"x" + _STATE), ArchiveError),
     ("an old program of two states", _old({
         "serialized_state_dict.pt": _STATE, "serialized_state_dict.json": b"other"}), None),
     ("an old program of a weight that is a constant too", _old({
         "serialized_state_dict.pt": _STATE, "serialized_constants.pt": _STATE})),
-    ("an old program of itself", _old({"serialized_state_dict.pt": _old(
-        {"serialized_state_dict.pt": _STATE})}), ArchiveError),
-    ("an old program of a legacy file", _old({"serialized_state_dict.pt": b"\x80\2."}),
-     ArchiveError),
+    ("an old program of itself", _old({"serialized_state_dict.pt": _state(_STATE)}), ArchiveError),
+    ("an old program of a legacy file", _state(b"\x80\2."), ArchiveError),
 ]  # fmt: skip
 
 ROWS = attacks([*_SCRIPTS, *_PROGRAMS, *_OLD], FormatError)

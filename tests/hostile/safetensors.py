@@ -34,6 +34,20 @@ def _raw(dtype: bytes = b'"F32"', shape: bytes = b"[4]", offsets: bytes = b"[0,1
 _X = b'"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}'
 
 
+def _of_length(nbytes: int) -> bytes:
+    """Return a good file but for the length of its header."""
+    return b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=nbytes)
+
+
+def _metadata(text: bytes) -> bytes:
+    return _file(b'{"__metadata__":' + text + b"," + _X + b"}")
+
+
+def _and_empty(at: int) -> bytes:
+    """Return a file of a good tensor and of an empty one at this place."""
+    return _file({"x": _entry(), "y": _entry(shape=[0], offsets=[at, at])})
+
+
 def _two(one: Any, other: Any, data: bytes = b.DATA) -> bytes:
     """Return a file of two tensors of two numbers, at these places."""
     rows = {"x": _entry(shape=[2], offsets=one), "y": _entry(shape=[2], offsets=other)}
@@ -42,17 +56,14 @@ def _two(one: Any, other: Any, data: bytes = b.DATA) -> bytes:
 
 _FILES: list[Row] = [
     # the length
-    ("a length of 0", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=0)),
-    ("a length of one byte fewer", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=len(_X) + 1)),
-    ("a length of one byte more", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=len(_X) + 3)),
-    ("a length past the file", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=1000)),
-    ("a length past the limit", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=100_000_001),
-     LimitError),
-    ("a length of 2**63", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=1 << 63), FormatError),
-    ("a length of 2**64 - 1", b.safetensors(b"{" + _X + b"}", b.DATA, nbytes=(1 << 64) - 1),
-     FormatError),
-    ("a length of the whole file", b.safetensors(b"{" + _X + b"}", b.DATA,
-                                                 nbytes=len(_X) + 2 + 16)),
+    ("a length of 0", _of_length(0)),
+    ("a length of one byte fewer", _of_length(len(_X) + 1)),
+    ("a length of one byte more", _of_length(len(_X) + 3)),
+    ("a length past the file", _of_length(1000)),
+    ("a length past the limit", _of_length(100_000_001), LimitError),
+    ("a length of 2**63", _of_length(1 << 63), FormatError),
+    ("a length of 2**64 - 1", _of_length((1 << 64) - 1), FormatError),
+    ("a length of the whole file", _of_length(len(_X) + 2 + 16)),
     ("a length in big-endian", struct.pack(">Q", len(_X) + 2) + b"{" + _X + b"}" + b.DATA,
      FormatError),
     ("a length and a brace", struct.pack("<Q", 1) + b"{"),
@@ -82,8 +93,8 @@ _FILES: list[Row] = [
     ("a tensor twice by an escape",
      _file(b"{" + _X + b"," + _X.replace(b"x", b"\\u0078", 1) + b"}")),
     ("a dtype twice", _file(b'{"x":{"dtype":"U8",' + _X[5:] + b"}")),
-    ("metadata twice", _file(b'{"__metadata__":{},"__metadata__":{},' + _X + b"}")),
-    ("a text twice in the metadata", _file(b'{"__metadata__":{"a":"1","a":"2"},' + _X + b"}")),
+    ("metadata twice", _metadata(b'{},"__metadata__":{}')),
+    ("a text twice in the metadata", _metadata(b'{"a":"1","a":"2"}')),
     ("a tensor without name", _file({"": _entry()}), None),
     ("a tensor called by a path", _file({"../../etc/passwd": _entry()}), None),
     ("a tensor called by a terminal command", _file({"\x1b[2J\x1b]0;x\7": _entry()}), None),
@@ -93,21 +104,19 @@ _FILES: list[Row] = [
     ("a tensor with a name of a megabyte", _file({"x" * (1 << 20): _entry()}), None),
     ("a tensor in the place of the metadata", _file({"__metadata__": _entry()})),
     # metadata
-    ("metadata of numbers", _file(b'{"__metadata__":{"a":1},' + _X + b"}")),
-    ("metadata of null", _file(b'{"__metadata__":{"a":null},' + _X + b"}")),
-    ("metadata of metadata", _file(b'{"__metadata__":{"a":{"b":"c"}},' + _X + b"}")),
-    ("metadata that is a list", _file(b'{"__metadata__":[],' + _X + b"}")),
-    ("metadata that is null", _file(b'{"__metadata__":null,' + _X + b"}"), None),
-    ("metadata of a surrogate", _file(b'{"__metadata__":{"a":"\\udfff"},' + _X + b"}")),
-    ("metadata under a surrogate", _file(b'{"__metadata__":{"\\udfff":"a"},' + _X + b"}")),
-    ("metadata that is text", _file(b'{"__metadata__":"a",' + _X + b"}")),
-    ("ties that are none", _file(b'{"__metadata__":{"torchzip.aliases":"["},' + _X + b"}"), None),
-    ("ties of a tensor with itself",
-     _file(b'{"__metadata__":{"torchzip.aliases":"{\\"x\\":\\"x\\"}"},' + _X + b"}"), None),
+    ("metadata of numbers", _metadata(b'{"a":1}')),
+    ("metadata of null", _metadata(b'{"a":null}')),
+    ("metadata of metadata", _metadata(b'{"a":{"b":"c"}}')),
+    ("metadata that is a list", _metadata(b'[]')),
+    ("metadata that is null", _metadata(b'null'), None),
+    ("metadata of a surrogate", _metadata(b'{"a":"\\udfff"}')),
+    ("metadata under a surrogate", _metadata(b'{"\\udfff":"a"}')),
+    ("metadata that is text", _metadata(b'"a"')),
+    ("ties that are none", _metadata(b'{"torchzip.aliases":"["}'), None),
+    ("ties of a tensor with itself", _metadata(b'{"torchzip.aliases":"{\\"x\\":\\"x\\"}"}'), None),
     ("ties with a tensor that is not there",
-     _file(b'{"__metadata__":{"torchzip.aliases":"{\\"y\\":\\"z\\"}"},' + _X + b"}"), None),
-    ("parts of a tensor that is not there",
-     _file(b'{"__metadata__":{"DCP_SHARDING_INFO":"{"},' + _X + b"}"), None),
+     _metadata(b'{"torchzip.aliases":"{\\"y\\":\\"z\\"}"}'), None),
+    ("parts of a tensor that is not there", _metadata(b'{"DCP_SHARDING_INFO":"{"}'), None),
     # entries
     ("an entry that is null", _file({"x": None})),
     ("an entry that is a number", _file({"x": 1})),
@@ -187,12 +196,9 @@ _FILES: list[Row] = [
     ("two tensors that overlap", _two((0, 8), (4, 12), b.DATA[:12])),
     ("two tensors with a gap", _two((0, 8), (12, 20), bytes(20))),
     ("two tensors with a gap before them", _two((4, 12), (12, 20), bytes(20))),
-    ("an empty tensor in the middle of another", _file(
-        {"x": _entry(), "y": _entry(shape=[0], offsets=[8, 8])})),
-    ("an empty tensor past the file", _file(
-        {"x": _entry(), "y": _entry(shape=[0], offsets=[17, 17])})),
-    ("an empty tensor at the end", _file(
-        {"x": _entry(), "y": _entry(shape=[0], offsets=[16, 16])}), None),
+    ("an empty tensor in the middle of another", _and_empty(8)),
+    ("an empty tensor past the file", _and_empty(17)),
+    ("an empty tensor at the end", _and_empty(16), None),
     # the data
     ("no data", _file({"x": _entry()}, b"")),
     ("data cut by a byte", _file({"x": _entry()}, b.DATA[:-1])),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tests import builders as b
@@ -17,15 +18,22 @@ from torchzip.errors import (
     UnsupportedError,
 )
 
+_STORAGE = OldStorage(key=b.integer(1), data=b.DATA)
+_TENSOR = OldTensor(key=b.integer(2), storage=b.integer(1), size=(4,), stride=(1,))
+#: A checkpoint of a tensor of 1, 2, 3, 4.
+_GOOD = OldCheckpoint(storages=[_STORAGE], tensors=[_TENSOR], pickle=b.stream(pid(2)))
 
-def _good(**changes: Any) -> OldCheckpoint:
-    """Return a checkpoint of a tensor of 1, 2, 3, 4."""
-    fields: dict[str, Any] = {
-        "storages": [OldStorage(key=b.integer(1), data=b.DATA)],
-        "tensors": [OldTensor(key=b.integer(2), storage=b.integer(1), size=(4,), stride=(1,))],
-        "pickle": b.stream(pid(2)),
-    }
-    return OldCheckpoint(**{**fields, **changes})
+
+def _of_storage(**changes: Any) -> bytes:
+    return replace(_GOOD, storages=[replace(_STORAGE, **changes)]).build()
+
+
+def _of_tensor(**changes: Any) -> bytes:
+    return replace(_GOOD, tensors=[replace(_TENSOR, **changes)]).build()
+
+
+def _of_views(*views: Sequence[int]) -> bytes:
+    return replace(_GOOD, views=views).build()
 
 
 def _member(
@@ -58,7 +66,7 @@ def _member(
     return bytes(header) + data + bytes(-len(data) % 512)
 
 
-_ALL = _good().members()
+_ALL = _GOOD.members()
 _TAIL = bytes(1024)
 
 
@@ -203,39 +211,25 @@ _FILES: list[Row] = [
     ("zeros before the members", bytes(512) + _tar(), FormatError),
     ("a tar in a tar", _member(b"pickle", _tar()) + _TAIL),
     # what the members hold
-    ("a storage of more elements", _good(
-        storages=[OldStorage(key=b.integer(1), data=b.DATA, count=5)]).build(), FormatError),
-    ("a storage of 2**61 elements", _good(
-        storages=[OldStorage(key=b.integer(1), data=b.DATA, count=1 << 61)]).build(), TensorError),
-    ("a storage of -1 elements", _good(
-        storages=[OldStorage(key=b.integer(1), data=b.DATA, count=-1)]).build(), TensorError),
-    ("a storage of a class that is called", _good(storages=[OldStorage(key=b.integer(1),
-     data=b.DATA, kind=b.call("os.system", "x"))]).build(), UnsupportedError),
-    ("a storage key of 21 digits", _good(storages=[OldStorage(
-        key=b.text("1" * 21), data=b.DATA)]).build(), PickleError),
-    ("a storage key of 2**64", _good(storages=[OldStorage(
-        key=b.integer(1 << 64), data=b.DATA)]).build(), PickleError),
-    ("a storage key that is true", _good(storages=[OldStorage(
-        key=b.TRUE, data=b.DATA)]).build(), PickleError),
-    ("a tensor with the key of a storage", _good(tensors=[OldTensor(
-        key=b.integer(1), storage=b.integer(1), size=(4,), stride=(1,))]).build(), FormatError),
-    ("a tensor on a tensor", _good(tensors=[OldTensor(
-        key=b.integer(2), storage=b.integer(2), size=(4,), stride=(1,))]).build(), PickleError),
-    ("a tensor of 65 dimensions", _good(tensors=[OldTensor(key=b.integer(2),
-     storage=b.integer(1), size=(1,) * 65, stride=(1,) * 65)]).build(), TensorError),
-    ("a tensor of -1 dimensions", _good(tensors=[OldTensor(key=b.integer(2),
-     storage=b.integer(1), size=(), stride=(), ndim=-1)]).build(), TensorError),
-    ("a tensor of 2**63 - 1", _good(tensors=[OldTensor(key=b.integer(2),
-     storage=b.integer(1), size=((1 << 63) - 1,), stride=(1,))]).build(), TensorError),
-    ("a tensor of -4", _good(tensors=[OldTensor(
-        key=b.integer(2), storage=b.integer(1), size=(-4,), stride=(1,))]).build(), TensorError),
-    ("a tensor with a stride of -1", _good(tensors=[OldTensor(
-        key=b.integer(2), storage=b.integer(1), size=(4,), stride=(-1,))]).build(), TensorError),
-    ("a tensor from -1", _good(tensors=[OldTensor(key=b.integer(2),
-     storage=b.integer(1), size=(4,), stride=(1,), offset=-1)]).build(), TensorError),
-    ("a window of a window", _good(views=[(3, 1, 0, 2), (4, 3, 0, 1)]).build(), TensorError),
-    ("a window that is its storage", _good(views=[(1, 1, 0, 4)]).build(), FormatError),
-    ("a window of 2**63 elements", _good(views=[(3, 1, 0, 1 << 63)]).build(), TensorError),
+    ("a storage of more elements", _of_storage(count=5), FormatError),
+    ("a storage of 2**61 elements", _of_storage(count=1 << 61), TensorError),
+    ("a storage of -1 elements", _of_storage(count=-1), TensorError),
+    ("a storage of a class that is called",
+     _of_storage(kind=b.call("os.system", "x")), UnsupportedError),
+    ("a storage key of 21 digits", _of_storage(key=b.text("1" * 21)), PickleError),
+    ("a storage key of 2**64", _of_storage(key=b.integer(1 << 64)), PickleError),
+    ("a storage key that is true", _of_storage(key=b.TRUE), PickleError),
+    ("a tensor with the key of a storage", _of_tensor(key=b.integer(1)), FormatError),
+    ("a tensor on a tensor", _of_tensor(storage=b.integer(2)), PickleError),
+    ("a tensor of 65 dimensions", _of_tensor(size=(1,) * 65, stride=(1,) * 65), TensorError),
+    ("a tensor of -1 dimensions", _of_tensor(size=(), stride=(), ndim=-1), TensorError),
+    ("a tensor of 2**63 - 1", _of_tensor(size=((1 << 63) - 1,)), TensorError),
+    ("a tensor of -4", _of_tensor(size=(-4,)), TensorError),
+    ("a tensor with a stride of -1", _of_tensor(stride=(-1,)), TensorError),
+    ("a tensor from -1", _of_tensor(offset=-1), TensorError),
+    ("a window of a window", _of_views((3, 1, 0, 2), (4, 3, 0, 1)), TensorError),
+    ("a window that is its storage", _of_views((1, 1, 0, 4)), FormatError),
+    ("a window of 2**63 elements", _of_views((3, 1, 0, 1 << 63)), TensorError),
     ("a count of storages of 2**31", _tar(storages=_member(
         b"storages", b.stream(b.integer(1 << 31)))), PickleError),
     ("a count of storages that is true", _tar(storages=_member(
