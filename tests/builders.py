@@ -259,6 +259,19 @@ def build_zip(members: Sequence[Member], end: End | None = None) -> bytes:
     return bytes(body + last.comment)
 
 
+def zip_of(
+    records: Mapping[str, bytes | None], *, root: str = "archive/", method: int = 0
+) -> bytes:
+    """Return an archive of records by name; one that is None is left out."""
+    return build_zip(
+        [
+            Member(name=(root + name).encode(), data=data, method=method)
+            for name, data in records.items()
+            if data is not None
+        ]
+    )
+
+
 #: What `tensor` and `persistent` describe by default: four float32.
 DATA = struct.pack("<4f", 1, 2, 3, 4)
 

@@ -22,7 +22,7 @@ from fuzz.seeds import Case
 from tests import builders as b
 from tests.formats import dcp_builder as d
 from tests.formats.counting import Counted
-from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid
+from tests.formats.tar_builder import four_numbers
 from tests.hostile.attack import Attack
 from tests.hostile.every import BY_KIND
 from tests.hostile.parts import legacy
@@ -35,11 +35,7 @@ _LEGACY = legacy()
 _SAFETENSORS = b.safetensors(
     json.dumps({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode(), b.DATA
 )
-_TAR = OldCheckpoint(
-    storages=[OldStorage(key=b.integer(1), data=b.DATA)],
-    tensors=[OldTensor(key=b.integer(2), storage=b.integer(1), size=(4,), stride=(1,))],
-    pickle=b.stream(pid(2)),
-).build()
+_TAR = four_numbers().build()
 
 
 def _load(data: bytes) -> Any:

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.faults import descriptors
 from tests.sampling import costly
 from torchzip.files import direct, sink
 from torchzip.files.direct import ALIGNMENT, DirectWriter
@@ -127,13 +128,12 @@ def test_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     array = np.arange(6 << 20, dtype=np.float32) % 1000
     tz.save({"w": array}, tmp_path / "m.pt")
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    before = descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         tz.save({"w": array}, tmp_path / "o.pt")
         tz.convert(tmp_path / "m.pt", tmp_path / "o.safetensors", dtype="float16")
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
     assert np.array_equal(tz.load(tmp_path / "o.pt")["w"], array)
     assert tz.load(tmp_path / "o.safetensors")["w"].dtype == np.float16
 

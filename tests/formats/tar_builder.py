@@ -71,6 +71,15 @@ class OldCheckpoint:
         return tar_of(self.members())
 
 
+def four_numbers() -> OldCheckpoint:
+    """Return a checkpoint of a tensor of 1, 2, 3, 4."""
+    return OldCheckpoint(
+        storages=[OldStorage(key=b.integer(1), data=b.DATA)],
+        tensors=[OldTensor(key=b.integer(2), storage=b.integer(1), size=(4,), stride=(1,))],
+        pickle=b.stream(pid(2)),
+    )
+
+
 def tar_of(members: Mapping[str, bytes]) -> bytes:
     """Return a tar of regular files."""
     file = io.BytesIO()

@@ -44,9 +44,20 @@ def _example(tmp_path: Path) -> d.Builder:
     return made
 
 
-def test_reads_what_was_saved(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the directory of the example."""
+    return _example(tmp_path).write()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> d.Builder:
+    """Return a checkpoint of nothing yet."""
+    return d.Builder(tmp_path / "c")
+
+
+def test_reads_what_was_saved(folder: Path) -> None:
     """Nesting, lists, objects and tensors in any cut come back."""
-    folder = _example(tmp_path).write()
     with tz.lazy_load(folder) as checkpoint:
         assert checkpoint.format == "dcp"
         assert checkpoint.root["step"] == 7
@@ -77,9 +88,8 @@ def test_reads_what_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", _CUTS)
-def test_slices(tmp_path: Path, name: str) -> None:
+def test_slices(folder: Path, name: str) -> None:
     """Any basic index gives what numpy gives."""
-    folder = _example(tmp_path).write()
     with tz.lazy_load(folder) as checkpoint:
         tensor = checkpoint[f"model.{name}"]
         for key in (
@@ -89,9 +99,8 @@ def test_slices(tmp_path: Path, name: str) -> None:
             np.testing.assert_array_equal(tensor[key], _A[key])
 
 
-def test_mmap(tmp_path: Path) -> None:
+def test_mmap(folder: Path) -> None:
     """A tensor that is one span of a file is a view of it; others are put together."""
-    folder = _example(tmp_path).write()
     made = tz.load(folder, mmap=True)
     assert not made["model"]["whole"].flags.writeable
     assert made["model"]["rows"].flags.writeable
@@ -99,9 +108,9 @@ def test_mmap(tmp_path: Path) -> None:
         np.testing.assert_array_equal(made["model"][name], _A)
 
 
-def test_survives_pickle(tmp_path: Path) -> None:
+def test_survives_pickle(folder: Path) -> None:
     """A LazyTensor finds its chunks on the other side."""
-    with tz.lazy_load(_example(tmp_path).write()) as checkpoint:
+    with tz.lazy_load(folder) as checkpoint:
         sent = pickle.dumps([checkpoint["model.grid"], checkpoint])
         tensor, again = pickle.loads(sent)
         np.testing.assert_array_equal(tensor[2:5], _A[2:5])
@@ -109,9 +118,8 @@ def test_survives_pickle(tmp_path: Path) -> None:
         again.close()
 
 
-def test_convert(tmp_path: Path) -> None:
+def test_convert(tmp_path: Path, folder: Path) -> None:
     """One file comes out, in either format, cast or not."""
-    folder = _example(tmp_path).write()
     tz.convert(folder, tmp_path / "m.pt")
     made = tz.load(tmp_path / "m.pt")
     np.testing.assert_array_equal(made["model"]["pinwheel"], _A)
@@ -125,16 +133,15 @@ def test_convert(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back["model"]["pinwheel"], _A)
 
 
-def test_saving_the_root_again(tmp_path: Path) -> None:
+def test_saving_the_root_again(tmp_path: Path, folder: Path) -> None:
     """The lazy object is saved as an ordinary checkpoint."""
-    with tz.lazy_load(_example(tmp_path).write()) as checkpoint:
+    with tz.lazy_load(folder) as checkpoint:
         tz.save(checkpoint.root, tmp_path / "m.pt")
     np.testing.assert_array_equal(tz.load(tmp_path / "m.pt")["model"]["grid"], _A)
 
 
-def test_requires_grad_and_empty_chunks(tmp_path: Path) -> None:
+def test_requires_grad_and_empty_chunks(made: d.Builder) -> None:
     """What a rank has that got no rows is nothing; requires_grad is what was saved."""
-    made = d.Builder(tmp_path / "c")
     props = d.properties(requires_grad=b.TRUE)
     boxes: list[d.Box] = [((0, 0), (7, 4)), ((7, 0), (0, 4)), ((7, 0), (0, 4))]
     made.tensor("w", _A, boxes, props=props)
@@ -146,9 +153,8 @@ def test_requires_grad_and_empty_chunks(tmp_path: Path) -> None:
         assert checkpoint.verify().notes == ()
 
 
-def test_chunks_in_other_orders(tmp_path: Path) -> None:
+def test_chunks_in_other_orders(made: d.Builder) -> None:
     """A chunk that was saved transposed, or in the other byte order, has its values in place."""
-    made = d.Builder(tmp_path / "c")
     made.items["w"] = d.tensor_metadata((4, 4), [((0, 0), (2, 4)), ((2, 0), (2, 4))])
     whole = np.arange(16, dtype=np.float32).reshape(4, 4)
     made.put("__0_0.distcp", "w", (0, 0), d.saved(np.asfortranarray(whole[:2])))
@@ -244,9 +250,8 @@ def test_loading_costs_the_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows", "columns", "pinwheel"])
-def test_damage_is_seen(tmp_path: Path, name: str) -> None:
+def test_damage_is_seen(tmp_path: Path, folder: Path, name: str) -> None:
     """A changed byte of a chunk fails its CRC: in `load`, `verify` and conversions."""
-    folder = _example(tmp_path).write()
     path = folder / "__0_0.distcp"
     data = bytearray(path.read_bytes())
     at = {
@@ -316,9 +321,8 @@ def test_ranks_that_speak_of_one_another(tmp_path: Path) -> None:
         tz.load(tmp_path)
 
 
-def test_two_kinds_in_a_directory(tmp_path: Path) -> None:
+def test_two_kinds_in_a_directory(folder: Path) -> None:
     """Both are named."""
-    folder = _example(tmp_path).write()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     with pytest.raises(tz.FormatError, match=r"index\.json', '\.metadata'"):
         tz.load(folder)
@@ -387,112 +391,104 @@ def _mixed(made: d.Builder) -> None:
 
 
 _BIG = 1 << 62
-_HOSTILE: dict[str, tuple[Change, type[Exception], str]] = {
+#: What is changed, what the message says, and the error where it is not a FormatError.
+_HOSTILE: dict[str, tuple[Change, str] | tuple[Change, str, type[Exception]]] = {
     # the tensor and its chunks
-    "a chunk is missing": (_no_tensor(boxes=[((0, 0), (3, 4))]),
-     tz.FormatError, "12 of the 28 elements"),
-    "no chunk": (_no_tensor(boxes=[]), tz.FormatError, "0 of the 28"),
+    "a chunk is missing": (_no_tensor(boxes=[((0, 0), (3, 4))]), "12 of the 28 elements"),
+    "no chunk": (_no_tensor(boxes=[]), "0 of the 28"),
     "chunks overlap": (_no_tensor(boxes=[((0, 0), (7, 4)), ((1, 0), (2, 2))]),
-     tz.FormatError, "does not say where"),
-    "a chunk reaches out": (_no_tensor(boxes=[((0, 0), (8, 4))]), tz.FormatError, "reaches out"),
-    "a chunk of one dimension": (_no_tensor(boxes=[((0,), (28,))]),
-     tz.FormatError, "does not say where"),
-    "a huge tensor": (_no_tensor(shape=(_BIG, 4), boxes=[((0, 0), (_BIG, 4))]),
-     tz.FormatError, "an item of"),
-    "a huge empty tensor": (_no_tensor(shape=(0, _BIG, _BIG), boxes=[]), tz.FormatError, "stride"),
-    "many dimensions": (_no_tensor(shape=(1,) * 65, boxes=[]), tz.FormatError, "65 dimensions"),
-    "a size of 2**64": (_no_tensor(shape=(1 << 64,), boxes=[]), tz.FormatError, "Size"),
-    "a negative size": (_no_tensor(shape=(-1, 4), boxes=[]), tz.FormatError, "Size"),
-    "another dtype": (_properties(dtype=b.name("torch", "int32")), tz.FormatError, "int32"),
-    "another size": (_no_tensor(shape=(4, 7), boxes=[((0, 0), (4, 7))]),
-     tz.FormatError, r"\[4, 7\]"),
-    "a dtype that is none": (_properties(dtype=b.integer(5)), tz.FormatError, "dtype"),
-    "a dtype without tensors": (_properties(dtype=b.name("torch", "int4")),
-     tz.FormatError, "dtype"),
+     "does not say where"),
+    "a chunk reaches out": (_no_tensor(boxes=[((0, 0), (8, 4))]), "reaches out"),
+    "a chunk of one dimension": (_no_tensor(boxes=[((0,), (28,))]), "does not say where"),
+    "a huge tensor": (_no_tensor(shape=(_BIG, 4), boxes=[((0, 0), (_BIG, 4))]), "an item of"),
+    "a huge empty tensor": (_no_tensor(shape=(0, _BIG, _BIG), boxes=[]), "stride"),
+    "many dimensions": (_no_tensor(shape=(1,) * 65, boxes=[]), "65 dimensions"),
+    "a size of 2**64": (_no_tensor(shape=(1 << 64,), boxes=[]), "Size"),
+    "a negative size": (_no_tensor(shape=(-1, 4), boxes=[]), "Size"),
+    "another dtype": (_properties(dtype=b.name("torch", "int32")), "int32"),
+    "another size": (_no_tensor(shape=(4, 7), boxes=[((0, 0), (4, 7))]), r"\[4, 7\]"),
+    "a dtype that is none": (_properties(dtype=b.integer(5)), "dtype"),
+    "a dtype without tensors": (_properties(dtype=b.name("torch", "int4")), "dtype"),
     "sparse": (_no_tensor(props=d.properties(layout="torch.sparse_coo")),
-     tz.UnsupportedError, "sparse_coo"),
-    "a layout that is none": (_no_tensor(props=d.properties(layout="strided")),
-     tz.FormatError, "a name like"),
-    "requires_grad 1": (_properties(requires_grad=b.integer(1)), tz.FormatError, "requires_grad"),
-    "six properties": (_properties(more=b"N"), tz.FormatError, "five"),
+     "sparse_coo", tz.UnsupportedError),
+    "a layout that is none": (_no_tensor(props=d.properties(layout="strided")), "a name like"),
+    "requires_grad 1": (_properties(requires_grad=b.integer(1)), "requires_grad"),
+    "six properties": (_properties(more=b"N"), "five"),
     # where the items are
-    "a file that is not there": (_place("__9_0.distcp", 0, 9), tz.FormatError, "__9_0.distcp"),
-    "a path": (_place("../__0_0.distcp", 0, 9), tz.FormatError, "plain name"),
-    "an absolute path": (_place("/etc/passwd", 0, 9), tz.FormatError, "plain name"),
-    "a file name with NUL": (_place("a\0b", 0, 9), tz.FormatError, "plain name"),
-    "past the file": (_place("__0_0.distcp", 0, 1 << 40), tz.FormatError, "truncated"),
-    "an offset of 2**70": (_place("__0_0.distcp", 1 << 70, 9), tz.FormatError, "ints from 0"),
-    "a negative length": (_place("__0_0.distcp", 0, -1), tz.FormatError, "ints from 0"),
+    "a file that is not there": (_place("__9_0.distcp", 0, 9), "__9_0.distcp"),
+    "a path": (_place("../__0_0.distcp", 0, 9), "plain name"),
+    "an absolute path": (_place("/etc/passwd", 0, 9), "plain name"),
+    "a file name with NUL": (_place("a\0b", 0, 9), "plain name"),
+    "past the file": (_place("__0_0.distcp", 0, 1 << 40), "truncated"),
+    "an offset of 2**70": (_place("__0_0.distcp", 1 << 70, 9), "ints from 0"),
+    "a negative length": (_place("__0_0.distcp", 0, -1), "ints from 0"),
     "compressed": (_place("__0_0.distcp", 0, 9, transform_descriptors=b.list_of("zstd.1")),
-     tz.UnsupportedError, r"'w' is encoded \(zstd\.1\)"),
+     r"'w' is encoded \(zstd\.1\)", tz.UnsupportedError),
     "transforms that are none": (_place("__0_0.distcp", 0, 9, transform_descriptors=b.integer(3)),
-     tz.FormatError, "a list was expected"),
+     "a list was expected"),
     "items overlap": (lambda made: made.places.append(
-     (d.index("v", None), d.info("__0_0.distcp", 40, 30))), tz.FormatError, "overlap"),
-    "nothing says where": (lambda made: made.places.clear(), tz.FormatError, "does not say where"),
+     (d.index("v", None), d.info("__0_0.distcp", 40, 30))), "overlap"),
+    "nothing says where": (lambda made: made.places.clear(), "does not say where"),
     "an object without a place": (lambda made: made.items.update(x=d.BYTES),
-     tz.FormatError, "does not say where 'x'"),
+     "does not say where 'x'"),
     "a place under no index": (lambda made: made.places.append(
-     (b.text("w"), d.info("__0_0.distcp", 0, 9))), tz.FormatError, "MetadataIndex"),
+     (b.text("w"), d.info("__0_0.distcp", 0, 9))), "MetadataIndex"),
     "an index without a name": (lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex",
-     b.dict_of({})), d.info("__0_0.distcp", 0, 9))), tz.FormatError, "the name of a MetadataIndex"),
+     b.dict_of({})), d.info("__0_0.distcp", 0, 9))), "the name of a MetadataIndex"),
     "an index without a state": (lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex"),
-     d.info("__0_0.distcp", 0, 9))), tz.FormatError, "MetadataIndex"),
+     d.info("__0_0.distcp", 0, 9))), "MetadataIndex"),
     # the items
-    "an item that is no archive": (_item(bytes(300)), tz.FormatError, "begins with"),
-    "an item that is a list": (_item([1] * 40), tz.FormatError, "a tensor was expected"),
-    "an item of another shape": (_item(_A.T), tz.FormatError, r"\[4, 7\]"),
-    "an item that is small": (_item(b"PK\3\4" + bytes(20)), tz.FormatError, "an item of 24"),
-    "an item that is cut": (_item(d.saved(_A)[:-30]), tz.FormatError, "__0_0.distcp, 'w'"),
+    "an item that is no archive": (_item(bytes(300)), "begins with"),
+    "an item that is a list": (_item([1] * 40), "a tensor was expected"),
+    "an item of another shape": (_item(_A.T), r"\[4, 7\]"),
+    "an item that is small": (_item(b"PK\3\4" + bytes(20)), "an item of 24"),
+    "an item that is cut": (_item(d.saved(_A)[:-30]), "__0_0.distcp, 'w'"),
     # the nesting
-    "a path of nothing": (_paths(w=b")"), tz.FormatError, "tuples of keys"),
-    "a path that is a list": (_paths(w=b.list_of("w")), tz.FormatError, "tuples of keys"),
-    "a path of floats": (_paths(w=b.tuple_of("a", b"G" + struct.pack(">d", 1.0))),
-     tz.FormatError, "path"),
-    "a path that begins with a position": (_path(0, "a"), tz.FormatError, "path"),
-    "a negative position": (_path("a", -1), tz.FormatError, "path"),
-    "a huge position": (_path("a", 1 << 40), tz.FormatError, "a list has 1 values"),
-    "a deep path": (_path("a", *[0] * 900), tz.LimitError, "nesting"),
-    "a very deep path": (_path(*["a"] * 50_000), tz.LimitError, "nesting"),
-    "a path twice": (lambda made: made.value("w2", 5, path=("w",)),
-     tz.FormatError, "that of another value"),
+    "a path of nothing": (_paths(w=b")"), "tuples of keys"),
+    "a path that is a list": (_paths(w=b.list_of("w")), "tuples of keys"),
+    "a path of floats": (_paths(w=b.tuple_of("a", b"G" + struct.pack(">d", 1.0))), "path"),
+    "a path that begins with a position": (_path(0, "a"), "path"),
+    "a negative position": (_path("a", -1), "path"),
+    "a huge position": (_path("a", 1 << 40), "a list has 1 values"),
+    "a deep path": (_path("a", *[0] * 900), "nesting", tz.LimitError),
+    "a very deep path": (_path(*["a"] * 50_000), "nesting", tz.LimitError),
+    "a path twice": (lambda made: made.value("w2", 5, path=("w",)), "that of another value"),
     "a path through a value": (lambda made: made.value("w2", 5, path=("w", "x")),
-     tz.FormatError, "through another value"),
-    "a dict that is a list": (_mixed, tz.FormatError, "another kind"),
-    "planner_data that is none": (_metadata(planner_data=b.integer(3)), tz.FormatError, "planner"),
+     "through another value"),
+    "a dict that is a list": (_mixed, "another kind"),
+    "planner_data that is none": (_metadata(planner_data=b.integer(3)), "planner"),
     # the classes
     "a foreign name": (_metadata(version=b.call("os.system", "ls")),
-     tz.UnsafeGlobalError, "os.system"),
+     "os.system", tz.UnsafeGlobalError),
     "a foreign class for the root": (_metadata(storage_meta=d.new(d.MODULE, "Metadata", b"}")),
-     tz.FormatError, "StorageMeta"),
+     "StorageMeta"),
     "getattr": (_metadata(version=b.call("builtins.getattr", "x", "y")),
-     tz.UnsafeGlobalError, "getattr"),
+     "getattr", tz.UnsafeGlobalError),
     "getattr of a class": (_metadata(version=b.call("builtins.getattr",
-     b.name(d.MODULE, "Metadata"), "y")), tz.UnsafeGlobalError, "getattr"),
-    "a persistent id": (_metadata(version=b.persistent()), tz.FormatError, "persistent"),
+     b.name(d.MODULE, "Metadata"), "y")), "getattr", tz.UnsafeGlobalError),
+    "a persistent id": (_metadata(version=b.persistent()), "persistent"),
     "a tensor in the metadata": (_metadata(version=b.name("torch._utils", "_rebuild_tensor_v2")),
-     tz.UnsafeGlobalError, "_rebuild_tensor_v2"),
-    "no dict of tensors": (_metadata(state_dict_metadata=b"]"), tz.FormatError, "a dict"),
-    "no dict of places": (_metadata(storage_data=b"N"), tz.FormatError, "storage_data"),
+     "_rebuild_tensor_v2", tz.UnsafeGlobalError),
+    "no dict of tensors": (_metadata(state_dict_metadata=b"]"), "a dict"),
+    "no dict of places": (_metadata(storage_data=b"N"), "storage_data"),
     "a number for a tensor": (lambda made: made.items.update(w=b.integer(1)),
-     tz.FormatError, "TensorStorageMetadata"),
+     "TensorStorageMetadata"),
     "a tensor with arguments": (
      lambda made: made.items.update(w=b.name(d.MODULE, "TensorStorageMetadata")
-     + b.ints(1) + b"\x81" + b"}b"), tz.FormatError, "TensorStorageMetadata"),
+     + b.ints(1) + b"\x81" + b"}b"), "TensorStorageMetadata"),
     "a called class": (lambda made: made.items.update(
-     w=b.call(b.name(d.MODULE, "BytesStorageMetadata"))), tz.FormatError, "BytesStorageMetadata"),
+     w=b.call(b.name(d.MODULE, "BytesStorageMetadata"))), "BytesStorageMetadata"),
     "a memory format of text": (_properties(memory_format=b.call(
-     b.name(d.MODULE, "_MEM_FORMAT_ENCODING"), "x")), tz.FormatError, "memory format"),
-    "a path of numbers": (_metadata(version=b.call("pathlib.PosixPath", 1)),
-     tz.FormatError, "strings"),
+     b.name(d.MODULE, "_MEM_FORMAT_ENCODING"), "x")), "memory format"),
+    "a path of numbers": (_metadata(version=b.call("pathlib.PosixPath", 1)), "strings"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", _HOSTILE)
-def test_hostile(tmp_path: Path, name: str) -> None:
+def test_hostile(made: d.Builder, name: str) -> None:
     """Each attack has an error that says what is wrong, and where."""
-    change, error, text = _HOSTILE[name]
-    made = d.Builder(tmp_path / "c")
+    change, text, *given = _HOSTILE[name]
+    error = given[0] if given else tz.FormatError
     made.tensor("w", _A)
     change(made)
     folder = made.write()
@@ -503,17 +499,15 @@ def test_hostile(tmp_path: Path, name: str) -> None:
         checkpoint.verify()
 
 
-def test_overlapping_chunks(tmp_path: Path) -> None:
+def test_overlapping_chunks(made: d.Builder) -> None:
     """Two boxes that share an element are refused when the checkpoint is opened."""
-    made = d.Builder(tmp_path / "c")
     made.tensor("w", _A, [((0, 0), (4, 4)), ((3, 0), (3, 4))])
     with pytest.raises(tz.FormatError, match=r"w: .*overlap"), tz.lazy_load(made.write()):
         pass
 
 
-def test_a_deflated_chunk(tmp_path: Path) -> None:
+def test_a_deflated_chunk(made: d.Builder) -> None:
     """Torch never deflates; reading parts of such a chunk would inflate it over and over."""
-    made = d.Builder(tmp_path / "c")
     made.items["w"] = d.tensor_metadata((4,), [((0,), (4,))])
     members = b.members_of(b.stream(b.tensor()))
     members = [replace(each, method=8 * each.name.endswith(b"data/0")) for each in members]
@@ -522,9 +516,8 @@ def test_a_deflated_chunk(tmp_path: Path) -> None:
         tz.load(made.write())
 
 
-def test_spare_items_are_noted(tmp_path: Path) -> None:
+def test_spare_items_are_noted(made: d.Builder) -> None:
     """An item that nothing needs changes no value."""
-    made = d.Builder(tmp_path / "c")
     made.tensor("w", _A)
     made.put("__1_0.distcp", "old", (0, 0), d.saved(_A))
     with tz.lazy_load(made.write()) as checkpoint:
@@ -532,17 +525,15 @@ def test_spare_items_are_noted(tmp_path: Path) -> None:
     assert "'old'" in note
 
 
-def test_gaps_of_lists_are_none(tmp_path: Path) -> None:
+def test_gaps_of_lists_are_none(made: d.Builder) -> None:
     """An empty container in a list leaves nothing in the file; torch gives None for it."""
-    made = d.Builder(tmp_path / "c")
     made.value("l.2", 5, path=("l", 2))
     made.value("l.0", 3, path=("l", 0))
     assert tz.load(made.write()) == {"l": [3, None, 5]}
 
 
-def test_without_planner_data(tmp_path: Path) -> None:
+def test_without_planner_data(made: d.Builder) -> None:
     """Then the names are the keys; so they are for a name that it lacks."""
-    made = d.Builder(tmp_path / "c")
     made.tensor("a.w", _A)
     made.more["planner_data"] = b"N"
     assert list(tz.load(made.write())) == ["a.w"]
@@ -550,9 +541,8 @@ def test_without_planner_data(tmp_path: Path) -> None:
     assert list(tz.load(made.write())) == ["a.w"]
 
 
-def test_foreign_objects(tmp_path: Path) -> None:
+def test_foreign_objects(made: d.Builder) -> None:
     """An object may have classes of its own; foreign="raise" lists them."""
-    made = d.Builder(tmp_path / "c")
     made.items["config"] = d.BYTES
     item = b.checkpoint(b.stream(b.call("my.config.Config")), {})
     made.put("__0_0.distcp", "config", None, item)
@@ -562,9 +552,8 @@ def test_foreign_objects(tmp_path: Path) -> None:
         tz.load(folder, foreign="raise")
 
 
-def test_used_over_and_over(tmp_path: Path) -> None:
+def test_used_over_and_over(made: d.Builder) -> None:
     """One list of chunks in two bytes each time is no way to make a reader work."""
-    made = d.Builder(tmp_path / "c")
     state = b.dict_of({"offsets": d.size(0), "sizes": d.size(0)})
     chunk = d.new(d.MODULE, "ChunkStorageMetadata", state) + b"q\x62"
     fields = {
@@ -579,9 +568,8 @@ def test_used_over_and_over(tmp_path: Path) -> None:
         tz.load(made.write())
 
 
-def test_any_byte_of_the_metadata_changed(tmp_path: Path) -> None:
+def test_any_byte_of_the_metadata_changed(folder: Path) -> None:
     """Any change gives values or a TorchZipError."""
-    folder = _example(tmp_path).write()
     data = (folder / ".metadata").read_bytes()
     rng = np.random.default_rng(5)
     for at in rng.integers(0, len(data), 300):
@@ -594,9 +582,8 @@ def test_any_byte_of_the_metadata_changed(tmp_path: Path) -> None:
             continue
 
 
-def test_the_names_of_old_releases(tmp_path: Path) -> None:
+def test_the_names_of_old_releases(made: d.Builder) -> None:
     """Until 2.2 the properties had another module; Python 3.13 has another for paths."""
-    made = d.Builder(tmp_path / "c")
     old = "torch.distributed._shard.sharded_tensor.metadata"
     props = d.properties().replace(
         f"c{d.MODULE}\nTensorProperties".encode(), f"c{old}\nTensorProperties".encode()
@@ -607,9 +594,8 @@ def test_the_names_of_old_releases(tmp_path: Path) -> None:
     assert tz.load(made.write())["w"].shape == (7, 4)
 
 
-def test_a_file_of_items_by_itself(tmp_path: Path) -> None:
+def test_a_file_of_items_by_itself(folder: Path) -> None:
     """It is no checkpoint; the directory is."""
-    folder = _example(tmp_path).write()
     with pytest.raises(tz.FormatError, match=r"__0_0\.distcp: .*path of the directory"):
         tz.load(folder / "__0_0.distcp")
 
@@ -643,11 +629,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "index.json" in capsys.readouterr().err
 
 
-def test_members_of_enums_by_name(tmp_path: Path) -> None:
+def test_members_of_enums_by_name(made: d.Builder) -> None:
     """Python 3.11.2 writes them with getattr, which here is good for nothing else."""
     enum = b.name(d.MODULE, "_MEM_FORMAT_ENCODING")
     member = b.call("builtins.getattr", enum, "TORCH_CONTIGUOUS_FORMAT")
-    made = d.Builder(tmp_path / "c")
     made.tensor("w", _A, props=d.properties(memory_format=member))
     np.testing.assert_array_equal(tz.load(made.write())["w"], _A)
 

@@ -18,7 +18,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.formats.dcp_builder import Builder
-from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid, tar_of
+from tests.formats.tar_builder import four_numbers, pid, tar_of
 from tests.formats.test_pt2 import config, meta, payload
 from torchzip.cli.main import main
 from torchzip.tools import verify
@@ -48,15 +48,11 @@ def _zip(folder: Path, put: Put) -> Path:
 
 def legacy_of(put: Put) -> bytes:
     """Return a legacy file."""
-    kind = b.tuple_of(
-        "storage", b.name("torch", "FloatStorage"), "0", "cpu",
-        4, b"N",
-    )  # fmt: skip
     return (
         put("magic number", b.stream(b.MAGIC))
         + put("version", b.stream(b.integer(1001)))
         + put("sys_info", b.stream(b.dict_of({"little_endian": True})))
-        + put("object", b.stream(b.dict_of({"w": b.tensor(kind + b"Q")})))
+        + put("object", b.stream(b.dict_of({"w": b.tensor(b.persistent(extra=b"N"))})))
         + put("storage keys", b.stream(b.list_of("0")))
         + struct.pack("<q", 4)
         + b.DATA
@@ -133,8 +129,7 @@ def _pt2_of_files(folder: Path, put: Put) -> Path:
         "archive_format": b"pt2",
         ".data/version": b"3",
     }
-    members = [b.Member(name=f"a/{name}".encode(), data=data) for name, data in records.items()]
-    return _file(folder, b.build_zip(members))
+    return _file(folder, b.zip_of(records, root="a/"))
 
 
 def _old_pt2(folder: Path, put: Put) -> Path:
@@ -145,9 +140,7 @@ def _old_pt2(folder: Path, put: Put) -> Path:
         "serialized_example_inputs.pt": _inner(put, "example inputs", b")"),
         "version": b"8.2",
     }
-    return _file(
-        folder, b.build_zip([b.Member(name=n.encode(), data=d) for n, d in records.items()])
-    )
+    return _file(folder, b.zip_of(records, root=""))
 
 
 def _script(folder: Path, put: Put) -> Path:
@@ -162,28 +155,17 @@ def _script(folder: Path, put: Put) -> Path:
         "data/0": b.DATA,
         "version": b"3",
     }
-    members = [b.Member(name=f"a/{name}".encode(), data=data) for name, data in records.items()]
-    return _file(folder, b.build_zip(members))
-
-
-def _item(put: Put, place: str, pickle: bytes) -> bytes:
-    return b.build_zip(b.members_of(put(place, b.stream(pickle))))
+    return _file(folder, b.zip_of(records, root="a/"))
 
 
 def _dcp(folder: Path, put: Put) -> Path:
     made = Builder(folder / "dcp")
     made.tensor("w", np.ones(4, np.float32))
     made.value("v", 5)
-    for file, place, pickle in (
-        ("__0_0.distcp", "item of a tensor", b.tensor()),
-        ("__1_0.distcp", "item of an object", b.text("x")),
-    ):
-        made.files.pop(file, None)
-        made.places = made.places[: 0 if "tensor" in place else 1]
-        is_tensor = "tensor" in place
-        made.put(
-            file, "w" if is_tensor else "v", (0,) if is_tensor else None, _item(put, place, pickle)
-        )
+    made.files.clear()
+    made.places.clear()
+    made.put("__0_0.distcp", "w", (0,), _inner(put, "item of a tensor", b.tensor()))
+    made.put("__1_0.distcp", "v", None, _inner(put, "item of an object", b.text("x")))
     made.write()
     made.folder.joinpath("__0.metadata").write_bytes(put("metadata of a rank", made.metadata()))
     chosen = made.folder / ".metadata"
@@ -277,15 +259,12 @@ def test_records_that_nobody_declares(tmp_path: Path, kind: str, protocol: int) 
     """A pickle in a record of its own is said, with what it names; other bytes are not."""
     path = FILES[kind](tmp_path, lambda place, data: data)
     stray = b"cos\nsystem\n(S'true'\ntR." if not protocol else b.stream(CALL, protocol=protocol)
-    root = "archive" if kind == "zip" else "a"
+    root = "archive/" if kind == "zip" else "a/"
     more = {"extra/x": stray, "extra/readme.txt": b"I have (some) text.", "data/99": stray}
     with tz.lazy_load(path) as ckpt:
         archive = ckpt._container.archive  # type: ignore[attr-defined]
-        members = [
-            b.Member(name=f"{root}/{name}".encode(), data=archive.read(name)) for name in archive
-        ]
-    members += [b.Member(name=f"{root}/{n}".encode(), data=data) for n, data in more.items()]
-    path.write_bytes(b.build_zip(members))
+        records = {name: archive.read(name) for name in archive}
+    path.write_bytes(b.zip_of(records | more, root=root))
     notes = verify(path).notes
     assert len(notes) == 2, notes
     for note in notes:
@@ -331,11 +310,6 @@ def test_a_file_that_is_a_tar_file_too(tmp_path: Path, kind: str) -> None:
 
 def test_old_checkpoint_without_sys_info() -> None:
     """That member may be missing."""
-    made = OldCheckpoint(
-        storages=[OldStorage(key=b.integer(1), data=b.DATA)],
-        views=[],
-        tensors=[OldTensor(key=b.integer(2), storage=b.integer(1), size=(4,), stride=(1,))],
-        pickle=b.stream(pid(2)),
-    ).members()
+    made = four_numbers().members()
     made.pop("sys_info")
     assert tz.lazy_load(io.BytesIO(tar_of(made)), foreign="raise").globals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import struct
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
     ArchiveError,
@@ -73,24 +75,35 @@ def archive(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
         "models/model.json": b"{}", "archive_format": b"pt2", "archive_version": b"0",
         ".data/version": b"6\n", "byteorder": b"little", **records,
     }  # fmt: skip
-    return b.build_zip(
-        [
-            b.Member(name=f"m/{record}".encode(), data=data, method=method)
-            for record, data in whole.items()
-            if data is not None
-        ]
-    )
+    return b.zip_of(whole, root="m/", method=method)
 
 
-def weights(rows: Mapping[str, Any], records: Mapping[str, bytes] | None = None) -> bytes:
+def tensor(*arguments: Any, **changes: Any) -> dict[str, Any]:
+    """Return what a config says of a tensor, by its tensor_meta."""
+    return payload(tensor_meta=meta(*arguments, **changes))
+
+
+def held(kind: str, rows: Mapping[str, Any], records: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the records of weights or constants and their config."""
+    return {
+        **{f"data/{kind}/{name}": data for name, data in records.items()},
+        f"data/{kind}/model_{kind}_config.json": config(rows),
+    }
+
+
+#: Four float32.
+_FOUR = {"weight_0": b.DATA}
+
+
+def weights(
+    rows: Mapping[str, Any],
+    records: Mapping[str, bytes] = _FOUR,
+    *,
+    method: int = 0,
+    **more: bytes,
+) -> bytes:
     """Return an archive with these weights, over four float32 unless given others."""
-    stored = {"weight_0": b.DATA} if records is None else records
-    return archive(
-        {
-            **{f"data/weights/{name}": data for name, data in stored.items()},
-            "data/weights/model_weights_config.json": config(rows),
-        }
-    )
+    return archive({**held("weights", rows, records), **more}, method=method)
 
 
 def lazy(data: bytes, **options: Any) -> tz.Checkpoint:
@@ -106,17 +119,11 @@ def load(data: bytes) -> Any:
 
 def test_weights_and_constants() -> None:
     """Weights come first, then constants, each in the order of its config."""
+    parameter = payload(is_param=True, tensor_meta=meta(requires_grad=True))
+    constant = payload("tensor_0", meta(3, (2,)))
     data = archive(
-        {
-            "data/weights/weight_0": b.DATA,
-            "data/constants/tensor_0": struct.pack("<2h", 5, 6),
-            "data/weights/model_weights_config.json": config(
-                {"z": payload(is_param=True, tensor_meta=meta(requires_grad=True)), "a": payload()}
-            ),
-            "data/constants/model_constants_config.json": config(
-                {"c": payload("tensor_0", meta(3, (2,)))}
-            ),
-        }
+        held("weights", {"z": parameter, "a": payload()}, {"weight_0": b.DATA})
+        | held("constants", {"c": constant}, {"tensor_0": struct.pack("<2h", 5, 6)})
     )
     with lazy(data) as ckpt:
         assert (ckpt.format, list(ckpt), ckpt.constants) == ("pt2", ["z", "a", "c"], ())
@@ -136,31 +143,29 @@ def test_weights_and_constants() -> None:
 def test_dtypes(name: str) -> None:
     """Each number is its dtype, and survives being saved."""
     count = 16 // DTYPES[name].itemsize
-    data = weights({"t": payload(tensor_meta=meta(NUMBERS[name], (count,)))})
+    data = weights({"t": tensor(NUMBERS[name], (count,))})
     with lazy(data) as ckpt:
         assert (ckpt["t"].torch_dtype, ckpt["t"].shape) == (name, (count,))
         assert ckpt["t"].numpy().tobytes() == b.DATA
-        again = io.BytesIO()
-        tz.save(ckpt.root, again)
-    again.seek(0)
-    with tz.lazy_load(again) as saved:
-        assert (saved["t"].torch_dtype, saved["t"].numpy().tobytes()) == (name, b.DATA)
+        again = saved(ckpt.root)
+    with lazy(again) as ckpt:
+        assert (ckpt["t"].torch_dtype, ckpt["t"].numpy().tobytes()) == (name, b.DATA)
 
 
 @pytest.mark.parametrize("number", [0, 14, 27, 36, 1 << 40])
 def test_unknown_dtypes(number: int) -> None:
     """They are said by their number."""
     with pytest.raises(UnsupportedError, match=f"'t': dtype number {number}"):
-        load(weights({"t": payload(tensor_meta=meta(number))}))
+        load(weights({"t": tensor(number)}))
 
 
 def test_layouts() -> None:
     """Strides and offsets count elements; the storage is the whole record."""
     rows = {
-        "t": payload(tensor_meta=meta(7, (2, 2), (1, 2))),
-        "last": payload(tensor_meta=meta(7, (), (), 3)),
-        "wide": payload(tensor_meta=meta(7, (3, 4), (0, 1))),
-        "none": payload(tensor_meta=meta(7, (0, 3), (3, 1), 99)),
+        "t": tensor(7, (2, 2), (1, 2)),
+        "last": tensor(7, (), (), 3),
+        "wide": tensor(7, (3, 4), (0, 1)),
+        "none": tensor(7, (0, 3), (3, 1), 99),
     }
     with lazy(weights(rows)) as ckpt:
         assert ckpt["t"].numpy().tolist() == [[1, 3], [2, 4]]
@@ -172,13 +177,10 @@ def test_layouts() -> None:
 
 def test_one_record_as_two_dtypes() -> None:
     """Each is right; saved again they are two storages, as a file has one dtype for each."""
-    rows = {"f": payload(), "i": payload(tensor_meta=meta(4))}
+    rows = {"f": payload(), "i": tensor(4)}
     with lazy(weights(rows)) as ckpt:
         assert ckpt["i"].numpy().tobytes() == ckpt["f"].numpy().tobytes() == b.DATA
-        again = io.BytesIO()
-        tz.save(ckpt.root, again)
-    again.seek(0)
-    root = tz.load(again)
+        root = load(saved(ckpt.root))
     assert (root["f"].dtype, root["i"].dtype) == (np.float32, np.int32)
     assert root["i"].tobytes() == b.DATA
 
@@ -187,9 +189,9 @@ def test_empty_records_are_zeros() -> None:
     """Of any size, without the memory for it."""
     rows = {
         "w": payload(is_param=True, tensor_meta=meta(7, (2, 3), (3, 1))),
-        "giant": payload(tensor_meta=meta(13, (1 << 20, 1 << 20), (1 << 20, 1))),
-        "none": payload(tensor_meta=meta(7, (0,))),
-        "scalar": payload(tensor_meta=meta(7, (), ())),
+        "giant": tensor(13, (1 << 20, 1 << 20), (1 << 20, 1)),
+        "none": tensor(7, (0,)),
+        "scalar": tensor(7, (), ()),
     }
     with lazy(weights(rows, {"weight_0": b""})) as ckpt:
         assert ckpt["w"].numpy().tolist() == [[0, 0, 0], [0, 0, 0]]
@@ -204,22 +206,12 @@ def test_empty_records_are_zeros() -> None:
 
 def test_several_models() -> None:
     """A dict for each; records are not shared between their names by accident."""
-    data = archive(
-        {
-            "models/model.json": None,
-            "models/b.json": b"{}",
-            "models/a.json": b"{}",
-            "data/weights/weight_0": b.DATA,
-            **{
-                f"data/{kind}/{name}_{kind}_config.json": config(
-                    {"w": payload()} if kind == "weights" else {}
-                )
-                for kind in ("weights", "constants")
-                for name in ("a", "b")
-            },
-        }
-    )
-    with lazy(data) as ckpt:
+    records: dict[str, bytes | None] = {"models/model.json": None, "data/weights/weight_0": b.DATA}
+    for name in ("b", "a"):
+        records[f"models/{name}.json"] = b"{}"
+        records[f"data/weights/{name}_weights_config.json"] = config({"w": payload()})
+        records[f"data/constants/{name}_constants_config.json"] = config({})
+    with lazy(archive(records)) as ckpt:
         assert list(ckpt) == ["b.w", "a.w"]
         assert list(ckpt.root) == ["b", "a"]
 
@@ -230,34 +222,19 @@ def test_devices() -> None:
         ({"type": "cuda", "index": 1}, "cuda:1"), ({"type": "cpu", "index": None}, "cpu"),
         ({"type": "meta"}, "meta"),
     ):  # fmt: skip
-        with lazy(weights({"t": payload(tensor_meta=meta(device=device))})) as ckpt:
+        with lazy(weights({"t": tensor(device=device)})) as ckpt:
             assert ckpt["t"].spec.storage.location == location
 
 
 def test_big_endian() -> None:
     """The record of the byte order is heeded."""
-    data = archive(
-        {
-            "byteorder": b"big",
-            "data/weights/weight_0": struct.pack(">2H", 1, 2),
-            "data/weights/model_weights_config.json": config(
-                {"t": payload(tensor_meta=meta(28, (2,)))}
-            ),
-        }
-    )
-    assert load(data)["t"].tolist() == [1, 2]
+    records = {"weight_0": struct.pack(">2H", 1, 2)}
+    assert load(weights({"t": tensor(28, (2,))}, records, byteorder=b"big"))["t"].tolist() == [1, 2]
 
 
 def test_deflated() -> None:
     """An archive that was zipped again."""
-    data = archive(
-        {
-            "data/weights/weight_0": b.DATA,
-            "data/weights/model_weights_config.json": config({"t": payload()}),
-        },
-        method=8,
-    )
-    assert load(data)["t"].tolist() == [1, 2, 3, 4]
+    assert load(weights({"t": payload()}, method=8))["t"].tolist() == [1, 2, 3, 4]
 
 
 def test_mapped(tmp_path: Path) -> None:
@@ -291,15 +268,6 @@ def test_pickled_tensors() -> None:
         lazy(weights({"w": pickled}, {"weight_0": foreign}), foreign="raise")
 
 
-def constants(rows: Mapping[str, Any], records: Mapping[str, bytes]) -> bytes:
-    return archive(
-        {
-            **{f"data/constants/{name}": data for name, data in records.items()},
-            "data/constants/model_constants_config.json": config(rows),
-        }
-    )
-
-
 def test_custom_objects() -> None:
     """Those of C++ are read as TorchScript, those of Python as a plain pickle; both are inert."""
     pid = b.persistent(numel=8, kind=b.name("torch", "UInt16Storage"))
@@ -309,15 +277,17 @@ def test_custom_objects() -> None:
         "o": payload("opaque_obj_0", use_pickle=True) | {"tensor_meta": None},
     }
     opaque = b.stream(b.call("lib.Thing", b"K\1"))
-    data = constants(rows, {"custom_obj_0": inner(packed + b"\x85b"), "opaque_obj_0": opaque})
+    records = {"custom_obj_0": inner(packed + b"\x85b"), "opaque_obj_0": opaque}
+    data = archive(held("constants", rows, records))
     with lazy(data) as ckpt:
         assert repr(ckpt.root["c"]).startswith("<foreign __torch__.torch.classes.q.Packed")
         assert ckpt.root["c"].state[0].torch_dtype == "uint16"
         assert ckpt.root["o"].args == (1,)
         assert ckpt.foreign == [("__torch__.torch.classes.q", "Packed"), ("lib", "Thing")]
     assert load(data)["c"].state[0].shape == (8,)
+    records = {"opaque_obj_0": b.stream(b.tensor())}
     with pytest.raises(FormatError, match="without storages"):
-        load(constants({"o": rows["o"]}, {"opaque_obj_0": b.stream(b.tensor())}))
+        load(archive(held("constants", {"o": rows["o"]}, records)))
 
 
 # -- older layouts -------------------------------------------------------------------------------
@@ -335,13 +305,7 @@ def old(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
         "serialized_constants.pt": inner(CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)}),
         "serialized_example_inputs.pt": inner(b")"), "version": b"8.2", **records,
     }  # fmt: skip
-    return b.build_zip(
-        [
-            b.Member(name=record.encode(), data=data, method=method)
-            for record, data in whole.items()
-            if data is not None
-        ]
-    )
+    return b.zip_of(whole, root="", method=method)
 
 
 @pytest.mark.parametrize(
@@ -477,19 +441,19 @@ def test_missing_field(field: str) -> None:
     [
         (payload("weight_1"), ArchiveError),
         (payload("../weights/weight_1"), ArchiveError),
-        (payload(tensor_meta=meta(7, (5,))), TensorError),
-        (payload(tensor_meta=meta(7, (4,), (2,))), TensorError),
-        (payload(tensor_meta=meta(7, (4,), (1,), 1)), TensorError),
-        (payload(tensor_meta=meta(7, (4, 1), (1,))), TensorError),
-        (payload(tensor_meta=meta(7, (1,) * 65, (1,) * 65)), TensorError),
-        (payload(tensor_meta=meta(7, (1 << 62, 0), (1, 1))), TensorError),
-        (payload(tensor_meta=meta(layout=1)), UnsupportedError),
-        (payload(tensor_meta=meta(sizes=[{"as_expr": {"expr_str": "s0"}}])), UnsupportedError),
-        (payload(tensor_meta=meta(sizes=[{"as_int": True}])), FormatError),
-        (payload(tensor_meta=meta(sizes=[{"as_int": 1 << 63}])), FormatError),
-        (payload(tensor_meta=meta(sizes=[4])), FormatError),
-        (payload(tensor_meta=meta(device={"type": 1})), FormatError),
-        (payload(tensor_meta=meta(device={"type": "cuda", "index": "0"})), FormatError),
+        (tensor(7, (5,)), TensorError),
+        (tensor(7, (4,), (2,)), TensorError),
+        (tensor(7, (4,), (1,), 1), TensorError),
+        (tensor(7, (4, 1), (1,)), TensorError),
+        (tensor(7, (1,) * 65, (1,) * 65), TensorError),
+        (tensor(7, (1 << 62, 0), (1, 1)), TensorError),
+        (tensor(layout=1), UnsupportedError),
+        (tensor(sizes=[{"as_expr": {"expr_str": "s0"}}]), UnsupportedError),
+        (tensor(sizes=[{"as_int": True}]), FormatError),
+        (tensor(sizes=[{"as_int": 1 << 63}]), FormatError),
+        (tensor(sizes=[4]), FormatError),
+        (tensor(device={"type": 1}), FormatError),
+        (tensor(device={"type": "cuda", "index": "0"}), FormatError),
         (payload(use_pickle=True), ArchiveError),
         ([], FormatError),
         (None, FormatError),
@@ -506,7 +470,7 @@ def test_refused(row: Any, error: type[TorchZipError]) -> None:
 def test_a_part_of_an_element() -> None:
     """A record that is not a whole number of elements."""
     with pytest.raises(TensorError, match="not a whole number"):
-        load(weights({"t": payload(tensor_meta=meta(7, (1,)))}, {"weight_0": b"12345"}))
+        load(weights({"t": tensor(7, (1,))}, {"weight_0": b"12345"}))
 
 
 @pytest.mark.parametrize(
@@ -569,14 +533,8 @@ def test_archive_without_its_version() -> None:
 
 def test_a_name_twice() -> None:
     """A weight and a constant of one name are an error that says so."""
-    data = archive(
-        {
-            "data/weights/weight_0": b.DATA,
-            "data/constants/weight_0": b.DATA,
-            "data/weights/model_weights_config.json": config({"t": payload()}),
-            "data/constants/model_constants_config.json": config({"t": payload()}),
-        }
-    )
+    rows, records = {"t": payload()}, {"weight_0": b.DATA}
+    data = archive(held("weights", rows, records) | held("constants", rows, records))
     with pytest.raises(FormatError, match="a weight and a constant"):
         load(data)
 
@@ -598,13 +556,11 @@ def test_changed_archives(data: bytes, draw: st.DataObject) -> None:
     for _ in range(draw.draw(st.integers(1, 4))):
         made[draw.draw(st.integers(0, len(made) - 1))] = draw.draw(st.integers(0, 255))
     for read in (tz.load, tz.lazy_load):
-        try:
+        with contextlib.suppress(TorchZipError, OSError):
             found = read(io.BytesIO(bytes(made)))
             if isinstance(found, tz.Checkpoint):
                 for name in found:
                     found[name].numpy()
-        except (TorchZipError, OSError):
-            pass
 
 
 @given(
@@ -620,18 +576,9 @@ def test_changed_archives(data: bytes, draw: st.DataObject) -> None:
 def test_any_config(value: Any) -> None:
     """Any JSON in the place of a config, or of a name in it."""
     for rows in ({"config": value}, {"config": {"t": value}}, value):
-        text = json.dumps(rows).encode()
-        try:
-            load(
-                archive(
-                    {
-                        "data/weights/weight_0": b.DATA,
-                        "data/weights/model_weights_config.json": text,
-                    }
-                )
-            )
-        except (TorchZipError, OSError):
-            pass
+        records = {**_FOUR, "model_weights_config.json": json.dumps(rows).encode()}
+        with contextlib.suppress(TorchZipError, OSError):
+            load(archive({f"data/weights/{name}": data for name, data in records.items()}))
 
 
 def test_pickles_inside_are_hostile_too() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.faults import descriptors
 from tests.formats.counting import Counted
 from torchzip.files import folder as folder_module
 from torchzip.files.folder import Folder, PooledSource
@@ -182,11 +183,10 @@ def test_few_files_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for i, name in enumerate(names):
         _write(tmp_path / name, {f"w{i}": np.full(300_000, i, np.float32)})
     _index(tmp_path, "safetensors", {f"w{i}": name for i, name in enumerate(names)})
-    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    before = descriptors()
     with tz.lazy_load(tmp_path) as checkpoint:
         assert [float(tensor[5]) for tensor in checkpoint.values()] == list(range(12))
-        if before:
-            assert len(os.listdir("/proc/self/fd")) <= before + 3
+        assert descriptors() <= before + 3
         tensor = checkpoint["w0"]
         (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
         with pytest.raises(tz.FormatError, match="replaced or changed"):
@@ -258,28 +258,24 @@ def test_total_size_is_noted(tmp_path: Path) -> None:
     assert "144" in note
 
 
-def test_a_name_that_its_shard_lacks(tmp_path: Path) -> None:
-    """The index promises what is not there."""
-    _write(tmp_path / "x.bin", {"a": _A})
-    _index(tmp_path, "bin", {"a": "x.bin", "b": "x.bin"})
-    assert "puts 'b' into 'x.bin'" in _error(tmp_path)
-
-
-def test_a_tensor_that_is_not_listed(tmp_path: Path) -> None:
-    """A tensor would be out of reach."""
-    _write(tmp_path / "x.bin", {"a": _A, "hidden": _B})
-    _index(tmp_path, "bin", {"a": "x.bin"})
-    assert "'x.bin' has 'hidden'" in _error(tmp_path)
-
-
-def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
-    """Which of the two counts cannot be told."""
-    _write(tmp_path / "x.bin", {"a": _A, "b": _B})
-    _write(tmp_path / "y.bin", {"b": _B})
-    _index(tmp_path, "bin", {"a": "x.bin", "b": "y.bin"})
+@pytest.mark.parametrize(
+    ("shards", "weight_map", "expected"),
+    [
+        ({"x.bin": "a"}, {"a": "x.bin", "b": "x.bin"}, ["puts 'b' into 'x.bin'"]),
+        ({"x.bin": ["a", "hidden"]}, {"a": "x.bin"}, ["'x.bin' has 'hidden'"]),
+        ({"x.bin": "ab", "y.bin": "b"}, {"a": "x.bin", "b": "y.bin"}, ["'x.bin'", "'y.bin'"]),
+    ],
+    ids=["a name that its shard lacks", "a tensor that is not listed", "a tensor in two shards"],
+)
+def test_an_index_of_other_tensors(
+    tmp_path: Path, shards: dict[str, Any], weight_map: Any, expected: list[str]
+) -> None:
+    """What is not there, what would be out of reach, and what cannot be told."""
+    for name, tensors in shards.items():
+        _write(tmp_path / name, dict.fromkeys(tensors, _A))
+    _index(tmp_path, "bin", weight_map)
     message = _error(tmp_path)
-    assert "'x.bin'" in message
-    assert "'y.bin'" in message
+    assert all(text in message for text in expected)
 
 
 def test_two_indices(tmp_path: Path) -> None:

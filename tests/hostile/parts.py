@@ -139,6 +139,4 @@ def torchscript(
         "data.pkl": pickle, "code/__torch__.py": source, "constants.pkl": constants,
         "version": b"3\n", "byteorder": b"little",
     }  # fmt: skip
-    return b.build_zip(
-        [b.Member(name=f"archive/{name}".encode(), data=data) for name, data in records.items()]
-    )
+    return b.zip_of(records)

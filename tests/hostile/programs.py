@@ -110,13 +110,7 @@ def _program(config: Any, records: Mapping[str, bytes | None] | None = None) -> 
         "models/model.json": b"{}", "archive_format": b"pt2", "archive_version": b"0",
         "version": b"6\n", "byteorder": b"little", **(records or {}),
     }  # fmt: skip
-    return b.build_zip(
-        [
-            b.Member(name=f"m/{name}".encode(), data=data)
-            for name, data in whole.items()
-            if data is not None
-        ]
-    )
+    return b.zip_of(whole, root="m/")
 
 
 def _ints(*numbers: Any) -> list[dict[str, Any]]:
@@ -198,8 +192,7 @@ _PROGRAMS: list[Row] = [
 
 def _old(records: Mapping[str, bytes]) -> bytes:
     """Return an exported program as torch 2.1 to 2.7 wrote it."""
-    whole = {"serialized_exported_program.json": b"{}", **records}
-    return b.build_zip([b.Member(name=name.encode(), data=raw) for name, raw in whole.items()])
+    return b.zip_of({"serialized_exported_program.json": b"{}", **records}, root="")
 
 
 def _state(raw: bytes) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests import builders as b
-from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid
+from tests.formats.tar_builder import four_numbers
 from tests.hostile.attack import Row, attacks
 from torchzip.errors import (
     ArchiveError,
@@ -18,18 +18,15 @@ from torchzip.errors import (
     UnsupportedError,
 )
 
-_STORAGE = OldStorage(key=b.integer(1), data=b.DATA)
-_TENSOR = OldTensor(key=b.integer(2), storage=b.integer(1), size=(4,), stride=(1,))
-#: A checkpoint of a tensor of 1, 2, 3, 4.
-_GOOD = OldCheckpoint(storages=[_STORAGE], tensors=[_TENSOR], pickle=b.stream(pid(2)))
+_GOOD = four_numbers()
 
 
 def _of_storage(**changes: Any) -> bytes:
-    return replace(_GOOD, storages=[replace(_STORAGE, **changes)]).build()
+    return replace(_GOOD, storages=[replace(_GOOD.storages[0], **changes)]).build()
 
 
 def _of_tensor(**changes: Any) -> bytes:
-    return replace(_GOOD, tensors=[replace(_TENSOR, **changes)]).build()
+    return replace(_GOOD, tensors=[replace(_GOOD.tensors[0], **changes)]).build()
 
 
 def _of_views(*views: Sequence[int]) -> bytes:
