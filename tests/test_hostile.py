@@ -10,7 +10,6 @@ import pickle
 import socket
 import struct
 import subprocess
-import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from tests.hostile.parts import (
     with_record,
     zipped,
 )
+from tests.test_cost import peak_below
 from torchzip.errors import LimitError, TorchZipError
 
 #: What reading any of the attacks may need at its peak (docs/guarantees.md, 4).
@@ -66,8 +66,7 @@ def _nothing_named_is_used() -> Iterator[None]:
 @each_attack
 def test_attack(attack: Attack) -> None:
     """`load` raises the error of the row, with the file in its message, in little memory."""
-    tracemalloc.start()
-    try:
+    with peak_below(_MOST_NBYTES + 2 * len(attack.data)):
         if attack.error is None:
             tz.load(io.BytesIO(attack.data), foreign=attack.foreign)
         else:
@@ -75,9 +74,6 @@ def test_attack(attack: Attack) -> None:
                 tz.load(io.BytesIO(attack.data), foreign=attack.foreign)
             assert str(caught.value.path).startswith("<BytesIO>")  # or a file inside it
             assert len(str(caught.value)) < 2000
-        assert tracemalloc.get_traced_memory()[1] < _MOST_NBYTES + 2 * len(attack.data)
-    finally:
-        tracemalloc.stop()
 
 
 #: The files of the attacks; one may be there for each value of ``foreign``, and a door tries both.

@@ -3,62 +3,38 @@
 from __future__ import annotations
 
 import bisect
+import io
 
-from torchzip.errors import FormatError
-from torchzip.files.source import Buffer
+from torchzip.files.sink import FileObjectSink
+from torchzip.files.source import Buffer, FileObjectSource
 
 
-class BytesSource:
+class BytesSource(FileObjectSource):
     """A Source of bytes, which notes what is read: ``reads`` holds (offset, size)."""
 
-    def __init__(self, data: bytes, name: str = "made.pt") -> None:
-        self.data = data
-        self.size = len(data)
-        self.name = name
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self.name = "made.pt"
         self.reads: list[tuple[int, int]] = []
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        """Return bytes, all of which must be there."""
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise FormatError(f"a read of {nbytes} bytes outside", offset=offset)
         self.reads.append((offset, nbytes))
-        return self.data[offset : offset + nbytes]
+        return super().read_at(offset, nbytes)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill ``out``."""
         out[:] = self.read_at(offset, out.nbytes)
 
-    def close(self) -> None:
-        """Nothing."""
 
-
-class BytesSink:
-    """A Sink that keeps what is written, and the size of each write."""
+class BytesSink(FileObjectSink):
+    """A Sink that keeps what is written."""
 
     def __init__(self) -> None:
-        self.name = "made.pt"
-        self.parts: list[bytes] = []
-        self.position = 0
-
-    def write(self, data: Buffer) -> None:
-        """Append bytes."""
-        self.parts.append(bytes(data))
-        self.position += len(self.parts[-1])
+        self._bytes = io.BytesIO()
+        super().__init__(self._bytes)
 
     @property
     def data(self) -> bytes:
-        """All bytes so far."""
-        return b"".join(self.parts)
-
-    def read_back(self, offset: int, nbytes: int) -> bytes:
-        """Return what was written."""
-        return self.data[offset : offset + nbytes]
-
-    def commit(self) -> None:
-        """Nothing."""
-
-    def abort(self) -> None:
-        """Nothing."""
+        return self._bytes.getvalue()
 
 
 class SparseFile:
@@ -83,7 +59,6 @@ class SparseFile:
         self.size = self.position
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        """Return bytes, all of which must be there."""
         assert 0 <= offset <= offset + nbytes <= self.position, "a read outside"
         out = bytearray(nbytes)
         first = max(0, bisect.bisect_right(self._starts, offset) - 1)
@@ -96,39 +71,29 @@ class SparseFile:
         return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill ``out``."""
         out[:] = self.read_at(offset, out.nbytes)
 
     def read_back(self, offset: int, nbytes: int) -> bytes:
-        """Return what was written."""
         return self.read_at(offset, nbytes)
 
-    def commit(self) -> None:
-        """Nothing."""
-
-    def abort(self) -> None:
-        """Nothing."""
-
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing, as at the other ends of what is open."""
+
+    commit = abort = close
 
     # what zipfile wants of a file object
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move."""
         self._at = offset + (0, self._at, self.position)[whence]
         return self._at
 
     def tell(self) -> int:
-        """Return where it stands."""
         return self._at
 
     def read(self, nbytes: int = -1) -> bytes:
-        """Return the next bytes."""
         left = self.position - self._at
         take = left if nbytes < 0 else min(nbytes, left)
         data = self.read_at(self._at, take)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import tracemalloc
 from typing import Any
 
 import ml_dtypes
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.builders import safetensors as build
 from tests.container.memory import BytesSource
+from tests.test_cost import peak_below
 from torchzip.container.safetensors import TensorEntry, build_header, parse_header
 from torchzip.dtypes import DTYPES, SAFETENSORS
 from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
@@ -294,14 +294,8 @@ def test_unknown_fields_are_passed_over() -> None:
 
 def test_declared_header_size_costs_nothing() -> None:
     """Nothing is allocated from the length before the file is seen to be so long."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(TorchZipError):
-            parse(build(b"{}", nbytes=99_999_999))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 100_000
+    with peak_below(100_000), pytest.raises(TorchZipError):
+        parse(build(b"{}", nbytes=99_999_999))
 
 
 def test_only_the_header_is_read() -> None:

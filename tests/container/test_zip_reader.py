@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import tracemalloc
 import zipfile
 import zlib
 from dataclasses import replace
@@ -23,7 +22,9 @@ from hypothesis import strategies as st
 
 from tests.builders import End, Member, build_zip, deflate
 from tests.container.memory import BytesSink, BytesSource
+from tests.files.test_sink import Partial
 from tests.sampling import thorough
+from tests.test_cost import peak_below
 from torchzip.container.record_index import index_fast, index_plainly
 from torchzip.container.zip_reader import ZipReader, _chain_fast, _chain_plainly
 from torchzip.container.zip_writer import ZipWriter
@@ -36,7 +37,6 @@ _C = Member(name=b"archive/version", data=b"3\n")
 
 
 def open_bytes(data: bytes, limits: Limits | None = None) -> ZipReader:
-    """Return the reader of an archive in memory."""
     return ZipReader(BytesSource(data), limits or Limits())
 
 
@@ -105,19 +105,7 @@ def test_archives_of_zipfile(method: int, zip64: bool) -> None:
 
 def test_archive_of_an_unseekable_stream() -> None:
     """Descriptors behind the data, as a stream needs them, are no obstacle."""
-
-    class Pipe(io.RawIOBase):
-        def __init__(self) -> None:
-            self.parts: list[bytes] = []
-
-        def writable(self) -> bool:
-            return True
-
-        def write(self, data: Any) -> int:
-            self.parts.append(bytes(data))
-            return len(data)
-
-    pipe = Pipe()
+    pipe = Partial(most=1 << 30)
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("r/a", b"content" * 50)
     assert read_all(b"".join(pipe.parts)) == {"a": b"content" * 50}
@@ -170,10 +158,8 @@ def test_opening_reads_the_end_and_the_directory() -> None:
 @pytest.mark.parametrize("ignored", [b"", b"a comment", b"x" * 0xFFFF])
 def test_archive_comment(ignored: bytes) -> None:
     """A comment of any length is no obstacle."""
-    assert read_all(build_zip([_A, _B], End(comment=ignored))) == {
-        "data.pkl": b"pickle",
-        "data/0": _B.data,
-    }
+    records = read_all(build_zip([_A, _B], End(comment=ignored)))
+    assert records == {"data.pkl": b"pickle", "data/0": _B.data}
 
 
 def test_extra_fields_and_comments_of_entries() -> None:
@@ -453,10 +439,6 @@ def _two_ends(between: bytes = b"", **lies: Any) -> bytes:
     return first[:-2] + struct.pack("<H", len(moved)) + moved
 
 
-def _flip(data: bytes, at: int, value: int) -> bytes:
-    return data[:at] + bytes([value]) + data[at + 1 :]
-
-
 _PLAIN = build_zip([_A, _B, _C])
 _ZIP64 = build_zip([_A, _B, _C], End(zip64=True))
 
@@ -534,12 +516,8 @@ _REFUSED: list[tuple[str, bytes, type[TorchZipError], str]] = [
      build_zip([_A], End(zip64=True, zip64_length=50)), ArchiveError, "locator points here"),
     ("a locator of two disks",
      build_zip([_A], End(zip64=True, locator_disks=2)), ArchiveError, "locator points to"),
-    (
-        "a locator of no disk",  # torch refuses it, too
-        build_zip([_A], End(zip64=True, locator_disks=0)),
-        ArchiveError,
-        "disk 0 of 0",
-    ),
+    ("a locator of no disk",  # torch refuses it, too
+     build_zip([_A], End(zip64=True, locator_disks=0)), ArchiveError, "disk 0 of 0"),
     ("encrypted", build_zip([_A, replace(_B, flags=1)]), UnsupportedError, "encrypted"),
     ("strongly encrypted", build_zip([replace(_A, flags=0x41)]), UnsupportedError, "encrypted"),
     ("a masked header", build_zip([replace(_A, flags=0x2000)]), UnsupportedError, "encrypted"),
@@ -623,7 +601,7 @@ def test_every_changed_byte(data: bytes) -> None:
     for at in range(len(data)):
         for value in (0, 1, 0x50, 0xFF, data[at] ^ 0x80, (data[at] + 1) & 0xFF):
             try:
-                records = read_all(_flip(data, at, value))
+                records = read_all(data[:at] + bytes([value]) + data[at + 1 :])
             except TorchZipError:
                 continue
             # The CRC may have been set to "not computed"; names may have changed everywhere.
@@ -668,15 +646,10 @@ def test_declared_sizes_cost_nothing() -> None:
         build_zip([replace(_A, method=8, nbytes=1 << 29)]),
         build_zip([replace(_A, method=8, data=bytes(100), nbytes=100_000)]),
     ]
-    tracemalloc.start()
-    try:
+    with peak_below(1_000_000):
         for data in rows:
             with pytest.raises(TorchZipError):
                 read_all(data)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 1_000_000
 
 
 def test_zip_reader_needs_no_private_state() -> None:

@@ -39,7 +39,7 @@ def _in_the_way() -> list[int]:
     return made
 
 
-_WAY = _in_the_way()
+IN_THE_WAY = _in_the_way()
 
 
 def _float(value: float) -> bytes:
@@ -298,18 +298,19 @@ _PICKLES: list[Row] = [
      _keys(*(b.integer(key) + b"\x85" for key in _COLLIDING)), _LEGAL),
     ("200 keys of one hash in a foreign object",
      SYSTEM + b")R(" + b"".join(b.integer(key) + b"N" for key in _COLLIDING) + b"u", _LEGAL),
-    ("a dict that has to look in many places", _keys(*map(b.integer, _WAY))),
+    ("a dict that has to look in many places", _keys(*map(b.integer, IN_THE_WAY))),
     ("a dict that has to look in many places, by one key each",
-     b"}" + b"".join(b.integer(key) + b"Ns" for key in _WAY)),
+     b"}" + b"".join(b.integer(key) + b"Ns" for key in IN_THE_WAY)),
     ("a dict of texts and of keys in the way", b"}"
-     + b.text("x") + b"Ns(" + b"".join(b.integer(key) + b"N" for key in _WAY) + b"u"),
-    ("a dict of floats that are in the way", _keys(*(_float(float(key)) for key in _WAY))),
+     + b.text("x") + b"Ns(" + b"".join(b.integer(key) + b"N" for key in IN_THE_WAY) + b"u"),
+    ("a dict of floats that are in the way", _keys(*(_float(float(key)) for key in IN_THE_WAY))),
     ("an object with items in the way",
-     SYSTEM + b")R(" + b"".join(b.integer(key) + b"N" for key in _WAY) + b"u"),
+     SYSTEM + b")R(" + b"".join(b.integer(key) + b"N" for key in IN_THE_WAY) + b"u"),
     ("an OrderedDict of pairs in the way",
-     b.call("collections.OrderedDict", [*(b.tuple_of(key, b"N") for key in _WAY)])),
-    ("memo numbers in the way", b"N" + b"".join(b"r" + _U32(key) for key in _WAY), _LEGAL),
-    ("memo numbers as text in the way", b"N" + b"".join(b"p%d\n" % key for key in _WAY), _LEGAL),
+     b.call("collections.OrderedDict", [*(b.tuple_of(key, b"N") for key in IN_THE_WAY)])),
+    ("memo numbers in the way", b"N" + b"".join(b"r" + _U32(key) for key in IN_THE_WAY), _LEGAL),
+    ("memo numbers as text in the way",
+     b"N" + b"".join(b"p%d\n" % key for key in IN_THE_WAY), _LEGAL),
     ("256 memo numbers out of turn",
      b"N" + b"".join(b"r" + _U32(key << 20) for key in range(1, 257)), _LEGAL),
     ("50 keys of one hash", _keys(*map(b.integer, _COLLIDING[:50])), _LEGAL),

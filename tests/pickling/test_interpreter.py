@@ -11,7 +11,6 @@ import itertools
 import pickle
 import struct
 import sys
-import tracemalloc
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from decimal import Decimal
@@ -23,8 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import builders as b
+from tests.hostile.pickles import IN_THE_WAY
 from tests.pickling.graphs import TREES, TREES_WITH_BYTEARRAYS, cycles, graph
 from tests.sampling import costly, thorough
+from tests.test_cost import peak_below
 from torchzip.checkpoint.lazy_tensor import LazyFactory
 from torchzip.errors import LimitError, PickleError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
@@ -573,14 +574,8 @@ def test_int_limit_can_be_raised() -> None:
 )
 def test_declared_numbers_cost_nothing(data: bytes) -> None:
     """Nothing is allocated for a length or an index before its bytes are there."""
-    tracemalloc.start()
-    try:
-        with contextlib.suppress(TorchZipError):
-            run(data)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 100_000
+    with peak_below(100_000), contextlib.suppress(TorchZipError):
+        run(data)
 
 
 def test_deep_nesting_is_read() -> None:
@@ -718,31 +713,12 @@ def test_keys_of_one_hash_are_refused(keys: list[Any], container: Any) -> None:
         run(pickle.dumps(value, 4), PLAIN)
 
 
-def _in_the_way(size: int, most: int) -> list[int]:
-    """Return ints for a dict of so many places: a way through half of them, and others to it."""
-    mask = size - 1
-    way = [0]
-    while len(way) < size // 2:
-        way.append((5 * way[-1] + 1) & mask)
-    steps = {place: step for step, place in enumerate(way)}
-    made = list(way)
-    for number in range(size, 64 * size):
-        place, rest = number & mask, number
-        while rest and place in steps:
-            rest >>= 5
-            place = (5 * place + rest + 1) & mask
-        if steps.get(place, size) < size // 4 and len(made) < most:
-            made.append(number)
-    return made
-
-
 @pytest.mark.parametrize("kind", [dict, OrderedDict, Counter])
 def test_keys_that_are_in_the_way_are_refused(kind: Any) -> None:
     """Keys of different hashes can cost quadratic time as well."""
-    made = kind(dict.fromkeys(_in_the_way(4096, 2_700), 0))
-    table = Rebuilder(LazyFactory(_no_storage)).table
+    made = kind(dict.fromkeys(IN_THE_WAY, 0))
     with pytest.raises(PickleError, match="they do not come so by chance"):
-        run(pickle.dumps(made, 4), table)
+        run(pickle.dumps(made, 4), _whole_table())
 
 
 @pytest.mark.few
@@ -860,7 +836,7 @@ def test_calls_that_copy_are_bounded(name: tuple[str, str]) -> None:
     listed = b"](" + b"K\x01" * 10_000 + b"eq\x00\x85q\x010" + b.name(*name) + b"q\x020"
     data = b.stream(b"(", listed, b"h\x02h\x01R0" * 20_000, b"N")
     with pytest.raises(LimitError, match="argument_items"):
-        run(data, Rebuilder(LazyFactory(_no_storage)).table)
+        run(data, _whole_table())
 
 
 def test_bytes_that_copy_are_bounded() -> None:
@@ -869,7 +845,7 @@ def test_bytes_that_copy_are_bounded() -> None:
     encode = b.name("_codecs", "encode") + b"q\x020"
     data = b.stream(b"(", text, encode, b"h\x02h\x01R" * 3000, b"l")
     with pytest.raises(LimitError, match="argument_items"):
-        run(data, Rebuilder(LazyFactory(_no_storage)).table)
+        run(data, _whole_table())
 
 
 _NUMBERS = st.one_of(st.integers(0, 8), st.integers(250, 300), st.integers(0, (1 << 32) - 1))

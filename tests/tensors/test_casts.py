@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 import warnings
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.test_cost import peak_below
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.cast_steps import CHUNK, fast_steps, plain_cast
 from torchzip.tensors.casts import Cast, CastStorage, is_castable, whole_items
@@ -246,12 +246,8 @@ def test_into_allocates_nothing_large(source: str) -> None:
         if target != source:
             machine = Cast(source, target)
             out = np.empty(machine(block).size, np.uint8)
-            tracemalloc.start()
-            try:
+            with peak_below(20_000):
                 machine.into(block, out)
-                assert tracemalloc.get_traced_memory()[1] < 20_000, target
-            finally:
-                tracemalloc.stop()
 
 
 def test_working_memory_is_used_again() -> None:

@@ -7,7 +7,6 @@ import io
 import pickle
 import struct
 import time
-import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 import torchzip as tz
 from tests import builders as b
 from tests.saved import saved
+from tests.test_cost import peak_below
 from torchzip.errors import PickleError, TensorError
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import contiguous_stride
@@ -380,14 +380,10 @@ def test_huge_shapes_are_not_allocated() -> None:
     shape = (1 << 40, 1 << 20)
     huge = SparseTensor("sparse_coo", COO.indices, COO.values, shape)
     again = roundtrip(huge)
-    tracemalloc.start()
-    try:
+    with peak_below(1 << 20):
         for tensor in (huge, again, huge.replace(shape=((1 << 62), (1 << 62)))):
             with pytest.raises(OSError, match="does not fit"):
                 tensor.todense()
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
 
 
 def test_memory_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -707,13 +703,8 @@ def test_overlapping_indices() -> None:
     data = b.checkpoint(b.stream(value), records)
     with pytest.raises(tz.UnsupportedError, match="overlap"):
         tz.load(io.BytesIO(data))
-    tracemalloc.start()
-    try:
-        with pytest.raises(tz.UnsupportedError, match="overlap"):
-            tz.tools.verify(io.BytesIO(data))
-        assert tracemalloc.get_traced_memory()[1] < 32 << 20
-    finally:
-        tracemalloc.stop()
+    with peak_below(32 << 20), pytest.raises(tz.UnsupportedError, match="overlap"):
+        tz.tools.verify(io.BytesIO(data))
 
 
 def test_many_windows_of_one_storage() -> None:
@@ -746,12 +737,8 @@ def test_lists_are_not_copied() -> None:
     first = _quantized(size=(0, count), params=(scheme, scales, zeros, 1))
     other = _quantized(size=(0, count), params=(scheme, b"h\x64", b"h\x65", 1))
     data = file_of(b.list_of(first, *[other] * 2000))
-    tracemalloc.start()
-    try:
+    with peak_below(32 << 20):
         made = tz.load(io.BytesIO(data))
-        assert tracemalloc.get_traced_memory()[1] < 32 << 20
-    finally:
-        tracemalloc.stop()
     assert len(made) == 2001
     assert made[0].scale is made[-1].scale
 
