@@ -12,7 +12,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.formats.test_sharded import write_shard as _write
 from tests.sampling import some
 from torchzip.container.hub_names import (
     WHOLE_FILES,
@@ -41,17 +41,6 @@ def _named(whole: str, variant: str | None) -> str:
     """Return the name of a variant, as both transformers and diffusers make it."""
     stem, suffix = os.path.splitext(whole)
     return whole if variant is None else f"{stem}.{variant}{suffix}"
-
-
-def _write(path: Path, tensors: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    scratch = path.parent / "scratch.pt"
-    tz.save(tensors, scratch)
-    if path.suffix == ".safetensors":
-        tz.convert(scratch, path)
-        scratch.unlink()
-    else:
-        scratch.rename(path)
 
 
 def _shards(folder: Path, whole: str, count: int = 3) -> list[Path]:

@@ -30,14 +30,16 @@ def _names(kind: str, count: int = 2, stem: str = "model") -> list[str]:
     return [f"{stem}-{i:05}-of-{count:05}.{kind}" for i in range(1, count + 1)]
 
 
-def _write(path: Path, tensors: Mapping[str, Any]) -> None:
+def write_shard(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write a shard, of the kind that its suffix says."""
-    if path.suffix == ".bin":
-        tz.save(dict(tensors), path)
-        return
-    tz.save(dict(tensors), path.with_suffix(".pt"))
-    tz.convert(path.with_suffix(".pt"), path)
-    path.with_suffix(".pt").unlink()
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_name("scratch.pt")
+    tz.save(dict(tensors), scratch)
+    if path.suffix == ".safetensors":
+        tz.convert(scratch, path)
+        scratch.unlink()
+    else:
+        scratch.rename(path)
 
 
 def _index(folder: Path, kind: str, weight_map: Any, **more: Any) -> Path:
@@ -51,8 +53,8 @@ def _make(folder: Path, kind: str = "safetensors") -> Path:
     """Write two shards and their index; return the index."""
     first, second = _names(kind)
     folder.mkdir(exist_ok=True)
-    _write(folder / first, {"a": _A, "b.bias": _B})
-    _write(folder / second, {"c": _C, "d": _A[:2]})
+    write_shard(folder / first, {"a": _A, "b.bias": _B})
+    write_shard(folder / second, {"c": _C, "d": _A[:2]})
     total = _A.nbytes + _B.nbytes + _C.nbytes + _A[:2].nbytes
     weight_map = {"d": second, "a": first, "c": second, "b.bias": first}
     return _index(folder, kind, weight_map, metadata={"total_size": total, "author": "me"})
@@ -115,7 +117,7 @@ def test_convert(tmp_path: Path) -> None:
     tz.save({"a": _A, "b": _A}, tmp_path / "t.pt")
     (tmp_path / "m").mkdir()
     tz.convert(tmp_path / "t.pt", tmp_path / "m" / "x.safetensors")
-    _write(tmp_path / "m" / "y.safetensors", {"c": _C, "d": _C})
+    write_shard(tmp_path / "m" / "y.safetensors", {"c": _C, "d": _C})
     _index(tmp_path / "m", "safetensors", {"a": "x.safetensors", "c": "y.safetensors"})
     tz.convert(tmp_path / "m", tmp_path / "one.pt")
     made = tz.load(tmp_path / "one.pt")
@@ -163,8 +165,8 @@ def test_opening_reads_no_tensor(
     first, second = _names(kind)
     big = np.zeros((1000, 500), np.float32)
     big[5] = 7
-    _write(tmp_path / first, {"a": big})
-    _write(tmp_path / second, {"b": big})
+    write_shard(tmp_path / first, {"a": big})
+    write_shard(tmp_path / second, {"b": big})
     _index(tmp_path, kind, {"a": first, "b": second})
     counted = Counted(monkeypatch)
     with tz.lazy_load(tmp_path) as checkpoint:
@@ -181,7 +183,7 @@ def test_few_files_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(folder_module, "_OPEN_FILES", 3)
     names = _names("safetensors", 12)
     for i, name in enumerate(names):
-        _write(tmp_path / name, {f"w{i}": np.full(300_000, i, np.float32)})
+        write_shard(tmp_path / name, {f"w{i}": np.full(300_000, i, np.float32)})
     _index(tmp_path, "safetensors", {f"w{i}": name for i, name in enumerate(names)})
     before = descriptors()
     with tz.lazy_load(tmp_path) as checkpoint:
@@ -198,7 +200,7 @@ def test_loading_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(folder_module, "_OPEN_FILES", 1)
     names = _names("safetensors", 4)
     for i, name in enumerate(names):
-        _write(tmp_path / name, {f"w{i}{k}": np.full(400_000, i, np.float64) for k in "xy"})
+        write_shard(tmp_path / name, {f"w{i}{k}": np.full(400_000, i, np.float64) for k in "xy"})
     weight_map = {f"w{i}{k}": name for i, name in enumerate(names) for k in "xy"}
     _index(tmp_path, "safetensors", weight_map)
     for name, array in tz.load(tmp_path).items():
@@ -228,7 +230,7 @@ def test_a_missing_shard(tmp_path: Path) -> None:
 def test_an_extra_shard(tmp_path: Path) -> None:
     """A shard of the same set that the index does not list would be left out."""
     _make(tmp_path)
-    _write(tmp_path / "model-00003-of-00002.safetensors", {"z": _A})
+    write_shard(tmp_path / "model-00003-of-00002.safetensors", {"z": _A})
     message = _error(tmp_path)
     assert "does not list 'model-00003-of-00002.safetensors'" in message
 
@@ -236,8 +238,8 @@ def test_an_extra_shard(tmp_path: Path) -> None:
 def test_shards_of_another_save_are_noted(tmp_path: Path) -> None:
     """They change no value; `verify` has them. Other files are nobody's business."""
     _make(tmp_path)
-    _write(tmp_path / "model-00003-of-00003.safetensors", {"z": _A})
-    _write(tmp_path / "adapter.safetensors", {"z": _A})
+    write_shard(tmp_path / "model-00003-of-00003.safetensors", {"z": _A})
+    write_shard(tmp_path / "adapter.safetensors", {"z": _A})
     (tmp_path / "config.json").write_text("{}")
     with tz.lazy_load(tmp_path) as checkpoint:
         (note,) = checkpoint.verify().notes
@@ -272,7 +274,7 @@ def test_an_index_of_other_tensors(
 ) -> None:
     """What is not there, what would be out of reach, and what cannot be told."""
     for name, tensors in shards.items():
-        _write(tmp_path / name, dict.fromkeys(tensors, _A))
+        write_shard(tmp_path / name, dict.fromkeys(tensors, _A))
     _index(tmp_path, "bin", weight_map)
     message = _error(tmp_path)
     assert all(text in message for text in expected)
@@ -317,7 +319,7 @@ def test_names_that_are_more_than_names(tmp_path: Path, name: str) -> None:
     """Nothing outside the directory is ever opened."""
     (tmp_path / "a").mkdir()
     for place in (tmp_path, tmp_path / "a", tmp_path.parent):
-        _write(place / "x.bin", {"a": _A})
+        write_shard(place / "x.bin", {"a": _A})
     _index(tmp_path, "bin", {"a": name})
     assert "plain file name" in _error(tmp_path)
 
@@ -357,14 +359,14 @@ _TEXTS: dict[str, bytes] = {
 @pytest.mark.parametrize("name", _TEXTS)
 def test_hostile_indices(tmp_path: Path, name: str) -> None:
     """An index that is none raises a FormatError, whatever its bytes."""
-    _write(tmp_path / "x.bin", {"a": _A})
+    write_shard(tmp_path / "x.bin", {"a": _A})
     (tmp_path / "m.bin.index.json").write_bytes(_TEXTS[name])
     assert "m.bin.index.json" in _error(tmp_path)
 
 
 def test_odd_numbers_for_total_size(tmp_path: Path) -> None:
     """What is no number of bytes is left alone, and kept as text."""
-    _write(tmp_path / "x.bin", {"a": _A})
+    write_shard(tmp_path / "x.bin", {"a": _A})
     for text in ("NaN", "1e400", "-5", "true", '"many"', "1e3", "9" * 4000, "[1]"):
         raw = f'{{"metadata": {{"total_size": {text}}}, "weight_map": {{"a": "x.bin"}}}}'
         (tmp_path / "m.bin.index.json").write_text(raw)
@@ -375,7 +377,7 @@ def test_odd_numbers_for_total_size(tmp_path: Path) -> None:
 
 def test_limits_of_an_index(tmp_path: Path) -> None:
     """Its size and its lists are bounded."""
-    _write(tmp_path / "x.bin", {"a": _A})
+    write_shard(tmp_path / "x.bin", {"a": _A})
     index = _index(tmp_path, "bin", {"a": "x.bin"})
     with pytest.raises(tz.LimitError, match="header_nbytes"):
         tz.load(index, limits=tz.Limits(header_nbytes=10))
@@ -397,7 +399,7 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path, names: list[str]) -> 
     """It says what is there, and what would be understood."""
     for name in names:
         if name.endswith("safetensors"):
-            _write(tmp_path / name, {"a": _A})
+            write_shard(tmp_path / name, {"a": _A})
         else:
             (tmp_path / name).touch()
     message = _error(tmp_path)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
     ArchiveError,
@@ -363,25 +364,21 @@ def test_other_formats_have_no_constants() -> None:
 def test_storage_classes(name: str) -> None:
     """Each dtype has one, which counts elements; the values are the bytes of the record."""
     row = DTYPES[name]
-    pid = b.persistent("1", numel=16 // row.itemsize, kind=b.name("torch", storage_class(row)))
     count = 16 // row.itemsize
-    value = b.tensor(pid, size=(count,))
+    value = b.tensor(b.persistent("1", numel=count, kind=storage_class(row)), size=(count,))
     with lazy(archive(net(mean=value))) as ckpt:
         tensor = ckpt["mean"]
         assert (tensor.torch_dtype, tensor.shape) == (name, (count,))
         assert tensor.numpy().tobytes() == numbers(10)
         assert ("torch", storage_class(row)) not in ckpt.foreign
-    again = io.BytesIO()
-    with lazy(archive(net(mean=value))) as ckpt:
-        tz.save({"t": ckpt["mean"]}, again)
-    again.seek(0)
-    with tz.lazy_load(again) as ckpt:
+        again = saved({"t": tensor})
+    with lazy(again) as ckpt:
         assert (ckpt["t"].torch_dtype, ckpt["t"].numpy().tobytes()) == (name, numbers(10))
 
 
 def test_storage_classes_of_cpp_are_not_pythons() -> None:
     """A file of ``torch.save`` with such a class is refused, as torch refuses it."""
-    pid = b.persistent(numel=8, kind=b.name("torch", "UInt16Storage"))
+    pid = b.persistent(numel=8, kind="UInt16Storage")
     with pytest.raises(UnsupportedError, match="UInt16Storage"):
         tz.load(io.BytesIO(b.checkpoint(b.stream(b.tensor(pid)))))
 
@@ -464,24 +461,19 @@ def test_cycles_end() -> None:
 
 def test_big_endian() -> None:
     """Classes of C++ know the size of their elements, so the bytes can be swapped."""
-    pid = b.persistent("0", numel=8, kind=b.name("torch", "UInt16Storage"))
-    members = [
-        b.Member(name=b"a/data/0", data=struct.pack(">8H", *range(8))),
-        b.Member(name=b"a/data.pkl", data=b.stream(b.tensor(pid, size=(8,)))),
-        b.Member(name=b"a/constants.pkl", data=b.stream(b")")),
-        b.Member(name=b"a/version", data=b"3"),
-        b.Member(name=b"a/byteorder", data=b"big"),
-    ]
-    assert tz.load(io.BytesIO(b.build_zip(members))).tolist() == list(range(8))
+    pid = b.persistent("0", numel=8, kind="UInt16Storage")
+    records = {
+        "data/0": struct.pack(">8H", *range(8)),
+        "data.pkl": b.stream(b.tensor(pid, size=(8,))),
+        "constants.pkl": b.stream(b")"), "version": b"3", "byteorder": b"big",
+    }  # fmt: skip
+    assert tz.load(io.BytesIO(b.zip_of(records))).tolist() == list(range(8))
 
 
 def test_before_1_4() -> None:
     """The archives of torch 1.0 to 1.3 are told apart."""
-    members = [
-        b.Member(name=b"m/model.json", data=b"{}"), b.Member(name=b"m/version", data=b"1"),
-    ]  # fmt: skip
     with pytest.raises(UnsupportedError, match=r"before 1\.4"):
-        tz.load(io.BytesIO(b.build_zip(members)))
+        lazy(b.zip_of({"model.json": b"{}", "version": b"1"}))
 
 
 # -- conversion ----------------------------------------------------------------------------------

@@ -432,7 +432,7 @@ def _no_storage(*arguments: Any) -> Any:
     raise AssertionError("none of these has a tensor")
 
 
-def _whole_table() -> Table:
+def whole_table() -> Table:
     """Return what a checkpoint may name."""
     return Rebuilder(LazyFactory(_no_storage)).table
 
@@ -624,7 +624,7 @@ def test_a_dict_that_is_counted_again_is_bounded() -> None:
     key = b"(" + b"N" * 10_000 + b"t"
     counted = b"}" + key + b"K\1s\x85q\0" + b.name("collections", "Counter") + b"q\1"
     with pytest.raises(LimitError, match="key_values"):
-        run(b"](" + counted + b"h\1h\0R" * 10_000 + b"e.", _whole_table())
+        run(b"](" + counted + b"h\1h\0R" * 10_000 + b"e.", whole_table())
 
 
 def _boards() -> Any:
@@ -665,7 +665,7 @@ def _tuples_around(value: Any, levels: int) -> Any:
 def test_keys_of_ordinary_programs(value: Callable[[], Any], protocol: int) -> None:
     """Whatever keys a program has are read within the default limits."""
     made = value()
-    assert run(pickle.dumps(made, protocol), _whole_table()) == made
+    assert run(pickle.dumps(made, protocol), whole_table()) == made
 
 
 def _colliding_ints(count: int) -> list[Any]:
@@ -718,7 +718,7 @@ def test_keys_that_are_in_the_way_are_refused(kind: Any) -> None:
     """Keys of different hashes can cost quadratic time as well."""
     made = kind(dict.fromkeys(IN_THE_WAY, 0))
     with pytest.raises(PickleError, match="they do not come so by chance"):
-        run(pickle.dumps(made, 4), _whole_table())
+        run(pickle.dumps(made, 4), whole_table())
 
 
 @pytest.mark.few
@@ -836,7 +836,7 @@ def test_calls_that_copy_are_bounded(name: tuple[str, str]) -> None:
     listed = b"](" + b"K\x01" * 10_000 + b"eq\x00\x85q\x010" + b.name(*name) + b"q\x020"
     data = b.stream(b"(", listed, b"h\x02h\x01R0" * 20_000, b"N")
     with pytest.raises(LimitError, match="argument_items"):
-        run(data, _whole_table())
+        run(data, whole_table())
 
 
 def test_bytes_that_copy_are_bounded() -> None:
@@ -845,7 +845,7 @@ def test_bytes_that_copy_are_bounded() -> None:
     encode = b.name("_codecs", "encode") + b"q\x020"
     data = b.stream(b"(", text, encode, b"h\x02h\x01R" * 3000, b"l")
     with pytest.raises(LimitError, match="argument_items"):
-        run(data, _whole_table())
+        run(data, whole_table())
 
 
 _NUMBERS = st.one_of(st.integers(0, 8), st.integers(250, 300), st.integers(0, (1 << 32) - 1))
