@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from tests.formats.counting import Counted
 from tests.formats.tar_builder import four_numbers
 from tests.hostile.attack import Attack
 from tests.hostile.every import BY_KIND
-from tests.hostile.parts import legacy
+from tests.hostile.parts import good_members, legacy
 from tests.test_cost import peak_below
 from torchzip.errors import FormatError, TorchZipError
 
 _VALUE = [1, 2, 3, 4]
 _ZIP = b.checkpoint(b.stream(b.tensor()))
-_ZIP64 = b.build_zip(b.members_of(b.stream(b.tensor())), b.End(zip64=True))
+_ZIP64 = b.build_zip(good_members(), b.End(zip64=True))
 _LEGACY = legacy()
 _SAFETENSORS = b.safetensors(
     json.dumps({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode(), b.DATA
@@ -54,6 +55,10 @@ def _try(data: bytes) -> Any:
         return _load(data)
     except (TorchZipError, OSError) as error:
         return error
+
+
+def _flipped(data: bytes, place: int, bits: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
 
 
 def _is_error(outcome: Any) -> bool:
@@ -80,19 +85,8 @@ def test_legal_files_have_their_value(attack: Attack) -> None:
 _CUT: dict[str, tuple[bytes, int]] = {
     "zip": (_ZIP, len(_ZIP)),
     "zip64": (_ZIP64, len(_ZIP64)),
-    "zip with a comment": (
-        b.build_zip(b.members_of(b.stream(b.tensor())), b.End(comment=b"x" * 20)),
-        len(_ZIP),
-    ),
-    "deflated": (
-        b.build_zip(
-            [
-                b.Member(name=each.name, data=each.data, method=8)
-                for each in b.members_of(b.stream(b.tensor()))
-            ]
-        ),
-        1 << 30,
-    ),
+    "zip with a comment": (b.build_zip(good_members(), b.End(comment=b"x" * 20)), len(_ZIP)),
+    "deflated": (b.build_zip([replace(each, method=8) for each in good_members()]), 1 << 30),
     "legacy": (_LEGACY, len(_LEGACY)),
     "legacy with bytes behind it": (_LEGACY + b"x" * 20, len(_LEGACY)),
     "safetensors": (_SAFETENSORS, len(_SAFETENSORS)),
@@ -230,9 +224,8 @@ def test_every_bit_of_an_archive(data: bytes) -> None:
     }
     for place in range(len(data)):
         for bit in range(8):
-            changed = bytearray(data)
-            changed[place] ^= 1 << bit
-            outcome = _try(bytes(changed))
+            changed = _flipped(data, place, 1 << bit)
+            outcome = _try(changed)
             if place in spans:
                 kind, name, at, size = spans[place]
                 value = int.from_bytes(changed[at : at + size], "little")
@@ -251,9 +244,8 @@ def test_every_bit_of_a_file_without_checksums(data: bytes) -> None:
     start = data.rindex(b.DATA)
     for place in range(len(data)):
         for bit in range(8):
-            changed = bytearray(data)
-            changed[place] ^= 1 << bit
-            outcome = _try(bytes(changed))
+            changed = _flipped(data, place, 1 << bit)
+            outcome = _try(changed)
             if start <= place < start + 16:
                 wanted = struct.unpack_from("<4f", changed, start)
                 np.testing.assert_array_equal(outcome, wanted)
@@ -265,9 +257,7 @@ def test_every_bit_of_the_headers_of_a_tar() -> None:
     while any(header := _TAR[at : at + 512]):
         for place in range(512):
             for bit in range(8):
-                changed = bytearray(_TAR)
-                changed[at + place] ^= 1 << bit
-                outcome = _try(bytes(changed))
+                outcome = _try(_flipped(_TAR, at + place, 1 << bit))
                 # The sum is six digits, a zero byte and a blank, which stands behind the end.
                 if place == 155:
                     assert outcome == _VALUE, (at, place, bit)
@@ -280,9 +270,7 @@ def test_every_byte_of_the_data_of_a_tar() -> None:
     """There is no checksum there: a value, or an error of torchzip."""
     for place in (i for i in range(512, len(_TAR)) if _TAR[i]):
         for bits in (1, 0x80, 0xFF):
-            changed = bytearray(_TAR)
-            changed[place] ^= bits
-            _try(bytes(changed))
+            _try(_flipped(_TAR, place, bits))
 
 
 def test_a_sample_through_every_door() -> None:
@@ -292,9 +280,7 @@ def test_a_sample_through_every_door() -> None:
         for data in (_ZIP, _ZIP64, _LEGACY, _SAFETENSORS, _TAR):
             for place in rng.choice(np.flatnonzero(np.frombuffer(data, np.uint8)), 12).tolist():
                 send(Case.of(data[:place]))
-                changed = bytearray(data)
-                changed[place] ^= 1 << int(rng.integers(8))
-                send(Case.of(bytes(changed)))
+                send(Case.of(_flipped(data, place, 1 << int(rng.integers(8)))))
 
 
 # -- paths that are no files ----------------------------------------------------------------------
@@ -651,26 +637,18 @@ def _metadata_as_items(made: d.Builder) -> None:
     made.places[0] = (d.index("w", (0,)), d.info(".metadata", 0, 200))
 
 
-def _item_in_itself(made: d.Builder) -> None:
-    ((name, raw),) = made.files.items()
-    made.files[name] = d.saved({"w": raw})
-    made.places[0] = (d.index("w", (0,)), d.info(name, 0, len(made.files[name])))
+def _item(
+    file_of: Callable[[bytes], bytes] = bytes, start: int = 0, less: int = 0
+) -> Callable[[d.Builder], None]:
+    """Return what puts an item into another file, and some of that in its place."""
 
+    def change(made: d.Builder) -> None:
+        ((name, raw),) = made.files.items()
+        made.files[name] = file_of(raw)
+        nbytes = len(made.files[name]) - less
+        made.places[0] = (d.index("w", (0,)), d.info(name, start, nbytes))
 
-def _item_with_a_byte_more(made: d.Builder) -> None:
-    ((name, raw),) = made.files.items()
-    made.files[name] = b"x" + raw
-    made.places[0] = (d.index("w", (0,)), d.info(name, 0, len(raw) + 1))
-
-
-def _item_of_one_byte_less(made: d.Builder) -> None:
-    ((name, raw),) = made.files.items()
-    made.places[0] = (d.index("w", (0,)), d.info(name, 0, len(raw) - 1))
-
-
-def _item_from_one_byte_on(made: d.Builder) -> None:
-    ((name, raw),) = made.files.items()
-    made.places[0] = (d.index("w", (0,)), d.info(name, 1, len(raw) - 1))
+    return change
 
 
 def _item_of_another(made: d.Builder) -> None:
@@ -682,10 +660,10 @@ def _item_of_another(made: d.Builder) -> None:
 
 _DISTRIBUTED: dict[str, Callable[[d.Builder], None]] = {
     "its metadata for an item": _metadata_as_items,
-    "an item that holds the item": _item_in_itself,
-    "an item with a byte before it": _item_with_a_byte_more,
-    "an item of one byte less": _item_of_one_byte_less,
-    "an item from its second byte on": _item_from_one_byte_on,
+    "an item that holds the item": _item(lambda raw: d.saved({"w": raw})),
+    "an item with a byte before it": _item(lambda raw: b"x" + raw),
+    "an item of one byte less": _item(less=1),
+    "an item from its second byte on": _item(start=1, less=1),
     "two items that changed places": _item_of_another,
 }
 

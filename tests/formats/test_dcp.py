@@ -18,6 +18,7 @@ import torchzip as tz
 from tests import builders as b
 from tests.formats import dcp_builder as d
 from tests.formats.counting import Counted
+from tests.refusals import Refusal, each_refusal
 from tests.test_cost import peak_below
 from torchzip.cli.main import main
 
@@ -391,108 +392,107 @@ def _mixed(made: d.Builder) -> None:
 
 
 _BIG = 1 << 62
-#: What is changed, what the message says, and the error where it is not a FormatError.
-_HOSTILE: dict[str, tuple[Change, str] | tuple[Change, str, type[Exception]]] = {
+_HOSTILE: list[Refusal] = [
     # the tensor and its chunks
-    "a chunk is missing": (_no_tensor(boxes=[((0, 0), (3, 4))]), "12 of the 28 elements"),
-    "no chunk": (_no_tensor(boxes=[]), "0 of the 28"),
-    "chunks overlap": (_no_tensor(boxes=[((0, 0), (7, 4)), ((1, 0), (2, 2))]),
+    ("a chunk is missing", _no_tensor(boxes=[((0, 0), (3, 4))]), "12 of the 28 elements"),
+    ("no chunk", _no_tensor(boxes=[]), "0 of the 28"),
+    ("chunks overlap", _no_tensor(boxes=[((0, 0), (7, 4)), ((1, 0), (2, 2))]),
      "does not say where"),
-    "a chunk reaches out": (_no_tensor(boxes=[((0, 0), (8, 4))]), "reaches out"),
-    "a chunk of one dimension": (_no_tensor(boxes=[((0,), (28,))]), "does not say where"),
-    "a huge tensor": (_no_tensor(shape=(_BIG, 4), boxes=[((0, 0), (_BIG, 4))]), "an item of"),
-    "a huge empty tensor": (_no_tensor(shape=(0, _BIG, _BIG), boxes=[]), "stride"),
-    "many dimensions": (_no_tensor(shape=(1,) * 65, boxes=[]), "65 dimensions"),
-    "a size of 2**64": (_no_tensor(shape=(1 << 64,), boxes=[]), "Size"),
-    "a negative size": (_no_tensor(shape=(-1, 4), boxes=[]), "Size"),
-    "another dtype": (_properties(dtype=b.name("torch", "int32")), "int32"),
-    "another size": (_no_tensor(shape=(4, 7), boxes=[((0, 0), (4, 7))]), r"\[4, 7\]"),
-    "a dtype that is none": (_properties(dtype=b.integer(5)), "dtype"),
-    "a dtype without tensors": (_properties(dtype=b.name("torch", "int4")), "dtype"),
-    "sparse": (_no_tensor(props=d.properties(layout="torch.sparse_coo")),
+    ("a chunk reaches out", _no_tensor(boxes=[((0, 0), (8, 4))]), "reaches out"),
+    ("a chunk of one dimension", _no_tensor(boxes=[((0,), (28,))]), "does not say where"),
+    ("a huge tensor", _no_tensor(shape=(_BIG, 4), boxes=[((0, 0), (_BIG, 4))]), "an item of"),
+    ("a huge empty tensor", _no_tensor(shape=(0, _BIG, _BIG), boxes=[]), "stride"),
+    ("many dimensions", _no_tensor(shape=(1,) * 65, boxes=[]), "65 dimensions"),
+    ("a size of 2**64", _no_tensor(shape=(1 << 64,), boxes=[]), "Size"),
+    ("a negative size", _no_tensor(shape=(-1, 4), boxes=[]), "Size"),
+    ("another dtype", _properties(dtype=b.name("torch", "int32")), "int32"),
+    ("another size", _no_tensor(shape=(4, 7), boxes=[((0, 0), (4, 7))]), r"\[4, 7\]"),
+    ("a dtype that is none", _properties(dtype=b.integer(5)), "dtype"),
+    ("a dtype without tensors", _properties(dtype=b.name("torch", "int4")), "dtype"),
+    ("sparse", _no_tensor(props=d.properties(layout="torch.sparse_coo")),
      "sparse_coo", tz.UnsupportedError),
-    "a layout that is none": (_no_tensor(props=d.properties(layout="strided")), "a name like"),
-    "requires_grad 1": (_properties(requires_grad=b.integer(1)), "requires_grad"),
-    "six properties": (_properties(more=b"N"), "five"),
+    ("a layout that is none", _no_tensor(props=d.properties(layout="strided")), "a name like"),
+    ("requires_grad 1", _properties(requires_grad=b.integer(1)), "requires_grad"),
+    ("six properties", _properties(more=b"N"), "five"),
     # where the items are
-    "a file that is not there": (_place("__9_0.distcp", 0, 9), "__9_0.distcp"),
-    "a path": (_place("../__0_0.distcp", 0, 9), "plain name"),
-    "an absolute path": (_place("/etc/passwd", 0, 9), "plain name"),
-    "a file name with NUL": (_place("a\0b", 0, 9), "plain name"),
-    "past the file": (_place("__0_0.distcp", 0, 1 << 40), "truncated"),
-    "an offset of 2**70": (_place("__0_0.distcp", 1 << 70, 9), "ints from 0"),
-    "a negative length": (_place("__0_0.distcp", 0, -1), "ints from 0"),
-    "compressed": (_place("__0_0.distcp", 0, 9, transform_descriptors=b.list_of("zstd.1")),
+    ("a file that is not there", _place("__9_0.distcp", 0, 9), "__9_0.distcp"),
+    ("a path", _place("../__0_0.distcp", 0, 9), "plain name"),
+    ("an absolute path", _place("/etc/passwd", 0, 9), "plain name"),
+    ("a file name with NUL", _place("a\0b", 0, 9), "plain name"),
+    ("past the file", _place("__0_0.distcp", 0, 1 << 40), "truncated"),
+    ("an offset of 2**70", _place("__0_0.distcp", 1 << 70, 9), "ints from 0"),
+    ("a negative length", _place("__0_0.distcp", 0, -1), "ints from 0"),
+    ("compressed", _place("__0_0.distcp", 0, 9, transform_descriptors=b.list_of("zstd.1")),
      r"'w' is encoded \(zstd\.1\)", tz.UnsupportedError),
-    "transforms that are none": (_place("__0_0.distcp", 0, 9, transform_descriptors=b.integer(3)),
+    ("transforms that are none", _place("__0_0.distcp", 0, 9, transform_descriptors=b.integer(3)),
      "a list was expected"),
-    "items overlap": (lambda made: made.places.append(
+    ("items overlap", lambda made: made.places.append(
      (d.index("v", None), d.info("__0_0.distcp", 40, 30))), "overlap"),
-    "nothing says where": (lambda made: made.places.clear(), "does not say where"),
-    "an object without a place": (lambda made: made.items.update(x=d.BYTES),
+    ("nothing says where", lambda made: made.places.clear(), "does not say where"),
+    ("an object without a place", lambda made: made.items.update(x=d.BYTES),
      "does not say where 'x'"),
-    "a place under no index": (lambda made: made.places.append(
+    ("a place under no index", lambda made: made.places.append(
      (b.text("w"), d.info("__0_0.distcp", 0, 9))), "MetadataIndex"),
-    "an index without a name": (lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex",
+    ("an index without a name", lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex",
      b.dict_of({})), d.info("__0_0.distcp", 0, 9))), "the name of a MetadataIndex"),
-    "an index without a state": (lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex"),
+    ("an index without a state", lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex"),
      d.info("__0_0.distcp", 0, 9))), "MetadataIndex"),
     # the items
-    "an item that is no archive": (_item(bytes(300)), "begins with"),
-    "an item that is a list": (_item([1] * 40), "a tensor was expected"),
-    "an item of another shape": (_item(_A.T), r"\[4, 7\]"),
-    "an item that is small": (_item(b"PK\3\4" + bytes(20)), "an item of 24"),
-    "an item that is cut": (_item(d.saved(_A)[:-30]), "__0_0.distcp, 'w'"),
+    ("an item that is no archive", _item(bytes(300)), "begins with"),
+    ("an item that is a list", _item([1] * 40), "a tensor was expected"),
+    ("an item of another shape", _item(_A.T), r"\[4, 7\]"),
+    ("an item that is small", _item(b"PK\3\4" + bytes(20)), "an item of 24"),
+    ("an item that is cut", _item(d.saved(_A)[:-30]), "__0_0.distcp, 'w'"),
     # the nesting
-    "a path of nothing": (_paths(w=b")"), "tuples of keys"),
-    "a path that is a list": (_paths(w=b.list_of("w")), "tuples of keys"),
-    "a path of floats": (_paths(w=b.tuple_of("a", b"G" + struct.pack(">d", 1.0))), "path"),
-    "a path that begins with a position": (_path(0, "a"), "path"),
-    "a negative position": (_path("a", -1), "path"),
-    "a huge position": (_path("a", 1 << 40), "a list has 1 values"),
-    "a deep path": (_path("a", *[0] * 900), "nesting", tz.LimitError),
-    "a very deep path": (_path(*["a"] * 50_000), "nesting", tz.LimitError),
-    "a path twice": (lambda made: made.value("w2", 5, path=("w",)), "that of another value"),
-    "a path through a value": (lambda made: made.value("w2", 5, path=("w", "x")),
+    ("a path of nothing", _paths(w=b")"), "tuples of keys"),
+    ("a path that is a list", _paths(w=b.list_of("w")), "tuples of keys"),
+    ("a path of floats", _paths(w=b.tuple_of("a", b"G" + struct.pack(">d", 1.0))), "path"),
+    ("a path that begins with a position", _path(0, "a"), "path"),
+    ("a negative position", _path("a", -1), "path"),
+    ("a huge position", _path("a", 1 << 40), "a list has 1 values"),
+    ("a deep path", _path("a", *[0] * 900), "nesting", tz.LimitError),
+    ("a very deep path", _path(*["a"] * 50_000), "nesting", tz.LimitError),
+    ("a path twice", lambda made: made.value("w2", 5, path=("w",)), "that of another value"),
+    ("a path through a value", lambda made: made.value("w2", 5, path=("w", "x")),
      "through another value"),
-    "a dict that is a list": (_mixed, "another kind"),
-    "planner_data that is none": (_metadata(planner_data=b.integer(3)), "planner"),
+    ("a dict that is a list", _mixed, "another kind"),
+    ("planner_data that is none", _metadata(planner_data=b.integer(3)), "planner"),
     # the classes
-    "a foreign name": (_metadata(version=b.call("os.system", "ls")),
+    ("a foreign name", _metadata(version=b.call("os.system", "ls")),
      "os.system", tz.UnsafeGlobalError),
-    "a foreign class for the root": (_metadata(storage_meta=d.new(d.MODULE, "Metadata", b"}")),
+    ("a foreign class for the root", _metadata(storage_meta=d.new(d.MODULE, "Metadata", b"}")),
      "StorageMeta"),
-    "getattr": (_metadata(version=b.call("builtins.getattr", "x", "y")),
+    ("getattr", _metadata(version=b.call("builtins.getattr", "x", "y")),
      "getattr", tz.UnsafeGlobalError),
-    "getattr of a class": (_metadata(version=b.call("builtins.getattr",
+    ("getattr of a class", _metadata(version=b.call("builtins.getattr",
      b.name(d.MODULE, "Metadata"), "y")), "getattr", tz.UnsafeGlobalError),
-    "a persistent id": (_metadata(version=b.persistent()), "persistent"),
-    "a tensor in the metadata": (_metadata(version=b.name("torch._utils", "_rebuild_tensor_v2")),
+    ("a persistent id", _metadata(version=b.persistent()), "persistent"),
+    ("a tensor in the metadata", _metadata(version=b.name("torch._utils", "_rebuild_tensor_v2")),
      "_rebuild_tensor_v2", tz.UnsafeGlobalError),
-    "no dict of tensors": (_metadata(state_dict_metadata=b"]"), "a dict"),
-    "no dict of places": (_metadata(storage_data=b"N"), "storage_data"),
-    "a number for a tensor": (lambda made: made.items.update(w=b.integer(1)),
+    ("no dict of tensors", _metadata(state_dict_metadata=b"]"), "a dict"),
+    ("no dict of places", _metadata(storage_data=b"N"), "storage_data"),
+    ("a number for a tensor", lambda made: made.items.update(w=b.integer(1)),
      "TensorStorageMetadata"),
-    "a tensor with arguments": (
+    ("a tensor with arguments",
      lambda made: made.items.update(w=b.name(d.MODULE, "TensorStorageMetadata")
      + b.ints(1) + b"\x81" + b"}b"), "TensorStorageMetadata"),
-    "a called class": (lambda made: made.items.update(
+    ("a called class", lambda made: made.items.update(
      w=b.call(b.name(d.MODULE, "BytesStorageMetadata"))), "BytesStorageMetadata"),
-    "a memory format of text": (_properties(memory_format=b.call(
+    ("a memory format of text", _properties(memory_format=b.call(
      b.name(d.MODULE, "_MEM_FORMAT_ENCODING"), "x")), "memory format"),
-    "a path of numbers": (_metadata(version=b.call("pathlib.PosixPath", 1)), "strings"),
-}  # fmt: skip
+    ("a path of numbers", _metadata(version=b.call("pathlib.PosixPath", 1)), "strings"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", _HOSTILE)
-def test_hostile(made: d.Builder, name: str) -> None:
+@each_refusal(_HOSTILE, tz.FormatError)
+def test_hostile(
+    made: d.Builder, given: Change, error: type[tz.TorchZipError], message: str
+) -> None:
     """Each attack has an error that says what is wrong, and where."""
-    change, text, *given = _HOSTILE[name]
-    error = given[0] if given else tz.FormatError
     made.tensor("w", _A)
-    change(made)
+    given(made)
     folder = made.write()
-    with peak_below(40_000_000), pytest.raises(error, match=text) as caught:
+    with peak_below(40_000_000), pytest.raises(error, match=message) as caught:
         tz.load(folder)
     assert str(folder) in str(caught.value)
     with pytest.raises(error), tz.lazy_load(folder) as checkpoint:

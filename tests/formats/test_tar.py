@@ -15,6 +15,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid, tar_of
+from tests.refusals import Refusal, each_refusal
 from torchzip.types import Parameter, Storage
 
 _FLOATS = struct.pack("<6f", *range(6))
@@ -223,57 +224,53 @@ def _header(at: int, raw: bytes, *, keep_sum: bool = False) -> Callable[[], byte
     return build
 
 
-#: What makes the file, what the message says, and the error where it is not a FormatError.
-_HOSTILE: dict[
-    str, tuple[Callable[[], bytes], str] | tuple[Callable[[], bytes], str, type[Exception]]
-] = {
-    "a count past the data": (_storage(count=1 << 40), "truncated"),
-    "a negative count": (_storage(count=-1), "elements"),
-    "a storage of an unknown class": (_storage(kind=b.name("os", "system")),
+_HOSTILE: list[Refusal] = [
+    ("a count past the data", _storage(count=1 << 40), "truncated"),
+    ("a negative count", _storage(count=-1), "elements"),
+    ("a storage of an unknown class", _storage(kind=b.name("os", "system")),
      "os.system", tz.UnsupportedError),
-    "a storage class that was called": (_storage(kind=b.call("torch.FloatStorage")),
+    ("a storage class that was called", _storage(kind=b.call("torch.FloatStorage")),
      "class", tz.UnsupportedError),
-    "a key that is no number": (_storage(key=b.text("../x")), "key"),
-    "a location that is none": (_storage(location=b.integer(1)), "location"),
-    "two storages with one key": (_with(storages=[OldStorage(key=b.integer(1), data=_FLOATS)] * 2),
+    ("a key that is no number", _storage(key=b.text("../x")), "key"),
+    ("a location that is none", _storage(location=b.integer(1)), "location"),
+    ("two storages with one key", _with(storages=[OldStorage(key=b.integer(1), data=_FLOATS)] * 2),
      "key 1"),
-    "a view of nothing": (_with(views=[(20, 99, 0, 1)]), "99"),
-    "a view past its storage": (_with(views=[(20, 1, 4, 3)]), "view"),
-    "a view of a view that wraps": (_with(views=[(20, 1, -1, 3)]), "key"),
-    "a view of three numbers": (_with(views=[(20, 1, 1)]), "four"),
-    "a tensor past its storage": (_tensor(offset=5), "reaches"),
-    "a tensor past its window": (_tensor(storage=b.integer(20), size=(5,)), "reaches to element 4"),
-    "a tensor on nothing": (_tensor(storage=b.integer(77)), "77"),
-    "a negative stride": (_tensor(stride=(-1,)), "stride"),
-    "a negative offset": (_tensor(offset=-1), "offset"),
-    "many dimensions": (_tensor(ndim=1 << 30), "dimensions"),
-    "negative dimensions": (_tensor(ndim=-1), "dimensions"),
-    "fewer numbers than dimensions": (_tensor(ndim=3), "ends within"),
-    "a sparse tensor": (_tensor(kind=b.name("torch.sparse", "FloatTensor")),
+    ("a view of nothing", _with(views=[(20, 99, 0, 1)]), "99"),
+    ("a view past its storage", _with(views=[(20, 1, 4, 3)]), "view"),
+    ("a view of a view that wraps", _with(views=[(20, 1, -1, 3)]), "key"),
+    ("a view of three numbers", _with(views=[(20, 1, 1)]), "four"),
+    ("a tensor past its storage", _tensor(offset=5), "reaches"),
+    ("a tensor past its window", _tensor(storage=b.integer(20), size=(5,)), "reaches to element 4"),
+    ("a tensor on nothing", _tensor(storage=b.integer(77)), "77"),
+    ("a negative stride", _tensor(stride=(-1,)), "stride"),
+    ("a negative offset", _tensor(offset=-1), "offset"),
+    ("many dimensions", _tensor(ndim=1 << 30), "dimensions"),
+    ("negative dimensions", _tensor(ndim=-1), "dimensions"),
+    ("fewer numbers than dimensions", _tensor(ndim=3), "ends within"),
+    ("a sparse tensor", _tensor(kind=b.name("torch.sparse", "FloatTensor")),
      "torch.sparse.FloatTensor", tz.UnsupportedError),
-    "a key that nothing has": (_with(pickle=b.stream(pid("999"))), "999"),
-    "a persistent id of text": (_with(pickle=b.stream(pid("x"))), "key"),
-    "a persistent id as in a zip": (_with(pickle=b.stream(b.tensor())), "key"),
-    "a count that is text": (_member("storages", b.stream(b.text("1"))), "count"),
-    "a huge count": (_member("tensors", b.stream(b.integer((1 << 31) - 1))), "ends"),
-    "no tensors": (_member("tensors", None), "without tensors"),
-    "an empty pickle": (_member("pickle", b""), "ends"),
-    "empty storages": (_member("storages", b""), "ends"),
-    "a size past the file": (_header(124, b"77777777777\0"), "truncated"),
-    "a size of 2**88": (_header(124, b"\x80" + b"\xff" * 11), "truncated"),
-    "a size that is no number": (_header(124, b"0x777777777\0"), "a number was"),
-    "a wrong sum": (_header(124, b"00000000001\0", keep_sum=True), "sum"),
-    "another file": (lambda: tar_of({"a.txt": b"hello"}), "it has 'a.txt'"),
-    "an empty tar": (lambda: tar_of({})[:257] + b"ustar" + bytes(600), "number"),
-}  # fmt: skip
+    ("a key that nothing has", _with(pickle=b.stream(pid("999"))), "999"),
+    ("a persistent id of text", _with(pickle=b.stream(pid("x"))), "key"),
+    ("a persistent id as in a zip", _with(pickle=b.stream(b.tensor())), "key"),
+    ("a count that is text", _member("storages", b.stream(b.text("1"))), "count"),
+    ("a huge count", _member("tensors", b.stream(b.integer((1 << 31) - 1))), "ends"),
+    ("no tensors", _member("tensors", None), "without tensors"),
+    ("an empty pickle", _member("pickle", b""), "ends"),
+    ("empty storages", _member("storages", b""), "ends"),
+    ("a size past the file", _header(124, b"77777777777\0"), "truncated"),
+    ("a size of 2**88", _header(124, b"\x80" + b"\xff" * 11), "truncated"),
+    ("a size that is no number", _header(124, b"0x777777777\0"), "a number was"),
+    ("a wrong sum", _header(124, b"00000000001\0", keep_sum=True), "sum"),
+    ("another file", lambda: tar_of({"a.txt": b"hello"}), "it has 'a.txt'"),
+    ("an empty tar", lambda: tar_of({})[:257] + b"ustar" + bytes(600), "number"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", _HOSTILE)
-def test_hostile(name: str) -> None:
+@each_refusal(_HOSTILE, tz.FormatError)
+def test_hostile(given: Callable[[], bytes], error: type[tz.TorchZipError], message: str) -> None:
     """Each attack has an error that says what is wrong."""
-    build, text, *given = _HOSTILE[name]
-    data = build()
-    with pytest.raises(given[0] if given else tz.FormatError, match=text):
+    data = given()
+    with pytest.raises(error, match=message):
         tz.load(io.BytesIO(data))
 
 

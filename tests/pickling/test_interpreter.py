@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from tests import builders as b
 from tests.hostile.pickles import IN_THE_WAY
 from tests.pickling.graphs import TREES, TREES_WITH_BYTEARRAYS, cycles, graph
+from tests.refusals import Refusal, each_refusal
 from tests.sampling import costly, thorough
 from tests.test_cost import peak_below
 from torchzip.checkpoint.lazy_tensor import LazyFactory
@@ -463,87 +464,84 @@ def test_each_opcode_on_an_empty_stack(opcode: Any) -> None:
             run(bytes([opcode.code]) + argument + b".")
 
 
-_BROKEN: list[tuple[str, bytes, type[TorchZipError], str]] = [
-    ("empty", b"", PickleError, "without STOP"),
-    ("no stop", b"\x80\x02N", PickleError, "without STOP"),
-    ("stop on nothing", b"\x80\x02.", PickleError, "STOP"),
-    ("no opcode", b"\x80\x02\xff........", PickleError, "0xff is not an opcode"),
-    ("protocol 6", b"\x80\x06N.", UnsupportedError, "protocol is 6"),
-    ("open mark", b"(N.", PickleError, "STOP"),
-    ("tuple without mark", b"Nt.", PickleError, "needs a MARK"),
-    ("setitems without mark", b"}u.", PickleError, "needs a MARK"),
-    ("memo miss", b"h\x05.........", PickleError, "memo number 5"),
-    ("long memo miss", b"j\xff\xff\xff\xff.........", PickleError, "memo number 4294967295"),
-    ("get miss", b"g12345678901234567890\n.........", PickleError, "was never set"),
-    ("negative put", b"Np-1\n.........", PickleError, "memo number -1"),
-    ("put on nothing", b"q\0.........", PickleError, "BINPUT"),
-    ("get of text", b"gx\n.........", PickleError, "an int was expected"),
-    ("bad utf-8", b"X\x02\0\0\0\xff\xfe.........", PickleError, "UTF-8"),
-    ("bad utf-8 name", b"c\xff\nx\n.........", PickleError, "UTF-8"),
-    ("bad utf-8 persid", b"P\xff\n.........", PickleError, "UTF-8"),
-    ("text of 4 GiB", b"X\xff\xff\xff\xffabc", PickleError, "4,294,967,295"),
-    ("text of 2**64", b"\x8d" + b"\xff" * 8 + b"abc", PickleError, "BINUNICODE8 of"),
-    ("bytes of 4 GiB", b"B\xff\xff\xff\xffabc", PickleError, "BINBYTES of"),
-    ("bytes of 2**64", b"\x8e" + b"\xff" * 8 + b"abc", PickleError, "BINBYTES8 of"),
-    ("bytearray of 2**64", b"\x96" + b"\xff" * 8 + b"abc", PickleError, "BYTEARRAY8 of"),
-    ("negative string", b"T\xff\xff\xff\xffabc", PickleError, "-1"),
-    ("frame of 2**64", b"\x95" + b"\xff" * 8 + b"N.", PickleError, "FRAME of"),
-    ("long4 past the limit", b"\x8b\x01\x10\0\0" + b"\1" * 4097 + b".", LimitError, "int_nbytes"),
-    ("long4 of 2 GiB", b"\x8b\xff\xff\xff\x7f.", LimitError, "int_nbytes"),
-    ("negative long4", b"\x8b\xff\xff\xff\xff.........", PickleError, "-1"),
-    ("decimal past the limit", b"L" + b"9" * 5000 + b"L\n.", LimitError, "int_nbytes"),
-    ("int of text", b"Ix\n.........", PickleError, "an int was expected"),
-    ("float of text", b"Fx\n.........", PickleError, "a float was expected"),
-    ("string without quotes", b"Sx\n.........", PickleError, "in quotes was expected"),
-    ("string of one quote", b"S'\n.........", PickleError, "in quotes was expected"),
-    ("string with a bad escape", b"S'\\x4'\n.........", PickleError, "string"),
-    ("unicode with a bad escape", b"V\\u12\n.........", PickleError, "escaped text was expected"),
-    ("unicode past the last character",
-     b"V\\U00110000\n.........", PickleError, "escaped text was expected"),
-    ("call of an int", b"K\x01)R.........", PickleError, "a call of 1"),
-    ("call of a list", b"])R.........", PickleError, "a call of an empty list"),
-    ("call with a list", b"ca\nb\n]R.........", PickleError, "for its arguments"),
-    ("new of an int", b"K\x01)\x81.........", PickleError, "a new object of 1"),
-    ("new with a dict", b"ca\nb\n}\x81.........", PickleError, "for its arguments"),
-    ("keywords that are no dict", b"ca\nb\n)]\x92.........", PickleError, "keywords"),
-    ("keywords that are no text", b"ca\nb\n)}NNs\x92.........", PickleError, "keywords"),
-    ("stack global of ints", b"K\x01K\x02\x93.........", PickleError, "two strings"),
-    ("obj without a class", b"(o.........", PickleError, "OBJ"),
-    ("append to an int", b"K\x01Na.........", PickleError, "APPEND to 1"),
-    ("append to a tuple", b")Na.........", PickleError, "APPEND to an empty tuple"),
-    ("append to a name", b"ca\nb\nNa.........", PickleError, "APPEND to <foreign a.b>"),
-    ("setitem on a list", b"]NNs.........", PickleError, "SETITEM on an empty list"),
-    ("setitem on a name", b"ca\nb\nNNs.........", PickleError, "SETITEM on <foreign a.b>"),
-    ("additems on a list", b"](N\x90.........", PickleError, "ADDITEMS on an empty list"),
-    ("odd items", b"}(NNNu.........", PickleError, "a key without a value"),
-    ("odd dict", b"(Nd.........", PickleError, "a key without a value"),
-    ("list as a key", b"}]Ns.........", UnsupportedError, "as a key"),
-    ("dict in a tuple as a key", b"}}\x85Ns.........", UnsupportedError, "as a key"),
-    ("set of lists", b"\x8f(]\x90.........", UnsupportedError, "as a key"),
-    ("build on a dict", b"}}b.........", UnsupportedError, "BUILD"),
-    ("build on a name", b"ca\nb\n}b.........", UnsupportedError, "BUILD"),
-    ("two states", b"ca\nb\n)R}b}b.........", UnsupportedError, "twice"),
-    ("both kinds of items", b"ca\nb\n)RNaNNs.........", UnsupportedError, "list items and dict"),
-    ("extension 0", b"\x82\0.........", PickleError, "extension code is 0"),
-    ("negative extension", b"\x84\xff\xff\xff\xff.........", PickleError, "extension code"),
-    ("next buffer", b"\x97.........", UnsupportedError, "NEXT_BUFFER"),
-    ("read-only buffer", b"N\x98.........", UnsupportedError, "READONLY_BUFFER"),
-    ("persistent id", b"NQ.........", PickleError, "persistent id"),
-    ("persistent id as text", b"Pabc\n.........", PickleError, "persistent id"),
+_BROKEN: list[Refusal] = [
+    ("empty", b"", "without STOP"),
+    ("no stop", b"\x80\x02N", "without STOP"),
+    ("stop on nothing", b"\x80\x02.", "STOP"),
+    ("no opcode", b"\x80\x02\xff........", "0xff is not an opcode"),
+    ("protocol 6", b"\x80\x06N.", "protocol is 6", UnsupportedError),
+    ("open mark", b"(N.", "STOP"),
+    ("tuple without mark", b"Nt.", "needs a MARK"),
+    ("setitems without mark", b"}u.", "needs a MARK"),
+    ("memo miss", b"h\x05.........", "memo number 5"),
+    ("long memo miss", b"j\xff\xff\xff\xff.........", "memo number 4294967295"),
+    ("get miss", b"g12345678901234567890\n.........", "was never set"),
+    ("negative put", b"Np-1\n.........", "memo number -1"),
+    ("put on nothing", b"q\0.........", "BINPUT"),
+    ("get of text", b"gx\n.........", "an int was expected"),
+    ("bad utf-8", b"X\x02\0\0\0\xff\xfe.........", "UTF-8"),
+    ("bad utf-8 name", b"c\xff\nx\n.........", "UTF-8"),
+    ("bad utf-8 persid", b"P\xff\n.........", "UTF-8"),
+    ("text of 4 GiB", b"X\xff\xff\xff\xffabc", "4,294,967,295"),
+    ("text of 2**64", b"\x8d" + b"\xff" * 8 + b"abc", "BINUNICODE8 of"),
+    ("bytes of 4 GiB", b"B\xff\xff\xff\xffabc", "BINBYTES of"),
+    ("bytes of 2**64", b"\x8e" + b"\xff" * 8 + b"abc", "BINBYTES8 of"),
+    ("bytearray of 2**64", b"\x96" + b"\xff" * 8 + b"abc", "BYTEARRAY8 of"),
+    ("negative string", b"T\xff\xff\xff\xffabc", "-1"),
+    ("frame of 2**64", b"\x95" + b"\xff" * 8 + b"N.", "FRAME of"),
+    ("long4 past the limit", b"\x8b\x01\x10\0\0" + b"\1" * 4097 + b".", "int_nbytes", LimitError),
+    ("long4 of 2 GiB", b"\x8b\xff\xff\xff\x7f.", "int_nbytes", LimitError),
+    ("negative long4", b"\x8b\xff\xff\xff\xff.........", "-1"),
+    ("decimal past the limit", b"L" + b"9" * 5000 + b"L\n.", "int_nbytes", LimitError),
+    ("int of text", b"Ix\n.........", "an int was expected"),
+    ("float of text", b"Fx\n.........", "a float was expected"),
+    ("string without quotes", b"Sx\n.........", "in quotes was expected"),
+    ("string of one quote", b"S'\n.........", "in quotes was expected"),
+    ("string with a bad escape", b"S'\\x4'\n.........", "string"),
+    ("unicode with a bad escape", b"V\\u12\n.........", "escaped text was expected"),
+    ("unicode past the last character", b"V\\U00110000\n.........", "escaped text was expected"),
+    ("call of an int", b"K\x01)R.........", "a call of 1"),
+    ("call of a list", b"])R.........", "a call of an empty list"),
+    ("call with a list", b"ca\nb\n]R.........", "for its arguments"),
+    ("new of an int", b"K\x01)\x81.........", "a new object of 1"),
+    ("new with a dict", b"ca\nb\n}\x81.........", "for its arguments"),
+    ("keywords that are no dict", b"ca\nb\n)]\x92.........", "keywords"),
+    ("keywords that are no text", b"ca\nb\n)}NNs\x92.........", "keywords"),
+    ("stack global of ints", b"K\x01K\x02\x93.........", "two strings"),
+    ("obj without a class", b"(o.........", "OBJ"),
+    ("append to an int", b"K\x01Na.........", "APPEND to 1"),
+    ("append to a tuple", b")Na.........", "APPEND to an empty tuple"),
+    ("append to a name", b"ca\nb\nNa.........", "APPEND to <foreign a.b>"),
+    ("setitem on a list", b"]NNs.........", "SETITEM on an empty list"),
+    ("setitem on a name", b"ca\nb\nNNs.........", "SETITEM on <foreign a.b>"),
+    ("additems on a list", b"](N\x90.........", "ADDITEMS on an empty list"),
+    ("odd items", b"}(NNNu.........", "a key without a value"),
+    ("odd dict", b"(Nd.........", "a key without a value"),
+    ("list as a key", b"}]Ns.........", "as a key", UnsupportedError),
+    ("dict in a tuple as a key", b"}}\x85Ns.........", "as a key", UnsupportedError),
+    ("set of lists", b"\x8f(]\x90.........", "as a key", UnsupportedError),
+    ("build on a dict", b"}}b.........", "BUILD", UnsupportedError),
+    ("build on a name", b"ca\nb\n}b.........", "BUILD", UnsupportedError),
+    ("two states", b"ca\nb\n)R}b}b.........", "twice", UnsupportedError),
+    ("both kinds of items", b"ca\nb\n)RNaNNs.........", "list items and dict", UnsupportedError),
+    ("extension 0", b"\x82\0.........", "extension code is 0"),
+    ("negative extension", b"\x84\xff\xff\xff\xff.........", "extension code"),
+    ("next buffer", b"\x97.........", "NEXT_BUFFER", UnsupportedError),
+    ("read-only buffer", b"N\x98.........", "READONLY_BUFFER", UnsupportedError),
+    ("persistent id", b"NQ.........", "persistent id"),
+    ("persistent id as text", b"Pabc\n.........", "persistent id"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("data", "error", "message"), [row[1:] for row in _BROKEN], ids=[row[0] for row in _BROKEN]
-)
-def test_broken_streams(data: bytes, error: type[TorchZipError], message: str) -> None:
+@each_refusal(_BROKEN, PickleError)
+def test_broken_streams(given: bytes, error: type[TorchZipError], message: str) -> None:
     """Each fault has its error, which says what is wrong and at which byte."""
     with pytest.raises(error) as caught:
-        Interpreter(data, Table(), Limits(), record="data.pkl").run()
+        Interpreter(given, Table(), Limits(), record="data.pkl").run()
     assert message in str(caught.value)
     assert caught.value.record == "data.pkl"
     assert caught.value.offset is not None
-    assert 0 <= caught.value.offset <= len(data)
+    assert 0 <= caught.value.offset <= len(given)
 
 
 def test_unknown_escape_in_a_string_is_no_warning() -> None:

@@ -28,22 +28,17 @@ def _chunk(array: Array, at: Shape, sizes: Shape, how: str = "C") -> Chunk:
     """Return a chunk with the elements of a box, laid out as ``how`` says."""
     part = array[tuple(slice(a, a + n) for a, n in zip(at, sizes, strict=True))]
     if how == "F":
-        part = np.array(part.transpose(), order="C").transpose()
+        owner = np.array(part.T, order="C")
+        laid_out = owner.T
     elif how == "gaps":
-        wide = np.zeros((*part.shape[:-1], part.shape[-1] * 2 + 1) if part.ndim else 3, part.dtype)
-        wide[..., 1::2] = part[..., None] if not part.ndim else part
-        part = wide[..., 1::2] if part.ndim else wide[1]
+        owner = np.zeros((*sizes[:-1], 2 * sizes[-1] + 1) if sizes else 3, part.dtype)
+        laid_out = owner[..., 1::2] if sizes else owner[1:2].reshape(())
+        laid_out[...] = part
     else:
-        part = np.array(part, order="C")
-    base: Any = part
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    owner = base if isinstance(base, np.ndarray) else np.array(part)
-    if not isinstance(part, np.ndarray):
-        part = owner = np.array(part)
-    offset = (part.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // 4
-    stride = tuple(step // 4 for step in part.strides)
-    storage = ArrayStorage(owner.reshape(-1) if owner.flags.c_contiguous else owner, "float32")
+        owner = laid_out = np.array(part, order="C")
+    stride = tuple(step // 4 for step in laid_out.strides)
+    offset = 1 if how == "gaps" else 0
+    storage = ArrayStorage(owner.reshape(-1), "float32")
     storage.crc = crc32(storage.data.data)
     return Chunk(at, sizes, f"{at}", TensorSpec("float32", sizes, stride, offset, storage))
 
