@@ -87,12 +87,10 @@ def call(function: bytes | str, *arguments: Value) -> bytes:
 
 
 def stream(*parts: bytes, protocol: int = 2) -> bytes:
-    """Return a whole pickle."""
     return b"\x80" + bytes([protocol]) + b"".join(parts) + b"."
 
 
 def ints(*values: int) -> bytes:
-    """Return a tuple of ints."""
     return tuple_of(*values)
 
 
@@ -127,7 +125,6 @@ def tensor(
     extra: Value = b"",
     function: bytes | str = "torch._utils._rebuild_tensor_v2",
 ) -> bytes:
-    """Return a tensor's reduction."""
     return call(
         function,
         persistent() if storage is None else storage,
@@ -203,7 +200,6 @@ def _given(value: int | None, truth: int) -> int:
 
 
 def build_zip(members: Sequence[Member], end: End | None = None) -> bytes:
-    """Return an archive."""
     last = end if end is not None else End()
     body = bytearray()
     directory = bytearray()
@@ -296,7 +292,6 @@ def members_of(
 
 
 def checkpoint(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> bytes:
-    """Return a checkpoint with this pickle."""
     return build_zip(members_of(pickle, storages))
 
 
@@ -312,10 +307,8 @@ def legacy(
     version: bytes = integer(1001),
     system: bytes = b"}",
 ) -> bytes:
-    """Return a checkpoint of the legacy format."""
     return stream(MAGIC) + stream(version) + stream(system) + pickle + keys + storages
 
 
 def safetensors(header: bytes, data: bytes = b"", *, nbytes: int | None = None) -> bytes:
-    """Return a safetensors file."""
     return struct.pack("<Q", len(header) if nbytes is None else nbytes) + header + data

@@ -366,7 +366,6 @@ def test_no_regular_file_behind_an_index(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads any file")
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    """An OSError of the system, as it is."""
     path = tmp_path / "m.pt"
     path.write_bytes(_ZIP)
     path.chmod(0)
@@ -608,7 +607,6 @@ def test_an_index_of_half_a_million_tensors(tmp_path: Path, shard_of: Callable[[
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("name", ["m.bin.index.json", ".metadata", "__0.metadata"])
 def test_giant_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """An index or a metadata of 64 GiB is refused by its size."""
     path = _sparse(tmp_path / name, {0: b'{"weight_map": {'})
     counted = Counted(monkeypatch)
     for each in (path, tmp_path):

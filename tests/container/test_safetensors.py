@@ -49,7 +49,6 @@ _NUMPY_DTYPES = {
 
 
 def parse(data: bytes, limits: Limits | None = None) -> tuple[list[TensorEntry], dict[str, str]]:
-    """Parse a file in memory."""
     return parse_header(BytesSource(data), limits or Limits())
 
 
@@ -137,7 +136,6 @@ def test_header_is_padded() -> None:
 
 @pytest.mark.parametrize("code", SAFETENSORS)
 def test_every_code_comes_back(code: str) -> None:
-    """Each dtype with a code is written and parsed with its shape."""
     row = SAFETENSORS[code]
     head, _ = build_header([("x", row.name, (3, 2))])
     data = head + bytes(6 * row.itemsize)
@@ -150,7 +148,6 @@ def test_every_code_comes_back(code: str) -> None:
 
 @pytest.mark.parametrize("dtype", [name for name, row in DTYPES.items() if not row.safetensors])
 def test_dtypes_without_a_code(dtype: str) -> None:
-    """A dtype that the format has not is refused by its name."""
     with pytest.raises(UnsupportedError, match=rf"w: .*torch\.{dtype}"):
         build_header([("w", dtype, (1,))])
 
@@ -260,7 +257,6 @@ def test_the_package_refuses_them_too() -> None:
 
 
 def test_every_truncation_is_refused() -> None:
-    """A file that is cut anywhere is an error."""
     data = save_numpy({"a": np.arange(3.0), "b": np.zeros((2, 2), np.int8)}, {"k": "v"})
     for cut in range(len(data)):
         with pytest.raises(TorchZipError):
@@ -281,7 +277,6 @@ def test_changed_headers(data: st.DataObject) -> None:
 
 
 def test_unknown_fields_are_passed_over() -> None:
-    """A field more in an entry is no reason to refuse it."""
     (entry,), _ = parse(_file({"x": _entry(comment="x")}))
     assert entry.name == "x"
 
@@ -293,7 +288,6 @@ def test_declared_header_size_costs_nothing() -> None:
 
 
 def test_only_the_header_is_read() -> None:
-    """Parsing touches no tensor data."""
     data = save_numpy({"a": np.zeros(100_000)})
     source = BytesSource(data)
     parse_header(source, Limits())

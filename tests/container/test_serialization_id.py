@@ -103,7 +103,6 @@ def test_around_later_rehashes(count: int) -> None:
 
 @given(st.lists(st.binary(max_size=40), unique=True, max_size=80))
 def test_any_names(names: list[bytes]) -> None:
-    """Names of any length and content, few or many of one length."""
     assert serialization_id(names, [1, 2]) == _model(names, [1, 2])
 
 
@@ -113,14 +112,12 @@ def test_example_of_the_format() -> None:
 
 
 def test_nothing_is_all_zeros() -> None:
-    """The id is 40 digits whatever the numbers."""
     assert serialization_id([], []) == "0" * 40
     assert len(serialization_id([b""], [0])) == 40
 
 
 @given(st.lists(st.binary(max_size=33), max_size=60))
 def test_vectorised_hash(names: list[bytes]) -> None:
-    """Hashing many names at once equals hashing one."""
     assert murmur_all(names).tolist() == [murmur(name) for name in names]
     assert [murmur(name) for name in names] == [_murmur_plainly(name) for name in names]
 

@@ -42,13 +42,11 @@ def open_bytes(data: bytes, limits: Limits | None = None) -> ZipReader:
 
 
 def read_all(data: bytes, limits: Limits | None = None) -> dict[str, bytes]:
-    """Return every record, each read from end to end."""
     reader = open_bytes(data, limits)
     return {name: reader.read(name) for name in reader}
 
 
 def by_zipfile(records: dict[str, bytes], method: int, zip64: bool = False) -> bytes:
-    """Return an archive that Python wrote."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, data in records.items():
@@ -147,7 +145,6 @@ def test_hundred_thousand_entries() -> None:
 
 
 def test_opening_reads_the_end_and_the_directory() -> None:
-    """No record is touched before it is asked for."""
     members = [replace(_B, name=b"archive/%d" % i, data=bytes(50_000)) for i in range(20)]
     data = build_zip(members)
     source = BytesSource(data)
@@ -158,7 +155,6 @@ def test_opening_reads_the_end_and_the_directory() -> None:
 
 @pytest.mark.parametrize("ignored", [b"", b"a comment", b"x" * 0xFFFF])
 def test_archive_comment(ignored: bytes) -> None:
-    """A comment of any length is no obstacle."""
     records = read_all(build_zip([_A, _B], End(comment=ignored)))
     assert records == {"data.pkl": b"pickle", "data/0": _B.data}
 
@@ -401,7 +397,6 @@ def _directory(members: list[Member]) -> bytes:
 
 
 def test_signature_in_a_name() -> None:
-    """Names that contain the signature of a header are read all the same."""
     members = [_A, replace(_B, name=b"archive/PK\1\2"), replace(_C, name=b"archive/xPK\1\2" * 3)]
     assert _chain_fast(_directory(members), 3) is None
     assert list(read_all(build_zip(members)).values()) == [m.data for m in members]
@@ -583,7 +578,6 @@ def test_the_rows_are_broken_in_one_way_only() -> None:
 
 @pytest.mark.parametrize("data", [_PLAIN, _ZIP64], ids=["plain", "zip64"])
 def test_every_truncation_is_refused(data: bytes) -> None:
-    """An archive that is cut anywhere is no archive."""
     for cut in range(len(data)):
         with pytest.raises(TorchZipError):
             read_all(data[:cut])

@@ -28,7 +28,6 @@ Records = list[tuple[str, bytes]]
 
 
 def build(records: Records, **options: Any) -> bytes:
-    """Return an archive of records."""
     sink = BytesSink()
     writer = ZipWriter(sink, "archive", **options)
     for name, data in records:
@@ -48,7 +47,6 @@ _RECORDS: Records = [
 
 
 def test_zipfile_reads_it() -> None:
-    """Python's zipfile finds every record, with the right CRC, in order."""
     with zipfile.ZipFile(io.BytesIO(build(_RECORDS))) as archive:
         assert archive.testzip() is None
         names = [f"archive/{name}" for name, _ in _RECORDS]
@@ -92,7 +90,6 @@ def test_bytes_of_one_record() -> None:
 
 
 def test_end_records() -> None:
-    """All three end records are there, whatever the size."""
     data = build([("data.pkl", b"abc")])
     tail = data[-98:]
     directory = data.index(b"PK\1\2")
@@ -129,7 +126,6 @@ def _crcs(records: Records) -> list[int]:
 
 
 def test_serialization_id_is_over_names_and_crcs() -> None:
-    """The last record is the id of all records before it."""
     names = [name.encode() for name, _ in _RECORDS] + [b"version"]
     with zipfile.ZipFile(io.BytesIO(build(_RECORDS))) as archive:
         digits = archive.read("archive/.data/serialization_id").decode()
@@ -257,7 +253,6 @@ def test_memory_may_change_after_write() -> None:
 
 
 def test_position_is_where_the_record_starts() -> None:
-    """`begin_record` returns the place of the record's first byte."""
     sink = BytesSink()
     writer = ZipWriter(sink, "archive")
     start = writer.begin_record("data/0", 3)
@@ -305,7 +300,6 @@ def test_misuse(act: Callable[[], Any], error: type[Exception], message: str) ->
 
 
 def test_a_name_is_written_once() -> None:
-    """Writing a record twice is refused in both ways of writing."""
     writer = _writer()
     writer.write_record("a", b"1")
     with pytest.raises(ValueError, match="written twice"):

@@ -75,7 +75,6 @@ def test_kinds_of_buffers() -> None:
 
 
 def test_continued() -> None:
-    """A CRC in parts is that of the whole."""
     value = 0
     for start in range(0, len(_BYTES), 700_001):
         value = crc32(_BYTES[start : start + 700_001], value)
@@ -83,7 +82,6 @@ def test_continued() -> None:
 
 
 def test_without_isal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where isal is not installed, the number is the same."""
     monkeypatch.setattr(crc_module, "_isal", None)
     for size in (0, 100, (1 << 20) - 1, 1 << 20, 2 << 20):
         assert crc32(_BYTES[:size], 5) == zlib.crc32(_BYTES[:size], 5)
@@ -91,7 +89,6 @@ def test_without_isal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_combine(first: bytes, second: bytes) -> None:
-    """The CRC of two buffers put together follows from those of each."""
     made = crc32_combine(zlib.crc32(first), zlib.crc32(second), len(second))
     assert made == zlib.crc32(first + second)
 

@@ -21,7 +21,6 @@ from torchzip.files.sink import FileObjectSink, PathSink, open_sink
 
 @pytest.fixture
 def umask() -> Iterator[int]:
-    """Set an umask that shows."""
     before = os.umask(0o027)
     yield 0o027
     os.umask(before)
@@ -156,7 +155,6 @@ def test_error_of_the_rename(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_path_of_bytes(path: Path) -> None:
-    """A path-like object may give bytes."""
     made: Any = BytesPath(path)
     _write(made)
     assert path.read_bytes() == b"new"
@@ -336,7 +334,6 @@ def test_use_after_the_end(path: Path) -> None:
 
 
 def test_read_back(path: Path) -> None:
-    """What was written can be compared before the end."""
     sink = PathSink(path)
     sink.write(b"abcdef")
     assert sink.read_back(2, 3) == b"cde"
@@ -539,8 +536,6 @@ def test_room_of_other_file_objects(tmp_path: Path, path: Path, room: int) -> No
 
 
 def test_error_of_a_file_object() -> None:
-    """Its error is passed on."""
-
     class Broken:
         def write(self, data: Any) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -551,6 +546,5 @@ def test_error_of_a_file_object() -> None:
 
 @pytest.mark.parametrize("wrong", [None, 7, b"m.pt", object], ids=repr)
 def test_what_is_no_file(wrong: Any) -> None:
-    """Neither a path nor a file object is a TypeError."""
     with pytest.raises(TypeError):
         open_sink(wrong)

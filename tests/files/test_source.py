@@ -223,7 +223,6 @@ def test_file_object_in_threads() -> None:
 
 @pytest.mark.parametrize("kind", [FileSource, MmapSource])
 def test_empty_file(tmp_path: Path, kind: Callable[[Path], Source]) -> None:
-    """A file without bytes is a source without bytes."""
     (tmp_path / "empty").touch()
     source = kind(tmp_path / "empty")
     assert source.size == 0
@@ -233,7 +232,6 @@ def test_empty_file(tmp_path: Path, kind: Callable[[Path], Source]) -> None:
 
 
 def test_names(path: Path) -> None:
-    """A source is called by what the caller gave."""
     assert FileSource(path).name == str(path)
     assert FileObjectSource(io.BytesIO()).name == "<BytesIO>"
     with path.open("rb") as file:
@@ -304,7 +302,6 @@ class BytesPath:
 
 
 def test_path_in_bytes(path: Path) -> None:
-    """An ``os.PathLike`` may give bytes."""
     with contextlib.closing(open_source(BytesPath(path))) as source:  # type: ignore[arg-type]
         assert (source.name, source.read_at(3, 4)) == (str(path), _DATA[3:7])
 
@@ -335,7 +332,6 @@ def test_closed_file_object(raw: bool) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 7, b"bytes", object, io.StringIO, [1]], ids=repr)
 def test_what_is_no_file(wrong: Any) -> None:
-    """Neither a path nor a file object is a TypeError."""
     with pytest.raises(TypeError):
         open_source(wrong)
 

@@ -30,7 +30,6 @@ def new(module: str, name: str, state: bytes | None = None) -> bytes:
 
 
 def size(*numbers: int) -> bytes:
-    """Return a torch.Size."""
     return b.call("torch.Size", (*numbers,))
 
 
@@ -42,7 +41,6 @@ def mapping(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
 def properties(
     dtype: str | bytes = "float32", *, layout: str = "torch.strided", **changes: bytes
 ) -> bytes:
-    """Return TensorProperties."""
     fields = {
         "dtype": b.name("torch", dtype) if isinstance(dtype, str) else dtype,
         "layout": b.call("torch.serialization._get_layout", layout),
@@ -57,7 +55,6 @@ def properties(
 def tensor_metadata(
     shape: Sequence[int], boxes: Sequence[Box], props: bytes | None = None
 ) -> bytes:
-    """Return TensorStorageMetadata."""
     chunks = [
         new(MODULE, "ChunkStorageMetadata", b.dict_of({"offsets": size(*at), "sizes": size(*n)}))
         for at, n in boxes
@@ -74,7 +71,6 @@ BYTES = new(MODULE, "BytesStorageMetadata")
 
 
 def index(name: str, offset: Sequence[int] | None, number: int = 0) -> bytes:
-    """Return a MetadataIndex."""
     state = {"fqn": b.text(name), "index": b.integer(number)}
     if offset is not None:
         state["offset"] = size(*offset)
@@ -82,7 +78,6 @@ def index(name: str, offset: Sequence[int] | None, number: int = 0) -> bytes:
 
 
 def info(file: str, offset: int, length: int, **more: bytes) -> bytes:
-    """Return a _StorageInfo."""
     state = {
         "relative_path": b.text(file), "offset": b.integer(offset), "length": b.integer(length),
         **more,
@@ -146,7 +141,6 @@ class Builder:
         )
 
     def metadata(self) -> bytes:
-        """Return the pickle."""
         meta = {
             "checkpoint_id": b.call("pathlib.PosixPath", "/", "run"),
             "save_id": b.text("a-b"),

@@ -25,8 +25,6 @@ class OldStorage:
 
 @dataclass(kw_only=True)
 class OldTensor:
-    """One tensor."""
-
     key: bytes
     storage: bytes
     size: Sequence[int]
@@ -39,8 +37,6 @@ class OldTensor:
 
 @dataclass(kw_only=True)
 class OldCheckpoint:
-    """A whole file."""
-
     pickle: bytes
     storages: Sequence[OldStorage] = ()
     tensors: Sequence[OldTensor] = ()
@@ -48,7 +44,6 @@ class OldCheckpoint:
     more: Mapping[str, bytes] = field(default_factory=dict)
 
     def members(self) -> dict[str, bytes]:
-        """Return the members by name."""
         storages = b.stream(b.integer(len(self.storages)))
         for each in self.storages:
             storages += b.stream(b.tuple_of(each.key, each.location, each.kind))
@@ -67,7 +62,6 @@ class OldCheckpoint:
         return {**made, **self.more}
 
     def build(self) -> bytes:
-        """Return the bytes of the file."""
         return tar_of(self.members())
 
 

@@ -110,7 +110,6 @@ def test_mmap(folder: Path) -> None:
 
 
 def test_survives_pickle(folder: Path) -> None:
-    """A LazyTensor finds its chunks on the other side."""
     with tz.lazy_load(folder) as checkpoint:
         sent = pickle.dumps([checkpoint["model.grid"], checkpoint])
         tensor, again = pickle.loads(sent)
@@ -120,7 +119,6 @@ def test_survives_pickle(folder: Path) -> None:
 
 
 def test_convert(tmp_path: Path, folder: Path) -> None:
-    """One file comes out, in either format, cast or not."""
     tz.convert(folder, tmp_path / "m.pt")
     made = tz.load(tmp_path / "m.pt")
     np.testing.assert_array_equal(made["model"]["pinwheel"], _A)
@@ -135,7 +133,6 @@ def test_convert(tmp_path: Path, folder: Path) -> None:
 
 
 def test_saving_the_root_again(tmp_path: Path, folder: Path) -> None:
-    """The lazy object is saved as an ordinary checkpoint."""
     with tz.lazy_load(folder) as checkpoint:
         tz.save(checkpoint.root, tmp_path / "m.pt")
     np.testing.assert_array_equal(tz.load(tmp_path / "m.pt")["model"]["grid"], _A)
@@ -614,7 +611,6 @@ def test_one_file_does_not_spoil_another(tmp_path: Path) -> None:
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`ls` and `convert` take the directory."""
     folder = str(_example(tmp_path).write())
     assert main(["ls", folder]) == 0
     listed = capsys.readouterr().out

@@ -47,7 +47,6 @@ def _zip(folder: Path, put: Put) -> Path:
 
 
 def legacy_of(put: Put) -> bytes:
-    """Return a legacy file."""
     return (
         put("magic number", b.stream(b.MAGIC))
         + put("version", b.stream(b.integer(1001)))
@@ -198,7 +197,6 @@ FILES: dict[str, Write] = {
 
 
 def _places(write: Write) -> list[str]:
-    """Return the pickles of a file."""
     found: list[str] = []
 
     def put(place: str, data: bytes) -> bytes:

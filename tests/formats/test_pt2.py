@@ -227,18 +227,15 @@ def test_devices() -> None:
 
 
 def test_big_endian() -> None:
-    """The record of the byte order is heeded."""
     records = {"weight_0": struct.pack(">2H", 1, 2)}
     assert load(weights({"t": tensor(28, (2,))}, records, byteorder=b"big"))["t"].tolist() == [1, 2]
 
 
 def test_deflated() -> None:
-    """An archive that was zipped again."""
     assert load(weights({"t": payload()}, method=8))["t"].tolist() == [1, 2, 3, 4]
 
 
 def test_mapped(tmp_path: Path) -> None:
-    """Views of the file, read-only."""
     path = tmp_path / "m.pt2"
     path.write_bytes(weights({"t": payload()}))
     made = tz.load(path, mmap=True)["t"]
@@ -250,7 +247,6 @@ def test_mapped(tmp_path: Path) -> None:
 
 
 def inner(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> bytes:
-    """Return a file of ``torch.save``."""
     return b.checkpoint(b.stream(pickle), storages)
 
 
@@ -429,7 +425,6 @@ def test_junk_in_a_field(field: str, junk: Any) -> None:
 
 @pytest.mark.parametrize("field", [*_FIELDS, *_META])
 def test_missing_field(field: str) -> None:
-    """No field may be missing."""
     row = payload()
     (row if field in _FIELDS else row["tensor_meta"]).pop(field)
     with pytest.raises(FormatError, match="'the name'"):
@@ -521,7 +516,6 @@ def test_configs_are_bounded() -> None:
     ],
 )
 def test_other_archives(records: dict[str, bytes | None], error: type[TorchZipError]) -> None:
-    """Formats and versions that are not known."""
     with pytest.raises(error):
         load(archive(records))
 
@@ -532,7 +526,6 @@ def test_archive_without_its_version() -> None:
 
 
 def test_a_name_twice() -> None:
-    """A weight and a constant of one name are an error that says so."""
     rows, records = {"t": payload()}, {"weight_0": b.DATA}
     data = archive(held("weights", rows, records) | held("constants", rows, records))
     with pytest.raises(FormatError, match="a weight and a constant"):
@@ -540,7 +533,6 @@ def test_a_name_twice() -> None:
 
 
 def test_damage_is_found() -> None:
-    """A wrong CRC of a weight: when it is loaded, and by `verify`."""
     data = weights({"t": payload()})
     broken = data.replace(struct.pack("<L", zlib.crc32(b.DATA)), b"\1\2\3\4")
     with pytest.raises(ArchiveError, match="CRC"):

@@ -93,7 +93,6 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_legacy_shards(tmp_path: Path) -> None:
-    """Shards of before 1.6 are legacy streams."""
     pickle_ = b.stream(b.dict_of({"w": b.tensor(b.persistent(extra=b"N"))}))
     data = b.legacy(pickle_, b.stream(b.list_of("0")), b"\4" + bytes(7) + b.DATA)
     (tmp_path / "x.bin").write_bytes(data)
@@ -113,7 +112,6 @@ def test_ties_and_containers_of_a_shard(tmp_path: Path) -> None:
 
 
 def test_convert(tmp_path: Path) -> None:
-    """A directory converts to one file, in either format; ties come back."""
     tz.save({"a": _A, "b": _A}, tmp_path / "t.pt")
     (tmp_path / "m").mkdir()
     tz.convert(tmp_path / "t.pt", tmp_path / "m" / "x.safetensors")
@@ -139,7 +137,6 @@ def test_symbolic_links_are_followed(tmp_path: Path) -> None:
 
 
 def test_survives_pickle(tmp_path: Path) -> None:
-    """A Checkpoint is opened again; a LazyTensor finds its shard."""
     _make(tmp_path)
     with tz.lazy_load(tmp_path) as checkpoint:
         tensor = pickle.loads(pickle.dumps(checkpoint["a"]))
@@ -149,7 +146,6 @@ def test_survives_pickle(tmp_path: Path) -> None:
 
 
 def test_close(tmp_path: Path) -> None:
-    """Tensors cannot be read after it."""
     _make(tmp_path)
     with tz.lazy_load(tmp_path) as checkpoint:
         tensor = checkpoint["a"]
@@ -376,7 +372,6 @@ def test_odd_numbers_for_total_size(tmp_path: Path) -> None:
 
 
 def test_limits_of_an_index(tmp_path: Path) -> None:
-    """Its size and its lists are bounded."""
     write_shard(tmp_path / "x.bin", {"a": _A})
     index = _index(tmp_path, "bin", {"a": "x.bin"})
     with pytest.raises(tz.LimitError, match="header_nbytes"):
@@ -387,7 +382,6 @@ def test_limits_of_an_index(tmp_path: Path) -> None:
 
 
 def test_an_empty_index(tmp_path: Path) -> None:
-    """No tensors are no tensors."""
     assert tz.load(_index(tmp_path, "bin", {})) == {}
 
 
@@ -412,7 +406,6 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path, names: list[str]) -> 
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
-    """A missing directory or index is a FileNotFoundError."""
     for name in ("m.index.json", "no/m.index.json", "no/.metadata", ".metadata"):
         with pytest.raises(FileNotFoundError):
             tz.load(tmp_path / name)

@@ -100,7 +100,6 @@ def test_as_python_2_writes_it() -> None:
 
 
 def test_load_shares_memory(tmp_path: Path) -> None:
-    """`load` gives arrays over one memory, mapped or not."""
     path = tmp_path / "m.pt"
     path.write_bytes(_example().build())
     made = tz.load(path)
@@ -129,8 +128,6 @@ def test_verify_and_convert(tmp_path: Path) -> None:
 
 
 def test_opening_reads_no_data() -> None:
-    """A large storage is skipped, not read."""
-
     class Counting(io.BytesIO):
         nbytes = 0
 

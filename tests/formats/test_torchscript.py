@@ -49,12 +49,10 @@ CODE = {"__torch__": NET, "__torch__/lib/___torch_mangle_3": SUB}
 
 
 def an_object(module: str, name: str, state: bytes | None = None) -> bytes:
-    """Return an object of a class, with its state."""
     return b.name(module, name) + b")\x81" + (b"" if state is None else state + b"b")
 
 
 def a_tensor(key: str = "0", **changes: Any) -> bytes:
-    """Return a tensor of four float32."""
     return b.tensor(b.persistent(key), **changes)
 
 
@@ -121,7 +119,6 @@ def test_names_are_those_of_the_state_dict() -> None:
 
 @pytest.mark.parametrize("mmap", [False, True])
 def test_load_gives_the_object(tmp_path: Path, mmap: bool) -> None:
-    """The tree of inert objects, with arrays in it."""
     path = tmp_path / "script.pt"
     path.write_bytes(archive(net()))
     root = tz.load(path, mmap=mmap)
@@ -131,7 +128,6 @@ def test_load_gives_the_object(tmp_path: Path, mmap: bool) -> None:
 
 
 def test_raise_names_the_classes() -> None:
-    """Every class of the archive is foreign."""
     with pytest.raises(tz.UnsafeGlobalError, match=r"__torch__\.Net"):
         lazy(archive(net()), foreign="raise")
 
@@ -282,7 +278,6 @@ def test_quoted_names_come_back(names: list[str]) -> None:
 
 @given(st.binary(max_size=200), st.integers(0, len(NET)))
 def test_any_code(noise: bytes, at: int) -> None:
-    """Any text is parsed, or counts for nothing."""
     parse_classes(NET[:at] + noise + NET[at:], {"Net"})
 
 
@@ -299,7 +294,6 @@ def test_code_is_bounded() -> None:
 
 
 def test_damaged_code_is_said() -> None:
-    """A class definition that does not have its CRC."""
     data = bytearray(archive(net()))
     entry = data.rindex(b"archive/code/__torch__.py")
     data[entry - 30] ^= 1  # its CRC in the directory
@@ -352,7 +346,6 @@ def test_broken_constants(constants: bytes, error: type[TorchZipError]) -> None:
 
 
 def test_other_formats_have_no_constants() -> None:
-    """An empty tuple."""
     with lazy(b.checkpoint(b.stream(b.tensor()))) as ckpt:
         assert ckpt.constants == ()
 
@@ -451,7 +444,6 @@ def test_refused(value: bytes, error: type[TorchZipError]) -> None:
 
 
 def test_cycles_end() -> None:
-    """A module that contains itself."""
     itself = b.name("__torch__", "Net") + b")\x81q\1}(" + b.text("sub") + b"h\1"
     data = archive(itself + b.text("weight") + a_tensor("0") + b"ub")
     with lazy(data) as ckpt:

@@ -73,7 +73,6 @@ def v3(dtype: bytes | str, **changes: Any) -> bytes:
 
 
 def byte_array(argument: b.Value) -> bytes:
-    """Return a call of ``bytearray``."""
     return b.call("builtins.bytearray", argument)
 
 

@@ -29,7 +29,6 @@ OPCODE_BYTES = st.lists(
 
 
 def walk(data: bytes) -> list[Step]:
-    """Return the steps of a pickle."""
     steps = [parse_step(data, 0)]
     while steps[-1].opcode.name != "STOP":
         steps.append(parse_step(data, steps[-1].end))
@@ -37,7 +36,6 @@ def walk(data: bytes) -> list[Step]:
 
 
 def notes_of(data: bytes) -> dict[str, list[str]]:
-    """Return the notes of a pickle, by opcode."""
     annotator = Annotator()
     notes: dict[str, list[str]] = {}
     for step in walk(data):
@@ -98,13 +96,11 @@ def test_truncated(value: Any, protocol: int, draw: st.DataObject) -> None:
     ],
 )
 def test_faults(data: bytes, message: str) -> None:
-    """Each says what is wrong."""
     with pytest.raises(PickleError, match=message):
         walk(data)
 
 
 def test_notes() -> None:
-    """Names, memo numbers, calls and persistent ids."""
     storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nq\5tQ"
     notes = notes_of(b"\x80\2" + storage + b"0h\5h\7cos\nsystem\nX\1\0\0\0a\x85R.")
     assert notes["GLOBAL"] == ["name torch.FloatStorage", "name os.system"]

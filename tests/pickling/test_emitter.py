@@ -221,7 +221,6 @@ def test_all_values_at_once() -> None:
 
 @given(TREES_WITH_BYTEARRAYS)
 def test_any_tree(value: Any) -> None:
-    """Any tree of plain values gives pickle's bytes."""
     same(dump(value), pickle.dumps(value, 2))
 
 
@@ -365,7 +364,6 @@ def test_refused_lists_path_and_reason(value: Any, reason: str) -> None:
 
 
 def test_nothing_is_refused_of_what_torch_takes() -> None:
-    """What the default loader takes is not listed."""
     emitter = Emitter({})
     emitter.dump(
         [1, 2.5, "x", None, True, (1,), {"a": []}, {1}, b"x", bytearray(), bytearray(b"x"), 1j,

@@ -49,7 +49,6 @@ PLAIN = Table(calls=_CALLS)
 
 
 def run(data: bytes, table: Table | None = None, limits: Limits | None = None) -> Any:
-    """Return the value of one pickle."""
     return Interpreter(data, table or Table(), limits or Limits()).run()
 
 
@@ -134,7 +133,6 @@ def test_globals_are_listed_once_by_their_python3_names() -> None:
 
 
 def test_python2_names_are_translated_below_protocol_3_only() -> None:
-    """From protocol 3 on a name is what it says."""
     old = run(b.stream(b.name("__builtin__", "xrange")))
     new = run(b.stream(b.name("__builtin__", "xrange"), protocol=3))
     assert (old.module, old.name) == ("builtins", "range")
@@ -188,7 +186,6 @@ def test_single_opcodes(data: bytes, value: Any) -> None:
 
 
 def test_dup_pushes_the_same_object() -> None:
-    """DUP is no copy."""
     first, second = run(b"]2\x86.")
     assert first is second
 
@@ -227,29 +224,21 @@ class Trap:
 
 
 class TrapByReduce(Trap):
-    """Is made by a call."""
-
     def __reduce__(self) -> tuple[Any, ...]:
         return (trip, ("reduce",))
 
 
 class TrapByState(Trap):
-    """Has its state set by a call."""
-
     def __reduce__(self) -> tuple[Any, ...]:
         return (Trap, (), {"state": 1}, None, None, trip)
 
 
 class TrapWithKeywords(Trap):
-    """Is made with keywords."""
-
     def __getnewargs_ex__(self) -> tuple[Any, ...]:
         return (("positional",), {"keyword": 1})
 
 
 class TrapList(list[Any]):
-    """Would notice each item."""
-
     def append(self, item: Any) -> None:
         trip("append")
 
@@ -258,8 +247,6 @@ class TrapList(list[Any]):
 
 
 class TrapDict(dict[Any, Any]):
-    """Would notice each item."""
-
     def __setitem__(self, key: Any, value: Any) -> None:
         trip("setitem")
 
@@ -400,7 +387,6 @@ def test_ordinary_objects_are_foreign(value: Any, protocol: int) -> None:
 
 
 def test_a_name_is_one_object() -> None:
-    """Two mentions of a name are the same ForeignObject."""
     first, second = run(b.stream(b.name("a", "b"), b.name("a", "b"), b"\x86"))
     assert first is second
 
@@ -550,7 +536,6 @@ def test_unknown_escape_in_a_string_is_no_warning() -> None:
 
 
 def test_int_limit_can_be_raised() -> None:
-    """The limit on integers is an option."""
     data = pickle.dumps(1 << 50_000, 2)
     with pytest.raises(LimitError):
         run(data)
@@ -770,7 +755,6 @@ _SAFE_CALLS: dict[tuple[str, str], Any] = {
 
 @given(st.binary(max_size=200))
 def test_random_bytes(data: bytes) -> None:
-    """Any bytes give a value or a TorchZipError."""
     _only_our_errors(data)
 
 
@@ -783,7 +767,6 @@ _TOKENS = [bytes([o.code]) for o in OPCODES] + [
 @thorough
 @given(st.lists(st.sampled_from(_TOKENS), max_size=40).map(lambda tokens: b"".join(tokens) + b"."))
 def test_random_opcodes(data: bytes) -> None:
-    """Any sequence of opcodes gives a value or a TorchZipError."""
     _only_our_errors(data)
 
 

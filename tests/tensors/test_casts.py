@@ -45,7 +45,6 @@ class Pieces(TensorStorage):
 
 
 def cast(values: np.ndarray[Any, Any], source: str, target: str) -> np.ndarray[Any, Any]:
-    """Cast an array as one block."""
     block = np.ascontiguousarray(values).view(np.uint8)
     return Cast(source, target)(block).copy().view(numpy_dtype(target))
 
@@ -139,7 +138,6 @@ def test_float64_goes_through_float32() -> None:
     ],
 )
 def test_edges(target: str, value: float, expected: float) -> None:
-    """The ends of each range."""
     made = cast(np.array([value], np.float32), "float32", target)
     assert made.astype(np.float64).tolist() == [expected]
 
@@ -232,7 +230,6 @@ def test_into_given_memory(source: str, target: str, size: int) -> None:
 
 
 def test_into_the_wrong_size() -> None:
-    """Neither too small nor too large."""
     for nbytes in (8, 12):
         with pytest.raises(ValueError, match="5 elements do not go into room"):
             Cast("float32", "bfloat16").into(np.zeros(20, np.uint8), np.empty(nbytes, np.uint8))

@@ -153,7 +153,6 @@ def test_a_wrong_crc(how: str) -> None:
 
 
 def test_it_survives_pickle() -> None:
-    """With its chunks, if their storages do."""
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     storage = ChunkedStorage("float32", (2, 3), [_chunk(array, (0, 0), (2, 3))], "w")
     again = pickle.loads(pickle.dumps(storage))
@@ -187,7 +186,6 @@ def _box(at: Shape, sizes: Shape) -> Chunk:
     ],
 )  # fmt: skip
 def test_no_tiling(shape: Shape, cut: list[tuple[Shape, Shape]], text: str) -> None:
-    """Gaps, overlaps and boxes outside are refused."""
     with pytest.raises(tz.FormatError, match=text):
         TilingCheck()(shape, [_box(*each) for each in cut])
 

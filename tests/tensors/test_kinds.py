@@ -74,7 +74,6 @@ ALL = [COO, CSR, BSR, PER_TENSOR, PER_CHANNEL, PACKED, STRIDED, JAGGED, META]
 
 
 def roundtrip(tree: Any, **options: Any) -> Any:
-    """Return what `load` gives after `save`."""
     return tz.load(io.BytesIO(saved(tree)), **options)
 
 
@@ -211,7 +210,6 @@ def test_values_that_numpy_cannot_add() -> None:
 
 @pytest.mark.parametrize("tensor", ALL, ids=repr)
 def test_roundtrip(tensor: OtherTensor, tmp_path: Path) -> None:
-    """Saved and loaded, lazily and by mmap, alone, as a parameter and with attributes."""
     attributes = None if tensor is JAGGED else {"note": [1, np.ones(2)]}
     tree = {
         "x": tensor,
@@ -260,7 +258,6 @@ def test_foreign_raise() -> None:
 
 
 def test_memory_is_shared() -> None:
-    """Parts that share memory with arrays share it in the file too."""
     values = np.arange(4, dtype="float32")
     tensor = SparseTensor("sparse_coo", COO.indices, values[1:3], (2, 3))
     root = roundtrip({"v": values, "s": tensor})

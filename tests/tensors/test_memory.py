@@ -26,7 +26,6 @@ Array = np.ndarray[Any, Any]
 
 
 def place(*arrays: Array) -> list[Placement]:
-    """Place arrays by their own dtypes."""
     return place_arrays([(array, torch_dtype_to_save(array)) for array in arrays])
 
 
@@ -126,7 +125,6 @@ def test_places_in_a_storage() -> None:
 
 
 def test_base_and_transpose() -> None:
-    """A transposed view shares the storage with its strides."""
     base = np.arange(12.0).reshape(4, 3)
     places = check(base, base.T)
     assert storages(places) == [0, 0]
@@ -213,7 +211,6 @@ def test_two_dtypes_that_torch_counts_as_bytes(other: Any) -> None:
     ids=lambda array: str(array.dtype),
 )
 def test_dtypes_that_torch_has_not(array: Array) -> None:
-    """A dtype that torch has not is a TypeError with its name."""
     with pytest.raises(TypeError, match="cannot save an array of dtype"):
         torch_dtype_to_save(array)
 
@@ -294,7 +291,6 @@ def test_any_views(arrays: list[Array]) -> None:
 
 
 def test_numpy_dtype_of_each_placement() -> None:
-    """The storage has the torch dtype of its arrays."""
     for name in ("float32", "int64", "bool", "bfloat16", "uint16", "float8_e5m2"):
         array = np.zeros(4, numpy_dtype(name))
         (placed,) = place(array)

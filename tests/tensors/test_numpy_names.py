@@ -55,7 +55,6 @@ def rezipped(data: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def pickle_of(data: bytes) -> bytes:
-    """Return the pickle of a file."""
     with zipfile.ZipFile(io.BytesIO(data)) as source:
         return source.read(next(name for name in source.namelist() if name.endswith("data.pkl")))
 
@@ -68,7 +67,6 @@ def save(tree: Any) -> bytes:
 
 
 def globals_of(data: bytes) -> list[tuple[str, str]]:
-    """Return the names that a file mentions."""
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         return checkpoint.globals
 

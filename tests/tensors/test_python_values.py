@@ -96,7 +96,6 @@ ARRAYS = [
 
 
 def read(data: bytes) -> Any:
-    """Interpret a pickle with the table of checkpoints."""
     return run(data, whole_table())
 
 

@@ -49,7 +49,6 @@ class Writer:
         self.first = first
 
     def put(self, what: Any = None) -> None:
-        """Number the top of the stack."""
         number = self.next
         self.next += 1
         if what is not None:

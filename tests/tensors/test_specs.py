@@ -47,7 +47,6 @@ class CountingStorage(TensorStorage):
 
     @property
     def nbytes_read(self) -> int:
-        """All bytes that were read."""
         return sum(stop - start for start, stop in self.reads)
 
 
@@ -58,7 +57,6 @@ def read_strided(
     stride: tuple[int, ...],
     offset: int,
 ) -> np.ndarray[Any, Any]:
-    """Return the elements at some places of a storage."""
     spec = TensorSpec(dtype.name, shape, stride, offset, storage)
     return read_view(spec, shape, stride, offset)
 
@@ -66,7 +64,6 @@ def read_strided(
 def spec_of(
     shape: Any, stride: Any, offset: Any = 0, *, nbytes: int = 400, dtype: str = "float32"
 ) -> TensorSpec:
-    """Return a spec on a storage of so many bytes."""
     storage = ArrayStorage(np.zeros(nbytes, np.uint8), None)
     return TensorSpec(dtype, shape, stride, offset, storage)
 
@@ -205,7 +202,6 @@ def test_whole_tensor_is_that_of_numpy(
     ],
 )
 def test_ordinary_indices(shape: tuple[int, ...], key: Any) -> None:
-    """The slices that people write."""
     values = np.arange(math.prod(shape), dtype=np.float32)
     storage = CountingStorage(values)
     spec = TensorSpec("float32", shape, contiguous_stride(shape), 0, storage)
@@ -229,7 +225,6 @@ def test_other_indices_are_left_to_numpy(key: Any) -> None:
 
 @pytest.mark.parametrize("key", [np.int64(1), np.uint8(2), (np.int32(-1), 0)], ids=repr)
 def test_numpy_ints_are_ints(key: Any) -> None:
-    """An index that numpy made is an index."""
     values = np.arange(9.0)
     spec = TensorSpec("float64", (3, 3), (3, 1), 0, CountingStorage(values))
     chosen = slice_spec(spec, key)
@@ -242,7 +237,6 @@ def test_numpy_ints_are_ints(key: Any) -> None:
     "key", [3, -4, (0, 3), (0, -4), (0, 0, 0), (..., ...), (0, 0, slice(None))], ids=repr
 )
 def test_indices_outside(key: Any) -> None:
-    """An index that numpy refuses is an IndexError."""
     with pytest.raises(IndexError):
         np.zeros((3, 3))[key]
     with pytest.raises(IndexError):
@@ -437,7 +431,6 @@ def test_contiguous_stride(shape: tuple[int, ...]) -> None:
 
 
 def test_replace_copies() -> None:
-    """A changed copy leaves the first as it was."""
     spec = spec_of((2,), (1,))
     spec.is_parameter = True
     changed = spec.replace(storage_offset=3)
@@ -448,7 +441,6 @@ def test_replace_copies() -> None:
 
 
 def test_conj_and_neg() -> None:
-    """Both bits are carried out, alone and together."""
     values = np.array([1 + 2j, 3 - 4j], np.complex64)
     for conj in (False, True):
         for neg in (False, True):
