@@ -6,7 +6,6 @@ import json
 import struct
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,31 +19,19 @@ from torchzip.container.safetensors import TensorEntry, build_header, parse_head
 from torchzip.dtypes import DTYPES, SAFETENSORS
 from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits
+from torchzip.tensors.numpy_dtypes import numpy_dtype
 
 package = pytest.importorskip("safetensors")
 from safetensors.numpy import save as save_numpy  # noqa: E402
 
 #: The dtypes that the package's numpy module writes.
 _NUMPY_DTYPES = {
-    "bool": np.bool_,
-    "uint8": np.uint8,
-    "int8": np.int8,
-    "int16": np.int16,
-    "uint16": np.uint16,
-    "float16": np.float16,
-    "int32": np.int32,
-    "uint32": np.uint32,
-    "float32": np.float32,
-    "complex64": np.complex64,
-    "int64": np.int64,
-    "uint64": np.uint64,
-    "float64": np.float64,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-    "float8_e5m2": ml_dtypes.float8_e5m2,
-    "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
-    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
-    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    name: numpy_dtype(name)
+    for name in (
+        "bool uint8 int8 int16 uint16 float16 int32 uint32 float32 complex64"
+        " int64 uint64 float64 bfloat16 float8_e4m3fn float8_e5m2"
+        " float8_e8m0fnu float8_e4m3fnuz float8_e5m2fnuz"
+    ).split()
 }
 
 

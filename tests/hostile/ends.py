@@ -7,7 +7,7 @@ from typing import Any
 
 from tests import builders as b
 from tests.hostile.attack import Row, attacks
-from tests.hostile.parts import changed, good_members
+from tests.hostile.parts import changed, good_members, with_record
 from torchzip.errors import ArchiveError, FormatError
 
 _MEMBERS = good_members()
@@ -180,34 +180,31 @@ _ENDS_64: list[Row] = [
      _extended(_ZIP64[_END_64:_LOCATOR])),
     ("a zip64 end record with a directory behind it that ends with the locator",
      _extended(_swallowing(_NBYTES))),
-    ("the last two records again behind zeros", _appended(), None),
-    ("the last two records again, right behind", _appended(b""), None),
-    ("the last two records again, and bytes behind", _appended() + bytes(100), None),
-    ("the last two records again, the first end erased", _appended(erased=b"\0"), None),
-    ("the last two records again, the first end with another letter", _appended(erased=b"Q")),
-    ("the last two records again, the first end erased further", _appended(erased=b"\0\0")),
-    ("the last two records again, the first locator erased", _appended(erased=b"\0", at=_LOCATOR)),
-    ("the last two records again, the first locator to another place",
-     _appended(erased=b"\1", at=_LOCATOR + 8)),
-    ("the last two records again, the first end with another count",
-     _appended(erased=b"\1", at=-12)),
-    ("the last two records again, the last end with another count",
-     _appended(last=changed(_LAST, -12, b"\1"))),
-    ("the last two records again, the last end with a comment",
-     _appended(last=changed(_LAST, -2, b"\1"))),
-    ("the last two records again behind a zip64 end record",
-     _appended(bytes(600) + _ZIP64[_END_64:_LOCATOR])),
-    ("the last two records again behind the signature of one",
-     _appended(bytes(600) + b"PK\6\6" + bytes(52), erased=b"\0")),
-    ("the last two records again behind a directory that ends with them",
-     _appended(bytes(600) + _swallowing(_NBYTES), erased=b"\0")),
-    ("the last two records again behind another archive",
-     _appended(_moved(_OTHER, len(_ZIP64)), erased=b"\0")),
-    ("the last two records again behind an end record of nothing",
-     _appended(bytes(600) + b"PK\5\6" + bytes(18), erased=b"\0"), None),
     ("the last two records of an archive of another length",
      changed(_ZIP64, _END_64 + 4, b"\x2b") + bytes(600) + _LAST),
     ("a zip64 end record without locator", _ZIP64[:_LOCATOR] + _ZIP64[-22:]),
+]  # fmt: skip
+
+#: The last two records again, and what is different.
+_AGAIN: list[Row] = [
+    (" behind zeros", _appended(), None),
+    (", right behind", _appended(b""), None),
+    (", and bytes behind", _appended() + bytes(100), None),
+    (", the first end erased", _appended(erased=b"\0"), None),
+    (", the first end with another letter", _appended(erased=b"Q")),
+    (", the first end erased further", _appended(erased=b"\0\0")),
+    (", the first locator erased", _appended(erased=b"\0", at=_LOCATOR)),
+    (", the first locator to another place", _appended(erased=b"\1", at=_LOCATOR + 8)),
+    (", the first end with another count", _appended(erased=b"\1", at=-12)),
+    (", the last end with another count", _appended(last=changed(_LAST, -12, b"\1"))),
+    (", the last end with a comment", _appended(last=changed(_LAST, -2, b"\1"))),
+    (" behind a zip64 end record", _appended(bytes(600) + _ZIP64[_END_64:_LOCATOR])),
+    (" behind the signature of one", _appended(bytes(600) + b"PK\6\6" + bytes(52), erased=b"\0")),
+    (" behind a directory that ends with them",
+     _appended(bytes(600) + _swallowing(_NBYTES), erased=b"\0")),
+    (" behind another archive", _appended(_moved(_OTHER, len(_ZIP64)), erased=b"\0")),
+    (" behind an end record of nothing",
+     _appended(bytes(600) + b"PK\5\6" + bytes(18), erased=b"\0"), None),
 ]  # fmt: skip
 
 
@@ -228,16 +225,9 @@ def _rooted(root: bytes) -> bytes:
     return b.build_zip([b.Member(name=root + b"/" + name, data=data) for name, data in records])
 
 
-def _without(name: bytes, instead: bytes, data: bytes | None = None) -> bytes:
+def _without(name: bytes, instead: bytes) -> bytes:
     """Return a good checkpoint with one record under another name."""
-    return b.build_zip(
-        [
-            each
-            if each.name != b"archive/" + name
-            else b.Member(name=instead, data=each.data if data is None else data)
-            for each in _MEMBERS
-        ]
-    )
+    return with_record(name, name=instead)
 
 
 _NAMES: list[Row] = [
@@ -306,5 +296,5 @@ _NAMES: list[Row] = [
         [*_MEMBERS, *(b.Member(name=b"archive/x%d" % i) for i in range(1000))]), None),
 ]  # fmt: skip
 
-_FILES = [*_ENDS, *_ENDS_64, *_NAMES]
-ROWS = attacks(_FILES, ArchiveError)
+ROWS = attacks([*_ENDS, *_ENDS_64, *_NAMES], ArchiveError)
+ROWS += attacks(_AGAIN, ArchiveError, prefix="the last two records again")
