@@ -349,6 +349,14 @@ def _place(*arguments: Any, **more: Any) -> Change:
     return change
 
 
+def _also(index: bytes, info: bytes) -> Change:
+    return lambda made: made.places.append((index, info))
+
+
+def _items(**items: bytes) -> Change:
+    return lambda made: made.items.update(items)
+
+
 def _metadata(**more: bytes) -> Change:
     return lambda made: made.more.update(more)
 
@@ -423,17 +431,14 @@ _HOSTILE: list[Refusal] = [
      r"'w' is encoded \(zstd\.1\)", tz.UnsupportedError),
     ("transforms that are none", _place("__0_0.distcp", 0, 9, transform_descriptors=b.integer(3)),
      "a list was expected"),
-    ("items overlap", lambda made: made.places.append(
-     (d.index("v", None), d.info("__0_0.distcp", 40, 30))), "overlap"),
+    ("items overlap", _also(d.index("v", None), d.info("__0_0.distcp", 40, 30)), "overlap"),
     ("nothing says where", lambda made: made.places.clear(), "does not say where"),
-    ("an object without a place", lambda made: made.items.update(x=d.BYTES),
-     "does not say where 'x'"),
-    ("a place under no index", lambda made: made.places.append(
-     (b.text("w"), d.info("__0_0.distcp", 0, 9))), "MetadataIndex"),
-    ("an index without a name", lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex",
-     b.dict_of({})), d.info("__0_0.distcp", 0, 9))), "the name of a MetadataIndex"),
-    ("an index without a state", lambda made: made.places.append((d.new(d.MODULE, "MetadataIndex"),
-     d.info("__0_0.distcp", 0, 9))), "MetadataIndex"),
+    ("an object without a place", _items(x=d.BYTES), "does not say where 'x'"),
+    ("a place under no index", _also(b.text("w"), d.info("__0_0.distcp", 0, 9)), "MetadataIndex"),
+    ("an index without a name", _also(d.new(d.MODULE, "MetadataIndex",
+     b.dict_of({})), d.info("__0_0.distcp", 0, 9)), "the name of a MetadataIndex"),
+    ("an index without a state", _also(d.new(d.MODULE, "MetadataIndex"),
+     d.info("__0_0.distcp", 0, 9)), "MetadataIndex"),
     # the items
     ("an item that is no archive", _item(bytes(300)), "begins with"),
     ("an item that is a list", _item([1] * 40), "a tensor was expected"),
@@ -468,13 +473,12 @@ _HOSTILE: list[Refusal] = [
      "_rebuild_tensor_v2", tz.UnsafeGlobalError),
     ("no dict of tensors", _metadata(state_dict_metadata=b"]"), "a dict"),
     ("no dict of places", _metadata(storage_data=b"N"), "storage_data"),
-    ("a number for a tensor", lambda made: made.items.update(w=b.integer(1)),
-     "TensorStorageMetadata"),
+    ("a number for a tensor", _items(w=b.integer(1)), "TensorStorageMetadata"),
     ("a tensor with arguments",
-     lambda made: made.items.update(w=b.name(d.MODULE, "TensorStorageMetadata")
+     _items(w=b.name(d.MODULE, "TensorStorageMetadata")
      + b.ints(1) + b"\x81" + b"}b"), "TensorStorageMetadata"),
-    ("a called class", lambda made: made.items.update(
-     w=b.call(b.name(d.MODULE, "BytesStorageMetadata"))), "BytesStorageMetadata"),
+    ("a called class",
+     _items(w=b.call(b.name(d.MODULE, "BytesStorageMetadata"))), "BytesStorageMetadata"),
     ("a memory format of text", _properties(memory_format=b.call(
      b.name(d.MODULE, "_MEM_FORMAT_ENCODING"), "x")), "memory format"),
     ("a path of numbers", _metadata(version=b.call("pathlib.PosixPath", 1)), "strings"),
