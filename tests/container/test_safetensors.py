@@ -105,7 +105,6 @@ def test_escapes_of_the_package(name: str) -> None:
 
 
 def test_metadata_is_sorted() -> None:
-    """Several entries stand in order, for the same bytes each time."""
     texts = dict.fromkeys("zabq", "v")
     head, _ = build_header([], texts)
     assert head[8:].rstrip() == b'{"__metadata__":{"a":"v","b":"v","q":"v","z":"v"}}'

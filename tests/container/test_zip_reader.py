@@ -80,7 +80,6 @@ def test_records_in_no_folder() -> None:
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("zip64", [False, True])
 def test_archives_of_zipfile(method: int, zip64: bool) -> None:
-    """What Python wrote, stored or deflated, with zip64 fields or not, is read."""
     data = by_zipfile(_RECORDS, method, zip64)
     reader = open_bytes(data)
     assert reader.root == "root"
@@ -111,7 +110,6 @@ def test_archive_of_an_unseekable_stream() -> None:
 
 
 def test_entry() -> None:
-    """A row of the directory, and the error for a record that is not there."""
     data = build_zip([_A, _B])
     reader = open_bytes(data)
     entry = reader.entry("data/0")
@@ -129,7 +127,6 @@ def test_entry() -> None:
 
 @pytest.mark.long
 def test_hundred_thousand_entries() -> None:
-    """All records of a large archive are found, and reading one reads little."""
     count = 100_000
     sink = BytesSink()
     writer = ZipWriter(sink, "archive")
@@ -357,7 +354,6 @@ def test_deflated_sizes_around_a_block(delta: int, fill: bytes) -> None:
 
 
 def test_deflated_blocks_are_bounded() -> None:
-    """A large record is inflated in blocks, never as a whole."""
     content = np.arange(3 << 18, dtype=np.uint32).tobytes()
     source = BytesSource(build_zip([replace(_B, data=content, method=8)]))
     reader = ZipReader(source, Limits())
@@ -415,7 +411,6 @@ def test_chains_of_any_bytes(data: bytes, count: int) -> None:
 
 
 def test_chains_of_no_bytes() -> None:
-    """Too few bytes for a header are no directory."""
     assert _chain_fast(b"", 1) is None
     assert _chain_fast(b"PK\1\2", 1) is None
 
@@ -620,7 +615,6 @@ def test_small_records_have_small_limits() -> None:
 
 
 def test_declared_sizes_cost_nothing() -> None:
-    """Neither counts nor sizes are believed before the bytes are seen."""
     rows = [
         build_zip([_A], End(zip64=True, count=0xFFFF, zip64_count=1 << 62)),
         build_zip([replace(_A, nbytes=1 << 31, compressed=1 << 31)]),

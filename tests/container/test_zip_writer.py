@@ -61,7 +61,6 @@ def test_zipfile_reads_it() -> None:
 
 @pytest.mark.parametrize("alignment", [1, 2, 3, 5, 64, 100, 512, 4096, 65_000, MAX_ALIGNMENT])
 def test_records_are_aligned(alignment: int) -> None:
-    """The bytes of each record, empty ones too, start on a multiple of the alignment."""
     data = build(_RECORDS, alignment=alignment)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.testzip() is None
@@ -75,7 +74,6 @@ def test_records_are_aligned(alignment: int) -> None:
 
 
 def test_bytes_of_one_record() -> None:
-    """The first record, byte for byte as the format describes it."""
     data = build([("data.pkl", b"abc")])
     head = bytes.fromhex("504b0304 0000 0808 0000 0000 0000 00000000 00000000 00000000 1000")
     pad = -(30 + 16 + 4) % 64
@@ -228,7 +226,6 @@ def test_same_input_same_bytes() -> None:
 
 
 def test_given_crc_is_taken() -> None:
-    """A CRC that is known is not computed again, and written as it is."""
     sink = BytesSink()
     writer = ZipWriter(sink, "archive")
     writer.write_record("data/0", b"abc", crc=0x12345678)
@@ -294,7 +291,6 @@ def _begun(nbytes: int) -> ZipWriter:
     ],
 )
 def test_misuse(act: Callable[[], Any], error: type[Exception], message: str) -> None:
-    """A mistake of the caller is an error of Python, with the reason."""
     with pytest.raises(error, match=message):
         act()
 

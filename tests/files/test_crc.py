@@ -49,7 +49,6 @@ def test_sizes_around_the_thresholds(size: int) -> None:
 @costly
 @given(st.integers(0, len(_BYTES)), st.integers(0, len(_BYTES)), st.integers(0, 0xFFFFFFFF))
 def test_any_part(start: int, stop: int, value: int) -> None:
-    """Any part of a buffer, at any address, from any start value."""
     data = memoryview(_BYTES)[min(start, stop) : max(start, stop)]
     assert crc32_folded(data, value) == zlib.crc32(data, value)
     assert crc32(data, value) == zlib.crc32(data, value)
@@ -64,7 +63,6 @@ def test_uniform_bytes(fill: int) -> None:
 
 
 def test_kinds_of_buffers() -> None:
-    """bytes, bytearray, memoryview and read-only memory; the buffer is not changed."""
     raw = bytearray(_BYTES[: 1 << 20])
     before = bytes(raw)
     frozen = memoryview(before)

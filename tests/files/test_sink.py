@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import io
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import failing_with, half, in_child, under
 from tests.files.test_source import BytesPath
 from torchzip.files.new_file import KEEP_SIZE, allocate
 from torchzip.files.sink import FileObjectSink, PathSink, open_sink
@@ -164,7 +166,6 @@ def test_path_of_bytes(path: Path) -> None:
 
 
 def test_symlink_is_followed(tmp_path: Path) -> None:
-    """The link stays, its target gets the bytes, wherever it is."""
     folder = tmp_path / "other"
     folder.mkdir()
     target, link = folder / "real.pt", tmp_path / "link.pt"
@@ -178,7 +179,6 @@ def test_symlink_is_followed(tmp_path: Path) -> None:
 
 
 def test_dangling_symlink(tmp_path: Path) -> None:
-    """What it points to is made."""
     link = tmp_path / "link.pt"
     link.symlink_to(tmp_path / "real.pt")
     _write(link)
@@ -209,7 +209,6 @@ def test_hard_link(tmp_path: Path, path: Path) -> None:
 
 
 def test_directory(tmp_path: Path) -> None:
-    """A directory is refused at once."""
     (tmp_path / "d").mkdir()
     with pytest.raises(OSError, match="a directory") as caught:
         PathSink(tmp_path / "d")
@@ -228,7 +227,6 @@ def test_device_and_fifo(tmp_path: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    """The folder is not made, as for any file."""
     with pytest.raises(FileNotFoundError):
         PathSink(tmp_path / "no" / "m.pt")
 
@@ -248,83 +246,43 @@ def test_relative_path(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("call", ["fsync", "close", "replace"])
-def test_commit_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_commit_that_fails(path: Path, call: str) -> None:
     """Whichever call fails: the error is raised, the old file is there, and no other."""
     path.write_bytes(b"old")
-    original = getattr(os, call)
-    sink = PathSink(path)
-    sink.write(b"abc")
-
-    def fail(*args: Any, **more: Any) -> None:
-        if call == "close":  # the descriptor is gone, whatever the kernel says of the data
-            original(*args, **more)
-        raise OSError(errno.EIO, "Broken disk")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, call, fail)
-        with pytest.raises(OSError, match="Broken disk"):
+    with under((call, 0).__eq__, failing_with(errno.EIO)):
+        sink = PathSink(path)
+        sink.write(b"abc")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             sink.commit()
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == ["m.pt"]
 
 
-def test_failed_fsync_of_the_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_fsync_of_the_folder(path: Path) -> None:
     """The new file is there then; only that it will survive a power loss is not known."""
     path.write_bytes(b"old")
-    original = os.fsync
-    calls: list[int] = []
-
-    def fail(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 2:
-            raise OSError(errno.EIO, "Broken disk")
-        original(descriptor)
-
-    sink = PathSink(path)
-    sink.write(b"abc")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        try:
-            sink.commit()
-        except OSError as error:
-            assert error.errno == errno.EIO  # noqa: PT017
-    assert path.read_bytes() == b"abc"
+    with under(("fsync", 1).__eq__, failing_with(errno.EIO)), contextlib.suppress(OSError):
+        _write(path)
+    assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == ["m.pt"]
 
 
-def test_commit_is_durable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_is_durable(path: Path) -> None:
     """The bytes are synced before the rename, the folder after it."""
-    order: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def synced(descriptor: int) -> None:
-        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
-        order.append(kind)
-        fsync(descriptor)
-
-    def renamed(*args: Any) -> None:
-        order.append("rename")
-        replace(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", synced)
-        patch.setattr(os, "replace", renamed)
+    with under() as system:
         _write(path)
-    assert order == ["file", "rename", "folder"]
+    assert system.events == ["sync file", "rename m.pt", "sync folder"]
 
 
-def test_writes_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_in_parts(path: Path) -> None:
     """A write that takes a part is gone on with."""
-    original = os.write
     data = bytes(range(256)) * 40
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda fd, part: original(fd, bytes(part[:7])))
+    with under(lambda call: call[0] == "write", half):
         _write(path, data)
     assert path.read_bytes() == data
 
 
 def test_use_after_the_end(path: Path) -> None:
-    """Writing to a closed sink is the caller's mistake."""
     for end in ("commit", "abort"):
         sink = PathSink(path)
         getattr(sink, end)()
@@ -358,20 +316,15 @@ def test_forked_child(path: Path) -> None:
     """A child can neither write nor commit nor remove the file of its parent."""
     sink = PathSink(path)
     sink.write(b"abc")
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            for use in (lambda: sink.write(b"x"), sink.commit, lambda: sink.read_back(0, 1)):
-                with pytest.raises(ValueError, match="process that opened it"):
-                    use()
-            sink.abort()
-            del sink
-            gc.collect()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def use_it() -> None:
+        for use in (lambda: sink.write(b"x"), sink.commit, lambda: sink.read_back(0, 1)):
+            with pytest.raises(ValueError, match="process that opened it"):
+                use()
+        sink.abort()
+        gc.collect()
+
+    assert in_child(use_it) == 0
     sink.write(b"def")
     sink.commit()
     assert path.read_bytes() == b"abcdef"

@@ -365,7 +365,6 @@ def test_replaced_path(tmp_path: Path, path: Path) -> None:
 
 
 def test_short_reads_of_the_kernel(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel may give less than was asked for; the rest is fetched."""
     source = FileSource(path)
     pread, preadv = os.pread, os.preadv
     with monkeypatch.context() as patch:
@@ -389,7 +388,6 @@ def test_pickle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("change", ["replace", "append", "rewrite", "remove"])
 def test_pickle_refuses_another_file(tmp_path: Path, path: Path, change: str) -> None:
-    """What is another file by now is refused."""
     data = pickle.dumps(FileSource(path))
     if change == "replace":
         (tmp_path / "new").write_bytes(_DATA)
@@ -441,7 +439,6 @@ def test_descriptor_is_not_inherited(path: Path) -> None:
 
 
 def test_mapped_views(path: Path) -> None:
-    """A view is read-only, in place, and outlives the source."""
     source = MmapSource(path)
     view = source.view(3, 10)
     assert view.readonly

@@ -58,7 +58,6 @@ def made(tmp_path: Path) -> d.Builder:
 
 
 def test_reads_what_was_saved(folder: Path) -> None:
-    """Nesting, lists, objects and tensors in any cut come back."""
     with tz.lazy_load(folder) as checkpoint:
         assert checkpoint.format == "dcp"
         assert checkpoint.root["step"] == 7
@@ -90,7 +89,6 @@ def test_reads_what_was_saved(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", _CUTS)
 def test_slices(folder: Path, name: str) -> None:
-    """Any basic index gives what numpy gives."""
     with tz.lazy_load(folder) as checkpoint:
         tensor = checkpoint[f"model.{name}"]
         for key in (
@@ -189,7 +187,6 @@ _LARGE: dict[str, list[d.Box]] = {
 def test_opening_reads_the_metadata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
-    """No item is opened before its tensor is touched."""
     folder, _ = _large(tmp_path, _LARGE[cut])
     counted = Counted(monkeypatch)
     with tz.lazy_load(folder) as checkpoint:
@@ -241,7 +238,6 @@ def test_conversion_costs_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_loading_costs_the_tensors(tmp_path: Path) -> None:
-    """Each tensor once, and blocks."""
     folder, array = _large(tmp_path, _LARGE["columns"])
     with peak_below(array.nbytes + 2_500_000):
         tz.load(folder)
@@ -320,7 +316,6 @@ def test_ranks_that_speak_of_one_another(tmp_path: Path) -> None:
 
 
 def test_two_kinds_in_a_directory(folder: Path) -> None:
-    """Both are named."""
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     with pytest.raises(tz.FormatError, match=r"index\.json', '\.metadata'"):
         tz.load(folder)
@@ -489,7 +484,6 @@ _HOSTILE: list[Refusal] = [
 def test_hostile(
     made: d.Builder, given: Change, error: type[tz.TorchZipError], message: str
 ) -> None:
-    """Each attack has an error that says what is wrong, and where."""
     made.tensor("w", _A)
     given(made)
     folder = made.write()
@@ -570,7 +564,6 @@ def test_used_over_and_over(made: d.Builder) -> None:
 
 
 def test_any_byte_of_the_metadata_changed(folder: Path) -> None:
-    """Any change gives values or a TorchZipError."""
     data = (folder / ".metadata").read_bytes()
     rng = np.random.default_rng(5)
     for at in rng.integers(0, len(data), 300):

@@ -360,7 +360,6 @@ _NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 @pytest.mark.parametrize("name", _NO_CHECKPOINTS)
 def test_what_is_not_a_checkpoint(tmp_path: Path, name: str) -> None:
-    """The error says what it is, and what to do."""
     make, expected = _NO_CHECKPOINTS[name]
     _refused(make(tmp_path), expected)
 

@@ -307,7 +307,6 @@ def test_a_file_that_is_a_tar_file_too(tmp_path: Path, kind: str) -> None:
 
 
 def test_old_checkpoint_without_sys_info() -> None:
-    """That member may be missing."""
     made = four_numbers().members()
     made.pop("sys_info")
     assert tz.lazy_load(io.BytesIO(tar_of(made)), foreign="raise").globals

@@ -141,7 +141,6 @@ def test_weights_and_constants() -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_dtypes(name: str) -> None:
-    """Each number is its dtype, and survives being saved."""
     count = 16 // DTYPES[name].itemsize
     data = weights({"t": tensor(NUMBERS[name], (count,))})
     with lazy(data) as ckpt:
@@ -154,7 +153,6 @@ def test_dtypes(name: str) -> None:
 
 @pytest.mark.parametrize("number", [0, 14, 27, 36, 1 << 40])
 def test_unknown_dtypes(number: int) -> None:
-    """They are said by their number."""
     with pytest.raises(UnsupportedError, match=f"'t': dtype number {number}"):
         load(weights({"t": tensor(number)}))
 
@@ -217,7 +215,6 @@ def test_several_models() -> None:
 
 
 def test_devices() -> None:
-    """The device is the location of the storage."""
     for device, location in (
         ({"type": "cuda", "index": 1}, "cuda:1"), ({"type": "cpu", "index": None}, "cpu"),
         ({"type": "meta"}, "meta"),
@@ -455,7 +452,6 @@ def test_missing_field(field: str) -> None:
     ],
 )
 def test_refused(row: Any, error: type[TorchZipError]) -> None:
-    """Numbers that do not fit, things that are not there."""
     for read in (tz.load, tz.lazy_load):
         with pytest.raises(error) as caught:
             read(io.BytesIO(weights({"t": row})))
@@ -463,7 +459,6 @@ def test_refused(row: Any, error: type[TorchZipError]) -> None:
 
 
 def test_a_part_of_an_element() -> None:
-    """A record that is not a whole number of elements."""
     with pytest.raises(TensorError, match="not a whole number"):
         load(weights({"t": tensor(7, (1,))}, {"weight_0": b"12345"}))
 
@@ -543,7 +538,6 @@ def test_damage_is_found() -> None:
 
 @given(st.sampled_from([old({}), weights({"t": payload()})]), st.data())
 def test_changed_archives(data: bytes, draw: st.DataObject) -> None:
-    """Any change gives a value, a TorchZipError or an OSError."""
     made = bytearray(data)
     for _ in range(draw.draw(st.integers(1, 4))):
         made[draw.draw(st.integers(0, len(made) - 1))] = draw.draw(st.integers(0, 255))
@@ -566,7 +560,6 @@ def test_changed_archives(data: bytes, draw: st.DataObject) -> None:
     )
 )
 def test_any_config(value: Any) -> None:
-    """Any JSON in the place of a config, or of a name in it."""
     for rows in ({"config": value}, {"config": {"t": value}}, value):
         records = {**_FOUR, "model_weights_config.json": json.dumps(rows).encode()}
         with contextlib.suppress(TorchZipError, OSError):

@@ -301,7 +301,6 @@ def test_a_shard_with_a_part_of_a_tensor(tmp_path: Path) -> None:
     "content", [b.integer(5), b.list_of(b.tensor()), b"}" + b.integer(1) + b"Ns"]
 )
 def test_a_shard_that_is_no_flat_dict(tmp_path: Path, content: bytes) -> None:
-    """A shard maps names to tensors."""
     (tmp_path / "x.bin").write_bytes(b.checkpoint(b.stream(content)))
     _index(tmp_path, "bin", {"a": "x.bin"})
     assert "flat dict" in _error(tmp_path)
@@ -354,7 +353,6 @@ _TEXTS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", _TEXTS)
 def test_hostile_indices(tmp_path: Path, name: str) -> None:
-    """An index that is none raises a FormatError, whatever its bytes."""
     write_shard(tmp_path / "x.bin", {"a": _A})
     (tmp_path / "m.bin.index.json").write_bytes(_TEXTS[name])
     assert "m.bin.index.json" in _error(tmp_path)

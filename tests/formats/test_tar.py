@@ -53,7 +53,6 @@ def _open(data: bytes) -> tz.Checkpoint:
 
 
 def test_reads_what_the_description_says() -> None:
-    """Tensors, ties, windows and bare storages come as they are."""
     expected = np.arange(6, dtype=np.float32).reshape(2, 3)
     with _open(_example().build()) as checkpoint:
         assert checkpoint.format == "tar"
@@ -265,7 +264,6 @@ _HOSTILE: list[Refusal] = [
 
 @each_refusal(_HOSTILE, tz.FormatError)
 def test_hostile(given: Callable[[], bytes], error: type[tz.TorchZipError], message: str) -> None:
-    """Each attack has an error that says what is wrong."""
     data = given()
     with pytest.raises(error, match=message):
         tz.load(io.BytesIO(data))
@@ -285,7 +283,6 @@ def test_two_members_of_one_name() -> None:
 
 
 def test_any_byte_changed() -> None:
-    """Any change of a byte gives a value or a TorchZipError."""
     data = _example().build()
     rng = np.random.default_rng(7)
     interesting = np.flatnonzero(np.frombuffer(data, np.uint8))
@@ -358,7 +355,6 @@ def test_parameters_of_old() -> None:
     ids=["dtype", "twice", "none", "numbers", "called", "sparse", "cuda sparse"],
 )  # fmt: skip
 def test_hostile_old_tensors(pickle: bytes, error: type[Exception], text: str) -> None:
-    """What is no state of a tensor is said so."""
     with pytest.raises(error, match=text):
         tz.load(io.BytesIO(b.checkpoint(b.stream(pickle))))
 

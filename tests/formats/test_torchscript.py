@@ -338,7 +338,6 @@ def test_constants() -> None:
     ],
 )
 def test_broken_constants(constants: bytes, error: type[TorchZipError]) -> None:
-    """Errors of the constants name the file and the record."""
     with pytest.raises(error) as caught:
         lazy(archive(net(), constants=constants))
     assert caught.value.path is not None
@@ -394,7 +393,6 @@ def jit(function: str, *arguments: bytes) -> bytes:
     ],
 )
 def test_values(value: bytes, expected: Any) -> None:
-    """Typed lists and dicts are what is in them."""
     with lazy(archive(net(value=value))) as ckpt:
         assert ckpt.root.state["value"] == expected
 

@@ -45,7 +45,6 @@ def notes_of(data: bytes) -> dict[str, list[str]]:
 
 @given(VALUES, st.integers(0, 5))
 def test_equals_pickletools(value: Any, protocol: int) -> None:
-    """Names and offsets, of every protocol."""
     data = pickle.dumps(value, protocol)
     expected = [(position, opcode.name) for opcode, _, position in pickletools.genops(data)]
     steps = walk(data)
@@ -117,7 +116,6 @@ def test_names_from_the_stack() -> None:
 
 
 def test_long_values_are_shortened() -> None:
-    """Of a long text its beginning is kept, and its size said."""
     step, _ = walk(b"X\x00\x00\x10\x00" + b"a" * (1 << 20) + b".")
     assert argument_text(step).endswith("... (1,048,576 bytes)")
     assert len(argument_text(step)) < 130

@@ -203,7 +203,6 @@ _VALUES = _values()
 
 @pytest.mark.parametrize("name", _VALUES)
 def test_bytes_of_pickle(name: str) -> None:
-    """A value gives the bytes of CPython's pickler at protocol 2."""
     value = _VALUES[name]
     if name == "standard library":  # reducing an iterator may move it; one object at a time
         for item in value:
@@ -435,7 +434,6 @@ def test_names_with_dots_of_any_python(
     ids=lambda data: ascii(data)[2:50],
 )  # fmt: skip
 def test_foreign_objects_of_others_are_written_as_they_were(data: bytes) -> None:
-    """Whatever a file has comes back the same."""
     same(dump(read(data)), data)
 
 

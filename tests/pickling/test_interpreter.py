@@ -73,7 +73,6 @@ def test_bytearrays_come_back(value: Any, protocol: int) -> None:
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("which", range(len(cycles())))
 def test_cycles_come_back(which: int, protocol: int) -> None:
-    """A value that reaches itself does so again, also through a tuple."""
     data = pickle.dumps(cycles()[which], protocol)
     assert graph(run(data, PLAIN)) == graph(pickle.loads(data))
 
@@ -113,7 +112,6 @@ def test_several_pickles_follow_one_another() -> None:
 
 
 def test_memo_ends_with_the_pickle() -> None:
-    """The second pickle cannot reach what the first has numbered."""
     data = pickle.dumps([1], 2) + b"\x80\x02h\x00."
     interpreter = Interpreter(data, Table(), Limits())
     interpreter.run()
@@ -343,7 +341,6 @@ def test_no_module_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_a_foreign_object_holds() -> None:
-    """Arguments, keywords, items, state and setter are kept as the file has them."""
     made = run(pickle.dumps(TrapByState(), 2))
     assert (made.module, made.name, made.how) == (__name__, "Trap", "call")
     assert made.args == ()
@@ -521,7 +518,6 @@ _BROKEN: list[Refusal] = [
 
 @each_refusal(_BROKEN, PickleError)
 def test_broken_streams(given: bytes, error: type[TorchZipError], message: str) -> None:
-    """Each fault has its error, which says what is wrong and at which byte."""
     with pytest.raises(error) as caught:
         Interpreter(given, Table(), Limits(), record="data.pkl").run()
     assert message in str(caught.value)
@@ -782,7 +778,6 @@ _SEEDS = [
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255), st.integers(0, 3)), max_size=6),
 )
 def test_mutated_pickles(seed: bytes, changes: list[tuple[float, int, int]]) -> None:
-    """A pickle with bytes changed, lost, added or doubled gives a value or a TorchZipError."""
     data = bytearray(seed)
     for where, byte, how in changes:
         at = int(where * (len(data) - 1))

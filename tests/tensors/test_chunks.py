@@ -202,7 +202,6 @@ def test_many_chunks_are_compared_quickly() -> None:
 
 
 def test_numbers_past_64_bits() -> None:
-    """Sums are exact."""
     big = (1 << 63) - 1
     TilingCheck()((big, 2), [_box((0, 0), (big, 1)), _box((0, 1), (big, 1))])
     with pytest.raises(tz.FormatError, match="of the"):

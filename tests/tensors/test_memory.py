@@ -216,7 +216,6 @@ def test_dtypes_that_torch_has_not(array: Array) -> None:
 
 
 def test_masked_array() -> None:
-    """A mask would be lost."""
     with pytest.raises(TypeError, match="masked"):
         torch_dtype_to_save(np.ma.masked_array([1.0], [True]))
 
@@ -230,7 +229,6 @@ def test_owner() -> None:
 
 
 def test_extent() -> None:
-    """Start, stop and gaps of what an array spans."""
     base = np.zeros((4, 6), np.int16)
     start = base.__array_interface__["data"][0]
     extent = extent_of(base[1:3, ::2], "int16")

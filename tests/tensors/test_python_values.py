@@ -125,7 +125,6 @@ def test_pickles_of_every_protocol(value: Any, protocol: int) -> None:
 
 @pytest.mark.parametrize("value", [*VALUES, *ARRAYS], ids=repr)
 def test_saved_again(value: Any) -> None:
-    """What was read from a checkpoint is written as it was."""
     first, second = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -209,7 +208,6 @@ _ABSURD = [
 
 @pytest.mark.parametrize(("what", "data"), _ABSURD, ids=[row[0] for row in _ABSURD])
 def test_absurd_arguments(what: str, data: bytes) -> None:
-    """Each is refused as the file's fault."""
     with pytest.raises(TorchZipError):
         read(data)
 
@@ -259,7 +257,6 @@ def test_dtypes_that_lie(spelled: Any, state: Any) -> None:
 
 @given(st.data())
 def test_mutated_pickles(data: Any) -> None:
-    """Whatever becomes of the bytes: a value or a TorchZipError."""
     value = data.draw(st.sampled_from([*VALUES[:20], *ARRAYS]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -259,7 +259,6 @@ def test_a_slice_reads_its_own_bytes(key: Any, reads: int) -> None:
 
 
 def test_whole_rows_are_one_read() -> None:
-    """A permuted tensor that fills its storage is read in one go."""
     layout: Layout = ((4, 3, 2), (1, 4, 12), 0)
     storage, spec = counted(np.arange(24, dtype=np.int16), *layout)
     made = read_view(spec, *layout)
@@ -276,13 +275,11 @@ def test_many_small_runs_are_joined() -> None:
 
 
 def test_large_gaps_are_not_read() -> None:
-    """Runs that lie far apart stay apart, however many there are."""
     storage, spec = counted(np.zeros(2000 * 2048, np.float32), (2000, 2048))
     assert read_part(spec, np.s_[:, :2]).nbytes == storage.nbytes_read == 2000 * 8
 
 
 def test_broadcast_axes_are_read_once() -> None:
-    """An axis of stride 0 costs one read of one row."""
     storage, spec = counted(np.arange(10, dtype=np.float32), (1000, 10), (0, 1))
     made = read_view(spec, (1000, 10), (0, 1), 0)
     assert made.shape == (1000, 10)
@@ -314,7 +311,6 @@ def test_span(layout: Layout) -> None:
 
 @given(layouts(), st.integers(0, 400))
 def test_check_is_exact(layout: Layout, nbytes: int) -> None:
-    """A tensor is refused exactly if its furthest element lies outside."""
     shape, stride, offset = layout
     spec = spec_of(shape, stride, offset, nbytes=nbytes)
     if _reach(*layout) * 4 <= nbytes:
@@ -388,7 +384,6 @@ def test_check_refuses(shape: Any, stride: Any, offset: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bounds_count_items(dtype: str) -> None:
-    """Offsets and strides count elements of the tensor's own dtype."""
     itemsize = DTYPES[dtype].itemsize
     check_spec(spec_of((2,), (3,), 1, nbytes=5 * itemsize, dtype=dtype))
     with pytest.raises(TensorError):
