@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -196,12 +196,10 @@ def whole() -> list[Case]:
 
 
 def _tar() -> bytes:
-    storage = tar_builder.OldStorage(key=b.integer(1), data=b.DATA)
-    tensor = tar_builder.OldTensor(
-        key=b.integer(2), storage=b.integer(1), size=(2, 2), stride=(2, 1)
-    )
+    made = tar_builder.four_numbers()
+    tensor = replace(made.tensors[0], size=(2, 2), stride=(2, 1))
     pickle = b.stream(b.dict_of({"w": tar_builder.pid(2), "s": tar_builder.pid(1)}))
-    return tar_builder.OldCheckpoint(pickle=pickle, storages=[storage], tensors=[tensor]).build()
+    return replace(made, pickle=pickle, tensors=[tensor]).build()
 
 
 def _files(folder: pathlib.Path) -> dict[str, bytes]:

@@ -37,7 +37,7 @@ class BytesSink(FileObjectSink):
         return self._bytes.getvalue()
 
 
-class SparseFile:
+class SparseFile(io.RawIOBase):
     """Sink, Source and file object of any size: large writes are taken for zeros."""
 
     LARGE = 1 << 20
@@ -49,7 +49,7 @@ class SparseFile:
         self._parts: list[bytes] = []
         self._at = 0
 
-    def write(self, data: Buffer) -> None:
+    def write(self, data: Buffer) -> None:  # type: ignore[override]
         """Append bytes, or zeros where there are many."""
         view = memoryview(data)
         if view.nbytes < self.LARGE:
@@ -76,10 +76,10 @@ class SparseFile:
     def read_back(self, offset: int, nbytes: int) -> bytes:
         return self.read_at(offset, nbytes)
 
-    def close(self) -> None:
-        """Do nothing, as at the other ends of what is open."""
+    def commit(self) -> None:
+        """Do nothing, as `abort` does."""
 
-    commit = abort = close
+    abort = commit
 
     # what zipfile wants of a file object
 
@@ -90,12 +90,8 @@ class SparseFile:
         self._at = offset + (0, self._at, self.position)[whence]
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, nbytes: int = -1) -> bytes:
-        left = self.position - self._at
-        take = left if nbytes < 0 else min(nbytes, left)
-        data = self.read_at(self._at, take)
-        self._at += take
-        return data
+    def readinto(self, out: memoryview) -> int:  # type: ignore[override]
+        nbytes = min(len(out), self.position - self._at)
+        out[:nbytes] = self.read_at(self._at, nbytes)
+        self._at += nbytes
+        return nbytes

@@ -74,11 +74,11 @@ def four_numbers() -> OldCheckpoint:
     )
 
 
-def tar_of(members: Mapping[str, bytes]) -> bytes:
-    """Return a tar of regular files."""
+def tar_of(members: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> bytes:
+    """Return a tar of regular files, by their names or, where one is there twice, as pairs."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in members.items():
+        for name, data in members.items() if isinstance(members, Mapping) else members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             info.mtime = 1483228800

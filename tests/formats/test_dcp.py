@@ -271,13 +271,17 @@ def test_damage_is_seen(tmp_path: Path, folder: Path, name: str) -> None:
 # -- one metadata for each rank --------------------------------------------------------------------
 
 
+def _write_rank(folder: Path, rank: int, name: str) -> None:
+    made = d.Builder(folder)
+    made.items[name] = d.tensor_metadata((7, 4), [((0, 0), (7, 4))])
+    made.put(f"__{rank}_0.distcp", name, (0, 0), d.saved(_A + rank))
+    made.write(f"__{rank}.metadata")
+
+
 def test_a_metadata_of_each_rank(tmp_path: Path) -> None:
     """What ranks saved apart is one, as long as no name is in two."""
     for rank in (0, 10, 2):
-        made = d.Builder(tmp_path)
-        made.items[f"w{rank}"] = d.tensor_metadata((7, 4), [((0, 0), (7, 4))])
-        made.put(f"__{rank}_0.distcp", f"w{rank}", (0, 0), d.saved(_A + rank))
-        made.write(f"__{rank}.metadata")
+        _write_rank(tmp_path, rank, f"w{rank}")
     made_of_all = tz.load(tmp_path)
     assert list(made_of_all) == ["w0", "w2", "w10"]
     np.testing.assert_array_equal(made_of_all["w10"], _A + 10)
@@ -287,10 +291,7 @@ def test_a_metadata_of_each_rank(tmp_path: Path) -> None:
 def test_ranks_with_the_same_names(tmp_path: Path) -> None:
     """Then each rank has a checkpoint of its own, and one of them must be given."""
     for rank in (0, 1):
-        made = d.Builder(tmp_path)
-        made.items["w"] = d.tensor_metadata((7, 4), [((0, 0), (7, 4))])
-        made.put(f"__{rank}_0.distcp", "w", (0, 0), d.saved(_A + rank))
-        made.write(f"__{rank}.metadata")
+        _write_rank(tmp_path, rank, "w")
     with pytest.raises(tz.FormatError, match=r"'w' is in __0\.metadata and in __1\.metadata"):
         tz.load(tmp_path)
     np.testing.assert_array_equal(tz.load(tmp_path / "__1.metadata")["w"], _A + 1)

@@ -42,10 +42,6 @@ def _file(folder: Path, data: bytes) -> Path:
     return path
 
 
-def _zip(folder: Path, put: Put) -> Path:
-    return _file(folder, b.checkpoint(put("data.pkl", b.stream(b.tensor()))))
-
-
 def legacy_of(put: Put) -> bytes:
     return (
         put("magic number", b.stream(b.MAGIC))
@@ -58,11 +54,7 @@ def legacy_of(put: Put) -> bytes:
     )
 
 
-def _legacy(folder: Path, put: Put) -> Path:
-    return _file(folder, legacy_of(put))
-
-
-def _tar(folder: Path, put: Put) -> Path:
+def _tar(put: Put) -> bytes:
     one, two = b.integer(1), b.integer(2)
     kind = b.name("torch", "FloatStorage")
     row = b.stream(b.tuple_of(one, "cpu", kind))
@@ -71,16 +63,13 @@ def _tar(folder: Path, put: Put) -> Path:
     row = b.stream(b.tuple_of(two, one, b.name("torch", "FloatTensor")))
     tensors = put("tensors, count", b.stream(one)) + put("tensors, a row", row)
     tensors += struct.pack("<i4x3q", 1, 4, 1, 0)
-    return _file(
-        folder,
-        tar_of(
-            {
-                "sys_info": put("sys_info", b.stream(b"}")),
-                "pickle": put("pickle", b.stream(b.dict_of({"w": pid(2)}))),
-                "tensors": tensors,
-                "storages": storages,
-            }
-        ),
+    return tar_of(
+        {
+            "sys_info": put("sys_info", b.stream(b"}")),
+            "pickle": put("pickle", b.stream(b.dict_of({"w": pid(2)}))),
+            "tensors": tensors,
+            "storages": storages,
+        }
     )
 
 
@@ -88,7 +77,7 @@ def _inner(put: Put, place: str, pickle: bytes) -> bytes:
     return b.checkpoint(put(place, b.stream(pickle)))
 
 
-def _pt2(folder: Path, put: Put) -> Path:
+def _pt2(put: Put) -> bytes:
     rows = {
         "t": payload("tensor_0", use_pickle=True) | {"tensor_meta": None},
         "c": payload("custom_obj_0", use_pickle=True) | {"tensor_meta": None},
@@ -115,10 +104,10 @@ def _pt2(folder: Path, put: Put) -> Path:
         b.Member(name=f"a/{name}".encode(), data=data, method=8 if "sample" in name else 0)
         for name, data in records.items()
     ]
-    return _file(folder, b.build_zip(members))
+    return b.build_zip(members)
 
 
-def _pt2_of_files(folder: Path, put: Put) -> Path:
+def _pt2_of_files(put: Put) -> bytes:
     """Sample inputs in the legacy format have five pickles of their own."""
     records = {
         "data/weights/model.pt": _inner(put, "weights", b.dict_of({"w": b.tensor()})),
@@ -128,10 +117,10 @@ def _pt2_of_files(folder: Path, put: Put) -> Path:
         "archive_format": b"pt2",
         ".data/version": b"3",
     }
-    return _file(folder, b.zip_of(records, root="a/"))
+    return b.zip_of(records, root="a/")
 
 
-def _old_pt2(folder: Path, put: Put) -> Path:
+def _old_pt2(put: Put) -> bytes:
     records = {
         "serialized_exported_program.json": b"{}",
         "serialized_state_dict.pt": _inner(put, "state dict", b.dict_of({"w": b.tensor()})),
@@ -139,10 +128,10 @@ def _old_pt2(folder: Path, put: Put) -> Path:
         "serialized_example_inputs.pt": _inner(put, "example inputs", b")"),
         "version": b"8.2",
     }
-    return _file(folder, b.zip_of(records, root=""))
+    return b.zip_of(records, root="")
 
 
-def _script(folder: Path, put: Put) -> Path:
+def _script(put: Put) -> bytes:
     module = b.name("__torch__", "Net") + b")\x81" + b.dict_of({"w": b.tensor()}) + b"b"
     records = {
         "data.pkl": put("data.pkl", b.stream(module)),
@@ -154,7 +143,7 @@ def _script(folder: Path, put: Put) -> Path:
         "data/0": b.DATA,
         "version": b"3",
     }
-    return _file(folder, b.zip_of(records, root="a/"))
+    return b.zip_of(records, root="a/")
 
 
 def _dcp(folder: Path, put: Put) -> Path:
@@ -183,14 +172,18 @@ def _sharded(folder: Path, put: Put) -> Path:
     return path
 
 
+def _alone(make: Callable[[Put], bytes]) -> Write:
+    return lambda folder, put: _file(folder, make(put))
+
+
 FILES: dict[str, Write] = {
-    "zip": _zip,
-    "legacy": _legacy,
-    "tar": _tar,
-    "pt2": _pt2,
-    "pt2 of files": _pt2_of_files,
-    "old pt2": _old_pt2,
-    "torchscript": _script,
+    "zip": _alone(lambda put: _inner(put, "data.pkl", b.tensor())),
+    "legacy": _alone(legacy_of),
+    "tar": _alone(_tar),
+    "pt2": _alone(_pt2),
+    "pt2 of files": _alone(_pt2_of_files),
+    "old pt2": _alone(_old_pt2),
+    "torchscript": _alone(_script),
     "dcp": _dcp,
     "sharded": _sharded,
 }
@@ -280,7 +273,9 @@ def test_bytes_of_a_tensor_that_are_a_pickle(tmp_path: Path) -> None:
 
 def test_a_pickle_that_cannot_be_followed(tmp_path: Path) -> None:
     """Nobody can say what it names, so whoever asks is told that."""
-    path = _script(tmp_path, lambda place, data: b"\x80\2R." if "traced" in place else data)
+    path = FILES["torchscript"](
+        tmp_path, lambda place, data: b"\x80\2R." if "traced" in place else data
+    )
     with tz.lazy_load(path) as ckpt, pytest.raises(tz.FormatError, match=r"traced_inputs\.pkl"):
         ckpt.globals  # noqa: B018
     with pytest.raises(tz.FormatError, match=r"traced_inputs\.pkl"):

@@ -16,6 +16,7 @@ import torchzip as tz
 from tests import builders as b
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid, tar_of
 from tests.refusals import Refusal, each_refusal
+from tests.test_cost import CountingFile
 from torchzip.types import Parameter, Storage
 
 _FLOATS = struct.pack("<6f", *range(6))
@@ -127,21 +128,13 @@ def test_verify_and_convert(tmp_path: Path) -> None:
 
 
 def test_opening_reads_no_data() -> None:
-    class Counting(io.BytesIO):
-        nbytes = 0
-
-        def read(self, size: int | None = -1) -> bytes:
-            made = super().read(size)
-            self.nbytes += len(made)
-            return made
-
     many = [OldStorage(key=b.integer(i), data=bytes(400_000)) for i in range(1, 9)]
     tensors = [
         OldTensor(key=b.integer(100 + i), storage=b.integer(i), size=(100_000,), stride=(1,))
         for i in range(1, 9)
     ]
     pickle = b.stream(b.list_of(*(pid(100 + i) for i in range(1, 9))))
-    file = Counting(OldCheckpoint(pickle=pickle, storages=many, tensors=tensors).build())
+    file = CountingFile(OldCheckpoint(pickle=pickle, storages=many, tensors=tensors).build())
     with tz.lazy_load(file) as checkpoint:
         assert file.nbytes < 80_000
         assert checkpoint["7"].nbytes == 400_000
@@ -272,14 +265,8 @@ def test_hostile(given: Callable[[], bytes], error: type[tz.TorchZipError], mess
 def test_two_members_of_one_name() -> None:
     """Which of the two counts cannot be told."""
     members = list(_example().members().items())
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, data in [*members, members[-1]]:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
     with pytest.raises(tz.FormatError, match="two members are called 'storages'"):
-        tz.load(io.BytesIO(file.getvalue()))
+        _open(tar_of([*members, members[-1]]))
 
 
 def test_any_byte_changed() -> None:
