@@ -41,7 +41,6 @@ class Case:
 
     @staticmethod
     def of(data: bytes) -> Case:
-        """Return a file alone."""
         return Case({"hostile.pt": data})
 
 
@@ -188,7 +187,6 @@ def others() -> list[Case]:
 
 
 def whole() -> list[Case]:
-    """Return every seed as it is."""
     return [
         *map(Case.of, golden()), *(Case.of(b.build_zip(members)) for members in archives()),
         *others(),

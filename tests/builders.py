@@ -304,10 +304,11 @@ def legacy(
     keys: bytes,
     storages: bytes,
     *,
+    magic: bytes = MAGIC,
     version: bytes = integer(1001),
     system: bytes = b"}",
 ) -> bytes:
-    return stream(MAGIC) + stream(version) + stream(system) + pickle + keys + storages
+    return stream(magic) + stream(version) + stream(system) + pickle + keys + storages
 
 
 def safetensors(header: bytes, data: bytes = b"", *, nbytes: int | None = None) -> bytes:

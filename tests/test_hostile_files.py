@@ -65,6 +65,12 @@ def _is_error(outcome: Any) -> bool:
     return isinstance(outcome, Exception)
 
 
+def _check(data: bytes, is_same: bool, *where: object) -> None:
+    """Fail unless the file is what it was, or an error."""
+    outcome = _try(data)
+    assert outcome == _VALUE if is_same else _is_error(outcome), where
+
+
 _LEGAL = [
     attack
     for kind in "archive header end deflated safetensors tar program body".split()
@@ -102,11 +108,7 @@ def test_cut_at_every_byte(name: str) -> None:
     data, whole = _CUT[name]
     assert _load(data) == _VALUE
     for nbytes in range(len(data)):
-        outcome = _try(data[:nbytes])
-        if nbytes < whole:
-            assert _is_error(outcome), nbytes
-        else:
-            assert outcome == _VALUE, nbytes
+        _check(data[:nbytes], nbytes >= whole, nbytes)
 
 
 def test_cut_at_the_front() -> None:
@@ -114,11 +116,7 @@ def test_cut_at_the_front() -> None:
     first = 1024
     for data in (_ZIP, _ZIP64, _LEGACY, _SAFETENSORS, _TAR):
         for nbytes in range(1, len(data)):
-            outcome = _try(data[nbytes:])
-            if data is _TAR and nbytes == first:
-                assert outcome == _VALUE
-            else:
-                assert _is_error(outcome), nbytes
+            _check(data[nbytes:], data is _TAR and nbytes == first, nbytes)
 
 
 # -- changed --------------------------------------------------------------------------------------
@@ -201,11 +199,8 @@ def test_every_field_of_an_archive(data: bytes) -> None:
         values |= {truth ^ (1 << bit) for bit in range(8 * size)}
         for value in values - {truth}:
             changed = data[:at] + value.to_bytes(size, "little") + data[at + size :]
-            outcome = _try(changed)
-            if _is_same(kind, name, value, size, zip64=data is _ZIP64):
-                assert outcome == _VALUE, (kind, name, at, value)
-            else:
-                assert _is_error(outcome), (kind, name, at, value)
+            is_same = _is_same(kind, name, value, size, zip64=data is _ZIP64)
+            _check(changed, is_same, kind, name, at, value)
             count += 1
     assert count > 3000
 
@@ -225,17 +220,12 @@ def test_every_bit_of_an_archive(data: bytes) -> None:
     for place in range(len(data)):
         for bit in range(8):
             changed = _flipped(data, place, 1 << bit)
-            outcome = _try(changed)
+            is_same = False
             if place in spans:
                 kind, name, at, size = spans[place]
                 value = int.from_bytes(changed[at : at + size], "little")
                 is_same = _is_same(kind, name, value, size, zip64=data is _ZIP64)
-            else:
-                is_same = False
-            if is_same:
-                assert outcome == _VALUE, (place, bit)
-            else:
-                assert _is_error(outcome), (place, bit)
+            _check(changed, is_same, place, bit)
 
 
 @pytest.mark.parametrize("data", [_LEGACY, _SAFETENSORS], ids=["legacy", "safetensors"])

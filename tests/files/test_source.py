@@ -98,11 +98,8 @@ class Stingy(io.RawIOBase):
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
 
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(min(size, self.most) if size >= 0 else self.most)
-
     def readinto(self, buffer: Any) -> int:
-        part = self.read(len(buffer))
+        part = self._file.read(min(len(buffer), self.most))
         buffer[: len(part)] = part
         return len(part)
 

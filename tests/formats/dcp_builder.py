@@ -126,7 +126,6 @@ class Builder:
         self._path(name, path)
 
     def value(self, name: str, value: Any, path: Sequence[str | int] | None = None) -> None:
-        """Add an object that is no tensor."""
         self.items[name] = BYTES
         self.put("__0_0.distcp", name, None, saved(value))
         self._path(name, path)
@@ -152,7 +151,6 @@ class Builder:
         return b.stream(new(MODULE, "Metadata", b.dict_of(fields)), protocol=4)
 
     def write(self, name: str = ".metadata") -> Path:
-        """Write the files; return the directory."""
         self.folder.mkdir(exist_ok=True)
         for file, raw in self.files.items():
             (self.folder / file).write_bytes(raw)

@@ -248,12 +248,8 @@ def test_damage_is_seen(tmp_path: Path, folder: Path, name: str) -> None:
     """A changed byte of a chunk fails its CRC: in `load`, `verify` and conversions."""
     path = folder / "__0_0.distcp"
     data = bytearray(path.read_bytes())
-    at = {
-        "rows": data.find(_A[0].tobytes()),
-        "columns": data.find(_A[:, 0].tobytes()),
-        "pinwheel": data.find(_A[:5, :2].tobytes()),
-    }[name]
-    data[at] ^= 1
+    part = {"rows": _A[0], "columns": _A[:, 0], "pinwheel": _A[:5, :2]}[name]
+    data[data.find(part.tobytes())] ^= 1
     path.write_bytes(data)
     for check in (
         lambda: tz.load(folder),

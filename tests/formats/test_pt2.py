@@ -288,6 +288,7 @@ def test_custom_objects() -> None:
 STATE = b.dict_of({"w": b.call("torch._utils._rebuild_parameter", b.tensor(), True,
                                b.HOOKS), "v": b.tensor()})  # fmt: skip
 CONSTANT = b.dict_of({"c": b.tensor()})
+CONSTANTS = inner(CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)})
 
 
 def old(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
@@ -295,7 +296,7 @@ def old(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
     whole: dict[str, bytes | None] = {
         "serialized_exported_program.json": b"{}",
         "serialized_state_dict.pt": inner(STATE),
-        "serialized_constants.pt": inner(CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)}),
+        "serialized_constants.pt": CONSTANTS,
         "serialized_example_inputs.pt": inner(b")"), "version": b"8.2", **records,
     }  # fmt: skip
     return b.zip_of(whole, root="", method=method)
@@ -308,14 +309,12 @@ def old(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
         pytest.param(
             old({"serialized_state_dict.pt": None, "serialized_constants.pt": None,
                  "serialized_state_dict.json": inner(STATE),
-                 "serialized_constants.json": inner(CONSTANT, {"0": struct.pack(
-                     "<4f", 5, 6, 7, 8)}), "extra_files/a/b.txt": b"x"}),
+                 "serialized_constants.json": CONSTANTS, "extra_files/a/b.txt": b"x"}),
             id="the suffix of 2.1"),
         pytest.param(
-            archive({"data/weights/model.pt": inner(STATE), "data/constants/model.pt": inner(
-                CONSTANT, {"0": struct.pack("<4f", 5, 6, 7, 8)}),
-                "data/weights/model_weights_config.json": None,
-                "data/constants/model_constants_config.json": None}),
+            archive({"data/weights/model.pt": inner(STATE), "data/constants/model.pt": CONSTANTS,
+                     "data/weights/model_weights_config.json": None,
+                     "data/constants/model_constants_config.json": None}),
             id="files in the later layout"),
     ],
 )  # fmt: skip

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 from tests import builders as b
 from tests.hostile.attack import Row, attacks
-from tests.hostile.parts import HEAD, and_record, and_records, with_record
+from tests.hostile.parts import and_record, and_records, with_record
 from torchzip.errors import ArchiveError, LimitError, PickleError, UnsupportedError
 
 _FILES: list[Row] = [
-    ("no data.pkl", b.build_zip([replace(HEAD[0], name=b"archive/data.pk1")])),
+    ("no data.pkl", b.zip_of({"data.pk1": b.stream(b"N")})),
     ("no version", b.build_zip(b.members_of(b.stream(b"N"), {}, version=None))),
     ("version 0", with_record(b"version", data=b"0\n")),
     ("version 11", with_record(b"version", data=b"11\n")),

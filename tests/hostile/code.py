@@ -11,7 +11,6 @@ from tests.hostile.parts import (
     FROM_TYPE,
     SYSTEM,
     by_stack,
-    legacy_of,
     short_text,
     tar_of,
     torchscript,
@@ -309,9 +308,16 @@ _BROKEN: list[Row] = [
     ("a getattr of a table", b.call(b.call("torch.Size", b")") + b")R")),
 ]  # fmt: skip
 
-_PICKLE = b.stream(b.call(SYSTEM, "exit 1"))
+_CODE = b.call(SYSTEM, "exit 1")
+_PICKLE = b.stream(_CODE)
 _MEMBERS = b.members_of(b.stream(b.tensor()))
 _CODE_MEMBERS = b.members_of(_PICKLE, root="other")
+
+
+def _legacy(
+    *, pickle: bytes = b.stream(b"N"), keys: bytes = b.stream(b"]"), **more: bytes
+) -> bytes:
+    return b.legacy(pickle, keys, b"", **more)
 
 
 def _second(name: bytes) -> bytes:
@@ -338,21 +344,18 @@ _FILES: list[Row] = [
     ("a bare pickle of code", _PICKLE, FormatError),
     ("a bare pickle of code at protocol 0", b"cos\nsystem\n(S'exit 1'\ntR.", FormatError),
     # the legacy stream
-    ("legacy with code for its magic", legacy_of(magic=_PICKLE), FormatError),
-    ("legacy with code before its magic", _PICKLE + legacy_of(), FormatError),
-    ("legacy with code within its magic",
-     legacy_of(magic=b.stream(b.call(SYSTEM, "exit 1") + b"0" + b.MAGIC)), None),
-    ("legacy with code for its version", legacy_of(version=_PICKLE), FormatError),
-    ("legacy with code within its version",
-     legacy_of(version=b.stream(b.call(SYSTEM, "exit 1") + b"0" + b.integer(1001))), None),
-    ("legacy with code for its description", legacy_of(description=_PICKLE), None),
-    ("legacy with code as its object", legacy_of(root=_PICKLE), None),
-    ("legacy with code for its keys", legacy_of(keys=_PICKLE)),
-    ("legacy with code among its keys",
-     legacy_of(keys=b.stream(b.list_of(b.call(SYSTEM, "exit 1"))))),
-    ("legacy with a storage as its version", legacy_of(version=b.stream(b.persistent()))),
-    ("legacy with a storage among its keys", legacy_of(keys=b.stream(b.list_of(b.persistent())))),
-    ("legacy with code behind its keys", legacy_of() + _PICKLE, None),
+    ("legacy with code for its magic", _legacy(magic=_CODE), FormatError),
+    ("legacy with code before its magic", _PICKLE + _legacy(), FormatError),
+    ("legacy with code within its magic", _legacy(magic=_CODE + b"0" + b.MAGIC), None),
+    ("legacy with code for its version", _legacy(version=_CODE), FormatError),
+    ("legacy with code within its version", _legacy(version=_CODE + b"0" + b.integer(1001)), None),
+    ("legacy with code for its description", _legacy(system=_CODE), None),
+    ("legacy with code as its object", _legacy(pickle=_PICKLE), None),
+    ("legacy with code for its keys", _legacy(keys=_PICKLE)),
+    ("legacy with code among its keys", _legacy(keys=b.stream(b.list_of(_CODE)))),
+    ("legacy with a storage as its version", _legacy(version=b.persistent())),
+    ("legacy with a storage among its keys", _legacy(keys=b.stream(b.list_of(b.persistent())))),
+    ("legacy with code behind its keys", _legacy() + _PICKLE, None),
     # the tar file
     ("tar with code as its object", tar_of(root=_PICKLE), None),
     ("tar with code for its storages", tar_of(storages=_PICKLE)),

@@ -24,7 +24,6 @@ def _stored_block(data: bytes, *, is_last: bool = True, complement: int | None =
 
 
 def _deflated(**changes: Any) -> bytes:
-    """Return a good checkpoint with a deflated storage."""
     return with_record(b"data/0", method=8, **changes)
 
 

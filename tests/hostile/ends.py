@@ -209,18 +209,15 @@ _AGAIN: list[Row] = [
 
 
 def _more(*names: bytes, data: bytes = b"other", **fields: Any) -> bytes:
-    """Return a good checkpoint and records of these names, with other bytes."""
     more = [b.Member(name=name, data=data, **fields) for name in names]
     return b.build_zip([*_MEMBERS, *more])
 
 
 def _before(*names: bytes, data: bytes = b"") -> bytes:
-    """Return the same with the records before all others."""
     return b.build_zip([*(b.Member(name=name, data=data) for name in names), *_MEMBERS])
 
 
 def _rooted(root: bytes) -> bytes:
-    """Return a good checkpoint in another folder."""
     records = [(each.name.partition(b"/")[2], each.data) for each in _MEMBERS]
     return b.build_zip([b.Member(name=root + b"/" + name, data=data) for name, data in records])
 

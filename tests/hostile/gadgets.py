@@ -109,7 +109,6 @@ def _dtype(
 
 
 def _field(dtype: bytes, at: int, itemsize: int) -> bytes:
-    """Return a dtype of one field."""
     fields = b.tuple_of("a") + b"}" + b.text("a") + b.tuple_of(dtype, at) + b"s"
     return _dtype(f"V{itemsize}", fields=fields, itemsize=itemsize)
 

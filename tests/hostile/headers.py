@@ -25,7 +25,6 @@ def _storage(**changes: Any) -> bytes:
 
 
 def _zip64(*numbers: int) -> bytes:
-    """Return a zip64 field."""
     return struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
 
 
@@ -252,15 +251,17 @@ _PLACES: list[Row] = [
     ("an end record between records", _with_gap(_GOOD[-22:]), None),
 ]  # fmt: skip
 
+
+def _attributes(value: int) -> bytes:
+    return in_directory(_GOOD, _STORAGE, 38, struct.pack("<L", value))
+
+
 _ATTRIBUTES: list[Row] = [
-    ("a storage that is a symbolic link",
-     in_directory(_GOOD, _STORAGE, 38, struct.pack("<L", 0o120777 << 16)), None),
+    ("a storage that is a symbolic link", _attributes(0o120777 << 16), None),
     ("a pickle that is a device",
      in_directory(_GOOD, b"data.pkl", 38, struct.pack("<L", 0o060666 << 16)), None),
-    ("a storage that is a folder by its attributes",
-     in_directory(_GOOD, _STORAGE, 38, struct.pack("<L", 0o040777 << 16 | 0x10))),
-    ("a storage that is a folder to Unix only",
-     in_directory(_GOOD, _STORAGE, 38, struct.pack("<L", 0o040777 << 16)), None),
+    ("a storage that is a folder by its attributes", _attributes(0o040777 << 16 | 0x10)),
+    ("a storage that is a folder to Unix only", _attributes(0o040777 << 16), None),
     ("an empty record that is a folder by its attributes",
      in_directory(and_record(b"x/"), b"x/", 38, b"\x10"), None),
     ("made by a system that is not known", in_directory(_GOOD, _STORAGE, 4, b"\xff\xff"), None),

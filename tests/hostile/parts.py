@@ -85,7 +85,6 @@ def legacy(
     return b.legacy(b.stream(root), b.stream(keys), storages, **more)
 
 
-HEAD = b.members_of(b.stream(b"N"), {})
 SYSTEM = b.name("os", "system")
 
 
@@ -109,15 +108,6 @@ def short_text(value: str) -> bytes:
 def by_stack(module: str, attribute: str) -> bytes:
     """Return STACK_GLOBAL with its two texts."""
     return short_text(module) + short_text(attribute) + b"\x93"
-
-
-def legacy_of(
-    *, magic: bytes = b.stream(b.MAGIC), version: bytes = b.stream(b.integer(1001)),
-    description: bytes = b.stream(b"}"), root: bytes = b.stream(b"N"),
-    keys: bytes = b.stream(b"]"),
-) -> bytes:  # fmt: skip
-    """Return a checkpoint of the legacy format without storages, by its five pickles."""
-    return magic + version + description + root + keys
 
 
 def tar_of(

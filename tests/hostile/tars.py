@@ -73,12 +73,11 @@ def _tar(*before: bytes, tail: bytes = _TAIL, **instead: bytes) -> bytes:
     return b"".join([*before, *members]) + tail
 
 
-def _storages(**changes: Any) -> bytes:
-    return _tar(storages=_member(b"storages", _ALL["storages"], **changes))
+def _storages(data: bytes = _ALL["storages"], **changes: Any) -> bytes:
+    return _tar(storages=_member(b"storages", data, **changes))
 
 
 def _pax(texts: Mapping[str, str] | bytes, kind: bytes = b"x") -> bytes:
-    """Return an extended header."""
     raw = texts if isinstance(texts, bytes) else b""
     for key, value in {} if isinstance(texts, bytes) else texts.items():
         rest = f" {key}={value}\n".encode("utf-8", "surrogateescape")
@@ -227,10 +226,8 @@ _FILES: list[Row] = [
     ("a window of a window", _of_views((3, 1, 0, 2), (4, 3, 0, 1)), TensorError),
     ("a window that is its storage", _of_views((1, 1, 0, 4)), FormatError),
     ("a window of 2**63 elements", _of_views((3, 1, 0, 1 << 63)), TensorError),
-    ("a count of storages of 2**31", _tar(storages=_member(
-        b"storages", b.stream(b.integer(1 << 31)))), PickleError),
-    ("a count of storages that is true", _tar(storages=_member(
-        b"storages", b.stream(b.TRUE))), PickleError),
+    ("a count of storages of 2**31", _storages(b.stream(b.integer(1 << 31))), PickleError),
+    ("a count of storages that is true", _storages(b.stream(b.TRUE)), PickleError),
     ("a count of tensors past their member", _tar(tensors=_member(
         b"tensors", b.stream(b.integer(1 << 30)))), PickleError),
     ("a system of big-endian", _tar(sys_info=_member(b"sys_info", b.stream(

@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.pickling.graphs import TREES
 from torchzip.errors import PickleError
 from torchzip.pickling.disassembly import Annotator, Step, argument_text, parse_step
 from torchzip.pickling.opcodes import OPCODES, TruncatedPickleError
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
-    lambda inner: (
-        st.lists(inner) | st.dictionaries(st.text(), inner) | st.lists(inner).map(tuple)
-        | st.frozensets(st.integers())
-    ),
-)  # fmt: skip
 #: Random opcodes and arguments get further than random bytes.
 OPCODE_BYTES = st.lists(
     st.sampled_from([bytes([row.code]) for row in OPCODES]) | st.binary(max_size=3)
@@ -43,7 +37,7 @@ def notes_of(data: bytes) -> dict[str, list[str]]:
     return notes
 
 
-@given(VALUES, st.integers(0, 5))
+@given(TREES, st.integers(0, 5))
 def test_equals_pickletools(value: Any, protocol: int) -> None:
     data = pickle.dumps(value, protocol)
     expected = [(position, opcode.name) for opcode, _, position in pickletools.genops(data)]
@@ -73,7 +67,7 @@ def test_any_bytes(data: bytes) -> None:
         position = step.end
 
 
-@given(VALUES, st.integers(0, 5), st.data())
+@given(TREES, st.integers(0, 5), st.data())
 def test_truncated(value: Any, protocol: int, draw: st.DataObject) -> None:
     """What is missing is said to be missing, and never more than is."""
     data = pickle.dumps(value, protocol)

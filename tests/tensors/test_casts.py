@@ -63,31 +63,26 @@ def _same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> None
     np.testing.assert_array_equal(ours.view(kind)[~nan], theirs.view(kind)[~nan])
 
 
+def _check_bfloat16(values: np.ndarray[Any, Any]) -> None:
+    ours = cast(values, "float32", "bfloat16")
+    theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
+    np.testing.assert_array_equal(ours.view(np.uint16), theirs.view(np.uint16))
+
+
 @pytest.mark.parametrize("low", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
 def test_bfloat16_of_every_upper_half(low: int) -> None:
     """All 65,536 upper halves, at the places where rounding turns, NaN too, equal ml_dtypes."""
     bits = (np.arange(1 << 16, dtype=np.uint32) << 16) | low
     values = bits.view(np.float32)
-    theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
-    np.testing.assert_array_equal(
-        cast(values, "float32", "bfloat16").view(np.uint16), theirs.view(np.uint16)
-    )
+    _check_bfloat16(values)
     # and each alone, where no NaN in the block changes the way
-    finite = ~np.isnan(values)
-    np.testing.assert_array_equal(
-        cast(values[finite], "float32", "bfloat16").view(np.uint16),
-        theirs[finite].view(np.uint16),
-    )
+    _check_bfloat16(values[~np.isnan(values)])
 
 
 @given(st.lists(st.integers(0, 0xFFFFFFFF), max_size=50))
 def test_bfloat16_of_any_bits(bits: list[int]) -> None:
     """Any 32 bits, in blocks of any length, equal ml_dtypes bit for bit."""
-    values = np.array(bits, np.uint32).view(np.float32)
-    theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
-    np.testing.assert_array_equal(
-        cast(values, "float32", "bfloat16").view(np.uint16), theirs.view(np.uint16)
-    )
+    _check_bfloat16(np.array(bits, np.uint32).view(np.float32))
 
 
 @pytest.mark.parametrize("target", _FLOATS)
@@ -158,14 +153,15 @@ def _plain(values: np.ndarray[Any, Any], source: str, target: str) -> Bytes:
         return plain_cast(values, source, target).view(np.uint8)
 
 
-def _in_steps(values: np.ndarray[Any, Any], source: str, target: str) -> Bytes:
-    """Cast by the quicker ways, however few the values are."""
+def _check_steps(values: np.ndarray[Any, Any], source: str, target: str) -> None:
+    """Cast by the quicker ways, however few the values are, and compare."""
+    expected = _plain(values, source, target)
     with np.errstate(all="ignore"):
         for step, dtype in fast_steps(source, target):
             made = np.empty(values.size, dtype)
             step(values, made)
             values = made
-    return values.view(np.uint8)
+    np.testing.assert_array_equal(values.view(np.uint8), expected)
 
 
 @pytest.mark.parametrize("source", [name for name in _FLOATS if DTYPES[name].itemsize <= 2])
@@ -175,8 +171,7 @@ def test_steps_equal_the_plain_way_for_16_and_8_bits(source: str) -> None:
     for target in _FLOATS:
         if target != source:
             for values in (codes, codes[:1], codes[-3:]):
-                expected = _plain(values, source, target)
-                np.testing.assert_array_equal(_in_steps(values, source, target), expected)
+                _check_steps(values, source, target)
 
 
 @pytest.mark.parametrize("low", [0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
@@ -187,8 +182,7 @@ def test_steps_equal_the_plain_way_for_float32(low: int) -> None:
     for target in _FLOATS:
         if target != "float32":
             for some in (values, values[magnitudes >= 0], values[magnitudes < 65536]):
-                expected = _plain(some, "float32", target)
-                np.testing.assert_array_equal(_in_steps(some, "float32", target), expected)
+                _check_steps(some, "float32", target)
 
 
 @given(st.sampled_from(["float32", "float64"]), st.sampled_from(_FLOATS), st.integers(0, 1 << 32))
@@ -201,8 +195,7 @@ def test_steps_equal_the_plain_way_for_any_bits(source: str, target: str, seed: 
         scale = 2.0 ** random.integers(-30, 18, 100)
         numbers = (random.standard_normal(100) * scale).astype(dtype)
         for values in (bits, numbers):
-            expected = _plain(values, source, target)
-            np.testing.assert_array_equal(_in_steps(values, source, target), expected)
+            _check_steps(values, source, target)
 
 
 @pytest.mark.parametrize(

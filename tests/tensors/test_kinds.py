@@ -510,23 +510,20 @@ def file_of(value: bytes) -> bytes:
 
 
 _ROWS, _COLUMNS = _ints((3,), (1,)), _ints((2,), (1,))
+_COO_PARTS = (_ints((2, 3), (3, 1)), _floats(3), _size(3, 3))
+_DIAGONAL = [[1, 0, 0], [0, 2, 0], [0, 0, 3]]
 _FROM_SCRIPT = ((3, 3), False, _ints((2, 3), (3, 1)), _floats(3), b.HOOKS)
 SOUND: dict[str, tuple[bytes, Any]] = {
-    "coo of four parts": (
-        _coo(_ints((2, 3), (3, 1)), _floats(3), _size(3, 3), True),
-        [[1, 0, 0], [0, 2, 0], [0, 0, 3]],
-    ),
-    "coo of three parts": (_coo(), [[1, 0, 0], [0, 2, 0], [0, 0, 3]]),
-    "coo of TorchScript": (
-        _utils("_rebuild_sparse_tensor", 1, *_FROM_SCRIPT), [[1, 0, 0], [0, 2, 0], [0, 0, 3]],
-    ),
+    "coo of four parts": (_coo(*_COO_PARTS, True), _DIAGONAL),
+    "coo of three parts": (_coo(), _DIAGONAL),
+    "coo of TorchScript": (_utils("_rebuild_sparse_tensor", 1, *_FROM_SCRIPT), _DIAGONAL),
     "csr of TorchScript": (
         _utils(
             "_rebuild_sparse_csr_tensor", 2, (2, 3), False, _ROWS, _COLUMNS, _floats(2), b.HOOKS
         ),
-        [[1, 0, 0], [0, 2, 0]],
+        _DIAGONAL[:2],
     ),
-    "csr": (_csr(_ROWS, _COLUMNS, _floats(2), _size(2, 3)), [[1, 0, 0], [0, 2, 0]]),
+    "csr": (_csr(_ROWS, _COLUMNS, _floats(2), _size(2, 3)), _DIAGONAL[:2]),
     "per tensor": (_quantized(), [[0, 0.5], [1, 1.5]]),
     "per tensor with a whole scale": (_per_tensor(2), [[0, 2], [4, 6]]),
     "per channel": (_per_channel(_doubles(2), _COLUMNS), [[0.5, 1], [0.5, 0.75]]),
@@ -560,8 +557,8 @@ _TENSOR_ERRORS = {
     "a size below 0": _coo(size=(3, -3)),
     "a size past 64 bits": _coo(size=(3, 1 << 70)),
     "a size of 65 dimensions": _coo(size=(3,) * 65),
-    "coalesced by a text": _coo(_ints((2, 3), (3, 1)), _floats(3), _size(3, 3), "x"),
-    "coalesced by a list": _coo(_ints((2, 3), (3, 1)), _floats(3), _size(3, 3), b"]"),
+    "coalesced by a text": _coo(*_COO_PARTS, "x"),
+    "coalesced by a list": _coo(*_COO_PARTS, b"]"),
     "an index outside": _coo(size=_size(2, 3)),
     "a compressed index outside": _csr(_ROWS, _ints((2,), (1,), 1), _floats(2), _size(2, 2)),
     "rows that go backwards": _csr(_ints((6,), (1,)), _COLUMNS, _floats(2), _size(5, 3)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from tests.saved import saved
 from torchzip.dtypes import STORAGE_CLASSES
 from torchzip.errors import TensorError
 
+Form = Callable[[bytes], bytes]
 _CLASSES = sorted(STORAGE_CLASSES)
 
 
@@ -32,9 +34,8 @@ def _legacy(pickle: bytes) -> bytes:
 
 
 @given(st.lists(st.sampled_from(_CLASSES), min_size=1), st.sampled_from([_zip, _legacy]))
-def test_each_mention_of_an_empty_storage_has_its_dtype(kinds: list[str], form: object) -> None:
+def test_each_mention_of_an_empty_storage_has_its_dtype(kinds: list[str], form: Form) -> None:
     """An empty storage is written once by torch, which reads another of each mention."""
-    assert callable(form)
     data = form(_tensors(kinds))
     expected = [STORAGE_CLASSES[kind].name for kind in kinds]
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
@@ -54,9 +55,8 @@ def test_the_first_mention_of_other_storages_counts() -> None:
 
 
 @pytest.mark.parametrize("form", [_zip, _legacy])
-def test_an_empty_storage_with_elements(form: object) -> None:
+def test_an_empty_storage_with_elements(form: Form) -> None:
     """A mention that has elements of it is as wrong as a record of another size."""
-    assert callable(form)
     mentions = [b.persistent(numel=count, kind="IntStorage") for count in (0, 5)]
     data = form(b.stream(b.list_of(*mentions)))
     for read in (tz.load, tz.lazy_load):
