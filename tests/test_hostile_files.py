@@ -26,6 +26,7 @@ from tests.formats.tar_builder import four_numbers
 from tests.hostile.attack import Attack
 from tests.hostile.every import BY_KIND
 from tests.hostile.parts import good_members, legacy
+from tests.saved import saved
 from tests.test_cost import peak_below
 from torchzip.errors import FormatError, TorchZipError
 
@@ -648,7 +649,7 @@ def _item_of_another(made: d.Builder) -> None:
 
 _DISTRIBUTED: dict[str, Callable[[d.Builder], None]] = {
     "its metadata for an item": _metadata_as_items,
-    "an item that holds the item": _item(lambda raw: d.saved({"w": raw})),
+    "an item that holds the item": _item(lambda raw: saved({"w": raw})),
     "an item with a byte before it": _item(lambda raw: b"x" + raw),
     "an item of one byte less": _item(less=1),
     "an item from its second byte on": _item(start=1, less=1),

@@ -9,7 +9,7 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from tests.faults import failing_with, half, in_child, under
 from tests.files.test_source import BytesPath
 from torchzip.files.new_file import KEEP_SIZE, allocate
-from torchzip.files.sink import FileObjectSink, PathSink, open_sink
+from torchzip.files.sink import FileObjectSink, PathSink, Sink, open_sink
 
 
 @pytest.fixture
@@ -40,17 +40,81 @@ def _write(path: Path, data: bytes = b"new") -> None:
     sink.commit()
 
 
+class Partial(io.RawIOBase):
+    """An unseekable stream that takes a few bytes at a time."""
+
+    def __init__(self, most: int = 5) -> None:
+        self.parts: list[bytes] = []
+        self.most = most
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        part = bytes(data[: self.most])
+        self.parts.append(part)
+        return len(part)
+
+
+class Silent:
+    """Takes everything and says nothing."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.parts.append(bytes(data))
+
+
+def _into_path(path: Path) -> tuple[Sink, Callable[[], bytes]]:
+    return PathSink(path), path.read_bytes
+
+
+def _into_object(path: Path) -> tuple[Sink, Callable[[], bytes]]:
+    file = io.BytesIO()
+    file.write(b"head")  # offsets count from here
+    return open_sink(file), lambda: file.getvalue()[4:]
+
+
+def _into_parts(file: Any) -> tuple[Sink, Callable[[], bytes]]:
+    return open_sink(file), lambda: b"".join(file.parts)
+
+
+#: Each kind of sink, and what gives the bytes that went into it.
+KINDS: dict[str, Callable[[Path], tuple[Sink, Callable[[], bytes]]]] = {
+    "path": _into_path,
+    "file object": _into_object,
+    "stream that takes a part": lambda path: _into_parts(Partial()),
+    "object that says nothing": lambda path: _into_parts(Silent()),
+}
+
+
+class TestSink:
+    """What every kind of sink does."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_writes(self, path: Path, kind: str) -> None:
+        """Every byte of any buffer is written once, and stays after the end."""
+        sink, written = KINDS[kind](path)
+        sink.write(b"hello, ")
+        sink.write(bytearray(b"world" * 5))
+        sink.write(memoryview(b"xghix")[1:4])
+        sink.write(memoryview(bytearray(range(8))).cast("I"))
+        sink.write(b"")
+        assert sink.position == 43
+        assert sink.read_back(2, 3) == (b"llo" if kind == "path" else None)
+        sink.commit()
+        sink.abort()
+        assert written() == b"hello, " + b"world" * 5 + b"ghi" + bytes(range(8))
+
+
 def test_commit(path: Path) -> None:
-    """The file appears with its bytes when it is complete, and alone."""
+    """The file appears when it is complete, and alone."""
     sink = PathSink(path)
     sink.write(b"abc")
-    sink.write(bytearray(b"def"))
-    sink.write(memoryview(b"xghix")[1:4])
-    sink.write(b"")
-    assert sink.position == 9
     assert not path.exists()
     sink.commit()
-    assert path.read_bytes() == b"abcdefghi"
+    assert path.read_bytes() == b"abc"
     assert os.listdir(path.parent) == ["m.pt"]
 
 
@@ -64,15 +128,6 @@ def test_abort(path: Path) -> None:
         assert os.listdir(path.parent) == before
         path.write_bytes(b"old")
     assert path.read_bytes() == b"old"
-
-
-def test_abort_after_commit(path: Path) -> None:
-    """It takes nothing back."""
-    sink = PathSink(path)
-    sink.write(b"abc")
-    sink.commit()
-    sink.abort()
-    assert path.read_bytes() == b"abc"
 
 
 def test_forgotten_sink(path: Path) -> None:
@@ -291,25 +346,11 @@ def test_use_after_the_end(path: Path) -> None:
                 use()
 
 
-def test_read_back(path: Path) -> None:
-    sink = PathSink(path)
-    sink.write(b"abcdef")
-    assert sink.read_back(2, 3) == b"cde"
-    sink.abort()
-
-
 def test_large_writes(path: Path) -> None:
     """Buffers past what goes through the page cache are whole."""
     data = os.urandom(1 << 16) * 600  # 39 MB
     _write(path, data)
     assert path.read_bytes() == data
-
-
-def test_array_buffers(path: Path) -> None:
-    """A buffer of wider items is written as its bytes."""
-    view = memoryview(bytearray(range(8))).cast("I")
-    _write(path, view)  # type: ignore[arg-type]
-    assert path.read_bytes() == bytes(range(8))
 
 
 def test_forked_child(path: Path) -> None:
@@ -331,61 +372,6 @@ def test_forked_child(path: Path) -> None:
 
 
 # -- file objects --------------------------------------------------------------------------------
-
-
-class Partial(io.RawIOBase):
-    """An unseekable stream that takes a few bytes at a time."""
-
-    def __init__(self, most: int = 5) -> None:
-        self.parts: list[bytes] = []
-        self.most = most
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        part = bytes(data[: self.most])
-        self.parts.append(part)
-        return len(part)
-
-
-class Silent:
-    """Takes everything and says nothing."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def write(self, data: Any) -> None:
-        self.parts.append(bytes(data))
-
-
-@pytest.mark.parametrize("make", [Partial, Silent])
-def test_file_objects(make: Any) -> None:
-    """Streams that take a part, and objects that return nothing, get every byte once."""
-    file = make()
-    sink = open_sink(file)
-    assert isinstance(sink, FileObjectSink)
-    sink.write(b"hello, ")
-    sink.write(bytearray(b"world" * 5))
-    assert b"".join(file.parts) == b"hello, " + b"world" * 5
-    assert sink.position == 32
-    back: object = sink.read_back  # nothing can be read back
-    assert callable(back)
-    assert back(0, 1) is None
-    sink.commit()
-    sink.abort()
-
-
-def test_position_counts_from_the_start_of_the_sink() -> None:
-    """An object may hold something already."""
-    file = io.BytesIO()
-    file.write(b"head")
-    sink = FileObjectSink(file)
-    sink.write(b"abc")
-    assert sink.position == 3
-    assert file.getvalue() == b"headabc"
-    sink.commit()
-    assert not file.closed
 
 
 def test_file_object_that_takes_nothing() -> None:

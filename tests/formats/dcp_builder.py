@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import struct
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 
 MODULE = "torch.distributed.checkpoint.metadata"
 FILESYSTEM = "torch.distributed.checkpoint.filesystem"
@@ -80,13 +79,6 @@ def index(name: str, offset: Sequence[int] | None, number: int = 0) -> bytes:
 def info(file: str, offset: int, length: int, **more: bytes) -> bytes:
     state: dict[str, b.Value] = {"relative_path": file, "offset": offset, "length": length, **more}
     return new(FILESYSTEM, "_StorageInfo", b.dict_of(state))
-
-
-def saved(value: Any) -> bytes:
-    """Return an item: an archive as `torch.save` writes it."""
-    file = io.BytesIO()
-    tz.save(value, file)
-    return file.getvalue()
 
 
 @dataclass

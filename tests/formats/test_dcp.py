@@ -19,6 +19,7 @@ from tests import builders as b
 from tests.formats import dcp_builder as d
 from tests.formats.counting import Counted
 from tests.refusals import Refusal, each_refusal
+from tests.saved import saved
 from tests.test_cost import peak_below
 from torchzip.cli.main import main
 
@@ -153,7 +154,7 @@ def test_chunks_in_other_orders(made: d.Builder) -> None:
     """A chunk that was saved transposed, or in the other byte order, has its values in place."""
     made.items["w"] = d.tensor_metadata((4, 4), [((0, 0), (2, 4)), ((2, 0), (2, 4))])
     whole = np.arange(16, dtype=np.float32).reshape(4, 4)
-    made.put("__0_0.distcp", "w", (0, 0), d.saved(np.asfortranarray(whole[:2])))
+    made.put("__0_0.distcp", "w", (0, 0), saved(np.asfortranarray(whole[:2])))
     members = b.members_of(
         b.stream(b.tensor(b.persistent(numel=8), size=(2, 4), stride=(4, 1))),
         {"0": whole[2:].astype(">f4").tobytes()},
@@ -270,7 +271,7 @@ def test_damage_is_seen(tmp_path: Path, folder: Path, name: str) -> None:
 def _write_rank(folder: Path, rank: int, name: str) -> None:
     made = d.Builder(folder)
     made.items[name] = d.tensor_metadata((7, 4), [((0, 0), (7, 4))])
-    made.put(f"__{rank}_0.distcp", name, (0, 0), d.saved(_A + rank))
+    made.put(f"__{rank}_0.distcp", name, (0, 0), saved(_A + rank))
     made.write(f"__{rank}.metadata")
 
 
@@ -306,7 +307,7 @@ def test_ranks_that_speak_of_one_another(tmp_path: Path) -> None:
     other.places = [(d.index("v", None), d.info("__1_0.distcp", 0, length))]
     other.write("__1.metadata")
     assert list(tz.load(tmp_path)) == ["w", "v"]
-    other.put("__1_0.distcp", "w", (0, 0), d.saved(-_A))
+    other.put("__1_0.distcp", "w", (0, 0), saved(-_A))
     other.write("__1.metadata")
     with pytest.raises(tz.FormatError, match=r"'w' has a place in __1\.metadata"):
         tz.load(tmp_path)
@@ -372,7 +373,7 @@ def _item(value: Any) -> Change:
     """Return what puts another item in the place of tensor ``w``."""
 
     def change(made: d.Builder) -> None:
-        raw = value if isinstance(value, bytes) else d.saved(value)
+        raw = value if isinstance(value, bytes) else saved(value)
         made.files["__0_0.distcp"] = raw
         made.places[0] = (d.index("w", (0, 0)), d.info("__0_0.distcp", 0, len(raw)))
 
@@ -436,7 +437,7 @@ _HOSTILE: list[Refusal] = [
     ("an item that is a list", _item([1] * 40), "a tensor was expected"),
     ("an item of another shape", _item(_A.T), r"\[4, 7\]"),
     ("an item that is small", _item(b"PK\3\4" + bytes(20)), "an item of 24"),
-    ("an item that is cut", _item(d.saved(_A)[:-30]), "__0_0.distcp, 'w'"),
+    ("an item that is cut", _item(saved(_A)[:-30]), "__0_0.distcp, 'w'"),
     # the nesting
     ("a path of nothing", _paths(w=b")"), "tuples of keys"),
     ("a path that is a list", _paths(w=b.list_of("w")), "tuples of keys"),
@@ -511,7 +512,7 @@ def test_a_deflated_chunk(made: d.Builder) -> None:
 def test_spare_items_are_noted(made: d.Builder) -> None:
     """An item that nothing needs changes no value."""
     made.tensor("w", _A)
-    made.put("__1_0.distcp", "old", (0, 0), d.saved(_A))
+    made.put("__1_0.distcp", "old", (0, 0), saved(_A))
     with tz.lazy_load(made.write()) as checkpoint:
         (note,) = checkpoint.verify().notes
     assert "'old'" in note

@@ -15,6 +15,7 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid, tar_of
+from tests.formats.test_pt2 import lazy
 from tests.refusals import Refusal, each_refusal
 from tests.test_cost import CountingFile
 from torchzip.types import Parameter, Storage
@@ -49,13 +50,9 @@ def _example() -> OldCheckpoint:
     )  # fmt: skip
 
 
-def _open(data: bytes) -> tz.Checkpoint:
-    return tz.lazy_load(io.BytesIO(data))
-
-
 def test_reads_what_the_description_says() -> None:
     expected = np.arange(6, dtype=np.float32).reshape(2, 3)
-    with _open(_example().build()) as checkpoint:
+    with lazy(_example().build()) as checkpoint:
         assert checkpoint.format == "tar"
         assert list(checkpoint) == ["a", "b", "t", "d", "w", "e"]
         np.testing.assert_array_equal(checkpoint["a"], expected)
@@ -88,7 +85,7 @@ def test_as_python_2_writes_it() -> None:
         tensors=[OldTensor(key=b"\x8a\x01\x05", storage=key, size=(2,), stride=(1,))],
         pickle=b.stream(b.list_of(old(b"5") + b"Q", b"P5\n", source + b")\x81}b")),
     )
-    with _open(made.build()) as checkpoint:
+    with lazy(made.build()) as checkpoint:
         first, second, net = checkpoint.root
         assert first is second
         assert first.numpy().tolist() == [0, 1]
@@ -154,7 +151,7 @@ def test_members_in_any_order_and_extended_headers() -> None:
             info.mtime = 0.5  # does not fit the header, so an extended one goes before
             info.pax_headers = {"size": str(info.size), "path": name}
             tar.addfile(info, io.BytesIO(members[name]))
-    with _open(file.getvalue()) as checkpoint:
+    with lazy(file.getvalue()) as checkpoint:
         assert checkpoint["d"].numpy().tolist() == [8, 9]
 
 
@@ -266,7 +263,7 @@ def test_two_members_of_one_name() -> None:
     """Which of the two counts cannot be told."""
     members = list(_example().members().items())
     with pytest.raises(tz.FormatError, match="two members are called 'storages'"):
-        _open(tar_of([*members, members[-1]]))
+        lazy(tar_of([*members, members[-1]]))
 
 
 def test_any_byte_changed() -> None:
@@ -297,7 +294,7 @@ def test_a_tensor_by_its_class(module: str) -> None:
     put = b.call(b.name(module, "FloatTensor")) + b"q\x09"
     state = b.tuple_of(b.persistent(), 1, (3,), (1,)) + b"b"
     data = b.checkpoint(b.stream(b.dict_of({"w": put + state, "v": b"h\x09"})))
-    with _open(data) as checkpoint:
+    with lazy(data) as checkpoint:
         assert list(checkpoint) == ["w", "v"]
         assert checkpoint.root["w"] is checkpoint.root["v"]
         assert checkpoint["w"].numpy().tolist() == [2, 3, 4]
@@ -318,7 +315,7 @@ def test_parameters_of_old() -> None:
         "variable": b.call(variable, _old()) + state,
     }
     data = b.checkpoint(b.stream(b.dict_of(tree)))
-    with _open(data) as checkpoint:
+    with lazy(data) as checkpoint:
         assert list(checkpoint) == ["around", "whole", "variable"]
         for name in ("around", "whole"):
             assert isinstance(checkpoint.root[name], Parameter)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.formats.test_pt2 import lazy
 from tests.saved import saved
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
@@ -91,10 +92,6 @@ def archive(
         b.Member(name=b"archive/byteorder", data=b"little"),
     ]
     return b.build_zip(members + (more or []))
-
-
-def lazy(data: bytes, **options: Any) -> tz.Checkpoint:
-    return tz.lazy_load(io.BytesIO(data), **options)
 
 
 # -- names -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import torchzip as tz
 from tests import builders as b
 from tests.saved import saved
+from tests.tensors.test_python_values import AsPickled
 from tests.test_cost import peak_below
 from torchzip.errors import PickleError, TensorError
 from torchzip.tensors.numpy_dtypes import numpy_dtype
@@ -760,7 +761,7 @@ def test_a_jagged_tensor_in_itself() -> None:
 def test_device_tensors(function: str, dtype: str, tmp_path: Path) -> None:
     """Tensors of other backends are plain ones: a name, a dtype, and the tag of their device."""
     values = np.array([[1, 2, 3]], numpy_dtype(dtype))
-    held: Any = _NumpyArray(values.astype(np.float32) if dtype == "bfloat16" else values)
+    held: Any = AsPickled(values.astype(np.float32) if dtype == "bfloat16" else values)
     if "cpu" in function:
         held = values
     device = ForeignObject("torch._utils", function, (held, Dtype(dtype), "xla:1", True))
@@ -787,13 +788,3 @@ def test_npu_tensors() -> None:
     with tz.lazy_load(io.BytesIO(file_of(b.dict_of({"w": value})))) as ckpt:
         assert ckpt["w"].numpy().tolist() == [1, 2]
         assert ckpt["w"].spec.storage.location == "npu:0"
-
-
-class _NumpyArray:
-    """Saved, it is an array of numpy, and not a tensor."""
-
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self._array = array
-
-    def __reduce__(self) -> Any:
-        return self._array.__reduce__()

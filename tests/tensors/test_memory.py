@@ -88,6 +88,8 @@ _SHARING: dict[str, tuple[list[Array], list[int], list[int]]] = {
         [_LINE[:10], _LINE[50:60]], [0, 1], [80, 80],
     ),
     "views that touch, as in torch": ([*_GRID], [0, 0, 0, 0], [96] * 4),
+    "a transposed view": ([_GRID, _GRID.T], [0, 0], [96, 96]),
+    "what a broadcast array repeats": ([np.broadcast_to(_SIX[:3], (1000, 3))], [0], [24]),
     "a small view of a large array": ([_LARGE[5000:5512]], [0], [4096]),
     "a small view with gaps": ([_LARGE[::2048]], [0], [512 * 8]),
     "a column of a large array": ([_LARGE.reshape(1024, 1024)[:, 7]], [0], [1024 * 8]),
@@ -122,20 +124,8 @@ def test_places_in_a_storage() -> None:
     places = check(_LINE[10:20], _LINE[15:30], _LINE[12:14])
     assert [placed.storage_offset for placed in places] == [0, 5, 2]
     assert [placed.storage_offset for placed in check(*_GRID)] == [0, 3, 6, 9]
-
-
-def test_base_and_transpose() -> None:
-    base = np.arange(12.0).reshape(4, 3)
-    places = check(base, base.T)
-    assert storages(places) == [0, 0]
-    assert places[1].stride == (1, 3)
-
-
-def test_broadcast() -> None:
-    """A broadcast array is saved as what it repeats."""
-    (placed,) = check(np.broadcast_to(np.arange(3.0), (1000, 3)))
-    assert placed.storage.nbytes == 24
-    assert placed.stride == (0, 1)
+    assert check(_GRID, _GRID.T)[1].stride == (1, 3)
+    assert check(np.broadcast_to(_SIX[:3], (1000, 3)))[0].stride == (0, 1)
 
 
 def test_many_interleaved_views() -> None:

@@ -128,7 +128,7 @@ def test_saved_again(value: Any) -> None:
     first, second = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tz.save({"config": [_AsPickled(value)], "other": (1, 2)}, first)
+        tz.save({"config": [AsPickled(value)], "other": (1, 2)}, first)
         first.seek(0)
         root = tz.lazy_load(first).root
         assert same(root["config"][0], value)
@@ -141,7 +141,7 @@ def test_saved_again(value: Any) -> None:
         assert second.getvalue() == first.getvalue()
 
 
-class _AsPickled:
+class AsPickled:
     """Is written as Python pickles its value, arrays too."""
 
     def __init__(self, value: Any) -> None:
@@ -156,7 +156,7 @@ def test_pickled_array_is_an_array() -> None:
     file = io.BytesIO()
     array = np.arange(3.0)
     with pytest.warns(UserWarning, match="refuse"):
-        tz.save([_AsPickled(array)], file)
+        tz.save([AsPickled(array)], file)
     file.seek(0)
     (made,) = tz.load(file)
     assert isinstance(made, PickledArray)
