@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.formats.test_sharded import refused
 from tests.formats.test_sharded import write_shard as _write
 from tests.sampling import some
 from torchzip.container.hub_names import (
@@ -63,16 +64,6 @@ def _same(path: Path) -> None:
             name: array[0] for name, array in _TENSORS.items()
         }
     assert sorted(tz.load(path)) == sorted(_TENSORS)
-
-
-def _refused(path: Path, *expected: str) -> str:
-    """Return the message of the error, which must say all that is expected."""
-    with pytest.raises(tz.FormatError) as caught:
-        tz.load(path)
-    message = str(caught.value)
-    for text in expected:
-        assert text in message
-    return message
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -183,7 +174,7 @@ def test_two_checkpoints_are_refused(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         first, second = make(folder, name), make_other(folder, other)
-        _refused(folder, repr(first), repr(second), "Give the path of the one that you mean")
+        refused(folder, repr(first), repr(second), "Give the path of the one that you mean")
 
 
 def test_diff_refuses_them_too(tmp_path: Path) -> None:
@@ -203,7 +194,7 @@ def test_an_index_of_a_whole_file(tmp_path: Path) -> None:
         assert checkpoint.format == "sharded"
     _same(tmp_path)
     _write(tmp_path / "pytorch_model.bin", dict(_TENSORS))
-    _refused(tmp_path, "'model.safetensors.index.json', 'pytorch_model.bin'")
+    refused(tmp_path, "'model.safetensors.index.json', 'pytorch_model.bin'")
 
 
 def test_the_target_of_a_variant(tmp_path: Path) -> None:
@@ -259,7 +250,7 @@ def test_missing_shards_are_named(
     if not missing:
         assert list(tz.load(folder)) == names
         return
-    message = _refused(folder, f"{len(missing)} of {count} shards are not in the directory")
+    message = refused(folder, f"{len(missing)} of {count} shards are not in the directory")
     for name in missing[:5]:
         assert repr(name) in message
     assert ("more" in message) is (len(missing) > 5)
@@ -268,7 +259,7 @@ def test_missing_shards_are_named(
 def test_a_number_of_shards_that_nobody_has(tmp_path: Path) -> None:
     """A name that lies costs nothing."""
     (tmp_path / "model-00001-of-999999999.bin").touch()
-    _refused(tmp_path, "999,999,998 of 999,999,999 shards", "'model-00002-of-999999999.bin'")
+    refused(tmp_path, "999,999,998 of 999,999,999 shards", "'model-00002-of-999999999.bin'")
 
 
 @pytest.mark.parametrize(
@@ -285,14 +276,14 @@ def test_odd_sets_of_shards(tmp_path: Path, names: list[str], expected: str) -> 
     """Numbers that make no sense are said; shards of something else are not looked at."""
     for name in names:
         tz.save({name: np.zeros(1)}, tmp_path / name)
-    _refused(tmp_path, expected)
+    refused(tmp_path, expected)
 
 
 def test_a_name_in_two_shards_without_an_index(tmp_path: Path) -> None:
     """Which of them counts nothing says."""
     for name in ("model-00001-of-00002.bin", "model-00002-of-00002.bin"):
         tz.save({"a": np.zeros(1)}, tmp_path / name)
-    _refused(tmp_path, "'a' is in 'model-00001-of-00002.bin' and in 'model-00002-of-00002.bin'")
+    refused(tmp_path, "'a' is in 'model-00001-of-00002.bin' and in 'model-00002-of-00002.bin'")
 
 
 def test_names_on_every_system() -> None:
@@ -361,7 +352,7 @@ _NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize("name", _NO_CHECKPOINTS)
 def test_what_is_not_a_checkpoint(tmp_path: Path, name: str) -> None:
     make, expected = _NO_CHECKPOINTS[name]
-    _refused(make(tmp_path), expected)
+    refused(make(tmp_path), expected)
 
 
 @pytest.mark.skipif(shutil.which("zip") is None, reason="needs zip")
@@ -369,7 +360,7 @@ def test_the_command_that_is_told(tmp_path: Path) -> None:
     """It makes the checkpoint whole again, and does not touch what lies beside it."""
     folder = _unzipped(tmp_path)
     before = (tmp_path / "made.pt").read_bytes()
-    command = _refused(folder).partition("without compression: ")[2]
+    command = refused(folder).partition("without compression: ")[2]
     subprocess.run(command, shell=True, check=True, capture_output=True)
     _same(tmp_path / "new-made.pt")
     assert (tmp_path / "made.pt").read_bytes() == before
