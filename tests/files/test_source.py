@@ -118,6 +118,12 @@ def _at(file: Any, offset: int) -> FileObjectSource:
     return FileObjectSource(file)
 
 
+def _both(source: Source, offset: int, nbytes: int) -> list[Callable[[], object]]:
+    """Return both ways to read."""
+    out = memoryview(bytearray(nbytes))
+    return [lambda: source.read_at(offset, nbytes), lambda: source.read_into(offset, out)]
+
+
 #: Each kind of source of the data, given the path of a file of it.
 KINDS: dict[str, Callable[[Path], Source]] = {
     "path": FileSource,
@@ -197,10 +203,9 @@ def test_file_object_that_ends_early() -> None:
     file = io.BytesIO(_DATA)
     source = FileObjectSource(file)
     file.truncate(100)
-    with pytest.raises(FormatError, match="cut it short"):
-        source.read_at(50, 100)
-    with pytest.raises(FormatError, match="cut it short"):
-        source.read_into(50, memoryview(bytearray(100)))
+    for read in _both(source, 50, 100):
+        with pytest.raises(FormatError, match="cut it short"):
+            read()
 
 
 def test_file_object_in_threads() -> None:
@@ -320,10 +325,9 @@ def test_closed_file_object(raw: bool) -> None:
     file: Any = Stingy(_DATA) if raw else io.BytesIO(_DATA)
     source = FileObjectSource(file)
     source.close()
-    with pytest.raises(ValueError, match="the checkpoint is closed"):
-        source.read_at(0, 1)
-    with pytest.raises(ValueError, match="the checkpoint is closed"):
-        source.read_into(0, memoryview(bytearray(1)))
+    for read in _both(source, 0, 1):
+        with pytest.raises(ValueError, match="the checkpoint is closed"):
+            read()
     assert not file.closed
 
 
@@ -341,11 +345,7 @@ def test_file_cut_short(path: Path) -> None:
     source = FileSource(path)
     os.truncate(path, 100)
     assert source.read_at(0, 100) == _DATA[:100]
-    for read in (
-        lambda: source.read_at(50, 100),
-        lambda: source.read_at(200, 1),
-        lambda: source.read_into(50, memoryview(bytearray(100))),
-    ):
+    for read in (*_both(source, 50, 100), *_both(source, 200, 1)):
         with pytest.raises(FormatError, match="cut it short") as caught:
             read()
         assert caught.value.path == str(path)

@@ -79,17 +79,16 @@ def archive(
     more: list[b.Member] | None = None,
 ) -> bytes:
     """Return an archive as ``torch.jit.save`` lays it out: deflated code, two sets of storages."""
+    records = {
+        **{f"data/{key}": numbers(10 * key) for key in range(3)},
+        "data.pkl": b.stream(pickle),
+        **{f"code/{file}.py": text for file, text in (CODE if code is None else code).items()},
+        "constants/0": numbers(100), "constants.pkl": b.stream(constants),
+        "version": b"3\n", "byteorder": b"little",
+    }  # fmt: skip
     members = [
-        b.Member(name=f"archive/data/{key}".encode(), data=numbers(10 * key)) for key in range(3)
-    ]
-    members.append(b.Member(name=b"archive/data.pkl", data=b.stream(pickle)))
-    for file, text in (CODE if code is None else code).items():
-        members.append(b.Member(name=f"archive/code/{file}.py".encode(), data=text, method=8))
-    members += [
-        b.Member(name=b"archive/constants/0", data=numbers(100)),
-        b.Member(name=b"archive/constants.pkl", data=b.stream(constants)),
-        b.Member(name=b"archive/version", data=b"3\n"),
-        b.Member(name=b"archive/byteorder", data=b"little"),
+        b.Member(name=f"archive/{name}".encode(), data=data, method=8 * name.startswith("code/"))
+        for name, data in records.items()
     ]
     return b.build_zip(members + (more or []))
 

@@ -195,6 +195,9 @@ def test_whole_tensor_is_that_of_numpy(layout: Layout, random_access: bool) -> N
         ((4, 5, 6), np.s_[::3, ::2, ::-2]),
         ((4, 5, 6), np.s_[3, 4, 5]),
         ((4, 5, 6), np.s_[None, :, None, 1]),
+        ((3, 3), np.int64(1)),  # an index that numpy made is an index
+        ((3, 3), np.uint8(2)),
+        ((3, 3), (np.int32(-1), 0)),
         ((), np.s_[...]),
         ((), ()),
         ((), None),
@@ -216,13 +219,6 @@ def test_ordinary_indices(shape: tuple[int, ...], key: Any) -> None:
 def test_other_indices_are_left_to_numpy(key: Any) -> None:
     """An index by lists, arrays or bools is no basic one."""
     assert slice_spec(spec_of((3, 3), (3, 1)), key) is None
-
-
-@pytest.mark.parametrize("key", [np.int64(1), np.uint8(2), (np.int32(-1), 0)], ids=repr)
-def test_numpy_ints_are_ints(key: Any) -> None:
-    values = np.arange(9.0)
-    made = read_part(counted(values, (3, 3))[1], key)
-    np.testing.assert_array_equal(made, values.reshape(3, 3)[key])
 
 
 @pytest.mark.parametrize(
