@@ -18,8 +18,8 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.formats.dcp_builder import Builder
+from tests.formats.pt2_builder import config, meta, payload
 from tests.formats.tar_builder import four_numbers, pid, tar_of
-from tests.formats.test_pt2 import config, meta, payload
 from torchzip.cli.main import main
 from torchzip.tools import verify
 

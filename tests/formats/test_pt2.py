@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.formats.pt2_builder import FOUR, archive, config, held, meta, payload, weights
 from tests.saved import saved
 from torchzip.dtypes import DTYPES
 from torchzip.errors import (
@@ -39,71 +40,9 @@ NUMBERS = {
 }  # fmt: skip
 
 
-def meta(
-    dtype: Any = 7, sizes: Any = (4,), strides: Any = (1,), offset: Any = 0, **changes: Any
-) -> dict[str, Any]:
-    """Return a tensor_meta: four float32 unless told otherwise."""
-    return {
-        "dtype": dtype,
-        "sizes": [{"as_int": n} for n in sizes] if isinstance(sizes, tuple) else sizes,
-        "requires_grad": False,
-        "device": {"type": "cpu", "index": None},
-        "strides": [{"as_int": n} for n in strides] if isinstance(strides, tuple) else strides,
-        "storage_offset": {"as_int": offset} if isinstance(offset, int) else offset,
-        "layout": 7,
-        **changes,
-    }
-
-
-def payload(path_name: Any = "weight_0", tensor_meta: Any = None, **changes: Any) -> dict[str, Any]:
-    """Return what a config says of a name."""
-    return {
-        "path_name": path_name, "is_param": False, "use_pickle": False,
-        "tensor_meta": meta() if tensor_meta is None else tensor_meta, **changes,
-    }  # fmt: skip
-
-
-def config(rows: Mapping[str, Any]) -> bytes:
-    return json.dumps({"config": rows}).encode()
-
-
-def archive(records: Mapping[str, bytes | None], *, method: int = 0) -> bytes:
-    """Return an archive with these records; None takes one of the usual ones away."""
-    whole: dict[str, bytes | None] = {
-        "data/weights/model_weights_config.json": config({}),
-        "data/constants/model_constants_config.json": config({}),
-        "models/model.json": b"{}", "archive_format": b"pt2", "archive_version": b"0",
-        ".data/version": b"6\n", "byteorder": b"little", **records,
-    }  # fmt: skip
-    return b.zip_of(whole, root="m/", method=method)
-
-
 def tensor(*arguments: Any, **changes: Any) -> dict[str, Any]:
     """Return what a config says of a tensor, by its tensor_meta."""
     return payload(tensor_meta=meta(*arguments, **changes))
-
-
-def held(kind: str, rows: Mapping[str, Any], records: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the records of weights or constants and their config."""
-    return {
-        **{f"data/{kind}/{name}": data for name, data in records.items()},
-        f"data/{kind}/model_{kind}_config.json": config(rows),
-    }
-
-
-#: Four float32.
-_FOUR = {"weight_0": b.DATA}
-
-
-def weights(
-    rows: Mapping[str, Any],
-    records: Mapping[str, bytes] = _FOUR,
-    *,
-    method: int = 0,
-    **more: bytes,
-) -> bytes:
-    """Return an archive with these weights, over four float32 unless given others."""
-    return archive({**held("weights", rows, records), **more}, method=method)
 
 
 def lazy(data: bytes, **options: Any) -> tz.Checkpoint:
@@ -560,7 +499,7 @@ def test_changed_archives(data: bytes, draw: st.DataObject) -> None:
 )
 def test_any_config(value: Any) -> None:
     for rows in ({"config": value}, {"config": {"t": value}}, value):
-        records = {**_FOUR, "model_weights_config.json": json.dumps(rows).encode()}
+        records = {**FOUR, "model_weights_config.json": json.dumps(rows).encode()}
         with contextlib.suppress(TorchZipError, OSError):
             load(archive({f"data/weights/{name}": data for name, data in records.items()}))
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests import builders as b
+from tests.formats.pt2_builder import meta, payload
 from tests.hostile.attack import Row, attacks
 from torchzip.errors import (
     ArchiveError,
@@ -86,21 +87,6 @@ _SCRIPTS: list[Row] = [
 ]  # fmt: skip
 
 
-def _meta(**changes: Any) -> dict[str, Any]:
-    return {
-        "dtype": 7, "sizes": [{"as_int": 4}], "requires_grad": False,
-        "device": {"type": "cpu", "index": None}, "strides": [{"as_int": 1}],
-        "storage_offset": {"as_int": 0}, "layout": 7, **changes,
-    }  # fmt: skip
-
-
-def _row(**changes: Any) -> dict[str, Any]:
-    return {
-        "path_name": "weight_0", "is_param": False, "use_pickle": False, "tensor_meta": _meta(),
-        **changes,
-    }  # fmt: skip
-
-
 def _program(config: Any, records: Mapping[str, bytes | None] | None = None) -> bytes:
     """Return an exported program with this config of its weights."""
     text = config if isinstance(config, bytes) else json.dumps({"config": config}).encode()
@@ -117,25 +103,22 @@ def _ints(*numbers: Any) -> list[dict[str, Any]]:
     return [{"as_int": number} for number in numbers]
 
 
-def _weight(data: bytes | None, **changes: Any) -> bytes:
+def _weight(data: bytes | None = b.DATA, **changes: Any) -> bytes:
     """Return a program of one weight, whose record has this data."""
-    return _program({"x": _row(**changes)}, {"data/weights/weight_0": data})
+    return _program({"x": payload(**changes)}, {"data/weights/weight_0": data})
 
 
 def _tensor(**changes: Any) -> bytes:
-    return _program({"x": _row(tensor_meta=_meta(**changes))})
+    return _weight(tensor_meta=meta(**changes))
 
 
 _PROGRAMS: list[Row] = [
-    ("a program", _program({"x": _row()}), None),
-    ("a program of a weight that climbs", _program({"x": _row(path_name="../weights/weight_0")}),
-     ArchiveError),
-    ("a program of an absolute weight", _program({"x": _row(path_name="/etc/passwd")}),
-     ArchiveError),
-    ("a program of a weight in capitals", _program({"x": _row(path_name="WEIGHT_0")}),
-     ArchiveError),
-    ("a program of a weight of no name", _program({"x": _row(path_name="")})),
-    ("a program of a weight that is a number", _program({"x": _row(path_name=0)})),
+    ("a program", _weight(), None),
+    ("a program of a weight that climbs", _weight(path_name="../weights/weight_0"), ArchiveError),
+    ("a program of an absolute weight", _weight(path_name="/etc/passwd"), ArchiveError),
+    ("a program of a weight in capitals", _weight(path_name="WEIGHT_0"), ArchiveError),
+    ("a program of a weight of no name", _weight(path_name="")),
+    ("a program of a weight that is a number", _weight(path_name=0)),
     ("a program of a weight of 12 bytes", _weight(b.DATA[:12]), TensorError),
     ("a program of a weight of 15 bytes", _weight(b.DATA[:15]), TensorError),
     ("a program of a weight of 20 bytes", _weight(b.DATA + bytes(4)), None),
@@ -161,11 +144,10 @@ _PROGRAMS: list[Row] = [
     ("a program on a device of a number", _tensor(device={"type": 0})),
     ("a program on no device", _tensor(device=None)),
     ("a program that requires 1", _tensor(requires_grad=1)),
-    ("a program of a parameter of 1", _program({"x": _row(is_param=1)})),
-    ("a program without meta", _program({"x": _row(tensor_meta=None)})),
-    ("a program of a pickle that is data", _program({"x": _row(use_pickle=True)}), ArchiveError),
-    ("a program of a program",
-     _weight(use_pickle=True, data=_program({"x": _row()})), ArchiveError),
+    ("a program of a parameter of 1", _weight(is_param=1)),
+    ("a program without meta", _program({"x": payload() | {"tensor_meta": None}})),
+    ("a program of a pickle that is data", _weight(use_pickle=True), ArchiveError),
+    ("a program of a program", _weight(use_pickle=True, data=_weight()), ArchiveError),
     ("a program of a file",
      _weight(use_pickle=True, data=b.checkpoint(b.stream(b.tensor()))), None),
     ("a program of a file with a comment that is an archive",
@@ -180,9 +162,9 @@ _PROGRAMS: list[Row] = [
     ("a config of 5,000 digits", _program(b'{"config":{"x":' + b"9" * 5000 + b"}}")),
     ("a config of 3 MB of blanks", _program(b'{"config": {}}' + b" " * (3 << 20) + b"x")),
     ("no config", _program({}, {"data/weights/model_weights_config.json": None}), ArchiveError),
-    ("a weight that is a constant too", _program({"x": _row()}, {
+    ("a weight that is a constant too", _program({"x": payload()}, {
         "data/constants/weight_0": b.DATA, "data/constants/model_constants_config.json":
-        json.dumps({"config": {"x": _row()}}).encode()})),
+        json.dumps({"config": {"x": payload()}}).encode()})),
     ("a program of another format", _program({}, {"archive_format": b"pt3"}), UnsupportedError),
     ("a program of another version", _program({}, {"archive_version": b"1"}), UnsupportedError),
     ("a program of a format of 5,000 bytes", _program({}, {"archive_format": b"pt2" * 2000}),

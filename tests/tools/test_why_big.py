@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import torchzip as tz
 from tests import builders as b
 from tests.formats.dcp_builder import Builder
-from tests.formats.test_pt2 import payload, weights
+from tests.formats.pt2_builder import payload, weights
 from tests.formats.test_tar import _example
 from tests.saved import saved, zipped_again
 from tests.test_memory import peak_mb
