@@ -57,7 +57,6 @@ def input_of(number: int) -> tuple[Case, list[str]]:
 
 
 def try_one(send: doors.Send, number: int) -> Outcome:
-    """Send one input."""
     case, chosen = input_of(number)
     try:
         made = send(case, chosen)

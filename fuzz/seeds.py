@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -41,7 +41,6 @@ class Case:
 
     @staticmethod
     def of(data: bytes) -> Case:
-        """Return a file alone."""
         return Case({"hostile.pt": data})
 
 
@@ -115,45 +114,39 @@ def _python_objects() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _utils(function: str, *arguments: b.Value) -> bytes:
+    return b.call(f"torch._utils._rebuild_{function}", *arguments)
+
+
 @cache
 def _streams() -> list[bytes]:
     """Return pickles by themselves: of Python's own values, and of every kind of tensor."""
     objects = _python_objects()
     made = [pickle.dumps(value, protocol) for value in objects.values() for protocol in range(6)]
-    utils = "torch._utils"
-    values = b.tensor(size=(2,), stride=(1,))
-    long = b.name("torch", "LongStorage")
-    indices = b.tensor(b.persistent("1", numel=4, kind=long), size=(2, 2), stride=(2, 1))
-    index = b.tensor(b.persistent("1", numel=4, kind=long), size=(2,))
-    rows = b.tensor(b.persistent("1", numel=4, kind=long), size=(3,))
+    values, long = b.tensor(size=(2,)), b.persistent("1", kind="LongStorage")
+    indices = b.tensor(long, size=(2, 2), stride=(2, 1))
+    index, rows = b.tensor(long, size=(2,)), b.tensor(long, size=(3,))
     layout = b.call("torch.serialization._get_layout", "torch.sparse_coo")
     csr = b.call("torch.serialization._get_layout", "torch.sparse_csr")
-    quantizer = b.tuple_of(b.name("torch", "per_tensor_affine"), b"G" + bytes(8), 0)
-    quantized = b.persistent("2", numel=8, kind=b.name("torch", "QInt8Storage"))
+    quantizer = (b.name("torch", "per_tensor_affine"), 0.0, 0)
+    quantized = b.persistent("2", numel=8, kind="QInt8Storage")
+    untyped = b.persistent(numel=16, kind=b.name("torch.storage", "UntypedStorage"))
     float32 = b.name("torch", "float32")
     kinds = [
-        b.call(b.name(utils, "_rebuild_sparse_tensor"), layout,
-               (indices, values, (9, 9), True)),
-        b.call(b.name(utils, "_rebuild_sparse_tensor"), csr,
-               (rows, index, values, (2, 2))),
-        b.call(b.name(utils, "_rebuild_qtensor"), quantized, 0, (2, 3),
-               (3, 1), quantizer, False, b.HOOKS),
-        b.call(b.name(utils, "_rebuild_meta_tensor_no_storage"),
-               float32, (2, 3), (3, 1), False),
-        b.call(b.name(utils, "_rebuild_nested_tensor"), values, indices, indices, index),
-        b.call(b.name(utils, "_rebuild_tensor"),
-               b.persistent(), 0, (2,), (1,)),
-        b.call(b.name(utils, "_rebuild_tensor_v3"),
-               b.persistent(numel=16, kind=b.name("torch.storage", "UntypedStorage")), 0,
-               (2, 2), (2, 1), False, b.HOOKS, float32),
-        b.call(b.name(utils, "_rebuild_parameter"), b.tensor(), True, b.HOOKS),
-        b.call(b.name(utils, "_rebuild_parameter_with_state"), b.tensor(), True, b.HOOKS,
-               {"x": 1}),
+        _utils("sparse_tensor", layout, (indices, values, (9, 9), True)),
+        _utils("sparse_tensor", csr, (rows, index, values, (2, 2))),
+        _utils("qtensor", quantized, 0, (2, 3), (3, 1), quantizer, False, b.HOOKS),
+        _utils("meta_tensor_no_storage", float32, (2, 3), (3, 1), False),
+        _utils("nested_tensor", values, indices, indices, index),
+        _utils("tensor", b.persistent(), 0, (2,), (1,)),
+        _utils("tensor_v3", untyped, 0, (2, 2), (2, 1), False, b.HOOKS, float32),
+        _utils("parameter", b.tensor(), True, b.HOOKS),
+        _utils("parameter_with_state", b.tensor(), True, b.HOOKS, {"x": 1}),
         b.call("torch._tensor._rebuild_from_type_v2",
-               b.name(utils, "_rebuild_tensor_v2"), b.name("torch.nn.parameter", "Buffer"),
-               (b.persistent(), 0, (4,), (1,), False, b.HOOKS),
-               {"persistent": True}),
-        b.tensor(b.persistent("3", kind=b.name("torch", "ComplexFloatStorage"), numel=2), size=(2,),
+               b.name("torch._utils", "_rebuild_tensor_v2"),
+               b.name("torch.nn.parameter", "Buffer"),
+               (b.persistent(), 0, (4,), (1,), False, b.HOOKS), {"persistent": True}),
+        b.tensor(b.persistent("3", kind="ComplexFloatStorage", numel=2), size=(2,),
                  extra={"conj": True}),
         b.HOOKS + b.dict_of({"_metadata": b.HOOKS}) + b"b",
         b.call("a.b.C", b.tensor()) + b.dict_of({"w": b.tensor()}) + b"b",
@@ -175,7 +168,7 @@ def _pt2() -> bytes:
         "data/weights/weight_0": b.DATA, "models/model.json": b"{}", "archive_format": b"pt2",
         "archive_version": b"0", ".data/version": b"6\n", "byteorder": b"little",
     }  # fmt: skip
-    return b.build_zip([b.Member(name=f"m/{n}".encode(), data=d) for n, d in records.items()])
+    return b.zip_of(records, root="m/")
 
 
 @cache
@@ -194,7 +187,6 @@ def others() -> list[Case]:
 
 
 def whole() -> list[Case]:
-    """Return every seed as it is."""
     return [
         *map(Case.of, golden()), *(Case.of(b.build_zip(members)) for members in archives()),
         *others(),
@@ -202,12 +194,10 @@ def whole() -> list[Case]:
 
 
 def _tar() -> bytes:
-    storage = tar_builder.OldStorage(key=b.integer(1), data=b.DATA)
-    tensor = tar_builder.OldTensor(
-        key=b.integer(2), storage=b.integer(1), size=(2, 2), stride=(2, 1)
-    )
+    made = tar_builder.four_numbers()
+    tensor = replace(made.tensors[0], size=(2, 2), stride=(2, 1))
     pickle = b.stream(b.dict_of({"w": tar_builder.pid(2), "s": tar_builder.pid(1)}))
-    return tar_builder.OldCheckpoint(pickle=pickle, storages=[storage], tensors=[tensor]).build()
+    return replace(made, pickle=pickle, tensors=[tensor]).build()
 
 
 def _files(folder: pathlib.Path) -> dict[str, bytes]:

@@ -87,12 +87,10 @@ def call(function: bytes | str, *arguments: Value) -> bytes:
 
 
 def stream(*parts: bytes, protocol: int = 2) -> bytes:
-    """Return a whole pickle."""
     return b"\x80" + bytes([protocol]) + b"".join(parts) + b"."
 
 
 def ints(*values: int) -> bytes:
-    """Return a tuple of ints."""
     return tuple_of(*values)
 
 
@@ -105,13 +103,14 @@ def persistent(
     key: str = "0",
     *,
     numel: Value = 4,
-    kind: bytes = name("torch", "FloatStorage"),
+    kind: bytes | str = "FloatStorage",
     location: Value = "cpu",
     raw_key: bytes | None = None,
-    extra: bytes = b"",
+    extra: Value = b"",
 ) -> bytes:
-    """Return a storage's persistent id."""
+    """Return a storage's persistent id; a kind that is no opcodes is a class of torch."""
     shown = key if raw_key is None else raw_key
+    kind = name("torch", kind) if isinstance(kind, str) else kind
     return tuple_of("storage", kind, shown, location, numel, extra) + b"Q"
 
 
@@ -119,14 +118,13 @@ def tensor(
     storage: bytes | None = None,
     *,
     offset: Value = 0,
-    size: bytes | Sequence[int] = (4,),
-    stride: bytes | Sequence[int] = (1,),
+    size: bytes | Sequence[Value] = (4,),
+    stride: bytes | Sequence[Value] = (1,),
     requires_grad: Value = False,
     hooks: bytes = HOOKS,
     extra: Value = b"",
     function: bytes | str = "torch._utils._rebuild_tensor_v2",
 ) -> bytes:
-    """Return a tensor's reduction."""
     return call(
         function,
         persistent() if storage is None else storage,
@@ -202,7 +200,6 @@ def _given(value: int | None, truth: int) -> int:
 
 
 def build_zip(members: Sequence[Member], end: End | None = None) -> bytes:
-    """Return an archive."""
     last = end if end is not None else End()
     body = bytearray()
     directory = bytearray()
@@ -258,6 +255,19 @@ def build_zip(members: Sequence[Member], end: End | None = None) -> bytes:
     return bytes(body + last.comment)
 
 
+def zip_of(
+    records: Mapping[str, bytes | None], *, root: str = "archive/", method: int = 0
+) -> bytes:
+    """Return an archive of records by name; one that is None is left out."""
+    return build_zip(
+        [
+            Member(name=(root + name).encode(), data=data, method=method)
+            for name, data in records.items()
+            if data is not None
+        ]
+    )
+
+
 #: What `tensor` and `persistent` describe by default: four float32.
 DATA = struct.pack("<4f", 1, 2, 3, 4)
 
@@ -282,7 +292,6 @@ def members_of(
 
 
 def checkpoint(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> bytes:
-    """Return a checkpoint with this pickle."""
     return build_zip(members_of(pickle, storages))
 
 
@@ -290,11 +299,17 @@ def checkpoint(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> by
 MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 
 
-def legacy(pickle: bytes, keys: bytes, storages: bytes, *, version: bytes = integer(1001)) -> bytes:
-    """Return a checkpoint of the legacy format."""
-    return stream(MAGIC) + stream(version) + stream(b"}") + pickle + keys + storages
+def legacy(
+    pickle: bytes,
+    keys: bytes,
+    storages: bytes,
+    *,
+    magic: bytes = MAGIC,
+    version: bytes = integer(1001),
+    system: bytes = b"}",
+) -> bytes:
+    return stream(magic) + stream(version) + stream(system) + pickle + keys + storages
 
 
 def safetensors(header: bytes, data: bytes = b"", *, nbytes: int | None = None) -> bytes:
-    """Return a safetensors file."""
     return struct.pack("<Q", len(header) if nbytes is None else nbytes) + header + data

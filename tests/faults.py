@@ -105,18 +105,15 @@ def half(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
 
 
 def end_process(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    """End the process, with nothing cleared up."""
     os._exit(77)
 
 
 def end_afterwards(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    """Do it, and end the process."""
     real(*args, **more)
     os._exit(77)
 
 
 def end_half_way(name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    """Take half, and end the process."""
     half(name, real, *args, **more)
     os._exit(77)
 

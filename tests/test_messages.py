@@ -25,8 +25,8 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.formats import dcp_builder as dcp
+from tests.formats import pt2_builder as pt2
 from tests.formats import tar_builder as tar
-from tests.formats import test_pt2 as pt2
 from tests.hostile.every import ATTACKS
 from tests.hostile.parts import legacy
 from tests.hostile.parts import zipped as _zip

@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import bisect
+import io
 
-from torchzip.errors import FormatError
-from torchzip.files.source import Buffer
+from torchzip.files.sink import FileObjectSink
+from torchzip.files.source import Buffer, FileObjectSource
 
 
-class BytesSource:
+class BytesSource(FileObjectSource):
     """A Source of bytes, which notes what is read: ``reads`` holds (offset, size)."""
 
-    def __init__(self, data: bytes, name: str = "made.pt") -> None:
-        self.data = data
-        self.size = len(data)
-        self.name = name
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self.name = "made.pt"
         self.reads: list[tuple[int, int]] = []
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise FormatError(f"a read of {nbytes} bytes outside", offset=offset)
         self.reads.append((offset, nbytes))
-        return self.data[offset : offset + nbytes]
+        return super().read_at(offset, nbytes)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         out[:] = self.read_at(offset, out.nbytes)
 
-    def close(self) -> None:
-        """Nothing."""
 
-
-class BytesSink:
-    """A Sink that keeps what is written, and the size of each write."""
+class BytesSink(FileObjectSink):
+    """A Sink that keeps what is written."""
 
     def __init__(self) -> None:
-        self.name = "made.pt"
-        self.parts: list[bytes] = []
-        self.position = 0
-
-    def write(self, data: Buffer) -> None:
-        self.parts.append(bytes(data))
-        self.position += len(self.parts[-1])
+        self._bytes = io.BytesIO()
+        super().__init__(self._bytes)
 
     @property
     def data(self) -> bytes:
-        return b"".join(self.parts)
+        return self._bytes.getvalue()
 
 
-class SparseFile:
+class SparseFile(io.RawIOBase):
     """Sink, Source and file object of any size: large writes are taken for zeros."""
 
     LARGE = 1 << 20
@@ -59,7 +49,7 @@ class SparseFile:
         self._parts: list[bytes] = []
         self._at = 0
 
-    def write(self, data: Buffer) -> None:
+    def write(self, data: Buffer) -> None:  # type: ignore[override]
         """Append bytes, or zeros where there are many."""
         view = memoryview(data)
         if view.nbytes < self.LARGE:
@@ -83,8 +73,13 @@ class SparseFile:
     def read_into(self, offset: int, out: memoryview) -> None:
         out[:] = self.read_at(offset, out.nbytes)
 
-    def close(self) -> None:
-        """Nothing."""
+    def read_back(self, offset: int, nbytes: int) -> bytes:
+        return self.read_at(offset, nbytes)
+
+    def commit(self) -> None:
+        """Do nothing, as `abort` does."""
+
+    abort = commit
 
     # what zipfile wants of a file object
 
@@ -95,12 +90,8 @@ class SparseFile:
         self._at = offset + (0, self._at, self.position)[whence]
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, nbytes: int = -1) -> bytes:
-        left = self.position - self._at
-        take = left if nbytes < 0 else min(nbytes, left)
-        data = self.read_at(self._at, take)
-        self._at += take
-        return data
+    def readinto(self, out: memoryview) -> int:  # type: ignore[override]
+        nbytes = min(len(out), self.position - self._at)
+        out[:nbytes] = self.read_at(self._at, nbytes)
+        self._at += nbytes
+        return nbytes

@@ -37,7 +37,6 @@ def test_the_crc_itself(data: bytes, shift: int, change: int) -> None:
 
 
 def test_whole() -> None:
-    """Nothing is put right where nothing is wrong."""
     assert corrected(b"abc", zlib.crc32(b"abc")) is None
 
 

@@ -21,56 +21,33 @@ _PRIMES = (2, 5, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71,
            1031, 1109, 1193, 1289, 1381, 1493, 1613, 1741, 1879, 2029, 2179, 2357)  # fmt: skip
 
 
-class _Node:
-    def __init__(self, value: int) -> None:
-        self.value = value
-        self.next: _Node | None = None
-
-
 class _UnorderedSet:
-    """One linked list, and for each bucket the node before its first (format.md, 3)."""
+    """One list in which a value goes before the first of its bucket, or else to the front.
+
+    It is the linked list of libstdc++ (format.md, 3), which is linked anew when the buckets grow.
+    """
 
     def __init__(self) -> None:
-        self.head = _Node(-1)  # stands before the first node
-        self.buckets: list[_Node | None] = [None]
+        self.values: list[int] = []
+        self.places: list[int] = []
+        self.buckets = 1
         self.capacity = 0
-        self.count = 0
 
     def insert(self, value: int) -> None:
-        if self.count + 1 > self.capacity:
-            wanted = max(self.count + 2, 2 * len(self.buckets), 12 if not self.count else 0)
-            self._rebuild(min(prime for prime in _PRIMES if prime >= wanted))
-        self._link(_Node(value))
-        self.count += 1
+        count = len(self.values)
+        if count + 1 > self.capacity:
+            wanted = max(count + 2, 2 * self.buckets, 12 if not count else 0)
+            self.buckets = self.capacity = min(prime for prime in _PRIMES if prime >= wanted)
+            before, self.values, self.places = self.values, [], []
+            for each in before:
+                self._link(each)
+        self._link(value)
 
-    def _link(self, node: _Node) -> None:
-        place = node.value % len(self.buckets)
-        before = self.buckets[place]
-        if before is not None:
-            node.next = before.next
-            before.next = node
-            return
-        node.next = self.head.next
-        self.head.next = node
-        if node.next is not None:
-            self.buckets[node.next.value % len(self.buckets)] = node
-        self.buckets[place] = self.head
-
-    def _rebuild(self, count: int) -> None:
-        node = self.head.next
-        self.head = _Node(-1)
-        self.buckets = [None] * count
-        self.capacity = count
-        while node is not None:
-            following = node.next
-            self._link(node)
-            node = following
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        node = self.head.next
-        while node is not None:
-            yield node.value
-            node = node.next
+    def _link(self, value: int) -> None:
+        place = value % self.buckets
+        at = self.places.index(place) if place in self.places else 0
+        self.values.insert(at, value)
+        self.places.insert(at, place)
 
 
 def _fold(seed: int, value: int) -> int:
@@ -96,7 +73,7 @@ def _model(names: list[bytes], crcs: list[int]) -> str:
     for name in names:
         hashes.insert(_murmur_plainly(name))
     first = second = 0
-    for value in hashes:
+    for value in hashes.values:
         first = _fold(first, value)
     for crc in crcs:
         second = _fold(second, crc)
@@ -126,7 +103,6 @@ def test_around_later_rehashes(count: int) -> None:
 
 @given(st.lists(st.binary(max_size=40), unique=True, max_size=80))
 def test_any_names(names: list[bytes]) -> None:
-    """Names of any length and content, few or many of one length."""
     assert serialization_id(names, [1, 2]) == _model(names, [1, 2])
 
 
@@ -136,7 +112,6 @@ def test_example_of_the_format() -> None:
 
 
 def test_nothing_is_all_zeros() -> None:
-    """The id is 40 digits whatever the numbers."""
     assert serialization_id([], []) == "0" * 40
     assert len(serialization_id([b""], [0])) == 40
 
@@ -154,4 +129,4 @@ def test_order_with_equal_buckets() -> None:
     for value in hashes:
         model.insert(value)
     order = set_order(np.array(hashes, np.uint64)).tolist()
-    assert [hashes[place] for place in order] == list(model) == [19, 6, 31, 18, 5]
+    assert [hashes[place] for place in order] == model.values == [19, 6, 31, 18, 5]

@@ -49,7 +49,6 @@ def test_sizes_around_the_thresholds(size: int) -> None:
 @costly
 @given(st.integers(0, len(_BYTES)), st.integers(0, len(_BYTES)), st.integers(0, 0xFFFFFFFF))
 def test_any_part(start: int, stop: int, value: int) -> None:
-    """Any part of a buffer, at any address, from any start value."""
     data = memoryview(_BYTES)[min(start, stop) : max(start, stop)]
     assert crc32_folded(data, value) == zlib.crc32(data, value)
     assert crc32(data, value) == zlib.crc32(data, value)
@@ -64,7 +63,6 @@ def test_uniform_bytes(fill: int) -> None:
 
 
 def test_kinds_of_buffers() -> None:
-    """bytes, bytearray, memoryview and read-only memory; the buffer is not changed."""
     raw = bytearray(_BYTES[: 1 << 20])
     before = bytes(raw)
     frozen = memoryview(before)
@@ -75,7 +73,6 @@ def test_kinds_of_buffers() -> None:
 
 
 def test_continued() -> None:
-    """A CRC in parts is that of the whole."""
     value = 0
     for start in range(0, len(_BYTES), 700_001):
         value = crc32(_BYTES[start : start + 700_001], value)
@@ -83,7 +80,6 @@ def test_continued() -> None:
 
 
 def test_without_isal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where isal is not installed, the number is the same."""
     monkeypatch.setattr(crc_module, "_isal", None)
     for size in (0, 100, (1 << 20) - 1, 1 << 20, 2 << 20):
         assert crc32(_BYTES[:size], 5) == zlib.crc32(_BYTES[:size], 5)
@@ -91,7 +87,6 @@ def test_without_isal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_combine(first: bytes, second: bytes) -> None:
-    """The CRC of two buffers put together follows from those of each."""
     made = crc32_combine(zlib.crc32(first), zlib.crc32(second), len(second))
     assert made == zlib.crc32(first + second)
 

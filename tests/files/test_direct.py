@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.faults import descriptors, failing_with, forks, in_child, under
 from tests.sampling import costly
 from torchzip.files import direct, sink
 from torchzip.files.direct import ALIGNMENT, DirectWriter
@@ -127,37 +128,27 @@ def test_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     array = np.arange(6 << 20, dtype=np.float32) % 1000
     tz.save({"w": array}, tmp_path / "m.pt")
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    before = descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         tz.save({"w": array}, tmp_path / "o.pt")
         tz.convert(tmp_path / "m.pt", tmp_path / "o.safetensors", dtype="float16")
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
     assert np.array_equal(tz.load(tmp_path / "o.pt")["w"], array)
     assert tz.load(tmp_path / "o.safetensors")["w"].dtype == np.float16
 
 
 @pytest.mark.parametrize("at", [1, 2, 5])
-def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_disk_full(tmp_path: Path, at: int) -> None:
     """The failure of a block is raised by a later call, and the old file stays."""
     path = tmp_path / "m.pt"
     path.write_bytes(b"old")
-    original = os.pwrite
-    calls: list[int] = []
-
-    def fail(descriptor: int, data: Any, offset: int) -> int:
-        calls.append(offset)
-        if len(calls) == at:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(descriptor, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", fail)
-    target = PathSink(path)
-    with pytest.raises(OSError, match="No space"):  # noqa: PT012
-        target.write(bytes(100_000))
-        target.commit()
-    target.abort()
+    with under(("pwrite", at - 1).__eq__, failing_with(errno.ENOSPC)):
+        target = PathSink(path)
+        with pytest.raises(OSError, match="No space"):  # noqa: PT012
+            target.write(bytes(100_000))
+            target.commit()
+        target.abort()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["m.pt"]
 
@@ -205,17 +196,12 @@ def test_dropped(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork beside threads
+@forks
 def test_forked_child(tmp_path: Path) -> None:
     """A child neither waits for a thread that it has not, nor harms the file."""
     target = PathSink(tmp_path / "m.pt")
     target.write(bytes(100_000))
-    child = os.fork()
-    if not child:
-        target.abort()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert status == 0
+    assert in_child(target.abort) == 0
     target.write(b"end")
     target.commit()
     assert (tmp_path / "m.pt").read_bytes() == bytes(100_000) + b"end"

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults import failing_with, half, in_child, under
+from tests.files.test_source import BytesPath
 from torchzip.files.new_file import KEEP_SIZE, allocate
-from torchzip.files.sink import FileObjectSink, PathSink, open_sink
+from torchzip.files.sink import FileObjectSink, PathSink, Sink, open_sink
 
 
 @pytest.fixture
 def umask() -> Iterator[int]:
-    """Set an umask that shows."""
     before = os.umask(0o027)
     yield 0o027
     os.umask(before)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return a path for the target, which is alone in its folder."""
+    return tmp_path / "m.pt"
 
 
 def _write(path: Path, data: bytes = b"new") -> None:
@@ -32,79 +40,130 @@ def _write(path: Path, data: bytes = b"new") -> None:
     sink.commit()
 
 
-def test_commit(tmp_path: Path) -> None:
-    """The file appears with its bytes when it is complete, and alone."""
-    path = tmp_path / "m.pt"
+class Partial(io.RawIOBase):
+    """An unseekable stream that takes a few bytes at a time."""
+
+    def __init__(self, most: int = 5) -> None:
+        self.parts: list[bytes] = []
+        self.most = most
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        part = bytes(data[: self.most])
+        self.parts.append(part)
+        return len(part)
+
+
+class Silent:
+    """Takes everything and says nothing."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.parts.append(bytes(data))
+
+
+def _into_path(path: Path) -> tuple[Sink, Callable[[], bytes]]:
+    return PathSink(path), path.read_bytes
+
+
+def _into_object(path: Path) -> tuple[Sink, Callable[[], bytes]]:
+    file = io.BytesIO()
+    file.write(b"head")  # offsets count from here
+    return open_sink(file), lambda: file.getvalue()[4:]
+
+
+def _into_parts(file: Any) -> tuple[Sink, Callable[[], bytes]]:
+    return open_sink(file), lambda: b"".join(file.parts)
+
+
+#: Each kind of sink, and what gives the bytes that went into it.
+KINDS: dict[str, Callable[[Path], tuple[Sink, Callable[[], bytes]]]] = {
+    "path": _into_path,
+    "file object": _into_object,
+    "stream that takes a part": lambda path: _into_parts(Partial()),
+    "object that says nothing": lambda path: _into_parts(Silent()),
+}
+
+
+class TestSink:
+    """What every kind of sink does."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_writes(self, path: Path, kind: str) -> None:
+        """Every byte of any buffer is written once, and stays after the end."""
+        sink, written = KINDS[kind](path)
+        sink.write(b"hello, ")
+        sink.write(bytearray(b"world" * 5))
+        sink.write(memoryview(b"xghix")[1:4])
+        sink.write(memoryview(bytearray(range(8))).cast("I"))
+        sink.write(b"")
+        assert sink.position == 43
+        assert sink.read_back(2, 3) == (b"llo" if kind == "path" else None)
+        sink.commit()
+        sink.abort()
+        assert written() == b"hello, " + b"world" * 5 + b"ghi" + bytes(range(8))
+
+
+def test_commit(path: Path) -> None:
+    """The file appears when it is complete, and alone."""
     sink = PathSink(path)
     sink.write(b"abc")
-    sink.write(bytearray(b"def"))
-    sink.write(memoryview(b"xghix")[1:4])
-    sink.write(b"")
-    assert sink.position == 9
     assert not path.exists()
     sink.commit()
-    assert path.read_bytes() == b"abcdefghi"
-    assert os.listdir(tmp_path) == ["m.pt"]
+    assert path.read_bytes() == b"abc"
+    assert os.listdir(path.parent) == ["m.pt"]
 
 
-def test_abort(tmp_path: Path) -> None:
+def test_abort(path: Path) -> None:
     """Nothing is left, and an old file is as it was; aborting again is harmless."""
-    path = tmp_path / "m.pt"
     for before in ([], ["m.pt"]):
         sink = PathSink(path)
         sink.write(b"abc")
         sink.abort()
         sink.abort()
-        assert os.listdir(tmp_path) == before
+        assert os.listdir(path.parent) == before
         path.write_bytes(b"old")
     assert path.read_bytes() == b"old"
 
 
-def test_abort_after_commit(tmp_path: Path) -> None:
-    """It takes nothing back."""
-    path = tmp_path / "m.pt"
-    sink = PathSink(path)
-    sink.write(b"abc")
-    sink.commit()
-    sink.abort()
-    assert path.read_bytes() == b"abc"
-
-
-def test_forgotten_sink(tmp_path: Path) -> None:
+def test_forgotten_sink(path: Path) -> None:
     """A sink that is dropped leaves nothing."""
-    sink = PathSink(tmp_path / "m.pt")
+    sink = PathSink(path)
     sink.write(b"abc")
     del sink
     gc.collect()
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(path.parent) == []
 
 
-def test_temporary_name(tmp_path: Path) -> None:
+def test_temporary_name(path: Path) -> None:
     """While it is written, nobody takes the file for a checkpoint."""
-    sink = PathSink(tmp_path / "m.pt")
-    (name,) = os.listdir(tmp_path)
+    sink = PathSink(path)
+    (name,) = os.listdir(path.parent)
     assert name.startswith(".")
     assert name.endswith(".tmp")
     sink.abort()
 
 
-def test_left_over_temporary_file(tmp_path: Path) -> None:
+def test_left_over_temporary_file(tmp_path: Path, path: Path) -> None:
     """What a killed process has left does not block the next save."""
     (tmp_path / ".torchzip-0123456789abcdef.tmp").write_bytes(b"left")
-    _write(tmp_path / "m.pt")
-    assert (tmp_path / "m.pt").read_bytes() == b"new"
+    _write(path)
+    assert path.read_bytes() == b"new"
 
 
-def test_two_sinks_on_one_path(tmp_path: Path) -> None:
+def test_two_sinks_on_one_path(path: Path) -> None:
     """The last that commits wins; neither sees the other."""
-    path = tmp_path / "m.pt"
     first, second = PathSink(path), PathSink(path)
     first.write(b"first")
     second.write(b"second")
     second.commit()
     first.commit()
     assert path.read_bytes() == b"first"
-    assert os.listdir(tmp_path) == ["m.pt"]
+    assert os.listdir(path.parent) == ["m.pt"]
 
 
 @pytest.mark.parametrize("length", [1, 200, 250, 255])
@@ -125,16 +184,15 @@ def test_name_that_is_too_long(tmp_path: Path) -> None:
 # -- mode ----------------------------------------------------------------------------------------
 
 
-def test_mode_of_a_new_file(tmp_path: Path, umask: int) -> None:
+def test_mode_of_a_new_file(path: Path, umask: int) -> None:
     """It is what the umask gives, as for any file."""
-    _write(tmp_path / "m.pt")
-    assert stat.S_IMODE((tmp_path / "m.pt").stat().st_mode) == 0o666 & ~umask
+    _write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o664, 0o400, 0o755])
-def test_mode_of_a_replaced_file(tmp_path: Path, umask: int, mode: int) -> None:
+def test_mode_of_a_replaced_file(path: Path, umask: int, mode: int) -> None:
     """It stays, whatever the umask says."""
-    path = tmp_path / "m.pt"
     path.write_bytes(b"old")
     path.chmod(mode)
     _write(path)
@@ -142,35 +200,27 @@ def test_mode_of_a_replaced_file(tmp_path: Path, umask: int, mode: int) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_error_of_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_the_rename(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It names the target, not the temporary file, which nobody knows."""
-    path = tmp_path / "m.pt"
     sink = PathSink(path)
     sink.write(b"new")
     path.mkdir()
     with pytest.raises(IsADirectoryError) as caught:
         sink.commit()
     assert str(caught.value).endswith(f"{str(path)!r}")
-    assert os.listdir(tmp_path) == ["m.pt"]
+    assert os.listdir(path.parent) == ["m.pt"]
 
 
-def test_path_of_bytes(tmp_path: Path) -> None:
-    """A path-like object may give bytes."""
-
-    class InBytes:
-        def __fspath__(self) -> bytes:
-            return os.fsencode(tmp_path / "m.pt")
-
-    made: Any = InBytes()
+def test_path_of_bytes(path: Path) -> None:
+    made: Any = BytesPath(path)
     _write(made)
-    assert (tmp_path / "m.pt").read_bytes() == b"new"
+    assert path.read_bytes() == b"new"
 
 
 # -- links ---------------------------------------------------------------------------------------
 
 
 def test_symlink_is_followed(tmp_path: Path) -> None:
-    """The link stays, its target gets the bytes, wherever it is."""
     folder = tmp_path / "other"
     folder.mkdir()
     target, link = folder / "real.pt", tmp_path / "link.pt"
@@ -184,7 +234,6 @@ def test_symlink_is_followed(tmp_path: Path) -> None:
 
 
 def test_dangling_symlink(tmp_path: Path) -> None:
-    """What it points to is made."""
     link = tmp_path / "link.pt"
     link.symlink_to(tmp_path / "real.pt")
     _write(link)
@@ -202,9 +251,9 @@ def test_symlink_loop(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
-def test_hard_link(tmp_path: Path) -> None:
+def test_hard_link(tmp_path: Path, path: Path) -> None:
     """The other name of a replaced file keeps the old bytes."""
-    path, other = tmp_path / "m.pt", tmp_path / "other.pt"
+    other = tmp_path / "other.pt"
     path.write_bytes(b"old")
     os.link(path, other)
     _write(path)
@@ -215,7 +264,6 @@ def test_hard_link(tmp_path: Path) -> None:
 
 
 def test_directory(tmp_path: Path) -> None:
-    """A directory is refused at once."""
     (tmp_path / "d").mkdir()
     with pytest.raises(OSError, match="a directory") as caught:
         PathSink(tmp_path / "d")
@@ -234,12 +282,11 @@ def test_device_and_fifo(tmp_path: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    """The folder is not made, as for any file."""
     with pytest.raises(FileNotFoundError):
         PathSink(tmp_path / "no" / "m.pt")
 
 
-def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The target is where it was meant when the sink was opened."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
@@ -247,206 +294,84 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink.write(b"abc")
     monkeypatch.chdir(tmp_path / "elsewhere")
     sink.commit()
-    assert (tmp_path / "m.pt").read_bytes() == b"abc"
+    assert path.read_bytes() == b"abc"
 
 
 # -- failures --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["fsync", "close", "replace"])
-def test_commit_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_commit_that_fails(path: Path, call: str) -> None:
     """Whichever call fails: the error is raised, the old file is there, and no other."""
-    path = tmp_path / "m.pt"
     path.write_bytes(b"old")
-    original = getattr(os, call)
-    sink = PathSink(path)
-    sink.write(b"abc")
-
-    def fail(*args: Any, **more: Any) -> None:
-        if call == "close":  # the descriptor is gone, whatever the kernel says of the data
-            original(*args, **more)
-        raise OSError(errno.EIO, "Broken disk")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, call, fail)
-        with pytest.raises(OSError, match="Broken disk"):
+    with under((call, 0).__eq__, failing_with(errno.EIO)):
+        sink = PathSink(path)
+        sink.write(b"abc")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             sink.commit()
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["m.pt"]
+    assert os.listdir(path.parent) == ["m.pt"]
 
 
-def test_failed_fsync_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_fsync_of_the_folder(path: Path) -> None:
     """The new file is there then; only that it will survive a power loss is not known."""
-    path = tmp_path / "m.pt"
     path.write_bytes(b"old")
-    original = os.fsync
-    calls: list[int] = []
-
-    def fail(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 2:
-            raise OSError(errno.EIO, "Broken disk")
-        original(descriptor)
-
-    sink = PathSink(path)
-    sink.write(b"abc")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        try:
-            sink.commit()
-        except OSError as error:
-            assert error.errno == errno.EIO  # noqa: PT017
-    assert path.read_bytes() == b"abc"
-    assert os.listdir(tmp_path) == ["m.pt"]
+    with under(("fsync", 1).__eq__, failing_with(errno.EIO)), contextlib.suppress(OSError):
+        _write(path)
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["m.pt"]
 
 
-def test_commit_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_is_durable(path: Path) -> None:
     """The bytes are synced before the rename, the folder after it."""
-    order: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def synced(descriptor: int) -> None:
-        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
-        order.append(kind)
-        fsync(descriptor)
-
-    def renamed(*args: Any) -> None:
-        order.append("rename")
-        replace(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", synced)
-        patch.setattr(os, "replace", renamed)
-        _write(tmp_path / "m.pt")
-    assert order == ["file", "rename", "folder"]
+    with under() as system:
+        _write(path)
+    assert system.events == ["sync file", "rename m.pt", "sync folder"]
 
 
-def test_writes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_in_parts(path: Path) -> None:
     """A write that takes a part is gone on with."""
-    original = os.write
-    path = tmp_path / "m.pt"
     data = bytes(range(256)) * 40
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda fd, part: original(fd, bytes(part[:7])))
+    with under(lambda call: call[0] == "write", half):
         _write(path, data)
     assert path.read_bytes() == data
 
 
-def test_use_after_the_end(tmp_path: Path) -> None:
-    """Writing to a closed sink is the caller's mistake."""
+def test_use_after_the_end(path: Path) -> None:
     for end in ("commit", "abort"):
-        sink = PathSink(tmp_path / "m.pt")
+        sink = PathSink(path)
         getattr(sink, end)()
         for use in (lambda: sink.write(b"x"), lambda: sink.read_back(0, 1), sink.commit):  # noqa: B023
             with pytest.raises(ValueError, match="closed"):
                 use()
 
 
-def test_read_back(tmp_path: Path) -> None:
-    """What was written can be compared before the end."""
-    sink = PathSink(tmp_path / "m.pt")
-    sink.write(b"abcdef")
-    assert sink.read_back(2, 3) == b"cde"
-    sink.abort()
-
-
-def test_large_writes(tmp_path: Path) -> None:
+def test_large_writes(path: Path) -> None:
     """Buffers past what goes through the page cache are whole."""
     data = os.urandom(1 << 16) * 600  # 39 MB
-    _write(tmp_path / "m.pt", data)
-    assert (tmp_path / "m.pt").read_bytes() == data
+    _write(path, data)
+    assert path.read_bytes() == data
 
 
-def test_array_buffers(tmp_path: Path) -> None:
-    """A buffer of wider items is written as its bytes."""
-    view = memoryview(bytearray(range(8))).cast("I")
-    _write(tmp_path / "m.pt", view)  # type: ignore[arg-type]
-    assert (tmp_path / "m.pt").read_bytes() == bytes(range(8))
-
-
-def test_forked_child(tmp_path: Path) -> None:
+def test_forked_child(path: Path) -> None:
     """A child can neither write nor commit nor remove the file of its parent."""
-    path = tmp_path / "m.pt"
     sink = PathSink(path)
     sink.write(b"abc")
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            for use in (lambda: sink.write(b"x"), sink.commit, lambda: sink.read_back(0, 1)):
-                with pytest.raises(ValueError, match="process that opened it"):
-                    use()
-            sink.abort()
-            del sink
-            gc.collect()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def use_it() -> None:
+        for use in (lambda: sink.write(b"x"), sink.commit, lambda: sink.read_back(0, 1)):
+            with pytest.raises(ValueError, match="process that opened it"):
+                use()
+        sink.abort()
+        gc.collect()
+
+    assert in_child(use_it) == 0
     sink.write(b"def")
     sink.commit()
     assert path.read_bytes() == b"abcdef"
 
 
 # -- file objects --------------------------------------------------------------------------------
-
-
-class Partial(io.RawIOBase):
-    """An unseekable stream that takes a few bytes at a time."""
-
-    def __init__(self, most: int = 5) -> None:
-        self.parts: list[bytes] = []
-        self.most = most
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def write(self, data: Any) -> int:
-        """Take a part."""
-        part = bytes(data[: self.most])
-        self.parts.append(part)
-        return len(part)
-
-
-class Silent:
-    """Takes everything and says nothing."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def write(self, data: Any) -> None:
-        """Take it all."""
-        self.parts.append(bytes(data))
-
-
-@pytest.mark.parametrize("make", [Partial, Silent])
-def test_file_objects(make: Any) -> None:
-    """Streams that take a part, and objects that return nothing, get every byte once."""
-    file = make()
-    sink = open_sink(file)
-    assert isinstance(sink, FileObjectSink)
-    sink.write(b"hello, ")
-    sink.write(bytearray(b"world" * 5))
-    assert b"".join(file.parts) == b"hello, " + b"world" * 5
-    assert sink.position == 32
-    back: object = sink.read_back  # nothing can be read back
-    assert callable(back)
-    assert back(0, 1) is None
-    sink.commit()
-    sink.abort()
-
-
-def test_position_counts_from_the_start_of_the_sink() -> None:
-    """An object may hold something already."""
-    file = io.BytesIO()
-    file.write(b"head")
-    sink = FileObjectSink(file)
-    sink.write(b"abc")
-    assert sink.position == 3
-    assert file.getvalue() == b"headabc"
-    sink.commit()
-    assert not file.closed
 
 
 def test_file_object_that_takes_nothing() -> None:
@@ -483,9 +408,8 @@ def room() -> int:
 
 @pytest.mark.parametrize("mode", ["wb", "w+b", "r+b", "ab"])
 @pytest.mark.parametrize("buffering", [0, -1])
-def test_reserved_room(tmp_path: Path, room: int, mode: str, buffering: int) -> None:
+def test_reserved_room(path: Path, room: int, mode: str, buffering: int) -> None:
     """It is taken behind what is there, changes no byte, and goes back where nothing is written."""
-    path = tmp_path / "m.pt"
     path.write_bytes(b"old" * 5000)
     with path.open(mode, buffering=buffering) as file:
         file.write(b"mine")
@@ -506,10 +430,10 @@ def test_reserved_room(tmp_path: Path, room: int, mode: str, buffering: int) -> 
     assert path.read_bytes() == (old + new if mode == "ab" else new + old[len(new) :])
 
 
-def test_reserved_room_that_is_used(tmp_path: Path, room: int) -> None:
+def test_reserved_room_that_is_used(path: Path, room: int) -> None:
     """After a commit the file is as it was written, and has no more of the disk than it needs."""
     data = os.urandom(room)
-    with (tmp_path / "m.pt").open("wb") as file:
+    with path.open("wb") as file:
         sink = open_sink(file)
         sink.reserve(room)
         sink.write(data)
@@ -518,21 +442,21 @@ def test_reserved_room_that_is_used(tmp_path: Path, room: int) -> None:
         file.flush()
         os.fsync(file.fileno())
         assert room <= _taken_nbytes(file) <= room + (1 << 16)
-    assert (tmp_path / "m.pt").read_bytes() == data
+    assert path.read_bytes() == data
 
 
-def test_no_room(tmp_path: Path, room: int) -> None:
+def test_no_room(path: Path, room: int) -> None:
     """A disk that is too small says so before anything is written, and names the file."""
-    with (tmp_path / "m.pt").open("wb") as file:
+    with path.open("wb") as file:
         sink = open_sink(file)
         with pytest.raises(OSError, match=r"No space|too large") as caught:
             sink.reserve(1 << 60)
-        assert caught.value.filename == str(tmp_path / "m.pt")
+        assert caught.value.filename == str(path)
         sink.abort()
         assert _taken_nbytes(file) == 0
 
 
-def test_room_of_other_file_objects(tmp_path: Path, room: int) -> None:
+def test_room_of_other_file_objects(tmp_path: Path, path: Path, room: int) -> None:
     """Only plain files take room: another object may write less than it is given."""
 
     class Wrapped(io.FileIO):
@@ -540,7 +464,7 @@ def test_room_of_other_file_objects(tmp_path: Path, room: int) -> None:
 
     reader, writer = os.pipe()
     with (
-        Wrapped(tmp_path / "m.pt", "w") as wrapped,
+        Wrapped(path, "w") as wrapped,
         io.BufferedWriter(Wrapped(tmp_path / "n.pt", "w")) as buffered,
         open(writer, "wb") as pipe,
         open(reader, "rb"),
@@ -551,8 +475,6 @@ def test_room_of_other_file_objects(tmp_path: Path, room: int) -> None:
 
 
 def test_error_of_a_file_object() -> None:
-    """Its error is passed on."""
-
     class Broken:
         def write(self, data: Any) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -563,6 +485,5 @@ def test_error_of_a_file_object() -> None:
 
 @pytest.mark.parametrize("wrong", [None, 7, b"m.pt", object], ids=repr)
 def test_what_is_no_file(wrong: Any) -> None:
-    """Neither a path nor a file object is a TypeError."""
     with pytest.raises(TypeError):
         open_sink(wrong)

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.faults import descriptors
 from torchzip.errors import FormatError
 from torchzip.files.source import FileObjectSource, FileSource, MmapSource, Source, open_source
 
@@ -89,93 +90,84 @@ class Stingy(io.RawIOBase):
         self.most = most
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move."""
         return self._file.seek(offset, whence)
 
-    def read(self, size: int = -1) -> bytes:
-        """Return less than was asked for."""
-        return self._file.read(min(size, self.most) if size >= 0 else self.most)
-
     def readinto(self, buffer: Any) -> int:
-        """Fill a part."""
-        part = self.read(len(buffer))
+        part = self._file.read(min(len(buffer), self.most))
         buffer[: len(part)] = part
         return len(part)
 
 
-class OnlyRead:
-    """Has ``read`` and ``seek`` and nothing else, as remote files have."""
-
-    def __init__(self, data: bytes) -> None:
-        self._file = Stingy(data, 50)
-
-    def read(self, size: int) -> bytes:
-        """Return some bytes."""
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move."""
-        return self._file.seek(offset, whence)
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the path of a file of the data."""
+    made = tmp_path / "data"
+    made.write_bytes(_DATA)
+    return made
 
 
-def _kinds(folder: Path) -> list[Source]:
-    path = folder / "data"
-    path.write_bytes(_DATA)
-    positioned = io.BytesIO(b"before" + _DATA)
-    positioned.seek(6)
-    return [
-        FileSource(path),
-        MmapSource(path),
-        FileObjectSource(io.BytesIO(_DATA)),
-        FileObjectSource(positioned),
-        FileObjectSource(Stingy(_DATA)),  # type: ignore[arg-type]
-        FileObjectSource(OnlyRead(_DATA)),  # type: ignore[arg-type]
-    ]
+def _at(file: Any, offset: int) -> FileObjectSource:
+    """Return the source of a file object that stands there."""
+    file.seek(offset)
+    return FileObjectSource(file)
 
 
-@pytest.mark.parametrize("which", range(6))
-def test_reads(tmp_path: Path, which: int) -> None:
-    """Every kind of source gives the same bytes, whole, in parts, and none."""
-    source = _kinds(tmp_path)[which]
-    assert isinstance(source, Source)
-    assert source.size == len(_DATA)
-    for offset, nbytes in ((0, 1024), (0, 0), (1024, 0), (3, 300), (1023, 1), (500, 524)):
-        assert bytes(source.read_at(offset, nbytes)) == _DATA[offset : offset + nbytes]
-        out = bytearray(nbytes)
-        source.read_into(offset, memoryview(out))
-        assert out == _DATA[offset : offset + nbytes]
+def _both(source: Source, offset: int, nbytes: int) -> list[Callable[[], object]]:
+    """Return both ways to read."""
+    out = memoryview(bytearray(nbytes))
+    return [lambda: source.read_at(offset, nbytes), lambda: source.read_into(offset, out)]
 
 
-@pytest.mark.parametrize("which", range(6))
-@pytest.mark.parametrize(
-    ("offset", "nbytes"),
-    [(0, 1025), (1024, 1), (1000, 100), (-1, 1), (0, -1), (5, -3), (1 << 62, 1), (0, 1 << 62),
-     (1 << 80, 0), (1 << 80, 1 << 80)],
-)  # fmt: skip
-def test_reads_outside(tmp_path: Path, which: int, offset: int, nbytes: int) -> None:
-    """A read that does not lie inside is a FormatError with its place; nothing is allocated."""
-    source = _kinds(tmp_path)[which]
-    with pytest.raises(FormatError, match="truncated") as caught:
-        source.read_at(offset, nbytes)
-    assert caught.value.path == source.name
-    assert caught.value.offset == offset
+#: Each kind of source of the data, given the path of a file of it.
+KINDS: dict[str, Callable[[Path], Source]] = {
+    "path": FileSource,
+    "mmap": MmapSource,
+    "file object": lambda path: _at(io.BytesIO(_DATA), 0),
+    "not from its start": lambda path: _at(io.BytesIO(b"before" + _DATA), 6),
+    "raw, a few bytes at a time": lambda path: _at(Stingy(_DATA), 0),
+    "read and seek alone": lambda path: _at(Custom(_DATA, bytes, most=50), 0),
+}
 
 
-@pytest.mark.parametrize("which", range(6))
-def test_reads_into_outside(tmp_path: Path, which: int) -> None:
-    """The same for reads into memory."""
-    source = _kinds(tmp_path)[which]
-    for offset, nbytes in ((1020, 5), (-1, 1), (1 << 80, 1)):
-        with pytest.raises(FormatError, match="truncated"):
-            source.read_into(offset, memoryview(bytearray(nbytes)))
+class TestSource:
+    """What every kind of source does."""
+
+    @pytest.fixture(params=KINDS)
+    def source(self, request: pytest.FixtureRequest, path: Path) -> Source:
+        return KINDS[request.param](path)
+
+    def test_reads(self, source: Source) -> None:
+        """The same bytes, whole, in parts, and none."""
+        assert isinstance(source, Source)
+        assert source.size == len(_DATA)
+        for offset, nbytes in ((0, 1024), (0, 0), (1024, 0), (3, 300), (1023, 1), (500, 524)):
+            assert bytes(source.read_at(offset, nbytes)) == _DATA[offset : offset + nbytes]
+            out = bytearray(nbytes)
+            source.read_into(offset, memoryview(out))
+            assert out == _DATA[offset : offset + nbytes]
+
+    @pytest.mark.parametrize(
+        ("offset", "nbytes"),
+        [(0, 1025), (1024, 1), (1000, 100), (-1, 1), (0, -1), (5, -3), (1 << 62, 1), (0, 1 << 62),
+         (1 << 80, 0), (1 << 80, 1 << 80)],
+    )  # fmt: skip
+    def test_reads_outside(self, source: Source, offset: int, nbytes: int) -> None:
+        """A read that does not lie inside is a FormatError with its place, and costs no memory."""
+        with pytest.raises(FormatError, match="truncated") as caught:
+            source.read_at(offset, nbytes)
+        assert caught.value.path == source.name
+        assert caught.value.offset == offset
+
+    def test_reads_into_outside(self, source: Source) -> None:
+        for offset, nbytes in ((1020, 5), (-1, 1), (1 << 80, 1)):
+            with pytest.raises(FormatError, match="truncated"):
+                source.read_into(offset, memoryview(bytearray(nbytes)))
 
 
 @given(st.binary(max_size=100), st.integers(0, 20), st.integers(1, 30), st.data())
@@ -183,9 +175,7 @@ def test_file_objects_from_any_position(
     data: bytes, before: int, most: int, drawn: st.DataObject
 ) -> None:
     """Offsets count from where the object stood, however little it gives at a time."""
-    file = Stingy(b"x" * before + data, most)
-    file.seek(before)
-    source = FileObjectSource(file)  # type: ignore[arg-type]
+    source = _at(Stingy(b"x" * before + data, most), before)
     assert source.size == len(data)
     offset = drawn.draw(st.integers(0, len(data)))
     nbytes = drawn.draw(st.integers(0, len(data) - offset))
@@ -195,8 +185,7 @@ def test_file_objects_from_any_position(
 def test_file_object_is_left_where_it_was() -> None:
     """Opening a source does not move the object, and `move_to` does."""
     file = io.BytesIO(b"head" + _DATA)
-    file.seek(4)
-    source = FileObjectSource(file)
+    source = _at(file, 4)
     assert file.tell() == 4
     source.move_to(10)
     assert file.tell() == 14
@@ -206,9 +195,7 @@ def test_file_object_is_left_where_it_was() -> None:
 
 def test_file_object_behind_its_end() -> None:
     """An object that stands behind its end has no bytes."""
-    file = io.BytesIO(b"abc")
-    file.seek(10)
-    assert FileObjectSource(file).size == 0
+    assert _at(io.BytesIO(b"abc"), 10).size == 0
 
 
 def test_file_object_that_ends_early() -> None:
@@ -216,10 +203,9 @@ def test_file_object_that_ends_early() -> None:
     file = io.BytesIO(_DATA)
     source = FileObjectSource(file)
     file.truncate(100)
-    with pytest.raises(FormatError, match="cut it short"):
-        source.read_at(50, 100)
-    with pytest.raises(FormatError, match="cut it short"):
-        source.read_into(50, memoryview(bytearray(100)))
+    for read in _both(source, 50, 100):
+        with pytest.raises(FormatError, match="cut it short"):
+            read()
 
 
 def test_file_object_in_threads() -> None:
@@ -239,20 +225,15 @@ def test_file_object_in_threads() -> None:
 
 @pytest.mark.parametrize("kind", [FileSource, MmapSource])
 def test_empty_file(tmp_path: Path, kind: Callable[[Path], Source]) -> None:
-    """A file without bytes is a source without bytes."""
-    path = tmp_path / "empty"
-    path.write_bytes(b"")
-    source = kind(path)
+    (tmp_path / "empty").touch()
+    source = kind(tmp_path / "empty")
     assert source.size == 0
     assert bytes(source.read_at(0, 0)) == b""
     with pytest.raises(FormatError):
         source.read_at(0, 1)
 
 
-def test_names(tmp_path: Path) -> None:
-    """A source is called by what the caller gave."""
-    path = tmp_path / "m.pt"
-    path.write_bytes(b"x")
+def test_names(path: Path) -> None:
     assert FileSource(path).name == str(path)
     assert FileObjectSource(io.BytesIO()).name == "<BytesIO>"
     with path.open("rb") as file:
@@ -293,7 +274,7 @@ def test_what_is_no_regular_file(
     path = make(tmp_path)
     with pytest.raises(OSError, match=r".+") as caught:
         kind(path)
-    assert caught.value.filename == str(path) or str(caught.value.filename) == str(path)
+    assert str(caught.value.filename) == str(path)
 
 
 def test_symlink_to_a_fifo(tmp_path: Path) -> None:
@@ -305,12 +286,11 @@ def test_symlink_to_a_fifo(tmp_path: Path) -> None:
 
 def test_refused_file_is_closed(tmp_path: Path) -> None:
     """A refused path leaves no descriptor behind."""
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    before = descriptors()
     for _ in range(5):
         with pytest.raises(IsADirectoryError):
             FileSource(tmp_path)
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 class BytesPath:
@@ -323,13 +303,9 @@ class BytesPath:
         return os.fsencode(self.path)
 
 
-def test_path_in_bytes(tmp_path: Path) -> None:
-    """An ``os.PathLike`` may give bytes."""
-    made = tmp_path / "f"
-    made.write_bytes(_DATA)
-    path: Any = BytesPath(made)
-    with contextlib.closing(open_source(path)) as source:
-        assert (source.name, source.read_at(3, 4)) == (str(made), _DATA[3:7])
+def test_path_in_bytes(path: Path) -> None:
+    with contextlib.closing(open_source(BytesPath(path))) as source:  # type: ignore[arg-type]
+        assert (source.name, source.read_at(3, 4)) == (str(path), _DATA[3:7])
 
 
 def test_seek_that_says_nothing(tmp_path: Path) -> None:
@@ -339,9 +315,7 @@ def test_seek_that_says_nothing(tmp_path: Path) -> None:
         def seek(self, *args: Any) -> Any:
             super().seek(*args)
 
-    file = Silent(_DATA)
-    file.seek(5)
-    source = FileObjectSource(file)
+    source = _at(Silent(_DATA), 5)
     assert (source.size, source.read_at(1, 3)) == (len(_DATA) - 5, _DATA[6:9])
 
 
@@ -351,16 +325,14 @@ def test_closed_file_object(raw: bool) -> None:
     file: Any = Stingy(_DATA) if raw else io.BytesIO(_DATA)
     source = FileObjectSource(file)
     source.close()
-    with pytest.raises(ValueError, match="the checkpoint is closed"):
-        source.read_at(0, 1)
-    with pytest.raises(ValueError, match="the checkpoint is closed"):
-        source.read_into(0, memoryview(bytearray(1)))
+    for read in _both(source, 0, 1):
+        with pytest.raises(ValueError, match="the checkpoint is closed"):
+            read()
     assert not file.closed
 
 
 @pytest.mark.parametrize("wrong", [None, 7, b"bytes", object, io.StringIO, [1]], ids=repr)
 def test_what_is_no_file(wrong: Any) -> None:
-    """Neither a path nor a file object is a TypeError."""
     with pytest.raises(TypeError):
         open_source(wrong)
 
@@ -368,27 +340,19 @@ def test_what_is_no_file(wrong: Any) -> None:
 # -- files that change -----------------------------------------------------------------------------
 
 
-def test_file_cut_short(tmp_path: Path) -> None:
+def test_file_cut_short(path: Path) -> None:
     """A file that is cut while it is open gives a FormatError that says so."""
-    path = tmp_path / "data"
-    path.write_bytes(_DATA)
     source = FileSource(path)
     os.truncate(path, 100)
     assert source.read_at(0, 100) == _DATA[:100]
-    for read in (
-        lambda: source.read_at(50, 100),
-        lambda: source.read_at(200, 1),
-        lambda: source.read_into(50, memoryview(bytearray(100))),
-    ):
+    for read in (*_both(source, 50, 100), *_both(source, 200, 1)):
         with pytest.raises(FormatError, match="cut it short") as caught:
             read()
         assert caught.value.path == str(path)
 
 
-def test_replaced_path(tmp_path: Path) -> None:
+def test_replaced_path(tmp_path: Path, path: Path) -> None:
     """An open source keeps the file that it opened."""
-    path = tmp_path / "data"
-    path.write_bytes(_DATA)
     sources: list[Source] = [FileSource(path), MmapSource(path)]
     (tmp_path / "new").write_bytes(b"new" * 500)
     os.replace(tmp_path / "new", path)
@@ -397,10 +361,7 @@ def test_replaced_path(tmp_path: Path) -> None:
         assert source.size == 1024
 
 
-def test_short_reads_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel may give less than was asked for; the rest is fetched."""
-    path = tmp_path / "data"
-    path.write_bytes(_DATA)
+def test_short_reads_of_the_kernel(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = FileSource(path)
     pread, preadv = os.pread, os.preadv
     with monkeypatch.context() as patch:
@@ -409,11 +370,10 @@ def test_short_reads_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert source.read_at(100, 500) == _DATA[100:600]
 
 
-def test_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A source opens its file again on the other side, from any folder."""
-    (tmp_path / "data").write_bytes(_DATA)
-    monkeypatch.chdir(tmp_path)
-    source = FileSource("data")
+    monkeypatch.chdir(path.parent)
+    source = FileSource(path.name)
     data = pickle.dumps(source)
     monkeypatch.chdir("/")
     again = pickle.loads(data)
@@ -424,10 +384,7 @@ def test_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("change", ["replace", "append", "rewrite", "remove"])
-def test_pickle_refuses_another_file(tmp_path: Path, change: str) -> None:
-    """What is another file by now is refused."""
-    path = tmp_path / "data"
-    path.write_bytes(_DATA)
+def test_pickle_refuses_another_file(tmp_path: Path, path: Path, change: str) -> None:
     data = pickle.dumps(FileSource(path))
     if change == "replace":
         (tmp_path / "new").write_bytes(_DATA)
@@ -445,10 +402,8 @@ def test_pickle_refuses_another_file(tmp_path: Path, change: str) -> None:
         pickle.loads(data)
 
 
-def test_closed_source(tmp_path: Path) -> None:
+def test_closed_source(path: Path) -> None:
     """Reading after `close` is the caller's mistake; closing twice is none."""
-    path = tmp_path / "data"
-    path.write_bytes(_DATA)
     source = FileSource(path)
     source.close()
     source.close()
@@ -458,10 +413,8 @@ def test_closed_source(tmp_path: Path) -> None:
         assert not isinstance(caught.value, FormatError)
 
 
-def test_the_last_user_closes(tmp_path: Path) -> None:
+def test_the_last_user_closes(path: Path) -> None:
     """A descriptor stays open for all who have its number, and for nobody else."""
-    path = tmp_path / "data"
-    path.write_bytes(_DATA)
     source = FileSource(path)
     with source.descriptor as number:
         with source.descriptor as same:
@@ -475,19 +428,14 @@ def test_the_last_user_closes(tmp_path: Path) -> None:
         os.fstat(number)
 
 
-def test_descriptor_is_not_inherited(tmp_path: Path) -> None:
+def test_descriptor_is_not_inherited(path: Path) -> None:
     """A program that is started does not get the file."""
-    path = tmp_path / "data"
-    path.write_bytes(_DATA)
     source = FileSource(path)
     with source.descriptor as number:
         assert not os.get_inheritable(number)
 
 
-def test_mapped_views(tmp_path: Path) -> None:
-    """A view is read-only, in place, and outlives the source."""
-    path = tmp_path / "data"
-    path.write_bytes(_DATA)
+def test_mapped_views(path: Path) -> None:
     source = MmapSource(path)
     view = source.view(3, 10)
     assert view.readonly
@@ -537,8 +485,7 @@ def test_raw_file_without_bytes_now() -> None:
 def test_pickle_of_a_file_object() -> None:
     """It goes along if it can be pickled, and must be as long as before; else that is the error."""
     file = io.BytesIO(b"before" + _DATA)
-    file.seek(6)
-    source = FileObjectSource(file)
+    source = _at(file, 6)
     file.seek(17)
     again = pickle.loads(pickle.dumps(source))
     assert again.read_at(5, 9) == _DATA[5:14]
@@ -557,15 +504,14 @@ def test_pickle_of_a_file_object() -> None:
 @pytest.mark.parametrize(
     "last", ["", "module.os = None", "os.close(source._file._number)", "del source._file"]
 )
-def test_quiet_at_the_end(tmp_path: Path, last: str) -> None:
+def test_quiet_at_the_end(path: Path, last: str) -> None:
     """One that is open when the interpreter ends says nothing, whatever is gone by then."""
-    (tmp_path / "x").write_bytes(_DATA)
     script = (
         "import builtins, os, sys\n"
         "import torchzip.files.source as module\n"
         "builtins.kept = source = module.FileSource(sys.argv[1])\n" + last
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "x"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, path], capture_output=True, text=True, check=True
     )
     assert done.stderr == ""

@@ -29,6 +29,5 @@ class Counted:
         monkeypatch.setattr(FileSource, "read_into", counted_into)
 
     def forget(self) -> None:
-        """Count from here."""
         self.nbytes = 0
         self.names.clear()

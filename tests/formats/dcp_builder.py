@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import struct
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 
 MODULE = "torch.distributed.checkpoint.metadata"
 FILESYSTEM = "torch.distributed.checkpoint.filesystem"
@@ -71,25 +70,15 @@ BYTES = new(MODULE, "BytesStorageMetadata")
 
 
 def index(name: str, offset: Sequence[int] | None, number: int = 0) -> bytes:
-    state = {"fqn": b.text(name), "index": b.integer(number)}
+    state: dict[str, b.Value] = {"fqn": name, "index": number}
     if offset is not None:
         state["offset"] = size(*offset)
     return new(MODULE, "MetadataIndex", b.dict_of(state))
 
 
 def info(file: str, offset: int, length: int, **more: bytes) -> bytes:
-    state = {
-        "relative_path": b.text(file), "offset": b.integer(offset), "length": b.integer(length),
-        **more,
-    }  # fmt: skip
+    state: dict[str, b.Value] = {"relative_path": file, "offset": offset, "length": length, **more}
     return new(FILESYSTEM, "_StorageInfo", b.dict_of(state))
-
-
-def saved(value: Any) -> bytes:
-    """Return an item: an archive as `torch.save` writes it."""
-    file = io.BytesIO()
-    tz.save(value, file)
-    return file.getvalue()
 
 
 @dataclass
@@ -104,6 +93,7 @@ class Builder:
     more: dict[str, bytes] = field(default_factory=dict)
 
     def put(self, file: str, name: str, offset: Sequence[int] | None, raw: bytes) -> None:
+        """Append an item to a file."""
         before = self.files.get(file, b"")
         self.places.append((index(name, offset), info(file, len(before), len(raw))))
         self.files[file] = before + raw
@@ -133,30 +123,26 @@ class Builder:
         self._path(name, path)
 
     def _path(self, name: str, path: Sequence[str | int] | None) -> None:
-        steps = (name,) if path is None else path
-        self.paths[name] = b.tuple_of(
-            *(b.text(step) if isinstance(step, str) else b.integer(step) for step in steps)
-        )
+        self.paths[name] = b.tuple_of(*((name,) if path is None else path))
 
     def metadata(self) -> bytes:
-        meta = {
+        meta: dict[str, b.Value] = {
             "checkpoint_id": b.call("pathlib.PosixPath", "/", "run"),
-            "save_id": b.text("a-b"),
+            "save_id": "a-b",
             "load_id": b"N",
             "modules": b"]",
         }
-        fields = {
+        fields: dict[str, b.Value] = {
             "state_dict_metadata": b.dict_of(self.items),
             "planner_data": b.dict_of(self.paths),
             "storage_data": mapping(self.places),
             "storage_meta": new(MODULE, "StorageMeta", b.dict_of(meta)),
-            "version": b.text("1.0.0"),
+            "version": "1.0.0",
             **self.more,
         }
         return b.stream(new(MODULE, "Metadata", b.dict_of(fields)), protocol=4)
 
     def write(self, name: str = ".metadata") -> Path:
-        """Write the files; return the directory."""
         self.folder.mkdir(exist_ok=True)
         for file, raw in self.files.items():
             (self.folder / file).write_bytes(raw)

@@ -25,8 +25,6 @@ class OldStorage:
 
 @dataclass(kw_only=True)
 class OldTensor:
-    """One tensor."""
-
     key: bytes
     storage: bytes
     size: Sequence[int]
@@ -39,8 +37,6 @@ class OldTensor:
 
 @dataclass(kw_only=True)
 class OldCheckpoint:
-    """A whole file."""
-
     pickle: bytes
     storages: Sequence[OldStorage] = ()
     tensors: Sequence[OldTensor] = ()
@@ -69,10 +65,20 @@ class OldCheckpoint:
         return tar_of(self.members())
 
 
-def tar_of(members: Mapping[str, bytes], *more: tuple[str, bytes]) -> bytes:
+def four_numbers() -> OldCheckpoint:
+    """Return a checkpoint of a tensor of 1, 2, 3, 4."""
+    return OldCheckpoint(
+        storages=[OldStorage(key=b.integer(1), data=b.DATA)],
+        tensors=[OldTensor(key=b.integer(2), storage=b.integer(1), size=(4,), stride=(1,))],
+        pickle=b.stream(pid(2)),
+    )
+
+
+def tar_of(members: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> bytes:
+    """Return a tar of regular files, by their names or, where one is there twice, as pairs."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in [*members.items(), *more]:
+        for name, data in members.items() if isinstance(members, Mapping) else members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             info.mtime = 1483228800

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 import shutil
@@ -18,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
-from tests.formats.shards import refused, write, write_index
+from tests.formats.test_sharded import refused
+from tests.formats.test_sharded import write_shard as _write
 from tests.sampling import some
 from torchzip.container.hub_names import (
     WHOLE_FILES,
@@ -43,15 +45,17 @@ def _named(whole: str, variant: str | None) -> str:
 
 
 def _shards(folder: Path, whole: str, count: int = 3) -> list[Path]:
+    """Write one tensor into each of some shards."""
     paths = [folder / shard_name(whole, number, count) for number in range(1, count + 1)]
     for path, name in zip(paths, _TENSORS, strict=False):
-        write(path, {name: _TENSORS[name]})
+        _write(path, {name: _TENSORS[name]})
     return paths
 
 
 def _index(folder: Path, index: str, shards: list[Path]) -> Path:
     weight_map = {name: path.name for name, path in zip(_TENSORS, shards, strict=False)}
-    return write_index(folder / index, weight_map)
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder / index
 
 
 def _same(path: Path) -> None:
@@ -70,7 +74,7 @@ def _same(path: Path) -> None:
 def test_every_name_and_variant(tmp_path: Path, whole: str, variant: str | None) -> None:
     """A directory with one whole file, or with shards and their index, is that checkpoint."""
     name = _named(whole, variant)
-    write(tmp_path / "one" / name, dict(_TENSORS))
+    _write(tmp_path / "one" / name, dict(_TENSORS))
     (tmp_path / "one" / "config.json").write_text("{}")
     (tmp_path / "one" / "training_args.bin").write_bytes(b"no checkpoint")
     _same(tmp_path / "one")
@@ -99,7 +103,7 @@ def test_an_index_of_a_variant_as_diffusers_named_it(tmp_path: Path) -> None:
     """Before 0.28 the variant stood behind the number, and before ``.index``."""
     shards = [tmp_path / f"model-0000{number}-of-00003.fp16.safetensors" for number in (1, 2, 3)]
     for path, name in zip(shards, _TENSORS, strict=True):
-        write(path, {name: _TENSORS[name]})
+        _write(path, {name: _TENSORS[name]})
     _same(_index(tmp_path, "model.safetensors.fp16.index.json", shards))
     _same(tmp_path)
 
@@ -121,34 +125,11 @@ def test_shard_names_come_back(stem: str, suffix: str, number: int, count: int) 
     assert (other.of, other.number) == (shard.of, count)
 
 
-def test_a_directory_with_one_file(tmp_path: Path) -> None:
-    """What `convert` makes of a directory, and what the hub has, is read by its name."""
-    model, folder = tmp_path / "model.pt", tmp_path / "hub"
-    tz.save({"weight": np.ones(3, np.float32)}, model)
-    tz.convert(model, f"{folder}/")
-    (folder / "config.json").write_text("{}")
-    (folder / "training_args.bin").write_bytes(b"no checkpoint")
-    with tz.lazy_load(folder) as checkpoint:
-        assert (checkpoint.format, checkpoint.path) == (
-            "safetensors", str(folder / "model.safetensors"),
-        )  # fmt: skip
-    assert tz.convert(folder, folder, dtype="float16", overwrite=True).tensors == 1
-    assert tz.load(folder)["weight"].dtype == np.float16
-    os.rename(model, folder / "pytorch_model.bin")
-    with pytest.raises(tz.FormatError, match=r"several .*'model.safetensors', 'pytorch_model.bin'"):
-        tz.load(folder)
-    (folder / "model.safetensors").unlink()
-    assert tz.load(folder)["weight"].dtype == np.float32
-    (folder / "pytorch_model.bin").write_bytes(b"cut")
-    with pytest.raises(tz.FormatError, match=r"pytorch_model.bin: not a checkpoint"):
-        tz.load(folder)
-
-
 # -- several checkpoints in one directory --------------------------------------------------------
 
 
 def _make_whole(folder: Path, name: str) -> str:
-    write(folder / name, dict(_TENSORS))
+    _write(folder / name, dict(_TENSORS))
     return name
 
 
@@ -187,7 +168,7 @@ _PAIRS = [
 ]
 
 
-def test_two_checkpoints_arerefused(tmp_path: Path) -> None:
+def test_two_checkpoints_are_refused(tmp_path: Path) -> None:
     """Whichever two they are, both are named: readers differ on which of them counts."""
     for number, ((make, name), (make_other, other)) in enumerate(some(_PAIRS)):
         folder = tmp_path / str(number)
@@ -199,7 +180,7 @@ def test_two_checkpoints_arerefused(tmp_path: Path) -> None:
 def test_diff_refuses_them_too(tmp_path: Path) -> None:
     """Old shards must not be compared in place of the file that transformers reads."""
     _make_sharded(tmp_path, "pytorch_model.bin")
-    write(tmp_path / "model.safetensors", {name: array + 1 for name, array in _TENSORS.items()})
+    _write(tmp_path / "model.safetensors", {name: array + 1 for name, array in _TENSORS.items()})
     for a, b in itertools.permutations([tmp_path, tmp_path / "model.safetensors"]):
         with pytest.raises(tz.FormatError, match=r"several.*bin\.index\.json.*model\.safetensors"):
             tz.tools.diff(a, b, cast=True)
@@ -207,12 +188,12 @@ def test_diff_refuses_them_too(tmp_path: Path) -> None:
 
 def test_an_index_of_a_whole_file(tmp_path: Path) -> None:
     """They are one checkpoint, as the index says."""
-    write(tmp_path / "model.safetensors", dict(_TENSORS))
+    _write(tmp_path / "model.safetensors", dict(_TENSORS))
     _index(tmp_path, "model.safetensors.index.json", [tmp_path / "model.safetensors"] * 3)
     with tz.lazy_load(tmp_path) as checkpoint:
         assert checkpoint.format == "sharded"
     _same(tmp_path)
-    write(tmp_path / "pytorch_model.bin", dict(_TENSORS))
+    _write(tmp_path / "pytorch_model.bin", dict(_TENSORS))
     refused(tmp_path, "'model.safetensors.index.json', 'pytorch_model.bin'")
 
 
@@ -275,6 +256,12 @@ def test_missing_shards_are_named(
     assert ("more" in message) is (len(missing) > 5)
 
 
+def test_a_number_of_shards_that_nobody_has(tmp_path: Path) -> None:
+    """A name that lies costs nothing."""
+    (tmp_path / "model-00001-of-999999999.bin").touch()
+    refused(tmp_path, "999,999,998 of 999,999,999 shards", "'model-00002-of-999999999.bin'")
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
@@ -283,18 +270,20 @@ def test_missing_shards_are_named(
         (["model-1-of-2.bin", "model-01-of-2.bin"], "are both number 1 of 2"),
         (["model-00001-of-00001.bin", "other-00001-of-00001.bin"], "several checkpoints"),
         (["data-00001-of-00001.arrow"], "not one checkpoint"),
-        (["model-00001-of-00002.bin", "model-00002-of-00002.bin"],
-         "'a' is in 'model-00001-of-00002.bin' and in 'model-00002-of-00002.bin'"),
-        # a name that lies costs nothing
-        (["model-00001-of-999999999.bin"], "999,999,998 of 999,999,999 shards are not in the "
-         "directory: 'model-00002-of-999999999.bin'"),
     ],
-)  # fmt: skip
+)
 def test_odd_sets_of_shards(tmp_path: Path, names: list[str], expected: str) -> None:
     """Numbers that make no sense are said; shards of something else are not looked at."""
     for name in names:
-        tz.save({"a": np.zeros(1)}, tmp_path / name)
+        tz.save({name: np.zeros(1)}, tmp_path / name)
     refused(tmp_path, expected)
+
+
+def test_a_name_in_two_shards_without_an_index(tmp_path: Path) -> None:
+    """Which of them counts nothing says."""
+    for name in ("model-00001-of-00002.bin", "model-00002-of-00002.bin"):
+        tz.save({"a": np.zeros(1)}, tmp_path / name)
+    refused(tmp_path, "'a' is in 'model-00001-of-00002.bin' and in 'model-00002-of-00002.bin'")
 
 
 def test_names_on_every_system() -> None:

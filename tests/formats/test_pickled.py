@@ -18,8 +18,8 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.formats.dcp_builder import Builder
-from tests.formats.tar_builder import OldCheckpoint, OldStorage, OldTensor, pid, tar_of
-from tests.formats.test_pt2 import CONSTANTS, WEIGHTS, archive, config, meta, old, payload, zip_of
+from tests.formats.pt2_builder import config, meta, payload
+from tests.formats.tar_builder import four_numbers, pid, tar_of
 from torchzip.cli.main import main
 from torchzip.tools import verify
 
@@ -54,7 +54,7 @@ def legacy_of(put: Put) -> bytes:
     )
 
 
-def _tar(folder: Path, put: Put) -> Path:
+def _tar(put: Put) -> bytes:
     one, two = b.integer(1), b.integer(2)
     kind = b.name("torch", "FloatStorage")
     row = b.stream(b.tuple_of(one, "cpu", kind))
@@ -63,16 +63,13 @@ def _tar(folder: Path, put: Put) -> Path:
     row = b.stream(b.tuple_of(two, one, b.name("torch", "FloatTensor")))
     tensors = put("tensors, count", b.stream(one)) + put("tensors, a row", row)
     tensors += struct.pack("<i4x3q", 1, 4, 1, 0)
-    return _file(
-        folder,
-        tar_of(
-            {
-                "sys_info": put("sys_info", b.stream(b"}")),
-                "pickle": put("pickle", b.stream(b.dict_of({"w": pid(2)}))),
-                "tensors": tensors,
-                "storages": storages,
-            }
-        ),
+    return tar_of(
+        {
+            "sys_info": put("sys_info", b.stream(b"}")),
+            "pickle": put("pickle", b.stream(b.dict_of({"w": pid(2)}))),
+            "tensors": tensors,
+            "storages": storages,
+        }
     )
 
 
@@ -80,7 +77,7 @@ def _inner(put: Put, place: str, pickle: bytes) -> bytes:
     return b.checkpoint(put(place, b.stream(pickle)))
 
 
-def _pt2(folder: Path, put: Put) -> Path:
+def _pt2(put: Put) -> bytes:
     rows = {
         "t": payload("tensor_0", use_pickle=True) | {"tensor_meta": None},
         "c": payload("custom_obj_0", use_pickle=True) | {"tensor_meta": None},
@@ -88,12 +85,14 @@ def _pt2(folder: Path, put: Put) -> Path:
     }
     packed = b.name("__torch__.torch.classes.q", "Packed") + b")\x81" + b.tensor() + b"\x85b"
     records = {
-        "data/weights/weight_0": b.DATA,
-        WEIGHTS: config({"w": payload("weight_0", meta(sizes=(4,)))}),
+        "data/weights/weight_0": struct.pack("<4f", 1, 2, 3, 4),
+        "data/weights/model_weights_config.json": config(
+            {"w": payload("weight_0", meta(sizes=(4,)))}
+        ),
         "data/constants/tensor_0": _inner(put, "constant", b.tensor()),
         "data/constants/custom_obj_0": _inner(put, "custom object", packed),
         "data/constants/opaque_obj_0": put("opaque object", b.stream(b"K\1")),
-        CONSTANTS: config(rows),
+        "data/constants/model_constants_config.json": config(rows),
         "models/model.json": b"{}",
         "data/sample_inputs/model.pt": _inner(put, "sample inputs", b"))\x86"),
         "archive_format": b"pt2",
@@ -105,29 +104,34 @@ def _pt2(folder: Path, put: Put) -> Path:
         b.Member(name=f"a/{name}".encode(), data=data, method=8 if "sample" in name else 0)
         for name, data in records.items()
     ]
-    return _file(folder, b.build_zip(members))
+    return b.build_zip(members)
 
 
-def _pt2_of_files(folder: Path, put: Put) -> Path:
+def _pt2_of_files(put: Put) -> bytes:
     """Sample inputs in the legacy format have five pickles of their own."""
     records = {
         "data/weights/model.pt": _inner(put, "weights", b.dict_of({"w": b.tensor()})),
         "data/constants/model.pt": _inner(put, "constants", b"}"),
+        "models/model.json": b"{}",
         "data/sample_inputs/model.pt": legacy_of(lambda place, data: put(f"inputs, {place}", data)),
+        "archive_format": b"pt2",
+        ".data/version": b"3",
     }
-    return _file(folder, archive({**records, WEIGHTS: None, CONSTANTS: None}))
+    return b.zip_of(records, root="a/")
 
 
-def _old_pt2(folder: Path, put: Put) -> Path:
+def _old_pt2(put: Put) -> bytes:
     records = {
+        "serialized_exported_program.json": b"{}",
         "serialized_state_dict.pt": _inner(put, "state dict", b.dict_of({"w": b.tensor()})),
         "serialized_constants.pt": _inner(put, "constants", b"}"),
         "serialized_example_inputs.pt": _inner(put, "example inputs", b")"),
+        "version": b"8.2",
     }
-    return _file(folder, old(records))
+    return b.zip_of(records, root="")
 
 
-def _script(folder: Path, put: Put) -> Path:
+def _script(put: Put) -> bytes:
     module = b.name("__torch__", "Net") + b")\x81" + b.dict_of({"w": b.tensor()}) + b"b"
     records = {
         "data.pkl": put("data.pkl", b.stream(module)),
@@ -139,14 +143,15 @@ def _script(folder: Path, put: Put) -> Path:
         "data/0": b.DATA,
         "version": b"3",
     }
-    return _file(folder, zip_of(records, "a/"))
+    return b.zip_of(records, root="a/")
 
 
 def _dcp(folder: Path, put: Put) -> Path:
     made = Builder(folder / "dcp")
     made.tensor("w", np.ones(4, np.float32))
     made.value("v", 5)
-    made.files, made.places = {}, []
+    made.files.clear()
+    made.places.clear()
     made.put("__0_0.distcp", "w", (0,), _inner(put, "item of a tensor", b.tensor()))
     made.put("__1_0.distcp", "v", None, _inner(put, "item of an object", b.text("x")))
     made.write()
@@ -157,7 +162,9 @@ def _dcp(folder: Path, put: Put) -> Path:
 
 
 def _sharded(folder: Path, put: Put) -> Path:
-    (folder / "one.bin").write_bytes(_inner(put, "a zip shard", b.dict_of({"a": b.tensor()})))
+    (folder / "one.bin").write_bytes(
+        b.checkpoint(put("a zip shard", b.stream(b.dict_of({"a": b.tensor()}))))
+    )
     (folder / "two.bin").write_bytes(legacy_of(lambda place, data: put(f"shard, {place}", data)))
     index = {"metadata": {}, "weight_map": {"a": "one.bin", "w": "two.bin"}}
     path = folder / "pytorch_model.bin.index.json"
@@ -165,14 +172,18 @@ def _sharded(folder: Path, put: Put) -> Path:
     return path
 
 
+def _alone(make: Callable[[Put], bytes]) -> Write:
+    return lambda folder, put: _file(folder, make(put))
+
+
 FILES: dict[str, Write] = {
-    "zip": lambda folder, put: _file(folder, _inner(put, "data.pkl", b.tensor())),
-    "legacy": lambda folder, put: _file(folder, legacy_of(put)),
-    "tar": _tar,
-    "pt2": _pt2,
-    "pt2 of files": _pt2_of_files,
-    "old pt2": _old_pt2,
-    "torchscript": _script,
+    "zip": _alone(lambda put: _inner(put, "data.pkl", b.tensor())),
+    "legacy": _alone(legacy_of),
+    "tar": _alone(_tar),
+    "pt2": _alone(_pt2),
+    "pt2 of files": _alone(_pt2_of_files),
+    "old pt2": _alone(_old_pt2),
+    "torchscript": _alone(_script),
     "dcp": _dcp,
     "sharded": _sharded,
 }
@@ -239,12 +250,12 @@ def test_records_that_nobody_declares(tmp_path: Path, kind: str, protocol: int) 
     """A pickle in a record of its own is said, with what it names; other bytes are not."""
     path = FILES[kind](tmp_path, lambda place, data: data)
     stray = b"cos\nsystem\n(S'true'\ntR." if not protocol else b.stream(CALL, protocol=protocol)
-    root = "archive" if kind == "zip" else "a"
+    root = "archive/" if kind == "zip" else "a/"
     more = {"extra/x": stray, "extra/readme.txt": b"I have (some) text.", "data/99": stray}
     with tz.lazy_load(path) as ckpt:
-        reader = ckpt._container.archive  # type: ignore[attr-defined]
-        records = {name: reader.read(name) for name in reader}
-    path.write_bytes(zip_of(records | more, f"{root}/"))
+        archive = ckpt._container.archive  # type: ignore[attr-defined]
+        records = {name: archive.read(name) for name in archive}
+    path.write_bytes(b.zip_of(records | more, root=root))
     notes = verify(path).notes
     assert len(notes) == 2, notes
     for note in notes:
@@ -262,7 +273,9 @@ def test_bytes_of_a_tensor_that_are_a_pickle(tmp_path: Path) -> None:
 
 def test_a_pickle_that_cannot_be_followed(tmp_path: Path) -> None:
     """Nobody can say what it names, so whoever asks is told that."""
-    path = _script(tmp_path, lambda place, data: b"\x80\2R." if "traced" in place else data)
+    path = FILES["torchscript"](
+        tmp_path, lambda place, data: b"\x80\2R." if "traced" in place else data
+    )
     with tz.lazy_load(path) as ckpt, pytest.raises(tz.FormatError, match=r"traced_inputs\.pkl"):
         ckpt.globals  # noqa: B018
     with pytest.raises(tz.FormatError, match=r"traced_inputs\.pkl"):
@@ -289,12 +302,6 @@ def test_a_file_that_is_a_tar_file_too(tmp_path: Path, kind: str) -> None:
 
 
 def test_old_checkpoint_without_sys_info() -> None:
-    """That member may be missing."""
-    made = OldCheckpoint(
-        storages=[OldStorage(key=b.integer(1), data=b.DATA)],
-        views=[],
-        tensors=[OldTensor(key=b.integer(2), storage=b.integer(1), size=(4,), stride=(1,))],
-        pickle=b.stream(pid(2)),
-    ).members()
+    made = four_numbers().members()
     made.pop("sys_info")
     assert tz.lazy_load(io.BytesIO(tar_of(made)), foreign="raise").globals

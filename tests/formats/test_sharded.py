@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,8 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.faults import descriptors
 from tests.formats.counting import Counted
-from tests.formats.dcp_builder import saved
-from tests.formats.shards import refused, write, write_index
 from torchzip.files import folder as folder_module
 from torchzip.files.folder import Folder, PooledSource
 from torchzip.files.source import FileSource
@@ -29,20 +30,34 @@ def _names(kind: str, count: int = 2, stem: str = "model") -> list[str]:
     return [f"{stem}-{i:05}-of-{count:05}.{kind}" for i in range(1, count + 1)]
 
 
-def _index(folder: Path, kind: str, weight_map: Any, **metadata: Any) -> Path:
+def write_shard(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a shard, of the kind that its suffix says."""
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_name("scratch.pt")
+    tz.save(dict(tensors), scratch)
+    if path.suffix == ".safetensors":
+        tz.convert(scratch, path)
+        scratch.unlink()
+    else:
+        scratch.rename(path)
+
+
+def _index(folder: Path, kind: str, weight_map: Any, **more: Any) -> Path:
     stem = "pytorch_model" if kind == "bin" else "model"
-    return write_index(folder / f"{stem}.{kind}.index.json", weight_map, **metadata)
+    path = folder / f"{stem}.{kind}.index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": 144}, "weight_map": weight_map, **more}))
+    return path
 
 
 def _make(folder: Path, kind: str = "safetensors") -> Path:
     """Write two shards and their index; return the index."""
     first, second = _names(kind)
     folder.mkdir(exist_ok=True)
-    write(folder / first, {"a": _A, "b.bias": _B})
-    write(folder / second, {"c": _C, "d": _A[:2]})
+    write_shard(folder / first, {"a": _A, "b.bias": _B})
+    write_shard(folder / second, {"c": _C, "d": _A[:2]})
     total = _A.nbytes + _B.nbytes + _C.nbytes + _A[:2].nbytes
     weight_map = {"d": second, "a": first, "c": second, "b.bias": first}
-    return _index(folder, kind, weight_map, total_size=total, author="me")
+    return _index(folder, kind, weight_map, metadata={"total_size": total, "author": "me"})
 
 
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
@@ -78,7 +93,6 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_legacy_shards(tmp_path: Path) -> None:
-    """Shards of before 1.6 are legacy streams."""
     pickle_ = b.stream(b.dict_of({"w": b.tensor(b.persistent(extra=b"N"))}))
     data = b.legacy(pickle_, b.stream(b.list_of("0")), b"\4" + bytes(7) + b.DATA)
     (tmp_path / "x.bin").write_bytes(data)
@@ -89,7 +103,7 @@ def test_legacy_shards(tmp_path: Path) -> None:
 def test_ties_and_containers_of_a_shard(tmp_path: Path) -> None:
     """Ties within a shard stay; an OrderedDict is a flat dict too."""
     tz.save(OrderedDict(a=_A, b=_A), tmp_path / "x.bin")
-    _index(tmp_path, "bin", {"a": "x.bin", "b": "x.bin"})
+    _index(tmp_path, "bin", {"a": "x.bin", "b": "x.bin"}, metadata={})
     with tz.lazy_load(tmp_path) as checkpoint:
         assert checkpoint["a"].spec.storage is checkpoint["b"].spec.storage
         assert checkpoint.metadata == {}
@@ -98,11 +112,10 @@ def test_ties_and_containers_of_a_shard(tmp_path: Path) -> None:
 
 
 def test_convert(tmp_path: Path) -> None:
-    """A directory converts to one file, in either format; ties come back."""
     tz.save({"a": _A, "b": _A}, tmp_path / "t.pt")
     (tmp_path / "m").mkdir()
     tz.convert(tmp_path / "t.pt", tmp_path / "m" / "x.safetensors")
-    write(tmp_path / "m" / "y.safetensors", {"c": _C, "d": _C})
+    write_shard(tmp_path / "m" / "y.safetensors", {"c": _C, "d": _C})
     _index(tmp_path / "m", "safetensors", {"a": "x.safetensors", "c": "y.safetensors"})
     tz.convert(tmp_path / "m", tmp_path / "one.pt")
     made = tz.load(tmp_path / "one.pt")
@@ -124,7 +137,6 @@ def test_symbolic_links_are_followed(tmp_path: Path) -> None:
 
 
 def test_survives_pickle(tmp_path: Path) -> None:
-    """A Checkpoint is opened again; a LazyTensor finds its shard."""
     _make(tmp_path)
     with tz.lazy_load(tmp_path) as checkpoint:
         tensor = pickle.loads(pickle.dumps(checkpoint["a"]))
@@ -149,8 +161,8 @@ def test_opening_reads_no_tensor(
     first, second = _names(kind)
     big = np.zeros((1000, 500), np.float32)
     big[5] = 7
-    write(tmp_path / first, {"a": big})
-    write(tmp_path / second, {"b": big})
+    write_shard(tmp_path / first, {"a": big})
+    write_shard(tmp_path / second, {"b": big})
     _index(tmp_path, kind, {"a": first, "b": second})
     counted = Counted(monkeypatch)
     with tz.lazy_load(tmp_path) as checkpoint:
@@ -167,13 +179,12 @@ def test_few_files_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(folder_module, "_OPEN_FILES", 3)
     names = _names("safetensors", 12)
     for i, name in enumerate(names):
-        write(tmp_path / name, {f"w{i}": np.full(300_000, i, np.float32)})
+        write_shard(tmp_path / name, {f"w{i}": np.full(300_000, i, np.float32)})
     _index(tmp_path, "safetensors", {f"w{i}": name for i, name in enumerate(names)})
-    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    before = descriptors()
     with tz.lazy_load(tmp_path) as checkpoint:
         assert [float(tensor[5]) for tensor in checkpoint.values()] == list(range(12))
-        if before:
-            assert len(os.listdir("/proc/self/fd")) <= before + 3
+        assert descriptors() <= before + 3
         tensor = checkpoint["w0"]
         (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
         with pytest.raises(tz.FormatError, match="replaced or changed"):
@@ -185,7 +196,7 @@ def test_loading_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(folder_module, "_OPEN_FILES", 1)
     names = _names("safetensors", 4)
     for i, name in enumerate(names):
-        write(tmp_path / name, {f"w{i}{k}": np.full(400_000, i, np.float64) for k in "xy"})
+        write_shard(tmp_path / name, {f"w{i}{k}": np.full(400_000, i, np.float64) for k in "xy"})
     weight_map = {f"w{i}{k}": name for i, name in enumerate(names) for k in "xy"}
     _index(tmp_path, "safetensors", weight_map)
     for name, array in tz.load(tmp_path).items():
@@ -193,6 +204,18 @@ def test_loading_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # -- what is said ----------------------------------------------------------------------------------
+
+
+def refused(path: Path, *expected: str, error: type[Exception] = tz.FormatError) -> str:
+    """Return the message of the error, which must say all that is expected."""
+    with pytest.raises(error) as caught:
+        tz.load(path)
+    with pytest.raises(error), tz.lazy_load(path):
+        pass
+    message = str(caught.value)
+    for text in expected:
+        assert text in message
+    return message
 
 
 def test_a_missing_shard(tmp_path: Path) -> None:
@@ -205,15 +228,15 @@ def test_a_missing_shard(tmp_path: Path) -> None:
 def test_an_extra_shard(tmp_path: Path) -> None:
     """A shard of the same set that the index does not list would be left out."""
     _make(tmp_path)
-    write(tmp_path / "model-00003-of-00002.safetensors", {"z": _A})
+    write_shard(tmp_path / "model-00003-of-00002.safetensors", {"z": _A})
     refused(tmp_path, "does not list 'model-00003-of-00002.safetensors'")
 
 
 def test_shards_of_another_save_are_noted(tmp_path: Path) -> None:
     """They change no value; `verify` has them. Other files are nobody's business."""
     _make(tmp_path)
-    write(tmp_path / "model-00003-of-00003.safetensors", {"z": _A})
-    write(tmp_path / "adapter.safetensors", {"z": _A})
+    write_shard(tmp_path / "model-00003-of-00003.safetensors", {"z": _A})
+    write_shard(tmp_path / "adapter.safetensors", {"z": _A})
     (tmp_path / "config.json").write_text("{}")
     with tz.lazy_load(tmp_path) as checkpoint:
         (note,) = checkpoint.verify().notes
@@ -225,7 +248,7 @@ def test_total_size_is_noted(tmp_path: Path) -> None:
     first, second = _names("safetensors")
     _make(tmp_path)
     weight_map = {"d": second, "a": first, "c": second, "b.bias": first}
-    _index(tmp_path, "safetensors", weight_map, total_size=99)
+    _index(tmp_path, "safetensors", weight_map, metadata={"total_size": 99})
     with tz.lazy_load(tmp_path) as checkpoint:
         checkpoint.verify()
         (note,) = checkpoint.verify().notes
@@ -234,42 +257,23 @@ def test_total_size_is_noted(tmp_path: Path) -> None:
     assert "144" in note
 
 
-_A_PART = b.safetensors(
-    b'{"__metadata__": {"DCP_SHARDING_INFO": "{\\"a\\": {\\"saved_offsets\\": [2]}}"}, '
-    b'"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}', b"ab",
-)  # fmt: skip
-
-
-def _pickled(content: bytes) -> bytes:
-    return b.checkpoint(b.stream(content))
-
-
-#: The shards, the index, and what the error says.
-_WRONG: dict[str, tuple[dict[str, bytes], dict[str, str], str]] = {
-    "a name that its shard lacks": (
-     {"x.bin": saved({"a": _A})}, {"a": "x.bin", "b": "x.bin"}, "puts 'b' into 'x.bin'"),
-    "a tensor that is not listed": (
-     {"x.bin": saved({"a": _A, "hidden": _B})}, {"a": "x.bin"}, "'x.bin' has 'hidden'"),
-    "a tensor in two shards": (
-     {"x.bin": saved({"a": _A, "b": _B}), "y.bin": saved({"b": _B})}, {"a": "x.bin", "b": "y.bin"},
-     "'b' is in 'x.bin' and, by the index, in 'y.bin'"),
-    "a part of a tensor": (
-     {"x.safetensors": _A_PART}, {"a": "x.safetensors"}, "a part only of 'a'"),
-    "a number": ({"x.bin": _pickled(b.integer(5))}, {"a": "x.bin"}, "flat dict"),
-    "a list": ({"x.bin": _pickled(b.list_of(b.tensor()))}, {"a": "x.bin"}, "flat dict"),
-    "a number as a key": (
-     {"x.bin": _pickled(b"}" + b.integer(1) + b"Ns")}, {"a": "x.bin"}, "flat dict"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", _WRONG)
-def test_shards_that_are_not_what_the_index_says(tmp_path: Path, name: str) -> None:
-    """What would be out of reach, could be meant in two ways, or is not a tensor is an error."""
-    shards, weight_map, expected = _WRONG[name]
-    for shard, data in shards.items():
-        (tmp_path / shard).write_bytes(data)
+@pytest.mark.parametrize(
+    ("shards", "weight_map", "expected"),
+    [
+        ({"x.bin": "a"}, {"a": "x.bin", "b": "x.bin"}, ["puts 'b' into 'x.bin'"]),
+        ({"x.bin": ["a", "hidden"]}, {"a": "x.bin"}, ["'x.bin' has 'hidden'"]),
+        ({"x.bin": "ab", "y.bin": "b"}, {"a": "x.bin", "b": "y.bin"}, ["'x.bin'", "'y.bin'"]),
+    ],
+    ids=["a name that its shard lacks", "a tensor that is not listed", "a tensor in two shards"],
+)
+def test_an_index_of_other_tensors(
+    tmp_path: Path, shards: dict[str, Any], weight_map: Any, expected: list[str]
+) -> None:
+    """What is not there, what would be out of reach, and what cannot be told."""
+    for name, tensors in shards.items():
+        write_shard(tmp_path / name, dict.fromkeys(tensors, _A))
     _index(tmp_path, "bin", weight_map)
-    refused(tmp_path, expected)
+    refused(tmp_path, *expected)
 
 
 def test_two_indices(tmp_path: Path) -> None:
@@ -277,6 +281,27 @@ def test_two_indices(tmp_path: Path) -> None:
     one, other = _make(tmp_path, "bin"), _make(tmp_path, "safetensors")
     refused(tmp_path, one.name, other.name)
     assert len(tz.load(one)) == len(tz.load(other)) == 4
+
+
+def test_a_shard_with_a_part_of_a_tensor(tmp_path: Path) -> None:
+    """A part must not pass for the whole."""
+    info = json.dumps({"a": {"saved_offsets": [2]}})
+    header = {
+        "__metadata__": {"DCP_SHARDING_INFO": info},
+        "a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},
+    }
+    (tmp_path / "x.safetensors").write_bytes(b.safetensors(json.dumps(header).encode(), b"ab"))
+    _index(tmp_path, "safetensors", {"a": "x.safetensors"})
+    refused(tmp_path, "a part only of 'a'")
+
+
+@pytest.mark.parametrize(
+    "content", [b.integer(5), b.list_of(b.tensor()), b"}" + b.integer(1) + b"Ns"]
+)
+def test_a_shard_that_is_no_flat_dict(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.bin").write_bytes(b.checkpoint(b.stream(content)))
+    _index(tmp_path, "bin", {"a": "x.bin"})
+    refused(tmp_path, "flat dict")
 
 
 @pytest.mark.parametrize(
@@ -287,22 +312,19 @@ def test_names_that_are_more_than_names(tmp_path: Path, name: str) -> None:
     """Nothing outside the directory is ever opened."""
     (tmp_path / "a").mkdir()
     for place in (tmp_path, tmp_path / "a", tmp_path.parent):
-        write(place / "x.bin", {"a": _A})
+        write_shard(place / "x.bin", {"a": _A})
     _index(tmp_path, "bin", {"a": name})
     refused(tmp_path, "plain file name")
 
 
-def test_no_regular_file(tmp_path: Path) -> None:
-    """A FIFO or a directory under a shard's name raises at once, and so does a dead link."""
-    index = _index(tmp_path, "bin", {"a": "x.bin"})
-    os.mkfifo(tmp_path / "x.bin")
-    refused(index, error=OSError)
-    (tmp_path / "x.bin").unlink()
-    (tmp_path / "x.bin").mkdir()
-    refused(index, error=OSError)
-    (tmp_path / "x.bin").rmdir()
-    (tmp_path / "x.bin").symlink_to("nowhere")
-    refused(index, error=OSError)
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")],
+    ids=["FIFO", "directory", "dead link"],
+)  # fmt: skip
+def test_no_regular_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    """What stands under a shard's name raises at once."""
+    make(tmp_path / "x.bin")
+    refused(_index(tmp_path, "bin", {"a": "x.bin"}), error=OSError)
 
 
 _TEXTS: dict[str, bytes] = {
@@ -326,14 +348,14 @@ _TEXTS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", _TEXTS)
 def test_hostile_indices(tmp_path: Path, name: str) -> None:
-    write(tmp_path / "x.bin", {"a": _A})
+    write_shard(tmp_path / "x.bin", {"a": _A})
     (tmp_path / "m.bin.index.json").write_bytes(_TEXTS[name])
     refused(tmp_path, "m.bin.index.json")
 
 
 def test_odd_numbers_for_total_size(tmp_path: Path) -> None:
     """What is no number of bytes is left alone, and kept as text."""
-    write(tmp_path / "x.bin", {"a": _A})
+    write_shard(tmp_path / "x.bin", {"a": _A})
     for text in ("NaN", "1e400", "-5", "true", '"many"', "1e3", "9" * 4000, "[1]"):
         raw = f'{{"metadata": {{"total_size": {text}}}, "weight_map": {{"a": "x.bin"}}}}'
         (tmp_path / "m.bin.index.json").write_text(raw)
@@ -343,7 +365,7 @@ def test_odd_numbers_for_total_size(tmp_path: Path) -> None:
 
 
 def test_limits_of_an_index(tmp_path: Path) -> None:
-    write(tmp_path / "x.bin", {"a": _A})
+    write_shard(tmp_path / "x.bin", {"a": _A})
     index = _index(tmp_path, "bin", {"a": "x.bin"})
     with pytest.raises(tz.LimitError, match="header_nbytes"):
         tz.load(index, limits=tz.Limits(header_nbytes=10))
@@ -364,13 +386,12 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path, names: list[str]) -> 
     """It says what is there, and what would be understood."""
     for name in names:
         if name.endswith("safetensors"):
-            write(tmp_path / name, {"a": _A})
+            write_shard(tmp_path / name, {"a": _A})
         else:
             (tmp_path / name).touch()
     first = sorted(names)[0] if names else "nothing in it"
-    message = refused(tmp_path, str(tmp_path), first, "index.json", ".metadata")
-    if len(names) > 10:
-        assert "and 10 more" in message
+    more = ["and 10 more"] if len(names) > 10 else []
+    refused(tmp_path, str(tmp_path), first, "index.json", ".metadata", *more)
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,5 +23,17 @@ class Attack:
     foreign: Literal["keep", "raise"] = "keep"
 
 
-#: An attack without an option, as most tables have them.
-Row = tuple[str, bytes, type[TorchZipError] | None]
+#: A row of a table: its error stands in it where that is not the usual one of the table.
+Row = tuple[str, bytes] | tuple[str, bytes, type[TorchZipError] | None]
+
+
+def attacks(
+    rows: Iterable[Row],
+    usual: type[TorchZipError],
+    file_of: Callable[[bytes], bytes] = bytes,
+    prefix: str = "",
+) -> list[Attack]:
+    """Return the attacks of a table; ``file_of`` makes the file of what a row has."""
+    return [
+        Attack(prefix + row[0], file_of(row[1]), row[2] if len(row) > 2 else usual) for row in rows
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,25 +16,34 @@ def zipped(*parts: bytes) -> bytes:
     return b.checkpoint(b.stream(*parts))
 
 
-def with_record(member: bytes, **changes: Any) -> bytes:
+def good_members(root: bytes = b.tensor()) -> list[b.Member]:
+    """Return the records of a good checkpoint: a tensor of 1, 2, 3, 4."""
+    return b.members_of(b.stream(root))
+
+
+def with_record(member: bytes, *, root: bytes = b.tensor(), **changes: Any) -> bytes:
     """Return a good checkpoint with one record changed."""
-    members = b.members_of(b.stream(b.tensor()))
     return b.build_zip(
         [
             replace(each, **changes) if each.name == b"archive/" + member else each
-            for each in members
+            for each in good_members(root)
         ]
     )
 
 
+def and_record(name: bytes, data: bytes = b"", **fields: Any) -> bytes:
+    """Return a good checkpoint with one more record."""
+    more = b.Member(name=b"archive/" + name, data=data, **fields)
+    return b.build_zip([*good_members(), more])
+
+
 def and_records(**more: bytes) -> bytes:
     """Return a good checkpoint with more records."""
-    members = b.members_of(b.stream(b.tensor()))
-    members += [
+    members = [
         b.Member(name=f"archive/{name.replace('__', '.')}".encode(), data=data)
         for name, data in more.items()
     ]
-    return b.build_zip(members)
+    return b.build_zip([*good_members(), *members])
 
 
 def doubling(depth: int = 40) -> bytes:
@@ -50,35 +60,32 @@ PARAMETER = b.name("torch._utils", "_rebuild_parameter")
 FROM_TYPE = b.name("torch._tensor", "_rebuild_from_type_v2")
 
 
-def v3(dtype: bytes, **changes: Any) -> bytes:
+def tensor_on(key: str = "0", *, size: bytes | Sequence[b.Value] = (4,), **fields: Any) -> bytes:
+    """Return a tensor on a storage with these fields in its persistent id."""
+    return b.tensor(b.persistent(key, **fields), size=size)
+
+
+def v3(dtype: bytes | str, **changes: Any) -> bytes:
     """Return a tensor of 16 bytes, as torch writes newer dtypes."""
     bytes_16 = b.persistent(numel=16, kind=UNTYPED)
+    dtype = b.name("torch", dtype) if isinstance(dtype, str) else dtype
     return b.tensor(bytes_16, function=V3, extra=dtype, **changes)
 
 
 def byte_array(argument: b.Value) -> bytes:
-    """Return a call of ``bytearray``."""
     return b.call("builtins.bytearray", argument)
 
 
 def legacy(
     *, keys: bytes = b.list_of("0"), count: int = 4, data: bytes = b.DATA,
-    root: bytes | None = None, version: bytes = b.integer(1001),
+    root: bytes = b.tensor(), **more: bytes,
 ) -> bytes:  # fmt: skip
     """Return a checkpoint of the legacy format, with a lie in any part of it."""
     storages = struct.pack("<q", count) + data
-    return b.legacy(
-        b.stream(b.tensor() if root is None else root), b.stream(keys), storages, version=version
-    )
+    return b.legacy(b.stream(root), b.stream(keys), storages, **more)
 
 
-HEAD = b.members_of(b.stream(b"N"), {})
 SYSTEM = b.name("os", "system")
-
-
-def good_members() -> list[b.Member]:
-    """Return the records of a good checkpoint: a tensor of 1, 2, 3, 4."""
-    return b.members_of(b.stream(b.tensor()))
 
 
 def changed(data: bytes, at: int, raw: bytes) -> bytes:
@@ -103,15 +110,6 @@ def by_stack(module: str, attribute: str) -> bytes:
     return short_text(module) + short_text(attribute) + b"\x93"
 
 
-def legacy_of(
-    *, magic: bytes = b.stream(b.MAGIC), version: bytes = b.stream(b.integer(1001)),
-    description: bytes = b.stream(b"}"), root: bytes = b.stream(b"N"),
-    keys: bytes = b.stream(b"]"),
-) -> bytes:  # fmt: skip
-    """Return a checkpoint of the legacy format without storages, by its five pickles."""
-    return magic + version + description + root + keys
-
-
 def tar_of(
     *, root: bytes = b.stream(b"N"), storages: bytes | None = None, tensors: bytes | None = None,
     description: bytes | None = None,
@@ -130,6 +128,4 @@ def torchscript(
         "data.pkl": pickle, "code/__torch__.py": source, "constants.pkl": constants,
         "version": b"3\n", "byteorder": b"little",
     }  # fmt: skip
-    return b.build_zip(
-        [b.Member(name=f"archive/{name}".encode(), data=data) for name, data in records.items()]
-    )
+    return b.zip_of(records)

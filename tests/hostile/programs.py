@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from tests import builders as b
-from tests.hostile.attack import Attack, Row
+from tests.formats.pt2_builder import meta, payload
+from tests.hostile.attack import Row, attacks
 from torchzip.errors import (
     ArchiveError,
     FormatError,
@@ -86,21 +87,6 @@ _SCRIPTS: list[Row] = [
 ]  # fmt: skip
 
 
-def _meta(**changes: Any) -> dict[str, Any]:
-    return {
-        "dtype": 7, "sizes": [{"as_int": 4}], "requires_grad": False,
-        "device": {"type": "cpu", "index": None}, "strides": [{"as_int": 1}],
-        "storage_offset": {"as_int": 0}, "layout": 7, **changes,
-    }  # fmt: skip
-
-
-def _row(**changes: Any) -> dict[str, Any]:
-    return {
-        "path_name": "weight_0", "is_param": False, "use_pickle": False, "tensor_meta": _meta(),
-        **changes,
-    }  # fmt: skip
-
-
 def _program(config: Any, records: Mapping[str, bytes | None] | None = None) -> bytes:
     """Return an exported program with this config of its weights."""
     text = config if isinstance(config, bytes) else json.dumps({"config": config}).encode()
@@ -110,81 +96,75 @@ def _program(config: Any, records: Mapping[str, bytes | None] | None = None) -> 
         "models/model.json": b"{}", "archive_format": b"pt2", "archive_version": b"0",
         "version": b"6\n", "byteorder": b"little", **(records or {}),
     }  # fmt: skip
-    return b.build_zip(
-        [
-            b.Member(name=f"m/{name}".encode(), data=data)
-            for name, data in whole.items()
-            if data is not None
-        ]
-    )
+    return b.zip_of(whole, root="m/")
+
+
+def _ints(*numbers: Any) -> list[dict[str, Any]]:
+    return [{"as_int": number} for number in numbers]
+
+
+def _weight(data: bytes | None = b.DATA, **changes: Any) -> bytes:
+    """Return a program of one weight, whose record has this data."""
+    return _program({"x": payload(**changes)}, {"data/weights/weight_0": data})
 
 
 def _tensor(**changes: Any) -> bytes:
-    return _program({"x": _row(tensor_meta=_meta(**changes))})
+    return _weight(tensor_meta=meta(**changes))
 
 
 _PROGRAMS: list[Row] = [
-    ("a program", _program({"x": _row()}), None),
-    ("a program of a weight that climbs", _program({"x": _row(path_name="../weights/weight_0")}),
-     ArchiveError),
-    ("a program of an absolute weight", _program({"x": _row(path_name="/etc/passwd")}),
-     ArchiveError),
-    ("a program of a weight in capitals", _program({"x": _row(path_name="WEIGHT_0")}),
-     ArchiveError),
-    ("a program of a weight of no name", _program({"x": _row(path_name="")}), FormatError),
-    ("a program of a weight that is a number", _program({"x": _row(path_name=0)}), FormatError),
-    ("a program of a weight of 12 bytes", _program(
-        {"x": _row()}, {"data/weights/weight_0": b.DATA[:12]}), TensorError),
-    ("a program of a weight of 15 bytes", _program(
-        {"x": _row()}, {"data/weights/weight_0": b.DATA[:15]}), TensorError),
-    ("a program of a weight of 20 bytes", _program(
-        {"x": _row()}, {"data/weights/weight_0": b.DATA + bytes(4)}), None),
-    ("a program without its weight", _program({"x": _row()}, {"data/weights/weight_0": None}),
-     ArchiveError),
-    ("a program of 2**62 numbers", _tensor(sizes=[{"as_int": 1 << 62}]), TensorError),
-    ("a program of -4 numbers", _tensor(sizes=[{"as_int": -4}]), FormatError),
-    ("a program of 4.0 numbers", _tensor(sizes=[{"as_int": 4.0}]), FormatError),
-    ("a program of NaN numbers", _tensor(sizes=[{"as_int": float("nan")}]), FormatError),
+    ("a program", _weight(), None),
+    ("a program of a weight that climbs", _weight(path_name="../weights/weight_0"), ArchiveError),
+    ("a program of an absolute weight", _weight(path_name="/etc/passwd"), ArchiveError),
+    ("a program of a weight in capitals", _weight(path_name="WEIGHT_0"), ArchiveError),
+    ("a program of a weight of no name", _weight(path_name="")),
+    ("a program of a weight that is a number", _weight(path_name=0)),
+    ("a program of a weight of 12 bytes", _weight(b.DATA[:12]), TensorError),
+    ("a program of a weight of 15 bytes", _weight(b.DATA[:15]), TensorError),
+    ("a program of a weight of 20 bytes", _weight(b.DATA + bytes(4)), None),
+    ("a program without its weight", _weight(None), ArchiveError),
+    ("a program of 2**62 numbers", _tensor(sizes=_ints(1 << 62)), TensorError),
+    ("a program of -4 numbers", _tensor(sizes=_ints(-4))),
+    ("a program of 4.0 numbers", _tensor(sizes=_ints(4.0))),
+    ("a program of NaN numbers", _tensor(sizes=_ints(float("nan")))),
     ("a program of a symbol of numbers", _tensor(sizes=[{"as_expr": {"expr_str": "s0"}}]),
      UnsupportedError),
     ("a program of 65 dimensions", _tensor(
-        sizes=[{"as_int": 1}] * 65, strides=[{"as_int": 1}] * 65), TensorError),
+        sizes=_ints(*[1] * 65), strides=_ints(*[1] * 65)), TensorError),
     ("a program of sizes without strides", _tensor(strides=[]), TensorError),
-    ("a program of a stride past the end", _tensor(strides=[{"as_int": 2}]), TensorError),
-    ("a program of a stride of -1", _tensor(strides=[{"as_int": -1}]), FormatError),
+    ("a program of a stride past the end", _tensor(strides=_ints(2)), TensorError),
+    ("a program of a stride of -1", _tensor(strides=_ints(-1))),
     ("a program from 1", _tensor(storage_offset={"as_int": 1}), TensorError),
-    ("a program from 2**63", _tensor(storage_offset={"as_int": 1 << 63}), FormatError),
+    ("a program from 2**63", _tensor(storage_offset={"as_int": 1 << 63})),
     ("a program of dtype 0", _tensor(dtype=0), UnsupportedError),
-    ("a program of dtype true", _tensor(dtype=True), FormatError),
-    ("a program of dtype 7.0", _tensor(dtype=7.0), FormatError),
+    ("a program of dtype true", _tensor(dtype=True)),
+    ("a program of dtype 7.0", _tensor(dtype=7.0)),
     ("a program of a dtype of eight bytes", _tensor(dtype=8), TensorError),
     ("a program of a sparse layout", _tensor(layout=1), UnsupportedError),
-    ("a program on a device of a number", _tensor(device={"type": 0}), FormatError),
-    ("a program on no device", _tensor(device=None), FormatError),
-    ("a program that requires 1", _tensor(requires_grad=1), FormatError),
-    ("a program of a parameter of 1", _program({"x": _row(is_param=1)}), FormatError),
-    ("a program without meta", _program({"x": _row(tensor_meta=None)}), FormatError),
-    ("a program of a pickle that is data", _program({"x": _row(use_pickle=True)}), ArchiveError),
-    ("a program of a program", _program({"x": _row(use_pickle=True)},
-     {"data/weights/weight_0": _program({"x": _row()})}), ArchiveError),
-    ("a program of a file", _program({"x": _row(use_pickle=True)},
-     {"data/weights/weight_0": b.checkpoint(b.stream(b.tensor()))}), None),
-    ("a program of a file with a comment that is an archive", _program({"x": _row(use_pickle=True)},
-     {"data/weights/weight_0": b.checkpoint(b.stream(b.tensor())) * 2}), ArchiveError),
-    ("a config that is no text", _program(b"\xff"), FormatError),
-    ("a config behind a byte order mark", _program(b'\xef\xbb\xbf{"config": {}}'), FormatError),
-    ("a config that is a list", _program(b"[]"), FormatError),
-    ("a config in a config", _program(b'{"config": {"x": {"config": {}}}}'), FormatError),
-    ("a config with a name twice", _program(b'{"config": {"x": 1, "x": 1}}'), FormatError),
-    ("a config twice", _program(b'{"config": {}, "config": {}}'), FormatError),
-    ("a config nested 100,000 deep", _program(b'{"config":' + b"[" * 100_000), FormatError),
-    ("a config of 5,000 digits", _program(b'{"config":{"x":' + b"9" * 5000 + b"}}"), FormatError),
-    ("a config of 3 MB of blanks", _program(b'{"config": {}}' + b" " * (3 << 20) + b"x"),
-     FormatError),
+    ("a program on a device of a number", _tensor(device={"type": 0})),
+    ("a program on no device", _tensor(device=None)),
+    ("a program that requires 1", _tensor(requires_grad=1)),
+    ("a program of a parameter of 1", _weight(is_param=1)),
+    ("a program without meta", _program({"x": payload() | {"tensor_meta": None}})),
+    ("a program of a pickle that is data", _weight(use_pickle=True), ArchiveError),
+    ("a program of a program", _weight(use_pickle=True, data=_weight()), ArchiveError),
+    ("a program of a file",
+     _weight(use_pickle=True, data=b.checkpoint(b.stream(b.tensor()))), None),
+    ("a program of a file with a comment that is an archive",
+     _weight(use_pickle=True, data=b.checkpoint(b.stream(b.tensor())) * 2), ArchiveError),
+    ("a config that is no text", _program(b"\xff")),
+    ("a config behind a byte order mark", _program(b'\xef\xbb\xbf{"config": {}}')),
+    ("a config that is a list", _program(b"[]")),
+    ("a config in a config", _program(b'{"config": {"x": {"config": {}}}}')),
+    ("a config with a name twice", _program(b'{"config": {"x": 1, "x": 1}}')),
+    ("a config twice", _program(b'{"config": {}, "config": {}}')),
+    ("a config nested 100,000 deep", _program(b'{"config":' + b"[" * 100_000)),
+    ("a config of 5,000 digits", _program(b'{"config":{"x":' + b"9" * 5000 + b"}}")),
+    ("a config of 3 MB of blanks", _program(b'{"config": {}}' + b" " * (3 << 20) + b"x")),
     ("no config", _program({}, {"data/weights/model_weights_config.json": None}), ArchiveError),
-    ("a weight that is a constant too", _program({"x": _row()}, {
+    ("a weight that is a constant too", _program({"x": payload()}, {
         "data/constants/weight_0": b.DATA, "data/constants/model_constants_config.json":
-        json.dumps({"config": {"x": _row()}}).encode()}), FormatError),
+        json.dumps({"config": {"x": payload()}}).encode()})),
     ("a program of another format", _program({}, {"archive_format": b"pt3"}), UnsupportedError),
     ("a program of another version", _program({}, {"archive_version": b"1"}), UnsupportedError),
     ("a program of a format of 5,000 bytes", _program({}, {"archive_format": b"pt2" * 2000}),
@@ -194,30 +174,29 @@ _PROGRAMS: list[Row] = [
 
 def _old(records: Mapping[str, bytes]) -> bytes:
     """Return an exported program as torch 2.1 to 2.7 wrote it."""
-    whole = {"serialized_exported_program.json": b"{}", **records}
-    return b.build_zip([b.Member(name=name.encode(), data=raw) for name, raw in whole.items()])
+    return b.zip_of({"serialized_exported_program.json": b"{}", **records}, root="")
+
+
+def _state(raw: bytes) -> bytes:
+    """Return an old program whose weights are this file."""
+    return _old({"serialized_state_dict.pt": raw})
 
 
 _STATE = b.checkpoint(b.stream(b.dict_of({"x": b.tensor()})))
 _OLD: list[Row] = [
-    ("an old program", _old({"serialized_state_dict.pt": _STATE}), None),
+    ("an old program", _state(_STATE), None),
     ("an old program without state", _old({}), ArchiveError),
-    ("an old program of a list", _old(
-        {"serialized_state_dict.pt": b.checkpoint(b.stream(b"]"))}), FormatError),
+    ("an old program of a list", _state(b.checkpoint(b.stream(b"]")))),
     ("an old program of numbers as names", _old(
-        {"serialized_state_dict.pt": b.checkpoint(b.stream(b"}K\1K\2s"))}), FormatError),
-    ("an old program of a state that is cut", _old({"serialized_state_dict.pt": _STATE[:-1]}),
-     ArchiveError),
-    ("an old program of a state with bytes before it", _old(
-        {"serialized_state_dict.pt": b"x" + _STATE}), ArchiveError),
+        {"serialized_state_dict.pt": b.checkpoint(b.stream(b"}K\1K\2s"))})),
+    ("an old program of a state that is cut", _state(_STATE[:-1]), ArchiveError),
+    ("an old program of a state with bytes before it", _state(b"x" + _STATE), ArchiveError),
     ("an old program of two states", _old({
         "serialized_state_dict.pt": _STATE, "serialized_state_dict.json": b"other"}), None),
     ("an old program of a weight that is a constant too", _old({
-        "serialized_state_dict.pt": _STATE, "serialized_constants.pt": _STATE}), FormatError),
-    ("an old program of itself", _old({"serialized_state_dict.pt": _old(
-        {"serialized_state_dict.pt": _STATE})}), ArchiveError),
-    ("an old program of a legacy file", _old({"serialized_state_dict.pt": b"\x80\2."}),
-     ArchiveError),
+        "serialized_state_dict.pt": _STATE, "serialized_constants.pt": _STATE})),
+    ("an old program of itself", _old({"serialized_state_dict.pt": _state(_STATE)}), ArchiveError),
+    ("an old program of a legacy file", _state(b"\x80\2."), ArchiveError),
 ]  # fmt: skip
 
-ROWS = [Attack(name, data, error) for name, data, error in [*_SCRIPTS, *_PROGRAMS, *_OLD]]
+ROWS = attacks([*_SCRIPTS, *_PROGRAMS, *_OLD], FormatError)

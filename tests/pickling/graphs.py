@@ -82,7 +82,6 @@ TREES_WITH_BYTEARRAYS = st.recursive(LEAVES | st.binary().map(bytearray), _grow,
 
 
 def cycles() -> list[Any]:
-    """Return values that reach themselves."""
     ring: list[Any] = [1]
     ring.append(ring)
     looped: dict[str, Any] = {}

@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.pickling.graphs import TREES
 from torchzip.errors import PickleError
 from torchzip.pickling.disassembly import Annotator, Step, argument_text, parse_step
 from torchzip.pickling.opcodes import OPCODES, TruncatedPickleError
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
-    lambda inner: (
-        st.lists(inner) | st.dictionaries(st.text(), inner) | st.lists(inner).map(tuple)
-        | st.frozensets(st.integers())
-    ),
-)  # fmt: skip
 #: Random opcodes and arguments get further than random bytes.
 OPCODE_BYTES = st.lists(
     st.sampled_from([bytes([row.code]) for row in OPCODES]) | st.binary(max_size=3)
@@ -29,7 +23,6 @@ OPCODE_BYTES = st.lists(
 
 
 def walk(data: bytes) -> list[Step]:
-    """Return the steps of a pickle."""
     steps = [parse_step(data, 0)]
     while steps[-1].opcode.name != "STOP":
         steps.append(parse_step(data, steps[-1].end))
@@ -37,7 +30,6 @@ def walk(data: bytes) -> list[Step]:
 
 
 def notes_of(data: bytes) -> dict[str, list[str]]:
-    """Return the notes of a pickle, by opcode."""
     annotator = Annotator()
     notes: dict[str, list[str]] = {}
     for step in walk(data):
@@ -45,9 +37,8 @@ def notes_of(data: bytes) -> dict[str, list[str]]:
     return notes
 
 
-@given(VALUES, st.integers(0, 5))
+@given(TREES, st.integers(0, 5))
 def test_equals_pickletools(value: Any, protocol: int) -> None:
-    """Names and offsets, of every protocol."""
     data = pickle.dumps(value, protocol)
     expected = [(position, opcode.name) for opcode, _, position in pickletools.genops(data)]
     steps = walk(data)
@@ -76,7 +67,7 @@ def test_any_bytes(data: bytes) -> None:
         position = step.end
 
 
-@given(VALUES, st.integers(0, 5), st.data())
+@given(TREES, st.integers(0, 5), st.data())
 def test_truncated(value: Any, protocol: int, draw: st.DataObject) -> None:
     """What is missing is said to be missing, and never more than is."""
     data = pickle.dumps(value, protocol)
@@ -98,13 +89,11 @@ def test_truncated(value: Any, protocol: int, draw: st.DataObject) -> None:
     ],
 )
 def test_faults(data: bytes, message: str) -> None:
-    """Each says what is wrong."""
     with pytest.raises(PickleError, match=message):
         walk(data)
 
 
 def test_notes() -> None:
-    """Names, memo numbers, calls and persistent ids."""
     storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nq\5tQ"
     notes = notes_of(b"\x80\2" + storage + b"0h\5h\7cos\nsystem\nX\1\0\0\0a\x85R.")
     assert notes["GLOBAL"] == ["name torch.FloatStorage", "name os.system"]
@@ -121,7 +110,6 @@ def test_names_from_the_stack() -> None:
 
 
 def test_long_values_are_shortened() -> None:
-    """Of a long text its beginning is kept, and its size said."""
     step, _ = walk(b"X\x00\x00\x10\x00" + b"a" * (1 << 20) + b".")
     assert argument_text(step).endswith("... (1,048,576 bytes)")
     assert len(argument_text(step)) < 130

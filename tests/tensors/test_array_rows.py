@@ -103,7 +103,6 @@ def trees(draw: st.DrawFn) -> Any:
 
 @given(trees())
 def test_rows_are_what_one_by_one_gives(tree: Any) -> None:
-    """Whatever the shapes, the dtypes, and what stands between."""
     assert written(tree, rows=True) == written(tree, rows=False)
 
 

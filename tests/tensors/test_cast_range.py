@@ -76,7 +76,6 @@ def test_edges_of_each_cast(pair: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("source", [name for name in FLOATS if DTYPES[name].itemsize <= 2])
 def test_every_value_of_16_and_8_bits(source: str) -> None:
-    """All codes, to all dtypes."""
     nbytes = DTYPES[source].itemsize
     values = np.arange(1 << 8 * nbytes, dtype=f"u{nbytes}").view(numpy_dtype(source))
     for target in FLOATS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 import warnings
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.test_cost import peak_below
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.cast_steps import CHUNK, fast_steps, plain_cast
 from torchzip.tensors.casts import Cast, CastStorage, is_castable, whole_items
@@ -45,7 +45,6 @@ class Pieces(TensorStorage):
 
 
 def cast(values: np.ndarray[Any, Any], source: str, target: str) -> np.ndarray[Any, Any]:
-    """Cast an array as one block."""
     block = np.ascontiguousarray(values).view(np.uint8)
     return Cast(source, target)(block).copy().view(numpy_dtype(target))
 
@@ -64,31 +63,26 @@ def _same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> None
     np.testing.assert_array_equal(ours.view(kind)[~nan], theirs.view(kind)[~nan])
 
 
+def _check_bfloat16(values: np.ndarray[Any, Any]) -> None:
+    ours = cast(values, "float32", "bfloat16")
+    theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
+    np.testing.assert_array_equal(ours.view(np.uint16), theirs.view(np.uint16))
+
+
 @pytest.mark.parametrize("low", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
 def test_bfloat16_of_every_upper_half(low: int) -> None:
     """All 65,536 upper halves, at the places where rounding turns, NaN too, equal ml_dtypes."""
     bits = (np.arange(1 << 16, dtype=np.uint32) << 16) | low
     values = bits.view(np.float32)
-    theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
-    np.testing.assert_array_equal(
-        cast(values, "float32", "bfloat16").view(np.uint16), theirs.view(np.uint16)
-    )
+    _check_bfloat16(values)
     # and each alone, where no NaN in the block changes the way
-    finite = ~np.isnan(values)
-    np.testing.assert_array_equal(
-        cast(values[finite], "float32", "bfloat16").view(np.uint16),
-        theirs[finite].view(np.uint16),
-    )
+    _check_bfloat16(values[~np.isnan(values)])
 
 
 @given(st.lists(st.integers(0, 0xFFFFFFFF), max_size=50))
 def test_bfloat16_of_any_bits(bits: list[int]) -> None:
     """Any 32 bits, in blocks of any length, equal ml_dtypes bit for bit."""
-    values = np.array(bits, np.uint32).view(np.float32)
-    theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
-    np.testing.assert_array_equal(
-        cast(values, "float32", "bfloat16").view(np.uint16), theirs.view(np.uint16)
-    )
+    _check_bfloat16(np.array(bits, np.uint32).view(np.float32))
 
 
 @pytest.mark.parametrize("target", _FLOATS)
@@ -139,7 +133,6 @@ def test_float64_goes_through_float32() -> None:
     ],
 )
 def test_edges(target: str, value: float, expected: float) -> None:
-    """The ends of each range."""
     made = cast(np.array([value], np.float32), "float32", target)
     assert made.astype(np.float64).tolist() == [expected]
 
@@ -160,14 +153,15 @@ def _plain(values: np.ndarray[Any, Any], source: str, target: str) -> Bytes:
         return plain_cast(values, source, target).view(np.uint8)
 
 
-def _in_steps(values: np.ndarray[Any, Any], source: str, target: str) -> Bytes:
-    """Cast by the quicker ways, however few the values are."""
+def _check_steps(values: np.ndarray[Any, Any], source: str, target: str) -> None:
+    """Cast by the quicker ways, however few the values are, and compare."""
+    expected = _plain(values, source, target)
     with np.errstate(all="ignore"):
         for step, dtype in fast_steps(source, target):
             made = np.empty(values.size, dtype)
             step(values, made)
             values = made
-    return values.view(np.uint8)
+    np.testing.assert_array_equal(values.view(np.uint8), expected)
 
 
 @pytest.mark.parametrize("source", [name for name in _FLOATS if DTYPES[name].itemsize <= 2])
@@ -177,8 +171,7 @@ def test_steps_equal_the_plain_way_for_16_and_8_bits(source: str) -> None:
     for target in _FLOATS:
         if target != source:
             for values in (codes, codes[:1], codes[-3:]):
-                expected = _plain(values, source, target)
-                np.testing.assert_array_equal(_in_steps(values, source, target), expected)
+                _check_steps(values, source, target)
 
 
 @pytest.mark.parametrize("low", [0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
@@ -189,8 +182,7 @@ def test_steps_equal_the_plain_way_for_float32(low: int) -> None:
     for target in _FLOATS:
         if target != "float32":
             for some in (values, values[magnitudes >= 0], values[magnitudes < 65536]):
-                expected = _plain(some, "float32", target)
-                np.testing.assert_array_equal(_in_steps(some, "float32", target), expected)
+                _check_steps(some, "float32", target)
 
 
 @given(st.sampled_from(["float32", "float64"]), st.sampled_from(_FLOATS), st.integers(0, 1 << 32))
@@ -203,8 +195,7 @@ def test_steps_equal_the_plain_way_for_any_bits(source: str, target: str, seed: 
         scale = 2.0 ** random.integers(-30, 18, 100)
         numbers = (random.standard_normal(100) * scale).astype(dtype)
         for values in (bits, numbers):
-            expected = _plain(values, source, target)
-            np.testing.assert_array_equal(_in_steps(values, source, target), expected)
+            _check_steps(values, source, target)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +223,6 @@ def test_into_given_memory(source: str, target: str, size: int) -> None:
 
 
 def test_into_the_wrong_size() -> None:
-    """Neither too small nor too large."""
     for nbytes in (8, 12):
         with pytest.raises(ValueError, match="5 elements do not go into room"):
             Cast("float32", "bfloat16").into(np.zeros(20, np.uint8), np.empty(nbytes, np.uint8))
@@ -246,12 +236,8 @@ def test_into_allocates_nothing_large(source: str) -> None:
         if target != source:
             machine = Cast(source, target)
             out = np.empty(machine(block).size, np.uint8)
-            tracemalloc.start()
-            try:
+            with peak_below(20_000):
                 machine.into(block, out)
-                assert tracemalloc.get_traced_memory()[1] < 20_000, target
-            finally:
-                tracemalloc.stop()
 
 
 def test_working_memory_is_used_again() -> None:

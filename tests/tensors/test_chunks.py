@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.sampling import costly
+from tests.tensors.test_specs import indices
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.files.crc import crc32
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck, boxes
@@ -28,22 +29,17 @@ def _chunk(array: Array, at: Shape, sizes: Shape, how: str = "C") -> Chunk:
     """Return a chunk with the elements of a box, laid out as ``how`` says."""
     part = array[tuple(slice(a, a + n) for a, n in zip(at, sizes, strict=True))]
     if how == "F":
-        part = np.array(part.transpose(), order="C").transpose()
+        owner = np.array(part.T, order="C")
+        laid_out = owner.T
     elif how == "gaps":
-        wide = np.zeros((*part.shape[:-1], part.shape[-1] * 2 + 1) if part.ndim else 3, part.dtype)
-        wide[..., 1::2] = part[..., None] if not part.ndim else part
-        part = wide[..., 1::2] if part.ndim else wide[1]
+        owner = np.zeros((*sizes[:-1], 2 * sizes[-1] + 1) if sizes else 3, part.dtype)
+        laid_out = owner[..., 1::2] if sizes else owner[1:2].reshape(())
+        laid_out[...] = part
     else:
-        part = np.array(part, order="C")
-    base: Any = part
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    owner = base if isinstance(base, np.ndarray) else np.array(part)
-    if not isinstance(part, np.ndarray):
-        part = owner = np.array(part)
-    offset = (part.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // 4
-    stride = tuple(step // 4 for step in part.strides)
-    storage = ArrayStorage(owner.reshape(-1) if owner.flags.c_contiguous else owner, "float32")
+        owner = laid_out = np.array(part, order="C")
+    stride = tuple(step // 4 for step in laid_out.strides)
+    offset = 1 if how == "gaps" else 0
+    storage = ArrayStorage(owner.reshape(-1), "float32")
     storage.crc = crc32(storage.data.data)
     return Chunk(at, sizes, f"{at}", TensorSpec("float32", sizes, stride, offset, storage))
 
@@ -93,21 +89,12 @@ def test_equals_the_whole(data: st.DataObject) -> None:
         np.testing.assert_array_equal(np.concatenate(joined), raw)
     lazy = LazyTensor(spec)
     np.testing.assert_array_equal(lazy.numpy(), array)
-    key = tuple(
-        data.draw(
-            st.one_of(
-                st.integers(-size, size - 1),
-                st.builds(
-                    slice,
-                    st.none() | st.integers(-size, size),
-                    st.none() | st.integers(-size, size),
-                    st.sampled_from([None, 1, 2, 3, -1, -2]),
-                ),
-            )
-        )
-        for size in array.shape[: data.draw(st.integers(0, array.ndim))]
-    )
-    np.testing.assert_array_equal(lazy[key], array[key])
+    key = data.draw(indices(array.shape))
+    try:
+        expected = array[key]
+    except IndexError:
+        return
+    np.testing.assert_array_equal(lazy[key], expected)
 
 
 @costly
@@ -158,7 +145,6 @@ def test_a_wrong_crc(how: str) -> None:
 
 
 def test_it_survives_pickle() -> None:
-    """With its chunks, if their storages do."""
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     storage = ChunkedStorage("float32", (2, 3), [_chunk(array, (0, 0), (2, 3))], "w")
     again = pickle.loads(pickle.dumps(storage))
@@ -192,7 +178,6 @@ def _box(at: Shape, sizes: Shape) -> Chunk:
     ],
 )  # fmt: skip
 def test_no_tiling(shape: Shape, cut: list[tuple[Shape, Shape]], text: str) -> None:
-    """Gaps, overlaps and boxes outside are refused."""
     with pytest.raises(tz.FormatError, match=text):
         TilingCheck()(shape, [_box(*each) for each in cut])
 
@@ -209,7 +194,6 @@ def test_many_chunks_are_compared_quickly() -> None:
 
 
 def test_numbers_past_64_bits() -> None:
-    """Sums are exact."""
     big = (1 << 63) - 1
     TilingCheck()((big, 2), [_box((0, 0), (big, 1)), _box((0, 1), (big, 1))])
     with pytest.raises(tz.FormatError, match="of the"):

@@ -26,7 +26,6 @@ Array = np.ndarray[Any, Any]
 
 
 def place(*arrays: Array) -> list[Placement]:
-    """Place arrays by their own dtypes."""
     return place_arrays([(array, torch_dtype_to_save(array)) for array in arrays])
 
 
@@ -69,101 +68,64 @@ def test_array_alone() -> None:
     assert np.shares_memory(block, array)
 
 
-def test_same_array_twice() -> None:
-    """A tie stays a tie, as the same object and as two views of it."""
-    array = np.arange(6.0)
-    assert storages(check(array, array[:])) == [0, 0]
-    assert storages(check(array[:], array[:], array)) == [0, 0, 0]
+_SIX = np.arange(6.0)
+_LINE = np.arange(100.0)
+_GRID = np.arange(12.0).reshape(4, 3)
+_WHOLE = np.arange(20.0).reshape(4, 5)
+_SQUARE = np.zeros((4, 4))
+_COLUMNS = np.arange(1000.0).reshape(100, 10)
+_LARGE = np.zeros(1 << 20)
+_BYTES = np.zeros(16, np.uint8)
+#: Arrays, the number of the storage of each, and the bytes of that storage.
+_SHARING: dict[str, tuple[list[Array], list[int], list[int]]] = {
+    "an array twice": ([_SIX, _SIX[:]], [0, 0], [48, 48]),
+    "two views and their array": ([_SIX[:], _SIX[:], _SIX], [0, 0, 0], [48, 48, 48]),
+    "arrays of their own memory": (
+        [np.zeros(3), np.zeros(3), np.zeros(0)], [0, 1, 2], [24, 24, 0],
+    ),
+    "views that overlap": ([_LINE[10:20], _LINE[15:30], _LINE[12:14]], [0, 0, 0], [160] * 3),
+    "views that do not meet: what lies between is not saved": (
+        [_LINE[:10], _LINE[50:60]], [0, 1], [80, 80],
+    ),
+    "views that touch, as in torch": ([*_GRID], [0, 0, 0, 0], [96] * 4),
+    "a transposed view": ([_GRID, _GRID.T], [0, 0], [96, 96]),
+    "what a broadcast array repeats": ([np.broadcast_to(_SIX[:3], (1000, 3))], [0], [24]),
+    "a small view of a large array": ([_LARGE[5000:5512]], [0], [4096]),
+    "a small view with gaps": ([_LARGE[::2048]], [0], [512 * 8]),
+    "a column of a large array": ([_LARGE.reshape(1024, 1024)[:, 7]], [0], [1024 * 8]),
+    "columns, which share no element, are packed": (
+        [_COLUMNS[:, 0], _COLUMNS[:, 1], _COLUMNS[:, 5]], [0, 1, 2], [800] * 3,
+    ),
+    "columns beside the whole": ([_WHOLE[:, 1], _WHOLE, _WHOLE[::2, 3]], [0, 0, 0], [160] * 3),
+    "a view with gaps under two names": ([_LINE[::7], _LINE[::7]], [0, 0], [15 * 8] * 2),
+    "views with gaps that share an element": ([_LINE[::2], _LINE[::3]], [0, 0], [100 * 8] * 2),
+    "views with gaps that share none": ([_LINE[::2], _LINE[1::2]], [0, 1], [50 * 8] * 2),
+    "a reversed view, for which torch has no stride": ([_SIX, _SIX[::-1]], [0, 1], [48] * 2),
+    "empty views, which touch no memory": (
+        [_SQUARE, _SQUARE[:0], _SQUARE[2:2], np.zeros(0)], [0, 1, 2, 3], [128, 0, 0, 0],
+    ),
+    "two dtypes side by side": (
+        [_BYTES[:8].view(np.float32), _BYTES[8:].view(np.int64)], [0, 1], [8, 8],
+    ),
+}  # fmt: skip
 
 
-def test_two_arrays() -> None:
-    """Arrays of their own memory have storages of their own."""
-    assert storages(check(np.zeros(3), np.zeros(3), np.zeros(0))) == [0, 1, 2]
+@pytest.mark.parametrize("name", _SHARING)
+def test_which_share_a_storage(name: str) -> None:
+    """Arrays that share elements share a storage, which has no more than they reach."""
+    arrays, numbers, nbytes = _SHARING[name]
+    places = check(*arrays)
+    assert storages(places) == numbers
+    assert [placed.storage.nbytes for placed in places] == nbytes
 
 
-def test_views_of_one_array() -> None:
-    """Overlapping views become views of one storage that spans what they reach."""
-    base = np.arange(100.0)
-    places = check(base[10:20], base[15:30], base[12:14])
-    assert storages(places) == [0, 0, 0]
-    assert places[0].storage.nbytes == 20 * 8
+def test_places_in_a_storage() -> None:
+    """An offset counts elements from the first that any of the arrays reaches."""
+    places = check(_LINE[10:20], _LINE[15:30], _LINE[12:14])
     assert [placed.storage_offset for placed in places] == [0, 5, 2]
-
-
-def test_views_apart() -> None:
-    """Views that do not meet are apart; what lies between is not saved."""
-    base = np.arange(100.0)
-    places = check(base[:10], base[50:60])
-    assert storages(places) == [0, 1]
-    assert [placed.storage.nbytes for placed in places] == [80, 80]
-
-
-def test_views_side_by_side() -> None:
-    """Views that touch are views of one storage, as they would be in torch."""
-    base = np.arange(12.0).reshape(4, 3)
-    places = check(*base)
-    assert storages(places) == [0, 0, 0, 0]
-    assert [placed.storage_offset for placed in places] == [0, 3, 6, 9]
-    assert places[0].storage.nbytes == 96
-
-
-def test_base_and_transpose() -> None:
-    """A transposed view shares the storage with its strides."""
-    base = np.arange(12.0).reshape(4, 3)
-    places = check(base, base.T)
-    assert storages(places) == [0, 0]
-    assert places[1].stride == (1, 3)
-
-
-def test_broadcast() -> None:
-    """A broadcast array is saved as what it repeats."""
-    (placed,) = check(np.broadcast_to(np.arange(3.0), (1000, 3)))
-    assert placed.storage.nbytes == 24
-    assert placed.stride == (0, 1)
-
-
-def test_small_view_of_a_large_base() -> None:
-    """A view of 4 KB never drags its base along, whether it has gaps or not."""
-    base = np.zeros(1 << 20)
-    (whole,) = check(base[5000:5512])
-    assert whole.storage.nbytes == 4096
-    (gaps,) = check(base[::2048])
-    assert gaps.storage.nbytes == 512 * 8
-    (column,) = check(base.reshape(1024, 1024)[:, 7])
-    assert column.storage.nbytes == 1024 * 8
-
-
-def test_interleaved_columns() -> None:
-    """Columns of one matrix share no element: each is packed alone."""
-    base = np.arange(1000.0).reshape(100, 10)
-    places = check(base[:, 0], base[:, 1], base[:, 5])
-    assert storages(places) == [0, 1, 2]
-    assert [placed.storage.nbytes for placed in places] == [800] * 3
-
-
-def test_columns_that_cover_the_base() -> None:
-    """Columns beside their whole base are views of it."""
-    base = np.arange(20.0).reshape(4, 5)
-    places = check(base[:, 1], base, base[::2, 3])
-    assert storages(places) == [0, 0, 0]
-    assert places[0].storage.nbytes == 160
-
-
-def test_view_with_gaps_under_two_names() -> None:
-    """The same strided view twice is packed once."""
-    base = np.arange(100.0)
-    places = check(base[::7], base[::7])
-    assert storages(places) == [0, 0]
-    assert places[0].storage.nbytes == 15 * 8
-
-
-def test_views_with_gaps_that_share_elements() -> None:
-    """Strided views that meet in an element keep that: one storage spans both."""
-    base = np.arange(100.0)
-    places = check(base[::2], base[::3])
-    assert storages(places) == [0, 0]
-    places = check(base[::2], base[1::2])
-    assert storages(places) == [0, 1]
+    assert [placed.storage_offset for placed in check(*_GRID)] == [0, 3, 6, 9]
+    assert check(_GRID, _GRID.T)[1].stride == (1, 3)
+    assert check(np.broadcast_to(_SIX[:3], (1000, 3)))[0].stride == (0, 1)
 
 
 def test_many_interleaved_views() -> None:
@@ -204,21 +166,6 @@ def test_odd_arrays(array: Array) -> None:
         assert packed(each, torch_dtype_to_save(each)).storage.nbytes == each.nbytes
 
 
-def test_negative_strides_do_not_share() -> None:
-    """A reversed view has no place in a torch storage; it becomes a copy."""
-    base = np.arange(6.0)
-    places = check(base, base[::-1])
-    assert storages(places) == [0, 1]
-
-
-def test_empty_arrays_have_storages_of_their_own() -> None:
-    """They touch no memory, so they share none."""
-    base = np.zeros((4, 4))
-    places = check(base, base[:0], base[2:2], np.zeros(0))
-    assert storages(places) == [0, 1, 2, 3]
-    assert [placed.storage.nbytes for placed in places[1:]] == [0, 0, 0]
-
-
 @pytest.mark.parametrize("other", [np.int64, np.complex64, np.uint8, ml_dtypes.bfloat16])
 def test_two_dtypes_on_one_memory(other: Any) -> None:
     """What torch cannot save either is refused with both paths."""
@@ -235,12 +182,6 @@ def test_two_dtypes_that_torch_counts_as_bytes(other: Any) -> None:
     """Dtypes without a storage class of their own may share memory with bytes."""
     base = np.zeros(16, np.uint8)
     assert storages(check(base, base.view(other)[:1])) == [0, 0]
-
-
-def test_dtypes_that_lie_side_by_side() -> None:
-    """Two dtypes in one buffer that do not overlap are two storages."""
-    raw = np.zeros(16, np.uint8)
-    assert storages(check(raw[:8].view(np.float32), raw[8:].view(np.int64))) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -260,13 +201,11 @@ def test_dtypes_that_lie_side_by_side() -> None:
     ids=lambda array: str(array.dtype),
 )
 def test_dtypes_that_torch_has_not(array: Array) -> None:
-    """A dtype that torch has not is a TypeError with its name."""
     with pytest.raises(TypeError, match="cannot save an array of dtype"):
         torch_dtype_to_save(array)
 
 
 def test_masked_array() -> None:
-    """A mask would be lost."""
     with pytest.raises(TypeError, match="masked"):
         torch_dtype_to_save(np.ma.masked_array([1.0], [True]))
 
@@ -280,7 +219,6 @@ def test_owner() -> None:
 
 
 def test_extent() -> None:
-    """Start, stop and gaps of what an array spans."""
     base = np.zeros((4, 6), np.int16)
     start = base.__array_interface__["data"][0]
     extent = extent_of(base[1:3, ::2], "int16")
@@ -341,7 +279,6 @@ def test_any_views(arrays: list[Array]) -> None:
 
 
 def test_numpy_dtype_of_each_placement() -> None:
-    """The storage has the torch dtype of its arrays."""
     for name in ("float32", "int64", "bool", "bfloat16", "uint16", "float8_e5m2"):
         array = np.zeros(4, numpy_dtype(name))
         (placed,) = place(array)

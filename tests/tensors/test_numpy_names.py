@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.sampling import costly
+from tests.saved import saved, zipped_again
 from torchzip.checkpoint.plain_values import same_value
 from torchzip.tensors.numpy_values import pickled_array, plain_type
 
@@ -48,31 +49,24 @@ VALUES = {**SCALARS, **ARRAYS}
 
 def rezipped(data: bytes, old: bytes, new: bytes) -> bytes:
     """Return a file with other bytes in its pickle, of as many or not."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(file, "w") as target:
-        for name in source.namelist():
-            part = source.read(name)
-            target.writestr(name, part.replace(old, new) if name.endswith(".pkl") else part)
-    return file.getvalue()
+    return zipped_again(
+        data, change=lambda name, raw: raw.replace(old, new) if name.endswith(".pkl") else raw
+    )
 
 
 def pickle_of(data: bytes) -> bytes:
-    """Return the pickle of a file."""
     with zipfile.ZipFile(io.BytesIO(data)) as source:
         return source.read(next(name for name in source.namelist() if name.endswith("data.pkl")))
 
 
 def save(tree: Any) -> bytes:
     """Return what is saved, without the warning that there are names of numpy."""
-    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tz.save(tree, file)
-    return file.getvalue()
+        return saved(tree)
 
 
 def globals_of(data: bytes) -> list[tuple[str, str]]:
-    """Return the names that a file mentions."""
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         return checkpoint.globals
 

@@ -27,8 +27,6 @@ from torchzip.types import ForeignObject, Parameter
 
 @dataclass(frozen=True)
 class Item:
-    """One item of a state dict."""
-
     name: str
     key: str
     kind: str = "FloatStorage"
@@ -51,7 +49,6 @@ class Writer:
         self.first = first
 
     def put(self, what: Any = None) -> None:
-        """Number the top of the stack."""
         number = self.next
         self.next += 1
         if what is not None:
@@ -75,13 +72,11 @@ class Writer:
         self.put(value if shared else None)
 
     def name(self, module: str, name: str) -> None:
-        """Write a name."""
         if not self.known((module, name)):
             self.out += f"c{module}\n{name}\n".encode()
             self.put((module, name))
 
     def integer(self, value: int) -> None:
-        """Write an int in the fewest bytes."""
         if 0 <= value < 1 << 8:
             self.out += b"K%c" % value
         elif 0 <= value < 1 << 16:
@@ -93,7 +88,6 @@ class Writer:
             self.out += b"\x8a%c" % len(raw) + raw
 
     def ints(self, values: tuple[int, ...]) -> None:
-        """Write a tuple of ints."""
         if not values:
             self.out += b")"
             return
@@ -104,13 +98,11 @@ class Writer:
         self.put()
 
     def hooks(self) -> None:
-        """Write an empty OrderedDict."""
         self.name("collections", "OrderedDict")
         self.out += b")R"
         self.put()
 
     def item(self, item: Item) -> None:
-        """Write a name and a tensor."""
         self.text(item.name, shared=False)
         if item.parameter is not None:
             self.name("torch._utils", "_rebuild_parameter")
@@ -169,7 +161,6 @@ class Store(SpecFactory):
     def storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
-        """Return a new one."""
         if key == "666" or nbytes > 1 << 20:
             raise TensorError(f"storage {key} is not there")
         made = ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
@@ -178,17 +169,14 @@ class Store(SpecFactory):
         return made
 
     def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
-        """Return a Parameter."""
         return Parameter(tensor, requires_grad, state)
 
 
 def describe(value: Any, seen: dict[int, int]) -> Any:
     """Return a value as plain tuples; an object that was met before by its number."""
-    if type(value) in (int, bool, float, type(None)):
+    if type(value) in (int, bool, float, str, type(None)):
         return value
     own = id(value)
-    if type(value) is str:
-        return value
     if own in seen:
         return ("again", seen[own])
     seen[own] = len(seen)
@@ -225,12 +213,10 @@ def outcome(data: bytes, *, plain: bool) -> Any:
     if plain:
         table = dataclasses.replace(table, shortcut=None)
     interpreter = Interpreter(data, table, Limits())
-    kept: list[Any] = []
     try:
         value = interpreter.run()
     except TorchZipError as error:
         return type(error), error.message
-    kept.append(value)
     return describe(value, {}), interpreter.globals, interpreter.position
 
 
@@ -354,20 +340,21 @@ def test_runs_are_taken(parameter: bool | None, monkeypatch: pytest.MonkeyPatch)
     assert outcome(data, plain=False) == outcome(data, plain=True)
 
 
+_LAYERS = [Item(f"layers.{index}", str(index)) for index in range(60)]
+
+
 def test_every_number_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run has numbered is what was there, each time the same object."""
-    items = [Item(f"layers.{index}", str(index)) for index in range(60)]
     every = [number / 1000 for number in range(1000)]
-    data = Writer(100).checkpoint(items, 1000, [*every, *every])
+    data = Writer(100).checkpoint(_LAYERS, 1000, [*every, *every])
     assert runs_in(data, monkeypatch) > 40
     assert outcome(data, plain=False) == outcome(data, plain=True)
 
 
 def test_memoize_behind_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """MEMOIZE counts what was numbered, which a run has not made yet."""
-    items = [Item(f"layers.{index}", str(index)) for index in range(60)]
     writer = Writer(100)
-    data = writer.checkpoint(items, 1000, [])
+    data = writer.checkpoint(_LAYERS, 1000, [])
     numbers = len({*range(writer.next)})
     data = data[:-2] + b"K\x07\x94" + b"j" + struct.pack("<I", numbers) + b"t."
     assert runs_in(data, monkeypatch) > 40
@@ -377,8 +364,7 @@ def test_memoize_behind_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_number_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run does not hide what has one of its numbers, nor the other way round."""
-    items = [Item(f"layers.{index}", str(index)) for index in range(60)]
-    data = Writer(100).checkpoint(items, 1000, [])
+    data = Writer(100).checkpoint(_LAYERS, 1000, [])
     early = data[:3] + b"K\x05r" + struct.pack("<I", 520) + b"0" + data[3:]
     asked = b"j" + struct.pack("<I", 520)
     late = data[:-2] + b"K\x05r" + struct.pack("<I", 520) + b"0" + data[-2:]

@@ -27,6 +27,9 @@ from torchzip.tensors.specs import (
 )
 from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
 
+#: Shape, stride and offset.
+Layout = tuple[tuple[int, ...], tuple[int, ...], int]
+
 
 class CountingStorage(TensorStorage):
     """Bytes in memory that say what is read: ``reads`` holds (start, stop)."""
@@ -47,26 +50,27 @@ class CountingStorage(TensorStorage):
 
     @property
     def nbytes_read(self) -> int:
-        """All bytes that were read."""
         return sum(stop - start for start, stop in self.reads)
 
 
-def read_strided(
-    storage: TensorStorage,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    offset: int,
-) -> np.ndarray[Any, Any]:
-    """Return the elements at some places of a storage."""
-    spec = TensorSpec(dtype.name, shape, stride, offset, storage)
-    return read_view(spec, shape, stride, offset)
+def read_part(spec: TensorSpec, key: Any) -> np.ndarray[Any, Any]:
+    chosen = slice_spec(spec, key)
+    assert chosen is not None
+    return read_view(spec, *chosen)
+
+
+def counted(
+    values: np.ndarray[Any, Any], shape: tuple[int, ...], stride: Any = None, offset: int = 0
+) -> tuple[CountingStorage, TensorSpec]:
+    """Return the storage of some values and a tensor on it, contiguous unless it has a stride."""
+    storage = CountingStorage(values)
+    stride = contiguous_stride(shape) if stride is None else stride
+    return storage, TensorSpec(values.dtype.name, shape, stride, offset, storage)
 
 
 def spec_of(
     shape: Any, stride: Any, offset: Any = 0, *, nbytes: int = 400, dtype: str = "float32"
 ) -> TensorSpec:
-    """Return a spec on a storage of so many bytes."""
     storage = ArrayStorage(np.zeros(nbytes, np.uint8), None)
     return TensorSpec(dtype, shape, stride, offset, storage)
 
@@ -75,7 +79,7 @@ def spec_of(
 
 
 @st.composite
-def layouts(draw: st.DrawFn, max_dims: int = 4) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def layouts(draw: st.DrawFn, max_dims: int = 4) -> Layout:
     """Return shape, stride and offset, as odd as a file may have them."""
     ndim = draw(st.integers(0, max_dims))
     shape = tuple(draw(st.integers(0, 5) | st.just(1)) for _ in range(ndim))
@@ -138,14 +142,11 @@ def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
 
 @thorough
 @given(st.data(), layouts(), st.sampled_from(["float32", "uint8", "float64", "complex128"]))
-def test_index_is_that_of_numpy(
-    data: st.DataObject, layout: tuple[tuple[int, ...], tuple[int, ...], int], dtype: str
-) -> None:
+def test_index_is_that_of_numpy(data: st.DataObject, layout: Layout, dtype: str) -> None:
     """Slicing a spec and reading the slice gives what numpy gives for the whole array."""
     shape, stride, offset = layout
     values = np.arange(max(_reach(*layout), 1) + 3).astype(dtype)
-    storage = CountingStorage(values)
-    spec = check_spec(TensorSpec(dtype, shape, stride, offset, storage))
+    spec = check_spec(counted(values, *layout)[1])
     key = data.draw(indices(shape))
     try:
         expected = _oracle(values, shape, stride, offset)[key]
@@ -153,26 +154,21 @@ def test_index_is_that_of_numpy(
         with pytest.raises(IndexError):
             slice_spec(spec, key)
         return
-    chosen = slice_spec(spec, key)
-    assert chosen is not None
-    assert chosen[0] == np.shape(expected)
-    made = read_strided(storage, np.dtype(dtype), *chosen)
+    made = read_part(spec, key)
     assert made.dtype == np.dtype(dtype)
     assert made.shape == np.shape(expected)
     np.testing.assert_array_equal(made, expected)
 
 
 @given(layouts(5), st.booleans())
-def test_whole_tensor_is_that_of_numpy(
-    layout: tuple[tuple[int, ...], tuple[int, ...], int], random_access: bool
-) -> None:
+def test_whole_tensor_is_that_of_numpy(layout: Layout, random_access: bool) -> None:
     """Reading and viewing a tensor of any stride give the same, from streams too."""
     shape, stride, offset = layout
     values = np.arange(max(_reach(*layout), 1), dtype=np.int32)
     storage = CountingStorage(values, random_access=random_access)
     spec = check_spec(TensorSpec("int32", shape, stride, offset, storage))
     expected = _oracle(values, shape, stride, offset)
-    made = read_strided(storage, np.dtype("int32"), shape, stride, offset)
+    made = read_view(spec, *layout)
     np.testing.assert_array_equal(made, expected)
     np.testing.assert_array_equal(view_of(storage.data, spec), expected)
     if made.size:
@@ -199,19 +195,17 @@ def test_whole_tensor_is_that_of_numpy(
         ((4, 5, 6), np.s_[::3, ::2, ::-2]),
         ((4, 5, 6), np.s_[3, 4, 5]),
         ((4, 5, 6), np.s_[None, :, None, 1]),
+        ((3, 3), np.int64(1)),  # an index that numpy made is an index
+        ((3, 3), np.uint8(2)),
+        ((3, 3), (np.int32(-1), 0)),
         ((), np.s_[...]),
         ((), ()),
         ((), None),
     ],
 )
 def test_ordinary_indices(shape: tuple[int, ...], key: Any) -> None:
-    """The slices that people write."""
     values = np.arange(math.prod(shape), dtype=np.float32)
-    storage = CountingStorage(values)
-    spec = TensorSpec("float32", shape, contiguous_stride(shape), 0, storage)
-    chosen = slice_spec(spec, key)
-    assert chosen is not None
-    made = read_strided(storage, values.dtype, *chosen)
+    made = read_part(counted(values, shape)[1], key)
     expected = values.reshape(shape)[key]
     assert made.shape == np.shape(expected)
     np.testing.assert_array_equal(made, expected)
@@ -227,22 +221,10 @@ def test_other_indices_are_left_to_numpy(key: Any) -> None:
     assert slice_spec(spec_of((3, 3), (3, 1)), key) is None
 
 
-@pytest.mark.parametrize("key", [np.int64(1), np.uint8(2), (np.int32(-1), 0)], ids=repr)
-def test_numpy_ints_are_ints(key: Any) -> None:
-    """An index that numpy made is an index."""
-    values = np.arange(9.0)
-    spec = TensorSpec("float64", (3, 3), (3, 1), 0, CountingStorage(values))
-    chosen = slice_spec(spec, key)
-    assert chosen is not None
-    made = read_strided(spec.storage, values.dtype, *chosen)
-    np.testing.assert_array_equal(made, values.reshape(3, 3)[key])
-
-
 @pytest.mark.parametrize(
     "key", [3, -4, (0, 3), (0, -4), (0, 0, 0), (..., ...), (0, 0, slice(None))], ids=repr
 )
 def test_indices_outside(key: Any) -> None:
-    """An index that numpy refuses is an IndexError."""
     with pytest.raises(IndexError):
         np.zeros((3, 3))[key]
     with pytest.raises(IndexError):
@@ -250,14 +232,6 @@ def test_indices_outside(key: Any) -> None:
 
 
 # -- bytes read ----------------------------------------------------------------------------------
-
-
-def _read(storage: CountingStorage, dtype: str, spec: TensorSpec, key: Any) -> int:
-    chosen = slice_spec(spec, key)
-    assert chosen is not None
-    storage.reads.clear()
-    made = read_strided(storage, np.dtype(dtype), *chosen)
-    return made.nbytes
 
 
 @pytest.mark.parametrize(
@@ -275,44 +249,35 @@ def _read(storage: CountingStorage, dtype: str, spec: TensorSpec, key: Any) -> i
 )
 def test_a_slice_reads_its_own_bytes(key: Any, reads: int) -> None:
     """With few runs, exactly the bytes of the slice are read, each run once."""
-    values = np.arange(100 * 64, dtype=np.float32)
-    storage = CountingStorage(values)
-    spec = TensorSpec("float32", (100, 64), (64, 1), 0, storage)
-    nbytes = _read(storage, "float32", spec, key)
-    assert storage.nbytes_read == nbytes
+    storage, spec = counted(np.arange(100 * 64, dtype=np.float32), (100, 64))
+    assert read_part(spec, key).nbytes == storage.nbytes_read
     assert len(storage.reads) == reads
 
 
 def test_whole_rows_are_one_read() -> None:
-    """A permuted tensor that fills its storage is read in one go."""
-    storage = CountingStorage(np.arange(24, dtype=np.int16))
-    made = read_strided(storage, np.dtype("int16"), (4, 3, 2), (1, 4, 12), 0)
+    layout: Layout = ((4, 3, 2), (1, 4, 12), 0)
+    storage, spec = counted(np.arange(24, dtype=np.int16), *layout)
+    made = read_view(spec, *layout)
     assert storage.reads == [(0, 48)]
     assert made.tolist() == np.arange(24).reshape(2, 3, 4).transpose(2, 1, 0).tolist()
 
 
 def test_many_small_runs_are_joined() -> None:
     """Thousands of runs become few reads, with small gaps read along."""
-    values = np.arange(5000 * 8, dtype=np.float32)
-    storage = CountingStorage(values)
-    spec = TensorSpec("float32", (5000, 8), (8, 1), 0, storage)
-    _read(storage, "float32", spec, np.s_[:, 3])
+    storage, spec = counted(np.arange(5000 * 8, dtype=np.float32), (5000, 8))
+    read_part(spec, np.s_[:, 3])
     assert len(storage.reads) < 10
-    assert storage.nbytes_read <= values.nbytes
+    assert storage.nbytes_read <= storage.nbytes
 
 
 def test_large_gaps_are_not_read() -> None:
-    """Runs that lie far apart stay apart, however many there are."""
-    values = np.zeros(2000 * 2048, np.float32)
-    storage = CountingStorage(values)
-    spec = TensorSpec("float32", (2000, 2048), (2048, 1), 0, storage)
-    assert _read(storage, "float32", spec, np.s_[:, :2]) == storage.nbytes_read == 2000 * 8
+    storage, spec = counted(np.zeros(2000 * 2048, np.float32), (2000, 2048))
+    assert read_part(spec, np.s_[:, :2]).nbytes == storage.nbytes_read == 2000 * 8
 
 
 def test_broadcast_axes_are_read_once() -> None:
-    """An axis of stride 0 costs one read of one row."""
-    storage = CountingStorage(np.arange(10, dtype=np.float32))
-    made = read_strided(storage, np.dtype("float32"), (1000, 10), (0, 1), 0)
+    storage, spec = counted(np.arange(10, dtype=np.float32), (1000, 10), (0, 1))
+    made = read_view(spec, (1000, 10), (0, 1), 0)
     assert made.shape == (1000, 10)
     assert (made == np.arange(10)).all()
     assert storage.nbytes_read == 40
@@ -321,8 +286,8 @@ def test_broadcast_axes_are_read_once() -> None:
 def test_large_runs_are_cut() -> None:
     """A run with gaps is read in chunks of a few MB, and the values are right."""
     values = np.arange(3 << 20, dtype=np.float64)
-    storage = CountingStorage(values)
-    made = read_strided(storage, np.dtype("float64"), (3 << 19,), (2,), 1)
+    storage, spec = counted(values, (3 << 19,), (2,), 1)
+    made = read_view(spec, (3 << 19,), (2,), 1)
     np.testing.assert_array_equal(made, values[1::2])
     assert max(stop - start for start, stop in storage.reads) <= 4 << 20
 
@@ -331,7 +296,7 @@ def test_large_runs_are_cut() -> None:
 
 
 @given(layouts())
-def test_span(layout: tuple[tuple[int, ...], tuple[int, ...], int]) -> None:
+def test_span(layout: Layout) -> None:
     """The span runs from the first to the last element that numpy reaches."""
     shape, stride, offset = layout
     values = np.arange(max(_reach(*layout), 1), dtype=np.int32)
@@ -341,8 +306,7 @@ def test_span(layout: tuple[tuple[int, ...], tuple[int, ...], int]) -> None:
 
 
 @given(layouts(), st.integers(0, 400))
-def test_check_is_exact(layout: tuple[tuple[int, ...], tuple[int, ...], int], nbytes: int) -> None:
-    """A tensor is refused exactly if its furthest element lies outside."""
+def test_check_is_exact(layout: Layout, nbytes: int) -> None:
     shape, stride, offset = layout
     spec = spec_of(shape, stride, offset, nbytes=nbytes)
     if _reach(*layout) * 4 <= nbytes:
@@ -416,7 +380,6 @@ def test_check_refuses(shape: Any, stride: Any, offset: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bounds_count_items(dtype: str) -> None:
-    """Offsets and strides count elements of the tensor's own dtype."""
     itemsize = DTYPES[dtype].itemsize
     check_spec(spec_of((2,), (3,), 1, nbytes=5 * itemsize, dtype=dtype))
     with pytest.raises(TensorError):
@@ -437,7 +400,6 @@ def test_contiguous_stride(shape: tuple[int, ...]) -> None:
 
 
 def test_replace_copies() -> None:
-    """A changed copy leaves the first as it was."""
     spec = spec_of((2,), (1,))
     spec.is_parameter = True
     changed = spec.replace(storage_offset=3)
@@ -448,13 +410,11 @@ def test_replace_copies() -> None:
 
 
 def test_conj_and_neg() -> None:
-    """Both bits are carried out, alone and together."""
     values = np.array([1 + 2j, 3 - 4j], np.complex64)
+    storage = ArrayStorage(values, "complex64")
     for conj in (False, True):
         for neg in (False, True):
-            spec = TensorSpec(
-                "complex64", (2,), (1,), 0, ArrayStorage(values, "complex64"), False, conj, neg
-            )
+            spec = TensorSpec("complex64", (2,), (1,), 0, storage, False, conj, neg)
             expected = (values.conj() if conj else values) * (-1 if neg else 1)
             assert resolve_bits(values, spec).tolist() == expected.tolist()
 

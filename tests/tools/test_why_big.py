@@ -20,7 +20,7 @@ import torchzip as tz
 from tests import builders as b
 from tests.cli.running import Command
 from tests.formats.dcp_builder import Builder
-from tests.formats.test_pt2 import payload, weights
+from tests.formats.pt2_builder import payload, weights
 from tests.formats.test_tar import _example
 from tests.saved import GOLDEN_FILES, saved, zipped_again
 from tests.test_memory import peak_mb
