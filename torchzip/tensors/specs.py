@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from types import EllipsisType
 from typing import Any
 
@@ -15,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import MAX_NDIM, TensorError, UnsupportedError, shown, too_many_dimensions
+from torchzip.errors import (
+    MAX_NDIM,
+    PickleError,
+    TensorError,
+    UnsupportedError,
+    shown,
+    too_many_dimensions,
+)
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import is_number
 from torchzip.tensors.numpy_dtypes import numpy_dtype
@@ -29,6 +38,7 @@ _SMALL_NBYTES = 1 << 24
 _MAX = 1 << 63
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class TensorSpec:
     """One tensor, as `_rebuild_tensor_v2` describes it, with what its class adds.
 
@@ -36,42 +46,17 @@ class TensorSpec:
     its state in ``attributes``; ``subclass`` is None for the plain ones.
     """
 
-    __slots__ = (
-        "attributes",
-        "conj",
-        "is_parameter",
-        "neg",
-        "requires_grad",
-        "shape",
-        "storage",
-        "storage_offset",
-        "stride",
-        "subclass",
-        "torch_dtype",
-    )
-
-    def __init__(
-        self,
-        torch_dtype: str,
-        shape: tuple[int, ...],
-        stride: tuple[int, ...],
-        storage_offset: int,
-        storage: TensorStorage,
-        requires_grad: bool = False,
-        conj: bool = False,
-        neg: bool = False,
-    ) -> None:
-        self.torch_dtype = torch_dtype
-        self.shape = shape
-        self.stride = stride
-        self.storage_offset = storage_offset
-        self.storage = storage
-        self.requires_grad = requires_grad
-        self.conj = conj
-        self.neg = neg
-        self.is_parameter = False
-        self.attributes: Any = None
-        self.subclass: ForeignObject | None = None
+    torch_dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage_offset: int
+    storage: TensorStorage
+    requires_grad: bool = False
+    conj: bool = False
+    neg: bool = False
+    is_parameter: bool = False
+    attributes: Any = None
+    subclass: ForeignObject | None = None
 
     @property
     def numel(self) -> int:
@@ -79,16 +64,13 @@ class TensorSpec:
 
     def replace(self, **changes: Any) -> TensorSpec:
         """Return a copy with some fields changed."""
-        copy = TensorSpec(
-            self.torch_dtype, self.shape, self.stride, self.storage_offset, self.storage,
-            self.requires_grad, self.conj, self.neg,
-        )  # fmt: skip
-        copy.is_parameter = self.is_parameter
-        copy.attributes = self.attributes
-        copy.subclass = self.subclass
+        made = TensorSpec(*_FIELDS(self))
         for name, value in changes.items():
-            setattr(copy, name, value)
-        return copy
+            setattr(made, name, value)
+        return made
+
+
+_FIELDS = attrgetter(*TensorSpec.__slots__)
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -169,6 +151,13 @@ def check_spec(spec: TensorSpec) -> TensorSpec:
             f"an empty tensor of size {list(shape)} takes 2**63 bytes or more without its zeros"
         )
     return spec
+
+
+def check_count(name: str, args: tuple[Any, ...], *counts: int) -> None:
+    """Raise PickleError unless a call has one of these numbers of arguments."""
+    if len(args) not in counts:
+        wanted = " or ".join(map(str, counts))
+        raise PickleError(f"{name} takes {wanted} arguments, not {len(args)}")
 
 
 def check_requires_grad(what: str, value: Any) -> None:
