@@ -149,7 +149,7 @@ class ArrayRows:
             prefix = self._dense.prefix(emitter, form.torch_dtype)
             call = b""
             if form.parameter is not None:
-                number = emitter.number_of(("torch._utils", "_rebuild_parameter"))
+                number = emitter.memo.get(("torch._utils", "_rebuild_parameter"))
                 if number is None:
                     return None
                 call = get_opcode(number)

@@ -138,7 +138,7 @@ class Rebuilder:
                     self._storages.find,
                     self._storages.known,
                     self._tensor_of_ints,
-                    RunReader(self._tensors, self._plain_parameter, self._storages.known),
+                    RunReader(self._tensors, factory.parameter, self._storages.known),
                 ),
             ),
         )
@@ -314,10 +314,6 @@ class Rebuilder:
         dtype, storage = torch_dtype or "uint8", MeasuredStorage(*measure)
         check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
         return measure
-
-    def _plain_parameter(self, tensor: Any) -> Any:
-        """`_parameter` of a tensor that needs a gradient and has no state."""
-        return self._factory.parameter(tensor, True, None)
 
     def _parameter(self, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
         check_hooks(hooks)

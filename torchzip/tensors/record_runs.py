@@ -113,14 +113,14 @@ class TensorRun:
 class RunReader:
     """Reads runs of tensors for one run of an `Interpreter`.
 
-    ``tensors`` makes the values, ``parameter`` what a tensor is inside a Parameter, and ``storage``
-    gives the storage of a tensor that was made.
+    ``tensors`` makes the values, ``parameter`` a Parameter of one, whether it needs a gradient and
+    its state, and ``storage`` gives the storage of a tensor that was made.
     """
 
     def __init__(
         self,
         tensors: MakeTensors,
-        parameter: Callable[[Any], Any],
+        parameter: Callable[[Any, bool, Any], Any],
         storage: Callable[[ForeignObject, str, str, int], Any],
     ) -> None:
         self._tensors = tensors
@@ -166,8 +166,10 @@ class RunReader:
             return None
         layouts, which = made
         text = part.decode("latin-1")
-        keys = [text[a:b] for a, b in zip(*columns.key_spans(count), strict=True)]
-        begins, ends = columns.name_spans(count)
+        spans = zip(columns.keys[:count].tolist(), columns.key_ends[:count].tolist(), strict=True)
+        keys = [text[a:b] for a, b in spans]
+        begins = (columns.names[: count - 1] + 5).tolist()  # of the names, but for the first
+        ends = columns.name_ends[: count - 1].tolist()
         names = [text[a:b] for a, b in zip(begins, ends, strict=True)]
         if not "".join(names).isascii():
             try:
@@ -185,7 +187,7 @@ class RunReader:
             del names[count - 1 :]
         values = tensors
         if gets.parameter is not None:
-            values = [self._parameter(tensor) for tensor in tensors]
+            values = [self._parameter(tensor, True, None) for tensor in tensors]
             pairs = list(zip(tensors, values, strict=True))
         else:
             pairs = [(tensor, None) for tensor in tensors]
@@ -258,17 +260,17 @@ class _Columns:
         for index, opcode in enumerate(opening):
             good[1:] &= raw[name_ends + 5 + index] == opcode
         name_puts = words[name_ends + 1]
-        self._names = names
-        self._name_ends = name_ends
+        self.names = names
+        self.name_ends = name_ends
         # The class, the key and the location.
         kinds = raw[begins + 5]
         digits = words[begins + 7].astype(np.int64)
         good &= (raw[begins + 4] == 0x68) & (raw[begins + 6] == 0x58)
         good &= (digits >= 1) & (digits <= 20)
-        self._keys = begins + 11
-        at = self._key_ends = self._keys + np.minimum(digits, 20)
+        self.keys = begins + 11
+        at = self.key_ends = self.keys + np.minimum(digits, 20)
         for index in range(min(20, int(digits.max()))):
-            byte = raw[self._keys + index] - np.uint8(0x30)
+            byte = raw[self.keys + index] - np.uint8(0x30)
             good &= (byte <= 9) | (index >= digits)
         puts = self.key_puts = words[at + 1].astype(np.int64)
         good &= (raw[at] == 0x72) & (raw[at + 5] == 0x68)
@@ -305,14 +307,6 @@ class _Columns:
         self.stops = at
         good[1:] &= puts[1:] == number[:-1] + 1
         self.count = len(good) if good.all() else int(np.argmin(good))
-
-    def name_spans(self, count: int) -> tuple[list[int], list[int]]:
-        """Return where the names begin and end, but for that of the first."""
-        return (self._names[: count - 1] + 5).tolist(), self._name_ends[: count - 1].tolist()
-
-    def key_spans(self, count: int) -> tuple[list[int], list[int]]:
-        """Return where the keys begin and end."""
-        return self._keys[:count].tolist(), self._key_ends[:count].tolist()
 
 
 def _number(

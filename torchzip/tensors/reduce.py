@@ -165,7 +165,7 @@ class DenseWriter:
             id(_PLAIN_LOCATIONS["cpu"]),
             ("collections", "OrderedDict"),
         ):
-            number = emitter.number_of(key)
+            number = emitter.memo.get(key)
             if number is None:
                 return None
             numbers.append(number)
@@ -214,9 +214,7 @@ def empty_ordered_dict(emitter: Emitter) -> None:
 
 def _size(emitter: Emitter, value: Size) -> None:
     if not emitter.written(id(value)):
-        emitter.name("torch", "Size")
-        emitter.save((tuple(value),))
-        emitter.write(b"R")
+        emitter.call("torch", "Size", (tuple(value),))
         emitter.put_object(value)
 
 
@@ -240,10 +238,8 @@ def _qscheme(emitter: Emitter, value: QScheme) -> None:
 
 def _device(emitter: Emitter, value: Device) -> None:
     if not emitter.written(id(value)):
-        emitter.name("torch", "device")
         kind = _fresh(value.type)  # a new string each time, as in torch
-        emitter.save((kind,) if value.index is None else (kind, value.index))
-        emitter.write(b"R")
+        emitter.call("torch", "device", (kind,) if value.index is None else (kind, value.index))
         emitter.put_object(value)
 
 
@@ -258,9 +254,7 @@ def _layout(emitter: Emitter, value: Layout) -> None:
     if not emitter.written(key):
         if value.name not in _LAYOUTS:
             emitter.refuse(f"the layout {value.name}")
-        emitter.name("torch.serialization", "_get_layout")
-        emitter.save((f"torch.{value.name}",))
-        emitter.write(b"R")
+        emitter.call("torch.serialization", "_get_layout", (f"torch.{value.name}",))
         emitter.put(key)
 
 
