@@ -9,7 +9,7 @@ import struct
 import time
 import tracemalloc
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 from torchzip.errors import PickleError, TensorError
 from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.specs import contiguous_stride
 from torchzip.types import (
     Dtype,
     ForeignObject,
@@ -37,30 +39,11 @@ from torchzip.types import (
 Array = NDArray[Any]
 
 
-def f4(values: Any) -> Array:
-    """Return an array of float32."""
-    return np.array(values, np.float32)
+def _array_of(dtype: str) -> Callable[[Any], Array]:
+    return lambda values: np.array(values, dtype)
 
 
-def f2(values: Any) -> Array:
-    """Return an array of float16."""
-    return np.array(values, np.float16)
-
-
-def i1(values: Any) -> Array:
-    """Return an array of int8."""
-    return np.array(values, np.int8)
-
-
-def i2(values: Any) -> Array:
-    """Return an array of int16."""
-    return np.array(values, np.int16)
-
-
-def u1(values: Any) -> Array:
-    """Return an array of uint8."""
-    return np.array(values, np.uint8)
-
+f4, f2, i1, i2, u1 = map(_array_of, ("float32", "float16", "int8", "int16", "uint8"))
 
 COO = SparseTensor("sparse_coo", np.array([[0, 1], [2, 0]]), f4([1, 2]), (2, 3))
 CSR = SparseTensor("sparse_csr", (np.array([0, 1, 2]), np.array([2, 0])), f4([1, 2]), (2, 3))
@@ -87,10 +70,7 @@ ALL = [COO, CSR, BSR, PER_TENSOR, PER_CHANNEL, PACKED, STRIDED, JAGGED, META]
 
 def roundtrip(tree: Any, **options: Any) -> Any:
     """Return what `load` gives after `save`."""
-    file = io.BytesIO()
-    tz.save(tree, file)
-    file.seek(0)
-    return tz.load(file, **options)
+    return tz.load(io.BytesIO(saved(tree)), **options)
 
 
 def numbers(tensor: OtherTensor) -> Any:
@@ -262,10 +242,8 @@ def test_roundtrip(tensor: OtherTensor, tmp_path: Path) -> None:
 
 def test_names_and_kinds_in_containers() -> None:
     """They are leaves: their parts have no names of their own."""
-    file = io.BytesIO()
-    tz.save({"a": {"b": [COO, JAGGED]}, "c": (PER_CHANNEL,), "d": np.ones(1)}, file)
-    file.seek(0)
-    with tz.lazy_load(file) as ckpt:
+    data = saved({"a": {"b": [COO, JAGGED]}, "c": (PER_CHANNEL,), "d": np.ones(1)})
+    with tz.lazy_load(io.BytesIO(data)) as ckpt:
         assert list(ckpt) == ["a.b.0", "a.b.1", "c.0", "d"]
         assert ckpt.verify().tensors == 4
         assert ckpt["c.0"].scale.numpy().tolist() == [0.5, 0.25]
@@ -286,12 +264,8 @@ def test_memory_is_shared() -> None:
 
 def test_integers_of_another_file() -> None:
     """A LazyTensor of plain uint8 becomes a storage of quint8."""
-    file = io.BytesIO()
-    tz.save({"x": u1([[1, 2], [3, 4]])}, file)
-    file.seek(0)
-    with tz.lazy_load(file) as ckpt:
-        made = roundtrip({"q": QuantizedTensor(ckpt["x"], 0.5, 1),
-                          "x": ckpt["x"]})  # fmt: skip
+    with tz.lazy_load(io.BytesIO(saved({"x": u1([[1, 2], [3, 4]])}))) as ckpt:
+        made = roundtrip({"q": QuantizedTensor(ckpt["x"], 0.5, 1), "x": ckpt["x"]})
     assert numbers(made["q"]) == [[0, 0.5], [1, 1.5]]
     assert made["x"].dtype == np.uint8
 
@@ -312,40 +286,28 @@ def test_early_parts(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, OtherTensor] = {
-    "indices outside": SparseTensor("sparse_coo", COO.indices + 9, COO.values, (2, 3)),
-    "indices below 0": SparseTensor("sparse_coo", COO.indices - 1, COO.values, (2, 3)),
-    "indices of int32": SparseTensor("sparse_coo", COO.indices.astype("i4"), COO.values, (2, 3)),
-    "indices of one dimension": SparseTensor("sparse_coo", np.array([0, 1]), COO.values, (2, 3)),
-    "too many indices": SparseTensor("sparse_coo", np.zeros((3, 2), int), COO.values, (2, 3)),
-    "too few values": SparseTensor("sparse_coo", COO.indices, COO.values[:1], (2, 3)),
-    "values of another shape": SparseTensor("sparse_coo", COO.indices, np.ones((2, 2)), (2, 3)),
-    "a pair of indices": SparseTensor("sparse_coo", CSR.indices, COO.values, (2, 3)),
-    "coalesced, perhaps": SparseTensor("sparse_coo", COO.indices, COO.values, (2, 3), 2),  # type: ignore[arg-type]
-    "an unknown layout": SparseTensor("sparse_xyz", COO.indices, COO.values, (2, 3)),
-    "a shape below 0": SparseTensor("sparse_coo", COO.indices, COO.values, (2, -3)),
-    "one index tensor": SparseTensor("sparse_csr", COO.indices, CSR.values, (2, 3)),
-    "indices of two dtypes": SparseTensor(
-        "sparse_csr", (CSR.indices[0].astype("i4"), CSR.indices[1]), CSR.values, (2, 3)
-    ),
-    "indices of int16": SparseTensor(
-        "sparse_csr", tuple(part.astype("i2") for part in CSR.indices), CSR.values, (2, 3)
-    ),
-    "too many rows": SparseTensor("sparse_csr", CSR.indices, CSR.values, (3, 3)),
-    "rows that go backwards": SparseTensor(
-        "sparse_csr", (np.array([0, 3, 2]), CSR.indices[1]), CSR.values, (2, 3)
-    ),
-    "rows that do not begin with 0": SparseTensor(
-        "sparse_csr", (np.array([1, 1, 2]), CSR.indices[1]), CSR.values, (2, 3)
-    ),
-    "rows that end too early": SparseTensor(
-        "sparse_csr", (np.array([0, 1, 1]), CSR.indices[1]), CSR.values, (2, 3)
-    ),
-    "a column outside": SparseTensor("sparse_csr", CSR.indices, CSR.values, (2, 2)),
-    "blocks that do not fit": SparseTensor("sparse_bsr", BSR.indices, BSR.values, (2, 5)),
-    "blocks of size 0": SparseTensor("sparse_bsr", BSR.indices, np.zeros((1, 0, 2)), (2, 4)),
-    "a block column outside": SparseTensor(
-        "sparse_bsr", (BSR.indices[0], np.array([2])), BSR.values, (2, 4)
-    ),
+    "indices outside": COO.replace(indices=COO.indices + 9),
+    "indices below 0": COO.replace(indices=COO.indices - 1),
+    "indices of int32": COO.replace(indices=COO.indices.astype("i4")),
+    "indices of one dimension": COO.replace(indices=np.array([0, 1])),
+    "too many indices": COO.replace(indices=np.zeros((3, 2), int)),
+    "too few values": COO.replace(values=COO.values[:1]),
+    "values of another shape": COO.replace(values=np.ones((2, 2))),
+    "a pair of indices": COO.replace(indices=CSR.indices),
+    "coalesced, perhaps": COO.replace(is_coalesced=2),
+    "an unknown layout": COO.replace(layout="sparse_xyz"),
+    "a shape below 0": COO.replace(shape=(2, -3)),
+    "one index tensor": CSR.replace(indices=COO.indices),
+    "indices of two dtypes": CSR.replace(indices=(CSR.indices[0].astype("i4"), CSR.indices[1])),
+    "indices of int16": CSR.replace(indices=tuple(part.astype("i2") for part in CSR.indices)),
+    "too many rows": CSR.replace(shape=(3, 3)),
+    "rows that go backwards": CSR.replace(indices=(np.array([0, 3, 2]), CSR.indices[1])),
+    "rows that do not begin with 0": CSR.replace(indices=(np.array([1, 1, 2]), CSR.indices[1])),
+    "rows that end too early": CSR.replace(indices=(np.array([0, 1, 1]), CSR.indices[1])),
+    "a column outside": CSR.replace(shape=(2, 2)),
+    "blocks that do not fit": BSR.replace(shape=(2, 5)),
+    "blocks of size 0": BSR.replace(values=np.zeros((1, 0, 2))),
+    "a block column outside": BSR.replace(indices=(BSR.indices[0], np.array([2]))),
     "integers of another dtype": QuantizedTensor(i2([1]), 0.5, 0, torch_dtype="qint8"),
     "a quantized float": QuantizedTensor(np.ones(1), 0.5, 0),
     "an axis outside": QuantizedTensor(i1([[1]]), np.ones(1), np.zeros(1), 2),
@@ -377,7 +339,7 @@ WRONG: dict[str, OtherTensor] = {
     "a meta size below 0": MetaTensor("float32", (-1,), (1,)),
     "too many meta strides": MetaTensor("float32", (1,), (1, 1)),
     "a meta tensor past 2**63": MetaTensor("float32", (1 << 40, 1 << 40)),
-    "objects": SparseTensor("sparse_coo", COO.indices, np.array([None, None]), (2, 3)),
+    "objects": COO.replace(values=np.array([None, None])),
 }
 
 
@@ -431,7 +393,6 @@ def test_memory_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None
 
 # -- files by hand -------------------------------------------------------------------------------
 
-_LONGS = b.name("torch", "LongStorage")
 _UTILS = "torch._utils"
 _RECORDS = {
     "0": struct.pack("<4f", 1, 2, 3, 4),
@@ -439,105 +400,100 @@ _RECORDS = {
     "2": bytes([1, 2, 3, 4]),
     "3": struct.pack("<4d", 0.5, 0.25, 2, 4),
 }
+_LONGS = b.persistent("1", numel=6, kind=b.name("torch", "LongStorage"))
+_BYTES = b.persistent("2", numel=4, kind=b.name("torch", "QUInt8Storage"))
+_NIBBLES = b.persistent("2", numel=4, kind=b.name("torch", "QUInt4x2Storage"))
 
 
-def _floats(*size: int, offset: int = 0) -> bytes:
-    stride = [1] * len(size)
-    for axis in range(len(size) - 2, -1, -1):
-        stride[axis] = stride[axis + 1] * max(size[axis + 1], 1)
-    return b.tensor(size=size, stride=stride, offset=offset)
+def _floats(*size: int) -> bytes:
+    return b.tensor(size=size, stride=contiguous_stride(size))
 
 
-def _ints(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
-    storage = b.persistent("1", numel=6, kind=_LONGS)
-    return b.tensor(storage, size=size, stride=stride, offset=offset)
+def _ints(size: tuple[int, ...], stride: tuple[int, ...] = (1,), offset: int = 0) -> bytes:
+    return b.tensor(_LONGS, size=size, stride=stride, offset=offset)
 
 
 def _doubles(count: int) -> bytes:
     storage = b.persistent("3", numel=4, kind=b.name("torch", "DoubleStorage"))
-    return b.tensor(storage, size=(count,), stride=(1,))
+    return b.tensor(storage, size=(count,))
 
 
 def _layout(name: str) -> bytes:
-    return b.call(b.name("torch.serialization", "_get_layout"), b.text(f"torch.{name}"))
+    return b.call("torch.serialization._get_layout", f"torch.{name}")
 
 
 def _size(*sizes: int) -> bytes:
-    return b.call(b.name("torch", "Size"), b.ints(*sizes))
+    return b.call("torch.Size", sizes)
 
 
-def _sparse(layout: bytes, *data: bytes) -> bytes:
-    return b.call(b.name(_UTILS, "_rebuild_sparse_tensor"), layout, b.tuple_of(*data))
+def _sparse(layout: str, *data: b.Value) -> bytes:
+    return b.call(f"{_UTILS}._rebuild_sparse_tensor", _layout(layout), data)
+
+
+_INDICES, _THREE, _SQUARE = _ints((2, 3), (3, 1)), _floats(3), _size(3, 3)
 
 
 def _coo(
-    indices: bytes | None = None,
-    values: bytes | None = None,
-    size: bytes | None = None,
-    *more: bytes,
+    indices: b.Value = _INDICES,
+    values: b.Value = _THREE,
+    size: b.Value = _SQUARE,
+    coalesced: b.Value = b"",
 ) -> bytes:
-    return _sparse(
-        _layout("sparse_coo"),
-        _ints((2, 3), (3, 1)) if indices is None else indices,
-        _floats(3) if values is None else values,
-        _size(3, 3) if size is None else size,
-        *more,
-    )
+    return _sparse("sparse_coo", indices, values, size, coalesced)
+
+
+def _script_sparse(name: str, layout: int, size: tuple[int, ...], *parts: bytes) -> bytes:
+    return b.call(f"{_UTILS}.{name}", layout, size, False, *parts, b.HOOKS)
+
+
+def _per_tensor(scale: b.Value = 0.5, zero_point: b.Value = 1) -> b.Value:
+    return (b.name("torch", "per_tensor_affine"), scale, zero_point)
+
+
+_SCALES, _ZEROS = _doubles(2), _ints((2,))
+
+
+def _per_channel(
+    scales: b.Value = _SCALES, zeros: b.Value = _ZEROS, axis: b.Value = 0, name: str = ""
+) -> b.Value:
+    return (b.name("torch", f"per_channel_affine{name}"), scales, zeros, axis)
+
+
+_PER_TENSOR = _per_tensor()
 
 
 def _quantized(
-    storage: bytes | None = None,
-    size: bytes | None = None,
-    stride: bytes | None = None,
-    params: bytes | None = None,
+    params: b.Value = _PER_TENSOR,
+    storage: b.Value = _BYTES,
+    size: b.Value = (2, 2),
+    stride: b.Value = (2, 1),
     *,
-    offset: bytes = b.integer(0),
-    grad: bytes = b.FALSE,
-    hooks: bytes = b.HOOKS,
+    offset: b.Value = 0,
+    grad: b.Value = False,
+    hooks: b.Value = b.HOOKS,
 ) -> bytes:
-    held = b.persistent("2", numel=4, kind=b.name("torch", "QUInt8Storage"))
+    return b.call(f"{_UTILS}._rebuild_qtensor", storage, offset, size, stride, params, grad, hooks)
+
+
+def _nested(*parts: b.Value) -> bytes:
+    return b.call(f"{_UTILS}._rebuild_nested_tensor", *parts)
+
+
+_NJT = "torch.nested._internal.nested_tensor"
+
+
+def _jagged(given: Mapping[str, b.Value]) -> bytes:
     return b.call(
-        b.name(_UTILS, "_rebuild_qtensor"),
-        held if storage is None else storage,
-        offset,
-        b.ints(2, 2) if size is None else size,
-        b.ints(2, 1) if stride is None else stride,
-        _per_tensor() if params is None else params,
-        grad,
-        hooks,
-    )
-
-
-_HALF = b"G" + struct.pack(">d", 0.5)
-
-
-def _per_tensor(scale: bytes = _HALF, zero_point: bytes = b.integer(1)) -> bytes:
-    return b.tuple_of(b.name("torch", "per_tensor_affine"), scale, zero_point)
-
-
-def _per_channel(scales: bytes, zero_points: bytes, axis: bytes, name: str = "") -> bytes:
-    scheme = f"per_channel_affine{name}"
-    return b.tuple_of(b.name("torch", scheme), scales, zero_points, axis)
-
-
-def _nested(*parts: bytes) -> bytes:
-    return b.call(b.name(_UTILS, "_rebuild_nested_tensor"), *parts)
-
-
-def _jagged(given: Mapping[str, bytes]) -> bytes:
-    rebuild = b.name("torch.nested._internal.nested_tensor", "_rebuild_njt")
-    kind = b.name("torch.nested._internal.nested_tensor", "NestedTensor")
-    return b.call(
-        b.name("torch._tensor", "_rebuild_from_type_v2"),
-        rebuild, kind, b.tuple_of(b.dict_of(given)), b.dict_of({"_ragged_idx": b.integer(1)}),
+        "torch._tensor._rebuild_from_type_v2", b.name(_NJT, "_rebuild_njt"),
+        b.name(_NJT, "NestedTensor"), (given,), {"_ragged_idx": 1},
     )  # fmt: skip
 
 
-def _meta(dtype: bytes, size: bytes, stride: bytes, grad: bytes = b.FALSE) -> bytes:
-    return b.call(b.name(_UTILS, "_rebuild_meta_tensor_no_storage"), dtype, size, stride, grad)
-
-
 _F32 = b.name("torch", "float32")
+
+
+def _meta(dtype: b.Value, size: b.Value, stride: b.Value, grad: b.Value = False) -> bytes:
+    return b.call(f"{_UTILS}._rebuild_meta_tensor_no_storage", dtype, size, stride, grad)
 
 
 def file_of(value: bytes) -> bytes:
@@ -545,55 +501,32 @@ def file_of(value: bytes) -> bytes:
     return b.checkpoint(b.stream(value), _RECORDS)
 
 
+_CSR_PARTS = (_ints((3,)), _ints((2,)), _floats(2))
+_NESTED_PARTS = (_ints((2, 1), (0, 1), 2), _ints((2, 1), (0, 1), 1), _ints((2,), (1,), 1))
+_EYE = [[1, 0, 0], [0, 2, 0], [0, 0, 3]]
+
 SOUND: dict[str, tuple[bytes, Any]] = {
-    "coo of four parts": (_coo(None, None, None, b.TRUE), [[1, 0, 0], [0, 2, 0], [0, 0, 3]]),
-    "coo of three parts": (_coo(), [[1, 0, 0], [0, 2, 0], [0, 0, 3]]),
+    "coo of four parts": (_coo(coalesced=True), _EYE),
+    "coo of three parts": (_coo(), _EYE),
     "coo of TorchScript": (
-        b.call(
-            b.name(_UTILS, "_rebuild_sparse_tensor"), b.integer(1), b.ints(3, 3), b.FALSE,
-            _ints((2, 3), (3, 1)), _floats(3), b.HOOKS,
-        ),
-        [[1, 0, 0], [0, 2, 0], [0, 0, 3]],
+        _script_sparse("_rebuild_sparse_tensor", 1, (3, 3), _INDICES, _THREE), _EYE,
     ),
     "csr of TorchScript": (
-        b.call(
-            b.name(_UTILS, "_rebuild_sparse_csr_tensor"), b.integer(2), b.ints(2, 3), b.FALSE,
-            _ints((3,), (1,)), _ints((2,), (1,)), _floats(2), b.HOOKS,
-        ),
+        _script_sparse("_rebuild_sparse_csr_tensor", 2, (2, 3), *_CSR_PARTS),
         [[1, 0, 0], [0, 2, 0]],
     ),
-    "csr": (
-        _sparse(
-            _layout("sparse_csr"), _ints((3,), (1,)), _ints((2,), (1,)), _floats(2), _size(2, 3)
-        ),
-        [[1, 0, 0], [0, 2, 0]],
-    ),
+    "csr": (_sparse("sparse_csr", *_CSR_PARTS, _size(2, 3)), [[1, 0, 0], [0, 2, 0]]),
     "per tensor": (_quantized(), [[0, 0.5], [1, 1.5]]),
-    "per tensor with a whole scale": (
-        _quantized(params=_per_tensor(b.integer(2))), [[0, 2], [4, 6]],
-    ),
-    "per channel": (
-        _quantized(params=_per_channel(_doubles(2), _ints((2,), (1,)), b.integer(0))),
-        [[0.5, 1], [0.5, 0.75]],
-    ),
+    "per tensor with a whole scale": (_quantized(_per_tensor(2)), [[0, 2], [4, 6]]),
+    "per channel": (_quantized(_per_channel()), [[0.5, 1], [0.5, 0.75]]),
     "per channel of lists": (
-        _quantized(
-            params=_per_channel(
-                b.list_of(_HALF, b.integer(2)), b.list_of(b.integer(0), b.integer(1)), b.integer(1)
-            )
-        ),
-        [[0.5, 2], [1.5, 6]],
+        _quantized(_per_channel([0.5, 2], [0, 1], 1)), [[0.5, 2], [1.5, 6]],
     ),
-    "nested": (
-        _nested(
-            _floats(4), _ints((2, 1), (0, 1), 2), _ints((2, 1), (0, 1), 1), _ints((2,), (1,), 1)
-        ),
-        [[2, 3], [3, 4]],
-    ),
+    "nested": (_nested(_floats(4), *_NESTED_PARTS), [[2, 3], [3, 4]]),
     "jagged": (
-        _jagged({"values": _floats(2, 2), "offsets": _ints((3,), (1,))}), [[[1, 2]], [[3, 4]]],
+        _jagged({"values": _floats(2, 2), "offsets": _ints((3,))}), [[[1, 2]], [[3, 4]]],
     ),
-    "meta": (_meta(_F32, b.ints(2), b.ints(1)), None),
+    "meta": (_meta(_F32, (2,), (1,)), None),
 }  # fmt: skip
 
 
@@ -608,167 +541,89 @@ def test_files_by_hand(name: str) -> None:
 
 
 _BROKEN: dict[str, tuple[bytes, type[tz.TorchZipError]]] = {
-    "coo of two parts": (_sparse(_layout("sparse_coo"), _floats(3), _size(3)), PickleError),
+    "coo of two parts": (_sparse("sparse_coo", _THREE, _size(3)), PickleError),
     "coo of no tuple": (
-        b.call(b.name(_UTILS, "_rebuild_sparse_tensor"), _layout("sparse_coo"), b"N"), PickleError,
+        b.call(f"{_UTILS}._rebuild_sparse_tensor", _layout("sparse_coo"), None), PickleError,
     ),
-    "no layout": (_sparse(b.text("torch.sparse_coo"), _floats(3)), PickleError),
-    "an unknown layout": (
-        _sparse(_layout("sparse_x"), _floats(3), _floats(3), _floats(3), _size(3)), TensorError,
+    "no layout": (
+        b.call(f"{_UTILS}._rebuild_sparse_tensor", "torch.sparse_coo", (_THREE,)), PickleError,
     ),
-    "a strided layout": (
-        _sparse(_layout("strided"), _floats(3), _floats(3), _floats(3), _size(3)), TensorError,
-    ),
+    "an unknown layout": (_sparse("sparse_x", *[_THREE] * 3, _size(3)), TensorError),
+    "a strided layout": (_sparse("strided", *[_THREE] * 3, _size(3)), TensorError),
     "an unknown layout number": (
-        b.call(
-            b.name(_UTILS, "_rebuild_sparse_tensor"), b.integer(9), b.ints(3, 3), b.FALSE,
-            _ints((2, 3), (3, 1)), _floats(3), b.HOOKS,
-        ),
-        PickleError,
+        _script_sparse("_rebuild_sparse_tensor", 9, (3, 3), _INDICES, _THREE), PickleError,
     ),
-    "indices that are none": (_coo(b"N"), TensorError),
+    "indices that are none": (_coo(None), TensorError),
     "indices that are sparse": (_coo(_coo()), TensorError),
     "indices of floats": (_coo(_floats(2, 2)), TensorError),
-    "values that are quantized": (_coo(None, _quantized()), TensorError),
-    "values of another length": (_coo(None, _floats(4)), TensorError),
-    "a size that is none": (_coo(None, None, b"N"), TensorError),
-    "a size of texts": (_coo(None, None, b.tuple_of(b.text("3"), b.text("3"))), TensorError),
-    "a size below 0": (_coo(None, None, b.ints(3, -3)), TensorError),
-    "a size past 64 bits": (_coo(None, None, b.ints(3, 1 << 70)), TensorError),
-    "a size of 65 dimensions": (_coo(None, None, b.ints(*[3] * 65)), TensorError),
-    "coalesced by a text": (_coo(None, None, None, b.text("x")), TensorError),
-    "coalesced by a list": (_coo(None, None, None, b"]"), TensorError),
-    "an index outside": (_coo(None, None, _size(2, 3)), TensorError),
+    "values that are quantized": (_coo(values=_quantized()), TensorError),
+    "values of another length": (_coo(values=_floats(4)), TensorError),
+    "a size that is none": (_coo(size=None), TensorError),
+    "a size of texts": (_coo(size=("3", "3")), TensorError),
+    "a size below 0": (_coo(size=(3, -3)), TensorError),
+    "a size past 64 bits": (_coo(size=(3, 1 << 70)), TensorError),
+    "a size of 65 dimensions": (_coo(size=(3,) * 65), TensorError),
+    "coalesced by a text": (_coo(coalesced="x"), TensorError),
+    "coalesced by a list": (_coo(coalesced=[]), TensorError),
+    "an index outside": (_coo(size=_size(2, 3)), TensorError),
     "a compressed index outside": (
-        _sparse(
-            _layout("sparse_csr"), _ints((3,), (1,)), _ints((2,), (1,), 1), _floats(2), _size(2, 2)
-        ),
+        _sparse("sparse_csr", _ints((3,)), _ints((2,), (1,), 1), _floats(2), _size(2, 2)),
         TensorError,
     ),
     "rows that go backwards": (
-        _sparse(
-            _layout("sparse_csr"), _ints((6,), (1,)), _ints((2,), (1,)), _floats(2), _size(5, 3)
-        ),
-        TensorError,
+        _sparse("sparse_csr", _ints((6,)), _ints((2,)), _floats(2), _size(5, 3)), TensorError,
     ),
-    "a quantized tensor on floats": (_quantized(b.persistent()), TensorError),
-    "a quantized tensor on none": (_quantized(b"N"), TensorError),
-    "a quantized tensor on a tensor": (_quantized(b.tensor()), TensorError),
-    "a quantized tensor outside": (_quantized(size=b.ints(2, 3)), TensorError),
-    "a quantized tensor with hooks": (
-        _quantized(hooks=b.dict_of({"a": b"N"})), tz.UnsupportedError,
-    ),
-    "a quantized tensor with a gradient of 2": (_quantized(grad=b.integer(2)), TensorError),
-    "no parameters": (_quantized(params=b"N"), PickleError),
-    "parameters of nothing": (_quantized(params=b")"), PickleError),
-    "no scheme": (_quantized(params=b.tuple_of(b.text("x"), _HALF, b"N")), PickleError),
+    "a quantized tensor on floats": (_quantized(storage=b.persistent()), TensorError),
+    "a quantized tensor on none": (_quantized(storage=None), TensorError),
+    "a quantized tensor on a tensor": (_quantized(storage=b.tensor()), TensorError),
+    "a quantized tensor outside": (_quantized(size=(2, 3)), TensorError),
+    "a quantized tensor with hooks": (_quantized(hooks={"a": None}), tz.UnsupportedError),
+    "a quantized tensor with a gradient of 2": (_quantized(grad=2), TensorError),
+    "no parameters": (_quantized(None), PickleError),
+    "parameters of nothing": (_quantized(()), PickleError),
+    "no scheme": (_quantized(("x", 0.5, None)), PickleError),
     "another scheme": (
-        _quantized(params=b.tuple_of(b.name("torch", "per_tensor_symmetric"), _HALF, b"N")),
-        TensorError,
+        _quantized((b.name("torch", "per_tensor_symmetric"), 0.5, None)), TensorError,
     ),
-    "a scale of text": (_quantized(params=_per_tensor(b.text("1"))), TensorError),
-    "a scale past the floats": (_quantized(params=_per_tensor(b.integer(10**400))), TensorError),
-    "a zero point of a float": (_quantized(params=_per_tensor(_HALF, _HALF)), TensorError),
-    "a zero point past 64 bits": (
-        _quantized(params=_per_tensor(_HALF, b.integer(1 << 70))), TensorError,
-    ),
-    "an axis outside": (
-        _quantized(params=_per_channel(_doubles(2), _ints((2,), (1,)), b.integer(2))), TensorError,
-    ),
-    "an axis below 0": (
-        _quantized(params=_per_channel(_doubles(2), _ints((2,), (1,)), b.integer(-1))), TensorError,
-    ),
-    "an axis of many digits": (
-        _quantized(params=_per_channel(_doubles(2), _ints((2,), (1,)), b.integer(10**600))),
-        TensorError,
-    ),
-    "an axis that is none": (
-        _quantized(params=_per_channel(_doubles(2), _ints((2,), (1,)), b"N")), TensorError,
-    ),
-    "three scales": (
-        _quantized(params=_per_channel(_doubles(3), _ints((2,), (1,)), b.integer(0))), TensorError,
-    ),
-    "scales that are no tensor": (
-        _quantized(params=_per_channel(_HALF, _ints((2,), (1,)), b.integer(0))), TensorError,
-    ),
-    "a list and a tensor": (
-        _quantized(params=_per_channel(b.list_of(_HALF, _HALF), _ints((2,), (1,)), b.integer(0))),
-        TensorError,
-    ),
-    "lists of texts": (
-        _quantized(
-            params=_per_channel(
-                b.list_of(b.text("x"), _HALF), b.list_of(b.integer(0), b.integer(0)), b.integer(0)
-            )
-        ),
-        TensorError,
-    ),
-    "lists of huge numbers": (
-        _quantized(
-            params=_per_channel(
-                b.list_of(_HALF, _HALF), b.list_of(b.integer(0), b.integer(1 << 80)), b.integer(0)
-            )
-        ),
-        TensorError,
-    ),
+    "a scale of text": (_quantized(_per_tensor("1")), TensorError),
+    "a scale past the floats": (_quantized(_per_tensor(10**400)), TensorError),
+    "a zero point of a float": (_quantized(_per_tensor(0.5, 0.5)), TensorError),
+    "a zero point past 64 bits": (_quantized(_per_tensor(0.5, 1 << 70)), TensorError),
+    "an axis outside": (_quantized(_per_channel(axis=2)), TensorError),
+    "an axis below 0": (_quantized(_per_channel(axis=-1)), TensorError),
+    "an axis of many digits": (_quantized(_per_channel(axis=10**600)), TensorError),
+    "an axis that is none": (_quantized(_per_channel(axis=None)), TensorError),
+    "three scales": (_quantized(_per_channel(_doubles(3))), TensorError),
+    "scales that are no tensor": (_quantized(_per_channel(0.5)), TensorError),
+    "a list and a tensor": (_quantized(_per_channel([0.5, 0.5])), TensorError),
+    "lists of texts": (_quantized(_per_channel(["x", 0.5], [0, 0])), TensorError),
+    "lists of huge numbers": (_quantized(_per_channel([0.5, 0.5], [0, 1 << 80])), TensorError),
     "lists of float parameters": (
-        _quantized(
-            params=_per_channel(
-                b.list_of(_HALF, _HALF), b.list_of(_HALF, _HALF), b.integer(0), "_float_qparams"
-            )
-        ),
-        tz.UnsupportedError,
+        _quantized(_per_channel([0.5, 0.5], [0.5, 0.5], 0, "_float_qparams")), tz.UnsupportedError,
     ),
     "packed past its storage": (
-        _quantized(
-            b.persistent("2", numel=4, kind=b.name("torch", "QUInt4x2Storage")),
-            b.ints(3, 3), b.ints(3, 1),
-        ),
-        TensorError,
+        _quantized(storage=_NIBBLES, size=(3, 3), stride=(3, 1)), TensorError,
     ),
-    "packed and not contiguous": (
-        _quantized(
-            b.persistent("2", numel=4, kind=b.name("torch", "QUInt4x2Storage")),
-            b.ints(2, 2), b.ints(1, 2),
-        ),
-        TensorError,
-    ),
-    "packed behind its storage": (
-        _quantized(
-            b.persistent("2", numel=4, kind=b.name("torch", "QUInt4x2Storage")),
-            offset=b.integer(4),
-        ),
-        TensorError,
-    ),
-    "nested of three parts": (_nested(_floats(4), b"N", b"N"), PickleError),
-    "nested of other parts": (_nested(_floats(4), b"N", b"N", b"N"), TensorError),
-    "nested outside": (
-        _nested(
-            _floats(2), _ints((2, 1), (0, 1), 2), _ints((2, 1), (0, 1), 1), _ints((2,), (1,), 1)
-        ),
-        TensorError,
-    ),
+    "packed and not contiguous": (_quantized(storage=_NIBBLES, stride=(1, 2)), TensorError),
+    "packed behind its storage": (_quantized(storage=_NIBBLES, offset=4), TensorError),
+    "nested of three parts": (_nested(_floats(4), None, None), PickleError),
+    "nested of other parts": (_nested(_floats(4), None, None, None), TensorError),
+    "nested outside": (_nested(_floats(2), *_NESTED_PARTS), TensorError),
     "jagged without offsets": (_jagged({"values": _floats(2)}), PickleError),
-    "jagged with other offsets": (
-        _jagged({"values": _floats(2), "offsets": b"N"}), TensorError,
-    ),
-    "jagged outside": (
-        _jagged({"values": _floats(1, 2), "offsets": _ints((3,), (1,))}), TensorError,
-    ),
+    "jagged with other offsets": (_jagged({"values": _floats(2), "offsets": None}), TensorError),
+    "jagged outside": (_jagged({"values": _floats(1, 2), "offsets": _ints((3,))}), TensorError),
     "jagged on no axis": (
-        _jagged({"values": _floats(2), "offsets": _ints((3,), (1,)), "_ragged_idx": b.text("1")}),
-        TensorError,
+        _jagged({"values": _floats(2), "offsets": _ints((3,)), "_ragged_idx": "1"}), TensorError,
     ),
     "a gradient that is none": (
-        _jagged({"values": _floats(2), "offsets": _ints((3,), (1,)), "requires_grad": b"N"}),
-        TensorError,
+        _jagged({"values": _floats(2), "offsets": _ints((3,)), "requires_grad": None}), TensorError,
     ),
-    "meta of no dtype": (_meta(b.text("float32"), b.ints(2), b.ints(1)), TensorError),
-    "meta of two strides": (_meta(_F32, b.ints(2), b.ints(1, 1)), TensorError),
-    "meta of a huge size": (_meta(_F32, b.ints(1 << 40, 1 << 40), b.ints(1, 1)), TensorError),
-    "meta of a size past 64 bits": (_meta(_F32, b.ints(1 << 64), b.ints(1)), TensorError),
-    "meta of a bool size": (_meta(_F32, b.tuple_of(b.TRUE), b.ints(1)), TensorError),
-    "meta with a gradient of None": (_meta(_F32, b.ints(2), b.ints(1), b"N"), TensorError),
+    "meta of no dtype": (_meta("float32", (2,), (1,)), TensorError),
+    "meta of two strides": (_meta(_F32, (2,), (1, 1)), TensorError),
+    "meta of a huge size": (_meta(_F32, (1 << 40, 1 << 40), (1, 1)), TensorError),
+    "meta of a size past 64 bits": (_meta(_F32, (1 << 64,), (1,)), TensorError),
+    "meta of a bool size": (_meta(_F32, (True,), (1,)), TensorError),
+    "meta with a gradient of None": (_meta(_F32, (2,), (1,), None), TensorError),
 }  # fmt: skip
 
 
@@ -819,21 +674,14 @@ def test_endless_axes() -> None:
     """Parts of 2**40 elements over a few bytes are checked at once, and made dense never."""
     many = 1 << 40
     nowhere = b.tensor(size=(many,), stride=(0,))
-    zeros = b.tensor(
-        b.persistent("1", numel=6, kind=_LONGS), size=(2, many), stride=(0, 0), offset=0
-    )
-    rows = b.tensor(b.persistent("1", numel=6, kind=_LONGS), size=(many,), stride=(0,))
+    rows = _ints((many,), (0,))
+    sizes = _ints((many, 1), (0, 0))
     for value in (
-        _coo(zeros, nowhere),
-        _sparse(
-            _layout("sparse_csr"), rows, _ints((0,), (1,)), _floats(0), _size(many - 1, 3)
-        ),
+        _coo(_ints((2, many), (0, 0)), nowhere),
+        _sparse("sparse_csr", rows, _ints((0,)), _floats(0), _size(many - 1, 3)),
         _jagged({"values": nowhere, "offsets": rows}),
-        _nested(nowhere, b.tensor(b.persistent("1", numel=6, kind=_LONGS), size=(many, 1),
-                                  stride=(0, 0)),
-                b.tensor(b.persistent("1", numel=6, kind=_LONGS), size=(many, 1), stride=(0, 0)),
-                rows),
-    ):  # fmt: skip
+        _nested(nowhere, sizes, sizes, rows),
+    ):
         made = tz.load(io.BytesIO(file_of(value)))
         with tz.lazy_load(io.BytesIO(file_of(value))) as ckpt:
             for tensor in (made, ckpt[""]):
@@ -845,7 +693,7 @@ def test_endless_axes() -> None:
 def test_overlapping_indices() -> None:
     """Windows of indices that overlap are not gone through again and again."""
     records = {"0": bytes(8), "1": bytes(8 << 16)}
-    long = b.persistent("1", numel=1 << 16, kind=_LONGS)
+    long = b.persistent("1", numel=1 << 16, kind=b.name("torch", "LongStorage"))
     indices = b.tensor(long, size=(1 << 15, 1 << 15), stride=(1, 1))
     values = b.tensor(b.persistent(numel=2), size=(1 << 15,), stride=(0,))
     value = _coo(indices, values, _size(1, 1))
@@ -854,9 +702,7 @@ def test_overlapping_indices() -> None:
     compressed = b.tensor(long, size=(1 << 15, 1 << 14), stride=(1, 1))
     empty = b.tensor(long, size=(1 << 15, 0), stride=(1, 1))
     none = b.tensor(b.persistent(numel=2), size=(1 << 15, 0), stride=(1, 1))
-    value = _sparse(
-        _layout("sparse_csr"), compressed, empty, none, _size(1 << 15, (1 << 14) - 1, 3)
-    )
+    value = _sparse("sparse_csr", compressed, empty, none, _size(1 << 15, (1 << 14) - 1, 3))
     data = b.checkpoint(b.stream(value), records)
     with pytest.raises(tz.UnsupportedError, match="overlap"):
         tz.load(io.BytesIO(data))
@@ -873,7 +719,7 @@ def test_many_windows_of_one_storage() -> None:
     """Thousands of tensors over overlapping indices cost a bounded time, or are refused."""
     numel = 1 << 17
     records = {"0": bytes(8), "1": bytes(8 * numel)}
-    long = b.persistent("1", numel=numel, kind=_LONGS)
+    long = b.persistent("1", numel=numel, kind=b.name("torch", "LongStorage"))
     parts = []
     for offset in range(3000):
         indices = b.tensor(long, size=(1, numel - 3000), stride=(1, 1), offset=offset)
@@ -893,11 +739,10 @@ def test_many_windows_of_one_storage() -> None:
 def test_lists_are_not_copied() -> None:
     """A long list of scales in thousands of tensors is one list."""
     count = 20_000
-    size = b.ints(0, count)
     scales = b"](" + b"K\1" * count + b"eq\x64"
     zeros = b"](" + b"K\0" * count + b"eq\x65"
-    first = _quantized(size=size, params=_per_channel(scales, zeros, b.integer(1)))
-    other = _quantized(size=size, params=_per_channel(b"h\x64", b"h\x65", b.integer(1)))
+    first = _quantized(_per_channel(scales, zeros, 1), size=(0, count))
+    other = _quantized(_per_channel(b"h\x64", b"h\x65", 1), size=(0, count))
     data = file_of(b.list_of(first, *[other] * 2000))
     tracemalloc.start()
     try:
@@ -911,9 +756,10 @@ def test_lists_are_not_copied() -> None:
 
 def test_a_jagged_tensor_in_itself() -> None:
     """Its argument dict can hold it; that is an error where it is written, and nowhere else."""
-    given = b.dict_of({"values": _floats(4), "offsets": _ints((3,), (1,))}) + b"q\x64"
-    rebuild = b.name("torch.nested._internal.nested_tensor", "_rebuild_njt")
-    value = b.tuple_of(b.call(rebuild, given) + b"q\x65", b"h\x64" + b.text("x") + b"h\x65s")
+    given = b.dict_of({"values": _floats(4), "offsets": _ints((3,))}) + b"q\x64"
+    value = b.tuple_of(
+        b.call(f"{_NJT}._rebuild_njt", given) + b"q\x65", b"h\x64" + b.text("x") + b"h\x65s"
+    )
     tensor, held = tz.load(io.BytesIO(file_of(value)))
     assert held["x"] is tensor
     with pytest.raises(ValueError, match="nested too deeply"):
@@ -953,11 +799,11 @@ def test_device_tensors(function: str, dtype: str, tmp_path: Path) -> None:
 
 def test_npu_tensors() -> None:
     """The tensor of an NPU is a dense one; how its memory was laid out there is left out."""
-    rebuild = b.name("torch_npu.utils.storage", "_rebuild_npu_tensor")
-    storage = b.persistent(location=b.text("npu:0"))
+    storage = b.persistent(location="npu:0")
     value = b.call(
-        rebuild, storage, b.integer(0), b.ints(2), b.ints(1), b.FALSE, b.HOOKS, b.tuple_of(b"N")
-    )
+        "torch_npu.utils.storage._rebuild_npu_tensor",
+        storage, 0, (2,), (1,), False, b.HOOKS, (None,),
+    )  # fmt: skip
     with tz.lazy_load(io.BytesIO(file_of(b.dict_of({"w": value})))) as ckpt:
         assert ckpt["w"].numpy().tolist() == [1, 2]
         assert ckpt["w"].spec.storage.location == "npu:0"
