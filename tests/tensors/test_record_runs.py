@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torchzip.errors import TensorError, TorchZipError
 from torchzip.formats.base import SpecFactory
 from torchzip.limits import Limits
+from torchzip.pickling.emitter import Emitter
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.tensors import record_runs
 from torchzip.tensors.persistent_ids import BareStorage
@@ -41,126 +42,76 @@ class Item:
     key_shared: bool = False  # the key is one object each time, as torch has it
 
 
-class Writer:
+class Writer(Emitter):
     """Writes items as the pickler in C does: what is met again is asked for by its number."""
 
     def __init__(self, first: int) -> None:
-        self.out = bytearray(b"\x80\x02")
-        self.numbers: dict[Any, int] = {}
-        self.next = 0
+        super().__init__({})
         self.first = first
+        self.strings: dict[str, str] = {}
 
-    def put(self, what: Any = None) -> None:
-        """Number the top of the stack."""
-        number = self.next
-        self.next += 1
-        if what is not None:
-            self.numbers[what] = number
-        self.out += b"q%c" % number if number < 256 else b"r" + struct.pack("<I", number)
+    def shared(self, value: str) -> None:
+        """Write a string that is the same object each time."""
+        self.string(self.strings.setdefault(value, value))
 
-    def known(self, what: Any) -> bool:
-        """Write a get of what has a number."""
-        number = self.numbers.get(what)
-        if number is None:
-            return False
-        self.out += b"h%c" % number if number < 256 else b"j" + struct.pack("<I", number)
-        return True
+    def fresh(self, value: str) -> None:
+        """Write a string that is an object of its own."""
+        self.string(value.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass"))
 
-    def text(self, value: str, *, shared: bool = True) -> None:
-        """Write a string; a shared one is the same object each time."""
-        if shared and self.known(value):
-            return
-        raw = value.encode("utf-8", "surrogatepass")
-        self.out += b"X" + struct.pack("<I", len(raw)) + raw
-        self.put(value if shared else None)
-
-    def name(self, module: str, name: str) -> None:
-        """Write a name."""
-        if not self.known((module, name)):
-            self.out += f"c{module}\n{name}\n".encode()
-            self.put((module, name))
-
-    def integer(self, value: int) -> None:
-        """Write an int in the fewest bytes."""
-        if 0 <= value < 1 << 8:
-            self.out += b"K%c" % value
-        elif 0 <= value < 1 << 16:
-            self.out += b"M" + struct.pack("<H", value)
-        elif -(1 << 31) <= value < 1 << 31:
-            self.out += b"J" + struct.pack("<i", value)
-        else:
-            raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-            self.out += b"\x8a%c" % len(raw) + raw
-
-    def ints(self, values: tuple[int, ...]) -> None:
-        """Write a tuple of ints."""
-        if not values:
-            self.out += b")"
-            return
-        self.out += b"(" if len(values) > 3 else b""
-        for value in values:
-            self.integer(value)
-        self.out += b"t" if len(values) > 3 else bytes([0x84 + len(values)])
-        self.put()
+    def numbered(self, opcodes: bytes) -> None:
+        """Write opcodes, and number what they leave."""
+        self.write(opcodes)
+        self.put(None)
 
     def hooks(self) -> None:
         """Write an empty OrderedDict."""
         self.name("collections", "OrderedDict")
-        self.out += b")R"
-        self.put()
+        self.numbered(b")R")
 
     def item(self, item: Item) -> None:
         """Write a name and a tensor."""
-        self.text(item.name, shared=False)
+        self.fresh(item.name)
         if item.parameter is not None:
             self.name("torch._utils", "_rebuild_parameter")
         self.name("torch._utils", "_rebuild_tensor_v2")
-        self.out += b"(("
-        self.text("storage")
+        self.write(b"((")
+        self.shared("storage")
         self.name("torch", item.kind)
-        self.text(item.key, shared=item.key_shared)
-        self.text(item.location)
-        self.integer(item.numel)
-        self.out += b"t"
-        self.put()
-        self.out += b"Q"
-        self.integer(item.offset)
-        self.ints(item.size)
-        self.ints(item.stride)
-        self.out += b"\x89"
+        (self.shared if item.key_shared else self.fresh)(item.key)
+        self.shared(item.location)
+        self.save(item.numel)
+        self.numbered(b"t")
+        self.write(b"Q")
+        self.save(item.offset)
+        self.save((*item.size,))
+        self.save((*item.stride,))
+        self.write(b"\x89")
         self.hooks()
-        self.out += b"t"
-        self.put()
-        self.out += b"R"
-        self.put()
+        self.numbered(b"t")
+        self.numbered(b"R")
         if item.parameter is not None:
-            self.out += b"\x88" if item.parameter else b"\x89"
+            self.save(item.parameter)
             self.hooks()
-            self.out += b"\x87"
-            self.put()
-            self.out += b"R"
-            self.put()
+            self.numbered(b"\x87")
+            self.numbered(b"R")
 
     def checkpoint(self, items: list[Item], batch: int, asked: list[float]) -> bytes:
         """Return the pickle of the dict, and of what some numbers stand for behind it.
 
         ``asked`` are those numbers, as parts of all.
         """
-        self.out += b"("
-        # As many numbers as come before the items.
-        self.out += b"]"
-        for _ in range(self.first):
-            self.put()
-        self.out += b"}"
-        self.put()
+        self.write(b"(]")
+        for _ in range(self.first):  # as many numbers as come before the items
+            self.put(None)
+        self.numbered(b"}")
         for begin in range(0, len(items), batch):
-            self.out += b"("
+            self.write(b"(")
             for item in items[begin : begin + batch]:
                 self.item(item)
-            self.out += b"u"
+            self.write(b"u")
         for part in asked:
-            self.out += b"j" + struct.pack("<I", int(part * self.next))
-        return bytes(self.out + b"t.")
+            self.write(b"j" + struct.pack("<I", int(part * self.count)))
+        return b"".join([*self._parts, b"t."])
 
 
 class Store(SpecFactory):
@@ -225,12 +176,10 @@ def outcome(data: bytes, *, plain: bool) -> Any:
     if plain:
         table = dataclasses.replace(table, shortcut=None)
     interpreter = Interpreter(data, table, Limits())
-    kept: list[Any] = []
     try:
         value = interpreter.run()
     except TorchZipError as error:
         return type(error), error.message
-    kept.append(value)
     return describe(value, {}), interpreter.globals, interpreter.position
 
 
@@ -368,8 +317,7 @@ def test_memoize_behind_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [Item(f"layers.{index}", str(index)) for index in range(60)]
     writer = Writer(100)
     data = writer.checkpoint(items, 1000, [])
-    numbers = len({*range(writer.next)})
-    data = data[:-2] + b"K\x07\x94" + b"j" + struct.pack("<I", numbers) + b"t."
+    data = data[:-2] + b"K\x07\x94" + b"j" + struct.pack("<I", writer.count) + b"t."
     assert runs_in(data, monkeypatch) > 40
     assert outcome(data, plain=False) == outcome(data, plain=True)
     assert outcome(data, plain=False)[0][-1] == 7
