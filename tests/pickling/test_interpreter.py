@@ -740,9 +740,8 @@ def _in_the_way(size: int, most: int) -> list[int]:
 def test_keys_that_are_in_the_way_are_refused(kind: Any) -> None:
     """Keys of different hashes can cost quadratic time as well."""
     made = kind(dict.fromkeys(_in_the_way(4096, 2_700), 0))
-    table = Rebuilder(LazyFactory(_no_storage)).table
     with pytest.raises(PickleError, match="they do not come so by chance"):
-        run(pickle.dumps(made, 4), table)
+        run(pickle.dumps(made, 4), _whole_table())
 
 
 @pytest.mark.few
@@ -860,7 +859,7 @@ def test_calls_that_copy_are_bounded(name: tuple[str, str]) -> None:
     listed = b"](" + b"K\x01" * 10_000 + b"eq\x00\x85q\x010" + b.name(*name) + b"q\x020"
     data = b.stream(b"(", listed, b"h\x02h\x01R0" * 20_000, b"N")
     with pytest.raises(LimitError, match="argument_items"):
-        run(data, Rebuilder(LazyFactory(_no_storage)).table)
+        run(data, _whole_table())
 
 
 def test_bytes_that_copy_are_bounded() -> None:
@@ -869,7 +868,7 @@ def test_bytes_that_copy_are_bounded() -> None:
     encode = b.name("_codecs", "encode") + b"q\x020"
     data = b.stream(b"(", text, encode, b"h\x02h\x01R" * 3000, b"l")
     with pytest.raises(LimitError, match="argument_items"):
-        run(data, Rebuilder(LazyFactory(_no_storage)).table)
+        run(data, _whole_table())
 
 
 _NUMBERS = st.one_of(st.integers(0, 8), st.integers(250, 300), st.integers(0, (1 << 32) - 1))

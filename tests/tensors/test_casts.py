@@ -69,26 +69,20 @@ def test_bfloat16_of_every_upper_half(low: int) -> None:
     """All 65,536 upper halves, at the places where rounding turns, NaN too, equal ml_dtypes."""
     bits = (np.arange(1 << 16, dtype=np.uint32) << 16) | low
     values = bits.view(np.float32)
-    theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
-    np.testing.assert_array_equal(
-        cast(values, "float32", "bfloat16").view(np.uint16), theirs.view(np.uint16)
-    )
-    # and each alone, where no NaN in the block changes the way
-    finite = ~np.isnan(values)
-    np.testing.assert_array_equal(
-        cast(values[finite], "float32", "bfloat16").view(np.uint16),
-        theirs[finite].view(np.uint16),
-    )
+    for some in (values, values[~np.isnan(values)]):  # where no NaN changes the way
+        _check_bfloat16(some)
 
 
 @given(st.lists(st.integers(0, 0xFFFFFFFF), max_size=50))
 def test_bfloat16_of_any_bits(bits: list[int]) -> None:
     """Any 32 bits, in blocks of any length, equal ml_dtypes bit for bit."""
-    values = np.array(bits, np.uint32).view(np.float32)
+    _check_bfloat16(np.array(bits, np.uint32).view(np.float32))
+
+
+def _check_bfloat16(values: np.ndarray[Any, Any]) -> None:
     theirs = _quietly(values, np.dtype(ml_dtypes.bfloat16))
-    np.testing.assert_array_equal(
-        cast(values, "float32", "bfloat16").view(np.uint16), theirs.view(np.uint16)
-    )
+    ours = cast(values, "float32", "bfloat16")
+    np.testing.assert_array_equal(ours.view(np.uint16), theirs.view(np.uint16))
 
 
 @pytest.mark.parametrize("target", _FLOATS)
@@ -267,11 +261,8 @@ def test_blocks_of_a_storage_share_memory() -> None:
     """One buffer serves all blocks, and ranges come out as they are in the whole."""
     values = np.linspace(-5, 5, 300_000, dtype=np.float32)
     storage = CastStorage(ArrayStorage(values, "float32"), "float32", "float16")
-    assert (storage.base.nbytes, storage.source, storage.target) == (
-        1_200_000,
-        "float32",
-        "float16",
-    )
+    assert storage.base.nbytes == 1_200_000
+    assert (storage.source, storage.target) == ("float32", "float16")
     blocks = [(block.ctypes.data, block.tobytes()) for block in storage.blocks()]
     assert len({address for address, _ in blocks}) == 1
     assert len(blocks) > 2

@@ -27,23 +27,19 @@ Array = np.ndarray[Any, Any]
 def _chunk(array: Array, at: Shape, sizes: Shape, how: str = "C") -> Chunk:
     """Return a chunk with the elements of a box, laid out as ``how`` says."""
     part = array[tuple(slice(a, a + n) for a, n in zip(at, sizes, strict=True))]
-    if how == "F":
-        part = np.array(part.transpose(), order="C").transpose()
-    elif how == "gaps":
-        wide = np.zeros((*part.shape[:-1], part.shape[-1] * 2 + 1) if part.ndim else 3, part.dtype)
-        wide[..., 1::2] = part[..., None] if not part.ndim else part
-        part = wide[..., 1::2] if part.ndim else wide[1]
+    offset = 0
+    if how == "gaps":
+        *outer, inner = sizes or (1,)
+        owner = np.zeros((*outer, 2 * inner + 1), part.dtype)
+        view, offset = owner[..., 1::2].reshape(sizes), 1
+        view[...] = part
+    elif how == "F":
+        owner = np.array(part.transpose(), order="C")
+        view = owner.transpose()
     else:
-        part = np.array(part, order="C")
-    base: Any = part
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    owner = base if isinstance(base, np.ndarray) else np.array(part)
-    if not isinstance(part, np.ndarray):
-        part = owner = np.array(part)
-    offset = (part.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // 4
-    stride = tuple(step // 4 for step in part.strides)
-    storage = ArrayStorage(owner.reshape(-1) if owner.flags.c_contiguous else owner, "float32")
+        owner = view = np.array(part, order="C")
+    stride = tuple(step // 4 for step in view.strides)
+    storage = ArrayStorage(owner, "float32")
     storage.crc = crc32(storage.data.data)
     return Chunk(at, sizes, f"{at}", TensorSpec("float32", sizes, stride, offset, storage))
 

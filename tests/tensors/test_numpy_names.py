@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.sampling import costly
+from tests.saved import saved, zipped_again
 from torchzip.checkpoint.plain_values import same_value
 from torchzip.tensors.numpy_values import pickled_array, plain_type
 
@@ -46,16 +47,6 @@ ARRAYS: dict[str, Any] = {
 VALUES = {**SCALARS, **ARRAYS}
 
 
-def rezipped(data: bytes, old: bytes, new: bytes) -> bytes:
-    """Return a file with other bytes in its pickle, of as many or not."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(file, "w") as target:
-        for name in source.namelist():
-            part = source.read(name)
-            target.writestr(name, part.replace(old, new) if name.endswith(".pkl") else part)
-    return file.getvalue()
-
-
 def pickle_of(data: bytes) -> bytes:
     """Return the pickle of a file."""
     with zipfile.ZipFile(io.BytesIO(data)) as source:
@@ -64,11 +55,9 @@ def pickle_of(data: bytes) -> bytes:
 
 def save(tree: Any) -> bytes:
     """Return what is saved, without the warning that there are names of numpy."""
-    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tz.save(tree, file)
-    return file.getvalue()
+        return saved(tree)
 
 
 def globals_of(data: bytes) -> list[tuple[str, str]]:
@@ -83,7 +72,10 @@ def file_of(tree: Any) -> bytes:
         name: pickled_array(value) if isinstance(value, np.ndarray) else value
         for name, value in tree.items()
     }
-    return rezipped(save({**tree, "w": np.ones(2, "f4"), "epoch": 1}), NEW, OLD)
+    return zipped_again(
+        save({**tree, "w": np.ones(2, "f4"), "epoch": 1}),
+        change=lambda name, raw: raw.replace(NEW, OLD) if name.endswith(".pkl") else raw,
+    )
 
 
 def by_load(data: bytes, folder: pathlib.Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -10,24 +11,20 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
+from tests.saved import saved
 from torchzip.dtypes import STORAGE_CLASSES
 from torchzip.errors import TensorError
 
 _CLASSES = sorted(STORAGE_CLASSES)
+#: Makes a file of a pickle.
+Form = Callable[[bytes], bytes]
 
 
 def _tensors(kinds: list[str], numel: int = 0) -> bytes:
     """Return a pickle of one tensor for each storage class, all on storage 0."""
-    return b.stream(
-        b.dict_of(
-            {
-                str(number): b.tensor(
-                    b.persistent(numel=numel, kind=b.name("torch", kind)), size=[numel]
-                )
-                for number, kind in enumerate(kinds)
-            }
-        )
-    )
+    storages = [b.persistent(numel=numel, kind=b.name("torch", kind)) for kind in kinds]
+    tensors = {str(n): b.tensor(each, size=[numel]) for n, each in enumerate(storages)}
+    return b.stream(b.dict_of(tensors))
 
 
 def _zip(pickle: bytes) -> bytes:
@@ -39,19 +36,16 @@ def _legacy(pickle: bytes) -> bytes:
 
 
 @given(st.lists(st.sampled_from(_CLASSES), min_size=1), st.sampled_from([_zip, _legacy]))
-def test_each_mention_of_an_empty_storage_has_its_dtype(kinds: list[str], form: object) -> None:
+def test_each_mention_of_an_empty_storage_has_its_dtype(kinds: list[str], form: Form) -> None:
     """An empty storage is written once by torch, which reads another of each mention."""
-    assert callable(form)
     data = form(_tensors(kinds))
     expected = [STORAGE_CLASSES[kind].name for kind in kinds]
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         assert [tensor.torch_dtype for tensor in checkpoint.values()] == expected
         # One storage in, one storage out: whoever writes the file again has the same keys.
         assert len({id(tensor.spec.storage) for tensor in checkpoint.values()}) == 1
-        again = io.BytesIO()
-        tz.save(checkpoint.root, again)
-    again.seek(0)
-    with tz.lazy_load(again) as checkpoint:
+        again = saved(checkpoint.root)
+    with tz.lazy_load(io.BytesIO(again)) as checkpoint:
         assert [tensor.torch_dtype for tensor in checkpoint.values()] == expected
 
 
@@ -63,9 +57,8 @@ def test_the_first_mention_of_other_storages_counts() -> None:
 
 
 @pytest.mark.parametrize("form", [_zip, _legacy])
-def test_an_empty_storage_with_elements(form: object) -> None:
+def test_an_empty_storage_with_elements(form: Form) -> None:
     """A mention that has elements of it is as wrong as a record of another size."""
-    assert callable(form)
     mentions = [b.persistent(numel=count, kind=b.name("torch", "IntStorage")) for count in (0, 5)]
     data = form(b.stream(b.list_of(*mentions)))
     for read in (tz.load, tz.lazy_load):

@@ -27,11 +27,16 @@ from torchzip.tensors.specs import (
 )
 from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
 
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+#: Shape, stride and offset.
+Layout = tuple[Shape, Shape, int]
+
 
 class CountingStorage(TensorStorage):
     """Bytes in memory that say what is read: ``reads`` holds (start, stop)."""
 
-    def __init__(self, array: np.ndarray[Any, Any], *, random_access: bool = True) -> None:
+    def __init__(self, array: Array, *, random_access: bool = True) -> None:
         self.data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self.nbytes = self.data.nbytes
         self.torch_dtype = None
@@ -52,12 +57,8 @@ class CountingStorage(TensorStorage):
 
 
 def read_strided(
-    storage: TensorStorage,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    offset: int,
-) -> np.ndarray[Any, Any]:
+    storage: TensorStorage, dtype: np.dtype[Any], shape: Shape, stride: Shape, offset: int
+) -> Array:
     """Return the elements at some places of a storage."""
     spec = TensorSpec(dtype.name, shape, stride, offset, storage)
     return read_view(spec, shape, stride, offset)
@@ -75,7 +76,7 @@ def spec_of(
 
 
 @st.composite
-def layouts(draw: st.DrawFn, max_dims: int = 4) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def layouts(draw: st.DrawFn, max_dims: int = 4) -> Layout:
     """Return shape, stride and offset, as odd as a file may have them."""
     ndim = draw(st.integers(0, max_dims))
     shape = tuple(draw(st.integers(0, 5) | st.just(1)) for _ in range(ndim))
@@ -95,15 +96,13 @@ def layouts(draw: st.DrawFn, max_dims: int = 4) -> tuple[tuple[int, ...], tuple[
     return shape, stride, draw(st.integers(0, 7))
 
 
-def _reach(shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> int:
+def _reach(shape: Shape, stride: Shape, offset: int) -> int:
     if 0 in shape:
         return 0
     return offset + 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
 
 
-def _oracle(
-    values: np.ndarray[Any, Any], shape: tuple[int, ...], stride: tuple[int, ...], offset: int
-) -> np.ndarray[Any, Any]:
+def _oracle(values: Array, shape: Shape, stride: Shape, offset: int) -> Array:
     if 0 in shape:
         return np.empty(shape, values.dtype)
     return as_strided(
@@ -112,7 +111,7 @@ def _oracle(
 
 
 @st.composite
-def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
+def indices(draw: st.DrawFn, shape: Shape) -> Any:
     """Return a basic index that numpy takes for this shape."""
     items: list[Any] = []
     for size in shape[: draw(st.integers(0, len(shape)))]:
@@ -138,9 +137,7 @@ def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
 
 @thorough
 @given(st.data(), layouts(), st.sampled_from(["float32", "uint8", "float64", "complex128"]))
-def test_index_is_that_of_numpy(
-    data: st.DataObject, layout: tuple[tuple[int, ...], tuple[int, ...], int], dtype: str
-) -> None:
+def test_index_is_that_of_numpy(data: st.DataObject, layout: Layout, dtype: str) -> None:
     """Slicing a spec and reading the slice gives what numpy gives for the whole array."""
     shape, stride, offset = layout
     values = np.arange(max(_reach(*layout), 1) + 3).astype(dtype)
@@ -163,9 +160,7 @@ def test_index_is_that_of_numpy(
 
 
 @given(layouts(5), st.booleans())
-def test_whole_tensor_is_that_of_numpy(
-    layout: tuple[tuple[int, ...], tuple[int, ...], int], random_access: bool
-) -> None:
+def test_whole_tensor_is_that_of_numpy(layout: Layout, random_access: bool) -> None:
     """Reading and viewing a tensor of any stride give the same, from streams too."""
     shape, stride, offset = layout
     values = np.arange(max(_reach(*layout), 1), dtype=np.int32)
@@ -204,7 +199,7 @@ def test_whole_tensor_is_that_of_numpy(
         ((), None),
     ],
 )
-def test_ordinary_indices(shape: tuple[int, ...], key: Any) -> None:
+def test_ordinary_indices(shape: Shape, key: Any) -> None:
     """The slices that people write."""
     values = np.arange(math.prod(shape), dtype=np.float32)
     storage = CountingStorage(values)
@@ -331,7 +326,7 @@ def test_large_runs_are_cut() -> None:
 
 
 @given(layouts())
-def test_span(layout: tuple[tuple[int, ...], tuple[int, ...], int]) -> None:
+def test_span(layout: Layout) -> None:
     """The span runs from the first to the last element that numpy reaches."""
     shape, stride, offset = layout
     values = np.arange(max(_reach(*layout), 1), dtype=np.int32)
@@ -341,7 +336,7 @@ def test_span(layout: tuple[tuple[int, ...], tuple[int, ...], int]) -> None:
 
 
 @given(layouts(), st.integers(0, 400))
-def test_check_is_exact(layout: tuple[tuple[int, ...], tuple[int, ...], int], nbytes: int) -> None:
+def test_check_is_exact(layout: Layout, nbytes: int) -> None:
     """A tensor is refused exactly if its furthest element lies outside."""
     shape, stride, offset = layout
     spec = spec_of(shape, stride, offset, nbytes=nbytes)
@@ -424,7 +419,7 @@ def test_bounds_count_items(dtype: str) -> None:
 
 
 @given(st.lists(st.integers(0, 6), max_size=5).map(tuple))
-def test_contiguous_stride(shape: tuple[int, ...]) -> None:
+def test_contiguous_stride(shape: Shape) -> None:
     """The stride of a fresh tensor is that of a numpy array with no axis of length 0."""
     fresh = np.empty([max(size, 1) for size in shape], np.uint8)
     expected: list[int] = []

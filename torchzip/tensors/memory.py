@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import printable, shortened
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
-from torchzip.tensors.specs import contiguous_stride
+from torchzip.tensors.specs import Shape, contiguous_stride
 from torchzip.tensors.storage import BLOCK_NBYTES, ArrayStorage, Bytes, TensorStorage
 
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ class Placement(NamedTuple):
 
     storage: TensorStorage
     storage_offset: int
-    stride: tuple[int, ...]
+    stride: Shape
 
 
 class PackedStorage(TensorStorage):
@@ -103,7 +103,7 @@ class Extent:
     torch_dtype: str
     start: int  # address of the first byte
     stop: int
-    stride: tuple[int, ...]
+    stride: Shape
     owner: int  # id of the object that owns the memory
     reached: int  # bytes that the array's elements take
 
@@ -209,8 +209,8 @@ class Form:
     """
 
     torch_dtype: str
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    shape: Shape
+    stride: Shape
     storage_offset: int
     numel: int
     parameter: bool | None = None
@@ -220,9 +220,7 @@ class Form:
         return replace(self, parameter=requires_grad)
 
 
-def plain_form(
-    dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]
-) -> Form | None:
+def plain_form(dtype: np.dtype[Any], shape: Shape, strides: Shape) -> Form | None:
     """Return the form of an array that is saved as it is, from first byte to last, else None."""
     torch_dtype = torch_dtype_of(dtype)  # none for bytes in another order
     numel = math.prod(shape)

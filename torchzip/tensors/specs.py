@@ -38,6 +38,10 @@ _SMALL_NBYTES = 1 << 24
 _MAX = 1 << 63
 
 
+#: A shape, or a stride.
+Shape = tuple[int, ...]
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class TensorSpec:
     """One tensor, as `_rebuild_tensor_v2` describes it, with what its class adds.
@@ -47,8 +51,8 @@ class TensorSpec:
     """
 
     torch_dtype: str
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    shape: Shape
+    stride: Shape
     storage_offset: int
     storage: TensorStorage
     requires_grad: bool = False
@@ -73,7 +77,7 @@ class TensorSpec:
 _FIELDS = attrgetter(*TensorSpec.__slots__)
 
 
-def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+def contiguous_stride(shape: Shape) -> Shape:
     """Return the stride that torch gives a fresh tensor.
 
     >>> contiguous_stride((2, 0, 3))
@@ -87,7 +91,7 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(stride))
 
 
-def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+def is_contiguous(shape: Shape, stride: Shape) -> bool:
     """Return whether the elements lie in C order without gaps."""
     return 0 in shape or (
         len(shape) == len(stride)
@@ -232,7 +236,7 @@ def _turned_halves(array: NDArray[Any], real: bool, imag: bool) -> NDArray[Any]:
 Key = int | slice | EllipsisType | None
 
 
-def slice_spec(spec: TensorSpec, key: Any) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
     """Return shape, stride and offset of ``tensor[key]``; None if ``key`` is not a basic index.
 
     Strides can be negative, as numpy's are.
@@ -283,9 +287,7 @@ def slice_spec(spec: TensorSpec, key: Any) -> tuple[tuple[int, ...], tuple[int, 
     return tuple(shape), tuple(stride), offset
 
 
-def read_view(
-    spec: TensorSpec, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
-) -> NDArray[Any]:
+def read_view(spec: TensorSpec, shape: Shape, stride: Shape, offset: int) -> NDArray[Any]:
     """Return a part of a tensor: the elements at ``offset + sum(index * stride)`` of its storage.
 
     Reads the bytes that are needed and no others, apart from small gaps where that saves thousands
@@ -296,11 +298,7 @@ def read_view(
 
 
 def _read_once(
-    storage: TensorStorage,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    offset: int,
+    storage: TensorStorage, dtype: np.dtype[Any], shape: Shape, stride: Shape, offset: int
 ) -> NDArray[Any]:
     """Return elements of a storage, with one on each broadcast axis (stride 0)."""
     if 0 in shape:
@@ -331,7 +329,7 @@ def _read_once(
     return packed.transpose(order)[(..., *whole)]
 
 
-def broadcast(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def broadcast(array: NDArray[Any], shape: Shape) -> NDArray[Any]:
     """Return ``array`` with its axes of one element repeated to ``shape``.
 
     A file can describe an enormous tensor over one element, so a large one stays a view, which is

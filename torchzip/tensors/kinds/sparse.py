@@ -193,15 +193,14 @@ class SparseTensor(OtherTensor):
         values = shape_of(self.values)
         batch = len(plain) - 1
         first_dense = batch + (3 if blocks else 1)
-        fits = len(compressed) == len(plain) >= 1 and len(values) >= first_dense
-        if fits:
-            rest = len(values) - first_dense
-            fits = (
-                len(shape) == batch + 2 + rest
-                and compressed[:batch] == plain[:batch] == values[:batch] == shape[:batch]
-                and values[batch] == plain[batch]
-                and values[first_dense:] == shape[batch + 2 :]
-            )
+        fits = (
+            len(compressed) == len(plain) >= 1
+            and len(values) >= first_dense
+            and len(shape) >= batch + 2
+            and compressed[:batch] == plain[:batch] == values[:batch] == shape[:batch]
+            and values[batch] == plain[batch]
+            and values[first_dense:] == shape[batch + 2 :]
+        )
         if fits:
             block = values[batch + 1 : batch + 3] if blocks else (1, 1)
             counts = [0, 0]
