@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
+from tests.saved import saved
 from torchzip.checkpoint.lazy_tensor import LazyFactory
 from torchzip.errors import TorchZipError
 from torchzip.limits import Limits
@@ -133,20 +134,16 @@ def test_pickles_of_every_protocol(value: Any, protocol: int) -> None:
 @pytest.mark.parametrize("value", [*VALUES, *ARRAYS], ids=repr)
 def test_saved_again(value: Any) -> None:
     """What was read from a checkpoint is written as it was."""
-    first, second = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tz.save({"config": [_AsPickled(value)], "other": (1, 2)}, first)
-        first.seek(0)
-        root = tz.lazy_load(first).root
+        first = saved({"config": [_AsPickled(value)], "other": (1, 2)})
+        root = tz.lazy_load(io.BytesIO(first)).root
         assert same(root["config"][0], value)
-        tz.save(root, second)
-    second.seek(0)
-    again = tz.load(second)
-    assert same(again["config"][0], value)
+        second = saved(root)
+    assert same(tz.load(io.BytesIO(second))["config"][0], value)
     # Names of one letter are one object each in Python, so those of fields may become gets.
     if getattr(getattr(value, "dtype", None), "names", None) is None:
-        assert second.getvalue() == first.getvalue()
+        assert second == first
 
 
 class _AsPickled:
@@ -161,24 +158,18 @@ class _AsPickled:
 
 def test_pickled_array_is_an_array() -> None:
     """It stays numpy's own when it is saved; what is computed from it is a tensor."""
-    file = io.BytesIO()
-    array = np.arange(3.0)
     with pytest.warns(UserWarning, match="refuse"):
-        tz.save([_AsPickled(array)], file)
-    file.seek(0)
-    (made,) = tz.load(file)
+        data = saved([_AsPickled(np.arange(3.0))])
+    (made,) = tz.load(io.BytesIO(data))
     assert isinstance(made, PickledArray)
-    file.seek(0)
-    with tz.lazy_load(file) as checkpoint:
+    with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         assert list(checkpoint) == ["0"]  # a weight, wherever it comes from
         assert checkpoint["0"].numpy().tolist() == [0.0, 1.0, 2.0]
         assert isinstance(checkpoint.root[0], PickledArray)
     with pytest.warns(UserWarning, match="numpy"):
-        tz.save([made], io.BytesIO())
-    target = io.BytesIO()
-    tz.save([made + 1, made[:2]], target)  # no warning: tensors
-    target.seek(0)
-    assert [each.tolist() for each in tz.load(target)] == [[1.0, 2.0, 3.0], [0.0, 1.0]]
+        saved([made])
+    tensors = saved([made + 1, made[:2]])  # no warning
+    assert [each.tolist() for each in tz.load(io.BytesIO(tensors))] == [[1, 2, 3], [0, 1]]
 
 
 def test_array_of_objects_stays_foreign() -> None:

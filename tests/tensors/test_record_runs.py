@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import random
 import struct
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -133,41 +137,33 @@ class Store(SpecFactory):
         return Parameter(tensor, requires_grad, state)
 
 
+#: What is compared of an object, beside its type.
+_PARTS: dict[type, Callable[[Any], Iterable[Any]]] = {
+    list: iter,
+    tuple: iter,
+    dict: lambda value: chain.from_iterable(value.items()),
+    OrderedDict: lambda value: chain.from_iterable(value.items()),
+    TensorSpec: attrgetter(
+        "torch_dtype", "shape", "stride", "storage_offset", "storage", "requires_grad"
+    ),
+    BareStorage: attrgetter("storage", "first", "count"),
+    ArrayStorage: attrgetter("record", "torch_dtype", "nbytes", "location"),
+    Parameter: attrgetter("data", "requires_grad", "state"),
+    ForeignObject: attrgetter("module", "name", "args"),
+}
+
+
 def describe(value: Any, seen: dict[int, int]) -> Any:
-    """Return a value as plain tuples; an object that was met before by its number."""
-    if type(value) in (int, bool, float, type(None)):
+    """Return a value as plain lists; an object that was met before by its number."""
+    kind = type(value)
+    if kind in (int, bool, float, str, type(None)):
         return value
-    own = id(value)
-    if type(value) is str:
-        return value
-    if own in seen:
-        return ("again", seen[own])
-    seen[own] = len(seen)
-
-    def of(*parts: Any) -> list[Any]:
-        return [type(value).__name__, *(describe(part, seen) for part in parts)]
-
-    if isinstance(value, dict):
-        return of(*(part for pair in value.items() for part in pair))
-    if isinstance(value, list | tuple):
-        # Small tuples of ints may be one object or several.
-        if type(value) is tuple and all(type(item) is int for item in value):
-            del seen[own]
-            return value
-        return of(*value)
-    if isinstance(value, TensorSpec):
-        return of(
-            value.torch_dtype, value.shape, value.stride, value.storage_offset, value.storage,
-            value.requires_grad,
-        )  # fmt: skip
-    if isinstance(value, BareStorage):
-        return of(value.storage, value.first, value.count)
-    if isinstance(value, ArrayStorage):
-        return of(value.record, value.torch_dtype, value.nbytes, value.location)
-    if isinstance(value, Parameter):
-        return of(value.data, value.requires_grad, value.state)
-    assert isinstance(value, ForeignObject), value
-    return of(value.module, value.name, value.args)
+    if kind is tuple and all(type(item) is int for item in value):
+        return value  # which may be one object or several
+    if id(value) in seen:
+        return ("again", seen[id(value)])
+    seen[id(value)] = len(seen)
+    return [kind.__name__, *(describe(part, seen) for part in _PARTS[kind](value))]
 
 
 def outcome(data: bytes, *, plain: bool) -> Any:

@@ -57,11 +57,24 @@ class CountingStorage(TensorStorage):
 
 
 def read_strided(
-    storage: TensorStorage, dtype: np.dtype[Any], shape: Shape, stride: Shape, offset: int
+    storage: TensorStorage, dtype: str, shape: Shape, stride: Shape, offset: int
 ) -> Array:
     """Return the elements at some places of a storage."""
-    spec = TensorSpec(dtype.name, shape, stride, offset, storage)
-    return read_view(spec, shape, stride, offset)
+    return read_view(TensorSpec(dtype, shape, stride, offset, storage), shape, stride, offset)
+
+
+def part_of(spec: TensorSpec, key: Any) -> Array:
+    """Return what an index of a tensor reads."""
+    chosen = slice_spec(spec, key)
+    assert chosen is not None
+    return read_view(spec, *chosen)
+
+
+def counted(array: Array) -> tuple[CountingStorage, TensorSpec]:
+    """Return the storage of an array, and the whole array as a tensor of it."""
+    storage = CountingStorage(array)
+    stride = contiguous_stride(array.shape)
+    return storage, TensorSpec(array.dtype.name, array.shape, stride, 0, storage)
 
 
 def spec_of(
@@ -150,10 +163,7 @@ def test_index_is_that_of_numpy(data: st.DataObject, layout: Layout, dtype: str)
         with pytest.raises(IndexError):
             slice_spec(spec, key)
         return
-    chosen = slice_spec(spec, key)
-    assert chosen is not None
-    assert chosen[0] == np.shape(expected)
-    made = read_strided(storage, np.dtype(dtype), *chosen)
+    made = part_of(spec, key)
     assert made.dtype == np.dtype(dtype)
     assert made.shape == np.shape(expected)
     np.testing.assert_array_equal(made, expected)
@@ -167,7 +177,7 @@ def test_whole_tensor_is_that_of_numpy(layout: Layout, random_access: bool) -> N
     storage = CountingStorage(values, random_access=random_access)
     spec = check_spec(TensorSpec("int32", shape, stride, offset, storage))
     expected = _oracle(values, shape, stride, offset)
-    made = read_strided(storage, np.dtype("int32"), shape, stride, offset)
+    made = read_strided(storage, "int32", shape, stride, offset)
     np.testing.assert_array_equal(made, expected)
     np.testing.assert_array_equal(view_of(storage.data, spec), expected)
     if made.size:
@@ -201,13 +211,9 @@ def test_whole_tensor_is_that_of_numpy(layout: Layout, random_access: bool) -> N
 )
 def test_ordinary_indices(shape: Shape, key: Any) -> None:
     """The slices that people write."""
-    values = np.arange(math.prod(shape), dtype=np.float32)
-    storage = CountingStorage(values)
-    spec = TensorSpec("float32", shape, contiguous_stride(shape), 0, storage)
-    chosen = slice_spec(spec, key)
-    assert chosen is not None
-    made = read_strided(storage, values.dtype, *chosen)
-    expected = values.reshape(shape)[key]
+    values = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    made = part_of(counted(values)[1], key)
+    expected = values[key]
     assert made.shape == np.shape(expected)
     np.testing.assert_array_equal(made, expected)
 
@@ -225,12 +231,8 @@ def test_other_indices_are_left_to_numpy(key: Any) -> None:
 @pytest.mark.parametrize("key", [np.int64(1), np.uint8(2), (np.int32(-1), 0)], ids=repr)
 def test_numpy_ints_are_ints(key: Any) -> None:
     """An index that numpy made is an index."""
-    values = np.arange(9.0)
-    spec = TensorSpec("float64", (3, 3), (3, 1), 0, CountingStorage(values))
-    chosen = slice_spec(spec, key)
-    assert chosen is not None
-    made = read_strided(spec.storage, values.dtype, *chosen)
-    np.testing.assert_array_equal(made, values.reshape(3, 3)[key])
+    values = np.arange(9.0).reshape(3, 3)
+    np.testing.assert_array_equal(part_of(counted(values)[1], key), values[key])
 
 
 @pytest.mark.parametrize(
@@ -245,14 +247,6 @@ def test_indices_outside(key: Any) -> None:
 
 
 # -- bytes read ----------------------------------------------------------------------------------
-
-
-def _read(storage: CountingStorage, dtype: str, spec: TensorSpec, key: Any) -> int:
-    chosen = slice_spec(spec, key)
-    assert chosen is not None
-    storage.reads.clear()
-    made = read_strided(storage, np.dtype(dtype), *chosen)
-    return made.nbytes
 
 
 @pytest.mark.parametrize(
@@ -270,44 +264,37 @@ def _read(storage: CountingStorage, dtype: str, spec: TensorSpec, key: Any) -> i
 )
 def test_a_slice_reads_its_own_bytes(key: Any, reads: int) -> None:
     """With few runs, exactly the bytes of the slice are read, each run once."""
-    values = np.arange(100 * 64, dtype=np.float32)
-    storage = CountingStorage(values)
-    spec = TensorSpec("float32", (100, 64), (64, 1), 0, storage)
-    nbytes = _read(storage, "float32", spec, key)
-    assert storage.nbytes_read == nbytes
+    storage, spec = counted(np.zeros((100, 64), np.float32))
+    assert part_of(spec, key).nbytes == storage.nbytes_read
     assert len(storage.reads) == reads
 
 
 def test_whole_rows_are_one_read() -> None:
     """A permuted tensor that fills its storage is read in one go."""
     storage = CountingStorage(np.arange(24, dtype=np.int16))
-    made = read_strided(storage, np.dtype("int16"), (4, 3, 2), (1, 4, 12), 0)
+    made = read_strided(storage, "int16", (4, 3, 2), (1, 4, 12), 0)
     assert storage.reads == [(0, 48)]
     assert made.tolist() == np.arange(24).reshape(2, 3, 4).transpose(2, 1, 0).tolist()
 
 
 def test_many_small_runs_are_joined() -> None:
     """Thousands of runs become few reads, with small gaps read along."""
-    values = np.arange(5000 * 8, dtype=np.float32)
-    storage = CountingStorage(values)
-    spec = TensorSpec("float32", (5000, 8), (8, 1), 0, storage)
-    _read(storage, "float32", spec, np.s_[:, 3])
+    storage, spec = counted(np.zeros((5000, 8), np.float32))
+    part_of(spec, np.s_[:, 3])
     assert len(storage.reads) < 10
-    assert storage.nbytes_read <= values.nbytes
+    assert storage.nbytes_read <= storage.nbytes
 
 
 def test_large_gaps_are_not_read() -> None:
     """Runs that lie far apart stay apart, however many there are."""
-    values = np.zeros(2000 * 2048, np.float32)
-    storage = CountingStorage(values)
-    spec = TensorSpec("float32", (2000, 2048), (2048, 1), 0, storage)
-    assert _read(storage, "float32", spec, np.s_[:, :2]) == storage.nbytes_read == 2000 * 8
+    storage, spec = counted(np.zeros((2000, 2048), np.float32))
+    assert part_of(spec, np.s_[:, :2]).nbytes == storage.nbytes_read == 2000 * 8
 
 
 def test_broadcast_axes_are_read_once() -> None:
     """An axis of stride 0 costs one read of one row."""
     storage = CountingStorage(np.arange(10, dtype=np.float32))
-    made = read_strided(storage, np.dtype("float32"), (1000, 10), (0, 1), 0)
+    made = read_strided(storage, "float32", (1000, 10), (0, 1), 0)
     assert made.shape == (1000, 10)
     assert (made == np.arange(10)).all()
     assert storage.nbytes_read == 40
@@ -317,7 +304,7 @@ def test_large_runs_are_cut() -> None:
     """A run with gaps is read in chunks of a few MB, and the values are right."""
     values = np.arange(3 << 20, dtype=np.float64)
     storage = CountingStorage(values)
-    made = read_strided(storage, np.dtype("float64"), (3 << 19,), (2,), 1)
+    made = read_strided(storage, "float64", (3 << 19,), (2,), 1)
     np.testing.assert_array_equal(made, values[1::2])
     assert max(stop - start for start, stop in storage.reads) <= 4 << 20
 

@@ -295,8 +295,6 @@ def _place_component(component: list[tuple[Extent, int]]) -> Iterator[tuple[int,
 
 def _leaves_gaps(extents: list[Extent]) -> bool:
     """Return whether some byte from the first to the last is reached by no array."""
-    if not any(extent.has_gaps for extent in extents):
-        return False
     stop = extents[0].start
     for extent in extents:  # sorted by start: the gapless ones must cover all
         if not extent.has_gaps:

@@ -178,13 +178,11 @@ class DenseWriter:
 #: What a tensor begins with: up to its key, its location, its hooks up to their put.
 Prefix = tuple[bytes, bytes, bytes]
 
-_SMALL_INTS = [b"K%c" % value for value in range(256)]
-
 
 def int_opcode(value: int) -> bytes:
     """Return the opcode of an int that is not negative."""
     if value < 256:
-        return _SMALL_INTS[value]
+        return b"K%c" % value
     if value < 65536:
         return b"M" + value.to_bytes(2, "little")
     if value < 0x80000000:

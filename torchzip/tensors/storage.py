@@ -182,15 +182,10 @@ class ArrayStorage(TensorStorage):
     @property
     def data(self) -> Bytes:
         """The bytes in place, one-dimensional."""
-        if not self.nbytes:
-            return np.empty(0, np.uint8)
         return self.array.reshape(-1).view(np.uint8)
 
     def read_into(self, start: int, out: Bytes) -> None:
         out[:] = self.data[start : start + out.nbytes]
-
-    def read(self, start: int, stop: int) -> Bytes:
-        return self.data[start:stop].copy()
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         if self.nbytes:
