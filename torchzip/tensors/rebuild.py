@@ -138,7 +138,7 @@ class Rebuilder:
                     self._storages.find,
                     self._storages.known,
                     self._tensor_of_ints,
-                    RunReader(self._tensors, factory.parameter, self._storages.known),
+                    RunReader(self._tensors, self._factory.parameter, self._storages.known),
                 ),
             ),
         )

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,47 +70,39 @@ class TensorLayout(NamedTuple):
 MakeTensors = Callable[[list[str], list[TensorLayout], list[int]], list[Any]]
 
 
+@dataclass(slots=True, eq=False)
 class TensorRun:
     """Tensors that were made at once, as a `Memo` keeps them."""
 
-    def __init__(
-        self,
-        columns: _Columns,
-        names: list[str],
-        keys: list[str],
-        layouts: list[TensorLayout],
-        which: list[int],
-        values: list[tuple[Any, Any]],
-        storage: Callable[[ForeignObject, str, str, int], Any],
-    ) -> None:
-        self._names = names  # of all but the first, whose name was read before
-        self._keys = keys
-        self._layouts = layouts
-        self._which = which
-        self._values = values
-        self._storage = storage
-        self._begins = columns.key_puts[: len(values)] - 1  # the number of the name
-        self.start = int(columns.key_puts[0])
-        self.end = int(columns.ends[len(values) - 1])
+    start: int
+    end: int
+    begins: Numbers  # the number of each name
+    names: list[str]  # of all but the first, whose name was read before
+    keys: list[str]
+    layouts: list[TensorLayout]
+    which: list[int]
+    values: list[tuple[Any, Any]]
+    storage: Callable[[ForeignObject, str, str, int], Any]
 
     def numbered(self, index: int) -> Iterator[tuple[int, Any]]:
         """Yield numbers and objects of the tensor that ``index`` belongs to."""
-        row = int(np.searchsorted(self._begins, index, "right")) - 1
-        key, layout = self._keys[row], self._layouts[self._which[row]]
-        tensor, parameter = self._values[row]
-        bare = self._storage(layout.kind, key, layout.location, layout.numel)
+        row = int(np.searchsorted(self.begins, index, "right")) - 1
+        key, layout = self.keys[row], self.layouts[self.which[row]]
+        tensor, parameter = self.values[row]
+        bare = self.storage(layout.kind, key, layout.location, layout.numel)
         hooks: OrderedDict[Any, Any] = OrderedDict()
         axes = (layout.size, layout.stride)
-        made: list[Any] = [] if row == 0 else [self._names[row - 1]]
+        made: list[Any] = [] if row == 0 else [self.names[row - 1]]
         made += [key, ("storage", layout.kind, key, layout.location, layout.numel)]
         made += axes if layout.size else ()
         made += [hooks, (bare, layout.storage_offset, *axes, False, hooks), tensor]
         if parameter is not None:
             more: OrderedDict[Any, Any] = OrderedDict()
             made += [more, (tensor, True, more), parameter]
-        return enumerate(made, self.start if row == 0 else int(self._begins[row]))
+        return enumerate(made, self.start if row == 0 else int(self.begins[row]))
 
 
+@dataclass(slots=True, eq=False)
 class RunReader:
     """Reads runs of tensors for one run of an `Interpreter`.
 
@@ -117,19 +110,13 @@ class RunReader:
     its state, and ``storage`` gives the storage of a tensor that was made.
     """
 
-    def __init__(
-        self,
-        tensors: MakeTensors,
-        parameter: Callable[[Any, bool, Any], Any],
-        storage: Callable[[ForeignObject, str, str, int], Any],
-    ) -> None:
-        self._tensors = tensors
-        self._parameter = parameter
-        self._storage = storage
-        self._window = _FIRST_WINDOW
-        #: Where it pays to look again.
-        self.next = 0
-        self._in_vain = 0
+    tensors: MakeTensors
+    parameter: Callable[[Any, bool, Any], Any]
+    storage: Callable[[ForeignObject, str, str, int], Any]
+    #: Where it pays to look again.
+    next: int = field(default=0, init=False)
+    _window: int = field(default=_FIRST_WINDOW, init=False)
+    _in_vain: int = field(default=0, init=False)
 
     def read(
         self, data: bytes, position: int, memo: Memo, gets: Gets
@@ -178,7 +165,7 @@ class RunReader:
                 return None
         if not memo.takes(int(columns.key_puts[0]), int(columns.ends[count - 1])):
             return None
-        tensors = self._tensors(keys, layouts, which)
+        tensors = self.tensors(keys, layouts, which)
         if len(tensors) < count:  # one is not in order: the interpreter shall say so
             self.next = position + window
             count = len(tensors)
@@ -187,11 +174,13 @@ class RunReader:
             del names[count - 1 :]
         values = tensors
         if gets.parameter is not None:
-            values = [self._parameter(tensor, True, None) for tensor in tensors]
+            values = [self.parameter(tensor, True, None) for tensor in tensors]
             pairs = list(zip(tensors, values, strict=True))
         else:
             pairs = [(tensor, None) for tensor in tensors]
-        memo.add(TensorRun(columns, names, keys, layouts, which, pairs, self._storage))
+        start, end = int(columns.key_puts[0]), int(columns.ends[count - 1])
+        begins = columns.key_puts[:count] - 1
+        memo.add(TensorRun(start, end, begins, names, keys, layouts, which, pairs, self.storage))
         items: list[Any] = [None] * (2 * count - 1)
         items[::2] = values
         items[1::2] = names
