@@ -69,101 +69,58 @@ def test_array_alone() -> None:
     assert np.shares_memory(block, array)
 
 
-def test_same_array_twice() -> None:
-    """A tie stays a tie, as the same object and as two views of it."""
-    array = np.arange(6.0)
-    assert storages(check(array, array[:])) == [0, 0]
-    assert storages(check(array[:], array[:], array)) == [0, 0, 0]
+_LINE = np.arange(100.0)
+_GRID = np.arange(20.0).reshape(4, 5)
+_WIDE = np.arange(1000.0).reshape(100, 10)
+_LARGE = np.zeros(1 << 20)
+_RAW = np.zeros(16, np.uint8)
+
+#: Arrays; the storage and the offset of each; the bytes of each storage.
+_PLACES: dict[str, tuple[list[Array], list[tuple[int, int]], list[int]]] = {
+    "an array and a view of it: a tie stays a tie":
+        ([_LINE, _LINE[:]], [(0, 0), (0, 0)], [800]),
+    "two views of it first":
+        ([_LINE[:], _LINE[:], _LINE], [(0, 0), (0, 0), (0, 0)], [800]),
+    "arrays of their own memory":
+        ([np.zeros(3), np.zeros(3), np.zeros(0)], [(0, 0), (1, 0), (2, 0)], [24, 24, 0]),
+    "views that overlap, of which a storage spans what they reach":
+        ([_LINE[10:20], _LINE[15:30], _LINE[12:14]], [(0, 0), (0, 5), (0, 2)], [160]),
+    "views that do not meet: what lies between is not saved":
+        ([_LINE[:10], _LINE[50:60]], [(0, 0), (1, 0)], [80, 80]),
+    "views side by side, which are of one storage in torch too":
+        ([*_GRID], [(0, 0), (0, 5), (0, 10), (0, 15)], [160]),
+    "a transposed view, with its strides": ([_GRID, _GRID.T], [(0, 0), (0, 0)], [160]),
+    "what is broadcast is saved as what it repeats":
+        ([np.broadcast_to(np.arange(3.0), (1000, 3))], [(0, 0)], [24]),
+    "a small view never drags its base along": ([_LARGE[5000:5512]], [(0, 0)], [4096]),
+    "nor one with gaps": ([_LARGE[::2048]], [(0, 0)], [4096]),
+    "nor a column": ([_LARGE.reshape(1024, 1024)[:, 7]], [(0, 0)], [8192]),
+    "columns share no element, and are packed alone":
+        ([_WIDE[:, 0], _WIDE[:, 1], _WIDE[:, 5]], [(0, 0), (1, 0), (2, 0)], [800] * 3),
+    "columns beside their whole base are views of it":
+        ([_GRID[:, 1], _GRID, _GRID[::2, 3]], [(0, 1), (0, 0), (0, 3)], [160]),
+    "a view with gaps under two names is packed once":
+        ([_LINE[::7], _LINE[::7]], [(0, 0), (0, 0)], [120]),
+    "views with gaps that meet in an element":
+        ([_LINE[::2], _LINE[::3]], [(0, 0), (0, 0)], [800]),
+    "views with gaps that do not": ([_LINE[::2], _LINE[1::2]], [(0, 0), (1, 0)], [400, 400]),
+    "a reversed view has no place in a storage of torch: a copy":
+        ([_LINE, _LINE[::-1]], [(0, 0), (1, 0)], [800, 800]),
+    "empty arrays touch no memory, so they share none":
+        ([_GRID, _GRID[:0], _GRID[2:2], np.zeros(0)], [(n, 0) for n in range(4)], [160, 0, 0, 0]),
+    "two dtypes side by side in one buffer":
+        ([_RAW[:8].view(np.float32), _RAW[8:].view(np.int64)], [(0, 0), (1, 0)], [8, 8]),
+}  # fmt: skip
 
 
-def test_two_arrays() -> None:
-    """Arrays of their own memory have storages of their own."""
-    assert storages(check(np.zeros(3), np.zeros(3), np.zeros(0))) == [0, 1, 2]
-
-
-def test_views_of_one_array() -> None:
-    """Overlapping views become views of one storage that spans what they reach."""
-    base = np.arange(100.0)
-    places = check(base[10:20], base[15:30], base[12:14])
-    assert storages(places) == [0, 0, 0]
-    assert places[0].storage.nbytes == 20 * 8
-    assert [placed.storage_offset for placed in places] == [0, 5, 2]
-
-
-def test_views_apart() -> None:
-    """Views that do not meet are apart; what lies between is not saved."""
-    base = np.arange(100.0)
-    places = check(base[:10], base[50:60])
-    assert storages(places) == [0, 1]
-    assert [placed.storage.nbytes for placed in places] == [80, 80]
-
-
-def test_views_side_by_side() -> None:
-    """Views that touch are views of one storage, as they would be in torch."""
-    base = np.arange(12.0).reshape(4, 3)
-    places = check(*base)
-    assert storages(places) == [0, 0, 0, 0]
-    assert [placed.storage_offset for placed in places] == [0, 3, 6, 9]
-    assert places[0].storage.nbytes == 96
-
-
-def test_base_and_transpose() -> None:
-    """A transposed view shares the storage with its strides."""
-    base = np.arange(12.0).reshape(4, 3)
-    places = check(base, base.T)
-    assert storages(places) == [0, 0]
-    assert places[1].stride == (1, 3)
-
-
-def test_broadcast() -> None:
-    """A broadcast array is saved as what it repeats."""
-    (placed,) = check(np.broadcast_to(np.arange(3.0), (1000, 3)))
-    assert placed.storage.nbytes == 24
-    assert placed.stride == (0, 1)
-
-
-def test_small_view_of_a_large_base() -> None:
-    """A view of 4 KB never drags its base along, whether it has gaps or not."""
-    base = np.zeros(1 << 20)
-    (whole,) = check(base[5000:5512])
-    assert whole.storage.nbytes == 4096
-    (gaps,) = check(base[::2048])
-    assert gaps.storage.nbytes == 512 * 8
-    (column,) = check(base.reshape(1024, 1024)[:, 7])
-    assert column.storage.nbytes == 1024 * 8
-
-
-def test_interleaved_columns() -> None:
-    """Columns of one matrix share no element: each is packed alone."""
-    base = np.arange(1000.0).reshape(100, 10)
-    places = check(base[:, 0], base[:, 1], base[:, 5])
-    assert storages(places) == [0, 1, 2]
-    assert [placed.storage.nbytes for placed in places] == [800] * 3
-
-
-def test_columns_that_cover_the_base() -> None:
-    """Columns beside their whole base are views of it."""
-    base = np.arange(20.0).reshape(4, 5)
-    places = check(base[:, 1], base, base[::2, 3])
-    assert storages(places) == [0, 0, 0]
-    assert places[0].storage.nbytes == 160
-
-
-def test_view_with_gaps_under_two_names() -> None:
-    """The same strided view twice is packed once."""
-    base = np.arange(100.0)
-    places = check(base[::7], base[::7])
-    assert storages(places) == [0, 0]
-    assert places[0].storage.nbytes == 15 * 8
-
-
-def test_views_with_gaps_that_share_elements() -> None:
-    """Strided views that meet in an element keep that: one storage spans both."""
-    base = np.arange(100.0)
-    places = check(base[::2], base[::3])
-    assert storages(places) == [0, 0]
-    places = check(base[::2], base[1::2])
-    assert storages(places) == [0, 1]
+@pytest.mark.parametrize("name", _PLACES)
+def test_places(name: str) -> None:
+    """Which arrays share a storage, and what is in it."""
+    arrays, expected, nbytes = _PLACES[name]
+    places = check(*arrays)
+    numbers = storages(places)
+    assert [(n, place.storage_offset) for n, place in zip(numbers, places, strict=True)] == expected
+    assert [places[numbers.index(n)].storage.nbytes for n in range(max(numbers) + 1)] == nbytes
 
 
 def test_many_interleaved_views() -> None:
@@ -204,21 +161,6 @@ def test_odd_arrays(array: Array) -> None:
         assert packed(each, torch_dtype_to_save(each)).storage.nbytes == each.nbytes
 
 
-def test_negative_strides_do_not_share() -> None:
-    """A reversed view has no place in a torch storage; it becomes a copy."""
-    base = np.arange(6.0)
-    places = check(base, base[::-1])
-    assert storages(places) == [0, 1]
-
-
-def test_empty_arrays_have_storages_of_their_own() -> None:
-    """They touch no memory, so they share none."""
-    base = np.zeros((4, 4))
-    places = check(base, base[:0], base[2:2], np.zeros(0))
-    assert storages(places) == [0, 1, 2, 3]
-    assert [placed.storage.nbytes for placed in places[1:]] == [0, 0, 0]
-
-
 @pytest.mark.parametrize("other", [np.int64, np.complex64, np.uint8, ml_dtypes.bfloat16])
 def test_two_dtypes_on_one_memory(other: Any) -> None:
     """What torch cannot save either is refused with both paths."""
@@ -235,12 +177,6 @@ def test_two_dtypes_that_torch_counts_as_bytes(other: Any) -> None:
     """Dtypes without a storage class of their own may share memory with bytes."""
     base = np.zeros(16, np.uint8)
     assert storages(check(base, base.view(other)[:1])) == [0, 0]
-
-
-def test_dtypes_that_lie_side_by_side() -> None:
-    """Two dtypes in one buffer that do not overlap are two storages."""
-    raw = np.zeros(16, np.uint8)
-    assert storages(check(raw[:8].view(np.float32), raw[8:].view(np.int64))) == [0, 1]
 
 
 @pytest.mark.parametrize(
