@@ -150,9 +150,8 @@ class PersistentIds:
             raise PickleError(
                 f"a storage key is {shown(key)}; one plain component of a path was expected"
             )
-        view = pid[5] if len(pid) == 6 else None
-        if view is not None:
-            return self._window(pid[:5], view)
+        if len(pid) == 6 and pid[5] is not None:
+            return self._window(pid[:5], pid[5])
         if key not in self._bare and ("view", key) in self._bare:
             raise _two_meanings(key)
         return self.known(kind, key, location, numel)

@@ -93,10 +93,10 @@ class Rebuilder:
         self._storages = PersistentIds(factory)
         self._spans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._keys = KeyCheck(factory.key)
-        self._parts = PartReader(self._tensor_v1, factory.is_tensor)
+        self._parts = PartReader(self._tensor, factory.is_tensor)
         self._builds: dict[Name, Callable[[Args], Any]] = {
-            **_counted("_rebuild_tensor", self._tensor_v1, 4),
-            **_counted("_rebuild_tensor_v2", self._tensor_v2, 6, 7),
+            **_counted("_rebuild_tensor", self._tensor, 4),
+            **_counted("_rebuild_tensor_v2", self._tensor, 6, 7),
             **_counted("_rebuild_tensor_v3", self._tensor_v3, 7, 8),
             **{
                 name: partial(self._other, rebuild)
@@ -156,9 +156,6 @@ class Rebuilder:
 
     # -- tensors ---------------------------------------------------------------------------
 
-    def _tensor_v1(self, storage: Any, offset: Any, size: Any, stride: Any) -> Any:
-        return self._tensor(storage, None, offset, size, stride, False, None)
-
     def _build_old_dense(self, made: ForeignObject, state: Any) -> Any:
         """A ``torch.FloatTensor`` and its state: storage, offset, size, stride."""
         name = (made.module, made.name)
@@ -171,7 +168,7 @@ class Rebuilder:
             raise TensorError(
                 f"a torch.{name[1]} on a storage of dtype {state[0].torch_dtype or 'none'}"
             )
-        return self._tensor_v1(*state)
+        return self._tensor(*state)
 
     def _build_old_variable(self, made: ForeignObject, state: Any) -> Any:
         """A Parameter or Variable of torch before 0.4.
@@ -199,15 +196,8 @@ class Rebuilder:
             return data
         return self._factory.tensor(spec.replace(requires_grad=requires_grad))
 
-    def _tensor_v2(
-        self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any,
-        metadata: Any = None,
-    ) -> Any:  # fmt: skip
-        check_hooks(hooks)
-        return self._tensor(storage, None, offset, size, stride, requires_grad, metadata)
-
     def _npu_tensor(self, *args: Any) -> Any:
-        return self._tensor_v2(*args[:6])
+        return self._tensor(*args[:6])
 
     def _device_tensor(self, args: Args) -> Any:
         """A tensor that was on an accelerator: dense, with the tag of its device."""
@@ -227,28 +217,29 @@ class Rebuilder:
         return made
 
     def _tensor_v3(
-        self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any,
+        self, bare: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any,
         dtype: Any, metadata: Any = None,
     ) -> Any:  # fmt: skip
         check_hooks(hooks)
         if type(dtype) is not Dtype or dtype.name not in DTYPES:
             raise wrong_dtype("a tensor", dtype)
-        return self._tensor(storage, dtype.name, offset, size, stride, requires_grad, metadata)
+        return self._tensor(bare, offset, size, stride, requires_grad, hooks, metadata, dtype.name)
 
     def _tensor(
         self,
         bare: Any,
-        torch_dtype: str | None,
         offset: Any,
         size: Any,
         stride: Any,
-        requires_grad: Any,
-        metadata: Any,
+        requires_grad: Any = False,
+        hooks: Any = None,
+        metadata: Any = None,
+        torch_dtype: str | None = None,
     ) -> Any:
+        check_hooks(hooks)
         if type(bare) is not BareStorage:
             raise TensorError(f"a tensor has {shown(bare)} for its storage; a storage was expected")
         check_requires_grad("a tensor", requires_grad)
-        storage = bare.storage
         if bare.first:
             if type(offset) is not int:
                 raise TensorError(
@@ -256,10 +247,8 @@ class Rebuilder:
                     "was expected"
                 )
             offset += bare.first
-        spec = TensorSpec(
-            torch_dtype or bare.torch_dtype or "uint8",
-            size, stride, offset, storage, requires_grad,
-        )  # fmt: skip
+        torch_dtype = torch_dtype or bare.torch_dtype or "uint8"
+        spec = TensorSpec(torch_dtype, size, stride, offset, bare.storage, requires_grad)
         if metadata is not None:
             _apply_metadata(spec, metadata)
         return self._factory.tensor(check_spec(spec))
@@ -267,9 +256,9 @@ class Rebuilder:
     def _tensor_of_ints(
         self, bare: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
     ) -> Any:
-        """`_tensor_v2` for ints and tuples of ints, without metadata."""
+        """`_tensor` for ints and tuples of ints, without metadata."""
         if type(bare) is not BareStorage or bare.first:
-            return self._tensor(bare, None, offset, size, stride, False, None)
+            return self._tensor(bare, offset, size, stride)
         storage = bare.storage
         torch_dtype = bare.torch_dtype or "uint8"
         spec = TensorSpec(torch_dtype, size, stride, offset, storage)
