@@ -220,9 +220,6 @@ class Trap:
     def __setstate__(self, state: Any) -> None:
         trip("setstate")
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
 
 class TrapByReduce(Trap):
     """Is made by a call."""

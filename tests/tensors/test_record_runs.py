@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.pickling.graphs import graph
 from torchzip.errors import TensorError, TorchZipError
 from torchzip.formats.base import SpecFactory
 from torchzip.limits import Limits
@@ -27,7 +26,7 @@ from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
-from torchzip.types import ForeignObject, Parameter
+from torchzip.types import Parameter
 
 
 @dataclass(frozen=True)
@@ -139,31 +138,13 @@ class Store(SpecFactory):
 
 #: What is compared of an object, beside its type.
 _PARTS: dict[type, Callable[[Any], Iterable[Any]]] = {
-    list: iter,
-    tuple: iter,
-    dict: lambda value: chain.from_iterable(value.items()),
-    OrderedDict: lambda value: chain.from_iterable(value.items()),
     TensorSpec: attrgetter(
         "torch_dtype", "shape", "stride", "storage_offset", "storage", "requires_grad"
     ),
     BareStorage: attrgetter("storage", "first", "count"),
     ArrayStorage: attrgetter("record", "torch_dtype", "nbytes", "location"),
     Parameter: attrgetter("data", "requires_grad", "state"),
-    ForeignObject: attrgetter("module", "name", "args"),
 }
-
-
-def describe(value: Any, seen: dict[int, int]) -> Any:
-    """Return a value as plain lists; an object that was met before by its number."""
-    kind = type(value)
-    if kind in (int, bool, float, str, type(None)):
-        return value
-    if kind is tuple and all(type(item) is int for item in value):
-        return value  # which may be one object or several
-    if id(value) in seen:
-        return ("again", seen[id(value)])
-    seen[id(value)] = len(seen)
-    return [kind.__name__, *(describe(part, seen) for part in _PARTS[kind](value))]
 
 
 def outcome(data: bytes, *, plain: bool) -> Any:
@@ -176,7 +157,7 @@ def outcome(data: bytes, *, plain: bool) -> Any:
         value = interpreter.run()
     except TorchZipError as error:
         return type(error), error.message
-    return describe(value, {}), interpreter.globals, interpreter.position
+    return graph(value, _PARTS, ints_are_plain=True), interpreter.globals, interpreter.position
 
 
 def runs_in(data: bytes, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -316,7 +297,7 @@ def test_memoize_behind_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     data = data[:-2] + b"K\x07\x94" + b"j" + struct.pack("<I", writer.count) + b"t."
     assert runs_in(data, monkeypatch) > 40
     assert outcome(data, plain=False) == outcome(data, plain=True)
-    assert outcome(data, plain=False)[0][-1] == 7
+    assert outcome(data, plain=False)[0][-1] == ("int", 7)
 
 
 def test_a_number_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,4 +311,4 @@ def test_a_number_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = each[:-2] + asked + b"t."
         assert outcome(whole, plain=False) == outcome(whole, plain=True)
     assert runs_in(early, monkeypatch) == 0
-    assert outcome(late[:-2] + asked + b"t.", plain=False)[0][-1] == 5
+    assert outcome(late[:-2] + asked + b"t.", plain=False)[0][-1] == ("int", 5)
