@@ -456,12 +456,7 @@ class Interpreter:
         return LimitError("containers", bound + 1, bound)
 
     def _text(self, position: int, nbytes: int) -> str:
-        raw = self._data[position : position + nbytes]
-        if len(raw) != nbytes:
-            raise truncated(
-                f"{self._opcode()} of {nbytes:,} bytes, and {len(raw):,} are left",
-                nbytes - len(raw),
-            )
+        raw = self._bytes(position, nbytes)
         try:
             return raw.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:

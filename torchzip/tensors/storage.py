@@ -105,19 +105,12 @@ class TensorStorage(ABC):
             yield from self.blocks(nbytes)
             return
         found = 0
-        if self.random_access and self.nbytes > nbytes:
-            # Read more at once than a block: long buffers have a quicker CRC.
-            buffer = np.empty(min(_READ_NBYTES, self.nbytes), np.uint8)
-            for start in range(0, self.nbytes, _READ_NBYTES):
-                read = buffer[: self.nbytes - start]
-                self.read_into(start, read)
-                found = crc32(read.data, found)
-                for first in range(0, read.size, nbytes):
-                    yield read[first : first + nbytes]
-        else:
-            for block in self.blocks(nbytes):
-                found = crc32(block.data, found)
-                yield block
+        # Read more at once than a block: long buffers have a quicker CRC.
+        at_once = _READ_NBYTES if self.random_access and self.nbytes > nbytes else nbytes
+        for read in self.blocks(at_once):
+            found = crc32(read.data, found)
+            for first in range(0, read.size, nbytes):
+                yield read[first : first + nbytes]
         if found != self.crc:
             raise wrong_crc(found, self.crc, self.record)
 
