@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -147,13 +148,13 @@ class StorageOpener(Protocol):
         ...
 
 
+@dataclass(eq=False, repr=False)
 class MeasuredStorage(TensorStorage):
     """What is known of a storage whose bytes nobody asks for: to check tensors against its size."""
 
-    def __init__(self, torch_dtype: str | None, nbytes: int, location: str) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = location
+    torch_dtype: str | None
+    nbytes: int
+    location: str
 
     def read_into(self, start: int, out: Bytes) -> None:
         raise RuntimeError("a storage without bytes")
@@ -294,37 +295,32 @@ def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:
             return
 
 
+@dataclass(eq=False, repr=False)
 class StreamStorage(TensorStorage):
     """Deflated bytes of a file, which can only be read in order."""
 
+    torch_dtype: str | None
+    nbytes: int
+    location: str
+    _: KW_ONLY
+    inflate: Callable[[], Iterator[bytes]]
+    crc: int | None = None
+    swap_nbytes: int = 1
+    record: str | None = None
+
     random_access = False
 
-    def __init__(
-        self,
-        torch_dtype: str | None,
-        nbytes: int,
-        location: str,
-        *,
-        inflate: Callable[[], Iterator[bytes]],
-        crc: int | None = None,
-        swap_nbytes: int = 1,
-        record: str | None = None,
-    ) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = location
-        self.crc = crc if swap_nbytes == 1 else None
-        self.record = record
-        self._inflate = inflate
-        self._swap_nbytes = swap_nbytes
+    def __post_init__(self) -> None:
+        if self.swap_nbytes != 1:
+            self.crc = None
 
     def read_into(self, start: int, out: Bytes) -> None:
         fill_from(self.blocks(), start, out)
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        unit = self._swap_nbytes
+        unit = self.swap_nbytes
         rest = b""
-        for block in self._inflate():
+        for block in self.inflate():
             if unit == 1:
                 yield np.frombuffer(block, np.uint8)
                 continue
