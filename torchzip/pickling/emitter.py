@@ -78,9 +78,9 @@ class Emitter:
     OrderedDicts, and the types of ``plain``; ``int_nbytes`` is the size of the longest int, if it
     has more than 32 bits.
 
-    Methods for writers: `save` writes any value, `name` a global, `string` a string by its
-    identity, `write` raw opcodes; `put` numbers the value just written, `written` writes a get
-    if the value has a number.
+    Methods for writers: `save` writes any value, `name` a global, `call` the call of one, `string`
+    a string by its identity, `write` raw opcodes; `put` numbers the value just written, `written`
+    writes a get if the value has a number.
     """
 
     def __init__(
