@@ -51,9 +51,6 @@ class Chunk:
             raise RuntimeError("a chunk without a tensor")
         return self._spec
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.offsets, self.sizes, self.place, self._spec))
-
 
 class TilingCheck:
     """Sees that boxes fill a tensor, each element once. One is for all tensors of a file."""
