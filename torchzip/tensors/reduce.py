@@ -157,19 +157,16 @@ class DenseWriter:
         storage_class = DTYPES[torch_dtype].storage_class
         if prefix is not None or storage_class is None:
             return prefix
-        numbers = []
-        for key in (
+        keys = (
             ("torch._utils", "_rebuild_tensor_v2"),
             id(_STORAGE),
             ("torch", storage_class),
             id(_PLAIN_LOCATIONS["cpu"]),
             ("collections", "OrderedDict"),
-        ):
-            number = emitter.memo.get(key)
-            if number is None:
-                return None
-            numbers.append(number)
-        function, storage, kind, location, hooks = map(get_opcode, numbers)
+        )
+        if not all(key in emitter.memo for key in keys):
+            return None
+        function, storage, kind, location, hooks = (get_opcode(emitter.memo[key]) for key in keys)
         prefix = (function + b"((" + storage + kind, location, hooks + b")R")
         self._prefixes[torch_dtype] = prefix
         return prefix
