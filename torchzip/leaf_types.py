@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, Self, SupportsIndex
 
 
@@ -206,6 +207,7 @@ class Storage(_Frozen):
         return (Storage, (self.data, self.torch_dtype, self.location))
 
 
+@dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class ForeignObject:
     """A class, a function or an object that the file names and torchzip does not know.
 
@@ -221,53 +223,31 @@ class ForeignObject:
     that sets the state, if the reduction has one.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "args",
-        "callee",
-        "how",
-        "items",
-        "kwargs",
-        "module",
-        "name",
-        "setter",
-        "state",
-    )
+    module: str
+    name: str
+    args: tuple[Any, ...] | None = None
+    kwargs: dict[str, Any] | None = None
+    state: Any = None
+    items: list[Any] | dict[Any, Any] | set[Any] | None = None
+    callee: ForeignObject | None = field(default=None, kw_only=True)
+    how: str = field(default=None, kw_only=True)  # type: ignore[assignment]
+    setter: ForeignObject | None = field(default=None, kw_only=True)
 
-    def __init__(
-        self,
-        module: str,
-        name: str,
-        args: tuple[Any, ...] | None = None,
-        kwargs: dict[str, Any] | None = None,
-        state: Any = None,
-        items: list[Any] | dict[Any, Any] | set[Any] | None = None,
-        *,
-        callee: ForeignObject | None = None,
-        how: str | None = None,
-        setter: ForeignObject | None = None,
-    ) -> None:
-        if not (type(module) is type(name) is str):
+    def __post_init__(self) -> None:
+        if not (type(self.module) is type(self.name) is str):
             raise TypeError("the module and the name of a ForeignObject are strings")
+        args, kwargs, how = self.args, self.kwargs, self.how
         if not isinstance(args, tuple | None) or not isinstance(kwargs, dict | None):
             raise TypeError("the args of a ForeignObject are a tuple, its kwargs a dict")
         if kwargs is not None and not all(isinstance(key, str) for key in kwargs):
             raise TypeError("the kwargs of a ForeignObject have strings as keys")
-        if not isinstance(items, list | dict | set | None):
+        if not isinstance(self.items, list | dict | set | None):
             raise TypeError("the items of a ForeignObject are a list, a dict or a set")
         if how not in (None, "name", "call", "new"):
             raise ValueError(f"a ForeignObject is made by 'name', 'call' or 'new', not {how!r}")
-        self.module = module
-        self.name = name
-        self.args = args
-        self.kwargs = kwargs
-        self.state = state
-        self.items = items
         self.how = how if how is not None else ("name" if args is None else "call")
-        if callee is None and self.how != "name":
-            callee = ForeignObject(module, name)
-        self.callee = callee
-        self.setter = setter
+        if self.callee is None and self.how != "name":
+            self.callee = ForeignObject(self.module, self.name)
 
     def __repr__(self) -> str:
         """One line: the name and the sizes of the parts, not their values."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from hypothesis import strategies as st
@@ -11,10 +13,16 @@ from hypothesis import strategies as st
 from torchzip.types import ForeignObject
 
 
-def graph(value: Any) -> Any:
+def graph(
+    value: Any,
+    parts_of: Mapping[type, Callable[[Any], Iterable[Any]]] = MappingProxyType({}),
+    *,
+    ints_are_plain: bool = False,
+) -> Any:
     """Return a form of a tree in which two are equal if values, types and sharing are.
 
-    Strings, numbers and empty tuples are compared by value only.
+    Strings, numbers and empty tuples are compared by value only, and if ``ints_are_plain``, tuples
+    of ints too. ``parts_of`` says what is compared of objects of other types.
     """
     numbers: dict[int, int] = {}
     alive: list[Any] = []
@@ -27,8 +35,8 @@ def graph(value: Any) -> Any:
             return ("float", struct.pack(">d", item))
         if kind is complex:
             return ("complex", struct.pack(">dd", item.real, item.imag))
-        if kind is tuple and not item:
-            return ("tuple",)
+        if kind is tuple and (ints_are_plain or not item) and set(map(type, item)) <= {int}:
+            return ("tuple", *item)
         if id(item) in numbers:
             return ("again", numbers[id(item)])
         numbers[id(item)] = len(numbers)
@@ -41,6 +49,8 @@ def graph(value: Any) -> Any:
             return (kind.__name__, frozenset(form_of_key(key) for key in item))
         if kind is bytearray:
             return ("bytearray", bytes(item))
+        if kind in parts_of:
+            return (kind.__name__, *map(form, parts_of[kind](item)))
         if kind is ForeignObject:
             if item.how == "name":
                 return ("name", item.module, item.name)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchzip import lazy_load, save
+from tests.saved import saved
+from torchzip import lazy_load
 from torchzip.checkpoint.structure import Structure
 from torchzip.tensors.array_rows import ArrayRows, _Template
 from torchzip.tensors.memory import place_arrays
@@ -42,10 +43,7 @@ def lazy_tensors() -> list[Any]:
     base = np.arange(12, dtype=np.float32)
     tree = [np.zeros((2, 3)), Parameter(np.ones(3)), Parameter(np.ones(4, np.int8), False)]
     tree += [base[:6], base[4:], np.zeros((0, 3)), np.zeros(3).T]
-    file = io.BytesIO()
-    save(tree, file)
-    file.seek(0)
-    return list(lazy_load(file).root)
+    return list(lazy_load(io.BytesIO(saved(tree))).root)
 
 
 @st.composite
@@ -113,6 +111,19 @@ def test_where_numbers_grow(count: int) -> None:
     assert written(tree, rows=True) == written(tree, rows=False)
 
 
+def spied(monkeypatch: pytest.MonkeyPatch, method: str) -> list[tuple[Any, ...]]:
+    """Return a list that gets the arguments of each call of a method of a template."""
+    calls: list[tuple[Any, ...]] = []
+    original = getattr(_Template, method)
+
+    def spy(self: _Template, *arguments: Any) -> Any:
+        calls.append(arguments)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(_Template, method, spy)
+    return calls
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -124,32 +135,18 @@ def test_where_numbers_grow(count: int) -> None:
 )
 def test_rows_are_taken(monkeypatch: pytest.MonkeyPatch, make: Callable[[int], Any]) -> None:
     """The comparisons compare two ways: almost all tensors are written as rows."""
-    rows: list[int] = []
-    original = _Template.rows
-
-    def spy(self: _Template, keys: Any, *arguments: Any) -> list[bytes]:
-        rows.append(len(keys))
-        return original(self, keys, *arguments)
-
-    monkeypatch.setattr(_Template, "rows", spy)
+    calls = spied(monkeypatch, "rows")
     tree = {f"layers.{index}": make(index) for index in range(500)}
     Structure(tree, StorageKeys(), place_arrays)
-    assert sum(rows) > 450
+    assert sum(len(keys) for keys, *_ in calls) > 450
 
 
 def test_rows_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors in small containers are rows too."""
-    ones: list[str] = []
-    original = _Template.one
-
-    def spy(self: _Template, key: str, begin: int) -> bytes:
-        ones.append(key)
-        return original(self, key, begin)
-
-    monkeypatch.setattr(_Template, "one", spy)
+    calls = spied(monkeypatch, "one")
     tree = {index: {"step": np.array(1.0), "exp_avg": np.zeros(3)} for index in range(100)}
     Structure(tree, StorageKeys(), place_arrays)
-    assert len(ones) > 180
+    assert len(calls) > 180
 
 
 def test_a_parameter_of_an_array_that_is_there_too() -> None:

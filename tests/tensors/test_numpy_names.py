@@ -47,14 +47,8 @@ ARRAYS: dict[str, Any] = {
 VALUES = {**SCALARS, **ARRAYS}
 
 
-def rezipped(data: bytes, old: bytes, new: bytes) -> bytes:
-    """Return a file with other bytes in its pickle, of as many or not."""
-    return zipped_again(
-        data, change=lambda name, raw: raw.replace(old, new) if name.endswith(".pkl") else raw
-    )
-
-
 def pickle_of(data: bytes) -> bytes:
+    """Return the pickle of a file."""
     with zipfile.ZipFile(io.BytesIO(data)) as source:
         return source.read(next(name for name in source.namelist() if name.endswith("data.pkl")))
 
@@ -67,6 +61,7 @@ def save(tree: Any) -> bytes:
 
 
 def globals_of(data: bytes) -> list[tuple[str, str]]:
+    """Return the names that a file mentions."""
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         return checkpoint.globals
 
@@ -77,7 +72,10 @@ def file_of(tree: Any) -> bytes:
         name: pickled_array(value) if isinstance(value, np.ndarray) else value
         for name, value in tree.items()
     }
-    return rezipped(save({**tree, "w": np.ones(2, "f4"), "epoch": 1}), NEW, OLD)
+    return zipped_again(
+        save({**tree, "w": np.ones(2, "f4"), "epoch": 1}),
+        change=lambda name, raw: raw.replace(NEW, OLD) if name.endswith(".pkl") else raw,
+    )
 
 
 def by_load(data: bytes, folder: pathlib.Path) -> bytes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,20 +15,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.pickling.graphs import graph
 from torchzip.errors import TensorError, TorchZipError
 from torchzip.formats.base import SpecFactory
 from torchzip.limits import Limits
+from torchzip.pickling.emitter import Emitter
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.tensors import record_runs
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
-from torchzip.types import ForeignObject, Parameter
+from torchzip.types import Parameter
 
 
 @dataclass(frozen=True)
 class Item:
+    """One item of a state dict."""
+
     name: str
     key: str
     kind: str = "FloatStorage"
@@ -39,120 +45,76 @@ class Item:
     key_shared: bool = False  # the key is one object each time, as torch has it
 
 
-class Writer:
+class Writer(Emitter):
     """Writes items as the pickler in C does: what is met again is asked for by its number."""
 
     def __init__(self, first: int) -> None:
-        self.out = bytearray(b"\x80\x02")
-        self.numbers: dict[Any, int] = {}
-        self.next = 0
+        super().__init__({})
         self.first = first
+        self.strings: dict[str, str] = {}
 
-    def put(self, what: Any = None) -> None:
-        number = self.next
-        self.next += 1
-        if what is not None:
-            self.numbers[what] = number
-        self.out += b"q%c" % number if number < 256 else b"r" + struct.pack("<I", number)
+    def shared(self, value: str) -> None:
+        """Write a string that is the same object each time."""
+        self.string(self.strings.setdefault(value, value))
 
-    def known(self, what: Any) -> bool:
-        """Write a get of what has a number."""
-        number = self.numbers.get(what)
-        if number is None:
-            return False
-        self.out += b"h%c" % number if number < 256 else b"j" + struct.pack("<I", number)
-        return True
+    def fresh(self, value: str) -> None:
+        """Write a string that is an object of its own."""
+        self.string(value.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass"))
 
-    def text(self, value: str, *, shared: bool = True) -> None:
-        """Write a string; a shared one is the same object each time."""
-        if shared and self.known(value):
-            return
-        raw = value.encode("utf-8", "surrogatepass")
-        self.out += b"X" + struct.pack("<I", len(raw)) + raw
-        self.put(value if shared else None)
-
-    def name(self, module: str, name: str) -> None:
-        if not self.known((module, name)):
-            self.out += f"c{module}\n{name}\n".encode()
-            self.put((module, name))
-
-    def integer(self, value: int) -> None:
-        if 0 <= value < 1 << 8:
-            self.out += b"K%c" % value
-        elif 0 <= value < 1 << 16:
-            self.out += b"M" + struct.pack("<H", value)
-        elif -(1 << 31) <= value < 1 << 31:
-            self.out += b"J" + struct.pack("<i", value)
-        else:
-            raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-            self.out += b"\x8a%c" % len(raw) + raw
-
-    def ints(self, values: tuple[int, ...]) -> None:
-        if not values:
-            self.out += b")"
-            return
-        self.out += b"(" if len(values) > 3 else b""
-        for value in values:
-            self.integer(value)
-        self.out += b"t" if len(values) > 3 else bytes([0x84 + len(values)])
-        self.put()
+    def numbered(self, opcodes: bytes) -> None:
+        """Write opcodes, and number what they leave."""
+        self.write(opcodes)
+        self.put(None)
 
     def hooks(self) -> None:
+        """Write an empty OrderedDict."""
         self.name("collections", "OrderedDict")
-        self.out += b")R"
-        self.put()
+        self.numbered(b")R")
 
     def item(self, item: Item) -> None:
-        self.text(item.name, shared=False)
+        """Write a name and a tensor."""
+        self.fresh(item.name)
         if item.parameter is not None:
             self.name("torch._utils", "_rebuild_parameter")
         self.name("torch._utils", "_rebuild_tensor_v2")
-        self.out += b"(("
-        self.text("storage")
+        self.write(b"((")
+        self.shared("storage")
         self.name("torch", item.kind)
-        self.text(item.key, shared=item.key_shared)
-        self.text(item.location)
-        self.integer(item.numel)
-        self.out += b"t"
-        self.put()
-        self.out += b"Q"
-        self.integer(item.offset)
-        self.ints(item.size)
-        self.ints(item.stride)
-        self.out += b"\x89"
+        (self.shared if item.key_shared else self.fresh)(item.key)
+        self.shared(item.location)
+        self.save(item.numel)
+        self.numbered(b"t")
+        self.write(b"Q")
+        self.save(item.offset)
+        self.save((*item.size,))
+        self.save((*item.stride,))
+        self.write(b"\x89")
         self.hooks()
-        self.out += b"t"
-        self.put()
-        self.out += b"R"
-        self.put()
+        self.numbered(b"t")
+        self.numbered(b"R")
         if item.parameter is not None:
-            self.out += b"\x88" if item.parameter else b"\x89"
+            self.save(item.parameter)
             self.hooks()
-            self.out += b"\x87"
-            self.put()
-            self.out += b"R"
-            self.put()
+            self.numbered(b"\x87")
+            self.numbered(b"R")
 
     def checkpoint(self, items: list[Item], batch: int, asked: list[float]) -> bytes:
         """Return the pickle of the dict, and of what some numbers stand for behind it.
 
         ``asked`` are those numbers, as parts of all.
         """
-        self.out += b"("
-        # As many numbers as come before the items.
-        self.out += b"]"
-        for _ in range(self.first):
-            self.put()
-        self.out += b"}"
-        self.put()
+        self.write(b"(]")
+        for _ in range(self.first):  # as many numbers as come before the items
+            self.put(None)
+        self.numbered(b"}")
         for begin in range(0, len(items), batch):
-            self.out += b"("
+            self.write(b"(")
             for item in items[begin : begin + batch]:
                 self.item(item)
-            self.out += b"u"
+            self.write(b"u")
         for part in asked:
-            self.out += b"j" + struct.pack("<I", int(part * self.next))
-        return bytes(self.out + b"t.")
+            self.write(b"j" + struct.pack("<I", int(part * self.count)))
+        return b"".join([*self._parts, b"t."])
 
 
 class Store(SpecFactory):
@@ -161,6 +123,7 @@ class Store(SpecFactory):
     def storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
+        """Return a new one."""
         if key == "666" or nbytes > 1 << 20:
             raise TensorError(f"storage {key} is not there")
         made = ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
@@ -169,42 +132,19 @@ class Store(SpecFactory):
         return made
 
     def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
+        """Return a Parameter."""
         return Parameter(tensor, requires_grad, state)
 
 
-def describe(value: Any, seen: dict[int, int]) -> Any:
-    """Return a value as plain tuples; an object that was met before by its number."""
-    if type(value) in (int, bool, float, str, type(None)):
-        return value
-    own = id(value)
-    if own in seen:
-        return ("again", seen[own])
-    seen[own] = len(seen)
-
-    def of(*parts: Any) -> list[Any]:
-        return [type(value).__name__, *(describe(part, seen) for part in parts)]
-
-    if isinstance(value, dict):
-        return of(*(part for pair in value.items() for part in pair))
-    if isinstance(value, list | tuple):
-        # Small tuples of ints may be one object or several.
-        if type(value) is tuple and all(type(item) is int for item in value):
-            del seen[own]
-            return value
-        return of(*value)
-    if isinstance(value, TensorSpec):
-        return of(
-            value.torch_dtype, value.shape, value.stride, value.storage_offset, value.storage,
-            value.requires_grad,
-        )  # fmt: skip
-    if isinstance(value, BareStorage):
-        return of(value.storage, value.first, value.count)
-    if isinstance(value, ArrayStorage):
-        return of(value.record, value.torch_dtype, value.nbytes, value.location)
-    if isinstance(value, Parameter):
-        return of(value.data, value.requires_grad, value.state)
-    assert isinstance(value, ForeignObject), value
-    return of(value.module, value.name, value.args)
+#: What is compared of an object, beside its type.
+_PARTS: dict[type, Callable[[Any], Iterable[Any]]] = {
+    TensorSpec: attrgetter(
+        "torch_dtype", "shape", "stride", "storage_offset", "storage", "requires_grad"
+    ),
+    BareStorage: attrgetter("storage", "first", "count"),
+    ArrayStorage: attrgetter("record", "torch_dtype", "nbytes", "location"),
+    Parameter: attrgetter("data", "requires_grad", "state"),
+}
 
 
 def outcome(data: bytes, *, plain: bool) -> Any:
@@ -217,7 +157,7 @@ def outcome(data: bytes, *, plain: bool) -> Any:
         value = interpreter.run()
     except TorchZipError as error:
         return type(error), error.message
-    return describe(value, {}), interpreter.globals, interpreter.position
+    return graph(value, _PARTS, ints_are_plain=True), interpreter.globals, interpreter.position
 
 
 def runs_in(data: bytes, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -340,31 +280,30 @@ def test_runs_are_taken(parameter: bool | None, monkeypatch: pytest.MonkeyPatch)
     assert outcome(data, plain=False) == outcome(data, plain=True)
 
 
-_LAYERS = [Item(f"layers.{index}", str(index)) for index in range(60)]
-
-
 def test_every_number_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run has numbered is what was there, each time the same object."""
+    items = [Item(f"layers.{index}", str(index)) for index in range(60)]
     every = [number / 1000 for number in range(1000)]
-    data = Writer(100).checkpoint(_LAYERS, 1000, [*every, *every])
+    data = Writer(100).checkpoint(items, 1000, [*every, *every])
     assert runs_in(data, monkeypatch) > 40
     assert outcome(data, plain=False) == outcome(data, plain=True)
 
 
 def test_memoize_behind_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """MEMOIZE counts what was numbered, which a run has not made yet."""
+    items = [Item(f"layers.{index}", str(index)) for index in range(60)]
     writer = Writer(100)
-    data = writer.checkpoint(_LAYERS, 1000, [])
-    numbers = len({*range(writer.next)})
-    data = data[:-2] + b"K\x07\x94" + b"j" + struct.pack("<I", numbers) + b"t."
+    data = writer.checkpoint(items, 1000, [])
+    data = data[:-2] + b"K\x07\x94" + b"j" + struct.pack("<I", writer.count) + b"t."
     assert runs_in(data, monkeypatch) > 40
     assert outcome(data, plain=False) == outcome(data, plain=True)
-    assert outcome(data, plain=False)[0][-1] == 7
+    assert outcome(data, plain=False)[0][-1] == ("int", 7)
 
 
 def test_a_number_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run does not hide what has one of its numbers, nor the other way round."""
-    data = Writer(100).checkpoint(_LAYERS, 1000, [])
+    items = [Item(f"layers.{index}", str(index)) for index in range(60)]
+    data = Writer(100).checkpoint(items, 1000, [])
     early = data[:3] + b"K\x05r" + struct.pack("<I", 520) + b"0" + data[3:]
     asked = b"j" + struct.pack("<I", 520)
     late = data[:-2] + b"K\x05r" + struct.pack("<I", 520) + b"0" + data[-2:]
@@ -372,4 +311,4 @@ def test_a_number_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = each[:-2] + asked + b"t."
         assert outcome(whole, plain=False) == outcome(whole, plain=True)
     assert runs_in(early, monkeypatch) == 0
-    assert outcome(late[:-2] + asked + b"t.", plain=False)[0][-1] == 5
+    assert outcome(late[:-2] + asked + b"t.", plain=False)[0][-1] == ("int", 5)

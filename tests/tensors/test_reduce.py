@@ -11,7 +11,7 @@ from torchzip.dtypes import DTYPES
 from torchzip.pickling.emitter import Emitter
 from torchzip.tensors.reduce import LEAF_WRITERS, DenseWriter, StorageKeys
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import ArrayStorage, TensorStorage
+from torchzip.tensors.storage import ArrayStorage, MeasuredStorage
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
 
@@ -28,23 +28,10 @@ def write(specs: TensorSpec | list[TensorSpec]) -> tuple[bytes, int]:
     return data, len(keys.order)
 
 
-class _Claimed(TensorStorage):
-    """A storage of any size that is never read."""
-
-    def __init__(self, nbytes: int, torch_dtype: str, location: str = "cpu") -> None:
-        self.nbytes = nbytes
-        self.torch_dtype = torch_dtype
-        self.location = location
-
-    def read_into(self, start: int, out: Any) -> None:
-        """Never called."""
-        raise AssertionError("read")
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype(dtype: str) -> None:
     """v2 with a storage class, v3 without; each storage has one key."""
-    storages = [_Claimed(160, dtype) for _ in range(2)]
+    storages = [MeasuredStorage(dtype, 160, "cpu") for _ in range(2)]
     data, count = write([TensorSpec(dtype, (2, 3), (3, 1), 1, each) for each in storages * 2])
     assert count == 2
     assert (b"_rebuild_tensor_v2" in data) == (DTYPES[dtype].storage_class is not None)
@@ -89,7 +76,7 @@ def test_leaf_types(value: Any, expected: bytes) -> None:
 
 def test_bytes_of_a_tensor() -> None:
     """The first tensor in full, as section 6.1 of docs/format.md has it."""
-    storage = _Claimed(24, "float32")
+    storage = MeasuredStorage("float32", 24, "cpu")
     data, _ = write(TensorSpec("float32", (2, 3), (3, 1), 0, storage))
     assert data == (
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x00((X\x07\0\0\0storageq\x01"

@@ -8,6 +8,7 @@ acts on.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torchzip.errors import PickleError
@@ -53,35 +54,34 @@ def parse_step(data: bytes, position: int, base: int = 0) -> Step:
         raise PickleError(f"byte 0x{data[position]:02x} is not an opcode")
     at = position + 1
     written = opcode.argument
-    if not written:
-        return Step(base + position, opcode, None, 0, base + at)
+    argument: Any = None
+    nbytes = 0
     if written == "line":
-        line, nbytes, at = _line(data, at, opcode)
-        return Step(base + position, opcode, line, nbytes, base + at)
-    if written == "two lines":
+        argument, nbytes, at = _line(data, at, opcode)
+    elif written == "two lines":
         first, first_nbytes, at = _line(data, at, opcode)
         second, second_nbytes, at = _line(data, at, opcode)
-        return Step(
-            base + position, opcode, (first, second), first_nbytes + second_nbytes, base + at
-        )
-    size, plus, _ = written.partition("+bytes")
-    fixed = FIXED[size]
-    missing = at + fixed.size - len(data)
-    if missing > 0:
-        raise truncated(within_argument(opcode), missing)
-    number = fixed.unpack_from(data, at)[0]
-    at += fixed.size
-    if not plus:
-        return Step(base + position, opcode, number, 0, base + at)
-    if number < 0:
-        raise PickleError(f"{opcode.name} of {number:,} bytes; 0 or more were expected")
-    missing = at + number - len(data)
-    if missing > 0:
-        raise truncated(
-            f"{opcode.name} of {number:,} bytes, and {len(data) - at:,} are left", missing
-        )
-    kept = data[at : at + min(number, _KEPT_NBYTES)]
-    return Step(base + position, opcode, kept, number, base + at + number)
+        argument, nbytes = (first, second), first_nbytes + second_nbytes
+    elif written:
+        size, plus, _ = written.partition("+bytes")
+        fixed = FIXED[size]
+        missing = at + fixed.size - len(data)
+        if missing > 0:
+            raise truncated(within_argument(opcode), missing)
+        argument = fixed.unpack_from(data, at)[0]
+        at += fixed.size
+        if plus:
+            nbytes = argument
+            if nbytes < 0:
+                raise PickleError(f"{opcode.name} of {nbytes:,} bytes; 0 or more were expected")
+            missing = at + nbytes - len(data)
+            if missing > 0:
+                raise truncated(
+                    f"{opcode.name} of {nbytes:,} bytes, and {len(data) - at:,} are left", missing
+                )
+            argument = data[at : at + min(nbytes, _KEPT_NBYTES)]
+            at += nbytes
+    return Step(base + position, opcode, argument, nbytes, base + at)
 
 
 def _line(data: bytes, at: int, opcode: Opcode) -> tuple[bytes, int, int]:
@@ -147,7 +147,7 @@ class Annotator:
         """Take a step; return a description of it, or ""."""
         act = _ACTS.get(step.opcode.name)
         if act is not None:
-            return act(self, step)
+            return act(self, step) or ""
         self._push(argument_text(step))
         return ""
 
@@ -166,37 +166,32 @@ class Annotator:
         self._stack = self._below.pop() if self._below else []
         return items
 
-    def _nothing(self, step: Step) -> str:
-        return ""
+    def _nothing(self, step: Step) -> None:
+        pass
 
-    def _constant(self, step: Step) -> str:
+    def _constant(self, step: Step) -> None:
         self._push(_CONSTANTS[step.opcode.name])
-        return ""
 
-    def _string(self, step: Step) -> str:
+    def _string(self, step: Step) -> None:
         whole = step.nbytes <= _KEPT_NBYTES
         text = step.argument.decode(errors="backslashreplace") if whole else None
         self._push(argument_text(step), text)
-        return ""
 
-    def _mark(self, step: Step) -> str:
+    def _mark(self, step: Step) -> None:
         self._below.append(self._stack)
         self._stack = []
-        return ""
 
-    def _tuple(self, step: Step) -> str:
+    def _tuple(self, step: Step) -> None:
         if step.opcode.name == "TUPLE":
             items = self._to_mark()
         else:
             items = [self._pop() for _ in range(int(step.opcode.name[-1]))][::-1]
         self._push(_listed(items))
-        return ""
 
-    def _collect(self, step: Step) -> str:
+    def _collect(self, step: Step) -> None:
         count = len(self._to_mark())
         kind = step.opcode.name.lower()
         self._push(f"{kind} of {count // 2 if kind == 'dict' else count:,}")
-        return ""
 
     def _add(self, step: Step) -> str:
         count = len(self._to_mark())
@@ -210,12 +205,11 @@ class Annotator:
             return ""
         return f"{self._pop().summary}: {value.summary}"
 
-    def _drop(self, step: Step) -> str:
+    def _drop(self, step: Step) -> None:
         if step.opcode.name == "POP" and self._stack:
             self._stack.pop()
         else:
             self._to_mark()
-        return ""
 
     def _again(self, step: Step) -> str:
         return self._push(*self._top())
@@ -294,7 +288,7 @@ _CONSTANTS = {
     "NEXT_BUFFER": "buffer",
 }
 _A = Annotator
-_ACTS = {
+_ACTS: dict[str, Callable[[Annotator, Step], str | None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP", "READONLY_BUFFER"), _A._nothing),
     **dict.fromkeys(_CONSTANTS, _A._constant),
     **dict.fromkeys(_STRING_OPCODES, _A._string),

@@ -78,9 +78,9 @@ class Emitter:
     OrderedDicts, and the types of ``plain``; ``int_nbytes`` is the size of the longest int, if it
     has more than 32 bits.
 
-    Methods for writers: `save` writes any value, `name` a global, `string` a string by its
-    identity, `write` raw opcodes; `put` numbers the value just written, `written` writes a get
-    if the value has a number.
+    Methods for writers: `save` writes any value, `name` a global, `call` the call of one, `string`
+    a string by its identity, `write` raw opcodes; `put` numbers the value just written, `written`
+    writes a get if the value has a number.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Emitter:
         self._plain = plain
         self._parts: list[bytes] = [b"\x80\x02"]
         self.write = self._parts.append
-        self._memo: dict[Any, int] = {}
+        self.memo: dict[Any, int] = {}  # the numbers by key, which bulk writers add to
         self._alive: list[Any] = []  # objects whose id is a key of the memo, kept alive
         self._dispatch: dict[type, Callable[[Any], None]] = {
             type(None): lambda value: self.write(b"N"),
@@ -176,13 +176,8 @@ class Emitter:
         number = self.count
         self.count = number + 1
         if key is not None:
-            self._memo[key] = number
+            self.memo[key] = number
         self.write(put_opcode(number))
-
-    def number(self, key: Any) -> None:
-        """Assign the next number to ``key``; the caller writes the put."""
-        self._memo[key] = self.count
-        self.count += 1
 
     def put_object(self, value: Any) -> None:
         """Give the value just written the next number, under its identity."""
@@ -191,20 +186,11 @@ class Emitter:
 
     def written(self, key: Any) -> bool:
         """Write a get and return True if ``key`` has a number."""
-        number = self._memo.get(key)
+        number = self.memo.get(key)
         if number is None:
             return False
         self.write(get_opcode(number))
         return True
-
-    @property
-    def memo(self) -> dict[Any, int]:
-        """The numbers by key, for bulk writers: `number_of` and `number` without a call."""
-        return self._memo
-
-    def number_of(self, key: Any) -> int | None:
-        """Return the number of ``key``, or None."""
-        return self._memo.get(key)
 
     def refuse(self, reason: str) -> None:
         """Note that torch's default loader will refuse the current value."""
@@ -246,6 +232,12 @@ class Emitter:
                 self.write(b"\x86R")
         self.put(key)
 
+    def call(self, module: str, name: str, args: tuple[Any, ...]) -> None:
+        """Write the call of a global."""
+        self.name(module, name)
+        self._tuple(args)
+        self.write(b"R")
+
     def _top_level_name(self, module: str, name: str) -> None:
         """Write the opcode of a global."""
         if (module, name) in REVERSE_NAME_MAPPING:
@@ -285,21 +277,16 @@ class Emitter:
         if self.written(id(value)):
             return
         if value:
-            self._call(("_codecs", "encode"), (value.decode("latin1"), "latin1"))
+            self.call("_codecs", "encode", (value.decode("latin1"), "latin1"))
         else:
-            self._call(("builtins", "bytes"), ())
+            self.call("builtins", "bytes", ())
         self.put_object(value)
 
     def _bytearray(self, value: bytearray) -> None:
         if self.written(id(value)):
             return
-        self._call(("builtins", "bytearray"), (bytes(value),) if value else ())
+        self.call("builtins", "bytearray", (bytes(value),) if value else ())
         self.put_object(value)
-
-    def _call(self, name: tuple[str, str], args: tuple[Any, ...]) -> None:
-        self.name(*name)
-        self._tuple(args)
-        self.write(b"R")
 
     # -- containers --------------------------------------------------------------------------
 
@@ -313,7 +300,7 @@ class Emitter:
         if size > 3:
             self.write(b"(")
         self._items(value)
-        number = self._memo.get(id(value))
+        number = self.memo.get(id(value))
         if number is not None:  # it contains itself, through a list or a dict
             self.refuse("a tuple that contains itself")
             self.write(b"0" * size if size <= 3 else b"1")
@@ -572,7 +559,7 @@ class Emitter:
 
     def _is_written_by_now(self, value: Any) -> bool:
         """Write a get in place of an object that its own arguments contain, and return True."""
-        if id(value) not in self._memo:
+        if id(value) not in self.memo:
             return False
         self.refuse("an object that contains itself in its arguments")
         self.write(b"0")

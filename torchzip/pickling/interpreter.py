@@ -56,6 +56,8 @@ _MAX_DIGITS = 4300
 
 #: An empty set, and the result of a call, count as so many empty lists.
 _SET, _CALLED = 4, 2
+#: ADDITEMS, FROZENSET, LIST, DICT, OBJ and POP_MARK, which take all from the mark: what each makes.
+_TO_MARK = {0x90: 0, 0x91: _SET, 0x6C: 1, 0x64: 1, 0x6F: _CALLED, 0x31: 0}
 
 
 class Interpreter:
@@ -337,17 +339,6 @@ class Interpreter:
                 else:
                     push(bytearray(self._bytes(position, nbytes)))
                 position += nbytes
-            elif op == 0x90 or op == 0x91:  # ADDITEMS, FROZENSET
-                items = self._table.keys.checked(stack)
-                stack = _under_mark(below)
-                push, pop = stack.append, stack.pop
-                if op == 0x91:
-                    containers_left -= _SET
-                    if containers_left < 0:
-                        raise self._too_many_containers()
-                    push(self._table.keys.frozen(items))
-                else:
-                    add_items(self._table, stack[-1], items)
             elif op == 0x30:  # POP
                 if stack:
                     dropped(stack.pop(), stack)
@@ -356,9 +347,24 @@ class Interpreter:
                     push, pop = stack.append, stack.pop
                 else:
                     raise IndexError
-            elif op == 0x31:  # POP_MARK
+            elif op in _TO_MARK:
+                items = self._table.keys.checked(stack) if op in (0x90, 0x91) else stack
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
+                containers_left -= _TO_MARK[op]
+                if containers_left < 0:
+                    raise self._too_many_containers()
+                if op == 0x90:  # ADDITEMS
+                    add_items(self._table, stack[-1], items)
+                elif op == 0x91:  # FROZENSET
+                    push(self._table.keys.frozen(items))
+                elif op == 0x6C:  # LIST
+                    push(items)
+                elif op == 0x64:  # DICT
+                    push({})
+                    set_items(self._table, stack[-1], items)
+                elif op == 0x6F:  # OBJ
+                    push(self._call(items[0], tuple(items[1:])))
             elif op == 0x32:  # DUP
                 push(stack[-1])
             elif op == 0x92:  # NEWOBJ_EX
@@ -369,24 +375,6 @@ class Interpreter:
                 if containers_left < 0:
                     raise self._too_many_containers()
                 stack[-1] = new(self._table, stack[-1], args, kwargs)
-            elif op == 0x6C:  # LIST
-                items = stack
-                stack = _under_mark(below)
-                push, pop = stack.append, stack.pop
-                push(items)
-                containers_left -= 1
-                if containers_left < 0:
-                    raise self._too_many_containers()
-            elif op == 0x64:  # DICT
-                items = stack
-                stack = _under_mark(below)
-                push, pop = stack.append, stack.pop
-                made: dict[Any, Any] = {}
-                set_items(self._table, made, items)
-                push(made)
-                containers_left -= 1
-                if containers_left < 0:
-                    raise self._too_many_containers()
             elif op == 0x69:  # INST
                 module, position = self._line(position)
                 name, position = self._line(position)
@@ -394,14 +382,6 @@ class Interpreter:
                 stack = _under_mark(below)
                 push, pop = stack.append, stack.pop
                 push(self._call(self._name(_utf8(module), _utf8(name)), tuple(items)))
-                containers_left -= _CALLED
-                if containers_left < 0:
-                    raise self._too_many_containers()
-            elif op == 0x6F:  # OBJ
-                items = stack
-                stack = _under_mark(below)
-                push, pop = stack.append, stack.pop
-                push(self._call(items[0], tuple(items[1:])))
                 containers_left -= _CALLED
                 if containers_left < 0:
                     raise self._too_many_containers()
@@ -476,12 +456,7 @@ class Interpreter:
         return LimitError("containers", bound + 1, bound)
 
     def _text(self, position: int, nbytes: int) -> str:
-        raw = self._data[position : position + nbytes]
-        if len(raw) != nbytes:
-            raise truncated(
-                f"{self._opcode()} of {nbytes:,} bytes, and {len(raw):,} are left",
-                nbytes - len(raw),
-            )
+        raw = self._bytes(position, nbytes)
         try:
             return raw.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:

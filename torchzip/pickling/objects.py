@@ -106,16 +106,21 @@ def dropped(value: Any, stack: list[Any]) -> None:
         stack[-1].state = value.args[1]
 
 
+def _items_of(target: ForeignObject, kind: type, fault: str) -> Any:
+    """Return the items of a foreign object, which are all of one kind."""
+    if target.items is None:
+        target.items = kind()
+    if not isinstance(target.items, kind):
+        raise UnsupportedError(f"{shown(target)} has {fault}")
+    return target.items
+
+
 def append(target: Any, items: list[Any]) -> None:
     """Add items to a list, or to a foreign object."""
     if type(target) is list or type(target) is deque:
         target.extend(items)
     elif type(target) is ForeignObject and target.how != "name":
-        if target.items is None:
-            target.items = []
-        if not isinstance(target.items, list):
-            raise UnsupportedError(f"{shown(target)} has list items and dict items")
-        target.items.extend(items)
+        _items_of(target, list, "list items and dict items").extend(items)
     else:
         raise PickleError(f"APPEND to {shown(target)}; a list was expected")
 
@@ -125,11 +130,7 @@ def set_items(table: Table, target: Any, items: list[Any]) -> None:
     if isinstance(target, dict):
         mapping = target
     elif type(target) is ForeignObject and target.how != "name":
-        if target.items is None:
-            target.items = {}
-        if not isinstance(target.items, dict):
-            raise UnsupportedError(f"{shown(target)} has list items and dict items")
-        mapping = target.items
+        mapping = _items_of(target, dict, "list items and dict items")
     else:
         raise PickleError(f"SETITEM on {shown(target)}; a dict was expected")
     keys = items[::2]
@@ -152,11 +153,7 @@ def set_items(table: Table, target: Any, items: list[Any]) -> None:
 def add_items(table: Table, target: Any, items: list[Any]) -> None:
     """Add items to a set, or to a foreign object."""
     if type(target) is ForeignObject and target.how != "name":
-        if target.items is None:
-            target.items = set()
-        if not isinstance(target.items, set):
-            raise UnsupportedError(f"{shown(target)} has items of two kinds")
-        table.keys.collect(target.items, items)
+        table.keys.collect(_items_of(target, set, "items of two kinds"), items)
     elif type(target) is set:
         table.keys.collect(target, items)
     else:

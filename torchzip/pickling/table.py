@@ -17,11 +17,8 @@ Name = tuple[str, str]
 Shortcut = Callable[[bytes, int, Memo, list[Any]], int | None]
 
 
-class Keep:
-    """Returned by a handler of a `Table` to keep a call as a ForeignObject."""
-
-
-KEEP = Keep()
+#: Returned by a handler of a `Table` to keep a call as a ForeignObject.
+KEEP: Any = object()
 
 
 def _no_persistent_id(pid: Any) -> NoReturn:

@@ -153,12 +153,8 @@ class TorchStorages:
         TypeError, ValueError
             If it cannot be saved, in torch either. The message has no path.
         """
-        untyped = getattr(value, "_untyped_storage", None)
-        torch_dtype = None
-        if untyped is None:
-            untyped = value
-        else:
-            torch_dtype = str(value.dtype).removeprefix("torch.")
+        untyped = getattr(value, "_untyped_storage", value)
+        torch_dtype = None if untyped is value else str(value.dtype).removeprefix("torch.")
         found = self._known.get(untyped._cdata)
         if found is None:
             found = self._known[untyped._cdata] = TorchStorage(untyped, torch_dtype)

@@ -12,6 +12,7 @@ Equal to writing the pairs one by one, byte for byte (a test compares them).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ _LEAST_PAIRS = 24
 _MOST_PAIRS = 1000
 
 
+@dataclass(eq=False)
 class ArrayRows:
     """Writes tensors that stand alone: runs of pairs of a new string and such a tensor, or one.
 
@@ -48,17 +50,12 @@ class ArrayRows:
     those that are not arrays.
     """
 
-    def __init__(
-        self,
-        keys: StorageKeys,
-        dense: DenseWriter,
-        forms: Mapping[int, Form],
-        storages: Mapping[int, Stored],
-    ) -> None:
-        self._keys = keys
-        self._dense = dense
-        self._forms = forms
-        self._storages = storages
+    keys: StorageKeys
+    dense: DenseWriter
+    forms: Mapping[int, Form]
+    storages: Mapping[int, Stored]
+
+    def __post_init__(self) -> None:
         # By the length of the storage key and of the puts, then by form.
         self._templates: dict[tuple[int, bool], dict[Form, _Template]] = {}
         # Where runs end early, the next ones are looked for in fewer pairs.
@@ -70,10 +67,10 @@ class ArrayRows:
         if emitter.count < 256:  # as many as have short puts; those of the next begin short
             stop = min(stop, start + (256 - emitter.count) // _MOST_PUTS)
         # And as many as have keys of one length.
-        first_key = len(self._keys.order)
+        first_key = len(self.keys.order)
         key_nbytes = len(str(first_key))
         stop = min(stop, start + 10**key_nbytes - first_key)
-        form = self._forms.get(id(pairs[start][1]))
+        form = self.forms.get(id(pairs[start][1]))
         short = emitter.count < 256
         if (
             form is None
@@ -84,7 +81,7 @@ class ArrayRows:
         names, values = zip(*pairs[start:stop], strict=True)
         name_ids = list(map(id, names))
         value_ids = list(map(id, values))
-        found = list(map(self._forms.get, value_ids))
+        found = list(map(self.forms.get, value_ids))
         templates = {
             form: self._template(emitter, form, key_nbytes, short)
             for form in dict.fromkeys(found)
@@ -96,9 +93,9 @@ class ArrayRows:
             return 0
         forms: list[Any] = found[:count]
         storages: list[Any] | None = None
-        if self._storages:
-            storages = list(map(self._storages.get, value_ids[:count], values))
-            if not self._keys.are_new(storages):
+        if self.storages:
+            storages = list(map(self.storages.get, value_ids[:count], values))
+            if not self.keys.are_new(storages):
                 self._window = _LEAST_PAIRS
                 return 0
         bounds = self._write(emitter, names[:count], forms, templates, first_key)
@@ -106,9 +103,9 @@ class ArrayRows:
         emitter.memo.update(zip(value_ids, (bounds[1:] - 1).tolist(), strict=False))
         emitter.count = int(bounds[-1])
         if storages is None:  # nobody else mentions those of arrays
-            self._keys.order += values[:count]
+            self.keys.order += values[:count]
         else:
-            keys = self._keys.add(storages)
+            keys = self.keys.add(storages)
             begins = bounds[:-1].tolist()
             emitter.memo.update(
                 (id(key), begin + 1) for key, begin in zip(keys, begins, strict=True)
@@ -117,21 +114,21 @@ class ArrayRows:
 
     def one(self, emitter: Emitter, value: Any) -> bool:
         """Write a tensor that has no number yet, with its put; return False if it has no row."""
-        form = self._forms.get(id(value))
+        form = self.forms.get(id(value))
         if form is None:
             return False
         short = emitter.count < 256
         if short and emitter.count + _MOST_PUTS > 256:
             return False
-        key = str(len(self._keys.order))
+        key = str(len(self.keys.order))
         template = self._template(emitter, form, len(key), short)
         if template is None:
             return False
-        storage = self._storages.get(id(value))
+        storage = self.storages.get(id(value))
         if storage is None:
-            self._keys.order.append(value)
-        elif self._keys.are_new([storage]):
-            emitter.memo[id(self._keys.add([storage])[0])] = emitter.count
+            self.keys.order.append(value)
+        elif self.keys.are_new([storage]):
+            emitter.memo[id(self.keys.add([storage])[0])] = emitter.count
         else:
             return False
         emitter.write(template.one(key, emitter.count))
@@ -146,10 +143,10 @@ class ArrayRows:
         templates = self._templates.setdefault((key_nbytes, short), {})
         template = templates.get(form)
         if template is None:
-            prefix = self._dense.prefix(emitter, form.torch_dtype)
+            prefix = self.dense.prefix(emitter, form.torch_dtype)
             call = b""
             if form.parameter is not None:
-                number = emitter.number_of(("torch._utils", "_rebuild_parameter"))
+                number = emitter.memo.get(("torch._utils", "_rebuild_parameter"))
                 if number is None:
                     return None
                 call = get_opcode(number)

@@ -85,13 +85,10 @@ class Cast:
         elif values.size < _FEW:
             made[:] = plain_cast(values, *self._names)
         else:
-            self._in_steps(values, made)
-
-    def _in_steps(self, values: Values, made: Values) -> None:
-        for step, between in self._steps:
-            out = made if between is None else between[: values.size]
-            step(values, out)
-            values = out
+            for step, between in self._steps:
+                out = made if between is None else between[: values.size]
+                step(values, out)
+                values = out
 
     def __call__(self, block: Bytes) -> Bytes:
         """Return the cast of a block of whole elements, valid until the next call."""

@@ -19,11 +19,10 @@ from torchzip.errors import ErrorPlace, TensorError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.specs import TensorSpec, contiguous_stride, is_contiguous, read_view
+from torchzip.tensors.specs import Shape, TensorSpec, contiguous_stride, is_contiguous, read_view
 from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
 
 Array = NDArray[Any]
-Shape = tuple[int, ...]
 
 #: Read of each chunk at once, as long as all together are no more than the second number.
 _RUN_NBYTES = 1 << 18
@@ -51,9 +50,6 @@ class Chunk:
         if self._spec is None:
             raise RuntimeError("a chunk without a tensor")
         return self._spec
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.offsets, self.sizes, self.place, self._spec))
 
 
 class TilingCheck:

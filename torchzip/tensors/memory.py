@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import printable, shortened
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
-from torchzip.tensors.specs import contiguous_stride
+from torchzip.tensors.specs import Shape, contiguous_stride
 from torchzip.tensors.storage import BLOCK_NBYTES, ArrayStorage, Bytes, TensorStorage
 
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ class Placement(NamedTuple):
 
     storage: TensorStorage
     storage_offset: int
-    stride: tuple[int, ...]
+    stride: Shape
 
 
 class PackedStorage(TensorStorage):
@@ -103,7 +103,7 @@ class Extent:
     torch_dtype: str
     start: int  # address of the first byte
     stop: int
-    stride: tuple[int, ...]
+    stride: Shape
     owner: int  # id of the object that owns the memory
     reached: int  # bytes that the array's elements take
 
@@ -200,6 +200,7 @@ def place_arrays(
     return [result[index] for index in range(len(arrays))]
 
 
+@dataclass(slots=True, eq=False)
 class Form:
     """What the opcodes of a tensor on a storage of its own say, beside the storage's key.
 
@@ -207,35 +208,19 @@ class Form:
     Equal by identity: whoever makes many tensors gives those that are alike one form.
     """
 
-    __slots__ = ("numel", "parameter", "shape", "storage_offset", "stride", "torch_dtype")
-
-    def __init__(
-        self,
-        torch_dtype: str,
-        shape: tuple[int, ...],
-        stride: tuple[int, ...],
-        storage_offset: int,
-        numel: int,
-        parameter: bool | None = None,
-    ) -> None:
-        self.torch_dtype = torch_dtype
-        self.shape = shape
-        self.stride = stride
-        self.storage_offset = storage_offset
-        self.numel = numel
-        self.parameter = parameter
+    torch_dtype: str
+    shape: Shape
+    stride: Shape
+    storage_offset: int
+    numel: int
+    parameter: bool | None = None
 
     def of_parameter(self, requires_grad: bool) -> Form:
         """Return the form of a Parameter with such data."""
-        return Form(
-            self.torch_dtype, self.shape, self.stride, self.storage_offset, self.numel,
-            requires_grad,
-        )  # fmt: skip
+        return replace(self, parameter=requires_grad)
 
 
-def plain_form(
-    dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]
-) -> Form | None:
+def plain_form(dtype: np.dtype[Any], shape: Shape, strides: Shape) -> Form | None:
     """Return the form of an array that is saved as it is, from first byte to last, else None."""
     torch_dtype = torch_dtype_of(dtype)  # none for bytes in another order
     numel = math.prod(shape)
@@ -310,8 +295,6 @@ def _place_component(component: list[tuple[Extent, int]]) -> Iterator[tuple[int,
 
 def _leaves_gaps(extents: list[Extent]) -> bool:
     """Return whether some byte from the first to the last is reached by no array."""
-    if not any(extent.has_gaps for extent in extents):
-        return False
     stop = extents[0].start
     for extent in extents:  # sorted by start: the gapless ones must cover all
         if not extent.has_gaps:
@@ -326,28 +309,21 @@ def _sharing_clusters(component: list[tuple[Extent, int]]) -> list[list[tuple[Ex
     if len(component) > _MAX_EXACT:
         return [component]
     cluster_of = list(range(len(component)))
-
-    def root(index: int) -> int:
-        while cluster_of[index] != index:
-            cluster_of[index] = cluster_of[cluster_of[index]]
-            index = cluster_of[index]
-        return index
-
-    for second in range(1, len(component)):
-        b = component[second][0]
-        for first in range(second):
-            a = component[first][0]
-            if b.start >= a.stop or root(first) == root(second):
+    for second, (b, _) in enumerate(component):
+        for first, (a, _) in enumerate(component[:second]):
+            joined = cluster_of[first]
+            if b.start >= a.stop or joined == cluster_of[second]:
                 continue
             try:
                 shared = np.shares_memory(a.array, b.array, max_work=_MAX_WORK)
             except np.exceptions.TooHardError:
                 shared = True
             if shared:
-                cluster_of[root(second)] = root(first)
+                left = cluster_of[second]
+                cluster_of = [joined if each == left else each for each in cluster_of]
     clusters: dict[int, list[tuple[Extent, int]]] = {}
-    for index, pair in enumerate(component):
-        clusters.setdefault(root(index), []).append(pair)
+    for cluster, pair in zip(cluster_of, component, strict=True):
+        clusters.setdefault(cluster, []).append(pair)
     return list(clusters.values())
 
 
@@ -355,7 +331,9 @@ def _place_together(cluster: list[tuple[Extent, int]]) -> Iterator[tuple[int, Pl
     """Place arrays as views of one storage that spans them all."""
     start = min(extent.start for extent, _ in cluster)
     stop = max(extent.stop for extent, _ in cluster)
-    _check_one_dtype([extent for extent, _ in cluster])
+    torch_dtypes = {extent.torch_dtype for extent, _ in cluster}
+    if len(set(map(storage_kind, torch_dtypes))) > 1:
+        raise ValueError(shared_memory(torch_dtypes))
     storage: TensorStorage | None = None
     for extent, index in cluster:
         itemsize = DTYPES[extent.torch_dtype].itemsize
@@ -374,11 +352,6 @@ def storage_kind(torch_dtype: str) -> str:
     It is the dtype; those without a storage class of their own count as uint8.
     """
     return torch_dtype if DTYPES[torch_dtype].storage_class else "uint8"
-
-
-def _check_one_dtype(extents: list[Extent]) -> None:
-    if len({storage_kind(extent.torch_dtype) for extent in extents}) > 1:
-        raise ValueError(shared_memory([extent.torch_dtype for extent in extents]))
 
 
 def shared_memory(torch_dtypes: Iterable[str]) -> str:

@@ -75,17 +75,12 @@ def pickled_array(array: NDArray[Any], module: str = _RUNNING) -> PickledArray:
 _REMEMBERED: dict[type, tuple[type, str]] = {}
 
 
-_CLASSES: dict[tuple[type, str], Any] = {}
-
-
+@functools.cache
 def _remembering(kind: type, module: str) -> Any:
     """Return the class of numpy's scalars of ``kind`` that were pickled by ``module``."""
-    made: Any = _CLASSES.get((kind, module))
-    if made is None:
-        names = {"__slots__": (), "__repr__": lambda self: repr(kind(self))}
-        made = type(kind.__name__, (kind,), names)
-        _REMEMBERED[made] = (kind, module)
-        _CLASSES[kind, module] = made
+    names = {"__slots__": (), "__repr__": lambda self: repr(kind(self))}
+    made = type(kind.__name__, (kind,), names)
+    _REMEMBERED[made] = (kind, module)
     return made
 
 
@@ -102,7 +97,8 @@ def _can_remember(dtype: np.dtype[Any]) -> bool:
 def _remember(scalar: Any, module: str) -> Any:
     if module == _RUNNING or not _can_remember(scalar.dtype):
         return scalar
-    made = _remembering(type(scalar), module)(scalar)
+    kind: Any = type(scalar)
+    made = _remembering(kind, module)(scalar)
     return made if made.tobytes() == scalar.tobytes() else scalar
 
 

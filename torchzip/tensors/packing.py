@@ -10,7 +10,7 @@ import numpy as np
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.casts import whole_items
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.specs import TensorSpec, is_contiguous, read_view, resolve_bits
+from torchzip.tensors.specs import Shape, TensorSpec, is_contiguous, read_view, resolve_bits
 from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage, fill_from
 
 #: A strided tensor is gathered in pieces of this size: large enough that a transposed
@@ -99,9 +99,7 @@ class ElementStorage(TensorStorage):
             yield array.reshape(-1).view(np.uint8)
 
 
-def _pieces(
-    shape: tuple[int, ...], stride: tuple[int, ...], offset: int, itemsize: int
-) -> Iterator[tuple[tuple[int, ...], int]]:
+def _pieces(shape: Shape, stride: Shape, offset: int, itemsize: int) -> Iterator[tuple[Shape, int]]:
     """Cut a tensor along its outer axes: (shape of the inner axes, storage offset)."""
     row = math.prod(shape[1:], start=itemsize)
     if not shape or row * shape[0] <= _GATHER_NBYTES:

@@ -150,17 +150,11 @@ class PersistentIds:
             raise PickleError(
                 f"a storage key is {shown(key)}; one plain component of a path was expected"
             )
-        view = pid[5] if len(pid) == 6 else None
-        if view is not None:
-            return self._window(pid[:5], view)
-        bare = self._bare.get(key)
-        if bare is None:
-            if ("view", key) in self._bare:
-                raise _two_meanings(key)
-            bare = self._bare[key] = self._first_mention(kind, key, location, numel)
-        elif not bare.count:  # then it has no bytes
-            bare = self._of_empty(bare.storage, kind, key, location, numel)
-        return bare
+        if len(pid) == 6 and pid[5] is not None:
+            return self._window(pid[:5], pid[5])
+        if key not in self._bare and ("view", key) in self._bare:
+            raise _two_meanings(key)
+        return self.known(kind, key, location, numel)
 
     def _first_mention(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
         stored = self._stored.pop(key, None)
@@ -200,8 +194,7 @@ class PersistentIds:
             raise PickleError(
                 f"storage {key} has {shown(kind)} for its class; a class was expected"
             )
-        called = kind.how != "name"
-        row = None if called else self.classes.get((kind.module, kind.name))
+        row = self.classes.get((kind.module, kind.name)) if kind.how == "name" else None
         if row is None:
             raise unknown_storage_class(f"storage {key}", kind)
         return row[0], numel * row[1]
@@ -240,8 +233,8 @@ class PersistentIds:
             self._bare["view", view_key] = known
         return known
 
-    def known(self, kind: ForeignObject, key: str, location: str, numel: int) -> BareStorage:
-        """`find` for a plain key and values of the right types."""
+    def known(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
+        """Return the storage of a key, as `find` does for an id without a view."""
         bare = self._bare.get(key)
         if bare is None:
             bare = self._bare[key] = self._first_mention(kind, key, location, numel)

@@ -11,7 +11,7 @@ Source: docs/format.md, section 7, and what CPython 3.8 to 3.13 writes for the t
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +48,24 @@ def _encode(args: Args) -> bytes:
     return encoded
 
 
-def _bytes(args: Args) -> bytes:
-    if args:
-        raise wrong_arguments("builtins.bytes", "no arguments", args)
-    return b""
+def _plain(
+    kind: type, wanted: str, counts: Collection[int], kinds: Collection[type], fault: str = ""
+) -> Callable[[Args], Any]:
+    """Return a call of ``kind`` with so many arguments of some types.
+
+    ``fault`` is what is wrong where it raises for these.
+    """
+    name = f"{kind.__module__}.{kind.__name__}"
+
+    def make(args: Args) -> Any:
+        if len(args) not in counts or not all(type(part) in kinds for part in args):
+            raise wrong_arguments(name, wanted, args)
+        try:
+            return kind(*args)
+        except (OverflowError, ValueError):
+            raise PickleError(f"{name} {fault}") from None
+
+    return make
 
 
 def _bytearray(args: Args) -> bytearray:
@@ -64,67 +78,30 @@ def _bytearray(args: Args) -> bytearray:
     raise wrong_arguments("builtins.bytearray", "bytes", args)
 
 
-def _complex(args: Args) -> complex:
-    if len(args) != 2 or not all(type(part) in (float, int) for part in args):
-        raise wrong_arguments("builtins.complex", "two numbers", args)
-    try:
-        return complex(*args)
-    except OverflowError:
-        raise PickleError("builtins.complex of an int past the largest float") from None
-
-
-def _range(args: Args) -> range:
-    if not 1 <= len(args) <= 3 or not all(type(part) is int for part in args):
-        raise wrong_arguments("builtins.range", "one to three ints", args)
-    try:
-        return range(*args)
-    except ValueError:
-        raise PickleError("builtins.range with a step of 0") from None
-
-
 def _slice(args: Args) -> slice:
     if len(args) != 3:
         raise wrong_arguments("builtins.slice", "three values", args)
     return slice(*args)
 
 
-def _moment(kind: type[datetime] | type[time], nbytes: int) -> Callable[[Args], Any]:
+def _moment(kind: type[date] | type[time], nbytes: int) -> Callable[[Args], Any]:
+    name = f"datetime.{kind.__name__}"
+    has_zone = kind is not date
+    wanted = f"{nbytes} bytes{' and a time zone' if has_zone else ''}"
+
     def make(args: Args) -> Any:
-        raw = bytes_of(args[0]) if 1 <= len(args) <= 2 else None
+        raw = bytes_of(args[0]) if 1 <= len(args) <= 1 + has_zone else None
         if raw is None or len(raw) != nbytes:
-            raise wrong_arguments(
-                f"datetime.{kind.__name__}", f"{nbytes} bytes and a time zone", args
-            )
+            raise wrong_arguments(name, wanted, args)
         if len(args) == 2 and not isinstance(args[1], timezone | None):
             return KEEP  # a time zone of another library
         try:
             # From bytes it may be the 255th of a month; to replace nothing checks all parts.
             return kind(raw, *args[1:]).replace()  # type: ignore[arg-type]
         except (ValueError, TypeError):
-            raise PickleError(
-                f"datetime.{kind.__name__} of {shown(raw)}, which is not a {kind.__name__}"
-            ) from None
+            raise PickleError(f"{name} of {shown(raw)}, which is not a {kind.__name__}") from None
 
     return make
-
-
-def _date(args: Args) -> date:
-    raw = bytes_of(args[0]) if len(args) == 1 else None
-    if raw is None or len(raw) != 4:
-        raise wrong_arguments("datetime.date", "4 bytes", args)
-    try:
-        return date(raw).replace()  # type: ignore[arg-type, call-arg]
-    except (ValueError, TypeError):
-        raise PickleError(f"datetime.date of {shown(raw)}, which is not a date") from None
-
-
-def _timedelta(args: Args) -> timedelta:
-    if len(args) != 3 or not all(type(part) is int for part in args):
-        raise wrong_arguments("datetime.timedelta", "days, seconds and microseconds", args)
-    try:
-        return timedelta(*args)
-    except OverflowError:
-        raise PickleError("datetime.timedelta past its range") from None
 
 
 def _timezone(args: Args) -> timezone:
@@ -185,12 +162,11 @@ def _path(kind: str) -> Callable[[Args], Any]:
 
 
 def _deque(args: Args) -> Any:
-    if len(args) > 2 or (args and type(args[0]) not in (list, tuple)):
-        raise wrong_arguments("collections.deque", "a list and a length", args)
+    values = args[0] if args else ()
     most = args[1] if len(args) == 2 else None
-    if most is not None and not is_number(most):
+    if len(args) > 2 or type(values) not in (list, tuple) or not (most is None or is_number(most)):
         raise wrong_arguments("collections.deque", "a list and a length", args)
-    return deque(args[0] if args else (), most)
+    return deque(values, most)
 
 
 #: What a defaultdict may make its values with and still be one here.
@@ -216,17 +192,23 @@ PATHS = "PurePosixPath PureWindowsPath PosixPath WindowsPath".split()
 #: By name, what takes the arguments of a call.
 PYTHON_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("_codecs", "encode"): _encode,
-    ("builtins", "bytes"): _bytes,
+    ("builtins", "bytes"): _plain(bytes, "no arguments", (0,), ()),
     ("builtins", "bytearray"): _bytearray,
-    ("builtins", "complex"): _complex,
-    ("builtins", "range"): _range,
+    ("builtins", "complex"): _plain(
+        complex, "two numbers", (2,), (float, int), "of an int past the largest float"
+    ),
+    ("builtins", "range"): _plain(
+        range, "one to three ints", (1, 2, 3), (int,), "with a step of 0"
+    ),
     ("builtins", "slice"): _slice,
     ("collections", "deque"): _deque,
     ("collections", "defaultdict"): _defaultdict,
     ("datetime", "datetime"): _moment(datetime, 10),
     ("datetime", "time"): _moment(time, 6),
-    ("datetime", "date"): _date,
-    ("datetime", "timedelta"): _timedelta,
+    ("datetime", "date"): _moment(date, 4),
+    ("datetime", "timedelta"): _plain(
+        timedelta, "days, seconds and microseconds", (3,), (int,), "past its range"
+    ),
     ("datetime", "timezone"): _timezone,
     ("decimal", "Decimal"): _decimal,
     ("fractions", "Fraction"): _fraction,

@@ -27,7 +27,7 @@ from torchzip.errors import (
 from torchzip.leaf_types import Device, Dtype, ForeignObject, Layout, Parameter, QScheme, Size
 from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
-from torchzip.pickling.table import KEEP, Keep, Name, Table
+from torchzip.pickling.table import KEEP, Name, Table
 from torchzip.tensors.kinds import meta, nested, quantized, sparse
 from torchzip.tensors.kinds.base import OtherTensor, PartReader, Rebuild
 from torchzip.tensors.kinds.nested import NJT
@@ -38,6 +38,7 @@ from torchzip.tensors.record_pattern import TENSOR, TensorPattern
 from torchzip.tensors.record_runs import RunReader, TensorLayout
 from torchzip.tensors.specs import (
     TensorSpec,
+    check_count,
     check_hooks,
     check_requires_grad,
     check_spec,
@@ -64,8 +65,8 @@ _DEVICE_TENSORS: tuple[Name, ...] = (
     ("torch._utils", "_rebuild_device_tensor_from_numpy"),
     ("torch._utils", "_rebuild_xla_tensor"),  # the name before torch 1.10
 )
-#: A dense tensor, and how its device lays it out, which only that device needs.
-_NPU_TENSOR: Name = ("torch_npu.utils.storage", "_rebuild_npu_tensor")
+#: Has a dense tensor, and how its device lays it out, which only that device needs.
+_NPU_MODULE = "torch_npu.utils.storage"
 
 #: Tensors of torch before 0.1.10 by their class, and the dtype of each.
 _OLD_TENSORS: dict[Name, str] = {
@@ -81,11 +82,6 @@ _OLD_VARIABLES: tuple[Name, ...] = (
 )
 
 
-def unsupported(name: Name, what: str) -> UnsupportedError:
-    """Return the error for tensors that are not read yet."""
-    return UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
-
-
 class Rebuilder:
     """The table for one file. `table` is what an `Interpreter` takes.
 
@@ -97,27 +93,26 @@ class Rebuilder:
         self._storages = PersistentIds(factory)
         self._spans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._keys = KeyCheck(factory.key)
-        self._dense: dict[Name, Callable[[Args], Any]] = {
-            ("torch._utils", "_rebuild_tensor"): self._tensor_v1,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
-            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_v3,
-        }
-        self._parts = PartReader(self._tensor_v1, factory.is_tensor)
-        self._kinds: dict[Name, Callable[[Args], Any]] = {
-            name: partial(self._other, rebuild)
-            for kind in (sparse, quantized, nested, meta)
-            for name, rebuild in kind.REBUILDS.items()
+        self._parts = PartReader(self._tensor, factory.is_tensor)
+        self._builds: dict[Name, Callable[[Args], Any]] = {
+            **_counted("_rebuild_tensor", self._tensor, 4),
+            **_counted("_rebuild_tensor_v2", self._tensor, 6, 7),
+            **_counted("_rebuild_tensor_v3", self._tensor_v3, 7, 8),
+            **{
+                name: partial(self._other, rebuild)
+                for kind in (sparse, quantized, nested, meta)
+                for name, rebuild in kind.REBUILDS.items()
+            },
         }
         self.table = Table(
             values=_VALUES,
             calls={
-                **self._dense,
-                **self._kinds,
-                ("torch._utils", "_rebuild_parameter"): self._parameter,
-                ("torch._utils", "_rebuild_parameter_with_state"): self._parameter_with_state,
-                **dict.fromkeys(FOREIGN_TENSORS, _kept),
+                **self._builds,
+                **_counted("_rebuild_parameter", self._parameter, 3),
+                **_counted("_rebuild_parameter_with_state", self._parameter, 4),
+                **dict.fromkeys(FOREIGN_TENSORS, lambda args: KEEP),
                 **dict.fromkeys(_DEVICE_TENSORS, self._device_tensor),
-                _NPU_TENSOR: self._npu_tensor,
+                **_counted("_rebuild_npu_tensor", self._npu_tensor, 7, module=_NPU_MODULE),
                 **_OLD_CALLS,
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
                 **_LEAF_CALLS,
@@ -143,7 +138,7 @@ class Rebuilder:
                     self._storages.find,
                     self._storages.known,
                     self._tensor_of_ints,
-                    RunReader(self._tensors, self._plain_parameter, self._storages.known),
+                    RunReader(self._tensors, self._factory.parameter, self._storages.known),
                 ),
             ),
         )
@@ -161,11 +156,6 @@ class Rebuilder:
 
     # -- tensors ---------------------------------------------------------------------------
 
-    def _tensor_v1(self, args: Args) -> Any:
-        if len(args) != 4:
-            raise PickleError(f"_rebuild_tensor takes 4 arguments, not {len(args)}")
-        return self._tensor(args[0], None, *args[1:], False, None)
-
     def _build_old_dense(self, made: ForeignObject, state: Any) -> Any:
         """A ``torch.FloatTensor`` and its state: storage, offset, size, stride."""
         name = (made.module, made.name)
@@ -178,7 +168,7 @@ class Rebuilder:
             raise TensorError(
                 f"a torch.{name[1]} on a storage of dtype {state[0].torch_dtype or 'none'}"
             )
-        return self._tensor(state[0], None, *state[1:], False, None)
+        return self._tensor(*state)
 
     def _build_old_variable(self, made: ForeignObject, state: Any) -> Any:
         """A Parameter or Variable of torch before 0.4.
@@ -197,7 +187,7 @@ class Rebuilder:
         else:
             return KEEP
         if made.name == "Parameter":
-            return self._parameter_of(data, requires_grad, hooks, None)
+            return self._parameter(data, requires_grad, hooks)
         check_hooks(hooks)
         check_requires_grad("a tensor", requires_grad)
         data = self._wrapped(data, "a Variable")
@@ -206,23 +196,12 @@ class Rebuilder:
             return data
         return self._factory.tensor(spec.replace(requires_grad=requires_grad))
 
-    def _tensor_v2(self, args: Args) -> Any:
-        if len(args) not in (6, 7):
-            raise PickleError(f"_rebuild_tensor_v2 takes 6 or 7 arguments, not {len(args)}")
-        storage, offset, size, stride, requires_grad, hooks = args[:6]
-        check_hooks(hooks)
-        metadata = args[6] if len(args) == 7 else None
-        return self._tensor(storage, None, offset, size, stride, requires_grad, metadata)
-
-    def _npu_tensor(self, args: Args) -> Any:
-        if len(args) != 7:
-            raise PickleError(f"_rebuild_npu_tensor takes 7 arguments, not {len(args)}")
-        return self._tensor_v2(args[:6])
+    def _npu_tensor(self, *args: Any) -> Any:
+        return self._tensor(*args[:6])
 
     def _device_tensor(self, args: Args) -> Any:
         """A tensor that was on an accelerator: dense, with the tag of its device."""
-        if len(args) != 4:
-            raise PickleError(f"a device tensor takes 4 arguments, not {len(args)}")
+        check_count("a device tensor", args, 4)
         data, dtype, device, requires_grad = args
         if type(dtype) is not Dtype or dtype.name not in DTYPES:
             raise wrong_dtype("a device tensor", dtype)
@@ -237,30 +216,30 @@ class Rebuilder:
             )
         return made
 
-    def _tensor_v3(self, args: Args) -> Any:
-        if len(args) not in (7, 8):
-            raise PickleError(f"_rebuild_tensor_v3 takes 7 or 8 arguments, not {len(args)}")
-        storage, offset, size, stride, requires_grad, hooks, dtype = args[:7]
+    def _tensor_v3(
+        self, bare: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any,
+        dtype: Any, metadata: Any = None,
+    ) -> Any:  # fmt: skip
         check_hooks(hooks)
         if type(dtype) is not Dtype or dtype.name not in DTYPES:
             raise wrong_dtype("a tensor", dtype)
-        metadata = args[7] if len(args) == 8 else None
-        return self._tensor(storage, dtype.name, offset, size, stride, requires_grad, metadata)
+        return self._tensor(bare, offset, size, stride, requires_grad, hooks, metadata, dtype.name)
 
     def _tensor(
         self,
         bare: Any,
-        torch_dtype: str | None,
         offset: Any,
         size: Any,
         stride: Any,
-        requires_grad: Any,
-        metadata: Any,
+        requires_grad: Any = False,
+        hooks: Any = None,
+        metadata: Any = None,
+        torch_dtype: str | None = None,
     ) -> Any:
+        check_hooks(hooks)
         if type(bare) is not BareStorage:
             raise TensorError(f"a tensor has {shown(bare)} for its storage; a storage was expected")
         check_requires_grad("a tensor", requires_grad)
-        storage = bare.storage
         if bare.first:
             if type(offset) is not int:
                 raise TensorError(
@@ -268,10 +247,8 @@ class Rebuilder:
                     "was expected"
                 )
             offset += bare.first
-        spec = TensorSpec(
-            torch_dtype or bare.torch_dtype or "uint8",
-            size, stride, offset, storage, requires_grad,
-        )  # fmt: skip
+        torch_dtype = torch_dtype or bare.torch_dtype or "uint8"
+        spec = TensorSpec(torch_dtype, size, stride, offset, bare.storage, requires_grad)
         if metadata is not None:
             _apply_metadata(spec, metadata)
         return self._factory.tensor(check_spec(spec))
@@ -279,9 +256,9 @@ class Rebuilder:
     def _tensor_of_ints(
         self, bare: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
     ) -> Any:
-        """`_tensor_v2` for ints and tuples of ints, without metadata."""
+        """`_tensor` for ints and tuples of ints, without metadata."""
         if type(bare) is not BareStorage or bare.first:
-            return self._tensor(bare, None, offset, size, stride, False, None)
+            return self._tensor(bare, offset, size, stride)
         storage = bare.storage
         torch_dtype = bare.torch_dtype or "uint8"
         spec = TensorSpec(torch_dtype, size, stride, offset, storage)
@@ -327,21 +304,7 @@ class Rebuilder:
         check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
         return measure
 
-    def _plain_parameter(self, tensor: Any) -> Any:
-        """`_parameter` of a tensor that needs a gradient and has no state."""
-        return self._factory.parameter(tensor, True, None)
-
-    def _parameter(self, args: Args) -> Any:
-        if len(args) != 3:
-            raise PickleError(f"_rebuild_parameter takes 3 arguments, not {len(args)}")
-        return self._parameter_of(*args, None)
-
-    def _parameter_with_state(self, args: Args) -> Any:
-        if len(args) != 4:
-            raise PickleError(f"_rebuild_parameter_with_state takes 4 arguments, not {len(args)}")
-        return self._parameter_of(*args)
-
-    def _parameter_of(self, data: Any, requires_grad: Any, hooks: Any, state: Any) -> Any:
+    def _parameter(self, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
         check_hooks(hooks)
         check_requires_grad("a tensor", requires_grad)
         return self._factory.parameter(self._wrapped(data, "a Parameter"), requires_grad, state)
@@ -366,7 +329,7 @@ class Rebuilder:
             )
         function, subclass, arguments, state = args
         name = (function.module, function.name)
-        build = self._dense.get(name) or self._kinds.get(name)
+        build = self._builds.get(name)
         if build is None or function.how != "name" or type(arguments) is not tuple:
             return KEEP  # of a class that only its own code can make
         tensor = build(arguments)
@@ -447,32 +410,31 @@ def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
         setattr(spec, key, value)
 
 
-def _kept(args: Args) -> Keep:
-    return KEEP
+def _counted(
+    name: str, build: Callable[..., Any], *counts: int, module: str = "torch._utils"
+) -> dict[Name, Callable[[Args], Any]]:
+    """Return the entry of a function of torch that takes so many arguments."""
 
-
-def _old_dense(name: Name) -> Callable[[Args], Any]:
     def call(args: Args) -> Any:
-        if args:
-            raise unsupported(name, "tensors made from arguments")
-        return KEEP  # its state is still to come
+        check_count(name, args, *counts)
+        return build(*args)
+
+    return {(module, name): call}
+
+
+def _old_tensor(name: Name) -> Callable[[Args], Any]:
+    is_dense = name in _OLD_DENSE
+    what = "tensors made from arguments" if is_dense else "sparse tensors of torch before 0.4"
+
+    def call(args: Args) -> Any:
+        if is_dense and not args:
+            return KEEP  # its state is still to come
+        raise UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
 
     return call
 
 
-def _refused(name: Name, what: str) -> Callable[[Args], Any]:
-    def call(args: Args) -> Any:
-        raise unsupported(name, what)
-
-    return call
-
-
-_OLD_CALLS: dict[Name, Callable[[Args], Any]] = {
-    name: _old_dense(name)
-    if name in _OLD_DENSE
-    else _refused(name, "sparse tensors of torch before 0.4")
-    for name in _OLD_TENSORS
-}
+_OLD_CALLS: dict[Name, Callable[[Args], Any]] = {name: _old_tensor(name) for name in _OLD_TENSORS}
 
 
 # -- leaf types ---------------------------------------------------------------------------------

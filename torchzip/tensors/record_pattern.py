@@ -18,6 +18,7 @@ import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torchzip.leaf_types import ForeignObject
@@ -52,6 +53,7 @@ _WIDTHS = {0x4B: 2, 0x4D: 3, 0x4A: 5}  # BININT1, BININT2, BININT
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 
 
+@dataclass(eq=False)
 class TensorPattern:
     """Matches and carries out tensors for one run of an `Interpreter`.
 
@@ -59,19 +61,13 @@ class TensorPattern:
     types; ``persistent`` takes any persistent id. ``runs`` makes many tensors at once.
     """
 
-    def __init__(
-        self,
-        names: Mapping[Name, Any],
-        persistent: Callable[[Any], Any],
-        storage: Callable[[ForeignObject, str, str, int], Any],
-        tensor: Callable[[Any, int, tuple[int, ...], tuple[int, ...]], Any],
-        runs: RunReader,
-    ) -> None:
-        self._names = names
-        self._persistent = persistent
-        self._storage = storage
-        self._tensor = tensor
-        self._runs = runs
+    names: Mapping[Name, Any]
+    persistent: Callable[[Any], Any]
+    storage: Callable[[ForeignObject, str, str, int], Any]
+    tensor: Callable[[Any, int, tuple[int, ...], tuple[int, ...]], Any]
+    runs: RunReader
+
+    def __post_init__(self) -> None:
         # Compiled by the first file that has a tensor, not by the import.
         self._match = re.compile(_TENSOR, re.DOTALL).match
         # What the same bytes mean: the numbers and shapes of a file repeat.
@@ -84,10 +80,10 @@ class TensorPattern:
         Items of the same dict may come with it. None if the bytes are anything else; then nothing
         has happened.
         """
-        if position >= self._runs.next and len(memo) > 256:  # puts of four bytes from there on
-            inside = len(stack) > 1 and stack[-2] is self._names.get(PARAMETER)
+        if position >= self.runs.next and len(memo) > 256:  # puts of four bytes from there on
+            inside = len(stack) > 1 and stack[-2] is self.names.get(PARAMETER)
             gets = self._gets(data, position, memo, inside)
-            run = None if gets is None else self._runs.read(data, position, memo, gets)
+            run = None if gets is None else self.runs.read(data, position, memo, gets)
             if run is not None:
                 stack[-2 if inside else -1 :], position = run
                 return position
@@ -99,7 +95,7 @@ class TensorPattern:
 
     def _gets(self, data: bytes, position: int, memo: Memo, inside: bool) -> Gets | None:
         """Return what the tensor that begins here asks the memo for, if it is what it should be."""
-        names = self._names
+        names = self.names
         parameter = None
         if inside:
             if data[position - 4] != 0x68:
@@ -135,7 +131,7 @@ class TensorPattern:
         if type(text) is not str or text != "storage":
             return None
         hooks_at = hooks[1] if len(hooks) == 2 else number(hooks)
-        if memo.recall(hooks_at, _MISSING) is not self._names.get(_HOOKS):
+        if memo.recall(hooks_at, _MISSING) is not self.names.get(_HOOKS):
             return None
         kind_value = memo.recall(kind[1] if len(kind) == 2 else number(kind), _MISSING)
         location_at = location[1] if len(location) == 2 else number(location)
@@ -156,11 +152,11 @@ class TensorPattern:
         count = numel[1] if len(numel) == 2 else number(numel)
         pid = ("storage", kind_value, key, location_value, count)
         if digits is not None and type(location_value) is str and type(kind_value) is ForeignObject:
-            bare = self._storage(kind_value, key, location_value, count)
+            bare = self.storage(kind_value, key, location_value, count)
         else:
-            bare = self._persistent(pid)
+            bare = self.persistent(pid)
         first = offset[1] if len(offset) == 2 else number(offset)
-        value = self._tensor(bare, first, shape, steps)
+        value = self.tensor(bare, first, shape, steps)
         empty: OrderedDict[Any, Any] = OrderedDict()
         args = (bare, first, shape, steps, False, empty)
         at = number(pid_put)

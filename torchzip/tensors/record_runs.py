@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,67 +70,53 @@ class TensorLayout(NamedTuple):
 MakeTensors = Callable[[list[str], list[TensorLayout], list[int]], list[Any]]
 
 
+@dataclass(slots=True, eq=False)
 class TensorRun:
     """Tensors that were made at once, as a `Memo` keeps them."""
 
-    def __init__(
-        self,
-        columns: _Columns,
-        names: list[str],
-        keys: list[str],
-        layouts: list[TensorLayout],
-        which: list[int],
-        values: list[tuple[Any, Any]],
-        storage: Callable[[ForeignObject, str, str, int], Any],
-    ) -> None:
-        self._names = names  # of all but the first, whose name was read before
-        self._keys = keys
-        self._layouts = layouts
-        self._which = which
-        self._values = values
-        self._storage = storage
-        self._begins = columns.key_puts[: len(values)] - 1  # the number of the name
-        self.start = int(columns.key_puts[0])
-        self.end = int(columns.ends[len(values) - 1])
+    start: int
+    end: int
+    begins: Numbers  # the number of each name
+    names: list[str]  # of all but the first, whose name was read before
+    keys: list[str]
+    layouts: list[TensorLayout]
+    which: list[int]
+    values: list[tuple[Any, Any]]
+    storage: Callable[[ForeignObject, str, str, int], Any]
 
     def numbered(self, index: int) -> Iterator[tuple[int, Any]]:
         """Yield numbers and objects of the tensor that ``index`` belongs to."""
-        row = int(np.searchsorted(self._begins, index, "right")) - 1
-        key, layout = self._keys[row], self._layouts[self._which[row]]
-        tensor, parameter = self._values[row]
-        bare = self._storage(layout.kind, key, layout.location, layout.numel)
+        row = int(np.searchsorted(self.begins, index, "right")) - 1
+        key, layout = self.keys[row], self.layouts[self.which[row]]
+        tensor, parameter = self.values[row]
+        bare = self.storage(layout.kind, key, layout.location, layout.numel)
         hooks: OrderedDict[Any, Any] = OrderedDict()
         axes = (layout.size, layout.stride)
-        made: list[Any] = [] if row == 0 else [self._names[row - 1]]
+        made: list[Any] = [] if row == 0 else [self.names[row - 1]]
         made += [key, ("storage", layout.kind, key, layout.location, layout.numel)]
         made += axes if layout.size else ()
         made += [hooks, (bare, layout.storage_offset, *axes, False, hooks), tensor]
         if parameter is not None:
             more: OrderedDict[Any, Any] = OrderedDict()
             made += [more, (tensor, True, more), parameter]
-        return enumerate(made, self.start if row == 0 else int(self._begins[row]))
+        return enumerate(made, self.start if row == 0 else int(self.begins[row]))
 
 
+@dataclass(slots=True, eq=False)
 class RunReader:
     """Reads runs of tensors for one run of an `Interpreter`.
 
-    ``tensors`` makes the values, ``parameter`` what a tensor is inside a Parameter, and ``storage``
-    gives the storage of a tensor that was made.
+    ``tensors`` makes the values, ``parameter`` a Parameter of one, whether it needs a gradient and
+    its state, and ``storage`` gives the storage of a tensor that was made.
     """
 
-    def __init__(
-        self,
-        tensors: MakeTensors,
-        parameter: Callable[[Any], Any],
-        storage: Callable[[ForeignObject, str, str, int], Any],
-    ) -> None:
-        self._tensors = tensors
-        self._parameter = parameter
-        self._storage = storage
-        self._window = _FIRST_WINDOW
-        #: Where it pays to look again.
-        self.next = 0
-        self._in_vain = 0
+    tensors: MakeTensors
+    parameter: Callable[[Any, bool, Any], Any]
+    storage: Callable[[ForeignObject, str, str, int], Any]
+    #: Where it pays to look again.
+    next: int = field(default=0, init=False)
+    _window: int = field(default=_FIRST_WINDOW, init=False)
+    _in_vain: int = field(default=0, init=False)
 
     def read(
         self, data: bytes, position: int, memo: Memo, gets: Gets
@@ -166,8 +153,10 @@ class RunReader:
             return None
         layouts, which = made
         text = part.decode("latin-1")
-        keys = [text[a:b] for a, b in zip(*columns.key_spans(count), strict=True)]
-        begins, ends = columns.name_spans(count)
+        spans = zip(columns.keys[:count].tolist(), columns.key_ends[:count].tolist(), strict=True)
+        keys = [text[a:b] for a, b in spans]
+        begins = (columns.names[: count - 1] + 5).tolist()  # of the names, but for the first
+        ends = columns.name_ends[: count - 1].tolist()
         names = [text[a:b] for a, b in zip(begins, ends, strict=True)]
         if not "".join(names).isascii():
             try:
@@ -176,7 +165,7 @@ class RunReader:
                 return None
         if not memo.takes(int(columns.key_puts[0]), int(columns.ends[count - 1])):
             return None
-        tensors = self._tensors(keys, layouts, which)
+        tensors = self.tensors(keys, layouts, which)
         if len(tensors) < count:  # one is not in order: the interpreter shall say so
             self.next = position + window
             count = len(tensors)
@@ -185,11 +174,13 @@ class RunReader:
             del names[count - 1 :]
         values = tensors
         if gets.parameter is not None:
-            values = [self._parameter(tensor) for tensor in tensors]
+            values = [self.parameter(tensor, True, None) for tensor in tensors]
             pairs = list(zip(tensors, values, strict=True))
         else:
             pairs = [(tensor, None) for tensor in tensors]
-        memo.add(TensorRun(columns, names, keys, layouts, which, pairs, self._storage))
+        start, end = int(columns.key_puts[0]), int(columns.ends[count - 1])
+        begins = columns.key_puts[:count] - 1
+        memo.add(TensorRun(start, end, begins, names, keys, layouts, which, pairs, self.storage))
         items: list[Any] = [None] * (2 * count - 1)
         items[::2] = values
         items[1::2] = names
@@ -258,17 +249,17 @@ class _Columns:
         for index, opcode in enumerate(opening):
             good[1:] &= raw[name_ends + 5 + index] == opcode
         name_puts = words[name_ends + 1]
-        self._names = names
-        self._name_ends = name_ends
+        self.names = names
+        self.name_ends = name_ends
         # The class, the key and the location.
         kinds = raw[begins + 5]
         digits = words[begins + 7].astype(np.int64)
         good &= (raw[begins + 4] == 0x68) & (raw[begins + 6] == 0x58)
         good &= (digits >= 1) & (digits <= 20)
-        self._keys = begins + 11
-        at = self._key_ends = self._keys + np.minimum(digits, 20)
+        self.keys = begins + 11
+        at = self.key_ends = self.keys + np.minimum(digits, 20)
         for index in range(min(20, int(digits.max()))):
-            byte = raw[self._keys + index] - np.uint8(0x30)
+            byte = raw[self.keys + index] - np.uint8(0x30)
             good &= (byte <= 9) | (index >= digits)
         puts = self.key_puts = words[at + 1].astype(np.int64)
         good &= (raw[at] == 0x72) & (raw[at + 5] == 0x68)
@@ -305,14 +296,6 @@ class _Columns:
         self.stops = at
         good[1:] &= puts[1:] == number[:-1] + 1
         self.count = len(good) if good.all() else int(np.argmin(good))
-
-    def name_spans(self, count: int) -> tuple[list[int], list[int]]:
-        """Return where the names begin and end, but for that of the first."""
-        return (self._names[: count - 1] + 5).tolist(), self._name_ends[: count - 1].tolist()
-
-    def key_spans(self, count: int) -> tuple[list[int], list[int]]:
-        """Return where the keys begin and end."""
-        return self._keys[:count].tolist(), self._key_ends[:count].tolist()
 
 
 def _number(

@@ -157,19 +157,16 @@ class DenseWriter:
         storage_class = DTYPES[torch_dtype].storage_class
         if prefix is not None or storage_class is None:
             return prefix
-        numbers = []
-        for key in (
+        keys = (
             ("torch._utils", "_rebuild_tensor_v2"),
             id(_STORAGE),
             ("torch", storage_class),
             id(_PLAIN_LOCATIONS["cpu"]),
             ("collections", "OrderedDict"),
-        ):
-            number = emitter.number_of(key)
-            if number is None:
-                return None
-            numbers.append(number)
-        function, storage, kind, location, hooks = map(get_opcode, numbers)
+        )
+        if not all(key in emitter.memo for key in keys):
+            return None
+        function, storage, kind, location, hooks = (get_opcode(emitter.memo[key]) for key in keys)
         prefix = (function + b"((" + storage + kind, location, hooks + b")R")
         self._prefixes[torch_dtype] = prefix
         return prefix
@@ -178,13 +175,11 @@ class DenseWriter:
 #: What a tensor begins with: up to its key, its location, its hooks up to their put.
 Prefix = tuple[bytes, bytes, bytes]
 
-_SMALL_INTS = [b"K%c" % value for value in range(256)]
-
 
 def int_opcode(value: int) -> bytes:
     """Return the opcode of an int that is not negative."""
     if value < 256:
-        return _SMALL_INTS[value]
+        return b"K%c" % value
     if value < 65536:
         return b"M" + value.to_bytes(2, "little")
     if value < 0x80000000:
@@ -214,9 +209,7 @@ def empty_ordered_dict(emitter: Emitter) -> None:
 
 def _size(emitter: Emitter, value: Size) -> None:
     if not emitter.written(id(value)):
-        emitter.name("torch", "Size")
-        emitter.save((tuple(value),))
-        emitter.write(b"R")
+        emitter.call("torch", "Size", (tuple(value),))
         emitter.put_object(value)
 
 
@@ -240,10 +233,8 @@ def _qscheme(emitter: Emitter, value: QScheme) -> None:
 
 def _device(emitter: Emitter, value: Device) -> None:
     if not emitter.written(id(value)):
-        emitter.name("torch", "device")
         kind = _fresh(value.type)  # a new string each time, as in torch
-        emitter.save((kind,) if value.index is None else (kind, value.index))
-        emitter.write(b"R")
+        emitter.call("torch", "device", (kind,) if value.index is None else (kind, value.index))
         emitter.put_object(value)
 
 
@@ -258,9 +249,7 @@ def _layout(emitter: Emitter, value: Layout) -> None:
     if not emitter.written(key):
         if value.name not in _LAYOUTS:
             emitter.refuse(f"the layout {value.name}")
-        emitter.name("torch.serialization", "_get_layout")
-        emitter.save((f"torch.{value.name}",))
-        emitter.write(b"R")
+        emitter.call("torch.serialization", "_get_layout", (f"torch.{value.name}",))
         emitter.put(key)
 
 

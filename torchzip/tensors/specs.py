@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from types import EllipsisType
 from typing import Any
 
@@ -15,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import MAX_NDIM, TensorError, UnsupportedError, shown, too_many_dimensions
+from torchzip.errors import (
+    MAX_NDIM,
+    PickleError,
+    TensorError,
+    UnsupportedError,
+    shown,
+    too_many_dimensions,
+)
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import is_number
 from torchzip.tensors.numpy_dtypes import numpy_dtype
@@ -29,6 +38,11 @@ _SMALL_NBYTES = 1 << 24
 _MAX = 1 << 63
 
 
+#: A shape, or a stride.
+Shape = tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class TensorSpec:
     """One tensor, as `_rebuild_tensor_v2` describes it, with what its class adds.
 
@@ -36,42 +50,17 @@ class TensorSpec:
     its state in ``attributes``; ``subclass`` is None for the plain ones.
     """
 
-    __slots__ = (
-        "attributes",
-        "conj",
-        "is_parameter",
-        "neg",
-        "requires_grad",
-        "shape",
-        "storage",
-        "storage_offset",
-        "stride",
-        "subclass",
-        "torch_dtype",
-    )
-
-    def __init__(
-        self,
-        torch_dtype: str,
-        shape: tuple[int, ...],
-        stride: tuple[int, ...],
-        storage_offset: int,
-        storage: TensorStorage,
-        requires_grad: bool = False,
-        conj: bool = False,
-        neg: bool = False,
-    ) -> None:
-        self.torch_dtype = torch_dtype
-        self.shape = shape
-        self.stride = stride
-        self.storage_offset = storage_offset
-        self.storage = storage
-        self.requires_grad = requires_grad
-        self.conj = conj
-        self.neg = neg
-        self.is_parameter = False
-        self.attributes: Any = None
-        self.subclass: ForeignObject | None = None
+    torch_dtype: str
+    shape: Shape
+    stride: Shape
+    storage_offset: int
+    storage: TensorStorage
+    requires_grad: bool = False
+    conj: bool = False
+    neg: bool = False
+    is_parameter: bool = False
+    attributes: Any = None
+    subclass: ForeignObject | None = None
 
     @property
     def numel(self) -> int:
@@ -79,19 +68,16 @@ class TensorSpec:
 
     def replace(self, **changes: Any) -> TensorSpec:
         """Return a copy with some fields changed."""
-        copy = TensorSpec(
-            self.torch_dtype, self.shape, self.stride, self.storage_offset, self.storage,
-            self.requires_grad, self.conj, self.neg,
-        )  # fmt: skip
-        copy.is_parameter = self.is_parameter
-        copy.attributes = self.attributes
-        copy.subclass = self.subclass
+        made = TensorSpec(*_FIELDS(self))
         for name, value in changes.items():
-            setattr(copy, name, value)
-        return copy
+            setattr(made, name, value)
+        return made
 
 
-def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+_FIELDS = attrgetter(*TensorSpec.__slots__)
+
+
+def contiguous_stride(shape: Shape) -> Shape:
     """Return the stride that torch gives a fresh tensor.
 
     >>> contiguous_stride((2, 0, 3))
@@ -105,7 +91,7 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(stride))
 
 
-def is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+def is_contiguous(shape: Shape, stride: Shape) -> bool:
     """Return whether the elements lie in C order without gaps."""
     return 0 in shape or (
         len(shape) == len(stride)
@@ -169,6 +155,13 @@ def check_spec(spec: TensorSpec) -> TensorSpec:
             f"an empty tensor of size {list(shape)} takes 2**63 bytes or more without its zeros"
         )
     return spec
+
+
+def check_count(name: str, args: tuple[Any, ...], *counts: int) -> None:
+    """Raise PickleError unless a call has one of these numbers of arguments."""
+    if len(args) not in counts:
+        wanted = " or ".join(map(str, counts))
+        raise PickleError(f"{name} takes {wanted} arguments, not {len(args)}")
 
 
 def check_requires_grad(what: str, value: Any) -> None:
@@ -243,7 +236,7 @@ def _turned_halves(array: NDArray[Any], real: bool, imag: bool) -> NDArray[Any]:
 Key = int | slice | EllipsisType | None
 
 
-def slice_spec(spec: TensorSpec, key: Any) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
     """Return shape, stride and offset of ``tensor[key]``; None if ``key`` is not a basic index.
 
     Strides can be negative, as numpy's are.
@@ -294,9 +287,7 @@ def slice_spec(spec: TensorSpec, key: Any) -> tuple[tuple[int, ...], tuple[int, 
     return tuple(shape), tuple(stride), offset
 
 
-def read_view(
-    spec: TensorSpec, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
-) -> NDArray[Any]:
+def read_view(spec: TensorSpec, shape: Shape, stride: Shape, offset: int) -> NDArray[Any]:
     """Return a part of a tensor: the elements at ``offset + sum(index * stride)`` of its storage.
 
     Reads the bytes that are needed and no others, apart from small gaps where that saves thousands
@@ -307,11 +298,7 @@ def read_view(
 
 
 def _read_once(
-    storage: TensorStorage,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    offset: int,
+    storage: TensorStorage, dtype: np.dtype[Any], shape: Shape, stride: Shape, offset: int
 ) -> NDArray[Any]:
     """Return elements of a storage, with one on each broadcast axis (stride 0)."""
     if 0 in shape:
@@ -342,7 +329,7 @@ def _read_once(
     return packed.transpose(order)[(..., *whole)]
 
 
-def broadcast(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def broadcast(array: NDArray[Any], shape: Shape) -> NDArray[Any]:
     """Return ``array`` with its axes of one element repeated to ``shape``.
 
     A file can describe an enormous tensor over one element, so a large one stays a view, which is

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -105,19 +106,12 @@ class TensorStorage(ABC):
             yield from self.blocks(nbytes)
             return
         found = 0
-        if self.random_access and self.nbytes > nbytes:
-            # Read more at once than a block: long buffers have a quicker CRC.
-            buffer = np.empty(min(_READ_NBYTES, self.nbytes), np.uint8)
-            for start in range(0, self.nbytes, _READ_NBYTES):
-                read = buffer[: self.nbytes - start]
-                self.read_into(start, read)
-                found = crc32(read.data, found)
-                for first in range(0, read.size, nbytes):
-                    yield read[first : first + nbytes]
-        else:
-            for block in self.blocks(nbytes):
-                found = crc32(block.data, found)
-                yield block
+        # Read more at once than a block: long buffers have a quicker CRC.
+        at_once = _READ_NBYTES if self.random_access and self.nbytes > nbytes else nbytes
+        for read in self.blocks(at_once):
+            found = crc32(read.data, found)
+            for first in range(0, read.size, nbytes):
+                yield read[first : first + nbytes]
         if found != self.crc:
             raise wrong_crc(found, self.crc, self.record)
 
@@ -154,13 +148,13 @@ class StorageOpener(Protocol):
         ...
 
 
+@dataclass(eq=False, repr=False)
 class MeasuredStorage(TensorStorage):
     """What is known of a storage whose bytes nobody asks for: to check tensors against its size."""
 
-    def __init__(self, torch_dtype: str | None, nbytes: int, location: str) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = location
+    torch_dtype: str | None
+    nbytes: int
+    location: str
 
     def read_into(self, start: int, out: Bytes) -> None:
         raise RuntimeError("a storage without bytes")
@@ -182,15 +176,10 @@ class ArrayStorage(TensorStorage):
     @property
     def data(self) -> Bytes:
         """The bytes in place, one-dimensional."""
-        if not self.nbytes:
-            return np.empty(0, np.uint8)
         return self.array.reshape(-1).view(np.uint8)
 
     def read_into(self, start: int, out: Bytes) -> None:
         out[:] = self.data[start : start + out.nbytes]
-
-    def read(self, start: int, stop: int) -> Bytes:
-        return self.data[start:stop].copy()
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         if self.nbytes:
@@ -306,37 +295,32 @@ def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:
             return
 
 
+@dataclass(eq=False, repr=False)
 class StreamStorage(TensorStorage):
     """Deflated bytes of a file, which can only be read in order."""
 
+    torch_dtype: str | None
+    nbytes: int
+    location: str
+    _: KW_ONLY
+    inflate: Callable[[], Iterator[bytes]]
+    crc: int | None = None
+    swap_nbytes: int = 1
+    record: str | None = None
+
     random_access = False
 
-    def __init__(
-        self,
-        torch_dtype: str | None,
-        nbytes: int,
-        location: str,
-        *,
-        inflate: Callable[[], Iterator[bytes]],
-        crc: int | None = None,
-        swap_nbytes: int = 1,
-        record: str | None = None,
-    ) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = location
-        self.crc = crc if swap_nbytes == 1 else None
-        self.record = record
-        self._inflate = inflate
-        self._swap_nbytes = swap_nbytes
+    def __post_init__(self) -> None:
+        if self.swap_nbytes != 1:
+            self.crc = None
 
     def read_into(self, start: int, out: Bytes) -> None:
         fill_from(self.blocks(), start, out)
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        unit = self._swap_nbytes
+        unit = self.swap_nbytes
         rest = b""
-        for block in self._inflate():
+        for block in self.inflate():
             if unit == 1:
                 yield np.frombuffer(block, np.uint8)
                 continue

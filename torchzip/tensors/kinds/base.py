@@ -189,11 +189,11 @@ class OtherTensor:
 class PartReader:
     """What the functions that rebuild a tensor need of the file that it is in.
 
-    ``dense`` returns a checked dense tensor of a tuple (storage, offset, size, stride), and
-    ``is_tensor`` whether a value is a dense tensor.
+    ``dense`` returns a checked dense tensor of (storage, offset, size, stride), and ``is_tensor``
+    whether a value is a dense tensor.
     """
 
-    dense: Callable[[Args], Any]
+    dense: Callable[[Any, Any, Any, Any], Any]
     is_tensor: Callable[[Any], bool]
 
     def part(self, value: Any, what: str) -> Any:

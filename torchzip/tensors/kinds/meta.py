@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchzip.dtypes import DTYPES, NAME_ONLY
-from torchzip.errors import PickleError, TensorError, shown
+from torchzip.errors import TensorError, shown
 from torchzip.leaf_types import Dtype
 from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter, Rebuild
 from torchzip.tensors.kinds.parts import MAX, check_sizes, sizes_of
-from torchzip.tensors.specs import contiguous_stride, wrong_dtype
+from torchzip.tensors.specs import check_count, contiguous_stride, wrong_dtype
 
 if TYPE_CHECKING:
     from torchzip.pickling.emitter import Emitter
@@ -63,8 +63,7 @@ class MetaTensor(OtherTensor):
 
 
 def _rebuild(args: tuple[Any, ...], parts: PartReader) -> MetaTensor:
-    if len(args) != 4:
-        raise PickleError(f"_rebuild_meta_tensor_no_storage takes 4 arguments, not {len(args)}")
+    check_count("_rebuild_meta_tensor_no_storage", args, 4)
     dtype, size, stride, requires_grad = args
     if type(dtype) is not Dtype:
         raise wrong_dtype("a meta tensor", dtype)

@@ -29,7 +29,7 @@ from torchzip.tensors.kinds.parts import (
     dtype_of,
     shape_of,
 )
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, check_count
 
 if TYPE_CHECKING:
     from torchzip.pickling.emitter import Emitter
@@ -295,11 +295,9 @@ def _furthest_end(offsets: Array, lengths: Array) -> tuple[int, ...]:
 
 
 def _rebuild(args: tuple[Any, ...], parts: PartReader) -> NestedTensor:
-    if len(args) != 4:
-        raise PickleError(f"_rebuild_nested_tensor takes 4 arguments, not {len(args)}")
-    values, sizes, strides, offsets = (
-        parts.part(part, what)
-        for part, what in zip(args, ("values", "sizes", "strides", "offsets"), strict=True)
+    check_count("_rebuild_nested_tensor", args, 4)
+    values, sizes, strides, offsets = map(
+        parts.part, args, ("values", "sizes", "strides", "offsets")
     )
     return NestedTensor("strided", values, offsets, sizes=sizes, strides=strides)
 

@@ -32,7 +32,7 @@ from torchzip.tensors.kinds.parts import (
     shape_of,
     sizes_of,
 )
-from torchzip.tensors.specs import check_hooks, contiguous_stride, is_contiguous
+from torchzip.tensors.specs import check_count, check_hooks, contiguous_stride, is_contiguous
 
 if TYPE_CHECKING:
     from torchzip.pickling.emitter import Emitter
@@ -274,8 +274,7 @@ def _wrong_scale(scale: Any, zero_point: Any) -> TensorError:
 
 
 def _rebuild(args: tuple[Any, ...], parts: PartReader) -> QuantizedTensor:
-    if len(args) != 7:
-        raise PickleError(f"_rebuild_qtensor takes 7 arguments, not {len(args)}")
+    check_count("_rebuild_qtensor", args, 7)
     storage, offset, size, stride, params, requires_grad, hooks = args
     check_hooks(hooks)
     torch_dtype: Any = getattr(getattr(storage, "storage", None), "torch_dtype", None)
@@ -293,7 +292,7 @@ def _rebuild(args: tuple[Any, ...], parts: PartReader) -> QuantizedTensor:
             raise TensorError(f"a {torch_dtype} tensor of size {list(shape)} is not contiguous")
         size, stride = (_packed_nbytes(row, shape),), (1,)
     return QuantizedTensor(
-        bare(parts.dense((storage, offset, size, stride))),
+        bare(parts.dense(storage, offset, size, stride)),
         scale, zero_point, axis,
         torch_dtype=torch_dtype, shape=shape, requires_grad=requires_grad,
     )  # fmt: skip

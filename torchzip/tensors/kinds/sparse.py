@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -192,15 +193,14 @@ class SparseTensor(OtherTensor):
         values = shape_of(self.values)
         batch = len(plain) - 1
         first_dense = batch + (3 if blocks else 1)
-        fits = len(compressed) == len(plain) >= 1 and len(values) >= first_dense
-        if fits:
-            rest = len(values) - first_dense
-            fits = (
-                len(shape) == batch + 2 + rest
-                and compressed[:batch] == plain[:batch] == values[:batch] == shape[:batch]
-                and values[batch] == plain[batch]
-                and values[first_dense:] == shape[batch + 2 :]
-            )
+        fits = (
+            len(compressed) == len(plain) >= 1
+            and len(values) >= first_dense
+            and len(shape) >= batch + 2
+            and compressed[:batch] == plain[:batch] == values[:batch] == shape[:batch]
+            and values[batch] == plain[batch]
+            and values[first_dense:] == shape[batch + 2 :]
+        )
         if fits:
             block = values[batch + 1 : batch + 3] if blocks else (1, 1)
             counts = [0, 0]
@@ -346,13 +346,12 @@ def _rebuild(args: tuple[Any, ...], parts: PartReader) -> SparseTensor:
         raise PickleError(
             f"the layout of a sparse tensor is {shown(layout)}; a torch layout was expected"
         )
-    if layout.name == "sparse_coo":
-        if len(data) not in (3, 4):
-            raise PickleError(f"a sparse_coo tensor is made of 3 or 4 parts, not {len(data):,}")
-        return _coo_of(parts, *data)
-    if len(data) != 4:
-        raise PickleError(f"a {layout.name} tensor is made of 4 parts, not {len(data):,}")
-    return _compressed_of(parts, layout.name, *data)
+    is_coo = layout.name == "sparse_coo"
+    if len(data) not in ((3, 4) if is_coo else (4,)):
+        count = "3 or 4" if is_coo else "4"
+        raise PickleError(f"a {layout.name} tensor is made of {count} parts, not {len(data):,}")
+    held = 2 if is_coo else 3
+    return _made(parts, layout.name, data[:held], *data[held:])
 
 
 def _rebuild_flat(args: tuple[Any, ...], parts: PartReader) -> SparseTensor:
@@ -365,27 +364,18 @@ def _rebuild_flat(args: tuple[Any, ...], parts: PartReader) -> SparseTensor:
         )
     size, requires_grad, *held, hooks = args[1:]
     check_hooks(hooks)
-    if layout == "sparse_coo":
-        made = _coo_of(parts, held[0], held[1], size)
-    else:
-        made = _compressed_of(parts, layout, held[0], held[1], held[2], size)
-    return made.replace(requires_grad=requires_grad)
+    return _made(parts, layout, held, size).replace(requires_grad=requires_grad)
 
 
-def _coo_of(
-    parts: PartReader, indices: Any, values: Any, size: Any, is_coalesced: Any = None
+def _made(
+    parts: PartReader, layout: str, held: Sequence[Any], size: Any, is_coalesced: Any = None
 ) -> SparseTensor:
+    """Make a tensor of its indices, one tensor or two, and its values."""
+    whats = ("indices",) if layout == "sparse_coo" else ("compressed indices", "plain indices")
+    *indices, values = map(parts.part, held, (*whats, "values"))
     return SparseTensor(
-        "sparse_coo", parts.part(indices, "indices"), parts.part(values, "values"),
-        sizes_of(size), is_coalesced,
-    )  # fmt: skip
-
-
-def _compressed_of(
-    parts: PartReader, layout: str, compressed: Any, plain: Any, values: Any, size: Any
-) -> SparseTensor:
-    pair = (parts.part(compressed, "compressed indices"), parts.part(plain, "plain indices"))
-    return SparseTensor(layout, pair, parts.part(values, "values"), sizes_of(size))
+        layout, indices[0] if len(indices) == 1 else indices, values, sizes_of(size), is_coalesced
+    )
 
 
 REBUILDS: dict[Name, Rebuild] = {
