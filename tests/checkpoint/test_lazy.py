@@ -238,7 +238,7 @@ def test_tensors_of_other_kinds() -> None:
         assert list(checkpoint) == ["s", "w"]
         assert type(checkpoint["s"]) is tz.types.SparseTensor
         assert isinstance(checkpoint["s"].values, tz.LazyTensor)
-        assert not checkpoint.others
+        assert not checkpoint.subclassed
     subclass = b.call(
         "torch._tensor._rebuild_from_type_v2",
         b.name("torch._utils", "_rebuild_wrapper_subclass"),
@@ -250,8 +250,8 @@ def test_tensors_of_other_kinds() -> None:
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         assert list(checkpoint) == ["w.inner"]
         assert checkpoint["w.inner"].numpy().tolist() == [1, 2, 3, 4]
-        assert list(checkpoint.others) == ["w"]
-        assert checkpoint.others["w"] is checkpoint.root["w"]
+        assert list(checkpoint.subclassed) == ["w"]
+        assert checkpoint.subclassed["w"] is checkpoint.root["w"]
         assert "w" not in checkpoint
         with pytest.raises(tz.UnsupportedError, match="only its own code can make") as caught:
             checkpoint["w"]

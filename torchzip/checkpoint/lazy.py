@@ -159,7 +159,7 @@ class Checkpoint(Mapping[str, Any]):
         leaf = table.names.get(name)
         if type(leaf) is LazyTensor and not table.has_conflicts:
             return leaf
-        if leaf is None and name in table.others:
+        if leaf is None and name in table.subclassed:
             raise UnsupportedError(
                 f"{shown(name)} is a tensor of a class that only its own code can make; it is a "
                 "ForeignObject in the checkpoint's root, and its inner tensors have names of their "
@@ -207,9 +207,9 @@ class Checkpoint(Mapping[str, Any]):
         return self._names().arrays
 
     @property
-    def others(self) -> Mapping[str, ForeignObject]:
+    def subclassed(self) -> Mapping[str, ForeignObject]:
         """Tensors of classes of their own, which stay ForeignObjects, by their names."""
-        return self._names().others
+        return self._names().subclassed
 
     @EnoughMemory()
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:

@@ -75,7 +75,7 @@ class NameTable:
     """``names`` maps each flat name to its leaf, in the order of the tree.
 
     ``arrays`` is for those of them that stand for something else in the object.
-    ``others`` are the tensors that stay ForeignObjects; what is inside them has names too.
+    ``subclassed`` are the tensors that stay ForeignObjects; what is inside them has names too.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class NameTable:
         self._conflicts: dict[str, str] = {}
         self.names: dict[str, Any] = {}
         self.arrays: dict[str, Any] = {}
-        self.others: dict[str, ForeignObject] = {}
+        self.subclassed: dict[str, ForeignObject] = {}
         if is_leaf(root):
             self._add("", "", root)
             return
@@ -172,7 +172,7 @@ class NameTable:
 
     def _add(self, name: str, place: str, leaf: Any) -> None:
         self._ways.charge(len(name) + len(place))
-        table = self.others if isinstance(leaf, ForeignObject) else self.names
+        table = self.subclassed if isinstance(leaf, ForeignObject) else self.names
         known = table.setdefault(name, leaf)
         if known is not leaf:
             self._conflicts.setdefault(name, place)

@@ -195,7 +195,7 @@ def _outline(checkpoint: Checkpoint, plain: bool) -> Outline:
         constant_count=len(checkpoint.constants),
         by_dtype={dtype: DtypeSum(*sums) for dtype, sums in by_dtype.items()},
         stored_nbytes=rows.stored_nbytes,
-        subclasses={name: class_of(call) for name, call in checkpoint.others.items()},
+        subclasses={name: class_of(call) for name, call in checkpoint.subclassed.items()},
         foreign=tuple(f"{module}.{name}" for module, name in checkpoint._contents.foreign),
         metadata=dict(checkpoint.metadata),
         notes=tuple(notes),

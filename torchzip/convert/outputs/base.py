@@ -105,7 +105,7 @@ class Planner(Output):
         held = selection.tensors.items()
         self.tensors = {name: each for name, each in held if isinstance(each, LazyTensor)}
         self.others = {name: each for name, each in held if isinstance(each, OtherTensor)}
-        self.inner = inner_tensors([*self.others.values(), *checkpoint.others.values()])
+        self.inner = inner_tensors([*self.others.values(), *checkpoint.subclassed.values()])
         self.rows: list[PlannedTensor] = []
         self.lost: list[str] = list(selection.lost)
         self.refused: list[tuple[str, str]] = []
@@ -147,7 +147,7 @@ class Planner(Output):
         named: dict[Any, str] = {}
         for name, tensor in reversed(self.tensors.items()):
             named[layout(tensor.spec)] = named[id(tensor.spec)] = self.holder_of(name)
-        classes = {id(value) for value in checkpoint.others.values()}
+        classes = {id(value) for value in checkpoint.subclassed.values()}
         arrays = {
             id(array): self.holder_of(name)
             for name, old in selection.sources.items()
