@@ -294,7 +294,7 @@ def test_checkpoint_survives_pickle(path: Path) -> None:
     with again:
         assert list(again) == list(checkpoint)
         assert again["layer.weight"].numpy().shape == (6, 10)
-        assert again._limits.nesting == 77
+        assert again.limits.nesting == 77
 
 
 def _in_memory(path: Path) -> Any:
@@ -551,7 +551,7 @@ def test_dropped_checkpoint_closes_its_file(path: Path) -> None:
     """Without a call of `close`, and without a look for cycles, which a program may forbid."""
     checkpoint: Any = tz.lazy_load(path)
     tensor = checkpoint["layer.weight"]
-    container = weakref.ref(checkpoint._container)
+    container = weakref.ref(checkpoint.container)
     gc.disable()
     try:
         del checkpoint

@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 
-from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
-from torchzip.checkpoint.outline import Outline, TensorRow, outline
+from torchzip.checkpoint.outline import Outline, Outlined, TensorRow, outline
 from torchzip.checkpoint.quantities import (
     count_text,
     name_text,
@@ -29,7 +28,7 @@ _FAINT = "opacity:.65"
 _BELOW = "margin-left:1.2em"
 
 
-def as_html(checkpoint: Checkpoint) -> str:
+def as_html(checkpoint: Outlined) -> str:
     """Return the tensors of a checkpoint by module, what is tied, other values, and sums.
 
     At most some hundreds of rows; what is left out is counted. No tensor is read, and a name from

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor
 from torchzip.checkpoint.plain_values import Beside, what_is_beside
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
 from torchzip.formats.base import collector_paused
+from torchzip.limits import Limits
+from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec, span_of
 from torchzip.tensors.storage import TensorStorage
@@ -24,6 +26,30 @@ from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Size
 
 #: Tensors from which on Python's collector of cycles waits: nothing that is made here has one.
 _PAUSE_FROM = 10_000
+
+
+class Outlined(Protocol):
+    """What `outline` asks of a `Checkpoint`, which imports this module for notebooks."""
+
+    path: str
+    format: str
+    root: Any
+    limits: Limits
+    metadata: dict[str, str]
+    constants: tuple[Any, ...]
+
+    def __len__(self) -> int: ...
+
+    def items(self) -> Collection[tuple[str, Any]]: ...
+
+    @property
+    def arrays(self) -> Mapping[str, Any]: ...
+
+    @property
+    def subclassed(self) -> Mapping[str, ForeignObject]: ...
+
+    @property
+    def foreign_in_root(self) -> list[Name]: ...
 
 
 class TensorRow(NamedTuple):
@@ -131,7 +157,7 @@ class Outline:
         return sum(sums.nbytes for sums in self.by_dtype.values())
 
 
-def outline(checkpoint: Checkpoint, *, plain: bool = True) -> Outline:
+def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
     """Return what is in a checkpoint. No tensor is read.
 
     ``plain=False`` leaves out numbers, strings and containers of nothing else, which may be
@@ -160,7 +186,7 @@ def outline(checkpoint: Checkpoint, *, plain: bool = True) -> Outline:
         return _outline(checkpoint, plain)
 
 
-def _outline(checkpoint: Checkpoint, plain: bool) -> Outline:
+def _outline(checkpoint: Outlined, plain: bool) -> Outline:
     rows = _Rows()
     tensors = [rows.row(name, tensor) for name, tensor in checkpoint.items()]
     by_dtype: dict[str, list[int]] = {}
@@ -196,7 +222,7 @@ def _outline(checkpoint: Checkpoint, plain: bool) -> Outline:
         by_dtype={dtype: DtypeSum(*sums) for dtype, sums in by_dtype.items()},
         stored_nbytes=rows.stored_nbytes,
         subclasses={name: class_of(call) for name, call in checkpoint.subclassed.items()},
-        foreign=tuple(f"{module}.{name}" for module, name in checkpoint._contents.foreign),
+        foreign=tuple(f"{module}.{name}" for module, name in checkpoint.foreign_in_root),
         metadata=dict(checkpoint.metadata),
         notes=tuple(notes),
     )
