@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torchzip
 from torchzip.cli.command import (
     DONE,
-    add_command,
-    add_repeated,
+    Command,
     exit_on_sigterm,
     limits_of,
     parse_renames,
@@ -29,57 +28,41 @@ if TYPE_CHECKING:
     from torchzip.convert.conversion import ConvertReport
     from torchzip.convert.planned import PlannedTensor
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="convert",
+    summary="convert to .pt or .safetensors, with other dtypes or names, in shards",
+    description="""\
 Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt or
 .safetensors file, a directory (which gets a model.safetensors), or an *.index.json (with shards
 beside it). DST is written completely or not at all, and may be SRC itself.
-"""
-
-#: Options that may be given several times.
-_RULES = {
-    "--dtype [GLOB=]DTYPE": "new dtype of all floating tensors, or of those whose name "
-    "matches (may be repeated, the first match wins)",
-    "--rename REGEX=>REPL": "replace in names, as Python's re.sub does (may be repeated, applied "
-    "in order)",
-    "--include GLOB": "convert these tensors only",
-    "--exclude GLOB": "leave these tensors out",
-}
-
-
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "convert",
-        _run,
-        summary="convert to .pt or .safetensors, with other dtypes or names, in shards",
-        description=_DESCRIPTION,
-        examples=r"""
-            torchzip convert model.pt model.safetensors --dtype bfloat16
-            torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
-            torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\.=>'
-            torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
-        """,
-    )
-    parser.add_argument("src", metavar="SRC")
-    parser.add_argument("dst", metavar="DST")
-    add_repeated(parser, _RULES)
-    parser.add_argument(
-        "--max-shard-size",
-        metavar="SIZE",
-        help="write shards of at most this size, such as 5GB, and an index",
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="share the work among N processes (default 1)"
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="also check the CRCs of bytes that are only copied",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show the plan and write nothing")
-    parser.add_argument("--force", action="store_true", help="overwrite DST")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+""",
+    examples=r"""
+        torchzip convert model.pt model.safetensors --dtype bfloat16
+        torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
+        torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\.=>'
+        torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
+    """,
+    arguments={
+        "SRC": None,
+        "DST": None,
+        "--dtype [GLOB=]DTYPE ...": "new dtype of all floating tensors, or of those whose name "
+        "matches (may be repeated, the first match wins)",
+        "--rename REGEX=>REPL ...": "replace in names, as Python's re.sub does (may be repeated, "
+        "applied in order)",
+        "--include GLOB ...": "convert these tensors only",
+        "--exclude GLOB ...": "leave these tensors out",
+        "--max-shard-size SIZE": "write shards of at most this size, such as 5GB, and an index",
+        "--jobs": {
+            "type": int,
+            "metavar": "N",
+            "help": "share the work among N processes (default 1)",
+        },
+        "--verify": "also check the CRCs of bytes that are only copied",
+        "--dry-run": "show the plan and write nothing",
+        "--force": "overwrite DST",
+        "--json": "print the report as JSON on stdout",
+    },
+)
 
 
 def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -92,7 +75,8 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return its exit status."""
     is_dry = arguments.dry_run
     watched = contextlib.nullcontext() if is_dry else progress_line()
     with exit_on_sigterm(), warnings_said(), watched as progress:

@@ -10,54 +10,45 @@ from typing import Any
 
 import torchzip
 from torchzip.checkpoint.outline import Outline, TensorRow, outline
-from torchzip.cli.command import DONE, add_command, limits_of
+from torchzip.cli.command import DONE, Command, limits_of
 from torchzip.cli.listing_text import TreeText, flat_lines, sorted_by, sum_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
 from torchzip.formats.base import collector_paused
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="ls",
+    summary="list names, dtypes, shapes and sizes",
+    description="""\
 List what is in a checkpoint: its tensors, which of them are tied or views, its other values, and
 totals. No tensor is read. The table is the same on a terminal and in a pipe, except that names are
 shortened to the width of a terminal.
-"""
+""",
+    examples="""
+        torchzip ls model.pt
+        torchzip ls --tree --depth 2 --sort size model.pt
+        torchzip ls -l model.pt
+    """,
+    arguments={
+        "FILE": None,
+        "--tree": "show a tree of modules; equal blocks are folded",
+        "--depth": {"type": int, "metavar": "N", "help": "show the tree down to N levels"},
+        "--sort": {
+            "choices": ["name", "size"],
+            "help": "order by name, or largest first (default: as saved)",
+        },
+        "-l": {
+            "dest": "long",
+            "action": "store_true",
+            "help": "also show strides, devices and records",
+        },
+        "--all": "show all values, and every block of the tree",
+        "--json": "print everything as JSON",
+    },
+)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "ls",
-        _run,
-        summary="list names, dtypes, shapes and sizes",
-        description=_DESCRIPTION,
-        examples="""
-            torchzip ls model.pt
-            torchzip ls --tree --depth 2 --sort size model.pt
-            torchzip ls -l model.pt
-        """,
-    )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument(
-        "--tree",
-        action="store_true",
-        help="show a tree of modules; equal blocks are folded",
-    )
-    parser.add_argument("--depth", type=int, metavar="N", help="show the tree down to N levels")
-    parser.add_argument(
-        "--sort",
-        choices=["name", "size"],
-        help="order by name, or largest first (default: as saved)",
-    )
-    parser.add_argument(
-        "-l", dest="long", action="store_true", help="also show strides, devices and records"
-    )
-    parser.add_argument(
-        "--all", action="store_true", help="show all values, and every block of the tree"
-    )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return its exit status."""
     depth = arguments.depth
     if depth is not None and depth < 1:
         raise ValueError(f"--depth must be 1 or more, not {depth}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.cli.command import DONE, add_command, limits_of
+from torchzip.cli.command import DONE, Command, limits_of
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
 from torchzip.cli.rendering import name_text, table
@@ -28,7 +27,10 @@ from torchzip.types import MetaTensor, OtherTensor
 if TYPE_CHECKING:
     from torchzip.tools.element_statistics import Number, Statistics
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="cat",
+    summary="print one tensor or value, its statistics, or a .npy file",
+    description="""\
 Print one tensor or a slice of it, as numpy prints an array: if it has more than 1,000 elements,
 only its corners are shown and read. NAME may also be another value, such as `epoch`, or a part of a
 tensor that is not dense, such as `w.indices`. Without NAME, the whole object is shown.
@@ -37,44 +39,32 @@ SLICE is numpy's basic indexing, with or without brackets: 0  :10  3,:,::2  -1  
 
 --npy writes exact numbers, block by block. A .npy file cannot hold bfloat16 or float8: give
 --dtype float32, which represents them exactly.
-"""
+""",
+    examples="""
+        torchzip cat model.pt layers.0.weight
+        torchzip cat model.pt layers.0.weight 10:12,:4
+        torchzip cat model.pt layers.0.weight --stats
+        torchzip cat model.pt layers.0.weight --npy weight.npy
+        torchzip cat model.pt layers.0.weight --npy - | python my_script.py
+        torchzip cat model.ckpt epoch
+    """,
+    arguments={
+        "FILE": None,
+        "name": {"metavar": "NAME", "nargs": "?", "default": ""},
+        "slice": {"metavar": "SLICE", "nargs": "?", "help": "such as 3,:,::2"},
+        "--full": "print all elements, up to a million",
+        "--stats": "print min, max, mean, std, NaN, inf and a histogram",
+        "--json": "with --stats: print JSON",
+        "--npy OUT": "write a .npy file; - is stdout",
+        "--dtype DTYPE": "with --npy: cast to this floating dtype",
+        "--force": "with --npy: overwrite OUT",
+    },
+    takes_negatives=True,  # an index such as -1,:
+)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "cat",
-        _run,
-        summary="print one tensor or value, its statistics, or a .npy file",
-        description=_DESCRIPTION,
-        examples="""
-            torchzip cat model.pt layers.0.weight
-            torchzip cat model.pt layers.0.weight 10:12,:4
-            torchzip cat model.pt layers.0.weight --stats
-            torchzip cat model.pt layers.0.weight --npy weight.npy
-            torchzip cat model.pt layers.0.weight --npy - | python my_script.py
-            torchzip cat model.ckpt epoch
-        """,
-    )
-    # Otherwise an index such as -1,: would be taken for an option.
-    parser._negative_number_matcher = re.compile(r"-\d")
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("name", metavar="NAME", nargs="?", default="")
-    parser.add_argument("slice", metavar="SLICE", nargs="?", help="such as 3,:,::2")
-    parser.add_argument("--full", action="store_true", help="print all elements, up to a million")
-    parser.add_argument(
-        "--stats",
-        action="store_true",
-        help="print min, max, mean, std, NaN, inf and a histogram",
-    )
-    parser.add_argument("--json", action="store_true", help="with --stats: print JSON")
-    parser.add_argument("--npy", metavar="OUT", help="write a .npy file; - is stdout")
-    parser.add_argument("--dtype", help="with --npy: cast to this floating dtype")
-    parser.add_argument("--force", action="store_true", help="with --npy: overwrite OUT")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return its exit status."""
     _check_options(arguments)
     index = None if arguments.slice is None else parse_index(arguments.slice)
     with (

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command, limits_of
+from torchzip.cli.command import DONE, Command, limits_of, print_found
 from torchzip.cli.rendering import (
     Screen,
     count_text,
@@ -26,10 +24,19 @@ from torchzip.formats.base import collector_paused
 if TYPE_CHECKING:
     from torchzip.tools import WhyBig
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="why-big",
+    summary="show where the bytes go, and what could be saved",
+    description="""\
 Show what takes up the bytes of a checkpoint, the largest first, and what convert would save, to the
 byte. Only storages that may be duplicates are read. An EMA copy is recognised by names and shapes.
-"""
+""",
+    examples="torchzip why-big run.ckpt",
+    arguments={
+        "FILE": None,
+        "--json": "print everything as JSON",
+    },
+)
 
 #: At most so many rows of each kind are shown.
 _MOST = 10
@@ -37,27 +44,11 @@ _MOST = 10
 _NOTABLE = 0.001
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "why-big",
-        _run,
-        summary="show where the bytes go, and what could be saved",
-        description=_DESCRIPTION,
-        examples="torchzip why-big run.ckpt",
-    )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return its exit status."""
     with collector_paused(True):  # of 100,000 tensors, none of what is made is garbage
         found = tools.why_big(arguments.file, limits=limits_of(arguments))
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
-    else:
-        print("\n".join(text_lines(found, screen())))
+    print_found(found, arguments, lambda found: "\n".join(text_lines(found, screen())))
     return DONE
 
 
