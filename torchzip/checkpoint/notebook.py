@@ -44,25 +44,12 @@ def as_html(checkpoint: Outlined) -> str:
         parts.append(f'<div style="{_FAINT}">foreign: {names}</div>')
     parts += [f"<div>{_text(note)}</div>" for note in found.notes]
     is_open = " open" if parts else ""
-    summary = f"<summary>{_summary(found)}</summary>"
+    summary = f"<summary><b>{_text(found.path)}</b>: {_text(found.sums_text)}</summary>"
     return f"<div><details{is_open}>{summary}{''.join(parts)}</details></div>"
 
 
 def _text(text: str) -> str:
     return html.escape(printable(text))
-
-
-def _summary(found: Outline) -> str:
-    dtypes = ", ".join(
-        f"{sums.tensors:,} {_text(dtype)} {nbytes_text(sums.nbytes)}"
-        for dtype, sums in sorted(found.by_dtype.items())
-    )
-    inside = f" ({dtypes})" if dtypes else ""
-    return (
-        f"<b>{_text(found.path)}</b>: {_text(found.format)}, "
-        f"{count_text(len(found.tensors), 'tensor')}{inside}, "
-        f"{nbytes_text(found.stored_nbytes)} stored"
-    )
 
 
 class _Tree:
@@ -130,16 +117,9 @@ def _sums(modules: list[Module], more: str = "") -> str:
 
 def _row(name: str, row: TensorRow) -> str:
     """Return a row of a table; ``name`` is HTML."""
-    dtype = row.dtype + (f" {row.kind}" if row.kind != "dense" else "")
-    dtype += " param" if row.is_parameter else ""
-    mark = ""
-    if row.tied_to is not None:
-        mark = f"= {name_text(row.tied_to)}"
-    elif row.shares_storage_with is not None:
-        mark = f"view of {name_text(row.shares_storage_with)}"
-    elif row.is_view:
-        mark = "view"
-    cells = [name, _text(dtype), shape_text(row.shape), nbytes_text(row.nbytes), _text(mark)]
+    mark = row.sharing_text or ("view" if row.is_view else "")
+    kind, size = _text(row.kind_text), nbytes_text(row.nbytes)
+    cells = [name, kind, shape_text(row.shape), size, _text(mark)]
     return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
 
 

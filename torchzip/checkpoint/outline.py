@@ -14,6 +14,7 @@ import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor
 from torchzip.checkpoint.plain_values import Beside, what_is_beside
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
 from torchzip.formats.base import collector_paused
@@ -74,18 +75,33 @@ class TensorRow(NamedTuple):
     dtype: str
     shape: tuple[int | None, ...]
     nbytes: int
-    numel: int
     stride: tuple[int, ...] | None
     storage_offset: int | None
     requires_grad: bool
     is_parameter: bool
     location: str
-    storages: tuple[int, ...]
-    span: tuple[int, int] | None
-    is_view: bool
     shares_storage_with: str | None
     tied_to: str | None
+    is_view: bool
+    span: tuple[int, int] | None
+    storages: tuple[int, ...]
+    numel: int
     subclass: str | None
+
+    @property
+    def kind_text(self) -> str:
+        """Its dtype, with what else it is: "float32 sparse_coo param"."""
+        kind = f" {self.kind}" if self.kind != "dense" else ""
+        return f"{self.dtype}{kind}{' param' if self.is_parameter else ''}"
+
+    @property
+    def sharing_text(self) -> str:
+        """The tensor that it is, or whose storage it shares, if there is one."""
+        if self.tied_to is not None:
+            return f"= {name_text(self.tied_to)}"
+        if self.shares_storage_with is not None:
+            return f"view of {name_text(self.shares_storage_with)}"
+        return ""
 
 
 class StorageRow(NamedTuple):
@@ -155,6 +171,17 @@ class Outline:
     def nbytes(self) -> int:
         """Bytes of all tensors, ties counted as often as they have names."""
         return sum(sums.nbytes for sums in self.by_dtype.values())
+
+    @property
+    def sums_text(self) -> str:
+        """The format, and the tensors by dtype with their bytes."""
+        parts = [
+            f"{sums.tensors:,} {dtype} {nbytes_text(sums.nbytes)}"
+            for dtype, sums in sorted(self.by_dtype.items())
+        ]
+        inside = f" ({', '.join(parts)})" if parts else ""
+        count = count_text(len(self.tensors), "tensor")
+        return f"{self.format}, {count}{inside}, {nbytes_text(self.stored_nbytes)} stored"
 
 
 def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
@@ -272,10 +299,11 @@ class _Rows:
         self._tensors[number] += 1
         # (This is called for every tensor: straight to tuple is a third of the time.)
         return tuple.__new__(TensorRow, (
-            name, "dense", dtype, shape, nbytes, numel, stride, offset,
-            spec.requires_grad, spec.is_parameter, storage.location, (number,),
-            (start, start + reach), nbytes != reach or reach != storage.nbytes,
-            shares, tied, None if spec.subclass is None else _name_of(spec.subclass),
+            name, "dense", dtype, shape, nbytes, stride, offset,
+            spec.requires_grad, spec.is_parameter, storage.location,
+            shares, tied, nbytes != reach or reach != storage.nbytes,
+            (start, start + reach), (number,), numel,
+            None if spec.subclass is None else _name_of(spec.subclass),
         ))  # fmt: skip
 
     def _other_row(self, name: str, tensor: OtherTensor) -> TensorRow:
@@ -292,11 +320,12 @@ class _Rows:
         for number in set(numbers):
             self._tensors[number] += 1
         return TensorRow(
-            name, tensor.kind, tensor.torch_dtype, tensor.shape, tensor.nbytes, _numel_of(tensor),
+            name, tensor.kind, tensor.torch_dtype, tensor.shape, tensor.nbytes,
             tensor.stride if isinstance(tensor, MetaTensor) else None, None,
             tensor.requires_grad, tensor.is_parameter,
-            parts[0].spec.storage.location if parts else "meta", tuple(numbers), None, False,
-            shares, self._tied_to(name, tensor, tuple(numbers)),
+            parts[0].spec.storage.location if parts else "meta",
+            shares, self._tied_to(name, tensor, tuple(numbers)), False,
+            None, tuple(numbers), _numel_of(tensor),
             None if tensor.subclass is None else _name_of(tensor.subclass),
         )  # fmt: skip
 

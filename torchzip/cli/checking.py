@@ -6,9 +6,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 from torchzip import tools
+from torchzip.checkpoint.quantities import count_text, nbytes_text, some_of
 from torchzip.cli.command import DONE, Command, limits_of, print_found
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import count_text, nbytes_text, some_of
 from torchzip.errors import printable
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import math
 from typing import TYPE_CHECKING
 
 from torchzip import tools
+from torchzip.checkpoint.quantities import count_text, name_text, shape_text, some_of
 from torchzip.cli.command import BAD, DONE, Command, limits_of
-from torchzip.cli.rendering import count_text, name_text, shape_text, some_of, table
+from torchzip.cli.rendering import table
 from torchzip.errors import printable
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torchzip
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text
 from torchzip.cli.command import (
     DONE,
     Command,
@@ -22,7 +23,7 @@ from torchzip.cli.command import (
     warnings_said,
 )
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import count_text, name_text, nbytes_text, shape_text, table
+from torchzip.cli.rendering import table
 
 if TYPE_CHECKING:
     from torchzip.convert.conversion import ConvertReport

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
+from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.cli.command import (
     DONE,
     Command,
@@ -20,7 +21,6 @@ from torchzip.cli.command import (
     split_rule,
     warnings_said,
 )
-from torchzip.cli.rendering import count_text, nbytes_text
 from torchzip.errors import printable
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torchzip
-from torchzip.checkpoint.outline import Outline, TensorRow, outline
+from torchzip.checkpoint.outline import Outline, outline
 from torchzip.cli.command import DONE, Command, limits_of
 from torchzip.cli.listing_text import TreeText, flat_lines, sorted_by, sum_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
@@ -102,40 +102,18 @@ def describe(found: Outline, *, sort: str | None = None) -> dict[str, Any]:
     return {
         "file": found.path,
         "format": found.format,
-        "tensors": list(map(_tensor, sorted_by(sort, found.tensors))),
+        "tensors": [row._asdict() for row in sorted_by(sort, found.tensors)],
         "subclasses": found.subclasses,
         "by_dtype": {dtype: dataclasses.asdict(sums) for dtype, sums in found.by_dtype.items()},
         "stored_nbytes": found.stored_nbytes,
         "foreign": list(found.foreign),
         "metadata": found.metadata,
-        "unnamed_tensors": list(map(_tensor, found.unnamed)),
+        "unnamed_tensors": [row._asdict() for row in found.unnamed],
         "constants": found.constant_count,
         "values": [row._asdict() for row in found.values],
-        "constant_tensors": list(map(_tensor, found.constants)),
+        "constant_tensors": [row._asdict() for row in found.constants],
         "storages": [row._asdict() for row in found.storages],
         "notes": list(found.notes),
-    }
-
-
-def _tensor(row: TensorRow) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "kind": row.kind,
-        "dtype": row.dtype,
-        "shape": list(row.shape),
-        "nbytes": row.nbytes,
-        "stride": None if row.stride is None else list(row.stride),
-        "storage_offset": row.storage_offset,
-        "requires_grad": row.requires_grad,
-        "is_parameter": row.is_parameter,
-        "location": row.location,
-        "shares_storage_with": row.shares_storage_with,
-        "tied_to": row.tied_to,
-        "is_view": row.is_view,
-        "span": None if row.span is None else list(row.span),
-        "storages": list(row.storages),
-        "numel": row.numel,
-        "subclass": row.subclass,
     }
 
 

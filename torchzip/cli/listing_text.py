@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text
 from torchzip.cli.command import in_options
-from torchzip.cli.rendering import (
-    Screen,
-    count_text,
-    fitted,
-    name_text,
-    nbytes_text,
-    shape_text,
-    table,
-)
+from torchzip.cli.rendering import Screen, fitted, table
 from torchzip.errors import listed, printable, shown
 
 #: At most so many values are shown without --all.
@@ -32,55 +26,38 @@ _SIZE = 3
 
 
 class _Cells:
-    """The cells of a tensor; cells that many tensors share are made once."""
+    """The cells of a tensor. Shapes and sizes that many tensors share are made once."""
 
     def __init__(self, outline: Outline, long: bool) -> None:
         self._outline = outline
         self._long = long
-        self._dtypes: dict[tuple[str, str, bool], str] = {}
-        self._shapes: dict[tuple[int | None, ...] | None, str] = {None: ""}
-        self._sizes: dict[int, str] = {}
+        self._shape = functools.cache(shape_text)
+        self._size = functools.cache(nbytes_text)
 
     def head(self) -> list[str]:
         more = ["stride", "offset", "device", "grad", "record"] if self._long else []
         return [*_HEAD, *more, "tied or view"]
 
     def of(self, name: str, row: TensorRow) -> list[str]:
-        key = (row.dtype, row.kind, row.is_parameter)
-        dtype = self._dtypes.get(key)
-        if dtype is None:
-            dtype = row.dtype + (f" {row.kind}" if row.kind != "dense" else "")
-            dtype = self._dtypes[key] = dtype + (" param" if row.is_parameter else "")
-        size = self._sizes.get(row.nbytes)
-        if size is None:
-            size = self._sizes[row.nbytes] = nbytes_text(row.nbytes)
-        cells = [name, dtype, self._shape(row.shape), size]
+        cells = [name, row.kind_text, self._shape(row.shape), self._size(row.nbytes)]
         if self._long:
             cells += [
-                self._shape(row.stride),
+                "" if row.stride is None else self._shape(row.stride),
                 "" if row.storage_offset is None else str(row.storage_offset),
                 printable(row.location),
                 "yes" if row.requires_grad else "no",
                 self._records(row),
             ]
-        cells.append(self._mark(row) if row.is_view or row.shares_storage_with is not None else "")
+        cells.append(self._mark(row))
         return cells
-
-    def _shape(self, shape: tuple[int | None, ...] | None) -> str:
-        text = self._shapes.get(shape)
-        if text is None and shape is not None:
-            text = self._shapes[shape] = shape_text(shape)
-        return text or ""
 
     def _records(self, row: TensorRow) -> str:
         records = [self._outline.storages[number].record or "" for number in row.storages]
         return printable(", ".join(dict.fromkeys(records)))
 
     def _mark(self, row: TensorRow) -> str:
-        if row.tied_to is not None:
-            return f"= {name_text(row.tied_to)}"
-        if row.shares_storage_with is not None:
-            return f"view of {name_text(row.shares_storage_with)}"
+        if row.sharing_text or not row.is_view:
+            return row.sharing_text
         stored = sum(self._outline.storages[number].nbytes for number in row.storages)
         return f"view of {nbytes_text(stored)}"
 
@@ -202,16 +179,7 @@ def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[s
 
 def sum_lines(outline: Outline) -> list[str]:
     """Return the totals and the notes."""
-    parts = [
-        f"{sums.tensors:,} {dtype} {nbytes_text(sums.nbytes)}"
-        for dtype, sums in sorted(outline.by_dtype.items())
-    ]
-    inside = f" ({', '.join(parts)})" if parts else ""
-    lines = [
-        f"{printable(outline.path)}: {outline.format}, "
-        f"{count_text(len(outline.tensors), 'tensor')}{inside}, "
-        f"{nbytes_text(outline.stored_nbytes)} stored"
-    ]
+    lines = [f"{printable(outline.path)}: {outline.sums_text}"]
     for name, kind in outline.subclasses.items():
         lines.append(f"{printable(name)}: a tensor of class {printable(kind)}, kept unchanged")
     if outline.unnamed:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torchzip
 from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.quantities import count_text
 from torchzip.cli.command import DONE, Command, limits_of
-from torchzip.cli.rendering import count_text, table
+from torchzip.cli.rendering import table
 from torchzip.errors import printable
 from torchzip.pickling.allowlist import is_torch_safe
 

@@ -9,28 +9,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchzip.checkpoint.quantities import (
-    count_text,
-    name_text,
-    nbytes_text,
-    shape_text,
-    some_of,
-)
-
-__all__ = [
-    "Screen",
-    "count_text",
-    "fitted",
-    "name_text",
-    "nbytes_text",
-    "screen",
-    "shape_text",
-    "shorten",
-    "some_of",
-    "table",
-    "width_of",
-]
-
 #: A column that is made narrower keeps at least this width.
 _LEAST_WIDTH = 16
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from torchzip import tools
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
 from torchzip.cli.command import (
     DONE,
     Command,
@@ -14,7 +15,7 @@ from torchzip.cli.command import (
     print_found,
     warnings_said,
 )
-from torchzip.cli.rendering import count_text, name_text, nbytes_text, some_of, table
+from torchzip.cli.rendering import table
 from torchzip.errors import printable
 
 if TYPE_CHECKING:

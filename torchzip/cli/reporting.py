@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.cli.command import BAD, DONE, Command, limits_of, say
-from torchzip.cli.rendering import count_text, nbytes_text
 
 COMMAND = Command(
     name="report",

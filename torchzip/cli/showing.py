@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.checkpoint.quantities import name_text
 from torchzip.cli.command import DONE, Command, limits_of
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
-from torchzip.cli.rendering import name_text, table
+from torchzip.cli.rendering import table
 from torchzip.errors import ErrorPlace, UnsupportedError, printable, shown
 from torchzip.tools.array_text import is_raw, tensor_text
 from torchzip.tools.lookup import look_up

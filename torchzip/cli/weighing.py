@@ -7,17 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torchzip import tools
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
 from torchzip.cli.command import DONE, Command, limits_of, print_found
-from torchzip.cli.rendering import (
-    Screen,
-    count_text,
-    fitted,
-    name_text,
-    nbytes_text,
-    screen,
-    some_of,
-    table,
-)
+from torchzip.cli.rendering import Screen, fitted, screen, table
 from torchzip.errors import printable
 from torchzip.formats.base import collector_paused
 
