@@ -234,7 +234,6 @@ class Checkpoint(Mapping[str, Any]):
         return VerifyReport(records, nbytes, len(self), tuple(without), notes)
 
     def _stored_nbytes(self) -> int:
-        """Return the bytes of all storages that tensors have."""
         leaves = self._names.names.values()
         storages = {id(storage): storage for leaf in leaves for storage in storages_of(leaf)}
         return sum(storage.nbytes for storage in storages.values())

@@ -134,7 +134,6 @@ def what_is_beside(
 
 
 def has_attributes(tensor: Any) -> bool:
-    """Return whether a tensor of a lazy checkpoint has Python attributes."""
     return next(attributes(tensor), None) is not None
 
 

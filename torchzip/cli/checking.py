@@ -31,7 +31,6 @@ torch.load refuses can still be sound.
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     with progress_line() as progress:
         found = tools.verify(arguments.file, progress=progress, limits=limits_of(arguments))
     print_found(found, arguments, check_as_text)
@@ -39,7 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_as_text(found: Verified) -> str:
-    """Return the result as a few lines of text."""
     without = found.without_crc
     compared = found.records - len(without)
     lines = [

@@ -43,7 +43,6 @@ Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     found = tools.diff(
         arguments.a,
         arguments.b,

@@ -44,7 +44,6 @@ _REFUSED_OPCODES = {opcode.name for opcode in OPCODES if not opcode.torch_safe}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     disassemble(arguments.file, arguments.record, limits_of(arguments), as_json=arguments.json)
     return DONE
 

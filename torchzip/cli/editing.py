@@ -68,7 +68,6 @@ _MOST = 20
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     rules = rules_of(arguments)
     with warnings_said(), exit_on_sigterm():
         found = tools.edit(
@@ -111,7 +110,6 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_text(found: Edited, dry_run: bool = False) -> str:
-    """Return what was done as a few lines of text."""
     lines = _some("renamed", [f"{old} -> {new}" for old, new in found.renamed])
     lines += _some("dropped", found.dropped)
     lines += _some("set", found.set)

@@ -48,7 +48,6 @@ shortened to the width of a terminal.
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     depth = arguments.depth
     if depth is not None and depth < 1:
         raise ValueError(f"--depth must be 1 or more, not {depth}")
@@ -98,7 +97,6 @@ def text_lines(
 
 
 def describe(found: Outline, *, sort: str | None = None) -> dict[str, Any]:
-    """Return an outline as plain values for JSON."""
     return {
         "file": found.path,
         "format": found.format,

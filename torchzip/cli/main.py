@@ -43,7 +43,6 @@ _COMMANDS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="torchzip",
         description="Look at and convert PyTorch checkpoints, without PyTorch.",

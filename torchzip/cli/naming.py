@@ -31,7 +31,6 @@ called. The last column shows what torch.load accepts by default (weights_only=T
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
         names = describe_globals(checkpoint)
         place = f"{checkpoint.path}: {checkpoint.format}"
@@ -54,7 +53,6 @@ def describe_globals(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def globals_as_text(names: list[dict[str, Any]], place: str) -> str:
-    """Return the names as a table with totals below."""
     rows = [["name", "torchzip", "torch.load"]]
     for row in names:
         rows.append(

@@ -48,7 +48,6 @@ _MOST_UNVERIFIED = 10
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     with warnings_said():
         found = tools.repair(
             arguments.broken,

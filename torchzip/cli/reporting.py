@@ -37,7 +37,6 @@ Exit status: 0 done, 1 the file is bad (the page shows where, if it could be mad
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     from torchzip.tools import report  # imported here, as only this command makes HTML
 
     to_stdout = arguments.output == "-"

@@ -65,7 +65,6 @@ SLICE is numpy's basic indexing, with or without brackets: 0  :10  3,:,::2  -1  
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     _check_options(arguments)
     index = None if arguments.slice is None else parse_index(arguments.slice)
     with (
@@ -176,7 +175,6 @@ def number_text(number: Number | None) -> str:
 
 
 def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
-    """Return the statistics as a table with a histogram below."""
     about = "" if made.of == "values" else f", statistics of the {made.of}"
     rows = [["elements", f"{made.count:,}", ""]]
     if made.finite < made.count:

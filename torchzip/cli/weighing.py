@@ -37,7 +37,6 @@ _NOTABLE = 0.001
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
     with collector_paused(True):  # of 100,000 tensors, none of what is made is garbage
         found = tools.why_big(arguments.file, limits=limits_of(arguments))
     print_found(found, arguments, lambda found: "\n".join(text_lines(found, screen())))

@@ -77,12 +77,10 @@ class NewFile:
 
     @property
     def descriptor(self) -> int:
-        """The open file."""
         self.check()
         return self._fd
 
     def free_nbytes(self) -> int:
-        """Return how many bytes the disk has left."""
         disk = os.fstatvfs(self.descriptor)
         return disk.f_bavail * disk.f_frsize
 
@@ -95,7 +93,6 @@ class NewFile:
             os.ftruncate(self.descriptor, nbytes)
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        """Write all of ``data`` at an offset."""
         write_all(self.descriptor, offset, data)
 
     def commit(self) -> None:

@@ -36,7 +36,6 @@ class RangeWriter:
         self._no_direct = False
 
     def begin(self, offset: int, nbytes: int) -> None:
-        """Start a range of ``nbytes`` bytes at ``offset``."""
         self._is_direct = nbytes >= _DIRECT_NBYTES and self._can_write_directly()
         if self._direct is not None and self._is_direct:
             self._direct.begin(offset)
@@ -69,7 +68,6 @@ class RangeWriter:
             self._flush()
 
     def write(self, data: Buffer) -> None:
-        """Take bytes."""
         view = memoryview(data).cast("B")
         while view:
             room = self.room
@@ -79,7 +77,6 @@ class RangeWriter:
             view = view[count:]
 
     def end(self) -> None:
-        """Finish the range."""
         if self._direct is not None and self._is_direct:
             self._direct.end()
         else:

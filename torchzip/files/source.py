@@ -449,7 +449,6 @@ def open_source(file: File) -> FileSource | FileObjectSource:
 
 
 def position_of(file: BinaryIO) -> int:
-    """Return the position of a file object."""
     return _seek(_checked(file), os.SEEK_CUR)
 
 
