@@ -16,6 +16,7 @@ from torchzip.checkpoint.walk import (
     SCALARS,
     Walk,
     children,
+    children_at,
     foreign_tensor,
     is_plain,
     items_of,
@@ -37,7 +38,7 @@ def module_parts(value: ForeignObject) -> list[Child] | None:
     """
     state = value.state
     if _is_packed(value):  # (what is packed, its class in C++)
-        return [(name, f".state[0]{step}", child) for name, step, child in children(state[0])]
+        return list(children_at(".state[0]", state[0]))
     if type(state) is not dict:
         return None
     parameters, buffers, modules = map(state.get, ("_parameters", "_buffers", "_modules"))
@@ -50,14 +51,10 @@ def module_parts(value: ForeignObject) -> list[Child] | None:
         buffers = {name: held for name, held in buffers.items() if name not in skipped}
     packed = {name: held for name, held in state.items() if _is_packed(held)}
     return [
-        (name, f".state{place}{step}", child)
-        for place, held in (
-            ("['_parameters']", parameters),
-            ("['_buffers']", buffers),
-            ("", packed),
-            ("['_modules']", modules),
-        )
-        for name, step, child in children(held)
+        *children_at(".state['_parameters']", parameters),
+        *children_at(".state['_buffers']", buffers),
+        *children_at(".state", packed),
+        *children_at(".state['_modules']", modules),
     ]
 
 

@@ -169,24 +169,18 @@ def reading(storages: Iterable[object]) -> Iterator[Callable[[TensorStorage], It
 
 def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | None] | None]:
     """Return the bytes of the small storages with which a batch begins, and the CRCs they have."""
-    if not 0 < batch[0].nbytes <= _SMALL_NBYTES:
-        return [], None
-    if set(map(type, batch)) == {np.ndarray}:
-        sizes = list(map(attrgetter("nbytes"), batch))
-        if min(sizes) > 0 and max(sizes) <= _SMALL_NBYTES and sum(sizes) <= _BATCH_NBYTES:
-            return list(map(np.ndarray.tobytes, batch)), None  # type: ignore[arg-type]
+    count, room = 0, _BATCH_NBYTES
+    for nbytes in map(attrgetter("nbytes"), batch):
+        room -= nbytes
+        if room < 0 or not 0 < nbytes <= _SMALL_NBYTES:
+            break
+        count += 1
+    small = batch[:count]
+    if set(map(type, small)) == {np.ndarray}:
+        return list(map(np.ndarray.tobytes, small)), None  # type: ignore[arg-type]
     contents: list[bytes] = []
-    crcs: list[int | None] = []
-    room = _BATCH_NBYTES
-    with reading(batch) as blocks_of:
-        for stored in batch:
-            room -= stored.nbytes
-            if room < 0 or not 0 < stored.nbytes <= _SMALL_NBYTES:
-                break
-            if isinstance(stored, np.ndarray):
-                contents.append(stored.tobytes())
-                crcs.append(None)
-            else:
-                contents.append(b"".join(block.tobytes() for block in blocks_of(stored)))
-                crcs.append(stored.crc)
-    return contents, crcs
+    with reading(small) as blocks_of:
+        for stored in small:
+            blocks = [stored] if isinstance(stored, np.ndarray) else blocks_of(stored)
+            contents.append(b"".join(block.tobytes() for block in blocks))
+    return contents, [None if isinstance(each, np.ndarray) else each.crc for each in small]
