@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 import os
 import sys
@@ -51,16 +52,18 @@ class IncrementalWriter:
         self._keys = StorageKeys()
         self._memory = StoredMemory()
         self._lazy: dict[int, tuple[TensorStorage, EarlyStorage]] = {}
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         self._pid = os.getpid()
         self._state = "open"
 
-    @property
-    def _lock(self) -> threading.RLock:
-        """What threads take turns by; a forked child may not: its holder may be missing there."""
-        if os.getpid() != self._pid:
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Let threads take turns; raise ValueError where nothing can be written."""
+        if os.getpid() != self._pid:  # in a forked child the holder of the lock may be missing
             raise ValueError("the writer belongs to the process that opened it")
-        return self._turn
+        with self._lock:
+            self._check()
+            yield
 
     def _check(self) -> None:
         if self._state != "open":
@@ -83,8 +86,7 @@ class IncrementalWriter:
         LazyTensors, TypedArrays, torch tensors, and Parameters of these; of a sparse, quantized or
         nested tensor the parts are stored. Of a torch tensor, the whole storage is.
         """
-        with self._lock:
-            self._check()
+        with self._at_work():
             if isinstance(array, Parameter):
                 return Parameter(self.store_early(array.data), array.requires_grad, array.state)
             if isinstance(array, EarlyTensor):
@@ -133,8 +135,7 @@ class IncrementalWriter:
             If a block has another dtype, or all together do not have the number of elements of
             ``shape``. The file cannot be completed then.
         """
-        with self._lock:
-            self._check()
+        with self._at_work():
             sizes = tuple(map(operator.index, shape))
             if any(not 0 <= size <= sys.maxsize for size in sizes):
                 raise ValueError(f"a shape of {sizes}")
@@ -144,19 +145,17 @@ class IncrementalWriter:
                 )
             chunks = iter(chunks)  # what cannot be gone over is refused before a byte is written
             torch_dtype = _parse_dtype(dtype)
-            expected = numpy_dtype(torch_dtype)
-            spec = TensorSpec(torch_dtype, sizes, contiguous_stride(sizes), 0, _NO_STORAGE)
-            nbytes = spec.numel * expected.itemsize
+            nbytes = math.prod(sizes) * DTYPES[torch_dtype].itemsize
             if nbytes > sys.maxsize:
                 raise ValueError(f"a shape of {sizes}, which no file can hold")
-            storage = _ChunkStorage(torch_dtype, nbytes, _checked_chunks(chunks, expected, spec))
-            early = self._store(storage)
-            return EarlyTensor(spec.replace(storage=early), self)
+            blocks = _checked_chunks(chunks, torch_dtype, sizes)
+            early = self._store(_ChunkStorage(torch_dtype, nbytes, blocks))
+            spec = TensorSpec(torch_dtype, sizes, contiguous_stride(sizes), 0, early)
+            return EarlyTensor(spec, self)
 
     def save(self, obj: Any) -> None:
         """Write what is not stored yet, and the structure. Once, and last."""
-        with self._lock:
-            self._check()
+        with self._at_work():
             already = len(self._keys.order)
             keys = self._keys.copy()  # an object that cannot be saved leaves no trace
             self._state = "saving"  # for what an object's own ``__reduce__`` may do
@@ -375,9 +374,6 @@ class _ChunkStorage(TensorStorage):
         return self._blocks
 
 
-_NO_STORAGE: TensorStorage = _ChunkStorage("uint8", 0, iter(()))
-
-
 def _parse_dtype(dtype: Any) -> str:
     if isinstance(dtype, str):
         try:
@@ -392,27 +388,28 @@ def _parse_dtype(dtype: Any) -> str:
 
 
 def _checked_chunks(
-    chunks: Iterable[Any], expected: np.dtype[Any], spec: TensorSpec
+    chunks: Iterable[Any], torch_dtype: str, shape: tuple[int, ...]
 ) -> Iterator[Bytes]:
-    """Yield the bytes of blocks; raise if they are not ``spec.numel`` elements of the dtype."""
+    """Yield the bytes of blocks; raise if they are not the elements of the shape and the dtype."""
+    expected, numel = numpy_dtype(torch_dtype), math.prod(shape)
     done = 0
     for chunk in chunks:
         if isinstance(chunk, np.ma.MaskedArray):
             raise TypeError("a masked array as a chunk; torch has no mask. Fill it first")
         if array_kind(type(chunk)) in ("torch tensor", "array"):
             chunk = data_of(as_tensor(chunk))
-        torch_dtype = getattr(chunk, "torch_dtype", spec.torch_dtype)
+        chunk_dtype = getattr(chunk, "torch_dtype", torch_dtype)
         array = np.asarray(chunk)
-        if array.dtype != expected or torch_dtype != spec.torch_dtype:
-            found = array.dtype if array.dtype != expected else torch_dtype
-            raise TypeError(f"a chunk of dtype {found}; {spec.torch_dtype} was announced")
+        if array.dtype != expected or chunk_dtype != torch_dtype:
+            found = array.dtype if array.dtype != expected else chunk_dtype
+            raise TypeError(f"a chunk of dtype {found}; {torch_dtype} was announced")
         done += array.size
-        if done > spec.numel:
-            raise ValueError(f"more elements than the {spec.numel:,} of shape {list(spec.shape)}")
+        if done > numel:
+            raise ValueError(f"more elements than the {numel:,} of shape {list(shape)}")
         yield np.ascontiguousarray(array, expected.newbyteorder("=")).reshape(-1).view(np.uint8)
-    if done < spec.numel:
+    if done < numel:
         raise ValueError(
-            f"the chunks have {done:,} elements, the shape {list(spec.shape)} has {spec.numel:,}"
+            f"the chunks have {done:,} elements, the shape {list(shape)} has {numel:,}"
         )
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torchzip.formats.base import collector_paused
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tensors.specs import TensorSpec, span_of
+from torchzip.tensors.specs import span_of
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Size
 
@@ -270,8 +271,7 @@ class _Rows:
         self._storages: list[TensorStorage] = []
         self._firsts: list[str] = []
         self._tensors: list[int] = []
-        # Dtype, shape and stride -> elements, their bytes, bytes from the first to the last.
-        self._measures: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+        self._measure = functools.cache(_measure)
         # The first tensor of each form, in those storages that have several.
         self._first_of_form: dict[tuple[Any, ...], str] = {}
         self._only: dict[int, LazyTensor | OtherTensor] = {}
@@ -281,11 +281,8 @@ class _Rows:
             return self._other_row(name, tensor)
         spec = tensor.spec
         storage = spec.storage
-        dtype, shape, stride = key = (spec.torch_dtype, spec.shape, spec.stride)
-        measure = self._measures.get(key)
-        if measure is None:
-            measure = self._measures[key] = _measure(spec)
-        numel, nbytes, reach = measure
+        dtype, shape, stride = spec.torch_dtype, spec.shape, spec.stride
+        numel, nbytes, reach = self._measure(dtype, shape, stride)
         offset = spec.storage_offset
         start = offset * (nbytes // numel) if numel else 0
         number = self._numbers.get(id(storage))
@@ -376,12 +373,13 @@ def _form(tensor: LazyTensor | OtherTensor, numbers: tuple[int, ...]) -> tuple[A
     )  # fmt: skip
 
 
-def _measure(spec: TensorSpec) -> tuple[int, int, int]:
-    itemsize = DTYPES[spec.torch_dtype].itemsize
-    numel = spec.numel
+def _measure(dtype: str, shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the elements, their bytes, and the bytes from the first to the last."""
+    itemsize = DTYPES[dtype].itemsize
+    numel = math.prod(shape)
     if not numel:
         return 0, 0, 0
-    return numel, numel * itemsize, span_of(spec.shape, spec.stride) * itemsize
+    return numel, numel * itemsize, span_of(shape, stride) * itemsize
 
 
 def _numel_of(tensor: OtherTensor) -> int:

@@ -6,10 +6,11 @@ it with none: these *stand alone*, and the second pass writes them in bulk, by t
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import compress, count, repeat
+from itertools import compress, count, repeat, starmap
 from operator import attrgetter, eq, is_not
 from struct import pack
 from typing import Any
@@ -255,10 +256,11 @@ class Survey:
         if not (is_sequence or key_kinds <= {str} or self._has_odd_keys):
             self._has_odd_keys = not _are_plain_keys(keys, key_kinds)
         is_state_dict = link is None and kinds <= _TENSORS and key_kinds == {str}
-        if not (is_state_dict or kinds <= _WITHOUT_ARRAYS):
+        if not (is_state_dict or kinds <= _WITHOUT_ARRAYS or self._has_odd_keys):
             length = 0 if link is None else link.length
             self._names += len(keys)
-            self._names_length += len(keys) * length + _length_of(keys, key_kinds)
+            # A key is quoted in a place, and not in a name.
+            self._names_length += len(keys) * length + 2 * len(repr(list(keys)))
         if np.ndarray in kinds or Parameter in kinds:
             self._holders.append((keys, values, link))
         if kinds == _ARRAYS:
@@ -348,10 +350,10 @@ class Survey:
         parts = [*self._parts, *(value.data for value in parameters)]
         arrays = self._arrays + parts
         ids = list(map(id, arrays))
-        form_of = _FormOf()
         looks = map(attrgetter("dtype", "shape", "strides"), arrays)
-        forms: dict[int, Any] = dict(zip(ids, map(form_of.__getitem__, looks), strict=True))
-        if None in form_of.values():
+        form_of = starmap(functools.cache(plain_form), looks)  # one form for all that are alike
+        forms: dict[int, Any] = dict(zip(ids, form_of, strict=True))
+        if None in forms.values():
             for identity, array in zip(ids, arrays, strict=True):
                 if forms.get(identity, self) is None:
                     del forms[identity]
@@ -449,14 +451,6 @@ class Survey:
             self.storages[id(value)] = storage
 
 
-class _FormOf(dict[Any, Form | None]):
-    """The form of a dtype, a shape and strides, made once for all."""
-
-    def __missing__(self, look: Any) -> Form | None:
-        form = self[look] = plain_form(*look)
-        return form
-
-
 def _which_alone(arrays: Sequence[Array], others: Iterable[tuple[Array, str]]) -> NDArray[np.bool]:
     """Return which of the arrays, all without gaps, meet neither one another nor the others."""
     starts = addresses(arrays)
@@ -486,16 +480,6 @@ def _are_plain_keys(keys: Collection[Any], kinds: set[type]) -> bool:
         and kinds <= _PLAIN_KEYS
         and all(-_SMALL < key < _SMALL for key in keys if type(key) is int)
     )
-
-
-def _length_of(keys: Collection[Any], kinds: set[type]) -> int:
-    """Return how many characters keys take in names and places, or more."""
-    if kinds != {str}:
-        return sum(11 * len(key) if type(key) is str else _KEY_LENGTH for key in keys)
-    length = sum(map(len, keys))
-    # In a place a key is quoted, and what cannot be printed has up to ten characters.
-    most = 3 if length > _LONG and "".join(keys).isprintable() else 11
-    return most * length + 8 * len(keys)
 
 
 def _has_names_inside(value: Any) -> bool:
@@ -543,8 +527,6 @@ _TENSORS = frozenset([np.ndarray, LazyTensor, EarlyTensor, Parameter])
 _PLAIN_KEYS = frozenset([str, int, bool, type(None)])
 _FEW_KEYS = 1000
 _SMALL = 1 << 60
-#: Keys of fewer characters are not looked at for their length.
-_LONG = 1 << 16
 #: So many times deeper than the second pass can go, for whatever it may reach by a shorter way.
 _DEPTHS = 10
 _DENSE = (np.ndarray, LazyTensor)
