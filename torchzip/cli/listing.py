@@ -11,7 +11,7 @@ from typing import Any
 import torchzip
 from torchzip.checkpoint.outline import Outline, outline
 from torchzip.cli.command import DONE, Command, limits_of
-from torchzip.cli.listing_text import TreeText, flat_lines, sorted_by, sum_lines, value_lines
+from torchzip.cli.listing_text import flat_lines, sorted_by, sum_lines, tree_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
 from torchzip.formats.base import collector_paused
 
@@ -52,26 +52,22 @@ def run(arguments: argparse.Namespace) -> int:
     if depth is not None and depth < 1:
         raise ValueError(f"--depth must be 1 or more, not {depth}")
     with collector_paused(True):  # of 100,000 tensors, nothing is garbage until the end
-        _print(arguments)
+        with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
+            found = outline(checkpoint)
+        if arguments.json:
+            print(as_json(describe(found, sort=arguments.sort)))
+            return DONE
+        lines = text_lines(
+            found,
+            screen(),
+            tree=arguments.tree or depth is not None,
+            depth=depth,
+            sort=arguments.sort,
+            long=arguments.long,
+            everything=arguments.all,
+        )
+        print("\n".join(lines))
     return DONE
-
-
-def _print(arguments: argparse.Namespace) -> None:
-    with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
-        found = outline(checkpoint)
-    if arguments.json:
-        print(as_json(describe(found, sort=arguments.sort)))
-        return
-    lines = text_lines(
-        found,
-        screen(),
-        tree=arguments.tree or arguments.depth is not None,
-        depth=arguments.depth,
-        sort=arguments.sort,
-        long=arguments.long,
-        everything=arguments.all,
-    )
-    print("\n".join(lines))
 
 
 def text_lines(
@@ -86,8 +82,7 @@ def text_lines(
 ) -> Iterator[str]:
     """Yield the listing: the tensors, flat or as a tree, the values, the totals."""
     if tree:
-        text = TreeText(found, depth=depth, sort=sort, fold=not everything, long=long)
-        yield from text.lines(where)
+        yield from tree_lines(found, where, depth=depth, sort=sort, fold=not everything, long=long)
     else:
         yield from flat_lines(found, sorted_by(sort, found.tensors), where, long=long)
     values = value_lines(found, where, everything=everything)

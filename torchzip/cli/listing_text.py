@@ -51,6 +51,13 @@ class _Cells:
         cells.append(self._mark(row))
         return cells
 
+    def sums(self, name: str, modules: list[Module], mark: str = "") -> list[str]:
+        cells = [name, *[""] * (len(self.head()) - 2), mark]
+        cells[1] = count_text(sum(module.tensors for module in modules), "tensor")
+        cells[2] = f"{sum(module.all_numel for module in modules):,}"
+        cells[_SIZE] = nbytes_text(sum(module.nbytes for module in modules))
+        return cells
+
     def _records(self, row: TensorRow) -> str:
         records = [self._outline.storages[number].record or "" for number in row.storages]
         return printable(", ".join(dict.fromkeys(records)))
@@ -85,76 +92,57 @@ def _table(rows: list[list[str]], screen: Screen) -> list[str]:
 # -- the tree --------------------------------------------------------------------------------------
 
 
-class TreeText:
-    """The tree of modules down to a depth, each with the totals of everything below it.
+def tree_lines(
+    outline: Outline, screen: Screen, *, depth: int | None, sort: str | None, fold: bool, long: bool
+) -> Iterator[str]:
+    """Yield the tree of modules down to a depth, each with the totals of everything below it.
 
     With ``fold``, a run of numbered modules with equal contents is shown as the first of them and
-    one line for the others.
+    one line for the others. Nothing is yielded if there are no tensors.
     """
+    root = module_tree(outline)
+    if not root.tensors:
+        return
+    cells = _Cells(outline, long)
+    head = cells.head()
+    head[2] = "shape, elements"
+    rows = [(True, head)]
+    if root.row is not None:
+        rows.append((False, cells.of(name_text(""), root.row)))
+    tree = Groups(root, fold=fold, order=lambda found: sorted_by(sort, found))
+    rows += _tree_rows(tree, root, cells, depth)
+    lines = _table([row for _, row in rows], screen)
+    for (is_bold, _), line in zip(rows, lines, strict=True):
+        yield screen.bold(line) if is_bold else line
 
-    def __init__(
-        self, outline: Outline, *, depth: int | None, sort: str | None, fold: bool, long: bool
-    ) -> None:
-        self._depth = depth
-        self._cells = _Cells(outline, long)
-        self._root = module_tree(outline)
-        self._tree = Groups(self._root, fold=fold, order=lambda found: sorted_by(sort, found))
-        head = self._cells.head()
-        head[2] = "shape, elements"
-        self._rows = [head]
-        self._modules: set[int] = set()
 
-    def lines(self, screen: Screen) -> Iterator[str]:
-        """Yield the lines; nothing if there are no tensors."""
-        if not self._root.tensors:
-            return
-        if self._root.row is not None:
-            self._rows.append(self._cells.of(name_text(""), self._root.row))
-        self._add_below()
-        head, *lines = _table(self._rows, screen)
-        yield screen.bold(head)
-        for number, line in enumerate(lines, 1):
-            yield screen.bold(line) if number in self._modules else line
-
-    def _add_below(self) -> None:
-        stack = [self._tree.groups(self._root)]
-        while stack:
-            for first, *more in stack[-1]:
-                indent = "  " * (len(stack) - 1)
-                if more:
-                    self._add_alike(indent, [first, *more])
-                    continue
-                names, module = joined(first)
-                name = printable(".".join(names)) or '""'
-                is_shown = self._depth is None or len(stack) < self._depth
-                self._add(indent + name, module, is_shown)
-                if module.children and is_shown:
-                    stack.append(self._tree.groups(module))
-                    break
-            else:
-                stack.pop()
-
-    def _add(self, name: str, module: Module, is_shown: bool) -> None:
-        if module.row is not None:
-            self._rows.append(self._cells.of(name, module.row))
-            name += ".…"  # the totals below, where that level is not shown
-        if module.children and (module.row is None or not is_shown):
-            below = [module] if module.row is None else list(module.children.values())
-            self._modules.add(len(self._rows))
-            self._add_sums(name, below, "")
-
-    def _add_alike(self, indent: str, alike: list[Module]) -> None:
-        first, last = alike[0], alike[-1]
-        each = nbytes_text(first.nbytes)
-        mark = f"{len(alike)} like {int(first.name) - 1}, {each} each"
-        self._add_sums(f"{indent}{first.name} … {last.name}", alike, mark)
-
-    def _add_sums(self, name: str, modules: list[Module], mark: str) -> None:
-        cells = [name, *[""] * (len(self._rows[0]) - 2), mark]
-        cells[1] = count_text(sum(module.tensors for module in modules), "tensor")
-        cells[2] = f"{sum(module.all_numel for module in modules):,}"
-        cells[_SIZE] = nbytes_text(sum(module.nbytes for module in modules))
-        self._rows.append(cells)
+def _tree_rows(
+    tree: Groups, root: Module, cells: _Cells, depth: int | None
+) -> Iterator[tuple[bool, list[str]]]:
+    """Yield the rows of a table, and whether each has the sums of a module."""
+    stack = [tree.groups(root)]
+    while stack:
+        for alike in stack[-1]:
+            first, last = alike[0], alike[-1]
+            indent = "  " * (len(stack) - 1)
+            if first is not last:
+                mark = f"{len(alike)} like {int(first.name) - 1}, {nbytes_text(first.nbytes)} each"
+                yield False, cells.sums(f"{indent}{first.name} … {last.name}", alike, mark)
+                continue
+            names, module = joined(first)
+            name = indent + (printable(".".join(names)) or '""')
+            is_shown = depth is None or len(stack) < depth
+            if module.row is not None:
+                yield False, cells.of(name, module.row)
+                name += ".…"  # the totals below, where that level is not shown
+            if module.children and (module.row is None or not is_shown):
+                below = [module] if module.row is None else list(module.children.values())
+                yield True, cells.sums(name, below)
+            if module.children and is_shown:
+                stack.append(tree.groups(module))
+                break
+        else:
+            stack.pop()
 
 
 # -- values and totals -----------------------------------------------------------------------------

@@ -182,9 +182,8 @@ def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
     rows += [[name, number_text(getattr(made, name)), ""] for name in ("min", "max", "mean", "std")]
     zeros = f", {made.negative_zeros:,} of them -0.0" if made.negative_zeros else ""
     rows.append(["zeros", f"{made.zeros:,}", _share(made.zeros, made) + zeros])
-    rows.append(["NaN", f"{made.nans:,}", _share(made.nans, made)])
-    rows.append(["+Inf", f"{made.positive_infinities:,}", _share(made.positive_infinities, made)])
-    rows.append(["-Inf", f"{made.negative_infinities:,}", _share(made.negative_infinities, made)])
+    odd = {"NaN": made.nans, "+Inf": made.positive_infinities, "-Inf": made.negative_infinities}
+    rows += [[name, f"{count:,}", _share(count, made)] for name, count in odd.items()]
     lines = [f"{title}: {_kind(tensor)}{about}", *table(rows, right=(1,))]
     if made.counts:
         ends = (number_text(made.min), number_text(made.max))

@@ -84,8 +84,7 @@ def _unreached(found: WhyBig, where: Screen) -> Iterator[str]:
         [nbytes_text(each.nbytes), f"of {nbytes_text(each.stored_nbytes)}", name_text(each.name)]
         for each in found.unreached[:_MOST]
     ]
-    yield from table(fitted(rows, (2,), where.width), right=(0, 1))
-    yield from _more(len(found.unreached), where)
+    yield from _rows(rows, len(found.unreached), where)
 
 
 def _duplicates(found: WhyBig, where: Screen) -> Iterator[str]:
@@ -103,8 +102,7 @@ def _duplicates(found: WhyBig, where: Screen) -> Iterator[str]:
         ]
         for each in found.duplicates[:_MOST]
     ]
-    yield from table(fitted(rows, (2,), where.width), right=(0, 1))
-    yield from _more(len(found.duplicates), where)
+    yield from _rows(rows, len(found.duplicates), where)
 
 
 def _savings(found: WhyBig, where: Screen) -> Iterator[str]:
@@ -125,6 +123,7 @@ def _savings(found: WhyBig, where: Screen) -> Iterator[str]:
         yield f"    {saving.command}"
 
 
-def _more(count: int, where: Screen) -> Iterator[str]:
+def _rows(rows: list[list[str]], count: int, where: Screen) -> Iterator[str]:
+    yield from table(fitted(rows, (2,), where.width), right=(0, 1))
     if count > _MOST:
         yield where.dim(f"and {count - _MOST:,} more; --json has them")
