@@ -78,22 +78,25 @@ class EarlyTensor:
 class _Link:
     """One step of a path: a key, and the step before. Made into text only for messages.
 
-    ``depth`` counts the steps, ``length`` is that of the path as a name and as a place.
+    ``depth`` counts the steps, ``length`` is that of the path as a name and as a place. That of the
+    root has no step before.
     """
 
     __slots__ = ("before", "depth", "key", "length")
 
-    def __init__(self, before: _Link | None, key: Any) -> None:
+    def __init__(self, before: _Link | None = None, key: Any = None) -> None:
         self.before = before
         self.key = key
-        self.depth: int = 1 if before is None else before.depth + 1
-        length = len(key) + len(repr(key)) + 3 if type(key) is str else _KEY_LENGTH
-        self.length: int = length if before is None else before.length + length
+        self.depth = self.length = 0
+        if before is not None:
+            self.depth = before.depth + 1
+            length = len(key) + len(repr(key)) + 3 if type(key) is str else _KEY_LENGTH
+            self.length = before.length + length
 
     def __str__(self) -> str:
         keys = []
-        link: _Link | None = self
-        while link is not None:
+        link = self
+        while link.before is not None:
             if link.key is not _NO_STEP:
                 keys.append(text_of(link.key))
             link = link.before
@@ -147,8 +150,9 @@ class Survey:
         self._lazy: list[LazyTensor | Parameter] = []
         # The others, which have to be placed one by one.
         self._special: dict[tuple[int, str], tuple[Array, str]] = {}
-        self._links: dict[int, _Link | None] = {}
-        self._holders: list[tuple[Iterable[Any], Iterable[Any], _Link | None]] = []
+        self._todo: list[tuple[Any, _Link]] = [(root, _Link())]
+        self._links: dict[int, _Link] = {}
+        self._holders: list[tuple[Iterable[Any], Iterable[Any], _Link]] = []
         self._alive: list[Any] = []  # so that ids stay
         self.is_too_deep = False
         # What bears on the flat names, and on keys: see `is_plain`.
@@ -157,7 +161,7 @@ class Survey:
         self._depth = 0
         self._names = 0
         self._names_length = 0
-        self._find(root)
+        self._find()
         self._settle_arrays(place, in_bulk)
         if in_bulk:
             self._settle_lazy(spec_of)
@@ -178,10 +182,10 @@ class Survey:
 
     # -- going over the tree -----------------------------------------------------------------
 
-    def _find(self, root: Any) -> None:
+    def _find(self) -> None:
         seen: set[int] = set()
         most = _DEPTHS * sys.getrecursionlimit()
-        todo: list[tuple[Any, _Link | None]] = [(root, None)]
+        todo = self._todo
         while todo:
             value, link = todo.pop()
             kind = type(value)
@@ -201,9 +205,9 @@ class Survey:
             seen.add(id(value))
             self._alive.append(value)
             if kind is dict:
-                self._add_pairs(value.keys(), value.values(), link, todo)
+                self._add_pairs(value.keys(), value.values(), link)
             elif kind is list or kind is tuple:
-                self._add_pairs(range(len(value)), value, link, todo)
+                self._add_pairs(range(len(value)), value, link)
             elif kind is TypedArray:
                 if isinstance(value.array, np.ndarray) and value.torch_dtype in DTYPES:
                     self._special[id(value.array), value.torch_dtype] = (
@@ -211,17 +215,17 @@ class Survey:
                     )  # fmt: skip
                     self._links[id(value.array)] = link
             elif kind is Parameter:
-                self._add_part(value.data, link, todo)
+                self._add_part(value.data, link)
                 todo.append((value.state, link))
             elif issubclass(kind, OtherTensor):
                 for part in _parts_of_other(value):
-                    self._add_part(part, link, todo)
+                    self._add_part(part, link)
             elif kind is LazyTensor:
                 self._lazy.append(value)
             elif issubclass(kind, (BareStorage, LazyTensor, EarlyTensor)):
                 pass
             elif kind is Storage:
-                self._add_part(value.data, link, todo)
+                self._add_part(value.data, link)
             elif kind is ForeignObject:
                 self.numpy_modules.add(module_among([(value.module, value.name)]))
                 parts = (value.items, value.state, value.kwargs, value.args, value.callee)
@@ -229,7 +233,7 @@ class Survey:
             elif kind is set or kind is frozenset:
                 todo += [(item, link) for item in value]
             else:
-                if link is not None and link.depth > most:
+                if link.depth > most:
                     # An object that is made of new ones without end. The second pass says where.
                     self.is_too_deep = True
                     return
@@ -237,30 +241,22 @@ class Survey:
                 if found is None or found == "torch tensor":
                     reduction = self._try_reduce(value)
                     if isinstance(reduction, tuple):
-                        self._add_reduction(reduction, link, todo)
+                        self._add_reduction(reduction, link)
                 else:
                     self._add_array_like(value, found, link)
 
-    def _add_pairs(
-        self,
-        keys: Collection[Any],
-        values: Collection[Any],
-        link: _Link | None,
-        todo: list[tuple[Any, _Link | None]],
-    ) -> None:
+    def _add_pairs(self, keys: Collection[Any], values: Collection[Any], link: _Link) -> None:
         kinds = set(map(type, values))
-        if link is not None and link.depth > self._depth:
-            self._depth = link.depth
+        self._depth = max(self._depth, link.depth)
         is_sequence = type(keys) is range
         key_kinds: set[type] = {int} if is_sequence else set(map(type, keys))
         if not (is_sequence or key_kinds <= {str} or self._has_odd_keys):
             self._has_odd_keys = not _are_plain_keys(keys, key_kinds)
-        is_state_dict = link is None and kinds <= _TENSORS and key_kinds == {str}
+        is_state_dict = link.before is None and kinds <= _TENSORS and key_kinds == {str}
         if not (is_state_dict or kinds <= _WITHOUT_ARRAYS or self._has_odd_keys):
-            length = 0 if link is None else link.length
             self._names += len(keys)
             # A key is quoted in a place, and not in a name.
-            self._names_length += len(keys) * length + 2 * len(repr(list(keys)))
+            self._names_length += len(keys) * link.length + 2 * len(repr(list(keys)))
         if np.ndarray in kinds or Parameter in kinds:
             self._holders.append((keys, values, link))
         if kinds == _ARRAYS:
@@ -278,28 +274,26 @@ class Survey:
                     held.append(value)
                 elif kind not in _WITHOUT_ARRAYS:
                     found.append((value, _Link(link, key)))
-            todo += reversed(found)
+            self._todo += reversed(found)
         if not is_sequence and not key_kinds <= _WITHOUT_ARRAYS:
-            todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
+            self._todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
 
-    def _add_reduction(
-        self, reduction: tuple[Any, ...], link: _Link | None, todo: list[tuple[Any, _Link | None]]
-    ) -> None:
+    def _add_reduction(self, reduction: tuple[Any, ...], link: _Link) -> None:
         link = _Link(link, _NO_STEP)
         parts = list(reduction)
         pairs = parts[4] if len(parts) > 4 else None
         if pairs and {*map(type, pairs)} == {tuple} and {*map(len, pairs)} == {2}:
             del parts[4]
             keys, values = zip(*pairs, strict=True)
-            self._add_pairs(keys, values, link, todo)
-        todo += [(part, link) for part in reversed(parts)]
+            self._add_pairs(keys, values, link)
+        self._todo += [(part, link) for part in reversed(parts)]
 
-    def _add_part(self, part: Any, link: _Link | None, todo: list[Any]) -> None:
+    def _add_part(self, part: Any, link: _Link) -> None:
         if type(part) is np.ndarray:
             self._parts.append(part)
             self._links[id(part)] = link
         else:
-            todo.append((part, link))
+            self._todo.append((part, link))
 
     def _add_special(self, array: Array, link: _Link | None) -> None:
         try:
@@ -311,7 +305,7 @@ class Survey:
             self._links.setdefault(id(array), link)
         self._alive.append(array)
 
-    def _add_array_like(self, value: Any, kind: ArrayKind, link: _Link | None) -> None:
+    def _add_array_like(self, value: Any, kind: ArrayKind, link: _Link) -> None:
         try:
             if kind == "torch storage":
                 self.torch_storages.get(value)
