@@ -10,7 +10,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -39,7 +38,7 @@ from torchzip.tensors.memory import (
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
 from torchzip.tensors.reduce import StorageKeys
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import Bytes, TensorStorage
+from torchzip.tensors.storage import Bytes, MeasuredStorage, TensorStorage
 from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 
 
@@ -199,12 +198,7 @@ class IncrementalWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if os.getpid() != self._pid:
             return
         if error is not None and self._state == "saved":
@@ -237,7 +231,7 @@ class IncrementalWriter:
 
     def _store(self, storage: TensorStorage) -> EarlyStorage:
         """Write a storage now, under the next key."""
-        early = EarlyStorage(storage.torch_dtype, storage.nbytes, storage.location, 0, 0)
+        early = EarlyStorage(storage.torch_dtype, storage.nbytes, storage.location)
         writer = self._archive.writer
         with self._breaking():
             key = int(self._keys.key_of(early))
@@ -260,42 +254,35 @@ class IncrementalWriter:
             place = packed(array, torch_dtype)
             early = self._store(place.storage)
             self._memory.add_packed(array, torch_dtype, early)
-            return Placement(early, 0, place.stride)
-        (place,) = place_arrays([(array, torch_dtype)])
-        early = self._store(place.storage)
-        if early.nbytes:
-            self._memory.add(extent, early)
-        return Placement(early, place.storage_offset, place.stride)
+        else:
+            (place,) = place_arrays([(array, torch_dtype)])
+            early = self._store(place.storage)
+            if early.nbytes:
+                self._memory.add(extent, early)
+        return place._replace(storage=early)
 
     def _store_lazy(self, storage: TensorStorage) -> EarlyStorage:
-        if isinstance(storage, EarlyStorage):
-            return storage
+        known = self._storage_of(storage)
+        if isinstance(known, EarlyStorage):
+            return known
+        early = self._store(storage)
         if isinstance(storage, TorchStorage):
-            early = self._find_torch(storage)
-            if early is None:
-                early = self._store(storage)
-                self._memory.add_torch(storage, early)
-            return early
-        known = self._lazy.get(id(storage))
-        if known is None:
-            known = self._lazy[id(storage)] = (storage, self._store(storage))
-        return known[1]
+            self._memory.add_torch(storage, early)
+        else:
+            self._lazy[id(storage)] = (storage, early)
+        return early
 
     def _spec_of(self, spec: TensorSpec) -> TensorSpec:
         storage = self._storage_of(spec.storage)
         return spec if storage is spec.storage else spec.replace(storage=storage)
 
-    def _find_torch(self, storage: TorchStorage) -> EarlyStorage | None:
-        """Return where a storage of torch was stored, if it was and has not changed since."""
-        early = self._memory.find_torch(storage)
-        same = early is not None and self._is_stored(early, 0, storage.blocks(), storage.nbytes)
-        return early if same else None
-
     def _storage_of(self, storage: TensorStorage) -> TensorStorage:
+        """Return where a storage was stored, if it was and has not changed since; else itself."""
         if isinstance(storage, TorchStorage):
-            return self._find_torch(storage) or storage
-        known = self._lazy.get(id(storage))
-        return storage if known is None else known[1]
+            early = self._memory.find_torch(storage)
+            same = early is not None and self._is_stored(early, 0, storage.blocks(), storage.nbytes)
+            return early if early is not None and same else storage
+        return self._lazy.get(id(storage), (storage, storage))[1]
 
     def _place(
         self, arrays: list[tuple[Array, str]], path_of: Callable[[int], str]
@@ -358,17 +345,12 @@ class IncrementalWriter:
         return True
 
 
-class _ChunkStorage(TensorStorage):
-    """Bytes that come in order from an iterator."""
+class _ChunkStorage(MeasuredStorage):
+    """Bytes that come once and in order, from an iterator."""
 
     def __init__(self, torch_dtype: str, nbytes: int, blocks: Iterator[Bytes]) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = "cpu"
+        super().__init__(torch_dtype, nbytes, "cpu")
         self._blocks = blocks
-
-    def read_into(self, start: int, out: Bytes) -> None:
-        raise RuntimeError("chunks come once, in order")
 
     def blocks(self, nbytes: int = 0) -> Iterator[Bytes]:
         return self._blocks

@@ -207,7 +207,6 @@ class Checkpoint(Mapping[str, Any]):
 
         The bounds of all tensors were checked before. What passes here, `load` reads.
 
-
         ``progress`` is called with the bytes read so far and those in all, as far as is known.
 
         Raises
@@ -230,8 +229,7 @@ class Checkpoint(Mapping[str, Any]):
         with ErrorPlace(path=self.path):
             for tensor in self._other_tensors:
                 tensor.check_values(checked)
-        notes = self.container.notes
-        return VerifyReport(records, nbytes, len(self), tuple(without), notes)
+        return VerifyReport(records, nbytes, len(self), tuple(without), self.container.notes)
 
     def _stored_nbytes(self) -> int:
         leaves = self._names.names.values()

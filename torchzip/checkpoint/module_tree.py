@@ -11,8 +11,6 @@ from torchzip.formats.base import collector_paused
 #: Levels of a tree. What lies deeper has the rest of its name in one step, as a name of nothing but
 #: dots may be as long as a file.
 _MOST_LEVELS = 64
-#: Tensors from which on Python's collector of cycles waits.
-_PAUSE_FROM = 10_000
 #: Modules that are alike and follow one another are two groups from this many on.
 _ALIKE_FROM = 3
 
@@ -61,6 +59,7 @@ class Module:
                 stack.pop()
 
 
+@collector_paused(True)
 def module_tree(outline: Outline, rows: Iterable[TensorRow] | None = None) -> Module:
     """Return the root of the tree of an outline's tensors, or of some of them.
 
@@ -73,14 +72,9 @@ def module_tree(outline: Outline, rows: Iterable[TensorRow] | None = None) -> Mo
     >>> [(depth, m.path, m.tensors, m.numel, m.nbytes) for depth, m in tree.walk()]
     [(1, 'fc', 2, 8, 64), (2, 'fc.weight', 1, 6, 48), (2, 'fc.bias', 1, 2, 16)]
     """
-    with collector_paused(len(outline.tensors) >= _PAUSE_FROM):
-        return _tree(outline, outline.tensors if rows is None else rows)
-
-
-def _tree(outline: Outline, rows: Iterable[TensorRow]) -> Module:
     root = Module("")
     stored: set[int] = set()
-    for row in rows:
+    for row in outline.tensors if rows is None else rows:
         stored_nbytes = 0
         for number in row.storages:
             if number not in stored:

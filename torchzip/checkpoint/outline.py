@@ -26,9 +26,6 @@ from torchzip.tensors.specs import span_of
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Size
 
-#: Tensors from which on Python's collector of cycles waits: nothing that is made here has one.
-_PAUSE_FROM = 10_000
-
 
 class Outlined(Protocol):
     """What `outline` asks of a `Checkpoint`, which imports this module for notebooks."""
@@ -39,8 +36,6 @@ class Outlined(Protocol):
     limits: Limits
     metadata: dict[str, str]
     constants: tuple[Any, ...]
-
-    def __len__(self) -> int: ...
 
     def items(self) -> Collection[tuple[str, Any]]: ...
 
@@ -185,6 +180,7 @@ class Outline:
         return f"{self.format}, {count}{inside}, {nbytes_text(self.stored_nbytes)} stored"
 
 
+@collector_paused(True)  # nothing that is made here has a cycle
 def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
     """Return what is in a checkpoint. No tensor is read.
 
@@ -210,11 +206,6 @@ def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
     >>> found.values
     (ValueRow(path='step', type='int', value='7'),)
     """
-    with collector_paused(len(checkpoint) >= _PAUSE_FROM):
-        return _outline(checkpoint, plain)
-
-
-def _outline(checkpoint: Outlined, plain: bool) -> Outline:
     rows = _Rows()
     tensors = [rows.row(name, tensor) for name, tensor in checkpoint.items()]
     by_dtype: dict[str, list[int]] = {}

@@ -200,8 +200,6 @@ def is_container(value: Any) -> bool:
     if isinstance(value, Parameter):
         return True
     if isinstance(value, list | tuple):
-        if SCALARS.issuperset(map(type, value)):
-            return False
         return not all(isinstance(item, _SCALARS) for item in value)
     if isinstance(value, set | frozenset | np.ndarray):  # a value, but for tensors in it
         return any(map(is_tensor, (child for _, _, child in inner(value))))

@@ -53,16 +53,15 @@ def describe_globals(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def globals_as_text(names: list[dict[str, Any]], place: str) -> str:
-    rows = [["name", "torchzip", "torch.load"]]
-    for row in names:
-        rows.append(
-            [
-                printable(f"{row['module']}.{row['name']}"),
-                "foreign" if row["foreign"] else "known",
-                "accepts" if row["torch_safe"] else "refuses",
-            ]
+    rows = [
+        (
+            printable(f"{row['module']}.{row['name']}"),
+            "foreign" if row["foreign"] else "known",
+            "accepts" if row["torch_safe"] else "refuses",
         )
-    lines = table(rows) if names else []
+        for row in names
+    ]
+    lines = table([("name", "torchzip", "torch.load"), *rows]) if names else []
     foreign = sum(row["foreign"] for row in names)
     refused = sum(not row["torch_safe"] for row in names)
     count = count_text(len(names), "name")
