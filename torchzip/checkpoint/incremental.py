@@ -358,10 +358,8 @@ class _ChunkStorage(MeasuredStorage):
 
 def _parse_dtype(dtype: Any) -> str:
     if isinstance(dtype, str):
-        try:
+        with contextlib.suppress(ValueError):
             return parse_torch_dtype(dtype)
-        except ValueError:
-            pass
     # None would be float64 for numpy.
     name = None if dtype is None else torch_dtype_of(np.dtype(dtype))
     if name is None:

@@ -112,8 +112,8 @@ class Checkpoint(Mapping[str, Any]):
             )
             constants = contents.read_constants() if contents.read_constants is not None else None
             if constants is not None:
-                contents.globals = _merged(contents.globals, constants.globals)
-                contents.foreign = _merged(contents.foreign, constants.foreign)
+                contents.globals = list(dict.fromkeys([*contents.globals, *constants.globals]))
+                contents.foreign = list(dict.fromkeys([*contents.foreign, *constants.foreign]))
             if foreign == "raise":
                 refuse_foreign(container, contents, limits)
                 for value in (contents.root, constants and constants.root):
@@ -157,7 +157,7 @@ class Checkpoint(Mapping[str, Any]):
         """Return the LazyTensor of a name, or the tensor of another kind."""
         table = self._names
         leaf = table.names.get(name)
-        if type(leaf) is LazyTensor and not table.has_conflicts:
+        if type(leaf) is LazyTensor and not table.conflicts:
             return leaf
         if leaf is None and name in table.subclassed:
             raise UnsupportedError(
@@ -286,7 +286,7 @@ class _Items(ItemsView[str, Any]):
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         table = self._mapping._names
-        if table.has_conflicts:
+        if table.conflicts:
             return super().__iter__()
         return ((name, data_of(leaf)) for name, leaf in table.names.items())
 
@@ -298,10 +298,6 @@ def checkpoint_of(container: Container, limits: Limits) -> Checkpoint:
     return made
 
 
-def _merged(names: list[Name], more: list[Name]) -> list[Name]:
-    return list(dict.fromkeys([*names, *more]))
-
-
 def named_tensors(
     root: Any, limits: Limits, pickle_nbytes: int = 0, parts_of: PartsOf | None = None
 ) -> NameTable:
@@ -311,14 +307,13 @@ def named_tensors(
     array itself is in ``arrays``.
     """
     table = NameTable(root, is_weight, limits, pickle_nbytes, parts_of)
-    if any(issubclass(kind, np.ndarray) for kind in set(map(type, table.names.values()))):
-        made: dict[int, LazyTensor | None] = {}
-        for name, leaf in table.names.items():
-            if isinstance(leaf, np.ndarray):
-                table.arrays[name] = leaf
-                if id(leaf) not in made:
-                    made[id(leaf)] = tensor_of(leaf)
-                table.names[name] = made[id(leaf)]
+    made: dict[int, LazyTensor | None] = {}
+    for name, leaf in table.names.items():
+        if isinstance(leaf, np.ndarray):
+            table.arrays[name] = leaf
+            if id(leaf) not in made:
+                made[id(leaf)] = tensor_of(leaf)
+            table.names[name] = made[id(leaf)]
     return table
 
 

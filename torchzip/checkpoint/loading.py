@@ -75,8 +75,7 @@ class EagerFactory(SpecFactory):
     ) -> TensorStorage:
         origin = self._open(key, torch_dtype, nbytes, location)
         self._nbytes += nbytes
-        span = None if self._map_file is None else origin.span()
-        if self._map_file is not None and span is not None:
+        if self._map_file is not None and (span := origin.span()) is not None:
             file, place = file_place(*span)
             assert isinstance(file, FileSource | PooledSource)
             view = self._map_file(file.path, file.identity).view(place, nbytes)

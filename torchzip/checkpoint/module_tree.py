@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from torchzip.checkpoint.outline import Outline, TensorRow
 from torchzip.formats.base import collector_paused
@@ -119,21 +120,20 @@ class Groups:
 
     def groups(self, module: Module) -> Iterator[list[Module]]:
         """Yield the children of a module in their order, one or more at a time."""
-        run: list[Module] = []
-        for child in self._order(module.children.values()):
-            if run and not self._follows(run[-1], child):
-                yield from _folded(run)
-                run = []
-            run.append(child)
-        yield from _folded(run)
 
-    def _follows(self, one: Module, other: Module) -> bool:
-        form = self._forms.get(id(one))
-        return (
-            form is not None
-            and form == self._forms.get(id(other))
-            and _number(other) == _number(one) + 1
-        )
+        def run_of(place: tuple[int, Module]) -> object:
+            # Equal for numbers that go up by one, as their places do.
+            form, number = self._forms.get(id(place[1])), _number(place[1])
+            return place[0] if form is None or number is None else (form, number - place[0])
+
+        children = enumerate(self._order(module.children.values()))
+        for _, places in groupby(children, run_of):
+            run = [child for _, child in places]
+            if len(run) < _ALIKE_FROM:
+                yield from ([child] for child in run)
+            else:
+                yield run[:1]
+                yield run[1:]
 
 
 def joined(module: Module) -> tuple[list[str], Module]:
@@ -145,19 +145,11 @@ def joined(module: Module) -> tuple[list[str], Module]:
     return names, module
 
 
-def _folded(run: list[Module]) -> Iterator[list[Module]]:
-    if len(run) < _ALIKE_FROM:
-        yield from ([module] for module in run)
-    else:
-        yield run[:1]
-        yield run[1:]
-
-
-def _number(module: Module) -> int:
-    """Return the number that a module is called, or one that no other follows."""
+def _number(module: Module) -> int | None:
+    """Return the number that a module is called."""
     name = module.name
     is_number = name.isascii() and name.isdecimal() and len(name) < 10
-    return int(name) if is_number and str(int(name)) == name else -2
+    return int(name) if is_number and str(int(name)) == name else None
 
 
 def _forms(root: Module) -> dict[int, int]:

@@ -41,11 +41,10 @@ def module_parts(value: ForeignObject) -> list[Child] | None:
         return list(children_at(".state[0]", state[0]))
     if type(state) is not dict:
         return None
-    parameters, buffers, modules = map(state.get, ("_parameters", "_buffers", "_modules"))
-    if not (
-        isinstance(parameters, dict) and isinstance(buffers, dict) and isinstance(modules, dict)
-    ):
+    members: list[Any] = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    if not all(isinstance(held, dict) for held in members):
         return None
+    parameters, buffers, modules = members
     skipped = state.get("_non_persistent_buffers_set")
     if isinstance(skipped, set | frozenset):
         buffers = {name: held for name, held in buffers.items() if name not in skipped}
@@ -71,7 +70,8 @@ def _is_packed(value: Any) -> bool:
 class NameTable:
     """``names`` maps each flat name to its leaf, in the order of the tree.
 
-    ``arrays`` is for those of them that stand for something else in the object.
+    ``arrays`` is for those of them that stand for something else in the object, and ``conflicts``
+    has the names that `check` refuses.
     ``subclassed`` are the tensors that stay ForeignObjects; what is inside them has names too.
     """
 
@@ -90,7 +90,7 @@ class NameTable:
         characters = max(limits.names_nbytes, pickle_nbytes)
         self._ways: Walk[tuple[str, str]] = Walk(limits, 1, characters)
         self._places: dict[str, str] = {}
-        self._conflicts: dict[str, str] = {}
+        self.conflicts: dict[str, str] = {}
         self.names: dict[str, Any] = {}
         self.arrays: dict[str, Any] = {}
         self.subclassed: dict[str, ForeignObject] = {}
@@ -111,17 +111,12 @@ class NameTable:
         if id(root) in leading:
             self._walk(root, leading, shared)
 
-    @property
-    def has_conflicts(self) -> bool:
-        """Whether there is a name that `check` refuses."""
-        return bool(self._conflicts)
-
     def check(self, name: str) -> None:
         """Raise FormatError if two tensors have this name."""
-        if name in self._conflicts:
+        if name in self.conflicts:
             raise FormatError(
                 f"two tensors are called {name!r}: root{self._places[name]} and "
-                f"root{self._conflicts[name]}; take them from the checkpoint's root"
+                f"root{self.conflicts[name]}; take them from the checkpoint's root"
             )
 
     def _children(self, value: Any) -> Iterable[Child]:
@@ -172,7 +167,7 @@ class NameTable:
         table = self.subclassed if isinstance(leaf, ForeignObject) else self.names
         known = table.setdefault(name, leaf)
         if known is not leaf:
-            self._conflicts.setdefault(name, place)
+            self.conflicts.setdefault(name, place)
         else:
             self._places.setdefault(name, place)
         if len(table) > self._bound:

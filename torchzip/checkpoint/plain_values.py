@@ -94,10 +94,7 @@ def what_is_beside(
 
     def see(name: str, value: Any) -> bool:
         """Note a value; return whether there is something below it."""
-        if type(value) in SCALARS:
-            found.values.setdefault(name, value)
-            return False
-        if is_weight(value) and not is_tensor(value):
+        if type(value) in SCALARS or (is_weight(value) and not is_tensor(value)):
             if id(value) not in known:
                 found.values.setdefault(name, value)
             return False

@@ -105,9 +105,8 @@ class Structure:
         self._writer = writer
         self._survey = Survey(root, place, self._spec_of, in_bulk=in_bulk)
         remembered = self._survey.numpy_modules - {None}
-        self._numpy_module = numpy_module
-        if numpy_module is None and len(remembered) == 1:
-            (self._numpy_module,) = remembered
+        only = remembered.pop() if len(remembered) == 1 else None
+        self._numpy_module = numpy_module or only
         self._rows = ArrayRows(keys, self._dense, self._survey.forms, self._survey.storages)
         self._write_array = self._once(self._write_plain)
         write_tensor = self._once(self._write_tensor)

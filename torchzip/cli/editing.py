@@ -110,18 +110,10 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_text(found: Edited, dry_run: bool = False) -> str:
-    lines = _some("renamed", [f"{old} -> {new}" for old, new in found.renamed])
-    lines += _some("dropped", found.dropped)
-    lines += _some("set", found.set)
-    done = [
-        f"{count:,} {what}"
-        for count, what in (
-            (len(found.renamed), "renamed"),
-            (len(found.dropped), "dropped"),
-            (len(found.set), "set"),
-        )
-        if count
-    ]
+    renamed = [f"{old} -> {new}" for old, new in found.renamed]
+    changed = {"renamed": renamed, "dropped": found.dropped, "set": found.set}
+    lines = [line for what, names in changed.items() for line in _some(what, names)]
+    done = [f"{len(names):,} {what}" for what, names in changed.items() if names]
     if found.requires_grad:
         done.append(f"requires_grad of {count_text(found.requires_grad, 'tensor')}")
     if found.device:

@@ -107,13 +107,14 @@ class Descriptor:
         number = self._number
         if number < 0:
             self.__exit__()
-            raise self._closed()
+            raise ValueError(f"{self._name}: the checkpoint is closed")
         return number
 
     def __exit__(self, *exc: object) -> None:
         self._users.pop()
         if self._number < 0:
-            self._close_for_another()
+            with contextlib.suppress(OSError):  # the file was only read: nothing is lost
+                self._close_unused()
 
     def preadv(self, out: memoryview, offset: int) -> int:
         """Read into ``out`` what one call gives; return how many bytes."""
@@ -123,13 +124,6 @@ class Descriptor:
             data = os.pread(number, len(out), offset)  # macOS
         out[: len(data)] = data
         return len(data)
-
-    def _closed(self) -> ValueError:
-        return ValueError(f"{self._name}: the checkpoint is closed")
-
-    def _close_for_another(self) -> None:
-        with contextlib.suppress(OSError):  # the file was only read: nothing is lost
-            self._close_unused()
 
     def close(self) -> None:
         """Hand out the number no longer; close the file unless it is in use."""
