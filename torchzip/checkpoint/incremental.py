@@ -218,8 +218,6 @@ class IncrementalWriter:
         finally:  # a warning can be an error
             self.close()
 
-    # -- storages ----------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def _breaking(self) -> Iterator[None]:
         """While it is entered, an exception leaves the archive incomplete for good."""

@@ -350,9 +350,6 @@ class Walk(Generic[_Frame]):
                 self._left += length  # what led here is not kept
 
 
-# -- objects of classes that are not known ---------------------------------------------------------
-
-
 def foreign_tensor(value: Any) -> ForeignObject | None:
     """Return the tensor that stays a ForeignObject, if a value is one or a Parameter of one."""
     if isinstance(value, Parameter):

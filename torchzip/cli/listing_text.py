@@ -22,9 +22,6 @@ _HEAD = ("name", "dtype", "shape", "size")
 _SIZE = 3
 
 
-# -- tensors ---------------------------------------------------------------------------------------
-
-
 class _Cells:
     """The cells of a tensor. Shapes and sizes that many tensors share are made once."""
 
@@ -89,9 +86,6 @@ def _table(rows: list[list[str]], screen: Screen) -> list[str]:
     return table(fitted(rows, (len(rows[0]) - 1, 0), screen.width), right=(_SIZE,))
 
 
-# -- the tree --------------------------------------------------------------------------------------
-
-
 def tree_lines(
     outline: Outline, screen: Screen, *, depth: int | None, sort: str | None, fold: bool, long: bool
 ) -> Iterator[str]:
@@ -143,9 +137,6 @@ def _tree_rows(
                 break
         else:
             stack.pop()
-
-
-# -- values and totals -----------------------------------------------------------------------------
 
 
 def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[str]:

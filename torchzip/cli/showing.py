@@ -155,9 +155,6 @@ def _other_lines(tensor: OtherTensor, title: str, arguments: argparse.Namespace)
     return lines
 
 
-# -- statistics ----------------------------------------------------------------------------------
-
-
 def _stats_json(tensor: LazyTensor, made: Statistics) -> str:
     values = {"torch_dtype": tensor.torch_dtype, "shape": tensor.shape, **dataclasses.asdict(made)}
     return json.dumps(values, indent=2)
