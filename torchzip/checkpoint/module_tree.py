@@ -47,17 +47,11 @@ class Module:
             module = module.parent
         return ".".join(reversed(steps))
 
-    def walk(self) -> Iterator[tuple[int, Module]]:
+    def walk(self, depth: int = 1) -> Iterator[tuple[int, Module]]:
         """Yield all levels below and their depth, parents first, in the order of the file."""
-        stack = [iter(self.children.values())]
-        while stack:
-            for module in stack[-1]:
-                yield len(stack), module
-                if module.children:
-                    stack.append(iter(module.children.values()))
-                    break
-            else:
-                stack.pop()
+        for module in self.children.values():
+            yield depth, module
+            yield from module.walk(depth + 1)
 
 
 @collector_paused(True)

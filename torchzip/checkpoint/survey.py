@@ -239,9 +239,7 @@ class Survey:
                     return
                 found = array_kind(kind)
                 if found is None or found == "torch tensor":
-                    reduction = self._try_reduce(value)
-                    if isinstance(reduction, tuple):
-                        self._add_reduction(reduction, link)
+                    self._take_apart(value, link)
                 else:
                     self._add_array_like(value, found, link)
 
@@ -278,7 +276,17 @@ class Survey:
         if not is_sequence and not key_kinds <= _WITHOUT_ARRAYS:
             self._todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
 
-    def _add_reduction(self, reduction: tuple[Any, ...], link: _Link) -> None:
+    def _take_apart(self, value: Any, link: _Link) -> None:
+        """Take an object apart for the first pass, and keep the parts for the second."""
+        try:
+            reduction = reduce_for_good(value)
+        except Exception:
+            return  # tried again by the second pass, which says where the value is
+        self.reductions[id(value)] = (value, reduction)
+        if issubclass(type(value), np.ndarray | np.generic):
+            self.numpy_modules.add(module_of(value))
+        if not isinstance(reduction, tuple):
+            return
         link = _Link(link, _NO_STEP)
         parts = list(reduction)
         pairs = parts[4] if len(parts) > 4 else None
@@ -314,18 +322,6 @@ class Survey:
                 self._add_special(self.arrays_of[id(value)], link)
         except Exception:
             pass  # tried again by the second pass, which says where it is
-
-    def _try_reduce(self, value: Any) -> Reduction | None:
-        """Take an object apart for the first pass, and keep the parts for the second."""
-        try:
-            reduction = reduce_for_good(value)
-        except Exception:
-            # Tried again by the second pass, which says where the value is.
-            return None
-        self.reductions[id(value)] = (value, reduction)
-        if issubclass(type(value), np.ndarray | np.generic):
-            self.numpy_modules.add(module_of(value))
-        return reduction
 
     def _paths(self) -> dict[int, str]:
         """Return what messages call arrays, by identity."""

@@ -111,32 +111,27 @@ def tree_lines(
 
 
 def _tree_rows(
-    tree: Groups, root: Module, cells: _Cells, depth: int | None
+    tree: Groups, above: Module, cells: _Cells, depth: int | None, level: int = 1
 ) -> Iterator[tuple[bool, list[str]]]:
-    """Yield the rows of a table, and whether each has the sums of a module."""
-    stack = [tree.groups(root)]
-    while stack:
-        for alike in stack[-1]:
-            first, last = alike[0], alike[-1]
-            indent = "  " * (len(stack) - 1)
-            if first is not last:
-                mark = f"{len(alike)} like {int(first.name) - 1}, {nbytes_text(first.nbytes)} each"
-                yield False, cells.sums(f"{indent}{first.name} … {last.name}", alike, mark)
-                continue
-            names, module = joined(first)
-            name = indent + (printable(".".join(names)) or '""')
-            is_shown = depth is None or len(stack) < depth
-            if module.row is not None:
-                yield False, cells.of(name, module.row)
-                name += ".…"  # the totals below, where that level is not shown
-            if module.children and (module.row is None or not is_shown):
-                below = [module] if module.row is None else list(module.children.values())
-                yield True, cells.sums(name, below)
-            if module.children and is_shown:
-                stack.append(tree.groups(module))
-                break
-        else:
-            stack.pop()
+    """Yield the rows below a module, and whether each has the sums of one."""
+    indent = "  " * (level - 1)
+    is_shown = depth is None or level < depth
+    for first, *more in tree.groups(above):
+        if more:
+            alike = [first, *more]
+            mark = f"{len(alike)} like {int(first.name) - 1}, {nbytes_text(first.nbytes)} each"
+            yield False, cells.sums(f"{indent}{first.name} … {more[-1].name}", alike, mark)
+            continue
+        names, module = joined(first)
+        name = indent + (printable(".".join(names)) or '""')
+        if module.row is not None:
+            yield False, cells.of(name, module.row)
+            name += ".…"  # the totals below, where that level is not shown
+        if module.children and (module.row is None or not is_shown):
+            below = [module] if module.row is None else list(module.children.values())
+            yield True, cells.sums(name, below)
+        if module.children and is_shown:
+            yield from _tree_rows(tree, module, cells, depth, level + 1)
 
 
 def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[str]:
