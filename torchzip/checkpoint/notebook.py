@@ -119,7 +119,10 @@ def _row(name: str, row: TensorRow) -> str:
     """Return a row of a table; ``name`` is HTML."""
     mark = row.sharing_text or ("view" if row.is_view else "")
     kind, size = _text(row.kind_text), nbytes_text(row.nbytes)
-    cells = [name, kind, shape_text(row.shape), size, _text(mark)]
+    return _cells(name, kind, shape_text(row.shape), size, _text(mark))
+
+
+def _cells(*cells: str) -> str:
     return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
 
 
@@ -128,10 +131,7 @@ def _values(found: Outline) -> Iterator[str]:
     values += [(f"metadata {name}", repr(text[:200])) for name, text in found.metadata.items()]
     if not values:
         return
-    rows = [
-        f'<tr><td style="{_CELL}">{_text(name)}</td><td style="{_CELL}">{_text(value)}</td></tr>'
-        for name, value in values[:_MOST_VALUES]
-    ]
+    rows = [_cells(_text(name), _text(value)) for name, value in values[:_MOST_VALUES]]
     left = len(values) - _MOST_VALUES
     more = f'<div style="{_FAINT}">and {count_text(left, "more value")}</div>' if left > 0 else ""
     count = count_text(len(values), "other value")

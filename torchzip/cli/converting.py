@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torchzip
@@ -96,8 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(_planned_values(report) if is_dry else _values(report), indent=2))
     elif is_dry:
         print(_planned_text(report))
-    _say_tied(report.tied)
-    _say_lost(report.lost, report.refused)
+    _say_notes(report)
     if not is_dry:
         say(f"{report.target}: {_sums(report)}")
     return DONE
@@ -146,20 +145,17 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
     return [*cells, os.path.basename(row.file)] if with_file else cells
 
 
-def _say_tied(tied: Mapping[str, str]) -> None:
-    if tied:
-        lines = [f"{name} has its data under {holder}" for name, holder in tied.items()]
+def _say_notes(report: ConvertReport) -> None:
+    if report.tied:
+        lines = [f"{name} has its data under {holder}" for name, holder in report.tied.items()]
         say(f"tied: {_first(lines)}")
+    if report.lost:
+        say(f"not in the output: {_first(report.lost)}")
+    if report.refused:
+        reasons = sorted({reason for _, reason in report.refused})
+        say("torch.load needs weights_only=False for the output, because of " + ", ".join(reasons))
 
 
 def _first(lines: Sequence[str]) -> str:
     more = f"; and {len(lines) - 10:,} more" if len(lines) > 10 else ""
     return "; ".join(lines[:10]) + more
-
-
-def _say_lost(lost: Sequence[str], refused: Sequence[tuple[str, str]]) -> None:
-    if lost:
-        say(f"not in the output: {_first(lost)}")
-    if refused:
-        reasons = sorted({reason for _, reason in refused})
-        say("torch.load needs weights_only=False for the output, because of " + ", ".join(reasons))
