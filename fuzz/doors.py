@@ -87,7 +87,7 @@ def read_lazily(path: Path) -> None:
         with allowed():
             checkpoint.verify()
         with allowed():
-            assert all(map(repr, checkpoint.others.values()))
+            assert all(map(repr, checkpoint.subclassed.values()))
         for name in _names(checkpoint)[:_MOST_TENSORS]:
             with allowed():
                 _look_at(checkpoint[name])

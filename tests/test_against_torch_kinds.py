@@ -403,7 +403,7 @@ def test_read_and_write_again(torch: Any, name: str) -> None:
     data = torch_bytes(torch, tree)
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
         assert check_tree(torch, ckpt.root, tree) > 0
-        assert not ckpt.others
+        assert not ckpt.subclassed
         for tensor in ckpt.values():
             assert isinstance(tensor, tz.LazyTensor | OtherTensor)
         assert_same_bytes(saved(ckpt.root), data)
@@ -716,7 +716,7 @@ def test_two_tensor(torch: Any) -> None:
     data = torch_bytes(torch, tree)
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
         assert list(ckpt) == ["two.a", "two.b", "w"]
-        assert list(ckpt.others) == ["two"]
+        assert list(ckpt.subclassed) == ["two"]
         assert isinstance(ckpt.root["two"], tz.types.ForeignObject)
         assert ckpt["two.a"].numpy().tolist() == [0, 1, 2, 3]
         assert_same_bytes(saved(ckpt.root), data)
@@ -744,12 +744,12 @@ def test_distributed_tensor(torch: Any, tmp_path: Path) -> None:
         distributed.destroy_process_group()
     with tz.lazy_load(tmp_path / "a.pt") as ckpt:
         assert {"weight._local_tensor", "parameter._local_tensor", "w"} <= set(ckpt)
-        assert set(ckpt.others) == {"weight", "parameter"}
+        assert set(ckpt.subclassed) == {"weight", "parameter"}
         assert ckpt["weight._local_tensor"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
         # Its mesh names a device by torch's own constant, so the bytes are not the same again.
         with tz.lazy_load(io.BytesIO(saved(ckpt.root))) as again:
             assert list(again) == list(ckpt)
-            assert list(again.others) == list(ckpt.others)
+            assert list(again.subclassed) == list(ckpt.subclassed)
             for name in ckpt:
                 assert_same_array(again[name].numpy(), ckpt[name].numpy())
     tz.convert(tmp_path / "a.pt", tmp_path / "c.pt", dtype="float16")

@@ -38,10 +38,6 @@ _NUMPY_ROOMS = {"files", "container", "tensors", "formats", "checkpoint", "conve
 _OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}, "shtab": {"cli.completion"}}
 _ML_DTYPES_ROOMS = {"tensors"}
 
-#: What a module imports when one of its methods is called, though it lies above it: a
-#: notebook asks a checkpoint how it looks.
-_WHEN_CALLED = {("checkpoint.lazy", "torchzip.checkpoint.notebook")}
-
 _MODULES = sorted(_PACKAGE.rglob("*.py"))
 
 
@@ -52,14 +48,7 @@ def _name(path: Path) -> str:
 
 def _imports(path: Path) -> Iterator[str]:
     """Yield the full names of what a file imports, inside functions too."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node not in tree.body
-            and (_name(path), node.module) in _WHEN_CALLED
-        ):
-            continue
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

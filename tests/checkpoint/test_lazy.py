@@ -229,7 +229,7 @@ def test_tensors_of_other_kinds() -> None:
         assert list(checkpoint) == ["s", "w"]
         assert type(checkpoint["s"]) is tz.types.SparseTensor
         assert isinstance(checkpoint["s"].values, tz.LazyTensor)
-        assert not checkpoint.others
+        assert not checkpoint.subclassed
     subclass = b.call(
         "torch._tensor._rebuild_from_type_v2",
         b.name("torch._utils", "_rebuild_wrapper_subclass"),
@@ -241,8 +241,8 @@ def test_tensors_of_other_kinds() -> None:
     with tz.lazy_load(io.BytesIO(data)) as checkpoint:
         assert list(checkpoint) == ["w.inner"]
         assert checkpoint["w.inner"].numpy().tolist() == [1, 2, 3, 4]
-        assert list(checkpoint.others) == ["w"]
-        assert checkpoint.others["w"] is checkpoint.root["w"]
+        assert list(checkpoint.subclassed) == ["w"]
+        assert checkpoint.subclassed["w"] is checkpoint.root["w"]
         assert "w" not in checkpoint
         with pytest.raises(tz.UnsupportedError, match="only its own code can make") as caught:
             checkpoint["w"]
@@ -284,7 +284,7 @@ def test_checkpoint_survives_pickle(path: Path) -> None:
     with again:
         assert list(again) == list(checkpoint)
         assert again["layer.weight"].numpy().shape == (6, 10)
-        assert again._limits.nesting == 77
+        assert again.limits.nesting == 77
 
 
 def _in_memory(path: Path) -> Any:
@@ -504,7 +504,7 @@ def test_dropped_checkpoint_closes_its_file(path: Path) -> None:
     """Without a call of `close`, and without a look for cycles, which a program may forbid."""
     checkpoint: Any = tz.lazy_load(path)
     tensor = checkpoint["layer.weight"]
-    container = weakref.ref(checkpoint._container)
+    container = weakref.ref(checkpoint.container)
     gc.disable()
     try:
         del checkpoint

@@ -143,17 +143,17 @@ def test_others_are_listed_apart() -> None:
     wrapper = ForeignObject(*rebuild, (function, ForeignObject("m", "W"), (), {"inner": A}))
     found = table({"s": wrapper, "d": C, "l": [wrapper]})
     assert list(found.names) == ["s.inner", "d", "l.0.inner"]
-    assert found.others == {"s": wrapper, "l.0": wrapper}
-    assert table(wrapper).others == {"": wrapper}
+    assert found.subclassed == {"s": wrapper, "l.0": wrapper}
+    assert table(wrapper).subclassed == {"": wrapper}
     assert list(table(wrapper).names) == ["inner"]
     assert list(table({"p": Parameter(wrapper)}).names) == ["p.inner"]
-    assert table({"p": Parameter(wrapper)}).others == {"p": wrapper}
+    assert table({"p": Parameter(wrapper)}).subclassed == {"p": wrapper}
     slots = ForeignObject(*rebuild, (function, ForeignObject("m", "W"), (B,), ({"x": A}, {"y": C})))
     assert list(table({"s": slots}).names) == ["s.x", "s.y", "s.args.0"]
     empty = ForeignObject(*rebuild, (function, ForeignObject("m", "W"), (), None))
-    assert list(table({"e": empty, "d": [C]}).others) == ["e"]
+    assert list(table({"e": empty, "d": [C]}).subclassed) == ["e"]
     plain = ForeignObject(*rebuild)  # the bare name
-    assert not table({"s": plain, "d": C}).others
+    assert not table({"s": plain, "d": C}).subclassed
 
 
 @pytest.mark.long

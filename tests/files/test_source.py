@@ -502,7 +502,7 @@ def test_pickle_of_a_file_object() -> None:
 
 
 @pytest.mark.parametrize(
-    "last", ["", "module.os = None", "os.close(source._file._number)", "del source._file"]
+    "last", ["", "module.os = None", "os.close(source.descriptor._number)", "del source.descriptor"]
 )
 def test_quiet_at_the_end(path: Path, last: str) -> None:
     """One that is open when the interpreter ends says nothing, whatever is gone by then."""

@@ -253,7 +253,7 @@ def test_records_that_nobody_declares(tmp_path: Path, kind: str, protocol: int) 
     root = "archive/" if kind == "zip" else "a/"
     more = {"extra/x": stray, "extra/readme.txt": b"I have (some) text.", "data/99": stray}
     with tz.lazy_load(path) as ckpt:
-        archive = ckpt._container.archive  # type: ignore[attr-defined]
+        archive = ckpt.container.archive  # type: ignore[attr-defined]
         records = {name: archive.read(name) for name in archive}
     path.write_bytes(b.zip_of(records | more, root=root))
     notes = verify(path).notes

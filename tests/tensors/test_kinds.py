@@ -773,7 +773,7 @@ def test_device_tensors(function: str, dtype: str, tmp_path: Path) -> None:
     for target in ("o.safetensors", "o.pt"):
         assert tz.convert(path, tmp_path / target).tensors == 2
         with tz.lazy_load(tmp_path / target, foreign="raise") as ckpt:
-            assert list(ckpt.others) == []
+            assert list(ckpt.subclassed) == []
             assert ckpt["fc.weight"].torch_dtype == dtype
             assert ckpt["fc.weight"].numpy().tobytes() == values.tobytes()
             storage = ckpt["fc.weight"].spec.storage

@@ -41,16 +41,12 @@ def _parts(value: Any) -> Iterator[Child]:
     if isinstance(value, ForeignObject):
         return  # enough has been seen
     for name, step, part in holders(value):
-        if name != _RANGES or not _is_ranges(part):
+        if name != _RANGES or type(part) is not set or not all(map(_is_range, part)):
             yield name, step, part
     if isinstance(value, LazyTensor | OtherTensor):
         subclass = value.spec.subclass if isinstance(value, LazyTensor) else value.subclass
         if subclass is not None and subclass.how != "name":
             yield "class", "", subclass
-
-
-def _is_ranges(value: Any) -> bool:
-    return type(value) is set and all(map(_is_range, value))
 
 
 def _is_range(value: Any) -> bool:

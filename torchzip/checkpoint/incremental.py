@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -38,7 +38,7 @@ from torchzip.tensors.memory import (
 from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
 from torchzip.tensors.reduce import StorageKeys
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import Bytes, TensorStorage
+from torchzip.tensors.storage import Bytes, MeasuredStorage, TensorStorage
 from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 
 
@@ -51,16 +51,18 @@ class IncrementalWriter:
         self._keys = StorageKeys()
         self._memory = StoredMemory()
         self._lazy: dict[int, tuple[TensorStorage, EarlyStorage]] = {}
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         self._pid = os.getpid()
         self._state = "open"
 
-    @property
-    def _lock(self) -> threading.RLock:
-        """What threads take turns by; a forked child may not: its holder may be missing there."""
-        if os.getpid() != self._pid:
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Let threads take turns; raise ValueError where nothing can be written."""
+        if os.getpid() != self._pid:  # in a forked child the holder of the lock may be missing
             raise ValueError("the writer belongs to the process that opened it")
-        return self._turn
+        with self._lock:
+            self._check()
+            yield
 
     def _check(self) -> None:
         if self._state != "open":
@@ -83,8 +85,7 @@ class IncrementalWriter:
         LazyTensors, TypedArrays, torch tensors, and Parameters of these; of a sparse, quantized or
         nested tensor the parts are stored. Of a torch tensor, the whole storage is.
         """
-        with self._lock:
-            self._check()
+        with self._at_work():
             if isinstance(array, Parameter):
                 return Parameter(self.store_early(array.data), array.requires_grad, array.state)
             if isinstance(array, EarlyTensor):
@@ -133,8 +134,7 @@ class IncrementalWriter:
             If a block has another dtype, or all together do not have the number of elements of
             ``shape``. The file cannot be completed then.
         """
-        with self._lock:
-            self._check()
+        with self._at_work():
             sizes = tuple(map(operator.index, shape))
             if any(not 0 <= size <= sys.maxsize for size in sizes):
                 raise ValueError(f"a shape of {sizes}")
@@ -144,19 +144,17 @@ class IncrementalWriter:
                 )
             chunks = iter(chunks)  # what cannot be gone over is refused before a byte is written
             torch_dtype = _parse_dtype(dtype)
-            expected = numpy_dtype(torch_dtype)
-            spec = TensorSpec(torch_dtype, sizes, contiguous_stride(sizes), 0, _NO_STORAGE)
-            nbytes = spec.numel * expected.itemsize
+            nbytes = math.prod(sizes) * DTYPES[torch_dtype].itemsize
             if nbytes > sys.maxsize:
                 raise ValueError(f"a shape of {sizes}, which no file can hold")
-            storage = _ChunkStorage(torch_dtype, nbytes, _checked_chunks(chunks, expected, spec))
-            early = self._store(storage)
-            return EarlyTensor(spec.replace(storage=early), self)
+            blocks = _checked_chunks(chunks, torch_dtype, sizes)
+            early = self._store(_ChunkStorage(torch_dtype, nbytes, blocks))
+            spec = TensorSpec(torch_dtype, sizes, contiguous_stride(sizes), 0, early)
+            return EarlyTensor(spec, self)
 
     def save(self, obj: Any) -> None:
         """Write what is not stored yet, and the structure. Once, and last."""
-        with self._lock:
-            self._check()
+        with self._at_work():
             already = len(self._keys.order)
             keys = self._keys.copy()  # an object that cannot be saved leaves no trace
             self._state = "saving"  # for what an object's own ``__reduce__`` may do
@@ -200,12 +198,7 @@ class IncrementalWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if os.getpid() != self._pid:
             return
         if error is not None and self._state == "saved":
@@ -225,8 +218,6 @@ class IncrementalWriter:
         finally:  # a warning can be an error
             self.close()
 
-    # -- storages ----------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def _breaking(self) -> Iterator[None]:
         """While it is entered, an exception leaves the archive incomplete for good."""
@@ -238,7 +229,7 @@ class IncrementalWriter:
 
     def _store(self, storage: TensorStorage) -> EarlyStorage:
         """Write a storage now, under the next key."""
-        early = EarlyStorage(storage.torch_dtype, storage.nbytes, storage.location, 0, 0)
+        early = EarlyStorage(storage.torch_dtype, storage.nbytes, storage.location)
         writer = self._archive.writer
         with self._breaking():
             key = int(self._keys.key_of(early))
@@ -261,42 +252,35 @@ class IncrementalWriter:
             place = packed(array, torch_dtype)
             early = self._store(place.storage)
             self._memory.add_packed(array, torch_dtype, early)
-            return Placement(early, 0, place.stride)
-        (place,) = place_arrays([(array, torch_dtype)])
-        early = self._store(place.storage)
-        if early.nbytes:
-            self._memory.add(extent, early)
-        return Placement(early, place.storage_offset, place.stride)
+        else:
+            (place,) = place_arrays([(array, torch_dtype)])
+            early = self._store(place.storage)
+            if early.nbytes:
+                self._memory.add(extent, early)
+        return place._replace(storage=early)
 
     def _store_lazy(self, storage: TensorStorage) -> EarlyStorage:
-        if isinstance(storage, EarlyStorage):
-            return storage
+        known = self._storage_of(storage)
+        if isinstance(known, EarlyStorage):
+            return known
+        early = self._store(storage)
         if isinstance(storage, TorchStorage):
-            early = self._find_torch(storage)
-            if early is None:
-                early = self._store(storage)
-                self._memory.add_torch(storage, early)
-            return early
-        known = self._lazy.get(id(storage))
-        if known is None:
-            known = self._lazy[id(storage)] = (storage, self._store(storage))
-        return known[1]
+            self._memory.add_torch(storage, early)
+        else:
+            self._lazy[id(storage)] = (storage, early)
+        return early
 
     def _spec_of(self, spec: TensorSpec) -> TensorSpec:
         storage = self._storage_of(spec.storage)
         return spec if storage is spec.storage else spec.replace(storage=storage)
 
-    def _find_torch(self, storage: TorchStorage) -> EarlyStorage | None:
-        """Return where a storage of torch was stored, if it was and has not changed since."""
-        early = self._memory.find_torch(storage)
-        same = early is not None and self._is_stored(early, 0, storage.blocks(), storage.nbytes)
-        return early if same else None
-
     def _storage_of(self, storage: TensorStorage) -> TensorStorage:
+        """Return where a storage was stored, if it was and has not changed since; else itself."""
         if isinstance(storage, TorchStorage):
-            return self._find_torch(storage) or storage
-        known = self._lazy.get(id(storage))
-        return storage if known is None else known[1]
+            early = self._memory.find_torch(storage)
+            same = early is not None and self._is_stored(early, 0, storage.blocks(), storage.nbytes)
+            return early if early is not None and same else storage
+        return self._lazy.get(id(storage), (storage, storage))[1]
 
     def _place(
         self, arrays: list[tuple[Array, str]], path_of: Callable[[int], str]
@@ -359,31 +343,21 @@ class IncrementalWriter:
         return True
 
 
-class _ChunkStorage(TensorStorage):
-    """Bytes that come in order from an iterator."""
+class _ChunkStorage(MeasuredStorage):
+    """Bytes that come once and in order, from an iterator."""
 
     def __init__(self, torch_dtype: str, nbytes: int, blocks: Iterator[Bytes]) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = "cpu"
+        super().__init__(torch_dtype, nbytes, "cpu")
         self._blocks = blocks
-
-    def read_into(self, start: int, out: Bytes) -> None:
-        raise RuntimeError("chunks come once, in order")
 
     def blocks(self, nbytes: int = 0) -> Iterator[Bytes]:
         return self._blocks
 
 
-_NO_STORAGE: TensorStorage = _ChunkStorage("uint8", 0, iter(()))
-
-
 def _parse_dtype(dtype: Any) -> str:
     if isinstance(dtype, str):
-        try:
+        with contextlib.suppress(ValueError):
             return parse_torch_dtype(dtype)
-        except ValueError:
-            pass
     # None would be float64 for numpy.
     name = None if dtype is None else torch_dtype_of(np.dtype(dtype))
     if name is None:
@@ -392,27 +366,28 @@ def _parse_dtype(dtype: Any) -> str:
 
 
 def _checked_chunks(
-    chunks: Iterable[Any], expected: np.dtype[Any], spec: TensorSpec
+    chunks: Iterable[Any], torch_dtype: str, shape: tuple[int, ...]
 ) -> Iterator[Bytes]:
-    """Yield the bytes of blocks; raise if they are not ``spec.numel`` elements of the dtype."""
+    """Yield the bytes of blocks; raise if they are not the elements of the shape and the dtype."""
+    expected, numel = numpy_dtype(torch_dtype), math.prod(shape)
     done = 0
     for chunk in chunks:
         if isinstance(chunk, np.ma.MaskedArray):
             raise TypeError("a masked array as a chunk; torch has no mask. Fill it first")
         if array_kind(type(chunk)) in ("torch tensor", "array"):
             chunk = data_of(as_tensor(chunk))
-        torch_dtype = getattr(chunk, "torch_dtype", spec.torch_dtype)
+        chunk_dtype = getattr(chunk, "torch_dtype", torch_dtype)
         array = np.asarray(chunk)
-        if array.dtype != expected or torch_dtype != spec.torch_dtype:
-            found = array.dtype if array.dtype != expected else torch_dtype
-            raise TypeError(f"a chunk of dtype {found}; {spec.torch_dtype} was announced")
+        if array.dtype != expected or chunk_dtype != torch_dtype:
+            found = array.dtype if array.dtype != expected else chunk_dtype
+            raise TypeError(f"a chunk of dtype {found}; {torch_dtype} was announced")
         done += array.size
-        if done > spec.numel:
-            raise ValueError(f"more elements than the {spec.numel:,} of shape {list(spec.shape)}")
+        if done > numel:
+            raise ValueError(f"more elements than the {numel:,} of shape {list(shape)}")
         yield np.ascontiguousarray(array, expected.newbyteorder("=")).reshape(-1).view(np.uint8)
-    if done < spec.numel:
+    if done < numel:
         raise ValueError(
-            f"the chunks have {done:,} elements, the shape {list(spec.shape)} has {spec.numel:,}"
+            f"the chunks have {done:,} elements, the shape {list(shape)} has {numel:,}"
         )
 
 

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -68,7 +69,9 @@ class Checkpoint(Mapping[str, Any]):
     that have pickles beside the object's, these two read them: before it is closed), ``metadata``
     the strings of a safetensors file, of an index of shards, or of a distributed checkpoint.
     ``constants`` are those of a TorchScript archive, which its code refers to by their position and
-    which have no names; an empty tuple for other formats.
+    which have no names; an empty tuple for other formats. ``limits`` are the bounds that the file
+    is read within. ``container`` reads it; its class says what is so of the format
+    (`formats.base.Format`).
 
     It holds its files open; `close` it, or use it as a context manager. Tensors cannot be read
     after that. It survives ``pickle``, and so do its tensors, if it was opened by a path, or on a
@@ -100,66 +103,63 @@ class Checkpoint(Mapping[str, Any]):
         origin: tuple[Any, ...] | None,
     ) -> None:
         self._origin = origin
-        self._limits = limits
-        self._table: NameTable | None = None
-        self._summary: str | None = None
-        self._container = container
+        self.limits = limits
+        self.container = container
         try:
             self._other_tensors: list[OtherTensor] = []  # to `verify`
-            contents = self._container.read(
+            contents = container.read(
                 lambda open_storage: LazyFactory(open_storage, self._other_tensors)
             )
             constants = contents.read_constants() if contents.read_constants is not None else None
             if constants is not None:
-                contents.globals = _merged(contents.globals, constants.globals)
-                contents.foreign = _merged(contents.foreign, constants.foreign)
+                contents.globals = list(dict.fromkeys([*contents.globals, *constants.globals]))
+                contents.foreign = list(dict.fromkeys([*contents.foreign, *constants.foreign]))
             if foreign == "raise":
-                refuse_foreign(self._container, contents, limits)
+                refuse_foreign(container, contents, limits)
                 for value in (contents.root, constants and constants.root):
-                    refuse_objects(value, self._container.name)
+                    refuse_objects(value, container.name)
         except BaseException:
-            self._container.close()
+            container.close()
             raise
-        self.path = self._container.name
+        self.path = container.name
         self.root: Any = contents.root
-        self._contents = contents  # `foreign` of it: what the object itself mentions
-        self._every_name: tuple[list[Name], list[Name]] | None = None
+        self._contents = contents
         self.metadata: dict[str, str] = contents.metadata or {}
         self.constants: tuple[Any, ...] = () if constants is None else constants.root
-        self.format: str = self._container.format
-        self._pickle_nbytes = contents.pickle_nbytes
-        self._parts_of = contents.parts_of
+        self.format: str = container.format
 
     @property
     def globals(self) -> list[Name]:
         """Every (module, name) in the pickles that a loader of the file would run."""
-        return self._all_names()[0]
+        return self._all_names[0]
 
     @property
     def foreign(self) -> list[Name]:
         """Those of `globals` that torchzip does not know."""
-        return self._all_names()[1]
+        return self._all_names[1]
 
+    @property
+    def foreign_in_root(self) -> list[Name]:
+        """Those of `foreign` that ``root`` and ``constants`` mention."""
+        return self._contents.foreign
+
+    @cached_property
     def _all_names(self) -> tuple[list[Name], list[Name]]:
-        if self._every_name is None:
-            self._every_name = all_names(self._container, self._contents, self._limits)
-        return self._every_name
+        return all_names(self.container, self._contents, self.limits)
 
+    @cached_property
     def _names(self) -> NameTable:
-        if self._table is None:
-            with EnoughMemory(), ErrorPlace(path=self.path):
-                self._table = named_tensors(
-                    self.root, self._limits, self._pickle_nbytes, self._parts_of
-                )
-        return self._table
+        contents = self._contents
+        with EnoughMemory(), ErrorPlace(path=self.path):
+            return named_tensors(self.root, self.limits, contents.pickle_nbytes, contents.parts_of)
 
     def __getitem__(self, name: str) -> Any:
         """Return the LazyTensor of a name, or the tensor of another kind."""
-        table = self._table or self._names()
+        table = self._names
         leaf = table.names.get(name)
-        if type(leaf) is LazyTensor and not table.has_conflicts:
+        if type(leaf) is LazyTensor and not table.conflicts:
             return leaf
-        if leaf is None and name in table.others:
+        if leaf is None and name in table.subclassed:
             raise UnsupportedError(
                 f"{shown(name)} is a tensor of a class that only its own code can make; it is a "
                 "ForeignObject in the checkpoint's root, and its inner tensors have names of their "
@@ -179,44 +179,33 @@ class Checkpoint(Mapping[str, Any]):
         return data_of(leaf)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names().names
+        return name in self._names.names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names().names)
+        return iter(self._names.names)
 
     def __len__(self) -> int:
-        return len(self._names().names)
+        return len(self._names.names)
 
     def items(self) -> ItemsView[str, Any]:
         """Return the names and their tensors."""
         return _Items(self)
 
     @property
-    def container(self) -> Container:
-        """What reads the file; its class says what is so of the format (`formats.base.Format`)."""
-        return self._container
-
-    @property
-    def limits(self) -> Limits:
-        """The bounds that the file is read within."""
-        return self._limits
-
-    @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """The tensors that are arrays of numpy in ``root``, by their names."""
-        return self._names().arrays
+        return self._names.arrays
 
     @property
-    def others(self) -> Mapping[str, ForeignObject]:
+    def subclassed(self) -> Mapping[str, ForeignObject]:
         """Tensors of classes of their own, which stay ForeignObjects, by their names."""
-        return self._names().others
+        return self._names.subclassed
 
     @EnoughMemory()
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every record and compare its CRC; check the indices of sparse and nested tensors.
 
         The bounds of all tensors were checked before. What passes here, `load` reads.
-
 
         ``progress`` is called with the bytes read so far and those in all, as far as is known.
 
@@ -229,7 +218,7 @@ class Checkpoint(Mapping[str, Any]):
         nbytes = 0
         without = []
         total = 0 if progress is None else self._stored_nbytes()
-        for check in self._container.check_records():
+        for check in self.container.check_records():
             records += 1
             nbytes += check.nbytes
             if progress is not None:
@@ -240,18 +229,16 @@ class Checkpoint(Mapping[str, Any]):
         with ErrorPlace(path=self.path):
             for tensor in self._other_tensors:
                 tensor.check_values(checked)
-        notes = self._container.notes
-        return VerifyReport(records, nbytes, len(self), tuple(without), notes)
+        return VerifyReport(records, nbytes, len(self), tuple(without), self.container.notes)
 
     def _stored_nbytes(self) -> int:
-        """Return the bytes of all storages that tensors have."""
-        leaves = self._names().names.values()
+        leaves = self._names.names.values()
         storages = {id(storage): storage for leaf in leaves for storage in storages_of(leaf)}
         return sum(storage.nbytes for storage in storages.values())
 
     def close(self) -> None:
         """Close the file; one that was given as an object stays open, and is read no more."""
-        self._container.close()
+        self.container.close()
 
     def __enter__(self) -> Self:
         return self
@@ -260,14 +247,13 @@ class Checkpoint(Mapping[str, Any]):
         self.close()
 
     def __repr__(self) -> str:
-        if self._summary is None:
-            self._summary = self._summarized()
         return f"<Checkpoint {self.path!r}, {self.format}, {self._summary}>"
 
-    def _summarized(self) -> str:
+    @cached_property
+    def _summary(self) -> str:
         """Return how many tensors there are, of what dtypes, in how many bytes."""
         try:
-            leaves = self._names().names.values()
+            leaves = self._names.names.values()
         except TorchZipError as error:  # whoever asks for a tensor gets it; a repr does not raise
             return f"without names: {shortened(error.message, 150)}"
         dtypes = Counter(data_of(leaf).torch_dtype for leaf in leaves)
@@ -299,8 +285,8 @@ class _Items(ItemsView[str, Any]):
     _mapping: Checkpoint
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        table = self._mapping._names()
-        if table.has_conflicts:
+        table = self._mapping._names
+        if table.conflicts:
             return super().__iter__()
         return ((name, data_of(leaf)) for name, leaf in table.names.items())
 
@@ -312,10 +298,6 @@ def checkpoint_of(container: Container, limits: Limits) -> Checkpoint:
     return made
 
 
-def _merged(names: list[Name], more: list[Name]) -> list[Name]:
-    return list(dict.fromkeys([*names, *more]))
-
-
 def named_tensors(
     root: Any, limits: Limits, pickle_nbytes: int = 0, parts_of: PartsOf | None = None
 ) -> NameTable:
@@ -325,14 +307,13 @@ def named_tensors(
     array itself is in ``arrays``.
     """
     table = NameTable(root, is_weight, limits, pickle_nbytes, parts_of)
-    if any(issubclass(kind, np.ndarray) for kind in set(map(type, table.names.values()))):
-        made: dict[int, LazyTensor | None] = {}
-        for name, leaf in table.names.items():
-            if isinstance(leaf, np.ndarray):
-                table.arrays[name] = leaf
-                if id(leaf) not in made:
-                    made[id(leaf)] = tensor_of(leaf)
-                table.names[name] = made[id(leaf)]
+    made: dict[int, LazyTensor | None] = {}
+    for name, leaf in table.names.items():
+        if isinstance(leaf, np.ndarray):
+            table.arrays[name] = leaf
+            if id(leaf) not in made:
+                made[id(leaf)] = tensor_of(leaf)
+            table.names[name] = made[id(leaf)]
     return table
 
 

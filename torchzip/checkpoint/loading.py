@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,15 @@ from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.folder import PooledSource
-from torchzip.files.source import File, FileObjectSource, FileSource, MmapSource, Source, file_place
-from torchzip.formats.base import FileContainer, OpenStorage, check_options
+from torchzip.files.source import (
+    File,
+    FileObjectSource,
+    FileSource,
+    Identity,
+    MmapSource,
+    file_place,
+)
+from torchzip.formats.base import FileContainer, OpenStorage, SpecFactory, check_options
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.pickled import refuse_foreign
 from torchzip.limits import Limits
@@ -41,37 +50,20 @@ class EagerStorage(ArrayStorage):
     def __init__(self, origin: TensorStorage, data: NDArray[np.uint8]) -> None:
         super().__init__(data, origin.torch_dtype)
         self.location = origin.location
-        self.buffer = data
         self.origin = origin
 
 
-class Mappings:
-    """Files mapped into memory, each once."""
-
-    def __init__(self) -> None:
-        self._maps: dict[str, MmapSource] = {}
-
-    def view(self, source: Source, offset: int, nbytes: int) -> memoryview:
-        """Return bytes of a file in place, read-only."""
-        file, place = file_place(source, offset)
-        assert isinstance(file, FileSource | PooledSource)
-        mapped = self._maps.get(file.path)
-        if mapped is None:
-            mapped = self._maps[file.path] = MmapSource(file.path, file.identity)
-        return mapped.view(place, nbytes)
-
-
-class EagerFactory:
+class EagerFactory(SpecFactory):
     """Makes arrays over memory that `fill` reads into afterwards.
 
-    With ``mappings``, stored bytes are views of the mapped files, read-only.
+    With ``map_file``, stored bytes are views of the mapped files, read-only.
     """
 
-    storages = None
-
-    def __init__(self, open_storage: OpenStorage, mappings: Mappings | None) -> None:
+    def __init__(
+        self, open_storage: OpenStorage, map_file: Callable[[str, Identity], MmapSource] | None
+    ) -> None:
         self._open = open_storage
-        self._mappings = mappings
+        self._map_file = map_file
         self._to_fill: list[EagerStorage] = []
         self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
         self._to_check: list[OtherTensor] = []
@@ -83,11 +75,11 @@ class EagerFactory:
     ) -> TensorStorage:
         origin = self._open(key, torch_dtype, nbytes, location)
         self._nbytes += nbytes
-        if self._mappings is not None:
-            span = origin.span()
-            if span is not None:
-                view = self._mappings.view(*span, nbytes)
-                return EagerStorage(origin, np.frombuffer(view, np.uint8))
+        if self._map_file is not None and (span := origin.span()) is not None:
+            file, place = file_place(*span)
+            assert isinstance(file, FileSource | PooledSource)
+            view = self._map_file(file.path, file.identity).view(place, nbytes)
+            return EagerStorage(origin, np.frombuffer(view, np.uint8))
         # Not more than the record that is there, or its deflated size times the cap.
         try:
             memory = np.empty(nbytes, np.uint8)
@@ -99,7 +91,7 @@ class EagerFactory:
 
     def tensor(self, spec: TensorSpec) -> Any:
         assert isinstance(spec.storage, EagerStorage)
-        array = view_of(spec.storage.buffer, spec)
+        array = view_of(spec.storage.array, spec)
         if spec.conj or spec.neg:
             # Each element once: a broadcast axis stays one.
             once = array[(..., *(slice(0, 1 if step == 0 else None) for step in spec.stride))]
@@ -109,12 +101,6 @@ class EagerFactory:
         if not has_numpy_dtype(spec.torch_dtype):
             return TypedArray(array, spec.torch_dtype)
         return array
-
-    def spec_of(self, tensor: Any) -> TensorSpec | None:
-        return None
-
-    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
-        return tensor
 
     def on_device(self, data: Any, torch_dtype: str, device: str, requires_grad: bool) -> Any:
         if isinstance(data, PickledArray):
@@ -161,7 +147,7 @@ class EagerFactory:
 
 
 def _fill(storage: EagerStorage, verify: bool) -> None:
-    origin, data = storage.origin, storage.buffer
+    origin, data = storage.origin, storage.array
     crc = 0
     check = verify and bool(origin.crc)
     if isinstance(origin, SpanStorage):
@@ -225,11 +211,11 @@ def load(
     limits = check_options(foreign, limits)
     container = open_checkpoint(file, limits)
     try:
-        mappings = Mappings() if mmap else None
+        map_file = functools.cache(MmapSource) if mmap else None
         factories: list[EagerFactory] = []
 
         def make_factory(open_storage: OpenStorage) -> EagerFactory:
-            factories.append(EagerFactory(open_storage, mappings))
+            factories.append(EagerFactory(open_storage, map_file))
             return factories[-1]
 
         contents = container.read(make_factory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from torchzip.checkpoint.outline import Outline, TensorRow
 from torchzip.formats.base import collector_paused
@@ -11,8 +12,6 @@ from torchzip.formats.base import collector_paused
 #: Levels of a tree. What lies deeper has the rest of its name in one step, as a name of nothing but
 #: dots may be as long as a file.
 _MOST_LEVELS = 64
-#: Tensors from which on Python's collector of cycles waits.
-_PAUSE_FROM = 10_000
 #: Modules that are alike and follow one another are two groups from this many on.
 _ALIKE_FROM = 3
 
@@ -48,19 +47,14 @@ class Module:
             module = module.parent
         return ".".join(reversed(steps))
 
-    def walk(self) -> Iterator[tuple[int, Module]]:
+    def walk(self, depth: int = 1) -> Iterator[tuple[int, Module]]:
         """Yield all levels below and their depth, parents first, in the order of the file."""
-        stack = [iter(self.children.values())]
-        while stack:
-            for module in stack[-1]:
-                yield len(stack), module
-                if module.children:
-                    stack.append(iter(module.children.values()))
-                    break
-            else:
-                stack.pop()
+        for module in self.children.values():
+            yield depth, module
+            yield from module.walk(depth + 1)
 
 
+@collector_paused(True)
 def module_tree(outline: Outline, rows: Iterable[TensorRow] | None = None) -> Module:
     """Return the root of the tree of an outline's tensors, or of some of them.
 
@@ -73,14 +67,9 @@ def module_tree(outline: Outline, rows: Iterable[TensorRow] | None = None) -> Mo
     >>> [(depth, m.path, m.tensors, m.numel, m.nbytes) for depth, m in tree.walk()]
     [(1, 'fc', 2, 8, 64), (2, 'fc.weight', 1, 6, 48), (2, 'fc.bias', 1, 2, 16)]
     """
-    with collector_paused(len(outline.tensors) >= _PAUSE_FROM):
-        return _tree(outline, outline.tensors if rows is None else rows)
-
-
-def _tree(outline: Outline, rows: Iterable[TensorRow]) -> Module:
     root = Module("")
     stored: set[int] = set()
-    for row in rows:
+    for row in outline.tensors if rows is None else rows:
         stored_nbytes = 0
         for number in row.storages:
             if number not in stored:
@@ -125,21 +114,20 @@ class Groups:
 
     def groups(self, module: Module) -> Iterator[list[Module]]:
         """Yield the children of a module in their order, one or more at a time."""
-        run: list[Module] = []
-        for child in self._order(module.children.values()):
-            if run and not self._follows(run[-1], child):
-                yield from _folded(run)
-                run = []
-            run.append(child)
-        yield from _folded(run)
 
-    def _follows(self, one: Module, other: Module) -> bool:
-        form = self._forms.get(id(one))
-        return (
-            form is not None
-            and form == self._forms.get(id(other))
-            and _number(other) == _number(one) + 1
-        )
+        def run_of(place: tuple[int, Module]) -> object:
+            # Equal for numbers that go up by one, as their places do.
+            form, number = self._forms.get(id(place[1])), _number(place[1])
+            return place[0] if form is None or number is None else (form, number - place[0])
+
+        children = enumerate(self._order(module.children.values()))
+        for _, places in groupby(children, run_of):
+            run = [child for _, child in places]
+            if len(run) < _ALIKE_FROM:
+                yield from ([child] for child in run)
+            else:
+                yield run[:1]
+                yield run[1:]
 
 
 def joined(module: Module) -> tuple[list[str], Module]:
@@ -151,19 +139,11 @@ def joined(module: Module) -> tuple[list[str], Module]:
     return names, module
 
 
-def _folded(run: list[Module]) -> Iterator[list[Module]]:
-    if len(run) < _ALIKE_FROM:
-        yield from ([module] for module in run)
-    else:
-        yield run[:1]
-        yield run[1:]
-
-
-def _number(module: Module) -> int:
-    """Return the number that a module is called, or one that no other follows."""
+def _number(module: Module) -> int | None:
+    """Return the number that a module is called."""
     name = module.name
     is_number = name.isascii() and name.isdecimal() and len(name) < 10
-    return int(name) if is_number and str(int(name)) == name else -2
+    return int(name) if is_number and str(int(name)) == name else None
 
 
 def _forms(root: Module) -> dict[int, int]:

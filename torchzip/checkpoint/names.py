@@ -16,6 +16,7 @@ from torchzip.checkpoint.walk import (
     SCALARS,
     Walk,
     children,
+    children_at,
     foreign_tensor,
     is_plain,
     items_of,
@@ -37,27 +38,22 @@ def module_parts(value: ForeignObject) -> list[Child] | None:
     """
     state = value.state
     if _is_packed(value):  # (what is packed, its class in C++)
-        return [(name, f".state[0]{step}", child) for name, step, child in children(state[0])]
+        return list(children_at(".state[0]", state[0]))
     if type(state) is not dict:
         return None
-    parameters, buffers, modules = map(state.get, ("_parameters", "_buffers", "_modules"))
-    if not (
-        isinstance(parameters, dict) and isinstance(buffers, dict) and isinstance(modules, dict)
-    ):
+    members: list[Any] = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    if not all(isinstance(held, dict) for held in members):
         return None
+    parameters, buffers, modules = members
     skipped = state.get("_non_persistent_buffers_set")
     if isinstance(skipped, set | frozenset):
         buffers = {name: held for name, held in buffers.items() if name not in skipped}
     packed = {name: held for name, held in state.items() if _is_packed(held)}
     return [
-        (name, f".state{place}{step}", child)
-        for place, held in (
-            ("['_parameters']", parameters),
-            ("['_buffers']", buffers),
-            ("", packed),
-            ("['_modules']", modules),
-        )
-        for name, step, child in children(held)
+        *children_at(".state['_parameters']", parameters),
+        *children_at(".state['_buffers']", buffers),
+        *children_at(".state", packed),
+        *children_at(".state['_modules']", modules),
     ]
 
 
@@ -74,8 +70,9 @@ def _is_packed(value: Any) -> bool:
 class NameTable:
     """``names`` maps each flat name to its leaf, in the order of the tree.
 
-    ``arrays`` is for those of them that stand for something else in the object.
-    ``others`` are the tensors that stay ForeignObjects; what is inside them has names too.
+    ``arrays`` is for those of them that stand for something else in the object, and ``conflicts``
+    has the names that `check` refuses.
+    ``subclassed`` are the tensors that stay ForeignObjects; what is inside them has names too.
     """
 
     def __init__(
@@ -93,10 +90,10 @@ class NameTable:
         characters = max(limits.names_nbytes, pickle_nbytes)
         self._ways: Walk[tuple[str, str]] = Walk(limits, 1, characters)
         self._places: dict[str, str] = {}
-        self._conflicts: dict[str, str] = {}
+        self.conflicts: dict[str, str] = {}
         self.names: dict[str, Any] = {}
         self.arrays: dict[str, Any] = {}
-        self.others: dict[str, ForeignObject] = {}
+        self.subclassed: dict[str, ForeignObject] = {}
         if is_leaf(root):
             self._add("", "", root)
             return
@@ -114,17 +111,12 @@ class NameTable:
         if id(root) in leading:
             self._walk(root, leading, shared)
 
-    @property
-    def has_conflicts(self) -> bool:
-        """Whether there is a name that `check` refuses."""
-        return bool(self._conflicts)
-
     def check(self, name: str) -> None:
         """Raise FormatError if two tensors have this name."""
-        if name in self._conflicts:
+        if name in self.conflicts:
             raise FormatError(
                 f"two tensors are called {name!r}: root{self._places[name]} and "
-                f"root{self._conflicts[name]}; take them from the checkpoint's root"
+                f"root{self.conflicts[name]}; take them from the checkpoint's root"
             )
 
     def _children(self, value: Any) -> Iterable[Child]:
@@ -172,10 +164,10 @@ class NameTable:
 
     def _add(self, name: str, place: str, leaf: Any) -> None:
         self._ways.charge(len(name) + len(place))
-        table = self.others if isinstance(leaf, ForeignObject) else self.names
+        table = self.subclassed if isinstance(leaf, ForeignObject) else self.names
         known = table.setdefault(name, leaf)
         if known is not leaf:
-            self._conflicts.setdefault(name, place)
+            self.conflicts.setdefault(name, place)
         else:
             self._places.setdefault(name, place)
         if len(table) > self._bound:

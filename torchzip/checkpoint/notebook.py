@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 
-from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
-from torchzip.checkpoint.outline import Outline, TensorRow, outline
+from torchzip.checkpoint.outline import Outline, Outlined, TensorRow, outline
 from torchzip.checkpoint.quantities import (
     count_text,
     name_text,
@@ -29,7 +28,7 @@ _FAINT = "opacity:.65"
 _BELOW = "margin-left:1.2em"
 
 
-def as_html(checkpoint: Checkpoint) -> str:
+def as_html(checkpoint: Outlined) -> str:
     """Return the tensors of a checkpoint by module, what is tied, other values, and sums.
 
     At most some hundreds of rows; what is left out is counted. No tensor is read, and a name from
@@ -45,25 +44,12 @@ def as_html(checkpoint: Checkpoint) -> str:
         parts.append(f'<div style="{_FAINT}">foreign: {names}</div>')
     parts += [f"<div>{_text(note)}</div>" for note in found.notes]
     is_open = " open" if parts else ""
-    summary = f"<summary>{_summary(found)}</summary>"
+    summary = f"<summary><b>{_text(found.path)}</b>: {_text(found.sums_text)}</summary>"
     return f"<div><details{is_open}>{summary}{''.join(parts)}</details></div>"
 
 
 def _text(text: str) -> str:
     return html.escape(printable(text))
-
-
-def _summary(found: Outline) -> str:
-    dtypes = ", ".join(
-        f"{sums.tensors:,} {_text(dtype)} {nbytes_text(sums.nbytes)}"
-        for dtype, sums in sorted(found.by_dtype.items())
-    )
-    inside = f" ({dtypes})" if dtypes else ""
-    return (
-        f"<b>{_text(found.path)}</b>: {_text(found.format)}, "
-        f"{count_text(len(found.tensors), 'tensor')}{inside}, "
-        f"{nbytes_text(found.stored_nbytes)} stored"
-    )
 
 
 class _Tree:
@@ -131,16 +117,12 @@ def _sums(modules: list[Module], more: str = "") -> str:
 
 def _row(name: str, row: TensorRow) -> str:
     """Return a row of a table; ``name`` is HTML."""
-    dtype = row.dtype + (f" {row.kind}" if row.kind != "dense" else "")
-    dtype += " param" if row.is_parameter else ""
-    mark = ""
-    if row.tied_to is not None:
-        mark = f"= {name_text(row.tied_to)}"
-    elif row.shares_storage_with is not None:
-        mark = f"view of {name_text(row.shares_storage_with)}"
-    elif row.is_view:
-        mark = "view"
-    cells = [name, _text(dtype), shape_text(row.shape), nbytes_text(row.nbytes), _text(mark)]
+    mark = row.sharing_text or ("view" if row.is_view else "")
+    kind, size = _text(row.kind_text), nbytes_text(row.nbytes)
+    return _cells(name, kind, shape_text(row.shape), size, _text(mark))
+
+
+def _cells(*cells: str) -> str:
     return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
 
 
@@ -149,10 +131,7 @@ def _values(found: Outline) -> Iterator[str]:
     values += [(f"metadata {name}", repr(text[:200])) for name, text in found.metadata.items()]
     if not values:
         return
-    rows = [
-        f'<tr><td style="{_CELL}">{_text(name)}</td><td style="{_CELL}">{_text(value)}</td></tr>'
-        for name, value in values[:_MOST_VALUES]
-    ]
+    rows = [_cells(_text(name), _text(value)) for name, value in values[:_MOST_VALUES]]
     left = len(values) - _MOST_VALUES
     more = f'<div style="{_FAINT}">and {count_text(left, "more value")}</div>' if left > 0 else ""
     count = count_text(len(values), "other value")

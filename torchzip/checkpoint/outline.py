@@ -5,25 +5,48 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor
 from torchzip.checkpoint.plain_values import Beside, what_is_beside
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
 from torchzip.formats.base import collector_paused
+from torchzip.limits import Limits
+from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tensors.specs import TensorSpec, span_of
+from torchzip.tensors.specs import span_of
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Size
 
-#: Tensors from which on Python's collector of cycles waits: nothing that is made here has one.
-_PAUSE_FROM = 10_000
+
+class Outlined(Protocol):
+    """What `outline` asks of a `Checkpoint`, which imports this module for notebooks."""
+
+    path: str
+    format: str
+    root: Any
+    limits: Limits
+    metadata: dict[str, str]
+    constants: tuple[Any, ...]
+
+    def items(self) -> Collection[tuple[str, Any]]: ...
+
+    @property
+    def arrays(self) -> Mapping[str, Any]: ...
+
+    @property
+    def subclassed(self) -> Mapping[str, ForeignObject]: ...
+
+    @property
+    def foreign_in_root(self) -> list[Name]: ...
 
 
 class TensorRow(NamedTuple):
@@ -48,18 +71,33 @@ class TensorRow(NamedTuple):
     dtype: str
     shape: tuple[int | None, ...]
     nbytes: int
-    numel: int
     stride: tuple[int, ...] | None
     storage_offset: int | None
     requires_grad: bool
     is_parameter: bool
     location: str
-    storages: tuple[int, ...]
-    span: tuple[int, int] | None
-    is_view: bool
     shares_storage_with: str | None
     tied_to: str | None
+    is_view: bool
+    span: tuple[int, int] | None
+    storages: tuple[int, ...]
+    numel: int
     subclass: str | None
+
+    @property
+    def kind_text(self) -> str:
+        """Its dtype, with what else it is: "float32 sparse_coo param"."""
+        kind = f" {self.kind}" if self.kind != "dense" else ""
+        return f"{self.dtype}{kind}{' param' if self.is_parameter else ''}"
+
+    @property
+    def sharing_text(self) -> str:
+        """The tensor that it is, or whose storage it shares, if there is one."""
+        if self.tied_to is not None:
+            return f"= {name_text(self.tied_to)}"
+        if self.shares_storage_with is not None:
+            return f"view of {name_text(self.shares_storage_with)}"
+        return ""
 
 
 class StorageRow(NamedTuple):
@@ -130,8 +168,20 @@ class Outline:
         """Bytes of all tensors, ties counted as often as they have names."""
         return sum(sums.nbytes for sums in self.by_dtype.values())
 
+    @property
+    def sums_text(self) -> str:
+        """The format, and the tensors by dtype with their bytes."""
+        parts = [
+            f"{sums.tensors:,} {dtype} {nbytes_text(sums.nbytes)}"
+            for dtype, sums in sorted(self.by_dtype.items())
+        ]
+        inside = f" ({', '.join(parts)})" if parts else ""
+        count = count_text(len(self.tensors), "tensor")
+        return f"{self.format}, {count}{inside}, {nbytes_text(self.stored_nbytes)} stored"
 
-def outline(checkpoint: Checkpoint, *, plain: bool = True) -> Outline:
+
+@collector_paused(True)  # nothing that is made here has a cycle
+def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
     """Return what is in a checkpoint. No tensor is read.
 
     ``plain=False`` leaves out numbers, strings and containers of nothing else, which may be
@@ -156,11 +206,6 @@ def outline(checkpoint: Checkpoint, *, plain: bool = True) -> Outline:
     >>> found.values
     (ValueRow(path='step', type='int', value='7'),)
     """
-    with collector_paused(len(checkpoint) >= _PAUSE_FROM):
-        return _outline(checkpoint, plain)
-
-
-def _outline(checkpoint: Checkpoint, plain: bool) -> Outline:
     rows = _Rows()
     tensors = [rows.row(name, tensor) for name, tensor in checkpoint.items()]
     by_dtype: dict[str, list[int]] = {}
@@ -195,8 +240,8 @@ def _outline(checkpoint: Checkpoint, plain: bool) -> Outline:
         constant_count=len(checkpoint.constants),
         by_dtype={dtype: DtypeSum(*sums) for dtype, sums in by_dtype.items()},
         stored_nbytes=rows.stored_nbytes,
-        subclasses={name: class_of(call) for name, call in checkpoint.others.items()},
-        foreign=tuple(f"{module}.{name}" for module, name in checkpoint._contents.foreign),
+        subclasses={name: class_of(call) for name, call in checkpoint.subclassed.items()},
+        foreign=tuple(f"{module}.{name}" for module, name in checkpoint.foreign_in_root),
         metadata=dict(checkpoint.metadata),
         notes=tuple(notes),
     )
@@ -217,8 +262,7 @@ class _Rows:
         self._storages: list[TensorStorage] = []
         self._firsts: list[str] = []
         self._tensors: list[int] = []
-        # Dtype, shape and stride -> elements, their bytes, bytes from the first to the last.
-        self._measures: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+        self._measure = functools.cache(_measure)
         # The first tensor of each form, in those storages that have several.
         self._first_of_form: dict[tuple[Any, ...], str] = {}
         self._only: dict[int, LazyTensor | OtherTensor] = {}
@@ -228,11 +272,8 @@ class _Rows:
             return self._other_row(name, tensor)
         spec = tensor.spec
         storage = spec.storage
-        dtype, shape, stride = key = (spec.torch_dtype, spec.shape, spec.stride)
-        measure = self._measures.get(key)
-        if measure is None:
-            measure = self._measures[key] = _measure(spec)
-        numel, nbytes, reach = measure
+        dtype, shape, stride = spec.torch_dtype, spec.shape, spec.stride
+        numel, nbytes, reach = self._measure(dtype, shape, stride)
         offset = spec.storage_offset
         start = offset * (nbytes // numel) if numel else 0
         number = self._numbers.get(id(storage))
@@ -246,10 +287,11 @@ class _Rows:
         self._tensors[number] += 1
         # (This is called for every tensor: straight to tuple is a third of the time.)
         return tuple.__new__(TensorRow, (
-            name, "dense", dtype, shape, nbytes, numel, stride, offset,
-            spec.requires_grad, spec.is_parameter, storage.location, (number,),
-            (start, start + reach), nbytes != reach or reach != storage.nbytes,
-            shares, tied, None if spec.subclass is None else _name_of(spec.subclass),
+            name, "dense", dtype, shape, nbytes, stride, offset,
+            spec.requires_grad, spec.is_parameter, storage.location,
+            shares, tied, nbytes != reach or reach != storage.nbytes,
+            (start, start + reach), (number,), numel,
+            None if spec.subclass is None else _name_of(spec.subclass),
         ))  # fmt: skip
 
     def _other_row(self, name: str, tensor: OtherTensor) -> TensorRow:
@@ -266,11 +308,12 @@ class _Rows:
         for number in set(numbers):
             self._tensors[number] += 1
         return TensorRow(
-            name, tensor.kind, tensor.torch_dtype, tensor.shape, tensor.nbytes, _numel_of(tensor),
+            name, tensor.kind, tensor.torch_dtype, tensor.shape, tensor.nbytes,
             tensor.stride if isinstance(tensor, MetaTensor) else None, None,
             tensor.requires_grad, tensor.is_parameter,
-            parts[0].spec.storage.location if parts else "meta", tuple(numbers), None, False,
-            shares, self._tied_to(name, tensor, tuple(numbers)),
+            parts[0].spec.storage.location if parts else "meta",
+            shares, self._tied_to(name, tensor, tuple(numbers)), False,
+            None, tuple(numbers), _numel_of(tensor),
             None if tensor.subclass is None else _name_of(tensor.subclass),
         )  # fmt: skip
 
@@ -321,12 +364,13 @@ def _form(tensor: LazyTensor | OtherTensor, numbers: tuple[int, ...]) -> tuple[A
     )  # fmt: skip
 
 
-def _measure(spec: TensorSpec) -> tuple[int, int, int]:
-    itemsize = DTYPES[spec.torch_dtype].itemsize
-    numel = spec.numel
+def _measure(dtype: str, shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the elements, their bytes, and the bytes from the first to the last."""
+    itemsize = DTYPES[dtype].itemsize
+    numel = math.prod(shape)
     if not numel:
         return 0, 0, 0
-    return numel, numel * itemsize, span_of(spec.shape, spec.stride) * itemsize
+    return numel, numel * itemsize, span_of(shape, stride) * itemsize
 
 
 def _numel_of(tensor: OtherTensor) -> int:

@@ -94,10 +94,7 @@ def what_is_beside(
 
     def see(name: str, value: Any) -> bool:
         """Note a value; return whether there is something below it."""
-        if type(value) in SCALARS:
-            found.values.setdefault(name, value)
-            return False
-        if is_weight(value) and not is_tensor(value):
+        if type(value) in SCALARS or (is_weight(value) and not is_tensor(value)):
             if id(value) not in known:
                 found.values.setdefault(name, value)
             return False
@@ -134,7 +131,6 @@ def what_is_beside(
 
 
 def has_attributes(tensor: Any) -> bool:
-    """Return whether a tensor of a lazy checkpoint has Python attributes."""
     return next(attributes(tensor), None) is not None
 
 
@@ -201,8 +197,6 @@ def is_container(value: Any) -> bool:
     if isinstance(value, Parameter):
         return True
     if isinstance(value, list | tuple):
-        if SCALARS.issuperset(map(type, value)):
-            return False
         return not all(isinstance(item, _SCALARS) for item in value)
     if isinstance(value, set | frozenset | np.ndarray):  # a value, but for tensors in it
         return any(map(is_tensor, (child for _, _, child in inner(value))))

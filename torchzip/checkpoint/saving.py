@@ -169,28 +169,18 @@ def reading(storages: Iterable[object]) -> Iterator[Callable[[TensorStorage], It
 
 def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | None] | None]:
     """Return the bytes of the small storages with which a batch begins, and the CRCs they have."""
-    small = batch[: _count_small(batch)]
+    count, room = 0, _BATCH_NBYTES
+    for nbytes in map(attrgetter("nbytes"), batch):
+        room -= nbytes
+        if room < 0 or not 0 < nbytes <= _SMALL_NBYTES:
+            break
+        count += 1
+    small = batch[:count]
     if set(map(type, small)) == {np.ndarray}:
         return list(map(np.ndarray.tobytes, small)), None  # type: ignore[arg-type]
     contents: list[bytes] = []
-    crcs: list[int | None] = []
     with reading(small) as blocks_of:
         for stored in small:
-            if isinstance(stored, np.ndarray):
-                contents.append(stored.tobytes())
-                crcs.append(None)
-            else:
-                contents.append(b"".join(block.tobytes() for block in blocks_of(stored)))
-                crcs.append(stored.crc)
-    return contents, crcs
-
-
-def _count_small(batch: Sequence[Stored]) -> int:
-    """Return how many storages from the first are small, and together small enough to hold."""
-    room = _BATCH_NBYTES
-    for count, stored in enumerate(batch):
-        nbytes = stored.nbytes
-        room -= nbytes
-        if room < 0 or not 0 < nbytes <= _SMALL_NBYTES:
-            return count
-    return len(batch)
+            blocks = [stored] if isinstance(stored, np.ndarray) else blocks_of(stored)
+            contents.append(b"".join(block.tobytes() for block in blocks))
+    return contents, [None if isinstance(each, np.ndarray) else each.crc for each in small]

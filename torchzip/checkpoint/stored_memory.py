@@ -16,27 +16,17 @@ from numpy.typing import NDArray
 
 from torchzip.tensors.array_likes import TorchStorage
 from torchzip.tensors.memory import Extent, owner_of
-from torchzip.tensors.storage import Bytes, TensorStorage
+from torchzip.tensors.storage import MeasuredStorage
 
 Array = NDArray[Any]
 
 
-class EarlyStorage(TensorStorage):
+class EarlyStorage(MeasuredStorage):
     """A storage whose bytes are in the archive already, from byte ``position`` on."""
 
     is_read = False
-
-    def __init__(
-        self, torch_dtype: str | None, nbytes: int, location: str, position: int, crc: int
-    ) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = location
-        self.position = position
-        self.bytes_crc = crc
-
-    def read_into(self, start: int, out: Bytes) -> None:
-        raise RuntimeError("an early storage is never read")
+    position = 0
+    bytes_crc = 0
 
 
 @dataclass(slots=True)

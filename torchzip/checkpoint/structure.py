@@ -105,24 +105,23 @@ class Structure:
         self._writer = writer
         self._survey = Survey(root, place, self._spec_of, in_bulk=in_bulk)
         remembered = self._survey.numpy_modules - {None}
-        self._numpy_module = numpy_module
-        if numpy_module is None and len(remembered) == 1:
-            (self._numpy_module,) = remembered
-        self._placements = self._survey.placements
-        self._reductions = self._survey.reductions
+        only = remembered.pop() if len(remembered) == 1 else None
+        self._numpy_module = numpy_module or only
         self._rows = ArrayRows(keys, self._dense, self._survey.forms, self._survey.storages)
+        self._write_array = self._once(self._write_plain)
+        write_tensor = self._once(self._write_tensor)
         emitter = Emitter(
             {
                 **LEAF_WRITERS,
                 np.ndarray: self._write_array,
                 PickledArray: self._write_pickled_array,
-                TypedArray: self._write_typed_array,
-                LazyTensor: self._write_lazy,
-                EarlyTensor: self._write_early,
-                Parameter: self._write_parameter,
+                TypedArray: self._write_array,
+                LazyTensor: write_tensor,
+                EarlyTensor: write_tensor,
+                Parameter: self._once(self._write_parameter),
                 Storage: self._write_storage,
-                OtherTensor: self._write_other,
-                MarkedValues: self._write_marked,
+                OtherTensor: self._once(self._write_other),
+                MarkedValues: self._once(self._write_marked),
             },
             self._reduce,
             self._rows if self._survey.forms else None,
@@ -160,7 +159,7 @@ class Structure:
             raise TypeError("a Checkpoint is an open file and no value; save its root")
         # Used once: an object that is met again before it has a number, because it contains
         # itself, is taken apart again, as pickle does it.
-        known = self._reductions.pop(id(value), None)
+        known = self._survey.reductions.pop(id(value), None)
         reduction = reduce_for_good(value) if known is None else known[1]
         if issubclass(type(value), np.ndarray | np.generic):
             module = module_of(value) or self._numpy_module
@@ -171,27 +170,25 @@ class Structure:
         found = array_kind(kind)
         if found == "torch storage":
             return self._write_torch_storage
-        return self._write_array_like if found == "array" else None
+        return self._write_array if found == "array" else None
 
     # -- the second pass: writers --------------------------------------------------------
 
+    def _once(self, write: Writer) -> Writer:
+        """Return the writer of a tensor: it refers to one that was written before by its number."""
+
+        def write_once(emitter: Emitter, value: Any) -> None:
+            if not emitter.written(id(value)) and not self._rows.one(emitter, value):
+                write(emitter, value)
+                emitter.put_object(value)
+
+        return write_once
+
     def _place_of(self, array: NDArray[Any], torch_dtype: str) -> Placement:
-        place = self._placements.get((id(array), torch_dtype))
-        if place is None:  # an array that a reduction has created
-            key = (id(array), torch_dtype)
-            place = self._placements[key] = packed(array, torch_dtype)
-        return place
-
-    def _dtype_of(self, emitter: Emitter, array: NDArray[Any]) -> str:
-        try:
-            return torch_dtype_to_save(array)
-        except TypeError as error:
-            raise TypeError(f"{emitter.where()}: {error}") from None
-
-    def _write_array(self, emitter: Emitter, array: NDArray[Any]) -> None:
-        if not emitter.written(id(array)) and not self._rows.one(emitter, array):
-            self._dense.tensor(emitter, self._plain_spec(emitter, array))
-            emitter.put_object(array)
+        placements, key = self._survey.placements, (id(array), torch_dtype)
+        if key not in placements:  # an array that a reduction has created
+            placements[key] = packed(array, torch_dtype)
+        return placements[key]
 
     def _write_pickled_array(self, emitter: Emitter, array: PickledArray) -> None:
         if not is_pickled(array):
@@ -200,11 +197,6 @@ class Structure:
             reduction = self._reduce(array)
             if isinstance(reduction, tuple):  # it always is, for an array
                 emitter.reduced(array, reduction)
-
-    def _write_array_like(self, emitter: Emitter, value: Any) -> None:
-        if not emitter.written(id(value)):
-            self._dense.tensor(emitter, self._plain_spec(emitter, value))
-            emitter.put_object(value)
 
     def _write_torch_storage(self, emitter: Emitter, value: Any) -> None:
         try:
@@ -216,12 +208,8 @@ class Structure:
             raise kind(f"{emitter.where()}: {text_of(error)}") from error
         self._dense.persistent_id(emitter, self._storage_of(storage), torch_dtype)
 
-    def _write_typed_array(self, emitter: Emitter, value: TypedArray) -> None:
-        if emitter.written(id(value)):
-            return
-        spec = self._plain_spec(emitter, value)
-        self._write_spec(emitter, spec)
-        emitter.put_object(value)
+    def _write_plain(self, emitter: Emitter, value: Any) -> None:
+        self._write_spec(emitter, self._plain_spec(emitter, value))
 
     def _plain_spec(self, emitter: Emitter, value: Any) -> TensorSpec:
         """Return the spec of any tensor that a Parameter or the tree may hold."""
@@ -243,7 +231,11 @@ class Structure:
                     f"of {DTYPES[torch_dtype].itemsize} bytes"
                 )
         elif isinstance(value, np.ndarray):
-            array, torch_dtype = value, self._dtype_of(emitter, value)
+            array = value
+            try:
+                torch_dtype = torch_dtype_to_save(array)
+            except TypeError as error:
+                raise TypeError(f"{emitter.where()}: {error}") from None
         else:
             known = self._as_known(emitter, value)
             if known is not value:
@@ -291,29 +283,15 @@ class Structure:
         emitter.put(None)
         emitter.write(b"R")
 
-    def _write_lazy(self, emitter: Emitter, tensor: LazyTensor) -> None:
-        if emitter.written(id(tensor)) or self._rows.one(emitter, tensor):
-            return
+    def _write_tensor(self, emitter: Emitter, tensor: LazyTensor | EarlyTensor) -> None:
         if tensor.spec.is_parameter:
-            self._write_parameter_call(emitter, tensor, tensor.requires_grad, None)
+            self._write_parameter_call(emitter, tensor, tensor.spec.requires_grad, None)
         else:
-            self._write_spec(emitter, self._spec_of(tensor.spec))
-        emitter.put_object(tensor)
-
-    def _write_early(self, emitter: Emitter, tensor: EarlyTensor) -> None:
-        if not emitter.written(id(tensor)):
-            spec = self._plain_spec(emitter, tensor)
-            if spec.is_parameter:
-                self._write_parameter_call(emitter, tensor, spec.requires_grad, None)
-            else:
-                self._write_spec(emitter, spec)
-            emitter.put_object(tensor)
+            self._write_plain(emitter, tensor)
 
     def _write_parameter(self, emitter: Emitter, parameter: Parameter) -> None:
-        if not emitter.written(id(parameter)) and not self._rows.one(emitter, parameter):
-            data = self._as_known(emitter, parameter.data)
-            self._write_parameter_call(emitter, data, parameter.requires_grad, parameter.state)
-            emitter.put_object(parameter)
+        data = self._as_known(emitter, parameter.data)
+        self._write_parameter_call(emitter, data, parameter.requires_grad, parameter.state)
 
     def _write_parameter_call(
         self, emitter: Emitter, data: Any, requires_grad: bool, state: Any
@@ -346,8 +324,6 @@ class Structure:
         emitter.write(b"R")
 
     def _write_other(self, emitter: Emitter, value: OtherTensor) -> None:
-        if emitter.written(id(value)):
-            return
         tensor = value
         if not all(isinstance(part, _KNOWN) for part in value.parts):
             tensor = value.with_parts(lambda part: self._as_known(emitter, part))
@@ -355,12 +331,9 @@ class Structure:
             self._write_parameter_call(emitter, tensor, tensor.requires_grad, None)
         else:
             tensor.write(emitter, self._parts, tensor.requires_grad)
-        emitter.put_object(value)
 
     def _write_marked(self, emitter: Emitter, values: MarkedValues) -> None:
-        if not emitter.written(id(values)):
-            self._write_spec(emitter, values.spec(self._plain_spec(emitter, values.values)))
-            emitter.put_object(values)
+        self._write_spec(emitter, values.spec(self._plain_spec(emitter, values.values)))
 
     def _integers_of(self, emitter: Emitter, tensor: QuantizedTensor) -> TensorSpec:
         """Return the spec of the integers of a quantized tensor, on a storage of its dtype."""

@@ -6,10 +6,11 @@ it with none: these *stand alone*, and the second pass writes them in bulk, by t
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import compress, count, repeat
+from itertools import compress, count, repeat, starmap
 from operator import attrgetter, eq, is_not
 from struct import pack
 from typing import Any
@@ -77,22 +78,25 @@ class EarlyTensor:
 class _Link:
     """One step of a path: a key, and the step before. Made into text only for messages.
 
-    ``depth`` counts the steps, ``length`` is that of the path as a name and as a place.
+    ``depth`` counts the steps, ``length`` is that of the path as a name and as a place. That of the
+    root has no step before.
     """
 
     __slots__ = ("before", "depth", "key", "length")
 
-    def __init__(self, before: _Link | None, key: Any) -> None:
+    def __init__(self, before: _Link | None = None, key: Any = None) -> None:
         self.before = before
         self.key = key
-        self.depth: int = 1 if before is None else before.depth + 1
-        length = len(key) + len(repr(key)) + 3 if type(key) is str else _KEY_LENGTH
-        self.length: int = length if before is None else before.length + length
+        self.depth = self.length = 0
+        if before is not None:
+            self.depth = before.depth + 1
+            length = len(key) + len(repr(key)) + 3 if type(key) is str else _KEY_LENGTH
+            self.length = before.length + length
 
     def __str__(self) -> str:
         keys = []
-        link: _Link | None = self
-        while link is not None:
+        link = self
+        while link.before is not None:
             if link.key is not _NO_STEP:
                 keys.append(text_of(link.key))
             link = link.before
@@ -146,8 +150,9 @@ class Survey:
         self._lazy: list[LazyTensor | Parameter] = []
         # The others, which have to be placed one by one.
         self._special: dict[tuple[int, str], tuple[Array, str]] = {}
-        self._links: dict[int, _Link | None] = {}
-        self._holders: list[tuple[Iterable[Any], Iterable[Any], _Link | None]] = []
+        self._todo: list[tuple[Any, _Link]] = [(root, _Link())]
+        self._links: dict[int, _Link] = {}
+        self._holders: list[tuple[Iterable[Any], Iterable[Any], _Link]] = []
         self._alive: list[Any] = []  # so that ids stay
         self.is_too_deep = False
         # What bears on the flat names, and on keys: see `is_plain`.
@@ -156,7 +161,7 @@ class Survey:
         self._depth = 0
         self._names = 0
         self._names_length = 0
-        self._find(root)
+        self._find()
         self._settle_arrays(place, in_bulk)
         if in_bulk:
             self._settle_lazy(spec_of)
@@ -177,10 +182,10 @@ class Survey:
 
     # -- going over the tree -----------------------------------------------------------------
 
-    def _find(self, root: Any) -> None:
+    def _find(self) -> None:
         seen: set[int] = set()
         most = _DEPTHS * sys.getrecursionlimit()
-        todo: list[tuple[Any, _Link | None]] = [(root, None)]
+        todo = self._todo
         while todo:
             value, link = todo.pop()
             kind = type(value)
@@ -200,9 +205,9 @@ class Survey:
             seen.add(id(value))
             self._alive.append(value)
             if kind is dict:
-                self._add_pairs(value.keys(), value.values(), link, todo)
+                self._add_pairs(value.keys(), value.values(), link)
             elif kind is list or kind is tuple:
-                self._add_pairs(range(len(value)), value, link, todo)
+                self._add_pairs(range(len(value)), value, link)
             elif kind is TypedArray:
                 if isinstance(value.array, np.ndarray) and value.torch_dtype in DTYPES:
                     self._special[id(value.array), value.torch_dtype] = (
@@ -210,17 +215,17 @@ class Survey:
                     )  # fmt: skip
                     self._links[id(value.array)] = link
             elif kind is Parameter:
-                self._add_part(value.data, link, todo)
+                self._add_part(value.data, link)
                 todo.append((value.state, link))
             elif issubclass(kind, OtherTensor):
                 for part in _parts_of_other(value):
-                    self._add_part(part, link, todo)
+                    self._add_part(part, link)
             elif kind is LazyTensor:
                 self._lazy.append(value)
             elif issubclass(kind, (BareStorage, LazyTensor, EarlyTensor)):
                 pass
             elif kind is Storage:
-                self._add_part(value.data, link, todo)
+                self._add_part(value.data, link)
             elif kind is ForeignObject:
                 self.numpy_modules.add(module_among([(value.module, value.name)]))
                 parts = (value.items, value.state, value.kwargs, value.args, value.callee)
@@ -228,37 +233,28 @@ class Survey:
             elif kind is set or kind is frozenset:
                 todo += [(item, link) for item in value]
             else:
-                if link is not None and link.depth > most:
+                if link.depth > most:
                     # An object that is made of new ones without end. The second pass says where.
                     self.is_too_deep = True
                     return
                 found = array_kind(kind)
                 if found is None or found == "torch tensor":
-                    reduction = self._try_reduce(value)
-                    if isinstance(reduction, tuple):
-                        self._add_reduction(reduction, link, todo)
+                    self._take_apart(value, link)
                 else:
                     self._add_array_like(value, found, link)
 
-    def _add_pairs(
-        self,
-        keys: Collection[Any],
-        values: Collection[Any],
-        link: _Link | None,
-        todo: list[tuple[Any, _Link | None]],
-    ) -> None:
+    def _add_pairs(self, keys: Collection[Any], values: Collection[Any], link: _Link) -> None:
         kinds = set(map(type, values))
-        if link is not None and link.depth > self._depth:
-            self._depth = link.depth
+        self._depth = max(self._depth, link.depth)
         is_sequence = type(keys) is range
         key_kinds: set[type] = {int} if is_sequence else set(map(type, keys))
         if not (is_sequence or key_kinds <= {str} or self._has_odd_keys):
             self._has_odd_keys = not _are_plain_keys(keys, key_kinds)
-        is_state_dict = link is None and kinds <= _TENSORS and key_kinds == {str}
-        if not (is_state_dict or kinds <= _WITHOUT_ARRAYS):
-            length = 0 if link is None else link.length
+        is_state_dict = link.before is None and kinds <= _TENSORS and key_kinds == {str}
+        if not (is_state_dict or kinds <= _WITHOUT_ARRAYS or self._has_odd_keys):
             self._names += len(keys)
-            self._names_length += len(keys) * length + _length_of(keys, key_kinds)
+            # A key is quoted in a place, and not in a name.
+            self._names_length += len(keys) * link.length + 2 * len(repr(list(keys)))
         if np.ndarray in kinds or Parameter in kinds:
             self._holders.append((keys, values, link))
         if kinds == _ARRAYS:
@@ -276,28 +272,36 @@ class Survey:
                     held.append(value)
                 elif kind not in _WITHOUT_ARRAYS:
                     found.append((value, _Link(link, key)))
-            todo += reversed(found)
+            self._todo += reversed(found)
         if not is_sequence and not key_kinds <= _WITHOUT_ARRAYS:
-            todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
+            self._todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
 
-    def _add_reduction(
-        self, reduction: tuple[Any, ...], link: _Link | None, todo: list[tuple[Any, _Link | None]]
-    ) -> None:
+    def _take_apart(self, value: Any, link: _Link) -> None:
+        """Take an object apart for the first pass, and keep the parts for the second."""
+        try:
+            reduction = reduce_for_good(value)
+        except Exception:
+            return  # tried again by the second pass, which says where the value is
+        self.reductions[id(value)] = (value, reduction)
+        if issubclass(type(value), np.ndarray | np.generic):
+            self.numpy_modules.add(module_of(value))
+        if not isinstance(reduction, tuple):
+            return
         link = _Link(link, _NO_STEP)
         parts = list(reduction)
         pairs = parts[4] if len(parts) > 4 else None
         if pairs and {*map(type, pairs)} == {tuple} and {*map(len, pairs)} == {2}:
             del parts[4]
             keys, values = zip(*pairs, strict=True)
-            self._add_pairs(keys, values, link, todo)
-        todo += [(part, link) for part in reversed(parts)]
+            self._add_pairs(keys, values, link)
+        self._todo += [(part, link) for part in reversed(parts)]
 
-    def _add_part(self, part: Any, link: _Link | None, todo: list[Any]) -> None:
+    def _add_part(self, part: Any, link: _Link) -> None:
         if type(part) is np.ndarray:
             self._parts.append(part)
             self._links[id(part)] = link
         else:
-            todo.append((part, link))
+            self._todo.append((part, link))
 
     def _add_special(self, array: Array, link: _Link | None) -> None:
         try:
@@ -309,7 +313,7 @@ class Survey:
             self._links.setdefault(id(array), link)
         self._alive.append(array)
 
-    def _add_array_like(self, value: Any, kind: ArrayKind, link: _Link | None) -> None:
+    def _add_array_like(self, value: Any, kind: ArrayKind, link: _Link) -> None:
         try:
             if kind == "torch storage":
                 self.torch_storages.get(value)
@@ -318,18 +322,6 @@ class Survey:
                 self._add_special(self.arrays_of[id(value)], link)
         except Exception:
             pass  # tried again by the second pass, which says where it is
-
-    def _try_reduce(self, value: Any) -> Reduction | None:
-        """Take an object apart for the first pass, and keep the parts for the second."""
-        try:
-            reduction = reduce_for_good(value)
-        except Exception:
-            # Tried again by the second pass, which says where the value is.
-            return None
-        self.reductions[id(value)] = (value, reduction)
-        if issubclass(type(value), np.ndarray | np.generic):
-            self.numpy_modules.add(module_of(value))
-        return reduction
 
     def _paths(self) -> dict[int, str]:
         """Return what messages call arrays, by identity."""
@@ -348,10 +340,10 @@ class Survey:
         parts = [*self._parts, *(value.data for value in parameters)]
         arrays = self._arrays + parts
         ids = list(map(id, arrays))
-        form_of = _FormOf()
         looks = map(attrgetter("dtype", "shape", "strides"), arrays)
-        forms: dict[int, Any] = dict(zip(ids, map(form_of.__getitem__, looks), strict=True))
-        if None in form_of.values():
+        form_of = starmap(functools.cache(plain_form), looks)  # one form for all that are alike
+        forms: dict[int, Any] = dict(zip(ids, form_of, strict=True))
+        if None in forms.values():
             for identity, array in zip(ids, arrays, strict=True):
                 if forms.get(identity, self) is None:
                     del forms[identity]
@@ -449,14 +441,6 @@ class Survey:
             self.storages[id(value)] = storage
 
 
-class _FormOf(dict[Any, Form | None]):
-    """The form of a dtype, a shape and strides, made once for all."""
-
-    def __missing__(self, look: Any) -> Form | None:
-        form = self[look] = plain_form(*look)
-        return form
-
-
 def _which_alone(arrays: Sequence[Array], others: Iterable[tuple[Array, str]]) -> NDArray[np.bool]:
     """Return which of the arrays, all without gaps, meet neither one another nor the others."""
     starts = addresses(arrays)
@@ -486,16 +470,6 @@ def _are_plain_keys(keys: Collection[Any], kinds: set[type]) -> bool:
         and kinds <= _PLAIN_KEYS
         and all(-_SMALL < key < _SMALL for key in keys if type(key) is int)
     )
-
-
-def _length_of(keys: Collection[Any], kinds: set[type]) -> int:
-    """Return how many characters keys take in names and places, or more."""
-    if kinds != {str}:
-        return sum(11 * len(key) if type(key) is str else _KEY_LENGTH for key in keys)
-    length = sum(map(len, keys))
-    # In a place a key is quoted, and what cannot be printed has up to ten characters.
-    most = 3 if length > _LONG and "".join(keys).isprintable() else 11
-    return most * length + 8 * len(keys)
 
 
 def _has_names_inside(value: Any) -> bool:
@@ -543,8 +517,6 @@ _TENSORS = frozenset([np.ndarray, LazyTensor, EarlyTensor, Parameter])
 _PLAIN_KEYS = frozenset([str, int, bool, type(None)])
 _FEW_KEYS = 1000
 _SMALL = 1 << 60
-#: Keys of fewer characters are not looked at for their length.
-_LONG = 1 << 16
 #: So many times deeper than the second pass can go, for whatever it may reach by a shorter way.
 _DEPTHS = 10
 _DENSE = (np.ndarray, LazyTensor)

@@ -96,23 +96,26 @@ def children(value: Any) -> Iterator[Child]:
             yield str(index), f"[{index}]", item
     elif isinstance(value, Parameter):
         if isinstance(value.data, ForeignObject):  # what is in it goes by the parameter's name
-            for name, step, child in children(value.data):
-                yield name, f".data{step}", child
+            yield from children_at(".data", value.data)
     elif isinstance(value, ForeignObject):
         yield from _subclass_parts(value) if is_subclass_call(value) else _object_parts(value)
+
+
+def children_at(place: str, value: Any) -> Iterator[Child]:
+    """Yield the `children` of a part, whose place in what holds it comes before theirs."""
+    for name, step, child in children(value):
+        yield name, place + step, child
 
 
 def _subclass_parts(value: ForeignObject) -> Iterator[Child]:
     # (function, class, arguments, attributes): the attributes go by their own names.
     _, _, args, attributes = value.args or ()
     if isinstance(attributes, dict):
-        for name, step, child in children(attributes):
-            yield name, f".args[3]{step}", child
+        yield from children_at(".args[3]", attributes)
     elif isinstance(attributes, tuple):  # those in the dict, and those in slots
         for index, held in enumerate(attributes):
             if isinstance(held, dict):
-                for name, step, child in children(held):
-                    yield name, f".args[3][{index}]{step}", child
+                yield from children_at(f".args[3][{index}]", held)
             else:
                 yield f"state.{index}", f".args[3][{index}]", held
     else:
@@ -125,14 +128,11 @@ def _object_parts(value: ForeignObject) -> Iterator[Child]:
     for index, item in enumerate(value.args or ()):
         yield str(index), f".args[{index}]", item
     if isinstance(value.state, dict):
-        for name, step, child in children(value.state):
-            yield name, f".state{step}", child
+        yield from children_at(".state", value.state)
     elif value.state is not None:
         yield "state", ".state", value.state
-    for name, step, child in children(value.items):
-        yield name, f".items{step}", child
-    for name, step, child in children(value.kwargs):
-        yield name, f".kwargs{step}", child
+    yield from children_at(".items", value.items)
+    yield from children_at(".kwargs", value.kwargs)
 
 
 def attributes(value: Any) -> Iterator[Child]:
@@ -348,9 +348,6 @@ class Walk(Generic[_Frame]):
                 stack.pop()
                 self._on_path.discard(own)
                 self._left += length  # what led here is not kept
-
-
-# -- objects of classes that are not known ---------------------------------------------------------
 
 
 def foreign_tensor(value: Any) -> ForeignObject | None:

@@ -3,50 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command, limits_of
+from torchzip.checkpoint.quantities import count_text, nbytes_text, some_of
+from torchzip.cli.command import DONE, Command, limits_of, print_found
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import count_text, nbytes_text, some_of
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
     from torchzip.tools.torch_verdict.verification import Verified
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="verify",
+    summary="check whether the file is intact, and whether torch.load accepts it",
+    description="""\
 Read a whole checkpoint, compare every CRC and check all bounds. Then say whether torch.load accepts
 it by default (weights_only=True), needs weights_only=False, or refuses it, and why. A file that
 torch.load refuses can still be sound.
-"""
+""",
+    examples="torchzip verify model.pt",
+    arguments={
+        "FILE": None,
+        "--json": "print the result as JSON",
+    },
+)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "verify",
-        _run,
-        summary="check whether the file is intact, and whether torch.load accepts it",
-        description=_DESCRIPTION,
-        examples="torchzip verify model.pt",
-    )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     with progress_line() as progress:
         found = tools.verify(arguments.file, progress=progress, limits=limits_of(arguments))
-    as_values = dataclasses.asdict(found)
-    print(json.dumps(as_values, indent=2) if arguments.json else check_as_text(found))
+    print_found(found, arguments, check_as_text)
     return DONE
 
 
 def check_as_text(found: Verified) -> str:
-    """Return the result as a few lines of text."""
     without = found.without_crc
     compared = found.records - len(without)
     lines = [

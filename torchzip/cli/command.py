@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torchzip.errors import printable
@@ -44,32 +45,43 @@ class CommandParser(argparse.ArgumentParser):
             self._is_inner = False
 
 
-def add_command(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    summary: str,
-    description: str,
-    examples: str,
-    reads: bool = True,
-) -> argparse.ArgumentParser:
-    """Add a command and return its parser; ``run`` is called with what was parsed.
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says of a command.
 
     ``summary`` is shown in the list of commands, ``description`` above the options and
     ``examples``, one per line, below them. A command that ``reads`` a file gets options for the
-    bounds on what the file may ask for: `limits_of`.
+    bounds on what the file may ask for: `limits_of`. With ``takes_negatives``, what begins with a
+    minus sign and a digit is not an option.
+
+    ``arguments`` are written as on the command line, with their help: ``"FILE"`` must be given,
+    ``"--force"`` is a switch, ``"--npy OUT"`` takes a string, and ``"--drop GLOB ..."`` one each
+    time that it is given. Others have the keywords of ``add_argument``.
     """
-    lines = "".join(f"  {line.strip()}\n" for line in examples.strip().splitlines())
+
+    name: str
+    summary: str
+    description: str
+    examples: str
+    arguments: Mapping[str, str | dict[str, Any] | None]
+    reads: bool = True
+    takes_negatives: bool = False
+
+
+def add_command(commands: Any, command: Command, run: Callable[[argparse.Namespace], int]) -> None:
+    """Add a command; ``run`` is called with what was parsed, and returns the exit status."""
+    lines = "".join(f"  {line.strip()}\n" for line in command.examples.strip().splitlines())
     parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=description.strip(),
+        command.name,
+        help=command.summary,
+        description=command.description.strip(),
         epilog=f"examples:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    if reads:
+    if command.takes_negatives:
+        parser._negative_number_matcher = re.compile(r"-\d")
+    if command.reads:
         group = parser.add_argument_group("bounds on what a file may ask for")
         group.add_argument(
             "--limit",
@@ -79,7 +91,18 @@ def add_command(
             type=_parse_limit,
             help=f"change a bound; may be repeated. NAME and its default: {_LIMIT_NAMES}",
         )
-    return parser
+    for words, told in command.arguments.items():
+        name, *more = words.split()
+        if isinstance(told, dict):
+            parser.add_argument(name, *more, **told)
+        elif not name.startswith("-"):
+            parser.add_argument(name.lower(), metavar=name, help=told)
+        elif not more:
+            parser.add_argument(name, action="store_true", help=told)
+        elif len(more) == 1:
+            parser.add_argument(name, metavar=more[0], help=told)
+        else:
+            parser.add_argument(name, action="append", default=[], metavar=more[0], help=told)
 
 
 def _parse_limit(text: str) -> tuple[str, int]:
@@ -112,11 +135,9 @@ def in_options(message: str) -> str:
     return _TO_RAISE.sub(r"pass --limit \1=N", message)
 
 
-def add_repeated(parser: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
-    """Add options that may be given several times: ``"--option METAVAR"`` and the help of each."""
-    for words, told in options.items():
-        option, metavar = words.split()
-        parser.add_argument(option, action="append", default=[], metavar=metavar, help=told)
+def print_found(found: Any, arguments: argparse.Namespace, text: Callable[[Any], str]) -> None:
+    """Print what a function of `torchzip.tools` has returned: as text, or with --json as JSON."""
+    print(json.dumps(asdict(found), indent=2) if arguments.json else text(found))
 
 
 def split_rule(text: str) -> tuple[str, str]:

@@ -6,54 +6,43 @@ import argparse
 import dataclasses
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchzip import tools
-from torchzip.cli.command import BAD, DONE, add_command, limits_of
-from torchzip.cli.rendering import count_text, name_text, shape_text, some_of, table
+from torchzip.checkpoint.quantities import count_text, name_text, shape_text, some_of
+from torchzip.cli.command import BAD, DONE, Command, limits_of
+from torchzip.cli.rendering import table
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
     from torchzip.tools.differences import Diff, TensorChange, TensorRow, ValueChange
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="diff",
+    summary="show what differs between two checkpoints",
+    description="""\
 Show what differs between two checkpoints of any format: tensors that were added, removed, renamed
 or changed, and plain values. Tensors with the same size and the same stored CRC in both files are
 not read. Others are compared by value (NaN equals NaN, 0.0 equals -0.0), in constant memory.
 
 Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
-"""
+""",
+    examples="""
+        torchzip diff before.pt after.pt
+        torchzip diff model.pt model-bf16.safetensors --cast
+    """,
+    arguments={
+        "A": None,
+        "B": None,
+        "--cast": "cast floating tensors of A to their dtype in B, as convert does, before "
+        "comparing",
+        "--read": "compare the bytes of all tensors, even if the stored CRCs are equal",
+        "--json": "print the differences as JSON",
+    },
+)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "diff",
-        _run,
-        summary="show what differs between two checkpoints",
-        description=_DESCRIPTION,
-        examples="""
-            torchzip diff before.pt after.pt
-            torchzip diff model.pt model-bf16.safetensors --cast
-        """,
-    )
-    parser.add_argument("a", metavar="A")
-    parser.add_argument("b", metavar="B")
-    parser.add_argument(
-        "--cast",
-        action="store_true",
-        help="cast floating tensors of A to their dtype in B, as convert does, before comparing",
-    )
-    parser.add_argument(
-        "--read",
-        action="store_true",
-        help="compare the bytes of all tensors, even if the stored CRCs are equal",
-    )
-    parser.add_argument("--json", action="store_true", help="print the differences as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     found = tools.diff(
         arguments.a,
         arguments.b,

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
 
-from torchzip.cli.command import DONE, add_command
-
-_DESCRIPTION = """\
-Print a script that makes a shell complete torchzip's commands, options and files. It needs the
-package shtab: python -m pip install 'torchzip[completion]'
-"""
+from torchzip.cli.command import DONE, Command
 
 _SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
 
@@ -19,27 +13,27 @@ _SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
 _FILES = frozenset({"FILE", "SRC", "DST", "A", "B", "BROKEN", "OUT"})
 
 
-def add_parser(commands: Any, whole: argparse.ArgumentParser) -> None:
-    """Add the command to the command line, whose parser is ``whole``."""
+COMMAND = Command(
+    name="completion",
+    summary="print a script for shell completion of these commands",
+    description="""\
+Print a script that makes a shell complete torchzip's commands, options and files. It needs the
+package shtab: python -m pip install 'torchzip[completion]'
+""",
+    examples="""
+        torchzip completion bash > ~/.local/share/bash-completion/completions/torchzip
+        torchzip completion zsh > ~/.zsh/functions/_torchzip
+        torchzip completion fish > ~/.config/fish/completions/torchzip.fish
+    """,
+    arguments={"shell": {"metavar": "SHELL", "choices": _SHELLS, "help": ", ".join(_SHELLS)}},
+    reads=False,
+)
 
-    def run(arguments: argparse.Namespace) -> int:
-        print(script(whole, arguments.shell))
-        return DONE
 
-    parser = add_command(
-        commands,
-        "completion",
-        run,
-        summary="print a script for shell completion of these commands",
-        description=_DESCRIPTION,
-        reads=False,
-        examples="""
-            torchzip completion bash > ~/.local/share/bash-completion/completions/torchzip
-            torchzip completion zsh > ~/.zsh/functions/_torchzip
-            torchzip completion fish > ~/.config/fish/completions/torchzip.fish
-        """,
-    )
-    parser.add_argument("shell", metavar="SHELL", choices=_SHELLS, help=", ".join(_SHELLS))
+def run(arguments: argparse.Namespace, whole: argparse.ArgumentParser) -> int:
+    """Print the script for the command line whose parser is ``whole``."""
+    print(script(whole, arguments.shell))
+    return DONE
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:

@@ -7,14 +7,14 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torchzip
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text
 from torchzip.cli.command import (
     DONE,
-    add_command,
-    add_repeated,
+    Command,
     exit_on_sigterm,
     limits_of,
     parse_renames,
@@ -23,63 +23,47 @@ from torchzip.cli.command import (
     warnings_said,
 )
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import count_text, name_text, nbytes_text, shape_text, table
+from torchzip.cli.rendering import table
 
 if TYPE_CHECKING:
     from torchzip.convert.conversion import ConvertReport
     from torchzip.convert.planned import PlannedTensor
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="convert",
+    summary="convert to .pt or .safetensors, with other dtypes or names, in shards",
+    description="""\
 Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt or
 .safetensors file, a directory (which gets a model.safetensors), or an *.index.json (with shards
 beside it). DST is written completely or not at all, and may be SRC itself.
-"""
-
-#: Options that may be given several times.
-_RULES = {
-    "--dtype [GLOB=]DTYPE": "new dtype of all floating tensors, or of those whose name "
-    "matches (may be repeated, the first match wins)",
-    "--rename REGEX=>REPL": "replace in names, as Python's re.sub does (may be repeated, applied "
-    "in order)",
-    "--include GLOB": "convert these tensors only",
-    "--exclude GLOB": "leave these tensors out",
-}
-
-
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "convert",
-        _run,
-        summary="convert to .pt or .safetensors, with other dtypes or names, in shards",
-        description=_DESCRIPTION,
-        examples=r"""
-            torchzip convert model.pt model.safetensors --dtype bfloat16
-            torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
-            torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\.=>'
-            torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
-        """,
-    )
-    parser.add_argument("src", metavar="SRC")
-    parser.add_argument("dst", metavar="DST")
-    add_repeated(parser, _RULES)
-    parser.add_argument(
-        "--max-shard-size",
-        metavar="SIZE",
-        help="write shards of at most this size, such as 5GB, and an index",
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="share the work among N processes (default 1)"
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="also check the CRCs of bytes that are only copied",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show the plan and write nothing")
-    parser.add_argument("--force", action="store_true", help="overwrite DST")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+""",
+    examples=r"""
+        torchzip convert model.pt model.safetensors --dtype bfloat16
+        torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
+        torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\.=>'
+        torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
+    """,
+    arguments={
+        "SRC": None,
+        "DST": None,
+        "--dtype [GLOB=]DTYPE ...": "new dtype of all floating tensors, or of those whose name "
+        "matches (may be repeated, the first match wins)",
+        "--rename REGEX=>REPL ...": "replace in names, as Python's re.sub does (may be repeated, "
+        "applied in order)",
+        "--include GLOB ...": "convert these tensors only",
+        "--exclude GLOB ...": "leave these tensors out",
+        "--max-shard-size SIZE": "write shards of at most this size, such as 5GB, and an index",
+        "--jobs": {
+            "type": int,
+            "metavar": "N",
+            "help": "share the work among N processes (default 1)",
+        },
+        "--verify": "also check the CRCs of bytes that are only copied",
+        "--dry-run": "show the plan and write nothing",
+        "--force": "overwrite DST",
+        "--json": "print the report as JSON on stdout",
+    },
+)
 
 
 def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -92,7 +76,7 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     is_dry = arguments.dry_run
     watched = contextlib.nullcontext() if is_dry else progress_line()
     with exit_on_sigterm(), warnings_said(), watched as progress:
@@ -112,8 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps(_planned_values(report) if is_dry else _values(report), indent=2))
     elif is_dry:
         print(_planned_text(report))
-    _say_tied(report.tied)
-    _say_lost(report.lost, report.refused)
+    _say_notes(report)
     if not is_dry:
         say(f"{report.target}: {_sums(report)}")
     return DONE
@@ -162,20 +145,17 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
     return [*cells, os.path.basename(row.file)] if with_file else cells
 
 
-def _say_tied(tied: Mapping[str, str]) -> None:
-    if tied:
-        lines = [f"{name} has its data under {holder}" for name, holder in tied.items()]
+def _say_notes(report: ConvertReport) -> None:
+    if report.tied:
+        lines = [f"{name} has its data under {holder}" for name, holder in report.tied.items()]
         say(f"tied: {_first(lines)}")
+    if report.lost:
+        say(f"not in the output: {_first(report.lost)}")
+    if report.refused:
+        reasons = sorted({reason for _, reason in report.refused})
+        say("torch.load needs weights_only=False for the output, because of " + ", ".join(reasons))
 
 
 def _first(lines: Sequence[str]) -> str:
     more = f"; and {len(lines) - 10:,} more" if len(lines) > 10 else ""
     return "; ".join(lines[:10]) + more
-
-
-def _say_lost(lost: Sequence[str], refused: Sequence[tuple[str, str]]) -> None:
-    if lost:
-        say(f"not in the output: {_first(lost)}")
-    if refused:
-        reasons = sorted({reason for _, reason in refused})
-        say("torch.load needs weights_only=False for the output, because of " + ", ".join(reasons))

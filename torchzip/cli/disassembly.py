@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from torchzip.cli.command import DONE, add_command, in_options, limits_of
+from torchzip.cli.command import DONE, Command, in_options, limits_of
 from torchzip.errors import TorchZipError, printable
 from torchzip.files.source import open_source
 from torchzip.limits import Limits
@@ -18,35 +18,32 @@ from torchzip.pickling.opcodes import OPCODES
 from torchzip.pickling.python2 import python3_name
 from torchzip.tools.pickles import find_pickles, pickles
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="dis",
+    summary="show the opcodes of the pickle, annotated",
+    description="""\
 Show the opcodes of a checkpoint's pickle, one per line: offset, name, argument, and the values they
 act on. If the pickle is broken, those before the fault are shown. Nothing is executed.
-"""
+""",
+    examples="""
+        torchzip dis model.pt
+        torchzip dis scripted.pt constants.pkl
+    """,
+    arguments={
+        "FILE": None,
+        "record": {
+            "metavar": "RECORD",
+            "nargs": "?",
+            "help": "record of an archive (default: data.pkl)",
+        },
+        "--json": "print the opcodes as JSON",
+    },
+)
 
 _REFUSED_OPCODES = {opcode.name for opcode in OPCODES if not opcode.torch_safe}
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "dis",
-        _run,
-        summary="show the opcodes of the pickle, annotated",
-        description=_DESCRIPTION,
-        examples="""
-            torchzip dis model.pt
-            torchzip dis scripted.pt constants.pkl
-        """,
-    )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument(
-        "record", metavar="RECORD", nargs="?", help="record of an archive (default: data.pkl)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the opcodes as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     disassemble(arguments.file, arguments.record, limits_of(arguments), as_json=arguments.json)
     return DONE
 

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchzip import tools
+from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.cli.command import (
     DONE,
-    add_command,
-    add_repeated,
+    Command,
     exit_on_sigterm,
     limits_of,
     parse_renames,
     parse_rules,
+    print_found,
     say,
     split_rule,
     warnings_said,
 )
-from torchzip.cli.rendering import count_text, nbytes_text
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
     from torchzip.tools.editing import Edited
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="edit",
+    summary="rename, drop and set items in place, without moving tensors",
+    description="""\
 Change names, values, requires_grad and devices in a file of torch.save, in
 place. A new structure is appended and no tensor data moves, so this takes
 milliseconds for tensors of any size (seconds for 100,000 of them). The file is
@@ -36,50 +38,36 @@ their space until --compact, alone or with other options, rewrites the file.
 
 All rules match paths before the edit: keys joined by dots, as ls shows them.
 Containers have paths too.
-"""
+""",
+    examples=r"""
+        torchzip edit model.pt --rename '^module\.=>'
+        torchzip edit run.ckpt --drop optimizer_states --drop 'callbacks.*' --dry-run
+        torchzip edit model.pt --set epoch=3 --set config.name='"base"' --device cpu
+        torchzip edit model.pt --requires-grad 'encoder.*=false'
+        torchzip edit model.pt --compact
+    """,
+    arguments={
+        "FILE": None,
+        "--rename REGEX=>REPL ...": "replace in paths, as Python's re.sub does (may be repeated, "
+        "applied in order); an item stays in its container",
+        "--drop GLOB ...": "remove these items: tensors, values or whole containers",
+        "--set PATH=JSON ...": "set an item to a plain value, or add an item to a dict; anything "
+        "that is not valid JSON is taken as a string",
+        "--requires-grad [GLOB=]true|false ...": "of all floating tensors, or of those whose name "
+        "matches (the first match wins)",
+        "--device [GLOB=]DEVICE ...": "device that torch.load restores storages to: cpu, cuda:0, "
+        "mps, ...",
+        "--compact": "rewrite the file, without unused bytes",
+        "--dry-run": "show the changes and make none",
+        "--json": "print what was done as JSON",
+    },
+)
 
 #: At most so many lines of each kind are shown.
 _MOST = 20
 
-#: Options that may be given several times.
-_RULES = {
-    "--rename REGEX=>REPL": "replace in paths, as Python's re.sub does (may be repeated, applied "
-    "in order); an item stays in its container",
-    "--drop GLOB": "remove these items: tensors, values or whole containers",
-    "--set PATH=JSON": "set an item to a plain value, or add an item to a dict; anything "
-    "that is not valid JSON is taken as a string",
-    "--requires-grad [GLOB=]true|false": "of all floating tensors, or of those whose name "
-    "matches (the first match wins)",
-    "--device [GLOB=]DEVICE": "device that torch.load restores storages to: cpu, cuda:0, mps, ...",
-}
 
-
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "edit",
-        _run,
-        summary="rename, drop and set items in place, without moving tensors",
-        description=_DESCRIPTION,
-        examples=r"""
-            torchzip edit model.pt --rename '^module\.=>'
-            torchzip edit run.ckpt --drop optimizer_states --drop 'callbacks.*' --dry-run
-            torchzip edit model.pt --set epoch=3 --set config.name='"base"' --device cpu
-            torchzip edit model.pt --requires-grad 'encoder.*=false'
-            torchzip edit model.pt --compact
-        """,
-    )
-    parser.add_argument("file", metavar="FILE")
-    add_repeated(parser, _RULES)
-    parser.add_argument(
-        "--compact", action="store_true", help="rewrite the file, without unused bytes"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show the changes and make none")
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     rules = rules_of(arguments)
     with warnings_said(), exit_on_sigterm():
         found = tools.edit(
@@ -91,10 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     for line in found.unused:
         say(f"warning: {line}")
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
-    else:
-        print(as_text(found, arguments.dry_run))
+    print_found(found, arguments, lambda found: as_text(found, arguments.dry_run))
     return DONE
 
 
@@ -125,19 +110,10 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_text(found: Edited, dry_run: bool = False) -> str:
-    """Return what was done as a few lines of text."""
-    lines = _some("renamed", [f"{old} -> {new}" for old, new in found.renamed])
-    lines += _some("dropped", found.dropped)
-    lines += _some("set", found.set)
-    done = [
-        f"{count:,} {what}"
-        for count, what in (
-            (len(found.renamed), "renamed"),
-            (len(found.dropped), "dropped"),
-            (len(found.set), "set"),
-        )
-        if count
-    ]
+    renamed = [f"{old} -> {new}" for old, new in found.renamed]
+    changed = {"renamed": renamed, "dropped": found.dropped, "set": found.set}
+    lines = [line for what, names in changed.items() for line in _some(what, names)]
+    done = [f"{len(names):,} {what}" for what, names in changed.items() if names]
     if found.requires_grad:
         done.append(f"requires_grad of {count_text(found.requires_grad, 'tensor')}")
     if found.device:

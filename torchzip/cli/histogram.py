@@ -12,7 +12,6 @@ _BAR = 8
 
 
 def can_encode(encoding: str | None) -> bool:
-    """Return whether an encoding has the block characters."""
     try:
         _BLOCKS.encode(encoding or "ascii")
     except (LookupError, UnicodeEncodeError):

@@ -9,79 +9,65 @@ from collections.abc import Iterator
 from typing import Any
 
 import torchzip
-from torchzip.checkpoint.outline import Outline, TensorRow, outline
-from torchzip.cli.command import DONE, add_command, limits_of
-from torchzip.cli.listing_text import TreeText, flat_lines, sorted_by, sum_lines, value_lines
+from torchzip.checkpoint.outline import Outline, outline
+from torchzip.cli.command import DONE, Command, limits_of
+from torchzip.cli.listing_text import flat_lines, sorted_by, sum_lines, tree_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
 from torchzip.formats.base import collector_paused
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="ls",
+    summary="list names, dtypes, shapes and sizes",
+    description="""\
 List what is in a checkpoint: its tensors, which of them are tied or views, its other values, and
 totals. No tensor is read. The table is the same on a terminal and in a pipe, except that names are
 shortened to the width of a terminal.
-"""
+""",
+    examples="""
+        torchzip ls model.pt
+        torchzip ls --tree --depth 2 --sort size model.pt
+        torchzip ls -l model.pt
+    """,
+    arguments={
+        "FILE": None,
+        "--tree": "show a tree of modules; equal blocks are folded",
+        "--depth": {"type": int, "metavar": "N", "help": "show the tree down to N levels"},
+        "--sort": {
+            "choices": ["name", "size"],
+            "help": "order by name, or largest first (default: as saved)",
+        },
+        "-l": {
+            "dest": "long",
+            "action": "store_true",
+            "help": "also show strides, devices and records",
+        },
+        "--all": "show all values, and every block of the tree",
+        "--json": "print everything as JSON",
+    },
+)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "ls",
-        _run,
-        summary="list names, dtypes, shapes and sizes",
-        description=_DESCRIPTION,
-        examples="""
-            torchzip ls model.pt
-            torchzip ls --tree --depth 2 --sort size model.pt
-            torchzip ls -l model.pt
-        """,
-    )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument(
-        "--tree",
-        action="store_true",
-        help="show a tree of modules; equal blocks are folded",
-    )
-    parser.add_argument("--depth", type=int, metavar="N", help="show the tree down to N levels")
-    parser.add_argument(
-        "--sort",
-        choices=["name", "size"],
-        help="order by name, or largest first (default: as saved)",
-    )
-    parser.add_argument(
-        "-l", dest="long", action="store_true", help="also show strides, devices and records"
-    )
-    parser.add_argument(
-        "--all", action="store_true", help="show all values, and every block of the tree"
-    )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     depth = arguments.depth
     if depth is not None and depth < 1:
         raise ValueError(f"--depth must be 1 or more, not {depth}")
     with collector_paused(True):  # of 100,000 tensors, nothing is garbage until the end
-        _print(arguments)
+        with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
+            found = outline(checkpoint)
+        if arguments.json:
+            print(as_json(describe(found, sort=arguments.sort)))
+            return DONE
+        lines = text_lines(
+            found,
+            screen(),
+            tree=arguments.tree or depth is not None,
+            depth=depth,
+            sort=arguments.sort,
+            long=arguments.long,
+            everything=arguments.all,
+        )
+        print("\n".join(lines))
     return DONE
-
-
-def _print(arguments: argparse.Namespace) -> None:
-    with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
-        found = outline(checkpoint)
-    if arguments.json:
-        print(as_json(describe(found, sort=arguments.sort)))
-        return
-    lines = text_lines(
-        found,
-        screen(),
-        tree=arguments.tree or arguments.depth is not None,
-        depth=arguments.depth,
-        sort=arguments.sort,
-        long=arguments.long,
-        everything=arguments.all,
-    )
-    print("\n".join(lines))
 
 
 def text_lines(
@@ -96,8 +82,7 @@ def text_lines(
 ) -> Iterator[str]:
     """Yield the listing: the tensors, flat or as a tree, the values, the totals."""
     if tree:
-        text = TreeText(found, depth=depth, sort=sort, fold=not everything, long=long)
-        yield from text.lines(where)
+        yield from tree_lines(found, where, depth=depth, sort=sort, fold=not everything, long=long)
     else:
         yield from flat_lines(found, sorted_by(sort, found.tensors), where, long=long)
     values = value_lines(found, where, everything=everything)
@@ -107,44 +92,21 @@ def text_lines(
 
 
 def describe(found: Outline, *, sort: str | None = None) -> dict[str, Any]:
-    """Return an outline as plain values for JSON."""
     return {
         "file": found.path,
         "format": found.format,
-        "tensors": list(map(_tensor, sorted_by(sort, found.tensors))),
+        "tensors": [row._asdict() for row in sorted_by(sort, found.tensors)],
         "subclasses": found.subclasses,
         "by_dtype": {dtype: dataclasses.asdict(sums) for dtype, sums in found.by_dtype.items()},
         "stored_nbytes": found.stored_nbytes,
         "foreign": list(found.foreign),
         "metadata": found.metadata,
-        "unnamed_tensors": list(map(_tensor, found.unnamed)),
+        "unnamed_tensors": [row._asdict() for row in found.unnamed],
         "constants": found.constant_count,
         "values": [row._asdict() for row in found.values],
-        "constant_tensors": list(map(_tensor, found.constants)),
+        "constant_tensors": [row._asdict() for row in found.constants],
         "storages": [row._asdict() for row in found.storages],
         "notes": list(found.notes),
-    }
-
-
-def _tensor(row: TensorRow) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "kind": row.kind,
-        "dtype": row.dtype,
-        "shape": list(row.shape),
-        "nbytes": row.nbytes,
-        "stride": None if row.stride is None else list(row.stride),
-        "storage_offset": row.storage_offset,
-        "requires_grad": row.requires_grad,
-        "is_parameter": row.is_parameter,
-        "location": row.location,
-        "shares_storage_with": row.shares_storage_with,
-        "tied_to": row.tied_to,
-        "is_view": row.is_view,
-        "span": None if row.span is None else list(row.span),
-        "storages": list(row.storages),
-        "numel": row.numel,
-        "subclass": row.subclass,
     }
 
 

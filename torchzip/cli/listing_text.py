@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text
 from torchzip.cli.command import in_options
-from torchzip.cli.rendering import (
-    Screen,
-    count_text,
-    fitted,
-    name_text,
-    nbytes_text,
-    shape_text,
-    table,
-)
+from torchzip.cli.rendering import Screen, fitted, table
 from torchzip.errors import listed, printable, shown
 
 #: At most so many values are shown without --all.
@@ -28,59 +22,46 @@ _HEAD = ("name", "dtype", "shape", "size")
 _SIZE = 3
 
 
-# -- tensors ---------------------------------------------------------------------------------------
-
-
 class _Cells:
-    """The cells of a tensor; cells that many tensors share are made once."""
+    """The cells of a tensor. Shapes and sizes that many tensors share are made once."""
 
     def __init__(self, outline: Outline, long: bool) -> None:
         self._outline = outline
         self._long = long
-        self._dtypes: dict[tuple[str, str, bool], str] = {}
-        self._shapes: dict[tuple[int | None, ...] | None, str] = {None: ""}
-        self._sizes: dict[int, str] = {}
+        self._shape = functools.cache(shape_text)
+        self._size = functools.cache(nbytes_text)
 
     def head(self) -> list[str]:
         more = ["stride", "offset", "device", "grad", "record"] if self._long else []
         return [*_HEAD, *more, "tied or view"]
 
     def of(self, name: str, row: TensorRow) -> list[str]:
-        key = (row.dtype, row.kind, row.is_parameter)
-        dtype = self._dtypes.get(key)
-        if dtype is None:
-            dtype = row.dtype + (f" {row.kind}" if row.kind != "dense" else "")
-            dtype = self._dtypes[key] = dtype + (" param" if row.is_parameter else "")
-        size = self._sizes.get(row.nbytes)
-        if size is None:
-            size = self._sizes[row.nbytes] = nbytes_text(row.nbytes)
-        cells = [name, dtype, self._shape(row.shape), size]
+        cells = [name, row.kind_text, self._shape(row.shape), self._size(row.nbytes)]
         if self._long:
             cells += [
-                self._shape(row.stride),
+                "" if row.stride is None else self._shape(row.stride),
                 "" if row.storage_offset is None else str(row.storage_offset),
                 printable(row.location),
                 "yes" if row.requires_grad else "no",
                 self._records(row),
             ]
-        cells.append(self._mark(row) if row.is_view or row.shares_storage_with is not None else "")
+        cells.append(self._mark(row))
         return cells
 
-    def _shape(self, shape: tuple[int | None, ...] | None) -> str:
-        text = self._shapes.get(shape)
-        if text is None and shape is not None:
-            text = self._shapes[shape] = shape_text(shape)
-        return text or ""
+    def sums(self, name: str, modules: list[Module], mark: str = "") -> list[str]:
+        cells = [name, *[""] * (len(self.head()) - 2), mark]
+        cells[1] = count_text(sum(module.tensors for module in modules), "tensor")
+        cells[2] = f"{sum(module.all_numel for module in modules):,}"
+        cells[_SIZE] = nbytes_text(sum(module.nbytes for module in modules))
+        return cells
 
     def _records(self, row: TensorRow) -> str:
         records = [self._outline.storages[number].record or "" for number in row.storages]
         return printable(", ".join(dict.fromkeys(records)))
 
     def _mark(self, row: TensorRow) -> str:
-        if row.tied_to is not None:
-            return f"= {name_text(row.tied_to)}"
-        if row.shares_storage_with is not None:
-            return f"view of {name_text(row.shares_storage_with)}"
+        if row.sharing_text or not row.is_view:
+            return row.sharing_text
         stored = sum(self._outline.storages[number].nbytes for number in row.storages)
         return f"view of {nbytes_text(stored)}"
 
@@ -105,82 +86,52 @@ def _table(rows: list[list[str]], screen: Screen) -> list[str]:
     return table(fitted(rows, (len(rows[0]) - 1, 0), screen.width), right=(_SIZE,))
 
 
-# -- the tree --------------------------------------------------------------------------------------
-
-
-class TreeText:
-    """The tree of modules down to a depth, each with the totals of everything below it.
+def tree_lines(
+    outline: Outline, screen: Screen, *, depth: int | None, sort: str | None, fold: bool, long: bool
+) -> Iterator[str]:
+    """Yield the tree of modules down to a depth, each with the totals of everything below it.
 
     With ``fold``, a run of numbered modules with equal contents is shown as the first of them and
-    one line for the others.
+    one line for the others. Nothing is yielded if there are no tensors.
     """
+    root = module_tree(outline)
+    if not root.tensors:
+        return
+    cells = _Cells(outline, long)
+    head = cells.head()
+    head[2] = "shape, elements"
+    rows = [(True, head)]
+    if root.row is not None:
+        rows.append((False, cells.of(name_text(""), root.row)))
+    tree = Groups(root, fold=fold, order=lambda found: sorted_by(sort, found))
+    rows += _tree_rows(tree, root, cells, depth)
+    lines = _table([row for _, row in rows], screen)
+    for (is_bold, _), line in zip(rows, lines, strict=True):
+        yield screen.bold(line) if is_bold else line
 
-    def __init__(
-        self, outline: Outline, *, depth: int | None, sort: str | None, fold: bool, long: bool
-    ) -> None:
-        self._depth = depth
-        self._cells = _Cells(outline, long)
-        self._root = module_tree(outline)
-        self._tree = Groups(self._root, fold=fold, order=lambda found: sorted_by(sort, found))
-        head = self._cells.head()
-        head[2] = "shape, elements"
-        self._rows = [head]
-        self._modules: set[int] = set()
 
-    def lines(self, screen: Screen) -> Iterator[str]:
-        """Yield the lines; nothing if there are no tensors."""
-        if not self._root.tensors:
-            return
-        if self._root.row is not None:
-            self._rows.append(self._cells.of(name_text(""), self._root.row))
-        self._add_below()
-        head, *lines = _table(self._rows, screen)
-        yield screen.bold(head)
-        for number, line in enumerate(lines, 1):
-            yield screen.bold(line) if number in self._modules else line
-
-    def _add_below(self) -> None:
-        stack = [self._tree.groups(self._root)]
-        while stack:
-            for first, *more in stack[-1]:
-                indent = "  " * (len(stack) - 1)
-                if more:
-                    self._add_alike(indent, [first, *more])
-                    continue
-                names, module = joined(first)
-                name = printable(".".join(names)) or '""'
-                is_shown = self._depth is None or len(stack) < self._depth
-                self._add(indent + name, module, is_shown)
-                if module.children and is_shown:
-                    stack.append(self._tree.groups(module))
-                    break
-            else:
-                stack.pop()
-
-    def _add(self, name: str, module: Module, is_shown: bool) -> None:
+def _tree_rows(
+    tree: Groups, above: Module, cells: _Cells, depth: int | None, level: int = 1
+) -> Iterator[tuple[bool, list[str]]]:
+    """Yield the rows below a module, and whether each has the sums of one."""
+    indent = "  " * (level - 1)
+    is_shown = depth is None or level < depth
+    for first, *more in tree.groups(above):
+        if more:
+            alike = [first, *more]
+            mark = f"{len(alike)} like {int(first.name) - 1}, {nbytes_text(first.nbytes)} each"
+            yield False, cells.sums(f"{indent}{first.name} … {more[-1].name}", alike, mark)
+            continue
+        names, module = joined(first)
+        name = indent + (printable(".".join(names)) or '""')
         if module.row is not None:
-            self._rows.append(self._cells.of(name, module.row))
+            yield False, cells.of(name, module.row)
             name += ".…"  # the totals below, where that level is not shown
         if module.children and (module.row is None or not is_shown):
             below = [module] if module.row is None else list(module.children.values())
-            self._modules.add(len(self._rows))
-            self._add_sums(name, below, "")
-
-    def _add_alike(self, indent: str, alike: list[Module]) -> None:
-        first, last = alike[0], alike[-1]
-        each = nbytes_text(first.nbytes)
-        mark = f"{len(alike)} like {int(first.name) - 1}, {each} each"
-        self._add_sums(f"{indent}{first.name} … {last.name}", alike, mark)
-
-    def _add_sums(self, name: str, modules: list[Module], mark: str) -> None:
-        cells = [name, *[""] * (len(self._rows[0]) - 2), mark]
-        cells[1] = count_text(sum(module.tensors for module in modules), "tensor")
-        cells[2] = f"{sum(module.all_numel for module in modules):,}"
-        cells[_SIZE] = nbytes_text(sum(module.nbytes for module in modules))
-        self._rows.append(cells)
-
-
-# -- values and totals -----------------------------------------------------------------------------
+            yield True, cells.sums(name, below)
+        if module.children and is_shown:
+            yield from _tree_rows(tree, module, cells, depth, level + 1)
 
 
 def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[str]:
@@ -202,16 +153,7 @@ def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[s
 
 def sum_lines(outline: Outline) -> list[str]:
     """Return the totals and the notes."""
-    parts = [
-        f"{sums.tensors:,} {dtype} {nbytes_text(sums.nbytes)}"
-        for dtype, sums in sorted(outline.by_dtype.items())
-    ]
-    inside = f" ({', '.join(parts)})" if parts else ""
-    lines = [
-        f"{printable(outline.path)}: {outline.format}, "
-        f"{count_text(len(outline.tensors), 'tensor')}{inside}, "
-        f"{nbytes_text(outline.stored_nbytes)} stored"
-    ]
+    lines = [f"{printable(outline.path)}: {outline.sums_text}"]
     for name, kind in outline.subclasses.items():
         lines.append(f"{printable(name)}: a tensor of class {printable(kind)}, kept unchanged")
     if outline.unnamed:

@@ -23,7 +23,7 @@ from torchzip.cli import (
     showing,
     weighing,
 )
-from torchzip.cli.command import BAD, DONE, USAGE, CommandParser, say
+from torchzip.cli.command import BAD, DONE, USAGE, CommandParser, add_command, say
 from torchzip.errors import TorchZipError
 
 #: In the order of the help.
@@ -43,7 +43,6 @@ _COMMANDS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="torchzip",
         description="Look at and convert PyTorch checkpoints, without PyTorch.",
@@ -54,8 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
         dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
     )
     for module in _COMMANDS:
-        module.add_parser(commands)
-    completion.add_parser(commands, parser)
+        add_command(commands, module.COMMAND, module.run)
+    add_command(commands, completion.COMMAND, lambda parsed: completion.run(parsed, parser))
     return parser
 
 

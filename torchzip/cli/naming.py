@@ -8,33 +8,29 @@ from typing import Any
 
 import torchzip
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.cli.command import DONE, add_command, limits_of
-from torchzip.cli.rendering import count_text, table
+from torchzip.checkpoint.quantities import count_text
+from torchzip.cli.command import DONE, Command, limits_of
+from torchzip.cli.rendering import table
 from torchzip.errors import printable
 from torchzip.pickling.allowlist import is_torch_safe
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="globals",
+    summary="list every class and function that the file names",
+    description="""\
 List every class and function that a checkpoint names, in any pickle that a loader of its format
 runs. Foreign ones are unknown to torchzip and kept as inert objects. Nothing is ever imported or
 called. The last column shows what torch.load accepts by default (weights_only=True).
-"""
+""",
+    examples="torchzip globals model.ckpt",
+    arguments={
+        "FILE": None,
+        "--json": "print the names as JSON",
+    },
+)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "globals",
-        _run,
-        summary="list every class and function that the file names",
-        description=_DESCRIPTION,
-        examples="torchzip globals model.ckpt",
-    )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print the names as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
         names = describe_globals(checkpoint)
         place = f"{checkpoint.path}: {checkpoint.format}"
@@ -57,17 +53,15 @@ def describe_globals(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def globals_as_text(names: list[dict[str, Any]], place: str) -> str:
-    """Return the names as a table with totals below."""
-    rows = [["name", "torchzip", "torch.load"]]
-    for row in names:
-        rows.append(
-            [
-                printable(f"{row['module']}.{row['name']}"),
-                "foreign" if row["foreign"] else "known",
-                "accepts" if row["torch_safe"] else "refuses",
-            ]
+    rows = [
+        (
+            printable(f"{row['module']}.{row['name']}"),
+            "foreign" if row["foreign"] else "known",
+            "accepts" if row["torch_safe"] else "refuses",
         )
-    lines = table(rows) if names else []
+        for row in names
+    ]
+    lines = table([("name", "torchzip", "torch.load"), *rows]) if names else []
     foreign = sum(row["foreign"] for row in names)
     refused = sum(not row["torch_safe"] for row in names)
     count = count_text(len(names), "name")

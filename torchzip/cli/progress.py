@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from torchzip.cli.rendering import nbytes_text
+from torchzip.checkpoint.quantities import nbytes_text
 
 
 @contextlib.contextmanager

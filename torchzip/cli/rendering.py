@@ -8,28 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torchzip.checkpoint.quantities import (
-    count_text,
-    name_text,
-    nbytes_text,
-    shape_text,
-    some_of,
-)
-
-__all__ = [
-    "Screen",
-    "count_text",
-    "fitted",
-    "name_text",
-    "nbytes_text",
-    "screen",
-    "shape_text",
-    "shorten",
-    "some_of",
-    "table",
-    "width_of",
-]
+from operator import add
 
 #: A column that is made narrower keeps at least this width.
 _LEAST_WIDTH = 16
@@ -134,8 +113,6 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]
     for number, column in enumerate(zip(*rows, strict=True)):
         widths = _widths(column)
         most = max(widths)
-        if number in right:
-            columns.append([" " * (most - w) + c for c, w in zip(column, widths, strict=True)])
-        else:
-            columns.append([c + " " * (most - w) for c, w in zip(column, widths, strict=True)])
+        pads = [" " * (most - width) for width in widths]
+        columns.append(map(add, pads, column) if number in right else map(add, column, pads))
     return [line.rstrip() for line in map("  ".join, zip(*columns, strict=True))]

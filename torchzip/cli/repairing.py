@@ -3,52 +3,51 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command, in_options, limits_of, warnings_said
-from torchzip.cli.rendering import count_text, name_text, nbytes_text, some_of, table
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
+from torchzip.cli.command import (
+    DONE,
+    Command,
+    in_options,
+    limits_of,
+    print_found,
+    warnings_said,
+)
+from torchzip.cli.rendering import table
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
     from torchzip.tools.repairing import LostTensor, Repaired
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="repair",
+    summary="recover what is intact in a damaged file",
+    description="""\
 Write everything that can be recovered from a truncated or damaged checkpoint to a new .pt or
 .safetensors file. Every tensor whose bytes are intact keeps its name; lost tensors are listed.
 Nothing is guessed: a CRC-32 must match, and a tensor without one is listed as unverified.
 
 Exit status: 0 something was recovered (losses are listed), 1 nothing could be recovered and nothing
 was written, 2 wrong usage.
-"""
+""",
+    examples="""
+        torchzip repair broken.pt saved.pt
+        torchzip repair broken.pt saved.pt --json
+    """,
+    arguments={
+        "BROKEN": None,
+        "OUT": "a .pt or .safetensors file, written completely or not at all",
+        "--force": "overwrite OUT",
+        "--json": "print the result as JSON",
+    },
+)
 #: At most so many unverified tensors are shown; --json has all.
 _MOST_UNVERIFIED = 10
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "repair",
-        _run,
-        summary="recover what is intact in a damaged file",
-        description=_DESCRIPTION,
-        examples="""
-            torchzip repair broken.pt saved.pt
-            torchzip repair broken.pt saved.pt --json
-        """,
-    )
-    parser.add_argument("broken", metavar="BROKEN")
-    parser.add_argument(
-        "out", metavar="OUT", help="a .pt or .safetensors file, written completely or not at all"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite OUT")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     with warnings_said():
         found = tools.repair(
             arguments.broken,
@@ -56,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
             overwrite=arguments.force,
             limits=limits_of(arguments),
         )
-    print(json.dumps(dataclasses.asdict(found), indent=2) if arguments.json else as_text(found))
+    print_found(found, arguments, as_text)
     return DONE
 
 

@@ -4,46 +4,39 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
-from torchzip.cli.command import BAD, DONE, add_command, limits_of, say
-from torchzip.cli.rendering import count_text, nbytes_text
+from torchzip.checkpoint.quantities import count_text, nbytes_text
+from torchzip.cli.command import BAD, DONE, Command, limits_of, say
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="report",
+    summary="write a page about the file, for a browser",
+    description="""\
 Write one HTML page about a checkpoint: where the bytes are, dtypes, histograms of the largest
 tensors, ties, the classes that it names, other values, and whether it is intact. The page loads no
 other files, so it can be sent to others. All data is read, unless --no-data is given.
 
 Exit status: 0 done, 1 the file is bad (the page shows where, if it could be made), 2 wrong usage.
-"""
+""",
+    examples="""
+        torchzip report model.pt
+        torchzip report model.pt -o model.html
+        torchzip report big.pt -o big.html --no-data
+    """,
+    arguments={
+        "FILE": None,
+        "-o --output": {
+            "metavar": "OUT",
+            "default": "report.html",
+            "help": "where to write the page (default: report.html); - is stdout",
+        },
+        "--no-data": "read no tensor: no histograms, no verification",
+        "--force": "overwrite OUT",
+    },
+)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "report",
-        _run,
-        summary="write a page about the file, for a browser",
-        description=_DESCRIPTION,
-        examples="""
-            torchzip report model.pt
-            torchzip report model.pt -o model.html
-            torchzip report big.pt -o big.html --no-data
-        """,
-    )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", default="report.html",
-        help="where to write the page (default: report.html); - is stdout",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-data", action="store_true", help="read no tensor: no histograms, no verification"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite OUT")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from torchzip.tools import report  # imported here, as only this command makes HTML
 
     to_stdout = arguments.output == "-"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.cli.command import DONE, add_command, limits_of
+from torchzip.checkpoint.quantities import name_text
+from torchzip.cli.command import DONE, Command, limits_of
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
-from torchzip.cli.rendering import name_text, table
+from torchzip.cli.rendering import table
 from torchzip.errors import ErrorPlace, UnsupportedError, printable, shown
 from torchzip.tools.array_text import is_raw, tensor_text
 from torchzip.tools.lookup import look_up
@@ -28,7 +28,10 @@ from torchzip.types import MetaTensor, OtherTensor
 if TYPE_CHECKING:
     from torchzip.tools.element_statistics import Number, Statistics
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="cat",
+    summary="print one tensor or value, its statistics, or a .npy file",
+    description="""\
 Print one tensor or a slice of it, as numpy prints an array: if it has more than 1,000 elements,
 only its corners are shown and read. NAME may also be another value, such as `epoch`, or a part of a
 tensor that is not dense, such as `w.indices`. Without NAME, the whole object is shown.
@@ -37,44 +40,31 @@ SLICE is numpy's basic indexing, with or without brackets: 0  :10  3,:,::2  -1  
 
 --npy writes exact numbers, block by block. A .npy file cannot hold bfloat16 or float8: give
 --dtype float32, which represents them exactly.
-"""
+""",
+    examples="""
+        torchzip cat model.pt layers.0.weight
+        torchzip cat model.pt layers.0.weight 10:12,:4
+        torchzip cat model.pt layers.0.weight --stats
+        torchzip cat model.pt layers.0.weight --npy weight.npy
+        torchzip cat model.pt layers.0.weight --npy - | python my_script.py
+        torchzip cat model.ckpt epoch
+    """,
+    arguments={
+        "FILE": None,
+        "name": {"metavar": "NAME", "nargs": "?", "default": ""},
+        "slice": {"metavar": "SLICE", "nargs": "?", "help": "such as 3,:,::2"},
+        "--full": "print all elements, up to a million",
+        "--stats": "print min, max, mean, std, NaN, inf and a histogram",
+        "--json": "with --stats: print JSON",
+        "--npy OUT": "write a .npy file; - is stdout",
+        "--dtype DTYPE": "with --npy: cast to this floating dtype",
+        "--force": "with --npy: overwrite OUT",
+    },
+    takes_negatives=True,  # an index such as -1,:
+)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "cat",
-        _run,
-        summary="print one tensor or value, its statistics, or a .npy file",
-        description=_DESCRIPTION,
-        examples="""
-            torchzip cat model.pt layers.0.weight
-            torchzip cat model.pt layers.0.weight 10:12,:4
-            torchzip cat model.pt layers.0.weight --stats
-            torchzip cat model.pt layers.0.weight --npy weight.npy
-            torchzip cat model.pt layers.0.weight --npy - | python my_script.py
-            torchzip cat model.ckpt epoch
-        """,
-    )
-    # Otherwise an index such as -1,: would be taken for an option.
-    parser._negative_number_matcher = re.compile(r"-\d")
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("name", metavar="NAME", nargs="?", default="")
-    parser.add_argument("slice", metavar="SLICE", nargs="?", help="such as 3,:,::2")
-    parser.add_argument("--full", action="store_true", help="print all elements, up to a million")
-    parser.add_argument(
-        "--stats",
-        action="store_true",
-        help="print min, max, mean, std, NaN, inf and a histogram",
-    )
-    parser.add_argument("--json", action="store_true", help="with --stats: print JSON")
-    parser.add_argument("--npy", metavar="OUT", help="write a .npy file; - is stdout")
-    parser.add_argument("--dtype", help="with --npy: cast to this floating dtype")
-    parser.add_argument("--force", action="store_true", help="with --npy: overwrite OUT")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     index = None if arguments.slice is None else parse_index(arguments.slice)
     with (
@@ -165,9 +155,6 @@ def _other_lines(tensor: OtherTensor, title: str, arguments: argparse.Namespace)
     return lines
 
 
-# -- statistics ----------------------------------------------------------------------------------
-
-
 def _stats_json(tensor: LazyTensor, made: Statistics) -> str:
     values = {"torch_dtype": tensor.torch_dtype, "shape": tensor.shape, **dataclasses.asdict(made)}
     return json.dumps(values, indent=2)
@@ -185,7 +172,6 @@ def number_text(number: Number | None) -> str:
 
 
 def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
-    """Return the statistics as a table with a histogram below."""
     about = "" if made.of == "values" else f", statistics of the {made.of}"
     rows = [["elements", f"{made.count:,}", ""]]
     if made.finite < made.count:
@@ -193,9 +179,8 @@ def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
     rows += [[name, number_text(getattr(made, name)), ""] for name in ("min", "max", "mean", "std")]
     zeros = f", {made.negative_zeros:,} of them -0.0" if made.negative_zeros else ""
     rows.append(["zeros", f"{made.zeros:,}", _share(made.zeros, made) + zeros])
-    rows.append(["NaN", f"{made.nans:,}", _share(made.nans, made)])
-    rows.append(["+Inf", f"{made.positive_infinities:,}", _share(made.positive_infinities, made)])
-    rows.append(["-Inf", f"{made.negative_infinities:,}", _share(made.negative_infinities, made)])
+    odd = {"NaN": made.nans, "+Inf": made.positive_infinities, "-Inf": made.negative_infinities}
+    rows += [[name, f"{count:,}", _share(count, made)] for name, count in odd.items()]
     lines = [f"{title}: {_kind(tensor)}{about}", *table(rows, right=(1,))]
     if made.counts:
         ends = (number_text(made.min), number_text(made.max))

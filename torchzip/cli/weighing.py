@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchzip import tools
-from torchzip.cli.command import DONE, add_command, limits_of
-from torchzip.cli.rendering import (
-    Screen,
-    count_text,
-    fitted,
-    name_text,
-    nbytes_text,
-    screen,
-    some_of,
-    table,
-)
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
+from torchzip.cli.command import DONE, Command, limits_of, print_found
+from torchzip.cli.rendering import Screen, fitted, screen, table
 from torchzip.errors import printable
 from torchzip.formats.base import collector_paused
 
 if TYPE_CHECKING:
     from torchzip.tools import WhyBig
 
-_DESCRIPTION = """\
+COMMAND = Command(
+    name="why-big",
+    summary="show where the bytes go, and what could be saved",
+    description="""\
 Show what takes up the bytes of a checkpoint, the largest first, and what convert would save, to the
 byte. Only storages that may be duplicates are read. An EMA copy is recognised by names and shapes.
-"""
+""",
+    examples="torchzip why-big run.ckpt",
+    arguments={
+        "FILE": None,
+        "--json": "print everything as JSON",
+    },
+)
 
 #: At most so many rows of each kind are shown.
 _MOST = 10
@@ -37,27 +36,10 @@ _MOST = 10
 _NOTABLE = 0.001
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = add_command(
-        commands,
-        "why-big",
-        _run,
-        summary="show where the bytes go, and what could be saved",
-        description=_DESCRIPTION,
-        examples="torchzip why-big run.ckpt",
-    )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     with collector_paused(True):  # of 100,000 tensors, none of what is made is garbage
         found = tools.why_big(arguments.file, limits=limits_of(arguments))
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
-    else:
-        print("\n".join(text_lines(found, screen())))
+    print_found(found, arguments, lambda found: "\n".join(text_lines(found, screen())))
     return DONE
 
 
@@ -102,8 +84,7 @@ def _unreached(found: WhyBig, where: Screen) -> Iterator[str]:
         [nbytes_text(each.nbytes), f"of {nbytes_text(each.stored_nbytes)}", name_text(each.name)]
         for each in found.unreached[:_MOST]
     ]
-    yield from table(fitted(rows, (2,), where.width), right=(0, 1))
-    yield from _more(len(found.unreached), where)
+    yield from _rows(rows, len(found.unreached), where)
 
 
 def _duplicates(found: WhyBig, where: Screen) -> Iterator[str]:
@@ -121,8 +102,7 @@ def _duplicates(found: WhyBig, where: Screen) -> Iterator[str]:
         ]
         for each in found.duplicates[:_MOST]
     ]
-    yield from table(fitted(rows, (2,), where.width), right=(0, 1))
-    yield from _more(len(found.duplicates), where)
+    yield from _rows(rows, len(found.duplicates), where)
 
 
 def _savings(found: WhyBig, where: Screen) -> Iterator[str]:
@@ -143,6 +123,7 @@ def _savings(found: WhyBig, where: Screen) -> Iterator[str]:
         yield f"    {saving.command}"
 
 
-def _more(count: int, where: Screen) -> Iterator[str]:
+def _rows(rows: list[list[str]], count: int, where: Screen) -> Iterator[str]:
+    yield from table(fitted(rows, (2,), where.width), right=(0, 1))
     if count > _MOST:
         yield where.dim(f"and {count - _MOST:,} more; --json has them")

@@ -80,10 +80,10 @@ def lost_besides(checkpoint: Checkpoint, original: Mapping[str, Held]) -> Iterat
     """Yield what is lost whether the object around the tensors can be carried or not."""
     for index in range(len(checkpoint.constants)):
         yield f"constants.{index}: a constant of the code"
-    if not checkpoint.others:
+    if not checkpoint.subclassed:
         return
     named = {id(held) for held in original.values()}
-    for name, value in checkpoint.others.items():
+    for name, value in checkpoint.subclassed.items():
         # Said of what was looked at: a tensor of a class of its own may have none inside.
         inside = [each for each in reach(value) if isinstance(each, LazyTensor | OtherTensor)]
         kept = sum(id(each) in named for each in inside)

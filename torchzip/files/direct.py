@@ -58,7 +58,7 @@ class DirectWriter:
             self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
             self._cached = os.open(path, os.O_WRONLY)
         except BaseException:
-            self.close_descriptor()
+            self._close_descriptors()
             raise
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._block, *others = _blocks()
@@ -78,7 +78,7 @@ class DirectWriter:
             self._thread.start()
         except RuntimeError as error:  # too many threads, or the interpreter is exiting
             self._thread = None
-            self.close_descriptor()
+            self._close_descriptors()
             raise OSError(errno.EAGAIN, str(error)) from None
 
     def begin(self, offset: int) -> None:
@@ -149,24 +149,23 @@ class DirectWriter:
         self._edges.clear()
 
     def close(self) -> None:
-        """End the thread. Bytes that were not settled are lost."""
-        if self._thread is not None:
+        """End the thread. Bytes that were not settled are lost.
+
+        A forked child has no thread to end; it only closes the file.
+        """
+        if self._thread is not None and os.getpid() == self._pid:
             self._jobs.put(None)
             if self._thread.ident is not None:  # it was started
                 self._thread.join()
             self._thread = None  # not earlier: the thread uses the descriptors until it ends
-        self.close_descriptor()
+        self._close_descriptors()
 
     def __del__(self) -> None:
         # In case an interrupt came before the caller could close it.
         if self._fd >= 0 or self._cached >= 0:
-            if os.getpid() == self._pid:
-                self.close()
-            else:
-                self.close_descriptor()
+            self.close()
 
-    def close_descriptor(self) -> None:
-        """Close the file only; a forked child may do nothing else."""
+    def _close_descriptors(self) -> None:
         descriptors = self._fd, self._cached
         self._fd = self._cached = -1  # first: the number of a closed file may be used again soon
         with contextlib.ExitStack() as closing:  # close all of them, even if one fails

@@ -55,7 +55,6 @@ class Folder:
         self._closed = False
 
     def place(self, name: str) -> str:
-        """Return the path of a file, as messages show it."""
         return os.path.join(self.path, name)
 
     def open(self, name: str) -> PooledSource:
@@ -113,7 +112,6 @@ class Folder:
             self._files.pop(name).close()
 
     def close(self) -> None:
-        """Close all files."""
         with self._lock:
             self._closed = True
             for name, file in self._files.items():
@@ -134,7 +132,6 @@ class PooledSource:
         self.identity = file.identity
 
     def status(self) -> Status:
-        """Return the current status of the file."""
         with self._folder.borrow(self) as file:
             return file.status()
 

@@ -64,15 +64,12 @@ class InPlaceFile:
         allocate(self._fd, offset, nbytes, KEEP_SIZE)
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        """Write all of ``data`` at a place."""
         write_all(self._fd, offset, data)
 
     def sync(self) -> None:
-        """Sync what was written so far."""
         os.fsync(self._fd)
 
     def cut(self, nbytes: int) -> None:
-        """Truncate the file to its first bytes."""
         os.ftruncate(self._fd, nbytes)
 
     def close(self) -> None:

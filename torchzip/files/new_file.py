@@ -28,7 +28,7 @@ class NewFile:
         self.target = os.path.realpath(self.name)
         self._fd = -1
         self._pid = os.getpid()
-        mode = None
+        self._mode: int | None = None
         if is_stream(self.name):
             raise OSError(
                 errno.EINVAL,
@@ -44,15 +44,14 @@ class NewFile:
             if not stat.S_ISREG(status.st_mode):
                 kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
                 raise OSError(errno.EINVAL, f"Cannot save here, it is {kind}", self.name)
-            mode = stat.S_IMODE(status.st_mode)
+            self._mode = stat.S_IMODE(status.st_mode)
         folder = os.path.dirname(self.target)
         self.temporary = os.path.join(folder, f".torchzip-{os.urandom(8).hex()}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         # The old file may be private, so its replacement must never be public. And the old file may
         # be read-only, or the umask unusual, but workers have to open the new file for writing.
-        self._mode = mode
         try:
-            self._fd = os.open(self.temporary, flags, 0o666 if mode is None else 0o600)
+            self._fd = os.open(self.temporary, flags, 0o666 if self._mode is None else 0o600)
             made = stat.S_IMODE(os.fstat(self._fd).st_mode)
             if made & 0o600 != 0o600:
                 os.fchmod(self._fd, made | 0o600)
@@ -77,12 +76,10 @@ class NewFile:
 
     @property
     def descriptor(self) -> int:
-        """The open file."""
         self.check()
         return self._fd
 
     def free_nbytes(self) -> int:
-        """Return how many bytes the disk has left."""
         disk = os.fstatvfs(self.descriptor)
         return disk.f_bavail * disk.f_frsize
 
@@ -95,7 +92,6 @@ class NewFile:
             os.ftruncate(self.descriptor, nbytes)
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        """Write all of ``data`` at an offset."""
         write_all(self.descriptor, offset, data)
 
     def commit(self) -> None:

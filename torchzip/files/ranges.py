@@ -22,7 +22,7 @@ _CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno
 class RangeWriter:
     """Writes ranges of the file at ``path``: `begin`, then `write` or `room` and `advance`, `end`.
 
-    Call `close`, or leave the ``with`` block, at the end; errors of writes are raised there.
+    Use it in a ``with`` block; errors of writes are raised at its end.
     """
 
     def __init__(self, path: str) -> None:
@@ -32,14 +32,15 @@ class RangeWriter:
         self._offset = 0
         self._direct: DirectWriter | None = None
         self._fd = os.open(path, os.O_RDWR)
-        self._is_direct = False
+        #: The direct writer, in ranges that bypass the page cache.
+        self._now: DirectWriter | None = None
         self._no_direct = False
 
     def begin(self, offset: int, nbytes: int) -> None:
-        """Start a range of ``nbytes`` bytes at ``offset``."""
-        self._is_direct = nbytes >= _DIRECT_NBYTES and self._can_write_directly()
-        if self._direct is not None and self._is_direct:
-            self._direct.begin(offset)
+        is_direct = nbytes >= _DIRECT_NBYTES and self._can_write_directly()
+        self._now = self._direct if is_direct else None
+        if self._now is not None:
+            self._now.begin(offset)
         else:
             self._offset = offset
             self._block = self._block or bytearray(_BLOCK_NBYTES)
@@ -55,21 +56,20 @@ class RangeWriter:
     @property
     def room(self) -> memoryview:
         """Memory for the next bytes; `advance` takes them."""
-        if self._direct is not None and self._is_direct:
-            return self._direct.room
+        if self._now is not None:
+            return self._now.room
         return memoryview(self._block)[self._filled :]
 
     def advance(self, nbytes: int) -> None:
         """Take the first bytes of `room`."""
-        if self._direct is not None and self._is_direct:
-            self._direct.advance(nbytes)
+        if self._now is not None:
+            self._now.advance(nbytes)
             return
         self._filled += nbytes
         if self._filled == len(self._block):
             self._flush()
 
     def write(self, data: Buffer) -> None:
-        """Take bytes."""
         view = memoryview(data).cast("B")
         while view:
             room = self.room
@@ -79,9 +79,8 @@ class RangeWriter:
             view = view[count:]
 
     def end(self) -> None:
-        """Finish the range."""
-        if self._direct is not None and self._is_direct:
-            self._direct.end()
+        if self._now is not None:
+            self._now.end()
         else:
             self._flush()
 
@@ -118,14 +117,6 @@ class RangeWriter:
                 done += count
         return True
 
-    def close(self) -> None:
-        """Wait until all is written."""
-        try:
-            if self._direct is not None:
-                self._direct.settle()
-        finally:
-            self._close()
-
     def _close(self) -> None:
         try:
             direct, self._direct = self._direct, None
@@ -144,7 +135,8 @@ class RangeWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if exc[0] is None:
-            self.close()
-        else:
+        try:
+            if exc[0] is None and self._direct is not None:
+                self._direct.settle()
+        finally:
             self._close()

@@ -105,10 +105,7 @@ class PathSink(NewFile):
     def _close_direct(self) -> None:
         direct, self._direct = self._direct, None
         if direct is not None:
-            if os.getpid() == self._pid:
-                direct.close()
-            else:
-                direct.close_descriptor()
+            direct.close()
 
 
 class GapSink:

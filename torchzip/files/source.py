@@ -82,15 +82,6 @@ def _no_bytes_now(name: str) -> OSError:
     return BlockingIOError(errno.EAGAIN, "The file object has no bytes now", name)
 
 
-def _read_part(descriptor: int, out: memoryview, offset: int) -> int:
-    """Read into ``out`` with one call; return how many bytes it gave."""
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [out], offset)
-    data = os.pread(descriptor, len(out), offset)  # macOS
-    out[: len(data)] = data
-    return len(data)
-
-
 class Descriptor:
     """An open file: its descriptor is used in ``with`` blocks. `close` or the last block closes it.
 
@@ -116,39 +107,23 @@ class Descriptor:
         number = self._number
         if number < 0:
             self.__exit__()
-            raise self._closed()
+            raise ValueError(f"{self._name}: the checkpoint is closed")
         return number
 
     def __exit__(self, *exc: object) -> None:
         self._users.pop()
         if self._number < 0:
-            self._close_for_another()
-
-    def pread(self, nbytes: int, offset: int) -> bytes:
-        """Do what `os.pread` in a ``with`` block does, without its two calls, which cost time."""
-        users = self._users
-        users.append(None)
-        try:
-            number = self._number
-            if number < 0:
-                raise self._closed()
-            return os.pread(number, nbytes, offset)
-        finally:
-            users.pop()
-            if self._number < 0:
-                self._close_for_another()
+            with contextlib.suppress(OSError):  # the file was only read: nothing is lost
+                self._close_unused()
 
     def preadv(self, out: memoryview, offset: int) -> int:
         """Read into ``out`` what one call gives; return how many bytes."""
         with self as number:
-            return _read_part(number, out, offset)
-
-    def _closed(self) -> ValueError:
-        return ValueError(f"{self._name}: the checkpoint is closed")
-
-    def _close_for_another(self) -> None:
-        with contextlib.suppress(OSError):  # the file was only read: nothing is lost
-            self._close_unused()
+            if hasattr(os, "preadv"):
+                return os.preadv(number, [out], offset)
+            data = os.pread(number, len(out), offset)  # macOS
+        out[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         """Hand out the number no longer; close the file unless it is in use."""
@@ -186,9 +161,10 @@ class FileSource:
         self.name = os.fsdecode(path)
         self.path = os.path.abspath(self.name)
         # O_NONBLOCK: opening a FIFO must not wait for its writer. It changes nothing for files.
-        self._file = Descriptor(os.open(path, os.O_RDONLY | os.O_NONBLOCK), self.name)
+        #: The open file, to be used in a ``with`` block.
+        self.descriptor = Descriptor(os.open(path, os.O_RDONLY | os.O_NONBLOCK), self.name)
         try:
-            with self._file as number:
+            with self.descriptor as number:
                 status = os.fstat(number)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(
@@ -205,7 +181,8 @@ class FileSource:
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         _check_inside(self, offset, nbytes)
-        data = self._file.pread(nbytes, offset)
+        with self.descriptor as number:
+            data = os.pread(number, nbytes, offset)
         if len(data) == nbytes:
             return data
         # The kernel reads at most 2 GiB per call.
@@ -217,24 +194,19 @@ class FileSource:
         _check_inside(self, offset, out.nbytes)
         done = 0
         while done < out.nbytes:
-            got = self._file.preadv(out[done:], offset + done)
+            got = self.descriptor.preadv(out[done:], offset + done)
             if got == 0:
                 raise _shrunk(self.name, offset + done)
             done += got
 
-    @property
-    def descriptor(self) -> Descriptor:
-        """The open file, to be used in a ``with`` block."""
-        return self._file
-
     def status(self) -> Status:
         """Return the current status of the file; `opened` is that at the beginning."""
-        with self._file as number:
+        with self.descriptor as number:
             return _status_of(os.fstat(number))
 
     def close(self) -> None:
         """End reading. The file is closed as soon as no read is under way."""
-        self._file.close()
+        self.descriptor.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen, (self.path, self.identity))
@@ -449,7 +421,6 @@ def open_source(file: File) -> FileSource | FileObjectSource:
 
 
 def position_of(file: BinaryIO) -> int:
-    """Return the position of a file object."""
     return _seek(_checked(file), os.SEEK_CUR)
 
 

@@ -17,6 +17,8 @@ import sys
 
 #: Folders in which the system shows the open files of a process, by number.
 _OPEN_FILES = re.compile(r"/dev/fd|/proc/(?:self|\d+(?:/task/\d+)?)/fd")
+#: Where it shows those of this process, or thread.
+_OWN_FOLDERS = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
 #: At most so many links are followed, as in the system.
 _MOST_LINKS = 40
 
@@ -43,7 +45,7 @@ def open_stream(path: str | os.PathLike[str]) -> io.FileIO:
         if link is None:
             return io.FileIO(os.open(path, os.O_WRONLY | os.O_NOCTTY), "wb")
         folder, number = os.path.split(link)
-        if folder not in _own_folders():
+        if folder not in {*_OWN_FOLDERS, *map(os.path.realpath, _OWN_FOLDERS)}:
             raise OSError(errno.EINVAL, "Cannot write to the open file of another process")
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or not a file
@@ -70,9 +72,3 @@ def _open_file_link(path: str | os.PathLike[str]) -> str | None:
         except OSError:
             return None
     return None
-
-
-def _own_folders() -> set[str]:
-    """Return where the open files of this process, or thread, are shown."""
-    links = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
-    return {*links, *map(os.path.realpath, links)}

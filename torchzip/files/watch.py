@@ -22,9 +22,7 @@ class Watched(Protocol):
     name: str
     opened: Status
 
-    def status(self) -> Status:
-        """Return the current status."""
-        ...
+    def status(self) -> Status: ...
 
 
 class Watch:

@@ -60,7 +60,7 @@ class Output(ABC):
         held = selection.tensors.items()
         self.tensors = {name: each for name, each in held if isinstance(each, LazyTensor)}
         self.others = {name: each for name, each in held if isinstance(each, OtherTensor)}
-        self.inner = inner_tensors([*self.others.values(), *checkpoint.others.values()])
+        self.inner = inner_tensors([*self.others.values(), *checkpoint.subclassed.values()])
         self.rows: list[PlannedTensor] = []
         self.lost: list[str] = list(selection.lost)
         self.refused: list[tuple[str, str]] = []
@@ -140,7 +140,7 @@ class Output(ABC):
         named: dict[Any, str] = {}
         for name, tensor in reversed(self.tensors.items()):
             named[layout(tensor.spec)] = named[id(tensor.spec)] = self.aliases.get(name, name)
-        classes = {id(value) for value in checkpoint.others.values()}
+        classes = {id(value) for value in checkpoint.subclassed.values()}
         arrays = {
             id(array): self.aliases.get(name, name)
             for name, old in selection.sources.items()
