@@ -657,7 +657,7 @@ def test_damage_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         broken.write_bytes(changed)
         tz.save(root, path)
 
-    monkeypatch.setattr("torchzip.tools.repairing.save", late)
+    monkeypatch.setattr("torchzip.tools.repairing.repair.save", late)
     with pytest.raises(ArchiveError, match="CRC-32"):
         repair(broken, out)
     assert not out.exists()

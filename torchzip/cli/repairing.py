@@ -13,7 +13,7 @@ from torchzip.cli.rendering import count_text, name_text, nbytes_text, some_of, 
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
-    from torchzip.tools.repairing import LostTensor, Repaired
+    from torchzip.tools.repairing.repair import LostTensor, Repaired
 
 _DESCRIPTION = """\
 Write everything that can be recovered from a truncated or damaged checkpoint to a new .pt or

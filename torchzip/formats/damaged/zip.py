@@ -11,9 +11,9 @@ import functools
 import sys
 from collections.abc import Iterator
 
+from torchzip.container.damaged.archive import DamagedArchive, Text, Whole
+from torchzip.container.damaged.places import Place
 from torchzip.container.inflating import inflate_span
-from torchzip.container.salvage import DamagedArchive, Text, Whole
-from torchzip.container.zip_places import Place
 from torchzip.errors import TRUNCATED, ArchiveError, LimitError, TorchZipError, listed, printable
 from torchzip.files.crc import crc32
 from torchzip.files.source import Source
@@ -27,7 +27,7 @@ from torchzip.formats.base import (
     read_pickle,
     swap_nbytes,
 )
-from torchzip.formats.salvaged import LostStorage, WholeStorage
+from torchzip.formats.damaged.storages import LostStorage, WholeStorage
 from torchzip.formats.zip import ZipFormat
 from torchzip.limits import Limits
 from torchzip.tensors.storage import FixedPlace, MeasuredStorage, StreamStorage, TensorStorage

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torchzip.container.damaged_safetensors import read_damaged_header
+from torchzip.container.damaged.safetensors import read_damaged_header
 from torchzip.container.safetensors import TensorEntry
 from torchzip.errors import shown
 from torchzip.files.source import Source
+from torchzip.formats.damaged.storages import LostStorage
 from torchzip.formats.legacy import LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
-from torchzip.formats.salvaged import LostStorage
 from torchzip.limits import Limits
 from torchzip.tensors.storage import TensorStorage
 

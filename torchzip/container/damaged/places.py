@@ -23,9 +23,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from torchzip.container.zip_chain import Surroundings, follow
+from torchzip.container.damaged.chain import Surroundings, follow
+from torchzip.container.damaged.marks import EndRecord, LocalHeader, Mark, Row, read_descriptors
 from torchzip.container.zip_layout import BIG
-from torchzip.container.zip_marks import EndRecord, LocalHeader, Mark, Row, read_descriptors
 from torchzip.files.source import Source
 
 _PICKLE = b"data.pkl"

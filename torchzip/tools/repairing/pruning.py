@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.formats.salvaged import LostStorage
+from torchzip.formats.damaged.storages import LostStorage
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter, Storage
 

@@ -17,16 +17,8 @@ from __future__ import annotations
 import zlib
 from typing import NamedTuple
 
-from torchzip.container.crc_correction import MOST_BIT_NBYTES, corrected
-from torchzip.container.inflating import MAX_RATIO, measure_deflated
-from torchzip.container.zip_layout import (
-    DEFLATED,
-    DESCRIPTOR,
-    DESCRIPTOR_64,
-    DESCRIPTOR_MAGIC,
-    STORED,
-)
-from torchzip.container.zip_marks import (
+from torchzip.container.damaged.correction import MOST_BIT_NBYTES, corrected
+from torchzip.container.damaged.marks import (
     Descriptor,
     aligned,
     find_descriptor,
@@ -35,7 +27,15 @@ from torchzip.container.zip_marks import (
     read_lengths,
     scan,
 )
-from torchzip.container.zip_places import Place, Places
+from torchzip.container.damaged.places import Place, Places
+from torchzip.container.inflating import MAX_RATIO, measure_deflated
+from torchzip.container.zip_layout import (
+    DEFLATED,
+    DESCRIPTOR,
+    DESCRIPTOR_64,
+    DESCRIPTOR_MAGIC,
+    STORED,
+)
 from torchzip.files.crc import crc32
 from torchzip.files.source import Source
 from torchzip.limits import Limits

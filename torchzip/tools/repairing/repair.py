@@ -35,7 +35,6 @@ from torchzip.errors import (
 )
 from torchzip.files.new_file import refuse_existing
 from torchzip.files.source import File, Source, open_source, rewinder
-from torchzip.files.text_mode import before_text, count_text_lines
 from torchzip.formats.base import (
     Contents,
     FileContainer,
@@ -46,13 +45,14 @@ from torchzip.formats.base import (
     RecordCheck,
     check_options,
 )
+from torchzip.formats.damaged.opening import end_of, kind_of, open_damaged
+from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.directory import is_part_of_directory
-from torchzip.formats.salvaged import LostStorage, SalvagedContainer
-from torchzip.formats.salvaging import end_of, kind_of, open_damaged
 from torchzip.limits import Limits
 from torchzip.tensors.kinds.checked import Checked
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tools.pruning import Pruning, lost_in
+from torchzip.tools.repairing.pruning import Pruning, lost_in
+from torchzip.tools.repairing.text_mode import before_text, count_text_lines
 from torchzip.types import OtherTensor
 
 #: So many LFs that all have a CR before them cannot be chance.

@@ -18,8 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from torchzip.container.zip_layout import LOCAL, STORED
-from torchzip.container.zip_marks import (
+from torchzip.container.damaged.marks import (
     LocalHeader,
     Row,
     aligned,
@@ -27,6 +26,7 @@ from torchzip.container.zip_marks import (
     is_sound_extra,
     read_descriptors,
 )
+from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_writer import measure
 from torchzip.files.source import Source
 
