@@ -15,13 +15,14 @@ in the directory's CRC is tolerated.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torchzip.container.damaged.correction import MOST_BIT_NBYTES, corrected
 from torchzip.container.damaged.marks import (
-    Descriptor,
     aligned,
     find_descriptor,
+    has_descriptor,
     is_sound_extra,
     read_descriptors,
     read_lengths,
@@ -34,12 +35,15 @@ from torchzip.container.zip_layout import (
     DESCRIPTOR,
     DESCRIPTOR_64,
     DESCRIPTOR_MAGIC,
+    LOCAL,
     STORED,
 )
 from torchzip.files.crc import crc32
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
+#: Bytes of a descriptor after a record; none if the local header has the sizes.
+_GAPS = (16, 24, 0)
 #: Lengths of a local header's zip64 field, docs/format.md, section 2.6.
 _ZIP64_LENGTHS = (20, 28, 12)
 _BLOCK_NBYTES = 1 << 20
@@ -52,12 +56,6 @@ _LEAST_WORK = 1 << 26
 _LOOK_NBYTES = 256
 #: Bytes of small records that may be searched for a damaged byte: about a second in all.
 _MOST_CORRECTED = 2 * MOST_BIT_NBYTES
-_SMALL_RECORDS = frozenset(
-    [
-        b"data.pkl", b"byteorder", b"version", b".format_version", b".storage_alignment",
-        b".data/version", b".data/serialization_id", b"constants.pkl", b"archive_format",
-    ]
-)  # fmt: skip
 
 
 class Whole(NamedTuple):
@@ -90,45 +88,10 @@ class DamagedArchive:
         self.places = Places(scan(source, limits), source)
         self._work = _WORK * source.size + _LEAST_WORK
         self._correction = min(_WORK * source.size, _MOST_CORRECTED)
-        self._expected: set[bytes] | None = None
-        self.has_crcs = self._find_crcs()
+        own = (place for place in self.places.all() if place.is_own)
+        self.has_crcs = any(map(self._crcs_beside, own))
         #: Where its content ends: zeros at the end, from an incomplete copy, do not count.
         self.stop = source.size if self.places.stop else source.size - _count_zeros(source)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no record is left."""
-        return not self.places.all()
-
-    def expect(self, names: set[bytes]) -> None:
-        """Set the records that the pickle mentions: any other name is a damaged one."""
-        self._expected = names
-
-    def _is_expected(self, name: bytes) -> bool:
-        if name in _SMALL_RECORDS:
-            return True
-        if self._expected is not None:
-            return name in self._expected
-        return name.startswith(b"data/")
-
-    def _find_crcs(self) -> bool:
-        places = self.places.all()
-        if any(row.crc for place in places for row in place.rows):
-            return True
-        if any(place.local is not None and place.local.crc for place in places):
-            return True
-        for place in places:
-            after = self.places.after(place.offset, self.source.size)
-            for back in (16, 24):
-                if any(each.is_signed and each.crc for each in self._descriptors(after - back)):
-                    return True
-        return False
-
-    def _descriptors(self, offset: int) -> list[Descriptor]:
-        return read_descriptors(self.source, offset)
-
-    def _after(self, place: Place) -> int:
-        return self.places.after(place.offset, self.source.size)
 
     # -- whether bytes are right ---------------------------------------------------------------
 
@@ -147,40 +110,38 @@ class DamagedArchive:
             found = crc32(block, found)
         return found
 
+    def _crcs_beside(self, place: Place) -> set[int]:
+        """Return the CRCs of a place in its rows and header, and before the next record."""
+        after = self.places.after(place.offset)
+        found = {claim.crc for claim in place.claims}
+        for gap in _GAPS[:2]:
+            behind = read_descriptors(self.source, after - gap)
+            found |= {each.crc for each in behind if each.is_signed}
+        return found - {0}
+
+    def stored_crcs(self, name: bytes) -> set[int]:
+        """Return every stored CRC of a small record, correct or not."""
+        found: set[int] = set()
+        for place in self.places.candidates(name):
+            found |= self._row_crcs(place, name) | self._crcs_beside(place)
+        return found
+
     def _row_crcs(self, place: Place, name: bytes) -> set[int]:
         rows = list(place.rows)
         if not self.places.firm(name):
             rows += self.places.rows(name)
         return {row.crc for row in rows if row.crc}
 
-    def _vouched(
-        self, found: int, by_rows: set[int], by_others: set[int], *, is_beside: bool = True
-    ) -> bool:
-        """Return whether a CRC matches; bytes away from their header may be another record's."""
-        if found in by_rows or (found == 0 and not by_rows and not by_others):
-            return True  # a CRC can be 0 by chance
-        return (
-            is_beside
-            and found in by_others
-            and all(_is_one_byte_apart(found, crc) for crc in by_rows)
-        )
-
     def _other_crcs(self, place: Place, end: int, compressed: int, nbytes: int) -> set[int]:
         """Return the CRCs in the descriptor and the local header."""
         found = {
             each.crc
-            for each in self._descriptors(end)
+            for each in read_descriptors(self.source, end)
             if each.is_signed or (each.compressed, each.nbytes) == (compressed, nbytes)
         }
         if place.local is not None:
             found.add(place.local.crc)
         return found - {0}
-
-    def _has_descriptor(self, end: int, nbytes: int) -> bool:
-        return any(
-            each.is_signed and each.compressed == each.nbytes == nbytes
-            for each in self._descriptors(end)
-        )
 
     def _is_beside(self, place: Place, name: bytes, start: int, nbytes: int) -> bool:
         """Return whether bytes lie between a header and the next one, so that they must be its own.
@@ -188,154 +149,140 @@ class DamagedArchive:
         A damaged length can lead into a later record, or into an archive in a tensor.
         """
         name_end = self._name_end(place, name)
-        by_lengths = read_lengths(self.source, place.offset)
-        is_at_header = start in (name_end, self._aligned(name_end + 4)) or (
-            start == by_lengths and is_sound_extra(self.source, name_end, start)
+        is_at_header = start in (name_end, aligned(name_end + 4, self.places.start)) or (
+            start == read_lengths(self.source, place.offset)
+            and is_sound_extra(self.source, name_end, start)
         )
-        return is_at_header and start + nbytes <= self._after(place)
-
-    def _starts_by_header(self, place: Place, name: bytes) -> list[int]:
-        """Return where the bytes may start: by the header's lengths, aligned, or unpadded."""
-        by_lengths = read_lengths(self.source, place.offset)
-        name_end = self._name_end(place, name)
-        found = [self._aligned(name_end + 4), name_end]
-        return found if by_lengths is None else [by_lengths, *found]
+        return is_at_header and start + nbytes <= self.places.after(place.offset)
 
     def _name_end(self, place: Place, name: bytes) -> int:
-        return place.offset + 30 + len(self.places.root) + len(name)
+        return place.offset + LOCAL.size + len(self.places.root) + len(name)
 
-    def _aligned(self, offset: int) -> int:
-        return aligned(offset, self.places.start)
-
-    def _starts(self, place: Place, name: bytes, nbytes: int) -> list[int]:
-        """Return where the bytes of a stored record may start, the most likely offset first."""
-        found = self._starts_by_header(place, name)
-        after = self._after(place)
-        found += [after - back - nbytes for back in (16, 24, 0)]
-        name_end = self._name_end(place, name)
-        found += [self._aligned(name_end + length + 4) for length in _ZIP64_LENGTHS]
-        last = self.source.size - nbytes
-        inside = [at for at in dict.fromkeys(found) if place.offset + 30 <= at <= last]
-        return sorted(inside, key=lambda at: not self._has_descriptor(at + nbytes, nbytes))
+    # -- records -------------------------------------------------------------------------------
 
     def find(self, name: bytes, nbytes: int) -> Whole | str:
         """Return the place of a record of that size, or the reason why there is none."""
         if not nbytes:
             return Whole(0, 0, None)
-        candidates = self.places.candidates(name, self._is_expected)
+        candidates = self.places.candidates(name)
         if not candidates:
-            if self.places.claims(name):
-                return "two records claim its place, and nothing shows which of them it is"
-            if self.places.is_elsewhere(name):
-                return (
-                    "a record of its name is not where the record before it ends, and no "
-                    "directory is left that leads to it: it may belong to another archive"
-                )
-            return "its record is not in what is left of the file"
+            return self.places.why_not(name)
         found: list[Whole] = []
         reasons: list[str] = []
         for place in candidates:
-            result = self._find_at(place, name, nbytes)
+            result = self._find_at(place, name, [nbytes], [nbytes])
+            if isinstance(result, str):
+                result = self._find_before_cut(place, name, nbytes) or result
             if isinstance(result, str):
                 reasons.append(result)
+                continue
+            result = result._replace(is_own=place.is_own and self.places.is_anchored)
+            if place.is_firm(self.places.root + name):
+                return result
             else:
-                result = result._replace(is_own=self._is_own(place))
                 found.append(result)
-                if place.is_firm(self.places.root + name):
-                    return result
         if len({each.crc for each in found}) > 1 or (len(found) > 1 and found[0].crc is None):
             return "there are several records of its name, and nothing shows which of them it is"
         return found[0] if found else reasons[0]
 
-    def _is_own(self, place: Place) -> bool:
-        return place.is_own and self.places.is_anchored
+    def find_unmeasured(self, name: bytes) -> Whole | None:
+        """Return the place of a record whose size only the archive knows, if its CRC matches."""
+        for place in self.places.candidates(name):
+            found = self._find_at(place, name, *self._sizes(place, name, self.source.size))
+            if isinstance(found, Whole) and found.crc is not None:
+                return found._replace(is_own=place.is_own and self.places.is_anchored)
+        return None
 
-    def _find_at(self, place: Place, name: bytes, nbytes: int) -> Whole | str:
-        methods = {row.method for row in place.rows}
-        if place.local is not None:
-            methods.add(place.local.method)
+    def _find_at(
+        self, place: Place, name: bytes, stored: list[int], deflated: list[int]
+    ) -> Whole | str:
+        """Return where the bytes of a record are, stored or deflated, of one of some sizes."""
+        methods = {claim.method for claim in place.claims}
         by_rows = self._row_crcs(place, name)
-        result: Whole | str = "its bytes are damaged"
+        result: Whole | str = "its deflated bytes are damaged or cut short"
         if methods != {DEFLATED}:
-            result = self._find_stored(place, name, nbytes, by_rows)
+            result = self._find_stored(place, name, stored, by_rows)
         if isinstance(result, str) and DEFLATED in methods:
-            deflated = self._find_deflated(place, name, nbytes, by_rows)
-            if methods == {DEFLATED} or not isinstance(deflated, str):
-                result = deflated
+            found = (self._find_deflated(place, name, nbytes, by_rows) for nbytes in deflated)
+            return next((whole for whole in found if whole is not None), result)
         return result
 
     def _find_stored(
-        self, place: Place, name: bytes, nbytes: int, by_rows: set[int]
+        self, place: Place, name: bytes, sizes: list[int], by_rows: set[int]
     ) -> Whole | str:
         by_lengths = read_lengths(self.source, place.offset)
-        if by_rows and by_lengths is not None and by_lengths + nbytes <= self.source.size:
-            # Usually nothing is wrong.
-            found = self._crc(by_lengths, nbytes)
-            if found in by_rows:
-                return Whole(by_lengths, nbytes, found)
-        starts = self._starts(place, name, nbytes)
-        if not starts or (
-            not place.rows and by_lengths is not None and by_lengths + nbytes > self.source.size
-        ):
-            at = place.offset if by_lengths is None else by_lengths
-            return (
-                f"the file ends at byte {self.source.size:,}; its {nbytes:,} bytes begin at byte "
-                f"{at:,}"
-            )
+        begin = place.offset if by_lengths is None else by_lengths
         reason = ""
-        for start in starts:
+        inside = [each for each in sizes if place.rows or begin + each <= self.source.size]
+        for start, nbytes in self._spans(place, name, inside):
             found = self._crc(start, nbytes)
             if found is None:
                 return "the file describes too many overlapping records to read them all"
             end = start + nbytes
             by_others = self._other_crcs(place, end, nbytes, nbytes)
             beside = self._is_beside(place, name, start, nbytes)
-            if self._vouched(found, by_rows, by_others, is_beside=beside):
+            if _is_vouched_for(found, by_rows, by_others if beside else set()):
                 return Whole(start, nbytes, found)
-            if start == by_lengths and self._is_unjudged(place, end, nbytes, found, by_rows):
-                return Whole(start, nbytes, None)
-            if not self.has_crcs and beside and self._has_descriptor(end, nbytes):
-                return Whole(start, nbytes, None)
             known = by_rows | by_others
-            if not reason:
-                reason = _damaged(found, known)
-            if start == by_lengths and beside and self._has_descriptor(end, nbytes):
-                return reason  # all descriptions agree on its place
-        return reason
+            described = has_descriptor(self.source, start, end)
+            sized = described or (start == by_lengths and _has_size(place, nbytes))
+            if beside and sized and not self.has_crcs:
+                return Whole(start, nbytes, None)
+            reason = reason or _damaged(found, known)
+            if start == by_lengths and beside and described:
+                break  # all descriptions agree on its place
+        nbytes = max(sizes, default=0)
+        return reason or (
+            f"the file ends at byte {self.source.size:,}; its {nbytes:,} bytes begin at byte "
+            f"{begin:,}"
+        )
 
-    def _is_unjudged(
-        self, place: Place, end: int, nbytes: int, found: int, by_rows: set[int]
-    ) -> bool:
-        """Return whether a record is where it should be, and no CRC of it is left."""
-        if by_rows or place.local is None or place.local.crc:
-            return False
-        name_end = place.offset + 30 + len(place.local.name)
-        if not is_sound_extra(self.source, name_end, place.local.data_offset):
-            return False
-        if self.has_crcs and place.rows:
-            return False
-        if any(row.nbytes == nbytes for row in place.rows):
-            return True
-        # The file was cut after the bytes, before or within their descriptor.
-        if end > self.stop:
-            return False
-        tail = bytes(self.source.read_at(end, min(24, self.stop - end)))
-        crc = found if self.has_crcs else 0
+    def _find_before_cut(self, place: Place, name: bytes, nbytes: int) -> Whole | None:
+        """Return a record after whose bytes the file was cut, before or within its descriptor."""
+        start = read_lengths(self.source, place.offset)
+        if start is None or start + nbytes > self.stop:
+            return None
+        end = start + nbytes
+        is_judged = bool(self._row_crcs(place, name)) or (place.local is None or place.local.crc)
+        if is_judged or not self._is_beside(place, name, start, nbytes):
+            return None
+        tail = bytes(self.source.read_at(end, min(DESCRIPTOR_64.size, self.stop - end)))
+        crc = (self._crc(start, nbytes) if self.has_crcs else 0) or 0
         wanted = (
             DESCRIPTOR.pack(DESCRIPTOR_MAGIC, crc, nbytes & 0xFFFFFFFF, nbytes & 0xFFFFFFFF),
             DESCRIPTOR_64.pack(DESCRIPTOR_MAGIC, crc, nbytes, nbytes),
         )
-        return any(len(tail) < len(each) and each.startswith(tail) for each in wanted)
+        is_cut = any(len(tail) < len(each) and each.startswith(tail) for each in wanted)
+        return Whole(start, nbytes, None) if is_cut else None
+
+    def _spans(self, place: Place, name: bytes, sizes: list[int]) -> Iterator[tuple[int, int]]:
+        """Yield where the bytes of a stored record may be, the most likely offsets first."""
+        by_lengths = read_lengths(self.source, place.offset)
+        after = self.places.after(place.offset)
+        name_end = self._name_end(place, name)
+        fields = [aligned(name_end + each + 4, self.places.start) for each in (0, *_ZIP64_LENGTHS)]
+        first = place.offset + LOCAL.size
+        for nbytes in dict.fromkeys(sizes):
+            ends = [after - gap - nbytes for gap in _GAPS]
+            starts = [*([] if by_lengths is None else [by_lengths]), fields[0], name_end, *ends]
+            possible = [
+                at
+                for at in dict.fromkeys([*starts, *fields])
+                if max(first, 0) <= at <= self.source.size - nbytes
+            ]
+            if nbytes > 0:
+                possible.sort(key=lambda at: not has_descriptor(self.source, at, at + nbytes))
+                yield from ((at, nbytes) for at in possible)
 
     def _find_deflated(
         self, place: Place, name: bytes, nbytes: int, by_rows: set[int]
-    ) -> Whole | str:
-        after = self._after(place)
+    ) -> Whole | None:
+        after = self.places.after(place.offset)
         by_lengths = read_lengths(self.source, place.offset)
         name_end = self._name_end(place, name)
         for start in dict.fromkeys([name_end if by_lengths is None else by_lengths, name_end]):
             room = after - start
-            if room <= 0 or nbytes > room * MAX_RATIO:
+            if start < 0 or room <= 0 or nbytes > room * MAX_RATIO:
                 continue
             if not self._may_look(nbytes + room):
                 break
@@ -344,106 +291,53 @@ class DamagedArchive:
                 continue
             compressed, _, found = measured
             by_others = self._other_crcs(place, start + compressed, compressed, nbytes)
-            if self._vouched(found, by_rows, by_others):
+            if _is_vouched_for(found, by_rows, by_others):
                 return Whole(start, nbytes, found, True, compressed)
-        return "its deflated bytes are damaged or cut short"
+        return None
 
     # -- small records ---------------------------------------------------------------------------
 
     def read_text(self, name: bytes, most: int) -> Text | None:
         """Return the bytes of a small record if they are correct, or can be corrected."""
-        for place in self.places.candidates(name, self._is_expected):
-            text = self.read_text_at(place, name, most)
-            if text is not None:
-                return text
-        return None
+        texts = (self.read_text_at(place, name, most) for place in self.places.candidates(name))
+        return next((text for text in texts if text is not None), None)
 
     def read_text_at(self, place: Place, name: bytes, most: int) -> Text | None:
         """Do what `read_text` does, for one place."""
-        whole = self._measure(place, name, most)
-        if whole is not None:
-            return Text(self._content(whole), True)
-        spans = self._spans(place, name, most)
-        if not self.has_crcs:
-            return self._read_unjudged(place, spans)
-        by_rows = self._row_crcs(place, name)
-        return self._read_corrected(place, spans, by_rows)
+        stored, deflated = self._sizes(place, name, most)
+        whole = self._find_at(place, name, stored, deflated)
+        if isinstance(whole, Whole) and (whole.crc is not None or not self.has_crcs):
+            data = bytes(self.source.read_at(whole.offset, whole.compressed or whole.nbytes))
+            if whole.is_deflated:
+                data = zlib.decompressobj(-15).decompress(data, whole.nbytes)
+            return Text(data, whole.crc is not None)
+        return self._read_corrected(place, name, stored)
 
-    def find_unmeasured(self, name: bytes) -> Whole | None:
-        """Return the place of a record whose size only the archive knows, if its CRC matches."""
-        for place in self.places.candidates(name, self._is_expected):
-            whole = self._measure(place, name, self.source.size)
-            if whole is not None:
-                return whole._replace(is_own=self._is_own(place))
-        return None
+    def _sizes(self, place: Place, name: bytes, most: int) -> tuple[list[int], list[int]]:
+        """Return the sizes that a record may have if it is stored, and if it is deflated."""
+        claims = [*place.claims, *self.places.rows(name)]
+        stored = [each.nbytes for each in claims if each.method == STORED]
+        deflated = [each.nbytes for each in claims if each.method == DEFLATED]
+        start = read_lengths(self.source, place.offset)
+        after = self.places.after(place.offset)
+        if start is not None:
+            stored += [after - gap - start for gap in _GAPS]
+            stop = min(after, start + most)
+            if self._may_look(max(0, stop - start)):
+                end = find_descriptor(self.source, start, stop)
+                stored += [] if end is None else [end - start]
+        return [each for each in stored if each <= most], [
+            each for each in deflated if each <= most
+        ]
 
-    def _measure(self, place: Place, name: bytes, most: int) -> Whole | None:
-        by_rows = self._row_crcs(place, name)
-        for start, nbytes in self._spans(place, name, most):
-            found = self._crc(start, nbytes)
-            if found is None:
-                return None
-            by_others = self._other_crcs(place, start + nbytes, nbytes, nbytes)
-            beside = self._is_beside(place, name, start, nbytes)
-            if self._vouched(found, by_rows, by_others, is_beside=beside):
-                return Whole(start, nbytes, found)
-        sizes = {row.nbytes for row in place.rows if row.method == DEFLATED}
-        if place.local is not None and place.local.method == DEFLATED:
-            sizes.add(place.local.nbytes)
-        for nbytes in sorted(sizes):
-            deflated = self._find_deflated(place, name, nbytes, by_rows) if nbytes <= most else ""
-            if isinstance(deflated, Whole):
-                return deflated
-        return None
-
-    def _content(self, whole: Whole) -> bytes:
-        if not whole.is_deflated:
-            return bytes(self.source.read_at(whole.offset, whole.nbytes))
-        data = self.source.read_at(whole.offset, whole.compressed)
-        return zlib.decompressobj(-15).decompress(data, whole.nbytes)
-
-    def _spans(self, place: Place, name: bytes, most: int) -> list[tuple[int, int]]:
-        """Return starts and sizes that a record without a known size may have."""
-        rows = dict.fromkeys((*place.rows, *self.places.rows(name)))
-        sizes = [row.nbytes for row in rows if row.method == STORED]
-        if place.local is not None and place.local.method == STORED:
-            sizes.append(place.local.nbytes)
-        by_lengths = read_lengths(self.source, place.offset)
-        after = self._after(place)
-        if by_lengths is not None:
-            sizes += [after - back - by_lengths for back in (16, 24, 0)]
-            stop = min(after, by_lengths + most)
-            if self._may_look(max(0, stop - by_lengths)):
-                end = find_descriptor(self.source, by_lengths, stop)
-                sizes += [] if end is None else [end - by_lengths]
-        return list(
-            dict.fromkeys(
-                (start, nbytes)
-                for nbytes in dict.fromkeys(sizes)
-                if 0 < nbytes <= most
-                for start in self._starts(place, name, nbytes)
-            )
-        )
-
-    def _read_unjudged(self, place: Place, spans: list[tuple[int, int]]) -> Text | None:
-        for start, nbytes in spans:
-            sized = any(row.nbytes == nbytes for row in place.rows)
-            if start == read_lengths(self.source, place.offset) and (
-                sized or self._has_descriptor(start + nbytes, nbytes)
-            ):
-                return Text(bytes(self.source.read_at(start, nbytes)), False)
-        return None
-
-    def _read_corrected(
-        self, place: Place, spans: list[tuple[int, int]], by_rows: set[int]
-    ) -> Text | None:
+    def _read_corrected(self, place: Place, name: bytes, sizes: list[int]) -> Text | None:
         """Correct one byte, if all CRCs of the record agree."""
         found = {}
-        for start, nbytes in spans:
+        for start, nbytes in self._spans(place, name, sizes):
             end = start + nbytes
-            sized = any(row.nbytes == nbytes for row in place.rows)
-            crcs = by_rows | self._other_crcs(place, end, nbytes, nbytes)
-            if len(crcs) != 1 or not (sized or self._has_descriptor(end, nbytes)):
+            crcs = self._row_crcs(place, name) | self._other_crcs(place, end, nbytes, nbytes)
+            sized = _has_size(place, nbytes) or has_descriptor(self.source, start, end)
+            if len(crcs) != 1 or not sized:
                 continue
             self._correction -= nbytes
             if self._correction < 0:
@@ -452,19 +346,6 @@ class DamagedArchive:
             if fixed is not None:
                 found[fixed] = Text(fixed[0], True, fixed[1])
         return next(iter(found.values())) if len(found) == 1 else None
-
-    def stored_crcs(self, name: bytes) -> set[int]:
-        """Return every stored CRC of a small record, correct or not."""
-        found: set[int] = set()
-        for place in self.places.candidates(name, self._is_expected):
-            found |= self._row_crcs(place, name)
-            for back in (16, 24):
-                found |= {
-                    each.crc
-                    for each in self._descriptors(self._after(place) - back)
-                    if each.is_signed
-                }
-        return found - {0}
 
 
 def _count_zeros(source: Source) -> int:
@@ -478,9 +359,21 @@ def _count_zeros(source: Source) -> int:
     return found if found >= _MANY_ZEROS else 0
 
 
+def _has_size(place: Place, nbytes: int) -> bool:
+    return any(row.nbytes == nbytes for row in place.rows)
+
+
+def _is_vouched_for(found: int, by_rows: set[int], by_others: set[int]) -> bool:
+    """Return whether a CRC is the stored one; a byte of the directory's may be damaged."""
+    if not by_rows and not by_others:
+        return found == 0  # a CRC can be 0 by chance
+    return found in by_rows or (
+        found in by_others and all(_is_one_byte_apart(found, crc) for crc in by_rows)
+    )
+
+
 def _is_one_byte_apart(one: int, other: int) -> bool:
-    difference = one ^ other
-    return any(not difference & ~(0xFF << shift) for shift in (0, 8, 16, 24))
+    return sum(byte > 0 for byte in (one ^ other).to_bytes(4, "big")) <= 1
 
 
 def _damaged(found: int, known: set[int]) -> str:

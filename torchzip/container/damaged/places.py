@@ -6,8 +6,15 @@ other name is firm elsewhere.
 
 There may be other archives in the file: the bytes of a tensor, or a second checkpoint after the
 first. The archive that is repaired begins with the first local header. A directory is its own if
-its offsets count from there or before, or if it describes that header. Which other headers are its
-own is determined by the chain of offsets (`zip_chain`).
+its offsets count from there or before, or if it describes that header. A local header is its own if
+
+* a row of such a directory points to it, or
+* it is where the record before it ends, or where a directory ends that an edit replaced, or
+* it is where `torch.save` puts a record of that name, as all sizes are known from the pickle:
+  this bridges a hole in the file.
+
+A header anywhere else is only used if the directory has a CRC for its name, which then decides:
+bytes may have been added or lost before it.
 
 An archive that was edited in place has several directories, one after the other. The last one that
 is followed by an end record is the current one.
@@ -19,23 +26,50 @@ time stays proportional to the size of the file.
 from __future__ import annotations
 
 import bisect
+import itertools
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
-from torchzip.container.damaged.chain import Surroundings, follow
-from torchzip.container.damaged.marks import EndRecord, LocalHeader, Mark, Row, read_descriptors
-from torchzip.container.zip_layout import BIG
+from torchzip.container.damaged.marks import (
+    EndRecord,
+    LocalHeader,
+    Mark,
+    Row,
+    aligned,
+    find_descriptor,
+    has_descriptor,
+    is_sound_extra,
+    read_descriptors,
+)
+from torchzip.container.zip_layout import BIG, STORED
+from torchzip.container.zip_writer import measure
 from torchzip.files.source import Source
 
-_PICKLE = b"data.pkl"
+PICKLE = b"data.pkl"
+#: Where archives have the records of their tensors.
+TENSOR_FOLDERS = (b"data/", b"constants/")
+#: Bytes of a descriptor after a record: short, or with sizes of 8 bytes.
+_DESCRIPTORS = (16, 24)
+#: The small records that each release of torch writes between the pickle and the storages.
+_SMALL_RECORDS = (
+    ((b".format_version", 1), (b".storage_alignment", 2), (b"byteorder", 6)),
+    ((b"byteorder", 6),),
+    (),
+)
+#: The archive name with its slash, before the name of a record that checkpoints have.
+_ROOT = re.compile(
+    rb"(.*/)?(?:(?:data|constants)(?:\.pkl|/[^/]+)|byteorder|\.format_version|\.storage_alignment"
+    rb"|\.data/.+)",
+    re.DOTALL,
+)
+#: Smaller records are the same in all archives and prove nothing.
 _LEAST_NBYTES = 8
 #: Most headers of one name, and claims about one place or one name, that are checked.
 _MOST_OF_A_NAME = 8
 #: Most directories of the archive that are checked: each edit leaves the older one in place.
 _MOST_DIRECTORIES = 100
-#: The content of a directory row, without the offset of the row itself.
-_SAID = slice(2, None)
 
 
 @dataclass(slots=True, eq=False)
@@ -48,12 +82,10 @@ class Place:
     #: Whether it is known to belong to this archive.
     is_own: bool = True
 
-    def names(self) -> set[bytes]:
-        """Return every name that is claimed for this place."""
-        found = {row.name for row in self.rows}
-        if self.local is not None:
-            found.add(self.local.name)
-        return found
+    @property
+    def claims(self) -> list[LocalHeader | Row]:
+        """All that describes what is here."""
+        return [*self.rows, *([] if self.local is None else [self.local])]
 
     def is_firm(self, name: bytes) -> bool:
         """Return whether header and directory agree on a name."""
@@ -66,24 +98,15 @@ class Place:
 
 @dataclass(slots=True, eq=False)
 class Directory:
-    """Consecutive rows. ``base`` is the offset in the file that their offsets count from.
-
-    ``described`` are the offsets of local headers that agree with a row.
-    """
+    """Consecutive rows. ``base`` is the offset in the file that their offsets count from."""
 
     rows: list[Row]
     ends: list[EndRecord] = field(default_factory=list)
     base: int = 0
-    described: set[int] = field(default_factory=set)
 
     @property
     def start(self) -> int:
         return self.rows[0].at
-
-    def speaks_of(self, first: int) -> bool:
-        """Return whether it belongs to the archive whose first local header is at an offset."""
-        is_around = 0 <= self.base <= first < self.start
-        return is_around or min(self.described, default=first + 1) <= first
 
     @property
     def stop(self) -> int:
@@ -92,9 +115,8 @@ class Directory:
 
     def is_complete(self) -> bool:
         """Return whether it has as many rows as its end record says."""
-        follows = all(a.end == b.at for a, b in zip(self.rows, self.rows[1:], strict=False))
         return (
-            follows
+            all(a.end == b.at for a, b in itertools.pairwise(self.rows))
             and any(end.entries == len(self.rows) for end in self.ends)
             and self.ends[0].at == self.rows[-1].end
         )
@@ -113,19 +135,21 @@ class Places:
         self._source = source
         headers = [mark for mark in found if isinstance(mark, LocalHeader)]
         directories = list(self._located(_group(found), headers))
-        own = self._own(directories, headers)
+        at = {(header.offset, header.name) for header in headers}
+        first = next((header for header in headers if _ROOT.fullmatch(header.name)), None)
+        own = [each for each in directories if first is None or self._is_own(each, first, at)]
+        own.sort(key=lambda each: (bool(each.ends), each.start), reverse=True)
+        # Directories with another base belong to archives in tensors.
+        own = [each for each in own if each.base == own[0].base][:_MOST_DIRECTORIES]
         self.root = _root_of(own[0].rows if own and own[0].ends else found)
         self.directories = [
             each for each in own if any(row.name.startswith(self.root) for row in each.rows)
         ]
-        counted = set(map(id, own))
-        self.others = [
-            each for each in directories if id(each) not in counted and each.is_complete()
-        ]
+        self.others = [each for each in directories if each not in own and each.is_complete()]
         headers = [header for header in headers if header.name.startswith(self.root)]
-        first = headers[0].offset if headers else 0
-        base = self.directories[0].base if self.directories else first
-        self.start = base if 0 <= base <= first or not headers else first
+        begin = headers[0].offset if headers else 0
+        base = self.directories[0].base if self.directories else begin
+        self.start = base if 0 <= base <= begin or not headers else begin
         self._at: dict[int, list[Row]] = {}
         self._rows: dict[bytes, list[Row]] = {}
         for directory in self.directories:
@@ -133,11 +157,7 @@ class Places:
                 if row.name.startswith(self.root):
                     _add(self._at.setdefault(row.offset + directory.base, []), row)
                     _add(self._rows.setdefault(row.name, []), row)
-        self._around = Surroundings(
-            source, self.root, self.start, lambda offset: self._at.get(offset, []),
-            {directory.stop for directory in self.directories if directory.ends},
-        )  # fmt: skip
-        self._headers = self._without_others(headers)
+        self._headers = list(self._without_others(headers))
         self.settle({})
 
     # -- directories -------------------------------------------------------------------------
@@ -145,53 +165,33 @@ class Places:
     def _located(
         self, directories: list[Directory], headers: list[LocalHeader]
     ) -> Iterator[Directory]:
-        """Yield the directories with a known base, and with the headers that they describe."""
-        at = {header.offset: header for header in headers}
+        """Yield the directories with a known base.
+
+        It follows from the end record, if a row then leads to its record, or no row leads to one
+        with another base; bytes may have been lost in between. Otherwise the rows decide by
+        majority.
+        """
         by_name: dict[bytes, list[LocalHeader]] = {}
         for header in headers:
             known = by_name.setdefault(header.name, [])
             if len(known) < _MOST_OF_A_NAME:
                 known.append(header)
         for directory in directories:
-            base = self._base_of(directory, by_name)
-            if base is None:
-                continue
-            directory.base = base
-            for row in directory.rows:
-                place = row.offset + directory.base
-                if place in at and at[place].name == row.name:
-                    directory.described.add(place)
-                else:
-                    known = by_name.get(row.name, [])
-                    directory.described |= {h.offset for h in known if self._agrees(h, row)}
-            yield directory
-
-    def _base_of(
-        self, directory: Directory, by_name: dict[bytes, list[LocalHeader]]
-    ) -> int | None:  # fmt: skip
-        """Return the offset in the file that a directory's offsets count from, or None if unknown.
-
-        It follows from the end record, if a row then leads to its record, or no row leads to one
-        with another base; bytes may have been lost in between. Otherwise the rows decide by
-        majority.
-        """
-        votes: Counter[int] = Counter()
-        for row in directory.rows:
-            for header in by_name.get(row.name, ()):
-                if self._agrees(header, row):
-                    votes[header.offset - row.offset] += 1
-        said = [directory.start - end.offset for end in directory.ends if end.offset != BIG]
-        for base in said:
-            if votes[base] or not votes.total():
-                return base
-        most = max(votes.values(), default=0)
-        return min((base for base, count in votes.items() if count == most), key=abs, default=None)
+            votes = Counter(
+                header.offset - row.offset
+                for row in directory.rows
+                for header in by_name.get(row.name, ())
+                if self._agrees(header, row)
+            )
+            said = [directory.start - end.offset for end in directory.ends if end.offset != BIG]
+            voted = sorted(votes, key=lambda base: (-votes[base], abs(base)))
+            bases = [base for base in said if votes[base] or not votes] + voted
+            if bases:
+                directory.base = bases[0]
+                yield directory
 
     def _agrees(self, header: LocalHeader, row: Row) -> bool:
-        """Return whether the header and descriptor beside a record agree with a row.
-
-        Records of a few bytes are the same in all archives and prove nothing.
-        """
+        """Return whether the header and descriptor beside a record agree with a row."""
         if row.nbytes < _LEAST_NBYTES:
             return False
         if row.crc and row.crc == header.crc:
@@ -199,85 +199,159 @@ class Places:
         behind = read_descriptors(self._source, header.data_offset + row.compressed)
         return any((each.crc, each.compressed) == (row.crc, row.compressed) for each in behind)
 
-    def _own(self, directories: list[Directory], headers: list[LocalHeader]) -> list[Directory]:
-        """Return the directories of the archive that the file begins with."""
-        first = headers[0].offset if headers else 0
-        own = [each for each in directories if not headers or each.speaks_of(first)]
-        last = next((each for each in reversed(directories) if each.ends), None)
-        if last is not None and last not in own and self._lost_its_head(last, directories, headers):
-            own.append(last)
-        own.sort(key=lambda each: (self._has_end(each), each.start), reverse=True)
-        # Directories with another base belong to archives in tensors.
-        return [each for each in own if each.base == own[0].base][:_MOST_DIRECTORIES]
-
-    def _lost_its_head(
-        self, last: Directory, directories: list[Directory], headers: list[LocalHeader]
-    ) -> bool:
-        """Return whether the file begins inside the last archive, in one of its tensors."""
-        if last.base >= 0 or not last.described:
-            return False
-        first = min(last.described)
-        inner = {at for each in directories if each is not last for at in each.described}
-        return all(header.offset in inner for header in headers if header.offset < first)
-
-    def _has_end(self, directory: Directory) -> bool:
-        """Return whether a directory is complete; its end record may be damaged."""
-        if directory.ends:
-            return True
-        end = directory.rows[-1].end
-        if end + 22 > self._source.size:
-            return False
-        found = bytes(self._source.read_at(end, 4))
-        return any(
-            sum(a == b for a, b in zip(found, signature, strict=True)) >= 3
-            for signature in (b"PK\5\6", b"PK\6\6")
+    def _is_own(self, directory: Directory, first: LocalHeader, at: Set[tuple[int, bytes]]) -> bool:
+        """Return whether a directory belongs to the archive that the file begins with or in."""
+        return directory.base <= first.offset < directory.start or any(
+            row.name == first.name
+            and (row.offset + directory.base, row.name) not in at
+            and self._agrees(first, row)
+            for row in directory.rows
         )
 
-    def _without_others(self, headers: list[LocalHeader]) -> list[LocalHeader]:
-        """Return the headers that are not in another archive whose directory is complete."""
-        kept = []
+    def _without_others(self, headers: list[LocalHeader]) -> Iterator[LocalHeader]:
+        """Yield the headers that are not in another archive whose directory is complete."""
         spans = sorted((each.base, each.start) for each in self.others if each.base > self.start)
-        reach = index = 0
+        reach = 0
         for header in headers:
-            while index < len(spans) and spans[index][0] <= header.offset:
-                reach = max(reach, spans[index][1])
-                index += 1
+            while spans and spans[0][0] <= header.offset:
+                reach = max(reach, spans.pop(0)[1])
             if header.offset >= reach or header.offset in self._at:
-                kept.append(header)
-        return kept
+                yield header
 
     # -- the chain ---------------------------------------------------------------------------
 
     def settle(self, sizes: Mapping[bytes, int]) -> None:
         """Determine which headers are the archive's own; ``sizes`` are those of known records."""
-        self._chain = follow(self._headers, self._around, sizes)
-        self._elsewhere = {header.name for header in self._chain.elsewhere}
-        places = {offset: Place(offset, None, rows) for offset, rows in self._at.items()}
-        for header in self._chain.headers:
-            places.setdefault(header.offset, Place(header.offset)).local = header
-        claims: dict[bytes, list[Place]] = {}
-        for place in places.values():
-            for name in place.names():
-                claims.setdefault(name, []).append(place)
-        self._firm = {
-            name for name, found in claims.items() if any(place.is_firm(name) for place in found)
-        }
-        chained = {header.name for header in self._chain.headers}
-        counts = Counter(header.name for header in self._chain.doubtful)
-        for header in self._chain.elsewhere:
-            if header.name in chained:
-                continue
+        chained, elsewhere, doubtful = self._follow(sizes)
+        self._elsewhere = {header.name for header in elsewhere}
+        self._places = {offset: Place(offset, None, rows) for offset, rows in self._at.items()}
+        for header in chained:
+            self._places.setdefault(header.offset, Place(header.offset)).local = header
+        known = {header.name for header in chained}
+        claimed = {claim.name for place in self._places.values() for claim in place.claims}
+        counts = Counter(header.name for header in doubtful)
+        for header in elsewhere:
             # The CRC in its row decides.
             has_judge = any(row.crc for row in self._rows.get(header.name, ()))
-            if has_judge or (header.name not in claims and counts[header.name] == 1):
-                places[header.offset] = Place(header.offset, header, is_own=has_judge)
-                claims.setdefault(header.name, []).append(places[header.offset])
-        self._claims = {name: _first(found, name) for name, found in claims.items()}
-        self._places = places
+            if header.name not in known and (
+                has_judge or (header.name not in claimed and counts[header.name] == 1)
+            ):
+                place = Place(header.offset, header, is_own=has_judge)
+                self._places[header.offset] = place
+        self._claims: dict[bytes, list[Place]] = {}
+        for place in self._places.values():
+            for name in {claim.name for claim in place.claims}:
+                self._claims.setdefault(name, []).append(place)
+        for name, claims in self._claims.items():
+            claims.sort(key=lambda place, name=name: not place.is_firm(name))  # type: ignore[misc]
+            del claims[_MOST_OF_A_NAME:]
+        # Any other name is a damaged one.
+        names = [name for name in self.names() if name.startswith(TENSOR_FOLDERS)]
+        self._expected = set(sizes) or set(names)
         # Rows alone may point anywhere.
         starts = [directory.start for directory in self.directories]
-        held = [offset for offset, place in places.items() if place.local is not None]
+        held = [offset for offset, place in self._places.items() if place.local is not None]
         self._borders = sorted({*starts, *held})
+
+    def _follow(
+        self, sizes: Mapping[bytes, int]
+    ) -> tuple[list[LocalHeader], list[LocalHeader], list[LocalHeader]]:
+        """Return the headers that are the archive's own, and those that are elsewhere.
+
+        The third list has those of the latter that are in no record of the archive, if its layout
+        is unknown.
+        """
+        chained: list[LocalHeader] = []
+        elsewhere: list[LocalHeader] = []
+        doubtful: list[LocalHeader] = []
+        stops = {directory.stop for directory in self.directories if directory.ends}
+        layouts = self._layouts(sizes)
+        linked = {self.start, *stops}
+        inside = 0
+        #: Where the bytes of each record begin and end.
+        self._extents: list[tuple[int, int]] = []
+        self._misnamed: set[bytes] = set()
+        #: Whether no record is missing before the first storage.
+        self.begins_whole = False
+        is_unbroken = True
+        for header, following in itertools.pairwise([*self._headers, None]):
+            assert header is not None
+            record = header.name[len(self.root) :]
+            rows = self._at.get(header.offset, [])
+            start, is_sure = self._start_of(header)
+            fitting = [made for made in layouts if made.get(start) == record]
+            is_next = header.offset in linked
+            is_own = bool(rows) or (header.offset >= inside and (is_next or bool(fitting)))
+            is_misplaced = chained and layouts and record in sizes and not fitting
+            # Within its extra field: one of the two was moved.
+            holds_another = following is not None and following.offset < start
+            if is_own and not rows and (is_misplaced or holds_another):
+                self._misnamed.add(header.name)
+                is_own = False
+            if not is_own:
+                elsewhere.append(header)
+                if header.offset >= inside and not layouts:
+                    doubtful.append(header)
+                continue
+            if fitting or not rows or any(row.name == header.name for row in rows):
+                layouts = fitting
+            chained.append(header)
+            is_unbroken = is_unbroken and is_next
+            if record.startswith(b"data/"):
+                self.begins_whole = self.begins_whole or is_unbroken
+                is_unbroken = False
+            ends = self._ends(header, start, is_sure, rows, sizes.get(record))
+            gaps = _DESCRIPTORS if header.has_descriptor else (0,)
+            linked = {end + gap for end in ends for gap in gaps} | stops
+            inside = max(ends, default=start)
+            if inside > start:
+                self._extents.append((start, inside))
+        return chained, elsewhere, doubtful
+
+    def _start_of(self, header: LocalHeader) -> tuple[int, bool]:
+        """Return where the bytes of a record start, and whether its lengths say so.
+
+        Where these are damaged, it is where `torch.save` aligns them.
+        """
+        if is_sound_extra(self._source, header.name_end, header.data_offset):
+            return header.data_offset, True
+        return aligned(header.name_end + 4, self.start), False
+
+    def _ends(
+        self, header: LocalHeader, start: int, is_sure: bool, rows: list[Row], nbytes: int | None
+    ) -> set[int]:
+        """Return where the bytes of a record may end: where a descriptor confirms it, or else all
+        claims.
+
+        Claims that nothing confirms do not count where it is not sure that the bytes start there.
+        """
+        said = {row.compressed for row in rows if row.name == header.name}
+        if not header.has_descriptor:
+            said.add(header.compressed)
+        if nbytes is not None and header.method == STORED:
+            said.add(nbytes)
+        ends = {start + each for each in said}
+        sure = {end for end in ends if has_descriptor(self._source, start, end)}
+        if sure or (ends and is_sure):
+            return sure or ends
+        found = find_descriptor(self._source, start, self._source.size)
+        return set() if found is None else {found}
+
+    def _layouts(self, sizes: Mapping[bytes, int]) -> list[dict[int, bytes]]:
+        """Return which record torch.save begins at which byte, for each way it had to do so."""
+        if not sizes:
+            return []
+        root = self.root[:-1].decode("utf-8", "surrogateescape")
+        storages = [(name, nbytes) for name, nbytes in sizes.items() if name != PICKLE]
+        made = []
+        for small in _SMALL_RECORDS:
+            # Releases before 2.7 write the storages in the order of their keys as strings.
+            for ordered in (storages, sorted(storages)):
+                records = [(PICKLE, sizes.get(PICKLE, 0)), *small, *ordered]
+                starts, _ = measure(root, [(len(name), nbytes) for name, nbytes in records])
+                names = [name for name, _ in records]
+                made.append({self.start + at: name for at, name in zip(starts, names, strict=True)})
+        return made
 
     @property
     def stop(self) -> int:
@@ -289,17 +363,12 @@ class Places:
         """Whether the archive begins or ends with the file: any others are in tensors."""
         return not self.start or self.stop == self._source.size
 
-    def is_elsewhere(self, name: bytes) -> bool:
-        """Return whether there is a header of that name outside the archive's chain."""
-        return self.root + name in self._elsewhere
-
     def spans_of_others(self) -> list[tuple[int, int]]:
         """Return the extents of other archives that are not in a record of this one."""
         found: list[tuple[int, int]] = []
-        extents = self._chain.extents
         for base, stop in sorted((each.base, each.stop) for each in self.others):
-            index = bisect.bisect_right(extents, (base, self._source.size)) - 1
-            inside = index >= 0 and stop <= extents[index][1] <= self._source.size
+            index = bisect.bisect_right(self._extents, (base, self._source.size)) - 1
+            inside = index >= 0 and stop <= self._extents[index][1] <= self._source.size
             if not inside and base > self.start and (not found or stop > found[-1][1]):
                 found.append((base, stop))
         return found
@@ -315,7 +384,7 @@ class Places:
         return [name[len(self.root) :] for name in self._claims if name.startswith(self.root)]
 
     def claims(self, name: bytes) -> list[Place]:
-        """Return the places for which a name is claimed, perhaps among others."""
+        """Return the places for which a name is claimed, perhaps among others; firm ones first."""
         return self._claims.get(self.root + name, [])
 
     def rows(self, name: bytes) -> list[Row]:
@@ -324,26 +393,36 @@ class Places:
 
     def firm(self, name: bytes) -> list[Place]:
         """Return the places where header and directory agree on a name."""
-        if self.root + name not in self._firm:
-            return []
         return [place for place in self.claims(name) if place.is_firm(self.root + name)]
 
-    def candidates(self, name: bytes, is_expected: Callable[[bytes], bool]) -> list[Place]:
+    def candidates(self, name: bytes) -> list[Place]:
         """Return where a record may be: its firm places, else those that no other can have."""
-        firm = self.firm(name)
-        if firm:
-            return firm
         found = []
         for place in self.claims(name):
-            others = {each[len(self.root) :] for each in place.names()} - {name}
-            if not any(is_expected(other) and not self.firm(other) for other in others):
+            others = {claim.name[len(self.root) :] for claim in place.claims} - {name}
+            if not any(other in self._expected and not self.firm(other) for other in others):
                 found.append(place)
-        return found
+        return self.firm(name) or found
 
-    def after(self, offset: int, size: int) -> int:
-        """Return where the next record or directory begins."""
+    def why_not(self, name: bytes) -> str:
+        """Return why there is no candidate for a record."""
+        if self.claims(name):
+            return "two records claim its place, and nothing shows which of them it is"
+        if self.root + name in self._misnamed:
+            return (
+                "its name is out of the file's order, and no directory is left to compare it with"
+            )
+        if self.root + name in self._elsewhere:
+            return (
+                "a record of its name is not where the record before it ends, and no "
+                "directory is left that leads to it: it may belong to another archive"
+            )
+        return "its record is not in what is left of the file"
+
+    def after(self, offset: int) -> int:
+        """Return where the next record or directory begins, or the file ends."""
         index = bisect.bisect_right(self._borders, offset)
-        return self._borders[index] if index < len(self._borders) else size
+        return self._borders[index] if index < len(self._borders) else self._source.size
 
 
 def _group(marks: list[Mark]) -> list[Directory]:
@@ -369,40 +448,16 @@ def _group(marks: list[Mark]) -> list[Directory]:
 
 def _add(rows: list[Row], row: Row) -> None:
     """Add the claim of a row, unless it is known or there are too many."""
-    if len(rows) < _MOST_OF_A_NAME and all(row[_SAID] != each[_SAID] for each in rows):
+    if len(rows) < _MOST_OF_A_NAME and all(row.says != each.says for each in rows):
         rows.append(row)
 
 
-def _first(places: list[Place], name: bytes) -> list[Place]:
-    """Return the claims of a name that are checked, firm ones first."""
-    return sorted(places, key=lambda place: not place.is_firm(name))[:_MOST_OF_A_NAME]
-
-
 def _root_of(marks: Iterable[Mark]) -> bytes:
-    """Return the archive name with its slash, which precedes the name of the pickle.
-
-    It is the first that occurs twice. If no pickle is left, it is the first folder that occurs
-    twice, if all records have one.
-    """
-    names = [mark.name for mark in marks if isinstance(mark, LocalHeader | Row)]
-    roots = {name[: -len(_PICKLE)] for name in names if name.endswith(b"/" + _PICKLE)}
-    if _PICKLE in names or (not roots and any(b"/" not in name for name in names)):
-        roots.add(b"")
-    before = [_prefix_of(name, roots) for name in names]
-    folders = [name[: name.find(b"/") + 1] for name in names]
-    for found in (before, folders):
-        counts = Counter(found)
-        for root in found:
-            if root is not None and counts[root] > 1:
-                return root
-    return next((root for root in [*before, *folders] if root is not None), b"/")
-
-
-def _prefix_of(name: bytes, roots: set[bytes]) -> bytes | None:
-    """Return the longest root that a name begins with, if any."""
-    end = len(name)
-    while end > 0:
-        end = name.rfind(b"/", 0, end)
-        if name[: end + 1] in roots:
-            return name[: end + 1]
-    return None
+    """Return the archive name with its slash: the first that occurs twice."""
+    found = [
+        match[1] or b""
+        for mark in marks
+        if isinstance(mark, LocalHeader | Row) and (match := _ROOT.fullmatch(mark.name))
+    ]
+    counts = Counter(found)
+    return next((root for root in found if counts[root] > 1), found[0] if found else b"")
