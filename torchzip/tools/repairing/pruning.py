@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,24 +110,15 @@ class Pruning:
 
     def _rebuild_tuples(self) -> None:
         """Replace the tuples that hold something lost, those inside of others first."""
-        above: dict[int, list[int]] = {}
-        waiting: dict[int, int] = {}
-        for key, value in self._tuples.items():
-            inner = {id(item) for item in value if id(item) in self._tuples}
-            waiting[key] = len(inner)
-            for item in inner:
-                above.setdefault(item, []).append(key)
-        # A tuple holds itself only by way of a list or a dict, so this comes to all of them.
-        ready = [key for key, count in waiting.items() if not count]
-        while ready:
-            key = ready.pop()
+        # A tuple holds itself only by way of a list or a dict, so there is an order.
+        inner = {
+            key: {id(item) for item in value if id(item) in self._tuples}
+            for key, value in self._tuples.items()
+        }
+        for key in TopologicalSorter(inner).static_order():
             value = self._tuples[key]
             if any(map(self._is_touched, value)):
                 self._changed[key] = type(value)([self._put(item) for item in value])
-            for other in above.get(key, ()):
-                waiting[other] -= 1
-                if not waiting[other]:
-                    ready.append(other)
 
     def _prune(self, holder: Any) -> None:
         if isinstance(holder, dict):
@@ -197,11 +189,7 @@ def _attribute_dicts(value: Any) -> Iterator[dict[Any, Any]]:
     """Yield the dicts that are not a user's but the attributes of an object."""
     if isinstance(value, dict | list | tuple | deque | np.ndarray):
         return
-    target, names = _slots(value)
-    for name in names:
-        held = getattr(target, name)
-        if name == "items":
-            continue
-        for each in held if isinstance(held, tuple) else (held,):
-            if isinstance(each, dict):
-                yield each
+    for step, held in _children(value):
+        if step != ".items":
+            parts = held if isinstance(held, tuple) else (held,)
+            yield from (each for each in parts if isinstance(each, dict))
