@@ -33,7 +33,6 @@ from torchzip.container.inflating import MAX_RATIO, measure_deflated
 from torchzip.container.zip_layout import (
     DEFLATED,
     DESCRIPTOR,
-    DESCRIPTOR_64,
     DESCRIPTOR_MAGIC,
     LOCAL,
     STORED,
@@ -44,8 +43,6 @@ from torchzip.limits import Limits
 
 #: Bytes of a descriptor after a record; none if the local header has the sizes.
 _GAPS = (16, 24, 0)
-#: Lengths of a local header's zip64 field, docs/format.md, section 2.6.
-_ZIP64_LENGTHS = (20, 28, 12)
 _BLOCK_NBYTES = 1 << 20
 #: Fewer zeros at the end of a file mean nothing.
 _MANY_ZEROS = 64
@@ -78,6 +75,24 @@ class Text(NamedTuple):
     data: bytes
     is_verified: bool
     fixed: int | None = None
+
+
+class _Sought(NamedTuple):
+    """A record at a place where it may be.
+
+    ``by_rows`` are its CRCs in the directory. Its bytes start at ``begin`` by the lengths in its
+    header (None if there are none), which may be damaged; its name ends at ``name_end``, and the
+    next record or directory begins at ``after``.
+    """
+
+    place: Place
+    by_rows: set[int]
+    begin: int | None
+    name_end: int
+    after: int
+
+    def has_size(self, nbytes: int) -> bool:
+        return any(row.nbytes == nbytes for row in self.place.rows)
 
 
 class DamagedArchive:
@@ -123,14 +138,18 @@ class DamagedArchive:
         """Return every stored CRC of a small record, correct or not."""
         found: set[int] = set()
         for place in self.places.candidates(name):
-            found |= self._row_crcs(place, name) | self._crcs_beside(place)
+            found |= self._seek(place, name).by_rows | self._crcs_beside(place)
         return found
 
-    def _row_crcs(self, place: Place, name: bytes) -> set[int]:
-        rows = list(place.rows)
-        if not self.places.firm(name):
-            rows += self.places.rows(name)
-        return {row.crc for row in rows if row.crc}
+    def _seek(self, place: Place, name: bytes) -> _Sought:
+        rows = [*place.rows, *([] if self.places.firm(name) else self.places.rows(name))]
+        return _Sought(
+            place,
+            {row.crc for row in rows if row.crc},
+            read_lengths(self.source, place.offset),
+            place.offset + LOCAL.size + len(self.places.root) + len(name),
+            self.places.after(place.offset),
+        )
 
     def _other_crcs(self, place: Place, end: int, compressed: int, nbytes: int) -> set[int]:
         """Return the CRCs in the descriptor and the local header."""
@@ -143,20 +162,16 @@ class DamagedArchive:
             found.add(place.local.crc)
         return found - {0}
 
-    def _is_beside(self, place: Place, name: bytes, start: int, nbytes: int) -> bool:
+    def _is_beside(self, sought: _Sought, start: int, nbytes: int) -> bool:
         """Return whether bytes lie between a header and the next one, so that they must be its own.
 
         A damaged length can lead into a later record, or into an archive in a tensor.
         """
-        name_end = self._name_end(place, name)
+        name_end = sought.name_end
         is_at_header = start in (name_end, aligned(name_end + 4, self.places.start)) or (
-            start == read_lengths(self.source, place.offset)
-            and is_sound_extra(self.source, name_end, start)
+            start == sought.begin and is_sound_extra(self.source, name_end, start)
         )
-        return is_at_header and start + nbytes <= self.places.after(place.offset)
-
-    def _name_end(self, place: Place, name: bytes) -> int:
-        return place.offset + LOCAL.size + len(self.places.root) + len(name)
+        return is_at_header and start + nbytes <= sought.after
 
     # -- records -------------------------------------------------------------------------------
 
@@ -170,14 +185,13 @@ class DamagedArchive:
         found: list[Whole] = []
         reasons: list[str] = []
         for place in candidates:
-            result = self._find_at(place, name, [nbytes], [nbytes])
+            sought = self._seek(place, name)
+            result = self._find(sought, [nbytes], [nbytes])
             if isinstance(result, str):
-                result = self._find_before_cut(place, name, nbytes) or result
+                result = self._find_before_cut(sought, nbytes) or result
             if isinstance(result, str):
                 reasons.append(result)
-                continue
-            result = result._replace(is_own=place.is_own and self.places.is_anchored)
-            if place.is_firm(self.places.root + name):
+            elif place.is_firm(self.places.root + name):
                 return result
             else:
                 found.append(result)
@@ -188,110 +202,95 @@ class DamagedArchive:
     def find_unmeasured(self, name: bytes) -> Whole | None:
         """Return the place of a record whose size only the archive knows, if its CRC matches."""
         for place in self.places.candidates(name):
-            found = self._find_at(place, name, *self._sizes(place, name, self.source.size))
+            sought = self._seek(place, name)
+            found = self._find(sought, *self._sizes(sought, name, self.source.size))
             if isinstance(found, Whole) and found.crc is not None:
-                return found._replace(is_own=place.is_own and self.places.is_anchored)
+                return found
         return None
 
-    def _find_at(
-        self, place: Place, name: bytes, stored: list[int], deflated: list[int]
-    ) -> Whole | str:
+    def _find(self, sought: _Sought, stored: list[int], deflated: list[int]) -> Whole | str:
         """Return where the bytes of a record are, stored or deflated, of one of some sizes."""
-        methods = {claim.method for claim in place.claims}
-        by_rows = self._row_crcs(place, name)
+        methods = {claim.method for claim in sought.place.claims}
         result: Whole | str = "its deflated bytes are damaged or cut short"
         if methods != {DEFLATED}:
-            result = self._find_stored(place, name, stored, by_rows)
+            result = self._find_stored(sought, stored)
         if isinstance(result, str) and DEFLATED in methods:
-            found = (self._find_deflated(place, name, nbytes, by_rows) for nbytes in deflated)
-            return next((whole for whole in found if whole is not None), result)
+            found = (self._find_deflated(sought, nbytes) for nbytes in deflated)
+            result = next((whole for whole in found if whole is not None), result)
+        if isinstance(result, Whole):
+            is_own = sought.place.is_own and self.places.is_anchored
+            return result._replace(is_own=is_own)
         return result
 
-    def _find_stored(
-        self, place: Place, name: bytes, sizes: list[int], by_rows: set[int]
-    ) -> Whole | str:
-        by_lengths = read_lengths(self.source, place.offset)
-        begin = place.offset if by_lengths is None else by_lengths
+    def _find_stored(self, sought: _Sought, sizes: list[int]) -> Whole | str:
+        place, by_rows = sought.place, sought.by_rows
+        begin = place.offset if sought.begin is None else sought.begin
         reason = ""
         inside = [each for each in sizes if place.rows or begin + each <= self.source.size]
-        for start, nbytes in self._spans(place, name, inside):
+        for start, nbytes in self._spans(sought, inside):
             found = self._crc(start, nbytes)
             if found is None:
                 return "the file describes too many overlapping records to read them all"
-            end = start + nbytes
-            by_others = self._other_crcs(place, end, nbytes, nbytes)
-            beside = self._is_beside(place, name, start, nbytes)
-            if _is_vouched_for(found, by_rows, by_others if beside else set()):
+            by_others = self._other_crcs(place, start + nbytes, nbytes, nbytes)
+            is_beside = self._is_beside(sought, start, nbytes)
+            if _is_vouched_for(found, by_rows, by_others if is_beside else set()):
                 return Whole(start, nbytes, found)
-            known = by_rows | by_others
-            described = has_descriptor(self.source, start, end)
-            sized = described or (start == by_lengths and _has_size(place, nbytes))
-            if beside and sized and not self.has_crcs:
+            is_described = has_descriptor(self.source, start, start + nbytes)
+            is_sized = is_described or (start == sought.begin and sought.has_size(nbytes))
+            if is_beside and is_sized and not self.has_crcs:
                 return Whole(start, nbytes, None)
-            reason = reason or _damaged(found, known)
-            if start == by_lengths and beside and described:
+            reason = reason or _damaged(found, by_rows | by_others)
+            if start == sought.begin and is_beside and is_described:
                 break  # all descriptions agree on its place
-        nbytes = max(sizes, default=0)
         return reason or (
-            f"the file ends at byte {self.source.size:,}; its {nbytes:,} bytes begin at byte "
-            f"{begin:,}"
+            f"the file ends at byte {self.source.size:,}; its {max(sizes, default=0):,} bytes "
+            f"begin at byte {begin:,}"
         )
 
-    def _find_before_cut(self, place: Place, name: bytes, nbytes: int) -> Whole | None:
-        """Return a record after whose bytes the file was cut, before or within its descriptor."""
-        start = read_lengths(self.source, place.offset)
-        if start is None or start + nbytes > self.stop:
-            return None
-        end = start + nbytes
-        is_judged = bool(self._row_crcs(place, name)) or (place.local is None or place.local.crc)
-        if is_judged or not self._is_beside(place, name, start, nbytes):
-            return None
-        tail = bytes(self.source.read_at(end, min(DESCRIPTOR_64.size, self.stop - end)))
-        crc = (self._crc(start, nbytes) if self.has_crcs else 0) or 0
-        wanted = (
-            DESCRIPTOR.pack(DESCRIPTOR_MAGIC, crc, nbytes & 0xFFFFFFFF, nbytes & 0xFFFFFFFF),
-            DESCRIPTOR_64.pack(DESCRIPTOR_MAGIC, crc, nbytes, nbytes),
-        )
-        is_cut = any(len(tail) < len(each) and each.startswith(tail) for each in wanted)
-        return Whole(start, nbytes, None) if is_cut else None
-
-    def _spans(self, place: Place, name: bytes, sizes: list[int]) -> Iterator[tuple[int, int]]:
+    def _spans(self, sought: _Sought, sizes: list[int]) -> Iterator[tuple[int, int]]:
         """Yield where the bytes of a stored record may be, the most likely offsets first."""
-        by_lengths = read_lengths(self.source, place.offset)
-        after = self.places.after(place.offset)
-        name_end = self._name_end(place, name)
-        fields = [aligned(name_end + each + 4, self.places.start) for each in (0, *_ZIP64_LENGTHS)]
-        first = place.offset + LOCAL.size
+        by_header = [aligned(sought.name_end + 4, self.places.start), sought.name_end]
+        if sought.begin is not None:
+            by_header.insert(0, sought.begin)
+        first = max(sought.place.offset + LOCAL.size, 0)
         for nbytes in dict.fromkeys(sizes):
-            ends = [after - gap - nbytes for gap in _GAPS]
-            starts = [*([] if by_lengths is None else [by_lengths]), fields[0], name_end, *ends]
-            possible = [
-                at
-                for at in dict.fromkeys([*starts, *fields])
-                if max(first, 0) <= at <= self.source.size - nbytes
-            ]
-            if nbytes > 0:
-                possible.sort(key=lambda at: not has_descriptor(self.source, at, at + nbytes))
-                yield from ((at, nbytes) for at in possible)
+            starts = [*by_header, *(sought.after - gap - nbytes for gap in _GAPS)]
+            last = self.source.size - nbytes
+            possible = [at for at in dict.fromkeys(starts) if nbytes > 0 and first <= at <= last]
+            possible.sort(key=lambda at: not has_descriptor(self.source, at, at + nbytes))
+            yield from ((at, nbytes) for at in possible)
 
-    def _find_deflated(
-        self, place: Place, name: bytes, nbytes: int, by_rows: set[int]
-    ) -> Whole | None:
-        after = self.places.after(place.offset)
-        by_lengths = read_lengths(self.source, place.offset)
-        name_end = self._name_end(place, name)
-        for start in dict.fromkeys([name_end if by_lengths is None else by_lengths, name_end]):
-            room = after - start
+    def _find_before_cut(self, sought: _Sought, nbytes: int) -> Whole | None:
+        """Return a record after whose bytes the file was cut, before or within its descriptor."""
+        place, start = sought.place, sought.begin
+        if start is None or sought.by_rows or place.local is None or place.local.crc:
+            return None
+        left = self.stop - start - nbytes
+        if not 0 <= left < DESCRIPTOR.size or not self._is_beside(sought, start, nbytes):
+            return None
+        crc = (self._crc(start, nbytes) if self.has_crcs else 0) or 0
+        low = nbytes & 0xFFFFFFFF
+        is_cut = DESCRIPTOR.pack(DESCRIPTOR_MAGIC, crc, low, low).startswith(
+            bytes(self.source.read_at(start + nbytes, left))
+        )
+        is_own = place.is_own and self.places.is_anchored
+        return Whole(start, nbytes, None, is_own=is_own) if is_cut else None
+
+    def _find_deflated(self, sought: _Sought, nbytes: int) -> Whole | None:
+        name_end = sought.name_end
+        begin = name_end if sought.begin is None else sought.begin
+        for start in dict.fromkeys([begin, name_end]):
+            room = sought.after - start
             if start < 0 or room <= 0 or nbytes > room * MAX_RATIO:
                 continue
             if not self._may_look(nbytes + room):
                 break
-            measured = measure_deflated(self.source, start, after, nbytes)
+            measured = measure_deflated(self.source, start, sought.after, nbytes)
             if measured is None or measured[1] != nbytes:
                 continue
             compressed, _, found = measured
-            by_others = self._other_crcs(place, start + compressed, compressed, nbytes)
-            if _is_vouched_for(found, by_rows, by_others):
+            by_others = self._other_crcs(sought.place, start + compressed, compressed, nbytes)
+            if _is_vouched_for(found, sought.by_rows, by_others):
                 return Whole(start, nbytes, found, True, compressed)
         return None
 
@@ -304,40 +303,40 @@ class DamagedArchive:
 
     def read_text_at(self, place: Place, name: bytes, most: int) -> Text | None:
         """Do what `read_text` does, for one place."""
-        stored, deflated = self._sizes(place, name, most)
-        whole = self._find_at(place, name, stored, deflated)
+        sought = self._seek(place, name)
+        stored, deflated = self._sizes(sought, name, most)
+        whole = self._find(sought, stored, deflated)
         if isinstance(whole, Whole) and (whole.crc is not None or not self.has_crcs):
             data = bytes(self.source.read_at(whole.offset, whole.compressed or whole.nbytes))
             if whole.is_deflated:
                 data = zlib.decompressobj(-15).decompress(data, whole.nbytes)
             return Text(data, whole.crc is not None)
-        return self._read_corrected(place, name, stored)
+        return self._read_corrected(sought, stored)
 
-    def _sizes(self, place: Place, name: bytes, most: int) -> tuple[list[int], list[int]]:
+    def _sizes(self, sought: _Sought, name: bytes, most: int) -> tuple[list[int], list[int]]:
         """Return the sizes that a record may have if it is stored, and if it is deflated."""
-        claims = [*place.claims, *self.places.rows(name)]
-        stored = [each.nbytes for each in claims if each.method == STORED]
-        deflated = [each.nbytes for each in claims if each.method == DEFLATED]
-        start = read_lengths(self.source, place.offset)
-        after = self.places.after(place.offset)
+        start, after = sought.begin, sought.after
+        claims = [*sought.place.claims, *self.places.rows(name)]
+        stored, deflated = (
+            [each.nbytes for each in claims if each.method == method and each.nbytes <= most]
+            for method in (STORED, DEFLATED)
+        )
         if start is not None:
-            stored += [after - gap - start for gap in _GAPS]
             stop = min(after, start + most)
+            ends: list[int | None] = [after - gap for gap in _GAPS]
             if self._may_look(max(0, stop - start)):
-                end = find_descriptor(self.source, start, stop)
-                stored += [] if end is None else [end - start]
-        return [each for each in stored if each <= most], [
-            each for each in deflated if each <= most
-        ]
+                ends.append(find_descriptor(self.source, start, stop))
+            stored += [end - start for end in ends if end is not None and end - start <= most]
+        return stored, deflated
 
-    def _read_corrected(self, place: Place, name: bytes, sizes: list[int]) -> Text | None:
+    def _read_corrected(self, sought: _Sought, sizes: list[int]) -> Text | None:
         """Correct one byte, if all CRCs of the record agree."""
         found = {}
-        for start, nbytes in self._spans(place, name, sizes):
+        for start, nbytes in self._spans(sought, sizes):
             end = start + nbytes
-            crcs = self._row_crcs(place, name) | self._other_crcs(place, end, nbytes, nbytes)
-            sized = _has_size(place, nbytes) or has_descriptor(self.source, start, end)
-            if len(crcs) != 1 or not sized:
+            crcs = sought.by_rows | self._other_crcs(sought.place, end, nbytes, nbytes)
+            is_sized = sought.has_size(nbytes) or has_descriptor(self.source, start, end)
+            if len(crcs) != 1 or not is_sized:
                 continue
             self._correction -= nbytes
             if self._correction < 0:
@@ -357,10 +356,6 @@ def _count_zeros(source: Source) -> int:
         start -= nbytes
         found += nbytes - len(bytes(source.read_at(start, nbytes)).rstrip(b"\0"))
     return found if found >= _MANY_ZEROS else 0
-
-
-def _has_size(place: Place, nbytes: int) -> bool:
-    return any(row.nbytes == nbytes for row in place.rows)
 
 
 def _is_vouched_for(found: int, by_rows: set[int], by_others: set[int]) -> bool:

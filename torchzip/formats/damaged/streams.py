@@ -11,20 +11,11 @@ from torchzip.container.damaged.safetensors import read_damaged_header
 from torchzip.container.safetensors import TensorEntry
 from torchzip.errors import shown
 from torchzip.files.source import Source
-from torchzip.formats.damaged.storages import LostStorage
+from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.legacy import LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
 from torchzip.limits import Limits
 from torchzip.tensors.storage import TensorStorage
-
-
-class _Stream:
-    """What both have in common: other checkpoints come after their end, if anywhere."""
-
-    damage: str | None = None
-
-    def other_checkpoints(self) -> list[str]:
-        return []
 
 
 class _Row(NamedTuple):
@@ -44,7 +35,7 @@ class _Row(NamedTuple):
         return self.at + 8 + self.nbytes
 
 
-class DamagedLegacy(_Stream, LegacyContainer):
+class DamagedLegacy(LegacyContainer, SalvagedContainer):
     """A legacy stream that `LegacyContainer` refuses.
 
     Its five pickles have to be whole; they have no CRC. The sizes in them say where each storage
@@ -133,7 +124,7 @@ class DamagedLegacy(_Stream, LegacyContainer):
         return super().open_storage(key, torch_dtype, nbytes, location)
 
 
-class DamagedSafetensors(_Stream, SafetensorsContainer):
+class DamagedSafetensors(SafetensorsContainer, SalvagedContainer):
     """A safetensors file whose tensors are not where they should be; its JSON has to be whole."""
 
     def __init__(self, source: Source, limits: Limits) -> None:
