@@ -28,7 +28,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
@@ -210,11 +210,13 @@ class Places:
 
     def _without_others(self, headers: list[LocalHeader]) -> Iterator[LocalHeader]:
         """Yield the headers that are not in another archive whose directory is complete."""
-        spans = sorted((each.base, each.start) for each in self.others if each.base > self.start)
+        spans = deque(
+            sorted((each.base, each.start) for each in self.others if each.base > self.start)
+        )
         reach = 0
         for header in headers:
             while spans and spans[0][0] <= header.offset:
-                reach = max(reach, spans.pop(0)[1])
+                reach = max(reach, spans.popleft()[1])
             if header.offset >= reach or header.offset in self._at:
                 yield header
 
@@ -222,22 +224,21 @@ class Places:
 
     def settle(self, sizes: Mapping[bytes, int]) -> None:
         """Determine which headers are the archive's own; ``sizes`` are those of known records."""
-        chained, elsewhere, doubtful = self._follow(sizes)
+        chained, elsewhere, in_no_record = self._follow(sizes)
         self._elsewhere = {header.name for header in elsewhere}
         self._places = {offset: Place(offset, None, rows) for offset, rows in self._at.items()}
         for header in chained:
             self._places.setdefault(header.offset, Place(header.offset)).local = header
         known = {header.name for header in chained}
         claimed = {claim.name for place in self._places.values() for claim in place.claims}
-        counts = Counter(header.name for header in doubtful)
+        counts = Counter(header.name for header in in_no_record)
         for header in elsewhere:
             # The CRC in its row decides.
             has_judge = any(row.crc for row in self._rows.get(header.name, ()))
             if header.name not in known and (
                 has_judge or (header.name not in claimed and counts[header.name] == 1)
             ):
-                place = Place(header.offset, header, is_own=has_judge)
-                self._places[header.offset] = place
+                self._places[header.offset] = Place(header.offset, header, is_own=has_judge)
         self._claims: dict[bytes, list[Place]] = {}
         for place in self._places.values():
             for name in {claim.name for claim in place.claims}:
@@ -263,7 +264,7 @@ class Places:
         """
         chained: list[LocalHeader] = []
         elsewhere: list[LocalHeader] = []
-        doubtful: list[LocalHeader] = []
+        in_no_record: list[LocalHeader] = []
         stops = {directory.stop for directory in self.directories if directory.ends}
         layouts = self._layouts(sizes)
         linked = {self.start, *stops}
@@ -274,11 +275,10 @@ class Places:
         #: Whether no record is missing before the first storage.
         self.begins_whole = False
         is_unbroken = True
-        for header, following in itertools.pairwise([*self._headers, None]):
-            assert header is not None
+        for header, following in zip(self._headers, [*self._headers[1:], None], strict=False):
             record = header.name[len(self.root) :]
             rows = self._at.get(header.offset, [])
-            start, is_sure = self._start_of(header)
+            start = self._start_of(header)
             fitting = [made for made in layouts if made.get(start) == record]
             is_next = header.offset in linked
             is_own = bool(rows) or (header.offset >= inside and (is_next or bool(fitting)))
@@ -291,7 +291,7 @@ class Places:
             if not is_own:
                 elsewhere.append(header)
                 if header.offset >= inside and not layouts:
-                    doubtful.append(header)
+                    in_no_record.append(header)
                 continue
             if fitting or not rows or any(row.name == header.name for row in rows):
                 layouts = fitting
@@ -300,40 +300,33 @@ class Places:
             if record.startswith(b"data/"):
                 self.begins_whole = self.begins_whole or is_unbroken
                 is_unbroken = False
-            ends = self._ends(header, start, is_sure, rows, sizes.get(record))
+            ends = self._ends(header, start, rows, sizes.get(record))
             gaps = _DESCRIPTORS if header.has_descriptor else (0,)
             linked = {end + gap for end in ends for gap in gaps} | stops
             inside = max(ends, default=start)
             if inside > start:
                 self._extents.append((start, inside))
-        return chained, elsewhere, doubtful
+        return chained, elsewhere, in_no_record
 
-    def _start_of(self, header: LocalHeader) -> tuple[int, bool]:
-        """Return where the bytes of a record start, and whether its lengths say so.
-
-        Where these are damaged, it is where `torch.save` aligns them.
-        """
+    def _start_of(self, header: LocalHeader) -> int:
+        """Return where the bytes of a record start; without lengths, where torch aligns them."""
         if is_sound_extra(self._source, header.name_end, header.data_offset):
-            return header.data_offset, True
-        return aligned(header.name_end + 4, self.start), False
+            return header.data_offset
+        return aligned(header.name_end + 4, self.start)
 
     def _ends(
-        self, header: LocalHeader, start: int, is_sure: bool, rows: list[Row], nbytes: int | None
+        self, header: LocalHeader, start: int, rows: list[Row], nbytes: int | None
     ) -> set[int]:
-        """Return where the bytes of a record may end: where a descriptor confirms it, or else all
-        claims.
-
-        Claims that nothing confirms do not count where it is not sure that the bytes start there.
-        """
+        """Return where the bytes of a record may end: as its descriptor or else all claims say."""
         said = {row.compressed for row in rows if row.name == header.name}
         if not header.has_descriptor:
             said.add(header.compressed)
         if nbytes is not None and header.method == STORED:
             said.add(nbytes)
         ends = {start + each for each in said}
-        sure = {end for end in ends if has_descriptor(self._source, start, end)}
-        if sure or (ends and is_sure):
-            return sure or ends
+        confirmed = {end for end in ends if has_descriptor(self._source, start, end)}
+        if ends:
+            return confirmed or ends
         found = find_descriptor(self._source, start, self._source.size)
         return set() if found is None else {found}
 
@@ -381,7 +374,7 @@ class Places:
 
     def names(self) -> list[bytes]:
         """Return every name that is claimed for a place, without the archive name."""
-        return [name[len(self.root) :] for name in self._claims if name.startswith(self.root)]
+        return [name[len(self.root) :] for name in self._claims]
 
     def claims(self, name: bytes) -> list[Place]:
         """Return the places for which a name is claimed, perhaps among others; firm ones first."""

@@ -209,16 +209,16 @@ class DamagedZip(ZipFormat, FileContainer):
             # Releases before 2.1 have no such record.
             is_complete = any(each.is_complete() for each in archive.places.directories)
             return "little" if is_complete or archive.places.begins_whole else None
-        text = archive.read_text(name, self._limits.text_nbytes)
         crcs = archive.stored_crcs(name)
+        text = None if crcs else archive.read_text(name, self._limits.text_nbytes)
         said = []
-        for word in ("little", "big"):
-            is_likely = crc32(word.encode()) in crcs
+        for word in (b"little", b"big"):
+            is_likely = crc32(word) in crcs
             if text is not None and len(text.data) == len(word):
                 # Without a CRC, length and all bytes but one say which word it was.
-                same = sum(a == b for a, b in zip(text.data, word.encode(), strict=True))
-                is_likely = same >= len(word) - (not text.is_verified)
-            said += [word] if is_likely else []
+                same = sum(a == b for a, b in zip(text.data, word, strict=True))
+                is_likely = same >= len(word) - 1
+            said += [word.decode()] if is_likely else []
         return said[0] if len(said) == 1 else None
 
     # -- storages ----------------------------------------------------------------------------------
