@@ -24,6 +24,7 @@ from torchzip.container.damaged.marks import (
     find_descriptor,
     has_descriptor,
     is_sound_extra,
+    past_the_end,
     read_descriptors,
     read_lengths,
     scan,
@@ -242,10 +243,7 @@ class DamagedArchive:
             reason = reason or _damaged(found, by_rows | by_others)
             if start == sought.begin and is_beside and is_described:
                 break  # all descriptions agree on its place
-        return reason or (
-            f"the file ends at byte {self.source.size:,}; its {max(sizes, default=0):,} bytes "
-            f"begin at byte {begin:,}"
-        )
+        return reason or past_the_end(self.source, begin, max(sizes, default=0))
 
     def _spans(self, sought: _Sought, sizes: list[int]) -> Iterator[tuple[int, int]]:
         """Yield where the bytes of a stored record may be, the most likely offsets first."""

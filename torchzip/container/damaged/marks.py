@@ -223,3 +223,8 @@ def find_descriptor(source: Source, start: int, stop: int) -> int | None:
             if has_descriptor(source, start, at + match.start()):
                 return at + match.start()
     return None
+
+
+def past_the_end(source: Source, begin: int, nbytes: int) -> str:
+    """Return why bytes are lost that a file is too short for."""
+    return f"the file ends at byte {source.size:,}; its {nbytes:,} bytes begin at byte {begin:,}"
