@@ -14,7 +14,9 @@ its offsets count from there or before, or if it describes that header. A local 
   this bridges a hole in the file.
 
 A header anywhere else is only used if the directory has a CRC for its name, which then decides:
-bytes may have been added or lost before it.
+bytes may have been added or lost before it. Where no row points, the name in a header is all that
+says which record it is. So a storage that `torch.save` would have put elsewhere is not used: its
+name may have a damaged digit.
 
 An archive that was edited in place has several directories, one after the other. The last one that
 is followed by an end record is the current one.
@@ -275,6 +277,7 @@ class Places:
         #: Whether no record is missing before the first storage.
         self.begins_whole = False
         is_unbroken = True
+        is_laid_out = False
         for header, following in zip(self._headers, [*self._headers[1:], None], strict=False):
             record = header.name[len(self.root) :]
             rows = self._at.get(header.offset, [])
@@ -296,6 +299,7 @@ class Places:
             if fitting or not rows or any(row.name == header.name for row in rows):
                 layouts = fitting
             chained.append(header)
+            is_laid_out = is_laid_out or bool(fitting)
             is_unbroken = is_unbroken and is_next
             if record.startswith(b"data/"):
                 self.begins_whole = self.begins_whole or is_unbroken
@@ -306,6 +310,12 @@ class Places:
             inside = max(ends, default=start)
             if inside > start:
                 self._extents.append((start, inside))
+        if not is_laid_out:
+            names = [header.name[len(self.root) :] for header in chained]
+            doubted = {self.root + name for name in _out_of_order(names, sizes)}
+            doubted -= self._rows.keys()
+            self._misnamed |= doubted
+            chained = [header for header in chained if header.name not in doubted]
         return chained, elsewhere, in_no_record
 
     def _start_of(self, header: LocalHeader) -> int:
@@ -454,3 +464,20 @@ def _root_of(marks: Iterable[Mark]) -> bytes:
     ]
     counts = Counter(found)
     return next((root for root in found if counts[root] > 1), found[0] if found else b"")
+
+
+def _out_of_order(names: list[bytes], sizes: Mapping[bytes, int]) -> set[bytes]:
+    """Return the storages beside which there are others than in their order.
+
+    It is that of the pickle, or that of their names, as they were written one after the other. A
+    file may have an order of its own.
+    """
+    storages = dict.fromkeys(name for name in sizes if name != PICKLE)
+    stored = [name for name in names if name in storages]
+    found = []
+    for order in (storages, sorted(storages)):
+        ranks = {b"": -1} | {name: rank for rank, name in enumerate(order)}
+        pairs = itertools.pairwise([b"", *stored])
+        found.append([pair for pair in pairs if ranks[pair[1]] != ranks[pair[0]] + 1])
+    breaks = min(found, key=len)
+    return set(itertools.chain(*breaks)) if 2 * len(breaks) <= len(stored) else set()
