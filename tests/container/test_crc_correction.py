@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchzip.container.crc_correction import MOST_BIT_NBYTES, MOST_BYTE_NBYTES, corrected
+from torchzip.container.damaged.correction import MOST_BIT_NBYTES, MOST_BYTE_NBYTES, corrected
 
 
 @given(data=st.binary(min_size=1, max_size=5000), place=st.integers(0), change=st.integers(1, 255))

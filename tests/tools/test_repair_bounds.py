@@ -19,7 +19,7 @@ import pytest
 
 from tests import builders as b
 from tests.test_cost import CountingFile
-from torchzip.container import salvage
+from torchzip.container.damaged import archive
 from torchzip.container.zip_layout import CENTRAL, DESCRIPTOR_MAGIC, LOCAL
 from torchzip.errors import TorchZipError
 from torchzip.tools import repair
@@ -171,8 +171,8 @@ def _counted(data: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> _Wor
     def called(*_: Any) -> None:
         work.calls += 1
 
-    monkeypatch.setattr(salvage, "corrected", corrected)
-    monkeypatch.setattr(salvage, "measure_deflated", measured)
+    monkeypatch.setattr(archive, "corrected", corrected)
+    monkeypatch.setattr(archive, "measure_deflated", measured)
     before = sys.getprofile()
     sys.setprofile(called)
     try:

@@ -19,7 +19,7 @@ from torchzip.cli.rendering import table
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
-    from torchzip.tools.repairing import LostTensor, Repaired
+    from torchzip.tools.repairing.repair import LostTensor, Repaired
 
 COMMAND = Command(
     name="repair",

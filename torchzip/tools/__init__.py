@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torchzip.tools.editing import Edited, edit
     from torchzip.tools.element_statistics import Statistics, statistics
     from torchzip.tools.file_size.findings import WhyBig, why_big
-    from torchzip.tools.repairing import Repaired, repair
+    from torchzip.tools.repairing.repair import Repaired, repair
     from torchzip.tools.report_page.reporting import Report, report
     from torchzip.tools.torch_verdict.verification import Verified, verify
 else:
@@ -44,7 +44,7 @@ else:
         elif name in ("WhyBig", "why_big"):
             from torchzip.tools.file_size import findings as home
         elif name in ("Repaired", "repair"):
-            from torchzip.tools import repairing as home
+            from torchzip.tools.repairing import repair as home
         elif name in ("Report", "report"):
             from torchzip.tools.report_page import reporting as home
         elif name in ("Verified", "verify"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from torchzip.container.damaged.marks import past_the_end
 from torchzip.container.safetensors import METADATA, TensorEntry, parse_entry, read_header
 from torchzip.errors import LimitError, TorchZipError, shown
 from torchzip.files.source import Source
@@ -52,7 +53,11 @@ def read_damaged_header(source: Source, limits: Limits) -> DamagedHeader:
     if len(errors) > _MOST_NAMED:
         notes.append(f"lost as well: {len(errors) - _MOST_NAMED:,} more of the header's rows")
     entries.sort(key=lambda entry: (entry.begin, entry.end))
-    return DamagedHeader(entries, _overlapping(entries, source), metadata, notes)
+    lost = _overlapping(entries)
+    for entry in entries:
+        if entry.end > source.size:
+            lost.setdefault(entry.name, past_the_end(source, entry.begin, entry.end - entry.begin))
+    return DamagedHeader(entries, lost, metadata, notes)
 
 
 def _metadata(found: Any) -> tuple[dict[str, str], list[str]]:
@@ -67,7 +72,7 @@ def _metadata(found: Any) -> tuple[dict[str, str], list[str]]:
     return found | wrong, [f"values of {METADATA} that should be strings are now JSON: {names}"]
 
 
-def _overlapping(entries: list[TensorEntry], source: Source) -> dict[str, str]:
+def _overlapping(entries: list[TensorEntry]) -> dict[str, str]:
     """Return the tensors that share bytes with others, since one of them has wrong offsets."""
     lost: dict[str, str] = {}
     furthest: TensorEntry | None = None

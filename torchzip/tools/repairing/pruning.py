@@ -8,13 +8,15 @@ any of them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
+from operator import setitem
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.formats.salvaged import LostStorage
+from torchzip.formats.damaged.storages import LostStorage
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter, Storage
 
@@ -68,7 +70,8 @@ class Pruning:
             return
         self._rebuild_tuples()
         for holder in holders:
-            self._prune(holder)
+            if not isinstance(holder, tuple):
+                self._prune(holder)
         self.root = self._put(root)
 
     # -- finding -----------------------------------------------------------------------------------
@@ -93,7 +96,7 @@ class Pruning:
             if isinstance(value, tuple):
                 self._tuples[id(value)] = value
             self._attributes.update(map(id, _attribute_dicts(value)))
-            steps = [(child, _Link(link, step)) for step, child in _children(value)]
+            steps = [(child, _Link(link, step)) for step, child, *_ in _slots(value)]
             todo += reversed(steps)
         return holders
 
@@ -109,50 +112,25 @@ class Pruning:
 
     def _rebuild_tuples(self) -> None:
         """Replace the tuples that hold something lost, those inside of others first."""
-        above: dict[int, list[int]] = {}
-        waiting: dict[int, int] = {}
-        for key, value in self._tuples.items():
-            inner = {id(item) for item in value if id(item) in self._tuples}
-            waiting[key] = len(inner)
-            for item in inner:
-                above.setdefault(item, []).append(key)
-        # A tuple holds itself only by way of a list or a dict, so this comes to all of them.
-        ready = [key for key, count in waiting.items() if not count]
-        while ready:
-            key = ready.pop()
+        # A tuple holds itself only by way of a list or a dict, so there is an order.
+        inner = {
+            key: {id(item) for item in value if id(item) in self._tuples}
+            for key, value in self._tuples.items()
+        }
+        for key in TopologicalSorter(inner).static_order():
             value = self._tuples[key]
             if any(map(self._is_touched, value)):
                 self._changed[key] = type(value)([self._put(item) for item in value])
-            for other in above.get(key, ()):
-                waiting[other] -= 1
-                if not waiting[other]:
-                    ready.append(other)
 
     def _prune(self, holder: Any) -> None:
-        if isinstance(holder, dict):
-            self._prune_dict(holder, keeps=id(holder) in self._attributes)
-            self._prune_dict(getattr(holder, "__dict__", {}), keeps=True)
-        elif isinstance(holder, list | deque):
-            for index, item in enumerate(holder):
-                if self._is_touched(item):
-                    holder[index] = self._put(item)
-        elif isinstance(holder, np.ndarray):
-            for index, item in enumerate(holder.reshape(-1).tolist()):
-                if self._is_touched(item):
-                    holder.flat[index] = self._put(item)
-        elif not isinstance(holder, tuple):
-            target, names = _slots(holder)
-            for name in names:
-                item = getattr(target, name)
-                if self._is_touched(item):
-                    object.__setattr__(target, name, self._put(item))
-
-    def _prune_dict(self, holder: dict[Any, Any], *, keeps: bool) -> None:
-        for key, item in list(holder.items()):
-            if id(item) in self.lost and not keeps:
-                del holder[key]
-            elif self._is_touched(item):
-                holder[key] = self._put(item)
+        for _, item, put, target, key in list(_slots(holder)):
+            if not self._is_touched(item):
+                continue
+            is_item = isinstance(target, dict) and put is setitem
+            if is_item and id(item) in self.lost and id(target) not in self._attributes:
+                del target[key]
+            else:
+                put(target, key, self._put(item))
 
 
 def _is_holder(value: Any) -> bool:
@@ -163,45 +141,38 @@ def _is_holder(value: Any) -> bool:
     )
 
 
-def _slots(value: Any) -> tuple[Any, tuple[str, ...]]:
-    """Return what holds the parts of an object, and their names in it."""
-    if isinstance(value, LazyTensor):
-        return value.spec, ("attributes",)
-    if isinstance(value, Parameter):
-        return value, ("data", "state")
-    if isinstance(value, ForeignObject):
-        return value, ("args", "kwargs", "state", "items", "callee")
-    names = ("attributes", "constructor") if hasattr(value, "constructor") else ("attributes",)
-    return value, names
-
-
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def _slots(value: Any) -> Iterator[tuple[str, Any, Callable[..., None], Any, Any]]:
+    """Yield what a value holds: the step to it, the item, and how to put another in its place."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield f"[{key!r}]" if isinstance(key, str | int | bool) else "[...]", item
+            step = f"[{key!r}]" if isinstance(key, str | int | bool) else "[...]"
+            yield step, item, setitem, value, key
         for name, item in getattr(value, "__dict__", {}).items():
-            yield f".{name}", item
+            yield f".{name}", item, object.__setattr__, value, name
     elif isinstance(value, list | tuple | deque):
         for index, item in enumerate(value):
-            yield f"[{index}]", item
+            yield f"[{index}]", item, setitem, value, index
     elif isinstance(value, np.ndarray):
         for index, item in enumerate(value.reshape(-1).tolist()):
-            yield f".flat[{index}]", item
+            yield f".flat[{index}]", item, setitem, value.flat, index
     else:
-        target, names = _slots(value)
+        names: tuple[str, ...] = ("attributes", "constructor")
+        if isinstance(value, LazyTensor):
+            value = value.spec
+        elif isinstance(value, Parameter):
+            names = ("data", "state")
+        elif isinstance(value, ForeignObject):
+            names = ("args", "kwargs", "state", "items", "callee")
         for name in names:
-            yield f".{name}", getattr(target, name)
+            if hasattr(value, name):
+                yield f".{name}", getattr(value, name), object.__setattr__, value, name
 
 
 def _attribute_dicts(value: Any) -> Iterator[dict[Any, Any]]:
     """Yield the dicts that are not a user's but the attributes of an object."""
     if isinstance(value, dict | list | tuple | deque | np.ndarray):
         return
-    target, names = _slots(value)
-    for name in names:
-        held = getattr(target, name)
-        if name == "items":
-            continue
-        for each in held if isinstance(held, tuple) else (held,):
-            if isinstance(each, dict):
-                yield each
+    for step, held, *_ in _slots(value):
+        if step != ".items":
+            parts = held if isinstance(held, tuple) else (held,)
+            yield from (each for each in parts if isinstance(each, dict))

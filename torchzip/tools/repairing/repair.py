@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 from torchzip.checkpoint.lazy import Checkpoint, VerifyReport, checkpoint_of
 from torchzip.checkpoint.lazy_tensor import (
@@ -35,24 +35,22 @@ from torchzip.errors import (
 )
 from torchzip.files.new_file import refuse_existing
 from torchzip.files.source import File, Source, open_source, rewinder
-from torchzip.files.text_mode import before_text, count_text_lines
 from torchzip.formats.base import (
+    Container,
     Contents,
     FileContainer,
-    Format,
     MakeFactory,
     OpenStorage,
-    Pickle,
-    RecordCheck,
     check_options,
 )
+from torchzip.formats.damaged.opening import end_of, kind_of, open_damaged
+from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.directory import is_part_of_directory
-from torchzip.formats.salvaged import LostStorage, SalvagedContainer
-from torchzip.formats.salvaging import end_of, kind_of, open_damaged
 from torchzip.limits import Limits
 from torchzip.tensors.kinds.checked import Checked
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tools.pruning import Pruning, lost_in
+from torchzip.tools.repairing.pruning import Pruning, lost_in
+from torchzip.tools.repairing.text_mode import before_text, count_text_lines
 from torchzip.types import OtherTensor
 
 #: So many LFs that all have a CR before them cannot be chance.
@@ -89,19 +87,15 @@ class Repaired:
     nbytes: int
 
 
-@dataclass(slots=True)
-class _Found:
-    """What there is to write: ``root`` to a .pt, ``checkpoint`` to a .safetensors file."""
+class _Found(NamedTuple):
+    """What there is to write: ``root`` to a .pt, ``checkpoint`` to a .safetensors file.
+
+    ``told`` lacks ``out`` and ``nbytes``, and has no notes about the writing.
+    """
 
     root: Any
     checkpoint: Checkpoint
-    format: str
-    name: str
-    damage: str | None
-    tensors: int
-    lost: list[LostTensor]
-    unverified: list[str]
-    notes: list[str]
+    told: Repaired
 
 
 @EnoughMemory()
@@ -154,29 +148,24 @@ def repair(
     if not overwrite:
         refuse_existing(out)
     rewind = rewinder(broken)
-    opened = _open_sound(broken, limits)
-    if not isinstance(opened, TorchZipError):
-        with opened:
-            return _write(_all_of(opened, limits), out)
+    error = _write_sound(broken, out, limits)
+    if not isinstance(error, TorchZipError):
+        return error
     rewind()
-    _refuse_directory(broken, opened)
+    _refuse_directory(broken, error)
     with contextlib.closing(open_source(broken)) as source:
         lines = count_text_lines(source)
         if lines:
             binary = before_text(source)
             damage = f"{source.name}: each LF of it has a CR before it: it was copied as text"
-            again = _open_sound(binary, limits)
+            again = _write_sound(binary, out, limits, damage)
             if not isinstance(again, TorchZipError):
-                with again:
-                    return _write(_all_of(again, limits, damage), out)
+                return again
             if lines >= _MANY_LINES:
                 binary.seek(0)
-                with _salvaged(binary, limits, again) as found:
-                    found.damage = f"{damage}. Then: {found.damage}"
-                    return _write(found, out)
+                return _write_salvaged(binary, out, limits, again, f"{damage}. Then: ")
     rewind()
-    with _salvaged(broken, limits, opened) as found:
-        return _write(found, out)
+    return _write_salvaged(broken, out, limits, error)
 
 
 def _refuse_directory(broken: File, error: TorchZipError) -> None:
@@ -191,40 +180,28 @@ def _refuse_directory(broken: File, error: TorchZipError) -> None:
 
 
 def _write(found: _Found, out: str) -> Repaired:
+    told = found.told
     if out.lower().endswith(SafetensorsOutput.suffixes):
-        with ErrorPlace(path=found.name):
+        with ErrorPlace(path=told.broken):
             plan = make_plan(found.checkpoint, parse_target(out))
             run(plan)
-        found.notes += [f"not in a safetensors file: {each}" for each in plan.lost]
+        notes = [f"not in a safetensors file: {each}" for each in plan.lost]
     else:
+        notes = []
         if found.checkpoint.metadata:
-            found.notes.append(
+            notes.append(
                 "the metadata of the safetensors file is left out; a .pt has no place for it"
             )
-        _save(found, out)
-    return Repaired(
-        broken=found.name,
-        out=out,
-        format=found.format,
-        damage=found.damage,
-        tensors=found.tensors,
-        lost=tuple(found.lost),
-        unverified=tuple(found.unverified),
-        notes=tuple(found.notes),
-        nbytes=os.path.getsize(out),
-    )
-
-
-def _save(found: _Found, out: str) -> None:
-    try:
-        save(found.root, out)
-    except TorchZipError:
-        raise
-    except (TypeError, ValueError) as error:
-        # A file can hold what no file of ours can, such as names with a line break.
-        raise UnsupportedError(
-            f"what there is cannot be written to a .pt ({error})", path=found.name
-        ) from None
+        try:
+            save(found.root, out)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, TorchZipError):
+                raise
+            # A file can hold what no file of ours can, such as names with a line break.
+            raise UnsupportedError(
+                f"what there is cannot be written to a .pt ({error})", path=told.broken
+            ) from None
+    return replace(told, out=out, notes=(*told.notes, *notes), nbytes=os.path.getsize(out))
 
 
 def _following(source: Source, end: int, limits: Limits) -> list[str]:
@@ -241,31 +218,27 @@ def _following(source: Source, end: int, limits: Limits) -> list[str]:
 # -- sound files -----------------------------------------------------------------------------------
 
 
-class _Sound(Checkpoint):
-    """A checkpoint with what reading all of it has told."""
-
-    report: VerifyReport
-
-
-def _open_sound(broken: File, limits: Limits) -> _Sound | TorchZipError:
-    """Return the checkpoint if all of it is sound, or else the first error."""
+def _write_sound(
+    broken: File, out: str, limits: Limits, damage: str | None = None
+) -> Repaired | TorchZipError:
+    """Write a file again if all of it is sound; return its first error otherwise."""
     try:
-        checkpoint = _Sound(broken, limits=limits)
+        checkpoint = Checkpoint(broken, limits=limits)
     except TorchZipError as error:
         return error
-    try:
-        checkpoint.report = checkpoint.verify()
-        return checkpoint
-    except BaseException as error:
-        checkpoint.close()
-        if isinstance(error, TorchZipError):
+    with checkpoint:
+        try:
+            report = checkpoint.verify()
+        except TorchZipError as error:
             return error
-        raise
+        return _write(_all_of(checkpoint, report, limits, damage), out)
 
 
-def _all_of(checkpoint: _Sound, limits: Limits, damage: str | None = None) -> _Found:
+def _all_of(
+    checkpoint: Checkpoint, report: VerifyReport, limits: Limits, damage: str | None
+) -> _Found:
     names = dict(checkpoint.items())
-    notes = list(checkpoint.report.notes)
+    notes = list(report.notes)
     root = checkpoint.root
     ties = _ties(checkpoint.metadata, names)
     if ties:
@@ -281,14 +254,19 @@ def _all_of(checkpoint: _Sound, limits: Limits, damage: str | None = None) -> _F
         notes += _following(container.source, end, limits) or (
             [f"{behind:,} bytes after the checkpoint are left out"] if behind > 0 else []
         )
-    without = None
-    if container.has_crcs:
-        without = frozenset(checkpoint.report.without_crc)
-    unverified = [name for name, tensor in names.items() if _is_unverified(tensor, without)]
-    return _Found(
-        root, checkpoint, checkpoint.format, checkpoint.path, damage, len(names), [], unverified,
-        notes,
-    )  # fmt: skip
+    without = frozenset(report.without_crc) if container.has_crcs else None
+    told = Repaired(
+        broken=checkpoint.path,
+        out="",
+        format=checkpoint.format,
+        damage=damage,
+        tensors=len(names),
+        lost=(),
+        unverified=_unverified(names, without),
+        notes=tuple(notes),
+        nbytes=0,
+    )
+    return _Found(root, checkpoint, told)
 
 
 def _ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,49 +274,58 @@ def _ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, 
     return {name: tensors[kept] for name, kept in parse_ties(metadata, tensors).items()}
 
 
-def _is_unverified(tensor: Any, without_crc: Set[str] | None) -> bool:
-    """Return whether a tensor has bytes in a record without a CRC; None stands for all records."""
-    return any(
-        storage.nbytes > 0 and (without_crc is None or storage.record in without_crc)
-        for storage in storages_of(tensor)
+def _unverified(names: Mapping[str, Any], without_crc: Set[str] | None) -> tuple[str, ...]:
+    """Return the tensors with bytes in records without a CRC; None stands for all records."""
+    return tuple(
+        name
+        for name, tensor in names.items()
+        if any(
+            storage.nbytes > 0 and (without_crc is None or storage.record in without_crc)
+            for storage in storages_of(tensor)
+        )
     )
 
 
 # -- damaged files ---------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _salvaged(broken: File, limits: Limits, error: TorchZipError) -> Iterator[_Found]:
-    source = open_source(broken)
-    with contextlib.closing(source):
-        container = open_damaged(source, limits)
-        contents = container.read(_CheckingFactory)
-        tensors = contents.root
-        if contents.metadata:
-            contents.root = tensors | _ties(contents.metadata, tensors)
-        names = NameTable(contents.root, is_tensor, limits, contents.pickle_nbytes).names
-        unverified = [
-            name
-            for name, tensor in names.items()
-            if lost_in(tensor) is None and _is_unverified(tensor, container.unverified)
-        ]
-        pruning = Pruning(contents.root)
-        lost = _lost_tensors(names, pruning)
-        kept = len(names) - sum(lost_in(tensor) is not None for tensor in names.values())
-        others = [*container.other_checkpoints(), *_following(source, container.end, limits)]
-        if not kept and lost and not _has_values(pruning.root, limits):
-            said = (
-                f"nothing can be recovered: all of its tensors are lost, {len(lost):,} in number; "
-                f"the first, because {lost[0].why}"
-            )
-            raise FormatError(". ".join([said, *others[:1]]), path=source.name)
-        contents.root = pruning.root
-        checkpoint = checkpoint_of(_Pruned(container, contents), limits)
-        notes = [*container.notes, *others]
-        yield _Found(
-            pruning.root, checkpoint, container.format, source.name, _damage(container, error),
-            kept, lost, unverified, notes,
-        )  # fmt: skip
+def _write_salvaged(
+    broken: File, out: str, limits: Limits, error: TorchZipError, before: str = ""
+) -> Repaired:
+    with contextlib.closing(open_source(broken)) as source:
+        return _write(_what_is_left(source, limits, error, before), out)
+
+
+def _what_is_left(source: Source, limits: Limits, error: TorchZipError, before: str) -> _Found:
+    container = open_damaged(source, limits)
+    contents = container.read(_CheckingFactory)
+    if contents.metadata:
+        contents.root |= _ties(contents.metadata, contents.root)
+    names = NameTable(contents.root, is_tensor, limits, contents.pickle_nbytes).names
+    pruning = Pruning(contents.root)
+    lost = _lost_tensors(names, pruning)
+    kept = {name: tensor for name, tensor in names.items() if lost_in(tensor) is None}
+    others = [*container.other_checkpoints(), *_following(source, container.end, limits)]
+    if not kept and lost and not _has_values(pruning.root, limits):
+        said = (
+            f"nothing can be recovered: all of its tensors are lost, {len(lost):,} in number; "
+            f"the first, because {lost[0].why}"
+        )
+        raise FormatError(". ".join([said, *others[:1]]), path=source.name)
+    contents.root = pruning.root
+    told = Repaired(
+        broken=source.name,
+        out="",
+        format=container.format,
+        damage=before + _damage(container, error),
+        tensors=len(kept),
+        lost=tuple(lost),
+        unverified=_unverified(kept, container.unverified),
+        notes=(*container.notes, *others),
+        nbytes=0,
+    )
+    pruned = cast(Container, _Pruned(container, contents))
+    return _Found(pruning.root, checkpoint_of(pruned, limits), told)
 
 
 def _damage(container: SalvagedContainer, error: TorchZipError) -> str:
@@ -349,29 +336,18 @@ def _damage(container: SalvagedContainer, error: TorchZipError) -> str:
     return said if container.is_cut else said.replace(f" {TRUNCATED}", "")
 
 
-class _Pruned(Format):
-    """The container of what is left: the object without what is lost."""
-
-    format: str
-    label: str
+class _Pruned:
+    """The container of what is left, with the object without what is lost."""
 
     def __init__(self, container: SalvagedContainer, contents: Contents) -> None:
-        vars(self).update((fact, getattr(container, fact)) for fact in Format.__annotations__)
-        self.name = container.name
-        self.notes = container.notes
+        self._container = container
         self._contents = contents
 
     def read(self, make_factory: MakeFactory) -> Contents:
         return self._contents
 
-    def pickles(self) -> Iterator[Pickle]:
-        return iter(())
-
-    def check_records(self) -> Iterator[RecordCheck]:
-        return iter(())
-
-    def close(self) -> None:
-        """Nothing: the damaged file is closed by whoever opened it."""
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
 
 
 class _CheckingFactory(LazyFactory):

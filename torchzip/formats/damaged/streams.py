@@ -5,46 +5,35 @@ Whether bytes are in their place can be told, whether they are right cannot: all
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
-from torchzip.container.damaged_safetensors import read_damaged_header
+from torchzip.container.damaged.marks import past_the_end
+from torchzip.container.damaged.safetensors import read_damaged_header
 from torchzip.container.safetensors import TensorEntry
 from torchzip.errors import shown
 from torchzip.files.source import Source
+from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.legacy import LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
-from torchzip.formats.salvaged import LostStorage
 from torchzip.limits import Limits
 from torchzip.tensors.storage import TensorStorage
 
 
-class _Stream:
-    """What both have in common: other checkpoints come after their end, if anywhere."""
-
-    damage: str | None = None
-
-    def other_checkpoints(self) -> list[str]:
-        return []
-
-
 class _Row(NamedTuple):
-    """One storage of a legacy stream: where its count of elements stands, and the count."""
+    """One storage of a legacy stream; the count of its elements is in the 8 bytes before it."""
 
     key: str
-    at: int
+    begin: int
     nbytes: int
     numel: int
 
     @property
-    def begin(self) -> int:
-        return self.at + 8
-
-    @property
     def end(self) -> int:
-        return self.at + 8 + self.nbytes
+        return self.begin + self.nbytes
 
 
-class DamagedLegacy(_Stream, LegacyContainer):
+class DamagedLegacy(LegacyContainer, SalvagedContainer):
     """A legacy stream that `LegacyContainer` refuses.
 
     Its five pickles have to be whole; they have no CRC. The sizes in them say where each storage
@@ -66,36 +55,29 @@ class DamagedLegacy(_Stream, LegacyContainer):
     def _place_storages(self, keys: list[str]) -> None:
         rows: list[_Row] = []
         at = self._end
-        unknown = None
-        for key in keys:
-            if key not in self._measured:
-                unknown = key
-                break
+        listed = list(itertools.takewhile(self._measured.__contains__, keys))
+        for key in listed:
             measured = self._measured[key]
-            rows.append(_Row(key, at, measured.nbytes, measured.numel))
+            rows.append(_Row(key, at + 8, measured.nbytes, measured.numel))
             at = rows[-1].end
-        placed = {row.key for row in rows}
-        for key in self._measured:
-            if key not in placed:
-                self._lost[key] = (
-                    "the file does not list its storage"
-                    if unknown is None
-                    else f"it lies behind storage {shown(unknown)}, whose size is not known"
-                )
+        unknown = keys[len(listed) :]
+        for key in self._measured.keys() - set(listed):
+            self._lost[key] = (
+                f"it lies behind storage {shown(unknown[0])}, whose size is not known"
+                if unknown
+                else "the file does not list its storage"
+            )
         self.end = min(at, self.source.size)
         self.is_cut = at > self.source.size
         # From the last to the first: whether something after a storage is in its place.
-        has_place = unknown is None and at == self.source.size
+        has_place = not unknown and at == self.source.size
         has_next = False  # whether there is a whole count after it
         following: _Row | None = None
         for row in reversed(rows):
             agrees = self._agrees(row)
             why = None
             if row.end > self.source.size:
-                why = (
-                    f"the file ends at byte {self.source.size:,}; its {row.nbytes:,} bytes begin "
-                    f"at byte {row.begin:,}"
-                )
+                why = past_the_end(self.source, row.begin, row.nbytes)
             elif not has_place and has_next:
                 why = (
                     "the counts after it are not in their place: bytes were lost, added or damaged"
@@ -117,8 +99,8 @@ class DamagedLegacy(_Stream, LegacyContainer):
 
     def _agrees(self, row: _Row) -> bool | None:
         """Return whether the count in that place is right; None if it is cut, and may be."""
-        nbytes = min(8, self.source.size - row.at)
-        left = bytes(self.source.read_at(row.at, nbytes)) if nbytes > 0 else b""
+        at = min(row.begin - 8, self.source.size)
+        left = bytes(self.source.read_at(at, min(8, self.source.size - at)))
         wanted = row.numel.to_bytes(8, "little")
         if not wanted.startswith(left):
             return False
@@ -133,7 +115,7 @@ class DamagedLegacy(_Stream, LegacyContainer):
         return super().open_storage(key, torch_dtype, nbytes, location)
 
 
-class DamagedSafetensors(_Stream, SafetensorsContainer):
+class DamagedSafetensors(SafetensorsContainer, SalvagedContainer):
     """A safetensors file whose tensors are not where they should be; its JSON has to be whole."""
 
     def __init__(self, source: Source, limits: Limits) -> None:
@@ -142,7 +124,7 @@ class DamagedSafetensors(_Stream, SafetensorsContainer):
         self.unverified = {
             entry.name
             for entry in self._entries
-            if entry.begin < entry.end <= source.size and entry.name not in self._lost
+            if entry.begin < entry.end and entry.name not in self._lost
         }
         self.end = max((entry.end for entry in self._entries), default=source.size)
         self.is_cut = self.end > source.size
@@ -162,13 +144,7 @@ class DamagedSafetensors(_Stream, SafetensorsContainer):
     def open_storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:
-        entry = self._rows[key]
         why = self._lost.get(key)
-        if why is None and entry.end > self.source.size:
-            why = (
-                f"the file ends at byte {self.source.size:,}; its {nbytes:,} bytes begin at byte "
-                f"{entry.begin:,}"
-            )
         if why is not None:
             return LostStorage(torch_dtype, nbytes, location, key, why)
         return super().open_storage(key, torch_dtype, nbytes, location)

@@ -6,11 +6,11 @@ from torchzip.container.zip_end import find_end
 from torchzip.errors import UnsupportedError
 from torchzip.files.source import Source
 from torchzip.formats.base import FileContainer
-from torchzip.formats.damaged_streams import DamagedLegacy, DamagedSafetensors
-from torchzip.formats.damaged_zip import DamagedZip
+from torchzip.formats.damaged.storages import SalvagedContainer
+from torchzip.formats.damaged.streams import DamagedLegacy, DamagedSafetensors
+from torchzip.formats.damaged.zip import DamagedZip
 from torchzip.formats.legacy import is_legacy
 from torchzip.formats.opening import is_safetensors
-from torchzip.formats.salvaged import SalvagedContainer
 from torchzip.limits import Limits
 
 

@@ -21,13 +21,13 @@ class SalvagedContainer(Container, Protocol):
     """
 
     unverified: set[str]
-    damage: str | None
+    damage: str | None = None
     is_cut: bool
     end: int
 
     def other_checkpoints(self) -> list[str]:
         """Return what there is to say of others in the file that do not follow it directly."""
-        ...
+        return []
 
 
 class LostStorage(TensorStorage):

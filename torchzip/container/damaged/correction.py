@@ -22,18 +22,8 @@ MOST_BIT_NBYTES = 1 << 20
 MOST_BYTE_NBYTES = 1 << 16
 
 
-def _make_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        register = byte
-        for _ in range(8):
-            register = register >> 1 ^ (0xEDB88320 if register & 1 else 0)
-        table.append(register)
-    return table
-
-
 #: The register after a byte, starting from 0; and the byte that gives a register this highest byte.
-_TABLE = _make_table()
+_TABLE = [zlib.crc32(bytes([byte ^ 0xFF])) ^ 0xFF000000 for byte in range(256)]
 _BYTE_OF = {value >> 24: byte for byte, value in enumerate(_TABLE)}
 
 

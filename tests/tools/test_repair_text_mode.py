@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchzip.files import text_mode
 from torchzip.files.source import FileObjectSource
+from torchzip.tools.repairing import text_mode
 
 _PARTS = st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"ab", b"\0"]), max_size=40)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torchzip.container.zip_end import END_64_NBYTES, LAST_NBYTES
-from torchzip.container.zip_extra import all_fields
+from torchzip.container.zip_extra import all_fields, uncap
 from torchzip.container.zip_layout import (
     BIG,
     CENTRAL,
@@ -21,7 +21,7 @@ from torchzip.container.zip_layout import (
     DESCRIPTOR_MAGIC,
     LOCAL,
 )
-from torchzip.errors import LimitError
+from torchzip.errors import ArchiveError, LimitError
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
@@ -30,13 +30,6 @@ _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x01\x02|\x05\x06|\x06\x06)")
 _BLOCK_NBYTES = 1 << 20
 #: Record names are strings like ``archive/data/12``; longer ones are ignored.
 _MOST_NAME = 1024
-#: Records that have no folder if the archive was repacked without its top folder.
-_WITHOUT_FOLDER = frozenset(
-    [
-        b"data.pkl", b"byteorder", b"version", b".format_version", b".storage_alignment",
-        b"constants.pkl", b"archive_format",
-    ]
-)  # fmt: skip
 _LOOK_NBYTES = CENTRAL.size + _MOST_NAME
 #: The zip64 field of a row, the first in its extra data.
 _ZIP64_NBYTES = 4 + 3 * 8
@@ -53,6 +46,7 @@ class LocalHeader(NamedTuple):
     """The header before a record. ``name`` includes the archive name."""
 
     offset: int
+    name_end: int
     name: bytes
     has_descriptor: bool
     method: int
@@ -66,6 +60,7 @@ class Row(NamedTuple):
     """The row of the directory for a record; ``at`` is the offset of the row itself."""
 
     at: int
+    name_end: int
     end: int
     name: bytes
     method: int
@@ -73,6 +68,11 @@ class Row(NamedTuple):
     compressed: int
     nbytes: int
     offset: int
+
+    @property
+    def says(self) -> tuple[object, ...]:
+        """What it says of its record, wherever the row itself is."""
+        return self[3:]
 
 
 class EndRecord(NamedTuple):
@@ -105,8 +105,7 @@ def scan(source: Source, limits: Limits) -> Iterator[Mark]:
         If there are more of them than an archive may have records.
     """
     bound = min(_MOST_MARKS, 3 * limits.entries + 1000)
-    count = 0
-    skip_to = 0
+    count = name_end = 0
     for start in range(0, source.size, _BLOCK_NBYTES):
         length = min(source.size - start, _BLOCK_NBYTES + _LOOK_NBYTES)
         block = bytes(source.read_at(start, length))
@@ -114,91 +113,58 @@ def scan(source: Source, limits: Limits) -> Iterator[Mark]:
             at = match.start()
             if at >= _BLOCK_NBYTES:
                 break  # the next block begins there
-            if start + at < skip_to:
-                continue  # inside a name
-            mark = _parse(source, block, at, start)
+            if start + at < name_end:
+                continue
+            try:
+                mark = _parse(source, block, at, start + at)
+            except struct.error:  # the file ends within it
+                continue
             if mark is None:
                 continue
             count += 1
             if count > bound:
                 raise LimitError("entries", count, bound, path=source.name)
-            if isinstance(mark, LocalHeader):
-                skip_to = mark.offset + LOCAL.size + len(mark.name)
-            elif isinstance(mark, Row):
-                skip_to = mark.at + CENTRAL.size + len(mark.name)
+            if not isinstance(mark, EndRecord):
+                name_end = mark.name_end
             yield mark
 
 
-def _parse(source: Source, block: bytes, at: int, start: int) -> Mark | None:
+def _parse(source: Source, block: bytes, at: int, offset: int) -> Mark | None:
+    """Return what begins at ``at`` of a block, which is ``offset`` in the file."""
     kind = block[at + 2 : at + 4]
-    if kind == b"\3\4":
-        return _parse_local(block, at, start)
-    if kind == b"\1\2":
-        return _parse_row(source, block, at, start)
-    if kind == b"\5\6" and at + 22 <= len(block):
-        count, _, offset, comment = struct.unpack_from("<HLLH", block, at + 10)
-        return EndRecord(start + at, start + at + 22 + comment, count, offset)
-    if kind == b"\6\6" and at + 56 <= len(block):
-        count, _, offset = struct.unpack_from("<QQQ", block, at + 32)
-        stop = start + at + END_64_NBYTES + LAST_NBYTES
-        return EndRecord(start + at, stop, count, offset)
-    return None
-
-
-def _parse_local(block: bytes, at: int, start: int) -> LocalHeader | None:
-    if at + LOCAL.size > len(block):
-        return None
-    fields = LOCAL.unpack_from(block, at)
-    flags, method = fields[2:4]
-    crc, compressed, nbytes, name_length, extra_length = fields[6:]
-    name = block[at + 30 : at + 30 + name_length]
-    if not _is_name(name, name_length):
-        return None
-    offset = start + at
-    data_offset = offset + 30 + name_length + extra_length
-    return LocalHeader(
-        offset, name, bool(flags & _DESCRIPTOR_FLAG), method, crc, compressed, nbytes, data_offset
+    if kind == b"\5\6":
+        count, _, directory, comment = struct.unpack_from("<HLLH", block, at + 10)
+        return EndRecord(offset, offset + 22 + comment, count, directory)
+    if kind == b"\6\6":
+        count, _, directory = struct.unpack_from("<QQQ", block, at + 32)
+        return EndRecord(offset, offset + END_64_NBYTES + LAST_NBYTES, count, directory)
+    form = LOCAL if kind == b"\3\4" else CENTRAL
+    fields = form.unpack_from(block, at)
+    # The row of the directory has one more field before those that both have.
+    flags, method, _, _, crc, compressed, nbytes, name_length, extra_length = (
+        fields[2:11] if form is LOCAL else fields[3:12]
     )
-
-
-def _parse_row(source: Source, block: bytes, at: int, start: int) -> Row | None:
-    if at + CENTRAL.size > len(block):
+    name = block[at + form.size : at + form.size + name_length]
+    if not 0 < name_length <= _MOST_NAME or len(name) < name_length or b"\0" in name:
         return None
-    fields = CENTRAL.unpack_from(block, at)
-    method, crc, compressed, nbytes = fields[4], *fields[7:10]
-    name_length, extra_length, comment_length = fields[10:13]
-    offset = fields[16]
-    name = block[at + 46 : at + 46 + name_length]
-    if not _is_name(name, name_length):
-        return None
-    extra_at = start + at + 46 + name_length
-    end = extra_at + extra_length + comment_length
+    name_end = offset + form.size + name_length
+    if form is LOCAL:
+        has_descriptor = bool(flags & _DESCRIPTOR_FLAG)
+        return LocalHeader(
+            offset, name_end, name, has_descriptor, method, crc, compressed, nbytes,
+            name_end + extra_length,
+        )  # fmt: skip
+    comment_length, place = fields[12], fields[16]
+    end = name_end + extra_length + comment_length
     if end > source.size:
         return None
-    if BIG in (nbytes, compressed, offset):
-        extra = bytes(source.read_at(extra_at, min(extra_length, _ZIP64_NBYTES)))
-        nbytes, compressed, offset = _uncap([nbytes, compressed, offset], extra)
-    return Row(start + at, end, name, method, crc, compressed, nbytes, offset)
-
-
-def _is_name(name: bytes, length: int) -> bool:
-    return (
-        0 < length <= _MOST_NAME
-        and len(name) == length
-        and (b"/" in name or name in _WITHOUT_FOLDER)
-        and b"\0" not in name
-    )
-
-
-def _uncap(values: list[int], extra: bytes) -> list[int]:
-    """Return the numbers of a row; capped ones come from the zip64 field, as far as it has them."""
-    fields = extra[4:] if extra[:2] == b"\1\0" else b""
-    made = []
-    for value in values:
-        if value == BIG and len(fields) >= 8:
-            value, fields = int.from_bytes(fields[:8], "little"), fields[8:]
-        made.append(value)
-    return made
+    if BIG in (nbytes, compressed, place):
+        extra = bytes(source.read_at(name_end, min(extra_length, _ZIP64_NBYTES)))
+        try:
+            nbytes, compressed, place = uncap([nbytes, compressed, place], all_fields(extra))
+        except ArchiveError:
+            pass  # its numbers are damaged, and lead nowhere
+    return Row(offset, name_end, end, name, method, crc, compressed, nbytes, place)
 
 
 def read_lengths(source: Source, offset: int) -> int | None:
@@ -206,7 +172,7 @@ def read_lengths(source: Source, offset: int) -> int | None:
     if offset < 0 or offset + LOCAL.size > source.size:
         return None
     name_length, extra_length = struct.unpack("<HH", source.read_at(offset + 26, 4))
-    return int(offset + 30 + name_length + extra_length)
+    return int(offset + LOCAL.size + name_length + extra_length)
 
 
 def aligned(offset: int, start: int) -> int:
@@ -237,20 +203,28 @@ def read_descriptors(source: Source, offset: int) -> list[Descriptor]:
     return found
 
 
+def has_descriptor(source: Source, start: int, end: int) -> bool:
+    """Return whether a signed descriptor follows bytes and has their size."""
+    return any(
+        each.is_signed and each.compressed == end - start for each in read_descriptors(source, end)
+    )
+
+
 def find_descriptor(source: Source, start: int, stop: int) -> int | None:
     """Return the offset of the first descriptor whose size fits bytes that begin at ``start``."""
-    at = start
     tries = _MOST_TRIES
-    while at < stop and tries:
-        block = bytes(source.read_at(at, min(stop - at, _BLOCK_NBYTES)))
-        place = block.find(DESCRIPTOR_MAGIC)
-        while place >= 0 and tries:
+    for at in range(start, stop, _BLOCK_NBYTES):
+        # With the signatures that begin in this block and end in the next one.
+        block = bytes(source.read_at(at, min(stop - at, _BLOCK_NBYTES + 3)))
+        for match in re.finditer(re.escape(DESCRIPTOR_MAGIC), block):
             tries -= 1
-            behind = read_descriptors(source, at + place)
-            if any(each.compressed == at + place - start for each in behind):
-                return at + place
-            place = block.find(DESCRIPTOR_MAGIC, place + 1)
-        if at + len(block) >= stop:
-            break
-        at += len(block) - 3
+            if tries < 0:
+                return None
+            if has_descriptor(source, start, at + match.start()):
+                return at + match.start()
     return None
+
+
+def past_the_end(source: Source, begin: int, nbytes: int) -> str:
+    """Return why bytes are lost that a file is too short for."""
+    return f"the file ends at byte {source.size:,}; its {nbytes:,} bytes begin at byte {begin:,}"

@@ -11,9 +11,9 @@ import functools
 import sys
 from collections.abc import Iterator
 
+from torchzip.container.damaged.archive import DamagedArchive, Text, Whole
+from torchzip.container.damaged.places import PICKLE, TENSOR_FOLDERS, Place
 from torchzip.container.inflating import inflate_span
-from torchzip.container.salvage import DamagedArchive, Text, Whole
-from torchzip.container.zip_places import Place
 from torchzip.errors import TRUNCATED, ArchiveError, LimitError, TorchZipError, listed, printable
 from torchzip.files.crc import crc32
 from torchzip.files.source import Source
@@ -22,21 +22,19 @@ from torchzip.formats.base import (
     FileContainer,
     MakeFactory,
     MeasuringFactory,
+    OpenStorage,
     RecordCheck,
     contiguous_tensor,
     read_pickle,
     swap_nbytes,
 )
-from torchzip.formats.salvaged import LostStorage, WholeStorage
+from torchzip.formats.damaged.storages import LostStorage, WholeStorage
 from torchzip.formats.zip import ZipFormat
 from torchzip.limits import Limits
 from torchzip.tensors.storage import FixedPlace, MeasuredStorage, StreamStorage, TensorStorage
 
-_PICKLE = b"data.pkl"
 #: Records that only archives with other pickles have, and what these are.
 _OTHER_FORMATS = {b"constants.pkl": "a TorchScript archive", b"archive_format": "a .pt2 archive"}
-#: Where such archives, and those of torch.save, have their tensors.
-_TENSOR_FOLDERS = (b"data/", b"constants/")
 #: Other archives in a file that are named.
 _MOST_OTHERS = 5
 _NO_TENSORS = (b".pkl", b".json", b"_pkl")
@@ -57,7 +55,7 @@ class DamagedZip(ZipFormat, FileContainer):
         self.notes: tuple[str, ...] = ()
         self.unverified: set[str] = set()
         self._archive = DamagedArchive(source, limits)
-        if self._archive.is_empty:
+        if not self._archive.places.all():
             raise ArchiveError(
                 "no record of a checkpoint is left: neither a local header (PK\\3\\4) nor a "
                 f"directory row (PK\\1\\2) of a zip archive was found in its {source.size:,} bytes",
@@ -66,8 +64,6 @@ class DamagedZip(ZipFormat, FileContainer):
         self.is_cut = not self._archive.places.stop
         self.end = self._archive.places.stop or source.size
         self.damage = self._find_damage()
-        self._measured: dict[str, MeasuredStorage] = {}
-        self._lost: dict[str, str] = {}
         self._byteorder: str = sys.byteorder
         self._data = self._choose_pickle()
         self._note_place()
@@ -123,82 +119,68 @@ class DamagedZip(ZipFormat, FileContainer):
                     "bytes (uint8) by their record, without names, dtypes and shapes"
                 )
                 return None
-        places = self._pickle_places()
         reasons = []
-        for index, place in enumerate(places):
-            text = self._archive.read_text_at(place, _PICKLE, self._limits.pickle_nbytes)
-            if text is None:
-                self._check_size(place)
-                reasons.append("data.pkl is damaged beyond its CRC's help")
-                continue
-            reason = self._try_pickle(text)
-            if reason is not None:
+        for place in self._pickle_places():
+            text = self._archive.read_text_at(place, PICKLE, self._limits.pickle_nbytes)
+            reason = self._why_unread(place) if text is None else self._try_pickle(text)
+            if text is None or reason is not None:
                 reasons.append(reason)
                 continue
-            if index:
+            if reasons:
                 self._note(
                     "the structure is an older one, from before the file was edited: the newer "
                     "data.pkl is damaged"
                 )
             return text.data
         why = reasons[0] if reasons else "data.pkl is not in what is left of the file"
-        self._measured = {}
+        self._archive.places.settle({})
         self._note(
             f"{why}: names, dtypes and shapes are lost, the storages come back as bytes (uint8) by "
             "their record"
         )
         return None
 
-    def _check_size(self, place: Place) -> None:
-        """Raise LimitError if the pickle was not read because of its size."""
+    def _pickle_places(self) -> list[Place]:
+        """Return where there are pickles: the current one, then those from before edits."""
+        places = self._archive.places
+        ranks = {each.start: rank for rank, each in enumerate(places.directories)}
+
+        def order(place: Place) -> tuple[int, int]:
+            # An edit appends a pickle and the directory that leads to it.
+            following = [start for start in ranks if start > place.offset]
+            if not following:
+                return len(ranks), place.offset
+            return ranks[min(following)], -place.offset
+
+        return sorted((place for place in places.claims(PICKLE) if place.is_own), key=order)
+
+    def _why_unread(self, place: Place) -> str:
+        """Return why a pickle cannot be had; raise LimitError if that is because of its size."""
         bound = self._limits.pickle_nbytes
         for row in place.rows:
             if bound < row.nbytes <= self.source.size:
                 raise LimitError("pickle_nbytes", row.nbytes, bound, path=self.name)
-
-    def _pickle_places(self) -> list[Place]:
-        places = self._archive.places
-        claimed = [place for place in places.claims(_PICKLE) if place.is_own]
-        found: list[Place] = []
-        previous_starts = [directory.start for directory in places.directories]
-        for directory in places.directories:
-            at = {row.offset + directory.base for row in directory.rows}
-            full = places.root + _PICKLE
-            pointed = [
-                place
-                for place in claimed
-                if place.offset in at and any(row.name == full for row in place.rows)
-            ]
-            older = [start for start in previous_starts if start < directory.start]
-            since = max(older, default=0)
-            beside = [place for place in claimed if since <= place.offset < directory.start]
-            found += pointed + sorted(beside, key=lambda place: -place.offset)
-        headed = [place for place in claimed if place.local is not None]
-        found += headed[:1]
-        return list(dict.fromkeys(found))
+        return "data.pkl is damaged beyond its CRC's help"
 
     def _try_pickle(self, text: Text) -> str | None:
         """Take a pickle for the file's if it can be read; return why not otherwise."""
         factory = MeasuringFactory()
         try:
-            read_pickle(
-                text.data, factory.storage, lambda _: factory, self._limits,
-                path=self.name, record=_PICKLE.decode(),
-            )  # fmt: skip
+            self._read_pickle(text.data, factory.storage, lambda _: factory)
         except LimitError:
             if text.fixed is None:
                 raise  # the pickle is sound, and the caller can raise the limit
             return "data.pkl is damaged, and what its CRC makes of it passes a limit"
         except TorchZipError as error:
             return f"data.pkl cannot be read ({error.message})"
-        self._measured = factory.measured
+        places = self._archive.places
         sizes = {_record(key): each.nbytes for key, each in factory.measured.items()}
-        self._archive.expect(set(sizes))
-        if text.fixed is not None:
-            reason = self._check_sizes(sizes)
-            if reason is not None:
-                return reason
-        byteorder = self._find_byteorder()
+        for name, nbytes in sizes.items() if text.fixed is not None else ():
+            rows = places.rows(name)
+            if rows and all(row.nbytes != nbytes for row in rows):
+                return "data.pkl is damaged, and what its CRC makes of it does not fit the records"
+        places.settle({PICKLE: len(text.data), **sizes})
+        byteorder = self._find_byteorder(factory.measured)
         if byteorder is None:
             return "whether the numbers are little- or big-endian cannot be told any more"
         self._byteorder = byteorder
@@ -212,104 +194,32 @@ class DamagedZip(ZipFormat, FileContainer):
             self._note(
                 "the file has no CRCs: it is unknown whether names and values in it are right"
             )
-        self._archive.places.settle({_PICKLE: len(text.data), **sizes})
-        self._lost = self._names_in_doubt(sizes)
         return None
 
-    def _check_sizes(self, sizes: dict[bytes, int]) -> str | None:
-        """Return what contradicts a corrected pickle: a size that is another."""
-        for name, nbytes in sizes.items():
-            rows = self._archive.places.rows(name)
-            if rows and all(row.nbytes != nbytes for row in rows):
-                return "data.pkl is damaged, and what its CRC makes of it does not fit the records"
-        return None
-
-    # -- the byte order --------------------------------------------------------------------------
-
-    def _find_byteorder(self) -> str | None:
+    def _find_byteorder(self, measured: dict[str, MeasuredStorage]) -> str | None:
         archive = self._archive
         name = b"byteorder"
         other = "big" if sys.byteorder == "little" else "little"
         if all(
             swap_nbytes(each.torch_dtype, other) == 1 or not archive.places.claims(_record(key))
-            for key, each in self._measured.items()
+            for key, each in measured.items()
         ):
             return sys.byteorder  # it changes nothing of what is there
         if not archive.places.claims(name):
-            return "little" if self._has_all_before_storages() else None
-        text = archive.read_text(name, self._limits.text_nbytes)
-        if text is not None:
-            # Without a CRC, length and all bytes but one say which word it was.
-            for word in ("little", "big"):
-                same = sum(a == b for a, b in zip(text.data, word.encode(), strict=False))
-                if len(text.data) == len(word) and same >= len(word) - (not text.is_verified):
-                    return word
-        said = {
-            word for word in ("little", "big") if crc32(word.encode()) in archive.stored_crcs(name)
-        }
-        return said.pop() if len(said) == 1 else None
-
-    def _has_all_before_storages(self) -> bool:
-        """Return whether no record can be missing that releases since 2.1 have."""
-        archive = self._archive
-        if any(directory.is_complete() for directory in archive.places.directories):
-            return True
-        reach = archive.places.start
-        for place in archive.places.all():
-            if place.local is None or place.offset != reach:
-                return False
-            name = place.local.name[len(archive.places.root) :]
-            if name.startswith(b"data/"):
-                return True
-            after = archive.places.after(place.offset, archive.source.size)
-            text = archive.read_text_at(place, name, after - place.offset)
-            if text is None:
-                return False
-            end = place.local.data_offset + len(text.data)
-            reach = next((end + gap for gap in (16, 24, 0) if end + gap == after), -1)
-        return True
-
-    # -- names that only a local header has --------------------------------------------------------
-
-    def _names_in_doubt(self, sizes: dict[bytes, int]) -> dict[str, str]:
-        """Return the keys whose record only its local header names, out of the file's order.
-
-        A name has no CRC. torch writes storages in the order of their keys as numbers, or (before
-        2.7) as strings, so a damaged digit shows where no directory is left to compare it with.
-        """
-        places = self._archive.places
-        keys = [name[5:].decode("latin-1") for name in sizes]
-        if any(directory.is_complete() for directory in places.directories) or not all(
-            key.isdecimal() and key.isascii() for key in keys
-        ):
-            return {}
-        by_text = {key: rank for rank, key in enumerate(sorted(keys))}
-        found: list[tuple[str, bool]] = []  # and whether it follows without a gap
-        reach: int | None = None
-        for place in places.all():
-            if place.local is None:
-                continue
-            name = place.local.name[len(places.root) :]
-            follows = place.offset == reach
-            after = places.after(place.offset, self.source.size)
-            if name in sizes:
-                found.append((name[5:].decode("latin-1"), follows))
-                ends = {place.local.data_offset + sizes[name] + gap for gap in (0, 16, 24)}
-                reach = after if after in ends else None
-            else:
-                reach = after if not name.startswith(b"data/") else None
-        breaks = min(
-            (_breaks(found, ranks) for ranks in ({key: int(key) for key in keys}, by_text)),
-            key=len,
-        )
-        if 2 * len(breaks) > len(found):
-            return {}  # the file has an order of its own
-        return {
-            key: "its name is out of the file's order, and no directory is left to compare it with"
-            for pair in breaks
-            for key in pair
-            if key is not None and not places.rows(_record(key))
-        }
+            # Releases before 2.1 have no such record.
+            is_complete = any(each.is_complete() for each in archive.places.directories)
+            return "little" if is_complete or archive.places.begins_whole else None
+        crcs = archive.stored_crcs(name)
+        text = None if crcs else archive.read_text(name, self._limits.text_nbytes)
+        said = []
+        for word in (b"little", b"big"):
+            is_likely = crc32(word) in crcs
+            if text is not None and len(text.data) == len(word):
+                # Without a CRC, length and all bytes but one say which word it was.
+                same = sum(a == b for a, b in zip(text.data, word, strict=True))
+                is_likely = same >= len(word) - 1
+            said += [word.decode()] if is_likely else []
+        return said[0] if len(said) == 1 else None
 
     # -- storages ----------------------------------------------------------------------------------
 
@@ -318,30 +228,14 @@ class DamagedZip(ZipFormat, FileContainer):
     ) -> TensorStorage:
         """Return the storage of a key, or a `LostStorage`."""
         record = f"data/{key}"
-        why: str | None = self._lost.get(key)
-        if why is None:
-            whole = self._archive.find(_record(key), nbytes)
-            if isinstance(whole, Whole):
-                return self._storage(whole, torch_dtype, location, record)
-            why = whole
-        return LostStorage(torch_dtype, nbytes, location, record, why)
+        whole = self._archive.find(_record(key), nbytes)
+        if isinstance(whole, str):
+            return LostStorage(torch_dtype, nbytes, location, record, whole)
+        return self._storage(whole, torch_dtype, location, record)
 
     def _storage(
         self, whole: Whole, torch_dtype: str | None, location: str, record: str
     ) -> TensorStorage:
-        unit = swap_nbytes(torch_dtype, self._byteorder)
-        storage: TensorStorage
-        if whole.is_deflated:
-            inflate = functools.partial(self._inflate, whole, record)
-            storage = StreamStorage(
-                torch_dtype, whole.nbytes, location,
-                inflate=inflate, crc=whole.crc, swap_nbytes=unit, record=record,
-            )  # fmt: skip
-        else:
-            place = FixedPlace(self.source, whole.offset)
-            storage = WholeStorage(
-                torch_dtype, whole.nbytes, location, record, place, whole.crc, unit
-            )
         if whole.nbytes and not whole.is_own:
             self._note(
                 "whether some records are of this archive cannot be told, as the file says nothing "
@@ -349,7 +243,15 @@ class DamagedZip(ZipFormat, FileContainer):
             )
         if whole.nbytes and (whole.crc is None or not whole.is_own):
             self.unverified.add(record)
-        return storage
+        unit = swap_nbytes(torch_dtype, self._byteorder)
+        if not whole.is_deflated:
+            place = FixedPlace(self.source, whole.offset)
+            return WholeStorage(torch_dtype, whole.nbytes, location, record, place, whole.crc, unit)
+        return StreamStorage(
+            torch_dtype, whole.nbytes, location,
+            inflate=functools.partial(self._inflate, whole, record),
+            crc=whole.crc, swap_nbytes=unit, record=record,
+        )  # fmt: skip
 
     def _inflate(self, whole: Whole, record: str) -> Iterator[bytes]:
         return inflate_span(
@@ -360,10 +262,14 @@ class DamagedZip(ZipFormat, FileContainer):
     def read(self, make_factory: MakeFactory) -> Contents:
         if self._data is None:
             return self._read_raw(make_factory)
+        return self._read_pickle(self._data, self.open_storage, make_factory)
+
+    def _read_pickle(
+        self, data: bytes, open_storage: OpenStorage, make_factory: MakeFactory
+    ) -> Contents:
         return read_pickle(
-            self._data, self.open_storage, make_factory, self._limits,
-            path=self.name, record=_PICKLE.decode(),
-        )  # fmt: skip
+            data, open_storage, make_factory, self._limits, path=self.name, record=PICKLE.decode()
+        )
 
     def _read_raw(self, make_factory: MakeFactory) -> Contents:
         """Return every storage whose CRC agrees, as bytes."""
@@ -371,9 +277,8 @@ class DamagedZip(ZipFormat, FileContainer):
         names = [
             name
             for name in archive.places.names()
-            if name.startswith(_TENSOR_FOLDERS) and not name.endswith(_NO_TENSORS)
+            if name.startswith(TENSOR_FOLDERS) and not name.endswith(_NO_TENSORS)
         ]
-        archive.expect(set(names))
         root = {}
         whole = 0
         unsized = []
@@ -411,15 +316,3 @@ class DamagedZip(ZipFormat, FileContainer):
 
 def _record(key: str) -> bytes:
     return b"data/" + key.encode("latin-1", "replace")
-
-
-def _breaks(found: list[tuple[str, bool]], ranks: dict[str, int]) -> list[tuple[str | None, str]]:
-    """Return the pairs of keys between which their order is broken."""
-    broken = []
-    before: str | None = None
-    for key, follows in found:
-        rank, rank_before = ranks[key], -1 if before is None else ranks[before]
-        if rank <= rank_before or (follows and rank != rank_before + 1):
-            broken.append((before, key))
-        before = key
-    return broken

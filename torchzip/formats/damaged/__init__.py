@@ -1,0 +1,1 @@
+"""What can be recovered of damaged checkpoints: the object, with the storages that are whole."""

@@ -1,0 +1,1 @@
+"""`torchzip.tools.repair`: a damaged checkpoint -> a sound one with all that could be saved."""
