@@ -555,7 +555,7 @@ def test_transposed_tensors_are_read_without_jumps(
 def _measured(monkeypatch: pytest.MonkeyPatch, paths: list[Path]) -> tuple[Diff, int, int]:
     """Return what differs, the bytes read for that, and the peak memory of a process in MB."""
     script = "import sys; from torchzip.tools import diff; diff(*sys.argv[1:])"
-    peak = peak_mb(script, *map(str, paths))
+    peak = peak_mb(script, *paths)
     counted = Counted(monkeypatch)
     return diff(*paths), counted.nbytes, peak
 

@@ -24,7 +24,16 @@ from tests import builders as b
 from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
 from tests.sampling import some
-from tests.saved import RELEASES, big_endian, flipped, legacy, quiet, saved, zipped_again
+from tests.saved import (
+    RELEASES,
+    big_endian,
+    flipped,
+    legacy,
+    quiet,
+    records_of,
+    saved,
+    zipped_again,
+)
 from tests.test_cost import CountingFile
 from tests.test_memory import peak_mb
 from tests.tools.damage import (
@@ -320,7 +329,7 @@ def test_bytes_are_missing(tmp_path: Path) -> None:
     data = original.data[: start + 1] + original.data[stop - 1 :]
     judge(original, data, original.without(start), tmp_path)
     found, checkpoint = repaired(original.data[950:], tmp_path)
-    assert len(checkpoint) == len(_records(original.data)) - 6
+    assert len(checkpoint) == len(records_of(original.data)) - 6
     assert all(each.startswith("data/") for each in checkpoint)
     assert "names, dtypes and shapes are lost" in found.notes[0]
 
