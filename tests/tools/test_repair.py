@@ -328,7 +328,8 @@ def test_bytes_are_missing(tmp_path: Path) -> None:
     data = original.data[: start + 1] + original.data[stop - 1 :]
     judge(original, data, original.without(start), tmp_path)
     found, checkpoint = repaired(original.data[950:], tmp_path)
-    assert len(checkpoint) == len(places_of(original.data)) - 6
+    places = places_of(original.data).values()
+    assert len(checkpoint) == sum(start < stop for start, stop in places) - 6
     assert all(each.startswith("data/") for each in checkpoint)
     assert "names, dtypes and shapes are lost" in found.notes[0]
 

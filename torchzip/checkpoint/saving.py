@@ -178,9 +178,11 @@ def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | No
     small = batch[:count]
     if set(map(type, small)) == {np.ndarray}:
         return list(map(np.ndarray.tobytes, small)), None  # type: ignore[arg-type]
-    contents: list[bytes] = []
-    with reading(small) as blocks_of:
-        for stored in small:
-            blocks = [stored] if isinstance(stored, np.ndarray) else blocks_of(stored)
-            contents.append(b"".join(block.tobytes() for block in blocks))
+    with reading(each for each in small if not isinstance(each, np.ndarray)) as blocks_of:
+        contents = [
+            each.tobytes()
+            if isinstance(each, np.ndarray)
+            else b"".join(block.tobytes() for block in blocks_of(each))
+            for each in small
+        ]
     return contents, [None if isinstance(each, np.ndarray) else each.crc for each in small]
