@@ -307,6 +307,8 @@ def named_tensors(
     array itself is in ``arrays``.
     """
     table = NameTable(root, is_weight, limits, pickle_nbytes, parts_of)
+    if table.are_all_dense:
+        return table
     made: dict[int, LazyTensor | None] = {}
     for name, leaf in table.names.items():
         if isinstance(leaf, np.ndarray):

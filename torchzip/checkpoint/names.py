@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import (
     BUILT_IN,
     SCALARS,
@@ -70,7 +71,8 @@ def _is_packed(value: Any) -> bool:
 class NameTable:
     """``names`` maps each flat name to its leaf, in the order of the tree.
 
-    ``arrays`` is for those of them that stand for something else in the object, and ``conflicts``
+    With ``are_all_dense`` each leaf is known to be a LazyTensor, unseen one by one: there may be
+    100,000. ``arrays`` is for those of them that stand for something else in the object, and ``conflicts``
     has the names that `check` refuses.
     ``subclassed`` are the tensors that stay ForeignObjects; what is inside them has names too.
     """
@@ -92,14 +94,18 @@ class NameTable:
         self._places: dict[str, str] = {}
         self.conflicts: dict[str, str] = {}
         self.names: dict[str, Any] = {}
+        self.are_all_dense = False
         self.arrays: dict[str, Any] = {}
         self.subclassed: dict[str, ForeignObject] = {}
         if is_leaf(root):
             self._add("", "", root)
             return
         if type(root) in (dict, OrderedDict) and {str}.issuperset(map(type, root)):
-            values = root.values()
-            if all(map(is_leaf, values)) and ForeignObject not in set(map(type, values)):
+            kinds = set(map(type, root.values()))
+            self.are_all_dense = kinds == {LazyTensor}
+            if self.are_all_dense or (
+                ForeignObject not in kinds and all(map(is_leaf, root.values()))
+            ):
                 self.names = dict(root)  # a flat state dict: its keys are the names
                 return
         leading, shared, leaves = leading_to_leaves(root, is_leaf, self._items)

@@ -22,6 +22,9 @@ from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
 from torchzip.tensors.storage import Bytes, TensorStorage, sources_of
 
+#: Yields the bytes of a storage that is to be written; see `reading`.
+BlocksOf = Callable[[TensorStorage], Iterator[Bytes]]
+
 #: Storages up to this size are copied and written together.
 _SMALL_NBYTES = 1 << 14
 _BATCH_RECORDS = 1 << 11
@@ -122,24 +125,23 @@ class Archive:
         """Write storages as ``data/<first>`` and on, many small ones at once."""
         self.sink.reserve(sum(map(attrgetter("nbytes"), order[first:])))
         key = first
-        while key < len(order):
-            # Keys of one length: the next power of ten ends the batch.
-            batch = order[key : min(key + _BATCH_RECORDS, 10 ** len(str(key)))]
-            contents, crcs = _small_contents(batch)
-            if contents:
-                names = [b"data/%d" % index for index in range(key, key + len(contents))]
-                self.writer.write_small_records(names, contents, crcs)
-            else:
-                self.write_storage(key, as_storage(order[key]))
-            key += len(contents) or 1
+        with reading(each for each in order[first:] if type(each) is not np.ndarray) as blocks_of:
+            while key < len(order):
+                # Keys of one length: the next power of ten ends the batch.
+                batch = order[key : min(key + _BATCH_RECORDS, 10 ** len(str(key)))]
+                contents, crcs = _small_contents(batch, blocks_of)
+                if contents:
+                    names = [b"data/%d" % index for index in range(key, key + len(contents))]
+                    self.writer.write_small_records(names, contents, crcs)
+                else:
+                    self._write_storage(key, as_storage(order[key]), blocks_of)
+                key += len(contents) or 1
 
-    def write_storage(self, key: int, storage: TensorStorage) -> int:
-        """Write a storage as ``data/<key>``; return its CRC as stored."""
+    def _write_storage(self, key: int, storage: TensorStorage, blocks_of: BlocksOf) -> None:
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
-        with reading([storage]) as blocks_of:
-            for block in blocks_of(storage):
-                self.writer.write(block.data)
-        return self.writer.end_record()
+        for block in blocks_of(storage):
+            self.writer.write(block.data)
+        self.writer.end_record()
 
     def commit(self) -> None:
         self.sink.commit()
@@ -152,7 +154,7 @@ class Archive:
 
 
 @contextlib.contextmanager
-def reading(storages: Iterable[object]) -> Iterator[Callable[[TensorStorage], Iterator[Bytes]]]:
+def reading(storages: Iterable[object]) -> Iterator[BlocksOf]:
     """Give what yields the bytes of storages to be written.
 
     A CRC that is known goes along unread, and shows damage in the file. It must not do so where
@@ -167,7 +169,9 @@ def reading(storages: Iterable[object]) -> Iterator[Callable[[TensorStorage], It
     watch.check()
 
 
-def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | None] | None]:
+def _small_contents(
+    batch: Sequence[Stored], blocks_of: BlocksOf
+) -> tuple[list[bytes], list[int | None] | None]:
     """Return the bytes of the small storages with which a batch begins, and the CRCs they have."""
     count, room = 0, _BATCH_NBYTES
     for nbytes in map(attrgetter("nbytes"), batch):
@@ -178,11 +182,10 @@ def _small_contents(batch: Sequence[Stored]) -> tuple[list[bytes], list[int | No
     small = batch[:count]
     if set(map(type, small)) == {np.ndarray}:
         return list(map(np.ndarray.tobytes, small)), None  # type: ignore[arg-type]
-    with reading(each for each in small if not isinstance(each, np.ndarray)) as blocks_of:
-        contents = [
-            each.tobytes()
-            if isinstance(each, np.ndarray)
-            else b"".join(block.tobytes() for block in blocks_of(each))
-            for each in small
-        ]
+    contents = [
+        each.tobytes()
+        if isinstance(each, np.ndarray)
+        else b"".join(block.tobytes() for block in blocks_of(each))
+        for each in small
+    ]
     return contents, [None if isinstance(each, np.ndarray) else each.crc for each in small]
