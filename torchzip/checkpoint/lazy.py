@@ -288,6 +288,8 @@ class _Items(ItemsView[str, Any]):
         table = self._mapping._names
         if table.conflicts:
             return super().__iter__()
+        if table.are_all_dense:
+            return iter(table.names.items())
         return ((name, data_of(leaf)) for name, leaf in table.names.items())
 
 

@@ -72,9 +72,9 @@ class NameTable:
     """``names`` maps each flat name to its leaf, in the order of the tree.
 
     With ``are_all_dense`` each leaf is known to be a LazyTensor, unseen one by one: there may be
-    100,000. ``arrays`` is for those of them that stand for something else in the object, and ``conflicts``
-    has the names that `check` refuses.
-    ``subclassed`` are the tensors that stay ForeignObjects; what is inside them has names too.
+    100,000. ``arrays`` is for those of them that stand for something else in the object, and
+    ``conflicts`` has the names that `check` refuses. ``subclassed`` are the tensors that stay
+    ForeignObjects; what is inside them has names too.
     """
 
     def __init__(

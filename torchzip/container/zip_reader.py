@@ -490,14 +490,14 @@ def _check_paths(
     data: bytes, header: NDArray[np.void], start: int, places: NDArray[np.int64]
 ) -> None:
     """Refuse records to which a field of their entry gives another name."""
-    if UNICODE_PATH.to_bytes(2, "little") not in data:  # nearly always
-        return
-    for place, name, extra in zip(
-        (places + 46).tolist(), header["name"].tolist(), header["extra"].tolist(), strict=True
-    ):
-        with ErrorPlace(offset=start + place):
-            fields = all_fields(data[place + name : place + name + extra])
-            check_path(fields, data[place : place + name])
+    mark = UNICODE_PATH.to_bytes(2, "little")
+    for index in np.flatnonzero(header["extra"]).tolist():  # nearly always none
+        name = int(places[index]) + 46
+        extra = name + int(header["name"][index])
+        raw = data[extra : extra + int(header["extra"][index])]
+        if mark in raw:
+            with ErrorPlace(offset=start + int(places[index])):
+                check_path(all_fields(raw), data[name:extra])
 
 
 def _check_prefix(
