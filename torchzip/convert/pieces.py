@@ -232,8 +232,8 @@ class _Worker:
             if origin.crc:
                 source_crc.update(read.data)
             while read.size:
-                # No element lies across the end of the room: both targets put wide ones first, or
-                # each storage on a multiple of 64.
+                # No element lies across the end of the room: a storage that is cast starts at a
+                # multiple of its element size (`Output.one_file`).
                 room = self._out.room
                 elements = min(read.size // in_nbytes, room.nbytes // out_nbytes)
                 made = room[: elements * out_nbytes]

@@ -32,7 +32,8 @@ class PlannedFile:
     """One file of the output: storage ``i`` begins at byte ``starts[i]``, ``nbytes`` in all."""
 
     path: str
-    #: For a zip: the pickle. For safetensors: everything before the data.
+    #: What `Output.finish` needs beside the data, as bytes that the format likes. For a zip it is
+    #: the pickle, for safetensors everything before the data.
     head: bytes
     #: The storages in the order in which they are written.
     storages: list[TensorStorage]
