@@ -57,7 +57,7 @@ class ShardSet(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """The parts of the name of a shard. ``span`` is where its number stands in the name."""
+    """The parts of the name of a shard. ``span`` is where in the name its number is."""
 
     of: ShardSet
     number: int

@@ -330,14 +330,16 @@ class ZipWriter:
             self._sink.write(joined)
 
 
+def _zip64_values(nbytes: int, compressed: int, header_offset: int) -> list[int]:
+    """Return what does not fit into 32 bits."""
+    values = [nbytes, compressed] if nbytes >= BIG else []
+    return [*values, header_offset] if header_offset >= BIG else values
+
+
 def _zip64_field(nbytes: int, compressed: int, header_offset: int) -> bytes:
-    """Return the zip64 field of a header, which has what does not fit into 32 bits."""
-    fields = b""
-    if nbytes >= BIG:
-        fields += struct.pack("<QQ", nbytes, compressed)
-    if header_offset >= BIG:
-        fields += struct.pack("<Q", header_offset)
-    return struct.pack("<HH", 1, len(fields)) + fields if fields else b""
+    """Return the zip64 field of a header, which has that."""
+    values = _zip64_values(nbytes, compressed, header_offset)
+    return struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values) if values else b""
 
 
 def _padding(pad: int) -> bytes:
@@ -361,7 +363,8 @@ def measure(
     starts = []
     position = directory = 0
     for name, nbytes in [*records, (len("version"), 2), (len(".data/serialization_id"), 40)]:
-        zip64 = len(_zip64_field(nbytes, nbytes, position))
+        values = _zip64_values(nbytes, nbytes, position)
+        zip64 = 4 + 8 * len(values) if values else 0
         start = position + 30 + prefix + name + zip64 + 4
         start += -start % alignment
         starts.append(start)
