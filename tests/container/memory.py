@@ -70,6 +70,9 @@ class SparseFile(io.RawIOBase):
                 out[low - offset : high - offset] = part[low - start : high - start]
         return bytes(out)
 
+    def will_read_all(self) -> None:
+        pass
+
     def read_into(self, offset: int, out: memoryview) -> None:
         out[:] = self.read_at(offset, out.nbytes)
 

@@ -37,7 +37,7 @@ from torchzip.tensors.numpy_dtypes import (
 )
 from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
-from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage
+from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage, sources_of
 from torchzip.types import OtherTensor, TypedArray
 
 #: Below this, a second thread costs more than it gives.
@@ -127,9 +127,10 @@ class EagerFactory(SpecFactory):
         if total >= _THREADS_FROM and len(self._to_fill) > 1:
             from concurrent.futures import ThreadPoolExecutor
 
-            largest_first = sorted(self._to_fill, key=lambda storage: -storage.nbytes)
+            for source in sources_of(storage.origin for storage in self._to_fill):
+                source.will_read_all()
             with ThreadPoolExecutor(2) as pool:
-                for _ in pool.map(lambda storage: _fill(storage, verify), largest_first):
+                for _ in pool.map(lambda storage: _fill(storage, verify), self._to_fill):
                     pass
         else:
             for storage in self._to_fill:

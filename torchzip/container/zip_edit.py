@@ -197,7 +197,7 @@ class _Bytes:
         self.parts.append(data)
 
 
-class _Overlay:
+class _Overlay(Source):
     """The file as it will be: the old bytes, one of them erased, followed by the new ones."""
 
     def __init__(self, base: Source, made: Appended, end: bytes) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchzip.errors import FormatError, shown
-from torchzip.files.source import FileSource, Status, reopen
+from torchzip.files.source import FileSource, Source, Status, reopen
 
 #: Open files of a folder, unless more threads than that read at once.
 _OPEN_FILES = 64
@@ -119,7 +119,7 @@ class Folder:
                     file.close()
 
 
-class PooledSource:
+class PooledSource(Source):
     """A regular file of a `Folder`. It can be pickled, as a FileSource can."""
 
     def __init__(self, folder: Folder, own_name: str, file: FileSource) -> None:
@@ -142,6 +142,10 @@ class PooledSource:
     def read_into(self, offset: int, out: memoryview) -> None:
         with self._folder.borrow(self) as file:
             file.read_into(offset, out)
+
+    def will_read_all(self) -> None:
+        with self._folder.borrow(self) as file:
+            file.will_read_all()
 
     def close(self) -> None:
         """Do nothing: the folder closes its files."""
