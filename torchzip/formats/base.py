@@ -43,7 +43,7 @@ MakeFactory = Callable[[OpenStorage], Factory]
 _PAUSE_FROM = 1 << 16
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Contents:
     """What a container held: the object as it was saved, and what its pickle mentioned."""
 

@@ -53,7 +53,7 @@ _WIDTHS = {0x4B: 2, 0x4D: 3, 0x4A: 5}  # BININT1, BININT2, BININT
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TensorPattern:
     """Matches and carries out tensors for one run of an `Interpreter`.
 

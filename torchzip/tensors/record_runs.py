@@ -70,7 +70,7 @@ class TensorLayout(NamedTuple):
 MakeTensors = Callable[[list[str], list[TensorLayout], list[int]], list[Any]]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class TensorRun:
     """Tensors that were made at once, as a `Memo` keeps them."""
 
@@ -102,7 +102,7 @@ class TensorRun:
         return enumerate(made, self.start if row == 0 else int(self.begins[row]))
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class RunReader:
     """Reads runs of tensors for one run of an `Interpreter`.
 

@@ -185,7 +185,7 @@ class OtherTensor:
         return f"{type(self).__name__}({self._describe()}{extra})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PartReader:
     """What the functions that rebuild a tensor need of the file that it is in.
 
@@ -203,7 +203,7 @@ class PartReader:
         return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PartWriter:
     """Writes what a tensor is made of.
 

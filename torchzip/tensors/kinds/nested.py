@@ -328,7 +328,7 @@ REBUILDS: dict[Name, Rebuild] = {
 }
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class MarkedValues:
     """The values of a jagged nested tensor, with the attribute that torch's constructor sets."""
 
