@@ -42,7 +42,7 @@ from torchzip.types import (
 
 @dataclass(frozen=True, slots=True)
 class TensorForm:
-    """What a tensor is, apart from its elements. ``kind`` is "dense", "storage", "sparse_coo", ..."""
+    """What a tensor is, but for its elements. ``kind`` is "dense", "storage", "sparse_coo", ..."""
 
     name: str
     kind: str
