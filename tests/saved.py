@@ -66,7 +66,10 @@ def zipped_again(
         zipfile.ZipFile(made, "w", method, compresslevel=level) as new,
     ):
         for name in old.namelist():
-            new.writestr(name, change(name.partition("/")[2], old.read(name)))
+            info = zipfile.ZipInfo(name)  # of 1980: the bytes do not change with the clock
+            info.external_attr = 0o600 << 16
+            content = change(name.partition("/")[2], old.read(name))
+            new.writestr(info, content, method, level)
     return made.getvalue()
 
 
