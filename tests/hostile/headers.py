@@ -45,9 +45,9 @@ def _with_gap(gap: bytes) -> bytes:
 
 
 #: A local header that no directory knows, and its bytes.
-_STRAY = b.build_zip([b.Member(name=b"archive/data/0", data=bytes(_NBYTES))]).partition(b"PK\1\2")[
-    0
-]
+_STRAY, *_ = b.build_zip([b.Member(name=b"archive/data/0", data=bytes(_NBYTES))]).partition(
+    b"PK\1\2"
+)
 
 _NAMES: list[Row] = [
     ("a shorter name below", _storage(local_name=b"archive/data/")),

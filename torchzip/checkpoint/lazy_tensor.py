@@ -210,8 +210,6 @@ def tensor_of(array: NDArray[Any], torch_dtype: str | None = None) -> LazyTensor
 
 def is_weight(value: Any) -> bool:
     """Return whether a value has a flat name: a tensor, or an array of a dtype that torch has."""
-    if type(value) is LazyTensor or is_tensor(value):
-        return True
-    return (
+    return is_tensor(value) or (
         isinstance(value, np.ndarray) and torch_dtype_of(value.dtype.newbyteorder("=")) is not None
     )

@@ -28,8 +28,6 @@ BlocksOf = Callable[[TensorStorage], Iterator[Bytes]]
 #: Storages up to this size are copied and written together.
 _SMALL_NBYTES = 1 << 14
 _BATCH_RECORDS = 1 << 11
-#: Looked at where there is a large one among the last.
-_FEW_RECORDS = 1 << 5
 _BATCH_NBYTES = 1 << 22
 
 
@@ -126,11 +124,11 @@ class Archive:
     def write_storages(self, order: Sequence[Stored], first: int = 0) -> None:
         """Write storages as ``data/<first>`` and on, many small ones at once."""
         self.sink.reserve(sum(map(attrgetter("nbytes"), order[first:])))
-        key, ahead = first, _FEW_RECORDS
+        key = first
         with reading(each for each in order[first:] if type(each) is not np.ndarray) as blocks_of:
             while key < len(order):
                 # Keys of one length: the next power of ten ends the batch.
-                batch = order[key : min(key + ahead, 10 ** len(str(key)))]
+                batch = order[key : min(key + _BATCH_RECORDS, 10 ** len(str(key)))]
                 contents, crcs = _small_contents(batch, blocks_of)
                 if contents:
                     names = [b"data/%d" % index for index in range(key, key + len(contents))]
@@ -138,7 +136,6 @@ class Archive:
                 else:
                     self._write_storage(key, as_storage(order[key]), blocks_of)
                 key += len(contents) or 1
-                ahead = _BATCH_RECORDS if len(contents) == len(batch) else _FEW_RECORDS
 
     def _write_storage(self, key: int, storage: TensorStorage, blocks_of: BlocksOf) -> None:
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
@@ -176,11 +173,12 @@ def _small_contents(
     batch: Sequence[Stored], blocks_of: BlocksOf
 ) -> tuple[list[bytes], list[int | None] | None]:
     """Return the bytes of the small storages with which a batch begins, and the CRCs they have."""
-    sizes = list(map(attrgetter("nbytes"), batch))
-    count, room = len(sizes), _BATCH_NBYTES
-    if min(sizes) < 1 or max(sizes) > _SMALL_NBYTES or sum(sizes) > room:
-        fits = (0 < nbytes <= _SMALL_NBYTES and (room := room - nbytes) >= 0 for nbytes in sizes)
-        count = next(index for index, fit in enumerate(fits) if not fit)
+    count, room = 0, _BATCH_NBYTES
+    for nbytes in map(attrgetter("nbytes"), batch):
+        room -= nbytes
+        if room < 0 or not 0 < nbytes <= _SMALL_NBYTES:
+            break
+        count += 1
     small = batch[:count]
     if set(map(type, small)) == {np.ndarray}:
         return list(map(np.ndarray.tobytes, small)), None  # type: ignore[arg-type]

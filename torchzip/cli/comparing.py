@@ -15,7 +15,7 @@ from torchzip.cli.rendering import table
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
-    from torchzip.tools.differences import Diff, TensorChange, TensorForm, ValueChange
+    from torchzip.tools.differences import Diff, TensorChange, TensorSummary, ValueChange
 
 COMMAND = Command(
     name="diff",
@@ -82,11 +82,11 @@ def as_text(found: Diff) -> str:
     return "\n".join([*lines, _sums(found)])
 
 
-def _renamed(before: TensorForm, after: TensorForm) -> str:
+def _renamed(before: TensorSummary, after: TensorSummary) -> str:
     return f"{name_text(before.name)} -> {name_text(after.name)}"
 
 
-def _tensor(row: TensorForm) -> str:
+def _tensor(row: TensorSummary) -> str:
     kind = f" {row.kind}" if row.kind != "dense" else ""
     return f"{row.torch_dtype}{kind} {shape_text(row.shape)}"
 

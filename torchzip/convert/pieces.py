@@ -71,7 +71,7 @@ class Origin:
 
     @property
     def crc(self) -> int:
-        """The known CRC of these bytes; 0 if there is none, as there is none of a part."""
+        """The known CRC of these bytes; 0 if it is unknown, as that of a part is."""
         is_whole = self.start == 0 and self.nbytes == self.base.nbytes
         return self.base.crc or 0 if is_whole else 0
 

@@ -41,7 +41,7 @@ from torchzip.types import (
 
 
 @dataclass(frozen=True, slots=True)
-class TensorForm:
+class TensorSummary:
     """What a tensor is, but for its elements. ``kind`` is "dense", "storage", "sparse_coo", ..."""
 
     name: str
@@ -59,8 +59,8 @@ class TensorChange:
     is the part of a tensor that is not dense, such as "indices" or "indices.0".
     """
 
-    before: TensorForm
-    after: TensorForm
+    before: TensorSummary
+    after: TensorSummary
     what: tuple[str, ...]
     values: ElementDifference | None = None
     part: str | None = None
@@ -89,9 +89,9 @@ class Diff:
     b: str
     equal: int
     unread: int
-    added: tuple[TensorForm, ...]
-    removed: tuple[TensorForm, ...]
-    renamed: tuple[tuple[TensorForm, TensorForm], ...]
+    added: tuple[TensorSummary, ...]
+    removed: tuple[TensorSummary, ...]
+    renamed: tuple[tuple[TensorSummary, TensorSummary], ...]
     changed: tuple[TensorChange, ...]
     values: tuple[ValueChange, ...]
     other_bits: tuple[str, ...]
@@ -177,13 +177,13 @@ class _Side:
         # The strings of a safetensors header; other formats have none to compare them with.
         self.texts = selection.metadata if is_by_name else None
 
-    def row(self, name: str) -> TensorForm:
+    def row(self, name: str) -> TensorSummary:
         held = self.tensors[name]
         if isinstance(held, OtherTensor):
-            return TensorForm(name, held.kind, held.torch_dtype, held.shape)
+            return TensorSummary(name, held.kind, held.torch_dtype, held.shape)
         ((_, spec),) = _parts(held)
         kind = "storage" if isinstance(held, BareStorage) else "dense"
-        return TensorForm(name, kind, spec.torch_dtype, spec.shape)
+        return TensorSummary(name, kind, spec.torch_dtype, spec.shape)
 
 
 def _parts(held: Comparable) -> list[tuple[str | None, TensorSpec]]:
@@ -385,7 +385,7 @@ def _form_of(tensor: Comparable) -> tuple[Any, ...]:
     return ()
 
 
-def _signature(row: TensorForm, held: Comparable) -> Any:
+def _signature(row: TensorSummary, held: Comparable) -> Any:
     """Return what tensors of the same bytes, dtype and shape have in common, unread."""
     parts = tuple(
         (name, spec.torch_dtype, spec.shape, once_each(spec)) for name, spec in _parts(held)

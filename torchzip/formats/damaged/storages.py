@@ -56,3 +56,6 @@ class WholeStorage(SpanStorage):
             yield block
         if self.crc and found != self.crc:
             raise wrong_crc(found, self.crc, self.record)
+
+    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        return self.blocks(nbytes)

@@ -13,6 +13,7 @@ from torchzip.container.damaged.safetensors import read_damaged_header
 from torchzip.container.safetensors import TensorEntry
 from torchzip.errors import shown
 from torchzip.files.source import Source
+from torchzip.formats.base import PlainContainer
 from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.legacy import LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
@@ -33,7 +34,21 @@ class _Row(NamedTuple):
         return self.begin + self.nbytes
 
 
-class DamagedLegacy(LegacyContainer, SalvagedContainer):
+class _DamagedPlain(PlainContainer, SalvagedContainer):
+    """What has lost some storages: ``_lost`` says why, by their keys."""
+
+    _lost: dict[str, str]
+
+    def open_storage(
+        self, key: str, torch_dtype: str | None, nbytes: int, location: str
+    ) -> TensorStorage:
+        why = self._lost.get(key)
+        if why is not None:
+            return LostStorage(torch_dtype, nbytes, location, key, why)
+        return super().open_storage(key, torch_dtype, nbytes, location)
+
+
+class DamagedLegacy(_DamagedPlain, LegacyContainer):
     """A legacy stream that `LegacyContainer` refuses.
 
     Its five pickles have to be whole; they have no CRC. The sizes in them say where each storage
@@ -106,16 +121,8 @@ class DamagedLegacy(LegacyContainer, SalvagedContainer):
             return False
         return True if len(left) == 8 else None
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        why = self._lost.get(key)
-        if why is not None:
-            return LostStorage(torch_dtype, nbytes, location, key, why)
-        return super().open_storage(key, torch_dtype, nbytes, location)
 
-
-class DamagedSafetensors(SafetensorsContainer, SalvagedContainer):
+class DamagedSafetensors(_DamagedPlain, SafetensorsContainer):
     """A safetensors file whose tensors are not where they should be; its JSON has to be whole."""
 
     def __init__(self, source: Source, limits: Limits) -> None:
@@ -140,11 +147,3 @@ class DamagedSafetensors(SafetensorsContainer, SalvagedContainer):
             *header.notes,
         )
         return header.entries, header.metadata
-
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        why = self._lost.get(key)
-        if why is not None:
-            return LostStorage(torch_dtype, nbytes, location, key, why)
-        return super().open_storage(key, torch_dtype, nbytes, location)
