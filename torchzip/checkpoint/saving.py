@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Self
 
@@ -29,6 +31,8 @@ BlocksOf = Callable[[TensorStorage], Iterator[Bytes]]
 _SMALL_NBYTES = 1 << 14
 _BATCH_RECORDS = 1 << 11
 _BATCH_NBYTES = 1 << 22
+
+_ARRAY = np.ndarray
 
 
 def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
@@ -123,9 +127,10 @@ class Archive:
 
     def write_storages(self, order: Sequence[Stored], first: int = 0) -> None:
         """Write storages as ``data/<first>`` and on, many small ones at once."""
-        self.sink.reserve(sum(map(attrgetter("nbytes"), order[first:])))
+        stored = order[first:]
+        self.sink.reserve(sum(map(attrgetter("nbytes"), stored)))
         key = first
-        with reading(each for each in order[first:] if type(each) is not np.ndarray) as blocks_of:
+        with reading([each for each in stored if type(each) is not _ARRAY]) as blocks_of:
             while key < len(order):
                 # Keys of one length: the next power of ten ends the batch.
                 batch = order[key : min(key + _BATCH_RECORDS, 10 ** len(str(key)))]
@@ -173,13 +178,11 @@ def _small_contents(
     batch: Sequence[Stored], blocks_of: BlocksOf
 ) -> tuple[list[bytes], list[int | None] | None]:
     """Return the bytes of the small storages with which a batch begins, and the CRCs they have."""
-    count, room = 0, _BATCH_NBYTES
-    for nbytes in map(attrgetter("nbytes"), batch):
-        room -= nbytes
-        if room < 0 or not 0 < nbytes <= _SMALL_NBYTES:
-            break
-        count += 1
-    small = batch[:count]
+    sizes = list(map(attrgetter("nbytes"), batch))
+    if min(sizes) == 0 or max(sizes) > _SMALL_NBYTES:
+        others = (index for index, nbytes in enumerate(sizes) if not 0 < nbytes <= _SMALL_NBYTES)
+        sizes = sizes[: next(others)]
+    small = batch[: bisect_right(list(accumulate(sizes)), _BATCH_NBYTES)]
     if set(map(type, small)) == {np.ndarray}:
         return list(map(np.ndarray.tobytes, small)), None  # type: ignore[arg-type]
     contents = [
