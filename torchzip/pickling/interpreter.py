@@ -149,7 +149,7 @@ class Interpreter:
                 memo[data[position]] = stack[-1]
                 position += 1
             elif op == 0x68:  # BINGET
-                push(_recall(memo, data[position]))
+                push(memo[data[position]])
                 position += 1
             elif op == 0x72:  # LONG_BINPUT
                 number = _U32(data, position)[0]
@@ -159,7 +159,7 @@ class Interpreter:
                     in_turn = memo.put(number, stack[-1])
                 position += 4
             elif op == 0x6A:  # LONG_BINGET
-                push(_recall(memo, _U32(data, position)[0]))
+                push(memo[_U32(data, position)[0]])
                 position += 4
             elif op == 0x28:  # MARK
                 if stack and stack[-1] is self._trigger and self._shortcut is not None:
@@ -392,7 +392,7 @@ class Interpreter:
                 line, position = self._line(position)
                 index = self._decimal(line)
                 if op == 0x67:
-                    push(_recall(memo, index))
+                    push(memo[index])
                 elif index < 0:
                     raise PickleError(f"PUT has memo number {index:,}; 0 or more was expected")
                 else:
@@ -555,13 +555,6 @@ def _under_mark(below: list[list[Any]]) -> list[Any]:
     if not below:
         raise PickleError("the opcode needs a MARK on the stack, and there is none")
     return below.pop()
-
-
-def _recall(memo: Memo, index: int) -> Any:
-    try:
-        return memo[index]
-    except KeyError:
-        raise PickleError(f"memo number {index} was never set") from None
 
 
 def _utf8(line: bytes) -> str:
