@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Self
 
@@ -128,19 +126,41 @@ class Archive:
     def write_storages(self, order: Sequence[Stored], first: int = 0) -> None:
         """Write storages as ``data/<first>`` and on, many small ones at once."""
         stored = order[first:]
-        self.sink.reserve(sum(map(attrgetter("nbytes"), stored)))
-        key = first
+        nbytes = np.fromiter(map(attrgetter("nbytes"), stored), np.int64, len(stored))
+        ends = nbytes.cumsum()
+        self.sink.reserve(int(nbytes.sum()))
+        alone = np.flatnonzero((nbytes == 0) | (nbytes > _SMALL_NBYTES)).tolist()
+        at = 0
         with reading([each for each in stored if type(each) is not _ARRAY]) as blocks_of:
-            while key < len(order):
-                # Keys of one length: the next power of ten ends the batch.
-                batch = order[key : min(key + _BATCH_RECORDS, 10 ** len(str(key)))]
-                contents, crcs = _small_contents(batch, blocks_of)
-                if contents:
-                    names = [b"data/%d" % index for index in range(key, key + len(contents))]
-                    self.writer.write_small_records(names, contents, crcs)
-                else:
-                    self._write_storage(key, as_storage(order[key]), blocks_of)
-                key += len(contents) or 1
+            for next_alone in [*alone, len(stored)]:
+                while at < next_alone:
+                    most_bytes = ends[at] - nbytes[at] + _BATCH_NBYTES
+                    stop = min(
+                        next_alone,
+                        at + _BATCH_RECORDS,
+                        int(np.searchsorted(ends, most_bytes, "right")),
+                        10 ** len(str(first + at)) - first,  # keys of one length
+                    )
+                    self._write_small(first + at, stored[at:stop], blocks_of)
+                    at = stop
+                if at < len(stored):
+                    self._write_storage(first + at, as_storage(stored[at]), blocks_of)
+                at += 1
+
+    def _write_small(self, key: int, small: Sequence[Stored], blocks_of: BlocksOf) -> None:
+        names = [b"data/%d" % index for index in range(key, key + len(small))]
+        if set(map(type, small)) == {np.ndarray}:
+            arrays: Any = small
+            self.writer.write_small_records(names, list(map(np.ndarray.tobytes, arrays)))
+            return
+        contents = [
+            each.tobytes()
+            if isinstance(each, np.ndarray)
+            else b"".join(block.tobytes() for block in blocks_of(each))
+            for each in small
+        ]
+        crcs = [None if isinstance(each, np.ndarray) else each.crc for each in small]
+        self.writer.write_small_records(names, contents, crcs)
 
     def _write_storage(self, key: int, storage: TensorStorage, blocks_of: BlocksOf) -> None:
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
@@ -172,23 +192,3 @@ def reading(storages: Iterable[object]) -> Iterator[BlocksOf]:
         return
     yield lambda storage: storage.blocks() if storage.crc else storage.checked_blocks()
     watch.check()
-
-
-def _small_contents(
-    batch: Sequence[Stored], blocks_of: BlocksOf
-) -> tuple[list[bytes], list[int | None] | None]:
-    """Return the bytes of the small storages with which a batch begins, and the CRCs they have."""
-    sizes = list(map(attrgetter("nbytes"), batch))
-    if min(sizes) == 0 or max(sizes) > _SMALL_NBYTES:
-        others = (index for index, nbytes in enumerate(sizes) if not 0 < nbytes <= _SMALL_NBYTES)
-        sizes = sizes[: next(others)]
-    small = batch[: bisect_right(list(accumulate(sizes)), _BATCH_NBYTES)]
-    if set(map(type, small)) == {np.ndarray}:
-        return list(map(np.ndarray.tobytes, small)), None  # type: ignore[arg-type]
-    contents = [
-        each.tobytes()
-        if isinstance(each, np.ndarray)
-        else b"".join(block.tobytes() for block in blocks_of(each))
-        for each in small
-    ]
-    return contents, [None if isinstance(each, np.ndarray) else each.crc for each in small]
