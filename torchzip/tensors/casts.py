@@ -27,7 +27,15 @@ from torchzip.tensors.cast_steps import (
     plain_cast,
 )
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
+from torchzip.tensors.storage import (
+    BLOCK_NBYTES,
+    READER_NBYTES,
+    Bytes,
+    RangeCrc,
+    Reader,
+    SpanStorage,
+    TensorStorage,
+)
 
 #: Blocks of fewer elements are cast the plain way: many short steps cost more than one long one.
 _FEW = 1 << 14
@@ -134,18 +142,55 @@ class CastStorage(TensorStorage):
         return (self.base,)
 
     def read_into(self, start: int, out: Bytes) -> None:
-        first = start // self._out_nbytes
-        last = -(-(start + out.nbytes) // self._out_nbytes)
-        block = self.base.read(first * self._in_nbytes, last * self._in_nbytes)
-        cast = Cast(self.source, self.target)
-        skip = start - first * self._out_nbytes
-        if skip or out.nbytes % self._out_nbytes:
-            out[:] = cast(block)[skip : skip + out.nbytes]
-        else:
-            cast.into(block, out)
+        self.reader(start, start + out.nbytes).read_into(start, out)
+
+    def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> CastReader:
+        return CastReader(self, start, stop, nbytes)
+
+    def compared(self) -> list[SpanStorage]:
+        return self.base.compared()
 
     def blocks(self, nbytes: int = BLOCK_NBYTES, cast: Cast | None = None) -> Iterator[Bytes]:
         """Yield all bytes in order, cast by a `Cast` of these dtypes that counts for somebody."""
         cast = cast if cast is not None else Cast(self.source, self.target)
         for block in whole_items(self.base.checked_blocks(nbytes), self._in_nbytes):
             yield cast(block)
+
+
+class CastReader(Reader):
+    """Reads ranges of a cast storage, and counts what its dtype has no place for."""
+
+    def __init__(self, storage: CastStorage, start: int, stop: int, nbytes: int) -> None:
+        super().__init__(storage)
+        self._in_nbytes = DTYPES[storage.source].itemsize
+        self._out_nbytes = DTYPES[storage.target].itemsize
+        first, last = start // self._out_nbytes, -(-stop // self._out_nbytes)
+        self._base = storage.base.reader(first * self._in_nbytes, last * self._in_nbytes, nbytes)
+        self._cast = Cast(storage.source, storage.target)
+        self._block = np.empty(0, np.uint8)
+
+    @property
+    def out_of_range(self) -> int:
+        """The elements so far that the new dtype has no place for."""
+        return self._cast.out_of_range
+
+    def crcs(self) -> list[RangeCrc]:
+        return self._base.crcs()
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        done = 0
+        while done < out.size:
+            first, skip = divmod(start + done, self._out_nbytes)
+            count = min(CHUNK // 2, -(-(out.size - done + skip) // self._out_nbytes))
+            if self._block.size < count * self._in_nbytes:
+                self._block = np.empty(count * self._in_nbytes, np.uint8)
+            block = self._block[: count * self._in_nbytes]
+            self._base.read_into(first * self._in_nbytes, block)
+            room = out[done : done + count * self._out_nbytes]
+            if skip or room.size < count * self._out_nbytes:
+                part = self._cast(block)[skip:][: room.size]
+                out[done : done + part.size] = part
+                done += part.size
+            else:
+                self._cast.into(block, room)
+                done += room.size

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import Shape, TensorSpec, contiguous_stride, is_contiguous, read_view
-from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
+from torchzip.tensors.storage import BLOCK_NBYTES, READER_NBYTES, Bytes, Reader, TensorStorage
+from torchzip.tensors.windows import WindowReader
 
 Array = NDArray[Any]
 
@@ -131,6 +132,7 @@ class ChunkedStorage(TensorStorage):
         self.nbytes = math.prod(shape) * row.itemsize
         self.location = "cpu"
         self.record = record
+        self._torch_dtype = torch_dtype
         self._dtype = numpy_dtype(torch_dtype)
         self._shape = shape
         self._stride = contiguous_stride(shape)
@@ -163,6 +165,25 @@ class ChunkedStorage(TensorStorage):
             pass
         skip = start - first * itemsize
         out[:] = whole.view(np.uint8)[skip : skip + out.nbytes]
+
+    def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
+        itemsize = self._dtype.itemsize
+        row = math.prod(self._shape[1:])
+        at_once = min(nbytes, self._at_once(BLOCK_NBYTES))
+        return WindowReader(self, self._gather, itemsize, row, -(-stop // itemsize), at_once)
+
+    def _gather(self, first: int, last: int, out: Bytes) -> None:
+        for _ in self._read_range(first, last, out.view(self._dtype)):
+            pass
+
+    def with_tensors(self, change: Callable[[TensorSpec], TensorSpec]) -> tuple[str, Self]:
+        """Return the same boxes with other tensors, all of one dtype, and that dtype."""
+        chunks = [
+            Chunk(each.offsets, each.sizes, each.place, change(each.open()))
+            for each in self._chunks
+        ]
+        torch_dtype = chunks[0].open().torch_dtype
+        return torch_dtype, type(self)(torch_dtype, self._shape, chunks, self.record or "")
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
@@ -219,12 +240,7 @@ class ChunkedStorage(TensorStorage):
         """Yield all bytes in order; bring the CRCs of some chunks, by their ids, up to date."""
         itemsize = self._dtype.itemsize
         numel = self.nbytes // itemsize
-        # Where rows go through many chunks, many rows at once make long runs in each. Of a chunk in
-        # another order each read costs gaps, so there are few.
-        at_once = max(nbytes, _RUN_NBYTES * len(self._chunks))
-        if at_once > _MOST_NBYTES or not all(_is_whole(chunk.open()) for chunk in self._chunks):
-            at_once = _MOST_NBYTES
-        at_once //= itemsize
+        at_once = self._at_once(nbytes) // itemsize
         buffer = np.empty(min(at_once, numel), self._dtype)
         for first in range(0, numel, at_once):
             read = buffer[: numel - first]
@@ -235,6 +251,17 @@ class ChunkedStorage(TensorStorage):
             raw = read.view(np.uint8)
             for start in range(0, raw.size, nbytes):
                 yield raw[start : start + nbytes]
+
+    def _at_once(self, nbytes: int) -> int:
+        """Return how many bytes to put together at once, where ``nbytes`` would do otherwise.
+
+        Where rows go through many chunks, many rows at once make long runs in each. Of a chunk in
+        another order each read costs gaps, so there are few.
+        """
+        at_once = max(nbytes, _RUN_NBYTES * len(self._chunks))
+        if at_once > _MOST_NBYTES or not all(_is_run(chunk.open()) for chunk in self._chunks):
+            at_once = _MOST_NBYTES
+        return at_once
 
     def _read_range(self, first: int, last: int, out: Array) -> Iterator[tuple[Chunk, Array]]:
         """Fill ``out`` with the elements of a range; yield what each chunk gave, in order."""
@@ -294,8 +321,13 @@ def _is_whole(spec: TensorSpec) -> bool:
     return (
         not (spec.conj or spec.neg or spec.storage_offset)
         and spec.numel * DTYPES[spec.torch_dtype].itemsize == spec.storage.nbytes
-        and is_contiguous(spec.shape, spec.stride)
+        and _is_run(spec)
     )
+
+
+def _is_run(spec: TensorSpec) -> bool:
+    """Return whether the elements of a tensor follow one another in its storage, in C order."""
+    return is_contiguous(spec.shape, spec.stride)
 
 
 def boxes(shape: Shape, first: int, last: int) -> Iterator[tuple[Shape, Shape]]:

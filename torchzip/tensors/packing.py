@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from operator import mul
 
 import numpy as np
 
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.casts import whole_items
+from torchzip.tensors.chunks import boxes
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import Shape, TensorSpec, is_contiguous, read_view, resolve_bits
-from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage, fill_from
+from torchzip.tensors.storage import (
+    BLOCK_NBYTES,
+    READER_NBYTES,
+    Bytes,
+    RangeCrc,
+    Reader,
+    TensorStorage,
+)
+from torchzip.tensors.windows import WindowReader
 
 #: A strided tensor is gathered in pieces of this size: large enough that a transposed
 #: one is read in runs of kilobytes.
 _GATHER_NBYTES = 32 << 20
+#: Runs of so many bytes are read as quickly from small pieces, which stay in the cache.
+_LONG_RUN_NBYTES = 1 << 13
+_SMALL_GATHER_NBYTES = 1 << 20
+
+
+def elements_of(spec: TensorSpec) -> TensorStorage:
+    """Return the elements of a tensor in C order: its own storage, if that holds just these."""
+    elements = ElementStorage(spec)
+    return spec.storage if elements.is_whole else elements
 
 
 class ElementStorage(TensorStorage):
@@ -31,6 +50,7 @@ class ElementStorage(TensorStorage):
         self.torch_dtype = spec.torch_dtype if DTYPES[spec.torch_dtype].storage_class else None
         self.location = spec.storage.location
         self.record = spec.storage.record
+        self.random_access = spec.storage.random_access
         self._contiguous = is_contiguous(spec.shape, spec.stride)
 
     @property
@@ -43,18 +63,51 @@ class ElementStorage(TensorStorage):
         """Whether the elements are bytes of the tensor's storage as they are."""
         return self._contiguous and not (self.spec.conj or self.spec.neg)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether they are all bytes of the tensor's storage as they are."""
+        return self.is_run and (self.start, self.nbytes) == (0, self.spec.storage.nbytes)
+
     def made_of(self) -> Iterable[TensorStorage]:
         return (self.spec.storage,)
 
     def read_into(self, start: int, out: Bytes) -> None:
-        fill_from(self.blocks(), start, out)
+        self.reader(start, start + out.nbytes).read_into(start, out)
+
+    def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
+        if self.is_run:
+            base = self.spec.storage.reader(self.start + start, self.start + stop, nbytes)
+            return _RunReader(self, base)
+        if not self.random_access:
+            stop = nbytes = self.nbytes  # all at once: each read is one of the whole stream
+        elif _has_long_runs(self.spec.shape, self.spec.stride, self._element_nbytes):
+            nbytes = min(nbytes, _SMALL_GATHER_NBYTES)
+        itemsize = self._element_nbytes
+        row = math.prod(self.spec.shape[1:])
+        return WindowReader(self, self._gather, itemsize, row, -(-stop // itemsize), nbytes)
+
+    def _gather(self, first: int, last: int, out: Bytes) -> None:
+        """Fill ``out`` with a range of the elements."""
+        spec = self.spec
+        elements = out.view(numpy_dtype(spec.torch_dtype))
+        done = 0
+        for start, sizes in boxes(spec.shape, first, last):
+            offset = spec.storage_offset + sum(map(mul, start, spec.stride))
+            target = elements[done : done + math.prod(sizes)]
+            target.reshape(sizes)[...] = read_view(spec, sizes, spec.stride, offset)
+            done += target.size
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         if not self.nbytes:
             return
         spec = self.spec
         if not self._contiguous:
-            yield from self._gathered()
+            reader = self.reader(0, self.nbytes, _GATHER_NBYTES)
+            buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
+            for start in range(0, self.nbytes, nbytes):
+                block = buffer[: self.nbytes - start]
+                reader.read_into(start, block)
+                yield block
             return
         blocks = self._range(nbytes)
         if self.is_run:
@@ -85,30 +138,29 @@ class ElementStorage(TensorStorage):
                     yield part
                 at += block.size
 
-    def _gathered(self) -> Iterator[Bytes]:
-        """Yield the bytes of a strided tensor, gathered piece by piece along its outer axes."""
-        spec = self.spec
-        dtype = numpy_dtype(spec.torch_dtype)
-        if not spec.storage.random_access:
-            pieces = iter([(spec.shape, spec.storage_offset)])
-        else:
-            pieces = _pieces(spec.shape, spec.stride, spec.storage_offset, dtype.itemsize)
-        for shape, offset in pieces:
-            stride = spec.stride[len(spec.shape) - len(shape) :]
-            array = np.ascontiguousarray(read_view(spec, shape, stride, offset))
-            yield array.reshape(-1).view(np.uint8)
+
+class _RunReader(Reader):
+    """Reads elements that are a run of bytes of another storage."""
+
+    def __init__(self, storage: ElementStorage, base: Reader) -> None:
+        self._start = storage.start
+        self._base = base
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        self._base.read_into(self._start + start, out)
+
+    def crcs(self) -> list[RangeCrc]:
+        return self._base.crcs()
 
 
-def _pieces(shape: Shape, stride: Shape, offset: int, itemsize: int) -> Iterator[tuple[Shape, int]]:
-    """Cut a tensor along its outer axes: (shape of the inner axes, storage offset)."""
-    row = math.prod(shape[1:], start=itemsize)
-    if not shape or row * shape[0] <= _GATHER_NBYTES:
-        yield shape, offset
-    elif row > _GATHER_NBYTES:
-        for index in range(shape[0]):
-            yield from _pieces(shape[1:], stride[1:], offset + index * stride[0], itemsize)
-    else:
-        rows = _GATHER_NBYTES // row
-        for first in range(0, shape[0], rows):
-            count = min(rows, shape[0] - first)
-            yield (count, *shape[1:]), offset + first * stride[0]
+def _has_long_runs(shape: Shape, stride: Shape, itemsize: int) -> bool:
+    """Return whether the last axes of a tensor lie without gaps for some kilobytes, or stand still.
+
+    A tensor of that kind is not read quicker the more of it is read at once.
+    """
+    run = itemsize
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        if size > 1 and step not in (0, run // itemsize):
+            break
+        run *= size
+    return run >= _LONG_RUN_NBYTES

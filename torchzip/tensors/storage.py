@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
-from torchzip.files.crc import crc32, wrong_crc
+from torchzip.files.crc import crc32, crc32_combine, wrong_crc
 from torchzip.files.source import Source
 
 Bytes = NDArray[np.uint8]
@@ -25,6 +25,39 @@ Bytes = NDArray[np.uint8]
 BLOCK_NBYTES = 1 << 18
 #: Read at once where the CRC of what was read is checked.
 _READ_NBYTES = 1 << 23
+
+
+#: What a `Reader` may keep in memory from read to read.
+READER_NBYTES = 16 << 20
+
+
+class Reader:
+    """Reads ranges of a storage for one thread, and keeps from one to the next what serves both.
+
+    It is made for ranges that follow one another; others come out as well.
+    """
+
+    def __init__(self, storage: TensorStorage) -> None:
+        self._storage = storage
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        """Fill ``out`` with the bytes of the storage from ``start``."""
+        self._storage.read_into(start, out)
+
+    def crcs(self) -> list[RangeCrc]:
+        """Return what was read so far of each storage of `TensorStorage.compared`, in that order.
+
+        Of two readers of adjoining ranges the second goes on where the first has ended.
+        """
+        return []
+
+
+class RangeCrc(NamedTuple):
+    """The CRC of bytes ``start`` to ``stop`` of a storage."""
+
+    start: int
+    stop: int
+    crc: int
 
 
 class TensorStorage(ABC):
@@ -76,6 +109,17 @@ class TensorStorage(ABC):
         None is for most storages.
         """
         return None
+
+    def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
+        """Return what reads many ranges from ``start`` to ``stop``; it keeps ``nbytes`` at most."""
+        return Reader(self)
+
+    def compared(self) -> list[SpanStorage]:
+        """Return what this is computed from and a `Reader` takes the CRC of.
+
+        Each is read once, from its start to its end, when this is. `checked_blocks` compares it.
+        """
+        return []
 
     def read(self, start: int, stop: int) -> Bytes:
         """Return the bytes of a range as an array of its own."""
@@ -317,6 +361,9 @@ class StreamStorage(TensorStorage):
     def read_into(self, start: int, out: Bytes) -> None:
         fill_from(self.blocks(), start, out)
 
+    def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
+        return _StreamReader(self)
+
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         unit = self.swap_nbytes
         rest = b""
@@ -331,3 +378,50 @@ class StreamStorage(TensorStorage):
             yield raw.reshape(-1, unit)[:, ::-1].reshape(-1)
         if rest:  # a storage that is not a whole number of elements
             yield np.frombuffer(rest, np.uint8)
+
+
+class _StreamReader(Reader):
+    """Goes on where the last read has ended; begins again for what is before that."""
+
+    def __init__(self, storage: StreamStorage) -> None:
+        super().__init__(storage)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._blocks = self._storage.blocks()
+        self._block = np.empty(0, np.uint8)
+        self._at = 0  # where the block begins
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        if start < self._at:
+            self._begin()
+        done = 0
+        while done < out.size:
+            skip = start + done - self._at
+            part = self._block[skip : skip + out.size - done]
+            out[done : done + part.size] = part
+            done += part.size
+            if done < out.size:
+                self._at += self._block.size
+                self._block = next(self._blocks)
+
+
+def compare_crcs(compared: Iterable[SpanStorage], ranges: Iterable[Iterable[RangeCrc]]) -> None:
+    """Compare the CRCs of storages with those of ranges of them, which follow one another.
+
+    ``ranges`` are what `Reader.crcs` has given of each of the storages.
+
+    Raises
+    ------
+    ArchiveError
+        If one differs.
+    """
+    for storage, parts in zip(compared, ranges, strict=True):
+        at = found = 0
+        for part in parts:
+            if part.start != at:
+                break  # it was read in another order, and shows nothing
+            found = crc32_combine(found, part.crc, part.stop - at)
+            at = part.stop
+        if at == storage.nbytes and found != storage.crc:
+            raise wrong_crc(found, storage.crc or 0, storage.record, storage.path)

@@ -1,0 +1,56 @@
+"""Reads of elements that lie apart: many are gathered at once, and kept for the next reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from torchzip.tensors.storage import Bytes, Reader, TensorStorage
+
+
+class WindowReader(Reader):
+    """Reads elements that are best gathered many at once: a window of them, which it keeps.
+
+    ``gather`` fills memory with a range of elements. A window has ``nbytes``, in whole rows of
+    ``row`` elements if there is room for one, and ends before the element ``stop``.
+    """
+
+    def __init__(
+        self, storage: TensorStorage, gather: Callable[[int, int, Bytes], None], itemsize: int,
+        row: int, stop: int, nbytes: int,
+    ) -> None:  # fmt: skip
+        super().__init__(storage)
+        self._gather = gather
+        self._itemsize = itemsize
+        self._row = row
+        self._stop = stop
+        self._most = max(1, nbytes // itemsize)
+        self._memory = np.empty(0, np.uint8)
+        self._window = self._memory
+        self._at = 0  # the byte where the window begins
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        done = 0
+        while done < out.size:
+            skip = start + done - self._at
+            if not 0 <= skip < self._window.size:
+                self._move((start + done) // self._itemsize)
+                skip = start + done - self._at
+            part = self._window[skip : skip + out.size - done]
+            out[done : done + part.size] = part
+            done += part.size
+
+    def _move(self, first: int) -> None:
+        last = first + self._most
+        if last // self._row > first // self._row + 1:
+            last -= last % self._row
+        if last > self._stop > first:
+            last = self._stop
+        self._window = self._memory[:0]  # until it is filled
+        nbytes = (min(last, self._storage.nbytes // self._itemsize) - first) * self._itemsize
+        if self._memory.size < nbytes:
+            self._memory = np.empty(nbytes, np.uint8)
+        window = self._memory[:nbytes]
+        self._gather(first, first + nbytes // self._itemsize, window)
+        self._at, self._window = first * self._itemsize, window
