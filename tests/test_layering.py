@@ -27,6 +27,7 @@ _RANKS = {
     "types": 3.5,  # names what users see of `leaf_types` and `tensors.kinds`; rooms above import it
     "formats": 4,
     "checkpoint": 5,
+    "lazy": 5.5,  # makes LazyTensors of LazyTensors; `convert` and `tools` may use it
     "convert": 6,
     "tools": 7,
     "cli": 8,
@@ -34,7 +35,9 @@ _RANKS = {
 _ABOVE_ALL = {"__init__", "__main__"}
 
 #: Who may import what from outside the standard library.
-_NUMPY_ROOMS = {"files", "container", "tensors", "formats", "checkpoint", "convert", "tools"}
+_NUMPY_ROOMS = {
+    "files", "container", "tensors", "formats", "checkpoint", "lazy", "convert", "tools",
+}  # fmt: skip
 _OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}, "shtab": {"cli.completion"}}
 _ML_DTYPES_ROOMS = {"tensors"}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, no_memory
 from torchzip.formats.base import OpenStorage
-from torchzip.tensors.numpy_dtypes import as_dtype, numpy_dtype, torch_dtype_of
+from torchzip.tensors.arithmetic import arithmetic, converted
+from torchzip.tensors.numpy_dtypes import (
+    as_dtype,
+    numpy_dtype,
+    parse_torch_dtype,
+    torch_dtype_of,
+)
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride, read_view, slice_spec
 from torchzip.tensors.storage import ArrayStorage, StorageOpener, TensorStorage
+from torchzip.tensors.views import opened, permuted, reshaped, sliced
 from torchzip.types import OtherTensor, Parameter
 
 
@@ -24,11 +31,18 @@ class LazyTensor:
     ``spec`` is what the file says of it: its storage, and how it lies in it. Stride and
     storage offset count elements. A LazyTensor survives ``pickle`` if its file is a path, or a file
     object that does.
+
+    Views (`lazy`, `T`, `permute`, `reshape`, `to`) and ``+ - * /`` with numbers, arrays and other
+    LazyTensors give LazyTensors: nothing is read, and they are computed block by block when they
+    are (docs/lazy.md). Each is a tensor of its own with a storage of its own. `torchzip.lazy` has
+    what several tensors make together.
     """
 
     __slots__ = ("__weakref__", "spec")
 
     spec: TensorSpec
+    #: numpy's arrays leave the operators between them and a LazyTensor to it.
+    __array_priority__ = 1000.0
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec = spec
@@ -77,8 +91,8 @@ class LazyTensor:
 
         A broadcast tensor (stride 0) of more than 16 MiB is a read-only view of its elements.
         """
-        spec = self.spec
-        return self._read(spec.shape, spec.stride, spec.storage_offset)
+        spec = opened(self.spec)
+        return _read(spec, spec.shape, spec.stride, spec.storage_offset)
 
     def __array__(
         self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
@@ -94,12 +108,73 @@ class LazyTensor:
 
         An index by arrays or lists reads the whole tensor.
         """
-        chosen = slice_spec(self.spec, key)
+        spec = opened(self.spec)
+        chosen = slice_spec(spec, key)
         if chosen is None:
             with EnoughMemory():
                 return self.numpy()[key]
-        array = self._read(*chosen)
+        array = _read(spec, *chosen)
         return array if array.ndim or _has_ellipsis(key) else array[()]
+
+    @property
+    def lazy(self) -> LazyIndex:
+        """The tensor for a basic index that is not read: ``tensor.lazy[10:20, :4]``."""
+        return LazyIndex(self.spec)
+
+    @property
+    def T(self) -> LazyTensor:
+        """The tensor with its axes in reverse order."""
+        return self.permute(*reversed(range(self.ndim)))
+
+    def permute(self, *axes: int) -> LazyTensor:
+        """Return the tensor with its axes in another order, as numpy's ``transpose``."""
+        return LazyTensor(permuted(self.spec, axes))
+
+    def reshape(self, *shape: int | tuple[int, ...]) -> LazyTensor:
+        """Return the same elements, in C order, in another shape; one size may be -1."""
+        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        return LazyTensor(reshaped(self.spec, cast(Sequence[int], sizes)))
+
+    def to(self, dtype: str) -> LazyTensor:
+        """Return the tensor in another dtype, rounded once from what an expression computes.
+
+        Floats round as torch's ``.to()`` does. Ints must fit, or it is an error to read them.
+
+        Raises
+        ------
+        TypeError
+            For floats that are to be ints, and complex numbers that are to be real.
+        """
+        target = parse_torch_dtype(dtype)
+        made = converted(self.spec, target)
+        return self if made is self.spec else LazyTensor(made)
+
+    def __add__(self, other: Any) -> LazyTensor:
+        return _arithmetic(np.add, self, other)
+
+    def __radd__(self, other: Any) -> LazyTensor:
+        return _arithmetic(np.add, other, self)
+
+    def __sub__(self, other: Any) -> LazyTensor:
+        return _arithmetic(np.subtract, self, other)
+
+    def __rsub__(self, other: Any) -> LazyTensor:
+        return _arithmetic(np.subtract, other, self)
+
+    def __mul__(self, other: Any) -> LazyTensor:
+        return _arithmetic(np.multiply, self, other)
+
+    def __rmul__(self, other: Any) -> LazyTensor:
+        return _arithmetic(np.multiply, other, self)
+
+    def __truediv__(self, other: Any) -> LazyTensor:
+        return _arithmetic(np.divide, self, other)
+
+    def __rtruediv__(self, other: Any) -> LazyTensor:
+        return _arithmetic(np.divide, other, self)
+
+    def __neg__(self) -> LazyTensor:
+        return _arithmetic(np.multiply, self, -1)
 
     def __len__(self) -> int:
         if not self.spec.shape:
@@ -112,12 +187,6 @@ class LazyTensor:
             raise TypeError("a tensor without dimensions cannot be iterated over")
         return (self[index] for index in range(len(self)))
 
-    def _read(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> NDArray[Any]:
-        try:
-            return read_view(self.spec, shape, stride, offset)
-        except MemoryError as error:  # a block would cost each of many small reads
-            raise no_memory(error) from None
-
     def __repr__(self) -> str:
         extra = ", requires_grad=True" if self.requires_grad else ""
         kind = "parameter, " if self.is_parameter else ""
@@ -125,6 +194,46 @@ class LazyTensor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (LazyTensor, (self.spec,))
+
+
+def _read(
+    spec: TensorSpec, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> NDArray[Any]:
+    try:
+        return read_view(spec, shape, stride, offset)
+    except MemoryError as error:  # a block would cost each of many small reads
+        raise no_memory(error) from None
+
+
+class LazyIndex:
+    """Takes the index of a `LazyTensor` and gives a view of it that is not read."""
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self._spec = spec
+
+    def __getitem__(self, key: Any) -> LazyTensor:
+        return LazyTensor(sliced(self._spec, key))
+
+
+def _arithmetic(ufunc: np.ufunc, left: Any, right: Any) -> Any:
+    sides = [_operand(each) for each in (left, right)]
+    if any(each is None for each in sides):
+        return NotImplemented
+    return LazyTensor(arithmetic(ufunc, *sides))
+
+
+def _operand(value: Any) -> Any:
+    """Return a tensor or a number as arithmetic takes it; None for anything else."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int | float | complex):
+        return value
+    value = data_of(value)
+    if isinstance(value, np.ndarray):
+        value = tensor_of(value)
+    return value.spec if isinstance(value, LazyTensor) else None
 
 
 def _has_ellipsis(key: Any) -> bool:

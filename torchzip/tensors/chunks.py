@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,6 @@ class ChunkedStorage(TensorStorage):
         self.nbytes = math.prod(shape) * row.itemsize
         self.location = "cpu"
         self.record = record
-        self._torch_dtype = torch_dtype
         self._dtype = numpy_dtype(torch_dtype)
         self._shape = shape
         self._stride = contiguous_stride(shape)
@@ -176,14 +175,19 @@ class ChunkedStorage(TensorStorage):
         for _ in self._read_range(first, last, out.view(self._dtype)):
             pass
 
-    def with_tensors(self, change: Callable[[TensorSpec], TensorSpec]) -> tuple[str, Self]:
-        """Return the same boxes with other tensors, all of one dtype, and that dtype."""
+    def with_tensors(
+        self, change: Callable[[TensorSpec], TensorSpec]
+    ) -> tuple[str, ChunkedStorage] | None:
+        """Return the same boxes with other tensors, and their dtype; None if they have several."""
         chunks = [
             Chunk(each.offsets, each.sizes, each.place, change(each.open()))
             for each in self._chunks
         ]
-        torch_dtype = chunks[0].open().torch_dtype
-        return torch_dtype, type(self)(torch_dtype, self._shape, chunks, self.record or "")
+        dtypes = {each.open().torch_dtype for each in chunks}
+        if len(dtypes) != 1:
+            return None
+        (torch_dtype,) = dtypes
+        return torch_dtype, ChunkedStorage(torch_dtype, self._shape, chunks, self.record or "")
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int

@@ -19,6 +19,7 @@ from torchzip.tensors.storage import (
     Bytes,
     RangeCrc,
     Reader,
+    SpanStorage,
     TensorStorage,
 )
 from torchzip.tensors.windows import WindowReader
@@ -72,9 +73,17 @@ class ElementStorage(TensorStorage):
         return (self.spec.storage,)
 
     def read_into(self, start: int, out: Bytes) -> None:
-        self.reader(start, start + out.nbytes).read_into(start, out)
+        if self.is_run:
+            self.spec.storage.read_into(self.start + start, out)
+        else:
+            self.reader(start, start + out.nbytes).read_into(start, out)
+
+    def compared(self) -> list[SpanStorage]:
+        return self.spec.storage.compared() if self.is_whole else []
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
+        if self.is_run and isinstance(self.spec.storage, SpanStorage) and not self.is_whole:
+            return Reader(self)
         if self.is_run:
             base = self.spec.storage.reader(self.start + start, self.start + stop, nbytes)
             return _RunReader(self, base)
@@ -143,14 +152,16 @@ class _RunReader(Reader):
     """Reads elements that are a run of bytes of another storage."""
 
     def __init__(self, storage: ElementStorage, base: Reader) -> None:
+        super().__init__(storage)
         self._start = storage.start
+        self._is_whole = storage.is_whole
         self._base = base
 
     def read_into(self, start: int, out: Bytes) -> None:
         self._base.read_into(self._start + start, out)
 
     def crcs(self) -> list[RangeCrc]:
-        return self._base.crcs()
+        return self._base.crcs() if self._is_whole else []
 
 
 def _has_long_runs(shape: Shape, stride: Shape, itemsize: int) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
-from torchzip.files.crc import crc32, crc32_combine, wrong_crc
+from torchzip.files.crc import RunningCrc32, crc32, crc32_combine, wrong_crc
 from torchzip.files.source import Source
 
 Bytes = NDArray[np.uint8]
@@ -115,9 +115,9 @@ class TensorStorage(ABC):
         return Reader(self)
 
     def compared(self) -> list[SpanStorage]:
-        """Return what this is computed from and a `Reader` takes the CRC of.
+        """Return what a `Reader` takes the CRC of: what is read once, from end to end, when this is.
 
-        Each is read once, from its start to its end, when this is. `checked_blocks` compares it.
+        Each has a known CRC.
         """
         return []
 
@@ -305,6 +305,30 @@ class SpanStorage(TensorStorage):
         source.read_into(offset + first, whole.data)
         swapped = whole.reshape(-1, unit)[:, ::-1].reshape(-1)
         out[:] = swapped[start - first : start - first + out.nbytes]
+
+    def compared(self) -> list[SpanStorage]:
+        return [self] if self.crc else []
+
+    def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
+        return _ComparedReader(self, start) if self.crc else Reader(self)
+
+
+class _ComparedReader(Reader):
+    """Takes the CRC of what it reads of a storage from a byte on, as long as there is no gap."""
+
+    def __init__(self, storage: SpanStorage, start: int) -> None:
+        super().__init__(storage)
+        self._start = self._at = start
+        self._crc = RunningCrc32()
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        self._storage.read_into(start, out)
+        if start <= self._at < start + out.size:
+            self._crc.update(out[self._at - start :].data)
+            self._at = start + out.size
+
+    def crcs(self) -> list[RangeCrc]:
+        return [RangeCrc(self._start, self._at, self._crc.value())]
 
 
 def sources_of(storages: Iterable[object]) -> list[Source]:

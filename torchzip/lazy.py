@@ -1,0 +1,265 @@
+"""Tensors that are computed from others when they are read, or put together of them.
+
+What comes out is a `LazyTensor`: it is sliced, read, saved, converted and pickled as any other, and
+costs the memory of its blocks alone. The views and operators of `LazyTensor` itself are the other
+half of it; docs/lazy.md has both in ten minutes.
+
+An array, or whatever else `save` takes for one, may stand wherever a LazyTensor may.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, tensor_of
+from torchzip.checkpoint.structure import as_tensor
+from torchzip.errors import EnoughMemory
+from torchzip.tensors.arithmetic import broadcast_shape, converted, promoted
+from torchzip.tensors.computed import (
+    ComputedStorage,
+    OperandReader,
+    computing_dtype,
+    fresh_spec,
+    operand_of,
+)
+from torchzip.tensors.functions import UserFunction, takes_rows
+from torchzip.tensors.numpy_dtypes import parse_torch_dtype
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import compare_crcs
+from torchzip.tensors.views import broadcast_spec, joined, padded, reshaped
+
+__all__ = ["cat", "compute", "pad", "reduce", "stack"]
+
+A = TypeVar("A")
+
+
+def cat(tensors: Sequence[Any], axis: int = 0) -> LazyTensor:
+    """Return tensors one after another along an axis, in the dtype that numpy promotes theirs to.
+
+    They are equal in all other axes. Unlike in torch, an empty one is no exception to that.
+
+    Examples
+    --------
+    >>> cat([np.zeros((1, 2), "float32"), np.ones((2, 2), "float32")]).numpy().tolist()
+    [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+    """
+    specs = _of_one_dtype(tensors)
+    ndim = len(specs[0].shape)
+    at = _axis(axis, ndim)
+    for spec in specs:
+        if len(spec.shape) != ndim or any(
+            size != first
+            for each, (size, first) in enumerate(zip(spec.shape, specs[0].shape, strict=True))
+            if each != at
+        ):
+            raise ValueError(
+                f"tensors of shapes {list(specs[0].shape)} and {list(spec.shape)} are not put "
+                f"together along axis {at}"
+            )
+    starts = [sum(spec.shape[at] for spec in specs[:number]) for number in range(len(specs) + 1)]
+    shape = (*specs[0].shape[:at], starts[-1], *specs[0].shape[at + 1 :])
+    parts = [
+        ((*(0,) * at, start, *(0,) * (ndim - at - 1)), spec)
+        for start, spec in zip(starts, specs, strict=False)
+    ]
+    return LazyTensor(joined(specs[0].torch_dtype, shape, parts))
+
+
+def stack(tensors: Sequence[Any], axis: int = 0) -> LazyTensor:
+    """Return tensors of one shape side by side along a new axis.
+
+    Examples
+    --------
+    >>> stack([np.zeros(3, "int8"), np.ones(3, "int8")], axis=1).shape
+    (3, 2)
+    """
+    specs = _of_one_dtype(tensors)
+    shape = specs[0].shape
+    for spec in specs:
+        if spec.shape != shape:
+            raise ValueError(
+                f"tensors of shapes {list(shape)} and {list(spec.shape)} are not stacked"
+            )
+    at = _axis(axis, len(shape) + 1)
+    longer = (*shape[:at], 1, *shape[at:])
+    return cat([LazyTensor(reshaped(spec, longer)) for spec in specs], at)
+
+
+def pad(tensor: Any, shape: Sequence[int], value: complex = 0) -> LazyTensor:
+    """Return a tensor with ``value`` added at the end of each axis, up to a shape.
+
+    Examples
+    --------
+    >>> pad(np.ones((1, 2), "float32"), (2, 3), value=-1).numpy().tolist()
+    [[1.0, 1.0, -1.0], [-1.0, -1.0, -1.0]]
+    """
+    spec = _spec_of(tensor)
+    fill = tensor_of(np.asarray(value, LazyTensor(spec).dtype))
+    if fill is None or fill.torch_dtype != spec.torch_dtype:
+        raise TypeError(f"there are no numbers of dtype {spec.torch_dtype} to pad with")
+    return LazyTensor(padded(spec, tuple(shape), fill.spec))
+
+
+def compute(
+    fn: Callable[..., Any],
+    *tensors: Any,
+    dtype: str | None = None,
+    shape: Sequence[int] | None = None,
+    rows: bool = False,
+    repeat: Sequence[int] | None = None,
+) -> LazyTensor:
+    """Return the tensor that ``fn`` makes of others, block by block, when it is read.
+
+    ``fn(*blocks)`` gets numpy arrays with the same elements of every tensor, in C order and one
+    dimension, and returns an array of as many. Floats of up to 32 bits come as float32, others as
+    they are. It gives float32 for a floating result of up to 32 bits, or that dtype itself. The
+    arrays are used again for the next block: it may write into them, and keeps none of them. It
+    may be called for any part, in any order, more than once, and in other processes if it pickles;
+    numpy's warnings are off.
+
+    * ``dtype`` is torch's name of that of the result; None: what numpy promotes theirs to.
+    * ``shape`` is that of the result; None: what theirs are broadcast to, with ``rows`` that of the
+      first.
+    * ``rows``: blocks are whole rows of axis 0, and ``fn`` may have a parameter ``rows`` for the
+      first and the one after the last.
+    * ``repeat``, with ``rows``: how many rows of the result go with one row of each tensor. None:
+      as many as divide the rows of the result evenly. A tensor with fewer rows gives those that
+      touch the block. So scales of blocks of 128 rows have a ``repeat`` of 128, and ``fn`` finds
+      by its ``rows`` where the first of them begins.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the shapes or dtypes do not go together; and when it is read, if ``fn`` raises an error
+        or makes another shape or dtype.
+
+    Examples
+    --------
+    >>> weight = np.arange(6, dtype="float32").reshape(3, 2)
+    >>> compute(np.sqrt, weight, dtype="bfloat16")[0].tolist()
+    [0.0, 1.0]
+    >>> compute(lambda w: w / w.sum(1, keepdims=True), weight, rows=True)[1].round(2).tolist()
+    [0.4, 0.6]
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function, not {type(fn).__name__}")
+    if not tensors:
+        raise TypeError("compute takes a function and one tensor or more")
+    specs = [_spec_of(each) for each in tensors]
+    target = promoted([each.torch_dtype for each in specs]) if dtype is None else None
+    target = parse_torch_dtype(dtype) if dtype is not None else target
+    assert target is not None
+    computed = computing_dtype(target)
+    if rows:
+        made = specs[0].shape if shape is None else tuple(shape)
+        if not made or any(not spec.shape for spec in specs):
+            raise ValueError("a tensor without dimensions does not have rows")
+        count, row = made[0], made[1:]
+        every = _repeats(specs, count, repeat)
+    else:
+        if repeat is not None:
+            raise ValueError("repeat says how rows go together; it needs rows=True")
+        made = broadcast_shape([spec.shape for spec in specs]) if shape is None else tuple(shape)
+        specs = [_broadcast(spec, made) for spec in specs]
+        count, row = math.prod(made), ()
+        every = [1] * len(specs)
+    operands = [
+        operand_of(spec, computing_dtype(spec.torch_dtype), spec.shape[1:] if rows else (), times)
+        for spec, times in zip(specs, every, strict=True)
+    ]
+    function = UserFunction(fn, target, computed, row, made, rows and takes_rows(fn))
+    storage = ComputedStorage(
+        function, operands, dtype=target, computed=computed, rows=count, row=row
+    )
+    return LazyTensor(fresh_spec(target, made, storage))
+
+
+@EnoughMemory()
+def reduce(fn: Callable[..., A], *tensors: Any, initial: Any = None) -> A:
+    """Return what ``fn`` makes of all elements of tensors, in one pass, block by block.
+
+    ``fn(accumulator, *blocks)`` gives the next accumulator; the first is ``initial``. The blocks
+    are those of `compute`: in order, and used again for the next call. A file that is read from end
+    to end is compared with its CRCs. So that a norm does not lose, add in float64.
+
+    Examples
+    --------
+    >>> weight = np.arange(6, dtype="float32")
+    >>> reduce(lambda most, block: max(most, abs(block).max()), weight, initial=0).item()
+    5.0
+    """
+    specs = [_spec_of(each) for each in tensors]
+    shape = broadcast_shape([spec.shape for spec in specs])
+    operands = [
+        operand_of(_broadcast(spec, shape), computing_dtype(spec.torch_dtype)) for spec in specs
+    ]
+    storage = ComputedStorage(_first, operands, dtype="bool", computed="bool", rows=math.prod(shape))
+    readers = [OperandReader(each, 0, storage.rows) for each in operands]
+    accumulator = initial
+    for first in range(0, storage.rows, storage.block_rows):
+        stop = min(first + storage.block_rows, storage.rows)
+        accumulator = fn(accumulator, *(reader.read(first, stop) for reader in readers))
+    crcs = [[each] for reader in readers for each in reader.crcs()]
+    compare_crcs(storage.compared(), crcs)
+    return accumulator  # type: ignore[no-any-return]
+
+
+def _first(blocks: Any, first: int, stop: int) -> Any:
+    return blocks[0]
+
+
+def _spec_of(value: Any) -> TensorSpec:
+    """Return what stands for a tensor as one."""
+    value = data_of(value)
+    if not isinstance(value, LazyTensor | np.ndarray):
+        value = np.asarray(value) if isinstance(value, np.generic) else as_tensor(value)
+    made = tensor_of(value) if isinstance(value, np.ndarray) else value
+    if not isinstance(made, LazyTensor):
+        raise TypeError(f"torch does not have the dtype {value.dtype}, or it is not a dense tensor")
+    return made.spec
+
+
+def _of_one_dtype(tensors: Sequence[Any]) -> list[TensorSpec]:
+    if isinstance(tensors, LazyTensor | np.ndarray):
+        raise TypeError("a list of tensors was expected, not one tensor")
+    specs = [_spec_of(each) for each in tensors]
+    if not specs:
+        raise ValueError("there must be one tensor or more")
+    dtypes = [each.torch_dtype for each in specs]
+    dtype = dtypes[0] if len(set(dtypes)) == 1 else promoted(dtypes)
+    return [converted(spec, dtype) for spec in specs]
+
+
+def _axis(axis: int, ndim: int) -> int:
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis {axis} of tensors of {ndim} dimensions")
+    return axis % ndim
+
+
+def _broadcast(spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
+    if broadcast_shape([spec.shape, shape]) != shape:
+        raise ValueError(
+            f"a tensor of shape {list(spec.shape)} has more elements than {list(shape)}"
+        )
+    return broadcast_spec(spec, shape)
+
+
+def _repeats(specs: Sequence[TensorSpec], rows: int, repeat: Sequence[int] | None) -> list[int]:
+    """Return how many rows of the result go with one row of each tensor."""
+    if repeat is not None and len(repeat) != len(specs):
+        raise ValueError(f"repeat has {len(repeat)} numbers for {len(specs)} tensors")
+    found = []
+    for number, spec in enumerate(specs):
+        own = spec.shape[0]
+        times = repeat[number] if repeat is not None else rows // own if own else 1
+        if times < 1 or -(-rows // times) != own or (repeat is None and rows % max(own, 1)):
+            raise ValueError(
+                f"tensor {number} has {own:,} rows for the {rows:,} of the result; "
+                + (f"{times} of these for each" if repeat is not None else "say by repeat= how")
+            )
+        found.append(times)
+    return found

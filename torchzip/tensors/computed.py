@@ -1,0 +1,325 @@
+"""Storages whose elements are computed when they are read, block by block.
+
+A block is a run of elements in C order, or of whole rows of the first axis. Its operands are read
+into memory that is used again for the next block and stays in the processor's cache; what the
+function makes of them is rounded to the dtype of the result and copied to where it is wanted. So a
+read may begin and end anywhere, and needs the memory of one block whatever the size of the tensor.
+
+A function gets floats of up to 32 bits as float32, all others as they are, and gives float32 too.
+An operand that is computed itself comes as it was before it was rounded (`unrounded`): a chain of
+operations is one pass over its sources, and rounds once, at its end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchzip.dtypes import DTYPES
+from torchzip.tensors.casts import Cast
+from torchzip.tensors.chunks import ChunkedStorage
+from torchzip.tensors.numpy_dtypes import numpy_dtype
+from torchzip.tensors.packing import ElementStorage, elements_of
+from torchzip.tensors.specs import Shape, TensorSpec, contiguous_stride
+from torchzip.tensors.storage import (
+    BLOCK_NBYTES,
+    READER_NBYTES,
+    Bytes,
+    RangeCrc,
+    Reader,
+    SpanStorage,
+    TensorStorage,
+    compare_crcs,
+)
+
+Array = NDArray[Any]
+
+#: Elements of a block, and the bytes that those of all operands may take together.
+_BLOCK_ELEMENTS = 1 << 16
+_BLOCKS_NBYTES = 8 << 20
+#: Operations on one another that an expression may have: each is a call inside of a call.
+MOST_STEPS = 100
+
+
+class ComputationError(ValueError):
+    """A function of a user that raised an error, or made something else than a block.
+
+    Its message begins with the tensor, where that is known.
+    """
+
+    def of(self, name: str) -> ComputationError:
+        """Return the same error with the name of the tensor."""
+        return ComputationError(f"{name}: {self}")
+
+
+class Function(Protocol):
+    """Makes a block of a result. One that pickles can be carried out by another process."""
+
+    def __call__(self, blocks: list[Array], first: int, stop: int) -> Array:
+        """Return the rows ``first`` to ``stop``, in the dtype that the result is computed in.
+
+        ``blocks`` belong to the function until it returns: it may change them and return one.
+        """
+        ...
+
+
+def computing_dtype(torch_dtype: str) -> str:
+    """Return the dtype in which tensors of a dtype are computed.
+
+    >>> computing_dtype("bfloat16"), computing_dtype("float64"), computing_dtype("int8")
+    ('float32', 'float64', 'int8')
+    """
+    row = DTYPES[torch_dtype]
+    return "float32" if row.kind == "float" and row.itemsize < 4 else torch_dtype
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Operand:
+    """A tensor that something is computed from.
+
+    Its blocks have the dtype ``computed``. A row of it has the shape ``row``, and stands for
+    ``repeat`` rows of the result.
+    """
+
+    elements: TensorStorage
+    torch_dtype: str
+    computed: str
+    row: Shape = ()
+    repeat: int = 1
+
+    @property
+    def row_nbytes(self) -> int:
+        return math.prod(self.row) * DTYPES[self.torch_dtype].itemsize
+
+    def rows(self, first: int, stop: int) -> tuple[int, int]:
+        """Return which of its rows go with rows of the result."""
+        return first // self.repeat, -(-stop // self.repeat)
+
+
+def operand_of(
+    spec: TensorSpec, computed: str, row: Shape = (), repeat: int = 1
+) -> Operand:
+    """Return a tensor as an operand, as it was before it was rounded."""
+    spec = unrounded(spec)
+    return Operand(elements_of(spec), spec.torch_dtype, computed, row, repeat)
+
+
+class ComputedStorage(TensorStorage):
+    """What a function makes of operands: ``rows`` rows of the shape ``row``, in C order.
+
+    It is computed in the dtype ``computed`` and rounded to ``dtype``, as `Cast` rounds. Rows
+    without axes are elements, and each can be computed by itself; others are always computed
+    in the same blocks, whichever part is read.
+    """
+
+    location = "cpu"
+
+    def __init__(
+        self,
+        function: Function,
+        operands: Sequence[Operand],
+        *,
+        dtype: str,
+        computed: str,
+        rows: int,
+        row: Shape = (),
+    ) -> None:
+        self.function = function
+        self.operands = tuple(operands)
+        self.dtype = dtype
+        self.computed = computed
+        self.rows = rows
+        self.row = row
+        self.torch_dtype = dtype if DTYPES[dtype].storage_class else None
+        self.row_nbytes = math.prod(row) * DTYPES[dtype].itemsize
+        self.nbytes = rows * self.row_nbytes
+        self.random_access = all(each.elements.random_access for each in operands)
+        steps = [each.elements.steps for each in operands if isinstance(each.elements, ComputedStorage)]
+        self.steps = 1 + max(steps, default=0)
+        if self.steps > MOST_STEPS:
+            raise ValueError(
+                f"an expression of more than {MOST_STEPS} operations on one another; compute it "
+                "by one function with lazy.compute, or save what there is so far"
+            )
+        widest = max([math.prod(row), *(math.prod(each.row) for each in operands)])
+        room = min(_BLOCK_ELEMENTS, _BLOCKS_NBYTES // (8 * max(len(operands), 1)))
+        #: Rows of a block.
+        self.block_rows = max(1, room // max(widest, 1))
+
+    def unrounded(self) -> ComputedStorage:
+        """Return the same elements in the dtype in which they are computed."""
+        if self.dtype == self.computed:
+            return self
+        return ComputedStorage(
+            self.function, self.operands, dtype=self.computed, computed=self.computed,
+            rows=self.rows, row=self.row,
+        )  # fmt: skip
+
+    def made_of(self) -> Iterable[TensorStorage]:
+        return [each.elements for each in self.operands]
+
+    def first_block(self, row: int) -> int:
+        """Return the row where the block begins that has a row."""
+        return row // self.block_rows * self.block_rows if self.row else row
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        reader = self.reader(start, start + out.nbytes)
+        reader.read_into(start, out)
+        if out.nbytes == self.nbytes:
+            compare_crcs(self.compared(), [[each] for each in reader.crcs()])
+
+    def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
+        return _ComputedReader(self, start, stop, nbytes)
+
+    def compared(self) -> list[SpanStorage]:
+        """Return what its operands are computed from, but for those of which rows are repeated."""
+        return [
+            each
+            for operand in self.operands
+            if operand.repeat == 1
+            for each in operand.elements.compared()
+        ]
+
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        return self._blocks(self.reader(0, self.nbytes), nbytes)
+
+    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        """Yield all bytes in order, and compare the CRCs of what was read from end to end."""
+        reader = self.reader(0, self.nbytes)
+        yield from self._blocks(reader, nbytes)
+        compare_crcs(self.compared(), [[each] for each in reader.crcs()])
+
+    def _blocks(self, reader: Reader, nbytes: int) -> Iterator[Bytes]:
+        buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
+        for start in range(0, self.nbytes, nbytes):
+            block = buffer[: self.nbytes - start]
+            reader.read_into(start, block)
+            yield block
+
+
+class _ComputedReader(Reader):
+    """Computes block after block; the last one stays, for a read that begins in it."""
+
+    def __init__(self, storage: ComputedStorage, start: int, stop: int, nbytes: int) -> None:
+        self._computed = storage
+        row_nbytes = max(storage.row_nbytes, 1)
+        self._stop = -(-stop // row_nbytes)
+        first = -(-start // row_nbytes)
+        if storage.first_block(first) < first:  # that block is compared by the reader before
+            first = storage.first_block(first) + storage.block_rows
+        last = self._stop
+        if storage.row:
+            last = min(storage.first_block(last + storage.block_rows - 1), storage.rows)
+        share = nbytes // max(len(storage.operands), 1)
+        self._operands = [
+            OperandReader(operand, min(first, last), last, share)
+            for operand in storage.operands
+        ]
+        self._cast = None
+        if storage.computed != storage.dtype:
+            self._cast = Cast(storage.computed, storage.dtype)
+        self._shape = storage.row
+        self._dtype = numpy_dtype(storage.computed)
+        self._block = np.empty(0, np.uint8)
+        self._at = 0  # the byte where the block begins
+
+    def crcs(self) -> list[RangeCrc]:
+        return [each for operand in self._operands for each in operand.crcs()]
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        done = 0
+        while done < out.size:
+            skip = start + done - self._at
+            if not 0 <= skip < self._block.size:
+                self._compute((start + done) // self._computed.row_nbytes)
+                skip = start + done - self._at
+            part = self._block[skip : skip + out.size - done]
+            out[done : done + part.size] = part
+            done += part.size
+
+    def _compute(self, row: int) -> None:
+        storage = self._computed
+        first = storage.first_block(row)
+        # Of elements no more than will be read; rows are computed in the same blocks each time.
+        stop = min(first + storage.block_rows, storage.rows)
+        if not storage.row:
+            stop = min(stop, max(self._stop, first + 1))
+        self._block = self._block[:0]  # until it is made
+        blocks = [operand.read(first, stop) for operand in self._operands]
+        with np.errstate(all="ignore"):
+            made = storage.function(blocks, first, stop)
+        raw = np.ascontiguousarray(made, self._dtype).reshape(-1).view(np.uint8)
+        self._block = raw if self._cast is None else self._cast(raw)
+        self._at = first * storage.row_nbytes
+
+
+class OperandReader:
+    """Reads what goes with rows ``first`` to ``stop`` of a result, block by block.
+
+    The memory of a block is used again for the next.
+    """
+
+    def __init__(
+        self, operand: Operand, first: int, stop: int, nbytes: int = READER_NBYTES
+    ) -> None:
+        self._operand = operand
+        begin, end = (each * operand.row_nbytes for each in operand.rows(first, stop))
+        self._reader = operand.elements.reader(begin, end, nbytes)
+        self._from = numpy_dtype(operand.torch_dtype)
+        self._raw = np.empty(0, self._from)
+        self._values = np.empty(0, numpy_dtype(operand.computed))
+        castable = DTYPES[operand.torch_dtype].castable and DTYPES[operand.computed].castable
+        self._cast = None
+        if castable and operand.torch_dtype != operand.computed:
+            self._cast = Cast(operand.torch_dtype, operand.computed)
+
+    def crcs(self) -> list[RangeCrc]:
+        return self._reader.crcs() if self._operand.repeat == 1 else []
+
+    def read(self, first: int, stop: int) -> Array:
+        """Return what goes with rows of the result."""
+        operand = self._operand
+        first, stop = operand.rows(first, stop)
+        count = (stop - first) * math.prod(operand.row)
+        if self._values.size < count:
+            self._values = np.empty(count, self._values.dtype)
+        values = self._values[:count]
+        is_same = operand.torch_dtype == operand.computed
+        if not is_same and self._raw.size < count:
+            self._raw = np.empty(count, self._from)
+        raw = values if is_same else self._raw[:count]
+        self._reader.read_into(first * operand.row_nbytes, raw.view(np.uint8))
+        if self._cast is not None:
+            self._cast.into(raw.view(np.uint8), values.view(np.uint8))
+        elif not is_same:
+            values[...] = raw
+        return values.reshape(stop - first, *operand.row)
+
+
+def unrounded(spec: TensorSpec) -> TensorSpec:
+    """Return a tensor as it was before it was rounded, if it is computed: in a wider dtype maybe.
+
+    That of views of an expression, and of several put together, are such views too.
+    """
+    storage = spec.storage
+    if isinstance(storage, ComputedStorage):
+        return spec.replace(torch_dtype=storage.computed, storage=storage.unrounded())
+    if isinstance(storage, ElementStorage):
+        inner = unrounded(storage.spec)
+        if inner is not storage.spec:
+            return spec.replace(torch_dtype=inner.torch_dtype, storage=ElementStorage(inner))
+    if isinstance(storage, ChunkedStorage):
+        found = storage.with_tensors(unrounded)
+        if found is not None and found[0] != spec.torch_dtype:
+            return spec.replace(torch_dtype=found[0], storage=found[1])
+    return spec
+
+
+def fresh_spec(torch_dtype: str, shape: Shape, storage: TensorStorage) -> TensorSpec:
+    """Return the tensor that all of a storage is, in C order."""
+    return TensorSpec(torch_dtype, shape, contiguous_stride(shape), 0, storage)
