@@ -197,7 +197,9 @@ def reduce(fn: Callable[..., A], *tensors: Any, initial: Any = None) -> A:
     operands = [
         operand_of(_broadcast(spec, shape), computing_dtype(spec.torch_dtype)) for spec in specs
     ]
-    storage = ComputedStorage(_first, operands, dtype="bool", computed="bool", rows=math.prod(shape))
+    storage = ComputedStorage(
+        _first, operands, dtype="bool", computed="bool", rows=math.prod(shape)
+    )
     readers = [OperandReader(each, 0, storage.rows) for each in operands]
     accumulator = initial
     for first in range(0, storage.rows, storage.block_rows):

@@ -122,7 +122,7 @@ class LazyTensor:
         return LazyIndex(self.spec)
 
     @property
-    def T(self) -> LazyTensor:
+    def T(self) -> LazyTensor:  # noqa: N802
         """The tensor with its axes in reverse order."""
         return self.permute(*reversed(range(self.ndim)))
 
@@ -217,10 +217,10 @@ class LazyIndex:
         return LazyTensor(sliced(self._spec, key))
 
 
-def _arithmetic(ufunc: np.ufunc, left: Any, right: Any) -> Any:
+def _arithmetic(ufunc: np.ufunc, left: Any, right: Any) -> LazyTensor:
     sides = [_operand(each) for each in (left, right)]
     if any(each is None for each in sides):
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     return LazyTensor(arithmetic(ufunc, *sides))
 
 

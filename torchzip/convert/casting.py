@@ -9,12 +9,16 @@ from typing import Any
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import reach
 from torchzip.tensors.casts import CastStorage
-from torchzip.tensors.packing import ElementStorage
+from torchzip.tensors.computed import unrounded
+from torchzip.tensors.packing import ElementStorage, elements_of
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
+from torchzip.tensors.storage import TensorStorage
 
 #: (name, torch dtype) -> the dtype in the output
 DtypeOf = Callable[[str, str], str]
+#: A storage of the output, and the dtype of its tensors there.
+_Made = tuple[TensorStorage, str]
 
 
 class StorageCasts:
@@ -36,8 +40,8 @@ class StorageCasts:
         self._applied: dict[int, tuple[TensorSpec, TensorSpec]] = {}
         #: By the id of a storage that is cast as a whole; by the layout and the target of a tensor
         #: alone, and by the layout for one without a name, which goes with the first.
-        self._whole: dict[int, CastStorage] = {}
-        self._single: dict[Any, CastStorage] = {}
+        self._whole: dict[int, _Made] = {}
+        self._single: dict[Any, _Made] = {}
         self._targets: dict[int, str] = {}
         wanted: dict[int, set[tuple[str, str]]] = {}
         for name, tensor in tensors.items():
@@ -52,9 +56,11 @@ class StorageCasts:
                 continue
             if len(wanted[own]) == 1 and own not in pinned:
                 if own not in self._whole:
-                    self._whole[own] = CastStorage(spec.storage, spec.torch_dtype, target)
+                    before = unrounded(spec)
+                    self._whole[own] = _cast(before.storage, before.torch_dtype, target), target
             elif id(spec) not in inner and (layout(spec), target) not in self._single:
-                made = CastStorage(ElementStorage(spec), spec.torch_dtype, target)
+                before = unrounded(spec)
+                made = _cast(ElementStorage(before), before.torch_dtype, target), target
                 self._single[layout(spec), target] = made
                 self._single.setdefault((layout(spec), None), made)
 
@@ -69,14 +75,26 @@ class StorageCasts:
             return spec
         whole = self._whole.get(id(spec.storage))
         if whole is not None:
-            return spec.replace(torch_dtype=whole.target, storage=whole)
+            return spec.replace(torch_dtype=whole[1], storage=whole[0])
         alone = self._single.get((layout(spec), self._targets.get(id(spec))))
         if alone is not None:
             return spec.replace(
-                torch_dtype=alone.target, storage=alone, storage_offset=0,
+                torch_dtype=alone[1], storage=alone[0], storage_offset=0,
                 stride=contiguous_stride(spec.shape), neg=False,
             )  # fmt: skip
         return spec
+
+
+def cast_elements(spec: TensorSpec, target: str) -> TensorStorage:
+    """Return the elements of a tensor in C order in another dtype, rounded once."""
+    if spec.torch_dtype == target:
+        return elements_of(spec)
+    before = unrounded(spec)
+    return _cast(elements_of(before), before.torch_dtype, target)
+
+
+def _cast(storage: TensorStorage, source: str, target: str) -> TensorStorage:
+    return storage if source == target else CastStorage(storage, source, target)
 
 
 def layout(spec: TensorSpec) -> Any:

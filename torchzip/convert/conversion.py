@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -17,10 +17,10 @@ from torchzip.convert.plan import Plan, make_plan
 from torchzip.convert.planned import PlannedTensor
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
+from torchzip.convert.sources import Source, opened
 from torchzip.convert.targets import Target, parse_size, parse_target
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.new_file import refuse_existing, sync_folder
-from torchzip.files.source import File
 from torchzip.limits import Limits
 
 
@@ -55,7 +55,7 @@ class ConvertReport:
 
 
 def convert(
-    src: File,
+    src: Source,
     dst: str | os.PathLike[str],
     *,
     dtype: DtypeRules = None,
@@ -75,7 +75,9 @@ def convert(
     """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
 
     ``src`` is a path, which may be that of a directory as in `lazy_load`, or a binary file object;
-    its format is recognised by its content. ``dst`` may be a directory, which gets a
+    its format is recognised by its content. It may also be a `Checkpoint` that is open, and stays
+    so, or a mapping from names to tensors: arrays, and LazyTensors of any number of checkpoints,
+    computed ones (`torchzip.lazy`) as well. ``dst`` may be a directory, which gets a
     ``model.safetensors``, or an ``*.index.json``, which gets shards beside it. It appears complete
     or not at all, and may be the source itself.
 
@@ -88,8 +90,9 @@ def convert(
     * ``rename``: a dict of names, a list of ``(regex, replacement)`` that are all applied in turn
       as by `re.sub`, or a function ``name -> name``; None leaves a tensor out.
     * ``map``: a function ``(name, LazyTensor) -> iterable of (name, array or LazyTensor)`` for what
-      rules cannot say, called for each dense tensor in order. Arrays that it gives are kept on disk
-      beside ``dst`` until the plan is known.
+      rules cannot say, called for each dense tensor in order. LazyTensors that it gives, views and
+      computed ones, are read when they are written. Arrays are kept on disk beside ``dst`` until
+      the plan is known.
 
     In a zip the object around the tensors is kept as long as the names can be changed in its
     dicts; otherwise, and with ``map``, the output is one dict from names to tensors, and the
@@ -157,17 +160,18 @@ def convert(
         refuse_existing(target.path)  # before a long look at the source
     with (
         EnoughMemory(),
-        Checkpoint(src, limits=limits) as checkpoint,
-        contextlib.ExitStack() as opened,
+        opened(src, limits) as checkpoint,
+        contextlib.ExitStack() as until_done,
     ):
         if not dry_run:
-            opened.enter_context(_folder_of(target))
+            until_done.enter_context(_folder_of(target))
         mapping = None
         if map is not None:
             folder = None if dry_run else os.path.dirname(os.path.realpath(target.path))
             mapping = MappedTensors(map, folder)
-            opened.callback(mapping.close)
-        with ErrorPlace(path=checkpoint.path):
+            until_done.callback(mapping.close)
+        several = isinstance(src, Mapping) and not isinstance(src, Checkpoint)
+        with ErrorPlace(path=None if several else checkpoint.path):
             plan = make_plan(
                 checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping
             )
@@ -184,7 +188,7 @@ def convert(
 
             if not dry_run:
                 if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
-                    executor = opened.enter_context(workers(jobs))
+                    executor = until_done.enter_context(workers(jobs))
                 run(plan, executor=executor, verify=verify, progress=progress, overflowed=told)
         for path in replaced:
             os.unlink(path)

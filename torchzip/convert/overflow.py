@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from torchzip.convert.carried import is_dense
 from torchzip.convert.plan import Plan
 from torchzip.convert.planned import PlannedFile
+from torchzip.dtypes import DTYPES
 from torchzip.errors import shown
 from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.packing import ElementStorage
@@ -28,7 +29,7 @@ def by_tensor(file: PlannedFile, counts: Mapping[int, int]) -> Iterator[tuple[st
             continue
         tensors = file.cast[key]
         for name, spec in tensors:
-            is_all = ElementStorage(spec).nbytes == storage.base.nbytes
+            is_all = spec.numel * DTYPES[storage.source].itemsize == storage.base.nbytes
             if len(tensors) > 1 or not is_all or not is_dense(spec.shape, spec.stride):
                 count = _count(spec, storage)
             if count:
@@ -37,7 +38,10 @@ def by_tensor(file: PlannedFile, counts: Mapping[int, int]) -> Iterator[tuple[st
 
 def _count(spec: TensorSpec, storage: CastStorage) -> int:
     cast = Cast(storage.source, storage.target)
-    for _ in CastStorage(ElementStorage(spec), storage.source, storage.target).blocks(cast=cast):
+    before = storage.base
+    if not isinstance(before, ElementStorage):
+        before = ElementStorage(spec.replace(storage=before, torch_dtype=storage.source))
+    for _ in CastStorage(before, storage.source, storage.target).blocks(cast=cast):
         pass
     return cast.out_of_range
 

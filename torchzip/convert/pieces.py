@@ -19,9 +19,11 @@ from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.files.source import file_place
 from torchzip.files.watch import Watched
-from torchzip.tensors.casts import Cast, CastStorage
+from torchzip.tensors.casts import Cast, CastReader, CastStorage
+from torchzip.tensors.chunks import ChunkedStorage
+from torchzip.tensors.computed import ComputedStorage, names_tensor
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import Bytes, SpanStorage, TensorStorage
+from torchzip.tensors.storage import Bytes, RangeCrc, SpanStorage, TensorStorage
 
 #: Read at once: long enough for the quick CRC, short enough for the processor's caches.
 _READ_NBYTES = 4 << 20
@@ -41,6 +43,8 @@ class Piece:
     copied: bool = False
     #: The target keeps CRCs.
     with_crc: bool = True
+    #: What messages call the tensor.
+    name: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -51,13 +55,15 @@ class Piece:
 class Written:
     """What came of a piece: CRCs, and how many bytes of the source the second is of.
 
-    ``out_of_range`` counts elements that the new dtype has no place for.
+    ``out_of_range`` counts elements that the new dtype has no place for. ``compared`` are the CRCs
+    of what a computed piece was made of, if that was read in order.
     """
 
     crc: int
     source_crc: int = 0
     source_nbytes: int = 0
     out_of_range: int = 0
+    compared: tuple[RangeCrc, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +109,47 @@ def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
     found: dict[int, TensorStorage] = {}
     for storage in storages:
         inner = storage.base if isinstance(storage, CastStorage) else storage
-        if isinstance(inner, ElementStorage):
-            base = inner.spec.storage
-            if base.crc and not (inner.is_run and inner.nbytes == base.nbytes):
-                found[id(base)] = base
+        if isinstance(inner, ElementStorage) and inner.is_whole:
+            inner = inner.spec.storage
+        if inner.crc:  # it is read from end to end itself
+            continue
+        is_joined = isinstance(inner, ChunkedStorage)
+        compared = {id(each) for each in (inner.made_of() if is_joined else inner.compared())}
+        left = list(inner.made_of())
+        while left:
+            part = left.pop()
+            left += part.made_of()
+            if part.crc and id(part) not in compared:
+                found[id(part)] = part
     return list(found.values())
 
 
+def goes_by_ranges(storage: TensorStorage) -> bool:
+    """Return whether any range of a storage is computed or gathered by itself."""
+    inner = storage.base if isinstance(storage, CastStorage) else storage
+    if isinstance(inner, ElementStorage):
+        is_gathered = inner.is_strided
+        inner = inner.spec.storage
+    else:
+        is_gathered = False
+    return storage.random_access and (
+        is_gathered or isinstance(inner, ComputedStorage | CastStorage)
+    )
+
+
 def cut(
-    storage: TensorStorage, offset: int, nbytes: int, *, with_crc: bool, verify: bool
-) -> Iterator[Piece]:
+    storage: TensorStorage, offset: int, nbytes: int, *, with_crc: bool, verify: bool,
+    name: str = "",
+) -> Iterator[Piece]:  # fmt: skip
     """Yield the pieces, of about ``nbytes``, of a storage that goes to ``offset`` of a file."""
     origin = origin_of(storage)
-    if origin is None:
-        yield Piece(storage, 0, storage.nbytes, offset, with_crc=with_crc)
+    if origin is None and not goes_by_ranges(storage):
+        yield Piece(storage, 0, storage.nbytes, offset, with_crc=with_crc, name=name)
         return
     # Without a look at the bytes only if a CRC goes along that shows damage, or there is none.
     copied = (
-        origin.cast is None
+        origin is not None
+        and origin.cast is None
         and bool(origin.crc) == with_crc
         and not (verify and origin.crc)
         and _can_go_unread(origin)
@@ -132,7 +161,7 @@ def cut(
         stop -= (offset + stop) % ALIGNMENT
         if storage.nbytes - stop < nbytes // 4:
             stop = storage.nbytes
-        yield Piece(storage, start, stop, offset + start, copied, with_crc)
+        yield Piece(storage, start, stop, offset + start, copied, with_crc, name)
         start = stop
 
 
@@ -167,7 +196,9 @@ class _Worker:
             return Written(0)
         self._out.begin(piece.offset, piece.nbytes)
         if origin is None:
-            written = self._write_blocks(piece)
+            with names_tensor(piece.name):
+                is_range = goes_by_ranges(piece.storage)
+                written = self._write_range(piece) if is_range else self._write_blocks(piece)
         elif origin.cast is None:
             written = self._write_same(piece, origin)
         else:
@@ -184,6 +215,22 @@ class _Worker:
         if copied:
             self._tell(piece.nbytes)
         return copied
+
+    def _write_range(self, piece: Piece) -> Written:
+        """Write what is computed or gathered."""
+        reader = piece.storage.reader(piece.start, piece.stop)
+        crc = RunningCrc32()
+        at = piece.start
+        while at < piece.stop:
+            room = self._out.room[: piece.stop - at]
+            reader.read_into(at, np.frombuffer(room, np.uint8))
+            if piece.with_crc:
+                crc.update(room)
+            self._out.advance(room.nbytes)
+            self._tell(room.nbytes)
+            at += room.nbytes
+        lost = reader.out_of_range if isinstance(reader, CastReader) else 0
+        return Written(crc.value(), out_of_range=lost, compared=tuple(reader.crcs()))
 
     def _write_blocks(self, piece: Piece) -> Written:
         """Write a storage that can only be read from its start to its end."""

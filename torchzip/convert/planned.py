@@ -39,5 +39,5 @@ class PlannedFile:
     storages: list[TensorStorage]
     starts: list[int]
     nbytes: int
-    #: The tensors of a storage that is cast, as names and what the source has under them.
+    #: The tensors of a storage that is cast or computed, as names and what the source has there.
     cast: dict[int, list[tuple[str, TensorSpec]]]

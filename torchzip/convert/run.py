@@ -17,6 +17,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from torchzip.convert.overflow import by_tensor
 from torchzip.convert.pieces import Piece, Written, read_in_part, write_pieces
 from torchzip.convert.plan import Plan
@@ -28,6 +30,8 @@ from torchzip.tensors.storage import sources_of
 Progress = Callable[[int, int], None]
 
 _PROGRESS_NBYTES = 1 << 20
+#: The most of an array that a task takes along.
+_SENT_NBYTES = 1 << 20
 
 
 def run(
@@ -149,6 +153,8 @@ def _packed(task: tuple[str, list[Piece]]) -> bytes | None:
         def reducer_override(self, value: Any) -> Any:
             if isinstance(value, io.BytesIO):
                 raise TypeError("a file in memory would go along with each task, all of it")
+            if isinstance(value, np.ndarray) and value.nbytes > _SENT_NBYTES:
+                raise TypeError("an array would go along with each task, all of it")
             return NotImplemented
 
     try:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from torchzip.convert.pieces import Piece, Written, cut, origin_of
+from torchzip.convert.pieces import Piece, Written, cut, goes_by_ranges, origin_of
 from torchzip.convert.planned import PlannedFile
 from torchzip.files.crc import crc32, crc32_combine, wrong_crc
 from torchzip.files.new_file import NewFile
 from torchzip.tensors.casts import Cast, CastStorage
+from torchzip.tensors.computed import names_tensor
+from torchzip.tensors.storage import SpanStorage, compare_crcs
 
 #: Smaller storages are written with what is around them.
 _SMALL_NBYTES = 1 << 16
@@ -41,8 +43,15 @@ class Work:
         for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
             if storage.nbytes > _SMALL_NBYTES:
                 first = len(self.pieces)
-                self.pieces += cut(storage, start, _PIECE_NBYTES, with_crc=with_crc, verify=verify)
+                self.pieces += cut(
+                    storage, start, _PIECE_NBYTES, with_crc=with_crc, verify=verify,
+                    name=self._name_of(key),
+                )  # fmt: skip
                 self._cuts[key] = slice(first, len(self.pieces))
+
+    def _name_of(self, key: int) -> str:
+        """Return what messages call a storage: a tensor that is on it."""
+        return self.planned.cast[key][0][0] if key in self.planned.cast else f"data/{key}"
 
     def is_small(self, key: int) -> bool:
         """Return whether a storage is not a piece but written with what is around it."""
@@ -78,7 +87,11 @@ class Work:
             crc = crc32_combine(crc, part.crc, piece.nbytes)
             source_crc = crc32_combine(source_crc, part.source_crc, part.source_nbytes)
         if origin is not None and origin.crc not in (0, source_crc):
-            raise wrong_crc(source_crc, origin.crc, origin.base.record)
+            path = origin.base.path if isinstance(origin.base, SpanStorage) else None
+            raise wrong_crc(source_crc, origin.crc, origin.base.record, path)
+        if origin is None and goes_by_ranges(self.planned.storages[key]):
+            compared = self.planned.storages[key].compared()
+            compare_crcs(compared, zip(*(part.compared for part in written), strict=True))
         return crc
 
     def contents_of(self, keys: range) -> list[bytes]:
@@ -90,7 +103,8 @@ class Work:
             if isinstance(storage, CastStorage):
                 uncast = storage.base
                 alike.setdefault((storage.source, storage.target), []).append(key)
-            contents[key] = b"".join(map(bytes, uncast.checked_blocks()))
+            with names_tensor(self._name_of(key)):
+                contents[key] = b"".join(map(bytes, uncast.checked_blocks()))
         for pair, cast_keys in alike.items():
             parts = [contents[key] for key in cast_keys]
             cast = Cast(*pair)

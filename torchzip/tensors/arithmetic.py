@@ -26,6 +26,7 @@ from torchzip.tensors.casts import CastStorage, is_castable
 from torchzip.tensors.computed import (
     ComputationError,
     ComputedStorage,
+    Function,
     computing_dtype,
     fresh_spec,
     operand_of,
@@ -55,7 +56,9 @@ class Arithmetic:
         return made
 
 
-def arithmetic(ufunc: np.ufunc, left: TensorSpec | Number, right: TensorSpec | Number) -> TensorSpec:
+def arithmetic(
+    ufunc: np.ufunc, left: TensorSpec | Number, right: TensorSpec | Number
+) -> TensorSpec:
     """Return ``ufunc(left, right)``; at least one of them is a tensor.
 
     Raises
@@ -69,7 +72,9 @@ def arithmetic(ufunc: np.ufunc, left: TensorSpec | Number, right: TensorSpec | N
     numbers = [None if isinstance(each, TensorSpec) else each for each in (left, right)]
     dtype = _result_dtype(ufunc, left, right)
     computed = computing_dtype(dtype)
-    if dtype == "float32" and all(DTYPES[each.torch_dtype].kind in ("int", "bool") for each in specs):
+    if dtype == "float32" and all(
+        DTYPES[each.torch_dtype].kind in ("int", "bool") for each in specs
+    ):
         computed = "float64"
     shape = broadcast_shape([spec.shape for spec in specs])
     operands = [operand_of(broadcast_spec(spec, shape), computed) for spec in specs]
@@ -206,6 +211,7 @@ def converted(spec: TensorSpec, torch_dtype: str) -> TensorSpec:
             f"{spec.torch_dtype} does not become {torch_dtype} without loss; say how with "
             "lazy.compute"
         )
+    function: Function
     if source.kind in ("bool", "int") and target.kind in ("bool", "int"):
         function, computed, given = Converted(torch_dtype), torch_dtype, spec.torch_dtype
     else:

@@ -137,6 +137,7 @@ class CastStorage(TensorStorage):
         self.location = base.location
         self.record = base.record
         self.random_access = base.random_access
+        self.depth = base.depth + 1
 
     def made_of(self) -> Iterable[TensorStorage]:
         return (self.base,)

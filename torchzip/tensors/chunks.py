@@ -187,7 +187,9 @@ class ChunkedStorage(TensorStorage):
         if len(dtypes) != 1:
             return None
         (torch_dtype,) = dtypes
-        return torch_dtype, ChunkedStorage(torch_dtype, self._shape, chunks, self.record or "")
+        made = ChunkedStorage(torch_dtype, self._shape, chunks, self.record or "")
+        made.depth = self.depth
+        return torch_dtype, made
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int

@@ -12,6 +12,7 @@ operations is one pass over its sources, and rounds once, at its end.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,19 +43,21 @@ Array = NDArray[Any]
 #: Elements of a block, and the bytes that those of all operands may take together.
 _BLOCK_ELEMENTS = 1 << 16
 _BLOCKS_NBYTES = 8 << 20
-#: Operations on one another that an expression may have: each is a call inside of a call.
-MOST_STEPS = 100
+#: Storages that may be inside one another: to read one is a call inside of a call.
+_MOST_DEPTH = 100
 
 
 class ComputationError(ValueError):
-    """A function of a user that raised an error, or made something else than a block.
+    """A function of a user that raised an error, or made something else than a block."""
 
-    Its message begins with the tensor, where that is known.
-    """
 
-    def of(self, name: str) -> ComputationError:
-        """Return the same error with the name of the tensor."""
-        return ComputationError(f"{name}: {self}")
+@contextlib.contextmanager
+def names_tensor(name: str) -> Iterator[None]:
+    """Add the name of a tensor to the errors of functions that compute it."""
+    try:
+        yield
+    except ComputationError as error:
+        raise ComputationError(f"{name}: {error}") from error.__cause__
 
 
 class Function(Protocol):
@@ -101,9 +104,7 @@ class Operand:
         return first // self.repeat, -(-stop // self.repeat)
 
 
-def operand_of(
-    spec: TensorSpec, computed: str, row: Shape = (), repeat: int = 1
-) -> Operand:
+def operand_of(spec: TensorSpec, computed: str, row: Shape = (), repeat: int = 1) -> Operand:
     """Return a tensor as an operand, as it was before it was rounded."""
     spec = unrounded(spec)
     return Operand(elements_of(spec), spec.torch_dtype, computed, row, repeat)
@@ -139,13 +140,7 @@ class ComputedStorage(TensorStorage):
         self.row_nbytes = math.prod(row) * DTYPES[dtype].itemsize
         self.nbytes = rows * self.row_nbytes
         self.random_access = all(each.elements.random_access for each in operands)
-        steps = [each.elements.steps for each in operands if isinstance(each.elements, ComputedStorage)]
-        self.steps = 1 + max(steps, default=0)
-        if self.steps > MOST_STEPS:
-            raise ValueError(
-                f"an expression of more than {MOST_STEPS} operations on one another; compute it "
-                "by one function with lazy.compute, or save what there is so far"
-            )
+        self.depth = 1 + max((each.elements.depth for each in operands), default=0)
         widest = max([math.prod(row), *(math.prod(each.row) for each in operands)])
         room = min(_BLOCK_ELEMENTS, _BLOCKS_NBYTES // (8 * max(len(operands), 1)))
         #: Rows of a block.
@@ -217,8 +212,7 @@ class _ComputedReader(Reader):
             last = min(storage.first_block(last + storage.block_rows - 1), storage.rows)
         share = nbytes // max(len(storage.operands), 1)
         self._operands = [
-            OperandReader(operand, min(first, last), last, share)
-            for operand in storage.operands
+            OperandReader(operand, min(first, last), last, share) for operand in storage.operands
         ]
         self._cast = None
         if storage.computed != storage.dtype:
@@ -321,5 +315,16 @@ def unrounded(spec: TensorSpec) -> TensorSpec:
 
 
 def fresh_spec(torch_dtype: str, shape: Shape, storage: TensorStorage) -> TensorSpec:
-    """Return the tensor that all of a storage is, in C order."""
+    """Return the tensor that all of a storage is, in C order.
+
+    Raises
+    ------
+    ValueError
+        If there are so many storages inside one another that they could not be read.
+    """
+    if storage.depth > _MOST_DEPTH:
+        raise ValueError(
+            f"an expression of more than {_MOST_DEPTH} steps, each on the one before; compute it "
+            "by one function with lazy.compute, or save what there is so far"
+        )
     return TensorSpec(torch_dtype, shape, contiguous_stride(shape), 0, storage)

@@ -57,7 +57,7 @@ class UserFunction:
 
     def _error(self, what: str, first: int, stop: int) -> ComputationError:
         name = getattr(self.function, "__name__", type(self.function).__name__)
-        of = "rows" if self.row or len(self.shape) == 1 and self.takes_rows else "elements"
+        of = "rows" if self.row or (len(self.shape) == 1 and self.takes_rows) else "elements"
         return ComputationError(
             f"the function {name} {what}, for {of} {first:,} to {stop:,} of a tensor {self.dtype} "
             f"{list(self.shape)}"

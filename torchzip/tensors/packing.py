@@ -52,6 +52,7 @@ class ElementStorage(TensorStorage):
         self.location = spec.storage.location
         self.record = spec.storage.record
         self.random_access = spec.storage.random_access
+        self.depth = spec.storage.depth + 1
         self._contiguous = is_contiguous(spec.shape, spec.stride)
 
     @property
@@ -68,6 +69,11 @@ class ElementStorage(TensorStorage):
     def is_whole(self) -> bool:
         """Whether they are all bytes of the tensor's storage as they are."""
         return self.is_run and (self.start, self.nbytes) == (0, self.spec.storage.nbytes)
+
+    @property
+    def is_strided(self) -> bool:
+        """Whether they do not follow one another in the tensor's storage."""
+        return not self._contiguous
 
     def made_of(self) -> Iterable[TensorStorage]:
         return (self.spec.storage,)

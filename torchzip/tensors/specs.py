@@ -358,6 +358,16 @@ def _read_runs(
         level -= 1
         reads //= sizes[level]
         run += (sizes[level] - 1) * steps[level]
+    end = start + span_of(sizes, steps)
+    reader = storage.reader(start * itemsize, end * itemsize, 0)
+    if level and run == math.prod(sizes[level:]):  # without gaps: each is read where it goes
+        places = iter(packed.reshape(-1, run).view(np.uint8))
+        span = sizes[level - 1] * steps[level - 1]
+        for index in np.ndindex(*sizes[: level - 1]):
+            at = start + sum(i * step for i, step in zip(index, steps, strict=False))
+            for begin in range(at, at + span, steps[level - 1]):
+                reader.read_into(begin * itemsize, next(places))
+        return packed
     inner_strides = tuple(step * itemsize for step in steps[level:])
     for index in np.ndindex(*sizes[:level]):
         at = start + sum(i * step for i, step in zip(index, steps, strict=False))

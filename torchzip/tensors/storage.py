@@ -75,6 +75,8 @@ class TensorStorage(ABC):
     crc: int | None = None
     record: str | None = None
     random_access: bool = True
+    #: How many storages are inside one another below this.
+    depth: int = 0
     #: False: its bytes are somewhere that nobody reads them from.
     is_read: bool = True
 
@@ -111,14 +113,14 @@ class TensorStorage(ABC):
         return None
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
-        """Return what reads many ranges from ``start`` to ``stop``; it keeps ``nbytes`` at most."""
+        """Return what reads many ranges from ``start`` to ``stop``; it keeps about ``nbytes``.
+
+        With 0 it reads what it is asked for and nothing else, as `read_into` does.
+        """
         return Reader(self)
 
     def compared(self) -> list[SpanStorage]:
-        """Return what a `Reader` takes the CRC of: what is read once, from end to end, when this is.
-
-        Each has a known CRC.
-        """
+        """Return what a `Reader` takes the CRC of: what is read from end to end when this is."""
         return []
 
     def read(self, start: int, stop: int) -> Bytes:
@@ -310,25 +312,31 @@ class SpanStorage(TensorStorage):
         return [self] if self.crc else []
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
-        return _ComparedReader(self, start) if self.crc else Reader(self)
+        return _SpanReader(self, start) if self._swap_nbytes == 1 else Reader(self)
 
 
-class _ComparedReader(Reader):
-    """Takes the CRC of what it reads of a storage from a byte on, as long as there is no gap."""
+class _SpanReader(Reader):
+    """Looks once for the place, and takes the CRC of what it reads as long as there is no gap."""
 
     def __init__(self, storage: SpanStorage, start: int) -> None:
         super().__init__(storage)
+        self._nbytes = storage.nbytes
+        self._source, self._offset = storage._locator.locate(storage.record)
         self._start = self._at = start
-        self._crc = RunningCrc32()
+        self._crc = RunningCrc32() if storage.crc else None
 
     def read_into(self, start: int, out: Bytes) -> None:
-        self._storage.read_into(start, out)
-        if start <= self._at < start + out.size:
+        stop = start + out.size
+        if start < 0 or stop > self._nbytes:
+            raise TensorError("a range outside its storage", record=self._storage.record)
+        self._source.read_into(self._offset + start, out.data)
+        if self._crc is not None and start <= self._at < stop:
             self._crc.update(out[self._at - start :].data)
-            self._at = start + out.size
+            self._at = stop
 
     def crcs(self) -> list[RangeCrc]:
-        return [RangeCrc(self._start, self._at, self._crc.value())]
+        crc = self._crc
+        return [] if crc is None else [RangeCrc(self._start, self._at, crc.value())]
 
 
 def sources_of(storages: Iterable[object]) -> list[Source]:

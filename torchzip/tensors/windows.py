@@ -12,8 +12,9 @@ from torchzip.tensors.storage import Bytes, Reader, TensorStorage
 class WindowReader(Reader):
     """Reads elements that are best gathered many at once: a window of them, which it keeps.
 
-    ``gather`` fills memory with a range of elements. A window has ``nbytes``, in whole rows of
-    ``row`` elements if there is room for one, and ends before the element ``stop``.
+    ``gather`` fills memory with a range of elements. A window has about ``nbytes``, or what is
+    asked for if that is more. It does not go past the element ``stop``, but for whole rows, of
+    ``row`` elements: a part of one costs as many reads as all of it.
     """
 
     def __init__(
@@ -25,7 +26,7 @@ class WindowReader(Reader):
         self._itemsize = itemsize
         self._row = row
         self._stop = stop
-        self._most = max(1, nbytes // itemsize)
+        self._most = nbytes // itemsize
         self._memory = np.empty(0, np.uint8)
         self._window = self._memory
         self._at = 0  # the byte where the window begins
@@ -35,22 +36,27 @@ class WindowReader(Reader):
         while done < out.size:
             skip = start + done - self._at
             if not 0 <= skip < self._window.size:
-                self._move((start + done) // self._itemsize)
+                first = (start + done) // self._itemsize
+                self._move(first, -(-(start + out.size) // self._itemsize))
                 skip = start + done - self._at
             part = self._window[skip : skip + out.size - done]
             out[done : done + part.size] = part
             done += part.size
 
-    def _move(self, first: int) -> None:
-        last = first + self._most
-        if last // self._row > first // self._row + 1:
-            last -= last % self._row
-        if last > self._stop > first:
-            last = self._stop
+    def _move(self, first: int, last: int) -> None:
+        """Gather the elements from ``first``, up to ``last`` at least if there is room."""
+        row, most = self._row, self._most
+        if most:
+            left = max(self._stop, last) - first
+            last = first + -(-left // max(1, round(left / most)))  # as many in each window
+        if last // row > first // row + 1:
+            first -= first % row
+            last += -last % row
+        last = min(last, self._storage.nbytes // self._itemsize)
         self._window = self._memory[:0]  # until it is filled
-        nbytes = (min(last, self._storage.nbytes // self._itemsize) - first) * self._itemsize
+        nbytes = (last - first) * self._itemsize
         if self._memory.size < nbytes:
             self._memory = np.empty(nbytes, np.uint8)
         window = self._memory[:nbytes]
-        self._gather(first, first + nbytes // self._itemsize, window)
+        self._gather(first, last, window)
         self._at, self._window = first * self._itemsize, window

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.convert.casting import DtypeOf, layout
+from torchzip.convert.casting import DtypeOf, cast_elements, layout
 from torchzip.convert.lost import lost_ties
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
 from torchzip.convert.tied_names import preferred
-from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import SpanStorage, TensorStorage
 
 
 class PlannerByName(Output):
@@ -39,9 +38,7 @@ class PlannerByName(Output):
         for name, tensor in self.tensors.items():
             spec, dtype, nbytes = tensor.spec, self.dtypes[name], 0
             if name not in self.aliases:
-                storage: TensorStorage = ElementStorage(spec)
-                if dtype != spec.torch_dtype:
-                    storage = CastStorage(storage, spec.torch_dtype, dtype)
+                storage = cast_elements(spec, dtype)
                 self.storages[name] = storage
                 nbytes = storage.nbytes
             self.add_row(name, tensor, dtype, nbytes, self.aliases.get(name))
@@ -63,6 +60,6 @@ class PlannerByName(Output):
         cast = {
             key: [(name, self.tensors[name].spec)]
             for key, name in enumerate(names)
-            if isinstance(storages[key], CastStorage)
+            if not isinstance(storages[key], SpanStorage | ElementStorage)
         }
         return PlannedFile(path, head, storages, starts, nbytes, cast)

@@ -19,6 +19,8 @@ from torchzip.dtypes import DTYPES
 from torchzip.errors import UnsupportedError
 from torchzip.files.sink import GapSink
 from torchzip.tensors.casts import CastStorage
+from torchzip.tensors.chunks import ChunkedStorage
+from torchzip.tensors.computed import ComputedStorage
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.reduce import StorageKeys
@@ -43,7 +45,8 @@ class ZipOutput(Output):
         for name, tensor in self.tensors.items():
             spec = self._casts.apply(tensor.spec)
             holder = holders.setdefault(layout(spec), name) if spec.numel else name
-            if holder == name and isinstance(spec.storage, CastStorage):
+            is_made = isinstance(spec.storage, CastStorage | ComputedStorage | ChunkedStorage)
+            if holder == name and is_made:
                 tensors = self._cast_tensors.setdefault(id(spec.storage), [])
                 tensors.append((name, tensor.spec))
             nbytes = spec.numel * DTYPES[spec.torch_dtype].itemsize if holder == name else 0

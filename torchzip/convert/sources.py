@@ -1,0 +1,75 @@
+"""What `convert` reads from: a file, a checkpoint that is open, or a mapping of tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from torchzip.checkpoint.lazy import Checkpoint, checkpoint_of
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, tensor_of
+from torchzip.checkpoint.structure import as_tensor
+from torchzip.errors import shown
+from torchzip.files.source import File
+from torchzip.formats.base import Container, Contents, MakeFactory, RecordCheck
+from torchzip.limits import Limits
+from torchzip.types import OtherTensor
+
+#: What `convert` takes as its source.
+Source = File | Checkpoint | Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def opened(src: Source, limits: Limits | None) -> Iterator[Checkpoint]:
+    """Give the checkpoint of a source. One that was open stays open."""
+    if not isinstance(src, Mapping):
+        with Checkpoint(src, limits=limits) as checkpoint:
+            yield checkpoint
+        return
+    if limits is not None:
+        raise ValueError("limits are for reading a file, and the source is open")
+    yield src if isinstance(src, Checkpoint) else checkpoint_of(_Mapping(src), Limits())
+
+
+class _Mapping(Container):
+    """A mapping from names to tensors as a container. Its tensors have files of their own."""
+
+    format = "mapping"
+    label = "tensors by name"
+    name = "<mapping>"
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        made: dict[int, tuple[Any, Any]] = {}  # one tensor under two names stays one
+        self._root: dict[str, Any] = {}
+        for name, value in tensors.items():
+            if not isinstance(name, str):
+                raise TypeError(f"a tensor has the name {shown(name)}; a string was expected")
+            if id(value) not in made:
+                made[id(value)] = value, _tensor(name, value)
+            self._root[name] = made[id(value)][1]
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        return Contents(self._root, [], [], 0)
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        return iter(())
+
+    def close(self) -> None:
+        """Do nothing: the files of its tensors belong to their openers."""
+
+
+def _tensor(name: str, value: Any) -> Any:
+    """Return what stands for a tensor as a LazyTensor, or a tensor of another kind."""
+    value = data_of(value)
+    if isinstance(value, LazyTensor | OtherTensor):
+        return value
+    try:
+        array = value if isinstance(value, np.ndarray) else as_tensor(value)
+        made = tensor_of(array) if isinstance(array, np.ndarray) else data_of(array)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+    if made is None:
+        raise TypeError(f"{name}: torch does not have the dtype {value.dtype}")
+    return made
