@@ -175,7 +175,7 @@ class IncrementalWriter:
                 # computed offsets follow the keys from the first storage on without a break.
                 if not already:
                     archive.write_head(structure.pickle)
-                archive.write_storages(keys.order, already)
+                archive.write_storages(keys.order, already, obj)
                 if already:
                     archive.write_head(structure.pickle)
                 archive.writer.finish()

@@ -12,12 +12,15 @@ from typing import Any, Self
 import numpy as np
 
 from torchzip.checkpoint.destination import refuse_other_format
+from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
 from torchzip.checkpoint.structure import Structure
+from torchzip.checkpoint.walk import holders, ways
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.errors import EnoughMemory
 from torchzip.files.sink import open_sink
 from torchzip.files.source import File
 from torchzip.files.watch import Watch
+from torchzip.tensors.computed import ComputationError
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
 from torchzip.tensors.storage import Bytes, TensorStorage, sources_of
@@ -75,7 +78,7 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     warn_refused(structure)
     with EnoughMemory(), Archive(file, alignment, crc32) as archive:
         archive.write_head(structure.pickle)
-        archive.write_storages(keys.order)
+        archive.write_storages(keys.order, root=obj)
         archive.writer.finish()
         archive.commit()
 
@@ -111,6 +114,7 @@ class Archive:
         self.sink = open_sink(file)
         self.alignment = alignment
         self.with_crc = crc32
+        self._root: Any = None
         try:
             root = archive_name(file)
             self.writer = ZipWriter(self.sink, root, alignment=alignment, crc32=crc32)
@@ -123,14 +127,18 @@ class Archive:
         for name, data in head_records(pickle, self.alignment):
             self.writer.write_record(name, data)
 
-    def write_storages(self, order: Sequence[Stored], first: int = 0) -> None:
-        """Write storages as ``data/<first>`` and on, many small ones at once."""
+    def write_storages(self, order: Sequence[Stored], first: int = 0, root: Any = None) -> None:
+        """Write storages as ``data/<first>`` and on, many small ones at once.
+
+        ``root`` is the object that they are of, for messages.
+        """
         stored = order[first:]
         nbytes = np.fromiter(map(attrgetter("nbytes"), stored), np.int64, len(stored))
         ends = nbytes.cumsum()
         self.sink.reserve(int(nbytes.sum()))
         alone = np.flatnonzero((nbytes == 0) | (nbytes > _SMALL_NBYTES)).tolist()
         at = 0
+        self._root = root
         with reading([each for each in stored if type(each) is not _ARRAY]) as blocks_of:
             for next_alone in [*alone, len(stored)]:
                 while at < next_alone:
@@ -156,7 +164,7 @@ class Archive:
         contents = [
             each.tobytes()
             if isinstance(each, np.ndarray)
-            else b"".join(block.tobytes() for block in blocks_of(each))
+            else b"".join(block.tobytes() for block in self._blocks_of(each, blocks_of))
             for each in small
         ]
         crcs = [None if isinstance(each, np.ndarray) else each.crc for each in small]
@@ -164,9 +172,19 @@ class Archive:
 
     def _write_storage(self, key: int, storage: TensorStorage, blocks_of: BlocksOf) -> None:
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
-        for block in blocks_of(storage):
+        for block in self._blocks_of(storage, blocks_of):
             self.writer.write(block.data)
         self.writer.end_record()
+
+    def _blocks_of(self, storage: TensorStorage, blocks_of: BlocksOf) -> Iterator[Bytes]:
+        try:
+            yield from blocks_of(storage)
+        except ComputationError as error:
+            for way, value in ways(self._root, holders):
+                held = data_of(value)
+                if isinstance(held, LazyTensor) and held.spec.storage is storage:
+                    raise ComputationError(f"{way}: {error}") from error.__cause__
+            raise
 
     def commit(self) -> None:
         self.sink.commit()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,21 +175,20 @@ class ChunkedStorage(TensorStorage):
         for _ in self._read_range(first, last, out.view(self._dtype)):
             pass
 
-    def with_tensors(
-        self, change: Callable[[TensorSpec], TensorSpec]
-    ) -> tuple[str, ChunkedStorage] | None:
-        """Return the same boxes with other tensors, and their dtype; None if they have several."""
+    @property
+    def tensors(self) -> list[TensorSpec]:
+        """The tensors in the boxes."""
+        return [chunk.open() for chunk in self._chunks]
+
+    def with_tensors(self, torch_dtype: str, tensors: Iterable[TensorSpec]) -> ChunkedStorage:
+        """Return the same boxes with other tensors, in the order of `tensors`."""
         chunks = [
-            Chunk(each.offsets, each.sizes, each.place, change(each.open()))
-            for each in self._chunks
+            Chunk(old.offsets, old.sizes, old.place, spec)
+            for old, spec in zip(self._chunks, tensors, strict=True)
         ]
-        dtypes = {each.open().torch_dtype for each in chunks}
-        if len(dtypes) != 1:
-            return None
-        (torch_dtype,) = dtypes
         made = ChunkedStorage(torch_dtype, self._shape, chunks, self.record or "")
-        made.depth = self.depth
-        return torch_dtype, made
+        made.random_access, made.depth = self.random_access, self.depth + 1
+        return made
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int

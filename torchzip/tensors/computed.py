@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.tensors.casts import Cast
+from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.chunks import ChunkedStorage
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.packing import ElementStorage, elements_of
@@ -308,10 +308,20 @@ def unrounded(spec: TensorSpec) -> TensorSpec:
         if inner is not storage.spec:
             return spec.replace(torch_dtype=inner.torch_dtype, storage=ElementStorage(inner))
     if isinstance(storage, ChunkedStorage):
-        found = storage.with_tensors(unrounded)
-        if found is not None and found[0] != spec.torch_dtype:
-            return spec.replace(torch_dtype=found[0], storage=found[1])
+        parts = [unrounded(part) for part in storage.tensors]
+        wide = max((part.torch_dtype for part in parts), key=lambda each: DTYPES[each].itemsize)
+        if wide != spec.torch_dtype:
+            made = storage.with_tensors(wide, [_widened(part, wide) for part in parts])
+            return spec.replace(torch_dtype=wide, storage=made)
     return spec
+
+
+def _widened(spec: TensorSpec, wide: str) -> TensorSpec:
+    """Return a tensor in a dtype that has a place for all of its elements."""
+    if spec.torch_dtype == wide:
+        return spec
+    storage = CastStorage(elements_of(spec), spec.torch_dtype, wide)
+    return fresh_spec(wide, spec.shape, storage)
 
 
 def fresh_spec(torch_dtype: str, shape: Shape, storage: TensorStorage) -> TensorSpec:

@@ -1,0 +1,130 @@
+"""Computed tensors equal numpy's arrays, whatever they are computed from and however read."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import torchzip as tz
+from tests.lazy.trees import Both, expressions, rounded, same
+from tests.sampling import costly, thorough
+from tests.tensors.test_specs import indices
+from torchzip.tensors import computed, packing
+from torchzip.tensors.arithmetic import converted
+from torchzip.tensors.numpy_dtypes import torch_dtype_of
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_blocks() -> Iterator[None]:
+    """Have blocks of a few elements, so that small tensors have many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(computed, "_BLOCK_ELEMENTS", 7)
+        patch.setattr(packing, "_SMALL_GATHER_NBYTES", 24)
+        patch.setattr(packing, "_LONG_RUN_NBYTES", 8)
+        yield
+
+
+@thorough
+@given(expressions())
+def test_is_what_numpy_has(both: Both) -> None:
+    """Shape, dtype and every bit: views, operations, tensors put together, any dtypes."""
+    same(both.lazy.numpy(), both.array)
+    assert both.lazy.shape == both.wide.shape
+
+
+@thorough
+@given(st.data())
+def test_a_slice_is_one_of_the_whole(data: st.DataObject) -> None:
+    """Read at once, or as a view."""
+    both = data.draw(expressions())
+    key = data.draw(indices(both.lazy.shape))
+    same(both.lazy[key], np.asarray(both.array[key]))
+    same(both.lazy.lazy[key].numpy(), np.asarray(both.array[key]))
+
+
+@thorough
+@given(st.data())
+def test_any_split_of_reads(data: st.DataObject) -> None:
+    """Reads that begin and end in the middle of elements give the bytes of one read."""
+    both = data.draw(expressions())
+    storage = packing.elements_of(both.lazy.spec)
+    expected = both.array.tobytes()
+    assert storage.nbytes == len(expected)
+    whole = storage.read(0, storage.nbytes).tobytes()
+    cuts = data.draw(st.lists(st.integers(0, storage.nbytes), max_size=6))
+    edges = [0, *sorted(cuts), storage.nbytes]
+    begin = data.draw(st.integers(0, len(edges) - 2))
+    stop = edges[-1]
+    reader = storage.reader(edges[begin], stop, data.draw(st.sampled_from([0, 20, 1 << 20])))
+    made = b""
+    for start, end in zip(edges[begin:], edges[begin + 1 :], strict=False):
+        out = np.empty(end - start, np.uint8)
+        reader.read_into(start, out)
+        made += out.tobytes()
+        assert storage.read(start, end).tobytes() == out.tobytes()
+    assert made == whole[edges[begin] :]
+    blocks = b"".join(block.tobytes() for block in storage.checked_blocks(11))
+    assert blocks == whole
+
+
+@given(expressions(), st.sampled_from(["bfloat16", "float16", "float32", "float8_e4m3fn"]))
+def test_is_rounded_once(both: Both, dtype: str) -> None:
+    """``.to()`` begins with what an expression is before it is rounded to its own dtype."""
+    if torch_dtype_of(both.wide.dtype) in ("float32", "float64", "bfloat16", "float16"):
+        expected = both.array
+        if both.lazy.torch_dtype != dtype:
+            expected = rounded(both.wide, dtype)
+        same(both.lazy.to(dtype).numpy(), expected)
+        assert converted(both.lazy.spec, dtype).torch_dtype == dtype
+
+
+@costly
+@given(expressions(), st.sampled_from([".pt", ".safetensors"]))
+def test_is_saved_and_converted(
+    tmp_path_factory: pytest.TempPathFactory, both: Both, suffix: str
+) -> None:
+    """As any other tensor is: by `save`, `store_early` and `convert`."""
+    folder = tmp_path_factory.mktemp("made")
+    tree = {"a": both.lazy, "b": [both.lazy]}
+    tz.save(tree, folder / "saved.pt")
+    with tz.incremental_save(folder / "early.pt") as out:
+        out.save({"a": out.store_early(both.lazy), "b": [both.lazy]})
+    for name in ("saved.pt", "early.pt"):
+        made = tz.load(folder / name)
+        same(made["a"], both.array)
+        assert made["a"] is made["b"][0] or np.shares_memory(made["a"], made["b"][0])
+    if suffix == ".pt" or both.array.dtype.kind != "V":
+        report = tz.convert({"x": both.lazy, "y": both.lazy}, folder / f"made{suffix}")
+        with tz.lazy_load(folder / f"made{suffix}") as checkpoint:
+            same(checkpoint["x"].numpy(), both.array)
+        assert report.tied == ({"y": "x"} if suffix == ".safetensors" and both.array.size else {})
+
+
+@given(expressions())
+def test_pickles(both: Both) -> None:
+    """With all that it is made of, as a LazyTensor of a file object does."""
+    try:
+        data = pickle.dumps(both.lazy)
+    except TypeError:  # an old BytesIO cannot
+        return
+    same(pickle.loads(data).numpy(), both.array)
+
+
+def test_deep_expressions_end_before_the_stack(tmp_path: Path) -> None:
+    """A hundred steps can be read and pickled; more are refused where they are written down."""
+    array = np.arange(40, dtype="float32")
+    tz.save({"t": array}, tmp_path / "t.pt")
+    with tz.lazy_load(tmp_path / "t.pt") as checkpoint:
+        total = checkpoint["t"]
+        for _ in range(100):
+            total = total + checkpoint["t"]
+        same(total.numpy(), array * 101)
+        same(pickle.loads(pickle.dumps(total))[3:5], array[3:5] * 101)
+        with pytest.raises(ValueError, match="100 steps"):
+            total + 1
