@@ -268,6 +268,13 @@ class ForeignObject:
         return f"<foreign {called}({', '.join(inside)})>"
 
 
+# Pickles and tracebacks name the classes as users do.
+for _kind in (
+    Size, Dtype, Layout, QScheme, Device, Parameter, TypedArray, Storage, ForeignObject
+):  # fmt: skip
+    _kind.__module__ = "torchzip.types"
+
+
 def _some(mapping: dict[Any, Any]) -> str:
     """Name up to five keys."""
     names = [str(key)[:40] for key, _ in zip(mapping, range(5), strict=False)]

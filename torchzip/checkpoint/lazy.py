@@ -36,10 +36,11 @@ from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.pickled import all_names, refuse_foreign
+from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
+from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.kinds.checked import Checked
-from torchzip.types import ForeignObject, OtherTensor
 
 Foreign = Literal["keep", "raise"]
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, no_memory
 from torchzip.formats.base import OpenStorage
+from torchzip.leaf_types import Parameter
+from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.numpy_dtypes import as_dtype, numpy_dtype, torch_dtype_of
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride, read_view, slice_spec
 from torchzip.tensors.storage import ArrayStorage, StorageOpener, TensorStorage
-from torchzip.types import OtherTensor, Parameter
 
 
 class LazyTensor:

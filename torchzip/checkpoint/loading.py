@@ -27,7 +27,9 @@ from torchzip.files.source import (
 from torchzip.formats.base import FileContainer, OpenStorage, SpecFactory, check_options
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.pickled import refuse_foreign
+from torchzip.leaf_types import TypedArray
 from torchzip.limits import Limits
+from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.kinds.checked import Checked
 from torchzip.tensors.numpy_dtypes import (
     as_dtype,
@@ -38,7 +40,6 @@ from torchzip.tensors.numpy_dtypes import (
 from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage, sources_of
-from torchzip.types import OtherTensor, TypedArray
 
 #: Below this, a second thread costs more than it gives.
 _THREADS_FROM = 8 << 20

@@ -19,14 +19,15 @@ import numpy as np
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, LimitError
 from torchzip.files.source import File, Source, open_source
+from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Name
+from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import MeasuredStorage, OpenMany, SpanStorage, TensorStorage
-from torchzip.types import ForeignObject, OtherTensor
 
 if TYPE_CHECKING:
     from torchzip.files.folder import Folder  # which few files need

@@ -28,9 +28,7 @@ from torchzip.leaf_types import Device, Dtype, ForeignObject, Layout, Parameter,
 from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Name, Table
-from torchzip.tensors.kinds import meta, nested, quantized, sparse
-from torchzip.tensors.kinds.base import OtherTensor, PartReader, Rebuild
-from torchzip.tensors.kinds.nested import NJT
+from torchzip.tensors.kinds.base import NJT, OtherTensor, PartReader
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
 from torchzip.tensors.persistent_ids import BareStorage, Factory, PersistentIds
 from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
@@ -49,6 +47,16 @@ from torchzip.tensors.storage import Measure, MeasuredStorage
 
 Args = tuple[Any, ...]
 
+
+#: What rebuilds tensors that are not dense, and the kind of each.
+_KINDS: dict[Name, str] = {
+    ("torch._utils", "_rebuild_sparse_tensor"): "sparse",
+    ("torch._utils", "_rebuild_sparse_csr_tensor"): "sparse",
+    ("torch._utils", "_rebuild_qtensor"): "quantized",
+    ("torch._utils", "_rebuild_nested_tensor"): "nested",
+    (NJT, "_rebuild_njt"): "jagged",
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): "meta",
+}
 
 #: What rebuilds tensors that stay `ForeignObject` s, with their inner tensors inside.
 FOREIGN_TENSORS: frozenset[Name] = frozenset(
@@ -98,11 +106,7 @@ class Rebuilder:
             **_counted("_rebuild_tensor", self._tensor, 4),
             **_counted("_rebuild_tensor_v2", self._tensor, 6, 7),
             **_counted("_rebuild_tensor_v3", self._tensor_v3, 7, 8),
-            **{
-                name: partial(self._other, rebuild)
-                for kind in (sparse, quantized, nested, meta)
-                for name, rebuild in kind.REBUILDS.items()
-            },
+            **{name: partial(self._other, kind) for name, kind in _KINDS.items()},
         }
         self.table = Table(
             values=_VALUES,
@@ -344,8 +348,17 @@ class Rebuilder:
             spec.subclass = subclass
         return tensor
 
-    def _other(self, rebuild: Rebuild, args: Args) -> Any:
+    def _other(self, kind: str, args: Args) -> Any:
         """Return what stands for a tensor that is not dense."""
+        from torchzip.tensors.kinds import meta, nested, quantized, sparse  # which few files need
+
+        rebuild: Callable[[Args, PartReader], OtherTensor] = {
+            "sparse": sparse.rebuild,
+            "quantized": quantized.rebuild,
+            "nested": nested.rebuild,
+            "jagged": nested.rebuild_jagged,
+            "meta": meta.rebuild,
+        }[kind]
         tensor = rebuild(args, self._parts)
         tensor.check()
         return self._factory.other(tensor)

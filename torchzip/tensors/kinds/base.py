@@ -1,7 +1,9 @@
 """What the kinds of tensors that are not dense have in common.
 
 A kind is a module here: a subclass of `OtherTensor` that says how its parts must fit together, what
-numbers they stand for and how torch writes it, and `REBUILDS`, the calls in a pickle that make one.
+numbers they stand for and how torch writes it, and what makes one of the arguments of a call, which
+the table of `tensors.rebuild` names. No module of a kind is imported before a file has one.
+
 The arguments are those that torch 2.13 writes (section 6.2 of the format), and for reading the
 shorter ones of older files and the flat ones of TorchScript archives (section 11.3).
 """
@@ -9,7 +11,7 @@ shorter ones of older files and the flat ones of TorchScript archives (section 1
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -25,10 +27,10 @@ if TYPE_CHECKING:  # a program that only reads needs nothing that writes
     from torchzip.pickling.emitter import Emitter
     from torchzip.tensors.reduce import DenseWriter
 
+#: Where torch has the class of jagged nested tensors.
+NJT = "torch.nested._internal.nested_tensor"
 #: What torch names as the class of a tensor that has attributes and no class of its own.
 PLAIN_CLASS = ForeignObject("torch", "Tensor")
-
-Args = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
@@ -185,7 +187,9 @@ class OtherTensor:
         return f"{type(self).__name__}({self._describe()}{extra})"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+OtherTensor.__module__ = "torchzip.types"  # where users have it; a pickle of one says so
+
+
 class PartReader:
     """What the functions that rebuild a tensor need of the file that it is in.
 
@@ -193,8 +197,11 @@ class PartReader:
     whether a value is a dense tensor.
     """
 
-    dense: Callable[[Any, Any, Any, Any], Any]
-    is_tensor: Callable[[Any], bool]
+    def __init__(
+        self, dense: Callable[[Any, Any, Any, Any], Any], is_tensor: Callable[[Any], bool]
+    ) -> None:
+        self.dense = dense
+        self.is_tensor = is_tensor
 
     def part(self, value: Any, what: str) -> Any:
         """Return a value that is a dense tensor, else raise TensorError."""
@@ -203,7 +210,6 @@ class PartReader:
         return value
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PartWriter:
     """Writes what a tensor is made of.
 
@@ -211,23 +217,29 @@ class PartWriter:
     integers of a quantized tensor.
     """
 
-    dense: DenseWriter
-    spec_of: Callable[[Emitter, Any], TensorSpec]
-    integers_of: Callable[[Emitter, Any], TensorSpec]
-    checked: Checked = field(default_factory=Checked)
+    def __init__(
+        self,
+        dense: DenseWriter,
+        spec_of: Callable[[Emitter, Any], TensorSpec],
+        integers_of: Callable[[Emitter, Any], TensorSpec],
+    ) -> None:
+        self.dense = dense
+        self.spec_of = spec_of
+        self.integers_of = integers_of
+        self.checked = Checked()
 
-    def part(self, emitter: Emitter, part: Any) -> None:
-        """Write a dense tensor inside another.
+    def tuple(self, emitter: Emitter, *items: Any) -> None:
+        """Write a tuple of dense tensors inside another, and of other values.
 
-        torch makes a new object for it each time it is asked, so an array is written again.
+        torch makes a new object for a tensor each time it is asked, so an array is written again.
         A LazyTensor is one object wherever its file had one.
         """
-        if isinstance(part, np.ndarray | TypedArray):
-            self.dense.tensor(emitter, self.spec_of(emitter, part))
-            emitter.put(None)
-        else:
-            emitter.save(part)
-
-
-#: What makes a tensor of the arguments of a call.
-Rebuild = Callable[[Args, PartReader], OtherTensor]
+        emitter.write(b"(" if len(items) > 3 else b"")
+        for item in items:
+            if isinstance(item, np.ndarray | TypedArray):
+                self.dense.tensor(emitter, self.spec_of(emitter, item))
+                emitter.put(None)
+            else:
+                emitter.save(item)
+        emitter.write((b"t", b"\x85", b"\x86", b"\x87")[len(items) if len(items) <= 3 else 0])
+        emitter.put(None)

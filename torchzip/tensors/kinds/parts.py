@@ -40,18 +40,8 @@ def as_array(part: Any) -> Array:
 
 
 def shape_of(part: Any) -> tuple[int, ...]:
-    """Return the shape of a part.
-
-    Raises
-    ------
-    TensorError
-        If it has none: it is neither an array nor a tensor.
-    """
-    shape: tuple[int, ...] | None = getattr(bare(part), "shape", None)
-    if shape is None:
-        raise TensorError(
-            f"a part of a tensor is {shown(bare(part))}; an array or a tensor was expected"
-        )
+    """Return the shape of a part that is an array or a tensor, as `dtype_of` sees to."""
+    shape: tuple[int, ...] = bare(part).shape
     return shape
 
 
@@ -74,24 +64,12 @@ def dtype_of(part: Any) -> str:
     return str(name)
 
 
-def check_sizes(sizes: Any, what: str) -> None:
-    """Raise TensorError if a shape or stride is not a tuple of ints that torch can have."""
-    if type(sizes) is not tuple or not all(
-        isinstance(size, int | np.integer) and type(size) is not bool and 0 <= size < MAX
-        for size in sizes
-    ):
-        raise TensorError(f"{what} is {shown(sizes)}; a tuple of ints from 0 to 2**63 was expected")
-    if len(sizes) > MAX_NDIM:
-        raise too_many_dimensions(what, len(sizes))
-
-
-def sizes_of(value: Any) -> tuple[int, ...]:
-    """Return a size or stride in a pickle as a tuple, else raise TensorError."""
+def sizes_of(value: Any, what: str) -> tuple[int, ...]:
+    """Return a shape or stride as a tuple, or raise TensorError if torch can have no such."""
     if not isinstance(value, tuple | list) or not all(map(is_number, value)):
-        raise TensorError(
-            f"a size or stride of a tensor is {shown(value)}; a tuple of ints from 0 to 2**63 was "
-            "expected"
-        )
+        raise TensorError(f"{what} is {shown(value)}; a tuple of ints from 0 to 2**63 was expected")
+    if len(value) > MAX_NDIM:
+        raise too_many_dimensions(what, len(value))
     return tuple(value)
 
 
