@@ -24,7 +24,7 @@ from torchzip.files.source import (
     MmapSource,
     file_place,
 )
-from torchzip.formats.base import FileContainer, OpenStorage, SpecFactory, check_options
+from torchzip.formats.base import FileContainer, OpenStorage, check_options
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.pickled import refuse_foreign
 from torchzip.leaf_types import TypedArray
@@ -38,6 +38,7 @@ from torchzip.tensors.numpy_dtypes import (
     torch_dtype_of,
 )
 from torchzip.tensors.numpy_values import PickledArray
+from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage, sources_of
 
@@ -54,7 +55,7 @@ class EagerStorage(ArrayStorage):
         self.origin = origin
 
 
-class EagerFactory(SpecFactory):
+class EagerFactory(Factory):
     """Makes arrays over memory that `fill` reads into afterwards.
 
     With ``map_file``, stored bytes are views of the mapped files, read-only.

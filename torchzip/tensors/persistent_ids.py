@@ -12,7 +12,10 @@ of each mention counts.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from torchzip.dtypes import STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError, shown
@@ -27,46 +30,46 @@ from torchzip.tensors.storage import Measure, OpenMany, TensorStorage
 _PID = "('storage', class, key, location, number of elements) was expected"
 
 
-class Factory(Protocol):
-    """What the values of a checkpoint are made of: lazy tensors, or arrays."""
+class Factory:
+    """What the values of a checkpoint are made of.
 
-    @property
-    def storages(self) -> OpenMany | None:
-        """What opens many storages at once, if there is such a way; see `StorageOpener`."""
-        ...
+    This one leaves tensors as the specs that they are, for whoever looks at a pickle and makes
+    nothing. Those that make lazy tensors or arrays are subclasses.
+    """
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage of a key; called once for each."""
-        ...
+    #: What opens many storages at once, if there is such a way; see `StorageOpener`.
+    storages: OpenMany | None = None
+    #: Opens the storage of a key, once for each: (key, dtype of a typed one, bytes, location).
+    storage: Callable[[str, str | None, int, str], TensorStorage]
 
-    def tensor(self, spec: TensorSpec) -> Any: ...
+    def tensor(self, spec: TensorSpec) -> Any:
+        return spec
 
     def spec_of(self, tensor: Any) -> TensorSpec | None:
         """Return the spec that `tensor` was given, or None for anything else."""
-        ...
+        return tensor if isinstance(tensor, TensorSpec) else None
 
-    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any: ...
+    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
+        return tensor
 
     def on_device(self, data: Any, torch_dtype: str, device: str, requires_grad: bool) -> Any:
         """Return the tensor that an array or a tensor on the CPU has the values of.
 
         None if it is neither, or of another dtype that numpy cannot cast.
         """
-        ...
+        return data if isinstance(data, TensorSpec | np.ndarray) else None
 
     def is_tensor(self, value: Any) -> bool:
         """Return whether `tensor` made a value."""
-        ...
+        return isinstance(value, TensorSpec)
 
     def other(self, tensor: OtherTensor) -> Any:
         """Return what stands for a tensor that is not dense; its values are unread."""
-        ...
+        return tensor
 
     def key(self, value: Any) -> Any:
         """Return what stands for a value without a hash as a key of a dict: itself, or a tensor."""
-        ...
+        return value
 
 
 class BareStorage(Storage):

@@ -18,7 +18,6 @@ from torchzip.dtypes import DTYPES, DtypeRow
 from torchzip.errors import PickleError, UnsupportedError
 from torchzip.leaf_types import Device
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.kinds.meta import MetaTensor
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Args, Rebuilder
@@ -50,18 +49,14 @@ class ScriptRebuilder(Rebuilder):
         )
 
 
-class _MetaAside:
+class _MetaAside(Factory):
     """A Factory that makes MetaTensors of what is on the meta device, and else asks another."""
-
-    storages = None  # any of them may be on it
 
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
-        self.spec_of = factory.spec_of
-        self.parameter = factory.parameter
-        self.is_tensor = factory.is_tensor
-        self.on_device = factory.on_device
-        self.key = factory.key
+        # Not ``storages``: any of them may be on it.
+        for name in ("spec_of", "parameter", "is_tensor", "on_device", "key", "other"):
+            setattr(self, name, getattr(factory, name))
 
     def storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
@@ -76,9 +71,6 @@ class _MetaAside:
         made = MetaTensor(spec.torch_dtype, spec.shape, spec.stride, spec.requires_grad)
         made.check()
         return self.other(made)
-
-    def other(self, tensor: OtherTensor) -> Any:
-        return self._factory.other(tensor)
 
 
 def _is_meta(location: str) -> bool:

@@ -9,8 +9,9 @@ from torchzip.container.zip_extra import PADDING, ZIP64, all_fields
 from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_reader import Entry, ZipReader
 from torchzip.files.source import Source
-from torchzip.formats.base import Container, OpenStorage, SpecFactory
+from torchzip.formats.base import Container, OpenStorage
 from torchzip.formats.zip import ZipContainer
+from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.tools.file_size.reach import reached_nbytes
@@ -82,7 +83,7 @@ class Account:
             self.parts[kind] = Part(kind, known.nbytes + nbytes, known.count + count)
 
 
-class _Mentions(SpecFactory):
+class _Mentions(Factory):
     """Takes note of the storages that a pickle mentions, and of the tensors in them."""
 
     def __init__(self, open_storage: OpenStorage, counted: _Counted) -> None:
