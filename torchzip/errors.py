@@ -15,6 +15,7 @@ and cuts a single value; the constructor checks the whole message.
 
 from __future__ import annotations
 
+import copyreg
 import errno
 from collections.abc import Sequence
 from contextlib import ContextDecorator
@@ -185,7 +186,7 @@ class TorchZipError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default does not keep keyword-only arguments; workers send their errors pickled.
-        return (_restore, (type(self), self.message, self.__dict__.copy()))
+        return (copyreg.__newobj__, (type(self), self.message), vars(self).copy())  # type: ignore[attr-defined]
 
 
 class ErrorPlace:
@@ -236,13 +237,6 @@ class EnoughMemory(ContextDecorator):
 def _cut(record: str) -> str:
     text = printable(record[: _MAX_RECORD + 1])
     return text[:_MAX_RECORD] + ("..." if len(text) > _MAX_RECORD else "")
-
-
-def _restore(cls: type[TorchZipError], message: str, attributes: dict[str, Any]) -> TorchZipError:
-    error = cls.__new__(cls, message)
-    error.args = (message,)
-    error.__dict__.update(attributes)
-    return error
 
 
 class FormatError(TorchZipError, ValueError):
