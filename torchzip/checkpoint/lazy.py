@@ -113,8 +113,7 @@ class Checkpoint(Mapping[str, Any]):
             )
             constants = contents.read_constants() if contents.read_constants is not None else None
             if constants is not None:
-                contents.globals = list(dict.fromkeys([*contents.globals, *constants.globals]))
-                contents.foreign = list(dict.fromkeys([*contents.foreign, *constants.foreign]))
+                contents.add([constants])
             if foreign == "raise":
                 refuse_foreign(container, contents, limits)
                 for value in (contents.root, constants and constants.root):

@@ -133,23 +133,16 @@ class PersistentIds:
 
     def find(self, pid: Any) -> Any:
         """Return the storage (or the class, for a pickled module) of a persistent id."""
-        if type(pid) is not tuple or not pid:
-            raise PickleError(f"a persistent id is {shown(pid)}; {_PID}")
-        what = pid[0]
+        what = pid[0] if type(pid) is tuple and pid else None
         if type(what) is bytes:
             what = what.decode("latin-1")
-        if type(what) is not str:
-            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
+        what = what if type(what) is str else ""
         if what == "module" and len(pid) == 4 and isinstance(pid[1], ForeignObject):
             return pid[1]  # legacy files store a class with its source, which is not needed
-        if what != "storage":
-            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
-        if len(pid) not in (5, 6):
-            raise PickleError(f"a persistent id has {len(pid):,} elements; {_PID}")
+        if what != "storage" or len(pid) not in (5, 6):
+            raise PickleError(f"a persistent id is {shown(pid)}; {_PID}")
         _, kind, key, location, numel = pid[:5]
-        if type(key) is not str:
-            raise PickleError(f"a storage key is {shown(key)}; a string was expected")
-        if not _is_plain_key(key):
+        if type(key) is not str or not _is_plain_key(key):
             raise PickleError(
                 f"a storage key is {shown(key)}; one plain component of a path was expected"
             )
@@ -253,21 +246,18 @@ class PersistentIds:
         None if they have to be taken one by one.
         """
         open_many = self._factory.storages
-        if open_many is None or not self._are_new(keys):
+        distinct = set(keys)
+        if (
+            open_many is None
+            or len(distinct) < len(keys)
+            or self._stored.keys() & distinct
+            or self._bare.keys() & distinct
+        ):
             return None
         storages = open_many(keys, measures, which)
         if storages is not None:
             self._stored.update(zip(keys, storages, strict=True))
         return storages
-
-    def _are_new(self, keys: list[str]) -> bool:
-        """Return whether no storage of these keys was mentioned, and none has two of them."""
-        distinct = set(keys)
-        return (
-            len(distinct) == len(keys)
-            and self._stored.keys().isdisjoint(distinct)
-            and self._bare.keys().isdisjoint(distinct)
-        )
 
 
 def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:

@@ -116,14 +116,21 @@ class Rebuilder:
                 **_counted("_rebuild_parameter_with_state", self._parameter, 4),
                 **dict.fromkeys(FOREIGN_TENSORS, lambda args: KEEP),
                 **dict.fromkeys(_DEVICE_TENSORS, self._device_tensor),
-                **_counted("_rebuild_npu_tensor", self._npu_tensor, 7, module=_NPU_MODULE),
+                **_counted(
+                    "_rebuild_npu_tensor",
+                    lambda *args: self._tensor(*args[:6]),
+                    7,
+                    module=_NPU_MODULE,
+                ),
                 **_OLD_CALLS,
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
                 **_LEAF_CALLS,
                 **PYTHON_CALLS,
                 **NUMPY_CALLS,
-                ("builtins", "set"): self._set,
-                ("builtins", "frozenset"): self._frozenset,
+                ("builtins", "set"): lambda args: self._keys.set_of(self._items(args, "set")),
+                ("builtins", "frozenset"): lambda args: self._keys.frozen(
+                    self._items(args, "frozenset")
+                ),
                 ("collections", "OrderedDict"): self._ordered_dict,
                 ("collections", "Counter"): self._counter,
             },
@@ -199,9 +206,6 @@ class Rebuilder:
         if spec is None:
             return data
         return self._factory.tensor(spec.replace(requires_grad=requires_grad))
-
-    def _npu_tensor(self, *args: Any) -> Any:
-        return self._tensor(*args[:6])
 
     def _device_tensor(self, args: Args) -> Any:
         """A tensor that was on an accelerator: dense, with the tag of its device."""
@@ -371,12 +375,6 @@ class Rebuilder:
         if len(args) != 1 or type(args[0]) not in (list, tuple):
             raise wrong_arguments(what, "one list", args)
         return self._keys.checked(args[0])
-
-    def _set(self, args: Args) -> set[Any]:
-        return self._keys.set_of(self._items(args, "set"))
-
-    def _frozenset(self, args: Args) -> frozenset[Any]:
-        return self._keys.frozen(self._items(args, "frozenset"))
 
     def _ordered_dict(self, args: Args) -> OrderedDict[Any, Any]:
         made: OrderedDict[Any, Any] = OrderedDict()

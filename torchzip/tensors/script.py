@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torchzip.dtypes import DTYPES, DtypeRow
-from torchzip.errors import PickleError, UnsupportedError
+from torchzip.errors import PickleError, UnsupportedError, wrong_arguments
 from torchzip.leaf_types import Device
 from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.meta import MetaTensor
@@ -92,7 +92,7 @@ def storage_class(row: DtypeRow) -> str:
 def _typed_list(name: str) -> Callable[[Args], Any]:
     def call(args: Args) -> Any:
         if len(args) != 1 or type(args[0]) is not list:
-            raise PickleError(f"torch.jit._pickle.{name} takes one list")
+            raise wrong_arguments(f"torch.jit._pickle.{name}", "one list", args)
         return args[0]
 
     return call
@@ -100,7 +100,7 @@ def _typed_list(name: str) -> Callable[[Args], Any]:
 
 def _restore_type_tag(args: Args) -> Any:
     if len(args) != 2 or type(args[1]) is not str:
-        raise PickleError("torch.jit._pickle.restore_type_tag takes a value and a type as a string")
+        raise wrong_arguments("torch.jit._pickle.restore_type_tag", "a value and a type", args)
     return args[0]
 
 
@@ -114,7 +114,7 @@ def _tensor_from_id(args: Args) -> Any:
 def _device(args: Args) -> Device:
     """Return a device from one string such as ``cuda:1``."""
     if len(args) != 1 or type(args[0]) is not str:
-        raise PickleError("torch.device takes one string in a TorchScript archive")
+        raise wrong_arguments("torch.device", "one string in a TorchScript archive", args)
     kind, colon, index = args[0].partition(":")
     if not colon:
         return Device(kind)
