@@ -164,12 +164,9 @@ def inner(value: Any) -> Iterator[Child]:
     if isinstance(value, Parameter | Storage):
         yield Label("data"), ".data", value.data
     elif isinstance(value, OtherTensor):
-        for name in value.PARTS:
-            held = getattr(value, name)
-            for index, part in enumerate(held) if isinstance(held, tuple) else ((None, held),):
-                if part is not None:
-                    label = name if index is None else f"{name}.{index}"
-                    yield Label(label), f".{label}", part
+        for name, part in value.named_parts():
+            if part is not None:
+                yield Label(name), f".{name}", part
         constructor = getattr(value, "constructor", None)  # of a jagged nested tensor
         if constructor is not None:
             yield Label("constructor"), ".constructor", constructor

@@ -208,7 +208,9 @@ class ChunkedStorage(TensorStorage):
                 if _is_whole(spec):
                     running[id(chunk)] = 0
                 else:
-                    _check_crc(chunk)
+                    with ErrorPlace(path=chunk.place):
+                        for _ in spec.storage.checked_blocks():
+                            pass
         yield from self._blocks(nbytes, running)
         for chunk in self._chunks:
             storage = chunk.open().storage
@@ -280,13 +282,6 @@ class ChunkedStorage(TensorStorage):
             part = read_view(spec, tuple(shape), stride, first)
             target[tuple(place)] = part
             yield chunk, part
-
-
-def _check_crc(chunk: Chunk) -> None:
-    """Read all bytes of a chunk's storage and compare their CRC."""
-    with ErrorPlace(path=chunk.place):
-        for _ in chunk.open().storage.checked_blocks():
-            pass
 
 
 def _is_whole(spec: TensorSpec) -> bool:

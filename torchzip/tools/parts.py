@@ -44,14 +44,9 @@ def view(tensor: Any, index: Any = None) -> LazyTensor | None:
 
 def named_parts(tensor: OtherTensor) -> Iterator[tuple[str, LazyTensor]]:
     """Yield the parts of a tensor with the names that `lookup.look_up` knows them by."""
-    for field in tensor.PARTS:
-        value = getattr(tensor, field)
-        if isinstance(value, tuple):
-            for number, part in enumerate(value):
-                if isinstance(part, LazyTensor):
-                    yield f"{field}.{number}", part
-        elif isinstance(value, LazyTensor):
-            yield field, value
+    for name, part in tensor.named_parts():
+        if isinstance(part, LazyTensor):
+            yield name, part
 
 
 def dense_of(tensor: OtherTensor, name: str) -> LazyTensor:

@@ -10,7 +10,7 @@ shorter ones of older files and the flat ones of TorchScript archives (section 1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -56,14 +56,23 @@ class OtherTensor:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
 
+    def named_parts(self) -> Iterator[tuple[str, Any]]:
+        """Yield what is in the fields of `PARTS`: ``indices``, or ``indices.0`` of a pair.
+
+        A field can also hold None, a number or a list of numbers.
+        """
+        for name in self.PARTS:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                for index, part in enumerate(value):
+                    yield f"{name}.{index}", part
+            else:
+                yield name, value
+
     @property
     def parts(self) -> list[Any]:
         """The tensors that this one consists of."""
-        held: list[Any] = []
-        for name in self.PARTS:
-            value = getattr(self, name)
-            held += value if isinstance(value, tuple) else [value] if is_part(value) else []
-        return held
+        return [part for _, part in self.named_parts() if is_part(part)]
 
     def with_parts(self, change: Callable[[Any], Any]) -> Self:
         """Return a copy with ``change`` applied to each part."""
@@ -169,14 +178,13 @@ class OtherTensor:
 
     def _check_parts(self, *needed: str) -> None:
         """Raise TypeError if a part has no shape; fields not ``needed`` may hold other values."""
-        for name in self.PARTS:
-            value = getattr(self, name)
-            for part in value if isinstance(value, tuple) else (value,):
-                if (name in needed or is_part(part)) and not hasattr(bare(part), "shape"):
-                    raise TypeError(
-                        f"{name} of a {type(self).__name__}: a {type(part).__name__}; an array or "
-                        "a tensor was expected"
-                    )
+        for name, part in self.named_parts():
+            is_needed = name.partition(".")[0] in needed
+            if (is_needed or is_part(part)) and not hasattr(bare(part), "shape"):
+                raise TypeError(
+                    f"{name} of a {type(self).__name__}: a {type(part).__name__}; an array or a "
+                    "tensor was expected"
+                )
 
     def _describe(self) -> str:
         return f"{self.torch_dtype}, shape={list(self.shape)}"

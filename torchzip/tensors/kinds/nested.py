@@ -115,17 +115,14 @@ class NestedTensor(OtherTensor):
         offsets = tensor.offsets.tolist()
         if self.layout == "jagged":
             axis = (slice(None),) * (self.ragged_idx - 1)
-            stops = offsets[1:]
-            if tensor.lengths is not None:
-                lengths = tensor.lengths.tolist()
-                stops = [start + length for start, length in zip(offsets, lengths, strict=False)]
+            lengths = np.diff(tensor.offsets) if tensor.lengths is None else tensor.lengths
             return [
-                values[(*axis, slice(start, stop))]
-                for start, stop in zip(offsets, stops, strict=False)
+                values[(*axis, slice(start, start + length))]
+                for start, length in zip(offsets, lengths.tolist(), strict=False)
             ]
+        made: list[Array] = []
         if not offsets:
-            return []
-        made = []
+            return made
         rows = zip(tensor.sizes.tolist(), tensor.strides.tolist(), offsets, strict=True)
         for sizes, strides, offset in rows:
             if 0 in sizes:
