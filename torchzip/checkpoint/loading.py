@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.foreign import refuse_objects
 from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
-from torchzip.files.folder import PooledSource
 from torchzip.files.source import (
     File,
     FileObjectSource,
@@ -26,11 +24,10 @@ from torchzip.files.source import (
 )
 from torchzip.formats.base import FileContainer, OpenStorage, check_options
 from torchzip.formats.opening import open_checkpoint
-from torchzip.formats.pickled import refuse_foreign
 from torchzip.leaf_types import TypedArray
 from torchzip.limits import Limits
 from torchzip.tensors.kinds.base import OtherTensor
-from torchzip.tensors.kinds.checked import Checked
+from torchzip.tensors.kinds.parts import Checked
 from torchzip.tensors.numpy_dtypes import (
     as_dtype,
     has_numpy_dtype,
@@ -78,6 +75,8 @@ class EagerFactory(Factory):
         origin = self._open(key, torch_dtype, nbytes, location)
         self._nbytes += nbytes
         if self._map_file is not None and (span := origin.span()) is not None:
+            from torchzip.files.folder import PooledSource
+
             file, place = file_place(*span)
             assert isinstance(file, FileSource | PooledSource)
             view = self._map_file(file.path, file.identity).view(place, nbytes)
@@ -223,6 +222,9 @@ def load(
 
         contents = container.read(make_factory)
         if foreign == "raise":
+            from torchzip.checkpoint.foreign import refuse_objects  # which few ask for
+            from torchzip.formats.pickled import refuse_foreign
+
             refuse_foreign(container, contents, limits)
             refuse_objects(contents.root, container.name)
         with ErrorPlace(path=container.name):

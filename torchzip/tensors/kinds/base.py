@@ -19,8 +19,7 @@ import numpy as np
 from torchzip.errors import TensorError, TorchZipError, shown
 from torchzip.leaf_types import ForeignObject, TypedArray
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.checked import Checked
-from torchzip.tensors.kinds.parts import bare, is_part
+from torchzip.tensors.kinds.parts import Checked, bare, is_part
 from torchzip.tensors.specs import TensorSpec, check_requires_grad
 
 if TYPE_CHECKING:  # a program that only reads needs nothing that writes

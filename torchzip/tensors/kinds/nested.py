@@ -19,15 +19,18 @@ from torchzip.errors import (
 from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import NJT, PLAIN_CLASS, OtherTensor, PartReader, PartWriter
-from torchzip.tensors.kinds.checked import Checked, ends, outside, steps
 from torchzip.tensors.kinds.parts import (
     Array,
+    Checked,
     as_array,
     bare,
     check_memory,
     dtype_name,
     dtype_of,
+    ends,
+    outside,
     shape_of,
+    steps,
 )
 from torchzip.tensors.specs import TensorSpec, check_count
 

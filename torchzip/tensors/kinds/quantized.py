@@ -19,15 +19,16 @@ from torchzip.dtypes import DTYPES, DtypeRow
 from torchzip.errors import EnoughMemory, PickleError, TensorError, UnsupportedError, shown
 from torchzip.leaf_types import QScheme
 from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter
-from torchzip.tensors.kinds.checked import Checked, ends
 from torchzip.tensors.kinds.parts import (
     MAX,
     Array,
+    Checked,
     as_array,
     bare,
     check_memory,
     dtype_name,
     dtype_of,
+    ends,
     shape_of,
     sizes_of,
 )

@@ -25,15 +25,18 @@ from torchzip.errors import (
 )
 from torchzip.leaf_types import Layout, Size
 from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter
-from torchzip.tensors.kinds.checked import Checked, ends, outside, steps
 from torchzip.tensors.kinds.parts import (
     Array,
+    Checked,
     as_array,
     check_memory,
     dtype_name,
     dtype_of,
+    ends,
+    outside,
     shape_of,
     sizes_of,
+    steps,
 )
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype, numpy_dtype
 from torchzip.tensors.specs import Shape, check_hooks
