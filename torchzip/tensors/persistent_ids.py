@@ -152,29 +152,6 @@ class PersistentIds:
             raise _two_meanings(key)
         return self.known(kind, key, location, numel)
 
-    def _first_mention(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
-        stored = self._stored.pop(key, None)
-        if stored is None:
-            torch_dtype, nbytes = self.measure(kind, key, location, numel)
-            stored = self._factory.storage(key, torch_dtype, nbytes, location)
-        elif not stored.nbytes:
-            return self._of_empty(stored, kind, key, location, numel)
-        return BareStorage(stored, self._factory, 0, stored.numel)
-
-    def _of_empty(
-        self, stored: TensorStorage, kind: Any, key: str, location: Any, numel: Any
-    ) -> BareStorage:
-        """Return a storage without bytes as one of its mentions has it: of the dtype said there."""
-        torch_dtype, nbytes = self.measure(kind, key, location, numel)
-        if nbytes:
-            raise TensorError(
-                f"storage {key} has 0 bytes by its first mention and {nbytes:,} by another; the "
-                "same size was expected"
-            )
-        bare = BareStorage(stored, self._factory, 0, 0)
-        bare.torch_dtype = torch_dtype
-        return bare
-
     def measure(self, kind: Any, key: str, location: Any, numel: Any) -> tuple[str | None, int]:
         """Return dtype and size of a storage that a persistent id mentions."""
         if type(numel) is not int or not 0 <= numel < 1 << 63:
@@ -232,11 +209,25 @@ class PersistentIds:
     def known(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
         """Return the storage of a key, as `find` does for an id without a view."""
         bare = self._bare.get(key)
+        if bare is not None and bare.count:
+            return bare
+        stored = self._stored.pop(key, None) if bare is None else bare.storage
+        if stored is not None and stored.nbytes:
+            made = BareStorage(stored, self._factory, 0, stored.numel)
+        else:  # mentioned for the first time, or without bytes: then of the dtype that is said here
+            torch_dtype, nbytes = self.measure(kind, key, location, numel)
+            if stored is None:
+                stored = self._factory.storage(key, torch_dtype, nbytes, location)
+            elif nbytes:
+                raise TensorError(
+                    f"storage {key} has 0 bytes by its first mention and {nbytes:,} by another; "
+                    "the same size was expected"
+                )
+            made = BareStorage(stored, self._factory, 0, stored.numel)
+            made.torch_dtype = torch_dtype
         if bare is None:
-            bare = self._bare[key] = self._first_mention(kind, key, location, numel)
-        elif not bare.count:  # then it has no bytes
-            bare = self._of_empty(bare.storage, kind, key, location, numel)
-        return bare
+            self._bare[key] = made
+        return made
 
     def many(
         self, keys: list[str], measures: list[Measure], which: list[int]
