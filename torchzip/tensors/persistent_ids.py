@@ -174,25 +174,17 @@ class PersistentIds:
 
     def _window(self, pid: tuple[Any, ...], view: Any) -> BareStorage:
         """Return a window of a storage, as legacy files before torch 0.4 have them."""
-        if type(view) is not tuple or len(view) != 3:
+        view_key, first, count = view if type(view) is tuple and len(view) == 3 else (None,) * 3
+        if type(view_key) not in (str, int) or not (is_number(first) and is_number(count)):
             raise PickleError(
-                f"the view of a storage is {shown(view)}; (key, offset, size) was expected"
+                f"the view of a storage is {shown(view)}; (key, offset, size), the key a string or "
+                "an int, the others from 0 to 2**63, was expected"
             )
         root: BareStorage = self.find(pid)
-        view_key, first, count = view
-        if not (is_number(first) and is_number(count)):
-            raise TensorError(
-                f"a storage view has offset {shown(first)} and size {shown(count)}; ints from 0 to "
-                "2**63 were expected"
-            )
         if first + count > root.storage.numel:
             raise TensorError(
                 f"a storage view has elements {first:,} to {first + count:,} of a storage of "
                 f"{root.storage.numel:,}"
-            )
-        if type(view_key) not in (str, int):
-            raise PickleError(
-                f"the key of a storage view is {shown(view_key)}; a string or an int was expected"
             )
         if view_key in self._bare:
             same = self._bare[view_key].storage is root.storage
@@ -256,7 +248,7 @@ def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
     return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 does not have")
 
 
-def _two_meanings(key: str) -> PickleError:
+def _two_meanings(key: Any) -> PickleError:
     # For torch the first of them counts.
     return PickleError(f"{shown(key)} is the key of a storage and of a view of a storage")
 

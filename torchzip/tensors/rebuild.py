@@ -122,7 +122,7 @@ class Rebuilder:
                     7,
                     module=_NPU_MODULE,
                 ),
-                **_OLD_CALLS,
+                **{name: partial(_old_tensor, name) for name in _OLD_TENSORS},
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
                 **_LEAF_CALLS,
                 **PYTHON_CALLS,
@@ -400,23 +400,24 @@ class Rebuilder:
         return made
 
 
+#: The bits of a tensor that says to conjugate or to negate it, and the dtypes that can have them.
+_KINDS_OF_BITS = {"conj": ("complex",), "neg": ("float", "complex", "int")}
+
+
 def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
     if type(metadata) is not dict:
         raise TensorError(f"the metadata of a tensor is {shown(metadata)}; a dict was expected")
     for key, value in metadata.items():
-        if key not in ("conj", "neg") or type(value) is not bool:
+        if key not in _KINDS_OF_BITS or type(value) is not bool:
             raise UnsupportedError(
                 f"the metadata of a tensor says {shown(value)} for {shown(key)}; True or False for "
                 "'conj' and 'neg' are read"
             )
-        kind = DTYPES[spec.torch_dtype].kind
-        if key == "conj" and value and kind != "complex":
+        kinds = _KINDS_OF_BITS[key]
+        if value and DTYPES[spec.torch_dtype].kind not in kinds:
             raise TensorError(
-                f"a conjugated tensor is {spec.torch_dtype}; a complex dtype was expected"
-            )
-        if key == "neg" and value and kind not in ("float", "complex", "int"):
-            raise TensorError(
-                f"a negated tensor is {spec.torch_dtype}; a dtype of numbers was expected"
+                f"a tensor with the bit {key!r} is {spec.torch_dtype}; a dtype of kind "
+                f"{' or '.join(kinds)} was expected"
             )
         setattr(spec, key, value)
 
@@ -433,19 +434,12 @@ def _counted(
     return {(module, name): call}
 
 
-def _old_tensor(name: Name) -> Callable[[Args], Any]:
+def _old_tensor(name: Name, args: Args) -> Any:
     is_dense = name in _OLD_DENSE
+    if is_dense and not args:
+        return KEEP  # its state is still to come
     what = "tensors made from arguments" if is_dense else "sparse tensors of torch before 0.4"
-
-    def call(args: Args) -> Any:
-        if is_dense and not args:
-            return KEEP  # its state is still to come
-        raise UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
-
-    return call
-
-
-_OLD_CALLS: dict[Name, Callable[[Args], Any]] = {name: _old_tensor(name) for name in _OLD_TENSORS}
+    raise UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
 
 
 # -- leaf types ---------------------------------------------------------------------------------

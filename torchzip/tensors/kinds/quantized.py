@@ -257,13 +257,8 @@ def rebuild(args: tuple[Any, ...], parts: PartReader) -> QuantizedTensor:
     check_count("_rebuild_qtensor", args, 7)
     storage, offset, size, stride, params, requires_grad, hooks = args
     check_hooks(hooks)
-    torch_dtype: Any = getattr(getattr(storage, "storage", None), "torch_dtype", None)
-    row = DTYPES.get(torch_dtype)
-    if row is None or row.kind != "quantized":
-        raise TensorError(
-            f"a quantized tensor has a storage of {torch_dtype or 'no dtype'}; a quantized "
-            "dtype was expected"
-        )
+    torch_dtype: Any = getattr(getattr(storage, "storage", None), "torch_dtype", None) or "uint8"
+    row = DTYPES[torch_dtype]
     shape = sizes_of(size, "the size of a quantized tensor")
     scale, zero_point, axis = _params(params, parts)
     if row.per_byte > 1:
