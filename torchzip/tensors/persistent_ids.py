@@ -24,7 +24,7 @@ from torchzip.limits import is_number
 from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import Measure, OpenMany, TensorStorage
+from torchzip.tensors.storage import MeasuredStorage, OpenMany, TensorStorage
 
 #: What a persistent id must be.
 _PID = "('storage', class, key, location, number of elements) was expected"
@@ -222,7 +222,7 @@ class PersistentIds:
         return made
 
     def many(
-        self, keys: list[str], measures: list[Measure], which: list[int]
+        self, keys: list[str], measures: list[MeasuredStorage], which: list[int]
     ) -> list[TensorStorage] | None:
         """Return the storages of keys, given the measures and which of them each has.
 

@@ -43,7 +43,7 @@ from torchzip.tensors.specs import (
     span_of,
     wrong_dtype,
 )
-from torchzip.tensors.storage import Measure, MeasuredStorage
+from torchzip.tensors.storage import MeasuredStorage
 
 Args = tuple[Any, ...]
 
@@ -304,13 +304,13 @@ class Rebuilder:
             pass  # said again by whoever reads that tensor alone, and knows where it is
         return made
 
-    def _measure_layout(self, layout: TensorLayout) -> Measure:
+    def _measure_layout(self, layout: TensorLayout) -> MeasuredStorage:
         """Return what storages of a layout are like, if tensors of it lie inside of them."""
         torch_dtype, nbytes = self._storages.measure(layout.kind, "", layout.location, layout.numel)
-        measure = Measure(torch_dtype, nbytes, layout.location)
-        dtype, storage = torch_dtype or "uint8", MeasuredStorage(*measure)
+        storage = MeasuredStorage(torch_dtype, nbytes, layout.location)
+        dtype = torch_dtype or "uint8"
         check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
-        return measure
+        return storage
 
     def _parameter(self, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
         check_hooks(hooks)

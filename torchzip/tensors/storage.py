@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,16 +116,20 @@ class TensorStorage(ABC):
             raise wrong_crc(found, self.crc, self.record)
 
 
-class Measure(NamedTuple):
-    """What a pickle says of a storage, but for its key."""
+@dataclass(eq=False, repr=False)
+class MeasuredStorage(TensorStorage):
+    """What a pickle says of a storage whose bytes nobody asks for, but for its key."""
 
     torch_dtype: str | None
     nbytes: int
     location: str
 
+    def read_into(self, start: int, out: Bytes) -> None:
+        raise RuntimeError("a storage without bytes")
+
 
 #: `StorageOpener.many`.
-OpenMany = Callable[[list[str], list[Measure], list[int]], list[TensorStorage] | None]
+OpenMany = Callable[[list[str], list[MeasuredStorage], list[int]], list[TensorStorage] | None]
 
 
 @runtime_checkable
@@ -139,25 +143,13 @@ class StorageOpener(Protocol):
         ...
 
     def many(
-        self, keys: list[str], measures: list[Measure], which: list[int]
+        self, keys: list[str], measures: list[MeasuredStorage], which: list[int]
     ) -> list[TensorStorage] | None:
         """Return the storages of keys, given the measures and which of them each has.
 
         None if one of them has to be opened alone, if only to say what is wrong with it.
         """
         ...
-
-
-@dataclass(eq=False, repr=False)
-class MeasuredStorage(TensorStorage):
-    """What is known of a storage whose bytes nobody asks for: to check tensors against its size."""
-
-    torch_dtype: str | None
-    nbytes: int
-    location: str
-
-    def read_into(self, start: int, out: Bytes) -> None:
-        raise RuntimeError("a storage without bytes")
 
 
 class ArrayStorage(TensorStorage):
