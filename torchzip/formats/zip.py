@@ -27,11 +27,17 @@ from torchzip.formats.base import (
 from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
 from torchzip.tensors.rebuild import Rebuilder
-from torchzip.tensors.storage import MeasuredStorage, SpanStorage, StreamStorage, TensorStorage
+from torchzip.tensors.storage import (
+    MeasuredStorage,
+    SpanStorage,
+    StorageOpener,
+    StreamStorage,
+    TensorStorage,
+)
 
 
-class RecordOpener:
-    """Opens the storages in the records ``data/<key>``; see `StorageOpener`."""
+class RecordOpener(StorageOpener):
+    """Opens the storages in the records ``data/<key>``."""
 
     def __init__(self, container: ZipContainer) -> None:
         self._open = container.open_record

@@ -47,8 +47,7 @@ class Chunk:
 
     def open(self) -> TensorSpec:
         """Return what fills the box: of the tensor's dtype, and of shape ``sizes``."""
-        if self._spec is None:
-            raise RuntimeError("a chunk without a tensor")
+        assert self._spec is not None
         return self._spec
 
 

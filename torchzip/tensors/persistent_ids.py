@@ -37,7 +37,7 @@ class Factory:
     nothing. Those that make lazy tensors or arrays are subclasses.
     """
 
-    #: What opens many storages at once, if there is such a way; see `StorageOpener`.
+    #: What opens many storages at once, if there is such a way.
     storages: OpenMany | None = None
     #: Opens the storage of a key, once for each: (key, dtype of a typed one, bytes, location).
     storage: Callable[[str, str | None, int, str], TensorStorage]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,28 +128,15 @@ class MeasuredStorage(TensorStorage):
         raise RuntimeError("a storage without bytes")
 
 
-#: `StorageOpener.many`.
+#: Returns the storages of keys, given the measures and which of them each has. None if one of them
+#: has to be opened alone, if only to say what is wrong with it.
 OpenMany = Callable[[list[str], list[MeasuredStorage], list[int]], list[TensorStorage] | None]
 
 
-@runtime_checkable
-class StorageOpener(Protocol):
-    """Opens the storages of a file one by one, or many at once."""
+class StorageOpener:
+    """Opens the storages of a file one by one, as any function that opens one, or many at once."""
 
-    def __call__(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage of a key."""
-        ...
-
-    def many(
-        self, keys: list[str], measures: list[MeasuredStorage], which: list[int]
-    ) -> list[TensorStorage] | None:
-        """Return the storages of keys, given the measures and which of them each has.
-
-        None if one of them has to be opened alone, if only to say what is wrong with it.
-        """
-        ...
+    many: OpenMany
 
 
 class ArrayStorage(TensorStorage):
