@@ -189,7 +189,12 @@ class Checkpoint(Mapping[str, Any]):
 
     def items(self) -> ItemsView[str, Any]:
         """Return the names and their tensors."""
-        return _Items(self)
+        table = self._names
+        if table.conflicts:
+            return super().items()  # which asks for each by its name
+        if table.are_all_dense:
+            return table.names.items()
+        return {name: data_of(leaf) for name, leaf in table.names.items()}.items()
 
     @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
@@ -275,24 +280,8 @@ class Checkpoint(Mapping[str, Any]):
             raise TypeError("a Checkpoint of a damaged file cannot be pickled")
         return (_open_again, self._origin)
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
+    __eq__ = object.__eq__  # not that of a Mapping
     __hash__ = object.__hash__
-
-
-class _Items(ItemsView[str, Any]):
-    """Goes over the table itself, where no name is that of two tensors."""
-
-    _mapping: Checkpoint
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        table = self._mapping._names
-        if table.conflicts:
-            return super().__iter__()
-        if table.are_all_dense:
-            return iter(table.names.items())
-        return ((name, data_of(leaf)) for name, leaf in table.names.items())
 
 
 def checkpoint_of(container: Container, limits: Limits) -> Checkpoint:
