@@ -112,7 +112,6 @@ class Checked:
         self._found: dict[Any, tuple[int, ...]] = {}
         # Storages that count, and parts whose addresses are in use: by id, and kept for that.
         self._kept: dict[int, Any] = {}
-        self.lists: dict[int, list[Any]] = {}
 
     def find(self, look: Look, *parts: Any, axes: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Return ``look`` of the parts as arrays, which was perhaps found before.
@@ -140,9 +139,14 @@ class Checked:
         return (id(spec.storage), spec.storage_offset, spec.shape, spec.stride, spec.torch_dtype)
 
     def _meet(self, held: Any) -> None:
-        if id(held) not in self._kept:
-            self._kept[id(held)] = held
-            self._left += 0 if self._is_known else _TIMES * held.nbytes
+        if self.is_new(held) and not self._is_known:
+            self._left += _TIMES * held.nbytes
+
+    def is_new(self, held: Any) -> bool:
+        """Return whether an object was not met before."""
+        count = len(self._kept)
+        self._kept.setdefault(id(held), held)
+        return len(self._kept) > count
 
 
 def _once(part: Any, *axes: int) -> Array:

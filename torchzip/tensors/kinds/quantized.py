@@ -225,11 +225,7 @@ class QuantizedTensor(OtherTensor):
 
 def _check_list(numbers: list[Any], kinds: tuple[type, ...], checked: Checked) -> None:
     """Check the scales or zero points of a file of torch before 1.4."""
-    known = checked.lists
-    if known.get(id(numbers)) is numbers:
-        return
-    known[id(numbers)] = numbers
-    for number in numbers:
+    for number in numbers if checked.is_new(numbers) else ():
         if type(number) not in kinds or not (type(number) is float or abs(number) < MAX):
             raise TensorError(
                 f"the scales or zero points of a tensor have {shown(number)} in them; numbers of "
