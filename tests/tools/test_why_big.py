@@ -28,7 +28,6 @@ from torchzip.cli.main import main
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, SpanStorage
 from torchzip.tools import WhyBig, why_big
-from torchzip.tools.file_size import reach
 from torchzip.tools.file_size.accounts import Part, Unreached
 from torchzip.tools.file_size.duplicates import equal_storages
 from torchzip.tools.file_size.findings import Duplicates
@@ -223,11 +222,9 @@ _SPECS = st.lists(
 )
 
 
-@given(_SPECS, st.integers(1, 60), st.sampled_from([3, 8, 1 << 20]))
-def test_reach_is_exact(
-    drawn: list[tuple[int, list[tuple[int, int]]]], numel: int, window: int
-) -> None:
-    """The union of all elements, counted one by one, whatever the strides and the window."""
+@given(_SPECS, st.integers(1, 60))
+def test_reach_is_exact(drawn: list[tuple[int, list[tuple[int, int]]]], numel: int) -> None:
+    """The union of all elements, counted one by one, whatever the strides."""
     storage = ArrayStorage(np.zeros(2 * numel, np.uint8), "int16")
     specs = []
     truth = set()
@@ -238,9 +235,7 @@ def test_reach_is_exact(
         if max((offset + each for each in indices), default=0) < numel:
             specs.append(TensorSpec("int16", shape, stride, offset, storage))
             truth |= {offset + each for each in indices}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reach, "_WINDOW_NBYTES", window)
-        assert reached_nbytes(specs, 2 * numel) == 2 * len(truth)
+    assert reached_nbytes(specs, 2 * numel) == 2 * len(truth)
 
 
 @pytest.mark.long
