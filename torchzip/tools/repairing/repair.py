@@ -59,7 +59,7 @@ _MANY_LINES = 8
 
 @dataclass(frozen=True, slots=True)
 class LostTensor:
-    """A tensor that did not come back; one without a flat name is called by its path."""
+    """A tensor that did not come back; one without a flat name is called by the way to it."""
 
     name: str
     torch_dtype: str
@@ -385,7 +385,7 @@ def _lost_tensors(names: dict[str, Any], pruning: Pruning) -> list[LostTensor]:
     for key, (tensor, place) in pruning.lost.items():
         storage = lost_in(tensor)
         if key not in named and storage is not None:
-            found.append(_lost(f"root{place}", tensor, storage.why))
+            found.append(_lost(place, tensor, storage.why))
     return found
 
 
