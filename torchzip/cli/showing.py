@@ -18,7 +18,8 @@ from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
 from torchzip.cli.rendering import table
 from torchzip.errors import ErrorPlace, UnsupportedError, printable, shown
-from torchzip.tools.array_text import is_raw, tensor_text
+from torchzip.tensors.numpy_dtypes import has_numpy_dtype
+from torchzip.tools.array_text import tensor_text
 from torchzip.tools.lookup import look_up
 from torchzip.tools.npy import write_npy
 from torchzip.tools.parts import dense_of, named_parts, view
@@ -128,7 +129,7 @@ def _title(arguments: argparse.Namespace) -> str:
 
 
 def _kind(tensor: LazyTensor) -> str:
-    bits = " as raw bits" if is_raw(tensor.torch_dtype) else ""
+    bits = "" if has_numpy_dtype(tensor.torch_dtype) else " as raw bits"
     return f"{tensor.torch_dtype} {list(tensor.shape)}{bits}"
 
 

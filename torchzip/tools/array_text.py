@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.tensors.numpy_dtypes import has_numpy_dtype
 from torchzip.tensors.specs import read_view
 
 Array = NDArray[Any]
@@ -119,8 +118,3 @@ def _with_gaps(corners: Array, shape: tuple[int, ...]) -> Array:
         if _is_cut(size):
             corners = np.insert(corners, _EDGE_ITEMS, corners.take(0, axis), axis)
     return corners
-
-
-def is_raw(torch_dtype: str) -> bool:
-    """Return whether a dtype is shown by its raw bits, because numpy has no such numbers."""
-    return not has_numpy_dtype(torch_dtype)

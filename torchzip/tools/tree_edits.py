@@ -15,7 +15,6 @@ from torchzip.checkpoint.names import module_parts
 from torchzip.checkpoint.plain_values import is_container, same_value
 from torchzip.checkpoint.walk import Walk, children, reach
 from torchzip.dtypes import DTYPES
-from torchzip.errors import LimitError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import BareStorage
@@ -112,14 +111,12 @@ class TreeEdit:
 
     def _walk(self) -> None:
         containers = sum(1 for _ in reach(self.root, _containers_in))
-        walk: Walk[_Frame] = Walk(self._limits, containers + self._limits.shared_names + 1, 0)
+        ways = containers + self._limits.shared_names + 1
+        walk: Walk[_Frame] = Walk(self._limits, ways, self._characters)
         frames = [self._enter(walk, self.root, "", "")]
         for frame, (text, _, item) in walk:
             path = frame.prefix + text
-            self._characters -= len(path)
-            if self._characters < 0:
-                bound = self._limits.names_nbytes
-                raise LimitError("names_nbytes", bound + 1, bound)
+            walk.charge(len(path))
             is_tensor = _is_tensor(item.value)
             has_items = not is_tensor and is_container(item.value)
             new_path = self._name(frame, item, path, has_items)
