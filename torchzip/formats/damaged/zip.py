@@ -28,10 +28,16 @@ from torchzip.formats.base import (
     read_pickle,
     swap_nbytes,
 )
-from torchzip.formats.damaged.storages import LostStorage, WholeStorage
+from torchzip.formats.damaged.storages import LostStorage
 from torchzip.formats.zip import ZipFormat
 from torchzip.limits import Limits
-from torchzip.tensors.storage import FixedPlace, MeasuredStorage, StreamStorage, TensorStorage
+from torchzip.tensors.storage import (
+    FixedPlace,
+    MeasuredStorage,
+    SpanStorage,
+    StreamStorage,
+    TensorStorage,
+)
 
 #: Records that only archives with other pickles have, and what these are.
 _OTHER_FORMATS = {b"constants.pkl": "a TorchScript archive", b"archive_format": "a .pt2 archive"}
@@ -246,7 +252,7 @@ class DamagedZip(ZipFormat, FileContainer):
         unit = swap_nbytes(torch_dtype, self._byteorder)
         if not whole.is_deflated:
             place = FixedPlace(self.source, whole.offset)
-            return WholeStorage(torch_dtype, whole.nbytes, location, record, place, whole.crc, unit)
+            return SpanStorage(torch_dtype, whole.nbytes, location, record, place, whole.crc, unit)
         return StreamStorage(
             torch_dtype, whole.nbytes, location,
             inflate=functools.partial(self._inflate, whole, record),
