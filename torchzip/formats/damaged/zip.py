@@ -217,14 +217,11 @@ class DamagedZip(ZipFormat, FileContainer):
             return "little" if is_complete or archive.places.begins_whole else None
         crcs = archive.stored_crcs(name)
         text = None if crcs else archive.read_text(name, self._limits.text_nbytes)
-        said = []
-        for word in (b"little", b"big"):
-            is_likely = crc32(word) in crcs
-            if text is not None and len(text.data) == len(word):
-                # Without a CRC, length and all bytes but one say which word it was.
-                same = sum(a == b for a, b in zip(text.data, word, strict=True))
-                is_likely = same >= len(word) - 1
-            said += [word.decode()] if is_likely else []
+        said = [
+            word.decode()
+            for word in (b"little", b"big")
+            if crc32(word) in crcs or (text is not None and text.data == word)
+        ]
         return said[0] if len(said) == 1 else None
 
     # -- storages ----------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def _write_all(
         root = names
         notes.append(f"of a {checkpoint.format} checkpoint the tensors are written, by their names")
     if isinstance(container, FileContainer):
-        end = end_of(container, limits)
+        end = end_of(container)
         behind = container.source.size - end
         notes += _following(container.source, end, limits) or (
             [f"{behind:,} bytes after the checkpoint are left out"] if behind > 0 else []
