@@ -75,21 +75,26 @@ def verify(
     ('zip', 6, 'accepts')
     """
     with Checkpoint(file, limits=limits) as checkpoint:
-        report = checkpoint.verify(progress)
-        of = checkpoint.format
-        names = checkpoint.globals if of == "sharded" else checkpoint.foreign
-        container = checkpoint.container
-        loader = TorchLoader(is_legacy=of == "legacy")
-        is_followed = not container.torch_reason
-        why = _why_refused(loader, container, checkpoint.limits) if is_followed else None
-        root = checkpoint.root
+        return verified(checkpoint, file, progress)
+
+
+def verified(
+    checkpoint: Checkpoint, file: File, progress: Callable[[int, int], None] | None = None
+) -> Verified:
+    """Do what `verify` does, with a file that is open."""
+    report = checkpoint.verify(progress)
+    of = checkpoint.format
+    names = checkpoint.globals if of == "sharded" else checkpoint.foreign
+    container = checkpoint.container
+    loader = TorchLoader(is_legacy=of == "legacy")
     refused = tuple(
         ".".join(name)
         for name in names
         if not (is_torch_safe(*name) or (container.has_code and is_script_class(name[0])))
     )
     verdict, reason = container.torch_load, container.torch_reason or None
-    if is_followed:
+    if not container.torch_reason:
+        why = _why_refused(loader, container, checkpoint.limits)
         refused = tuple(loader.refused)
         if why is not None:
             verdict, reason = "refuses", why
@@ -98,10 +103,11 @@ def verify(
         else:
             reason = "; ".join(loader.provisos) or None
     elif container.is_script and not (
-        isinstance(root, ForeignObject) and is_script_class(root.module)
+        isinstance(checkpoint.root, ForeignObject) and is_script_class(checkpoint.root.module)
     ):
         verdict, reason = "refuses", "an archive with constants.pkl that is not TorchScript"
-    if _is_called_safetensors(file):
+    # By its name torch.load hands a file to the safetensors package.
+    if isinstance(file, str | os.PathLike) and os.fsdecode(file).endswith(".safetensors"):
         if of == "safetensors":
             verdict, reason = "accepts", "as the name of the file ends in .safetensors"
         elif verdict != "does not apply":
@@ -146,8 +152,3 @@ def _archive_reason(archive: ZipReader) -> str | None:
             except ValueError:
                 return f"the record {name} is {shown(text, 20)}{wrong}"
     return None
-
-
-def _is_called_safetensors(file: File) -> bool:
-    """Return whether torch.load would hand a file to the safetensors package."""
-    return isinstance(file, str | os.PathLike) and os.fsdecode(file).endswith(".safetensors")
