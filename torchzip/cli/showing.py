@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.quantities import name_text
+from torchzip.checkpoint.quantities import name_text, share_text
 from torchzip.cli.command import DONE, Command, limits_of
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
@@ -191,7 +191,4 @@ def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
 
 
 def _share(count: int, made: Statistics) -> str:
-    if not count:
-        return ""
-    share = 100 * count / made.count
-    return f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"
+    return share_text(count / made.count) if count else ""

@@ -15,9 +15,9 @@ from torchzip.errors import TorchZipError
 from torchzip.files.source import File
 from torchzip.formats.base import FileContainer
 from torchzip.limits import Limits
-from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tools.element_statistics import Statistics, statistics
 from torchzip.tools.elements import Work
+from torchzip.tools.global_names import GlobalName, global_names
 from torchzip.tools.torch_verdict.verification import Verified, verified
 
 #: Tensors with a histogram.
@@ -31,15 +31,6 @@ class Distribution:
     row: TensorRow
     found: Statistics | None
     problem: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class GlobalName:
-    """A class or function that the file names."""
-
-    name: str
-    is_foreign: bool
-    is_torch_safe: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +67,7 @@ def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Cont
         found = outline(checkpoint)
         container = checkpoint.container
         distributions = tuple(_distributions(checkpoint, found)) if read_data else ()
-        foreign = set(checkpoint.foreign)
-        names = tuple(
-            GlobalName(f"{module}.{name}", (module, name) in foreign, is_torch_safe(module, name))
-            for module, name in checkpoint.globals
-        )
+        names = tuple(global_names(checkpoint))
         if read_data:
             try:
                 verified_as = verified(checkpoint, file)
