@@ -142,14 +142,14 @@ def repair(
     with contextlib.closing(open_source(broken)) as source:
         lines = count_text_lines(source)
         if lines:
-            binary = before_text(source)
             damage = f"{source.name}: each LF of it has a CR before it: it was copied as text"
-            again = _write_sound(binary, out, limits, damage)
-            if not isinstance(again, TorchZipError):
-                return again
-            if lines >= _MANY_LINES:
-                binary.seek(0)
-                return _write_salvaged(binary, out, limits, again, f"{damage}. Then: ")
+            with before_text(source, os.path.dirname(os.path.abspath(out))) as binary:
+                again = _write_sound(binary, out, limits, damage)
+                if not isinstance(again, TorchZipError):
+                    return again
+                if lines >= _MANY_LINES:
+                    binary.seek(0)
+                    return _write_salvaged(binary, out, limits, again, f"{damage}. Then: ")
     rewind()
     return _write_salvaged(broken, out, limits, error)
 
