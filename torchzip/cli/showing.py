@@ -114,7 +114,9 @@ def _show(found: Any, arguments: argparse.Namespace) -> None:
         write_npy(found, out, dtype=arguments.dtype, overwrite=arguments.force)
     elif arguments.stats:
         made = tools.statistics(found)
-        print(_stats_json(found, made) if arguments.json else _stats_text(title, found, made))
+        about = {"torch_dtype": found.torch_dtype, "shape": found.shape}
+        as_json = json.dumps({**about, **dataclasses.asdict(made)}, indent=2)
+        print(as_json if arguments.json else _stats_text(title, found, made))
     elif isinstance(found, LazyTensor):
         print(f"{title}: {_kind(found)}\n{_text(found, arguments)}")
     elif isinstance(found, OtherTensor):
@@ -154,11 +156,6 @@ def _other_lines(tensor: OtherTensor, title: str, arguments: argparse.Namespace)
             return [*lines, error.message]
         lines += [f"{title}, dequantized: {_kind(dense)}", _text(dense, arguments)]
     return lines
-
-
-def _stats_json(tensor: LazyTensor, made: Statistics) -> str:
-    values = {"torch_dtype": tensor.torch_dtype, "shape": tensor.shape, **dataclasses.asdict(made)}
-    return json.dumps(values, indent=2)
 
 
 def number_text(number: Number | None) -> str:

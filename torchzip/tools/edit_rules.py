@@ -168,19 +168,14 @@ def _plain_copy(value: Any, path: str, depth: int = 0) -> Any:
     if type(value) is list:
         return [_plain_copy(item, path, depth + 1) for item in value]
     if type(value) is dict:
-        return {
-            _plain_key(key, path): _plain_copy(item, path, depth + 1) for key, item in value.items()
-        }
+        for key in value:
+            if type(key) not in (str, int, bool, float, type(None)):
+                raise TypeError(f"the value for {path!r} has a key that is {type(key).__name__}")
+        return {key: _plain_copy(item, path, depth + 1) for key, item in value.items()}
     raise TypeError(
         f"the value for {path!r} has {type(value).__name__} in it; None, bool, int, float, str, "
         "list or dict was expected"
     )
-
-
-def _plain_key(key: Any, path: str) -> Any:
-    if type(key) not in (str, int, bool, float, type(None)):
-        raise TypeError(f"the value for {path!r} has a key that is {type(key).__name__}")
-    return key
 
 
 def prefixes(paths: Iterable[str]) -> set[str]:

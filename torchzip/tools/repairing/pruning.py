@@ -7,6 +7,7 @@ any of them.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from graphlib import TopologicalSorter
@@ -63,7 +64,9 @@ class Pruning:
             elif type(value) not in SCALARS:
                 others.append(value)
                 if not isinstance(value, _CONTAINERS):
-                    self._attributes.update(_attribute_dicts(value))
+                    held = [item for name, item, *_ in _slots(value) if name != "items"]
+                    pairs = [each if isinstance(each, tuple) else (each,) for each in held]
+                    self._attributes.update(map(id, itertools.chain(*pairs)))
         if self.lost:
             self._rebuild_tuples()
             for holder in others:
@@ -137,10 +140,3 @@ def _slots(value: Any) -> Iterator[tuple[str, Any, Callable[..., None], Any, Any
         for name in names:
             if hasattr(value, name):
                 yield name, getattr(value, name), object.__setattr__, value, name
-
-
-def _attribute_dicts(value: Any) -> Iterator[int]:
-    for name, held, *_ in _slots(value):
-        if name != "items":
-            parts = held if isinstance(held, tuple) else (held,)
-            yield from (id(each) for each in parts if isinstance(each, dict))
