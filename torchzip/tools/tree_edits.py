@@ -142,7 +142,7 @@ class TreeEdit:
         is_dropped = False
         if item.holder is not None:
             is_dropped = self._rules.drops(path)
-            found = None if is_dropped else self._rules.renamed(path, has_items)
+            found = None if is_dropped else self._rules.renames.of(path, is_container=has_items)
             is_dropped = found is None
             change = frame.changes[id(item.holder)]
             if found is None:
