@@ -31,8 +31,11 @@ def view(tensor: Any, index: Any = None) -> LazyTensor | None:
         tensor = tensor_of(np.asarray(tensor))
     if not isinstance(tensor, LazyTensor):
         return None
-    if index is None:
-        return tensor
+    return tensor if index is None else sliced(tensor, index)
+
+
+def sliced(tensor: LazyTensor, index: Any) -> LazyTensor:
+    """Return ``tensor[index]`` unread."""
     chosen = slice_spec(tensor.spec, index)
     if chosen is None:
         raise IndexError("not a basic index")
