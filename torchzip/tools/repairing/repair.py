@@ -104,8 +104,9 @@ def repair(
     ``.pt``. It is the same as ``broken`` only with ``overwrite``.
 
     A file that was copied as text, so that every LF became CR LF, is put back into a temporary
-    file beside ``out``, and read from there. Of several archives in one file the first is repaired, and the others are named in the ``notes``.
-    The work is bounded by the size of the file.
+    file beside ``out``, and read from there. Of several archives in one file the first is
+    repaired, and the others are named in the ``notes``. The work is bounded by the size of the
+    file.
 
     Raises
     ------
