@@ -216,7 +216,7 @@ class TreeEdit:
                 raise ValueError(f"{path!r} is not an item of a dict; only these can be set")
             if any(map(_is_tensor, reach(old, children))):
                 raise ValueError(f"{path!r} is or holds a tensor; a value cannot take its place")
-            if not _equal_plain(old, value):
+            if not same_value(old, value):
                 _, change = self._changes[id(holder)]
                 self._values.append((holder, change.renames.get(key, key), value))
                 self.set.append(path)
@@ -344,16 +344,3 @@ def _set_requires_grad(tensor: Any, wanted: bool) -> bool:
             # Frozen for its users; nobody else has this one yet.
             object.__setattr__(each, "requires_grad", wanted)
     return True
-
-
-def _equal_plain(a: Any, b: Any) -> bool:
-    """Return whether plain values are equal, and of one type all through."""
-    if isinstance(b, dict):
-        return (
-            type(a) is dict
-            and list(a) == list(b)
-            and all(_equal_plain(x, y) for x, y in zip(a.values(), b.values(), strict=True))
-        )
-    if isinstance(b, list):
-        return type(a) is list and len(a) == len(b) and all(map(_equal_plain, a, b))
-    return same_value(a, b)
