@@ -35,7 +35,7 @@ _ABOVE_ALL = {"__init__", "__main__"}
 
 #: Who may import what from outside the standard library.
 _NUMPY_ROOMS = {"files", "container", "tensors", "formats", "checkpoint", "convert", "tools"}
-_OPTIONAL = {"isal": {"files.crc"}, "shtab": {"cli.completion"}}
+_OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}, "shtab": {"cli.completion"}}
 _ML_DTYPES_ROOMS = {"tensors"}
 
 _MODULES = sorted(_PACKAGE.rglob("*.py"))
@@ -173,10 +173,10 @@ def test_no_assert_on_a_file() -> None:
 
 
 def test_import_needs_no_torch_and_no_extras() -> None:
-    """``import torchzip`` brings numpy and ml_dtypes, and not torch."""
+    """``import torchzip`` brings numpy and ml_dtypes, and neither torch nor tqdm."""
     code = (
         "import sys, torchzip; "
-        "print([m for m in ('torch', 'pandas', 'pickle_compat', 'safetensors')"
+        "print([m for m in ('torch', 'tqdm', 'pandas', 'pickle_compat', 'safetensors')"
         " if m in sys.modules])"
     )
     assert python("-c", code).strip() == "[]"

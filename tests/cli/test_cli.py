@@ -614,6 +614,7 @@ def test_progress_keeps_to_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
     with os.fdopen(child, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setitem(sys.modules, "tqdm", None)
         with progress_line() as progress:
             assert progress is not None
             progress(123_456_789, 123_456_789)
@@ -631,7 +632,9 @@ def test_progress_on_a_terminal(model: Path) -> None:
     tz.save({"w": np.zeros(6 << 20, np.float32)}, model)
     parent, child = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-m", "torchzip", "convert", model, target],
+        [sys.executable, "-c", "import sys; sys.modules['tqdm'] = None; "
+         "from torchzip.cli.main import main; sys.exit(main(sys.argv[1:]))",
+         "convert", model, target],
         stderr=child, check=False,
     )  # fmt: skip
     os.close(child)

@@ -1,4 +1,4 @@
-"""Progress on stderr: a line on a terminal, else nothing."""
+"""Progress on stderr: tqdm if it is installed, else a plain line on a terminal, else nothing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,23 @@ def progress_line() -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    line = _Line()
     try:
-        yield line.update
-    finally:
-        line.clear()
+        from tqdm import tqdm
+    except ImportError:
+        line = _Line()
+        try:
+            yield line.update
+        finally:
+            line.clear()
+        return
+    tqdm.monitor_interval = 0  # its monitor thread would make it unsafe to fork workers
+    with tqdm(unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
 
 
 class _Line:

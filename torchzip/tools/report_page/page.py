@@ -32,7 +32,11 @@ def build_page(contents: Contents) -> str:
     parts = [
         ("sizes", "Sizes", sections.sizes(contents, dtypes) if has_tensors else ""),
         ("dtypes", "Dtypes", sections.by_dtype(contents) if has_tensors else ""),
-        ("values", "Largest tensors", sections.distributions(contents)),
+        (
+            "values",
+            "Largest tensors",
+            sections.distributions(contents) if contents.distributions else "",
+        ),
         ("shared", "Ties and views", sections.sharing(contents)),
         ("names", "Classes", sections.names(contents)),
         ("other", "Other values", sections.values(contents)),

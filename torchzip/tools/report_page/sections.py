@@ -152,9 +152,7 @@ def by_dtype(contents: Contents) -> str:
 
 
 def distributions(contents: Contents) -> str:
-    """Return a card for each of the largest tensors; nothing if there are none."""
-    if not contents.distributions:
-        return ""
+    """Return a card for each of the largest tensors."""
     cards = "\n".join(map(_card, contents.distributions))
     lead = (
         "Histograms have a linear scale and show finite values. The standard deviation is that of "
