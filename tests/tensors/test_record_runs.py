@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 
 from tests.pickling.graphs import graph
 from torchzip.errors import TensorError, TorchZipError
-from torchzip.formats.base import SpecFactory
 from torchzip.limits import Limits
 from torchzip.pickling.emitter import Emitter
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.memo import Memo
 from torchzip.pickling.opcodes import put_opcode
-from torchzip.tensors.persistent_ids import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage, Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
@@ -150,7 +149,7 @@ class Writer(Emitter):
         return b"".join([*self._parts, b"t."])
 
 
-class Store(SpecFactory):
+class Store(Factory):
     """Storages of zeros, as large as they are said to be, up to a bound."""
 
     def storage(

@@ -44,7 +44,7 @@ from torchzip.formats.damaged.opening import end_of, kind_of, open_damaged
 from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.directory import is_part_of_directory
 from torchzip.limits import Limits
-from torchzip.tensors.kinds.checked import Checked
+from torchzip.tensors.kinds.parts import Checked
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tools.repairing.pruning import Pruning, lost_in
 from torchzip.tools.repairing.text_mode import before_text, count_text_lines
