@@ -6,37 +6,20 @@ in it is looked up, and its lengths, depths and numbers are bounded as those of 
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import Any
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.container.json_objects import no_duplicates
-from torchzip.convert.carried import containers_in, drive, is_dense
-from torchzip.convert.carried_kinds import (
-    CONTAINERS,
-    KINDS,
-    MENTIONS,
-    Node,
-    broken,
-    options_of,
-    read_value,
-)
-from torchzip.errors import (
-    ArchiveError,
-    FormatError,
-    LimitError,
-    PickleError,
-    TensorError,
-    UnsupportedError,
-    shown,
-)
+from torchzip.container.json_objects import check_containers, parse_object
+from torchzip.convert.carried_kinds import CONTAINERS, KINDS, MENTIONS, Node, broken, read_value
+from torchzip.errors import LimitError, PickleError, TensorError, UnsupportedError, shown
 from torchzip.limits import Limits, is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.specs import TensorSpec, check_spec
+from torchzip.tensors.specs import TensorSpec, check_spec, is_dense
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, Parameter
 
@@ -66,25 +49,15 @@ def restore(
         ``key_nesting``).
     """
     limits = limits if limits is not None else Limits()
-    if len(text) > limits.header_nbytes:
-        raise LimitError("header_nbytes", len(text), limits.header_nbytes)
-    containers, bound = containers_in(text, limits)
-    if containers > bound:
-        raise LimitError("containers", containers, limits.containers)
-    try:
-        made = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=_no_constant)
-    except ArchiveError as error:
-        raise broken(error.message) from None
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise broken(f"no JSON ({error})") from None
-    if type(made) is not dict or "root" not in made:
-        raise broken("no root")
-    table = options_of(made, "root", ("shared",)).get("shared", [])
-    if type(table) is not list:
-        raise broken("the shared values are not a list")
-    return _Maker(table, tensor, limits, len(text)).make(made["root"])
+    raw = text.encode("utf-8", "surrogatepass")
+    if len(raw) > limits.header_nbytes:
+        raise LimitError("header_nbytes", len(raw), limits.header_nbytes)
+    check_containers(raw, limits, "")
+    made = parse_object(raw, "the object in the metadata", "", parse_constant=_no_constant)
+    table = made.get("shared", [])
+    if "root" not in made or len(made) > 1 + ("shared" in made) or type(table) is not list:
+        raise broken("a root, and a list of shared values if there are any, were expected")
+    return _Maker(table, tensor, limits, len(raw)).make(made["root"])
 
 
 def _no_constant(name: str) -> Any:
@@ -116,23 +89,36 @@ class _Maker:
         self._permuted: dict[Any, tuple[TensorStorage, TensorStorage]] = {}
 
     def make(self, root: Node) -> Any:
-        def start() -> _Reading:
-            return (yield root, 1)
-
-        made = self._drive(start())
+        made = self._run(self._start(root, 1))
         while self._fills:
-            self._drive(self._fills.popleft())
+            self._run(self._fills.popleft())
         return made
 
-    def _drive(self, reading: _Reading) -> Any:
-        return drive(reading, lambda asked, _: self._start(*asked))
+    def _run(self, made: Any) -> Any:
+        """Return what `_start` has made; if that is a generator, what it returns in the end.
+
+        The values that generators ask for are made here, so no call nests.
+        """
+        stack: list[_Reading] = []
+        while True:
+            if type(made) is GeneratorType:
+                stack.append(made)
+                made = None
+            if not stack:
+                return made
+            try:
+                asked = stack[-1].send(made)
+            except StopIteration as stop:
+                stack.pop()
+                made = stop.value
+            else:
+                made = self._start(*asked)
 
     def _start(self, node: Node, depth: int) -> Any:
         """Return the value of a node, or the generator that makes it."""
         if type(node) is list:
-            self._check_depth(depth)
-            return self._filled_later([], node, {}, depth)
-        if type(node) is not dict:
+            node = {"list": node}
+        elif type(node) is not dict:
             return node
         tags = [key for key in node if key in _TAGS]
         if len(tags) != 1:
@@ -140,11 +126,15 @@ class _Maker:
             raise broken(f"an object that is not of one kind (its keys: {found or 'none'})")
         (tag,) = tags
         if tag in KINDS:
-            return read_value(tag, node, self.limits)
-        body = node[tag]
+            return read_value(node, self.limits)
+        options = dict(node)
+        body = options.pop(tag)
         container = CONTAINERS.get(tag)
-        options = options_of(node, tag, container.options if container else MENTIONS[tag])
-        self._check_depth(depth if container or tag == "tensors" else depth - 1)
+        for key in options.keys() - (container.options if container else MENTIONS[tag]):
+            raise broken(f"{tag!r} has no option {key[:40]!r}")
+        # A mention of what is elsewhere is not a level of its own.
+        if depth - (tag in MENTIONS and tag != "tensors") > self.limits.nesting:
+            raise LimitError("nesting", depth, self.limits.nesting)
         if tag == "tensors":
             return self._tensors(body)
         if tag == "shared":
@@ -153,22 +143,15 @@ class _Maker:
             return self._tensor(body, options, tag == "parameter", depth)
         if container.empty is None:
             return self._whole(container.type, body, depth)
-        return self._filled_later(container.empty(**options), body, options, depth)
-
-    def _filled_later(self, shell: Any, body: Any, options: dict[str, Any], depth: int) -> Any:
+        shell = container.empty(**options)
         self._fills.append(self._fill(shell, body, options, depth))
         return shell
-
-    def _check_depth(self, depth: int) -> None:
-        if depth > self.limits.nesting:
-            raise LimitError("nesting", depth, self.limits.nesting)
 
     def _shared(self, place: Any, depth: int) -> _Reading:
         if type(place) is not int or not 0 <= place < len(self.table):
             raise broken("a shared value that is not there")
         if self._made[place] is _UNMADE:
             self._made[place] = _BEING_MADE
-            # A mention of a shared value is not a level of its own.
             self._made[place] = yield self.table[place], depth
         elif self._made[place] is _BEING_MADE:
             raise broken("a value that can only be made from itself")

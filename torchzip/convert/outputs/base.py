@@ -147,15 +147,20 @@ class Output(ABC):
             if (array := selection.arrays.get(old)) is not None
             and not self._is_in_text(name, array)
         }
+
+        def name_of(value: Any) -> str | None:
+            if isinstance(value, LazyTensor):
+                return named.get(id(value.spec)) or named.get(layout(value.spec))
+            return arrays.get(id(value))
+
         if selection.is_flat:
             made = carry_order(list(self.tensors), in_file, Limits())
         else:
             made = carry(
                 selection.root,
-                lambda tensor: named.get(id(tensor.spec)) or named.get(layout(tensor.spec)),
+                name_of,
                 names=self.tensors.keys(),
                 is_listed=lambda value: isinstance(value, OtherTensor) or id(value) in classes,
-                name_of_array=lambda array: arrays.get(id(array)),
                 in_file=in_file,
             )
         self.lost += made.lost
