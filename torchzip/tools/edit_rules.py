@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torchzip.convert.rules import (
-    Glob,
+    Answers,
     Globs,
     RenameRules,
+    Renames,
     match_any,
     parse_globs,
-    parse_pairs,
-    parse_rename,
     unused_globs,
 )
 
@@ -32,7 +31,8 @@ _MOST_DEPTH = 100
 class EditRules:
     """The rules of one edit. They note what they match, for `unused`.
 
-    ``values`` are copies of what is to be set, by path; ``device`` is the device of all storages.
+    ``values`` are copies of what is to be set, by path; ``device`` is the device of all storages,
+    and ``devices`` and ``grads`` say what tensors of some names get.
 
     Raises
     ------
@@ -48,82 +48,24 @@ class EditRules:
         requires_grad: GradRules = None,
         device: DeviceRules = None,
     ) -> None:
-        self._table, self._function, self._expressions = parse_rename(rename)
-        self._met: set[str] = set()
+        self.renames = Renames(rename, "item of a dict")
         self._drop = parse_globs("drop", drop, "item of a dict")
         self.values = _parse_values(set_values)
-        if isinstance(requires_grad, bool):
-            requires_grad = [("*", requires_grad)]
-        self._grads = [
-            (Glob("requires_grad", glob, "floating tensor"), _parse_bool(wanted))
-            for glob, wanted in parse_pairs(
-                "requires_grad", "a list of (glob, bool)", requires_grad
-            )
-        ]
+        self.grads = Answers(
+            "requires_grad", bool, "a list of (glob, bool)", requires_grad, _parse_bool,
+            "floating tensor",
+        )  # fmt: skip
         self.device = parse_device(device) if isinstance(device, str) else None
-        rules = None if isinstance(device, str) else device
-        self._devices = [
-            (Glob("device", glob), parse_device(tag))
-            for glob, tag in parse_pairs("device", "a list of (glob, device)", rules)
-        ]
-
-    @property
-    def changes_names(self) -> bool:
-        """Whether there is a rule that gives an item a name."""
-        return bool(self._table or self._function or self._expressions or self.values)
+        self.devices = Answers("device", str, "a list of (glob, device)", device, parse_device)
 
     def drops(self, path: str) -> bool:
         """Return whether an item is left out."""
         return bool(self._drop) and match_any(self._drop, path)
 
-    def renamed(self, path: str, is_container: bool) -> str | None:
-        """Return the new path of an item; None for one that is left out.
-
-        An expression that is about what is in a container, such as ``^model\\.``, renames the
-        container too.
-        """
-        if self._function is not None:
-            new = self._function(path)
-        elif self._expressions:
-            new = path
-            for expression in self._expressions:
-                before = new
-                new = expression.apply(before)
-                if is_container and new == before:
-                    inside = expression.apply(f"{before}.")
-                    new = inside[:-1] if inside.endswith(".") else before
-        else:
-            if path in self._table:
-                self._met.add(path)
-            new = self._table.get(path, path)
-        if new is not None and not isinstance(new, str):
-            raise TypeError(f"rename gives {type(new).__name__} for {path!r}, not a name or None")
-        return new
-
-    def requires_grad_of(self, name: str) -> bool | None:
-        """Return what a floating tensor is to say of its gradient; None for no change."""
-        return next((wanted for glob, wanted in self._grads if glob.matches(name)), None)
-
-    def device_of(self, name: str) -> str | None:
-        """Return the device of a tensor's storages; None for no change."""
-        if self.device is not None:
-            return self.device
-        return next((tag for glob, tag in self._devices if glob.matches(name)), None)
-
     def unused(self) -> list[str]:
         """Return a line for each rule that has matched nothing so far."""
-        globs = [*self._drop, *(glob for glob, _ in (*self._grads, *self._devices))]
-        lines = unused_globs(globs)
-        lines += [
-            f"the rename rule {each.text!r} matches no item of a dict"
-            for each in self._expressions
-            if not each.used
-        ]
-        return lines + [
-            f"there is no item {old!r} of a dict to be renamed"
-            for old in self._table
-            if old not in self._met
-        ]
+        globs = [*self._drop, *self.grads.globs, *self.devices.globs]
+        return unused_globs(globs) + self.renames.unused()
 
 
 def parse_device(device: Any) -> str:

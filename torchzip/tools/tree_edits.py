@@ -145,7 +145,8 @@ class TreeEdit:
         is_dropped = False
         if item.holder is not None:
             is_dropped = self._rules.drops(path)
-            found = None if is_dropped else self._rules.renamed(path, has_items)
+            rename = self._rules.renames.of
+            found = None if is_dropped else rename(path, is_container=has_items)
             is_dropped = found is None
             change = frame.changes[id(item.holder)]
             if found is None:
@@ -163,7 +164,7 @@ class TreeEdit:
             self._known[path] = _Known(item, new_path, is_dropped)
         if is_dropped:
             return None
-        if self._rules.changes_names:
+        if self._rules.renames or self._rules.values:
             self._claim(new_path, path, is_new=text != item.text)
         return new_path
 
@@ -190,7 +191,7 @@ class TreeEdit:
 
     def _mark(self, name: str, tensor: Any) -> None:
         if _may_require_grad(tensor):
-            wanted = self._rules.requires_grad_of(name)
+            wanted = self._rules.grads.of(name)
             if wanted is not None:
                 _, known, other = self._grads.setdefault(id(tensor), (tensor, wanted, name))
                 if known != wanted:
@@ -199,7 +200,7 @@ class TreeEdit:
                         "under one name only"
                     )
         storages = storages_of(tensor)
-        tag = self._rules.device_of(name) if storages else None
+        tag = self._rules.devices.of(name) if storages else None
         if tag is not None:
             for storage in storages:
                 _, known_tag, other = self._devices.setdefault(id(storage), (storage, tag, name))
