@@ -12,15 +12,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import ErrorPlace, LimitError
+from torchzip.errors import CUT_SHORT, ErrorPlace, LimitError, PickleError
 from torchzip.files.source import File, Source, open_source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
@@ -38,6 +39,8 @@ Child = tuple[str, str, Any]
 #: What is named below an object that was not made; None for whatever it has.
 PartsOf = Callable[[ForeignObject], Iterable[Child] | None]
 MakeFactory = Callable[[OpenStorage], Factory]
+
+_Made = TypeVar("_Made")
 
 #: Bytes of a pickle from which on Python's collector of cycles waits until it is read.
 _PAUSE_FROM = 1 << 16
@@ -305,6 +308,30 @@ def read_pickle(
     names = interpreter.globals
     foreign = [name for name in names if not rebuilder.table.knows(name)]
     return Contents(root, names, foreign, len(data) - start)
+
+
+def run_on_more(
+    source: Source, start: int, nbytes: int, limits: Limits, run: Callable[[bytes], _Made]
+) -> _Made:
+    """Return what ``run`` makes of the bytes from ``start`` on, in which pickles stand.
+
+    It gets ``nbytes`` of them, and more as long as it finds a pickle cut short.
+    """
+    left = source.size - start
+    nbytes = min(left, nbytes)
+    while True:
+        try:
+            return run(bytes(source.read_at(start, nbytes)))
+        except TruncatedPickleError as error:
+            needed = nbytes + error.needed
+            if needed > left:
+                raise PickleError(
+                    f"a pickle runs past the end, at byte {source.size:,}. {CUT_SHORT}",
+                    path=source.name,
+                ) from None
+            if nbytes >= limits.pickle_nbytes:
+                raise LimitError("pickle_nbytes", needed, limits.pickle_nbytes) from None
+            nbytes = min(left, max(4 * nbytes, needed))
 
 
 @contextmanager

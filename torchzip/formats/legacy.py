@@ -11,7 +11,6 @@ from torchzip.errors import (
     CUT_SHORT,
     ErrorPlace,
     FormatError,
-    LimitError,
     PickleError,
     TensorError,
     TorchZipError,
@@ -27,14 +26,13 @@ from torchzip.formats.base import (
     RecordCheck,
     read_pickle,
     read_record,
+    run_on_more,
 )
 from torchzip.formats.pickled import knows
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
-from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Table
 from torchzip.tensors.rebuild import Rebuilder
-from torchzip.tensors.storage import TensorStorage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -69,30 +67,8 @@ class LegacyContainer(PlainContainer):
         self._limits = limits
         self.offsets = {}
         with ErrorPlace(path=source.name):
-            self._place_storages(self._read_pickles())
-
-    def _storages_room(self) -> int:
-        """Return the bytes that all storages may have together."""
-        return self.source.size
-
-    def _read_pickles(self) -> list[str]:
-        """Return the keys in the order of the file; note the size of each storage."""
-        nbytes = min(self.source.size, 1 << 20)
-        while True:
-            data = bytes(self.source.read_at(0, nbytes))
-            try:
-                return self._run_pickles(data)
-            except TruncatedPickleError as error:
-                if nbytes + error.needed > self.source.size:
-                    raise PickleError(
-                        f"the pickles run past the end of the file, at byte {self.source.size:,}. "
-                        f"{CUT_SHORT}"
-                    ) from None
-                if nbytes >= self._limits.pickle_nbytes:
-                    raise LimitError(
-                        "pickle_nbytes", nbytes + error.needed, self._limits.pickle_nbytes
-                    ) from None
-                nbytes = min(self.source.size, max(nbytes * 4, nbytes + error.needed))
+            keys = run_on_more(source, 0, 1 << 20, limits, self._run_pickles)
+            self._place_storages(keys)
 
     def _place_storages(self, keys: list[str]) -> None:
         at = self._end
@@ -141,7 +117,7 @@ class LegacyContainer(PlainContainer):
         bounds.append(header.position)
         header.run(header.position)
         self._pickle_start = header.position
-        locating = _LocatingFactory(self._storages_room())
+        locating = MeasuringFactory()
         interpreter = Interpreter(data, Rebuilder(locating).table, self._limits)
         interpreter.run(self._pickle_start)
         listed = Interpreter(data, Table(), self._limits)
@@ -184,21 +160,3 @@ class LegacyContainer(PlainContainer):
     def check_records(self) -> Iterator[RecordCheck]:
         for key, each in self._measured.items():
             yield read_record(self.source, self.offsets[key], each.nbytes, f"storage {key}")
-
-
-class _LocatingFactory(MeasuringFactory):
-    """Notes which storages there are, as long as the file has room for them."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self._left = room
-
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        self._left -= nbytes
-        if self._left < 0:
-            raise TensorError(
-                f"storage {key} of {nbytes:,} bytes is more than the file has left. {CUT_SHORT}"
-            )
-        return super().storage(key, torch_dtype, nbytes, location)

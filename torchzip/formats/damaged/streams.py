@@ -64,9 +64,6 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
             "a legacy file has no CRCs: it is unknown whether names and values in it are right",
         )
 
-    def _storages_room(self) -> int:
-        return 1 << 63  # more than is there may be described: the file was cut
-
     def _place_storages(self, keys: list[str]) -> None:
         rows: list[_Row] = []
         at = self._end
