@@ -22,7 +22,7 @@ are read, and in every other record that holds such a file or a pickle by its na
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -262,18 +262,17 @@ class _Payloads:
 
     def _add_config(self, made: dict[str, Any], kind: str, config: str) -> None:
         with ErrorPlace(path=self._archive.name, record=config):
-            for name, payload in self._parse(config).items():
-                fields = _Fields(payload, shown(name))
-                record = f"data/{kind}/{fields.get('path_name', _TEXT)}"
-                is_param, pickled = fields.get("is_param", _FLAG), fields.get("use_pickle", _FLAG)
-                meta = None if payload.get("tensor_meta") is None else fields.object("tensor_meta")
-                if not pickled and meta is None:
-                    raise FormatError(f"{shown(name)} has neither a tensor_meta nor a pickle")
-                value = (
-                    self._pickled(record)
-                    if pickled or meta is None
-                    else self._tensor(record, meta, is_param)
-                )
+            payloads = self._parse(config)
+            for name in payloads:
+                what = shown(name)
+                payload = _get(payloads, name, dict, "the config")
+                record = f"data/{kind}/{_get(payload, 'path_name', str, what)}"
+                is_param = _get(payload, "is_param", bool, what)
+                if _get(payload, "use_pickle", bool, what):
+                    value = self._pickled(record)
+                else:
+                    meta = _get(payload, "tensor_meta", dict, what)
+                    value = self._tensor(record, what, meta, is_param)
                 _add(made, name, value)
 
     def _parse(self, record: str) -> dict[str, Any]:
@@ -282,9 +281,7 @@ class _Payloads:
         if self._configs_nbytes > self._bound:
             raise LimitError("header_nbytes", self._configs_nbytes, self._bound)
         whole = parse_object(self._zip.read(record), "the config", self._archive.name)
-        config = whole.get("config")
-        if not isinstance(config, dict):
-            raise FormatError(f"config is {shown(config)} in the JSON; an object was expected")
+        config: dict[str, Any] = _get(whole, "config", dict, "the JSON")
         return config
 
     def _pickled(self, record: str) -> Any:
@@ -296,31 +293,35 @@ class _Payloads:
             return self._files[-1].root
         return self._file(record, _ScriptObject if base.startswith("custom_obj_") else ZipContainer)
 
-    def _tensor(self, record: str, meta: _Fields, is_param: bool) -> Any:
-        number = meta.get("dtype", _NUMBER)
+    def _tensor(self, record: str, what: str, meta: dict[str, Any], is_param: bool) -> Any:
+        number = _get(meta, "dtype", int, what)
         if number not in PT2:
-            raise UnsupportedError(
-                f"{meta.name}: dtype number {number}, which torch 2.13 does not have"
-            )
+            raise UnsupportedError(f"{what}: dtype number {number}, which torch 2.13 does not have")
         torch_dtype, itemsize = PT2[number][:2]
-        layout = meta.get("layout", _NUMBER)
+        layout = _get(meta, "layout", int, what)
         if layout != _STRIDED:
             raise UnsupportedError(
-                f"{meta.name}: layout number {layout}; {_STRIDED} (strided) was expected"
+                f"{what}: layout number {layout}; {_STRIDED} (strided) was expected"
             )
-        shape, stride = meta.numbers("sizes"), meta.numbers("strides")
-        offset = meta.symbolic("storage_offset")
-        requires_grad = meta.get("requires_grad", _FLAG)
+        shape, stride = (
+            tuple([_as_int(value, key, what) for value in _get(meta, key, list, what)])
+            for key in ("sizes", "strides")
+        )
+        offset = _as_int(meta.get("storage_offset"), "storage_offset", what)
+        requires_grad = _get(meta, "requires_grad", bool, what)
+        device = _get(meta, "device", dict, what)
+        location = _get(device, "type", str, what)
+        if device.get("index") is not None:
+            location += f":{_get(device, 'index', int, what)}"
         self._archive.payloads.add(record)
         nbytes = self._zip.size_of(record)[0]
         if not nbytes and 0 not in shape:
             nbytes, stride, offset = itemsize, (0,) * len(shape), 0
         if nbytes % itemsize:
             raise TensorError(
-                f"{meta.name}: record {shown(record)} has {nbytes:,} bytes, which are not a "
+                f"{what}: record {shown(record)} has {nbytes:,} bytes, which are not a "
                 f"whole number of {torch_dtype}"
             )
-        location = meta.location()
         key = (record, torch_dtype, nbytes)
         storage = self._storages.get(key)
         if storage is None:
@@ -343,54 +344,24 @@ def _no_storage(key: str, *measure: object) -> NoReturn:
     raise FormatError(f"a pickle without storages mentions storage {shown(key)}")
 
 
-#: Whether a value is of a kind, and the kind in words.
-_Kind = tuple[Callable[[Any], bool], str]
-_TEXT: _Kind = (lambda value: isinstance(value, str) and value != "", "a string")
-_FLAG: _Kind = (lambda value: type(value) is bool, "true or false")
-_NUMBER: _Kind = (is_number, "a number")
-_OBJECT: _Kind = (lambda value: isinstance(value, dict), "an object")
-_LIST: _Kind = (lambda value: isinstance(value, list), "a list")
+_WANTED: dict[type, str] = {
+    str: "a string", bool: "true or false", int: "a number", dict: "an object", list: "a list",
+}  # fmt: skip
 
 
-class _Fields:
-    """The fields of a JSON object, each of the type that is asked for."""
+def _get(fields: dict[str, Any], key: str, kind: type, what: str) -> Any:
+    """Return a field of a JSON object, of one of these types."""
+    value = fields.get(key)
+    if type(value) is not kind or value == "" or (kind is int and not is_number(value)):
+        raise FormatError(f"{what}: {key} is {shown(value)}; {_WANTED[kind]} was expected")
+    return value
 
-    def __init__(self, value: Any, name: str) -> None:
-        self.name = name
-        if not isinstance(value, dict):
-            raise FormatError(f"{self.name} is {shown(value)}; an object was expected")
-        self._value = value
 
-    def get(self, key: str, kind: _Kind) -> Any:
-        value = self._value.get(key)
-        is_right, what = kind
-        if not is_right(value):
-            raise FormatError(f"{self.name}: {key} is {shown(value)}; {what} was expected")
-        return value
-
-    def object(self, key: str) -> _Fields:
-        return _Fields(self.get(key, _OBJECT), self.name)
-
-    def symbolic(self, key: str) -> int:
-        """Return a number that is written as ``{"as_int": n}``."""
-        return self._as_int(self._value.get(key), key)
-
-    def numbers(self, key: str) -> tuple[int, ...]:
-        return tuple(self._as_int(value, key) for value in self.get(key, _LIST))
-
-    def _as_int(self, value: Any, key: str) -> int:
-        if isinstance(value, dict) and "as_expr" in value:
-            raise UnsupportedError(f"{self.name}: {key} has a symbolic size; numbers are read")
-        found: Any = value.get("as_int") if isinstance(value, dict) else None
-        if not is_number(found):
-            raise FormatError(
-                f'{self.name}: {key} has {shown(value)}; {{"as_int": number}} was expected'
-            )
-        return found
-
-    def location(self) -> str:
-        device = self.object("device")
-        kind: str = device.get("type", _TEXT)
-        if device._value.get("index") is None:
-            return kind
-        return f"{kind}:{device.get('index', _NUMBER)}"
+def _as_int(value: Any, key: str, what: str) -> int:
+    """Return a number that is written as ``{"as_int": n}``."""
+    if isinstance(value, dict) and "as_expr" in value:
+        raise UnsupportedError(f"{what}: {key} has a symbolic size; numbers are read")
+    found: Any = value.get("as_int") if isinstance(value, dict) else None
+    if not is_number(found):
+        raise FormatError(f'{what}: {key} has {shown(value)}; {{"as_int": number}} was expected')
+    return found
