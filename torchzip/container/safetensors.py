@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torchzip.container.json_objects import parse_object
+from torchzip.container.json_objects import parse_json
 from torchzip.dtypes import DTYPES, SAFETENSORS
 from torchzip.errors import (
     MAX_NDIM,
@@ -253,7 +253,7 @@ def _parse_json(raw: bytes, path: str) -> dict[str, Any]:
         return -0.0 if digits == "-0" else int(digits)
 
     has_zero = _MINUS_ZERO.search(raw) is not None
-    header = parse_object(
+    header = parse_json(
         raw, "the header", path,
         parse_int=parse_int if has_zero else None, parse_constant=no_constant,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from types import GeneratorType
 from typing import Any
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.container.json_objects import check_containers, parse_object
+from torchzip.container.json_objects import parse_json
 from torchzip.convert.carried_kinds import CONTAINERS, KINDS, MENTIONS, Node, broken, read_value
 from torchzip.errors import LimitError, PickleError, TensorError, UnsupportedError, shown
 from torchzip.limits import Limits, is_number
@@ -52,8 +52,8 @@ def restore(
     raw = text.encode("utf-8", "surrogatepass")
     if len(raw) > limits.header_nbytes:
         raise LimitError("header_nbytes", len(raw), limits.header_nbytes)
-    check_containers(raw, limits, "")
-    made = parse_object(raw, "the object in the metadata", "", parse_constant=_no_constant)
+    what = "the object in the metadata"
+    made = parse_json(raw, what, "", limits=limits, parse_constant=_no_constant)
     table = made.get("shared", [])
     if "root" not in made or len(made) > 1 + ("shared" in made) or type(table) is not list:
         raise broken("a root, and a list of shared values if there are any, were expected")

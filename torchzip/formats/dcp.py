@@ -271,20 +271,15 @@ class _Nest:
         Raises
         ------
         FormatError
-            If another value is there or on the way, or a dict is used as a list.
+            If another value is there or on the way.
         """
         if len(path) > self._limits.nesting:
             raise LimitError("nesting", len(path), self._limits.nesting)
         held = self._root
-        for step, following in itertools.pairwise(path):
-            is_list = type(following) is int
-            below = held.setdefault(step, _Branch(is_list))
-            if type(below) is not _Branch or below.is_list != is_list:
-                raise FormatError(
-                    f"the path of {shown(name)} goes through another value, or through a "
-                    "container of another kind"
-                )
-            held = below
+        for step in path[:-1]:
+            held = held.setdefault(step, _Branch())
+            if type(held) is not _Branch:
+                raise FormatError(f"the path of {shown(name)} goes through another value")
         if path[-1] in held:
             raise FormatError(f"the path of {shown(name)} is that of another value too")
         held[path[-1]] = value
@@ -300,7 +295,13 @@ class _Nest:
                     order.append((held, key, value))
                     todo.append(value)
         for held, key, branch in reversed(order):  # what lies deeper first
-            held[key] = self._as_list(branch) if branch.is_list else dict(branch)
+            kinds = set(map(type, branch))
+            if len(kinds) > 1:
+                raise FormatError(
+                    f"paths go through {shown(key)} as a dict, and as a container of another kind, "
+                    "a list"
+                )
+            held[key] = self._as_list(branch) if kinds == {int} else dict(branch)
         return self._root
 
     def _as_list(self, branch: _Branch) -> list[Any]:
@@ -316,11 +317,6 @@ class _Nest:
 
 class _Branch(dict[Any, Any]):
     """A container that is not complete; its own class, so that no value is taken for one."""
-
-    __slots__ = ("is_list",)
-
-    def __init__(self, is_list: bool) -> None:
-        self.is_list = is_list
 
 
 # -- items -----------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def saved_offsets(
         return {}
     raw = text.encode("utf-8", "surrogatepass")
     made: dict[str, tuple[int, ...]] = {}
-    for name, row in parse_json(raw, SHARDING_INFO, limits, path).items():
+    for name, row in parse_json(raw, SHARDING_INFO, path, limits=limits).items():
         offsets = row.get("saved_offsets") if isinstance(row, dict) else None
         if not isinstance(offsets, list) or not all(map(is_number, offsets)):
             raise ArchiveError(

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from torchzip.container.json_objects import parse_object
+from torchzip.container.json_objects import parse_json
 from torchzip.container.zip_reader import ZipReader
 from torchzip.dtypes import PT2
 from torchzip.errors import (
@@ -280,7 +280,7 @@ class _Payloads:
         self._configs_nbytes += nbytes
         if self._configs_nbytes > self._bound:
             raise LimitError("header_nbytes", self._configs_nbytes, self._bound)
-        whole = parse_object(self._zip.read(record), "the config", self._archive.name)
+        whole = parse_json(self._zip.read(record), "the config", self._archive.name)
         config: dict[str, Any] = _get(whole, "config", dict, "the JSON")
         return config
 

@@ -10,6 +10,7 @@ read but the names in them.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,10 +44,6 @@ _LIST = re.compile(rb"  __(parameters|buffers)__ = \[")
 # An escape is a letter or three octal digits; torch's printer escapes nothing in a name.
 _ESCAPE = rb"\\([0-3][0-7]{2}|[\\'\"abfnrtv])"
 _ITEM = re.compile(rb'"([^"\\]*(?:%s[^"\\]*)*)",? ?' % _ESCAPE)
-_ESCAPES = {
-    b"\\": b"\\", b"'": b"'", b'"': b'"', b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n",
-    b"r": b"\r", b"t": b"\t", b"v": b"\v",
-}  # fmt: skip
 #: A list of names takes no more than this; a million characters are some fifty thousand names.
 _LIST_NBYTES = 1 << 20
 
@@ -272,13 +269,8 @@ def _parse_list(line: bytes) -> tuple[bytes, frozenset[str]] | None:
         if item is None:
             return None
         try:
-            names.append(re.sub(_ESCAPE, _unescape, item[1]).decode())
+            names.append(codecs.escape_decode(item[1])[0].decode())
         except UnicodeDecodeError:
             return None
         at = item.end()
     return (head[1], frozenset(names)) if line[at:].rstrip() == b"]" else None
-
-
-def _unescape(found: re.Match[bytes]) -> bytes:
-    """Return the byte that an escape stands for to torch's parser."""
-    return bytes([int(found[1], 8)]) if len(found[1]) == 3 else _ESCAPES[found[1]]
