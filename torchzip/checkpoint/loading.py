@@ -37,7 +37,7 @@ from torchzip.tensors.numpy_dtypes import (
 )
 from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
-from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage, sources_of
+from torchzip.tensors.storage import ArrayStorage, Measure, SpanStorage, TensorStorage, sources_of
 from torchzip.types import OtherTensor, TypedArray
 
 #: Below this, a second thread costs more than it gives.
@@ -70,10 +70,8 @@ class EagerFactory(SpecFactory):
         self._keys: dict[int, TypedArray] = {}
         self._nbytes = 0
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        origin = self._open(key, torch_dtype, nbytes, location)
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        origin, nbytes = self._open(key, measure), measure.nbytes
         self._nbytes += nbytes
         if self._map_file is not None and (span := origin.span()) is not None:
             file, place = file_place(*span)

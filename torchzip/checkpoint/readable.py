@@ -15,7 +15,7 @@ from torchzip.checkpoint.names import NameTable
 from torchzip.errors import FormatError, LimitError, TorchZipError
 from torchzip.formats.base import read_pickle
 from torchzip.limits import Limits
-from torchzip.tensors.storage import MeasuredStorage
+from torchzip.tensors.storage import Measure, MeasuredStorage
 
 #: Records of an archive that are not storages: four around them, and two at its end.
 _OTHER_RECORDS = 6
@@ -43,8 +43,8 @@ def check_readable(pickle: bytes, storages: int, limits: Limits, *, is_plain: bo
         raise _refused(error.message, error) from None
 
 
-def _measured(key: str, torch_dtype: str | None, nbytes: int, location: str) -> MeasuredStorage:
-    return MeasuredStorage(torch_dtype, nbytes, location)
+def _measured(key: str, measure: Measure) -> MeasuredStorage:
+    return MeasuredStorage(*measure)
 
 
 def _check_size(limit: str, actual: int, bound: int) -> None:

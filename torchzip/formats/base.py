@@ -26,14 +26,14 @@ from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
-from torchzip.tensors.storage import MeasuredStorage, OpenMany, SpanStorage, TensorStorage
+from torchzip.tensors.storage import Measure, MeasuredStorage, OpenMany, SpanStorage, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor
 
 if TYPE_CHECKING:
     from torchzip.files.folder import Folder  # which few files need
 
-#: (key, dtype of a typed storage, bytes, location) -> the storage in the file
-OpenStorage = Callable[[str, str | None, int, str], TensorStorage]
+#: The key of a storage and what the pickle says of it -> the storage in the file.
+OpenStorage = Callable[[str, Measure], TensorStorage]
 #: A name, a place as messages show it, and what is there.
 Child = tuple[str, str, Any]
 #: What is named below an object that was not made; None for whatever it has.
@@ -182,11 +182,9 @@ class PlainContainer(FileContainer):
     def locate(self, record: str) -> tuple[Source, int]:
         return self.source, self.offsets[record]
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        unit = swap_nbytes(torch_dtype, "little")
-        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
+        unit = swap_nbytes(measure.torch_dtype, "little")
+        return SpanStorage(*measure, key, self, None, unit)
 
 
 class FolderContainer(Container):
@@ -244,10 +242,8 @@ class MeasuringFactory(SpecFactory):
     def __init__(self) -> None:
         self.measured: dict[str, MeasuredStorage] = {}
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        made = self.measured[key] = MeasuredStorage(torch_dtype, nbytes, location)
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        made = self.measured[key] = MeasuredStorage(*measure)
         return made
 
 
@@ -273,7 +269,8 @@ def contiguous_tensor(
     """Return what a factory makes of a contiguous tensor on the storage of a key, all of it."""
     row = DTYPES[torch_dtype]
     typed = torch_dtype if row.storage_class else None
-    storage = factory.storage(key, typed, math.prod(shape) * row.itemsize, "cpu")
+    measure = Measure(typed, math.prod(shape) * row.itemsize, "cpu")
+    storage = factory.storage(key, measure)
     spec = TensorSpec(torch_dtype, shape, contiguous_stride(shape), 0, storage, requires_grad)
     return factory.tensor(check_spec(spec))
 

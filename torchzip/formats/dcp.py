@@ -61,7 +61,7 @@ from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.types import OtherTensor
 
 METADATA_NAME = ".metadata"
@@ -197,7 +197,7 @@ class DcpContainer(DcpFormat, FolderContainer):
     # -- the object --------------------------------------------------------------------------
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(key: str, *measure: object) -> TensorStorage:
+        def open_storage(key: str, measure: Measure) -> TensorStorage:
             item = self._metadata.items[key]
             if item is None:
                 raise RuntimeError("a storage of an object that is not a tensor")

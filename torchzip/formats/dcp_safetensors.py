@@ -31,7 +31,7 @@ from torchzip.formats.base import (
 from torchzip.limits import Limits, is_number
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import FixedPlace, SpanStorage, TensorStorage
+from torchzip.tensors.storage import FixedPlace, Measure, SpanStorage, TensorStorage
 
 SHARDING_INFO = "DCP_SHARDING_INFO"
 
@@ -124,7 +124,7 @@ class SafetensorsPartsContainer(DcpFormat, FolderContainer):
             self._entries.append((source, entry))
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(key: str, *measure: object) -> TensorStorage:
+        def open_storage(key: str, measure: Measure) -> TensorStorage:
             return ChunkedStorage(self._dtypes[key], self._shapes[key], self._chunks[key], key)
 
         factory = make_factory(open_storage)

@@ -52,7 +52,7 @@ from torchzip.limits import Limits, is_number
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.script import ScriptRebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec
-from torchzip.tensors.storage import ArrayStorage, TensorStorage
+from torchzip.tensors.storage import ArrayStorage, Measure, TensorStorage
 
 _STRIDED = 7
 #: How records begin that are pickles of Python, outside of any archive.
@@ -110,13 +110,11 @@ class _Pt2Archive(ZipContainer):
         self.read(lambda open_storage: MeasuringFactory())
         return self.payloads | OF_ANY_RELEASE
 
-    def open_payload(
-        self, record: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage in a record; where that is empty, ``nbytes`` zeros."""
-        if nbytes and not self.archive.size_of(record)[0]:
-            return ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
-        return self.open_record(record, torch_dtype, nbytes, location)
+    def open_payload(self, record: str, measure: Measure) -> TensorStorage:
+        """Return the storage in a record; where that is empty, as many zeros as are wanted."""
+        if measure.nbytes and not self.archive.size_of(record)[0]:
+            return ArrayStorage(np.zeros(measure.nbytes, np.uint8), measure.torch_dtype)
+        return self.open_record(record, measure)
 
 
 class Pt2Container(_Pt2Archive):
@@ -325,7 +323,8 @@ class _Payloads:
         key = (record, torch_dtype, nbytes)
         storage = self._storages.get(key)
         if storage is None:
-            storage = self._factory.storage(record, torch_dtype, nbytes, location)
+            measure = Measure(torch_dtype, nbytes, location)
+            storage = self._factory.storage(record, measure)
             self._storages[key] = storage
         spec = TensorSpec(
             torch_dtype, shape, stride, offset, storage, requires_grad and not is_param
@@ -340,7 +339,7 @@ def _add(made: dict[str, Any], name: str, value: Any) -> None:
     made[name] = value
 
 
-def _no_storage(key: str, *measure: object) -> NoReturn:
+def _no_storage(key: str, measure: Measure) -> NoReturn:
     raise FormatError(f"a pickle without storages mentions storage {shown(key)}")
 
 

@@ -54,7 +54,7 @@ from torchzip.pickling.table import Name, Table
 from torchzip.tensors.persistent_ids import BareStorage, Factory, unknown_storage_class
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, span_of
-from torchzip.tensors.storage import MeasuredStorage
+from torchzip.tensors.storage import Measure, MeasuredStorage
 from torchzip.types import ForeignObject
 
 _MEMBERS = ("storages", "tensors", "pickle")
@@ -237,9 +237,8 @@ class _Values:
             stored = self._container.storages.get(root)
             if stored is None:
                 raise PickleError(f"nothing in the file has the key {root}")
-            storage = self._factory.storage(
-                root, stored.torch_dtype, stored.nbytes, stored.location
-            )
+            measure = Measure(stored.torch_dtype, stored.nbytes, stored.location)
+            storage = self._factory.storage(root, measure)
             whole = self._whole[root] = BareStorage(storage, self._factory, 0, stored.numel)
         if window is None:
             return whole

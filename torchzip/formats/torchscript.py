@@ -31,7 +31,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.script import SCRIPT_PREFIX, ScriptRebuilder
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 #: Classes written in C++, such as packed quantized weights: they have no definition.
@@ -122,8 +122,8 @@ class TorchScriptContainer(ZipContainer):
             )
         return constants
 
-    def _open_constant(self, key: str, *measure: Any) -> TensorStorage:
-        return self.open_record(f"constants/{key}", *measure)
+    def _open_constant(self, key: str, measure: Measure) -> TensorStorage:
+        return self.open_record(f"constants/{key}", measure)
 
     def _read_classes(self, names: list[Name]) -> dict[Name, ScriptClass]:
         """Return what the archive says of its classes; those that it does not explain are not."""

@@ -35,9 +35,7 @@ class Factory(Protocol):
         """What opens many storages at once, if there is such a way; see `StorageOpener`."""
         ...
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
         """Return the storage of a key; called once for each."""
         ...
 
@@ -160,7 +158,7 @@ class PersistentIds:
         stored = self._stored.pop(key, None)
         if stored is None:
             torch_dtype, nbytes = self.measure(kind, key, location, numel)
-            stored = self._factory.storage(key, torch_dtype, nbytes, location)
+            stored = self._factory.storage(key, Measure(torch_dtype, nbytes, location))
         elif not stored.nbytes:
             return self._of_empty(stored, kind, key, location, numel)
         return BareStorage(stored, self._factory, 0, stored.numel)

@@ -132,9 +132,7 @@ OpenMany = Callable[[list[str], list[Measure], list[int]], list[TensorStorage] |
 class StorageOpener(Protocol):
     """Opens the storages of a file one by one, or many at once."""
 
-    def __call__(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def __call__(self, key: str, measure: Measure) -> TensorStorage:
         """Return the storage of a key."""
         ...
 

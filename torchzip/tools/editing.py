@@ -308,8 +308,8 @@ class _Recording(LazyFactory):
         super().__init__(open_storage)
         one, many = self.storage, self.storages
 
-        def open_one(key: str, *measure: Any) -> TensorStorage:
-            storage = opened[key] = one(key, *measure)
+        def open_one(key: str, measure: Measure) -> TensorStorage:
+            storage = opened[key] = one(key, measure)
             return storage
 
         def open_many(

@@ -18,7 +18,7 @@ from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.legacy import LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
 from torchzip.limits import Limits
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 
 
 class _Row(NamedTuple):
@@ -39,13 +39,11 @@ class _DamagedPlain(PlainContainer, SalvagedContainer):
 
     _lost: dict[str, str]
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         why = self._lost.get(key)
         if why is not None:
-            return LostStorage(torch_dtype, nbytes, location, key, why)
-        return super().open_storage(key, torch_dtype, nbytes, location)
+            return LostStorage(*measure, key, why)
+        return super().open_storage(key, measure)
 
 
 class DamagedLegacy(_DamagedPlain, LegacyContainer):

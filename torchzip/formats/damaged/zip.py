@@ -31,7 +31,13 @@ from torchzip.formats.base import (
 from torchzip.formats.damaged.storages import LostStorage, WholeStorage
 from torchzip.formats.zip import ZipFormat
 from torchzip.limits import Limits
-from torchzip.tensors.storage import FixedPlace, MeasuredStorage, StreamStorage, TensorStorage
+from torchzip.tensors.storage import (
+    FixedPlace,
+    Measure,
+    MeasuredStorage,
+    StreamStorage,
+    TensorStorage,
+)
 
 #: Records that only archives with other pickles have, and what these are.
 _OTHER_FORMATS = {b"constants.pkl": "a TorchScript archive", b"archive_format": "a .pt2 archive"}
@@ -223,15 +229,13 @@ class DamagedZip(ZipFormat, FileContainer):
 
     # -- storages ----------------------------------------------------------------------------------
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         """Return the storage of a key, or a `LostStorage`."""
         record = f"data/{key}"
-        whole = self._archive.find(_record(key), nbytes)
+        whole = self._archive.find(_record(key), measure.nbytes)
         if isinstance(whole, str):
-            return LostStorage(torch_dtype, nbytes, location, record, whole)
-        return self._storage(whole, torch_dtype, location, record)
+            return LostStorage(*measure, record, whole)
+        return self._storage(whole, measure.torch_dtype, measure.location, record)
 
     def _storage(
         self, whole: Whole, torch_dtype: str | None, location: str, record: str

@@ -12,7 +12,7 @@ from torchzip.files.source import Source
 from torchzip.formats.base import Container, OpenStorage, SpecFactory
 from torchzip.formats.zip import ZipContainer
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.tools.file_size.reach import reached_nbytes
 
 #: What a tensor is for if it is nothing else.
@@ -90,10 +90,8 @@ class _Mentions(SpecFactory):
         self._counted = counted
         self.storage = self._opened
 
-    def _opened(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        storage = self._open(key, torch_dtype, nbytes, location)
+    def _opened(self, key: str, measure: Measure) -> TensorStorage:
+        storage = self._open(key, measure)
         self._counted.opened.setdefault(storage.record or key, storage)
         return storage
 
