@@ -74,7 +74,7 @@ class NpzOutput(PlannerByName):
         planned, directory, heads, at, crcs = work.planned, b"", io.BytesIO(), 0, {}
         heads.write(planned.head)
         heads.seek(0)
-        for keys in work.runs():
+        for keys in work.batches():
             if work.is_small(keys[0]):
                 for key, data in zip(keys, work.contents_of(keys), strict=True):
                     crcs[key] = crc32(data)

@@ -129,7 +129,7 @@ def carry(
     name_of: NameOf,
     *,
     names: Collection[str] = (),
-    is_listed: Callable[[Any], bool] = lambda value: isinstance(value, OtherTensor),
+    listed: Collection[int] = (),
     in_file: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Carried:
@@ -138,11 +138,10 @@ def carry(
     ``name_of`` returns the name that a tensor has in the file, None if it is not written; and that
     of the tensor for an array of numpy, None for one whose values are to be in the text. ``names``
     are those of all tensors that are written, in the checkpoint and in the file; they
-    say what is below an object of another class. Values for which ``is_listed`` is true are left
-    out without a line in ``lost``, because the caller has said what there is to say of them: the
-    kinds of tensors that are not dense (`types.OtherTensor`, which is what it is by default), and
-    tensors of classes of their own. It is not asked about containers. ``in_file`` are the names in
-    the order in which a reader of the file gets them.
+    say what is below an object of another class. Tensors that are not dense (`types.OtherTensor`),
+    and objects whose ids are in ``listed``, are left out without a line in ``lost``, because the
+    caller has said what there is to say of them. ``in_file`` are the names in the order in which
+    a reader of the file gets them.
 
     The text is None in three cases. A plain dict of ordinary tensors by their names, in that order,
     is what any reader makes of the file. An object that is itself of another class (a pickled
@@ -158,7 +157,7 @@ def carry(
     if _is_state_dict(root, name_of):
         return carry_order(list(root), in_file, limits)
     what = "the object around the tensors"
-    writer = _Writer(root, name_of, names, is_listed, limits)
+    writer = _Writer(root, name_of, names, listed, limits)
     try:
         node = writer.write()
     except _TooLongError:
@@ -234,7 +233,7 @@ class _Writer:
     root: Any
     name_of: NameOf
     names: Collection[str]
-    is_listed: Callable[[Any], bool]
+    listed: Collection[int]
     limits: Limits
     table: list[Node] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -288,10 +287,8 @@ class _Writer:
         try:
             if isinstance(held, ForeignObject):
                 made = self._foreign(held, way)
-            elif isinstance(held, LazyTensor | OtherTensor) and self.is_listed(held):
+            elif isinstance(held, OtherTensor) or id(held) in self.listed:
                 made = _LOST
-            elif isinstance(held, OtherTensor):
-                raise NotCarriedError(f"a {held.kind.replace('_', ' ')} tensor")
             elif type(held) is LazyTensor:
                 if self.name_of(held) is None:
                     raise NotCarriedError("a tensor that the state dict does not name")
@@ -436,12 +433,11 @@ class _Writer:
         """Return a dict of the tensors below an object that is not carried."""
         below = self._below(way)
         what = f"{_name_of_class(value)} cannot be held by JSON"
-        if self.is_listed(value):
-            if not below:
+        if not below:
+            if id(value) in self.listed:
                 return _LOST
-        elif not below:
             raise NotCarriedError(what)
-        else:
+        if id(value) not in self.listed:
             self._lose(way, f"{what}; a dict of its tensors stands for it")
         pairs = [(write_value(key, self.limits), {"tensor": name}) for key, name in below.items()]
         return {"dict": _items(pairs)}

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torchzip.container.hub_names import INDEX_SUFFIX, index_of, shard_name, whole_of
+from torchzip.container.hub_names import INDEX_SUFFIX, index_of, whole_of
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.outputs.registry import output_of, suffixes
 from torchzip.convert.outputs.safetensors import SafetensorsOutput
@@ -62,10 +62,6 @@ class Target:
     index_path: str
     has_index: bool = False
     makes_folder: bool = False
-
-    def shard_path(self, number: int, count: int) -> str:
-        """Return the path of a shard, counted from 1."""
-        return shard_name(self.path, number, count)
 
 
 def parse_target(dst: str | os.PathLike[str]) -> Target:

@@ -90,7 +90,7 @@ class Output(ABC):
     def finish(work: Work) -> None:
         """Write all of a file that is not yet there, and compare every CRC of the source.
 
-        The file has its size, and the large storages are in their places. `Work.runs` gives the
+        The file has its size, and the large storages are in their places. `Work.batches` gives the
         keys of all storages in order: of a large one `Work.crc_of` must be called, as this is where
         damage of the source shows; small ones are `Work.contents_of`, and go to their ``starts``.
         """
@@ -140,7 +140,6 @@ class Output(ABC):
         named: dict[Any, str] = {}
         for name, tensor in reversed(self.tensors.items()):
             named[layout(tensor.spec)] = named[id(tensor.spec)] = self.aliases.get(name, name)
-        classes = {id(value) for value in checkpoint.subclassed.values()}
         arrays = {
             id(array): self.aliases.get(name, name)
             for name, old in selection.sources.items()
@@ -160,7 +159,7 @@ class Output(ABC):
                 selection.root,
                 name_of,
                 names=self.tensors.keys(),
-                is_listed=lambda value: isinstance(value, OtherTensor) or id(value) in classes,
+                listed={id(value) for value in checkpoint.subclassed.values()},
                 in_file=in_file,
             )
         self.lost += made.lost
