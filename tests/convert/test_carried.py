@@ -466,7 +466,10 @@ def test_objects_of_other_classes() -> None:
 def test_large_objects_are_not_carried() -> None:
     """A text that no header has room for is not written, and that is said."""
     root: Any = {"history": [[] for _ in range(3000)]}
-    for limits, what in ((Limits(header_nbytes=5000), "bytes"), (Limits(containers=0), "lists")):
+    for limits, what in (
+        (Limits(header_nbytes=5000), "bytes"),
+        (Limits(containers=0), "containers"),
+    ):
         carried = carry(root, lambda tensor: None, limits=limits)
         assert carried.text is None
         assert len(carried.lost) == 1

@@ -156,40 +156,42 @@ def carry(
         return Carried()
     if _is_state_dict(root, name_of):
         return carry_order(list(root), in_file, limits)
-    what = "the object around the tensors"
     writer = _Writer(root, name_of, names, listed, limits)
     try:
         node = writer.write()
-    except _TooLongError:
-        most = limits.header_nbytes // 2
-        return Carried(None, [f"{what}: more than {most:,} bytes as JSON"])
-    if node is _LOST:
-        return Carried()
-    made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
-    return _text_of(made, what, writer.lost, limits)
+        if node is _LOST:
+            return Carried()
+        made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
+        return Carried(_text_of(made, limits), writer.lost)
+    except LimitError as error:
+        return _too_much("the object around the tensors", error)
 
 
 def carry_order(names: list[str], in_file: Sequence[str] | None, limits: Limits) -> Carried:
     """Return the JSON of a plain dict of tensors by their names, if the file has another order."""
     if in_file is None or names == list(in_file):
         return Carried()
-    return _text_of({"root": {"tensors": names}}, "the order of the tensors", [], limits)
+    try:
+        return Carried(_text_of({"root": {"tensors": names}}, limits))
+    except LimitError as error:
+        return _too_much("the order of the tensors", error)
 
 
-def _text_of(made: Node, what: str, lost: list[str], limits: Limits) -> Carried:
-    """Return the JSON of all that is carried, unless it is too long for a header."""
+def _too_much(what: str, error: LimitError) -> Carried:
+    line = f"{what}: as JSON, {error.limit} would be {error.actual:,}, past {error.bound:,}"
+    return Carried(None, [line])
+
+
+def _text_of(made: Node, limits: Limits) -> str:
+    """Return the JSON of all that is carried; raise LimitError if no header has room for it."""
     text = _to_json(made)
     raw = text.encode("utf-8", "surrogatepass")  # as names may have, which the header refuses
     # It is quoted once more as a string of the header, and shares that with the tensors.
     nbytes, most = len(raw) + text.count('"'), limits.header_nbytes // 2
     if nbytes > most:
-        return Carried(None, [f"{what}: {nbytes:,} bytes as JSON, more than {most:,}"])
-    try:
-        check_containers(raw, limits, "")
-    except LimitError as error:
-        too_many = f"{error.actual:,} lists and dicts as JSON, more than {error.bound:,}"
-        return Carried(None, [f"{what}: {too_many}"])
-    return Carried(text, lost)
+        raise LimitError("header_nbytes", nbytes, most)
+    check_containers(raw, limits, "")
+    return text
 
 
 #: Gives JSON without blanks.
@@ -210,10 +212,6 @@ def _is_ordinary(spec: TensorSpec) -> bool:
     ) and (
         is_contiguous(spec.shape, spec.stride) or not is_dense(spec.shape, spec.stride)
     )  # fmt: skip
-
-
-class _TooLongError(Exception):
-    """More text than a header has room for."""
 
 
 #: Stand for the JSON of a value that has none, and of one with others inside.
@@ -242,33 +240,31 @@ class _Writer:
         self._keys = KeyCheck()
         # A key takes more bytes as JSON than in any file that it can come from.
         self._keys.allow(self.limits, self.limits.header_nbytes)
-        self._left = self.limits.header_nbytes // 2
+        self._nbytes = 0
         self._shared = shared(self.root, _carried_parts)
         self._places: dict[int, int] = {}  # in the table, by the id of a value
         #: Places that are still to be filled, with the value, its way and its depth.
         self._jobs: deque[tuple[int, Any, Way | None, int]] = deque()
+        #: The depth of what stands in no other value: the root, or an entry of the table.
+        self._top = 0
 
     def write(self) -> Node:
         """Return the JSON of the object; `_LOST` if it has none."""
-        node = self._node(self.root, None, 1, 1)
+        node = self._node(self.root, None, 1)
         while self._jobs:
-            place, value, way, depth = self._jobs.popleft()
-            self.table[place] = self._with_parts(value, way, depth, 0)
+            place, value, way, self._top = self._jobs.popleft()
+            self.table[place] = self._with_parts(value, way, self._top)
         return node
 
-    def _node(self, value: Any, way: Way | None, depth: int, inline: int) -> Node:
-        """Return the JSON of a value, `_LOST` if it has none.
-
-        ``inline`` of the values around it are written in place.
-        """
+    def _node(self, value: Any, way: Way | None, depth: int) -> Node:
+        """Return the JSON of a value, `_LOST` if it has none."""
         place = self._places.get(id(value))
         if place is not None:
             return {"shared": place}
         made = self._without_parts(value, way, depth)
-        if made is _LOST or (
-            id(value) not in self._shared and not (made is _HAS_PARTS and inline >= _INLINE_DEPTH)
-        ):
-            return self._with_parts(value, way, depth, inline) if made is _HAS_PARTS else made
+        is_deep = made is _HAS_PARTS and depth - self._top >= _INLINE_DEPTH
+        if made is _LOST or not (is_deep or id(value) in self._shared):
+            return self._with_parts(value, way, depth) if made is _HAS_PARTS else made
         place = self._places[id(value)] = len(self.table)
         self.table.append(made)
         if made is _HAS_PARTS:
@@ -277,9 +273,10 @@ class _Writer:
 
     def _charge(self, nbytes: int) -> None:
         """Count what is written: one value may be in many places."""
-        self._left -= nbytes
-        if self._left < 0:
-            raise _TooLongError
+        self._nbytes += nbytes
+        most = self.limits.header_nbytes // 2
+        if self._nbytes > most:
+            raise LimitError("header_nbytes", self._nbytes, most)
 
     def _without_parts(self, value: Any, way: Way | None, depth: int) -> Node:
         """Return the JSON of a value with none inside, `_HAS_PARTS`, or `_LOST`."""
@@ -308,19 +305,18 @@ class _Writer:
             self._charge(len(_to_json(made)))
         return made
 
-    def _with_parts(self, value: Any, way: Way | None, depth: int, inline: int) -> Node:
+    def _with_parts(self, value: Any, way: Way | None, depth: int) -> Node:
         """Return the JSON of a container or a tensor."""
-        inside = depth + 1, inline + 1
         if isinstance(value, LazyTensor | Parameter):
-            return self._tensor(value, way, *inside)
+            return self._tensor(value, way, depth + 1)
         self._charge(2 * len(value))
         if isinstance(value, dict):
-            body = self._mapping(value, way, *inside)
+            body = self._mapping(value, way, depth + 1)
         elif isinstance(value, set | frozenset):
             made = [self._key(item, way) for item in value]
             body = _in_order([item for item in made if item is not _LOST])
         else:
-            body = self._sequence(value, way, *inside)
+            body = self._sequence(value, way, depth + 1)
         if type(value) is list:
             return body
         tag = type(value).__name__
@@ -328,27 +324,27 @@ class _Writer:
         for option, get in CONTAINERS[tag].options.items():
             held = get(value)
             if option == "attributes":
-                held = self._attributes(held, way, *inside)
+                held = self._attributes(held, way, depth + 1)
             if held is not None:
                 node[option] = held
         return node
 
     # -- containers ------------------------------------------------------------------------
 
-    def _sequence(self, value: Any, way: Way | None, depth: int, inline: int) -> Node:
+    def _sequence(self, value: Any, way: Way | None, depth: int) -> Node:
         if are_json(value):  # a million losses are not looked at one by one
             self._charge(_text_nbytes(value))
             return list(value)
         items: list[Node] = []
         for index, item in enumerate(value):
             known = len(self.lost)
-            made = self._node(item, Way(way, str(index)), depth, inline)
+            made = self._node(item, Way(way, str(index)), depth)
             if made is _LOST:
                 self.lost[known:] = [f"{line}; None stands for it" for line in self.lost[known:]]
             items.append(None if made is _LOST else made)
         return items
 
-    def _mapping(self, value: Any, way: Way | None, depth: int, inline: int) -> Node:
+    def _mapping(self, value: Any, way: Way | None, depth: int) -> Node:
         if {str}.issuperset(map(type, value)) and are_json(value) and are_json(value.values()):
             self._charge(_text_nbytes(value) + _text_nbytes(value.values()))
             return dict(value)
@@ -357,21 +353,19 @@ class _Writer:
             step = Way(way, key_text(key))
             made_key = self._key(key, step)
             if made_key is not _LOST:
-                made = self._node(item, step, depth, inline)
+                made = self._node(item, step, depth)
                 if made is not _LOST:
                     pairs.append((made_key, made))
         return _items(pairs)
 
-    def _attributes(
-        self, value: dict[Any, Any], way: Way | None, depth: int, inline: int
-    ) -> Node | None:
+    def _attributes(self, value: dict[Any, Any], way: Way | None, depth: int) -> Node | None:
         """Return the JSON of what hangs on a container; None if there is nothing."""
         made = {}
         for key, item in value.items():
             step = Way(way, Label(key_text(key)))
             if not is_plain_text(key):
                 self._lose(step, "an attribute whose name is not a string")
-            elif (node := self._node(item, step, depth, inline)) is not _LOST:
+            elif (node := self._node(item, step, depth)) is not _LOST:
                 made[key] = node
         return made or None
 
@@ -400,9 +394,7 @@ class _Writer:
 
     # -- tensors and objects ---------------------------------------------------------------
 
-    def _tensor(
-        self, value: LazyTensor | Parameter, way: Way | None, depth: int, inline: int
-    ) -> Node:
+    def _tensor(self, value: LazyTensor | Parameter, way: Way | None, depth: int) -> Node:
         tensor = value.data if isinstance(value, Parameter) else value
         spec: TensorSpec = tensor.spec
         name = self.name_of(tensor) or ""
@@ -424,7 +416,7 @@ class _Writer:
             what = f"{_name_of_class(spec.subclass)}, with its state"
             self._lose(Way(way, Label("class")), what)
         for option, attributes in held.items():
-            made = self._node(attributes, Way(way, Label("attributes")), depth, inline)
+            made = self._node(attributes, Way(way, Label("attributes")), depth)
             if made is not _LOST:
                 node[option] = made
         return node
