@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,12 @@ from torchzip.limits import Limits
 
 #: The fewest bytes of a name with a bracket in it together with its value.
 _NAME_NBYTES = 8
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def is_plain_text(text: str) -> bool:
+    """Return whether UTF-8 can encode a string."""
+    return text.isascii() or not _SURROGATE.search(text)
 
 
 def repeated(names: Iterable[str]) -> str | None:

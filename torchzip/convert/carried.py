@@ -5,70 +5,13 @@ safetensors holds tensors by name and nothing else. What a checkpoint has beside
 the key `OBJECT_KEY`, and `torchzip.convert.restored` makes the object again from it. Other readers
 of the file see a string that they do not ask for.
 
-The text is ``{"root": value, "shared": [value, ...]}``, without ``"shared"`` if that is empty. A
-value is
+docs/format.md, section 11.8, describes the text: JSON in which an object of one key stands for a
+container, a tensor of the file or another value (`carried_kinds`), and in which what there are two
+ways to is listed apart, so that it comes back as one object.
 
-* null, true, false, a string, a list: itself. A number: an int of up to 64 bits, or a float, which
-  always has a point or an exponent;
-* an object: exactly one of its keys is a kind of the tables below and holds the body; the other
-  keys are options of that kind. An option that stands for what is usual is left out.
-
-=================  ==============================================================================
-``tensor``         the tensor of that name in the file. ``stride``: its stride in elements, if it is
-                   not that of C order; its elements lie in the file in C order all the same. The
-                   strides are those of a permutation of axes (``channels_last``, a transposed
-                   weight), without gaps. ``requires_grad``: true for a leaf that is not a
-                   Parameter. ``attributes``: its Python attributes, a value
-``parameter``      an ``nn.Parameter`` over the tensor of that name; options as above, but
-                   ``requires_grad`` is true if left out, and ``state``: its Python attributes
-``dict``           ``{"key": value, ...}`` if all keys are strings, else ``[[key, value], ...]``, in
-                   order. Keys are values too
-``tensors``        a list of names: a dict from each to the tensor of that name, if the file has it.
-                   For a state dict that has another order than the file
-``OrderedDict``    likewise. ``attributes``: ``{"_metadata": value, ...}``
-``defaultdict``    likewise. ``factory``: the name of the type that makes its values
-``Counter``        likewise
-``deque``          a list of values. ``maxlen``: an int
-``tuple``          a list of values
-``set``            a list of values, ``frozenset`` likewise; sorted by their JSON
-``shared``         an int: the value at this place of the list ``"shared"``
-=================  ==============================================================================
-
-A list, dict, tensor or other object to which there are two ways is in ``"shared"``, so it comes
-back as one object; one that contains itself does too. (Numbers, strings, bytes and dtypes do not.)
-So does what lies too deep for its own place: the text itself is nested no deeper than a
-reader of JSON with a stack of a few hundred levels takes.
-
-Values that hold no others stand as what pickle makes them with (`carried_kinds`): a string, or a
-list of such values and of numbers and strings.
-
-====================  ===========================================================================
-``int``               ``"-0x1f"``, of more than 64 bits
-``float``             ``"nan"``, ``"inf"``, ``"-inf"``
-``str``               base64 of its UTF-8, with surrogates as three bytes each; only for a string
-                      that has surrogates, which JSON may not keep
-``bytes``             base64; ``bytearray``: [bytes]
-``complex``           [real part, imaginary part]
-``range``             [start, stop, step]; ``slice`` likewise, of ints and null
-``datetime``          [the bytes that it pickles, its ``timezone`` if it has one]; ``time``
-                      likewise; ``date``: [bytes]
-``timedelta``         [days, seconds, microseconds]
-``timezone``          [its offset, its name if that is not the usual one]
-``Decimal``           [its digits]
-``Fraction``          [numerator, denominator]
-``PosixPath``         its parts; also ``WindowsPath``, ``PurePosixPath``, ``PureWindowsPath``
-``numpy.dtype``       the code of numpy (``"<f8"``), or the name of one of ml_dtypes
-``numpy.scalar``      [``"numpy._core"``, or ``"numpy.core"`` if numpy 1 pickled it, dtype, bytes]
-``numpy.array``       [the same module, ``"C"`` or Fortran's ``"F"``, dtype, bytes, its sizes ...]
-``torch.Size``        a list of ints
-``torch.dtype``       ``"float16"``; likewise ``torch.layout``, ``torch.qscheme``
-``torch.device``      [``"cuda"``, its index if it has one]
-====================  ===========================================================================
-
-What has no form here (objects of other classes, bare storages, structured arrays) is left out of
-its dict or set; in a list or tuple null stands for it, so that the others keep their places. An
-object of another class that has tensors inside, such as a pickled module in a dict, comes back as
-a dict of these by their names below it.
+What has no form there (objects of other classes, bare storages, structured arrays) is left out of
+its dict or set; in a list or tuple null stands for it. An object of another class that has tensors
+inside, such as a pickled module in a dict, comes back as a dict of these by their names below it.
 """
 
 from __future__ import annotations
@@ -85,13 +28,12 @@ import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import Label, Way, items_of, key_text, shared
-from torchzip.container.json_objects import check_containers
+from torchzip.container.json_objects import check_containers, is_plain_text
 from torchzip.convert.carried_kinds import (
     CONTAINERS,
     Node,
     NotCarriedError,
     are_json,
-    is_plain_text,
     write_value,
 )
 from torchzip.errors import LimitError, PickleError, UnsupportedError

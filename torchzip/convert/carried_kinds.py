@@ -1,4 +1,4 @@
-"""The kinds of values that `carried` describes: one table, read by the writer and by the reader.
+"""The kinds of values of docs/format.md, section 11.8: one table, for the writer and the reader.
 
 Such a value is written as pickle keeps it: the arguments that make it. The reader gives them to the
 function that the reader of pickles has for it, so JSON can make nothing that a pickle could not;
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from torchzip.container.json_objects import is_plain_text
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES
 from torchzip.errors import FormatError, LimitError, shown
 from torchzip.limits import Limits, is_number
@@ -40,7 +41,6 @@ _MAX_NBYTES = 4 << 20
 _MAX_DEPTH = 4
 _INT64 = range(-(1 << 63), 1 << 63)
 _HEX = re.compile("-?0x[0-9a-f]+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _DTYPE = re.compile(r"[<>]([iu][248]|f[248]|c(8|16))|\|(b1|[iu]1)")
 _WORD = re.compile("[A-Za-z0-9_]{1,64}")
 
@@ -52,11 +52,6 @@ class NotCarriedError(Exception):
 def broken(message: str) -> FormatError:
     """Return the error for a string that does not encode an object."""
     return FormatError(f"the object in the metadata: {message}")
-
-
-def is_plain_text(text: str) -> bool:
-    """Return whether UTF-8 can encode a string."""
-    return text.isascii() or not _SURROGATE.search(text)
 
 
 def are_json(values: Collection[Any]) -> bool:

@@ -1,7 +1,7 @@
-"""The object around the tensors, made again from the JSON text that `carried` describes.
+"""The object around the tensors, made again from the JSON text that `carried` writes.
 
-The text comes from a file. It can make values of the kinds of that table and nothing else: no name
-in it is looked up, and its lengths, depths and numbers are bounded as those of a pickle.
+The text comes from a file. It can make values of the kinds of `carried_kinds` and nothing else: no
+name in it is looked up, and its lengths, depths and numbers are bounded as those of a pickle.
 """
 
 from __future__ import annotations
