@@ -120,6 +120,9 @@ class Writer(Emitter):
 class Store(SpecFactory):
     """Storages of zeros, as large as they are said to be, up to a bound."""
 
+    def __init__(self) -> None:
+        super().__init__(self.storage)
+
     def storage(self, key: str, measure: Measure) -> TensorStorage:
         """Return a new one."""
         if key == "666" or measure.nbytes > 1 << 20:

@@ -62,7 +62,7 @@ class EagerFactory(SpecFactory):
     def __init__(
         self, open_storage: OpenStorage, map_file: Callable[[str, Identity], MmapSource] | None
     ) -> None:
-        self._open = open_storage
+        super().__init__(open_storage)
         self._map_file = map_file
         self._to_fill: list[EagerStorage] = []
         self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
@@ -71,7 +71,7 @@ class EagerFactory(SpecFactory):
         self._nbytes = 0
 
     def storage(self, key: str, measure: Measure) -> TensorStorage:
-        origin, nbytes = self._open(key, measure), measure.nbytes
+        origin, nbytes = self.open_storage(key, measure), measure.nbytes
         self._nbytes += nbytes
         if self._map_file is not None and (span := origin.span()) is not None:
             file, place = file_place(*span)

@@ -207,12 +207,15 @@ class FolderContainer(Container):
 
 
 class SpecFactory:
-    """Leaves tensors as the specs that they are; for whoever looks at a pickle and makes nothing.
-
-    A subclass, or whoever makes one, has the ``storage`` of a `Factory`.
-    """
+    """Leaves tensors as the specs that they are: for a look at a pickle that makes nothing."""
 
     storages: OpenMany | None = None
+
+    def __init__(self, open_storage: OpenStorage) -> None:
+        self.open_storage = open_storage
+
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        return self.open_storage(key, measure)
 
     def tensor(self, spec: TensorSpec) -> Any:
         return spec

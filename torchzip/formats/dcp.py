@@ -41,7 +41,6 @@ from torchzip.formats.base import (
     Contents,
     FolderContainer,
     MakeFactory,
-    OpenStorage,
     Pickle,
     RecordCheck,
     SpecFactory,
@@ -349,7 +348,7 @@ class ItemChunk(Chunk):
             If it is not what the ``.metadata`` says: a tensor of that dtype and size.
         """
         if self._spec is None:
-            spec = _open_item(self._part, self._limits).read(_ItemFactory).root
+            spec = _open_item(self._part, self._limits).read(SpecFactory).root
             if isinstance(spec, OtherTensor):
                 kind = spec.kind.replace("_", " ")
                 raise UnsupportedError(
@@ -386,10 +385,3 @@ def _open_item(part: Source, limits: Limits) -> ZipContainer:
             f"an item begins with {head!r}; an archive of torch.save was expected", path=part.name
         )
     return ZipContainer(ZipReader(part, limits), limits)
-
-
-class _ItemFactory(SpecFactory):
-    """Gives the spec of the tensor that an item holds."""
-
-    def __init__(self, open_storage: OpenStorage) -> None:
-        self.storage = open_storage

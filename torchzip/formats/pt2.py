@@ -43,9 +43,9 @@ from torchzip.files.source import PartSource, Source, open_source
 from torchzip.formats.base import (
     Contents,
     MakeFactory,
-    MeasuringFactory,
     OpenContainer,
     Pickle,
+    measured_by,
 )
 from torchzip.formats.zip import OF_ANY_RELEASE, ZipContainer
 from torchzip.limits import Limits, is_number
@@ -96,18 +96,20 @@ class _Pt2Archive(ZipContainer):
         if record.rpartition("/")[2].startswith(_OPAQUE):
             yield self._pickle(record, is_read=is_read)
             return
-        span = self.archive.stored_span(record)
-        source: Source
-        if span is None:
+        source: Source | None = self.part(record)
+        if source is None:
             source = open_source(io.BytesIO(self.archive.read(record)))
-        else:
-            source = PartSource(self.source, *span, f"{self.name}: {record}")
         for each in self._open_container(source, self._limits).pickles():
             yield each._replace(place=f"{record}: {each.place}", is_read=is_read and each.is_read)
 
+    def part(self, record: str) -> PartSource | None:
+        """Return the bytes of a record as a file; None if they are deflated."""
+        span = self.archive.stored_span(record)
+        return None if span is None else PartSource(self.source, *span, f"{self.name}: {record}")
+
     def _used_records(self) -> set[str]:
         """Return the records that configs call bytes of tensors."""
-        self.read(lambda open_storage: MeasuringFactory())
+        measured_by(self.read)
         return self.payloads | OF_ANY_RELEASE
 
     def open_payload(self, record: str, measure: Measure) -> TensorStorage:
@@ -244,16 +246,14 @@ class _Payloads:
         if not self._zip.size_of(record)[0]:
             return {}
         self._archive.read_records.add(record)
-        span = self._zip.stored_span(record)
-        name = self._archive.name
-        if span is None:
+        part = self._archive.part(record)
+        if part is None:
             raise UnsupportedError(
                 "a deflated record with a file of torch.save in it; make the archive "
                 "again with stored records",
-                path=name,
+                path=self._archive.name,
                 record=record,
             )
-        part = PartSource(self._archive.source, *span, f"{name}: {record}")
         inner = kind(ZipReader(part, self._limits), self._limits)
         self._files.append(inner.read(self._make_factory))
         return self._files[-1].root

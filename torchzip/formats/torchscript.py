@@ -22,7 +22,6 @@ from torchzip.formats.base import (
     Child,
     Contents,
     MakeFactory,
-    OpenStorage,
     Pickle,
     measured_by,
 )
@@ -83,15 +82,11 @@ class TorchScriptContainer(ZipContainer):
         self._code_left = limits.code_nbytes
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        made: list[Factory] = []
-
-        def make(open_storage: OpenStorage) -> Factory:
-            made.append(make_factory(open_storage))
-            return made[-1]
-
-        contents = self.run_pickle(self.pickle_record, RecordOpener(self), make)
+        opener = RecordOpener(self)
+        factory = make_factory(opener)
+        contents = self.run_pickle(self.pickle_record, opener, lambda opener: factory)
         modules = _Modules(self._read_classes(contents.globals))
-        modules.mark_parameters(contents.root, made[-1])
+        modules.mark_parameters(contents.root, factory)
         contents.parts_of = modules.parts_of
         contents.read_constants = lambda: self._read_constants(make_factory)
         return contents

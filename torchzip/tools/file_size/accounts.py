@@ -86,12 +86,11 @@ class _Mentions(SpecFactory):
     """Takes note of the storages that a pickle mentions, and of the tensors in them."""
 
     def __init__(self, open_storage: OpenStorage, counted: _Counted) -> None:
-        self._open = open_storage
+        super().__init__(open_storage)
         self._counted = counted
-        self.storage = self._opened
 
-    def _opened(self, key: str, measure: Measure) -> TensorStorage:
-        storage = self._open(key, measure)
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        storage = super().storage(key, measure)
         self._counted.opened.setdefault(storage.record or key, storage)
         return storage
 
