@@ -64,7 +64,7 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
 
     def _place_storages(self, keys: list[str]) -> None:
         rows: list[_Row] = []
-        at = self._end
+        at = self._bounds[-1]
         listed = list(itertools.takewhile(self._measured.__contains__, keys))
         for key in listed:
             measured = self._measured[key]
