@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,13 +22,8 @@ def is_plain_text(text: str) -> bool:
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that was there before; None if each is there once."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
+    """Return the first name that is there more than once; None if each is there once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -231,7 +231,8 @@ class DcpContainer(DcpFormat, FolderContainer):
         """
         for name in self._folder.names:
             if is_metadata(name):
-                read = functools.partial(self._read_file, name)
+                file = self._folder.open(name)
+                read = functools.partial(read_bounded, file, self._limits, "pickle_nbytes")
                 yield Pickle(name, read, name in self._metadata_names, knows_in_metadata)
         for (name, offset), part in self._parts.items():
             is_object = offset is None and (name, None) in self._used
@@ -239,9 +240,6 @@ class DcpContainer(DcpFormat, FolderContainer):
                 yield each._replace(
                     place=f"{part.name}: {each.place}", is_read=each.is_read and is_object
                 )
-
-    def _read_file(self, name: str) -> bytes:
-        return read_bounded(self._folder.open(name), self._limits, "pickle_nbytes")
 
     def check_records(self) -> Iterator[RecordCheck]:
         for chunks in self._chunks.values():

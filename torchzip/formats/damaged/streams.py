@@ -42,7 +42,7 @@ class _DamagedPlain(PlainContainer, SalvagedContainer):
     def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         why = self._lost.get(key)
         if why is not None:
-            return LostStorage(*measure, key, why)
+            return LostStorage(measure, key, why)
         return super().open_storage(key, measure)
 
 

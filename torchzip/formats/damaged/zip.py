@@ -234,7 +234,7 @@ class DamagedZip(ZipFormat, FileContainer):
         record = f"data/{key}"
         whole = self._archive.find(_record(key), measure.nbytes)
         if isinstance(whole, str):
-            return LostStorage(*measure, record, whole)
+            return LostStorage(measure, record, whole)
         return self._storage(whole, measure.torch_dtype, measure.location, record)
 
     def _storage(
@@ -298,7 +298,7 @@ class DamagedZip(ZipFormat, FileContainer):
                     unsized += [record] if sizes == [] else []
                     continue
                 why = "its bytes are damaged or not there, or no CRC of them is left"
-                storage = LostStorage(None, max(sizes), "cpu", record, why)
+                storage = LostStorage(Measure(None, max(sizes), "cpu"), record, why)
             factory = make_factory(lambda *_, made=storage: made)
             root[record] = contiguous_tensor(factory, record, "uint8", (storage.nbytes,))
         if not whole:

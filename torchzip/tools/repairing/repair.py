@@ -49,6 +49,7 @@ from torchzip.formats.directory import is_part_of_directory
 from torchzip.limits import Limits
 from torchzip.tensors.kinds.checked import Checked
 from torchzip.tensors.persistent_ids import BareStorage
+from torchzip.tensors.storage import Measure
 from torchzip.tools.repairing.pruning import Pruning, lost_in
 from torchzip.tools.repairing.text_mode import before_text, count_text_lines
 from torchzip.types import OtherTensor
@@ -370,7 +371,8 @@ class _CheckingFactory(LazyFactory):
 
 def _given_up(part: LazyTensor, why: str) -> LazyTensor:
     held = part.spec.storage
-    lost = LostStorage(held.torch_dtype, held.nbytes, held.location, held.record or "", why)
+    measure = Measure(held.torch_dtype, held.nbytes, held.location)
+    lost = LostStorage(measure, held.record or "", why)
     return LazyTensor(part.spec.replace(storage=lost))
 
 
