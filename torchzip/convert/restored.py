@@ -161,7 +161,7 @@ class _Maker:
 
     def _items(self, body: Any, depth: int, *, are_keys: bool) -> Generator[Any, Any, list[Any]]:
         items = []
-        for item in _list(body):
+        for item in _checked(body, list, "a list"):
             made = yield item, depth + 1
             items.append(self._key(made) if are_keys else made)
         return items
@@ -183,7 +183,7 @@ class _Maker:
         else:
             keys: list[Any] = []
             values: list[Any] = []
-            for pair in _list(body):
+            for pair in _checked(body, list, "a list"):
                 if type(pair) is not list or len(pair) != 2:
                     raise broken("the items of a dict are not pairs")
                 keys.append(self._key((yield pair[0], depth + 1)))
@@ -191,9 +191,7 @@ class _Maker:
             self._keys.fill(shell, keys, values)
             if len(shell) != len(keys):
                 raise broken("a dict has a key twice")
-        attributes = options.get("attributes", {})
-        if type(attributes) is not dict:
-            raise broken("attributes that are not an object")
+        attributes = _checked(options.get("attributes", {}), dict, "an object of attributes")
         for name, item in attributes.items():
             # numpy and others ask an object itself for names in underscores, some for an address.
             if name.startswith("__") or hasattr(type(shell), name):
@@ -201,7 +199,10 @@ class _Maker:
             vars(shell)[name] = yield item, depth + 1
 
     def _tensors(self, body: Any) -> dict[str, LazyTensor]:
-        found = {name: self.find_tensor(_name(name)) for name in _list(body)}
+        found = {
+            name: self.find_tensor(_checked(name, str, "the name of a tensor"))
+            for name in _checked(body, list, "a list")
+        }
         # Another program may have left one out.
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -219,7 +220,7 @@ class _Maker:
     def _tensor(
         self, name: Any, options: dict[str, Any], is_parameter: bool, depth: int
     ) -> _Reading:
-        spec = self._spec(_name(name), options, is_parameter)
+        spec = self._spec(_checked(name, str, "the name of a tensor"), options, is_parameter)
         spec.is_parameter = is_parameter
         if "attributes" in options:
             spec.subclass = ForeignObject("torch", "Tensor")
@@ -272,13 +273,7 @@ class _Maker:
         return spec.replace(stride=stride, storage_offset=0, storage=storage, conj=False, neg=False)
 
 
-def _list(body: Any) -> list[Any]:
-    if type(body) is not list:
-        raise broken("a list was expected")
-    return body
-
-
-def _name(name: Any) -> str:
-    if type(name) is not str:
-        raise broken("a tensor whose name is not a string")
-    return name
+def _checked(value: Any, kind: type, what: str) -> Any:
+    if type(value) is not kind:
+        raise broken(f"{what} was expected")
+    return value
