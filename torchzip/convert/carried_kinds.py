@@ -97,6 +97,16 @@ def write_value(value: Any, limits: Limits) -> Node:
     NotCarriedError
         If it is of another kind, or one of these that has no exact form.
     """
+    node = _written(value, limits)
+    if type(node) is dict:
+        try:
+            read_value(node, limits)
+        except (FormatError, LimitError):
+            raise NotCarriedError(f"{shown(value)} cannot be held by JSON") from None
+    return node
+
+
+def _written(value: Any, limits: Limits) -> Node:
     own: Any = type(value)
     if own in _AS_IT_IS and _AS_IT_IS[own](value):
         return value
@@ -108,13 +118,8 @@ def write_value(value: Any, limits: Limits) -> Node:
     if kind is None:
         raise NotCarriedError(f"{shown(value)} cannot be held by JSON")
     args = kind.args(value)
-    body = args if type(args) is str else [write_value(each, limits) for each in args]
-    node = {kind.tag: body}
-    try:
-        read_value(node, limits)
-    except (FormatError, LimitError):
-        raise NotCarriedError(f"{shown(value)} cannot be held by JSON") from None
-    return node
+    body = args if type(args) is str else [_written(each, limits) for each in args]
+    return {kind.tag: body}
 
 
 def read_value(node: dict[str, Node], limits: Limits, depth: int = 0) -> Any:
