@@ -30,6 +30,7 @@ from torchzip.pickling.table import KEEP
 from torchzip.tensors.numpy_dtypes import named_dtype
 from torchzip.tensors.numpy_values import NUMPY_CALLS, PickledArray, module_of
 from torchzip.tensors.python_values import FACTORIES, PATHS, PYTHON_CALLS, Args
+from torchzip.tensors.rebuild import LEAF_CALLS
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
 #: What JSON holds. Any: its types are checked where it is read.
@@ -279,17 +280,8 @@ def _word(kind: Any, is_known: Callable[[str], Any]) -> Kind:
     return Kind(f"torch.{kind.__name__.lower()}", kind, attrgetter("name"), make)
 
 
-def _size(args: Args) -> Any:
-    return Size(args) if {int}.issuperset(map(type, args)) else KEEP
-
-
 def _device_args(value: Device) -> Args:
     return (value.type,) if value.index is None else (value.type, value.index)
-
-
-def _device(args: Args) -> Any:
-    is_one = len(args) in (1, 2) and type(args[0]) is str and all(map(is_number, args[1:]))
-    return Device(*args) if is_one else KEEP
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -314,11 +306,11 @@ _ROWS = [
         partial(_numpy, "multiarray.scalar"),
     ),
     Kind("numpy.array", PickledArray, _array_args, _array),
-    Kind("torch.Size", Size, tuple, _size),
+    Kind("torch.Size", Size, tuple, lambda args: LEAF_CALLS["torch", "Size"]((args,))),
     _word(Dtype, lambda name: name in DTYPES or name in NAME_ONLY),
     _word(QScheme, QSCHEMES.__contains__),
     _word(Layout, _WORD.fullmatch),
-    Kind("torch.device", Device, _device_args, _device),
+    Kind("torch.device", Device, _device_args, LEAF_CALLS["torch", "device"]),
 ]
 KINDS = {kind.tag: kind for kind in _ROWS}
 _BY_TYPE: dict[Any, Kind] = {kind.type: kind for kind in _ROWS}

@@ -115,7 +115,7 @@ class Rebuilder:
                 **_counted("_rebuild_npu_tensor", self._npu_tensor, 7, module=_NPU_MODULE),
                 **_OLD_CALLS,
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
-                **_LEAF_CALLS,
+                **LEAF_CALLS,
                 **PYTHON_CALLS,
                 **NUMPY_CALLS,
                 ("builtins", "set"): self._set,
@@ -462,7 +462,8 @@ def make_layout(args: Args) -> Layout:
     return Layout(args[0].removeprefix("torch."))
 
 
-_LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
+#: By name, what makes a value of torch that holds no tensor.
+LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("torch", "Size"): _size,
     ("torch", "device"): _device,
     ("torch.serialization", "_get_layout"): make_layout,
