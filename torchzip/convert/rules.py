@@ -26,7 +26,7 @@ Globs = str | Sequence[str] | None
 
 
 class Rules:
-    """The rules of one conversion, ``renames`` among them. They note what they match, for `unused`.
+    """The rules of one conversion. They note what they match, for `unused`.
 
     Raises
     ------
@@ -44,11 +44,20 @@ class Rules:
         include: Globs = None,
         exclude: Globs = None,
     ) -> None:
-        one = "one dtype, as a string, or a list of (glob, dtype)"
-        self._dtypes = Answers("dtype", str, one, dtype, _parse_dtype, "floating tensor")
+        dtypes = (
+            [("*", dtype)]
+            if isinstance(dtype, str)
+            else parse_pairs("dtype", "one dtype, as a string, or a list of (glob, dtype)", dtype)
+        )
+        self._dtypes = [
+            (Glob("dtype", glob, "floating tensor"), _parse_dtype(target))
+            for glob, target in dtypes
+        ]
+        if isinstance(dtype, str):
+            self._dtypes[0][0].used = True  # for all tensors, be there any or not
         self._include = parse_globs("include", include)
         self._exclude = parse_globs("exclude", exclude)
-        self.renames = Renames(rename, "tensor")
+        self._renames = Renames(rename)
 
     def keeps(self, name: str) -> bool:
         """Return whether a tensor is wanted at all."""
@@ -56,86 +65,20 @@ class Rules:
         # Both are asked, so that a rule counts as used because of what it says alone.
         return not match_any(self._exclude, name) and wanted
 
+    def renamed(self, name: str) -> str | None:
+        """Return the name in the output; None for a tensor that is left out."""
+        return self._renames.of(name)
+
     def dtype_of(self, name: str, torch_dtype: str) -> str:
         """Return the dtype in the output."""
-        wanted: str | None = self._dtypes.of(name) if is_castable(torch_dtype) else None
-        return wanted or torch_dtype
+        if not is_castable(torch_dtype):
+            return torch_dtype
+        return next((target for glob, target in self._dtypes if glob.matches(name)), torch_dtype)
 
     def unused(self) -> list[str]:
         """Return a line for each rule that has matched nothing so far."""
-        globs = [*self._include, *self._exclude, *self._dtypes.globs]
-        return unused_globs(globs) + self.renames.unused()
-
-
-class Renames:
-    """Rules of names, which note what they match. ``what`` messages call what is renamed."""
-
-    def __init__(self, rename: RenameRules, what: str) -> None:
-        self._what = what
-        self._function = rename if callable(rename) else None
-        self._table = dict(rename) if isinstance(rename, Mapping) else {}
-        pairs = None if callable(rename) or isinstance(rename, Mapping) else rename
-        self._expressions = [
-            Expression(pattern, text)
-            for pattern, text in parse_pairs("rename", "a list of (regex, replacement)", pairs)
-        ]
-        self._met: set[str] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._table or self._function or self._expressions)
-
-    def of(self, name: str, *, is_container: bool = False) -> str | None:
-        """Return the new name of something; None for what is left out.
-
-        An expression that is about what is in a container, such as ``^model[.]``, renames the
-        container too.
-        """
-        self._met.add(name)
-        new = self._table.get(name, name) if self._function is None else self._function(name)
-        if new is not None and not isinstance(new, str):
-            raise TypeError(f"rename gives {type(new).__name__} for {name!r}, not a name or None")
-        for expression in self._expressions:
-            before = name
-            new = name = expression.apply(before)
-            if is_container and name == before:
-                inside = expression.apply(f"{before}.")
-                new = name = inside[:-1] if inside.endswith(".") else before
-        return new
-
-    def unused(self) -> list[str]:
-        """Return a line for each rule that has matched nothing so far."""
-        lines = [
-            f"the rename rule {each.text!r} matches no {self._what}"
-            for each in self._expressions
-            if not each.used
-        ]
-        return lines + [
-            f"there is no {self._what} {old!r} to be renamed"
-            for old in self._table
-            if old not in self._met
-        ]
-
-
-class Answers:
-    """One answer for all, or (glob, answer) rules of which the first match wins.
-
-    One answer is of type ``one``, and ``parse`` gives what it means. ``wanted`` says what the
-    option takes, ``what`` messages call what it is asked about.
-    """
-
-    def __init__(
-        self, option: str, one: type, wanted: str, given: Any, parse: Any, what: str = "tensor"
-    ) -> None:
-        is_one = isinstance(given, one)
-        pairs = [("*", given)] if is_one else parse_pairs(option, wanted, given)
-        self._rules = [(Glob(option, glob, what), parse(answer)) for glob, answer in pairs]
-        self.globs = [glob for glob, _ in self._rules]
-        for glob in self.globs if is_one else ():
-            glob.used = True  # whatever there is to be asked about
-
-    def of(self, name: str) -> Any:
-        """Return the answer for a name; None if there is no rule for it."""
-        return next((answer for glob, answer in self._rules if glob.matches(name)), None)
+        globs = [*self._include, *self._exclude, *(glob for glob, _ in self._dtypes)]
+        return unused_globs(globs) + self._renames.unused()
 
 
 class Glob:
@@ -181,6 +124,51 @@ class Expression:
         new, count = self._pattern.subn(self._replacement, name)
         self.used = self.used or bool(count)
         return new
+
+
+class Renames:
+    """Old and new names, a function, or expressions; false if there are none.
+
+    They note what they match. ``what`` messages call what has the names.
+    """
+
+    def __init__(self, rename: RenameRules, what: str = "tensor") -> None:
+        self._table = dict(rename) if isinstance(rename, Mapping) else {}
+        self._function = rename if callable(rename) else None
+        pairs = None if self._function or isinstance(rename, Mapping) else rename
+        self._expressions = [
+            Expression(pattern, text)
+            for pattern, text in parse_pairs("rename", "a list of (regex, replacement)", pairs)
+        ]
+        self._met: set[str] = set()
+        self._what = what
+
+    def __bool__(self) -> bool:
+        return bool(self._table or self._function or self._expressions)
+
+    def of(self, name: str, *, is_container: bool = False) -> str | None:
+        """Return the new name; None for what is left out.
+
+        An expression that is about what is in a container, such as ``^model\\.``, renames the
+        container too.
+        """
+        self._met.add(name)
+        new = self._function(name) if self._function is not None else self._table.get(name, name)
+        if new is not None and not isinstance(new, str):
+            raise TypeError(f"rename gives {type(new).__name__} for {name!r}, not a name or None")
+        for expression in self._expressions:
+            before = str(new)
+            new = expression.apply(before)
+            if is_container and new == before:
+                inside = expression.apply(f"{before}.")
+                new = inside[:-1] if inside.endswith(".") else before
+        return new
+
+    def unused(self) -> list[str]:
+        """Return a line for each rule that has matched nothing so far."""
+        texts = [each.text for each in self._expressions if not each.used]
+        texts += [old for old in self._table if old not in self._met]
+        return [f"the rename rule {text!r} matches no {self._what}" for text in texts]
 
 
 def parse_pairs(option: str, what: str, rules: Any) -> list[Any]:

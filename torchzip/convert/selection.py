@@ -99,7 +99,7 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
         named = {**mapped, **others}
     sources: dict[str, str] = {}
     for old in named:
-        new = rules.renames.of(old)
+        new = rules.renamed(old)
         if new is not None:
             known = sources.setdefault(new, old)
             if known != old:

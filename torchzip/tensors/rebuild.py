@@ -34,15 +34,13 @@ from torchzip.tensors.kinds.nested import NJT
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
 from torchzip.tensors.persistent_ids import BareStorage, Factory, PersistentIds
 from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
-from torchzip.tensors.record_pattern import TENSOR, TensorPattern
-from torchzip.tensors.record_runs import RunReader, TensorLayout
+from torchzip.tensors.record_runs import TENSOR, RunReader, TensorLayout
 from torchzip.tensors.specs import (
     TensorSpec,
     check_count,
     check_hooks,
     check_requires_grad,
     check_spec,
-    span_of,
     wrong_dtype,
 )
 from torchzip.tensors.storage import Measure, MeasuredStorage
@@ -91,7 +89,6 @@ class Rebuilder:
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
         self._storages = PersistentIds(factory)
-        self._spans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._keys = KeyCheck(factory.key)
         self._parts = PartReader(self._tensor, factory.is_tensor)
         self._builds: dict[Name, Callable[[Args], Any]] = {
@@ -133,12 +130,8 @@ class Rebuilder:
             keys=self._keys,
             shortcut=(
                 TENSOR,
-                lambda names: TensorPattern(
-                    names,
-                    self._storages.find,
-                    self._storages.known,
-                    self._tensor_of_ints,
-                    RunReader(self._tensors, self._factory.parameter, self._storages.known),
+                lambda names: RunReader(
+                    names, self._tensors, self._factory.parameter, self._storages.known
                 ),
             ),
         )
@@ -253,27 +246,8 @@ class Rebuilder:
             _apply_metadata(spec, metadata)
         return self._factory.tensor(check_spec(spec))
 
-    def _tensor_of_ints(
-        self, bare: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
-    ) -> Any:
-        """`_tensor` for ints and tuples of ints, without metadata."""
-        if type(bare) is not BareStorage or bare.first:
-            return self._tensor(bare, offset, size, stride)
-        storage = bare.storage
-        torch_dtype = bare.torch_dtype or "uint8"
-        spec = TensorSpec(torch_dtype, size, stride, offset, storage)
-        # Shapes repeat: how far one reaches is worked out once.
-        span = self._spans.get((size, stride))
-        if span is None:
-            check_spec(spec)
-            if 0 not in size and len(self._spans) < 4096:
-                self._spans[size, stride] = span_of(size, stride)
-        elif offset < 0 or (offset + span) * DTYPES[torch_dtype].itemsize > storage.nbytes:
-            check_spec(spec)
-        return self._factory.tensor(spec)
-
     def _tensors(self, keys: list[str], layouts: list[TensorLayout], which: list[int]) -> list[Any]:
-        """`PersistentIds.known` and `_tensor_of_ints` for many, up to one that is not in order."""
+        """`PersistentIds.known` and `_tensor` for many, up to one that is not in order."""
         made: list[Any] = []
         try:
             measures = [self._measure_layout(layout) for layout in layouts]
@@ -291,7 +265,7 @@ class Rebuilder:
             for key, place in zip(keys, which, strict=True):
                 kind, location, numel, offset, size, stride = layouts[place]
                 bare = self._storages.known(kind, key, location, numel)
-                made.append(self._tensor_of_ints(bare, offset, size, stride))
+                made.append(self._tensor(bare, offset, size, stride))
         except TorchZipError:
             pass  # said again by whoever reads that tensor alone, and knows where it is
         return made

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torchzip.convert.rules import (
-    Answers,
+    Glob,
     Globs,
     RenameRules,
     Renames,
     match_any,
     parse_globs,
+    parse_pairs,
     unused_globs,
 )
 
@@ -31,8 +32,7 @@ _MOST_DEPTH = 100
 class EditRules:
     """The rules of one edit. They note what they match, for `unused`.
 
-    ``values`` are copies of what is to be set, by path; ``device`` is the device of all storages,
-    and ``devices`` and ``grads`` say what tensors of some names get.
+    ``values`` are copies of what is to be set, by path; ``device`` is the device of all storages.
 
     Raises
     ------
@@ -51,20 +51,43 @@ class EditRules:
         self.renames = Renames(rename, "item of a dict")
         self._drop = parse_globs("drop", drop, "item of a dict")
         self.values = _parse_values(set_values)
-        self.grads = Answers(
-            "requires_grad", bool, "a list of (glob, bool)", requires_grad, _parse_bool,
-            "floating tensor",
-        )  # fmt: skip
+        if isinstance(requires_grad, bool):
+            requires_grad = [("*", requires_grad)]
+        self._grads = [
+            (Glob("requires_grad", glob, "floating tensor"), _parse_bool(wanted))
+            for glob, wanted in parse_pairs(
+                "requires_grad", "a list of (glob, bool)", requires_grad
+            )
+        ]
         self.device = parse_device(device) if isinstance(device, str) else None
-        self.devices = Answers("device", str, "a list of (glob, device)", device, parse_device)
+        rules = None if isinstance(device, str) else device
+        self._devices = [
+            (Glob("device", glob), parse_device(tag))
+            for glob, tag in parse_pairs("device", "a list of (glob, device)", rules)
+        ]
+
+    @property
+    def changes_names(self) -> bool:
+        """Whether there is a rule that gives an item a name."""
+        return bool(self.renames or self.values)
 
     def drops(self, path: str) -> bool:
         """Return whether an item is left out."""
         return bool(self._drop) and match_any(self._drop, path)
 
+    def requires_grad_of(self, name: str) -> bool | None:
+        """Return what a floating tensor is to say of its gradient; None for no change."""
+        return next((wanted for glob, wanted in self._grads if glob.matches(name)), None)
+
+    def device_of(self, name: str) -> str | None:
+        """Return the device of a tensor's storages; None for no change."""
+        if self.device is not None:
+            return self.device
+        return next((tag for glob, tag in self._devices if glob.matches(name)), None)
+
     def unused(self) -> list[str]:
         """Return a line for each rule that has matched nothing so far."""
-        globs = [*self._drop, *self.grads.globs, *self.devices.globs]
+        globs = [*self._drop, *(glob for glob, _ in (*self._grads, *self._devices))]
         return unused_globs(globs) + self.renames.unused()
 
 
@@ -110,19 +133,14 @@ def _plain_copy(value: Any, path: str, depth: int = 0) -> Any:
     if type(value) is list:
         return [_plain_copy(item, path, depth + 1) for item in value]
     if type(value) is dict:
-        return {
-            _plain_key(key, path): _plain_copy(item, path, depth + 1) for key, item in value.items()
-        }
+        for key in value:
+            if type(key) not in (str, int, bool, float, type(None)):
+                raise TypeError(f"the value for {path!r} has a key that is {type(key).__name__}")
+        return {key: _plain_copy(item, path, depth + 1) for key, item in value.items()}
     raise TypeError(
         f"the value for {path!r} has {type(value).__name__} in it; None, bool, int, float, str, "
         "list or dict was expected"
     )
-
-
-def _plain_key(key: Any, path: str) -> Any:
-    if type(key) not in (str, int, bool, float, type(None)):
-        raise TypeError(f"the value for {path!r} has a key that is {type(key).__name__}")
-    return key
 
 
 def prefixes(paths: Iterable[str]) -> set[str]:
