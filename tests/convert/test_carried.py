@@ -566,6 +566,20 @@ BROKEN = {
     "torch dtype": '{"root": {"torch.dtype": "load"}}',
     "device": '{"root": {"torch.device": [1]}}',
     "device index": '{"root": {"torch.device": ["cuda", -1]}}',
+    "0.1.0, datetime": '{"root": {"datetime": "2020-02-31T00:00:00"}}',
+    "0.1.0, fold": '{"root": {"time": "00:00:00", "fold": 2}}',
+    "0.1.0, zone": '{"root": {"datetime": "2020-02-01T00:00:00", "tzinfo": "UTC"}}',
+    "0.1.0, timezone": '{"root": {"timezone": [5, 0, 0]}}',
+    "0.1.0, scalar": '{"root": {"numpy.scalar": "AA==", "dtype": "<f8"}}',
+    "0.1.0, array": '{"root": {"numpy.array": "AA==", "dtype": "|u1", "shape": [2]}}',
+    "0.1.0, array of a huge shape":
+        '{"root": {"numpy.array": "", "dtype": "|u1", "shape": [0, 4611686018427387904, 4]}}',
+    "0.1.0, array without a shape": '{"root": {"numpy.array": "AA==", "dtype": "|u1"}}',
+    "0.1.0, array of a shape that is none":
+        '{"root": {"numpy.array": "AA==", "dtype": "|u1", "shape": 1}}',
+    "0.1.0, unknown option": '{"root": {"torch.device": "cuda", "colour": 1}}',
+    "0.1.0, bytearray": '{"root": {"bytearray": "A"}}',
+    "option that never was": '{"root": {"complex": [1.0, 2.0], "index": 1}}',
     "nested values": '{"root": ' + '{"complex": [' * 300 + "1" + "]}" * 300 + "}",
 }  # fmt: skip
 
@@ -575,6 +589,40 @@ def test_broken_texts(text: str) -> None:
     """What is no text of `carry` is a FormatError."""
     with pytest.raises(FormatError):
         made_of(text)
+
+
+_EAST = dt.timezone(dt.timedelta(hours=2))
+_WEST = dt.timezone(dt.timedelta(hours=-5), "EST")
+#: What torchzip 0.1.0 wrote for values that have another form today.
+FIRST_EDITION: dict[str, Any] = {
+    '{"datetime": "2020-02-03T04:05:06.000007"}': dt.datetime(2020, 2, 3, 4, 5, 6, 7),
+    '{"datetime": "2020-02-03T04:05:06", "tzinfo": {"timezone": [0, 7200, 0]}}':
+        dt.datetime(2020, 2, 3, 4, 5, 6, tzinfo=_EAST),
+    '{"time": "01:02:03", "tzinfo": {"timezone": [-1, 68400, 0], "name": "EST"}}':
+        dt.time(1, 2, 3, tzinfo=_WEST),
+    '{"time": "01:02:03", "fold": 1}': dt.time(1, 2, 3, fold=1),
+    '{"date": "2021-01-02"}': dt.date(2021, 1, 2),
+    '{"timezone": [0, 7200, 0]}': _EAST,
+    '{"timezone": [-1, 68400, 0], "name": "EST"}': _WEST,
+    '{"timezone": [0, 0, 0]}': dt.timezone.utc,
+    '{"Decimal": "1.50"}': Decimal("1.50"),
+    '{"PurePosixPath": "a/b"}': pathlib.PurePosixPath("a/b"),
+    '{"bytearray": "YWJj"}': bytearray(b"abc"),
+    '{"numpy.scalar": "AAAAAAAA+D8=", "dtype": "<f8"}': np.float64(1.5),
+    '{"numpy.array": "AQID", "dtype": "|u1", "shape": [3, 1]}': np.array([[1], [2], [3]], "u1"),
+    '{"numpy.array": "AQI=", "dtype": "|i1", "shape": [1, 2], "order": "F"}':
+        np.array([[1, 2]], "i1"),
+    '{"torch.device": "cuda", "index": 1}': Device("cuda", 1),
+    '{"torch.device": "cpu"}': Device("cpu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FIRST_EDITION)
+def test_what_the_first_edition_wrote(text: str) -> None:
+    """Files of torchzip 0.1.0 give the object that was put into them."""
+    made, expected = made_of(f'{{"root": [{text}]}}')[0], FIRST_EDITION[text]
+    assert repr(np.asarray(made) if isinstance(made, np.ndarray) else made) == repr(expected)
+    assert type(made) is type(expected) or isinstance(expected, np.ndarray)
 
 
 def test_missing_tensors_are_named() -> None:

@@ -131,18 +131,32 @@ def read_value(node: dict[str, Node], limits: Limits, depth: int = 0) -> Any:
     FormatError, LimitError
         If it is none.
     """
-    if len(node) != 1 or depth > _MAX_DEPTH:
-        raise broken("a value with an option, or in too many others")
-    ((tag, body),) = node.items()
+    options = dict(node)
+    tags = [key for key in node if key in KINDS]
+    if len(tags) != 1 or depth > _MAX_DEPTH:
+        raise broken("a value of no kind or of several, or in too many others")
+    (tag,) = tags
+    body = options.pop(tag)
     if tag == "int" and type(body) is str and len(body) > 2 * limits.int_nbytes + 3:
         raise LimitError("int_nbytes", len(body) // 2, limits.int_nbytes)
-    args = []
-    for part in body if type(body) is list else [body]:
-        if type(part) is dict and KINDS.keys() >= part.keys():
-            part = read_value(part, limits, depth + 1)
-        elif type(part) in (dict, list):
-            raise broken("a value inside of another is of the wrong kind")
-        args.append(part)
+    first_edition = _FIRST_EDITION.get(tag)
+    if first_edition is not None and (options or first_edition.is_body(body)):
+        for key, part in options.items():
+            options[key] = read_value(part, limits, depth + 1) if type(part) is dict else part
+        try:
+            args = first_edition.args(body, **options)
+        except (TypeError, ValueError, OverflowError):
+            raise broken(f"no {tag} can be made of what is given") from None
+    elif options:
+        raise broken(f"{tag!r} has no options")
+    else:
+        args = []
+        for part in body if type(body) is list else [body]:
+            if type(part) is dict:
+                part = read_value(part, limits, depth + 1)
+            elif type(part) is list:
+                raise broken("a value inside of another is of the wrong kind")
+            args.append(part)
     made = KINDS[tag].make(tuple(args))
     if made is KEEP:
         raise broken(f"no {tag} can be made of what is given")
@@ -314,6 +328,45 @@ _ROWS = [
 ]
 KINDS = {kind.tag: kind for kind in _ROWS}
 _BY_TYPE: dict[Any, Kind] = {kind.type: kind for kind in _ROWS}
+
+
+class _FirstEdition(NamedTuple):
+    """How torchzip 0.1.0 wrote a kind: ``args`` gives what pickle keeps, of its body and options.
+
+    It is told from the form of today by its options, or by the body.
+    """
+
+    args: Callable[..., Iterable[Any]]
+    is_body: Callable[[Any], bool] = lambda body: type(body) is str
+
+
+def _of_zone(kind: Any) -> _FirstEdition:
+    return _FirstEdition(
+        lambda body, tzinfo=None, fold=0: _pickled(
+            kind.fromisoformat(body).replace(tzinfo=tzinfo, fold=fold)
+        )
+    )
+
+
+_FIRST_EDITION = {
+    "bytearray": _FirstEdition(lambda body: [_bytes((body,))]),
+    "datetime": _of_zone(datetime),
+    "time": _of_zone(time),
+    "date": _FirstEdition(lambda body: _pickled(date.fromisoformat(body))),
+    "timezone": _FirstEdition(
+        lambda body, **name: [timedelta(*body), *name.values()],
+        lambda body: type(body) is list and {int}.issuperset(map(type, body)),
+    ),
+    "numpy.scalar": _FirstEdition(
+        lambda body, dtype: ["numpy._core", _dtype((dtype,)), _bytes((body,))]
+    ),
+    "numpy.array": _FirstEdition(
+        lambda body, dtype, shape, order="C": [
+            "numpy._core", order, _dtype((dtype,)), _bytes((body,)), *shape,
+        ]
+    ),
+    "torch.device": _FirstEdition(lambda body, index: [body, index], lambda body: False),
+}  # fmt: skip
 
 
 # -- containers ------------------------------------------------------------------------------------
