@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.foreign import refuse_objects
 from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
-from torchzip.files.folder import PooledSource
 from torchzip.files.source import (
     File,
     FileObjectSource,
@@ -24,11 +22,12 @@ from torchzip.files.source import (
     MmapSource,
     file_place,
 )
-from torchzip.formats.base import FileContainer, OpenStorage, SpecFactory, check_options
+from torchzip.formats.base import FileContainer, check_options
 from torchzip.formats.opening import open_checkpoint
-from torchzip.formats.pickled import refuse_foreign
+from torchzip.leaf_types import TypedArray
 from torchzip.limits import Limits
-from torchzip.tensors.kinds.checked import Checked
+from torchzip.tensors.kinds.base import OtherTensor
+from torchzip.tensors.kinds.parts import Checked
 from torchzip.tensors.numpy_dtypes import (
     as_dtype,
     has_numpy_dtype,
@@ -36,9 +35,16 @@ from torchzip.tensors.numpy_dtypes import (
     torch_dtype_of,
 )
 from torchzip.tensors.numpy_values import PickledArray
+from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
-from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage, sources_of
-from torchzip.types import OtherTensor, TypedArray
+from torchzip.tensors.storage import (
+    ArrayStorage,
+    Measure,
+    OpenStorage,
+    SpanStorage,
+    TensorStorage,
+    sources_of,
+)
 
 #: Below this, a second thread costs more than it gives.
 _THREADS_FROM = 8 << 20
@@ -53,7 +59,7 @@ class EagerStorage(ArrayStorage):
         self.origin = origin
 
 
-class EagerFactory(SpecFactory):
+class EagerFactory(Factory):
     """Makes arrays over memory that `fill` reads into afterwards.
 
     With ``map_file``, stored bytes are views of the mapped files, read-only.
@@ -62,7 +68,7 @@ class EagerFactory(SpecFactory):
     def __init__(
         self, open_storage: OpenStorage, map_file: Callable[[str, Identity], MmapSource] | None
     ) -> None:
-        self._open = open_storage
+        super().__init__(open_storage)
         self._map_file = map_file
         self._to_fill: list[EagerStorage] = []
         self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
@@ -70,12 +76,12 @@ class EagerFactory(SpecFactory):
         self._keys: dict[int, TypedArray] = {}
         self._nbytes = 0
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        origin = self._open(key, torch_dtype, nbytes, location)
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        origin, nbytes = self.open_storage(key, measure), measure.nbytes
         self._nbytes += nbytes
         if self._map_file is not None and (span := origin.span()) is not None:
+            from torchzip.files.folder import PooledSource
+
             file, place = file_place(*span)
             assert isinstance(file, FileSource | PooledSource)
             view = self._map_file(file.path, file.identity).view(place, nbytes)
@@ -221,6 +227,9 @@ def load(
 
         contents = container.read(make_factory)
         if foreign == "raise":
+            from torchzip.checkpoint.foreign import refuse_objects  # which few ask for
+            from torchzip.formats.pickled import refuse_foreign
+
             refuse_foreign(container, contents, limits)
             refuse_objects(contents.root, container.name)
         with ErrorPlace(path=container.name):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.convert.mapped import Map, MappedTensors
 from torchzip.convert.overflow import sentence
-from torchzip.convert.plan import Plan, make_plan
+from torchzip.convert.plan import make_plan
 from torchzip.convert.planned import PlannedTensor
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
@@ -187,7 +187,7 @@ def convert(
                     warnings.warn(sentence(counts, plan), UserWarning, stacklevel=4)
 
             if not dry_run:
-                if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
+                if jobs is not None and jobs > 1 and plan.nbytes >= _WORTH_NBYTES:
                     executor = until_done.enter_context(workers(jobs))
                 run(plan, executor=executor, verify=verify, progress=progress, overflowed=told)
         for path in replaced:
@@ -202,10 +202,6 @@ def convert(
 
 #: Workers cost some tens of milliseconds; less than this is written sooner.
 _WORTH_NBYTES = 64 << 20
-
-
-def _is_worth_it(plan: Plan) -> bool:
-    return plan.nbytes >= _WORTH_NBYTES
 
 
 def _make_way(target: Target, files: Collection[str], overwrite: bool) -> list[str]:

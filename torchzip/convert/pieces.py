@@ -88,7 +88,7 @@ def origin_of(storage: TensorStorage) -> Origin | None:
     base = cast.base if cast is not None else storage
     start, nbytes = 0, base.nbytes
     if isinstance(base, ElementStorage):
-        if not base.is_run:
+        if not base.is_range:
             return None
         start = base.start
         base = base.spec.storage

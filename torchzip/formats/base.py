@@ -12,32 +12,37 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import ErrorPlace, LimitError
+from torchzip.errors import CUT_SHORT, ErrorPlace, LimitError, PickleError
 from torchzip.files.source import File, Source, open_source
+from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
-from torchzip.tensors.storage import MeasuredStorage, OpenMany, SpanStorage, TensorStorage
-from torchzip.types import ForeignObject, OtherTensor
+from torchzip.tensors.storage import (
+    Measure,
+    MeasuredStorage,
+    OpenStorage,
+    SpanStorage,
+    TensorStorage,
+)
 
 if TYPE_CHECKING:
     from torchzip.files.folder import Folder  # which few files need
 
-#: (key, dtype of a typed storage, bytes, location) -> the storage in the file
-OpenStorage = Callable[[str, str | None, int, str], TensorStorage]
 #: A name, a place as messages show it, and what is there.
 Child = tuple[str, str, Any]
 #: What is named below an object that was not made; None for whatever it has.
 PartsOf = Callable[[ForeignObject], Iterable[Child] | None]
 MakeFactory = Callable[[OpenStorage], Factory]
+
+_Made = TypeVar("_Made")
 
 #: Bytes of a pickle from which on Python's collector of cycles waits until it is read.
 _PAUSE_FROM = 1 << 16
@@ -179,11 +184,9 @@ class PlainContainer(FileContainer):
     def locate(self, record: str) -> tuple[Source, int]:
         return self.source, self.offsets[record]
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        unit = swap_nbytes(torch_dtype, "little")
-        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
+        unit = swap_nbytes(measure.torch_dtype, "little")
+        return SpanStorage(*measure, key, self, None, unit)
 
 
 class FolderContainer(Container):
@@ -205,46 +208,14 @@ class FolderContainer(Container):
         self._folder.close()
 
 
-class SpecFactory:
-    """Leaves tensors as the specs that they are; for whoever looks at a pickle and makes nothing.
-
-    A subclass, or whoever makes one, has the ``storage`` of a `Factory`.
-    """
-
-    storages: OpenMany | None = None
-
-    def tensor(self, spec: TensorSpec) -> Any:
-        return spec
-
-    def spec_of(self, tensor: Any) -> TensorSpec | None:
-        return tensor if isinstance(tensor, TensorSpec) else None
-
-    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
-        return tensor
-
-    def on_device(self, data: Any, torch_dtype: str, device: str, requires_grad: bool) -> Any:
-        return data if isinstance(data, TensorSpec | np.ndarray) else None
-
-    def is_tensor(self, value: Any) -> bool:
-        return isinstance(value, TensorSpec)
-
-    def other(self, tensor: OtherTensor) -> Any:
-        return tensor
-
-    def key(self, value: Any) -> Any:
-        return value
-
-
-class MeasuringFactory(SpecFactory):
+class MeasuringFactory(Factory):
     """Notes what the pickle says of each storage, by key in its order."""
 
     def __init__(self) -> None:
         self.measured: dict[str, MeasuredStorage] = {}
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        made = self.measured[key] = MeasuredStorage(torch_dtype, nbytes, location)
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        made = self.measured[key] = MeasuredStorage(*measure)
         return made
 
 
@@ -270,7 +241,8 @@ def contiguous_tensor(
     """Return what a factory makes of a contiguous tensor on the storage of a key, all of it."""
     row = DTYPES[torch_dtype]
     typed = torch_dtype if row.storage_class else None
-    storage = factory.storage(key, typed, math.prod(shape) * row.itemsize, "cpu")
+    measure = Measure(typed, math.prod(shape) * row.itemsize, "cpu")
+    storage = factory.storage(key, measure)
     spec = TensorSpec(torch_dtype, shape, contiguous_stride(shape), 0, storage, requires_grad)
     return factory.tensor(check_spec(spec))
 
@@ -305,6 +277,30 @@ def read_pickle(
     names = interpreter.globals
     foreign = [name for name in names if not rebuilder.table.knows(name)]
     return Contents(root, names, foreign, len(data) - start)
+
+
+def run_on_more(
+    source: Source, start: int, nbytes: int, limits: Limits, run: Callable[[bytes], _Made]
+) -> _Made:
+    """Return what ``run`` makes of the bytes from ``start`` on, in which pickles stand.
+
+    It gets ``nbytes`` of them, and more as long as it finds a pickle cut short.
+    """
+    left = source.size - start
+    nbytes = min(left, nbytes)
+    while True:
+        try:
+            return run(bytes(source.read_at(start, nbytes)))
+        except TruncatedPickleError as error:
+            needed = nbytes + error.needed
+            if needed > left:
+                raise PickleError(
+                    f"a pickle runs past the end, at byte {source.size:,}. {CUT_SHORT}",
+                    path=source.name,
+                ) from None
+            if nbytes >= limits.pickle_nbytes:
+                raise LimitError("pickle_nbytes", needed, limits.pickle_nbytes) from None
+            nbytes = min(left, max(4 * nbytes, needed))
 
 
 @contextmanager

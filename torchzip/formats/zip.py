@@ -16,7 +16,6 @@ from torchzip.formats.base import (
     FileContainer,
     Format,
     MakeFactory,
-    OpenStorage,
     Pickle,
     RecordCheck,
     measured_by,
@@ -27,20 +26,25 @@ from torchzip.formats.base import (
 from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
 from torchzip.tensors.rebuild import Rebuilder
-from torchzip.tensors.storage import Measure, SpanStorage, StreamStorage, TensorStorage
+from torchzip.tensors.storage import (
+    Measure,
+    OpenStorage,
+    SpanStorage,
+    StorageOpener,
+    StreamStorage,
+    TensorStorage,
+)
 
 
-class RecordOpener:
-    """Opens the storages in the records ``data/<key>``; see `StorageOpener`."""
+class RecordOpener(StorageOpener):
+    """Opens the storages in the records ``data/<key>``."""
 
     def __init__(self, container: ZipContainer) -> None:
         self._open = container.open_record
         self.many = container.open_storages
 
-    def __call__(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        return self._open(f"data/{key}", torch_dtype, nbytes, location)
+    def __call__(self, key: str, measure: Measure) -> TensorStorage:
+        return self._open(f"data/{key}", measure)
 
 
 OF_ANY_RELEASE = frozenset(["data.pkl", "version", ".data/version", ".data/serialization_id"])
@@ -108,24 +112,22 @@ class ZipContainer(ZipFormat, FileContainer):
             )
         return text.decode()
 
-    def open_record(
-        self, name: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage in a record, whose size must be ``nbytes``."""
-        stored_nbytes, crc, method = self.archive.size_of(name)
-        if stored_nbytes != nbytes:
+    def open_record(self, name: str, measure: Measure) -> TensorStorage:
+        """Return the storage in a record, which must have its size."""
+        nbytes, crc, method = self.archive.size_of(name)
+        if nbytes != measure.nbytes:
             key = name.rpartition("/")[2]
             raise TensorError(
-                f"storage {key} has {stored_nbytes:,} bytes in the archive and {nbytes:,} in the "
+                f"storage {key} has {nbytes:,} bytes in the archive and {measure.nbytes:,} in the "
                 "pickle",
                 record=name,
             )
-        unit = swap_nbytes(torch_dtype, self._byteorder)
+        unit = swap_nbytes(measure.torch_dtype, self._byteorder)
         if method == STORED:
-            return SpanStorage(torch_dtype, nbytes, location, name, self.archive, crc or None, unit)
+            return SpanStorage(*measure, name, self.archive, crc or None, unit)
         self.archive.check_ratio(name)
         return StreamStorage(
-            torch_dtype, nbytes, location,
+            *measure,
             inflate=functools.partial(self.archive.inflate, name),
             crc=crc or None, swap_nbytes=unit, record=name,
         )  # fmt: skip
@@ -138,8 +140,11 @@ class ZipContainer(ZipFormat, FileContainer):
         crcs = self.archive.crcs_of(keys, nbytes)
         if crcs is None:
             return None
-        fields = [(*each, swap_nbytes(each.torch_dtype, self._byteorder)) for each in measures]
-        archive = self.archive
+        archive, order = self.archive, self._byteorder
+        fields = [
+            (each.torch_dtype, each.nbytes, each.location, swap_nbytes(each.torch_dtype, order))
+            for each in measures
+        ]
         return [
             SpanStorage(torch_dtype, size, location, "data/" + key, archive, crc or None, unit)
             for key, crc, (torch_dtype, size, location, unit) in zip(

@@ -64,7 +64,8 @@ class Interpreter:
     """Runs one or more pickles in ``data``.
 
     `run` returns the value of one. Then ``position`` is after its STOP, and ``globals`` holds
-    every (module, name) that was mentioned so far, as Python 3 spells them.
+    every (module, name) that was mentioned so far, as Python 3 spells them. A subclass can say
+    what a name, a call, a new object and a state make: `_name`, `_call`, `_new` and `_build`.
     """
 
     def __init__(
@@ -270,7 +271,7 @@ class Interpreter:
                 if containers_left < 0:
                     raise self._too_many_containers()
                 args = pop()
-                stack[-1] = new(self._table, stack[-1], args, None)
+                stack[-1] = self._new(stack[-1], args)
                 if type(stack[-1]) is ForeignObject:
                     self._await_build(stack[-1], position, memo)
             elif op == 0x2E:  # STOP
@@ -374,7 +375,7 @@ class Interpreter:
                 containers_left -= _CALLED
                 if containers_left < 0:
                     raise self._too_many_containers()
-                stack[-1] = new(self._table, stack[-1], args, kwargs)
+                stack[-1] = self._new(stack[-1], args, kwargs)
             elif op == 0x69:  # INST
                 module, position = self._line(position)
                 name, position = self._line(position)
@@ -502,6 +503,9 @@ class Interpreter:
         if type(callee) is ForeignObject and (callee.module, callee.name) in self._table.calls:
             self._charge(args)
         return call(self._table, callee, args)
+
+    def _new(self, callee: Any, args: Any, kwargs: Any = None) -> Any:
+        return new(self._table, callee, args, kwargs)
 
     def _charge(self, args: Any) -> None:
         """Count what a call may copy."""

@@ -48,8 +48,7 @@ class Chunk:
 
     def open(self) -> TensorSpec:
         """Return what fills the box: of the tensor's dtype, and of shape ``sizes``."""
-        if self._spec is None:
-            raise RuntimeError("a chunk without a tensor")
+        assert self._spec is not None
         return self._spec
 
 
@@ -234,7 +233,9 @@ class ChunkedStorage(TensorStorage):
                 if _is_whole(spec):
                     running[id(chunk)] = 0
                 else:
-                    _check_crc(chunk)
+                    with ErrorPlace(path=chunk.place):
+                        for _ in spec.storage.checked_blocks():
+                            pass
         yield from self._blocks(nbytes, running)
         for chunk in self._chunks:
             storage = chunk.open().storage
@@ -264,7 +265,7 @@ class ChunkedStorage(TensorStorage):
         another order each read costs gaps, so there are few.
         """
         at_once = max(nbytes, _RUN_NBYTES * len(self._chunks))
-        if at_once > _MOST_NBYTES or not all(_is_run(chunk.open()) for chunk in self._chunks):
+        if at_once > _MOST_NBYTES or not all(_is_range(chunk.open()) for chunk in self._chunks):
             at_once = _MOST_NBYTES
         return at_once
 
@@ -314,23 +315,16 @@ class ChunkedStorage(TensorStorage):
             yield chunk, part
 
 
-def _check_crc(chunk: Chunk) -> None:
-    """Read all bytes of a chunk's storage and compare their CRC."""
-    with ErrorPlace(path=chunk.place):
-        for _ in chunk.open().storage.checked_blocks():
-            pass
-
-
 def _is_whole(spec: TensorSpec) -> bool:
     """Return whether a tensor is all of its storage, in C order."""
     return (
         not (spec.conj or spec.neg or spec.storage_offset)
         and spec.numel * DTYPES[spec.torch_dtype].itemsize == spec.storage.nbytes
-        and _is_run(spec)
+        and _is_range(spec)
     )
 
 
-def _is_run(spec: TensorSpec) -> bool:
+def _is_range(spec: TensorSpec) -> bool:
     """Return whether the elements of a tensor follow one another in its storage, in C order."""
     return is_contiguous(spec.shape, spec.stride)
 

@@ -61,14 +61,14 @@ class ElementStorage(TensorStorage):
         return self.spec.storage_offset * self._element_nbytes
 
     @property
-    def is_run(self) -> bool:
+    def is_range(self) -> bool:
         """Whether the elements are bytes of the tensor's storage as they are."""
         return self._contiguous and not (self.spec.conj or self.spec.neg)
 
     @property
     def is_whole(self) -> bool:
         """Whether they are all bytes of the tensor's storage as they are."""
-        return self.is_run and (self.start, self.nbytes) == (0, self.spec.storage.nbytes)
+        return self.is_range and (self.start, self.nbytes) == (0, self.spec.storage.nbytes)
 
     @property
     def is_strided(self) -> bool:
@@ -79,7 +79,7 @@ class ElementStorage(TensorStorage):
         return (self.spec.storage,)
 
     def read_into(self, start: int, out: Bytes) -> None:
-        if self.is_run:
+        if self.is_range:
             self.spec.storage.read_into(self.start + start, out)
         else:
             self.reader(start, start + out.nbytes).read_into(start, out)
@@ -88,9 +88,9 @@ class ElementStorage(TensorStorage):
         return self.spec.storage.compared() if self.is_whole else []
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
-        if self.is_run and isinstance(self.spec.storage, SpanStorage) and not self.is_whole:
+        if self.is_range and isinstance(self.spec.storage, SpanStorage) and not self.is_whole:
             return Reader(self)
-        if self.is_run:
+        if self.is_range:
             base = self.spec.storage.reader(self.start + start, self.start + stop, nbytes)
             return _RunReader(self, base)
         if not self.random_access:
@@ -125,7 +125,7 @@ class ElementStorage(TensorStorage):
                 yield block
             return
         blocks = self._range(nbytes)
-        if self.is_run:
+        if self.is_range:
             yield from blocks
             return
         dtype = numpy_dtype(spec.torch_dtype)

@@ -28,9 +28,7 @@ from torchzip.leaf_types import Device, Dtype, ForeignObject, Layout, Parameter,
 from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Name, Table
-from torchzip.tensors.kinds import meta, nested, quantized, sparse
-from torchzip.tensors.kinds.base import OtherTensor, PartReader, Rebuild
-from torchzip.tensors.kinds.nested import NJT
+from torchzip.tensors.kinds.base import NJT, OtherTensor, PartReader
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
 from torchzip.tensors.persistent_ids import BareStorage, Factory, PersistentIds
 from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
@@ -47,6 +45,16 @@ from torchzip.tensors.storage import Measure, MeasuredStorage
 
 Args = tuple[Any, ...]
 
+
+#: What rebuilds tensors that are not dense, and the kind of each.
+_KINDS: dict[Name, str] = {
+    ("torch._utils", "_rebuild_sparse_tensor"): "sparse",
+    ("torch._utils", "_rebuild_sparse_csr_tensor"): "sparse",
+    ("torch._utils", "_rebuild_qtensor"): "quantized",
+    ("torch._utils", "_rebuild_nested_tensor"): "nested",
+    (NJT, "_rebuild_njt"): "jagged",
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): "meta",
+}
 
 #: What rebuilds tensors that stay `ForeignObject` s, with their inner tensors inside.
 FOREIGN_TENSORS: frozenset[Name] = frozenset(
@@ -95,11 +103,7 @@ class Rebuilder:
             **_counted("_rebuild_tensor", self._tensor, 4),
             **_counted("_rebuild_tensor_v2", self._tensor, 6, 7),
             **_counted("_rebuild_tensor_v3", self._tensor_v3, 7, 8),
-            **{
-                name: partial(self._other, rebuild)
-                for kind in (sparse, quantized, nested, meta)
-                for name, rebuild in kind.REBUILDS.items()
-            },
+            **{name: partial(self._other, kind) for name, kind in _KINDS.items()},
         }
         self.table = Table(
             values=_VALUES,
@@ -109,14 +113,21 @@ class Rebuilder:
                 **_counted("_rebuild_parameter_with_state", self._parameter, 4),
                 **dict.fromkeys(FOREIGN_TENSORS, lambda args: KEEP),
                 **dict.fromkeys(_DEVICE_TENSORS, self._device_tensor),
-                **_counted("_rebuild_npu_tensor", self._npu_tensor, 7, module=_NPU_MODULE),
-                **_OLD_CALLS,
+                **_counted(
+                    "_rebuild_npu_tensor",
+                    lambda *args: self._tensor(*args[:6]),
+                    7,
+                    module=_NPU_MODULE,
+                ),
+                **{name: partial(_old_tensor, name) for name in _OLD_TENSORS},
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
-                **_LEAF_CALLS,
+                **LEAF_CALLS,
                 **PYTHON_CALLS,
                 **NUMPY_CALLS,
-                ("builtins", "set"): self._set,
-                ("builtins", "frozenset"): self._frozenset,
+                ("builtins", "set"): lambda args: self._keys.set_of(self._items(args, "set")),
+                ("builtins", "frozenset"): lambda args: self._keys.frozen(
+                    self._items(args, "frozenset")
+                ),
                 ("collections", "OrderedDict"): self._ordered_dict,
                 ("collections", "Counter"): self._counter,
             },
@@ -188,9 +199,6 @@ class Rebuilder:
         if spec is None:
             return data
         return self._factory.tensor(spec.replace(requires_grad=requires_grad))
-
-    def _npu_tensor(self, *args: Any) -> Any:
-        return self._tensor(*args[:6])
 
     def _device_tensor(self, args: Args) -> Any:
         """A tensor that was on an accelerator: dense, with the tag of its device."""
@@ -272,9 +280,8 @@ class Rebuilder:
 
     def _measure_layout(self, layout: TensorLayout) -> Measure:
         """Return what storages of a layout are like, if tensors of it lie inside of them."""
-        torch_dtype, nbytes = self._storages.measure(layout.kind, "", layout.location, layout.numel)
-        measure = Measure(torch_dtype, nbytes, layout.location)
-        dtype, storage = torch_dtype or "uint8", MeasuredStorage(*measure)
+        measure = self._storages.measure(layout.kind, "", layout.location, layout.numel)
+        dtype, storage = measure.torch_dtype or "uint8", MeasuredStorage(*measure)
         check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
         return measure
 
@@ -318,8 +325,17 @@ class Rebuilder:
             spec.subclass = subclass
         return tensor
 
-    def _other(self, rebuild: Rebuild, args: Args) -> Any:
+    def _other(self, kind: str, args: Args) -> Any:
         """Return what stands for a tensor that is not dense."""
+        from torchzip.tensors.kinds import meta, nested, quantized, sparse  # which few files need
+
+        rebuild: Callable[[Args, PartReader], OtherTensor] = {
+            "sparse": sparse.rebuild,
+            "quantized": quantized.rebuild,
+            "nested": nested.rebuild,
+            "jagged": nested.rebuild_jagged,
+            "meta": meta.rebuild,
+        }[kind]
         tensor = rebuild(args, self._parts)
         tensor.check()
         return self._factory.other(tensor)
@@ -332,12 +348,6 @@ class Rebuilder:
         if len(args) != 1 or type(args[0]) not in (list, tuple):
             raise wrong_arguments(what, "one list", args)
         return self._keys.checked(args[0])
-
-    def _set(self, args: Args) -> set[Any]:
-        return self._keys.set_of(self._items(args, "set"))
-
-    def _frozenset(self, args: Args) -> frozenset[Any]:
-        return self._keys.frozen(self._items(args, "frozenset"))
 
     def _ordered_dict(self, args: Args) -> OrderedDict[Any, Any]:
         made: OrderedDict[Any, Any] = OrderedDict()
@@ -363,23 +373,24 @@ class Rebuilder:
         return made
 
 
+#: The bits of a tensor that says to conjugate or to negate it, and the dtypes that can have them.
+_KINDS_OF_BITS = {"conj": ("complex",), "neg": ("float", "complex", "int")}
+
+
 def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
     if type(metadata) is not dict:
         raise TensorError(f"the metadata of a tensor is {shown(metadata)}; a dict was expected")
     for key, value in metadata.items():
-        if key not in ("conj", "neg") or type(value) is not bool:
+        if key not in _KINDS_OF_BITS or type(value) is not bool:
             raise UnsupportedError(
                 f"the metadata of a tensor says {shown(value)} for {shown(key)}; True or False for "
                 "'conj' and 'neg' are read"
             )
-        kind = DTYPES[spec.torch_dtype].kind
-        if key == "conj" and value and kind != "complex":
+        kinds = _KINDS_OF_BITS[key]
+        if value and DTYPES[spec.torch_dtype].kind not in kinds:
             raise TensorError(
-                f"a conjugated tensor is {spec.torch_dtype}; a complex dtype was expected"
-            )
-        if key == "neg" and value and kind not in ("float", "complex", "int"):
-            raise TensorError(
-                f"a negated tensor is {spec.torch_dtype}; a dtype of numbers was expected"
+                f"a tensor with the bit {key!r} is {spec.torch_dtype}; a dtype of kind "
+                f"{' or '.join(kinds)} was expected"
             )
         setattr(spec, key, value)
 
@@ -396,19 +407,12 @@ def _counted(
     return {(module, name): call}
 
 
-def _old_tensor(name: Name) -> Callable[[Args], Any]:
+def _old_tensor(name: Name, args: Args) -> Any:
     is_dense = name in _OLD_DENSE
+    if is_dense and not args:
+        return KEEP  # its state is still to come
     what = "tensors made from arguments" if is_dense else "sparse tensors of torch before 0.4"
-
-    def call(args: Args) -> Any:
-        if is_dense and not args:
-            return KEEP  # its state is still to come
-        raise UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
-
-    return call
-
-
-_OLD_CALLS: dict[Name, Callable[[Args], Any]] = {name: _old_tensor(name) for name in _OLD_TENSORS}
+    raise UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
 
 
 # -- leaf types ---------------------------------------------------------------------------------
@@ -436,7 +440,8 @@ def make_layout(args: Args) -> Layout:
     return Layout(args[0].removeprefix("torch."))
 
 
-_LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
+#: By name, what makes a value of torch that holds no tensor.
+LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("torch", "Size"): _size,
     ("torch", "device"): _device,
     ("torch.serialization", "_get_layout"): make_layout,

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -100,6 +99,16 @@ def is_contiguous(shape: Shape, stride: Shape) -> bool:
             for size, step, usual in zip(shape, stride, contiguous_stride(shape), strict=True)
         )
     )
+
+
+def is_dense(shape: Shape, stride: Shape) -> bool:
+    """Return whether the elements lie without gaps, and none twice, in some order of the axes.
+
+    >>> is_dense((2, 3), (1, 2)), is_dense((2, 3), (1, 3)), is_dense((2, 3), (0, 1))
+    (True, False, False)
+    """
+    axes = sorted(zip(stride, shape, strict=True), reverse=True)
+    return is_contiguous(tuple(size for _, size in axes), tuple(step for step, _ in axes))
 
 
 def check_spec(spec: TensorSpec) -> TensorSpec:
@@ -233,9 +242,6 @@ def _turned_halves(array: NDArray[Any], real: bool, imag: bool) -> NDArray[Any]:
     return halves.view(array.dtype).reshape(array.shape)
 
 
-Key = int | slice | EllipsisType | None
-
-
 def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
     """Return shape, stride and offset of ``tensor[key]``; None if ``key`` is not a basic index.
 
@@ -247,7 +253,7 @@ def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
         If it points outside the tensor.
     """
     keys = key if isinstance(key, tuple) else (key,)
-    plain: list[Key] = []
+    plain: list[Any] = []
     for item in keys:
         if item is None or item is Ellipsis or isinstance(item, slice):
             plain.append(item)
@@ -255,12 +261,10 @@ def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
             plain.append(int(item))
         else:
             return None
-    used = sum(1 for item in plain if item is not None and item is not Ellipsis)
+    used = len(plain) - plain.count(None) - plain.count(Ellipsis)
     if used > len(spec.shape) or plain.count(Ellipsis) > 1:
         raise IndexError(f"{used} indices for a tensor of {len(spec.shape)} dimensions")
-    if Ellipsis not in plain:
-        plain.append(Ellipsis)
-    at = plain.index(Ellipsis)
+    at = plain.index(Ellipsis) if Ellipsis in plain else len(plain)
     plain[at : at + 1] = [slice(None)] * (len(spec.shape) - used)
     shape: list[int] = []
     stride: list[int] = []

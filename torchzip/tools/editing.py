@@ -17,7 +17,7 @@ from torchzip.convert.rules import Globs, RenameRules
 from torchzip.errors import EnoughMemory, TorchZipError, UnsupportedError
 from torchzip.files.in_place import InPlaceFile
 from torchzip.files.source import FileSource
-from torchzip.formats.base import OpenStorage, check_options
+from torchzip.formats.base import check_options
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
@@ -25,7 +25,7 @@ from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.reduce import StorageKeys, Stored
-from torchzip.tensors.storage import Measure, TensorStorage
+from torchzip.tensors.storage import Measure, OpenStorage, TensorStorage
 from torchzip.tools.edit_rules import DeviceRules, EditRules, GradRules
 from torchzip.tools.tree_edits import TreeEdit
 
@@ -308,9 +308,9 @@ class _Recording(LazyFactory):
         super().__init__(open_storage)
         one, many = self.storage, self.storages
 
-        def open_one(key: str, *measure: Any) -> TensorStorage:
-            storage = opened[key] = one(key, *measure)
-            return storage
+        def open_one(key: str, measure: Measure) -> TensorStorage:
+            opened[key] = one(key, measure)
+            return opened[key]
 
         def open_many(
             keys: list[str], measures: list[Measure], which: list[int]

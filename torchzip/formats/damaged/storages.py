@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
 from torchzip.errors import TensorError
-from torchzip.files.crc import crc32, wrong_crc
 from torchzip.formats.base import Container
-from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, SpanStorage, TensorStorage
+from torchzip.tensors.storage import Bytes, Measure, MeasuredStorage
 
 
 class SalvagedContainer(Container, Protocol):
@@ -30,32 +28,13 @@ class SalvagedContainer(Container, Protocol):
         return []
 
 
-class LostStorage(TensorStorage):
+class LostStorage(MeasuredStorage):
     """A storage that is lost; ``why`` says so."""
 
-    def __init__(
-        self, torch_dtype: str | None, nbytes: int, location: str, record: str, why: str
-    ) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = location
+    def __init__(self, measure: Measure, record: str, why: str) -> None:
+        super().__init__(*measure)
         self.record = record
         self.why = why
 
     def read_into(self, start: int, out: Bytes) -> None:
         raise TensorError(f"the storage is lost: {self.why}", record=self.record)
-
-
-class WholeStorage(SpanStorage):
-    """A storage whose CRC was right when it was found; it is compared again when it is read."""
-
-    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        found = 0
-        for block in super().blocks(nbytes):
-            found = crc32(block.data, found)
-            yield block
-        if self.crc and found != self.crc:
-            raise wrong_crc(found, self.crc, self.record)
-
-    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        return self.blocks(nbytes)

@@ -18,7 +18,7 @@ from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.legacy import LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
 from torchzip.limits import Limits
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 
 
 class _Row(NamedTuple):
@@ -39,13 +39,11 @@ class _DamagedPlain(PlainContainer, SalvagedContainer):
 
     _lost: dict[str, str]
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         why = self._lost.get(key)
         if why is not None:
-            return LostStorage(torch_dtype, nbytes, location, key, why)
-        return super().open_storage(key, torch_dtype, nbytes, location)
+            return LostStorage(measure, key, why)
+        return super().open_storage(key, measure)
 
 
 class DamagedLegacy(_DamagedPlain, LegacyContainer):
@@ -64,12 +62,9 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
             "a legacy file has no CRCs: it is unknown whether names and values in it are right",
         )
 
-    def _storages_room(self) -> int:
-        return 1 << 63  # more than is there may be described: the file was cut
-
     def _place_storages(self, keys: list[str]) -> None:
         rows: list[_Row] = []
-        at = self._end
+        at = self._bounds[-1]
         listed = list(itertools.takewhile(self._measured.__contains__, keys))
         for key in listed:
             measured = self._measured[key]
@@ -87,7 +82,6 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
         # From the last to the first: whether something after a storage is in its place.
         has_place = not unknown and at == self.source.size
         has_next = False  # whether there is a whole count after it
-        following: _Row | None = None
         for row in reversed(rows):
             agrees = self._agrees(row)
             why = None
@@ -97,10 +91,8 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
                 why = (
                     "the counts after it are not in their place: bytes were lost, added or damaged"
                 )
-            elif not has_place and agrees is not True:
+            elif not has_place and not agrees:
                 why = "its count of elements is damaged, and so may be its place"
-            elif not has_place and following is not None and self._agrees(following) is False:
-                why = "what is left of the count after it is damaged, and so may be its place"
             if why is not None and row.nbytes:
                 self._lost[row.key] = why
             else:
@@ -108,18 +100,14 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
                 if row.nbytes:
                     self.unverified.add(row.key)
             # A count of 0 is what zeros look like, and says little.
-            has_place = has_place or (agrees is True and row.numel > 0)
+            has_place = has_place or (agrees and row.numel > 0)
             has_next = has_next or (row.numel > 0 and row.begin <= self.source.size)
-            following = row
 
-    def _agrees(self, row: _Row) -> bool | None:
-        """Return whether the count in that place is right; None if it is cut, and may be."""
+    def _agrees(self, row: _Row) -> bool:
+        """Return whether the count in that place is right."""
         at = min(row.begin - 8, self.source.size)
-        left = bytes(self.source.read_at(at, min(8, self.source.size - at)))
-        wanted = row.numel.to_bytes(8, "little")
-        if not wanted.startswith(left):
-            return False
-        return True if len(left) == 8 else None
+        count = bytes(self.source.read_at(at, min(8, self.source.size - at)))
+        return count == row.numel.to_bytes(8, "little")
 
 
 class DamagedSafetensors(_DamagedPlain, SafetensorsContainer):
