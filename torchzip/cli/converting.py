@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torchzip
@@ -29,6 +29,26 @@ if TYPE_CHECKING:
     from torchzip.convert.conversion import ConvertReport
     from torchzip.convert.planned import PlannedTensor
 
+#: What a command has that writes a converted checkpoint.
+OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
+    "--dtype [GLOB=]DTYPE ...": "new dtype of all floating tensors, or of those whose name "
+    "matches (may be repeated, the first match wins)",
+    "--rename REGEX=>REPL ...": "replace in names, as Python's re.sub does (may be repeated, "
+    "applied in order)",
+    "--include GLOB ...": "convert these tensors only",
+    "--exclude GLOB ...": "leave these tensors out",
+    "--max-shard-size SIZE": "write shards of at most this size, such as 5GB, and an index",
+    "--jobs": {
+        "type": int,
+        "metavar": "N",
+        "help": "share the work among N processes (default 1)",
+    },
+    "--verify": "also check the CRCs of bytes that are only copied",
+    "--dry-run": "show the plan and write nothing",
+    "--force": "overwrite DST",
+    "--json": "print the report as JSON on stdout",
+}
+
 COMMAND = Command(
     name="convert",
     summary="convert to .pt or .safetensors, with other dtypes or names, in shards",
@@ -46,22 +66,7 @@ beside it). DST is written completely or not at all, and may be SRC itself.
     arguments={
         "SRC": None,
         "DST": None,
-        "--dtype [GLOB=]DTYPE ...": "new dtype of all floating tensors, or of those whose name "
-        "matches (may be repeated, the first match wins)",
-        "--rename REGEX=>REPL ...": "replace in names, as Python's re.sub does (may be repeated, "
-        "applied in order)",
-        "--include GLOB ...": "convert these tensors only",
-        "--exclude GLOB ...": "leave these tensors out",
-        "--max-shard-size SIZE": "write shards of at most this size, such as 5GB, and an index",
-        "--jobs": {
-            "type": int,
-            "metavar": "N",
-            "help": "share the work among N processes (default 1)",
-        },
-        "--verify": "also check the CRCs of bytes that are only copied",
-        "--dry-run": "show the plan and write nothing",
-        "--force": "overwrite DST",
-        "--json": "print the report as JSON on stdout",
+        **OUTPUT_ARGUMENTS,
     },
 )
 
@@ -77,21 +82,33 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    with writing(arguments) as options:
+        report = torchzip.convert(arguments.src, arguments.dst, **options)
+    show(report, arguments)
+    return DONE
+
+
+@contextlib.contextmanager
+def writing(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Give the options of `torchzip.convert` that a command line asks for; show the progress."""
     is_dry = arguments.dry_run
     watched = contextlib.nullcontext() if is_dry else progress_line()
     with exit_on_sigterm(), warnings_said(), watched as progress:
-        report = torchzip.convert(
-            arguments.src,
-            arguments.dst,
-            max_shard_size=arguments.max_shard_size,
-            jobs=arguments.jobs,
-            verify=arguments.verify,
-            progress=progress,
-            overwrite=arguments.force,
-            dry_run=is_dry,
-            limits=limits_of(arguments),
+        yield {
+            "max_shard_size": arguments.max_shard_size,
+            "jobs": arguments.jobs,
+            "verify": arguments.verify,
+            "progress": progress,
+            "overwrite": arguments.force,
+            "dry_run": is_dry,
+            "limits": limits_of(arguments),
             **rules_of(arguments),
-        )
+        }
+
+
+def show(report: ConvertReport, arguments: argparse.Namespace) -> None:
+    """Print what a conversion did, or would do."""
+    is_dry = arguments.dry_run
     if arguments.json:
         print(json.dumps(_planned_values(report) if is_dry else _values(report), indent=2))
     elif is_dry:
@@ -99,7 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
     _say_notes(report)
     if not is_dry:
         say(f"{report.target}: {_sums(report)}")
-    return DONE
 
 
 def _values(report: ConvertReport) -> dict[str, Any]:

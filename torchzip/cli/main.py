@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import torchzip
 from torchzip.cli import (
+    averaging,
     checking,
+    combining,
     comparing,
     completion,
     converting,
@@ -38,6 +40,8 @@ _COMMANDS = (
     repairing,
     editing,
     converting,
+    averaging,
+    combining,
     disassembly,
 )
 

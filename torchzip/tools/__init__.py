@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "Diff",
     "Edited",
+    "Merged",
     "Repaired",
     "Report",
     "Statistics",
     "Verified",
     "WhyBig",
+    "average",
+    "combine",
     "diff",
     "edit",
     "repair",
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from torchzip.tools.editing import Edited, edit
     from torchzip.tools.element_statistics import Statistics, statistics
     from torchzip.tools.file_size.findings import WhyBig, why_big
+    from torchzip.tools.merging import Merged, average, combine
     from torchzip.tools.repairing.repair import Repaired, repair
     from torchzip.tools.report_page.reporting import Report, report
     from torchzip.tools.torch_verdict.verification import Verified, verify
@@ -39,6 +43,8 @@ else:
             from torchzip.tools import differences as home
         elif name in ("Edited", "edit"):
             from torchzip.tools import editing as home
+        elif name in ("Merged", "average", "combine"):
+            from torchzip.tools import merging as home
         elif name in ("Statistics", "statistics"):
             from torchzip.tools import element_statistics as home
         elif name in ("WhyBig", "why_big"):
