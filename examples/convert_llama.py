@@ -1,4 +1,4 @@
-"""Converts a Hugging Face LLaMA folder (.bin shards) to one lit-llama file, tensor by tensor.
+"""Converts a Hugging Face LLaMA folder (.bin shards) to one lit-llama file, block by block.
 
 Run it as ``python examples/convert_llama.py SRC_DIR OUT.pt``; torch is not needed.
 """
@@ -8,10 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 import torchzip
+from torchzip import lazy
 
 RENAMES = {
     "model.embed_tokens": "transformer.wte",
@@ -32,23 +30,23 @@ def interleaved(weight: Any, head_size: int) -> Any:
     # Rotary embeddings turn row i of a head together with row i + half in Hugging Face's q and k,
     # but row 2i with row 2i + 1 in Meta's and lit-llama's.
     halves = weight.reshape(-1, 2, head_size // 2, weight.shape[1])
-    return halves.swapaxes(1, 2).reshape(weight.shape)
+    return halves.permute(0, 2, 1, 3).reshape(weight.shape)
 
 
 def convert(source: Path, target: Path, dtype: str) -> None:
     config = json.loads((source / "config.json").read_text())
     size = config["hidden_size"] // config["num_attention_heads"]
-    with torchzip.lazy_load(source) as hf, torchzip.incremental_save(target) as lit:
+    with torchzip.lazy_load(source) as hf:
         state = {}
         for name in (name for name in hf if not name.endswith(LEFT_OUT)):
-            weight = hf[name].numpy()
+            weight = hf[name]
             if "q_proj" in name:
-                k, v = (hf[name.replace("q_proj", x)].numpy() for x in ("k_proj", "v_proj"))
-                weight = np.concatenate([interleaved(weight, size), interleaved(k, size), v])
+                k, v = (hf[name.replace("q_proj", x)] for x in ("k_proj", "v_proj"))
+                weight = lazy.cat([interleaved(weight, size), interleaved(k, size), v])
             for theirs, ours in RENAMES.items():
                 name = name.replace(theirs, ours)
-            state[name] = lit.store_early(weight.astype(getattr(ml_dtypes, dtype, dtype)))
-        lit.save(state)
+            state[name] = weight
+        torchzip.convert(state, target, dtype=dtype, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The example for LLaMA: the same file as in torch, by little memory."""
+"""The example for LLaMA: the same file as in torch, in constant memory."""
 
 from __future__ import annotations
 
@@ -160,24 +160,23 @@ def test_attention_is_the_same(tmp_path: Path, example: ModuleType, key_value_he
 
 
 @pytest.mark.long
-def test_memory_is_that_of_a_tensor(tmp_path: Path, example: ModuleType) -> None:
-    """The peak stays the same with four times the layers, and is a few tensors."""
+def test_memory_is_constant(tmp_path: Path, example: ModuleType) -> None:
+    """The peak stays the same with four times the layers, and with larger tensors."""
     peaks: list[int] = []
-    for layers in (2, 2, 8):  # the first one for what is made once
+    for layers, hidden in ((2, 512), (2, 512), (8, 512), (1, 2048)):  # one for what is made once
         folder = tmp_path / f"{len(peaks)}"
         folder.mkdir()
-        state = weights(512, layers)
+        state = weights(hidden, layers)
         write_folder(folder, state, tz.save)
-        fused_nbytes = 3 * state["model.layers.0.self_attn.q_proj.weight"].nbytes
         model_nbytes = sum(array.nbytes for array in state.values())
         del state
         tracemalloc.start()
         example.convert(folder, folder / "lit.pt", "bfloat16")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert model_nbytes > 40_000_000
+        assert layers == 2 or model_nbytes > 40_000_000
     assert peaks[2] < peaks[1] + 1_000_000
-    assert peaks[2] < 4 * fused_nbytes + 4_000_000
+    assert peaks[3] < 45_000_000  # of which the windows on q and k, in another order, are most
 
 
 def test_short() -> None:

@@ -20,7 +20,7 @@ for line in open("/proc/self/status"):
 """
 
 
-def peak_mb(script: str, *arguments: Path) -> int:
+def peak_mb(script: str, *arguments: Path | str) -> int:
     """Return the peak memory of a Python process that runs a script, in MB."""
     return int(python("-c", script + _PEAK, *arguments).split()[-1])
 

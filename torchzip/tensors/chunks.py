@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 #: Read of each chunk at once, as long as all together are no more than the second number.
 _RUN_NBYTES = 1 << 18
-_MOST_NBYTES = 32 << 20
+_MOST_NBYTES = 16 << 20
 
 #: Comparisons of two boxes for all tensors of a file; a grid of 200 x 200 needs 8 million.
 _COMPARISONS = 200_000_000
@@ -265,7 +265,8 @@ class ChunkedStorage(TensorStorage):
         another order each read costs gaps, so there are few.
         """
         at_once = max(nbytes, _RUN_NBYTES * len(self._chunks))
-        if at_once > _MOST_NBYTES or not all(_is_range(chunk.open()) for chunk in self._chunks):
+        in_order = all(_is_range(spec) or not any(spec.stride) for spec in self.tensors)
+        if at_once > _MOST_NBYTES or not in_order:
             at_once = _MOST_NBYTES
         return at_once
 
