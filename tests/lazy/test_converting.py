@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.child_process import python
 from tests.convert.test_run import NeighbourProcess, make_pieces_small
 from tests.formats.counting import Counted
 from torchzip import lazy
@@ -314,8 +315,28 @@ def test_a_function_that_cannot_be_sent(tmp_path: Path) -> None:
     tensor = lazy.compute(local, np.arange(12288, dtype=np.float32))
     with pytest.raises(Exception, match="local"):
         pickle.dumps(tensor)
-    tz.convert({"x": tensor}, tmp_path / "o.pt", executor=NeighbourProcess())
+    options: dict[str, Any] = {"executor": NeighbourProcess(), "overwrite": True}
+    told = tz.convert({"x": tensor}, tmp_path / "o.pt", dry_run=True, **options)
+    assert told == tz.convert({"x": tensor}, tmp_path / "o.pt", **options)
+    assert told.here == ("x",)
     assert seen == {here}
+
+
+def test_a_function_that_is_inherited(
+    source: Path, arrays: dict[str, Array], tmp_path: Path
+) -> None:
+    """Workers that are forked have what cannot be sent to others."""
+    script = f"""
+import os, sys, numpy as np, torchzip as tz
+from torchzip.convert import conversion, work
+conversion._WORTH_NBYTES = work._SMALL_NBYTES = 0
+here = os.getpid()
+with tz.lazy_load({str(source)!r}) as checkpoint:
+    tensor = tz.lazy.compute(lambda block: block * 0 + (os.getpid() != here), checkpoint["w"])
+    report = tz.convert({{"x": tensor}}, {str(tmp_path / "o.pt")!r}, jobs=2)
+print(report.here, set(tz.load({str(tmp_path / "o.pt")!r})["x"].ravel().tolist()))
+"""
+    assert python("-c", script) == "() {1.0}\n"
 
 
 def test_what_shapes_and_dtypes_refuse(checkpoint: tz.Checkpoint) -> None:

@@ -16,7 +16,7 @@ from torchzip.convert.overflow import sentence
 from torchzip.convert.plan import make_plan
 from torchzip.convert.planned import PlannedTensor
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
-from torchzip.convert.run import Progress, run, workers
+from torchzip.convert.run import Progress, computed_here, run, workers
 from torchzip.convert.sources import Source, opened
 from torchzip.convert.targets import Target, parse_size, parse_target
 from torchzip.errors import EnoughMemory, ErrorPlace
@@ -35,8 +35,9 @@ class ConvertReport:
     embedding rather than of a head, because this is where readers look. ``overflowed`` counts the
     elements of a tensor that its new dtype has no place for: finite ones that became infinite, NaN
     or the greatest number, infinities that became something else, and signs that float8_e8m0fnu
-    does not have; a dry run does not know it. ``rows`` has one row for each of the ``tensors``, and
-    ``file_nbytes`` the size of each of the ``files``.
+    does not have; a dry run does not know it. ``here`` are tensors that this process computes alone
+    although there are workers, because what computes them cannot be pickled. ``rows`` has one row
+    for each of the ``tensors``, and ``file_nbytes`` the size of each of the ``files``.
     """
 
     source: str
@@ -50,6 +51,7 @@ class ConvertReport:
     unused: tuple[str, ...] = ()
     tied: dict[str, str] = field(default_factory=dict)
     overflowed: dict[str, int] = field(default_factory=dict)
+    here: tuple[str, ...] = ()
     rows: tuple[PlannedTensor, ...] = field(default=(), repr=False)
     file_nbytes: tuple[int, ...] = field(default=(), repr=False)
 
@@ -180,6 +182,8 @@ def convert(
             for line in plan.warnings:
                 warnings.warn(line, UserWarning, stacklevel=2)
             overflowed: dict[str, int] = {}
+            shares = executor is not None or (jobs is not None and jobs > 1)
+            here = computed_here(plan, executor) if shares else ()
 
             def told(counts: dict[str, int]) -> None:
                 overflowed.update(counts)
@@ -196,7 +200,7 @@ def convert(
     return ConvertReport(
         source, [*files][-1], plan.output.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
-        plan.tied, overflowed, tuple(plan.tensors), tuple(files.values()),
+        plan.tied, overflowed, here, tuple(plan.tensors), tuple(files.values()),
     )  # fmt: skip
 
 

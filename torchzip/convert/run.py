@@ -24,6 +24,7 @@ from torchzip.convert.pieces import Piece, Written, read_in_part, write_pieces
 from torchzip.convert.plan import Plan
 from torchzip.convert.work import Work
 from torchzip.files.new_file import NewFile, commit_together
+from torchzip.files.source import FileSource, file_place
 from torchzip.files.watch import Watch
 from torchzip.tensors.storage import sources_of
 
@@ -111,19 +112,24 @@ def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None
 
     futures: dict[Future[list[Written]], tuple[Work, slice]] = {}
     here: list[tuple[Work, slice]] = []
+    calls: list[tuple[Work, slice, Callable[..., list[Written]], tuple[Any, ...]]] = []
+    forks = isinstance(executor, _Uninterrupted) and executor.forks
     try:
         for work in works:
             work.written = [Written(0)] * len(work.pieces)
             for part in work.tasks():
                 task = work.file.temporary, work.pieces[part]
                 if isinstance(executor, ThreadPoolExecutor):
-                    future = executor.submit(write_pieces, *task)
+                    calls.append((work, part, write_pieces, task))
                 elif (packed := _packed(task)) is not None:
-                    future = executor.submit(_write_packed, packed)
+                    calls.append((work, part, _write_packed, (packed,)))
+                elif forks and _is_inherited(task[1]):
+                    calls.append((work, part, _write_inherited, (len(_INHERITED),)))
+                    _INHERITED.append(task)
                 else:
                     here.append((work, part))
-                    continue
-                futures[future] = (work, part)
+        for work, part, function, arguments in calls:  # the first of which makes the workers
+            futures[executor.submit(function, *arguments)] = (work, part)
         for work, part in here:
             pieces = work.pieces[part]
             work.written[part] = write_pieces(work.file.temporary, pieces, meter.add)
@@ -143,6 +149,42 @@ def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None
                 "for want of memory",
             ) from None  # fmt: skip
         raise
+    finally:
+        _INHERITED.clear()
+
+
+#: Tasks that cannot be sent, for workers that are forked when all are here: they have them too.
+_INHERITED: list[tuple[str, list[Piece]]] = []
+
+
+def _write_inherited(index: int) -> list[Written]:
+    return write_pieces(*_INHERITED[index])
+
+
+def _is_inherited(pieces: Sequence[Piece]) -> bool:
+    """Return whether a forked process reads what this one reads: files have no shared position."""
+    sources = sources_of(piece.storage for piece in pieces)
+    return all(isinstance(file_place(source, 0)[0], FileSource) for source in sources)
+
+
+def computed_here(plan: Plan, executor: Executor | None) -> tuple[str, ...]:
+    """Return the tensors that are computed by this process alone: their functions cannot be sent.
+
+    None stands for a pool of `workers`.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    if isinstance(executor, ThreadPoolExecutor):
+        return ()
+    found = []
+    for planned in plan.files:
+        for key, tensors in planned.cast.items():
+            pieces = [Piece(planned.storages[key], 0, 0, 0)]
+            if executor is None and _can_fork() and _is_inherited(pieces):
+                continue
+            if _packed(("", pieces)) is None:
+                found += [name for name, _ in tensors]
+    return tuple(found)
 
 
 def _packed(task: tuple[str, list[Piece]]) -> bytes | None:
@@ -186,8 +228,9 @@ class _Uninterrupted(Executor):
     leave it waiting for work, and this process waiting for it.
     """
 
-    def __init__(self, pool: Executor) -> None:
+    def __init__(self, pool: Executor, forks: bool) -> None:
         self._pool = pool
+        self.forks = forks
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
@@ -225,16 +268,21 @@ def workers(jobs: int) -> Iterator[Executor]:
     process without other threads. Elsewhere they start afresh, and import torchzip.
     """
     import multiprocessing
-    import threading
     from concurrent.futures import ProcessPoolExecutor
 
-    forks = sys.platform == "linux" and threading.active_count() == 1
+    forks = _can_fork()
     context = multiprocessing.get_context("fork" if forks else "spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_work)
     try:
-        yield _Uninterrupted(pool)
+        yield _Uninterrupted(pool, forks)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _can_fork() -> bool:
+    import threading
+
+    return sys.platform == "linux" and threading.active_count() == 1
 
 
 class _Meter:
