@@ -430,3 +430,19 @@ def test_overflow_of_expressions_is_counted(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="2,993 elements"):
             report = tz.convert({"x": tensor.to("float16")}, tmp_path / f"b{suffix}")
         assert report.overflowed == {"x": 2993}
+
+
+def test_a_giant_of_one_element(checkpoint: tz.Checkpoint, tmp_path: Path) -> None:
+    """A file can describe an enormous tensor over one element; what it is part of stays bounded."""
+    spec = checkpoint["w"].spec.replace(shape=(1 << 30, 1 << 20), stride=(0, 0))
+    giant = tz.LazyTensor(spec)
+    total = giant * 2 + lazy.cat([giant, giant], axis=1).lazy[:, : 1 << 20].T.T
+    one = checkpoint["w"][0, 0]
+    assert total[5, :3].tolist() == [one * 3] * 3
+    assert total.T.lazy[-1, -2:].numpy().tolist() == [one * 3] * 2
+    with pytest.raises(OSError, match="Not enough memory"):
+        total.numpy()
+    for suffix in (".pt", ".safetensors"):
+        with pytest.raises(OSError, match="the disk has"):
+            tz.convert({"giant": total}, tmp_path / f"o{suffix}")
+    assert os.listdir(tmp_path) == ["m.pt"]
