@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from torchzip.convert.pieces import Piece, Written, cut, goes_by_ranges, origin_of
+from torchzip.convert.pieces import Piece, Written, cut, goes_by_ranges, known_crc
 from torchzip.convert.planned import PlannedFile
 from torchzip.files.crc import crc32, crc32_combine, wrong_crc
 from torchzip.files.new_file import NewFile
 from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.computed import names_tensor
-from torchzip.tensors.storage import SpanStorage, compare_crcs
+from torchzip.tensors.storage import compare_crcs
 
 #: Smaller storages are written with what is around them.
 _SMALL_NBYTES = 1 << 16
@@ -79,19 +79,15 @@ class Work:
         """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
         pieces, written = self.pieces[self._cuts[key]], self.written[self._cuts[key]]
         self.out_of_range[key] = sum(part.out_of_range for part in written)
-        origin = origin_of(self.planned.storages[key])
+        storage = self.planned.storages[key]
         if pieces[0].copied:
-            return origin.crc if origin is not None else 0
-        crc = source_crc = 0
+            return known_crc(storage)
+        crc = 0
         for piece, part in zip(pieces, written, strict=True):
             crc = crc32_combine(crc, part.crc, piece.nbytes)
-            source_crc = crc32_combine(source_crc, part.source_crc, part.source_nbytes)
-        if origin is not None and origin.crc not in (0, source_crc):
-            path = origin.base.path if isinstance(origin.base, SpanStorage) else None
-            raise wrong_crc(source_crc, origin.crc, origin.base.record, path)
-        if origin is None and goes_by_ranges(self.planned.storages[key]):
-            compared = self.planned.storages[key].compared()
-            compare_crcs(compared, zip(*(part.compared for part in written), strict=True))
+        if goes_by_ranges(storage):
+            ranges = zip(*(part.compared for part in written), strict=True)
+            compare_crcs(storage.compared(), ranges)
         return crc
 
     def contents_of(self, keys: range) -> list[bytes]:

@@ -347,19 +347,6 @@ def sources_of(storages: Iterable[object]) -> list[Source]:
     return list(found.values())
 
 
-def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:
-    """Fill ``out`` from byte ``start`` of what comes in blocks; take no more than is needed."""
-    done = at = 0
-    for block in blocks:
-        begin = max(0, start - at)
-        part = block[begin : begin + out.nbytes - done]
-        out[done : done + part.size] = part
-        done += part.size
-        at += block.size
-        if done == out.nbytes:
-            return
-
-
 @dataclass(eq=False, repr=False)
 class StreamStorage(TensorStorage):
     """Deflated bytes of a file, which can only be read in order."""
@@ -380,7 +367,7 @@ class StreamStorage(TensorStorage):
             self.crc = None
 
     def read_into(self, start: int, out: Bytes) -> None:
-        fill_from(self.blocks(), start, out)
+        self.reader(start, start + out.nbytes).read_into(start, out)
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         return _StreamReader(self)
