@@ -381,6 +381,27 @@ def test_what_shapes_and_dtypes_refuse(checkpoint: tz.Checkpoint) -> None:
         w.lazy[[1, 2]]
 
 
+def test_beside_arrays(checkpoint: tz.Checkpoint, arrays: dict[str, Array]) -> None:
+    """Operators of arrays and scalars give tensors; all else that numpy does gets the data."""
+    w, array = checkpoint["w"], arrays["w"]
+    for made, expected in (
+        (arrays["v"] + w, arrays["v"] + array),
+        (arrays["v"][0] / w, arrays["v"][0] / array),
+        (np.float32(2) * w, 2 * array),
+        (np.float64(2) - w, 2 - array),
+        (-w, -array),
+    ):
+        assert type(made) is tz.LazyTensor
+        assert made.numpy().tobytes() == expected.tobytes()
+    assert ((array == w).all(), (array > w).any(), np.sum(w) == array.sum()) == (True, False, True)
+    np.testing.assert_array_equal(array[0] @ w.T, array[0] @ array.T)
+    np.testing.assert_array_equal(np.abs(w), abs(array))
+    np.testing.assert_array_equal(np.add(w, 1, dtype=np.float64), array + np.float64(1))
+    with pytest.raises(TypeError, match="unsupported operand"):
+        w + object()
+    assert tz.tools.statistics(w + arrays["v"]).max == (array + arrays["v"]).max()
+
+
 def test_a_closed_operand(source: Path, tmp_path: Path) -> None:
     """It is an error to read it, with the name of the file; nothing is left."""
     with tz.lazy_load(source) as checkpoint:

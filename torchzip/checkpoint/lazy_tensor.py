@@ -41,8 +41,6 @@ class LazyTensor:
     __slots__ = ("__weakref__", "spec")
 
     spec: TensorSpec
-    #: numpy's arrays leave the operators between them and a LazyTensor to it.
-    __array_priority__ = 1000.0
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec = spec
@@ -102,6 +100,13 @@ class LazyTensor:
         array = self.numpy()
         with EnoughMemory():
             return array if dtype is None else array.astype(dtype, copy=False)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """Leave ``array + tensor`` and the like unread; any other ufunc gets the data."""
+        if ufunc in _OPERATORS and method == "__call__" and not options:
+            return _arithmetic(ufunc, *inputs)
+        arrays = [each.numpy() if isinstance(each, LazyTensor) else each for each in inputs]
+        return getattr(ufunc, method)(*arrays, **options)
 
     def __getitem__(self, key: Any) -> Any:
         """Return ``self.numpy()[key]``, reading only the bytes that a basic index needs.
@@ -215,6 +220,9 @@ class LazyIndex:
 
     def __getitem__(self, key: Any) -> LazyTensor:
         return LazyTensor(sliced(self._spec, key))
+
+
+_OPERATORS = (np.add, np.subtract, np.multiply, np.divide)
 
 
 def _arithmetic(ufunc: np.ufunc, left: Any, right: Any) -> LazyTensor:
