@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, no_memory
 from torchzip.leaf_types import Parameter
-from torchzip.tensors.arithmetic import arithmetic, converted
 from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.numpy_dtypes import (
     as_dtype,
@@ -20,9 +19,8 @@ from torchzip.tensors.numpy_dtypes import (
     torch_dtype_of,
 )
 from torchzip.tensors.persistent_ids import BareStorage, Factory
-from torchzip.tensors.specs import TensorSpec, contiguous_stride, read_view, slice_spec
+from torchzip.tensors.specs import TensorSpec, contiguous_stride, opened, read_view, slice_spec
 from torchzip.tensors.storage import ArrayStorage, OpenStorage, StorageOpener, TensorStorage
-from torchzip.tensors.views import opened, permuted, reshaped, sliced
 
 
 class LazyTensor:
@@ -133,10 +131,14 @@ class LazyTensor:
 
     def permute(self, *axes: int) -> LazyTensor:
         """Return the tensor with its axes in another order, as numpy's ``transpose``."""
+        from torchzip.tensors.views import permuted  # as all of these, which few programs need
+
         return LazyTensor(permuted(self.spec, axes))
 
     def reshape(self, *shape: int | tuple[int, ...]) -> LazyTensor:
         """Return the same elements, in C order, in another shape; one size may be -1."""
+        from torchzip.tensors.views import reshaped
+
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         return LazyTensor(reshaped(self.spec, cast(Sequence[int], sizes)))
 
@@ -150,6 +152,8 @@ class LazyTensor:
         TypeError
             For floats that are to be ints, and complex numbers that are to be real.
         """
+        from torchzip.tensors.arithmetic import converted
+
         target = parse_torch_dtype(dtype)
         made = converted(self.spec, target)
         return self if made is self.spec else LazyTensor(made)
@@ -219,6 +223,8 @@ class LazyIndex:
         self._spec = spec
 
     def __getitem__(self, key: Any) -> LazyTensor:
+        from torchzip.tensors.views import sliced
+
         return LazyTensor(sliced(self._spec, key))
 
 
@@ -226,6 +232,8 @@ _OPERATORS = (np.add, np.subtract, np.multiply, np.divide)
 
 
 def _arithmetic(ufunc: np.ufunc, left: Any, right: Any) -> LazyTensor:
+    from torchzip.tensors.arithmetic import arithmetic
+
     sides = [_operand(each) for each in (left, right)]
     if any(each is None for each in sides):
         return NotImplemented  # type: ignore[no-any-return]

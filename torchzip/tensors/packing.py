@@ -45,7 +45,7 @@ class ElementStorage(TensorStorage):
     """
 
     def __init__(self, spec: TensorSpec) -> None:
-        self.spec = spec
+        self.spec = self.viewed = spec
         self._element_nbytes = DTYPES[spec.torch_dtype].itemsize
         self.nbytes = spec.numel * self._element_nbytes
         self.torch_dtype = spec.torch_dtype if DTYPES[spec.torch_dtype].storage_class else None

@@ -101,6 +101,18 @@ def is_contiguous(shape: Shape, stride: Shape) -> bool:
     )
 
 
+def opened(spec: TensorSpec) -> TensorSpec:
+    """Return what a view is a view of: the same elements as they lie in a file; others as they are.
+
+    The strides of that can be negative.
+    """
+    viewed: TensorSpec | None = spec.storage.viewed
+    if viewed is None or viewed.shape != spec.shape:
+        return spec
+    is_whole = not (spec.conj or spec.neg or spec.storage_offset)
+    return viewed if is_whole and is_contiguous(spec.shape, spec.stride) else spec
+
+
 def is_dense(shape: Shape, stride: Shape) -> bool:
     """Return whether the elements lie without gaps, and none twice, in some order of the axes.
 

@@ -77,6 +77,8 @@ class TensorStorage(ABC):
     random_access: bool = True
     #: How many storages are inside one another below this.
     depth: int = 0
+    #: The tensor whose elements these are in C order, if it is one that lies elsewhere.
+    viewed: Any = None
     #: False: its bytes are somewhere that nobody reads them from.
     is_read: bool = True
 
