@@ -167,7 +167,7 @@ class ChunkedStorage(TensorStorage):
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         itemsize = self._dtype.itemsize
         row = math.prod(self._shape[1:])
-        at_once = min(nbytes, self._at_once(BLOCK_NBYTES))
+        at_once = min(nbytes, self._at_once(BLOCK_NBYTES)) if nbytes else 0
         return WindowReader(self, self._gather, itemsize, row, -(-stop // itemsize), at_once)
 
     def _gather(self, first: int, last: int, out: Bytes) -> None:

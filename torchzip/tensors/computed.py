@@ -141,10 +141,7 @@ class ComputedStorage(TensorStorage):
         self.nbytes = rows * self.row_nbytes
         self.random_access = all(each.elements.random_access for each in operands)
         self.depth = 1 + max((each.elements.depth for each in operands), default=0)
-        widest = max([math.prod(row), *(math.prod(each.row) for each in operands)])
-        room = min(_BLOCK_ELEMENTS, _BLOCKS_NBYTES // (8 * max(len(operands), 1)))
-        #: Rows of a block.
-        self.block_rows = max(1, room // max(widest, 1))
+        self.block_rows = rows_of_block(operands, row)
 
     def unrounded(self) -> ComputedStorage:
         """Return the same elements in the dtype in which they are computed."""
@@ -172,13 +169,7 @@ class ComputedStorage(TensorStorage):
         return _ComputedReader(self, start, stop, nbytes)
 
     def compared(self) -> list[SpanStorage]:
-        """Return what its operands are computed from, but for those of which rows are repeated."""
-        return [
-            each
-            for operand in self.operands
-            if operand.repeat == 1
-            for each in operand.elements.compared()
-        ]
+        return _compared(self.operands)
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         return self._blocks(self.reader(0, self.nbytes), nbytes)
@@ -195,6 +186,35 @@ class ComputedStorage(TensorStorage):
             block = buffer[: self.nbytes - start]
             reader.read_into(start, block)
             yield block
+
+
+def rows_of_block(operands: Sequence[Operand], row: Shape = ()) -> int:
+    """Return how many rows of a result are computed at once."""
+    widest = max([math.prod(row), *(math.prod(each.row) for each in operands)])
+    room = min(_BLOCK_ELEMENTS, _BLOCKS_NBYTES // (8 * max(len(operands), 1)))
+    return max(1, room // max(widest, 1))
+
+
+def _compared(operands: Iterable[Operand]) -> list[SpanStorage]:
+    """Return what is read once with operands, but for those of which rows are repeated."""
+    return [
+        each for operand in operands if operand.repeat == 1 for each in operand.elements.compared()
+    ]
+
+
+def blocks_of(operands: Sequence[Operand], rows: int) -> Iterator[list[Array]]:
+    """Yield blocks of the same elements of operands, in order; compare CRCs at the end.
+
+    Their memory is used again for the next.
+    """
+    at_once = rows_of_block(operands)
+    share = READER_NBYTES // max(len(operands), 1)
+    readers = [OperandReader(operand, 0, rows, share) for operand in operands]
+    for first in range(0, rows, at_once):
+        stop = min(first + at_once, rows)
+        yield [reader.read(first, stop) for reader in readers]
+    crcs = [[each] for reader in readers for each in reader.crcs()]
+    compare_crcs(_compared(operands), crcs)
 
 
 class _ComputedReader(Reader):
@@ -217,7 +237,6 @@ class _ComputedReader(Reader):
         self._cast = None
         if storage.computed != storage.dtype:
             self._cast = Cast(storage.computed, storage.dtype)
-        self._shape = storage.row
         self._dtype = numpy_dtype(storage.computed)
         self._block = np.empty(0, np.uint8)
         self._at = 0  # the byte where the block begins
@@ -258,9 +277,7 @@ class OperandReader:
     The memory of a block is used again for the next.
     """
 
-    def __init__(
-        self, operand: Operand, first: int, stop: int, nbytes: int = READER_NBYTES
-    ) -> None:
+    def __init__(self, operand: Operand, first: int, stop: int, nbytes: int) -> None:
         self._operand = operand
         begin, end = (each * operand.row_nbytes for each in operand.rows(first, stop))
         self._reader = operand.elements.reader(begin, end, nbytes)
@@ -307,7 +324,7 @@ def unrounded(spec: TensorSpec) -> TensorSpec:
         inner = unrounded(storage.spec)
         if inner is not storage.spec:
             return spec.replace(torch_dtype=inner.torch_dtype, storage=ElementStorage(inner))
-    if isinstance(storage, ChunkedStorage):
+    if isinstance(storage, ChunkedStorage) and storage.depth:  # which is not of a file
         parts = [unrounded(part) for part in storage.tensors]
         wide = max((part.torch_dtype for part in parts), key=lambda each: DTYPES[each].itemsize)
         if wide != spec.torch_dtype:
