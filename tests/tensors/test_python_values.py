@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
-from tests.pickling.test_interpreter import run, whole_table
+from tests.pickling.test_interpreter import run
+from tests.pickling.test_interpreter_refusals import whole_table
 from torchzip.errors import TorchZipError
 from torchzip.pickling.reductions import reduce_object
 from torchzip.tensors.numpy_values import PickledArray
