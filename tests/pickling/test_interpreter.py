@@ -350,24 +350,13 @@ def test_what_a_foreign_object_holds() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        argparse.Namespace(lr=0.1),
-        datetime.datetime(2020, 1, 2),
-        Decimal("1.5"),
-        PurePosixPath("a/b"),
-        functools.partial(int, base=2),
-        deque([1, 2], 3),
-        defaultdict(list, {"a": [1]}),
-        Counter("abca"),
-        range(3),
-        len,
-        int,
-        Ellipsis,
-        NotImplemented,
-        type(None),
-        slice(1, 2),
+        argparse.Namespace(lr=0.1), datetime.datetime(2020, 1, 2), Decimal("1.5"),
+        PurePosixPath("a/b"), functools.partial(int, base=2), deque([1, 2], 3),
+        defaultdict(list, {"a": [1]}), Counter("abca"), range(3), len, int, Ellipsis,
+        NotImplemented, type(None), slice(1, 2),
     ],
     ids=repr,
-)
+)  # fmt: skip
 @pytest.mark.parametrize("protocol", range(6))
 def test_ordinary_objects_are_foreign(value: Any, protocol: int) -> None:
     """Without a table nothing is made, whatever the class."""
