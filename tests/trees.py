@@ -294,16 +294,13 @@ for _name in LAYOUTS:
         _layout_case(_name, _dtype)
 
 
-@case
-def _expanded_with_base(t: Any) -> Any:
-    x = tensor(t, "float32", (3, 1))
-    return {"x": x, "wide": x.expand(3, 1000), "deep": x.expand(2, 3, 1)}
-
-
-@case
-def _unfolded(t: Any) -> Any:
-    x = tensor(t, "float32", (20,))
-    return [x.unfold(0, 5, 2), x]
+CASES |= {
+    "expanded_with_base": lambda t: {
+        "x": (x := tensor(t, "float32", (3, 1))),
+        "wide": x.expand(3, 1000), "deep": x.expand(2, 3, 1),
+    },
+    "unfolded": lambda t: [(x := tensor(t, "float32", (20,))).unfold(0, 5, 2), x],
+}  # fmt: skip
 
 
 # Payloads.
@@ -379,10 +376,10 @@ def _typed_storage_and_its_tensor(t: Any) -> Any:
     return {"s": storage, "x": x, "part": x[1:3], "again": storage}
 
 
-@case
-def _untyped_storage_and_its_tensors(t: Any) -> Any:
-    x = tensor(t, "uint32", (6,))
-    return [x.untyped_storage(), x, x[2:]]
+_case(
+    "untyped_storage_and_its_tensors",
+    lambda t: [(x := tensor(t, "uint32", (6,))).untyped_storage(), x, x[2:]],
+)
 
 
 # Parameters, modules, optimizers.
@@ -492,6 +489,14 @@ TORCH_ONLY: dict[str, Make] = {
         "conj": x.conj(), "again": x.conj(), "t": x.mH,
     },
     "conjugated_scalar": lambda t: [(x := tensor(t, "complex64", ())), x.conj(), t._neg_view(x)],
+    "negated": lambda t: {
+        "imag": tensor(t, "complex64", (4,)).conj().imag,
+        "neg": t._neg_view(tensor(t, "float32", (2,))),
+    },
+    "conjugated_and_negated": lambda t: [
+        t._neg_view(x := tensor(t, "complex64", (4,))).conj(),
+        t._neg_view(x.conj()), t._neg_view(x),
+    ],
     "gapped_views_without_a_base": lambda t: [(x := tensor(t, "int32", (10,)))[::2], x[1::2]],
     "conjugated_alone": lambda t: tensor(t, "complex128", (3,)).conj(),
     "conjugated_and_expanded": lambda t: tensor(t, "complex64", (1, 2)).conj().expand(3, 2),
@@ -520,18 +525,6 @@ TORCH_ONLY: dict[str, Make] = {
     "numpy_records": lambda t: np.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")]),
     "numpy_generator_state": lambda t: np.random.default_rng(0).bit_generator.state,
 }  # fmt: skip
-
-
-@torch_only
-def _negated(t: Any) -> Any:
-    x = tensor(t, "complex64", (4,))
-    return {"imag": x.conj().imag, "neg": t._neg_view(tensor(t, "float32", (2,)))}
-
-
-@torch_only
-def _conjugated_and_negated(t: Any) -> Any:
-    x = tensor(t, "complex64", (4,))
-    return [t._neg_view(x).conj(), t._neg_view(x.conj()), t._neg_view(x)]
 
 
 @torch_only
