@@ -87,11 +87,14 @@ def arithmetic(
 
 def broadcast_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the shape that tensors of several shapes have together."""
-    try:
-        return np.broadcast_shapes(*shapes)
-    except ValueError:
-        shown = " and ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
-        raise ValueError(f"tensors of shapes {shown} do not go together") from None
+    made = []
+    for axis in range(-max(map(len, shapes), default=0), 0):
+        sizes = {shape[axis] for shape in shapes if len(shape) >= -axis} - {1}
+        if len(sizes) > 1:
+            shown = " and ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
+            raise ValueError(f"tensors of shapes {shown} do not go together")
+        made.append(sizes.pop() if sizes else 1)
+    return tuple(made)
 
 
 def promoted(dtypes: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from torchzip.convert.casting import layout
 from torchzip.convert.conversion import ConvertReport, convert
 from torchzip.convert.rules import Rules
 from torchzip.dtypes import DTYPES
-from torchzip.errors import shown
+from torchzip.errors import EnoughMemory, shown
 from torchzip.lazy import compute
 from torchzip.limits import Limits
 from torchzip.tools.formula import Formula
@@ -52,6 +52,7 @@ class Merged:
     left_out: tuple[str, ...] = ()
 
 
+@EnoughMemory()
 def average(
     sources: Sequence[Path],
     dst: Path,
@@ -115,6 +116,7 @@ def average(
     return _merge(named, dst, mean, partial, counters, convert_options)
 
 
+@EnoughMemory()
 def combine(
     formula: str,
     sources: Mapping[str, Path],
