@@ -115,7 +115,8 @@ def compute(
 
     ``fn(*blocks)`` gets numpy arrays with the same elements of every tensor, in C order and one
     dimension, and returns an array of as many. Floats of up to 32 bits come as float32, others as
-    they are. It gives float32 for a floating result of up to 32 bits, or that dtype itself. The
+    they are. It gives float32 for a floating result of up to 32 bits, or that dtype itself: the
+    result is rounded once, after all that is computed with it, where torch rounds each step. The
     arrays are used again for the next block: it may write into them, and keeps none of them. It
     may be called for any part, in any order, more than once, and in other processes if it pickles;
     numpy's warnings are off.

@@ -345,6 +345,7 @@ def test_what_shapes_and_dtypes_refuse(checkpoint: tz.Checkpoint) -> None:
     """Where the expression is written down, before anything is read."""
     w, half = checkpoint["w"], checkpoint["half"]
     ints = np.arange(4)
+    negative = lazy.cat([np.array([-1])])
     for wrong, message in (
         (lambda: w + half, r"\[96, 128\] and \[50, 77\]"),
         (lambda: lazy.cat([w, half]), r"\[96, 128\] and \[50, 77\]"),
@@ -358,6 +359,8 @@ def test_what_shapes_and_dtypes_refuse(checkpoint: tz.Checkpoint) -> None:
         (lambda: lazy.compute(np.add, w, half, rows=True), "tensor 1 has 50 rows for the 96"),
         (lambda: lazy.compute(np.add, w, w, rows=True, repeat=(1, 2)), "tensor 1 has 96 rows"),
         (lambda: tz.lazy_load(io.BytesIO(b"")), "empty"),
+        (lambda: w * 10**400, "out of the range of floats"),
+        (lambda: negative.to("uint64").numpy(), "-1 does not go into uint64"),
         (lambda: lazy.cat([np.ones(1, np.uint8)]) + 300, "300 is out of the range"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -76,6 +76,11 @@ def arithmetic(
         DTYPES[each.torch_dtype].kind in ("int", "bool") for each in specs
     ):
         computed = "float64"
+    if DTYPES[computed].kind == "float":
+        try:
+            numbers = [None if each is None else float(each.real) for each in numbers]
+        except OverflowError:
+            raise ValueError("an int is out of the range of floats") from None
     shape = broadcast_shape([spec.shape for spec in specs])
     operands = [operand_of(broadcast_spec(spec, shape), computed) for spec in specs]
     storage = ComputedStorage(

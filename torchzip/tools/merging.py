@@ -314,7 +314,7 @@ def _listed(problems: Sequence[str]) -> str:
     more = f"; and {len(problems) - _MOST_SHOWN:,} more" if len(problems) > _MOST_SHOWN else ""
     return (
         f"{len(problems):,} tensors do not match: " + "; ".join(problems[:_MOST_SHOWN]) + more
-        + ". partial=True takes what there is, include and exclude choose"
+        + ". The option partial takes what there is; include and exclude choose tensors"
     )  # fmt: skip
 
 
