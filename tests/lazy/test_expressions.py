@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from tests.sampling import costly, thorough
 from tests.tensors.test_specs import indices
 from torchzip.tensors import computed, packing
 from torchzip.tensors.arithmetic import converted
-from torchzip.tensors.numpy_dtypes import torch_dtype_of
+from torchzip.tensors.numpy_dtypes import numpy_dtype, torch_dtype_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -128,3 +130,47 @@ def test_deep_expressions_end_before_the_stack(tmp_path: Path) -> None:
         same(pickle.loads(pickle.dumps(total))[3:5], array[3:5] * 101)
         with pytest.raises(ValueError, match="100 steps"):
             total + 1
+
+
+@thorough
+@given(
+    st.integers(1, 30), st.integers(0, 4), st.integers(1, 7),
+    st.lists(st.integers(0, 500), max_size=5), st.sampled_from(["float32", "bfloat16", "int16"]),
+)  # fmt: skip
+def test_by_rows(count: int, columns: int, repeat: int, cuts: list[int], torch_dtype: str) -> None:
+    """Rows of an operand that has fewer, whichever part is read; the last may stand for fewer."""
+    rng = np.random.default_rng(count)
+    weight = rng.integers(-99, 99, (count, columns)).astype(np.float32)
+    scale = rng.integers(1, 9, -(-count // repeat)).astype(np.float32)
+
+    def scaled(block: Any, of_rows: Any, rows: tuple[int, int]) -> Any:
+        assert len(block) == rows[1] - rows[0]
+        which = np.arange(*rows) // repeat - rows[0] // repeat
+        return (block * of_rows[which][:, None]).astype(numpy_dtype(torch_dtype))
+
+    made = tz.lazy.compute(scaled, weight, scale, rows=True, repeat=(1, repeat), dtype=torch_dtype)
+    expected = rounded(weight * np.repeat(scale, repeat)[:count, None], torch_dtype)
+    same(made.numpy(), expected)
+    storage = made.spec.storage
+    edges = [0, *sorted(min(cut, storage.nbytes) for cut in cuts), storage.nbytes]
+    reader = storage.reader(0, storage.nbytes)
+    for start, end in itertools.pairwise(edges):
+        out = np.empty(end - start, np.uint8)
+        reader.read_into(start, out)
+        assert out.tobytes() == expected.tobytes()[start:end] == storage.read(start, end).tobytes()
+
+
+def test_reduce() -> None:
+    """In order, over all elements of tensors that are broadcast; nothing of none."""
+    array = np.arange(50, dtype=np.float32).reshape(10, 5)
+    seen: list[float] = []
+
+    def note(total: float | None, block: Any, other: Any) -> float:
+        seen.extend(block.tolist())
+        return (total or 0.0) + float((block * other).sum())
+
+    found = tz.lazy.reduce(note, array.T, np.arange(10, dtype=np.int64))
+    assert found == float((array.T * np.arange(10)).sum())
+    assert seen == array.T.ravel().tolist()
+    assert tz.lazy.reduce(note, array[:0]) is None
+    assert tz.lazy.reduce(note, array[:0], initial=3) == 3
