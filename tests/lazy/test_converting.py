@@ -208,6 +208,8 @@ def test_only_what_is_needed_is_read(
     assert counted.nbytes == 2 * 128 * 4
     assert mean.T.lazy[3:9, ::2].shape == (6, 48)
     assert counted.nbytes == 2 * 128 * 4
+    np.testing.assert_array_equal(mean[::40, 3], ((arrays["w"] + arrays["v"]) / 2)[::40, 3])
+    assert counted.nbytes == 2 * 128 * 4 + 2 * 3 * 4
 
 
 # -- CRCs ------------------------------------------------------------------------------------------

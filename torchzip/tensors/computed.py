@@ -234,6 +234,7 @@ class _ComputedReader(Reader):
         self._operands = [
             OperandReader(operand, min(first, last), last, share) for operand in storage.operands
         ]
+        self._goes_on = nbytes > 0
         self._cast = None
         if storage.computed != storage.dtype:
             self._cast = Cast(storage.computed, storage.dtype)
@@ -249,19 +250,21 @@ class _ComputedReader(Reader):
         while done < out.size:
             skip = start + done - self._at
             if not 0 <= skip < self._block.size:
-                self._compute((start + done) // self._computed.row_nbytes)
+                row_nbytes = self._computed.row_nbytes
+                self._compute((start + done) // row_nbytes, -(-(start + out.size) // row_nbytes))
                 skip = start + done - self._at
             part = self._block[skip : skip + out.size - done]
             out[done : done + part.size] = part
             done += part.size
 
-    def _compute(self, row: int) -> None:
+    def _compute(self, row: int, asked: int) -> None:
+        """Compute the block that has a row; rows up to ``asked`` are wanted now."""
         storage = self._computed
         first = storage.first_block(row)
         # Of elements no more than will be read; rows are computed in the same blocks each time.
         stop = min(first + storage.block_rows, storage.rows)
         if not storage.row:
-            stop = min(stop, max(self._stop, first + 1))
+            stop = min(stop, max(self._stop if self._goes_on else asked, first + 1))
         self._block = self._block[:0]  # until it is made
         blocks = [operand.read(first, stop) for operand in self._operands]
         with np.errstate(all="ignore"):
