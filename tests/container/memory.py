@@ -70,7 +70,7 @@ class SparseFile(io.RawIOBase):
                 out[low - offset : high - offset] = part[low - start : high - start]
         return bytes(out)
 
-    def will_read_all(self) -> None:
+    def will_read(self, spans: Iterable[tuple[int, int]]) -> None:
         pass
 
     def read_into(self, offset: int, out: memoryview) -> None:

@@ -268,6 +268,11 @@ class ZipReader:
             raise self._broken(record, "the record is deflated where a stored one was expected")
         return self.source, span[0]
 
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        """Return the Source, the offset of a record's header, and the bytes up to the next one."""
+        entry = self.entry(record)
+        return self.source, entry.header_offset, entry.end - entry.header_offset
+
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._index.find(name) is not None
 

@@ -1,6 +1,6 @@
-"""A directory that is one checkpoint: files by plain names, of which few are open at once.
+"""A folder that is one checkpoint: files by plain names.
 
-A sharded checkpoint can have more files than a process may open. Each file is opened once to check
+Of a directory few are open at once: a sharded checkpoint can have more files than a process may open. Each file is opened once to check
 that it is a regular file and to get its size. If it was closed in between, it is opened again when
 it is read; a file that was replaced meanwhile is refused.
 
@@ -15,10 +15,11 @@ import contextlib
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 from torchzip.errors import FormatError, shown
+from torchzip.files.location import Location
 from torchzip.files.source import FileSource, Source, Status, reopen
 
 #: Open files of a folder, unless more threads than that read at once.
@@ -42,8 +43,82 @@ def is_plain_name(name: Any) -> bool:
     return not any(character in name for character in "/\\\0") and name[1:2] != ":"
 
 
-class Folder:
-    """A directory. `open` gives the Source of one of its files."""
+class Folder(Protocol):
+    """A folder. ``path`` is what messages call it; ``names`` are those of what is in it."""
+
+    path: str
+    names: list[str]
+
+    def has(self, name: str) -> bool:
+        """Return whether a file may be there; False says that it is not."""
+        return name in self.names
+
+    def place(self, name: str) -> str:
+        """Return a file of the folder as messages show it."""
+        return os.path.join(self.path, name)
+
+    def file(self, name: str) -> str | os.PathLike[str]:
+        """Return what opens a file of the folder by itself."""
+        return self.place(name)
+
+    def will_open(self, names: Iterable[str]) -> None:
+        """Take note of files that will be opened soon."""
+        return
+
+    def open(self, name: str) -> Source:
+        """Return the Source of a file.
+
+        Raises
+        ------
+        FormatError
+            If the name is not a plain name.
+        OSError
+            If it is not a regular file, or cannot be opened.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def check_plain_name(name: Any, folder: str) -> None:
+    """Raise FormatError for what would lead out of a folder."""
+    if not is_plain_name(name):
+        raise FormatError(
+            f"a file is called {shown(name)}; a plain name in the same directory was expected",
+            path=folder,
+        )
+
+
+def is_folder(file: str | os.PathLike[str]) -> bool:
+    """Return whether a path or a `Location` is that of a folder."""
+    if isinstance(file, Location):
+        from torchzip.files.remote import is_folder as is_remote
+
+        return is_remote(file)
+    return os.path.isdir(file)
+
+
+def open_folder(file: str | os.PathLike[str]) -> Folder:
+    """Return the folder of a path or a `Location`."""
+    if isinstance(file, Location):
+        from torchzip.files.remote_folder import RemoteFolder
+
+        return RemoteFolder(file, needs_names=True)
+    return LocalFolder(file)
+
+
+def open_around(file: str | os.PathLike[str]) -> tuple[Folder, str]:
+    """Return the folder that a file lies in, and the name that it has there."""
+    parent, name = os.path.split(os.fsdecode(file))
+    if isinstance(file, Location):
+        from torchzip.files.remote_folder import RemoteFolder
+
+        return RemoteFolder(file.at(f"{parent}/")), name
+    return LocalFolder(parent), name
+
+
+class LocalFolder(Folder):
+    """A directory of this computer."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fsdecode(path)
@@ -54,24 +129,8 @@ class Folder:
         self._sources: dict[str, PooledSource] = {}
         self._closed = False
 
-    def place(self, name: str) -> str:
-        return os.path.join(self.path, name)
-
     def open(self, name: str) -> PooledSource:
-        """Return the Source of a file.
-
-        Raises
-        ------
-        FormatError
-            If the name is not a plain name.
-        OSError
-            If it is not a regular file, or cannot be opened.
-        """
-        if not is_plain_name(name):
-            raise FormatError(
-                f"a file is called {shown(name)}; a plain name in the same directory was expected",
-                path=self.path,
-            )
+        check_plain_name(name, self.path)
         made = self._sources.get(name)
         if made is None:
             file = FileSource(self.place(name))
@@ -120,9 +179,9 @@ class Folder:
 
 
 class PooledSource(Source):
-    """A regular file of a `Folder`. It can be pickled, as a FileSource can."""
+    """A regular file of a `LocalFolder`. It can be pickled, as a FileSource can."""
 
-    def __init__(self, folder: Folder, own_name: str, file: FileSource) -> None:
+    def __init__(self, folder: LocalFolder, own_name: str, file: FileSource) -> None:
         self._folder = folder
         self.own_name = own_name
         self.name = file.name
@@ -143,9 +202,9 @@ class PooledSource(Source):
         with self._folder.borrow(self) as file:
             file.read_into(offset, out)
 
-    def will_read_all(self) -> None:
+    def will_read(self, spans: Iterable[tuple[int, int]]) -> None:
         with self._folder.borrow(self) as file:
-            file.will_read_all()
+            file.will_read(spans)
 
     def close(self) -> None:
         """Do nothing: the folder closes its files."""

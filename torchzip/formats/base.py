@@ -179,6 +179,9 @@ class PlainContainer(FileContainer):
     def locate(self, record: str) -> tuple[Source, int]:
         return self.source, self.offsets[record]
 
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        return self.source, self.offsets[record], nbytes
+
     def open_storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
     ) -> TensorStorage:

@@ -95,6 +95,7 @@ class DcpContainer(DcpFormat, FolderContainer):
     def _read_metadata(self, names: list[str]) -> DcpMetadata:
         merged = DcpMetadata()
         origin: dict[str, str] = {}
+        self._folder.will_open(names)
         for name in sorted(names, key=lambda each: (len(each), each)):
             source = self._folder.open(name)
             if source.size > self._limits.pickle_nbytes - merged.nbytes:
@@ -128,7 +129,9 @@ class DcpContainer(DcpFormat, FolderContainer):
 
     def _open_items(self) -> None:
         """Find the file of each item, and see that items lie in it and apart."""
-        missing = {place.file for place in self._metadata.places.values()} - set(self._folder.names)
+        files = {place.file for place in self._metadata.places.values()}
+        missing = {name for name in files if not self._folder.has(name)}
+        self._folder.will_open(sorted(files - missing))
         if missing:
             first = min(missing)
             names = sorted(

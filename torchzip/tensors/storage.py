@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
 from torchzip.files.crc import crc32, wrong_crc
-from torchzip.files.source import Source
+from torchzip.files.source import Source, file_place
 
 Bytes = NDArray[np.uint8]
 
@@ -193,6 +193,13 @@ class Locator(Protocol):
         """Return the Source and the offset of the bytes of a record."""
         ...
 
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        """Return the Source, and the offset and size of all that is read for a record's bytes.
+
+        Nothing is read for that.
+        """
+        ...
+
 
 class FixedPlace:
     """A Locator for one place."""
@@ -202,6 +209,9 @@ class FixedPlace:
 
     def locate(self, record: str) -> tuple[Source, int]:
         return self._place
+
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        return (*self._place, nbytes)
 
 
 class SpanStorage(TensorStorage):
@@ -243,6 +253,10 @@ class SpanStorage(TensorStorage):
         """The file, as messages show it."""
         return self.source.name
 
+    def extent(self) -> tuple[Source, int, int]:
+        """Return the Source, and the offset and size of all that is read for the bytes."""
+        return self._locator.extent(self.record, self.nbytes)
+
     def __reduce__(self) -> tuple[Any, ...]:
         place = FixedPlace(*self._locator.locate(self.record))
         fields = (self.torch_dtype, self.nbytes, self.location, self.record, place)
@@ -280,6 +294,27 @@ def sources_of(storages: Iterable[object]) -> list[Source]:
             known.add(id(storage))
             left += storage.made_of()
     return list(found.values())
+
+
+def will_read(storages: Iterable[TensorStorage]) -> None:
+    """Tell the sources of storages that these will be read, whole and in this order."""
+    by_locator: dict[int, list[SpanStorage]] = {}
+    for storage in storages:
+        if type(storage) is SpanStorage:  # as nearly all are
+            by_locator.setdefault(id(storage._locator), []).append(storage)
+    by_file: dict[int, list[SpanStorage]] = {}
+    for each in by_locator.values():
+        source, _ = file_place(*each[0].extent()[:2])
+        by_file.setdefault(id(source), []).extend(each)
+    for each in by_file.values():
+        source, _ = file_place(*each[0].extent()[:2])
+        # Most sources do not look at the spans, so nothing is computed for these.
+        source.will_read(map(_span_in_file, each))
+
+
+def _span_in_file(storage: SpanStorage) -> tuple[int, int]:
+    source, start, nbytes = storage.extent()
+    return file_place(source, start)[1], nbytes
 
 
 def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:

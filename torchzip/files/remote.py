@@ -1,0 +1,196 @@
+"""Objects behind URLs: what a backend does, which one a URL needs, and their errors.
+
+obstore speaks to S3, Google Cloud, Azure and web servers, huggingface_hub says where a file of the
+hub is, fsspec has every other scheme. Each is imported when such a URL is opened. Credentials,
+retries and their bounds are theirs. Their errors become OSErrors here, without what may be a
+secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType
+from typing import NamedTuple, Protocol
+from urllib.parse import quote, urlsplit
+
+from torchzip.errors import FormatError, TorchZipError
+from torchzip.files.location import Location
+from torchzip.files.source import Buffer
+
+#: What obstore says of an answer, beside the URL with its signature and headers.
+_STATUS = re.compile(r"status code:? (\d{3})|status: (\d{3})|\b(\d{3}) (?:Client|Server) Error")
+_OF_OBSTORE = {
+    "s3", "s3a", "gs", "gcs", "az", "adl", "azure", "abfs", "abfss", "http", "https",
+}  # fmt: skip
+#: The names of what backends raise -> what it is.
+_ERRORS = {
+    "PermissionDeniedError": errno.EACCES,
+    "UnauthenticatedError": errno.EACCES,
+    "PermissionError": errno.EACCES,
+    "GatedRepoError": errno.EACCES,
+    "NoCredentialsError": errno.EACCES,
+    "RepositoryNotFoundError": errno.ENOENT,
+    "RevisionNotFoundError": errno.ENOENT,
+    "NotFoundError": errno.ENOENT,
+    "AlreadyExistsError": errno.EEXIST,
+    "NotSupportedError": errno.EOPNOTSUPP,
+}
+_SAID = {
+    errno.EACCES: "The server refuses access; check the credentials",
+    errno.ENOENT: "No such object, or not for you. The URL of a folder ends with a slash",
+    errno.EEXIST: "Exists already; overwrite=True replaces it",
+    errno.EOPNOTSUPP: (
+        "The server gives no parts of this object; fetch it whole, and open the copy"
+    ),
+}
+
+
+class Answer(NamedTuple):
+    """Bytes of an object, where they begin, the size of the whole, and what state it is in."""
+
+    data: Buffer
+    start: int
+    size: int
+    identity: str
+
+
+class RemoteObject(Protocol):
+    """One object, as a backend has it. Its methods may be called by several threads at once."""
+
+    def tail(self, nbytes: int) -> Answer:
+        """Return the last ``nbytes`` bytes, or all if there are fewer."""
+        ...
+
+    def range(self, start: int, stop: int, identity: str | None) -> Answer:
+        """Return the bytes from ``start`` to before ``stop``, or what there is of them.
+
+        With an ``identity`` the request is for that state of the object, if the backend can say so.
+        """
+        ...
+
+    def exists(self) -> bool: ...
+
+    def put(self, blocks: Iterator[bytes], *, overwrite: bool) -> None:
+        """Make the object of blocks; if they raise, what is there stays as it is.
+
+        Raises
+        ------
+        FileExistsError
+            If there is an object, and it must not be overwritten.
+        """
+        ...
+
+    def remove(self) -> None: ...
+
+
+def open_object(location: Location) -> RemoteObject:
+    """Return the object of a URL, by its scheme."""
+    found: RemoteObject = _backend(location).open_object(location)
+    return found
+
+
+def list_folder(location: Location) -> tuple[Location, list[str] | None]:
+    """Return a folder, as it is now where it has states, and the names of what is in it.
+
+    Not of what is below that. The names are None if a server has no list of them.
+    """
+    found: tuple[Location, list[str] | None] = _backend(location).list_folder(location)
+    return found
+
+
+def is_folder(location: Location) -> bool:
+    """Return whether a URL is that of a folder: it ends with a slash, or is all of a store.
+
+    >>> is_folder(Location("s3://bucket/run/")), is_folder(Location("hf://org/model"))
+    (True, True)
+    """
+    if location.scheme == "hf":
+        from torchzip.files.hub import parse_place
+
+        return parse_place(location.url).file[-1:] in ("", "/")
+    return urlsplit(location.url).path[-1:] in ("", "/")
+
+
+def member_of(folder: Location, name: str) -> Location:
+    """Return a file of a folder. A name leads nowhere else, whatever a server would make of it."""
+    if folder.scheme in _OF_OBSTORE:  # which decodes what is in a URL
+        name = quote(name)
+    return replace(folder, url=urlsplit(folder.url)._replace(path=f"{urlsplit(folder.url).path}{name}").geturl())
+
+
+def _backend(location: Location) -> ModuleType:
+    if location.scheme in _OF_OBSTORE:
+        from torchzip.files import obstore_objects
+
+        return obstore_objects
+    if location.scheme == "hf":
+        from torchzip.files import hub
+
+        return hub
+    from torchzip.files import fsspec_objects
+
+    return fsspec_objects
+
+
+def replaced(name: str) -> FormatError:
+    """Return the error for an object that is not the one that was opened."""
+    return FormatError(
+        "the object was replaced or changed since it was opened; open it again", path=name
+    )
+
+
+def missing(package: str, location: Location) -> OSError:
+    """Return the error for a URL whose backend is not installed."""
+    return OSError(
+        errno.ENOPKG,
+        f"{package} is needed for this URL and is not installed; pip install 'torchzip[remote]'",
+        location.name,
+    )
+
+
+@contextlib.contextmanager
+def errors_of(name: str) -> Iterator[None]:
+    """Turn the errors of a backend into OSErrors of a name, without what may be a secret in them.
+
+    An error that torchzip has made stays as it is.
+    """
+    try:
+        yield
+    except TorchZipError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename == name:
+            raise
+        kind = type(error).__name__
+        if kind == "PreconditionError":
+            raise replaced(name) from None
+        found = _STATUS.search(str(error))
+        status = next(filter(None, found.groups())) if found is not None else None
+        number = _number_of(error, status)
+        said = _SAID.get(number)
+        if said is None:
+            said = f"The request failed: {f'status {status}' if status else kind}"
+            if isinstance(error, OSError) and error.strerror and error.errno:
+                said = f"The request failed: {os.strerror(error.errno)}"
+        raise OSError(number, said, name) from None
+
+
+def _number_of(error: Exception, status: str | None) -> int:
+    for kind in type(error).__mro__:
+        if kind.__name__ in _ERRORS:
+            return _ERRORS[kind.__name__]
+    if status in ("401", "403"):
+        return errno.EACCES
+    if status == "404":
+        return errno.ENOENT
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and isinstance(error, FileNotFoundError):
+        number = errno.ENOENT
+    if number is None and isinstance(error, FileExistsError):
+        number = errno.EEXIST
+    return number or errno.EIO
