@@ -90,7 +90,7 @@ def serving(files: dict[str, bytes], *, delay_s: float = 0) -> Iterator[RangeSer
             except OSError:
                 self.close_connection = True
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *args: Any) -> None:
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import io
+from collections.abc import Iterable
 
 from torchzip.files.sink import FileObjectSink
 from torchzip.files.source import Buffer, FileObjectSource

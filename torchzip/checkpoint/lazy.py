@@ -347,9 +347,11 @@ def lazy_load(
     afterwards is unspecified (`load` leaves it behind what it took). The path may be that of an
     ``*.index.json``, or of a directory, with such an index and its shards, or all shards without
     one, a ``model.safetensors`` or what else Hugging Face calls a whole file, or the ``.metadata``
-    of torch.distributed.checkpoint. Wherever a path is taken, a URL is too, of a store, a web server
-    or the Hugging Face hub (docs/remote.md); that of a folder ends with a slash, and
-    ``storage_options`` are passed to what reads it.
+    of torch.distributed.checkpoint.
+
+    Wherever a path is taken, a URL is too, of a store, a web server or the Hugging Face hub
+    (docs/remote.md); that of a folder ends with a slash. ``storage_options`` are passed to what
+    reads it.
 
     Names outside torchzip's table become inert `types.ForeignObject` s; with ``foreign="raise"``
     they are an error that lists them all, and so is whatever else would be such an object.
@@ -368,6 +370,4 @@ def lazy_load(
     ...     list(ckpt), ckpt["layer.weight"].shape, ckpt["layer.weight"][1, :2].tolist()
     (['layer.weight'], (2, 3), [3.0, 4.0])
     """
-    return Checkpoint(
-        file, foreign=foreign, limits=limits, storage_options=storage_options
-    )
+    return Checkpoint(file, foreign=foreign, limits=limits, storage_options=storage_options)

@@ -15,7 +15,7 @@ from torchzip.checkpoint.destination import refuse_other_format
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.errors import EnoughMemory
-from torchzip.files.sink import open_sink
+from torchzip.files.opening import open_sink
 from torchzip.files.source import File
 from torchzip.files.watch import Watch
 from torchzip.tensors.memory import place_arrays

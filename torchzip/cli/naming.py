@@ -9,7 +9,7 @@ from typing import Any
 import torchzip
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.quantities import count_text
-from torchzip.cli.command import DONE, Command, limits_of
+from torchzip.cli.command import DONE, Command, reading_options
 from torchzip.cli.rendering import table
 from torchzip.errors import printable
 from torchzip.pickling.allowlist import is_torch_safe
@@ -31,7 +31,7 @@ called. The last column shows what torch.load accepts by default (weights_only=T
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
+    with torchzip.lazy_load(arguments.file, **reading_options(arguments)) as checkpoint:
         names = describe_globals(checkpoint)
         place = f"{checkpoint.path}: {checkpoint.format}"
     print(json.dumps(names, indent=2) if arguments.json else globals_as_text(names, place))

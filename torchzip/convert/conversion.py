@@ -19,7 +19,8 @@ from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import Progress, run, workers
 from torchzip.convert.targets import Target, parse_size, parse_target
 from torchzip.errors import EnoughMemory, ErrorPlace
-from torchzip.files.new_file import refuse_existing, sync_folder
+from torchzip.files.new_file import sync_folder
+from torchzip.files.opening import refuse_existing
 from torchzip.files.source import File
 from torchzip.limits import Limits
 

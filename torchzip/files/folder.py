@@ -1,12 +1,13 @@
 """A folder that is one checkpoint: files by plain names.
 
-Of a directory few are open at once: a sharded checkpoint can have more files than a process may open. Each file is opened once to check
-that it is a regular file and to get its size. If it was closed in between, it is opened again when
-it is read; a file that was replaced meanwhile is refused.
+A sharded checkpoint can have more files than a process may open, so few files of a directory are
+open at once. Each is opened once to check that it is a regular file and to get its size. If it was
+closed in between, it is opened again when it is read; a file that was replaced meanwhile is
+refused.
 
 The names come from a file (an index, a ``.metadata``), so they must be plain: one component, in
-this directory. Symbolic links in the directory are followed, since the cache of the Hugging Face
-hub consists of them. The owner of the directory made them; an index cannot.
+this folder. Symbolic links in a directory are followed, since the cache of the Hugging Face hub
+consists of them. The owner of the directory made them; an index cannot.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from torchzip.errors import FormatError, shown
-from torchzip.files.location import Location
 from torchzip.files.source import FileSource, Source, Status, reopen
 
 #: Open files of a folder, unless more threads than that read at once.
@@ -87,34 +87,6 @@ def check_plain_name(name: Any, folder: str) -> None:
             f"a file is called {shown(name)}; a plain name in the same directory was expected",
             path=folder,
         )
-
-
-def is_folder(file: str | os.PathLike[str]) -> bool:
-    """Return whether a path or a `Location` is that of a folder."""
-    if isinstance(file, Location):
-        from torchzip.files.remote import is_folder as is_remote
-
-        return is_remote(file)
-    return os.path.isdir(file)
-
-
-def open_folder(file: str | os.PathLike[str]) -> Folder:
-    """Return the folder of a path or a `Location`."""
-    if isinstance(file, Location):
-        from torchzip.files.remote_folder import RemoteFolder
-
-        return RemoteFolder(file, needs_names=True)
-    return LocalFolder(file)
-
-
-def open_around(file: str | os.PathLike[str]) -> tuple[Folder, str]:
-    """Return the folder that a file lies in, and the name that it has there."""
-    parent, name = os.path.split(os.fsdecode(file))
-    if isinstance(file, Location):
-        from torchzip.files.remote_folder import RemoteFolder
-
-        return RemoteFolder(file.at(f"{parent}/")), name
-    return LocalFolder(parent), name
 
 
 class LocalFolder(Folder):

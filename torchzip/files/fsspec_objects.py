@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchzip.files.location import Location
-from torchzip.files.remote import Answer, errors_of, missing
+from torchzip.files.remote import Answer, RemoteObject, errors_of, missing
 
 #: What file systems call what changes with a file.
 _OF_STATE = (
@@ -15,7 +15,7 @@ _OF_STATE = (
 )  # fmt: skip
 
 
-class FsspecObject:
+class FsspecObject(RemoteObject):
     """A file of a file system of fsspec.
 
     Most of them have no conditional reads, so each read asks for the state of the file before it

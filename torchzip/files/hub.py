@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from torchzip.files.location import Location
 from torchzip.files.obstore_objects import ObstoreObject
-from torchzip.files.remote import Answer, errors_of, missing
+from torchzip.files.remote import Answer, RemoteObject, errors_of, missing
 
 _KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -44,8 +44,10 @@ def parse_place(url: str) -> Place:
     return Place(kind, repository, unquote(revision) or None, "/".join(parts[2:]))
 
 
-class HubObject:
-    """A file of one commit, which never changes. It is only read."""
+class HubObject(RemoteObject):
+    """A file of one commit, which never changes."""
+
+    is_read_only = True
 
     def __init__(self, commit: str, inner: ObstoreObject) -> None:
         self._commit = commit
@@ -64,10 +66,10 @@ class HubObject:
         return self._inner.exists()
 
     def put(self, blocks: Iterator[bytes], *, overwrite: bool) -> None:
-        self._inner.put(blocks, overwrite=overwrite)  # refuses it
+        raise NotImplementedError  # nobody asks a read-only object for it
 
     def remove(self) -> None:
-        self._inner.remove()
+        raise NotImplementedError
 
 
 def open_object(location: Location) -> HubObject:

@@ -48,8 +48,9 @@ class Location(os.PathLike[str]):
         >>> Location("ftp://me:key@host/run/").at("ftp://host/run/m.pt").url
         'ftp://me:key@host/run/m.pt'
         """
-        return Location(urlsplit(self.url)._replace(path=urlsplit(name).path).geturl(),
-                        self.storage_options)
+        return Location(
+            urlsplit(self.url)._replace(path=urlsplit(name).path).geturl(), self.storage_options
+        )
 
     def __fspath__(self) -> str:
         return self.name
@@ -70,7 +71,5 @@ def located(file: Any, storage_options: StorageOptions = None) -> Any:
     if parts.scheme.lower() == "file":
         return unquote(parts.path)
     if storage_options is not None and not isinstance(storage_options, Mapping):
-        raise TypeError(
-            f"storage_options must be a mapping, not {type(storage_options).__name__}"
-        )
+        raise TypeError(f"storage_options must be a mapping, not {type(storage_options).__name__}")
     return Location(file, storage_options)

@@ -140,16 +140,6 @@ def write_all(descriptor: int, offset: int, data: Buffer) -> None:
         view = view[done:]
 
 
-def refuse_existing(path: str | os.PathLike[str]) -> None:
-    """Raise FileExistsError if a name exists, even as a broken link.
-
-    Streams are accepted, as writing to them replaces nothing.
-    """
-    if os.path.lexists(path) and not is_stream(path):
-        name = os.fsdecode(path)
-        raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", name)
-
-
 def _reserve(descriptor: int, nbytes: int) -> bool:
     """Allocate the blocks of a file and set its size; return False if that is not possible."""
     return nbytes > 0 and allocate(descriptor, 0, nbytes)

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from torchzip.files.location import Location
-from torchzip.files.remote import Answer, errors_of, missing
+from torchzip.files.remote import Answer, RemoteObject, errors_of, missing
 
 _OF_WEB = ("http", "https")
 #: Of an upload. A store takes parts of 5 MB and more, and 10,000 of them: up to 160 GB.
@@ -20,12 +20,12 @@ _RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 _TIMES = {"connect_timeout": "10s", "timeout": "5m"}
 
 
-class ObstoreObject:
+class ObstoreObject(RemoteObject):
     """An object of a store, or of a web server. ``name`` is what messages call it."""
 
     def __init__(self, location: Location, name: str | None = None) -> None:
         self._name = name or location.name
-        self._is_web = location.scheme in _OF_WEB
+        self.is_read_only = location.scheme in _OF_WEB
         # The whole URL is the store: so a query, which may be a signature, stays as it is.
         self._obstore, self._store = _open_store(location, self._name)
 
@@ -84,10 +84,6 @@ class ObstoreObject:
         return True
 
     def put(self, blocks: Iterator[bytes], *, overwrite: bool) -> None:
-        if self._is_web:
-            raise OSError(
-                errno.EROFS, "A web server can only be read from; write to a store", self._name
-            )
         first = bytearray()
         for block in blocks:
             first += block

@@ -1,9 +1,7 @@
-"""Objects behind URLs: what a backend does, which one a URL needs, and their errors.
+"""Objects behind URLs: what a backend does, and what becomes of its errors.
 
-obstore speaks to S3, Google Cloud, Azure and web servers, huggingface_hub says where a file of the
-hub is, fsspec has every other scheme. Each is imported when such a URL is opened. Credentials,
-retries and their bounds are theirs. Their errors become OSErrors here, without what may be a
-secret.
+Credentials, retries and their bounds are those of the backends. Their errors become OSErrors here,
+without what may be a secret.
 """
 
 from __future__ import annotations
@@ -13,10 +11,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
-from types import ModuleType
 from typing import NamedTuple, Protocol
-from urllib.parse import quote, urlsplit
 
 from torchzip.errors import FormatError, TorchZipError
 from torchzip.files.location import Location
@@ -24,9 +19,6 @@ from torchzip.files.source import Buffer
 
 #: What obstore says of an answer, beside the URL with its signature and headers.
 _STATUS = re.compile(r"status code:? (\d{3})|status: (\d{3})|\b(\d{3}) (?:Client|Server) Error")
-_OF_OBSTORE = {
-    "s3", "s3a", "gs", "gcs", "az", "adl", "azure", "abfs", "abfss", "http", "https",
-}  # fmt: skip
 #: The names of what backends raise -> what it is.
 _ERRORS = {
     "PermissionDeniedError": errno.EACCES,
@@ -62,6 +54,9 @@ class Answer(NamedTuple):
 class RemoteObject(Protocol):
     """One object, as a backend has it. Its methods may be called by several threads at once."""
 
+    #: Nothing can be written there.
+    is_read_only: bool = False
+
     def tail(self, nbytes: int) -> Answer:
         """Return the last ``nbytes`` bytes, or all if there are fewer."""
         ...
@@ -86,55 +81,6 @@ class RemoteObject(Protocol):
         ...
 
     def remove(self) -> None: ...
-
-
-def open_object(location: Location) -> RemoteObject:
-    """Return the object of a URL, by its scheme."""
-    found: RemoteObject = _backend(location).open_object(location)
-    return found
-
-
-def list_folder(location: Location) -> tuple[Location, list[str] | None]:
-    """Return a folder, as it is now where it has states, and the names of what is in it.
-
-    Not of what is below that. The names are None if a server has no list of them.
-    """
-    found: tuple[Location, list[str] | None] = _backend(location).list_folder(location)
-    return found
-
-
-def is_folder(location: Location) -> bool:
-    """Return whether a URL is that of a folder: it ends with a slash, or is all of a store.
-
-    >>> is_folder(Location("s3://bucket/run/")), is_folder(Location("hf://org/model"))
-    (True, True)
-    """
-    if location.scheme == "hf":
-        from torchzip.files.hub import parse_place
-
-        return parse_place(location.url).file[-1:] in ("", "/")
-    return urlsplit(location.url).path[-1:] in ("", "/")
-
-
-def member_of(folder: Location, name: str) -> Location:
-    """Return a file of a folder. A name leads nowhere else, whatever a server would make of it."""
-    if folder.scheme in _OF_OBSTORE:  # which decodes what is in a URL
-        name = quote(name)
-    return replace(folder, url=urlsplit(folder.url)._replace(path=f"{urlsplit(folder.url).path}{name}").geturl())
-
-
-def _backend(location: Location) -> ModuleType:
-    if location.scheme in _OF_OBSTORE:
-        from torchzip.files import obstore_objects
-
-        return obstore_objects
-    if location.scheme == "hf":
-        from torchzip.files import hub
-
-        return hub
-    from torchzip.files import fsspec_objects
-
-    return fsspec_objects
 
 
 def replaced(name: str) -> FormatError:

@@ -6,10 +6,10 @@ import errno
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from torchzip.files.backends import list_folder, member_of
 from torchzip.files.folder import Folder, check_plain_name, is_plain_name
 from torchzip.files.location import Location
 from torchzip.files.read_ahead import CONNECTIONS, Connections
-from torchzip.files.remote import list_folder, member_of
 from torchzip.files.remote_source import RemoteSource
 
 

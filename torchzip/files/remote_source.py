@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from torchzip.files.backends import open_object
 from torchzip.files.location import Location
 from torchzip.files.read_ahead import RANGE_NBYTES, Connections, ReadAhead, Span
-from torchzip.files.remote import Answer, RemoteObject, open_object, replaced
+from torchzip.files.remote import Answer, RemoteObject, replaced
 from torchzip.files.source import Buffer, Source, check_inside
 
 #: What is fetched when an object is opened.
@@ -43,7 +44,7 @@ class RemoteSource(Source):
             head = self._connections.pool.submit(self._object.range, 0, _HEAD_NBYTES, None)
             tail = self._object.tail(_TAIL_NBYTES)
             self.size, self.identity = tail.size, tail.identity
-            self._ends = [(self.size - len(tail.data), tail.data)]
+            self._ends.append((self.size - len(tail.data), tail.data))
             if len(tail.data) < self.size:
                 self._ends.append((0, self._checked(head.result(), 0, _HEAD_NBYTES)))
         except BaseException:
@@ -59,7 +60,7 @@ class RemoteSource(Source):
         self._ends: list[tuple[int, Buffer]] = []
         self._recent: deque[tuple[int, Buffer]] = deque(maxlen=_KEPT)
         self._owns_connections = connections is None
-        self._connections = Connections() if connections is None else connections
+        self._connections: Connections = connections if connections is not None else Connections()
         self._ahead = self._ahead_of([])
         self._is_closed = False
 
@@ -116,9 +117,9 @@ class RemoteSource(Source):
         ahead = self._ahead_of([(offset, out.nbytes)])
         for at in range(0, out.nbytes, RANGE_NBYTES):
             part = out[at : at + RANGE_NBYTES]
-            found = ahead.read(offset + at, part.nbytes)
-            assert found is not None
-            part[:] = found
+            start, stop = offset + at, offset + at + part.nbytes
+            found = ahead.read(start, part.nbytes)
+            part[:] = self._fetch(start, stop) if found is None else found
         with self._connections.lock:
             self._connections.forget(ahead)
 

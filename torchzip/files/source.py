@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from torchzip.errors import TRUNCATED, FormatError
-from torchzip.files.location import Location
 
 Buffer = bytes | bytearray | memoryview
 _BASE_READINTO = io.BufferedIOBase.readinto
@@ -427,22 +426,11 @@ def file_place(source: Source, offset: int) -> tuple[Source, int]:
     return source, offset
 
 
-def open_source(file: File) -> Source:
-    """Return a Source for a path, a `Location` or a binary file object with ``read`` and ``seek``."""
-    if isinstance(file, Location):
-        from torchzip.files.remote_source import RemoteSource  # which few programs need
-
-        return RemoteSource(file)
-    if isinstance(file, str | os.PathLike):
-        return FileSource(file)
-    return FileObjectSource(_checked(file))
-
-
 def position_of(file: BinaryIO) -> int:
-    return _seek(_checked(file), os.SEEK_CUR)
+    return _seek(checked_file(file), os.SEEK_CUR)
 
 
-def _checked(file: BinaryIO) -> BinaryIO:
+def checked_file(file: BinaryIO) -> BinaryIO:
     if not (hasattr(file, "read") and hasattr(file, "seek")) or isinstance(file, io.TextIOBase):
         raise TypeError(
             f"expected a path or a binary file object with read and seek, not {type(file).__name__}"

@@ -18,7 +18,8 @@ import numpy as np
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, LimitError
-from torchzip.files.source import File, Source, open_source
+from torchzip.files.opening import open_source
+from torchzip.files.source import File, Source
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Name
@@ -193,7 +194,7 @@ class FolderContainer(Container):
     """A container that is several files of a directory."""
 
     def __init__(self, folder: Folder, name: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self.name = name
 
     def _check_parts(self, parts: Iterable[tuple[str, Container]]) -> Iterator[RecordCheck]:
@@ -205,7 +206,7 @@ class FolderContainer(Container):
             self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
 
     def close(self) -> None:
-        self._folder.close()
+        self.folder.close()
 
 
 class SpecFactory:

@@ -31,7 +31,8 @@ from torchzip.container.hub_names import (
 from torchzip.container.safetensors import parse_header
 from torchzip.container.shard_index import parse_index
 from torchzip.errors import FormatError, listed
-from torchzip.files.folder import Folder, is_folder, open_around, open_folder
+from torchzip.files.folder import Folder
+from torchzip.files.opening import is_folder, open_around, open_folder
 from torchzip.formats.base import Container, OpenContainer, open_file
 from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, SafetensorsPartsContainer

@@ -10,7 +10,7 @@ import os
 
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import ArchiveError, FormatError, UnsupportedError
-from torchzip.files.folder import is_folder
+from torchzip.files.opening import is_folder
 from torchzip.files.source import File, Source
 from torchzip.formats.base import Container, open_file
 from torchzip.formats.zip import ZipContainer

@@ -246,7 +246,7 @@ class SpanStorage(TensorStorage):
     @property
     def source(self) -> Source:
         """Where the bytes stand."""
-        return self._locator.locate(self.record)[0]
+        return self.extent()[0]
 
     @property
     def path(self) -> str:

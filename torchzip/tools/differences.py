@@ -15,6 +15,7 @@ from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Held, select
 from torchzip.errors import EnoughMemory, ErrorPlace, shown
+from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File
 from torchzip.limits import Limits
 from torchzip.tensors.casts import is_castable
@@ -104,7 +105,13 @@ class Diff:
 
 @EnoughMemory()
 def diff(
-    a: File, b: File, *, cast: bool = False, read: bool = False, limits: Limits | None = None
+    a: File,
+    b: File,
+    *,
+    cast: bool = False,
+    read: bool = False,
+    limits: Limits | None = None,
+    storage_options: StorageOptions = None,
 ) -> Diff:
     """Compare two checkpoints and return what differs, from ``a`` to ``b``.
 
@@ -138,6 +145,7 @@ def diff(
     >>> found.is_equal, found.changed[0].values
     (False, ElementDifference(count=1, max_abs=0.5, nans=0, first=(1,)))
     """
+    a, b = located(a, storage_options), located(b, storage_options)
     with Checkpoint(a, limits=limits) as before, Checkpoint(b, limits=limits) as after:
         return _Comparison(_Side(before), _Side(after), cast, read).run()
 

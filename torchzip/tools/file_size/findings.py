@@ -7,14 +7,17 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy import Checkpoint, checkpoint_of
 from torchzip.checkpoint.lazy_tensor import storages_of
 from torchzip.checkpoint.outline import Outline, outline
 from torchzip.convert.casting import inner_tensors
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import select
 from torchzip.errors import EnoughMemory
+from torchzip.files.folder import Folder
+from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File, rewinder
+from torchzip.formats.base import FolderContainer
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.sharded import ShardedContainer
 from torchzip.limits import Limits
@@ -86,7 +89,9 @@ class WhyBig:
 
 
 @EnoughMemory()
-def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
+def why_big(
+    file: File, *, limits: Limits | None = None, storage_options: StorageOptions = None
+) -> WhyBig:
     """Say where the bytes of a checkpoint go, and what `convert` would save of them.
 
     Data is read only of storages that have the size of another (and its CRC, where there are
@@ -110,11 +115,14 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
     >>> found.duplicates, found.savings[0].what
     ((Duplicates(nbytes=8000, names=('a', 'b')),), 'round floating tensors to bfloat16')
     """
+    file = located(file, storage_options)
     rewind = rewinder(file)
     with Checkpoint(file, limits=limits) as checkpoint:
         survey = _survey(checkpoint)
         if not isinstance(checkpoint.container, OneFile | ShardedContainer):
-            return _result(file, survey, _account_of_dcp(checkpoint, survey.kinds))
+            assert isinstance(checkpoint.container, FolderContainer)
+            folder = checkpoint.container.folder
+            return _result(file, survey, _account_of_dcp(checkpoint, folder, survey.kinds))
     del checkpoint  # its object may be large; there will be others
     rewind()
     container = open_checkpoint(file, survey.limits)
@@ -185,8 +193,8 @@ def _account_of_shards(container: ShardedContainer, survey: _Survey) -> Account:
     made.add("index of shards", container.index_nbytes)
     for shard in container.shards:
         assert isinstance(shard, OneFile)
-        with Checkpoint(shard.name, limits=survey.limits) as its:
-            known = _known(its, outline(its, plain=False), survey.kinds)
+        its = checkpoint_of(shard, survey.limits)
+        known = _known(its, outline(its, plain=False), survey.kinds)
         account = account_of(shard, known)
         made.size += account.size
         for part in account.parts.values():
@@ -197,13 +205,12 @@ def _account_of_shards(container: ShardedContainer, survey: _Survey) -> Account:
     return made
 
 
-def _account_of_dcp(checkpoint: Checkpoint, kinds: dict[str, str]) -> Account:
+def _account_of_dcp(checkpoint: Checkpoint, folder: Folder, kinds: dict[str, str]) -> Account:
     """Return the bytes of a distributed checkpoint: those of tensors, and all others together."""
-    folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
-    names = os.listdir(folder or os.curdir)
-    own = [name for name in names if name.endswith((".distcp", ".metadata"))]
-    own = own or [name for name in names if name.endswith(".safetensors")]
-    made = Account(sum(os.path.getsize(os.path.join(folder, name)) for name in own))
+    own = [name for name in folder.names if name.endswith((".distcp", ".metadata"))]
+    own = own or [name for name in folder.names if name.endswith(".safetensors")]
+    folder.will_open(own)
+    made = Account(sum(folder.open(name).size for name in own))
     around = made.size
     seen: set[int] = set()
     for name, tensor in checkpoint.items():
@@ -234,7 +241,7 @@ def _result(file: File, survey: _Survey, account: Account) -> WhyBig:
         notes.append("convert would take the tensors only, without the code in the archive")
     elif isinstance(file, str | os.PathLike):
         ideas = _ideas(found, account, roles)
-        made = (saving_of(survey.path, account.size, idea, survey.limits) for idea in ideas)
+        made = (saving_of(file, account.size, idea, survey.limits) for idea in ideas)
         savings = [saving for saving in made if saving is not None]
     return WhyBig(
         file=survey.path,

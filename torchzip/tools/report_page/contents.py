@@ -12,7 +12,8 @@ from torchzip.checkpoint.module_tree import Module, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow, outline
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError
-from torchzip.files.source import File, open_source, position_of, rewinder
+from torchzip.files.opening import open_source
+from torchzip.files.source import File, position_of, rewinder
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tools.element_statistics import Statistics, statistics

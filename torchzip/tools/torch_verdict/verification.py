@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import EnoughMemory, shown
-from torchzip.files.source import File, open_source, rewinder
+from torchzip.files.location import StorageOptions, located
+from torchzip.files.opening import open_source
+from torchzip.files.source import File, rewinder
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
@@ -54,6 +56,7 @@ def verify(
     *,
     limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
+    storage_options: StorageOptions = None,
 ) -> Verified:
     """Read all of a checkpoint, compare every CRC, and say whether torch.load accepts it.
 
@@ -75,6 +78,7 @@ def verify(
     >>> found.format, found.records, found.torch_load
     ('zip', 6, 'accepts')
     """
+    file = located(file, storage_options)
     rewind = rewinder(file)
     with Checkpoint(file, limits=limits) as checkpoint:
         report = checkpoint.verify(progress)
