@@ -27,6 +27,7 @@ _RANKS = {
     "types": 3.5,  # names what users see of `leaf_types` and `tensors.kinds`; rooms above import it
     "formats": 4,
     "checkpoint": 5,
+    "executors": 5.5,
     "convert": 6,
     "tools": 7,
     "cli": 8,
@@ -42,6 +43,7 @@ _OPTIONAL = {
     "obstore": {"files.obstore_objects"},
     "fsspec": {"files.fsspec_objects"},
     "huggingface_hub": {"files.hub"},
+    "ray": {"executors"},
 }
 _ML_DTYPES_ROOMS = {"tensors"}
 

@@ -42,6 +42,7 @@ class SparseFile(io.RawIOBase):
     """Sink, Source and file object of any size: large writes are taken for zeros."""
 
     LARGE = 1 << 20
+    is_far = False
 
     def __init__(self) -> None:
         self.name = "sparse.pt"

@@ -15,12 +15,13 @@ from torchzip.checkpoint.destination import refuse_other_format
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.errors import EnoughMemory
+from torchzip.files.location import StorageOptions, located
 from torchzip.files.opening import open_sink
 from torchzip.files.source import File
 from torchzip.files.watch import Watch
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
-from torchzip.tensors.storage import Bytes, TensorStorage, sources_of
+from torchzip.tensors.storage import Bytes, TensorStorage, sources_of, will_read
 
 #: Yields the bytes of a storage that is to be written; see `reading`.
 BlocksOf = Callable[[TensorStorage], Iterator[Bytes]]
@@ -31,7 +32,14 @@ _BATCH_RECORDS = 1 << 11
 _BATCH_NBYTES = 1 << 22
 
 
-def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
+def save(
+    obj: Any,
+    file: File,
+    *,
+    alignment: int = 64,
+    crc32: bool = True,
+    storage_options: StorageOptions = None,
+) -> None:
     """Write ``obj`` as ``torch.save`` would write it, byte for byte.
 
     ``obj`` is any tree of Python values, numpy arrays, objects that give one (``__array__``,
@@ -66,6 +74,7 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     >>> len(file.getvalue())
     1577
     """
+    file = located(file, storage_options)
     refuse_other_format(file)
     keys = StorageKeys()
     with EnoughMemory():
@@ -161,7 +170,9 @@ def reading(storages: Iterable[object]) -> Iterator[BlocksOf]:
     somebody has written to the file since it was opened: it is compared then, and a file that is
     written to in the meantime is an error.
     """
-    watch = Watch(sources_of(storages))
+    stored = [each for each in storages if isinstance(each, TensorStorage)]
+    will_read(stored)
+    watch = Watch(sources_of(stored))
     if not watch.is_unwritten():
         yield lambda storage: storage.checked_blocks()
         return

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
-from torchzip.convert.pieces import Piece, Written, cut, origin_of
+from torchzip.convert.pieces import Piece, Written, cut, origin_of, parts_of
 from torchzip.convert.planned import PlannedFile
 from torchzip.files.crc import crc32, crc32_combine, wrong_crc
 from torchzip.files.new_file import NewFile
+from torchzip.files.streamed_file import StreamedFile
 from torchzip.tensors.casts import Cast, CastStorage
+from torchzip.tensors.storage import whole_parts, will_read
 
 #: Smaller storages are written with what is around them.
 _SMALL_NBYTES = 1 << 16
@@ -29,7 +31,7 @@ class Work:
     """One file on its way: its large storages are cut in ``pieces``, whose results it collects."""
 
     def __init__(
-        self, planned: PlannedFile, file: NewFile, *, with_crc: bool, verify: bool
+        self, planned: PlannedFile, file: NewFile | StreamedFile, *, with_crc: bool, verify: bool
     ) -> None:
         self.planned = planned
         self.file = file
@@ -107,6 +109,33 @@ class Work:
                         self.out_of_range[key] = alone.out_of_range
         return list(contents.values())
 
+    def places_of(self, key: int) -> slice:
+        """Return the places of the pieces of a storage that is cut."""
+        return self._cuts[key]
+
+    def announce(self) -> None:
+        """Tell the sources what will be read, in the order of the file."""
+        parts = chain.from_iterable(
+            whole_parts(storage)
+            if self.is_small(key)
+            else chain.from_iterable(map(parts_of, self.pieces[self._cuts[key]]))
+            for key, storage in enumerate(self.planned.storages)
+        )
+        will_read(self.planned.storages, parts)
+
+
+class LocalWork(Work):
+    """A file of this computer, whose pieces are written in any order, before all else."""
+
+    def __init__(
+        self, planned: PlannedFile, file: NewFile, *, with_crc: bool, verify: bool
+    ) -> None:
+        super().__init__(planned, file, with_crc=with_crc, verify=verify)
+        self.temporary = file.temporary
+
+    def announce(self) -> None:
+        will_read([each for key, each in enumerate(self.planned.storages) if self.is_small(key)])
+
     def check_copied(self) -> None:
         """Read what was written of bytes that were copied unread; raise if a CRC does not match."""
         for key, places in self._cuts.items():
@@ -115,7 +144,7 @@ class Work:
             found = 0
             for at in range(0, storage.nbytes if expected else 0, _CHECKED_NBYTES):
                 nbytes = min(_CHECKED_NBYTES, storage.nbytes - at)
-                found = crc32(os.pread(self.file.descriptor, nbytes, start + at), found)
+                found = crc32(self.file.read_back(start + at, nbytes), found)
             if found != expected:
                 raise wrong_crc(found, expected, storage.record)
 

@@ -94,6 +94,10 @@ class NewFile:
     def write_at(self, offset: int, data: Buffer) -> None:
         write_all(self.descriptor, offset, data)
 
+    def read_back(self, offset: int, nbytes: int) -> bytes:
+        """Return bytes that were written before."""
+        return os.pread(self.descriptor, nbytes, offset)
+
     def commit(self) -> None:
         """Sync the file and give it its final name."""
         commit_together([self])

@@ -38,6 +38,8 @@ class RemoteSource(Source):
     By default it has its own ``connections``.
     """
 
+    is_far = True
+
     def __init__(self, location: Location, connections: Connections | None = None) -> None:
         self._prepare(location, open_object(location), connections)
         try:

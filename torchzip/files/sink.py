@@ -108,10 +108,18 @@ class PathSink(NewFile):
             direct.close()
 
 
+class File(Protocol):
+    """A file that is written to at offsets."""
+
+    name: str
+
+    def write_at(self, offset: int, data: Buffer) -> None: ...
+
+
 class GapSink:
     """Writes around the gaps of a file that others fill."""
 
-    def __init__(self, file: NewFile) -> None:
+    def __init__(self, file: File) -> None:
         self._file = file
         self.name = file.name
         self.position = 0

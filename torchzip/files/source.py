@@ -43,6 +43,8 @@ class Source(Protocol):
 
     size: int
     name: str
+    #: A read takes long to begin, so it is worth saying beforehand what will be read.
+    is_far: bool = False
 
     def read_at(self, offset: int, nbytes: int) -> Buffer:
         """Return exactly ``nbytes`` bytes from ``offset``, or raise."""

@@ -26,7 +26,7 @@ from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
-from torchzip.tensors.storage import MeasuredStorage, OpenMany, SpanStorage, TensorStorage
+from torchzip.tensors.storage import Locator, MeasuredStorage, OpenMany, SpanStorage, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class FileContainer(Container):
         self.source.close()
 
 
-class PlainContainer(FileContainer):
+class PlainContainer(FileContainer, Locator):
     """A file with the little-endian bytes of storages, which begin at ``offsets`` by their keys."""
 
     offsets: dict[str, int]

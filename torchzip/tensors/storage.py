@@ -200,8 +200,12 @@ class Locator(Protocol):
         """
         ...
 
+    def alone(self, record: str) -> Locator:
+        """Return a Locator for a record that can be pickled if the Source can."""
+        return FixedPlace(*self.locate(record))
 
-class FixedPlace:
+
+class FixedPlace(Locator):
     """A Locator for one place."""
 
     def __init__(self, source: Source, offset: int) -> None:
@@ -246,19 +250,20 @@ class SpanStorage(TensorStorage):
     @property
     def source(self) -> Source:
         """Where the bytes stand."""
-        return self.extent()[0]
+        return self.extent(0, 0)[0]
 
     @property
     def path(self) -> str:
         """The file, as messages show it."""
         return self.source.name
 
-    def extent(self) -> tuple[Source, int, int]:
-        """Return the Source, and the offset and size of all that is read for the bytes."""
-        return self._locator.extent(self.record, self.nbytes)
+    def extent(self, start: int, stop: int) -> tuple[Source, int, int]:
+        """Return the Source, and the offset and size of all that is read for a range of bytes."""
+        source, offset, nbytes = self._locator.extent(self.record, self.nbytes)
+        return source, offset + start, nbytes - self.nbytes + stop - start
 
     def __reduce__(self) -> tuple[Any, ...]:
-        place = FixedPlace(*self._locator.locate(self.record))
+        place = self._locator.alone(self.record)
         fields = (self.torch_dtype, self.nbytes, self.location, self.record, place)
         return (SpanStorage, (*fields, self.crc, self._swap_nbytes))
 
@@ -296,25 +301,36 @@ def sources_of(storages: Iterable[object]) -> list[Source]:
     return list(found.values())
 
 
-def will_read(storages: Iterable[TensorStorage]) -> None:
-    """Tell the sources of storages that these will be read, whole and in this order."""
-    by_locator: dict[int, list[SpanStorage]] = {}
-    for storage in storages:
-        if type(storage) is SpanStorage:  # as nearly all are
-            by_locator.setdefault(id(storage._locator), []).append(storage)
-    by_file: dict[int, list[SpanStorage]] = {}
-    for each in by_locator.values():
-        source, _ = file_place(*each[0].extent()[:2])
-        by_file.setdefault(id(source), []).extend(each)
-    for each in by_file.values():
-        source, _ = file_place(*each[0].extent()[:2])
-        # Most sources do not look at the spans, so nothing is computed for these.
-        source.will_read(map(_span_in_file, each))
+#: A storage of a file, and from which byte of it to which something will be read.
+Part = tuple[SpanStorage, int, int]
 
 
-def _span_in_file(storage: SpanStorage) -> tuple[int, int]:
-    source, start, nbytes = storage.extent()
-    return file_place(source, start)[1], nbytes
+def will_read(storages: Iterable[TensorStorage], parts: Iterable[Part] | None = None) -> None:
+    """Tell the sources of storages which parts of them will be read soon, in this order.
+
+    By default they are read whole.
+    """
+    storages = list(storages)
+    sources = {id(file): file for file in (file_place(s, 0)[0] for s in sources_of(storages))}
+    spans: dict[int, list[tuple[int, int]]] = {key: [] for key in sources}
+    if any(source.is_far for source in sources.values()):  # the others do not look at them
+        if parts is None:
+            parts = (part for storage in storages for part in whole_parts(storage))
+        for storage, start, stop in parts:
+            source, at, nbytes = storage.extent(start, stop)
+            source, at = file_place(source, at)
+            spans[id(source)].append((at, nbytes))
+    for key, source in sources.items():
+        source.will_read(spans[key])
+
+
+def whole_parts(storage: TensorStorage) -> Iterator[Part]:
+    """Yield what is read of files for all bytes of a storage."""
+    if isinstance(storage, SpanStorage):
+        yield storage, 0, storage.nbytes
+    else:
+        for base in storage.made_of():
+            yield from whole_parts(base)
 
 
 def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:
