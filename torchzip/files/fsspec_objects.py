@@ -53,8 +53,6 @@ class FsspecObject(RemoteObject):
 
     def put(self, blocks: Iterator[bytes], *, overwrite: bool) -> None:
         with errors_of(self._name):
-            if not overwrite and self.exists():
-                raise FileExistsError(errno.EEXIST, "Exists already", self._name)
             # Without autocommit, as the end of a ``with`` block would commit after an error.
             file = self._system.open(self._path, "wb", autocommit=False)
             try:

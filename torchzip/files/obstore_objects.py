@@ -94,23 +94,11 @@ class ObstoreObject(RemoteObject):
                 mode = "overwrite" if overwrite else "create"
                 self._obstore.put(self._store, "", first, use_multipart=False, mode=mode)
             return
-        if not overwrite:
-            self._refuse_existing()
-            blocks = chain(blocks, self._refused_at_end())
         with errors_of(self._name):
             self._obstore.put(
                 self._store, "", chain([first], blocks), use_multipart=True,
                 chunk_size=_PART_NBYTES, max_concurrency=_PARTS_AT_ONCE,
             )  # fmt: skip
-
-    def _refused_at_end(self) -> Iterator[bytes]:
-        """Look again before an upload of several parts ends: stores cannot do it themselves."""
-        self._refuse_existing()
-        yield from ()
-
-    def _refuse_existing(self) -> None:
-        if self.exists():
-            raise FileExistsError(errno.EEXIST, "Exists already", self._name)
 
     def remove(self) -> None:
         with errors_of(self._name):

@@ -42,6 +42,14 @@ _SAID = {
 }
 
 
+#: What obstore says of what has no status -> what it means.
+_PHRASES = {
+    "error sending request": "the server cannot be reached",
+    "error decoding response body": "the answer ended too soon",
+    "operation timed out": "no answer in time",
+}
+
+
 class Answer(NamedTuple):
     """Bytes of an object, where they begin, the size of the whole, and what state it is in."""
 
@@ -73,10 +81,7 @@ class RemoteObject(Protocol):
     def put(self, blocks: Iterator[bytes], *, overwrite: bool) -> None:
         """Make the object of blocks; if they raise, what is there stays as it is.
 
-        Raises
-        ------
-        FileExistsError
-            If there is an object, and it must not be overwritten.
+        ``overwrite=False`` is for backends that can refuse it by themselves; the caller has looked.
         """
         ...
 
@@ -120,9 +125,13 @@ def errors_of(name: str) -> Iterator[None]:
         number = _number_of(error, status)
         said = _SAID.get(number)
         if said is None:
-            said = f"The request failed: {f'status {status}' if status else kind}"
-            if isinstance(error, OSError) and error.strerror and error.errno:
-                said = f"The request failed: {os.strerror(error.errno)}"
+            reason = f"status {status}" if status else kind
+            if isinstance(error, OSError) and error.errno:
+                reason = os.strerror(error.errno)
+            for phrase, meaning in _PHRASES.items():
+                if phrase in str(error) and not status:
+                    reason = meaning
+            said = f"The request failed: {reason}"
         raise OSError(number, said, name) from None
 
 

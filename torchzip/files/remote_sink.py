@@ -91,6 +91,12 @@ class RemoteSink:
     def commit(self) -> None:
         if self._block:
             self._send()
+        # Stores refuse an object of one part by themselves, and one of several not at all.
+        if not self._overwrite and self._object.exists():
+            self.abort()
+            raise FileExistsError(
+                errno.EEXIST, "Exists already; overwrite=True replaces it", self.name
+            )
         self._end(None)
         if self._failed:
             raise self._failed[0]

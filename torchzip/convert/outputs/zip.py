@@ -121,6 +121,7 @@ class ZipOutput(Output):
             (key,) = keys
             storage = planned.storages[key]
             writer.begin_record(f"data/{key}", storage.nbytes)
+            writer.flush()  # where the bytes come in order, those of the storage come now
             crc = work.crc_of(key)
             writer.skip(storage.nbytes, crc, file.read_back(planned.starts[key], 8))
             writer.end_record()
