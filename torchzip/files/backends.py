@@ -1,7 +1,8 @@
 """Which backend a URL needs.
 
-obstore speaks to S3, Google Cloud, Azure and web servers, huggingface_hub says where a file of the
-hub is, fsspec has every other scheme. Each is imported when such a URL is opened.
+obstore speaks to S3, Google Cloud and Azure, the standard library to web servers, huggingface_hub
+says where a file of the hub is, fsspec has every other scheme. Each is imported when such a URL is
+opened.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from urllib.parse import quote, urlsplit
 from torchzip.files.location import Location
 from torchzip.files.remote import RemoteObject
 
-_OF_OBSTORE = {
-    "s3", "s3a", "gs", "gcs", "az", "adl", "azure", "abfs", "abfss", "http", "https",
-}  # fmt: skip
+_OF_OBSTORE = {"s3", "s3a", "gs", "gcs", "az", "adl", "azure", "abfs", "abfss"}
+_OF_WEB = {"http", "https"}
 
 
 def open_object(location: Location) -> RemoteObject:
@@ -48,7 +48,7 @@ def is_folder(location: Location) -> bool:
 
 def member_of(folder: Location, name: str) -> Location:
     """Return a file of a folder. A name leads nowhere else, whatever a server would make of it."""
-    if folder.scheme in _OF_OBSTORE:  # which decodes what is in a URL
+    if folder.scheme in _OF_OBSTORE | _OF_WEB:  # where what is in a URL is decoded
         name = quote(name)
     return replace(
         folder,
@@ -61,6 +61,10 @@ def _backend(location: Location) -> ModuleType:
         from torchzip.files import obstore_objects
 
         return obstore_objects
+    if location.scheme in _OF_WEB:
+        from torchzip.files import web
+
+        return web
     if location.scheme == "hf":
         from torchzip.files import hub
 

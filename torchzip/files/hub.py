@@ -7,13 +7,12 @@ ranges, as from any web server. They are those of that commit, whatever is pushe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from torchzip.files.location import Location
-from torchzip.files.obstore_objects import ObstoreObject
-from torchzip.files.remote import Answer, RemoteObject, errors_of, missing
+from torchzip.files.remote import Answer, errors_of, missing
+from torchzip.files.web import WebObject
 
 _KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -44,32 +43,18 @@ def parse_place(url: str) -> Place:
     return Place(kind, repository, unquote(revision) or None, "/".join(parts[2:]))
 
 
-class HubObject(RemoteObject):
-    """A file of one commit, which never changes."""
+class HubObject(WebObject):
+    """A file of one commit, which never changes: so nothing else identifies its state."""
 
-    is_read_only = True
-
-    def __init__(self, commit: str, inner: ObstoreObject) -> None:
+    def __init__(self, location: Location, name: str, commit: str) -> None:
+        super().__init__(location, name)
         self._commit = commit
-        self._inner = inner
 
     def tail(self, nbytes: int) -> Answer:
-        return self._of_commit(self._inner.tail(nbytes))
+        return super().tail(nbytes)._replace(identity=self._commit)
 
     def range(self, start: int, stop: int, identity: str | None) -> Answer:
-        return self._of_commit(self._inner.range(start, stop, None))
-
-    def _of_commit(self, answer: Answer) -> Answer:
-        return answer._replace(identity=self._commit)
-
-    def exists(self) -> bool:
-        return self._inner.exists()
-
-    def put(self, blocks: Iterator[bytes], *, overwrite: bool) -> None:
-        raise NotImplementedError  # nobody asks a read-only object for it
-
-    def remove(self) -> None:
-        raise NotImplementedError
+        return super().range(start, stop, None)._replace(identity=self._commit)
 
 
 def open_object(location: Location) -> HubObject:
@@ -85,8 +70,7 @@ def open_object(location: Location) -> HubObject:
             endpoint=options.get("endpoint"),
         )  # fmt: skip
         headers = hub.utils.build_hf_headers(token=options.get("token"))
-    web = Location(url, {"client_options": {"default_headers": headers}})
-    return HubObject(commit, ObstoreObject(web, location.name))
+    return HubObject(Location(url, {"headers": headers}), location.name, commit)
 
 
 def list_folder(location: Location) -> tuple[Location, list[str]]:

@@ -1,4 +1,4 @@
-"""Objects that obstore reads and writes: of S3, Google Cloud, Azure, and web servers."""
+"""Objects that obstore reads and writes: of S3, Google Cloud and Azure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from torchzip.files.location import Location
 from torchzip.files.remote import Answer, RemoteObject, errors_of, missing
 
-_OF_WEB = ("http", "https")
 #: Of an upload. A store takes parts of 5 MB and more, and 10,000 of them: up to 160 GB.
 _PART_NBYTES = 16 << 20
 _PARTS_AT_ONCE = 3
@@ -21,13 +20,11 @@ _TIMES = {"connect_timeout": "10s", "timeout": "5m"}
 
 
 class ObstoreObject(RemoteObject):
-    """An object of a store, or of a web server. ``name`` is what messages call it."""
+    """An object of a store."""
 
-    def __init__(self, location: Location, name: str | None = None) -> None:
-        self._name = name or location.name
-        self.is_read_only = location.scheme in _OF_WEB
-        # The whole URL is the store: so a query, which may be a signature, stays as it is.
-        self._obstore, self._store = _open_store(location, self._name)
+    def __init__(self, location: Location) -> None:
+        self._name = location.name
+        self._obstore, self._store = _open_store(location)  # of one object, whose path is empty
 
     def tail(self, nbytes: int) -> Answer:
         try:
@@ -108,35 +105,29 @@ class ObstoreObject(RemoteObject):
 open_object = ObstoreObject
 
 
-def list_folder(location: Location) -> tuple[Location, list[str] | None]:
-    """Return a folder, and the names of the objects in it; a web server does not say them."""
-    if location.scheme in _OF_WEB:
-        return location, None
-    obstore, store = _open_store(location, location.name)
+def list_folder(location: Location) -> tuple[Location, list[str]]:
+    """Return a folder, and the names of the objects in it, but not below it."""
+    obstore, store = _open_store(location)
     with errors_of(location.name):
         found = obstore.list_with_delimiter(store)
         return location, [each["path"].rpartition("/")[2] for each in found["objects"]]
 
 
-def _open_store(location: Location, name: str) -> tuple[Any, Any]:
+def _open_store(location: Location) -> tuple[Any, Any]:
     try:
         import obstore
         from obstore.store import from_url
     except ImportError:
         raise missing("obstore", location) from None
     options = dict(location.storage_options or {})
-    options["client_options"] = (
-        _TIMES
-        | ({"allow_http": True} if location.scheme == "http" else {})
-        | dict(options.get("client_options", {}))
-    )
+    options["client_options"] = _TIMES | dict(options.get("client_options", {}))
     options.setdefault("retry_config", _RETRIES)
     try:
         return obstore, from_url(location.url, **options)
     except Exception as error:  # its words name the option, but may quote a value as well
         known = str(error).partition("\n")[0] if "not valid for store" in str(error) else ""
         raise ValueError(
-            f"{name}: obstore does not take this URL with these storage_options"
+            f"{location.name}: obstore does not take this URL with these storage_options"
             + (f": {known}" if known else f" ({type(error).__name__})")
         ) from None
 

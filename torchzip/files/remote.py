@@ -87,6 +87,10 @@ class RemoteObject(Protocol):
 
     def remove(self) -> None: ...
 
+    def close(self) -> None:
+        """End reading."""
+        return
+
 
 def replaced(name: str) -> FormatError:
     """Return the error for an object that is not the one that was opened."""
@@ -102,6 +106,11 @@ def missing(package: str, location: Location) -> OSError:
         f"{package} is needed for this URL and is not installed; pip install 'torchzip[remote]'",
         location.name,
     )
+
+
+def read_only(name: str) -> OSError:
+    """Return the error for writing to what is only read."""
+    return OSError(errno.EROFS, "Files behind this URL can only be read; write to a store", name)
 
 
 @contextlib.contextmanager

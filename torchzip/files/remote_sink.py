@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from torchzip.files.backends import open_object
 from torchzip.files.location import Location
+from torchzip.files.remote import read_only
 from torchzip.files.source import Buffer
 
 _BLOCK_NBYTES = 1 << 20
@@ -33,9 +34,7 @@ class RemoteSink:
         self.position = 0
         self._object = open_object(location)
         if self._object.is_read_only:
-            raise OSError(
-                errno.EROFS, "Files behind this URL can only be read; write to a store", self.name
-            )
+            raise read_only(self.name)
         self._overwrite = overwrite
         self._block = bytearray()
         self._blocks: queue.Queue[bytes | _AbortedError | None] = queue.Queue(_WAITING)

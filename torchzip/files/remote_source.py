@@ -150,6 +150,7 @@ class RemoteSource(Source):
             self._connections.forget(self._ahead)
         if self._owns_connections:
             self._connections.close()
+        self._object.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen_remote, (self.location, self.size, self.identity))
