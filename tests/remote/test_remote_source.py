@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ _DATA = np.random.default_rng(0).bytes(3_000_000)
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that failed is sent again at once."""
-    monkeypatch.setattr(web.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 def _source(server: RangeServer, path: str = "m.bin") -> RemoteSource:
@@ -150,9 +151,8 @@ def test_announced_reads_in_another_order() -> None:
     """What is read near each other in time comes together, and nothing comes twice."""
     data = bytes(60_000_000)
     spans = [(start, 100_000) for start in range(0, 60_000_000, 100_000)]
-    order = [
-        spans[at] for block in range(20) for at in reversed(range(block * 30, block * 30 + 30))
-    ]
+    blocks = [spans[at : at + 30] for at in range(0, len(spans), 30)]
+    order = [span for block in blocks for span in reversed(block)]
     with serving({"m.bin": data}) as server:
         source = _source(server)
         source.will_read(order)
@@ -271,7 +271,7 @@ def test_lies(lie: Callable[..., Answer], when: str) -> None:
             return
         source = _source(server)
         server.change = lie
-        with pytest.raises(OSError, match="server|request"):
+        with pytest.raises(OSError, match=r"server|request"):
             source.read_at(1_000_000, 10)
         source.close()
 
@@ -313,12 +313,12 @@ def test_redirects_that_end_nowhere() -> None:
             _source(server)
         for to in ("file:///etc/passwd", "ftp://127.0.0.1/x", "http://[bad"):
             server.change = _redirect(to)
-            with pytest.raises(OSError, match="not followed|no sense"):
+            with pytest.raises(OSError, match=r"not followed|no sense"):
                 _source(server)
 
 
 def test_redirects_to_the_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server of the internet (here 127.0.0.1) does not reach what it could not see (127.0.0.2)."""
+    """A server of the internet (here 127.0.0.1) reaches nothing that it could not see itself."""
     monkeypatch.setattr(web, "_is_private", lambda address: address == "127.0.0.2")
     with serving({"m.bin": _DATA}, address="127.0.0.2") as inner, serving({}) as server:
         server.change = _redirect(f"{inner.url}m.bin")

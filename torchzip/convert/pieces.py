@@ -161,15 +161,14 @@ def write_pieces(
 
     ``tell`` gets the number of bytes of each block.
     """
-    announce(pieces)
-    with RangeWriter(path) as out:
-        writer = PieceWriter(out, tell)
-        return [writer.write(piece) for piece in pieces]
-
-
-def announce(pieces: Sequence[Piece]) -> None:
-    """Tell the sources of pieces what will be read."""
     will_read([piece.storage for piece in pieces], chain.from_iterable(map(parts_of, pieces)))
+    return write_announced(path, pieces, tell)
+
+
+def write_announced(path: str, pieces: Sequence[Piece], tell: Tell) -> list[Written]:
+    """Write pieces whose sources know that they will be read."""
+    with RangeWriter(path) as out:
+        return PieceWriter(out, tell).write_all(pieces)
 
 
 def parts_of(piece: Piece) -> Iterator[Part]:
@@ -195,6 +194,9 @@ class PieceWriter:
     @cached_property
     def _buffer(self) -> Bytes:
         return np.empty(_READ_NBYTES, np.uint8)
+
+    def write_all(self, pieces: Sequence[Piece]) -> list[Written]:
+        return [self.write(piece) for piece in pieces]
 
     def write(self, piece: Piece) -> Written:
         """Write a piece; return the CRCs."""

@@ -10,11 +10,12 @@ import contextlib
 import errno
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from itertools import chain
 
 from torchzip.convert.meter import Meter, Progress
 from torchzip.convert.overflow import by_tensor
-from torchzip.convert.pieces import Written, check_read_in_part, write_pieces
+from torchzip.convert.pieces import Written, check_read_in_part, write_announced, write_pieces
 from torchzip.convert.plan import Plan
 from torchzip.convert.tasks import Task, run_tasks
 from torchzip.convert.upload import upload
@@ -53,17 +54,22 @@ def run(
         storages = [storage for planned in plan.files for storage in planned.storages]
         if verify:
             check_read_in_part(storages)
-        watch = Watch(sources_of(storages))
+        sources = sources_of(storages)
+        watch = Watch(sources)
         works: list[LocalWork] = []
         for planned, file in zip(plan.files, files, strict=False):  # the index follows
             file.resize(planned.nbytes)
             works.append(LocalWork(planned, file, with_crc=plan.output.has_crcs, verify=verify))
-        if executor is None:
+        if executor is not None:
+            _run_pieces(works, executor, meter)
+        elif any(source.is_far for source in sources):
+            # In one go, so that what is near each other in the source is fetched together.
+            for work in works:
+                work.write_in_order(partial(write_announced, work.temporary, tell=meter.add))
+        else:
             for work in works:
                 if work.pieces:
                     work.written = write_pieces(work.temporary, work.pieces, meter.add)
-        else:
-            _run_pieces(works, executor, meter)
         for work in works:
             work.announce()
             plan.output.finish(work)

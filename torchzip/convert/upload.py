@@ -15,7 +15,7 @@ from itertools import chain
 from torchzip.convert.meter import Meter
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.overflow import by_tensor
-from torchzip.convert.pieces import PieceWriter, Tell, Written, check_read_in_part
+from torchzip.convert.pieces import PieceWriter, Tell, check_read_in_part
 from torchzip.convert.plan import Plan
 from torchzip.convert.planned import PlannedFile
 from torchzip.convert.tasks import Task, run_tasks
@@ -24,23 +24,6 @@ from torchzip.files.place import StorePlace
 from torchzip.files.streamed_file import StreamedFile
 from torchzip.files.watch import Watch
 from torchzip.tensors.storage import sources_of
-
-
-class StreamedWork(Work):
-    """A file that is written from start to end: a storage when its CRC is asked for."""
-
-    def __init__(
-        self, planned: PlannedFile, file: StreamedFile, output: type[Output], tell: Tell
-    ) -> None:
-        # All bytes pass through here, so the CRCs of the source are compared in any case.
-        super().__init__(planned, file, with_crc=output.has_crcs, verify=True)
-        self.written = [Written(0)] * len(self.pieces)
-        self._writer = PieceWriter(file, tell)
-
-    def crc_of(self, key: int) -> int:
-        places = self.places_of(key)
-        self.written[places] = [self._writer.write(piece) for piece in self.pieces[places]]
-        return super().crc_of(key)
 
 
 def upload(
@@ -119,7 +102,9 @@ def upload_file(
 def _write(
     output: type[Output], planned: PlannedFile, file: StreamedFile, tell: Tell
 ) -> dict[str, int]:
-    work = StreamedWork(planned, file, output, tell)
+    # All bytes pass through here, so the CRCs of the source are compared in any case.
+    work = Work(planned, file, with_crc=output.has_crcs, verify=True)
+    work.write_in_order(PieceWriter(file, tell).write_all)
     work.announce()
     output.finish(work)
     return dict(by_tensor(planned, work.out_of_range))

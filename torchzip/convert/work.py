@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -40,6 +40,7 @@ class Work:
         #: How many elements of a storage their new dtype has no place for, where there are any.
         self.out_of_range: dict[int, int] = {}
         self._cuts: dict[int, slice] = {}
+        self._write: Callable[[Sequence[Piece]], list[Written]] | None = None
         for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
             if storage.nbytes > _SMALL_NBYTES:
                 first = len(self.pieces)
@@ -70,6 +71,8 @@ class Work:
 
     def crc_of(self, key: int) -> int:
         """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
+        if self._write is not None:
+            self.written[self._cuts[key]] = self._write(self.pieces[self._cuts[key]])
         pieces, written = self.pieces[self._cuts[key]], self.written[self._cuts[key]]
         self.out_of_range[key] = sum(part.out_of_range for part in written)
         origin = origin_of(self.planned.storages[key])
@@ -109,19 +112,26 @@ class Work:
                         self.out_of_range[key] = alone.out_of_range
         return list(contents.values())
 
-    def places_of(self, key: int) -> slice:
-        """Return the places of the pieces of a storage that is cut."""
-        return self._cuts[key]
+    def write_in_order(self, write: Callable[[Sequence[Piece]], list[Written]]) -> None:
+        """Have the pieces of a storage written when its turn comes, by ``write``."""
+        self._write = write
+        self.written = [Written(0)] * len(self.pieces)
 
     def announce(self) -> None:
-        """Tell the sources what will be read, in the order of the file."""
+        """Tell the sources what will be read from now on, in the order of the file."""
+        storages = [
+            storage
+            for key, storage in enumerate(self.planned.storages)
+            if self._write is not None or self.is_small(key)
+        ]
         parts = chain.from_iterable(
             whole_parts(storage)
             if self.is_small(key)
             else chain.from_iterable(map(parts_of, self.pieces[self._cuts[key]]))
             for key, storage in enumerate(self.planned.storages)
+            if self._write is not None or self.is_small(key)
         )
-        will_read(self.planned.storages, parts)
+        will_read(storages, parts)
 
 
 class LocalWork(Work):
@@ -132,9 +142,6 @@ class LocalWork(Work):
     ) -> None:
         super().__init__(planned, file, with_crc=with_crc, verify=verify)
         self.temporary = file.temporary
-
-    def announce(self) -> None:
-        will_read([each for key, each in enumerate(self.planned.storages) if self.is_small(key)])
 
     def check_copied(self) -> None:
         """Read what was written of bytes that were copied unread; raise if a CRC does not match."""

@@ -24,11 +24,12 @@ from torchzip.files.source import Buffer, Source, check_inside
 #: What is fetched when an object is opened.
 _HEAD_NBYTES = 1 << 17
 _TAIL_NBYTES = 1 << 18
-#: A request costs as much time as some hundred KB, so shorter reads fetch as much.
-_LEAST_NBYTES = 1 << 17
-#: What stands before a run of bytes is often looked at as well, such as the end of a directory.
+#: What stands around a run of bytes is often looked at next: the record before a directory, or the
+#: bytes after a header. A request costs as much time as some hundred KB.
 _LEAD_NBYTES = 1 << 12
-#: Short reads whose bytes are kept for the next ones.
+_AFTER_NBYTES = 1 << 17
+#: Reads of up to so many bytes are kept for the next ones, the last of them.
+_KEPT_NBYTES = 1 << 20
 _KEPT = 8
 
 
@@ -91,25 +92,25 @@ class RemoteSource(Source):
         found = self._found(offset, nbytes)
         if found is not None:
             return found
-        if nbytes > RANGE_NBYTES:
-            out = bytearray(nbytes)
-            self._read_long(offset, memoryview(out))
-            return out
         start = max(0, offset - _LEAD_NBYTES)
-        data = memoryview(
-            self._fetch(start, min(self.size, max(offset + nbytes, start + _LEAST_NBYTES)))
-        )
-        kept = data if nbytes < _LEAST_NBYTES else bytes(data[: offset - start])
+        lead = offset - start
+        if nbytes > _KEPT_NBYTES:
+            data = memoryview(bytearray(lead + nbytes))
+            self._read_long(start, data)
+            kept = memoryview(bytes(data[:lead]))
+        else:
+            stop = min(self.size, offset + nbytes + _AFTER_NBYTES)
+            kept = data = memoryview(self._fetch(start, stop))
         with self._connections.lock:
             self._recent.append((start, kept))
-        return data[offset - start : offset - start + nbytes]
+        return data[lead : lead + nbytes]
 
     def read_into(self, offset: int, out: memoryview) -> None:
         check_inside(self, offset, out.nbytes)
         found = self._found(offset, out.nbytes)
         if found is not None:
             out[:] = found
-        elif out.nbytes > RANGE_NBYTES:
+        elif out.nbytes > _AFTER_NBYTES:
             self._read_long(offset, out)
         else:
             out[:] = self.read_at(offset, out.nbytes)

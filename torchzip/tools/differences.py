@@ -21,6 +21,7 @@ from torchzip.limits import Limits
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import Part, whole_parts, will_read
 from torchzip.tools.elements import (
     ElementDifference,
     Located,
@@ -181,7 +182,8 @@ class _Side:
             name: value for name, value in values.items() if not isinstance(value, BareStorage)
         }
         storages = {id(each): each for held in self.tensors.values() for each in storages_of(held)}
-        self.stored_nbytes = sum(storage.nbytes for storage in storages.values())
+        self.storages = [*storages.values()]
+        self.stored_nbytes = sum(storage.nbytes for storage in self.storages)
         # The strings of a safetensors header; other formats have none to compare them with.
         self.texts = selection.metadata if is_by_name else None
 
@@ -222,6 +224,8 @@ class _Comparison:
         changed: list[TensorChange] = []
         other_bits: list[str] = []
         equal = unread = 0
+        for side, other in ((a, b), (b, a)):
+            will_read(side.storages, self._parts_to_read(side, other))
         for name in a.tensors:
             if name not in b.tensors:
                 continue
@@ -249,6 +253,18 @@ class _Comparison:
             values=tuple(self._values()),
             other_bits=tuple(other_bits),
         )
+
+    def _parts_to_read(self, side: _Side, other: _Side) -> Iterator[Part]:
+        """Yield what is read of one side for the tensors whose names both have."""
+        known: set[int] = set()
+        for name in self._a.tensors:
+            if name in self._b.tensors:
+                pairs = zip(_parts(side.tensors[name]), _parts(other.tensors[name]), strict=False)
+                for (_, spec), (_, its) in pairs:
+                    is_read = self._read or not same_unread(spec, its)
+                    if is_read and id(spec.storage) not in known:
+                        known.add(id(spec.storage))
+                        yield from whole_parts(spec.storage)
 
     # -- tensors of one name --------------------------------------------------------------
 

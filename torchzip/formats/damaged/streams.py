@@ -64,6 +64,9 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
             "a legacy file has no CRCs: it is unknown whether names and values in it are right",
         )
 
+    def locate(self, record: str) -> tuple[Source, int]:
+        return self.source, self.offsets[record]  # a count may be what is damaged
+
     def _storages_room(self) -> int:
         return 1 << 63  # more than is there may be described: the file was cut
 

@@ -47,12 +47,12 @@ class Idea:
 
 def saving_of(file: str | os.PathLike[str], size: int, idea: Idea, limits: Limits) -> Saving | None:
     """Return what an idea saves; None if that is nothing, or it cannot be done."""
-    path = os.fsdecode(file)
-    # What is read from a store or a web server is written here.
-    target = _target(os.path.basename(path) if isinstance(file, Location) else path, idea)
     globs = [re.sub(r"([*?[])", r"[\1]", prefix) + ".*" for prefix in idea.exclude]
     try:
         with Checkpoint(file, limits=limits) as checkpoint:
+            path = checkpoint.path
+            # What is read from a store or a web server is written here.
+            target = _target(os.path.basename(path) if isinstance(file, Location) else path, idea)
             rules = Rules(dtype=idea.dtype, exclude=globs or None)
             plan = make_plan(checkpoint, parse_target(target), rules)
     except (TorchZipError, ValueError):
