@@ -88,15 +88,18 @@ class RemoteSink:
         return None
 
     def commit(self) -> None:
-        if self._block:
-            self._send()
-        # Stores refuse an object of one part by themselves, and one of several not at all.
-        if not self._overwrite and self._object.exists():
+        """End the upload, so that the object appears; abort it if that fails."""
+        try:
+            if self._block:
+                self._send()
+            # Stores refuse an object of one part by themselves, and one of several not at all.
+            if not self._overwrite and self._object.exists():
+                raise FileExistsError(
+                    errno.EEXIST, "Exists already; overwrite=True replaces it", self.name
+                )
+            self._end(None)
+        finally:
             self.abort()
-            raise FileExistsError(
-                errno.EEXIST, "Exists already; overwrite=True replaces it", self.name
-            )
-        self._end(None)
         if self._failed:
             raise self._failed[0]
 
