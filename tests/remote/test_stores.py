@@ -15,6 +15,7 @@ import pytest
 import torchzip as tz
 from tests.child_process import python
 from tests.remote.s3_store import Request, Store, serving_s3
+from tests.sampling import some
 from torchzip.files import obstore_objects
 from torchzip.files.remote_sink import RemoteSink
 
@@ -42,7 +43,7 @@ def store(_server: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     _server.clear()
 
 
-def _tensors(seed: int, count: int = 8) -> dict[str, Any]:
+def _tensors(seed: int, count: int = 5) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     made: dict[str, Any] = {
         f"layers.{i}.weight": rng.standard_normal((1100, 1000)).astype("f4") for i in range(count)
@@ -78,7 +79,7 @@ each_writer = pytest.mark.parametrize("write", _WRITERS.values(), ids=_WRITERS)
 
 def test_save(store: Store, path: Path) -> None:
     """The object has the bytes of a file, whether it is written at once or early."""
-    for count in (0, 1, 8):
+    for count in (0, 1, 5):
         tz.save(_tensors(0, count), path)
         tz.save(_tensors(0, count), store.url("a/m.pt"), storage_options=store.options)
         assert store["a/m.pt"] == path.read_bytes()
@@ -109,7 +110,7 @@ def test_convert(
     for name in names:
         assert store[f"out/{name}"] == (tmp_path / name).read_bytes()
     with tz.lazy_load(store.url(f"out/{target}"), storage_options=store.options) as ckpt:
-        assert len(ckpt) == 16
+        assert len(ckpt) == 10
     written = [each for each in store.requests if each.method == "PUT" and each.query == ""]
     if size is not None:
         assert written[-1].path.endswith("model.safetensors.index.json")
@@ -144,7 +145,7 @@ def test_over_the_object_that_is_read(store: Store) -> None:
         store.url("m.pt"), store.url("m.pt"), dtype="float16", overwrite=True,
         storage_options=store.options,
     )  # fmt: skip
-    assert made.tensors == 16
+    assert made.tensors == 10
     loaded = tz.load(store.url("m.pt"), storage_options=store.options)
     assert loaded["layers.0.norm"].dtype == np.float16
 
@@ -169,6 +170,7 @@ def _is_old_or_new(store: Store, key: str, old: bytes, new: bytes) -> bool:
     return found == new
 
 
+@pytest.mark.few
 @each_writer
 def test_each_request_fails_once(store: Store, write: Callable[..., None]) -> None:
     """Whichever request of an upload is refused: the old object is there, and no upload is left."""
@@ -179,7 +181,7 @@ def test_each_request_fails_once(store: Store, write: Callable[..., None]) -> No
     store.requests.clear()
     write(store, "m.pt", 0)
     writing = [each for each in store.requests if each.method in ("PUT", "POST")]
-    assert len(writing) >= 8  # to begin, the parts, to complete
+    assert len(writing) >= 6  # to begin, the parts, to complete
     for number in range(len(writing)):
         left = [number]
 
@@ -198,6 +200,7 @@ def test_each_request_fails_once(store: Store, write: Callable[..., None]) -> No
     assert _is_old_or_new(store, "m.pt", old, new)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @each_writer
 def test_each_block_fails_once(
@@ -218,7 +221,7 @@ def test_each_block_fails_once(
 
     monkeypatch.setattr(RemoteSink, "_send", counted)
     write(store, "m.pt", 0)
-    for number in np.linspace(1, count[0], 12).astype(int).tolist():
+    for number in some(np.linspace(1, count[0], 14).astype(int).tolist()):
         sent = [0]
 
         def failing(sink: RemoteSink, number: int = number, sent: list[int] = sent) -> None:
@@ -238,12 +241,14 @@ def test_what_cannot_be_saved(store: Store) -> None:
     store["m.pt"] = b"old"
     with pytest.raises(TypeError):
         tz.save({"x": np.array([object()])}, store.url("m.pt"), storage_options=store.options)
-    with (
-        pytest.raises(ZeroDivisionError),
-        tz.incremental_save(store.url("m.pt"), storage_options=store.options) as out,
-    ):
-        out.store_early(np.zeros(10))
-        out.save({"x": 1 / 0})
+
+    def fail() -> None:
+        with tz.incremental_save(store.url("m.pt"), storage_options=store.options) as out:
+            out.store_early(np.zeros(10))
+            out.save({"x": 1 / 0})
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     with pytest.warns(UserWarning, match="nothing was written"):
         tz.incremental_save(store.url("m.pt"), storage_options=store.options).__enter__().__exit__(
             None, None, None
@@ -296,7 +301,7 @@ def test_no_overwriting(store: Store) -> None:
             tz.convert(store.url("m.pt"), store.url(target), storage_options=store.options)
         assert caught.value.filename == store.url(key)
         assert store[key] == b"old"
-    for count in (1, 8):  # in one part, and in several
+    for count in (1, 5):  # in one part, and in several
         tz.save(_tensors(0, count), store.url("n.pt"), storage_options=store.options)
 
         def other(done: int, total: int) -> None:
@@ -315,7 +320,7 @@ def test_no_overwriting(store: Store) -> None:
 def test_older_shards(store: Store) -> None:
     """As in a directory: a whole file does not go beside an older index, and shards replace one."""
     _save(store, "m.pt", 0)
-    options = {"storage_options": store.options}
+    options: Any = {"storage_options": store.options}
     tz.convert(store.url("m.pt"), store.url("o/"), max_shard_size="10MB", **options)
     with pytest.raises(OSError, match="older shards would hide") as caught:
         tz.convert(store.url("m.pt"), store.url("o/"), overwrite=True, **options)
