@@ -97,7 +97,7 @@ def test_convert(
     store: Store, tmp_path: Path, target: str, dtype: str | None, is_local: bool
 ) -> None:
     """From a file or from a store, to a store: the same files with the same bytes."""
-    size = "12MB" if target.endswith("/") else None
+    size = "5MB" if target.endswith("/") else None
     tz.save(_tensors(0), tmp_path / "m.pt")
     store["in/m.pt"] = (tmp_path / "m.pt").read_bytes()
     tz.convert(tmp_path / "m.pt", f"{tmp_path}/{target}", dtype=dtype, max_shard_size=size)
