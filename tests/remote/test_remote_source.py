@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import pickle
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,7 @@ _DATA = np.random.default_rng(0).bytes(3_000_000)
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that failed is sent again at once."""
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(web, "_pause", lambda attempt: None)
 
 
 def _source(server: RangeServer, path: str = "m.bin") -> RemoteSource:

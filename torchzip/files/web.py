@@ -122,7 +122,7 @@ class WebObject(RemoteObject):
             except ValueError:
                 self._fail(errno.EIO, "The server's answer, or the URL, makes no sense")
             if attempt + 1 < _ATTEMPTS:
-                time.sleep(0.1 * 4**attempt * random.uniform(0.5, 1))
+                _pause(attempt)
         self._fail(errno.EIO, f"The request failed: {reason}")
 
     def _follow(self, asked: Mapping[str, str], nbytes: int) -> Answer:
@@ -285,6 +285,11 @@ def _target(parts: SplitResult, connection: http.client.HTTPConnection) -> str:
     path = parts._replace(scheme="", netloc="").geturl() or "/"
     is_direct = connection.host == parts.hostname or parts.scheme == "https"
     return path if is_direct else parts.geturl()
+
+
+def _pause(attempt: int) -> None:
+    """Wait longer after each attempt, and not as long as others that failed with this one."""
+    time.sleep(0.1 * 4**attempt * random.uniform(0.5, 1))
 
 
 def _reason(error: Exception) -> str:
