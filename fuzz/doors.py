@@ -22,6 +22,7 @@ from torchzip.cli import checking, comparing, disassembly, listing, naming, weig
 from torchzip.cli.rendering import Screen
 from torchzip.errors import TorchZipError
 from torchzip.tools import diff, verify, why_big
+from torchzip.tools.global_names import global_names
 from torchzip.types import NestedTensor, OtherTensor, QuantizedTensor, SparseTensor
 
 _FORMATS = frozenset("zip legacy safetensors torchscript tar pt2 sharded dcp".split())
@@ -129,7 +130,7 @@ def show(path: Path) -> None:
         texts = ["\n".join(listing.text_lines(found, Screen(), tree=tree, long=not tree))
                  for tree in (False, True)]  # fmt: skip
         texts += [repr(checkpoint), checkpoint._repr_html_()]
-        names = naming.describe_globals(checkpoint)
+        names = global_names(checkpoint)
         texts.append(naming.globals_as_text(names, checkpoint.path))
         assert json.loads(listing.as_json(listing.describe(found)))
         with allowed():

@@ -15,9 +15,12 @@ and cuts a single value; the constructor checks the whole message.
 
 from __future__ import annotations
 
+import copyreg
 import errno
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ContextDecorator
+from itertools import accumulate
 from typing import Any, Self
 
 #: Most characters of a message, and of the record's name before it.
@@ -185,7 +188,7 @@ class TorchZipError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default does not keep keyword-only arguments; workers send their errors pickled.
-        return (_restore, (type(self), self.message, self.__dict__.copy()))
+        return (copyreg.__newobj__, (type(self), self.message), vars(self).copy())  # type: ignore[attr-defined]
 
 
 class ErrorPlace:
@@ -238,13 +241,6 @@ def _cut(record: str) -> str:
     return text[:_MAX_RECORD] + ("..." if len(text) > _MAX_RECORD else "")
 
 
-def _restore(cls: type[TorchZipError], message: str, attributes: dict[str, Any]) -> TorchZipError:
-    error = cls.__new__(cls, message)
-    error.args = (message,)
-    error.__dict__.update(attributes)
-    return error
-
-
 class FormatError(TorchZipError, ValueError):
     """The bytes break the format."""
 
@@ -289,17 +285,10 @@ class UnsafeGlobalError(TorchZipError):
         advice: str = "foreign='keep' reads them as inert ForeignObjects.",
         **place: Any,
     ) -> None:
-        parts: list[str] = []
-        left = _MAX_NAMES
-        for module, name in names:
-            part = shortened(f"{module}.{name}", _MAX_NAME)
-            left -= len(part)
-            if parts and left < 0:
-                parts.append(
-                    f"and {len(names) - len(parts):,} more (all are in the error's .names)"
-                )
-                break
-            parts.append(part)
+        parts = [shortened(f"{module}.{name}", _MAX_NAME) for module, name in names]
+        fit = bisect_right(list(accumulate(map(len, parts))), _MAX_NAMES, lo=1)
+        if fit < len(parts):
+            parts[fit:] = [f"and {len(parts) - fit:,} more (all are in the error's .names)"]
         super().__init__(f"{what}: {', '.join(parts)}. {advice}", **place)
         self.names = names
         self.module, self.name = names[0]

@@ -33,9 +33,13 @@ class Size(tuple[int, ...]):
 
 
 class _Frozen:
-    """Slots that are set once, and equality by identity, as for torch's objects."""
+    """Slots that are set once, and equality by identity, as for torch's objects.
+
+    ``__match_args__`` are the arguments that make one, in their order.
+    """
 
     __slots__ = ()
+    __match_args__: tuple[str, ...] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable")
@@ -43,11 +47,34 @@ class _Frozen:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable")
 
+    def _arguments(self) -> tuple[Any, ...]:
+        return tuple([getattr(self, name) for name in self.__match_args__])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), self._arguments())
+
 
 class _Word(_Frozen):
     """A named value of torch: equal if type and fields are equal."""
 
     __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._arguments() == other._arguments()
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, self._arguments()))
+
+    def __repr__(self) -> str:
+        fields = zip(self.__match_args__, self._arguments(), strict=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields)})"
+
+
+class _Name(_Word):
+    __slots__ = ("name",)
+    __match_args__ = ("name",)
 
     name: str
 
@@ -55,49 +82,36 @@ class _Word(_Frozen):
         _check_text(type(self).__name__, name)
         object.__setattr__(self, "name", name)
 
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return self.name == other.name
-
-    def __hash__(self) -> int:
-        return hash((type(self).__name__, self.name))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self.name!r})"
-
     def __str__(self) -> str:
         return f"torch.{self.name}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.name,))
 
-
-class Dtype(_Word):
+class Dtype(_Name):
     """A ``torch.dtype`` as a value: ``Dtype("float16")`` stands for ``torch.float16``.
 
     The name is torch's own: ``"float16"``, not ``"half"``.
     """
 
-    __slots__ = ("name",)
+    __slots__ = ()
 
 
-class Layout(_Word):
+class Layout(_Name):
     """A ``torch.layout``: ``Layout("strided")`` stands for ``torch.strided``."""
 
-    __slots__ = ("name",)
+    __slots__ = ()
 
 
-class QScheme(_Word):
+class QScheme(_Name):
     """A ``torch.qscheme``: ``QScheme("per_tensor_affine")``."""
 
-    __slots__ = ("name",)
+    __slots__ = ()
 
 
-class Device(_Frozen):
+class Device(_Word):
     """A ``torch.device``: ``Device("cuda", 1)``, ``Device("cpu")``."""
 
     __slots__ = ("index", "type")
+    __match_args__ = ("type", "index")
 
     type: str
     index: int | None
@@ -111,22 +125,8 @@ class Device(_Frozen):
         object.__setattr__(self, "type", type)
         object.__setattr__(self, "index", index)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Device):
-            return NotImplemented
-        return (self.type, self.index) == (other.type, other.index)
-
-    def __hash__(self) -> int:
-        return hash((self.type, self.index))
-
-    def __repr__(self) -> str:
-        return f"Device(type={self.type!r}, index={self.index!r})"
-
     def __str__(self) -> str:
         return self.type if self.index is None else f"{self.type}:{self.index}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Device, (self.type, self.index))
 
 
 class Parameter(_Frozen):
@@ -136,6 +136,7 @@ class Parameter(_Frozen):
     """
 
     __slots__ = ("data", "requires_grad", "state")
+    __match_args__ = ("data", "requires_grad", "state")
 
     data: Any
     requires_grad: bool
@@ -148,9 +149,6 @@ class Parameter(_Frozen):
 
     def __repr__(self) -> str:
         return f"Parameter({self.data!r}, requires_grad={self.requires_grad})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Parameter, (self.data, self.requires_grad, self.state))
 
 
 class TypedArray(_Frozen):
@@ -165,6 +163,7 @@ class TypedArray(_Frozen):
     """
 
     __slots__ = ("array", "torch_dtype")
+    __match_args__ = ("array", "torch_dtype")
 
     array: Any
     torch_dtype: str
@@ -175,9 +174,6 @@ class TypedArray(_Frozen):
 
     def __repr__(self) -> str:
         return f"TypedArray({self.array!r}, {self.torch_dtype!r})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (TypedArray, (self.array, self.torch_dtype))
 
 
 class Storage(_Frozen):
@@ -190,6 +186,7 @@ class Storage(_Frozen):
     """
 
     __slots__ = ("data", "location", "torch_dtype")
+    __match_args__ = ("data", "torch_dtype", "location")
 
     data: Any
     torch_dtype: str | None
@@ -204,7 +201,7 @@ class Storage(_Frozen):
         return f"Storage({self.data!r}, {self.torch_dtype!r}, {self.location!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.data, self.torch_dtype, self.location))
+        return (Storage, self._arguments())  # of what a file mentions too
 
 
 @dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
@@ -266,6 +263,13 @@ class ForeignObject:
         if self.items:
             inside.append(f"{len(self.items)} items")
         return f"<foreign {called}({', '.join(inside)})>"
+
+
+# Pickles and tracebacks name the classes as users do.
+for _kind in (
+    Size, Dtype, Layout, QScheme, Device, Parameter, TypedArray, Storage, ForeignObject
+):  # fmt: skip
+    _kind.__module__ = "torchzip.types"
 
 
 def _some(mapping: dict[Any, Any]) -> str:

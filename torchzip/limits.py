@@ -73,7 +73,7 @@ class Limits:
         >>> Limits(nesting=5, memo=1 << 30).or_default() == Limits(memo=1 << 30)
         True
         """
-        default = Limits()
+        default = DEFAULT_LIMITS
         names = [field.name for field in fields(self)]
         return Limits(**{name: max(getattr(self, name), getattr(default, name)) for name in names})
 
@@ -84,3 +84,7 @@ class Limits:
                 raise TypeError(f"{field.name} must be an int, not {type(bound).__name__}")
             if bound < 0:
                 raise ValueError(f"{field.name} must be 0 or more, not {bound}")
+
+
+#: What holds where nobody asks for anything else.
+DEFAULT_LIMITS = Limits()

@@ -24,7 +24,3 @@ __all__ = [
     "Device", "Dtype", "ForeignObject", "Layout", "MetaTensor", "NestedTensor", "OtherTensor",
     "Parameter", "QScheme", "QuantizedTensor", "Size", "SparseTensor", "Storage", "TypedArray",
 ]  # fmt: skip
-
-# Pickles and tracebacks name the classes as users do, wherever they are defined.
-for _name in __all__:
-    vars()[_name].__module__ = __name__

@@ -196,7 +196,7 @@ def test_a_tie_in_a_tuple_that_cannot_part(tmp_path: Path) -> None:
         ({"include": ["state_dict.*", "model.*"]}, "include rule 'model.*' matches no tensor"),
         ({"exclude": "model.*"}, "exclude rule 'model.*' matches no tensor"),
         ({"rename": [("^model", "x")]}, "rename rule '^model' matches no tensor"),
-        ({"rename": {"model.a": "b"}}, "there is no tensor 'model.a' to be renamed"),
+        ({"rename": {"model.a": "b"}}, "rename rule 'model.a' matches no tensor"),
     ],
 )  # fmt: skip
 def test_rules_without_use(model: Path, rules: Any, line: str) -> None:
@@ -228,7 +228,7 @@ def test_rules_of_another_form(tmp_path: Path, rules: Any, message: str) -> None
 def test_unused_names_are_in_the_order_of_the_rules(model: Path) -> None:
     """Not in that of their hashes, which is another in each process."""
     names = [f"no.{index}" for index in range(9)]
-    with pytest.warns(UserWarning, match="there is no tensor"):
+    with pytest.warns(UserWarning, match="matches no tensor"):
         _, report = convert(model, rename=dict.fromkeys(names, "x"))
     assert [line.split("'")[1] for line in report.unused] == names
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from tests.pickling.graphs import graph
 from torchzip.errors import TensorError, TorchZipError
-from torchzip.formats.base import SpecFactory
 from torchzip.limits import Limits
 from torchzip.pickling.emitter import Emitter
 from torchzip.pickling.interpreter import Interpreter
-from torchzip.tensors import record_runs
-from torchzip.tensors.persistent_ids import BareStorage
+from torchzip.pickling.memo import Memo
+from torchzip.pickling.opcodes import put_opcode
+from torchzip.tensors.persistent_ids import BareStorage, Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import ArrayStorage, TensorStorage
@@ -43,6 +43,9 @@ class Item:
     stride: tuple[int, ...] = (3, 1)
     parameter: bool | None = None  # requires_grad of a Parameter
     key_shared: bool = False  # the key is one object each time, as torch has it
+    before: str = ""  # what comes before it in the dict, by the names in `Writer.between`
+    alone: bool = False  # in a dict of its own, as the state of an optimizer
+    name_shared: bool = False
 
 
 class Writer(Emitter):
@@ -71,9 +74,36 @@ class Writer(Emitter):
         self.name("collections", "OrderedDict")
         self.numbered(b")R")
 
+    def between(self, what: str) -> None:
+        """Write a name and a value."""
+        self.fresh("between")
+        if what == "float":
+            self.write(b"G" + struct.pack(">d", 0.5))
+        elif what == "values":
+            self.numbered(b"]")
+            self.write(b"(K\x01NM\1\1\x88J\0\0\0\x80e")
+        elif what == "object":
+            self.name("torch.nn", "Module")
+            self.numbered(b")\x81")
+            self.numbered(b"}")
+            self.write(b"(")
+            self.between("values")
+            self.write(b"ub")
+        elif what == "again":  # what tensors ask for means something else from here on
+            number = self.memo.get(("torch._utils", "_rebuild_tensor_v2"), 9)
+            self.write(b"N" + put_opcode(number))
+        else:
+            self.write(b"(" * 300 + b"t" * 300)
+
     def item(self, item: Item) -> None:
         """Write a name and a tensor."""
-        self.fresh(item.name)
+        if item.before:
+            self.between(item.before)
+        if item.alone:
+            self.save(int(item.key) if item.key.isdecimal() else 0)
+            self.numbered(b"}")
+            self.write(b"(")
+        (self.shared if item.name_shared else self.fresh)(item.name)
         if item.parameter is not None:
             self.name("torch._utils", "_rebuild_parameter")
         self.name("torch._utils", "_rebuild_tensor_v2")
@@ -97,6 +127,8 @@ class Writer(Emitter):
             self.hooks()
             self.numbered(b"\x87")
             self.numbered(b"R")
+        if item.alone:
+            self.write(b"u")
 
     def checkpoint(self, items: list[Item], batch: int, asked: list[float]) -> bytes:
         """Return the pickle of the dict, and of what some numbers stand for behind it.
@@ -117,7 +149,7 @@ class Writer(Emitter):
         return b"".join([*self._parts, b"t."])
 
 
-class Store(SpecFactory):
+class Store(Factory):
     """Storages of zeros, as large as they are said to be, up to a bound."""
 
     def storage(
@@ -163,16 +195,15 @@ def outcome(data: bytes, *, plain: bool) -> Any:
 def runs_in(data: bytes, monkeypatch: pytest.MonkeyPatch) -> int:
     """Return how many tensors were read in runs."""
     count = 0
-    plain = record_runs.RunReader._read
+    plain = Memo.add
 
-    def read(self: Any, *args: Any) -> Any:
+    def add(self: Memo, run: Any) -> None:
         nonlocal count
-        found = plain(self, *args)
-        count += 0 if found is None else (len(found[0]) + 1) // 2
-        return found
+        count += run.stop - run.first
+        plain(self, run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(record_runs.RunReader, "_read", read)
+        patch.setattr(Memo, "add", add)
         outcome(data, plain=False)
     return count
 
@@ -214,12 +245,15 @@ def _items(draw: st.DrawFn) -> list[Item]:
     shapes = _SHAPES[: draw(st.integers(1, len(_SHAPES)))]
     kinds = ["FloatStorage", "HalfStorage", "ByteStorage", "UntypedStorage"]
     kinds = kinds[: draw(st.integers(1, 4))]
+    alone, shared = draw(st.booleans()), draw(st.booleans())
+    before = draw(st.sampled_from([[""], ["", "float"], ["values"], ["object", "", "float"]]))
     items = []
     for index in range(count):
         numel, size, stride = chance.choice(shapes)
         item = Item(
             f"layers.{index}.weight", str(index), chance.choice(kinds),
             numel=numel, size=size, stride=stride, parameter=parameter,
+            before=chance.choice(before), alone=alone and chance.random() < 0.5, name_shared=shared,
         )  # fmt: skip
         if chance.random() < odd:
             numel, size, stride = chance.choice(_ODD_SHAPES)
@@ -234,6 +268,7 @@ def _items(draw: st.DrawFn) -> list[Item]:
                     {"parameter": chance.choice([None, True, False])},
                     {"kind": chance.choice(["LongStorage", "QInt8Storage", "NoStorage"])},
                     {"numel": numel, "size": size, "stride": stride},
+                    {"before": chance.choice(["again", "deep", "object"])},
                 ]
             )
             item = dataclasses.replace(item, **change)
@@ -262,6 +297,18 @@ def test_runs_are_what_the_opcodes_come_to(
     for part, byte in flips if is_flipped else ():
         data[int(part * (len(data) - 1))] = byte
     assert outcome(bytes(data), plain=False) == outcome(bytes(data), plain=True)
+
+
+@pytest.mark.parametrize("before", ["", "float", "object"])
+def test_what_stands_between_is_passed_over(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of an optimizer, and modules: dicts and plain values between the tensors."""
+    items = [
+        Item("step", str(index), before=before, alone=index % 3 == 0, name_shared=True)
+        for index in range(500)
+    ]
+    data = Writer(0).checkpoint(items, 1000, [])
+    assert runs_in(data, monkeypatch) > 450
+    assert outcome(data, plain=False) == outcome(data, plain=True)
 
 
 @pytest.mark.parametrize("parameter", [None, True])

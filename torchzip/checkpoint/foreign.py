@@ -16,7 +16,8 @@ from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import holders, reach
 from torchzip.errors import UnsafeGlobalError
 from torchzip.formats.base import Child
-from torchzip.types import ForeignObject, OtherTensor
+from torchzip.leaf_types import ForeignObject
+from torchzip.tensors.kinds.base import OtherTensor
 
 _RANGES = "_dynamo_dynamic_range"
 _RANGE = ("torch._dynamo.decorators", "_DimRange")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.foreign import refuse_objects
 from torchzip.checkpoint.lazy_tensor import (
     LazyFactory,
     LazyTensor,
@@ -22,7 +20,6 @@ from torchzip.checkpoint.lazy_tensor import (
     tensor_of,
 )
 from torchzip.checkpoint.names import NameTable
-from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.errors import (
     EnoughMemory,
     ErrorPlace,
@@ -36,17 +33,16 @@ from torchzip.files.location import Location, StorageOptions, located
 from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options
 from torchzip.formats.opening import open_checkpoint
-from torchzip.formats.pickled import all_names, refuse_foreign
+from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.checked import Checked
-from torchzip.types import ForeignObject, OtherTensor
+from torchzip.tensors.kinds.base import OtherTensor
+from torchzip.tensors.kinds.parts import Checked
 
 Foreign = Literal["keep", "raise"]
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
+class VerifyReport(NamedTuple):
     """What `Checkpoint.verify` has read and compared."""
 
     records: int
@@ -117,9 +113,11 @@ class Checkpoint(Mapping[str, Any]):
             )
             constants = contents.read_constants() if contents.read_constants is not None else None
             if constants is not None:
-                contents.globals = list(dict.fromkeys([*contents.globals, *constants.globals]))
-                contents.foreign = list(dict.fromkeys([*contents.foreign, *constants.foreign]))
+                contents.add([constants])
             if foreign == "raise":
+                from torchzip.checkpoint.foreign import refuse_objects  # which few ask for
+                from torchzip.formats.pickled import refuse_foreign
+
                 refuse_foreign(container, contents, limits)
                 for value in (contents.root, constants and constants.root):
                     refuse_objects(value, container.name)
@@ -150,6 +148,8 @@ class Checkpoint(Mapping[str, Any]):
 
     @cached_property
     def _all_names(self) -> tuple[list[Name], list[Name]]:
+        from torchzip.formats.pickled import all_names
+
         return all_names(self.container, self._contents, self.limits)
 
     @cached_property
@@ -194,7 +194,12 @@ class Checkpoint(Mapping[str, Any]):
 
     def items(self) -> ItemsView[str, Any]:
         """Return the names and their tensors."""
-        return _Items(self)
+        table = self._names
+        if table.conflicts:
+            return super().items()  # which asks for each by its name
+        if table.are_all_dense:
+            return table.names.items()
+        return {name: data_of(leaf) for name, leaf in table.names.items()}.items()
 
     @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
@@ -257,6 +262,8 @@ class Checkpoint(Mapping[str, Any]):
     @cached_property
     def _summary(self) -> str:
         """Return how many tensors there are, of what dtypes, in how many bytes."""
+        from torchzip.checkpoint.quantities import count_text, nbytes_text
+
         try:
             leaves = self._names.names.values()
         except TorchZipError as error:  # whoever asks for a tensor gets it; a repr does not raise
@@ -278,24 +285,8 @@ class Checkpoint(Mapping[str, Any]):
             raise TypeError("a Checkpoint of a damaged file cannot be pickled")
         return (_open_again, self._origin)
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
+    __eq__ = object.__eq__  # not that of a Mapping
     __hash__ = object.__hash__
-
-
-class _Items(ItemsView[str, Any]):
-    """Goes over the table itself, where no name is that of two tensors."""
-
-    _mapping: Checkpoint
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        table = self._mapping._names
-        if table.conflicts:
-            return super().__iter__()
-        if table.are_all_dense:
-            return iter(table.names.items())
-        return ((name, data_of(leaf)) for name, leaf in table.names.items())
 
 
 def checkpoint_of(container: Container, limits: Limits) -> Checkpoint:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, no_memory
 from torchzip.formats.base import OpenStorage
+from torchzip.leaf_types import Parameter
+from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.numpy_dtypes import as_dtype, numpy_dtype, torch_dtype_of
-from torchzip.tensors.persistent_ids import BareStorage
+from torchzip.tensors.persistent_ids import BareStorage, Factory
 from torchzip.tensors.specs import TensorSpec, contiguous_stride, read_view, slice_spec
 from torchzip.tensors.storage import ArrayStorage, StorageOpener, TensorStorage
-from torchzip.types import OtherTensor, Parameter
 
 
 class LazyTensor:
@@ -131,7 +132,7 @@ def _has_ellipsis(key: Any) -> bool:
     return any(item is Ellipsis for item in (key if isinstance(key, tuple) else (key,)))
 
 
-class LazyFactory:
+class LazyFactory(Factory):
     """Makes LazyTensors and Parameters of them."""
 
     def __init__(self, open_storage: OpenStorage, others: list[OtherTensor] | None = None) -> None:
@@ -140,7 +141,7 @@ class LazyFactory:
         # Called for every storage and tensor of a file, so without a step in between.
         self.storage = open_storage
         self.storages = open_storage.many if isinstance(open_storage, StorageOpener) else None
-        self.tensor = LazyTensor
+        self.tensor = LazyTensor  # type: ignore[method-assign]
 
     def spec_of(self, tensor: Any) -> TensorSpec | None:
         return tensor.spec if isinstance(tensor, LazyTensor) else None
@@ -170,9 +171,6 @@ class LazyFactory:
     def other(self, tensor: OtherTensor) -> OtherTensor:
         self._others.append(tensor)
         return tensor
-
-    def key(self, value: Any) -> Any:
-        return value
 
 
 def is_tensor(value: Any) -> bool:

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchzip.checkpoint.foreign import refuse_objects
 from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
-from torchzip.files.folder import PooledSource
 from torchzip.files.location import Location, StorageOptions, located
 from torchzip.files.source import (
     File,
@@ -25,11 +23,12 @@ from torchzip.files.source import (
     MmapSource,
     file_place,
 )
-from torchzip.formats.base import FileContainer, OpenStorage, SpecFactory, check_options
+from torchzip.formats.base import FileContainer, OpenStorage, check_options
 from torchzip.formats.opening import open_checkpoint
-from torchzip.formats.pickled import refuse_foreign
+from torchzip.leaf_types import TypedArray
 from torchzip.limits import Limits
-from torchzip.tensors.kinds.checked import Checked
+from torchzip.tensors.kinds.base import OtherTensor
+from torchzip.tensors.kinds.parts import Checked
 from torchzip.tensors.numpy_dtypes import (
     as_dtype,
     has_numpy_dtype,
@@ -37,9 +36,9 @@ from torchzip.tensors.numpy_dtypes import (
     torch_dtype_of,
 )
 from torchzip.tensors.numpy_values import PickledArray
+from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
 from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage, will_read
-from torchzip.types import OtherTensor, TypedArray
 
 #: Below this, a second thread costs more than it gives.
 _THREADS_FROM = 8 << 20
@@ -54,7 +53,7 @@ class EagerStorage(ArrayStorage):
         self.origin = origin
 
 
-class EagerFactory(SpecFactory):
+class EagerFactory(Factory):
     """Makes arrays over memory that `fill` reads into afterwards.
 
     With ``map_file``, stored bytes are views of the mapped files, read-only.
@@ -77,6 +76,8 @@ class EagerFactory(SpecFactory):
         origin = self._open(key, torch_dtype, nbytes, location)
         self._nbytes += nbytes
         if self._map_file is not None and (span := origin.span()) is not None:
+            from torchzip.files.folder import PooledSource
+
             file, place = file_place(*span)
             assert isinstance(file, FileSource | PooledSource)
             view = self._map_file(file.path, file.identity).view(place, nbytes)
@@ -223,6 +224,9 @@ def load(
 
         contents = container.read(make_factory)
         if foreign == "raise":
+            from torchzip.checkpoint.foreign import refuse_objects  # which few ask for
+            from torchzip.formats.pickled import refuse_foreign
+
             refuse_foreign(container, contents, limits)
             refuse_objects(contents.root, container.name)
         with ErrorPlace(path=container.name):

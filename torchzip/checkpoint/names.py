@@ -24,8 +24,8 @@ from torchzip.checkpoint.walk import (
 )
 from torchzip.errors import FormatError, LimitError
 from torchzip.formats.base import Child, PartsOf
+from torchzip.leaf_types import ForeignObject, Parameter
 from torchzip.limits import Limits
-from torchzip.types import ForeignObject, Parameter
 
 _CONTAINERS = (dict, list, tuple, deque, ForeignObject, Parameter)
 

@@ -212,6 +212,8 @@ def same_value(a: Any, b: Any) -> bool:
     try:
         if isinstance(a, list | tuple):
             return len(a) == len(b) and all(map(same_value, a, b))
+        if isinstance(a, dict):
+            return list(a) == list(b) and all(map(same_value, a.values(), b.values()))
         if isinstance(a, ForeignObject):
             return (a.module, a.name, a.how) == (b.module, b.name, b.how)
         if isinstance(a, np.ndarray | np.generic):

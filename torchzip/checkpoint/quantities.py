@@ -54,3 +54,14 @@ def some_of(texts: Sequence[str], most: int) -> str:
     """
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def share_text(share: float) -> str:
+    """Return a share of a whole.
+
+    >>> share_text(0), share_text(0.0001), share_text(0.123)
+    ('0 %', '< 0.1 %', '12.3 %')
+    """
+    if not share:
+        return "0 %"
+    return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"

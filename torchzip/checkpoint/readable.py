@@ -30,27 +30,19 @@ def check_readable(pickle: bytes, storages: int, limits: Limits, *, is_plain: bo
         Its message is for whoever writes; its offset is the byte of the pickle, if there is one.
     """
     try:
-        _check_size("pickle_nbytes", len(pickle), limits.pickle_nbytes)
-        _check_size("entries", storages + _OTHER_RECORDS, limits.entries)
+        for limit, actual in (
+            ("pickle_nbytes", len(pickle)),
+            ("entries", storages + _OTHER_RECORDS),
+        ):
+            if actual > getattr(limits, limit):
+                raise LimitError(limit, actual, getattr(limits, limit))
         if not is_plain:
-            contents = read_pickle(pickle, _measured, LazyFactory, limits, path="")
+            contents = read_pickle(
+                pickle, lambda _, *measure: MeasuredStorage(*measure), LazyFactory, limits, path=""
+            )
             NameTable(contents.root, is_tensor, limits, len(pickle))
-    except LimitError as error:
-        raise _refused(
-            f"{error.limit} would be {error.actual:,}, past {error.bound:,}", error
-        ) from None
     except TorchZipError as error:
-        raise _refused(error.message, error) from None
-
-
-def _measured(key: str, torch_dtype: str | None, nbytes: int, location: str) -> MeasuredStorage:
-    return MeasuredStorage(torch_dtype, nbytes, location)
-
-
-def _check_size(limit: str, actual: int, bound: int) -> None:
-    if actual > bound:
-        raise LimitError(limit, actual, bound)
-
-
-def _refused(why: str, error: TorchZipError) -> FormatError:
-    return FormatError(f"readers would refuse it ({why})", offset=error.offset)
+        why = error.message
+        if isinstance(error, LimitError):
+            why = f"{error.limit} would be {error.actual:,}, past {error.bound:,}"
+        raise FormatError(f"readers would refuse it ({why})", offset=error.offset) from None

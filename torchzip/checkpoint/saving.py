@@ -31,6 +31,8 @@ _SMALL_NBYTES = 1 << 14
 _BATCH_RECORDS = 1 << 11
 _BATCH_NBYTES = 1 << 22
 
+_ARRAY = np.ndarray
+
 
 def save(
     obj: Any,
@@ -132,19 +134,42 @@ class Archive:
 
     def write_storages(self, order: Sequence[Stored], first: int = 0) -> None:
         """Write storages as ``data/<first>`` and on, many small ones at once."""
-        self.sink.reserve(sum(map(attrgetter("nbytes"), order[first:])))
-        key = first
-        with reading(each for each in order[first:] if type(each) is not np.ndarray) as blocks_of:
-            while key < len(order):
-                # Keys of one length: the next power of ten ends the batch.
-                batch = order[key : min(key + _BATCH_RECORDS, 10 ** len(str(key)))]
-                contents, crcs = _small_contents(batch, blocks_of)
-                if contents:
-                    names = [b"data/%d" % index for index in range(key, key + len(contents))]
-                    self.writer.write_small_records(names, contents, crcs)
-                else:
-                    self._write_storage(key, as_storage(order[key]), blocks_of)
-                key += len(contents) or 1
+        stored = order[first:]
+        nbytes = np.fromiter(map(attrgetter("nbytes"), stored), np.int64, len(stored))
+        ends = nbytes.cumsum()
+        self.sink.reserve(int(nbytes.sum()))
+        alone = np.flatnonzero((nbytes == 0) | (nbytes > _SMALL_NBYTES)).tolist()
+        at = 0
+        with reading([each for each in stored if type(each) is not _ARRAY]) as blocks_of:
+            for next_alone in [*alone, len(stored)]:
+                while at < next_alone:
+                    most_bytes = ends[at] - nbytes[at] + _BATCH_NBYTES
+                    stop = min(
+                        next_alone,
+                        at + _BATCH_RECORDS,
+                        int(np.searchsorted(ends, most_bytes, "right")),
+                        10 ** len(str(first + at)) - first,  # keys of one length
+                    )
+                    self._write_small(first + at, stored[at:stop], blocks_of)
+                    at = stop
+                if at < len(stored):
+                    self._write_storage(first + at, as_storage(stored[at]), blocks_of)
+                at += 1
+
+    def _write_small(self, key: int, small: Sequence[Stored], blocks_of: BlocksOf) -> None:
+        names = [b"data/%d" % index for index in range(key, key + len(small))]
+        if set(map(type, small)) == {np.ndarray}:
+            arrays: Any = small
+            self.writer.write_small_records(names, list(map(np.ndarray.tobytes, arrays)))
+            return
+        contents = [
+            each.tobytes()
+            if isinstance(each, np.ndarray)
+            else b"".join(block.tobytes() for block in blocks_of(each))
+            for each in small
+        ]
+        crcs = [None if isinstance(each, np.ndarray) else each.crc for each in small]
+        self.writer.write_small_records(names, contents, crcs)
 
     def _write_storage(self, key: int, storage: TensorStorage, blocks_of: BlocksOf) -> None:
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
@@ -178,25 +203,3 @@ def reading(storages: Iterable[object]) -> Iterator[BlocksOf]:
         return
     yield lambda storage: storage.blocks() if storage.crc else storage.checked_blocks()
     watch.check()
-
-
-def _small_contents(
-    batch: Sequence[Stored], blocks_of: BlocksOf
-) -> tuple[list[bytes], list[int | None] | None]:
-    """Return the bytes of the small storages with which a batch begins, and the CRCs they have."""
-    count, room = 0, _BATCH_NBYTES
-    for nbytes in map(attrgetter("nbytes"), batch):
-        room -= nbytes
-        if room < 0 or not 0 < nbytes <= _SMALL_NBYTES:
-            break
-        count += 1
-    small = batch[:count]
-    if set(map(type, small)) == {np.ndarray}:
-        return list(map(np.ndarray.tobytes, small)), None  # type: ignore[arg-type]
-    contents = [
-        each.tobytes()
-        if isinstance(each, np.ndarray)
-        else b"".join(block.tobytes() for block in blocks_of(each))
-        for each in small
-    ]
-    return contents, [None if isinstance(each, np.ndarray) else each.crc for each in small]

@@ -27,7 +27,7 @@ from torchzip.checkpoint.survey import (
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError, UnsupportedError
 from torchzip.formats.base import read_pickle
-from torchzip.limits import Limits
+from torchzip.limits import DEFAULT_LIMITS, Limits
 from torchzip.pickling.emitter import Emitter, StoppedError, Writer
 from torchzip.pickling.reductions import Reduction, text_of
 from torchzip.tensors.array_likes import array_kind, array_of
@@ -92,7 +92,7 @@ class Structure:
         storage_of: Callable[[TensorStorage], TensorStorage] | None = None,
         writer: object = None,
         numpy_module: str | None = None,
-        limits: Limits | None = None,
+        limits: Limits = DEFAULT_LIMITS,
         in_bulk: bool = True,
         stop_at: int | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class Structure:
         self._parts = PartWriter(self._dense, self._plain_spec, self._integers_of)
         self._spec_of = spec_of or (lambda spec: spec)
         # Once for each: the bytes of one that was stored early are compared.
-        self._storage_of = functools.cache(storage_of or (lambda storage: storage))
+        self._storage_of = functools.cache(storage_of) if storage_of else lambda storage: storage
         self._writer = writer
         self._survey = Survey(root, place, self._spec_of, in_bulk=in_bulk)
         remembered = self._survey.numpy_modules - {None}
@@ -134,7 +134,6 @@ class Structure:
         if self._survey.is_too_deep:
             raise ValueError("nested too deeply to be saved")
         self.refused = emitter.refused
-        limits = limits or Limits()
         is_plain = (
             emitter.is_plain
             and emitter.int_nbytes <= limits.int_nbytes
@@ -416,7 +415,7 @@ def as_tensor(
     ) -> TensorStorage:
         return storage_of(as_storage(keys.order[int(key)]))
 
-    made = read_pickle(pickle, open_storage, LazyFactory, Limits(), path="torch").root
+    made = read_pickle(pickle, open_storage, LazyFactory, DEFAULT_LIMITS, path="torch").root
     if isinstance(made, ForeignObject):
         raise TypeError(
             f"a {type(value).__qualname__} is a tensor of a class that only its own code can make; "

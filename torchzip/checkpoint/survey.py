@@ -6,11 +6,10 @@ it with none: these *stand alone*, and the second pass writes them in bulk, by t
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import compress, count, repeat, starmap
+from itertools import compress, count, repeat
 from operator import attrgetter, eq, is_not
 from struct import pack
 from typing import Any
@@ -341,9 +340,9 @@ class Survey:
         arrays = self._arrays + parts
         ids = list(map(id, arrays))
         looks = map(attrgetter("dtype", "shape", "strides"), arrays)
-        form_of = starmap(functools.cache(plain_form), looks)  # one form for all that are alike
-        forms: dict[int, Any] = dict(zip(ids, form_of, strict=True))
-        if None in forms.values():
+        form_of = _FormOf()
+        forms: dict[int, Any] = dict(zip(ids, map(form_of.__getitem__, looks), strict=True))
+        if None in form_of.values():
             for identity, array in zip(ids, arrays, strict=True):
                 if forms.get(identity, self) is None:
                     del forms[identity]
@@ -470,6 +469,14 @@ def _are_plain_keys(keys: Collection[Any], kinds: set[type]) -> bool:
         and kinds <= _PLAIN_KEYS
         and all(-_SMALL < key < _SMALL for key in keys if type(key) is int)
     )
+
+
+class _FormOf(dict[Any, Form | None]):
+    """The form of a dtype, a shape and strides, made once for all that are alike."""
+
+    def __missing__(self, look: Any) -> Form | None:
+        form = self[look] = plain_form(*look)
+        return form
 
 
 def _has_names_inside(value: Any) -> bool:

@@ -24,10 +24,11 @@ import numpy as np
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.errors import LimitError
 from torchzip.formats.base import Child
+from torchzip.leaf_types import ForeignObject, Parameter, Storage
 from torchzip.limits import Limits
+from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.rebuild import FOREIGN_TENSORS
-from torchzip.types import ForeignObject, NestedTensor, OtherTensor, Parameter, Storage
 
 _Frame = TypeVar("_Frame")
 PartsOf = Callable[[Any], Iterable[Child]]
@@ -163,14 +164,12 @@ def inner(value: Any) -> Iterator[Child]:
     if isinstance(value, Parameter | Storage):
         yield Label("data"), ".data", value.data
     elif isinstance(value, OtherTensor):
-        for name in value.PARTS:
-            held = getattr(value, name)
-            for index, part in enumerate(held) if isinstance(held, tuple) else ((None, held),):
-                if part is not None:
-                    label = name if index is None else f"{name}.{index}"
-                    yield Label(label), f".{label}", part
-        if isinstance(value, NestedTensor) and value.constructor is not None:
-            yield Label("constructor"), ".constructor", value.constructor
+        for name, part in value.named_parts():
+            if part is not None:
+                yield Label(name), f".{name}", part
+        constructor = getattr(value, "constructor", None)  # of a jagged nested tensor
+        if constructor is not None:
+            yield Label("constructor"), ".constructor", constructor
     elif isinstance(value, np.ndarray):
         if value.dtype.hasobject and value.dtype.names is None:
             for index, item in enumerate(value.reshape(-1).tolist()):

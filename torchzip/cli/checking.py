@@ -55,16 +55,13 @@ def check_as_text(found: Verified) -> str:
 
 
 def _torch_line(found: Verified) -> str:
-    names = ", ".join(map(printable, found.refused))
     reason = printable(found.reason or "")
     if found.torch_load == "accepts":
         line = "torch.load accepts (weights_only=True)"
         return f"{line}, {reason}" if reason else line
-    line = f"torch.load {found.torch_load}"
-    if found.torch_load == "needs weights_only=False" and found.format in ("zip", "legacy"):
-        opcodes = ", ".join(found.refused_opcodes)
-        because = [names] * bool(names) + [reason] * bool(reason)
-        because += [f"the opcodes {opcodes}, which its safe loader does not know"] * bool(opcodes)
-        return f"{line}, because of {', and '.join(because)}"
-    line += f": {reason}"
-    return f"{line}; torch's safe loader refuses {names}" if names else line
+    why = [reason] if reason else []
+    if found.refused:
+        why.append(f"torch's safe loader refuses {', '.join(map(printable, found.refused))}")
+    if found.refused_opcodes:
+        why.append(f"its safe loader does not know the opcodes {', '.join(found.refused_opcodes)}")
+    return f"torch.load {found.torch_load}: {'; '.join(why)}"

@@ -69,7 +69,10 @@ def as_json(found: Diff) -> str:
 def as_text(found: Diff) -> str:
     """Return the differences as a table with a summary below."""
     rows = [["changed", *_changed(change)] for change in found.changed]
-    rows += [["renamed", _renamed(*pair), _tensor(pair[0]), ""] for pair in found.renamed]
+    rows += [
+        ["renamed", f"{name_text(old.name)} -> {name_text(new.name)}", _tensor(old), ""]
+        for old, new in found.renamed
+    ]
     rows += [["removed", name_text(row.name), _tensor(row), ""] for row in found.removed]
     rows += [["added", name_text(row.name), _tensor(row), ""] for row in found.added]
     lines = table(rows)
@@ -80,10 +83,6 @@ def as_text(found: Diff) -> str:
         first = some_of(list(map(name_text, found.other_bits)), 10)
         lines.append(f"equal in value, with zeros of another sign or other NaNs: {first}")
     return "\n".join([*lines, _sums(found)])
-
-
-def _renamed(before: TensorSummary, after: TensorSummary) -> str:
-    return f"{name_text(before.name)} -> {name_text(after.name)}"
 
 
 def _tensor(row: TensorSummary) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.pickling.disassembly import Annotator, Step, argument_text
 from torchzip.pickling.opcodes import OPCODES
 from torchzip.pickling.python2 import python3_name
-from torchzip.tools.pickles import find_pickles, pickles
+from torchzip.tools.pickles import find_pickles, numbered_steps
 
 COMMAND = Command(
     name="dis",
@@ -71,9 +72,10 @@ def disassemble(
     with contextlib.closing(source):
         try:
             place = find_pickles(source, record, limits)
-            for number, steps in enumerate(pickles(place, source.name, limits)):
+            steps = numbered_steps(place, source.name, limits)
+            for number, of_one in itertools.groupby(steps, lambda each: each[0]):
                 show.pickle(number, place.most == 1)
-                for row in _rows(steps):
+                for row in _rows(step for _, step in of_one):
                     show.row(row)
         except TorchZipError as error:
             show.end(in_options(str(error.at(path=source.name))))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 import torchzip
-from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.quantities import count_text
 from torchzip.cli.command import DONE, Command, reading_options
 from torchzip.cli.rendering import table
 from torchzip.errors import printable
-from torchzip.pickling.allowlist import is_torch_safe
+from torchzip.tools.global_names import GlobalName, global_names
 
 COMMAND = Command(
     name="globals",
@@ -32,38 +30,26 @@ called. The last column shows what torch.load accepts by default (weights_only=T
 
 def run(arguments: argparse.Namespace) -> int:
     with torchzip.lazy_load(arguments.file, **reading_options(arguments)) as checkpoint:
-        names = describe_globals(checkpoint)
-        place = f"{checkpoint.path}: {checkpoint.format}"
-    print(json.dumps(names, indent=2) if arguments.json else globals_as_text(names, place))
+        names = global_names(checkpoint)
+    if arguments.json:
+        print(json.dumps([row._asdict() for row in names], indent=2))
+    else:
+        print(globals_as_text(names, f"{checkpoint.path}: {checkpoint.format}"))
     return DONE
 
 
-def describe_globals(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Return every name in a file, in file order, as plain values for JSON."""
-    foreign = set(checkpoint.foreign)
-    return [
-        {
-            "module": module,
-            "name": name,
-            "foreign": (module, name) in foreign,
-            "torch_safe": is_torch_safe(module, name),
-        }
-        for module, name in checkpoint.globals
-    ]
-
-
-def globals_as_text(names: list[dict[str, Any]], place: str) -> str:
+def globals_as_text(names: list[GlobalName], place: str) -> str:
     rows = [
         (
-            printable(f"{row['module']}.{row['name']}"),
-            "foreign" if row["foreign"] else "known",
-            "accepts" if row["torch_safe"] else "refuses",
+            printable(f"{row.module}.{row.name}"),
+            "foreign" if row.foreign else "known",
+            "accepts" if row.torch_safe else "refuses",
         )
         for row in names
     ]
     lines = table([("name", "torchzip", "torch.load"), *rows]) if names else []
-    foreign = sum(row["foreign"] for row in names)
-    refused = sum(not row["torch_safe"] for row in names)
+    foreign = sum(row.foreign for row in names)
+    refused = sum(not row.torch_safe for row in names)
     count = count_text(len(names), "name")
     lines.append(
         f"{printable(place)}, {count}, {foreign:,} foreign, {refused:,} that torch.load refuses by "

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.quantities import name_text
+from torchzip.checkpoint.quantities import name_text, share_text
 from torchzip.cli.command import DONE, Command, reading_options
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
 from torchzip.cli.rendering import table
 from torchzip.errors import ErrorPlace, UnsupportedError, printable, shown
-from torchzip.tools.array_text import is_raw, tensor_text
+from torchzip.tensors.numpy_dtypes import has_numpy_dtype
+from torchzip.tools.array_text import tensor_text
 from torchzip.tools.lookup import look_up
 from torchzip.tools.npy import write_npy
 from torchzip.tools.parts import dense_of, named_parts, view
@@ -113,7 +114,9 @@ def _show(found: Any, arguments: argparse.Namespace) -> None:
         write_npy(found, out, dtype=arguments.dtype, overwrite=arguments.force)
     elif arguments.stats:
         made = tools.statistics(found)
-        print(_stats_json(found, made) if arguments.json else _stats_text(title, found, made))
+        about = {"torch_dtype": found.torch_dtype, "shape": found.shape}
+        as_json = json.dumps({**about, **dataclasses.asdict(made)}, indent=2)
+        print(as_json if arguments.json else _stats_text(title, found, made))
     elif isinstance(found, LazyTensor):
         print(f"{title}: {_kind(found)}\n{_text(found, arguments)}")
     elif isinstance(found, OtherTensor):
@@ -128,7 +131,7 @@ def _title(arguments: argparse.Namespace) -> str:
 
 
 def _kind(tensor: LazyTensor) -> str:
-    bits = " as raw bits" if is_raw(tensor.torch_dtype) else ""
+    bits = "" if has_numpy_dtype(tensor.torch_dtype) else " as raw bits"
     return f"{tensor.torch_dtype} {list(tensor.shape)}{bits}"
 
 
@@ -153,11 +156,6 @@ def _other_lines(tensor: OtherTensor, title: str, arguments: argparse.Namespace)
             return [*lines, error.message]
         lines += [f"{title}, dequantized: {_kind(dense)}", _text(dense, arguments)]
     return lines
-
-
-def _stats_json(tensor: LazyTensor, made: Statistics) -> str:
-    values = {"torch_dtype": tensor.torch_dtype, "shape": tensor.shape, **dataclasses.asdict(made)}
-    return json.dumps(values, indent=2)
 
 
 def number_text(number: Number | None) -> str:
@@ -190,7 +188,4 @@ def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
 
 
 def _share(count: int, made: Statistics) -> str:
-    if not count:
-        return ""
-    share = 100 * count / made.count
-    return f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"
+    return share_text(count / made.count) if count else ""

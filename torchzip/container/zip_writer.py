@@ -28,6 +28,7 @@ import os
 import struct
 from collections.abc import Sequence
 from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -241,7 +242,7 @@ class ZipWriter:
             or self._prefix.startswith(DESCRIPTOR_MAGIC)
             or not sizes.all()
             or self.position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= BIG
-            or any(map(bytes.startswith, contents, repeat(DESCRIPTOR_MAGIC)))
+            or DESCRIPTOR_MAGIC[0] in map(itemgetter(0), contents)  # it may begin like that
             or set(map(len, names)) != {len(names[0])}
             or len(set(names)) < count
             or not self._seen.isdisjoint(names)

@@ -57,8 +57,7 @@ class Rules:
             self._dtypes[0][0].used = True  # for all tensors, be there any or not
         self._include = parse_globs("include", include)
         self._exclude = parse_globs("exclude", exclude)
-        self._table, self._function, self._expressions = parse_rename(rename)
-        self._met: set[str] = set()
+        self._renames = Renames(rename)
 
     def keeps(self, name: str) -> bool:
         """Return whether a tensor is wanted at all."""
@@ -68,18 +67,7 @@ class Rules:
 
     def renamed(self, name: str) -> str | None:
         """Return the name in the output; None for a tensor that is left out."""
-        if self._function is not None:
-            new = self._function(name)
-        else:
-            self._met.add(name)
-            new = self._table.get(name, name)
-        if new is not None and not isinstance(new, str):
-            raise TypeError(f"rename gives {type(new).__name__} for {name!r}, not a name or None")
-        if self._expressions:
-            new = name
-            for expression in self._expressions:
-                new = expression.apply(new)
-        return new
+        return self._renames.of(name)
 
     def dtype_of(self, name: str, torch_dtype: str) -> str:
         """Return the dtype in the output."""
@@ -90,18 +78,7 @@ class Rules:
     def unused(self) -> list[str]:
         """Return a line for each rule that has matched nothing so far."""
         globs = [*self._include, *self._exclude, *(glob for glob, _ in self._dtypes)]
-        lines = unused_globs(globs)
-        lines += [
-            f"the rename rule {each.text!r} matches no tensor"
-            for each in self._expressions
-            if not each.used
-        ]
-        lines += [
-            f"there is no tensor {old!r} to be renamed"
-            for old in self._table
-            if old not in self._met
-        ]
-        return lines
+        return unused_globs(globs) + self._renames.unused()
 
 
 class Glob:
@@ -149,16 +126,49 @@ class Expression:
         return new
 
 
-def parse_rename(
-    rename: RenameRules,
-) -> tuple[dict[str, str | None], Callable[[str], str | None] | None, list[Expression]]:
-    """Return rules as what they may be: old and new names, a function, or expressions."""
-    if isinstance(rename, Mapping):
-        return dict(rename), None, []
-    if callable(rename):
-        return {}, rename, []
-    pairs = parse_pairs("rename", "a list of (regex, replacement)", rename)
-    return {}, None, [Expression(pattern, text) for pattern, text in pairs]
+class Renames:
+    """Old and new names, a function, or expressions; false if there are none.
+
+    They note what they match. ``what`` messages call what has the names.
+    """
+
+    def __init__(self, rename: RenameRules, what: str = "tensor") -> None:
+        self._table = dict(rename) if isinstance(rename, Mapping) else {}
+        self._function = rename if callable(rename) else None
+        pairs = None if self._function or isinstance(rename, Mapping) else rename
+        self._expressions = [
+            Expression(pattern, text)
+            for pattern, text in parse_pairs("rename", "a list of (regex, replacement)", pairs)
+        ]
+        self._met: set[str] = set()
+        self._what = what
+
+    def __bool__(self) -> bool:
+        return bool(self._table or self._function or self._expressions)
+
+    def of(self, name: str, *, is_container: bool = False) -> str | None:
+        """Return the new name; None for what is left out.
+
+        An expression that is about what is in a container, such as ``^model\\.``, renames the
+        container too.
+        """
+        self._met.add(name)
+        new = self._function(name) if self._function is not None else self._table.get(name, name)
+        if new is not None and not isinstance(new, str):
+            raise TypeError(f"rename gives {type(new).__name__} for {name!r}, not a name or None")
+        for expression in self._expressions:
+            before = str(new)
+            new = expression.apply(before)
+            if is_container and new == before:
+                inside = expression.apply(f"{before}.")
+                new = inside[:-1] if inside.endswith(".") else before
+        return new
+
+    def unused(self) -> list[str]:
+        """Return a line for each rule that has matched nothing so far."""
+        texts = [each.text for each in self._expressions if not each.used]
+        texts += [old for old in self._table if old not in self._met]
+        return [f"the rename rule {text!r} matches no {self._what}" for text in texts]
 
 
 def parse_pairs(option: str, what: str, rules: Any) -> list[Any]:

@@ -14,20 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
-
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, LimitError
 from torchzip.files.opening import open_source
 from torchzip.files.source import File, Source
+from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
-from torchzip.tensors.storage import Locator, MeasuredStorage, OpenMany, SpanStorage, TensorStorage
-from torchzip.types import ForeignObject, OtherTensor
+from torchzip.tensors.storage import Locator, MeasuredStorage, SpanStorage, TensorStorage
 
 if TYPE_CHECKING:
     from torchzip.files.folder import Folder  # which few files need
@@ -209,37 +207,7 @@ class FolderContainer(Container):
         self.folder.close()
 
 
-class SpecFactory:
-    """Leaves tensors as the specs that they are; for whoever looks at a pickle and makes nothing.
-
-    A subclass, or whoever makes one, has the ``storage`` of a `Factory`.
-    """
-
-    storages: OpenMany | None = None
-
-    def tensor(self, spec: TensorSpec) -> Any:
-        return spec
-
-    def spec_of(self, tensor: Any) -> TensorSpec | None:
-        return tensor if isinstance(tensor, TensorSpec) else None
-
-    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
-        return tensor
-
-    def on_device(self, data: Any, torch_dtype: str, device: str, requires_grad: bool) -> Any:
-        return data if isinstance(data, TensorSpec | np.ndarray) else None
-
-    def is_tensor(self, value: Any) -> bool:
-        return isinstance(value, TensorSpec)
-
-    def other(self, tensor: OtherTensor) -> Any:
-        return tensor
-
-    def key(self, value: Any) -> Any:
-        return value
-
-
-class MeasuringFactory(SpecFactory):
+class MeasuringFactory(Factory):
     """Notes what the pickle says of each storage, by key in its order."""
 
     def __init__(self) -> None:

@@ -44,7 +44,6 @@ from torchzip.formats.base import (
     OpenStorage,
     Pickle,
     RecordCheck,
-    SpecFactory,
     contiguous_tensor,
     read_bounded,
 )
@@ -60,6 +59,7 @@ from torchzip.formats.dcp_safetensors import DcpFormat
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
+from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import OtherTensor
@@ -395,7 +395,7 @@ def _open_item(part: Source, limits: Limits) -> ZipContainer:
     return ZipContainer(ZipReader(part, limits), limits)
 
 
-class _ItemFactory(SpecFactory):
+class _ItemFactory(Factory):
     """Gives the spec of the tensor that an item holds."""
 
     def __init__(self, open_storage: OpenStorage) -> None:

@@ -27,11 +27,17 @@ from torchzip.formats.base import (
 from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
 from torchzip.tensors.rebuild import Rebuilder
-from torchzip.tensors.storage import Measure, SpanStorage, StreamStorage, TensorStorage
+from torchzip.tensors.storage import (
+    MeasuredStorage,
+    SpanStorage,
+    StorageOpener,
+    StreamStorage,
+    TensorStorage,
+)
 
 
-class RecordOpener:
-    """Opens the storages in the records ``data/<key>``; see `StorageOpener`."""
+class RecordOpener(StorageOpener):
+    """Opens the storages in the records ``data/<key>``."""
 
     def __init__(self, container: ZipContainer) -> None:
         self._open = container.open_record
@@ -131,15 +137,18 @@ class ZipContainer(ZipFormat, FileContainer):
         )  # fmt: skip
 
     def open_storages(
-        self, keys: list[str], measures: list[Measure], which: list[int]
+        self, keys: list[str], measures: list[MeasuredStorage], which: list[int]
     ) -> list[TensorStorage] | None:
         """Return what `open_record` does for each of many keys; None if that is for it to do."""
         nbytes = np.array([measure.nbytes for measure in measures])[which]
         crcs = self.archive.crcs_of(keys, nbytes)
         if crcs is None:
             return None
-        fields = [(*each, swap_nbytes(each.torch_dtype, self._byteorder)) for each in measures]
-        archive = self.archive
+        archive, order = self.archive, self._byteorder
+        fields = [
+            (each.torch_dtype, each.nbytes, each.location, swap_nbytes(each.torch_dtype, order))
+            for each in measures
+        ]
         return [
             SpanStorage(torch_dtype, size, location, "data/" + key, archive, crc or None, unit)
             for key, crc, (torch_dtype, size, location, unit) in zip(

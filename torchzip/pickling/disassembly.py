@@ -8,7 +8,6 @@ acts on.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torchzip.errors import PickleError
@@ -145,10 +144,57 @@ class Annotator:
 
     def note(self, step: Step) -> str:
         """Take a step; return a description of it, or ""."""
-        act = _ACTS.get(step.opcode.name)
-        if act is not None:
-            return act(self, step) or ""
-        self._push(argument_text(step))
+        kind = step.opcode.name
+        match kind:
+            case "PROTO" | "FRAME" | "STOP" | "READONLY_BUFFER":
+                pass
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self._push(_listed([self._pop() for _ in range(int(kind[-1]))][::-1]))
+            case "TUPLE":
+                self._push(_listed(self._to_mark()))
+            case "LIST" | "FROZENSET":
+                self._push(f"{kind.lower()} of {len(self._to_mark()):,}")
+            case "DICT":
+                self._push(f"dict of {len(self._to_mark()) // 2:,}")
+            case "MARK":
+                self._below.append(self._stack)
+                self._stack = []
+            case "POP" if self._stack:
+                self._stack.pop()
+            case "POP" | "POP_MARK":
+                self._to_mark()
+            case "DUP":
+                return self._push(*self._top())
+            case "APPEND":
+                self._pop()
+            case "SETITEM":
+                value, key = self._pop(), self._pop()
+                return f"{key.summary}: {value.summary}"
+            case "APPENDS" | "ADDITEMS":
+                return f"{len(self._to_mark()):,} items for {self._top().summary}"
+            case "SETITEMS":
+                return f"{len(self._to_mark()) // 2:,} keys and values for {self._top().summary}"
+            case "BUILD":
+                self._pop()
+                return f"state for {self._top().summary}"
+            case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                return self._put(step)
+            case "GET" | "BINGET" | "LONG_BINGET":
+                return self._get(step)
+            case "GLOBAL" | "STACK_GLOBAL" | "INST":
+                return self._global(step)
+            case "REDUCE" | "OBJ" | "NEWOBJ" | "NEWOBJ_EX":
+                return self._call(kind)
+            case "BINPERSID":
+                return self._push(f"persistent id {self._pop().summary}")
+            case "PERSID":
+                return self._push(f"persistent id {argument_text(step)}")
+            case "EXT1" | "EXT2" | "EXT4":
+                return self._push(f"extension {step.argument}")
+            case _:
+                whole = kind in _STRING_OPCODES and step.nbytes <= _KEPT_NBYTES
+                text = step.argument.decode(errors="backslashreplace") if whole else None
+                self._push(_CONSTANTS.get(kind) or argument_text(step), text)
         return ""
 
     def _push(self, summary: str, text: str | None = None) -> str:
@@ -165,54 +211,6 @@ class Annotator:
         items = self._stack
         self._stack = self._below.pop() if self._below else []
         return items
-
-    def _nothing(self, step: Step) -> None:
-        pass
-
-    def _constant(self, step: Step) -> None:
-        self._push(_CONSTANTS[step.opcode.name])
-
-    def _string(self, step: Step) -> None:
-        whole = step.nbytes <= _KEPT_NBYTES
-        text = step.argument.decode(errors="backslashreplace") if whole else None
-        self._push(argument_text(step), text)
-
-    def _mark(self, step: Step) -> None:
-        self._below.append(self._stack)
-        self._stack = []
-
-    def _tuple(self, step: Step) -> None:
-        if step.opcode.name == "TUPLE":
-            items = self._to_mark()
-        else:
-            items = [self._pop() for _ in range(int(step.opcode.name[-1]))][::-1]
-        self._push(_listed(items))
-
-    def _collect(self, step: Step) -> None:
-        count = len(self._to_mark())
-        kind = step.opcode.name.lower()
-        self._push(f"{kind} of {count // 2 if kind == 'dict' else count:,}")
-
-    def _add(self, step: Step) -> str:
-        count = len(self._to_mark())
-        if step.opcode.name == "SETITEMS":
-            return f"{count // 2:,} keys and values for {self._top().summary}"
-        return f"{count:,} items for {self._top().summary}"
-
-    def _add_one(self, step: Step) -> str:
-        value = self._pop()
-        if step.opcode.name == "APPEND":
-            return ""
-        return f"{self._pop().summary}: {value.summary}"
-
-    def _drop(self, step: Step) -> None:
-        if step.opcode.name == "POP" and self._stack:
-            self._stack.pop()
-        else:
-            self._to_mark()
-
-    def _again(self, step: Step) -> str:
-        return self._push(*self._top())
 
     def _put(self, step: Step) -> str:
         number = len(self._memo) if step.argument is None else _number(step.argument)
@@ -243,8 +241,7 @@ class Annotator:
             return "call of " + self._push(f"{full}(...)")
         return "name " + self._push(full)
 
-    def _call(self, step: Step) -> str:
-        kind = step.opcode.name
+    def _call(self, kind: str) -> str:
         if kind == "OBJ":
             items = self._to_mark()
             callee = items[0] if items else _UNKNOWN
@@ -253,17 +250,6 @@ class Annotator:
                 self._pop()
             callee = self._pop()
         return "call of " + self._push(f"{callee.summary}(...)")
-
-    def _build(self, step: Step) -> str:
-        self._pop()
-        return f"state for {self._top().summary}"
-
-    def _persistent(self, step: Step) -> str:
-        key = self._pop().summary if step.opcode.name == "BINPERSID" else argument_text(step)
-        return self._push(f"persistent id {key}")
-
-    def _extension(self, step: Step) -> str:
-        return self._push(f"extension {step.argument}")
 
 
 def _listed(items: list[_Value]) -> str:
@@ -286,24 +272,4 @@ _CONSTANTS = {
     "EMPTY_DICT": "dict",
     "EMPTY_SET": "set",
     "NEXT_BUFFER": "buffer",
-}
-_A = Annotator
-_ACTS: dict[str, Callable[[Annotator, Step], str | None]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP", "READONLY_BUFFER"), _A._nothing),
-    **dict.fromkeys(_CONSTANTS, _A._constant),
-    **dict.fromkeys(_STRING_OPCODES, _A._string),
-    "MARK": _A._mark,
-    **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), _A._tuple),
-    **dict.fromkeys(("LIST", "DICT", "FROZENSET"), _A._collect),
-    **dict.fromkeys(("APPENDS", "SETITEMS", "ADDITEMS"), _A._add),
-    **dict.fromkeys(("APPEND", "SETITEM"), _A._add_one),
-    **dict.fromkeys(("POP", "POP_MARK"), _A._drop),
-    "DUP": _A._again,
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _A._put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _A._get),
-    **dict.fromkeys(("GLOBAL", "STACK_GLOBAL", "INST"), _A._global),
-    **dict.fromkeys(("REDUCE", "OBJ", "NEWOBJ", "NEWOBJ_EX"), _A._call),
-    "BUILD": _A._build,
-    **dict.fromkeys(("PERSID", "BINPERSID"), _A._persistent),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _A._extension),
 }

@@ -64,7 +64,8 @@ class Interpreter:
     """Runs one or more pickles in ``data``.
 
     `run` returns the value of one. Then ``position`` is after its STOP, and ``globals`` holds
-    every (module, name) that was mentioned so far, as Python 3 spells them.
+    every (module, name) that was mentioned so far, as Python 3 spells them. A subclass can say
+    what a name, a call, a new object and a state make: `_name`, `_call`, `_new` and `_build`.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class Interpreter:
                 memo[data[position]] = stack[-1]
                 position += 1
             elif op == 0x68:  # BINGET
-                push(_recall(memo, data[position]))
+                push(memo[data[position]])
                 position += 1
             elif op == 0x72:  # LONG_BINPUT
                 number = _U32(data, position)[0]
@@ -159,7 +160,7 @@ class Interpreter:
                     in_turn = memo.put(number, stack[-1])
                 position += 4
             elif op == 0x6A:  # LONG_BINGET
-                push(_recall(memo, _U32(data, position)[0]))
+                push(memo[_U32(data, position)[0]])
                 position += 4
             elif op == 0x28:  # MARK
                 if stack and stack[-1] is self._trigger and self._shortcut is not None:
@@ -270,7 +271,7 @@ class Interpreter:
                 if containers_left < 0:
                     raise self._too_many_containers()
                 args = pop()
-                stack[-1] = new(self._table, stack[-1], args, None)
+                stack[-1] = self._new(stack[-1], args)
                 if type(stack[-1]) is ForeignObject:
                     self._await_build(stack[-1], position, memo)
             elif op == 0x2E:  # STOP
@@ -374,7 +375,7 @@ class Interpreter:
                 containers_left -= _CALLED
                 if containers_left < 0:
                     raise self._too_many_containers()
-                stack[-1] = new(self._table, stack[-1], args, kwargs)
+                stack[-1] = self._new(stack[-1], args, kwargs)
             elif op == 0x69:  # INST
                 module, position = self._line(position)
                 name, position = self._line(position)
@@ -392,7 +393,7 @@ class Interpreter:
                 line, position = self._line(position)
                 index = self._decimal(line)
                 if op == 0x67:
-                    push(_recall(memo, index))
+                    push(memo[index])
                 elif index < 0:
                     raise PickleError(f"PUT has memo number {index:,}; 0 or more was expected")
                 else:
@@ -503,6 +504,9 @@ class Interpreter:
             self._charge(args)
         return call(self._table, callee, args)
 
+    def _new(self, callee: Any, args: Any, kwargs: Any = None) -> Any:
+        return new(self._table, callee, args, kwargs)
+
     def _charge(self, args: Any) -> None:
         """Count what a call may copy."""
         self._arguments_left -= size_of(args)
@@ -555,13 +559,6 @@ def _under_mark(below: list[list[Any]]) -> list[Any]:
     if not below:
         raise PickleError("the opcode needs a MARK on the stack, and there is none")
     return below.pop()
-
-
-def _recall(memo: Memo, index: int) -> Any:
-    try:
-        return memo[index]
-    except KeyError:
-        raise PickleError(f"memo number {index} was never set") from None
 
 
 def _utf8(line: bytes) -> str:

@@ -122,11 +122,8 @@ class KeyCheck:
 
     def frozen(self, items: Sequence[Any]) -> frozenset[Any]:
         """Return a frozenset of checked items."""
-        made = self.set_of(items)
-        if len(made) > _UNWATCHED:
-            # The table of a copy has another size.
-            _Slots(made, is_copy=True)
-        return frozenset(made)
+        self.set_of(items)
+        return frozenset(items)  # not of the set: the table of a copy has another size
 
     def watch(self, target: dict[Any, Any] | set[Any], keys: Sequence[Any]) -> None:
         """Raise PickleError if adding up to 1024 keys to a dict or set would take long."""
@@ -177,13 +174,11 @@ class KeyCheck:
 class _Slots:
     """The places of keys in a dict or a set of CPython 3.11 to 3.14."""
 
-    def __init__(self, held: dict[Any, Any] | set[Any], *, is_copy: bool = False) -> None:
+    def __init__(self, held: dict[Any, Any] | set[Any]) -> None:
         self._is_set = isinstance(held, set)
         self._hashes: list[int] = []
         self._places = 0
         self._taken = bytearray(8)
-        if is_copy:
-            self._taken = bytearray(1 << (2 * len(held)).bit_length())
         # A dict with only string keys has another kind of table.
         self._has_texts_only = not self._is_set
         self.add(held)

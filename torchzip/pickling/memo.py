@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from torchzip.errors import LimitError
+from torchzip.errors import LimitError, PickleError
 
 #: A number is kept as an int up to so many above the count of all: then no two of them can compete
 #: for a place in the dict.
@@ -90,7 +90,7 @@ class Memo(dict[int, Any]):
             return self._far[text]
         at = bisect_right(self._starts, index) - 1
         if at < 0 or index >= self._runs[at].end:
-            raise KeyError(index)
+            raise PickleError(f"memo number {index} was never set")
         for number, value in self._runs[at].numbered(index):
             self.setdefault(number, value)
         return self.get(index)
@@ -99,7 +99,7 @@ class Memo(dict[int, Any]):
         """Return the value with a number, or ``default``."""
         try:
             return self[index]
-        except KeyError:
+        except PickleError:
             return default
 
     def settle(self) -> int:

@@ -23,7 +23,7 @@ def size_of(values: Any) -> int:
 
     Eight characters or bytes count as one.
     """
-    if type(values) is not tuple:
+    if type(values) is not tuple or not values:
         return 0
     eighths = [len(value) * _SIZED[type(value)] for value in values if type(value) in _SIZED]
     return sum(eighths) >> 3

@@ -25,7 +25,7 @@ def _no_persistent_id(pid: Any) -> NoReturn:
     raise PickleError("a persistent id, and nothing here to resolve it")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Table:
     """The meaning of the names in a file.
 

@@ -47,8 +47,7 @@ class Chunk:
 
     def open(self) -> TensorSpec:
         """Return what fills the box: of the tensor's dtype, and of shape ``sizes``."""
-        if self._spec is None:
-            raise RuntimeError("a chunk without a tensor")
+        assert self._spec is not None
         return self._spec
 
 
@@ -208,7 +207,9 @@ class ChunkedStorage(TensorStorage):
                 if _is_whole(spec):
                     running[id(chunk)] = 0
                 else:
-                    _check_crc(chunk)
+                    with ErrorPlace(path=chunk.place):
+                        for _ in spec.storage.checked_blocks():
+                            pass
         yield from self._blocks(nbytes, running)
         for chunk in self._chunks:
             storage = chunk.open().storage
@@ -280,13 +281,6 @@ class ChunkedStorage(TensorStorage):
             part = read_view(spec, tuple(shape), stride, first)
             target[tuple(place)] = part
             yield chunk, part
-
-
-def _check_crc(chunk: Chunk) -> None:
-    """Read all bytes of a chunk's storage and compare their CRC."""
-    with ErrorPlace(path=chunk.place):
-        for _ in chunk.open().storage.checked_blocks():
-            pass
 
 
 def _is_whole(spec: TensorSpec) -> bool:

@@ -12,7 +12,10 @@ of each mention counts.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from torchzip.dtypes import STORAGE_CLASSES
 from torchzip.errors import PickleError, TensorError, UnsupportedError, shown
@@ -21,52 +24,52 @@ from torchzip.limits import is_number
 from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import Measure, OpenMany, TensorStorage
+from torchzip.tensors.storage import MeasuredStorage, OpenMany, TensorStorage
 
 #: What a persistent id must be.
 _PID = "('storage', class, key, location, number of elements) was expected"
 
 
-class Factory(Protocol):
-    """What the values of a checkpoint are made of: lazy tensors, or arrays."""
+class Factory:
+    """What the values of a checkpoint are made of.
 
-    @property
-    def storages(self) -> OpenMany | None:
-        """What opens many storages at once, if there is such a way; see `StorageOpener`."""
-        ...
+    This one leaves tensors as the specs that they are, for whoever looks at a pickle and makes
+    nothing. Those that make lazy tensors or arrays are subclasses.
+    """
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage of a key; called once for each."""
-        ...
+    #: What opens many storages at once, if there is such a way.
+    storages: OpenMany | None = None
+    #: Opens the storage of a key, once for each: (key, dtype of a typed one, bytes, location).
+    storage: Callable[[str, str | None, int, str], TensorStorage]
 
-    def tensor(self, spec: TensorSpec) -> Any: ...
+    def tensor(self, spec: TensorSpec) -> Any:
+        return spec
 
     def spec_of(self, tensor: Any) -> TensorSpec | None:
         """Return the spec that `tensor` was given, or None for anything else."""
-        ...
+        return tensor if isinstance(tensor, TensorSpec) else None
 
-    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any: ...
+    def parameter(self, tensor: Any, requires_grad: bool, state: Any) -> Any:
+        return tensor
 
     def on_device(self, data: Any, torch_dtype: str, device: str, requires_grad: bool) -> Any:
         """Return the tensor that an array or a tensor on the CPU has the values of.
 
         None if it is neither, or of another dtype that numpy cannot cast.
         """
-        ...
+        return data if isinstance(data, TensorSpec | np.ndarray) else None
 
     def is_tensor(self, value: Any) -> bool:
         """Return whether `tensor` made a value."""
-        ...
+        return isinstance(value, TensorSpec)
 
     def other(self, tensor: OtherTensor) -> Any:
         """Return what stands for a tensor that is not dense; its values are unread."""
-        ...
+        return tensor
 
     def key(self, value: Any) -> Any:
         """Return what stands for a value without a hash as a key of a dict: itself, or a tensor."""
-        ...
+        return value
 
 
 class BareStorage(Storage):
@@ -130,23 +133,16 @@ class PersistentIds:
 
     def find(self, pid: Any) -> Any:
         """Return the storage (or the class, for a pickled module) of a persistent id."""
-        if type(pid) is not tuple or not pid:
-            raise PickleError(f"a persistent id is {shown(pid)}; {_PID}")
-        what = pid[0]
+        what = pid[0] if type(pid) is tuple and pid else None
         if type(what) is bytes:
             what = what.decode("latin-1")
-        if type(what) is not str:
-            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
+        what = what if type(what) is str else ""
         if what == "module" and len(pid) == 4 and isinstance(pid[1], ForeignObject):
             return pid[1]  # legacy files store a class with its source, which is not needed
-        if what != "storage":
-            raise PickleError(f"a persistent id begins with {shown(what)}; {_PID}")
-        if len(pid) not in (5, 6):
-            raise PickleError(f"a persistent id has {len(pid):,} elements; {_PID}")
+        if what != "storage" or len(pid) not in (5, 6):
+            raise PickleError(f"a persistent id is {shown(pid)}; {_PID}")
         _, kind, key, location, numel = pid[:5]
-        if type(key) is not str:
-            raise PickleError(f"a storage key is {shown(key)}; a string was expected")
-        if not _is_plain_key(key):
+        if type(key) is not str or not _is_plain_key(key):
             raise PickleError(
                 f"a storage key is {shown(key)}; one plain component of a path was expected"
             )
@@ -155,29 +151,6 @@ class PersistentIds:
         if key not in self._bare and ("view", key) in self._bare:
             raise _two_meanings(key)
         return self.known(kind, key, location, numel)
-
-    def _first_mention(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
-        stored = self._stored.pop(key, None)
-        if stored is None:
-            torch_dtype, nbytes = self.measure(kind, key, location, numel)
-            stored = self._factory.storage(key, torch_dtype, nbytes, location)
-        elif not stored.nbytes:
-            return self._of_empty(stored, kind, key, location, numel)
-        return BareStorage(stored, self._factory, 0, stored.numel)
-
-    def _of_empty(
-        self, stored: TensorStorage, kind: Any, key: str, location: Any, numel: Any
-    ) -> BareStorage:
-        """Return a storage without bytes as one of its mentions has it: of the dtype said there."""
-        torch_dtype, nbytes = self.measure(kind, key, location, numel)
-        if nbytes:
-            raise TensorError(
-                f"storage {key} has 0 bytes by its first mention and {nbytes:,} by another; the "
-                "same size was expected"
-            )
-        bare = BareStorage(stored, self._factory, 0, 0)
-        bare.torch_dtype = torch_dtype
-        return bare
 
     def measure(self, kind: Any, key: str, location: Any, numel: Any) -> tuple[str | None, int]:
         """Return dtype and size of a storage that a persistent id mentions."""
@@ -201,25 +174,17 @@ class PersistentIds:
 
     def _window(self, pid: tuple[Any, ...], view: Any) -> BareStorage:
         """Return a window of a storage, as legacy files before torch 0.4 have them."""
-        if type(view) is not tuple or len(view) != 3:
+        view_key, first, count = view if type(view) is tuple and len(view) == 3 else (None,) * 3
+        if type(view_key) not in (str, int) or not (is_number(first) and is_number(count)):
             raise PickleError(
-                f"the view of a storage is {shown(view)}; (key, offset, size) was expected"
+                f"the view of a storage is {shown(view)}; (key, offset, size), the key a string or "
+                "an int, the others from 0 to 2**63, was expected"
             )
         root: BareStorage = self.find(pid)
-        view_key, first, count = view
-        if not (is_number(first) and is_number(count)):
-            raise TensorError(
-                f"a storage view has offset {shown(first)} and size {shown(count)}; ints from 0 to "
-                "2**63 were expected"
-            )
         if first + count > root.storage.numel:
             raise TensorError(
                 f"a storage view has elements {first:,} to {first + count:,} of a storage of "
                 f"{root.storage.numel:,}"
-            )
-        if type(view_key) not in (str, int):
-            raise PickleError(
-                f"the key of a storage view is {shown(view_key)}; a string or an int was expected"
             )
         if view_key in self._bare:
             same = self._bare[view_key].storage is root.storage
@@ -236,35 +201,46 @@ class PersistentIds:
     def known(self, kind: Any, key: str, location: Any, numel: Any) -> BareStorage:
         """Return the storage of a key, as `find` does for an id without a view."""
         bare = self._bare.get(key)
+        if bare is not None and bare.count:
+            return bare
+        stored = self._stored.pop(key, None) if bare is None else bare.storage
+        if stored is not None and stored.nbytes:
+            made = BareStorage(stored, self._factory, 0, stored.numel)
+        else:  # mentioned for the first time, or without bytes: then of the dtype that is said here
+            torch_dtype, nbytes = self.measure(kind, key, location, numel)
+            if stored is None:
+                stored = self._factory.storage(key, torch_dtype, nbytes, location)
+            elif nbytes:
+                raise TensorError(
+                    f"storage {key} has 0 bytes by its first mention and {nbytes:,} by another; "
+                    "the same size was expected"
+                )
+            made = BareStorage(stored, self._factory, 0, stored.numel)
+            made.torch_dtype = torch_dtype
         if bare is None:
-            bare = self._bare[key] = self._first_mention(kind, key, location, numel)
-        elif not bare.count:  # then it has no bytes
-            bare = self._of_empty(bare.storage, kind, key, location, numel)
-        return bare
+            self._bare[key] = made
+        return made
 
     def many(
-        self, keys: list[str], measures: list[Measure], which: list[int]
+        self, keys: list[str], measures: list[MeasuredStorage], which: list[int]
     ) -> list[TensorStorage] | None:
         """Return the storages of keys, given the measures and which of them each has.
 
         None if they have to be taken one by one.
         """
         open_many = self._factory.storages
-        if open_many is None or not self._are_new(keys):
+        distinct = set(keys)
+        if (
+            open_many is None
+            or len(distinct) < len(keys)
+            or self._stored.keys() & distinct
+            or self._bare.keys() & distinct
+        ):
             return None
         storages = open_many(keys, measures, which)
         if storages is not None:
             self._stored.update(zip(keys, storages, strict=True))
         return storages
-
-    def _are_new(self, keys: list[str]) -> bool:
-        """Return whether no storage of these keys was mentioned, and none has two of them."""
-        distinct = set(keys)
-        return (
-            len(distinct) == len(keys)
-            and self._stored.keys().isdisjoint(distinct)
-            and self._bare.keys().isdisjoint(distinct)
-        )
 
 
 def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
@@ -272,7 +248,7 @@ def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
     return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 does not have")
 
 
-def _two_meanings(key: str) -> PickleError:
+def _two_meanings(key: Any) -> PickleError:
     # For torch the first of them counts.
     return PickleError(f"{shown(key)} is the key of a storage and of a view of a storage")
 

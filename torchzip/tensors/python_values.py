@@ -11,8 +11,9 @@ Source: docs/format.md, section 7, and what CPython 3.8 to 3.13 writes for the t
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from torchzip.errors import PickleError, shown, wrong_arguments
@@ -49,16 +50,16 @@ def _encode(args: Args) -> bytes:
 
 
 def _plain(
-    kind: type, wanted: str, counts: Collection[int], kinds: Collection[type], fault: str = ""
+    kind: type, wanted: str, *types: tuple[type, ...], fault: str = ""
 ) -> Callable[[Args], Any]:
-    """Return a call of ``kind`` with so many arguments of some types.
+    """Return a call of ``kind`` with arguments of these types, one way or another.
 
     ``fault`` is what is wrong where it raises for these.
     """
     name = f"{kind.__module__}.{kind.__name__}"
 
     def make(args: Args) -> Any:
-        if len(args) not in counts or not all(type(part) in kinds for part in args):
+        if tuple(map(type, args)) not in types:
             raise wrong_arguments(name, wanted, args)
         try:
             return kind(*args)
@@ -102,19 +103,6 @@ def _moment(kind: type[date] | type[time], nbytes: int) -> Callable[[Args], Any]
             raise PickleError(f"{name} of {shown(raw)}, which is not a {kind.__name__}") from None
 
     return make
-
-
-def _timezone(args: Args) -> timezone:
-    if not (
-        1 <= len(args) <= 2
-        and type(args[0]) is timedelta
-        and (len(args) == 1 or type(args[1]) is str)
-    ):
-        raise wrong_arguments("datetime.timezone", "an offset and a name", args)
-    try:
-        return timezone(*args)
-    except ValueError:
-        raise PickleError(f"datetime.timezone of {args[0]!r}, which is a day or more") from None
 
 
 def _decimal(args: Args) -> Decimal:
@@ -192,13 +180,16 @@ PATHS = "PurePosixPath PureWindowsPath PosixPath WindowsPath".split()
 #: By name, what takes the arguments of a call.
 PYTHON_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("_codecs", "encode"): _encode,
-    ("builtins", "bytes"): _plain(bytes, "no arguments", (0,), ()),
+    ("builtins", "bytes"): _plain(bytes, "no arguments", ()),
     ("builtins", "bytearray"): _bytearray,
     ("builtins", "complex"): _plain(
-        complex, "two numbers", (2,), (float, int), "of an int past the largest float"
+        complex,
+        "two numbers",
+        *product((float, int), repeat=2),
+        fault="of an int past the largest float",
     ),
     ("builtins", "range"): _plain(
-        range, "one to three ints", (1, 2, 3), (int,), "with a step of 0"
+        range, "one to three ints", (int,), (int,) * 2, (int,) * 3, fault="with a step of 0"
     ),
     ("builtins", "slice"): _slice,
     ("collections", "deque"): _deque,
@@ -207,9 +198,15 @@ PYTHON_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("datetime", "time"): _moment(time, 6),
     ("datetime", "date"): _moment(date, 4),
     ("datetime", "timedelta"): _plain(
-        timedelta, "days, seconds and microseconds", (3,), (int,), "past its range"
+        timedelta, "days, seconds and microseconds", (int,) * 3, fault="past its range"
     ),
-    ("datetime", "timezone"): _timezone,
+    ("datetime", "timezone"): _plain(
+        timezone,
+        "an offset and a name",
+        (timedelta,),
+        (timedelta, str),
+        fault="of an offset of a day or more",
+    ),
     ("decimal", "Decimal"): _decimal,
     ("fractions", "Fraction"): _fraction,
     # 3.13 calls the module by another name.

@@ -28,27 +28,33 @@ from torchzip.leaf_types import Device, Dtype, ForeignObject, Layout, Parameter,
 from torchzip.limits import is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.table import KEEP, Name, Table
-from torchzip.tensors.kinds import meta, nested, quantized, sparse
-from torchzip.tensors.kinds.base import OtherTensor, PartReader, Rebuild
-from torchzip.tensors.kinds.nested import NJT
+from torchzip.tensors.kinds.base import NJT, OtherTensor, PartReader
 from torchzip.tensors.numpy_values import NUMPY_BUILDS, NUMPY_CALLS, NUMPY_NAMES
 from torchzip.tensors.persistent_ids import BareStorage, Factory, PersistentIds
 from torchzip.tensors.python_values import PYTHON_CALLS, PYTHON_NAMES
-from torchzip.tensors.record_pattern import TENSOR, TensorPattern
-from torchzip.tensors.record_runs import RunReader, TensorLayout
+from torchzip.tensors.record_runs import TENSOR, RunReader, TensorLayout
 from torchzip.tensors.specs import (
     TensorSpec,
     check_count,
     check_hooks,
     check_requires_grad,
     check_spec,
-    span_of,
     wrong_dtype,
 )
-from torchzip.tensors.storage import Measure, MeasuredStorage
+from torchzip.tensors.storage import MeasuredStorage
 
 Args = tuple[Any, ...]
 
+
+#: What rebuilds tensors that are not dense, and the kind of each.
+_KINDS: dict[Name, str] = {
+    ("torch._utils", "_rebuild_sparse_tensor"): "sparse",
+    ("torch._utils", "_rebuild_sparse_csr_tensor"): "sparse",
+    ("torch._utils", "_rebuild_qtensor"): "quantized",
+    ("torch._utils", "_rebuild_nested_tensor"): "nested",
+    (NJT, "_rebuild_njt"): "jagged",
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): "meta",
+}
 
 #: What rebuilds tensors that stay `ForeignObject` s, with their inner tensors inside.
 FOREIGN_TENSORS: frozenset[Name] = frozenset(
@@ -91,18 +97,13 @@ class Rebuilder:
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
         self._storages = PersistentIds(factory)
-        self._spans: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._keys = KeyCheck(factory.key)
         self._parts = PartReader(self._tensor, factory.is_tensor)
         self._builds: dict[Name, Callable[[Args], Any]] = {
             **_counted("_rebuild_tensor", self._tensor, 4),
             **_counted("_rebuild_tensor_v2", self._tensor, 6, 7),
             **_counted("_rebuild_tensor_v3", self._tensor_v3, 7, 8),
-            **{
-                name: partial(self._other, rebuild)
-                for kind in (sparse, quantized, nested, meta)
-                for name, rebuild in kind.REBUILDS.items()
-            },
+            **{name: partial(self._other, kind) for name, kind in _KINDS.items()},
         }
         self.table = Table(
             values=_VALUES,
@@ -112,14 +113,21 @@ class Rebuilder:
                 **_counted("_rebuild_parameter_with_state", self._parameter, 4),
                 **dict.fromkeys(FOREIGN_TENSORS, lambda args: KEEP),
                 **dict.fromkeys(_DEVICE_TENSORS, self._device_tensor),
-                **_counted("_rebuild_npu_tensor", self._npu_tensor, 7, module=_NPU_MODULE),
-                **_OLD_CALLS,
+                **_counted(
+                    "_rebuild_npu_tensor",
+                    lambda *args: self._tensor(*args[:6]),
+                    7,
+                    module=_NPU_MODULE,
+                ),
+                **{name: partial(_old_tensor, name) for name in _OLD_TENSORS},
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
                 **_LEAF_CALLS,
                 **PYTHON_CALLS,
                 **NUMPY_CALLS,
-                ("builtins", "set"): self._set,
-                ("builtins", "frozenset"): self._frozenset,
+                ("builtins", "set"): lambda args: self._keys.set_of(self._items(args, "set")),
+                ("builtins", "frozenset"): lambda args: self._keys.frozen(
+                    self._items(args, "frozenset")
+                ),
                 ("collections", "OrderedDict"): self._ordered_dict,
                 ("collections", "Counter"): self._counter,
             },
@@ -133,12 +141,8 @@ class Rebuilder:
             keys=self._keys,
             shortcut=(
                 TENSOR,
-                lambda names: TensorPattern(
-                    names,
-                    self._storages.find,
-                    self._storages.known,
-                    self._tensor_of_ints,
-                    RunReader(self._tensors, self._factory.parameter, self._storages.known),
+                lambda names: RunReader(
+                    names, self._tensors, self._factory.parameter, self._storages.known
                 ),
             ),
         )
@@ -196,9 +200,6 @@ class Rebuilder:
             return data
         return self._factory.tensor(spec.replace(requires_grad=requires_grad))
 
-    def _npu_tensor(self, *args: Any) -> Any:
-        return self._tensor(*args[:6])
-
     def _device_tensor(self, args: Args) -> Any:
         """A tensor that was on an accelerator: dense, with the tag of its device."""
         check_count("a device tensor", args, 4)
@@ -253,27 +254,8 @@ class Rebuilder:
             _apply_metadata(spec, metadata)
         return self._factory.tensor(check_spec(spec))
 
-    def _tensor_of_ints(
-        self, bare: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
-    ) -> Any:
-        """`_tensor` for ints and tuples of ints, without metadata."""
-        if type(bare) is not BareStorage or bare.first:
-            return self._tensor(bare, offset, size, stride)
-        storage = bare.storage
-        torch_dtype = bare.torch_dtype or "uint8"
-        spec = TensorSpec(torch_dtype, size, stride, offset, storage)
-        # Shapes repeat: how far one reaches is worked out once.
-        span = self._spans.get((size, stride))
-        if span is None:
-            check_spec(spec)
-            if 0 not in size and len(self._spans) < 4096:
-                self._spans[size, stride] = span_of(size, stride)
-        elif offset < 0 or (offset + span) * DTYPES[torch_dtype].itemsize > storage.nbytes:
-            check_spec(spec)
-        return self._factory.tensor(spec)
-
     def _tensors(self, keys: list[str], layouts: list[TensorLayout], which: list[int]) -> list[Any]:
-        """`PersistentIds.known` and `_tensor_of_ints` for many, up to one that is not in order."""
+        """`PersistentIds.known` and `_tensor` for many, up to one that is not in order."""
         made: list[Any] = []
         try:
             measures = [self._measure_layout(layout) for layout in layouts]
@@ -291,18 +273,18 @@ class Rebuilder:
             for key, place in zip(keys, which, strict=True):
                 kind, location, numel, offset, size, stride = layouts[place]
                 bare = self._storages.known(kind, key, location, numel)
-                made.append(self._tensor_of_ints(bare, offset, size, stride))
+                made.append(self._tensor(bare, offset, size, stride))
         except TorchZipError:
             pass  # said again by whoever reads that tensor alone, and knows where it is
         return made
 
-    def _measure_layout(self, layout: TensorLayout) -> Measure:
+    def _measure_layout(self, layout: TensorLayout) -> MeasuredStorage:
         """Return what storages of a layout are like, if tensors of it lie inside of them."""
         torch_dtype, nbytes = self._storages.measure(layout.kind, "", layout.location, layout.numel)
-        measure = Measure(torch_dtype, nbytes, layout.location)
-        dtype, storage = torch_dtype or "uint8", MeasuredStorage(*measure)
+        storage = MeasuredStorage(torch_dtype, nbytes, layout.location)
+        dtype = torch_dtype or "uint8"
         check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
-        return measure
+        return storage
 
     def _parameter(self, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
         check_hooks(hooks)
@@ -344,8 +326,17 @@ class Rebuilder:
             spec.subclass = subclass
         return tensor
 
-    def _other(self, rebuild: Rebuild, args: Args) -> Any:
+    def _other(self, kind: str, args: Args) -> Any:
         """Return what stands for a tensor that is not dense."""
+        from torchzip.tensors.kinds import meta, nested, quantized, sparse  # which few files need
+
+        rebuild: Callable[[Args, PartReader], OtherTensor] = {
+            "sparse": sparse.rebuild,
+            "quantized": quantized.rebuild,
+            "nested": nested.rebuild,
+            "jagged": nested.rebuild_jagged,
+            "meta": meta.rebuild,
+        }[kind]
         tensor = rebuild(args, self._parts)
         tensor.check()
         return self._factory.other(tensor)
@@ -358,12 +349,6 @@ class Rebuilder:
         if len(args) != 1 or type(args[0]) not in (list, tuple):
             raise wrong_arguments(what, "one list", args)
         return self._keys.checked(args[0])
-
-    def _set(self, args: Args) -> set[Any]:
-        return self._keys.set_of(self._items(args, "set"))
-
-    def _frozenset(self, args: Args) -> frozenset[Any]:
-        return self._keys.frozen(self._items(args, "frozenset"))
 
     def _ordered_dict(self, args: Args) -> OrderedDict[Any, Any]:
         made: OrderedDict[Any, Any] = OrderedDict()
@@ -389,23 +374,24 @@ class Rebuilder:
         return made
 
 
+#: The bits of a tensor that says to conjugate or to negate it, and the dtypes that can have them.
+_KINDS_OF_BITS = {"conj": ("complex",), "neg": ("float", "complex", "int")}
+
+
 def _apply_metadata(spec: TensorSpec, metadata: Any) -> None:
     if type(metadata) is not dict:
         raise TensorError(f"the metadata of a tensor is {shown(metadata)}; a dict was expected")
     for key, value in metadata.items():
-        if key not in ("conj", "neg") or type(value) is not bool:
+        if key not in _KINDS_OF_BITS or type(value) is not bool:
             raise UnsupportedError(
                 f"the metadata of a tensor says {shown(value)} for {shown(key)}; True or False for "
                 "'conj' and 'neg' are read"
             )
-        kind = DTYPES[spec.torch_dtype].kind
-        if key == "conj" and value and kind != "complex":
+        kinds = _KINDS_OF_BITS[key]
+        if value and DTYPES[spec.torch_dtype].kind not in kinds:
             raise TensorError(
-                f"a conjugated tensor is {spec.torch_dtype}; a complex dtype was expected"
-            )
-        if key == "neg" and value and kind not in ("float", "complex", "int"):
-            raise TensorError(
-                f"a negated tensor is {spec.torch_dtype}; a dtype of numbers was expected"
+                f"a tensor with the bit {key!r} is {spec.torch_dtype}; a dtype of kind "
+                f"{' or '.join(kinds)} was expected"
             )
         setattr(spec, key, value)
 
@@ -422,19 +408,12 @@ def _counted(
     return {(module, name): call}
 
 
-def _old_tensor(name: Name) -> Callable[[Args], Any]:
+def _old_tensor(name: Name, args: Args) -> Any:
     is_dense = name in _OLD_DENSE
+    if is_dense and not args:
+        return KEEP  # its state is still to come
     what = "tensors made from arguments" if is_dense else "sparse tensors of torch before 0.4"
-
-    def call(args: Args) -> Any:
-        if is_dense and not args:
-            return KEEP  # its state is still to come
-        raise UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
-
-    return call
-
-
-_OLD_CALLS: dict[Name, Callable[[Args], Any]] = {name: _old_tensor(name) for name in _OLD_TENSORS}
+    raise UnsupportedError(f"{name[0]}.{name[1]}: {what} are not read yet")
 
 
 # -- leaf types ---------------------------------------------------------------------------------

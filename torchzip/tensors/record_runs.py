@@ -1,26 +1,32 @@
-"""Many tensors at once: the items of a state dict, as columns of numbers.
+"""Many tensors at once: their opcodes as columns of numbers.
 
-Behind the first tensors of a file, the items of a state dict are written as one sequence of
-opcodes, over and over, with other numbers in it (``put`` is LONG_BINPUT, ``n`` any of the opcodes
-of an int, ``t`` TUPLE1 to TUPLE3 or a TUPLE with its MARK)::
+Behind the first tensors of a file, each is written as the same sequence of opcodes with other
+numbers in it (``put`` is BINPUT or LONG_BINPUT, ``n`` an opcode of an int, ``t`` TUPLE1 to TUPLE3
+or a TUPLE with its MARK)::
 
-    <name put> <get function> ( ( <get 'storage'> <get class> <key put> <get location> n t put Q
+    <get function> ( ( <get 'storage'> <get class> <key put> <get location> n t put Q
     n n..t put n..t put False <get OrderedDict> ) R put t put R put
 
 or, without its two puts, ``)`` for the size and the stride of a scalar. A parameter has ``<get
 _rebuild_parameter>`` before the function, and ``True <get OrderedDict> ) R put t put R put``
 after all of it.
 
-The bytes that end a tensor are found first; then all tensors are read side by side, opcode
-by opcode, each at its own place. What counts is the longest beginning of the run in which every
-opcode was the one that is expected, and each tensor began where the one before it ended. Whatever
-else there is, the interpreter reads.
+The bytes that end a tensor are found first; then all tensors of a window of the pickle are read
+side by side, opcode by opcode, each at its own place. Between two of them there is a gap: in a
+state dict a name and its put, in the state of an optimizer the end of a dict and the beginning of
+the next. Gaps are passed over side by side as well, and left to the interpreter unless they are
+just a name. What counts is the longest beginning in which every opcode was the one that is
+expected, and each tensor began where a gap ended. Whatever else there is, the interpreter reads.
+
+Tensors are made before the interpreter comes to them. It does come there: opcodes follow each other
+without jumps, and no gap has one that mentions a storage or changes what the tensors ask for.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,8 +35,16 @@ from numpy.typing import NDArray
 
 from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.memo import Memo
+from torchzip.pickling.table import Name
+
+#: What makes a tensor, and what makes a Parameter of one.
+TENSOR = ("torch._utils", "_rebuild_tensor_v2")
+PARAMETER = ("torch._utils", "_rebuild_parameter")
+_HOOKS = ("collections", "OrderedDict")
+_MISSING = object()
 
 Numbers = NDArray[np.int64]
+Columns = tuple[Numbers, Numbers, NDArray[np.bool_]]
 
 #: Fewer tensors are not worth the arrays.
 _FEWEST = 12
@@ -46,11 +60,19 @@ _MOST_AXES = 8
 #: pickle writes the items of a dict in batches of so many.
 _MOST_TENSORS = 1000
 
-#: Bytes of the opcodes that push an int, and the bits of their argument; 0 for all others.
-_WIDTHS = np.zeros(256, np.int64)
-_WIDTHS[[0x4B, 0x4D, 0x4A]] = 2, 3, 5  # BININT1, BININT2, BININT
-_MASKS = np.zeros(256, np.int64)
-_MASKS[[0x4B, 0x4D, 0x4A]] = 0xFF, 0xFFFF, 0xFFFFFFFF
+#: Bytes of the opcodes that push an int with their argument, and of those that number a value; 0
+#: for all others. The bits of an argument, by these.
+_INT_NBYTES, _PUT_NBYTES = np.zeros((2, 256), np.int64)
+_INT_NBYTES[list(b"KMJ")] = 2, 3, 5
+_PUT_NBYTES[list(b"qr")] = 2, 5
+_MASKS = np.array([0, 0, 0xFF, 0xFFFF, 0, 0xFFFFFFFF])
+#: Opcodes of a gap at most, and the bytes of those that may stand in one, with their argument but
+#: for the text of BINUNICODE. Any would do that has no persistent id and numbers nothing anew.
+_MOST_IN_GAP = 200
+_FEW_IN_GAP = 12
+_GAP_NBYTES = np.zeros(256, np.int64)
+_GAP_NBYTES[list(b"XqrhjKMJG")] = 5, 2, 5, 2, 5, 2, 3, 5, 9
+_GAP_NBYTES[list(b"N\x88\x89)}](ueasbtR\x81\x85\x86\x87")] = 1
 #: To tell rows of numbers apart by one number each; that they are equal is checked.
 _MIX = np.cumprod(np.full(6 + 2 * _MOST_AXES, 6364136223846793005))
 
@@ -72,82 +94,153 @@ MakeTensors = Callable[[list[str], list[TensorLayout], list[int]], list[Any]]
 
 @dataclass(slots=True, eq=False, repr=False)
 class TensorRun:
-    """Tensors that were made at once, as a `Memo` keeps them."""
+    """Tensors with a name between each two, as a `Memo` keeps them: some rows of a window."""
 
+    window: Window
+    first: int
+    stop: int
     start: int
     end: int
-    begins: Numbers  # the number of each name
-    names: list[str]  # of all but the first, whose name was read before
-    keys: list[str]
-    layouts: list[TensorLayout]
-    which: list[int]
-    values: list[tuple[Any, Any]]
-    storage: Callable[[ForeignObject, str, str, int], Any]
 
     def numbered(self, index: int) -> Iterator[tuple[int, Any]]:
         """Yield numbers and objects of the tensor that ``index`` belongs to."""
-        row = int(np.searchsorted(self.begins, index, "right")) - 1
-        key, layout = self.keys[row], self.layouts[self.which[row]]
-        tensor, parameter = self.values[row]
-        bare = self.storage(layout.kind, key, layout.location, layout.numel)
+        window = self.window
+        # The number before that of a key is the name's, but for the first, which came before.
+        row = bisect_right(window.key_puts, index + 1, self.first + 1, self.stop) - 1
+        key, layout = window.keys[row], window.layouts[window.which[row]]
+        tensor = window.tensors[row]
+        bare = window.storage(layout.kind, key, layout.location, layout.numel)
         hooks: OrderedDict[Any, Any] = OrderedDict()
         axes = (layout.size, layout.stride)
-        made: list[Any] = [] if row == 0 else [self.names[row - 1]]
+        made: list[Any] = [] if row == self.first else [window.names[row]]
         made += [key, ("storage", layout.kind, key, layout.location, layout.numel)]
         made += axes if layout.size else ()
         made += [hooks, (bare, layout.storage_offset, *axes, False, hooks), tensor]
-        if parameter is not None:
+        if window.gets.parameter is not None:
             more: OrderedDict[Any, Any] = OrderedDict()
-            made += [more, (tensor, True, more), parameter]
-        return enumerate(made, self.start if row == 0 else int(self.begins[row]))
+            made += [more, (tensor, True, more), window.values[row]]
+        return enumerate(made, window.key_puts[row] - (row > self.first))
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Window:
+    """The tensors that were read at once, by rows."""
+
+    gets: Gets
+    key_puts: list[int]
+    ends: list[int]  # the number after the last of each
+    stops: list[int]  # where each ends in the pickle
+    names: list[str | None]  # what stands before each, if it is no more than a name
+    keys: list[str]
+    layouts: list[TensorLayout]
+    which: list[int]  # the layout of each
+    tensors: list[Any]
+    values: list[Any]  # the tensors, or Parameters of them
+    storage: Callable[[ForeignObject, str, str, int], Any]
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class RunReader:
-    """Reads runs of tensors for one run of an `Interpreter`.
+    """Reads tensors for one run of an `Interpreter`; a `Shortcut`.
 
-    ``tensors`` makes the values, ``parameter`` a Parameter of one, whether it needs a gradient and
-    its state, and ``storage`` gives the storage of a tensor that was made.
+    ``names`` are those that the interpreter has met. ``tensors`` makes the values, ``parameter`` a
+    Parameter of one, whether it needs a gradient and its state, and ``storage`` gives the storage
+    of a tensor that was made.
     """
 
+    names: Mapping[Name, Any]
     tensors: MakeTensors
     parameter: Callable[[Any, bool, Any], Any]
     storage: Callable[[ForeignObject, str, str, int], Any]
     #: Where it pays to look again.
-    next: int = field(default=0, init=False)
-    _window: int = field(default=_FIRST_WINDOW, init=False)
+    _next: int = field(default=0, init=False)
+    _nbytes: int = field(default=_FIRST_WINDOW, init=False)
     _in_vain: int = field(default=0, init=False)
+    _window: Window | None = field(default=None, init=False)
+    #: The rows of runs in the window, by where they begin in the pickle.
+    _runs: dict[int, tuple[int, int]] = field(default_factory=dict, init=False)
 
-    def read(
-        self, data: bytes, position: int, memo: Memo, gets: Gets
-    ) -> tuple[list[Any], int] | None:
-        """Return the values of a run, with the names between them, and where it ends.
+    def __call__(self, data: bytes, position: int, memo: Memo, stack: list[Any]) -> int | None:
+        """Put the tensor whose arguments begin at ``position`` on the stack; return where they end.
 
-        ``position`` is after the name that is called: the arguments of the first tensor.
+        Items of the same dict may come with it. None if the interpreter shall read them; then
+        nothing has happened.
         """
+        rows = self._runs.get(position)
+        if rows is None:
+            if position < self._next:
+                return None
+            inside = len(stack) > 1 and stack[-2] is self.names.get(PARAMETER)
+            gets = self._gets(data, position, memo, inside)
+            if gets is None or not self._look(data, position, memo, gets):
+                return None
+            rows = self._runs[position]
         window = self._window
-        found = self._read(data, position, window, memo, gets)
-        if found is None:
+        first, stop = rows
+        assert window is not None
+        memo.add(TensorRun(window, first, stop, window.key_puts[first], window.ends[stop - 1]))
+        items: list[Any] = [None] * (2 * (stop - first) - 1)
+        items[::2] = window.values[first:stop]
+        items[1::2] = window.names[first + 1 : stop]
+        stack[-1 if window.gets.parameter is None else -2 :] = items
+        return window.stops[stop - 1]
+
+    def _gets(self, data: bytes, position: int, memo: Memo, inside: bool) -> Gets | None:
+        """Return what the tensor that begins here asks the memo for, if it is what it should be."""
+        names = self.names
+        parameter = None
+        if inside:
+            if data[position - 4] != 0x68:
+                return None
+            parameter = data[position - 3]
+            if memo.recall(parameter) is not names.get(PARAMETER):
+                return None
+        hooks_at = data.find(b"\x89h", position, position + 512) + 2
+        if data[position - 2] != 0x68 or data[position : position + 3] != b"((h" or hooks_at < 2:
+            return None
+        # The last byte of the file is STOP at best, so these are there.
+        function, storage, hooks = data[position - 1], data[position + 3], data[hooks_at]
+        text = memo.recall(storage)
+        if (
+            type(text) is not str
+            or text != "storage"
+            or memo.recall(hooks, _MISSING) is not names.get(_HOOKS)
+            or memo.recall(function, _MISSING) is not names.get(TENSOR)
+        ):
+            return None
+        return Gets(function, storage, hooks, parameter)
+
+    def _look(self, data: bytes, position: int, memo: Memo, gets: Gets) -> bool:
+        """Read the tensors from ``position`` on; return whether there are enough."""
+        self._window, self._runs = None, {}
+        nbytes = self._nbytes
+        window = self._read(data, position, nbytes, memo, gets)
+        if window is None:
             # Where there is no run there may be none for long: look again after ever more bytes.
             self._in_vain += 1
-            self.next = position + (_PAUSE << min(self._in_vain, 6))
-            self._window = _FIRST_WINDOW
-            return None
-        if found[1] - position > window // 2:
-            self._window = min(window * 8, _LARGEST_WINDOW)
-        elif found[1] - position < window // 8:
-            self._window = _FIRST_WINDOW
+            self._next = position + (_PAUSE << min(self._in_vain, 6))
+            self._nbytes = _FIRST_WINDOW
+            return False
+        used = window.stops[-1] - position
+        if used > nbytes // 2:
+            self._nbytes = min(nbytes * 8, _LARGEST_WINDOW)
+        elif used < nbytes // 8:
+            self._nbytes = _FIRST_WINDOW
         self._in_vain = 0
-        return found
+        self._window = window
+        return True
 
     def _read(
-        self, data: bytes, position: int, window: int, memo: Memo, gets: Gets
-    ) -> tuple[list[Any], int] | None:
-        part = data[position : position + window]
+        self, data: bytes, position: int, nbytes: int, memo: Memo, gets: Gets
+    ) -> Window | None:
+        part = data[position : position + nbytes]
         columns = _Columns(part, gets)
         count = columns.count
-        if count < _FEWEST or columns.key_puts[0] <= 256:
-            return None  # a get of one byte could mean what the run itself has numbered
+        # What is numbered in the gaps has numbers of its own.
+        if count < _FEWEST or not memo.takes(
+            int(columns.key_puts[0]), int(columns.ends[count - 1])
+        ):
+            return None
         made = self._layouts(columns, memo)
         if made is None:
             return None
@@ -155,41 +248,41 @@ class RunReader:
         text = part.decode("latin-1")
         spans = zip(columns.keys[:count].tolist(), columns.key_ends[:count].tolist(), strict=True)
         keys = [text[a:b] for a, b in spans]
-        begins = (columns.names[: count - 1] + 5).tolist()  # of the names, but for the first
-        ends = columns.name_ends[: count - 1].tolist()
-        names = [text[a:b] for a, b in zip(begins, ends, strict=True)]
-        if not "".join(names).isascii():
+        spans = zip(columns.names.tolist(), columns.name_ends.tolist(), strict=True)
+        texts = [text[a:b] for a, b in spans]
+        if not "".join(texts).isascii():
             try:
-                names = [part[a:b].decode() for a, b in zip(begins, ends, strict=True)]
+                texts = [each.encode("latin-1").decode() for each in texts]
             except UnicodeDecodeError:
                 return None
-        if not memo.takes(int(columns.key_puts[0]), int(columns.ends[count - 1])):
-            return None
+        names: list[str | None] = [None] * len(columns.stops)
+        for row, name in zip(columns.named.tolist(), texts, strict=True):
+            names[row + 1] = name
         tensors = self.tensors(keys, layouts, which)
         if len(tensors) < count:  # one is not in order: the interpreter shall say so
-            self.next = position + window
+            self._next = position + nbytes
             count = len(tensors)
             if not count:
                 return None
-            del names[count - 1 :]
         values = tensors
         if gets.parameter is not None:
             values = [self.parameter(tensor, True, None) for tensor in tensors]
-            pairs = list(zip(tensors, values, strict=True))
-        else:
-            pairs = [(tensor, None) for tensor in tensors]
-        start, end = int(columns.key_puts[0]), int(columns.ends[count - 1])
-        begins = columns.key_puts[:count] - 1
-        memo.add(TensorRun(start, end, begins, names, keys, layouts, which, pairs, self.storage))
-        items: list[Any] = [None] * (2 * count - 1)
-        items[::2] = values
-        items[1::2] = names
-        return items, position + int(columns.stops[count - 1])
+        first = 0
+        begins = (position + columns.begins).tolist()
+        for row in range(1, count + 1):
+            if row == count or names[row] is None:
+                self._runs[begins[first]] = first, row
+                first = row
+        return Window(
+            gets, columns.key_puts.tolist(), columns.ends.tolist(),
+            (position + columns.stops).tolist()[:count], names, keys, layouts, which,
+            tensors, values, self.storage,
+        )  # fmt: skip
 
     def _layouts(
         self, columns: _Columns, memo: Memo
     ) -> tuple[list[TensorLayout], list[int]] | None:
-        """Return the different layouts of a run, and which of them each tensor has."""
+        """Return the different layouts in a window, and which of them each tensor has."""
         rows = columns.rows[: columns.count]
         _, firsts, which = np.unique(
             (rows * _MIX[: rows.shape[1]]).sum(axis=1), return_index=True, return_inverse=True
@@ -207,7 +300,7 @@ class RunReader:
 
 
 class Gets(NamedTuple):
-    """The numbers of what every tensor of a run asks the memo for, below 256."""
+    """The numbers of what every tensor asks the memo for by BINGET."""
 
     function: int
     storage: int
@@ -218,39 +311,44 @@ class Gets(NamedTuple):
 class _Columns:
     """The tensors in some bytes, side by side.
 
-    The first begins with its arguments, each of the others with its name. ``count`` is how many
-    are as they should be; columns may be longer than that.
+    The first begins with its arguments, each of the others with what is before it. ``count`` is how
+    many are as they should be; columns may be longer than that.
     """
 
     def __init__(self, part: bytes, gets: Gets) -> None:
         self.count = 0
-        raw = np.frombuffer(part + bytes(_PADDING), np.uint8)
+        raw = self._raw = np.frombuffer(part + bytes(_PADDING), np.uint8)
         # The four bytes at each place, as a number.
-        words = np.ndarray((len(raw) - 3,), "<u4", raw, 0, (1,))
-        of = int.from_bytes
+        words = self._words = np.ndarray((len(raw) - 3,), "<u4", raw, 0, (1,))
         hooks = bytes([0x68, gets.hooks])
-        closing = of(hooks + b")R", "little")
+        closing = _word(hooks + b")R")
         stops = np.flatnonzero(raw[: len(part)] == 0x89)
         stops = stops[words[stops + 1] == closing][:_MOST_TENSORS]
         if len(stops) < _FEWEST:
             return
-        inside = gets.parameter is not None
-        behind = 44 if inside else 22  # from False to the next name
-        names = stops[:-1] + behind
-        name_ends = np.minimum(names + 5 + words[names + 1], len(part))
+        # The opcodes between the puts behind the strides.
+        parts = [b"\x89" + hooks + b")R", b"t", b"R"]
         opening = bytes([0x68, gets.function])
         if gets.parameter is not None:
+            parts += [b"\x88" + hooks + b")R", b"\x87", b"R"]
             opening = bytes([0x68, gets.parameter]) + opening
-        begins = np.empty(len(stops), np.int64)
-        begins[0] = 0
-        begins[1:] = name_ends + 5 + len(opening)
-        good = words[begins] == of(bytes([0x28, 0x28, 0x68, gets.storage]), "little")
-        good[1:] &= (raw[names] == 0x58) & (raw[name_ends] == 0x72)
-        for index, opcode in enumerate(opening):
-            good[1:] &= raw[name_ends + 5 + index] == opcode
-        name_puts = words[name_ends + 1]
-        self.names = names
-        self.name_ends = name_ends
+        at, good = stops, np.ones(len(stops), np.bool_)
+        last_puts = []
+        for opcodes in parts:
+            for opcode in opcodes:
+                good &= raw[at] == opcode
+                at = at + 1
+            put, at, is_put = self._put(at)
+            good &= is_put
+            last_puts.append(put)
+        self.stops = at
+        good &= at <= len(part)
+        next_word = _word((opening + b"((")[:4])
+        after, gap_puts = self._pass_over(np.minimum(at[:-1], len(part)), next_word)
+        begins = self.begins = np.zeros(len(stops), np.int64)
+        begins[1:] = after + len(opening)
+        good &= words[begins] == _word(bytes([0x28, 0x28, 0x68, gets.storage]))
+        good[1:] &= words[after] == next_word
         # The class, the key and the location.
         kinds = raw[begins + 5]
         digits = words[begins + 7].astype(np.int64)
@@ -261,80 +359,104 @@ class _Columns:
         for index in range(min(20, int(digits.max()))):
             byte = raw[self.keys + index] - np.uint8(0x30)
             good &= (byte <= 9) | (index >= digits)
-        puts = self.key_puts = words[at + 1].astype(np.int64)
-        good &= (raw[at] == 0x72) & (raw[at + 5] == 0x68)
-        locations = raw[at + 6]
-        good[1:] &= name_puts == puts[1:] - 1
+        number, at, is_put = self._put(at)
+        self.key_puts = number
+        good &= is_put & (raw[at] == 0x68)
+        locations = raw[at + 1]
         # The numbers.
-        numel, at, is_number = _number(raw, words, at + 7)
-        good &= is_number & (raw[at] == 0x74) & (raw[at + 1] == 0x72) & (raw[at + 6] == 0x51)
-        good &= words[at + 2] == puts + 1
-        offset, at, is_number = _number(raw, words, at + 7)
+        numel, at, is_number = self._number(at + 2)
+        good &= is_number & (raw[at] == 0x74)
+        put, at, is_put = self._put(at + 1)
+        good &= is_put & (put == number + 1) & (raw[at] == 0x51)
+        offset, at, is_number = self._number(at + 1)
         good &= is_number
         self.rows = np.zeros((len(at), 6 + 2 * _MOST_AXES), np.int64)
         sizes, strides = self.rows[:, 6 : 6 + _MOST_AXES], self.rows[:, 6 + _MOST_AXES :]
-        axes, at, is_tuple = _axes(raw, words, at, puts + 2, sizes)
-        more, at, is_also = _axes(raw, words, at, puts + 3, strides)
+        axes, at, is_tuple = self._axes(at, number + 2, sizes)
+        more, at, is_also = self._axes(at, number + 3, strides)
         good &= is_tuple & is_also & (at == stops) & ((axes == 0) == (more == 0))
         self.rows[:, :6] = np.stack((kinds, locations, numel, offset, axes, more), axis=1)
-        # The end.
-        number = puts + np.where(axes == 0, 2, 4)
-        at = stops + 5
-        parts = [b"r", b"tr", b"Rr"]
-        if inside:
-            good &= (raw[stops + 22] == 0x88) & (words[stops + 23] == closing)
-            parts += [b"\x88" + hooks + b")Rr", b"\x87r", b"Rr"]
-        for opcodes in parts:
-            for opcode in opcodes:
-                good &= raw[at] == opcode
-                at = at + 1
-            good &= words[at] == number
+        # What is met again has a number from before.
+        lowest = int(number[0])
+        good &= (np.maximum(kinds, locations) < lowest) & (lowest > max(gets[:3]))
+        number = number + np.where(axes == 0, 2, 4)
+        for put in last_puts:
+            good &= put == number
             number = number + 1
-            at = at + 4
-        good &= at <= len(part)
         self.ends = number
-        self.stops = at
-        good[1:] &= puts[1:] == number[:-1] + 1
+        good[1:] &= self.key_puts[1:] == number[:-1] + gap_puts
+        for lanes, put, before in self._gap_puts:
+            good[lanes + 1] &= put == number[lanes] + before
         self.count = len(good) if good.all() else int(np.argmin(good))
 
+    def _pass_over(self, gaps: Numbers, opening: int) -> tuple[Numbers, Numbers]:
+        """Go over gaps, opcode by opcode; return where each ends and how many puts it has."""
+        raw, words = self._raw, self._words
+        end = len(raw) - _PADDING
+        at = gaps.copy()
+        puts = np.zeros(len(at), np.int64)
+        self._gap_puts: list[tuple[Numbers, Numbers, Numbers]] = []
+        lanes = np.flatnonzero(words[at] != opening)
+        for step in range(_MOST_IN_GAP):
+            if len(lanes) < (1 if step < _FEW_IN_GAP else _FEWEST):
+                break  # what is long and rare is passed over sooner by the interpreter
+            here = at[lanes]
+            put, _, is_put = self._put(here)
+            if is_put.any():
+                numbered = lanes[is_put]
+                self._gap_puts.append((numbered, put[is_put], puts[numbered]))
+                puts[numbered] += 1
+            opcodes = raw[here]
+            nbytes = _GAP_NBYTES[opcodes]
+            here += nbytes + np.where(opcodes == 0x58, words[here + 1], 0)
+            here = at[lanes] = np.minimum(here, end)
+            lanes = lanes[(nbytes > 0) & (words[here] != opening)]
+        name_ends = np.minimum(gaps + 5 + words[gaps + 1], end)
+        _, behind, is_put = self._put(name_ends)
+        is_name = (raw[gaps] == 0x58) & is_put & (at == behind)
+        self.named = np.flatnonzero(is_name)
+        self.names, self.name_ends = gaps[is_name] + 5, name_ends[is_name]
+        return at, puts
 
-def _number(
-    raw: NDArray[np.uint8], words: NDArray[np.uint32], at: Numbers
-) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
-    """Return the ints whose opcodes are at places, the places after them, and if all is well."""
-    opcodes = raw[at]
-    value = words[at + 1] & _MASKS[opcodes]
-    width = _WIDTHS[opcodes]
-    return value, at + width, (width > 0) & (value < 1 << 31)
+    def _number(self, at: Numbers, nbytes: Numbers = _INT_NBYTES) -> Columns:
+        """Return the ints whose opcodes are at places, the places after them, and if all is well.
+
+        ``nbytes`` are those of the opcodes that may be there with their argument, 0 for others.
+        """
+        width = nbytes[self._raw[at]]
+        value = self._words[at + 1] & _MASKS[width]
+        return value, at + width, (width > 0) & (value < 1 << 31)
+
+    def _put(self, at: Numbers) -> Columns:
+        """Return the numbers of puts, as `_number` does it."""
+        return self._number(at, _PUT_NBYTES)
+
+    def _axes(self, at: Numbers, number: Numbers, out: Numbers) -> Columns:
+        """Read tuples of ints into ``out``, and the put of each that is not empty.
+
+        Return their lengths, the places after them, and if all is well.
+        """
+        marked = self._raw[at] == 0x28
+        at = at + marked
+        count = np.zeros(len(at), np.int64)
+        good = np.ones(len(at), np.bool_)
+        for axis in range(_MOST_AXES):
+            value, behind, is_number = self._number(at)
+            more = behind > at
+            if not more.any():
+                break
+            good &= is_number | ~more
+            out[:, axis] = np.where(more, value, 0)
+            count += more
+            at = behind
+        opcodes = self._raw[at]
+        short = (count >= 1) & (count <= 3) & (opcodes == 0x84 + count)
+        empty = count == 0
+        good &= np.where(marked, (opcodes == 0x74) & ~empty, short | (empty & (opcodes == 0x29)))
+        put, behind, is_put = self._put(at + 1)
+        good &= empty | (is_put & (put == number))
+        return count, np.where(empty, at + 1, behind), good
 
 
-def _axes(
-    raw: NDArray[np.uint8],
-    words: NDArray[np.uint32],
-    at: Numbers,
-    put: Numbers,
-    out: Numbers,
-) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
-    """Read tuples of ints into ``out``, and the put of each that is not empty.
-
-    Return their lengths, the places after them, and if all is well.
-    """
-    marked = raw[at] == 0x28
-    at = at + marked
-    count = np.zeros(len(at), np.int64)
-    good = np.ones(len(at), np.bool_)
-    for axis in range(_MOST_AXES):
-        value, behind, is_number = _number(raw, words, at)
-        more = behind > at
-        if not more.any():
-            break
-        good &= is_number | ~more
-        out[:, axis] = np.where(more, value, 0)
-        count += more
-        at = behind
-    opcodes = raw[at]
-    short = (count >= 1) & (count <= 3) & (opcodes == 0x84 + count)
-    empty = count == 0
-    good &= np.where(marked, (opcodes == 0x74) & ~empty, short | (empty & (opcodes == 0x29)))
-    good &= empty | ((raw[at + 1] == 0x72) & (words[at + 2] == put))
-    return count, at + np.where(empty, 1, 6), good
+def _word(opcodes: bytes) -> int:
+    return int.from_bytes(opcodes, "little")

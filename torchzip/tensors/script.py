@@ -15,10 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torchzip.dtypes import DTYPES, DtypeRow
-from torchzip.errors import PickleError, UnsupportedError
+from torchzip.errors import PickleError, UnsupportedError, wrong_arguments
 from torchzip.leaf_types import Device
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.kinds.meta import MetaTensor
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Args, Rebuilder
@@ -50,18 +49,14 @@ class ScriptRebuilder(Rebuilder):
         )
 
 
-class _MetaAside:
+class _MetaAside(Factory):
     """A Factory that makes MetaTensors of what is on the meta device, and else asks another."""
-
-    storages = None  # any of them may be on it
 
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
-        self.spec_of = factory.spec_of
-        self.parameter = factory.parameter
-        self.is_tensor = factory.is_tensor
-        self.on_device = factory.on_device
-        self.key = factory.key
+        # Not ``storages``: any of them may be on it.
+        for name in ("spec_of", "parameter", "is_tensor", "on_device", "key", "other"):
+            setattr(self, name, getattr(factory, name))
 
     def storage(
         self, key: str, torch_dtype: str | None, nbytes: int, location: str
@@ -76,9 +71,6 @@ class _MetaAside:
         made = MetaTensor(spec.torch_dtype, spec.shape, spec.stride, spec.requires_grad)
         made.check()
         return self.other(made)
-
-    def other(self, tensor: OtherTensor) -> Any:
-        return self._factory.other(tensor)
 
 
 def _is_meta(location: str) -> bool:
@@ -100,7 +92,7 @@ def storage_class(row: DtypeRow) -> str:
 def _typed_list(name: str) -> Callable[[Args], Any]:
     def call(args: Args) -> Any:
         if len(args) != 1 or type(args[0]) is not list:
-            raise PickleError(f"torch.jit._pickle.{name} takes one list")
+            raise wrong_arguments(f"torch.jit._pickle.{name}", "one list", args)
         return args[0]
 
     return call
@@ -108,7 +100,7 @@ def _typed_list(name: str) -> Callable[[Args], Any]:
 
 def _restore_type_tag(args: Args) -> Any:
     if len(args) != 2 or type(args[1]) is not str:
-        raise PickleError("torch.jit._pickle.restore_type_tag takes a value and a type as a string")
+        raise wrong_arguments("torch.jit._pickle.restore_type_tag", "a value and a type", args)
     return args[0]
 
 
@@ -122,7 +114,7 @@ def _tensor_from_id(args: Args) -> Any:
 def _device(args: Args) -> Device:
     """Return a device from one string such as ``cuda:1``."""
     if len(args) != 1 or type(args[0]) is not str:
-        raise PickleError("torch.device takes one string in a TorchScript archive")
+        raise wrong_arguments("torch.device", "one string in a TorchScript archive", args)
     kind, colon, index = args[0].partition(":")
     if not colon:
         return Device(kind)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -233,9 +232,6 @@ def _turned_halves(array: NDArray[Any], real: bool, imag: bool) -> NDArray[Any]:
     return halves.view(array.dtype).reshape(array.shape)
 
 
-Key = int | slice | EllipsisType | None
-
-
 def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
     """Return shape, stride and offset of ``tensor[key]``; None if ``key`` is not a basic index.
 
@@ -247,7 +243,7 @@ def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
         If it points outside the tensor.
     """
     keys = key if isinstance(key, tuple) else (key,)
-    plain: list[Key] = []
+    plain: list[Any] = []
     for item in keys:
         if item is None or item is Ellipsis or isinstance(item, slice):
             plain.append(item)
@@ -255,12 +251,10 @@ def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
             plain.append(int(item))
         else:
             return None
-    used = sum(1 for item in plain if item is not None and item is not Ellipsis)
+    used = len(plain) - plain.count(None) - plain.count(Ellipsis)
     if used > len(spec.shape) or plain.count(Ellipsis) > 1:
         raise IndexError(f"{used} indices for a tensor of {len(spec.shape)} dimensions")
-    if Ellipsis not in plain:
-        plain.append(Ellipsis)
-    at = plain.index(Ellipsis)
+    at = plain.index(Ellipsis) if Ellipsis in plain else len(plain)
     plain[at : at + 1] = [slice(None)] * (len(spec.shape) - used)
     shape: list[int] = []
     stride: list[int] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,41 +116,9 @@ class TensorStorage(ABC):
             raise wrong_crc(found, self.crc, self.record)
 
 
-class Measure(NamedTuple):
-    """What a pickle says of a storage, but for its key."""
-
-    torch_dtype: str | None
-    nbytes: int
-    location: str
-
-
-#: `StorageOpener.many`.
-OpenMany = Callable[[list[str], list[Measure], list[int]], list[TensorStorage] | None]
-
-
-@runtime_checkable
-class StorageOpener(Protocol):
-    """Opens the storages of a file one by one, or many at once."""
-
-    def __call__(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage of a key."""
-        ...
-
-    def many(
-        self, keys: list[str], measures: list[Measure], which: list[int]
-    ) -> list[TensorStorage] | None:
-        """Return the storages of keys, given the measures and which of them each has.
-
-        None if one of them has to be opened alone, if only to say what is wrong with it.
-        """
-        ...
-
-
 @dataclass(eq=False, repr=False)
 class MeasuredStorage(TensorStorage):
-    """What is known of a storage whose bytes nobody asks for: to check tensors against its size."""
+    """What a pickle says of a storage whose bytes nobody asks for, but for its key."""
 
     torch_dtype: str | None
     nbytes: int
@@ -158,6 +126,17 @@ class MeasuredStorage(TensorStorage):
 
     def read_into(self, start: int, out: Bytes) -> None:
         raise RuntimeError("a storage without bytes")
+
+
+#: Returns the storages of keys, given the measures and which of them each has. None if one of them
+#: has to be opened alone, if only to say what is wrong with it.
+OpenMany = Callable[[list[str], list[MeasuredStorage], list[int]], list[TensorStorage] | None]
+
+
+class StorageOpener:
+    """Opens the storages of a file one by one, as any function that opens one, or many at once."""
+
+    many: OpenMany
 
 
 class ArrayStorage(TensorStorage):

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.tensors.numpy_dtypes import has_numpy_dtype
-from torchzip.tensors.specs import read_view
+from torchzip.tools.parts import sliced
 
 Array = NDArray[Any]
 
@@ -42,7 +41,8 @@ def tensor_text(tensor: LazyTensor, *, full: bool = False, width: int = 80) -> s
                 f"{numel:,} elements are too many to print; give a SLICE, or write them with --npy"
             )
         return array_text(tensor[...], full=full, width=width)
-    return _text(_corners(tensor), 0, width)
+    _check_corners(tensor.shape)
+    return _text(_with_gaps(_corners(tensor), tensor.shape), 0, width)
 
 
 def array_text(array: Array, *, full: bool = False, width: int = 80) -> str:
@@ -70,47 +70,20 @@ def _check_corners(shape: tuple[int, ...]) -> None:
         )
 
 
-def _corners(tensor: LazyTensor) -> Array:
-    """Return an array that numpy prints as it prints the tensor.
+def _corners(tensor: LazyTensor, axis: int = 0) -> Array:
+    """Return a tensor with the first and last items alone of each long axis, from one on.
 
-    Each long axis has its first and its last items, and one between them that is not looked at.
+    Each corner is read by itself: of a deflated record, what lies between goes through memory.
     """
-    _check_corners(tensor.shape)
-    if not tensor.spec.storage.random_access:
-        return _joined(tensor)
-    # The two ends of an axis are an axis of their own: (2, 3) items, `size - 3` apart.
-    shape: list[int] = []
-    stride: list[int] = []
-    for size, step in zip(tensor.shape, tensor.stride, strict=True):
-        if _is_cut(size):
-            shape += [2, _EDGE_ITEMS]
-            stride += [(size - _EDGE_ITEMS) * step, step]
-        elif size != 1:  # numpy has 64 dimensions and no more
-            shape.append(size)
-            stride.append(step)
-    read = read_view(tensor.spec, tuple(shape), tuple(stride), tensor.storage_offset)
-    cut = [2 * _EDGE_ITEMS if _is_cut(size) else size for size in tensor.shape]
-    return _with_gaps(read.reshape(cut), tensor.shape)
-
-
-def _joined(tensor: LazyTensor) -> Array:
-    """Return the corners of a tensor whose bytes can only be read in order.
-
-    What lies between two places of it goes through memory, so each end of the first long axis is
-    read by itself.
-    """
-    axis = next(axis for axis, size in enumerate(tensor.shape) if _is_cut(size))
+    while axis < tensor.ndim and not _is_cut(tensor.shape[axis]):
+        axis += 1
+    if axis == tensor.ndim:
+        corner: Array = tensor[...]
+        return corner
     before = (slice(None),) * axis
     ends = (slice(_EDGE_ITEMS), slice(-_EDGE_ITEMS, None))
-    inner = [np.r_[:_EDGE_ITEMS, size - _EDGE_ITEMS : size] for size in tensor.shape]
-    parts = []
-    for end in ends:
-        part = tensor[(*before, end)]
-        for other in range(axis + 1, part.ndim):
-            if _is_cut(part.shape[other]):
-                part = part.take(inner[other], other)
-        parts.append(part)
-    return _with_gaps(np.concatenate(parts, axis), tensor.shape)
+    parts = [_corners(sliced(tensor, (*before, end)), axis + 1) for end in ends]
+    return np.concatenate(parts, axis)
 
 
 def _with_gaps(corners: Array, shape: tuple[int, ...]) -> Array:
@@ -119,8 +92,3 @@ def _with_gaps(corners: Array, shape: tuple[int, ...]) -> Array:
         if _is_cut(size):
             corners = np.insert(corners, _EDGE_ITEMS, corners.take(0, axis), axis)
     return corners
-
-
-def is_raw(torch_dtype: str) -> bool:
-    """Return whether a dtype is shown by its raw bits, because numpy has no such numbers."""
-    return not has_numpy_dtype(torch_dtype)

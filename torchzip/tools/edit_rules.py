@@ -13,10 +13,10 @@ from torchzip.convert.rules import (
     Glob,
     Globs,
     RenameRules,
+    Renames,
     match_any,
     parse_globs,
     parse_pairs,
-    parse_rename,
     unused_globs,
 )
 
@@ -48,8 +48,7 @@ class EditRules:
         requires_grad: GradRules = None,
         device: DeviceRules = None,
     ) -> None:
-        self._table, self._function, self._expressions = parse_rename(rename)
-        self._met: set[str] = set()
+        self.renames = Renames(rename, "item of a dict")
         self._drop = parse_globs("drop", drop, "item of a dict")
         self.values = _parse_values(set_values)
         if isinstance(requires_grad, bool):
@@ -70,35 +69,11 @@ class EditRules:
     @property
     def changes_names(self) -> bool:
         """Whether there is a rule that gives an item a name."""
-        return bool(self._table or self._function or self._expressions or self.values)
+        return bool(self.renames or self.values)
 
     def drops(self, path: str) -> bool:
         """Return whether an item is left out."""
         return bool(self._drop) and match_any(self._drop, path)
-
-    def renamed(self, path: str, is_container: bool) -> str | None:
-        """Return the new path of an item; None for one that is left out.
-
-        An expression that is about what is in a container, such as ``^model\\.``, renames the
-        container too.
-        """
-        if self._function is not None:
-            new = self._function(path)
-        elif self._expressions:
-            new = path
-            for expression in self._expressions:
-                before = new
-                new = expression.apply(before)
-                if is_container and new == before:
-                    inside = expression.apply(f"{before}.")
-                    new = inside[:-1] if inside.endswith(".") else before
-        else:
-            if path in self._table:
-                self._met.add(path)
-            new = self._table.get(path, path)
-        if new is not None and not isinstance(new, str):
-            raise TypeError(f"rename gives {type(new).__name__} for {path!r}, not a name or None")
-        return new
 
     def requires_grad_of(self, name: str) -> bool | None:
         """Return what a floating tensor is to say of its gradient; None for no change."""
@@ -113,17 +88,7 @@ class EditRules:
     def unused(self) -> list[str]:
         """Return a line for each rule that has matched nothing so far."""
         globs = [*self._drop, *(glob for glob, _ in (*self._grads, *self._devices))]
-        lines = unused_globs(globs)
-        lines += [
-            f"the rename rule {each.text!r} matches no item of a dict"
-            for each in self._expressions
-            if not each.used
-        ]
-        return lines + [
-            f"there is no item {old!r} of a dict to be renamed"
-            for old in self._table
-            if old not in self._met
-        ]
+        return unused_globs(globs) + self.renames.unused()
 
 
 def parse_device(device: Any) -> str:
@@ -168,19 +133,14 @@ def _plain_copy(value: Any, path: str, depth: int = 0) -> Any:
     if type(value) is list:
         return [_plain_copy(item, path, depth + 1) for item in value]
     if type(value) is dict:
-        return {
-            _plain_key(key, path): _plain_copy(item, path, depth + 1) for key, item in value.items()
-        }
+        for key in value:
+            if type(key) not in (str, int, bool, float, type(None)):
+                raise TypeError(f"the value for {path!r} has a key that is {type(key).__name__}")
+        return {key: _plain_copy(item, path, depth + 1) for key, item in value.items()}
     raise TypeError(
         f"the value for {path!r} has {type(value).__name__} in it; None, bool, int, float, str, "
         "list or dict was expected"
     )
-
-
-def _plain_key(key: Any, path: str) -> Any:
-    if type(key) not in (str, int, bool, float, type(None)):
-        raise TypeError(f"the value for {path!r} has a key that is {type(key).__name__}")
-    return key
 
 
 def prefixes(paths: Iterable[str]) -> set[str]:

@@ -26,7 +26,7 @@ from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.reduce import StorageKeys, Stored
-from torchzip.tensors.storage import Measure, TensorStorage
+from torchzip.tensors.storage import MeasuredStorage, TensorStorage
 from torchzip.tools.edit_rules import DeviceRules, EditRules, GradRules
 from torchzip.tools.tree_edits import TreeEdit
 
@@ -320,7 +320,7 @@ class _Recording(LazyFactory):
             return storage
 
         def open_many(
-            keys: list[str], measures: list[Measure], which: list[int]
+            keys: list[str], measures: list[MeasuredStorage], which: list[int]
         ) -> list[TensorStorage] | None:
             storages = None if many is None else many(keys, measures, which)
             if storages is not None:

@@ -134,7 +134,7 @@ def compare_elements(a: Located, b: Located) -> tuple[ElementDifference | None, 
         found.add(one, other)
     if not found.count:
         return None, found.same_bits
-    first = _index(found.first, once)
+    first = tuple(map(int, np.unravel_index(found.first, once)))
     return (
         ElementDifference(found.count * repeated, found.max_abs, found.nans * repeated, first),
         False,
@@ -189,14 +189,6 @@ def _side_by_side(a: Iterator[Bytes], b: Iterator[Bytes]) -> Iterator[tuple[Byte
             one, other = one[nbytes:], other[nbytes:]
     for _ in b:
         raise RuntimeError("two tensors of one shape have other numbers of elements")
-
-
-def _index(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    index = []
-    for size in reversed(shape):
-        place, at = divmod(place, size)
-        index.append(at)
-    return tuple(reversed(index))
 
 
 class _Found:

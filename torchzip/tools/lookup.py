@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from typing import Any
 
@@ -34,20 +35,15 @@ def look_up(checkpoint: Checkpoint, name: str) -> Any:
     for found in (_part(checkpoint, name), _below(checkpoint.root, name)):
         if found is not None:
             return found[0]
-    known = [*checkpoint, *_value_names(checkpoint)]
+    known = [*checkpoint]
+    with contextlib.suppress(LimitError):
+        known += flat_values(checkpoint.root, checkpoint.limits)
     near = difflib.get_close_matches(name, known[:_MOST_NAMES], 3)
     hint = f"; did you mean {' or '.join(map(shown, near))}?" if near else ""
     raise TensorNotFoundError(
         f"no tensor or value is called {shown(name)}, of {len(checkpoint):,} tensors{hint}",
         path=checkpoint.path,
     )
-
-
-def _value_names(checkpoint: Checkpoint) -> list[str]:
-    try:
-        return list(flat_values(checkpoint.root, checkpoint.limits))
-    except LimitError:
-        return []
 
 
 def _part(checkpoint: Checkpoint, name: str) -> tuple[Any] | None:
@@ -82,11 +78,7 @@ def _below(root: Any, name: str) -> tuple[Any] | None:
         seen.add((id(container), rest))
         for key, _, child in children(container):
             if key == rest:
-                return (_data_of(child),)
+                return (child.data if isinstance(child, Parameter | Storage) else child,)
             if rest.startswith(f"{key}."):
                 todo.append((child, rest[len(key) + 1 :]))
     return None
-
-
-def _data_of(value: Any) -> Any:
-    return value.data if isinstance(value, Parameter | Storage) else value

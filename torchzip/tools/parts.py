@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor, tensor_of
+from torchzip.checkpoint.walk import inner
 from torchzip.errors import MAX_NDIM, UnsupportedError
 from torchzip.tensors.specs import slice_spec
 from torchzip.types import OtherTensor, QuantizedTensor, TypedArray
@@ -31,8 +32,11 @@ def view(tensor: Any, index: Any = None) -> LazyTensor | None:
         tensor = tensor_of(np.asarray(tensor))
     if not isinstance(tensor, LazyTensor):
         return None
-    if index is None:
-        return tensor
+    return tensor if index is None else sliced(tensor, index)
+
+
+def sliced(tensor: LazyTensor, index: Any) -> LazyTensor:
+    """Return ``tensor[index]`` unread."""
     chosen = slice_spec(tensor.spec, index)
     if chosen is None:
         raise IndexError("not a basic index")
@@ -44,14 +48,8 @@ def view(tensor: Any, index: Any = None) -> LazyTensor | None:
 
 def named_parts(tensor: OtherTensor) -> Iterator[tuple[str, LazyTensor]]:
     """Yield the parts of a tensor with the names that `lookup.look_up` knows them by."""
-    for field in tensor.PARTS:
-        value = getattr(tensor, field)
-        if isinstance(value, tuple):
-            for number, part in enumerate(value):
-                if isinstance(part, LazyTensor):
-                    yield f"{field}.{number}", part
-        elif isinstance(value, LazyTensor):
-            yield field, value
+    found = ((str(name), part) for name, _, part in inner(tensor))
+    return ((name, part) for name, part in found if isinstance(part, LazyTensor))
 
 
 def dense_of(tensor: OtherTensor, name: str) -> LazyTensor:

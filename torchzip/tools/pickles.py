@@ -100,17 +100,12 @@ def _steps(place: PicklePlace, start: int, path: str, limits: Limits) -> Iterato
         at += position
 
 
-def pickles(place: PicklePlace, path: str, limits: Limits) -> Iterator[Iterator[Step]]:
-    """Yield the steps of each pickle; all of one are to be taken before the next."""
-    at = count = 0
-
-    def following() -> Iterator[Step]:
-        nonlocal at
+def numbered_steps(place: PicklePlace, path: str, limits: Limits) -> Iterator[tuple[int, Step]]:
+    """Yield the steps of each pickle with its number."""
+    at = number = 0
+    while number != place.most and (at < place.source.size or not number):
         for step in _steps(place, at, path, limits):
-            yield step
+            yield number, step
         at = step.end
-
-    while count != place.most and (at < place.source.size or not count):
-        yield following()
-        count += 1
+        number += 1
     place.finish()

@@ -15,7 +15,6 @@ from torchzip.checkpoint.names import module_parts
 from torchzip.checkpoint.plain_values import is_container, same_value
 from torchzip.checkpoint.walk import Walk, children, reach
 from torchzip.dtypes import DTYPES
-from torchzip.errors import LimitError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.tensors.persistent_ids import BareStorage
@@ -112,14 +111,12 @@ class TreeEdit:
 
     def _walk(self) -> None:
         containers = sum(1 for _ in reach(self.root, _containers_in))
-        walk: Walk[_Frame] = Walk(self._limits, containers + self._limits.shared_names + 1, 0)
+        ways = containers + self._limits.shared_names + 1
+        walk: Walk[_Frame] = Walk(self._limits, ways, self._characters)
         frames = [self._enter(walk, self.root, "", "")]
         for frame, (text, _, item) in walk:
             path = frame.prefix + text
-            self._characters -= len(path)
-            if self._characters < 0:
-                bound = self._limits.names_nbytes
-                raise LimitError("names_nbytes", bound + 1, bound)
+            walk.charge(len(path))
             is_tensor = _is_tensor(item.value)
             has_items = not is_tensor and is_container(item.value)
             new_path = self._name(frame, item, path, has_items)
@@ -145,7 +142,7 @@ class TreeEdit:
         is_dropped = False
         if item.holder is not None:
             is_dropped = self._rules.drops(path)
-            found = None if is_dropped else self._rules.renamed(path, has_items)
+            found = None if is_dropped else self._rules.renames.of(path, is_container=has_items)
             is_dropped = found is None
             change = frame.changes[id(item.holder)]
             if found is None:
@@ -219,7 +216,7 @@ class TreeEdit:
                 raise ValueError(f"{path!r} is not an item of a dict; only these can be set")
             if any(map(_is_tensor, reach(old, children))):
                 raise ValueError(f"{path!r} is or holds a tensor; a value cannot take its place")
-            if not _equal_plain(old, value):
+            if not same_value(old, value):
                 _, change = self._changes[id(holder)]
                 self._values.append((holder, change.renames.get(key, key), value))
                 self.set.append(path)
@@ -347,16 +344,3 @@ def _set_requires_grad(tensor: Any, wanted: bool) -> bool:
             # Frozen for its users; nobody else has this one yet.
             object.__setattr__(each, "requires_grad", wanted)
     return True
-
-
-def _equal_plain(a: Any, b: Any) -> bool:
-    """Return whether plain values are equal, and of one type all through."""
-    if isinstance(b, dict):
-        return (
-            type(a) is dict
-            and list(a) == list(b)
-            and all(_equal_plain(x, y) for x, y in zip(a.values(), b.values(), strict=True))
-        )
-    if isinstance(b, list):
-        return type(a) is list and len(a) == len(b) and all(map(_equal_plain, a, b))
-    return same_value(a, b)

@@ -53,22 +53,16 @@ def _is_flat(value: Any) -> bool:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, _SCALARS):
-        try:
-            return repr(value)
-        except ValueError:  # an int of more digits than Python prints
-            return shown(value)
-    if isinstance(value, list | tuple | deque | set | frozenset):
-        if isinstance(value, set | frozenset) and value:
-            return f"{{{', '.join(sorted(map(_scalar, value)))}}}"
-        opening, closing = "()" if isinstance(value, tuple) else "[]"
-        comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
-        return f"{opening}{', '.join(map(_scalar, value))}{comma}{closing}"
-    if isinstance(value, dict):
-        return "{}"
     try:
-        return str(value)  # a word of torch's, a date, a path, ...
-    except (ArithmeticError, RecursionError, ValueError):
+        if isinstance(value, set | frozenset) and value:
+            return f"{{{', '.join(sorted(map(repr, value)))}}}"
+        if isinstance(value, list | tuple | deque | set | frozenset):
+            return repr(tuple(value) if isinstance(value, tuple) else list(value))
+        if isinstance(value, dict):
+            return "{}"
+        # The others are words of torch's, dates, paths, ...
+        return repr(value) if isinstance(value, _SCALARS) else str(value)
+    except (ArithmeticError, RecursionError, ValueError):  # such as an int of too many digits
         return shown(value)
 
 

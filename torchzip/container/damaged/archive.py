@@ -360,13 +360,8 @@ def _is_vouched_for(found: int, by_rows: set[int], by_others: set[int]) -> bool:
     """Return whether a CRC is the stored one; a byte of the directory's may be damaged."""
     if not by_rows and not by_others:
         return found == 0  # a CRC can be 0 by chance
-    return found in by_rows or (
-        found in by_others and all(_is_one_byte_apart(found, crc) for crc in by_rows)
-    )
-
-
-def _is_one_byte_apart(one: int, other: int) -> bool:
-    return sum(byte > 0 for byte in (one ^ other).to_bytes(4, "big")) <= 1
+    damaged_bytes = (sum(map(bool, (found ^ crc).to_bytes(4, "big"))) for crc in by_rows)
+    return found in by_rows or (found in by_others and all(count <= 1 for count in damaged_bytes))
 
 
 def _damaged(found: int, known: set[int]) -> str:

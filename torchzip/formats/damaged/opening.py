@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from torchzip.container.zip_end import find_end
 from torchzip.errors import UnsupportedError
 from torchzip.files.source import Source
 from torchzip.formats.base import FileContainer
@@ -11,6 +10,7 @@ from torchzip.formats.damaged.streams import DamagedLegacy, DamagedSafetensors
 from torchzip.formats.damaged.zip import DamagedZip
 from torchzip.formats.legacy import is_legacy
 from torchzip.formats.opening import is_safetensors
+from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 
 
@@ -25,13 +25,12 @@ def kind_of(source: Source, start: int, limits: Limits) -> str | None:
     return "a safetensors file" if is_safetensors(head, left) else None
 
 
-def end_of(container: FileContainer, limits: Limits) -> int:
+def end_of(container: FileContainer) -> int:
     """Return the byte after a sound checkpoint; a zip archive may be followed by some bytes."""
-    source = container.source
-    if source.read_at(0, min(4, source.size)) != b"PK\3\4":
+    if not isinstance(container, ZipContainer):
         return container.end
-    at = find_end(source, limits).at
-    return at + 22 + int.from_bytes(source.read_at(at + 20, 2), "little")
+    at = container.archive.end.at
+    return at + 22 + int.from_bytes(container.source.read_at(at + 20, 2), "little")
 
 
 def open_damaged(source: Source, limits: Limits) -> SalvagedContainer:

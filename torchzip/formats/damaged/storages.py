@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
 from torchzip.errors import TensorError
-from torchzip.files.crc import crc32, wrong_crc
 from torchzip.formats.base import Container
-from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, SpanStorage, TensorStorage
+from torchzip.tensors.storage import Bytes, TensorStorage
 
 
 class SalvagedContainer(Container, Protocol):
@@ -44,18 +42,3 @@ class LostStorage(TensorStorage):
 
     def read_into(self, start: int, out: Bytes) -> None:
         raise TensorError(f"the storage is lost: {self.why}", record=self.record)
-
-
-class WholeStorage(SpanStorage):
-    """A storage whose CRC was right when it was found; it is compared again when it is read."""
-
-    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        found = 0
-        for block in super().blocks(nbytes):
-            found = crc32(block.data, found)
-            yield block
-        if self.crc and found != self.crc:
-            raise wrong_crc(found, self.crc, self.record)
-
-    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        return self.blocks(nbytes)

@@ -90,7 +90,6 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
         # From the last to the first: whether something after a storage is in its place.
         has_place = not unknown and at == self.source.size
         has_next = False  # whether there is a whole count after it
-        following: _Row | None = None
         for row in reversed(rows):
             agrees = self._agrees(row)
             why = None
@@ -100,10 +99,8 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
                 why = (
                     "the counts after it are not in their place: bytes were lost, added or damaged"
                 )
-            elif not has_place and agrees is not True:
+            elif not has_place and not agrees:
                 why = "its count of elements is damaged, and so may be its place"
-            elif not has_place and following is not None and self._agrees(following) is False:
-                why = "what is left of the count after it is damaged, and so may be its place"
             if why is not None and row.nbytes:
                 self._lost[row.key] = why
             else:
@@ -111,18 +108,14 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
                 if row.nbytes:
                     self.unverified.add(row.key)
             # A count of 0 is what zeros look like, and says little.
-            has_place = has_place or (agrees is True and row.numel > 0)
+            has_place = has_place or (agrees and row.numel > 0)
             has_next = has_next or (row.numel > 0 and row.begin <= self.source.size)
-            following = row
 
-    def _agrees(self, row: _Row) -> bool | None:
-        """Return whether the count in that place is right; None if it is cut, and may be."""
+    def _agrees(self, row: _Row) -> bool:
+        """Return whether the count in that place is right."""
         at = min(row.begin - 8, self.source.size)
-        left = bytes(self.source.read_at(at, min(8, self.source.size - at)))
-        wanted = row.numel.to_bytes(8, "little")
-        if not wanted.startswith(left):
-            return False
-        return True if len(left) == 8 else None
+        count = bytes(self.source.read_at(at, min(8, self.source.size - at)))
+        return count == row.numel.to_bytes(8, "little")
 
 
 class DamagedSafetensors(_DamagedPlain, SafetensorsContainer):

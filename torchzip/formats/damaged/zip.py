@@ -28,10 +28,16 @@ from torchzip.formats.base import (
     read_pickle,
     swap_nbytes,
 )
-from torchzip.formats.damaged.storages import LostStorage, WholeStorage
+from torchzip.formats.damaged.storages import LostStorage
 from torchzip.formats.zip import ZipFormat
 from torchzip.limits import Limits
-from torchzip.tensors.storage import FixedPlace, MeasuredStorage, StreamStorage, TensorStorage
+from torchzip.tensors.storage import (
+    FixedPlace,
+    MeasuredStorage,
+    SpanStorage,
+    StreamStorage,
+    TensorStorage,
+)
 
 #: Records that only archives with other pickles have, and what these are.
 _OTHER_FORMATS = {b"constants.pkl": "a TorchScript archive", b"archive_format": "a .pt2 archive"}
@@ -211,14 +217,11 @@ class DamagedZip(ZipFormat, FileContainer):
             return "little" if is_complete or archive.places.begins_whole else None
         crcs = archive.stored_crcs(name)
         text = None if crcs else archive.read_text(name, self._limits.text_nbytes)
-        said = []
-        for word in (b"little", b"big"):
-            is_likely = crc32(word) in crcs
-            if text is not None and len(text.data) == len(word):
-                # Without a CRC, length and all bytes but one say which word it was.
-                same = sum(a == b for a, b in zip(text.data, word, strict=True))
-                is_likely = same >= len(word) - 1
-            said += [word.decode()] if is_likely else []
+        said = [
+            word.decode()
+            for word in (b"little", b"big")
+            if crc32(word) in crcs or (text is not None and text.data == word)
+        ]
         return said[0] if len(said) == 1 else None
 
     # -- storages ----------------------------------------------------------------------------------
@@ -246,7 +249,7 @@ class DamagedZip(ZipFormat, FileContainer):
         unit = swap_nbytes(torch_dtype, self._byteorder)
         if not whole.is_deflated:
             place = FixedPlace(self.source, whole.offset)
-            return WholeStorage(torch_dtype, whole.nbytes, location, record, place, whole.crc, unit)
+            return SpanStorage(torch_dtype, whole.nbytes, location, record, place, whole.crc, unit)
         return StreamStorage(
             torch_dtype, whole.nbytes, location,
             inflate=functools.partial(self._inflate, whole, record),

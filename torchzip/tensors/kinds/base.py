@@ -1,15 +1,17 @@
 """What the kinds of tensors that are not dense have in common.
 
 A kind is a module here: a subclass of `OtherTensor` that says how its parts must fit together, what
-numbers they stand for and how torch writes it, and `REBUILDS`, the calls in a pickle that make one.
+numbers they stand for and how torch writes it, and what makes one of the arguments of a call, which
+the table of `tensors.rebuild` names. No module of a kind is imported before a file has one.
+
 The arguments are those that torch 2.13 writes (section 6.2 of the format), and for reading the
 shorter ones of older files and the flat ones of TorchScript archives (section 11.3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -17,18 +19,17 @@ import numpy as np
 from torchzip.errors import TensorError, TorchZipError, shown
 from torchzip.leaf_types import ForeignObject, TypedArray
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.checked import Checked
-from torchzip.tensors.kinds.parts import bare, is_part
+from torchzip.tensors.kinds.parts import Checked, bare, is_part
 from torchzip.tensors.specs import TensorSpec, check_requires_grad
 
 if TYPE_CHECKING:  # a program that only reads needs nothing that writes
     from torchzip.pickling.emitter import Emitter
     from torchzip.tensors.reduce import DenseWriter
 
+#: Where torch has the class of jagged nested tensors.
+NJT = "torch.nested._internal.nested_tensor"
 #: What torch names as the class of a tensor that has attributes and no class of its own.
 PLAIN_CLASS = ForeignObject("torch", "Tensor")
-
-Args = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
@@ -54,14 +55,23 @@ class OtherTensor:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
 
+    def named_parts(self) -> Iterator[tuple[str, Any]]:
+        """Yield what is in the fields of `PARTS`: ``indices``, or ``indices.0`` of a pair.
+
+        A field can also hold None, a number or a list of numbers.
+        """
+        for name in self.PARTS:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                for index, part in enumerate(value):
+                    yield f"{name}.{index}", part
+            else:
+                yield name, value
+
     @property
     def parts(self) -> list[Any]:
         """The tensors that this one consists of."""
-        held: list[Any] = []
-        for name in self.PARTS:
-            value = getattr(self, name)
-            held += value if isinstance(value, tuple) else [value] if is_part(value) else []
-        return held
+        return [part for _, part in self.named_parts() if is_part(part)]
 
     def with_parts(self, change: Callable[[Any], Any]) -> Self:
         """Return a copy with ``change`` applied to each part."""
@@ -167,14 +177,13 @@ class OtherTensor:
 
     def _check_parts(self, *needed: str) -> None:
         """Raise TypeError if a part has no shape; fields not ``needed`` may hold other values."""
-        for name in self.PARTS:
-            value = getattr(self, name)
-            for part in value if isinstance(value, tuple) else (value,):
-                if (name in needed or is_part(part)) and not hasattr(bare(part), "shape"):
-                    raise TypeError(
-                        f"{name} of a {type(self).__name__}: a {type(part).__name__}; an array or "
-                        "a tensor was expected"
-                    )
+        for name, part in self.named_parts():
+            is_needed = name.partition(".")[0] in needed
+            if (is_needed or is_part(part)) and not hasattr(bare(part), "shape"):
+                raise TypeError(
+                    f"{name} of a {type(self).__name__}: a {type(part).__name__}; an array or a "
+                    "tensor was expected"
+                )
 
     def _describe(self) -> str:
         return f"{self.torch_dtype}, shape={list(self.shape)}"
@@ -185,7 +194,9 @@ class OtherTensor:
         return f"{type(self).__name__}({self._describe()}{extra})"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+OtherTensor.__module__ = "torchzip.types"  # where users have it; a pickle of one says so
+
+
 class PartReader:
     """What the functions that rebuild a tensor need of the file that it is in.
 
@@ -193,8 +204,11 @@ class PartReader:
     whether a value is a dense tensor.
     """
 
-    dense: Callable[[Any, Any, Any, Any], Any]
-    is_tensor: Callable[[Any], bool]
+    def __init__(
+        self, dense: Callable[[Any, Any, Any, Any], Any], is_tensor: Callable[[Any], bool]
+    ) -> None:
+        self.dense = dense
+        self.is_tensor = is_tensor
 
     def part(self, value: Any, what: str) -> Any:
         """Return a value that is a dense tensor, else raise TensorError."""
@@ -203,7 +217,6 @@ class PartReader:
         return value
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PartWriter:
     """Writes what a tensor is made of.
 
@@ -211,23 +224,29 @@ class PartWriter:
     integers of a quantized tensor.
     """
 
-    dense: DenseWriter
-    spec_of: Callable[[Emitter, Any], TensorSpec]
-    integers_of: Callable[[Emitter, Any], TensorSpec]
-    checked: Checked = field(default_factory=Checked)
+    def __init__(
+        self,
+        dense: DenseWriter,
+        spec_of: Callable[[Emitter, Any], TensorSpec],
+        integers_of: Callable[[Emitter, Any], TensorSpec],
+    ) -> None:
+        self.dense = dense
+        self.spec_of = spec_of
+        self.integers_of = integers_of
+        self.checked = Checked()
 
-    def part(self, emitter: Emitter, part: Any) -> None:
-        """Write a dense tensor inside another.
+    def tuple(self, emitter: Emitter, *items: Any) -> None:
+        """Write a tuple of dense tensors inside another, and of other values.
 
-        torch makes a new object for it each time it is asked, so an array is written again.
+        torch makes a new object for a tensor each time it is asked, so an array is written again.
         A LazyTensor is one object wherever its file had one.
         """
-        if isinstance(part, np.ndarray | TypedArray):
-            self.dense.tensor(emitter, self.spec_of(emitter, part))
-            emitter.put(None)
-        else:
-            emitter.save(part)
-
-
-#: What makes a tensor of the arguments of a call.
-Rebuild = Callable[[Args, PartReader], OtherTensor]
+        emitter.write(b"(" if len(items) > 3 else b"")
+        for item in items:
+            if isinstance(item, np.ndarray | TypedArray):
+                self.dense.tensor(emitter, self.spec_of(emitter, item))
+                emitter.put(None)
+            else:
+                emitter.save(item)
+        emitter.write((b"t", b"\x85", b"\x86", b"\x87")[len(items) if len(items) <= 3 else 0])
+        emitter.put(None)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchzip.dtypes import DTYPES, NAME_ONLY
 from torchzip.errors import TensorError, shown
 from torchzip.leaf_types import Dtype
-from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter, Rebuild
-from torchzip.tensors.kinds.parts import MAX, check_sizes, sizes_of
+from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter
+from torchzip.tensors.kinds.parts import MAX, sizes_of
 from torchzip.tensors.specs import check_count, contiguous_stride, wrong_dtype
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class MetaTensor(OtherTensor):
     kind = "meta"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", tuple(map(operator.index, self.shape)))
         stride: Any = self.stride  # None: that of a contiguous tensor
-        stride = contiguous_stride(self.shape) if stride is None else tuple(stride)
-        object.__setattr__(self, "stride", stride)
+        stride = contiguous_stride(self.shape) if stride is None else map(operator.index, stride)
+        object.__setattr__(self, "stride", tuple(stride))
 
     def _check(self) -> None:
         if self.torch_dtype not in DTYPES and self.torch_dtype not in NAME_ONLY:
@@ -46,28 +46,27 @@ class MetaTensor(OtherTensor):
                 f"the dtype of a meta tensor is {shown(self.torch_dtype)}, which torch does not "
                 "have"
             )
-        check_sizes(self.shape, "the shape of a meta tensor")
-        check_sizes(self.stride, "the stride of a meta tensor")
-        if len(self.shape) != len(self.stride):
-            raise TensorError(
-                f"a meta tensor has {len(self.shape)} sizes and {len(self.stride)} strides"
-            )
-        if math.prod(max(size, 1) for size in self.shape) >= MAX:
-            raise TensorError(
-                f"a meta tensor of size {list(self.shape)} has 2**63 elements or more"
-            )
+        shape = sizes_of(self.shape, "the shape of a meta tensor")
+        stride = sizes_of(self.stride, "the stride of a meta tensor")
+        if len(shape) != len(stride):
+            raise TensorError(f"a meta tensor has {len(shape)} sizes and {len(stride)} strides")
+        if math.prod(max(size, 1) for size in shape) >= MAX:
+            raise TensorError(f"a meta tensor of size {list(shape)} has 2**63 elements or more")
 
     def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
         emitter.save((Dtype(self.torch_dtype), (*self.shape,), (*self.stride,), requires_grad))
         return self.attributes
 
 
-def _rebuild(args: tuple[Any, ...], parts: PartReader) -> MetaTensor:
+MetaTensor.__module__ = "torchzip.types"
+
+
+def rebuild(args: tuple[Any, ...], parts: PartReader) -> MetaTensor:
     check_count("_rebuild_meta_tensor_no_storage", args, 4)
     dtype, size, stride, requires_grad = args
     if type(dtype) is not Dtype:
         raise wrong_dtype("a meta tensor", dtype)
-    return MetaTensor(dtype.name, sizes_of(size), sizes_of(stride), requires_grad)
-
-
-REBUILDS: dict[Name, Rebuild] = {MetaTensor.REBUILT_BY: _rebuild}
+    size = sizes_of(size, "the size of a meta tensor")
+    return MetaTensor(
+        dtype.name, size, sizes_of(stride, "the stride of a meta tensor"), requires_grad
+    )

@@ -18,23 +18,25 @@ from torchzip.errors import (
 )
 from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import PLAIN_CLASS, OtherTensor, PartReader, PartWriter, Rebuild
-from torchzip.tensors.kinds.checked import Checked, ends, outside, steps
+from torchzip.tensors.kinds.base import NJT, PLAIN_CLASS, OtherTensor, PartReader, PartWriter
 from torchzip.tensors.kinds.parts import (
     Array,
+    Checked,
     as_array,
     bare,
     check_memory,
     dtype_name,
     dtype_of,
+    ends,
+    outside,
     shape_of,
+    steps,
 )
 from torchzip.tensors.specs import TensorSpec, check_count
 
 if TYPE_CHECKING:
     from torchzip.pickling.emitter import Emitter
 
-NJT = "torch.nested._internal.nested_tensor"
 _CLASS = ForeignObject(NJT, "NestedTensor")
 _REBUILD_JAGGED = (NJT, "_rebuild_njt")
 
@@ -116,17 +118,14 @@ class NestedTensor(OtherTensor):
         offsets = tensor.offsets.tolist()
         if self.layout == "jagged":
             axis = (slice(None),) * (self.ragged_idx - 1)
-            stops = offsets[1:]
-            if tensor.lengths is not None:
-                lengths = tensor.lengths.tolist()
-                stops = [start + length for start, length in zip(offsets, lengths, strict=False)]
+            lengths = np.diff(tensor.offsets) if tensor.lengths is None else tensor.lengths
             return [
-                values[(*axis, slice(start, stop))]
-                for start, stop in zip(offsets, stops, strict=False)
+                values[(*axis, slice(start, start + length))]
+                for start, length in zip(offsets, lengths.tolist(), strict=False)
             ]
+        made: list[Array] = []
         if not offsets:
-            return []
-        made = []
+            return made
         rows = zip(tensor.sizes.tolist(), tensor.strides.tolist(), offsets, strict=True)
         for sizes, strides, offset in rows:
             if 0 in sizes:
@@ -145,10 +144,10 @@ class NestedTensor(OtherTensor):
         if self.layout == "strided":
             if self.sizes is None or self.strides is None or self.lengths is not None:
                 raise TensorError("a strided nested tensor has sizes, strides, offsets, no lengths")
+            dtypes = {dtype_of(part) for part in (self.sizes, self.strides, self.offsets)}
             sizes, strides = shape_of(self.sizes), shape_of(self.strides)
             if offsets == (0,) and sizes == strides == () and len(values) == 1:
                 return  # torch 2.13 writes an empty one so, and cannot read it itself
-            dtypes = {dtype_of(part) for part in (self.sizes, self.strides, self.offsets)}
             if not (
                 dtypes == {"int64"}
                 and len(values) == len(offsets) == 1
@@ -230,11 +229,7 @@ class NestedTensor(OtherTensor):
     def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
         if self.layout == "jagged":
             return self._write_jagged(emitter, requires_grad)
-        emitter.write(b"(")
-        for part in (self.values, self.sizes, self.strides, self.offsets):
-            parts.part(emitter, part)
-        emitter.write(b"t")
-        emitter.put(None)
+        parts.tuple(emitter, self.values, self.sizes, self.strides, self.offsets)
         return self.attributes
 
     def _write_jagged(self, emitter: Emitter, requires_grad: bool) -> Any:
@@ -294,7 +289,10 @@ def _furthest_end(offsets: Array, lengths: Array) -> tuple[int, ...]:
     return (int((starts.astype(np.int64) + lengths).max()),)
 
 
-def _rebuild(args: tuple[Any, ...], parts: PartReader) -> NestedTensor:
+NestedTensor.__module__ = "torchzip.types"
+
+
+def rebuild(args: tuple[Any, ...], parts: PartReader) -> NestedTensor:
     check_count("_rebuild_nested_tensor", args, 4)
     values, sizes, strides, offsets = map(
         parts.part, args, ("values", "sizes", "strides", "offsets")
@@ -302,7 +300,7 @@ def _rebuild(args: tuple[Any, ...], parts: PartReader) -> NestedTensor:
     return NestedTensor("strided", values, offsets, sizes=sizes, strides=strides)
 
 
-def _rebuild_jagged(args: tuple[Any, ...], parts: PartReader) -> NestedTensor:
+def rebuild_jagged(args: tuple[Any, ...], parts: PartReader) -> NestedTensor:
     if len(args) != 1 or type(args[0]) is not dict:
         raise wrong_arguments("_rebuild_njt", "one dict", args)
     given = args[0]
@@ -320,12 +318,6 @@ def _rebuild_jagged(args: tuple[Any, ...], parts: PartReader) -> NestedTensor:
         requires_grad=given.get("requires_grad", False),
         constructor=given,
     )
-
-
-REBUILDS: dict[Name, Rebuild] = {
-    NestedTensor.REBUILT_BY: _rebuild,
-    _REBUILD_JAGGED: _rebuild_jagged,
-}
 
 
 @dataclass(slots=True, eq=False, repr=False)

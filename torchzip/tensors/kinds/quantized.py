@@ -9,6 +9,7 @@ points that are floats, of float32.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,17 @@ import numpy as np
 from torchzip.dtypes import DTYPES, DtypeRow
 from torchzip.errors import EnoughMemory, PickleError, TensorError, UnsupportedError, shown
 from torchzip.leaf_types import QScheme
-from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter, Rebuild
-from torchzip.tensors.kinds.checked import Checked
+from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter
 from torchzip.tensors.kinds.parts import (
     MAX,
     Array,
+    Checked,
     as_array,
     bare,
     check_memory,
-    check_sizes,
     dtype_name,
     dtype_of,
+    ends,
     shape_of,
     sizes_of,
 )
@@ -86,7 +86,7 @@ class QuantizedTensor(OtherTensor):
         shape: Any = self.shape  # None: that of the integers
         if shape is None:
             shape = bare(self.int_repr).shape
-        object.__setattr__(self, "shape", tuple(shape))
+        object.__setattr__(self, "shape", tuple(map(operator.index, shape)))
 
     @property
     def qscheme(self) -> str:
@@ -120,33 +120,25 @@ class QuantizedTensor(OtherTensor):
             flat = stored[: _packed_nbytes(row, self.shape), None] >> shifts
             flat = (flat & np.uint8((1 << bits) - 1)).reshape(-1)
             stored = flat[:numel].reshape(self.shape)
+        scales, zero_points = as_array(self.scale), as_array(self.zero_point)
+        floats = zero_points.dtype.kind not in "iu"
         bounds = np.iinfo(np.dtype(row.raw))
+        if zero_points.size and not floats:
+            low, high = ends(zero_points)
+            if low < bounds.min or high > bounds.max:
+                raise TensorError(
+                    f"zero points from {low} to {high} for a tensor of {self.torch_dtype}, whose "
+                    f"integers go from {bounds.min} to {bounds.max}"
+                )
         with np.errstate(all="ignore"):
             if self.axis is None:
-                zero_point = np.array(self.zero_point)
-                self._check_zero_points(zero_point, bounds)
                 # Past 32 bits the difference wraps, as in torch.
-                whole = stored.astype(np.int32) - zero_point.astype(np.int32)
+                whole = stored.astype(np.int32) - zero_points.astype(np.int32)
                 return np.asarray(whole.astype(np.float32) * np.float32(self.scale))
             along = tuple(-1 if axis == self.axis else 1 for axis in range(len(self.shape)))
-            zero_points = as_array(self.zero_point).reshape(along)
-            scales = as_array(self.scale).reshape(along)
-            floats = zero_points.dtype.kind not in "iu"
-            if not floats:
-                self._check_zero_points(zero_points, bounds)
-            differences = stored.astype(np.float32) - zero_points.astype(np.float32)
-            scaled = differences * scales.astype(np.float32 if floats else np.float64)
-            return np.asarray(scaled.astype(np.float32))
-
-    def _check_zero_points(self, zero_points: Array, bounds: np.iinfo[Any]) -> None:
-        """Raise TensorError if a zero point is not one of the integers of the dtype."""
-        if zero_points.size and not (
-            bounds.min <= zero_points.min() and zero_points.max() <= bounds.max
-        ):
-            raise TensorError(
-                f"zero points from {zero_points.min()} to {zero_points.max()} for a tensor of "
-                f"{self.torch_dtype}, whose integers go from {bounds.min} to {bounds.max}"
-            )
+            differences = stored.astype(np.float32) - zero_points.reshape(along).astype(np.float32)
+            scales = scales.reshape(along).astype(np.float32 if floats else np.float64)
+            return np.asarray((differences * scales).astype(np.float32))
 
     def _check(self) -> None:
         row = DTYPES.get(self.torch_dtype)
@@ -155,7 +147,7 @@ class QuantizedTensor(OtherTensor):
                 f"a quantized tensor is of dtype {shown(self.torch_dtype)}; a quantized one was "
                 "expected"
             )
-        check_sizes(self.shape, "the shape of a quantized tensor")
+        sizes_of(self.shape, "the shape of a quantized tensor")
         found, shape = dtype_of(self.int_repr), shape_of(self.int_repr)
         if found not in (row.name, row.raw):
             raise TensorError(
@@ -187,21 +179,16 @@ class QuantizedTensor(OtherTensor):
             (self.scale, "scales", ("float",)),
             (self.zero_point, "zero points", ("float", "int")),
         ):
-            if type(part) is list:  # of torch before 1.4; its items are checked when it is read
-                if len(part) != self.shape[axis]:
-                    raise TensorError(
-                        f"a quantized tensor has {len(part):,} {what} for {self.shape[axis]:,} "
-                        f"channels on axis {axis}"
-                    )
-                continue
-            if DTYPES[dtype_of(part)].kind not in kinds:
+            is_list = type(part) is list  # of torch before 1.4; its items are checked with values
+            if not is_list and DTYPES[dtype_of(part)].kind not in kinds:
                 raise TensorError(
                     f"the {what} of a quantized tensor are {dtype_of(part)}; "
                     f"{' or '.join(kinds)} was expected"
                 )
-            if shape_of(part) != (self.shape[axis],):
+            sizes = (len(part),) if is_list else shape_of(part)
+            if sizes != (self.shape[axis],):
                 raise TensorError(
-                    f"a quantized tensor has {what} of shape {list(shape_of(part))} for "
+                    f"a quantized tensor has {what} of shape {list(sizes)} for "
                     f"{self.shape[axis]:,} channels on axis {axis}"
                 )
 
@@ -221,20 +208,10 @@ class QuantizedTensor(OtherTensor):
         packed = DTYPES[self.torch_dtype].per_byte > 1
         emitter.save(tuple(map(int, self.shape)))
         emitter.save(contiguous_stride(self.shape) if packed else (*spec.stride,))
-        if self.axis is None:
-            emitter.name("torch", "per_tensor_affine")
-            emitter.save(self.scale)
-            emitter.save(self.zero_point)
-            emitter.write(b"\x87")
-        else:
-            # The name is the same for both schemes per channel: the dtypes tell them apart.
-            emitter.write(b"(")
-            emitter.name("torch", "per_channel_affine")
-            parts.part(emitter, self.scale)
-            parts.part(emitter, self.zero_point)
-            emitter.save(self.axis)
-            emitter.write(b"t")
-        emitter.put(None)
+        # The name is the same for both schemes per channel: the dtypes tell them apart.
+        scheme = QScheme("per_tensor_affine" if self.axis is None else "per_channel_affine")
+        axis = () if self.axis is None else (self.axis,)
+        parts.tuple(emitter, scheme, self.scale, self.zero_point, *axis)
         emitter.save(requires_grad)
         empty_ordered_dict(emitter)
         emitter.write(b"t")
@@ -248,11 +225,7 @@ class QuantizedTensor(OtherTensor):
 
 def _check_list(numbers: list[Any], kinds: tuple[type, ...], checked: Checked) -> None:
     """Check the scales or zero points of a file of torch before 1.4."""
-    known = checked.lists
-    if known.get(id(numbers)) is numbers:
-        return
-    known[id(numbers)] = numbers
-    for number in numbers:
+    for number in numbers if checked.is_new(numbers) else ():
         if type(number) not in kinds or not (type(number) is float or abs(number) < MAX):
             raise TensorError(
                 f"the scales or zero points of a tensor have {shown(number)} in them; numbers of "
@@ -273,22 +246,20 @@ def _wrong_scale(scale: Any, zero_point: Any) -> TensorError:
     )
 
 
-def _rebuild(args: tuple[Any, ...], parts: PartReader) -> QuantizedTensor:
+QuantizedTensor.__module__ = "torchzip.types"
+
+
+def rebuild(args: tuple[Any, ...], parts: PartReader) -> QuantizedTensor:
     check_count("_rebuild_qtensor", args, 7)
     storage, offset, size, stride, params, requires_grad, hooks = args
     check_hooks(hooks)
-    torch_dtype: Any = getattr(getattr(storage, "storage", None), "torch_dtype", None)
-    row = DTYPES.get(torch_dtype)
-    if row is None or row.kind != "quantized":
-        raise TensorError(
-            f"a quantized tensor has a storage of {torch_dtype or 'no dtype'}; a quantized "
-            "dtype was expected"
-        )
-    shape = sizes_of(size)
+    torch_dtype: Any = getattr(getattr(storage, "storage", None), "torch_dtype", None) or "uint8"
+    row = DTYPES[torch_dtype]
+    shape = sizes_of(size, "the size of a quantized tensor")
     scale, zero_point, axis = _params(params, parts)
     if row.per_byte > 1:
         # Packed as if flat; its offset counts bytes (so do torch's kernels).
-        if not is_contiguous(shape, sizes_of(stride)):
+        if not is_contiguous(shape, sizes_of(stride, "the stride of a quantized tensor")):
             raise TensorError(f"a {torch_dtype} tensor of size {list(shape)} is not contiguous")
         size, stride = (_packed_nbytes(row, shape),), (1,)
     return QuantizedTensor(
@@ -324,6 +295,3 @@ def _params(params: Any, parts: PartReader) -> tuple[Any, Any, int | None]:
             )
         return scales, zero_points, axis
     return parts.part(scales, "scales"), parts.part(zero_points, "zero points"), axis
-
-
-REBUILDS: dict[Name, Rebuild] = {QuantizedTensor.REBUILT_BY: _rebuild}

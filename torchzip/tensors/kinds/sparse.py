@@ -7,9 +7,8 @@ value of -0.0 becomes 0.0, and bools are or-ed.
 
 from __future__ import annotations
 
-import errno
 import math
-from collections.abc import Sequence
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +24,22 @@ from torchzip.errors import (
     wrong_arguments,
 )
 from torchzip.leaf_types import Layout, Size
-from torchzip.pickling.table import Name
-from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter, Rebuild
-from torchzip.tensors.kinds.checked import Checked, ends, outside, steps
+from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter
 from torchzip.tensors.kinds.parts import (
     Array,
+    Checked,
     as_array,
     check_memory,
-    check_sizes,
     dtype_name,
     dtype_of,
+    ends,
+    outside,
     shape_of,
     sizes_of,
+    steps,
 )
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype, numpy_dtype
-from torchzip.tensors.specs import check_hooks
+from torchzip.tensors.specs import Shape, check_hooks
 
 if TYPE_CHECKING:
     from torchzip.pickling.emitter import Emitter
@@ -81,7 +81,7 @@ class SparseTensor(OtherTensor):
     REBUILT_BY = ("torch._utils", "_rebuild_sparse_tensor")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", tuple(map(operator.index, self.shape)))
         if isinstance(self.indices, list):
             object.__setattr__(self, "indices", tuple(self.indices))
         if self.layout != "sparse_coo":
@@ -106,8 +106,7 @@ class SparseTensor(OtherTensor):
     @property
     def nnz(self) -> int:
         """The number of values (blocks, for BSR and BSC) in each batch."""
-        indices = self.indices[1] if isinstance(self.indices, tuple) else self.indices
-        return int(indices.shape[-1])
+        return int(self._all_indices[-1].shape[-1])
 
     @property
     def kind(self) -> str:
@@ -139,85 +138,71 @@ class SparseTensor(OtherTensor):
         tensor.check_values()
         if not math.prod(self.shape):
             return np.zeros(self.shape, dtype)
-        return (_coo if self.layout == "sparse_coo" else _compressed)(tensor, dtype)
+        with np.errstate(all="ignore"):
+            return (_coo if self.layout == "sparse_coo" else _compressed)(tensor, dtype)
+
+    @property
+    def _all_indices(self) -> tuple[Any, ...]:
+        return self.indices if isinstance(self.indices, tuple) else (self.indices,)
 
     def _check(self) -> None:
-        check_sizes(self.shape, f"the shape of a {self.layout} tensor")
-        if self.layout == "sparse_coo":
-            self._check_coo()
-        elif self.layout in _COMPRESSED:
-            self._check_compressed()
-        else:
+        layout, indices = self.layout, self._all_indices
+        shape = sizes_of(self.shape, f"the shape of a {layout} tensor")
+        is_coo = layout == "sparse_coo"
+        if not (is_coo or layout in _COMPRESSED):
             raise TensorError(
-                f"a sparse tensor has layout {shown(self.layout)}, which torch does not have"
+                f"a sparse tensor has layout {shown(layout)}, which torch does not have"
             )
-        if DTYPES[dtype_of(self.values)].kind == "quantized":
-            raise TensorError(
-                "the values of a sparse tensor are quantized; another dtype was expected"
-            )
-
-    def _check_coo(self) -> None:
-        if isinstance(self.indices, tuple):
-            raise TensorError("a sparse_coo tensor has a pair of index tensors; one was expected")
         if type(self.is_coalesced) is not bool and self.is_coalesced is not None:
             raise TensorError(
                 f"is_coalesced of a sparse tensor is {shown(self.is_coalesced)}; True or False was "
                 "expected"
             )
-        indices, values = shape_of(self.indices), shape_of(self.values)
-        if dtype_of(self.indices) != "int64" or len(indices) != 2:
+        dtypes = [dtype_of(part) for part in indices]
+        allowed = [["int64"]] if is_coo else [["int64"] * 2, ["int32"] * 2]
+        if dtypes not in allowed:
             raise TensorError(
-                f"the indices of a sparse_coo tensor are {dtype_of(self.indices)} of shape "
-                f"{list(indices)}, not int64 with two dimensions"
+                f"the indices of a {layout} tensor are {' and '.join(dtypes)}; "
+                f"{'one int64 tensor' if is_coo else 'two of int64, or of int32,'} was expected"
             )
-        dimensions, nnz = indices
-        expected = (nnz, *self.shape[dimensions:])
-        if dimensions > len(self.shape) or values != expected:
+        if DTYPES[dtype_of(self.values)].kind == "quantized":
             raise TensorError(
-                f"a sparse_coo tensor of shape {list(self.shape)} has indices of shape "
-                f"{list(indices)} and values of shape {list(values)}, which do not fit together"
+                "the values of a sparse tensor are quantized; another dtype was expected"
+            )
+        shapes = [*map(shape_of, indices), shape_of(self.values)]
+        if not (self._coo_fits if is_coo else self._compressed_fits)(shape, *shapes):
+            raise TensorError(
+                f"a {layout} tensor of shape {list(shape)} has indices of shape "
+                f"{' and '.join(str(list(each)) for each in shapes[:-1])} and values of shape "
+                f"{list(shapes[-1])}, which do not fit together"
             )
 
-    def _check_compressed(self) -> None:
-        layout, shape = self.layout, self.shape
-        by_rows, blocks = _COMPRESSED[layout]
-        if not (isinstance(self.indices, tuple) and len(self.indices) == 2):
-            raise TensorError(f"a {layout} tensor has one tensor of indices; a pair was expected")
-        dtypes = [dtype_of(part) for part in self.indices]
-        if dtypes[0] != dtypes[1] or dtypes[0] not in ("int64", "int32"):
-            raise TensorError(
-                f"the indices of a {layout} tensor are {' and '.join(dtypes)}; int64 or int32 for "
-                "both was expected"
-            )
-        compressed, plain = (shape_of(part) for part in self.indices)
-        values = shape_of(self.values)
+    def _coo_fits(self, shape: Shape, indices: Shape, values: Shape) -> bool:
+        if len(indices) != 2 or indices[0] > len(shape):
+            return False
+        return values == (indices[1], *shape[indices[0] :])
+
+    def _compressed_fits(
+        self, shape: Shape, compressed: Shape, plain: Shape, values: Shape
+    ) -> bool:
+        by_rows, blocks = _COMPRESSED[self.layout]
         batch = len(plain) - 1
         first_dense = batch + (3 if blocks else 1)
-        fits = (
+        if not (
             len(compressed) == len(plain) >= 1
             and len(values) >= first_dense
             and len(shape) >= batch + 2
             and compressed[:batch] == plain[:batch] == values[:batch] == shape[:batch]
             and values[batch] == plain[batch]
             and values[first_dense:] == shape[batch + 2 :]
-        )
-        if fits:
-            block = values[batch + 1 : batch + 3] if blocks else (1, 1)
-            counts = [0, 0]
-            for axis, (size, step) in enumerate(zip(shape[batch : batch + 2], block, strict=True)):
-                if step == 0 or size % step:
-                    raise TensorError(
-                        f"a {layout} tensor of shape {list(shape)} has blocks of {list(block)}, "
-                        "which do not fit into it"
-                    )
-                counts[axis] = size // step
-            fits = compressed[batch] == counts[0 if by_rows else 1] + 1
-        if not fits:
-            raise TensorError(
-                f"a {layout} tensor of shape {list(shape)} has compressed indices of shape "
-                f"{list(compressed)}, plain indices of shape {list(plain)} and values of shape "
-                f"{list(values)}, which do not fit together"
-            )
+        ):
+            return False
+        block = values[batch + 1 : batch + 3] if blocks else (1, 1)
+        sizes = shape[batch : batch + 2]
+        if any(step == 0 or size % step for size, step in zip(sizes, block, strict=True)):
+            return False
+        axis = 0 if by_rows else 1
+        return compressed[batch] == sizes[axis] // block[axis] + 1
 
     def _check_values(self, checked: Checked) -> None:
         if self.layout != "sparse_coo":
@@ -262,18 +247,9 @@ class SparseTensor(OtherTensor):
 
     def _write_arguments(self, emitter: Emitter, parts: PartWriter, requires_grad: bool) -> Any:
         says_coalesced = self.layout == "sparse_coo" and self.is_coalesced is not None
-        has_mark = self.layout != "sparse_coo" or says_coalesced  # of four parts, not three
         emitter.save(Layout(self.layout))
-        if has_mark:
-            emitter.write(b"(")
-        pair = self.indices if isinstance(self.indices, tuple) else (self.indices,)
-        for part in (*pair, self.values):
-            parts.part(emitter, part)
-        emitter.save(Size(map(int, self.shape)))
-        if says_coalesced:
-            emitter.save(self.is_coalesced)
-        emitter.write(b"t" if has_mark else b"\x87")
-        emitter.put(None)
+        mark = (self.is_coalesced,) if says_coalesced else ()
+        parts.tuple(emitter, *self._all_indices, self.values, Size(self.shape), *mark)
         emitter.write(b"\x86")
         emitter.put(None)
         return self.attributes
@@ -293,8 +269,8 @@ def _coo(tensor: SparseTensor, dtype: np.dtype[Any]) -> Array:
     places = np.zeros(indices.shape[1], np.int64)
     for size, row in zip(tensor.shape[:dimensions], indices, strict=True):
         places = places * size + row
-    dense = _zeros((math.prod(tensor.shape[:dimensions]), *tensor.shape[dimensions:]), dtype)
-    _add(dense, places, values)
+    dense = np.zeros((math.prod(tensor.shape[:dimensions]), *tensor.shape[dimensions:]), dtype)
+    np.add.at(dense, places, values)  # one after the other
     return dense.reshape(tensor.shape)
 
 
@@ -314,71 +290,42 @@ def _compressed(tensor: SparseTensor, dtype: np.dtype[Any]) -> Array:
     across = plain.reshape(-1)
     row, column = (along, across) if by_rows else (across, along)
     places = (np.repeat(np.arange(batches), nnz) * rows + row) * columns + column
-    dense = _zeros((batches * rows * columns, *block, *rest), dtype)
-    _add(dense, places, values.reshape(-1, *block, *rest))
+    dense = np.zeros((batches * rows * columns, *block, *rest), dtype)
+    np.add.at(dense, places, values.reshape(-1, *block, *rest))
     # Rows of blocks and rows in a block side by side, and columns likewise.
     split = dense.reshape(batches, rows, columns, *block, *rest).swapaxes(2, 3)
     return np.ascontiguousarray(split).reshape(tensor.shape)
 
 
-def _add(dense: Array, places: Array, values: Array) -> None:
-    """Add values to the rows of an array, one after the other."""
-    with np.errstate(all="ignore"):
-        np.add.at(dense, places, values)
+SparseTensor.__module__ = "torchzip.types"
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    try:
-        return np.zeros(shape, dtype)
-    except MemoryError:
-        raise OSError(
-            errno.ENOMEM, f"an array of shape {list(shape)} and dtype {dtype} does not fit"
-        ) from None
-
-
-def _rebuild(args: tuple[Any, ...], parts: PartReader) -> SparseTensor:
+def rebuild(args: tuple[Any, ...], parts: PartReader) -> SparseTensor:
+    requires_grad = False
     if len(args) in (6, 7) and type(args[0]) is int:
-        return _rebuild_flat(args, parts)
-    if len(args) != 2 or type(args[1]) not in (tuple, list):
+        # TorchScript's: (layout, size, requires_grad, indices ..., values, hooks).
+        number, size, requires_grad, *data, hooks = args
+        check_hooks(hooks)
+        data.append(size)
+        layout = _LAYOUT_NUMBERS.get(number)
+    elif len(args) == 2 and type(args[0]) is Layout and type(args[1]) in (tuple, list):
+        layout, data = args[0].name, args[1]
+    else:
         raise wrong_arguments("_rebuild_sparse_tensor", "a layout and a tuple", args)
-    layout, data = args
-    if type(layout) is not Layout:
+    is_coo = layout == "sparse_coo"
+    whats = ("indices", "values") if is_coo else ("compressed indices", "plain indices", "values")
+    if layout is None or len(data) - len(whats) not in ((1, 2) if is_coo else (1,)):
         raise PickleError(
-            f"the layout of a sparse tensor is {shown(layout)}; a torch layout was expected"
+            f"a sparse tensor of layout {shown(layout)} is made of {len(data):,} parts; "
+            f"{', '.join(whats)} and a size were expected"
         )
-    is_coo = layout.name == "sparse_coo"
-    if len(data) not in ((3, 4) if is_coo else (4,)):
-        count = "3 or 4" if is_coo else "4"
-        raise PickleError(f"a {layout.name} tensor is made of {count} parts, not {len(data):,}")
-    held = 2 if is_coo else 3
-    return _made(parts, layout.name, data[:held], *data[held:])
-
-
-def _rebuild_flat(args: tuple[Any, ...], parts: PartReader) -> SparseTensor:
-    """Make one of TorchScript's: (layout, size, requires_grad, indices ..., values, hooks)."""
-    layout = _LAYOUT_NUMBERS.get(args[0])
-    if layout is None or len(args) != (6 if layout == "sparse_coo" else 7):
-        raise PickleError(
-            f"a sparse tensor has layout {shown(args[0])} and {len(args)} arguments, which do "
-            "not fit"
-        )
-    size, requires_grad, *held, hooks = args[1:]
-    check_hooks(hooks)
-    return _made(parts, layout, held, size).replace(requires_grad=requires_grad)
-
-
-def _made(
-    parts: PartReader, layout: str, held: Sequence[Any], size: Any, is_coalesced: Any = None
-) -> SparseTensor:
-    """Make a tensor of its indices, one tensor or two, and its values."""
-    whats = ("indices",) if layout == "sparse_coo" else ("compressed indices", "plain indices")
-    *indices, values = map(parts.part, held, (*whats, "values"))
+    *indices, values = map(parts.part, data, whats)
+    size, *mark = data[len(whats) :]
     return SparseTensor(
-        layout, indices[0] if len(indices) == 1 else indices, values, sizes_of(size), is_coalesced
+        layout,
+        indices[0] if is_coo else tuple(indices),
+        values,
+        sizes_of(size, "the size of a sparse tensor"),
+        mark[0] if mark else None,
+        requires_grad=requires_grad,
     )
-
-
-REBUILDS: dict[Name, Rebuild] = {
-    SparseTensor.REBUILT_BY: _rebuild,
-    ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuild,
-}

@@ -1,16 +1,21 @@
-"""What each byte of one file is there for."""
+"""What each byte of a checkpoint is there for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
 
+from torchzip.checkpoint.lazy import Checkpoint, checkpoint_of
+from torchzip.checkpoint.lazy_tensor import storages_of
+from torchzip.checkpoint.outline import Outline, outline
 from torchzip.container.zip_extra import PADDING, ZIP64, all_fields
 from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_reader import Entry, ZipReader
-from torchzip.files.source import Source
-from torchzip.formats.base import Container, OpenStorage, SpecFactory
+from torchzip.convert.casting import inner_tensors
+from torchzip.formats.base import FileContainer, FolderContainer
+from torchzip.formats.sharded import ShardedContainer
 from torchzip.formats.zip import ZipContainer
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.tools.file_size.reach import reached_nbytes
@@ -21,27 +26,6 @@ UNNAMED = "tensors without a name in the state dict"
 _PICKLES = ("data.pkl", "constants.pkl")
 #: Records that every archive of torch may have.
 _MARKS = frozenset(["version", "byteorder", ".format_version", ".storage_alignment"])
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What an outline says of the storages of a file, by record (by key in other formats).
-
-    ``kinds`` is what they are there for, ``names`` the first tensor in each; those in ``whole``
-    are in the object by themselves, so that all their bytes can be reached.
-    """
-
-    kinds: dict[str, str]
-    names: dict[str, str]
-    whole: frozenset[str]
-
-
-@runtime_checkable
-class OneFile(Container, Protocol):
-    """A container that is one file, up to ``end``."""
-
-    source: Source
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +49,12 @@ class Unreached:
 
 @dataclass(slots=True)
 class Account:
-    """The bytes of one file by what they are for; ``parts`` together are its size.
+    """The bytes of a checkpoint by what they are for; ``parts`` together are its size.
 
     ``storages`` are those that are in it, each with the name of the first tensor in it.
     """
 
-    size: int
+    size: int = 0
     parts: dict[str, Part] = field(default_factory=dict)
     storages: list[tuple[TensorStorage, str]] = field(default_factory=list)
     unreached: list[Unreached] = field(default_factory=list)
@@ -82,28 +66,8 @@ class Account:
             self.parts[kind] = Part(kind, known.nbytes + nbytes, known.count + count)
 
 
-class _Mentions(SpecFactory):
-    """Takes note of the storages that a pickle mentions, and of the tensors in them."""
-
-    def __init__(self, open_storage: OpenStorage, counted: _Counted) -> None:
-        self._open = open_storage
-        self._counted = counted
-        self.storage = self._opened
-
-    def _opened(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        storage = self._open(key, torch_dtype, nbytes, location)
-        self._counted.opened.setdefault(storage.record or key, storage)
-        return storage
-
-    def tensor(self, spec: TensorSpec) -> Any:
-        self._counted.specs.setdefault(id(spec.storage), []).append(spec)
-        return spec
-
-
-def account_of(container: OneFile, known: Known) -> Account:
-    """Return what the bytes of a file are for.
+def account_of(checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str]) -> Account:
+    """Return what the bytes of a checkpoint are for; ``kinds`` says it of tensors by their names.
 
     Of a deflated storage the parts that no tensor reaches are not told apart: its bytes in the
     file are not those of its elements.
@@ -112,55 +76,106 @@ def account_of(container: OneFile, known: Known) -> Account:
     ------
     TorchZipError, OSError
     """
-    counted = _Counted(container, known)
-    made = counted.account
-    if isinstance(container, ZipContainer):
-        counted.add_zip(container.archive)
+    made = Account()
+    container = checkpoint.container
+    if isinstance(container, ShardedContainer):
+        made.size = container.index_nbytes
+        made.add("index of shards", container.index_nbytes)
+        for shard in container.shards:
+            its = checkpoint_of(shard, checkpoint.limits)
+            _add_file(made, its, outline(its, plain=False), kinds)
+    elif isinstance(container, FileContainer):
+        _add_file(made, checkpoint, found, kinds)
     else:
-        for record, storage in counted.opened.items():
-            counted.add_storage(record, storage, storage.nbytes)
-        data = sum(storage.nbytes for storage in counted.opened.values())
-        made.add("dead bytes", made.size - container.end)
-        made.add(container.overhead, container.end - data)
+        _add_folder(made, checkpoint, kinds)
     return made
 
 
-class _Counted:
-    """A file whose bytes are counted: the storages in it by record, and the tensors in each."""
+def _add_folder(made: Account, checkpoint: Checkpoint, kinds: Mapping[str, str]) -> None:
+    """Add the bytes of a distributed checkpoint: those of tensors, and all others together."""
+    assert isinstance(checkpoint.container, FolderContainer)
+    folder = checkpoint.container.folder
+    own = [name for name in folder.names if name.endswith((".distcp", ".metadata"))]
+    own = own or [name for name in folder.names if name.endswith(".safetensors")]
+    folder.will_open(own)
+    made.size = around = sum(folder.open(name).size for name in own)
+    seen: set[int] = set()
+    for name, tensor in checkpoint.items():
+        for storage in storages_of(tensor):
+            if id(storage) not in seen:
+                seen.add(id(storage))
+                made.storages.append((storage, name))
+                made.add(kinds.get(name, TENSORS), storage.nbytes)
+                around -= storage.nbytes
+    made.add("pickles, headers and padding", around, len(own))
 
-    def __init__(self, container: OneFile, known: Known) -> None:
-        self.account = Account(container.source.size)
+
+def _add_file(
+    made: Account, checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str]
+) -> None:
+    container = checkpoint.container
+    assert isinstance(container, FileContainer)
+    made.size += container.source.size
+    counted = _Counted(made, checkpoint, found, kinds)
+    if isinstance(container, ZipContainer):
+        counted.add_zip(container.archive)
+        return
+    for record, storage in counted.opened.items():
+        counted.add_storage(record, storage, storage.nbytes)
+    data = sum(storage.nbytes for storage in counted.opened.values())
+    made.add("dead bytes", container.source.size - container.end)
+    made.add(container.overhead, container.end - data)
+
+
+class _Counted:
+    """A file whose bytes are counted: by record, its storages and what is known of them."""
+
+    def __init__(
+        self, account: Account, checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str]
+    ) -> None:
+        self.account = account
         self.opened: dict[str, TensorStorage] = {}
-        self.specs: dict[int, list[TensorSpec]] = {}
-        self._known = known
-        contents = container.read(lambda open_storage: _Mentions(open_storage, self))
-        if contents.read_constants is not None:
-            contents.read_constants()
+        self._specs: dict[str, list[TensorSpec]] = {}
+        #: Those that are in the object by themselves, so that all their bytes can be reached.
+        self._whole: set[str] = set()
+        for held in inner_tensors([checkpoint.root, *checkpoint.constants]).values():
+            record = held.storage.record or ""
+            self.opened[record] = held.storage
+            if isinstance(held, BareStorage):
+                self._whole.add(record)
+            else:
+                self._specs.setdefault(record, []).append(held)
+        self._names = {row.record or "": row.first_name for row in found.storages}
+        self._kinds: dict[str, str] = {}
+        for row in (*found.tensors, *found.unnamed, *found.constants):
+            kind = kinds.get(row.name, TENSORS)
+            for number in row.storages:
+                record = found.storages[number].record or ""
+                # A tensor of the model that shares its storage counts before others.
+                if record not in self._kinds or kind == TENSORS:
+                    self._kinds[record] = kind
 
     def add_storage(self, record: str, storage: TensorStorage, nbytes: int) -> None:
         """Add the ``nbytes`` of a storage that lie in the file as they are.
 
         Those may be fewer than it has: an archive of torch.export can leave out zeros.
         """
-        made, known = self.account, self._known
-        made.storages.append((storage, known.names.get(record, record)))
-        specs = self.specs.get(id(storage), [])
-        is_whole = record in known.whole
-        if not specs and not is_whole:
-            made.add("storages without a tensor", nbytes)
-            return
-        reached = storage.nbytes if is_whole else reached_nbytes(specs, storage.nbytes)
+        made, name = self.account, self._names.get(record, record)
+        made.storages.append((storage, name))
+        reached: int | None = storage.nbytes
+        if record not in self._whole:
+            reached = reached_nbytes(self._specs[record], storage.nbytes)
         if reached is None:
             made.notes.append(f"{record}: its tensors have strides whose union would take too long")
             reached = storage.nbytes
         left = max(0, nbytes - reached)
-        made.add(known.kinds.get(record, TENSORS), nbytes - left)
+        made.add(self._kinds.get(record, TENSORS), nbytes - left)
         if left:
             made.add("bytes that no tensor reaches", left)
-            made.unreached.append(Unreached(known.names.get(record, ""), record, left, nbytes))
+            made.unreached.append(Unreached(name, record, left, nbytes))
 
     def add_zip(self, archive: ZipReader) -> None:
-        made, known = self.account, self._known
+        made = self.account
         at = 0
         entries = sorted(map(archive.entry, archive), key=lambda each: each.header_offset)
         for entry in entries:
@@ -173,11 +188,11 @@ class _Counted:
             elif entry.method == STORED:
                 self.add_storage(name, storage, entry.nbytes)
             else:
-                made.storages.append((storage, known.names.get(name, name)))
-                made.add(f"{known.kinds.get(name, TENSORS)}, deflated", entry.compressed_nbytes)
+                made.storages.append((storage, self._names.get(name, name)))
+                made.add(f"{self._kinds.get(name, TENSORS)}, deflated", entry.compressed_nbytes)
         directory = max(entry.end for entry in entries)
         made.add("dead bytes", directory - at)
-        made.add("directory", made.size - directory)
+        made.add("directory", archive.source.size - directory)
 
 
 def _kind_of_record(name: str) -> str:

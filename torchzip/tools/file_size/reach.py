@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.specs import TensorSpec
 
-#: Bytes of a storage that are marked at once.
-_WINDOW_NBYTES = 1 << 24
-#: Bytes that are marked in all: some seconds. Storages with gaps that are larger are not known.
-_MOST_NBYTES = 1 << 34
-#: Steps of marking, in all; what would take more has strides that no program makes.
-_MOST_STEPS = 2_000_000
+#: Units of a storage that are marked, in memory and in all: a second or so.
+_MOST_MARKED = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,62 +99,29 @@ def _merged(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _marked(runs: list[tuple[int, int]], gaps: list[_View]) -> int | None:
-    """Count what runs and views with gaps reach, a window at a time; None if there is too much."""
+    """Count what runs and views with gaps reach, by marking it; None if there is too much.
+
+    What is marked are the largest units that no view and no run cuts.
+    """
     low, high = min(view.start for view in gaps), max(view.stop for view in gaps)
-    windows = range(low, high, _WINDOW_NBYTES)
-    steps = len(windows) * (len(runs) + len(gaps)) + sum(map(_steps, gaps))
-    if high - low > _MOST_NBYTES or steps > _MOST_STEPS:
-        return None
-    reached = sum(
+    outside = sum(
         max(0, min(stop, low) - start) + max(0, stop - max(start, high)) for start, stop in runs
     )
-    for begin in windows:
-        end = min(begin + _WINDOW_NBYTES, high)
-        window = np.zeros(end - begin, np.bool_)
-        for start, stop in runs:
-            window[max(0, start - begin) : max(0, stop - begin)] = True
-        for view in gaps:
-            for first in _rows(view.start, view.run, view.axes, begin, end):
-                _mark(window, first - begin, view.run, *view.axes[-1])
-        reached += int(np.count_nonzero(window))
-    return reached
-
-
-def _steps(view: _View) -> int:
-    """Return how many times at most a row of a view meets a window."""
-    size, step = view.axes[-1]
-    rows = math.prod(size for size, _ in view.axes[:-1])
-    return rows * (2 + (view.run + (size - 1) * step) // _WINDOW_NBYTES)
-
-
-def _rows(
-    start: int, run: int, axes: tuple[tuple[int, int], ...], begin: int, end: int
-) -> Iterator[int]:
-    """Yield where the innermost rows of a view start, of those that may lie in a range."""
-    if len(axes) == 1:
-        yield start
-        return
-    (size, step), inner = axes[0], axes[1:]
-    reach = run + sum((size - 1) * step for size, step in inner)
-    first = max(0, -(-(begin - reach + 1 - start) // step))
-    last = min(size, -(-(end - start) // step))
-    for index in range(first, last):
-        yield from _rows(start + index * step, run, inner, begin, end)
-
-
-def _mark(window: NDArray[np.bool_], start: int, run: int, size: int, step: int) -> None:
-    """Mark a row of runs; ``start`` counts from the window and may lie before it."""
-    first = max(0, -(-(1 - run - start) // step))
-    last = min(size, -(-(len(window) - start) // step))
-    while first < last and start + first * step < 0:  # reaches in from before
-        window[: start + first * step + run] = True
-        first += 1
-    while first < last and start + (last - 1) * step + run > len(window):
-        last -= 1
-        window[start + last * step :] = True
-    if first < last:
-        begin = start + first * step
-        rows = np.lib.stride_tricks.as_strided(
-            window[begin:], (last - first, run), (step, 1), writeable=True
-        )
-        rows[...] = True
+    views = [*gaps]
+    for start, stop in runs:
+        start, stop = max(start, low), min(stop, high)
+        if start < stop:
+            views.append(_View(start, stop - start, ()))
+    numbers = [(view.start - low, view.run, *(step for _, step in view.axes)) for view in views]
+    unit = math.gcd(high - low, *(number for each in numbers for number in each))
+    marks = sum(view.run // unit * math.prod(size for size, _ in view.axes) for view in views)
+    if max(marks, (high - low) // unit) > _MOST_MARKED:
+        return None
+    marked = np.zeros((high - low) // unit, np.bool_)
+    for view in views:
+        np.lib.stride_tricks.as_strided(
+            marked[(view.start - low) // unit :],
+            (*(size for size, _ in view.axes), view.run // unit),
+            (*(step // unit for _, step in view.axes), 1),
+        )[...] = True
+    return outside + unit * int(np.count_nonzero(marked))

@@ -126,15 +126,11 @@ def _original(module: Module, by_name: dict[str, TensorRow]) -> str | None:
                 continue
             prefix = name[: len(name) - len(first)]
             if (not prefix or prefix.endswith(".")) and all(
-                _is_like(by_name.get(prefix + tail), row) for tail, row in tails
+                (like := by_name.get(prefix + tail)) is not None
+                and (like.kind, like.dtype, like.shape) == (row.kind, row.dtype, row.shape)
+                for tail, row in tails
             ):
                 return prefix.removesuffix(".")
         if inner.row is not None or len(inner.children) != 1:
             return None
         (inner,) = inner.children.values()
-
-
-def _is_like(one: TensorRow | None, other: TensorRow) -> bool:
-    return one is not None and (one.kind, one.dtype, one.shape) == (
-        other.kind, other.dtype, other.shape
-    )  # fmt: skip

@@ -7,31 +7,21 @@ any of them.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from graphlib import TopologicalSorter
 from operator import setitem
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.checkpoint.walk import SCALARS, is_plain, key_text, ways
+from torchzip.formats.base import Child
 from torchzip.formats.damaged.storages import LostStorage
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter, Storage
-
-
-class _Link(NamedTuple):
-    before: _Link | None
-    step: str
-
-    def __str__(self) -> str:
-        steps = []
-        link: _Link | None = self
-        while link is not None:
-            steps.append(link.step)
-            link = link.before
-        return "".join(reversed(steps))
 
 
 def lost_in(value: Any) -> LostStorage | None:
@@ -56,53 +46,35 @@ class Pruning:
     """Takes lost tensors out of an object, in place but for tuples.
 
     ``root`` is the object without them, None if it was one itself. ``lost`` has each of them by its
-    identity: the value, and the path to it.
+    identity: the value, and the first way to it.
     """
 
     def __init__(self, root: Any) -> None:
         self.lost: dict[int, tuple[Any, str]] = {}
         self._tuples: dict[int, tuple[Any, ...]] = {}
         self._changed: dict[int, tuple[Any, ...]] = {}
+        #: Dicts that are not a user's but the attributes of an object.
         self._attributes: set[int] = set()
-        holders = self._find(root)
-        if not self.lost:
-            self.root = root
-            return
-        self._rebuild_tuples()
-        for holder in holders:
-            if not isinstance(holder, tuple):
+        others = []
+        for way, value in ways(root, _parts):
+            if lost_in(value) is not None:
+                self.lost[id(value)] = (value, str(way or ""))
+            elif isinstance(value, tuple):
+                self._tuples[id(value)] = value
+            elif type(value) not in SCALARS:
+                others.append(value)
+                if not isinstance(value, _CONTAINERS):
+                    held = [item for name, item, *_ in _slots(value) if name != "items"]
+                    pairs = [each if isinstance(each, tuple) else (each,) for each in held]
+                    self._attributes.update(map(id, itertools.chain(*pairs)))
+        if self.lost:
+            self._rebuild_tuples()
+            for holder in others:
                 self._prune(holder)
         self.root = self._put(root)
 
-    # -- finding -----------------------------------------------------------------------------------
-
-    def _find(self, root: Any) -> list[Any]:
-        """Return all that holds values, each once, and note what is lost."""
-        seen: set[int] = set()
-        holders: list[Any] = []
-        todo: list[tuple[Any, _Link | None]] = [(root, None)]
-        while todo:
-            value, link = todo.pop()
-            if id(value) in seen:
-                continue
-            if lost_in(value) is not None:
-                seen.add(id(value))
-                self.lost[id(value)] = (value, str(link or ""))
-                continue
-            if not _is_holder(value):
-                continue
-            seen.add(id(value))
-            holders.append(value)
-            if isinstance(value, tuple):
-                self._tuples[id(value)] = value
-            self._attributes.update(map(id, _attribute_dicts(value)))
-            steps = [(child, _Link(link, step)) for step, child, *_ in _slots(value)]
-            todo += reversed(steps)
-        return holders
-
-    # -- what takes its place ----------------------------------------------------------------------
-
     def _put(self, value: Any) -> Any:
+        """Return what takes the place of a value."""
         if id(value) in self.lost:
             return None
         return self._changed.get(id(value), value)
@@ -133,46 +105,38 @@ class Pruning:
                 put(target, key, self._put(item))
 
 
-def _is_holder(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return bool(value.dtype == object)
-    return isinstance(
-        value, dict | list | tuple | deque | ForeignObject | Parameter | OtherTensor | LazyTensor
-    )
+_CONTAINERS = (dict, list, tuple, deque, np.ndarray)
+
+
+def _parts(value: Any) -> Iterable[Child]:
+    if is_plain(value) or lost_in(value) is not None:
+        return ()
+    return [(step, "", item) for step, item, *_ in _slots(value) if type(item) not in SCALARS]
 
 
 def _slots(value: Any) -> Iterator[tuple[str, Any, Callable[..., None], Any, Any]]:
-    """Yield what a value holds: the step to it, the item, and how to put another in its place."""
+    """Yield what a value holds: its name, the item, and how to put another in its place."""
     if isinstance(value, dict):
         for key, item in value.items():
-            step = f"[{key!r}]" if isinstance(key, str | int | bool) else "[...]"
-            yield step, item, setitem, value, key
+            yield key_text(key), item, setitem, value, key
         for name, item in getattr(value, "__dict__", {}).items():
-            yield f".{name}", item, object.__setattr__, value, name
+            yield name, item, object.__setattr__, value, name
     elif isinstance(value, list | tuple | deque):
         for index, item in enumerate(value):
-            yield f"[{index}]", item, setitem, value, index
+            yield str(index), item, setitem, value, index
     elif isinstance(value, np.ndarray):
-        for index, item in enumerate(value.reshape(-1).tolist()):
-            yield f".flat[{index}]", item, setitem, value.flat, index
+        for index, item in enumerate(value.reshape(-1).tolist() if value.dtype == object else ()):
+            yield str(index), item, setitem, value.flat, index
     else:
-        names: tuple[str, ...] = ("attributes", "constructor")
+        names: tuple[str, ...] = ()
         if isinstance(value, LazyTensor):
-            value = value.spec
+            value, names = value.spec, ("attributes",)
+        elif isinstance(value, OtherTensor):
+            names = ("attributes", "constructor")
         elif isinstance(value, Parameter):
             names = ("data", "state")
         elif isinstance(value, ForeignObject):
             names = ("args", "kwargs", "state", "items", "callee")
         for name in names:
             if hasattr(value, name):
-                yield f".{name}", getattr(value, name), object.__setattr__, value, name
-
-
-def _attribute_dicts(value: Any) -> Iterator[dict[Any, Any]]:
-    """Yield the dicts that are not a user's but the attributes of an object."""
-    if isinstance(value, dict | list | tuple | deque | np.ndarray):
-        return
-    for step, held, *_ in _slots(value):
-        if step != ".items":
-            parts = held if isinstance(held, tuple) else (held,)
-            yield from (each for each in parts if isinstance(each, dict))
+                yield name, getattr(value, name), object.__setattr__, value, name

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint, VerifyReport, checkpoint_of
 from torchzip.checkpoint.lazy_tensor import (
@@ -37,10 +37,7 @@ from torchzip.files.location import Location, StorageOptions, located
 from torchzip.files.opening import open_source, refuse_existing
 from torchzip.files.source import File, Source, rewinder
 from torchzip.formats.base import (
-    Container,
-    Contents,
     FileContainer,
-    MakeFactory,
     OpenStorage,
     check_options,
 )
@@ -48,7 +45,7 @@ from torchzip.formats.damaged.opening import end_of, kind_of, open_damaged
 from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.directory import is_part_of_directory
 from torchzip.limits import Limits
-from torchzip.tensors.kinds.checked import Checked
+from torchzip.tensors.kinds.parts import Checked
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tools.repairing.pruning import Pruning, lost_in
 from torchzip.tools.repairing.text_mode import before_text, count_text_lines
@@ -60,7 +57,7 @@ _MANY_LINES = 8
 
 @dataclass(frozen=True, slots=True)
 class LostTensor:
-    """A tensor that did not come back; one without a flat name is called by its path."""
+    """A tensor that did not come back; one without a flat name is called by the way to it."""
 
     name: str
     torch_dtype: str
@@ -88,17 +85,6 @@ class Repaired:
     nbytes: int
 
 
-class _Found(NamedTuple):
-    """What there is to write: ``root`` to a .pt, ``checkpoint`` to a .safetensors file.
-
-    ``told`` lacks ``out`` and ``nbytes``, and has no notes about the writing.
-    """
-
-    root: Any
-    checkpoint: Checkpoint
-    told: Repaired
-
-
 @EnoughMemory()
 def repair(
     broken: File,
@@ -119,9 +105,10 @@ def repair(
     ``out`` is written all or nothing: as a ``.safetensors`` file if it is called so, else as a
     ``.pt``. It is the same as ``broken`` only with ``overwrite``.
 
-    A file that was copied as text, so that every LF became CR LF, is read as it was before. Of
-    several archives in one file the first is repaired, and the others are named in the ``notes``.
-    The work is bounded by the size of the file.
+    A file that was copied as text, so that every LF became CR LF, is put back into a temporary
+    file beside ``out``, and read from there. Of several archives in one file the first is
+    repaired, and the others are named in the ``notes``. The work is bounded by the size of the
+    file.
 
     Raises
     ------
@@ -161,14 +148,14 @@ def repair(
     with contextlib.closing(open_source(broken)) as source:
         lines = count_text_lines(source)
         if lines:
-            binary = before_text(source)
             damage = f"{source.name}: each LF of it has a CR before it: it was copied as text"
-            again = _write_sound(binary, out, limits, damage)
-            if not isinstance(again, TorchZipError):
-                return again
-            if lines >= _MANY_LINES:
-                binary.seek(0)
-                return _write_salvaged(binary, out, limits, again, f"{damage}. Then: ")
+            with before_text(source, os.path.dirname(os.path.abspath(out))) as binary:
+                again = _write_sound(binary, out, limits, damage)
+                if not isinstance(again, TorchZipError):
+                    return again
+                if lines >= _MANY_LINES:
+                    binary.seek(0)
+                    return _write_salvaged(binary, out, limits, again, f"{damage}. Then: ")
     rewind()
     return _write_salvaged(broken, out, limits, error)
 
@@ -184,21 +171,21 @@ def _refuse_directory(broken: File, error: TorchZipError) -> None:
             )
 
 
-def _write(found: _Found, out: str) -> Repaired:
-    told = found.told
+def _write(root: Any, checkpoint: Checkpoint, told: Repaired, out: str) -> Repaired:
+    """Write ``root`` to a .pt, ``checkpoint`` to a .safetensors file, and say what was written."""
     if out.lower().endswith(SafetensorsOutput.suffixes):
         with ErrorPlace(path=told.broken):
-            plan = make_plan(found.checkpoint, parse_target(out))
+            plan = make_plan(checkpoint, parse_target(out))
             run(plan)
         notes = [f"not in a safetensors file: {each}" for each in plan.lost]
     else:
         notes = []
-        if found.checkpoint.metadata:
+        if checkpoint.metadata:
             notes.append(
                 "the metadata of the safetensors file is left out; a .pt has no place for it"
             )
         try:
-            save(found.root, out)
+            save(root, out)
         except (TypeError, ValueError) as error:
             if isinstance(error, TorchZipError):
                 raise
@@ -206,7 +193,7 @@ def _write(found: _Found, out: str) -> Repaired:
             raise UnsupportedError(
                 f"what there is cannot be written to a .pt ({error})", path=told.broken
             ) from None
-    return replace(told, out=out, notes=(*told.notes, *notes), nbytes=os.path.getsize(out))
+    return replace(told, notes=(*told.notes, *notes), nbytes=os.path.getsize(out))
 
 
 def _following(source: Source, end: int, limits: Limits) -> list[str]:
@@ -236,12 +223,12 @@ def _write_sound(
             report = checkpoint.verify()
         except TorchZipError as error:
             return error
-        return _write(_all_of(checkpoint, report, limits, damage), out)
+        return _write_all(checkpoint, report, out, limits, damage)
 
 
-def _all_of(
-    checkpoint: Checkpoint, report: VerifyReport, limits: Limits, damage: str | None
-) -> _Found:
+def _write_all(
+    checkpoint: Checkpoint, report: VerifyReport, out: str, limits: Limits, damage: str | None
+) -> Repaired:
     names = dict(checkpoint.items())
     notes = list(report.notes)
     root = checkpoint.root
@@ -254,7 +241,7 @@ def _all_of(
         root = names
         notes.append(f"of a {checkpoint.format} checkpoint the tensors are written, by their names")
     if isinstance(container, FileContainer):
-        end = end_of(container, limits)
+        end = end_of(container)
         behind = container.source.size - end
         notes += _following(container.source, end, limits) or (
             [f"{behind:,} bytes after the checkpoint are left out"] if behind > 0 else []
@@ -262,7 +249,7 @@ def _all_of(
     without = frozenset(report.without_crc) if container.has_crcs else None
     told = Repaired(
         broken=checkpoint.path,
-        out="",
+        out=out,
         format=checkpoint.format,
         damage=damage,
         tensors=len(names),
@@ -271,7 +258,7 @@ def _all_of(
         notes=tuple(notes),
         nbytes=0,
     )
-    return _Found(root, checkpoint, told)
+    return _write(root, checkpoint, told, out)
 
 
 def _ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,39 +285,35 @@ def _write_salvaged(
     broken: File, out: str, limits: Limits, error: TorchZipError, before: str = ""
 ) -> Repaired:
     with contextlib.closing(open_source(broken)) as source:
-        return _write(_what_is_left(source, limits, error, before), out)
-
-
-def _what_is_left(source: Source, limits: Limits, error: TorchZipError, before: str) -> _Found:
-    container = open_damaged(source, limits)
-    contents = container.read(_CheckingFactory)
-    if contents.metadata:
-        contents.root |= _ties(contents.metadata, contents.root)
-    names = NameTable(contents.root, is_tensor, limits, contents.pickle_nbytes).names
-    pruning = Pruning(contents.root)
-    lost = _lost_tensors(names, pruning)
-    kept = {name: tensor for name, tensor in names.items() if lost_in(tensor) is None}
-    others = [*container.other_checkpoints(), *_following(source, container.end, limits)]
-    if not kept and lost and not _has_values(pruning.root, limits):
-        said = (
-            f"nothing can be recovered: all of its tensors are lost, {len(lost):,} in number; "
-            f"the first, because {lost[0].why}"
+        container = open_damaged(source, limits)
+        contents = container.read(_CheckingFactory)
+        if contents.metadata:
+            contents.root |= _ties(contents.metadata, contents.root)
+        names = NameTable(contents.root, is_tensor, limits, contents.pickle_nbytes).names
+        pruning = Pruning(contents.root)
+        lost = _lost_tensors(names, pruning)
+        kept = {name: tensor for name, tensor in names.items() if lost_in(tensor) is None}
+        others = [*container.other_checkpoints(), *_following(source, container.end, limits)]
+        if not kept and lost and not _has_values(pruning.root, limits):
+            said = (
+                f"nothing can be recovered: all of its tensors are lost, {len(lost):,} in number; "
+                f"the first, because {lost[0].why}"
+            )
+            raise FormatError(". ".join([said, *others[:1]]), path=source.name)
+        contents.root = pruning.root
+        told = Repaired(
+            broken=source.name,
+            out=out,
+            format=container.format,
+            damage=before + _damage(container, error),
+            tensors=len(kept),
+            lost=tuple(lost),
+            unverified=_unverified(kept, container.unverified),
+            notes=(*container.notes, *others),
+            nbytes=0,
         )
-        raise FormatError(". ".join([said, *others[:1]]), path=source.name)
-    contents.root = pruning.root
-    told = Repaired(
-        broken=source.name,
-        out="",
-        format=container.format,
-        damage=before + _damage(container, error),
-        tensors=len(kept),
-        lost=tuple(lost),
-        unverified=_unverified(kept, container.unverified),
-        notes=(*container.notes, *others),
-        nbytes=0,
-    )
-    pruned = cast(Container, _Pruned(container, contents))
-    return _Found(pruning.root, checkpoint_of(pruned, limits), told)
+        container.read = lambda make_factory: contents  # type: ignore[method-assign]
+        return _write(pruning.root, checkpoint_of(container, limits), told, out)
 
 
 def _damage(container: SalvagedContainer, error: TorchZipError) -> str:
@@ -339,20 +322,6 @@ def _damage(container: SalvagedContainer, error: TorchZipError) -> str:
         return f"{container.name}: {container.damage}"
     said = str(error).removesuffix(f" {REPAIR_ADVICE}")
     return said if container.is_cut else said.replace(f" {TRUNCATED}", "")
-
-
-class _Pruned:
-    """The container of what is left, with the object without what is lost."""
-
-    def __init__(self, container: SalvagedContainer, contents: Contents) -> None:
-        self._container = container
-        self._contents = contents
-
-    def read(self, make_factory: MakeFactory) -> Contents:
-        return self._contents
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._container, name)
 
 
 class _CheckingFactory(LazyFactory):
@@ -390,7 +359,7 @@ def _lost_tensors(names: dict[str, Any], pruning: Pruning) -> list[LostTensor]:
     for key, (tensor, place) in pruning.lost.items():
         storage = lost_in(tensor)
         if key not in named and storage is not None:
-            found.append(_lost(f"root{place}", tensor, storage.why))
+            found.append(_lost(place, tensor, storage.why))
     return found
 
 

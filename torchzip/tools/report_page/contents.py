@@ -12,13 +12,13 @@ from torchzip.checkpoint.module_tree import Module, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow, outline
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError
-from torchzip.files.opening import open_source
-from torchzip.files.source import File, position_of, rewinder
+from torchzip.files.source import File
+from torchzip.formats.base import FileContainer
 from torchzip.limits import Limits
-from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tools.element_statistics import Statistics, statistics
 from torchzip.tools.elements import Work
-from torchzip.tools.torch_verdict.verification import Verified, verify
+from torchzip.tools.global_names import GlobalName, global_names
+from torchzip.tools.torch_verdict.verification import Verified, verified
 
 #: Tensors with a histogram.
 _MOST_HISTOGRAMS = 24
@@ -31,15 +31,6 @@ class Distribution:
     row: TensorRow
     found: Statistics | None
     problem: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class GlobalName:
-    """A class or function that the file names."""
-
-    name: str
-    is_foreign: bool
-    is_torch_safe: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,32 +62,26 @@ def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Cont
     TorchZipError, OSError
         If the structure cannot be read.
     """
-    rewind = rewinder(file)
+    verified_as = damage = None
     with Checkpoint(file, limits=limits) as checkpoint:
         found = outline(checkpoint)
-        label = checkpoint.container.label
+        container = checkpoint.container
         distributions = tuple(_distributions(checkpoint, found)) if read_data else ()
-        foreign = set(checkpoint.foreign)
-        names = tuple(
-            GlobalName(f"{module}.{name}", (module, name) in foreign, is_torch_safe(module, name))
-            for module, name in checkpoint.globals
-        )
-    verified = damage = None
-    if read_data:
-        rewind()
-        try:
-            verified = verify(file, limits=limits)
-        except TorchZipError as error:
-            damage = _without_path(error)
+        names = tuple(global_names(checkpoint))
+        if read_data:
+            try:
+                verified_as = verified(checkpoint, file)
+            except TorchZipError as error:
+                damage = _without_path(error)
     return Contents(
         file=os.path.basename(os.path.normpath(found.path)) or found.path,
-        label=label,
-        file_nbytes=_file_nbytes(file),
+        label=container.label,
+        file_nbytes=container.source.size if isinstance(container, FileContainer) else None,
         outline=found,
         tree=module_tree(found),
         distributions=distributions,
         globals=names,
-        verified=verified,
+        verified=verified_as,
         damage=damage,
     )
 
@@ -128,9 +113,3 @@ def _without_path(error: TorchZipError) -> str:
     """Return a message without the path: the page is the same wherever the file lies."""
     place = "" if error.record is None else f"record {error.record}: "
     return place + error.message
-
-
-def _file_nbytes(file: File) -> int | None:
-    if isinstance(file, str | os.PathLike):
-        return os.path.getsize(file) if os.path.isfile(file) else None
-    return position_of(file) + open_source(file).size

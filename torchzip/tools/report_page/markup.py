@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torchzip.checkpoint.quantities import nbytes_text
+from torchzip.checkpoint.quantities import nbytes_text, share_text
 from torchzip.errors import printable, shortened
 
 #: Characters of a name or a value that are shown.
@@ -65,19 +65,8 @@ def share_bar(share: float) -> str:
         f'<td class="share"><svg class="bar" aria-hidden="true" focusable="false">'
         f'<rect class="track" width="100%" height="100%" rx="2"/>'
         f'<rect class="fill" width="{100 * share:.1f}%" height="100%" rx="2"/></svg>'
-        f"<span>{percent(share)}</span></td>"
+        f"<span>{share_text(share)}</span></td>"
     )
-
-
-def percent(share: float) -> str:
-    """Return a share of a whole.
-
-    >>> percent(0), percent(0.0001), percent(0.123)
-    ('0 %', '< 0.1 %', '12.3 %')
-    """
-    if not share:
-        return "0 %"
-    return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
 
 
 def table(

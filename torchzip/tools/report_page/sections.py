@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from torchzip.checkpoint.outline import TensorRow
-from torchzip.checkpoint.quantities import count_text, nbytes_text, some_of
+from torchzip.checkpoint.quantities import count_text, nbytes_text, share_text, some_of
 from torchzip.tools.element_statistics import Number, Statistics
 from torchzip.tools.report_page.contents import Contents, Distribution
 from torchzip.tools.report_page.markup import (
@@ -14,7 +14,6 @@ from torchzip.tools.report_page.markup import (
     histogram_svg,
     name_cell,
     name_of,
-    percent,
     section,
     shape_text,
     share_bar,
@@ -65,7 +64,7 @@ def _verdicts(contents: Contents) -> Iterable[str]:
             why = found.reason or f"because of {some_of(names, 3)}"
             yield _verdict("open", f"torch.load {found.torch_load}", escaped(why, 400))
     else:
-        refused = sum(not each.is_torch_safe for each in contents.globals)
+        refused = sum(not each.torch_safe for each in contents.globals)
         if refused:
             yield _verdict("open", "torch.load", f"its safe loader refuses {refused:,} names")
 
@@ -187,7 +186,7 @@ def _card(each: Distribution) -> str:
 def _facts(found: Statistics) -> Iterable[tuple[str, str]]:
     yield "mean", number_text(found.mean)
     yield "std", number_text(found.std)
-    yield "zeros", percent(found.zeros / found.count)
+    yield "zeros", share_text(found.zeros / found.count)
     if found.nans:
         yield "NaN", f'<b class="alarm">{found.nans:,}</b>'
     infinite = found.positive_infinities + found.negative_infinities
@@ -234,13 +233,14 @@ def names(contents: Contents) -> str:
     """Return the classes and functions that the file names; nothing if there are none."""
     if not contents.globals:
         return ""
-    ordered = sorted(contents.globals, key=lambda each: (not each.is_foreign, each.is_torch_safe))
+    ordered = sorted(contents.globals, key=lambda each: (not each.foreign, each.torch_safe))
     rows = [
-        f"{name_cell(name_of(each.name))}<td>{'foreign' if each.is_foreign else 'known'}</td>"
-        + ("<td>accepts</td>" if each.is_torch_safe else '<td class="alarm">refuses</td>')
+        name_cell(name_of(f"{each.module}.{each.name}"))
+        + f"<td>{'foreign' if each.foreign else 'known'}</td>"
+        + ("<td>accepts</td>" if each.torch_safe else '<td class="alarm">refuses</td>')
         for each in ordered
     ]
-    foreign = sum(each.is_foreign for each in contents.globals)
+    foreign = sum(each.foreign for each in contents.globals)
     lead = "Classes and functions that the file names. None was imported or called; "
     if foreign:
         lead += f"{foreign:,} of them {'is' if foreign == 1 else 'are'} foreign to torchzip: inert."

@@ -5,30 +5,24 @@ Source: torch 2.13, ``_weights_only_unpickler.py``, ``_utils.py``, ``_tensor.py`
 (`tests/test_against_torch_verdicts.py`). What torchzip has checked while it read the file is not
 checked again: that a tensor lies inside its storage, that sizes are ints, that the parts of a
 sparse tensor fit together.
+
+A plain value stands for itself, what torch makes of one is a `Made`. What a name outside torch's
+allow-list gives is `Unknown`: nothing is known of it, and so nothing is wrong with it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES, STORAGE_CLASSES
 from torchzip.errors import shown
+from torchzip.leaf_types import ForeignObject
 from torchzip.pickling.allowlist import TORCH_SAFE_NAMES
 from torchzip.tensors.specs import is_contiguous
-from torchzip.tools.torch_verdict.values import (
-    TENSORS,
-    UNKNOWN,
-    Made,
-    RefusedError,
-    Unknown,
-    is_a,
-    is_dict,
-    is_empty,
-    is_tensor,
-)
 
 _DEVICES = (
     "cpu cuda ipu xpu mkldnn opengl opencl ideep hip ve fpga maia xla lazy vulkan mps meta hpu "
@@ -56,6 +50,53 @@ _DIFFERENTIABLE = frozenset(
 )
 
 
+#: What nothing is known of; of a frozenset it does not matter what is in it.
+Unknown: Any = ForeignObject | frozenset
+_TENSORS = ("Tensor", "Parameter", "NestedTensor")
+
+
+class RefusedError(Exception):
+    """Both of torch's loaders fail here; the message says of what."""
+
+
+@dataclass(slots=True, eq=False)
+class Made:
+    """A value that is not plain: as much of it as decides whether a later step fails.
+
+    ``kind`` is its class; a function or a class that is not called yet is "function" or "class",
+    with its full ``name``. Of a tensor ``name`` is the dtype and ``form`` what kind of tensor it
+    is.
+    """
+
+    kind: str
+    name: str = ""
+    form: str = ""
+    count: int = 0
+    size: tuple[Any, ...] | None = None
+    stride: tuple[Any, ...] | None = None
+
+
+def unknown() -> ForeignObject:
+    """Return a value that nothing is known of."""
+    return ForeignObject("", "", ())
+
+
+def is_a(value: Any, *kinds: str) -> bool:
+    """Return whether a value is a `Made` of one of these kinds."""
+    return isinstance(value, Made) and value.kind in kinds
+
+
+def is_tensor(value: Any) -> bool:
+    return is_a(value, *_TENSORS)
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a value is false in Python; of what is unknown it is not known."""
+    if isinstance(value, Made):
+        return value.kind == "Size" and not value.count
+    return not isinstance(value, Unknown) and not value
+
+
 def value_of(path: str) -> Made:
     """Return what stands for a name of the allow-list."""
     module, _, name = path.rpartition(".")
@@ -73,13 +114,13 @@ def value_of(path: str) -> Made:
 def call(callee: Any, args: Any) -> Any:
     """Return what a call gives; raise RefusedError where it fails."""
     if isinstance(callee, Unknown):
-        return UNKNOWN
+        return unknown()
     if not is_a(callee, "function", "class"):
         raise RefusedError(f"{described(callee)} is called, which cannot be called")
     if not isinstance(args, tuple):
         raise RefusedError(f"{callee.name} is called with {described(args)}, not with a tuple")
     if callee.name not in _CALLS:
-        return UNKNOWN
+        return unknown()
     counts, handler = _CALLS[callee.name]
     if counts and len(args) not in counts:
         name, wanted = callee.name.rpartition(".")[2], " or ".join(map(str, counts))
@@ -90,14 +131,13 @@ def call(callee: Any, args: Any) -> Any:
 def new(callee: Any, args: Any) -> Any:
     """Return what ``cls.__new__(cls, *args)`` gives."""
     if isinstance(callee, Unknown):
-        return UNKNOWN
+        return unknown()
     if not is_a(callee, "class"):
         raise RefusedError(f"a new object of {described(callee)}, which is not a class")
     if not isinstance(args, tuple):
         raise RefusedError(f"a new {callee.name} of {described(args)}, not of a tuple")
-    if callee.name in _EMPTY:  # which take their arguments in __init__
-        return Made(callee.name.rpartition(".")[2])
-    return call(callee, args)
+    # Collections take their arguments in __init__.
+    return call(callee, () if callee.name in _COLLECTIONS else args)
 
 
 def described(value: Any) -> str:
@@ -128,7 +168,7 @@ def _check_gradient(torch_dtype: str, requires_grad: Any) -> None:
 
 def _dense(storage: Any, torch_dtype: str, size: Any, stride: Any, requires_grad: Any) -> Any:
     if isinstance(storage, Unknown):
-        return UNKNOWN
+        return unknown()
     if not is_a(storage, "storage"):
         raise RefusedError(f"a tensor has {described(storage)} for its storage")
     _check_gradient(torch_dtype, requires_grad)
@@ -148,7 +188,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> An
 def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
     requires_grad, _, dtype, *metadata = rest
     if isinstance(dtype, Unknown):
-        return UNKNOWN
+        return unknown()
     if not is_a(dtype, "dtype"):
         raise RefusedError(f"the dtype of a tensor is {described(dtype)}")
     made = _dense(storage, dtype.name, size, stride, requires_grad)
@@ -161,7 +201,7 @@ def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) ->
 
 
 def _check_metadata(made: Any, metadata: Any = None) -> None:
-    if not (is_tensor(made) and is_dict(metadata) and "conj" in metadata.items):
+    if not (is_tensor(made) and isinstance(metadata, dict) and "conj" in metadata):
         return
     if made.name not in DTYPES or DTYPES[made.name].kind != "complex":
         raise RefusedError(f"a tensor of {made.name} says that it is or is not conjugated")
@@ -174,7 +214,7 @@ def _parameter(*args: Any) -> Any:
     data = args[0] if args else None
     requires_grad = args[1] if len(args) == 2 else True
     if isinstance(data, Unknown):
-        return UNKNOWN
+        return unknown()
     if data is None:
         data = Made("Tensor", "float32", "dense")
     if not is_tensor(data):
@@ -201,11 +241,11 @@ def set_attributes(tensor: Any, state: Any) -> None:
     for part in parts:
         if is_empty(part) or isinstance(part, Unknown):
             continue
-        if not is_dict(part):
+        if not isinstance(part, dict):
             raise RefusedError(f"the state of a tensor is {described(part)}; a dict was expected")
-        if part.has_other_keys:
-            raise RefusedError("the state of a tensor has keys that are not strings")
-        for name, value in part.items.items():
+        for name, value in part.items():
+            if type(name) is not str:
+                raise RefusedError("the state of a tensor has keys that are not strings")
             _set_attribute(tensor, name, value)
 
 
@@ -224,17 +264,15 @@ def _set_attribute(tensor: Any, name: str, value: Any) -> None:
 
 
 def _from_type(function: Any, subclass: Any, arguments: Any, state: Any) -> Any:
-    if is_a(arguments, "list"):
-        return UNKNOWN  # what is in it is not kept
-    made = call(function, arguments)
+    made = call(function, tuple(arguments) if isinstance(arguments, list) else arguments)
     if isinstance(made, Unknown) or isinstance(subclass, Unknown):
-        return UNKNOWN
+        return unknown()
     if not is_a(subclass, "class"):
         raise RefusedError(f"a tensor is made one of {described(subclass)}, which is not a class")
     kind = subclass.name.rpartition(".")[2]
     if kind == "NestedTensor" and is_tensor(made) and made.form != "jagged":
         raise RefusedError("a tensor is made one of NestedTensor, and has no parts")
-    if is_tensor(made) and kind in TENSORS:
+    if is_tensor(made) and kind in _TENSORS:
         made = replace(made, kind=kind)
     elif not is_tensor(made) or kind != made.kind:
         raise RefusedError(
@@ -249,7 +287,7 @@ def _quantized(
 ) -> Any:
     if requires_grad is True:
         raise RefusedError("a quantized tensor requires a gradient, which it cannot")
-    zero_point = params[2] if isinstance(params, tuple) and len(params) == 3 else 0
+    zero_point = params[2] if isinstance(params, tuple | list) and len(params) == 3 else 0
     if isinstance(zero_point, int) and not _has_64_bits(zero_point):
         raise RefusedError("a zero point has more than 64 bits")
     return Made("Tensor", _dtype_of(storage), "quantized")
@@ -261,7 +299,7 @@ def _has_64_bits(number: int) -> bool:
 
 def _sparse(layout: Any, parts: Any) -> Any:
     values = None
-    if isinstance(parts, tuple) and len(parts) in (3, 4):
+    if isinstance(parts, tuple | list) and len(parts) in (3, 4):
         values = parts[1 if getattr(layout, "name", "") == "torch.sparse_coo" else 2]
     return Made("Tensor", _dtype_of(values), "sparse")
 
@@ -285,8 +323,8 @@ def _nested(values: Any, sizes: Any, strides: Any, offsets: Any) -> Any:
 
 
 def _jagged(arguments: Any) -> Any:
-    items = arguments.items if is_dict(arguments) else {}
-    if is_dict(arguments) and arguments.has_other_keys:
+    items = arguments if isinstance(arguments, dict) else {}
+    if not all(type(name) is str for name in items):
         raise RefusedError("a nested tensor has an argument whose name is not a string")
     dtype = _dtype_of(items.get("values"))
     _check_gradient(dtype, items.get("requires_grad"))
@@ -302,7 +340,7 @@ def _nested_tensor(values: Any, offsets: Any) -> Any:
 
 def _from_cpu_tensor(data: Any, dtype: Any, device: Any, requires_grad: Any) -> Any:
     if isinstance(data, Unknown) or isinstance(dtype, Unknown):
-        return UNKNOWN
+        return unknown()
     if not is_tensor(data) or not is_a(dtype, "dtype"):
         raise RefusedError(f"a tensor is made of {described(data)} and {described(dtype)}")
     if not isinstance(requires_grad, bool | Unknown):
@@ -317,7 +355,7 @@ def _of_unknown(message: str) -> Callable[..., Any]:
     def made(first: Any, *rest: Any) -> Any:
         if not isinstance(first, Unknown):
             raise RefusedError(message.format(described(first)))
-        return UNKNOWN
+        return unknown()
 
     return made
 
@@ -332,7 +370,7 @@ def _tensor_class(name: str) -> Callable[..., Any]:
         if name.startswith("torch.cuda."):
             raise RefusedError(f"{name} is made, which takes a build of torch with CUDA")
         if any(isinstance(arg, Unknown) for arg in args):
-            return UNKNOWN
+            return unknown()
         first: Any = args[0] if args else 0
         if all(type(arg) is int for arg in args):
             if any(size < 0 or size >= 1 << 63 for size in args):
@@ -344,8 +382,8 @@ def _tensor_class(name: str) -> Callable[..., Any]:
             or (is_a(first, "storage") and first.name == torch_dtype)
         ):
             raise RefusedError(f"a tensor is made of {', '.join(map(described, args))}")
-        elif is_a(first, "list") and first.form:
-            return UNKNOWN
+        elif isinstance(first, list) and not all(isinstance(item, int | float) for item in first):
+            return unknown()
         return Made("Tensor", torch_dtype, form)
 
     return made
@@ -355,7 +393,10 @@ def _is_numbers(value: Any) -> bool:
     """Return whether torch may make a tensor of a sequence."""
     if isinstance(value, tuple):
         return all(type(item) in (int, float, bool) for item in value)
-    return is_a(value, "list") and value.form != "mixed"
+    # Lists in a list, say, may be numbers in the end.
+    return isinstance(value, list) and not any(
+        isinstance(item, str | bytes | complex | None) for item in value
+    )
 
 
 def _storage(*args: Any) -> Any:
@@ -364,9 +405,9 @@ def _storage(*args: Any) -> Any:
         raise RefusedError(f"a storage is made of {', '.join(map(described, args))}")
     first = args[0] if args else 0
     if isinstance(first, Unknown) or is_a(first, "Size"):
-        return UNKNOWN
+        return unknown()
     if _is_numbers(first):
-        return Made("storage") if isinstance(first, tuple) else UNKNOWN
+        return Made("storage") if isinstance(first, tuple) else unknown()
     if type(first) is int and 0 <= first < 1 << 40:
         return Made("storage")
     raise RefusedError(f"a storage is made of {described(first)}")
@@ -380,9 +421,11 @@ def _size(*args: Any) -> Any:
         raise RefusedError("torch.Size takes one sequence of ints")
     items = args[0] if args else ()
     if isinstance(items, Unknown):
-        return UNKNOWN
-    if not isinstance(items, tuple):
-        return Made("Size", count=getattr(items, "count", 0))
+        return unknown()
+    if is_a(items, "Size"):
+        return items
+    if not isinstance(items, tuple | list):
+        return Made("Size")
     if not all(_has_64_bits(item) for item in items if type(item) is int):
         raise RefusedError("torch.Size has a number of more than 64 bits")
     return Made("Size", count=len(items))
@@ -390,7 +433,7 @@ def _size(*args: Any) -> Any:
 
 def _device(*args: Any) -> Any:
     if any(isinstance(arg, Unknown) for arg in args):
-        return UNKNOWN
+        return unknown()
     text = args[0] if args else None
     if type(text) is not str or len(args) > 2:
         if len(args) == 1 and is_a(text, "device"):
@@ -416,23 +459,26 @@ def _layout(name: Any) -> Any:
 def _flat_layout(shape: Any, strides: Any = None) -> Any:
     if not isinstance(shape, tuple | int | Unknown):
         raise RefusedError(f"a _FlatLayout has the shape {described(shape)}")
-    return UNKNOWN
+    return unknown()
 
 
-def _collection(kind: str) -> Callable[..., Any]:
+def _collection(kind: type[Any], something: Any) -> Callable[..., Any]:
+    """Return what makes one. Of anything but a dict it matters only whether something is in it."""
+
     def made(first: Any = None, *rest: Any) -> Any:
-        if not isinstance(first, Made):
-            return Made(kind, count=int(bool(first)))
-        return Made(
-            kind, count=first.count, items=dict(first.items), has_other_keys=first.has_other_keys
-        )
+        if isinstance(first, dict) and issubclass(kind, dict):
+            return kind(first)
+        return kind(() if is_empty(first) else something)
 
     return made
 
 
-_EMPTY = (
-    "collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.bytearray",
-)  # fmt: skip
+_COLLECTIONS = {
+    "collections.OrderedDict": _collection(OrderedDict, {"": None}),
+    "collections.Counter": _collection(Counter, {"": 1}),
+    "builtins.set": _collection(set, [0]),
+    "builtins.bytearray": _collection(bytearray, b"0"),
+}
 #: The numbers of arguments that a name takes, where that alone decides, and what a call gives.
 _CALLS: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
     "torch._utils._rebuild_tensor": ((4,), _tensor),
@@ -459,7 +505,7 @@ _CALLS: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
     "torch.nested._internal.nested_tensor._rebuild_njt": ((1,), _jagged),
     "torch.nested._internal.nested_tensor.NestedTensor": ((2,), _nested_tensor),
     "torch.distributed._mesh_layout._FlatLayout": ((1, 2), _flat_layout),
-    "torch.distributed._mesh_layout._MeshLayout": ((1,), lambda layout: UNKNOWN),
+    "torch.distributed._mesh_layout._MeshLayout": ((1,), lambda layout: unknown()),
     "torch.nn.parameter.Parameter": ((), _parameter),
     "torch.storage.UntypedStorage": ((), _storage),
     "torch.storage.TypedStorage": ((), _storage),
@@ -468,7 +514,7 @@ _CALLS: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
     "torch.serialization._get_layout": ((1,), _layout),
     "_codecs.encode": ((), lambda *args: b"?" if args and args[0] else b""),
     "builtins.complex": ((), lambda *args: 1j),
-    **{name: ((), _collection(name.rpartition(".")[2])) for name in _EMPTY},
+    **{name: ((), make) for name, make in _COLLECTIONS.items()},
     **{
         name: ((), _tensor_class(name))
         for name in TORCH_SAFE_NAMES

@@ -1,36 +1,44 @@
-"""What ``torch.load`` would do with a pickle, followed opcode by opcode; nothing is made or called.
+"""What ``torch.load`` would do with a pickle; nothing in it is made or called.
 
 torch 2.13 has two loaders. The default one (``weights_only=True``) is an interpreter of 34 opcodes
 with a list of names. The other is Python's own, which does what the file says. Both are followed at
 once: what only the first refuses is noted, and what both refuse is a `RefusedError`. The default
 loader checks less than torchzip in some places and more in others; this asks for the latter.
 
-torchzip has read the file before, so the pickle is whole, its stack is never empty and its keys are
-cheap to hash.
+torchzip has read the file before, so whatever its `Interpreter` refuses now is because of what
+stands for the values here, and torch refuses it too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
 from typing import Any
 
 from torchzip.dtypes import ALIASES
-from torchzip.errors import shown
+from torchzip.errors import LimitError, TorchZipError, shown
+from torchzip.formats.base import collector_paused
+from torchzip.leaf_types import ForeignObject
+from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
-from torchzip.pickling.disassembly import Step
-from torchzip.pickling.python2 import python3_name
-from torchzip.tools.torch_verdict.calls import call, described, new, set_attributes, value_of
-from torchzip.tools.torch_verdict.values import (
-    UNKNOWN,
+from torchzip.pickling.disassembly import parse_step
+from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.memo import Memo
+from torchzip.pickling.python2 import python2_string, python3_name
+from torchzip.pickling.table import Table
+from torchzip.tools.torch_verdict.calls import (
     Made,
     RefusedError,
     Unknown,
-    check_hash,
+    call,
+    described,
     is_a,
-    is_dict,
     is_empty,
     is_tensor,
+    new,
+    set_attributes,
+    unknown,
+    value_of,
 )
 
 #: Names that are allowed once another module of torch is imported.
@@ -58,17 +66,57 @@ class TorchLoader:
         # The dtype of each storage, and whether it has bytes, by its key.
         self._storages: dict[Any, Made] = {}
 
-    def run(self, steps: Iterable[Step], *, has_storages: bool) -> None:
-        """Follow one pickle.
+    def run(self, data: bytes, limits: Limits, *, has_storages: bool = True) -> None:
+        """Follow a pickle.
 
         Raises
         ------
         RefusedError
             If both loaders fail.
+        LimitError
         """
-        _Run(self, has_storages).run(steps)
+        fault = self._look_at(data)
+        table = Table(persistent=self._storage if has_storages else _no_storage)
+        try:
+            with collector_paused(True):
+                _Following(self, data, table, limits).run()
+        except LimitError:
+            raise
+        except TorchZipError as error:
+            raise RefusedError(fault or error.message) from None
+        if fault is not None:
+            raise RefusedError(fault)
 
-    # -- names -----------------------------------------------------------------------------
+    def _look_at(self, data: bytes) -> str | None:
+        """Note the opcodes of a pickle; return what both loaders refuse of them, if anything.
+
+        Python's loader reads a frame at once, and then continues after it. From a file object with
+        ``peek``, as legacy files are read, it loses nothing.
+        """
+        faults = []
+        end = frame_end = 0
+        name = ""
+        while name != "STOP":
+            step = parse_step(data, end)
+            name, end = step.opcode.name, step.end
+            if not step.opcode.torch_safe:
+                self.opcodes[name] = None
+            # The size of a string is read by itself.
+            behind_size = end - (step.nbytes if "bytes" in step.opcode.argument else 0)
+            if step.offset + 1 < frame_end < end and frame_end != behind_size:
+                faults.append("a frame of the pickle ends within an opcode")
+            if name == "FRAME" and not self.is_legacy:
+                if end < frame_end < end + step.argument:
+                    faults.append("a frame ends within another")
+                frame_end = max(frame_end, end + step.argument)
+            elif name == "GLOBAL" and step.nbytes != sum(map(len, step.argument)):
+                faults.append("a name has a carriage return, or more than 256 bytes")
+            elif name in ("BINSTRING", "SHORT_BINSTRING"):
+                raw = data[end - step.nbytes : end]
+                if type(python2_string(raw)) is bytes:
+                    said = f"a string of Python 2 is {shown(raw)}"
+                    faults.append(f"{said}, which is not UTF-8")
+        return faults[0] if faults else None
 
     def name(self, module: str, name: str) -> Any:
         """Return what stands for a name."""
@@ -84,20 +132,20 @@ class TorchLoader:
             module, _, alias = path.rpartition(".")
             if module == "torch" and alias in ALIASES:
                 return value_of(f"torch.{ALIASES[alias]}")
-        return UNKNOWN
+        return ForeignObject(module, name)
 
     # -- storages --------------------------------------------------------------------------
 
-    def storage(self, pid: Any) -> Any:
+    def _storage(self, pid: Any) -> Any:
         """Return what stands for a persistent id."""
         if isinstance(pid, Unknown):
-            return UNKNOWN
+            return unknown()
         if not isinstance(pid, tuple) or not pid:
             raise RefusedError(f"a persistent id is {described(pid)}; a tuple was expected")
         what = pid[0].decode("latin-1") if isinstance(pid[0], bytes) else pid[0]
         if what == "module" and self.is_legacy:
             self.reasons["a class is stored with its source"] = None
-            return pid[1] if len(pid) == 4 else UNKNOWN
+            return pid[1] if len(pid) == 4 else unknown()
         wanted = 6 if self.is_legacy else 5
         if what != "storage" or len(pid) != wanted:
             raise RefusedError(
@@ -112,8 +160,6 @@ class TorchLoader:
         known = self._storages.get(key)
         if known is None or not known.count:  # an empty one has the dtype of each mention
             known = self._storages[key] = Made("storage", torch_dtype, count=numel)
-        if self.is_legacy and pid[5] is not None:
-            check_hash(pid[5])
         return known
 
     def _dtype_of(self, kind: Any) -> str:
@@ -129,220 +175,53 @@ class TorchLoader:
         )
 
 
-class _Run:
-    """The stack of one pickle."""
+def _no_storage(pid: Any) -> Any:
+    raise RefusedError("a pickle around the object mentions a storage")
 
-    def __init__(self, loader: TorchLoader, has_storages: bool) -> None:
+
+class _Following(Interpreter):
+    """An interpreter whose names are those of torch, and whose calls are `calls.call`."""
+
+    def __init__(self, loader: TorchLoader, data: bytes, table: Table, limits: Limits) -> None:
+        super().__init__(data, table, limits)
         self._loader = loader
-        self._has_storages = has_storages
-        self._stack: list[Any] = []
-        self._below: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
-        self._frame_end = 0
 
-    def run(self, steps: Iterable[Step]) -> None:
-        for step in steps:
-            opcode = step.opcode
-            if not opcode.torch_safe:
-                self._loader.opcodes[opcode.name] = None
-            if step.offset + 1 < self._frame_end < step.end and self._is_cut(step):
-                raise RefusedError("a frame of the pickle ends within an opcode")
-            try:
-                self._act(opcode.name, step.argument, step)
-            except IndexError:
-                raise RefusedError("an opcode finds too little on the stack") from None
+    def _name(self, module: str, name: str) -> Any:
+        return self._loader.name(module, name)
 
-    def _act(self, name: str, argument: Any, step: Step) -> None:
-        """Carry out one opcode; those that a file has most often come first."""
-        stack = self._stack
-        match name:
-            case "BINPUT" | "LONG_BINPUT" | "PUT":
-                self._memo[int(argument)] = stack[-1]
-            case "BINGET" | "LONG_BINGET" | "GET":
-                try:
-                    stack.append(self._memo[int(argument)])
-                except KeyError:
-                    raise RefusedError(f"memo number {argument!r} was never set") from None
-            case "BININT1" | "BININT" | "BININT2" | "BINFLOAT":
-                stack.append(argument)
-            case "MARK":
-                self._below.append(stack)
-                self._stack = []
-            case "TUPLE":
-                items = self._marked()
-                self._stack.append(tuple(items))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
-                is_whole = step.nbytes == len(argument)
-                stack.append(argument.decode("utf-8", "surrogatepass" if is_whole else "replace"))
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "NEWFALSE" | "NEWTRUE":
-                stack.append(name == "NEWTRUE")
-            case "NONE":
-                stack.append(None)
-            case "REDUCE":
-                args = stack.pop()
-                made = stack[-1] = call(stack[-1], args)
-                if self._loader.is_legacy and isinstance(made, Made) and made.form == "nested":
-                    raise RefusedError(
-                        "a nested tensor in the legacy format, whose sizes torch asks for before "
-                        "it has read them"
-                    )
-            case "BINPERSID" | "PERSID":
-                pid = argument if name == "PERSID" else stack.pop()
-                if not self._has_storages:
-                    raise RefusedError("a pickle around the object mentions a storage")
-                stack.append(self._loader.storage(pid))
-            case "GLOBAL":
-                if step.nbytes != sum(map(len, argument)):
-                    raise RefusedError("a name has a carriage return, or more than 256 bytes")
-                stack.append(self._loader.name(*(part.decode() for part in argument)))
-            case "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                if type(attribute) is not str or type(module) is not str:
-                    raise RefusedError("a name is not a string")
-                stack.append(self._loader.name(module, attribute))
-            case "INST":
-                args = tuple(self._marked())
-                callee = self._loader.name(*(part.decode() for part in argument))
-                self._stack.append(call(callee, args))
-            case "OBJ":
-                callee, *items = self._marked()
-                self._stack.append(call(callee, tuple(items)))
-            case "NEWOBJ" | "NEWOBJ_EX":
-                if name == "NEWOBJ_EX":
-                    stack.pop()
-                args = stack.pop()
-                stack[-1] = new(stack[-1], args)
-            case "BUILD":
-                state = stack.pop()
-                self._build(stack[-1], state)
-            case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
-                stack.append(Made(name.removeprefix("EMPTY_").lower()))
-            case "APPEND" | "APPENDS":
-                items = [stack.pop()] if name == "APPEND" else self._marked()
-                self._append(self._stack[-1], items)
-            case "SETITEM" | "SETITEMS":
-                if name == "SETITEM":
-                    items = stack[-2:]
-                    del stack[-2:]
-                else:
-                    items = self._marked()
-                self._set_items(self._stack[-1], items)
-            case "ADDITEMS" | "FROZENSET":
-                items = self._marked()
-                for item in items:
-                    check_hash(item)
-                if name == "FROZENSET":
-                    self._stack.append(UNKNOWN)
-                elif isinstance(self._stack[-1], Made):
-                    self._stack[-1].count += len(items)
-            case "LIST" | "DICT":
-                items = self._marked()
-                self._stack.append(Made(name.lower()))
-                fill = self._append if name == "LIST" else self._set_items
-                fill(self._stack[-1], items)
-            case "MEMOIZE":
-                self._memo[len(self._memo)] = stack[-1]
-            case "DUP":
-                stack.append(stack[-1])
-            case "POP" if stack:
-                stack.pop()
-            case "POP" | "POP_MARK":
-                self._marked()
-            case "LONG1" | "LONG4":
-                stack.append(int.from_bytes(argument, "little", signed=True))
-            case "INT" | "LONG":
-                number = int(argument.removesuffix(b"L"))
-                stack.append(bool(number) if argument in (b"00", b"01") else number)
-            case "FLOAT":
-                stack.append(float(argument))
-            case "BINSTRING" | "SHORT_BINSTRING":
-                is_whole = step.nbytes == len(argument)
-                try:
-                    stack.append(argument.decode("utf-8", "strict" if is_whole else "replace"))
-                except UnicodeDecodeError:
-                    raise RefusedError(
-                        f"a string of Python 2 is {shown(argument)}, which is not UTF-8"
-                    ) from None
-            case "STRING":
-                stack.append(argument[1:-1].decode("latin-1"))
-            case "UNICODE":
-                stack.append(argument.decode("raw-unicode-escape", "replace"))
-            case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
-                stack.append(argument)
-            case "BYTEARRAY8":
-                stack.append(Made("bytearray", count=step.nbytes))
-            case "EXT1" | "EXT2" | "EXT4":
-                stack.append(UNKNOWN)
-            case "FRAME":
-                self._begin_frame(step)
+    def _call(self, callee: Any, args: Any) -> Any:
+        self._charge(args)
+        made = call(callee, args)
+        if self._loader.is_legacy and isinstance(made, Made) and made.form == "nested":
+            raise RefusedError(
+                "a nested tensor in the legacy format, whose sizes torch asks for before it has "
+                "read them"
+            )
+        return made
 
-    def _marked(self) -> list[Any]:
-        items, self._stack = self._stack, self._below.pop()
-        return items
+    def _new(self, callee: Any, args: Any, kwargs: Any = None) -> Any:
+        return new(callee, args)
 
-    # -- frames ----------------------------------------------------------------------------
-
-    def _begin_frame(self, step: Step) -> None:
-        """Python's loader reads a frame at once, and then continues after it.
-
-        From a file object with ``peek``, as legacy files are read, it loses nothing.
-        """
-        end = step.end + step.argument
-        if step.end < self._frame_end < end and not self._loader.is_legacy:
-            raise RefusedError("a frame ends within another")
-        self._frame_end = max(self._frame_end, end)
-
-    def _is_cut(self, step: Step) -> bool:
-        """Return whether a frame ends within what is read at once; a size is read by itself."""
-        behind_size = step.end - (step.nbytes if "bytes" in step.opcode.argument else 0)
-        return not self._loader.is_legacy and self._frame_end != behind_size
-
-    # -- items and states ------------------------------------------------------------------
-
-    def _append(self, target: Any, items: list[Any]) -> None:
-        if is_a(target, "list"):
-            target.append(items)
-        elif not isinstance(target, Unknown):
-            raise RefusedError(f"something is appended to {described(target)}")
-
-    def _set_items(self, target: Any, items: list[Any]) -> None:
-        for key in items[::2]:
-            if type(key) is not str:
-                check_hash(key)
-        if is_dict(target):
-            for key, value in zip(items[::2], items[1::2], strict=False):
-                target.put(key, value)
-        elif not isinstance(target, Unknown):
-            raise RefusedError(f"items are set in {described(target)}")
-
-    def _build(self, target: Any, state: Any) -> None:
+    def _build(self, target: Any, state: Any, memo: Memo) -> Any:
         if isinstance(target, Unknown) or isinstance(state, Unknown):
-            return
-        kind = target.kind if isinstance(target, Made) else ""
+            return target
+        is_pair = isinstance(state, tuple) and len(state) == 2
         if is_tensor(target):
             self._build_tensor(target, state)
-        elif kind in ("OrderedDict", "Counter"):
-            self._build_dict(kind, state)
-        elif kind in ("set", "bytearray", "Size", "device") or isinstance(target, complex):
-            parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
-            if not all(map(is_empty, parts)):
+        elif isinstance(target, OrderedDict | Counter):
+            kind = type(target).__name__
+            if isinstance(state, tuple) and (kind == "Counter" or is_pair):
+                self._loader.reasons[f"the state of a {kind} is a tuple"] = None
+            elif not (isinstance(state, dict) or (kind == "Counter" and is_empty(state))):
+                raise RefusedError(
+                    f"{described(state)} is the state of a {kind}; a dict was expected"
+                )
+        elif isinstance(target, set | bytearray | complex) or is_a(target, "Size", "device"):
+            if not all(map(is_empty, state if is_pair else (state,))):
                 raise RefusedError(f"{described(target)} is given a state, and has no attributes")
         else:
             raise RefusedError(f"{described(target)} is given a state, which it cannot have")
-
-    def _build_dict(self, kind: str, state: Any) -> None:
-        if kind == "Counter" and is_empty(state):
-            return
-        if isinstance(state, tuple) and (kind == "Counter" or len(state) == 2):
-            self._loader.reasons[f"the state of a {kind} is a tuple"] = None
-            return
-        if not is_dict(state):
-            raise RefusedError(f"{described(state)} is the state of a {kind}; a dict was expected")
+        return target
 
     def _build_tensor(self, target: Made, state: Any) -> None:
         """``Tensor.__setstate__``; the default loader takes the first of its forms alone."""
@@ -360,4 +239,4 @@ class _Run:
             state = (state[3], state[4], state[2])
         if len(state) != 3:
             raise RefusedError(f"the state of a tensor has {len(state)} values")
-        set_attributes(target, Made("dict", count=1, items={"requires_grad": state[0]}))
+        set_attributes(target, {"requires_grad": state[0]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import EnoughMemory, shown
 from torchzip.files.location import StorageOptions, located
-from torchzip.files.opening import open_source
-from torchzip.files.source import File, rewinder
+from torchzip.files.source import File
+from torchzip.formats.base import Container
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.script import is_script_class
-from torchzip.tools.pickles import find_pickles, pickles
+from torchzip.tools.torch_verdict.calls import RefusedError
 from torchzip.tools.torch_verdict.loader import TorchLoader
-from torchzip.tools.torch_verdict.values import RefusedError
 from torchzip.types import ForeignObject
 
 #: Of the five pickles of a legacy file, the one that mentions storages.
@@ -79,44 +77,40 @@ def verify(
     ('zip', 6, 'accepts')
     """
     file = located(file, storage_options)
-    rewind = rewinder(file)
     with Checkpoint(file, limits=limits) as checkpoint:
-        report = checkpoint.verify(progress)
-        of = checkpoint.format
-        limits = checkpoint.limits
-        names = checkpoint.globals if of == "sharded" else checkpoint.foreign
-        container = checkpoint.container
-        is_followed = not container.torch_reason
-        why = None
-        if is_followed and isinstance(container, ZipContainer):
-            why = _archive_reason(container.archive)
-        root = checkpoint.root
+        return verified(checkpoint, file, progress)
+
+
+def verified(
+    checkpoint: Checkpoint, file: File, progress: Callable[[int, int], None] | None = None
+) -> Verified:
+    """Do what `verify` does, with a file that is open."""
+    report = checkpoint.verify(progress)
+    of = checkpoint.format
+    names = checkpoint.globals if of == "sharded" else checkpoint.foreign
+    container = checkpoint.container
+    loader = TorchLoader(is_legacy=of == "legacy")
     refused = tuple(
         ".".join(name)
         for name in names
         if not (is_torch_safe(*name) or (container.has_code and is_script_class(name[0])))
     )
-    opcodes: tuple[str, ...] = ()
     verdict, reason = container.torch_load, container.torch_reason or None
-    if is_followed:
-        loader = TorchLoader(is_legacy=of == "legacy")
-        rewind()
-        try:
-            _follow(loader, file, limits)
-        except RefusedError as error:
-            why = why or str(error)
-        refused, opcodes = tuple(loader.refused), tuple(loader.opcodes)
+    if not container.torch_reason:
+        why = _why_refused(loader, container, checkpoint.limits)
+        refused = tuple(loader.refused)
         if why is not None:
             verdict, reason = "refuses", why
-        elif refused or opcodes or loader.reasons:
+        elif refused or loader.opcodes or loader.reasons:
             verdict, reason = "needs weights_only=False", "; ".join(loader.reasons) or None
         else:
             reason = "; ".join(loader.provisos) or None
     elif container.is_script and not (
-        isinstance(root, ForeignObject) and is_script_class(root.module)
+        isinstance(checkpoint.root, ForeignObject) and is_script_class(checkpoint.root.module)
     ):
         verdict, reason = "refuses", "an archive with constants.pkl that is not TorchScript"
-    if _is_called_safetensors(file):
+    # By its name torch.load hands a file to the safetensors package.
+    if isinstance(file, str | os.PathLike) and os.fsdecode(file).endswith(".safetensors"):
         if of == "safetensors":
             verdict, reason = "accepts", "as the name of the file ends in .safetensors"
         elif verdict != "does not apply":
@@ -131,18 +125,21 @@ def verify(
         notes=report.notes,
         torch_load=verdict,
         refused=refused,
-        refused_opcodes=opcodes,
+        refused_opcodes=tuple(loader.opcodes),
         reason=reason,
     )
 
 
-def _follow(loader: TorchLoader, file: File, limits: Limits) -> None:
-    """Have a loader follow all pickles of a file that torch.load carries out."""
-    source = open_source(file)
-    with contextlib.closing(source):
-        place = find_pickles(source, None, limits)
-        for number, steps in enumerate(pickles(place, source.name, limits)):
-            loader.run(steps, has_storages=not loader.is_legacy or number == _OBJECT)
+def _why_refused(loader: TorchLoader, container: Container, limits: Limits) -> str | None:
+    """Return why both loaders refuse a file; None if one of them does not."""
+    why = _archive_reason(container.archive) if isinstance(container, ZipContainer) else None
+    try:
+        for number, each in enumerate(container.pickles()):
+            has_storages = not loader.is_legacy or number == _OBJECT
+            loader.run(each.data(), limits, has_storages=has_storages)
+    except RefusedError as error:
+        return why or str(error)
+    return why
 
 
 def _archive_reason(archive: ZipReader) -> str | None:
@@ -158,8 +155,3 @@ def _archive_reason(archive: ZipReader) -> str | None:
             except ValueError:
                 return f"the record {name} is {shown(text, 20)}{wrong}"
     return None
-
-
-def _is_called_safetensors(file: File) -> bool:
-    """Return whether torch.load would hand a file to the safetensors package."""
-    return isinstance(file, str | os.PathLike) and os.fsdecode(file).endswith(".safetensors")
