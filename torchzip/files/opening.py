@@ -1,6 +1,7 @@
 """What a user gives is opened here: a path, a URL (as a `Location`) or a file object.
 
-Nothing above this folder knows which of them it has. What URLs need is imported when there is one.
+Nothing above this folder knows which of them it has. What URLs need is imported when there is one,
+and what writing needs when something is written.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import errno
 import io
 import os
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from torchzip.files.folder import Folder, LocalFolder
 from torchzip.files.location import Location
-from torchzip.files.sink import FileObjectSink, PathSink, Sink, StreamSink
 from torchzip.files.source import File, FileObjectSource, FileSource, Source, checked_file
 from torchzip.files.streams import is_stream
+
+if TYPE_CHECKING:
+    from torchzip.files.sink import Sink
 
 
 def open_source(file: File) -> Source:
@@ -30,6 +33,8 @@ def open_source(file: File) -> Source:
 
 def open_sink(file: str | os.PathLike[str] | BinaryIO) -> Sink:
     """Return a Sink for a path, a `Location`, or a binary file object with ``write``."""
+    from torchzip.files.sink import FileObjectSink, PathSink, StreamSink
+
     if isinstance(file, Location):
         from torchzip.files.remote_sink import RemoteSink
 
