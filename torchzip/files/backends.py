@@ -34,7 +34,7 @@ def list_folder(location: Location) -> tuple[Location, list[str] | None]:
 
 
 def is_folder(location: Location) -> bool:
-    """Return whether a URL is that of a folder: it ends with a slash, or is all of a store.
+    """Return whether a URL is that of a folder: it ends with a slash, or is all of a bucket.
 
     >>> is_folder(Location("s3://bucket/run/")), is_folder(Location("hf://org/model"))
     (True, True)
@@ -43,7 +43,8 @@ def is_folder(location: Location) -> bool:
         from torchzip.files.hub import parse_place
 
         return parse_place(location.url).file[-1:] in ("", "/")
-    return urlsplit(location.url).path[-1:] in ("", "/")
+    path = urlsplit(location.url).path
+    return path.endswith("/") or (not path and location.scheme in _OF_OBSTORE)
 
 
 def member_of(folder: Location, name: str) -> Location:

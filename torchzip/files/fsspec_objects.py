@@ -24,6 +24,7 @@ class FsspecObject(RemoteObject):
 
     def __init__(self, location: Location) -> None:
         self._name = location.name
+        self._location = location
         self._system, self._path = _open_system(location)
 
     def tail(self, nbytes: int) -> Answer:
@@ -53,16 +54,19 @@ class FsspecObject(RemoteObject):
 
     def put(self, blocks: Iterator[bytes], *, overwrite: bool) -> None:
         with errors_of(self._name):
-            # Without autocommit, as the end of a ``with`` block would commit after an error.
-            file = self._system.open(self._path, "wb", autocommit=False)
+            # A transaction, as the end of a ``with`` block would commit after an error too. It is
+            # of all of a file system, so this has one of its own.
+            system, path = _open_system(self._location, skip_instance_cache=True)
+            transaction = system.start_transaction() or system.transaction
+            is_whole = False
             try:
+                file = system.open(path, "wb")
                 for block in blocks:
                     file.write(block)
                 file.close()
-                file.commit()
-            except BaseException:
-                file.discard()
-                raise
+                is_whole = True
+            finally:
+                transaction.complete(commit=is_whole)
 
     def remove(self) -> None:
         with errors_of(self._name):
@@ -81,14 +85,14 @@ def list_folder(location: Location) -> tuple[Location, list[str]]:
     return location, [name.rstrip("/").rpartition("/")[2] for name in files]
 
 
-def _open_system(location: Location) -> tuple[Any, str]:
+def _open_system(location: Location, **more: Any) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError:
         raise missing("fsspec", location) from None
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(
-            location.url, **dict(location.storage_options or {})
+            location.url, **dict(location.storage_options or {}), **more
         )
     except ImportError as error:  # it says which package a scheme needs
         raise OSError(errno.ENOPKG, str(error), location.name) from None
