@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from itertools import dropwhile, islice
 from typing import NamedTuple
 
 from torchzip.files.source import Buffer
@@ -81,6 +82,18 @@ class Connections:
         self.pool = ThreadPoolExecutor(CONNECTIONS, "torchzip-remote")
         self.lock = threading.RLock()
         self._kept: OrderedDict[tuple[int, int], ReadAhead] = OrderedDict()
+        #: What was announced and is not forgotten, in the order in which it will be read.
+        self._announced: list[ReadAhead] = []
+
+    def announce(self, ahead: ReadAhead) -> None:
+        """Take note of what will be read after all else that was announced."""
+        self._announced.append(ahead)
+
+    def begin_after(self, ahead: ReadAhead) -> None:
+        """Begin to fetch what follows something of which all is under way."""
+        following = dropwhile(lambda each: each is not ahead, self._announced)
+        for each in islice(following, 1, 2):
+            each.begin()
 
     def keep(self, ahead: ReadAhead, window: int) -> None:
         """Take note that a window is read from, and let go of the one that was not for longest."""
@@ -95,6 +108,7 @@ class Connections:
         """Let go of all windows of what is not read any more."""
         for key in [key for key, each in self._kept.items() if each is ahead]:
             del self._kept[key]
+        self._announced = [each for each in self._announced if each is not ahead]
         ahead.drop()
 
     def close(self) -> None:
@@ -152,13 +166,23 @@ class ReadAhead:
             return None
         if index >= self._next + CONNECTIONS:  # what lies between is not read after all
             self._next = index
-        for later in range(self._next, min(index + CONNECTIONS, len(self._ranges))):
-            self._begin(later)
-            self._next = later + 1
+        if self._next < len(self._ranges):
+            self._begin_up_to(index + CONNECTIONS)
+            if self._next == len(self._ranges):
+                self._connections.begin_after(self)
         if index not in self._futures:  # it was read before, and let go
             self._begin(index)
         self._connections.keep(self, found.window)
         return found, self._futures[index]
+
+    def begin(self) -> None:
+        """Begin to fetch the first ranges, unless that was done."""
+        self._begin_up_to(CONNECTIONS)
+
+    def _begin_up_to(self, stop: int) -> None:
+        for index in range(self._next, min(stop, len(self._ranges))):
+            self._begin(index)
+            self._next = index + 1
 
     def _begin(self, index: int) -> None:
         start, stop, _ = self._ranges[index]

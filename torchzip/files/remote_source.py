@@ -131,6 +131,7 @@ class RemoteSource(Source):
         with self._connections.lock:
             before, self._ahead = self._ahead, ahead
             self._connections.forget(before)
+            self._connections.announce(ahead)
 
     def _found(self, offset: int, nbytes: int) -> memoryview | None:
         """Return bytes that were fetched before, or are announced; None if they are neither."""

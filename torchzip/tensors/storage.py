@@ -291,16 +291,16 @@ def will_read(storages: Iterable[TensorStorage], parts: Iterable[Part] | None = 
     """
     storages = list(storages)
     sources = {id(file): file for file in (file_place(s, 0)[0] for s in sources_of(storages))}
-    spans: dict[int, list[tuple[int, int]]] = {key: [] for key in sources}
+    spans: dict[int, list[tuple[int, int]]] = {}
     if any(source.is_far for source in sources.values()):  # the others do not look at them
         if parts is None:
             parts = (part for storage in storages for part in whole_parts(storage))
         for storage, start, stop in parts:
             source, at, nbytes = storage.extent(start, stop)
             source, at = file_place(source, at)
-            spans[id(source)].append((at, nbytes))
-    for key, source in sources.items():
-        source.will_read(spans[key])
+            spans.setdefault(id(source), []).append((at, nbytes))
+    for key in [*spans, *(sources.keys() - spans.keys())]:  # in the order in which they are read
+        sources[key].will_read(spans.get(key, []))
 
 
 def whole_parts(storage: TensorStorage) -> Iterator[Part]:
