@@ -42,7 +42,7 @@ class SparseFile(io.RawIOBase):
     """Sink, Source and file object of any size: large writes are taken for zeros."""
 
     LARGE = 1 << 20
-    is_far = False
+    far_group: object | None = None
 
     def __init__(self) -> None:
         self.name = "sparse.pt"
@@ -72,7 +72,7 @@ class SparseFile(io.RawIOBase):
                 out[low - offset : high - offset] = part[low - start : high - start]
         return bytes(out)
 
-    def will_read(self, spans: Iterable[tuple[int, int]]) -> None:
+    def will_read(self, spans: Iterable[object]) -> None:
         pass
 
     def read_into(self, offset: int, out: memoryview) -> None:

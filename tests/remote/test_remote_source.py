@@ -108,11 +108,14 @@ _Spans = st.lists(st.tuples(st.integers(0, 3_000_000), st.integers(0, 400_000)),
 @given(_Spans)
 def test_ranges_cover_spans(spans: list[tuple[int, int]]) -> None:
     """Every byte of a span is in a range, and no range is longer than one request."""
-    ranges = list(ranges_of(spans))
+    with serving({"m.bin": _DATA[:10]}) as server:
+        source = _source(server)
+        ranges = list(ranges_of((source, *span) for span in spans))
+        source.close()
     for offset, nbytes in spans:
         for at in (offset, offset + nbytes // 2, offset + nbytes - 1):
-            assert not nbytes or any(start <= at < stop for start, stop, _ in ranges)
-    assert all(0 < stop - start <= RANGE_NBYTES for start, stop, _ in ranges)
+            assert not nbytes or any(start <= at < stop for _, start, stop, _ in ranges)
+    assert all(0 < stop - start <= RANGE_NBYTES for _, start, stop, _ in ranges)
 
 
 def test_announced_reads() -> None:
@@ -123,7 +126,7 @@ def test_announced_reads() -> None:
         def check(spans: list[tuple[int, int]], random: Any) -> None:
             source = _source(server)
             spans = [(offset, min(nbytes, len(_DATA) - offset)) for offset, nbytes in spans]
-            source.will_read(spans)
+            source.will_read([(source, *span) for span in spans])
             random.shuffle(spans)
             for offset, nbytes in spans:
                 assert bytes(source.read_at(offset, nbytes)) == _DATA[offset : offset + nbytes]
@@ -138,7 +141,7 @@ def test_announced_reads_are_few() -> None:
     with serving({"m.bin": data}) as server:
         source = _source(server)
         spans = [(start, 10_000) for start in range(1_000_000, 39_000_000, 10_050)]
-        source.will_read(spans)
+        source.will_read([(source, *span) for span in spans])
         for offset, nbytes in spans:
             source.read_at(offset, nbytes)
         assert len(server.requests) <= 2 + 6
@@ -154,7 +157,7 @@ def test_announced_reads_in_another_order() -> None:
     order = [span for block in blocks for span in reversed(block)]
     with serving({"m.bin": data}) as server:
         source = _source(server)
-        source.will_read(order)
+        source.will_read([(source, *span) for span in order])
         for offset, nbytes in order:
             source.read_at(offset, nbytes)
         assert len(server.requests) <= 2 + 16
@@ -166,7 +169,7 @@ def test_threads() -> None:
     """Several threads read one source, announced and not."""
     with serving({"m.bin": _DATA}) as server:
         source = _source(server)
-        source.will_read([(500_000, 2_000_000)])
+        source.will_read([(source, 500_000, 2_000_000)])
         wrong: list[int] = []
 
         def read(seed: int) -> None:

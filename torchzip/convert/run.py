@@ -62,7 +62,7 @@ def run(
             works.append(LocalWork(planned, file, with_crc=plan.output.has_crcs, verify=verify))
         if executor is not None:
             _run_pieces(works, executor, meter)
-        elif any(source.is_far for source in sources):
+        elif any(source.far_group is not None for source in sources):
             # In one go, so that what is near each other in the source is fetched together.
             for work in works:
                 work.write_in_order(partial(write_announced, work.temporary, tell=meter.add))

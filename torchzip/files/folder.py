@@ -174,7 +174,7 @@ class PooledSource(Source):
         with self._folder.borrow(self) as file:
             file.read_into(offset, out)
 
-    def will_read(self, spans: Iterable[tuple[int, int]]) -> None:
+    def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
         with self._folder.borrow(self) as file:
             file.will_read(spans)
 

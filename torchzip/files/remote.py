@@ -110,7 +110,7 @@ def missing(package: str, location: Location) -> OSError:
 
 def read_only(name: str) -> OSError:
     """Return the error for writing to what is only read."""
-    return OSError(errno.EROFS, "Files behind this URL can only be read; write to a store", name)
+    return OSError(errno.EROFS, "Files at this URL can only be read; write to a store", name)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A folder behind a URL: objects whose names are its own and one component more."""
+"""A folder at a URL: objects whose names are its own and one component more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchzip.files.remote_source import RemoteSource
 
 
 class RemoteFolder(Folder):
-    """A folder behind a URL.
+    """A folder at a URL.
 
     A web server does not say what is in it: then ``names`` is empty, and only opening a file shows
     whether it is there. With ``needs_names`` that is an error.

@@ -1,4 +1,4 @@
-"""A `Source` over an object behind a URL, read by ranges.
+"""A `Source` over an object at a URL, read by ranges.
 
 Strategy: two requests at once fetch the head and the tail, which is where the formats begin to be
 read; their answers give the size and the ETag. A short read fetches some KB more than it was asked
@@ -11,13 +11,14 @@ other numbers.
 from __future__ import annotations
 
 import errno
+import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from torchzip.files.backends import open_object
 from torchzip.files.location import Location
-from torchzip.files.read_ahead import RANGE_NBYTES, Connections, ReadAhead, Span
+from torchzip.files.read_ahead import RANGE_NBYTES, Connections, FarSource, ReadAhead
 from torchzip.files.remote import Answer, RemoteObject, replaced
 from torchzip.files.source import Buffer, Source, check_inside
 
@@ -33,13 +34,11 @@ _KEPT_NBYTES = 1 << 20
 _KEPT = 8
 
 
-class RemoteSource(Source):
+class RemoteSource(FarSource):
     """An object that is read by ranges; see the module docstring. It can be pickled.
 
     By default it has its own ``connections``.
     """
-
-    is_far = True
 
     def __init__(self, location: Location, connections: Connections | None = None) -> None:
         self._prepare(location, open_object(location), connections)
@@ -64,11 +63,9 @@ class RemoteSource(Source):
         self._recent: deque[tuple[int, Buffer]] = deque(maxlen=_KEPT)
         self._owns_connections = connections is None
         self._connections: Connections = connections if connections is not None else Connections()
-        self._ahead = self._ahead_of([])
+        self.far_group = self._connections
+        self._lock = threading.Lock()
         self._is_closed = False
-
-    def _ahead_of(self, spans: Iterable[Span]) -> ReadAhead:
-        return ReadAhead(spans, self._fetch, self._connections)
 
     def _checked(self, answer: Answer, start: int, stop: int) -> Buffer:
         """Return the bytes of an answer, which must be the ones asked for, of the same object."""
@@ -84,7 +81,7 @@ class RemoteSource(Source):
             )
         return answer.data
 
-    def _fetch(self, start: int, stop: int) -> Buffer:
+    def fetch(self, start: int, stop: int) -> Buffer:
         return self._checked(self._object.range(start, stop, self.identity), start, stop)
 
     def read_at(self, offset: int, nbytes: int) -> Buffer:
@@ -100,8 +97,8 @@ class RemoteSource(Source):
             kept = memoryview(bytes(data[:lead]))
         else:
             stop = min(self.size, offset + nbytes + _AFTER_NBYTES)
-            kept = data = memoryview(self._fetch(start, stop))
-        with self._connections.lock:
+            kept = data = memoryview(self.fetch(start, stop))
+        with self._lock:
             self._recent.append((start, kept))
         return data[lead : lead + nbytes]
 
@@ -117,39 +114,31 @@ class RemoteSource(Source):
 
     def _read_long(self, offset: int, out: memoryview) -> None:
         """Fill ``out`` over several connections at once."""
-        ahead = self._ahead_of([(offset, out.nbytes)])
+        ahead = ReadAhead([(self, offset, out.nbytes)], self._connections.pool)
         for at in range(0, out.nbytes, RANGE_NBYTES):
             part = out[at : at + RANGE_NBYTES]
             start, stop = offset + at, offset + at + part.nbytes
-            found = ahead.read(start, part.nbytes)
-            part[:] = self._fetch(start, stop) if found is None else found
-        with self._connections.lock:
-            self._connections.forget(ahead)
+            found = ahead.read(self, start, part.nbytes)
+            part[:] = self.fetch(start, stop) if found is None else found
 
-    def will_read(self, spans: Iterable[Span]) -> None:
-        ahead = self._ahead_of(spans)
-        with self._connections.lock:
-            before, self._ahead = self._ahead, ahead
-            self._connections.forget(before)
-            self._connections.announce(ahead)
+    def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
+        far = ((source, at, size) for source, at, size in spans if isinstance(source, FarSource))
+        self._connections.will_read(far)
 
     def _found(self, offset: int, nbytes: int) -> memoryview | None:
         """Return bytes that were fetched before, or are announced; None if they are neither."""
         if self._is_closed:
             raise ValueError(f"{self.name}: the checkpoint is closed")
-        with self._connections.lock:
+        with self._lock:
             blocks = [*self._ends, *self._recent]
-            ahead = self._ahead
         for first, data in blocks:
             if first <= offset and offset + nbytes <= first + len(data):
                 return memoryview(data)[offset - first : offset - first + nbytes]
-        return ahead.read(offset, nbytes)
+        return self._connections.read(self, offset, nbytes)
 
     def close(self) -> None:
         """End reading."""
         self._is_closed = True
-        with self._connections.lock:
-            self._connections.forget(self._ahead)
         if self._owns_connections:
             self._connections.close()
         self._object.close()

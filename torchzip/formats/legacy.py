@@ -196,7 +196,7 @@ class LegacyContainer(PlainContainer):
         return self._data[start:end]
 
     def check_records(self) -> Iterator[RecordCheck]:
-        self.source.will_read([(0, self.source.size)])
+        self.source.will_read([(self.source, 0, self.source.size)])
         for key, each in self._measured.items():
             yield read_record(*self.locate(key), each.nbytes, f"storage {key}")
 

@@ -291,16 +291,19 @@ def will_read(storages: Iterable[TensorStorage], parts: Iterable[Part] | None = 
     """
     storages = list(storages)
     sources = {id(file): file for file in (file_place(s, 0)[0] for s in sources_of(storages))}
-    spans: dict[int, list[tuple[int, int]]] = {}
-    if any(source.is_far for source in sources.values()):  # the others do not look at them
+    groups: dict[int, list[tuple[Source, int, int]]] = {}
+    if any(source.far_group is not None for source in sources.values()):  # others look at nothing
         if parts is None:
             parts = (part for storage in storages for part in whole_parts(storage))
         for storage, start, stop in parts:
             source, at, nbytes = storage.extent(start, stop)
             source, at = file_place(source, at)
-            spans.setdefault(id(source), []).append((at, nbytes))
-    for key in [*spans, *(sources.keys() - spans.keys())]:  # in the order in which they are read
-        sources[key].will_read(spans.get(key, []))
+            groups.setdefault(id(source.far_group), []).append((source, at, nbytes))
+    for source in sources.values():
+        if source.far_group is None:
+            source.will_read([])
+        elif spans := groups.pop(id(source.far_group), []):
+            source.will_read(spans)
 
 
 def whole_parts(storage: TensorStorage) -> Iterator[Part]:
