@@ -25,7 +25,7 @@ from torchzip.convert import run
 from torchzip.convert.lost import lost_values
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.outputs.by_name import PlannerByName
-from torchzip.convert.outputs.registry import OUTPUTS, output_of, suffixes
+from torchzip.convert.outputs.registry import OUTPUTS, output_of
 from torchzip.convert.plan import Plan, make_plan
 from torchzip.convert.planned import PlannedFile
 from torchzip.convert.rules import Rules
@@ -74,7 +74,7 @@ class NpzOutput(PlannerByName):
         planned, directory, heads, at, crcs = work.planned, b"", io.BytesIO(), 0, {}
         heads.write(planned.head)
         heads.seek(0)
-        for keys in work.runs():
+        for keys in work.batches():
             if work.is_small(keys[0]):
                 for key, data in zip(keys, work.contents_of(keys), strict=True):
                     crcs[key] = crc32(data)
@@ -141,7 +141,7 @@ class OutputContract:
         for suffix in output.suffixes:
             assert suffix == suffix.lower()
             assert suffix.startswith(".")
-            assert suffixes().count(suffix) == 1
+            assert [suffix in other.suffixes for other in OUTPUTS].count(True) == 1
             assert output_of(suffix.upper()) is output
             assert parse_target(f"a{suffix}").output is output
 

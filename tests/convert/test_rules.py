@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from torchzip.container.hub_names import shard_name
 from torchzip.convert.conversion import ConvertReport
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
@@ -314,7 +315,7 @@ def test_targets(tmp_path: Path) -> None:
     )
     index = parse_target(tmp_path / "pytorch_model.bin.index.json")
     assert (index.output.format, index.has_index) == ("zip", True)
-    assert index.shard_path(2, 3) == str(tmp_path / "pytorch_model-00002-of-00003.bin")
+    assert shard_name(index.path, 2, 3) == str(tmp_path / "pytorch_model-00002-of-00003.bin")
     with pytest.raises(ValueError, match="suffix"):
         parse_target("x.index.json")
 

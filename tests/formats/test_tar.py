@@ -232,7 +232,7 @@ _HOSTILE: list[Refusal] = [
     ("a negative offset", _tensor(offset=-1), "offset"),
     ("many dimensions", _tensor(ndim=1 << 30), "dimensions"),
     ("negative dimensions", _tensor(ndim=-1), "dimensions"),
-    ("fewer numbers than dimensions", _tensor(ndim=3), "ends within"),
+    ("fewer numbers than dimensions", _tensor(ndim=3), "needs 8 bytes"),
     ("a sparse tensor", _tensor(kind=b.name("torch.sparse", "FloatTensor")),
      "torch.sparse.FloatTensor", tz.UnsupportedError),
     ("a key that nothing has", _with(pickle=b.stream(pid("999"))), "999"),

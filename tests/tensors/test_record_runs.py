@@ -25,7 +25,7 @@ from torchzip.pickling.opcodes import put_opcode
 from torchzip.tensors.persistent_ids import BareStorage, Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import ArrayStorage, TensorStorage
+from torchzip.tensors.storage import ArrayStorage, Measure, TensorStorage
 from torchzip.types import Parameter
 
 
@@ -152,14 +152,15 @@ class Writer(Emitter):
 class Store(Factory):
     """Storages of zeros, as large as they are said to be, up to a bound."""
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def __init__(self) -> None:
+        super().__init__(self.storage)
+
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
         """Return a new one."""
-        if key == "666" or nbytes > 1 << 20:
+        if key == "666" or measure.nbytes > 1 << 20:
             raise TensorError(f"storage {key} is not there")
-        made = ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
-        made.location = location
+        made = ArrayStorage(np.zeros(measure.nbytes, np.uint8), measure.torch_dtype)
+        made.location = measure.location
         made.record = key
         return made
 

@@ -409,6 +409,8 @@ def incremental_save(
 ) -> IncrementalWriter:
     """Write a checkpoint tensor by tensor, with memory for one tensor at a time.
 
+    ``file`` is a path, a URL (docs/remote.md) or a binary file object with ``write``.
+
     A context manager. `IncrementalWriter.store_early` and `IncrementalWriter.store_chunks` write
     now and return a proxy for the tensor's place; `IncrementalWriter.save` writes the
     structure, once and last. An exception in the block, or no ``save()``, leaves nothing at the

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, no_memory
-from torchzip.formats.base import OpenStorage
 from torchzip.leaf_types import Parameter
 from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.numpy_dtypes import as_dtype, numpy_dtype, torch_dtype_of
 from torchzip.tensors.persistent_ids import BareStorage, Factory
 from torchzip.tensors.specs import TensorSpec, contiguous_stride, read_view, slice_spec
-from torchzip.tensors.storage import ArrayStorage, StorageOpener, TensorStorage
+from torchzip.tensors.storage import ArrayStorage, OpenStorage, StorageOpener, TensorStorage
 
 
 class LazyTensor:
@@ -139,7 +138,7 @@ class LazyFactory(Factory):
         #: Every tensor that is not dense, wherever it is in the object.
         self._others = [] if others is None else others
         # Called for every storage and tensor of a file, so without a step in between.
-        self.storage = open_storage
+        self.storage: Any = open_storage
         self.storages = open_storage.many if isinstance(open_storage, StorageOpener) else None
         self.tensor = LazyTensor  # type: ignore[method-assign]
 

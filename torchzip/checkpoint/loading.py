@@ -23,7 +23,7 @@ from torchzip.files.source import (
     MmapSource,
     file_place,
 )
-from torchzip.formats.base import FileContainer, OpenStorage, check_options
+from torchzip.formats.base import FileContainer, check_options
 from torchzip.formats.opening import open_checkpoint
 from torchzip.leaf_types import TypedArray
 from torchzip.limits import Limits
@@ -38,7 +38,14 @@ from torchzip.tensors.numpy_dtypes import (
 from torchzip.tensors.numpy_values import PickledArray
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import TensorSpec, resolve_bits, view_of
-from torchzip.tensors.storage import ArrayStorage, SpanStorage, TensorStorage, will_read
+from torchzip.tensors.storage import (
+    ArrayStorage,
+    Measure,
+    OpenStorage,
+    SpanStorage,
+    TensorStorage,
+    will_read,
+)
 
 #: Below this, a second thread costs more than it gives.
 _THREADS_FROM = 8 << 20
@@ -62,7 +69,7 @@ class EagerFactory(Factory):
     def __init__(
         self, open_storage: OpenStorage, map_file: Callable[[str, Identity], MmapSource] | None
     ) -> None:
-        self._open = open_storage
+        super().__init__(open_storage)
         self._map_file = map_file
         self._to_fill: list[EagerStorage] = []
         self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
@@ -70,10 +77,8 @@ class EagerFactory(Factory):
         self._keys: dict[int, TypedArray] = {}
         self._nbytes = 0
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        origin = self._open(key, torch_dtype, nbytes, location)
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        origin, nbytes = self.open_storage(key, measure), measure.nbytes
         self._nbytes += nbytes
         if self._map_file is not None and (span := origin.span()) is not None:
             from torchzip.files.folder import PooledSource

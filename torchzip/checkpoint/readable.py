@@ -38,7 +38,7 @@ def check_readable(pickle: bytes, storages: int, limits: Limits, *, is_plain: bo
                 raise LimitError(limit, actual, getattr(limits, limit))
         if not is_plain:
             contents = read_pickle(
-                pickle, lambda _, *measure: MeasuredStorage(*measure), LazyFactory, limits, path=""
+                pickle, lambda _, measure: MeasuredStorage(*measure), LazyFactory, limits, path=""
             )
             NameTable(contents.root, is_tensor, limits, len(pickle))
     except TorchZipError as error:

@@ -50,11 +50,12 @@ def save(
     and LazyTensors of one file keep the storages that they have, whole. Records start on multiples
     of ``alignment`` bytes; ``crc32=False`` leaves the CRCs 0, as torch can.
 
-    A path is written all or nothing, but for one that is a stream (a FIFO, a device,
-    ``/dev/stdout``), which is written as it comes; a binary file object needs only ``write``. Of an
-    object that cannot be saved, nothing is written to it. An error that comes later (a full disk, a
-    damaged file that LazyTensors are read from) leaves a part of the checkpoint there, which the
-    caller must take back: truncate the file to where it stood, or discard it.
+    A path, or a URL (docs/remote.md), is written all or nothing, but for one that is a stream (a
+    FIFO, a device, ``/dev/stdout``), which is written as it comes; a binary file object needs only
+    ``write``. Of an object that cannot be saved, nothing is written to it. An error that comes
+    later (a full disk, a damaged file that LazyTensors are read from) leaves a part of the
+    checkpoint there, which the caller must take back: truncate the file to where it stood, or
+    discard it.
 
     Warns
     -----

@@ -51,7 +51,7 @@ from torchzip.tensors.reduce import (
     empty_ordered_dict,
 )
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.types import (
     ForeignObject,
     OtherTensor,
@@ -410,9 +410,7 @@ def as_tensor(
     keys = StorageKeys()
     pickle = Structure(value, keys, place_arrays).pickle
 
-    def open_storage(
-        key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def open_storage(key: str, measure: Measure) -> TensorStorage:
         return storage_of(as_storage(keys.order[int(key)]))
 
     made = read_pickle(pickle, open_storage, LazyFactory, DEFAULT_LIMITS, path="torch").root

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,16 +13,17 @@ from torchzip.limits import Limits
 
 #: The fewest bytes of a name with a bracket in it together with its value.
 _NAME_NBYTES = 8
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def is_plain_text(text: str) -> bool:
+    """Return whether UTF-8 can encode a string."""
+    return text.isascii() or not _SURROGATE.search(text)
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that was there before; None if each is there once."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
+    """Return the first name that is there more than once; None if each is there once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -35,19 +38,6 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def parse_json(raw: bytes, what: str, limits: Limits, path: str) -> dict[str, Any]:
-    """Return a JSON object that came from a file.
-
-    Raises
-    ------
-    ArchiveError, LimitError
-        If it is not a JSON object, has a duplicate key, or has more than ``limits.containers``
-        lists and objects, in addition to one for every 8 bytes of it.
-    """
-    check_containers(raw, limits, path)
-    return parse_object(raw, what, path)
-
-
 def check_containers(raw: bytes, limits: Limits, path: str) -> None:
     """Raise LimitError for too many lists and objects, or too many brackets in names."""
     containers = raw.count(b"[") + raw.count(b"{")
@@ -56,18 +46,28 @@ def check_containers(raw: bytes, limits: Limits, path: str) -> None:
         raise LimitError("containers", containers, bound, path=path)
 
 
-def parse_object(
+def parse_json(
     raw: bytes,
     what: str,
     path: str,
     *,
+    limits: Limits | None = None,
     parse_int: Callable[[str], Any] | None = None,
     parse_constant: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
-    """Do what `parse_json` does without a bound on containers: the caller has bounded the bytes.
+    """Return a JSON object that came from a file.
 
+    Without ``limits`` there is no bound on lists and objects: the caller has bounded the bytes.
     ``parse_int`` makes the integers, ``parse_constant`` NaN and Infinity, which are not JSON.
+
+    Raises
+    ------
+    ArchiveError, LimitError
+        If it is not a JSON object, has a duplicate key, or has more than ``limits.containers``
+        lists and objects, in addition to one for every 8 bytes of it.
     """
+    if limits is not None:
+        check_containers(raw, limits, path)
     try:
         made = json.loads(
             raw.decode(),

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torchzip.container.json_objects import parse_object
+from torchzip.container.json_objects import is_plain_text, parse_json
 from torchzip.dtypes import DTYPES, SAFETENSORS
 from torchzip.errors import (
     MAX_NDIM,
@@ -120,7 +120,7 @@ def build_header(
     try:
         header = ("{" + ",".join(parts) + "}").encode()
     except UnicodeEncodeError:
-        wrong = [shown(row[1]) for row in rows if not _is_text(row[1])]
+        wrong = [shown(row[1]) for row in rows if not is_plain_text(row[1])]
         what = f"tensor name ({wrong[0]})" if wrong else "string of the metadata"
         raise UnsupportedError(
             f"a {what} is not valid Unicode, and safetensors stores UTF-8; rename or exclude it, "
@@ -135,14 +135,6 @@ def build_header(
             "a .pt"
         )
     return len(header).to_bytes(8, "little") + header, [row[1] for row in rows]
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def parse_aliases(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -253,7 +245,7 @@ def _parse_json(raw: bytes, path: str) -> dict[str, Any]:
         return -0.0 if digits == "-0" else int(digits)
 
     has_zero = _MINUS_ZERO.search(raw) is not None
-    header = parse_object(
+    header = parse_json(
         raw, "the header", path,
         parse_int=parse_int if has_zero else None, parse_constant=no_constant,
     )  # fmt: skip
@@ -274,7 +266,7 @@ def _check_unknown(value: Any, depth: int, path: str) -> None:
     for part, above in todo:  # grows during the loop
         wrong = None
         if isinstance(part, str):
-            wrong = None if _is_text(part) else "has half of a surrogate pair"
+            wrong = None if is_plain_text(part) else "has half of a surrogate pair"
         elif isinstance(part, dict | list | tuple):
             todo += [(inner, above + 1) for inner in part]
             if isinstance(part, dict):

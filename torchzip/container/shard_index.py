@@ -67,7 +67,7 @@ def parse_index(source: Source, limits: Limits) -> ShardIndex:
     """
     _check_size(source.size, limits, source.name)
     raw = bytes(source.read_at(0, source.size))
-    content = parse_json(raw, "the index", limits, source.name)
+    content = parse_json(raw, "the index", source.name, limits=limits)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(file, str) for file in weight_map.values()

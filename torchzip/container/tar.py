@@ -63,69 +63,60 @@ def find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, i
     UnsupportedError
         If it has headers that no version of torch wrote.
     """
-    with ErrorPlace(path=source.name):
-        return _find_members(source, limits)
-
-
-def _find_members(source: Source, limits: Limits) -> tuple[dict[str, tuple[int, int]], int]:
     members: dict[str, tuple[int, int]] = {}
     others: set[str] = set()  # names of links, devices and the like
     extended: dict[str, str] | None = None
     at = 0
     count = 0
-    while at + _BLOCK <= source.size:
-        header = bytes(source.read_at(at, _BLOCK))
-        if not any(header):
-            return members, min(at + 2 * _BLOCK, source.size)
-        count += 1
-        if count > limits.entries:
-            raise LimitError("entries", count, limits.entries)
-        name, nbytes, kind = _parse_header(header, at)
-        begin = at + _BLOCK
-        if extended is not None and kind in (_NEXT, _ALL):
-            raise ArchiveError("an extended tar header of another one", offset=at)
-        if extended:
-            if "size" in extended:
-                nbytes = _number(extended["size"].encode("utf-8", "replace"), 10, at)
-            name = extended.get("path", name).rstrip("/")
-        extended = None
-        if begin + nbytes > source.size:
-            raise ArchiveError(
-                f"member {shown(name)} ends at byte {begin + nbytes:,}, the file has "
-                f"{source.size:,} bytes. {TRUNCATED}",
-                offset=at,
-            )
-        if kind in (_NEXT, _ALL):
-            if nbytes > limits.text_nbytes:
-                raise LimitError("text_nbytes", nbytes, limits.text_nbytes)
-            extended = _parse_extended(bytes(source.read_at(begin, nbytes)), at)
-            if kind == _ALL:
-                if extended.keys() & {"path", "size"}:
-                    raise ArchiveError(
-                        "a tar header that gives all members one name or size", offset=at
-                    )
-                extended = None
-        elif kind in _FOREIGN:
-            raise UnsupportedError(f"a tar file with {_FOREIGN[kind]}", offset=at)
-        elif name in members or (name in others and kind in _FILES):
-            raise ArchiveError(f"two members are called {shown(name)}", offset=at)
-        elif kind in _FILES:
-            members[name] = (begin, nbytes)
-        elif kind != _FOLDER:
-            others.add(name)
-        at = begin + -(-nbytes // _BLOCK) * _BLOCK
+    with ErrorPlace(path=source.name):
+        while at + _BLOCK <= source.size:
+            header = bytes(source.read_at(at, _BLOCK))
+            if not any(header):
+                return members, min(at + 2 * _BLOCK, source.size)
+            count += 1
+            if count > limits.entries:
+                raise LimitError("entries", count, limits.entries)
+            name, nbytes, kind = _parse_header(header, at)
+            begin = at + _BLOCK
+            if extended is not None and kind in (_NEXT, _ALL):
+                raise ArchiveError("an extended tar header of another one", offset=at)
+            if extended:
+                if "size" in extended:
+                    nbytes = _number(extended["size"].encode("utf-8", "replace"), 10, at)
+                name = extended.get("path", name).rstrip("/")
+            extended = None
+            if begin + nbytes > source.size:
+                raise ArchiveError(
+                    f"member {shown(name)} ends at byte {begin + nbytes:,}, the file has "
+                    f"{source.size:,} bytes. {TRUNCATED}",
+                    offset=at,
+                )
+            if kind in (_NEXT, _ALL):
+                if nbytes > limits.text_nbytes:
+                    raise LimitError("text_nbytes", nbytes, limits.text_nbytes)
+                extended = _parse_extended(bytes(source.read_at(begin, nbytes)), at)
+                if kind == _ALL:
+                    if extended.keys() & {"path", "size"}:
+                        raise ArchiveError(
+                            "a tar header that gives all members one name or size", offset=at
+                        )
+                    extended = None
+            elif kind in _FOREIGN:
+                raise UnsupportedError(f"a tar file with {_FOREIGN[kind]}", offset=at)
+            elif name in members or (name in others and kind in _FILES):
+                raise ArchiveError(f"two members are called {shown(name)}", offset=at)
+            elif kind in _FILES:
+                members[name] = (begin, nbytes)
+            elif kind != _FOLDER:
+                others.add(name)
+            at = begin + -(-nbytes // _BLOCK) * _BLOCK
     return members, min(at, source.size)
 
 
 def _parse_header(header: bytes, at: int) -> tuple[str, int, bytes]:
     """Return name, size and type of a header."""
-    total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    found = _number(header[148:156], 8, at)
-    if found != total:
-        raise ArchiveError(
-            f"the bytes of a tar header have the sum {total:,}, it says {found:,}",
-            offset=at,
-        )
+    if not is_header(header):
+        raise ArchiveError("a tar header whose checksum is wrong", offset=at)
     name = _text(header[:100])
     prefix = _text(header[345:500])
     if prefix:

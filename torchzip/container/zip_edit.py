@@ -21,6 +21,7 @@ process was killed: it restores the old end record, syncs, and truncates the fil
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -31,7 +32,8 @@ from torchzip.container.zip_reader import ZipReader
 from torchzip.container.zip_writer import ZipWriter
 from torchzip.errors import TorchZipError
 from torchzip.files.in_place import InPlaceFile
-from torchzip.files.source import Buffer, Source
+from torchzip.files.sink import FileObjectSink
+from torchzip.files.source import Source
 from torchzip.limits import Limits
 
 SECTOR_NBYTES = 512
@@ -92,8 +94,8 @@ def append(
     start = old_size(archive)
     if start is None:
         return None
-    sink = _Bytes(archive.source.name)
-    writer = ZipWriter(sink, archive.root, alignment=alignment, start=start)
+    added = io.BytesIO()
+    writer = ZipWriter(FileObjectSink(added), archive.root, alignment=alignment, start=start)
     names = list(archive)
     rows = dict(zip(names, archive.rows(), strict=True))
     for name in without:
@@ -109,7 +111,7 @@ def append(
     begin = writer.position
     size = begin + len(directory) + _END_NBYTES
     padding = -size % SECTOR_NBYTES
-    body = b"".join([*sink.parts, bytes(padding), directory])
+    body = added.getvalue() + bytes(padding) + directory
     end = build_end(len(rows), len(directory), begin + padding)
     own = start - LAST_NBYTES
     old_end = bytearray(archive.source.read_at(own, LAST_NBYTES))
@@ -182,19 +184,6 @@ def _steps(start: int, size: int) -> list[int]:
     first = start + STEP_NBYTES
     first -= first % SECTOR_NBYTES
     return [*range(first, size - SECTOR_NBYTES, STEP_NBYTES), size]
-
-
-class _Bytes:
-    """An output that keeps its bytes in memory."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.position = 0
-        self.parts: list[Buffer] = []
-
-    def write(self, data: Buffer) -> None:
-        self.position += len(data)
-        self.parts.append(data)
 
 
 class _Overlay(Source):

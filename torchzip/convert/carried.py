@@ -5,71 +5,13 @@ safetensors holds tensors by name and nothing else. What a checkpoint has beside
 the key `OBJECT_KEY`, and `torchzip.convert.restored` makes the object again from it. Other readers
 of the file see a string that they do not ask for.
 
-The text is ``{"root": value, "shared": [value, ...]}``, without ``"shared"`` if that is empty. A
-value is
+docs/format.md, section 11.8, describes the text: JSON in which an object of one key stands for a
+container, a tensor of the file or another value (`carried_kinds`), and in which what there are two
+ways to is listed apart, so that it comes back as one object.
 
-* null, true, false, a string, a list: itself. A number: an int of up to 64 bits, or a float, which
-  always has a point or an exponent;
-* an object: exactly one of its keys is a kind of the tables below and holds the body; the other
-  keys are options of that kind. An option that stands for what is usual is left out.
-
-=================  ==============================================================================
-``tensor``         the tensor of that name in the file. ``stride``: its stride in elements, if it is
-                   not that of C order; its elements lie in the file in C order all the same. The
-                   strides are those of a permutation of axes (``channels_last``, a transposed
-                   weight), without gaps. ``requires_grad``: true for a leaf that is not a
-                   Parameter. ``attributes``: its Python attributes, a value
-``parameter``      an ``nn.Parameter`` over the tensor of that name; options as above, but
-                   ``requires_grad`` is true if left out, and ``state``: its Python attributes
-``dict``           ``{"key": value, ...}`` if all keys are strings, else ``[[key, value], ...]``, in
-                   order. Keys are values too
-``tensors``        a list of names: a dict from each to the tensor of that name, if the file has it.
-                   For a state dict that has another order than the file
-``OrderedDict``    likewise. ``attributes``: ``{"_metadata": value, ...}``
-``defaultdict``    likewise. ``factory``: the name of the type that makes its values
-``Counter``        likewise
-``deque``          a list of values. ``maxlen``: an int
-``tuple``          a list of values
-``set``            a list of values, ``frozenset`` likewise; sorted by their JSON
-``shared``         an int: the value at this place of the list ``"shared"``
-=================  ==============================================================================
-
-A list, dict, tensor or other object to which there are two ways is in ``"shared"``, so it comes
-back as one object; one that contains itself does too. (Numbers, strings, bytes and dtypes do not.)
-So does what lies too deep for its own place: the text itself is nested no deeper than a
-reader of JSON with a stack of a few hundred levels takes.
-
-Values that hold no others (`carried_kinds`):
-
-====================  ===========================================================================
-``int``               ``"-0x1f"``, of more than 64 bits
-``float``             ``"nan"``, ``"inf"``, ``"-inf"``
-``str``               base64 of its UTF-8, with surrogates as three bytes each; only for a string
-                      that has surrogates, which JSON may not keep
-``bytes``             base64; ``bytearray`` likewise
-``complex``           [real part, imaginary part]
-``range``             [start, stop, step]; ``slice`` likewise, of ints and null
-``datetime``          ISO 8601 without a zone. ``tzinfo``: a ``timezone``; ``fold``: 1. ``time``
-                      likewise; ``date``
-``timedelta``         [days, seconds, microseconds]
-``timezone``          the same, of its offset. ``name``: a string
-``Decimal``           its text
-``Fraction``          [numerator, denominator]
-``PosixPath``         its text; also ``WindowsPath``, ``PurePosixPath``, ``PureWindowsPath``
-``numpy.scalar``      base64 of its bytes. ``dtype``: the code of numpy (``"<f8"``), or the name of
-                      one of ml_dtypes
-``numpy.array``       base64 of its elements, for an array that numpy pickled. ``dtype`` as above,
-                      ``shape``, ``order``: ``"F"`` if the elements are in Fortran's order
-``numpy.dtype``       such a code or name
-``torch.Size``        a list of ints
-``torch.dtype``       ``"float16"``; likewise ``torch.layout``, ``torch.qscheme``
-``torch.device``      ``"cuda"``. ``index``: an int
-====================  ===========================================================================
-
-What has no form here (objects of other classes, bare storages, structured arrays) is left out of
-its dict or set; in a list or tuple null stands for it, so that the others keep their places. An
-object of another class that has tensors inside, such as a pickled module in a dict, comes back as
-a dict of these by their names below it.
+What has no form there (objects of other classes, bare storages, structured arrays) is left out of
+its dict or set; in a list or tuple null stands for it. An object of another class that has tensors
+inside, such as a pickled module in a dict, comes back as a dict of these by their names below it.
 """
 
 from __future__ import annotations
@@ -77,49 +19,40 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import GeneratorType
 from typing import Any
 
 import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.walk import is_plain, items_of, key_text, reach, shared
+from torchzip.checkpoint.walk import Label, Way, items_of, key_text, shared
+from torchzip.container.json_objects import check_containers, is_plain_text
 from torchzip.convert.carried_kinds import (
     CONTAINERS,
     Node,
     NotCarriedError,
     are_json,
-    is_plain_text,
     write_value,
 )
 from torchzip.errors import LimitError, PickleError, UnsupportedError
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.pickling.keys import KeyCheck
-from torchzip.tensors.specs import TensorSpec, contiguous_stride, is_contiguous
+from torchzip.tensors.specs import TensorSpec, contiguous_stride, is_contiguous, is_dense
 from torchzip.types import Dtype, ForeignObject, Layout, OtherTensor, Parameter, QScheme
 
 #: The key of the text in the metadata.
 OBJECT_KEY = "torchzip.object"
 
-#: Values within values that are written in place. One takes up to three levels of JSON, and
-#: Python's reader of JSON has some 900 of them.
+#: Values within values that are written in place; one takes up to three levels of JSON, and a few
+#: calls here. Python's reader of JSON has some 900 levels.
 _INLINE_DEPTH = 32
 _PATH_LENGTH = 300
 
-#: Whose items are counted before anything is written.
-_COUNTED = (dict, list, tuple)
-
-NameOf = Callable[[LazyTensor], str | None]
-#: A step of a path: the path before, a key, and whether it is the name of an attribute.
-_Path = tuple[Any, Any, bool] | None
-#: A value, its path, and whether it is in a sequence.
-_Asked = tuple[Any, _Path, bool]
-#: Asks for the JSON of the values inside, and returns its own.
-_Writing = Generator[_Asked, Any, Node]
+#: The name in the file of a tensor, or of an array of numpy; None if it is not there.
+NameOf = Callable[[Any], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,22 +71,19 @@ def carry(
     name_of: NameOf,
     *,
     names: Collection[str] = (),
-    is_listed: Callable[[Any], bool] = lambda value: isinstance(value, OtherTensor),
-    name_of_array: Callable[[Any], str | None] = lambda array: None,
+    listed: Collection[int] = (),
     in_file: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Carried:
     """Return the JSON of the object of a lazy checkpoint, with its tensors by their names.
 
-    ``name_of`` returns the name that a tensor has in the file, None if it is not written.
-    ``names`` are those of all tensors that are written, in the checkpoint and in the file; they
-    say what is below an object of another class. Values for which ``is_listed`` is true are left
-    out without a line in ``lost``, because the caller has said what there is to say of them: the
-    kinds of tensors that are not dense (`types.OtherTensor`, which is what it is by default), and
-    tensors of classes of their own. It is not asked about containers. ``name_of_array`` returns
-    the name of the tensor in the file for an array of numpy, and None for one whose
-    values are to be in the text. ``in_file`` are the names in the order in which a reader of the
-    file gets them.
+    ``name_of`` returns the name that a tensor has in the file, None if it is not written; and that
+    of the tensor for an array of numpy, None for one whose values are to be in the text. ``names``
+    are those of all tensors that are written, in the checkpoint and in the file; they
+    say what is below an object of another class. Tensors that are not dense (`types.OtherTensor`),
+    and objects whose ids are in ``listed``, are left out without a line in ``lost``, because the
+    caller has said what there is to say of them. ``in_file`` are the names in the order in which
+    a reader of the file gets them.
 
     The text is None in three cases. A plain dict of ordinary tensors by their names, in that order,
     is what any reader makes of the file. An object that is itself of another class (a pickled
@@ -161,90 +91,53 @@ def carry(
     if there was no `carry`. And a string that is too long for a header is not written, which
     ``lost`` says.
 
-    Reads no tensor data. Does not recurse, whatever the depth of the object: what is deeper than
-    ``limits.nesting`` is lost.
+    Reads no tensor data. What is deeper than ``limits.nesting`` is lost.
     """
     limits = limits if limits is not None else Limits()
     if isinstance(root, ForeignObject):
         return Carried()
     if _is_state_dict(root, name_of):
         return carry_order(list(root), in_file, limits)
-    most = limits.header_nbytes // 2
-    if _count(root) > most // 2:  # a value takes two characters at least
-        return Carried(None, [f"the object around the tensors: more than {most:,} bytes as JSON"])
-    writer = _Writer(root, name_of, names, is_listed, name_of_array, limits)
-    node = writer.write()
-    if node is _LOST:
-        return Carried()
-    made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
-    return _text_of(made, "the object around the tensors", writer.lost, limits)
+    writer = _Writer(root, name_of, names, listed, limits)
+    try:
+        node = writer.write()
+        if node is _LOST:
+            return Carried()
+        made = {"root": node, "shared": writer.table} if writer.table else {"root": node}
+        return Carried(_text_of(made, limits), writer.lost)
+    except LimitError as error:
+        return _too_much("the object around the tensors", error)
 
 
 def carry_order(names: list[str], in_file: Sequence[str] | None, limits: Limits) -> Carried:
     """Return the JSON of a plain dict of tensors by their names, if the file has another order."""
     if in_file is None or names == list(in_file):
         return Carried()
-    return _text_of({"root": {"tensors": names}}, "the order of the tensors", [], limits)
+    try:
+        return Carried(_text_of({"root": {"tensors": names}}, limits))
+    except LimitError as error:
+        return _too_much("the order of the tensors", error)
 
 
-def _text_of(made: Node, what: str, lost: list[str], limits: Limits) -> Carried:
-    """Return the JSON of all that is carried, unless it is too long for a header."""
-    most = limits.header_nbytes // 2
-    if _is_longer(made, most):
-        return Carried(None, [f"{what}: more than {most:,} bytes as JSON"])
+def _too_much(what: str, error: LimitError) -> Carried:
+    line = f"{what}: as JSON, {error.limit} would be {error.actual:,}, past {error.bound:,}"
+    return Carried(None, [line])
+
+
+def _text_of(made: Node, limits: Limits) -> str:
+    """Return the JSON of all that is carried; raise LimitError if no header has room for it."""
     text = _to_json(made)
-    for unit, actual, bound in (
-        # It is quoted once more as a string of the header, and shares that with the tensors.
-        # The name of a tensor may have surrogates, which the header refuses.
-        ("bytes", len(text.encode("utf-8", "surrogatepass")) + text.count('"'), most),
-        ("lists and dicts", *containers_in(text, limits)),
-    ):
-        if actual > bound:
-            return Carried(None, [f"{what}: {actual:,} {unit} as JSON, more than {bound:,}"])
-    return Carried(text, lost)
+    raw = text.encode("utf-8", "surrogatepass")  # as names may have, which the header refuses
+    # It is quoted once more as a string of the header, and shares that with the tensors.
+    nbytes, most = len(raw) + text.count('"'), limits.header_nbytes // 2
+    if nbytes > most:
+        raise LimitError("header_nbytes", nbytes, most)
+    check_containers(raw, limits, "")
+    return text
 
 
-def containers_in(text: str, limits: Limits) -> tuple[int, int]:
-    """Return how many lists and objects a JSON string has at most, and how many it may have."""
-    return text.count("[") + text.count("{"), limits.containers + len(text) // 8
-
-
-def _is_longer(node: Node, most: int) -> bool:
-    """Return whether the strings and numbers alone are longer: one may be in many places."""
-    todo = [node]
-    while todo and most >= 0:
-        part = todo.pop()
-        parts = [*part, *part.values()] if isinstance(part, dict) else part
-        most -= sum([len(each) for each in parts if type(each) is str])
-        most -= sum([each.bit_length() >> 2 for each in parts if type(each) is int])
-        todo += [each for each in parts if type(each) in (dict, list)]
-    return most < 0
-
-
-def _to_json(node: Node) -> str:
-    """Return JSON without blanks."""
-    return json.dumps(node, ensure_ascii=False, separators=(",", ":"))
-
-
-def _count(root: Any) -> int:
-    """Return how many items all lists and dicts have together, each counted once."""
-    return sum(len(value) for value in reach(root, _holders) if isinstance(value, _COUNTED))
-
-
-def _holders(value: Any) -> Iterable[Child]:
-    if not isinstance(value, _COUNTED) or is_plain(value):
-        return ()
-    return [("", "", item) for item in items_of(value) if isinstance(item, _COUNTED)]
-
-
-def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Return whether the elements lie without gaps, and none twice, in some order of the axes.
-
-    >>> is_dense((2, 3), (1, 2)), is_dense((2, 3), (1, 3)), is_dense((2, 3), (0, 1))
-    (True, False, False)
-    """
-    axes = sorted(zip(stride, shape, strict=True), reverse=True)
-    return is_contiguous(tuple(size for _, size in axes), tuple(step for step, _ in axes))
+#: Gives JSON without blanks.
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _is_state_dict(root: Any, name_of: NameOf) -> bool:
@@ -263,42 +156,24 @@ def _is_ordinary(spec: TensorSpec) -> bool:
     )  # fmt: skip
 
 
-def drive(first: Generator[Any, Any, Any], start: Callable[[Any, int], Any]) -> Any:
-    """Run a generator, and those of the values that it asks for; no call nests.
-
-    ``start`` gets what one of them yields, and how many are under way. It returns the value that
-    was asked for, or the generator that makes it.
-    """
-    stack = [first]
-    sent: Any = None
-    while stack:
-        try:
-            asked = stack[-1].send(sent)
-        except StopIteration as stop:
-            stack.pop()
-            sent = stop.value
-            continue
-        sent = start(asked, len(stack))
-        if type(sent) is GeneratorType:
-            stack.append(sent)
-            sent = None
-    return sent
-
-
-#: Stands for the JSON of a value that has none.
+#: Stand for the JSON of a value that has none, and of one with others inside.
 _LOST: Any = object()
-_WITH_ITEMS = frozenset([list, *(row.type for row in CONTAINERS.values())])
+_HAS_PARTS: Any = object()
+_WITH_ITEMS = frozenset(row.type for row in CONTAINERS.values())
 
 
 @dataclass
 class _Writer:
-    """Writes one object. ``table`` is the list of shared values, ``lost`` what is not carried."""
+    """Writes one object. ``table`` is the list of shared values, ``lost`` what is not carried.
+
+    Values are written in place within each other down to a small depth, and below that as entries
+    of the table, one after the other: so no depth is too much for Python's stack.
+    """
 
     root: Any
     name_of: NameOf
     names: Collection[str]
-    is_listed: Callable[[Any], bool]
-    name_of_array: Callable[[Any], str | None]
+    listed: Collection[int]
     limits: Limits
     table: list[Node] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -307,87 +182,83 @@ class _Writer:
         self._keys = KeyCheck()
         # A key takes more bytes as JSON than in any file that it can come from.
         self._keys.allow(self.limits, self.limits.header_nbytes)
+        self._nbytes = 0
         self._shared = shared(self.root, _carried_parts)
         self._places: dict[int, int] = {}  # in the table, by the id of a value
-        self._jobs: deque[tuple[int, _Writing, int]] = deque()
+        #: Places that are still to be filled, with the value, its way and its depth.
+        self._jobs: deque[tuple[int, Any, Way | None, int]] = deque()
+        #: The depth of what stands in no other value: the root, or an entry of the table.
+        self._top = 0
 
     def write(self) -> Node:
         """Return the JSON of the object; `_LOST` if it has none."""
-
-        def start() -> _Writing:
-            return (yield self.root, None, False)
-
-        node = self._drive(start(), 0)
+        node = self._node(self.root, None, 1)
         while self._jobs:
-            place, writing, depth = self._jobs.popleft()
-            self.table[place] = self._drive(writing, depth)
+            place, value, way, self._top = self._jobs.popleft()
+            self.table[place] = self._with_parts(value, way, self._top)
         return node
 
-    def _drive(self, writing: _Writing, depth: int) -> Node:
-        return drive(writing, lambda asked, inline: self._node(asked, depth + inline, inline))
-
-    def _node(self, asked: _Asked, depth: int, inline: int) -> Any:
-        """Return the JSON of a value, or the generator that writes it."""
-        value, path, in_sequence = asked
+    def _node(self, value: Any, way: Way | None, depth: int) -> Node:
+        """Return the JSON of a value, `_LOST` if it has none."""
         place = self._places.get(id(value))
         if place is not None:
             return {"shared": place}
-        try:
-            made = self._start(value, path, depth)
-        except NotCarriedError as error:
-            self._lose(path, f"{error}{'; None stands for it' if in_sequence else ''}")
-            return _LOST
-        writes = type(made) is GeneratorType
-        if made is _LOST or (
-            id(value) not in self._shared and not (writes and inline >= _INLINE_DEPTH)
-        ):
-            return made
+        made = self._without_parts(value, way, depth)
+        is_deep = made is _HAS_PARTS and depth - self._top >= _INLINE_DEPTH
+        if made is _LOST or not (is_deep or id(value) in self._shared):
+            return self._with_parts(value, way, depth) if made is _HAS_PARTS else made
         place = self._places[id(value)] = len(self.table)
-        self.table.append(None if writes else made)
-        if writes:
-            self._jobs.append((place, made, depth))
+        self.table.append(made)
+        if made is _HAS_PARTS:
+            self._jobs.append((place, value, way, depth))
         return {"shared": place}
 
-    def _start(self, value: Any, path: _Path, depth: int) -> Any:
-        """Return the JSON of a value, or the generator that writes it, or `_LOST` without a line.
+    def _charge(self, nbytes: int) -> None:
+        """Count what is written: one value may be in many places."""
+        self._nbytes += nbytes
+        most = self.limits.header_nbytes // 2
+        if self._nbytes > most:
+            raise LimitError("header_nbytes", self._nbytes, most)
 
-        Raises
-        ------
-        NotCarriedError
-            If the value is lost. What is started is never lost as a whole.
-        """
+    def _without_parts(self, value: Any, way: Way | None, depth: int) -> Node:
+        """Return the JSON of a value with none inside, `_HAS_PARTS`, or `_LOST`."""
         held = value.data if type(value) is Parameter else value
-        if isinstance(held, ForeignObject):
-            return self._foreign(held, path)
-        if isinstance(held, LazyTensor | OtherTensor) and self.is_listed(held):
-            return _LOST
-        if type(held) is LazyTensor:
-            name = self.name_of(held)
-            if name is None:
-                raise NotCarriedError("a tensor that the state dict does not name")
-            return self._tensor(value, held.spec, name, path)
-        if isinstance(held, OtherTensor):
-            raise NotCarriedError(f"a {held.kind.replace('_', ' ')} tensor")
-        if isinstance(held, np.ndarray):
-            name = self.name_of_array(held)
-            if name is not None:
-                return {"tensor": name}
-        if type(value) not in _WITH_ITEMS:
-            return write_value(value, self.limits)
-        if depth > self.limits.nesting:
-            raise NotCarriedError(f"nested more than {self.limits.nesting:,} deep")
-        return self._container(value, path)
+        try:
+            if isinstance(held, ForeignObject):
+                made = self._foreign(held, way)
+            elif isinstance(held, OtherTensor) or id(held) in self.listed:
+                made = _LOST
+            elif type(held) is LazyTensor:
+                if self.name_of(held) is None:
+                    raise NotCarriedError("a tensor that the state dict does not name")
+                return _HAS_PARTS
+            elif isinstance(held, np.ndarray) and (name := self.name_of(held)) is not None:
+                made = {"tensor": name}
+            elif type(value) in _WITH_ITEMS:
+                if depth > self.limits.nesting:
+                    raise NotCarriedError(f"nested more than {self.limits.nesting:,} deep")
+                return _HAS_PARTS
+            else:
+                made = write_value(value, self.limits)
+        except NotCarriedError as error:
+            self._lose(way, str(error))
+            made = _LOST
+        if made is not _LOST:
+            self._charge(len(_to_json(made)))
+        return made
 
-    # -- containers ------------------------------------------------------------------------
-
-    def _container(self, value: Any, path: _Path) -> _Writing:
+    def _with_parts(self, value: Any, way: Way | None, depth: int) -> Node:
+        """Return the JSON of a container or a tensor."""
+        if isinstance(value, LazyTensor | Parameter):
+            return self._tensor(value, way, depth + 1)
+        self._charge(2 * len(value))
         if isinstance(value, dict):
-            body = yield from self._mapping(value, path, are_attributes=False)
+            body = self._mapping(value, way, depth + 1)
         elif isinstance(value, set | frozenset):
-            made = [self._key(item, path) for item in value]
+            made = [self._key(item, way) for item in value]
             body = _in_order([item for item in made if item is not _LOST])
         else:
-            body = yield from self._sequence(value, path)
+            body = self._sequence(value, way, depth + 1)
         if type(value) is list:
             return body
         tag = type(value).__name__
@@ -395,46 +266,65 @@ class _Writer:
         for option, get in CONTAINERS[tag].options.items():
             held = get(value)
             if option == "attributes":
-                held = (yield from self._mapping(held, path, are_attributes=True)) or None
+                held = self._attributes(held, way, depth + 1)
             if held is not None:
                 node[option] = held
         return node
 
-    def _sequence(self, value: Any, path: _Path) -> _Writing:
-        if are_json(value):  # a million losses are not asked for one by one
+    # -- containers ------------------------------------------------------------------------
+
+    def _sequence(self, value: Any, way: Way | None, depth: int) -> Node:
+        if are_json(value):  # a million losses are not looked at one by one
+            self._charge(_text_nbytes(value))
             return list(value)
         items: list[Node] = []
         for index, item in enumerate(value):
-            made = yield item, (path, index, False), True
+            known = len(self.lost)
+            made = self._node(item, Way(way, str(index)), depth)
+            if made is _LOST:
+                self.lost[known:] = [f"{line}; None stands for it" for line in self.lost[known:]]
             items.append(None if made is _LOST else made)
         return items
 
-    def _mapping(self, value: Any, path: _Path, *, are_attributes: bool) -> _Writing:
+    def _mapping(self, value: Any, way: Way | None, depth: int) -> Node:
         if {str}.issuperset(map(type, value)) and are_json(value) and are_json(value.values()):
+            self._charge(_text_nbytes(value) + _text_nbytes(value.values()))
             return dict(value)
         pairs: list[tuple[Node, Node]] = []
         for key, item in value.items():
-            step = (path, key, are_attributes)
-            if are_attributes and not is_plain_text(key):
-                self._lose(step, "an attribute whose name is not a string")
-                continue
+            step = Way(way, key_text(key))
             made_key = self._key(key, step)
             if made_key is not _LOST:
-                made = yield item, step, False
+                made = self._node(item, step, depth)
                 if made is not _LOST:
                     pairs.append((made_key, made))
         return _items(pairs)
 
-    def _key(self, key: Any, path: _Path) -> Node:
+    def _attributes(self, value: dict[Any, Any], way: Way | None, depth: int) -> Node | None:
+        """Return the JSON of what hangs on a container; None if there is nothing."""
+        made = {}
+        for key, item in value.items():
+            step = Way(way, Label(key_text(key)))
+            if not is_plain_text(key):
+                self._lose(step, "an attribute whose name is not a string")
+            elif (node := self._node(item, step, depth)) is not _LOST:
+                made[key] = node
+        return made or None
+
+    def _key(self, key: Any, way: Way | None) -> Node:
         if type(key) is str and is_plain_text(key):
+            self._charge(len(key))
             return key
         try:
             self._keys(key)
-            return self._key_node(key)
+            made = self._key_node(key)
         except NotCarriedError as error:
-            self._lose(path, f"its key: {error}")
+            self._lose(way, f"its key: {error}")
         except (LimitError, PickleError, UnsupportedError) as error:
-            self._lose(path, f"its key: {error.message}")
+            self._lose(way, f"its key: {error.message}")
+        else:
+            self._charge(len(_to_json(made)))
+            return made
         return _LOST
 
     def _key_node(self, key: Any) -> Node:
@@ -446,9 +336,10 @@ class _Writer:
 
     # -- tensors and objects ---------------------------------------------------------------
 
-    def _tensor(
-        self, value: LazyTensor | Parameter, spec: TensorSpec, name: str, path: _Path
-    ) -> _Writing:
+    def _tensor(self, value: LazyTensor | Parameter, way: Way | None, depth: int) -> Node:
+        tensor = value.data if isinstance(value, Parameter) else value
+        spec: TensorSpec = tensor.spec
+        name = self.name_of(tensor) or ""
         state: Any = None
         requires_grad = spec.requires_grad
         is_parameter = spec.is_parameter
@@ -459,42 +350,44 @@ class _Writer:
             node["requires_grad"] = bool(requires_grad)
         if spec.stride != contiguous_stride(spec.shape) and is_dense(spec.shape, spec.stride):
             node["stride"] = list(spec.stride)
+        self._charge(len(_to_json(node)))
         held = {} if state is None else {"state": state}
         if is_plain_tensor(spec.subclass):
             held = {"attributes": spec.attributes, **held}
         elif spec.subclass is not None:
-            self._lose((path, "class", True), f"{_name_of_class(spec.subclass)}, with its state")
+            what = f"{_name_of_class(spec.subclass)}, with its state"
+            self._lose(Way(way, Label("class")), what)
         for option, attributes in held.items():
-            made = yield attributes, (path, "attributes", True), False
+            made = self._node(attributes, Way(way, Label("attributes")), depth)
             if made is not _LOST:
                 node[option] = made
         return node
 
-    def _foreign(self, value: ForeignObject, path: _Path) -> Node:
+    def _foreign(self, value: ForeignObject, way: Way | None) -> Node:
         """Return a dict of the tensors below an object that is not carried."""
-        below = self._below(path)
+        below = self._below(way)
         what = f"{_name_of_class(value)} cannot be held by JSON"
         if not below:
-            if self.is_listed(value):
+            if id(value) in self.listed:
                 return _LOST
             raise NotCarriedError(what)
-        if not self.is_listed(value):
-            self._lose(path, f"{what}; a dict of its tensors stands for it")
+        if id(value) not in self.listed:
+            self._lose(way, f"{what}; a dict of its tensors stands for it")
         pairs = [(write_value(key, self.limits), {"tensor": name}) for key, name in below.items()]
         return {"dict": _items(pairs)}
 
-    def _below(self, path: _Path) -> dict[str, str]:
-        """Return the names of the tensors below a path, by what follows on the path in them.
+    def _below(self, way: Way | None) -> dict[str, str]:
+        """Return the names of the tensors below a value, by what follows on its way in them.
 
         None is below an attribute: it is not on the way to any name.
         """
-        labels = []
-        while path is not None:
-            path, key, is_attribute = path
-            if is_attribute:
+        keys = []
+        while way is not None:
+            if isinstance(way.key, Label):
                 return {}
-            labels.append(key_text(key))
-        prefix = ".".join(reversed(labels)) + "."
+            keys.append(way.key)
+            way = way.before
+        prefix = ".".join(reversed(keys)) + "."
         first = bisect_left(self._sorted_names, prefix)
         stop = bisect_left(self._sorted_names, prefix[:-1] + "/")  # what follows on a dot
         return {name[len(prefix) :]: name for name in self._sorted_names[first:stop]}
@@ -503,20 +396,17 @@ class _Writer:
     def _sorted_names(self) -> list[str]:
         return sorted(self.names)
 
-    def _lose(self, path: _Path, why: str) -> None:
+    def _lose(self, way: Way | None, why: str) -> None:
         place = ""
-        while path is not None and len(place) < _PATH_LENGTH:
-            path, key, is_attribute = path
-            label = key_text(key)[:_PATH_LENGTH]
-            place = (f" ({label})" if is_attribute else f".{label}") + place
-        if path is not None:
+        while way is not None and len(place) < _PATH_LENGTH:
+            key, is_label, way = way.key[:_PATH_LENGTH], isinstance(way.key, Label), way.before
+            place = (f" ({key})" if is_label else f".{key}") + place
+        if way is not None:
             place = f"...{place}"
         elif not place:
             place = "the object itself"
-        elif place[0] == ".":
-            place = place[1:]
         else:
-            place = f"the root{place}"
+            place = place[1:] if place[0] == "." else f"the root{place}"
         self.lost.append(f"{place}: {why}")
 
 
@@ -531,6 +421,10 @@ def is_plain_tensor(subclass: ForeignObject | None) -> bool:
 
 def _name_of_class(value: ForeignObject) -> str:
     return f"{value.module}.{value.name}"[:_PATH_LENGTH]
+
+
+def _text_nbytes(values: Iterable[Any]) -> int:
+    return sum([len(value) for value in values if type(value) is str])
 
 
 def _in_order(items: list[Node]) -> list[Node]:

@@ -1,31 +1,36 @@
-"""The kinds of values that `carried` describes: one table, read by the writer and by the reader.
+"""The kinds of values of docs/format.md, section 11.8: one table, for the writer and the reader.
 
-A kind makes values with the functions that the reader of pickles has for it, so that JSON can make
-nothing that a pickle could not. Containers and tensors have rows of their own: what is in them and
-on them is written and read by `carried` and `restored`, since it may be anything.
+Such a value is written as pickle keeps it: the arguments that make it. The reader gives them to the
+function that the reader of pickles has for it, so JSON can make nothing that a pickle could not;
+and the writer makes each value too, so what the reader refuses is not written. Containers and
+tensors are written and read by `carried` and `restored`, since anything may be in them.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import copyreg
 import math
 import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, datetime, time, timedelta, timezone
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from torchzip.container.json_objects import is_plain_text
 from torchzip.dtypes import DTYPES, NAME_ONLY, QSCHEMES
 from torchzip.errors import FormatError, LimitError, shown
 from torchzip.limits import Limits, is_number
 from torchzip.pickling.table import KEEP
 from torchzip.tensors.numpy_dtypes import named_dtype
 from torchzip.tensors.numpy_values import NUMPY_CALLS, PickledArray, module_of
-from torchzip.tensors.python_values import FACTORIES, PATHS, PYTHON_CALLS
+from torchzip.tensors.python_values import FACTORIES, PATHS, PYTHON_CALLS, Args
+from torchzip.tensors.rebuild import LEAF_CALLS
 from torchzip.types import Device, Dtype, Layout, QScheme, Size
 
 #: What JSON holds. Any: its types are checked where it is read.
@@ -33,10 +38,10 @@ Node = Any
 
 #: Bytes of one value: larger ones do not belong into a header.
 _MAX_NBYTES = 4 << 20
-_MAX_DIGITS = 4000
+#: Values within values, as an int in the offset of the time zone of a datetime.
+_MAX_DEPTH = 4
 _INT64 = range(-(1 << 63), 1 << 63)
 _HEX = re.compile("-?0x[0-9a-f]+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _DTYPE = re.compile(r"[<>]([iu][248]|f[248]|c(8|16))|\|(b1|[iu]1)")
 _WORD = re.compile("[A-Za-z0-9_]{1,64}")
 
@@ -48,11 +53,6 @@ class NotCarriedError(Exception):
 def broken(message: str) -> FormatError:
     """Return the error for a string that does not encode an object."""
     return FormatError(f"the object in the metadata: {message}")
-
-
-def is_plain_text(text: str) -> bool:
-    """Return whether UTF-8 can encode a string."""
-    return text.isascii() or not _SURROGATE.search(text)
 
 
 def are_json(values: Collection[Any]) -> bool:
@@ -77,33 +77,38 @@ _AS_IT_IS: dict[type, Callable[[Any], bool]] = {
 
 
 class Kind(NamedTuple):
-    """Values without others inside.
+    """Values of one type, which hold nothing but what they are made with.
 
     ``type`` is their type, or the names of its module and its own: some modules are imported when
-    a file has something of theirs. ``write`` returns what stands under the tag, a value or a list
-    of values that are written in their turn; each of ``options`` likewise, None for one that is
-    left out. ``read`` makes the value again from what stands under the tag in the JSON, and from
-    the options by their names.
+    a file has something of theirs. ``args`` gives what stands under the tag, a string or values
+    that are written in their turn. ``make`` makes the value of them, KEEP if it cannot.
     """
 
     tag: str
     type: Any
-    write: Callable[[Any], Any]
-    read: Callable[..., Any]
-    options: Mapping[str, Callable[[Any], Any]] = {}
+    args: Callable[[Any], str | Iterable[Any]]
+    make: Callable[[Args], Any]
 
 
 def write_value(value: Any, limits: Limits) -> Node:
-    """Return the JSON of a value, or of a list of such values.
+    """Return the JSON of a value.
 
     Raises
     ------
     NotCarriedError
         If it is of another kind, or one of these that has no exact form.
     """
+    node = _written(value, limits)
+    if type(node) is dict:
+        try:
+            read_value(node, limits)
+        except (FormatError, LimitError):
+            raise NotCarriedError(f"{shown(value)} cannot be held by JSON") from None
+    return node
+
+
+def _written(value: Any, limits: Limits) -> Node:
     own: Any = type(value)
-    if own is list:
-        return [write_value(each, limits) for each in value]
     if own in _AS_IT_IS and _AS_IT_IS[own](value):
         return value
     if own is int and value.bit_length() > 8 * limits.int_nbytes:
@@ -113,189 +118,123 @@ def write_value(value: Any, limits: Limits) -> Node:
     kind = _BY_TYPE.get(own) or _BY_TYPE.get((own.__module__.partition(".")[0], own.__qualname__))
     if kind is None:
         raise NotCarriedError(f"{shown(value)} cannot be held by JSON")
-    node = {kind.tag: write_value(kind.write(value), limits)}
-    for option, get in kind.options.items():
-        held = get(value)
-        if held is not None:
-            node[option] = write_value(held, limits)
-    return node
+    args = kind.args(value)
+    body = args if type(args) is str else [_written(each, limits) for each in args]
+    return {kind.tag: body}
 
 
-def read_value(tag: str, node: dict[str, Any], limits: Limits) -> Any:
-    """Return the value of an object of JSON whose kind is one of `KINDS`."""
-    kind = KINDS[tag]
-    options = options_of(node, tag, kind.options)
-    made = kind.read(node[tag], limits, **options)
+def read_value(node: dict[str, Node], limits: Limits, depth: int = 0) -> Any:
+    """Return the value of an object of JSON that has one of `KINDS` for a key.
+
+    Raises
+    ------
+    FormatError, LimitError
+        If it is none.
+    """
+    options = dict(node)
+    tags = [key for key in node if key in KINDS]
+    if len(tags) != 1 or depth > _MAX_DEPTH:
+        raise broken("a value of no kind or of several, or in too many others")
+    (tag,) = tags
+    body = options.pop(tag)
+    if tag == "int" and type(body) is str and len(body) > 2 * limits.int_nbytes + 3:
+        raise LimitError("int_nbytes", len(body) // 2, limits.int_nbytes)
+    first_edition = _FIRST_EDITION.get(tag)
+    if first_edition is not None and (options or first_edition.is_body(body)):
+        for key, part in options.items():
+            options[key] = read_value(part, limits, depth + 1) if type(part) is dict else part
+        try:
+            args = first_edition.args(body, **options)
+        except (TypeError, ValueError, OverflowError):
+            raise broken(f"no {tag} can be made of what is given") from None
+    elif options:
+        raise broken(f"{tag!r} has no options")
+    else:
+        args = []
+        for part in body if type(body) is list else [body]:
+            if type(part) is dict:
+                part = read_value(part, limits, depth + 1)
+            elif type(part) is list:
+                raise broken("a value inside of another is of the wrong kind")
+            args.append(part)
+    made = KINDS[tag].make(tuple(args))
     if made is KEEP:
         raise broken(f"no {tag} can be made of what is given")
     return made
 
 
-def options_of(node: dict[str, Any], tag: str, options: Collection[str]) -> dict[str, Any]:
-    """Return what an object of JSON has beside its kind.
-
-    Raises
-    ------
-    FormatError
-        If that is not one of the options of the kind.
-    """
-    rest = {key: held for key, held in node.items() if key != tag}
-    for key in rest:
-        if key not in options:
-            raise broken(f"{tag!r} has no option {key[:40]!r}")
-    return rest
-
-
-def _part(node: Node, limits: Limits, tags: Iterable[str] = ("int", "float", "str")) -> Any:
-    """Return a value inside of another: one of JSON's own, or of a few kinds, so nothing nests."""
-    if type(node) not in (dict, list):
-        return node
-    if type(node) is dict:
-        for tag in tags:
-            if tag in node:
-                return read_value(tag, node, limits)
-    raise broken("a value inside of another is of the wrong kind")
-
-
-def _parts(body: Any, limits: Limits) -> list[Any]:
-    return [_part(part, limits) for part in body]
-
-
 # -- numbers, strings, bytes -----------------------------------------------------------------------
 
 
-def _read_int(body: Any, limits: Limits) -> int:
-    if type(body) is not str or not _HEX.fullmatch(body):
-        raise broken("an int is written as hexadecimal text")
-    if len(body) > 2 * limits.int_nbytes + 3:
-        raise LimitError("int_nbytes", len(body) // 2, limits.int_nbytes)
-    return int(body, 16)
+def _int(args: Args) -> Any:
+    return int(args[0], 16) if _is_text(args) and _HEX.fullmatch(args[0]) else KEEP
 
 
-def _read_float(body: Any, limits: Limits) -> float:
-    if body not in ("nan", "inf", "-inf"):
-        raise broken("a float as text is nan, inf or -inf")
-    return float(body)
+def _float(args: Args) -> Any:
+    return float(args[0]) if args in (("nan",), ("inf",), ("-inf",)) else KEEP
 
 
-def _base64(raw: bytes | bytearray) -> str:
+def _base64(raw: bytes) -> str:
     if len(raw) > _MAX_NBYTES:
         raise NotCarriedError(f"a value of {len(raw):,} bytes is too large for a header")
     return base64.b64encode(raw).decode()
 
 
-def _raw(body: Any, limits: Limits) -> bytes:
-    if type(body) is str:
-        try:
-            return base64.b64decode(body, validate=True)
-        except (binascii.Error, ValueError):
-            pass
-    raise broken("bytes are written in base64")
-
-
-def _read_str(body: Any, limits: Limits) -> str:
+def _bytes(args: Args) -> Any:
     try:
-        return _raw(body, limits).decode("utf-8", "surrogatepass")
+        return base64.b64decode(args[0], validate=True) if _is_text(args) else KEEP
+    except (binascii.Error, ValueError):
+        return KEEP
+
+
+def _str(args: Args) -> Any:
+    raw = _bytes(args)
+    try:
+        return raw if raw is KEEP else raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        raise broken("a str that is not UTF-8") from None
+        return KEEP
 
 
-# -- values that Python makes by a call ------------------------------------------------------------
+def _is_text(args: Args) -> bool:
+    return len(args) == 1 and type(args[0]) is str
 
 
-def _called(name: tuple[str, str], write: Callable[[Any], list[Any]]) -> Kind:
-    """Return the kind of what a function of the pickle reader makes of up to three parts."""
-
-    def read(body: Any, limits: Limits) -> Any:
-        if type(body) is not list or len(body) > 3:
-            raise broken(f"{name[1]} takes a list")
-        return PYTHON_CALLS[name](tuple(_parts(body, limits)))
-
-    return Kind(name[1], name, write, read)
+# -- values of Python ------------------------------------------------------------------------------
 
 
-def _are_slice(parts: list[Any]) -> bool:
-    return all(type(part) in (int, type(None)) for part in parts)
+def _pickled(value: Any) -> Args:
+    """Return the arguments that pickle keeps of a value."""
+    function, args = value.__reduce_ex__(4)[:2]
+    return tuple(args[1:] if function is copyreg.__newobj__ else args)  # type: ignore[attr-defined]
 
 
-def _write_slice(value: slice) -> list[Any]:
-    parts = [value.start, value.stop, value.step]
-    if not _are_slice(parts):
+def _called(module: str, name: str, args: Callable[[Any], Iterable[Any]] = _pickled) -> Kind:
+    """Return the kind of what a function of the pickle reader makes."""
+    return Kind(name, (module, name), args, PYTHON_CALLS[module, name])
+
+
+def _are_slice(args: Args) -> bool:
+    return {int, type(None)}.issuperset(map(type, args))
+
+
+def _slice_args(value: slice) -> Args:
+    args = (value.start, value.stop, value.step)
+    if not _are_slice(args):
         raise NotCarriedError("a slice of other things than ints")
-    return parts
+    return args
 
 
-def _read_slice(body: Any, limits: Limits) -> slice:
-    if type(body) is not list or len(body) != 3:
-        raise broken("a slice has three parts")
-    parts = _parts(body, limits)
-    if not _are_slice(parts):
-        raise broken("a slice of other things than ints")
-    return slice(*parts)
+def _slice(args: Args) -> Any:
+    return slice(*args) if len(args) == 3 and _are_slice(args) else KEEP
 
 
-def _moment(kind: Any) -> Kind:
-    tag = kind.__name__
-
-    def read(body: Any, limits: Limits, tzinfo: Any = None, fold: Any = 0) -> Any:
-        zone = _part(tzinfo, limits, ("timezone",))
-        made = _iso(kind, body)
-        if not isinstance(zone, timezone | None) or type(fold) is not int or fold not in (0, 1):
-            raise broken(f"a {tag} with a time zone or a fold that is not valid")
-        return made.replace(tzinfo=zone, fold=fold)
-
-    def write(value: Any) -> Any:
-        return value.replace(tzinfo=None, fold=0).isoformat()
-
-    def fold(value: Any) -> int | None:
-        return value.fold or None
-
-    return Kind(tag, kind, write, read, {"tzinfo": attrgetter("tzinfo"), "fold": fold})
-
-
-def _iso(kind: Any, body: Any) -> Any:
-    """Return a time whose text is exactly the one that it writes itself."""
-    try:
-        made = kind.fromisoformat(body)
-        if made.isoformat() == body and getattr(made, "tzinfo", None) is None:
-            return made
-    except (TypeError, ValueError):
-        pass
-    raise broken(f"a {kind.__name__} that is not valid")
-
-
-def _days(value: timedelta) -> list[int]:
-    return [value.days, value.seconds, value.microseconds]
-
-
-_TIMEDELTA = _called(("datetime", "timedelta"), _days)
-
-
-def _name_of_zone(value: timezone) -> str | None:
-    name = value.tzname(None)
-    return name if name != timezone(value.utcoffset(None)).tzname(None) else None
-
-
-def _read_timezone(body: Any, limits: Limits, **name: Any) -> Any:
-    args = (_TIMEDELTA.read(body, limits), *(_part(each, limits) for each in name.values()))
-    return PYTHON_CALLS["datetime", "timezone"](args)
-
-
-def _digits(value: Any) -> str:
-    text = str(value)
-    if len(text) > _MAX_DIGITS:
-        raise NotCarriedError(f"a Decimal of {len(text):,} characters")
-    return text
-
-
-def _path(kind: str) -> Kind:
-    def read(body: Any, limits: Limits) -> Any:
-        args = (_part(body, limits),)
-        made = PYTHON_CALLS["pathlib", kind](args)
+def _path(name: str) -> Kind:
+    def make(args: Args) -> Any:
+        made = PYTHON_CALLS["pathlib", name](args)
         # A path of another system cannot be opened here, and is the same text.
-        return PYTHON_CALLS["pathlib", f"Pure{kind}"](args) if made is KEEP else made
+        return PYTHON_CALLS["pathlib", f"Pure{name}"](args) if made is KEEP else made
 
-    return Kind(kind, ("pathlib", kind), str, read)
+    return _called("pathlib", name)._replace(make=make)
 
 
 # -- values of numpy -------------------------------------------------------------------------------
@@ -309,150 +248,125 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
     raise NotCarriedError(f"a value of numpy's dtype {str(dtype)[:40]} cannot be held by JSON")
 
 
-def _read_dtype(name: Any, limits: Limits) -> np.dtype[Any]:
-    if type(name) is str:
-        if _DTYPE.fullmatch(name):
-            return np.dtype(name)
-        found = named_dtype(name)
-        if found is not None:
-            return found
-    raise broken("a dtype that numpy and ml_dtypes lack")
+def _dtype(args: Args) -> Any:
+    if not _is_text(args):
+        return KEEP
+    found = np.dtype(args[0]) if _DTYPE.fullmatch(args[0]) else named_dtype(args[0])
+    return KEEP if found is None else found
 
 
-def _dtype_of(value: Any) -> str:
-    return _dtype_name(value.dtype)
+def _core(value: Any) -> str:
+    """Return the inner module of the numpy that pickled a value."""
+    return module_of(value) or "numpy._core"
 
 
-def _module_of(value: Any) -> str | None:
-    """Return what is said of a value that numpy 1 has pickled."""
-    return "numpy.core" if module_of(value) == "numpy.core" else None
+def _numpy(function: str, args: Args) -> Any:
+    """Call a function of an inner module of numpy 1 or of numpy 2, by its name."""
+    core, _, name = function.partition(".")
+    module = args[0] if args else None
+    call = NUMPY_CALLS.get((f"{module}.{core}", name)) if type(module) is str else None
+    return KEEP if call is None else call(args[1:])
 
 
-def _numpy_call(inner: str, name: str, module: Mapping[str, Any]) -> Callable[..., Any]:
-    if module.get("module", "numpy.core") != "numpy.core":
-        raise broken("a module of numpy that it does not have")
-    top = "numpy.core" if module else "numpy._core"
-    return NUMPY_CALLS[f"{top}.{inner}", name]
-
-
-def _read_scalar(body: Any, limits: Limits, dtype: Any = None, **module: Any) -> Any:
-    make = _numpy_call("multiarray", "scalar", module)
-    return make((_read_dtype(dtype, limits), _raw(body, limits)))
-
-
-def _is_fortran(value: PickledArray) -> bool:
-    return value.flags.f_contiguous and not value.flags.c_contiguous
-
-
-def _write_array(value: PickledArray) -> str:
+def _array_args(value: PickledArray) -> Args:
     if not value.is_pickled:
         raise NotCarriedError("an array that is not a tensor of a file")
-    return _base64(value.tobytes("F" if _is_fortran(value) else "C"))
+    order: Any = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
+    return _core(value), order, value.dtype, value.tobytes(order), *value.shape
 
 
-def _read_array(
-    body: Any, limits: Limits, dtype: Any = None, shape: Any = None, order: Any = "C", **module: Any
-) -> Any:
-    if type(shape) is not list or order not in ("C", "F"):
-        raise broken("an array without a shape, or of no order")
-    make = _numpy_call("numeric", "_frombuffer", module)
-    return make((_raw(body, limits), _read_dtype(dtype, limits), tuple(shape), order))
+def _array(args: Args) -> Any:
+    if len(args) < 4:
+        return KEEP
+    core, order, dtype, raw, *shape = args
+    return _numpy("numeric._frombuffer", (core, raw, dtype, tuple(shape), order))
 
 
 # -- values of torch -------------------------------------------------------------------------------
 
 
-def _read_size(body: Any, limits: Limits) -> Size:
-    sizes = _parts(body, limits) if type(body) is list else None
-    if sizes is None or not all(type(size) is int for size in sizes):
-        raise broken("torch.Size takes ints")
-    return Size(sizes)
-
-
 def _word(kind: Any, is_known: Callable[[str], Any]) -> Kind:
     """Return a kind of torch's words, of which those of some names are known."""
 
-    def write(value: Any) -> str:
-        if not (type(value.name) is str and is_known(value.name)):
-            raise NotCarriedError(f"{value!r} is not known to torch")
-        return value.name
+    def make(args: Args) -> Any:
+        return kind(args[0]) if _is_text(args) and is_known(args[0]) else KEEP
 
-    def read(body: Any, limits: Limits) -> Any:
-        if not (type(body) is str and is_known(body)):
-            raise broken(f"a {kind.__name__} that torch does not have")
-        return kind(body)
-
-    return Kind(f"torch.{kind.__name__.lower()}", kind, write, read)
+    return Kind(f"torch.{kind.__name__.lower()}", kind, attrgetter("name"), make)
 
 
-def _read_device(body: Any, limits: Limits, index: Any = None) -> Device:
-    kind, index = _part(body, limits), _part(index, limits)
-    if type(kind) is not str or not (index is None or is_number(index)):
-        raise broken("torch.device takes a type and an index")
-    return Device(kind, index)
+def _device_args(value: Device) -> Args:
+    return (value.type,) if value.index is None else (value.type, value.index)
 
 
 # -- the table -------------------------------------------------------------------------------------
 
 _ROWS = [
-    Kind("int", int, hex, _read_int),
-    Kind("float", float, repr, _read_float),
+    Kind("int", int, hex, _int),
+    Kind("float", float, repr, _float),
     # Two surrogates in a row would come back as one character if JSON had them as escapes.
-    Kind("str", str, lambda value: _base64(value.encode("utf-8", "surrogatepass")), _read_str),
-    Kind("bytes", bytes, _base64, _raw),
-    Kind("bytearray", bytearray, _base64, lambda body, limits: bytearray(_raw(body, limits))),
-    _called(("builtins", "complex"), lambda value: [value.real, value.imag]),
-    _called(("builtins", "range"), lambda value: [value.start, value.stop, value.step]),
-    Kind("slice", slice, _write_slice, _read_slice),
-    _moment(datetime),
-    _moment(time),
-    Kind("date", date, date.isoformat, lambda body, limits: _iso(date, body)),
-    _TIMEDELTA,
-    Kind(
-        "timezone",
-        timezone,
-        lambda value: _days(value.utcoffset(None)),
-        _read_timezone,
-        {"name": _name_of_zone},
-    ),
-    Kind(
-        "Decimal",
-        ("decimal", "Decimal"),
-        _digits,
-        lambda body, limits: PYTHON_CALLS["decimal", "Decimal"]((body,)),
-    ),
-    _called(("fractions", "Fraction"), lambda value: [value.numerator, value.denominator]),
+    Kind("str", str, lambda value: _base64(value.encode("utf-8", "surrogatepass")), _str),
+    Kind("bytes", bytes, _base64, _bytes),
+    *[_called("builtins", name) for name in ("bytearray", "complex", "range")],
+    Kind("slice", slice, _slice_args, _slice),
+    *[_called("datetime", kind.__name__) for kind in (datetime, time, date, timedelta, timezone)],
+    _called("decimal", "Decimal"),
+    _called("fractions", "Fraction", lambda value: (value.numerator, value.denominator)),
     *map(_path, PATHS),
-    Kind("numpy.dtype", np.dtype, _dtype_name, _read_dtype),
+    Kind("numpy.dtype", np.dtype, _dtype_name, _dtype),
     Kind(
         "numpy.scalar",
         np.generic,
-        lambda value: _base64(value.tobytes()),
-        _read_scalar,
-        {"dtype": _dtype_of, "module": _module_of},
+        lambda value: (_core(value), value.dtype, value.tobytes()),
+        partial(_numpy, "multiarray.scalar"),
     ),
-    Kind(
-        "numpy.array",
-        PickledArray,
-        _write_array,
-        _read_array,
-        {
-            "dtype": _dtype_of,
-            "shape": lambda value: list(value.shape),
-            "order": lambda value: "F" if _is_fortran(value) else None,
-            "module": _module_of,
-        },
-    ),
-    Kind("torch.Size", Size, list, _read_size),
+    Kind("numpy.array", PickledArray, _array_args, _array),
+    Kind("torch.Size", Size, tuple, lambda args: LEAF_CALLS["torch", "Size"]((args,))),
     _word(Dtype, lambda name: name in DTYPES or name in NAME_ONLY),
     _word(QScheme, QSCHEMES.__contains__),
     _word(Layout, _WORD.fullmatch),
-    Kind("torch.device", Device, attrgetter("type"), _read_device, {"index": attrgetter("index")}),
+    Kind("torch.device", Device, _device_args, LEAF_CALLS["torch", "device"]),
 ]
-
-#: By the tag.
 KINDS = {kind.tag: kind for kind in _ROWS}
 _BY_TYPE: dict[Any, Kind] = {kind.type: kind for kind in _ROWS}
+
+
+class _FirstEdition(NamedTuple):
+    """How torchzip 0.1.0 wrote a kind: ``args`` gives what pickle keeps, of its body and options.
+
+    It is told from the form of today by its options, or by the body.
+    """
+
+    args: Callable[..., Iterable[Any]]
+    is_body: Callable[[Any], bool] = lambda body: type(body) is str
+
+
+def _of_zone(kind: Any) -> _FirstEdition:
+    return _FirstEdition(
+        lambda body, tzinfo=None, fold=0: _pickled(
+            kind.fromisoformat(body).replace(tzinfo=tzinfo, fold=fold)
+        )
+    )
+
+
+_FIRST_EDITION = {
+    "bytearray": _FirstEdition(lambda body: [_bytes((body,))]),
+    "datetime": _of_zone(datetime),
+    "time": _of_zone(time),
+    "date": _FirstEdition(lambda body: _pickled(date.fromisoformat(body))),
+    "timezone": _FirstEdition(
+        lambda body, **name: [timedelta(*body), *name.values()],
+        lambda body: type(body) is list and {int}.issuperset(map(type, body)),
+    ),
+    "numpy.scalar": _FirstEdition(
+        lambda body, dtype: ["numpy._core", _dtype((dtype,)), _bytes((body,))]
+    ),
+    "numpy.array": _FirstEdition(
+        lambda body, dtype, shape, order="C": [
+            "numpy._core", order, _dtype((dtype,)), _bytes((body,)), *shape,
+        ]
+    ),
+    "torch.device": _FirstEdition(lambda body, index: [body, index], lambda body: False),
+}  # fmt: skip
 
 
 # -- containers ------------------------------------------------------------------------------------
@@ -462,7 +376,8 @@ class Container(NamedTuple):
     """A container, whose tag is the name of its type; what is in it may be anything.
 
     ``empty`` makes one from its options, to be filled afterwards; None: it needs its items first.
-    ``options`` are as those of a `Kind`, but for ``attributes``, which are as free as the items.
+    ``options`` give what stands beside the items, None for what is left out. Those in
+    ``attributes`` may be anything, like the items.
     """
 
     type: type
@@ -470,18 +385,13 @@ class Container(NamedTuple):
     options: Mapping[str, Callable[[Any], Any]] = {}
 
 
+_FACTORIES = {kind.__name__: kind for kind in FACTORIES.values()}
+
+
 def _empty_defaultdict(factory: Any = None) -> Any:
-    if factory is None:
-        return defaultdict(None)
-    for (_, known), kind in FACTORIES.items():
-        if factory == known:
-            return defaultdict(kind)
-    raise broken("a defaultdict of unknown values")
-
-
-def _name_of_factory(value: Any) -> str | None:
-    names = {kind: name for (_, name), kind in FACTORIES.items()}
-    return None if value.default_factory is None else names[value.default_factory]
+    if not (factory is None or (type(factory) is str and factory in _FACTORIES)):
+        raise broken("a defaultdict of unknown values")
+    return defaultdict(None if factory is None else _FACTORIES[factory])
 
 
 def _empty_deque(maxlen: Any = None) -> Any:
@@ -494,9 +404,14 @@ def _empty_deque(maxlen: Any = None) -> Any:
 CONTAINERS = {
     row.type.__name__: row
     for row in [
+        Container(list, list),  # is itself, without a tag
         Container(dict, dict),
         Container(OrderedDict, lambda attributes=None: OrderedDict(), {"attributes": vars}),
-        Container(defaultdict, _empty_defaultdict, {"factory": _name_of_factory}),
+        Container(
+            defaultdict,
+            _empty_defaultdict,
+            {"factory": lambda value: getattr(value.default_factory, "__name__", None)},
+        ),
         Container(Counter, Counter),
         Container(deque, _empty_deque, {"maxlen": attrgetter("maxlen")}),
         Container(tuple),

@@ -14,7 +14,7 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.convert.mapped import Map, MappedTensors
 from torchzip.convert.meter import Progress
 from torchzip.convert.overflow import sentence
-from torchzip.convert.plan import Plan, make_plan
+from torchzip.convert.plan import make_plan
 from torchzip.convert.planned import PlannedTensor
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import run
@@ -101,8 +101,12 @@ def convert(
 
     ``max_shard_size`` (``"5GB"``, decimal as on the hub, or bytes) writes shards with an index
     if the tensors have more bytes together. ``jobs=N`` shares the work among N processes;
-    ``executor`` among those of a `concurrent.futures.Executor`.
-    ``progress`` is called with the bytes written so far and in all.
+    ``executor`` among those of a `concurrent.futures.Executor`, of a ``Client`` of dask, or of what
+    `torchzip.executors` returns. ``progress`` is called with the bytes written so far and in all.
+
+    ``src`` and ``dst`` may be URLs (docs/remote.md), with ``storage_options`` for both. In a store
+    there is no temporary file: each file is uploaded while the source is read, and to an executor
+    each file is one task. Shards appear one by one, and the index last.
 
     Storages that go from zip to zip unchanged take their CRC along; others are compared with the
     CRC of the source, where all of the storage is read. ``verify=True`` compares the CRC of every
@@ -185,7 +189,7 @@ def convert(
                     warnings.warn(sentence(counts, plan), UserWarning, stacklevel=4)
 
             if not dry_run:
-                if executor is None and jobs is not None and jobs > 1 and _is_worth_it(plan):
+                if jobs is not None and jobs > 1 and plan.nbytes >= _WORTH_NBYTES:
                     executor = opened.enter_context(workers(jobs))
                 run(
                     plan, executor=executor, verify=verify, progress=progress, overflowed=told,
@@ -203,10 +207,6 @@ def convert(
 
 #: Workers cost some tens of milliseconds; less than this is written sooner.
 _WORTH_NBYTES = 64 << 20
-
-
-def _is_worth_it(plan: Plan) -> bool:
-    return plan.nbytes >= _WORTH_NBYTES
 
 
 def _make_way(target: Target, files: Collection[str], overwrite: bool) -> list[str]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torchzip.convert.carried import is_dense
 from torchzip.convert.plan import Plan
 from torchzip.convert.planned import PlannedFile
 from torchzip.errors import shown
 from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, is_dense
 
 _SHOWN = 5
 

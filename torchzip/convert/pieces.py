@@ -91,7 +91,7 @@ def origin_of(storage: TensorStorage) -> Origin | None:
     base = cast.base if cast is not None else storage
     start, nbytes = 0, base.nbytes
     if isinstance(base, ElementStorage):
-        if not base.is_run:
+        if not base.is_range:
             return None
         start = base.start
         base = base.spec.storage
@@ -114,7 +114,7 @@ def _read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
         inner = storage.base if isinstance(storage, CastStorage) else storage
         if isinstance(inner, ElementStorage):
             base = inner.spec.storage
-            if base.crc and not (inner.is_run and inner.nbytes == base.nbytes):
+            if base.crc and not (inner.is_range and inner.nbytes == base.nbytes):
                 found[id(base)] = base
     return list(found.values())
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.container.hub_names import shard_name
 from torchzip.container.shard_index import build_index
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
@@ -124,7 +125,7 @@ def _add_shards(
     )
     paths: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        path = target.shard_path(number, len(shards))
+        path = shard_name(target.path, number, len(shards))
         plan.files.append(output.shard(path, names))
         paths |= dict.fromkeys(names, path)
     weight_map = {

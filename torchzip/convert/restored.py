@@ -1,42 +1,25 @@
-"""The object around the tensors, made again from the JSON text that `carried` describes.
+"""The object around the tensors, made again from the JSON text that `carried` writes.
 
-The text comes from a file. It can make values of the kinds of that table and nothing else: no name
-in it is looked up, and its lengths, depths and numbers are bounded as those of a pickle.
+The text comes from a file. It can make values of the kinds of `carried_kinds` and nothing else: no
+name in it is looked up, and its lengths, depths and numbers are bounded as those of a pickle.
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import Any
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.container.json_objects import no_duplicates
-from torchzip.convert.carried import containers_in, drive, is_dense
-from torchzip.convert.carried_kinds import (
-    CONTAINERS,
-    KINDS,
-    MENTIONS,
-    Node,
-    broken,
-    options_of,
-    read_value,
-)
-from torchzip.errors import (
-    ArchiveError,
-    FormatError,
-    LimitError,
-    PickleError,
-    TensorError,
-    UnsupportedError,
-    shown,
-)
+from torchzip.container.json_objects import parse_json
+from torchzip.convert.carried_kinds import CONTAINERS, KINDS, MENTIONS, Node, broken, read_value
+from torchzip.errors import LimitError, PickleError, TensorError, UnsupportedError, shown
 from torchzip.limits import Limits, is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.specs import TensorSpec, check_spec
+from torchzip.tensors.specs import TensorSpec, check_spec, is_dense
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, Parameter
 
@@ -66,25 +49,15 @@ def restore(
         ``key_nesting``).
     """
     limits = limits if limits is not None else Limits()
-    if len(text) > limits.header_nbytes:
-        raise LimitError("header_nbytes", len(text), limits.header_nbytes)
-    containers, bound = containers_in(text, limits)
-    if containers > bound:
-        raise LimitError("containers", containers, limits.containers)
-    try:
-        made = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=_no_constant)
-    except ArchiveError as error:
-        raise broken(error.message) from None
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise broken(f"no JSON ({error})") from None
-    if type(made) is not dict or "root" not in made:
-        raise broken("no root")
-    table = options_of(made, "root", ("shared",)).get("shared", [])
-    if type(table) is not list:
-        raise broken("the shared values are not a list")
-    return _Maker(table, tensor, limits, len(text)).make(made["root"])
+    raw = text.encode("utf-8", "surrogatepass")
+    if len(raw) > limits.header_nbytes:
+        raise LimitError("header_nbytes", len(raw), limits.header_nbytes)
+    what = "the object in the metadata"
+    made = parse_json(raw, what, "", limits=limits, parse_constant=_no_constant)
+    table = made.get("shared", [])
+    if "root" not in made or len(made) > 1 + ("shared" in made) or type(table) is not list:
+        raise broken("a root, and a list of shared values if there are any, were expected")
+    return _Maker(table, tensor, limits, len(raw)).make(made["root"])
 
 
 def _no_constant(name: str) -> Any:
@@ -116,23 +89,36 @@ class _Maker:
         self._permuted: dict[Any, tuple[TensorStorage, TensorStorage]] = {}
 
     def make(self, root: Node) -> Any:
-        def start() -> _Reading:
-            return (yield root, 1)
-
-        made = self._drive(start())
+        made = self._run(self._start(root, 1))
         while self._fills:
-            self._drive(self._fills.popleft())
+            self._run(self._fills.popleft())
         return made
 
-    def _drive(self, reading: _Reading) -> Any:
-        return drive(reading, lambda asked, _: self._start(*asked))
+    def _run(self, made: Any) -> Any:
+        """Return what `_start` has made; if that is a generator, what it returns in the end.
+
+        The values that generators ask for are made here, so no call nests.
+        """
+        stack: list[_Reading] = []
+        while True:
+            if type(made) is GeneratorType:
+                stack.append(made)
+                made = None
+            if not stack:
+                return made
+            try:
+                asked = stack[-1].send(made)
+            except StopIteration as stop:
+                stack.pop()
+                made = stop.value
+            else:
+                made = self._start(*asked)
 
     def _start(self, node: Node, depth: int) -> Any:
         """Return the value of a node, or the generator that makes it."""
         if type(node) is list:
-            self._check_depth(depth)
-            return self._filled_later([], node, {}, depth)
-        if type(node) is not dict:
+            node = {"list": node}
+        elif type(node) is not dict:
             return node
         tags = [key for key in node if key in _TAGS]
         if len(tags) != 1:
@@ -140,11 +126,15 @@ class _Maker:
             raise broken(f"an object that is not of one kind (its keys: {found or 'none'})")
         (tag,) = tags
         if tag in KINDS:
-            return read_value(tag, node, self.limits)
-        body = node[tag]
+            return read_value(node, self.limits)
+        options = dict(node)
+        body = options.pop(tag)
         container = CONTAINERS.get(tag)
-        options = options_of(node, tag, container.options if container else MENTIONS[tag])
-        self._check_depth(depth if container or tag == "tensors" else depth - 1)
+        for key in options.keys() - (container.options if container else MENTIONS[tag]):
+            raise broken(f"{tag!r} has no option {key[:40]!r}")
+        # A mention of what is elsewhere is not a level of its own.
+        if depth - (tag in MENTIONS and tag != "tensors") > self.limits.nesting:
+            raise LimitError("nesting", depth, self.limits.nesting)
         if tag == "tensors":
             return self._tensors(body)
         if tag == "shared":
@@ -153,22 +143,15 @@ class _Maker:
             return self._tensor(body, options, tag == "parameter", depth)
         if container.empty is None:
             return self._whole(container.type, body, depth)
-        return self._filled_later(container.empty(**options), body, options, depth)
-
-    def _filled_later(self, shell: Any, body: Any, options: dict[str, Any], depth: int) -> Any:
+        shell = container.empty(**options)
         self._fills.append(self._fill(shell, body, options, depth))
         return shell
-
-    def _check_depth(self, depth: int) -> None:
-        if depth > self.limits.nesting:
-            raise LimitError("nesting", depth, self.limits.nesting)
 
     def _shared(self, place: Any, depth: int) -> _Reading:
         if type(place) is not int or not 0 <= place < len(self.table):
             raise broken("a shared value that is not there")
         if self._made[place] is _UNMADE:
             self._made[place] = _BEING_MADE
-            # A mention of a shared value is not a level of its own.
             self._made[place] = yield self.table[place], depth
         elif self._made[place] is _BEING_MADE:
             raise broken("a value that can only be made from itself")
@@ -178,7 +161,7 @@ class _Maker:
 
     def _items(self, body: Any, depth: int, *, are_keys: bool) -> Generator[Any, Any, list[Any]]:
         items = []
-        for item in _list(body):
+        for item in _checked(body, list, "a list"):
             made = yield item, depth + 1
             items.append(self._key(made) if are_keys else made)
         return items
@@ -200,7 +183,7 @@ class _Maker:
         else:
             keys: list[Any] = []
             values: list[Any] = []
-            for pair in _list(body):
+            for pair in _checked(body, list, "a list"):
                 if type(pair) is not list or len(pair) != 2:
                     raise broken("the items of a dict are not pairs")
                 keys.append(self._key((yield pair[0], depth + 1)))
@@ -208,9 +191,7 @@ class _Maker:
             self._keys.fill(shell, keys, values)
             if len(shell) != len(keys):
                 raise broken("a dict has a key twice")
-        attributes = options.get("attributes", {})
-        if type(attributes) is not dict:
-            raise broken("attributes that are not an object")
+        attributes = _checked(options.get("attributes", {}), dict, "an object of attributes")
         for name, item in attributes.items():
             # numpy and others ask an object itself for names in underscores, some for an address.
             if name.startswith("__") or hasattr(type(shell), name):
@@ -218,7 +199,10 @@ class _Maker:
             vars(shell)[name] = yield item, depth + 1
 
     def _tensors(self, body: Any) -> dict[str, LazyTensor]:
-        found = {name: self.find_tensor(_name(name)) for name in _list(body)}
+        found = {
+            name: self.find_tensor(_checked(name, str, "the name of a tensor"))
+            for name in _checked(body, list, "a list")
+        }
         # Another program may have left one out.
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -236,7 +220,7 @@ class _Maker:
     def _tensor(
         self, name: Any, options: dict[str, Any], is_parameter: bool, depth: int
     ) -> _Reading:
-        spec = self._spec(_name(name), options, is_parameter)
+        spec = self._spec(_checked(name, str, "the name of a tensor"), options, is_parameter)
         spec.is_parameter = is_parameter
         if "attributes" in options:
             spec.subclass = ForeignObject("torch", "Tensor")
@@ -289,13 +273,7 @@ class _Maker:
         return spec.replace(stride=stride, storage_offset=0, storage=storage, conj=False, neg=False)
 
 
-def _list(body: Any) -> list[Any]:
-    if type(body) is not list:
-        raise broken("a list was expected")
-    return body
-
-
-def _name(name: Any) -> str:
-    if type(name) is not str:
-        raise broken("a tensor whose name is not a string")
-    return name
+def _checked(value: Any, kind: type, what: str) -> Any:
+    if type(value) is not kind:
+        raise broken(f"{what} was expected")
+    return value

@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torchzip.container.hub_names import INDEX_SUFFIX, index_of, shard_name, whole_of
+from torchzip.container.hub_names import INDEX_SUFFIX, index_of, whole_of
 from torchzip.convert.outputs.base import Output
-from torchzip.convert.outputs.registry import output_of, suffixes
+from torchzip.convert.outputs.registry import OUTPUTS, output_of
 from torchzip.convert.outputs.safetensors import SafetensorsOutput
 from torchzip.files.opening import is_folder
 from torchzip.files.place import LocalPlace, StorePlace, place_of
@@ -66,10 +66,6 @@ class Target:
     has_index: bool = False
     makes_folder: bool = False
 
-    def shard_path(self, number: int, count: int) -> str:
-        """Return the path of a shard, counted from 1."""
-        return shard_name(self.path, number, count)
-
 
 def parse_target(dst: str | os.PathLike[str]) -> Target:
     """Return what a destination asks for, by its suffix, or as a directory.
@@ -92,9 +88,10 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
     suffix = os.path.splitext(whole or path)[1].lower()
     output = output_of(suffix)
     if output is None:
+        known = " ".join(each for output in OUTPUTS for each in output.suffixes)
         raise ValueError(
             f"{path}: the suffix says what to write, and {suffix or 'none'} is not one of "
-            f"{' '.join(suffixes())} {INDEX_SUFFIX}; that of a new directory ends with a slash"
+            f"{known} {INDEX_SUFFIX}; that of a new directory ends with a slash"
         )
     if whole is None:
         return Target(path, output, index_of(path), place)

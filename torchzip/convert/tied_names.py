@@ -36,9 +36,8 @@ def _rank(name: str) -> tuple[int, int]:
 
 
 def _kind_of(parts: list[str]) -> int:
-    for module in parts[
-        :-1
-    ]:  # lm_head, generator_lm_head; BERT has predictions, GPT-NeoX embed_out
+    # lm_head, generator_lm_head; BERT has predictions, GPT-NeoX embed_out
+    for module in parts[:-1]:
         if module.endswith(("head", "predictions")) or module.startswith(("embed_out", "unembed")):
             return _HEAD
     if parts[-2:-1] == ["shared"]:

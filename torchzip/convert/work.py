@@ -51,7 +51,7 @@ class Work:
         """Return whether a storage is not a piece but written with what is around it."""
         return key not in self._cuts
 
-    def runs(self) -> Iterator[range]:
+    def batches(self) -> Iterator[range]:
         """Yield all keys in order: one that is cut by itself, small ones together."""
         storages = self.planned.storages
         first = nbytes = 0

@@ -12,31 +12,39 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import ErrorPlace, LimitError
+from torchzip.errors import CUT_SHORT, ErrorPlace, LimitError, PickleError
 from torchzip.files.opening import open_source
 from torchzip.files.source import File, Source
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
+from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
-from torchzip.tensors.storage import Locator, MeasuredStorage, SpanStorage, TensorStorage
+from torchzip.tensors.storage import (
+    Locator,
+    Measure,
+    MeasuredStorage,
+    OpenStorage,
+    SpanStorage,
+    TensorStorage,
+)
 
 if TYPE_CHECKING:
     from torchzip.files.folder import Folder  # which few files need
 
-#: (key, dtype of a typed storage, bytes, location) -> the storage in the file
-OpenStorage = Callable[[str, str | None, int, str], TensorStorage]
 #: A name, a place as messages show it, and what is there.
 Child = tuple[str, str, Any]
 #: What is named below an object that was not made; None for whatever it has.
 PartsOf = Callable[[ForeignObject], Iterable[Child] | None]
 MakeFactory = Callable[[OpenStorage], Factory]
+
+_Made = TypeVar("_Made")
 
 #: Bytes of a pickle from which on Python's collector of cycles waits until it is read.
 _PAUSE_FROM = 1 << 16
@@ -181,11 +189,9 @@ class PlainContainer(FileContainer, Locator):
     def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
         return self.source, self.offsets[record], nbytes
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        unit = swap_nbytes(torch_dtype, "little")
-        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
+        unit = swap_nbytes(measure.torch_dtype, "little")
+        return SpanStorage(*measure, key, self, None, unit)
 
 
 class FolderContainer(Container):
@@ -213,10 +219,8 @@ class MeasuringFactory(Factory):
     def __init__(self) -> None:
         self.measured: dict[str, MeasuredStorage] = {}
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        made = self.measured[key] = MeasuredStorage(torch_dtype, nbytes, location)
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        made = self.measured[key] = MeasuredStorage(*measure)
         return made
 
 
@@ -242,7 +246,8 @@ def contiguous_tensor(
     """Return what a factory makes of a contiguous tensor on the storage of a key, all of it."""
     row = DTYPES[torch_dtype]
     typed = torch_dtype if row.storage_class else None
-    storage = factory.storage(key, typed, math.prod(shape) * row.itemsize, "cpu")
+    measure = Measure(typed, math.prod(shape) * row.itemsize, "cpu")
+    storage = factory.storage(key, measure)
     spec = TensorSpec(torch_dtype, shape, contiguous_stride(shape), 0, storage, requires_grad)
     return factory.tensor(check_spec(spec))
 
@@ -277,6 +282,30 @@ def read_pickle(
     names = interpreter.globals
     foreign = [name for name in names if not rebuilder.table.knows(name)]
     return Contents(root, names, foreign, len(data) - start)
+
+
+def run_on_more(
+    source: Source, start: int, nbytes: int, limits: Limits, run: Callable[[bytes], _Made]
+) -> _Made:
+    """Return what ``run`` makes of the bytes from ``start`` on, in which pickles stand.
+
+    It gets ``nbytes`` of them, and more as long as it finds a pickle cut short.
+    """
+    left = source.size - start
+    nbytes = min(left, nbytes)
+    while True:
+        try:
+            return run(bytes(source.read_at(start, nbytes)))
+        except TruncatedPickleError as error:
+            needed = nbytes + error.needed
+            if needed > left:
+                raise PickleError(
+                    f"a pickle runs past the end, at byte {source.size:,}. {CUT_SHORT}",
+                    path=source.name,
+                ) from None
+            if nbytes >= limits.pickle_nbytes:
+                raise LimitError("pickle_nbytes", needed, limits.pickle_nbytes) from None
+            nbytes = min(left, max(4 * nbytes, needed))
 
 
 @contextmanager

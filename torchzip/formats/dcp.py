@@ -41,7 +41,6 @@ from torchzip.formats.base import (
     Contents,
     FolderContainer,
     MakeFactory,
-    OpenStorage,
     Pickle,
     RecordCheck,
     contiguous_tensor,
@@ -61,7 +60,7 @@ from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.types import OtherTensor
 
 METADATA_NAME = ".metadata"
@@ -200,7 +199,7 @@ class DcpContainer(DcpFormat, FolderContainer):
     # -- the object --------------------------------------------------------------------------
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(key: str, *measure: object) -> TensorStorage:
+        def open_storage(key: str, measure: Measure) -> TensorStorage:
             item = self._metadata.items[key]
             if item is None:
                 raise RuntimeError("a storage of an object that is not a tensor")
@@ -235,7 +234,8 @@ class DcpContainer(DcpFormat, FolderContainer):
         """
         for name in self.folder.names:
             if is_metadata(name):
-                read = functools.partial(self._read_file, name)
+                file = self.folder.open(name)
+                read = functools.partial(read_bounded, file, self._limits, "pickle_nbytes")
                 yield Pickle(name, read, name in self._metadata_names, knows_in_metadata)
         for (name, offset), part in self._parts.items():
             is_object = offset is None and (name, None) in self._used
@@ -243,9 +243,6 @@ class DcpContainer(DcpFormat, FolderContainer):
                 yield each._replace(
                     place=f"{part.name}: {each.place}", is_read=each.is_read and is_object
                 )
-
-    def _read_file(self, name: str) -> bytes:
-        return read_bounded(self.folder.open(name), self._limits, "pickle_nbytes")
 
     def check_records(self) -> Iterator[RecordCheck]:
         for chunks in self._chunks.values():
@@ -274,20 +271,15 @@ class _Nest:
         Raises
         ------
         FormatError
-            If another value is there or on the way, or a dict is used as a list.
+            If another value is there or on the way.
         """
         if len(path) > self._limits.nesting:
             raise LimitError("nesting", len(path), self._limits.nesting)
         held = self._root
-        for step, following in itertools.pairwise(path):
-            is_list = type(following) is int
-            below = held.setdefault(step, _Branch(is_list))
-            if type(below) is not _Branch or below.is_list != is_list:
-                raise FormatError(
-                    f"the path of {shown(name)} goes through another value, or through a "
-                    "container of another kind"
-                )
-            held = below
+        for step in path[:-1]:
+            held = held.setdefault(step, _Branch())
+            if type(held) is not _Branch:
+                raise FormatError(f"the path of {shown(name)} goes through another value")
         if path[-1] in held:
             raise FormatError(f"the path of {shown(name)} is that of another value too")
         held[path[-1]] = value
@@ -303,7 +295,13 @@ class _Nest:
                     order.append((held, key, value))
                     todo.append(value)
         for held, key, branch in reversed(order):  # what lies deeper first
-            held[key] = self._as_list(branch) if branch.is_list else dict(branch)
+            kinds = set(map(type, branch))
+            if len(kinds) > 1:
+                raise FormatError(
+                    f"paths go through {shown(key)} as a dict, and as a container of another kind, "
+                    "a list"
+                )
+            held[key] = self._as_list(branch) if kinds == {int} else dict(branch)
         return self._root
 
     def _as_list(self, branch: _Branch) -> list[Any]:
@@ -319,11 +317,6 @@ class _Nest:
 
 class _Branch(dict[Any, Any]):
     """A container that is not complete; its own class, so that no value is taken for one."""
-
-    __slots__ = ("is_list",)
-
-    def __init__(self, is_list: bool) -> None:
-        self.is_list = is_list
 
 
 # -- items -----------------------------------------------------------------------------------
@@ -356,7 +349,7 @@ class ItemChunk(Chunk):
             If it is not what the ``.metadata`` says: a tensor of that dtype and size.
         """
         if self._spec is None:
-            spec = _open_item(self._part, self._limits).read(_ItemFactory).root
+            spec = _open_item(self._part, self._limits).read(Factory).root
             if isinstance(spec, OtherTensor):
                 kind = spec.kind.replace("_", " ")
                 raise UnsupportedError(
@@ -393,10 +386,3 @@ def _open_item(part: Source, limits: Limits) -> ZipContainer:
             f"an item begins with {head!r}; an archive of torch.save was expected", path=part.name
         )
     return ZipContainer(ZipReader(part, limits), limits)
-
-
-class _ItemFactory(Factory):
-    """Gives the spec of the tensor that an item holds."""
-
-    def __init__(self, open_storage: OpenStorage) -> None:
-        self.storage = open_storage

@@ -154,13 +154,12 @@ def _path(args: tuple[Any, ...]) -> str:
 def _index(made: ForeignObject, state: Any) -> ItemKey:
     """Return what a MetadataIndex is equal by: its name and offsets, not its ``index``."""
     _check_class(made, "MetadataIndex", "an index")
-    _check_type(state, dict, "the state of a MetadataIndex", "a dict")
-    name, offset = state.get("fqn"), state.get("offset")
-    _check_type(name, str, "the name of a MetadataIndex", "a string")
+    state = _checked(state, dict, "the state of a MetadataIndex")
+    name = _checked(state.get("fqn"), str, "the name of a MetadataIndex")
+    offset = state.get("offset")
     if offset is None:
         return name, None
-    _check_type(offset, Size, "the offset of a MetadataIndex", "a torch.Size")
-    return name, tuple(offset)
+    return name, tuple(_checked(offset, Size, "the offset of a MetadataIndex"))
 
 
 _TABLE = Table(
@@ -197,9 +196,17 @@ def _unsafe(names: list[Name]) -> UnsafeGlobalError:
     )
 
 
-def _check_type(value: Any, kind: type, what: str, wanted: str) -> None:
-    if type(value) is not kind:
-        raise PickleError(f"{what} is {shown(value)}; {wanted} was expected")
+_WANTED: dict[type, str] = {
+    dict: "a dict", list: "a list", tuple: "a tuple", str: "a string", Size: "a torch.Size",
+    Layout: "a torch layout", int: "an int from 0 to 2**63",
+}  # fmt: skip
+
+
+def _checked(value: Any, kind: type, what: str) -> Any:
+    """Return a value of one of these types."""
+    if type(value) is not kind or (kind is int and not is_number(value)):
+        raise PickleError(f"{what} is {shown(value)}; {_WANTED[kind]} was expected")
+    return value
 
 
 def _check_class(value: Any, wanted: str, what: str) -> None:
@@ -218,9 +225,7 @@ def _check_class(value: Any, wanted: str, what: str) -> None:
 
 def _fields(value: Any, wanted: str, what: str) -> dict[str, Any]:
     _check_class(value, wanted, what)
-    if type(value.state) is not dict:
-        raise PickleError(f"{what} has {shown(value.state)} for its state; a dict was expected")
-    state: dict[str, Any] = value.state
+    state: dict[str, Any] = _checked(value.state, dict, f"the state of {what}")
     return state
 
 
@@ -246,23 +251,19 @@ class _Reader:
     def read(self, root: Any) -> DcpMetadata:
         state = _fields(root, "Metadata", "the root")
         made = DcpMetadata(nbytes=self._nbytes)
-        items: Any = state.get("state_dict_metadata")
-        _check_type(items, dict, "state_dict_metadata", "a dict")
+        items = _checked(state.get("state_dict_metadata"), dict, "state_dict_metadata")
         for name, item in items.items():
-            if type(name) is not str:
-                raise PickleError(
-                    f"state_dict_metadata has {shown(name)} as a key; strings were expected"
-                )
-            made.items[name] = self._item(name, item)
-        storage_data: Any = state.get("storage_data")
-        _check_type(storage_data, dict, "storage_data", "a dict")
-        for key, info in storage_data.items():
+            made.items[name] = self._item(_checked(name, str, "a key of state_dict_metadata"), item)
+        for key, info in _checked(state.get("storage_data"), dict, "storage_data").items():
             if type(key) is not tuple:
                 raise PickleError(
                     f"storage_data has {shown(key)} as a key; a MetadataIndex was expected"
                 )
-            made.places[key] = _place(key[0], info)
-        made.paths = self._paths(state.get("planner_data"))
+            made.places[key] = _place(f"the place of {shown(key[0])}", info)
+        planner_data = state.get("planner_data")
+        if planner_data is not None:
+            for name, path in _checked(planner_data, dict, "planner_data").items():
+                made.paths[_checked(name, str, "a key of planner_data")] = self._path(name, path)
         made.texts = _texts(state)
         return made
 
@@ -274,92 +275,64 @@ class _Reader:
         state = _fields(item, "TensorStorageMetadata", called)
         properties: Any = state.get("properties")
         _check_class(properties, "TensorProperties", f"the properties of {called}")
-        known = properties.state
-        if type(known) is not tuple or len(known) != 5:
-            raise PickleError(
-                f"the properties of {called} are {shown(known)}; five values were expected"
-            )
+        known = _checked(properties.state, tuple, f"the state of the properties of {called}")
+        if len(known) != 5:
+            raise PickleError(f"{called} has {len(known):,} properties; five were expected")
         dtype, layout, requires_grad = known[:3]
         if type(dtype) is not Dtype or dtype.name not in DTYPES:
             raise wrong_dtype(called, dtype)
-        _check_type(layout, Layout, f"the layout of {called}", "a torch layout")
-        if layout.name != "strided":
+        if _checked(layout, Layout, f"the layout of {called}").name != "strided":
             raise UnsupportedError(
                 f"{called}: tensors of layout {layout.name[:40]} are not read yet"
             )
         check_requires_grad(called, requires_grad)
-        size, chunks = state.get("size"), state.get("chunks")
-        if type(size) is not Size or type(chunks) is not list:
-            raise PickleError(
-                f"{called} has {shown(size)} for its size and {shown(chunks)} for its chunks; a "
-                "torch.Size and a list were expected"
-            )
-        if len(size) > MAX_NDIM:
-            raise too_many_dimensions(called, len(size))
+        size = _numbers(state, "size", called)
+        chunks = _checked(state.get("chunks"), list, f"the list of chunks of {called}")
         self._charge(len(chunks))
         # Ranks that hold the same part list it each; it was saved once. By its text: tuples of ints
         # can be chosen so that all have one hash.
-        boxes = {str(box): box for box in (_box(called, chunk) for chunk in chunks)}
-        return TensorItem(dtype.name, tuple(size), requires_grad, tuple(boxes.values()))
+        boxes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        for chunk in chunks:
+            what = f"a chunk of {called}"
+            fields = _fields(chunk, "ChunkStorageMetadata", what)
+            box = _numbers(fields, "offsets", what), _numbers(fields, "sizes", what)
+            boxes[str(box)] = box
+        return TensorItem(dtype.name, size, requires_grad, tuple(boxes.values()))
 
-    def _paths(self, planner_data: Any) -> dict[str, Path]:
-        if planner_data is None:
-            return {}
-        _check_type(planner_data, dict, "planner_data", "a dict or None")
-        made: dict[str, Path] = {}
-        for name, path in planner_data.items():
-            if type(name) is not str or type(path) is not tuple or not path:
-                raise PickleError(
-                    f"planner_data maps {shown(name)} to {shown(path)}; names and tuples of keys "
-                    "and positions were expected"
-                )
-            self._charge(len(path))
-            if type(path[0]) is not str or not all(
-                type(step) is str or is_number(step) for step in path
-            ):
-                raise PickleError(
-                    f"the path of {shown(name)} is not made of keys and positions from 0 on"
-                )
-            made[name] = path
+    def _path(self, name: str, path: Any) -> Path:
+        """Return where a value is in the object: a key, and more keys or positions."""
+        what = f"the path of {shown(name)}"
+        self._charge(len(_checked(path, tuple, what)))
+        if type((*path, None)[0]) is not str or not all(
+            type(step) is str or is_number(step) for step in path
+        ):
+            raise PickleError(f"{what} is not made of keys and positions from 0 on")
+        made: Path = path
         return made
 
 
-def _box(called: str, chunk: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    state = _fields(chunk, "ChunkStorageMetadata", f"a chunk of {called}")
-    offsets, sizes = state.get("offsets"), state.get("sizes")
-    if type(offsets) is not Size or type(sizes) is not Size:
-        raise PickleError(
-            f"a chunk of {called} has {shown(offsets)} for its offsets and {shown(sizes)} for its "
-            "sizes; two torch.Size were expected"
-        )
-    if max(len(offsets), len(sizes)) > MAX_NDIM:
-        raise too_many_dimensions(f"a chunk of {called}", max(len(offsets), len(sizes)))
-    return tuple(offsets), tuple(sizes)
+def _numbers(state: Mapping[str, Any], name: str, what: str) -> tuple[int, ...]:
+    size = _checked(state.get(name), Size, f"the {name} of {what}")
+    if len(size) > MAX_NDIM:
+        raise too_many_dimensions(what, len(size))
+    return tuple(size)
 
 
-def _place(name: str, info: Any) -> Place:
-    called = shown(name)
-    state = _fields(info, "_StorageInfo", f"the place of {called}")
+def _place(what: str, info: Any) -> Place:
+    state = _fields(info, "_StorageInfo", what)
     transforms = state.get("transform_descriptors")
-    if transforms is not None and type(transforms) not in (list, tuple):
-        raise PickleError(
-            f"the place of {called} has {shown(transforms)} for its transform_descriptors; a list "
-            "was expected"
-        )
     if transforms:
-        encoded = ", ".join(each[:40] for each in transforms[:5] if type(each) is str)
-        raise UnsupportedError(f"{called} is encoded ({encoded}); such items are not read yet")
-    file, offset, nbytes = (state.get(each) for each in ("relative_path", "offset", "length"))
+        encoded = _checked(transforms, list, f"the list of transforms of {what}")[:5]
+        names = ", ".join(each[:40] for each in encoded if type(each) is str)
+        raise UnsupportedError(f"{what} is encoded ({names}); such items are not read yet")
+    file = state.get("relative_path")
     if not is_plain_name(file):
         raise PickleError(
-            f"{called} lies in the file {shown(file)}; a plain name in the same directory was "
-            "expected"
+            f"{what} is in the file {shown(file)}; a plain name in the same directory was expected"
         )
-    if not is_number(offset) or not is_number(nbytes):
-        raise PickleError(
-            f"the place of {called} has offset {shown(offset)} and length {shown(nbytes)}; ints "
-            "from 0 to 2**63 were expected"
-        )
+    offset, nbytes = (
+        _checked(state.get(each), int, f"the {each} of {what}") for each in ("offset", "length")
+    )
     return Place(str(file), offset, nbytes)
 
 

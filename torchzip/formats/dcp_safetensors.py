@@ -14,7 +14,6 @@ from typing import Any
 
 from torchzip.container.json_objects import parse_json
 from torchzip.container.safetensors import TensorEntry, parse_header
-from torchzip.dtypes import DTYPES
 from torchzip.errors import ArchiveError, ErrorPlace, FormatError, TensorError, shown
 from torchzip.files.folder import Folder
 from torchzip.files.source import Source
@@ -30,8 +29,9 @@ from torchzip.formats.base import (
 )
 from torchzip.limits import Limits, is_number
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
-from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import FixedPlace, SpanStorage, TensorStorage
+from torchzip.tensors.persistent_ids import Factory
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import FixedPlace, Measure, SpanStorage, TensorStorage
 
 SHARDING_INFO = "DCP_SHARDING_INFO"
 
@@ -51,7 +51,7 @@ def saved_offsets(
         return {}
     raw = text.encode("utf-8", "surrogatepass")
     made: dict[str, tuple[int, ...]] = {}
-    for name, row in parse_json(raw, SHARDING_INFO, limits, path).items():
+    for name, row in parse_json(raw, SHARDING_INFO, path, limits=limits).items():
         offsets = row.get("saved_offsets") if isinstance(row, dict) else None
         if not isinstance(offsets, list) or not all(map(is_number, offsets)):
             raise ArchiveError(
@@ -125,7 +125,7 @@ class SafetensorsPartsContainer(DcpFormat, FolderContainer):
             self._entries.append((source, entry))
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(key: str, *measure: object) -> TensorStorage:
+        def open_storage(key: str, measure: Measure) -> TensorStorage:
             return ChunkedStorage(self._dtypes[key], self._shapes[key], self._chunks[key], key)
 
         factory = make_factory(open_storage)
@@ -142,10 +142,10 @@ class SafetensorsPartsContainer(DcpFormat, FolderContainer):
 
 
 def _spec_of(source: Source, entry: TensorEntry) -> TensorSpec:
-    nbytes = entry.end - entry.begin
-    typed = entry.torch_dtype if DTYPES[entry.torch_dtype].storage_class else None
-    unit = swap_nbytes(entry.torch_dtype, "little")
-    place = FixedPlace(source, entry.begin)
-    storage = SpanStorage(typed, nbytes, "cpu", entry.name, place, None, unit)
-    stride = contiguous_stride(entry.shape)
-    return TensorSpec(entry.torch_dtype, entry.shape, stride, 0, storage)
+    def open_storage(key: str, measure: Measure) -> TensorStorage:
+        unit = swap_nbytes(entry.torch_dtype, "little")
+        return SpanStorage(*measure, key, FixedPlace(source, entry.begin), None, unit)
+
+    factory = Factory(open_storage)
+    spec: TensorSpec = contiguous_tensor(factory, entry.name, entry.torch_dtype, entry.shape)
+    return spec

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from torchzip.container.json_objects import repeated
 from torchzip.errors import (
     CUT_SHORT,
     ErrorPlace,
     FormatError,
-    LimitError,
     PickleError,
     TensorError,
     TorchZipError,
@@ -27,14 +27,13 @@ from torchzip.formats.base import (
     RecordCheck,
     read_pickle,
     read_record,
+    run_on_more,
 )
 from torchzip.formats.pickled import knows
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
-from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Table
 from torchzip.tensors.rebuild import Rebuilder
-from torchzip.tensors.storage import TensorStorage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -71,33 +70,11 @@ class LegacyContainer(PlainContainer):
         #: Storages whose number of elements was compared.
         self._counted: set[str] = set()
         with ErrorPlace(path=source.name):
-            self._place_storages(self._read_pickles())
-
-    def _storages_room(self) -> int:
-        """Return the bytes that all storages may have together."""
-        return self.source.size
-
-    def _read_pickles(self) -> list[str]:
-        """Return the keys in the order of the file; note the size of each storage."""
-        nbytes = min(self.source.size, 1 << 20)
-        while True:
-            data = bytes(self.source.read_at(0, nbytes))
-            try:
-                return self._run_pickles(data)
-            except TruncatedPickleError as error:
-                if nbytes + error.needed > self.source.size:
-                    raise PickleError(
-                        f"the pickles run past the end of the file, at byte {self.source.size:,}. "
-                        f"{CUT_SHORT}"
-                    ) from None
-                if nbytes >= self._limits.pickle_nbytes:
-                    raise LimitError(
-                        "pickle_nbytes", nbytes + error.needed, self._limits.pickle_nbytes
-                    ) from None
-                nbytes = min(self.source.size, max(nbytes * 4, nbytes + error.needed))
+            keys = run_on_more(source, 0, 1 << 20, limits, self._run_pickles)
+            self._place_storages(keys)
 
     def _place_storages(self, keys: list[str]) -> None:
-        at = self._end
+        at = self._bounds[-1]
         for key in keys:
             if key not in self._measured:
                 raise FormatError(
@@ -141,48 +118,40 @@ class LegacyContainer(PlainContainer):
 
     def _run_pickles(self, data: bytes) -> list[str]:
         """Interpret the five pickles; return the keys, and note the size of each storage."""
-        header = Interpreter(data, Table(), self._limits)
-        header.run()
-        at = header.position
-        bounds = [0, at]
-        version = header.run(at)
-        if type(version) is not int or version != _LEGACY_VERSION:
-            raise FormatError(
-                f"the version of the legacy format is {shown(version)}; {_LEGACY_VERSION:,} was "
-                "expected",
-                offset=at,
-            )
-        bounds.append(header.position)
-        header.run(header.position)
-        self._pickle_start = header.position
-        locating = _LocatingFactory(self._storages_room())
-        interpreter = Interpreter(data, Rebuilder(locating).table, self._limits)
-        interpreter.run(self._pickle_start)
-        listed = Interpreter(data, Table(), self._limits)
-        keys = listed.run(interpreter.position)
-        self._pickle_end = interpreter.position
+        locating = MeasuringFactory()
+        of_object = Interpreter(data, Rebuilder(locating).table, self._limits)
+        others = Interpreter(data, Table(), self._limits)
+        bounds = [0]
+        keys: Any = None  # of the last one
+        for place in _PICKLES:
+            interpreter, at = of_object if place == "object" else others, bounds[-1]
+            keys = interpreter.run(at)
+            if place == "version" and (type(keys) is not int or keys != _LEGACY_VERSION):
+                raise FormatError(
+                    f"the version of the legacy format is {shown(keys)}; {_LEGACY_VERSION:,} was "
+                    "expected",
+                    offset=at,
+                )
+            bounds.append(interpreter.position)
         if type(keys) is not list or not all(type(key) is str for key in keys):
             raise PickleError(
                 f"the list of storage keys is {shown(keys)}; a list of strings was expected",
-                offset=self._pickle_end,
+                offset=at,
             )
         twice = repeated(keys)
         if twice is not None:
-            raise PickleError(
-                f"the list of storage keys has {shown(twice)} twice", offset=self._pickle_end
-            )
-        self._end = listed.position
-        self._data = data[: self._end]
-        self._bounds = [*bounds, self._pickle_start, self._pickle_end, self._end]
+            raise PickleError(f"the list of storage keys has {shown(twice)} twice", offset=at)
+        self._data, self._bounds = data[: bounds[-1]], bounds
         # The pickles around the object: a loader that calls what they name calls it there, too.
-        self._names = [*header.globals, *listed.globals]
+        self._names = others.globals
         self._measured = locating.measured
         return keys
 
     def read(self, make_factory: MakeFactory) -> Contents:
+        start, end = self._bounds[3:5]
         made = read_pickle(
-            self._data[: self._pickle_end], self.open_storage, make_factory, self._limits,
-            path=self.name, start=self._pickle_start,
+            self._data[:end], self.open_storage, make_factory, self._limits,
+            path=self.name, start=start,
         )  # fmt: skip
         unknown = [name for name in self._names if not knows(name)]
         made.add([Contents(None, self._names, unknown, 0)])
@@ -190,30 +159,9 @@ class LegacyContainer(PlainContainer):
 
     def pickles(self) -> Iterator[Pickle]:
         for place, (start, end) in zip(_PICKLES, pairwise(self._bounds), strict=True):
-            yield Pickle(place, partial(self._part, start, end))
-
-    def _part(self, start: int, end: int) -> bytes:
-        return self._data[start:end]
+            yield Pickle(place, partial(bytes, memoryview(self._data)[start:end]))
 
     def check_records(self) -> Iterator[RecordCheck]:
         self.source.will_read([(self.source, 0, self.source.size)])
         for key, each in self._measured.items():
             yield read_record(*self.locate(key), each.nbytes, f"storage {key}")
-
-
-class _LocatingFactory(MeasuringFactory):
-    """Notes which storages there are, as long as the file has room for them."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self._left = room
-
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        self._left -= nbytes
-        if self._left < 0:
-            raise TensorError(
-                f"storage {key} of {nbytes:,} bytes is more than the file has left. {CUT_SHORT}"
-            )
-        return super().storage(key, torch_dtype, nbytes, location)

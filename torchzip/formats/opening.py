@@ -53,7 +53,8 @@ def open_container(source: Source, limits: Limits) -> Container:
     """Return the container that the bytes of one file are."""
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head.startswith(b"PK\3\4"):
-        if first_record(head) == _OLD_PT2.encode():
+        # The name in the local header that the archive begins with.
+        if head[30 : 30 + int.from_bytes(head[26:28], "little")] == _OLD_PT2.encode():
             from torchzip.formats.pt2 import OldPt2Container
 
             archive = ZipReader(source, limits, in_folder=False)
@@ -126,8 +127,3 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
 
         return Pt2Container(archive, limits, open_container)
     return ZipContainer(archive, limits)
-
-
-def first_record(head: bytes) -> bytes:
-    """Return the name in the local header that a zip archive begins with."""
-    return head[30 : 30 + int.from_bytes(head[26:28], "little")]

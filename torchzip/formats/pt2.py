@@ -22,12 +22,12 @@ are read, and in every other record that holds such a file or a pickle by its na
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import numpy as np
 
-from torchzip.container.json_objects import parse_object
+from torchzip.container.json_objects import parse_json
 from torchzip.container.zip_reader import ZipReader
 from torchzip.dtypes import PT2
 from torchzip.errors import (
@@ -44,16 +44,16 @@ from torchzip.files.source import PartSource, Source
 from torchzip.formats.base import (
     Contents,
     MakeFactory,
-    MeasuringFactory,
     OpenContainer,
     Pickle,
+    measured_by,
 )
 from torchzip.formats.zip import OF_ANY_RELEASE, ZipContainer
 from torchzip.limits import Limits, is_number
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.script import ScriptRebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec
-from torchzip.tensors.storage import ArrayStorage, TensorStorage
+from torchzip.tensors.storage import ArrayStorage, Measure, TensorStorage
 
 _STRIDED = 7
 #: How records begin that are pickles of Python, outside of any archive.
@@ -97,27 +97,27 @@ class _Pt2Archive(ZipContainer):
         if record.rpartition("/")[2].startswith(_OPAQUE):
             yield self._pickle(record, is_read=is_read)
             return
-        span = self.archive.stored_span(record)
-        source: Source
-        if span is None:
+        source: Source | None = self.part(record)
+        if source is None:
             source = open_source(io.BytesIO(self.archive.read(record)))
-        else:
-            source = PartSource(self.source, *span, f"{self.name}: {record}")
         for each in self._open_container(source, self._limits).pickles():
             yield each._replace(place=f"{record}: {each.place}", is_read=is_read and each.is_read)
 
+    def part(self, record: str) -> PartSource | None:
+        """Return the bytes of a record as a file; None if they are deflated."""
+        span = self.archive.stored_span(record)
+        return None if span is None else PartSource(self.source, *span, f"{self.name}: {record}")
+
     def _used_records(self) -> set[str]:
         """Return the records that configs call bytes of tensors."""
-        self.read(lambda open_storage: MeasuringFactory())
+        measured_by(self.read)
         return self.payloads | OF_ANY_RELEASE
 
-    def open_payload(
-        self, record: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage in a record; where that is empty, ``nbytes`` zeros."""
-        if nbytes and not self.archive.size_of(record)[0]:
-            return ArrayStorage(np.zeros(nbytes, np.uint8), torch_dtype)
-        return self.open_record(record, torch_dtype, nbytes, location)
+    def open_payload(self, record: str, measure: Measure) -> TensorStorage:
+        """Return the storage in a record; where that is empty, as many zeros as are wanted."""
+        if measure.nbytes and not self.archive.size_of(record)[0]:
+            return ArrayStorage(np.zeros(measure.nbytes, np.uint8), measure.torch_dtype)
+        return self.open_record(record, measure)
 
 
 class Pt2Container(_Pt2Archive):
@@ -247,34 +247,31 @@ class _Payloads:
         if not self._zip.size_of(record)[0]:
             return {}
         self._archive.read_records.add(record)
-        span = self._zip.stored_span(record)
-        name = self._archive.name
-        if span is None:
+        part = self._archive.part(record)
+        if part is None:
             raise UnsupportedError(
                 "a deflated record with a file of torch.save in it; make the archive "
                 "again with stored records",
-                path=name,
+                path=self._archive.name,
                 record=record,
             )
-        part = PartSource(self._archive.source, *span, f"{name}: {record}")
         inner = kind(ZipReader(part, self._limits), self._limits)
         self._files.append(inner.read(self._make_factory))
         return self._files[-1].root
 
     def _add_config(self, made: dict[str, Any], kind: str, config: str) -> None:
         with ErrorPlace(path=self._archive.name, record=config):
-            for name, payload in self._parse(config).items():
-                fields = _Fields(payload, shown(name))
-                record = f"data/{kind}/{fields.get('path_name', _TEXT)}"
-                is_param, pickled = fields.get("is_param", _FLAG), fields.get("use_pickle", _FLAG)
-                meta = None if payload.get("tensor_meta") is None else fields.object("tensor_meta")
-                if not pickled and meta is None:
-                    raise FormatError(f"{shown(name)} has neither a tensor_meta nor a pickle")
-                value = (
-                    self._pickled(record)
-                    if pickled or meta is None
-                    else self._tensor(record, meta, is_param)
-                )
+            payloads = self._parse(config)
+            for name in payloads:
+                what = shown(name)
+                payload = _get(payloads, name, dict, "the config")
+                record = f"data/{kind}/{_get(payload, 'path_name', str, what)}"
+                is_param = _get(payload, "is_param", bool, what)
+                if _get(payload, "use_pickle", bool, what):
+                    value = self._pickled(record)
+                else:
+                    meta = _get(payload, "tensor_meta", dict, what)
+                    value = self._tensor(record, what, meta, is_param)
                 _add(made, name, value)
 
     def _parse(self, record: str) -> dict[str, Any]:
@@ -282,10 +279,8 @@ class _Payloads:
         self._configs_nbytes += nbytes
         if self._configs_nbytes > self._bound:
             raise LimitError("header_nbytes", self._configs_nbytes, self._bound)
-        whole = parse_object(self._zip.read(record), "the config", self._archive.name)
-        config = whole.get("config")
-        if not isinstance(config, dict):
-            raise FormatError(f"config is {shown(config)} in the JSON; an object was expected")
+        whole = parse_json(self._zip.read(record), "the config", self._archive.name)
+        config: dict[str, Any] = _get(whole, "config", dict, "the JSON")
         return config
 
     def _pickled(self, record: str) -> Any:
@@ -297,35 +292,40 @@ class _Payloads:
             return self._files[-1].root
         return self._file(record, _ScriptObject if base.startswith("custom_obj_") else ZipContainer)
 
-    def _tensor(self, record: str, meta: _Fields, is_param: bool) -> Any:
-        number = meta.get("dtype", _NUMBER)
+    def _tensor(self, record: str, what: str, meta: dict[str, Any], is_param: bool) -> Any:
+        number = _get(meta, "dtype", int, what)
         if number not in PT2:
-            raise UnsupportedError(
-                f"{meta.name}: dtype number {number}, which torch 2.13 does not have"
-            )
+            raise UnsupportedError(f"{what}: dtype number {number}, which torch 2.13 does not have")
         torch_dtype, itemsize = PT2[number][:2]
-        layout = meta.get("layout", _NUMBER)
+        layout = _get(meta, "layout", int, what)
         if layout != _STRIDED:
             raise UnsupportedError(
-                f"{meta.name}: layout number {layout}; {_STRIDED} (strided) was expected"
+                f"{what}: layout number {layout}; {_STRIDED} (strided) was expected"
             )
-        shape, stride = meta.numbers("sizes"), meta.numbers("strides")
-        offset = meta.symbolic("storage_offset")
-        requires_grad = meta.get("requires_grad", _FLAG)
+        shape, stride = (
+            tuple([_as_int(value, key, what) for value in _get(meta, key, list, what)])
+            for key in ("sizes", "strides")
+        )
+        offset = _as_int(meta.get("storage_offset"), "storage_offset", what)
+        requires_grad = _get(meta, "requires_grad", bool, what)
+        device = _get(meta, "device", dict, what)
+        location = _get(device, "type", str, what)
+        if device.get("index") is not None:
+            location += f":{_get(device, 'index', int, what)}"
         self._archive.payloads.add(record)
         nbytes = self._zip.size_of(record)[0]
         if not nbytes and 0 not in shape:
             nbytes, stride, offset = itemsize, (0,) * len(shape), 0
         if nbytes % itemsize:
             raise TensorError(
-                f"{meta.name}: record {shown(record)} has {nbytes:,} bytes, which are not a "
+                f"{what}: record {shown(record)} has {nbytes:,} bytes, which are not a "
                 f"whole number of {torch_dtype}"
             )
-        location = meta.location()
         key = (record, torch_dtype, nbytes)
         storage = self._storages.get(key)
         if storage is None:
-            storage = self._factory.storage(record, torch_dtype, nbytes, location)
+            measure = Measure(torch_dtype, nbytes, location)
+            storage = self._factory.storage(record, measure)
             self._storages[key] = storage
         spec = TensorSpec(
             torch_dtype, shape, stride, offset, storage, requires_grad and not is_param
@@ -340,58 +340,28 @@ def _add(made: dict[str, Any], name: str, value: Any) -> None:
     made[name] = value
 
 
-def _no_storage(key: str, *measure: object) -> NoReturn:
+def _no_storage(key: str, measure: Measure) -> NoReturn:
     raise FormatError(f"a pickle without storages mentions storage {shown(key)}")
 
 
-#: Whether a value is of a kind, and the kind in words.
-_Kind = tuple[Callable[[Any], bool], str]
-_TEXT: _Kind = (lambda value: isinstance(value, str) and value != "", "a string")
-_FLAG: _Kind = (lambda value: type(value) is bool, "true or false")
-_NUMBER: _Kind = (is_number, "a number")
-_OBJECT: _Kind = (lambda value: isinstance(value, dict), "an object")
-_LIST: _Kind = (lambda value: isinstance(value, list), "a list")
+_WANTED: dict[type, str] = {
+    str: "a string", bool: "true or false", int: "a number", dict: "an object", list: "a list",
+}  # fmt: skip
 
 
-class _Fields:
-    """The fields of a JSON object, each of the type that is asked for."""
+def _get(fields: dict[str, Any], key: str, kind: type, what: str) -> Any:
+    """Return a field of a JSON object, of one of these types."""
+    value = fields.get(key)
+    if type(value) is not kind or value == "" or (kind is int and not is_number(value)):
+        raise FormatError(f"{what}: {key} is {shown(value)}; {_WANTED[kind]} was expected")
+    return value
 
-    def __init__(self, value: Any, name: str) -> None:
-        self.name = name
-        if not isinstance(value, dict):
-            raise FormatError(f"{self.name} is {shown(value)}; an object was expected")
-        self._value = value
 
-    def get(self, key: str, kind: _Kind) -> Any:
-        value = self._value.get(key)
-        is_right, what = kind
-        if not is_right(value):
-            raise FormatError(f"{self.name}: {key} is {shown(value)}; {what} was expected")
-        return value
-
-    def object(self, key: str) -> _Fields:
-        return _Fields(self.get(key, _OBJECT), self.name)
-
-    def symbolic(self, key: str) -> int:
-        """Return a number that is written as ``{"as_int": n}``."""
-        return self._as_int(self._value.get(key), key)
-
-    def numbers(self, key: str) -> tuple[int, ...]:
-        return tuple(self._as_int(value, key) for value in self.get(key, _LIST))
-
-    def _as_int(self, value: Any, key: str) -> int:
-        if isinstance(value, dict) and "as_expr" in value:
-            raise UnsupportedError(f"{self.name}: {key} has a symbolic size; numbers are read")
-        found: Any = value.get("as_int") if isinstance(value, dict) else None
-        if not is_number(found):
-            raise FormatError(
-                f'{self.name}: {key} has {shown(value)}; {{"as_int": number}} was expected'
-            )
-        return found
-
-    def location(self) -> str:
-        device = self.object("device")
-        kind: str = device.get("type", _TEXT)
-        if device._value.get("index") is None:
-            return kind
-        return f"{kind}:{device.get('index', _NUMBER)}"
+def _as_int(value: Any, key: str, what: str) -> int:
+    """Return a number that is written as ``{"as_int": n}``."""
+    if isinstance(value, dict) and "as_expr" in value:
+        raise UnsupportedError(f"{what}: {key} has a symbolic size; numbers are read")
+    found: Any = value.get("as_int") if isinstance(value, dict) else None
+    if not is_number(found):
+        raise FormatError(f'{what}: {key} has {shown(value)}; {{"as_int": number}} was expected')
+    return found

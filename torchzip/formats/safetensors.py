@@ -18,7 +18,7 @@ from torchzip.formats.base import (
     swap_nbytes,
 )
 from torchzip.limits import Limits
-from torchzip.tensors.storage import SpanStorage, TensorStorage
+from torchzip.tensors.storage import Measure, SpanStorage, TensorStorage
 
 
 class SafetensorsContainer(PlainContainer):
@@ -45,12 +45,10 @@ class SafetensorsContainer(PlainContainer):
     def _parse_header(self, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
         return parse_header(self.source, limits)
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         """Return the storage of the tensor that is called ``key``."""
         unit = swap_nbytes(self._rows[key].torch_dtype, "little")
-        return SpanStorage(torch_dtype, nbytes, location, key, self, None, unit)
+        return SpanStorage(*measure, key, self, None, unit)
 
     def read(self, make_factory: MakeFactory) -> Contents:
         factory = make_factory(self.open_storage)

@@ -28,7 +28,6 @@ from torchzip.errors import (
     ArchiveError,
     ErrorPlace,
     FormatError,
-    LimitError,
     PickleError,
     TensorError,
     UnsupportedError,
@@ -45,22 +44,20 @@ from torchzip.formats.base import (
     RecordCheck,
     read_bounded,
     read_record,
+    run_on_more,
 )
 from torchzip.formats.not_checkpoints import around_checkpoints
 from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
-from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Name, Table
 from torchzip.tensors.persistent_ids import BareStorage, Factory, unknown_storage_class
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, span_of
-from torchzip.tensors.storage import MeasuredStorage
+from torchzip.tensors.storage import Measure, MeasuredStorage
 from torchzip.types import ForeignObject
 
 _MEMBERS = ("storages", "tensors", "pickle")
-#: Read at once of a member that mixes pickles and data.
-_WINDOW_NBYTES = 4096
 _MODULES = ("torch", "torch.cuda")
 
 
@@ -106,8 +103,9 @@ class TarContainer(PlainContainer):
         storages, tensors = (
             _Stream(self._members[name], name, limits) for name in ("storages", "tensors")
         )
-        with ErrorPlace(path=source.name):
+        with ErrorPlace(path=source.name, record="storages"):
             self._find_storages(storages)
+        with ErrorPlace(path=source.name, record="tensors"):
             self._find_tensors(tensors)
         self._globals = storages.names | tensors.names
         # Where the pickles are that stand among data: member, first byte, bytes.
@@ -116,7 +114,7 @@ class TarContainer(PlainContainer):
     def _find_storages(self, stream: _Stream) -> None:
         for _ in range(_count(stream.value())):
             wanted = "(key, location, class) was expected"
-            row = _row(stream.value(), 3, "a storage", wanted, "storages")
+            row = _row(stream.value(), 3, "a storage", wanted)
             key, location = _key(row[0]), _text(row[1])
             torch_dtype = _dtype_of(row[2])
             count = stream.integer(8)
@@ -124,10 +122,9 @@ class TarContainer(PlainContainer):
             if count < 0 or nbytes > stream.left:
                 raise TensorError(
                     f"storage {key} has {count:,} elements of {torch_dtype}, and {stream.left:,} "
-                    f"bytes are left. {TRUNCATED}",
-                    record="storages",
+                    f"bytes are left. {TRUNCATED}"
                 )
-            self._see_new(key, "storages")
+            self._see_new(key)
             self.offsets[key] = self._members["storages"].start + stream.position
             self.storages[key] = MeasuredStorage(torch_dtype, nbytes, location)
             stream.position += nbytes
@@ -135,50 +132,44 @@ class TarContainer(PlainContainer):
 
     def _find_views(self, views: Any) -> None:
         if type(views) is not list:
-            raise PickleError(
-                f"the storage views are {shown(views)}; a list was expected", record="storages"
-            )
+            raise PickleError(f"the storage views are {shown(views)}; a list was expected")
         for view in views:
-            _row(view, 4, "a storage view", "four numbers were expected", "storages")
+            _row(view, 4, "a storage view", "four numbers were expected")
             key, root = _key(view[0]), _key(view[1])
             first, count = int(_key(view[2])), int(_key(view[3]))
             if root not in self.storages:
-                raise TensorError(
-                    f"a storage view is of storage {root}, which is not there", record="storages"
-                )
+                raise TensorError(f"a storage view is of storage {root}, which is not there")
             numel = self.storages[root].numel
             if first + count > numel:
                 raise TensorError(
                     f"a storage view has elements {first:,} to {first + count:,} of a storage of "
-                    f"{numel:,}",
-                    record="storages",
+                    f"{numel:,}"
                 )
-            self._see_new(key, "storages")
+            self._see_new(key)
             self.views[key] = (root, first, count)
 
     def _find_tensors(self, stream: _Stream) -> None:
         for _ in range(_count(stream.value())):
             wanted = "(key, storage key, class) was expected"
-            row = _row(stream.value(), 3, "a tensor", wanted, "tensors", ForeignObject)
+            row = _row(stream.value(), 3, "a tensor", wanted, ForeignObject)
             key, storage_key, kind = _key(row[0]), _key(row[1]), row[2]
             if kind.module not in _MODULES or kind.how != "name":
                 raise UnsupportedError(
-                    f"tensor {key} is of class {shown(kind)}; such tensors are not read yet",
-                    record="tensors",
+                    f"tensor {key} is of class {shown(kind)}; such tensors are not read yet"
                 )
             ndim = stream.integer(4)
             stream.integer(4)  # once the number had eight bytes; what is in these was not cleared
             if not 0 <= ndim <= MAX_NDIM:
-                raise too_many_dimensions(f"tensor {key}", ndim, record="tensors")
+                raise too_many_dimensions(f"tensor {key}", ndim)
             numbers = [stream.integer(8) for _ in range(2 * ndim + 1)]
-            self._see_new(key, "tensors")
+            self._see_new(key)
             self.tensors[key] = _StoredTensor(
                 storage_key, tuple(numbers[:ndim]), tuple(numbers[ndim : 2 * ndim]), numbers[-1]
             )
 
-    def _see_new(self, key: str, record: str) -> None:
+    def _see_new(self, key: str) -> None:
         if key in self.storages or key in self.views or key in self.tensors:
-            raise FormatError(f"two values have the key {key}", record=record)
+            raise FormatError(f"two values have the key {key}")
 
     def read(self, make_factory: MakeFactory) -> Contents:
         data = read_bounded(self._members["pickle"], self._limits, "pickle_nbytes")
@@ -246,9 +237,8 @@ class _Values:
             stored = self._container.storages.get(root)
             if stored is None:
                 raise PickleError(f"nothing in the file has the key {root}")
-            storage = self._factory.storage(
-                root, stored.torch_dtype, stored.nbytes, stored.location
-            )
+            measure = Measure(stored.torch_dtype, stored.nbytes, stored.location)
+            storage = self._factory.storage(root, measure)
             whole = self._whole[root] = BareStorage(storage, self._factory, 0, stored.numel)
         if window is None:
             return whole
@@ -274,17 +264,17 @@ class _Values:
 
 
 class _Stream:
-    """A member that mixes pickles and bytes, read from its start."""
+    """A member that mixes pickles and bytes, read from its start.
+
+    ``names`` are what the pickles mentioned, ``spans`` where they were: member, first byte, bytes.
+    """
 
     def __init__(self, source: PartSource, record: str, limits: Limits) -> None:
         self._source = source
         self._record = record
         self._limits = limits
-        self._window = b""
-        self._start = 0  # of the window
         self._table = Table(names=_NAMES)
         self.position = 0
-        #: What the pickles mentioned, and where they were: member, first byte, bytes.
         self.names: dict[Name, None] = {}
         self.spans: list[tuple[str, int, int]] = []
 
@@ -293,48 +283,19 @@ class _Stream:
         """Bytes that are still to come."""
         return self._source.size - self.position
 
-    def _have(self, nbytes: int) -> None:
-        """See that the window has so many bytes, or all that are left."""
-        at = self.position - self._start
-        if at < 0 or at + min(nbytes, self.left) > len(self._window):
-            size = min(max(nbytes, _WINDOW_NBYTES), self.left)
-            self._window = bytes(self._source.read_at(self.position, size))
-            self._start = self.position
-
     def value(self) -> Any:
-        nbytes = 256
-        while True:
-            self._have(nbytes)
-            interpreter = Interpreter(self._window, self._table, self._limits, record=self._record)
-            try:
-                value = interpreter.run(self.position - self._start)
-                break
-            except TruncatedPickleError as error:
-                have = self._start + len(self._window) - self.position
-                if have >= self.left:
-                    raise PickleError(
-                        f"the member ends within a pickle. {TRUNCATED}",
-                        record=self._record,
-                        offset=self.position,
-                    ) from None
-                if have >= self._limits.pickle_nbytes:
-                    raise LimitError("pickle_nbytes", have, self._limits.pickle_nbytes) from None
-                nbytes = max(have * 4, have + error.needed)
-        start, self.position = self.position, self._start + interpreter.position
-        self.spans.append((self._record, start, self.position - start))
+        return run_on_more(self._source, self.position, 4096, self._limits, self._run)
+
+    def _run(self, data: bytes) -> Any:
+        interpreter = Interpreter(data, self._table, self._limits)
+        value = interpreter.run()
+        self.spans.append((self._record, self.position, interpreter.position))
         self.names |= dict.fromkeys(interpreter.globals)
+        self.position += interpreter.position
         return value
 
     def integer(self, nbytes: int) -> int:
-        self._have(nbytes)
-        at = self.position - self._start
-        raw = self._window[at : at + nbytes]
-        if len(raw) < nbytes:
-            raise FormatError(
-                f"the member ends within a number. {TRUNCATED}",
-                record=self._record,
-                offset=self.position,
-            )
+        raw = self._source.read_at(self.position, nbytes)
         self.position += nbytes
         return int.from_bytes(raw, "little", signed=True)
 
@@ -343,12 +304,10 @@ class _Stream:
 _NAMES = frozenset((module, row) for module in _MODULES for row in STORAGE_CLASSES)
 
 
-def _row(
-    value: Any, length: int, what: str, wanted: str, record: str, last: type = object
-) -> tuple[Any, ...]:
+def _row(value: Any, length: int, what: str, wanted: str, last: type = object) -> tuple[Any, ...]:
     """Return a tuple of a pickle, whose last item has a type."""
     if type(value) is not tuple or len(value) != length or not isinstance(value[-1], last):
-        raise PickleError(f"{what} is {shown(value)}; {wanted}", record=record)
+        raise PickleError(f"{what} is {shown(value)}; {wanted}")
     return value
 
 
@@ -378,5 +337,5 @@ def _dtype_of(kind: Any) -> str:
     if type(kind) is ForeignObject and kind.how == "name" and kind.module in _MODULES:
         row = STORAGE_CLASSES.get(kind.name)
     if row is None:
-        raise unknown_storage_class("a storage", kind).at(record="storages")
+        raise unknown_storage_class("a storage", kind)
     return row.name

@@ -10,6 +10,7 @@ read but the names in them.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from torchzip.formats.base import (
     Child,
     Contents,
     MakeFactory,
-    OpenStorage,
     Pickle,
     measured_by,
 )
@@ -30,7 +30,7 @@ from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.script import SCRIPT_PREFIX, ScriptRebuilder
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 #: Classes written in C++, such as packed quantized weights: they have no definition.
@@ -43,10 +43,6 @@ _LIST = re.compile(rb"  __(parameters|buffers)__ = \[")
 # An escape is a letter or three octal digits; torch's printer escapes nothing in a name.
 _ESCAPE = rb"\\([0-3][0-7]{2}|[\\'\"abfnrtv])"
 _ITEM = re.compile(rb'"([^"\\]*(?:%s[^"\\]*)*)",? ?' % _ESCAPE)
-_ESCAPES = {
-    b"\\": b"\\", b"'": b"'", b'"': b'"', b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n",
-    b"r": b"\r", b"t": b"\t", b"v": b"\v",
-}  # fmt: skip
 #: A list of names takes no more than this; a million characters are some fifty thousand names.
 _LIST_NBYTES = 1 << 20
 
@@ -86,15 +82,11 @@ class TorchScriptContainer(ZipContainer):
         self._code_left = limits.code_nbytes
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        made: list[Factory] = []
-
-        def make(open_storage: OpenStorage) -> Factory:
-            made.append(make_factory(open_storage))
-            return made[-1]
-
-        contents = self.run_pickle(self.pickle_record, RecordOpener(self), make)
+        opener = RecordOpener(self)
+        factory = make_factory(opener)
+        contents = self.run_pickle(self.pickle_record, opener, lambda opener: factory)
         modules = _Modules(self._read_classes(contents.globals))
-        modules.mark_parameters(contents.root, made[-1])
+        modules.mark_parameters(contents.root, factory)
         contents.parts_of = modules.parts_of
         contents.read_constants = lambda: self._read_constants(make_factory)
         return contents
@@ -125,8 +117,8 @@ class TorchScriptContainer(ZipContainer):
             )
         return constants
 
-    def _open_constant(self, key: str, *measure: Any) -> TensorStorage:
-        return self.open_record(f"constants/{key}", *measure)
+    def _open_constant(self, key: str, measure: Measure) -> TensorStorage:
+        return self.open_record(f"constants/{key}", measure)
 
     def _read_classes(self, names: list[Name]) -> dict[Name, ScriptClass]:
         """Return what the archive says of its classes; those that it does not explain are not."""
@@ -272,13 +264,8 @@ def _parse_list(line: bytes) -> tuple[bytes, frozenset[str]] | None:
         if item is None:
             return None
         try:
-            names.append(re.sub(_ESCAPE, _unescape, item[1]).decode())
+            names.append(codecs.escape_decode(item[1])[0].decode())
         except UnicodeDecodeError:
             return None
         at = item.end()
     return (head[1], frozenset(names)) if line[at:].rstrip() == b"]" else None
-
-
-def _unescape(found: re.Match[bytes]) -> bytes:
-    """Return the byte that an escape stands for to torch's parser."""
-    return bytes([int(found[1], 8)]) if len(found[1]) == 3 else _ESCAPES[found[1]]

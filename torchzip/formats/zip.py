@@ -16,7 +16,6 @@ from torchzip.formats.base import (
     FileContainer,
     Format,
     MakeFactory,
-    OpenStorage,
     Pickle,
     RecordCheck,
     measured_by,
@@ -28,7 +27,8 @@ from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle, stray_note
 from torchzip.limits import Limits
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.storage import (
-    MeasuredStorage,
+    Measure,
+    OpenStorage,
     SpanStorage,
     StorageOpener,
     StreamStorage,
@@ -43,10 +43,8 @@ class RecordOpener(StorageOpener):
         self._open = container.open_record
         self.many = container.open_storages
 
-    def __call__(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        return self._open(f"data/{key}", torch_dtype, nbytes, location)
+    def __call__(self, key: str, measure: Measure) -> TensorStorage:
+        return self._open(f"data/{key}", measure)
 
 
 OF_ANY_RELEASE = frozenset(["data.pkl", "version", ".data/version", ".data/serialization_id"])
@@ -114,30 +112,28 @@ class ZipContainer(ZipFormat, FileContainer):
             )
         return text.decode()
 
-    def open_record(
-        self, name: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        """Return the storage in a record, whose size must be ``nbytes``."""
-        stored_nbytes, crc, method = self.archive.size_of(name)
-        if stored_nbytes != nbytes:
+    def open_record(self, name: str, measure: Measure) -> TensorStorage:
+        """Return the storage in a record, which must have its size."""
+        nbytes, crc, method = self.archive.size_of(name)
+        if nbytes != measure.nbytes:
             key = name.rpartition("/")[2]
             raise TensorError(
-                f"storage {key} has {stored_nbytes:,} bytes in the archive and {nbytes:,} in the "
+                f"storage {key} has {nbytes:,} bytes in the archive and {measure.nbytes:,} in the "
                 "pickle",
                 record=name,
             )
-        unit = swap_nbytes(torch_dtype, self._byteorder)
+        unit = swap_nbytes(measure.torch_dtype, self._byteorder)
         if method == STORED:
-            return SpanStorage(torch_dtype, nbytes, location, name, self.archive, crc or None, unit)
+            return SpanStorage(*measure, name, self.archive, crc or None, unit)
         self.archive.check_ratio(name)
         return StreamStorage(
-            torch_dtype, nbytes, location,
+            *measure,
             inflate=functools.partial(self.archive.inflate, name),
             crc=crc or None, swap_nbytes=unit, record=name,
         )  # fmt: skip
 
     def open_storages(
-        self, keys: list[str], measures: list[MeasuredStorage], which: list[int]
+        self, keys: list[str], measures: list[Measure], which: list[int]
     ) -> list[TensorStorage] | None:
         """Return what `open_record` does for each of many keys; None if that is for it to do."""
         nbytes = np.array([measure.nbytes for measure in measures])[which]

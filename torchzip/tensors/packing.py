@@ -39,7 +39,7 @@ class ElementStorage(TensorStorage):
         return self.spec.storage_offset * self._element_nbytes
 
     @property
-    def is_run(self) -> bool:
+    def is_range(self) -> bool:
         """Whether the elements are bytes of the tensor's storage as they are."""
         return self._contiguous and not (self.spec.conj or self.spec.neg)
 
@@ -57,7 +57,7 @@ class ElementStorage(TensorStorage):
             yield from self._gathered()
             return
         blocks = self._range(nbytes)
-        if self.is_run:
+        if self.is_range:
             yield from blocks
             return
         dtype = numpy_dtype(spec.torch_dtype)

@@ -12,7 +12,6 @@ of each mention counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from torchzip.limits import is_number
 from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import MeasuredStorage, OpenMany, TensorStorage
+from torchzip.tensors.storage import Measure, OpenMany, OpenStorage, TensorStorage
 
 #: What a persistent id must be.
 _PID = "('storage', class, key, location, number of elements) was expected"
@@ -39,8 +38,13 @@ class Factory:
 
     #: What opens many storages at once, if there is such a way.
     storages: OpenMany | None = None
-    #: Opens the storage of a key, once for each: (key, dtype of a typed one, bytes, location).
-    storage: Callable[[str, str | None, int, str], TensorStorage]
+
+    def __init__(self, open_storage: OpenStorage) -> None:
+        self.open_storage = open_storage
+
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        """Return the storage of a key; called once for each."""
+        return self.open_storage(key, measure)
 
     def tensor(self, spec: TensorSpec) -> Any:
         return spec
@@ -152,8 +156,8 @@ class PersistentIds:
             raise _two_meanings(key)
         return self.known(kind, key, location, numel)
 
-    def measure(self, kind: Any, key: str, location: Any, numel: Any) -> tuple[str | None, int]:
-        """Return dtype and size of a storage that a persistent id mentions."""
+    def measure(self, kind: Any, key: str, location: Any, numel: Any) -> Measure:
+        """Return what a persistent id says of a storage."""
         if type(numel) is not int or not 0 <= numel < 1 << 63:
             raise TensorError(
                 f"storage {key} has {shown(numel)} for its number of elements; an int from 0 to "
@@ -170,7 +174,7 @@ class PersistentIds:
         row = self.classes.get((kind.module, kind.name)) if kind.how == "name" else None
         if row is None:
             raise unknown_storage_class(f"storage {key}", kind)
-        return row[0], numel * row[1]
+        return Measure(row[0], numel * row[1], location)
 
     def _window(self, pid: tuple[Any, ...], view: Any) -> BareStorage:
         """Return a window of a storage, as legacy files before torch 0.4 have them."""
@@ -207,22 +211,22 @@ class PersistentIds:
         if stored is not None and stored.nbytes:
             made = BareStorage(stored, self._factory, 0, stored.numel)
         else:  # mentioned for the first time, or without bytes: then of the dtype that is said here
-            torch_dtype, nbytes = self.measure(kind, key, location, numel)
+            measure = self.measure(kind, key, location, numel)
             if stored is None:
-                stored = self._factory.storage(key, torch_dtype, nbytes, location)
-            elif nbytes:
+                stored = self._factory.storage(key, measure)
+            elif measure.nbytes:
                 raise TensorError(
-                    f"storage {key} has 0 bytes by its first mention and {nbytes:,} by another; "
-                    "the same size was expected"
+                    f"storage {key} has 0 bytes by its first mention and {measure.nbytes:,} by "
+                    "another; the same size was expected"
                 )
             made = BareStorage(stored, self._factory, 0, stored.numel)
-            made.torch_dtype = torch_dtype
+            made.torch_dtype = measure.torch_dtype
         if bare is None:
             self._bare[key] = made
         return made
 
     def many(
-        self, keys: list[str], measures: list[MeasuredStorage], which: list[int]
+        self, keys: list[str], measures: list[Measure], which: list[int]
     ) -> list[TensorStorage] | None:
         """Return the storages of keys, given the measures and which of them each has.
 

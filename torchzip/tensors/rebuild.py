@@ -41,7 +41,7 @@ from torchzip.tensors.specs import (
     check_spec,
     wrong_dtype,
 )
-from torchzip.tensors.storage import MeasuredStorage
+from torchzip.tensors.storage import Measure, MeasuredStorage
 
 Args = tuple[Any, ...]
 
@@ -121,7 +121,7 @@ class Rebuilder:
                 ),
                 **{name: partial(_old_tensor, name) for name in _OLD_TENSORS},
                 ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
-                **_LEAF_CALLS,
+                **LEAF_CALLS,
                 **PYTHON_CALLS,
                 **NUMPY_CALLS,
                 ("builtins", "set"): lambda args: self._keys.set_of(self._items(args, "set")),
@@ -278,13 +278,12 @@ class Rebuilder:
             pass  # said again by whoever reads that tensor alone, and knows where it is
         return made
 
-    def _measure_layout(self, layout: TensorLayout) -> MeasuredStorage:
+    def _measure_layout(self, layout: TensorLayout) -> Measure:
         """Return what storages of a layout are like, if tensors of it lie inside of them."""
-        torch_dtype, nbytes = self._storages.measure(layout.kind, "", layout.location, layout.numel)
-        storage = MeasuredStorage(torch_dtype, nbytes, layout.location)
-        dtype = torch_dtype or "uint8"
+        measure = self._storages.measure(layout.kind, "", layout.location, layout.numel)
+        dtype, storage = measure.torch_dtype or "uint8", MeasuredStorage(*measure)
         check_spec(TensorSpec(dtype, layout.size, layout.stride, layout.storage_offset, storage))
-        return storage
+        return measure
 
     def _parameter(self, data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
         check_hooks(hooks)
@@ -441,7 +440,8 @@ def make_layout(args: Args) -> Layout:
     return Layout(args[0].removeprefix("torch."))
 
 
-_LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
+#: By name, what makes a value of torch that holds no tensor.
+LEAF_CALLS: dict[Name, Callable[[Args], Any]] = {
     ("torch", "Size"): _size,
     ("torch", "device"): _device,
     ("torch.serialization", "_get_layout"): make_layout,

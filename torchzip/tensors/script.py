@@ -22,7 +22,7 @@ from torchzip.tensors.kinds.meta import MetaTensor
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Args, Rebuilder
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import MeasuredStorage, TensorStorage
+from torchzip.tensors.storage import Measure, MeasuredStorage, TensorStorage
 
 #: How the modules begin of all classes that an archive defines itself.
 SCRIPT_PREFIX = "__torch__"
@@ -58,12 +58,10 @@ class _MetaAside(Factory):
         for name in ("spec_of", "parameter", "is_tensor", "on_device", "key", "other"):
             setattr(self, name, getattr(factory, name))
 
-    def storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
-        if _is_meta(location):
-            return MeasuredStorage(torch_dtype, nbytes, location)
-        return self._factory.storage(key, torch_dtype, nbytes, location)
+    def storage(self, key: str, measure: Measure) -> TensorStorage:
+        if _is_meta(measure.location):
+            return MeasuredStorage(*measure)
+        return self._factory.storage(key, measure)
 
     def tensor(self, spec: TensorSpec) -> Any:
         if not _is_meta(spec.storage.location):

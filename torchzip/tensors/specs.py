@@ -101,6 +101,16 @@ def is_contiguous(shape: Shape, stride: Shape) -> bool:
     )
 
 
+def is_dense(shape: Shape, stride: Shape) -> bool:
+    """Return whether the elements lie without gaps, and none twice, in some order of the axes.
+
+    >>> is_dense((2, 3), (1, 2)), is_dense((2, 3), (1, 3)), is_dense((2, 3), (0, 1))
+    (True, False, False)
+    """
+    axes = sorted(zip(stride, shape, strict=True), reverse=True)
+    return is_contiguous(tuple(size for _, size in axes), tuple(step for step, _ in axes))
+
+
 def check_spec(spec: TensorSpec) -> TensorSpec:
     """Return ``spec`` if every number in it is one and lies in bounds, else raise TensorError.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,9 +116,17 @@ class TensorStorage(ABC):
             raise wrong_crc(found, self.crc, self.record)
 
 
+class Measure(NamedTuple):
+    """What a pickle says of a storage, but for its key."""
+
+    torch_dtype: str | None
+    nbytes: int
+    location: str
+
+
 @dataclass(eq=False, repr=False)
 class MeasuredStorage(TensorStorage):
-    """What a pickle says of a storage whose bytes nobody asks for, but for its key."""
+    """What is known of a storage whose bytes nobody asks for: to check tensors against its size."""
 
     torch_dtype: str | None
     nbytes: int
@@ -128,9 +136,11 @@ class MeasuredStorage(TensorStorage):
         raise RuntimeError("a storage without bytes")
 
 
+#: Returns the storage of a key, given what the pickle says of it.
+OpenStorage = Callable[[str, Measure], TensorStorage]
 #: Returns the storages of keys, given the measures and which of them each has. None if one of them
 #: has to be opened alone, if only to say what is wrong with it.
-OpenMany = Callable[[list[str], list[MeasuredStorage], list[int]], list[TensorStorage] | None]
+OpenMany = Callable[[list[str], list[Measure], list[int]], list[TensorStorage] | None]
 
 
 class StorageOpener:

@@ -18,7 +18,7 @@ from torchzip.errors import EnoughMemory, TorchZipError, UnsupportedError
 from torchzip.files.in_place import InPlaceFile
 from torchzip.files.location import Location, located
 from torchzip.files.source import FileSource
-from torchzip.formats.base import OpenStorage, check_options
+from torchzip.formats.base import check_options
 from torchzip.formats.opening import open_checkpoint
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
@@ -26,7 +26,7 @@ from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.reduce import StorageKeys, Stored
-from torchzip.tensors.storage import MeasuredStorage, TensorStorage
+from torchzip.tensors.storage import Measure, OpenStorage, TensorStorage
 from torchzip.tools.edit_rules import DeviceRules, EditRules, GradRules
 from torchzip.tools.tree_edits import TreeEdit
 
@@ -315,12 +315,12 @@ class _Recording(LazyFactory):
         super().__init__(open_storage)
         one, many = self.storage, self.storages
 
-        def open_one(key: str, *measure: Any) -> TensorStorage:
-            storage = opened[key] = one(key, *measure)
-            return storage
+        def open_one(key: str, measure: Measure) -> TensorStorage:
+            opened[key] = one(key, measure)
+            return opened[key]
 
         def open_many(
-            keys: list[str], measures: list[MeasuredStorage], which: list[int]
+            keys: list[str], measures: list[Measure], which: list[int]
         ) -> list[TensorStorage] | None:
             storages = None if many is None else many(keys, measures, which)
             if storages is not None:

@@ -101,7 +101,7 @@ def same_unread(a: TensorSpec, b: TensorSpec) -> bool:
 def content_crc(spec: TensorSpec) -> int | None:
     """Return the stored CRC of a tensor's elements, if it is all of its storage in C order."""
     elements = ElementStorage(spec)
-    whole = elements.is_run and elements.start == 0 and elements.nbytes == spec.storage.nbytes
+    whole = elements.is_range and elements.start == 0 and elements.nbytes == spec.storage.nbytes
     return spec.storage.crc or None if whole else None
 
 

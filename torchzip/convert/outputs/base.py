@@ -90,7 +90,7 @@ class Output(ABC):
     def finish(work: Work) -> None:
         """Write all of a file that is not yet there, and compare every CRC of the source.
 
-        The file has its size, and the large storages are in their places. `Work.runs` gives the
+        The file has its size, and the large storages are in their places. `Work.batches` gives the
         keys of all storages in order: of a large one `Work.crc_of` must be called, as this is where
         damage of the source shows; small ones are `Work.contents_of`, and go to their ``starts``.
         """
@@ -140,22 +140,26 @@ class Output(ABC):
         named: dict[Any, str] = {}
         for name, tensor in reversed(self.tensors.items()):
             named[layout(tensor.spec)] = named[id(tensor.spec)] = self.aliases.get(name, name)
-        classes = {id(value) for value in checkpoint.subclassed.values()}
         arrays = {
             id(array): self.aliases.get(name, name)
             for name, old in selection.sources.items()
             if (array := selection.arrays.get(old)) is not None
             and not self._is_in_text(name, array)
         }
+
+        def name_of(value: Any) -> str | None:
+            if isinstance(value, LazyTensor):
+                return named.get(id(value.spec)) or named.get(layout(value.spec))
+            return arrays.get(id(value))
+
         if selection.is_flat:
             made = carry_order(list(self.tensors), in_file, Limits())
         else:
             made = carry(
                 selection.root,
-                lambda tensor: named.get(id(tensor.spec)) or named.get(layout(tensor.spec)),
+                name_of,
                 names=self.tensors.keys(),
-                is_listed=lambda value: isinstance(value, OtherTensor) or id(value) in classes,
-                name_of_array=lambda array: arrays.get(id(array)),
+                listed={id(value) for value in checkpoint.subclassed.values()},
                 in_file=in_file,
             )
         self.lost += made.lost

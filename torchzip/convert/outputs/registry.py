@@ -13,11 +13,6 @@ from torchzip.convert.outputs.zip import ZipOutput
 OUTPUTS: list[type[Output]] = [ZipOutput, SafetensorsOutput]
 
 
-def suffixes() -> tuple[str, ...]:
-    """Return the suffixes of all outputs."""
-    return tuple(suffix for output in OUTPUTS for suffix in output.suffixes)
-
-
 def output_of(suffix: str) -> type[Output] | None:
     """Return the output whose files have a suffix, in any case of letters; None if there is none.
 

@@ -45,7 +45,7 @@ class SafetensorsOutput(PlannerByName):
     def finish(work: Work) -> None:
         planned, file = work.planned, work.file
         file.write_at(0, planned.head)
-        for keys in work.runs():
+        for keys in work.batches():
             if work.is_small(keys[0]):
                 file.write_at(planned.starts[keys[0]], b"".join(work.contents_of(keys)))
             else:

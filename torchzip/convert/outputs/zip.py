@@ -113,7 +113,7 @@ class ZipOutput(Output):
         writer = ZipWriter(GapSink(file), archive_name(planned.path))
         for name, data in head_records(planned.head):
             writer.write_record(name, data)
-        for keys in work.runs():
+        for keys in work.batches():
             if work.is_small(keys[0]):
                 names = [b"data/%d" % key for key in keys]
                 writer.write_small_records(names, work.contents_of(keys))

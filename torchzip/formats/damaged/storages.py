@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torchzip.errors import TensorError
 from torchzip.formats.base import Container
-from torchzip.tensors.storage import Bytes, TensorStorage
+from torchzip.tensors.storage import Bytes, Measure, MeasuredStorage
 
 
 class SalvagedContainer(Container, Protocol):
@@ -28,15 +28,11 @@ class SalvagedContainer(Container, Protocol):
         return []
 
 
-class LostStorage(TensorStorage):
+class LostStorage(MeasuredStorage):
     """A storage that is lost; ``why`` says so."""
 
-    def __init__(
-        self, torch_dtype: str | None, nbytes: int, location: str, record: str, why: str
-    ) -> None:
-        self.torch_dtype = torch_dtype
-        self.nbytes = nbytes
-        self.location = location
+    def __init__(self, measure: Measure, record: str, why: str) -> None:
+        super().__init__(*measure)
         self.record = record
         self.why = why
 

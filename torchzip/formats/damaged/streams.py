@@ -18,7 +18,7 @@ from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.legacy import LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
 from torchzip.limits import Limits
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Measure, TensorStorage
 
 
 class _Row(NamedTuple):
@@ -39,13 +39,11 @@ class _DamagedPlain(PlainContainer, SalvagedContainer):
 
     _lost: dict[str, str]
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         why = self._lost.get(key)
         if why is not None:
-            return LostStorage(torch_dtype, nbytes, location, key, why)
-        return super().open_storage(key, torch_dtype, nbytes, location)
+            return LostStorage(measure, key, why)
+        return super().open_storage(key, measure)
 
 
 class DamagedLegacy(_DamagedPlain, LegacyContainer):
@@ -67,12 +65,9 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
     def locate(self, record: str) -> tuple[Source, int]:
         return self.source, self.offsets[record]  # a count may be what is damaged
 
-    def _storages_room(self) -> int:
-        return 1 << 63  # more than is there may be described: the file was cut
-
     def _place_storages(self, keys: list[str]) -> None:
         rows: list[_Row] = []
-        at = self._end
+        at = self._bounds[-1]
         listed = list(itertools.takewhile(self._measured.__contains__, keys))
         for key in listed:
             measured = self._measured[key]

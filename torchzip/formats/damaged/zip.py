@@ -22,7 +22,6 @@ from torchzip.formats.base import (
     FileContainer,
     MakeFactory,
     MeasuringFactory,
-    OpenStorage,
     RecordCheck,
     contiguous_tensor,
     read_pickle,
@@ -33,7 +32,9 @@ from torchzip.formats.zip import ZipFormat
 from torchzip.limits import Limits
 from torchzip.tensors.storage import (
     FixedPlace,
+    Measure,
     MeasuredStorage,
+    OpenStorage,
     SpanStorage,
     StreamStorage,
     TensorStorage,
@@ -226,15 +227,13 @@ class DamagedZip(ZipFormat, FileContainer):
 
     # -- storages ----------------------------------------------------------------------------------
 
-    def open_storage(
-        self, key: str, torch_dtype: str | None, nbytes: int, location: str
-    ) -> TensorStorage:
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         """Return the storage of a key, or a `LostStorage`."""
         record = f"data/{key}"
-        whole = self._archive.find(_record(key), nbytes)
+        whole = self._archive.find(_record(key), measure.nbytes)
         if isinstance(whole, str):
-            return LostStorage(torch_dtype, nbytes, location, record, whole)
-        return self._storage(whole, torch_dtype, location, record)
+            return LostStorage(measure, record, whole)
+        return self._storage(whole, measure.torch_dtype, measure.location, record)
 
     def _storage(
         self, whole: Whole, torch_dtype: str | None, location: str, record: str
@@ -297,7 +296,7 @@ class DamagedZip(ZipFormat, FileContainer):
                     unsized += [record] if sizes == [] else []
                     continue
                 why = "its bytes are damaged or not there, or no CRC of them is left"
-                storage = LostStorage(None, max(sizes), "cpu", record, why)
+                storage = LostStorage(Measure(None, max(sizes), "cpu"), record, why)
             factory = make_factory(lambda *_, made=storage: made)
             root[record] = contiguous_tensor(factory, record, "uint8", (storage.nbytes,))
         if not whole:

@@ -38,7 +38,6 @@ from torchzip.files.opening import open_source, refuse_existing
 from torchzip.files.source import File, Source, rewinder
 from torchzip.formats.base import (
     FileContainer,
-    OpenStorage,
     check_options,
 )
 from torchzip.formats.damaged.opening import end_of, kind_of, open_damaged
@@ -47,6 +46,7 @@ from torchzip.formats.directory import is_part_of_directory
 from torchzip.limits import Limits
 from torchzip.tensors.kinds.parts import Checked
 from torchzip.tensors.persistent_ids import BareStorage
+from torchzip.tensors.storage import Measure, OpenStorage
 from torchzip.tools.repairing.pruning import Pruning, lost_in
 from torchzip.tools.repairing.text_mode import before_text, count_text_lines
 from torchzip.types import OtherTensor
@@ -344,7 +344,8 @@ class _CheckingFactory(LazyFactory):
 
 def _given_up(part: LazyTensor, why: str) -> LazyTensor:
     held = part.spec.storage
-    lost = LostStorage(held.torch_dtype, held.nbytes, held.location, held.record or "", why)
+    measure = Measure(held.torch_dtype, held.nbytes, held.location)
+    lost = LostStorage(measure, held.record or "", why)
     return LazyTensor(part.spec.replace(storage=lost))
 
 
