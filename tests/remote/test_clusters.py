@@ -253,3 +253,15 @@ def test_memory_of_workers(store: Store) -> None:
     assert max(peaks) < 250e6, peaks
     with tz.lazy_load(store.url("large/"), storage_options=store.options) as ckpt:
         assert len(ckpt) == 160
+
+
+def test_shards_of_workers_are_taken_back(store: Store) -> None:
+    """When one task fails, what others have uploaded meanwhile does not stay."""
+    store.fails = lambda number, request: "00003-of" in request.path and request.method == "PUT"
+    try:
+        with ThreadPoolExecutor(4) as executor, pytest.raises(OSError, match="status 400"):
+            _convert(store, "failed/", executor)
+    finally:
+        store.fails = lambda number, request: False
+    assert not store.keys("failed/")
+    assert not store.open_uploads()

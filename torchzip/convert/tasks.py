@@ -35,8 +35,14 @@ def run_tasks(executor: Executor, tasks: Sequence[Task], done: Callable[[int, An
     """Have an executor do all tasks; ``done`` gets the number of each and what it returned.
 
     What cannot be sent to another process, such as an open file, is done here. When one fails, the
-    others are cancelled, and those that have begun are waited for.
+    others are cancelled; those that have begun are waited for, and told as well.
     """
+    told: set[int] = set()
+
+    def tell(number: int, result: Any) -> None:
+        told.add(number)
+        done(number, result)
+
     futures: dict[Future[Any], int] = {}
     here: list[int] = []
     try:
@@ -51,15 +57,17 @@ def run_tasks(executor: Executor, tasks: Sequence[Task], done: Callable[[int, An
             futures[future] = number
         for number in here:
             function, arguments = tasks[number]
-            done(number, function(*arguments))
+            tell(number, function(*arguments))
         for future in as_completed(futures):
-            done(futures[future], future.result())
+            tell(futures[future], future.result())
     except BaseException as error:
         for future in futures:
             future.cancel()
-        for future in futures:
-            if not future.cancelled():
-                future.exception()  # wait: a worker must not write to a file that is gone
+        for future, number in futures.items():
+            # Wait: a worker must not write to a file that is gone.
+            if not future.cancelled() and future.exception() is None and number not in told:
+                with contextlib.suppress(Exception):  # there is an error to report already
+                    tell(number, future.result())
         if isinstance(error, BrokenExecutor) or type(error).__name__ in _LOST:
             raise ChildProcessError(
                 errno.ECHILD, "A worker ended before its work was done. It may have been killed "

@@ -67,8 +67,8 @@ def upload(
             ]
 
             def done(number: int, counts: dict[str, int]) -> None:
-                found.append(counts)
                 made.append(plan.files[number].path)
+                found.append(counts)
                 meter.add(plan.files[number].nbytes)
 
             run_tasks(executor, tasks, done)
