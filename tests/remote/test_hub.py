@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.remote.range_server import RangeServer, serving
+from tests.remote.range_server import Answer, RangeServer, serving
 from torchzip.files.hub import Place, parse_place
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -25,13 +24,12 @@ class _Hub:
         self.web = web
         self.cdn = cdn
         self.options = {"endpoint": web.url.rstrip("/"), "token": "hf_SECRET"}
-        web.change = self._answer
+        web.answer = self._answer  # type: ignore[method-assign]
 
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> Any:
-        request = self.web.requests[-1]
-        if request.headers.get("Authorization") != "Bearer hf_SECRET":
+    def _answer(self, path: str, headers: Mapping[str, str]) -> Answer:
+        if headers.get("Authorization") != "Bearer hf_SECRET":
             return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        path = request.path.partition("?")[0]
+        path = path.partition("?")[0]
         if path.startswith("/api/models/org/model"):
             if path.endswith("/gone"):
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"

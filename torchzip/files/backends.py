@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from torchzip.files.location import Location
@@ -18,9 +19,12 @@ _OF_OBSTORE = {"s3", "s3a", "gs", "gcs", "az", "adl", "azure", "abfs", "abfss"}
 _OF_WEB = {"http", "https"}
 
 
-def open_object(location: Location) -> RemoteObject:
-    """Return the object of a URL, by its scheme."""
-    found: RemoteObject = _backend(location).open_object(location)
+def open_object(location: Location, kept: dict[Any, Any] | None = None) -> RemoteObject:
+    """Return the object of a URL, by its scheme.
+
+    ``kept`` is for what the objects of one folder share, such as open connections.
+    """
+    found: RemoteObject = _backend(location).open_object(location, kept)
     return found
 
 

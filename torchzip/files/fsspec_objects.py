@@ -22,7 +22,7 @@ class FsspecObject(RemoteObject):
     and after it.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, kept: dict[Any, Any] | None = None) -> None:
         self._name = location.name
         self._location = location
         self._system, self._path = _open_system(location)

@@ -46,8 +46,10 @@ def parse_place(url: str) -> Place:
 class HubObject(WebObject):
     """A file of one commit, which never changes: so nothing else identifies its state."""
 
-    def __init__(self, location: Location, name: str, commit: str) -> None:
-        super().__init__(location, name)
+    def __init__(
+        self, location: Location, kept: dict[Any, Any] | None, name: str, commit: str
+    ) -> None:
+        super().__init__(location, kept, name)
         self._commit = commit
 
     def tail(self, nbytes: int) -> Answer:
@@ -57,7 +59,7 @@ class HubObject(WebObject):
         return super().range(start, stop, None)._replace(identity=self._commit)
 
 
-def open_object(location: Location) -> HubObject:
+def open_object(location: Location, kept: dict[Any, Any] | None = None) -> HubObject:
     """Return a file of the hub."""
     place = parse_place(location.url)
     hub, options = _hub_of(location)
@@ -70,7 +72,7 @@ def open_object(location: Location) -> HubObject:
             endpoint=options.get("endpoint"),
         )  # fmt: skip
         headers = hub.utils.build_hf_headers(token=options.get("token"))
-    return HubObject(Location(url, {"headers": headers}), location.name, commit)
+    return HubObject(Location(url, {"headers": headers}), kept, location.name, commit)
 
 
 def list_folder(location: Location) -> tuple[Location, list[str]]:

@@ -22,7 +22,7 @@ _TIMES = {"connect_timeout": "10s", "timeout": "5m"}
 class ObstoreObject(RemoteObject):
     """An object of a store."""
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, kept: dict[Any, Any] | None = None) -> None:
         self._name = location.name
         self._obstore, self._store = _open_store(location)  # of one object, whose path is empty
 

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torchzip.files.source import Buffer, Source
 
@@ -175,6 +175,8 @@ class Connections:
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(CONNECTIONS, "torchzip-remote")
         self._ahead = ReadAhead([], self.pool)
+        #: What the backend keeps for the next request.
+        self.kept: dict[Any, Any] = {}
 
     def will_read(self, spans: Iterable[Span]) -> None:
         before, self._ahead = self._ahead, ReadAhead(spans, self.pool)
@@ -185,4 +187,7 @@ class Connections:
         return self._ahead.read(source, offset, nbytes)
 
     def close(self) -> None:
+        self._ahead.drop()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        for each in self.kept.values():
+            each.close()

@@ -87,10 +87,6 @@ class RemoteObject(Protocol):
 
     def remove(self) -> None: ...
 
-    def close(self) -> None:
-        """End reading."""
-        return
-
 
 def replaced(name: str) -> FormatError:
     """Return the error for an object that is not the one that was opened."""

@@ -19,7 +19,7 @@ from typing import Any
 from torchzip.files.backends import open_object
 from torchzip.files.location import Location
 from torchzip.files.read_ahead import RANGE_NBYTES, Connections, FarSource, ReadAhead
-from torchzip.files.remote import Answer, RemoteObject, replaced
+from torchzip.files.remote import Answer, replaced
 from torchzip.files.source import Buffer, Source, check_inside
 
 #: What is fetched when an object is opened.
@@ -41,7 +41,7 @@ class RemoteSource(FarSource):
     """
 
     def __init__(self, location: Location, connections: Connections | None = None) -> None:
-        self._prepare(location, open_object(location), connections)
+        self._prepare(location, connections)
         try:
             head = self._connections.pool.submit(self._object.range, 0, _HEAD_NBYTES, None)
             tail = self._object.tail(_TAIL_NBYTES)
@@ -53,17 +53,15 @@ class RemoteSource(FarSource):
             self.close()
             raise
 
-    def _prepare(
-        self, location: Location, opened: RemoteObject, connections: Connections | None
-    ) -> None:
+    def _prepare(self, location: Location, connections: Connections | None) -> None:
         self.location = location
         self.name = location.name
-        self._object = opened
         self._ends: list[tuple[int, Buffer]] = []
         self._recent: deque[tuple[int, Buffer]] = deque(maxlen=_KEPT)
         self._owns_connections = connections is None
         self._connections: Connections = connections if connections is not None else Connections()
         self.far_group = self._connections
+        self._object = open_object(location, self._connections.kept)
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -141,7 +139,6 @@ class RemoteSource(FarSource):
         self._is_closed = True
         if self._owns_connections:
             self._connections.close()
-        self._object.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen_remote, (self.location, self.size, self.identity))
@@ -150,6 +147,6 @@ class RemoteSource(FarSource):
 def reopen_remote(location: Location, size: int, identity: str) -> RemoteSource:
     """Return the source of an object, which must be in the state that it was in."""
     source = RemoteSource.__new__(RemoteSource)
-    source._prepare(location, open_object(location), None)
+    source._prepare(location, None)
     source.size, source.identity = size, identity
     return source

@@ -54,7 +54,9 @@ class WebObject(RemoteObject):
 
     is_read_only = True
 
-    def __init__(self, location: Location, name: str | None = None) -> None:
+    def __init__(
+        self, location: Location, kept: dict[Any, Any] | None = None, name: str | None = None
+    ) -> None:
         self._name = name or location.name
         options = dict(location.storage_options or {})
         headers = options.pop("headers", {})
@@ -72,9 +74,7 @@ class WebObject(RemoteObject):
         #: Where redirects have led, so that they are followed once.
         self._direct = self._url
         self._is_private = False
-        #: Connections that wait for the next request, by scheme and server.
-        self._idle: dict[tuple[str, ...], list[http.client.HTTPConnection]] = {}
-        self._is_closed = False
+        self._idle: _Idle = ({} if kept is None else kept).setdefault("web", _Idle())
 
     def tail(self, nbytes: int) -> Answer:
         return self._get(f"bytes=-{nbytes}", nbytes, None)
@@ -91,19 +91,6 @@ class WebObject(RemoteObject):
     def remove(self) -> None:
         raise read_only(self._name)
 
-    def close(self) -> None:
-        self._is_closed = True
-        self._close_idle()
-
-    def _close_idle(self) -> None:
-        for idle in [*self._idle.values()]:
-            while idle:
-                idle.pop().close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_idle", None):
-            self.close()
-
     def _get(self, span: str, nbytes: int, identity: str | None) -> Answer:
         asked = {"Range": span, "Accept-Encoding": "identity"}
         if identity is not None and identity.startswith('"'):  # a strong ETag
@@ -118,7 +105,7 @@ class WebObject(RemoteObject):
                     raise
                 reason = _reason(error)
                 self._direct = self._url  # it may have been for a while only
-                self._close_idle()  # which the server may have closed
+                self._idle.drop()  # the server may have closed them
             except ValueError:
                 self._fail(errno.EIO, "The server's answer, or the URL, makes no sense")
             if attempt + 1 < _ATTEMPTS:
@@ -147,10 +134,10 @@ class WebObject(RemoteObject):
                 self._direct = url
                 is_idle = response.isclosed() and not response.will_close
             finally:
-                if not is_idle or self._is_closed:
+                if is_idle:
+                    self._idle.put(parts, connection)
+                else:
                     connection.close()
-            if is_idle and not self._is_closed:
-                self._idle.setdefault(parts[:2], []).append(connection)
             return answer
         self._fail(errno.ELOOP, "Too many redirects")
 
@@ -165,12 +152,9 @@ class WebObject(RemoteObject):
 
     def _connection(self, parts: SplitResult) -> http.client.HTTPConnection:
         """Return a connection to a server that requests may go to."""
-        idle = self._idle.get(parts[:2])
-        while idle:
-            try:
-                return idle.pop()
-            except IndexError:  # another thread has it
-                break
+        idle = self._idle.take(parts)
+        if idle is not None:
+            return idle
         made, is_proxy = _connect(parts)
         try:
             made.connect()
@@ -241,6 +225,40 @@ class WebObject(RemoteObject):
 
     def _fail(self, number: int, said: str) -> NoReturn:
         raise OSError(number, said, self._name)
+
+
+class _Idle:
+    """Connections that wait for the next request. Objects of a folder share them."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._is_closed = False
+
+    def take(self, parts: SplitResult) -> http.client.HTTPConnection | None:
+        """Return a connection to a server, if there is one."""
+        try:
+            return self._waiting[parts.scheme, parts.netloc].pop()
+        except (KeyError, IndexError):
+            return None
+
+    def put(self, parts: SplitResult, connection: http.client.HTTPConnection) -> None:
+        if self._is_closed:
+            connection.close()
+        else:
+            self._waiting.setdefault((parts.scheme, parts.netloc), []).append(connection)
+
+    def drop(self) -> None:
+        """Close all of them."""
+        for waiting in [*self._waiting.values()]:
+            while waiting:
+                waiting.pop().close()
+
+    def close(self) -> None:
+        self._is_closed = True
+        self.drop()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 open_object = WebObject
