@@ -187,7 +187,7 @@ class _Writer:
         self._places: dict[int, int] = {}  # in the table, by the id of a value
         #: Places that are still to be filled, with the value, its way and its depth.
         self._jobs: deque[tuple[int, Any, Way | None, int]] = deque()
-        #: The depth of what stands in no other value: the root, or an entry of the table.
+        #: The depth of what is in no other value: the root, or an entry of the table.
         self._top = 0
 
     def write(self) -> Node:
