@@ -16,8 +16,8 @@ from tests.child_process import python
 from torchzip import errors, types
 
 _NAMES = {
-    "load", "save", "lazy_load", "incremental_save", "convert", "tools", "types", "Checkpoint",
-    "LazyTensor", "Limits", "TorchZipError", "FormatError", "UnsafeGlobalError",
+    "load", "save", "lazy_load", "incremental_save", "convert", "executors", "tools", "types",
+    "Checkpoint", "LazyTensor", "Limits", "TorchZipError", "FormatError", "UnsafeGlobalError",
     "UnsupportedError", "LimitError", "__version__",
 }  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_signatures(function: Any, positional: list[str], keywords: dict[str, An
     assert len(plain) + len(options) == len(parameters)
 
 
-@pytest.mark.parametrize("name", sorted(_NAMES - {"__version__", "tools", "types"}))
+@pytest.mark.parametrize("name", sorted(_NAMES - {"__version__", "executors", "tools", "types"}))
 def test_docstrings(name: str) -> None:
     """Everything public says what it is; functions show an example that runs."""
     thing = getattr(tz, name)

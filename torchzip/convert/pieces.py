@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -18,10 +19,18 @@ from torchzip.files.crc import RunningCrc32, crc32
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.files.source import file_place
+from torchzip.files.streamed_file import StreamedFile
 from torchzip.files.watch import Watched
 from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import Bytes, SpanStorage, TensorStorage
+from torchzip.tensors.storage import (
+    Bytes,
+    Part,
+    SpanStorage,
+    TensorStorage,
+    whole_parts,
+    will_read,
+)
 
 #: Read at once: long enough for the quick CRC, short enough for the processor's caches.
 _READ_NBYTES = 4 << 20
@@ -95,7 +104,7 @@ def _can_go_unread(origin: Origin) -> bool:
     return span is not None and (not origin.crc or isinstance(file_place(*span)[0], Watched))
 
 
-def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
+def _read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
     """Return the storages with a CRC that these are made of, but not of all their bytes in order.
 
     So nothing that is written shows whether they are damaged.
@@ -108,6 +117,15 @@ def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
             if base.crc and not (inner.is_range and inner.nbytes == base.nbytes):
                 found[id(base)] = base
     return list(found.values())
+
+
+def check_read_in_part(storages: Iterable[TensorStorage]) -> None:
+    """Compare the CRCs of storages of which only a part is written, or not in order."""
+    partial = _read_in_part(storages)
+    will_read(partial)
+    for storage in partial:
+        for _ in storage.checked_blocks():
+            pass
 
 
 def cut(
@@ -143,15 +161,32 @@ def write_pieces(
 
     ``tell`` gets the number of bytes of each block.
     """
+    will_read([piece.storage for piece in pieces], chain.from_iterable(map(parts_of, pieces)))
+    return write_announced(path, pieces, tell)
+
+
+def write_announced(path: str, pieces: Sequence[Piece], tell: Tell) -> list[Written]:
+    """Write pieces whose sources know that they will be read."""
     with RangeWriter(path) as out:
-        worker = _Worker(out, tell)
-        return [worker.write(piece) for piece in pieces]
+        return PieceWriter(out, tell).write_all(pieces)
 
 
-class _Worker:
+def parts_of(piece: Piece) -> Iterator[Part]:
+    """Yield what is read of files for a piece."""
+    origin = origin_of(piece.storage)
+    if origin is None or not isinstance(origin.base, SpanStorage):
+        yield from whole_parts(piece.storage)
+        return
+    start, stop = piece.start, piece.stop
+    if origin.cast is not None:
+        start, stop = origin.cast.base_range(start, stop)
+    yield origin.base, origin.start + start, origin.start + stop
+
+
+class PieceWriter:
     """Writes pieces, with memory that it keeps from one to the next."""
 
-    def __init__(self, out: RangeWriter, tell: Tell) -> None:
+    def __init__(self, out: RangeWriter | StreamedFile, tell: Tell) -> None:
         self._out = out
         self._tell = tell
         self._cast_of = cache(Cast)
@@ -159,6 +194,9 @@ class _Worker:
     @cached_property
     def _buffer(self) -> Bytes:
         return np.empty(_READ_NBYTES, np.uint8)
+
+    def write_all(self, pieces: Sequence[Piece]) -> list[Written]:
+        return [self.write(piece) for piece in pieces]
 
     def write(self, piece: Piece) -> Written:
         """Write a piece; return the CRCs."""
@@ -221,9 +259,7 @@ class _Worker:
         cast = self._cast_of(storage.source, storage.target)
         in_nbytes = DTYPES[storage.source].itemsize
         out_nbytes = DTYPES[storage.target].itemsize
-        start, stop = (
-            origin.start + at // out_nbytes * in_nbytes for at in (piece.start, piece.stop)
-        )
+        start, stop = (origin.start + at for at in storage.base_range(piece.start, piece.stop))
         crc, source_crc = RunningCrc32(), RunningCrc32()
         before = cast.out_of_range
         for at in range(start, stop, _READ_NBYTES):

@@ -133,6 +133,11 @@ class CastStorage(TensorStorage):
     def made_of(self) -> Iterable[TensorStorage]:
         return (self.base,)
 
+    def base_range(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the bytes of ``base`` that a range of whole elements is made of."""
+        first, last = start // self._out_nbytes, stop // self._out_nbytes
+        return first * self._in_nbytes, last * self._in_nbytes
+
     def read_into(self, start: int, out: Bytes) -> None:
         first = start // self._out_nbytes
         last = -(-(start + out.nbytes) // self._out_nbytes)

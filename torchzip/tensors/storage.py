@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
 from torchzip.files.crc import crc32, wrong_crc
-from torchzip.files.source import Source
+from torchzip.files.source import Source, file_place
 
 Bytes = NDArray[np.uint8]
 
@@ -182,8 +182,19 @@ class Locator(Protocol):
         """Return the Source and the offset of the bytes of a record."""
         ...
 
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        """Return the Source, and the offset and size of all that is read for a record's bytes.
 
-class FixedPlace:
+        Nothing is read for that.
+        """
+        ...
+
+    def alone(self, record: str) -> Locator:
+        """Return a Locator for a record that can be pickled if the Source can."""
+        return FixedPlace(*self.locate(record))
+
+
+class FixedPlace(Locator):
     """A Locator for one place."""
 
     def __init__(self, source: Source, offset: int) -> None:
@@ -191,6 +202,9 @@ class FixedPlace:
 
     def locate(self, record: str) -> tuple[Source, int]:
         return self._place
+
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        return (*self._place, nbytes)
 
 
 class SpanStorage(TensorStorage):
@@ -225,15 +239,20 @@ class SpanStorage(TensorStorage):
     @property
     def source(self) -> Source:
         """Where the bytes stand."""
-        return self._locator.locate(self.record)[0]
+        return self.extent(0, 0)[0]
 
     @property
     def path(self) -> str:
         """The file, as messages show it."""
         return self.source.name
 
+    def extent(self, start: int, stop: int) -> tuple[Source, int, int]:
+        """Return the Source, and the offset and size of all that is read for a range of bytes."""
+        source, offset, nbytes = self._locator.extent(self.record, self.nbytes)
+        return source, offset + start, nbytes - self.nbytes + stop - start
+
     def __reduce__(self) -> tuple[Any, ...]:
-        place = FixedPlace(*self._locator.locate(self.record))
+        place = self._locator.alone(self.record)
         fields = (self.torch_dtype, self.nbytes, self.location, self.record, place)
         return (SpanStorage, (*fields, self.crc, self._swap_nbytes))
 
@@ -269,6 +288,41 @@ def sources_of(storages: Iterable[object]) -> list[Source]:
             known.add(id(storage))
             left += storage.made_of()
     return list(found.values())
+
+
+#: A storage of a file, and from which byte of it to which something will be read.
+Part = tuple[SpanStorage, int, int]
+
+
+def will_read(storages: Iterable[TensorStorage], parts: Iterable[Part] | None = None) -> None:
+    """Tell the sources of storages which parts of them will be read soon, in this order.
+
+    By default they are read whole.
+    """
+    storages = list(storages)
+    sources = {id(file): file for file in (file_place(s, 0)[0] for s in sources_of(storages))}
+    groups: dict[int, list[tuple[Source, int, int]]] = {}
+    if any(source.far_group is not None for source in sources.values()):  # others look at nothing
+        if parts is None:
+            parts = (part for storage in storages for part in whole_parts(storage))
+        for storage, start, stop in parts:
+            source, at, nbytes = storage.extent(start, stop)
+            source, at = file_place(source, at)
+            groups.setdefault(id(source.far_group), []).append((source, at, nbytes))
+    for source in sources.values():
+        if source.far_group is None:
+            source.will_read([])
+        elif spans := groups.pop(id(source.far_group), []):
+            source.will_read(spans)
+
+
+def whole_parts(storage: TensorStorage) -> Iterator[Part]:
+    """Yield what is read of files for all bytes of a storage."""
+    if isinstance(storage, SpanStorage):
+        yield storage, 0, storage.nbytes
+    else:
+        for base in storage.made_of():
+            yield from whole_parts(base)
 
 
 def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:
