@@ -18,7 +18,7 @@ from tests import builders as b
 from tests.faults import descriptors
 from tests.formats.counting import Counted
 from torchzip.files import folder as folder_module
-from torchzip.files.folder import Folder, PooledSource
+from torchzip.files.folder import LocalFolder, PooledSource
 from torchzip.files.source import FileSource
 
 _A = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -415,7 +415,7 @@ def test_an_index_is_no_file_object(tmp_path: Path) -> None:
 def test_folder_sources(tmp_path: Path) -> None:
     """A Source of a folder reads as its file does, is itself each time, and survives pickle."""
     (tmp_path / "f").write_bytes(b"0123456789")
-    folder = Folder(tmp_path)
+    folder = LocalFolder(tmp_path)
     source = folder.open("f")
     assert folder.open("f") is source
     assert source.read_at(3, 4) == b"3456"
@@ -438,7 +438,7 @@ def test_a_file_in_use_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(folder_module, "_OPEN_FILES", 1)
     for name in "ab":
         (tmp_path / name).write_bytes(name.encode())
-    folder = Folder(tmp_path)
+    folder = LocalFolder(tmp_path)
     one, other = folder.open("a"), folder.open("b")
     with folder.borrow(one) as file:
         assert other.read_at(0, 1) == b"b"

@@ -17,7 +17,8 @@ import torchzip as tz
 from tests.lazy.trees import Both, expressions, is_inside, rounded, same
 from tests.sampling import costly, thorough
 from tests.tensors.test_specs import indices
-from torchzip.tensors import computed, packing
+from torchzip.files.source import FileObjectSource
+from torchzip.tensors import computed, packing, specs
 from torchzip.tensors.arithmetic import converted
 from torchzip.tensors.numpy_dtypes import numpy_dtype, torch_dtype_of
 
@@ -29,6 +30,7 @@ def _short_blocks() -> Iterator[None]:
         patch.setattr(computed, "_BLOCK_ELEMENTS", 7)
         patch.setattr(packing, "_SMALL_GATHER_NBYTES", 24)
         patch.setattr(packing, "_LONG_RUN_NBYTES", 8)
+        patch.setattr(specs, "_FAR_GAP_NBYTES", 8)
         yield
 
 
@@ -79,6 +81,33 @@ def test_any_split_of_reads(data: st.DataObject) -> None:
     assert made == whole[edges[begin] :]
     blocks = b"".join(block.tobytes() for block in storage.checked_blocks(11))
     assert blocks == whole
+
+
+@thorough
+@given(st.data())
+def test_parts_are_what_is_read(data: st.DataObject) -> None:
+    """What is announced of a range has every byte that is read for it, beside headers."""
+    storage = packing.elements_of(data.draw(expressions()).lazy.spec)
+    storage.read(0, storage.nbytes)  # looks for the places of the records
+    start, stop = sorted(data.draw(st.integers(0, storage.nbytes)) for _ in range(2))
+    announced: set[tuple[int, int]] = set()
+    for part in storage.parts(start, stop):
+        source, offset, nbytes = part[0].extent(*part[1:])
+        announced |= {(id(source), at) for at in range(offset, offset + nbytes)}
+    read: set[tuple[int, int]] = set()
+    read_into = FileObjectSource.read_into
+
+    def noted(source: FileObjectSource, offset: int, out: memoryview) -> None:
+        read.update((id(source), at) for at in range(offset, offset + out.nbytes))
+        read_into(source, offset, out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileObjectSource, "read_into", noted)
+        reader = storage.reader(start, stop, data.draw(st.sampled_from([20, 1 << 20])))
+        at_once = data.draw(st.integers(1, 40))
+        for at in range(start, stop, at_once):
+            reader.read_into(at, np.empty(min(at_once, stop - at), np.uint8))
+    assert read <= announced
 
 
 @given(expressions(), st.sampled_from(["bfloat16", "float16", "float32", "float8_e4m3fn"]))

@@ -32,7 +32,8 @@ from torchzip.checkpoint.structure import Structure
 from torchzip.container.zip_reader import ZipReader
 from torchzip.container.zip_writer import ZipWriter
 from torchzip.files.in_place import InPlaceFile
-from torchzip.files.source import FileSource, open_source
+from torchzip.files.opening import open_source
+from torchzip.files.source import FileSource
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.reduce import StorageKeys
 from torchzip.tools import Edited, diff, edit

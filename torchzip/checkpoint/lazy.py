@@ -29,6 +29,7 @@ from torchzip.errors import (
     shortened,
     shown,
 )
+from torchzip.files.location import Location, StorageOptions, located
 from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options
 from torchzip.formats.opening import open_checkpoint
@@ -81,11 +82,15 @@ class Checkpoint(Mapping[str, Any]):
         *,
         foreign: Foreign = "keep",
         limits: Limits | None = None,
+        storage_options: StorageOptions = None,
     ) -> None:
         limits = check_options(foreign, limits)
+        file = located(file, storage_options)
         # What ``pickle`` takes along: of a path where it is now, whatever folder is current then.
         origin: tuple[Any, ...]
-        if isinstance(file, str | os.PathLike):
+        if isinstance(file, Location):
+            origin = (file, None, foreign, limits)
+        elif isinstance(file, str | os.PathLike):
             origin = (os.path.abspath(os.fsdecode(file)), None, foreign, limits)
         else:
             origin = (file, position_of(file), foreign, limits)
@@ -319,7 +324,13 @@ def _open_again(file: File, start: int | None, foreign: Foreign, limits: Limits)
     return Checkpoint(file, foreign=foreign, limits=limits)
 
 
-def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = None) -> Checkpoint:
+def lazy_load(
+    file: File,
+    *,
+    foreign: Foreign = "keep",
+    limits: Limits | None = None,
+    storage_options: StorageOptions = None,
+) -> Checkpoint:
     """Open a checkpoint without reading its tensors.
 
     ``file`` is a path, or a binary file object with ``read`` and ``seek``, read from where it
@@ -328,6 +339,10 @@ def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = 
     ``*.index.json``, or of a directory, with such an index and its shards, or all shards without
     one, a ``model.safetensors`` or what else Hugging Face calls a whole file, or the ``.metadata``
     of torch.distributed.checkpoint.
+
+    Wherever a path is taken, a URL is too, of a store, a web server or the Hugging Face hub
+    (docs/remote.md); that of a folder ends with a slash. ``storage_options`` are passed to what
+    reads it.
 
     Names outside torchzip's table become inert `types.ForeignObject` s; with ``foreign="raise"``
     they are an error that lists them all, and so is whatever else would be such an object.
@@ -346,4 +361,4 @@ def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = 
     ...     list(ckpt), ckpt["layer.weight"].shape, ckpt["layer.weight"][1, :2].tolist()
     (['layer.weight'], (2, 3), [3.0, 4.0])
     """
-    return Checkpoint(file, foreign=foreign, limits=limits)
+    return Checkpoint(file, foreign=foreign, limits=limits, storage_options=storage_options)

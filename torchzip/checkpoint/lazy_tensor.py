@@ -19,8 +19,21 @@ from torchzip.tensors.numpy_dtypes import (
     torch_dtype_of,
 )
 from torchzip.tensors.persistent_ids import BareStorage, Factory
-from torchzip.tensors.specs import TensorSpec, contiguous_stride, opened, read_view, slice_spec
-from torchzip.tensors.storage import ArrayStorage, OpenStorage, StorageOpener, TensorStorage
+from torchzip.tensors.specs import (
+    TensorSpec,
+    contiguous_stride,
+    opened,
+    parts_of_view,
+    read_view,
+    slice_spec,
+)
+from torchzip.tensors.storage import (
+    ArrayStorage,
+    OpenStorage,
+    StorageOpener,
+    TensorStorage,
+    will_read,
+)
 
 
 class LazyTensor:
@@ -209,6 +222,8 @@ def _read(
     spec: TensorSpec, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
 ) -> NDArray[Any]:
     try:
+        if spec.storage.depth:  # it is read in blocks, of all that it is made of in turn
+            will_read([spec.storage], parts_of_view(spec, shape, stride, offset))
         return read_view(spec, shape, stride, offset)
     except MemoryError as error:  # a block would cost each of many small reads
         raise no_memory(error) from None

@@ -16,9 +16,9 @@ from torchzip.cli.command import (
     DONE,
     Command,
     exit_on_sigterm,
-    limits_of,
     parse_renames,
     parse_rules,
+    reading_options,
     say,
     warnings_said,
 )
@@ -101,7 +101,7 @@ def writing(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "progress": progress,
             "overwrite": arguments.force,
             "dry_run": is_dry,
-            "limits": limits_of(arguments),
+            **reading_options(arguments),
             **rules_of(arguments),
         }
 

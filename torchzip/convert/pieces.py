@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -16,12 +17,13 @@ from torchzip.files.crc import RunningCrc32, crc32
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.files.source import file_place
+from torchzip.files.streamed_file import StreamedFile
 from torchzip.files.watch import Watched
 from torchzip.tensors.casts import Cast, CastReader, CastStorage
 from torchzip.tensors.chunks import ChunkedStorage
 from torchzip.tensors.computed import ComputedStorage, names_tensor
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import RangeCrc, Reader, SpanStorage, TensorStorage
+from torchzip.tensors.storage import RangeCrc, Reader, SpanStorage, TensorStorage, will_read
 
 Tell = Callable[[int], None]
 
@@ -81,7 +83,7 @@ def _can_go_unread(storage: TensorStorage) -> bool:
     )
 
 
-def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
+def _read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
     """Return the storages with a CRC that these are made of, but not of all their bytes in order.
 
     So nothing that is written shows whether they are damaged.
@@ -102,6 +104,15 @@ def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
             if part.crc and id(part) not in compared:
                 found[id(part)] = part
     return list(found.values())
+
+
+def check_read_in_part(storages: Iterable[TensorStorage]) -> None:
+    """Compare the CRCs of storages of which only a part is written, or not in order."""
+    partial = _read_in_part(storages)
+    will_read(partial)
+    for storage in partial:
+        for _ in storage.checked_blocks():
+            pass
 
 
 def goes_by_ranges(storage: TensorStorage) -> bool:
@@ -141,17 +152,26 @@ def write_pieces(
 
     ``tell`` gets the number of bytes of each block.
     """
+    parts = (piece.storage.parts(piece.start, piece.stop) for piece in pieces)
+    will_read([piece.storage for piece in pieces], chain.from_iterable(parts))
+    return write_announced(path, pieces, tell)
+
+
+def write_announced(path: str, pieces: Sequence[Piece], tell: Tell) -> list[Written]:
+    """Write pieces whose sources know that they will be read."""
     with RangeWriter(path) as out:
-        worker = _Worker(out, tell)
-        return [worker.write(piece) for piece in pieces]
+        return PieceWriter(out, tell).write_all(pieces)
 
 
-class _Worker:
-    """Writes pieces, with memory that it keeps from one to the next."""
+class PieceWriter:
+    """Writes pieces to their places in a file, or one after another to a stream."""
 
-    def __init__(self, out: RangeWriter, tell: Tell) -> None:
+    def __init__(self, out: RangeWriter | StreamedFile, tell: Tell) -> None:
         self._out = out
         self._tell = tell
+
+    def write_all(self, pieces: Sequence[Piece]) -> list[Written]:
+        return [self.write(piece) for piece in pieces]
 
     def write(self, piece: Piece) -> Written:
         """Write a piece; return the CRCs."""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import CUT_SHORT, ErrorPlace, LimitError, PickleError
-from torchzip.files.source import File, Source, open_source
+from torchzip.files.opening import open_source
+from torchzip.files.source import File, Source
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.interpreter import Interpreter
@@ -26,6 +27,7 @@ from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import (
+    Locator,
     Measure,
     MeasuredStorage,
     OpenStorage,
@@ -176,13 +178,16 @@ class FileContainer(Container):
         self.source.close()
 
 
-class PlainContainer(FileContainer):
+class PlainContainer(FileContainer, Locator):
     """A file with the little-endian bytes of storages, which begin at ``offsets`` by their keys."""
 
     offsets: dict[str, int]
 
     def locate(self, record: str) -> tuple[Source, int]:
         return self.source, self.offsets[record]
+
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        return self.source, self.offsets[record], nbytes
 
     def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         unit = swap_nbytes(measure.torch_dtype, "little")
@@ -193,7 +198,7 @@ class FolderContainer(Container):
     """A container that is several files of a directory."""
 
     def __init__(self, folder: Folder, name: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self.name = name
 
     def _check_parts(self, parts: Iterable[tuple[str, Container]]) -> Iterator[RecordCheck]:
@@ -205,7 +210,7 @@ class FolderContainer(Container):
             self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
 
     def close(self) -> None:
-        self._folder.close()
+        self.folder.close()
 
 
 class MeasuringFactory(Factory):

@@ -32,6 +32,7 @@ from torchzip.container.safetensors import parse_header
 from torchzip.container.shard_index import parse_index
 from torchzip.errors import FormatError, listed
 from torchzip.files.folder import Folder
+from torchzip.files.opening import is_folder, open_around, open_folder
 from torchzip.formats.base import Container, OpenContainer, open_file
 from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, SafetensorsPartsContainer
@@ -46,24 +47,22 @@ _UNDERSTOOD = (
 )
 
 
-def is_part_of_directory(path: str) -> bool:
+def is_part_of_directory(file: str | os.PathLike[str]) -> bool:
     """Return whether a path is a directory, or the file that says what a directory holds."""
-    name = os.path.basename(path)
-    return is_index(name) or is_metadata(name) or os.path.isdir(path)
+    name = os.path.basename(os.fsdecode(file))
+    return is_index(name) or is_metadata(name) or is_folder(file)
 
 
-def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> Container:
+def open_directory(
+    file: str | os.PathLike[str], limits: Limits, open_container: OpenContainer
+) -> Container:
     """Return the container that a directory is, or the one that the named file describes."""
-    if os.path.isdir(path):
-        folder, name = Folder(path), ""
-    else:
-        parent, name = os.path.split(path)
-        folder = Folder(parent)
+    folder, name = (open_folder(file), "") if is_folder(file) else open_around(file)
     try:
         if not name:
             return _open_folder(folder, limits, open_container)
-        if name not in folder.names:
-            raise FileNotFoundError(2, "No such file or directory", path)
+        if not folder.has(name):
+            raise FileNotFoundError(2, "No such file or directory", os.fsdecode(file))
         if is_index(name):
             return open_index(folder, name, limits, open_container)
         return DcpContainer(folder, [name], limits)
@@ -91,6 +90,7 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         found[ranks[0]] = partial(DcpContainer, folder, ranks, limits)
     if not found:
         parts = [name for name in folder.names if name.endswith(".safetensors")]
+        folder.will_open(parts)
         if any(SHARDING_INFO in parse_header(folder.open(name), limits)[1] for name in parts):
             return SafetensorsPartsContainer(folder, parts, limits)
         # No reader looks for shards without an index, so with one they do not count.
@@ -117,7 +117,7 @@ def _open_whole(
     folder: Folder, name: str, limits: Limits, open_container: OpenContainer
 ) -> Container:
     folder.close()
-    return open_file(folder.place(name), limits, open_container)
+    return open_file(folder.file(name), limits, open_container)
 
 
 def _sets(names: list[str]) -> list[list[Shard]]:

@@ -10,6 +10,7 @@ import os
 
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import ArchiveError, FormatError, UnsupportedError
+from torchzip.files.opening import is_folder
 from torchzip.files.source import File, Source
 from torchzip.formats.base import Container, open_file
 from torchzip.formats.zip import ZipContainer
@@ -34,11 +35,11 @@ def open_checkpoint(file: File, limits: Limits) -> Container:
     """
     if isinstance(file, str | os.PathLike):
         path = os.fsdecode(file)
-        if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
+        if path.endswith(_OF_DIRECTORIES) or is_folder(file):
             from torchzip.formats.directory import is_part_of_directory, open_directory
 
-            if is_part_of_directory(path):
-                return open_directory(path, limits, open_container)
+            if is_part_of_directory(file):
+                return open_directory(file, limits, open_container)
         if path.endswith(".distcp"):
             raise FormatError(
                 "items of a distributed checkpoint. Give the path of the directory, which has a "

@@ -31,11 +31,13 @@ from torchzip.tensors.storage import (
     BLOCK_NBYTES,
     READER_NBYTES,
     Bytes,
+    Part,
     RangeCrc,
     Reader,
     SpanStorage,
     TensorStorage,
     compare_crcs,
+    will_read,
 )
 
 Array = NDArray[Any]
@@ -159,6 +161,13 @@ class ComputedStorage(TensorStorage):
         """Return the row where the block begins that has a row."""
         return row // self.block_rows * self.block_rows if self.row else row
 
+    def parts(self, start: int, stop: int) -> Iterator[Part]:
+        row_nbytes = max(self.row_nbytes, 1)
+        first, last = self.first_block(start // row_nbytes), -(-stop // row_nbytes)
+        if self.row:
+            last = min(self.first_block(last + self.block_rows - 1), self.rows)
+        return _parts(self.operands, first, last)
+
     def read_into(self, start: int, out: Bytes) -> None:
         reader = self.reader(start, start + out.nbytes)
         reader.read_into(start, out)
@@ -202,12 +211,27 @@ def _compared(operands: Iterable[Operand]) -> list[SpanStorage]:
     ]
 
 
+def _parts(operands: Sequence[Operand], first: int, stop: int) -> Iterator[Part]:
+    """Yield what is read of files for rows of a result: some of each operand in turn, each once."""
+    share = READER_NBYTES // max(len(operands), 1)
+    at_once = max(1, share // max((each.row_nbytes for each in operands), default=1))
+    done = [0] * len(operands)
+    for at in range(first, stop, at_once):
+        for number, operand in enumerate(operands):
+            begin, end = operand.rows(at, min(at + at_once, stop))
+            begin, done[number] = max(begin, done[number]), end
+            if begin < end:
+                nbytes = operand.row_nbytes
+                yield from operand.elements.parts(begin * nbytes, end * nbytes)
+
+
 def blocks_of(operands: Sequence[Operand], rows: int) -> Iterator[list[Array]]:
     """Yield blocks of the same elements of operands, in order; compare CRCs at the end.
 
     Their memory is used again for the next.
     """
     at_once = rows_of_block(operands)
+    will_read([each.elements for each in operands], _parts(operands, 0, rows))
     share = READER_NBYTES // max(len(operands), 1)
     readers = [OperandReader(operand, 0, rows, share) for operand in operands]
     for first in range(0, rows, at_once):

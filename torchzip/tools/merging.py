@@ -25,6 +25,7 @@ from torchzip.convert.conversion import ConvertReport, convert
 from torchzip.convert.rules import Rules
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, shown
+from torchzip.files.location import StorageOptions
 from torchzip.lazy import compute
 from torchzip.limits import Limits
 from torchzip.tools.formula import Formula
@@ -72,7 +73,7 @@ def average(
 
     A tensor that a source lacks, or has in another shape, is an error that lists them. With
     ``partial`` those are averaged that have it, and those of other shapes are those of the first.
-    ``convert_options`` are the options of `convert`.
+    ``convert_options`` are the options of `convert`; ``storage_options`` are for all URLs.
 
     Raises
     ------
@@ -195,13 +196,15 @@ def _merge(
     gives a tensor, or why one is taken as it is: the last if the reason says so, else the first.
     """
     limits: Limits | None = options.pop("limits", None)
+    storage_options: StorageOptions = options.get("storage_options")
     rules = Rules(include=options.get("include"), exclude=options.get("exclude"))
     problems: list[str] = []
     kept: dict[str, str] = {}
     made: dict[Any, tuple[str, LazyTensor]] = {}
     with contextlib.ExitStack() as opened:
         checkpoints = [
-            opened.enter_context(Checkpoint(path, limits=limits)) for path in sources.values()
+            opened.enter_context(Checkpoint(path, limits=limits, storage_options=storage_options))
+            for path in sources.values()
         ]
         labels = [f"{label} ({checkpoint.path})" for label, checkpoint in
                   zip(sources, checkpoints, strict=True)]  # fmt: skip
