@@ -42,7 +42,7 @@ _SAID = {
 }
 
 
-#: What obstore says of what has no status -> what it means.
+#: What obstore says where there is no status -> what it means.
 _PHRASES = {
     "error sending request": "the server cannot be reached",
     "error decoding response body": "the answer ended too soon",
