@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -70,6 +71,8 @@ def _check_local(executor: Any, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
+    # It has exceptions pickled with their tracebacks, from its import on.
+    before = dict(copyreg.dispatch_table)
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
@@ -78,6 +81,8 @@ def client() -> Iterator[Any]:
         distributed.Client(cluster) as made,
     ):
         yield made
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,6 @@ _SMALL_NBYTES = 1 << 14
 _BATCH_RECORDS = 1 << 11
 _BATCH_NBYTES = 1 << 22
 
-_ARRAY = np.ndarray
-
 
 def save(
     obj: Any,
@@ -149,7 +147,7 @@ class Archive:
         alone = np.flatnonzero((nbytes == 0) | (nbytes > _SMALL_NBYTES)).tolist()
         at = 0
         self._root = root
-        with reading([each for each in stored if type(each) is not _ARRAY]) as blocks_of:
+        with reading([each for each in stored if type(each) is not np.ndarray]) as blocks_of:
             for next_alone in [*alone, len(stored)]:
                 while at < next_alone:
                     most_bytes = ends[at] - nbytes[at] + _BATCH_NBYTES

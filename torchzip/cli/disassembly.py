@@ -13,7 +13,7 @@ from torchzip.cli.command import DONE, Command, in_options, reading_options
 from torchzip.errors import TorchZipError, printable
 from torchzip.files.location import StorageOptions, located
 from torchzip.files.opening import open_source
-from torchzip.limits import Limits
+from torchzip.limits import DEFAULT_LIMITS, Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.pickling.disassembly import Annotator, Step, argument_text
 from torchzip.pickling.opcodes import OPCODES
@@ -66,7 +66,7 @@ def disassemble(
     TorchZipError, OSError
         After the opcodes before the fault are printed.
     """
-    limits = limits or Limits()
+    limits = limits or DEFAULT_LIMITS
     source = open_source(located(file, storage_options))
     show = _JsonLines(source.name) if as_json else _TextLines()
     with contextlib.closing(source):

@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
+#: What is said of a name that exists, by whoever may not overwrite it.
+EXISTS = "Exists already; overwrite=True replaces it"
 #: What users may say of a store beside the URL; its backend takes it.
 StorageOptions = Mapping[str, Any] | None
 

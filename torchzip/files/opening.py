@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from torchzip.files.folder import Folder, LocalFolder
-from torchzip.files.location import Location
+from torchzip.files.location import EXISTS, Location
 from torchzip.files.source import File, FileObjectSource, FileSource, Source, checked_file
 from torchzip.files.streams import is_stream
 
@@ -88,6 +88,4 @@ def refuse_existing(file: str | os.PathLike[str]) -> None:
     else:
         exists = os.path.lexists(file) and not is_stream(file)
     if exists:
-        raise FileExistsError(
-            errno.EEXIST, "Exists already; overwrite=True replaces it", os.fsdecode(file)
-        )
+        raise FileExistsError(errno.EEXIST, EXISTS, os.fsdecode(file))

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from torchzip.errors import FormatError, TorchZipError
-from torchzip.files.location import Location
+from torchzip.files.location import EXISTS, Location
 from torchzip.files.source import Buffer
 
 #: What obstore says of an answer, beside the URL with its signature and headers.
 _STATUS = re.compile(r"status code:? (\d{3})|status: (\d{3})|\b(\d{3}) (?:Client|Server) Error")
+#: What a server answers -> what it is.
+NUMBER_OF_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT}
 #: The names of what backends raise -> what it is.
 _ERRORS = {
     "PermissionDeniedError": errno.EACCES,
@@ -32,17 +34,17 @@ _ERRORS = {
     "AlreadyExistsError": errno.EEXIST,
     "NotSupportedError": errno.EOPNOTSUPP,
 }
-_SAID = {
+SAID = {
     errno.EACCES: "The server refuses access; check the credentials",
     errno.ENOENT: "No such object, or not for you. The URL of a folder ends with a slash",
-    errno.EEXIST: "Exists already; overwrite=True replaces it",
+    errno.EEXIST: EXISTS,
     errno.EOPNOTSUPP: (
         "The server gives no parts of this object; fetch it whole, and open the copy"
     ),
 }
 
 
-#: What obstore says of what has no status -> what it means.
+#: What obstore says where there is no status -> what it means.
 _PHRASES = {
     "error sending request": "the server cannot be reached",
     "error decoding response body": "the answer ended too soon",
@@ -128,7 +130,7 @@ def errors_of(name: str) -> Iterator[None]:
         found = _STATUS.search(str(error))
         status = next(filter(None, found.groups())) if found is not None else None
         number = _number_of(error, status)
-        said = _SAID.get(number)
+        said = SAID.get(number)
         if said is None:
             reason = f"status {status}" if status else kind
             if isinstance(error, OSError) and error.errno:
@@ -144,10 +146,8 @@ def _number_of(error: Exception, status: str | None) -> int:
     for kind in type(error).__mro__:
         if kind.__name__ in _ERRORS:
             return _ERRORS[kind.__name__]
-    if status in ("401", "403"):
-        return errno.EACCES
-    if status == "404":
-        return errno.ENOENT
+    if status is not None and int(status) in NUMBER_OF_STATUS:
+        return NUMBER_OF_STATUS[int(status)]
     number = error.errno if isinstance(error, OSError) else None
     if number is None and isinstance(error, FileNotFoundError):
         number = errno.ENOENT

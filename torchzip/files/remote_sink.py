@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from torchzip.files.backends import open_object
-from torchzip.files.location import Location
+from torchzip.files.location import EXISTS, Location
 from torchzip.files.remote import read_only
 from torchzip.files.source import Buffer
 
@@ -94,9 +94,7 @@ class RemoteSink:
                 self._send()
             # Stores refuse an object of one part by themselves, and one of several not at all.
             if not self._overwrite and self._object.exists():
-                raise FileExistsError(
-                    errno.EEXIST, "Exists already; overwrite=True replaces it", self.name
-                )
+                raise FileExistsError(errno.EEXIST, EXISTS, self.name)
             self._end(None)
         finally:
             self.abort()

@@ -76,7 +76,7 @@ class PathSink(NewFile):
             view = view[done:]
 
     def reserve(self, nbytes: int) -> None:
-        """Do nothing: with direct writes there is no measurable gain."""
+        """Do nothing: direct writes gain nothing measurable by it."""
 
     def _open_direct(self) -> None:
         try:
@@ -108,7 +108,7 @@ class PathSink(NewFile):
             direct.close()
 
 
-class File(Protocol):
+class OffsetFile(Protocol):
     """A file that is written to at offsets."""
 
     name: str
@@ -119,7 +119,7 @@ class File(Protocol):
 class GapSink:
     """Writes around the gaps of a file that others fill."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: OffsetFile) -> None:
         self._file = file
         self.name = file.name
         self.position = 0

@@ -23,7 +23,14 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from torchzip.errors import TorchZipError
 from torchzip.files.location import Location
-from torchzip.files.remote import Answer, RemoteObject, read_only, replaced
+from torchzip.files.remote import (
+    NUMBER_OF_STATUS,
+    SAID,
+    Answer,
+    RemoteObject,
+    read_only,
+    replaced,
+)
 
 _ATTEMPTS = 4
 _MOST_REDIRECTS = 5
@@ -35,9 +42,7 @@ _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _EMPTY_RANGE = re.compile(r"bytes \*/0")
 _OF_STATUS = {
-    401: (errno.EACCES, "The server refuses access; check the credentials"),
-    403: (errno.EACCES, "The server refuses access; check the credentials"),
-    404: (errno.ENOENT, "No such object, or not for you. The URL of a folder ends with a slash"),
+    **{status: (number, SAID[number]) for status, number in NUMBER_OF_STATUS.items()},
     410: (errno.ENOENT, "No such object any more"),
 }
 
@@ -192,10 +197,7 @@ class WebObject(RemoteObject):
         elif response.status == 200 and length is not None:
             first, last, size = 0, length - 1, length
             if length > nbytes:
-                self._fail(
-                    errno.EOPNOTSUPP,
-                    "The server gives no parts of this object; fetch it whole, and open the copy",
-                )
+                self._fail(errno.EOPNOTSUPP, SAID[errno.EOPNOTSUPP])
         else:
             number, said = _OF_STATUS.get(
                 response.status, (errno.EIO, f"The request failed: status {response.status}")

@@ -19,7 +19,7 @@ from torchzip.errors import CUT_SHORT, ErrorPlace, LimitError, PickleError
 from torchzip.files.opening import open_source
 from torchzip.files.source import File, Source
 from torchzip.leaf_types import ForeignObject
-from torchzip.limits import Limits
+from torchzip.limits import DEFAULT_LIMITS, Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Name
@@ -336,7 +336,7 @@ def check_options(foreign: object, limits: object) -> Limits:
     if foreign not in ("keep", "raise"):
         raise ValueError(f"foreign must be 'keep' or 'raise', not {foreign!r}")
     if limits is None:
-        return Limits()
+        return DEFAULT_LIMITS
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
     return limits

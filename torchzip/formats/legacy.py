@@ -75,6 +75,13 @@ class LegacyContainer(PlainContainer):
 
     def _place_storages(self, keys: list[str]) -> None:
         at = self._bounds[-1]
+        nbytes = sum(each.nbytes for each in self._measured.values())
+        if nbytes > self.source.size - at:
+            raise TensorError(
+                f"the object has storages of {nbytes:,} bytes, and the file has "
+                f"{self.source.size - at:,} bytes after it. {CUT_SHORT}",
+                offset=at,
+            )
         for key in keys:
             if key not in self._measured:
                 raise FormatError(

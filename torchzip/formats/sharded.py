@@ -270,7 +270,7 @@ def _in_order(shards: list[Shard]) -> list[str]:
         more = f" and {lacking - len(names):,} more" if lacking > len(names) else ""
         raise FormatError(
             f"{lacking:,} of {count:,} shards are not in the directory: {listed(names)}{more}. "
-            "There is no index either. Fetch them and put them beside the others.",
+            "The index is missing as well. Fetch them and put them beside the others.",
         )
     return [numbered[number] for number in sorted(numbered)]
 

@@ -50,7 +50,7 @@ Columns = tuple[Numbers, Numbers, NDArray[np.bool_]]
 _FEWEST = 12
 #: Bytes that are looked at first, and at most. A window that was used up is followed by one
 #: that is larger, so what is looked at in vain is never much.
-_FIRST_WINDOW = 1 << 15
+_FIRST_WINDOW = 1 << 16
 _LARGEST_WINDOW = 1 << 18
 #: Bytes that are passed over after the first time that there was no run.
 _PAUSE = 1 << 10
