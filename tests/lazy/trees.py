@@ -119,12 +119,14 @@ def views(draw: st.DrawFn, both: Both) -> Both:
         return Both(lazy.T, wide.T)
     if kind == "permute":
         axes = draw(st.permutations(range(lazy.ndim)))
-        return Both(lazy.permute(*axes), wide.transpose(axes))
+        made = lazy.permute(*axes) if draw(st.booleans()) else lazy.permute(axes)
+        return Both(made, wide.transpose(axes))
     if kind == "reshape":
         numel = math.prod(lazy.shape)
         divisors = [n for n in range(1, numel + 1) if numel % n == 0]
         shape = (draw(st.sampled_from(divisors)), -1) if numel else (0, 3)
-        return Both(lazy.reshape(*shape), wide.reshape(shape))
+        made = lazy.reshape(*shape) if draw(st.booleans()) else lazy.reshape(shape)
+        return Both(made, wide.reshape(shape))
     if lazy.torch_dtype in FLOATS:
         dtype = draw(st.sampled_from(FLOATS))
         if dtype != lazy.torch_dtype:

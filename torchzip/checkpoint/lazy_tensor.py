@@ -142,18 +142,17 @@ class LazyTensor:
         """The tensor with its axes in reverse order."""
         return self.permute(*reversed(range(self.ndim)))
 
-    def permute(self, *axes: int) -> LazyTensor:
+    def permute(self, *axes: int | Sequence[int]) -> LazyTensor:
         """Return the tensor with its axes in another order, as numpy's ``transpose``."""
         from torchzip.tensors.views import permuted  # as all of these, which few programs need
 
-        return LazyTensor(permuted(self.spec, axes))
+        return LazyTensor(permuted(self.spec, _each_or_one_sequence(axes)))
 
-    def reshape(self, *shape: int | tuple[int, ...]) -> LazyTensor:
+    def reshape(self, *shape: int | Sequence[int]) -> LazyTensor:
         """Return the same elements, in C order, in another shape; one size may be -1."""
         from torchzip.tensors.views import reshaped
 
-        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-        return LazyTensor(reshaped(self.spec, cast(Sequence[int], sizes)))
+        return LazyTensor(reshaped(self.spec, _each_or_one_sequence(shape)))
 
     def to(self, dtype: str) -> LazyTensor:
         """Return the tensor in another dtype, rounded once from what an expression computes.
@@ -265,6 +264,13 @@ def _operand(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         value = tensor_of(value)
     return value.spec if isinstance(value, LazyTensor) else None
+
+
+def _each_or_one_sequence(sizes: tuple[int | Sequence[int], ...]) -> Sequence[int]:
+    """Return the ints that a call was given one by one, or all in one sequence."""
+    if len(sizes) == 1 and isinstance(sizes[0], Sequence):
+        return sizes[0]
+    return cast(Sequence[int], sizes)
 
 
 def _has_ellipsis(key: Any) -> bool:
