@@ -224,10 +224,8 @@ def _merge(
                 if other is None:
                     problems.append(f"{name} is not in {labels[number]}")
                 elif not _matches(held, other):
-                    problems.append(
-                        f"{name} is {_look(held)}, and {_look(other)} in {labels[number]}"
-                    )
-                    kept[name] = "another kind of tensor elsewhere"
+                    kept[name] = f"{_look(other)} in {labels[number]}"
+                    problems.append(f"{name} is {_look(held)}, and {kept[name]}")
                 else:
                     present.append(number)
                     tensors.append(other)
