@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -59,7 +60,7 @@ def cat(tensors: Sequence[Any], axis: int = 0) -> LazyTensor:
                 f"tensors of shapes {list(specs[0].shape)} and {list(spec.shape)} are not put "
                 f"together along axis {at}"
             )
-    starts = [sum(spec.shape[at] for spec in specs[:number]) for number in range(len(specs) + 1)]
+    starts = list(accumulate((spec.shape[at] for spec in specs), initial=0))
     shape = (*specs[0].shape[:at], starts[-1], *specs[0].shape[at + 1 :])
     parts = [
         ((*(0,) * at, start, *(0,) * (ndim - at - 1)), spec)
