@@ -29,10 +29,11 @@ from torchzip.tensors.storage import Bytes, TensorStorage, sources_of, will_read
 #: Yields the bytes of a storage that is to be written; see `reading`.
 BlocksOf = Callable[[TensorStorage], Iterator[Bytes]]
 
-#: Storages up to this size are copied and written together.
-_SMALL_NBYTES = 1 << 14
+#: Storages up to this size are copied and written together, about half a MB at once: memory for
+#: more of them is mapped anew each time, which takes longer than what fewer steps save.
+_SMALL_NBYTES = 1 << 18
 _BATCH_RECORDS = 1 << 11
-_BATCH_NBYTES = 1 << 22
+_BATCH_NBYTES = 1 << 19
 
 
 def save(

@@ -28,7 +28,6 @@ import os
 import struct
 from collections.abc import Sequence
 from itertools import repeat
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -228,7 +227,7 @@ class ZipWriter:
         contents: Sequence[bytes],
         crcs: Sequence[int | None] | None = None,
     ) -> None:
-        """Write whole records of a few KB each, with all headers computed in one step.
+        """Write whole records of some 100 KB at most, with all headers computed in one step.
 
         Writes the same bytes as `write_record` for each (a test compares them), which is used
         if names have several lengths. Records start on multiples of the alignment, so each start
@@ -242,7 +241,7 @@ class ZipWriter:
             or self._prefix.startswith(DESCRIPTOR_MAGIC)
             or not sizes.all()
             or self.position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= BIG
-            or DESCRIPTOR_MAGIC[0] in map(itemgetter(0), contents)  # it may begin like that
+            or any(map(bytes.startswith, contents, repeat(DESCRIPTOR_MAGIC)))
             or set(map(len, names)) != {len(names[0])}
             or len(set(names)) < count
             or not self._seen.isdisjoint(names)
