@@ -209,3 +209,13 @@ def test_reduce() -> None:
     assert seen == array.T.ravel().tolist()
     assert tz.lazy.reduce(note, array[:0]) is None
     assert tz.lazy.reduce(note, array[:0], initial=3) == 3
+
+
+def test_a_single_product_of_complex_numbers() -> None:
+    """It has the bits that it has among others: of any block, and of any slice."""
+    numbers = np.random.default_rng(3).standard_normal((2, 200, 2), np.float32)
+    left, right = numbers.view(np.complex64)[..., 0]
+    product = tz.lazy.cat([left]) * right
+    whole = product.numpy()
+    np.testing.assert_array_equal(whole, left * right)
+    np.testing.assert_array_equal([product[at] for at in range(200)], whole)

@@ -52,7 +52,10 @@ class Arithmetic:
     def __call__(self, blocks: list[Array], first: int, stop: int) -> Array:
         left = blocks[0] if self.left is None else self.left
         right = blocks[-1] if self.right is None else self.right
-        made: Array = self.ufunc(left, right, out=blocks[0])
+        # numpy multiplies complex numbers with fused steps, but not a single one in its own place:
+        # what an element becomes must not depend on how many there are in its block.
+        in_place = None if blocks[0].dtype.kind == "c" else blocks[0]
+        made: Array = self.ufunc(left, right, out=in_place)
         return made
 
 
