@@ -4,7 +4,9 @@
 * ``.metadata``, or ``__<rank>.metadata``: torch.distributed.checkpoint;
 * ``*.safetensors`` with a ``DCP_SHARDING_INFO``: the safetensors variant of the same;
 * one of the names of `hub_names.WHOLE_FILES`, or that of a variant: that file;
-* shards of one set without an index, if all are there.
+* shards of one set without an index, if all are there;
+* ``*_model_states.pt`` and ``*_optim_states.pt``: DeepSpeed's ZeRO. ``latest`` names the directory
+  that has them; where something else is beside it, the path of that file itself means ZeRO.
 
 A directory that has more than one of these is refused, with all their names: which of them is meant
 depends on who reads it. transformers 5.24 (``_get_resolved_checkpoint_files``) takes the first that
@@ -30,26 +32,33 @@ from torchzip.container.hub_names import (
 )
 from torchzip.container.safetensors import parse_header
 from torchzip.container.shard_index import parse_index
-from torchzip.errors import FormatError, listed
-from torchzip.files.folder import Folder
-from torchzip.formats.base import Container, OpenContainer, open_file
+from torchzip.errors import FormatError, listed, shown
+from torchzip.files.folder import Folder, is_plain_name
+from torchzip.formats.base import Container, OpenContainer, open_file, read_bounded
 from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, SafetensorsPartsContainer
 from torchzip.formats.not_checkpoints import folder_error
 from torchzip.formats.sharded import open_index, open_shards
+from torchzip.formats.zero import ZeroContainer
+from torchzip.formats.zero_files import is_zero
 from torchzip.limits import Limits
+
+#: What names the tag of a DeepSpeed checkpoint, the directory that has its files.
+LATEST = "latest"
+_LATEST = (LATEST, "latest_universal")
 
 _UNDERSTOOD = (
     f"A directory is read that has one of: shards, with an *{INDEX_SUFFIX} or all of them; "
     f"{', '.join(WHOLE_FILES)}; the .metadata or the *.safetensors of "
-    "torch.distributed.checkpoint. For a single file give its own path."
+    "torch.distributed.checkpoint; the *_states.pt of DeepSpeed's ZeRO, or a latest that names "
+    "their directory. For a single file give its own path."
 )
 
 
 def is_part_of_directory(path: str) -> bool:
     """Return whether a path is a directory, or the file that says what a directory holds."""
     name = os.path.basename(path)
-    return is_index(name) or is_metadata(name) or os.path.isdir(path)
+    return name in _LATEST or is_index(name) or is_metadata(name) or os.path.isdir(path)
 
 
 def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> Container:
@@ -66,6 +75,8 @@ def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> 
             raise FileNotFoundError(2, "No such file or directory", path)
         if is_index(name):
             return open_index(folder, name, limits, open_container)
+        if name in _LATEST:
+            return _open_latest(folder, name, limits, open_container)
         return DcpContainer(folder, [name], limits)
     except BaseException:
         folder.close()
@@ -96,12 +107,16 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         # No reader looks for shards without an index, so with one they do not count.
         for shards in _sets(folder.names):
             found[shards[0].name] = partial(open_shards, folder, shards, limits, open_container)
+    if is_zero(folder.names):
+        found["*_states.pt"] = partial(ZeroContainer, folder, limits, open_container)
     whole = [name for name in folder.names if is_whole(name)]
     if whole and len(indices) == 1:
         listed_there = parse_index(folder.open(indices[0]), limits).weight_map.values()
         whole = sorted({*whole} - {*listed_there})
     for name in whole:
         found[name] = partial(_open_whole, folder, name, limits, open_container)
+    if not found and LATEST in folder.names:
+        return _open_latest(folder, LATEST, limits, open_container)
     if not found:
         raise folder_error(folder.path, folder.names, _UNDERSTOOD)
     if len(found) > 1:
@@ -111,6 +126,25 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
             path=folder.path,
         )
     return found.popitem()[1]()
+
+
+def _open_latest(
+    folder: Folder, name: str, limits: Limits, open_container: OpenContainer
+) -> Container:
+    """Return the ZeRO checkpoint in the directory that a ``latest`` names."""
+    raw = read_bounded(folder.open(name), limits, "text_nbytes")
+    tag = raw.decode("utf-8", "replace").strip()
+    if not is_plain_name(tag) or not os.path.isdir(folder.place(tag)):
+        raise FormatError(
+            f"it names {shown(tag)}; a directory beside it was expected", path=folder.place(name)
+        )
+    folder.close()
+    inner = Folder(folder.place(tag))
+    try:
+        return ZeroContainer(inner, limits, open_container)
+    except BaseException:
+        inner.close()
+        raise
 
 
 def _open_whole(

@@ -21,7 +21,7 @@ _OLD_PT2 = "serialized_exported_program.json"
 #: Blanks of JSON.
 _BLANKS = b" \t\n\r"
 #: How files may end that say what a directory holds.
-_OF_DIRECTORIES = (".json", ".metadata")
+_OF_DIRECTORIES = (".json", ".metadata", "latest", "latest_universal")
 
 
 def open_checkpoint(file: File, limits: Limits) -> Container:

@@ -1,0 +1,227 @@
+"""Directories of DeepSpeed's ZeRO: each rank has a slice of the weights in float32.
+
+A directory (of a tag, such as ``global_step500``) has, with dp the number of a rank and mp 00:
+
+* stages 1 and 2, and BF16_Optimizer: ``mp_rank_00_model_states.pt`` and, for each rank,
+  ``[bf16_|fp16_]zero_pp_rank_<dp>_mp_rank_00_optim_states.pt``;
+* stage 3: ``zero_pp_rank_<dp>_mp_rank_00_model_states.pt`` as well;
+* stage 0: the first file alone, with all weights.
+
+A file of model states has the state dict in ``module`` (in stage 3 without elements), the names of
+the trained parameters in the order of the flat buffers (``param_shapes``, a dict for a group),
+those that are not trained (``frozen_param_shapes``, ``frozen_param_fragments``), and ties
+(``shared_params``: {name: name that has the data}). A file of optimizer states has flat buffers:
+
+* ``single_partition_of_fp32_groups`` (stages 1 and 2), one for each group. Those of all ranks one
+  after another have the parameters one after another, each padded as
+  ``param_alignment_paddings`` says, if that is there; the end is padded to a multiple of 2W.
+* ``fp32_flat_groups`` (stage 3). Those of one rank, one after another, have a W-th of each
+  parameter, rounded up; the slices of a parameter stand at the same place in all ranks.
+
+Observed: DeepSpeed 0.19.8, whose ``zero_to_fp32.py`` gives the same values. It loses frozen
+parameters of stage 1; whatever of ``module`` has elements and is nowhere else is taken from there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, shown
+from torchzip.files.folder import Folder
+from torchzip.formats.base import OpenContainer
+from torchzip.formats.rank_files import Flat, Joined, RankFilesContainer, check_dense
+from torchzip.formats.zero_files import States, check_optimizers, files_of_ranks
+from torchzip.limits import Limits
+from torchzip.tensors.chunks import Chunk
+from torchzip.tensors.specs import Shape, TensorSpec
+
+#: What every name has in a checkpoint of Lightning.
+_LIGHTNING = "_forward_module."
+
+
+class ZeroContainer(RankFilesContainer):
+    """The weights of a ZeRO checkpoint, with the names and in the order of the state dict."""
+
+    format = "zero"
+    label = "DeepSpeed ZeRO"
+
+    def __init__(self, folder: Folder, limits: Limits, open_container: OpenContainer) -> None:
+        super().__init__(folder, folder.path or ".", limits, open_container)
+        with ErrorPlace(path=self.name):
+            models, optimizers = files_of_ranks(folder.names)
+            self._model_name = models[0]
+            self._model = self._read_states(models[0])
+            ranks = [
+                self._read_states(name).inner("optimizer_state_dict")
+                for name in optimizers.values()
+            ]
+            check_optimizers(ranks, [*optimizers.values()])
+            groups = self._model.groups_of_shapes("param_shapes")
+            made: dict[str, Joined] = {}
+            is_sliced = bool(ranks) and "fp32_flat_groups" in ranks[0]
+            if is_sliced:
+                made = self._sliced(groups, ranks) | self._frozen_slices(models, len(ranks))
+            elif ranks and "single_partition_of_fp32_groups" in ranks[0]:
+                made = self._concatenated(groups, ranks)
+            elif ranks:
+                raise UnsupportedError(
+                    f"the optimizer states have {ranks[0]}; single_partition_of_fp32_groups or "
+                    "fp32_flat_groups was expected",
+                    path=ranks[0].place,
+                )
+            elif any(groups):
+                raise FormatError(
+                    "the directory has no *_optim_states.pt, which have the weights in float32. "
+                    f"Fetch those of all ranks, or give the path of {shown(models[0])} to read "
+                    "what it has."
+                )
+            self._add_others(made, is_sliced)
+            self._arrange(made)
+
+    def _read_states(self, name: str) -> States:
+        return States(self.read_file(name), self._folder.place(name))
+
+    def _concatenated(
+        self, groups: list[dict[str, Shape]], ranks: list[States]
+    ) -> dict[str, Joined]:
+        """Return the trained parameters of stages 1 and 2."""
+        key = "single_partition_of_fp32_groups"
+        parts = [states.flats(key) for states in ranks]
+        for states, own in zip(ranks, parts, strict=True):
+            if len(own) != len(groups):
+                raise states.wrong(f"the length of its {key}", len(own), f"{len(groups):,}")
+        made: dict[str, Joined] = {}
+        unit = 2 * len(ranks)
+        for number, shapes in enumerate(groups):
+            _check_lengths([own[number].numel for own in parts], ranks, last_is_cut=True)
+            flat = Flat([(own[number], each.place) for own, each in zip(parts, ranks, strict=True)])
+            paddings = ranks[0].numbers("param_alignment_paddings", number, len(shapes))
+            at = 0
+            for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
+                numel = math.prod(shape)
+                self._check_inside(name, at + numel, flat)
+                chunks = list(flat.runs(at, numel))
+                made[name] = self.join(name, flat.torch_dtype, shape, chunks, (numel,))
+                at += numel + padding
+            if -(-at // unit) != -(-flat.numel // unit):
+                raise self._model.not_of_one_save(
+                    f"the parameters of group {number:,} have {shown(at)} elements, and the flat "
+                    f"buffers of the ranks {flat.numel:,}"
+                )
+        return made
+
+    def _sliced(self, groups: list[dict[str, Shape]], ranks: list[States]) -> dict[str, Joined]:
+        """Return the trained parameters of stage 3."""
+        parts = [states.flats("fp32_flat_groups") for states in ranks]
+        flats = [
+            Flat([(spec, states.place) for spec in own])
+            for states, own in zip(ranks, parts, strict=True)
+        ]
+        _check_lengths([flat.numel for flat in flats], ranks)
+        made: dict[str, Joined] = {}
+        at = 0
+        for group in groups:
+            for name, shape in group.items():
+                made[name] = self._from_slices(name, shape, flats, at)
+                at += -(-math.prod(shape) // len(flats))
+        if at != flats[0].numel:
+            raise self._model.not_of_one_save(
+                f"a rank's slices of the parameters have {at:,} elements, and its flat buffers "
+                f"{flats[0].numel:,}"
+            )
+        return made
+
+    def _from_slices(self, name: str, shape: Shape, flats: list[Flat], at: int) -> Joined:
+        """Return a tensor of which each rank has a slice at the same place of its flat buffer."""
+        numel = math.prod(shape)
+        each = -(-numel // len(flats))
+        chunks: list[Chunk] = []
+        for begin, flat in zip(range(0, numel, each or 1), flats, strict=False):
+            count = min(each, numel - begin)
+            self._check_inside(name, at + count, flat)
+            chunks += flat.runs(at, count, begin)
+        return self.join(name, flats[0].torch_dtype, shape, chunks, (numel,))
+
+    def _check_inside(self, name: str, stop: int, flat: Flat) -> None:
+        if stop > flat.numel:
+            raise self._model.not_of_one_save(
+                f"{shown(name)} ends at element {shown(stop)} of a flat buffer of {flat.numel:,}"
+            )
+
+    def _frozen_slices(self, models: dict[int, str], count: int) -> dict[str, Joined]:
+        """Return the parameters of stage 3 that are not trained."""
+        shapes = self._model.shapes("frozen_param_shapes")
+        if not shapes:
+            return {}
+        if len(models) != count:
+            raise FormatError(
+                f"the directory has the model states of {len(models):,} of {count:,} ranks. Fetch "
+                "what is missing."
+            )
+        ranks = [self._model] + [self._read_states(models[rank]) for rank in range(1, count)]
+        for states in ranks:
+            steps = states.get("global_steps"), self._model.get("global_steps")
+            if steps[0] != steps[1]:
+                raise states.not_of_one_save(
+                    f"the file is of step {shown(steps[0])}, and {shown(self._model_name)} of step "
+                    f"{shown(steps[1])}"
+                )
+        fragments = [states.by_name("frozen_param_fragments") for states in ranks]
+        made: dict[str, Joined] = {}
+        for name, shape in shapes.items():
+            what = f"the part of {shown(name)}"
+            flats = [
+                Flat([(states.flat(held.get(name), what), states.place)])
+                for states, held in zip(ranks, fragments, strict=True)
+            ]
+            made[name] = self._from_slices(name, shape, flats, 0)
+        return made
+
+    def _add_others(self, made: dict[str, Joined], is_sliced: bool) -> None:
+        """Add ties, and what only the state dict has: buffers, and what nobody trains."""
+        module = self._model.by_name("module")
+        for name, holder in self._model.by_name("shared_params").items():
+            if type(holder) is str and holder in made:
+                made.setdefault(name, made[holder])
+        # A tie that shared_params does not list is seen in the state dict: one tensor, two names.
+        known = {
+            _identity(value): made[name]
+            for name, value in module.items()
+            if type(value) is TensorSpec and value.numel and name in made
+        }
+        buffers = self._model.get("buffer_names") or ()
+        for name, value in (self._model.by_name("frozen_param_fragments") | module).items():
+            if name in made:
+                continue
+            if isinstance(value, bool | int | float | str | None):
+                self.values[name] = value
+                continue
+            spec = check_dense(value, shown(name), self._model.place)
+            if is_sliced and not spec.numel and not (isinstance(buffers, list) and name in buffers):
+                raise self._model.wrong(
+                    f"{shown(name)} of its module", spec, "part of a flat buffer"
+                )
+            joined = known.get(_identity(spec)) or self.alone(name, spec, self._model.place)
+            known[_identity(spec)] = made[name] = joined
+
+    def _arrange(self, made: dict[str, Joined]) -> None:
+        """Take over the tensors in the order of the state dict, which has no names of Lightning."""
+        order = [name for name in self._model.by_name("module") if name in made]
+        names = list(dict.fromkeys([*order, *made]))
+        cut = len(_LIGHTNING) if all(name.startswith(_LIGHTNING) for name in names) else 0
+        self.tensors = {name[cut:]: made[name] for name in names}
+
+
+def _check_lengths(lengths: list[int], ranks: list[States], *, last_is_cut: bool = False) -> None:
+    """See that all ranks have as many elements, or the last one fewer, if its padding was cut."""
+    usual = max(lengths[:-1] or lengths, key=lengths.count)
+    for length, states in zip(lengths, ranks, strict=True):
+        if length != usual and not (last_is_cut and states is ranks[-1] and length < usual):
+            raise states.not_of_one_save(
+                f"the rank has {length:,} elements of a group of which others have {usual:,}"
+            )
+
+
+def _identity(spec: TensorSpec) -> tuple[Any, ...]:
+    return id(spec.storage), spec.storage_offset, spec.shape, spec.stride, spec.torch_dtype
