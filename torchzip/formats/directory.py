@@ -6,7 +6,8 @@
 * one of the names of `hub_names.WHOLE_FILES`, or that of a variant: that file;
 * shards of one set without an index, if all are there;
 * ``*_model_states.pt`` and ``*_optim_states.pt``: DeepSpeed's ZeRO. ``latest`` names the directory
-  that has them; where something else is beside it, the path of that file itself means ZeRO.
+  that has them; where something else is beside it, the path of that file itself means ZeRO;
+* ``model_world_size_<W>_rank_<R>.pt``: the parts of all ranks.
 
 A directory that has more than one of these is refused, with all their names: which of them is meant
 depends on who reads it. transformers 5.24 (``_get_resolved_checkpoint_files``) takes the first that
@@ -38,6 +39,7 @@ from torchzip.formats.base import Container, OpenContainer, open_file, read_boun
 from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, SafetensorsPartsContainer
 from torchzip.formats.not_checkpoints import folder_error
+from torchzip.formats.ranks import RanksContainer, ranks_in
 from torchzip.formats.sharded import open_index, open_shards
 from torchzip.formats.zero import ZeroContainer
 from torchzip.formats.zero_files import is_zero
@@ -51,7 +53,7 @@ _UNDERSTOOD = (
     f"A directory is read that has one of: shards, with an *{INDEX_SUFFIX} or all of them; "
     f"{', '.join(WHOLE_FILES)}; the .metadata or the *.safetensors of "
     "torch.distributed.checkpoint; the *_states.pt of DeepSpeed's ZeRO, or a latest that names "
-    "their directory. For a single file give its own path."
+    "their directory; the model_world_size_*.pt of all ranks. For a single file give its own path."
 )
 
 
@@ -92,14 +94,14 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         If it is not one, or could be several.
     """
     indices = [name for name in folder.names if is_index(name)]
-    ranks = [name for name in folder.names if RANK_METADATA.fullmatch(name)]
+    own = [name for name in folder.names if RANK_METADATA.fullmatch(name)]
     found: dict[str, Callable[[], Container]] = {
         name: partial(open_index, folder, name, limits, open_container) for name in indices
     }
     if METADATA_NAME in folder.names:
         found[METADATA_NAME] = partial(DcpContainer, folder, [METADATA_NAME], limits)
-    if ranks:
-        found[ranks[0]] = partial(DcpContainer, folder, ranks, limits)
+    if own:
+        found[own[0]] = partial(DcpContainer, folder, own, limits)
     if not found:
         parts = [name for name in folder.names if name.endswith(".safetensors")]
         if any(SHARDING_INFO in parse_header(folder.open(name), limits)[1] for name in parts):
@@ -109,6 +111,9 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
             found[shards[0].name] = partial(open_shards, folder, shards, limits, open_container)
     if is_zero(folder.names):
         found["*_states.pt"] = partial(ZeroContainer, folder, limits, open_container)
+    ranks = ranks_in(folder.names)
+    if ranks:
+        found[ranks[0]] = partial(RanksContainer, folder, ranks, limits, open_container)
     whole = [name for name in folder.names if is_whole(name)]
     if whole and len(indices) == 1:
         listed_there = parse_index(folder.open(indices[0]), limits).weight_map.values()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torchzip.errors import (
@@ -37,6 +37,7 @@ from torchzip.formats.base import (
 )
 from torchzip.leaf_types import Size
 from torchzip.limits import Limits, is_number
+from torchzip.pickling.table import Name
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.computed import fresh_spec
 from torchzip.tensors.packing import elements_of
@@ -67,8 +68,11 @@ class RankFilesFormat(Format):
 class RankFilesContainer(RankFilesFormat, FolderContainer):
     """Several files as one flat dict. A subclass reads files and fills ``tensors``, by its names.
 
-    ``values`` are what belongs into the dict and is not a tensor.
+    ``values`` are what belongs into the dict and is not a tensor. ``knows`` says which names of the
+    pickles a layout knows, where those are more than in any file.
     """
+
+    knows: Callable[[Name], bool] | None = None
 
     def __init__(
         self, folder: Folder, name: str, limits: Limits, open_container: OpenContainer
@@ -145,7 +149,7 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
     def pickles(self) -> Iterator[Pickle]:
         for name, container in self.containers.items():
             for each in container.pickles():
-                yield each._replace(place=f"{name}: {each.place}", is_read=False)
+                yield each._replace(place=f"{name}: {each.place}", is_read=False, knows=self.knows)
 
     def check_records(self) -> Iterator[RecordCheck]:
         return self._check_parts(self.containers.items())
@@ -212,14 +216,14 @@ def closed(spec: TensorSpec, place: str) -> TensorSpec:
     return fresh_spec(spec.torch_dtype, spec.shape, elements_of(spec))
 
 
-def check_dense(value: Any, what: str, path: str) -> TensorSpec:
+def check_dense(value: Any, what: str, path: str | None = None) -> TensorSpec:
     """Return a value of a file if it is a dense tensor."""
     if type(value) is not TensorSpec:
         raise TensorError(f"{what} is {shown(value)}; a dense tensor was expected", path=path)
     return value
 
 
-def check_shape(value: Any, what: str, path: str) -> Shape:
+def check_shape(value: Any, what: str, path: str | None = None) -> Shape:
     """Return a shape from a file as a tuple."""
     if type(value) is not Size:
         raise FormatError(f"{what} is {shown(value)}; a torch.Size was expected", path=path)
@@ -228,3 +232,8 @@ def check_shape(value: Any, what: str, path: str) -> Shape:
     if len(value) > MAX_NDIM:
         raise too_many_dimensions(what, len(value), path=path)
     return tuple(value)
+
+
+def identity(spec: TensorSpec) -> tuple[Any, ...]:
+    """Return what is the same of two tensors of a file that are one."""
+    return id(spec.storage), spec.storage_offset, spec.shape, spec.stride, spec.torch_dtype

@@ -25,12 +25,11 @@ parameters of stage 1; whatever of ``module`` has elements and is nowhere else i
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, shown
 from torchzip.files.folder import Folder
 from torchzip.formats.base import OpenContainer
-from torchzip.formats.rank_files import Flat, Joined, RankFilesContainer, check_dense
+from torchzip.formats.rank_files import Flat, Joined, RankFilesContainer, check_dense, identity
 from torchzip.formats.zero_files import States, check_optimizers, files_of_ranks
 from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk
@@ -186,7 +185,7 @@ class ZeroContainer(RankFilesContainer):
                 made.setdefault(name, made[holder])
         # A tie that shared_params does not list is seen in the state dict: one tensor, two names.
         known = {
-            _identity(value): made[name]
+            identity(value): made[name]
             for name, value in module.items()
             if type(value) is TensorSpec and value.numel and name in made
         }
@@ -202,8 +201,8 @@ class ZeroContainer(RankFilesContainer):
                 raise self._model.wrong(
                     f"{shown(name)} of its module", spec, "part of a flat buffer"
                 )
-            joined = known.get(_identity(spec)) or self.alone(name, spec, self._model.place)
-            known[_identity(spec)] = made[name] = joined
+            joined = known.get(identity(spec)) or self.alone(name, spec, self._model.place)
+            known[identity(spec)] = made[name] = joined
 
     def _arrange(self, made: dict[str, Joined]) -> None:
         """Take over the tensors in the order of the state dict, which has no names of Lightning."""
@@ -221,7 +220,3 @@ def _check_lengths(lengths: list[int], ranks: list[States], *, last_is_cut: bool
             raise states.not_of_one_save(
                 f"the rank has {length:,} elements of a group of which others have {usual:,}"
             )
-
-
-def _identity(spec: TensorSpec) -> tuple[Any, ...]:
-    return id(spec.storage), spec.storage_offset, spec.shape, spec.stride, spec.torch_dtype
