@@ -79,7 +79,11 @@ def dtensor(
     )
     if old:
         ranks = np.arange(int(np.prod(mesh)), dtype=np.int64).reshape(mesh)
-        state = {"device_type": "cpu", "mesh": ranks, "_coordinate_on_dim": list(at)}
+        state: dict[str, Any] = {
+            "device_type": "cpu",
+            "mesh": ranks,
+            "_coordinate_on_dim": list(at),
+        }
         device_mesh = _new("torch.distributed.device_mesh", "DeviceMesh", state)
     else:
         layout = "torch.distributed._mesh_layout"

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, Literal, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ from torchzip.errors import (
 )
 from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options
-from torchzip.formats.opening import open_checkpoint
+from torchzip.formats.joins import Join
+from torchzip.formats.opening import Files, open_checkpoint
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
@@ -77,19 +78,23 @@ class Checkpoint(Mapping[str, Any]):
     @EnoughMemory()
     def __init__(
         self,
-        file: File,
+        file: File | Files,
         *,
+        join: Join | None = None,
         foreign: Foreign = "keep",
         limits: Limits | None = None,
     ) -> None:
         limits = check_options(foreign, limits)
         # What ``pickle`` takes along: of a path where it is now, whatever folder is current then.
         origin: tuple[Any, ...]
-        if isinstance(file, str | os.PathLike):
-            origin = (os.path.abspath(os.fsdecode(file)), None, foreign, limits)
+        if isinstance(file, list | tuple):
+            paths = [os.path.abspath(os.fsdecode(each)) for each in file]
+            origin = (paths, None, join, foreign, limits)
+        elif isinstance(file, str | os.PathLike):
+            origin = (os.path.abspath(os.fsdecode(file)), None, join, foreign, limits)
         else:
-            origin = (file, position_of(file), foreign, limits)
-        self._read(open_checkpoint(file, limits), foreign, limits, origin)
+            origin = (file, position_of(cast(BinaryIO, file)), join, foreign, limits)
+        self._read(open_checkpoint(file, limits, join), foreign, limits, origin)
 
     def _read(
         self,
@@ -312,22 +317,36 @@ def named_tensors(
     return table
 
 
-def _open_again(file: File, start: int | None, foreign: Foreign, limits: Limits) -> Checkpoint:
+def _open_again(
+    file: Any, start: int | None, join: Join | None, foreign: Foreign, limits: Limits
+) -> Checkpoint:
     """Open what was pickled: a path, or a file object from where its checkpoint began."""
-    if start is not None and not isinstance(file, str | os.PathLike):
+    if start is not None:
         file.seek(start)
-    return Checkpoint(file, foreign=foreign, limits=limits)
+    return Checkpoint(file, join=join, foreign=foreign, limits=limits)
 
 
-def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = None) -> Checkpoint:
+def lazy_load(
+    file: File | Files,
+    *,
+    join: Join | None = None,
+    foreign: Foreign = "keep",
+    limits: Limits | None = None,
+) -> Checkpoint:
     """Open a checkpoint without reading its tensors.
 
     ``file`` is a path, or a binary file object with ``read`` and ``seek``, read from where it
     stands: of several legacy streams in one file it takes that one. Where the object stands
     afterwards is unspecified (`load` leaves it behind what it took). The path may be that of an
     ``*.index.json``, or of a directory, with such an index and its shards, or all shards without
-    one, a ``model.safetensors`` or what else Hugging Face calls a whole file, or the ``.metadata``
-    of torch.distributed.checkpoint.
+    one, a ``model.safetensors`` or what else Hugging Face calls a whole file, the ``.metadata`` of
+    torch.distributed.checkpoint, or the files that each rank of DeepSpeed's ZeRO or of FSDP wrote:
+    the names are those of the whole model, and its tensors are views of all files.
+
+    ``file`` may also be a list of paths, of the files of all ranks. ``join`` says how their tensors
+    were cut, where they do not say it themselves (as a DTensor does): ``"llama"``, ``"mistral"``,
+    ``"megatron"``, or a mapping from globs to an axis, to ``(axis, parts)`` or to ``"same"``, of
+    which the first that matches counts.
 
     Names outside torchzip's table become inert `types.ForeignObject` s; with ``foreign="raise"``
     they are an error that lists them all, and so is whatever else would be such an object.
@@ -346,4 +365,4 @@ def lazy_load(file: File, *, foreign: Foreign = "keep", limits: Limits | None = 
     ...     list(ckpt), ckpt["layer.weight"].shape, ckpt["layer.weight"][1, :2].tolist()
     (['layer.weight'], (2, 3), [3.0, 4.0])
     """
-    return Checkpoint(file, foreign=foreign, limits=limits)
+    return Checkpoint(file, join=join, foreign=foreign, limits=limits)

@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torchzip.errors import FormatError, shown
@@ -45,9 +45,9 @@ def is_plain_name(name: Any) -> bool:
 class Folder:
     """A directory. `open` gives the Source of one of its files."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], names: list[str] | None = None) -> None:
         self.path = os.fsdecode(path)
-        self.names = sorted(os.listdir(path or "."))
+        self.names = sorted(os.listdir(path or ".")) if names is None else names
         self._lock = threading.Lock()
         self._files: OrderedDict[str, FileSource] = OrderedDict()
         self._users: Counter[str] = Counter()
@@ -67,11 +67,7 @@ class Folder:
         OSError
             If it is not a regular file, or cannot be opened.
         """
-        if not is_plain_name(name):
-            raise FormatError(
-                f"a file is called {shown(name)}; a plain name in the same directory was expected",
-                path=self.path,
-            )
+        self._check_name(name)
         made = self._sources.get(name)
         if made is None:
             file = FileSource(self.place(name))
@@ -80,6 +76,13 @@ class Folder:
                 self._files[name] = file
                 self._make_room()
         return made
+
+    def _check_name(self, name: str) -> None:
+        if not is_plain_name(name):
+            raise FormatError(
+                f"a file is called {shown(name)}; a plain name in the same directory was expected",
+                path=self.path,
+            )
 
     @contextlib.contextmanager
     def borrow(self, source: PooledSource) -> Iterator[FileSource]:
@@ -117,6 +120,19 @@ class Folder:
             for name, file in self._files.items():
                 if not self._users[name]:
                     file.close()
+
+
+class GivenFiles(Folder):
+    """Files that a user has named one by one, in any directories: their names are paths."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        super().__init__(os.path.commonpath(map(os.path.dirname, paths)), list(paths))
+
+    def place(self, name: str) -> str:
+        return name
+
+    def _check_name(self, name: str) -> None:
+        """Take any path: no file has named it."""
 
 
 class PooledSource(Source):

@@ -7,13 +7,23 @@ module of a format is imported when a file has it, as most programs meet one or 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
+from torchzip.container.gzip import MAGIC as GZIP
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import ArchiveError, FormatError, UnsupportedError
+from torchzip.files.folder import GivenFiles
 from torchzip.files.source import File, Source
 from torchzip.formats.base import Container, open_file
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
+
+if TYPE_CHECKING:
+    from torchzip.formats.joins import Join
+
+#: Paths of the files of all ranks.
+Files = Sequence[str | os.PathLike[str]]
 
 #: The records that mark an archive of torch.export; one of before 2.8 begins with its own.
 _PT2 = "archive_format"
@@ -24,14 +34,21 @@ _BLANKS = b" \t\n\r"
 _OF_DIRECTORIES = (".json", ".metadata", "latest", "latest_universal")
 
 
-def open_checkpoint(file: File, limits: Limits) -> Container:
+def open_checkpoint(file: File | Files, limits: Limits, join: Join | None = None) -> Container:
     """Return the container that a path or a file object is. A path may be that of a directory.
+
+    A list of paths is the files of all ranks; ``join`` says how their tensors were cut, if they do
+    not say it themselves.
 
     Raises
     ------
     TorchZipError, OSError
         If it is not a checkpoint; the message says what it looks like.
     """
+    if isinstance(file, list | tuple):
+        return _open_files([os.fsdecode(each) for each in file], limits, join)
+    if join is not None:
+        raise ValueError("join is for a list of files")
     if isinstance(file, str | os.PathLike):
         path = os.fsdecode(file)
         if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
@@ -45,7 +62,26 @@ def open_checkpoint(file: File, limits: Limits) -> Container:
                 ".metadata.",
                 path=path,
             )
-    return open_file(file, limits, open_container)
+    return open_file(cast(File, file), limits, open_container)
+
+
+def _open_files(paths: list[str], limits: Limits, join: Join | None) -> Container:
+    from torchzip.formats.joined import JoinedContainer
+    from torchzip.formats.joins import check_join
+    from torchzip.formats.ranks import RanksContainer
+
+    if not paths:
+        raise ValueError("a list of files without any")
+    if join is not None:
+        check_join(join)
+    folder = GivenFiles(paths)
+    try:
+        if join is None:
+            return RanksContainer(folder, paths, limits, open_container)
+        return JoinedContainer(folder, join, limits, open_container)
+    except BaseException:
+        folder.close()
+        raise
 
 
 def open_container(source: Source, limits: Limits) -> Container:
@@ -79,7 +115,18 @@ def open_container(source: Source, limits: Limits) -> Container:
         raise UnsupportedError(
             "a preview format of 2018, which torch itself refuses", path=source.name
         )
+    if head.startswith(GZIP) and source.name.endswith(".nemo"):
+        from torchzip.formats.nemo import open_gzip
+
+        found = open_gzip(source, limits, open_container)
+        if found is not None:
+            return found
     if head[257:262] == b"ustar":
+        from torchzip.formats.nemo import open_tar
+
+        found = open_tar(source, limits, open_container)
+        if found is not None:
+            return found
         from torchzip.formats.tar import TarContainer
 
         return TarContainer(source, limits)

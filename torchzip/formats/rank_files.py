@@ -237,3 +237,46 @@ def check_shape(value: Any, what: str, path: str | None = None) -> Shape:
 def identity(spec: TensorSpec) -> tuple[Any, ...]:
     """Return what is the same of two tensors of a file that are one."""
     return id(spec.storage), spec.storage_offset, spec.shape, spec.stride, spec.torch_dtype
+
+
+def differ(one: TensorSpec, other: TensorSpec) -> bool:
+    """Return whether two tensors are known to be different; their bytes by the CRCs alone."""
+    if (one.torch_dtype, one.shape) != (other.torch_dtype, other.shape):
+        return True
+    crcs = [each.storage.crc for each in (one, other)]
+    whole = all(elements_of(each) is each.storage for each in (one, other))
+    return all(crcs) and whole and crcs[0] != crcs[1]
+
+
+def leaves(root: Any, limits: Limits) -> Iterator[tuple[str, Any]]:
+    """Yield what is in dicts, lists and tuples and is not one of them, by its name.
+
+    An object that is used over and over, or inside itself, is bounded by the names that it makes.
+    """
+    todo: list[tuple[str, Any, int]] = [("", root, 0)]
+    left = limits.names_nbytes
+    while todo:
+        name, value, depth = todo.pop()
+        if isinstance(value, dict):
+            inner = list(value.items())
+        elif isinstance(value, list | tuple):
+            inner = list(enumerate(value))
+        else:
+            yield name, value
+            continue
+        if depth > limits.nesting:
+            raise LimitError("nesting", depth, limits.nesting)
+        for key, item in reversed(inner):
+            if type(key) not in (str, int):
+                raise FormatError(f"a dict has {shown(key)} for a key; a string was expected")
+            todo.append((f"{name}.{key}" if name else str(key), item, depth + 1))
+            left -= len(todo[-1][0]) + 8
+            if left < 0:
+                raise LimitError("names_nbytes", limits.names_nbytes - left, limits.names_nbytes)
+
+
+def piece(spec: TensorSpec, axis: int, first: int, size: int) -> TensorSpec:
+    """Return a part of a tensor along one axis."""
+    shape = (*spec.shape[:axis], size, *spec.shape[axis + 1 :])
+    offset = spec.storage_offset + first * spec.stride[axis]
+    return spec.replace(shape=shape, storage_offset=offset)

@@ -14,20 +14,18 @@ Dicts and lists inside the object are gone into: the names of what is in them ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torchzip.errors import (
     ErrorPlace,
     FormatError,
-    LimitError,
     UnsupportedError,
     listed,
     shown,
 )
 from torchzip.files.folder import Folder
 from torchzip.formats.base import OpenContainer
-from torchzip.formats.rank_files import Joined, RankFilesContainer, closed, identity
+from torchzip.formats.rank_files import Joined, RankFilesContainer, closed, differ, identity, leaves
 from torchzip.formats.rank_parts import Part, knows_in_parts, parts_of
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
@@ -130,7 +128,7 @@ class RanksContainer(RankFilesContainer):
     ) -> None:
         """Take over what one file has."""
         seen = 0
-        for name, value in _leaves(root, self._limits):
+        for name, value in leaves(root, self._limits):
             with ErrorPlace(record=name):
                 parts = parts_of(value)
             if type(value) is TensorSpec:
@@ -170,7 +168,7 @@ class RanksContainer(RankFilesContainer):
                     path=each.file,
                 )
             known = boxes.setdefault((part.offsets, part.spec.shape), each)
-            if known is not each and _differ(known.part.spec, part.spec):
+            if known is not each and differ(known.part.spec, part.spec):
                 if each.is_plain:
                     self._odd.append(name)
                     break
@@ -194,37 +192,3 @@ def _check_no_tensor(name: str, value: Any) -> None:
         raise UnsupportedError(
             f"{shown(name)} is {shown(value)}; dense tensors and parts of them are put together"
         )
-
-
-def _differ(one: TensorSpec, other: TensorSpec) -> bool:
-    """Return whether two tensors are known to have different bytes."""
-    crcs = [each.storage.crc for each in (one, other)]
-    whole = all(closed(each, "").storage is each.storage for each in (one, other))
-    return all(crcs) and whole and crcs[0] != crcs[1]
-
-
-def _leaves(root: Any, limits: Limits) -> Iterator[tuple[str, Any]]:
-    """Yield what is in dicts, lists and tuples and is not one of them, by its name.
-
-    An object that is used over and over, or inside itself, is bounded by the names that it makes.
-    """
-    todo: list[tuple[str, Any, int]] = [("", root, 0)]
-    left = limits.names_nbytes
-    while todo:
-        name, value, depth = todo.pop()
-        if isinstance(value, dict):
-            inner = list(value.items())
-        elif isinstance(value, list | tuple):
-            inner = list(enumerate(value))
-        else:
-            yield name, value
-            continue
-        if depth > limits.nesting:
-            raise LimitError("nesting", depth, limits.nesting)
-        for key, item in reversed(inner):
-            if type(key) not in (str, int):
-                raise FormatError(f"a dict has {shown(key)} for a key; a string was expected")
-            todo.append((f"{name}.{key}" if name else str(key), item, depth + 1))
-            left -= len(todo[-1][0]) + 8
-            if left < 0:
-                raise LimitError("names_nbytes", limits.names_nbytes - left, limits.names_nbytes)
