@@ -282,7 +282,7 @@ def test_stages_that_are_missing(tmp_path: Path) -> None:
         (["a.pt"], {"*": (0, 0)}, ValueError),
         (["a.pt"], {"*": "whole"}, ValueError),
         (["a.pt"], {3: 0}, ValueError),
-        ([], None, ValueError),
+        ([], None, TypeError),
         ("a.pt", "llama", ValueError),
         (["no-such-file.pt"], None, FileNotFoundError),
     ],

@@ -228,6 +228,46 @@ def test_pickled(tmp_path: Path) -> None:
         _check(pickle.loads(pickle.dumps(checkpoint)), zero)
 
 
+def test_universal() -> None:
+    """What ``ds_to_universal`` made of a directory has the same weights."""
+    path = REAL / "zero-2-bf16"
+    with tz.lazy_load(path) as one, tz.lazy_load(path / "latest_universal") as other:
+        assert (other.format, list(other)) == ("zero", list(one))
+        for name in one:
+            assert one[name].torch_dtype == other[name].torch_dtype
+            assert one[name].numpy().tobytes() == other[name].numpy().tobytes()
+        assert other["head.weight"] is other["emb.weight"]
+
+
+def _universal(tmp_path: Path, stage: int) -> tuple[Zero, Path]:
+    """Write what ``ds_to_universal`` makes."""
+    zero = _small(stage=stage)
+    folder = zero.write(tmp_path / "u")
+    for path in folder.glob("*optim*"):
+        path.unlink()
+    for group in zero.groups:
+        for name, array in group.items():
+            (folder / "zero" / name).mkdir(parents=True)
+            value = array.reshape(-1) if stage == 3 else {"param": array, "cat_dim": 0}
+            tz.save(value, folder / "zero" / name / "fp32.pt")
+    return zero, folder
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_universal_stages(stage: int, tmp_path: Path) -> None:
+    """Frozen parameters, buffers and ties come from the model states."""
+    zero, folder = _universal(tmp_path, stage)
+    with tz.lazy_load(folder) as checkpoint:
+        _check(checkpoint, zero)
+    tz.save(np.ones(2), folder / "zero" / "a" / "fp32.pt")
+    refused(folder, "a/fp32.pt...of size [2]; [5, 3] was expected")
+    (folder / "zero" / "a" / "fp32.pt").unlink()
+    with pytest.raises(FileNotFoundError):
+        tz.lazy_load(folder)
+    (folder / "zero" / "a").rmdir()
+    refused(folder, "'a' has no directory in zero")
+
+
 # -- directories that are not whole, or lie ----------------------------------------------------
 
 

@@ -41,7 +41,7 @@ from torchzip.formats.dcp_safetensors import SHARDING_INFO, SafetensorsPartsCont
 from torchzip.formats.not_checkpoints import folder_error
 from torchzip.formats.ranks import RanksContainer, ranks_in
 from torchzip.formats.sharded import open_index, open_shards
-from torchzip.formats.zero import ZeroContainer
+from torchzip.formats.zero import open_zero
 from torchzip.formats.zero_files import is_zero
 from torchzip.limits import Limits
 
@@ -110,7 +110,7 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         for shards in _sets(folder.names):
             found[shards[0].name] = partial(open_shards, folder, shards, limits, open_container)
     if is_zero(folder.names):
-        found["*_states.pt"] = partial(ZeroContainer, folder, limits, open_container)
+        found["*_states.pt"] = partial(open_zero, folder, limits, open_container)
     ranks = ranks_in(folder.names)
     if ranks:
         found[ranks[0]] = partial(RanksContainer, folder, ranks, limits, open_container)
@@ -146,7 +146,7 @@ def _open_latest(
     folder.close()
     inner = Folder(folder.place(tag))
     try:
-        return ZeroContainer(inner, limits, open_container)
+        return open_zero(inner, limits, open_container)
     except BaseException:
         inner.close()
         raise

@@ -71,7 +71,7 @@ def _open_files(paths: list[str], limits: Limits, join: Join | None) -> Containe
     from torchzip.formats.ranks import RanksContainer
 
     if not paths:
-        raise ValueError("a list of files without any")
+        raise TypeError("a list of files without any")
     if join is not None:
         check_join(join)
     folder = GivenFiles(paths)

@@ -87,9 +87,10 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
         self.tensors: dict[str, Joined] = {}
         self.values: dict[str, Any] = {}
 
-    def read_file(self, name: str) -> Any:
+    def read_file(self, name: str, folder: Folder | None = None) -> Any:
         """Return the object of a file; its tensors are `TensorSpec` s."""
-        container = self._open_container(self._folder.open(name), self._limits)
+        source = (self._folder if folder is None else folder).open(name)
+        container = self._open_container(source, self._limits)
         if not container.keeps_root or container.is_by_name:
             raise UnsupportedError(
                 f"the file is of format {container.format}; a file of torch.save was expected",

@@ -18,6 +18,10 @@ those that are not trained (``frozen_param_shapes``, ``frozen_param_fragments``)
 * ``fp32_flat_groups`` (stage 3). Those of one rank, one after another, have a W-th of each
   parameter, rounded up; the slices of a parameter stand at the same place in all ranks.
 
+A universal checkpoint (``ds_to_universal.py``) has a directory ``zero`` instead, with a directory
+for each trained parameter. Its ``fp32.pt`` is a dict with the whole tensor as ``param``, or after
+stage 3 its elements, flat.
+
 Observed: DeepSpeed 0.19.8, whose ``zero_to_fp32.py`` gives the same values. It loses frozen
 parameters of stage 1; whatever of ``module`` has elements and is nowhere else is taken from there.
 """
@@ -25,16 +29,26 @@ parameters of stage 1; whatever of ``module`` has elements and is nowhere else i
 from __future__ import annotations
 
 import math
+import os
 
 from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, shown
-from torchzip.files.folder import Folder
+from torchzip.files.folder import Folder, GivenFiles
 from torchzip.formats.base import OpenContainer
-from torchzip.formats.rank_files import Flat, Joined, RankFilesContainer, check_dense, identity
+from torchzip.formats.rank_files import (
+    Flat,
+    Joined,
+    RankFilesContainer,
+    check_dense,
+    closed,
+    identity,
+)
 from torchzip.formats.zero_files import States, check_optimizers, files_of_ranks
 from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.specs import Shape, TensorSpec
 
+#: The directory of the parameters in a universal checkpoint.
+UNIVERSAL = "zero"
 #: What every name has in a checkpoint of Lightning.
 _LIGHTNING = "_forward_module."
 
@@ -51,32 +65,35 @@ class ZeroContainer(RankFilesContainer):
             models, optimizers = files_of_ranks(folder.names)
             self._model_name = models[0]
             self._model = self._read_states(models[0])
-            ranks = [
-                self._read_states(name).inner("optimizer_state_dict")
-                for name in optimizers.values()
-            ]
-            check_optimizers(ranks, [*optimizers.values()])
-            groups = self._model.groups_of_shapes("param_shapes")
-            made: dict[str, Joined] = {}
-            is_sliced = bool(ranks) and "fp32_flat_groups" in ranks[0]
-            if is_sliced:
-                made = self._sliced(groups, ranks) | self._frozen_slices(models, len(ranks))
-            elif ranks and "single_partition_of_fp32_groups" in ranks[0]:
-                made = self._concatenated(groups, ranks)
-            elif ranks:
-                raise UnsupportedError(
-                    f"the optimizer states have {ranks[0]}; single_partition_of_fp32_groups or "
-                    "fp32_flat_groups was expected",
-                    path=ranks[0].place,
-                )
-            elif any(groups):
+            made, is_sliced = self._trained(models, optimizers)
+            self._add_others(made, is_sliced)
+            self._arrange(made)
+
+    def _trained(
+        self, models: dict[int, str], optimizers: dict[int, str]
+    ) -> tuple[dict[str, Joined], bool]:
+        """Return the parameters that are cut over ranks, and whether all are, as in stage 3."""
+        groups = self._model.groups_of_shapes("param_shapes")
+        names = [*optimizers.values()]
+        ranks = [self._read_states(name).inner("optimizer_state_dict") for name in names]
+        check_optimizers(ranks, names)
+        if not ranks:
+            if any(groups):
                 raise FormatError(
                     "the directory has no *_optim_states.pt, which have the weights in float32. "
                     f"Fetch those of all ranks, or give the path of {shown(models[0])} to read "
                     "what it has."
                 )
-            self._add_others(made, is_sliced)
-            self._arrange(made)
+            return {}, False
+        if "fp32_flat_groups" in ranks[0]:
+            return self._sliced(groups, ranks) | self._frozen_slices(models, len(ranks)), True
+        if "single_partition_of_fp32_groups" in ranks[0]:
+            return self._concatenated(groups, ranks), False
+        raise UnsupportedError(
+            f"the optimizer states have {ranks[0]}; single_partition_of_fp32_groups or "
+            "fp32_flat_groups was expected",
+            path=ranks[0].place,
+        )
 
     def _read_states(self, name: str) -> States:
         return States(self.read_file(name), self._folder.place(name))
@@ -220,3 +237,53 @@ def _check_lengths(lengths: list[int], ranks: list[States], *, last_is_cut: bool
             raise states.not_of_one_save(
                 f"the rank has {length:,} elements of a group of which others have {usual:,}"
             )
+
+
+class UniversalZeroContainer(ZeroContainer):
+    """A universal checkpoint of ZeRO, in which each trained parameter has files of its own."""
+
+    def __init__(self, folder: Folder, limits: Limits, open_container: OpenContainer) -> None:
+        inner = folder.place(UNIVERSAL)
+        names = sorted(os.listdir(inner))
+        self._files = {name: os.path.join(inner, name, "fp32.pt") for name in names}
+        self._below = GivenFiles([*self._files.values()] or [inner])
+        super().__init__(folder, limits, open_container)
+
+    def _trained(
+        self, models: dict[int, str], optimizers: dict[int, str]
+    ) -> tuple[dict[str, Joined], bool]:
+        made: dict[str, Joined] = {}
+        is_sliced = models[0].startswith("zero_pp_rank_")
+        for group in self._model.groups_of_shapes("param_shapes"):
+            for name, shape in group.items():
+                if name not in self._files:
+                    raise FormatError(f"{shown(name)} has no directory in {UNIVERSAL}. Fetch it.")
+                made[name] = self._alone(name, shape)
+        if is_sliced:
+            made |= self._frozen_slices(models, len(models))
+        return made, is_sliced
+
+    def _alone(self, name: str, shape: Shape) -> Joined:
+        place = self._files[name]
+        value = self.read_file(place, self._below)
+        value = value.get("param") if isinstance(value, dict) else value
+        spec = check_dense(value, shown(name), place)
+        if spec.shape not in (shape, (math.prod(shape),)):
+            raise FormatError(
+                f"{shown(name)} is of size {list(spec.shape)}; {list(shape)} was expected, as in "
+                f"{shown(self._model_name)}",
+                path=place,
+            )
+        box = Chunk((0,) * len(spec.shape), spec.shape, place, closed(spec, place))
+        return self.join(name, spec.torch_dtype, shape, [box] if spec.numel else [], spec.shape)
+
+    def close(self) -> None:
+        super().close()
+        self._below.close()
+
+
+def open_zero(folder: Folder, limits: Limits, open_container: OpenContainer) -> ZeroContainer:
+    """Return the checkpoint of ZeRO that a directory is."""
+    is_universal = UNIVERSAL in folder.names and os.path.isdir(folder.place(UNIVERSAL))
+    kind = UniversalZeroContainer if is_universal else ZeroContainer
+    return kind(folder, limits, open_container)
