@@ -327,6 +327,30 @@ def test_damaged(name: str, tmp_path: Path) -> None:
     refused(folder, message)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_damaged_bytes(stage: int, tmp_path: Path) -> None:
+    """No tensor has all of a flat buffer, and its CRC is compared all the same."""
+    folder = _small(stage=stage).write(tmp_path / "z")
+    path = folder / _OPTIMIZER.format(1)
+    data = path.read_bytes()
+    with tz.lazy_load(folder) as checkpoint:
+        values = checkpoint["a"].numpy().reshape(-1)
+    at = data.index(values[8:10].tobytes())  # rank 1 has both
+    path.write_bytes(data[: at + 1] + bytes([data[at + 1] ^ 1]) + data[at + 2 :])
+    with tz.lazy_load(folder) as checkpoint:
+        assert not np.array_equal(checkpoint["a"].numpy().reshape(-1), values)
+        with pytest.raises(tz.FormatError, match="CRC"):
+            checkpoint.verify()
+    for read in (
+        lambda: tz.load(folder),
+        lambda: tz.convert(folder, tmp_path / "m.pt", verify=True),
+    ):
+        with pytest.raises(tz.FormatError, match=r"rank_1_mp_rank_00_optim_states\.pt.*CRC"):
+            read()
+    assert not (tmp_path / "m.pt").exists()
+    tz.load(folder, verify=False)
+
+
 _HOSTILE: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
     "count": (2, {}, {"partition_count": 10**9}, "999,999,997 of 1,000,000,000 ranks"),
     "count of fewer": (2, {}, {"partition_count": 1}, "MiCS"),

@@ -187,6 +187,8 @@ def convert(
                     warnings.warn(sentence(counts, plan), UserWarning, stacklevel=4)
 
             if not dry_run:
+                if verify:
+                    checkpoint.container.check_parts()
                 if jobs is not None and jobs > 1 and plan.nbytes >= _WORTH_NBYTES:
                     executor = until_done.enter_context(workers(jobs))
                 run(plan, executor=executor, verify=verify, progress=progress, overflowed=told)

@@ -71,7 +71,9 @@ def _open_files(paths: list[str], limits: Limits, join: Join | None) -> Containe
     from torchzip.formats.ranks import RanksContainer
 
     if not paths:
-        raise TypeError("a list of files without any")
+        raise TypeError(
+            "expected a path or a binary file object, or a list of paths, not an empty list"
+        )
     if join is not None:
         check_join(join)
     folder = GivenFiles(paths)

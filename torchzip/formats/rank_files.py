@@ -155,6 +155,16 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
     def check_records(self) -> Iterator[RecordCheck]:
         return self._check_parts(self.containers.items())
 
+    def check_parts(self) -> None:
+        checked: set[int] = set()
+        for chunk in (chunk for joined in self.tensors.values() for chunk in joined.chunks):
+            for storage in chunk.open().storage.made_of():  # none if the chunk is all of it
+                if storage.crc and id(storage) not in checked:
+                    checked.add(id(storage))
+                    with ErrorPlace(path=chunk.place):
+                        for _ in storage.checked_blocks():
+                            pass
+
 
 class Flat:
     """A flat buffer: one or more tensors of one dimension, one after another, with their places."""
