@@ -56,6 +56,8 @@ def test_a_lone_file() -> None:
     with tz.lazy_load(REAL / "fsdp2-w2" / "model_world_size_2_rank_1.pt") as checkpoint:
         assert checkpoint.format == "zip"
         assert isinstance(checkpoint.root["emb.weight"], ForeignObject)
+        (note,) = checkpoint.verify().notes
+        assert note.startswith("1 of 2 ranks: ")
 
 
 # -- a plain model of the rules ------------------------------------------------------------------

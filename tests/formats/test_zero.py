@@ -299,7 +299,7 @@ def _other_step(pattern: str, **changes: Any) -> Callable[[Path], None]:
 _OPTIMIZER = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 _DAMAGED: dict[str, tuple[int, Callable[[Path], None], str]] = {
     "rank 1 missing": (2, _without("*rank_1_mp*"), "'zero_pp_rank_1_mp_rank_00_optim_states.pt'"),
-    "last rank missing": (2, _without("*rank_2_mp*"), "1 of 3 ranks have no file...pp_rank_2_mp"),
+    "last rank missing": (2, _without("*rank_2_mp*"), "files of 1 of 3 ranks...pp_rank_2_mp"),
     "all missing": (2, _without("*optim*"), "has no *_optim_states.pt"),
     "model states missing": (2, _without("*model*"), "fetch it"),
     "model states of rank 1 missing": (3, _without("*rank_1*model*"), "pp_rank_1_mp_rank_00_model"),

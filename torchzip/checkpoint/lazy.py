@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from functools import cached_property
-from typing import Any, BinaryIO, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +31,15 @@ from torchzip.errors import (
 )
 from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options
-from torchzip.formats.joins import Join
 from torchzip.formats.opening import Files, open_checkpoint
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.kinds.parts import Checked
+
+if TYPE_CHECKING:
+    from torchzip.formats.joins import Join  # which few files need
 
 Foreign = Literal["keep", "raise"]
 

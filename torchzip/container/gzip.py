@@ -10,8 +10,6 @@ from torchzip.errors import CUT_SHORT, ArchiveError, LimitError
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
-MAGIC = b"\x1f\x8b"
-
 _BLOCK_NBYTES = 1 << 20
 #: Bytes that a small file may have whatever its ratio; the same as for deflated records.
 _FREE_NBYTES = 64 << 20

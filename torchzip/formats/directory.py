@@ -33,7 +33,7 @@ from torchzip.container.hub_names import (
 )
 from torchzip.container.safetensors import parse_header
 from torchzip.container.shard_index import parse_index
-from torchzip.errors import FormatError, listed, shown
+from torchzip.errors import ErrorPlace, FormatError, listed, shown
 from torchzip.files.folder import Folder, is_plain_name
 from torchzip.formats.base import Container, OpenContainer, open_file, read_bounded
 from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
@@ -111,7 +111,8 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
             found[shards[0].name] = partial(open_shards, folder, shards, limits, open_container)
     if is_zero(folder.names):
         found["*_states.pt"] = partial(open_zero, folder, limits, open_container)
-    ranks = ranks_in(folder.names)
+    with ErrorPlace(path=folder.path):
+        ranks = ranks_in(folder.names)
     if ranks:
         found[ranks[0]] = partial(RanksContainer, folder, ranks, limits, open_container)
     whole = [name for name in folder.names if is_whole(name)]

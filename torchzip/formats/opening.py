@@ -10,10 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from torchzip.container.gzip import MAGIC as GZIP
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import ArchiveError, FormatError, UnsupportedError
-from torchzip.files.folder import GivenFiles
 from torchzip.files.source import File, Source
 from torchzip.formats.base import Container, open_file
 from torchzip.formats.zip import ZipContainer
@@ -28,6 +26,8 @@ Files = Sequence[str | os.PathLike[str]]
 #: The records that mark an archive of torch.export; one of before 2.8 begins with its own.
 _PT2 = "archive_format"
 _OLD_PT2 = "serialized_exported_program.json"
+#: What a gzip file begins with.
+_GZIP = b"\x1f\x8b"
 #: Blanks of JSON.
 _BLANKS = b" \t\n\r"
 #: How files may end that say what a directory holds.
@@ -62,10 +62,16 @@ def open_checkpoint(file: File | Files, limits: Limits, join: Join | None = None
                 ".metadata.",
                 path=path,
             )
-    return open_file(cast(File, file), limits, open_container)
+    made = open_file(cast(File, file), limits, open_container)
+    if "_rank_" in made.name:
+        from torchzip.formats.ranks import lone_note
+
+        made.notes += lone_note(os.path.basename(made.name))
+    return made
 
 
 def _open_files(paths: list[str], limits: Limits, join: Join | None) -> Container:
+    from torchzip.files.folder import GivenFiles
     from torchzip.formats.joined import JoinedContainer
     from torchzip.formats.joins import check_join
     from torchzip.formats.ranks import RanksContainer
@@ -117,7 +123,7 @@ def open_container(source: Source, limits: Limits) -> Container:
         raise UnsupportedError(
             "a preview format of 2018, which torch itself refuses", path=source.name
         )
-    if head.startswith(GZIP) and source.name.endswith(".nemo"):
+    if head.startswith(_GZIP) and source.name.endswith(".nemo"):
         from torchzip.formats.nemo import open_gzip
 
         found = open_gzip(source, limits, open_container)

@@ -42,6 +42,18 @@ def rank_of(name: str) -> tuple[int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]))
 
 
+def lone_note(name: str) -> tuple[str, ...]:
+    """Return what is to be said of a rank file that is opened by itself; nothing for other names.
+
+    >>> lone_note("model_world_size_8_rank_0.pt")
+    ('1 of 8 ranks: give the path of the directory to read the tensors of all',)
+    """
+    parsed = rank_of(name)
+    if parsed is None or parsed[0] < 2:
+        return ()
+    return (f"1 of {parsed[0]:,} ranks: give the path of the directory to read the tensors of all",)
+
+
 def ranks_in(names: list[str]) -> list[str]:
     """Return the rank files among the names of a directory, in order; [] if there are none.
 
@@ -71,8 +83,8 @@ def ranks_in(names: list[str]) -> list[str]:
         if lacking:
             named = [f"model_world_size_{count}_rank_{rank}.pt" for rank in lacking[:5]]
             raise FormatError(
-                f"{len(lacking):,} of {count:,} ranks have no file in the directory: "
-                f"{listed(named)}. Fetch what is missing."
+                f"the directory lacks the files of {len(lacking):,} of {count:,} ranks: "
+                f"{listed(named)}. Fetch them."
             )
     return [found[rank] for rank in sorted(found)]
 

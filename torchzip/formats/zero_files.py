@@ -80,8 +80,8 @@ def _lacking(found: dict[int, str], count: int) -> FormatError:
     pattern = name.replace(f"pp_rank_{rank}_", "pp_rank_{}_", 1)
     lacking = [pattern.format(each) for each in range(min(count, _MOST_RANKS)) if each not in found]
     return FormatError(
-        f"{count - len(found):,} of {count:,} ranks have no file in the directory: "
-        f"{listed(lacking)}. Fetch what is missing."
+        f"the directory lacks the files of {count - len(found):,} of {count:,} ranks: "
+        f"{listed(lacking)}. Fetch them."
     )
 
 
