@@ -215,6 +215,7 @@ _LIES: dict[str, tuple[Any, str]] = {
     "a place below": ({"a": _part(1, at=[-1])}, "coordinates"),
     "a place of two": ({"a": _part(1, at=[1, 0])}, "2 coordinates"),
     "a mesh of nothing": ({"a": _part(1, mesh=[0])}, "coordinates"),
+    "a mesh of many axes": ({"a": _part(1, mesh=[1 << 62] * 65)}, "65 dimensions"),
     "a huge mesh": ({"a": _part(1, mesh=[1 << 40])}, "by its place"),
     "a dimension too many": ({"a": _part(1, placements=[2])}, "dimension 2 of a tensor of 2"),
     "partial": ({"a": _part(1, placements=["P"])}, "the placement Partial"),
@@ -225,6 +226,7 @@ _LIES: dict[str, tuple[Any, str]] = {
     "plain": ({"a": _A}, "the chunks at"),
     "words": ({"a": "words"}, "lacks 'a'"),
     "a cycle": ({}, ""),
+    "a name for every use": ({"a": _part(1)}, ""),
     "a key of floats": ({1.5: _part(1)}, "1.5 for a key"),
 }  # fmt: skip
 
@@ -240,5 +242,12 @@ def test_lies(name: str, tmp_path: Path) -> None:
         other = {"a": _part(1)}
         other["b"] = other
         refused(_two(tmp_path, other, other), "nesting")
+        return
+    if name == "a name for every use":
+        many: Any = other["a"]
+        for _ in range(9):
+            many = [many] * 9
+        other = {"a": many}
+        refused(_two(tmp_path, other, other), "shared_names")
         return
     refused(_two(tmp_path, {"a": _part(0)}, other), message)

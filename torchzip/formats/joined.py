@@ -26,7 +26,6 @@ from torchzip.formats.rank_files import (
     check_dense,
     closed,
     differ,
-    leaves,
     piece,
 )
 from torchzip.limits import Limits
@@ -71,7 +70,7 @@ class JoinedContainer(RankFilesContainer):
                         "pipeline of virtual stages has several)"
                     )
                 root = root["model"]
-            return dict(leaves(root, self._limits)), around
+            return dict(self.leaves(root)), around
 
     def _add_stage(
         self,

@@ -108,6 +108,38 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
         self._read.append(contents)
         return root
 
+    def leaves(self, root: Any) -> Iterator[tuple[str, Any]]:
+        """Yield what is in the dicts, lists and tuples of the file that was read last, by names.
+
+        An object that is used over and over, or inside itself, is bounded by the names that it
+        makes.
+        """
+        limits = self._limits
+        most = limits.shared_names + self._read[-1].pickle_nbytes
+        count = characters = 0
+        todo: list[tuple[str, Any, int]] = [("", root, 0)]
+        while todo:
+            name, value, depth = todo.pop()
+            if isinstance(value, dict):
+                inner = list(value.items())
+            elif isinstance(value, list | tuple):
+                inner = list(enumerate(value))
+            else:
+                yield name, value
+                continue
+            count += len(inner)
+            if count > most:
+                raise LimitError("shared_names", count, limits.shared_names)
+            if depth > limits.nesting:
+                raise LimitError("nesting", depth, limits.nesting)
+            for key, item in reversed(inner):
+                if type(key) not in (str, int):
+                    raise FormatError(f"a dict has {shown(key)} for a key; a string was expected")
+                todo.append((f"{name}.{key}" if name else str(key), item, depth + 1))
+                characters += len(todo[-1][0])
+                if characters > max(limits.names_nbytes, self._read[-1].pickle_nbytes):
+                    raise LimitError("names_nbytes", characters, limits.names_nbytes)
+
     def join(
         self,
         name: str,
@@ -257,33 +289,6 @@ def differ(one: TensorSpec, other: TensorSpec) -> bool:
     crcs = [each.storage.crc for each in (one, other)]
     whole = all(elements_of(each) is each.storage for each in (one, other))
     return all(crcs) and whole and crcs[0] != crcs[1]
-
-
-def leaves(root: Any, limits: Limits) -> Iterator[tuple[str, Any]]:
-    """Yield what is in dicts, lists and tuples and is not one of them, by its name.
-
-    An object that is used over and over, or inside itself, is bounded by the names that it makes.
-    """
-    todo: list[tuple[str, Any, int]] = [("", root, 0)]
-    left = limits.names_nbytes
-    while todo:
-        name, value, depth = todo.pop()
-        if isinstance(value, dict):
-            inner = list(value.items())
-        elif isinstance(value, list | tuple):
-            inner = list(enumerate(value))
-        else:
-            yield name, value
-            continue
-        if depth > limits.nesting:
-            raise LimitError("nesting", depth, limits.nesting)
-        for key, item in reversed(inner):
-            if type(key) not in (str, int):
-                raise FormatError(f"a dict has {shown(key)} for a key; a string was expected")
-            todo.append((f"{name}.{key}" if name else str(key), item, depth + 1))
-            left -= len(todo[-1][0]) + 8
-            if left < 0:
-                raise LimitError("names_nbytes", limits.names_nbytes - left, limits.names_nbytes)
 
 
 def piece(spec: TensorSpec, axis: int, first: int, size: int) -> TensorSpec:

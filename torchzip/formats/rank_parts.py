@@ -26,7 +26,14 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from torchzip.errors import FormatError, TensorError, UnsupportedError, shown
+from torchzip.errors import (
+    MAX_NDIM,
+    FormatError,
+    TensorError,
+    UnsupportedError,
+    shown,
+    too_many_dimensions,
+)
 from torchzip.formats.pickled import knows
 from torchzip.formats.rank_files import check_dense, check_shape
 from torchzip.leaf_types import Dtype, ForeignObject, Size
@@ -131,7 +138,7 @@ def _local(state: Any, dtype: str, shape: Shape) -> Part:
             f"a DTensor with {len(placements):,} placements on a mesh of {len(mesh):,} axes, in "
             f"which its rank has {len(place):,} coordinates; as many of each were expected"
         )
-    offsets, sizes = [0] * len(shape), list(shape)
+    offsets, sizes = [0] * len(shape), [*shape]
     for axis, dim in _order(placements, mesh, layout.get("shard_order"), len(shape)):
         each = -(-sizes[dim] // mesh[axis])
         low = min(sizes[dim], each * place[axis])
@@ -223,6 +230,8 @@ def _mesh(value: Any) -> tuple[Shape, Shape]:
         layout = _attributes(held["_layout"], "the layout of a mesh")
         sizes: Any = layout.get("axes", layout.get("shape"))
         axes = sizes if type(sizes) in (tuple, list) else (sizes,)
+        if len(axes) > MAX_NDIM:
+            raise too_many_dimensions("a mesh", len(axes))
         shape = tuple(_axis_size(axis) for axis in axes)
     else:
         shape = check_dense(held.get("mesh"), "the ranks of a mesh").shape
@@ -244,7 +253,7 @@ def _axis_size(axis: Any) -> int:
     if type(axis) is ForeignObject:
         axis = _attributes(axis, "an axis of a mesh").get("shape")
     sizes: Any = axis if type(axis) in (tuple, list) else (axis,)
-    if not all(map(is_number, sizes)):
+    if len(sizes) > MAX_NDIM or not all(map(is_number, sizes)):
         raise FormatError(f"the size of a mesh is {shown(axis)}; numbers of ranks were expected")
     return math.prod(sizes)
 

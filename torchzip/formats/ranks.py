@@ -14,6 +14,7 @@ Dicts and lists inside the object are gone into: the names of what is in them ar
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Any, NamedTuple
 
 from torchzip.errors import (
@@ -25,7 +26,7 @@ from torchzip.errors import (
 )
 from torchzip.files.folder import Folder
 from torchzip.formats.base import OpenContainer
-from torchzip.formats.rank_files import Joined, RankFilesContainer, closed, differ, identity, leaves
+from torchzip.formats.rank_files import Joined, RankFilesContainer, closed, differ, identity
 from torchzip.formats.rank_parts import Part, knows_in_parts, parts_of
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
@@ -33,6 +34,8 @@ from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.rebuild import FOREIGN_TENSORS
 from torchzip.tensors.specs import Shape, TensorSpec
 
+#: Missing files that an error names.
+_MOST_LISTED = 5
 _NAME = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt", re.ASCII)
 
 
@@ -79,12 +82,12 @@ def ranks_in(names: list[str]) -> list[str]:
             "; move away those that do not belong"
         )
     for count in counts:
-        lacking = [rank for rank in range(count) if rank not in found]
-        if lacking:
-            named = [f"model_world_size_{count}_rank_{rank}.pt" for rank in lacking[:5]]
+        if len(found) < count:
+            lacking = islice((rank for rank in range(count) if rank not in found), _MOST_LISTED)
+            named = [f"model_world_size_{count}_rank_{rank}.pt" for rank in lacking]
             raise FormatError(
-                f"the directory lacks the files of {len(lacking):,} of {count:,} ranks: "
-                f"{listed(named)}. Fetch them."
+                f"the directory lacks the files of {count - len(found):,} of {count:,} ranks, "
+                f"among them {listed(named)}. Fetch them."
             )
     return [found[rank] for rank in sorted(found)]
 
@@ -140,7 +143,7 @@ class RanksContainer(RankFilesContainer):
     ) -> None:
         """Take over what one file has."""
         seen = 0
-        for name, value in leaves(root, self._limits):
+        for name, value in self.leaves(root):
             with ErrorPlace(record=name):
                 parts = parts_of(value)
             if type(value) is TensorSpec:

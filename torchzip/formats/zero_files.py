@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from torchzip.dtypes import DTYPES
@@ -21,8 +22,8 @@ _REFUSED = (
     (re.compile(r"layer_\d+_expert_\d+_.*|expp_rank_\d+_.*", re.ASCII), "experts of a mixture"),
     (re.compile(r"layer_\d+-model_.*", re.ASCII), "layers of a pipeline"),
 )
-#: Ranks that an error looks through to name those that are missing.
-_MOST_RANKS = 1_000_000
+#: Missing files that an error names.
+_MOST_LISTED = 5
 
 
 def is_zero(names: list[str]) -> bool:
@@ -78,10 +79,10 @@ def _lacking(found: dict[int, str], count: int) -> FormatError:
     """Return the error of a directory that does not have a file of each of so many ranks."""
     rank, name = next(iter(found.items()))
     pattern = name.replace(f"pp_rank_{rank}_", "pp_rank_{}_", 1)
-    lacking = [pattern.format(each) for each in range(min(count, _MOST_RANKS)) if each not in found]
+    lacking = islice((each for each in range(count) if each not in found), _MOST_LISTED)
     return FormatError(
-        f"the directory lacks the files of {count - len(found):,} of {count:,} ranks: "
-        f"{listed(lacking)}. Fetch them."
+        f"the directory lacks the files of {count - len(found):,} of {count:,} ranks, among them "
+        f"{listed([pattern.format(each) for each in lacking])}. Fetch them."
     )
 
 
