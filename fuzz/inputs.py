@@ -153,7 +153,7 @@ def _other_format(rng: Random) -> Case:
     elif data[8:9] == b"{" and rng.random() < 0.8:
         header, rest = seeds.header_of(data)
         data = b.safetensors(_changed_json(rng, header), rest)
-    elif name.endswith(".pt") and rng.random() < 0.8:
+    elif name.endswith(".pt") and data.startswith(b"PK") and rng.random() < 0.8:
         data = _with_own_pickle(rng, seeds.records_of(data))
     elif name == ".metadata":
         tree = pickles.parse(data)

@@ -604,7 +604,7 @@ FIRST_EDITION: dict[str, Any] = {
     '{"date": "2021-01-02"}': dt.date(2021, 1, 2),
     '{"timezone": [0, 7200, 0]}': _EAST,
     '{"timezone": [-1, 68400, 0], "name": "EST"}': _WEST,
-    '{"timezone": [0, 0, 0]}': dt.timezone.utc,
+    '{"timezone": [0, 0, 0]}': dt.UTC,
     '{"Decimal": "1.50"}': Decimal("1.50"),
     '{"PurePosixPath": "a/b"}': pathlib.PurePosixPath("a/b"),
     '{"bytearray": "YWJj"}': bytearray(b"abc"),
