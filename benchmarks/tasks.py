@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import checkpoints
+from benchmarks import checkpoints, computing
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Work = Callable[[], object]
@@ -498,6 +498,18 @@ def _rows() -> list[Row]:
         Row(
             "load big, which is not in the page cache",
             {"torchzip": {"torch load": None}}, checkpoints.cold, prepare_big,
+        ),
+    ]  # fmt: skip
+    rows += [
+        Row(
+            "average three checkpoints, all with fsync",
+            {"torchzip": {"torch script": 2}, "torchzip jobs=2": {"torch script": 2}},
+            computing.average, computing.prepare_average,
+        ),
+        Row(
+            "dequantize float8 with scales of blocks to bfloat16, all with fsync",
+            {"torchzip": {computing.NUMPY_MAP: 3.5}, "torchzip jobs=2": {computing.NUMPY_MAP: 3.5}},
+            computing.dequantize, computing.prepare_float8,
         ),
     ]  # fmt: skip
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 def path(tmp_path: Path) -> Path:
     """Return the place of a checkpoint that a test writes, in a folder of its own."""
     return tmp_path / "m.pt"
+
+
+@pytest.fixture
+def soon() -> Iterator[None]:
+    """Fail if what follows waits for something."""
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < 20
 
 
 @pytest.fixture(scope="session")

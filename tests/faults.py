@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from torchzip.convert import conversion, mapped, run, work
-from torchzip.convert.outputs import zip as zip_output
-from torchzip.files import direct, in_place, new_file, ranges, sink, source
+from torchzip.convert import conversion, mapped
+from torchzip.files import direct, in_place, new_file, place, ranges, sink, source
 
 #: All that reach the system while they write.
 WRITING = (
@@ -25,9 +24,7 @@ WRITING = (
     direct,
     ranges,
     source,
-    run,
-    work,
-    zip_output,
+    place,
     conversion,
     mapped,
 )

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.comparing import assert_equal_in_torch, assert_same_bytes
+from tests.random_trees import random_tree
 from tests.sampling import costly
 from tests.saved import saved
 from tests.torch_oracle import asks_torch, tensor, torch_bytes
-from tests.trees import CASES, TORCH_ONLY, random_tree
+from tests.trees import CASES, TORCH_ONLY
 
 pytestmark = asks_torch(
     "torch.load", "ComplexHalf support is experimental", "The PyTorch API of nested tensors",

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime as dt
+import json
+import math
+import pathlib
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import torchzip as tz
+from tests import builders as b
 from tests.comparing import assert_equal_in_torch
 from tests.models import MODELS, training_checkpoint
+from tests.saved import quiet
 from tests.torch_oracle import asks_torch
 from tests.trees import CASES
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.convert import conversion, work
+from torchzip.convert.carried import carry
+from torchzip.convert.restored import restore
 
 pytestmark = asks_torch(
     "torch.load", "enable_nested_tensor", ".*weight_norm", "Couldn't retrieve source",
@@ -110,3 +122,128 @@ def test_renamed_state_dict_keeps_its_metadata(torch: Any, tmp_path: Path) -> No
     loaded = torch.load(tmp_path / "o.pt")
     assert list(loaded) == [f"net.{name}" for name in state]
     assert loaded._metadata == state._metadata
+
+
+# -- the object around the tensors -----------------------------------------------------------------
+
+
+def layout(tensor: LazyTensor) -> Any:
+    """Return what says which tensor of a file it is."""
+    spec = tensor.spec
+    return (id(spec.storage), spec.torch_dtype, spec.shape, spec.stride, spec.storage_offset)
+
+
+def through_safetensors(source: Path, folder: Path) -> tuple[Any, list[str]]:
+    """Carry a checkpoint through a safetensors file; return what torch could load, and the lost."""
+    middle, target = folder / "middle.safetensors", folder / "target.pt"
+    tz.convert(source, middle)
+    with tz.lazy_load(source) as ckpt:
+        names = {layout(ckpt[name]): name for name in ckpt if isinstance(ckpt[name], LazyTensor)}
+        carried = carry(
+            ckpt.root,
+            lambda value: names.get(layout(value)) if type(value) is LazyTensor else None,
+            names={name: name for name in ckpt},
+        )
+    assert carried.text is not None
+    with tz.lazy_load(middle) as ckpt:
+        aliases = json.loads(ckpt.metadata.get("torchzip.aliases", "{}"))
+        tensors = {name: ckpt[name] for name in ckpt}
+        tensors |= {name: tensors[kept] for name, kept in aliases.items()}
+        with quiet():  # of what is no affair of torch's safe loader
+            tz.save(restore(carried.text, tensors.get), target)
+    return target, carried.lost
+
+
+def odd_model(torch: Any) -> Any:
+    """Return a model with weights whose memory is not in C order."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(1, 2, 1))
+    model = model.to(memory_format=torch.channels_last)
+    model.turned = torch.nn.Parameter(torch.arange(6.0).view(2, 3).t())
+    return model
+
+
+TORCH_CASES: dict[str, Any] = {
+    "state dict": lambda torch: MODELS["everything"](torch).state_dict(),
+    "keeping parameters": lambda torch: MODELS["everything"](torch).state_dict(keep_vars=True),
+    "channels last": lambda torch: odd_model(torch).state_dict(),
+    "channels last, parameters": lambda torch: dict(odd_model(torch).named_parameters()),
+    "lstm": lambda torch: [*MODELS["lstm"](torch).parameters()],
+    "buffers": lambda torch: MODELS["buffers"](torch).state_dict(keep_vars=True),
+    "one tensor": lambda torch: torch.ones(2, 3).t(),
+    "leaves": lambda torch: {"x": torch.ones(2, requires_grad=True), "n": torch.ones(2)},
+    "flat, with ties": lambda torch: (lambda x: {"b": x, "a": x, "c": x[:]})(torch.ones(3)),
+    "empty": lambda torch: [torch.ones(2, 0, 3).permute(2, 0, 1), torch.ones(0)],
+    "odd strides": lambda torch: {"x": torch.ones(3).as_strided((1, 3), (1, 1)), "l": []},
+    "plain values": lambda torch: {
+        "sizes": [torch.Size([1, 2])] * 2,
+        "dtype": torch.bfloat16,
+        "device": torch.device("cuda", 1),
+        "layout": torch.strided,
+        "scheme": torch.per_tensor_affine,
+        "numbers": (1, -(2**80), 0.1, math.inf, True, None, 1j),
+        "np": [np.float64(0.5), np.arange(3), np.bool_(1), np.random.RandomState(3).get_state()],
+        "python": random.Random(3).getstate(),
+        "time": dt.datetime(2024, 1, 2, tzinfo=dt.UTC),
+        "path": pathlib.Path("runs/1"),
+        3: {None: {1.5: "x"}, ("a", 1): b"y"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", TORCH_CASES)
+def test_torch_gets_it_back(torch: Any, tmp_path: Path, name: str) -> None:
+    """Real objects are equal in torch: values, types, strides, order, attributes, identity."""
+    torch.save(TORCH_CASES[name](torch), tmp_path / "source.pt")
+    target, lost = through_safetensors(tmp_path / "source.pt", tmp_path)
+    assert lost == []
+    expected = torch.load(tmp_path / "source.pt", weights_only=False)
+    assert_equal_in_torch(torch, torch.load(target, weights_only=False), expected)
+
+
+def test_training_checkpoint(torch: Any, tmp_path: Path) -> None:
+    """A checkpoint of a training is equal in torch, but for the objects that are named as lost."""
+    model = odd_model(torch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    root = {
+        **training_checkpoint(torch),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "args": argparse.Namespace(rate=0.1),
+        "module": torch.nn.Linear(2, 2),
+    }
+    source = tmp_path / "source.pt"
+    torch.save(root, source)
+    target, lost = through_safetensors(source, tmp_path)
+    assert [line.partition(":")[0] for line in lost] == [
+        "hyper_parameters",
+        "phase",
+        "args",
+        "module",
+    ]
+    made = torch.load(target, weights_only=False)
+    expected = torch.load(source, weights_only=False)
+    for name in ("hyper_parameters", "phase", "args", "module"):
+        gone = expected.pop(name)
+        if name == "module":
+            module = made.pop(name)
+            assert set(module) == {"weight", "bias"}
+            assert torch.equal(module["weight"], gone.weight)
+    assert_equal_in_torch(torch, made, expected)
+    model.load_state_dict(made["model"])
+    optimizer.load_state_dict(made["optimizer"])
+
+
+def test_golden_files(torch: Any, tmp_path: Path) -> None:
+    """Files of torch come back equal, where safetensors holds what is in them."""
+    for name in ("list", "module-state", "param", "train"):
+        source = b.GOLDEN / f"{name}.pt"
+        (tmp_path / name).mkdir()
+        target, lost = through_safetensors(source, tmp_path / name)
+        assert lost == []
+        expected = torch.load(source, weights_only=False)
+        assert_equal_in_torch(torch, torch.load(target, weights_only=False), expected)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from tests.comparing import assert_equal_in_torch
+from tests.random_trees import random_tree
 from tests.tools.test_edit import records, write_sparse
 from tests.torch_oracle import asks_torch, torch_settings
-from tests.trees import CASES, TORCH_ONLY, random_tree
+from tests.trees import CASES, TORCH_ONLY
 from torchzip.container.zip_reader import ZipReader
 from torchzip.files.source import FileSource
 from torchzip.limits import Limits

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +21,10 @@ from tests.comparing import (
     check_tensor,
     check_tree,
 )
+from tests.kind_trees import CASES, VALUES, matrix, random_values
 from tests.sampling import costly
 from tests.saved import records_of, saved
-from tests.torch_oracle import (
-    asks_torch,
-    random_bytes,
-    raw_array,
-    storage_array,
-    storage_of,
-    torch_bytes,
-)
+from tests.torch_oracle import asks_torch, raw_array, storage_array, torch_bytes
 from torchzip.types import (
     MetaTensor,
     NestedTensor,
@@ -43,350 +35,6 @@ from torchzip.types import (
 )
 
 pytestmark = asks_torch(":UserWarning", ":FutureWarning", ":DeprecationWarning")
-
-Make = Callable[[Any], Any]
-CASES: dict[str, Make] = {}
-
-
-def case(name: str) -> Callable[[Make], Make]:
-    """Add a function (torch) -> tensor or tree of tensors to the cases."""
-
-    def add(make: Make) -> Make:
-        CASES[name] = make
-        return make
-
-    return add
-
-
-# -- what torch is asked to write ------------------------------------------------------------
-
-VALUES = (
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex128 complex64"
-).split()
-
-
-def _values(t: Any, dtype: str, *shape: int) -> Any:
-    generator = t.Generator().manual_seed(7)
-    if dtype == "bool":
-        return t.rand(shape, generator=generator) > 0.5
-    if dtype.startswith("complex"):
-        parts = t.randn((*shape, 2), generator=generator, dtype=t.float64)
-        return t.view_as_complex(parts).to(getattr(t, dtype))
-    made = t.randn(shape, generator=generator) * 50
-    return made.to(getattr(t, dtype))
-
-
-_INDICES = [[0, 1, 1, 0, 1], [2, 0, 0, 1, 0]]
-
-
-def _of_values(d: str) -> None:
-    case(f"coo {d}")(lambda t: t.sparse_coo_tensor(_INDICES, _values(t, d, 5), (2, 3)))
-    case(f"coo hybrid {d}")(
-        lambda t: t.sparse_coo_tensor(_INDICES, _values(t, d, 5, 2, 3), (2, 3, 2, 3))
-    )
-    case(f"csr {d}")(lambda t: t.sparse_csr_tensor([0, 2, 3], [0, 2, 1], _values(t, d, 3), (2, 3)))
-    case(f"bsr {d}")(
-        lambda t: t.sparse_bsr_tensor([0, 1, 2], [1, 0], _values(t, d, 2, 2, 3), (4, 6))
-    )
-
-
-case("coo coalesced")(
-    lambda t: t.sparse_coo_tensor(_INDICES, _values(t, "float32", 5), (2, 3)).coalesce()
-)
-case("coo of one dimension")(lambda t: t.sparse_coo_tensor([[0, 4]], t.tensor([-0.0, 2.0]), (5,)))
-case("coo 0-d")(lambda t: t.sparse_coo_tensor(t.zeros(0, 2).long(), t.tensor([1.0, 2.0]), ()))
-case("coo without sparse dimensions")(
-    lambda t: t.sparse_coo_tensor(t.zeros(0, 2).long(), t.ones(2, 3), (3,))
-)
-case("coo empty")(lambda t: t.sparse_coo_tensor(t.zeros(2, 0).long(), t.zeros(0), (4, 5)))
-case("coo of size 0")(lambda t: t.sparse_coo_tensor(t.zeros(2, 0).long(), t.zeros(0), (0, 5)))
-case("coo hybrid of size 0")(
-    lambda t: t.sparse_coo_tensor(t.zeros(1, 2).long(), t.zeros(2, 0), (3, 0))
-)
-case("coo of expanded values")(lambda t: t.sparse_coo_tensor(_INDICES, t.ones(1).expand(5), (2, 3)))
-case("coo of strided values")(
-    lambda t: t.sparse_coo_tensor(
-        t.arange(20).reshape(5, 4).t()[:2, :3], t.arange(12.0).reshape(4, 3).t(), (20, 20, 4)
-    )
-)
-case("coo of views")(
-    lambda t: t.sparse_coo_tensor(t.arange(9)[2:5][None], t.arange(99.0)[7:10], (5,))
-)
-case("coo with negative zeros")(
-    lambda t: t.sparse_coo_tensor([[0, 1, 0]], t.tensor([-0.0, -0.0, -0.0]), (3,))
-)
-case("coo with infinities")(
-    lambda t: t.sparse_coo_tensor([[0, 1, 2]], t.tensor([float("inf"), -float("inf"), 1]), (3,))
-)
-case("csr with int32 indices")(
-    lambda t: t.sparse_csr_tensor(
-        t.tensor([0, 1, 2], dtype=t.int32), t.tensor([1, 0], dtype=t.int32), t.ones(2), (2, 3)
-    )
-)
-case("csr empty")(lambda t: t.sparse_csr_tensor([0, 0, 0], t.zeros(0).long(), t.zeros(0), (2, 3)))
-case("csr of size 0")(lambda t: t.sparse_csr_tensor([0], t.zeros(0).long(), t.zeros(0), (0, 3)))
-case("csr of expanded values")(
-    lambda t: t.sparse_csr_tensor([0, 2, 3], [0, 2, 1], t.ones(1).expand(3), (2, 3))
-)
-case("csr batched")(
-    lambda t: t.sparse_csr_tensor(
-        [[0, 2, 3], [0, 0, 3]], [[0, 2, 1], [0, 1, 2]], _values(t, "float32", 2, 3), (2, 2, 3)
-    )
-)
-case("csr batched twice")(
-    lambda t: t.stack([t.stack([t.eye(3), t.eye(3) * 2])] * 2).to_sparse_csr()
-)
-case("csr with dense dimensions")(
-    lambda t: t.sparse_csr_tensor(
-        [0, 2, 3], [0, 2, 1], _values(t, "float32", 3, 2, 4), (2, 3, 2, 4)
-    )
-)
-case("csr whose columns are not sorted")(
-    lambda t: t.sparse_csr_tensor(
-        [0, 3, 3], [2, 0, 2], t.tensor([1.5, 2.0, 4.0]), (2, 3), check_invariants=False
-    )
-)
-case("csr of bools, twice in a place")(
-    lambda t: t.sparse_csr_tensor(
-        [0, 2], [0, 0], t.tensor([True, True]), (1, 3), check_invariants=False
-    )
-)
-case("csr of a stored transpose")(lambda t: t.arange(12.0).reshape(3, 4).t().to_sparse_csr())
-case("csc")(lambda t: _values(t, "float32", 4, 6).relu().to_sparse_csc())
-case("csc batched")(lambda t: t.stack([t.eye(3), t.eye(3) * 2]).to_sparse_csc())
-case("csc with dense dimensions")(
-    lambda t: t.sparse_csc_tensor([0, 2, 3], [0, 2, 1], _values(t, "float32", 3, 2), (3, 2, 2))
-)
-case("bsr")(lambda t: _values(t, "float32", 4, 6).relu().to_sparse_bsr((2, 3)))
-case("bsr of blocks of one")(lambda t: t.eye(3).to_sparse_bsr((1, 1)))
-case("bsr batched")(
-    lambda t: t.sparse_bsr_tensor(
-        [[0, 1, 2], [0, 0, 2]], [[1, 0], [0, 1]], _values(t, "float32", 2, 2, 2, 3), (2, 4, 6)
-    )
-)
-case("bsr with dense dimensions")(
-    lambda t: t.sparse_bsr_tensor([0, 1, 2], [1, 0], _values(t, "float32", 2, 2, 3, 5), (4, 6, 5))
-)
-case("bsc")(lambda t: _values(t, "float32", 4, 6).relu().to_sparse_bsc((2, 3)))
-case("bsc batched")(
-    lambda t: t.sparse_bsc_tensor(
-        [[0, 1, 2], [0, 0, 2]], [[1, 0], [0, 1]], _values(t, "float32", 2, 2, 3, 2), (2, 6, 4)
-    )
-)
-
-
-_BITS = random_bytes(3, 2000)
-
-
-def _rebuilt(
-    t: Any, data: Any, dtype: Any, size: tuple[int, ...], params: Any, offset: int = 0
-) -> Any:
-    """Return a quantized tensor over these bytes, as torch's own reader makes it."""
-    stride = t.empty(size).stride()
-    storage = t.storage.TypedStorage(wrap_storage=storage_of(t, data), dtype=dtype, _internal=True)
-    return t._utils._rebuild_qtensor(storage, offset, size, stride, params, False, OrderedDict())
-
-
-def _x(t: Any) -> Any:
-    return _values(t, "float32", 4, 6) / 10
-
-
-def _scales(t: Any) -> Any:
-    return t.tensor([0.1, 0.25, 1 / 3, 2.0], dtype=t.float64)
-
-
-def _of_integers(d: str) -> None:
-    case(f"per tensor {d}")(lambda t: t.quantize_per_tensor(_x(t), 0.1, 3, getattr(t, d)))
-    case(f"per channel {d}")(
-        lambda t: t.quantize_per_channel(
-            _x(t), _scales(t), t.tensor([0, 1, 5, 127]), 0, getattr(t, d)
-        )
-    )
-
-
-def _of_float_parameters(d: str, n: int) -> None:
-    case(f"float parameters {d} of {n}")(
-        lambda t: t.quantize_per_channel(
-                _values(t, "float32", 4, n) / 20,
-                _scales(t).float(), t.tensor([0.3, 0.0, 2.5, 1.0]), 0, getattr(t, d),
-            )
-    )  # fmt: skip
-
-
-for _dtype in VALUES:
-    _of_values(_dtype)
-for _dtype in ("qint8", "quint8", "qint32"):
-    _of_integers(_dtype)
-for _dtype in ("qint8", "quint8", "quint4x2", "quint2x4"):
-    for _columns in (1, 5, 6, 7):
-        _of_float_parameters(_dtype, _columns)
-
-case("per tensor view")(lambda t: t.quantize_per_tensor(_x(t), 0.1, 3, t.qint8)[1:, 2::2])
-case("per tensor transposed")(lambda t: t.quantize_per_tensor(_x(t), 0.1, 3, t.quint8).t())
-case("per tensor expanded")(
-    lambda t: t.quantize_per_tensor(_x(t), 0.1, 3, t.quint8).expand(2, 4, 6)
-)
-case("per tensor channels last")(
-    lambda t: t.quantize_per_tensor(
-        _values(t, "float32", 2, 3, 4, 5).to(memory_format=t.channels_last), 0.1, 3, t.qint8
-    )
-)
-case("per tensor 0-d")(lambda t: t.quantize_per_tensor(t.tensor(1.5), 0.1, 3, t.qint8))
-case("per tensor empty")(lambda t: t.quantize_per_tensor(t.zeros(0, 3), 0.1, 3, t.qint8))
-case("per channel view")(
-    lambda t: t.quantize_per_channel(_x(t), _scales(t), t.tensor([0, 1, 2, 3]), 0, t.qint8)[:, 1:4]
-)
-case("per channel of the last axis")(
-    lambda t: t.quantize_per_channel(
-        _values(t, "float32", 2, 3, 4), _scales(t), t.tensor([0, 1, 2, 3]), 2, t.quint8
-    )
-)
-case("per channel empty")(
-    lambda t: t.quantize_per_channel(t.zeros(0, 4), _scales(t), t.tensor([0, 1, 2, 3]), 1, t.quint8)
-)
-case("packed of odd numbers of elements")(
-    lambda t: t.quantize_per_channel(
-        _values(t, "float32", 3, 3, 3) / 20, t.ones(3), t.zeros(3), 1, t.quint4x2
-    )
-)
-case("packed per tensor")(
-    lambda t: _rebuilt(t, bytes(range(40, 50)), t.quint4x2, (3, 5), (t.per_tensor_affine, 0.1, 3))
-)
-case("packed with an offset")(
-    lambda t: _rebuilt(
-        t, bytes(range(40, 60)), t.quint2x4, (5, 3),
-        (t.per_channel_affine, t.ones(3), t.zeros(3), 1), offset=3,
-    )
-)  # fmt: skip
-case("per tensor of all bits")(
-    lambda t: _rebuilt(t, _BITS, t.qint32, (500,), (t.per_tensor_affine, 1 / 3, -99_999))
-)
-case("per channel of all bits")(
-    lambda t: _rebuilt(
-        t, _BITS, t.qint32, (5, 100),
-        (t.per_channel_affine, t.tensor([0.1, 1 / 3, 1e300, 7, 0], dtype=t.float64),
-         t.tensor([1, -(2**31), 2**31 - 1, 12_345_678, 0]), 0),
-    )
-)  # fmt: skip
-case("meta")(lambda t: t.empty(2, 3, device="meta"))
-case("meta with gradient")(lambda t: t.empty(2, 3, device="meta", requires_grad=True))
-case("meta strided")(lambda t: t.empty_strided((2, 3), (0, 7), device="meta", dtype=t.bfloat16))
-case("meta 0-d")(lambda t: t.empty((), device="meta", dtype=t.bool))
-case("meta float8")(lambda t: t.empty(0, 3, device="meta", dtype=t.float8_e5m2))
-case("meta subbyte")(lambda t: t.empty(2, device="meta", dtype=t.uint4))
-
-
-def _strided(t: Any) -> Any:
-    return t.nested.nested_tensor([t.arange(6.0).reshape(2, 3), t.ones(4, 3)])
-
-
-case("nested")(_strided)
-case("nested transposed")(lambda t: _strided(t).transpose(1, 2))
-case("nested selected")(lambda t: _strided(t).select(2, 1))
-case("nested chunk")(
-    lambda t: t.nested.nested_tensor([t.arange(8.0).reshape(2, 4), t.ones(4, 4)]).chunk(2, -1)[1]
-)
-case("nested of scalars")(lambda t: t.nested.nested_tensor([t.tensor(1.0), t.tensor(2.0)]))
-case("nested with empty ones")(
-    lambda t: t.nested.nested_tensor([t.zeros(0, 3), t.ones(2, 3), t.zeros(1, 0)])
-)
-case("nested bfloat16")(lambda t: t.nested.nested_tensor([t.ones(2), t.zeros(3)], dtype=t.bfloat16))
-case("jagged")(
-    lambda t: t.nested.nested_tensor([t.arange(6.0).reshape(2, 3), t.ones(4, 3)], layout=t.jagged)
-)
-case("jagged from offsets")(
-    lambda t: t.nested.nested_tensor_from_jagged(t.arange(10.0), t.tensor([0, 4, 4, 10]))
-)
-case("jagged with lengths")(
-    lambda t: t.nested.nested_tensor_from_jagged(
-        t.arange(20.0).reshape(10, 2), t.tensor([0, 4, 8]), t.tensor([2, 3])
-    )
-)
-case("jagged with lengths of known extent")(
-    lambda t: t.nested.nested_tensor_from_jagged(
-        t.arange(20.0).reshape(10, 2), t.tensor([0, 4, 8]), t.tensor([2, 3]),
-        min_seqlen=2, max_seqlen=3,
-    )
-)  # fmt: skip
-case("jagged on another axis")(
-    lambda t: t.nested.nested_tensor_from_jagged(
-        t.arange(20.0).reshape(2, 10), t.tensor([0, 4, 10]), jagged_dim=2
-    )
-)
-case("jagged transposed")(
-    lambda t: t.nested.nested_tensor_from_jagged(
-        t.arange(20.0).reshape(10, 2), t.tensor([0, 4, 10])
-    ).transpose(1, 2)
-)
-case("jagged that needs a gradient")(
-    lambda t: t.nested.nested_tensor_from_jagged(
-        t.arange(10.0), t.tensor([0, 4, 10])
-    ).detach().requires_grad_()
-)  # fmt: skip
-
-
-@case("parameters")
-def _parameters(t: Any) -> Any:
-    return {
-        "coo": t.nn.Parameter(t.sparse_coo_tensor(_INDICES, _values(t, "float32", 5), (2, 3))),
-        "csr": t.nn.Parameter(t.eye(3).to_sparse_csr(), requires_grad=False),
-        "quantized": t.nn.Parameter(
-            t.quantize_per_tensor(_x(t), 0.1, 3, t.qint8), requires_grad=False
-        ),
-        "meta": t.nn.Parameter(t.empty(3, device="meta")),
-        "nested": t.nn.Parameter(_strided(t)),
-        "jagged": t.nn.Parameter(
-            t.nested.nested_tensor_from_jagged(t.arange(10.0), t.tensor([0, 4, 10]))
-        ),
-    }
-
-
-@case("attributes")
-def _attributes(t: Any) -> Any:
-    tree = {
-        "coo": t.sparse_coo_tensor(_INDICES, _values(t, "float32", 5), (2, 3)),
-        "csr": t.eye(3).to_sparse_csr(),
-        "quantized": t.quantize_per_tensor(_x(t), 0.1, 3, t.qint8),
-        "per channel": t.quantize_per_channel(
-            _x(t), _scales(t), t.tensor([0, 1, 2, 3]), 0, t.qint8
-        ),
-        "meta": t.empty(3, device="meta"),
-        "nested": _strided(t),
-        "parameter": t.nn.Parameter(t.eye(3).to_sparse()),
-    }
-    for name, tensor in tree.items():
-        tensor.note = {"name": name, "tensor": t.ones(2)}
-    return tree
-
-
-@case("shared memory and shared objects")
-def _shared(t: Any) -> Any:
-    values, indices = t.arange(5.0), t.tensor(_INDICES)
-    first = t.sparse_coo_tensor(indices, values, (2, 3))
-    q = t.quantize_per_tensor(_x(t), 0.1, 3, t.qint8)
-    nested = _strided(t)
-    return {
-        "values": values,
-        "first": first,
-        "second": t.sparse_coo_tensor(indices, values, (4, 4)),
-        "again": first,
-        "q": q,
-        "row": q[1],
-        "nested": [nested, nested.detach(), nested],
-    }
-
-
-@case("a state dict")
-def _state(t: Any) -> Any:
-    module = t.nn.Module()
-    module.register_buffer("adjacency", t.eye(4).to_sparse_csr())
-    module.register_buffer("graph", t.eye(4).to_sparse())
-    module.register_buffer("q", t.quantize_per_tensor(_x(t), 0.1, 3, t.qint8))
-    module.weight = t.nn.Parameter(t.ones(3))
-    return module.state_dict()
-
-
-# -- what torch reads -----------------------------------------------------------------------------
 
 
 def load_again(torch: Any, data: bytes) -> Any:
@@ -622,7 +270,7 @@ def test_random_coo(torch: Any, data: st.DataObject) -> None:
         [torch.randint(max(n, 1), (nnz,), generator=generator) for n in sizes[:sparse]]
         or [torch.zeros(nnz).long()]
     )[:sparse]
-    values = _values(torch, dtype, nnz, *sizes[sparse:])
+    values = random_values(torch, dtype, nnz, *sizes[sparse:])
     tensor = torch.sparse_coo_tensor(indices, values, sizes)
     check_there_and_back(torch, tensor)
 
@@ -764,7 +412,7 @@ def test_quantized_in_a_distributed_checkpoint(torch: Any, tmp_path: Path) -> No
         pytest.skip("this build of torch has no torch.distributed")
     from torch.distributed import checkpoint as dcp
 
-    q = torch.quantize_per_tensor(_x(torch), 0.1, 3, torch.qint8)
+    q = torch.quantize_per_tensor(matrix(torch), 0.1, 3, torch.qint8)
     dcp.save({"q": q, "w": torch.ones(2)}, checkpoint_id=tmp_path / "dcp")
     with tz.lazy_load(tmp_path / "dcp") as ckpt:
         assert ckpt["w"].numpy().tolist() == [1, 1]

@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 
 import torchzip as tz
 from tests.comparing import Reading, assert_equal_in_torch, assert_same_bytes
+from tests.random_trees import random_tree
 from tests.sampling import some, thorough
 from tests.saved import big_endian, saved, zipped_again
 from tests.torch_oracle import (
@@ -31,7 +32,7 @@ from tests.torch_oracle import (
     torch_settings,
     view,
 )
-from tests.trees import CASES, TORCH_ONLY, random_tree
+from tests.trees import CASES, TORCH_ONLY
 
 pytestmark = asks_torch(
     "torch.load", "ComplexHalf support is experimental", "Sparse",

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 import torchzip as tz
 from tests.comparing import assert_same_bytes
+from tests.random_trees import random_tree
 from tests.sampling import some
 from tests.saved import saved
 from tests.torch_oracle import asks_torch, tensor, to_torchzip, torch_bytes, torch_settings
-from tests.trees import CASES, random_tree
+from tests.trees import CASES
 
 # What torch's default loader will not take is the subject of two tests of their own.
 pytestmark = asks_torch("torch.load", "ComplexHalf support is experimental")

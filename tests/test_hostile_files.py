@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +19,12 @@ import torchzip as tz
 from fuzz.doors import room
 from fuzz.seeds import Case
 from tests import builders as b
-from tests.formats import dcp_builder as d
 from tests.formats.counting import Counted
 from tests.formats.tar_builder import four_numbers
 from tests.hostile.attack import Attack
 from tests.hostile.every import BY_KIND
 from tests.hostile.parts import good_members, legacy
-from tests.saved import saved
+from tests.saved import flipped
 from tests.test_cost import peak_below
 from torchzip.errors import FormatError, TorchZipError
 
@@ -56,10 +54,6 @@ def _try(data: bytes) -> Any:
         return _load(data)
     except (TorchZipError, OSError) as error:
         return error
-
-
-def _flipped(data: bytes, place: int, bits: int) -> bytes:
-    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
 
 
 def _is_error(outcome: Any) -> bool:
@@ -220,7 +214,7 @@ def test_every_bit_of_an_archive(data: bytes) -> None:
     }
     for place in range(len(data)):
         for bit in range(8):
-            changed = _flipped(data, place, 1 << bit)
+            changed = flipped(data, place, 1 << bit)
             is_same = False
             if place in spans:
                 kind, name, at, size = spans[place]
@@ -235,7 +229,7 @@ def test_every_bit_of_a_file_without_checksums(data: bytes) -> None:
     start = data.rindex(b.DATA)
     for place in range(len(data)):
         for bit in range(8):
-            changed = _flipped(data, place, 1 << bit)
+            changed = flipped(data, place, 1 << bit)
             outcome = _try(changed)
             if start <= place < start + 16:
                 wanted = struct.unpack_from("<4f", changed, start)
@@ -248,7 +242,7 @@ def test_every_bit_of_the_headers_of_a_tar() -> None:
     while any(header := _TAR[at : at + 512]):
         for place in range(512):
             for bit in range(8):
-                outcome = _try(_flipped(_TAR, at + place, 1 << bit))
+                outcome = _try(flipped(_TAR, at + place, 1 << bit))
                 # The sum is six digits, a zero byte and a blank, which stands behind the end.
                 if place == 155:
                     assert outcome == _VALUE, (at, place, bit)
@@ -261,7 +255,7 @@ def test_every_byte_of_the_data_of_a_tar() -> None:
     """There is no checksum there: a value, or an error of torchzip."""
     for place in (i for i in range(512, len(_TAR)) if _TAR[i]):
         for bits in (1, 0x80, 0xFF):
-            _try(_flipped(_TAR, place, bits))
+            _try(flipped(_TAR, place, bits))
 
 
 def test_a_sample_through_every_door() -> None:
@@ -271,18 +265,10 @@ def test_a_sample_through_every_door() -> None:
         for data in (_ZIP, _ZIP64, _LEGACY, _SAFETENSORS, _TAR):
             for place in rng.choice(np.flatnonzero(np.frombuffer(data, np.uint8)), 12).tolist():
                 send(Case.of(data[:place]))
-                send(Case.of(_flipped(data, place, 1 << int(rng.integers(8)))))
+                send(Case.of(flipped(data, place, 1 << int(rng.integers(8)))))
 
 
 # -- paths that are no files ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def soon() -> Iterator[None]:
-    """Fail if what follows waits for something."""
-    start = time.monotonic()
-    yield
-    assert time.monotonic() - start < 20
 
 
 def _link_to_fifo(path: Path) -> None:
@@ -310,7 +296,7 @@ def _socket(path: Path) -> None:
             os.chdir(here)
 
 
-_ODD: dict[str, Callable[[Path], Any]] = {
+ODD: dict[str, Callable[[Path], Any]] = {
     "a FIFO": os.mkfifo,
     "a socket": _socket,
     "a link to a FIFO": _link_to_fifo,
@@ -328,12 +314,12 @@ _ODD: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("name", _ODD)
+@pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("file", ["m.pt", "m.safetensors", "m.bin.index.json", ".metadata"])
 def test_no_regular_file(tmp_path: Path, name: str, file: str) -> None:
     """Whatever is no regular file raises at once, under any name and by any door."""
     path = tmp_path / file
-    _ODD[name](path)
+    ODD[name](path)
     for read in (tz.load, tz.lazy_load, lambda it: tz.load(it, mmap=True)):
         with pytest.raises((OSError, TorchZipError)):
             read(path)
@@ -343,14 +329,18 @@ def test_no_regular_file(tmp_path: Path, name: str, file: str) -> None:
         assert not (tmp_path / out).exists()
 
 
+def _index(folder: Path) -> Path:
+    path = folder / "m.bin.index.json"
+    path.write_text('{"weight_map": {"a": "x.bin"}}')
+    return path
+
+
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("name", [name for name in _ODD if name != "nothing"])
+@pytest.mark.parametrize("name", [name for name in ODD if name != "nothing"])
 def test_no_regular_file_behind_an_index(tmp_path: Path, name: str) -> None:
     """The same for the shards of an index, and for the items of a distributed checkpoint."""
-    _ODD[name](tmp_path / "x.bin")
-    index = tmp_path / "m.bin.index.json"
-    index.write_text('{"weight_map": {"a": "x.bin"}}')
-    for path in (index, tmp_path):
+    ODD[name](tmp_path / "x.bin")
+    for path in (_index(tmp_path), tmp_path):
         with pytest.raises((OSError, TorchZipError)):
             tz.load(path)
 
@@ -453,6 +443,27 @@ def test_giant_files_that_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert counted.nbytes < 8 << 20
 
 
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("name", ["m.bin.index.json", ".metadata", "__0.metadata"])
+def test_giant_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = _sparse(tmp_path / name, {0: b'{"weight_map": {'})
+    counted = Counted(monkeypatch)
+    for each in (path, tmp_path):
+        with pytest.raises(tz.LimitError):
+            tz.load(each)
+    assert counted.nbytes < 1 << 20
+
+
+@pytest.mark.usefixtures("soon")
+def test_giant_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of 64 GiB of zeros is looked at, and not read."""
+    _sparse(tmp_path / "x.bin", {})
+    counted = Counted(monkeypatch)
+    with pytest.raises(FormatError):
+        tz.load(_index(tmp_path))
+    assert counted.nbytes < 1 << 20
+
+
 # -- file objects that lie ------------------------------------------------------------------------
 
 
@@ -537,156 +548,3 @@ def test_file_objects_that_give_other_kinds_of_bytes() -> None:
 
             file.read = give  # type: ignore[method-assign,assignment]
             assert tz.load(file).tolist() == _VALUE
-
-
-# -- directories that say odd things of themselves ------------------------------------------------
-
-
-def _index(folder: Path, weight_map: Any, name: str = "m.bin.index.json") -> Path:
-    path = folder / name
-    path.write_text(json.dumps({"weight_map": weight_map}))
-    return path
-
-
-@pytest.mark.parametrize(
-    "name", ["m.bin.index.json", "other.index.json", ".metadata", "x.distcp", "M.BIN.INDEX.JSON"]
-)
-def test_an_index_of_no_shard(tmp_path: Path, name: str) -> None:
-    """An index that names itself, or another file that is no shard, is an error and no circle."""
-    _index(tmp_path, {"a": "m.bin.index.json"}, "other.index.json")
-    (tmp_path / ".metadata").write_bytes(b.stream(b"}"))
-    (tmp_path / "x.distcp").write_bytes(_ZIP)
-    with pytest.raises(FormatError):
-        tz.load(_index(tmp_path, {"a": name}))
-
-
-def test_two_indices_that_name_one_another(tmp_path: Path) -> None:
-    """Neither is a shard."""
-    for name, other in (("a", "b"), ("b", "a")):
-        _index(tmp_path, {"x": f"{other}.index.json"}, f"{name}.index.json")
-    for path in (tmp_path / "a.index.json", tmp_path):
-        with pytest.raises(FormatError):
-            tz.load(path)
-
-
-@pytest.mark.parametrize("target", ["../secret.pt", "self.bin", "/dev/stdin", "/proc/self/environ"])
-def test_links_out_of_the_directory(tmp_path: Path, target: str) -> None:
-    """A link leads where its directory's owner says, and what is no shard there is no shard."""
-    folder = tmp_path / "c"
-    folder.mkdir()
-    (tmp_path / "secret.pt").write_bytes(b.checkpoint(b.stream(b.integer(5))))
-    (folder / "self.bin").symlink_to(target)
-    with pytest.raises((OSError, TorchZipError)):
-        tz.load(_index(folder, {"a": "self.bin"}))
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize(
-    "shard_of", [lambda i: "x.bin", lambda i: f"{i}.bin", lambda i: "../x.bin"],
-    ids=["one shard", "a shard for each", "one outside"],
-)  # fmt: skip
-def test_an_index_of_half_a_million_tensors(tmp_path: Path, shard_of: Callable[[int], str]) -> None:
-    """It costs its own size, and the message names a few."""
-    (tmp_path / "x.bin").write_bytes(b.checkpoint(b.stream(b"}")))
-    path = _index(tmp_path, {f"layer.{i}": shard_of(i) for i in range(500_000)})
-    with pytest.raises(FormatError) as caught:
-        tz.load(path)
-    assert len(str(caught.value)) < 2000
-
-
-@pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("name", ["m.bin.index.json", ".metadata", "__0.metadata"])
-def test_giant_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    path = _sparse(tmp_path / name, {0: b'{"weight_map": {'})
-    counted = Counted(monkeypatch)
-    for each in (path, tmp_path):
-        with pytest.raises(tz.LimitError):
-            tz.load(each)
-    assert counted.nbytes < 1 << 20
-
-
-@pytest.mark.usefixtures("soon")
-def test_giant_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard of 64 GiB of zeros is looked at, and not read."""
-    _sparse(tmp_path / "x.bin", {})
-    counted = Counted(monkeypatch)
-    with pytest.raises(FormatError):
-        tz.load(_index(tmp_path, {"a": "x.bin"}))
-    assert counted.nbytes < 1 << 20
-
-
-def _distributed(folder: Path) -> d.Builder:
-    made = d.Builder(folder)
-    made.tensor("w", np.arange(4, dtype=np.float32))
-    return made
-
-
-def _metadata_as_items(made: d.Builder) -> None:
-    made.places[0] = (d.index("w", (0,)), d.info(".metadata", 0, 200))
-
-
-def _item(
-    file_of: Callable[[bytes], bytes] = bytes, start: int = 0, less: int = 0
-) -> Callable[[d.Builder], None]:
-    """Return what puts an item into another file, and some of that in its place."""
-
-    def change(made: d.Builder) -> None:
-        ((name, raw),) = made.files.items()
-        made.files[name] = file_of(raw)
-        nbytes = len(made.files[name]) - less
-        made.places[0] = (d.index("w", (0,)), d.info(name, start, nbytes))
-
-    return change
-
-
-def _item_of_another(made: d.Builder) -> None:
-    made.tensor("v", np.arange(8, dtype=np.int64), dtype="int64", files=1)
-    made.places[0], made.places[1] = (
-        (made.places[0][0], made.places[1][1]), (made.places[1][0], made.places[0][1]),
-    )  # fmt: skip
-
-
-_DISTRIBUTED: dict[str, Callable[[d.Builder], None]] = {
-    "its metadata for an item": _metadata_as_items,
-    "an item that holds the item": _item(lambda raw: saved({"w": raw})),
-    "an item with a byte before it": _item(lambda raw: b"x" + raw),
-    "an item of one byte less": _item(less=1),
-    "an item from its second byte on": _item(start=1, less=1),
-    "two items that changed places": _item_of_another,
-}
-
-
-@pytest.mark.parametrize("name", _DISTRIBUTED)
-def test_odd_distributed_checkpoints(tmp_path: Path, name: str) -> None:
-    """Places that are not those of the items."""
-    made = _distributed(tmp_path / "c")
-    _DISTRIBUTED[name](made)
-    with pytest.raises(FormatError):
-        tz.load(made.write())
-
-
-@pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("name", [name for name in _ODD if name != "nothing"])
-def test_no_regular_file_for_items(tmp_path: Path, name: str) -> None:
-    """Items in a FIFO, a device or the like raise at once."""
-    folder = _distributed(tmp_path / "c").write()
-    (items,) = folder.glob("*.distcp")
-    items.unlink()
-    _ODD[name](items)
-    with pytest.raises((OSError, TorchZipError)):
-        tz.load(folder)
-
-
-def test_metadata_cut_at_every_byte(tmp_path: Path) -> None:
-    """A ``.metadata`` that is cut is an error; so is an item, which is cut in fewer places."""
-    folder = _distributed(tmp_path / "c").write()
-    assert tz.load(folder)["w"].tolist() == [0, 1, 2, 3]
-    for path in (folder / ".metadata", *folder.glob("*.distcp")):
-        raw = path.read_bytes()
-        for nbytes in range(0, len(raw), 1 if path.name == ".metadata" else 11):
-            path.write_bytes(raw[:nbytes])
-            with pytest.raises(TorchZipError):
-                tz.load(folder)
-        path.write_bytes(raw)
-    assert tz.load(folder)["w"].tolist() == [0, 1, 2, 3]

@@ -28,6 +28,7 @@ _RANKS = {
     "formats": 4,
     "checkpoint": 5,
     "lazy": 5.5,  # makes LazyTensors of LazyTensors; `convert` and `tools` may use it
+    "executors": 5.5,
     "convert": 6,
     "tools": 7,
     "cli": 8,
@@ -38,7 +39,15 @@ _ABOVE_ALL = {"__init__", "__main__"}
 _NUMPY_ROOMS = {
     "files", "container", "tensors", "formats", "checkpoint", "lazy", "convert", "tools",
 }  # fmt: skip
-_OPTIONAL = {"isal": {"files.crc"}, "tqdm": {"cli.progress"}, "shtab": {"cli.completion"}}
+_OPTIONAL = {
+    "isal": {"files.crc"},
+    "tqdm": {"cli.progress"},
+    "shtab": {"cli.completion"},
+    "obstore": {"files.obstore_objects"},
+    "fsspec": {"files.fsspec_objects"},
+    "huggingface_hub": {"files.hub"},
+    "ray": {"executors"},
+}
 _ML_DTYPES_ROOMS = {"tensors"}
 
 _MODULES = sorted(_PACKAGE.rglob("*.py"))
@@ -125,7 +134,7 @@ def test_no_cycles() -> None:
 
 @pytest.mark.parametrize("path", _MODULES, ids=_name)
 def test_imports_from_outside(path: Path) -> None:
-    """Numpy and ml_dtypes where they belong, two extras where they are used, torch nowhere."""
+    """Numpy and ml_dtypes where they belong, extras where they are used, torch nowhere."""
     own = _name(path)
     for name in _imports(path):
         outer = _room(name)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import io
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -387,12 +388,13 @@ _COMMANDS = {
     "globals": "globals F", "verify": "verify F", "diff": "diff F F", "repair": "repair F D/out.pt",
     "edit": "edit F --drop nothing --dry-run", "convert": "convert F D/out.safetensors",
     "convert --dry-run": "convert F D/out.pt --dry-run", "dis": "dis F",
+    "average": "average F F -o D/out.pt --force", "combine": "combine a a=F -o D/out.pt --force",
 }  # fmt: skip
 
 
 def _main(command: str, folder: Path, *more: str) -> int:
     words = [word.replace("D/", f"{folder}/") for word in command.split()]
-    return main([str(folder / "F.pt") if word == "F" else word for word in words] + [*more])
+    return main([re.sub("^(.=)?F$", rf"\1{folder}/F.pt", word) for word in words] + [*more])
 
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:

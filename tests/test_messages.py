@@ -207,8 +207,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
      "model.pt, record data.pkl, byte 121: a tensor has a dict for its backward "
      "hooks; tensors without any are read"),
     "a sparse tensor of no layout": (_load(_zip(b.call("torch._utils._rebuild_sparse_tensor",
-     b"N", b")"))), "model.pt, record data.pkl, byte 43: the layout of a sparse tensor is None; "
-     "a torch layout was expected"),
+     b"N", b")"))), "model.pt, record data.pkl, byte 43: _rebuild_sparse_tensor takes a layout and "
+     "a tuple, not (None, an empty tuple)"),
     # the other formats
     "a legacy file that is cut": (_load(legacy(data=b.DATA[:-1])),
      "model.pt: the storages end at byte 204, the file has 203 bytes. It looks "

@@ -16,9 +16,9 @@ from tests.child_process import python
 from torchzip import errors, types
 
 _NAMES = {
-    "load", "save", "lazy_load", "incremental_save", "convert", "lazy", "tools", "types",
-    "Checkpoint", "LazyTensor", "Limits", "TorchZipError", "FormatError", "UnsafeGlobalError",
-    "UnsupportedError", "LimitError", "__version__",
+    "load", "save", "lazy_load", "incremental_save", "convert", "executors", "lazy", "tools",
+    "types", "Checkpoint", "LazyTensor", "Limits", "TorchZipError", "FormatError",
+    "UnsafeGlobalError", "UnsupportedError", "LimitError", "__version__",
 }  # fmt: skip
 
 
@@ -58,7 +58,9 @@ def test_signatures(function: Any, positional: list[str], keywords: dict[str, An
     assert len(plain) + len(options) == len(parameters)
 
 
-@pytest.mark.parametrize("name", sorted(_NAMES - {"__version__", "lazy", "tools", "types"}))
+@pytest.mark.parametrize(
+    "name", sorted(_NAMES - {"__version__", "executors", "lazy", "tools", "types"})
+)
 def test_docstrings(name: str) -> None:
     """Everything public says what it is; functions show an example that runs."""
     thing = getattr(tz, name)

@@ -70,6 +70,10 @@ USES: dict[str, Callable[[Path, Path], object]] = {
     "convert to safetensors": lambda path, out: tz.convert(
         path, out.with_suffix(".safetensors"), exclude="sparse"
     ),
+    "average": lambda path, out: tools.average([path, path.with_name("other.pt")], out),
+    "combine": lambda path, out: tools.combine("a - 2*a", {"a": path}, out),
+    "computed": _of(lambda ckpt: (ckpt["square"].T + ckpt["square"].T / 3).numpy()),
+    "reduce": _of(lambda ckpt: tz.lazy.reduce(lambda made, block: 0, ckpt["square"].T)),
     "save": _of(lambda ckpt: tz.save(ckpt.root, io.BytesIO())),
     "incremental_save": _incremental,
 }

@@ -18,6 +18,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "convert",
+    "executors",
     "incremental_save",
     "lazy",
     "lazy_load",
@@ -30,7 +31,7 @@ __all__ = [
 # Each name is imported when it is first used: a program that only reads does not wait for the
 # writers, and one that may never open a checkpoint does not wait for numpy.
 if TYPE_CHECKING:
-    from torchzip import lazy, tools, types
+    from torchzip import executors, lazy, tools, types
     from torchzip.checkpoint.incremental import incremental_save
     from torchzip.checkpoint.lazy import Checkpoint, lazy_load
     from torchzip.checkpoint.lazy_tensor import LazyTensor
@@ -64,6 +65,10 @@ else:
             from torchzip.convert import conversion as home
         elif name == "Limits":
             from torchzip import limits as home
+        elif name == "executors":
+            import torchzip.executors
+
+            return torchzip.executors
         elif name == "lazy":
             import torchzip.lazy
 

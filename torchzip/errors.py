@@ -313,6 +313,6 @@ class LimitError(TorchZipError):
 
 
 class TensorNotFoundError(TorchZipError, KeyError):
-    """There is no tensor of that name."""
+    """No tensor has that name."""
 
     __str__ = TorchZipError.__str__

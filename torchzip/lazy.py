@@ -21,7 +21,7 @@ from torchzip.errors import EnoughMemory
 from torchzip.tensors.arithmetic import broadcast_shape, converted, promoted
 from torchzip.tensors.computed import (
     ComputedStorage,
-    OperandReader,
+    blocks_of,
     computing_dtype,
     fresh_spec,
     operand_of,
@@ -29,7 +29,6 @@ from torchzip.tensors.computed import (
 from torchzip.tensors.functions import UserFunction, takes_rows
 from torchzip.tensors.numpy_dtypes import parse_torch_dtype
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import compare_crcs
 from torchzip.tensors.views import broadcast_spec, joined, padded, reshaped
 
 __all__ = ["cat", "compute", "pad", "reduce", "stack"]
@@ -116,7 +115,8 @@ def compute(
 
     ``fn(*blocks)`` gets numpy arrays with the same elements of every tensor, in C order and one
     dimension, and returns an array of as many. Floats of up to 32 bits come as float32, others as
-    they are. It gives float32 for a floating result of up to 32 bits, or that dtype itself. The
+    they are. It gives float32 for a floating result of up to 32 bits, or that dtype itself: the
+    result is rounded once, after all that is computed with it, where torch rounds each step. The
     arrays are used again for the next block: it may write into them, and keeps none of them. It
     may be called for any part, in any order, more than once, and in other processes if it pickles;
     numpy's warnings are off.
@@ -197,21 +197,10 @@ def reduce(fn: Callable[..., A], *tensors: Any, initial: Any = None) -> A:
     operands = [
         operand_of(_broadcast(spec, shape), computing_dtype(spec.torch_dtype)) for spec in specs
     ]
-    storage = ComputedStorage(
-        _first, operands, dtype="bool", computed="bool", rows=math.prod(shape)
-    )
-    readers = [OperandReader(each, 0, storage.rows) for each in operands]
     accumulator = initial
-    for first in range(0, storage.rows, storage.block_rows):
-        stop = min(first + storage.block_rows, storage.rows)
-        accumulator = fn(accumulator, *(reader.read(first, stop) for reader in readers))
-    crcs = [[each] for reader in readers for each in reader.crcs()]
-    compare_crcs(storage.compared(), crcs)
+    for blocks in blocks_of(operands, math.prod(shape)):
+        accumulator = fn(accumulator, *blocks)
     return accumulator  # type: ignore[no-any-return]
-
-
-def _first(blocks: Any, first: int, stop: int) -> Any:
-    return blocks[0]
 
 
 def _spec_of(value: Any) -> TensorSpec:

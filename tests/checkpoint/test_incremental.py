@@ -8,7 +8,6 @@ import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -566,80 +565,6 @@ def test_two_dtypes_one_early(path: Path) -> None:
     made = tz.load(path)
     assert made["f"].tolist() == [0, 1, 2, 3]
     assert made["i"].tolist() == base.view(np.int32).tolist()
-
-
-# -- processes and threads -------------------------------------------------------------------------
-
-
-def test_forked_child(path: Path) -> None:
-    """A child can neither write nor complete nor remove what its parent writes."""
-    with tz.incremental_save(path) as out:
-        early = out.store_early(np.arange(3.0))
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                for act in (lambda: out.store_early(np.ones(9)), lambda: out.save({})):
-                    with pytest.raises(ValueError, match="process that opened it"):
-                        act()
-                out.close()
-                del out
-                gc.collect()
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitpid(child, 0)[1] == 0
-        out.save({"w": early, "late": np.ones(2)})
-    made = tz.load(path)
-    assert made["w"].tolist() == [0, 1, 2]
-    assert made["late"].tolist() == [1, 1]
-
-
-def test_threads(path: Path) -> None:
-    """Several threads may store at the same time."""
-    state: dict[str, Any] = {}
-    with tz.incremental_save(path) as out:
-
-        def work(index: int) -> None:
-            for part in range(20):
-                number = 100 * index + part
-                state[f"w{number}"] = out.store_early(np.full(5000, number, np.float32))
-
-        with ThreadPoolExecutor(6) as pool:
-            list(pool.map(work, range(6)))
-        out.save(dict(sorted(state.items())))
-    made = tz.load(path)
-    assert len(made) == 120
-    assert all((array == int(name[1:])).all() for name, array in made.items())
-
-
-def test_storing_from_within_chunks(path: Path) -> None:
-    """A generator that stores another tensor while its own is written raises."""
-    path.write_bytes(b"old")
-    out = tz.incremental_save(path)
-
-    def blocks() -> Iterator[Array]:
-        yield np.zeros(1, np.float32)
-        out.store_early(np.ones(2))
-        yield np.zeros(1, np.float32)
-
-    with pytest.raises((RuntimeError, ValueError)):
-        out.store_chunks(blocks(), shape=(2,), dtype="float32")
-    with pytest.raises(ValueError, match="cannot be completed"):
-        out.save({})
-    out.close()
-    assert path.read_bytes() == b"old"
-
-
-def test_over_the_file_that_is_read(path: Path) -> None:
-    """Tensors of the old file go into the new one under the same name."""
-    tz.save({"a": np.arange(1000.0), "b": np.ones(3)}, path)
-    with tz.lazy_load(path) as old:
-        with tz.incremental_save(path) as out:
-            state = {name: out.store_early(old[name]) for name in old}
-            out.save(state)
-        assert old["a"].numpy().sum() == 499_500
-    assert tz.load(path)["a"].sum() == 499_500
 
 
 def test_deflated_source(path: Path) -> None:

@@ -60,18 +60,6 @@ def test_ls(capsys: Capture, model: Path) -> None:
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_ls_torchscript(capsys: Capture) -> None:
-    """An archive of TorchScript is listed by the names of its state dict."""
-    out = run.done(capsys, "ls", b.GOLDEN / "script.pt")
-    lines = out.splitlines()
-    assert [line.split()[0] for line in lines[1:6]] == [
-        "steps", "fc.weight", "fc.bias", "seq.0.weight", "seq.0.bias",
-    ]  # fmt: skip
-    assert lines[6] == ""
-    assert any("torchscript, 5 tensors" in line for line in lines)
-    assert not any("constant" in line for line in lines)
-
-
 def test_ls_long(capsys: Capture, model: Path) -> None:
     """Strides, offsets, devices, gradients, and whose storage it is."""
     out = run.done(capsys, "ls", "-l", model)
@@ -93,90 +81,13 @@ def test_ls_json(capsys: Capture, model: Path) -> None:
         "layer.weight", "layer.norm", "tied", "half", "step",
     ]  # fmt: skip
     assert listing["tensors"][0] == {
-        "name": "layer.weight",
-        "kind": "dense",
-        "dtype": "float32",
-        "shape": [3, 4],
-        "nbytes": 48,
-        "stride": [4, 1],
-        "storage_offset": 0,
-        "requires_grad": True,
-        "is_parameter": True,
-        "location": "cpu",
-        "shares_storage_with": None,
-        "tied_to": None,
-        "is_view": False,
-        "span": [0, 48],
-        "storages": [0],
-        "numel": 12,
-        "subclass": None,
-    }
+        "name": "layer.weight", "kind": "dense", "dtype": "float32", "subclass": None,
+        "shape": [3, 4], "stride": [4, 1], "storage_offset": 0, "numel": 12, "nbytes": 48,
+        "requires_grad": True, "is_parameter": True, "location": "cpu",
+        "shares_storage_with": None, "tied_to": None, "is_view": False,
+        "span": [0, 48], "storages": [0],
+    }  # fmt: skip
     assert listing["tensors"][2]["shares_storage_with"] == "layer.weight"
-
-
-def test_ls_of_a_bare_tensor(capsys: Capture, tmp_path: Path) -> None:
-    """A tensor without a name is listed as what it is."""
-    tz.save(np.ones(3), tmp_path / "m.pt")
-    out = run.done(capsys, "ls", tmp_path / "m.pt")
-    assert "(the object itself)" in out
-    assert "1 tensor (" in out
-
-
-def test_ls_of_nothing(capsys: Capture, tmp_path: Path) -> None:
-    """A checkpoint without tensors has no table."""
-    tz.save({"lr": 0.5}, tmp_path / "m.pt")
-    out = run.done(capsys, "ls", tmp_path / "m.pt")
-    assert out == f"lr  0.5\n\n{tmp_path / 'm.pt'}: zip, 0 tensors, 0 B stored\n"
-
-
-def test_ls_of_other_kinds(capsys: Capture) -> None:
-    """What is not dense, and what is foreign, is said."""
-    out = run.done(capsys, "ls", b.GOLDEN / "sparse.pt")
-    rows = [line.split() for line in out.splitlines()]
-    assert ["s", "float32", "sparse_coo", "[3,", "3]", "60", "B"] in rows
-    out = run.done(capsys, "ls", "--json", b.GOLDEN / "quant.pt")
-    quantized, _ = json.loads(out)["tensors"]
-    assert (quantized["kind"], quantized["dtype"], quantized["shape"]) == (
-        "quantized",
-        "qint8",
-        [4],
-    )
-    out = run.done(capsys, "ls", b.GOLDEN / "whole-module.pt")
-    assert "foreign: " in out
-    assert "__main__.Net" in out
-
-
-@pytest.mark.parametrize("options", [[], ["-l"]])
-def test_names_with_control_characters(capsys: Capture, path: Path, options: list[str]) -> None:
-    """A name cannot move the cursor, end a line or clear the screen."""
-    names = ["a\nb", "\x1b[2J", "c\rd", "\u202eflip", "tab\there", "\ud800", "é fine"]
-    made = b.dict_of({name: b.tensor() for name in names})
-    path.write_bytes(b.checkpoint(b.stream(made)))
-    out = run.done(capsys, "ls", *options, path)
-    assert all(line.isprintable() for line in out.split("\n"))
-    for shown in ("a\\nb", "\\x1b[2J", "c\\rd", "\\u202eflip", "tab\\there", "\\ud800", "é fine"):
-        assert shown in out
-    out = run.done(capsys, "ls", "--json", path)
-    assert out.isascii()
-    assert [row["name"] for row in json.loads(out)["tensors"]] == names
-
-
-def test_foreign_names_with_control_characters(capsys: Capture, path: Path) -> None:
-    """Nor can the name of a class or a device."""
-    location = b.persistent(location="cu\x1bda")
-    made = b.list_of(b.name("m\x1b", "C\r"), b.tensor(location))
-    path.write_bytes(b.checkpoint(b.stream(made)))
-    out = run.done(capsys, "ls", "-l", path)
-    assert all(line.isprintable() for line in out.split("\n"))
-    assert "cu\\x1bda" in out
-
-
-def test_conflicting_names(capsys: Capture, path: Path) -> None:
-    """Two tensors of one name: the listing fails with the reason, or shows both."""
-    inner = b.dict_of({"b": b.tensor(offset=1, size=(1,))})
-    path.write_bytes(b.checkpoint(b.stream(b.dict_of({"a.b": b.tensor(), "a": inner}))))
-    err = run.says(1, capsys, "ls", path)
-    assert "two tensors are called 'a.b'" in err
 
 
 # -- errors ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests import builders as b
 from tests.cli.running import Capture, Command
 from tests.cli.terminal import on_terminal, unstyled
 from torchzip.cli import rendering
@@ -279,3 +280,77 @@ def test_fitted_shrinks_one_after_the_other() -> None:
     first, _, last = rendering.fitted(rows, (2, 0), 80)[0]
     assert (len(first), len(last)) == (50, 16)
     assert rendering.fitted(rows, (2, 0), None) == rows
+
+
+def test_ls_torchscript(capsys: Capture) -> None:
+    """An archive of TorchScript is listed by the names of its state dict."""
+    out = run(capsys, b.GOLDEN / "script.pt")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == [
+        "steps", "fc.weight", "fc.bias", "seq.0.weight", "seq.0.bias",
+    ]  # fmt: skip
+    assert lines[6] == ""
+    assert any("torchscript, 5 tensors" in line for line in lines)
+    assert not any("constant" in line for line in lines)
+
+
+def test_ls_of_a_bare_tensor(capsys: Capture, tmp_path: Path) -> None:
+    """A tensor without a name is listed as what it is."""
+    tz.save(np.ones(3), tmp_path / "m.pt")
+    out = run(capsys, tmp_path / "m.pt")
+    assert "(the object itself)" in out
+    assert "1 tensor (" in out
+
+
+def test_ls_of_nothing(capsys: Capture, tmp_path: Path) -> None:
+    """A checkpoint without tensors has no table."""
+    tz.save({"lr": 0.5}, tmp_path / "m.pt")
+    out = run(capsys, tmp_path / "m.pt")
+    assert out == f"lr  0.5\n\n{tmp_path / 'm.pt'}: zip, 0 tensors, 0 B stored\n"
+
+
+def test_ls_of_other_kinds(capsys: Capture) -> None:
+    """What is not dense, and what is foreign, is said."""
+    out = run(capsys, b.GOLDEN / "sparse.pt")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["s", "float32", "sparse_coo", "[3,", "3]", "60", "B"] in rows
+    out = run(capsys, "--json", b.GOLDEN / "quant.pt")
+    quantized, _ = json.loads(out)["tensors"]
+    row = [quantized[key] for key in ("kind", "dtype", "shape")]
+    assert row == ["quantized", "qint8", [4]]
+    out = run(capsys, b.GOLDEN / "whole-module.pt")
+    assert "foreign: " in out
+    assert "__main__.Net" in out
+
+
+@pytest.mark.parametrize("options", [[], ["-l"]])
+def test_names_with_control_characters(capsys: Capture, path: Path, options: list[str]) -> None:
+    """A name cannot move the cursor, end a line or clear the screen."""
+    names = ["a\nb", "\x1b[2J", "c\rd", "\u202eflip", "tab\there", "\ud800", "é fine"]
+    made = b.dict_of({name: b.tensor() for name in names})
+    path.write_bytes(b.checkpoint(b.stream(made)))
+    out = run(capsys, *options, path)
+    assert all(line.isprintable() for line in out.split("\n"))
+    for shown in ("a\\nb", "\\x1b[2J", "c\\rd", "\\u202eflip", "tab\\there", "\\ud800", "é fine"):
+        assert shown in out
+    out = run(capsys, "--json", path)
+    assert out.isascii()
+    assert [row["name"] for row in json.loads(out)["tensors"]] == names
+
+
+def test_foreign_names_with_control_characters(capsys: Capture, path: Path) -> None:
+    """Nor can the name of a class or a device."""
+    location = b.persistent(location="cu\x1bda")
+    made = b.list_of(b.name("m\x1b", "C\r"), b.tensor(location))
+    path.write_bytes(b.checkpoint(b.stream(made)))
+    out = run(capsys, "-l", path)
+    assert all(line.isprintable() for line in out.split("\n"))
+    assert "cu\\x1bda" in out
+
+
+def test_conflicting_names(capsys: Capture, path: Path) -> None:
+    """Two tensors of one name: the listing fails with the reason, or shows both."""
+    inner = b.dict_of({"b": b.tensor(offset=1, size=(1,))})
+    path.write_bytes(b.checkpoint(b.stream(b.dict_of({"a.b": b.tensor(), "a": inner}))))
+    err = Command("ls").says(1, capsys, path)
+    assert "two tensors are called 'a.b'" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import io
+from collections.abc import Iterable
 
 from torchzip.files.sink import FileObjectSink
 from torchzip.files.source import Buffer, FileObjectSource
@@ -41,6 +42,7 @@ class SparseFile(io.RawIOBase):
     """Sink, Source and file object of any size: large writes are taken for zeros."""
 
     LARGE = 1 << 20
+    far_group: object | None = None
 
     def __init__(self) -> None:
         self.name = "sparse.pt"
@@ -70,7 +72,7 @@ class SparseFile(io.RawIOBase):
                 out[low - offset : high - offset] = part[low - start : high - start]
         return bytes(out)
 
-    def will_read_all(self) -> None:
+    def will_read(self, spans: Iterable[object]) -> None:
         pass
 
     def read_into(self, offset: int, out: memoryview) -> None:

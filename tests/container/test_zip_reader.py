@@ -1,4 +1,4 @@
-"""One reading of an archive, or an error that says why there is none."""
+"""One reading of an archive: the same names and bytes for every reader."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import End, Member, build_zip, deflate
+from tests.builders import End, Member, build_zip
 from tests.container.memory import BytesSink, BytesSource
 from tests.files.test_sink import Partial
-from tests.refusals import Refusal, each_refusal
 from tests.sampling import thorough
 from tests.test_cost import peak_below
 from torchzip.container.record_index import index_fast, index_plainly
 from torchzip.container.zip_reader import ZipReader, _chain_fast, _chain_plainly
 from torchzip.container.zip_writer import ZipWriter
-from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
+from torchzip.errors import ArchiveError, TorchZipError
 from torchzip.limits import Limits
 
-_A = Member(name=b"archive/data.pkl", data=b"pickle")
-_B = Member(name=b"archive/data/0", data=bytes(range(200)))
-_C = Member(name=b"archive/version", data=b"3\n")
+A = Member(name=b"archive/data.pkl", data=b"pickle")
+B = Member(name=b"archive/data/0", data=bytes(range(200)))
+C = Member(name=b"archive/version", data=b"3\n")
 
 
 def open_bytes(data: bytes, limits: Limits | None = None) -> ZipReader:
@@ -67,14 +66,14 @@ def test_records_in_no_folder() -> None:
     def flat(*members: Member) -> ZipReader:
         return ZipReader(BytesSource(build_zip(members)), Limits(), in_folder=False)
 
-    reader = flat(replace(_A, name=b"data.json"), replace(_B, name=b"extra/0", method=8))
+    reader = flat(replace(A, name=b"data.json"), replace(B, name=b"extra/0", method=8))
     assert (reader.root, list(reader)) == ("", ["data.json", "extra/0"])
-    assert (reader.read("data.json"), reader.read("extra/0")) == (_A.data, _B.data)
+    assert (reader.read("data.json"), reader.read("extra/0")) == (A.data, B.data)
     with pytest.raises(ArchiveError, match="two records are called"):
-        flat(replace(_A, name=b"a"), replace(_B, name=b"A"))
+        flat(replace(A, name=b"a"), replace(B, name=b"A"))
     with pytest.raises(ArchiveError, match="local header names"):
-        flat(replace(_A, name=b"a", local_name=b"b")).read("a")
-    assert list(flat(replace(_A, name=b""))) == [""]
+        flat(replace(A, name=b"a", local_name=b"b")).read("a")
+    assert list(flat(replace(A, name=b""))) == [""]
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -110,11 +109,11 @@ def test_archive_of_an_unseekable_stream() -> None:
 
 
 def test_entry() -> None:
-    data = build_zip([_A, _B])
+    data = build_zip([A, B])
     reader = open_bytes(data)
     entry = reader.entry("data/0")
     assert entry.nbytes == entry.compressed_nbytes == 200
-    assert (entry.crc, entry.method) == (zlib.crc32(_B.data), 0)
+    assert (entry.crc, entry.method) == (zlib.crc32(B.data), 0)
     assert data[entry.header_offset :].startswith(b"PK\3\4")
     assert reader.size_of("data/0") == (200, entry.crc, 0)
     for ask in (reader.entry, reader.size_of, reader.read, reader.data_offset, reader.stored_span):
@@ -142,7 +141,7 @@ def test_hundred_thousand_entries() -> None:
 
 
 def test_opening_reads_the_end_and_the_directory() -> None:
-    members = [replace(_B, name=b"archive/%d" % i, data=bytes(50_000)) for i in range(20)]
+    members = [replace(B, name=b"archive/%d" % i, data=bytes(50_000)) for i in range(20)]
     data = build_zip(members)
     source = BytesSource(data)
     ZipReader(source, Limits())
@@ -152,27 +151,27 @@ def test_opening_reads_the_end_and_the_directory() -> None:
 
 @pytest.mark.parametrize("ignored", [b"", b"a comment", b"x" * 0xFFFF])
 def test_archive_comment(ignored: bytes) -> None:
-    records = read_all(build_zip([_A, _B], End(comment=ignored)))
-    assert records == {"data.pkl": b"pickle", "data/0": _B.data}
+    records = read_all(build_zip([A, B], End(comment=ignored)))
+    assert records == {"data.pkl": b"pickle", "data/0": B.data}
 
 
 def test_extra_fields_and_comments_of_entries() -> None:
     """They are passed over, in the directory and before the data."""
     odd = replace(
-        _B, extra=b"ab\x02\x00xy", comment=b"PK\1\2 comment", local_extra=b"cd\x05\x00vwxyz"
+        B, extra=b"ab\x02\x00xy", comment=b"PK\1\2 comment", local_extra=b"cd\x05\x00vwxyz"
     )
-    assert read_all(build_zip([_A, odd, _C]))["data/0"] == _B.data
+    assert read_all(build_zip([A, odd, C]))["data/0"] == B.data
 
 
 def test_crc_of_zero_is_not_checked() -> None:
     """A stored CRC of 0 means that none was computed."""
-    assert read_all(build_zip([_A, replace(_B, crc=0)]))["data/0"] == _B.data
+    assert read_all(build_zip([A, replace(B, crc=0)]))["data/0"] == B.data
 
 
 def test_root_can_be_anything() -> None:
     """The archive name is what stands before the first slash of the first record."""
     for root in (b"m", b"a b", b"\xff\xfe", "é".encode(), b".", b"...", b"\xed\xa0\x80"):
-        reader = open_bytes(build_zip([replace(_A, name=root + b"/data.pkl")]))
+        reader = open_bytes(build_zip([replace(A, name=root + b"/data.pkl")]))
         assert reader.root.encode("utf-8", "surrogateescape") == root
         assert reader.read("data.pkl") == b"pickle"
 
@@ -180,7 +179,7 @@ def test_root_can_be_anything() -> None:
 def test_names_are_whole_byte_strings() -> None:
     """A name with a blank, a dot or a slash more is another name."""
     for other in (b"data.pkl ", b"data.pkl.", b".data.pkl", b"data.pkl/", b"data.pkl/...", b"~"):
-        records = read_all(build_zip([_A, replace(_A, name=b"archive/" + other, data=b"other")]))
+        records = read_all(build_zip([A, replace(A, name=b"archive/" + other, data=b"other")]))
         assert records["data.pkl"] == b"pickle"
         assert records[other.decode("latin-1")] == b"other"
 
@@ -199,8 +198,8 @@ _SPELLED = [
 @pytest.mark.parametrize("in_folder", [True, False])
 def test_names_that_readers_change(name: bytes, place: int, in_folder: bool) -> None:
     """What a reader may take for another name is refused, wherever in the directory."""
-    members = [_A, _C]
-    members.insert(place, replace(_B, name=name))
+    members = [A, C]
+    members.insert(place, replace(B, name=name))
     with pytest.raises(ArchiveError, match=r"is called|does not lie in"):
         ZipReader(BytesSource(build_zip(members)), Limits(), in_folder=in_folder)
 
@@ -256,11 +255,11 @@ def _names_of_others(data: bytes) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("crc_of", "path", "is_refused"),
     [
-        (_B.name, b"archive/data/9", True),
-        (_B.name, _A.name, True),
-        (_B.name, "archive/datä/0".encode(), True),
-        (_B.name, _B.name, False),
-        (_B.name, b"", False),
+        (B.name, b"archive/data/9", True),
+        (B.name, A.name, True),
+        (B.name, "archive/datä/0".encode(), True),
+        (B.name, B.name, False),
+        (B.name, b"", False),
         (b"archive/data/1", b"archive/data/9", False),
     ],
     ids=["another", "a twin", "not ASCII", "the same", "nothing", "stale"],
@@ -271,9 +270,9 @@ def test_unicode_path(crc_of: bytes, path: bytes, is_refused: bool, is_local: bo
     Those that are not refused have the header's name for every other reader too.
     """
     field = _unicode_path(crc_of, path)
-    odd = replace(_B, local_extra=field) if is_local else replace(_B, extra=field)
-    data = build_zip([_A, odd, _C])
-    expected = [member.name.decode() for member in (_A, _B, _C)]
+    odd = replace(B, local_extra=field) if is_local else replace(B, extra=field)
+    data = build_zip([A, odd, C])
+    expected = [member.name.decode() for member in (A, B, C)]
     if not is_local and path != b"":
         for names in _names_of_others(data):
             assert (names != expected) == is_refused
@@ -281,13 +280,13 @@ def test_unicode_path(crc_of: bytes, path: bytes, is_refused: bool, is_local: bo
         with pytest.raises(ArchiveError, match="its Unicode path field calls it"):
             read_all(data)
     else:
-        assert read_all(data)["data/0"] == _B.data
+        assert read_all(data)["data/0"] == B.data
 
 
 def test_unicode_path_of_an_old_name() -> None:
     """Info-ZIP writes one beside a name in the code page of the IBM PC: both say the same."""
     name, path = "modèle/data.pkl".encode("cp437"), "modèle/data.pkl".encode()
-    data = build_zip([replace(_A, name=name, extra=_unicode_path(name, path))])
+    data = build_zip([replace(A, name=name, extra=_unicode_path(name, path))])
     assert read_all(data) == {"data.pkl": b"pickle"}
 
 
@@ -306,16 +305,16 @@ def test_numbers_of_a_local_header(
         numbers = [*zip64, *[0][:has_offset]]
         extra = struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers)
     member = replace(
-        _B, flags=8 * descriptor, local_nbytes=sizes[0], local_compressed=sizes[1], local_crc=crc,
+        B, flags=8 * descriptor, local_nbytes=sizes[0], local_compressed=sizes[1], local_crc=crc,
         local_extra=extra,
     )  # fmt: skip
     given_sizes = [number for number in sizes if number != 0xFFFFFFFF or zip64 is None]
     right = {200, 0} if descriptor else {200}
     crcs = {None, 0} if descriptor else {None}
     is_right = right.issuperset([*given_sizes, *(zip64 or ())]) and crc in crcs
-    data = build_zip([_A, member, _C])
+    data = build_zip([A, member, C])
     if is_right:
-        assert read_all(data)["data/0"] == _B.data
+        assert read_all(data)["data/0"] == B.data
     else:
         with pytest.raises(ArchiveError, match="the local header says"):
             read_all(data)
@@ -323,17 +322,17 @@ def test_numbers_of_a_local_header(
 
 def test_sizes_of_the_directory_count() -> None:
     """With a descriptor, the zeros in the local header mean nothing."""
-    torch_like = replace(_B, flags=8, local_nbytes=0, local_compressed=0, local_crc=0)
-    assert read_all(build_zip([_A, torch_like]))["data/0"] == _B.data
+    torch_like = replace(B, flags=8, local_nbytes=0, local_compressed=0, local_crc=0)
+    assert read_all(build_zip([A, torch_like]))["data/0"] == B.data
 
 
 def test_zip64_fields_of_small_records() -> None:
     """A zip64 field is used for the values that are capped, in its order."""
     data = build_zip(
         [
-            replace(_A, nbytes=0xFFFFFFFF, compressed=0xFFFFFFFF, offset=0xFFFFFFFF, local_nbytes=6,
+            replace(A, nbytes=0xFFFFFFFF, compressed=0xFFFFFFFF, offset=0xFFFFFFFF, local_nbytes=6,
              local_compressed=6, extra=struct.pack("<HHHHQQQ", 0x7777, 0, 1, 24, 6, 6, 0)),
-            replace(_C,
+            replace(C,
              compressed=0xFFFFFFFF, local_compressed=2, extra=struct.pack("<HHQ", 1, 8, 2)),
         ],
         End(zip64=True),
@@ -348,14 +347,14 @@ def test_deflated_sizes_around_a_block(delta: int, fill: bytes) -> None:
     for whole in (1 << 18, 1 << 20, 1 << 21):
         nbytes = whole + delta
         content = (fill * (nbytes // len(fill) + 1))[:nbytes]
-        reader = open_bytes(build_zip([replace(_B, data=content, method=8)]))
+        reader = open_bytes(build_zip([replace(B, data=content, method=8)]))
         assert b"".join(reader.inflate("data/0")) == content
         assert reader.read("data/0") == content
 
 
 def test_deflated_blocks_are_bounded() -> None:
     content = np.arange(3 << 18, dtype=np.uint32).tobytes()
-    source = BytesSource(build_zip([replace(_B, data=content, method=8)]))
+    source = BytesSource(build_zip([replace(B, data=content, method=8)]))
     reader = ZipReader(source, Limits())
     source.reads.clear()
     largest = max(len(block) for block in reader.inflate("data/0"))
@@ -393,7 +392,7 @@ def _directory(members: list[Member]) -> bytes:
 
 
 def test_signature_in_a_name() -> None:
-    members = [_A, replace(_B, name=b"archive/PK\1\2"), replace(_C, name=b"archive/xPK\1\2" * 3)]
+    members = [A, replace(B, name=b"archive/PK\1\2"), replace(C, name=b"archive/xPK\1\2" * 3)]
     assert _chain_fast(_directory(members), 3) is None
     assert list(read_all(build_zip(members)).values()) == [m.data for m in members]
 
@@ -415,212 +414,13 @@ def test_chains_of_no_bytes() -> None:
     assert _chain_fast(b"PK\1\2", 1) is None
 
 
-# -- refusals ------------------------------------------------------------------------------------
-
-
-def _two_ends(between: bytes = b"", **lies: Any) -> bytes:
-    """Return an archive with another one behind it, in its comment."""
-    first = build_zip([_A, _C])
-    second = build_zip([replace(_A, data=b"other!"), _C])
-    nbytes, offset = struct.unpack_from("<LL", second, len(second) - 10)
-    end = End(offset=offset + len(first), nbytes=nbytes, between=between, **lies)
-    moved = build_zip(
-        [replace(_A, data=b"other!", offset=len(first)), replace(_C, offset=len(first) + 52)], end
-    )
-    return first[:-2] + struct.pack("<H", len(moved)) + moved
-
-
-_PLAIN = build_zip([_A, _B, _C])
-_ZIP64 = build_zip([_A, _B, _C], End(zip64=True))
-
-
-def _only(**changes: Any) -> bytes:
-    """Return an archive of one record, with a lie in it."""
-    return build_zip([replace(_A, **changes)])
-
-
-def _second(**changes: Any) -> bytes:
-    """Return an archive of two records, with a lie in the second."""
-    return build_zip([_A, replace(_B, **changes)])
-
-
-def _end(**lies: Any) -> bytes:
-    return build_zip([_A], End(**lies))
-
-
-def _zip64(**lies: Any) -> bytes:
-    return _end(zip64=True, **lies)
-
-
-_REFUSED: list[Refusal] = [
-    ("empty file", b"", "no zip directory"),
-    ("not a zip", b"x" * 1000, "no zip directory"),
-    ("empty archive", build_zip([]), "no record"),
-    ("duplicate names", build_zip([_A, _B, _A]), "two records are called"),
-    ("names that differ in case", build_zip([_A, replace(_A, name=b"archive/DATA.pkl")]),
-     "two records are called"),
-    ("roots that differ in case", _second(name=b"Archive/data/0"), "does not lie in"),
-    ("a record of another root", _second(name=b"other/data/0"), "does not lie in"),
-    ("a root that is a prefix", _second(name=b"archive2/data/0"), "does not lie in"),
-    ("a name shorter than the root", _second(name=b"a"), "lie"),
-    ("no root in the first name",
-     build_zip([replace(_A, name=b"data.pkl"), _B]), "lie in one directory"),
-    ("an empty name", build_zip([replace(_A, name=b""), _B]), "lie in one"),
-    ("two entries for one record", _second(name=b"archive/x", offset=0), "reaches to byte"),
-    ("a record inside another", build_zip([_A, _B, replace(_C, offset=80)]), "reaches to byte"),
-    ("a size that reaches into the next",
-     build_zip([_A, replace(_B, nbytes=300, compressed=300), _C]), "reaches to byte"),
-    ("a size that reaches into the directory",
-     _second(nbytes=250, compressed=250), "reaches to byte"),
-    ("a compressed size past the directory", _second(compressed=0xFFFFFFF0),
-     "does not lie before the directory"),
-    ("an offset past the directory", _second(offset=10_000), "does not lie before the directory"),
-    ("a zip64 size past 2**63",
-     _only(nbytes=0xFFFFFFFF, extra=struct.pack("<HHQ", 1, 8, 1 << 63)), "past 2**63"),
-    ("a zip64 offset past 2**63", _only(offset=0xFFFFFFFF,
-     extra=struct.pack("<HHQ", 1, 8, (1 << 64) - 1)), "past 2**63"),
-    ("sizes whose sum passes 2**63", _only(compressed=0xFFFFFFFF,
-     offset=0xFFFFFFFF, extra=struct.pack("<HHQQ", 1, 16, (1 << 63) - 1, (1 << 63) - 1)),
-     "does not lie before the directory"),
-    ("a zip64 field that is too short",
-     _only(nbytes=0xFFFFFFFF, extra=struct.pack("<HHL", 1, 4, 6)), "has 4 bytes"),
-    ("two zip64 fields", _only(nbytes=0xFFFFFFFF,
-     extra=struct.pack("<HHQHHQ", 1, 8, 6, 1, 8, 7)), "two zip64 fields"),
-    ("a count that is too small",
-     build_zip([_A, _B, _C], End(count=2)), "entries of the directory take"),
-    ("a count that is too large", build_zip([_A, _B, replace(_C, comment=b"x" * 50)], End(count=4)),
-     "has no header here"),
-    ("a count of 65535", _end(count=0xFFFF), "cannot fit"),
-    ("a count of none", _end(count=0), "no record"),
-    ("a count past the limit", build_zip([_A] * 9), "entries", LimitError),
-    ("a directory size that lies", _end(nbytes=10), "should end"),
-    ("a directory offset that lies", _end(offset=10), "should end"),
-    ("bytes before the archive", b"junk" + _PLAIN, "added or lost"),
-    ("a byte before the end record", _end(between=b"x"), "added"),
-    ("two disks", _end(disk=1), "join the parts"),
-    ("a directory on another disk", _end(first_disk=1), "several"),
-    ("a count on this disk", build_zip([_A, _C], End(on_disk=1)), "join the parts"),
-    ("a record on another disk", _only(disk=1), "another disk"),
-    ("a second archive behind the first", _two_ends(), "end records"),
-    ("a second end record that others believe", _two_ends(b"x"), ""),
-    ("a second end record with another count", _two_ends(b"\0" * 3, count=1), ""),
-    ("a zip64 count that differs",
-     build_zip([_A, _C], End(zip64=True, zip64_count=1)), "zip64 end record says 1"),
-    ("a zip64 offset that differs", _zip64(zip64_offset=1), "zip64 end record says 1"),
-    ("a zip64 size that differs", _zip64(zip64_nbytes=1), "zip64 end record says 1"),
-    ("a zip64 count of 2**64 - 1", build_zip([_A],
-     End(zip64=True, count=0xFFFF, zip64_count=(1 << 64) - 1)), "cannot fit"),
-    ("a locator to nowhere", _zip64(locator_offset=1 << 60), "locator points to"),
-    ("a locator to something else", _zip64(locator_offset=0), "locator points here"),
-    ("a zip64 end record of another length", _zip64(zip64_length=50), "locator points here"),
-    ("a locator of two disks", _zip64(locator_disks=2), "locator points to"),
-    ("a locator of no disk",  # torch refuses it, too
-     _zip64(locator_disks=0), "disk 0 of 0"),
-    ("encrypted", _second(flags=1), "encrypted", UnsupportedError),
-    ("strongly encrypted", _only(flags=0x41), "encrypted", UnsupportedError),
-    ("a masked header", _only(flags=0x2000), "encrypted", UnsupportedError),
-    ("bzip2", _only(method=12), "method 12", UnsupportedError),
-    ("method 0xffff", _only(method=0xFFFF), "method 65535", UnsupportedError),
-    # what shows when the record is read
-    ("a local header of another name", _second(local_name=b"archive/data/1"), "names"),
-    ("a local header of a longer name", _second(local_name=b"archive/data/01"), "names"),
-    ("a local header of a name in other case", _second(local_name=b"archive/Data/0"), "names"),
-    ("a local header of another method", _second(local_method=8), "says method 8"),
-    ("a local header that says encrypted", _second(local_flags=1), "flags 0x0001"),
-    ("a local header of another size",
-     _second(local_nbytes=199, local_compressed=199), "the local header says 199"),
-    ("a local header of one other size", _second(local_nbytes=199), "the local header says 199"),
-    ("a local header of another CRC", _second(local_crc=1), "says CRC 00000001"),
-    ("no local header", _second(local_magic=b"PK\3\5"), "local header of a record was expected"),
-    ("extra data past the directory", _second(local_extra_nbytes=60_000), "reach past byte"),
-    ("extra data that moves a record over the next", build_zip([_A, replace(_B, data=b"abcxyz",
-     crc=0, local_extra_nbytes=3), replace(_B, name=b"archive/data/1")]), ""),
-    ("a wrong CRC", _second(crc=1), "the directory says 00000001"),
-    ("a wrong CRC of a deflated record", _second(method=8, crc=1), "the directory says 00000001"),
-    ("a stored record of two sizes", _second(nbytes=199), "says 199 bytes and 200"),
-    ("a deflate bomb", _second(method=8, data=bytes(100), nbytes=1 << 30),
-     "deflate_ratio", LimitError),
-    ("deflated bytes of a smaller size", _second(method=8, nbytes=199), "continue after the 199"),
-    ("deflated bytes of a larger size", _second(method=8, nbytes=201), "come to 200"),
-    ("deflated bytes cut short", _second(method=8, stored=deflate(_B.data)[:-1]), "are cut short"),
-    ("deflated bytes that are none", _second(method=8, stored=b"\xff" * 50), "damaged"),
-    ("no deflated bytes at all", _second(method=8, stored=b"", nbytes=0, crc=0), "are cut short"),
-]  # fmt: skip
-
-
-@each_refusal(_REFUSED, ArchiveError)
-def test_refused(given: bytes, error: type[TorchZipError], message: str) -> None:
-    """An archive that is broken, or that two readers could read in two ways, is refused."""
-    with pytest.raises(error) as caught:
-        read_all(given, Limits(entries=5))
-    assert message in str(caught.value)
-    assert caught.value.path == "made.pt"
-
-
-def test_the_rows_are_broken_in_one_way_only() -> None:
-    """The archives that the rows change are read."""
-    for data in (_PLAIN, _ZIP64):
-        assert read_all(data, Limits(entries=5))["data/0"] == _B.data
-
-
-@pytest.mark.parametrize("data", [_PLAIN, _ZIP64], ids=["plain", "zip64"])
-def test_every_truncation_is_refused(data: bytes) -> None:
-    for cut in range(len(data)):
-        with pytest.raises(TorchZipError):
-            read_all(data[:cut])
-
-
-@pytest.mark.few
-@pytest.mark.parametrize("data", [_PLAIN, _ZIP64], ids=["plain", "zip64"])
-def test_every_changed_byte(data: bytes) -> None:
-    """Whatever byte is changed, a record has its content or there is an error."""
-    truth = read_all(data)
-    for at in range(len(data)):
-        for value in (0, 1, 0x50, 0xFF, data[at] ^ 0x80, (data[at] + 1) & 0xFF):
-            try:
-                records = read_all(data[:at] + bytes([value]) + data[at + 1 :])
-            except TorchZipError:
-                continue
-            # The CRC may have been set to "not computed"; names may have changed everywhere.
-            assert set(records.values()) == set(truth.values()), (at, value)
-
-
-def test_missing_byte_anywhere() -> None:
-    """A lost or added byte shows, except in a comment."""
-    for at in range(len(_PLAIN)):
-        with pytest.raises(TorchZipError):
-            read_all(_PLAIN[:at] + _PLAIN[at + 1 :])
-    for at in range(len(_PLAIN) - 2):  # behind it is the comment
-        with pytest.raises(TorchZipError):
-            read_all(_PLAIN[:at] + b"x" + _PLAIN[at:])
-
-
-def test_end_record_inside_a_record() -> None:
-    """A record that holds a whole archive, or a bare end record, makes no second reading."""
-    for inner in (_PLAIN, b"PK\5\6" + bytes(18), b"PK\5\6", b"PK\5\6" + b"\xff" * 18):
-        assert read_all(build_zip([_A, replace(_B, data=inner)]))["data/0"] == inner
-
-
-def test_small_records_have_small_limits() -> None:
-    """`read` compares the declared size with the limit it is given, before reading."""
-    data = build_zip([_A, replace(_C, data=b"3" * 5000), replace(_B, method=8, data=bytes(9000))])
-    source = BytesSource(data)
-    reader = ZipReader(source, Limits(pickle_nbytes=8999))
-    source.reads.clear()
-    for name, limit in (("version", "text_nbytes"), ("data/0", "pickle_nbytes")):
-        with pytest.raises(LimitError) as caught:
-            reader.read(name, limit=limit)
-        assert (caught.value.limit, caught.value.record) == (limit, name)
-    assert source.reads == []
-
-
 def test_declared_sizes_cost_nothing() -> None:
     rows = [
-        build_zip([_A], End(zip64=True, count=0xFFFF, zip64_count=1 << 62)),
-        build_zip([replace(_A, nbytes=1 << 31, compressed=1 << 31)]),
-        build_zip([replace(_A, nbytes=0xFFFFFFFF, extra=struct.pack("<HHQ", 1, 8, 1 << 62))]),
-        build_zip([replace(_A, method=8, nbytes=1 << 29)]),
-        build_zip([replace(_A, method=8, data=bytes(100), nbytes=100_000)]),
+        build_zip([A], End(zip64=True, count=0xFFFF, zip64_count=1 << 62)),
+        build_zip([replace(A, nbytes=1 << 31, compressed=1 << 31)]),
+        build_zip([replace(A, nbytes=0xFFFFFFFF, extra=struct.pack("<HHQ", 1, 8, 1 << 62))]),
+        build_zip([replace(A, method=8, nbytes=1 << 29)]),
+        build_zip([replace(A, method=8, data=bytes(100), nbytes=100_000)]),
     ]
     with peak_below(1_000_000):
         for data in rows:
@@ -630,7 +430,7 @@ def test_declared_sizes_cost_nothing() -> None:
 
 def test_zip_reader_needs_no_private_state() -> None:
     """Two readers of one source do not meet."""
-    source = BytesSource(_PLAIN)
+    source = BytesSource(build_zip([A, B, C]))
     readers = [ZipReader(source, Limits()) for _ in range(2)]
     assert readers[0].read("data/0") == readers[1].read("data/0")
 

@@ -1,17 +1,14 @@
-"""The object around the tensors as JSON: what goes in comes out, and nothing else can."""
+"""The object around the tensors as JSON: what goes in comes out, and what is lost is said."""
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import json
 import math
 import pathlib
-import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -20,16 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import torchzip as tz
-from tests import builders as b
-from tests.comparing import assert_equal_in_torch
-from tests.models import MODELS, training_checkpoint
-from tests.sampling import thorough
-from tests.saved import quiet
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.convert.carried import Carried, carry
 from torchzip.convert.restored import restore
-from torchzip.errors import FormatError, LimitError
+from torchzip.errors import LimitError
 from torchzip.limits import Limits
 from torchzip.tensors.numpy_values import pickled_array
 from torchzip.tensors.specs import TensorSpec, contiguous_stride, is_dense
@@ -197,7 +188,7 @@ _KEYS = st.recursive(
     lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
     max_leaves=4,
 )  # fmt: skip
-_VALUES = st.recursive(
+VALUES = st.recursive(
     _KEYS | st.sampled_from(ATOMS) | st.sets(_KEYS, max_size=4),
     lambda inner: (
         st.lists(inner, max_size=5)
@@ -212,7 +203,7 @@ _VALUES = st.recursive(
 )
 
 
-@given(_VALUES)
+@given(VALUES)
 def test_trees_come_back(value: Any) -> None:
     """Any tree comes back, its order and its sharing too; the same tree gives the same text."""
     tree = {"": value, "n": 0}
@@ -474,360 +465,3 @@ def test_large_objects_are_not_carried() -> None:
         assert carried.text is None
         assert len(carried.lost) == 1
         assert what in carried.lost[0]
-
-
-# -- hostile texts ---------------------------------------------------------------------------------
-
-
-def made_of(text: str, limits: Limits | None = None) -> Any:
-    """Return what a text gives in a file with two tensors; only one kind of error may come."""
-    tensors = {"a": lazy(np.zeros((2, 3), "f4")), "b": lazy(np.zeros(3, "i8"))}
-    return restore(text, tensors.get, limits or Limits())
-
-
-#: What an array of one byte is written with, up to its shape.
-_BYTE = '{"root": {"numpy.array": ["numpy._core", "C", {"numpy.dtype": "|u1"}, {"bytes": "AA=="},'
-BROKEN = {
-    "no JSON": "",
-    "cut": '{"root": [1, ',
-    "no object": "[]",
-    "no root": "{}",
-    "more than a root": '{"root": 1, "roots": 2}',
-    "nan": '{"root": NaN}',
-    "twice": '{"root": {"dict": {"a": 1, "a": 2}}}',
-    "kind": '{"root": {"os.system": "ls"}}',
-    "no kind": '{"root": {}}',
-    "two kinds": '{"root": {"tuple": [], "dict": {}}}',
-    "option": '{"root": {"tuple": [], "stride": [1]}}',
-    "option of a value": '{"root": {"bytes": "", "stride": [1]}}',
-    "missing tensor": '{"root": {"tensor": "c"}}',
-    "tensor by number": '{"root": {"tensor": 1}}',
-    "tensor by list": '{"root": {"tensor": ' + "[" * 300 + "]" * 300 + "}}",
-    "stride of another shape": '{"root": {"tensor": "a", "stride": [1]}}',
-    "stride with gaps": '{"root": {"tensor": "a", "stride": [1, 3]}}',
-    "negative stride": '{"root": {"tensor": "a", "stride": [-1, 2]}}',
-    "true stride": '{"root": {"tensor": "a", "stride": [true, 2]}}',
-    "gradient": '{"root": {"parameter": "a", "requires_grad": 1}}',
-    "shared without a table": '{"root": {"shared": 0}}',
-    "shared table": '{"root": 1, "shared": {}}',
-    "shared true": '{"root": {"shared": true}, "shared": [1, 2]}',
-    "shared negative": '{"root": {"shared": -1}, "shared": [1]}',
-    "shared with itself": '{"root": {"shared": 0}, "shared": [{"shared": 0}]}',
-    "shared in a ring":
-        '{"root": {"shared": 0}, "shared": [{"tuple": [{"shared": 1}]}, {"shared": 0}]}',
-    "list as a key": '{"root": {"dict": [[[], 1]]}}',
-    "key twice": '{"root": {"dict": [[1, 1], [1.0, 2]]}}',
-    "no pairs": '{"root": {"dict": [1]}}',
-    "dict of a number": '{"root": {"dict": 1}}',
-    "tensors of no names": '{"root": {"tensors": [1]}}',
-    "tensors of an object": '{"root": {"tensors": {}}}',
-    "list in a set": '{"root": {"set": [[]]}}',
-    "list in a frozenset": '{"root": {"frozenset": [{"tuple": [[]]}]}}',
-    "attribute": '{"root": {"OrderedDict": {}, "attributes": {"__class__": 1}}}',
-    "attribute that numpy asks for": (
-        '{"root": {"OrderedDict": {}, "attributes": {"__array_interface__": 1}}}'
-    ),
-    "attributes": '{"root": {"OrderedDict": {}, "attributes": []}}',
-    "attributes of a dict": '{"root": {"dict": {}, "attributes": {"a": 1}}}',
-    "factory": '{"root": {"defaultdict": {}, "factory": "eval"}}',
-    "maxlen": '{"root": {"deque": [], "maxlen": -1}}',
-    "int": '{"root": {"int": "12"}}',
-    "digits": '{"root": ' + "1" * 10_000 + "}",
-    "float": '{"root": {"float": "1.5"}}',
-    "base64": '{"root": {"bytes": "a"}}',
-    "no text of base64": '{"root": {"bytes": "\u00e9"}}',
-    "utf-8": '{"root": {"str": "/w=="}}',
-    "complex": '{"root": {"complex": ["1", 2]}}',
-    "range": '{"root": {"range": [1, 2, 0]}}',
-    "slice": '{"root": {"slice": [1, 2]}}',
-    "datetime": '{"root": {"datetime": [{"bytes": "B+T/HwAAAAAAAA=="}]}}',
-    "datetime as text": '{"root": {"datetime": ["2020-02-01T00:00:00"]}}',
-    "zone": '{"root": {"datetime": [{"bytes": "B+QCAQAAAAAAAA=="}, "UTC"]}}',
-    "time of a datetime": '{"root": {"time": [{"bytes": "B+QCAQAAAAAAAA=="}]}}',
-    "date": '{"root": {"date": [5]}}',
-    "month of a date": '{"root": {"date": [{"bytes": "B+QNAQ=="}]}}',
-    "timedelta": '{"root": {"timedelta": [99999999999, 0, 0]}}',
-    "timezone": '{"root": {"timezone": [{"timedelta": [5, 0, 0]}]}}',
-    "timezone without an offset": '{"root": {"timezone": [5]}}',
-    "decimal": '{"root": {"Decimal": ["x"]}}',
-    "fraction": '{"root": {"Fraction": [1, 0]}}',
-    "path": '{"root": {"PosixPath": [1]}}',
-    "dtype of objects": '{"root": {"numpy.dtype": "|O8"}}',
-    "scalar":
-        '{"root": {"numpy.scalar": ["numpy._core", {"numpy.dtype": "<f8"}, {"bytes": "AA=="}]}}',
-    "scalar of another module":
-        '{"root": {"numpy.scalar": ["os", {"numpy.dtype": "|u1"}, {"bytes": "AA=="}]}}',
-    "scalar of nothing": '{"root": {"numpy.scalar": []}}',
-    "array": _BYTE + "2]}}",
-    "array of a huge shape": _BYTE.replace("AA==", "") + "0, 4611686018427387904, 4]}}",
-    "array of no order": _BYTE.replace('"C"', '"K"') + "1]}}",
-    "array of nothing": '{"root": {"numpy.array": ["numpy._core"]}}',
-    "size": '{"root": {"torch.Size": [1.5]}}',
-    "torch dtype": '{"root": {"torch.dtype": "load"}}',
-    "device": '{"root": {"torch.device": [1]}}',
-    "device index": '{"root": {"torch.device": ["cuda", -1]}}',
-    "0.1.0, datetime": '{"root": {"datetime": "2020-02-31T00:00:00"}}',
-    "0.1.0, fold": '{"root": {"time": "00:00:00", "fold": 2}}',
-    "0.1.0, zone": '{"root": {"datetime": "2020-02-01T00:00:00", "tzinfo": "UTC"}}',
-    "0.1.0, timezone": '{"root": {"timezone": [5, 0, 0]}}',
-    "0.1.0, scalar": '{"root": {"numpy.scalar": "AA==", "dtype": "<f8"}}',
-    "0.1.0, array": '{"root": {"numpy.array": "AA==", "dtype": "|u1", "shape": [2]}}',
-    "0.1.0, array of a huge shape":
-        '{"root": {"numpy.array": "", "dtype": "|u1", "shape": [0, 4611686018427387904, 4]}}',
-    "0.1.0, array without a shape": '{"root": {"numpy.array": "AA==", "dtype": "|u1"}}',
-    "0.1.0, array of a shape that is none":
-        '{"root": {"numpy.array": "AA==", "dtype": "|u1", "shape": 1}}',
-    "0.1.0, unknown option": '{"root": {"torch.device": "cuda", "colour": 1}}',
-    "0.1.0, bytearray": '{"root": {"bytearray": "A"}}',
-    "option that never was": '{"root": {"complex": [1.0, 2.0], "index": 1}}',
-    "nested values": '{"root": ' + '{"complex": [' * 300 + "1" + "]}" * 300 + "}",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN.keys())
-def test_broken_texts(text: str) -> None:
-    """What is no text of `carry` is a FormatError."""
-    with pytest.raises(FormatError):
-        made_of(text)
-
-
-_EAST = dt.timezone(dt.timedelta(hours=2))
-_WEST = dt.timezone(dt.timedelta(hours=-5), "EST")
-#: What torchzip 0.1.0 wrote for values that have another form today.
-FIRST_EDITION: dict[str, Any] = {
-    '{"datetime": "2020-02-03T04:05:06.000007"}': dt.datetime(2020, 2, 3, 4, 5, 6, 7),
-    '{"datetime": "2020-02-03T04:05:06", "tzinfo": {"timezone": [0, 7200, 0]}}':
-        dt.datetime(2020, 2, 3, 4, 5, 6, tzinfo=_EAST),
-    '{"time": "01:02:03", "tzinfo": {"timezone": [-1, 68400, 0], "name": "EST"}}':
-        dt.time(1, 2, 3, tzinfo=_WEST),
-    '{"time": "01:02:03", "fold": 1}': dt.time(1, 2, 3, fold=1),
-    '{"date": "2021-01-02"}': dt.date(2021, 1, 2),
-    '{"timezone": [0, 7200, 0]}': _EAST,
-    '{"timezone": [-1, 68400, 0], "name": "EST"}': _WEST,
-    '{"timezone": [0, 0, 0]}': dt.UTC,
-    '{"Decimal": "1.50"}': Decimal("1.50"),
-    '{"PurePosixPath": "a/b"}': pathlib.PurePosixPath("a/b"),
-    '{"bytearray": "YWJj"}': bytearray(b"abc"),
-    '{"numpy.scalar": "AAAAAAAA+D8=", "dtype": "<f8"}': np.float64(1.5),
-    '{"numpy.array": "AQID", "dtype": "|u1", "shape": [3, 1]}': np.array([[1], [2], [3]], "u1"),
-    '{"numpy.array": "AQI=", "dtype": "|i1", "shape": [1, 2], "order": "F"}':
-        np.array([[1, 2]], "i1"),
-    '{"torch.device": "cuda", "index": 1}': Device("cuda", 1),
-    '{"torch.device": "cpu"}': Device("cpu"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("text", FIRST_EDITION)
-def test_what_the_first_edition_wrote(text: str) -> None:
-    """Files of torchzip 0.1.0 give the object that was put into them."""
-    made, expected = made_of(f'{{"root": [{text}]}}')[0], FIRST_EDITION[text]
-    assert repr(np.asarray(made) if isinstance(made, np.ndarray) else made) == repr(expected)
-    assert type(made) is type(expected) or isinstance(expected, np.ndarray)
-
-
-def test_missing_tensors_are_named() -> None:
-    """A tensor that the file has not is named."""
-    with pytest.raises(FormatError, match=r"no tensor 'layers\.3'"):
-        made_of('{"root": [{"tensor": "a"}, {"parameter": "layers.3"}]}')
-
-
-def test_limits_of_a_text() -> None:
-    """Length, number, depth and digits are bounded, also where JSON is too deep for Python."""
-    for text, limits, limit in (
-        ('{"root": "' + "x" * 100 + '"}', Limits(header_nbytes=50), "header_nbytes"),
-        ('{"root": [' + "[]," * 90 + "[]]}", Limits(containers=10), "containers"),
-        ('{"root": ' + "[" * 90 + "]" * 90 + "}", Limits(nesting=89), "nesting"),
-        ('{"root": {"int": "0x' + "f" * 4000 + '"}}', Limits(), "int_nbytes"),
-    ):
-        with pytest.raises(LimitError) as raised:
-            made_of(text, limits)
-        assert raised.value.limit == limit
-    for deep in ("[", '{"tuple":[', '{"dict":{"a":'):
-        with pytest.raises((FormatError, LimitError)):
-            made_of('{"root": ' + deep * 100_000)
-    chain = ",".join(f'{{"tuple": [{{"shared": {i + 1}}}]}}' for i in range(5000))
-    with pytest.raises(LimitError):
-        made_of(f'{{"root": {{"shared": 0}}, "shared": [{chain}, 1]}}')
-    links = ",".join(f'{{"shared": {i + 1}}}' for i in range(5000))
-    assert made_of(f'{{"root": {{"shared": 0}}, "shared": [{links}, 1]}}') == 1
-    same_hash = ",".join(f'{{"int": "{hex(i * (2**61 - 1))}"}}' for i in range(9, 5000))
-    with pytest.raises(LimitError, match="key_values"):
-        made_of(f'{{"root": {{"set": [{same_hash}]}}}}')
-
-
-_WORDS = sorted(
-    {"root", "shared", "tensor", "parameter", "dict", "OrderedDict", "tuple", "set", "frozenset",
-     "stride", "requires_grad", "attributes", "state", "factory", "maxlen", "Counter", "deque",
-     "defaultdict", "numpy.array", "numpy.scalar", "dtype", "shape", "order", "torch.Size", "bytes",
-     "datetime", "tzinfo", "timezone", "timedelta", "fold", "complex", "Decimal", "Fraction", "int",
-     "PosixPath", "slice", "range", "float", "str", "a", "b", "<f4", "|u1", "AAAAAA==", "list",
-     "tensors", ""}
-)  # fmt: skip
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 70) | st.integers() | st.floats()
-    | st.sampled_from(_WORDS) | st.text(),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(_WORDS), inner, max_size=3)
-    ),
-    max_leaves=20,
-)  # fmt: skip
-
-
-def survives(text: str) -> None:
-    """Check that a text gives an object, which can be carried again, or one kind of error."""
-    try:
-        made = made_of(text)
-    except (FormatError, LimitError):
-        return
-    carry(made, lambda tensor: "a")
-
-
-@given(_JSON, st.lists(_JSON, max_size=3))
-@thorough
-def test_random_json(root: Any, shared: list[Any]) -> None:
-    """Any JSON gives an object or a TorchZipError."""
-    survives(json.dumps({"root": root, "shared": shared}, allow_nan=True))
-    survives(json.dumps(root))
-
-
-@given(_VALUES, st.data())
-def test_mutated_texts(value: Any, data: st.DataObject) -> None:
-    """A text with some of it changed gives an object or a TorchZipError."""
-    text = carry([value], lambda tensor: None).text
-    assert text is not None
-    for _ in range(data.draw(st.integers(1, 3))):
-        start = data.draw(st.integers(0, len(text)))
-        stop = data.draw(st.integers(start, min(len(text), start + 6)))
-        piece = data.draw(
-            st.sampled_from([*'[]{}",:01-e', '"shared":', "1e999", "null", "\\ud800"])
-        )
-        text = text[:start] + piece + text[stop:]
-    survives(text)
-
-
-# -- with torch ------------------------------------------------------------------------------------
-
-
-def layout(tensor: LazyTensor) -> Any:
-    """Return what says which tensor of a file it is."""
-    spec = tensor.spec
-    return (id(spec.storage), spec.torch_dtype, spec.shape, spec.stride, spec.storage_offset)
-
-
-def through_safetensors(source: Path, folder: Path) -> tuple[Any, list[str]]:
-    """Carry a checkpoint through a safetensors file; return what torch could load, and the lost."""
-    middle, target = folder / "middle.safetensors", folder / "target.pt"
-    tz.convert(source, middle)
-    with tz.lazy_load(source) as ckpt:
-        names = {layout(ckpt[name]): name for name in ckpt if isinstance(ckpt[name], LazyTensor)}
-        carried = carry(
-            ckpt.root,
-            lambda value: names.get(layout(value)) if type(value) is LazyTensor else None,
-            names={name: name for name in ckpt},
-        )
-    assert carried.text is not None
-    with tz.lazy_load(middle) as ckpt:
-        aliases = json.loads(ckpt.metadata.get("torchzip.aliases", "{}"))
-        tensors = {name: ckpt[name] for name in ckpt}
-        tensors |= {name: tensors[kept] for name, kept in aliases.items()}
-        with quiet():  # of what is no affair of torch's safe loader
-            tz.save(restore(carried.text, tensors.get), target)
-    return target, carried.lost
-
-
-def odd_model(torch: Any) -> Any:
-    """Return a model with weights whose memory is not in C order."""
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(1, 2, 1))
-    model = model.to(memory_format=torch.channels_last)
-    model.turned = torch.nn.Parameter(torch.arange(6.0).view(2, 3).t())
-    return model
-
-
-TORCH_CASES: dict[str, Any] = {
-    "state dict": lambda torch: MODELS["everything"](torch).state_dict(),
-    "keeping parameters": lambda torch: MODELS["everything"](torch).state_dict(keep_vars=True),
-    "channels last": lambda torch: odd_model(torch).state_dict(),
-    "channels last, parameters": lambda torch: dict(odd_model(torch).named_parameters()),
-    "lstm": lambda torch: [*MODELS["lstm"](torch).parameters()],
-    "buffers": lambda torch: MODELS["buffers"](torch).state_dict(keep_vars=True),
-    "one tensor": lambda torch: torch.ones(2, 3).t(),
-    "leaves": lambda torch: {"x": torch.ones(2, requires_grad=True), "n": torch.ones(2)},
-    "flat, with ties": lambda torch: (lambda x: {"b": x, "a": x, "c": x[:]})(torch.ones(3)),
-    "empty": lambda torch: [torch.ones(2, 0, 3).permute(2, 0, 1), torch.ones(0)],
-    "odd strides": lambda torch: {"x": torch.ones(3).as_strided((1, 3), (1, 1)), "l": []},
-    "plain values": lambda torch: {
-        "sizes": [torch.Size([1, 2])] * 2,
-        "dtype": torch.bfloat16,
-        "device": torch.device("cuda", 1),
-        "layout": torch.strided,
-        "scheme": torch.per_tensor_affine,
-        "numbers": (1, -(2**80), 0.1, math.inf, True, None, 1j),
-        "np": [np.float64(0.5), np.arange(3), np.bool_(1), np.random.RandomState(3).get_state()],
-        "python": random.Random(3).getstate(),
-        "time": dt.datetime(2024, 1, 2, tzinfo=dt.UTC),
-        "path": pathlib.Path("runs/1"),
-        3: {None: {1.5: "x"}, ("a", 1): b"y"},
-    },
-}
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("name", TORCH_CASES)
-def test_torch_gets_it_back(torch: Any, tmp_path: Path, name: str) -> None:
-    """Real objects are equal in torch: values, types, strides, order, attributes, identity."""
-    torch.save(TORCH_CASES[name](torch), tmp_path / "source.pt")
-    target, lost = through_safetensors(tmp_path / "source.pt", tmp_path)
-    assert lost == []
-    expected = torch.load(tmp_path / "source.pt", weights_only=False)
-    assert_equal_in_torch(torch, torch.load(target, weights_only=False), expected)
-
-
-@pytest.mark.torch
-def test_training_checkpoint(torch: Any, tmp_path: Path) -> None:
-    """A checkpoint of a training is equal in torch, but for the objects that are named as lost."""
-    model = odd_model(torch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    root = {
-        **training_checkpoint(torch),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "lr": 1e-3,
-        "betas": (0.9, 0.999),
-        "args": argparse.Namespace(rate=0.1),
-        "module": torch.nn.Linear(2, 2),
-    }
-    source = tmp_path / "source.pt"
-    torch.save(root, source)
-    target, lost = through_safetensors(source, tmp_path)
-    assert [line.partition(":")[0] for line in lost] == [
-        "hyper_parameters",
-        "phase",
-        "args",
-        "module",
-    ]
-    made = torch.load(target, weights_only=False)
-    expected = torch.load(source, weights_only=False)
-    for name in ("hyper_parameters", "phase", "args", "module"):
-        gone = expected.pop(name)
-        if name == "module":
-            module = made.pop(name)
-            assert set(module) == {"weight", "bias"}
-            assert torch.equal(module["weight"], gone.weight)
-    assert_equal_in_torch(torch, made, expected)
-    model.load_state_dict(made["model"])
-    optimizer.load_state_dict(made["optimizer"])
-
-
-@pytest.mark.torch
-def test_golden_files(torch: Any, tmp_path: Path) -> None:
-    """Files of torch come back equal, where safetensors holds what is in them."""
-    for name in ("list", "module-state", "param", "train"):
-        source = b.GOLDEN / f"{name}.pt"
-        (tmp_path / name).mkdir()
-        target, lost = through_safetensors(source, tmp_path / name)
-        assert lost == []
-        expected = torch.load(source, weights_only=False)
-        assert_equal_in_torch(torch, torch.load(target, weights_only=False), expected)

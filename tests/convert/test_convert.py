@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests import builders as b
-from tests.pickling.test_interpreter import colliding_pairs
+from tests.pickling.test_interpreter_refusals import colliding_pairs
 from torchzip.convert.targets import parse_target
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import torchzip as tz
 from tests.sampling import costly
 from tests.saved import zipped_again
-from torchzip.convert import conversion, run, work
+from torchzip.convert import conversion, run, tasks, work
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_target
@@ -276,7 +276,7 @@ def test_truncated_meanwhile(tmp_path: Path, path: Path, jobs: int) -> None:
             with pytest.raises(tz.FormatError, match="cut it short"):
                 run.run(plan)
         else:
-            with run.workers(2) as executor, pytest.raises(tz.FormatError, match="changed since"):
+            with tasks.workers(2) as executor, pytest.raises(tz.FormatError, match="changed since"):
                 run.run(plan, executor=executor)
     assert os.listdir(tmp_path) == ["m.pt"]
 

@@ -18,7 +18,8 @@ import pytest
 from tests.faults import failing_with, half, in_child, under
 from tests.files.test_source import BytesPath
 from torchzip.files.new_file import KEEP_SIZE, allocate
-from torchzip.files.sink import FileObjectSink, PathSink, Sink, open_sink
+from torchzip.files.opening import open_sink
+from torchzip.files.sink import FileObjectSink, PathSink, Sink
 
 
 @pytest.fixture

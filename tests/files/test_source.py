@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from tests.faults import descriptors
 from torchzip.errors import FormatError
-from torchzip.files.source import FileObjectSource, FileSource, MmapSource, Source, open_source
+from torchzip.files.opening import open_source
+from torchzip.files.source import FileObjectSource, FileSource, MmapSource, Source
 
 _DATA = bytes(range(256)) * 4
 

@@ -18,7 +18,7 @@ from tests import builders as b
 from tests.faults import descriptors
 from tests.formats.counting import Counted
 from torchzip.files import folder as folder_module
-from torchzip.files.folder import Folder, PooledSource
+from torchzip.files.folder import LocalFolder, PooledSource
 from torchzip.files.source import FileSource
 
 _A = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -415,7 +415,7 @@ def test_an_index_is_no_file_object(tmp_path: Path) -> None:
 def test_folder_sources(tmp_path: Path) -> None:
     """A Source of a folder reads as its file does, is itself each time, and survives pickle."""
     (tmp_path / "f").write_bytes(b"0123456789")
-    folder = Folder(tmp_path)
+    folder = LocalFolder(tmp_path)
     source = folder.open("f")
     assert folder.open("f") is source
     assert source.read_at(3, 4) == b"3456"
@@ -438,7 +438,7 @@ def test_a_file_in_use_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(folder_module, "_OPEN_FILES", 1)
     for name in "ab":
         (tmp_path / name).write_bytes(name.encode())
-    folder = Folder(tmp_path)
+    folder = LocalFolder(tmp_path)
     one, other = folder.open("a"), folder.open("b")
     with folder.borrow(one) as file:
         assert other.read_at(0, 1) == b"b"
@@ -447,3 +447,59 @@ def test_a_file_in_use_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="closed"):
         file.read_at(0, 1)
     assert isinstance(other, PooledSource)
+
+
+# -- directories that say odd things of themselves ------------------------------------------------
+
+
+def _bare_index(folder: Path, weight_map: Any, name: str = "m.bin.index.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps({"weight_map": weight_map}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["m.bin.index.json", "other.index.json", ".metadata", "x.distcp", "M.BIN.INDEX.JSON"]
+)
+def test_an_index_of_no_shard(tmp_path: Path, name: str) -> None:
+    """An index that names itself, or another file that is no shard, is an error and no circle."""
+    _bare_index(tmp_path, {"a": "m.bin.index.json"}, "other.index.json")
+    (tmp_path / ".metadata").write_bytes(b.stream(b"}"))
+    (tmp_path / "x.distcp").write_bytes(b.checkpoint(b.stream(b.tensor())))
+    with pytest.raises(tz.FormatError):
+        tz.load(_bare_index(tmp_path, {"a": name}))
+
+
+def test_two_indices_that_name_one_another(tmp_path: Path) -> None:
+    """Neither is a shard."""
+    for name, other in (("a", "b"), ("b", "a")):
+        _bare_index(tmp_path, {"x": f"{other}.index.json"}, f"{name}.index.json")
+    for path in (tmp_path / "a.index.json", tmp_path):
+        with pytest.raises(tz.FormatError):
+            tz.load(path)
+
+
+@pytest.mark.parametrize("target", ["../secret.pt", "self.bin", "/dev/stdin", "/proc/self/environ"])
+def test_links_out_of_the_directory(tmp_path: Path, target: str) -> None:
+    """A link leads where its directory's owner says, and what is no shard there is no shard."""
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (tmp_path / "secret.pt").write_bytes(b.checkpoint(b.stream(b.integer(5))))
+    (folder / "self.bin").symlink_to(target)
+    with pytest.raises((OSError, tz.TorchZipError)):
+        tz.load(_bare_index(folder, {"a": "self.bin"}))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize(
+    "shard_of", [lambda i: "x.bin", lambda i: f"{i}.bin", lambda i: "../x.bin"],
+    ids=["one shard", "a shard for each", "one outside"],
+)  # fmt: skip
+def test_an_index_of_half_a_million_tensors(tmp_path: Path, shard_of: Callable[[int], str]) -> None:
+    """It costs its own size, and the message names a few."""
+    (tmp_path / "x.bin").write_bytes(b.checkpoint(b.stream(b"}")))
+    path = _bare_index(tmp_path, {f"layer.{i}": shard_of(i) for i in range(500_000)})
+    with pytest.raises(tz.FormatError) as caught:
+        tz.load(path)
+    assert len(str(caught.value)) < 2000

@@ -239,16 +239,16 @@ _HOSTILE: list[Refusal] = [
     ("a persistent id of text", _with(pickle=b.stream(pid("x"))), "key"),
     ("a persistent id as in a zip", _with(pickle=b.stream(b.tensor())), "key"),
     ("a count that is text", _member("storages", b.stream(b.text("1"))), "count"),
-    ("a huge count", _member("tensors", b.stream(b.integer((1 << 31) - 1))), "ends"),
+    ("a huge count", _member("tensors", b.stream(b.integer((1 << 31) - 1))), "runs past the end"),
     ("no tensors", _member("tensors", None), "without tensors"),
     ("an empty pickle", _member("pickle", b""), "ends"),
-    ("empty storages", _member("storages", b""), "ends"),
+    ("empty storages", _member("storages", b""), "runs past the end"),
     ("a size past the file", _header(124, b"77777777777\0"), "truncated"),
     ("a size of 2**88", _header(124, b"\x80" + b"\xff" * 11), "truncated"),
     ("a size that is no number", _header(124, b"0x777777777\0"), "a number was"),
     ("a wrong sum", _header(124, b"00000000001\0", keep_sum=True), "sum"),
     ("another file", lambda: tar_of({"a.txt": b"hello"}), "it has 'a.txt'"),
-    ("an empty tar", lambda: tar_of({})[:257] + b"ustar" + bytes(600), "number"),
+    ("an empty tar", lambda: tar_of({})[:257] + b"ustar" + bytes(600), "checksum"),
 ]  # fmt: skip
 
 

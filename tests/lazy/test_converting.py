@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.child_process import python
 from tests.convert.test_run import NeighbourProcess, make_pieces_small
 from tests.formats.counting import Counted
 from torchzip import lazy
@@ -102,12 +104,12 @@ def test_of_a_mapping(
     checkpoint: tz.Checkpoint, arrays: dict[str, Array], tmp_path: Path, suffix: str, dtype: Any
 ) -> None:
     """Every element, rounded once to the dtype that is asked for; alone, by threads and workers."""
-    executors = [None, NeighbourProcess(), ThreadPoolExecutor(2)]
     contents = []
-    for number, executor in enumerate(executors):
+    for number, make in enumerate((contextlib.nullcontext, NeighbourProcess, ThreadPoolExecutor)):
         path = tmp_path / str(number) / f"made{suffix}"
         path.parent.mkdir()
-        report = tz.convert(made_of(checkpoint), path, dtype=dtype, executor=executor)
+        with make() as executor:
+            report = tz.convert(made_of(checkpoint), path, dtype=dtype, executor=executor)
         contents.append(path.read_bytes())
         assert report.source == "<mapping>"
         assert report.nbytes == len(contents[-1])
@@ -206,6 +208,8 @@ def test_only_what_is_needed_is_read(
     assert counted.nbytes == 2 * 128 * 4
     assert mean.T.lazy[3:9, ::2].shape == (6, 48)
     assert counted.nbytes == 2 * 128 * 4
+    np.testing.assert_array_equal(mean[::40, 3], ((arrays["w"] + arrays["v"]) / 2)[::40, 3])
+    assert counted.nbytes == 2 * 128 * 4 + 2 * 3 * 4
 
 
 # -- CRCs ------------------------------------------------------------------------------------------
@@ -291,11 +295,12 @@ def a_list(block: Array) -> Any:
         (a_list, r"x\.y: the function a_list gave list, not an array"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("executor", [None, NeighbourProcess(), ThreadPoolExecutor(2)])
-def test_functions_that_fail(tmp_path: Path, function: Any, message: str, executor: Any) -> None:
+@pytest.mark.parametrize("kind", ["here", "another process", "threads"])
+def test_functions_that_fail(tmp_path: Path, function: Any, message: str, kind: str) -> None:
     """Nothing is left, and the message has the tensor and the block."""
     tensor = lazy.compute(function, np.arange(12288, dtype=np.float32))
-    with pytest.raises(ValueError, match=message):
+    made = {"here": contextlib.nullcontext, "threads": ThreadPoolExecutor}
+    with made.get(kind, NeighbourProcess)() as executor, pytest.raises(ValueError, match=message):
         tz.convert({"x.y": tensor}, tmp_path / "o.safetensors", executor=executor)
     with pytest.raises(ValueError, match=message.replace("9,190 to 10,214", "9,216 to 10,240")):
         tz.save({"x": {"y": tensor}}, tmp_path / "o.pt")
@@ -314,14 +319,35 @@ def test_a_function_that_cannot_be_sent(tmp_path: Path) -> None:
     tensor = lazy.compute(local, np.arange(12288, dtype=np.float32))
     with pytest.raises(Exception, match="local"):
         pickle.dumps(tensor)
-    tz.convert({"x": tensor}, tmp_path / "o.pt", executor=NeighbourProcess())
+    options: dict[str, Any] = {"executor": NeighbourProcess(), "overwrite": True}
+    told = tz.convert({"x": tensor}, tmp_path / "o.pt", dry_run=True, **options)
+    assert told == tz.convert({"x": tensor}, tmp_path / "o.pt", **options)
+    assert told.here == ("x",)
     assert seen == {here}
+
+
+def test_a_function_that_is_inherited(
+    source: Path, arrays: dict[str, Array], tmp_path: Path
+) -> None:
+    """Workers that are forked have what cannot be sent to others."""
+    script = f"""
+import os, sys, numpy as np, torchzip as tz
+from torchzip.convert import conversion, work
+conversion._WORTH_NBYTES = work._SMALL_NBYTES = 0
+here = os.getpid()
+with tz.lazy_load({str(source)!r}) as checkpoint:
+    tensor = tz.lazy.compute(lambda block: block * 0 + (os.getpid() != here), checkpoint["w"])
+    report = tz.convert({{"x": tensor}}, {str(tmp_path / "o.pt")!r}, jobs=2)
+print(report.here, set(tz.load({str(tmp_path / "o.pt")!r})["x"].ravel().tolist()))
+"""
+    assert python("-c", script) == "() {1.0}\n"
 
 
 def test_what_shapes_and_dtypes_refuse(checkpoint: tz.Checkpoint) -> None:
     """Where the expression is written down, before anything is read."""
     w, half = checkpoint["w"], checkpoint["half"]
     ints = np.arange(4)
+    negative = lazy.cat([np.array([-1])])
     for wrong, message in (
         (lambda: w + half, r"\[96, 128\] and \[50, 77\]"),
         (lambda: lazy.cat([w, half]), r"\[96, 128\] and \[50, 77\]"),
@@ -335,6 +361,8 @@ def test_what_shapes_and_dtypes_refuse(checkpoint: tz.Checkpoint) -> None:
         (lambda: lazy.compute(np.add, w, half, rows=True), "tensor 1 has 50 rows for the 96"),
         (lambda: lazy.compute(np.add, w, w, rows=True, repeat=(1, 2)), "tensor 1 has 96 rows"),
         (lambda: tz.lazy_load(io.BytesIO(b"")), "empty"),
+        (lambda: w * 10**400, "out of the range of floats"),
+        (lambda: negative.to("uint64").numpy(), "-1 does not go into uint64"),
         (lambda: lazy.cat([np.ones(1, np.uint8)]) + 300, "300 is out of the range"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -358,6 +386,27 @@ def test_what_shapes_and_dtypes_refuse(checkpoint: tz.Checkpoint) -> None:
         w.lazy[96]
     with pytest.raises(IndexError, match="ints, slices"):
         w.lazy[[1, 2]]
+
+
+def test_beside_arrays(checkpoint: tz.Checkpoint, arrays: dict[str, Array]) -> None:
+    """Operators of arrays and scalars give tensors; all else that numpy does gets the data."""
+    w, array = checkpoint["w"], arrays["w"]
+    for made, expected in (
+        (arrays["v"] + w, arrays["v"] + array),
+        (arrays["v"][0] / w, arrays["v"][0] / array),
+        (np.float32(2) * w, 2 * array),
+        (np.float64(2) - w, 2 - array),
+        (-w, -array),
+    ):
+        assert type(made) is tz.LazyTensor
+        assert made.numpy().tobytes() == expected.tobytes()
+    assert ((array == w).all(), (array > w).any(), np.sum(w) == array.sum()) == (True, False, True)
+    np.testing.assert_array_equal(array[0] @ w.T, array[0] @ array.T)
+    np.testing.assert_array_equal(np.abs(w), abs(array))
+    np.testing.assert_array_equal(np.add(w, 1, dtype=np.float64), array + np.float64(1))
+    with pytest.raises(TypeError, match="unsupported operand"):
+        w + object()
+    assert tz.tools.statistics(w + arrays["v"]).max == (array + arrays["v"]).max()
 
 
 def test_a_closed_operand(source: Path, tmp_path: Path) -> None:
@@ -409,3 +458,19 @@ def test_overflow_of_expressions_is_counted(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="2,993 elements"):
             report = tz.convert({"x": tensor.to("float16")}, tmp_path / f"b{suffix}")
         assert report.overflowed == {"x": 2993}
+
+
+def test_a_giant_of_one_element(checkpoint: tz.Checkpoint, tmp_path: Path) -> None:
+    """A file can describe an enormous tensor over one element; what it is part of stays bounded."""
+    spec = checkpoint["w"].spec.replace(shape=(1 << 30, 1 << 20), stride=(0, 0))
+    giant = tz.LazyTensor(spec)
+    total = giant * 2 + lazy.cat([giant, giant], axis=1).lazy[:, : 1 << 20].T.T
+    one = checkpoint["w"][0, 0]
+    assert total[5, :3].tolist() == [one * 3] * 3
+    assert total.T.lazy[-1, -2:].numpy().tolist() == [one * 3] * 2
+    with pytest.raises(OSError, match="Not enough memory"):
+        total.numpy()
+    for suffix in (".pt", ".safetensors"):
+        with pytest.raises(OSError, match="the disk has"):
+            tz.convert({"giant": total}, tmp_path / f"o{suffix}")
+    assert os.listdir(tmp_path) == ["m.pt"]

@@ -48,14 +48,15 @@ def write_sparse(path: Path, shape: tuple[int, int]) -> None:
         file.truncate(8 + len(header) + nbytes)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "kind",
     ["cat and compute", "by rows", "arithmetic", "transposed", "stacked", "joined", "padded"],
 )
 def test_a_large_tensor(tmp_path: Path, kind: str) -> None:
-    """128 MB from each of two files, under 100 MB with the interpreter."""
+    """64 MB from each of two files, under 100 MB with the interpreter."""
     for name in "ab":
-        write_sparse(tmp_path / f"{name}.safetensors", (8192, 4096))
+        write_sparse(tmp_path / f"{name}.safetensors", (4096, 4096))
     assert peak_mb(_SCRIPT, tmp_path, kind) < 100
 
 

@@ -113,7 +113,7 @@ def views(draw: st.DrawFn, both: Both) -> Both:
     lazy, wide = both.lazy, both.wide
     kind = draw(st.sampled_from(["slice", "T", "permute", "reshape", "to"]))
     if kind == "slice":
-        key = draw(indices(lazy.shape))
+        key = draw(indices(lazy.shape).filter(lambda key: is_inside(wide, key)))
         return Both(lazy.lazy[key], np.asarray(wide[key]))
     if kind == "T":
         return Both(lazy.T, wide.T)
@@ -209,6 +209,15 @@ def _that_go_with(both: Both, dtypes: tuple[str, ...]) -> tuple[str, ...]:
             continue
         found.append(each)
     return tuple(found) or (both.lazy.torch_dtype,)
+
+
+def is_inside(array: Array, key: Any) -> bool:
+    """Return whether an index points into an array."""
+    try:
+        array[key]
+    except IndexError:
+        return False
+    return True
 
 
 def same(found: Any, expected: Array) -> None:

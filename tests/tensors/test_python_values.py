@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchzip as tz
-from tests.pickling.test_interpreter import run, whole_table
+from tests.pickling.test_interpreter import run
+from tests.pickling.test_interpreter_refusals import whole_table
 from torchzip.errors import TorchZipError
 from torchzip.pickling.reductions import reduce_object
 from torchzip.tensors.numpy_values import PickledArray
@@ -37,46 +38,19 @@ def _timedelta_without_a_unit() -> list[Any]:
 
 
 VALUES = [
-    defaultdict(list, a=[1]),
-    defaultdict(None, a=1),
-    defaultdict(int),
-    deque([1, 2], maxlen=3),
-    deque([1]),
-    deque(),
-    dt.datetime(2020, 1, 2, 3, 4, 5, 6, tzinfo=dt.UTC),
+    defaultdict(list, a=[1]), defaultdict(None, a=1), defaultdict(int), deque([1, 2], maxlen=3),
+    deque([1]), deque(), dt.datetime(2020, 1, 2, 3, 4, 5, 6, tzinfo=dt.UTC),
     dt.datetime.max.replace(tzinfo=dt.timezone(dt.timedelta(hours=5), "x")),
-    dt.datetime(2020, 1, 1, tzinfo=dt.timezone(dt.timedelta(0))),
-    dt.datetime.min,
-    dt.date(2020, 1, 2),
-    dt.time(23, 59, 59, 999_999),
-    dt.timedelta(-1, 2, 3),
-    Decimal("1.50"),
-    Decimal("-Infinity"),
-    Decimal("NaN"),
-    Fraction(-1, 3),
-    Fraction(5),
-    pathlib.PurePosixPath("/a/b"),
-    pathlib.PureWindowsPath("c:/a"),
-    pathlib.Path("x/y"),
-    frozenset([1]),
-    range(3, 9, 2),
-    slice(1, None, 2),
-    1 + 2j,
-    np.float32(1.5),
-    np.float64("nan"),
-    np.bool_(True),
-    np.int8(-3),
-    np.complex64(1j),
-    np.datetime64("2020-05"),
-    np.timedelta64(5, ("s", 10)),
-    *_timedelta_without_a_unit(),
-    np.str_("text"),
-    np.bytes_(b"raw"),
-    np.dtype("f4"),
-    np.dtype(">c8"),
-    np.dtype([("a", "f4"), ("b", [("c", "i8")])]),
+    dt.datetime(2020, 1, 1, tzinfo=dt.timezone(dt.timedelta(0))), dt.datetime.min,
+    dt.date(2020, 1, 2), dt.time(23, 59, 59, 999_999), dt.timedelta(-1, 2, 3), Decimal("1.50"),
+    Decimal("-Infinity"), Decimal("NaN"), Fraction(-1, 3), Fraction(5),
+    pathlib.PurePosixPath("/a/b"), pathlib.PureWindowsPath("c:/a"), pathlib.Path("x/y"),
+    frozenset([1]), range(3, 9, 2), slice(1, None, 2), 1 + 2j, np.float32(1.5), np.float64("nan"),
+    np.bool_(True), np.int8(-3), np.complex64(1j), np.datetime64("2020-05"),
+    np.timedelta64(5, ("s", 10)), *_timedelta_without_a_unit(), np.str_("text"), np.bytes_(b"raw"),
+    np.dtype("f4"), np.dtype(">c8"), np.dtype([("a", "f4"), ("b", [("c", "i8")])]),
     np.dtype(ml_dtypes.float8_e4m3fn),
-]
+]  # fmt: skip
 ARRAYS = [
     np.zeros((2, 3), "f4"),
     np.asfortranarray(np.arange(6.0).reshape(2, 3)),

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 import torchzip as tz
-from tests.saved import quiet
+from tests.saved import RELEASES, quiet
 from torchzip.errors import FormatError
 from torchzip.tools import Repaired, repair
 from torchzip.types import OtherTensor, Parameter
@@ -22,6 +22,15 @@ from torchzip.types import OtherTensor, Parameter
 #: What a tensor is, for comparisons: dtype, shape, strides and bytes; of several parts, of each.
 Value = Any
 Span = tuple[int, int]
+
+
+#: What torch wrote, of all releases.
+GOLDEN = sorted(RELEASES.glob("torch-*/*.pt"))
+
+
+def end_of_pickle(data: bytes) -> int:
+    """Return the byte behind the descriptor of data.pkl, the first record."""
+    return data.index(b"PK\7\x08") + 16
 
 
 def twenty() -> dict[str, Any]:

@@ -20,25 +20,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import torchzip as tz
-from tests import builders as b
 from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
 from tests.sampling import some
-from tests.saved import (
-    RELEASES,
-    big_endian,
-    flipped,
-    legacy,
-    quiet,
-    saved,
-    zipped_again,
-)
-from tests.test_cost import CountingFile
-from tests.test_memory import peak_mb
+from tests.saved import big_endian, flipped, quiet, saved, zipped_again
 from tests.tools.damage import (
+    GOLDEN,
     Original,
     alike,
     damaged,
+    end_of_pickle,
     judge,
     judge_some,
     places_of,
@@ -52,12 +43,6 @@ from torchzip.types import Parameter, QuantizedTensor, SparseTensor, Storage
 
 _TWENTY = Original(saved(twenty()))
 _SMALL = saved({"a": np.arange(3, dtype=np.int16), "b": np.ones(2, np.uint8)})
-_GOLDEN = sorted(RELEASES.glob("torch-*/*.pt"))
-
-
-def _end_of_pickle(data: bytes) -> int:
-    """Return the byte behind the descriptor of data.pkl, the first record."""
-    return data.index(b"PK\7\x08") + 16
 
 
 # -- single damage -------------------------------------------------------------------------------
@@ -92,7 +77,7 @@ def test_cuts(kind: str, tmp_path: Path) -> None:
     """Every tensor that lies before the end comes back, if the pickle does."""
     original = Original(_KINDS[kind](_TWENTY.data))
     rng = random.Random(kind)
-    first = 4000 if kind != "as torch writes it" else _end_of_pickle(original.data)
+    first = 4000 if kind != "as torch writes it" else end_of_pickle(original.data)
     for _ in some(range(200)):
         cut = rng.randrange(first, len(original.data))
         must = original.before(cut)
@@ -115,15 +100,15 @@ def test_cuts_of_a_small_file(tmp_path: Path) -> None:
     """As `test_cuts`, at each third byte; before the pickle's CRC there is an error."""
     original = Original(_SMALL)
     for cut in some(range(0, len(original.data), 3)):
-        if cut >= _end_of_pickle(original.data) and original.before(cut):
+        if cut >= end_of_pickle(original.data) and original.before(cut):
             judge(original, original.data[:cut], original.before(cut), tmp_path)
-        elif cut < _end_of_pickle(original.data):
+        elif cut < end_of_pickle(original.data):
             with pytest.raises(TorchZipError):
                 repaired(original.data[:cut], tmp_path)
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in _GOLDEN if b"data.pkl" in path.read_bytes()[:99]],
+    "path", [path for path in GOLDEN if b"data.pkl" in path.read_bytes()[:99]],
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )  # fmt: skip
 def test_golden(path: Path, tmp_path: Path) -> None:
@@ -142,131 +127,9 @@ def test_golden(path: Path, tmp_path: Path) -> None:
         judge(original, broken, original.without(place), tmp_path)
     if path.name != "script.pt":
         for _ in range(6):
-            cut = rng.randrange(_end_of_pickle(data), len(data))
+            cut = rng.randrange(end_of_pickle(data), len(data))
             if original.before(cut):
                 judge(original, data[:cut], original.before(cut), tmp_path)
-
-
-# -- files without CRCs --------------------------------------------------------------------------
-
-
-def test_cuts_without_crcs(tmp_path: Path) -> None:
-    """Without CRCs, what lies in its place comes back and is said to be unverified."""
-    original = Original(saved(twenty(), crc32=False))
-    rng = random.Random(3)
-    for _ in some(range(100)):
-        cut = rng.randrange(_end_of_pickle(original.data), len(original.data))
-        found = judge_some(original, original.data[:cut], original.before(cut), tmp_path)
-        assert set(found.unverified) == original.before(cut) - {"model.empty"}
-        assert any("no CRCs" in note for note in found.notes)
-
-
-def _legacy_tensors() -> dict[str, Any]:
-    rng = np.random.default_rng(5)
-    made: dict[str, Any] = {}
-    for index in range(20):
-        dtype = [np.float32, np.int16, np.uint8][index % 3]
-        made[f"t{index}"] = rng.integers(0, 200, rng.integers(1, 90)).astype(dtype)
-    return made
-
-
-def test_legacy_cuts(tmp_path: Path) -> None:
-    """Of a legacy file every storage before the cut comes back, unverified."""
-    original = Original(legacy(_legacy_tensors()))
-    first = min(start for spans in original.spans.values() for start, _ in spans)
-    rng = random.Random(4)
-    for _ in some(range(200)):
-        cut = rng.randrange(first, len(original.data))
-        must = original.before(cut)
-        if not must:
-            with pytest.raises(FormatError, match="nothing can be recovered"):
-                repaired(original.data[:cut], tmp_path)
-            continue
-        found = judge_some(original, original.data[:cut], must, tmp_path)
-        assert (
-            set(found.unverified)
-            == must
-            == set(original.values) - {lost.name for lost in found.lost}
-        )
-
-
-@pytest.mark.parametrize("path", [p for p in _GOLDEN if "legacy" in p.name], ids=str)
-def test_golden_legacy(path: Path, tmp_path: Path) -> None:
-    """Legacy files of four releases of torch, cut anywhere behind their pickles."""
-    original = Original(path.read_bytes())
-    first = min(start for spans in original.spans.values() for start, _ in spans)
-    for cut in some(range(first, len(original.data), 7)):
-        if original.before(cut):
-            judge(original, original.data[:cut], original.before(cut), tmp_path)
-
-
-def test_legacy_counts(tmp_path: Path) -> None:
-    """A damaged count loses nothing: those behind it are in their place."""
-    original = Original(legacy(_legacy_tensors()))
-    for name in ("t0", "t7", "t19"):
-        ((start, _),) = original.spans[name]
-        data = flipped(original.data, start - 8, 0x55)
-        judge(original, data, set(original.values), tmp_path)
-
-
-def test_legacy_lost_bytes(tmp_path: Path) -> None:
-    """Where bytes are missing, what is behind has no place any more."""
-    original = Original(legacy(_legacy_tensors()))
-    ((start, stop),) = original.spans["t7"]
-    data = original.data[: start + 2] + original.data[stop - 1 :]
-    must = {f"t{index}" for index in range(7)}
-    found, checkpoint = repaired(data, tmp_path)
-    assert set(checkpoint) == must
-    assert "bytes were lost" in found.lost[0].why
-
-
-def test_legacy_pickles(tmp_path: Path) -> None:
-    """Without its pickles a legacy file is nothing."""
-    data = legacy(_legacy_tensors())
-    for cut in (40, 200, data.index(b"t19")):
-        with pytest.raises(TorchZipError):
-            repaired(data[:cut], tmp_path)
-
-
-def test_safetensors_cuts(tmp_path: Path) -> None:
-    """Of a safetensors file the tensors before the cut come back, unverified."""
-    tz.save({f"t{i}": np.full(10 + i, i, np.float32) for i in range(9)}, tmp_path / "broken.pt")
-    tz.convert(tmp_path / "broken.pt", tmp_path / "m.safetensors")
-    data = (tmp_path / "m.safetensors").read_bytes()
-    (tmp_path / "m.safetensors").unlink()
-    original = Original(data)
-    first = min(start for spans in original.spans.values() for start, _ in spans)
-    for cut in range(first + 1, len(data), 13):
-        must = original.before(cut)
-        if must:
-            found = judge_some(original, data[:cut], must, tmp_path)
-            assert set(found.unverified) == must
-
-
-def test_safetensors_ties(tmp_path: Path) -> None:
-    """What convert lists as tied comes back, tied, or is lost with what has the data."""
-    folder = tmp_path / "repaired"
-    folder.mkdir()
-    embed = np.arange(8, dtype=np.float32)
-    tz.save({"embed": embed, "head": embed, "z": np.ones(4, np.float32)}, tmp_path / "m.pt")
-    whole = tmp_path / "m.safetensors"
-    tz.convert(tmp_path / "m.pt", whole)
-    for data, names in (
-        (whole.read_bytes(), "embed head z"),
-        (whole.read_bytes()[:-4], "embed head"),
-    ):
-        found, checkpoint = repaired(data, folder)
-        assert found.tensors == len(names.split())
-        assert sorted(checkpoint) == sorted(names.split())
-        assert checkpoint["head"].spec.storage is checkpoint["embed"].spec.storage
-        assert np.array_equal(checkpoint["head"], embed)
-    tz.convert(tmp_path / "m.pt", whole, exclude="z", overwrite=True)
-    with pytest.raises(TorchZipError, match="all of its tensors are lost, 2 in number"):
-        repaired(whole.read_bytes()[:-4], folder)
-    tz.convert(tmp_path / "m.pt", f"{tmp_path}/s/", max_shard_size=32)
-    assert repair(tmp_path / "s", tmp_path / "s.pt").tensors == 3
-    loaded = tz.load(tmp_path / "s.pt")
-    assert np.shares_memory(loaded["head"], loaded["embed"])
 
 
 # -- much damage ---------------------------------------------------------------------------------
@@ -310,7 +173,7 @@ def test_noise_around(kind: str, tmp_path: Path) -> None:
 def test_a_hole(tmp_path: Path) -> None:
     """A failed download with zeros in the middle: what is outside of them comes back."""
     original = _TWENTY
-    start = _end_of_pickle(original.data)
+    start = end_of_pickle(original.data)
     for first, last in ((5000, 8192), (4096, 12288), (start + 1000, start + 1400)):
         data = original.data[:first] + bytes(last - first) + original.data[last:]
         must = {
@@ -570,7 +433,7 @@ def test_sound(tmp_path: Path) -> None:
 
 def test_sound_of_other_formats(tmp_path: Path) -> None:
     """TorchScript gives its tensors by name; legacy and safetensors their object, unverified."""
-    golden = _GOLDEN[0].parent
+    golden = GOLDEN[0].parent
     for file, of in (("script.pt", "torchscript"), ("plain-legacy.pt", "legacy")):
         data = (golden / file).read_bytes()
         original = Original(data)
@@ -683,50 +546,6 @@ def test_limits(tmp_path: Path) -> None:
     for limits in (tz.Limits(pickle_nbytes=100), tz.Limits(containers=1, argument_items=1, memo=1)):
         with pytest.raises(LimitError):
             repaired(_TWENTY.data[:-1], tmp_path, limits=limits)
-
-
-_REPAIR = "import sys; from torchzip.tools import repair; repair(sys.argv[1], sys.argv[2])"
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-def test_memory(tmp_path: Path) -> None:
-    """A file of 300 MB with one large tensor is repaired in less than 100 MB."""
-    broken, out = tmp_path / "b.pt", tmp_path / "o.pt"
-    with tz.incremental_save(broken) as writer:
-        block = np.ones(1 << 20, np.float32)
-        big = writer.store_chunks((block for _ in range(70)), shape=(70 << 20,), dtype="float32")
-        writer.save({"big": big, "small": np.arange(3)})
-    with open(broken, "r+b") as file:
-        file.truncate(file.seek(0, 2) - 200)
-    assert peak_mb(_REPAIR, broken, out) < 100
-    with tz.lazy_load(out) as checkpoint:
-        assert list(checkpoint) == ["big", "small"]
-        assert checkpoint["big"][-1] == 1
-
-
-@pytest.mark.long
-def test_work_is_bounded(tmp_path: Path) -> None:
-    """Many rows that all claim the same bytes are not all read."""
-    pickle = b.stream(
-        b.dict_of({f"t{i}": b.tensor(b.persistent(str(i), numel=25_000)) for i in range(3000)})
-    )
-    members = b.members_of(pickle, {"0": bytes(100_000)})
-    (first,) = [each for each in members if each.name.endswith(b"data/0")]
-    offset = 0
-    for each in members[: members.index(first)]:
-        offset += 30 + len(each.name) + len(each.data)
-    members += [
-        b.Member(name=f"archive/data/{i}".encode(), nbytes=100_000, compressed=100_000, crc=i,
-                 offset=offset)
-        for i in range(1, 3000)
-    ]  # fmt: skip
-    data = b.build_zip(members)
-    file = CountingFile(data)
-    found = repair(file, tmp_path / "o.pt")
-    assert found.tensors == 1
-    assert any("overlapping" in lost.why for lost in found.lost)
-    assert file.nbytes < 20 * len(data) + (1 << 27)
 
 
 def test_wrong_arguments(tmp_path: Path, path: Path) -> None:

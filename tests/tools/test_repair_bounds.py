@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import torchzip as tz
 from tests import builders as b
 from tests.test_cost import CountingFile
+from tests.test_memory import peak_mb
 from torchzip.container.damaged import archive
 from torchzip.container.zip_layout import CENTRAL, DESCRIPTOR_MAGIC, LOCAL
 from torchzip.errors import TorchZipError
@@ -211,3 +214,47 @@ def test_corrections_share_one_budget(
         rows += [_row(_PICKLE, offset, 5 + i, len(data), len(data)), _end(1, 62, offset)]
     work = _counted(records + b"".join(rows), tmp_path, monkeypatch)
     assert 0 < work.corrected <= 2 << 20
+
+
+_REPAIR = "import sys; from torchzip.tools import repair; repair(sys.argv[1], sys.argv[2])"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_memory(tmp_path: Path) -> None:
+    """A file of 300 MB with one large tensor is repaired in less than 100 MB."""
+    broken, out = tmp_path / "b.pt", tmp_path / "o.pt"
+    with tz.incremental_save(broken) as writer:
+        block = np.ones(1 << 20, np.float32)
+        big = writer.store_chunks((block for _ in range(70)), shape=(70 << 20,), dtype="float32")
+        writer.save({"big": big, "small": np.arange(3)})
+    with open(broken, "r+b") as file:
+        file.truncate(file.seek(0, 2) - 200)
+    assert peak_mb(_REPAIR, broken, out) < 100
+    with tz.lazy_load(out) as checkpoint:
+        assert list(checkpoint) == ["big", "small"]
+        assert checkpoint["big"][-1] == 1
+
+
+@pytest.mark.long
+def test_work_is_bounded(tmp_path: Path) -> None:
+    """Many rows that all claim the same bytes are not all read."""
+    pickle = b.stream(
+        b.dict_of({f"t{i}": b.tensor(b.persistent(str(i), numel=25_000)) for i in range(3000)})
+    )
+    members = b.members_of(pickle, {"0": bytes(100_000)})
+    (first,) = [each for each in members if each.name.endswith(b"data/0")]
+    offset = 0
+    for each in members[: members.index(first)]:
+        offset += 30 + len(each.name) + len(each.data)
+    members += [
+        b.Member(name=f"archive/data/{i}".encode(), nbytes=100_000, compressed=100_000, crc=i,
+                 offset=offset)
+        for i in range(1, 3000)
+    ]  # fmt: skip
+    data = b.build_zip(members)
+    file = CountingFile(data)
+    found = repair(file, tmp_path / "o.pt")
+    assert found.tensors == 1
+    assert any("overlapping" in lost.why for lost in found.lost)
+    assert file.nbytes < 20 * len(data) + (1 << 27)

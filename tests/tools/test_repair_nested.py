@@ -42,6 +42,7 @@ _FILES = {
     "deeper": Original(saved(_with_inner(_DEEPER, first=True))),
     "zipped again": Original(zipped_again(saved(_with_inner(_INNER, first=True)))),
 }
+_INNER_RECORDS = {array.tobytes() for array in _four(0, 666, 7, 8).values()}
 each_file = pytest.mark.parametrize("kind", _FILES)
 
 
@@ -56,7 +57,10 @@ def _judge(original: Original, data: bytes, folder: Path, *, all_right: bool = F
             if name == "data/pkl":  # the pickle itself, whose name has a damaged byte
                 continue
             if name.startswith("data/"):  # bytes by their record
-                assert name in found.unverified or _is_in(original, checkpoint[name].numpy())
+                array = checkpoint[name].numpy()
+                # Without the end of the file, an archive inside can be all that is left of it.
+                is_inner = original.data[-22:] not in data and array.tobytes() in _INNER_RECORDS
+                assert is_inner or name in found.unverified or _is_in(original, array)
             elif all_right or name not in found.unverified:
                 assert value_of(checkpoint[name]) == original.values[name], name
         return set(checkpoint)

@@ -23,6 +23,7 @@ from torchzip.checkpoint.survey import EarlyTensor
 from torchzip.dtypes import DTYPES
 from torchzip.errors import MAX_NDIM, EnoughMemory
 from torchzip.files.crc import crc32 as compute_crc32
+from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File
 from torchzip.tensors.array_likes import TorchStorage, array_kind
 from torchzip.tensors.memory import (
@@ -45,7 +46,15 @@ from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 class IncrementalWriter:
     """Stores tensors as soon as they are ready, and the structure last. See `incremental_save`."""
 
-    def __init__(self, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
+    def __init__(
+        self,
+        file: File,
+        *,
+        alignment: int = 64,
+        crc32: bool = True,
+        storage_options: StorageOptions = None,
+    ) -> None:
+        file = located(file, storage_options)
         refuse_other_format(file)
         self._archive = Archive(file, alignment, crc32)
         self._keys = StorageKeys()
@@ -391,8 +400,16 @@ def _checked_chunks(
         )
 
 
-def incremental_save(file: File, *, alignment: int = 64, crc32: bool = True) -> IncrementalWriter:
+def incremental_save(
+    file: File,
+    *,
+    alignment: int = 64,
+    crc32: bool = True,
+    storage_options: StorageOptions = None,
+) -> IncrementalWriter:
     """Write a checkpoint tensor by tensor, with memory for one tensor at a time.
+
+    ``file`` is a path, a URL (docs/remote.md) or a binary file object with ``write``.
 
     A context manager. `IncrementalWriter.store_early` and `IncrementalWriter.store_chunks` write
     now and return a proxy for the tensor's place; `IncrementalWriter.save` writes the
@@ -408,4 +425,6 @@ def incremental_save(file: File, *, alignment: int = 64, crc32: bool = True) -> 
     ...     state["tied"] = state["layers.0"]
     ...     out.save(state)
     """
-    return IncrementalWriter(file, alignment=alignment, crc32=crc32)
+    return IncrementalWriter(
+        file, alignment=alignment, crc32=crc32, storage_options=storage_options
+    )

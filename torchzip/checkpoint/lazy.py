@@ -29,6 +29,7 @@ from torchzip.errors import (
     shortened,
     shown,
 )
+from torchzip.files.location import Location, StorageOptions, located
 from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options
 from torchzip.formats.opening import Files, open_checkpoint
@@ -85,15 +86,17 @@ class Checkpoint(Mapping[str, Any]):
         join: Join | None = None,
         foreign: Foreign = "keep",
         limits: Limits | None = None,
+        storage_options: StorageOptions = None,
     ) -> None:
         limits = check_options(foreign, limits)
+        file = located(file, storage_options)
         # What ``pickle`` takes along: of a path where it is now, whatever folder is current then.
         origin: tuple[Any, ...]
         if isinstance(file, list | tuple):
-            paths = [os.path.abspath(os.fsdecode(each)) for each in file]
-            origin = (paths, None, join, foreign, limits)
+            file = [located(each, storage_options) for each in file]
+            origin = (list(map(_lasting, file)), None, join, foreign, limits)
         elif isinstance(file, str | os.PathLike):
-            origin = (os.path.abspath(os.fsdecode(file)), None, join, foreign, limits)
+            origin = (_lasting(file), None, join, foreign, limits)
         else:
             origin = (file, position_of(cast(BinaryIO, file)), join, foreign, limits)
         self._read(open_checkpoint(file, limits, join), foreign, limits, origin)
@@ -319,6 +322,11 @@ def named_tensors(
     return table
 
 
+def _lasting(file: str | os.PathLike[str]) -> str | Location:
+    """Return what leads to a file, whatever folder is current."""
+    return file if isinstance(file, Location) else os.path.abspath(os.fsdecode(file))
+
+
 def _open_again(
     file: Any, start: int | None, join: Join | None, foreign: Foreign, limits: Limits
 ) -> Checkpoint:
@@ -334,6 +342,7 @@ def lazy_load(
     join: Join | None = None,
     foreign: Foreign = "keep",
     limits: Limits | None = None,
+    storage_options: StorageOptions = None,
 ) -> Checkpoint:
     """Open a checkpoint without reading its tensors.
 
@@ -349,6 +358,10 @@ def lazy_load(
     were cut, where they do not say it themselves (as a DTensor does): ``"llama"``, ``"mistral"``,
     ``"megatron"``, or a mapping from globs to an axis, to ``(axis, parts)`` or to ``"same"``, of
     which the first that matches counts.
+
+    Wherever a path is taken, a URL is too, of a store, a web server or the Hugging Face hub
+    (docs/remote.md); that of a folder ends with a slash. ``storage_options`` are passed to what
+    reads it.
 
     Names outside torchzip's table become inert `types.ForeignObject` s; with ``foreign="raise"``
     they are an error that lists them all, and so is whatever else would be such an object.
@@ -367,4 +380,6 @@ def lazy_load(
     ...     list(ckpt), ckpt["layer.weight"].shape, ckpt["layer.weight"][1, :2].tolist()
     (['layer.weight'], (2, 3), [3.0, 4.0])
     """
-    return Checkpoint(file, join=join, foreign=foreign, limits=limits)
+    return Checkpoint(
+        file, join=join, foreign=foreign, limits=limits, storage_options=storage_options
+    )

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, no_memory
 from torchzip.leaf_types import Parameter
-from torchzip.tensors.arithmetic import arithmetic, converted
 from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.numpy_dtypes import (
     as_dtype,
@@ -20,9 +19,21 @@ from torchzip.tensors.numpy_dtypes import (
     torch_dtype_of,
 )
 from torchzip.tensors.persistent_ids import BareStorage, Factory
-from torchzip.tensors.specs import TensorSpec, contiguous_stride, read_view, slice_spec
-from torchzip.tensors.storage import ArrayStorage, OpenStorage, StorageOpener, TensorStorage
-from torchzip.tensors.views import opened, permuted, reshaped, sliced
+from torchzip.tensors.specs import (
+    TensorSpec,
+    contiguous_stride,
+    opened,
+    parts_of_view,
+    read_view,
+    slice_spec,
+)
+from torchzip.tensors.storage import (
+    ArrayStorage,
+    OpenStorage,
+    StorageOpener,
+    TensorStorage,
+    will_read,
+)
 
 
 class LazyTensor:
@@ -41,8 +52,6 @@ class LazyTensor:
     __slots__ = ("__weakref__", "spec")
 
     spec: TensorSpec
-    #: numpy's arrays leave the operators between them and a LazyTensor to it.
-    __array_priority__ = 1000.0
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec = spec
@@ -103,6 +112,13 @@ class LazyTensor:
         with EnoughMemory():
             return array if dtype is None else array.astype(dtype, copy=False)
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """Leave ``array + tensor`` and the like unread; any other ufunc gets the data."""
+        if ufunc in _OPERATORS and method == "__call__" and not options:
+            return _arithmetic(ufunc, *inputs)
+        arrays = [each.numpy() if isinstance(each, LazyTensor) else each for each in inputs]
+        return getattr(ufunc, method)(*arrays, **options)
+
     def __getitem__(self, key: Any) -> Any:
         """Return ``self.numpy()[key]``, reading only the bytes that a basic index needs.
 
@@ -128,10 +144,14 @@ class LazyTensor:
 
     def permute(self, *axes: int) -> LazyTensor:
         """Return the tensor with its axes in another order, as numpy's ``transpose``."""
+        from torchzip.tensors.views import permuted  # as all of these, which few programs need
+
         return LazyTensor(permuted(self.spec, axes))
 
     def reshape(self, *shape: int | tuple[int, ...]) -> LazyTensor:
         """Return the same elements, in C order, in another shape; one size may be -1."""
+        from torchzip.tensors.views import reshaped
+
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         return LazyTensor(reshaped(self.spec, cast(Sequence[int], sizes)))
 
@@ -145,6 +165,8 @@ class LazyTensor:
         TypeError
             For floats that are to be ints, and complex numbers that are to be real.
         """
+        from torchzip.tensors.arithmetic import converted
+
         target = parse_torch_dtype(dtype)
         made = converted(self.spec, target)
         return self if made is self.spec else LazyTensor(made)
@@ -200,6 +222,8 @@ def _read(
     spec: TensorSpec, shape: tuple[int, ...], stride: tuple[int, ...], offset: int
 ) -> NDArray[Any]:
     try:
+        if spec.storage.depth:  # it is read in blocks, of all that it is made of in turn
+            will_read([spec.storage], parts_of_view(spec, shape, stride, offset))
         return read_view(spec, shape, stride, offset)
     except MemoryError as error:  # a block would cost each of many small reads
         raise no_memory(error) from None
@@ -214,10 +238,17 @@ class LazyIndex:
         self._spec = spec
 
     def __getitem__(self, key: Any) -> LazyTensor:
+        from torchzip.tensors.views import sliced
+
         return LazyTensor(sliced(self._spec, key))
 
 
+_OPERATORS = (np.add, np.subtract, np.multiply, np.divide)
+
+
 def _arithmetic(ufunc: np.ufunc, left: Any, right: Any) -> LazyTensor:
+    from torchzip.tensors.arithmetic import arithmetic
+
     sides = [_operand(each) for each in (left, right)]
     if any(each is None for each in sides):
         return NotImplemented  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
+from torchzip.files.location import Location, StorageOptions, located
 from torchzip.files.source import (
     File,
     FileObjectSource,
@@ -43,7 +44,7 @@ from torchzip.tensors.storage import (
     OpenStorage,
     SpanStorage,
     TensorStorage,
-    sources_of,
+    will_read,
 )
 
 #: Below this, a second thread costs more than it gives.
@@ -130,11 +131,10 @@ class EagerFactory(Factory):
     def fill(self, verify: bool) -> None:
         """Read the bytes of every storage, with a second thread if there are many."""
         total = sum(storage.nbytes for storage in self._to_fill)
+        will_read(storage.origin for storage in self._to_fill)
         if total >= _THREADS_FROM and len(self._to_fill) > 1:
             from concurrent.futures import ThreadPoolExecutor
 
-            for source in sources_of(storage.origin for storage in self._to_fill):
-                source.will_read_all()
             with ThreadPoolExecutor(2) as pool:
                 for _ in pool.map(lambda storage: _fill(storage, verify), self._to_fill):
                     pass
@@ -180,6 +180,7 @@ def load(
     foreign: Foreign = "keep",
     verify: bool = True,
     limits: Limits | None = None,
+    storage_options: StorageOptions = None,
 ) -> Any:
     """Return the object that was saved, with a numpy array for each dense tensor.
 
@@ -213,8 +214,9 @@ def load(
     >>> load(file)
     {'weight': array([1., 1., 1.], dtype=float32), 'step': 7}
     """
-    if mmap and not isinstance(file, str | os.PathLike):
-        raise TypeError("mmap=True needs a path, not a file object")
+    file = located(file, storage_options)
+    if mmap and (not isinstance(file, str | os.PathLike) or isinstance(file, Location)):
+        raise TypeError("mmap=True needs a path, not a file object or a URL")
     limits = check_options(foreign, limits)
     container = open_checkpoint(file, limits)
     try:

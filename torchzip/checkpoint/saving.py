@@ -17,13 +17,14 @@ from torchzip.checkpoint.structure import Structure
 from torchzip.checkpoint.walk import holders, ways
 from torchzip.container.zip_writer import ZipWriter, archive_name
 from torchzip.errors import EnoughMemory
-from torchzip.files.sink import open_sink
+from torchzip.files.location import StorageOptions, located
+from torchzip.files.opening import open_sink
 from torchzip.files.source import File
 from torchzip.files.watch import Watch
 from torchzip.tensors.computed import ComputationError
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
-from torchzip.tensors.storage import Bytes, TensorStorage, sources_of
+from torchzip.tensors.storage import Bytes, TensorStorage, sources_of, will_read
 
 #: Yields the bytes of a storage that is to be written; see `reading`.
 BlocksOf = Callable[[TensorStorage], Iterator[Bytes]]
@@ -33,10 +34,15 @@ _SMALL_NBYTES = 1 << 14
 _BATCH_RECORDS = 1 << 11
 _BATCH_NBYTES = 1 << 22
 
-_ARRAY = np.ndarray
 
-
-def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> None:
+def save(
+    obj: Any,
+    file: File,
+    *,
+    alignment: int = 64,
+    crc32: bool = True,
+    storage_options: StorageOptions = None,
+) -> None:
     """Write ``obj`` as ``torch.save`` would write it, byte for byte.
 
     ``obj`` is any tree of Python values, numpy arrays, objects that give one (``__array__``,
@@ -45,11 +51,12 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     and LazyTensors of one file keep the storages that they have, whole. Records start on multiples
     of ``alignment`` bytes; ``crc32=False`` leaves the CRCs 0, as torch can.
 
-    A path is written all or nothing, but for one that is a stream (a FIFO, a device,
-    ``/dev/stdout``), which is written as it comes; a binary file object needs only ``write``. Of an
-    object that cannot be saved, nothing is written to it. An error that comes later (a full disk, a
-    damaged file that LazyTensors are read from) leaves a part of the checkpoint there, which the
-    caller must take back: truncate the file to where it stood, or discard it.
+    A path, or a URL (docs/remote.md), is written all or nothing, but for one that is a stream (a
+    FIFO, a device, ``/dev/stdout``), which is written as it comes; a binary file object needs only
+    ``write``. Of an object that cannot be saved, nothing is written to it. An error that comes
+    later (a full disk, a damaged file that LazyTensors are read from) leaves a part of the
+    checkpoint there, which the caller must take back: truncate the file to where it stood, or
+    discard it.
 
     Warns
     -----
@@ -71,6 +78,7 @@ def save(obj: Any, file: File, *, alignment: int = 64, crc32: bool = True) -> No
     >>> len(file.getvalue())
     1577
     """
+    file = located(file, storage_options)
     refuse_other_format(file)
     keys = StorageKeys()
     with EnoughMemory():
@@ -139,7 +147,7 @@ class Archive:
         alone = np.flatnonzero((nbytes == 0) | (nbytes > _SMALL_NBYTES)).tolist()
         at = 0
         self._root = root
-        with reading([each for each in stored if type(each) is not _ARRAY]) as blocks_of:
+        with reading([each for each in stored if type(each) is not np.ndarray]) as blocks_of:
             for next_alone in [*alone, len(stored)]:
                 while at < next_alone:
                     most_bytes = ends[at] - nbytes[at] + _BATCH_NBYTES
@@ -204,7 +212,9 @@ def reading(storages: Iterable[object]) -> Iterator[BlocksOf]:
     somebody has written to the file since it was opened: it is compared then, and a file that is
     written to in the meantime is an error.
     """
-    watch = Watch(sources_of(storages))
+    stored = [each for each in storages if isinstance(each, TensorStorage)]
+    will_read(stored)
+    watch = Watch(sources_of(stored))
     if not watch.is_unwritten():
         yield lambda storage: storage.checked_blocks()
         return

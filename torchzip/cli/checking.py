@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, nbytes_text, some_of
-from torchzip.cli.command import DONE, Command, limits_of, print_found
+from torchzip.cli.command import DONE, Command, print_found, reading_options
 from torchzip.cli.progress import progress_line
 from torchzip.errors import printable
 
@@ -32,7 +32,7 @@ torch.load refuses can still be sound.
 
 def run(arguments: argparse.Namespace) -> int:
     with progress_line() as progress:
-        found = tools.verify(arguments.file, progress=progress, limits=limits_of(arguments))
+        found = tools.verify(arguments.file, progress=progress, **reading_options(arguments))
     print_found(found, arguments, check_as_text)
     return DONE
 

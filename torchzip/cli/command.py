@@ -94,6 +94,16 @@ def add_command(commands: Any, command: Command, run: Callable[[argparse.Namespa
             type=_parse_limit,
             help=f"change a bound; may be repeated. NAME and its default: {_LIMIT_NAMES}",
         )
+        group = parser.add_argument_group("files behind URLs")
+        group.add_argument(
+            "--storage-option",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            type=_parse_storage_option,
+            help="an option for what reads and writes them, such as region=eu-north-1; may be "
+            "repeated. VALUE is taken as JSON if it is valid JSON, else as a string",
+        )
     for words, told in command.arguments.items():
         name, *more = words.split()
         if isinstance(told, dict):
@@ -124,9 +134,26 @@ def _parse_limit(text: str) -> tuple[str, int]:
     return name, bound
 
 
+def _parse_storage_option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: KEY=VALUE was expected")
+    with contextlib.suppress(ValueError):
+        return key, json.loads(value)
+    return key, value
+
+
 def limits_of(arguments: argparse.Namespace) -> Limits:
     """Return the bounds: those that the command line sets, and the defaults for all others."""
     return Limits(**dict(arguments.limit))
+
+
+def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the functions that read a file have as keywords, all of them."""
+    return {
+        "limits": limits_of(arguments),
+        "storage_options": dict(arguments.storage_option) or None,
+    }
 
 
 def in_options(message: str) -> str:
@@ -163,9 +190,9 @@ JOIN_ARGUMENT: dict[str, str | dict[str, Any] | None] = {
 @contextlib.contextmanager
 def opened(file: str, arguments: argparse.Namespace) -> Iterator[torchzip.Checkpoint]:
     """Open the checkpoint of a command line: a path, or with --join the files of a pattern."""
-    limits, join = limits_of(arguments), parse_join(arguments.join)
+    join = parse_join(arguments.join)
     files = file if join is None else files_of(file)
-    with torchzip.lazy_load(files, join=join, limits=limits) as checkpoint:
+    with torchzip.lazy_load(files, join=join, **reading_options(arguments)) as checkpoint:
         yield checkpoint
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, name_text, shape_text, some_of
-from torchzip.cli.command import BAD, DONE, Command, limits_of
+from torchzip.cli.command import BAD, DONE, Command, reading_options
 from torchzip.cli.rendering import table
 from torchzip.errors import printable
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.b,
         cast=arguments.cast,
         read=arguments.read,
-        limits=limits_of(arguments),
+        **reading_options(arguments),
     )
     print(as_json(found) if arguments.json else as_text(found))
     return DONE if found.is_equal else BAD

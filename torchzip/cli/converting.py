@@ -17,10 +17,10 @@ from torchzip.cli.command import (
     JOIN_ARGUMENT,
     Command,
     exit_on_sigterm,
-    limits_of,
     opened,
     parse_renames,
     parse_rules,
+    reading_options,
     say,
     warnings_said,
 )
@@ -110,7 +110,7 @@ def writing(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "progress": progress,
             "overwrite": arguments.force,
             "dry_run": is_dry,
-            "limits": limits_of(arguments),
+            **reading_options(arguments),
             **rules_of(arguments),
         }
 

@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from torchzip.cli.command import DONE, Command, in_options, limits_of
+from torchzip.cli.command import DONE, Command, in_options, reading_options
 from torchzip.errors import TorchZipError, printable
-from torchzip.files.source import open_source
-from torchzip.limits import Limits
+from torchzip.files.location import StorageOptions, located
+from torchzip.files.opening import open_source
+from torchzip.limits import DEFAULT_LIMITS, Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.pickling.disassembly import Annotator, Step, argument_text
 from torchzip.pickling.opcodes import OPCODES
@@ -45,12 +46,18 @@ _REFUSED_OPCODES = {opcode.name for opcode in OPCODES if not opcode.torch_safe}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    disassemble(arguments.file, arguments.record, limits_of(arguments), as_json=arguments.json)
+    options = reading_options(arguments)
+    disassemble(arguments.file, arguments.record, as_json=arguments.json, **options)
     return DONE
 
 
 def disassemble(
-    file: str, record: str | None, limits: Limits | None = None, *, as_json: bool
+    file: str,
+    record: str | None,
+    *,
+    as_json: bool,
+    limits: Limits | None = None,
+    storage_options: StorageOptions = None,
 ) -> None:
     """Print the opcodes of a file's pickles, one per line, up to the first fault.
 
@@ -59,8 +66,8 @@ def disassemble(
     TorchZipError, OSError
         After the opcodes before the fault are printed.
     """
-    limits = limits or Limits()
-    source = open_source(file)
+    limits = limits or DEFAULT_LIMITS
+    source = open_source(located(file, storage_options))
     show = _JsonLines(source.name) if as_json else _TextLines()
     with contextlib.closing(source):
         try:

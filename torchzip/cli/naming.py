@@ -7,7 +7,7 @@ import json
 
 import torchzip
 from torchzip.checkpoint.quantities import count_text
-from torchzip.cli.command import DONE, Command, limits_of
+from torchzip.cli.command import DONE, Command, reading_options
 from torchzip.cli.rendering import table
 from torchzip.errors import printable
 from torchzip.tools.global_names import GlobalName, global_names
@@ -29,7 +29,7 @@ called. The last column shows what torch.load accepts by default (weights_only=T
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint:
+    with torchzip.lazy_load(arguments.file, **reading_options(arguments)) as checkpoint:
         names = global_names(checkpoint)
     if arguments.json:
         print(json.dumps([row._asdict() for row in names], indent=2))

@@ -11,8 +11,8 @@ from torchzip.cli.command import (
     DONE,
     Command,
     in_options,
-    limits_of,
     print_found,
+    reading_options,
     warnings_said,
 )
 from torchzip.cli.rendering import table
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.broken,
             arguments.out,
             overwrite=arguments.force,
-            limits=limits_of(arguments),
+            **reading_options(arguments),
         )
     print_found(found, arguments, as_text)
     return DONE

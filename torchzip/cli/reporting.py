@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from torchzip.checkpoint.quantities import count_text, nbytes_text
-from torchzip.cli.command import BAD, DONE, Command, limits_of, say
+from torchzip.cli.command import BAD, DONE, Command, reading_options, say
 
 COMMAND = Command(
     name="report",
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.buffer if to_stdout else arguments.output,
         read_data=not arguments.no_data,
         overwrite=arguments.force,
-        limits=limits_of(arguments),
+        **reading_options(arguments),
     )
     if not to_stdout:
         about = f"{count_text(made.tensors, 'tensor')}, {nbytes_text(made.nbytes)}"

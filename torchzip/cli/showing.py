@@ -13,7 +13,7 @@ import torchzip
 from torchzip import tools
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.quantities import name_text, share_text
-from torchzip.cli.command import DONE, Command, limits_of
+from torchzip.cli.command import DONE, Command, reading_options
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
 from torchzip.cli.rendering import table
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     index = None if arguments.slice is None else parse_index(arguments.slice)
     with (
-        torchzip.lazy_load(arguments.file, limits=limits_of(arguments)) as checkpoint,
+        torchzip.lazy_load(arguments.file, **reading_options(arguments)) as checkpoint,
         ErrorPlace(path=checkpoint.path),
     ):
         try:

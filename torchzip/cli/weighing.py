@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
-from torchzip.cli.command import DONE, Command, limits_of, print_found
+from torchzip.cli.command import DONE, Command, print_found, reading_options
 from torchzip.cli.rendering import Screen, fitted, screen, table
 from torchzip.errors import printable
 from torchzip.formats.base import collector_paused
@@ -38,7 +38,7 @@ _NOTABLE = 0.001
 
 def run(arguments: argparse.Namespace) -> int:
     with collector_paused(True):  # of 100,000 tensors, none of what is made is garbage
-        found = tools.why_big(arguments.file, limits=limits_of(arguments))
+        found = tools.why_big(arguments.file, **reading_options(arguments))
     print_found(found, arguments, lambda found: "\n".join(text_lines(found, screen())))
     return DONE
 

@@ -42,7 +42,7 @@ from torchzip.errors import (
     too_many_dimensions,
 )
 from torchzip.files.source import Source
-from torchzip.limits import Limits, is_number
+from torchzip.limits import DEFAULT_LIMITS, Limits, is_number
 
 METADATA = "__metadata__"
 #: The metadata key under which `convert` keeps ties, as JSON.
@@ -127,7 +127,7 @@ def build_header(
             "or write a .pt"
         ) from None
     header += b" " * (-len(header) % 8)
-    most = Limits().header_nbytes
+    most = DEFAULT_LIMITS.header_nbytes
     if len(header) > most:
         raise UnsupportedError(
             f"the header of {len(rows):,} tensors would take {len(header):,} bytes, and readers of "

@@ -15,7 +15,7 @@ from typing import Any
 from torchzip.container.json_objects import check_containers, parse_json
 from torchzip.errors import ArchiveError, LimitError, UnsupportedError, shown
 from torchzip.files.source import Source
-from torchzip.limits import Limits, is_number
+from torchzip.limits import DEFAULT_LIMITS, Limits, is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ def build_index(metadata: dict[str, Any], weight_map: dict[str, str]) -> bytes:
     """
     raw = (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n").encode()
     try:
-        _check_size(len(raw), Limits(), "")
-        check_containers(raw, Limits(), "")
+        _check_size(len(raw), DEFAULT_LIMITS, "")
+        check_containers(raw, DEFAULT_LIMITS, "")
     except LimitError as error:
         raise UnsupportedError(
             f"the index of {len(weight_map):,} tensors would be refused by readers: "

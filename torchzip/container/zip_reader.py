@@ -232,8 +232,12 @@ class ZipReader:
             raise self._broken(name, "the archive has no record of this name")
         return row
 
-    def _broken(self, name: str, message: str, offset: int | None = None) -> ArchiveError:
-        return ArchiveError(message, path=self.source.name, record=name, offset=offset)
+    def _broken(self, name: str, message: str) -> ArchiveError:
+        return _broken(self.source, name, message)
+
+    @property
+    def _folder(self) -> bytes:
+        return f"{self.root}/".encode("utf-8", "surrogateescape") if self._in_folder else b""
 
     def size_of(self, name: str) -> tuple[int, int, int]:
         """Return size, CRC and method of a record; a stored one really has that size."""
@@ -263,10 +267,24 @@ class ZipReader:
 
     def locate(self, record: str) -> tuple[Source, int]:
         """Return the Source and the offset of the bytes of a stored record."""
-        span = self.stored_span(record)
-        if span is None:
+        self._stored_entry(record)
+        return self.source, self.data_offset(record)
+
+    def alone(self, record: str) -> StoredRecord:
+        """Return what locates one stored record, to be pickled."""
+        return StoredRecord(self.source, self._folder, self._stored_entry(record))
+
+    def _stored_entry(self, record: str) -> Entry:
+        entry = self.entry(record)
+        if entry.method != STORED:
             raise self._broken(record, "the record is deflated where a stored one was expected")
-        return self.source, span[0]
+        self._stored_nbytes(entry)
+        return entry
+
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        """Return the Source, the offset of a record's header, and the bytes up to the next one."""
+        entry = self.entry(record)
+        return self.source, entry.header_offset, entry.end - entry.header_offset
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._index.find(name) is not None
@@ -285,46 +303,10 @@ class ZipReader:
         """Return where the bytes of a record start, after a check of its local header."""
         offset = self._data_offsets.get(name)
         if offset is None:
-            offset = self._data_offsets[name] = self._read_local(self.entry(name))
+            offset = self._data_offsets[name] = _read_local(
+                self.source, self._folder, self.entry(name)
+            )
         return offset
-
-    def _read_local(self, entry: Entry) -> int:
-        broken = partial(self._broken, entry.name, offset=entry.header_offset)
-        folder = f"{self.root}/" if self._in_folder else ""
-        wanted = folder.encode("utf-8", "surrogateescape") + entry.name.encode("latin-1")
-        begin, room = entry.header_offset, entry.end - entry.header_offset
-        guess = LOCAL.size + len(wanted) + 4  # saves a read if torch has aligned the bytes
-        guess += -(begin + guess) % _ALIGNMENT
-        head = bytes(self.source.read_at(begin, min(guess, room)))
-        (magic, _, flags, method, _, _, crc, compressed, size, name_length, extra_length) = (
-            LOCAL.unpack_from(head)
-        )
-        if magic != b"PK\3\4":
-            raise broken(f"{bytes(magic)!r} where the local header of a record was expected")
-        nbytes = LOCAL.size + name_length + extra_length
-        if nbytes > len(head):
-            head = bytes(self.source.read_at(begin, min(nbytes, room)))
-        name = head[LOCAL.size : LOCAL.size + name_length]
-        if name != wanted:
-            raise broken(
-                f"the local header names {shown_name(name)}, the directory {shown_name(wanted)}"
-            )
-        if method != entry.method or (flags ^ entry.flags) & 0x2061:
-            raise broken(
-                f"the local header says method {method} and flags {flags:#06x}, the directory "
-                f"{entry.method} and {entry.flags:#06x}"
-            )
-        fields = all_fields(head[LOCAL.size + name_length : nbytes])
-        speaks = any(kind in (ZIP64, UNICODE_PATH) for kind, _ in fields)
-        if speaks or size or compressed or crc or not flags & 8:
-            with ErrorPlace(path=self.source.name, record=entry.name, offset=begin):
-                _check_local(entry, name, fields, size, compressed, crc, has_descriptor=flags & 8)
-        if nbytes + entry.compressed_nbytes > room:
-            raise broken(
-                f"{entry.compressed_nbytes:,} bytes from byte {begin + nbytes:,} reach past byte "
-                f"{entry.end:,}, where the next record or the directory begins"
-            )
-        return begin + int(nbytes)
 
     def read(self, name: str, *, limit: str = "pickle_nbytes") -> bytes:
         """Return a small record after checking its CRC. ``limit`` names the bound on its size."""
@@ -390,6 +372,68 @@ class ZipReader:
         offset = self.data_offset(name)
         end = offset + entry.compressed_nbytes
         return inflate_span(self.source, offset, end, entry.nbytes, partial(self._broken, name))
+
+
+def _read_local(source: Source, folder: bytes, entry: Entry) -> int:
+    """Return where the bytes of a record start, after a check of its local header."""
+    broken = partial(_broken, source, entry.name, offset=entry.header_offset)
+    wanted = folder + entry.name.encode("latin-1")
+    begin, room = entry.header_offset, entry.end - entry.header_offset
+    guess = LOCAL.size + len(wanted) + 4  # saves a read if torch has aligned the bytes
+    guess += -(begin + guess) % _ALIGNMENT
+    head = bytes(source.read_at(begin, min(guess, room)))
+    (magic, _, flags, method, _, _, crc, compressed, size, name_length, extra_length) = (
+        LOCAL.unpack_from(head)
+    )
+    if magic != b"PK\3\4":
+        raise broken(f"{bytes(magic)!r} where the local header of a record was expected")
+    nbytes = LOCAL.size + name_length + extra_length
+    if nbytes > len(head):
+        head = bytes(source.read_at(begin, min(nbytes, room)))
+    name = head[LOCAL.size : LOCAL.size + name_length]
+    if name != wanted:
+        raise broken(
+            f"the local header names {shown_name(name)}, the directory {shown_name(wanted)}"
+        )
+    if method != entry.method or (flags ^ entry.flags) & 0x2061:
+        raise broken(
+            f"the local header says method {method} and flags {flags:#06x}, the directory "
+            f"{entry.method} and {entry.flags:#06x}"
+        )
+    fields = all_fields(head[LOCAL.size + name_length : nbytes])
+    speaks = any(kind in (ZIP64, UNICODE_PATH) for kind, _ in fields)
+    if speaks or size or compressed or crc or not flags & 8:
+        with ErrorPlace(path=source.name, record=entry.name, offset=begin):
+            _check_local(entry, name, fields, size, compressed, crc, has_descriptor=flags & 8)
+    if nbytes + entry.compressed_nbytes > room:
+        raise broken(
+            f"{entry.compressed_nbytes:,} bytes from byte {begin + nbytes:,} reach past byte "
+            f"{entry.end:,}, where the next record or the directory begins"
+        )
+    return begin + int(nbytes)
+
+
+class StoredRecord:
+    """Where the bytes of one stored record are, without the rest of its archive."""
+
+    def __init__(self, source: Source, folder: bytes, entry: Entry) -> None:
+        self._source = source
+        self._folder = folder
+        self._entry = entry
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        return self._source, _read_local(self._source, self._folder, self._entry)
+
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        entry = self._entry
+        return self._source, entry.header_offset, entry.end - entry.header_offset
+
+    def alone(self, record: str) -> StoredRecord:
+        return self
+
+
+def _broken(source: Source, name: str, message: str, offset: int | None = None) -> ArchiveError:
+    return ArchiveError(message, path=source.name, record=name, offset=offset)
 
 
 def _chain(data: bytes, count: int, start: int) -> NDArray[np.int64]:

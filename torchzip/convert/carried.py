@@ -38,7 +38,7 @@ from torchzip.convert.carried_kinds import (
 )
 from torchzip.errors import LimitError, PickleError, UnsupportedError
 from torchzip.formats.base import Child
-from torchzip.limits import Limits
+from torchzip.limits import DEFAULT_LIMITS, Limits
 from torchzip.pickling.keys import KeyCheck
 from torchzip.tensors.specs import TensorSpec, contiguous_stride, is_contiguous, is_dense
 from torchzip.types import Dtype, ForeignObject, Layout, OtherTensor, Parameter, QScheme
@@ -93,7 +93,7 @@ def carry(
 
     Reads no tensor data. What is deeper than ``limits.nesting`` is lost.
     """
-    limits = limits if limits is not None else Limits()
+    limits = limits if limits is not None else DEFAULT_LIMITS
     if isinstance(root, ForeignObject):
         return Carried()
     if _is_state_dict(root, name_of):
@@ -187,7 +187,7 @@ class _Writer:
         self._places: dict[int, int] = {}  # in the table, by the id of a value
         #: Places that are still to be filled, with the value, its way and its depth.
         self._jobs: deque[tuple[int, Any, Way | None, int]] = deque()
-        #: The depth of what stands in no other value: the root, or an entry of the table.
+        #: The depth of what is in no other value: the root, or an entry of the table.
         self._top = 0
 
     def write(self) -> Node:

@@ -129,7 +129,7 @@ def read_value(node: dict[str, Node], limits: Limits, depth: int = 0) -> Any:
     Raises
     ------
     FormatError, LimitError
-        If it is none.
+        If it does not describe one.
     """
     options = dict(node)
     tags = [key for key in node if key in KINDS]

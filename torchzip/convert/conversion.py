@@ -6,21 +6,24 @@ import contextlib
 import errno
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.convert.mapped import Map, MappedTensors
+from torchzip.convert.meter import Progress
 from torchzip.convert.overflow import sentence
 from torchzip.convert.plan import make_plan
 from torchzip.convert.planned import PlannedTensor
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
-from torchzip.convert.run import Progress, run, workers
+from torchzip.convert.run import computed_here, run
 from torchzip.convert.sources import Source, opened
 from torchzip.convert.targets import Target, parse_size, parse_target
+from torchzip.convert.tasks import workers
 from torchzip.errors import EnoughMemory, ErrorPlace
-from torchzip.files.new_file import refuse_existing, sync_folder
+from torchzip.executors import as_executor
+from torchzip.files.location import StorageOptions, located
 from torchzip.limits import Limits
 
 
@@ -35,8 +38,9 @@ class ConvertReport:
     embedding rather than of a head, because this is where readers look. ``overflowed`` counts the
     elements of a tensor that its new dtype has no place for: finite ones that became infinite, NaN
     or the greatest number, infinities that became something else, and signs that float8_e8m0fnu
-    does not have; a dry run does not know it. ``rows`` has one row for each of the ``tensors``, and
-    ``file_nbytes`` the size of each of the ``files``.
+    does not have; a dry run does not know it. ``here`` are tensors that this process computes alone
+    although there are workers, because what computes them cannot be pickled. ``rows`` has one row
+    for each of the ``tensors``, and ``file_nbytes`` the size of each of the ``files``.
     """
 
     source: str
@@ -50,6 +54,7 @@ class ConvertReport:
     unused: tuple[str, ...] = ()
     tied: dict[str, str] = field(default_factory=dict)
     overflowed: dict[str, int] = field(default_factory=dict)
+    here: tuple[str, ...] = ()
     rows: tuple[PlannedTensor, ...] = field(default=(), repr=False)
     file_nbytes: tuple[int, ...] = field(default=(), repr=False)
 
@@ -65,12 +70,13 @@ def convert(
     map: Map | None = None,
     max_shard_size: int | str | None = None,
     jobs: int | None = None,
-    executor: Executor | None = None,
+    executor: Any = None,
     progress: Progress | None = None,
     overwrite: bool = False,
     verify: bool = False,
     dry_run: bool = False,
     limits: Limits | None = None,
+    storage_options: StorageOptions = None,
 ) -> ConvertReport:
     """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
 
@@ -100,8 +106,12 @@ def convert(
 
     ``max_shard_size`` (``"5GB"``, decimal as on the hub, or bytes) writes shards with an index
     if the tensors have more bytes together. ``jobs=N`` shares the work among N processes;
-    ``executor`` among those of a `concurrent.futures.Executor`.
-    ``progress`` is called with the bytes written so far and in all.
+    ``executor`` among those of a `concurrent.futures.Executor`, of a ``Client`` of dask, or of what
+    `torchzip.executors` returns. ``progress`` is called with the bytes written so far and in all.
+
+    ``src`` and ``dst`` may be URLs (docs/remote.md), with ``storage_options`` for both. In a store
+    there is no temporary file: each file is uploaded while the source is read, and to an executor
+    each file is one task. Shards appear one by one, and the index last.
 
     Storages that go from zip to zip unchanged take their CRC along; others are compared with the
     CRC of the source, where all of the storage is read. ``verify=True`` compares the CRC of every
@@ -141,6 +151,7 @@ def convert(
     (1, ())
     """
     rules = Rules(dtype=dtype, rename=rename, include=include, exclude=exclude)
+    src, dst = located(src, storage_options), located(dst, storage_options)
     target = parse_target(dst)
     max_shard_nbytes = None if max_shard_size is None else parse_size(max_shard_size)
     if jobs is not None and executor is not None:
@@ -149,25 +160,22 @@ def convert(
         raise TypeError(f"jobs is a number of processes, not {type(jobs).__name__}")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}; 1 or more processes were expected")
-    if executor is not None and not isinstance(executor, Executor):
-        is_class = isinstance(executor, type)
-        given = f"the class {executor.__name__}; make one" if is_class else type(executor).__name__
-        raise TypeError(f"executor must be a concurrent.futures.Executor, not {given}")
+    executor = None if executor is None else as_executor(executor)
     for option, function in (("map", map), ("progress", progress)):
         if function is not None and not callable(function):
             raise TypeError(f"{option} must be a function, not {type(function).__name__}")
     if not overwrite and not dry_run:
-        refuse_existing(target.path)  # before a long look at the source
+        target.place.refuse_existing(target.path)  # before a long look at the source
     with (
         EnoughMemory(),
         opened(src, limits) as checkpoint,
         contextlib.ExitStack() as until_done,
     ):
-        if not dry_run:
-            until_done.enter_context(_folder_of(target))
+        if not dry_run and target.makes_folder:
+            until_done.enter_context(target.place.folder_of(target.path))
         mapping = None
         if map is not None:
-            folder = None if dry_run else os.path.dirname(os.path.realpath(target.path))
+            folder = None if dry_run else target.place.scratch(target.path)
             mapping = MappedTensors(map, folder)
             until_done.callback(mapping.close)
         several = isinstance(src, Mapping) and not isinstance(src, Checkpoint)
@@ -180,6 +188,8 @@ def convert(
             for line in plan.warnings:
                 warnings.warn(line, UserWarning, stacklevel=2)
             overflowed: dict[str, int] = {}
+            shares = executor is not None or (jobs is not None and jobs > 1)
+            here = computed_here(plan, executor) if shares else ()
 
             def told(counts: dict[str, int]) -> None:
                 overflowed.update(counts)
@@ -191,14 +201,17 @@ def convert(
                     checkpoint.container.check_parts()
                 if jobs is not None and jobs > 1 and plan.nbytes >= _WORTH_NBYTES:
                     executor = until_done.enter_context(workers(jobs))
-                run(plan, executor=executor, verify=verify, progress=progress, overflowed=told)
+                run(
+                    plan, executor=executor, verify=verify, progress=progress, overflowed=told,
+                    overwrite=overwrite,
+                )  # fmt: skip
         for path in replaced:
-            os.unlink(path)
+            target.place.remove(path)
     source = os.fsdecode(src) if isinstance(src, str | os.PathLike) else checkpoint.path
     return ConvertReport(
         source, [*files][-1], plan.output.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
-        plan.tied, overflowed, tuple(plan.tensors), tuple(files.values()),
+        plan.tied, overflowed, here, tuple(plan.tensors), tuple(files.values()),
     )  # fmt: skip
 
 
@@ -212,43 +225,19 @@ def _make_way(target: Target, files: Collection[str], overwrite: bool) -> list[s
     That is a whole file of the name that has shards now: readers would take it for the checkpoint,
     with its old values. Where they look for the index of older shards, a whole file is refused.
     """
+    place = target.place
     if not overwrite:
         for file in files:
-            refuse_existing(file)
+            place.refuse_existing(file)
     index = target.index_path
-    if target.makes_folder and index not in files and os.path.lexists(index):
+    if target.makes_folder and index not in files and place.exists(index):
         raise OSError(
             errno.ENOTEMPTY,
             "The index of older shards would hide the new file; remove it and its shards first",
             index,
         )
     path = target.path
-    if path in files or not os.path.lexists(path):
+    if path in files or not place.exists(path):
         return []
-    if os.path.isdir(path) and not os.path.islink(path):
-        raise IsADirectoryError(errno.EISDIR, "A directory has the name of the checkpoint", path)
-    if os.path.realpath(path) in map(os.path.realpath, files):
-        raise FileExistsError(errno.EEXIST, "A link of a shard's name leads here", path)
+    place.check_removable(path, files)
     return [path]
-
-
-@contextlib.contextmanager
-def _folder_of(target: Target) -> Iterator[None]:
-    """Make the directory that was asked for as such; take it away again if nothing gets there."""
-    folder = os.path.dirname(target.path)
-    if not target.makes_folder or os.path.isdir(folder):
-        yield
-        return
-    try:
-        os.mkdir(folder)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            errno.ENOENT, "The directory around it does not exist; make it first", folder
-        ) from None
-    try:
-        yield
-        sync_folder(os.path.dirname(os.path.realpath(folder)))
-    except BaseException:
-        with contextlib.suppress(OSError):  # it has the files, if their folder's sync has failed
-            os.rmdir(folder)
-        raise

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from itertools import chain
 
 import numpy as np
 
-from torchzip.dtypes import DTYPES
 from torchzip.files.crc import RunningCrc32, crc32
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.files.source import file_place
+from torchzip.files.streamed_file import StreamedFile
 from torchzip.files.watch import Watched
 from torchzip.tensors.casts import Cast, CastReader, CastStorage
 from torchzip.tensors.chunks import ChunkedStorage
 from torchzip.tensors.computed import ComputedStorage, names_tensor
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import Bytes, RangeCrc, SpanStorage, TensorStorage
-
-#: Read at once: long enough for the quick CRC, short enough for the processor's caches.
-_READ_NBYTES = 4 << 20
+from torchzip.tensors.storage import RangeCrc, Reader, SpanStorage, TensorStorage, will_read
 
 Tell = Callable[[int], None]
 
@@ -53,55 +50,40 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What came of a piece: CRCs, and how many bytes of the source the second is of.
+    """What came of a piece: its CRC, and those of what it was made of, as far as that was in order.
 
-    ``out_of_range`` counts elements that the new dtype has no place for. ``compared`` are the CRCs
-    of what a computed piece was made of, if that was read in order.
+    ``out_of_range`` counts elements that the new dtype has no place for.
     """
 
     crc: int
-    source_crc: int = 0
-    source_nbytes: int = 0
-    out_of_range: int = 0
     compared: tuple[RangeCrc, ...] = ()
+    out_of_range: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a storage is made of: ``nbytes`` of another from ``start``, perhaps to be cast."""
-
-    base: TensorStorage
-    start: int
-    nbytes: int
-    cast: CastStorage | None
-
-    @property
-    def crc(self) -> int:
-        """The known CRC of these bytes; 0 if it is unknown, as that of a part is."""
-        is_whole = self.start == 0 and self.nbytes == self.base.nbytes
-        return self.base.crc or 0 if is_whole else 0
+def copied_from(storage: TensorStorage) -> tuple[SpanStorage, int] | None:
+    """Return the stored bytes that those of a storage are, and from which byte on."""
+    start = 0
+    if isinstance(storage, ElementStorage) and storage.is_range:
+        start, storage = storage.start, storage.spec.storage
+    return (storage, start) if isinstance(storage, SpanStorage) else None
 
 
-def origin_of(storage: TensorStorage) -> Origin | None:
-    """Return how a storage is made, if any range of it can be read by itself."""
-    cast = storage if isinstance(storage, CastStorage) else None
-    base = cast.base if cast is not None else storage
-    start, nbytes = 0, base.nbytes
-    if isinstance(base, ElementStorage):
-        if not base.is_range:
-            return None
-        start = base.start
-        base = base.spec.storage
-    return Origin(base, start, nbytes, cast) if isinstance(base, SpanStorage) else None
+def known_crc(storage: TensorStorage) -> int:
+    """Return the stored CRC of the bytes of a storage; 0 if it is unknown, as that of a part is."""
+    compared = storage.compared()
+    return compared[0].crc or 0 if compared and copied_from(storage) is not None else 0
 
 
-def _can_go_unread(origin: Origin) -> bool:
+def _can_go_unread(storage: TensorStorage) -> bool:
     """Return whether bytes can be copied: with a CRC only of a file that tells when it changes."""
-    span = origin.base.span()
-    return span is not None and (not origin.crc or isinstance(file_place(*span)[0], Watched))
+    place = copied_from(storage)
+    span = place[0].span() if place is not None else None
+    return span is not None and (
+        not known_crc(storage) or isinstance(file_place(*span)[0], Watched)
+    )
 
 
-def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
+def _read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
     """Return the storages with a CRC that these are made of, but not of all their bytes in order.
 
     So nothing that is written shows whether they are damaged.
@@ -124,17 +106,21 @@ def read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
     return list(found.values())
 
 
+def check_read_in_part(storages: Iterable[TensorStorage]) -> None:
+    """Compare the CRCs of storages of which only a part is written, or not in order."""
+    partial = _read_in_part(storages)
+    will_read(partial)
+    for storage in partial:
+        for _ in storage.checked_blocks():
+            pass
+
+
 def goes_by_ranges(storage: TensorStorage) -> bool:
-    """Return whether any range of a storage is computed or gathered by itself."""
+    """Return whether any range of a storage is read, gathered or computed by itself."""
     inner = storage.base if isinstance(storage, CastStorage) else storage
     if isinstance(inner, ElementStorage):
-        is_gathered = inner.is_strided
-        inner = inner.spec.storage
-    else:
-        is_gathered = False
-    return storage.random_access and (
-        is_gathered or isinstance(inner, ComputedStorage | CastStorage)
-    )
+        return inner.random_access and (inner.is_range or inner.is_strided)
+    return inner.random_access and isinstance(inner, SpanStorage | ComputedStorage | CastStorage)
 
 
 def cut(
@@ -142,18 +128,12 @@ def cut(
     name: str = "",
 ) -> Iterator[Piece]:  # fmt: skip
     """Yield the pieces, of about ``nbytes``, of a storage that goes to ``offset`` of a file."""
-    origin = origin_of(storage)
-    if origin is None and not goes_by_ranges(storage):
+    if not goes_by_ranges(storage):
         yield Piece(storage, 0, storage.nbytes, offset, with_crc=with_crc, name=name)
         return
     # Without a look at the bytes only if a CRC goes along that shows damage, or there is none.
-    copied = (
-        origin is not None
-        and origin.cast is None
-        and bool(origin.crc) == with_crc
-        and not (verify and origin.crc)
-        and _can_go_unread(origin)
-    )
+    crc = known_crc(storage)
+    copied = bool(crc) == with_crc and not (verify and crc) and _can_go_unread(storage)
     start = 0
     while start < storage.nbytes:
         stop = start + nbytes
@@ -172,65 +152,67 @@ def write_pieces(
 
     ``tell`` gets the number of bytes of each block.
     """
+    parts = (piece.storage.parts(piece.start, piece.stop) for piece in pieces)
+    will_read([piece.storage for piece in pieces], chain.from_iterable(parts))
+    return write_announced(path, pieces, tell)
+
+
+def write_announced(path: str, pieces: Sequence[Piece], tell: Tell) -> list[Written]:
+    """Write pieces whose sources know that they will be read."""
     with RangeWriter(path) as out:
-        worker = _Worker(out, tell)
-        return [worker.write(piece) for piece in pieces]
+        return PieceWriter(out, tell).write_all(pieces)
 
 
-class _Worker:
-    """Writes pieces, with memory that it keeps from one to the next."""
+class PieceWriter:
+    """Writes pieces to their places in a file, or one after another to a stream."""
 
-    def __init__(self, out: RangeWriter, tell: Tell) -> None:
+    def __init__(self, out: RangeWriter | StreamedFile, tell: Tell) -> None:
         self._out = out
         self._tell = tell
-        self._cast_of = cache(Cast)
 
-    @cached_property
-    def _buffer(self) -> Bytes:
-        return np.empty(_READ_NBYTES, np.uint8)
+    def write_all(self, pieces: Sequence[Piece]) -> list[Written]:
+        return [self.write(piece) for piece in pieces]
 
     def write(self, piece: Piece) -> Written:
         """Write a piece; return the CRCs."""
-        origin = origin_of(piece.storage)
-        if piece.copied and origin is not None and self._copy(piece, origin):
+        if piece.copied and self._copy(piece):
             return Written(0)
         self._out.begin(piece.offset, piece.nbytes)
-        if origin is None:
-            with names_tensor(piece.name):
-                is_range = goes_by_ranges(piece.storage)
-                written = self._write_range(piece) if is_range else self._write_blocks(piece)
-        elif origin.cast is None:
-            written = self._write_same(piece, origin)
-        else:
-            written = self._write_cast(piece, origin, origin.cast)
+        with names_tensor(piece.name):
+            is_range = goes_by_ranges(piece.storage)
+            written = self._write_range(piece) if is_range else self._write_blocks(piece)
         self._out.end()
         return written
 
-    def _copy(self, piece: Piece, origin: Origin) -> bool:
-        span = origin.base.span()
-        if span is None:
+    def _copy(self, piece: Piece) -> bool:
+        place = copied_from(piece.storage)
+        span = place[0].span() if place is not None else None
+        if place is None or span is None:
             return False
         source, at = span
-        copied = self._out.copy(source, at + origin.start + piece.start, piece.offset, piece.nbytes)
+        copied = self._out.copy(source, at + place[1] + piece.start, piece.offset, piece.nbytes)
         if copied:
             self._tell(piece.nbytes)
         return copied
 
     def _write_range(self, piece: Piece) -> Written:
-        """Write what is computed or gathered."""
-        reader = piece.storage.reader(piece.start, piece.stop)
+        storage = piece.storage
+        reader = Reader(storage) if piece.copied else storage.reader(piece.start, piece.stop)
+        is_known = piece.copied or bool(known_crc(storage))  # then the reader has the CRC
         crc = RunningCrc32()
         at = piece.start
         while at < piece.stop:
             room = self._out.room[: piece.stop - at]
             reader.read_into(at, np.frombuffer(room, np.uint8))
-            if piece.with_crc:
+            if piece.with_crc and not is_known:
                 crc.update(room)
             self._out.advance(room.nbytes)
             self._tell(room.nbytes)
             at += room.nbytes
+        compared = tuple(reader.crcs())
         lost = reader.out_of_range if isinstance(reader, CastReader) else 0
-        return Written(crc.value(), out_of_range=lost, compared=tuple(reader.crcs()))
+        found = compared[0].crc if is_known and compared else crc.value()
+        return Written(found, compared, lost)
 
     def _write_blocks(self, piece: Piece) -> Written:
         """Write a storage that can only be read from its start to its end."""
@@ -248,47 +230,3 @@ class _Worker:
             self._out.write(block.data)
             self._tell(block.nbytes)
         return Written(crc, out_of_range=cast.out_of_range if cast is not None else 0)
-
-    def _write_same(self, piece: Piece, origin: Origin) -> Written:
-        running = RunningCrc32()
-        checks = origin.crc and not piece.copied
-        at, stop = origin.start + piece.start, origin.start + piece.stop
-        while at < stop:
-            room = self._out.room[: stop - at]
-            origin.base.read_into(at, np.frombuffer(room, np.uint8))
-            if checks or (piece.with_crc and not piece.copied):
-                running.update(room)
-            self._out.advance(room.nbytes)
-            self._tell(room.nbytes)
-            at += room.nbytes
-        crc = running.value()
-        return Written(crc, crc, piece.nbytes) if checks else Written(crc)
-
-    def _write_cast(self, piece: Piece, origin: Origin, storage: CastStorage) -> Written:
-        cast = self._cast_of(storage.source, storage.target)
-        in_nbytes = DTYPES[storage.source].itemsize
-        out_nbytes = DTYPES[storage.target].itemsize
-        start, stop = (
-            origin.start + at // out_nbytes * in_nbytes for at in (piece.start, piece.stop)
-        )
-        crc, source_crc = RunningCrc32(), RunningCrc32()
-        before = cast.out_of_range
-        for at in range(start, stop, _READ_NBYTES):
-            read = self._buffer[: min(_READ_NBYTES, stop - at)]
-            origin.base.read_into(at, read)
-            if origin.crc:
-                source_crc.update(read.data)
-            while read.size:
-                # No element lies across the end of the room: a storage that is cast starts at a
-                # multiple of its element size (`Output.one_file`).
-                room = self._out.room
-                elements = min(read.size // in_nbytes, room.nbytes // out_nbytes)
-                made = room[: elements * out_nbytes]
-                cast.into(read[: elements * in_nbytes], made)
-                if piece.with_crc:
-                    crc.update(made)
-                self._out.advance(made.nbytes)
-                self._tell(made.nbytes)
-                read = read[elements * in_nbytes :]
-        source_nbytes = stop - start if origin.crc else 0
-        return Written(crc.value(), source_crc.value(), source_nbytes, cast.out_of_range - before)

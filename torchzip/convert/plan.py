@@ -23,6 +23,7 @@ from torchzip.convert.quantized import codes, sentence
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Selection, select
 from torchzip.convert.targets import Target
+from torchzip.files.place import LocalPlace, StorePlace
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class Plan:
     """What will be written. ``lost`` names what the target cannot hold, with the reason."""
 
     output: type[Output]
+    place: LocalPlace | StorePlace
     files: list[PlannedFile]
     tensors: list[PlannedTensor]
     lost: list[str] = field(default_factory=list)
@@ -87,7 +89,7 @@ def make_plan(
         return rules.dtype_of(selection.sources.get(name, name), torch_dtype)
 
     output = target.output(checkpoint, selection, dtype_of)
-    plan = Plan(target.output, [], output.rows, output.lost, output.refused)
+    plan = Plan(target.output, target.place, [], output.rows, output.lost, output.refused)
     groups = output.groups()
     total = sum(nbytes for nbytes, _ in groups)
     if target.has_index or (max_shard_nbytes is not None and total > max_shard_nbytes):

@@ -16,7 +16,7 @@ from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.json_objects import parse_json
 from torchzip.convert.carried_kinds import CONTAINERS, KINDS, MENTIONS, Node, broken, read_value
 from torchzip.errors import LimitError, PickleError, TensorError, UnsupportedError, shown
-from torchzip.limits import Limits, is_number
+from torchzip.limits import DEFAULT_LIMITS, Limits, is_number
 from torchzip.pickling.keys import KeyCheck
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec, check_spec, is_dense
@@ -48,7 +48,7 @@ def restore(
         ``limits`` (``header_nbytes``, ``containers``, ``nesting``, ``int_nbytes``, ``key_values``,
         ``key_nesting``).
     """
-    limits = limits if limits is not None else Limits()
+    limits = limits if limits is not None else DEFAULT_LIMITS
     raw = text.encode("utf-8", "surrogatepass")
     if len(raw) > limits.header_nbytes:
         raise LimitError("header_nbytes", len(raw), limits.header_nbytes)

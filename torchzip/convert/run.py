@@ -8,35 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from itertools import chain
-from typing import Any
 
-import numpy as np
-
+from torchzip.convert.meter import Meter, Progress
 from torchzip.convert.overflow import by_tensor
-from torchzip.convert.pieces import Piece, Written, read_in_part, write_pieces
+from torchzip.convert.pieces import (
+    Piece,
+    Written,
+    check_read_in_part,
+    write_announced,
+    write_pieces,
+)
 from torchzip.convert.plan import Plan
-from torchzip.convert.work import Work
+from torchzip.convert.tasks import Task, run_tasks, stays_here
+from torchzip.convert.upload import upload, upload_task
+from torchzip.convert.work import LocalWork
 from torchzip.files.new_file import NewFile, commit_together
+from torchzip.files.place import StorePlace
+from torchzip.files.source import FileSource, file_place
 from torchzip.files.watch import Watch
 from torchzip.tensors.storage import sources_of
-
-Progress = Callable[[int, int], None]
-
-_PROGRESS_NBYTES = 1 << 20
-#: The most of an array that a task takes along.
-_SENT_NBYTES = 1 << 20
 
 
 def run(
     plan: Plan, *, executor: Executor | None = None, verify: bool = False,
     progress: Progress | None = None, overflowed: Callable[[dict[str, int]], None] | None = None,
+    overwrite: bool = True,
 ) -> None:  # fmt: skip
     """Write a plan's output, all or nothing.
 
@@ -44,8 +44,13 @@ def run(
     ``verify`` every CRC of the source's storages is compared, also where it could go along unread,
     or is of more than what is taken. ``overflowed`` is called once, before any file has its name,
     with the number of elements that their new dtype has no place for, by the names of tensors.
+    ``overwrite=False`` is for stores, where somebody else may write the same object meanwhile.
     """
-    meter = _Meter(plan.nbytes, progress)
+    meter = Meter(plan.nbytes, progress)
+    told = overflowed if overflowed is not None else lambda counts: None
+    if isinstance(plan.place, StorePlace):
+        upload(plan, plan.place, executor, meter, told, verify=verify, overwrite=overwrite)
+        return
     with contextlib.ExitStack() as opened:
         files = []
         for path in plan.sizes:
@@ -55,30 +60,33 @@ def run(
         _check_space(files[0], plan.nbytes)
         storages = [storage for planned in plan.files for storage in planned.storages]
         if verify:
-            for storage in read_in_part(storages):
-                for _ in storage.checked_blocks():
-                    pass
-        watch = Watch(sources_of(storages))
-        works = []
+            check_read_in_part(storages)
+        sources = sources_of(storages)
+        watch = Watch(sources)
+        works: list[LocalWork] = []
         for planned, file in zip(plan.files, files, strict=False):  # the index follows
             file.resize(planned.nbytes)
-            works.append(Work(planned, file, with_crc=plan.output.has_crcs, verify=verify))
-        if executor is None:
+            works.append(LocalWork(planned, file, with_crc=plan.output.has_crcs, verify=verify))
+        if executor is not None:
+            _run_pieces(works, executor, meter)
+        elif any(source.far_group is not None for source in sources):
+            # In one go, so that what is near each other in the source is fetched together.
+            for work in works:
+                work.write_in_order(partial(write_announced, work.temporary, tell=meter.add))
+        else:
             for work in works:
                 if work.pieces:
-                    work.written = write_pieces(work.file.temporary, work.pieces, meter.add)
-        else:
-            _run_tasks(works, executor, meter)
+                    work.written = write_pieces(work.temporary, work.pieces, meter.add)
         for work in works:
+            work.announce()
             plan.output.finish(work)
         if not watch.check():
             for work in works:
                 work.check_copied()
         if plan.index is not None:
             files[-1].write_at(0, plan.index[1])
-        if overflowed is not None:
-            found = (by_tensor(work.planned, work.out_of_range) for work in works)
-            overflowed(dict(chain.from_iterable(found)))
+        found = (by_tensor(work.planned, work.out_of_range) for work in works)
+        told(dict(chain.from_iterable(found)))
         meter.finish()  # what it raises comes before anything has its name
         commit_together(files)
 
@@ -102,156 +110,44 @@ def _check_space(file: NewFile, nbytes: int) -> None:
         )
 
 
-# -- pieces -------------------------------------------------------------------------------------
-
-
-def _run_tasks(works: Sequence[Work], executor: Executor, meter: _Meter) -> None:
+def _run_pieces(works: Sequence[LocalWork], executor: Executor, meter: Meter) -> None:
     """Have an executor carry all pieces out."""
-    from concurrent.futures import ThreadPoolExecutor
+    parts = [(work, part) for work in works for part in work.tasks()]
+    for work in works:
+        work.written = [Written(0)] * len(work.pieces)
 
-    futures: dict[Future[list[Written]], tuple[Work, slice]] = {}
-    here: list[tuple[Work, slice]] = []
-    try:
-        for work in works:
-            work.written = [Written(0)] * len(work.pieces)
-            for part in work.tasks():
-                task = work.file.temporary, work.pieces[part]
-                if isinstance(executor, ThreadPoolExecutor):
-                    future = executor.submit(write_pieces, *task)
-                elif (packed := _packed(task)) is not None:
-                    future = executor.submit(_write_packed, packed)
-                else:
-                    here.append((work, part))
-                    continue
-                futures[future] = (work, part)
-        for work, part in here:
-            pieces = work.pieces[part]
-            work.written[part] = write_pieces(work.file.temporary, pieces, meter.add)
-        for future in as_completed(futures):
-            work, part = futures[future]
-            work.written[part] = future.result()
-            meter.add(sum(piece.nbytes for piece in work.pieces[part]))
-    except BaseException as error:
-        for future in futures:
-            future.cancel()
-        for future in futures:
-            if not future.cancelled():
-                future.exception()  # wait: a worker must not write to a file that is gone
-        if isinstance(error, BrokenExecutor):
-            raise ChildProcessError(
-                errno.ECHILD, "A worker ended before its work was done. It may have been killed "
-                "for want of memory",
-            ) from None  # fmt: skip
-        raise
+    def done(number: int, written: list[Written]) -> None:
+        work, part = parts[number]
+        work.written[part] = written
+        meter.add(sum(piece.nbytes for piece in work.pieces[part]))
+
+    run_tasks(executor, [_task(work.temporary, work.pieces[part]) for work, part in parts], done)
 
 
-def _packed(task: tuple[str, list[Piece]]) -> bytes | None:
-    """Return a path and pieces for another process; None for what lives in this one only."""
-    from multiprocessing.reduction import ForkingPickler  # as a pool sends it
+def _task(path: str, pieces: Sequence[Piece]) -> Task:
+    """Return the writing of pieces as a task.
 
-    class TaskPickler(ForkingPickler):
-        def reducer_override(self, value: Any) -> Any:
-            if isinstance(value, io.BytesIO):
-                raise TypeError("a file in memory would go along with each task, all of it")
-            if isinstance(value, np.ndarray) and value.nbytes > _SENT_NBYTES:
-                raise TypeError("an array would go along with each task, all of it")
-            return NotImplemented
-
-    try:
-        return bytes(TaskPickler.dumps(task))
-    except Exception:  # whatever an open file object says, which cannot be sent
-        return None
-
-
-def _write_packed(packed: bytes) -> list[Written]:
-    """Write what another process of this program has packed.
-
-    Unpacked here, not on the way: a pool whose worker cannot unpack what it gets is broken, and
-    a source that has changed meanwhile is an error like others.
+    Forked processes share the position of an open file, which only a `FileSource` does not use.
     """
-    from multiprocessing.reduction import ForkingPickler
-
-    return write_pieces(*ForkingPickler.loads(packed))
-
-
-#: What ends a conversion in this process; it tells its workers, and waits for them.
-_ENDING = {signal.SIGINT, signal.SIGTERM}
+    sources = sources_of(piece.storage for piece in pieces)
+    is_inherited = all(isinstance(file_place(source, 0)[0], FileSource) for source in sources)
+    return Task(write_pieces, (path, pieces), is_inherited)
 
 
-class _Uninterrupted(Executor):
-    """Keeps Ctrl-C and SIGTERM from a pool that is making a worker; they come afterwards.
+def computed_here(plan: Plan, executor: Executor | None) -> tuple[str, ...]:
+    """Return the tensors that are computed by this process alone: their functions cannot be sent.
 
-    One that reaches the worker, which does not ignore it yet, would break the pool, and say so
-    instead of what has happened. One that is raised here before the pool knows of the worker would
-    leave it waiting for work, and this process waiting for it.
+    None stands for a pool of `workers`.
     """
-
-    def __init__(self, pool: Executor) -> None:
-        self._pool = pool
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        try:
-            return self._pool.submit(fn, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_work() -> None:
-    import threading
-
-    # Ctrl-C reaches every process of a terminal; the one that asked for the work cancels it.
-    for number in _ENDING:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # it was made with them blocked
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that asked for the work was killed: nobody else would."""
-    from multiprocessing import connection, parent_process
-
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def workers(jobs: int) -> Iterator[Executor]:
-    """Give a pool of processes, which ends with the block.
-
-    They are forked where that is safe, because it takes milliseconds: on Linux, in a
-    process without other threads. Elsewhere they start afresh, and import torchzip.
-    """
-    import multiprocessing
-    import threading
-    from concurrent.futures import ProcessPoolExecutor
-
-    forks = sys.platform == "linux" and threading.active_count() == 1
-    context = multiprocessing.get_context("fork" if forks else "spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_work)
-    try:
-        yield _Uninterrupted(pool)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class _Meter:
-    """Tells a callback how far the writing is, not oftener than it is worth."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total = total
-        self._progress = progress
-        self._done = 0
-        self._told = -_PROGRESS_NBYTES
-
-    def add(self, nbytes: int) -> None:
-        self._done += nbytes
-        if self._progress is not None and self._done - self._told >= _PROGRESS_NBYTES:
-            self._told = self._done
-            self._progress(self._done, self._total)
-
-    def finish(self) -> None:
-        if self._progress is not None:
-            self._progress(self._total, self._total)
+    found: list[str] = []
+    for planned in plan.files:
+        if isinstance(plan.place, StorePlace):
+            units = [(upload_task(plan, planned, plan.place, overwrite=True), [*planned.cast])]
+        else:
+            units = [
+                (_task("", [Piece(planned.storages[key], 0, 0, 0)]), [key]) for key in planned.cast
+            ]
+        for task, keys in units:
+            if keys and stays_here(task, executor):
+                found += [name for key in keys for name, _ in planned.cast[key]]
+    return tuple(found)

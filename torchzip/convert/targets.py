@@ -15,6 +15,8 @@ from torchzip.container.hub_names import INDEX_SUFFIX, index_of, whole_of
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.outputs.registry import OUTPUTS, output_of
 from torchzip.convert.outputs.safetensors import SafetensorsOutput
+from torchzip.files.opening import is_folder
+from torchzip.files.place import LocalPlace, StorePlace, place_of
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
@@ -52,14 +54,15 @@ def parse_size(size: int | str) -> int:
 class Target:
     """Where the output goes: ``path`` if it is one file, shards with names made of it otherwise.
 
-    ``output`` is the format; ``index_path`` is where the index of shards goes.
-    With ``has_index`` there is an index even if one shard is enough; with ``makes_folder`` the
-    directory need not be there.
+    ``output`` is the format, and ``place`` what the paths lead to; ``index_path`` is where the
+    index of shards goes. With ``has_index`` there is an index even if one shard is enough; with
+    ``makes_folder`` the directory need not be there.
     """
 
     path: str
     output: type[Output]
     index_path: str
+    place: LocalPlace | StorePlace
     has_index: bool = False
     makes_folder: bool = False
 
@@ -77,10 +80,10 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
     """
     if not isinstance(dst, str | os.PathLike):
         raise TypeError(f"dst must be a path, not {type(dst).__name__}")
-    path = os.fsdecode(dst)
-    if os.path.isdir(path) or path.endswith(("/", os.sep)):
+    path, place = os.fsdecode(dst), place_of(dst)
+    if is_folder(dst) or path.endswith(("/", os.sep)):
         inside = os.path.join(path, "model.safetensors")
-        return Target(inside, SafetensorsOutput, index_of(inside), makes_folder=True)
+        return Target(inside, SafetensorsOutput, index_of(inside), place, makes_folder=True)
     whole = whole_of(path)
     suffix = os.path.splitext(whole or path)[1].lower()
     output = output_of(suffix)
@@ -91,5 +94,5 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
             f"{known} {INDEX_SUFFIX}; that of a new directory ends with a slash"
         )
     if whole is None:
-        return Target(path, output, index_of(path))
-    return Target(whole, output, path, has_index=True)
+        return Target(path, output, index_of(path), place)
+    return Target(whole, output, path, place, has_index=True)

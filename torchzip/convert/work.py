@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from torchzip.convert.pieces import Piece, Written, cut, goes_by_ranges, origin_of
+from torchzip.convert.pieces import Piece, Written, cut, goes_by_ranges, known_crc
 from torchzip.convert.planned import PlannedFile
 from torchzip.files.crc import crc32, crc32_combine, wrong_crc
 from torchzip.files.new_file import NewFile
+from torchzip.files.streamed_file import StreamedFile
 from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.computed import names_tensor
-from torchzip.tensors.storage import SpanStorage, compare_crcs
+from torchzip.tensors.storage import compare_crcs, will_read
 
 #: Smaller storages are written with what is around them.
 _SMALL_NBYTES = 1 << 16
@@ -31,7 +31,7 @@ class Work:
     """One file on its way: its large storages are cut in ``pieces``, whose results it collects."""
 
     def __init__(
-        self, planned: PlannedFile, file: NewFile, *, with_crc: bool, verify: bool
+        self, planned: PlannedFile, file: NewFile | StreamedFile, *, with_crc: bool, verify: bool
     ) -> None:
         self.planned = planned
         self.file = file
@@ -40,6 +40,7 @@ class Work:
         #: How many elements of a storage their new dtype has no place for, where there are any.
         self.out_of_range: dict[int, int] = {}
         self._cuts: dict[int, slice] = {}
+        self._write: Callable[[Sequence[Piece]], list[Written]] | None = None
         for key, (storage, start) in enumerate(zip(planned.storages, planned.starts, strict=True)):
             if storage.nbytes > _SMALL_NBYTES:
                 first = len(self.pieces)
@@ -77,21 +78,19 @@ class Work:
 
     def crc_of(self, key: int) -> int:
         """Return the CRC of a storage whose pieces are written; raise if the source is damaged."""
+        if self._write is not None:
+            self.written[self._cuts[key]] = self._write(self.pieces[self._cuts[key]])
         pieces, written = self.pieces[self._cuts[key]], self.written[self._cuts[key]]
         self.out_of_range[key] = sum(part.out_of_range for part in written)
-        origin = origin_of(self.planned.storages[key])
+        storage = self.planned.storages[key]
         if pieces[0].copied:
-            return origin.crc if origin is not None else 0
-        crc = source_crc = 0
+            return known_crc(storage)
+        crc = 0
         for piece, part in zip(pieces, written, strict=True):
             crc = crc32_combine(crc, part.crc, piece.nbytes)
-            source_crc = crc32_combine(source_crc, part.source_crc, part.source_nbytes)
-        if origin is not None and origin.crc not in (0, source_crc):
-            path = origin.base.path if isinstance(origin.base, SpanStorage) else None
-            raise wrong_crc(source_crc, origin.crc, origin.base.record, path)
-        if origin is None and goes_by_ranges(self.planned.storages[key]):
-            compared = self.planned.storages[key].compared()
-            compare_crcs(compared, zip(*(part.compared for part in written), strict=True))
+        if goes_by_ranges(storage):
+            ranges = zip(*(part.compared for part in written), strict=True)
+            compare_crcs(storage.compared(), ranges)
         return crc
 
     def contents_of(self, keys: range) -> list[bytes]:
@@ -121,15 +120,39 @@ class Work:
                         self.out_of_range[key] = alone.out_of_range
         return list(contents.values())
 
+    def write_in_order(self, write: Callable[[Sequence[Piece]], list[Written]]) -> None:
+        """Have the pieces of a storage written when its turn comes, by ``write``."""
+        self._write = write
+        self.written = [Written(0)] * len(self.pieces)
+
+    def announce(self) -> None:
+        """Tell the sources what will be read from now on, in the order of the file."""
+        storages = [
+            storage
+            for key, storage in enumerate(self.planned.storages)
+            if self._write is not None or self.is_small(key)
+        ]
+        will_read(storages)
+
+
+class LocalWork(Work):
+    """A file of this computer, whose pieces are written in any order, before all else."""
+
+    def __init__(
+        self, planned: PlannedFile, file: NewFile, *, with_crc: bool, verify: bool
+    ) -> None:
+        super().__init__(planned, file, with_crc=with_crc, verify=verify)
+        self.temporary = file.temporary
+
     def check_copied(self) -> None:
         """Read what was written of bytes that were copied unread; raise if a CRC does not match."""
         for key, places in self._cuts.items():
-            expected = self.crc_of(key) if self.pieces[places][0].copied else 0
             start, storage = self.planned.starts[key], self.planned.storages[key]
+            expected = known_crc(storage) if self.pieces[places][0].copied else 0
             found = 0
             for at in range(0, storage.nbytes if expected else 0, _CHECKED_NBYTES):
                 nbytes = min(_CHECKED_NBYTES, storage.nbytes - at)
-                found = crc32(os.pread(self.file.descriptor, nbytes, start + at), found)
+                found = crc32(self.file.read_back(start + at, nbytes), found)
             if found != expected:
                 raise wrong_crc(found, expected, storage.record)
 

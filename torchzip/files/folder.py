@@ -1,12 +1,13 @@
-"""A directory that is one checkpoint: files by plain names, of which few are open at once.
+"""A folder that is one checkpoint: files by plain names.
 
-A sharded checkpoint can have more files than a process may open. Each file is opened once to check
-that it is a regular file and to get its size. If it was closed in between, it is opened again when
-it is read; a file that was replaced meanwhile is refused.
+A sharded checkpoint can have more files than a process may open, so few files of a directory are
+open at once. Each is opened once to check that it is a regular file and to get its size. If it was
+closed in between, it is opened again when it is read; a file that was replaced meanwhile is
+refused.
 
 The names come from a file (an index, a ``.metadata``), so they must be plain: one component, in
-this directory. Symbolic links in the directory are followed, since the cache of the Hugging Face
-hub consists of them. The owner of the directory made them; an index cannot.
+this folder. Symbolic links in a directory are followed, since the cache of the Hugging Face hub
+consists of them. The owner of the directory made them; an index cannot.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import contextlib
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from torchzip.errors import FormatError, shown
 from torchzip.files.source import FileSource, Source, Status, reopen
@@ -42,8 +43,60 @@ def is_plain_name(name: Any) -> bool:
     return not any(character in name for character in "/\\\0") and name[1:2] != ":"
 
 
-class Folder:
-    """A directory. `open` gives the Source of one of its files."""
+class Folder(Protocol):
+    """A folder. ``path`` is what messages call it; ``names`` are those of what is in it."""
+
+    path: str
+    names: list[str]
+
+    def has(self, name: str) -> bool:
+        """Return whether a file may be there; False says that it is not."""
+        return name in self.names
+
+    def place(self, name: str) -> str:
+        """Return a file of the folder as messages show it."""
+        return os.path.join(self.path, name)
+
+    def file(self, *names: str) -> str | os.PathLike[str]:
+        """Return what opens a file of the folder by itself, or one that is folders below."""
+        for name in names:
+            check_plain_name(name, self.path)
+        return os.path.join(self.path, *names)
+
+    def within(self, name: str) -> Folder:
+        """Return a folder in this one."""
+        ...
+
+    def will_open(self, names: Iterable[str]) -> None:
+        """Take note of files that will be opened soon."""
+        return
+
+    def open(self, name: str) -> Source:
+        """Return the Source of a file.
+
+        Raises
+        ------
+        FormatError
+            If the name is not a plain name.
+        OSError
+            If it is not a regular file, or cannot be opened.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def check_plain_name(name: Any, folder: str) -> None:
+    """Raise FormatError for what would lead out of a folder."""
+    if not is_plain_name(name):
+        raise FormatError(
+            f"a file is called {shown(name)}; a plain name in the same directory was expected",
+            path=folder,
+        )
+
+
+class LocalFolder(Folder):
+    """A directory of this computer."""
 
     def __init__(self, path: str | os.PathLike[str], names: list[str] | None = None) -> None:
         self.path = os.fsdecode(path)
@@ -54,19 +107,10 @@ class Folder:
         self._sources: dict[str, PooledSource] = {}
         self._closed = False
 
-    def place(self, name: str) -> str:
-        return os.path.join(self.path, name)
+    def within(self, name: str) -> LocalFolder:
+        return LocalFolder(self.file(name))
 
     def open(self, name: str) -> PooledSource:
-        """Return the Source of a file.
-
-        Raises
-        ------
-        FormatError
-            If the name is not a plain name.
-        OSError
-            If it is not a regular file, or cannot be opened.
-        """
         self._check_name(name)
         made = self._sources.get(name)
         if made is None:
@@ -78,11 +122,7 @@ class Folder:
         return made
 
     def _check_name(self, name: str) -> None:
-        if not is_plain_name(name):
-            raise FormatError(
-                f"a file is called {shown(name)}; a plain name in the same directory was expected",
-                path=self.path,
-            )
+        check_plain_name(name, self.path)
 
     @contextlib.contextmanager
     def borrow(self, source: PooledSource) -> Iterator[FileSource]:
@@ -122,11 +162,12 @@ class Folder:
                     file.close()
 
 
-class GivenFiles(Folder):
+class GivenFiles(LocalFolder):
     """Files that a user has named one by one, in any directories: their names are paths."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        super().__init__(os.path.commonpath(map(os.path.dirname, paths)), list(paths))
+        around = os.path.commonpath(list(map(os.path.dirname, paths)) or [""])
+        super().__init__(around, list(paths))
 
     def place(self, name: str) -> str:
         return name
@@ -136,9 +177,9 @@ class GivenFiles(Folder):
 
 
 class PooledSource(Source):
-    """A regular file of a `Folder`. It can be pickled, as a FileSource can."""
+    """A regular file of a `LocalFolder`. It can be pickled, as a FileSource can."""
 
-    def __init__(self, folder: Folder, own_name: str, file: FileSource) -> None:
+    def __init__(self, folder: LocalFolder, own_name: str, file: FileSource) -> None:
         self._folder = folder
         self.own_name = own_name
         self.name = file.name
@@ -159,9 +200,9 @@ class PooledSource(Source):
         with self._folder.borrow(self) as file:
             file.read_into(offset, out)
 
-    def will_read_all(self) -> None:
+    def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
         with self._folder.borrow(self) as file:
-            file.will_read_all()
+            file.will_read(spans)
 
     def close(self) -> None:
         """Do nothing: the folder closes its files."""

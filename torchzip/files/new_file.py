@@ -94,6 +94,10 @@ class NewFile:
     def write_at(self, offset: int, data: Buffer) -> None:
         write_all(self.descriptor, offset, data)
 
+    def read_back(self, offset: int, nbytes: int) -> bytes:
+        """Return bytes that were written before."""
+        return os.pread(self.descriptor, nbytes, offset)
+
     def commit(self) -> None:
         """Sync the file and give it its final name."""
         commit_together([self])
@@ -138,16 +142,6 @@ def write_all(descriptor: int, offset: int, data: Buffer) -> None:
         done = os.pwrite(descriptor, view, offset)
         offset += done
         view = view[done:]
-
-
-def refuse_existing(path: str | os.PathLike[str]) -> None:
-    """Raise FileExistsError if a name exists, even as a broken link.
-
-    Streams are accepted, as writing to them replaces nothing.
-    """
-    if os.path.lexists(path) and not is_stream(path):
-        name = os.fsdecode(path)
-        raise FileExistsError(errno.EEXIST, "Exists already; overwrite=True replaces it", name)
 
 
 def _reserve(descriptor: int, nbytes: int) -> bool:

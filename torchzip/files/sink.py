@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol
 from torchzip.files.direct import DirectWriter
 from torchzip.files.new_file import KEEP_SIZE, NewFile, allocate
 from torchzip.files.source import Buffer
-from torchzip.files.streams import is_stream, open_stream
+from torchzip.files.streams import open_stream
 
 #: The part of a file beyond this size bypasses the page cache, if that is possible.
 _CACHED_NBYTES = 16 << 20
@@ -76,7 +76,7 @@ class PathSink(NewFile):
             view = view[done:]
 
     def reserve(self, nbytes: int) -> None:
-        """Do nothing: with direct writes there is no measurable gain."""
+        """Do nothing: direct writes gain nothing measurable by it."""
 
     def _open_direct(self) -> None:
         try:
@@ -108,10 +108,18 @@ class PathSink(NewFile):
             direct.close()
 
 
+class OffsetFile(Protocol):
+    """A file that is written to at offsets."""
+
+    name: str
+
+    def write_at(self, offset: int, data: Buffer) -> None: ...
+
+
 class GapSink:
     """Writes around the gaps of a file that others fill."""
 
-    def __init__(self, file: NewFile) -> None:
+    def __init__(self, file: OffsetFile) -> None:
         self._file = file
         self.name = file.name
         self.position = 0
@@ -193,14 +201,3 @@ class StreamSink(FileObjectSink):
     def abort(self) -> None:
         super().abort()
         self._file.close()
-
-
-def open_sink(file: str | os.PathLike[str] | BinaryIO) -> PathSink | FileObjectSink:
-    """Return a Sink for a path or a binary file object with ``write``."""
-    if isinstance(file, str | os.PathLike):
-        return StreamSink(file) if is_stream(file) else PathSink(file)
-    if not hasattr(file, "write") or isinstance(file, io.TextIOBase):
-        raise TypeError(
-            f"expected a path or a binary file object with write, not {type(file).__name__}"
-        )
-    return FileObjectSink(file)

@@ -16,7 +16,7 @@ import operator
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from torchzip.errors import TRUNCATED, FormatError
@@ -43,6 +43,9 @@ class Source(Protocol):
 
     size: int
     name: str
+    #: Not None: a read takes long to begin, so it is worth saying beforehand what will be read. It
+    #: is said of all sources together that have the same.
+    far_group: object | None = None
 
     def read_at(self, offset: int, nbytes: int) -> Buffer:
         """Return exactly ``nbytes`` bytes from ``offset``, or raise."""
@@ -52,14 +55,17 @@ class Source(Protocol):
         """Fill ``out`` with the bytes from ``offset``, or raise."""
         ...
 
-    def will_read_all(self) -> None:
-        """Take note that all bytes will be read, more or less in order."""
+    def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
+        """Take note of what will be read soon, in this order: sources, offsets, numbers of bytes.
+
+        The sources are this one, and others of its ``far_group``.
+        """
         return
 
     def close(self) -> None: ...
 
 
-def _check_inside(source: Source, offset: int, nbytes: int) -> None:
+def check_inside(source: Source, offset: int, nbytes: int) -> None:
     if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
         raise FormatError(
             f"needs {nbytes:,} bytes here, and the file has {source.size:,} bytes in all. "
@@ -184,7 +190,7 @@ class FileSource(Source):
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        _check_inside(self, offset, nbytes)
+        check_inside(self, offset, nbytes)
         with self.descriptor as number:
             data = os.pread(number, nbytes, offset)
         if len(data) == nbytes:
@@ -195,7 +201,7 @@ class FileSource(Source):
         return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        _check_inside(self, offset, out.nbytes)
+        check_inside(self, offset, out.nbytes)
         done = 0
         while done < out.nbytes:
             got = self.descriptor.preadv(out[done:], offset + done)
@@ -203,7 +209,7 @@ class FileSource(Source):
                 raise _shrunk(self.name, offset + done)
             done += got
 
-    def will_read_all(self) -> None:
+    def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
         """Have the kernel read further ahead: 1 GB came from the disk in 0.55 s, not in 0.73."""
         if hasattr(os, "posix_fadvise"):
             with self.descriptor as number:
@@ -280,7 +286,7 @@ class FileObjectSource(Source):
         return (reopen_object, (self._file, self._start, self.size))
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        _check_inside(self, offset, nbytes)
+        check_inside(self, offset, nbytes)
         with self._lock:
             self._check_open()
             self._file.seek(self._start + offset)
@@ -315,7 +321,7 @@ class FileObjectSource(Source):
             part = self._file.read(nbytes - have)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        _check_inside(self, offset, out.nbytes)
+        check_inside(self, offset, out.nbytes)
         readinto: Callable[[memoryview], int | None] | None
         readinto = getattr(self._file, "readinto", None)
         # ``readinto`` of io's base classes accepts only bytes from ``read``.
@@ -372,7 +378,7 @@ class MmapSource(Source):
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return a read-only view of the bytes. It keeps the mapping alive."""
-        _check_inside(self, offset, nbytes)
+        check_inside(self, offset, nbytes)
         return memoryview(self._map)[offset : offset + nbytes]
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
@@ -389,22 +395,23 @@ class PartSource(Source):
     """A run of bytes of another Source, as a Source of its own: a checkpoint inside a file."""
 
     def __init__(self, base: Source, start: int, nbytes: int, name: str) -> None:
-        _check_inside(base, start, nbytes)
+        check_inside(base, start, nbytes)
         self.base = base
         self.start = start
         self.size = nbytes
         self.name = name
 
     def read_at(self, offset: int, nbytes: int) -> Buffer:
-        _check_inside(self, offset, nbytes)
+        check_inside(self, offset, nbytes)
         return self.base.read_at(self.start + offset, nbytes)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        _check_inside(self, offset, out.nbytes)
+        check_inside(self, offset, out.nbytes)
         self.base.read_into(self.start + offset, out)
 
-    def will_read_all(self) -> None:
-        self.base.will_read_all()
+    def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
+        whole, _ = file_place(self, 0)
+        whole.will_read((*file_place(source, at), nbytes) for source, at, nbytes in spans)
 
     def close(self) -> None:
         """Do nothing: the other Source belongs to its opener."""
@@ -426,18 +433,11 @@ def file_place(source: Source, offset: int) -> tuple[Source, int]:
     return source, offset
 
 
-def open_source(file: File) -> FileSource | FileObjectSource:
-    """Return a Source for a path or a binary file object with ``read`` and ``seek``."""
-    if isinstance(file, str | os.PathLike):
-        return FileSource(file)
-    return FileObjectSource(_checked(file))
-
-
 def position_of(file: BinaryIO) -> int:
-    return _seek(_checked(file), os.SEEK_CUR)
+    return _seek(checked_file(file), os.SEEK_CUR)
 
 
-def _checked(file: BinaryIO) -> BinaryIO:
+def checked_file(file: BinaryIO) -> BinaryIO:
     if not (hasattr(file, "read") and hasattr(file, "seek")) or isinstance(file, io.TextIOBase):
         raise TypeError(
             f"expected a path or a binary file object with read and seek, not {type(file).__name__}"

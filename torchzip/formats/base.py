@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import CUT_SHORT, ErrorPlace, LimitError, PickleError
-from torchzip.files.source import File, Source, open_source
+from torchzip.files.opening import open_source
+from torchzip.files.source import File, Source
 from torchzip.leaf_types import ForeignObject
-from torchzip.limits import Limits
+from torchzip.limits import DEFAULT_LIMITS, Limits
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.opcodes import TruncatedPickleError
 from torchzip.pickling.table import Name
@@ -26,6 +27,7 @@ from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.rebuild import Rebuilder
 from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import (
+    Locator,
     Measure,
     MeasuredStorage,
     OpenStorage,
@@ -180,13 +182,16 @@ class FileContainer(Container):
         self.source.close()
 
 
-class PlainContainer(FileContainer):
+class PlainContainer(FileContainer, Locator):
     """A file with the little-endian bytes of storages, which begin at ``offsets`` by their keys."""
 
     offsets: dict[str, int]
 
     def locate(self, record: str) -> tuple[Source, int]:
         return self.source, self.offsets[record]
+
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        return self.source, self.offsets[record], nbytes
 
     def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         unit = swap_nbytes(measure.torch_dtype, "little")
@@ -197,7 +202,7 @@ class FolderContainer(Container):
     """A container that is several files of a directory."""
 
     def __init__(self, folder: Folder, name: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self.name = name
 
     def _check_parts(self, parts: Iterable[tuple[str, Container]]) -> Iterator[RecordCheck]:
@@ -209,7 +214,7 @@ class FolderContainer(Container):
             self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
 
     def close(self) -> None:
-        self._folder.close()
+        self.folder.close()
 
 
 class MeasuringFactory(Factory):
@@ -335,7 +340,7 @@ def check_options(foreign: object, limits: object) -> Limits:
     if foreign not in ("keep", "raise"):
         raise ValueError(f"foreign must be 'keep' or 'raise', not {foreign!r}")
     if limits is None:
-        return Limits()
+        return DEFAULT_LIMITS
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
     return limits

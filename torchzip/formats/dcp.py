@@ -94,14 +94,15 @@ class DcpContainer(DcpFormat, FolderContainer):
     def _read_metadata(self, names: list[str]) -> DcpMetadata:
         merged = DcpMetadata()
         origin: dict[str, str] = {}
+        self.folder.will_open(names)
         for name in sorted(names, key=lambda each: (len(each), each)):
-            source = self._folder.open(name)
+            source = self.folder.open(name)
             if source.size > self._limits.pickle_nbytes - merged.nbytes:
                 raise LimitError(
                     "pickle_nbytes", source.size + merged.nbytes, self._limits.pickle_nbytes,
                     path=source.name,
                 )  # fmt: skip
-            made = parse_metadata(source.read_at(0, source.size), self._limits, source.name)
+            made = parse_metadata(bytes(source.read_at(0, source.size)), self._limits, source.name)
             for item in made.items:
                 if item in origin:
                     raise FormatError(
@@ -128,7 +129,9 @@ class DcpContainer(DcpFormat, FolderContainer):
 
     def _open_items(self) -> None:
         """Find the file of each item, and see that items lie in it and apart."""
-        missing = {place.file for place in self._metadata.places.values()} - set(self._folder.names)
+        files = {place.file for place in self._metadata.places.values()}
+        missing = {name for name in files if not self.folder.has(name)}
+        self.folder.will_open(sorted(files - missing))
         if missing:
             first = min(missing)
             names = sorted(
@@ -141,7 +144,7 @@ class DcpContainer(DcpFormat, FolderContainer):
         by_file: dict[str, list[tuple[Place, str]]] = {}
         for (name, offset), place in self._metadata.places.items():
             by_file.setdefault(place.file, []).append((place, name))
-            source = self._folder.open(place.file)
+            source = self.folder.open(place.file)
             if place.offset + place.nbytes > source.size:
                 raise FormatError(
                     f"{shown(name)} is at bytes {place.offset:,} to "
@@ -157,7 +160,7 @@ class DcpContainer(DcpFormat, FolderContainer):
                 if one.offset + one.nbytes > other.offset:
                     raise FormatError(
                         f"{shown(name)} and {shown(other_name)} overlap at byte {other.offset:,}",
-                        path=self._folder.place(file),
+                        path=self.folder.place(file),
                     )
 
     def _find_chunks(self) -> None:
@@ -230,9 +233,9 @@ class DcpContainer(DcpFormat, FolderContainer):
         torch 2.13 loads an item that is a tensor with its safe loader; releases before 2.4 called
         what it names.
         """
-        for name in self._folder.names:
+        for name in self.folder.names:
             if is_metadata(name):
-                file = self._folder.open(name)
+                file = self.folder.open(name)
                 read = functools.partial(read_bounded, file, self._limits, "pickle_nbytes")
                 # The object has none of the names that mean nothing in it.
                 is_read = name in self._metadata_names and not self._metadata.foreign

@@ -80,6 +80,7 @@ class SafetensorsPartsContainer(DcpFormat, FolderContainer):
         self._entries: list[tuple[Source, TensorEntry]] = []
         self._dtypes: dict[str, str] = {}
         self._chunks: dict[str, list[Chunk]] = {}
+        folder.will_open(names)
         for name in names:
             self._add(folder.open(name), limits)
         check = TilingCheck()

@@ -35,6 +35,7 @@ from torchzip.container.safetensors import parse_header
 from torchzip.container.shard_index import parse_index
 from torchzip.errors import ErrorPlace, FormatError, listed, shown
 from torchzip.files.folder import Folder, is_plain_name
+from torchzip.files.opening import is_folder, open_around, open_folder
 from torchzip.formats.base import Container, OpenContainer, open_file, read_bounded
 from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, SafetensorsPartsContainer
@@ -57,24 +58,22 @@ _UNDERSTOOD = (
 )
 
 
-def is_part_of_directory(path: str) -> bool:
+def is_part_of_directory(file: str | os.PathLike[str]) -> bool:
     """Return whether a path is a directory, or the file that says what a directory holds."""
-    name = os.path.basename(path)
-    return name in _LATEST or is_index(name) or is_metadata(name) or os.path.isdir(path)
+    name = os.path.basename(os.fsdecode(file))
+    return name in _LATEST or is_index(name) or is_metadata(name) or is_folder(file)
 
 
-def open_directory(path: str, limits: Limits, open_container: OpenContainer) -> Container:
+def open_directory(
+    file: str | os.PathLike[str], limits: Limits, open_container: OpenContainer
+) -> Container:
     """Return the container that a directory is, or the one that the named file describes."""
-    if os.path.isdir(path):
-        folder, name = Folder(path), ""
-    else:
-        parent, name = os.path.split(path)
-        folder = Folder(parent)
+    folder, name = (open_folder(file), "") if is_folder(file) else open_around(file)
     try:
         if not name:
             return _open_folder(folder, limits, open_container)
-        if name not in folder.names:
-            raise FileNotFoundError(2, "No such file or directory", path)
+        if not folder.has(name):
+            raise FileNotFoundError(2, "No such file or directory", os.fsdecode(file))
         if is_index(name):
             return open_index(folder, name, limits, open_container)
         if name in _LATEST:
@@ -104,6 +103,7 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         found[own[0]] = partial(DcpContainer, folder, own, limits)
     if not found:
         parts = [name for name in folder.names if name.endswith(".safetensors")]
+        folder.will_open(parts)
         if any(SHARDING_INFO in parse_header(folder.open(name), limits)[1] for name in parts):
             return SafetensorsPartsContainer(folder, parts, limits)
         # No reader looks for shards without an index, so with one they do not count.
@@ -140,12 +140,12 @@ def _open_latest(
     """Return the ZeRO checkpoint in the directory that a ``latest`` names."""
     raw = read_bounded(folder.open(name), limits, "text_nbytes")
     tag = raw.decode("utf-8", "replace").strip()
-    if not is_plain_name(tag) or not os.path.isdir(folder.place(tag)):
+    if not is_plain_name(tag) or tag not in folder.names:
         raise FormatError(
             f"it names {shown(tag)}; a directory beside it was expected", path=folder.place(name)
         )
+    inner = folder.within(tag)
     folder.close()
-    inner = Folder(folder.place(tag))
     try:
         return open_zero(inner, limits, open_container)
     except BaseException:
@@ -157,7 +157,7 @@ def _open_whole(
     folder: Folder, name: str, limits: Limits, open_container: OpenContainer
 ) -> Container:
     folder.close()
-    return open_file(folder.place(name), limits, open_container)
+    return open_file(folder.file(name), limits, open_container)
 
 
 def _sets(names: list[str]) -> list[list[Shard]]:

@@ -47,6 +47,7 @@ class JoinedContainer(RankFilesContainer):
     ) -> None:
         super().__init__(folder, folder.path or ".", limits, open_container)
         self._join = join
+        folder.will_open(folder.names)
         is_megatron = join == "megatron"
         stages = _stages(folder.names) if is_megatron else [folder.names]
         before = 0
@@ -81,7 +82,7 @@ class JoinedContainer(RankFilesContainer):
         """Add the tensors of one stage of a pipeline; return how many layers it has."""
         layers: set[str] = set()
         first, around = shards[0]
-        is_pipeline = len(files) < len(self._folder.names)
+        is_pipeline = len(files) < len(self.folder.names)
         for (held, _), file in zip(shards, files, strict=True):
             if held.keys() != first.keys():
                 other = [*(first.keys() ^ held.keys())]

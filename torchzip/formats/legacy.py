@@ -67,28 +67,29 @@ class LegacyContainer(PlainContainer):
         super().__init__(source)
         self._limits = limits
         self.offsets = {}
+        #: Storages whose number of elements was compared.
+        self._counted: set[str] = set()
         with ErrorPlace(path=source.name):
             keys = run_on_more(source, 0, 1 << 20, limits, self._run_pickles)
             self._place_storages(keys)
 
     def _place_storages(self, keys: list[str]) -> None:
         at = self._bounds[-1]
+        nbytes = sum(each.nbytes for each in self._measured.values())
+        if nbytes > self.source.size - at:
+            raise TensorError(
+                f"the object has storages of {nbytes:,} bytes, and the file has "
+                f"{self.source.size - at:,} bytes after it. {CUT_SHORT}",
+                offset=at,
+            )
         for key in keys:
             if key not in self._measured:
                 raise FormatError(
                     f"the file lists storage {shown(key)}, which its object does not mention",
                     offset=at,
                 )
-            count = int.from_bytes(self.source.read_at(at, 8), "little", signed=True)
-            measured = self._measured[key]
-            if count != measured.numel:
-                raise TensorError(
-                    f"storage {key} has {count:,} elements in the file and {measured.numel:,} in "
-                    "the pickle",
-                    offset=at,
-                )
             self.offsets[key] = at + 8
-            at += 8 + measured.nbytes
+            at += 8 + self._measured[key].nbytes
         missing = self._measured.keys() - self.offsets.keys()
         if missing:
             raise FormatError(
@@ -101,6 +102,26 @@ class LegacyContainer(PlainContainer):
                 f"{CUT_SHORT}"
             )
         self.end = at
+
+    def locate(self, record: str) -> tuple[Source, int]:
+        """Return where the bytes of a storage are, after a look at the count before them."""
+        offset = self.offsets[record]
+        if record not in self._counted:
+            at = offset - 8
+            count = int.from_bytes(self.source.read_at(at, 8), "little", signed=True)
+            expected = self._measured[record].numel
+            if count != expected:
+                raise TensorError(
+                    f"storage {record} has {count:,} elements in the file and {expected:,} in the "
+                    "pickle",
+                    path=self.name,
+                    offset=at,
+                )
+            self._counted.add(record)
+        return self.source, offset
+
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        return self.source, self.offsets[record] - 8, nbytes + 8
 
     def _run_pickles(self, data: bytes) -> list[str]:
         """Interpret the five pickles; return the keys, and note the size of each storage."""
@@ -148,5 +169,6 @@ class LegacyContainer(PlainContainer):
             yield Pickle(place, partial(bytes, memoryview(self._data)[start:end]))
 
     def check_records(self) -> Iterator[RecordCheck]:
+        self.source.will_read([(self.source, 0, self.source.size)])
         for key, each in self._measured.items():
-            yield read_record(self.source, self.offsets[key], each.nbytes, f"storage {key}")
+            yield read_record(*self.locate(key), each.nbytes, f"storage {key}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import ArchiveError, FormatError, UnsupportedError
+from torchzip.files.opening import is_folder, open_given
 from torchzip.files.source import File, Source
 from torchzip.formats.base import Container, open_file
 from torchzip.formats.zip import ZipContainer
@@ -46,16 +47,16 @@ def open_checkpoint(file: File | Files, limits: Limits, join: Join | None = None
         If it is not a checkpoint; the message says what it looks like.
     """
     if isinstance(file, list | tuple):
-        return _open_files([os.fsdecode(each) for each in file], limits, join)
+        return _open_files(file, limits, join)
     if join is not None:
         raise ValueError("join is for a list of files")
     if isinstance(file, str | os.PathLike):
         path = os.fsdecode(file)
-        if os.path.isdir(path) or path.endswith(_OF_DIRECTORIES):
+        if path.endswith(_OF_DIRECTORIES) or is_folder(file):
             from torchzip.formats.directory import is_part_of_directory, open_directory
 
-            if is_part_of_directory(path):
-                return open_directory(path, limits, open_container)
+            if is_part_of_directory(file):
+                return open_directory(file, limits, open_container)
         if path.endswith(".distcp"):
             raise FormatError(
                 "items of a distributed checkpoint. Give the path of the directory, which has a "
@@ -70,22 +71,21 @@ def open_checkpoint(file: File | Files, limits: Limits, join: Join | None = None
     return made
 
 
-def _open_files(paths: list[str], limits: Limits, join: Join | None) -> Container:
-    from torchzip.files.folder import GivenFiles
+def _open_files(files: Files, limits: Limits, join: Join | None) -> Container:
     from torchzip.formats.joined import JoinedContainer
     from torchzip.formats.joins import check_join
     from torchzip.formats.ranks import RanksContainer
 
-    if not paths:
+    if not files:
         raise TypeError(
             "expected a path or a binary file object, or a list of paths, not an empty list"
         )
     if join is not None:
         check_join(join)
-    folder = GivenFiles(paths)
+    folder = open_given(files)
     try:
         if join is None:
-            return RanksContainer(folder, paths, limits, open_container)
+            return RanksContainer(folder, folder.names, limits, open_container)
         return JoinedContainer(folder, join, limits, open_container)
     except BaseException:
         folder.close()

@@ -39,7 +39,8 @@ from torchzip.errors import (
     UnsupportedError,
     shown,
 )
-from torchzip.files.source import PartSource, Source, open_source
+from torchzip.files.opening import open_source
+from torchzip.files.source import PartSource, Source
 from torchzip.formats.base import (
     Contents,
     MakeFactory,

@@ -89,7 +89,7 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
 
     def read_file(self, name: str, folder: Folder | None = None) -> Any:
         """Return the object of a file; its tensors are `TensorSpec` s."""
-        source = (self._folder if folder is None else folder).open(name)
+        source = (self.folder if folder is None else folder).open(name)
         container = self._open_container(source, self._limits)
         if not container.keeps_root or container.is_by_name:
             raise UnsupportedError(

@@ -115,6 +115,7 @@ class RanksContainer(RankFilesContainer):
         open_container: OpenContainer,
     ) -> None:
         super().__init__(folder, folder.path or ".", limits, open_container)
+        folder.will_open(names)
         found: dict[str, list[_Found]] = {}
         self._odd: list[str] = []
         self._left_out: list[str] = []

@@ -61,5 +61,6 @@ class SafetensorsContainer(PlainContainer):
         return Contents(root, [], [], 0, self._metadata)
 
     def check_records(self) -> Iterator[RecordCheck]:
+        self.source.will_read([(self.source, 0, self.source.size)])
         for entry in self._entries:
             yield read_record(self.source, entry.begin, entry.end - entry.begin, entry.name)

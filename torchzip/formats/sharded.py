@@ -100,6 +100,7 @@ class ShardedContainer(FolderContainer):
             self._listed[shard].append(tensor)
         self._limits = limits
         self._containers: dict[str, Container] = {}
+        folder.will_open(shards)
         for shard in shards:
             container = open_container(folder.open(shard), limits)
             if not container.can_be_shard:
@@ -210,7 +211,7 @@ def _check_files(folder: Folder, shards: list[str]) -> tuple[str, ...]:
                 "directory was expected",
             )
     present = set(folder.names)
-    missing = [shard for shard in shards if shard not in present]
+    missing = [shard for shard in shards if shard not in present and not folder.has(shard)]
     if missing:
         raise FormatError(
             f"{len(missing):,} of {len(shards):,} shards are not in the directory: "
@@ -269,7 +270,7 @@ def _in_order(shards: list[Shard]) -> list[str]:
         more = f" and {lacking - len(names):,} more" if lacking > len(names) else ""
         raise FormatError(
             f"{lacking:,} of {count:,} shards are not in the directory: {listed(names)}{more}. "
-            "There is no index either. Fetch them and put them beside the others.",
+            "The index is missing as well. Fetch them and put them beside the others.",
         )
     return [numbered[number] for number in sorted(numbered)]
 

@@ -28,11 +28,13 @@ parameters of stage 1; whatever of ``module`` has elements and is nowhere else i
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 
 from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, shown
-from torchzip.files.folder import Folder, GivenFiles
+from torchzip.files.folder import Folder, is_plain_name
+from torchzip.files.opening import open_given
 from torchzip.formats.base import OpenContainer
 from torchzip.formats.rank_files import (
     Flat,
@@ -63,6 +65,7 @@ class ZeroContainer(RankFilesContainer):
         super().__init__(folder, folder.path or ".", limits, open_container)
         with ErrorPlace(path=self.name):
             models, optimizers = files_of_ranks(folder.names)
+            folder.will_open([models[0], *optimizers.values()])
             self._model_name = models[0]
             self._model = self._read_states(models[0])
             made, is_sliced = self._trained(models, optimizers)
@@ -96,7 +99,7 @@ class ZeroContainer(RankFilesContainer):
         )
 
     def _read_states(self, name: str) -> States:
-        return States(self.read_file(name), self._folder.place(name))
+        return States(self.read_file(name), self.folder.place(name))
 
     def _concatenated(
         self, groups: list[dict[str, Shape]], ranks: list[States]
@@ -175,6 +178,7 @@ class ZeroContainer(RankFilesContainer):
                 f"the directory has the model states of {len(models):,} of {count:,} ranks. Fetch "
                 "what is missing."
             )
+        self.folder.will_open(models.values())
         ranks = [self._model] + [self._read_states(models[rank]) for rank in range(1, count)]
         for states in ranks:
             steps = states.get("global_steps"), self._model.get("global_steps")
@@ -243,10 +247,13 @@ class UniversalZeroContainer(ZeroContainer):
     """A universal checkpoint of ZeRO, in which each trained parameter has files of its own."""
 
     def __init__(self, folder: Folder, limits: Limits, open_container: OpenContainer) -> None:
-        inner = folder.place(UNIVERSAL)
-        names = sorted(os.listdir(inner))
-        self._files = {name: os.path.join(inner, name, "fp32.pt") for name in names}
-        self._below = GivenFiles([*self._files.values()] or [inner])
+        with contextlib.closing(folder.within(UNIVERSAL)) as inner:
+            self._files = {
+                name: folder.file(UNIVERSAL, name, "fp32.pt")
+                for name in inner.names
+                if is_plain_name(name)
+            }
+        self._below = open_given([*self._files.values()])
         super().__init__(folder, limits, open_container)
 
     def _trained(
@@ -264,7 +271,7 @@ class UniversalZeroContainer(ZeroContainer):
         return made, is_sliced
 
     def _alone(self, name: str, shape: Shape) -> Joined:
-        place = self._files[name]
+        place = os.fsdecode(self._files[name])
         value = self.read_file(place, self._below)
         value = value.get("param") if isinstance(value, dict) else value
         spec = check_dense(value, shown(name), place)
@@ -284,6 +291,5 @@ class UniversalZeroContainer(ZeroContainer):
 
 def open_zero(folder: Folder, limits: Limits, open_container: OpenContainer) -> ZeroContainer:
     """Return the checkpoint of ZeRO that a directory is."""
-    is_universal = UNIVERSAL in folder.names and os.path.isdir(folder.place(UNIVERSAL))
-    kind = UniversalZeroContainer if is_universal else ZeroContainer
+    kind = UniversalZeroContainer if UNIVERSAL in folder.names else ZeroContainer
     return kind(folder, limits, open_container)

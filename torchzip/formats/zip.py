@@ -206,6 +206,7 @@ class ZipContainer(ZipFormat, FileContainer):
         return RecordCheck(name, entry.nbytes, bool(entry.crc) or not entry.nbytes)
 
     def check_records(self) -> Iterator[RecordCheck]:
+        self.source.will_read([(self.source, 0, self.source.size)])
         self._suspects.clear()
         for name in self.archive:
             yield self.check_record(name)

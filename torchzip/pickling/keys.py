@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torchzip.errors import LimitError, PickleError, UnsupportedError, shown
-from torchzip.limits import Limits
+from torchzip.limits import DEFAULT_LIMITS, Limits
 
 #: Values in keys allowed for each byte of a pickle. Pairs (state, action) need some 26: a state of
 #: 361 ints is written once, and hashed with each of 362 actions.
@@ -48,7 +48,7 @@ class KeyCheck:
         self._by_hash: dict[bytes, list[Any]] = {}
         # With the dict or set of each id, to keep it alive.
         self._slots: dict[int, tuple[Any, _Slots]] = {}
-        self.allow(Limits(), 0)
+        self.allow(DEFAULT_LIMITS, 0)
 
     def allow(self, limits: Limits, nbytes: int) -> None:
         """Set the bounds for the next input, which has so many bytes."""

@@ -76,6 +76,11 @@ def arithmetic(
         DTYPES[each.torch_dtype].kind in ("int", "bool") for each in specs
     ):
         computed = "float64"
+    if DTYPES[computed].kind == "float":
+        try:
+            numbers = [None if each is None else float(each.real) for each in numbers]
+        except OverflowError:
+            raise ValueError("an int is out of the range of floats") from None
     shape = broadcast_shape([spec.shape for spec in specs])
     operands = [operand_of(broadcast_spec(spec, shape), computed) for spec in specs]
     storage = ComputedStorage(
@@ -87,11 +92,14 @@ def arithmetic(
 
 def broadcast_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the shape that tensors of several shapes have together."""
-    try:
-        return np.broadcast_shapes(*shapes)
-    except ValueError:
-        shown = " and ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
-        raise ValueError(f"tensors of shapes {shown} do not go together") from None
+    made = []
+    for axis in range(-max(map(len, shapes), default=0), 0):
+        sizes = {shape[axis] for shape in shapes if len(shape) >= -axis} - {1}
+        if len(sizes) > 1:
+            shown = " and ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
+            raise ValueError(f"tensors of shapes {shown} do not go together")
+        made.append(sizes.pop() if sizes else 1)
+    return tuple(made)
 
 
 def promoted(dtypes: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from torchzip.tensors.storage import (
     BLOCK_NBYTES,
     READER_NBYTES,
     Bytes,
+    Part,
     RangeCrc,
     Reader,
     SpanStorage,
@@ -141,6 +142,10 @@ class CastStorage(TensorStorage):
 
     def made_of(self) -> Iterable[TensorStorage]:
         return (self.base,)
+
+    def parts(self, start: int, stop: int) -> Iterator[Part]:
+        first, last = start // self._out_nbytes, -(-stop // self._out_nbytes)
+        return self.base.parts(first * self._in_nbytes, last * self._in_nbytes)
 
     def read_into(self, start: int, out: Bytes) -> None:
         self.reader(start, start + out.nbytes).read_into(start, out)

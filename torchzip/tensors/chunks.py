@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,23 @@ from torchzip.errors import ErrorPlace, TensorError, UnsupportedError
 from torchzip.files.crc import crc32, wrong_crc
 from torchzip.files.source import Source
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.specs import Shape, TensorSpec, contiguous_stride, is_contiguous, read_view
-from torchzip.tensors.storage import BLOCK_NBYTES, READER_NBYTES, Bytes, Reader, TensorStorage
-from torchzip.tensors.windows import WindowReader
+from torchzip.tensors.specs import (
+    Shape,
+    TensorSpec,
+    contiguous_stride,
+    is_contiguous,
+    parts_of_view,
+    read_view,
+)
+from torchzip.tensors.storage import (
+    BLOCK_NBYTES,
+    READER_NBYTES,
+    Bytes,
+    Part,
+    Reader,
+    TensorStorage,
+)
+from torchzip.tensors.windows import WindowReader, whole_rows
 
 Array = NDArray[Any]
 
@@ -116,6 +130,16 @@ class TilingCheck:
                 )
 
 
+class _Met(NamedTuple):
+    """What a chunk has of a box: where that goes in the box, and the view of its tensor."""
+
+    chunk: Chunk
+    place: tuple[slice, ...]
+    shape: Shape
+    stride: Shape
+    first: int
+
+
 class ChunkedStorage(TensorStorage):
     """The elements of a tensor in C order, put together from chunks when they are read.
 
@@ -153,6 +177,16 @@ class ChunkedStorage(TensorStorage):
     def made_of(self) -> Iterable[TensorStorage]:
         return [chunk.open().storage for chunk in self._chunks]
 
+    def parts(self, start: int, stop: int) -> Iterator[Part]:
+        itemsize = self._dtype.itemsize
+        at_once = self._at_once(BLOCK_NBYTES) // itemsize
+        row = math.prod(self._shape[1:])
+        begin, end = whole_rows(start // itemsize, -(-stop // itemsize), row)
+        for first in range(begin, end, at_once):
+            for offsets, sizes in boxes(self._shape, first, min(first + at_once, end)):
+                for met in self._meeting(sizes, offsets, (1,) * len(sizes)):
+                    yield from parts_of_view(met.chunk.open(), met.shape, met.stride, met.first)
+
     def read_into(self, start: int, out: Bytes) -> None:
         itemsize = self._dtype.itemsize
         first, last = start // itemsize, -(-(start + out.nbytes) // itemsize)
@@ -167,7 +201,7 @@ class ChunkedStorage(TensorStorage):
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         itemsize = self._dtype.itemsize
         row = math.prod(self._shape[1:])
-        at_once = min(nbytes, self._at_once(BLOCK_NBYTES))
+        at_once = min(nbytes, self._at_once(BLOCK_NBYTES)) if nbytes else 0
         return WindowReader(self, self._gather, itemsize, row, -(-stop // itemsize), at_once)
 
     def _gather(self, first: int, last: int, out: Bytes) -> None:
@@ -283,10 +317,19 @@ class ChunkedStorage(TensorStorage):
         self, target: Array, start: Sequence[int], steps: Sequence[int]
     ) -> Iterator[tuple[Chunk, Array]]:
         """Fill ``target`` with every ``steps``-th element from ``start`` on, axis by axis."""
+        for met in self._meeting(target.shape, start, steps):
+            part = read_view(met.chunk.open(), met.shape, met.stride, met.first)
+            target[met.place] = part
+            yield met.chunk, part
+
+    def _meeting(
+        self, shape: Sequence[int], start: Sequence[int], steps: Sequence[int]
+    ) -> Iterator[_Met]:
+        """Yield what chunks have of every ``steps``-th element from ``start`` on, axis by axis."""
         chunks = self._chunks
         if self._shape:
             axis = self._axis
-            stop = start[axis] + (target.shape[axis] - 1) * steps[axis] + 1
+            stop = start[axis] + (shape[axis] - 1) * steps[axis] + 1
             chunks = chunks[
                 bisect.bisect_right(self._starts, start[axis] - self._widest) : bisect.bisect_left(
                     self._starts, stop
@@ -294,26 +337,24 @@ class ChunkedStorage(TensorStorage):
             ]
         for chunk in chunks:
             place: list[slice] = []
-            shape: list[int] = []
+            counts: list[int] = []
             inside: list[int] = []
             for begin, step, count, offset, size in zip(
-                start, steps, target.shape, chunk.offsets, chunk.sizes, strict=True
+                start, steps, shape, chunk.offsets, chunk.sizes, strict=True
             ):
                 low = max(0, -(-(offset - begin) // step))
                 high = min(count, -(-(offset + size - begin) // step))
                 place.append(slice(low, high))
-                shape.append(high - low)
+                counts.append(high - low)
                 inside.append(begin + low * step - offset)
-            if any(size <= 0 for size in shape):
+            if any(size <= 0 for size in counts):
                 continue
             spec = chunk.open()
             stride = tuple(own * step for own, step in zip(spec.stride, steps, strict=True))
             first = spec.storage_offset + sum(
                 at * own for at, own in zip(inside, spec.stride, strict=True)
             )
-            part = read_view(spec, tuple(shape), stride, first)
-            target[tuple(place)] = part
-            yield chunk, part
+            yield _Met(chunk, tuple(place), tuple(counts), stride, first)
 
 
 def _is_whole(spec: TensorSpec) -> bool:

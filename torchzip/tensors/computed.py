@@ -31,11 +31,13 @@ from torchzip.tensors.storage import (
     BLOCK_NBYTES,
     READER_NBYTES,
     Bytes,
+    Part,
     RangeCrc,
     Reader,
     SpanStorage,
     TensorStorage,
     compare_crcs,
+    will_read,
 )
 
 Array = NDArray[Any]
@@ -141,10 +143,7 @@ class ComputedStorage(TensorStorage):
         self.nbytes = rows * self.row_nbytes
         self.random_access = all(each.elements.random_access for each in operands)
         self.depth = 1 + max((each.elements.depth for each in operands), default=0)
-        widest = max([math.prod(row), *(math.prod(each.row) for each in operands)])
-        room = min(_BLOCK_ELEMENTS, _BLOCKS_NBYTES // (8 * max(len(operands), 1)))
-        #: Rows of a block.
-        self.block_rows = max(1, room // max(widest, 1))
+        self.block_rows = rows_of_block(operands, row)
 
     def unrounded(self) -> ComputedStorage:
         """Return the same elements in the dtype in which they are computed."""
@@ -162,6 +161,13 @@ class ComputedStorage(TensorStorage):
         """Return the row where the block begins that has a row."""
         return row // self.block_rows * self.block_rows if self.row else row
 
+    def parts(self, start: int, stop: int) -> Iterator[Part]:
+        row_nbytes = max(self.row_nbytes, 1)
+        first, last = self.first_block(start // row_nbytes), -(-stop // row_nbytes)
+        if self.row:
+            last = min(self.first_block(last + self.block_rows - 1), self.rows)
+        return _parts(self.operands, first, last)
+
     def read_into(self, start: int, out: Bytes) -> None:
         reader = self.reader(start, start + out.nbytes)
         reader.read_into(start, out)
@@ -172,13 +178,7 @@ class ComputedStorage(TensorStorage):
         return _ComputedReader(self, start, stop, nbytes)
 
     def compared(self) -> list[SpanStorage]:
-        """Return what its operands are computed from, but for those of which rows are repeated."""
-        return [
-            each
-            for operand in self.operands
-            if operand.repeat == 1
-            for each in operand.elements.compared()
-        ]
+        return _compared(self.operands)
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         return self._blocks(self.reader(0, self.nbytes), nbytes)
@@ -195,6 +195,50 @@ class ComputedStorage(TensorStorage):
             block = buffer[: self.nbytes - start]
             reader.read_into(start, block)
             yield block
+
+
+def rows_of_block(operands: Sequence[Operand], row: Shape = ()) -> int:
+    """Return how many rows of a result are computed at once."""
+    widest = max([math.prod(row), *(math.prod(each.row) for each in operands)])
+    room = min(_BLOCK_ELEMENTS, _BLOCKS_NBYTES // (8 * max(len(operands), 1)))
+    return max(1, room // max(widest, 1))
+
+
+def _compared(operands: Iterable[Operand]) -> list[SpanStorage]:
+    """Return what is read once with operands, but for those of which rows are repeated."""
+    return [
+        each for operand in operands if operand.repeat == 1 for each in operand.elements.compared()
+    ]
+
+
+def _parts(operands: Sequence[Operand], first: int, stop: int) -> Iterator[Part]:
+    """Yield what is read of files for rows of a result: some of each operand in turn, each once."""
+    share = READER_NBYTES // max(len(operands), 1)
+    at_once = max(1, share // max((each.row_nbytes for each in operands), default=1))
+    done = [0] * len(operands)
+    for at in range(first, stop, at_once):
+        for number, operand in enumerate(operands):
+            begin, end = operand.rows(at, min(at + at_once, stop))
+            begin, done[number] = max(begin, done[number]), end
+            if begin < end:
+                nbytes = operand.row_nbytes
+                yield from operand.elements.parts(begin * nbytes, end * nbytes)
+
+
+def blocks_of(operands: Sequence[Operand], rows: int) -> Iterator[list[Array]]:
+    """Yield blocks of the same elements of operands, in order; compare CRCs at the end.
+
+    Their memory is used again for the next.
+    """
+    at_once = rows_of_block(operands)
+    will_read([each.elements for each in operands], _parts(operands, 0, rows))
+    share = READER_NBYTES // max(len(operands), 1)
+    readers = [OperandReader(operand, 0, rows, share) for operand in operands]
+    for first in range(0, rows, at_once):
+        stop = min(first + at_once, rows)
+        yield [reader.read(first, stop) for reader in readers]
+    crcs = [[each] for reader in readers for each in reader.crcs()]
+    compare_crcs(_compared(operands), crcs)
 
 
 class _ComputedReader(Reader):
@@ -214,10 +258,10 @@ class _ComputedReader(Reader):
         self._operands = [
             OperandReader(operand, min(first, last), last, share) for operand in storage.operands
         ]
+        self._goes_on = nbytes > 0
         self._cast = None
         if storage.computed != storage.dtype:
             self._cast = Cast(storage.computed, storage.dtype)
-        self._shape = storage.row
         self._dtype = numpy_dtype(storage.computed)
         self._block = np.empty(0, np.uint8)
         self._at = 0  # the byte where the block begins
@@ -230,19 +274,21 @@ class _ComputedReader(Reader):
         while done < out.size:
             skip = start + done - self._at
             if not 0 <= skip < self._block.size:
-                self._compute((start + done) // self._computed.row_nbytes)
+                row_nbytes = self._computed.row_nbytes
+                self._compute((start + done) // row_nbytes, -(-(start + out.size) // row_nbytes))
                 skip = start + done - self._at
             part = self._block[skip : skip + out.size - done]
             out[done : done + part.size] = part
             done += part.size
 
-    def _compute(self, row: int) -> None:
+    def _compute(self, row: int, asked: int) -> None:
+        """Compute the block that has a row; rows up to ``asked`` are wanted now."""
         storage = self._computed
         first = storage.first_block(row)
         # Of elements no more than will be read; rows are computed in the same blocks each time.
         stop = min(first + storage.block_rows, storage.rows)
         if not storage.row:
-            stop = min(stop, max(self._stop, first + 1))
+            stop = min(stop, max(self._stop if self._goes_on else asked, first + 1))
         self._block = self._block[:0]  # until it is made
         blocks = [operand.read(first, stop) for operand in self._operands]
         with np.errstate(all="ignore"):
@@ -258,9 +304,7 @@ class OperandReader:
     The memory of a block is used again for the next.
     """
 
-    def __init__(
-        self, operand: Operand, first: int, stop: int, nbytes: int = READER_NBYTES
-    ) -> None:
+    def __init__(self, operand: Operand, first: int, stop: int, nbytes: int) -> None:
         self._operand = operand
         begin, end = (each * operand.row_nbytes for each in operand.rows(first, stop))
         self._reader = operand.elements.reader(begin, end, nbytes)
@@ -307,7 +351,7 @@ def unrounded(spec: TensorSpec) -> TensorSpec:
         inner = unrounded(storage.spec)
         if inner is not storage.spec:
             return spec.replace(torch_dtype=inner.torch_dtype, storage=ElementStorage(inner))
-    if isinstance(storage, ChunkedStorage):
+    if isinstance(storage, ChunkedStorage) and storage.depth:  # which is not of a file
         parts = [unrounded(part) for part in storage.tensors]
         wide = max((part.torch_dtype for part in parts), key=lambda each: DTYPES[each].itemsize)
         if wide != spec.torch_dtype:

@@ -12,17 +12,25 @@ from torchzip.dtypes import DTYPES
 from torchzip.tensors.casts import whole_items
 from torchzip.tensors.chunks import boxes
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.specs import Shape, TensorSpec, is_contiguous, read_view, resolve_bits
+from torchzip.tensors.specs import (
+    Shape,
+    TensorSpec,
+    is_contiguous,
+    parts_of_view,
+    read_view,
+    resolve_bits,
+)
 from torchzip.tensors.storage import (
     BLOCK_NBYTES,
     READER_NBYTES,
     Bytes,
+    Part,
     RangeCrc,
     Reader,
     SpanStorage,
     TensorStorage,
 )
-from torchzip.tensors.windows import WindowReader
+from torchzip.tensors.windows import WindowReader, whole_rows
 
 #: A strided tensor is gathered in pieces of this size: large enough that a transposed
 #: one is read in runs of kilobytes.
@@ -45,7 +53,7 @@ class ElementStorage(TensorStorage):
     """
 
     def __init__(self, spec: TensorSpec) -> None:
-        self.spec = spec
+        self.spec = self.viewed = spec
         self._element_nbytes = DTYPES[spec.torch_dtype].itemsize
         self.nbytes = spec.numel * self._element_nbytes
         self.torch_dtype = spec.torch_dtype if DTYPES[spec.torch_dtype].storage_class else None
@@ -78,6 +86,18 @@ class ElementStorage(TensorStorage):
     def made_of(self) -> Iterable[TensorStorage]:
         return (self.spec.storage,)
 
+    def parts(self, start: int, stop: int) -> Iterator[Part]:
+        if self.is_range:
+            yield from self.spec.storage.parts(self.start + start, self.start + stop)
+            return
+        itemsize = self._element_nbytes
+        at_once = READER_NBYTES // itemsize  # as much is gathered at once
+        row = math.prod(self.spec.shape[1:])
+        begin, end = whole_rows(start // itemsize, -(-stop // itemsize), row)
+        for first in range(begin, end, at_once):
+            for offset, sizes in self._boxes(first, min(first + at_once, end)):
+                yield from parts_of_view(self.spec, sizes, self.spec.stride, offset)
+
     def read_into(self, start: int, out: Bytes) -> None:
         if self.is_range:
             self.spec.storage.read_into(self.start + start, out)
@@ -106,11 +126,15 @@ class ElementStorage(TensorStorage):
         spec = self.spec
         elements = out.view(numpy_dtype(spec.torch_dtype))
         done = 0
-        for start, sizes in boxes(spec.shape, first, last):
-            offset = spec.storage_offset + sum(map(mul, start, spec.stride))
+        for offset, sizes in self._boxes(first, last):
             target = elements[done : done + math.prod(sizes)]
             target.reshape(sizes)[...] = read_view(spec, sizes, spec.stride, offset)
             done += target.size
+
+    def _boxes(self, first: int, last: int) -> Iterator[tuple[int, Shape]]:
+        """Yield a range of the elements in boxes: where each begins in the storage, its sizes."""
+        for start, sizes in boxes(self.spec.shape, first, last):
+            yield self.spec.storage_offset + sum(map(mul, start, self.spec.stride)), sizes
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         if not self.nbytes:

@@ -178,9 +178,11 @@ class PersistentIds:
 
     def _window(self, pid: tuple[Any, ...], view: Any) -> BareStorage:
         """Return a window of a storage, as legacy files before torch 0.4 have them."""
-        view_key, first, count = view if type(view) is tuple and len(view) == 3 else (None,) * 3
-        if type(view_key) not in (str, int) or not (is_number(first) and is_number(count)):
-            raise PickleError(
+        is_view = type(view) is tuple and len(view) == 3
+        view_key, first, count = view if is_view else (None, 0, 0)
+        are_numbers = is_number(first) and is_number(count)
+        if type(view_key) not in (str, int) or not are_numbers:
+            raise (PickleError if are_numbers else TensorError)(
                 f"the view of a storage is {shown(view)}; (key, offset, size), the key a string or "
                 "an int, the others from 0 to 2**63, was expected"
             )

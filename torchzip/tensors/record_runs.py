@@ -50,7 +50,7 @@ Columns = tuple[Numbers, Numbers, NDArray[np.bool_]]
 _FEWEST = 12
 #: Bytes that are looked at first, and at most. A window that was used up is followed by one
 #: that is larger, so what is looked at in vain is never much.
-_FIRST_WINDOW = 1 << 15
+_FIRST_WINDOW = 1 << 16
 _LARGEST_WINDOW = 1 << 18
 #: Bytes that are passed over after the first time that there was no run.
 _PAUSE = 1 << 10
@@ -66,8 +66,8 @@ _INT_NBYTES, _PUT_NBYTES = np.zeros((2, 256), np.int64)
 _INT_NBYTES[list(b"KMJ")] = 2, 3, 5
 _PUT_NBYTES[list(b"qr")] = 2, 5
 _MASKS = np.array([0, 0, 0xFF, 0xFFFF, 0, 0xFFFFFFFF])
-#: Opcodes of a gap at most, and the bytes of those that may stand in one, with their argument but
-#: for the text of BINUNICODE. Any would do that has no persistent id and numbers nothing anew.
+#: Opcodes of a gap at most, and the bytes of those that may be in one, with their argument but
+#: for the text of BINUNICODE. Any would do that has no persistent id and renumbers nothing.
 _MOST_IN_GAP = 200
 _FEW_IN_GAP = 12
 _GAP_NBYTES = np.zeros(256, np.int64)
@@ -130,7 +130,7 @@ class Window:
     key_puts: list[int]
     ends: list[int]  # the number after the last of each
     stops: list[int]  # where each ends in the pickle
-    names: list[str | None]  # what stands before each, if it is no more than a name
+    names: list[str | None]  # what comes before each, if it is just a name
     keys: list[str]
     layouts: list[TensorLayout]
     which: list[int]  # the layout of each
@@ -326,7 +326,7 @@ class _Columns:
         stops = stops[words[stops + 1] == closing][:_MOST_TENSORS]
         if len(stops) < _FEWEST:
             return
-        # The opcodes between the puts behind the strides.
+        # The opcodes between the puts after the strides.
         parts = [b"\x89" + hooks + b")R", b"t", b"R"]
         opening = bytes([0x68, gets.function])
         if gets.parameter is not None:

@@ -27,8 +27,10 @@ from torchzip.errors import (
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import is_number
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import Part, TensorStorage
 
+#: Gaps that are fetched along with what lies around them: a request takes as long.
+_FAR_GAP_NBYTES = 1 << 20
 #: Reads of a strided slice that lie this close together become one if there are many.
 _GAP_NBYTES = 4096
 _MANY_READS = 1024
@@ -99,6 +101,18 @@ def is_contiguous(shape: Shape, stride: Shape) -> bool:
             for size, step, usual in zip(shape, stride, contiguous_stride(shape), strict=True)
         )
     )
+
+
+def opened(spec: TensorSpec) -> TensorSpec:
+    """Return what a view is a view of: the same elements as they lie in a file; others as they are.
+
+    The strides of that can be negative.
+    """
+    viewed: TensorSpec | None = spec.storage.viewed
+    if viewed is None or viewed.shape != spec.shape:
+        return spec
+    is_whole = not (spec.conj or spec.neg or spec.storage_offset)
+    return viewed if is_whole and is_contiguous(spec.shape, spec.stride) else spec
 
 
 def is_dense(shape: Shape, stride: Shape) -> bool:
@@ -301,18 +315,41 @@ def read_view(spec: TensorSpec, shape: Shape, stride: Shape, offset: int) -> NDA
     return broadcast(resolve_bits(array, spec), shape)
 
 
+def parts_of_view(spec: TensorSpec, shape: Shape, stride: Shape, offset: int) -> Iterator[Part]:
+    """Yield what `read_view` reads of files, with small gaps."""
+    if 0 in shape:
+        return
+    itemsize = DTYPES[spec.torch_dtype].itemsize
+    _, sizes, steps, start = _moving(shape, stride, offset)
+    level, run = len(sizes), 1
+    while level and (steps[level - 1] - run) * itemsize <= _FAR_GAP_NBYTES:
+        level -= 1
+        run += (sizes[level] - 1) * steps[level]
+    for index in np.ndindex(*sizes[:level]):
+        at = start + sum(i * step for i, step in zip(index, steps, strict=False))
+        yield from spec.storage.parts(at * itemsize, (at + run) * itemsize)
+
+
+def _moving(
+    shape: Shape, stride: Shape, offset: int
+) -> tuple[list[int], list[int], list[int], int]:
+    """Return the axes that move, outermost first, their sizes and steps, and the first element.
+
+    A backward axis is read forwards.
+    """
+    axes = [axis for axis in range(len(shape)) if shape[axis] > 1 and stride[axis] != 0]
+    axes.sort(key=lambda axis: -abs(stride[axis]))
+    start = offset + sum((shape[axis] - 1) * stride[axis] for axis in axes if stride[axis] < 0)
+    return axes, [shape[axis] for axis in axes], [abs(stride[axis]) for axis in axes], start
+
+
 def _read_once(
     storage: TensorStorage, dtype: np.dtype[Any], shape: Shape, stride: Shape, offset: int
 ) -> NDArray[Any]:
     """Return elements of a storage, with one on each broadcast axis (stride 0)."""
     if 0 in shape:
         return np.empty(shape, dtype)
-    # Work on the axes that move, outermost first; a backward axis is read forwards.
-    axes = [axis for axis in range(len(shape)) if shape[axis] > 1 and stride[axis] != 0]
-    axes.sort(key=lambda axis: -abs(stride[axis]))
-    start = offset + sum((shape[axis] - 1) * stride[axis] for axis in axes if stride[axis] < 0)
-    sizes = [shape[axis] for axis in axes]
-    steps = [abs(stride[axis]) for axis in axes]
+    axes, sizes, steps, start = _moving(shape, stride, offset)
     span = span_of(sizes, steps)
     gathered = storage.gather(dtype, sizes, steps, start)
     if gathered is not None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
 from torchzip.files.crc import RunningCrc32, crc32, crc32_combine, wrong_crc
-from torchzip.files.source import Source
+from torchzip.files.source import Source, file_place
 
 Bytes = NDArray[np.uint8]
 
@@ -77,6 +77,8 @@ class TensorStorage(ABC):
     random_access: bool = True
     #: How many storages are inside one another below this.
     depth: int = 0
+    #: The tensor whose elements these are in C order, if it is one that lies elsewhere.
+    viewed: Any = None
     #: False: its bytes are somewhere that nobody reads them from.
     is_read: bool = True
 
@@ -101,6 +103,14 @@ class TensorStorage(ABC):
     def made_of(self) -> Iterable[TensorStorage]:
         """Return the storages whose bytes this one is computed from."""
         return ()
+
+    def parts(self, start: int, stop: int) -> Iterator[Part]:
+        """Yield what is read of files for a range of bytes, in that order, as far as it is known.
+
+        It is for fetching it beforehand (`will_read`), and may have gaps that nobody reads.
+        """
+        for base in self.made_of():
+            yield from base.parts(0, base.nbytes)
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
@@ -228,8 +238,19 @@ class Locator(Protocol):
         """Return the Source and the offset of the bytes of a record."""
         ...
 
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        """Return the Source, and the offset and size of all that is read for a record's bytes.
 
-class FixedPlace:
+        Nothing is read for that.
+        """
+        ...
+
+    def alone(self, record: str) -> Locator:
+        """Return a Locator for a record that can be pickled if the Source can."""
+        return FixedPlace(*self.locate(record))
+
+
+class FixedPlace(Locator):
     """A Locator for one place."""
 
     def __init__(self, source: Source, offset: int) -> None:
@@ -237,6 +258,9 @@ class FixedPlace:
 
     def locate(self, record: str) -> tuple[Source, int]:
         return self._place
+
+    def extent(self, record: str, nbytes: int) -> tuple[Source, int, int]:
+        return (*self._place, nbytes)
 
 
 class SpanStorage(TensorStorage):
@@ -271,15 +295,20 @@ class SpanStorage(TensorStorage):
     @property
     def source(self) -> Source:
         """Where the bytes stand."""
-        return self._locator.locate(self.record)[0]
+        return self.extent(0, 0)[0]
 
     @property
     def path(self) -> str:
         """The file, as messages show it."""
         return self.source.name
 
+    def extent(self, start: int, stop: int) -> tuple[Source, int, int]:
+        """Return the Source, and the offset and size of all that is read for a range of bytes."""
+        source, offset, nbytes = self._locator.extent(self.record, self.nbytes)
+        return source, offset + start, nbytes - self.nbytes + stop - start
+
     def __reduce__(self) -> tuple[Any, ...]:
-        place = FixedPlace(*self._locator.locate(self.record))
+        place = self._locator.alone(self.record)
         fields = (self.torch_dtype, self.nbytes, self.location, self.record, place)
         return (SpanStorage, (*fields, self.crc, self._swap_nbytes))
 
@@ -296,6 +325,9 @@ class SpanStorage(TensorStorage):
         source.read_into(offset + first, whole.data)
         swapped = whole.reshape(-1, unit)[:, ::-1].reshape(-1)
         out[:] = swapped[start - first : start - first + out.nbytes]
+
+    def parts(self, start: int, stop: int) -> Iterator[Part]:
+        yield self, start, stop
 
     def compared(self) -> list[SpanStorage]:
         return [self] if self.crc else []
@@ -347,17 +379,30 @@ def sources_of(storages: Iterable[object]) -> list[Source]:
     return list(found.values())
 
 
-def fill_from(blocks: Iterator[Bytes], start: int, out: Bytes) -> None:
-    """Fill ``out`` from byte ``start`` of what comes in blocks; take no more than is needed."""
-    done = at = 0
-    for block in blocks:
-        begin = max(0, start - at)
-        part = block[begin : begin + out.nbytes - done]
-        out[done : done + part.size] = part
-        done += part.size
-        at += block.size
-        if done == out.nbytes:
-            return
+#: A storage of a file, and from which byte of it to which something will be read.
+Part = tuple[SpanStorage, int, int]
+
+
+def will_read(storages: Iterable[TensorStorage], parts: Iterable[Part] | None = None) -> None:
+    """Tell the sources of storages which parts of them will be read soon, in this order.
+
+    By default they are read whole.
+    """
+    storages = list(storages)
+    sources = {id(file): file for file in (file_place(s, 0)[0] for s in sources_of(storages))}
+    groups: dict[int, list[tuple[Source, int, int]]] = {}
+    if any(source.far_group is not None for source in sources.values()):  # others look at nothing
+        if parts is None:
+            parts = (part for storage in storages for part in storage.parts(0, storage.nbytes))
+        for storage, start, stop in parts:
+            source, at, nbytes = storage.extent(start, stop)
+            source, at = file_place(source, at)
+            groups.setdefault(id(source.far_group), []).append((source, at, nbytes))
+    for source in sources.values():
+        if source.far_group is None:
+            source.will_read([])
+        elif spans := groups.pop(id(source.far_group), []):
+            source.will_read(spans)
 
 
 @dataclass(eq=False, repr=False)
@@ -380,7 +425,7 @@ class StreamStorage(TensorStorage):
             self.crc = None
 
     def read_into(self, start: int, out: Bytes) -> None:
-        fill_from(self.blocks(), start, out)
+        self.reader(start, start + out.nbytes).read_into(start, out)
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         return _StreamReader(self)

@@ -18,24 +18,16 @@ from torchzip.dtypes import DTYPES
 from torchzip.tensors.chunks import Chunk, ChunkedStorage
 from torchzip.tensors.computed import fresh_spec
 from torchzip.tensors.numpy_dtypes import numpy_dtype
-from torchzip.tensors.packing import ElementStorage, elements_of
-from torchzip.tensors.specs import Shape, TensorSpec, contiguous_stride, is_contiguous, slice_spec
+from torchzip.tensors.packing import elements_of
+from torchzip.tensors.specs import (
+    Shape,
+    TensorSpec,
+    contiguous_stride,
+    is_contiguous,
+    opened,
+    slice_spec,
+)
 from torchzip.tensors.storage import ArrayStorage
-
-
-def opened(spec: TensorSpec) -> TensorSpec:
-    """Return what a view is a view of: the same elements as they lie in a file; others as they are.
-
-    The strides of that can be negative.
-    """
-    storage = spec.storage
-    if (
-        isinstance(storage, ElementStorage)
-        and storage.spec.shape == spec.shape
-        and ElementStorage(spec).is_whole
-    ):
-        return storage.spec
-    return spec
 
 
 def _closed(spec: TensorSpec, shape: Shape, stride: Shape, offset: int) -> TensorSpec:

@@ -9,6 +9,13 @@ import numpy as np
 from torchzip.tensors.storage import Bytes, Reader, TensorStorage
 
 
+def whole_rows(first: int, last: int, row: int) -> tuple[int, int]:
+    """Return a range of elements made longer to whole rows, if it has some of three or more."""
+    if row and last // row > first // row + 1:
+        return first - first % row, last + -last % row
+    return first, last
+
+
 class WindowReader(Reader):
     """Reads elements that are best gathered many at once: a window of them, which it keeps.
 
@@ -49,9 +56,7 @@ class WindowReader(Reader):
         if most:
             left = max(self._stop, last) - first
             last = first + -(-left // max(1, round(left / most)))  # as many in each window
-        if last // row > first // row + 1:
-            first -= first % row
-            last += -last % row
+        first, last = whole_rows(first, last, row)
         last = min(last, self._storage.nbytes // self._itemsize)
         self._window = self._memory[:0]  # until it is filled
         nbytes = (last - first) * self._itemsize

@@ -15,11 +15,13 @@ from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Held, select
 from torchzip.errors import EnoughMemory, ErrorPlace, shown
+from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File
 from torchzip.limits import Limits
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import Part, will_read
 from torchzip.tools.elements import (
     ElementDifference,
     Located,
@@ -104,7 +106,13 @@ class Diff:
 
 @EnoughMemory()
 def diff(
-    a: File, b: File, *, cast: bool = False, read: bool = False, limits: Limits | None = None
+    a: File,
+    b: File,
+    *,
+    cast: bool = False,
+    read: bool = False,
+    limits: Limits | None = None,
+    storage_options: StorageOptions = None,
 ) -> Diff:
     """Compare two checkpoints and return what differs, from ``a`` to ``b``.
 
@@ -138,6 +146,7 @@ def diff(
     >>> found.is_equal, found.changed[0].values
     (False, ElementDifference(count=1, max_abs=0.5, nans=0, first=(1,)))
     """
+    a, b = located(a, storage_options), located(b, storage_options)
     with Checkpoint(a, limits=limits) as before, Checkpoint(b, limits=limits) as after:
         return _Comparison(_Side(before), _Side(after), cast, read).run()
 
@@ -173,7 +182,8 @@ class _Side:
             name: value for name, value in values.items() if not isinstance(value, BareStorage)
         }
         storages = {id(each): each for held in self.tensors.values() for each in storages_of(held)}
-        self.stored_nbytes = sum(storage.nbytes for storage in storages.values())
+        self.storages = [*storages.values()]
+        self.stored_nbytes = sum(storage.nbytes for storage in self.storages)
         # The strings of a safetensors header; other formats have none to compare them with.
         self.texts = selection.metadata if is_by_name else None
 
@@ -214,6 +224,8 @@ class _Comparison:
         changed: list[TensorChange] = []
         other_bits: list[str] = []
         equal = unread = 0
+        for side, other in ((a, b), (b, a)):
+            will_read(side.storages, self._parts_to_read(side, other))
         for name in a.tensors:
             if name not in b.tensors:
                 continue
@@ -241,6 +253,18 @@ class _Comparison:
             values=tuple(self._values()),
             other_bits=tuple(other_bits),
         )
+
+    def _parts_to_read(self, side: _Side, other: _Side) -> Iterator[Part]:
+        """Yield what is read of one side for the tensors whose names both have."""
+        known: set[int] = set()
+        for name in self._a.tensors:
+            if name in self._b.tensors:
+                pairs = zip(_parts(side.tensors[name]), _parts(other.tensors[name]), strict=False)
+                for (_, spec), (_, its) in pairs:
+                    is_read = self._read or not same_unread(spec, its)
+                    if is_read and id(spec.storage) not in known:
+                        known.add(id(spec.storage))
+                        yield from spec.storage.parts(0, spec.storage.nbytes)
 
     # -- tensors of one name --------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from torchzip.container.zip_writer import MAX_ALIGNMENT, archive_name, measure
 from torchzip.convert.rules import Globs, RenameRules
 from torchzip.errors import EnoughMemory, TorchZipError, UnsupportedError
 from torchzip.files.in_place import InPlaceFile
+from torchzip.files.location import Location, located
 from torchzip.files.source import FileSource
 from torchzip.formats.base import check_options
 from torchzip.formats.opening import open_checkpoint
@@ -116,6 +117,12 @@ def edit(
     """
     if not isinstance(file, str | os.PathLike):
         raise TypeError(f"edit takes the path of a file, not {type(file).__name__}")
+    file = located(file)
+    if isinstance(file, Location):
+        raise ValueError(
+            f"{file.name}: edit changes a file in place, and objects of stores are only replaced; "
+            "convert writes a changed copy"
+        )
     limits = check_options("keep", limits)
     rules = EditRules(rename, drop, set_values, requires_grad, device)
     with contextlib.ExitStack() as stack:

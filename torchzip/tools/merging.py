@@ -24,7 +24,8 @@ from torchzip.convert.casting import layout
 from torchzip.convert.conversion import ConvertReport, convert
 from torchzip.convert.rules import Rules
 from torchzip.dtypes import DTYPES
-from torchzip.errors import shown
+from torchzip.errors import EnoughMemory, shown
+from torchzip.files.location import StorageOptions
 from torchzip.lazy import compute
 from torchzip.limits import Limits
 from torchzip.tools.formula import Formula
@@ -52,6 +53,7 @@ class Merged:
     left_out: tuple[str, ...] = ()
 
 
+@EnoughMemory()
 def average(
     sources: Sequence[Path],
     dst: Path,
@@ -71,7 +73,7 @@ def average(
 
     A tensor that a source lacks, or has in another shape, is an error that lists them. With
     ``partial`` those are averaged that have it, and those of other shapes are those of the first.
-    ``convert_options`` are the options of `convert`.
+    ``convert_options`` are the options of `convert`; ``storage_options`` are for all URLs.
 
     Raises
     ------
@@ -115,6 +117,7 @@ def average(
     return _merge(named, dst, mean, partial, counters, convert_options)
 
 
+@EnoughMemory()
 def combine(
     formula: str,
     sources: Mapping[str, Path],
@@ -193,13 +196,15 @@ def _merge(
     gives a tensor, or why one is taken as it is: the last if the reason says so, else the first.
     """
     limits: Limits | None = options.pop("limits", None)
+    storage_options: StorageOptions = options.get("storage_options")
     rules = Rules(include=options.get("include"), exclude=options.get("exclude"))
     problems: list[str] = []
     kept: dict[str, str] = {}
     made: dict[Any, tuple[str, LazyTensor]] = {}
     with contextlib.ExitStack() as opened:
         checkpoints = [
-            opened.enter_context(Checkpoint(path, limits=limits)) for path in sources.values()
+            opened.enter_context(Checkpoint(path, limits=limits, storage_options=storage_options))
+            for path in sources.values()
         ]
         labels = [f"{label} ({checkpoint.path})" for label, checkpoint in
                   zip(sources, checkpoints, strict=True)]  # fmt: skip
@@ -312,7 +317,7 @@ def _listed(problems: Sequence[str]) -> str:
     more = f"; and {len(problems) - _MOST_SHOWN:,} more" if len(problems) > _MOST_SHOWN else ""
     return (
         f"{len(problems):,} tensors do not match: " + "; ".join(problems[:_MOST_SHOWN]) + more
-        + ". partial=True takes what there is, include and exclude choose"
+        + ". The option partial takes what there is; include and exclude choose tensors"
     )  # fmt: skip
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.errors import UnsupportedError
-from torchzip.files.new_file import refuse_existing
-from torchzip.files.sink import open_sink
+from torchzip.files.opening import open_sink, refuse_existing
 from torchzip.tensors.casts import CastStorage, is_castable
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype, numpy_dtype, parse_torch_dtype
 from torchzip.tensors.packing import ElementStorage

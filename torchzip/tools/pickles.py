@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from torchzip.container.tar import find_members
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import FormatError, LimitError, TorchZipError, UnsupportedError, listed, shown
-from torchzip.files.source import PartSource, Source, open_source
+from torchzip.files.opening import open_source
+from torchzip.files.source import PartSource, Source
 from torchzip.formats.legacy import is_legacy
 from torchzip.formats.opening import is_safetensors
 from torchzip.limits import Limits

@@ -14,7 +14,7 @@ from torchzip.convert.planned import PlannedFile, PlannedTensor
 from torchzip.convert.selection import Held, Selection
 from torchzip.convert.work import Work
 from torchzip.errors import listed
-from torchzip.limits import Limits
+from torchzip.limits import DEFAULT_LIMITS
 from torchzip.types import OtherTensor
 
 #: Bytes of an array of numpy up to which its values are in the text that carries the object.
@@ -153,7 +153,7 @@ class Output(ABC):
             return arrays.get(id(value))
 
         if selection.is_flat:
-            made = carry_order(list(self.tensors), in_file, Limits())
+            made = carry_order(list(self.tensors), in_file, DEFAULT_LIMITS)
         else:
             made = carry(
                 selection.root,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
@@ -125,7 +124,8 @@ class ZipOutput(Output):
             (key,) = keys
             storage = planned.storages[key]
             writer.begin_record(f"data/{key}", storage.nbytes)
-            first = os.pread(file.descriptor, 8, planned.starts[key])
-            writer.skip(storage.nbytes, work.crc_of(key), first)
+            writer.flush()  # where the bytes come in order, those of the storage come now
+            crc = work.crc_of(key)
+            writer.skip(storage.nbytes, crc, file.read_back(planned.starts[key], 8))
             writer.end_record()
         writer.finish()

@@ -62,6 +62,9 @@ class DamagedLegacy(_DamagedPlain, LegacyContainer):
             "a legacy file has no CRCs: it is unknown whether names and values in it are right",
         )
 
+    def locate(self, record: str) -> tuple[Source, int]:
+        return self.source, self.offsets[record]  # a count may be what is damaged
+
     def _place_storages(self, keys: list[str]) -> None:
         rows: list[_Row] = []
         at = self._bounds[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from torchzip.container.zip_extra import PADDING, ZIP64, all_fields
 from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_reader import Entry, ZipReader
 from torchzip.convert.casting import inner_tensors
-from torchzip.formats.base import FileContainer
+from torchzip.formats.base import FileContainer, FolderContainer
 from torchzip.formats.rank_files import RankFilesContainer
 from torchzip.formats.sharded import ShardedContainer
 from torchzip.formats.zip import ZipContainer
@@ -107,11 +106,12 @@ def account_of(checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str])
 
 def _add_folder(made: Account, checkpoint: Checkpoint, kinds: Mapping[str, str]) -> None:
     """Add the bytes of a distributed checkpoint: those of tensors, and all others together."""
-    folder = checkpoint.path if os.path.isdir(checkpoint.path) else os.path.dirname(checkpoint.path)
-    names = os.listdir(folder or os.curdir)
-    own = [name for name in names if name.endswith((".distcp", ".metadata"))]
-    own = own or [name for name in names if name.endswith(".safetensors")]
-    made.size = around = sum(os.path.getsize(os.path.join(folder, name)) for name in own)
+    assert isinstance(checkpoint.container, FolderContainer)
+    folder = checkpoint.container.folder
+    own = [name for name in folder.names if name.endswith((".distcp", ".metadata"))]
+    own = own or [name for name in folder.names if name.endswith(".safetensors")]
+    folder.will_open(own)
+    made.size = around = sum(folder.open(name).size for name in own)
     seen: set[int] = set()
     for name, tensor in checkpoint.items():
         for storage in storages_of(tensor):

@@ -11,6 +11,7 @@ from torchzip.checkpoint.outline import Outline, outline
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import select
 from torchzip.errors import EnoughMemory
+from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File
 from torchzip.limits import Limits
 from torchzip.tools.file_size.accounts import (
@@ -77,7 +78,9 @@ class WhyBig:
 
 
 @EnoughMemory()
-def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
+def why_big(
+    file: File, *, limits: Limits | None = None, storage_options: StorageOptions = None
+) -> WhyBig:
     """Say where the bytes of a checkpoint go, and what `convert` would save of them.
 
     Data is read only of storages that have the size of another (and its CRC, where there are
@@ -101,6 +104,7 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
     >>> found.duplicates, found.savings[0].what
     ((Duplicates(nbytes=8000, names=('a', 'b')),), 'round floating tensors to bfloat16')
     """
+    file = located(file, storage_options)
     with Checkpoint(file, limits=limits) as checkpoint:
         found = outline(checkpoint, plain=False)
         around = checkpoint.root
@@ -122,7 +126,7 @@ def why_big(file: File, *, limits: Limits | None = None) -> WhyBig:
         notes.append("convert would take the tensors only, without the code in the archive")
     elif isinstance(file, str | os.PathLike):
         ideas = _ideas(found, account, roles)
-        made = (saving_of(found.path, account.size, idea, limits) for idea in ideas)
+        made = (saving_of(file, account.size, idea, limits) for idea in ideas)
         savings = [saving for saving in made if saving is not None]
     return WhyBig(
         file=found.path,

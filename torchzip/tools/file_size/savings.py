@@ -14,6 +14,7 @@ from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_target
 from torchzip.errors import TorchZipError, is_printable
+from torchzip.files.location import Location
 from torchzip.limits import Limits
 
 
@@ -44,12 +45,14 @@ class Idea:
     dtype: str | None = None
 
 
-def saving_of(path: str, size: int, idea: Idea, limits: Limits) -> Saving | None:
+def saving_of(file: str | os.PathLike[str], size: int, idea: Idea, limits: Limits) -> Saving | None:
     """Return what an idea saves; None if that is nothing, or it cannot be done."""
-    target = _target(path, idea)
     globs = [re.sub(r"([*?[])", r"[\1]", prefix) + ".*" for prefix in idea.exclude]
     try:
-        with Checkpoint(path, limits=limits) as checkpoint:
+        with Checkpoint(file, limits=limits) as checkpoint:
+            path = checkpoint.path
+            # What is read from a store or a web server is written here.
+            target = _target(os.path.basename(path) if isinstance(file, Location) else path, idea)
             rules = Rules(dtype=idea.dtype, exclude=globs or None)
             plan = make_plan(checkpoint, parse_target(target), rules)
     except (TorchZipError, ValueError):

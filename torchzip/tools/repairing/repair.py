@@ -33,8 +33,9 @@ from torchzip.errors import (
     TorchZipError,
     UnsupportedError,
 )
-from torchzip.files.new_file import refuse_existing
-from torchzip.files.source import File, Source, open_source, rewinder
+from torchzip.files.location import Location, StorageOptions, located
+from torchzip.files.opening import open_source, refuse_existing
+from torchzip.files.source import File, Source, rewinder
 from torchzip.formats.base import (
     FileContainer,
     check_options,
@@ -91,6 +92,7 @@ def repair(
     *,
     overwrite: bool = False,
     limits: Limits | None = None,
+    storage_options: StorageOptions = None,
 ) -> Repaired:
     """Write what can be saved of a truncated or damaged checkpoint.
 
@@ -131,7 +133,10 @@ def repair(
     1000.0
     """
     limits = check_options("keep", limits)
+    broken = located(broken, storage_options)
     out = os.fsdecode(out)
+    if isinstance(located(out), Location):
+        raise ValueError(f"{located(out).name}: what is repaired is written to this computer")
     if not overwrite:
         refuse_existing(out)
     rewind = rewinder(broken)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from torchzip.errors import EnoughMemory
-from torchzip.files.new_file import refuse_existing
-from torchzip.files.sink import open_sink
+from torchzip.files.location import StorageOptions, located
+from torchzip.files.opening import open_sink, refuse_existing
 from torchzip.files.source import File
 from torchzip.limits import Limits
 from torchzip.tools.report_page.contents import read_contents
@@ -36,6 +36,7 @@ def report(
     read_data: bool = True,
     overwrite: bool = False,
     limits: Limits | None = None,
+    storage_options: StorageOptions = None,
 ) -> Report:
     """Write a page about a checkpoint: sizes by module, dtypes, histograms, ties, names, values.
 
@@ -61,6 +62,7 @@ def report(
     >>> made.tensors, made.damage, page.getvalue()[:15]
     (1, None, b'<!doctype html>')
     """
+    file, out = located(file, storage_options), located(out, storage_options)
     if isinstance(out, str | os.PathLike) and not overwrite:
         refuse_existing(out)
     contents = read_contents(file, read_data=read_data, limits=limits)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import EnoughMemory, shown
+from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File
 from torchzip.formats.base import Container
 from torchzip.formats.zip import ZipContainer
@@ -53,6 +54,7 @@ def verify(
     *,
     limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
+    storage_options: StorageOptions = None,
 ) -> Verified:
     """Read all of a checkpoint, compare every CRC, and say whether torch.load accepts it.
 
@@ -74,6 +76,7 @@ def verify(
     >>> found.format, found.records, found.torch_load
     ('zip', 6, 'accepts')
     """
+    file = located(file, storage_options)
     with Checkpoint(file, limits=limits) as checkpoint:
         return verified(checkpoint, file, progress)
 

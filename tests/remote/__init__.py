@@ -1,0 +1,1 @@
+"""Tests of checkpoints behind URLs. Servers are on loopback; stores and clusters may be missing."""
