@@ -140,7 +140,7 @@ def _open_latest(
     """Return the ZeRO checkpoint in the directory that a ``latest`` names."""
     raw = read_bounded(folder.open(name), limits, "text_nbytes")
     tag = raw.decode("utf-8", "replace").strip()
-    if not is_plain_name(tag) or tag not in folder.names:
+    if not is_plain_name(tag) or not folder.has(tag):
         raise FormatError(
             f"it names {shown(tag)}; a directory beside it was expected", path=folder.place(name)
         )
