@@ -36,6 +36,18 @@ def test_commands(folder: str, capsys: Capture, tmp_path: Path) -> None:
     assert "equal" in Command("diff").done(capsys, path, tmp_path / "same.pt")
 
 
+def test_optimizer(capsys: Capture, tmp_path: Path) -> None:
+    """What it keeps of each weight is shown and converted when it is asked for."""
+    path, name = RANKS / "zero-3-fp32", "optimizer.l1.bias.exp_avg"
+    assert "optimizer" not in Command("ls").done(capsys, path)
+    assert name in Command("ls").done(capsys, path, "--optimizer")
+    assert "float32 [16]" in Command("cat").done(capsys, path, name)
+    target = tmp_path / "m.safetensors"
+    assert Command("convert")(capsys, path, target, "--include", "optimizer.*.bias.*")[0] == 0
+    assert name in tz.load(target)
+    assert all(each.startswith("optimizer.") for each in tz.load(target))
+
+
 def test_join(capsys: Capture, tmp_path: Path) -> None:
     """Shards are given by a pattern, and go by the numbers in their names."""
     array = np.arange(24.0).reshape(12, 2)

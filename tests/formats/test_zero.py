@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,10 +152,11 @@ def test_any_layout(tmp_path_factory: pytest.TempPathFactory, data: st.DataObjec
     folder = tmp_path_factory.mktemp("zero")
     with tz.lazy_load(zero.write(folder)) as checkpoint:
         _check(checkpoint, zero)
-    loaded = tz.load(folder)
-    assert {name: array.tolist() for name, array in loaded.items()} == {
-        name: array.tolist() for name, array in zero.weights().items()
-    }
+    expected = {name: array.tolist() for name, array in zero.weights().items()}
+    assert {name: array.tolist() for name, array in tz.load(folder).items()} == expected
+    expected |= {name: array.tolist() for name, array in zero.moments().items()}
+    with tz.lazy_load(folder, optimizer=True) as checkpoint:
+        assert {name: checkpoint[name].numpy().tolist() for name in checkpoint} == expected
 
 
 def test_old_layouts(tmp_path: Path) -> None:
@@ -219,8 +221,6 @@ def test_lightning(tmp_path: Path) -> None:
 
 def test_pickled(tmp_path: Path) -> None:
     """A checkpoint and its tensors survive ``pickle``, as executors need it."""
-    import pickle
-
     zero = _small(stage=3)
     with tz.lazy_load(zero.write(tmp_path)) as checkpoint:
         tensor = pickle.loads(pickle.dumps(checkpoint["a"]))
@@ -239,6 +239,78 @@ def test_universal() -> None:
         assert other["head.weight"] is other["emb.weight"]
 
 
+_MOMENTS = ["exp_avg", "exp_avg_sq"]
+
+
+def test_real_moments() -> None:
+    """They are what ``ds_to_universal`` made of the same files, which this reads too."""
+    path = REAL / "zero-2-bf16"
+    beside = path / "universal" / "zero"
+    with (
+        tz.lazy_load(path, optimizer=True) as one,
+        tz.lazy_load(path / "latest_universal", optimizer=True) as other,
+    ):
+        assert list(one) == list(other)
+        names = [name for name in one if name.startswith("optimizer.")]
+        trained = sorted(each.parent.name for each in beside.glob("*/exp_avg.pt"))
+        assert sorted(names) == sorted(f"optimizer.{n}.{m}" for n in trained for m in _MOMENTS)
+        for name in names:
+            weight, _, moment = name.removeprefix("optimizer.").rpartition(".")
+            expected = tz.load(beside / weight / f"{moment}.pt")["param"]
+            assert expected.any()
+            assert one[name].shape == expected.shape
+            assert one[name].numpy().tobytes() == expected.tobytes()
+            assert other[name].numpy().tobytes() == expected.tobytes()
+
+
+def test_moments_that_are_asked_for(tmp_path: Path) -> None:
+    """``include`` asks for them by their name; Lightning's prefix goes from them as well."""
+    zero = Zero([_arrays(**{"_forward_module.a": (3, 2), "_forward_module.b": (2,)})])
+    folder = zero.write(tmp_path / "z")
+    names = [f"optimizer.{name}.{moment}" for name in "ab" for moment in _MOMENTS]
+    for include, expected in (
+        (None, ["a", "b"]),
+        (["*"], ["a", "b"]),
+        (["optimizer.*"], names),
+        (["*", "optimizer.a.exp_avg"], ["a", "b", *names]),
+        (["a", "optimizer.a.exp_avg"], ["a", "optimizer.a.exp_avg"]),
+    ):
+        tz.convert(folder, tmp_path / "m.pt", include=include, overwrite=True)
+        assert list(tz.load(tmp_path / "m.pt")) == expected
+    moments = zero.moments()
+    with tz.lazy_load(folder, optimizer=True) as checkpoint:
+        again = pickle.loads(pickle.dumps(checkpoint))
+        assert list(again) == ["a", "b", *names]
+        for name in names:
+            expected_array = moments[name.replace(".", "._forward_module.", 1)]
+            np.testing.assert_array_equal(again[name].numpy(), expected_array)
+        again.close()
+
+
+def test_moments_that_lie(tmp_path: Path) -> None:
+    """What is of another size is left out, unless ranks disagree."""
+    for number, (key, state, message) in enumerate((
+        ("base_optimizer_state", 3, "a dict for each flat buffer"),
+        ("base_optimizer_state", {"state": {}}, "number of states of its optimizer is 0"),
+        ("base_optimizer_state", {"state": {0: {}, 1: 5}}, "a dict for each flat buffer"),
+    )):  # fmt: skip
+        folder = _small(optimizer={key: state}).write(tmp_path / str(number))
+        with pytest.raises(tz.FormatError, match=message):
+            tz.lazy_load(folder, optimizer=True)
+        assert len(tz.load(folder)) == 6
+    states = [{"step": 7, "x": np.ones(90, np.float32), "short": np.ones(3, np.float32)}] * 2
+    folder = _small(optimizer={"base_optimizer_state": states}).write(tmp_path / "list")
+    refused_with = "the rank has 90 elements|elements, and the flat buffers"
+    with pytest.raises(tz.FormatError, match=refused_with):
+        tz.lazy_load(folder, optimizer=True)
+    folder = _small(ranks=2).write(tmp_path / "two")
+    other = _small(ranks=2, optimizer={"base_optimizer_state": {"state": {0: {}, 1: {}}}})
+    other.write(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / _OPTIMIZER.format(1), folder)
+    with pytest.raises(tz.FormatError, match=r"rank_1_mp.*its optimizer has no 'exp_avg'"):
+        tz.lazy_load(folder, optimizer=True)
+
+
 def _universal(tmp_path: Path, stage: int) -> tuple[Zero, Path]:
     """Write what ``ds_to_universal`` makes."""
     zero = _small(stage=stage)
@@ -250,6 +322,8 @@ def _universal(tmp_path: Path, stage: int) -> tuple[Zero, Path]:
             (folder / "zero" / name).mkdir(parents=True)
             value = array.reshape(-1) if stage == 3 else {"param": array, "cat_dim": 0}
             tz.save(value, folder / "zero" / name / "fp32.pt")
+            tz.save(value, folder / "zero" / name / "exp_avg.pt")
+            tz.save(7, folder / "zero" / name / "step.pt")
     return zero, folder
 
 
@@ -259,12 +333,16 @@ def test_universal_stages(stage: int, tmp_path: Path) -> None:
     zero, folder = _universal(tmp_path, stage)
     with tz.lazy_load(folder) as checkpoint:
         _check(checkpoint, zero)
+    with tz.lazy_load(folder, optimizer=True) as checkpoint:
+        np.testing.assert_array_equal(
+            checkpoint["optimizer.a.exp_avg"].numpy(), zero.groups[0]["a"]
+        )
     tz.save(np.ones(2), folder / "zero" / "a" / "fp32.pt")
     refused(folder, "a/fp32.pt...of size [2]; [5, 3] was expected")
     (folder / "zero" / "a" / "fp32.pt").unlink()
     with pytest.raises(FileNotFoundError):
         tz.lazy_load(folder)
-    (folder / "zero" / "a").rmdir()
+    shutil.rmtree(folder / "zero" / "a")
     refused(folder, "'a' has no directory in zero")
 
 

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 import torchzip as tz
 from torchzip.types import Size
 
+#: What the optimizer has of each weight: here the weight and so much more.
+_MOMENTS = {"exp_avg": 1000, "exp_avg_sq": 2000}
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -39,6 +42,15 @@ class Zero:
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     step: int = 7
+
+    def moments(self) -> dict[str, NDArray[Any]]:
+        """Return what a reader is to get of the optimizer."""
+        return {
+            f"optimizer.{name}.{moment}": array + add
+            for group in self.groups
+            for name, array in group.items()
+            for moment, add in _MOMENTS.items()
+        }
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Return what a reader is to get."""
@@ -92,11 +104,17 @@ class Zero:
             np.concatenate([self._slice(array, rank) for array in group.values()])
             for group in self.groups
         ]
-        state = {0: {"step": np.array(float(self.step), np.float32)}}
+        state = {number: self._state(flat) for number, flat in enumerate(flats)}
         return {"fp32_flat_groups": flats, "optimizer_state_dict": {"state": state}}
 
+    def _state(self, flat: NDArray[Any]) -> dict[str, Any]:
+        made = {"step": np.array(float(self.step), np.float32)}
+        return made | {name: flat + add for name, add in _MOMENTS.items()}
+
     def _partitions(self, rank: int) -> dict[str, Any]:
-        partitions, paddings = [], []
+        partitions: list[NDArray[Any]] = []
+        paddings: list[list[int]] = []
+        state: dict[int, dict[str, Any]] = {}
         for group in self.groups:
             sizes = [_up(array.size, self.alignment) for array in group.values()]
             paddings.append(
@@ -109,11 +127,11 @@ class Zero:
             flat = np.concatenate(parts)
             each = _up(flat.size, 2 * self.ranks) // self.ranks
             part = _padded(flat, each * self.ranks)[rank * each : (rank + 1) * each]
+            state[len(partitions)] = self._state(part)
             if rank == self.ranks - 1:  # padding is cut from the last rank
                 part = part[: max(0, flat.size - rank * each)]
             partitions.append(part)
         made: dict[str, Any] = {"single_partition_of_fp32_groups": partitions}
         if self.alignment > 1:
             made["param_alignment_paddings"] = paddings
-        state = {0: {"step": np.array(float(self.step), np.float32)}}
         return made | {"base_optimizer_state": {"state": state}}

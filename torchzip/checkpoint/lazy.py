@@ -84,6 +84,7 @@ class Checkpoint(Mapping[str, Any]):
         file: File | Files,
         *,
         join: Join | None = None,
+        optimizer: bool = False,
         foreign: Foreign = "keep",
         limits: Limits | None = None,
         storage_options: StorageOptions = None,
@@ -94,12 +95,13 @@ class Checkpoint(Mapping[str, Any]):
         origin: tuple[Any, ...]
         if isinstance(file, list | tuple):
             file = [located(each, storage_options) for each in file]
-            origin = (list(map(_lasting, file)), None, join, foreign, limits)
+            origin = (list(map(_lasting, file)), None, join, optimizer, foreign, limits)
         elif isinstance(file, str | os.PathLike):
-            origin = (_lasting(file), None, join, foreign, limits)
+            origin = (_lasting(file), None, join, optimizer, foreign, limits)
         else:
-            origin = (file, position_of(cast(BinaryIO, file)), join, foreign, limits)
-        self._read(open_checkpoint(file, limits, join), foreign, limits, origin)
+            origin = (file, position_of(cast(BinaryIO, file)), join, optimizer, foreign, limits)
+        container = open_checkpoint(file, limits, join, optimizer=optimizer)
+        self._read(container, foreign, limits, origin)
 
     def _read(
         self,
@@ -328,18 +330,24 @@ def _lasting(file: str | os.PathLike[str]) -> str | Location:
 
 
 def _open_again(
-    file: Any, start: int | None, join: Join | None, foreign: Foreign, limits: Limits
+    file: Any,
+    start: int | None,
+    join: Join | None,
+    optimizer: bool,
+    foreign: Foreign,
+    limits: Limits,
 ) -> Checkpoint:
     """Open what was pickled: a path, or a file object from where its checkpoint began."""
     if start is not None:
         file.seek(start)
-    return Checkpoint(file, join=join, foreign=foreign, limits=limits)
+    return Checkpoint(file, join=join, optimizer=optimizer, foreign=foreign, limits=limits)
 
 
 def lazy_load(
     file: File | Files,
     *,
     join: Join | None = None,
+    optimizer: bool = False,
     foreign: Foreign = "keep",
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
@@ -358,6 +366,10 @@ def lazy_load(
     were cut, where they do not say it themselves (as a DTensor does): ``"llama"``, ``"mistral"``,
     ``"megatron"``, or a mapping from globs to an axis, to ``(axis, parts)`` or to ``"same"``, of
     which the first that matches counts.
+
+    A ZeRO directory has its weights; with ``optimizer=True`` also what the optimizer keeps of each,
+    as ``optimizer.<name>.exp_avg`` and so on. (`convert` reads these if a glob of ``include``
+    begins with ``optimizer.``.)
 
     Wherever a path is taken, a URL is too, of a store, a web server or the Hugging Face hub
     (docs/remote.md); that of a folder ends with a slash. ``storage_options`` are passed to what
@@ -381,5 +393,10 @@ def lazy_load(
     (['layer.weight'], (2, 3), [3.0, 4.0])
     """
     return Checkpoint(
-        file, join=join, foreign=foreign, limits=limits, storage_options=storage_options
+        file,
+        join=join,
+        optimizer=optimizer,
+        foreign=foreign,
+        limits=limits,
+        storage_options=storage_options,
     )

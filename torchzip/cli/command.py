@@ -188,11 +188,15 @@ JOIN_ARGUMENT: dict[str, str | dict[str, Any] | None] = {
 
 
 @contextlib.contextmanager
-def opened(file: str, arguments: argparse.Namespace) -> Iterator[torchzip.Checkpoint]:
+def opened(
+    file: str, arguments: argparse.Namespace, *, optimizer: bool = False
+) -> Iterator[torchzip.Checkpoint]:
     """Open the checkpoint of a command line: a path, or with --join the files of a pattern."""
     join = parse_join(arguments.join)
     files = file if join is None else files_of(file)
-    with torchzip.lazy_load(files, join=join, **reading_options(arguments)) as checkpoint:
+    with torchzip.lazy_load(
+        files, join=join, optimizer=optimizer, **reading_options(arguments)
+    ) as checkpoint:
         yield checkpoint
 
 

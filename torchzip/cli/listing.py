@@ -43,6 +43,7 @@ shortened to the width of a terminal.
         },
         "--all": "show all values, and every block of the tree",
         **JOIN_ARGUMENT,
+        "--optimizer": "of a ZeRO directory, also what the optimizer keeps of each weight",
         "--json": "print everything as JSON",
     },
 )
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     if depth is not None and depth < 1:
         raise ValueError(f"--depth must be 1 or more, not {depth}")
     with collector_paused(True):  # of 100,000 tensors, nothing is garbage until the end
-        with opened(arguments.file, arguments) as checkpoint:
+        with opened(arguments.file, arguments, optimizer=arguments.optimizer) as checkpoint:
             found = outline(checkpoint)
         if arguments.json:
             print(as_json(describe(found, sort=arguments.sort)))

@@ -65,26 +65,32 @@ def is_part_of_directory(file: str | os.PathLike[str]) -> bool:
 
 
 def open_directory(
-    file: str | os.PathLike[str], limits: Limits, open_container: OpenContainer
+    file: str | os.PathLike[str],
+    limits: Limits,
+    open_container: OpenContainer,
+    *,
+    optimizer: bool = False,
 ) -> Container:
     """Return the container that a directory is, or the one that the named file describes."""
     folder, name = (open_folder(file), "") if is_folder(file) else open_around(file)
     try:
         if not name:
-            return _open_folder(folder, limits, open_container)
+            return _open_folder(folder, limits, open_container, optimizer)
         if not folder.has(name):
             raise FileNotFoundError(2, "No such file or directory", os.fsdecode(file))
         if is_index(name):
             return open_index(folder, name, limits, open_container)
         if name in _LATEST:
-            return _open_latest(folder, name, limits, open_container)
+            return _open_latest(folder, name, limits, open_container, optimizer)
         return DcpContainer(folder, [name], limits)
     except BaseException:
         folder.close()
         raise
 
 
-def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) -> Container:
+def _open_folder(
+    folder: Folder, limits: Limits, open_container: OpenContainer, optimizer: bool
+) -> Container:
     """Return the one container that a directory is.
 
     Raises
@@ -110,7 +116,9 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         for shards in _sets(folder.names):
             found[shards[0].name] = partial(open_shards, folder, shards, limits, open_container)
     if is_zero(folder.names):
-        found["*_states.pt"] = partial(open_zero, folder, limits, open_container)
+        found["*_states.pt"] = partial(
+            open_zero, folder, limits, open_container, optimizer=optimizer
+        )
     with ErrorPlace(path=folder.path):
         ranks = ranks_in(folder.names)
     if ranks:
@@ -122,7 +130,7 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
     for name in whole:
         found[name] = partial(_open_whole, folder, name, limits, open_container)
     if not found and LATEST in folder.names:
-        return _open_latest(folder, LATEST, limits, open_container)
+        return _open_latest(folder, LATEST, limits, open_container, optimizer)
     if not found:
         raise folder_error(folder.path, folder.names, _UNDERSTOOD)
     if len(found) > 1:
@@ -135,7 +143,7 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
 
 
 def _open_latest(
-    folder: Folder, name: str, limits: Limits, open_container: OpenContainer
+    folder: Folder, name: str, limits: Limits, open_container: OpenContainer, optimizer: bool
 ) -> Container:
     """Return the ZeRO checkpoint in the directory that a ``latest`` names."""
     raw = read_bounded(folder.open(name), limits, "text_nbytes")
@@ -147,7 +155,7 @@ def _open_latest(
     inner = folder.within(tag)
     folder.close()
     try:
-        return open_zero(inner, limits, open_container)
+        return open_zero(inner, limits, open_container, optimizer=optimizer)
     except BaseException:
         inner.close()
         raise

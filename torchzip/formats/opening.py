@@ -35,11 +35,13 @@ _BLANKS = b" \t\n\r"
 _OF_DIRECTORIES = (".json", ".metadata", "latest", "latest_universal")
 
 
-def open_checkpoint(file: File | Files, limits: Limits, join: Join | None = None) -> Container:
+def open_checkpoint(
+    file: File | Files, limits: Limits, join: Join | None = None, *, optimizer: bool = False
+) -> Container:
     """Return the container that a path or a file object is. A path may be that of a directory.
 
     A list of paths is the files of all ranks; ``join`` says how their tensors were cut, if they do
-    not say it themselves.
+    not say it themselves. With ``optimizer`` a ZeRO directory has what its optimizer keeps as well.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def open_checkpoint(file: File | Files, limits: Limits, join: Join | None = None
             from torchzip.formats.directory import is_part_of_directory, open_directory
 
             if is_part_of_directory(file):
-                return open_directory(file, limits, open_container)
+                return open_directory(file, limits, open_container, optimizer=optimizer)
         if path.endswith(".distcp"):
             raise FormatError(
                 "items of a distributed checkpoint. Give the path of the directory, which has a "

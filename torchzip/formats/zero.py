@@ -18,9 +18,13 @@ those that are not trained (``frozen_param_shapes``, ``frozen_param_fragments``)
 * ``fp32_flat_groups`` (stage 3). Those of one rank, one after another, have a W-th of each
   parameter, rounded up; the slices of a parameter stand at the same place in all ranks.
 
+What an optimizer keeps of each weight lies in buffers like these: those of ``state`` in
+``base_optimizer_state`` (stages 1 and 2) or ``optimizer_state_dict`` (stage 3). With ``optimizer``
+it is read too, as ``optimizer.<name>.exp_avg`` and so on.
+
 A universal checkpoint (``ds_to_universal.py``) has a directory ``zero`` instead, with a directory
 for each trained parameter. Its ``fp32.pt`` is a dict with the whole tensor as ``param``, or after
-stage 3 its elements, flat.
+stage 3 its elements, flat; ``exp_avg.pt`` and so on are alike.
 
 Observed: DeepSpeed 0.19.8, whose ``zero_to_fp32.py`` gives the same values. It loses frozen
 parameters of stage 1; whatever of ``module`` has elements and is nowhere else is taken from there.
@@ -33,7 +37,7 @@ import math
 import os
 
 from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, shown
-from torchzip.files.folder import Folder, is_plain_name
+from torchzip.files.folder import Folder
 from torchzip.files.opening import open_given
 from torchzip.formats.base import OpenContainer
 from torchzip.formats.rank_files import (
@@ -49,8 +53,10 @@ from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.specs import Shape, TensorSpec
 
-#: The directory of the parameters in a universal checkpoint.
-UNIVERSAL = "zero"
+#: The directory of the parameters in a universal checkpoint, and the file of a weight.
+UNIVERSAL, _WEIGHT = "zero", "fp32"
+#: What names of an optimizer's values begin with.
+OPTIMIZER = "optimizer."
 #: What every name has in a checkpoint of Lightning.
 _LIGHTNING = "_forward_module."
 
@@ -61,8 +67,18 @@ class ZeroContainer(RankFilesContainer):
     format = "zero"
     label = "DeepSpeed ZeRO"
 
-    def __init__(self, folder: Folder, limits: Limits, open_container: OpenContainer) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        limits: Limits,
+        open_container: OpenContainer,
+        *,
+        optimizer: bool = False,
+    ) -> None:
         super().__init__(folder, folder.path or ".", limits, open_container)
+        self._optimizer = optimizer
+        #: What the optimizer has of a parameter, by its name and then by that of a value.
+        self._moments: dict[str, dict[str, Joined]] = {}
         with ErrorPlace(path=self.name):
             models, optimizers = files_of_ranks(folder.names)
             folder.will_open([models[0], *optimizers.values()])
@@ -88,28 +104,37 @@ class ZeroContainer(RankFilesContainer):
                     "what it has."
                 )
             return {}, False
-        if "fp32_flat_groups" in ranks[0]:
-            return self._sliced(groups, ranks) | self._frozen_slices(models, len(ranks)), True
-        if "single_partition_of_fp32_groups" in ranks[0]:
-            return self._concatenated(groups, ranks), False
-        raise UnsupportedError(
-            f"the optimizer states have {ranks[0]}; single_partition_of_fp32_groups or "
-            "fp32_flat_groups was expected",
-            path=ranks[0].place,
-        )
+        is_sliced = "fp32_flat_groups" in ranks[0]
+        key = "fp32_flat_groups" if is_sliced else "single_partition_of_fp32_groups"
+        if key not in ranks[0]:
+            raise UnsupportedError(
+                f"the optimizer states have {ranks[0]}; single_partition_of_fp32_groups or "
+                "fp32_flat_groups was expected",
+                path=ranks[0].place,
+            )
+        join = self._sliced if is_sliced else self._concatenated
+        flats = [states.flats(key) for states in ranks]
+        made = join(groups, ranks, flats)
+        if self._optimizer:
+            held = [states.moments(own) for states, own in zip(ranks, flats, strict=True)]
+            for moment in held[0]:
+                for states, own in zip(ranks, held, strict=True):
+                    if moment not in own:
+                        raise states.not_of_one_save(f"its optimizer has no {shown(moment)}")
+                for name, joined in join(groups, ranks, [own[moment] for own in held]).items():
+                    self._moments.setdefault(name, {})[moment] = joined
+        return made | (self._frozen_slices(models, len(ranks)) if is_sliced else {}), is_sliced
 
     def _read_states(self, name: str) -> States:
         return States(self.read_file(name), self.folder.place(name))
 
     def _concatenated(
-        self, groups: list[dict[str, Shape]], ranks: list[States]
+        self, groups: list[dict[str, Shape]], ranks: list[States], parts: list[list[TensorSpec]]
     ) -> dict[str, Joined]:
-        """Return the trained parameters of stages 1 and 2."""
-        key = "single_partition_of_fp32_groups"
-        parts = [states.flats(key) for states in ranks]
+        """Return the trained parameters of stages 1 and 2; ``parts`` are the flat buffers."""
         for states, own in zip(ranks, parts, strict=True):
             if len(own) != len(groups):
-                raise states.wrong(f"the length of its {key}", len(own), f"{len(groups):,}")
+                raise states.wrong("the number of flat buffers", len(own), f"{len(groups):,}")
         made: dict[str, Joined] = {}
         unit = 2 * len(ranks)
         for number, shapes in enumerate(groups):
@@ -130,9 +155,10 @@ class ZeroContainer(RankFilesContainer):
                 )
         return made
 
-    def _sliced(self, groups: list[dict[str, Shape]], ranks: list[States]) -> dict[str, Joined]:
-        """Return the trained parameters of stage 3."""
-        parts = [states.flats("fp32_flat_groups") for states in ranks]
+    def _sliced(
+        self, groups: list[dict[str, Shape]], ranks: list[States], parts: list[list[TensorSpec]]
+    ) -> dict[str, Joined]:
+        """Return the trained parameters of stage 3; ``parts`` are the flat buffers."""
         flats = [
             Flat([(spec, states.place) for spec in own])
             for states, own in zip(ranks, parts, strict=True)
@@ -231,6 +257,9 @@ class ZeroContainer(RankFilesContainer):
         names = list(dict.fromkeys([*order, *made]))
         cut = len(_LIGHTNING) if all(name.startswith(_LIGHTNING) for name in names) else 0
         self.tensors = {name[cut:]: made[name] for name in names}
+        for name in names:
+            for moment, joined in self._moments.get(name, {}).items():
+                self.tensors[f"{OPTIMIZER}{name[cut:]}.{moment}"] = joined
 
 
 def _check_lengths(lengths: list[int], ranks: list[States], *, last_is_cut: bool = False) -> None:
@@ -246,32 +275,45 @@ def _check_lengths(lengths: list[int], ranks: list[States], *, last_is_cut: bool
 class UniversalZeroContainer(ZeroContainer):
     """A universal checkpoint of ZeRO, in which each trained parameter has files of its own."""
 
-    def __init__(self, folder: Folder, limits: Limits, open_container: OpenContainer) -> None:
-        with contextlib.closing(folder.within(UNIVERSAL)) as inner:
-            self._files = {
-                name: folder.file(UNIVERSAL, name, "fp32.pt")
-                for name in inner.names
-                if is_plain_name(name)
-            }
-        self._below = open_given([*self._files.values()])
-        super().__init__(folder, limits, open_container)
+    _below: Folder | None = None
 
     def _trained(
         self, models: dict[int, str], optimizers: dict[int, str]
     ) -> tuple[dict[str, Joined], bool]:
+        shapes: dict[str, Shape] = {}
+        for group in self._model.groups_of_shapes("param_shapes"):
+            shapes |= group
         made: dict[str, Joined] = {}
         is_sliced = models[0].startswith("zero_pp_rank_")
-        for group in self._model.groups_of_shapes("param_shapes"):
-            for name, shape in group.items():
-                if name not in self._files:
-                    raise FormatError(f"{shown(name)} has no directory in {UNIVERSAL}. Fetch it.")
-                made[name] = self._alone(name, shape)
+        with contextlib.closing(self.folder.within(UNIVERSAL)) as around:
+            files = {
+                (name, what): self.folder.file(UNIVERSAL, name, f"{what}.pt")
+                for name in shapes
+                for what in (_WEIGHT, *self._moments_beside(name, around))
+            }
+        self._below = open_given([*files.values()])
+        self._below.will_open(self._below.names)
+        for (name, what), file in files.items():
+            joined = self._alone(name, shapes[name], os.fsdecode(file))
+            if what == _WEIGHT:
+                made[name] = joined
+            else:
+                self._moments.setdefault(name, {})[what] = joined
         if is_sliced:
             made |= self._frozen_slices(models, len(models))
         return made, is_sliced
 
-    def _alone(self, name: str, shape: Shape) -> Joined:
-        place = os.fsdecode(self._files[name])
+    def _moments_beside(self, name: str, around: Folder) -> list[str]:
+        """Return what the optimizer has of a parameter, if that is asked for."""
+        if name not in around.names:
+            raise FormatError(f"{shown(name)} has no directory in {UNIVERSAL}. Fetch it.")
+        if not self._optimizer:
+            return []
+        with contextlib.closing(around.within(name)) as own:
+            stems = [each.removesuffix(".pt") for each in own.names if each.endswith(".pt")]
+        return [stem for stem in stems if stem not in (_WEIGHT, "step")]
+
+    def _alone(self, name: str, shape: Shape, place: str) -> Joined:
         value = self.read_file(place, self._below)
         value = value.get("param") if isinstance(value, dict) else value
         spec = check_dense(value, shown(name), place)
@@ -286,10 +328,13 @@ class UniversalZeroContainer(ZeroContainer):
 
     def close(self) -> None:
         super().close()
-        self._below.close()
+        if self._below is not None:
+            self._below.close()
 
 
-def open_zero(folder: Folder, limits: Limits, open_container: OpenContainer) -> ZeroContainer:
+def open_zero(
+    folder: Folder, limits: Limits, open_container: OpenContainer, *, optimizer: bool = False
+) -> ZeroContainer:
     """Return the checkpoint of ZeRO that a directory is."""
     kind = UniversalZeroContainer if UNIVERSAL in folder.names else ZeroContainer
-    return kind(folder, limits, open_container)
+    return kind(folder, limits, open_container, optimizer=optimizer)

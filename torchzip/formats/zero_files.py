@@ -169,6 +169,26 @@ class States:
             raise self.wrong(f"its {key} of group {group:,}", row, f"a list of {count:,} numbers")
         return row
 
+    def moments(self, flats: Sequence[TensorSpec]) -> dict[str, list[TensorSpec]]:
+        """Return what the optimizer keeps of each weight in these flat buffers, by its names.
+
+        Of ``exp_avg`` and the like there is a buffer for each; the padding of the last rank is not
+        cut from it. What has another number of elements, such as ``step``, is left out.
+        """
+        held = self._held.get("base_optimizer_state", self._held.get("optimizer_state_dict"))
+        rows = held.get("state") if isinstance(held, dict) else held  # a list if it is elastic
+        rows = list(rows.values()) if isinstance(rows, dict) else rows
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise self.wrong("the state of its optimizer", rows, "a dict for each flat buffer")
+        if len(rows) != len(flats):
+            raise self.wrong("the number of states of its optimizer", len(rows), f"{len(flats):,}")
+        made: dict[str, list[TensorSpec]] = {}
+        for key in rows[0] if rows else ():
+            values = [row.get(key) for row in rows]
+            if type(key) is str and all(map(_is_moment, values, flats)):
+                made[key] = values
+        return made
+
     @property
     def step(self) -> float | None:
         """How many steps the optimizer has made, as its first group says; None if it does not."""
@@ -182,6 +202,10 @@ class States:
                 return None
             return float(read_view(held, (), (), held.storage_offset))
         return float(held) if is_number(held) else None
+
+
+def _is_moment(value: Any, flat: TensorSpec) -> bool:
+    return type(value) is TensorSpec and len(value.shape) == 1 and value.numel >= flat.numel
 
 
 def check_optimizers(ranks: Sequence[States], names: Sequence[str]) -> None:
