@@ -61,16 +61,23 @@ class Zero:
 
     def write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
+        for name, root in self.roots().items():
+            tz.save(root, folder / name)
+        return folder
+
+    def roots(self) -> dict[str, Any]:
+        """Return the objects in the files, by their names."""
         sliced = self.stage == 3
+        made: dict[str, Any] = {}
         for rank in range(self.ranks if sliced else 1):
             name = f"zero_pp_rank_{rank}_mp_rank_00" if sliced else "mp_rank_00"
-            tz.save(self._model_states(rank), folder / f"{name}_model_states.pt")
+            made[f"{name}_model_states.pt"] = self._model_states(rank)
         for rank in range(self.ranks):
             states = self._sliced(rank) if sliced else self._partitions(rank)
             states = {"zero_stage": self.stage, "partition_count": self.ranks} | states
             name = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-            tz.save({"optimizer_state_dict": states | self.optimizer}, folder / name)
-        return folder
+            made[name] = {"optimizer_state_dict": states | self.optimizer}
+        return made
 
     def _model_states(self, rank: int) -> dict[str, Any]:
         sliced = self.stage == 3
