@@ -15,7 +15,8 @@ Until 2.2 TensorProperties and its enum stood in ``torch.distributed._shard``.
 
 Megatron-Core (0.16.1 as observed) gives ``Metadata`` attributes of its own: ``all_local_plans``,
 which lists every item again as each rank planned it, with classes of ``checkpoint.planner``, and
-once ``mcore_data``. Attributes that torch does not have mean nothing here; what they name is inert.
+once ``mcore_data``. Attributes that torch does not have mean nothing here: they are skipped
+(`formats.dcp_others`), or else what they name is inert.
 A name outside the table that is anywhere else is refused.
 """
 
@@ -38,6 +39,7 @@ from torchzip.errors import (
     wrong_arguments,
 )
 from torchzip.files.folder import is_plain_name
+from torchzip.formats.dcp_others import without_others
 from torchzip.limits import Limits, is_number
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.keys import KeyCheck
@@ -117,7 +119,9 @@ def parse_metadata(data: bytes, limits: Limits, path: str) -> DcpMetadata:
     member = _Getattr()
     calls: dict[Name, Callable[[tuple[Any, ...]], Any]] = {**_TABLE.calls, _GETATTR: member}
     table = dataclasses.replace(_TABLE, calls=calls, keys=KeyCheck())
-    interpreter = Interpreter(data, table, limits)
+    own = without_others(data, _FIELDS)
+    names = [] if own is None else own.names
+    interpreter = Interpreter(data if own is None else own.data, table, limits)
     with ErrorPlace(path=path):
         root = interpreter.run()
         foreign = [name for name in interpreter.globals if not _TABLE.knows(name)]
@@ -125,8 +129,9 @@ def parse_metadata(data: bytes, limits: Limits, path: str) -> DcpMetadata:
             foreign += [_GETATTR] if member.is_foreign else []
             _check_places(root, foreign)
         made = _Reader(len(data)).read(root)
-    made.globals = interpreter.globals
-    made.foreign = foreign
+    made.globals = list(dict.fromkeys([*interpreter.globals, *names]))
+    skipped = [name for name in names if not _TABLE.knows(name) or name == _GETATTR]
+    made.foreign = list(dict.fromkeys([*foreign, *skipped]))
     return made
 
 
