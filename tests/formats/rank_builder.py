@@ -162,9 +162,9 @@ def write_ranks(
     return folder
 
 
-def write_rank(folder: Path, rank: int, count: int, root: Any) -> Path:
+def write_rank(folder: Path, rank: int, count: int, root: Any, **options: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model_world_size_{count}_rank_{rank}.pt"
     with quiet():
-        tz.save(root, path)
+        tz.save(root, path, **options)
     return path

@@ -33,10 +33,17 @@ _A = np.arange(88, dtype=np.float32).reshape(11, 8)
 # -- real files --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("folder", ["fsdp2-w2", "fsdp-tp-w4"])
+_REAL = [
+    "fsdp2-w2", "fsdp-tp-w4", "torch-2.6/fsdp2-w2", "torch-2.6/fsdp-tp-w4", "torch-2.6/hsdp-w4",
+    "torch-2.4/fsdp2-w2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", _REAL)
 def test_real(folder: str, tmp_path: Path) -> None:
     """The tensors are those of the model before it was spread; ties stay, the order too."""
-    with tz.lazy_load(REAL / folder) as found, tz.lazy_load(REAL / "full.pt") as expected:
+    full = REAL / Path(folder).parent / "full.pt"
+    with tz.lazy_load(REAL / folder) as found, tz.lazy_load(full) as expected:
         assert (found.format, list(found)) == ("ranks", list(expected))
         for name, tensor in expected.items():
             assert found[name].torch_dtype == tensor.torch_dtype
@@ -45,13 +52,34 @@ def test_real(folder: str, tmp_path: Path) -> None:
         assert found["tied.weight"] is found["l1.weight"]
         assert found.foreign == []
         assert found.verify().notes == ()
-    assert list(tz.load(REAL / folder, foreign="raise")) == list(tz.load(REAL / "full.pt"))
+    assert list(tz.load(REAL / folder, foreign="raise")) == list(tz.load(full))
     tz.convert(REAL / folder, tmp_path / "m.pt", dtype="bfloat16")
-    tz.convert(REAL / "full.pt", tmp_path / "n.pt", dtype="bfloat16")
+    tz.convert(full, tmp_path / "n.pt", dtype="bfloat16")
     one, other = tz.load(tmp_path / "m.pt"), tz.load(tmp_path / "n.pt")
     assert {name: array.tobytes() for name, array in one.items()} == {
         name: array.tobytes() for name, array in other.items()
     }
+
+
+@pytest.mark.parametrize("release", ["torch-2.4", "torch-2.6"])
+def test_real_placements(release: str) -> None:
+    """Of a mesh of 2 x 2: repeated, cut along both axes, twice along one, and by a part of it."""
+    expected = np.arange(77, dtype=np.float32).reshape(11, 7)
+    with tz.lazy_load(REAL / release / "dtensor-w4") as checkpoint:
+        assert list(checkpoint) == ["rr", "s01", "s00", "sub", "p"]
+        for name in ("rr", "s01", "s00", "sub"):
+            np.testing.assert_array_equal(checkpoint[name].numpy(), expected)
+        assert checkpoint.verify().notes == ()
+
+
+def test_real_optimizer() -> None:
+    """Files of optimizers are given as a list; the names are those of their dicts."""
+    paths = [REAL / "fsdp2-w2" / f"optim_world_size_2_rank_{rank}.pt" for rank in range(2)]
+    with tz.lazy_load(paths) as checkpoint, tz.lazy_load(REAL / "fsdp2-w2") as model:
+        shapes = [model[name].shape for name in model if name not in ("scalar", "buf")]
+        moments = [name for name in checkpoint if name.endswith(".exp_avg")]
+        assert [checkpoint[name].shape for name in moments] == shapes[: len(moments)]
+        assert checkpoint[moments[0]].numpy().mean() == pytest.approx(0.1)
 
 
 def test_a_lone_file() -> None:
