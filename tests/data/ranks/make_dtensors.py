@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 
-class Model(nn.Module):
+class Model(nn.Module):  # type: ignore[misc]
     """Uneven rows, buffers, and one module under two names."""
 
     def __init__(self) -> None:
