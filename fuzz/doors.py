@@ -25,7 +25,9 @@ from torchzip.tools import diff, verify, why_big
 from torchzip.tools.global_names import global_names
 from torchzip.types import NestedTensor, OtherTensor, QuantizedTensor, SparseTensor
 
-_FORMATS = frozenset("zip legacy safetensors torchscript tar pt2 sharded dcp".split())
+_FORMATS = frozenset(
+    "zip legacy safetensors torchscript tar pt2 sharded dcp zero ranks nemo".split()
+)
 #: What a file goes through beside `load` and `lazy_load`.
 DOORS = ("show", "disassemble", "convert")
 #: Of the tensors of one file, so many are looked at: a file may have one for each 20 bytes.
@@ -216,6 +218,7 @@ def put(case: Case, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, data in case.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder / case.opened
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -72,7 +72,11 @@ def _pickle(rng: Random) -> bytes:
 
 def _own_pickle(rng: Random) -> Case:
     """An archive's own pickle with changed bytes: names and keys stay those of its storages."""
-    members = list(rng.choice(seeds.archives()))
+    return Case.of(_with_own_pickle(rng, rng.choice(seeds.archives())))
+
+
+def _with_own_pickle(rng: Random, members: Sequence[b.Member]) -> bytes:
+    members = list(members)
     for at, member in enumerate(members):
         if member.name.endswith(b".pkl"):
             if rng.random() < 0.5:
@@ -82,7 +86,7 @@ def _own_pickle(rng: Random) -> Case:
                 changed = pickles.changed(rng, tree, seeds.parts())
                 data = member.data[:2] + changed + b"."
             members[at] = replace(member, data=data)
-    return Case.of(b.build_zip(members))
+    return b.build_zip(members)
 
 
 def _archive(rng: Random) -> Case:
@@ -149,6 +153,8 @@ def _other_format(rng: Random) -> Case:
     elif data[8:9] == b"{" and rng.random() < 0.8:
         header, rest = seeds.header_of(data)
         data = b.safetensors(_changed_json(rng, header), rest)
+    elif name.endswith(".pt") and data.startswith(b"PK") and rng.random() < 0.8:
+        data = _with_own_pickle(rng, seeds.records_of(data))
     elif name == ".metadata":
         tree = pickles.parse(data)
         data = data[:2] + pickles.changed(rng, tree, seeds.parts()) + b"."

@@ -24,6 +24,7 @@ import torchzip as tz
 from fuzz.pickles import Node, parse
 from tests import builders as b
 from tests.formats import dcp_builder, tar_builder
+from tests.saved import saved
 
 #: Larger golden files are the same again, more slowly.
 _MOST_NBYTES = 20_000
@@ -59,13 +60,16 @@ def archives() -> list[list[b.Member]]:
     found = []
     for data in [*golden(), _pt2()]:
         if data.startswith(b"PK"):
-            archive = zipfile.ZipFile(io.BytesIO(data))
-            found.append(
-                [b.Member(name=n.encode(), data=archive.read(n)) for n in archive.namelist()]
-            )
+            found.append(records_of(data))
     for stream in _streams():
         found.append(b.members_of(stream, STORAGES))
     return found
+
+
+def records_of(data: bytes) -> list[b.Member]:
+    """Return the records of one archive."""
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    return [b.Member(name=name.encode(), data=archive.read(name)) for name in archive.namelist()]
 
 
 @cache
@@ -171,6 +175,13 @@ def _pt2() -> bytes:
     return b.zip_of(records, root="m/")
 
 
+#: Checkpoints of many ranks, each in one folder.
+_RANKS = pathlib.Path(__file__).parents[1] / "tests" / "data" / "ranks"
+_RANK_FOLDERS = (
+    "zero-2-bf16/global_step2", "zero-3-fp32/global_step2", "fsdp2-w2", "fsdp-tp-w4", "mcore",
+)  # fmt: skip
+
+
 @cache
 def others() -> list[Case]:
     """Return what is neither an archive nor one file: tar, safetensors, shards, folders."""
@@ -183,6 +194,8 @@ def others() -> list[Case]:
             made.append(Case.of((folder / "out.safetensors").read_bytes()))
         made.append(_shards(folder))
         made.append(_dcp(folder))
+    made += [Case(_files(_RANKS / folder), "") for folder in _RANK_FOLDERS]
+    made.append(_nemo())
     return made
 
 
@@ -198,6 +211,11 @@ def _tar() -> bytes:
     tensor = replace(made.tensors[0], size=(2, 2), stride=(2, 1))
     pickle = b.stream(b.dict_of({"w": tar_builder.pid(2), "s": tar_builder.pid(1)}))
     return replace(made, pickle=pickle, tensors=[tensor]).build()
+
+
+def _nemo() -> Case:
+    weights = saved({"w": np.ones((2, 2), np.float32)})
+    return Case({"m.nemo": tar_builder.tar_of({"./model_weights.ckpt": weights})}, "m.nemo")
 
 
 def _files(folder: pathlib.Path) -> dict[str, bytes]:

@@ -19,6 +19,9 @@ import pytest
 import torchzip as tz
 from tests import builders as b
 from tests.child_process import python
+from tests.formats.counting import Counted
+from tests.formats.rank_builder import write_ranks
+from tests.formats.zero_builder import Zero
 from tests.hostile.parts import zipped
 from tests.saved import saved
 
@@ -75,6 +78,25 @@ def peak_below(nbytes: int) -> Iterator[None]:
     finally:
         tracemalloc.stop()
     assert peak < nbytes
+
+
+@pytest.mark.parametrize("layout", ["zero 2", "zero 3", "ranks"])
+def test_many_ranks(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening reads no tensor, a slice reads its bytes, and converting needs less than a tensor."""
+    big = np.arange(12_000_000, dtype=np.float32).reshape(3000, 4000)
+    if layout == "ranks":
+        write_ranks(tmp_path / "in", {"w": (big, [0]), "v": (big, [1])}, [4])
+    else:
+        Zero([{"w": big, "v": big}], ranks=4, stage=int(layout[-1])).write(tmp_path / "in")
+    counted = Counted(monkeypatch)
+    with peak_below(3_000_000), tz.lazy_load(tmp_path / "in") as checkpoint:
+        assert counted.nbytes < 400_000
+        counted.nbytes = 0
+        np.testing.assert_array_equal(checkpoint["v"][1500:1510, 7:9], big[1500:1510, 7:9])
+        assert counted.nbytes < 200_000
+    with peak_below(35_000_000):
+        tz.convert(tmp_path / "in", tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(tz.load(tmp_path / "m.safetensors")["v"], big)
 
 
 def test_opening_reads_no_tensor(data: bytes) -> None:

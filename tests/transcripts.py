@@ -15,6 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
+import torchzip as tz
 from tests.real_files import RealFiles
 
 #: (package, file in it, name in the transcript's folder)
@@ -35,6 +38,10 @@ FILES = (
     ("silero-vad", "silero_vad/data/silero_vad.jit", "silero_vad.jit"),
 )
 
+#: (folder in tests/data/ranks, its name in the transcript's folder)
+FOLDERS = (("zero-3-fp32", "zero"), ("fsdp2-w2", "fsdp"))
+_RANKS = Path(__file__).parent / "data" / "ranks"
+
 #: (package, file in it) -> where it lies.
 PathOf = Callable[[str, str], Path]
 
@@ -47,6 +54,11 @@ def collect(folder: Path, path_of: PathOf) -> None:
     """Put the real checkpoints into a folder; ``path_of(package, file)`` knows where they are."""
     for package, file, name in FILES:
         shutil.copyfile(path_of(package, file), folder / name)
+    for of, name in FOLDERS:
+        shutil.copytree(_RANKS / of, folder / name)
+    for rank in range(2):
+        shard = {"up.weight": np.full((2, 3), rank, np.float32), "norm.weight": np.ones(3)}
+        tz.save(shard, folder / f"shards.{rank}.pt")
 
 
 def run_again(text: str, folder: Path) -> str:

@@ -191,7 +191,7 @@ def test_wrong_arguments(path: Path) -> None:
     """A caller's mistake is an error of Python."""
     with pytest.raises(ValueError, match="foreign must be"):
         tz.lazy_load(path, foreign="drop")  # type: ignore[arg-type]
-    for wrong in (None, 7, b"bytes", [str(path)]):
+    for wrong in (None, 7, b"bytes", {str(path)}):
         with pytest.raises(TypeError):
             tz.lazy_load(wrong)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):

@@ -172,6 +172,30 @@ def _sharded(folder: Path, put: Put) -> Path:
     return path
 
 
+def _zero(folder: Path, put: Put) -> Path:
+    made = folder / "zero"
+    made.mkdir()
+    states = b.dict_of({"module": b.dict_of({"w": b.tensor()})})
+    path = made / "mp_rank_00_model_states.pt"
+    path.write_bytes(_inner(put, "model states", states))
+    return made
+
+
+def _ranks(folder: Path, put: Put) -> Path:
+    made = folder / "ranks"
+    made.mkdir()
+    for rank in range(2):
+        path = made / f"model_world_size_2_rank_{rank}.pt"
+        path.write_bytes(_inner(put, f"rank {rank}", b.dict_of({"w": b.tensor()})))
+    return made
+
+
+def _nemo(folder: Path, put: Put) -> Path:
+    path = folder / "m.nemo"
+    path.write_bytes(tar_of({"./model_weights.ckpt": _inner(put, "weights", b.tensor())}))
+    return path
+
+
 def _alone(make: Callable[[Put], bytes]) -> Write:
     return lambda folder, put: _file(folder, make(put))
 
@@ -186,6 +210,9 @@ FILES: dict[str, Write] = {
     "torchscript": _alone(_script),
     "dcp": _dcp,
     "sharded": _sharded,
+    "zero": _zero,
+    "ranks": _ranks,
+    "nemo": _nemo,
 }
 
 

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,15 @@ from torchzip.errors import (
 from torchzip.files.location import Location, StorageOptions, located
 from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options
-from torchzip.formats.opening import open_checkpoint
+from torchzip.formats.opening import Files, open_checkpoint
 from torchzip.leaf_types import ForeignObject
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.kinds.parts import Checked
+
+if TYPE_CHECKING:
+    from torchzip.formats.joins import Join  # which few files need
 
 Foreign = Literal["keep", "raise"]
 
@@ -78,8 +81,10 @@ class Checkpoint(Mapping[str, Any]):
     @EnoughMemory()
     def __init__(
         self,
-        file: File,
+        file: File | Files,
         *,
+        join: Join | None = None,
+        optimizer: bool = False,
         foreign: Foreign = "keep",
         limits: Limits | None = None,
         storage_options: StorageOptions = None,
@@ -88,13 +93,15 @@ class Checkpoint(Mapping[str, Any]):
         file = located(file, storage_options)
         # What ``pickle`` takes along: of a path where it is now, whatever folder is current then.
         origin: tuple[Any, ...]
-        if isinstance(file, Location):
-            origin = (file, None, foreign, limits)
+        if isinstance(file, list | tuple):
+            file = [located(each, storage_options) for each in file]
+            origin = (list(map(_lasting, file)), None, join, optimizer, foreign, limits)
         elif isinstance(file, str | os.PathLike):
-            origin = (os.path.abspath(os.fsdecode(file)), None, foreign, limits)
+            origin = (_lasting(file), None, join, optimizer, foreign, limits)
         else:
-            origin = (file, position_of(file), foreign, limits)
-        self._read(open_checkpoint(file, limits), foreign, limits, origin)
+            origin = (file, position_of(cast(BinaryIO, file)), join, optimizer, foreign, limits)
+        container = open_checkpoint(file, limits, join, optimizer=optimizer)
+        self._read(container, foreign, limits, origin)
 
     def _read(
         self,
@@ -317,16 +324,30 @@ def named_tensors(
     return table
 
 
-def _open_again(file: File, start: int | None, foreign: Foreign, limits: Limits) -> Checkpoint:
+def _lasting(file: str | os.PathLike[str]) -> str | Location:
+    """Return what leads to a file, whatever folder is current."""
+    return file if isinstance(file, Location) else os.path.abspath(os.fsdecode(file))
+
+
+def _open_again(
+    file: Any,
+    start: int | None,
+    join: Join | None,
+    optimizer: bool,
+    foreign: Foreign,
+    limits: Limits,
+) -> Checkpoint:
     """Open what was pickled: a path, or a file object from where its checkpoint began."""
-    if start is not None and not isinstance(file, str | os.PathLike):
+    if start is not None:
         file.seek(start)
-    return Checkpoint(file, foreign=foreign, limits=limits)
+    return Checkpoint(file, join=join, optimizer=optimizer, foreign=foreign, limits=limits)
 
 
 def lazy_load(
-    file: File,
+    file: File | Files,
     *,
+    join: Join | None = None,
+    optimizer: bool = False,
     foreign: Foreign = "keep",
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
@@ -337,8 +358,18 @@ def lazy_load(
     stands: of several legacy streams in one file it takes that one. Where the object stands
     afterwards is unspecified (`load` leaves it behind what it took). The path may be that of an
     ``*.index.json``, or of a directory, with such an index and its shards, or all shards without
-    one, a ``model.safetensors`` or what else Hugging Face calls a whole file, or the ``.metadata``
-    of torch.distributed.checkpoint.
+    one, a ``model.safetensors`` or what else Hugging Face calls a whole file, the ``.metadata`` of
+    torch.distributed.checkpoint, or the files that each rank of DeepSpeed's ZeRO or of FSDP wrote:
+    the names are those of the whole model, and its tensors are views of all files.
+
+    ``file`` may also be a list of paths, of the files of all ranks. ``join`` says how their tensors
+    were cut, where they do not say it themselves (as a DTensor does): ``"llama"``, ``"mistral"``,
+    ``"megatron"``, or a mapping from globs to an axis, to ``(axis, parts)`` or to ``"same"``, of
+    which the first that matches counts.
+
+    A ZeRO directory has its weights; with ``optimizer=True`` also what the optimizer keeps of each,
+    as ``optimizer.<name>.exp_avg`` and so on. (`convert` reads these if a glob of ``include``
+    begins with ``optimizer.``.)
 
     Wherever a path is taken, a URL is too, of a store, a web server or the Hugging Face hub
     (docs/remote.md); that of a folder ends with a slash. ``storage_options`` are passed to what
@@ -361,4 +392,11 @@ def lazy_load(
     ...     list(ckpt), ckpt["layer.weight"].shape, ckpt["layer.weight"][1, :2].tolist()
     (['layer.weight'], (2, 3), [3.0, 4.0])
     """
-    return Checkpoint(file, foreign=foreign, limits=limits, storage_options=storage_options)
+    return Checkpoint(
+        file,
+        join=join,
+        optimizer=optimizer,
+        foreign=foreign,
+        limits=limits,
+        storage_options=storage_options,
+    )

@@ -235,6 +235,8 @@ def load(
             refuse_foreign(container, contents, limits)
             refuse_objects(contents.root, container.name)
         with ErrorPlace(path=container.name):
+            if verify:
+                container.check_parts()
             for factory in factories:
                 factory.fill(verify)
         if isinstance(container, FileContainer) and isinstance(container.source, FileObjectSource):

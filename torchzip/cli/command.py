@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import glob
 import json
 import re
 import signal
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torchzip
 from torchzip.errors import printable
 from torchzip.limits import Limits
 
@@ -175,6 +178,70 @@ def split_rule(text: str) -> tuple[str, str]:
     """
     glob, equals, word = text.rpartition("=")
     return (glob if equals else "*"), word
+
+
+#: The option of commands that read the shards of a model that was cut.
+JOIN_ARGUMENT: dict[str, str | dict[str, Any] | None] = {
+    "--join RULE ...": "put shards of a model together: llama, mistral or megatron, or GLOB=AXIS, "
+    "GLOB=AXIS,PARTS or GLOB=same for names (may be repeated, the first match wins)",
+}
+
+
+@contextlib.contextmanager
+def opened(
+    file: str, arguments: argparse.Namespace, *, optimizer: bool = False
+) -> Iterator[torchzip.Checkpoint]:
+    """Open the checkpoint of a command line: a path, or with --join the files of a pattern."""
+    join = parse_join(arguments.join)
+    files = file if join is None else files_of(file)
+    with torchzip.lazy_load(
+        files, join=join, optimizer=optimizer, **reading_options(arguments)
+    ) as checkpoint:
+        yield checkpoint
+
+
+def files_of(pattern: str) -> list[str]:
+    """Return the files that match a pattern, in the order of the numbers in their names.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none.
+    """
+    found = glob.glob(pattern)
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "No file matches", pattern)
+
+    def key(path: str) -> list[tuple[int, str]]:
+        return [
+            (int(part or 0), "") if part.isdecimal() else (0, part)
+            for part in re.split(r"([0-9]+)", path)
+        ]
+
+    return sorted(found, key=key)
+
+
+def parse_join(texts: Sequence[str]) -> str | dict[str, Any] | None:
+    """Return the rule of --join as `torchzip.lazy_load` takes it; None if it was not given.
+
+    >>> parse_join(["llama"]), parse_join(["*norm*=same", "*=0,2"])
+    ('llama', {'*norm*': 'same', '*': (0, 2)})
+    """
+    if not texts:
+        return None
+    if len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    made: dict[str, Any] = {}
+    for text in texts:
+        glob_, _, how = text.rpartition("=")
+        numbers = how.split(",")
+        if not glob_ or not (how == "same" or all(map(str.isdecimal, numbers))):
+            raise ValueError(
+                f"--join {text!r}: GLOB=AXIS, GLOB=AXIS,PARTS or GLOB=same was expected"
+            )
+        axes = tuple(map(int, numbers)) if how != "same" else ()
+        made[glob_] = "same" if how == "same" else axes[0] if len(axes) == 1 else axes
+    return made
 
 
 def parse_rules(texts: Sequence[str]) -> str | list[tuple[str, str]]:

@@ -14,8 +14,10 @@ import torchzip
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text
 from torchzip.cli.command import (
     DONE,
+    JOIN_ARGUMENT,
     Command,
     exit_on_sigterm,
+    opened,
     parse_renames,
     parse_rules,
     reading_options,
@@ -55,17 +57,20 @@ COMMAND = Command(
     description="""\
 Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt or
 .safetensors file, a directory (which gets a model.safetensors), or an *.index.json (with shards
-beside it). DST is written completely or not at all, and may be SRC itself.
+beside it). DST is written completely or not at all, and may be SRC itself. SRC may be a directory
+with the files of all ranks of a training; with --join it is a pattern, in quotes, of shards.
 """,
     examples=r"""
         torchzip convert model.pt model.safetensors --dtype bfloat16
         torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
         torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\.=>'
         torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
+        torchzip convert --join llama 'consolidated.*.pth' model.safetensors
     """,
     arguments={
         "SRC": None,
         "DST": None,
+        **JOIN_ARGUMENT,
         **OUTPUT_ARGUMENTS,
     },
 )
@@ -83,7 +88,11 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     with writing(arguments) as options:
-        report = torchzip.convert(arguments.src, arguments.dst, **options)
+        if not arguments.join:
+            report = torchzip.convert(arguments.src, arguments.dst, **options)
+        else:
+            with opened(arguments.src, arguments) as checkpoint:
+                report = torchzip.convert(checkpoint, arguments.dst, **(options | {"limits": None}))
     show(report, arguments)
     return DONE
 

@@ -8,9 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import torchzip
 from torchzip.checkpoint.outline import Outline, outline
-from torchzip.cli.command import DONE, Command, reading_options
+from torchzip.cli.command import DONE, JOIN_ARGUMENT, Command, opened
 from torchzip.cli.listing_text import flat_lines, sorted_by, sum_lines, tree_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
 from torchzip.formats.base import collector_paused
@@ -27,6 +26,7 @@ shortened to the width of a terminal.
         torchzip ls model.pt
         torchzip ls --tree --depth 2 --sort size model.pt
         torchzip ls -l model.pt
+        torchzip ls --join llama 'consolidated.*.pth'
     """,
     arguments={
         "FILE": None,
@@ -42,6 +42,8 @@ shortened to the width of a terminal.
             "help": "also show strides, devices and records",
         },
         "--all": "show all values, and every block of the tree",
+        **JOIN_ARGUMENT,
+        "--optimizer": "of a ZeRO directory, also what the optimizer keeps of each weight",
         "--json": "print everything as JSON",
     },
 )
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     if depth is not None and depth < 1:
         raise ValueError(f"--depth must be 1 or more, not {depth}")
     with collector_paused(True):  # of 100,000 tensors, nothing is garbage until the end
-        with torchzip.lazy_load(arguments.file, **reading_options(arguments)) as checkpoint:
+        with opened(arguments.file, arguments, optimizer=arguments.optimizer) as checkpoint:
             found = outline(checkpoint)
         if arguments.json:
             print(as_json(describe(found, sort=arguments.sort)))

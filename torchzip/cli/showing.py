@@ -69,7 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     index = None if arguments.slice is None else parse_index(arguments.slice)
     with (
-        torchzip.lazy_load(arguments.file, **reading_options(arguments)) as checkpoint,
+        torchzip.lazy_load(
+            arguments.file,
+            optimizer=arguments.name.startswith("optimizer."),
+            **reading_options(arguments),
+        ) as checkpoint,
         ErrorPlace(path=checkpoint.path),
     ):
         try:

@@ -92,7 +92,8 @@ def convert(
     * ``dtype``: a torch dtype's name for all floating tensors, or a list of ``(glob, dtype)`` of
       which the first match wins; others keep theirs. Rounded as torch's ``.to()`` rounds.
     * ``include``, ``exclude``: globs; only tensors that match one of the first, if there are any,
-      and none of the second are taken.
+      and none of the second are taken. What an optimizer keeps of the weights of a ZeRO directory
+      is there if a glob of ``include`` begins with ``optimizer.``, as in ``["*", "optimizer.*"]``.
     * ``rename``: a dict of names, a list of ``(regex, replacement)`` that are all applied in turn
       as by `re.sub`, or a function ``name -> name``; None leaves a tensor out.
     * ``map``: a function ``(name, LazyTensor) -> iterable of (name, array or LazyTensor)`` for what
@@ -168,7 +169,7 @@ def convert(
         target.place.refuse_existing(target.path)  # before a long look at the source
     with (
         EnoughMemory(),
-        opened(src, limits) as checkpoint,
+        opened(src, limits, optimizer=rules.asks_for_optimizer) as checkpoint,
         contextlib.ExitStack() as until_done,
     ):
         if not dry_run and target.makes_folder:
@@ -197,6 +198,8 @@ def convert(
                     warnings.warn(sentence(counts, plan), UserWarning, stacklevel=4)
 
             if not dry_run:
+                if verify:
+                    checkpoint.container.check_parts()
                 if jobs is not None and jobs > 1 and plan.nbytes >= _WORTH_NBYTES:
                     executor = until_done.enter_context(workers(jobs))
                 run(

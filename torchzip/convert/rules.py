@@ -59,6 +59,11 @@ class Rules:
         self._exclude = parse_globs("exclude", exclude)
         self._renames = Renames(rename)
 
+    @property
+    def asks_for_optimizer(self) -> bool:
+        """Whether what optimizers keep is included by its name, and not by ``*`` alone."""
+        return any(glob.text.startswith("optimizer.") for glob in self._include)
+
     def keeps(self, name: str) -> bool:
         """Return whether a tensor is wanted at all."""
         wanted = not self._include or match_any(self._include, name)

@@ -22,10 +22,10 @@ Source = File | Checkpoint | Mapping[str, Any]
 
 
 @contextlib.contextmanager
-def opened(src: Source, limits: Limits | None) -> Iterator[Checkpoint]:
+def opened(src: Source, limits: Limits | None, *, optimizer: bool = False) -> Iterator[Checkpoint]:
     """Give the checkpoint of a source. One that was open stays open."""
     if not isinstance(src, Mapping):
-        with Checkpoint(src, limits=limits) as checkpoint:
+        with Checkpoint(src, optimizer=optimizer, limits=limits) as checkpoint:
             yield checkpoint
         return
     if limits is not None:

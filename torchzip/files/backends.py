@@ -31,7 +31,8 @@ def open_object(location: Location, kept: dict[Any, Any] | None = None) -> Remot
 def list_folder(location: Location) -> tuple[Location, list[str] | None]:
     """Return a folder, as it is now where it has states, and the names of what is in it.
 
-    Not of what is below that. The names are None if a server has no list of them.
+    These are files and folders, as of a directory. The names are None if a server has no list of
+    them.
     """
     found: tuple[Location, list[str] | None] = _backend(location).list_folder(location)
     return found

@@ -16,7 +16,7 @@ import contextlib
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torchzip.errors import FormatError, shown
@@ -57,9 +57,15 @@ class Folder(Protocol):
         """Return a file of the folder as messages show it."""
         return os.path.join(self.path, name)
 
-    def file(self, name: str) -> str | os.PathLike[str]:
-        """Return what opens a file of the folder by itself."""
-        return self.place(name)
+    def file(self, *names: str) -> str | os.PathLike[str]:
+        """Return what opens a file of the folder by itself, or one that is folders below."""
+        for name in names:
+            check_plain_name(name, self.path)
+        return os.path.join(self.path, *names)
+
+    def within(self, name: str) -> Folder:
+        """Return a folder in this one."""
+        ...
 
     def will_open(self, names: Iterable[str]) -> None:
         """Take note of files that will be opened soon."""
@@ -92,17 +98,20 @@ def check_plain_name(name: Any, folder: str) -> None:
 class LocalFolder(Folder):
     """A directory of this computer."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], names: list[str] | None = None) -> None:
         self.path = os.fsdecode(path)
-        self.names = sorted(os.listdir(path or "."))
+        self.names = sorted(os.listdir(path or ".")) if names is None else names
         self._lock = threading.Lock()
         self._files: OrderedDict[str, FileSource] = OrderedDict()
         self._users: Counter[str] = Counter()
         self._sources: dict[str, PooledSource] = {}
         self._closed = False
 
+    def within(self, name: str) -> LocalFolder:
+        return LocalFolder(self.file(name))
+
     def open(self, name: str) -> PooledSource:
-        check_plain_name(name, self.path)
+        self._check_name(name)
         made = self._sources.get(name)
         if made is None:
             file = FileSource(self.place(name))
@@ -111,6 +120,9 @@ class LocalFolder(Folder):
                 self._files[name] = file
                 self._make_room()
         return made
+
+    def _check_name(self, name: str) -> None:
+        check_plain_name(name, self.path)
 
     @contextlib.contextmanager
     def borrow(self, source: PooledSource) -> Iterator[FileSource]:
@@ -148,6 +160,20 @@ class LocalFolder(Folder):
             for name, file in self._files.items():
                 if not self._users[name]:
                     file.close()
+
+
+class GivenFiles(LocalFolder):
+    """Files that a user has named one by one, in any directories: their names are paths."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        around = os.path.commonpath(list(map(os.path.dirname, paths)) or [""])
+        super().__init__(around, list(paths))
+
+    def place(self, name: str) -> str:
+        return name
+
+    def _check_name(self, name: str) -> None:
+        """Take any path: no file has named it."""
 
 
 class PooledSource(Source):

@@ -77,12 +77,13 @@ open_object = FsspecObject
 
 
 def list_folder(location: Location) -> tuple[Location, list[str]]:
-    """Return a folder, and the names of the files in it, but not below it."""
+    """Return a folder, and the names of what is in it."""
     system, path = _open_system(location)
     with errors_of(location.name):
         found = system.ls(path, detail=True)
-    files = [each["name"] for each in found if each["type"] != "directory"]
-    return location, [name.rstrip("/").rpartition("/")[2] for name in files]
+    paths = [each["name"].rstrip("/") for each in found]
+    # Some stores have an object for the folder itself.
+    return location, [each.rpartition("/")[2] for each in paths if each != path.rstrip("/")]
 
 
 def _open_system(location: Location, **more: Any) -> tuple[Any, str]:

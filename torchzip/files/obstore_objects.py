@@ -106,11 +106,12 @@ open_object = ObstoreObject
 
 
 def list_folder(location: Location) -> tuple[Location, list[str]]:
-    """Return a folder, and the names of the objects in it, but not below it."""
+    """Return a folder, and the names of the objects and of the folders in it."""
     obstore, store = _open_store(location)
     with errors_of(location.name):
         found = obstore.list_with_delimiter(store)
-        return location, [each["path"].rpartition("/")[2] for each in found["objects"]]
+        paths = [each["path"] for each in found["objects"]] + list(found["common_prefixes"])
+    return location, [path.rstrip("/").rpartition("/")[2] for path in paths]
 
 
 def _open_store(location: Location) -> tuple[Any, Any]:

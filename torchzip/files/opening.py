@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from torchzip.files.folder import Folder, LocalFolder
+from torchzip.files.folder import Folder, GivenFiles, LocalFolder
 from torchzip.files.location import EXISTS, Location
 from torchzip.files.source import File, FileObjectSource, FileSource, Source, checked_file
 from torchzip.files.streams import is_stream
@@ -64,6 +65,18 @@ def open_folder(file: str | os.PathLike[str]) -> Folder:
 
         return RemoteFolder(file, needs_names=True)
     return LocalFolder(file)
+
+
+def open_given(files: Sequence[str | os.PathLike[str]]) -> Folder:
+    """Return files that a user has named one by one as a folder, of paths or of Locations."""
+    locations = [file for file in files if isinstance(file, Location)]
+    if not locations:
+        return GivenFiles(list(map(os.fsdecode, files)))
+    if len(locations) < len(files):
+        raise ValueError("a list of files is one of paths or one of URLs, not of both")
+    from torchzip.files.remote_folder import GivenObjects
+
+    return GivenObjects(locations)
 
 
 def open_around(file: str | os.PathLike[str]) -> tuple[Folder, str]:

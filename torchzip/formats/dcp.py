@@ -121,6 +121,7 @@ class DcpContainer(DcpFormat, FolderContainer):
             merged.paths |= {item: path for item, path in made.paths.items() if item in made.items}
             merged.texts |= made.texts
             merged.globals = list(dict.fromkeys(merged.globals + made.globals))
+            merged.foreign = list(dict.fromkeys(merged.foreign + made.foreign))
             merged.nbytes += made.nbytes
         return merged
 
@@ -236,7 +237,9 @@ class DcpContainer(DcpFormat, FolderContainer):
             if is_metadata(name):
                 file = self.folder.open(name)
                 read = functools.partial(read_bounded, file, self._limits, "pickle_nbytes")
-                yield Pickle(name, read, name in self._metadata_names, knows_in_metadata)
+                # The object has none of the names that mean nothing in it.
+                is_read = name in self._metadata_names and not self._metadata.foreign
+                yield Pickle(name, read, is_read, knows_in_metadata)
         for (name, offset), part in self._parts.items():
             is_object = offset is None and (name, None) in self._used
             for each in _open_item(part, self._limits).pickles():

@@ -12,12 +12,18 @@ classes have a table of their own here, and no other name is taken:
 * ``_StorageInfo``: the file, the first byte and the length of an item in it, and its encoding.
 
 Until 2.2 TensorProperties and its enum stood in ``torch.distributed._shard``.
+
+Megatron-Core (0.16.1 as observed) gives ``Metadata`` attributes of its own: ``all_local_plans``,
+which lists every item again as each rank planned it, with classes of ``checkpoint.planner``, and
+once ``mcore_data``. Attributes that torch does not have mean nothing here: they are skipped
+(`formats.dcp_others`), or else what they name is inert.
+A name outside the table that is anywhere else is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +39,11 @@ from torchzip.errors import (
     wrong_arguments,
 )
 from torchzip.files.folder import is_plain_name
+from torchzip.formats.dcp_others import without_others
 from torchzip.limits import Limits, is_number
 from torchzip.pickling.interpreter import Interpreter
 from torchzip.pickling.keys import KeyCheck
-from torchzip.pickling.table import Name, Table
+from torchzip.pickling.table import KEEP, Name, Table
 from torchzip.tensors.rebuild import make_layout
 from torchzip.tensors.specs import check_requires_grad, wrong_dtype
 from torchzip.types import Dtype, ForeignObject, Layout, Size
@@ -55,6 +62,9 @@ _CLASSES = {
     "_StorageInfo": ["torch.distributed.checkpoint.filesystem"],
     "MetadataIndex": [_MODULE],
 }
+#: The attributes of ``Metadata``.
+_FIELDS = ("state_dict_metadata", "planner_data", "storage_data", "storage_meta", "version")
+_GETATTR = ("builtins", "getattr")
 _ENCODINGS = ((_MODULE, "_MEM_FORMAT_ENCODING"), (_OLD_MODULE, "MEM_FORMAT_ENCODING"))
 
 #: The path of a value in the object as it was saved: keys of dicts, positions in lists.
@@ -91,6 +101,7 @@ class DcpMetadata:
     places: dict[ItemKey, Place] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     globals: list[Name] = field(default_factory=list)
+    foreign: list[Name] = field(default_factory=list)
     nbytes: int = 0
 
 
@@ -100,20 +111,60 @@ def parse_metadata(data: bytes, limits: Limits, path: str) -> DcpMetadata:
     Raises
     ------
     UnsafeGlobalError
-        If it names anything but the classes above.
+        If it names anything but the classes above, other than in attributes that torch lacks.
     TorchZipError
         If a number, a name or a class is not what it must be.
     """
     # The check of keys remembers the keys of one file.
-    interpreter = Interpreter(data, dataclasses.replace(_TABLE, keys=KeyCheck()), limits)
+    member = _Getattr()
+    calls: dict[Name, Callable[[tuple[Any, ...]], Any]] = {**_TABLE.calls, _GETATTR: member}
+    table = dataclasses.replace(_TABLE, calls=calls, keys=KeyCheck())
+    own = without_others(data, _FIELDS)
+    names = [] if own is None else own.names
+    interpreter = Interpreter(data if own is None else own.data, table, limits)
     with ErrorPlace(path=path):
         root = interpreter.run()
-        unknown = [name for name in interpreter.globals if not _TABLE.knows(name)]
-        if unknown:
-            raise _unsafe(unknown)
+        foreign = [name for name in interpreter.globals if not _TABLE.knows(name)]
+        if foreign or member.is_foreign:
+            foreign += [_GETATTR] if member.is_foreign else []
+            _check_places(root, foreign)
         made = _Reader(len(data)).read(root)
-    made.globals = interpreter.globals
+    made.globals = list(dict.fromkeys([*interpreter.globals, *names]))
+    skipped = [name for name in names if not _TABLE.knows(name) or name == _GETATTR]
+    made.foreign = list(dict.fromkeys([*foreign, *skipped]))
     return made
+
+
+def _check_places(root: Any, foreign: list[Name]) -> None:
+    """See that foreign names are in attributes alone that torch's Metadata does not have."""
+    state = _fields(root, "Metadata", "the root")
+    ours = _foreign_below([state.get(name) for name in _FIELDS])
+    others = _foreign_below([value for name, value in state.items() if name not in _FIELDS])
+    refused = [name for name in foreign if name in ours or name not in others]
+    if refused:
+        raise _unsafe(refused)
+
+
+def _foreign_below(values: list[Any]) -> set[Name]:
+    """Return the names of all objects in some values that the table does not have."""
+    found: set[Name] = set()
+    seen: set[int] = set()
+    todo = values
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str | int | float | None) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            todo += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            todo += value
+        elif type(value) is ForeignObject:
+            name = (value.module, value.name)
+            if not _TABLE.knows(name) or name == _GETATTR:
+                found.add(name)
+            todo += [value.callee, value.args, value.kwargs, value.state, value.items, value.setter]
+    return found
 
 
 # -- the table -------------------------------------------------------------------------------
@@ -132,17 +183,24 @@ def _encoding(args: tuple[Any, ...]) -> Any:
     return args[0]
 
 
-def _getattr(args: tuple[Any, ...]) -> Any:
+class _Getattr:
     """A member of an enum by its name, as Python 3.11.2 writes them; others write the value."""
-    if (
-        len(args) == 2
-        and type(args[0]) is ForeignObject
-        and args[0].how == "name"
-        and (args[0].module, args[0].name) in _ENCODINGS
-        and type(args[1]) is str
-    ):
-        return args[1]
-    raise _unsafe([("builtins", "getattr")])
+
+    def __init__(self) -> None:
+        #: One of an enum that is not known was met.
+        self.is_foreign = False
+
+    def __call__(self, args: tuple[Any, ...]) -> Any:
+        if (
+            len(args) == 2
+            and type(args[0]) is ForeignObject
+            and args[0].how == "name"
+            and (args[0].module, args[0].name) in _ENCODINGS
+            and type(args[1]) is str
+        ):
+            return args[1]
+        self.is_foreign = True
+        return KEEP
 
 
 def _path(args: tuple[Any, ...]) -> str:
@@ -167,7 +225,7 @@ _TABLE = Table(
     calls={
         ("torch", "Size"): _size,
         ("torch.serialization", "_get_layout"): make_layout,
-        ("builtins", "getattr"): _getattr,
+        _GETATTR: _Getattr(),
         **dict.fromkeys(_ENCODINGS, _encoding),
         **{
             (module, f"{pure}{kind}Path"): _path

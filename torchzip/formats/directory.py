@@ -4,7 +4,10 @@
 * ``.metadata``, or ``__<rank>.metadata``: torch.distributed.checkpoint;
 * ``*.safetensors`` with a ``DCP_SHARDING_INFO``: the safetensors variant of the same;
 * one of the names of `hub_names.WHOLE_FILES`, or that of a variant: that file;
-* shards of one set without an index, if all are there.
+* shards of one set without an index, if all are there;
+* ``*_model_states.pt`` and ``*_optim_states.pt``: DeepSpeed's ZeRO. ``latest`` names the directory
+  that has them; where something else is beside it, the path of that file itself means ZeRO;
+* ``model_world_size_<W>_rank_<R>.pt``: the parts of all ranks.
 
 A directory that has more than one of these is refused, with all their names: which of them is meant
 depends on who reads it. transformers 5.24 (``_get_resolved_checkpoint_files``) takes the first that
@@ -30,48 +33,64 @@ from torchzip.container.hub_names import (
 )
 from torchzip.container.safetensors import parse_header
 from torchzip.container.shard_index import parse_index
-from torchzip.errors import FormatError, listed
-from torchzip.files.folder import Folder
+from torchzip.errors import ErrorPlace, FormatError, listed, shown
+from torchzip.files.folder import Folder, is_plain_name
 from torchzip.files.opening import is_folder, open_around, open_folder
-from torchzip.formats.base import Container, OpenContainer, open_file
+from torchzip.formats.base import Container, OpenContainer, open_file, read_bounded
 from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, SafetensorsPartsContainer
 from torchzip.formats.not_checkpoints import folder_error
+from torchzip.formats.ranks import RanksContainer, ranks_in
 from torchzip.formats.sharded import open_index, open_shards
+from torchzip.formats.zero import open_zero
+from torchzip.formats.zero_files import is_zero
 from torchzip.limits import Limits
+
+#: What names the tag of a DeepSpeed checkpoint, the directory that has its files.
+LATEST = "latest"
+_LATEST = (LATEST, "latest_universal")
 
 _UNDERSTOOD = (
     f"A directory is read that has one of: shards, with an *{INDEX_SUFFIX} or all of them; "
     f"{', '.join(WHOLE_FILES)}; the .metadata or the *.safetensors of "
-    "torch.distributed.checkpoint. For a single file give its own path."
+    "torch.distributed.checkpoint; the *_states.pt of DeepSpeed's ZeRO, or a latest that names "
+    "their directory; the model_world_size_*.pt of all ranks. For a single file give its own path."
 )
 
 
 def is_part_of_directory(file: str | os.PathLike[str]) -> bool:
     """Return whether a path is a directory, or the file that says what a directory holds."""
     name = os.path.basename(os.fsdecode(file))
-    return is_index(name) or is_metadata(name) or is_folder(file)
+    return name in _LATEST or is_index(name) or is_metadata(name) or is_folder(file)
 
 
 def open_directory(
-    file: str | os.PathLike[str], limits: Limits, open_container: OpenContainer
+    file: str | os.PathLike[str],
+    limits: Limits,
+    open_container: OpenContainer,
+    *,
+    optimizer: bool = False,
 ) -> Container:
     """Return the container that a directory is, or the one that the named file describes."""
     folder, name = (open_folder(file), "") if is_folder(file) else open_around(file)
     try:
         if not name:
-            return _open_folder(folder, limits, open_container)
+            return _open_folder(folder, limits, open_container, optimizer)
         if not folder.has(name):
             raise FileNotFoundError(2, "No such file or directory", os.fsdecode(file))
         if is_index(name):
             return open_index(folder, name, limits, open_container)
+        if name in _LATEST:
+            return _open_latest(folder, name, limits, open_container, optimizer)
         return DcpContainer(folder, [name], limits)
     except BaseException:
         folder.close()
         raise
 
 
-def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) -> Container:
+def _open_folder(
+    folder: Folder, limits: Limits, open_container: OpenContainer, optimizer: bool
+) -> Container:
     """Return the one container that a directory is.
 
     Raises
@@ -80,14 +99,14 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         If it is not one, or could be several.
     """
     indices = [name for name in folder.names if is_index(name)]
-    ranks = [name for name in folder.names if RANK_METADATA.fullmatch(name)]
+    own = [name for name in folder.names if RANK_METADATA.fullmatch(name)]
     found: dict[str, Callable[[], Container]] = {
         name: partial(open_index, folder, name, limits, open_container) for name in indices
     }
     if METADATA_NAME in folder.names:
         found[METADATA_NAME] = partial(DcpContainer, folder, [METADATA_NAME], limits)
-    if ranks:
-        found[ranks[0]] = partial(DcpContainer, folder, ranks, limits)
+    if own:
+        found[own[0]] = partial(DcpContainer, folder, own, limits)
     if not found:
         parts = [name for name in folder.names if name.endswith(".safetensors")]
         folder.will_open(parts)
@@ -96,12 +115,22 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
         # No reader looks for shards without an index, so with one they do not count.
         for shards in _sets(folder.names):
             found[shards[0].name] = partial(open_shards, folder, shards, limits, open_container)
+    if is_zero(folder.names):
+        found["*_states.pt"] = partial(
+            open_zero, folder, limits, open_container, optimizer=optimizer
+        )
+    with ErrorPlace(path=folder.path):
+        ranks = ranks_in(folder.names)
+    if ranks:
+        found[ranks[0]] = partial(RanksContainer, folder, ranks, limits, open_container)
     whole = [name for name in folder.names if is_whole(name)]
     if whole and len(indices) == 1:
         listed_there = parse_index(folder.open(indices[0]), limits).weight_map.values()
         whole = sorted({*whole} - {*listed_there})
     for name in whole:
         found[name] = partial(_open_whole, folder, name, limits, open_container)
+    if not found and LATEST in folder.names:
+        return _open_latest(folder, LATEST, limits, open_container, optimizer)
     if not found:
         raise folder_error(folder.path, folder.names, _UNDERSTOOD)
     if len(found) > 1:
@@ -111,6 +140,25 @@ def _open_folder(folder: Folder, limits: Limits, open_container: OpenContainer) 
             path=folder.path,
         )
     return found.popitem()[1]()
+
+
+def _open_latest(
+    folder: Folder, name: str, limits: Limits, open_container: OpenContainer, optimizer: bool
+) -> Container:
+    """Return the ZeRO checkpoint in the directory that a ``latest`` names."""
+    raw = read_bounded(folder.open(name), limits, "text_nbytes")
+    tag = raw.decode("utf-8", "replace").strip()
+    if not is_plain_name(tag) or not folder.has(tag):
+        raise FormatError(
+            f"it names {shown(tag)}; a directory beside it was expected", path=folder.place(name)
+        )
+    inner = folder.within(tag)
+    folder.close()
+    try:
+        return open_zero(inner, limits, open_container, optimizer=optimizer)
+    except BaseException:
+        inner.close()
+        raise
 
 
 def _open_whole(

@@ -7,46 +7,91 @@ module of a format is imported when a file has it, as most programs meet one or 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import ArchiveError, FormatError, UnsupportedError
-from torchzip.files.opening import is_folder
+from torchzip.files.opening import is_folder, open_given
 from torchzip.files.source import File, Source
 from torchzip.formats.base import Container, open_file
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 
+if TYPE_CHECKING:
+    from torchzip.formats.joins import Join
+
+#: Paths of the files of all ranks.
+Files = Sequence[str | os.PathLike[str]]
+
 #: The records that mark an archive of torch.export; one of before 2.8 begins with its own.
 _PT2 = "archive_format"
 _OLD_PT2 = "serialized_exported_program.json"
+#: What a gzip file begins with.
+_GZIP = b"\x1f\x8b"
 #: Blanks of JSON.
 _BLANKS = b" \t\n\r"
 #: How files may end that say what a directory holds.
-_OF_DIRECTORIES = (".json", ".metadata")
+_OF_DIRECTORIES = (".json", ".metadata", "latest", "latest_universal")
 
 
-def open_checkpoint(file: File, limits: Limits) -> Container:
+def open_checkpoint(
+    file: File | Files, limits: Limits, join: Join | None = None, *, optimizer: bool = False
+) -> Container:
     """Return the container that a path or a file object is. A path may be that of a directory.
+
+    A list of paths is the files of all ranks; ``join`` says how their tensors were cut, if they do
+    not say it themselves. With ``optimizer`` a ZeRO directory has what its optimizer keeps as well.
 
     Raises
     ------
     TorchZipError, OSError
         If it is not a checkpoint; the message says what it looks like.
     """
+    if isinstance(file, list | tuple):
+        return _open_files(file, limits, join)
+    if join is not None:
+        raise ValueError("join is for a list of files")
     if isinstance(file, str | os.PathLike):
         path = os.fsdecode(file)
         if path.endswith(_OF_DIRECTORIES) or is_folder(file):
             from torchzip.formats.directory import is_part_of_directory, open_directory
 
             if is_part_of_directory(file):
-                return open_directory(file, limits, open_container)
+                return open_directory(file, limits, open_container, optimizer=optimizer)
         if path.endswith(".distcp"):
             raise FormatError(
                 "items of a distributed checkpoint. Give the path of the directory, which has a "
                 ".metadata.",
                 path=path,
             )
-    return open_file(file, limits, open_container)
+    made = open_file(cast(File, file), limits, open_container)
+    if "_rank_" in made.name:
+        from torchzip.formats.ranks import lone_note
+
+        made.notes += lone_note(os.path.basename(made.name))
+    return made
+
+
+def _open_files(files: Files, limits: Limits, join: Join | None) -> Container:
+    from torchzip.formats.joined import JoinedContainer
+    from torchzip.formats.joins import check_join
+    from torchzip.formats.ranks import RanksContainer
+
+    if not files:
+        raise TypeError(
+            "expected a path or a binary file object, or a list of paths, not an empty list"
+        )
+    if join is not None:
+        check_join(join)
+    folder = open_given(files)
+    try:
+        if join is None:
+            return RanksContainer(folder, folder.names, limits, open_container)
+        return JoinedContainer(folder, join, limits, open_container)
+    except BaseException:
+        folder.close()
+        raise
 
 
 def open_container(source: Source, limits: Limits) -> Container:
@@ -80,7 +125,18 @@ def open_container(source: Source, limits: Limits) -> Container:
         raise UnsupportedError(
             "a preview format of 2018, which torch itself refuses", path=source.name
         )
+    if head.startswith(_GZIP) and source.name.endswith(".nemo"):
+        from torchzip.formats.nemo import open_gzip
+
+        found = open_gzip(source, limits, open_container)
+        if found is not None:
+            return found
     if head[257:262] == b"ustar":
+        from torchzip.formats.nemo import open_tar
+
+        found = open_tar(source, limits, open_container)
+        if found is not None:
+            return found
         from torchzip.formats.tar import TarContainer
 
         return TarContainer(source, limits)

@@ -210,4 +210,4 @@ class ZipContainer(ZipFormat, FileContainer):
         self._suspects.clear()
         for name in self.archive:
             yield self.check_record(name)
-        self.notes = tuple(self._stray_notes())
+        self.notes = tuple(dict.fromkeys([*self.notes, *self._stray_notes()]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchzip.checkpoint.lazy import Checkpoint, checkpoint_of
@@ -13,12 +13,14 @@ from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_reader import Entry, ZipReader
 from torchzip.convert.casting import inner_tensors
 from torchzip.formats.base import FileContainer, FolderContainer
+from torchzip.formats.rank_files import RankFilesContainer
 from torchzip.formats.sharded import ShardedContainer
 from torchzip.formats.zip import ZipContainer
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.tools.file_size.reach import reached_nbytes
+from torchzip.tools.file_size.roles import Role, find_roles
 
 #: What a tensor is for if it is nothing else.
 TENSORS = "tensors"
@@ -66,6 +68,12 @@ class Account:
             self.parts[kind] = Part(kind, known.nbytes + nbytes, known.count + count)
 
 
+def kinds_of(roles: Sequence[Role], found: Outline) -> dict[str, str]:
+    """Return what tensors are for, by their names."""
+    kinds = {name: role.kind for role in reversed(roles) for name in role.names}
+    return kinds | {row.name: UNNAMED for row in found.unnamed if row.name not in kinds}
+
+
 def account_of(checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str]) -> Account:
     """Return what the bytes of a checkpoint are for; ``kinds`` says it of tensors by their names.
 
@@ -84,6 +92,11 @@ def account_of(checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str])
         for shard in container.shards:
             its = checkpoint_of(shard, checkpoint.limits)
             _add_file(made, its, outline(its, plain=False), kinds)
+    elif isinstance(container, RankFilesContainer):
+        for file in container.containers.values():
+            its = checkpoint_of(file, checkpoint.limits)
+            inside = outline(its, plain=False)
+            _add_file(made, its, inside, kinds_of(find_roles(its.root, inside), inside))
     elif isinstance(container, FileContainer):
         _add_file(made, checkpoint, found, kinds)
     else:

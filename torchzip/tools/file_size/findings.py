@@ -15,11 +15,11 @@ from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File
 from torchzip.limits import Limits
 from torchzip.tools.file_size.accounts import (
-    UNNAMED,
     Account,
     Part,
     Unreached,
     account_of,
+    kinds_of,
 )
 from torchzip.tools.file_size.duplicates import equal_storages
 from torchzip.tools.file_size.roles import Role, find_roles
@@ -111,9 +111,7 @@ def why_big(
         if checkpoint.container.is_by_name:  # it may be in their metadata
             around = select(checkpoint, Rules()).around
         roles = find_roles(around, found)
-        kinds = {name: role.kind for role in reversed(roles) for name in role.names}
-        kinds |= {row.name: UNNAMED for row in found.unnamed if row.name not in kinds}
-        account = account_of(checkpoint, found, kinds)
+        account = account_of(checkpoint, found, kinds_of(roles, found))
         names = {id(storage): name for storage, name in account.storages}
         duplicates = [
             Duplicates(group[0].nbytes, tuple(names[id(storage)] for storage in group))

@@ -1,0 +1,65 @@
+"""Decompresses a gzip file, which cannot be read at any place, into a temporary file, which can."""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from typing import IO
+
+from torchzip.errors import CUT_SHORT, ArchiveError, LimitError
+from torchzip.files.source import Source
+from torchzip.limits import Limits
+
+_BLOCK_NBYTES = 1 << 20
+#: Bytes that a small file may have whatever its ratio; the same as for deflated records.
+_FREE_NBYTES = 64 << 20
+
+
+def decompressed(source: Source, limits: Limits) -> IO[bytes]:
+    """Return a temporary file with the content of a gzip file; it is removed when it is closed.
+
+    Raises
+    ------
+    ArchiveError
+        If the file is damaged or cut short, or other bytes follow.
+    LimitError
+        If the content is more than ``limits.deflate_ratio`` allows.
+    """
+    most = max(_FREE_NBYTES, limits.deflate_ratio * source.size)
+    machine = zlib.decompressobj(31)  # with the header of gzip, and its CRC
+    made = tempfile.NamedTemporaryFile(prefix="torchzip-")  # noqa: SIM115 - the caller's
+    try:
+        nbytes = at = 0
+        pending: bytes = b""
+        while not machine.eof:
+            if not pending:
+                count = min(_BLOCK_NBYTES, source.size - at)
+                if not count:
+                    raise ArchiveError(
+                        f"the gzip file ends after {nbytes:,} bytes of its content. {CUT_SHORT}",
+                        path=source.name,
+                    )
+                pending = bytes(source.read_at(at, count))
+                at += count
+            block = machine.decompress(pending, _BLOCK_NBYTES)
+            pending = machine.unconsumed_tail
+            nbytes += len(block)
+            if nbytes > most:
+                ratio = nbytes // max(source.size, 1)
+                raise LimitError("deflate_ratio", ratio, limits.deflate_ratio, path=source.name)
+            made.write(block)
+        if machine.unused_data or at < source.size:
+            raise ArchiveError(
+                "other bytes follow the compressed ones in a gzip file; one stream was expected",
+                path=source.name,
+            )
+        made.flush()
+    except zlib.error as error:
+        made.close()
+        raise ArchiveError(
+            f"the compressed bytes are damaged ({error})", path=source.name
+        ) from None
+    except BaseException:
+        made.close()
+        raise
+    return made

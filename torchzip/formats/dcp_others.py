@@ -1,0 +1,189 @@
+"""Where attributes of others begin in a ``.metadata`` of torch.distributed.checkpoint.
+
+Megatron-Core adds ``all_local_plans`` to torch's ``Metadata``, with an object of several parts for
+each item, which can be most of the file. Nothing of it is used. So it is not interpreted: the
+opcodes are gone through once, with a number for each value instead of the value, up to the end of
+the dict of attributes. What is before the first attribute that torch does not have is the pickle
+that counts.
+
+That is only so if nothing behind can change what is before: all other attributes behind are unknown
+as well, and no opcode there takes or fills an object from before. (A string that is taken together
+with what is before it was not a key.) Where that is not sure, and for opcodes that no ``.metadata``
+has, the answer is None, and all of the pickle must be interpreted.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Collection
+from typing import NamedTuple
+
+from torchzip.pickling.table import Name
+
+#: What stands for a value made behind the first unknown attribute, and before it. A number from 0
+#: on is a string: the place of its opcode.
+_NEW, _OLD = -1, -2
+_U32 = struct.Struct("<I").unpack_from
+_U64 = struct.Struct("<Q").unpack_from
+#: Bytes of the arguments of opcodes that push a value which is not a string.
+_PUSHED = {
+    0x4B: 1, 0x4D: 2, 0x4A: 4, 0x47: 8, 0x4E: 0, 0x88: 0, 0x89: 0, 0x29: 0, 0x7D: 0, 0x5D: 0,
+    0x8F: 0,
+}  # fmt: skip
+#: How many values an opcode takes from the stack for the one that it leaves, or fills.
+_TAKEN = {0x85: 1, 0x86: 2, 0x87: 3, 0x52: 2, 0x81: 2}
+_TUPLE, _SETITEMS = 0x74, 0x75
+#: SETITEMS, APPENDS, ADDITEMS: all values from the mark on.
+_FROM_MARK = (_SETITEMS, 0x65, 0x90)
+#: SETITEM, APPEND, BUILD: the values above the one that they fill.
+_FILLS = {0x73: 2, 0x61: 1, 0x62: 1}
+
+
+class Own(NamedTuple):
+    """The pickle without attributes of others, and the names that those mention."""
+
+    data: bytes
+    names: list[Name]
+
+
+def without_others(data: bytes, fields: Collection[str]) -> Own | None:
+    """Return what is before the first attribute that is not one of ``fields``.
+
+    None if there is none, or if it is not sure that this makes no difference.
+    """
+    try:
+        return _Skim(data, fields).run() if len(data) < 1 << 31 else None
+    except (IndexError, ValueError, struct.error):
+        return None  # it is damaged; where, the interpreter says
+
+
+class _Skim:
+    """Goes through a pickle of one object whose state is a dict."""
+
+    def __init__(self, data: bytes, fields: Collection[str]) -> None:
+        self._data = data
+        self._fields = fields
+        self._memo = array("i")
+        self._frames: list[int] = []
+        self._names: dict[Name, None] = {}
+
+    def run(self) -> Own | None:
+        data, memo = self._data, self._memo
+        stack: list[int] = []
+        below: list[list[int]] = []
+        begin = -1  # of the first unknown attribute
+        known = base = floor = 0  # memo numbers and values before it, and what may not be taken
+        position = 0
+        while True:
+            op = data[position]
+            position += 1
+            if op == 0x94:  # MEMOIZE
+                memo.append(stack[-1])
+            elif op == 0x8C or op == 0x58:  # SHORT_BINUNICODE, BINUNICODE
+                at = position - 1
+                is_key = len(below) == 1 and len(below[0]) == 2 and not len(stack) % 2
+                if begin < 0 and is_key and self._string(at) not in self._fields:
+                    begin, known, base = at, len(memo), len(stack)
+                    floor = base
+                stack.append(at)
+                position += 1 + data[position] if op == 0x8C else 4 + _U32(data, position)[0]
+            elif op == 0x68 or op == 0x6A:  # BINGET, LONG_BINGET
+                if op == 0x68:
+                    number = data[position]
+                    position += 1
+                else:
+                    number = _U32(data, position)[0]
+                    position += 4
+                value = memo[number]
+                stack.append(_OLD if value == _NEW and number < known else value)
+            elif op in _PUSHED:
+                stack.append(_NEW)
+                position += _PUSHED[op]
+            elif op == 0x28:  # MARK
+                below.append(stack)
+                stack, floor = [], 0
+            elif op in _FILLS:
+                del stack[-_FILLS[op] :]
+                if len(stack) <= floor:
+                    begin, floor = self._no_key()
+                if stack[-1] != _NEW:
+                    return None
+            elif op in _TAKEN:
+                count = _TAKEN[op]
+                if len(stack) < count:
+                    return None
+                if len(stack) - count < floor:
+                    begin, floor = self._no_key()
+                stack[-count:] = [_NEW]
+            elif op in _FROM_MARK:
+                items = stack
+                stack = below.pop()
+                if begin >= 0 and not below:  # all that is not skipped was closed before
+                    ends = data[position : position + 3] == b"b."
+                    return self._own(begin, items) if op == _SETITEMS and ends else None
+                floor = base if len(below) == 1 else 0
+                if stack[-1] != _NEW:
+                    return None
+            elif op == _TUPLE:
+                stack = below.pop()
+                if begin >= 0 and not below:
+                    return None
+                floor = base if len(below) == 1 else 0
+                stack.append(_NEW)
+            elif op == 0x93:  # STACK_GLOBAL
+                name, module = stack.pop(), stack.pop()
+                if name < 0 or module < 0:
+                    return None
+                if len(stack) < floor:
+                    begin, floor = self._no_key()
+                if begin >= 0:
+                    self._names[self._string(module), self._string(name)] = None
+                stack.append(_NEW)
+            elif op == 0x63:  # GLOBAL
+                end = data.index(b"\n", position)
+                stop = data.index(b"\n", end + 1)
+                if begin >= 0:
+                    self._names[data[position:end].decode(), data[end + 1 : stop].decode()] = None
+                position = stop + 1
+                stack.append(_NEW)
+            elif op == 0x71 or op == 0x72:  # BINPUT, LONG_BINPUT
+                number = data[position] if op == 0x71 else _U32(data, position)[0]
+                if number != len(memo):
+                    return None
+                memo.append(stack[-1])
+                position += 1 if op == 0x71 else 4
+            elif op == 0x95:  # FRAME
+                self._frames.append(position)
+                position += 8
+            elif op == 0x8A or op == 0x43:  # LONG1, SHORT_BINBYTES
+                stack.append(_NEW)
+                position += 1 + data[position]
+            elif op == 0x80:  # PROTO
+                position += 1
+            else:  # also STOP, if nothing was to be skipped
+                return None
+
+    def _no_key(self) -> tuple[int, int]:
+        """Forget a string that was not a key: it was used with what is before it."""
+        self._names.clear()
+        return -1, 0
+
+    def _string(self, at: int) -> str:
+        data = self._data
+        if data[at] == 0x8C:
+            start, nbytes = at + 2, data[at + 1]
+        else:
+            start, nbytes = at + 5, _U32(data, at + 1)[0]
+        return data[start : start + nbytes].decode("utf-8", "surrogatepass")
+
+    def _own(self, begin: int, items: list[int]) -> Own | None:
+        """Return the pickle up to ``begin``; ``items`` are the attributes and their values."""
+        behind = [at for at in items[::2] if at < 0 or at >= begin]
+        if len(items) % 2 or any(at < 0 or self._string(at) in self._fields for at in behind):
+            return None
+        own = bytearray(self._data[:begin]) + b"ub."  # SETITEMS, BUILD, STOP
+        for frame in self._frames:
+            if frame < begin and _U64(own, frame)[0] > len(own) - frame - 8:
+                struct.pack_into("<Q", own, frame, len(own) - frame - 8)
+        return Own(bytes(own), list(self._names))
