@@ -6,6 +6,7 @@ before it is committed. The checkpoints are those of tests/real_files.py.
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -18,7 +19,9 @@ from pathlib import Path
 import numpy as np
 
 import torchzip as tz
+from tests.formats.tar_builder import tar_of
 from tests.real_files import RealFiles
+from tests.saved import saved
 
 #: (package, file in it, name in the transcript's folder)
 FILES = (
@@ -39,7 +42,12 @@ FILES = (
 )
 
 #: (folder in tests/data/ranks, its name in the transcript's folder)
-FOLDERS = (("zero-3-fp32", "zero"), ("fsdp2-w2", "fsdp"))
+FOLDERS = (
+    ("zero-3-fp32", "zero"),
+    ("zero-2-bf16", "zero2"),
+    ("fsdp2-w2", "fsdp"),
+    ("mcore", "megatron"),
+)
 _RANKS = Path(__file__).parent / "data" / "ranks"
 
 #: (package, file in it) -> where it lies.
@@ -59,6 +67,10 @@ def collect(folder: Path, path_of: PathOf) -> None:
     for rank in range(2):
         shard = {"up.weight": np.full((2, 3), rank, np.float32), "norm.weight": np.ones(3)}
         tz.save(shard, folder / f"shards.{rank}.pt")
+    weights = saved({"encoder.weight": np.ones((4, 3), np.float32)})
+    members = {"./model_config.yaml": b"target: x\n", "./model_weights.ckpt": weights}
+    (folder / "asr.nemo").write_bytes(tar_of(members))
+    (folder / "asr.gz.nemo").write_bytes(gzip.compress(tar_of(members), mtime=0))
 
 
 def run_again(text: str, folder: Path) -> str:

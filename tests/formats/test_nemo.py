@@ -118,6 +118,7 @@ def test_weights_in_parts(tmp_path: Path) -> None:
     many = {f"./mp_rank_0{rank}/model_weights.ckpt": saved({}) for rank in range(2)}
     refused(_bad(tmp_path, _tar(many)), "weights in parts: 'mp_rank_00/model_weights.ckpt'")
     refused(_bad(tmp_path, _tar({"./model_weights/.metadata": b""})), "distributed checkpoint")
+    refused(_bad(tmp_path, _tar({"rank0.safetensors": b"", "rank1.safetensors": b""})), "TensorRT")
     refused(_bad(tmp_path, _tar({"./model_weights.ckpt": b"no"})), "x.nemo, ./model_weights.ckpt")
     both = {"model_weights.ckpt": saved({}), "./model_weights.ckpt": saved({})}
     refused(_bad(tmp_path, _tar(both)), "not a checkpoint itself")

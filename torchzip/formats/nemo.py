@@ -10,6 +10,7 @@ checkpoint in ``model_weights/``. These are read after the file was extracted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import IO
 
@@ -27,6 +28,8 @@ from torchzip.formats.base import (
 )
 from torchzip.limits import Limits
 
+#: The parts of a ``.qnemo``, one for each rank.
+_ENGINE = re.compile(r"(?:.*/)?rank\d{1,6}\.safetensors", re.ASCII)
 #: What the weights are called, after the folder ``./`` that most programs put before it.
 WEIGHTS = "model_weights.ckpt"
 
@@ -98,6 +101,11 @@ def open_tar(source: Source, limits: Limits, open_container: OpenContainer) -> N
     elif any(name.endswith(f"/{WEIGHTS}") for name in names):
         own = sorted(name for name in names if name.endswith(f"/{WEIGHTS}"))
         inside = f"weights in parts: {listed(own)}. Extract them (tar -xf) and join them"
+    elif any(map(_ENGINE.fullmatch, names)):
+        inside = (
+            "parts of an engine of TensorRT-LLM (.qnemo), which do not say how they go together. "
+            "Extract them (tar -xf) and give the path of one"
+        )
     else:
         return None
     raise UnsupportedError(f"a .nemo file with {inside}.", path=source.name)
