@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from torchzip.pickling.table import Name
 
-#: What stands for a value made behind the first unknown attribute, and before it. A number from 0
+#: What stands for a value made after the first unknown attribute, and before it. A number from 0
 #: on is a string: the place of its opcode.
 _NEW, _OLD = -1, -2
 _U32 = struct.Struct("<I").unpack_from

@@ -1,6 +1,6 @@
 """``.nemo`` files: a tar with the configuration of a model and its weights, a file of torch.save.
 
-``model_weights.ckpt`` (or ``./model_weights.ckpt``) is read where it stands in the tar: nothing is
+``model_weights.ckpt`` (or ``./model_weights.ckpt``) is read where it lies in the tar: nothing is
 extracted. A tar that was compressed by gzip can be read from its start only. It is decompressed
 into a temporary file, which goes when the checkpoint is closed.
 

@@ -16,7 +16,7 @@ those that are not trained (``frozen_param_shapes``, ``frozen_param_fragments``)
   after another have the parameters one after another, each padded as
   ``param_alignment_paddings`` says, if that is there; the end is padded to a multiple of 2W.
 * ``fp32_flat_groups`` (stage 3). Those of one rank, one after another, have a W-th of each
-  parameter, rounded up; the slices of a parameter stand at the same place in all ranks.
+  parameter, rounded up; the slices of a parameter are at the same place in all ranks.
 
 What an optimizer keeps of each weight lies in buffers like these: those of ``state`` in
 ``base_optimizer_state`` (stages 1 and 2) or ``optimizer_state_dict`` (stage 3). With ``optimizer``
