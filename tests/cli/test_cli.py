@@ -214,7 +214,7 @@ def test_wrong_dtype(capsys: Capture, model: Path, rule: str) -> None:
     assert not target.exists()
 
 
-@pytest.mark.parametrize("name", ["out", "out.txt", "out.npz", "out.index.json"])
+@pytest.mark.parametrize("name", ["out", "out.txt", "out.onnx", "out.index.json"])
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
 def test_wrong_suffix(capsys: Capture, model: Path, name: str, options: list[str]) -> None:
     """The suffix says what to write; another one is wrong usage."""

@@ -64,7 +64,8 @@ class Checkpoint(Mapping[str, Any]):
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
     name) that a pickle of it mentions, ``foreign`` those that torchzip does not know (of formats
     that have pickles beside the object's, these two read them: before it is closed), ``metadata``
-    the strings of a safetensors file, of an index of shards, or of a distributed checkpoint.
+    the strings of a safetensors file, of an index of shards, or of a distributed checkpoint, or the
+    values of a GGUF file (bools, strings, numbers and arrays of numpy, lists of strings).
     ``constants`` are those of a TorchScript archive, which its code refers to by their position and
     which have no names; an empty tuple for other formats. ``limits`` are the bounds that the file
     is read within. ``container`` reads it; its class says what is so of the format
@@ -127,7 +128,7 @@ class Checkpoint(Mapping[str, Any]):
         self.path = container.name
         self.root: Any = contents.root
         self._contents = contents
-        self.metadata: dict[str, str] = contents.metadata or {}
+        self.metadata: dict[str, Any] = contents.metadata or {}
         self.constants: tuple[Any, ...] = () if constants is None else constants.root
         self.format: str = container.format
 

@@ -16,6 +16,7 @@ import numpy as np
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor
 from torchzip.checkpoint.plain_values import Beside, what_is_beside
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text
+from torchzip.container.gguf import value_text
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
 from torchzip.formats.base import collector_paused
@@ -25,6 +26,9 @@ from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import span_of
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Size
+
+#: Items of a list in the metadata that are shown.
+_LISTED = 8
 
 
 class Outlined(Protocol):
@@ -242,7 +246,7 @@ def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
         stored_nbytes=rows.stored_nbytes,
         subclasses={name: class_of(call) for name, call in checkpoint.subclassed.items()},
         foreign=tuple(f"{module}.{name}" for module, name in checkpoint.foreign_in_root),
-        metadata=dict(checkpoint.metadata),
+        metadata={key: value_text(text, _LISTED) for key, text in checkpoint.metadata.items()},
         notes=tuple(notes),
     )
 

@@ -24,6 +24,7 @@ from torchzip.cli.command import (
 )
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import table
+from torchzip.convert.outputs.registry import output_of
 
 if TYPE_CHECKING:
     from torchzip.convert.conversion import ConvertReport
@@ -37,6 +38,8 @@ OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
     "applied in order)",
     "--include GLOB ...": "convert these tensors only",
     "--exclude GLOB ...": "leave these tensors out",
+    "--metadata KEY=VALUE ...": "put this into the metadata of a .safetensors or .gguf file; for "
+    "a .gguf VALUE is taken as JSON if it is valid JSON, else as a string (may be repeated)",
     "--max-shard-size SIZE": "write shards of at most this size, such as 5GB, and an index",
     "--jobs": {
         "type": int,
@@ -51,15 +54,17 @@ OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
 
 COMMAND = Command(
     name="convert",
-    summary="convert to .pt or .safetensors, with other dtypes or names, in shards",
+    summary="convert to .pt, .safetensors, .gguf or .npz, with other dtypes or names, in shards",
     description="""\
-Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt or
-.safetensors file, a directory (which gets a model.safetensors), or an *.index.json (with shards
-beside it). DST is written completely or not at all, and may be SRC itself.
+Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt .th
+.pth.tar, .safetensors .sft, .gguf or .npz file, a directory (which gets a model.safetensors), or an
+*.index.json (with shards beside it). DST is written completely or not at all, and may be SRC
+itself.
 """,
     examples=r"""
         torchzip convert model.pt model.safetensors --dtype bfloat16
         torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
+        torchzip convert model.pt model.gguf --dtype q8_0 --metadata general.architecture=gpt2
         torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\.=>'
         torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
     """,
@@ -82,19 +87,20 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with writing(arguments) as options:
+    with writing(arguments, arguments.dst) as options:
         report = torchzip.convert(arguments.src, arguments.dst, **options)
     show(report, arguments)
     return DONE
 
 
 @contextlib.contextmanager
-def writing(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def writing(arguments: argparse.Namespace, dst: str) -> Iterator[dict[str, Any]]:
     """Give the options of `torchzip.convert` that a command line asks for; show the progress."""
     is_dry = arguments.dry_run
     watched = contextlib.nullcontext() if is_dry else progress_line()
     with exit_on_sigterm(), warnings_said(), watched as progress:
         yield {
+            "metadata": parse_metadata(arguments.metadata, dst),
             "max_shard_size": arguments.max_shard_size,
             "jobs": arguments.jobs,
             "verify": arguments.verify,
@@ -104,6 +110,21 @@ def writing(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             **reading_options(arguments),
             **rules_of(arguments),
         }
+
+
+def parse_metadata(texts: Sequence[str], dst: str) -> dict[str, Any] | None:
+    """Return the metadata of ``KEY=VALUE`` for a destination: of JSON where that has types."""
+    output = output_of(dst) if texts else None
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ValueError(f"--metadata {text!r}: KEY=VALUE was expected")
+        values[key] = value
+        if output is not None and output.has_typed_metadata:
+            with contextlib.suppress(ValueError, RecursionError):
+                values[key] = json.loads(value)
+    return values or None
 
 
 def show(report: ConvertReport, arguments: argparse.Namespace) -> None:

@@ -94,6 +94,9 @@ def shard_name(whole: str, number: int, count: int) -> str:
     'model.fp16-00001-of-00002.safetensors'
     """
     stem, suffix = os.path.splitext(whole)
+    if suffix.lower() == ".tar":  # of .pth.tar
+        stem, inner = os.path.splitext(stem)
+        suffix = inner + suffix
     return f"{stem}-{number:05d}-of-{count:05d}{suffix}"
 
 

@@ -68,6 +68,7 @@ def convert(
     include: Globs = None,
     exclude: Globs = None,
     map: Map | None = None,
+    metadata: Mapping[str, Any] | None = None,
     max_shard_size: int | str | None = None,
     jobs: int | None = None,
     executor: Any = None,
@@ -78,7 +79,10 @@ def convert(
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
 ) -> ConvertReport:
-    """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
+    """Convert a checkpoint to ``dst``, whose suffix says which format, or to shards.
+
+    The suffixes are .pt .pth .bin .ckpt .th .pth.tar (a zip as ``torch.save`` writes it),
+    .safetensors .sft, .gguf and .npz.
 
     ``src`` is a path, which may be that of a directory as in `lazy_load`, or a binary file object;
     its format is recognised by its content. It may also be a `Checkpoint` that is open, and stays
@@ -90,7 +94,9 @@ def convert(
     The rules look at the flat names of the source, or at those that ``map`` gives:
 
     * ``dtype``: a torch dtype's name for all floating tensors, or a list of ``(glob, dtype)`` of
-      which the first match wins; others keep theirs. Rounded as torch's ``.to()`` rounds.
+      which the first match wins; others keep theirs. Rounded as torch's ``.to()`` rounds. For a
+      .gguf ``q8_0`` and ``q4_0`` are dtypes too; they are for tensors of two dimensions or more
+      whose rows have a multiple of 32 numbers, and ``lost`` names those that stay what they are.
     * ``include``, ``exclude``: globs; only tensors that match one of the first, if there are any,
       and none of the second are taken.
     * ``rename``: a dict of names, a list of ``(regex, replacement)`` that are all applied in turn
@@ -99,6 +105,10 @@ def convert(
       rules cannot say, called for each dense tensor in order. LazyTensors that it gives, views and
       computed ones, are read when they are written. Arrays are kept on disk beside ``dst`` until
       the plan is known.
+
+    ``metadata`` is put beside that which the source has: strings by their keys into a .safetensors,
+    and into a .gguf also bools, numbers and lists of one of these (a plain int becomes a u32, one
+    in a list an i32; scalars and arrays of numpy keep their type).
 
     In a zip the object around the tensors is kept as long as the names can be changed in its
     dicts; otherwise, and with ``map``, the output is one dict from names to tensors, and the
@@ -150,9 +160,13 @@ def convert(
     >>> report.tensors, report.lost
     (1, ())
     """
-    rules = Rules(dtype=dtype, rename=rename, include=include, exclude=exclude)
     src, dst = located(src, storage_options), located(dst, storage_options)
     target = parse_target(dst)
+    rules = Rules(
+        dtype=dtype, rename=rename, include=include, exclude=exclude, blocks=target.output.blocks
+    )
+    if metadata is not None:
+        target.output.check_metadata(metadata)
     max_shard_nbytes = None if max_shard_size is None else parse_size(max_shard_size)
     if jobs is not None and executor is not None:
         raise ValueError("jobs makes a pool of its own; give it or an executor, not both")
@@ -181,8 +195,9 @@ def convert(
         several = isinstance(src, Mapping) and not isinstance(src, Checkpoint)
         with ErrorPlace(path=None if several else checkpoint.path):
             plan = make_plan(
-                checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping
-            )
+                checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping,
+                metadata=metadata,
+            )  # fmt: skip
             files = plan.sizes
             replaced = [] if dry_run else _make_way(target, files, overwrite)
             for line in plan.warnings:

@@ -8,6 +8,7 @@ what the target cannot carry. It reads no tensor data.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,10 +71,11 @@ def make_plan(
     *,
     max_shard_nbytes: int | None = None,
     mapping: MappedTensors | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Return the plan for writing a checkpoint to a target.
 
-    The checkpoint stays as it is.
+    ``metadata`` is added to that of the source. The checkpoint stays as it is.
 
     Raises
     ------
@@ -84,6 +86,7 @@ def make_plan(
     """
     rules = rules if rules is not None else Rules()
     selection = select(checkpoint, rules, mapping)
+    selection.metadata = selection.metadata | dict(metadata or {})
 
     def dtype_of(name: str, torch_dtype: str) -> str:
         return rules.dtype_of(selection.sources.get(name, name), torch_dtype)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from torchzip.dtypes import DTYPES
+from torchzip.dtypes import BLOCKS, DTYPES
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.numpy_dtypes import parse_torch_dtype
 
@@ -28,6 +28,8 @@ Globs = str | Sequence[str] | None
 class Rules:
     """The rules of one conversion. They note what they match, for `unused`.
 
+    ``blocks`` are what the target has beside the floating dtypes (`dtypes.BLOCKS`).
+
     Raises
     ------
     ValueError
@@ -43,6 +45,7 @@ class Rules:
         rename: RenameRules = None,
         include: Globs = None,
         exclude: Globs = None,
+        blocks: Collection[str] = (),
     ) -> None:
         dtypes = (
             [("*", dtype)]
@@ -50,7 +53,7 @@ class Rules:
             else parse_pairs("dtype", "one dtype, as a string, or a list of (glob, dtype)", dtype)
         )
         self._dtypes = [
-            (Glob("dtype", glob, "floating tensor"), _parse_dtype(target))
+            (Glob("dtype", glob, "floating tensor"), _parse_dtype(target, blocks))
             for glob, target in dtypes
         ]
         if isinstance(dtype, str):
@@ -207,9 +210,13 @@ def match_any(globs: Sequence[Glob], name: str) -> bool:
     return any(matches)
 
 
-def _parse_dtype(text: str) -> str:
+def _parse_dtype(text: str, blocks: Collection[str]) -> str:
     if not isinstance(text, str):
         raise TypeError(f"a dtype is a string such as 'bfloat16', not {type(text).__name__}")
+    if text.lower() in BLOCKS:
+        if text.lower() not in blocks:
+            raise ValueError(f"only a .gguf file has blocks of {text}; {_CASTABLE} was expected")
+        return text.lower()
     try:
         target = parse_torch_dtype(text)
     except ValueError:

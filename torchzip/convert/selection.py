@@ -47,8 +47,8 @@ class Selection:
     original: dict[str, Held]
     around: Any
     is_flat: bool = False
-    #: Texts of a safetensors source, without our own.
-    metadata: dict[str, str] = field(default_factory=dict)
+    #: What a source has beside its tensors: strings, or values of GGUF; without our own.
+    metadata: dict[str, Any] = field(default_factory=dict)
     #: What of the source could not be taken.
     lost: list[str] = field(default_factory=list)
     #: The arrays of numpy that tensors of ``original`` stand for, by the names there.
@@ -134,17 +134,22 @@ def _source(checkpoint: Checkpoint) -> Selection:
     tensors: dict[str, Held] = {name: checkpoint[name] for name in checkpoint}
     arrays = dict(checkpoint.arrays)
     root = checkpoint.root
-    metadata: dict[str, str] = {}
+    metadata: dict[str, Any] = {}
     lost: list[str] = []
     if checkpoint.container.is_by_name:
-        ties = parse_ties(checkpoint.metadata, tensors)
+        ties = parse_ties(checkpoint.metadata, tensors) if checkpoint.container.lists_ties else {}
         aliases = {name: tensors[kept] for name, kept in ties.items()}
         tensors |= aliases
-        root = dict(root) | aliases
+        if aliases:
+            root = root | aliases
+
+        def is_tie(key: str, text: Any) -> bool:
+            return key in ties and ties[key] == text
+
         metadata = {
             key: text
             for key, text in checkpoint.metadata.items()
-            if not key.startswith("torchzip.") and key not in FILE_KEYS and ties.get(key) != text
+            if not (key.startswith("torchzip.") or key in FILE_KEYS or is_tie(key, text))
         }
         text = checkpoint.metadata.get(OBJECT_KEY)
         if text is not None:

@@ -85,9 +85,9 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
         inside = os.path.join(path, "model.safetensors")
         return Target(inside, SafetensorsOutput, index_of(inside), place, makes_folder=True)
     whole = whole_of(path)
-    suffix = os.path.splitext(whole or path)[1].lower()
-    output = output_of(suffix)
+    output = output_of(whole or path)
     if output is None:
+        suffix = os.path.splitext(whole or path)[1].lower()
         known = " ".join(each for output in OUTPUTS for each in output.suffixes)
         raise ValueError(
             f"{path}: the suffix says what to write, and {suffix or 'none'} is not one of "

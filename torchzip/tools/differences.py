@@ -10,6 +10,7 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor, storages_of
 from torchzip.checkpoint.plain_values import same_value, what_is_beside
 from torchzip.checkpoint.walk import Label, joined
+from torchzip.container.gguf import value_text
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
@@ -185,7 +186,9 @@ class _Side:
         self.storages = [*storages.values()]
         self.stored_nbytes = sum(storage.nbytes for storage in self.storages)
         # The strings of a safetensors header; other formats have none to compare them with.
-        self.texts = selection.metadata if is_by_name else None
+        self.texts = None
+        if is_by_name:
+            self.texts = {key: value_text(text) for key, text in selection.metadata.items()}
 
     def row(self, name: str) -> TensorSummary:
         held = self.tensors[name]

@@ -271,7 +271,7 @@ def _merge(
 def _named(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the tensors of a checkpoint by name, also those that are in it under another name."""
     tensors = dict(checkpoint.items())
-    if checkpoint.container.is_by_name:
+    if checkpoint.container.lists_ties:
         ties = parse_ties(checkpoint.metadata, tensors)
         tensors |= {name: tensors[kept] for name, kept in ties.items()}
     return tensors
