@@ -183,17 +183,18 @@ def parse_rules(texts: Sequence[str]) -> str | list[tuple[str, str]]:
     return rules[0][1] if [glob for glob, _ in rules] == ["*"] else rules
 
 
-def parse_renames(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the (regex, replacement) pairs of ``--rename``.
+def parse_renames(texts: Sequence[str], option: str = "--rename") -> list[tuple[str, str]]:
+    """Return the pairs of ``--rename``, or of another option with an arrow.
 
     >>> parse_renames(["^a=>b"])
     [('^a', 'b')]
     """
     renames = []
+    form = "REGEX=>REPL" if option == "--rename" else "OLD=>NEW"
     for text in texts:
         pattern, arrow, replacement = text.partition("=>")
         if not arrow:
-            raise ValueError(f"--rename {text!r}: REGEX=>REPL was expected")
+            raise ValueError(f"{option} {text!r}: {form} was expected")
         renames.append((pattern, replacement))
     return renames
 

@@ -25,6 +25,7 @@ from torchzip.cli.command import (
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import table
 from torchzip.convert.outputs.registry import output_of
+from torchzip.errors import printable
 
 if TYPE_CHECKING:
     from torchzip.convert.conversion import ConvertReport
@@ -37,7 +38,7 @@ OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
     "--rename REGEX=>REPL ...": "replace in names, as Python's re.sub does (may be repeated, "
     "applied in order)",
     "--include GLOB ...": "convert these tensors only",
-    "--exclude GLOB ...": "leave these tensors out",
+    "--exclude GLOB ...": "leave these tensors out, or what is in a container of this name",
     "--metadata KEY=VALUE ...": "put this into the metadata of a .safetensors or .gguf file; for "
     "a .gguf VALUE is taken as JSON if it is valid JSON, else as a string (may be repeated)",
     "--max-shard-size SIZE": "write shards of at most this size, such as 5GB, and an index",
@@ -65,12 +66,25 @@ itself.
         torchzip convert model.pt model.safetensors --dtype bfloat16
         torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
         torchzip convert model.pt model.gguf --dtype q8_0 --metadata general.architecture=gpt2
-        torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\.=>'
+        torchzip convert run.ckpt model.safetensors --weights --strip-wrappers
+        torchzip convert hf/ out/ --dtype float16
         torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
     """,
     arguments={
         "SRC": None,
         "DST": None,
+        "--weights": "only the model's state dict out of a training checkpoint, without the way to "
+        "it in names; says which it is. This and the next five come before all other rules",
+        "--ema": "the same, with the averaged weights in place of the model's",
+        "--strip-wrappers": "names without module., _orig_mod., _fsdp_wrapped_module., "
+        "_checkpoint_wrapped_module., _forward_module. and _fpw_module., wherever they are",
+        "--untie": "give each name data of its own",
+        "--stack OLD=>NEW ...": "make one tensor of those that are numbered by {i}, as in "
+        "'experts.{i}.w=>experts.w'; a star stands for anything but dots (may be repeated)",
+        "--unstack OLD=>NEW ...": "take a tensor apart along its first axis, as in "
+        "'experts.w=>experts.{i}.w' (may be repeated)",
+        "--no-companions": "do not copy the small files beside the weights of a directory (config, "
+        "tokenizer) to another directory",
         **OUTPUT_ARGUMENTS,
     },
 )
@@ -88,7 +102,18 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     with writing(arguments, arguments.dst) as options:
-        report = torchzip.convert(arguments.src, arguments.dst, **options)
+        report = torchzip.convert(
+            arguments.src,
+            arguments.dst,
+            companions=not arguments.no_companions,
+            weights=arguments.weights,
+            ema=arguments.ema,
+            untie=arguments.untie,
+            strip_wrappers=arguments.strip_wrappers,
+            stack=parse_renames(arguments.stack, "--stack"),
+            unstack=parse_renames(arguments.unstack, "--unstack"),
+            **options,
+        )
     show(report, arguments)
     return DONE
 
@@ -153,6 +178,7 @@ def _planned_values(report: ConvertReport) -> dict[str, Any]:
         "tensors": [dataclasses.asdict(row) for row in report.rows],
         "tied": report.tied,
         "lost": report.lost,
+        "copied": report.copied,
         "refused": report.refused,
     }
 
@@ -167,7 +193,8 @@ def _planned_text(report: ConvertReport) -> str:
     with_files = len(report.files) > 1
     rows = [["name", "dtype", "shape", "size", *(["file"] if with_files else [])]]
     rows += [_row(row, with_files) for row in report.rows]
-    return "\n".join([*table(rows, right=(3,)), f"{_sums(report)} in all"])
+    copied = [f"copied: {printable(path)}" for path in report.copied]
+    return "\n".join([*table(rows, right=(3,)), *copied, f"{_sums(report)} in all"])
 
 
 def _row(row: PlannedTensor, with_file: bool) -> list[str]:
@@ -183,6 +210,10 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
 
 
 def _say_notes(report: ConvertReport) -> None:
+    if report.taken:
+        say(f"weights: {report.taken}")
+    if report.copied:
+        say(f"copied: {_first([os.path.basename(path) for path in report.copied])}")
     if report.tied:
         lines = [f"{name} has its data under {holder}" for name, holder in report.tied.items()]
         say(f"tied: {_first(lines)}")

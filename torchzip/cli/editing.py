@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.cli.command import (
+    BAD,
     DONE,
     Command,
     exit_on_sigterm,
@@ -35,6 +36,8 @@ place. A new structure is appended and no tensor data moves, so this takes
 milliseconds for tensors of any size (seconds for 100,000 of them). The file is
 readable at every moment, with its old or its new content. Dropped tensors keep
 their space until --compact, alone or with other options, rewrites the file.
+
+A rule that matches nothing is a warning, and the exit status is 1 then.
 
 All rules match paths before the edit: keys joined by dots, as ls shows them.
 Containers have paths too.
@@ -80,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     for line in found.unused:
         say(f"warning: {line}")
     print_found(found, arguments, lambda found: as_text(found, arguments.dry_run))
-    return DONE
+    return BAD if found.unused else DONE  # a typo, most likely
 
 
 def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
