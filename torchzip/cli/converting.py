@@ -137,12 +137,20 @@ def writing(arguments: argparse.Namespace, dst: str) -> Iterator[dict[str, Any]]
         }
 
 
-def parse_metadata(texts: Sequence[str], dst: str) -> dict[str, Any] | None:
-    """Return the metadata of ``KEY=VALUE`` for a destination: of JSON where that has types."""
+def parse_metadata(
+    texts: Sequence[str], dst: str, *, can_drop: bool = False
+) -> dict[str, Any] | None:
+    """Return the metadata of ``KEY=VALUE`` for a destination: of JSON where that has types.
+
+    With ``can_drop``, a key alone is to go.
+    """
     output = output_of(dst) if texts else None
     values: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
+        if can_drop and key and not equals:
+            values[key] = None
+            continue
         if not key or not equals:
             raise ValueError(f"--metadata {text!r}: KEY=VALUE was expected")
         values[key] = value

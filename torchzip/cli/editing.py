@@ -22,6 +22,7 @@ from torchzip.cli.command import (
     split_rule,
     warnings_said,
 )
+from torchzip.cli.converting import parse_metadata
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ Containers have paths too.
         torchzip edit model.pt --set epoch=3 --set config.name='"base"' --device cpu
         torchzip edit model.pt --requires-grad 'encoder.*=false'
         torchzip edit model.pt --compact
+        torchzip edit model.safetensors --metadata author=me --metadata note
     """,
     arguments={
         "FILE": None,
@@ -60,6 +62,8 @@ Containers have paths too.
         "matches (the first match wins)",
         "--device [GLOB=]DEVICE ...": "device that torch.load restores storages to: cpu, cuda:0, "
         "mps, ...",
+        "--metadata KEY[=VALUE] ...": "set metadata of a .safetensors or .gguf file, which is "
+        "written anew; a KEY alone is taken away. VALUE is as for convert",
         "--compact": "rewrite the file, without unused bytes",
         "--dry-run": "show the changes and make none",
         "--json": "print what was done as JSON",
@@ -75,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     with warnings_said(), exit_on_sigterm():
         found = tools.edit(
             arguments.file,
+            metadata=parse_metadata(arguments.metadata, arguments.file, can_drop=True),
             compact=arguments.compact,
             dry_run=arguments.dry_run,
             limits=limits_of(arguments),

@@ -210,11 +210,12 @@ def _as_numbers(value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     elif kinds == {int}:
         wanted = ["int32", "int64"] if isinstance(value, list | tuple) else ["uint32", "int32"]
         wanted += ["uint64", "int64"]
-        dtype = next(
+        fitting = [
             each
             for each in wanted
             if all(np.iinfo(each).min <= item <= np.iinfo(each).max for item in items)
-        )
+        ]
+        dtype = fitting[0] if fitting else "int64"  # into which numpy refuses to put it
     elif kinds <= {int, float}:
         dtype = "float32"
     else:

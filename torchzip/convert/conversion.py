@@ -138,7 +138,7 @@ def convert(
 
     ``metadata`` is put beside that which the source has: strings by their keys into a .safetensors,
     and into a .gguf also bools, numbers and lists of one of these (a plain int becomes a u32, one
-    in a list an i32; scalars and arrays of numpy keep their type).
+    in a list an i32; scalars and arrays of numpy keep their type). None takes a key away.
 
     In a zip the object around the tensors is kept as long as the names can be changed in its
     dicts; otherwise, and with ``map``, the output is one dict from names to tensors, and the
@@ -205,7 +205,7 @@ def convert(
         dtype=dtype, rename=rename, include=include, exclude=exclude, blocks=target.output.blocks
     )
     if metadata is not None:
-        target.output.check_metadata(metadata)
+        target.output.check_metadata(metadata)  # before a long look at the source
     max_shard_nbytes = None if max_shard_size is None else parse_size(max_shard_size)
     if jobs is not None and executor is not None:
         raise ValueError("jobs makes a pool of its own; give it or an executor, not both")

@@ -82,7 +82,8 @@ def make_plan(
 ) -> Plan:
     """Return the plan for writing a checkpoint to a target.
 
-    ``metadata`` is added to that of the source. The checkpoint stays as it is.
+    ``metadata`` is added to that of the source; None takes a key away. The checkpoint stays as it
+    is.
 
     Raises
     ------
@@ -93,7 +94,8 @@ def make_plan(
     """
     rules = rules if rules is not None else Rules()
     selection = select(checkpoint, rules, mapping, surgery)
-    selection.metadata = selection.metadata | dict(metadata or {})
+    merged = selection.metadata | dict(metadata or {})
+    selection.metadata = {key: value for key, value in merged.items() if value is not None}
 
     def dtype_of(name: str, torch_dtype: str) -> str:
         return rules.dtype_of(selection.seen_as.get(name, name), torch_dtype)

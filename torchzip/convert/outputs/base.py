@@ -112,6 +112,14 @@ class Output(ABC):
         for key in metadata:
             if key.startswith("torchzip."):
                 raise ValueError(f"the metadata {shown(key)} is for torchzip itself")
+        for key, value in metadata.items():
+            if value is not None:
+                cls.check_value(key, value)
+
+    @classmethod
+    def check_value(cls, key: str, value: Any) -> None:
+        """Raise TypeError or ValueError for a value of the metadata that the format lacks."""
+        raise NotImplementedError  # of a format that has metadata
 
     def dtype_of(self, name: str, torch_dtype: str) -> str:
         """Return the dtype in the output."""

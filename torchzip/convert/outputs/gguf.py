@@ -6,7 +6,6 @@ order. Names stay as they are: what llama.cpp calls the tensors of a model is no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
@@ -45,9 +44,8 @@ class GgufOutput(PlannerByName):
         ]
 
     @classmethod
-    def check_metadata(cls, metadata: Mapping[str, Any]) -> None:
-        super().check_metadata(metadata)
-        build_header(metadata, [])  # which raises
+    def check_value(cls, key: str, value: Any) -> None:
+        build_header({key: value}, [])  # which raises
 
     def shape(self, tensor: LazyTensor) -> tuple[int, ...]:
         return tensor.shape or (1,)  # ggml has at least one dimension

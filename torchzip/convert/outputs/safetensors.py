@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -26,13 +25,11 @@ class SafetensorsOutput(PlannerByName):
     has_metadata = True
 
     @classmethod
-    def check_metadata(cls, metadata: Mapping[str, Any]) -> None:
-        super().check_metadata(metadata)
-        for key, value in metadata.items():
-            if not isinstance(value, str):
-                raise TypeError(
-                    f"the metadata {shown(key)} is {shown(value)}; safetensors holds strings"
-                )
+    def check_value(cls, key: str, value: Any) -> None:
+        if not isinstance(value, str):
+            raise TypeError(
+                f"the metadata {shown(key)} is {shown(value)}; safetensors holds strings"
+            )
 
     @property
     def _texts(self) -> dict[str, str]:
