@@ -121,3 +121,71 @@ def test_the_name_that_readers_look_for(tmp_path: Path, name: str, expected: str
     report = tz.convert(tmp_path / "a", f"{tmp_path}/b/")
     assert names_in(tmp_path / "b") == {expected}
     assert report.target == f"{tmp_path}/b/{expected}"
+
+
+def pipeline(folder: Path) -> Path:
+    """Write a pipeline of diffusers: two models, a scheduler, a tokenizer."""
+    path = folder / "sd"
+    for name, files in {
+        ".": {"model_index.json": b"{}", "README.md": b"x"},
+        "unet": {"config.json": b"1"},
+        "text_encoder": {"config.json": b"2"},
+        "scheduler": {"scheduler_config.json": b"3"},
+        "tokenizer": {"vocab.json": b"4", "merges.txt": b"5"},
+        "empty": {},
+    }.items():
+        (path / name).mkdir(parents=True, exist_ok=True)
+        for file, data in files.items():
+            (path / name / file).write_bytes(data)
+    tz.save({"a": np.arange(4.0)}, path / "unet" / "diffusion_pytorch_model.bin")
+    tz.save({"b": np.ones(3), "c": np.ones(5)}, path / "text_encoder" / "pytorch_model.bin")
+    return path
+
+
+def files_in(path: Path) -> set[str]:
+    return {str(each.relative_to(path)) for each in path.rglob("*") if each.is_file()}
+
+
+_OF_PIPELINE = {
+    "model_index.json", "README.md", "unet/config.json", "text_encoder/config.json",
+    "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_pipeline(tmp_path: Path, exists: bool) -> None:
+    """Each model is converted in its place, under the name that its reader looks for."""
+    source, out = pipeline(tmp_path), tmp_path / "out"
+    if exists:
+        out.mkdir()
+    planned = tz.convert(source, f"{out}/", dtype="float16", dry_run=True)
+    assert out.exists() is exists
+    report = tz.convert(source, f"{out}/", dtype="float16")
+    assert report == planned
+    assert report.tensors == 3
+    assert [row.name for row in report.rows] == ["text_encoder.b", "text_encoder.c", "unet.a"]
+    weights = {
+        "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
+    }  # fmt: skip
+    assert files_in(out) == weights | _OF_PIPELINE
+    assert {os.path.relpath(path, out) for path in report.files} == weights
+    assert {os.path.relpath(path, out) for path in report.copied} == _OF_PIPELINE
+    assert tz.load(out / "unet")["a"].tolist() == [0, 1, 2, 3]
+    assert tz.load(out / "unet")["a"].dtype == np.float16
+    with pytest.raises(FileExistsError):
+        tz.convert(source, out)
+    tz.convert(source, out, overwrite=True)
+    assert {each.name for each in tmp_path.iterdir()} == {"sd", "out"}
+
+
+def test_a_pipeline_is_new_or_not_there(tmp_path: Path) -> None:
+    """Damage of one model leaves nothing; a file is not a target, nor the source itself."""
+    source = pipeline(tmp_path)
+    for target, message in ((tmp_path / "a.safetensors", "directory"), (source, "another")):
+        with pytest.raises(ValueError, match=message):
+            tz.convert(source, target)
+    broken = source / "unet" / "diffusion_pytorch_model.bin"
+    broken.write_bytes(broken.read_bytes().replace(np.arange(2.0, 4).tobytes(), bytes(16)))
+    with pytest.raises(tz.TorchZipError, match="CRC"):
+        tz.convert(source, f"{tmp_path}/out/", dtype="float16")
+    assert {each.name for each in tmp_path.iterdir()} == {"sd"}

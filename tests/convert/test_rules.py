@@ -14,7 +14,7 @@ import pytest
 
 import torchzip as tz
 from torchzip.container.hub_names import shard_name
-from torchzip.convert.conversion import ConvertReport
+from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
 from torchzip.types import ForeignObject, Parameter

@@ -28,8 +28,8 @@ from torchzip.convert.outputs.registry import output_of
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
-    from torchzip.convert.conversion import ConvertReport
     from torchzip.convert.planned import PlannedTensor
+    from torchzip.convert.report import ConvertReport
 
 #: What a command has that writes a converted checkpoint.
 OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
@@ -192,8 +192,11 @@ def _planned_values(report: ConvertReport) -> dict[str, Any]:
 
 
 def _sums(report: ConvertReport) -> str:
-    shards = len(report.files) - 1  # the last one is their index
-    where = f" in {count_text(shards, 'shard')}" if shards else ""
+    count, where = len(report.files), ""
+    if report.target not in report.files:  # of several models
+        where = f" in {count_text(count, 'file')}"
+    elif count > 1:  # the last one is the index
+        where = f" in {count_text(count - 1, 'shard')}"
     return f"{count_text(report.tensors, 'tensor')}{where}, {nbytes_text(report.nbytes)}"
 
 

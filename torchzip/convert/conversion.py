@@ -7,7 +7,7 @@ import errno
 import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
@@ -16,8 +16,9 @@ from torchzip.convert.companions import companions as find_companions
 from torchzip.convert.mapped import Map, MappedTensors
 from torchzip.convert.meter import Progress
 from torchzip.convert.overflow import sentence
+from torchzip.convert.pipeline import convert_pipeline, is_pipeline
 from torchzip.convert.plan import make_plan
-from torchzip.convert.planned import PlannedTensor
+from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import computed_here, run
 from torchzip.convert.sources import Source, opened
@@ -30,42 +31,6 @@ from torchzip.files.folder import Folder
 from torchzip.files.location import StorageOptions, located
 from torchzip.files.opening import is_folder, open_folder
 from torchzip.limits import Limits
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertReport:
-    """What `convert` did, or with ``dry_run`` would do. ``lost`` names what the target cannot hold.
-
-    ``target`` is the file that was written, or the index of the shards; ``files`` are all, and
-    ``nbytes`` counts the bytes of all. ``refused`` is what torch's default loader will not take
-    from a .pt: (path, reason). ``unused`` are rules that matched nothing. ``tied`` are names that
-    a .safetensors does not have, each with the name that has the data of that tensor: that of an
-    embedding rather than of a head, because this is where readers look. ``overflowed`` counts the
-    elements of a tensor that its new dtype has no place for: finite ones that became infinite, NaN
-    or the greatest number, infinities that became something else, and signs that float8_e8m0fnu
-    does not have; a dry run does not know it. ``here`` are tensors that this process computes alone
-    although there are workers, because what computes them cannot be pickled. ``copied`` are the
-    files that are copied from beside the weights, and not among ``files``. ``taken`` says what
-    ``weights`` has chosen. ``rows`` has one row
-    for each of the ``tensors``, and ``file_nbytes`` the size of each of the ``files``.
-    """
-
-    source: str
-    target: str
-    format: str
-    tensors: int
-    nbytes: int
-    lost: tuple[str, ...]
-    refused: tuple[tuple[str, str], ...]
-    files: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    tied: dict[str, str] = field(default_factory=dict)
-    overflowed: dict[str, int] = field(default_factory=dict)
-    here: tuple[str, ...] = ()
-    copied: tuple[str, ...] = ()
-    taken: str = ""
-    rows: tuple[PlannedTensor, ...] = field(default=(), repr=False)
-    file_nbytes: tuple[int, ...] = field(default=(), repr=False)
 
 
 def convert(
@@ -151,7 +116,8 @@ def convert(
 
     From a directory to a directory, the small files beside the weights are copied (*.json, *.txt,
     *.model, *.md, *.jinja, *.tiktoken of up to 100 MB): config and tokenizer, so that the new
-    directory loads as the old one did; ``companions=False`` leaves them out.
+    directory loads as the old one did; ``companions=False`` leaves them out. Of a pipeline of
+    diffusers (a directory with a ``model_index.json``) each component is converted in its place.
 
     ``src`` and ``dst`` may be URLs (docs/remote.md), with ``storage_options`` for both. In a store
     there is no temporary file: each file is uploaded while the source is read, and to an executor
@@ -195,6 +161,16 @@ def convert(
     (1, ())
     """
     src, dst = located(src, storage_options), located(dst, storage_options)
+    if isinstance(src, str | os.PathLike) and is_pipeline(src):
+        each = partial(
+            convert, dtype=dtype, rename=rename, include=include, exclude=exclude, map=map,
+            weights=weights, ema=ema, strip_wrappers=strip_wrappers, untie=untie, stack=stack,
+            unstack=unstack, metadata=metadata, max_shard_size=max_shard_size, jobs=jobs,
+            executor=executor, progress=progress, verify=verify, limits=limits,
+        )  # fmt: skip
+        return convert_pipeline(
+            each, src, dst, overwrite=overwrite, dry_run=dry_run, companions=companions
+        )
     around = _folder_around(src, dst) if companions else None
     target = parse_target(dst, safetensors_name(around.names if around is not None else ()))
     surgery = Surgery(

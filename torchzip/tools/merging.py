@@ -21,7 +21,8 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.safetensors import parse_ties
 from torchzip.convert.casting import layout
-from torchzip.convert.conversion import ConvertReport, convert
+from torchzip.convert.conversion import convert
+from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import Rules
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, shown
