@@ -126,7 +126,7 @@ def test_error_with_control_characters(capsys: Capture, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nothing"], ["ls"], ["ls", "a", "b"], ["ls", "--no"], ["convert", "a"],
+    [["nothing"], ["ls"], ["ls", "--no"], ["convert", "a"],
      ["convert", "a", "b", "c"], ["convert", "a", "b", "--dtype"],
      ["diff"], ["diff", "a.pt"], ["diff", "a.pt", "b.pt", "c.pt"], ["cat", "m.pt", "w", "0", "no"]],
 )  # fmt: skip

@@ -168,5 +168,5 @@ def test_help_has_examples(capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         main(["edit", "--help"])
     out = capsys.readouterr().out
-    assert out.count("\n  torchzip edit ") == 5
+    assert out.count("\n  torchzip edit ") == 6
     assert build_parser().parse_args(["edit", "m.pt"]).file == "m.pt"

@@ -177,6 +177,8 @@ class Checkpoint(Mapping[str, Any]):
 
             close = difflib.get_close_matches(str(name), list(table.names)[:10_000], 3)
             hint = f"; did you mean {' or '.join(map(shown, close))}?" if close else ""
+            if isinstance(self.root, dict) and name in self.root:
+                hint = f"; it is {shown(self.root[name])}, which .root[{name!r}] has"
             raise TensorNotFoundError(
                 f"no tensor is called {shown(name)}, of {len(table.names):,}{hint}", path=self.path
             )

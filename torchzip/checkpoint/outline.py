@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -248,6 +249,44 @@ def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
         foreign=tuple(f"{module}.{name}" for module, name in checkpoint.foreign_in_root),
         metadata={key: value_text(text, _LISTED) for key, text in checkpoint.metadata.items()},
         notes=tuple(notes),
+    )
+
+
+def chosen(outline: Outline, globs: Sequence[str]) -> Outline:
+    """Return an outline of the tensors and values that match one of some globs; all without any.
+
+    Raises
+    ------
+    ValueError
+        If nothing matches one of them.
+    """
+    if not globs:
+        return outline
+    names = [each.name for each in (*outline.tensors, *outline.unnamed, *outline.constants)]
+    names += [row.path for row in outline.values]
+    wanted: set[str] = set()
+    for glob in globs:
+        found = [name for name in names if fnmatch.fnmatchcase(name, glob)]
+        if not found:
+            raise ValueError(f"{outline.path}: nothing is called {shown(glob)}")
+        wanted.update(found)
+    tensors, unnamed, constants = (
+        tuple(row for row in rows if row.name in wanted)
+        for rows in (outline.tensors, outline.unnamed, outline.constants)
+    )
+    by_dtype: dict[str, DtypeSum] = {}
+    for row in tensors:
+        before = by_dtype.get(row.dtype, DtypeSum(0, 0))
+        by_dtype[row.dtype] = DtypeSum(before.tensors + 1, before.nbytes + row.nbytes)
+    used = {number for row in (*tensors, *unnamed, *constants) for number in row.storages}
+    return replace(
+        outline,
+        tensors=tensors,
+        unnamed=unnamed,
+        constants=constants,
+        values=tuple(row for row in outline.values if row.path in wanted),
+        by_dtype=by_dtype,
+        stored_nbytes=sum(outline.storages[number].nbytes for number in used),
     )
 
 

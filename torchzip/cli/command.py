@@ -39,10 +39,26 @@ class CommandParser(argparse.ArgumentParser):
         if self._is_inner:  # called by the call below
             return super().parse_known_args(args, namespace)
         self._is_inner = True
+        words = list(args or ())
+        at = words.index("--") if "--" in words else len(words)
+        # What follows is no option, whatever it begins with: marked, so that it does not look so.
+        words[at:] = [_MARK + word for word in words[at + 1 :]]
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            made, left = self.parse_known_intermixed_args(words, namespace)
         finally:
             self._is_inner = False
+        for name, value in vars(made).items():
+            setattr(made, name, _unmarked(value))
+        return made, _unmarked(left)
+
+
+_MARK = "\0"
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unmarked(item) for item in value]
+    return value.removeprefix(_MARK) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True)

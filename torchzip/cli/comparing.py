@@ -125,8 +125,9 @@ def _changed(change: TensorChange) -> list[str]:
     if difference.max_abs is not None:
         number = difference.max_abs
         shown = f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
-        relative = f" ({difference.max_rel:.2g} of b)" if difference.max_rel is not None else ""
-        told.append(f"max abs difference {shown}{relative}")
+        told.append(f"max abs difference {shown}")
+        if difference.max_rel is not None:
+            told.append(f"max relative {difference.max_rel:.2g}")
     if difference.nans:
         told.append(f"NaN on one side in {difference.nans:,}")
     return [name, tensor, ", ".join(told)]
