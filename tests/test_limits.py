@@ -388,6 +388,7 @@ _COMMANDS = {
     "globals": "globals F", "verify": "verify F", "diff": "diff F F", "repair": "repair F D/out.pt",
     "edit": "edit F --device cpu --dry-run", "convert": "convert F D/out.safetensors",
     "convert --dry-run": "convert F D/out.pt --dry-run", "dis": "dis F",
+    "scan": "scan F --fail-on unreadable",
     "average": "average F F -o D/out.pt --force", "combine": "combine a a=F -o D/out.pt --force",
 }  # fmt: skip
 

@@ -238,11 +238,15 @@ class Checkpoint(Mapping[str, Any]):
                 progress(nbytes, max(nbytes, total))
             if not check.crc_known:
                 without.append(check.name)
+        self.check_indices()
+        return VerifyReport(records, nbytes, len(self), tuple(without), self.container.notes)
+
+    def check_indices(self) -> None:
+        """Read the indices of sparse and nested tensors, and raise TensorError for wrong ones."""
         checked = Checked()
         with ErrorPlace(path=self.path):
             for tensor in self._other_tensors:
                 tensor.check_values(checked)
-        return VerifyReport(records, nbytes, len(self), tuple(without), self.container.notes)
 
     def _stored_nbytes(self) -> int:
         leaves = self._names.names.values()

@@ -22,6 +22,7 @@ from torchzip.cli import (
     naming,
     repairing,
     reporting,
+    scanning,
     showing,
     weighing,
 )
@@ -36,6 +37,7 @@ _COMMANDS = (
     weighing,
     naming,
     checking,
+    scanning,
     comparing,
     repairing,
     editing,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.container.zip_reader import ZipReader
@@ -86,6 +87,33 @@ def verified(
 ) -> Verified:
     """Do what `verify` does, with a file that is open."""
     report = checkpoint.verify(progress)
+    verdict = verdict_of(checkpoint, file)
+    return Verified(
+        file=checkpoint.path,
+        format=checkpoint.format,
+        records=report.records,
+        nbytes=report.nbytes,
+        tensors=report.tensors,
+        without_crc=report.without_crc,
+        notes=report.notes,
+        torch_load=verdict.torch_load,
+        refused=verdict.refused,
+        refused_opcodes=verdict.refused_opcodes,
+        reason=verdict.reason,
+    )
+
+
+class Verdict(NamedTuple):
+    """What torch.load does with a file; see `Verified`."""
+
+    torch_load: str
+    refused: tuple[str, ...]
+    refused_opcodes: tuple[str, ...]
+    reason: str | None
+
+
+def verdict_of(checkpoint: Checkpoint, file: File | None = None) -> Verdict:
+    """Return what torch.load does with a file that is open; no tensor is read."""
     of = checkpoint.format
     names = checkpoint.globals if of == "sharded" else checkpoint.foreign
     container = checkpoint.container
@@ -115,19 +143,7 @@ def verified(
             verdict, reason = "accepts", "as the name of the file ends in .safetensors"
         elif verdict != "does not apply":
             verdict, reason = "refuses", f"a {of} file whose name ends in .safetensors"
-    return Verified(
-        file=checkpoint.path,
-        format=of,
-        records=report.records,
-        nbytes=report.nbytes,
-        tensors=report.tensors,
-        without_crc=report.without_crc,
-        notes=report.notes,
-        torch_load=verdict,
-        refused=refused,
-        refused_opcodes=tuple(loader.opcodes),
-        reason=reason,
-    )
+    return Verdict(verdict, refused, tuple(loader.opcodes), reason)
 
 
 def _why_refused(loader: TorchLoader, container: Container, limits: Limits) -> str | None:
