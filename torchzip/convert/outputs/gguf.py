@@ -17,7 +17,7 @@ from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
 from torchzip.convert.work import Work
 from torchzip.dtypes import BLOCKS, DTYPES
-from torchzip.errors import UnsupportedError, shown
+from torchzip.errors import UnsupportedError, listed, shown
 from torchzip.tensors.gguf_blocks import DecodedStorage, encoded, fits
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
@@ -34,9 +34,14 @@ class GgufOutput(PlannerByName):
     blocks = BLOCKS.keys()
 
     def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
-        self._left: list[str] = []
+        #: By the blocks that were asked for, the tensors that do not have them.
+        self._left: dict[str, list[str]] = {}
         super().__init__(checkpoint, selection, dtype_of)
-        self.lost += self._left
+        self.lost += [
+            f"blocks of {block}, which tensors of two dimensions or more have if their rows are "
+            f"multiples of {BLOCKS[block].elements}; others stay what they are: {listed(names)}"
+            for block, names in self._left.items()
+        ]
         self.lost += [
             f"{name}: a shape without dimensions, which becomes [1]"
             for name, tensor in self.tensors.items()
@@ -57,10 +62,7 @@ class GgufOutput(PlannerByName):
     def stored_dtype(self, name: str, spec: TensorSpec, dtype: str) -> str:
         self._check(name, spec)
         if dtype in BLOCKS and not fits(dtype, spec):
-            self._left.append(
-                f"{name}: blocks of {dtype}, which rows of {BLOCKS[dtype].elements} numbers (or "
-                f"twice as many, ...) have; it stays {spec.torch_dtype}"
-            )
+            self._left.setdefault(dtype, []).append(name)
             dtype = spec.torch_dtype
         elif dtype == spec.torch_dtype and isinstance(spec.storage, DecodedStorage):
             block = spec.storage.block  # without a rule it stays what it was in its file

@@ -106,14 +106,14 @@ def _blocks(source: Source, decompressor: Any) -> Iterator[bytes]:
             except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
                 raise ArchiveError(f"a compressed file that is damaged: {error}") from None
             yield made
-            # zlib gives back what it has not taken yet, the others keep it.
+            # zlib gives back what it did not take yet, the others keep it.
             block = getattr(decompressor, "unconsumed_tail", b"")
             while not (block or decompressor.eof or getattr(decompressor, "needs_input", True)):
                 yield decompressor.decompress(b"", _BLOCK_NBYTES)
     if not decompressor.eof:
         raise ArchiveError("a compressed file that is cut short")
     if decompressor.unused_data or at < source.size:
-        raise ArchiveError("a compressed file with something behind it")
+        raise ArchiveError("a compressed file with something after it")
 
 
 def _kept(blocks: Iterator[bytes], name: str) -> Source:
