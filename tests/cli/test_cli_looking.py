@@ -155,3 +155,20 @@ def test_options_of_torch(folder: Path) -> None:
         tz.load("m.pt", map_location="cuda")
     with pytest.raises(TypeError, match="never runs"):
         tz.load("m.pt", weights_only=False)
+
+
+def test_values_that_are_not_finite(folder: Path, capsys: Capture) -> None:
+    """NaN and infinities of all tensors, ties once; they are no fault of the file."""
+    odd = np.array([1.0, np.nan, np.inf, -np.inf, np.nan])
+    tree = {"odd": odd, "tied": odd, "h": odd[1:3].astype("f2"), "c": np.array([1j, np.nan])}
+    tz.save({**tree, "fine": np.ones(70_000), "n": np.arange(3)}, "odd.pt")
+    assert main(["verify", "odd.pt", "--values"]) == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "odd  2 NaN  2 infinite", "h    1 NaN  1 infinite", "c    1 NaN  0 infinite",
+        "3 tensors with NaN or infinities",
+    ]  # fmt: skip
+    assert main(["verify", "odd.pt", "m.pt", "--values", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["odd_values"] for each in found] == [[["odd", 2, 2], ["h", 1, 1], ["c", 1, 0]], []]
+    assert main(["verify", "m.pt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["odd_values"] is None

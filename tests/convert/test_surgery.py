@@ -193,6 +193,27 @@ def test_untie(tmp_path: Path) -> None:
     assert diff(tmp_path / "a.pt", tmp_path / "b.pt").is_equal
 
 
+def test_pack(tmp_path: Path) -> None:
+    """Bytes that nobody reaches go; views of one storage stay so, and so does the object."""
+    base = np.arange(10_000.0)
+    views = {"rows": base[1000:1600].reshape(60, 10), "part": base[1200:1210], "e": base[:0]}
+    tz.save({"net": {**views, "other": np.ones(3)}, "all": base, "epoch": 3}, tmp_path / "a.pt")
+    tz.convert(tmp_path / "a.pt", tmp_path / "b.pt", exclude="all")
+    size = (tmp_path / "b.pt").stat().st_size
+    assert size > base.nbytes
+    report = tz.convert(tmp_path / "a.pt", tmp_path / "c.pt", exclude="all", pack=True)
+    assert report.nbytes < 600 * 8 + 2500
+    with tz.lazy_load(tmp_path / "c.pt") as checkpoint:
+        root = checkpoint.root["net"]
+        assert checkpoint.root["epoch"] == 3
+        assert root["rows"].spec.storage is root["part"].spec.storage
+        assert root["rows"].spec.storage.nbytes == 600 * 8
+        for name, expected in views.items():
+            np.testing.assert_array_equal(root[name].numpy(), expected)
+    tz.convert(tmp_path / "a.pt", tmp_path / "d.pt", pack=True, dtype="float16")
+    assert diff(tmp_path / "a.pt", tmp_path / "d.pt", cast=True).is_equal
+
+
 def test_stack_and_unstack(tmp_path: Path) -> None:
     """Experts of each layer become one tensor, and come back."""
     experts = {

@@ -6,19 +6,22 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torchzip
 from torchzip import tools
-from torchzip.checkpoint.quantities import count_text, nbytes_text, some_of
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
 from torchzip.cli.command import BAD, DONE, Command, limits_of, reading_options, say
 from torchzip.cli.progress import progress_line
+from torchzip.cli.rendering import table
 from torchzip.container.hub_names import is_index
 from torchzip.convert.outputs.registry import output_of
 from torchzip.errors import FormatError, TorchZipError, printable
 from torchzip.limits import Limits
 
 if TYPE_CHECKING:
+    from torchzip.tools.odd_values import OddValues
     from torchzip.tools.torch_verdict.verification import Verified
 
 COMMAND = Command(
@@ -36,6 +39,7 @@ with a suffix of checkpoints is checked. The exit status is 1 if one of the file
     """,
     arguments={
         "files": {"metavar": "FILE", "nargs": "+"},
+        "--values": "also look for NaN and infinities in all tensors, which are not a fault of it",
         "--json": "print the result as JSON",
     },
 )
@@ -49,7 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     for file in files:
         try:
             with progress_line() as progress:
-                found = tools.verify(file, progress=progress, **reading_options(arguments))
+                found = tools.verify(
+                    file, values=arguments.values, progress=progress, **reading_options(arguments)
+                )
         except (TorchZipError, OSError) as error:
             if len(files) == 1:
                 raise
@@ -100,7 +106,18 @@ def check_as_text(found: Verified) -> str:
         lines.append(f"{count_text(len(without), 'record')} without a CRC: {shown}")
     lines += [f"note: {printable(note)}" for note in found.notes]
     lines.append(_torch_line(found))
+    if found.odd_values is not None:
+        lines += _value_lines(found.odd_values)
     return "\n".join(lines)
+
+
+def _value_lines(odd: Sequence[OddValues]) -> list[str]:
+    """Return lines about the tensors that have NaN or infinities."""
+    rows = [
+        [name_text(each.name), f"{each.nans:,} NaN", f"{each.infinities:,} infinite"]
+        for each in odd
+    ]
+    return [*table(rows, right=(1, 2)), f"{count_text(len(odd), 'tensor')} with NaN or infinities"]
 
 
 def _torch_line(found: Verified) -> str:

@@ -74,11 +74,12 @@ itself.
         "SRC": None,
         "DST": None,
         "--weights": "only the model's state dict out of a training checkpoint, without the way to "
-        "it in names; says which it is. This and the next five come before all other rules",
+        "it in names; says which it is. This and the next six come before all other rules",
         "--ema": "the same, with the averaged weights in place of the model's",
         "--strip-wrappers": "names without module., _orig_mod., _fsdp_wrapped_module., "
         "_checkpoint_wrapped_module., _forward_module. and _fpw_module., wherever they are",
         "--untie": "give each name data of its own",
+        "--pack": "to a .pt: write of a storage only what its tensors reach",
         "--stack OLD=>NEW ...": "make one tensor of those that are numbered by {i}, as in "
         "'experts.{i}.w=>experts.w'; a star stands for anything but dots (may be repeated)",
         "--unstack OLD=>NEW ...": "take a tensor apart along its first axis, as in "
@@ -109,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
             weights=arguments.weights,
             ema=arguments.ema,
             untie=arguments.untie,
+            pack=arguments.pack,
             strip_wrappers=arguments.strip_wrappers,
             stack=parse_renames(arguments.stack, "--stack"),
             unstack=parse_renames(arguments.unstack, "--unstack"),

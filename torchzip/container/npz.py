@@ -5,7 +5,7 @@ Every record is stored::
     local header 30 | name + ".npy" | zip64 field if needed | header of the .npy | data
 
 The header of the .npy is long enough for the data to begin on a multiple of 64 bytes in the
-archive, where it can be mapped. The CRC is of both, and stands before them. The directory ends like
+archive, where it can be mapped. The CRC is of both, and precedes them. The directory ends like
 that of torch (`zip_end.build_end`). All times are those of ``numpy.savez``: 1980-01-01.
 """
 

@@ -46,6 +46,7 @@ def convert(
     ema: bool = False,
     strip_wrappers: bool = False,
     untie: bool = False,
+    pack: bool = False,
     stack: Iterable[tuple[str, str]] | None = None,
     unstack: Iterable[tuple[str, str]] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -89,7 +90,7 @@ def convert(
       computed ones, are read when they are written. Arrays are kept on disk beside ``dst`` until
       the plan is known.
 
-    Six steps come before the rules, which see the names that they give:
+    Seven steps come before the rules, which see the names that they give:
 
     * ``weights``: the model's state dict out of a training checkpoint, without the way to it in
       names, and nothing else; ``taken`` of the report says which it is.
@@ -97,6 +98,8 @@ def convert(
     * ``strip_wrappers``: names without what DDP, torch.compile, FSDP and others put into them
       (``module.``, ``_orig_mod.``, ``_fsdp_wrapped_module.``, ...), at every level.
     * ``untie``: each name gets data of its own.
+    * ``pack``: of a storage only what its tensors reach is written, from the first byte to the
+      last; views and ties stay. Other formats than the zip never write more.
     * ``stack``: pairs such as ``("experts.{i}.w", "experts.w")``: tensors that are numbered from 0
       on become one, with a new first axis; ``unstack``: pairs the other way round take one apart. A
       star stands for anything but dots, and for the same in both names.
@@ -164,9 +167,9 @@ def convert(
     if isinstance(src, str | os.PathLike) and is_pipeline(src):
         each = partial(
             convert, dtype=dtype, rename=rename, include=include, exclude=exclude, map=map,
-            weights=weights, ema=ema, strip_wrappers=strip_wrappers, untie=untie, stack=stack,
-            unstack=unstack, metadata=metadata, max_shard_size=max_shard_size, jobs=jobs,
-            executor=executor, progress=progress, verify=verify, limits=limits,
+            weights=weights, ema=ema, strip_wrappers=strip_wrappers, untie=untie, pack=pack,
+            stack=stack, unstack=unstack, metadata=metadata, max_shard_size=max_shard_size,
+            jobs=jobs, executor=executor, progress=progress, verify=verify, limits=limits,
         )  # fmt: skip
         return convert_pipeline(
             each, src, dst, overwrite=overwrite, dry_run=dry_run, companions=companions
@@ -174,8 +177,8 @@ def convert(
     around = _folder_around(src, dst) if companions else None
     target = parse_target(dst, safetensors_name(around.names if around is not None else ()))
     surgery = Surgery(
-        weights=weights, ema=ema, strip_wrappers=strip_wrappers, untie=untie, stack=stack,
-        unstack=unstack,
+        weights=weights, ema=ema, strip_wrappers=strip_wrappers, untie=untie, pack=pack,
+        stack=stack, unstack=unstack,
     )  # fmt: skip
     rules = Rules(
         dtype=dtype, rename=rename, include=include, exclude=exclude, blocks=target.output.blocks

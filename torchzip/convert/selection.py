@@ -22,11 +22,13 @@ from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.restored import restore
 from torchzip.convert.rules import Rules
 from torchzip.convert.surgery import Surgery
+from torchzip.dtypes import DTYPES
 from torchzip.errors import FormatError, TorchZipError, shown
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
 from torchzip.tensors.computed import fresh_spec
 from torchzip.tensors.packing import ElementStorage
+from torchzip.tensors.specs import TensorSpec, span_of
 from torchzip.types import OtherTensor, Parameter
 
 #: Containers whose items can have other keys.
@@ -144,12 +146,42 @@ def select(
         selection.root = {
             name: parameters.get(id(held), held) for name, held in selection.tensors.items()
         }
+    if surgery.pack:
+        selection.put(_packed(selection.tensors))
     if surgery.untie:
         selection.lost += [
             f"{name}: data of its own; it is in an object that cannot be changed"
             for name in selection.put(_untied(selection.tensors))
         ]
     return selection
+
+
+def _packed(tensors: dict[str, Held]) -> dict[str, LazyTensor]:
+    """Return tensors for those whose storage has bytes that none of them reaches, on a part of it.
+
+    The part goes from the first byte that one of them reaches to the last, so that views of one
+    storage stay views. What other objects have of the storage stays where it is.
+    """
+    together: dict[int, list[tuple[str, LazyTensor]]] = {}
+    for name, held in tensors.items():
+        if isinstance(held, LazyTensor):
+            together.setdefault(id(held.spec.storage), []).append((name, held))
+    made: dict[str, LazyTensor] = {}
+    for group in together.values():
+        specs = [held.spec for _, held in group if held.spec.numel]
+        dtypes = {spec.torch_dtype for spec in specs}
+        if len(dtypes) != 1:
+            continue
+        storage, dtype = specs[0].storage, dtypes.pop()
+        first = min(spec.storage_offset for spec in specs)
+        stop = max(spec.storage_offset + span_of(spec.shape, spec.stride) for spec in specs)
+        if (stop - first) * DTYPES[dtype].itemsize == storage.nbytes:
+            continue
+        part = ElementStorage(TensorSpec(dtype, (stop - first,), (1,), first, storage))
+        for name, held in group:
+            offset = held.spec.storage_offset - first if held.spec.numel else 0
+            made[name] = LazyTensor(held.spec.replace(storage=part, storage_offset=offset))
+    return made
 
 
 def _untied(tensors: dict[str, Held]) -> dict[str, LazyTensor]:

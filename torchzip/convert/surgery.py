@@ -76,6 +76,7 @@ class Surgery:
         ema: bool = False,
         strip_wrappers: bool = False,
         untie: bool = False,
+        pack: bool = False,
         stack: Iterable[tuple[str, str]] | None = None,
         unstack: Iterable[tuple[str, str]] | None = None,
     ) -> None:
@@ -83,6 +84,7 @@ class Surgery:
         self.ema = ema
         self.strip_wrappers = strip_wrappers
         self.untie = untie
+        self.pack = pack
         what = "a list of pairs (old name, new name)"
         self._stack = [_Numbered("stack", *pair) for pair in parse_pairs("stack", what, stack)]
         self._unstack = [

@@ -123,7 +123,7 @@ def scan(
     >>> with open(path, "wb") as file:
     ...     written = file.write(b"cos\\nsystem\\n(S'ls'\\ntR.")
     >>> [(each.name, each.calls) for each in scan(path).findings]
-    [('os.system', ("('ls', )",))]
+    [('os.system', ("('ls')",))]
     """
     policy, limits = parse_policy(allow), check_options("keep", limits)
     files: list[ScannedFile] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torchzip.checkpoint.lazy import Checkpoint
@@ -17,6 +17,7 @@ from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.script import is_script_class
+from torchzip.tools.odd_values import OddValues, odd_values
 from torchzip.tools.torch_verdict.calls import RefusedError
 from torchzip.tools.torch_verdict.loader import TorchLoader
 from torchzip.types import ForeignObject
@@ -47,12 +48,14 @@ class Verified:
     refused: tuple[str, ...]
     refused_opcodes: tuple[str, ...]
     reason: str | None
+    odd_values: tuple[OddValues, ...] | None = None
 
 
 @EnoughMemory()
 def verify(
     file: File,
     *,
+    values: bool = False,
     limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
     storage_options: StorageOptions = None,
@@ -60,7 +63,8 @@ def verify(
     """Read all of a checkpoint, compare every CRC, and say whether torch.load accepts it.
 
     That torch.load refuses a file by default (``weights_only=True``) is not a fault of the file.
-    ``progress`` is called with the bytes read so far and those in all.
+    ``progress`` is called with the bytes read so far and those in all. With ``values``, all
+    tensors are read once more, and ``odd_values`` are those with NaN or infinities.
 
     Raises
     ------
@@ -79,7 +83,8 @@ def verify(
     """
     file = located(file, storage_options)
     with Checkpoint(file, limits=limits) as checkpoint:
-        return verified(checkpoint, file, progress)
+        found = verified(checkpoint, file, progress)
+        return replace(found, odd_values=odd_values(checkpoint)) if values else found
 
 
 def verified(
