@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -172,3 +173,17 @@ def test_values_that_are_not_finite(folder: Path, capsys: Capture) -> None:
     assert [each["odd_values"] for each in found] == [[["odd", 2, 2], ["h", 1, 1], ["c", 1, 0]], []]
     assert main(["verify", "m.pt", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["odd_values"] is None
+
+
+def test_stdin(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """A minus sign is what comes on stdin, also from a pipe that cannot go back."""
+    data = Path("m.pt").read_bytes()
+    for command in (["convert", "-", "out.safetensors"], ["ls", "-", "head"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert main(command) == 0
+    assert tz.load("out.safetensors")["head"].tolist() == [1, 1, 1, 1]
+    assert "<stdin>: zip, 1 tensor" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x")))
+    assert main(["convert", "-", "new.pt"]) == 1
+    assert "<stdin>: not a checkpoint" in capsys.readouterr().err
+    assert not Path("new.pt").exists()

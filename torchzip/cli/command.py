@@ -6,12 +6,14 @@ import argparse
 import contextlib
 import json
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, BinaryIO
 
 from torchzip.errors import printable
 from torchzip.limits import Limits
@@ -167,6 +169,32 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "limits": limits_of(arguments),
         "storage_options": dict(arguments.storage_option) or None,
     }
+
+
+@contextlib.contextmanager
+def readable(word: str) -> Iterator[Any]:
+    """Give what is read for a word of the command line: a path, or for ``-`` what comes on stdin.
+
+    That is kept in a temporary file, since a checkpoint is not read from its start to its end.
+    """
+    if word != "-":
+        yield word
+        return
+    with tempfile.TemporaryFile() as kept:
+        shutil.copyfileobj(sys.stdin.buffer, kept, 1 << 20)
+        kept.seek(0)
+        yield _Stdin(kept)
+
+
+class _Stdin:
+    """A file object that messages call by the name of the stream that it came from."""
+
+    name = "<stdin>"
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+        self.seek = file.seek
+        self.tell = file.tell
 
 
 def in_options(message: str) -> str:

@@ -18,6 +18,7 @@ from torchzip.cli.command import (
     exit_on_sigterm,
     parse_renames,
     parse_rules,
+    readable,
     reading_options,
     say,
     warnings_said,
@@ -59,8 +60,8 @@ COMMAND = Command(
     description="""\
 Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt .th
 .pth.tar, .safetensors .sft, .gguf or .npz file, a directory (which gets a model.safetensors), or an
-*.index.json (with shards beside it). DST is written completely or not at all, and may be SRC
-itself.
+*.index.json (with shards beside it). SRC may be -, for what comes on stdin. DST is written
+completely or not at all, and may be SRC itself.
 """,
     examples=r"""
         torchzip convert model.pt model.safetensors --dtype bfloat16
@@ -102,9 +103,9 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with writing(arguments, arguments.dst) as options:
+    with readable(arguments.src) as source, writing(arguments, arguments.dst) as options:
         report = torchzip.convert(
-            arguments.src,
+            source,
             arguments.dst,
             companions=not arguments.no_companions,
             weights=arguments.weights,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torchzip
 from torchzip.checkpoint.outline import Outline, chosen, outline
-from torchzip.cli.command import DONE, Command, reading_options
+from torchzip.cli.command import DONE, Command, readable, reading_options
 from torchzip.cli.listing_text import flat_lines, sorted_by, sum_lines, tree_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
 from torchzip.formats.base import collector_paused
@@ -58,7 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     if depth is not None and depth < 1:
         raise ValueError(f"--depth must be 1 or more, not {depth}")
     with collector_paused(True):  # of 100,000 tensors, nothing is garbage until the end
-        with torchzip.lazy_load(arguments.file, **reading_options(arguments)) as checkpoint:
+        with (
+            readable(arguments.file) as file,
+            torchzip.lazy_load(file, **reading_options(arguments)) as checkpoint,
+        ):
             found = chosen(outline(checkpoint), arguments.globs)
         if arguments.json:
             print(as_json(describe(found, sort=arguments.sort)))
