@@ -386,8 +386,9 @@ def test_a_default_lets_a_real_file_through(name: str) -> None:
 _COMMANDS = {
     "ls": "ls F", "cat": "cat F", "report": "report F -o D/page.html", "why-big": "why-big F",
     "globals": "globals F", "verify": "verify F", "diff": "diff F F", "repair": "repair F D/out.pt",
-    "edit": "edit F --drop nothing --dry-run", "convert": "convert F D/out.safetensors",
+    "edit": "edit F --device cpu --dry-run", "convert": "convert F D/out.safetensors",
     "convert --dry-run": "convert F D/out.pt --dry-run", "dis": "dis F",
+    "scan": "scan F --fail-on unreadable",
     "average": "average F F -o D/out.pt --force", "combine": "combine a a=F -o D/out.pt --force",
 }  # fmt: skip
 

@@ -63,14 +63,23 @@ def two_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_convert_two_gb(two_gb: Path, tmp_path: Path, suffix: str) -> None:
-    """Converting 2 GB of float32 to bfloat16 takes under 100 MB of memory."""
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [
+        (".pt", "bfloat16"), (".safetensors", "bfloat16"), (".npz", "float16"),
+        (".gguf", "bfloat16"), (".gguf", "q8_0"),
+    ],
+)  # fmt: skip
+def test_convert_two_gb(two_gb: Path, tmp_path: Path, suffix: str, dtype: str) -> None:
+    """Converting 2 GB of float32 takes under 100 MB of memory."""
     target = tmp_path / f"out{suffix}"
-    assert peak_mb(_CONVERT, two_gb, target) < 100
+    assert peak_mb(_CONVERT.replace("bfloat16", dtype), two_gb, target) < 100
     with tz.lazy_load(target) as ckpt:
         tensor = ckpt["layer.3"]
-        assert tensor.torch_dtype == "bfloat16"
+        assert tensor.torch_dtype == ("float32" if dtype == "q8_0" else dtype)
+        if dtype == "q8_0":
+            assert tensor[31, :3].round().tolist() == [31, 32, 33]
+            return
         assert tensor[31, :3].astype(int).tolist() == [31, 32, 33]
     target.unlink()
 

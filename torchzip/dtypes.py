@@ -37,6 +37,10 @@ class DtypeRow(NamedTuple):
     script_name: str | None = None
     #: Whether it has no signs: it is of the scales of codes, and never of the codes.
     is_scale: bool = False
+    #: The type in the header of a .npy file, without its byte order.
+    npy: str | None = None
+    #: The number of the type in GGUF (``enum ggml_type``).
+    gguf: int | None = None
 
     @property
     def has_numbers(self) -> bool:
@@ -58,26 +62,35 @@ SAFETENSORS_ORDER = (
 
 _row = DtypeRow
 _ROWS = [
-    _row("float64", 8, "float", "DoubleStorage", "float64", "F64", 8, castable=True),
-    _row("float32", 4, "float", "FloatStorage", "float32", "F32", 7, castable=True),
-    _row("float16", 2, "float", "HalfStorage", "float16", "F16", 6, castable=True),
-    _row("bfloat16", 2, "float", "BFloat16Storage", "bfloat16", "BF16", 13, castable=True),
-    _row("int64", 8, "int", "LongStorage", "int64", "I64", 5),
-    _row("int32", 4, "int", "IntStorage", "int32", "I32", 4),
-    _row("int16", 2, "int", "ShortStorage", "int16", "I16", 3),
-    _row("int8", 1, "int", "CharStorage", "int8", "I8", 2),
-    _row("uint8", 1, "int", "ByteStorage", "uint8", "U8", 1),
-    _row("bool", 1, "bool", "BoolStorage", "bool", "BOOL", 12),
-    _row("complex128", 16, "complex", "ComplexDoubleStorage", "complex128", None, 11),
-    _row("complex64", 8, "complex", "ComplexFloatStorage", "complex64", "C64", 10),
+    _row(
+        "float64", 8, "float", "DoubleStorage", "float64", "F64", 8,
+        castable=True, npy="f8", gguf=28,
+    ),
+    _row(
+        "float32", 4, "float", "FloatStorage", "float32", "F32", 7,
+        castable=True, npy="f4", gguf=0,
+    ),
+    _row(
+        "float16", 2, "float", "HalfStorage", "float16", "F16", 6,
+        castable=True, npy="f2", gguf=1,
+    ),
+    _row("bfloat16", 2, "float", "BFloat16Storage", "bfloat16", "BF16", 13, castable=True, gguf=30),
+    _row("int64", 8, "int", "LongStorage", "int64", "I64", 5, npy="i8", gguf=27),
+    _row("int32", 4, "int", "IntStorage", "int32", "I32", 4, npy="i4", gguf=26),
+    _row("int16", 2, "int", "ShortStorage", "int16", "I16", 3, npy="i2", gguf=25),
+    _row("int8", 1, "int", "CharStorage", "int8", "I8", 2, npy="i1", gguf=24),
+    _row("uint8", 1, "int", "ByteStorage", "uint8", "U8", 1, npy="u1"),
+    _row("bool", 1, "bool", "BoolStorage", "bool", "BOOL", 12, npy="b1"),
+    _row("complex128", 16, "complex", "ComplexDoubleStorage", "complex128", None, 11, npy="c16"),
+    _row("complex64", 8, "complex", "ComplexFloatStorage", "complex64", "C64", 10, npy="c8"),
     _row("quint8", 1, "quantized", "QUInt8Storage"),
     _row("qint8", 1, "quantized", "QInt8Storage", raw="int8"),
     _row("qint32", 4, "quantized", "QInt32Storage", raw="int32"),
     _row("quint4x2", 1, "quantized", "QUInt4x2Storage", per_byte=2),
     _row("quint2x4", 1, "quantized", "QUInt2x4Storage", per_byte=4),
-    _row("uint16", 2, "int", None, "uint16", "U16", 28),
-    _row("uint32", 4, "int", None, "uint32", "U32", 34),
-    _row("uint64", 8, "int", None, "uint64", "U64", 35),
+    _row("uint16", 2, "int", None, "uint16", "U16", 28, npy="u2"),
+    _row("uint32", 4, "int", None, "uint32", "U32", 34, npy="u4"),
+    _row("uint64", 8, "int", None, "uint64", "U64", 35, npy="u8"),
     _row(  # ml_dtypes has it from 0.6
         "complex32", 4, "complex", None, "complex32", None, 9, "uint32", script_name="ComplexHalf"
     ),
@@ -110,8 +123,31 @@ SAFETENSORS: dict[str, DtypeRow] = {
     row.safetensors: row for row in _ROWS if row.safetensors is not None
 }
 
+#: By the type of a .npy file: ``NPY["f2"].name``.
+NPY: dict[str, DtypeRow] = {row.npy: row for row in _ROWS if row.npy is not None}
+
+#: By the number in GGUF: ``GGUF[30].name``.
+GGUF: dict[int, DtypeRow] = {row.gguf: row for row in _ROWS if row.gguf is not None}
+
 #: By the number in the configs of a ``.pt2``: ``PT2[13].name``.
 PT2: dict[int, DtypeRow] = {row.pt2: row for row in _ROWS if row.pt2 is not None}
+
+
+class BlockRow(NamedTuple):
+    """A type of GGUF whose numbers are codes: each block of them shares a scale."""
+
+    name: str
+    #: The number of the type in GGUF.
+    gguf: int
+    #: The numbers in a block, and its bytes.
+    elements: int
+    nbytes: int
+
+
+#: By the name that rules for dtypes have for it: ``BLOCKS["q8_0"].nbytes``.
+BLOCKS: dict[str, BlockRow] = {
+    row.name: row for row in (BlockRow("q8_0", 8, 32, 34), BlockRow("q4_0", 2, 32, 18))
+}
 
 #: Dtypes that exist by name only: no tensor in a file can have them.
 NAME_ONLY = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))

@@ -47,11 +47,11 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TEXT = """\
-changed  w                  float64 [2, 3]              2 elements, first at [0, 2], max abs difference 2
-changed  n                  int64 [2]                   1 element, first at [0], max abs difference 1,099,511,627,774
+changed  w                  float64 [2, 3]              2 elements, first at [0, 2], max abs difference 2, max relative 0.67
+changed  n                  int64 [2]                   1 element, first at [0], max abs difference 1,099,511,627,774, max relative 5.5e+11
 changed  half               float32 [3] -> float16 [3]  dtype
 changed  nan                float64 [2]                 1 element, first at [1], NaN on one side in 1
-changed  s (values)         float64 sparse_coo [4]      1 element, first at [0], max abs difference 2
+changed  s (values)         float64 sparse_coo [4]      1 element, first at [0], max abs difference 2, max relative 0.67
 renamed  moved -> moved.to  int64 [5]
 removed  gone               float64 [1, 2]
 added    new                bool [2]
@@ -97,12 +97,15 @@ def test_json(capsys: Capture, pair: Path) -> None:
     found = json.loads(out)
     assert {name: len(rows) for name, rows in found.items() if isinstance(rows, list)} == {
         "added": 1, "removed": 1, "renamed": 1, "changed": 5, "values": 3, "other_bits": 1,
+        "close": 0,
     }  # fmt: skip
     assert (found["is_equal"], found["a"], found["b"], found["equal"]) == (False, "a.pt", "b.pt", 2)
     row = {"name": "w", "kind": "dense", "torch_dtype": "float64", "shape": [2, 3]}
     assert found["changed"][0] == {
         "before": row, "after": row, "what": ["values"], "part": None,
-        "values": {"count": 2, "max_abs": 2.0, "nans": 0, "first": [0, 2]},
+        "values": {
+            "count": 2, "max_abs": 2.0, "nans": 0, "first": [0, 2], "max_rel": pytest.approx(2 / 3),
+        },
     }  # fmt: skip
     assert found["renamed"][0][1]["name"] == "moved.to"
     assert found["values"][1] == {"name": "opt.lr", "before": "0.1", "after": None}

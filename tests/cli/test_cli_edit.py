@@ -99,10 +99,10 @@ def test_dry_run_and_json(capsys: Capture, path: Path) -> None:
 
 
 def test_rules_that_match_nothing(capsys: Capture, path: Path) -> None:
-    """They are said on stderr, and nothing is written."""
+    """They are said on stderr, nothing is written, and the status is that of a failure."""
     before = path.read_bytes()
     status, out, err = run(capsys, path, "--drop", "x*", "--rename", "y=>z", "--device", "q=cpu")
-    assert status == 0
+    assert status == 1
     assert out == f"{path}: nothing to change\n"
     assert err.splitlines() == [
         "torchzip: warning: the drop rule 'x*' matches no item of a dict",
@@ -168,5 +168,5 @@ def test_help_has_examples(capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         main(["edit", "--help"])
     out = capsys.readouterr().out
-    assert out.count("\n  torchzip edit ") == 5
+    assert out.count("\n  torchzip edit ") == 6
     assert build_parser().parse_args(["edit", "m.pt"]).file == "m.pt"

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import torchzip as tz
 from torchzip.container.hub_names import shard_name
-from torchzip.convert.conversion import ConvertReport
+from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_size, parse_target
 from torchzip.types import ForeignObject, Parameter
@@ -212,9 +213,10 @@ def test_rules_without_use(model: Path, rules: Any, line: str) -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"dtype": np.float16}, "dtype takes one dtype, as a string, or a list of .*, not type"),
-        ({"dtype": {"*": "float16"}}, "dtype takes .*, not dict"),
-        ({"dtype": [("*", np.dtype("f2"))]}, "a dtype is a string such as 'bfloat16', not Float16"),
+        ({"dtype": object}, "a dtype is a string such as 'bfloat16', or .* of numpy, not a"),
+        ({"dtype": 16}, "a dtype is a string such as 'bfloat16', or .*, not 16"),
+        ({"dtype": [("*", np.dtype("V2"))]}, "a dtype is a string such as 'bfloat16', or .*, not"),
+        ({"dtype": ["float16"]}, "dtype takes one dtype, or a list of .*, and 'float16' is in it"),
         ({"rename": "a=>b"}, "rename takes a list of .regex, replacement., not str"),
         ({"rename": [("a", None)]}, "rename takes pairs .* of strings, not .str, NoneType"),
         ({"rename": [(b"a", b"b")]}, "rename takes pairs .* of strings, not .bytes, bytes"),
@@ -224,6 +226,27 @@ def test_rules_of_another_form(tmp_path: Path, rules: Any, message: str) -> None
     """Misuse is a TypeError that says what was expected."""
     with pytest.raises(TypeError, match=message):
         tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", **rules)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["float16", "torch.half", np.float16, np.dtype("f2"), {"*": "float16"}, [("*", np.float16)]],
+    ids=str,
+)
+def test_every_way_to_say_a_dtype(model: Path, dtype: Any) -> None:
+    """Names, dtypes of numpy, one for all or by globs."""
+    _, report = convert(model, dtype=dtype)
+    floats = {row.to_dtype for row in report.rows if row.from_dtype.startswith("float")}
+    assert floats == {"float16"}
+
+
+def test_dtypes_of_others(model: Path) -> None:
+    """ml_dtypes has types, and torch objects."""
+    _, report = convert(model, dtype=ml_dtypes.bfloat16)
+    assert "bfloat16" in {row.to_dtype for row in report.rows}
+    torch_dtype = type("dtype", (), {"__module__": "torch", "__str__": lambda self: "torch.half"})
+    _, report = convert(model, dtype=torch_dtype())
+    assert "float16" in {row.to_dtype for row in report.rows}
 
 
 def test_unused_names_are_in_the_order_of_the_rules(model: Path) -> None:
@@ -245,6 +268,8 @@ def test_dtype_for_all_is_no_rule_without_use(tmp_path: Path) -> None:
     [
         ({"dtype": "int8"}, ValueError),
         ({"dtype": [("*", "floaty")]}, ValueError),
+        ({"dtype": np.int8}, ValueError),
+        ({"dtype": "q8_0"}, ValueError),
         ({"rename": [("(", "x")]}, ValueError),
         ({"rename": [("a", r"\1")]}, ValueError),
         ({"rename": "a"}, TypeError),
@@ -257,7 +282,6 @@ def test_dtype_for_all_is_no_rule_without_use(tmp_path: Path) -> None:
         ({"max_shard_size": 0}, ValueError),
         ({"max_shard_size": 1.5}, TypeError),
         ({"dtype": [("*", 16)]}, TypeError),
-        ({"dtype": {"*": "float16"}}, TypeError),
         ({"rename": [(1, "x")]}, TypeError),
         ({"rename": [("a", None)]}, TypeError),
         ({"executor": 5}, TypeError),

@@ -24,7 +24,32 @@ def _pickled(kind: str) -> Callable[[Path], Path]:
     return lambda folder: FILES[kind](folder, lambda place, data: data)
 
 
-_MADE = {kind: _pickled(kind) for kind in FILES} | {"safetensors": _safetensors}
+def _numpy(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path, w, v = folder / name, np.arange(4.0), np.ones(3, "int8")
+        if name.endswith(".npy"):
+            np.save(path, w)
+        else:
+            {"a.npz": np.savez, "b.npz": np.savez_compressed}[name](path, w=w, v=v)
+        return path
+
+    return write
+
+
+def _gguf(folder: Path) -> Path:
+    path = folder / "a.gguf"
+    tensors = {"w": np.arange(64.0).reshape(2, 32), "v": np.ones(3, "int8")}
+    tz.convert(tensors, path, dtype="q8_0", metadata={"general.architecture": "llama"})
+    return path
+
+
+_MADE = {kind: _pickled(kind) for kind in FILES} | {
+    "safetensors": _safetensors,
+    "npy": _numpy("a.npy"),
+    "npz": _numpy("a.npz"),
+    "npz, compressed": _numpy("b.npz"),
+    "gguf": _gguf,
+}
 
 
 @pytest.fixture(params=_MADE)

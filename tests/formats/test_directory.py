@@ -340,8 +340,6 @@ _NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a zip of the folder above": (lambda folder: _zip_of(folder / "a.zip", {"x/y/data.pkl": b"",
      "x/y/version": b""}), "lie in 'x/y'; a single directory at the top was expected"),
     "a tar file around a checkpoint": (_tar_around, "a tar file around 'run/model.pt'"),
-    "a .npz file": (lambda folder: _zip_of(folder / "a.npz", {"a.npy": b"", "b.npy": b""}),
-     "a .npz file; numpy.load reads it"),
     "a zip of anything": (lambda folder: _zip_of(folder / "a.zip", {"x/a.txt": b""}),
      "a zip archive without data.pkl is not a checkpoint; it has 'a.txt'"),
     "a broken checkpoint": (

@@ -9,7 +9,9 @@ from tests.hostile import (
     deflated,
     ends,
     gadgets,
+    ggufs,
     headers,
+    numpy_files,
     pickles,
     programs,
     safetensors,
@@ -29,6 +31,8 @@ BY_KIND = {
     "deflated": deflated.ROWS,
     "body": bodies.ROWS,
     "safetensors": safetensors.ROWS,
+    "gguf": ggufs.ROWS,
+    "numpy": numpy_files.ROWS,
     "tar": tars.ROWS,
     "program": programs.ROWS,
 }

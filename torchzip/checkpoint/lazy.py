@@ -67,7 +67,8 @@ class Checkpoint(Mapping[str, Any]):
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
     name) that a pickle of it mentions, ``foreign`` those that torchzip does not know (of formats
     that have pickles beside the object's, these two read them: before it is closed), ``metadata``
-    the strings of a safetensors file, of an index of shards, or of a distributed checkpoint.
+    the strings of a safetensors file, of an index of shards, or of a distributed checkpoint, or the
+    values of a GGUF file (bools, strings, numbers and arrays of numpy, lists of strings).
     ``constants`` are those of a TorchScript archive, which its code refers to by their position and
     which have no names; an empty tuple for other formats. ``limits`` are the bounds that the file
     is read within. ``container`` reads it; its class says what is so of the format
@@ -134,7 +135,7 @@ class Checkpoint(Mapping[str, Any]):
         self.path = container.name
         self.root: Any = contents.root
         self._contents = contents
-        self.metadata: dict[str, str] = contents.metadata or {}
+        self.metadata: dict[str, Any] = contents.metadata or {}
         self.constants: tuple[Any, ...] = () if constants is None else constants.root
         self.format: str = container.format
 
@@ -183,6 +184,8 @@ class Checkpoint(Mapping[str, Any]):
 
             close = difflib.get_close_matches(str(name), list(table.names)[:10_000], 3)
             hint = f"; did you mean {' or '.join(map(shown, close))}?" if close else ""
+            if isinstance(self.root, dict) and name in self.root:
+                hint = f"; it is {shown(self.root[name])}, which .root[{name!r}] has"
             raise TensorNotFoundError(
                 f"no tensor is called {shown(name)}, of {len(table.names):,}{hint}", path=self.path
             )
@@ -242,11 +245,15 @@ class Checkpoint(Mapping[str, Any]):
                 progress(nbytes, max(nbytes, total))
             if not check.crc_known:
                 without.append(check.name)
+        self.check_indices()
+        return VerifyReport(records, nbytes, len(self), tuple(without), self.container.notes)
+
+    def check_indices(self) -> None:
+        """Read the indices of sparse and nested tensors, and raise TensorError for wrong ones."""
         checked = Checked()
         with ErrorPlace(path=self.path):
             for tensor in self._other_tensors:
                 tensor.check_values(checked)
-        return VerifyReport(records, nbytes, len(self), tuple(without), self.container.notes)
 
     def _stored_nbytes(self) -> int:
         leaves = self._names.names.values()

@@ -172,6 +172,20 @@ def _fill(storage: EagerStorage, verify: bool) -> None:
             start += block.size
 
 
+def _check_torch_options(map_location: Any, weights_only: Any) -> None:
+    """Raise TypeError for options of ``torch.load`` that ask for what torchzip does not do."""
+    if map_location is not None and str(map_location) != "cpu":
+        raise TypeError(
+            f"map_location={map_location!r}: arrays of numpy are in the memory of the CPU; leave "
+            "it out, and move what is loaded"
+        )
+    if weights_only is not None and weights_only is not True:
+        raise TypeError(
+            f"weights_only={weights_only!r}: torchzip never runs what a file names; leave it out, "
+            "and objects of other classes come as ForeignObjects"
+        )
+
+
 @EnoughMemory()
 def load(
     file: File,
@@ -181,6 +195,8 @@ def load(
     verify: bool = True,
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
+    map_location: Any = None,
+    weights_only: bool | None = None,
 ) -> Any:
     """Return the object that was saved, with a numpy array for each dense tensor.
 
@@ -200,6 +216,9 @@ def load(
     checked then, and cutting the file short while it is in use kills the process.
     ``verify=False`` skips the CRCs of the tensors.
 
+    ``map_location`` and ``weights_only`` are for calls that were written for ``torch.load``: the
+    CPU and True are what torchzip does anyway; else a TypeError says what to do.
+
     Raises
     ------
     TorchZipError, OSError
@@ -214,6 +233,7 @@ def load(
     >>> load(file)
     {'weight': array([1., 1., 1.], dtype=float32), 'step': 7}
     """
+    _check_torch_options(map_location, weights_only)
     file = located(file, storage_options)
     if mmap and (not isinstance(file, str | os.PathLike) or isinstance(file, Location)):
         raise TypeError("mmap=True needs a path, not a file object or a URL")

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor
 from torchzip.checkpoint.plain_values import Beside, what_is_beside
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text
+from torchzip.container.gguf import value_text
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
 from torchzip.formats.base import collector_paused
@@ -25,6 +27,9 @@ from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import span_of
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, MetaTensor, OtherTensor, Size
+
+#: Items of a list in the metadata that are shown.
+_LISTED = 8
 
 
 class Outlined(Protocol):
@@ -242,8 +247,46 @@ def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
         stored_nbytes=rows.stored_nbytes,
         subclasses={name: class_of(call) for name, call in checkpoint.subclassed.items()},
         foreign=tuple(f"{module}.{name}" for module, name in checkpoint.foreign_in_root),
-        metadata=dict(checkpoint.metadata),
+        metadata={key: value_text(text, _LISTED) for key, text in checkpoint.metadata.items()},
         notes=tuple(notes),
+    )
+
+
+def chosen(outline: Outline, globs: Sequence[str]) -> Outline:
+    """Return an outline of the tensors and values that match one of some globs; all without any.
+
+    Raises
+    ------
+    ValueError
+        If nothing matches one of them.
+    """
+    if not globs:
+        return outline
+    names = [each.name for each in (*outline.tensors, *outline.unnamed, *outline.constants)]
+    names += [row.path for row in outline.values]
+    wanted: set[str] = set()
+    for glob in globs:
+        found = [name for name in names if fnmatch.fnmatchcase(name, glob)]
+        if not found:
+            raise ValueError(f"{outline.path}: nothing is called {shown(glob)}")
+        wanted.update(found)
+    tensors, unnamed, constants = (
+        tuple(row for row in rows if row.name in wanted)
+        for rows in (outline.tensors, outline.unnamed, outline.constants)
+    )
+    by_dtype: dict[str, DtypeSum] = {}
+    for row in tensors:
+        before = by_dtype.get(row.dtype, DtypeSum(0, 0))
+        by_dtype[row.dtype] = DtypeSum(before.tensors + 1, before.nbytes + row.nbytes)
+    used = {number for row in (*tensors, *unnamed, *constants) for number in row.storages}
+    return replace(
+        outline,
+        tensors=tensors,
+        unnamed=unnamed,
+        constants=constants,
+        values=tuple(row for row in outline.values if row.path in wanted),
+        by_dtype=by_dtype,
+        stored_nbytes=sum(outline.storages[number].nbytes for number in used),
     )
 
 

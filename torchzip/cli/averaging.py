@@ -39,7 +39,7 @@ is that of the first: states of optimizers, epochs, arguments.
 
 def run(arguments: argparse.Namespace) -> int:
     weights = None if arguments.weights is None else _parse_weights(arguments.weights)
-    with writing(arguments) as options:
+    with writing(arguments, arguments.out) as options:
         merged = tools.average(
             arguments.file, arguments.out, weights=weights, partial=arguments.partial, **options
         )

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torchzip
 from torchzip import tools
-from torchzip.checkpoint.quantities import count_text, nbytes_text, some_of
-from torchzip.cli.command import DONE, Command, print_found, reading_options
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
+from torchzip.cli.command import BAD, DONE, Command, limits_of, reading_options, say
 from torchzip.cli.progress import progress_line
-from torchzip.errors import printable
+from torchzip.cli.rendering import table
+from torchzip.container.hub_names import is_index
+from torchzip.convert.outputs.registry import output_of
+from torchzip.errors import FormatError, TorchZipError, printable
+from torchzip.limits import Limits
 
 if TYPE_CHECKING:
+    from torchzip.tools.odd_values import OddValues
     from torchzip.tools.torch_verdict.verification import Verified
 
 COMMAND = Command(
@@ -20,21 +30,66 @@ COMMAND = Command(
     description="""\
 Read a whole checkpoint, compare every CRC and check all bounds. Then say whether torch.load accepts
 it by default (weights_only=True), needs weights_only=False, or refuses it, and why. A file that
-torch.load refuses can still be sound.
+torch.load refuses can still be sound. Of a directory that is not one checkpoint, every file in it
+with a suffix of checkpoints is checked. The exit status is 1 if one of the files is bad.
 """,
-    examples="torchzip verify model.pt",
+    examples="""
+        torchzip verify model.pt
+        torchzip verify run/*.ckpt other/
+    """,
     arguments={
-        "FILE": None,
+        "files": {"metavar": "FILE", "nargs": "+"},
+        "--values": "also look for NaN and infinities in all tensors, which are not a fault of it",
         "--json": "print the result as JSON",
     },
 )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with progress_line() as progress:
-        found = tools.verify(arguments.file, progress=progress, **reading_options(arguments))
-    print_found(found, arguments, check_as_text)
-    return DONE
+    files = [
+        each for file in arguments.files for each in checkpoints_in(file, limits_of(arguments))
+    ]
+    status, made = DONE, []
+    for file in files:
+        try:
+            with progress_line() as progress:
+                found = tools.verify(
+                    file, values=arguments.values, progress=progress, **reading_options(arguments)
+                )
+        except (TorchZipError, OSError) as error:
+            if len(files) == 1:
+                raise
+            say(str(error))
+            status = BAD
+            continue
+        made.append(found)
+        if not arguments.json:
+            print(check_as_text(found))
+    if arguments.json:
+        values = [dataclasses.asdict(found) for found in made]
+        print(json.dumps(values[0] if len(files) == 1 else values, indent=2))
+    return status
+
+
+def checkpoints_in(file: str, limits: Limits) -> list[str]:
+    """Return what a path stands for: itself, or the checkpoints of a directory that is not one."""
+    if not os.path.isdir(file) or any(
+        is_index(name) or name.endswith(".metadata") for name in os.listdir(file)
+    ):
+        return [file]
+    try:
+        with torchzip.lazy_load(file, limits=limits):
+            return [file]
+    except FormatError as error:
+        found = [
+            os.path.join(folder, name)
+            for folder, _, names in sorted(os.walk(file))
+            for name in sorted(names)
+            if output_of(name) is not None and not name.startswith(".")
+        ]
+        if not found:
+            raise error
+        return found
 
 
 def check_as_text(found: Verified) -> str:
@@ -51,7 +106,18 @@ def check_as_text(found: Verified) -> str:
         lines.append(f"{count_text(len(without), 'record')} without a CRC: {shown}")
     lines += [f"note: {printable(note)}" for note in found.notes]
     lines.append(_torch_line(found))
+    if found.odd_values is not None:
+        lines += _value_lines(found.odd_values)
     return "\n".join(lines)
+
+
+def _value_lines(odd: Sequence[OddValues]) -> list[str]:
+    """Return lines about the tensors that have NaN or infinities."""
+    rows = [
+        [name_text(each.name), f"{each.nans:,} NaN", f"{each.infinities:,} infinite"]
+        for each in odd
+    ]
+    return [*table(rows, right=(1, 2)), f"{count_text(len(odd), 'tensor')} with NaN or infinities"]
 
 
 def _torch_line(found: Verified) -> str:

@@ -37,7 +37,7 @@ that of the first file.
 
 def run(arguments: argparse.Namespace) -> int:
     sources = _parse_sources(arguments.file)
-    with writing(arguments) as options:
+    with writing(arguments, arguments.out) as options:
         merged = tools.combine(
             arguments.formula, sources, arguments.out, partial=arguments.partial, **options
         )

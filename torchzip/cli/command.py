@@ -8,12 +8,14 @@ import errno
 import glob
 import json
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, BinaryIO
 
 import torchzip
 from torchzip.errors import printable
@@ -42,10 +44,26 @@ class CommandParser(argparse.ArgumentParser):
         if self._is_inner:  # called by the call below
             return super().parse_known_args(args, namespace)
         self._is_inner = True
+        words = list(args or ())
+        at = words.index("--") if "--" in words else len(words)
+        # What follows is not an option, whatever it begins with. A mark keeps it from looking so.
+        words[at:] = [_MARK + word for word in words[at + 1 :]]
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            made, left = self.parse_known_intermixed_args(words, namespace)
         finally:
             self._is_inner = False
+        for name, value in vars(made).items():
+            setattr(made, name, _unmarked(value))
+        return made, _unmarked(left)
+
+
+_MARK = "\0"
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unmarked(item) for item in value]
+    return value.removeprefix(_MARK) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +174,32 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def readable(word: str) -> Iterator[Any]:
+    """Give what is read for a word of the command line: a path, or for ``-`` what comes on stdin.
+
+    That is kept in a temporary file, since a checkpoint is not read from its start to its end.
+    """
+    if word != "-":
+        yield word
+        return
+    with tempfile.TemporaryFile() as kept:
+        shutil.copyfileobj(sys.stdin.buffer, kept, 1 << 20)
+        kept.seek(0)
+        yield _Stdin(kept)
+
+
+class _Stdin:
+    """A file object that messages call by the name of the stream that it came from."""
+
+    name = "<stdin>"
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+        self.seek = file.seek
+        self.tell = file.tell
+
+
 def in_options(message: str) -> str:
     """Return a message of the library with its advice rewritten as a command line option.
 
@@ -191,12 +235,14 @@ JOIN_ARGUMENT: dict[str, str | dict[str, Any] | None] = {
 def opened(
     file: str, arguments: argparse.Namespace, *, optimizer: bool = False
 ) -> Iterator[torchzip.Checkpoint]:
-    """Open the checkpoint of a command line: a path, or with --join the files of a pattern."""
+    """Open the checkpoint of a command line: a path or -, or with --join the files of a pattern."""
     join = parse_join(arguments.join)
-    files = file if join is None else files_of(file)
-    with torchzip.lazy_load(
-        files, join=join, optimizer=optimizer, **reading_options(arguments)
-    ) as checkpoint:
+    with (
+        readable(file) if join is None else contextlib.nullcontext(files_of(file)) as source,
+        torchzip.lazy_load(
+            source, join=join, optimizer=optimizer, **reading_options(arguments)
+        ) as checkpoint,
+    ):
         yield checkpoint
 
 
@@ -250,17 +296,18 @@ def parse_rules(texts: Sequence[str]) -> str | list[tuple[str, str]]:
     return rules[0][1] if [glob for glob, _ in rules] == ["*"] else rules
 
 
-def parse_renames(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the (regex, replacement) pairs of ``--rename``.
+def parse_renames(texts: Sequence[str], option: str = "--rename") -> list[tuple[str, str]]:
+    """Return the pairs of ``--rename``, or of another option with an arrow.
 
     >>> parse_renames(["^a=>b"])
     [('^a', 'b')]
     """
     renames = []
+    form = "REGEX=>REPL" if option == "--rename" else "OLD=>NEW"
     for text in texts:
         pattern, arrow, replacement = text.partition("=>")
         if not arrow:
-            raise ValueError(f"--rename {text!r}: REGEX=>REPL was expected")
+            raise ValueError(f"{option} {text!r}: {form} was expected")
         renames.append((pattern, replacement))
     return renames
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, name_text, shape_text, some_of
 from torchzip.cli.command import BAD, DONE, Command, reading_options
+from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import table
 from torchzip.errors import printable
 
@@ -29,11 +30,17 @@ Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
 """,
     examples="""
         torchzip diff before.pt after.pt
-        torchzip diff model.pt model-bf16.safetensors --cast
+        torchzip diff model.pt model-bf16.safetensors --cast --rtol 0.01
+        torchzip diff run1.ckpt run2.ckpt --tensors-only --exclude optimizer_states
     """,
     arguments={
         "A": None,
         "B": None,
+        "--include GLOB ...": "compare these tensors and values only",
+        "--exclude GLOB ...": "leave these out, or what is in a container of this name",
+        "--tensors-only": "compare tensors and nothing else",
+        "--atol X": "numbers are equal if they are not further apart than X + Y * |b|",
+        "--rtol Y": "see --atol; both are 0 by default",
         "--cast": "cast floating tensors of A to their dtype in B, as convert does, before "
         "comparing",
         "--read": "compare the bytes of all tensors, even if the stored CRCs are equal",
@@ -43,15 +50,29 @@ Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
 
 
 def run(arguments: argparse.Namespace) -> int:
-    found = tools.diff(
-        arguments.a,
-        arguments.b,
-        cast=arguments.cast,
-        read=arguments.read,
-        **reading_options(arguments),
-    )
+    with progress_line() as progress:
+        found = tools.diff(
+            arguments.a,
+            arguments.b,
+            include=arguments.include,
+            exclude=arguments.exclude,
+            tensors_only=arguments.tensors_only,
+            cast=arguments.cast,
+            atol=_number("--atol", arguments.atol),
+            rtol=_number("--rtol", arguments.rtol),
+            read=arguments.read,
+            progress=progress,
+            **reading_options(arguments),
+        )
     print(as_json(found) if arguments.json else as_text(found))
     return DONE if found.is_equal else BAD
+
+
+def _number(option: str, text: str | None) -> float:
+    try:
+        return float(text or 0)
+    except ValueError:
+        raise ValueError(f"{option} {text!r}: a number was expected") from None
 
 
 def as_json(found: Diff) -> str:
@@ -59,10 +80,10 @@ def as_json(found: Diff) -> str:
     values = {"is_equal": found.is_equal, **dataclasses.asdict(found)}
     for change in values["changed"]:
         difference = change["values"]
-        if difference is not None:
-            number = difference["max_abs"]
+        for key in ("max_abs", "max_rel") if difference is not None else ():
+            number = difference[key]
             if isinstance(number, float) and not math.isfinite(number):
-                difference["max_abs"] = str(number)
+                difference[key] = str(number)
     return json.dumps(values, indent=2)
 
 
@@ -82,6 +103,9 @@ def as_text(found: Diff) -> str:
     if found.other_bits:
         first = some_of(list(map(name_text, found.other_bits)), 10)
         lines.append(f"equal in value, with zeros of another sign or other NaNs: {first}")
+    if found.close:
+        first = some_of(list(map(name_text, found.close)), 10)
+        lines.append(f"equal within the tolerance: {first}")
     return "\n".join([*lines, _sums(found)])
 
 
@@ -102,6 +126,8 @@ def _changed(change: TensorChange) -> list[str]:
         number = difference.max_abs
         shown = f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
         told.append(f"max abs difference {shown}")
+        if difference.max_rel is not None:
+            told.append(f"max relative {difference.max_rel:.2g}")
     if difference.nans:
         told.append(f"NaN on one side in {difference.nans:,}")
     return [name, tensor, ", ".join(told)]

@@ -20,16 +20,19 @@ from torchzip.cli.command import (
     opened,
     parse_renames,
     parse_rules,
+    readable,
     reading_options,
     say,
     warnings_said,
 )
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import table
+from torchzip.convert.outputs.registry import output_of
+from torchzip.errors import printable
 
 if TYPE_CHECKING:
-    from torchzip.convert.conversion import ConvertReport
     from torchzip.convert.planned import PlannedTensor
+    from torchzip.convert.report import ConvertReport
 
 #: What a command has that writes a converted checkpoint.
 OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
@@ -38,7 +41,9 @@ OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
     "--rename REGEX=>REPL ...": "replace in names, as Python's re.sub does (may be repeated, "
     "applied in order)",
     "--include GLOB ...": "convert these tensors only",
-    "--exclude GLOB ...": "leave these tensors out",
+    "--exclude GLOB ...": "leave these tensors out, or what is in a container of this name",
+    "--metadata KEY=VALUE ...": "put this into the metadata of a .safetensors or .gguf file; for "
+    "a .gguf VALUE is taken as JSON if it is valid JSON, else as a string (may be repeated)",
     "--max-shard-size SIZE": "write shards of at most this size, such as 5GB, and an index",
     "--jobs": {
         "type": int,
@@ -53,17 +58,20 @@ OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
 
 COMMAND = Command(
     name="convert",
-    summary="convert to .pt or .safetensors, with other dtypes or names, in shards",
+    summary="convert to .pt, .safetensors, .gguf or .npz, with other dtypes or names, in shards",
     description="""\
-Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt or
-.safetensors file, a directory (which gets a model.safetensors), or an *.index.json (with shards
-beside it). DST is written completely or not at all, and may be SRC itself. SRC may be a directory
-with the files of all ranks of a training; with --join it is a pattern, in quotes, of shards.
+Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt .th
+.pth.tar, .safetensors .sft, .gguf or .npz file, a directory (which gets a model.safetensors), or an
+*.index.json (with shards beside it). DST is written completely or not at all, and may be SRC
+itself. SRC may be -, for what comes on stdin, or a directory with the files of all ranks of a
+training; with --join it is a pattern, in quotes, of shards.
 """,
     examples=r"""
         torchzip convert model.pt model.safetensors --dtype bfloat16
         torchzip convert a.bin b.pt --dtype '*norm*=float32' --dtype float16
-        torchzip convert run.ckpt model.pt --include 'state_dict.*' --rename '^state_dict\.=>'
+        torchzip convert model.pt model.gguf --dtype q8_0 --metadata general.architecture=gpt2
+        torchzip convert run.ckpt model.safetensors --weights --strip-wrappers
+        torchzip convert hf/ out/ --dtype float16
         torchzip convert model.pt out/ --max-shard-size 5GB --jobs 2
         torchzip convert --join llama 'consolidated.*.pth' model.safetensors
     """,
@@ -71,6 +79,19 @@ with the files of all ranks of a training; with --join it is a pattern, in quote
         "SRC": None,
         "DST": None,
         **JOIN_ARGUMENT,
+        "--weights": "only the model's state dict out of a training checkpoint, without the way to "
+        "it in names; says which it is. This and the next six come before all other rules",
+        "--ema": "the same, with the averaged weights in place of the model's",
+        "--strip-wrappers": "names without module., _orig_mod., _fsdp_wrapped_module., "
+        "_checkpoint_wrapped_module., _forward_module. and _fpw_module., wherever they are",
+        "--untie": "give each name data of its own",
+        "--pack": "to a .pt: write of a storage only what its tensors reach",
+        "--stack OLD=>NEW ...": "make one tensor of those that are numbered by {i}, as in "
+        "'experts.{i}.w=>experts.w'; a star stands for anything but dots (may be repeated)",
+        "--unstack OLD=>NEW ...": "take a tensor apart along its first axis, as in "
+        "'experts.w=>experts.{i}.w' (may be repeated)",
+        "--no-companions": "do not copy the small files beside the weights of a directory (config, "
+        "tokenizer) to another directory",
         **OUTPUT_ARGUMENTS,
     },
 )
@@ -87,23 +108,37 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with writing(arguments) as options:
-        if not arguments.join:
-            report = torchzip.convert(arguments.src, arguments.dst, **options)
+    with writing(arguments, arguments.dst) as options, contextlib.ExitStack() as stack:
+        if arguments.join:
+            source: Any = stack.enter_context(opened(arguments.src, arguments))
+            options["limits"] = None  # it is open
         else:
-            with opened(arguments.src, arguments) as checkpoint:
-                report = torchzip.convert(checkpoint, arguments.dst, **(options | {"limits": None}))
+            source = stack.enter_context(readable(arguments.src))
+        report = torchzip.convert(
+            source,
+            arguments.dst,
+            companions=not arguments.no_companions,
+            weights=arguments.weights,
+            ema=arguments.ema,
+            untie=arguments.untie,
+            pack=arguments.pack,
+            strip_wrappers=arguments.strip_wrappers,
+            stack=parse_renames(arguments.stack, "--stack"),
+            unstack=parse_renames(arguments.unstack, "--unstack"),
+            **options,
+        )
     show(report, arguments)
     return DONE
 
 
 @contextlib.contextmanager
-def writing(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def writing(arguments: argparse.Namespace, dst: str) -> Iterator[dict[str, Any]]:
     """Give the options of `torchzip.convert` that a command line asks for; show the progress."""
     is_dry = arguments.dry_run
     watched = contextlib.nullcontext() if is_dry else progress_line()
     with exit_on_sigterm(), warnings_said(), watched as progress:
         yield {
+            "metadata": parse_metadata(arguments.metadata, dst),
             "max_shard_size": arguments.max_shard_size,
             "jobs": arguments.jobs,
             "verify": arguments.verify,
@@ -113,6 +148,29 @@ def writing(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             **reading_options(arguments),
             **rules_of(arguments),
         }
+
+
+def parse_metadata(
+    texts: Sequence[str], dst: str, *, can_drop: bool = False
+) -> dict[str, Any] | None:
+    """Return the metadata of ``KEY=VALUE`` for a destination: of JSON where that has types.
+
+    With ``can_drop``, a key alone is to go.
+    """
+    output = output_of(dst) if texts else None
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if can_drop and key and not equals:
+            values[key] = None
+            continue
+        if not key or not equals:
+            raise ValueError(f"--metadata {text!r}: KEY=VALUE was expected")
+        values[key] = value
+        if output is not None and output.has_typed_metadata:
+            with contextlib.suppress(ValueError, RecursionError):
+                values[key] = json.loads(value)
+    return values or None
 
 
 def show(report: ConvertReport, arguments: argparse.Namespace) -> None:
@@ -141,13 +199,17 @@ def _planned_values(report: ConvertReport) -> dict[str, Any]:
         "tensors": [dataclasses.asdict(row) for row in report.rows],
         "tied": report.tied,
         "lost": report.lost,
+        "copied": report.copied,
         "refused": report.refused,
     }
 
 
 def _sums(report: ConvertReport) -> str:
-    shards = len(report.files) - 1  # the last one is their index
-    where = f" in {count_text(shards, 'shard')}" if shards else ""
+    count, where = len(report.files), ""
+    if report.target not in report.files:  # of several models
+        where = f" in {count_text(count, 'file')}"
+    elif count > 1:  # the last one is the index
+        where = f" in {count_text(count - 1, 'shard')}"
     return f"{count_text(report.tensors, 'tensor')}{where}, {nbytes_text(report.nbytes)}"
 
 
@@ -155,7 +217,8 @@ def _planned_text(report: ConvertReport) -> str:
     with_files = len(report.files) > 1
     rows = [["name", "dtype", "shape", "size", *(["file"] if with_files else [])]]
     rows += [_row(row, with_files) for row in report.rows]
-    return "\n".join([*table(rows, right=(3,)), f"{_sums(report)} in all"])
+    copied = [f"copied: {printable(path)}" for path in report.copied]
+    return "\n".join([*table(rows, right=(3,)), *copied, f"{_sums(report)} in all"])
 
 
 def _row(row: PlannedTensor, with_file: bool) -> list[str]:
@@ -171,6 +234,10 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
 
 
 def _say_notes(report: ConvertReport) -> None:
+    if report.taken:
+        say(f"weights: {report.taken}")
+    if report.copied:
+        say(f"copied: {_first([os.path.basename(path) for path in report.copied])}")
     if report.tied:
         lines = [f"{name} has its data under {holder}" for name, holder in report.tied.items()]
         say(f"tied: {_first(lines)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.cli.command import (
+    BAD,
     DONE,
     Command,
     exit_on_sigterm,
@@ -21,6 +22,7 @@ from torchzip.cli.command import (
     split_rule,
     warnings_said,
 )
+from torchzip.cli.converting import parse_metadata
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ milliseconds for tensors of any size (seconds for 100,000 of them). The file is
 readable at every moment, with its old or its new content. Dropped tensors keep
 their space until --compact, alone or with other options, rewrites the file.
 
+A rule that matches nothing is a warning, and the exit status is 1 then.
+
 All rules match paths before the edit: keys joined by dots, as ls shows them.
 Containers have paths too.
 """,
@@ -45,6 +49,7 @@ Containers have paths too.
         torchzip edit model.pt --set epoch=3 --set config.name='"base"' --device cpu
         torchzip edit model.pt --requires-grad 'encoder.*=false'
         torchzip edit model.pt --compact
+        torchzip edit model.safetensors --metadata author=me --metadata note
     """,
     arguments={
         "FILE": None,
@@ -57,6 +62,8 @@ Containers have paths too.
         "matches (the first match wins)",
         "--device [GLOB=]DEVICE ...": "device that torch.load restores storages to: cpu, cuda:0, "
         "mps, ...",
+        "--metadata KEY[=VALUE] ...": "set metadata of a .safetensors or .gguf file, which is "
+        "rewritten; a KEY alone is taken away. VALUE is as for convert",
         "--compact": "rewrite the file, without unused bytes",
         "--dry-run": "show the changes and make none",
         "--json": "print what was done as JSON",
@@ -72,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     with warnings_said(), exit_on_sigterm():
         found = tools.edit(
             arguments.file,
+            metadata=parse_metadata(arguments.metadata, arguments.file, can_drop=True),
             compact=arguments.compact,
             dry_run=arguments.dry_run,
             limits=limits_of(arguments),
@@ -80,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     for line in found.unused:
         say(f"warning: {line}")
     print_found(found, arguments, lambda found: as_text(found, arguments.dry_run))
-    return DONE
+    return BAD if found.unused else DONE  # a typo, most likely
 
 
 def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from torchzip.checkpoint.outline import Outline, outline
+from torchzip.checkpoint.outline import Outline, chosen, outline
 from torchzip.cli.command import DONE, JOIN_ARGUMENT, Command, opened
 from torchzip.cli.listing_text import flat_lines, sorted_by, sum_lines, tree_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
@@ -27,9 +27,15 @@ shortened to the width of a terminal.
         torchzip ls --tree --depth 2 --sort size model.pt
         torchzip ls -l model.pt
         torchzip ls --join llama 'consolidated.*.pth'
+        torchzip ls model.pt '*.bias' epoch
     """,
     arguments={
         "FILE": None,
+        "globs": {
+            "metavar": "GLOB",
+            "nargs": "*",
+            "help": "list only the tensors and values whose names match one of these",
+        },
         "--tree": "show a tree of modules; equal blocks are folded",
         "--depth": {"type": int, "metavar": "N", "help": "show the tree down to N levels"},
         "--sort": {
@@ -55,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--depth must be 1 or more, not {depth}")
     with collector_paused(True):  # of 100,000 tensors, nothing is garbage until the end
         with opened(arguments.file, arguments, optimizer=arguments.optimizer) as checkpoint:
-            found = outline(checkpoint)
+            found = chosen(outline(checkpoint), arguments.globs)
         if arguments.json:
             print(as_json(describe(found, sort=arguments.sort)))
             return DONE

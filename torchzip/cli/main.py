@@ -22,6 +22,7 @@ from torchzip.cli import (
     naming,
     repairing,
     reporting,
+    scanning,
     showing,
     weighing,
 )
@@ -36,6 +37,7 @@ _COMMANDS = (
     weighing,
     naming,
     checking,
+    scanning,
     comparing,
     repairing,
     editing,
@@ -65,7 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     _open_closed_streams()
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words:
+        parser.print_help()
+        return DONE
+    arguments = parser.parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names may have any character
             stream.reconfigure(errors="backslashreplace")

@@ -7,6 +7,7 @@ import sys
 
 from torchzip.checkpoint.quantities import count_text, nbytes_text
 from torchzip.cli.command import BAD, DONE, Command, reading_options, say
+from torchzip.cli.progress import progress_line
 
 COMMAND = Command(
     name="report",
@@ -40,13 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
     from torchzip.tools import report  # imported here, as only this command makes HTML
 
     to_stdout = arguments.output == "-"
-    made = report(
-        arguments.file,
-        sys.stdout.buffer if to_stdout else arguments.output,
-        read_data=not arguments.no_data,
-        overwrite=arguments.force,
-        **reading_options(arguments),
-    )
+    with progress_line() as progress:
+        made = report(
+            arguments.file,
+            sys.stdout.buffer if to_stdout else arguments.output,
+            read_data=not arguments.no_data,
+            overwrite=arguments.force,
+            progress=progress,
+            **reading_options(arguments),
+        )
     if not to_stdout:
         about = f"{count_text(made.tensors, 'tensor')}, {nbytes_text(made.nbytes)}"
         say(f"{arguments.output}: a page about {about}")

@@ -23,6 +23,7 @@ from torchzip.tools.array_text import tensor_text
 from torchzip.tools.lookup import look_up
 from torchzip.tools.npy import write_npy
 from torchzip.tools.parts import dense_of, named_parts, view
+from torchzip.tools.value_json import json_value
 from torchzip.tools.value_text import value_lines
 from torchzip.types import MetaTensor, OtherTensor
 
@@ -49,6 +50,7 @@ SLICE is numpy's basic indexing, with or without brackets: 0  :10  3,:,::2  -1  
         torchzip cat model.pt layers.0.weight --npy weight.npy
         torchzip cat model.pt layers.0.weight --npy - | python my_script.py
         torchzip cat model.ckpt epoch
+        torchzip cat model.ckpt hyper_parameters --json
     """,
     arguments={
         "FILE": None,
@@ -56,7 +58,7 @@ SLICE is numpy's basic indexing, with or without brackets: 0  :10  3,:,::2  -1  
         "slice": {"metavar": "SLICE", "nargs": "?", "help": "such as 3,:,::2"},
         "--full": "print all elements, up to a million",
         "--stats": "print min, max, mean, std, NaN, inf and a histogram",
-        "--json": "with --stats: print JSON",
+        "--json": "print a value of any depth as JSON, or the statistics",
         "--npy OUT": "write a .npy file; - is stdout",
         "--dtype DTYPE": "with --npy: cast to this floating dtype",
         "--force": "with --npy: overwrite OUT",
@@ -85,8 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    if arguments.json and not arguments.stats:
-        raise ValueError("--json goes with --stats; `torchzip ls --json` lists all tensors")
+    has_numbers = arguments.npy is not None or arguments.slice is not None
+    if arguments.json and has_numbers and not arguments.stats:
+        raise ValueError("--json goes with --stats, or with the NAME of a value")
     if arguments.npy is None and (arguments.dtype is not None or arguments.force):
         raise ValueError("--dtype and --force go with --npy")
     if arguments.npy is not None and (arguments.stats or arguments.full):
@@ -121,6 +124,10 @@ def _show(found: Any, arguments: argparse.Namespace) -> None:
         about = {"torch_dtype": found.torch_dtype, "shape": found.shape}
         as_json = json.dumps({**about, **dataclasses.asdict(made)}, indent=2)
         print(as_json if arguments.json else _stats_text(title, found, made))
+    elif arguments.json and isinstance(found, LazyTensor):
+        raise ValueError(f"{title} is a tensor; --json goes with --stats then")
+    elif arguments.json:
+        print(json.dumps(json_value(found), indent=2))
     elif isinstance(found, LazyTensor):
         print(f"{title}: {_kind(found)}\n{_text(found, arguments)}")
     elif isinstance(found, OtherTensor):

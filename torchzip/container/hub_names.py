@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 #: The names of checkpoints in one file, without a variant, and who writes them.
@@ -94,6 +95,9 @@ def shard_name(whole: str, number: int, count: int) -> str:
     'model.fp16-00001-of-00002.safetensors'
     """
     stem, suffix = os.path.splitext(whole)
+    if suffix.lower() == ".tar":  # of .pth.tar
+        stem, inner = os.path.splitext(stem)
+        suffix = inner + suffix
     return f"{stem}-{number:05d}-of-{count:05d}{suffix}"
 
 
@@ -128,6 +132,20 @@ def whole_of(index: str) -> str | None:
         return None
     stem, suffix = os.path.splitext(match[1])
     return f"{stem}.{match[2]}{suffix}"
+
+
+def safetensors_name(names: Iterable[str]) -> str:
+    """Return what readers call the safetensors file of a folder that has these files.
+
+    >>> safetensors_name(["pytorch_model.bin"]), safetensors_name(["adapter_model.bin"])
+    ('model.safetensors', 'adapter_model.safetensors')
+    """
+    for name in names:
+        plain = _without_variant(whole_of(name) or name)[0]
+        stem = os.path.splitext(plain)[0]
+        if plain in WHOLE_FILES and f"{stem}.safetensors" in WHOLE_FILES:
+            return f"{stem}.safetensors"
+    return WHOLE_FILES[0]
 
 
 def index_of(whole: str) -> str:

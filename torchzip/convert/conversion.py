@@ -6,57 +6,31 @@ import contextlib
 import errno
 import os
 import warnings
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.container.hub_names import safetensors_name
+from torchzip.convert.companions import companions as find_companions
 from torchzip.convert.mapped import Map, MappedTensors
 from torchzip.convert.meter import Progress
 from torchzip.convert.overflow import sentence
+from torchzip.convert.pipeline import convert_pipeline, is_pipeline
 from torchzip.convert.plan import make_plan
-from torchzip.convert.planned import PlannedTensor
+from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
 from torchzip.convert.run import computed_here, run
 from torchzip.convert.sources import Source, opened
+from torchzip.convert.surgery import Surgery
 from torchzip.convert.targets import Target, parse_size, parse_target
 from torchzip.convert.tasks import workers
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.executors import as_executor
+from torchzip.files.folder import Folder
 from torchzip.files.location import StorageOptions, located
+from torchzip.files.opening import is_folder, open_folder
 from torchzip.limits import Limits
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertReport:
-    """What `convert` did, or with ``dry_run`` would do. ``lost`` names what the target cannot hold.
-
-    ``target`` is the file that was written, or the index of the shards; ``files`` are all, and
-    ``nbytes`` counts the bytes of all. ``refused`` is what torch's default loader will not take
-    from a .pt: (path, reason). ``unused`` are rules that matched nothing. ``tied`` are names that
-    a .safetensors does not have, each with the name that has the data of that tensor: that of an
-    embedding rather than of a head, because this is where readers look. ``overflowed`` counts the
-    elements of a tensor that its new dtype has no place for: finite ones that became infinite, NaN
-    or the greatest number, infinities that became something else, and signs that float8_e8m0fnu
-    does not have; a dry run does not know it. ``here`` are tensors that this process computes alone
-    although there are workers, because what computes them cannot be pickled. ``rows`` has one row
-    for each of the ``tensors``, and ``file_nbytes`` the size of each of the ``files``.
-    """
-
-    source: str
-    target: str
-    format: str
-    tensors: int
-    nbytes: int
-    lost: tuple[str, ...]
-    refused: tuple[tuple[str, str], ...]
-    files: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    tied: dict[str, str] = field(default_factory=dict)
-    overflowed: dict[str, int] = field(default_factory=dict)
-    here: tuple[str, ...] = ()
-    rows: tuple[PlannedTensor, ...] = field(default=(), repr=False)
-    file_nbytes: tuple[int, ...] = field(default=(), repr=False)
 
 
 def convert(
@@ -68,7 +42,16 @@ def convert(
     include: Globs = None,
     exclude: Globs = None,
     map: Map | None = None,
+    weights: bool = False,
+    ema: bool = False,
+    strip_wrappers: bool = False,
+    untie: bool = False,
+    pack: bool = False,
+    stack: Iterable[tuple[str, str]] | None = None,
+    unstack: Iterable[tuple[str, str]] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     max_shard_size: int | str | None = None,
+    companions: bool = True,
     jobs: int | None = None,
     executor: Any = None,
     progress: Progress | None = None,
@@ -78,7 +61,10 @@ def convert(
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
 ) -> ConvertReport:
-    """Convert a checkpoint to ``dst``: a zip (.pt .pth .bin .ckpt), a .safetensors file, or shards.
+    """Convert a checkpoint to ``dst``, whose suffix says which format, or to shards.
+
+    The suffixes are .pt .pth .bin .ckpt .th .pth.tar (a zip as ``torch.save`` writes it),
+    .safetensors .sft, .gguf and .npz.
 
     ``src`` is a path, which may be that of a directory as in `lazy_load`, or a binary file object;
     its format is recognised by its content. It may also be a `Checkpoint` that is open, and stays
@@ -89,17 +75,40 @@ def convert(
 
     The rules look at the flat names of the source, or at those that ``map`` gives:
 
-    * ``dtype``: a torch dtype's name for all floating tensors, or a list of ``(glob, dtype)`` of
-      which the first match wins; others keep theirs. Rounded as torch's ``.to()`` rounds.
+    * ``dtype``: a torch dtype's name for all floating tensors, or a dict or a list of pairs from
+      globs to dtypes, of which the first match wins; others keep theirs. Dtypes of numpy, ml_dtypes
+      and torch do as well as names. Rounded as torch's ``.to()`` rounds. For a
+      .gguf ``q8_0`` and ``q4_0`` are dtypes too; they are for tensors of two dimensions or more
+      whose rows have a multiple of 32 numbers, and ``lost`` names those that stay what they are.
     * ``include``, ``exclude``: globs; only tensors that match one of the first, if there are any,
-      and none of the second are taken. What an optimizer keeps of the weights of a ZeRO directory
-      is there if a glob of ``include`` begins with ``optimizer.``, as in ``["*", "optimizer.*"]``.
+      and none of the second are taken. ``exclude`` also takes the names of what they are in:
+      ``optimizer`` for all of ``optimizer.*``. What an optimizer keeps of the weights of a ZeRO
+      directory is there if a glob of ``include`` begins with ``optimizer.``, as in
+      ``["*", "optimizer.*"]``.
     * ``rename``: a dict of names, a list of ``(regex, replacement)`` that are all applied in turn
       as by `re.sub`, or a function ``name -> name``; None leaves a tensor out.
     * ``map``: a function ``(name, LazyTensor) -> iterable of (name, array or LazyTensor)`` for what
       rules cannot say, called for each dense tensor in order. LazyTensors that it gives, views and
       computed ones, are read when they are written. Arrays are kept on disk beside ``dst`` until
       the plan is known.
+
+    Seven steps come before the rules, which see the names that they give:
+
+    * ``weights``: the model's state dict out of a training checkpoint, without the way to it in
+      names, and nothing else; ``taken`` of the report says which it is.
+    * ``ema``: the same with the averaged tensors in place of the model's, where both exist.
+    * ``strip_wrappers``: names without what DDP, torch.compile, FSDP and others put into them
+      (``module.``, ``_orig_mod.``, ``_fsdp_wrapped_module.``, ...), at every level.
+    * ``untie``: each name gets data of its own.
+    * ``pack``: of a storage only what its tensors reach is written, from the first byte to the
+      last; views and ties stay. Other formats than the zip never write more.
+    * ``stack``: pairs such as ``("experts.{i}.w", "experts.w")``: tensors that are numbered from 0
+      on become one, with a new first axis; ``unstack``: pairs the other way round take one apart. A
+      star stands for anything but dots, and for the same in both names.
+
+    ``metadata`` is put beside that which the source has: strings by their keys into a .safetensors,
+    and into a .gguf also bools, numbers and lists of one of these (a plain int becomes a u32, one
+    in a list an i32; scalars and arrays of numpy keep their type). None takes a key away.
 
     In a zip the object around the tensors is kept as long as the names can be changed in its
     dicts; otherwise, and with ``map``, the output is one dict from names to tensors, and the
@@ -109,6 +118,11 @@ def convert(
     if the tensors have more bytes together. ``jobs=N`` shares the work among N processes;
     ``executor`` among those of a `concurrent.futures.Executor`, of a ``Client`` of dask, or of what
     `torchzip.executors` returns. ``progress`` is called with the bytes written so far and in all.
+
+    From a directory to a directory, the small files beside the weights are copied (*.json, *.txt,
+    *.model, *.md, *.jinja, *.tiktoken of up to 100 MB): config and tokenizer, so that the new
+    directory loads as the old one did; ``companions=False`` leaves them out. Of a pipeline of
+    diffusers (a directory with a ``model_index.json``) each component is converted in its place.
 
     ``src`` and ``dst`` may be URLs (docs/remote.md), with ``storage_options`` for both. In a store
     there is no temporary file: each file is uploaded while the source is read, and to an executor
@@ -151,9 +165,28 @@ def convert(
     >>> report.tensors, report.lost
     (1, ())
     """
-    rules = Rules(dtype=dtype, rename=rename, include=include, exclude=exclude)
     src, dst = located(src, storage_options), located(dst, storage_options)
-    target = parse_target(dst)
+    if isinstance(src, str | os.PathLike) and is_pipeline(src):
+        each = partial(
+            convert, dtype=dtype, rename=rename, include=include, exclude=exclude, map=map,
+            weights=weights, ema=ema, strip_wrappers=strip_wrappers, untie=untie, pack=pack,
+            stack=stack, unstack=unstack, metadata=metadata, max_shard_size=max_shard_size,
+            jobs=jobs, executor=executor, progress=progress, verify=verify, limits=limits,
+        )  # fmt: skip
+        return convert_pipeline(
+            each, src, dst, overwrite=overwrite, dry_run=dry_run, companions=companions
+        )
+    around = _folder_around(src, dst) if companions else None
+    target = parse_target(dst, safetensors_name(around.names if around is not None else ()))
+    surgery = Surgery(
+        weights=weights, ema=ema, strip_wrappers=strip_wrappers, untie=untie, pack=pack,
+        stack=stack, unstack=unstack,
+    )  # fmt: skip
+    rules = Rules(
+        dtype=dtype, rename=rename, include=include, exclude=exclude, blocks=target.output.blocks
+    )
+    if metadata is not None:
+        target.output.check_metadata(metadata)  # before a long look at the source
     max_shard_nbytes = None if max_shard_size is None else parse_size(max_shard_size)
     if jobs is not None and executor is not None:
         raise ValueError("jobs makes a pool of its own; give it or an executor, not both")
@@ -182,10 +215,17 @@ def convert(
         several = isinstance(src, Mapping) and not isinstance(src, Checkpoint)
         with ErrorPlace(path=None if several else checkpoint.path):
             plan = make_plan(
-                checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping
-            )
+                checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping,
+                metadata=metadata, surgery=surgery,
+            )  # fmt: skip
             files = plan.sizes
-            replaced = [] if dry_run else _make_way(target, files, overwrite)
+            if around is not None:
+                until_done.callback(around.close)
+                found = find_companions(around, os.path.dirname(target.path))
+                plan.companions = found.files
+                plan.lost += found.left_out
+            copied = tuple(each.path for each in plan.companions)
+            replaced = [] if dry_run else _make_way(target, [*files, *copied], overwrite)
             for line in plan.warnings:
                 warnings.warn(line, UserWarning, stacklevel=2)
             overflowed: dict[str, int] = {}
@@ -212,8 +252,24 @@ def convert(
     return ConvertReport(
         source, [*files][-1], plan.output.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
-        plan.tied, overflowed, here, tuple(plan.tensors), tuple(files.values()),
+        plan.tied, overflowed, here, copied, plan.taken,
+        tuple(plan.tensors), tuple(files.values()),
     )  # fmt: skip
+
+
+def _folder_around(src: Source, dst: str | os.PathLike[str]) -> Folder | None:
+    """Return the source as a folder whose small files are copied; None if there are none to copy.
+
+    Both must be folders, and not one and the same.
+    """
+    if not isinstance(src, str | os.PathLike) or not is_folder(src):
+        return None
+    path = os.fsdecode(dst)
+    if not (is_folder(dst) or path.endswith(("/", os.sep))):
+        return None
+    if os.path.realpath(path) == os.path.realpath(os.fsdecode(src)):
+        return None
+    return open_folder(src)
 
 
 #: Workers cost some tens of milliseconds; less than this is written sooner.

@@ -94,6 +94,11 @@ def lost_besides(checkpoint: Checkpoint, original: Mapping[str, Held]) -> Iterat
         yield f"{name or 'the object itself'}: the class of this tensor; {fate}"
 
 
+def lost_metadata(keys: Iterable[str]) -> list[str]:
+    """Name what a source has in its metadata, for a target without any."""
+    return [f"{key!r} in the metadata of the file" for key in keys]
+
+
 def lost_casts(root: Any, cast: Iterable[LazyTensor], dtype_of: DtypeOf) -> Iterator[str]:
     """Name tensors that keep their dtype though a rule gives them another.
 

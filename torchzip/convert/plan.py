@@ -8,6 +8,7 @@ what the target cannot carry. It reads no tensor data.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,12 +17,14 @@ from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.hub_names import shard_name
 from torchzip.container.shard_index import build_index
 from torchzip.convert.carried import OBJECT_KEY
+from torchzip.convert.companions import Companion
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile, PlannedTensor
 from torchzip.convert.quantized import codes, sentence
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Selection, select
+from torchzip.convert.surgery import Surgery
 from torchzip.convert.targets import Target
 from torchzip.files.place import LocalPlace, StorePlace
 
@@ -43,6 +46,10 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     #: The path and the bytes of the index of shards.
     index: tuple[str, bytes] | None = None
+    #: Which part of the source was chosen, in words.
+    taken: str = ""
+    #: What is copied beside the files.
+    companions: tuple[Companion, ...] = ()
 
     @property
     def tied(self) -> dict[str, str]:
@@ -70,10 +77,13 @@ def make_plan(
     *,
     max_shard_nbytes: int | None = None,
     mapping: MappedTensors | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    surgery: Surgery | None = None,
 ) -> Plan:
     """Return the plan for writing a checkpoint to a target.
 
-    The checkpoint stays as it is.
+    ``metadata`` is added to that of the source; None takes a key away. The checkpoint stays as it
+    is.
 
     Raises
     ------
@@ -83,13 +93,17 @@ def make_plan(
         If the target has no way to hold a tensor.
     """
     rules = rules if rules is not None else Rules()
-    selection = select(checkpoint, rules, mapping)
+    selection = select(checkpoint, rules, mapping, surgery)
+    merged = selection.metadata | dict(metadata or {})
+    selection.metadata = {key: value for key, value in merged.items() if value is not None}
 
     def dtype_of(name: str, torch_dtype: str) -> str:
-        return rules.dtype_of(selection.sources.get(name, name), torch_dtype)
+        return rules.dtype_of(selection.seen_as.get(name, name), torch_dtype)
 
+    _refuse_nothing(selection, rules)
     output = target.output(checkpoint, selection, dtype_of)
     plan = Plan(target.output, target.place, [], output.rows, output.lost, output.refused)
+    plan.taken = selection.taken
     groups = output.groups()
     total = sum(nbytes for nbytes, _ in groups)
     if target.has_index or (max_shard_nbytes is not None and total > max_shard_nbytes):
@@ -100,6 +114,16 @@ def make_plan(
     found = _codes(selection)
     plan.warnings = plan.unused + ([sentence(found)] if found else [])
     return plan
+
+
+def _refuse_nothing(selection: Selection, rules: Rules) -> None:
+    """Raise ValueError if rules leave no tensor of a checkpoint that has some."""
+    if selection.original and not selection.tensors:
+        reasons = rules.unused()
+        raise ValueError(
+            f"no tensor is left of {len(selection.original):,}: "
+            + ("; ".join(reasons) or "the rules for names leave out all of them")
+        )
 
 
 def _codes(selection: Selection) -> dict[str, str]:

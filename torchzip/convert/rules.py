@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from torchzip.dtypes import DTYPES
-from torchzip.tensors.casts import is_castable
-from torchzip.tensors.numpy_dtypes import parse_torch_dtype
+import numpy as np
 
-#: One dtype for all floating tensors, or (glob, dtype) rules of which the first match wins.
-DtypeRules = str | Sequence[tuple[str, str]] | None
+from torchzip.dtypes import BLOCKS, DTYPES
+from torchzip.errors import shown
+from torchzip.tensors.casts import is_castable
+from torchzip.tensors.numpy_dtypes import parse_torch_dtype, torch_dtype_of
+
+#: One dtype for all floating tensors, or (glob, dtype) rules of which the first match wins. Dtypes
+#: are names, or objects of numpy or torch.
+DtypeRules = Any
 #: Old names and new ones, (regular expression, replacement) rules, or a function. None drops one.
 RenameRules = (
     Mapping[str, str | None] | Sequence[tuple[str, str]] | Callable[[str], str | None] | None
@@ -27,6 +31,8 @@ Globs = str | Sequence[str] | None
 
 class Rules:
     """The rules of one conversion. They note what they match, for `unused`.
+
+    ``blocks`` are what the target has beside the floating dtypes (`dtypes.BLOCKS`).
 
     Raises
     ------
@@ -43,17 +49,19 @@ class Rules:
         rename: RenameRules = None,
         include: Globs = None,
         exclude: Globs = None,
+        blocks: Collection[str] = (),
     ) -> None:
-        dtypes = (
-            [("*", dtype)]
-            if isinstance(dtype, str)
-            else parse_pairs("dtype", "one dtype, as a string, or a list of (glob, dtype)", dtype)
-        )
+        is_one = dtype is not None and not isinstance(dtype, Iterable | Mapping)
+        is_one = is_one or isinstance(dtype, str | type)
+        if isinstance(dtype, Mapping):
+            dtype = [*dtype.items()]
+        what = "one dtype, or a list of (glob, dtype)"
+        dtypes = [("*", dtype)] if is_one else parse_pairs("dtype", what, dtype)
         self._dtypes = [
-            (Glob("dtype", glob, "floating tensor"), _parse_dtype(target))
+            (Glob("dtype", glob, "floating tensor"), _parse_dtype(target, blocks))
             for glob, target in dtypes
         ]
-        if isinstance(dtype, str):
+        if is_one:
             self._dtypes[0][0].used = True  # for all tensors, be there any or not
         self._include = parse_globs("include", include)
         self._exclude = parse_globs("exclude", exclude)
@@ -68,7 +76,15 @@ class Rules:
         """Return whether a tensor is wanted at all."""
         wanted = not self._include or match_any(self._include, name)
         # Both are asked, so that a rule counts as used because of what it says alone.
-        return not match_any(self._exclude, name) and wanted
+        return not self._excludes(name) and wanted
+
+    def _excludes(self, name: str) -> bool:
+        """Return whether a tensor is left out, by its name or by that of what it is in."""
+        if not self._exclude:
+            return False
+        dots = [at for at, letter in enumerate(name) if letter == "."]
+        found = [match_any(self._exclude, name[:at]) for at in [*dots, len(name)]]
+        return any(found)
 
     def renamed(self, name: str) -> str | None:
         """Return the name in the output; None for a tensor that is left out."""
@@ -212,9 +228,34 @@ def match_any(globs: Sequence[Glob], name: str) -> bool:
     return any(matches)
 
 
-def _parse_dtype(text: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"a dtype is a string such as 'bfloat16', not {type(text).__name__}")
+def _dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype of numpy, ml_dtypes or torch; a string as it is.
+
+    >>> import numpy as np
+    >>> _dtype_name("half"), _dtype_name(np.float16), _dtype_name(np.dtype("f8"))
+    ('half', 'float16', 'float64')
+    """
+    if isinstance(dtype, str):
+        return dtype
+    if type(dtype).__module__ == "torch":
+        return str(dtype)
+    try:
+        found = torch_dtype_of(np.dtype(dtype)) if isinstance(dtype, type | np.dtype) else None
+    except TypeError:
+        found = None
+    if found is None:
+        raise TypeError(
+            f"a dtype is a string such as 'bfloat16', or a dtype of numpy, not {shown(dtype)}"
+        )
+    return found
+
+
+def _parse_dtype(dtype: Any, blocks: Collection[str]) -> str:
+    text = _dtype_name(dtype)
+    if text.lower() in BLOCKS:
+        if text.lower() not in blocks:
+            raise ValueError(f"only a .gguf file has blocks of {text}; {_CASTABLE} was expected")
+        return text.lower()
     try:
         target = parse_torch_dtype(text)
     except ValueError:

@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from functools import partial
 from itertools import chain
 
+from torchzip.convert.companions import copy
 from torchzip.convert.meter import Meter, Progress
 from torchzip.convert.overflow import by_tensor
 from torchzip.convert.pieces import (
@@ -52,11 +53,12 @@ def run(
         upload(plan, plan.place, executor, meter, told, verify=verify, overwrite=overwrite)
         return
     with contextlib.ExitStack() as opened:
-        files = []
-        for path in plan.sizes:
+        files: list[NewFile] = []
+        for path in [*plan.sizes, *(each.path for each in plan.companions)]:
             files.append(NewFile(path))
             opened.callback(files[-1].abort)
         _check_apart(files)
+        files, beside = files[: len(plan.sizes)], files[len(plan.sizes) :]
         _check_space(files[0], plan.nbytes)
         storages = [storage for planned in plan.files for storage in planned.storages]
         if verify:
@@ -85,10 +87,12 @@ def run(
                 work.check_copied()
         if plan.index is not None:
             files[-1].write_at(0, plan.index[1])
+        for companion, file in zip(plan.companions, beside, strict=True):
+            copy(companion, file)
         found = (by_tensor(work.planned, work.out_of_range) for work in works)
         told(dict(chain.from_iterable(found)))
         meter.finish()  # what it raises comes before anything has its name
-        commit_together(files)
+        commit_together([*beside, *files])
 
 
 def _check_apart(files: Sequence[NewFile]) -> None:

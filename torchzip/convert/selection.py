@@ -21,9 +21,14 @@ from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.restored import restore
 from torchzip.convert.rules import Rules
+from torchzip.convert.surgery import Surgery
+from torchzip.dtypes import DTYPES
 from torchzip.errors import FormatError, TorchZipError, shown
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
+from torchzip.tensors.computed import fresh_spec
+from torchzip.tensors.packing import ElementStorage
+from torchzip.tensors.specs import TensorSpec, span_of
 from torchzip.types import OtherTensor, Parameter
 
 #: Containers whose items can have other keys.
@@ -47,8 +52,12 @@ class Selection:
     original: dict[str, Held]
     around: Any
     is_flat: bool = False
-    #: Texts of a safetensors source, without our own.
-    metadata: dict[str, str] = field(default_factory=dict)
+    #: What a source has beside its tensors: strings, or values of GGUF; without our own.
+    metadata: dict[str, Any] = field(default_factory=dict)
+    #: By the names of ``tensors``, those that rules go by: after surgery, before renaming.
+    seen_as: dict[str, str] = field(default_factory=dict)
+    #: Which part of the checkpoint surgery has taken, in words.
+    taken: str = ""
     #: What of the source could not be taken.
     lost: list[str] = field(default_factory=list)
     #: The arrays of numpy that tensors of ``original`` stand for, by the names there.
@@ -78,8 +87,13 @@ class Selection:
         return list(left)
 
 
-def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None = None) -> Selection:
-    """Return what the rules take of a checkpoint, which stays as it is.
+def select(
+    checkpoint: Checkpoint,
+    rules: Rules,
+    mapping: MappedTensors | None = None,
+    surgery: Surgery | None = None,
+) -> Selection:
+    """Return what the rules take of a checkpoint, which stays as it is; ``surgery`` comes first.
 
     Raises
     ------
@@ -87,7 +101,10 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
         If two tensors would have one name.
     """
     selection = _source(checkpoint)
-    named = {name: held for name, held in selection.tensors.items() if rules.keeps(name)}
+    surgery = surgery if surgery is not None else Surgery()
+    taken = surgery.take(checkpoint, selection.root, selection.tensors)
+    selection.taken, selection.is_flat = taken.what, selection.is_flat or taken.is_flat
+    named = {name: held for name, held in taken.tensors.items() if rules.keeps(name)}
     if mapping is not None:
         for name, held in named.items():
             if isinstance(held, LazyTensor):
@@ -104,10 +121,13 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
             known = sources.setdefault(new, old)
             if known != old:
                 raise ValueError(f"{known!r} and {old!r} would both be called {new!r}")
-    news = {old: new for new, old in sources.items()}
-    changed = {old: news.get(old) for old in selection.tensors if news.get(old) != old}
-    selection.sources = sources
     selection.tensors = {new: named[old] for new, old in sources.items()}
+    selection.seen_as = dict(sources)
+    if mapping is None:
+        sources = {new: taken.sources[old] for new, old in sources.items()}
+    news = {old: new for new, old in sources.items()}
+    changed = {old: news.get(old) for old in selection.original if news.get(old) != old}
+    selection.sources = sources
     if mapping is not None:
         selection.is_flat = True
     if changed and not selection.is_flat:
@@ -126,7 +146,61 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
         selection.root = {
             name: parameters.get(id(held), held) for name, held in selection.tensors.items()
         }
+    if surgery.pack:
+        selection.put(_packed(selection.tensors))
+    if surgery.untie:
+        selection.lost += [
+            f"{name}: data of its own; it is in an object that cannot be changed"
+            for name in selection.put(_untied(selection.tensors))
+        ]
     return selection
+
+
+def _packed(tensors: dict[str, Held]) -> dict[str, LazyTensor]:
+    """Return tensors for those whose storage has bytes that none of them reaches, on a part of it.
+
+    The part goes from the first byte that one of them reaches to the last, so that views of one
+    storage stay views. What other objects have of the storage stays where it is.
+    """
+    together: dict[int, list[tuple[str, LazyTensor]]] = {}
+    for name, held in tensors.items():
+        if isinstance(held, LazyTensor):
+            together.setdefault(id(held.spec.storage), []).append((name, held))
+    made: dict[str, LazyTensor] = {}
+    for group in together.values():
+        specs = [held.spec for _, held in group if held.spec.numel]
+        dtypes = {spec.torch_dtype for spec in specs}
+        if len(dtypes) != 1:
+            continue
+        storage, dtype = specs[0].storage, dtypes.pop()
+        first = min(spec.storage_offset for spec in specs)
+        stop = max(spec.storage_offset + span_of(spec.shape, spec.stride) for spec in specs)
+        if (stop - first) * DTYPES[dtype].itemsize == storage.nbytes:
+            continue
+        part = ElementStorage(TensorSpec(dtype, (stop - first,), (1,), first, storage))
+        for name, held in group:
+            offset = held.spec.storage_offset - first if held.spec.numel else 0
+            made[name] = LazyTensor(held.spec.replace(storage=part, storage_offset=offset))
+    return made
+
+
+def _untied(tensors: dict[str, Held]) -> dict[str, LazyTensor]:
+    """Return tensors of their own for those whose storage an earlier one has too."""
+    known: set[int] = set()
+    made: dict[str, LazyTensor] = {}
+    for name, held in tensors.items():
+        if isinstance(held, LazyTensor):
+            if id(held.spec.storage) in known:
+                elements = ElementStorage(held.spec)
+                apart = fresh_spec(held.torch_dtype, held.shape, elements)
+                made[name] = LazyTensor(
+                    held.spec.replace(
+                        storage=elements, stride=apart.stride, storage_offset=0, conj=False,
+                        neg=False,
+                    )
+                )  # fmt: skip
+            known.add(id(held.spec.storage))
+    return made
 
 
 def _source(checkpoint: Checkpoint) -> Selection:
@@ -134,17 +208,22 @@ def _source(checkpoint: Checkpoint) -> Selection:
     tensors: dict[str, Held] = {name: checkpoint[name] for name in checkpoint}
     arrays = dict(checkpoint.arrays)
     root = checkpoint.root
-    metadata: dict[str, str] = {}
+    metadata: dict[str, Any] = {}
     lost: list[str] = []
     if checkpoint.container.is_by_name:
-        ties = parse_ties(checkpoint.metadata, tensors)
+        ties = parse_ties(checkpoint.metadata, tensors) if checkpoint.container.lists_ties else {}
         aliases = {name: tensors[kept] for name, kept in ties.items()}
         tensors |= aliases
-        root = dict(root) | aliases
+        if aliases:
+            root = root | aliases
+
+        def is_tie(key: str, text: Any) -> bool:
+            return key in ties and ties[key] == text
+
         metadata = {
             key: text
             for key, text in checkpoint.metadata.items()
-            if not key.startswith("torchzip.") and key not in FILE_KEYS and ties.get(key) != text
+            if not (key.startswith("torchzip.") or key in FILE_KEYS or is_tie(key, text))
         }
         text = checkpoint.metadata.get(OBJECT_KEY)
         if text is not None:
@@ -154,7 +233,9 @@ def _source(checkpoint: Checkpoint) -> Selection:
                 lost.append(f"the object around the tensors: {error.message}")
     sources = {name: name for name in tensors}
     is_flat = checkpoint.container.is_script
-    return Selection(root, tensors, sources, tensors, root, is_flat, metadata, lost, arrays)
+    return Selection(
+        root, tensors, sources, tensors, root, is_flat, metadata, lost=lost, arrays=arrays
+    )
 
 
 def _restored_object(

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torchzip.container.hub_names import INDEX_SUFFIX, index_of, whole_of
+from torchzip.container.hub_names import INDEX_SUFFIX, WHOLE_FILES, index_of, whole_of
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.outputs.registry import OUTPUTS, output_of
 from torchzip.convert.outputs.safetensors import SafetensorsOutput
@@ -67,11 +67,11 @@ class Target:
     makes_folder: bool = False
 
 
-def parse_target(dst: str | os.PathLike[str]) -> Target:
+def parse_target(dst: str | os.PathLike[str], name: str = WHOLE_FILES[0]) -> Target:
     """Return what a destination asks for, by its suffix, or as a directory.
 
-    In a directory, an existing one or a path that ends with a separator, it is
-    ``model.safetensors``. An ``*.index.json``, or ``*.index.fp16.json``, asks for shards.
+    In a directory, an existing one or a path that ends with a separator, it is ``name``.
+    An ``*.index.json``, or ``*.index.fp16.json``, asks for shards.
 
     Raises
     ------
@@ -82,12 +82,12 @@ def parse_target(dst: str | os.PathLike[str]) -> Target:
         raise TypeError(f"dst must be a path, not {type(dst).__name__}")
     path, place = os.fsdecode(dst), place_of(dst)
     if is_folder(dst) or path.endswith(("/", os.sep)):
-        inside = os.path.join(path, "model.safetensors")
+        inside = os.path.join(path, name)
         return Target(inside, SafetensorsOutput, index_of(inside), place, makes_folder=True)
     whole = whole_of(path)
-    suffix = os.path.splitext(whole or path)[1].lower()
-    output = output_of(suffix)
+    output = output_of(whole or path)
     if output is None:
+        suffix = os.path.splitext(whole or path)[1].lower()
         known = " ".join(each for output in OUTPUTS for each in output.suffixes)
         raise ValueError(
             f"{path}: the suffix says what to write, and {suffix or 'none'} is not one of "

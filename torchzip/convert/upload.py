@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from itertools import chain
 
+from torchzip.convert.companions import copy
 from torchzip.convert.meter import Meter
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.overflow import by_tensor
@@ -44,6 +45,16 @@ def upload(
         meter.finish()
 
     with contextlib.ExitStack() as opened:
+        copied: list[str] = []
+        undo = opened.enter_context(contextlib.ExitStack())
+        undo.callback(lambda: _remove(place, copied))
+        for companion in plan.companions:
+            is_new = not (overwrite and place.exists(companion.path))
+            file = place.open(companion.path, overwrite=overwrite)
+            opened.callback(file.abort)
+            copy(companion, file)
+            file.commit()
+            copied += [companion.path] if is_new else []
         if plan.index is None and executor is None:
             (planned,) = plan.files
             file = place.open(planned.path, overwrite=overwrite)
@@ -51,6 +62,7 @@ def upload(
             found.append(_write(plan.output, planned, file, meter.add))
             end()
             file.commit()
+            undo.pop_all()
             return
         new = [path for path in plan.sizes if not (overwrite and place.exists(path))]
         made: list[str] = []
@@ -77,6 +89,7 @@ def upload(
             file.write_at(0, text)
             file.commit()
         failed.pop_all()
+        undo.pop_all()
 
 
 def upload_task(plan: Plan, planned: PlannedFile, place: StorePlace, overwrite: bool) -> Task:

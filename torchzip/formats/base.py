@@ -58,7 +58,7 @@ class Contents:
     globals: list[Name]
     foreign: list[Name]
     pickle_nbytes: int
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = None
     #: What is named below an object that was not made; None: as in a pickled ``nn.Module``.
     parts_of: PartsOf | None = None
     #: Reads the constants of a TorchScript archive: a tuple, as the root of Contents of their own.
@@ -101,8 +101,9 @@ class Format(Protocol):
     * ``has_crcs``: it is a zip archive, whose records have CRC-32s.
     * ``has_code``: there is code in it, and there may be objects of classes that only this has.
     * ``is_script``: all of its object is of such classes, and means nothing in another file.
-    * ``is_by_name``: it has tensors by their names, and strings beside them. `convert` may have put
-      the object around the tensors into these.
+    * ``is_by_name``: it has tensors by their names and no object around them, but for one that
+      `convert` may have put into the metadata.
+    * ``lists_ties``: the metadata has strings, which may be ties (`container.safetensors`).
     * ``keeps_root``: `save` can write its object as it is.
     * ``can_be_shard``: an index may list it.
     * ``overhead`` is what the bytes of a file are called that are not of tensors.
@@ -117,6 +118,7 @@ class Format(Protocol):
     has_code: bool = False
     is_script: bool = False
     is_by_name: bool = False
+    lists_ties: bool = False
     keeps_root: bool = False
     can_be_shard: bool = False
     overhead: str = "pickles and headers"

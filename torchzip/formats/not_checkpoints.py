@@ -39,9 +39,7 @@ _PACKAGE = ".data/extern_modules"
 
 _MAGICS = (
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with git lfs pull"),
-    (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file"),
-    (b"\x93NUMPY", "a .npy file; numpy.load reads it"),
     (b"\x1f\x8b", "gzip-compressed; decompress it first"),
     (b"BZh", "bzip2-compressed; decompress it first"),
     (b"\xfd7zXZ\0", "xz-compressed; decompress it first"),
@@ -166,8 +164,6 @@ def zip_error(error: ArchiveError, source: Source, limits: Limits) -> TorchZipEr
     around = around_checkpoints(names)
     if around is not None:
         return ArchiveError(f"a zip archive {around}", path=source.name)
-    if all(name.endswith(".npy") for name in names):
-        return ArchiveError("a .npz file; numpy.load reads it", path=source.name)
     return error
 
 

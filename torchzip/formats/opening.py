@@ -99,11 +99,16 @@ def open_container(source: Source, limits: Limits) -> Container:
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head.startswith(b"PK\3\4"):
         # The name in the local header that the archive begins with.
-        if head[30 : 30 + int.from_bytes(head[26:28], "little")] == _OLD_PT2.encode():
+        first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        if first == _OLD_PT2.encode():
             from torchzip.formats.pt2 import OldPt2Container
 
             archive = ZipReader(source, limits, in_folder=False)
             return OldPt2Container(archive, limits, open_container)
+        if first.endswith(b".npy"):
+            from torchzip.formats.npz import NpzContainer
+
+            return NpzContainer(ZipReader(source, limits, in_folder=False))
         try:
             return _open_zip(ZipReader(source, limits), limits)
         except ArchiveError as error:
@@ -121,6 +126,16 @@ def open_container(source: Source, limits: Limits) -> Container:
         from torchzip.formats.safetensors import SafetensorsContainer
 
         return SafetensorsContainer(source, limits)
+    if head.startswith(b"GGUF"):
+        _refuse_tar(head, "a GGUF file", source.name)
+        from torchzip.formats.gguf import GgufContainer
+
+        return GgufContainer(source, limits)
+    if head.startswith(b"\x93NUMPY"):
+        _refuse_tar(head, "a .npy file", source.name)
+        from torchzip.formats.npy import NpyContainer
+
+        return NpyContainer(source)
     if head.startswith(b"PYTORCH1"):
         raise UnsupportedError(
             "a preview format of 2018, which torch itself refuses", path=source.name

@@ -27,6 +27,7 @@ class SafetensorsContainer(PlainContainer):
     format = "safetensors"
     label = "safetensors"
     is_by_name = True
+    lists_ties = True
     keeps_root = True
     can_be_shard = True
     overhead = "header"

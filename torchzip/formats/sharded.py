@@ -79,6 +79,7 @@ class ShardedContainer(FolderContainer):
     format = "sharded"
     label = "shards"
     is_by_name = True
+    lists_ties = True
     torch_load = "does not apply"
     torch_reason = "shards; each shard is a file of its own"
     #: Bytes of the index, 0 if there is none.

@@ -13,6 +13,7 @@ __all__ = [
     "Merged",
     "Repaired",
     "Report",
+    "Scanned",
     "Statistics",
     "Verified",
     "WhyBig",
@@ -22,6 +23,7 @@ __all__ = [
     "edit",
     "repair",
     "report",
+    "scan",
     "statistics",
     "verify",
     "why_big",
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from torchzip.tools.merging import Merged, average, combine
     from torchzip.tools.repairing.repair import Repaired, repair
     from torchzip.tools.report_page.reporting import Report, report
+    from torchzip.tools.scanning.scan import Scanned, scan
     from torchzip.tools.torch_verdict.verification import Verified, verify
 else:
 
@@ -51,6 +54,8 @@ else:
             from torchzip.tools.file_size import findings as home
         elif name in ("Repaired", "repair"):
             from torchzip.tools.repairing import repair as home
+        elif name in ("Scanned", "scan"):
+            from torchzip.tools.scanning import scan as home
         elif name in ("Report", "report"):
             from torchzip.tools.report_page import reporting as home
         elif name in ("Verified", "verify"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,13 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor, storages_of
 from torchzip.checkpoint.plain_values import same_value, what_is_beside
 from torchzip.checkpoint.walk import Label, joined
+from torchzip.container.gguf import value_text
 from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.casting import layout
-from torchzip.convert.rules import Rules
+from torchzip.convert.meter import Meter, Progress
+from torchzip.convert.rules import Globs, Rules
 from torchzip.convert.selection import Held, select
+from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, ErrorPlace, shown
 from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File
@@ -23,8 +26,10 @@ from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import Part, will_read
 from torchzip.tools.elements import (
+    Compared,
     ElementDifference,
     Located,
+    Tolerance,
     Work,
     compare_elements,
     content_crc,
@@ -82,7 +87,8 @@ class Diff:
     """What differs between two checkpoints.
 
     ``equal`` counts the tensors that are the same. Those in ``other_bits`` are among them:
-    equal in value, with zeros of another sign or NaNs of another payload. Of ``unread`` ones only
+    equal in value, with zeros of another sign or NaNs of another payload; and so are those in
+    ``close``, which are equal within the tolerance only. Of ``unread`` ones only
     the stored CRCs were compared. A pair in ``renamed``
     has the same bytes, dtype and shape under another name.
     """
@@ -97,6 +103,7 @@ class Diff:
     changed: tuple[TensorChange, ...]
     values: tuple[ValueChange, ...]
     other_bits: tuple[str, ...]
+    close: tuple[str, ...] = ()
 
     @property
     def is_equal(self) -> bool:
@@ -109,8 +116,14 @@ def diff(
     a: File,
     b: File,
     *,
+    include: Globs = None,
+    exclude: Globs = None,
+    tensors_only: bool = False,
     cast: bool = False,
+    atol: float = 0,
+    rtol: float = 0,
     read: bool = False,
+    progress: Callable[[int, int], None] | None = None,
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
 ) -> Diff:
@@ -127,8 +140,15 @@ def diff(
     dict, say. With ``cast``, a floating tensor of another dtype is first cast to that of ``b``, as
     `convert` does it.
 
-    What `convert` has put into the metadata of a safetensors file, ties and the object
-    around the tensors, is compared too.
+    ``include`` and ``exclude`` are globs on the names of tensors and of all else, as for `convert`;
+    ``tensors_only`` leaves out all else. With ``atol`` and ``rtol`` two numbers are equal if they
+    are not further apart than ``atol + rtol * abs(b)``; an infinity is close to none but itself.
+    ``progress`` is called with the bytes compared so far and those in all.
+
+    A file that holds tensors by name, such as a .safetensors, has no place for the ``_metadata`` of
+    a state dict, nor for the class of a dict: against it neither is a difference. What `convert`
+    has put into the metadata of a safetensors file, ties and the object around the tensors, is
+    compared too.
 
     Raises
     ------
@@ -144,11 +164,17 @@ def diff(
     >>> torchzip.save({"w": np.array([1.0, 2.5, 3.0]), "step": 7}, other)
     >>> found = diff(one, other)
     >>> found.is_equal, found.changed[0].values
-    (False, ElementDifference(count=1, max_abs=0.5, nans=0, first=(1,)))
+    (False, ElementDifference(count=1, max_abs=0.5, nans=0, first=(1,), max_rel=0.2))
+    >>> diff(one, other, rtol=0.3).close
+    ('w',)
     """
+    rules, tolerance = Rules(include=include, exclude=exclude), Tolerance(atol, rtol)
     a, b = located(a, storage_options), located(b, storage_options)
     with Checkpoint(a, limits=limits) as before, Checkpoint(b, limits=limits) as after:
-        return _Comparison(_Side(before), _Side(after), cast, read).run()
+        one, other = (_Side(each, rules, tensors_only) for each in (before, after))
+        if rules.unused() and not any(side.tensors or side.values for side in (one, other)):
+            raise ValueError(f"nothing is left to compare: {'; '.join(rules.unused())}")
+        return _Comparison(one, other, cast, read, tolerance, progress).run()
 
 
 Comparable = Held | BareStorage
@@ -157,7 +183,7 @@ Comparable = Held | BareStorage
 class _Side:
     """One of the two checkpoints: its tensors, bare storages among them, and its values."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, rules: Rules, tensors_only: bool) -> None:
         self.path = checkpoint.path
         with ErrorPlace(path=self.path):
             selection = select(checkpoint, Rules())
@@ -170,8 +196,8 @@ class _Side:
         self.tensors: dict[str, Comparable] = beside.tensors | selection.tensors
         # A file that holds tensors by name has no object around them, but for ours.
         is_by_name = checkpoint.container.is_by_name
-        has_object = not is_by_name or OBJECT_KEY in checkpoint.metadata
-        self.forms = beside.forms if has_object else None
+        self.has_object = not is_by_name or OBJECT_KEY in checkpoint.metadata
+        self.forms = beside.forms if self.has_object else None
         for index, constant in enumerate(checkpoint.constants):
             if is_tensor(constant):
                 self.tensors[f"(constant {index})"] = data_of(constant)
@@ -181,11 +207,23 @@ class _Side:
         self.values = {
             name: value for name, value in values.items() if not isinstance(value, BareStorage)
         }
+        self.tensors = {name: held for name, held in self.tensors.items() if rules.keeps(name)}
+        self.values = {
+            name: value
+            for name, value in self.values.items()
+            if not tensors_only and rules.keeps(name)
+        }
         storages = {id(each): each for held in self.tensors.values() for each in storages_of(held)}
         self.storages = [*storages.values()]
         self.stored_nbytes = sum(storage.nbytes for storage in self.storages)
         # The strings of a safetensors header; other formats have none to compare them with.
-        self.texts = selection.metadata if is_by_name else None
+        self.texts = None
+        if tensors_only:
+            self.forms = None
+        elif is_by_name:
+            self.texts = {key: value_text(text) for key, text in selection.metadata.items()}
+        if self.forms is not None:
+            self.forms = {name: form for name, form in self.forms.items() if rules.keeps(name)}
 
     def row(self, name: str) -> TensorSummary:
         held = self.tensors[name]
@@ -209,20 +247,31 @@ def _parts(held: Comparable) -> list[tuple[str | None, TensorSpec]]:
 class _Comparison:
     """The steps of `diff`, and what was found of tensors that were seen before."""
 
-    def __init__(self, a: _Side, b: _Side, cast: bool, read: bool) -> None:
+    def __init__(
+        self,
+        a: _Side,
+        b: _Side,
+        cast: bool,
+        read: bool,
+        tolerance: Tolerance,
+        progress: Progress | None,
+    ) -> None:
         self._a = a
         self._b = b
         self._cast = cast
         self._read = read
         self._left_unread = 0
-        self._seen: dict[Any, tuple[ElementDifference | None, bool]] = {}
+        self._tolerance = tolerance
+        self._seen: dict[Any, Compared] = {}
         self._digests: dict[Any, bytes] = {}
-        self._work = Work(a.stored_nbytes + b.stored_nbytes)
+        self._meter = Meter(0 if progress is None else self._nbytes_to_read(), progress)
+        self._work = Work(a.stored_nbytes + b.stored_nbytes, self._meter.add)
 
     def run(self) -> Diff:
         a, b = self._a, self._b
         changed: list[TensorChange] = []
         other_bits: list[str] = []
+        close: list[str] = []
         equal = unread = 0
         for side, other in ((a, b), (b, a)):
             will_read(side.storages, self._parts_to_read(side, other))
@@ -230,16 +279,19 @@ class _Comparison:
             if name not in b.tensors:
                 continue
             before = self._left_unread
-            found, same_bits = self._tensor(name)
+            found, same_bits, is_close = self._tensor(name)
             changed += found
             if not found:
                 equal += 1
                 unread += self._left_unread > before
-                if not same_bits:
+                if is_close:
+                    close.append(name)
+                elif not same_bits:
                     other_bits.append(name)
         removed = [name for name in a.tensors if name not in b.tensors]
         added = [name for name in b.tensors if name not in a.tensors]
         renamed = self._renamed(removed, added)
+        self._meter.finish()
         new_names = set(renamed.values())
         return Diff(
             a=a.path,
@@ -252,7 +304,18 @@ class _Comparison:
             changed=tuple(changed),
             values=tuple(self._values()),
             other_bits=tuple(other_bits),
+            close=tuple(close),
         )
+
+    def _nbytes_to_read(self) -> int:
+        """Return the bytes of both sides that are gone over for names that both have."""
+        total = 0
+        for name in self._a.tensors.keys() & self._b.tensors.keys():
+            pairs = zip(_parts(self._a.tensors[name]), _parts(self._b.tensors[name]), strict=False)
+            for (_, one), (_, other) in pairs:
+                if one.shape == other.shape and (self._read or not same_unread(one, other)):
+                    total += 2 * other.numel * DTYPES[other.torch_dtype].itemsize
+        return total
 
     def _parts_to_read(self, side: _Side, other: _Side) -> Iterator[Part]:
         """Yield what is read of one side for the tensors whose names both have."""
@@ -268,8 +331,8 @@ class _Comparison:
 
     # -- tensors of one name --------------------------------------------------------------
 
-    def _tensor(self, name: str) -> tuple[list[TensorChange], bool]:
-        """Return how a tensor of both differs, and whether its bits are the same."""
+    def _tensor(self, name: str) -> tuple[list[TensorChange], bool, bool]:
+        """Return how a tensor of both differs, if its bits are the same, if it is only close."""
         before, after = self._a.row(name), self._b.row(name)
         one, other = self._a.tensors[name], self._b.tensors[name]
         what = []
@@ -282,15 +345,17 @@ class _Comparison:
         if not (what or self._same_form(one, other)):
             what.append("form")
         if what:
-            return [TensorChange(before, after, tuple(what))], False
+            return [TensorChange(before, after, tuple(what))], False, False
         found = []
-        all_same_bits = True
+        all_same_bits, is_close = True, False
         for (part, mine), (_, theirs) in zip(_parts(one), _parts(other), strict=True):
-            values, same_bits = self._elements(mine, theirs)
-            all_same_bits &= same_bits
-            if values is not None:
+            compared = self._elements(mine, theirs)
+            all_same_bits &= compared.same_bits
+            is_close |= compared.is_close
+            if compared.difference is not None:
+                values = compared.difference
                 found.append(TensorChange(before, after, ("values",), values, part))
-        return found, all_same_bits
+        return found, all_same_bits, is_close
 
     def _same_dtype(self, a: str, b: str) -> bool:
         return a == b or (self._cast and is_castable(a) and is_castable(b))
@@ -308,14 +373,16 @@ class _Comparison:
             )
         )
 
-    def _elements(self, a: TensorSpec, b: TensorSpec) -> tuple[ElementDifference | None, bool]:
+    def _elements(self, a: TensorSpec, b: TensorSpec) -> Compared:
         if not self._read and same_unread(a, b):
             self._left_unread += 1
-            return None, True
+            return Compared(None, True)
         key = (layout(a), layout(b))
         if key not in self._seen:
             self._seen[key] = compare_elements(
-                Located(a, self._a.path, self._work), Located(b, self._b.path, self._work)
+                Located(a, self._a.path, self._work),
+                Located(b, self._b.path, self._work),
+                self._tolerance,
             )
         return self._seen[key]
 
@@ -362,7 +429,10 @@ class _Comparison:
     # -- everything else ------------------------------------------------------------------
 
     def _values(self) -> Iterator[ValueChange]:
-        yield from _changes(self._a.values, self._b.values)
+        a, b = self._a.values, self._b.values
+        if not (self._a.has_object and self._b.has_object):
+            a, b = ({k: v for k, v in each.items() if "(_metadata)" not in k} for each in (a, b))
+        yield from _changes(a, b)
         yield from self._forms()
         if self._a.texts is not None and self._b.texts is not None:
             for change in _changes(self._a.texts, self._b.texts):

@@ -86,8 +86,12 @@ class EditRules:
         return next((tag for glob, tag in self._devices if glob.matches(name)), None)
 
     def unused(self) -> list[str]:
-        """Return a line for each rule that has matched nothing so far."""
+        """Return a line for each rule that has matched nothing so far.
+
+        One for all others has done its work where there are none.
+        """
         globs = [*self._drop, *(glob for glob, _ in (*self._grads, *self._devices))]
+        globs = [glob for glob in globs if glob.text != "*"]
         return unused_globs(globs) + self.renames.unused()
 
 

@@ -28,6 +28,7 @@ from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.reduce import StorageKeys, Stored
 from torchzip.tensors.storage import Measure, OpenStorage, TensorStorage
 from torchzip.tools.edit_rules import DeviceRules, EditRules, GradRules
+from torchzip.tools.metadata_edits import set_metadata
 from torchzip.tools.tree_edits import TreeEdit
 
 _FORMAT_VERSION = ".format_version"
@@ -69,6 +70,7 @@ def edit(
     set_values: Mapping[str, Any] | None = None,
     requires_grad: GradRules = None,
     device: DeviceRules = None,
+    metadata: Mapping[str, Any] | None = None,
     compact: bool = False,
     dry_run: bool = False,
     limits: Limits | None = None,
@@ -91,6 +93,9 @@ def edit(
     all floating and complex tensors, or (glob, bool) pairs; ``device`` for all storages, or (glob,
     device) pairs, of which the first match wins. The ``_metadata`` of a state dict, which names
     modules, stays as it is.
+
+    ``metadata`` sets strings of a .safetensors file, or values of a .gguf, by their keys; None
+    takes a key away. Such a file is rewritten, and takes no other changes.
 
     A file without zip64 end records, such as one that was zipped again, is rewritten.
 
@@ -125,6 +130,11 @@ def edit(
         )
     limits = check_options("keep", limits)
     rules = EditRules(rename, drop, set_values, requires_grad, device)
+    if metadata is not None:
+        others = (rename, drop, set_values, requires_grad, device, compact or None)
+        if any(each is not None and each != [] and each != {} for each in others):
+            raise ValueError("metadata is changed by itself; make the other changes first")
+        return _with_metadata(file, metadata, limits, dry_run)
     with contextlib.ExitStack() as stack:
         target = None if dry_run else stack.enter_context(InPlaceFile(file))
         container = stack.enter_context(contextlib.closing(_open(file, limits)))
@@ -144,6 +154,27 @@ def edit(
                 "nothing can be appended to an archive like this one, so all of it is rewritten"
             ]
         return task.report("rewritten", task.rewrite(target))
+
+
+def _with_metadata(
+    file: str | os.PathLike[str], metadata: Mapping[str, Any], limits: Limits, dry_run: bool
+) -> Edited:
+    nbytes, changed, unused = set_metadata(file, metadata, limits, dry_run=dry_run)
+    return Edited(
+        path=os.fsdecode(file),
+        how="rewritten" if changed else "unchanged",
+        renamed=(),
+        dropped=tuple(key for key in changed if metadata[key] is None),
+        set=tuple(key for key in changed if metadata[key] is not None),
+        requires_grad=0,
+        device=0,
+        unused=tuple(unused),
+        nbytes=nbytes,
+        appended_nbytes=0,
+        dropped_nbytes=0,
+        dead_nbytes=0,
+        notes=(),
+    )
 
 
 def _open(file: str | os.PathLike[str], limits: Limits) -> ZipContainer:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,8 @@ class ElementDifference:
     """Elements that differ.
 
     ``max_abs`` is the largest difference of two numbers, an int for ints; None if there is none (a
-    NaN on one side, bools, raw bits). ``nans`` counts those that are NaN on one side only,
+    NaN on one side, bools, raw bits). ``max_rel`` is the largest in proportion to the number of the
+    second tensor, where that is not 0. ``nans`` counts those that are NaN on one side only,
     ``first`` is the index of the first that differs.
     """
 
@@ -43,17 +44,60 @@ class ElementDifference:
     max_abs: float | None
     nans: int
     first: tuple[int, ...]
+    max_rel: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far numbers may be apart that count as equal: ``atol + rtol * abs(b)``, as in numpy."""
+
+    atol: float = 0
+    rtol: float = 0
+
+    def __post_init__(self) -> None:
+        for name in ("atol", "rtol"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} is a number, not {type(value).__name__}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}; a number from 0 on was expected")
+
+    def allows(self, distances: Array, b: Array) -> Array:
+        """Return which distances from numbers of the magnitudes ``b`` are small enough."""
+        close: Array = distances <= self.atol + self.rtol * b
+        return close & np.isfinite(distances)
+
+    def __bool__(self) -> bool:
+        return bool(self.atol or self.rtol)
+
+
+EXACT = Tolerance()
+
+
+class Compared(NamedTuple):
+    """How the elements of two tensors differ, None if in nothing.
+
+    ``same_bits`` and ``is_close`` say of those that do not differ whether all bits are the same,
+    and whether they are equal because of a tolerance only.
+    """
+
+    difference: ElementDifference | None
+    same_bits: bool
+    is_close: bool = False
 
 
 class Work:
     """How many bytes a comparison may go over.
 
     A few bytes of a file can describe thousands of tensors, each of them as large as can be, over
-    one small storage.
+    one small storage. ``tell`` is called with the bytes that were gone over.
     """
 
-    def __init__(self, stored_nbytes: int) -> None:
+    def __init__(
+        self, stored_nbytes: int, tell: Callable[[int], None] = lambda nbytes: None
+    ) -> None:
         self._left = _MOST_OVERLAP * stored_nbytes + _MOST_BEYOND
+        self.tell = tell
 
     def charge(self, spec: TensorSpec, nbytes: int, path: str | None = None) -> None:
         """Take the bytes of a tensor off what is left; messages name the path of its file.
@@ -103,8 +147,8 @@ def content_crc(spec: TensorSpec) -> int | None:
     return spec.storage.crc or None if ElementStorage(spec).is_whole else None
 
 
-def compare_elements(a: Located, b: Located) -> tuple[ElementDifference | None, bool]:
-    """Return how the elements differ, None if in nothing; and whether their bits are the same.
+def compare_elements(a: Located, b: Located, tolerance: Tolerance = EXACT) -> Compared:
+    """Return how the elements differ.
 
     The shapes are the same. Where the dtypes are not, ``a`` is cast to that of ``b``.
 
@@ -115,7 +159,7 @@ def compare_elements(a: Located, b: Located) -> tuple[ElementDifference | None, 
     """
     shape = a.spec.shape
     if 0 in shape:
-        return None, True
+        return Compared(None, True)
     # Where both repeat one element, so does the difference.
     once = tuple(
         1 if one == other == 0 else size
@@ -127,16 +171,16 @@ def compare_elements(a: Located, b: Located) -> tuple[ElementDifference | None, 
     axes = list(range(len(shape)))
     if a.spec.stride == b.spec.stride:
         axes.sort(key=lambda axis: -a.spec.stride[axis] if once[axis] > 1 else 0)
-    found = _Found(dtype, once, axes)
+    found = _Found(dtype, once, axes, tolerance)
     for one, other in _side_by_side(_blocks(a, once, dtype, axes), _blocks(b, once, dtype, axes)):
         found.add(one, other)
     if not found.count:
-        return None, found.same_bits
+        return Compared(None, found.same_bits, found.is_close)
     first = tuple(map(int, np.unravel_index(found.first, once)))
-    return (
-        ElementDifference(found.count * repeated, found.max_abs, found.nans * repeated, first),
-        False,
+    difference = ElementDifference(
+        found.count * repeated, found.max_abs, found.nans * repeated, first, found.max_rel
     )
+    return Compared(difference, False)
 
 
 def digest(tensor: Located) -> bytes:
@@ -172,7 +216,9 @@ def _blocks(
     if spec.torch_dtype != torch_dtype:
         elements = CastStorage(elements, spec.torch_dtype, torch_dtype)
     with ErrorPlace(path=tensor.path):
-        yield from whole_items(elements.blocks(), DTYPES[torch_dtype].itemsize)
+        for block in whole_items(elements.blocks(), DTYPES[torch_dtype].itemsize):
+            yield block
+            tensor.work.tell(block.size)
 
 
 def _side_by_side(a: Iterator[Bytes], b: Iterator[Bytes]) -> Iterator[tuple[Bytes, Bytes]]:
@@ -192,7 +238,10 @@ def _side_by_side(a: Iterator[Bytes], b: Iterator[Bytes]) -> Iterator[tuple[Byte
 class _Found:
     """What was found in the blocks so far."""
 
-    def __init__(self, torch_dtype: str, shape: tuple[int, ...], axes: list[int]) -> None:
+    def __init__(
+        self, torch_dtype: str, shape: tuple[int, ...], axes: list[int], tolerance: Tolerance
+    ) -> None:
+        self._tolerance = tolerance
         # Innermost first: the size of each axis, and its step in the tensor's own C order.
         steps = contiguous_stride(shape)
         self._axes = [(shape[axis], steps[axis]) for axis in reversed(axes)]
@@ -212,7 +261,9 @@ class _Found:
         self.nans = 0
         self.first = 0
         self.max_abs: float | None = None
+        self.max_rel: float | None = None
         self.same_bits = True
+        self.is_close = False
 
     def add(self, a: Bytes, b: Bytes) -> None:
         """Compare two blocks, whose bytes are the same more often than not."""
@@ -242,17 +293,34 @@ class _Found:
     def _larger(self, difference: float) -> None:
         self.max_abs = difference if self.max_abs is None else max(self.max_abs, difference)
 
-    def _add_floats(self, differences: Array, nans: Array) -> None:
+    def _add_shares(self, distances: Array, magnitudes: Array) -> None:
+        """Take distances in proportion to the numbers of the second tensor."""
+        shares = distances[magnitudes > 0] / magnitudes[magnitudes > 0]
+        shares = shares[~np.isnan(shares)]  # of two infinities
+        if shares.size:
+            self.max_rel = max(float(shares.max()), self.max_rel or 0.0)
+
+    def _add_floats(self, distances: Array, magnitudes: Array, nans: Array) -> None:
         self.nans += int(np.count_nonzero(nans))
-        if differences.size:
-            self._larger(float(differences.max()))
+        if distances.size:
+            self._larger(float(distances.max()))
+            self._add_shares(distances, magnitudes)
+
+    def _without_close(self, differ: Array, distances: Array, magnitudes: Array) -> Array:
+        """Return what differs by more than the tolerance."""
+        close = differ & self._tolerance.allows(distances, magnitudes)
+        self.is_close = self.is_close or bool(close.any())
+        return differ & ~close
 
     def _floats(self, a: Bytes, b: Bytes) -> Array:
         one, other = (block.view(self._dtype).astype(np.float64) for block in (a, b))
         one_nan, other_nan = np.isnan(one), np.isnan(other)
         differ: Array = (one != other) & ~(one_nan & other_nan)
+        distances, magnitudes = np.abs(one - other), np.abs(other)
+        if self._tolerance:
+            differ = self._without_close(differ, distances, magnitudes)
         numbers = differ & ~one_nan & ~other_nan
-        self._add_floats(np.abs(one[numbers] - other[numbers]), differ & ~numbers)
+        self._add_floats(distances[numbers], magnitudes[numbers], differ & ~numbers)
         return differ
 
     def _complexes(self, a: Bytes, b: Bytes) -> Array:
@@ -262,15 +330,23 @@ class _Found:
             same = (x == y) | (np.isnan(x) & np.isnan(y))
             parts.append(np.where(same, 0.0, np.abs(x - y)))  # of two equal infinities, too
         differ: Array = (parts[0] != 0) | (parts[1] != 0)
-        distance = np.hypot(*parts)
+        distances, magnitudes = np.hypot(*parts), np.abs(other)
+        if self._tolerance:
+            differ = self._without_close(differ, distances, magnitudes)
         nans = differ & (np.isnan(parts[0]) | np.isnan(parts[1]))
-        self._add_floats(distance[differ & ~nans], nans)
+        numbers = differ & ~nans
+        self._add_floats(distances[numbers], magnitudes[numbers], nans)
         return differ
 
     def _ints(self, a: Bytes, b: Bytes) -> Array:
         one, other = a.view(self._dtype), b.view(self._dtype)
         differ: Array = one != other
+        magnitudes = np.abs(other.astype(np.float64))
+        distances = np.abs(one.astype(np.float64) - other.astype(np.float64))
+        if self._tolerance:
+            differ = self._without_close(differ, distances, magnitudes)
         if differ.any():
+            self._add_shares(distances[differ], magnitudes[differ])
             one, other = one[differ], other[differ]
             # Modulo 2**64 the difference of the larger and the smaller is what it is.
             wide = np.uint64 if self._dtype.kind == "u" else np.int64

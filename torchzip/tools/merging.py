@@ -21,7 +21,8 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.safetensors import parse_ties
 from torchzip.convert.casting import layout
-from torchzip.convert.conversion import ConvertReport, convert
+from torchzip.convert.conversion import convert
+from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import Rules
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, shown
@@ -31,7 +32,7 @@ from torchzip.limits import Limits
 from torchzip.tools.formula import Formula
 
 Path = str | os.PathLike[str]
-#: Names of the states of optimizers: moments are no weights.
+#: Names of the states of optimizers: moments are not weights.
 _OPTIMIZER = re.compile(r"(^|\.)(last_)?optim(izer)?(s|_states?|_state_dict)?\.")
 _MOST_SHOWN = 10
 
@@ -269,7 +270,7 @@ def _merge(
 def _named(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the tensors of a checkpoint by name, also those that are in it under another name."""
     tensors = dict(checkpoint.items())
-    if checkpoint.container.is_by_name:
+    if checkpoint.container.lists_ties:
         ties = parse_ties(checkpoint.metadata, tensors)
         tensors |= {name: tensors[kept] for name, kept in ties.items()}
     return tensors

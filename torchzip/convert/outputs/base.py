@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from torchzip.checkpoint.lazy import Checkpoint
@@ -13,7 +14,7 @@ from torchzip.convert.lost import lost_besides, lost_values
 from torchzip.convert.planned import PlannedFile, PlannedTensor
 from torchzip.convert.selection import Held, Selection
 from torchzip.convert.work import Work
-from torchzip.errors import listed
+from torchzip.errors import listed, shown
 from torchzip.limits import DEFAULT_LIMITS
 from torchzip.types import OtherTensor
 
@@ -32,6 +33,9 @@ class Output(ABC):
     * ``suffixes`` are those of its files, in lower case and with the dot. No two outputs share one.
     * ``has_crcs``: the files have a CRC-32 of each storage, so that bytes that are copied unread
       need one.
+    * ``has_metadata``: the files have metadata, into which ``selection.metadata`` goes.
+    * ``has_typed_metadata``: it has numbers, bools and lists as well as strings.
+    * ``blocks``: what rules for dtypes may ask for beside the floating dtypes (`dtypes.BLOCKS`).
     * ``has_ties``: every name of a tensor that has several is in the file. Otherwise one of them
       has the data, and the report lists the others as ``tied``.
     * ``rows`` are the tensors of the output, one for each name of the selection that it can hold.
@@ -43,6 +47,9 @@ class Output(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     has_crcs: ClassVar[bool]
     has_ties: ClassVar[bool]
+    has_metadata: ClassVar[bool] = False
+    has_typed_metadata: ClassVar[bool] = False
+    blocks: ClassVar[Collection[str]] = ()
 
     def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
         """Decide for each tensor of a selection what becomes of it.
@@ -95,16 +102,37 @@ class Output(ABC):
         damage of the source shows; small ones are `Work.contents_of`, and go to their ``starts``.
         """
 
+    @classmethod
+    def check_metadata(cls, metadata: Mapping[str, Any]) -> None:
+        """Raise ValueError or TypeError for metadata of a user that the format cannot hold."""
+        if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+            raise TypeError("metadata is a mapping from strings to values")
+        if metadata and not cls.has_metadata:
+            raise ValueError(f"a {cls.suffixes[0]} file has no place for metadata")
+        for key in metadata:
+            if key.startswith("torchzip."):
+                raise ValueError(f"the metadata {shown(key)} is for torchzip itself")
+        for key, value in metadata.items():
+            if value is not None:
+                cls.check_value(key, value)
+
+    @classmethod
+    def check_value(cls, key: str, value: Any) -> None:
+        """Raise TypeError or ValueError for a value of the metadata that the format lacks."""
+        raise NotImplementedError  # of a format that has metadata
+
     def dtype_of(self, name: str, torch_dtype: str) -> str:
         """Return the dtype in the output."""
         return self._bound.get(name) or self._rule(name, torch_dtype)
 
     def add_row(
-        self, name: str, held: Held, dtype: str, nbytes: int, alias_of: str | None = None
-    ) -> None:
-        """Add a tensor of the output to ``rows``."""
+        self, name: str, held: Held, dtype: str, nbytes: int, alias_of: str | None = None,
+        shape: tuple[int | None, ...] | None = None,
+    ) -> None:  # fmt: skip
+        """Add a tensor of the output to ``rows``; its shape is that of the source by default."""
+        shape = held.shape if shape is None else shape
         source = self.selection.sources[name]
-        row = PlannedTensor(name, held.shape, held.torch_dtype, dtype, nbytes, alias_of, source)
+        row = PlannedTensor(name, shape, held.torch_dtype, dtype, nbytes, alias_of, source)
         self.rows.append(row)
 
     def _separate(self) -> None:

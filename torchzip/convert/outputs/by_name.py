@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.convert.casting import DtypeOf, cast_elements, layout
-from torchzip.convert.lost import lost_ties
+from torchzip.convert.lost import lost_metadata, lost_ties, lost_values
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
 from torchzip.convert.tied_names import preferred
+from torchzip.errors import UnsupportedError
+from torchzip.tensors.casts import is_castable
 from torchzip.tensors.packing import ElementStorage
+from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import SpanStorage, TensorStorage
 
 
@@ -22,6 +27,11 @@ class PlannerByName(Output):
 
     def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
         super().__init__(checkpoint, selection, dtype_of)
+        for name, tensor in list(self.tensors.items()):
+            reason = self.left_out(tensor.spec)
+            if reason is not None:
+                self.lost.append(f"{name}: {reason}")
+                del self.tensors[name]
         #: The dtypes in the output, and the bytes of each tensor that has the data of its tie.
         self.dtypes: dict[str, str] = {}
         self.storages: dict[str, TensorStorage] = {}
@@ -30,7 +40,7 @@ class PlannerByName(Output):
             spec = tensor.spec
             same_dtype = id(spec) in self.inner
             dtype = spec.torch_dtype if same_dtype else self.dtype_of(name, spec.torch_dtype)
-            self.dtypes[name] = dtype
+            self.dtypes[name] = dtype = self.stored_dtype(name, spec, dtype)
             if spec.numel:
                 tied.setdefault((layout(spec), dtype), []).append(name)
         holders = {name: preferred(names) for names in tied.values() for name in names}
@@ -38,16 +48,49 @@ class PlannerByName(Output):
         for name, tensor in self.tensors.items():
             spec, dtype, nbytes = tensor.spec, self.dtypes[name], 0
             if name not in self.aliases:
-                storage = cast_elements(spec, dtype)
+                storage = self.stored(spec, dtype)
                 self.storages[name] = storage
                 nbytes = storage.nbytes
-            self.add_row(name, tensor, dtype, nbytes, self.aliases.get(name))
+            self.add_row(name, tensor, dtype, nbytes, self.aliases.get(name), self.shape(tensor))
         self.lost += [
             f"{name or 'the object itself'}: a {held.kind.replace('_', ' ')} tensor; {self.format} "
             "holds dense ones only"
             for name, held in self.others.items()
         ]
         self.lost += lost_ties(self.tensors, self.storages)
+
+    def shape(self, tensor: LazyTensor) -> tuple[int, ...]:
+        """Return the shape that a tensor has in the file."""
+        return tensor.shape
+
+    def left_out(self, spec: TensorSpec) -> str | None:
+        """Return why the format cannot hold a tensor that is left out; None for all others."""
+        return None
+
+    def stored_dtype(self, name: str, spec: TensorSpec, dtype: str) -> str:
+        """Return the dtype that a tensor has in the file, given that which the rules want.
+
+        Raises UnsupportedError where the format has none for it.
+        """
+        return dtype
+
+    def stored(self, spec: TensorSpec, dtype: str) -> TensorStorage:
+        """Return the bytes of a tensor in the file, in the dtype that `stored_dtype` gives."""
+        return cast_elements(spec, dtype)
+
+    def carry_nothing(self) -> None:
+        """Name in ``lost`` all that is around the tensors, for a format without a place for it."""
+        self.lost += lost_values(self.checkpoint, self.selection.around, self.selection.original)
+        if not self.has_metadata:
+            self.lost += lost_metadata(self.selection.metadata)
+
+    def no_dtype(self, name: str, dtype: str) -> UnsupportedError:
+        """Return the error for a tensor whose dtype the format lacks."""
+        if is_castable(dtype):
+            advice = f"cast it to one that it has: --dtype {shlex.quote(name)}=float32"
+        else:
+            advice = f"leave the tensor out: --exclude {shlex.quote(name)}"
+        return UnsupportedError(f"{name}: a .{self.format} file has no {dtype}; {advice}")
 
     def groups(self) -> list[tuple[int, list[str]]]:
         return [(storage.nbytes, [name]) for name, storage in self.storages.items()]

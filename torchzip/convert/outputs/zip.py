@@ -9,7 +9,7 @@ from torchzip.checkpoint.saving import head_records
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.zip_writer import ZipWriter, archive_name, measure
 from torchzip.convert.casting import DtypeOf, StorageCasts, layout
-from torchzip.convert.lost import lost_casts, lost_values
+from torchzip.convert.lost import lost_casts, lost_metadata, lost_values
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
@@ -30,7 +30,7 @@ class ZipOutput(Output):
     """A pickle and the storages, with all views and ties as they are."""
 
     format = "zip"
-    suffixes = (".pt", ".pth", ".bin", ".ckpt")
+    suffixes = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".th")
     has_crcs = True
     has_ties = True
 
@@ -38,7 +38,7 @@ class ZipOutput(Output):
         super().__init__(checkpoint, selection, dtype_of)
         self._put_cast_arrays()
         self._casts = StorageCasts(self.tensors, self.inner, self.dtype_of)
-        self.lost += [f"{key!r} in the metadata of the file" for key in selection.metadata]
+        self.lost += lost_metadata(selection.metadata)
         self._cast_tensors: dict[int, list[tuple[str, TensorSpec]]] = {}
         holders: dict[Any, str] = {}
         for name, tensor in self.tensors.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torchzip.checkpoint.lazy import Checkpoint, checkpoint_of
 from torchzip.checkpoint.lazy_tensor import storages_of
 from torchzip.checkpoint.outline import Outline, outline
+from torchzip.checkpoint.roles import Role, find_roles
 from torchzip.container.zip_extra import PADDING, ZIP64, all_fields
 from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_reader import Entry, ZipReader
@@ -20,7 +21,6 @@ from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 from torchzip.tools.file_size.reach import reached_nbytes
-from torchzip.tools.file_size.roles import Role, find_roles
 
 #: What a tensor is for if it is nothing else.
 TENSORS = "tensors"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.outline import Outline, outline
+from torchzip.checkpoint.roles import Role, find_roles
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import select
 from torchzip.errors import EnoughMemory
@@ -22,7 +23,6 @@ from torchzip.tools.file_size.accounts import (
     kinds_of,
 )
 from torchzip.tools.file_size.duplicates import equal_storages
-from torchzip.tools.file_size.roles import Role, find_roles
 from torchzip.tools.file_size.savings import Idea, Saving, saving_of
 
 #: Kinds of bytes that a new archive does not have.

@@ -10,6 +10,7 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.module_tree import Module, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow, outline
+from torchzip.convert.meter import Meter, Progress
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TorchZipError
 from torchzip.files.source import File
@@ -52,7 +53,9 @@ class Contents:
     damage: str | None
 
 
-def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Contents:
+def read_contents(
+    file: File, *, read_data: bool, limits: Limits | None, progress: Progress | None = None
+) -> Contents:
     """Read what a report shows.
 
     Damage that is found in the data is part of the report.
@@ -66,11 +69,14 @@ def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Cont
     with Checkpoint(file, limits=limits) as checkpoint:
         found = outline(checkpoint)
         container = checkpoint.container
-        distributions = tuple(_distributions(checkpoint, found)) if read_data else ()
+        rows = _largest(found) if read_data else []
+        before = sum(row.nbytes for row in rows)
+        meter = Meter(before + found.stored_nbytes, progress)
+        distributions = tuple(_distributions(checkpoint, found, rows, meter))
         names = tuple(global_names(checkpoint))
         if read_data:
             try:
-                verified_as = verified(checkpoint, file)
+                verified_as = verified(checkpoint, file, _after(before, progress))
             except TorchZipError as error:
                 damage = _without_path(error)
     return Contents(
@@ -86,8 +92,8 @@ def read_contents(file: File, *, read_data: bool, limits: Limits | None) -> Cont
     )
 
 
-def _distributions(checkpoint: Checkpoint, found: Outline) -> list[Distribution]:
-    """Return the statistics of the largest tensors of which numpy has numbers."""
+def _largest(found: Outline) -> list[TensorRow]:
+    """Return the largest tensors of which numpy has numbers."""
     rows = [
         row
         for row in found.tensors
@@ -97,16 +103,31 @@ def _distributions(checkpoint: Checkpoint, found: Outline) -> list[Distribution]
         and DTYPES[row.dtype].has_numbers
     ]
     rows.sort(key=lambda row: -row.nbytes)  # those of one size stay in the order of the file
+    return rows[:_MOST_HISTOGRAMS]
+
+
+def _distributions(
+    checkpoint: Checkpoint, found: Outline, rows: list[TensorRow], meter: Meter
+) -> list[Distribution]:
+    """Return the statistics of some tensors."""
     work = Work(found.stored_nbytes)
     made = []
-    for row in rows[:_MOST_HISTOGRAMS]:
+    for row in rows:
         tensor: Any = checkpoint[row.name]
         assert isinstance(tensor, LazyTensor)
         try:
             made.append(Distribution(row, statistics(tensor, work=work), None))
         except TorchZipError as error:
             made.append(Distribution(row, None, _without_path(error)))
+        meter.add(row.nbytes)
     return made
+
+
+def _after(before: int, progress: Progress | None) -> Progress | None:
+    """Return what is called with the bytes that follow others."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(before + done, before + total)
 
 
 def _without_path(error: TorchZipError) -> str:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from torchzip.convert.meter import Progress
 from torchzip.errors import EnoughMemory
 from torchzip.files.location import StorageOptions, located
 from torchzip.files.opening import open_sink, refuse_existing
@@ -35,6 +36,7 @@ def report(
     *,
     read_data: bool = True,
     overwrite: bool = False,
+    progress: Progress | None = None,
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
 ) -> Report:
@@ -43,7 +45,8 @@ def report(
     It is one HTML file that loads nothing and can be read without JavaScript. The same file gives
     the same page. All data is read, to verify it and for the histograms of the largest tensors,
     unless ``read_data`` is false; damage that is found is said in the page. Of very many tensors
-    the largest are listed, so that the page stays below a megabyte or two.
+    the largest are listed, so that the page stays below a megabyte or two. ``progress`` is called
+    with the bytes read so far and those in all.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def report(
     file, out = located(file, storage_options), located(out, storage_options)
     if isinstance(out, str | os.PathLike) and not overwrite:
         refuse_existing(out)
-    contents = read_contents(file, read_data=read_data, limits=limits)
+    contents = read_contents(file, read_data=read_data, limits=limits, progress=progress)
     page = build_page(contents).encode()
     sink = open_sink(out)
     try:

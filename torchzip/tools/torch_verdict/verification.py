@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.container.zip_reader import ZipReader
@@ -16,6 +17,7 @@ from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
 from torchzip.tensors.script import is_script_class
+from torchzip.tools.odd_values import OddValues, odd_values
 from torchzip.tools.torch_verdict.calls import RefusedError
 from torchzip.tools.torch_verdict.loader import TorchLoader
 from torchzip.types import ForeignObject
@@ -46,12 +48,14 @@ class Verified:
     refused: tuple[str, ...]
     refused_opcodes: tuple[str, ...]
     reason: str | None
+    odd_values: tuple[OddValues, ...] | None = None
 
 
 @EnoughMemory()
 def verify(
     file: File,
     *,
+    values: bool = False,
     limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
     storage_options: StorageOptions = None,
@@ -59,7 +63,8 @@ def verify(
     """Read all of a checkpoint, compare every CRC, and say whether torch.load accepts it.
 
     That torch.load refuses a file by default (``weights_only=True``) is not a fault of the file.
-    ``progress`` is called with the bytes read so far and those in all.
+    ``progress`` is called with the bytes read so far and those in all. With ``values``, all
+    tensors are read once more, and ``odd_values`` are those with NaN or infinities.
 
     Raises
     ------
@@ -78,7 +83,8 @@ def verify(
     """
     file = located(file, storage_options)
     with Checkpoint(file, limits=limits) as checkpoint:
-        return verified(checkpoint, file, progress)
+        found = verified(checkpoint, file, progress)
+        return replace(found, odd_values=odd_values(checkpoint)) if values else found
 
 
 def verified(
@@ -86,6 +92,33 @@ def verified(
 ) -> Verified:
     """Do what `verify` does, with a file that is open."""
     report = checkpoint.verify(progress)
+    verdict = verdict_of(checkpoint, file)
+    return Verified(
+        file=checkpoint.path,
+        format=checkpoint.format,
+        records=report.records,
+        nbytes=report.nbytes,
+        tensors=report.tensors,
+        without_crc=report.without_crc,
+        notes=report.notes,
+        torch_load=verdict.torch_load,
+        refused=verdict.refused,
+        refused_opcodes=verdict.refused_opcodes,
+        reason=verdict.reason,
+    )
+
+
+class Verdict(NamedTuple):
+    """What torch.load does with a file; see `Verified`."""
+
+    torch_load: str
+    refused: tuple[str, ...]
+    refused_opcodes: tuple[str, ...]
+    reason: str | None
+
+
+def verdict_of(checkpoint: Checkpoint, file: File | None = None) -> Verdict:
+    """Return what torch.load does with a file that is open; no tensor is read."""
     of = checkpoint.format
     names = checkpoint.globals if of == "sharded" else checkpoint.foreign
     container = checkpoint.container
@@ -115,19 +148,7 @@ def verified(
             verdict, reason = "accepts", "as the name of the file ends in .safetensors"
         elif verdict != "does not apply":
             verdict, reason = "refuses", f"a {of} file whose name ends in .safetensors"
-    return Verified(
-        file=checkpoint.path,
-        format=of,
-        records=report.records,
-        nbytes=report.nbytes,
-        tensors=report.tensors,
-        without_crc=report.without_crc,
-        notes=report.notes,
-        torch_load=verdict,
-        refused=refused,
-        refused_opcodes=tuple(loader.opcodes),
-        reason=reason,
-    )
+    return Verdict(verdict, refused, tuple(loader.opcodes), reason)
 
 
 def _why_refused(loader: TorchLoader, container: Container, limits: Limits) -> str | None:

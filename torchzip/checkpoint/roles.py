@@ -18,7 +18,7 @@ from torchzip.checkpoint.walk import children, is_plain, ways
 from torchzip.formats.base import Child
 
 #: Steps of names under which averaged weights are kept.
-_EMA = re.compile(r"(?i)(?:^|[^a-z])(?:ema|swa|averaged?|avg|shadow)(?:[^a-z]|$)|ema_?model")
+EMA = re.compile(r"(?i)(?:^|[^a-z])(?:ema|swa|averaged?|avg|shadow)(?:[^a-z]|$)|ema_?model")
 #: Tensors from which on a set counts as a copy.
 _LEAST_TENSORS = 2
 #: Sets that are looked at, each beside all other names.
@@ -98,7 +98,7 @@ def _copies(tree: Module) -> Iterator[Role]:
     tried = 0
     for _, module in tree.walk():
         is_set = module.row is None and module.tensors >= _LEAST_TENSORS
-        if not is_set or not _EMA.search(module.name) or module.path.startswith(taken):
+        if not is_set or not EMA.search(module.name) or module.path.startswith(taken):
             continue
         tried += 1
         if tried > _MOST_TRIED:

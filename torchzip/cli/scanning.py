@@ -1,0 +1,147 @@
+"""``torchzip scan``: its options, and what was found as text, JSON or SARIF."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torchzip
+from torchzip import tools
+from torchzip.checkpoint.quantities import count_text
+from torchzip.cli.command import BAD, DONE, Command, in_options, limits_of
+from torchzip.cli.rendering import table
+from torchzip.errors import printable
+
+if TYPE_CHECKING:
+    from torchzip.tools.scanning.scan import Finding, Scanned
+
+#: Some file could not be judged, and nothing else was found.
+UNJUDGED = 3
+_FAIL_ON = ("foreign", "torch-refuses", "unreadable", "never")
+_RULES = {
+    "foreign-global": "A pickle names something outside torch's own list and the policy",
+    "torch-refuses": "torch.load does not load the file by default, or not at all",
+    "ambiguous-archive": "An archive that two readers could read in two ways",
+    "unreadable": "A file, or what is in it, that could not be judged",
+}
+
+COMMAND = Command(
+    name="scan",
+    summary="find what files would have Python do when they are loaded",
+    description="""\
+Look into files of any kind, and into directories, for what loading them would do: checkpoints,
+plain pickles, arrays of objects, and what is in zip, tar, gzip, bzip2 and xz files. Nothing is
+loaded, and no tensor is read. A file is safe if torch.load takes it by default (weights_only=True);
+every other name that its pickles mention is a finding, unless the policy allows it.
+
+A policy is a file with a glob such as numpy.* on each line, or the name of a preset: lightning,
+transformers-args, deepspeed, torchao, dtensor, numpy.
+
+Exit status: 0 nothing found, 1 findings, 2 wrong usage, 3 a file could not be judged.
+""",
+    examples="""
+        torchzip scan model.pt
+        torchzip scan models/ --allow lightning
+        torchzip scan . --allow policy.txt --format sarif > found.sarif
+    """,
+    arguments={
+        "paths": {"metavar": "PATH", "nargs": "+"},
+        "--allow POLICY ...": "names that are accepted: a policy file or a preset; may be repeated",
+        "--format": {"choices": ["text", "json", "sarif"], "default": "text"},
+        "--fail-on": {
+            "choices": _FAIL_ON,
+            "default": "foreign",
+            "help": "exit status 1 for foreign names and ambiguous archives (the default); also "
+            "for what torch refuses though the policy allows it; also for what could not be "
+            "judged; or never",
+        },
+    },
+)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from torchzip.tools.scanning.policy import parse_policy  # which no other command needs
+
+    if arguments.storage_option:
+        raise ValueError("scan looks into files of this computer; fetch those behind URLs first")
+    allowed = [glob for text in arguments.allow for glob in parse_policy(text).globs]
+    found = tools.scan(arguments.paths, allow=allowed, limits=limits_of(arguments))
+    if arguments.format == "json":
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+    elif arguments.format == "sarif":
+        print(json.dumps(as_sarif(found), indent=2))
+    else:
+        print(as_text(found))
+    return status_of(found, arguments.fail_on)
+
+
+def status_of(found: Scanned, fail_on: str) -> int:
+    """Return the exit status, by what was found and what counts."""
+    if fail_on == "never":
+        return DONE
+    verdicts = {file.verdict for file in found.files}
+    level = _FAIL_ON.index(fail_on)
+    if found.has_findings or (level >= 1 and "known" in verdicts):
+        return BAD
+    if not found.findings:
+        return DONE
+    return BAD if level >= 2 else UNJUDGED
+
+
+def as_text(found: Scanned) -> str:
+    """Return a line for each file, with its findings below, and the sums."""
+    lines = []
+    rows = [[file.verdict, printable(file.path), file.format] for file in found.files]
+    for line, file in zip(table(rows), found.files, strict=True):
+        lines.append(line)
+        lines += [
+            f"  {_place(finding)}{printable(in_options(finding.message))}"
+            for finding in file.findings
+        ]
+    counts = Counter(file.verdict for file in found.files)
+    sums = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(counts.items()))
+    return "\n".join([*lines, f"{count_text(len(found.files), 'file')}: {sums or 'nothing there'}"])
+
+
+def _place(finding: Finding) -> str:
+    parts = [finding.rule]
+    if finding.member is not None:
+        parts.append(f"in {printable(finding.member)}")
+    if finding.offset is not None:
+        parts.append(f"byte {finding.offset:,}")
+    return f"{', '.join(parts)}: "
+
+
+def as_sarif(found: Scanned) -> dict[str, Any]:
+    """Return the findings in SARIF 2.1.0."""
+    rules = [
+        {"id": f"torchzip/{rule}", "shortDescription": {"text": text}}
+        for rule, text in _RULES.items()
+    ]
+    driver = {
+        "name": "torchzip",
+        "version": torchzip.__version__,
+        "rules": rules,
+    }
+    results = [_result(finding) for finding in found.findings]
+    return {
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{"tool": {"driver": driver}, "results": results}],
+    }
+
+
+def _result(finding: Finding) -> dict[str, Any]:
+    uri = finding.path if finding.member is None else f"{finding.path}!{finding.member}"
+    place: dict[str, Any] = {"artifactLocation": {"uri": uri.replace("\\", "/")}}
+    if finding.offset is not None:
+        place["region"] = {"byteOffset": finding.offset}
+    return {
+        "ruleId": f"torchzip/{finding.rule}",
+        "level": "note" if finding.rule == "unreadable" else "error",
+        "message": {"text": printable(finding.message)},
+        "locations": [{"physicalLocation": place}],
+    }

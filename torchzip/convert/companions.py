@@ -1,0 +1,73 @@
+"""The small files beside the weights of a directory: the config and the tokenizer of a model.
+
+They are recognised by their suffixes, so weights in another format are never among them, and
+neither is the index of shards, which would be wrong for the new ones. They are copied as they are
+and get their names together with the weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from torchzip.container.hub_names import is_index
+from torchzip.files.folder import Folder
+from torchzip.files.source import Buffer, Source
+from torchzip.formats.base import read_blocks
+
+_SUFFIXES = (".json", ".jinja", ".md", ".model", ".tiktoken", ".txt")
+#: Larger files are left out, and said to be. The largest tokenizers have about 40 MB.
+_MOST_NBYTES = 100_000_000
+
+
+class Companion(NamedTuple):
+    """A file that is copied to ``path``."""
+
+    path: str
+    source: Source
+
+
+class Companions(NamedTuple):
+    """What is copied, and a line for each file that is too large."""
+
+    files: tuple[Companion, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+class _File(Protocol):
+    def write_at(self, offset: int, data: Buffer) -> None: ...
+
+
+def companions(folder: Folder, target: str) -> Companions:
+    """Return the small files of a folder, which go to the folder ``target``."""
+    files: list[Companion] = []
+    left_out: list[str] = []
+    for name, source in _small_files(folder):
+        if source.size > _MOST_NBYTES:
+            left_out.append(f"{name}: a file of {source.size:,} bytes, too large to be a config")
+        else:
+            files.append(Companion(os.path.join(target, name), source))
+    return Companions(tuple(files), tuple(left_out))
+
+
+def _small_files(folder: Folder) -> Iterator[tuple[str, Source]]:
+    names = [
+        name
+        for name in folder.names
+        if name.lower().endswith(_SUFFIXES) and not name.startswith(".") and not is_index(name)
+    ]
+    folder.will_open(names)
+    for name in names:
+        try:
+            yield name, folder.open(name)
+        except IsADirectoryError:
+            continue
+
+
+def copy(companion: Companion, file: _File) -> None:
+    """Write a file's bytes to a new one."""
+    at = 0
+    for block in read_blocks(companion.source, 0, companion.source.size):
+        file.write_at(at, block)
+        at += len(block)

@@ -1,0 +1,115 @@
+"""The GGUF format: values by key, a table of tensors, and the elements of each.
+
+The bytes are those of the ``gguf`` package's writer for the same values and tensors in the same
+order. Names stay as they are: what llama.cpp calls the tensors of a model is not known here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.container.gguf import MOST_NAME_NBYTES, MOST_NDIM, build_header
+from torchzip.convert.casting import DtypeOf, cast_elements
+from torchzip.convert.outputs.by_name import PlannerByName
+from torchzip.convert.planned import PlannedFile
+from torchzip.convert.selection import Selection
+from torchzip.convert.work import Work
+from torchzip.dtypes import BLOCKS, DTYPES
+from torchzip.errors import UnsupportedError, listed, shown
+from torchzip.tensors.gguf_blocks import DecodedStorage, encoded, fits
+from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import TensorStorage
+
+
+class GgufOutput(PlannerByName):
+    """Tensors by their names, some as blocks of codes; one tensor of a tie has the data."""
+
+    format = "gguf"
+    suffixes = (".gguf",)
+    has_crcs = False
+    has_metadata = True
+    has_typed_metadata = True
+    blocks = BLOCKS.keys()
+
+    def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
+        #: By the blocks that were asked for, the tensors that do not have them.
+        self._left: dict[str, list[str]] = {}
+        super().__init__(checkpoint, selection, dtype_of)
+        self.lost += [
+            f"blocks of {block}, which tensors of two dimensions or more have if their rows are "
+            f"multiples of {BLOCKS[block].elements}; others stay what they are: {listed(names)}"
+            for block, names in self._left.items()
+        ]
+        self.lost += [
+            f"{name}: a shape without dimensions, which becomes [1]"
+            for name, tensor in self.tensors.items()
+            if not tensor.shape
+        ]
+
+    @classmethod
+    def check_value(cls, key: str, value: Any) -> None:
+        build_header({key: value}, [])  # which raises
+
+    def shape(self, tensor: LazyTensor) -> tuple[int, ...]:
+        return tensor.shape or (1,)  # ggml has at least one dimension
+
+    def left_out(self, spec: TensorSpec) -> str | None:
+        # ggml divides by the sizes of the slower axes.
+        return None if spec.numel else "no elements, which ggml does not read"
+
+    def stored_dtype(self, name: str, spec: TensorSpec, dtype: str) -> str:
+        self._check(name, spec)
+        if dtype in BLOCKS and not fits(dtype, spec):
+            self._left.setdefault(dtype, []).append(name)
+            dtype = spec.torch_dtype
+        elif dtype == spec.torch_dtype and isinstance(spec.storage, DecodedStorage):
+            block = spec.storage.block  # without a rule it stays what it was in its file
+            dtype = block if spec.storage.is_whole(spec, block) else dtype
+        if dtype not in BLOCKS and DTYPES[dtype].gguf is None:
+            raise self.no_dtype(name, dtype)
+        return dtype
+
+    def stored(self, spec: TensorSpec, dtype: str) -> TensorStorage:
+        return encoded(spec, dtype) if dtype in BLOCKS else cast_elements(spec, dtype)
+
+    def _check(self, name: str, spec: TensorSpec) -> None:
+        """Raise UnsupportedError for what ggml does not read."""
+        try:
+            nbytes = len(name.encode())
+        except UnicodeEncodeError:
+            raise UnsupportedError(
+                f"{shown(name)} is not valid Unicode; rename the tensor"
+            ) from None
+        if nbytes > MOST_NAME_NBYTES:
+            raise UnsupportedError(
+                f"{name}: a name of {nbytes:,} bytes, and ggml reads {MOST_NAME_NBYTES} at most; "
+                "give it a shorter one with --rename"
+            )
+        if len(spec.shape) > MOST_NDIM:
+            raise UnsupportedError(
+                f"{name}: {len(spec.shape)} dimensions, and GGUF has {MOST_NDIM} at most; leave "
+                "the tensor out with --exclude"
+            )
+
+    def one_file(self, path: str) -> PlannedFile:
+        self.carry_nothing()
+        return self.shard(path, list(self.storages))
+
+    def shard(self, path: str, names: list[str]) -> PlannedFile:
+        rows = [(name, self.dtypes[name], self.shape(self.tensors[name])) for name in names]
+        head, starts, nbytes = build_header(self.selection.metadata, rows)
+        return self.file(path, head, names, starts, nbytes)
+
+    @staticmethod
+    def finish(work: Work) -> None:
+        planned, file = work.planned, work.file
+        file.write_at(0, planned.head)
+        for keys in work.batches():
+            if work.is_small(keys[0]):
+                for key, data in zip(keys, work.contents_of(keys), strict=True):
+                    file.write_at(planned.starts[key], data)
+            else:
+                work.crc_of(keys[0])
+        file.write_at(planned.nbytes, b"")  # the zeros up to here

@@ -1,0 +1,1 @@
+"""What a file would have Python do, of any file: `scan.scan` is the function."""

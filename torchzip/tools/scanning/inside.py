@@ -1,0 +1,176 @@
+"""What archives have inside, each as a Source: zip, tar, and files of gzip, bzip2 and xz."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from torchzip.container.zip_reader import ZipReader
+from torchzip.errors import ArchiveError
+from torchzip.files.source import FileObjectSource, PartSource, Source
+
+#: Bytes that a compressed file, or a deflated member, may come to.
+MOST_NBYTES = 1 << 30
+_HEAD_NBYTES = 512
+_BLOCK_NBYTES = 1 << 20
+
+_COMPRESSED = {
+    b"\x1f\x8b": lambda: zlib.decompressobj(31),
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\0": lzma.LZMADecompressor,
+}
+
+
+class Member(NamedTuple):
+    """A member of an archive: ``head`` are its first bytes, and ``open`` gives all of it."""
+
+    name: str
+    head: bytes
+    nbytes: int
+    open: Any
+
+
+def zip_members(archive: ZipReader) -> Iterator[Member]:
+    """Yield the members of a zip archive."""
+    source = archive.source
+    for name in archive:
+        if name.endswith("/"):
+            continue
+        nbytes = archive.size_of(name)[0]
+        span = archive.stored_span(name)
+        if span is not None:
+            part = PartSource(source, *span, f"{source.name}!{name}")
+            head = bytes(part.read_at(0, min(part.size, _HEAD_NBYTES)))
+            yield Member(name, head, nbytes, lambda part=part: part)
+        else:
+            head = b""
+            for block in archive.inflate(name):
+                head += block[:_HEAD_NBYTES]
+                if len(head) >= _HEAD_NBYTES:
+                    break
+            yield Member(
+                name, head[:_HEAD_NBYTES], nbytes,
+                lambda name=name: _kept(archive.inflate(name), f"{source.name}!{name}"),
+            )  # fmt: skip
+
+
+def tar_members(source: Source) -> Iterator[Member]:
+    """Yield the regular members of a tar file.
+
+    Raises
+    ------
+    ArchiveError
+        If Python's reader does not read it.
+    """
+    try:
+        with tarfile.open(fileobj=io.BufferedReader(_File(source)), mode="r:") as archive:
+            for member in archive:
+                if not member.isreg() or member.issparse():
+                    continue
+                name = f"{source.name}!{member.name}"
+                part = PartSource(source, member.offset_data, member.size, name)
+                head = bytes(part.read_at(0, min(part.size, _HEAD_NBYTES)))
+                yield Member(member.name, head, part.size, lambda part=part: part)
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise ArchiveError(f"a tar file that cannot be read: {error}") from None
+
+
+def decompressed(source: Source, head: bytes) -> Source | None:
+    """Return what a compressed file comes to; None for others.
+
+    Raises
+    ------
+    ArchiveError
+        If it is damaged, or comes to more than `MOST_NBYTES`.
+    """
+    for magic, make in _COMPRESSED.items():
+        if head.startswith(magic):
+            return _kept(_blocks(source, make()), f"{source.name}!")
+    return None
+
+
+def _blocks(source: Source, decompressor: Any) -> Iterator[bytes]:
+    at = 0
+    while at < source.size and not decompressor.eof:
+        block = bytes(source.read_at(at, min(_BLOCK_NBYTES, source.size - at)))
+        at += len(block)
+        while block and not decompressor.eof:
+            try:
+                made = decompressor.decompress(block, _BLOCK_NBYTES)
+            except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
+                raise ArchiveError(f"a compressed file that is damaged: {error}") from None
+            yield made
+            # zlib gives back what it did not take yet, the others keep it.
+            block = getattr(decompressor, "unconsumed_tail", b"")
+            while not (block or decompressor.eof or getattr(decompressor, "needs_input", True)):
+                yield decompressor.decompress(b"", _BLOCK_NBYTES)
+    if not decompressor.eof:
+        raise ArchiveError("a compressed file that is cut short")
+    if decompressor.unused_data or at < source.size:
+        raise ArchiveError("a compressed file with something after it")
+
+
+def _kept(blocks: Iterator[bytes], name: str) -> Source:
+    """Return bytes that come in blocks, kept in a temporary file, as a Source."""
+    kept: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+    nbytes = 0
+    try:
+        for block in blocks:
+            nbytes += len(block)
+            if nbytes > MOST_NBYTES:
+                raise ArchiveError(
+                    f"compressed bytes that come to more than {MOST_NBYTES:,}; unpack them first"
+                )
+            kept.write(block)
+        kept.seek(0)
+        return _KeptSource(kept, name)
+    except BaseException:
+        kept.close()
+        raise
+
+
+class _KeptSource(FileObjectSource):
+    """A file of its own, which is closed with it."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        super().__init__(file)
+        self.name = name
+        self._kept = file
+
+    def close(self) -> None:
+        self._kept.close()
+
+
+class _File(io.RawIOBase):
+    """A Source as a file object, for Python's reader of tar files."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(0, (0, self._at, self._source.size)[whence] + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, out: Any) -> int:
+        view = memoryview(out).cast("B")
+        nbytes = max(0, min(view.nbytes, self._source.size - self._at))
+        if nbytes:
+            self._source.read_into(self._at, view[:nbytes])
+        self._at += nbytes
+        return nbytes
