@@ -43,7 +43,7 @@ class CommandParser(argparse.ArgumentParser):
         self._is_inner = True
         words = list(args or ())
         at = words.index("--") if "--" in words else len(words)
-        # What follows is no option, whatever it begins with: marked, so that it does not look so.
+        # What follows is not an option, whatever it begins with. A mark keeps it from looking so.
         words[at:] = [_MARK + word for word in words[at + 1 :]]
         try:
             made, left = self.parse_known_intermixed_args(words, namespace)

@@ -63,7 +63,7 @@ Containers have paths too.
         "--device [GLOB=]DEVICE ...": "device that torch.load restores storages to: cpu, cuda:0, "
         "mps, ...",
         "--metadata KEY[=VALUE] ...": "set metadata of a .safetensors or .gguf file, which is "
-        "written anew; a KEY alone is taken away. VALUE is as for convert",
+        "rewritten; a KEY alone is taken away. VALUE is as for convert",
         "--compact": "rewrite the file, without unused bytes",
         "--dry-run": "show the changes and make none",
         "--json": "print what was done as JSON",

@@ -95,7 +95,7 @@ def edit(
     modules, stays as it is.
 
     ``metadata`` sets strings of a .safetensors file, or values of a .gguf, by their keys; None
-    takes a key away. Such a file is written anew, and takes no other changes.
+    takes a key away. Such a file is rewritten, and takes no other changes.
 
     A file without zip64 end records, such as one that was zipped again, is rewritten.
 
