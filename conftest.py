@@ -6,6 +6,9 @@ from hypothesis.configuration import set_hypothesis_home_dir
 import torchzip
 from tests import sampling
 
+#: What makes data for tests is not a test, and needs more than the tests do.
+collect_ignore = ["tests/data"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--full``."""

@@ -66,7 +66,7 @@ def two_gb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("suffix", "dtype"),
     [
-        (".pt", "bfloat16"), (".safetensors", "bfloat16"), (".npz", "float16"),
+        (".pt", "bfloat16"), (".safetensors", "bfloat16"), (".npz", "float32"),
         (".gguf", "bfloat16"), (".gguf", "q8_0"),
     ],
 )  # fmt: skip

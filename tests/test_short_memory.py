@@ -59,6 +59,7 @@ USES: dict[str, Callable[[Path, Path], object]] = {
     "Checkpoint.verify": _of(lambda ckpt: ckpt.verify()),
     "statistics": _of(lambda ckpt: tools.statistics(ckpt["big"])),
     "verify": lambda path, out: tools.verify(path),
+    "scan": lambda path, out: tools.scan(path),
     "diff": lambda path, out: tools.diff(path, path.with_name("other.pt")),
     "why_big": lambda path, out: tools.why_big(path),
     "report": lambda path, out: tools.report(path, out.with_suffix(".html")),

@@ -56,6 +56,7 @@ def test_json(capsys: Capture, path: Path, tensors: dict[str, Any]) -> None:
         "refused": [],
         "refused_opcodes": [],
         "reason": None,
+        "odd_values": None,
     }
 
 

@@ -91,7 +91,7 @@ def test_save(store: Store, path: Path) -> None:
     assert all(np.array_equal(loaded[key], each) for key, each in _tensors(1).items())
 
 
-@pytest.mark.parametrize("target", ["o.pt", "o.safetensors", "o/"])
+@pytest.mark.parametrize("target", ["o.pt", "o.safetensors", "o.gguf", "o.npz", "o/"])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("is_local", [True, False])
 def test_convert(
@@ -99,6 +99,7 @@ def test_convert(
 ) -> None:
     """From a file or from a store, to a store: the same files with the same bytes."""
     size = "5MB" if target.endswith("/") else None
+    dtype = "float16" if dtype is not None and target == "o.npz" else dtype
     tz.save(_tensors(0), tmp_path / "m.pt")
     store["in/m.pt"] = (tmp_path / "m.pt").read_bytes()
     tz.convert(tmp_path / "m.pt", f"{tmp_path}/{target}", dtype=dtype, max_shard_size=size)
@@ -434,3 +435,22 @@ def test_web_servers_are_read_only(store: Store) -> None:
         with pytest.raises(OSError, match="only be read") as caught:
             write()
         assert caught.value.errno == errno.EROFS
+
+
+def test_companions(store: Store, tmp_path: Path) -> None:
+    """From a folder of a store to another, and from a disk; after a failure they are gone again."""
+    tz.save(_tensors(0), tmp_path / "m.pt")
+    store["hf/pytorch_model.bin"] = (tmp_path / "m.pt").read_bytes()
+    store["hf/config.json"] = b'{"a": 1}'
+    report = tz.convert(store.url("hf/"), store.url("out/"), storage_options=store.options)
+    assert report.copied == (store.url("out/config.json"),)
+    assert store["out/config.json"] == b'{"a": 1}'
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "vocab.txt").write_bytes(b"a\n")
+    data = bytearray((tmp_path / "m.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "pytorch_model.bin").write_bytes(data)
+    with pytest.raises(tz.TorchZipError, match="CRC"):
+        tz.convert(folder, store.url("bad/"), dtype="float16", storage_options=store.options)
+    assert not any(key.startswith("bad/") for key in store.keys())  # noqa: SIM118

@@ -142,8 +142,8 @@ def build_header(
     """Return the bytes before the data, where each tensor begins, and the size of the file.
 
     ``tensors`` are (name, dtype or blocks, shape), in the order of their data. A plain int among
-    the values becomes a u32, or an i32, u64 or i64 if it does not fit; one in a list an i32 or i64;
-    a plain float an f32.
+    the values becomes a u32, or an i32, u64 or i64 where it has to; one in a list an i32 or i64; a
+    plain float an f32.
 
     Raises
     ------

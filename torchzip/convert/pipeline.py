@@ -122,7 +122,7 @@ def _umask() -> int:
 def _joined(
     source: str, target: str, reports: dict[str, ConvertReport], copied: list[str], place: str
 ) -> ConvertReport:
-    """Return the report of all components, with its name before what is said of it."""
+    """Return the report of all components, whose names precede what is said of each."""
 
     def final(path: str) -> str:
         return os.path.join(target, os.path.relpath(path, place)) if path else ""

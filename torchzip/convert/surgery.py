@@ -51,7 +51,7 @@ class Taken:
     """The tensors by the names that rules see, and the name of each in the source.
 
     ``what`` says which part of the checkpoint they are; "" if nothing was chosen. ``is_flat``: they
-    are no longer in the same places, so the output is one dict of them.
+    are no longer where they were, so the output is one dict of them.
     """
 
     tensors: dict[str, Held]

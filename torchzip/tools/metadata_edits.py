@@ -1,6 +1,6 @@
 """Edits of what a file has beside its tensors: the strings of safetensors, the values of GGUF.
 
-The header is in front of the data, so the whole file is written, all or nothing, by `convert`.
+The header is in front of the data, so the file is rewritten, all or nothing, by `convert`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The .npz format of numpy: a zip archive with a .npy file for each tensor, stored.
 
-The CRC of a tensor comes before it. To a disk the head of a record is written when its CRC is
+The CRC of a tensor precedes it. To a disk the head of a record is written when its CRC is
 known; to a store, where bytes go in their order, a tensor whose CRC is unknown is read twice.
 """
 

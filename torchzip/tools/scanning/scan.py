@@ -329,8 +329,8 @@ class _Judge:
             if each.name in declared or each.name.startswith("data/"):
                 continue
             if each.head[:1] == b"\x80" and may_be_pickle(each.head[:HEAD_NBYTES]):
-                part = each.open()
-                self._pickles(part, _join(member, each.name), start=0, is_sure=False)
+                with contextlib.closing(each.open()) as part:
+                    self._pickles(part, _join(member, each.name), start=0, is_sure=False)
 
 
 class ErrorsFound(contextlib.AbstractContextManager[None]):
