@@ -47,7 +47,7 @@ class NpzOutput(PlannerByName):
 
     def one_file(self, path: str) -> PlannedFile:
         """Return the file, without the object around the tensors."""
-        self.lost += lost_values(self.checkpoint, self.selection.around, self.selection.original)
+        self.lost += lost_values(self.checkpoint, self.selection)
         return self.shard(path, list(self.storages))
 
     def shard(self, path: str, names: list[str]) -> PlannedFile:

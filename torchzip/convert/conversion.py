@@ -41,6 +41,7 @@ class ConvertReport:
     does not have; a dry run does not know it. ``here`` are tensors that this process computes alone
     although there are workers, because what computes them cannot be pickled. ``rows`` has one row
     for each of the ``tensors``, and ``file_nbytes`` the size of each of the ``files``.
+    ``dequantized`` has the weights that were quantized, each with its scheme.
     """
 
     source: str
@@ -57,6 +58,7 @@ class ConvertReport:
     here: tuple[str, ...] = ()
     rows: tuple[PlannedTensor, ...] = field(default=(), repr=False)
     file_nbytes: tuple[int, ...] = field(default=(), repr=False)
+    dequantized: dict[str, str] = field(default_factory=dict)
 
 
 def convert(
@@ -74,6 +76,7 @@ def convert(
     progress: Progress | None = None,
     overwrite: bool = False,
     verify: bool = False,
+    dequantize: bool = False,
     dry_run: bool = False,
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
@@ -116,6 +119,10 @@ def convert(
     Storages that go from zip to zip unchanged take their CRC along; others are compared with the
     CRC of the source, where all of the storage is read. ``verify=True`` compares the CRC of every
     storage. ``limits`` are the bounds on what the source may ask for.
+
+    ``dequantize=True`` writes plain weights in the place of quantized ones, as `lazy.dequantized`
+    makes them; the rules and ``map`` get the plain ones. A loader must not find the
+    ``quantization_config`` of the source beside them.
 
     ``dry_run=True`` gives the report, to the byte, and writes nothing: only the structure of the
     source is read, what is at ``dst`` does not matter, and ``progress`` is not called. What ``map``
@@ -181,8 +188,9 @@ def convert(
         several = isinstance(src, Mapping) and not isinstance(src, Checkpoint)
         with ErrorPlace(path=None if several else checkpoint.path):
             plan = make_plan(
-                checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping
-            )
+                checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping,
+                dequantize=dequantize,
+            )  # fmt: skip
             files = plan.sizes
             replaced = [] if dry_run else _make_way(target, files, overwrite)
             for line in plan.warnings:
@@ -209,7 +217,7 @@ def convert(
     return ConvertReport(
         source, [*files][-1], plan.output.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
-        plan.tied, overflowed, here, tuple(plan.tensors), tuple(files.values()),
+        plan.tied, overflowed, here, tuple(plan.tensors), tuple(files.values()), plan.dequantized,
     )  # fmt: skip
 
 

@@ -19,11 +19,11 @@ from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile, PlannedTensor
-from torchzip.convert.quantized import codes, sentence
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Selection, select
 from torchzip.convert.targets import Target
 from torchzip.files.place import LocalPlace, StorePlace
+from torchzip.quantization.codes import codes, sentence
 
 
 @dataclass(slots=True)
@@ -41,6 +41,8 @@ class Plan:
     unused: list[str] = field(default_factory=list)
     #: What is to be said before anything is written.
     warnings: list[str] = field(default_factory=list)
+    #: The weights that were quantized, and how.
+    dequantized: dict[str, str] = field(default_factory=dict)
     #: The path and the bytes of the index of shards.
     index: tuple[str, bytes] | None = None
 
@@ -70,6 +72,7 @@ def make_plan(
     *,
     max_shard_nbytes: int | None = None,
     mapping: MappedTensors | None = None,
+    dequantize: bool = False,
 ) -> Plan:
     """Return the plan for writing a checkpoint to a target.
 
@@ -83,7 +86,7 @@ def make_plan(
         If the target has no way to hold a tensor.
     """
     rules = rules if rules is not None else Rules()
-    selection = select(checkpoint, rules, mapping)
+    selection = select(checkpoint, rules, mapping, dequantize=dequantize)
 
     def dtype_of(name: str, torch_dtype: str) -> str:
         return rules.dtype_of(selection.sources.get(name, name), torch_dtype)
@@ -99,6 +102,9 @@ def make_plan(
     plan.unused = rules.unused()
     found = _codes(selection)
     plan.warnings = plan.unused + ([sentence(found)] if found else [])
+    plan.dequantized = selection.dequantized
+    if dequantize and not plan.dequantized:
+        plan.warnings.append("dequantize: no tensor that is converted is quantized")
     return plan
 
 

@@ -9,7 +9,7 @@ of the tensors, a state dict.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,8 @@ from torchzip.convert.rules import Rules
 from torchzip.errors import FormatError, TorchZipError, shown
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
-from torchzip.types import OtherTensor, Parameter
+from torchzip.quantization.dequantizing import dequantized_checkpoint
+from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 #: Containers whose items can have other keys.
 _PLAIN = (dict, OrderedDict, list, tuple)
@@ -53,8 +54,13 @@ class Selection:
     lost: list[str] = field(default_factory=list)
     #: The arrays of numpy that tensors of ``original`` stand for, by the names there.
     arrays: dict[str, Any] = field(default_factory=dict)
+    #: Tensors of classes of their own that stay objects, by name.
+    subclassed: Mapping[str, ForeignObject] = field(default_factory=dict)
+    #: The weights that were quantized, by the names in ``tensors``: how. And their objects.
+    dequantized: dict[str, str] = field(default_factory=dict)
+    unwrapped: list[ForeignObject] = field(default_factory=list)
 
-    def put(self, tensors: dict[str, LazyTensor]) -> list[str]:
+    def put(self, tensors: Mapping[str, Held]) -> list[str]:
         """Put other tensors where those of these names are, in dicts and lists with one way there.
 
         Returns the names of those that are elsewhere, and stay.
@@ -78,8 +84,16 @@ class Selection:
         return list(left)
 
 
-def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None = None) -> Selection:
+def select(
+    checkpoint: Checkpoint,
+    rules: Rules,
+    mapping: MappedTensors | None = None,
+    *,
+    dequantize: bool = False,
+) -> Selection:
     """Return what the rules take of a checkpoint, which stays as it is.
+
+    With ``dequantize``, plain weights are in the place of quantized ones before any rule is asked.
 
     Raises
     ------
@@ -87,6 +101,7 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
         If two tensors would have one name.
     """
     selection = _source(checkpoint)
+    weights = _dequantize(selection, checkpoint) if dequantize else {}
     named = {name: held for name, held in selection.tensors.items() if rules.keeps(name)}
     if mapping is not None:
         for name, held in named.items():
@@ -105,9 +120,13 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
             if known != old:
                 raise ValueError(f"{known!r} and {old!r} would both be called {new!r}")
     news = {old: new for new, old in sources.items()}
-    changed = {old: news.get(old) for old in selection.tensors if news.get(old) != old}
+    changed = {
+        old: new for old in selection.original if (new := news.get(weights.get(old, old))) != old
+    }
     selection.sources = sources
     selection.tensors = {new: named[old] for new, old in sources.items()}
+    schemes = selection.dequantized
+    selection.dequantized = {new: schemes[old] for new, old in sources.items() if old in schemes}
     if mapping is not None:
         selection.is_flat = True
     if changed and not selection.is_flat:
@@ -116,6 +135,9 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
             selection.is_flat = True
         else:
             selection.root = selection.around = renamed
+    if schemes and not selection.is_flat:
+        plain = {name: selection.tensors[name] for name in selection.dequantized}
+        selection.is_flat = bool(selection.put(plain))
     if selection.is_flat:
         # A Parameter with attributes is more than its tensor.
         parameters = {
@@ -127,6 +149,23 @@ def select(checkpoint: Checkpoint, rules: Rules, mapping: MappedTensors | None =
             name: parameters.get(id(held), held) for name, held in selection.tensors.items()
         }
     return selection
+
+
+def _dequantize(selection: Selection, checkpoint: Checkpoint) -> dict[str, str]:
+    """Put plain weights among the tensors; return the name of the weight for each name of codes."""
+    found = dequantized_checkpoint(checkpoint, tensors=selection.tensors)
+    selection.tensors = found.tensors
+    selection.dequantized = found.schemes
+    selection.unwrapped = found.wrappers
+    selection.is_flat |= bool(found.wrappers)
+    left = {id(each) for each in found.wrappers}
+    selection.subclassed = {
+        name: each for name, each in selection.subclassed.items() if id(each) not in left
+    }
+    selection.lost += [
+        f"{name}: of the quantization, and not for plain weights" for name in found.dropped
+    ]
+    return {codes: weight for weight, codes in found.codes.items()}
 
 
 def _source(checkpoint: Checkpoint) -> Selection:
@@ -154,7 +193,10 @@ def _source(checkpoint: Checkpoint) -> Selection:
                 lost.append(f"the object around the tensors: {error.message}")
     sources = {name: name for name in tensors}
     is_flat = checkpoint.container.is_script
-    return Selection(root, tensors, sources, tensors, root, is_flat, metadata, lost, arrays)
+    return Selection(
+        root, tensors, sources, tensors, root, is_flat, metadata, lost, arrays,
+        checkpoint.subclassed,
+    )  # fmt: skip
 
 
 def _restored_object(

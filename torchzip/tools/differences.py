@@ -11,7 +11,6 @@ from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor, stor
 from torchzip.checkpoint.plain_values import same_value, what_is_beside
 from torchzip.checkpoint.walk import Label, joined
 from torchzip.convert.carried import OBJECT_KEY
-from torchzip.convert.casting import layout
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Held, select
 from torchzip.errors import EnoughMemory, ErrorPlace, shown
@@ -20,7 +19,7 @@ from torchzip.files.source import File
 from torchzip.limits import Limits
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, layout
 from torchzip.tensors.storage import Part, will_read
 from torchzip.tools.elements import (
     ElementDifference,

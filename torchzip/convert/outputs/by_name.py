@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.convert.casting import DtypeOf, cast_elements, layout
+from torchzip.convert.casting import DtypeOf, cast_elements
 from torchzip.convert.lost import lost_ties
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
 from torchzip.convert.tied_names import preferred
 from torchzip.tensors.packing import ElementStorage
+from torchzip.tensors.specs import layout
 from torchzip.tensors.storage import SpanStorage, TensorStorage
 
 
