@@ -13,8 +13,8 @@ import pytest
 import torchzip as tz
 from tests.cli.running import run
 from torchzip import lazy
-from torchzip.quantization.arithmetic import unpacked
 from torchzip.quantization.configs import without_quantization
+from torchzip.quantization.words import unpacked
 from torchzip.tensors import computed
 
 Array = np.ndarray[Any, Any]
@@ -43,7 +43,8 @@ def expected(codes: Array, scale: Array, block: tuple[int, int]) -> Array:
 
 def same_bits(a: Array, b: Array) -> None:
     assert (a.dtype, a.shape) == (b.dtype, b.shape)
-    np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
+    raw = [np.ascontiguousarray(each).view(np.uint8) for each in (a, b)]
+    np.testing.assert_array_equal(raw[0], raw[1])
 
 
 def write_config(folder: Path, **config: Any) -> None:

@@ -162,6 +162,10 @@ def _dequantize(selection: Selection, checkpoint: Checkpoint) -> dict[str, str]:
     selection.subclassed = {
         name: each for name, each in selection.subclassed.items() if id(each) not in left
     }
+    if found.described:  # by torchao, of tensors that are no more
+        selection.metadata.pop("tensor_names", None)
+        for name in [key for key, text in selection.metadata.items() if '"_type"' in text[:9]]:
+            del selection.metadata[name]
     selection.lost += [
         f"{name}: of the quantization, and not for plain weights" for name in found.dropped
     ]

@@ -24,7 +24,7 @@ from torchzip.tensors.computed import (
     operand_of,
 )
 from torchzip.tensors.specs import Shape, TensorSpec
-from torchzip.tensors.views import joined, reshaped, sliced
+from torchzip.tensors.views import joined, permuted, reshaped, sliced
 
 Array = NDArray[Any]
 
@@ -45,6 +45,9 @@ class Part(NamedTuple):
 
     def reshaped(self, *shape: int) -> Part:
         return Part(self.name, reshaped(self.spec, shape))
+
+    def permuted(self, *axes: int) -> Part:
+        return Part(self.name, permuted(self.spec, axes))
 
     def at(self, index: int) -> Part:
         """Return what is under an index of the first axis."""
@@ -131,7 +134,7 @@ class Fp4(Numbers):
         return 2 * codes
 
     def __call__(self, codes: Array) -> Array:
-        return np.take(_FP4_PAIRS, codes).view(np.float32)
+        return np.take(_FP4_PAIRS, codes.view(np.uint8)).view(np.float32)
 
 
 def exponents(codes: Array) -> Array:
@@ -212,7 +215,9 @@ def scaled(
     function = Scaled(*block, numbers)
     if count == 1 or rows % block[0] == 0:
         flat = [Operand(codes.reshaped(count * rows, inner))]
-        flat += [Operand(each.reshaped(-1, needed[-1]), block[0]) for each in companions]
+        flat += [
+            Operand(each.reshaped(count * needed[-2], needed[-1]), block[0]) for each in companions
+        ]
         made = computed(function, flat, dtype, count * rows, (columns,))
         return reshaped(made, (*leading, rows, columns))
     each_alone = [
@@ -232,24 +237,3 @@ def scaled(
         for number in range(count)
     ]
     return stacked(dtype, each_alone, tuple(leading))
-
-
-def unpacked(words: Array, bits: int, count: int) -> Array:
-    """Return codes that are packed along the last axis: little end first, without gaps.
-
-    A code may lie across the border of two words of 32 bits.
-
-    >>> unpacked(np.array([[0x87654321]], np.uint32), 4, 8).tolist()
-    [[1, 2, 3, 4, 5, 6, 7, 8]]
-    """
-    raw = np.ascontiguousarray(words).view(np.uint8)
-    if 8 % bits == 0:
-        per_byte = 8 // bits
-        shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
-        codes = (raw[..., None] >> shifts) & np.uint8((1 << bits) - 1)
-        return codes.reshape(*raw.shape[:-1], -1)[..., :count]
-    begin = np.arange(count) * bits
-    pair = np.concatenate([raw, np.zeros((*raw.shape[:-1], 1), np.uint8)], axis=-1).astype("<u2")
-    both = pair[..., begin // 8] | (pair[..., begin // 8 + 1] << 8)
-    made: Array = (both >> (begin % 8).astype(np.uint16)) & np.uint16((1 << bits) - 1)
-    return made.astype(np.uint8)

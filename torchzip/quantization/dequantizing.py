@@ -22,6 +22,7 @@ from torchzip.quantization.codes import codes as codes_among
 from torchzip.quantization.configs import QuantizationConfig, config_beside, parse_config
 from torchzip.quantization.scheme import FLOAT8, Found, Plain
 from torchzip.quantization.table import SCHEMES
+from torchzip.quantization.torchao import plain_of, wrappers
 from torchzip.tensors.specs import layout
 
 ConfigLike = Mapping[str, Any] | str | os.PathLike[str] | None
@@ -55,6 +56,8 @@ class Dequantized:
     schemes: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     wrappers: list[ForeignObject] = field(default_factory=list)
+    #: Keys of the metadata that describe what is plain now.
+    described: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,13 @@ def dequantize(
     tensors: Mapping[str, Any],
     config: QuantizationConfig | None = None,
     *,
+    subclassed: Mapping[str, ForeignObject] | None = None,
+    metadata: Mapping[str, str] | None = None,
     transposes: bool = True,
 ) -> Dequantized:
     """Return tensors with plain weights in the place of quantized ones. No weight is read.
+
+    ``subclassed`` and ``metadata`` are those of the checkpoint: what torchao says of its tensors.
 
     Raises
     ------
@@ -83,7 +90,11 @@ def dequantize(
         If a scheme is not known.
     """
     config = config or QuantizationConfig()
-    claims = list(_claims(tensors, config, transposes))
+    wrapped = list(wrappers(tensors, subclassed or {}, metadata or {}))
+    claims = [Claim(each.name, plain_of(each), each.names) for each in wrapped]
+    inner = {name for claim in claims for name in claim.parts}
+    rest = {name: held for name, held in tensors.items() if name not in inner}
+    claims += _claims(rest, config, transposes)
     by_codes = {claim.parts[0]: claim for claim in claims}
     taken = {name for claim in claims for name in claim.parts}
     dropped = [name for claim in claims for name in claim.dropped]
@@ -92,6 +103,8 @@ def dequantize(
     left = tensors.keys() - taken - set(dropped)
     _refuse_parts({name: tensors[name] for name in tensors if name in left}, config)
     found = Dequantized({}, dropped=list(dict.fromkeys(dropped)))
+    found.wrappers = [each.call for each in wrapped if each.call is not None]
+    found.described = {each.name for each in wrapped if each.call is None}
     made: dict[Any, LazyTensor] = {}
     for name, held in tensors.items():
         claim = by_codes.get(name)
@@ -143,6 +156,8 @@ def _claims(
 def _refuse_parts(left: Mapping[str, Any], config: QuantizationConfig) -> None:
     """Raise an error if tensors that no scheme took are parts of quantized weights."""
     dtypes = {name: held.torch_dtype for name, held in left.items() if isinstance(held, LazyTensor)}
+    for name, dtype in dtypes.items():
+        _refuse_without(name, dtype, left)
     for name, scale in codes_among(dtypes).items():
         raise UnsupportedError(
             f"{shown(name)} ({dtypes[name]}) and {shown(scale)} ({dtypes[scale]}) are codes and "
@@ -163,6 +178,22 @@ def _refuse_parts(left: Mapping[str, Any], config: QuantizationConfig) -> None:
                 f"{shown(_weight_of(name))}, of which other parts are not there or are of other "
                 "dtypes"
             )
+
+
+def _refuse_without(name: str, dtype: str, left: Mapping[str, Any]) -> None:
+    """Raise FormatError for codes, by the end of their name, that lack what a scheme needs."""
+    missing: list[str] = []
+    for scheme in SCHEMES:
+        if scheme.codes in ("", "weight") or not name.endswith(scheme.codes):
+            continue
+        if dtype in scheme.dtypes:
+            base = name.removesuffix(scheme.codes)
+            lacks = [base + ending for ending in scheme.needs if base + ending not in left]
+            missing = min([missing, lacks] if missing else [lacks], key=len)
+    if missing:
+        raise FormatError(
+            f"{shown(name)} ({dtype}) are codes of a weight, and {shown(missing[0])} is not there"
+        )
 
 
 def _method_text(config: QuantizationConfig) -> str:
@@ -202,5 +233,9 @@ def dequantized_checkpoint(
     else:
         parsed = QuantizationConfig()
     return dequantize(
-        dict(checkpoint.items()) if tensors is None else tensors, parsed, transposes=transposes
+        dict(checkpoint.items()) if tensors is None else tensors,
+        parsed,
+        subclassed=checkpoint.subclassed if isinstance(checkpoint, Checkpoint) else None,
+        metadata=checkpoint.metadata if isinstance(checkpoint, Checkpoint) else None,
+        transposes=transposes,
     )

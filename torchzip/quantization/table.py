@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from torchzip.quantization import blocks
+from torchzip.quantization import bitsandbytes, blocks, fp4, packed_ints
 from torchzip.quantization.scheme import Scheme
 
-SCHEMES: tuple[Scheme, ...] = (*blocks.SCHEMES,)
+SCHEMES: tuple[Scheme, ...] = (
+    *bitsandbytes.SCHEMES,
+    *fp4.SCHEMES,
+    *packed_ints.SCHEMES,
+    *blocks.SCHEMES,
+)
