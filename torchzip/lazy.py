@@ -43,7 +43,7 @@ A = TypeVar("A")
 def cat(tensors: Sequence[Any], axis: int = 0) -> LazyTensor:
     """Return tensors one after another along an axis, in the dtype that numpy promotes theirs to.
 
-    They are equal in all other axes. Unlike in torch, an empty one is no exception to that.
+    They are equal in all other axes. Unlike in torch, that goes for an empty one too.
 
     Examples
     --------

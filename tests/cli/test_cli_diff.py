@@ -47,7 +47,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TEXT = """\
-changed  w                  float64 [2, 3]              2 elements, first at [0, 2], max abs difference 2
+changed  w                  float64 [2, 3]              2 elements, first at [0, 2], max abs difference 2, mean 0.375
 changed  n                  int64 [2]                   1 element, first at [0], max abs difference 1,099,511,627,774
 changed  half               float32 [3] -> float16 [3]  dtype
 changed  nan                float64 [2]                 1 element, first at [1], NaN on one side in 1
@@ -102,7 +102,9 @@ def test_json(capsys: Capture, pair: Path) -> None:
     row = {"name": "w", "kind": "dense", "torch_dtype": "float64", "shape": [2, 3]}
     assert found["changed"][0] == {
         "before": row, "after": row, "what": ["values"], "part": None,
-        "values": {"count": 2, "max_abs": 2.0, "nans": 0, "first": [0, 2]},
+        "values": {
+            "count": 2, "max_abs": 2.0, "nans": 0, "first": [0, 2], "mean_abs": 2.25 / 6,
+        },
     }  # fmt: skip
     assert found["renamed"][0][1]["name"] == "moved.to"
     assert found["values"][1] == {"name": "opt.lr", "before": "0.1", "after": None}

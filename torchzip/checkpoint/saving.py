@@ -30,7 +30,7 @@ from torchzip.tensors.storage import Bytes, TensorStorage, sources_of, will_read
 BlocksOf = Callable[[TensorStorage], Iterator[Bytes]]
 
 #: Storages up to this size are copied and written together, about half a MB at once: memory for
-#: more of them is mapped anew each time, which takes longer than what fewer steps save.
+#: more of them is mapped again each time, which takes longer than what fewer steps save.
 _SMALL_NBYTES = 1 << 18
 _BATCH_RECORDS = 1 << 11
 _BATCH_NBYTES = 1 << 19

@@ -30,12 +30,14 @@ Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
     examples="""
         torchzip diff before.pt after.pt
         torchzip diff model.pt model-bf16.safetensors --cast
+        torchzip diff model/ model-fp8/ --dequantize
     """,
     arguments={
         "A": None,
         "B": None,
         "--cast": "cast floating tensors of A to their dtype in B, as convert does, before "
         "comparing",
+        "--dequantize": "compare plain weights in the place of quantized ones, of both files",
         "--read": "compare the bytes of all tensors, even if the stored CRCs are equal",
         "--json": "print the differences as JSON",
     },
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.b,
         cast=arguments.cast,
         read=arguments.read,
+        dequantize=arguments.dequantize,
         **reading_options(arguments),
     )
     print(as_json(found) if arguments.json else as_text(found))
@@ -60,9 +63,10 @@ def as_json(found: Diff) -> str:
     for change in values["changed"]:
         difference = change["values"]
         if difference is not None:
-            number = difference["max_abs"]
-            if isinstance(number, float) and not math.isfinite(number):
-                difference["max_abs"] = str(number)
+            for key in ("max_abs", "mean_abs"):
+                number = difference[key]
+                if isinstance(number, float) and not math.isfinite(number):
+                    difference[key] = str(number)
     return json.dumps(values, indent=2)
 
 
@@ -102,6 +106,8 @@ def _changed(change: TensorChange) -> list[str]:
         number = difference.max_abs
         shown = f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
         told.append(f"max abs difference {shown}")
+    if difference.mean_abs is not None and difference.count > 1:
+        told.append(f"mean {difference.mean_abs:.3g}")
     if difference.nans:
         told.append(f"NaN on one side in {difference.nans:,}")
     return [name, tensor, ", ".join(told)]

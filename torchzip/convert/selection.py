@@ -101,7 +101,9 @@ def select(
         If two tensors would have one name.
     """
     selection = _source(checkpoint)
-    weights = _dequantize(selection, checkpoint) if dequantize else {}
+    before = {name: name for name in selection.tensors}
+    if dequantize:
+        before = _dequantize(selection, checkpoint)
     named = {name: held for name, held in selection.tensors.items() if rules.keeps(name)}
     if mapping is not None:
         for name, held in named.items():
@@ -120,9 +122,7 @@ def select(
             if known != old:
                 raise ValueError(f"{known!r} and {old!r} would both be called {new!r}")
     news = {old: new for new, old in sources.items()}
-    changed = {
-        old: new for old in selection.original if (new := news.get(weights.get(old, old))) != old
-    }
+    changed = {old: new for old, name in before.items() if (new := news.get(name)) != old}
     selection.sources = sources
     selection.tensors = {new: named[old] for new, old in sources.items()}
     schemes = selection.dequantized
@@ -136,8 +136,8 @@ def select(
         else:
             selection.root = selection.around = renamed
     if schemes and not selection.is_flat:
-        plain = {name: selection.tensors[name] for name in selection.dequantized}
-        selection.is_flat = bool(selection.put(plain))
+        elsewhere = selection.put({new: selection.tensors[new] for new in selection.dequantized})
+        selection.is_flat = bool(elsewhere)
     if selection.is_flat:
         # A Parameter with attributes is more than its tensor.
         parameters = {
@@ -152,16 +152,31 @@ def select(
 
 
 def _dequantize(selection: Selection, checkpoint: Checkpoint) -> dict[str, str]:
-    """Put plain weights among the tensors; return the name of the weight for each name of codes."""
+    """Put plain weights among the tensors, and in the place of objects that stand for them.
+
+    Returns the names of what is in the object, with what is of each among the tensors.
+    """
     found = dequantized_checkpoint(checkpoint, tensors=selection.tensors)
+    before = {name: name for name in selection.original if name not in found.inner}
+    before |= {codes: name for name, codes in found.codes.items() if codes in before}
+    before |= {name: name for name in found.wrappers}
     selection.tensors = found.tensors
     selection.dequantized = found.schemes
-    selection.unwrapped = found.wrappers
-    selection.is_flat |= bool(found.wrappers)
-    left = {id(each) for each in found.wrappers}
+    selection.unwrapped = list(found.wrappers.values())
     selection.subclassed = {
-        name: each for name, each in selection.subclassed.items() if id(each) not in left
+        name: each for name, each in selection.subclassed.items() if name not in found.wrappers
     }
+    containers = _containers(selection.root)
+    plain = {id(each): found.tensors[name] for name, each in found.wrappers.items()}
+    edits: _Edits = {}
+    for container, *_ in containers:
+        for key, child in _pairs(container) if plain else ():
+            if id(child) in plain:
+                edits.setdefault(id(container), {})[key] = (key, plain[id(child)])
+    if sum(map(len, edits.values())) < len(plain):
+        selection.is_flat = True
+    elif plain:
+        selection.root = selection.around = _edited(selection.root, containers, edits)
     if found.described:  # by torchao, of tensors that are no more
         selection.metadata.pop("tensor_names", None)
         for name in [key for key, text in selection.metadata.items() if '"_type"' in text[:9]]:
@@ -169,7 +184,7 @@ def _dequantize(selection: Selection, checkpoint: Checkpoint) -> dict[str, str]:
     selection.lost += [
         f"{name}: of the quantization, and not for plain weights" for name in found.dropped
     ]
-    return {codes: weight for weight, codes in found.codes.items()}
+    return before
 
 
 def _source(checkpoint: Checkpoint) -> Selection:

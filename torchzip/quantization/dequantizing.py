@@ -15,7 +15,7 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.errors import FormatError, UnsupportedError, shown
+from torchzip.errors import FormatError, TorchZipError, UnsupportedError, shown
 from torchzip.leaf_types import ForeignObject
 from torchzip.quantization.arithmetic import Part
 from torchzip.quantization.codes import codes as codes_among
@@ -55,7 +55,9 @@ class Dequantized:
     codes: dict[str, str] = field(default_factory=dict)
     schemes: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
-    wrappers: list[ForeignObject] = field(default_factory=list)
+    wrappers: dict[str, ForeignObject] = field(default_factory=dict)
+    #: The names of what is inside of these.
+    inner: set[str] = field(default_factory=set)
     #: Keys of the metadata that describe what is plain now.
     described: set[str] = field(default_factory=set)
 
@@ -103,7 +105,8 @@ def dequantize(
     left = tensors.keys() - taken - set(dropped)
     _refuse_parts({name: tensors[name] for name in tensors if name in left}, config)
     found = Dequantized({}, dropped=list(dict.fromkeys(dropped)))
-    found.wrappers = [each.call for each in wrapped if each.call is not None]
+    found.wrappers = {each.name: each.call for each in wrapped if each.call is not None}
+    found.inner = {name for each in wrapped if each.call is not None for name in each.names}
     found.described = {each.name for each in wrapped if each.call is None}
     made: dict[Any, LazyTensor] = {}
     for name, held in tensors.items():
@@ -123,6 +126,24 @@ def dequantize(
         found.schemes[claim.name] = claim.plain.text
         found.codes[claim.name] = name
     return found
+
+
+def schemes_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return how the weights of a checkpoint are quantized, by the names of their codes.
+
+    That is read off names, dtypes, shapes, and the config beside it. What lacks a part or is of an
+    unknown scheme has none.
+    """
+    tensors = dict(checkpoint.items())
+    try:
+        wrapped = list(wrappers(tensors, checkpoint.subclassed, checkpoint.metadata))
+        claims = [Claim(each.name, plain_of(each), each.names) for each in wrapped]
+        inner = {name for claim in claims for name in claim.parts}
+        rest = {name: held for name, held in tensors.items() if name not in inner}
+        claims += _claims(rest, config_beside(checkpoint), True)
+    except TorchZipError:  # `dequantize` says what is wrong
+        return {}
+    return {claim.parts[0]: claim.plain.text for claim in claims}
 
 
 def _claims(

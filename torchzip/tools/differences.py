@@ -110,6 +110,7 @@ def diff(
     *,
     cast: bool = False,
     read: bool = False,
+    dequantize: bool = False,
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
 ) -> Diff:
@@ -125,6 +126,10 @@ def diff(
     ``layer.weight (scale)``, and so is what containers are: ``config (form)`` is OrderedDict or
     dict, say. With ``cast``, a floating tensor of another dtype is first cast to that of ``b``, as
     `convert` does it.
+
+    With ``dequantize``, plain weights are compared in the place of quantized ones of either side
+    (`lazy.dequantized`): of a model and what it was quantized from, in the same dtype or with
+    ``cast``.
 
     What `convert` has put into the metadata of a safetensors file, ties and the object
     around the tensors, is compared too.
@@ -142,12 +147,14 @@ def diff(
     >>> torchzip.save({"w": np.array([1.0, 2.0, 3.0]), "step": 7}, one)
     >>> torchzip.save({"w": np.array([1.0, 2.5, 3.0]), "step": 7}, other)
     >>> found = diff(one, other)
-    >>> found.is_equal, found.changed[0].values
-    (False, ElementDifference(count=1, max_abs=0.5, nans=0, first=(1,)))
+    >>> values = found.changed[0].values
+    >>> found.is_equal, values.count, values.max_abs, values.first
+    (False, 1, 0.5, (1,))
     """
     a, b = located(a, storage_options), located(b, storage_options)
     with Checkpoint(a, limits=limits) as before, Checkpoint(b, limits=limits) as after:
-        return _Comparison(_Side(before), _Side(after), cast, read).run()
+        sides = _Side(before, dequantize), _Side(after, dequantize)
+        return _Comparison(*sides, cast, read).run()
 
 
 Comparable = Held | BareStorage
@@ -156,11 +163,12 @@ Comparable = Held | BareStorage
 class _Side:
     """One of the two checkpoints: its tensors, bare storages among them, and its values."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, dequantize: bool) -> None:
         self.path = checkpoint.path
         with ErrorPlace(path=self.path):
-            selection = select(checkpoint, Rules())
+            selection = select(checkpoint, Rules(), dequantize=dequantize)
             named = [*selection.original.values(), *selection.arrays.values()]
+            named += selection.tensors.values()
             beside = what_is_beside(selection.around, named, checkpoint.limits)
             values = beside.values
             for index, constant in enumerate(checkpoint.constants):

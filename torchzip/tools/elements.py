@@ -35,14 +35,16 @@ class ElementDifference:
     """Elements that differ.
 
     ``max_abs`` is the largest difference of two numbers, an int for ints; None if there is none (a
-    NaN on one side, bools, raw bits). ``nans`` counts those that are NaN on one side only,
-    ``first`` is the index of the first that differs.
+    NaN on one side, bools, raw bits). ``mean_abs`` is the mean difference of all elements, of those
+    that are equal as well. ``nans`` counts those that are NaN on one side only, ``first`` is the
+    index of the first that differs.
     """
 
     count: int
     max_abs: float | None
     nans: int
     first: tuple[int, ...]
+    mean_abs: float | None = None
 
 
 class Work:
@@ -134,7 +136,13 @@ def compare_elements(a: Located, b: Located) -> tuple[ElementDifference | None, 
         return None, found.same_bits
     first = tuple(map(int, np.unravel_index(found.first, once)))
     return (
-        ElementDifference(found.count * repeated, found.max_abs, found.nans * repeated, first),
+        ElementDifference(
+            found.count * repeated,
+            found.max_abs,
+            found.nans * repeated,
+            first,
+            None if found.max_abs is None else found.sum_abs / math.prod(once),
+        ),
         False,
     )
 
@@ -212,6 +220,7 @@ class _Found:
         self.nans = 0
         self.first = 0
         self.max_abs: float | None = None
+        self.sum_abs = 0.0
         self.same_bits = True
 
     def add(self, a: Bytes, b: Bytes) -> None:
@@ -239,13 +248,14 @@ class _Found:
         elif not self.count:
             self.first = self._done + int(np.argmax(differ))
 
-    def _larger(self, difference: float) -> None:
+    def _larger(self, difference: float, total: float) -> None:
+        self.sum_abs += total
         self.max_abs = difference if self.max_abs is None else max(self.max_abs, difference)
 
     def _add_floats(self, differences: Array, nans: Array) -> None:
         self.nans += int(np.count_nonzero(nans))
         if differences.size:
-            self._larger(float(differences.max()))
+            self._larger(float(differences.max()), float(differences.sum()))
 
     def _floats(self, a: Bytes, b: Bytes) -> Array:
         one, other = (block.view(self._dtype).astype(np.float64) for block in (a, b))
@@ -277,7 +287,8 @@ class _Found:
             high, low = (
                 pick(one, other).astype(wide).view(np.uint64) for pick in (np.maximum, np.minimum)
             )
-            self._larger(int((high - low).max()))
+            differences = high - low
+            self._larger(int(differences.max()), float(differences.sum(dtype=np.float64)))
         return differ
 
     def _bools(self, a: Bytes, b: Bytes) -> Array:

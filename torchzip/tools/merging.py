@@ -31,7 +31,7 @@ from torchzip.tensors.specs import layout
 from torchzip.tools.formula import Formula
 
 Path = str | os.PathLike[str]
-#: Names of the states of optimizers: moments are no weights.
+#: Names of the states of optimizers: moments are not weights.
 _OPTIMIZER = re.compile(r"(^|\.)(last_)?optim(izer)?(s|_states?|_state_dict)?\.")
 _MOST_SHOWN = 10
 
