@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
     "dora": {"target_modules": ["q_proj", "v_proj"], "use_dora": True},
     "emb": {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]},
 }
 
 
-def loaded() -> LlamaForCausalLM:
+def loaded() -> Any:
     """Return the base."""
     return LlamaForCausalLM.from_pretrained("base", dtype=torch.bfloat16)
 
