@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +399,36 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(made[name].astype("f4"), half, rtol=0.02, atol=1e-3)
     status, _, said = run(capsys, *words, "--include", "lm_head*", "--force")
     assert status == 0
+
+
+@pytest.mark.parametrize("case", FORMULAS)
+def test_any_shapes(case: str, tmp_path: Path) -> None:
+    """Whatever shapes and dtypes the factors have: a result, or an error that says what is odd."""
+    adapter, _ = FORMULAS[case][0]()
+    rng = np.random.default_rng(len(case))
+    tz.save(BASE, tmp_path / "base.pt")
+    said: list[ValueError] = []
+    for _ in range(40):
+        changed = dict(adapter)
+        name = rng.choice(list(adapter))
+        shape = list(adapter[name].shape)
+        for _ in range(rng.integers(3)):
+            if shape and rng.random() < 0.6:
+                shape[rng.integers(len(shape))] = int(rng.choice([0, 1, 2, 4, 16, 24]))
+            elif shape and rng.random() < 0.5:
+                del shape[rng.integers(len(shape))]
+            else:
+                shape.insert(0, int(rng.choice([0, 1, 2])))
+        dtype = [np.float32, np.float16, np.int32, ml_dtypes.float8_e4m3fn][rng.integers(4)]
+        changed[name] = np.ones(shape, dtype)
+        if rng.random() < 0.2:
+            del changed[rng.choice(list(adapter))]
+        tz.convert(changed, tmp_path / "a.safetensors", overwrite=True)
+        try:
+            tools.merge_lora(
+                tmp_path / "base.pt", tmp_path / "a.safetensors", tmp_path / "o.pt", overwrite=True
+            )
+        except ValueError as error:
+            said.append(error)
+    for each in said:
+        assert isinstance(each, tz.FormatError) or re.search("not used|the shape", str(each)), each
