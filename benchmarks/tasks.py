@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import checkpoints, computing
+from benchmarks import checkpoints, computing, quantized
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Work = Callable[[], object]
@@ -511,6 +511,13 @@ def _rows() -> list[Row]:
             {"torchzip": {computing.NUMPY_MAP: 3.5}, "torchzip jobs=2": {computing.NUMPY_MAP: 3.5}},
             computing.dequantize, computing.prepare_float8,
         ),
+    ]  # fmt: skip
+    rows += [
+        Row(
+            name, {"torchzip": {"torch script": 1}, "torchzip jobs=2": {"torch script": 1}},
+            make, prepare,
+        )
+        for name, make, prepare in quantized.rows()
     ]  # fmt: skip
     return rows
 

@@ -27,6 +27,7 @@ _RANKS = {
     "types": 3.5,  # names what users see of `leaf_types` and `tensors.kinds`; rooms above import it
     "formats": 4,
     "checkpoint": 5,
+    "quantization": 5.3,  # makes LazyTensors of LazyTensors, which `lazy.dequantized` returns
     "lazy": 5.5,  # makes LazyTensors of LazyTensors; `convert` and `tools` may use it
     "executors": 5.5,
     "convert": 6,
@@ -37,7 +38,8 @@ _ABOVE_ALL = {"__init__", "__main__"}
 
 #: Who may import what from outside the standard library.
 _NUMPY_ROOMS = {
-    "files", "container", "tensors", "formats", "checkpoint", "lazy", "convert", "tools",
+    "files", "container", "tensors", "formats", "checkpoint", "quantization", "lazy", "convert",
+    "tools",
 }  # fmt: skip
 _OPTIONAL = {
     "isal": {"files.crc"},

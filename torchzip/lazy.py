@@ -10,12 +10,14 @@ An array, or whatever else `save` takes for one, may stand wherever a LazyTensor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
 
+from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, tensor_of
 from torchzip.checkpoint.structure import as_tensor
 from torchzip.errors import EnoughMemory
@@ -31,8 +33,9 @@ from torchzip.tensors.functions import UserFunction, takes_rows
 from torchzip.tensors.numpy_dtypes import parse_torch_dtype
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.views import broadcast_spec, joined, padded, reshaped
+from torchzip.types import OtherTensor
 
-__all__ = ["cat", "compute", "pad", "reduce", "stack"]
+__all__ = ["cat", "compute", "dequantized", "pad", "reduce", "stack"]
 
 A = TypeVar("A")
 
@@ -40,7 +43,7 @@ A = TypeVar("A")
 def cat(tensors: Sequence[Any], axis: int = 0) -> LazyTensor:
     """Return tensors one after another along an axis, in the dtype that numpy promotes theirs to.
 
-    They are equal in all other axes. Unlike in torch, an empty one is not an exception to that.
+    They are equal in all other axes. Unlike in torch, that goes for an empty one too.
 
     Examples
     --------
@@ -202,6 +205,61 @@ def reduce(fn: Callable[..., A], *tensors: Any, initial: Any = None) -> A:
     for blocks in blocks_of(operands, math.prod(shape)):
         accumulator = fn(accumulator, *blocks)
     return accumulator  # type: ignore[no-any-return]
+
+
+def dequantized(
+    checkpoint: Checkpoint | Mapping[str, Any],
+    config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    *,
+    transpose_experts: bool = True,
+) -> dict[str, Any]:
+    """Return the tensors of a checkpoint by name, with plain weights for the quantized ones.
+
+    A weight that was kept as codes and scales is computed from them when it is read, in float32,
+    and rounded once: to the dtype that its scheme records, else bfloat16. What it was kept in is
+    not in the result, nor are scales of activations; all else is there as it is. docs/lazy.md lists
+    the schemes, which are recognised by the names and dtypes of their tensors.
+
+    ``config`` is the ``quantization_config`` of the model, as a mapping or the path of a
+    ``config.json``; None: the one in the folder of the checkpoint, if there is one. With
+    ``transpose_experts=False`` the experts of gpt-oss (MXFP4) keep the axes that they have in the
+    file, which some loaders want; transformers wants the two last ones swapped.
+
+    Raises
+    ------
+    FormatError
+        If a weight lacks its scale, or has one that does not fit.
+    UnsupportedError
+        If a scheme is not known. Codes are never passed on as values.
+
+    Examples
+    --------
+    >>> import ml_dtypes
+    >>> codes = np.full((2, 2), 3, ml_dtypes.float8_e4m3fn)
+    >>> quantized = {"a.weight": codes, "a.weight_scale_inv": np.full((1, 1), 0.5, "float32")}
+    >>> dequantized(quantized)["a.weight"].numpy().tolist()
+    [[1.5, 1.5], [1.5, 1.5]]
+    """
+    from torchzip.quantization.dequantizing import dequantized_checkpoint  # which few need
+
+    if not isinstance(checkpoint, Checkpoint):
+        if not isinstance(checkpoint, Mapping):
+            raise TypeError(
+                f"a checkpoint or a mapping was expected, not {type(checkpoint).__name__}"
+            )
+        checkpoint = {name: _dense(name, value) for name, value in checkpoint.items()}
+    return dequantized_checkpoint(checkpoint, config, transposes=transpose_experts).tensors
+
+
+def _dense(name: str, value: Any) -> Any:
+    """Return what stands for a tensor as one; tensors of other kinds as they are."""
+    value = data_of(value)
+    if isinstance(value, OtherTensor):
+        return value
+    try:
+        return value if isinstance(value, LazyTensor) else LazyTensor(_spec_of(value))
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
 
 
 def _spec_of(value: Any) -> TensorSpec:

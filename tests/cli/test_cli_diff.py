@@ -47,7 +47,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TEXT = """\
-changed  w                  float64 [2, 3]              2 elements, first at [0, 2], max abs difference 2, max relative 0.67
+changed  w                  float64 [2, 3]              2 elements, first at [0, 2], max abs difference 2, max relative 0.67, mean 0.375
 changed  n                  int64 [2]                   1 element, first at [0], max abs difference 1,099,511,627,774, max relative 5.5e+11
 changed  half               float32 [3] -> float16 [3]  dtype
 changed  nan                float64 [2]                 1 element, first at [1], NaN on one side in 1
@@ -105,6 +105,7 @@ def test_json(capsys: Capture, pair: Path) -> None:
         "before": row, "after": row, "what": ["values"], "part": None,
         "values": {
             "count": 2, "max_abs": 2.0, "nans": 0, "first": [0, 2], "max_rel": pytest.approx(2 / 3),
+            "mean_abs": 2.25 / 6,
         },
     }  # fmt: skip
     assert found["renamed"][0][1]["name"] == "moved.to"

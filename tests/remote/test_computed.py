@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -120,3 +122,19 @@ def test_of_two_files(server: RangeServer, tmp_path: Path, arrays: dict[str, Arr
     assert server.nbytes - nbytes < 2 * 8.1 * arrays["w0"].nbytes
     assert len(server.requests) - requests < 60
     assert np.array_equal(tz.load(tmp_path / "o.safetensors")["w7"], arrays["w7"])
+
+
+@pytest.mark.parametrize("has_config", [False, True])
+def test_quantized(has_config: bool, tmp_path: Path) -> None:
+    """The config is looked for beside the file; a web server says only then that it has none."""
+    codes = np.random.default_rng(0).integers(0, 100, (300, 200)).astype(np.uint8)
+    scale = np.ones((3, 2) if not has_config else (5, 2), np.float32)
+    weight = codes.view(ml_dtypes.float8_e4m3fn)
+    tz.save({"a.weight": weight, "a.weight_scale_inv": scale}, tmp_path / "m.pt")
+    files = {"m.pt": (tmp_path / "m.pt").read_bytes()}
+    if has_config:
+        config = {"quantization_config": {"weight_block_size": [64, 128]}}
+        files["config.json"] = json.dumps(config).encode()
+    with serving(files) as server, tz.lazy_load(server.url + "m.pt") as checkpoint:
+        made = lazy.dequantized(checkpoint)["a.weight"]
+        np.testing.assert_array_equal(made.numpy(), weight.astype(ml_dtypes.bfloat16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterator, Mapping
@@ -23,6 +24,7 @@ from torchzip.checkpoint.names import NameTable
 from torchzip.errors import (
     EnoughMemory,
     ErrorPlace,
+    LimitError,
     TensorNotFoundError,
     TorchZipError,
     UnsupportedError,
@@ -30,6 +32,7 @@ from torchzip.errors import (
     shown,
 )
 from torchzip.files.location import Location, StorageOptions, located
+from torchzip.files.opening import is_folder, open_around, open_folder
 from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options
 from torchzip.formats.opening import Files, open_checkpoint
@@ -254,6 +257,34 @@ class Checkpoint(Mapping[str, Any]):
         with ErrorPlace(path=self.path):
             for tensor in self._other_tensors:
                 tensor.check_values(checked)
+
+    def beside(self, name: str) -> bytes | None:
+        """Return what is in a small file in the folder of the checkpoint; None if there is none.
+
+        The folder is that of the path that was opened, or that path itself. A checkpoint that was
+        opened as a file object does not have one.
+
+        Raises
+        ------
+        LimitError
+            If the file is longer than `Limits` allow for headers.
+        """
+        file = self._origin[0] if self._origin is not None else None
+        if not isinstance(file, str | os.PathLike):
+            return None
+        folder = open_folder(file) if is_folder(file) else open_around(file)[0]
+        with contextlib.closing(folder):
+            if not folder.has(name):
+                return None
+            try:
+                source = folder.open(name)
+            except FileNotFoundError:  # a web server does not say before
+                return None
+            if source.size > self.limits.header_nbytes:
+                raise LimitError(
+                    "header_nbytes", source.size, self.limits.header_nbytes, path=source.name
+                )
+            return bytes(source.read_at(0, source.size))
 
     def _stored_nbytes(self) -> int:
         leaves = self._names.names.values()

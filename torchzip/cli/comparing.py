@@ -32,6 +32,7 @@ Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
         torchzip diff before.pt after.pt
         torchzip diff model.pt model-bf16.safetensors --cast --rtol 0.01
         torchzip diff run1.ckpt run2.ckpt --tensors-only --exclude optimizer_states
+        torchzip diff model/ model-fp8/ --dequantize
     """,
     arguments={
         "A": None,
@@ -43,6 +44,7 @@ Exit status: 0 equal, 1 different or a bad file, 2 wrong usage.
         "--rtol Y": "see --atol; both are 0 by default",
         "--cast": "cast floating tensors of A to their dtype in B, as convert does, before "
         "comparing",
+        "--dequantize": "compare plain weights in the place of quantized ones, of both files",
         "--read": "compare the bytes of all tensors, even if the stored CRCs are equal",
         "--json": "print the differences as JSON",
     },
@@ -61,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             atol=_number("--atol", arguments.atol),
             rtol=_number("--rtol", arguments.rtol),
             read=arguments.read,
+            dequantize=arguments.dequantize,
             progress=progress,
             **reading_options(arguments),
         )
@@ -80,7 +83,7 @@ def as_json(found: Diff) -> str:
     values = {"is_equal": found.is_equal, **dataclasses.asdict(found)}
     for change in values["changed"]:
         difference = change["values"]
-        for key in ("max_abs", "max_rel") if difference is not None else ():
+        for key in ("max_abs", "max_rel", "mean_abs") if difference is not None else ():
             number = difference[key]
             if isinstance(number, float) and not math.isfinite(number):
                 difference[key] = str(number)
@@ -128,6 +131,8 @@ def _changed(change: TensorChange) -> list[str]:
         told.append(f"max abs difference {shown}")
         if difference.max_rel is not None:
             told.append(f"max relative {difference.max_rel:.2g}")
+    if difference.mean_abs is not None and difference.count > 1:
+        told.append(f"mean {difference.mean_abs:.3g}")
     if difference.nans:
         told.append(f"NaN on one side in {difference.nans:,}")
     return [name, tensor, ", ".join(told)]

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
         "help": "share the work among N processes (default 1)",
     },
     "--verify": "also check the CRCs of bytes that are only copied",
+    "--dequantize": "write plain weights in the place of quantized ones (fp8, int4, nf4, ...), "
+    "in bfloat16 or the dtype that their scheme has; --dtype gives another",
     "--dry-run": "show the plan and write nothing",
     "--force": "overwrite DST",
     "--json": "print the report as JSON on stdout",
@@ -142,6 +145,7 @@ def writing(arguments: argparse.Namespace, dst: str) -> Iterator[dict[str, Any]]
             "max_shard_size": arguments.max_shard_size,
             "jobs": arguments.jobs,
             "verify": arguments.verify,
+            "dequantize": arguments.dequantize,
             "progress": progress,
             "overwrite": arguments.force,
             "dry_run": is_dry,
@@ -198,6 +202,7 @@ def _planned_values(report: ConvertReport) -> dict[str, Any]:
         "files": dict(zip(report.files, report.file_nbytes, strict=True)),
         "tensors": [dataclasses.asdict(row) for row in report.rows],
         "tied": report.tied,
+        "dequantized": report.dequantized,
         "lost": report.lost,
         "copied": report.copied,
         "refused": report.refused,
@@ -241,6 +246,10 @@ def _say_notes(report: ConvertReport) -> None:
     if report.tied:
         lines = [f"{name} has its data under {holder}" for name, holder in report.tied.items()]
         say(f"tied: {_first(lines)}")
+    if report.dequantized:
+        counts = Counter(report.dequantized.values())
+        lines = [f"{count_text(count, 'weight')} ({scheme})" for scheme, count in counts.items()]
+        say(f"dequantized: {_first(lines)}; remove the quantization_config of a copied config.json")
     if report.lost:
         say(f"not in the output: {_first(report.lost)}")
     if report.refused:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.outline import Outline, chosen, outline
 from torchzip.cli.command import DONE, JOIN_ARGUMENT, Command, opened
 from torchzip.cli.listing_text import flat_lines, sorted_by, sum_lines, tree_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
 from torchzip.formats.base import collector_paused
+from torchzip.quantization.codes import codes
 
 COMMAND = Command(
     name="ls",
@@ -62,12 +64,14 @@ def run(arguments: argparse.Namespace) -> int:
     with collector_paused(True):  # of 100,000 tensors, nothing is garbage until the end
         with opened(arguments.file, arguments, optimizer=arguments.optimizer) as checkpoint:
             found = chosen(outline(checkpoint), arguments.globs)
+            schemes = _schemes(checkpoint)
         if arguments.json:
-            print(as_json(describe(found, sort=arguments.sort)))
+            print(as_json(describe(found, schemes, sort=arguments.sort)))
             return DONE
         lines = text_lines(
             found,
             screen(),
+            schemes=schemes,
             tree=arguments.tree or depth is not None,
             depth=depth,
             sort=arguments.sort,
@@ -82,6 +86,7 @@ def text_lines(
     found: Outline,
     where: Screen,
     *,
+    schemes: Mapping[str, str] | None = None,
     tree: bool = False,
     depth: int | None = None,
     sort: str | None = None,
@@ -90,21 +95,38 @@ def text_lines(
 ) -> Iterator[str]:
     """Yield the listing: the tensors, flat or as a tree, the values, the totals."""
     if tree:
-        yield from tree_lines(found, where, depth=depth, sort=sort, fold=not everything, long=long)
+        yield from tree_lines(
+            found, where, schemes or {}, depth=depth, sort=sort, fold=not everything, long=long
+        )
     else:
-        yield from flat_lines(found, sorted_by(sort, found.tensors), where, long=long)
+        yield from flat_lines(
+            found, sorted_by(sort, found.tensors), where, schemes or {}, long=long
+        )
     values = value_lines(found, where, everything=everything)
     if values:
         yield from ["", *values, ""] if found.tensors else [*values, ""]
     yield from sum_lines(found)
 
 
-def describe(found: Outline, *, sort: str | None = None) -> dict[str, Any]:
+def _schemes(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return how weights are quantized, by the names of their codes."""
+    dtypes = {name: tensor.torch_dtype for name, tensor in checkpoint.items()}
+    if not (codes(dtypes) or checkpoint.subclassed or "tensor_names" in checkpoint.metadata):
+        return {}
+    from torchzip.quantization.dequantizing import schemes_of  # with all schemes
+
+    return schemes_of(checkpoint)
+
+
+def describe(
+    found: Outline, schemes: Mapping[str, str] | None = None, *, sort: str | None = None
+) -> dict[str, Any]:
     return {
         "file": found.path,
         "format": found.format,
         "tensors": [row._asdict() for row in sorted_by(sort, found.tensors)],
         "subclasses": found.subclasses,
+        "quantized": dict(schemes or {}),
         "by_dtype": {dtype: dataclasses.asdict(sums) for dtype, sums in found.by_dtype.items()},
         "stored_nbytes": found.stored_nbytes,
         "foreign": list(found.foreign),

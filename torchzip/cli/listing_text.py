@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
@@ -25,15 +25,16 @@ _SIZE = 3
 class _Cells:
     """The cells of a tensor. Shapes and sizes that many tensors share are made once."""
 
-    def __init__(self, outline: Outline, long: bool) -> None:
+    def __init__(self, outline: Outline, schemes: Mapping[str, str], long: bool) -> None:
         self._outline = outline
+        self._schemes = schemes
         self._long = long
         self._shape = functools.cache(shape_text)
         self._size = functools.cache(nbytes_text)
 
     def head(self) -> list[str]:
         more = ["stride", "offset", "device", "grad", "record"] if self._long else []
-        return [*_HEAD, *more, "tied or view"]
+        return [*_HEAD, *more, "quantized, tied or view" if self._schemes else "tied or view"]
 
     def of(self, name: str, row: TensorRow) -> list[str]:
         cells = [name, row.kind_text, self._shape(row.shape), self._size(row.nbytes)]
@@ -60,6 +61,9 @@ class _Cells:
         return printable(", ".join(dict.fromkeys(records)))
 
     def _mark(self, row: TensorRow) -> str:
+        scheme = self._schemes.get(row.name)
+        if scheme is not None:
+            return f"{row.sharing_text}, {scheme}" if row.sharing_text else scheme
         if row.sharing_text or not row.is_view:
             return row.sharing_text
         stored = sum(self._outline.storages[number].nbytes for number in row.storages)
@@ -67,12 +71,17 @@ class _Cells:
 
 
 def flat_lines(
-    outline: Outline, rows: list[TensorRow], screen: Screen, *, long: bool
+    outline: Outline,
+    rows: list[TensorRow],
+    screen: Screen,
+    schemes: Mapping[str, str],
+    *,
+    long: bool,
 ) -> Iterator[str]:
     """Yield a table of tensors, one per line; nothing if there are none."""
     if not rows:
         return
-    cells = _Cells(outline, long)
+    cells = _Cells(outline, schemes, long)
     made = [cells.head(), *(cells.of(name_text(row.name), row) for row in rows)]
     head, *lines = _table(made, screen)
     yield screen.bold(head)
@@ -87,7 +96,14 @@ def _table(rows: list[list[str]], screen: Screen) -> list[str]:
 
 
 def tree_lines(
-    outline: Outline, screen: Screen, *, depth: int | None, sort: str | None, fold: bool, long: bool
+    outline: Outline,
+    screen: Screen,
+    schemes: Mapping[str, str],
+    *,
+    depth: int | None,
+    sort: str | None,
+    fold: bool,
+    long: bool,
 ) -> Iterator[str]:
     """Yield the tree of modules down to a depth, each with the totals of everything below it.
 
@@ -97,7 +113,7 @@ def tree_lines(
     root = module_tree(outline)
     if not root.tensors:
         return
-    cells = _Cells(outline, long)
+    cells = _Cells(outline, schemes, long)
     head = cells.head()
     head[2] = "shape, elements"
     rows = [(True, head)]

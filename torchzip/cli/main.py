@@ -19,6 +19,7 @@ from torchzip.cli import (
     disassembly,
     editing,
     listing,
+    merging_lora,
     naming,
     repairing,
     reporting,
@@ -44,6 +45,7 @@ _COMMANDS = (
     converting,
     averaging,
     combining,
+    merging_lora,
     disassembly,
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.computed import unrounded
 from torchzip.tensors.packing import ElementStorage, elements_of
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tensors.specs import TensorSpec, contiguous_stride
+from torchzip.tensors.specs import TensorSpec, contiguous_stride, layout
 from torchzip.tensors.storage import TensorStorage
 
 #: (name, torch dtype) -> the dtype in the output
@@ -95,16 +94,6 @@ def cast_elements(spec: TensorSpec, target: str) -> TensorStorage:
 
 def _cast(storage: TensorStorage, source: str, target: str) -> TensorStorage:
     return storage if source == target else CastStorage(storage, source, target)
-
-
-def layout(spec: TensorSpec) -> Any:
-    """Return what two tensors of the same elements have in common, as a key of a dict.
-
-    The numbers are bytes in it: tuples of ints can be chosen so that all have one hash.
-    """
-    shape, stride = spec.shape, spec.stride
-    numbers = struct.pack(f"{2 * len(shape) + 1}q", *shape, *stride, spec.storage_offset)
-    return id(spec.storage), spec.torch_dtype, numbers, spec.conj, spec.neg
 
 
 def inner_tensors(others: Iterable[object]) -> dict[int, TensorSpec | BareStorage]:

@@ -57,6 +57,7 @@ def convert(
     progress: Progress | None = None,
     overwrite: bool = False,
     verify: bool = False,
+    dequantize: bool = False,
     dry_run: bool = False,
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
@@ -131,6 +132,10 @@ def convert(
     Storages that go from zip to zip unchanged take their CRC along; others are compared with the
     CRC of the source, where all of the storage is read. ``verify=True`` compares the CRC of every
     storage. ``limits`` are the bounds on what the source may ask for.
+
+    ``dequantize=True`` writes plain weights in the place of quantized ones, as `lazy.dequantized`
+    makes them; the rules and ``map`` get the plain ones. A loader must not find the
+    ``quantization_config`` of the source beside them.
 
     ``dry_run=True`` gives the report, to the byte, and writes nothing: only the structure of the
     source is read, what is at ``dst`` does not matter, and ``progress`` is not called. What ``map``
@@ -216,7 +221,7 @@ def convert(
         with ErrorPlace(path=None if several else checkpoint.path):
             plan = make_plan(
                 checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping,
-                metadata=metadata, surgery=surgery,
+                metadata=metadata, surgery=surgery, dequantize=dequantize,
             )  # fmt: skip
             files = plan.sizes
             if around is not None:
@@ -253,7 +258,7 @@ def convert(
         source, [*files][-1], plan.output.format, len(plan.tensors), plan.nbytes,
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
         plan.tied, overflowed, here, copied, plan.taken,
-        tuple(plan.tensors), tuple(files.values()),
+        tuple(plan.tensors), tuple(files.values()), plan.dequantized,
     )  # fmt: skip
 
 

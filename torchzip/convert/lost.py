@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
 from torchzip.checkpoint.names import leading_to_leaves
 from torchzip.checkpoint.walk import BUILT_IN, Label, attributes, children, holders, reach, ways
-from torchzip.convert.casting import DtypeOf, layout
-from torchzip.convert.selection import Held
+from torchzip.convert.casting import DtypeOf
+from torchzip.convert.selection import Held, Selection
 from torchzip.formats.base import Child
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, layout
 from torchzip.tensors.storage import TensorStorage
 from torchzip.types import ForeignObject, OtherTensor, Parameter, QuantizedTensor
 
 
 def lost_values(
-    checkpoint: Checkpoint, root: Any, original: Mapping[str, Held], whole: Iterable[Held] = ()
+    checkpoint: Checkpoint, selection: Selection, whole: Iterable[Held] = ()
 ) -> Iterator[str]:
     """Yield what is in an object and is not a tensor with a name, where only those are written.
 
-    ``original`` are all tensors that had one, wanted or not; those in ``whole`` are written with
+    All tensors that had a name are left aside, wanted or not; those in ``whole`` are written with
     their attributes. A list or dict of many values that holds numbers and strings and nothing else,
     however deep, is one line.
     """
-    named = set(map(_identity, original.values()))
+    root = selection.around
+    named = {_identity(held) for each in (selection.original, selection.tensors)
+             for held in each.values()}  # fmt: skip
     arrays = {id(array) for array in checkpoint.arrays.values()}
-    yield from lost_besides(checkpoint, original)
+    yield from lost_besides(checkpoint, selection)
     if isinstance(root, ForeignObject):
         yield f"the object itself, a {root.module}.{root.name}; its tensors are kept"
-    kept = set(map(id, whole))
+    kept = {id(each) for each in (*whole, *selection.unwrapped)}
     odd, _, _ = leading_to_leaves(root, lambda value: True)  # to anything else
 
     def is_many(value: Any) -> bool:
@@ -76,14 +78,14 @@ def _lost_parts(value: Any) -> Iterator[Child]:
         yield from attributes(value)
 
 
-def lost_besides(checkpoint: Checkpoint, original: Mapping[str, Held]) -> Iterator[str]:
+def lost_besides(checkpoint: Checkpoint, selection: Selection) -> Iterator[str]:
     """Yield what is lost whether the object around the tensors can be carried or not."""
     for index in range(len(checkpoint.constants)):
         yield f"constants.{index}: a constant of the code"
-    if not checkpoint.subclassed:
+    if not selection.subclassed:
         return
-    named = {id(held) for held in original.values()}
-    for name, value in checkpoint.subclassed.items():
+    named = {id(held) for held in selection.original.values()}
+    for name, value in selection.subclassed.items():
         # Said of what was looked at: a tensor of a class of its own may have none inside.
         inside = [each for each in reach(value) if isinstance(each, LazyTensor | OtherTensor)]
         kept = sum(id(each) in named for each in inside)

@@ -21,12 +21,12 @@ from torchzip.convert.companions import Companion
 from torchzip.convert.mapped import MappedTensors
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile, PlannedTensor
-from torchzip.convert.quantized import codes, sentence
 from torchzip.convert.rules import Rules
 from torchzip.convert.selection import Selection, select
 from torchzip.convert.surgery import Surgery
 from torchzip.convert.targets import Target
 from torchzip.files.place import LocalPlace, StorePlace
+from torchzip.quantization.codes import codes, sentence
 
 
 @dataclass(slots=True)
@@ -44,6 +44,8 @@ class Plan:
     unused: list[str] = field(default_factory=list)
     #: What is to be said before anything is written.
     warnings: list[str] = field(default_factory=list)
+    #: The weights that were quantized, and how.
+    dequantized: dict[str, str] = field(default_factory=dict)
     #: The path and the bytes of the index of shards.
     index: tuple[str, bytes] | None = None
     #: Which part of the source was chosen, in words.
@@ -79,6 +81,7 @@ def make_plan(
     mapping: MappedTensors | None = None,
     metadata: Mapping[str, Any] | None = None,
     surgery: Surgery | None = None,
+    dequantize: bool = False,
 ) -> Plan:
     """Return the plan for writing a checkpoint to a target.
 
@@ -93,7 +96,7 @@ def make_plan(
         If the target has no way to hold a tensor.
     """
     rules = rules if rules is not None else Rules()
-    selection = select(checkpoint, rules, mapping, surgery)
+    selection = select(checkpoint, rules, mapping, surgery, dequantize=dequantize)
     merged = selection.metadata | dict(metadata or {})
     selection.metadata = {key: value for key, value in merged.items() if value is not None}
 
@@ -113,6 +116,9 @@ def make_plan(
     plan.unused = rules.unused()
     found = _codes(selection)
     plan.warnings = plan.unused + ([sentence(found)] if found else [])
+    plan.dequantized = selection.dequantized
+    if dequantize and not plan.dequantized:
+        plan.warnings.append("dequantize: no tensor that is converted is quantized")
     return plan
 
 

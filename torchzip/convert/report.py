@@ -21,8 +21,9 @@ class ConvertReport:
     does not have; a dry run does not know it. ``here`` are tensors that this process computes alone
     although there are workers, because what computes them cannot be pickled. ``copied`` are the
     files that are copied from beside the weights, and not among ``files``. ``taken`` says what
-    ``weights`` has chosen. ``rows`` has one row
-    for each of the ``tensors``, and ``file_nbytes`` the size of each of the ``files``.
+    ``weights`` has chosen. ``rows`` has one row for each of the ``tensors``, and ``file_nbytes``
+    the size of each of the ``files``. ``dequantized`` has the weights that were quantized, each
+    with its scheme.
     """
 
     source: str
@@ -41,3 +42,4 @@ class ConvertReport:
     taken: str = ""
     rows: tuple[PlannedTensor, ...] = field(default=(), repr=False)
     file_nbytes: tuple[int, ...] = field(default=(), repr=False)
+    dequantized: dict[str, str] = field(default_factory=dict)

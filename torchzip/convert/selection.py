@@ -9,7 +9,7 @@ of the tensors, a state dict.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,11 @@ from torchzip.dtypes import DTYPES
 from torchzip.errors import FormatError, TorchZipError, shown
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
+from torchzip.quantization.dequantizing import dequantized_checkpoint
 from torchzip.tensors.computed import fresh_spec
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec, span_of
-from torchzip.types import OtherTensor, Parameter
+from torchzip.types import ForeignObject, OtherTensor, Parameter
 
 #: Containers whose items can have other keys.
 _PLAIN = (dict, OrderedDict, list, tuple)
@@ -62,8 +63,13 @@ class Selection:
     lost: list[str] = field(default_factory=list)
     #: The arrays of numpy that tensors of ``original`` stand for, by the names there.
     arrays: dict[str, Any] = field(default_factory=dict)
+    #: Tensors of classes of their own that stay objects, by name.
+    subclassed: Mapping[str, ForeignObject] = field(default_factory=dict)
+    #: The weights that were quantized, by the names in ``tensors``: how. And their objects.
+    dequantized: dict[str, str] = field(default_factory=dict)
+    unwrapped: list[ForeignObject] = field(default_factory=list)
 
-    def put(self, tensors: dict[str, LazyTensor]) -> list[str]:
+    def put(self, tensors: Mapping[str, Held]) -> list[str]:
         """Put other tensors where those of these names are, in dicts and lists with one way there.
 
         Returns the names of those that are elsewhere, and stay.
@@ -92,8 +98,12 @@ def select(
     rules: Rules,
     mapping: MappedTensors | None = None,
     surgery: Surgery | None = None,
+    *,
+    dequantize: bool = False,
 ) -> Selection:
     """Return what the rules take of a checkpoint, which stays as it is; ``surgery`` comes first.
+
+    With ``dequantize``, plain weights are in the place of quantized ones before any rule is asked.
 
     Raises
     ------
@@ -101,6 +111,9 @@ def select(
         If two tensors would have one name.
     """
     selection = _source(checkpoint)
+    before = {name: name for name in selection.tensors}
+    if dequantize:
+        before = _dequantize(selection, checkpoint)
     surgery = surgery if surgery is not None else Surgery()
     taken = surgery.take(checkpoint, selection.root, selection.tensors)
     selection.taken, selection.is_flat = taken.what, selection.is_flat or taken.is_flat
@@ -126,8 +139,10 @@ def select(
     if mapping is None:
         sources = {new: taken.sources[old] for new, old in sources.items()}
     news = {old: new for new, old in sources.items()}
-    changed = {old: news.get(old) for old in selection.original if news.get(old) != old}
+    changed = {old: new for old, name in before.items() if (new := news.get(name)) != old}
     selection.sources = sources
+    schemes = selection.dequantized
+    selection.dequantized = {new: schemes[old] for new, old in sources.items() if old in schemes}
     if mapping is not None:
         selection.is_flat = True
     if changed and not selection.is_flat:
@@ -136,6 +151,9 @@ def select(
             selection.is_flat = True
         else:
             selection.root = selection.around = renamed
+    if schemes and not selection.is_flat:
+        elsewhere = selection.put({new: selection.tensors[new] for new in selection.dequantized})
+        selection.is_flat = bool(elsewhere)
     if selection.is_flat:
         # A Parameter with attributes is more than its tensor.
         parameters = {
@@ -203,6 +221,42 @@ def _untied(tensors: dict[str, Held]) -> dict[str, LazyTensor]:
     return made
 
 
+def _dequantize(selection: Selection, checkpoint: Checkpoint) -> dict[str, str]:
+    """Put plain weights among the tensors, and in the place of objects that stand for them.
+
+    Returns the names of what is in the object, with what is of each among the tensors.
+    """
+    found = dequantized_checkpoint(checkpoint, tensors=selection.tensors)
+    before = {name: name for name in selection.original if name not in found.inner}
+    before |= {codes: name for name, codes in found.codes.items() if codes in before}
+    before |= {name: name for name in found.wrappers}
+    selection.tensors = found.tensors
+    selection.dequantized = found.schemes
+    selection.unwrapped = list(found.wrappers.values())
+    selection.subclassed = {
+        name: each for name, each in selection.subclassed.items() if name not in found.wrappers
+    }
+    containers = _containers(selection.root)
+    plain = {id(each): found.tensors[name] for name, each in found.wrappers.items()}
+    edits: _Edits = {}
+    for container, *_ in containers:
+        for key, child in _pairs(container) if plain else ():
+            if id(child) in plain:
+                edits.setdefault(id(container), {})[key] = (key, plain[id(child)])
+    if sum(map(len, edits.values())) < len(plain):
+        selection.is_flat = True
+    elif plain:
+        selection.root = selection.around = _edited(selection.root, containers, edits)
+    if found.described:  # by torchao, of tensors that are no more
+        selection.metadata.pop("tensor_names", None)
+        for name in [key for key, text in selection.metadata.items() if '"_type"' in text[:9]]:
+            del selection.metadata[name]
+    selection.lost += [
+        f"{name}: of the quantization, and not for plain weights" for name in found.dropped
+    ]
+    return before
+
+
 def _source(checkpoint: Checkpoint) -> Selection:
     """Return all that a checkpoint has."""
     tensors: dict[str, Held] = {name: checkpoint[name] for name in checkpoint}
@@ -234,8 +288,9 @@ def _source(checkpoint: Checkpoint) -> Selection:
     sources = {name: name for name in tensors}
     is_flat = checkpoint.container.is_script
     return Selection(
-        root, tensors, sources, tensors, root, is_flat, metadata, lost=lost, arrays=arrays
-    )
+        root, tensors, sources, tensors, root, is_flat, metadata, lost=lost, arrays=arrays,
+        subclassed=checkpoint.subclassed,
+    )  # fmt: skip
 
 
 def _restored_object(

@@ -117,7 +117,7 @@ class ComputedStorage(TensorStorage):
 
     It is computed in the dtype ``computed`` and rounded to ``dtype``, as `Cast` rounds. Rows
     without axes are elements, and each can be computed by itself; others are always computed
-    in the same blocks, whichever part is read.
+    in the same blocks, whichever part is read: of ``block_rows``, or as many as fit in the cache.
     """
 
     location = "cpu"
@@ -131,6 +131,7 @@ class ComputedStorage(TensorStorage):
         computed: str,
         rows: int,
         row: Shape = (),
+        block_rows: int | None = None,
     ) -> None:
         self.function = function
         self.operands = tuple(operands)
@@ -143,7 +144,7 @@ class ComputedStorage(TensorStorage):
         self.nbytes = rows * self.row_nbytes
         self.random_access = all(each.elements.random_access for each in operands)
         self.depth = 1 + max((each.elements.depth for each in operands), default=0)
-        self.block_rows = rows_of_block(operands, row)
+        self.block_rows = block_rows or rows_of_block(operands, row)
 
     def unrounded(self) -> ComputedStorage:
         """Return the same elements in the dtype in which they are computed."""
@@ -151,7 +152,7 @@ class ComputedStorage(TensorStorage):
             return self
         return ComputedStorage(
             self.function, self.operands, dtype=self.computed, computed=self.computed,
-            rows=self.rows, row=self.row,
+            rows=self.rows, row=self.row, block_rows=self.block_rows,
         )  # fmt: skip
 
     def made_of(self) -> Iterable[TensorStorage]:

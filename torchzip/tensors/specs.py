@@ -7,6 +7,7 @@ a tensor is checked against its storage (`check_spec`), viewed (`view_of`) and r
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -113,6 +114,16 @@ def opened(spec: TensorSpec) -> TensorSpec:
         return spec
     is_whole = not (spec.conj or spec.neg or spec.storage_offset)
     return viewed if is_whole and is_contiguous(spec.shape, spec.stride) else spec
+
+
+def layout(spec: TensorSpec) -> Any:
+    """Return what two tensors of the same elements have in common, as a key of a dict.
+
+    The numbers are bytes in it: tuples of ints can be chosen so that all have one hash.
+    """
+    shape, stride = spec.shape, spec.stride
+    numbers = struct.pack(f"{2 * len(shape) + 1}q", *shape, *stride, spec.storage_offset)
+    return id(spec.storage), spec.torch_dtype, numbers, spec.conj, spec.neg
 
 
 def is_dense(shape: Shape, stride: Shape) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "Diff",
     "Edited",
+    "LoraMerged",
     "Merged",
     "Repaired",
     "Report",
@@ -21,6 +22,7 @@ __all__ = [
     "combine",
     "diff",
     "edit",
+    "merge_lora",
     "repair",
     "report",
     "scan",
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from torchzip.tools.editing import Edited, edit
     from torchzip.tools.element_statistics import Statistics, statistics
     from torchzip.tools.file_size.findings import WhyBig, why_big
+    from torchzip.tools.lora.merging import LoraMerged, merge_lora
     from torchzip.tools.merging import Merged, average, combine
     from torchzip.tools.repairing.repair import Repaired, repair
     from torchzip.tools.report_page.reporting import Report, report
@@ -48,6 +51,8 @@ else:
             from torchzip.tools import editing as home
         elif name in ("Merged", "average", "combine"):
             from torchzip.tools import merging as home
+        elif name in ("LoraMerged", "merge_lora"):
+            from torchzip.tools.lora import merging as home
         elif name in ("Statistics", "statistics"):
             from torchzip.tools import element_statistics as home
         elif name in ("WhyBig", "why_big"):

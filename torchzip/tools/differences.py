@@ -12,7 +12,6 @@ from torchzip.checkpoint.plain_values import same_value, what_is_beside
 from torchzip.checkpoint.walk import Label, joined
 from torchzip.container.gguf import value_text
 from torchzip.convert.carried import OBJECT_KEY
-from torchzip.convert.casting import layout
 from torchzip.convert.meter import Meter, Progress
 from torchzip.convert.rules import Globs, Rules
 from torchzip.convert.selection import Held, select
@@ -23,7 +22,7 @@ from torchzip.files.source import File
 from torchzip.limits import Limits
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.persistent_ids import BareStorage
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, layout
 from torchzip.tensors.storage import Part, will_read
 from torchzip.tools.elements import (
     Compared,
@@ -123,6 +122,7 @@ def diff(
     atol: float = 0,
     rtol: float = 0,
     read: bool = False,
+    dequantize: bool = False,
     progress: Callable[[int, int], None] | None = None,
     limits: Limits | None = None,
     storage_options: StorageOptions = None,
@@ -139,6 +139,10 @@ def diff(
     ``layer.weight (scale)``, and so is what containers are: ``config (form)`` is OrderedDict or
     dict, say. With ``cast``, a floating tensor of another dtype is first cast to that of ``b``, as
     `convert` does it.
+
+    With ``dequantize``, plain weights are compared in the place of quantized ones of either side
+    (`lazy.dequantized`): of a model and what it was quantized from, in the same dtype or with
+    ``cast``.
 
     ``include`` and ``exclude`` are globs on the names of tensors and of all else, as for `convert`;
     ``tensors_only`` leaves out all else. With ``atol`` and ``rtol`` two numbers are equal if they
@@ -163,15 +167,16 @@ def diff(
     >>> torchzip.save({"w": np.array([1.0, 2.0, 3.0]), "step": 7}, one)
     >>> torchzip.save({"w": np.array([1.0, 2.5, 3.0]), "step": 7}, other)
     >>> found = diff(one, other)
-    >>> found.is_equal, found.changed[0].values
-    (False, ElementDifference(count=1, max_abs=0.5, nans=0, first=(1,), max_rel=0.2))
+    >>> values = found.changed[0].values
+    >>> found.is_equal, values.count, values.max_abs, values.first, values.max_rel
+    (False, 1, 0.5, (1,), 0.2)
     >>> diff(one, other, rtol=0.3).close
     ('w',)
     """
     rules, tolerance = Rules(include=include, exclude=exclude), Tolerance(atol, rtol)
     a, b = located(a, storage_options), located(b, storage_options)
     with Checkpoint(a, limits=limits) as before, Checkpoint(b, limits=limits) as after:
-        one, other = (_Side(each, rules, tensors_only) for each in (before, after))
+        one, other = (_Side(each, rules, tensors_only, dequantize) for each in (before, after))
         if rules.unused() and not any(side.tensors or side.values for side in (one, other)):
             raise ValueError(f"nothing is left to compare: {'; '.join(rules.unused())}")
         return _Comparison(one, other, cast, read, tolerance, progress).run()
@@ -183,11 +188,14 @@ Comparable = Held | BareStorage
 class _Side:
     """One of the two checkpoints: its tensors, bare storages among them, and its values."""
 
-    def __init__(self, checkpoint: Checkpoint, rules: Rules, tensors_only: bool) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, rules: Rules, tensors_only: bool, dequantize: bool
+    ) -> None:
         self.path = checkpoint.path
         with ErrorPlace(path=self.path):
-            selection = select(checkpoint, Rules())
+            selection = select(checkpoint, Rules(), dequantize=dequantize)
             named = [*selection.original.values(), *selection.arrays.values()]
+            named += selection.tensors.values()
             beside = what_is_beside(selection.around, named, checkpoint.limits)
             values = beside.values
             for index, constant in enumerate(checkpoint.constants):

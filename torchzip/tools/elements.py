@@ -36,8 +36,9 @@ class ElementDifference:
 
     ``max_abs`` is the largest difference of two numbers, an int for ints; None if there is none (a
     NaN on one side, bools, raw bits). ``max_rel`` is the largest in proportion to the number of the
-    second tensor, where that is not 0. ``nans`` counts those that are NaN on one side only,
-    ``first`` is the index of the first that differs.
+    second tensor, where that is not 0. ``mean_abs`` is the mean difference of all elements, equal
+    ones included. ``nans`` counts those that are NaN on one side only, ``first`` is the index of
+    the first that differs.
     """
 
     count: int
@@ -45,6 +46,7 @@ class ElementDifference:
     nans: int
     first: tuple[int, ...]
     max_rel: float | None = None
+    mean_abs: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,12 @@ def compare_elements(a: Located, b: Located, tolerance: Tolerance = EXACT) -> Co
         return Compared(None, found.same_bits, found.is_close)
     first = tuple(map(int, np.unravel_index(found.first, once)))
     difference = ElementDifference(
-        found.count * repeated, found.max_abs, found.nans * repeated, first, found.max_rel
+        found.count * repeated,
+        found.max_abs,
+        found.nans * repeated,
+        first,
+        found.max_rel,
+        None if found.max_abs is None else found.sum_abs / math.prod(once),
     )
     return Compared(difference, False)
 
@@ -262,6 +269,7 @@ class _Found:
         self.first = 0
         self.max_abs: float | None = None
         self.max_rel: float | None = None
+        self.sum_abs = 0.0
         self.same_bits = True
         self.is_close = False
 
@@ -290,7 +298,8 @@ class _Found:
         elif not self.count:
             self.first = self._done + int(np.argmax(differ))
 
-    def _larger(self, difference: float) -> None:
+    def _larger(self, difference: float, total: float) -> None:
+        self.sum_abs += total
         self.max_abs = difference if self.max_abs is None else max(self.max_abs, difference)
 
     def _add_shares(self, distances: Array, magnitudes: Array) -> None:
@@ -303,7 +312,7 @@ class _Found:
     def _add_floats(self, distances: Array, magnitudes: Array, nans: Array) -> None:
         self.nans += int(np.count_nonzero(nans))
         if distances.size:
-            self._larger(float(distances.max()))
+            self._larger(float(distances.max()), float(distances.sum()))
             self._add_shares(distances, magnitudes)
 
     def _without_close(self, differ: Array, distances: Array, magnitudes: Array) -> Array:
@@ -353,7 +362,8 @@ class _Found:
             high, low = (
                 pick(one, other).astype(wide).view(np.uint64) for pick in (np.maximum, np.minimum)
             )
-            self._larger(int((high - low).max()))
+            differences = high - low
+            self._larger(int(differences.max()), float(differences.sum(dtype=np.float64)))
         return differ
 
     def _bools(self, a: Bytes, b: Bytes) -> Array:

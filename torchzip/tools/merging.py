@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.safetensors import parse_ties
-from torchzip.convert.casting import layout
 from torchzip.convert.conversion import convert
 from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import Rules
@@ -29,6 +28,7 @@ from torchzip.errors import EnoughMemory, shown
 from torchzip.files.location import StorageOptions
 from torchzip.lazy import compute
 from torchzip.limits import Limits
+from torchzip.tensors.specs import layout
 from torchzip.tools.formula import Formula
 
 Path = str | os.PathLike[str]

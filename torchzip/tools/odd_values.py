@@ -8,9 +8,9 @@ import numpy as np
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, storages_of
-from torchzip.convert.casting import layout
 from torchzip.dtypes import DTYPES
 from torchzip.lazy import reduce
+from torchzip.tensors.specs import layout
 from torchzip.tools.elements import Work
 
 

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.convert.carried import carry, carry_order
-from torchzip.convert.casting import DtypeOf, inner_tensors, layout
+from torchzip.convert.casting import DtypeOf, inner_tensors
 from torchzip.convert.lost import lost_besides, lost_values
 from torchzip.convert.planned import PlannedFile, PlannedTensor
 from torchzip.convert.selection import Held, Selection
 from torchzip.convert.work import Work
 from torchzip.errors import listed, shown
 from torchzip.limits import DEFAULT_LIMITS
+from torchzip.tensors.specs import layout
 from torchzip.types import OtherTensor
 
 #: Bytes of an array of numpy up to which its values are in the text that carries the object.
@@ -67,7 +68,7 @@ class Output(ABC):
         held = selection.tensors.items()
         self.tensors = {name: each for name, each in held if isinstance(each, LazyTensor)}
         self.others = {name: each for name, each in held if isinstance(each, OtherTensor)}
-        self.inner = inner_tensors([*self.others.values(), *checkpoint.subclassed.values()])
+        self.inner = inner_tensors([*self.others.values(), *selection.subclassed.values()])
         self.rows: list[PlannedTensor] = []
         self.lost: list[str] = list(selection.lost)
         self.refused: list[tuple[str, str]] = []
@@ -187,7 +188,7 @@ class Output(ABC):
                 selection.root,
                 name_of,
                 names=self.tensors.keys(),
-                listed={id(value) for value in checkpoint.subclassed.values()},
+                listed={id(value) for value in selection.subclassed.values()},
                 in_file=in_file,
             )
         self.lost += made.lost
@@ -196,9 +197,9 @@ class Output(ABC):
                 f"{listed([*arrays.values()], 3)}: arrays of numpy, which become tensors"
             )
         if made.text is None or selection.is_flat:
-            self.lost += lost_values(checkpoint, selection.around, selection.original)
+            self.lost += lost_values(checkpoint, selection)
         else:
-            self.lost += lost_besides(checkpoint, selection.original)
+            self.lost += lost_besides(checkpoint, selection)
         return made.text
 
     def _is_in_text(self, name: str, array: Any) -> bool:

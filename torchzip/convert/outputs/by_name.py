@@ -7,7 +7,7 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.convert.casting import DtypeOf, cast_elements, layout
+from torchzip.convert.casting import DtypeOf, cast_elements
 from torchzip.convert.lost import lost_metadata, lost_ties, lost_values
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile
@@ -16,7 +16,7 @@ from torchzip.convert.tied_names import preferred
 from torchzip.errors import UnsupportedError
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, layout
 from torchzip.tensors.storage import SpanStorage, TensorStorage
 
 
@@ -80,7 +80,7 @@ class PlannerByName(Output):
 
     def carry_nothing(self) -> None:
         """Name in ``lost`` all that is around the tensors, for a format without a place for it."""
-        self.lost += lost_values(self.checkpoint, self.selection.around, self.selection.original)
+        self.lost += lost_values(self.checkpoint, self.selection)
         if not self.has_metadata:
             self.lost += lost_metadata(self.selection.metadata)
 

@@ -8,7 +8,7 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.saving import head_records
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.zip_writer import ZipWriter, archive_name, measure
-from torchzip.convert.casting import DtypeOf, StorageCasts, layout
+from torchzip.convert.casting import DtypeOf, StorageCasts
 from torchzip.convert.lost import lost_casts, lost_metadata, lost_values
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile
@@ -23,7 +23,7 @@ from torchzip.tensors.computed import ComputedStorage
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.reduce import StorageKeys
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.specs import TensorSpec, layout
 
 
 class ZipOutput(Output):
@@ -78,9 +78,7 @@ class ZipOutput(Output):
     def one_file(self, path: str) -> PlannedFile:
         selection = self.selection
         if selection.is_flat:
-            self.lost += lost_values(
-                self.checkpoint, selection.around, selection.original, selection.tensors.values()
-            )
+            self.lost += lost_values(self.checkpoint, selection, selection.tensors.values())
         return self._file(path, selection.root)
 
     def shard(self, path: str, names: list[str]) -> PlannedFile:

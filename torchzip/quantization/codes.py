@@ -109,6 +109,6 @@ def sentence(found: Mapping[str, str]) -> str:
     more = f" and {len(found) - 1:,} more tensors" if len(found) > 1 else ""
     return (
         f"quantized weights: {shown(name)}{more} are codes, which become weights with the scales "
-        f"that lie beside them ({shown(scale)}). Both are converted as they are; dequantize the "
-        "checkpoint before its values are used as weights"
+        f"that lie beside them ({shown(scale)}). Both are converted as they are; dequantize=True "
+        "(--dequantize) writes plain weights instead"
     )

@@ -12,8 +12,8 @@ import pytest
 
 import torchzip as tz
 from tests.cli.running import run
-from torchzip.convert.quantized import codes
 from torchzip.dtypes import DTYPES
+from torchzip.quantization.codes import codes
 
 Capture = pytest.CaptureFixture[str]
 

@@ -1,0 +1,13 @@
+"""Writes the state dicts of this folder with torchao."""
+
+from __future__ import annotations
+
+import torch
+import torchao.quantization
+from torch import nn
+
+for name in ("Float8WeightOnlyConfig", "Int8WeightOnlyConfig"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 64), nn.Linear(64, 128, bias=False)).to(torch.bfloat16)
+    torchao.quantization.quantize_(model, getattr(torchao.quantization, name)())
+    torch.save(model.state_dict(), f"{name}.pt")
