@@ -61,7 +61,6 @@ USES: dict[str, Callable[[Path, Path], object]] = {
     "verify": lambda path, out: tools.verify(path),
     "scan": lambda path, out: tools.scan(path),
     "diff": lambda path, out: tools.diff(path, path.with_name("other.pt")),
-    "scan": lambda path, out: tools.scan(path),
     "why_big": lambda path, out: tools.why_big(path),
     "report": lambda path, out: tools.report(path, out.with_suffix(".html")),
     "repair": lambda path, out: tools.repair(path, out),
