@@ -73,9 +73,7 @@ USES: dict[str, Callable[[Path, Path], object]] = {
     ),
     "average": lambda path, out: tools.average([path, path.with_name("other.pt")], out),
     "combine": lambda path, out: tools.combine("a - 2*a", {"a": path}, out),
-    "merge_lora": lambda path, out: tools.merge_lora(
-        path, path.with_name("lora.safetensors"), out
-    ),
+    "merge_lora": lambda path, out: tools.merge_lora(path, path.with_name("lora.safetensors"), out),
     "computed": _of(lambda ckpt: (ckpt["square"].T + ckpt["square"].T / 3).numpy()),
     "reduce": _of(lambda ckpt: tz.lazy.reduce(lambda made, block: 0, ckpt["square"].T)),
     "save": _of(lambda ckpt: tz.save(ckpt.root, io.BytesIO())),

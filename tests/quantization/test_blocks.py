@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,33 @@ def test_nothing_to_do(tmp_path: Path) -> None:
     tz.save({"w": np.ones(3, np.float32)}, tmp_path / "m.pt")
     with pytest.warns(UserWarning, match="no tensor that is converted is quantized"):
         tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", dequantize=True)
+
+
+def test_the_config_beside_plain_weights(tmp_path: Path) -> None:
+    """It says nothing of quantization, and the report says that; all else is copied as it is."""
+    source = tmp_path / "quantized"
+    source.mkdir()
+    codes = np.ones((128, 128), ml_dtypes.float8_e4m3fn)
+    scale = np.ones((1, 1), np.float32)
+    tz.convert({"w.weight": codes, "w.weight_scale_inv": scale}, source / "model.safetensors")
+    config = {
+        "a": 1.5,
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128] * 2},
+    }
+    raw = json.dumps(config).encode()
+    for name in ("config.json", "quantize_config.json", "generation_config.json"):
+        (source / name).write_bytes(raw)
+    plain, same = tmp_path / "plain", tmp_path / "same"
+    report = tz.convert(source, f"{plain}/", dequantize=True)
+    names = ["config.json", "generation_config.json"]
+    assert sorted(os.path.basename(path) for path in report.copied) == names
+    assert json.loads((plain / "config.json").read_bytes()) == {"a": 1.5}
+    assert (plain / "generation_config.json").read_bytes() == raw
+    left = {line.partition(":")[0] for line in report.lost}
+    assert left >= {"config.json", "quantize_config.json"}
+    with pytest.warns(UserWarning, match="quantized weights"):
+        tz.convert(source, f"{same}/")
+    assert all((same / name).read_bytes() == raw for name in [*names, "quantize_config.json"])
 
 
 def test_without_quantization() -> None:

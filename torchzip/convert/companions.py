@@ -2,19 +2,22 @@
 
 They are recognised by their suffixes, so weights in another format are never among them, and
 neither is the index of shards, which would be wrong for the new ones. They are copied as they are
-and get their names together with the weights.
+and get their names together with the weights. Beside weights that were dequantized, the config says
+nothing of quantization.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from torchzip.container.hub_names import is_index
 from torchzip.files.folder import Folder
-from torchzip.files.source import Buffer, Source
+from torchzip.files.source import Buffer, FileObjectSource, Source
 from torchzip.formats.base import read_blocks
+from torchzip.quantization.configs import is_of_quantization, plain_config
 
 _SUFFIXES = (".json", ".jinja", ".md", ".model", ".tiktoken", ".txt")
 #: Larger files are left out, and said to be. The largest tokenizers have about 40 MB.
@@ -29,7 +32,7 @@ class Companion(NamedTuple):
 
 
 class Companions(NamedTuple):
-    """What is copied, and a line for each file that is too large."""
+    """What is copied, and a line for each file that is not, or not all of it."""
 
     files: tuple[Companion, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -39,15 +42,24 @@ class _File(Protocol):
     def write_at(self, offset: int, data: Buffer) -> None: ...
 
 
-def companions(folder: Folder, target: str) -> Companions:
+def companions(folder: Folder, target: str, *, is_dequantized: bool = False) -> Companions:
     """Return the small files of a folder, which go to the folder ``target``."""
     files: list[Companion] = []
     left_out: list[str] = []
     for name, source in _small_files(folder):
         if source.size > _MOST_NBYTES:
             left_out.append(f"{name}: a file of {source.size:,} bytes, too large to be a config")
-        else:
-            files.append(Companion(os.path.join(target, name), source))
+            continue
+        if is_dequantized and is_of_quantization(name):
+            left_out.append(f"{name}: of the quantization, and not for plain weights")
+            continue
+        if is_dequantized and name == "config.json":
+            raw = bytes(source.read_at(0, source.size))
+            plain = plain_config(name, raw)
+            if plain != raw:
+                left_out.append(f"{name}: what it says of the quantization")
+                source = FileObjectSource(io.BytesIO(plain))
+        files.append(Companion(os.path.join(target, name), source))
     return Companions(tuple(files), tuple(left_out))
 
 

@@ -177,6 +177,7 @@ def convert(
             weights=weights, ema=ema, strip_wrappers=strip_wrappers, untie=untie, pack=pack,
             stack=stack, unstack=unstack, metadata=metadata, max_shard_size=max_shard_size,
             jobs=jobs, executor=executor, progress=progress, verify=verify, limits=limits,
+            dequantize=dequantize,
         )  # fmt: skip
         return convert_pipeline(
             each, src, dst, overwrite=overwrite, dry_run=dry_run, companions=companions
@@ -226,7 +227,9 @@ def convert(
             files = plan.sizes
             if around is not None:
                 until_done.callback(around.close)
-                found = find_companions(around, os.path.dirname(target.path))
+                found = find_companions(
+                    around, os.path.dirname(target.path), is_dequantized=bool(plan.dequantized)
+                )
                 plan.companions = found.files
                 plan.lost += found.left_out
             copied = tuple(each.path for each in plan.companions)

@@ -14,6 +14,7 @@ hf_quant_config.json  quantization                          modelopt
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -132,6 +133,24 @@ def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in config.items()
         if key not in _KEYS
     }
+
+
+def is_of_quantization(name: str) -> bool:
+    """Return whether a file is about the quantization of the weights beside it and nothing else."""
+    return name in _FILES and name != _FILES[0]
+
+
+def plain_config(name: str, raw: bytes) -> bytes:
+    """Return the bytes of a config for plain weights: the same ones if it says nothing else.
+
+    Raises
+    ------
+    FormatError
+        If it is not a JSON object.
+    """
+    values = parse_json(raw, "the config", name)
+    plain = without_quantization(values)
+    return raw if plain == values else json.dumps(plain, indent=2).encode() + b"\n"
 
 
 def parse_config(
