@@ -72,6 +72,12 @@ USES: dict[str, Callable[[Path, Path], object]] = {
     ),
     "average": lambda path, out: tools.average([path, path.with_name("other.pt")], out),
     "combine": lambda path, out: tools.combine("a - 2*a", {"a": path}, out),
+    "merge_lora": lambda path, out: tools.merge_lora(path, path.with_name("lora.pt"), out),
+    "dequantized": _of(
+        lambda ckpt: tz.lazy.dequantized(
+            {"w": ckpt["big"].reshape(500, 600).to("float8_e4m3fn"), "w_scale": np.ones(1, "f4")}
+        )["w"].numpy()
+    ),
     "computed": _of(lambda ckpt: (ckpt["square"].T + ckpt["square"].T / 3).numpy()),
     "reduce": _of(lambda ckpt: tz.lazy.reduce(lambda made, block: 0, ckpt["square"].T)),
     "save": _of(lambda ckpt: tz.save(ckpt.root, io.BytesIO())),
@@ -91,6 +97,8 @@ def path(tmp_path: Path) -> Path:
     }
     tz.save(values, tmp_path / "m.pt")
     tz.save({**values, "big": _BIG + 1}, tmp_path / "other.pt")
+    factors = {"lora_up": np.ones((500, 2), np.float32), "lora_down": np.ones((2, 600), np.float32)}
+    tz.save({f"square.{name}.weight": each for name, each in factors.items()}, tmp_path / "lora.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "m.pt").read_bytes()[:-300])
     return tmp_path / "m.pt"
 
