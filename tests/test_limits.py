@@ -383,6 +383,7 @@ def test_a_default_lets_a_real_file_through(name: str) -> None:
 # -- the command line ----------------------------------------------------------------------------
 
 #: What each command that reads a file is called with, for a file ``F`` and a folder ``D``.
+_ADAPTER = Path(__file__).parent / "data" / "golden" / "lora" / "plain"
 _COMMANDS = {
     "ls": "ls F", "cat": "cat F", "report": "report F -o D/page.html", "why-big": "why-big F",
     "globals": "globals F", "verify": "verify F", "diff": "diff F F", "repair": "repair F D/out.pt",
@@ -390,6 +391,7 @@ _COMMANDS = {
     "convert --dry-run": "convert F D/out.pt --dry-run", "dis": "dis F",
     "scan": "scan F --fail-on unreadable",
     "average": "average F F -o D/out.pt --force", "combine": "combine a a=F -o D/out.pt --force",
+    "merge-lora": f"merge-lora F {_ADAPTER} -o D/out.pt --partial",
 }  # fmt: skip
 
 

@@ -73,7 +73,12 @@ USES: dict[str, Callable[[Path, Path], object]] = {
     ),
     "average": lambda path, out: tools.average([path, path.with_name("other.pt")], out),
     "combine": lambda path, out: tools.combine("a - 2*a", {"a": path}, out),
-    "merge_lora": lambda path, out: tools.merge_lora(path, path.with_name("lora.safetensors"), out),
+    "merge_lora": lambda path, out: tools.merge_lora(path, path.with_name("lora.pt"), out),
+    "dequantized": _of(
+        lambda ckpt: tz.lazy.dequantized(
+            {"w": ckpt["big"].reshape(500, 600).to("float8_e4m3fn"), "w_scale": np.ones(1, "f4")}
+        )["w"].numpy()
+    ),
     "computed": _of(lambda ckpt: (ckpt["square"].T + ckpt["square"].T / 3).numpy()),
     "reduce": _of(lambda ckpt: tz.lazy.reduce(lambda made, block: 0, ckpt["square"].T)),
     "save": _of(lambda ckpt: tz.save(ckpt.root, io.BytesIO())),
@@ -90,13 +95,11 @@ def path(tmp_path: Path) -> Path:
         "square": _BIG.reshape(500, 600),
         "turned": _BIG[:999] * 1j,
         "sparse": sparse,
-        "layer.weight": np.ones((6, 5), np.float32),
     }
-    factors = {"A": np.ones((2, 5), np.float32), "B": np.ones((6, 2), np.float32)}
-    adapter = {f"layer.lora_{side}.weight": factor for side, factor in factors.items()}
-    tz.convert(adapter, tmp_path / "lora.safetensors")
     tz.save(values, tmp_path / "m.pt")
     tz.save({**values, "big": _BIG + 1}, tmp_path / "other.pt")
+    factors = {"lora_up": np.ones((500, 2), np.float32), "lora_down": np.ones((2, 600), np.float32)}
+    tz.save({f"square.{name}.weight": each for name, each in factors.items()}, tmp_path / "lora.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "m.pt").read_bytes()[:-300])
     return tmp_path / "m.pt"
 

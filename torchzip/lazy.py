@@ -207,6 +207,7 @@ def reduce(fn: Callable[..., A], *tensors: Any, initial: Any = None) -> A:
     return accumulator  # type: ignore[no-any-return]
 
 
+@EnoughMemory()
 def dequantized(
     checkpoint: Checkpoint | Mapping[str, Any],
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,

@@ -305,7 +305,7 @@ def test_the_config_beside_plain_weights(tmp_path: Path) -> None:
     source.mkdir()
     codes = np.ones((128, 128), ml_dtypes.float8_e4m3fn)
     scale = np.ones((1, 1), np.float32)
-    tz.convert({"w.weight": codes, "w.weight_scale_inv": scale}, source / "model.safetensors")
+    tz.save({"w.weight": codes, "w.weight_scale_inv": scale}, source / "pytorch_model.bin")
     config = {
         "a": 1.5,
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128] * 2},

@@ -58,6 +58,12 @@ class Constant:
                 self._kept.popitem(last=False)
         return made
 
+    @classmethod
+    def forget(cls) -> None:
+        """Free the memory of all."""
+        with cls._lock:
+            cls._kept.clear()
+
     def _nbytes(self) -> int:
         return sum(array.nbytes for _, array in self._kept.values())
 

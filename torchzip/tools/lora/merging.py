@@ -28,7 +28,7 @@ from torchzip.quantization.dequantizing import dequantized_checkpoint
 from torchzip.tensors.specs import TensorSpec, layout
 from torchzip.tensors.views import permuted
 from torchzip.tools.lora.adapters import Adapter, Module, open_adapter, without_prefix
-from torchzip.tools.lora.deltas import Normalize, Step, merged
+from torchzip.tools.lora.deltas import Constant, Normalize, Step, merged
 from torchzip.tools.lora.names import BaseNames
 from torchzip.tools.lora.steps import change_of
 
@@ -110,6 +110,7 @@ def merge_lora(
     limits: Limits | None = convert_options.pop("limits", None)
     storage_options: StorageOptions = convert_options.get("storage_options")
     with contextlib.ExitStack() as opened:
+        opened.callback(Constant.forget)
         checkpoint = opened.enter_context(
             Checkpoint(base, limits=limits, storage_options=storage_options)
         )
