@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from torchzip.quantization.codes import codes as codes_among
 from torchzip.quantization.configs import QuantizationConfig, config_beside, parse_config
 from torchzip.quantization.scheme import FLOAT8, Found, Plain
 from torchzip.quantization.table import SCHEMES
-from torchzip.quantization.torchao import plain_of, wrappers
+from torchzip.quantization.torchao import Wrapper, plain_of, wrappers
 from torchzip.tensors.specs import layout
 
 ConfigLike = Mapping[str, Any] | str | os.PathLike[str] | None
@@ -93,10 +93,7 @@ def dequantize(
     """
     config = config or QuantizationConfig()
     wrapped = list(wrappers(tensors, subclassed or {}, metadata or {}))
-    claims = [Claim(each.name, plain_of(each), each.names) for each in wrapped]
-    inner = {name for claim in claims for name in claim.parts}
-    rest = {name: held for name, held in tensors.items() if name not in inner}
-    claims += _claims(rest, config, transposes)
+    claims = _claims(tensors, wrapped, config, transposes)
     by_codes = {claim.parts[0]: claim for claim in claims}
     taken = {name for claim in claims for name in claim.parts}
     dropped = [name for claim in claims for name in claim.dropped]
@@ -137,16 +134,26 @@ def schemes_of(checkpoint: Checkpoint) -> dict[str, str]:
     tensors = dict(checkpoint.items())
     try:
         wrapped = list(wrappers(tensors, checkpoint.subclassed, checkpoint.metadata))
-        claims = [Claim(each.name, plain_of(each), each.names) for each in wrapped]
-        inner = {name for claim in claims for name in claim.parts}
-        rest = {name: held for name, held in tensors.items() if name not in inner}
-        claims += _claims(rest, config_beside(checkpoint), True)
+        claims = _claims(tensors, wrapped, config_beside(checkpoint), True)
     except TorchZipError:  # `dequantize` says what is wrong
         return {}
     return {claim.parts[0]: claim.plain.text for claim in claims}
 
 
 def _claims(
+    tensors: Mapping[str, Any],
+    wrapped: Sequence[Wrapper],
+    config: QuantizationConfig,
+    transposes: bool,
+) -> list[Claim]:
+    """Return all weights, those of objects first, whose inner tensors no scheme takes."""
+    claims = [Claim(each.name, plain_of(each), each.names) for each in wrapped]
+    inner = {name for claim in claims for name in claim.parts}
+    rest = {name: held for name, held in tensors.items() if name not in inner}
+    return claims + list(_claims_by_name(rest, config, transposes))
+
+
+def _claims_by_name(
     tensors: Mapping[str, Any], config: QuantizationConfig, transposes: bool
 ) -> Iterator[Claim]:
     """Yield the weights that a scheme has the names and dtypes of."""
