@@ -249,7 +249,7 @@ def _say_notes(report: ConvertReport) -> None:
     if report.dequantized:
         counts = Counter(report.dequantized.values())
         lines = [f"{count_text(count, 'weight')} ({scheme})" for scheme, count in counts.items()]
-        say(f"dequantized: {_first(lines)}; remove the quantization_config of a copied config.json")
+        say(f"dequantized: {_first(lines)}")
     if report.lost:
         say(f"not in the output: {_first(report.lost)}")
     if report.refused:
