@@ -26,7 +26,7 @@ from torchzip.tools.global_names import global_names
 from torchzip.types import NestedTensor, OtherTensor, QuantizedTensor, SparseTensor
 
 _FORMATS = frozenset(
-    "zip legacy safetensors torchscript tar pt2 sharded dcp zero ranks nemo".split()
+    "zip legacy safetensors torchscript tar pt2 sharded dcp zero ranks nemo gguf npy npz".split()
 )
 #: What a file goes through beside `load` and `lazy_load`.
 DOORS = ("show", "disassemble", "convert")

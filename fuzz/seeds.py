@@ -184,7 +184,7 @@ _RANK_FOLDERS = (
 
 @cache
 def others() -> list[Case]:
-    """Return what is neither an archive nor one file: tar, safetensors, shards, folders."""
+    """Return what is not an archive of torch: other formats, shards, folders."""
     made = [Case.of(_tar())]
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -192,6 +192,11 @@ def others() -> list[Case]:
             (folder / "in.pt").write_bytes(data)
             tz.convert(folder / "in.pt", folder / "out.safetensors", overwrite=True)
             made.append(Case.of((folder / "out.safetensors").read_bytes()))
+        for suffix in ("gguf", "npz"):
+            tz.convert({"x": np.ones((2, 3), np.float32)}, folder / f"x.{suffix}")
+            made.append(Case.of((folder / f"x.{suffix}").read_bytes()))
+        np.save(folder / "x.npy", np.ones((2, 3), np.float32))
+        made.append(Case.of((folder / "x.npy").read_bytes()))
         made.append(_shards(folder))
         made.append(_dcp(folder))
     made += [Case(_files(_RANKS / folder), "") for folder in _RANK_FOLDERS]

@@ -139,7 +139,9 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
      ".: a directory, and not one checkpoint: it has nothing in it. A directory "
      "is read that has one of: shards, with an *.index.json or all of them; "
      f"{', '.join(WHOLE_FILES)}; the .metadata or the *.safetensors of "
-     "torch.distributed.checkpoint. For a single file give its own path."),
+     "torch.distributed.checkpoint; the *_states.pt of DeepSpeed's ZeRO, or a latest "
+     "that names their directory; the model_world_size_*.pt of all ranks. "
+     "For a single file give its own path."),
     # the container
     "a wrong CRC": (_load(_changed("data/0", crc=1)),
      "model.pt, record data/0: the CRC-32 of the bytes is 8ba71454, the "

@@ -442,7 +442,7 @@ _HOSTILE: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
         "one dimension",
     ),
     "fewer groups": (
-        2, {}, {"single_partition_of_fp32_groups": [np.ones(7, np.float32)]}, "length of its",
+        2, {}, {"single_partition_of_fp32_groups": [np.ones(7, np.float32)]}, "flat buffers is 1",
     ),
     "no groups": (3, {}, {"fp32_flat_groups": []}, "fp32_flat_groups"),
     "dtypes": (

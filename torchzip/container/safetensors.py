@@ -152,8 +152,10 @@ def parse_aliases(metadata: Mapping[str, str]) -> dict[str, str]:
     return {name: kept for name, kept in aliases.items() if isinstance(kept, str)}
 
 
-def parse_ties(metadata: Mapping[str, str], names: Container[str]) -> dict[str, str]:
+def parse_ties(metadata: Mapping[str, Any], names: Container[str]) -> dict[str, str]:
     """Return the ties that metadata lists: names without data -> those of ``names`` with it.
+
+    Values that are not strings, as GGUF has, are not ties.
 
     They come from `convert`, or from the safetensors package, which puts them among the other
     strings (``save_model``: ``{"head": "embed"}``). The package does the same for views of a part
@@ -165,7 +167,7 @@ def parse_ties(metadata: Mapping[str, str], names: Container[str]) -> dict[str, 
     listed = {
         name: kept
         for name, kept in metadata.items()
-        if name not in FILE_KEYS and not name.startswith("torchzip.")
+        if type(kept) is str and name not in FILE_KEYS and not name.startswith("torchzip.")
     }
     listed |= parse_aliases(metadata)
     return {name: kept for name, kept in listed.items() if kept in names and name not in names}

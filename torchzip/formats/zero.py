@@ -159,6 +159,9 @@ class ZeroContainer(RankFilesContainer):
         self, groups: list[dict[str, Shape]], ranks: list[States], parts: list[list[TensorSpec]]
     ) -> dict[str, Joined]:
         """Return the trained parameters of stage 3; ``parts`` are the flat buffers."""
+        for states, own in zip(ranks, parts, strict=True):
+            if not own:
+                raise states.wrong("its fp32_flat_groups", own, "one flat buffer or more")
         flats = [
             Flat([(spec, states.place) for spec in own])
             for states, own in zip(ranks, parts, strict=True)

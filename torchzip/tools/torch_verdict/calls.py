@@ -293,6 +293,12 @@ def _quantized(
     return Made("Tensor", _dtype_of(storage), "quantized")
 
 
+def _sizes(value: Any) -> list[int]:
+    """Return the sizes in a value, as far as they are known."""
+    sizes = value.size if is_a(value, "Size") else value
+    return [size for size in sizes if type(size) is int] if isinstance(sizes, tuple | list) else []
+
+
 def _has_64_bits(number: int) -> bool:
     return -(1 << 63) <= number < 1 << 63
 
@@ -300,7 +306,13 @@ def _has_64_bits(number: int) -> bool:
 def _sparse(layout: Any, parts: Any) -> Any:
     values = None
     if isinstance(parts, tuple | list) and len(parts) in (3, 4):
-        values = parts[1 if getattr(layout, "name", "") == "torch.sparse_coo" else 2]
+        at = 1 if getattr(layout, "name", "") == "torch.sparse_coo" else 2
+        values = parts[at]
+        numel = 1
+        for size in _sizes(parts[at + 1]) if at + 1 < len(parts) else ():
+            numel *= size
+            if numel >= 1 << 63:  # also where a later size is 0
+                raise RefusedError("a sparse tensor has more elements than 63 bits count")
     return Made("Tensor", _dtype_of(values), "sparse")
 
 
@@ -428,7 +440,7 @@ def _size(*args: Any) -> Any:
         return Made("Size")
     if not all(_has_64_bits(item) for item in items if type(item) is int):
         raise RefusedError("torch.Size has a number of more than 64 bits")
-    return Made("Size", count=len(items))
+    return Made("Size", count=len(items), size=tuple(items))
 
 
 def _device(*args: Any) -> Any:
