@@ -26,7 +26,6 @@ from torchzip.dtypes import DTYPES
 from torchzip.errors import FormatError, TorchZipError, shown
 from torchzip.formats.base import Child
 from torchzip.limits import Limits
-from torchzip.quantization.dequantizing import dequantized_checkpoint
 from torchzip.tensors.computed import fresh_spec
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec, span_of
@@ -226,6 +225,8 @@ def _dequantize(selection: Selection, checkpoint: Checkpoint) -> dict[str, str]:
 
     Returns the names of what is in the object, with what is of each among the tensors.
     """
+    from torchzip.quantization.dequantizing import dequantized_checkpoint  # all its schemes
+
     found = dequantized_checkpoint(checkpoint, tensors=selection.tensors)
     before = {name: name for name in selection.original if name not in found.inner}
     before |= {codes: name for name, codes in found.codes.items() if codes in before}

@@ -187,7 +187,7 @@ class CastReader(Reader):
         done = 0
         while done < out.size:
             first, skip = divmod(start + done, self._out_nbytes)
-            count = min(CHUNK // 2, -(-(out.size - done + skip) // self._out_nbytes))
+            count = min(2 * CHUNK, -(-(out.size - done + skip) // self._out_nbytes))
             if self._block.size < count * self._in_nbytes:
                 self._block = np.empty(count * self._in_nbytes, np.uint8)
             block = self._block[: count * self._in_nbytes]
