@@ -17,7 +17,7 @@ from torchzip.container.hub_names import is_index
 from torchzip.files.folder import Folder
 from torchzip.files.source import Buffer, FileObjectSource, Source
 from torchzip.formats.base import read_blocks
-from torchzip.quantization.configs import is_of_quantization, plain_config
+from torchzip.quantization.configs import is_config, plain_config
 
 _SUFFIXES = (".json", ".jinja", ".md", ".model", ".tiktoken", ".txt")
 #: Larger files are left out, and said to be. The largest tokenizers have about 40 MB.
@@ -50,12 +50,12 @@ def companions(folder: Folder, target: str, *, is_dequantized: bool = False) -> 
         if source.size > _MOST_NBYTES:
             left_out.append(f"{name}: a file of {source.size:,} bytes, too large to be a config")
             continue
-        if is_dequantized and is_of_quantization(name):
-            left_out.append(f"{name}: of the quantization, and not for plain weights")
-            continue
-        if is_dequantized and name == "config.json":
+        if is_dequantized and is_config(name):
             raw = bytes(source.read_at(0, source.size))
             plain = plain_config(name, raw)
+            if plain is None:
+                left_out.append(f"{name}: of the quantization, and not for plain weights")
+                continue
             if plain != raw:
                 left_out.append(f"{name}: what it says of the quantization")
                 source = FileObjectSource(io.BytesIO(plain))

@@ -349,7 +349,7 @@ def check_options(foreign: object, limits: object) -> Limits:
 
 
 def read_bounded(source: Source, limits: Limits, limit: str) -> bytes:
-    """Return the bytes of a Source, if they are no more than the bound that ``limit`` names."""
+    """Return the bytes of a Source, at most as many as the bound that ``limit`` names."""
     bound: int = getattr(limits, limit)
     if source.size > bound:
         raise LimitError(limit, source.size, bound, path=source.name)

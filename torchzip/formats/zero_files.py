@@ -160,7 +160,7 @@ class States:
         return spec
 
     def numbers(self, key: str, group: int, count: int) -> list[int]:
-        """Return a list of numbers, one list for each group; zeros if there are no lists."""
+        """Return a list of numbers, one list for each group; zeros if the file has none."""
         rows = self._held.get(key)
         if rows is None:
             return [0] * count

@@ -135,19 +135,23 @@ def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_of_quantization(name: str) -> bool:
-    """Return whether a file is about the quantization of the weights beside it and nothing else."""
-    return name in _FILES and name != _FILES[0]
+def is_config(name: str) -> bool:
+    """Return whether a file of this name may say how the weights beside it are quantized."""
+    return name in _FILES
 
 
-def plain_config(name: str, raw: bytes) -> bytes:
-    """Return the bytes of a config for plain weights: the same ones if it says nothing else.
+def plain_config(name: str, raw: bytes) -> bytes | None:
+    """Return the bytes of such a file for plain weights: the same ones if it says nothing of that.
+
+    None stands for a file that is about quantization alone.
 
     Raises
     ------
     FormatError
         If it is not a JSON object.
     """
+    if name != _FILES[0]:
+        return None
     values = parse_json(raw, "the config", name)
     plain = without_quantization(values)
     return raw if plain == values else json.dumps(plain, indent=2).encode() + b"\n"

@@ -177,7 +177,7 @@ class DamagedArchive:
     # -- records -------------------------------------------------------------------------------
 
     def find(self, name: bytes, nbytes: int) -> Whole | str:
-        """Return the place of a record of that size, or the reason why there is none."""
+        """Return the place of a record of that size, or why it was not found."""
         if not nbytes:
             return Whole(0, 0, None)
         candidates = self.places.candidates(name)

@@ -408,7 +408,7 @@ class Places:
         return self.firm(name) or found
 
     def why_not(self, name: bytes) -> str:
-        """Return why there is no candidate for a record."""
+        """Return why a record has no candidate."""
         if self.claims(name):
             return "two records claim its place, and nothing shows which of them it is"
         if self.root + name in self._misnamed:
