@@ -103,7 +103,7 @@ def pad(tensor: Any, shape: Sequence[int], value: complex = 0) -> LazyTensor:
     spec = _spec_of(tensor)
     fill = tensor_of(np.asarray(value, LazyTensor(spec).dtype))
     if fill is None or fill.torch_dtype != spec.torch_dtype:
-        raise TypeError(f"there are no numbers of dtype {spec.torch_dtype} to pad with")
+        raise TypeError(f"a tensor of {spec.torch_dtype} cannot be padded: it has no numbers")
     return LazyTensor(padded(spec, tuple(shape), fill.spec))
 
 

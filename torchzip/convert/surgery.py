@@ -117,7 +117,7 @@ def _weights(root: Any, tensors: dict[str, Held], roles: list[Role], *, ema: boo
     in_roles = {name: role.kind for role in roles for name in role.names}
     prefix = _way_to_model(root, [name for name in tensors if name not in in_roles])
     if prefix is None:
-        raise ValueError("weights: there is no state dict of a model in it; ls shows what there is")
+        raise ValueError("weights: the file has no state dict of a model; ls shows what it has")
     names = [name for name in tensors if name.startswith(prefix) and name not in in_roles]
     sources = {name[len(prefix) :]: name for name in names}
     what = f"{count_text(len(sources), 'tensor')} of {prefix[:-1] or 'the object itself'}"
