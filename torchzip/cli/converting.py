@@ -49,7 +49,8 @@ OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
     "--jobs": {
         "type": int,
         "metavar": "N",
-        "help": "share the work among N processes (default 1)",
+        "help": "share the work among N processes (default: one for each core, at most 4, if there "
+        "is enough to do; 1 turns that off)",
     },
     "--verify": "also check the CRCs of bytes that are only copied",
     "--dequantize": "write plain weights in the place of quantized ones (fp8, int4, nf4, ...), "
@@ -143,7 +144,7 @@ def writing(arguments: argparse.Namespace, dst: str) -> Iterator[dict[str, Any]]
         yield {
             "metadata": parse_metadata(arguments.metadata, dst),
             "max_shard_size": arguments.max_shard_size,
-            "jobs": arguments.jobs,
+            "jobs": "auto" if arguments.jobs is None else arguments.jobs,
             "verify": arguments.verify,
             "dequantize": arguments.dequantize,
             "progress": progress,
@@ -215,7 +216,8 @@ def _sums(report: ConvertReport) -> str:
         where = f" in {count_text(count, 'file')}"
     elif count > 1:  # the last one is the index
         where = f" in {count_text(count - 1, 'shard')}"
-    return f"{count_text(report.tensors, 'tensor')}{where}, {nbytes_text(report.nbytes)}"
+    by = f", by {report.jobs} processes" if report.jobs > 1 else ""
+    return f"{count_text(report.tensors, 'tensor')}{where}, {nbytes_text(report.nbytes)}{by}"
 
 
 def _planned_text(report: ConvertReport) -> str:
