@@ -12,6 +12,7 @@ import torchzip
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text
 from torchzip.cli.command import BAD, DONE, Command, in_options, limits_of
+from torchzip.cli.naming import policy_of
 from torchzip.cli.rendering import table
 from torchzip.errors import printable
 
@@ -63,11 +64,9 @@ Exit status: 0 nothing found, 1 findings, 2 wrong usage, 3 a file could not be j
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from torchzip.tools.scanning.policy import parse_policy  # which no other command needs
-
     if arguments.storage_option:
         raise ValueError("scan looks into files of this computer; fetch those behind URLs first")
-    allowed = [glob for text in arguments.allow for glob in parse_policy(text).globs]
+    allowed = policy_of(arguments).globs
     found = tools.scan(arguments.paths, allow=allowed, limits=limits_of(arguments))
     if arguments.format == "json":
         print(json.dumps(dataclasses.asdict(found), indent=2))
