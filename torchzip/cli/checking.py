@@ -15,7 +15,7 @@ from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, s
 from torchzip.cli.command import BAD, DONE, Command, limits_of, reading_options, say
 from torchzip.cli.naming import POLICY_ARGUMENTS, gate_of
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.container.hub_names import is_index
 from torchzip.convert.outputs.registry import output_of
 from torchzip.errors import FormatError, TorchZipError, printable
@@ -122,7 +122,8 @@ def _value_lines(odd: Sequence[OddValues]) -> list[str]:
         [name_text(each.name), f"{each.nans:,} NaN", f"{each.infinities:,} infinite"]
         for each in odd
     ]
-    return [*table(rows, right=(1, 2)), f"{count_text(len(odd), 'tensor')} with NaN or infinities"]
+    lines = fitted_table(rows, screen(), (0,), right=(1, 2))
+    return [*lines, f"{count_text(len(odd), 'tensor')} with NaN or infinities"]
 
 
 def _torch_line(found: Verified) -> str:

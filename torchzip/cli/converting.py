@@ -27,7 +27,7 @@ from torchzip.cli.command import (
     warnings_said,
 )
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.convert.outputs.registry import output_of
 from torchzip.errors import printable
 
@@ -225,7 +225,8 @@ def _planned_text(report: ConvertReport) -> str:
     rows = [["name", "dtype", "shape", "size", *(["file"] if with_files else [])]]
     rows += [_row(row, with_files) for row in report.rows]
     copied = [f"copied: {printable(path)}" for path in report.copied]
-    return "\n".join([*table(rows, right=(3,)), *copied, f"{_sums(report)} in all"])
+    lines = fitted_table(rows, screen(), (0, 3), right=(3,))
+    return "\n".join([*lines, *copied, f"{_sums(report)} in all"])
 
 
 def _row(row: PlannedTensor, with_file: bool) -> list[str]:

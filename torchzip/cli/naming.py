@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torchzip
 from torchzip.checkpoint.quantities import count_text
 from torchzip.cli.command import BAD, DONE, Command, reading_options
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 from torchzip.tools.global_names import GlobalName, global_names
 
@@ -93,7 +93,8 @@ def globals_as_text(names: list[GlobalName], place: str) -> str:
         )
         for row in names
     ]
-    lines = table([("name", "torchzip", "torch.load"), *rows]) if names else []
+    head = ("name", "torchzip", "torch.load")
+    lines = fitted_table([head, *rows], screen(), (0,)) if names else []
     foreign = sum(row.foreign for row in names)
     refused = sum(not row.torch_safe for row in names)
     count = count_text(len(names), "name")

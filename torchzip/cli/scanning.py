@@ -13,7 +13,7 @@ from torchzip import tools
 from torchzip.checkpoint.quantities import count_text
 from torchzip.cli.command import BAD, DONE, Command, in_options, limits_of
 from torchzip.cli.naming import policy_of
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def as_text(found: Scanned) -> str:
     """Return a line for each file, with its findings below, and the sums."""
     lines = []
     rows = [[file.verdict, printable(file.path), file.format] for file in found.files]
-    for line, file in zip(table(rows), found.files, strict=True):
+    for line, file in zip(fitted_table(rows, screen(), (1,)), found.files, strict=True):
         lines.append(line)
         lines += [
             f"  {_place(finding)}{printable(in_options(finding.message))}"

@@ -149,7 +149,7 @@ class NewFile:
             raise OSError(error.errno, error.strerror, self.name) from error
         descriptor, self._fd = self._fd, -1
         unlock(descriptor)  # somebody may want to edit the file now
-        with contextlib.suppress(OSError):  # it was told by `sync`
+        with contextlib.suppress(OSError):  # `sync` has raised what there is
             os.close(descriptor)
         return os.path.dirname(self.target)
 
