@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import torchzip
 from torchzip import tools
@@ -134,8 +136,10 @@ def as_sarif(found: Scanned) -> dict[str, Any]:
 
 
 def _result(finding: Finding) -> dict[str, Any]:
-    uri = finding.path if finding.member is None else f"{finding.path}!{finding.member}"
-    place: dict[str, Any] = {"artifactLocation": {"uri": uri.replace("\\", "/")}}
+    path = finding.path if finding.member is None else f"{finding.path}!{finding.member}"
+    # A reference as RFC 3986 has it: no spaces, and nothing that only this computer can decode.
+    uri = quote(os.fsencode(path), safe="/!")
+    place: dict[str, Any] = {"artifactLocation": {"uri": uri}}
     if finding.offset is not None:
         place["region"] = {"byteOffset": finding.offset}
     return {
