@@ -209,7 +209,6 @@ def test_command(
         (["known.pkl"], 1), (["known.pkl", "--allow", "lightning"], 0),
         (["known.pkl", "--allow", "lightning", "--fail-on", "torch-refuses"], 1),
         (["cut.pkl", "--fail-on", "unreadable"], 1), (["bad.pkl", "--fail-on", "never"], 0),
-        (["good.pt", "--storage-option", "a=b"], 2),
     ):  # fmt: skip
         assert main(["scan", *words]) == status, words
     capsys.readouterr()

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text
-from torchzip.cli.command import BAD, DONE, Command, in_options, limits_of
+from torchzip.cli.command import BAD, DONE, Command, in_options, reading_options
 from torchzip.cli.naming import policy_of
 from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
@@ -66,10 +66,8 @@ Exit status: 0 nothing found, 1 findings, 2 wrong usage, 3 a file could not be j
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.storage_option:
-        raise ValueError("scan looks into files of this computer; fetch those behind URLs first")
     allowed = policy_of(arguments).globs
-    found = tools.scan(arguments.paths, allow=allowed, limits=limits_of(arguments))
+    found = tools.scan(arguments.paths, allow=allowed, **reading_options(arguments))
     if arguments.format == "json":
         print(json.dumps(dataclasses.asdict(found), indent=2))
     elif arguments.format == "sarif":
