@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from torchzip.convert import conversion, mapped
-from torchzip.files import direct, in_place, new_file, place, ranges, sink, source
+from torchzip.files import direct, in_place, left_overs, new_file, place, ranges, sink, source
 
 #: All that reach the system while they write.
 WRITING = (
     new_file,
+    left_overs,
     in_place,
     sink,
     direct,

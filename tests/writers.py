@@ -20,7 +20,7 @@ from torchzip.files import direct, ranges, sink
 OLD, NEW = 2, 3
 
 #: What a writer may leave behind when its process is killed.
-LEFT_OVER = re.compile(r"\.torchzip-[0-9a-f]{16}\.tmp")
+LEFT_OVER = re.compile(r"\.torchzip-[0-9a-f]{8}-[0-9a-f]{16}\.tmp")
 
 
 def content(seed: int) -> dict[str, Any]:

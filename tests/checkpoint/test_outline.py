@@ -116,10 +116,10 @@ def test_values() -> None:
         3: None, "none": {}, "data": Storage(np.zeros(5, np.float32), "float32"),
     })  # fmt: skip
     assert found.values == (
-        ValueRow("step", "int", "7"),
-        ValueRow("cfg.lr", "float", "0.1"),
-        ValueRow("cfg.betas", "tuple", "(0.9, 0.99)"),
-        ValueRow("cfg.name", "str", "'" + "x" * 100 + "'..."),
+        ValueRow("step", "int", "7", 7),
+        ValueRow("cfg.lr", "float", "0.1", 0.1),
+        ValueRow("cfg.betas", "tuple", "(0.9, 0.99)", (0.9, 0.99)),
+        ValueRow("cfg.name", "str", "'" + "x" * 100 + "'...", "x" * 300),
         ValueRow("3", "NoneType", "None"),
         ValueRow("none", "dict", "an empty dict"),
         ValueRow("data", "storage", "5 float32, cpu"),

@@ -17,6 +17,17 @@ from torchzip.files.in_place import InPlaceFile
 run = Command("edit")
 
 
+def test_compact_says_what_it_keeps(capsys: Capture, tmp_path: Path) -> None:
+    """Bytes that no tensor reaches, and what leaves them out."""
+    rows = np.ones((10, 1000))
+    tz.save({"w": rows[:3], "gone": rows}, tmp_path / "m.pt")
+    out = run.done(capsys, tmp_path / "m.pt", "--drop", "gone", "--compact")
+    assert "\n56.0 kB of 81." in out
+    assert out.endswith(
+        " are kept though no tensor reaches them; torchzip convert --pack leaves them out\n"
+    )
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     made = tmp_path / "m.pt"

@@ -24,7 +24,7 @@ def test_commands(folder: str, capsys: Capture, tmp_path: Path) -> None:
     path = RANKS / folder
     listing = json.loads(Command("ls").done(capsys, path, "--json"))
     assert len(listing["tensors"]) in (2, 10, 11)
-    assert "sound" in Command("verify").done(capsys, path)
+    assert "sound" in Command("verify", "--fail-on", "never").done(capsys, path)
     weighed = json.loads(Command("why-big").done(capsys, path, "--json"))
     assert weighed["nbytes"] == sum(part["nbytes"] for part in weighed["parts"]) > 0
     name = listing["tensors"][-1]["name"]

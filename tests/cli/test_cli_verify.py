@@ -20,7 +20,7 @@ each_golden = pytest.mark.parametrize(
 
 
 def found(capsys: Capture, path: Path) -> dict[str, Any]:
-    out = run.done(capsys, "verify", "--json", path)
+    out = run.done(capsys, "verify", "--json", "--fail-on", "never", path)
     values: dict[str, Any] = json.loads(out)
     return values
 
@@ -127,15 +127,37 @@ def test_shards(capsys: Capture, tmp_path: Path, tensors: dict[str, Any]) -> Non
 
 
 def test_foreign_names(capsys: Capture, path: Path) -> None:
-    """Names that torch refuses are listed, cannot move the cursor, and are no fault."""
+    """Names that torch refuses are listed, and cannot move the cursor."""
     made = b.list_of(b.name("my.models", "Net"), b.name("m\x1b", "C"), b.tensor())
     path.write_bytes(b.checkpoint(b.stream(made)))
-    out = run.done(capsys, "verify", path)
+    status, out, err = run(capsys, "verify", path)
+    assert (status, err) == (1, "")
     last = out.splitlines()[-1]
     assert last == (
         "torch.load needs weights_only=False: torch's safe loader refuses my.models.Net, m\\x1b.C"
     )
     assert found(capsys, path)["refused"] == ["my.models.Net", "m\x1b.C"]
+
+
+@pytest.mark.parametrize("command", ["verify", "globals"])
+def test_a_gate_for_names(capsys: Capture, tmp_path: Path, command: str) -> None:
+    """Status 1 for names that torch.load refuses, unless a policy allows all or nobody asks."""
+    tz.save({"w": np.ones(2)}, tmp_path / "plain.pt")
+    named = tmp_path / "named.pt"
+    made = b.list_of(b.name("argparse", "Namespace"), b.name("my.models", "Net"))
+    named.write_bytes(b.checkpoint(b.stream(made)))
+    policy = tmp_path / "policy.txt"
+    policy.write_text("my.models.*  # ours\n")
+    lightning, ours = ("--allow", "lightning"), ("--allow", policy)
+    for options, expected in (
+        ((), 1), (lightning, 1), (ours, 1), ((*lightning, *ours), 0), (("--fail-on", "never"), 0),
+    ):  # fmt: skip
+        assert run(capsys, command, named, *options)[0] == expected
+        assert run(capsys, command, named, "--json", *options)[0] == expected
+        assert run(capsys, command, tmp_path / "plain.pt", *options)[0] == 0
+    if command == "verify":
+        assert run(capsys, command, tmp_path / "plain.pt", named)[0] == 1
+    assert "nothing.txt" in run.says(1, capsys, command, named, "--allow", "nothing.txt")
 
 
 def test_opcodes_that_torch_refuses(capsys: Capture) -> None:

@@ -403,7 +403,7 @@ def test_commands(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[st
     url = store.url("m.pt")
     for words in (
         ["ls", url], ["cat", url, "layers.0.norm"], ["globals", url], ["verify", url],
-        ["dis", url], ["why-big", url], ["diff", url, url],
+        ["dis", url], ["why-big", url], ["scan", url], ["diff", url, url],
         ["convert", url, store.url("c.safetensors")],
         ["average", url, url, "-o", store.url("mean.pt")],
         ["combine", "2*a - b", f"a={url}", f"b={url}", "-o", store.url("mixed.pt")],
@@ -414,6 +414,12 @@ def test_commands(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[st
     for name in ("mean.pt", "mixed.pt"):
         loaded = tz.load(store.url(name), storage_options=store.options)
         assert all(np.array_equal(loaded[key], each) for key, each in _tensors(0).items())
+    store["bad.pkl"] = b"cos\nsystem\n(S'ls'\ntR."
+    capsys.readouterr()
+    assert main(["scan", store.url("bad.pkl"), store.url("nothing.pt"), *options]) == 1
+    out = capsys.readouterr().out
+    assert "os.system" in out
+    assert "2 files: 1 foreign, 1 unreadable" in out
     assert store["page.html"].startswith(b"<!doctype html>")
     assert (tmp_path / "repaired.pt").stat().st_size
     assert main(["convert", url, store.url("c.safetensors"), *options]) == 2

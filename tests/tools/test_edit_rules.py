@@ -216,6 +216,17 @@ def test_dead_bytes_and_compact(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) in (["m.pt", "new"], ["new", "m.pt"])
 
 
+def test_compact_says_what_it_keeps(path: Path) -> None:
+    """Storages stay whole: rows beside a slice are counted, those of tied slices together."""
+    rows = np.zeros((10, 100))
+    tz.save({"a": rows[:3], "b": rows[2:5], "gone": rows, "whole": np.ones(9)}, path)
+    assert edit(path).unreached_nbytes == 0  # only counted where all is written
+    for is_dry in (True, False):
+        found = edit(path, drop="gone", compact=True, dry_run=is_dry)
+        assert found.unreached_nbytes == rows.nbytes // 2
+    assert path.stat().st_size > rows.nbytes
+
+
 def test_compact_with_rules(path: Path, tmp_path: Path) -> None:
     """Both at once give what `save` writes of the edited object."""
     edited = tmp_path / "other" / "m.pt"

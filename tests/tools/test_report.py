@@ -22,7 +22,7 @@ from torchzip.checkpoint.module_tree import module_tree
 from torchzip.checkpoint.outline import outline
 from torchzip.cli.main import main
 from torchzip.errors import FormatError, is_printable
-from torchzip.tools import report
+from torchzip.tools import edit, report
 from torchzip.tools.report_page.size_tree import size_tree
 from torchzip.types import ForeignObject, MetaTensor, QuantizedTensor, SparseTensor, TypedArray
 
@@ -262,6 +262,20 @@ def test_without_structure(tmp_path: Path) -> None:
         report(path, tmp_path / "r.html")
     assert main(["report", str(path), "-o", str(tmp_path / "r.html")]) == 1
     assert not (tmp_path / "r.html").exists()
+
+
+def test_unreached_bytes(tmp_path: Path) -> None:
+    """Storages of which tensors are only a part, the largest first; no section without any."""
+    rows, row = np.ones((10, 1000)), np.ones(50)
+    path = saved({"w": rows[:3], "v": row[:25], "whole": np.ones(5), "x": [rows, row]}, tmp_path)
+    edit(path, drop="x")
+    page = page_of(path)
+    assert "Bytes that no tensor reaches" in page.texts
+    at = page.texts.index("First tensor in the storage")
+    told = [text for text in page.texts[at:] if text.strip()]
+    assert told[3:9] == ["w", "56.0 kB", "80.0 kB", "v", "200 B", "400 B"]
+    page = page_of(saved({"w": np.ones(5)}, tmp_path))
+    assert "Bytes that no tensor reaches" not in page.texts
 
 
 def test_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,12 +123,14 @@ class ValueRow(NamedTuple):
     """A value that is not a tensor: its path, its type, and itself as messages show it.
 
     Long values are cut. A list of numbers or strings is one value. A bare storage has the type
-    "storage".
+    "storage". ``data`` is the value itself if it is a bool, a number or a string, or a list or
+    tuple, and None for all others.
     """
 
     path: str
     type: str
     value: str
+    data: bool | int | float | str | list[Any] | tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,7 @@ def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
     >>> [(row.name, row.shape, row.tied_to) for row in found.tensors], found.stored_nbytes
     ([('weight', (2, 3), None), ('tied', (2, 3), 'weight')], 24)
     >>> found.values
-    (ValueRow(path='step', type='int', value='7'),)
+    (ValueRow(path='step', type='int', value='7', data=7),)
     """
     rows = _Rows()
     tensors = [rows.row(name, tensor) for name, tensor in checkpoint.items()]
@@ -386,7 +388,9 @@ class _Rows:
                 self._add(value.storage, path)
             of = "bytes" if value.torch_dtype is None else value.torch_dtype
             return ValueRow(path, "storage", f"{value.count:,} {of}, {value.location}")
-        return ValueRow(path, _type_of(value), _short(value))
+        data = value.item() if isinstance(value, np.number | np.bool_) else value
+        is_plain = isinstance(data, _PLAIN) and not isinstance(data, Size)
+        return ValueRow(path, _type_of(value), _short(value), data if is_plain else None)
 
     def storages(self) -> tuple[StorageRow, ...]:
         return tuple(
@@ -431,6 +435,10 @@ def _name_of(named: ForeignObject) -> str:
 _TOLD_BY_REPR = frozenset(
     "date datetime time timedelta Decimal UUID PurePosixPath PureWindowsPath range".split()
 )
+
+
+#: What `ValueRow.data` may be.
+_PLAIN = (bool, int, float, str, list, tuple)
 
 
 def _short(value: Any) -> str:

@@ -13,8 +13,9 @@ import torchzip
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
 from torchzip.cli.command import BAD, DONE, Command, limits_of, reading_options, say
+from torchzip.cli.naming import POLICY_ARGUMENTS, gate_of
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.container.hub_names import is_index
 from torchzip.convert.outputs.registry import output_of
 from torchzip.errors import FormatError, TorchZipError, printable
@@ -31,14 +32,16 @@ COMMAND = Command(
 Read a whole checkpoint, compare every CRC and check all bounds. Then say whether torch.load accepts
 it by default (weights_only=True), needs weights_only=False, or refuses it, and why. A file that
 torch.load refuses can still be sound. Of a directory that is not one checkpoint, every file in it
-with a suffix of checkpoints is checked. The exit status is 1 if one of the files is bad.
+with a suffix of checkpoints is checked. The exit status is 1 if one of the files is bad, or names
+something that torch.load refuses by default; with --fail-on never, only if it is bad.
 """,
     examples="""
         torchzip verify model.pt
-        torchzip verify run/*.ckpt other/
+        torchzip verify run/*.ckpt other/ --allow lightning
     """,
     arguments={
         "files": {"metavar": "FILE", "nargs": "+"},
+        **POLICY_ARGUMENTS,
         "--values": "also look for NaN and infinities in all tensors, which are not a fault of it",
         "--json": "print the result as JSON",
     },
@@ -46,6 +49,7 @@ with a suffix of checkpoints is checked. The exit status is 1 if one of the file
 
 
 def run(arguments: argparse.Namespace) -> int:
+    gate = gate_of(arguments)
     files = [
         each for file in arguments.files for each in checkpoints_in(file, limits_of(arguments))
     ]
@@ -63,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             status = BAD
             continue
         made.append(found)
+        status = max(status, gate(found.refused))
         if not arguments.json:
             print(check_as_text(found))
     if arguments.json:
@@ -117,7 +122,8 @@ def _value_lines(odd: Sequence[OddValues]) -> list[str]:
         [name_text(each.name), f"{each.nans:,} NaN", f"{each.infinities:,} infinite"]
         for each in odd
     ]
-    return [*table(rows, right=(1, 2)), f"{count_text(len(odd), 'tensor')} with NaN or infinities"]
+    lines = fitted_table(rows, screen(), (0,), right=(1, 2))
+    return [*lines, f"{count_text(len(odd), 'tensor')} with NaN or infinities"]
 
 
 def _torch_line(found: Verified) -> str:

@@ -12,7 +12,7 @@ from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, name_text, shape_text, some_of
 from torchzip.cli.command import BAD, DONE, Command, reading_options
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
@@ -99,10 +99,11 @@ def as_text(found: Diff) -> str:
     ]
     rows += [["removed", name_text(row.name), _tensor(row), ""] for row in found.removed]
     rows += [["added", name_text(row.name), _tensor(row), ""] for row in found.added]
-    lines = table(rows)
+    where = screen()
+    lines = fitted_table(rows, where, (3, 1))
     # In a separate table, as strings may be long; names are aligned with those of the tensors.
     values = [["value".ljust(7), name_text(each.name), _value(each)] for each in found.values]
-    lines += table(values)
+    lines += fitted_table(values, where, (2, 1))
     if found.other_bits:
         first = some_of(list(map(name_text, found.other_bits)), 10)
         lines.append(f"equal in value, with zeros of another sign or other NaNs: {first}")

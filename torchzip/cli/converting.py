@@ -7,6 +7,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +30,7 @@ from torchzip.cli.command import (
     warnings_said,
 )
 from torchzip.cli.progress import progress_line
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.convert.outputs.registry import output_of
 from torchzip.errors import printable
 
@@ -49,7 +52,8 @@ OUTPUT_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
     "--jobs": {
         "type": int,
         "metavar": "N",
-        "help": "share the work among N processes (default 1)",
+        "help": "share the work among N processes (default: one for each core, at most 4, if there "
+        "is enough to do; 1 turns that off)",
     },
     "--verify": "also check the CRCs of bytes that are only copied",
     "--dequantize": "write plain weights in the place of quantized ones (fp8, int4, nf4, ...), "
@@ -66,8 +70,8 @@ COMMAND = Command(
 Convert a checkpoint of any format. DST decides the target format: a .pt .pth .bin .ckpt .th
 .pth.tar, .safetensors .sft, .gguf or .npz file, a directory (which gets a model.safetensors), or an
 *.index.json (with shards beside it). DST is written completely or not at all, and may be SRC
-itself. SRC may be -, for what comes on stdin, or a directory with the files of all ranks of a
-training; with --join it is a pattern, in quotes, of shards.
+itself. SRC may be -, for what comes on stdin, and DST -, for a .pt on stdout. SRC may be the
+directory of all ranks of a training; with --join it is a pattern, in quotes, of shards.
 """,
     examples=r"""
         torchzip convert model.pt model.safetensors --dtype bfloat16
@@ -111,7 +115,9 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with writing(arguments, arguments.dst) as options, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        dst = stack.enter_context(_writable(arguments))
+        options = stack.enter_context(writing(arguments, dst))
         if arguments.join:
             source: Any = stack.enter_context(opened(arguments.src, arguments))
             options["limits"] = None  # it is open
@@ -119,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             source = stack.enter_context(readable(arguments.src))
         report = torchzip.convert(
             source,
-            arguments.dst,
+            dst,
             companions=not arguments.no_companions,
             weights=arguments.weights,
             ema=arguments.ema,
@@ -130,8 +136,38 @@ def run(arguments: argparse.Namespace) -> int:
             unstack=parse_renames(arguments.unstack, "--unstack"),
             **options,
         )
+        if dst != arguments.dst:
+            report = dataclasses.replace(report, target=_STDOUT, files=(_STDOUT,))
     show(report, arguments)
     return DONE
+
+
+_STDOUT = "<stdout>"
+
+
+@contextlib.contextmanager
+def _writable(arguments: argparse.Namespace) -> Iterator[str]:
+    """Give the path that is written to; for ``-`` that of a temporary .pt, copied to stdout.
+
+    A checkpoint is not written from its start to its end: what is around the data has its CRCs.
+    """
+    if arguments.dst != "-":
+        yield arguments.dst
+        return
+    if arguments.json and not arguments.dry_run:
+        raise ValueError(
+            "DST is -, and so the checkpoint goes to stdout; --json would go there too"
+        )
+    if arguments.max_shard_size is not None:
+        raise ValueError("DST is -, for one file; --max-shard-size needs a directory")
+    if sys.stdout.isatty() and not arguments.dry_run:
+        raise ValueError("DST is -, and stdout is a terminal; send it to a file or a command")
+    with exit_on_sigterm(), tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "archive.pt")  # as torch names what it writes to a stream
+        yield path
+        if not arguments.dry_run:
+            with open(path, "rb") as made:
+                shutil.copyfileobj(made, sys.stdout.buffer, 1 << 20)
 
 
 @contextlib.contextmanager
@@ -143,7 +179,7 @@ def writing(arguments: argparse.Namespace, dst: str) -> Iterator[dict[str, Any]]
         yield {
             "metadata": parse_metadata(arguments.metadata, dst),
             "max_shard_size": arguments.max_shard_size,
-            "jobs": arguments.jobs,
+            "jobs": "auto" if arguments.jobs is None else arguments.jobs,
             "verify": arguments.verify,
             "dequantize": arguments.dequantize,
             "progress": progress,
@@ -215,7 +251,8 @@ def _sums(report: ConvertReport) -> str:
         where = f" in {count_text(count, 'file')}"
     elif count > 1:  # the last one is the index
         where = f" in {count_text(count - 1, 'shard')}"
-    return f"{count_text(report.tensors, 'tensor')}{where}, {nbytes_text(report.nbytes)}"
+    by = f", by {report.jobs} processes" if report.jobs > 1 else ""
+    return f"{count_text(report.tensors, 'tensor')}{where}, {nbytes_text(report.nbytes)}{by}"
 
 
 def _planned_text(report: ConvertReport) -> str:
@@ -223,7 +260,8 @@ def _planned_text(report: ConvertReport) -> str:
     rows = [["name", "dtype", "shape", "size", *(["file"] if with_files else [])]]
     rows += [_row(row, with_files) for row in report.rows]
     copied = [f"copied: {printable(path)}" for path in report.copied]
-    return "\n".join([*table(rows, right=(3,)), *copied, f"{_sums(report)} in all"])
+    lines = fitted_table(rows, screen(), (0, 3), right=(3,))
+    return "\n".join([*lines, *copied, f"{_sums(report)} in all"])
 
 
 def _row(row: PlannedTensor, with_file: bool) -> list[str]:

@@ -64,7 +64,7 @@ Containers have paths too.
         "mps, ...",
         "--metadata KEY[=VALUE] ...": "set metadata of a .safetensors or .gguf file, which is "
         "rewritten; a KEY alone is taken away. VALUE is as for convert",
-        "--compact": "rewrite the file, without unused bytes",
+        "--compact": "rewrite the file, without bytes of dropped items; storages stay whole",
         "--dry-run": "show the changes and make none",
         "--json": "print what was done as JSON",
     },
@@ -141,6 +141,11 @@ def as_text(found: Edited, dry_run: bool = False) -> str:
         lines.append(
             f"{nbytes_text(found.dead_nbytes)} of {nbytes_text(found.nbytes)} {are} used by "
             "nothing; --compact frees them"
+        )
+    if found.unreached_nbytes:
+        lines.append(
+            f"{nbytes_text(found.unreached_nbytes)} of {nbytes_text(found.nbytes)} are kept though "
+            "no tensor reaches them; torchzip convert --pack leaves them out"
         )
     lines += [f"note: {printable(note)}" for note in found.notes]
     return "\n".join(lines)

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.checkpoint.outline import Outline, chosen, outline
+from torchzip.checkpoint.outline import Outline, ValueRow, chosen, outline
 from torchzip.cli.command import DONE, JOIN_ARGUMENT, Command, opened
 from torchzip.cli.listing_text import flat_lines, sorted_by, sum_lines, tree_lines, value_lines
 from torchzip.cli.rendering import Screen, screen
+from torchzip.errors import UnsupportedError
 from torchzip.formats.base import collector_paused
 from torchzip.quantization.codes import codes
+from torchzip.tools.value_json import json_value
 
 COMMAND = Command(
     name="ls",
@@ -133,11 +135,23 @@ def describe(
         "metadata": found.metadata,
         "unnamed_tensors": [row._asdict() for row in found.unnamed],
         "constants": found.constant_count,
-        "values": [row._asdict() for row in found.values],
+        "values": [
+            {"path": row.path, "type": row.type, "value": _typed(row)} for row in found.values
+        ],
         "constant_tensors": [row._asdict() for row in found.constants],
         "storages": [row._asdict() for row in found.storages],
         "notes": list(found.notes),
     }
+
+
+def _typed(row: ValueRow) -> Any:
+    """Return a value as JSON has it; what JSON does not have is a string, as in the table."""
+    if row.data is None:
+        return None if row.type == "NoneType" else row.value
+    try:
+        return json_value(row.data)
+    except UnsupportedError:  # it has a million items
+        return row.value
 
 
 def as_json(listing: dict[str, Any]) -> str:

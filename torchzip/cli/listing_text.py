@@ -10,7 +10,7 @@ from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text
 from torchzip.cli.command import in_options
-from torchzip.cli.rendering import Screen, fitted, table
+from torchzip.cli.rendering import Screen, fitted_table
 from torchzip.errors import listed, printable, shown
 
 #: At most so many values are shown without --all.
@@ -91,8 +91,8 @@ def flat_lines(
 def _table(rows: list[list[str]], screen: Screen) -> list[str]:
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
-        return table(fitted(rows, (0,), screen.width), right=(_SIZE,))
-    return table(fitted(rows, (len(rows[0]) - 1, 0), screen.width), right=(_SIZE,))
+        return fitted_table(rows, screen, (0,), right=(_SIZE,))
+    return fitted_table(rows, screen, (len(rows[0]) - 1, 0), right=(_SIZE,))
 
 
 def tree_lines(
@@ -160,7 +160,7 @@ def value_lines(outline: Outline, screen: Screen, *, everything: bool) -> list[s
         values = [row for row in values if not row[1].startswith("an empty ")][:_VALUES]
     values += [(f"metadata {name}", shown(text)) for name, text in outline.metadata.items()]
     rows = [[printable(name), printable(text)] for name, text in values]
-    lines = table(fitted(rows, (1, 0), screen.width))
+    lines = fitted_table(rows, screen, (1, 0))
     left = len(listed_values) + len(outline.metadata) - len(values)
     if left:
         lines.append(screen.dim(f"and {count_text(left, 'more value')}; --all shows them"))

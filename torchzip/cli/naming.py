@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torchzip
 from torchzip.checkpoint.quantities import count_text
-from torchzip.cli.command import DONE, Command, reading_options
-from torchzip.cli.rendering import table
+from torchzip.cli.command import BAD, DONE, Command, reading_options
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 from torchzip.tools.global_names import GlobalName, global_names
+
+if TYPE_CHECKING:
+    from torchzip.tools.scanning.policy import Policy
+
+#: Of the commands whose exit status tells of names that torch.load refuses by default.
+POLICY_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
+    "--allow POLICY ...": "names that are accepted: a policy file or a preset; may be repeated",
+    "--fail-on": {
+        "choices": ["foreign", "never"],
+        "default": "foreign",
+        "help": "exit status 1 for names that torch.load refuses by default and the policy does "
+        "not allow (the default); or never for names",
+    },
+}
 
 COMMAND = Command(
     name="globals",
@@ -18,24 +34,54 @@ COMMAND = Command(
     description="""\
 List every class and function that a checkpoint names, in any pickle that a loader of its format
 runs. Foreign ones are unknown to torchzip and kept as inert objects. Nothing is ever imported or
-called. The last column shows what torch.load accepts by default (weights_only=True).
+called. The last column shows what torch.load accepts by default (weights_only=True). The exit
+status is 1 if it refuses a name, unless the policy allows that: torchzip scan --help says how.
 """,
-    examples="torchzip globals model.ckpt",
+    examples="""
+        torchzip globals model.ckpt
+        torchzip globals model.ckpt --allow lightning
+    """,
     arguments={
         "FILE": None,
+        **POLICY_ARGUMENTS,
         "--json": "print the names as JSON",
     },
 )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    gate = gate_of(arguments)
     with torchzip.lazy_load(arguments.file, **reading_options(arguments)) as checkpoint:
         names = global_names(checkpoint)
     if arguments.json:
         print(json.dumps([row._asdict() for row in names], indent=2))
     else:
         print(globals_as_text(names, f"{checkpoint.path}: {checkpoint.format}"))
-    return DONE
+    return gate(f"{row.module}.{row.name}" for row in names if not row.torch_safe)
+
+
+def gate_of(arguments: argparse.Namespace) -> Callable[[Iterable[str]], int]:
+    """Return a function from the names that torch.load refuses to the exit status.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a policy cannot be read.
+    """
+    policy = policy_of(arguments)
+
+    def gate(refused: Iterable[str]) -> int:
+        is_asked = arguments.fail_on != "never"
+        return BAD if is_asked and not all(map(policy.allows, refused)) else DONE
+
+    return gate
+
+
+def policy_of(arguments: argparse.Namespace) -> Policy:
+    """Return what all the policies of a command line allow together."""
+    from torchzip.tools.scanning.policy import Policy, parse_policy  # which few runs need
+
+    return Policy(glob for text in arguments.allow for glob in parse_policy(text).globs)
 
 
 def globals_as_text(names: list[GlobalName], place: str) -> str:
@@ -47,7 +93,8 @@ def globals_as_text(names: list[GlobalName], place: str) -> str:
         )
         for row in names
     ]
-    lines = table([("name", "torchzip", "torch.load"), *rows]) if names else []
+    head = ("name", "torchzip", "torch.load")
+    lines = fitted_table([head, *rows], screen(), (0,)) if names else []
     foreign = sum(row.foreign for row in names)
     refused = sum(not row.torch_safe for row in names)
     count = count_text(len(names), "name")

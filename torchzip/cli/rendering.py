@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import add
 
-#: A column that is made narrower keeps at least this width.
-_LEAST_WIDTH = 16
+#: A column that is made narrower keeps at least this width: one after the other, until all fits.
+_LEAST_WIDTHS = (16, 12, 8, 6, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +81,49 @@ def _widths(column: Sequence[str]) -> list[int]:
 
 
 def fitted(
-    rows: Sequence[Sequence[str]], shrinking: Sequence[int], width: int | None
+    rows: Sequence[Sequence[str]],
+    shrinking: Sequence[int],
+    width: int | None,
+    whole: Sequence[int] = (),
 ) -> Sequence[Sequence[str]]:
     """Return the rows of a `table` with cells shortened so that its lines fit the width.
 
-    Only columns in ``shrinking`` are made narrower, in that order. If that is not enough, lines
-    stay longer than the width.
+    Columns in ``shrinking`` are made narrower first, in that order. If that is not enough, all but
+    those in ``whole``, such as numbers, are, step by step. Lines stay longer than the width only if
+    that is not enough either.
     """
     if width is None or not rows:
         return rows
     widths = [max(_widths(column)) for column in zip(*rows, strict=True)]
     excess = sum(widths) + 2 * (len(widths) - 1) - width
-    for column in shrinking:
-        less = max(0, min(excess, widths[column] - _LEAST_WIDTH))
+    others = [column for column in range(len(widths)) if column not in {*shrinking, *whole}]
+    steps = [(column, _LEAST_WIDTHS[0]) for column in shrinking]
+    steps += [(column, least) for least in _LEAST_WIDTHS for column in (*shrinking, *others)]
+    for column, least in steps:
+        less = max(0, min(excess, widths[column] - least))
         widths[column] -= less
         excess -= less
     return [
         [
-            shorten(cell, widths[column]) if column in shrinking else cell
+            cell if column in whole else shorten(cell, widths[column])
             for column, cell in enumerate(row)
         ]
         for row in rows
     ]
+
+
+def fitted_table(
+    rows: Sequence[Sequence[str]],
+    where: Screen,
+    shrinking: Sequence[int],
+    right: Sequence[int] = (),
+) -> list[str]:
+    """Return rows as the lines of a `table` that fits a screen.
+
+    Columns in ``right`` have numbers: they stay whole, unless they are in ``shrinking`` too.
+    """
+    whole = [column for column in right if column not in shrinking]
+    return table(fitted(rows, shrinking, where.width, whole), right)
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:

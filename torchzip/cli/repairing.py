@@ -15,7 +15,7 @@ from torchzip.cli.command import (
     reading_options,
     warnings_said,
 )
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def as_text(found: Repaired) -> str:
         lines.append(f"{seen} {printable(found.broken)}")
     else:
         lines.append(f"damage: {printable(in_options(found.damage))}")
-    lines += table([_row(lost) for lost in found.lost])
+    lines += fitted_table([_row(lost) for lost in found.lost], screen(), (3, 1))
     if found.unverified:
         count = count_text(len(found.unverified), "tensor")
         shown = some_of(list(map(name_text, found.unverified)), _MOST_UNVERIFIED)

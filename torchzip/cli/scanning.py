@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text
-from torchzip.cli.command import BAD, DONE, Command, in_options, limits_of
-from torchzip.cli.rendering import table
+from torchzip.cli.command import BAD, DONE, Command, in_options, reading_options
+from torchzip.cli.naming import policy_of
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 
 if TYPE_CHECKING:
@@ -63,12 +66,8 @@ Exit status: 0 nothing found, 1 findings, 2 wrong usage, 3 a file could not be j
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from torchzip.tools.scanning.policy import parse_policy  # which no other command needs
-
-    if arguments.storage_option:
-        raise ValueError("scan looks into files of this computer; fetch those behind URLs first")
-    allowed = [glob for text in arguments.allow for glob in parse_policy(text).globs]
-    found = tools.scan(arguments.paths, allow=allowed, limits=limits_of(arguments))
+    allowed = policy_of(arguments).globs
+    found = tools.scan(arguments.paths, allow=allowed, **reading_options(arguments))
     if arguments.format == "json":
         print(json.dumps(dataclasses.asdict(found), indent=2))
     elif arguments.format == "sarif":
@@ -95,7 +94,7 @@ def as_text(found: Scanned) -> str:
     """Return a line for each file, with its findings below, and the sums."""
     lines = []
     rows = [[file.verdict, printable(file.path), file.format] for file in found.files]
-    for line, file in zip(table(rows), found.files, strict=True):
+    for line, file in zip(fitted_table(rows, screen(), (1,)), found.files, strict=True):
         lines.append(line)
         lines += [
             f"  {_place(finding)}{printable(in_options(finding.message))}"
@@ -135,8 +134,10 @@ def as_sarif(found: Scanned) -> dict[str, Any]:
 
 
 def _result(finding: Finding) -> dict[str, Any]:
-    uri = finding.path if finding.member is None else f"{finding.path}!{finding.member}"
-    place: dict[str, Any] = {"artifactLocation": {"uri": uri.replace("\\", "/")}}
+    path = finding.path if finding.member is None else f"{finding.path}!{finding.member}"
+    # A reference as RFC 3986 has it: no spaces, and nothing that only this computer can decode.
+    uri = quote(os.fsencode(path), safe="/!")
+    place: dict[str, Any] = {"artifactLocation": {"uri": uri}}
     if finding.offset is not None:
         place["region"] = {"byteOffset": finding.offset}
     return {

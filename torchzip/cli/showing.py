@@ -16,7 +16,7 @@ from torchzip.checkpoint.quantities import name_text, share_text
 from torchzip.cli.command import DONE, Command, reading_options
 from torchzip.cli.histogram import can_encode, histogram_lines
 from torchzip.cli.indexing import parse_index
-from torchzip.cli.rendering import table
+from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import ErrorPlace, UnsupportedError, printable, shown
 from torchzip.tensors.numpy_dtypes import has_numpy_dtype
 from torchzip.tools.array_text import tensor_text
@@ -190,7 +190,7 @@ def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
     rows.append(["zeros", f"{made.zeros:,}", _share(made.zeros, made) + zeros])
     odd = {"NaN": made.nans, "+Inf": made.positive_infinities, "-Inf": made.negative_infinities}
     rows += [[name, f"{count:,}", _share(count, made)] for name, count in odd.items()]
-    lines = [f"{title}: {_kind(tensor)}{about}", *table(rows, right=(1,))]
+    lines = [f"{title}: {_kind(tensor)}{about}", *fitted_table(rows, screen(), (2,), right=(1,))]
     if made.counts:
         ends = (number_text(made.min), number_text(made.max))
         blocks = can_encode(sys.stdout.encoding)

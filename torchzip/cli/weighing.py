@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
 from torchzip.cli.command import DONE, Command, print_found, reading_options
-from torchzip.cli.rendering import Screen, fitted, screen, table
+from torchzip.cli.rendering import Screen, fitted_table, screen
 from torchzip.errors import printable
 from torchzip.formats.base import collector_paused
 
@@ -53,7 +53,7 @@ def text_lines(found: WhyBig, where: Screen) -> Iterator[str]:
         [_share(part.nbytes, found.nbytes), nbytes_text(part.nbytes), part.kind]
         for part in found.parts
     ]
-    yield from table(rows, right=(0, 1))
+    yield from fitted_table(rows, where, (2,), right=(0, 1))
     for copy in found.copies:
         slots = sorted(copy.slots.items(), key=lambda slot: -slot[1])
         if copy.of is None:
@@ -124,6 +124,6 @@ def _savings(found: WhyBig, where: Screen) -> Iterator[str]:
 
 
 def _rows(rows: list[list[str]], count: int, where: Screen) -> Iterator[str]:
-    yield from table(fitted(rows, (2,), where.width), right=(0, 1))
+    yield from fitted_table(rows, where, (2,), right=(0, 1))
     if count > _MOST:
         yield where.dim(f"and {count - _MOST:,} more; --json has them")

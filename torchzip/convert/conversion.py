@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.container.hub_names import safetensors_name
@@ -20,7 +20,7 @@ from torchzip.convert.pipeline import convert_pipeline, is_pipeline
 from torchzip.convert.plan import make_plan
 from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import DtypeRules, Globs, RenameRules, Rules
-from torchzip.convert.run import computed_here, run
+from torchzip.convert.run import computed_here, paying_jobs, run
 from torchzip.convert.sources import Source, opened
 from torchzip.convert.surgery import Surgery
 from torchzip.convert.targets import Target, parse_size, parse_target
@@ -52,7 +52,7 @@ def convert(
     metadata: Mapping[str, Any] | None = None,
     max_shard_size: int | str | None = None,
     companions: bool = True,
-    jobs: int | None = None,
+    jobs: int | Literal["auto"] | None = None,
     executor: Any = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -116,9 +116,11 @@ def convert(
     ``lost`` of the report lists what else there was.
 
     ``max_shard_size`` (``"5GB"``, decimal as on the hub, or bytes) writes shards with an index
-    if the tensors have more bytes together. ``jobs=N`` shares the work among N processes;
-    ``executor`` among those of a `concurrent.futures.Executor`, of a ``Client`` of dask, or of what
-    `torchzip.executors` returns. ``progress`` is called with the bytes written so far and in all.
+    if the tensors have more bytes together. ``jobs=N`` shares the work among N processes, and
+    ``jobs="auto"`` among as many as pay: one for each core, at most four, and one alone for what is
+    soon done; the bytes are the same. ``executor`` shares it among those of a
+    `concurrent.futures.Executor`, of a ``Client`` of dask, or of what `torchzip.executors` returns.
+    ``progress`` is called with the bytes written so far and in all.
 
     From a directory to a directory, the small files beside the weights are copied (*.json, *.txt,
     *.model, *.md, *.jinja, *.tiktoken of up to 100 MB): config and tokenizer, so that the new
@@ -196,9 +198,10 @@ def convert(
     max_shard_nbytes = None if max_shard_size is None else parse_size(max_shard_size)
     if jobs is not None and executor is not None:
         raise ValueError("jobs makes a pool of its own; give it or an executor, not both")
-    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int)):
-        raise TypeError(f"jobs is a number of processes, not {type(jobs).__name__}")
-    if jobs is not None and jobs < 1:
+    is_auto = isinstance(jobs, str) and jobs == "auto"
+    if not is_auto and jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int)):
+        raise TypeError(f"jobs is a number of processes or 'auto', not {jobs!r}")
+    if isinstance(jobs, int) and jobs < 1:
         raise ValueError(f"jobs={jobs}; 1 or more processes were expected")
     executor = None if executor is None else as_executor(executor)
     for option, function in (("map", map), ("progress", progress)):
@@ -237,8 +240,10 @@ def convert(
             for line in plan.warnings:
                 warnings.warn(line, UserWarning, stacklevel=2)
             overflowed: dict[str, int] = {}
-            shares = executor is not None or (jobs is not None and jobs > 1)
-            here = computed_here(plan, executor) if shares else ()
+            processes = paying_jobs(plan, verify=verify) if jobs == "auto" else jobs or 1
+            here = computed_here(plan, executor) if executor is not None or processes > 1 else ()
+            if plan.nbytes < _WORTH_NBYTES:
+                processes = 1
 
             def told(counts: dict[str, int]) -> None:
                 overflowed.update(counts)
@@ -248,8 +253,8 @@ def convert(
             if not dry_run:
                 if verify:
                     checkpoint.container.check_parts()
-                if jobs is not None and jobs > 1 and plan.nbytes >= _WORTH_NBYTES:
-                    executor = until_done.enter_context(workers(jobs))
+                if processes > 1:
+                    executor = until_done.enter_context(workers(processes))
                 run(
                     plan, executor=executor, verify=verify, progress=progress, overflowed=told,
                     overwrite=overwrite,
@@ -262,6 +267,7 @@ def convert(
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
         plan.tied, overflowed, here, copied, plan.taken,
         tuple(plan.tensors), tuple(files.values()), plan.dequantized,
+        processes,
     )  # fmt: skip
 
 

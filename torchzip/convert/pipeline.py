@@ -149,4 +149,5 @@ def _joined(
             for row in report.rows
         ),
         file_nbytes=tuple(nbytes for report in reports.values() for nbytes in report.file_nbytes),
+        jobs=max(report.jobs for report in reports.values()),
     )  # fmt: skip

@@ -23,7 +23,8 @@ class ConvertReport:
     files that are copied from beside the weights, and not among ``files``. ``taken`` says what
     ``weights`` has chosen. ``rows`` has one row for each of the ``tensors``, and ``file_nbytes``
     the size of each of the ``files``. ``dequantized`` has the weights that were quantized, each
-    with its scheme.
+    with its scheme. ``jobs`` is the number of processes of this computer that share the work, this
+    one alone (1) if there is little of it.
     """
 
     source: str
@@ -43,3 +44,4 @@ class ConvertReport:
     rows: tuple[PlannedTensor, ...] = field(default=(), repr=False)
     file_nbytes: tuple[int, ...] = field(default=(), repr=False)
     dequantized: dict[str, str] = field(default_factory=dict)
+    jobs: int = 1

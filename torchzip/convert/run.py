@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -20,6 +21,7 @@ from torchzip.convert.pieces import (
     Piece,
     Written,
     check_read_in_part,
+    cut,
     write_announced,
     write_pieces,
 )
@@ -29,7 +31,7 @@ from torchzip.convert.upload import upload, upload_task
 from torchzip.convert.work import LocalWork
 from torchzip.files.new_file import NewFile, commit_together
 from torchzip.files.place import StorePlace
-from torchzip.files.source import FileSource, file_place
+from torchzip.files.source import FileSource, Source, file_place
 from torchzip.files.watch import Watch
 from torchzip.tensors.storage import sources_of
 
@@ -134,8 +136,42 @@ def _task(path: str, pieces: Sequence[Piece]) -> Task:
     Forked processes share the position of an open file, which only a `FileSource` does not use.
     """
     sources = sources_of(piece.storage for piece in pieces)
-    is_inherited = all(isinstance(file_place(source, 0)[0], FileSource) for source in sources)
-    return Task(write_pieces, (path, pieces), is_inherited)
+    return Task(write_pieces, (path, pieces), all(map(_is_file, sources)))
+
+
+#: What each process has to do if it is to pay: with 128 MB a second one gains some tens of ms.
+_PAYING_NBYTES = 128 << 20
+#: More processes wait for the disk.
+_MOST_JOBS = 4
+
+
+def paying_jobs(plan: Plan, *, verify: bool) -> int:
+    """Return how many processes write a plan soonest; 1 is this one alone.
+
+    What is copied without a look at it counts for nothing: the disk decides how long that takes.
+    Files that are read or written over a network, and file objects, are for one process.
+    """
+    storages = [storage for planned in plan.files for storage in planned.storages]
+    if plan.place.is_far or not all(map(_is_file, sources_of(storages))):
+        return 1
+    nbytes = 0
+    for storage in storages:
+        with_crc = plan.output.has_crcs
+        piece = next(cut(storage, 0, storage.nbytes, with_crc=with_crc, verify=verify), None)
+        if piece is not None and not piece.copied:
+            nbytes += storage.nbytes
+    return max(1, min(_cores(), _MOST_JOBS, nbytes // _PAYING_NBYTES))
+
+
+def _cores() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _is_file(source: Source) -> bool:
+    return isinstance(file_place(source, 0)[0], FileSource)
 
 
 def computed_here(plan: Plan, executor: Executor | None) -> tuple[str, ...]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 from typing import Self
 
 from torchzip.errors import FormatError
+from torchzip.files.left_overs import lock
 from torchzip.files.new_file import KEEP_SIZE, allocate, write_all
 from torchzip.files.source import Buffer, FileSource
-
-#: Errors of file systems without locks.
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class InPlaceFile:
@@ -32,21 +29,15 @@ class InPlaceFile:
         try:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
                 raise OSError(errno.EINVAL, "Not a regular file", self.name)
-            self._lock()
-        except BaseException:
-            self.close()
-            raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._fd)
         except BlockingIOError:
+            self.close()
             raise BlockingIOError(
                 errno.EWOULDBLOCK, "The file is being edited by another process", self.name
             ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        except BaseException:
+            self.close()
+            raise
 
     def check_same(self, source: FileSource) -> None:
         """Raise FormatError if the file of this name was replaced or changed since it was read."""

@@ -7,8 +7,10 @@ import ctypes
 import errno
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 
+from torchzip.files.left_overs import claim, prefix_for, remove_left_overs, unlock
 from torchzip.files.source import Buffer
 from torchzip.files.streams import is_stream
 
@@ -19,7 +21,8 @@ class NewFile:
     A symlink is followed. The mode is that of the file that is replaced, or the one that the
     umask gives. The temporary name is short, so a target name of 255 bytes works.
 
-    ``temporary`` is its path until the commit: other processes may write parts of it.
+    ``temporary`` is its path until the commit: other processes may write parts of it. Those of the
+    same target whose processes are gone are removed first, with a warning (`left_overs`).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -45,13 +48,29 @@ class NewFile:
                 kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
                 raise OSError(errno.EINVAL, f"Cannot save here, it is {kind}", self.name)
             self._mode = stat.S_IMODE(status.st_mode)
-        folder = os.path.dirname(self.target)
-        self.temporary = os.path.join(folder, f".torchzip-{os.urandom(8).hex()}.tmp")
+        left_overs = remove_left_overs(self.target)
+        if left_overs:
+            warnings.warn(
+                f"{self.name}: removed {', '.join(map(os.path.basename, left_overs))}, which a "
+                "process that was killed had left beside it",
+                UserWarning,
+                stacklevel=2,
+            )
+        while not self._make():
+            self.abort()
+
+    def _make(self) -> bool:
+        """Make the temporary file; return False if another run took it for a left over one."""
+        self.temporary = os.path.join(
+            os.path.dirname(self.target), f"{prefix_for(self.target)}{os.urandom(8).hex()}.tmp"
+        )
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         # The old file may be private, so its replacement must never be public. And the old file may
         # be read-only, or the umask unusual, but workers have to open the new file for writing.
         try:
             self._fd = os.open(self.temporary, flags, 0o666 if self._mode is None else 0o600)
+            if not claim(self._fd):
+                return False
             made = stat.S_IMODE(os.fstat(self._fd).st_mode)
             if made & 0o600 != 0o600:
                 os.fchmod(self._fd, made | 0o600)
@@ -66,6 +85,7 @@ class NewFile:
             with contextlib.suppress(OSError):
                 self.abort()
             raise
+        return True
 
     def check(self) -> None:
         """Raise ValueError if the file is closed, or belongs to another process."""
@@ -114,13 +134,12 @@ class NewFile:
                     os.unlink(self.temporary)
 
     def sync(self) -> None:
-        """Sync and close the file."""
+        """Sync the file. It stays open, and so locked, until it has its final name."""
         descriptor = self.descriptor
         if self._mode is not None:
             os.fchmod(descriptor, self._mode)
         os.fsync(descriptor)
-        self._fd = -1
-        os.close(descriptor)
+        os.close(os.dup(descriptor))  # some file systems tell here what could not be written
 
     def rename(self) -> str:
         """Give the file its final name; return the folder, which must be synced as well."""
@@ -128,6 +147,10 @@ class NewFile:
             os.replace(self.temporary, self.target)
         except OSError as error:  # nobody knows the temporary file
             raise OSError(error.errno, error.strerror, self.name) from error
+        descriptor, self._fd = self._fd, -1
+        unlock(descriptor)  # somebody may want to edit the file now
+        with contextlib.suppress(OSError):  # `sync` has raised what there is
+            os.close(descriptor)
         return os.path.dirname(self.target)
 
     def __del__(self) -> None:

@@ -28,6 +28,7 @@ from torchzip.tensors.numpy_values import module_among
 from torchzip.tensors.reduce import StorageKeys, Stored
 from torchzip.tensors.storage import Measure, OpenStorage, TensorStorage
 from torchzip.tools.edit_rules import DeviceRules, EditRules, GradRules
+from torchzip.tools.file_size.reach import unreached_nbytes
 from torchzip.tools.metadata_edits import set_metadata
 from torchzip.tools.tree_edits import TreeEdit
 
@@ -44,6 +45,8 @@ class Edited:
     rule that matched nothing. ``nbytes`` is the size of the file now, ``appended_nbytes`` how much
     was appended, ``dropped_nbytes`` the size of the storages that this edit left out.
     ``dead_nbytes`` are the bytes of the file that nothing uses any more; ``compact`` frees them.
+    ``unreached_nbytes`` are those of storages that no tensor reaches, such as the other rows of a
+    slice: a file that is rewritten keeps them, and only then they are counted.
     """
 
     path: str
@@ -58,6 +61,7 @@ class Edited:
     appended_nbytes: int
     dropped_nbytes: int
     dead_nbytes: int
+    unreached_nbytes: int
     notes: tuple[str, ...]
 
 
@@ -173,6 +177,7 @@ def _with_metadata(
         appended_nbytes=0,
         dropped_nbytes=0,
         dead_nbytes=0,
+        unreached_nbytes=0,
         notes=(),
     )
 
@@ -218,6 +223,7 @@ class _Edit:
         )
         self._kept = list(self._opened)
         self._without: set[str] = set()
+        self._unreached_nbytes = 0
         self._pickle_nbytes = contents.pickle_nbytes
 
     def append(self) -> zip_edit.Appended | None:
@@ -269,6 +275,7 @@ class _Edit:
         structure = self._structure(keys)
         storages = keys.storages()
         self._kept = self._keys_of(keys)
+        self._unreached_nbytes = unreached_nbytes([self._contents.root])
         if target is None:
             records = [(len(name), len(data)) for name, data in head_records(structure.pickle)]
             records += [(len(f"data/{key}"), each.nbytes) for key, each in enumerate(storages)]
@@ -331,6 +338,7 @@ class _Edit:
             appended_nbytes=appended_nbytes,
             dropped_nbytes=sum(each.nbytes for each in dropped),
             dead_nbytes=self._dead(nbytes) if how != "rewritten" else 0,
+            unreached_nbytes=self._unreached_nbytes,
             notes=tuple(self.notes),
         )
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from torchzip.convert.casting import inner_tensors
 from torchzip.dtypes import DTYPES
+from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.storage import TensorStorage
 
 #: Units of a storage that are marked, in memory and in all: a second or so.
 _MOST_MARKED = 1 << 27
@@ -53,6 +56,29 @@ def reached_nbytes(specs: Iterable[TensorSpec], nbytes: int) -> int | None:
         view = gaps[0]
         return view.run * math.prod(size for size, _ in view.axes)
     return _marked(runs, gaps)
+
+
+def unreached_nbytes(values: Iterable[object]) -> int:
+    """Return how many bytes of the storages in some values no tensor in them reaches.
+
+    Storages for which it would take too long to say are taken to be reached, and bare ones are.
+    """
+    storages: dict[int, TensorStorage] = {}
+    specs: dict[int, list[TensorSpec]] = {}
+    bare: set[int] = set()
+    for held in inner_tensors(values).values():
+        key = id(held.storage)
+        storages[key] = held.storage
+        if isinstance(held, BareStorage):
+            bare.add(key)
+        else:
+            specs.setdefault(key, []).append(held)
+    left = 0
+    for key in specs.keys() - bare:
+        nbytes = storages[key].nbytes
+        reached = reached_nbytes(specs[key], nbytes)
+        left += 0 if reached is None else max(0, nbytes - reached)
+    return left
 
 
 def _view_of(spec: TensorSpec) -> _View | None:

@@ -18,6 +18,7 @@ from torchzip.formats.base import FileContainer
 from torchzip.limits import Limits
 from torchzip.tools.element_statistics import Statistics, statistics
 from torchzip.tools.elements import Work
+from torchzip.tools.file_size.accounts import Unreached, account_of
 from torchzip.tools.global_names import GlobalName, global_names
 from torchzip.tools.torch_verdict.verification import Verified, verified
 
@@ -39,7 +40,7 @@ class Contents:
     """All that a report shows. ``verified`` and ``damage`` are None if the data was not read.
 
     ``file`` is the last part of the path, ``label`` what its format is called, ``file_nbytes`` the
-    size of a file that is one.
+    size of a file that is one. ``unreached`` are the storages with bytes that no tensor reaches.
     """
 
     file: str
@@ -51,6 +52,7 @@ class Contents:
     globals: tuple[GlobalName, ...]
     verified: Verified | None
     damage: str | None
+    unreached: tuple[Unreached, ...]
 
 
 def read_contents(
@@ -79,6 +81,11 @@ def read_contents(
                 verified_as = verified(checkpoint, file, _after(before, progress))
             except TorchZipError as error:
                 damage = _without_path(error)
+        unreached: list[Unreached] = []
+        try:
+            unreached = account_of(checkpoint, found, {}).unreached
+        except TorchZipError as error:  # headers of records, which nothing else reads
+            damage = damage or _without_path(error)
     return Contents(
         file=os.path.basename(os.path.normpath(found.path)) or found.path,
         label=container.label,
@@ -89,6 +96,7 @@ def read_contents(
         globals=names,
         verified=verified_as,
         damage=damage,
+        unreached=tuple(sorted(unreached, key=lambda each: -each.nbytes)),
     )
 
 

@@ -38,6 +38,7 @@ def build_page(contents: Contents) -> str:
             sections.distributions(contents) if contents.distributions else "",
         ),
         ("shared", "Ties and views", sections.sharing(contents)),
+        ("unreached", "Unreached bytes", sections.unreached(contents)),
         ("names", "Classes", sections.names(contents)),
         ("other", "Other values", sections.values(contents)),
         ("verification", "Verification", sections.verification(contents)),

@@ -229,6 +229,19 @@ def sharing(contents: Contents) -> str:
     return section("shared", "Ties and views", _cut_table("Ties and views", head, rows))
 
 
+def unreached(contents: Contents) -> str:
+    """Return the storages with bytes that no tensor reaches; nothing if there are none."""
+    if not contents.unreached:
+        return ""
+    rows = [
+        f"{name_cell(name_of(each.name))}{size_cell(each.nbytes)}{size_cell(each.stored_nbytes)}"
+        for each in contents.unreached
+    ]
+    head = [("First tensor in the storage", ""), ("Unreached", _NUMBER), ("Stored", _NUMBER)]
+    title = "Bytes that no tensor reaches"
+    return section("unreached", title, _cut_table(title, head, rows))
+
+
 def names(contents: Contents) -> str:
     """Return the classes and functions that the file names; nothing if there are none."""
     if not contents.globals:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torchzip.checkpoint.lazy import checkpoint_of
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import EnoughMemory, TorchZipError, shown
+from torchzip.files.location import Location, StorageOptions, located
 from torchzip.files.opening import open_source
 from torchzip.files.source import Source
 from torchzip.formats.base import Container, check_options
@@ -98,12 +99,14 @@ def scan(
     *,
     allow: str | os.PathLike[str] | Iterable[str] | None = None,
     limits: Limits | None = None,
+    storage_options: StorageOptions = None,
 ) -> Scanned:
     """Look into files and directories for what loading them would do; nothing is loaded.
 
     Every file is judged by its content: checkpoints of all formats, plain pickles, arrays of
     objects, and what is in zip and tar archives and in files of gzip, bzip2 and xz, five deep.
-    Tensors are not read. Directories are walked; links that lead out of them are not followed.
+    Tensors are not read. Directories are walked; links that lead out of them are not followed. A
+    path may be the URL of a file (docs/remote.md), with ``storage_options``.
 
     ``allow`` is what somebody accepts beside torch's own list: the path of a policy file, the name
     of a preset (`policy.PRESETS`), or lines of globs.
@@ -128,7 +131,8 @@ def scan(
     policy, limits = parse_policy(allow), check_options("keep", limits)
     files: list[ScannedFile] = []
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-        for file in _files(os.fsdecode(path)):
+        place = located(path, storage_options)
+        for file in [place] if isinstance(place, Location) else _files(os.fsdecode(place)):
             files.append(_Judge(file, policy, limits).run())
     return Scanned(tuple(files))
 
@@ -158,8 +162,9 @@ _RANKS = ("no pickle", "plain", "safe", "known", "unreadable", "refused", "forei
 class _Judge:
     """Judges one file and what is in it."""
 
-    def __init__(self, path: str, policy: Policy, limits: Limits) -> None:
-        self._path = path
+    def __init__(self, file: str | Location, policy: Policy, limits: Limits) -> None:
+        self._file = file
+        self._path = os.fsdecode(file)
         self._policy = policy
         self._limits = limits
         self._findings: list[Finding] = []
@@ -169,11 +174,11 @@ class _Judge:
     def run(self) -> ScannedFile:
         try:
             if os.path.isdir(self._path):
-                container = open_checkpoint(self._path, self._limits)
+                container = open_checkpoint(self._file, self._limits)
                 with contextlib.closing(container):
                     self._checkpoint(container, None)
             else:
-                with contextlib.closing(open_source(self._path)) as source:
+                with contextlib.closing(open_source(self._file)) as source:
                     self._source(source, None, 0)
         except TorchZipError as error:
             self._find(UNREADABLE, error.message, error.record, offset=error.offset)

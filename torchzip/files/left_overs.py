@@ -1,0 +1,93 @@
+"""Temporary files that a process left behind when it was killed.
+
+Strategy: whoever writes a temporary file holds a lock on it (`flock`), which the kernel takes back
+when the last process that has the file open is gone, however it ended. So one that can be locked
+belongs to nobody, whichever process number or age it has. Its name begins with a checksum of the
+target's name and of this computer's: a later run looks at the files of its own target alone, and
+leaves those of other computers, whose locks a network may not show.
+
+Whoever makes a file has no lock for a moment. `claim` finds out whether somebody took it meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import zlib
+
+#: Errors of file systems without locks.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file; return whether it is locked, which some file systems cannot do.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process has locked it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def unlock(descriptor: int) -> None:
+    """Take the lock from an open file, also where a forked process has it open too."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def claim(descriptor: int) -> bool:
+    """Lock a file that was just made; return False if somebody took it for a left over one."""
+    try:
+        lock(descriptor)
+    except BlockingIOError:
+        return False
+    return os.fstat(descriptor).st_nlink > 0
+
+
+def prefix_for(target: str) -> str:
+    """Return how the names of the temporary files of a target begin."""
+    told = f"{os.uname().nodename}/{os.path.basename(target)}"
+    return f".torchzip-{zlib.crc32(os.fsencode(told)):08x}-"
+
+
+def remove_left_overs(target: str) -> list[str]:
+    """Remove the temporary files of a target whose writers are gone; return their paths."""
+    folder, prefix = os.path.dirname(target), prefix_for(target)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []  # it may be written to and not be listed, or does not exist: the writer says so
+    paths = [os.path.join(folder, name) for name in names if name.startswith(prefix)]
+    return [path for path in sorted(paths) if _remove(path)]
+
+
+def _remove(path: str) -> bool:
+    """Remove a file if it belongs to nobody; return whether it did."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False  # it is gone, or not a file, or of another user: nothing is proved
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not lock(descriptor):
+            return False
+        if os.fstat(descriptor).st_nlink == 0:
+            return False  # another run was sooner
+        os.unlink(path)
+    except OSError:
+        return False  # somebody writes it, or it may not be removed
+    finally:
+        with contextlib.suppress(OSError):  # nothing was written
+            os.close(descriptor)
+    return True
