@@ -8,7 +8,7 @@ from typing import Self
 
 from torchzip.files.direct import DirectWriter
 from torchzip.files.new_file import write_all
-from torchzip.files.source import Buffer, FileSource, Source, file_place
+from torchzip.files.source import Buffer, LocalFile, Source, file_place
 
 #: Ranges of this size or more bypass the page cache, if that is possible.
 _DIRECT_NBYTES = 1 << 20
@@ -97,7 +97,7 @@ class RangeWriter:
         0.5 s, and 2.3 s without that hint).
         """
         source, start = file_place(source, start)
-        if not hasattr(os, "copy_file_range") or not isinstance(source, FileSource):
+        if not hasattr(os, "copy_file_range") or not isinstance(source, LocalFile):
             return False
         done = 0
         with source.descriptor as number:
