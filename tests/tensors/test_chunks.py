@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import pickle
+import weakref
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,20 @@ def test_ranges_compare_the_crcs(data: st.DataObject, is_damaged: bool) -> None:
         for found, compared in zip(ranges, in_order, strict=True):
             assert [each.stop for each in found][-1] == compared.nbytes
             assert [each.start for each in found[1:]] == [each.stop for each in found[:-1]]
+
+
+@pytest.mark.parametrize("how", ["C", "F"])
+def test_the_memory_of_a_reader_goes_with_it(how: str) -> None:
+    """At once: each piece of a large tensor has a reader, and a window."""
+    array = np.arange(24, dtype=np.float32).reshape(4, 6)
+    cuts: list[tuple[Shape, Shape]] = [((0, 0), (4, 2)), ((0, 2), (4, 4))]
+    storage = ChunkedStorage("float32", (4, 6), [_chunk(array, *cut, how) for cut in cuts], "w")
+    for each in (storage, ElementStorage(TensorSpec("float32", (6, 4), (1, 6), 0, storage))):
+        reader = each.reader(0, each.nbytes)
+        reader.read_into(0, np.empty(each.nbytes, np.uint8))
+        kept = weakref.ref(reader)
+        del reader
+        assert kept() is None
 
 
 @costly

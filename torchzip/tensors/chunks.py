@@ -342,7 +342,7 @@ class _ChunkedReader(WindowReader):
         self._range = (start // itemsize, -(-stop // itemsize))
         at_once = min(nbytes, storage.at_once(BLOCK_NBYTES)) if nbytes else 0
         row = math.prod(shape[1:])
-        super().__init__(storage, self._gather, itemsize, row, self._range[1], at_once)
+        super().__init__(storage, itemsize, row, self._range[1], at_once)
         self._chunked = storage
         self._share = nbytes // max(1, len(storage.chunks))
         self._readers: dict[int, Reader] = {}
@@ -351,11 +351,11 @@ class _ChunkedReader(WindowReader):
         first, skip = divmod(start, self._itemsize)
         count, rest = divmod(out.size, self._itemsize)
         if self._chunked.are_runs and not skip and not rest:
-            self._gather(first, first + count, out)
+            self.gather(first, first + count, out)
         else:
             super().read_into(start, out)
 
-    def _gather(self, first: int, last: int, out: Bytes) -> None:
+    def gather(self, first: int, last: int, out: Bytes) -> None:
         self.fill(first, last, out.view(self._chunked.dtype))
 
     def fill(self, first: int, last: int, out: Array) -> None:
