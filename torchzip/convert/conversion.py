@@ -161,6 +161,7 @@ def convert(
     ValueError
         If a rule is none, or two tensors would have one name.
     TorchZipError, OSError
+        If the source cannot be read, or the output cannot be written.
 
     Examples
     --------
