@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -143,7 +144,7 @@ def test_widths(site: Path, browser: Any, name: str) -> None:
 
 
 def test_commands() -> None:
-    """The reference has each command, each option and each example, from the parsers."""
+    """The reference has each command, option and example; the parsers take the examples."""
     made = markdown(build_parser())
     (commands,) = (each for each in build_parser()._actions if each.dest == "command")
     assert isinstance(commands.choices, dict)
@@ -157,6 +158,8 @@ def test_commands() -> None:
                 assert action.help or not action.option_strings, (name, word)
         for example in command.epilog.splitlines()[1:]:
             assert f"\n{example.strip()}\n" in section
+            words = shlex.split(re.split(r" [|>] ", example)[0])
+            assert build_parser().parse_args(words[1:]).command == name
 
 
 def test_help_as_markdown() -> None:
