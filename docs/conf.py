@@ -63,6 +63,7 @@ html_theme_options = {
     "source_directory": "docs/",
 }
 
+_PAGE = re.compile(r"\bdocs/(\w+)\.md")
 _LINK = re.compile(r"(?<!!)(\[[^\]]*\]\()([^)#:\s]+)(#[^)\s]*)?\)")
 
 
@@ -94,7 +95,24 @@ def _read_included(app: Any, path: Path, docname: str, source: list[str]) -> Non
     source[0] = _linked(source[0], _DOCS / path, docname)
 
 
+def _find_name(app: Any, env: Any, node: Any, shown: Any) -> Any:
+    """Look for a name of a docstring among those of the package, as for `LazyTensor` in `lazy`."""
+    if node.get("refdomain") != "py":
+        return None
+    name = f"torchzip.{node['reftarget']}"
+    return env.get_domain("py").resolve_xref(
+        env, node["refdoc"], app.builder, node["reftype"], name, node, shown
+    )
+
+
+def _link_pages(app: Any, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Make links of the paths of pages in a docstring."""
+    lines[:] = [_PAGE.sub(r":doc:`/\1`", line) for line in lines]
+
+
 def setup(app: Any) -> None:
-    """Change the links of each file that is read."""
+    """Make links that lead somewhere of those in files and docstrings."""
     app.connect("source-read", _read_page)
     app.connect("include-read", _read_included)
+    app.connect("missing-reference", _find_name)
+    app.connect("autodoc-process-docstring", _link_pages)
