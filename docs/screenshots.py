@@ -1,6 +1,8 @@
 """Makes the screenshots of `torchzip report` in this folder: ``python -m docs.screenshots``.
 
-Needs Chromium and playwright (the extra ``browser``).
+``python -m docs.screenshots --site BUILT --folder OUT`` makes those of the documentation site that
+is built in a folder, to look at; they are not committed. Needs Chromium and playwright (the extra
+``browser``).
 """
 
 from __future__ import annotations
@@ -59,11 +61,32 @@ def training_checkpoint() -> dict[str, Any]:
     }
 
 
+def picture(browser: Any, page: Path, folder: Path, name: str) -> None:
+    """Write four pictures of a page: on a desktop and a phone, light and dark."""
+    for size, viewport in (("desktop", DESKTOP), ("phone", PHONE)):
+        for scheme in ("light", "dark"):
+            context = browser.new_context(
+                viewport={**viewport, "height": 1100}, color_scheme=scheme
+            )
+            tab = context.new_page()
+            tab.goto(page.as_uri())
+            tab.screenshot(path=folder / f"{name}-{size}-{scheme}.png")
+            context.close()
+
+
 def main() -> None:
-    """Write the page and its four pictures."""
+    """Write the pictures of a report, or those of the site."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=_HERE)
-    folder = parser.parse_args().folder
+    parser.add_argument("--site", type=Path, help="a folder with the built site")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    if arguments.site is not None:
+        with chromium() as browser:
+            for page in sorted(arguments.site.resolve().rglob("*.html")):
+                name = "-".join(page.relative_to(arguments.site.resolve()).with_suffix("").parts)
+                picture(browser, page, folder, name)
+        return
     with tempfile.TemporaryDirectory() as made, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torch.load refuses the arguments
         path = Path(made) / "step_12000.ckpt"
@@ -71,15 +94,7 @@ def main() -> None:
         page = Path(made) / "report.html"
         report(path, page)
         with chromium() as browser:
-            for size, viewport in (("desktop", DESKTOP), ("phone", PHONE)):
-                for scheme in ("light", "dark"):
-                    context = browser.new_context(
-                        viewport={**viewport, "height": 1100}, color_scheme=scheme
-                    )
-                    tab = context.new_page()
-                    tab.goto(page.as_uri())
-                    tab.screenshot(path=folder / f"report-{size}-{scheme}.png")
-                    context.close()
+            picture(browser, page, folder, "report")
 
 
 if __name__ == "__main__":

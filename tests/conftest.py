@@ -1,7 +1,8 @@
-"""What all tests share: torch as an oracle, and real files, where they are to be had."""
+"""What all tests share: torch as an oracle, a browser, and real files, where there are any."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.browser import chromium
 from tests.real_files import RealFiles
 from tests.sampling import sample_rows
 
@@ -64,6 +66,19 @@ def soon() -> Iterator[None]:
 def torch() -> Any:
     """Return the torch module, for tests that are marked `torch`."""
     return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Give a browser; skip without one, unless it has to be there."""
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(chromium())
+        except RuntimeError as error:
+            if os.environ.get("TORCHZIP_REQUIRE_BROWSER") == "1":
+                raise
+            pytest.skip(str(error))
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def test_package(path: Path) -> None:
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs"])
 def test_pages(name: str) -> None:
     """Nor in what users read."""
-    pages = sorted((ROOT / name).glob("*.md")) if name == "docs" else [ROOT / name]
+    pages = sorted((ROOT / name).rglob("*.md")) if name == "docs" else [ROOT / name]
     for page in pages:
         text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
         assert phrases_in(text) == [], page.name

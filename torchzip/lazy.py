@@ -218,8 +218,8 @@ def dequantized(
 
     A weight that was kept as codes and scales is computed from them when it is read, in float32,
     and rounded once: to the dtype that its scheme records, else bfloat16. What it was kept in is
-    not in the result, nor are scales of activations; all else is there as it is. docs/lazy.md lists
-    the schemes, which are recognised by the names and dtypes of their tensors.
+    not in the result, nor are scales of activations; all else is there as it is. docs/quantized.md
+    lists the schemes, which are recognised by the names and dtypes of their tensors.
 
     ``config`` is the ``quantization_config`` of the model, as a mapping or the path of a
     ``config.json``; None: the one in the folder of the checkpoint, if there is one. With

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +12,10 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.browser import DESKTOP, PHONE, SMALL_PHONE, chromium
+from tests.browser import DESKTOP, PHONE, SMALL_PHONE
 from torchzip.tools import report
 
 EVIL = "</script><img src=x onerror=document.title='run'><script>document.title='run'</script>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Give a browser; skip without one, unless it has to be there."""
-    with contextlib.ExitStack() as stack:
-        try:
-            started = stack.enter_context(chromium())
-        except RuntimeError as error:
-            if os.environ.get("TORCHZIP_REQUIRE_BROWSER") == "1":
-                raise
-            pytest.skip(str(error))
-        yield started
 
 
 def model() -> dict[str, Any]:

@@ -53,7 +53,11 @@ Exit status: 0 nothing found, 1 findings, 2 wrong usage, 3 a file could not be j
     arguments={
         "paths": {"metavar": "PATH", "nargs": "+"},
         "--allow POLICY ...": "names that are accepted: a policy file or a preset; may be repeated",
-        "--format": {"choices": ["text", "json", "sarif"], "default": "text"},
+        "--format": {
+            "choices": ["text", "json", "sarif"],
+            "default": "text",
+            "help": "of what is printed; sarif is for code scanners (default: text)",
+        },
         "--fail-on": {
             "choices": _FAIL_ON,
             "default": "foreign",

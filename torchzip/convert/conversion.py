@@ -122,10 +122,11 @@ def convert(
     `concurrent.futures.Executor`, of a ``Client`` of dask, or of what `torchzip.executors` returns.
     ``progress`` is called with the bytes written so far and in all.
 
-    From a directory to a directory, the small files beside the weights are copied (*.json, *.txt,
-    *.model, *.md, *.jinja, *.tiktoken of up to 100 MB): config and tokenizer, so that the new
-    directory loads as the old one did; ``companions=False`` leaves them out. Of a pipeline of
-    diffusers (a directory with a ``model_index.json``) each component is converted in its place.
+    From a directory to a directory, the small files beside the weights are copied (those called
+    ``*.json``, ``*.txt``, ``*.model``, ``*.md``, ``*.jinja`` and ``*.tiktoken``, of up to 100 MB):
+    config and tokenizer, so that the new directory loads as the old one did; ``companions=False``
+    leaves them out. Of a pipeline of diffusers (a directory with a ``model_index.json``) each
+    component is converted in its place.
 
     ``src`` and ``dst`` may be URLs (docs/remote.md), with ``storage_options`` for both. In a store
     there is no temporary file: each file is uploaded while the source is read, and to an executor
@@ -160,6 +161,7 @@ def convert(
     ValueError
         If a rule is none, or two tensors would have one name.
     TorchZipError, OSError
+        If the source cannot be read, or the output cannot be written.
 
     Examples
     --------

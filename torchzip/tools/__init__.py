@@ -1,4 +1,4 @@
-"""What is done with checkpoints beside reading and converting them; each returns plain data.
+"""What is done with checkpoints beside reading and converting them; each returns plain data::
 
     from torchzip.tools import diff
 

@@ -81,6 +81,7 @@ def average(
     ValueError
         If tensors do not match, or the weights are not as many as the sources.
     TorchZipError, OSError
+        If a source cannot be read, or the output cannot be written.
 
     Examples
     --------
@@ -139,6 +140,7 @@ def combine(
     ValueError
         If the formula is not one, or tensors do not match.
     TorchZipError, OSError
+        If a source cannot be read, or the output cannot be written.
 
     Examples
     --------

@@ -85,6 +85,7 @@ def merge_lora(
     UnsupportedError
         If an adapter is of another kind.
     TorchZipError, OSError
+        If the base or an adapter cannot be read, or the output cannot be written.
 
     Examples
     --------
