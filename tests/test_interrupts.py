@@ -275,6 +275,7 @@ def test_interrupt_of_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to
 @pytest.mark.long
 @forks
 @needs_proc
+@pytest.mark.filterwarnings("ignore:.*which a process that was killed had left:UserWarning")
 def test_workers_end_with_a_killed_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is killed cannot end its workers: they see to it themselves."""
     monkeypatch.setattr(conversion, "_WORTH_NBYTES", 0)

@@ -96,6 +96,11 @@ def test_odd_values(value: Any, expected: Any) -> None:
         assert made == expected
 
 
+def test_a_number_of_many_digits() -> None:
+    """Python does not print it."""
+    assert json_value([10**4000, -(10**5000)]) == [10**4000, "an int of 16,610 bits"]
+
+
 def test_values_that_lead_to_themselves() -> None:
     """And those that are in too many places, or too deep, are refused."""
     loop: list[Any] = []
@@ -106,7 +111,8 @@ def test_values_that_lead_to_themselves() -> None:
     deep: Any = 0
     for _ in range(300):
         deep = [deep]
-    for value in (loop, bomb, deep):
+    long = [["x" * 1_000_000]] * 20
+    for value in (loop, bomb, deep, long, {"x" * 17_000_000: 1}):
         with pytest.raises(tz.UnsupportedError, match="cannot be written as JSON"):
             json_value(value)
 

@@ -16,7 +16,7 @@ from torchzip.cli.rendering import Screen, screen
 from torchzip.errors import UnsupportedError
 from torchzip.formats.base import collector_paused
 from torchzip.quantization.codes import codes
-from torchzip.tools.value_json import json_value
+from torchzip.tools.value_json import JsonValues
 
 COMMAND = Command(
     name="ls",
@@ -123,6 +123,7 @@ def _schemes(checkpoint: Checkpoint) -> dict[str, str]:
 def describe(
     found: Outline, schemes: Mapping[str, str] | None = None, *, sort: str | None = None
 ) -> dict[str, Any]:
+    values = JsonValues()
     return {
         "file": found.path,
         "format": found.format,
@@ -136,7 +137,8 @@ def describe(
         "unnamed_tensors": [row._asdict() for row in found.unnamed],
         "constants": found.constant_count,
         "values": [
-            {"path": row.path, "type": row.type, "value": _typed(row)} for row in found.values
+            {"path": row.path, "type": row.type, "value": _typed(row, values)}
+            for row in found.values
         ],
         "constant_tensors": [row._asdict() for row in found.constants],
         "storages": [row._asdict() for row in found.storages],
@@ -144,13 +146,13 @@ def describe(
     }
 
 
-def _typed(row: ValueRow) -> Any:
+def _typed(row: ValueRow, values: JsonValues) -> Any:
     """Return a value as JSON has it; what JSON does not have is a string, as in the table."""
     if row.data is None:
         return None if row.type == "NoneType" else row.value
     try:
-        return json_value(row.data)
-    except UnsupportedError:  # it has a million items
+        return values.of(row.data)
+    except UnsupportedError:  # it is too large, alone or with those before it
         return row.value
 
 

@@ -14,8 +14,11 @@ from torchzip.errors import UnsupportedError, shown
 from torchzip.types import ForeignObject, OtherTensor
 
 _MOST_DEPTH = 200
-#: Values that are written; one that is in many places counts each time.
+#: Values that are written, and characters of strings; one that is in many places counts each time.
 _MOST_VALUES = 1_000_000
+_MOST_CHARACTERS = 16_000_000
+#: Python prints integers of this size and no more than a little longer ones.
+_MOST_BITS = 14_000
 
 
 def json_value(value: Any) -> Any:
@@ -28,30 +31,43 @@ def json_value(value: Any) -> Any:
     Raises
     ------
     UnsupportedError
-        If it is nested too deeply, leads to itself, or has too many values.
+        If it is nested too deeply, leads to itself, or has too many values or characters.
 
     Examples
     --------
     >>> json_value({"lr": (0.1, float("inf")), 3: np.float32(1)})
     {'lr': [0.1, 'inf'], '3': 1.0}
     """
-    return _Writer().of(value, ())
+    return JsonValues().of(value)
 
 
-class _Writer:
+class JsonValues:
+    """Values as JSON has them. All together are no more than one may be."""
+
     def __init__(self) -> None:
         self._left = _MOST_VALUES
+        self._characters = _MOST_CHARACTERS
 
-    def of(self, value: Any, above: tuple[int, ...]) -> Any:
+    def of(self, value: Any) -> Any:
+        """Return what `json_value` returns, and raise what it raises."""
+        return self._of(value, ())
+
+    def _of(self, value: Any, above: tuple[int, ...]) -> Any:
         """Return a value that is in those of these ids."""
         self._left -= 1
         if self._left < 0 or len(above) > _MOST_DEPTH or id(value) in above:
             reason = "more than a million values" if self._left < 0 else "nested too deeply"
-            raise UnsupportedError(f"a value cannot be written as JSON: {reason}")
+            if id(value) in above:
+                reason = "a part of it leads back to itself"
+            raise _refused(reason)
         held = data_of(value)
         if isinstance(held, LazyTensor | OtherTensor):
             return {"torch_dtype": held.torch_dtype, "shape": list(held.shape)}
-        if value is None or isinstance(value, bool | int | str):
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, int):
+            return value if value.bit_length() < _MOST_BITS else shown(value)
+        if value is None:
             return value
         if isinstance(value, float):
             return value if math.isfinite(value) else repr(value)
@@ -59,16 +75,24 @@ class _Writer:
             return self._array(np.asarray(value), above)
         inside = (*above, id(value))
         if isinstance(value, dict):
-            return {key_text(key): self.of(item, inside) for key, item in value.items()}
+            return {
+                self._text(key_text(key)): self._of(item, inside) for key, item in value.items()
+            }
         if isinstance(value, list | tuple | deque):
-            return [self.of(item, inside) for item in value]
+            return [self._of(item, inside) for item in value]
         if isinstance(value, set | frozenset):
-            return [self.of(item, inside) for item in sorted(value, key=repr)]
+            return [self._of(item, inside) for item in sorted(value, key=repr)]
         if isinstance(value, ForeignObject):
             made: dict[str, Any] = {"class": f"{value.module}.{value.name}"}
-            made |= {name: self.of(child, inside) for name, _, child in children(value)}
+            made |= {name: self._of(child, inside) for name, _, child in children(value)}
             return made
         return shown(value) if isinstance(value, complex | bytes) else str(value)
+
+    def _text(self, text: str) -> str:
+        self._characters -= len(text)
+        if self._characters < 0:
+            raise _refused("more than 16 million characters")
+        return text
 
     def _array(self, array: Any, above: tuple[int, ...]) -> Any:
         if array.dtype.kind in "biuf" and array.size <= self._left:
@@ -76,6 +100,10 @@ class _Writer:
             plain = array.astype(np.float64) if array.dtype.kind == "f" else array
             return _finite(plain.tolist())
         return {"numpy_dtype": str(array.dtype), "shape": list(array.shape)}
+
+
+def _refused(reason: str) -> UnsupportedError:
+    return UnsupportedError(f"a value cannot be written as JSON: {reason}")
 
 
 def _finite(value: Any) -> Any:
