@@ -7,9 +7,10 @@ describe more paths than any memory holds.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import (
@@ -19,14 +20,16 @@ from torchzip.checkpoint.walk import (
     children,
     children_at,
     foreign_tensor,
-    is_plain,
     items_of,
+    key_text,
 )
 from torchzip.errors import FormatError, LimitError
 from torchzip.formats.base import Child, PartsOf
 from torchzip.leaf_types import ForeignObject, Parameter
 from torchzip.limits import Limits
 
+_DICTS = (dict, OrderedDict)
+_TENSORS_AND_SCALARS = SCALARS | {LazyTensor}
 _CONTAINERS = (dict, list, tuple, deque, ForeignObject, Parameter)
 
 
@@ -91,14 +94,15 @@ class NameTable:
         self._bound = 1
         characters = max(limits.names_nbytes, pickle_nbytes)
         self._ways: Walk[tuple[str, str]] = Walk(limits, 1, characters)
-        self._places: dict[str, str] = {}
-        self.conflicts: dict[str, str] = {}
+        self._root = root
+        #: The second tensor of a name.
+        self.conflicts: dict[str, Any] = {}
         self.names: dict[str, Any] = {}
         self.are_all_dense = False
         self.arrays: dict[str, Any] = {}
         self.subclassed: dict[str, ForeignObject] = {}
         if is_leaf(root):
-            self._add("", "", root)
+            self._add("", root)
             return
         if type(root) in (dict, OrderedDict) and {str}.issuperset(map(type, root)):
             kinds = set(map(type, root.values()))
@@ -108,22 +112,42 @@ class NameTable:
             ):
                 self.names = dict(root)  # a flat state dict: its keys are the names
                 return
-        leading, shared, leaves = leading_to_leaves(root, is_leaf, self._items)
-        self._ways = Walk(limits, len(leading) + limits.shared_names + 1, characters)
-        self._bound = leaves + limits.shared_names
+        found = leading_to_leaves(root, is_leaf, self._items)
+        self._ways = Walk(limits, len(found.leading) + limits.shared_names + 1, characters)
+        self._bound = found.leaves + limits.shared_names
         other = foreign_tensor(root)
         if other is not None:
-            self._add("", "", other)
-        if id(root) in leading:
-            self._walk(root, leading, shared)
+            self._add("", other)
+        if id(root) in found.leading:
+            self._walk(found, self._ways, lambda name, place, leaf: self._add(name, leaf))
 
     def check(self, name: str) -> None:
         """Raise FormatError if two tensors have this name."""
         if name in self.conflicts:
+            first, second = (self._place_of(name, leaf) for leaf in self._both(name))
             raise FormatError(
-                f"two tensors are called {name!r}: root{self._places[name]} and "
-                f"root{self.conflicts[name]}; take them from the checkpoint's root"
+                f"two tensors are called {name!r}: root{first} and root{second}; take them from "
+                "the checkpoint's root"
             )
+
+    def _both(self, name: str) -> tuple[Any, Any]:
+        second = self.conflicts[name]
+        table = self.subclassed if isinstance(second, ForeignObject) else self.names
+        return table[name], second
+
+    def _place_of(self, name: str, leaf: Any) -> str:
+        """Return where a tensor is that has a name: places are only made for a message."""
+        found = leading_to_leaves(self._root, self._is_leaf, self._items)
+        places: list[str] = []
+
+        def add(other_name: str, place: tuple[str, str], other: Any) -> None:
+            if other is leaf and other_name == name:
+                places.append("".join(place))
+
+        ways = len(found.leading) + self._limits.shared_names + 1
+        walk: Walk[tuple[str, str]] = Walk(self._limits, ways, sys.maxsize)
+        self._walk(found._replace(dense=set()), walk, add)
+        return places[0]
 
     def _children(self, value: Any) -> Iterable[Child]:
         parts = self._parts_of(value) if isinstance(value, ForeignObject) else None
@@ -134,71 +158,106 @@ class NameTable:
             return [child for _, _, child in self._children(value)]
         return items_of(value)
 
-    def _walk(self, root: Any, leading: set[int], shared: set[int]) -> None:
+    def _walk(
+        self,
+        found: Leading,
+        walk: Walk[tuple[str, str]],
+        add: Callable[[str, tuple[str, str], Any], None],
+    ) -> None:
+        """Call ``add`` with the name of each leaf, the two parts of its place, and itself."""
         # What leads to a tensor in each container that there is more than one way to: whatever
         # else is in it is looked at once, and not once for each way.
         kept: dict[int, list[Child]] = {}
+        is_leaf, leading, dense = self._is_leaf, found.leading, found.dense
 
         def below(container: Any) -> Iterable[Child]:
             own = id(container)
-            if own not in shared:
+            if own not in found.shared:
                 return self._children(container)
             if own not in kept:
                 kept[own] = [
                     child
                     for child in self._children(container)
-                    if self._is_leaf(child[2])
+                    if is_leaf(child[2])
                     or id(child[2]) in leading
                     or foreign_tensor(child[2]) is not None
                 ]
             return kept[own]
 
         # A frame: the name so far, the place so far.
-        walk = self._ways
-        walk.enter(root, below(root), ("", ""))
+        walk.enter(self._root, below(self._root), ("", ""))
         for (prefix, place), (key, step, child) in walk:
-            if self._is_leaf(child):
-                self._add(prefix + key, place + step, child)
+            if is_leaf(child):
+                add(prefix + key, (place, step), child)
                 continue
             other = foreign_tensor(child)
             if other is not None:
-                self._add(prefix + key, place + step, other)
+                add(prefix + key, (place, step), other)
             if id(child) in leading:
                 length = len(prefix) + len(key) + 1 + len(place) + len(step)
                 walk.charge(length)  # before it is made
-                walk.enter(child, below(child), (f"{prefix}{key}.", place + step), length)
+                if id(child) in dense:
+                    walk.pass_through(length)
+                    self._add_dense(f"{prefix}{key}.", child)
+                else:
+                    walk.enter(child, below(child), (f"{prefix}{key}.", place + step), length)
 
-    def _add(self, name: str, place: str, leaf: Any) -> None:
-        self._ways.charge(len(name) + len(place))
+    def _add_dense(self, prefix: str, container: dict[Any, Any]) -> None:
+        """Add the tensors of a dict that has nothing else but numbers and strings."""
+        for key, leaf in container.items():
+            if type(leaf) is LazyTensor:
+                self._add(prefix + (key if type(key) is str else key_text(key)), leaf)
+
+    def _add(self, name: str, leaf: Any) -> None:
+        self._ways.charge(2 * len(name))
         table = self.subclassed if isinstance(leaf, ForeignObject) else self.names
-        known = table.setdefault(name, leaf)
-        if known is not leaf:
-            self.conflicts.setdefault(name, place)
-        else:
-            self._places.setdefault(name, place)
-        if len(table) > self._bound:
+        if table.setdefault(name, leaf) is not leaf:
+            self.conflicts.setdefault(name, leaf)
+        elif len(table) > self._bound:
             raise LimitError("shared_names", len(table), self._limits.shared_names)
+
+
+class Leading(NamedTuple):
+    """What leads to leaves, by ids.
+
+    ``leading`` are containers from which a leaf can be reached, and ``shared`` those with more than
+    one parent. ``dense`` are dicts that have leaves, numbers and strings and nothing else.
+    ``leaves`` is how many leaves there are.
+    """
+
+    leading: set[int]
+    shared: set[int]
+    dense: set[int]
+    leaves: int
 
 
 def leading_to_leaves(
     root: Any, is_leaf: Callable[[Any], bool], items: Callable[[Any], Iterable[Any]] = items_of
-) -> tuple[set[int], set[int], int]:
-    """Return the containers from which a leaf can be reached, and those with more than one parent.
+) -> Leading:
+    """Return what leads to leaves. Numbers, strings, dicts, lists and tuples are none.
 
-    Both by id; and the number of leaves. Numbers, strings, dicts, lists and tuples are none.
+    A LazyTensor is one, whatever ``is_leaf`` says.
     """
     parents: dict[int, list[int]] = {}
     leading: list[int] = []
     leaves: set[int] = set()
+    dense: set[int] = set()
     seen: dict[int, Any] = {id(root): root}  # keeps what is seen alive, so that ids stay
     todo = [root]
     while todo:
         container = todo.pop()
-        if is_plain(container):
-            continue
         own = id(container)
+        inside = items(container)
+        kinds = set(map(type, inside))
+        if _TENSORS_AND_SCALARS.issuperset(kinds):
+            if LazyTensor in kinds:
+                leading.append(own)
+                leaves.update(id(each) for each in inside if type(each) is LazyTensor)
+                if type(container) in _DICTS:
+                    dense.add(own)
+            continue
         direct = False
-        for child in items(container):
+        for child in inside:
             if type(child) in SCALARS:
                 continue
             if type(child) not in BUILT_IN:
@@ -223,4 +282,4 @@ def leading_to_leaves(
                 found.add(parent)
                 leading.append(parent)
     shared = {own for own, above in parents.items() if len(above) > 1 or own == id(root)}
-    return found, shared, len(leaves)
+    return Leading(found, shared, dense, len(leaves))

@@ -306,17 +306,29 @@ class Walk(Generic[_Frame]):
         LimitError
             If there are more ways, or deeper ones, than a file should have.
         """
-        self._ways -= 1  # a way back to where it comes from costs as much
-        if self._ways < 0:
-            bound = self._limits.shared_names
-            raise LimitError("shared_names", bound + 1, bound)
+        self._count()  # a way back to where it comes from costs as much
         if id(value) in self._on_path:
             self._left += length
             return
-        if len(self._stack) >= self._limits.nesting:
-            raise LimitError("nesting", len(self._stack) + 1, self._limits.nesting)
+        self._check_depth()
         self._stack.append((iter(items), frame, id(value), length))
         self._on_path.add(id(value))
+
+    def pass_through(self, length: int = 0) -> None:
+        """Count a container whose items the caller goes through by itself, as `enter` does."""
+        self._count()
+        self._check_depth()
+        self._left += length
+
+    def _count(self) -> None:
+        self._ways -= 1
+        if self._ways < 0:
+            bound = self._limits.shared_names
+            raise LimitError("shared_names", bound + 1, bound)
+
+    def _check_depth(self) -> None:
+        if len(self._stack) >= self._limits.nesting:
+            raise LimitError("nesting", len(self._stack) + 1, self._limits.nesting)
 
     def is_on_the_way(self, value: Any) -> bool:
         """Return whether a value holds what the walk is at: a cycle."""

@@ -34,7 +34,7 @@ def lost_values(
     if isinstance(root, ForeignObject):
         yield f"the object itself, a {root.module}.{root.name}; its tensors are kept"
     kept = {id(each) for each in (*whole, *selection.unwrapped)}
-    odd, _, _ = leading_to_leaves(root, lambda value: True)  # to anything else
+    odd = leading_to_leaves(root, lambda value: True).leading  # to anything else
 
     def is_many(value: Any) -> bool:
         return type(value) in BUILT_IN and len(value) >= _MANY and id(value) not in odd

@@ -15,7 +15,8 @@ The bytes that end a tensor are found first; then all tensors of a window of the
 side by side, opcode by opcode, each at its own place. Between two of them there is a gap: in a
 state dict a name and its put, in the state of an optimizer the end of a dict and the beginning of
 the next. Gaps are passed over side by side as well, and left to the interpreter unless they are
-just a name. What counts is the longest beginning in which every opcode was the one that is
+just a name: a new one with its put, or ``get`` of one that was met before, as the keys of Adam's
+moments are. What counts is the longest beginning in which every opcode was the one that is
 expected, and each tensor began where a gap ended. Whatever else there is, the interpreter reads.
 
 Tensors are made before the interpreter comes to them. It does come there: opcodes follow each other
@@ -60,11 +61,12 @@ _MOST_AXES = 8
 #: pickle writes the items of a dict in batches of so many.
 _MOST_TENSORS = 1000
 
-#: Bytes of the opcodes that push an int with their argument, and of those that number a value; 0
-#: for all others. The bits of an argument, by these.
-_INT_NBYTES, _PUT_NBYTES = np.zeros((2, 256), np.int64)
+#: Bytes of the opcodes that push an int with their argument, of those that number a value,
+#: and of those that get one by its number; 0 for all others. The bits of an argument, by these.
+_INT_NBYTES, _PUT_NBYTES, _GET_NBYTES = np.zeros((3, 256), np.int64)
 _INT_NBYTES[list(b"KMJ")] = 2, 3, 5
 _PUT_NBYTES[list(b"qr")] = 2, 5
+_GET_NBYTES[list(b"hj")] = 2, 5
 _MASKS = np.array([0, 0, 0xFF, 0xFFFF, 0, 0xFFFFFFFF])
 #: Opcodes of a gap at most, and the bytes of those that may be in one, with their argument but
 #: for the text of BINUNICODE. Any would do that has no persistent id and renumbers nothing.
@@ -105,21 +107,21 @@ class TensorRun:
     def numbered(self, index: int) -> Iterator[tuple[int, Any]]:
         """Yield numbers and objects of the tensor that ``index`` belongs to."""
         window = self.window
-        # The number before that of a key is the name's, but for the first, which came before.
-        row = bisect_right(window.key_puts, index + 1, self.first + 1, self.stop) - 1
+        row = bisect_right(window.starts, index, self.first + 1, self.stop) - 1
+        start = window.key_puts[row] if row == self.first else window.starts[row]
         key, layout = window.keys[row], window.layouts[window.which[row]]
         tensor = window.tensors[row]
         bare = window.storage(layout.kind, key, layout.location, layout.numel)
         hooks: OrderedDict[Any, Any] = OrderedDict()
         axes = (layout.size, layout.stride)
-        made: list[Any] = [] if row == self.first else [window.names[row]]
+        made: list[Any] = [window.names[row]] if start < window.key_puts[row] else []
         made += [key, ("storage", layout.kind, key, layout.location, layout.numel)]
         made += axes if layout.size else ()
         made += [hooks, (bare, layout.storage_offset, *axes, False, hooks), tensor]
         if window.gets.parameter is not None:
             more: OrderedDict[Any, Any] = OrderedDict()
             made += [more, (tensor, True, more), window.values[row]]
-        return enumerate(made, window.key_puts[row] - (row > self.first))
+        return enumerate(made, start)
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -127,6 +129,7 @@ class Window:
     """The tensors that were read at once, by rows."""
 
     gets: Gets
+    starts: list[int]  # the number of the name of each, if it is a new one, or of the key
     key_puts: list[int]
     ends: list[int]  # the number after the last of each
     stops: list[int]  # where each ends in the pickle
@@ -256,8 +259,13 @@ class RunReader:
             except UnicodeDecodeError:
                 return None
         names: list[str | None] = [None] * len(columns.stops)
+        key_puts = columns.key_puts.tolist()
+        starts = key_puts.copy()
         for row, name in zip(columns.named.tolist(), texts, strict=True):
             names[row + 1] = name
+            starts[row + 1] -= 1
+        if len(columns.known):
+            self._add_known(columns, names, starts, key_puts, memo)
         tensors = self.tensors(keys, layouts, which)
         if len(tensors) < count:  # one is not in order: the interpreter shall say so
             self._next = position + nbytes
@@ -274,10 +282,33 @@ class RunReader:
                 self._runs[begins[first]] = first, row
                 first = row
         return Window(
-            gets, columns.key_puts.tolist(), columns.ends.tolist(),
+            gets, starts, key_puts, columns.ends.tolist(),
             (position + columns.stops).tolist()[:count], names, keys, layouts, which,
             tensors, values, self.storage,
         )  # fmt: skip
+
+    @staticmethod
+    def _add_known(
+        columns: _Columns, names: list[str | None], starts: list[int], key_puts: list[int],
+        memo: Memo,
+    ) -> None:  # fmt: skip
+        """Add the names that were met before: before the window, or in it."""
+        lowest = key_puts[0]
+        new = {
+            start: name
+            for start, key_put, name in zip(starts, key_puts, names, strict=True)
+            if start < key_put
+        }
+        before: dict[int, Any] = {}
+        for row, number in zip(columns.known.tolist(), columns.known_numbers.tolist(), strict=True):
+            if number >= lowest:
+                name = new.get(number) if number < key_puts[row + 1] else None
+            elif number in before:
+                name = before[number]
+            else:
+                name = before[number] = memo.recall(number)
+            if type(name) is str:
+                names[row + 1] = name
 
     def _layouts(
         self, columns: _Columns, memo: Memo
@@ -416,6 +447,9 @@ class _Columns:
         is_name = (raw[gaps] == 0x58) & is_put & (at == behind)
         self.named = np.flatnonzero(is_name)
         self.names, self.name_ends = gaps[is_name] + 5, name_ends[is_name]
+        number, behind, is_get = self._number(gaps, _GET_NBYTES)
+        self.known = np.flatnonzero(is_get & (at == behind))
+        self.known_numbers = number[self.known]
         return at, puts
 
     def _number(self, at: Numbers, nbytes: Numbers = _INT_NBYTES) -> Columns:
