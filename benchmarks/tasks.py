@@ -484,7 +484,7 @@ def _rows() -> list[Row]:
     ]  # fmt: skip
     rows += [
         Row(
-            f"save {what} to memory", {"torchzip": {"torch save": 3}},
+            f"save {what} to memory", with_fast({"torchzip": {"torch save": 3}}),
             partial(checkpoints.saving, file), checkpoints.prepare, repeat=15,
         )
         for file, what, _ in real
