@@ -49,6 +49,7 @@ _OPTIONAL = {
     "fsspec": {"files.fsspec_objects"},
     "huggingface_hub": {"files.hub"},
     "ray": {"executors"},
+    "typing_extensions": {"checkpoint.lazy"},  # for type checkers alone, which have it
 }
 _ML_DTYPES_ROOMS = {"tensors"}
 
