@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import io
+import os
+import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import replace
@@ -322,6 +324,22 @@ def test_safetensors(tmp_path: Path) -> None:
     with tz.lazy_load(path) as checkpoint:
         assert checkpoint.metadata == {"k": "v"}
         assert checkpoint.format == "safetensors"
+
+
+def test_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One processor reads all; a browser has no threads at all."""
+    tree = {name: np.full(1 << 22, ord(name), np.uint8) for name in "abc"}
+    file = io.BytesIO(saved(tree))
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(RuntimeError):
+        tz.load(file)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    file.seek(0)
+    assert_same_tree(tz.load(file), tree)
 
 
 def test_memory_goes_with_the_object() -> None:

@@ -27,6 +27,15 @@ def left_over(target: Path) -> Path:
     return path
 
 
+def test_without_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has none, nothing is proved: files are written, and no other is removed."""
+    monkeypatch.setattr(left_overs, "fcntl", None)
+    left = left_over(path)
+    tz.save([1], path)
+    assert tz.load(path) == [1]
+    assert left.exists()
+
+
 @forks
 def test_what_a_killed_process_left(path: Path) -> None:
     """It is gone with the next save, which warns of it by its name."""

@@ -371,6 +371,36 @@ def test_short_reads_of_the_kernel(path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert source.read_at(100, 500) == _DATA[100:600]
 
 
+def test_offsets_of_31_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python in a browser takes no longer ones; the bytes beyond are read all the same."""
+    pread, lseek = os.pread, os.lseek
+
+    def short(number: int) -> int:
+        if number >= 1 << 31:
+            raise OverflowError("Python int too large to convert to C long")
+        return number
+
+    file = tmp_path / "long"
+    with file.open("wb") as target:
+        for place in (0, (1 << 31) - 2, 5 << 30):
+            target.seek(place)
+            target.write(b"marked")
+    with contextlib.closing(FileSource(file)) as source, monkeypatch.context() as patch:
+        patch.setattr(os, "pread", lambda fd, n, at: pread(fd, n, short(at)))
+        patch.setattr(os, "lseek", lambda fd, at, how: lseek(fd, short(at), how))
+        patch.delattr(os, "preadv")
+        with pytest.raises(OverflowError):
+            source.read_at(5 << 30, 6)
+        patch.setattr(sys, "platform", "emscripten")
+        for place, expected in (
+            (0, b"marked"), ((1 << 31) - 2, b"marked"), ((1 << 31) - 1, b"arked"),
+            (1 << 31, b"rked"), (5 << 30, b"marked"),
+        ):  # fmt: skip
+            out = bytearray(len(expected))
+            source.read_into(place, memoryview(out))
+            assert source.read_at(place, len(expected)) == out == expected
+
+
 def test_pickle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A source opens its file again on the other side, from any folder."""
     monkeypatch.chdir(path.parent)

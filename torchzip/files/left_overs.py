@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import zlib
+
+try:
+    import fcntl
+except ImportError:  # in a browser
+    fcntl = None  # type: ignore[assignment]
 
 #: Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -30,6 +34,8 @@ def lock(descriptor: int) -> bool:
     BlockingIOError
         If another process has locked it.
     """
+    if fcntl is None:
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -43,6 +49,8 @@ def lock(descriptor: int) -> bool:
 
 def unlock(descriptor: int) -> None:
     """Take the lock from an open file, also where a forked process has it open too."""
+    if fcntl is None:
+        return
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 

@@ -15,6 +15,7 @@ import mmap
 import operator
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
@@ -92,6 +93,29 @@ def _no_bytes_now(name: str) -> OSError:
     return BlockingIOError(errno.EAGAIN, "The file object has no bytes now", name)
 
 
+#: The longest step that every Python takes.
+_STEP = (1 << 31) - 1
+
+
+def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
+    """Return what one call gives of the bytes at an offset.
+
+    Python in a browser is built with offsets of 31 bits, and without threads. Files may be longer
+    all the same: a place beyond is reached by steps from the beginning.
+    """
+    try:
+        return os.pread(descriptor, nbytes, offset)
+    except OverflowError:
+        if sys.platform != "emscripten":
+            raise
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    while offset:
+        step = min(offset, _STEP)
+        os.lseek(descriptor, step, os.SEEK_CUR)
+        offset -= step
+    return os.read(descriptor, nbytes)
+
+
 class Descriptor:
     """An open file: its descriptor is used in ``with`` blocks. `close` or the last block closes it.
 
@@ -131,7 +155,7 @@ class Descriptor:
         with self as number:
             if hasattr(os, "preadv"):
                 return os.preadv(number, [out], offset)
-            data = os.pread(number, len(out), offset)  # macOS
+            data = read_at(number, len(out), offset)  # macOS, and Python in a browser
         out[: len(data)] = data
         return len(data)
 
@@ -192,7 +216,7 @@ class FileSource(Source):
     def read_at(self, offset: int, nbytes: int) -> bytes:
         check_inside(self, offset, nbytes)
         with self.descriptor as number:
-            data = os.pread(number, nbytes, offset)
+            data = read_at(number, nbytes, offset)
         if len(data) == nbytes:
             return data
         # The kernel reads at most 2 GiB per call.
