@@ -109,6 +109,8 @@ class Page:
         self.tab.set_default_timeout(60_000)
         self.troubles: list[str] = []
         self.tab.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.requests: list[tuple[str, str]] = []
+        self.tab.on("request", lambda request: self.requests.append((request.method, request.url)))
         self.tab.on("dialog", lambda dialog: self.troubles.append(dialog.message))
         self.tab.goto(address)
         self.wait("!at('file').disabled || !at('error').hidden")
@@ -176,9 +178,13 @@ def web(model: Path) -> Iterator[RangeServer]:
 
 
 def test_choose(browser: Any, address: str, model: Path) -> None:
-    """A file is shown under its name, and the keyboard goes on from there."""
+    """A file is shown under its name, and the keyboard goes on from there. Nothing is sent."""
     with Page(browser, address) as page:
+        assert ("GET", address + "torchzip.zip") in page.requests
+        page.requests.clear()
         page.choose(model)
+        page.tab.frame_locator("#report").locator("body").wait_for()
+        assert [url.split(":")[0] for _, url in page.requests] == ["blob"]  # the report
         assert page.error == ""
         assert page.tab.inner_text("#name") == "model.pt"
         assert page.look("document.activeElement.id") == "name"
@@ -257,6 +263,7 @@ def test_changed_while_open(browser: Any, stub: str, model: Path, tmp_path: Path
         path.write_bytes(b"PK" + model.read_bytes())
         page.tab.click("#check")
         page.done()
+        assert page.error.startswith("model.pt: ")
         assert "could not be read" in page.error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -96,6 +97,19 @@ def test_server(pyodide: Path) -> None:
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(address + name)
         serving.shutdown()
+
+
+def test_serve(pyodide: Path) -> None:
+    """The command prints the address, and ends with Ctrl+C."""
+    command = [sys.executable, "-m", "torchzip.web", "--pyodide", str(pyodide)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[0].decode()
+        with urllib.request.urlopen(address) as answer:
+            assert answer.read() == site_files(pyodide)["index.html"]
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == (b"", b"")
+        assert process.returncode == 0
 
 
 def test_write(pyodide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

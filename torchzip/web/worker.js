@@ -12,7 +12,8 @@ const PLACE = "/checkpoint";
 const EIO = 29;
 
 let python;
-/** Why the last read failed, for a person. */
+/** The name of the file that is read, and why a read failed, for a person. */
+let reading;
 let failure = null;
 let read = { nbytes: 0, size: 0, told: 0 };
 
@@ -162,7 +163,7 @@ function guarded(call) {
   try {
     return call();
   } catch (error) {
-    failure = error.message;
+    failure = error instanceof DOMException ? `${reading}: ${error.message}` : error.message;
     throw new python.FS.ErrnoError(EIO);
   }
 }
@@ -170,7 +171,13 @@ function guarded(call) {
 function mount(found) {
   const blobs = found.map(([name, file]) => ({
     name,
-    data: { size: file.size, slice: (start, end) => guarded(() => file.slice(start, end)) },
+    data: {
+      size: file.size,
+      slice(start, end) {
+        reading = name;
+        return guarded(() => file.slice(start, end));
+      },
+    },
   }));
   python.FS.mount(python.FS.filesystems.WORKERFS, { blobs }, PLACE);
   python.FS.chdir(PLACE); // so that messages have the names of files alone
