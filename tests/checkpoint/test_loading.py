@@ -19,6 +19,7 @@ from tests import builders as b
 from tests.child_process import in_threads
 from tests.comparing import assert_same_tree
 from tests.saved import flipped, saved
+from tests.systems import open_files_can_go
 from torchzip.errors import PickleError
 from torchzip.tensors.memory import owner_of
 from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage, TypedArray
@@ -114,6 +115,7 @@ def test_mmap_of_what_cannot_be_mapped(path: Path) -> None:
     assert tz.load(path, mmap=True).tolist() == [1, 2, 3, 4]
 
 
+@open_files_can_go
 def test_mapped_arrays_outlive_the_call(path: Path) -> None:
     """The mapping lives as long as a view of it."""
     tz.save({"w": np.arange(1000.0)}, path)
