@@ -373,7 +373,7 @@ def test_force_is_not_advised_where_it_was_given(capsys: Capture, model: Path) -
         model.with_name(f"m-0000{number}-of-00002.bin").symlink_to(model.with_name("blob"))
     options = ("--max-shard-size", "50B", "--include", "[lh]*", "--force")
     err = run.says(1, capsys, "convert", model, model.with_name("m.bin"), *options)
-    assert "m-00002-of-00002.bin: A link to where" in err
+    assert "m-00002-of-00002.bin: It leads to the same file as" in err
     assert "--force" not in err
 
 

@@ -157,3 +157,15 @@ def test_paths_from_the_root_and_from_here(tmp_path: Path, monkeypatch: pytest.M
         tz.save({"w": np.full(2, rank)}, f"{name}.pt")
     with tz.lazy_load(["a.pt", tmp_path / "b.pt"], join={"*": 0}) as checkpoint:
         assert checkpoint["w"].numpy().tolist() == [0, 0, 1, 1]
+
+
+def test_names_that_differ_by_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where case does not count, they are one file, and the second would replace the first."""
+    (tmp_path / "hf").mkdir()
+    tz.save({"w": np.ones(2)}, tmp_path / "hf" / "pytorch_model.bin")
+    for name in ("config.json", "Config.json"):
+        (tmp_path / "hf" / name).write_text("{}")
+    monkeypatch.setattr(os.path, "normcase", str.lower)
+    with pytest.raises(FileExistsError, match="leads to the same file as"):
+        tz.convert(tmp_path / "hf", f"{tmp_path / 'out'}/")
+    assert os.listdir(tmp_path) == ["hf"]

@@ -101,12 +101,15 @@ def run(
 
 
 def _check_apart(files: Sequence[NewFile]) -> None:
-    """Raise if symlinks lead two of the files to one place, where one would be lost."""
+    """Raise if two of the files go to one place, where one would be lost.
+
+    Symlinks can lead there, and names that differ by their case where that does not count.
+    """
     names: dict[str, str] = {}
     for file in files:
         first = names.setdefault(os.path.normcase(file.target), file.name)
         if first is not file.name:
-            raise FileExistsError(errno.EEXIST, f"A link to where {first} goes too", file.name)
+            raise FileExistsError(errno.EEXIST, f"It leads to the same file as {first}", file.name)
 
 
 def _check_space(file: NewFile, nbytes: int) -> None:
