@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -21,6 +20,8 @@ from tests import builders as b
 from tests.child_process import in_threads
 from tests.comparing import assert_same_tree
 from tests.saved import flipped, saved
+from tests.systems import open_files_can_go
+from torchzip.checkpoint import loading
 from torchzip.errors import PickleError
 from torchzip.tensors.memory import owner_of
 from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage, TypedArray
@@ -116,6 +117,7 @@ def test_mmap_of_what_cannot_be_mapped(path: Path) -> None:
     assert tz.load(path, mmap=True).tolist() == [1, 2, 3, 4]
 
 
+@open_files_can_go
 def test_mapped_arrays_outlive_the_call(path: Path) -> None:
     """The mapping lives as long as a view of it."""
     tz.save({"w": np.arange(1000.0)}, path)
@@ -337,7 +339,7 @@ def test_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", fail)
     with pytest.raises(RuntimeError):
         tz.load(file)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(loading, "processors", lambda: 1)
     file.seek(0)
     assert_same_tree(tz.load(file), tree)
 

@@ -20,6 +20,7 @@ import torchzip as tz
 from tests.child_process import python
 from tests.convert.test_run import NeighbourProcess, make_pieces_small
 from tests.formats.counting import Counted
+from tests.systems import needs
 from torchzip import lazy
 from torchzip.tensors import computed
 
@@ -326,6 +327,7 @@ def test_a_function_that_cannot_be_sent(tmp_path: Path) -> None:
     assert seen == {here}
 
 
+@needs("fork")
 def test_a_function_that_is_inherited(
     source: Path, arrays: dict[str, Array], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import torchzip as tz
 from tests.saved import saved
+from tests.systems import needs
 from tests.test_cost import peak_below
 from torchzip.errors import TensorError
 from torchzip.types import (
@@ -365,6 +366,7 @@ def test_zero_points_outside_the_integers() -> None:
 # -- memory --------------------------------------------------------------------------------------
 
 
+@needs("sysconf")
 def test_huge_shapes_are_not_allocated() -> None:
     """A dense array that no machine holds is an OSError that says so, at once."""
     shape = (1 << 40, 1 << 20)
@@ -376,6 +378,7 @@ def test_huge_shapes_are_not_allocated() -> None:
                 tensor.todense()
 
 
+@needs("sysconf")
 def test_memory_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the size of the memory is not known, numpy's MemoryError is an OSError."""
     monkeypatch.setattr("os.sysconf", lambda name: -1)

@@ -14,6 +14,7 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.systems import needs
 from tests.tensors.test_kinds import numbers, roundtrip
 from tests.tensors.test_python_values import AsPickled
 from tests.test_cost import peak_below
@@ -291,6 +292,7 @@ def test_wrong_indices_are_lost_in_repair(tmp_path: Path) -> None:
     assert list(tz.load(out)) == ["w"]
 
 
+@needs("sysconf")
 def test_endless_axes() -> None:
     """Parts of 2**40 elements over a few bytes are checked at once, and made dense never."""
     many = 1 << 40

@@ -15,6 +15,7 @@ from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.location import Location, StorageOptions, located
+from torchzip.files.platform_calls import processors
 from torchzip.files.source import (
     File,
     FileObjectSource,
@@ -133,7 +134,7 @@ class EagerFactory(Factory):
         """Read the bytes of every storage, with a second thread if there are many."""
         total = sum(storage.nbytes for storage in self._to_fill)
         will_read(storage.origin for storage in self._to_fill)
-        if total >= _THREADS_FROM and len(self._to_fill) > 1 and os.cpu_count() != 1:
+        if total >= _THREADS_FROM and len(self._to_fill) > 1 and processors() > 1:
             from concurrent.futures import ThreadPoolExecutor
 
             with ThreadPoolExecutor(2) as pool:

@@ -15,12 +15,18 @@ import mmap
 import operator
 import os
 import stat
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from torchzip.errors import TRUNCATED, FormatError
+from torchzip.files.platform_calls import (
+    NO_WAIT,
+    open_file,
+    read_at,
+    read_further_ahead,
+    read_into,
+)
 
 Buffer = bytes | bytearray | memoryview
 _BASE_READINTO = io.BufferedIOBase.readinto
@@ -93,29 +99,6 @@ def _no_bytes_now(name: str) -> OSError:
     return BlockingIOError(errno.EAGAIN, "The file object has no bytes now", name)
 
 
-#: The longest step that every Python takes.
-_STEP = (1 << 31) - 1
-
-
-def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
-    """Return what one call gives of the bytes at an offset.
-
-    Python in a browser is built with offsets of 31 bits, and without threads. Files may be longer
-    all the same: a place beyond is reached by steps from the beginning.
-    """
-    try:
-        return os.pread(descriptor, nbytes, offset)
-    except OverflowError:
-        if sys.platform != "emscripten":
-            raise
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    while offset:
-        step = min(offset, _STEP)
-        os.lseek(descriptor, step, os.SEEK_CUR)
-        offset -= step
-    return os.read(descriptor, nbytes)
-
-
 class Descriptor:
     """An open file: its descriptor is used in ``with`` blocks. `close` or the last block closes it.
 
@@ -150,15 +133,6 @@ class Descriptor:
             with contextlib.suppress(OSError):  # the file was only read: nothing is lost
                 self._close_unused()
 
-    def preadv(self, out: memoryview, offset: int) -> int:
-        """Read into ``out`` what one call gives; return how many bytes."""
-        with self as number:
-            if hasattr(os, "preadv"):
-                return os.preadv(number, [out], offset)
-            data = read_at(number, len(out), offset)  # macOS, and Python in a browser
-        out[: len(data)] = data
-        return len(data)
-
     def close(self) -> None:
         """Hand out the number no longer; close the file unless it is in use."""
         self._number = -1
@@ -183,7 +157,7 @@ class Descriptor:
 
 
 class FileSource(Source):
-    """A regular file, read with ``pread``.
+    """A regular file, which is read at offsets.
 
     If the file is truncated while it is open, reads raise an error. If the path is replaced, reads
     still get the old file. If another thread closes the source during a read, that read succeeds
@@ -194,9 +168,8 @@ class FileSource(Source):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
         self.path = os.path.abspath(self.name)
-        # O_NONBLOCK: opening a FIFO must not wait for its writer. It changes nothing for files.
         #: The open file, to be used in a ``with`` block.
-        self.descriptor = Descriptor(os.open(path, os.O_RDONLY | os.O_NONBLOCK), self.name)
+        self.descriptor = Descriptor(open_file(path, os.O_RDONLY | NO_WAIT), self.name)
         try:
             with self.descriptor as number:
                 status = os.fstat(number)
@@ -228,16 +201,16 @@ class FileSource(Source):
         check_inside(self, offset, out.nbytes)
         done = 0
         while done < out.nbytes:
-            got = self.descriptor.preadv(out[done:], offset + done)
+            with self.descriptor as number:
+                got = read_into(number, out[done:], offset + done)
             if got == 0:
                 raise _shrunk(self.name, offset + done)
             done += got
 
     def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
         """Have the kernel read further ahead: 1 GB came from the disk in 0.55 s, not in 0.73."""
-        if hasattr(os, "posix_fadvise"):
-            with self.descriptor as number:
-                os.posix_fadvise(number, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        with self.descriptor as number:
+            read_further_ahead(number)
 
     def status(self) -> Status:
         """Return the current status of the file; `opened` is that at the beginning."""

@@ -11,8 +11,8 @@ checkpoint in ``model_weights/``. These are read after the file was extracted.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
-from typing import IO
 
 from torchzip.container.gzip import decompressed
 from torchzip.container.tar import find_members
@@ -41,7 +41,7 @@ class NemoContainer(FileContainer):
     label = "NeMo"
     torch_load = "does not apply"
     #: What was decompressed, if the file was.
-    temporary: IO[bytes] | None = None
+    temporary: tempfile.TemporaryDirectory[str] | None = None
     torch_reason = "a tar file with a file of torch.save in it; NeMo extracts that first"
 
     def __init__(
@@ -78,7 +78,7 @@ class NemoContainer(FileContainer):
     def close(self) -> None:
         super().close()
         if self.temporary is not None:
-            self.temporary.close()
+            self.temporary.cleanup()
 
 
 def open_tar(source: Source, limits: Limits, open_container: OpenContainer) -> NemoContainer | None:
@@ -115,8 +115,8 @@ def open_gzip(
     source: Source, limits: Limits, open_container: OpenContainer
 ) -> NemoContainer | None:
     """Return the container that a compressed tar file is; None if it is not of NeMo."""
-    file = decompressed(source, limits)
-    inside = FileSource(file.name)
+    path, folder = decompressed(source, limits)
+    inside = FileSource(path)
     inside.name = source.name
     made: NemoContainer | None = None
     try:
@@ -124,9 +124,9 @@ def open_gzip(
     finally:
         if made is None:
             inside.close()
-            file.close()
+            folder.cleanup()
     if made is not None:
         source.close()
-        made.temporary = file
+        made.temporary = folder
         made.notes = (f"decompressed into a temporary file of {inside.size:,} bytes",)
     return made
