@@ -335,6 +335,7 @@ def test_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", fail)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(RuntimeError):
         tz.load(file)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
