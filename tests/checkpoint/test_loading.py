@@ -337,6 +337,7 @@ def test_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", fail)
+    monkeypatch.setattr(loading, "processors", lambda: 2)
     with pytest.raises(RuntimeError):
         tz.load(file)
     monkeypatch.setattr(loading, "processors", lambda: 1)
