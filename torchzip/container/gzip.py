@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import zlib
 from typing import BinaryIO
@@ -16,8 +17,8 @@ _BLOCK_NBYTES = 1 << 20
 _FREE_NBYTES = 64 << 20
 
 
-def decompressed(source: Source, limits: Limits) -> tuple[str, tempfile.TemporaryDirectory[str]]:
-    """Return the path of a file with the content of a gzip file, and the folder to clean up.
+def decompressed(source: Source, limits: Limits) -> str:
+    """Return the path of a file with the content of a gzip file, in a folder of its own.
 
     Raises
     ------
@@ -27,20 +28,25 @@ def decompressed(source: Source, limits: Limits) -> tuple[str, tempfile.Temporar
         If the content is more than ``limits.deflate_ratio`` allows.
     """
     # Not a temporary file: on Windows that could not be opened by its name again.
-    folder = tempfile.TemporaryDirectory(prefix="torchzip-", ignore_cleanup_errors=True)
-    path = os.path.join(folder.name, "content")
+    folder = tempfile.mkdtemp(prefix="torchzip-")
+    path = os.path.join(folder, "content")
     try:
         with open(path, "wb") as out:
             _decompress(source, limits, out)
     except zlib.error as error:
-        folder.cleanup()
+        remove(path)
         raise ArchiveError(
             f"the compressed bytes are damaged ({error})", path=source.name
         ) from None
     except BaseException:
-        folder.cleanup()
+        remove(path)
         raise
-    return path, folder
+    return path
+
+
+def remove(path: str) -> None:
+    """Remove what `decompressed` has made, unless the system keeps it because it is open."""
+    shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 
 def _decompress(source: Source, limits: Limits, out: BinaryIO) -> None:
