@@ -119,7 +119,7 @@ def digest(target: Path) -> str:
             made.update(name.encode())
             tensor = checkpoint[name]
             for row in range(0, tensor.shape[0], 256):
-                made.update(tensor[row : row + 256])
+                made.update(tensor[row : row + 256].data)
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -14,10 +14,21 @@ from typing import Any
 import pytest
 
 from torchzip.convert import conversion, mapped
-from torchzip.files import direct, in_place, left_overs, new_file, place, ranges, sink, source
+from torchzip.files import (
+    direct,
+    in_place,
+    left_overs,
+    new_file,
+    place,
+    platform_calls,
+    ranges,
+    sink,
+    source,
+)
 
 #: All that reach the system while they write.
 WRITING = (
+    platform_calls,
     new_file,
     left_overs,
     in_place,
@@ -30,10 +41,10 @@ WRITING = (
     mapped,
 )
 _CALLS = frozenset(
-    "open write pwrite pread preadv fsync ftruncate replace close fchmod copy_file_range"
-    " posix_fadvise unlink stat fstat fstatvfs mkdir rmdir".split()
+    "open pwrite pread preadv fsync ftruncate replace close fchmod copy_file_range"
+    " posix_fadvise unlink stat fstat mkdir rmdir".split()
 )
-CAN_BE_SHORT = frozenset({"write", "pwrite", "copy_file_range"})
+CAN_BE_SHORT = frozenset({"pwrite", "copy_file_range"})
 
 #: A call, told by its name and how many of that name came before.
 Call = tuple[str, int]
@@ -124,7 +135,7 @@ def under(
     system = System(fails, effect)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(new_file, "_reserve", system.wrapped("reserve", new_file._reserve))
-        patch.setattr(in_place, "allocate", system.wrapped("reserve", new_file.allocate))
+        patch.setattr(in_place, "allocate", system.wrapped("reserve", platform_calls.allocate))
         for module in WRITING:
             if hasattr(module, "os"):
                 patch.setattr(module, "os", system)

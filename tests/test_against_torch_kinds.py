@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_one_array_in_two_tensors(torch: Any) -> None:
         for part in (first, second)
     ]
     with tz.lazy_load(io.BytesIO(saved(made))) as ckpt:
-        assert ckpt["0"].scale.spec.storage is ckpt["1"].scale.spec.storage
+        assert ckpt.root[0].scale.spec.storage is ckpt.root[1].scale.spec.storage
     check_tree(torch, made, load_again(torch, saved(made)))
     check_tree(torch, tz.load(io.BytesIO(torch_bytes(torch, tree))), tree)
 
@@ -348,7 +349,8 @@ def test_torchscript(torch: Any, name: str) -> None:
     storages = {key[5:]: value for key, value in records.items() if key.startswith("data/")}
     data = b.checkpoint(records["data.pkl"], storages)
     with tz.lazy_load(io.BytesIO(data)) as ckpt:
-        (made,) = [value for value in ckpt.values() if isinstance(value, OtherTensor)]
+        values: Iterable[Any] = ckpt.values()
+        (made,) = [value for value in values if isinstance(value, OtherTensor)]
         if made.kind == "sparse_coo":
             assert isinstance(made, SparseTensor)
             assert made.is_coalesced is None

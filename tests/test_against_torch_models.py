@@ -106,7 +106,7 @@ def test_quantized_model(torch: Any, new: bool, protocol: int) -> None:
         assert list(of_model) == [name for name in of_state if name[2:] not in _SCALES]
         weight, bias = state["0._packed_params._packed_params"]
         for ckpt in (of_state, of_model):
-            packed = ckpt["0._packed_params._packed_params.0"]
+            packed: Any = ckpt["0._packed_params._packed_params.0"]
             assert packed.dequantize().tobytes() == weight.dequantize().numpy().tobytes()
             held = ckpt["0._packed_params._packed_params.1"]
             assert held.numpy().tobytes() == bias.detach().numpy().tobytes()

@@ -22,7 +22,7 @@ from tests import builders as b
 from tests.torch_oracle import torch_settings
 from torchzip.container import zip_writer
 from torchzip.container.zip_writer import measure
-from torchzip.files import new_file, ranges, sink
+from torchzip.files import new_file, platform_calls, sink
 
 Array = np.ndarray[Any, Any]
 _4_GIB = 1 << 32
@@ -44,26 +44,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class HoleWriting:
-    """Stands for ``os`` in the sink: a large write leaves a hole between its ends."""
+class Holes:
+    """Stands for ``os``: a large write leaves a hole between its ends, and holes need no copy."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
-    def write(self, descriptor: int, data: memoryview) -> int:
+    def pwrite(self, descriptor: int, data: memoryview, offset: int) -> int:
         if data.nbytes < 1 << 20:
-            return os.write(descriptor, data)
-        os.write(descriptor, data[:_EDGE])
-        os.lseek(descriptor, data.nbytes - 2 * _EDGE, os.SEEK_CUR)
-        os.write(descriptor, data[-_EDGE:])
+            return os.pwrite(descriptor, data, offset)
+        os.pwrite(descriptor, data[:_EDGE], offset)
+        os.pwrite(descriptor, data[-_EDGE:], offset + data.nbytes - _EDGE)
         return data.nbytes
-
-
-class HoleCopying:
-    """Stands for ``os`` where files are copied: holes need no copy, the target is one hole."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
 
     def copy_file_range(self, source: int, target: int, count: int, start: int, to: int) -> int:
         """Copy what begins with data; say of a hole that it is copied."""
@@ -80,9 +72,8 @@ class HoleCopying:
 @pytest.fixture
 def _holes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the writers of torchzip make sparse files."""
-    monkeypatch.setattr(sink, "os", HoleWriting())
+    monkeypatch.setattr(platform_calls, "os", Holes())
     monkeypatch.setattr(sink, "_CACHED_NBYTES", 1 << 60)
-    monkeypatch.setattr(ranges, "os", HoleCopying())
     monkeypatch.setattr(new_file, "_reserve", lambda descriptor, nbytes: False)
     monkeypatch.setattr(new_file.NewFile, "free_nbytes", lambda self: 1 << 62)
 
@@ -92,9 +83,12 @@ class HoleyFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=0)
+        self._position = 0
 
     def write(self, data: Any) -> int:
-        return HoleWriting().write(self._file.fileno(), memoryview(data).cast("B"))
+        view = memoryview(data).cast("B")
+        self._position += (done := Holes().pwrite(self._file.fileno(), view, self._position))
+        return done
 
     def flush(self) -> None:
         """Nothing."""

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -310,6 +309,8 @@ def test_limit_on_the_file_size(place: Place, limit: int) -> None:
 
     def task() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        import resource  # Windows has none
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         with pytest.raises(OSError, match=r".+") as caught:
             place.write()

@@ -92,7 +92,7 @@ def test_package(path: Path) -> None:
     ] == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs"])
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs"])
 def test_pages(name: str) -> None:
     """Nor in what users read."""
     pages = sorted((ROOT / name).rglob("*.md")) if name == "docs" else [ROOT / name]

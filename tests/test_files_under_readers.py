@@ -355,7 +355,9 @@ def _kernel_copy(ckpt: tz.Checkpoint, folder: Path) -> bool:
     path = folder / "copied"
     for name, array in values(OLD).items():
         path.write_bytes(b"")
-        source, at = ckpt[name].spec.storage.span()
+        span = ckpt[name].spec.storage.span()
+        assert span is not None
+        source, at = span
         with RangeWriter(str(path)) as out:
             if out.copy(source, at, 0, array.nbytes) and path.read_bytes() != array.tobytes():
                 return False

@@ -99,6 +99,7 @@ def test_sparse(release: str) -> None:
     """A COO tensor is the identity; torch 1.13 did not say whether it is coalesced."""
     path = RELEASES / release / "sparse.pt"
     with tz.lazy_load(path) as ckpt:
+        tensor: Any
         for tensor in (ckpt["s"], tz.load(path)["s"], tz.load(path, mmap=True)["s"]):
             assert (tensor.layout, tensor.shape, tensor.nnz) == ("sparse_coo", (3, 3), 3)
             assert tensor.is_coalesced is (None if release == "torch-1.13.1" else True)
@@ -111,6 +112,7 @@ def test_quantized(release: str) -> None:
     """A tensor of qint8 has the integers and the numbers that its producer had."""
     path = RELEASES / release / "quant.pt"
     with tz.lazy_load(path) as ckpt:
+        tensor: Any
         for tensor in (ckpt["q"], tz.load(path)["q"], tz.load(path, mmap=True)["q"]):
             assert (tensor.torch_dtype, tensor.shape, tensor.axis) == ("qint8", (4,), None)
             assert (tensor.scale, tensor.zero_point) == (0.1, 3)

@@ -33,6 +33,7 @@ _RANKS = {
     "convert": 6,
     "tools": 7,
     "cli": 8,
+    "web": 9,  # what runs in the page shows what commands print
 }
 _ABOVE_ALL = {"__init__", "__main__"}
 
@@ -49,6 +50,7 @@ _OPTIONAL = {
     "fsspec": {"files.fsspec_objects"},
     "huggingface_hub": {"files.hub"},
     "ray": {"executors"},
+    "typing_extensions": {"checkpoint.lazy"},  # for type checkers alone, which have it
 }
 _ML_DTYPES_ROOMS = {"tensors"}
 
@@ -94,8 +96,8 @@ def test_imports_point_down(path: Path) -> None:
         if _room(name) != "torchzip":
             continue
         inner = name.removeprefix("torchzip").removeprefix(".")
-        if room == "cli" and (not inner or inner.startswith("_")):
-            continue  # the command line uses the public names
+        if room in ("cli", "web") and (not inner or inner.startswith("_")):
+            continue  # the command line and the page use the public names
         other = _room(inner)
         assert other in _RANKS, f"{own} imports {name}"
         assert _RANKS[other] < _RANKS[room] or other == room, f"{own} imports {name}"
@@ -184,6 +186,56 @@ def test_no_assert_on_a_file() -> None:
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
                 assert not isinstance(node, ast.Assert), f"{path}:{node.lineno}"
+
+
+#: What some systems lack, or do otherwise. Any system has the others.
+_PLATFORM_CALLS = {
+    "os": {
+        "chown", "copy_file_range", "fchmod", "fork", "fstatvfs", "fsync", "getegid", "geteuid",
+        "getgid", "getuid", "name", "open", "posix_fadvise", "posix_fallocate", "pread", "preadv",
+        "pwrite", "pwritev", "replace", "sched_getaffinity", "sendfile", "statvfs", "sysconf",
+        "uname",
+    },
+    "signal": {"pthread_sigmask", "SIGKILL", "SIGHUP", "SIGPIPE", "alarm", "setitimer"},
+    "mmap": {"MADV_HUGEPAGE", "MAP_SHARED", "MAP_PRIVATE", "PROT_READ"},
+    "sys": {"platform"},
+    "ctypes": {"CDLL", "WinDLL", "windll"},
+}  # fmt: skip
+_PLATFORM_MODULES = {"fcntl", "grp", "msvcrt", "pwd", "resource", "termios", "platform"}
+_FLAGS_OF_ALL = {"O_RDONLY", "O_WRONLY", "O_RDWR", "O_CREAT", "O_EXCL"}
+
+
+@pytest.mark.parametrize("path", _MODULES, ids=_name)
+def test_platform_calls_stand_in_one_module(path: Path) -> None:
+    """What not every system has is named in `files/platform_calls.py` alone, with its fallback."""
+    if _name(path) == "files.platform_calls":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            calls = _PLATFORM_CALLS.get(node.value.id, set())
+            is_flag = node.value.id == "os" and node.attr.startswith("O_")
+            assert node.attr not in calls, f"{path}:{node.lineno}"
+            assert not is_flag or node.attr in _FLAGS_OF_ALL, f"{path}:{node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            asked = node.args[0] if node.func.id in ("hasattr", "getattr") else None
+            is_asked = isinstance(asked, ast.Name) and asked.id in ("os", "signal", "mmap")
+            assert not is_asked, f"{path}:{node.lineno}"
+    assert not _PLATFORM_MODULES & set(map(_room, _imports(path))), path
+
+
+@pytest.mark.parametrize("path", _MODULES, ids=_name)
+def test_text_has_an_encoding(path: Path) -> None:
+    """What is opened is opened as bytes, or as UTF-8: never as what the system prefers."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        keywords = {keyword.arg for keyword in node.keywords}
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text"):
+            assert node.args or "encoding" in keywords, f"{path}:{node.lineno}"
+        if isinstance(node.func, ast.Name) and node.func.id == "open":
+            modes = [each.value for each in node.args[1:2] if isinstance(each, ast.Constant)]
+            is_binary = any("b" in str(mode) for mode in modes)
+            assert is_binary or "encoding" in keywords, f"{path}:{node.lineno}"
 
 
 def test_import_needs_no_torch_and_no_extras() -> None:

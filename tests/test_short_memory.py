@@ -55,7 +55,7 @@ USES: dict[str, Callable[[Path, Path], object]] = {
     "slice": _of(lambda ckpt: [ckpt["square"][1:, ::3], ckpt["turned"][5:9]]),
     "index": _of(lambda ckpt: ckpt["big"][[0, 5]]),
     "asarray": _of(lambda ckpt: np.asarray(ckpt["big"], np.float64)),
-    "todense": _of(lambda ckpt: ckpt["sparse"].todense()),
+    "todense": _of(lambda ckpt: ckpt.root["sparse"].todense()),
     "Checkpoint.verify": _of(lambda ckpt: ckpt.verify()),
     "statistics": _of(lambda ckpt: tools.statistics(ckpt["big"])),
     "verify": lambda path, out: tools.verify(path),

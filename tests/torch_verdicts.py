@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,8 @@ def _torch() -> Callable[[str], tuple[str, str]]:
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # torch prints what it thinks of some files
         os.dup2(silence, stream)
+    import resource  # Windows has none
+
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_NBYTES, _MEMORY_NBYTES))
 
     def verdict(path: str) -> tuple[str, str]:

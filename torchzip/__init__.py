@@ -5,7 +5,7 @@ Read, write and convert the files of ``torch.save`` with numpy and ml_dtypes alo
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Checkpoint",

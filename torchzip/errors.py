@@ -291,7 +291,8 @@ class UnsafeGlobalError(TorchZipError):
             parts[fit:] = [f"and {len(parts) - fit:,} more (all are in the error's .names)"]
         super().__init__(f"{what}: {', '.join(parts)}. {advice}", **place)
         self.names = names
-        self.module, self.name = names[0]
+        self.module: str = names[0][0]
+        self.name: str = names[0][1]
 
 
 class UnsupportedError(TorchZipError, NotImplementedError):

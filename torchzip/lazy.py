@@ -213,7 +213,7 @@ def dequantized(
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     *,
     transpose_experts: bool = True,
-) -> dict[str, Any]:
+) -> dict[str, LazyTensor]:
     """Return the tensors of a checkpoint by name, with plain weights for the quantized ones.
 
     A weight that was kept as codes and scales is computed from them when it is read, in float32,

@@ -39,7 +39,7 @@ class _Frozen:
     """
 
     __slots__ = ()
-    __match_args__: tuple[str, ...] = ()
+    __match_args__ = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable")
@@ -48,7 +48,8 @@ class _Frozen:
         raise AttributeError(f"{type(self).__name__} is immutable")
 
     def _arguments(self) -> tuple[Any, ...]:
-        return tuple([getattr(self, name) for name in self.__match_args__])
+        names: tuple[str, ...] = self.__match_args__
+        return tuple([getattr(self, name) for name in names])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), self._arguments())
@@ -68,7 +69,8 @@ class _Word(_Frozen):
         return hash((type(self).__name__, self._arguments()))
 
     def __repr__(self) -> str:
-        fields = zip(self.__match_args__, self._arguments(), strict=True)
+        names: tuple[str, ...] = self.__match_args__
+        fields = zip(names, self._arguments(), strict=True)
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields)})"
 
 

@@ -227,8 +227,9 @@ def test_tensors_of_other_kinds() -> None:
     """They are values of the mapping like the others; what only a class can make is not."""
     with tz.lazy_load(b.GOLDEN / "sparse.pt") as checkpoint:
         assert list(checkpoint) == ["s", "w"]
-        assert type(checkpoint["s"]) is tz.types.SparseTensor
-        assert isinstance(checkpoint["s"].values, tz.LazyTensor)
+        sparse: Any = checkpoint["s"]
+        assert type(sparse) is tz.types.SparseTensor
+        assert isinstance(sparse.values, tz.LazyTensor)
         assert not checkpoint.subclassed
     subclass = b.call(
         "torch._tensor._rebuild_from_type_v2",

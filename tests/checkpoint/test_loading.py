@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import replace
@@ -19,6 +20,8 @@ from tests import builders as b
 from tests.child_process import in_threads
 from tests.comparing import assert_same_tree
 from tests.saved import flipped, saved
+from tests.systems import open_files_can_go
+from torchzip.checkpoint import loading
 from torchzip.errors import PickleError
 from torchzip.tensors.memory import owner_of
 from torchzip.types import Device, Dtype, ForeignObject, Layout, QScheme, Size, Storage, TypedArray
@@ -114,6 +117,7 @@ def test_mmap_of_what_cannot_be_mapped(path: Path) -> None:
     assert tz.load(path, mmap=True).tolist() == [1, 2, 3, 4]
 
 
+@open_files_can_go
 def test_mapped_arrays_outlive_the_call(path: Path) -> None:
     """The mapping lives as long as a view of it."""
     tz.save({"w": np.arange(1000.0)}, path)
@@ -322,6 +326,23 @@ def test_safetensors(tmp_path: Path) -> None:
     with tz.lazy_load(path) as checkpoint:
         assert checkpoint.metadata == {"k": "v"}
         assert checkpoint.format == "safetensors"
+
+
+def test_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One processor reads all; a browser has no threads at all."""
+    tree = {name: np.full(1 << 22, ord(name), np.uint8) for name in "abc"}
+    file = io.BytesIO(saved(tree))
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    monkeypatch.setattr(loading, "processors", lambda: 2)
+    with pytest.raises(RuntimeError):
+        tz.load(file)
+    monkeypatch.setattr(loading, "processors", lambda: 1)
+    file.seek(0)
+    assert_same_tree(tz.load(file), tree)
 
 
 def test_memory_goes_with_the_object() -> None:

@@ -15,6 +15,8 @@ import pytest
 
 import torchzip as tz
 from tests.saved import saved
+from tests.systems import needs, open_files_can_go
+from torchzip.files import new_file, platform_calls, sink
 from torchzip.types import Parameter, SparseTensor, Storage, TypedArray
 
 
@@ -59,7 +61,9 @@ def test_old_file_stays_if_the_object_cannot_be_saved(tmp_path: Path, path: Path
     assert os.listdir(tmp_path) == ["m.pt"]
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "close", "replace"])
+@pytest.mark.parametrize(
+    "call", ["pwrite" if hasattr(os, "pwrite") else "write", "fsync", "close", "replace"]
+)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EFBIG])
 def test_old_file_stays_if_the_disk_fails(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
@@ -83,9 +87,10 @@ def test_old_file_stays_if_the_disk_fails(
 
 def test_writes_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that takes a few bytes only is gone on with."""
-    original = os.write
+    original = platform_calls.write_at
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda fd, data: original(fd, bytes(data[:1000])))
+        for module in (sink, new_file):
+            patch.setattr(module, "write_at", lambda fd, data, at: original(fd, data[:1000], at))
         tz.save({"w": np.arange(5000.0)}, path)
     assert tz.load(path)["w"].tolist() == list(range(5000))
 
@@ -103,6 +108,7 @@ def test_source_that_fails_while_it_is_copied(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.pt"]
 
 
+@open_files_can_go
 def test_saving_over_the_file_that_is_read(path: Path) -> None:
     """The reader keeps the old file, lazily and by mmap."""
     tz.save({"w": np.arange(1000.0), "b": np.zeros(3)}, path)
@@ -129,6 +135,7 @@ def test_symlink_is_followed(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["link.pt", "real.pt"]
 
 
+@needs("chown")
 def test_mode_of_the_replaced_file_is_kept(path: Path) -> None:
     """A file that others may not read stays so."""
     path.write_bytes(b"old")

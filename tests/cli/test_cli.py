@@ -17,6 +17,7 @@ from tests import builders as b
 from tests.child_process import python
 from tests.cli.running import Capture, run, usage
 from tests.saved import flipped
+from tests.systems import needs
 from torchzip.cli.main import main
 from torchzip.cli.progress import progress_line
 from torchzip.types import Parameter
@@ -372,7 +373,7 @@ def test_force_is_not_advised_where_it_was_given(capsys: Capture, model: Path) -
         model.with_name(f"m-0000{number}-of-00002.bin").symlink_to(model.with_name("blob"))
     options = ("--max-shard-size", "50B", "--include", "[lh]*", "--force")
     err = run.says(1, capsys, "convert", model, model.with_name("m.bin"), *options)
-    assert "m-00002-of-00002.bin: A link to where" in err
+    assert "m-00002-of-00002.bin: It leads to the same file as" in err
     assert "--force" not in err
 
 
@@ -514,6 +515,7 @@ def test_closed_streams(model: Path, closed: str) -> None:
     assert tz.load(target)["lr"] == 0.5
 
 
+@needs("pty")
 def test_progress_keeps_to_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that wraps on a narrow terminal could not be written over."""
     import fcntl
@@ -535,6 +537,7 @@ def test_progress_keeps_to_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, shown.split("\r"))) <= 19
 
 
+@needs("pty")
 def test_progress_on_a_terminal(model: Path) -> None:
     """A terminal sees a line with rate and time, which goes away; a pipe sees the end only."""
     import pty

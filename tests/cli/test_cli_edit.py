@@ -11,6 +11,7 @@ import pytest
 
 import torchzip as tz
 from tests.cli.running import Capture, Command
+from tests.systems import needs
 from torchzip.cli.main import build_parser, main
 from torchzip.files.in_place import InPlaceFile
 
@@ -145,12 +146,17 @@ def test_wrong_usage(capsys: Capture, path: Path, arguments: list[str], message:
 
 
 def test_bad_files(capsys: Capture, path: Path, tmp_path: Path) -> None:
-    """Exit status 1: not there, not of this kind, or in other hands."""
+    """Exit status 1: not there, or not of this kind."""
     err = run.says(1, capsys, tmp_path / "none.pt", "--drop", "x")
     assert "No such file" in err
     tz.convert(path, tmp_path / "m.safetensors")
     err = run.says(1, capsys, tmp_path / "m.safetensors", "--drop", "x")
     assert "torchzip convert" in err
+
+
+@needs("fcntl")
+def test_a_file_that_is_edited(capsys: Capture, path: Path) -> None:
+    """Exit status 1: it is in other hands."""
     with InPlaceFile(path):
         status, out, err = run(capsys, path, "--drop", "epoch")
     assert (status, out) == (1, "")

@@ -278,7 +278,7 @@ def test_other_kinds_are_kept_or_said(tmp_path: Path) -> None:
     tz.convert(b.GOLDEN / "sparse.pt", tmp_path / "out.pt", dtype="float16")
     with tz.lazy_load(tmp_path / "out.pt") as ckpt:
         assert ckpt["w"].torch_dtype == "float16"
-        sparse = ckpt["s"]
+        sparse: Any = ckpt["s"]
         assert (sparse.indices.torch_dtype, sparse.torch_dtype) == ("int64", "float32")
         assert sparse.todense().tolist() == np.eye(3).tolist()
 

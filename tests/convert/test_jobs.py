@@ -14,15 +14,14 @@ from tests.cli.running import Capture
 from tests.cli.running import run as command
 from tests.convert.test_run import make_pieces_small, tree
 from torchzip.convert import run
-
-CORES = run._cores
+from torchzip.files.platform_calls import processors
 
 
 @pytest.fixture(autouse=True)
 def _many_cores_and_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     make_pieces_small(monkeypatch)
     monkeypatch.setattr(run, "_PAYING_NBYTES", 1000)
-    monkeypatch.setattr(run, "_cores", lambda: 3)
+    monkeypatch.setattr(run, "processors", lambda: 3)
 
 
 def jobs_of(source: Any, target: Path, **options: Any) -> int:
@@ -55,9 +54,9 @@ def test_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "o.safetensors"
     assert jobs_of(tmp_path / "m.pt", target, dtype="float64") == 3  # it has 5,000 bytes
     assert jobs_of(tmp_path / "m.pt", target, dtype="float16") == 1
-    monkeypatch.setattr(run, "_cores", lambda: 64)
+    monkeypatch.setattr(run, "processors", lambda: 64)
     assert jobs_of(tmp_path / "m.pt", target, dtype="float64") == 4
-    monkeypatch.setattr(run, "_cores", lambda: 1)
+    monkeypatch.setattr(run, "processors", lambda: 1)
     assert jobs_of(tmp_path / "m.pt", target, dtype="float64") == 1
 
 
@@ -94,4 +93,4 @@ def test_the_report_says_it(tmp_path: Path, capsys: Capture) -> None:
 
 def test_the_cores_are_those_that_the_process_may_use() -> None:
     """At least one."""
-    assert CORES() >= 1
+    assert processors() >= 1

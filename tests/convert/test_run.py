@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,11 +24,13 @@ from hypothesis import strategies as st
 import torchzip as tz
 from tests.sampling import costly
 from tests.saved import zipped_again
+from tests.systems import needs
 from torchzip.convert import conversion, run, tasks, work
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_target
 from torchzip.files import ranges
+from torchzip.files.platform_calls import CAN_FORK
 
 DTYPES = ["float64", "float32", "float16", "bfloat16", "float8_e5m2", None]
 
@@ -318,6 +321,7 @@ def _said_to_the_end(child: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.few
+@needs("killpg")
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize(
     ("sent", "text"),
@@ -364,7 +368,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.few
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+@pytest.mark.skipif(not CAN_FORK, reason="workers are forked on Linux only")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_workers_are_made(tmp_path: Path, sent: signal.Signals) -> None:
     """It waits until the pool knows of its worker; no process waits for another for ever."""
@@ -382,14 +386,8 @@ def test_a_signal_while_workers_are_made(tmp_path: Path, sent: signal.Signals) -
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is refused before the writing begins."""
     tz.save({"w": np.ones(50_000, np.float32)}, tmp_path / "m.pt")
-    real = os.fstatvfs
-
-    def nearly_full(descriptor: int) -> Any:
-        disk = list(real(descriptor))
-        disk[4] = 10  # blocks that are free for all
-        return os.statvfs_result(disk)
-
-    monkeypatch.setattr(os, "fstatvfs", nearly_full)
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
     with pytest.raises(
         OSError, match=r"201,\d+ bytes are to be written, and the disk has"
     ) as caught:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import os
 import signal
 from pathlib import Path
@@ -15,7 +15,8 @@ import torchzip as tz
 from tests.child_process import python
 from tests.cli.running import Capture, run
 from tests.faults import forks, in_child
-from torchzip.files import left_overs
+from tests.systems import needs
+from torchzip.files import left_overs, platform_calls
 from torchzip.files.left_overs import prefix_for, remove_left_overs
 from torchzip.files.new_file import NewFile
 
@@ -27,6 +28,7 @@ def left_over(target: Path) -> Path:
     return path
 
 
+@needs("fork", "fcntl")
 @forks
 def test_what_a_killed_process_left(path: Path) -> None:
     """It is gone with the next save, which warns of it by its name."""
@@ -44,6 +46,7 @@ def test_what_a_killed_process_left(path: Path) -> None:
     assert os.listdir(path.parent) == ["m.pt"]
 
 
+@needs("fcntl")
 def test_the_command_says_so(path: Path, capsys: Capture) -> None:
     """In one line on stderr."""
     tz.save({"w": np.ones(3, np.float32)}, path)
@@ -68,6 +71,7 @@ def test_one_that_is_written(path: Path) -> None:
     assert os.listdir(path.parent) == ["m.pt"]
 
 
+@needs("fork", "fcntl")
 @forks
 def test_one_whose_worker_lives(path: Path) -> None:
     """A forked process that has the file open still writes it."""
@@ -89,6 +93,7 @@ def test_one_whose_worker_lives(path: Path) -> None:
     file._fd = -1
 
 
+@needs("fork", "fcntl")
 @forks
 def test_a_lock_ends_with_the_commit(path: Path) -> None:
     """A process that was forked meanwhile does not keep others from editing the file."""
@@ -96,7 +101,7 @@ def test_a_lock_ends_with_the_commit(path: Path) -> None:
     descriptor = os.dup(file.descriptor)
     file.commit()
     with open(path, "rb") as other:
-        assert left_overs.lock(other.fileno())
+        assert platform_calls.lock(other.fileno())
     os.close(descriptor)
 
 
@@ -104,9 +109,8 @@ def test_those_of_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another target or computer, of before there were locks, and what is not a file."""
     others = [left_over(path.with_name("n.pt")), path.with_name(".torchzip-0123456789abcdef.tmp")]
     others[1].write_bytes(b"left")
-    real = os.uname()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "uname", lambda: os.uname_result(("Linux", "elsewhere", *real[2:])))
+        patch.setattr(left_overs, "computer", lambda: "elsewhere")
         others.append(left_over(path))
     others.append(path.with_name(prefix_for(str(path)) + "folder.tmp"))
     others[-1].mkdir()
@@ -123,15 +127,17 @@ def test_without_locks_nothing_is_proved(path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     left = left_over(path)
-    monkeypatch.setattr(fcntl, "flock", none)
+    with contextlib.suppress(ImportError):  # on a system that has none anyway
+        monkeypatch.setattr("fcntl.flock", none)
     tz.save({"w": np.ones(3)}, path)
     assert left.exists()
     assert path.exists()
 
 
+@needs("fcntl")
 def test_one_that_was_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between making and locking a file another run may take it: then another one is made."""
-    real = left_overs.lock
+    real = platform_calls.lock
     taken: list[str] = []
 
     def lock(descriptor: int) -> bool:

@@ -23,7 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.faults import descriptors
+from tests.systems import needs, open_files_can_go
 from torchzip.errors import FormatError
+from torchzip.files import platform_calls
+from torchzip.files import source as source_module
 from torchzip.files.opening import open_source
 from torchzip.files.source import FileObjectSource, FileSource, MmapSource, Source
 
@@ -259,7 +262,7 @@ def _socket(folder: Path) -> Path:
 @pytest.mark.parametrize(
     "make",
     [
-        _fifo,
+        pytest.param(_fifo, marks=needs("mkfifo")),
         _socket,
         lambda folder: folder,
         lambda folder: Path(os.devnull),
@@ -278,6 +281,7 @@ def test_what_is_no_regular_file(
     assert str(caught.value.filename) == str(path)
 
 
+@needs("mkfifo")
 def test_symlink_to_a_fifo(tmp_path: Path) -> None:
     """What a link leads to counts."""
     (tmp_path / "link").symlink_to(_fifo(tmp_path))
@@ -352,6 +356,7 @@ def test_file_cut_short(path: Path) -> None:
         assert caught.value.path == str(path)
 
 
+@open_files_can_go
 def test_replaced_path(tmp_path: Path, path: Path) -> None:
     """An open source keeps the file that it opened."""
     sources: list[Source] = [FileSource(path), MmapSource(path)]
@@ -364,11 +369,39 @@ def test_replaced_path(tmp_path: Path, path: Path) -> None:
 
 def test_short_reads_of_the_kernel(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = FileSource(path)
-    pread, preadv = os.pread, os.preadv
+    read_at, read_into = platform_calls.read_at, platform_calls.read_into
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", lambda fd, n, at: pread(fd, min(n, 10), at))
-        patch.setattr(os, "preadv", lambda fd, bufs, at: preadv(fd, [bufs[0][:10]], at))
+        patch.setattr(source_module, "read_at", lambda fd, n, at: read_at(fd, min(n, 10), at))
+        patch.setattr(source_module, "read_into", lambda fd, out, at: read_into(fd, out[:10], at))
         assert source.read_at(100, 500) == _DATA[100:600]
+
+
+@needs("pread")
+def test_offsets_of_31_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python in a browser takes no longer ones; the bytes beyond are read all the same."""
+    pread, lseek = os.pread, os.lseek
+
+    def short(number: int) -> int:
+        if number >= 1 << 31:
+            raise OverflowError("Python int too large to convert to C long")
+        return number
+
+    file = tmp_path / "long"
+    with file.open("wb") as target:
+        for place in (0, (1 << 31) - 2, 5 << 30):
+            target.seek(place)
+            target.write(b"marked")
+    with contextlib.closing(FileSource(file)) as source, monkeypatch.context() as patch:
+        patch.setattr(os, "pread", lambda fd, n, at: pread(fd, n, short(at)))
+        patch.setattr(os, "lseek", lambda fd, at, how: lseek(fd, short(at), how))
+        with pytest.raises(OverflowError):
+            source.read_at(5 << 30, 6)
+        patch.setattr(sys, "platform", "emscripten")
+        for place, expected in (
+            (0, b"marked"), ((1 << 31) - 2, b"marked"), ((1 << 31) - 1, b"arked"),
+            (1 << 31, b"rked"), (5 << 30, b"marked"),
+        ):  # fmt: skip
+            assert source.read_at(place, len(expected)) == expected
 
 
 def test_pickle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +457,7 @@ def test_the_last_user_closes(path: Path) -> None:
             source.close()
             with pytest.raises(ValueError, match="closed"):
                 source.read_at(0, 1)
-        assert os.pread(number, 5, 0) == _DATA[:5]
+        assert os.read(number, 5) == _DATA[:5]
     with pytest.raises(OSError, match="descriptor"):
         os.fstat(number)
 
@@ -442,7 +475,8 @@ def test_mapped_views(path: Path) -> None:
     assert view.readonly
     source.close()
     del source
-    path.unlink()
+    if hasattr(os, "chown"):
+        path.unlink()
     assert bytes(view) == _DATA[3:13]
 
 

@@ -17,6 +17,7 @@ import pytest
 
 import torchzip as tz
 from tests.saved import saved
+from tests.systems import needs
 from torchzip.files.streams import is_stream
 from torchzip.tools import report
 
@@ -124,6 +125,7 @@ def test_stdout(tmp_path: Path, name: str, kind: str) -> None:
     assert tz.load(io.BytesIO(found[len(head) : -6])) == {"a": 1}
 
 
+@needs("mkfifo")
 @each_writer
 def test_fifo(tmp_path: Path, writer: str) -> None:
     """Its reader gets the bytes; it is a FIFO afterwards, and alone."""
@@ -153,7 +155,9 @@ def test_nothing_is_written_of_what_cannot_be_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "log").read_bytes()
 
 
-@pytest.mark.parametrize("way", ["fifo", "device", "open file"])
+@pytest.mark.parametrize(
+    "way", [pytest.param("fifo", marks=needs("mkfifo")), "device", "open file"]
+)
 def test_convert_writes_to_no_stream(tmp_path: Path, way: str) -> None:
     """Its workers write at any place, so it is refused, and what is there stays as it is."""
     tz.save(_VALUES, tmp_path / "m.pt")

@@ -90,6 +90,7 @@ def test_compressed(tmp_path: Path, own_temporary: Path) -> None:
             f"decompressed into a temporary file of {size:,} bytes",
         )
         assert len(list(own_temporary.iterdir())) == 1
+        del tensor  # it has the file open too, and Windows would keep that
     assert list(own_temporary.iterdir()) == []
     np.testing.assert_array_equal(tz.load(path)["encoder.weight"], _A)
     assert list(own_temporary.iterdir()) == []

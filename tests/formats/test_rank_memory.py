@@ -17,16 +17,10 @@ from collections import OrderedDict
 from pathlib import Path
 import numpy as np
 import torchzip as tz
-from tests.test_big import HoleCopying, HoleWriting
-from torchzip.files import direct, new_file, ranges, sink
+from tests.test_big import Holes
+from torchzip.files import new_file, platform_calls, sink
 
-class HolePwriting(HoleWriting):
-    def pwrite(self, descriptor, data, offset):
-        kept = min(len(data), 4096)
-        return os.pwrite(descriptor, data[-kept:], offset + len(data) - kept) + len(data) - kept
-
-direct.os = HolePwriting()
-sink.os, ranges.os = HoleWriting(), HoleCopying()
+platform_calls.os = Holes()
 sink._CACHED_NBYTES = 1 << 60
 new_file._reserve = lambda descriptor, nbytes: False
 new_file.NewFile.free_nbytes = lambda self: 1 << 62

@@ -318,7 +318,7 @@ def test_names_that_are_more_than_names(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")],
+    "make", [getattr(os, "mkfifo", os.mkdir), os.mkdir, lambda path: path.symlink_to("nowhere")],
     ids=["FIFO", "directory", "dead link"],
 )  # fmt: skip
 def test_no_regular_file(tmp_path: Path, make: Callable[[Path], object]) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import torchzip as tz
 from tests.formats.test_sharded import refused as _refused
 from tests.formats.zero_builder import Zero
+from tests.systems import open_files_can_go
 from torchzip.types import Size
 
 REAL = Path(__file__).parents[1] / "data" / "ranks"
@@ -328,6 +329,7 @@ def _universal(tmp_path: Path, stage: int) -> tuple[Zero, Path]:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
+@open_files_can_go
 def test_universal_stages(stage: int, tmp_path: Path) -> None:
     """Frozen parameters, buffers and ties come from the model states."""
     zero, folder = _universal(tmp_path, stage)

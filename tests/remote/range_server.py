@@ -94,12 +94,15 @@ def serving(
                     if value:  # an empty one is left out
                         self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command == "GET":
+                    self.wfile.write(body)
                 self.wfile.flush()
             except OSError:
                 self.close_connection = True
             if headers.get("Content-Length", str(len(body))) != str(len(body)):
                 self.close_connection = True
+
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *args: Any) -> None:
             pass

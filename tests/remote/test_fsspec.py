@@ -94,7 +94,7 @@ def test_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(OSError, match=r"pip install 'torchzip\[remote\]'") as caught:
             tz.load(url)
         assert package in str(caught.value)
-        assert caught.value.errno == errno.ENOPKG
+        assert caught.value.errno == errno.ENOSYS
 
 
 def test_file_urls(path: Path) -> None:

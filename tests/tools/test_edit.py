@@ -27,6 +27,7 @@ from tests.container.memory import BytesSink
 from tests.faults import descriptors
 from tests.hostile.every import ATTACKS
 from tests.saved import GOLDEN_FILES, zipped_again
+from tests.systems import needs, open_files_can_go
 from tests.test_big import HoleyFile
 from torchzip.checkpoint.structure import Structure
 from torchzip.container.zip_reader import ZipReader
@@ -162,6 +163,7 @@ def test_serialization_id(path: Path) -> None:
     assert first.isdigit()
 
 
+@needs("chown")
 def test_inode_mode_and_symlinks(path: Path, tmp_path: Path) -> None:
     """All of them stay, and a symlink is followed."""
     path.chmod(0o640)
@@ -188,6 +190,7 @@ def test_what_is_open_keeps_its_tensors(path: Path) -> None:
     lazy.close()
 
 
+@needs("fcntl")
 def test_two_editors(path: Path) -> None:
     """The second is told so at once."""
     before = path.read_bytes()
@@ -198,6 +201,7 @@ def test_two_editors(path: Path) -> None:
 
 
 @pytest.mark.parametrize("compact", [False, True])
+@open_files_can_go
 def test_the_file_changes_meanwhile(path: Path, compact: bool) -> None:
     """What was read must be what is written to."""
     other = path.with_suffix(".other")
@@ -221,6 +225,7 @@ def test_the_file_changes_meanwhile(path: Path, compact: bool) -> None:
         edit(path, rename=appends, compact=compact)
 
 
+@needs("mkfifo")
 def test_files_that_are_none(tmp_path: Path) -> None:
     """Folders, file objects, what is not there or may not be written."""
     with pytest.raises(IsADirectoryError):
@@ -367,6 +372,7 @@ def write_sparse(path: Path, count: int, nbytes: int) -> None:
     file.close()
 
 
+@needs("pwrite")
 def test_cost_of_5_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some KB are read and written, in some calls; and that past 4 GiB, too."""
     path = tmp_path / "m.pt"
@@ -376,8 +382,7 @@ def test_cost_of_5_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if path.stat().st_blocks * 512 > size // 2:
         pytest.skip("this file system has no sparse files")
     counting = _Counting()
-    for module in ("in_place", "new_file", "source"):
-        monkeypatch.setattr(f"torchzip.files.{module}.os", counting)
+    monkeypatch.setattr("torchzip.files.platform_calls.os", counting)
     found = edit(path, rename=[("^layers", "blocks")], drop="layers.7.*")
     assert (found.how, found.dropped_nbytes) == ("appended", 50_000_000)
     assert counting.calls < 60

@@ -35,8 +35,9 @@ from tests.faults import (
     under,
 )
 from tests.sampling import some
+from tests.systems import needs
 from torchzip.container import zip_edit
-from torchzip.files import in_place, new_file
+from torchzip.files import in_place, platform_calls
 from torchzip.tools import edit
 
 SECTOR = 512
@@ -357,7 +358,7 @@ def _states(old: bytes, epochs: list[list[Write]], rng: random.Random) -> Iterat
 
 
 def _put_under(patch: pytest.MonkeyPatch, log: Log) -> None:
-    for module in (in_place, new_file):
+    for module in (in_place, platform_calls):
         patch.setattr(module, "os", log)
 
 
@@ -381,6 +382,7 @@ def _check_states(place: Place, old: bytes, epochs: list[list[Write]]) -> set[bo
 
 
 @pytest.mark.few
+@needs("pwrite")
 def test_power_cuts(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """All that may be on the disk is read, by torch as well, as the old tree or the new one."""
     epochs = _logged(monkeypatch, place)

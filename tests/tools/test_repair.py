@@ -24,6 +24,7 @@ from tests.hostile.attack import Attack
 from tests.hostile.every import ATTACKS
 from tests.sampling import some
 from tests.saved import big_endian, flipped, quiet, saved, zipped_again
+from tests.systems import open_files_can_go
 from tests.tools.damage import (
     GOLDEN,
     Original,
@@ -228,6 +229,7 @@ def test_pickle_lost(tmp_path: Path) -> None:
     assert "names, dtypes and shapes are lost" in found.notes[0]
 
 
+@open_files_can_go
 def test_big_pickle(tmp_path: Path) -> None:
     """In a pickle of 100 KB a bit is put right; a byte is not, as chance could find another."""
     value = {"w": np.ones(3, np.float32), "text": "x" * 100_000}
@@ -445,6 +447,7 @@ def test_sound_of_other_formats(tmp_path: Path) -> None:
 # -- files and their ends ------------------------------------------------------------------------
 
 
+@open_files_can_go
 def test_out_is_there(tmp_path: Path) -> None:
     """An existing file stays, and BROKEN itself, unless it is to be overwritten."""
     broken, out = tmp_path / "b.pt", tmp_path / "o.pt"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import torchzip as tz
 from tests.sampling import some
 from tests.saved import saved, zipped_again
+from tests.systems import open_files_can_go
 from tests.tools.damage import Original, damaged, repaired, value_of
 from torchzip.errors import TorchZipError
 
@@ -143,6 +144,7 @@ def test_hole_without_directory(tmp_path: Path) -> None:
     assert not found.unverified
 
 
+@open_files_can_go
 def test_second_archive_is_not_mixed_in(tmp_path: Path) -> None:
     """Of a save that was cut off, and one behind it, the second is named, and no more."""
     one, two = saved(_four(1, 2, 3, 4)), saved(_four(5, 6, 7, 8))

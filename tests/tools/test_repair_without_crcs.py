@@ -12,6 +12,7 @@ import pytest
 import torchzip as tz
 from tests.sampling import some
 from tests.saved import flipped, legacy, saved
+from tests.systems import open_files_can_go
 from tests.tools.damage import GOLDEN, Original, end_of_pickle, judge, judge_some, repaired, twenty
 from torchzip.errors import FormatError, TorchZipError
 from torchzip.tools import repair
@@ -110,6 +111,7 @@ def test_safetensors_cuts(tmp_path: Path) -> None:
             assert set(found.unverified) == must
 
 
+@open_files_can_go
 def test_safetensors_ties(tmp_path: Path) -> None:
     """What convert lists as tied comes back, tied, or is lost with what has the data."""
     folder = tmp_path / "repaired"

@@ -43,7 +43,15 @@ from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.kinds.parts import Checked
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # of the type checker: one with a default
+
     from torchzip.formats.joins import Join  # which few files need
+
+    T_co = TypeVar("T_co", covariant=True, default=LazyTensor)
+else:
+    from typing import TypeVar
+
+    T_co = TypeVar("T_co", covariant=True)
 
 Foreign = Literal["keep", "raise"]
 
@@ -60,11 +68,13 @@ class VerifyReport(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Checkpoint(Mapping[str, Any]):
+class Checkpoint(Mapping[str, T_co]):
     """A checkpoint whose tensors are read one by one: a mapping from flat names to LazyTensors.
 
     A sparse, quantized, nested or meta tensor is one of the types of that name in
-    `torchzip.types`, with LazyTensors as its parts.
+    `torchzip.types`, with LazyTensors as its parts. To a type checker ``Checkpoint`` alone is
+    ``Checkpoint[LazyTensor]``, which most are; annotated as ``Checkpoint[LazyTensor |
+    types.OtherTensor]``, it has you handle both.
 
     ``root`` is the object as it was saved, every tensor in it a LazyTensor (inside a
     `types.Parameter` where it was one). ``format`` is the kind of file, ``globals`` every (module,
@@ -135,7 +145,7 @@ class Checkpoint(Mapping[str, Any]):
         except BaseException:
             container.close()
             raise
-        self.path = container.name
+        self.path: str = container.name
         self.root: Any = contents.root
         self._contents = contents
         self.metadata: dict[str, Any] = contents.metadata or {}
@@ -169,12 +179,12 @@ class Checkpoint(Mapping[str, Any]):
         with EnoughMemory(), ErrorPlace(path=self.path):
             return named_tensors(self.root, self.limits, contents.pickle_nbytes, contents.parts_of)
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> T_co:
         """Return the LazyTensor of a name, or the tensor of another kind."""
         table = self._names
         leaf = table.names.get(name)
         if type(leaf) is LazyTensor and not table.conflicts:
-            return leaf
+            return leaf  # type: ignore[return-value]  # whoever annotates says what T_co is
         if leaf is None and name in table.subclassed:
             raise UnsupportedError(
                 f"{shown(name)} is a tensor of a class that only its own code can make; it is a "
@@ -194,7 +204,8 @@ class Checkpoint(Mapping[str, Any]):
             )
         with ErrorPlace(path=self.path):
             table.check(name)
-        return data_of(leaf)
+        tensor: T_co = data_of(leaf)
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self._names.names
@@ -205,7 +216,7 @@ class Checkpoint(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._names.names)
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> ItemsView[str, T_co]:
         """Return the names and their tensors."""
         table = self._names
         if table.conflicts:
@@ -330,7 +341,9 @@ class Checkpoint(Mapping[str, Any]):
             raise TypeError("a Checkpoint of a damaged file cannot be pickled")
         return (_open_again, self._origin)
 
-    __eq__ = object.__eq__  # not that of a Mapping
+    def __eq__(self, other: object) -> bool:
+        return object.__eq__(self, other)  # not that of a Mapping
+
     __hash__ = object.__hash__
 
 

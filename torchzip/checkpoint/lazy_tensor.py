@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from types import EllipsisType
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,10 @@ from torchzip.tensors.storage import (
     TensorStorage,
     will_read,
 )
+
+#: What an index is made of, as that of an array of numpy.
+_Int = int | np.integer[Any]
+_Indices = _Int | slice | EllipsisType | None | NDArray[Any] | Sequence[Any]
 
 
 class LazyTensor:
@@ -119,6 +124,10 @@ class LazyTensor:
         arrays = [each.numpy() if isinstance(each, LazyTensor) else each for each in inputs]
         return getattr(ufunc, method)(*arrays, **options)
 
+    @overload
+    def __getitem__(self, key: _Int | tuple[_Int, ...]) -> Any: ...
+    @overload
+    def __getitem__(self, key: _Indices | tuple[_Indices, ...]) -> NDArray[Any]: ...
     def __getitem__(self, key: Any) -> Any:
         """Return ``self.numpy()[key]``, reading only the bytes that a basic index needs.
 

@@ -15,6 +15,7 @@ from torchzip.checkpoint.lazy import Foreign
 from torchzip.errors import EnoughMemory, ErrorPlace
 from torchzip.files.crc import CHECKED_NBYTES, crc32, wrong_crc
 from torchzip.files.location import Location, StorageOptions, located
+from torchzip.files.platform_calls import processors
 from torchzip.files.source import (
     File,
     FileObjectSource,
@@ -47,7 +48,8 @@ from torchzip.tensors.storage import (
     will_read,
 )
 
-#: Below this, a second thread costs more than it gives.
+#: Below this, and with one processor, a second thread costs more than it gives. (Python in a
+#: browser has one processor and no threads.)
 _THREADS_FROM = 8 << 20
 
 
@@ -132,7 +134,7 @@ class EagerFactory(Factory):
         """Read the bytes of every storage, with a second thread if there are many."""
         total = sum(storage.nbytes for storage in self._to_fill)
         will_read(storage.origin for storage in self._to_fill)
-        if total >= _THREADS_FROM and len(self._to_fill) > 1:
+        if total >= _THREADS_FROM and len(self._to_fill) > 1 and processors() > 1:
             from concurrent.futures import ThreadPoolExecutor
 
             with ThreadPoolExecutor(2) as pool:

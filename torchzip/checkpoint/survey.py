@@ -56,8 +56,8 @@ class EarlyTensor:
     __slots__ = ("spec", "writer")
 
     def __init__(self, spec: TensorSpec, writer: object) -> None:
-        self.spec = spec
-        self.writer = writer
+        self.spec: TensorSpec = spec
+        self.writer: object = writer
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from torchzip.cli import (
 )
 from torchzip.cli.command import BAD, DONE, USAGE, CommandParser, add_command, say
 from torchzip.errors import TorchZipError
+from torchzip.files.platform_calls import open_file
 
 #: In the order of the help.
 _COMMANDS = (
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except BrokenPipeError:
         # The reader of our output is gone; the interpreter must not fail again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(open_file(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
         say("interrupted; no file was left half written")
@@ -114,7 +115,7 @@ def _open_closed_streams() -> None:
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _say_os_error(error: OSError) -> int:

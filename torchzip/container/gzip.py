@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 import zlib
-from typing import IO
+from typing import BinaryIO
 
 from torchzip.errors import CUT_SHORT, ArchiveError, LimitError
 from torchzip.files.source import Source
@@ -15,8 +17,8 @@ _BLOCK_NBYTES = 1 << 20
 _FREE_NBYTES = 64 << 20
 
 
-def decompressed(source: Source, limits: Limits) -> IO[bytes]:
-    """Return a temporary file with the content of a gzip file; it is removed when it is closed.
+def decompressed(source: Source, limits: Limits) -> str:
+    """Return the path of a file with the content of a gzip file, in a folder of its own.
 
     Raises
     ------
@@ -25,41 +27,52 @@ def decompressed(source: Source, limits: Limits) -> IO[bytes]:
     LimitError
         If the content is more than ``limits.deflate_ratio`` allows.
     """
-    most = max(_FREE_NBYTES, limits.deflate_ratio * source.size)
-    machine = zlib.decompressobj(31)  # with the header of gzip, and its CRC
-    made = tempfile.NamedTemporaryFile(prefix="torchzip-")  # noqa: SIM115 - the caller's
+    # Not a temporary file: on Windows that could not be opened by its name again.
+    folder = tempfile.mkdtemp(prefix="torchzip-")
+    path = os.path.join(folder, "content")
     try:
-        nbytes = at = 0
-        pending: bytes = b""
-        while not machine.eof:
-            if not pending:
-                count = min(_BLOCK_NBYTES, source.size - at)
-                if not count:
-                    raise ArchiveError(
-                        f"the gzip file ends after {nbytes:,} bytes of its content. {CUT_SHORT}",
-                        path=source.name,
-                    )
-                pending = bytes(source.read_at(at, count))
-                at += count
-            block = machine.decompress(pending, _BLOCK_NBYTES)
-            pending = machine.unconsumed_tail
-            nbytes += len(block)
-            if nbytes > most:
-                ratio = nbytes // max(source.size, 1)
-                raise LimitError("deflate_ratio", ratio, limits.deflate_ratio, path=source.name)
-            made.write(block)
-        if machine.unused_data or at < source.size:
-            raise ArchiveError(
-                "other bytes follow the compressed ones in a gzip file; one stream was expected",
-                path=source.name,
-            )
-        made.flush()
+        with open(path, "wb") as out:
+            _decompress(source, limits, out)
     except zlib.error as error:
-        made.close()
+        remove(path)
         raise ArchiveError(
             f"the compressed bytes are damaged ({error})", path=source.name
         ) from None
     except BaseException:
-        made.close()
+        remove(path)
         raise
-    return made
+    return path
+
+
+def remove(path: str) -> None:
+    """Remove what `decompressed` has made, unless the system keeps it because it is open."""
+    shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+
+
+def _decompress(source: Source, limits: Limits, out: BinaryIO) -> None:
+    most = max(_FREE_NBYTES, limits.deflate_ratio * source.size)
+    machine = zlib.decompressobj(31)  # with the header of gzip, and its CRC
+    nbytes = at = 0
+    pending: bytes = b""
+    while not machine.eof:
+        if not pending:
+            count = min(_BLOCK_NBYTES, source.size - at)
+            if not count:
+                raise ArchiveError(
+                    f"the gzip file ends after {nbytes:,} bytes of its content. {CUT_SHORT}",
+                    path=source.name,
+                )
+            pending = bytes(source.read_at(at, count))
+            at += count
+        block = machine.decompress(pending, _BLOCK_NBYTES)
+        pending = machine.unconsumed_tail
+        nbytes += len(block)
+        if nbytes > most:
+            ratio = nbytes // max(source.size, 1)
+            raise LimitError("deflate_ratio", ratio, limits.deflate_ratio, path=source.name)
+        out.write(block)
+    if machine.unused_data or at < source.size:
+        raise ArchiveError(
+            "other bytes follow the compressed ones in a gzip file; one stream was expected",
+            path=source.name,
+        )

@@ -154,10 +154,10 @@ def index_of(whole: str) -> str:
     >>> index_of("model.safetensors"), index_of("model.fp16.safetensors")
     ('model.safetensors.index.json', 'model.safetensors.index.fp16.json')
     """
-    folder, name = os.path.split(whole)
+    name = os.path.basename(whole)
     plain, variant = _without_variant(name)
     if variant and plain in WHOLE_FILES:
-        return os.path.join(folder, f"{plain}.index.{variant}.json")
+        return f"{whole.removesuffix(name)}{plain}.index.{variant}.json"
     return whole + INDEX_SUFFIX
 
 

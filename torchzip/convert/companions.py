@@ -9,12 +9,12 @@ nothing of quantization.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from torchzip.container.hub_names import is_index
 from torchzip.files.folder import Folder
+from torchzip.files.location import join
 from torchzip.files.source import Buffer, FileObjectSource, Source
 from torchzip.formats.base import read_blocks
 from torchzip.quantization.configs import is_config, plain_config
@@ -59,7 +59,7 @@ def companions(folder: Folder, target: str, *, is_dequantized: bool = False) -> 
             if plain != raw:
                 left_out.append(f"{name}: what it says of the quantization")
                 source = FileObjectSource(io.BytesIO(plain))
-        files.append(Companion(os.path.join(target, name), source))
+        files.append(Companion(join(target, name), source))
     return Companions(tuple(files), tuple(left_out))
 
 

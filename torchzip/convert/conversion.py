@@ -238,6 +238,7 @@ def convert(
                 plan.companions = found.files
                 plan.lost += found.left_out
             copied = tuple(each.path for each in plan.companions)
+            held = [] if isinstance(src, Mapping) else [checkpoint]
             replaced = [] if dry_run else _make_way(target, [*files, *copied], overwrite)
             for line in plan.warnings:
                 warnings.warn(line, UserWarning, stacklevel=2)
@@ -259,7 +260,7 @@ def convert(
                     executor = until_done.enter_context(workers(processes))
                 run(
                     plan, executor=executor, verify=verify, progress=progress, overflowed=told,
-                    overwrite=overwrite,
+                    overwrite=overwrite, opened=held,
                 )  # fmt: skip
         for path in replaced:
             target.place.remove(path)

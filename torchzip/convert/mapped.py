@@ -17,6 +17,7 @@ from typing import Any
 from torchzip.checkpoint.incremental import IncrementalWriter
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.files.platform_calls import set_mode
 
 #: (name, tensor) -> the tensors of the output that it gives, as (name, array or LazyTensor)
 Map = Callable[[str, LazyTensor], Iterable[tuple[str, Any]]]
@@ -75,7 +76,7 @@ class MappedTensors:
                 prefix=".torchzip-", suffix=".tmp", dir=self._folder
             )
             self._opened.callback(os.unlink, self._path)
-            os.fchmod(descriptor, 0o600)  # it is opened again, whatever the umask says
+            set_mode(descriptor, 0o600)  # it is opened again, whatever the umask says
             file = self._opened.enter_context(os.fdopen(descriptor, "wb", buffering=0))
             self._writer = IncrementalWriter(file)
             self._opened.callback(self._writer.close)

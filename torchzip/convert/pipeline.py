@@ -21,8 +21,9 @@ from torchzip.convert.report import ConvertReport
 from torchzip.errors import FormatError
 from torchzip.files.folder import LocalFolder
 from torchzip.files.location import Location
-from torchzip.files.new_file import NewFile, sync_folder
+from torchzip.files.new_file import NewFile
 from torchzip.files.opening import refuse_existing
+from torchzip.files.platform_calls import sync_folder
 
 _INDEX = "model_index.json"
 

@@ -31,6 +31,7 @@ from torchzip.convert.upload import upload, upload_task
 from torchzip.convert.work import LocalWork
 from torchzip.files.new_file import NewFile, commit_together
 from torchzip.files.place import StorePlace
+from torchzip.files.platform_calls import Closable, let_go, processors
 from torchzip.files.source import LocalFile, Source, file_place
 from torchzip.files.watch import Watch
 from torchzip.tensors.storage import sources_of
@@ -39,7 +40,7 @@ from torchzip.tensors.storage import sources_of
 def run(
     plan: Plan, *, executor: Executor | None = None, verify: bool = False,
     progress: Progress | None = None, overflowed: Callable[[dict[str, int]], None] | None = None,
-    overwrite: bool = True,
+    overwrite: bool = True, opened: Sequence[Closable] = (),
 ) -> None:  # fmt: skip
     """Write a plan's output, all or nothing.
 
@@ -48,17 +49,18 @@ def run(
     or is of more than what is taken. ``overflowed`` is called once, before any file has its name,
     with the number of elements that their new dtype has no place for, by the names of tensors.
     ``overwrite=False`` is for stores, where somebody else may write the same object meanwhile.
+    ``opened`` are the files that are read: one of them may be what is replaced.
     """
     meter = Meter(plan.nbytes, progress)
     told = overflowed if overflowed is not None else lambda counts: None
     if isinstance(plan.place, StorePlace):
         upload(plan, plan.place, executor, meter, told, verify=verify, overwrite=overwrite)
         return
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as failed:
         files: list[NewFile] = []
         for path in [*plan.sizes, *(each.path for each in plan.companions)]:
             files.append(NewFile(path))
-            opened.callback(files[-1].abort)
+            failed.callback(files[-1].abort)
         _check_apart(files)
         files, beside = files[: len(plan.sizes)], files[len(plan.sizes) :]
         _check_space(files[0], plan.nbytes)
@@ -94,16 +96,20 @@ def run(
         found = (by_tensor(work.planned, work.out_of_range) for work in works)
         told(dict(chain.from_iterable(found)))
         meter.finish()  # what it raises comes before anything has its name
+        let_go(*opened)
         commit_together([*beside, *files])
 
 
 def _check_apart(files: Sequence[NewFile]) -> None:
-    """Raise if symlinks lead two of the files to one place, where one would be lost."""
+    """Raise if two of the files go to one place, where one would be lost.
+
+    Symlinks can lead there, and names that differ by their case where that does not count.
+    """
     names: dict[str, str] = {}
     for file in files:
-        first = names.setdefault(file.target, file.name)
+        first = names.setdefault(os.path.normcase(file.target), file.name)
         if first is not file.name:
-            raise FileExistsError(errno.EEXIST, f"A link to where {first} goes too", file.name)
+            raise FileExistsError(errno.EEXIST, f"It leads to the same file as {first}", file.name)
 
 
 def _check_space(file: NewFile, nbytes: int) -> None:
@@ -160,14 +166,7 @@ def paying_jobs(plan: Plan, *, verify: bool) -> int:
         piece = next(cut(storage, 0, storage.nbytes, with_crc=with_crc, verify=verify), None)
         if piece is not None and not piece.copied:
             nbytes += storage.nbytes
-    return max(1, min(_cores(), _MOST_JOBS, nbytes // _PAYING_NBYTES))
-
-
-def _cores() -> int:
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return max(1, min(processors(), _MOST_JOBS, nbytes // _PAYING_NBYTES))
 
 
 def _is_file(source: Source) -> bool:

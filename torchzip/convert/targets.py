@@ -15,6 +15,7 @@ from torchzip.container.hub_names import INDEX_SUFFIX, WHOLE_FILES, index_of, wh
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.outputs.registry import OUTPUTS, output_of
 from torchzip.convert.outputs.safetensors import SafetensorsOutput
+from torchzip.files.location import join
 from torchzip.files.opening import is_folder
 from torchzip.files.place import LocalPlace, StorePlace, place_of
 
@@ -82,7 +83,7 @@ def parse_target(dst: str | os.PathLike[str], name: str = WHOLE_FILES[0]) -> Tar
         raise TypeError(f"dst must be a path, not {type(dst).__name__}")
     path, place = os.fsdecode(dst), place_of(dst)
     if is_folder(dst) or path.endswith(("/", os.sep)):
-        inside = os.path.join(path, name)
+        inside = join(path, name)
         return Target(inside, SafetensorsOutput, index_of(inside), place, makes_folder=True)
     whole = whole_of(path)
     output = output_of(whole or path)

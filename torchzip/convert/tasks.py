@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from torchzip.files.platform_calls import CAN_FORK, MOST_WORKERS, signals_later, signals_now
+
 #: What clusters raise when the process that had a task is gone.
 _LOST = {
     "KilledWorker", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError",
@@ -157,11 +159,8 @@ class _Uninterrupted(Executor):
         self.forks = forks
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        try:
+        with signals_later(_ENDING):
             return self._pool.submit(fn, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_work() -> None:
@@ -170,7 +169,7 @@ def _begin_work() -> None:
     # Ctrl-C reaches every process of a terminal; the one that asked for the work cancels it.
     for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # it was made with them blocked
+    signals_now(_ENDING)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -196,7 +195,7 @@ def workers(jobs: int) -> Iterator[Executor]:
 
     forks = _can_fork()
     context = multiprocessing.get_context("fork" if forks else "spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_work)
+    pool = ProcessPoolExecutor(min(jobs, MOST_WORKERS), mp_context=context, initializer=_begin_work)
     try:
         yield _Uninterrupted(pool, forks)
     finally:
@@ -208,4 +207,4 @@ def _can_fork() -> bool:
 
     # A backend of URLs may have threads that Python does not know of.
     is_alone = threading.active_count() == 1 and "obstore" not in sys.modules
-    return sys.platform == "linux" and is_alone
+    return CAN_FORK and is_alone

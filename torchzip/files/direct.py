@@ -22,6 +22,7 @@ import threading
 import numpy as np
 
 from torchzip.files.new_file import write_all
+from torchzip.files.platform_calls import on_huge_pages, open_direct, open_file, write_at
 from torchzip.files.source import Buffer
 
 #: Memory, offsets and lengths are multiples of this: enough for every disk and file system.
@@ -51,12 +52,10 @@ class DirectWriter:
     _thread: threading.Thread | None = None
 
     def __init__(self, path: str, offset: int) -> None:
-        if not hasattr(os, "O_DIRECT"):
-            raise OSError("no direct writes on this system")
         self._pid = os.getpid()
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
-            self._cached = os.open(path, os.O_WRONLY)
+            self._fd = open_direct(path)
+            self._cached = open_file(path, os.O_WRONLY)
         except BaseException:
             self._close_descriptors()
             raise
@@ -180,9 +179,7 @@ def _blocks() -> list[memoryview]:
     The kernel then has fewer pages to allocate, and to pin while it writes.
     """
     arena = mmap.mmap(-1, (_BLOCKS + 1) * _BLOCK_NBYTES)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            arena.madvise(mmap.MADV_HUGEPAGE)
+    on_huge_pages(arena)
     first = -np.frombuffer(arena, np.uint8).ctypes.data % _BLOCK_NBYTES
     return [
         memoryview(arena)[start : start + _BLOCK_NBYTES]
@@ -205,10 +202,10 @@ def _run(
             while done < stop and not failed:
                 part = block[done:stop]
                 # After a short write (full disk), go on from a whole unit: that gives the error.
-                written = os.pwrite(descriptor, part, offset + done - start)
+                written = write_at(descriptor, part, offset + done - start)
                 if written < ALIGNMENT and is_stuck:
                     # Again less than a unit was written: writing its rest gives the error.
-                    os.pwrite(cached, part[written:ALIGNMENT], offset + done - start + written)
+                    write_at(cached, part[written:ALIGNMENT], offset + done - start + written)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 is_stuck = written < ALIGNMENT
                 done += written // ALIGNMENT * ALIGNMENT

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torchzip.errors import FormatError, shown
+from torchzip.files.location import join
 from torchzip.files.source import FileSource, Source, Status, reopen
 
 #: Open files of a folder, unless more threads than that read at once.
@@ -55,7 +56,7 @@ class Folder(Protocol):
 
     def place(self, name: str) -> str:
         """Return a file of the folder as messages show it."""
-        return os.path.join(self.path, name)
+        return join(self.path, name)
 
     def file(self, *names: str) -> str | os.PathLike[str]:
         """Return what opens a file of the folder by itself, or one that is folders below."""
@@ -166,7 +167,10 @@ class GivenFiles(LocalFolder):
     """Files that a user has named one by one, in any directories: their names are paths."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        around = os.path.commonpath(list(map(os.path.dirname, paths)) or [""])
+        try:
+            around = os.path.commonpath(list(map(os.path.dirname, paths)) or [""])
+        except ValueError:  # some begin at the root and some here, or they are on several drives
+            around = ""
         super().__init__(around, list(paths))
 
     def place(self, name: str) -> str:

@@ -96,7 +96,7 @@ def _open_system(location: Location, **more: Any) -> tuple[Any, str]:
             location.url, **dict(location.storage_options or {}), **more
         )
     except ImportError as error:  # it says which package a scheme needs
-        raise OSError(errno.ENOPKG, str(error), location.name) from None
+        raise OSError(errno.ENOSYS, str(error), location.name) from None
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{location.name}: fsspec does not take this URL with these storage_options "

@@ -9,8 +9,8 @@ import stat
 from typing import Self
 
 from torchzip.errors import FormatError
-from torchzip.files.left_overs import lock
-from torchzip.files.new_file import KEEP_SIZE, allocate, write_all
+from torchzip.files.new_file import write_all
+from torchzip.files.platform_calls import NO_WAIT, allocate, lock, open_file, sync_file
 from torchzip.files.source import Buffer, FileSource
 
 
@@ -25,7 +25,7 @@ class InPlaceFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        self._fd = open_file(path, os.O_RDWR | NO_WAIT)
         try:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
                 raise OSError(errno.EINVAL, "Not a regular file", self.name)
@@ -52,13 +52,13 @@ class InPlaceFile:
 
     def reserve(self, offset: int, nbytes: int) -> None:
         """Reserve disk space for the bytes to be written, if the system supports it."""
-        allocate(self._fd, offset, nbytes, KEEP_SIZE)
+        allocate(self._fd, offset, nbytes, keep_size=True)
 
     def write_at(self, offset: int, data: Buffer) -> None:
         write_all(self._fd, offset, data)
 
     def sync(self) -> None:
-        os.fsync(self._fd)
+        sync_file(self._fd)
 
     def cut(self, nbytes: int) -> None:
         os.ftruncate(self._fd, nbytes)

@@ -1,6 +1,6 @@
 """Temporary files that a process left behind when it was killed.
 
-Strategy: whoever writes a temporary file holds a lock on it (`flock`), which the kernel takes back
+Strategy: whoever writes a temporary file holds a lock on it, which the kernel takes back
 when the last process that has the file open is gone, however it ended. So one that can be locked
 belongs to nobody, whichever process number or age it has. Its name begins with a checksum of the
 target's name and of this computer's: a later run looks at the files of its own target alone, and
@@ -12,39 +12,18 @@ Whoever makes a file has no lock for a moment. `claim` finds out whether somebod
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import stat
 import zlib
 
-#: Errors of file systems without locks.
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-
-
-def lock(descriptor: int) -> bool:
-    """Lock an open file; return whether it is locked, which some file systems cannot do.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process has locked it.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return False
-    return True
-
-
-def unlock(descriptor: int) -> None:
-    """Take the lock from an open file, also where a forked process has it open too."""
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+from torchzip.files.platform_calls import (
+    NO_FOLLOW,
+    NO_WAIT,
+    OPEN_FILES_CAN_GO,
+    computer,
+    lock,
+    open_file,
+)
 
 
 def claim(descriptor: int) -> bool:
@@ -58,7 +37,7 @@ def claim(descriptor: int) -> bool:
 
 def prefix_for(target: str) -> str:
     """Return how the names of the temporary files of a target begin."""
-    told = f"{os.uname().nodename}/{os.path.basename(target)}"
+    told = f"{computer()}/{os.path.basename(target)}"
     return f".torchzip-{zlib.crc32(os.fsencode(told)):08x}-"
 
 
@@ -76,7 +55,7 @@ def remove_left_overs(target: str) -> list[str]:
 def _remove(path: str) -> bool:
     """Remove a file if it belongs to nobody; return whether it did."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = open_file(path, os.O_RDWR | NO_FOLLOW | NO_WAIT)
     except OSError:
         return False  # it is gone, or not a file, or of another user: nothing is proved
     try:
@@ -84,10 +63,16 @@ def _remove(path: str) -> bool:
             return False
         if os.fstat(descriptor).st_nlink == 0:
             return False  # another run was sooner
-        os.unlink(path)
+        if OPEN_FILES_CAN_GO:
+            os.unlink(path)
     except OSError:
         return False  # somebody writes it, or it may not be removed
     finally:
         with contextlib.suppress(OSError):  # nothing was written
             os.close(descriptor)
+    if not OPEN_FILES_CAN_GO:
+        try:
+            os.unlink(path)
+        except OSError:
+            return False  # somebody has opened it meanwhile
     return True

@@ -7,11 +7,12 @@ and opened by `open_source` and `open_sink`. Nothing in between knows about URLs
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -61,6 +62,17 @@ class Location(os.PathLike[str]):
         return f"Location({self.name!r})"
 
 
+def join(folder: str, name: str) -> str:
+    """Return the path of a file in a folder, which may be the name of a `Location`.
+
+    >>> join("s3://bucket/run", "m.pt"), join("s3://bucket/run/", "m.pt")
+    ('s3://bucket/run/m.pt', 's3://bucket/run/m.pt')
+    """
+    if _URL.match(folder) is None:
+        return os.path.join(folder, name)
+    return posixpath.join(folder, name)
+
+
 def located(file: Any, storage_options: StorageOptions = None) -> Any:
     """Return a `Location` for a URL, a path for one of this computer, anything else as it is.
 
@@ -71,7 +83,9 @@ def located(file: Any, storage_options: StorageOptions = None) -> Any:
         return file
     parts = urlsplit(file)
     if parts.scheme.lower() == "file":
-        return unquote(parts.path)
+        from urllib.request import url2pathname  # which knows the drives of Windows
+
+        return url2pathname(parts.path)
     if storage_options is not None and not isinstance(storage_options, Mapping):
         raise TypeError(f"storage_options must be a mapping, not {type(storage_options).__name__}")
     return Location(file, storage_options)

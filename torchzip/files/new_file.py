@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
+import shutil
 import stat
 import warnings
 from collections.abc import Sequence
 
-from torchzip.files.left_overs import claim, prefix_for, remove_left_overs, unlock
+from torchzip.files.left_overs import claim, prefix_for, remove_left_overs
+from torchzip.files.platform_calls import (
+    OPEN_FILES_CAN_GO,
+    allocate,
+    open_file,
+    read_at,
+    replace,
+    set_mode,
+    sync_file,
+    sync_folder,
+    unlock,
+    write_at,
+)
 from torchzip.files.source import Buffer
 from torchzip.files.streams import is_stream
 
@@ -68,12 +80,12 @@ class NewFile:
         # The old file may be private, so its replacement must never be public. And the old file may
         # be read-only, or the umask unusual, but workers have to open the new file for writing.
         try:
-            self._fd = os.open(self.temporary, flags, 0o666 if self._mode is None else 0o600)
+            self._fd = open_file(self.temporary, flags, 0o666 if self._mode is None else 0o600)
             if not claim(self._fd):
                 return False
             made = stat.S_IMODE(os.fstat(self._fd).st_mode)
             if made & 0o600 != 0o600:
-                os.fchmod(self._fd, made | 0o600)
+                set_mode(self._fd, made | 0o600)
                 if self._mode is None:
                     self._mode = made
         except BaseException as error:
@@ -100,8 +112,8 @@ class NewFile:
         return self._fd
 
     def free_nbytes(self) -> int:
-        disk = os.fstatvfs(self.descriptor)
-        return disk.f_bavail * disk.f_frsize
+        self.check()
+        return shutil.disk_usage(self.temporary).free
 
     def resize(self, nbytes: int) -> None:
         """Give the file its final size, and its disk space if the system supports that.
@@ -116,7 +128,7 @@ class NewFile:
 
     def read_back(self, offset: int, nbytes: int) -> bytes:
         """Return bytes that were written before."""
-        return os.pread(self.descriptor, nbytes, offset)
+        return read_at(self.descriptor, nbytes, offset)
 
     def commit(self) -> None:
         """Sync the file and give it its final name."""
@@ -137,21 +149,27 @@ class NewFile:
         """Sync the file. It stays open, and so locked, until it has its final name."""
         descriptor = self.descriptor
         if self._mode is not None:
-            os.fchmod(descriptor, self._mode)
-        os.fsync(descriptor)
+            set_mode(descriptor, self._mode)
+        sync_file(descriptor)
         os.close(os.dup(descriptor))  # some file systems tell here what could not be written
 
     def rename(self) -> str:
         """Give the file its final name; return the folder, which must be synced as well."""
+        if not OPEN_FILES_CAN_GO:
+            self._close()
         try:
-            os.replace(self.temporary, self.target)
+            replace(self.temporary, self.target)
         except OSError as error:  # nobody knows the temporary file
             raise OSError(error.errno, error.strerror, self.name) from error
+        if OPEN_FILES_CAN_GO:
+            unlock(self._fd)  # somebody may want to edit the file now
+            self._close()
+        return os.path.dirname(self.target)
+
+    def _close(self) -> None:
         descriptor, self._fd = self._fd, -1
-        unlock(descriptor)  # somebody may want to edit the file now
         with contextlib.suppress(OSError):  # `sync` has raised what there is
             os.close(descriptor)
-        return os.path.dirname(self.target)
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
@@ -162,7 +180,7 @@ def write_all(descriptor: int, offset: int, data: Buffer) -> None:
     """Write all of ``data`` at an offset of an open file."""
     view = memoryview(data).cast("B")
     while view:
-        done = os.pwrite(descriptor, view, offset)
+        done = write_at(descriptor, view, offset)
         offset += done
         view = view[done:]
 
@@ -170,29 +188,6 @@ def write_all(descriptor: int, offset: int, data: Buffer) -> None:
 def _reserve(descriptor: int, nbytes: int) -> bool:
     """Allocate the blocks of a file and set its size; return False if that is not possible."""
     return nbytes > 0 and allocate(descriptor, 0, nbytes)
-
-
-#: Of Linux's fallocate: blocks past the end of the file, whose size does not change.
-KEEP_SIZE = 1
-
-
-def allocate(descriptor: int, offset: int, nbytes: int, mode: int = 0) -> bool:
-    """Allocate blocks of a file; return False if that is not possible quickly.
-
-    Python only has `posix_fallocate`, which writes to every block if the file system has no
-    faster way.
-    """
-    try:
-        fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
-    except (OSError, AttributeError, TypeError):
-        return False
-    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if fallocate(descriptor, mode, offset, nbytes) == 0:
-        return True
-    failed = ctypes.get_errno()
-    if failed in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        raise OSError(failed, os.strerror(failed))
-    return False
 
 
 def commit_together(files: Sequence[NewFile]) -> None:
@@ -211,23 +206,3 @@ def commit_together(files: Sequence[NewFile]) -> None:
         failed.pop_all()
     for folder in folders:
         sync_folder(folder)
-
-
-def sync_folder(folder: str) -> None:
-    """Sync a folder, so that changes of names in it survive a power loss.
-
-    It is not an error if that is impossible: in a folder that may be written to but not read, and
-    on file systems that only sync files.
-    """
-    if hasattr(os, "O_DIRECTORY"):
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except PermissionError:
-            return
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-        finally:
-            os.close(descriptor)

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from torchzip.files.backends import open_object
 from torchzip.files.location import Location
-from torchzip.files.new_file import sync_folder
 from torchzip.files.opening import refuse_existing
+from torchzip.files.platform_calls import sync_folder
 from torchzip.files.remote_sink import RemoteSink
 from torchzip.files.streamed_file import StreamedFile
 

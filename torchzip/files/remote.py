@@ -100,7 +100,7 @@ def replaced(name: str) -> FormatError:
 def missing(package: str, location: Location) -> OSError:
     """Return the error for a URL whose backend is not installed."""
     return OSError(
-        errno.ENOPKG,
+        errno.ENOSYS,
         f"{package} is needed for this URL and is not installed; pip install 'torchzip[remote]'",
         location.name,
     )

@@ -15,7 +15,8 @@ import os
 from typing import Any, BinaryIO, Protocol
 
 from torchzip.files.direct import DirectWriter
-from torchzip.files.new_file import KEEP_SIZE, NewFile, allocate
+from torchzip.files.new_file import NewFile
+from torchzip.files.platform_calls import allocate, read_at, write_at
 from torchzip.files.source import Buffer
 from torchzip.files.streams import open_stream
 
@@ -68,7 +69,7 @@ class PathSink(NewFile):
                 self._direct.write(view)
                 done = len(view)
             elif room > 0:
-                done = os.write(descriptor, view[:room])
+                done = write_at(descriptor, view[:room], self.position)
             else:
                 self._open_direct()
                 continue
@@ -88,7 +89,7 @@ class PathSink(NewFile):
         descriptor = self.descriptor
         if nbytes and self._direct is not None:
             self._direct.settle()
-        return os.pread(descriptor, nbytes, offset)
+        return read_at(descriptor, nbytes, offset)
 
     def sync(self) -> None:
         if self._direct is not None:
@@ -153,7 +154,7 @@ class FileObjectSink:
         if nbytes < _RESERVED_NBYTES or type(raw) is not io.FileIO or not raw.seekable():
             return
         try:
-            self._has_reserved = allocate(raw.fileno(), file.tell(), nbytes, KEEP_SIZE)
+            self._has_reserved = allocate(raw.fileno(), file.tell(), nbytes, keep_size=True)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.name) from error
 

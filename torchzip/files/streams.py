@@ -15,6 +15,8 @@ import re
 import stat
 import sys
 
+from torchzip.files.platform_calls import NO_TERMINAL, open_file
+
 #: Folders in which the system shows the open files of a process, by number.
 _OPEN_FILES = re.compile(r"/dev/fd|/proc/(?:self|\d+(?:/task/\d+)?)/fd")
 #: Where it shows those of this process, or thread.
@@ -43,7 +45,7 @@ def open_stream(path: str | os.PathLike[str]) -> io.FileIO:
     link = _open_file_link(path)
     try:
         if link is None:
-            return io.FileIO(os.open(path, os.O_WRONLY | os.O_NOCTTY), "wb")
+            return io.FileIO(open_file(path, os.O_WRONLY | NO_TERMINAL), "wb")
         folder, number = os.path.split(link)
         if folder not in {*_OWN_FOLDERS, *map(os.path.realpath, _OWN_FOLDERS)}:
             raise OSError(errno.EINVAL, "Cannot write to the open file of another process")

@@ -11,10 +11,10 @@ checkpoint in ``model_weights/``. These are read after the file was extracted.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator
-from typing import IO
 
-from torchzip.container.gzip import decompressed
+from torchzip.container.gzip import decompressed, remove
 from torchzip.container.tar import find_members
 from torchzip.errors import UnsupportedError, listed
 from torchzip.files.source import FileSource, PartSource, Source
@@ -40,8 +40,8 @@ class NemoContainer(FileContainer):
     format = "nemo"
     label = "NeMo"
     torch_load = "does not apply"
-    #: What was decompressed, if the file was.
-    temporary: IO[bytes] | None = None
+    #: Removes what was decompressed, if the file was; at the latest when nobody has the container.
+    remove: weakref.finalize[..., NemoContainer] | None = None
     torch_reason = "a tar file with a file of torch.save in it; NeMo extracts that first"
 
     def __init__(
@@ -77,8 +77,8 @@ class NemoContainer(FileContainer):
 
     def close(self) -> None:
         super().close()
-        if self.temporary is not None:
-            self.temporary.close()
+        if self.remove is not None:
+            self.remove()
 
 
 def open_tar(source: Source, limits: Limits, open_container: OpenContainer) -> NemoContainer | None:
@@ -115,8 +115,8 @@ def open_gzip(
     source: Source, limits: Limits, open_container: OpenContainer
 ) -> NemoContainer | None:
     """Return the container that a compressed tar file is; None if it is not of NeMo."""
-    file = decompressed(source, limits)
-    inside = FileSource(file.name)
+    path = decompressed(source, limits)
+    inside = FileSource(path)
     inside.name = source.name
     made: NemoContainer | None = None
     try:
@@ -124,9 +124,9 @@ def open_gzip(
     finally:
         if made is None:
             inside.close()
-            file.close()
+            remove(path)
     if made is not None:
         source.close()
-        made.temporary = file
+        made.remove = weakref.finalize(made, remove, path)
         made.notes = (f"decompressed into a temporary file of {inside.size:,} bytes",)
     return made

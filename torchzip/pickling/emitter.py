@@ -91,11 +91,11 @@ class Emitter:
         find_writer: Callable[[type], Writer | None] = lambda kind: None,
         plain: Collection[type] = (),
     ) -> None:
-        self.is_plain = True
-        self.int_nbytes = 0
+        self.is_plain: bool = True
+        self.int_nbytes: int = 0
         self.refused: list[tuple[str, str]] = []
         self.path: list[Any] = []
-        self.count = 0  # memo numbers given so far
+        self.count: int = 0  # memo numbers given so far
         self._writers = writers
         self._reduce = reduce
         self._bulk = bulk

@@ -42,7 +42,7 @@ class Memo(dict[int, Any]):
 
     def __init__(self) -> None:
         #: The bound on their count, without those in runs.
-        self.most = 0
+        self.most: int = 0
         self._in_runs = 0
         self._far: dict[str, Any] = {}
         self._runs: list[NumberedRun] = []

@@ -89,11 +89,11 @@ class BareStorage(Storage):
     __setattr__ = object.__setattr__  # type: ignore[assignment]
 
     def __init__(self, storage: TensorStorage, factory: Factory, first: int, count: int) -> None:
-        self.storage = storage
-        self.factory = factory
-        self.first = first
-        self.count = count
-        self.torch_dtype = storage.torch_dtype
+        self.storage: TensorStorage = storage
+        self.factory: Factory = factory
+        self.first: int = first
+        self.count: int = count
+        self.torch_dtype: str | None = storage.torch_dtype
 
     @property
     def location(self) -> str:  # type: ignore[override]

@@ -17,6 +17,7 @@ from torchzip.convert.rules import Globs, RenameRules
 from torchzip.errors import EnoughMemory, TorchZipError, UnsupportedError
 from torchzip.files.in_place import InPlaceFile
 from torchzip.files.location import Location, located
+from torchzip.files.platform_calls import let_go
 from torchzip.files.source import FileSource
 from torchzip.formats.base import check_options
 from torchzip.formats.opening import open_checkpoint
@@ -290,6 +291,7 @@ class _Edit:
                 archive.writer.end_record()
             archive.writer.finish()
             nbytes = archive.writer.position
+            let_go(self.source, target)
             archive.commit()
         return nbytes
 

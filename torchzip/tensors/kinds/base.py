@@ -233,7 +233,7 @@ class PartWriter:
         self.dense = dense
         self.spec_of = spec_of
         self.integers_of = integers_of
-        self.checked = Checked()
+        self.checked: Checked = Checked()
 
     def tuple(self, emitter: Emitter, *items: Any) -> None:
         """Write a tuple of dense tensors inside another, and of other values.

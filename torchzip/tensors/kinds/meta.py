@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchzip.dtypes import DTYPES, NAME_ONLY
 from torchzip.errors import TensorError, shown
 from torchzip.leaf_types import Dtype
+from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter
 from torchzip.tensors.kinds.parts import MAX, sizes_of
 from torchzip.tensors.specs import check_count, contiguous_stride, wrong_dtype
@@ -31,7 +32,7 @@ class MetaTensor(OtherTensor):
     stride: tuple[int, ...] = None  # type: ignore[assignment]
     requires_grad: bool = False
 
-    REBUILT_BY = ("torch._utils", "_rebuild_meta_tensor_no_storage")
+    REBUILT_BY: ClassVar[Name] = ("torch._utils", "_rebuild_meta_tensor_no_storage")
     kind = "meta"
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import numpy as np
 
@@ -73,8 +73,8 @@ class NestedTensor(OtherTensor):
     requires_grad: bool = field(default=False, kw_only=True)
     constructor: Any = field(default=None, kw_only=True)
 
-    REBUILT_BY = ("torch._utils", "_rebuild_nested_tensor")
-    PARTS = ("values", "sizes", "strides", "offsets", "lengths")
+    REBUILT_BY: ClassVar[Name] = ("torch._utils", "_rebuild_nested_tensor")
+    PARTS: ClassVar[tuple[str, ...]] = ("values", "sizes", "strides", "offsets", "lengths")
 
     def __post_init__(self) -> None:
         self._check_parts("values", "offsets")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import MAX_NDIM, TensorError, UnsupportedError, shown, too_many_dimensions
+from torchzip.files.platform_calls import memory_nbytes
 from torchzip.leaf_types import TypedArray
 from torchzip.limits import is_number
 from torchzip.tensors.numpy_dtypes import torch_dtype_of
@@ -86,11 +86,8 @@ def check_memory(nbytes: int, what: str) -> None:
 
     Systems that hand out more memory than they have would end the process later.
     """
-    try:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        available = 1 << 62
-    if nbytes > available > 0:
+    available = memory_nbytes()
+    if available and nbytes > available:
         raise OSError(
             errno.ENOMEM,
             f"{what} does not fit: it needs {nbytes:,} bytes, the machine has {available:,}. "

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from torchzip.dtypes import DTYPES, DtypeRow
 from torchzip.errors import EnoughMemory, PickleError, TensorError, UnsupportedError, shown
 from torchzip.leaf_types import QScheme
+from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter
 from torchzip.tensors.kinds.parts import (
     MAX,
@@ -71,8 +72,8 @@ class QuantizedTensor(OtherTensor):
     torch_dtype: str = field(default="", kw_only=True)
     shape: tuple[int, ...] = field(default=None, kw_only=True)  # type: ignore[arg-type]
 
-    PARTS = ("int_repr", "scale", "zero_point")
-    REBUILT_BY = ("torch._utils", "_rebuild_qtensor")
+    PARTS: ClassVar[tuple[str, ...]] = ("int_repr", "scale", "zero_point")
+    REBUILT_BY: ClassVar[Name] = ("torch._utils", "_rebuild_qtensor")
     kind = "quantized"
 
     def __post_init__(self) -> None:

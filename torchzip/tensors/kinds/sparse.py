@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from torchzip.errors import (
     wrong_arguments,
 )
 from torchzip.leaf_types import Layout, Size
+from torchzip.pickling.table import Name
 from torchzip.tensors.kinds.base import OtherTensor, PartReader, PartWriter
 from torchzip.tensors.kinds.parts import (
     Array,
@@ -77,8 +78,8 @@ class SparseTensor(OtherTensor):
     is_coalesced: bool | None = False
     requires_grad: bool = field(default=False, kw_only=True)
 
-    PARTS = ("indices", "values")
-    REBUILT_BY = ("torch._utils", "_rebuild_sparse_tensor")
+    PARTS: ClassVar[tuple[str, ...]] = ("indices", "values")
+    REBUILT_BY: ClassVar[Name] = ("torch._utils", "_rebuild_sparse_tensor")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(map(operator.index, self.shape)))

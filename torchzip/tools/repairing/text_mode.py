@@ -7,7 +7,7 @@ there being no other LF: in a binary file, only about one LF in 256 has a CR bef
 from __future__ import annotations
 
 import tempfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from torchzip.files.source import Source
 
@@ -34,7 +34,10 @@ def count_text_lines(source: Source) -> int:
 def before_text(source: Source, folder: str) -> BinaryIO:
     """Return the original bytes of such a file, as a temporary one in a folder."""
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-    file.raw.name = source.name  # type: ignore[attr-defined]  # as messages show it
+    named: Any = file
+    named.raw.name = source.name  # as messages show it
+    if named.name != source.name:  # on Windows the file has a wrapper
+        named.name = source.name
     before = b""
     for start in range(0, source.size, _BLOCK_NBYTES):
         block = before + bytes(source.read_at(start, min(_BLOCK_NBYTES, source.size - start)))
