@@ -47,6 +47,8 @@ class _Writer:
         self._left -= 1
         if self._left < 0 or len(above) > _MOST_DEPTH or id(value) in above:
             reason = "more than a million values" if self._left < 0 else "nested too deeply"
+            if id(value) in above:
+                reason = "a part of it leads back to itself"
             raise UnsupportedError(f"a value cannot be written as JSON: {reason}")
         held = data_of(value)
         if isinstance(held, LazyTensor | OtherTensor):
