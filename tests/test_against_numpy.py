@@ -120,7 +120,7 @@ def test_an_archive_of_nothing(tmp_path: Path) -> None:
 
 def test_where_the_bytes_are(tmp_path: Path) -> None:
     """Of a deflated array those that the file has, and all together are the file."""
-    arrays = {"a": np.zeros(9000), "b": np.arange(7.0)}
+    arrays: dict[str, Any] = {"a": np.zeros(9000), "b": np.arange(7.0)}
     for write, kind in ((np.savez, "tensors"), (np.savez_compressed, "tensors, deflated")):
         write(tmp_path / "a.npz", **arrays)
         found = tz.tools.why_big(tmp_path / "a.npz")

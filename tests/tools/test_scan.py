@@ -185,6 +185,16 @@ def test_directories(tmp_path: Path) -> None:
         scan([tmp_path / "models", tmp_path / "none"])
 
 
+def test_a_distributed_checkpoint_that_is_not_one(tmp_path: Path) -> None:
+    """Its files are judged all the same, and each name is found."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".metadata").write_bytes(_EVIL)
+    (tmp_path / "run" / "__0_0.distcp").write_bytes(checkpoint() + checkpoint())
+    (file,) = scan(tmp_path).files
+    assert (os.path.basename(file.path), file.verdict) == ("run", "foreign")
+    assert (".metadata", "os.system") in [(each.member, each.name) for each in file.findings]
+
+
 def test_objects_of_a_checkpoint(tmp_path: Path) -> None:
     """Names of torch's own are none; one outside its list is, wherever it is."""
     odd = ForeignObject("mylib.settings", "Config", args=(1,))
