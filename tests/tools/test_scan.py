@@ -21,6 +21,7 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.formats.counting import Counted
 from torchzip.cli.main import main
 from torchzip.tools import scan
 from torchzip.tools.scanning.policy import PRESETS, parse_policy
@@ -218,6 +219,29 @@ def test_arrays_of_joblib(tmp_path: Path) -> None:
     assert file.findings[0].name == "joblib.numpy_pickle.NumpyArrayWrapper"
     (file,) = scan(path, allow=["joblib.*", "numpy.dtype"]).files
     assert (file.verdict, [each.rule for each in file.findings]) == ("unreadable", ["unreadable"])
+
+
+def test_only_pickles_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tensors are: some reads for each file, of its structure alone."""
+    small = {f"w{i}": np.ones(3) for i in range(4)}
+    large = {f"w{i}": np.ones(200_000) for i in range(4)}
+    many = {f"w{i}": np.ones(3) for i in range(2000)}
+    reads: dict[str, list[int]] = {}
+    for name, tree in (("small", small), ("large", large), ("many", many)):
+        tz.save(tree, tmp_path / f"{name}.pt")
+        for suffix in (".safetensors", ".gguf", ".npz"):
+            tz.convert(tmp_path / f"{name}.pt", tmp_path / f"{name}{suffix}")
+        for path in sorted(tmp_path.glob(f"{name}.*")):
+            counted = Counted(monkeypatch)
+            (file,) = scan(path).files
+            assert file.findings == ()
+            assert counted.nbytes < 300_000 or name == "many"  # of 6.4 MB where they are large
+            reads.setdefault(path.suffix, []).append(counted.reads)
+            monkeypatch.undo()
+    assert {suffix: max(counts) <= 30 for suffix, counts in reads.items() if suffix != ".npz"} == {
+        ".pt": True, ".safetensors": True, ".gguf": True,
+    }, reads  # fmt: skip
+    assert reads[".npz"][0] == reads[".npz"][1]  # (each array has a header of its own)
 
 
 def test_command(

@@ -80,7 +80,7 @@ def test_all_rules(
     assert check(run.done(capsys, "scan", "m.pt", "--format", "sarif")) == []
     Path("cut.pt").write_bytes(Path("m.pt").read_bytes()[:-30])
     Path("ambiguous.zip").write_bytes(b"PK\3\4" + bytes(60))
-    Path("refused.pt").write_bytes(b.checkpoint(b.stream(b"\x8f")))
+    Path("refused.pt").write_bytes(b.checkpoint(b.stream(b"(itests.x\ny\n")))
     Path("tensor.safetensors").write_bytes(b"x")
     for number, proof in enumerate(PROOFS):
         Path(f"{number}.pkl").write_bytes(proof.pickle)

@@ -8,7 +8,7 @@ import lzma
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from torchzip.container.zip_reader import ZipReader
@@ -51,10 +51,10 @@ class Member(NamedTuple):
     open: Any
 
 
-def zip_members(archive: ZipReader) -> Iterator[Member]:
-    """Yield the members of a zip archive."""
+def zip_members(archive: ZipReader, names: Iterable[str]) -> Iterator[Member]:
+    """Yield members of a zip archive, of these names."""
     source = archive.source
-    for name in archive:
+    for name in names:
         if name.endswith("/"):
             continue
         nbytes = archive.size_of(name)[0]

@@ -297,7 +297,7 @@ class _Judge:
         except TorchZipError as error:
             self._find(AMBIGUOUS, error.message, member, offset=error.offset)
             return
-        self._members(zip_members(archive), member, depth)
+        self._members(zip_members(archive, archive), member, depth)
 
     def _members(self, members: Iterator[Member], member: str | None, depth: int) -> None:
         for each in members:
@@ -380,10 +380,13 @@ class _Judge:
         """Judge records of an archive that no loader of it reads, and that may be pickles."""
         archive = container.archive
         declared = {each.place for each in container.pickles()}
-        for each in zip_members(archive):
-            is_storage = each.name.startswith("data/") and each.name[5:].isdecimal()
-            if each.name in declared or is_storage:
-                continue
+        # (Nothing of a storage is read: there may be 100,000.)
+        others = [
+            name
+            for name in archive
+            if name not in declared and not (name.startswith("data/") and name[5:].isdecimal())
+        ]
+        for each in zip_members(archive, others):
             if may_be_pickle(each.head[:HEAD_NBYTES]):
                 with contextlib.closing(each.open()) as part:
                     self._pickles(part, _join(member, each.name), start=0, is_sure=False)
