@@ -23,6 +23,7 @@ import torchzip as tz
 from tests import builders as b
 from tests.formats.counting import Counted
 from torchzip.cli.main import main
+from torchzip.cli.scanning import COMMAND
 from torchzip.tools import scan
 from torchzip.tools.scanning.policy import PRESETS, parse_policy
 from torchzip.types import ForeignObject
@@ -165,6 +166,7 @@ def test_policies(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         scan(tmp_path, allow=tmp_path / "none")
     for preset in PRESETS:
+        assert preset in COMMAND.description
         policy = parse_policy(preset)
         for name in ("os.system", "builtins.eval", "builtins.getattr", "subprocess.Popen"):
             assert not policy.allows(name)

@@ -66,7 +66,8 @@ def test_findings(
     Path(os.fsdecode(os.fsencode(name))).write_bytes(CALL)
     status, out, err = run(capsys, "scan", ".", "--format", "sarif")
     (result,) = check(out)
-    assert (status, err) == (1, "")
+    assert status == 1
+    assert err.startswith("torchzip: exit status 1, as torch.load refuses names by default")
     uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
     assert unquote_to_bytes(uri) == b"./" + os.fsencode(name)
 

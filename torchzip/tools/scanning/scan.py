@@ -28,6 +28,7 @@ from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
+from torchzip.tensors.script import is_script_class
 from torchzip.tools.scanning.followed import Followed, follow, follow_bytes
 from torchzip.tools.scanning.inside import (
     COMPRESSED,
@@ -339,9 +340,11 @@ class _Judge:
             if self._policy.allows(mention.name):
                 self._note("known")
                 continue
-            called = f", called with {mention.calls[0]}" if mention.calls else ""
+            what = f"{shown(mention.name)}, which torch.load does not accept"
+            if mention.calls:
+                what += f", called with {mention.calls[0]}"
             self._find(
-                FOREIGN, f"{shown(mention.name)}, which torch.load does not accept{called}", member,
+                FOREIGN, what, member,
                 name=mention.name, offset=mention.offset, calls=mention.calls,
             )  # fmt: skip
 
@@ -351,9 +354,15 @@ class _Judge:
         """Judge a checkpoint that is open: its pickles, and what torch.load makes of them."""
         self._say_format(container.format)
         before = len(self._findings)
+        named: set[str] = set()
         for each in container.pickles():
             found = Followed()
             follow_bytes(each.data(), self._limits, found)
+            # A TorchScript archive has a pickle for each module, and they name the same things.
+            found.mentions = {k: v for k, v in found.mentions.items() if k not in named}
+            named |= found.mentions.keys()
+            if container.has_code:
+                self._own_classes(found, _join(member, each.place))
             self._mentions(found, _join(member, each.place))
         with ErrorsFound(self, member):
             checkpoint = checkpoint_of(container, self._limits)
@@ -367,7 +376,9 @@ class _Judge:
                 codes = ", ".join(verdict.refused_opcodes)
                 self._find(REFUSED, f"opcodes that torch.load does not know: {codes}", member)
             elif verdict.torch_load == "refuses" or (
-                verdict.torch_load.startswith("needs") and not verdict.refused
+                verdict.torch_load.startswith("needs")
+                and not verdict.refused
+                and not container.has_code
             ):
                 reason = verdict.reason or "torch.load refuses it"
                 self._find(REFUSED, reason, member)
@@ -375,6 +386,23 @@ class _Judge:
                 self._find(FOREIGN, f"{', '.join(unknown)}", member, name=unknown[0])
             if isinstance(container, ZipContainer):
                 self._beside(container, member)
+
+    def _own_classes(self, found: Followed, member: str | None) -> None:
+        """Take the classes that the code of an archive defines out of what a pickle mentions."""
+        own = [each for each in found.mentions.values() if is_script_class(each.name)]
+        for each in own:
+            del found.mentions[each.name]
+        unknown = [each for each in own if not self._policy.allows(each.name)]
+        if unknown:
+            first, count = unknown[0], len(unknown)
+            self._find(
+                FOREIGN, "classes of the code in a TorchScript archive, which torch.load does not "
+                f"accept by default and torch.jit.load compiles: {shown(first.name)}"
+                + (f" and {count - 1:,} more" if count > 1 else ""),
+                member, name=first.name, offset=first.offset,
+            )  # fmt: skip
+        elif own:
+            self._note("known")
 
     def _beside(self, container: ZipContainer, member: str | None) -> None:
         """Judge records of an archive that no loader of it reads, and that may be pickles."""
