@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from tests.hostile.every import ATTACKS, BY_KIND
+from tests.real_files import PACKAGES
+from tests.saved import GOLDEN_FILES
 from tests.torch_verdicts import Verdicts
 from torchzip.tools import scan
 
@@ -50,3 +52,28 @@ def test_no_silence(torch: Any, tmp_path: Path, kind: str) -> None:
                 wrong[attack.name] = (file.verdict, file.format, said, why)
     assert not wrong
     assert len(ATTACKS) > 2000
+
+
+def test_golden_files(torch: Any) -> None:
+    """Of four releases of torch: a finding where torch.load refuses by default, and only there."""
+    wrong = {}
+    with contextlib.closing(Verdicts()) as asked:
+        for path in GOLDEN_FILES:
+            said, why = asked.of(path)
+            (file,) = scan(path).files
+            if bool(file.findings) != (said != "accepts"):
+                wrong[path] = (file.verdict, said, why)
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_real_packages(torch: Any, real_file: Any, package: str) -> None:
+    """Of all files of a package those that torch.load refuses by default, and no others."""
+    folder = real_file(package, ".")
+    found = scan(folder)
+    assert len(found.files) > 5
+    with contextlib.closing(Verdicts()) as asked:
+        for file in found.files:
+            if file.verdict != "no pickle" or file.findings:
+                said, why = asked.of(Path(file.path))
+                assert bool(file.findings) == (said != "accepts"), (file, said, why)
