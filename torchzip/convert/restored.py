@@ -44,7 +44,7 @@ def restore(
     Raises
     ------
     FormatError, LimitError
-        If the text is none of `carry`, names a tensor that the file lacks, or is past a bound of
+        If `carry` did not write the text, or it names a tensor that the file lacks, or is past a bound of
         ``limits`` (``header_nbytes``, ``containers``, ``nesting``, ``int_nbytes``, ``key_values``,
         ``key_nesting``).
     """
