@@ -240,10 +240,10 @@ def test_only_pickles_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             assert counted.nbytes < 300_000 or name == "many"  # of 6.4 MB where they are large
             reads.setdefault(path.suffix, []).append(counted.reads)
             monkeypatch.undo()
-    assert {suffix: max(counts) <= 30 for suffix, counts in reads.items() if suffix != ".npz"} == {
-        ".pt": True, ".safetensors": True, ".gguf": True,
-    }, reads  # fmt: skip
-    assert reads[".npz"][0] == reads[".npz"][1]  # (each array has a header of its own)
+    for suffix, (of_small, of_large, of_many) in reads.items():
+        assert of_small == of_large <= 40
+        # A record of an archive has a header of its own.
+        assert of_many <= of_large + (2 * 2000 if suffix in (".pt", ".npz") else 0)
 
 
 def test_command(

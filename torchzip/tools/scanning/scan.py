@@ -408,14 +408,14 @@ class _Judge:
         """Judge records of an archive that no loader of it reads, and that may be pickles."""
         archive = container.archive
         declared = {each.place for each in container.pickles()}
-        # (Nothing of a storage is read: there may be 100,000.)
-        others = [
-            name
-            for name in archive
-            if name not in declared and not (name.startswith("data/") and name[5:].isdecimal())
-        ]
+        storages = {
+            name for name in archive if name.startswith("data/") and name[5:].isdecimal()
+        } - declared
+        # Of a storage only its header is read, which has to agree with the directory.
+        stored = {name for name in storages if archive.stored_span(name) is not None}
+        others = [name for name in archive if name not in declared | stored]
         for each in zip_members(archive, others):
-            if may_be_pickle(each.head[:HEAD_NBYTES]):
+            if each.name not in storages and may_be_pickle(each.head[:HEAD_NBYTES]):
                 with contextlib.closing(each.open()) as part:
                     self._pickles(part, _join(member, each.name), start=0, is_sure=False)
 
