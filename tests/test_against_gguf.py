@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import torchzip as tz
 from tests.sampling import costly
+from torchzip.checkpoint.outline import outline
+from torchzip.dtypes import BLOCKS
 
 gguf = pytest.importorskip("gguf")
 
@@ -149,6 +151,75 @@ def test_codes_of_odd_numbers(tmp_path: Path) -> None:
             np.testing.assert_array_equal(checkpoint["w"].numpy(), numbers)
             np.testing.assert_array_equal(checkpoint["w"][2:5, 7:50], numbers[2:5, 7:50])
             assert checkpoint.verify().tensors == 1
+
+
+def coded_file(path: Path) -> dict[str, Any]:
+    """Write a tensor of any codes for each type of blocks; return the codes by their types."""
+    rng = np.random.default_rng(5)
+    writer = gguf.GGUFWriter(path, "llama")
+    made: dict[str, Any] = {}
+    for block, row in BLOCKS.items():
+        made[block] = rng.integers(0, 256, (700, 3 * row.nbytes), dtype=np.uint8)
+        kind = gguf.GGMLQuantizationType[block.upper()]
+        assert (row.gguf, row.elements, row.nbytes) == (kind, *gguf.GGML_QUANT_SIZES[kind])
+        writer.add_tensor(f"blk.{block}", made[block], raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return made
+
+
+def test_all_blocks_are_read(tmp_path: Path) -> None:
+    """Numbers of all types are the package's to the bit, or the error names tensor and type."""
+    codes = coded_file(tmp_path / "a.gguf")
+    with tz.lazy_load(tmp_path / "a.gguf") as checkpoint:
+        for block, raw in codes.items():
+            tensor = checkpoint[f"blk.{block}"]
+            assert (tensor.torch_dtype, tensor.shape[0]) == ("float32", 700)
+            if block.startswith(("iq", "tq", "mx", "q8_k")):
+                told = rf"blk\.{block}: numbers of the GGUF type {block} are not decoded"
+                with pytest.raises(tz.UnsupportedError, match=told):
+                    tensor.numpy()
+                continue
+            found = tensor.numpy()
+            with np.errstate(all="ignore"):
+                kind = gguf.GGMLQuantizationType[block.upper()]
+                expected = gguf.quants.dequantize(raw, kind)
+            np.testing.assert_array_equal(found, expected)
+            np.testing.assert_array_equal(tensor[600:602, 5:77], expected[600:602, 5:77])
+
+
+def test_blocks_are_listed_and_copied_as_they_are(tmp_path: Path) -> None:
+    """By their types and the bytes of their codes; a cast needs numbers."""
+    codes = coded_file(tmp_path / "a.gguf")
+    with tz.lazy_load(tmp_path / "a.gguf") as checkpoint:
+        found = outline(checkpoint)
+        assert checkpoint.verify().nbytes == found.stored_nbytes
+    assert {row.dtype: row.nbytes for row in found.tensors} == {
+        block: raw.nbytes for block, raw in codes.items()
+    }
+    assert found.nbytes == found.stored_nbytes == sum(raw.nbytes for raw in codes.values())
+    sizes = tz.tools.why_big(tmp_path / "a.gguf")
+    assert {part.kind: part.nbytes for part in sizes.parts}["tensors"] == found.nbytes
+    assert sum(part.nbytes for part in sizes.parts) == sizes.nbytes
+    tz.convert(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
+    assert tz.tools.diff(tmp_path / "a.gguf", tmp_path / "b.gguf").equal == len(codes)
+    raw = bytearray((tmp_path / "b.gguf").read_bytes())
+    raw[-40] ^= 1  # of mxfp4, which is last
+    (tmp_path / "b.gguf").write_bytes(raw)
+    with pytest.raises(tz.UnsupportedError, match=r"blk\.mxfp4"):
+        tz.tools.diff(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    with pytest.raises(tz.UnsupportedError, match=r"blk\.q8_k: numbers of the GGUF type q8_k"):
+        tz.convert(tmp_path / "a.gguf", tmp_path / "c.safetensors", include="*k")
+    with pytest.raises(ValueError, match="q4_k is read and not written; one of q8_0, q4_0, "):
+        tz.convert(tmp_path / "a.gguf", tmp_path / "c.gguf", dtype="q4_k")
+    with pytest.raises(ValueError, match=r"only a \.gguf file has q4_k"):
+        tz.convert(tmp_path / "a.gguf", tmp_path / "c.pt", dtype="q4_k")
+    tz.convert(tmp_path / "a.gguf", tmp_path / "c.safetensors", include="*.q?_k", exclude="*.q8_k")
+    with tz.lazy_load(tmp_path / "c.safetensors") as checkpoint:
+        assert list(checkpoint) == [f"blk.q{bits}_k" for bits in (2, 3, 4, 5, 6)]
 
 
 def test_values_are_read_as_they_were(tmp_path: Path) -> None:

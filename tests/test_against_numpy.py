@@ -111,6 +111,26 @@ def test_names_that_numpy_would_not_find(tmp_path: Path, name: str) -> None:
         tz.convert({"a": np.ones(2), name: np.ones(3)}, tmp_path / "a.npz")
 
 
+def test_an_archive_of_nothing(tmp_path: Path) -> None:
+    """Is what numpy writes: other ends of a zip it does not recognise."""
+    tz.save({"epoch": 3}, tmp_path / "a.pt")
+    tz.convert(tmp_path / "a.pt", tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert not list(np.load(tmp_path / "a.npz"))
+
+
+def test_where_the_bytes_are(tmp_path: Path) -> None:
+    """Of a deflated array those that the file has, and all together are the file."""
+    arrays: dict[str, Any] = {"a": np.zeros(9000), "b": np.arange(7.0)}
+    for write, kind in ((np.savez, "tensors"), (np.savez_compressed, "tensors, deflated")):
+        write(tmp_path / "a.npz", **arrays)
+        found = tz.tools.why_big(tmp_path / "a.npz")
+        assert sum(part.nbytes for part in found.parts) == found.nbytes
+        assert {part.kind for part in found.parts} == {kind, "headers"}
+        assert all(part.nbytes > 0 for part in found.parts)
+
+
 @costly
 @given(_SHAPES, st.sampled_from(sorted(NPY)), st.booleans())
 def test_arrays(

@@ -274,9 +274,9 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
      "model.pt: z: safetensors has no dtype for torch.complex128; exclude the "
      "tensor, give it another dtype, or write a .pt"),
     "a suffix": (_convert("out.what"),
-     "out.what: the suffix says what to write, and .what is not one of .pt .pth .bin .ckpt "
-     ".pth.tar .th .safetensors .sft .gguf .npz .index.json; that of a new directory ends with a "
-     "slash"),
+     "out.what: the suffix .what is not known; one of .pt .pth .bin .ckpt .pth.tar .th "
+     ".safetensors .sft .gguf .npz .index.json was expected, or a slash at the end for a new "
+     "directory: out.what/"),
     "a dtype": (_convert("out.pt", dtype="int8"),
      "tensors are cast to floating dtypes only, not to int8; one of float64, float32, float16, "
      "bfloat16, float8_e4m3fn, float8_e4m3fnuz, float8_e5m2, float8_e5m2fnuz, float8_e8m0fnu "

@@ -144,10 +144,24 @@ class BlockRow(NamedTuple):
     nbytes: int
 
 
-#: By the name that rules for dtypes have for it: ``BLOCKS["q8_0"].nbytes``.
+#: By name, as rules for dtypes and listings have it: ``BLOCKS["q8_0"].nbytes``. Which are computed
+#: is in `tensors.gguf_blocks`.
 BLOCKS: dict[str, BlockRow] = {
-    row.name: row for row in (BlockRow("q8_0", 8, 32, 34), BlockRow("q4_0", 2, 32, 18))
-}
+    row.name: row
+    for row in (
+        BlockRow("q8_0", 8, 32, 34), BlockRow("q4_0", 2, 32, 18), BlockRow("q4_1", 3, 32, 20),
+        BlockRow("q5_0", 6, 32, 22), BlockRow("q5_1", 7, 32, 24), BlockRow("q2_k", 10, 256, 84),
+        BlockRow("q3_k", 11, 256, 110), BlockRow("q4_k", 12, 256, 144),
+        BlockRow("q5_k", 13, 256, 176), BlockRow("q6_k", 14, 256, 210),
+        BlockRow("q8_k", 15, 256, 292), BlockRow("iq2_xxs", 16, 256, 66),
+        BlockRow("iq2_xs", 17, 256, 74), BlockRow("iq3_xxs", 18, 256, 98),
+        BlockRow("iq1_s", 19, 256, 50), BlockRow("iq4_nl", 20, 32, 18),
+        BlockRow("iq3_s", 21, 256, 110), BlockRow("iq2_s", 22, 256, 82),
+        BlockRow("iq4_xs", 23, 256, 136), BlockRow("iq1_m", 29, 256, 56),
+        BlockRow("tq1_0", 34, 256, 54), BlockRow("tq2_0", 35, 256, 66),
+        BlockRow("mxfp4", 39, 32, 17),
+    )
+}  # fmt: skip
 
 #: Dtypes that exist by name only: no tensor in a file can have them.
 NAME_ONLY = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))

@@ -111,9 +111,14 @@ def test_values_that_lead_to_themselves() -> None:
     deep: Any = 0
     for _ in range(300):
         deep = [deep]
-    long = [["x" * 1_000_000]] * 20
-    for value in (loop, bomb, deep, long, {"x" * 17_000_000: 1}):
-        with pytest.raises(tz.UnsupportedError, match="cannot be written as JSON"):
+    for value, why in (
+        (loop, "a part of it leads back to itself"),
+        (bomb, "more than a million values"),
+        (deep, "nested too deeply"),
+        ([["x" * 1_000_000]] * 20, "more than 16 million characters"),
+        ({"x" * 17_000_000: 1}, "more than 16 million characters"),
+    ):
+        with pytest.raises(tz.UnsupportedError, match=f"cannot be written as JSON: {why}"):
             json_value(value)
 
 

@@ -8,20 +8,23 @@ from torchzip.files.source import FileSource
 
 
 class Counted:
-    """The bytes read of every file, from `nbytes = 0` on, and the names of the files."""
+    """The bytes read of every file, in how many reads, and the names of the files."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nbytes = 0
+        self.reads = 0
         self.names: set[str] = set()
         read_at, read_into = FileSource.read_at, FileSource.read_into
 
         def counted_at(source: FileSource, offset: int, nbytes: int) -> bytes:
             self.nbytes += nbytes
+            self.reads += 1
             self.names.add(source.name)
             return read_at(source, offset, nbytes)
 
         def counted_into(source: FileSource, offset: int, out: memoryview) -> None:
             self.nbytes += out.nbytes
+            self.reads += 1
             self.names.add(source.name)
             read_into(source, offset, out)
 
@@ -29,5 +32,5 @@ class Counted:
         monkeypatch.setattr(FileSource, "read_into", counted_into)
 
     def forget(self) -> None:
-        self.nbytes = 0
+        self.nbytes = self.reads = 0
         self.names.clear()

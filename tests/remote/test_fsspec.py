@@ -103,3 +103,21 @@ def test_file_urls(path: Path) -> None:
     assert tz.load(path.as_uri(), mmap=True)["t4"][0, 0] == 4
     with pytest.raises(TypeError, match="not a file object or a URL"):
         tz.load("memory://m.pt", mmap=True)
+
+
+def test_a_folder_is_scanned() -> None:
+    """A distributed checkpoint in it is one; an odd name is an error, as its URL is another's."""
+    system = fsspec.filesystem("memory")
+    tz.save(_TENSORS, "memory://scanned/sub/m.pt")
+    system.pipe_file("/scanned/run/.metadata", b"cos\nsystem\n(S'ls'\ntR.")
+    system.pipe_file("/scanned/run/__0_0.distcp", b"PK")
+    found = tz.tools.scan("memory://scanned/").files
+    assert [(file.path, file.verdict) for file in found] == [
+        ("memory://scanned/run/", "foreign"), ("memory://scanned/sub/m.pt", "safe"),
+    ]  # fmt: skip
+    assert [each.name for each in found[0].findings if each.member == ".metadata"] == ["os.system"]
+    system.pipe_file("/scanned/a\\b", b"x")
+    with pytest.raises(tz.FormatError, match="a plain name"):
+        tz.tools.scan("memory://scanned/")
+    with pytest.raises(OSError, match="does not say what is in a folder"):
+        tz.tools.scan("https://localhost/folder/")

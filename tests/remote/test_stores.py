@@ -431,6 +431,19 @@ def test_commands(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "KEY=VALUE was expected" in capsys.readouterr().err
 
 
+def test_a_folder_is_scanned(store: Store) -> None:
+    """All objects below it, and none beside it."""
+    scan = tz.tools.scan
+    _save(store, "models/sub/m.pt", 0)
+    store["models/b ad.pkl"] = b"cos\nsystem\n(S'ls'\ntR."
+    store["models/notes/readme.md"] = b"# notes"
+    store["elsewhere.pkl"] = store["models/b ad.pkl"]
+    found = scan(store.url("models/"), storage_options=store.options)
+    assert [(file.path.rpartition("models/")[2], file.verdict) for file in found.files] == [
+        ("b%20ad.pkl", "foreign"), ("notes/readme.md", "no pickle"), ("sub/m.pt", "safe"),
+    ]  # fmt: skip
+
+
 def test_web_servers_are_read_only(store: Store) -> None:
     """Nothing is written to http, and that is said before anything is read."""
     for write in (

@@ -21,7 +21,9 @@ import pytest
 
 import torchzip as tz
 from tests import builders as b
+from tests.formats.counting import Counted
 from torchzip.cli.main import main
+from torchzip.cli.scanning import COMMAND
 from torchzip.tools import scan
 from torchzip.tools.scanning.policy import PRESETS, parse_policy
 from torchzip.types import ForeignObject
@@ -164,6 +166,7 @@ def test_policies(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         scan(tmp_path, allow=tmp_path / "none")
     for preset in PRESETS:
+        assert preset in COMMAND.description
         policy = parse_policy(preset)
         for name in ("os.system", "builtins.eval", "builtins.getattr", "subprocess.Popen"):
             assert not policy.allows(name)
@@ -183,6 +186,16 @@ def test_directories(tmp_path: Path) -> None:
     assert [file.verdict for file in found.files] == ["foreign", "foreign", "safe"]
     with pytest.raises(FileNotFoundError):
         scan([tmp_path / "models", tmp_path / "none"])
+
+
+def test_a_distributed_checkpoint_that_is_not_one(tmp_path: Path) -> None:
+    """Its files are judged all the same, and each name is found."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".metadata").write_bytes(_EVIL)
+    (tmp_path / "run" / "__0_0.distcp").write_bytes(checkpoint() + checkpoint())
+    (file,) = scan(tmp_path).files
+    assert (os.path.basename(file.path), file.verdict) == ("run", "foreign")
+    assert (".metadata", "os.system") in [(each.member, each.name) for each in file.findings]
 
 
 def test_objects_of_a_checkpoint(tmp_path: Path) -> None:
@@ -208,6 +221,29 @@ def test_arrays_of_joblib(tmp_path: Path) -> None:
     assert file.findings[0].name == "joblib.numpy_pickle.NumpyArrayWrapper"
     (file,) = scan(path, allow=["joblib.*", "numpy.dtype"]).files
     assert (file.verdict, [each.rule for each in file.findings]) == ("unreadable", ["unreadable"])
+
+
+def test_only_pickles_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tensors are: some reads for each file, of its structure alone."""
+    small = {f"w{i}": np.ones(3) for i in range(4)}
+    large = {f"w{i}": np.ones(200_000) for i in range(4)}
+    many = {f"w{i}": np.ones(3) for i in range(2000)}
+    reads: dict[str, list[int]] = {}
+    for name, tree in (("small", small), ("large", large), ("many", many)):
+        tz.save(tree, tmp_path / f"{name}.pt")
+        for suffix in (".safetensors", ".gguf", ".npz"):
+            tz.convert(tmp_path / f"{name}.pt", tmp_path / f"{name}{suffix}")
+        for path in sorted(tmp_path.glob(f"{name}.*")):
+            counted = Counted(monkeypatch)
+            (file,) = scan(path).files
+            assert file.findings == ()
+            assert counted.nbytes < 300_000 or name == "many"  # of 6.4 MB where they are large
+            reads.setdefault(path.suffix, []).append(counted.reads)
+            monkeypatch.undo()
+    for suffix, (of_small, of_large, of_many) in reads.items():
+        assert of_small == of_large <= 40
+        # A record of an archive has a header of its own.
+        assert of_many <= of_large + (2 * 2000 if suffix in (".pt", ".npz") else 0)
 
 
 def test_command(

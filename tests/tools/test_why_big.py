@@ -464,6 +464,8 @@ def test_commands_work_from_the_folder(
     assert saving.command == "torchzip convert ./-x.pt ./-x-bfloat16-2.pt --dtype bfloat16"
     assert main(shlex.split(saving.command)[1:]) == 0
     assert Path("-x-bfloat16-2.pt").stat().st_size == saving.nbytes
+    os.rename("-x.pt", "x.pth.tar")
+    assert why_big("x.pth.tar").savings[0].command.split()[3] == "x-bfloat16.pth.tar"
 
 
 def test_no_commands() -> None:

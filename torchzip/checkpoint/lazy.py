@@ -300,7 +300,7 @@ class Checkpoint(Mapping[str, T_co]):
     def _stored_nbytes(self) -> int:
         leaves = self._names.names.values()
         storages = {id(storage): storage for leaf in leaves for storage in storages_of(leaf)}
-        return sum(storage.nbytes for storage in storages.values())
+        return sum(storage.stored.nbytes for storage in storages.values())
 
     def close(self) -> None:
         """Close the file; one that was given as an object stays open, and is read no more."""

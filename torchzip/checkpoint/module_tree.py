@@ -74,7 +74,7 @@ def module_tree(outline: Outline, rows: Iterable[TensorRow] | None = None) -> Mo
         for number in row.storages:
             if number not in stored:
                 stored.add(number)
-                stored_nbytes += outline.storages[number].nbytes
+                stored_nbytes += outline.storages[number].stored_nbytes
         path = [root]
         module = root
         for step in row.name.split(".", _MOST_LEVELS - 1) if row.name else ():

@@ -60,7 +60,8 @@ class TensorRow(NamedTuple):
     ``kind`` is "dense", or what the tensor is instead: "sparse_coo", "quantized", "meta", ... An
     axis of a nested tensor whose size is not known is None in ``shape``. ``nbytes`` are those of
     its elements (of all its parts, if it is not dense), ``numel`` its elements: of a sparse or
-    nested one the values that are there.
+    nested one the values that are there. Where a GGUF file has codes in the place of the elements,
+    ``dtype`` is their type ("q8_0") and ``nbytes`` are theirs.
 
     ``storages`` are places in `Outline.storages`, one for each part, in the order in which torch
     writes them; a dense tensor has one part, a meta tensor none. ``span`` are the first byte
@@ -109,6 +110,8 @@ class StorageRow(NamedTuple):
     """One storage: ``record`` is its name in the file, ``first_name`` who was first seen in it.
 
     ``dtype`` is None for an untyped one, ``tensors`` how many of the rows lie in it.
+    ``stored_nbytes`` are those of the codes that a GGUF file has in the place of its elements, and
+    ``nbytes`` for all others.
     """
 
     record: str | None
@@ -117,6 +120,7 @@ class StorageRow(NamedTuple):
     location: str
     first_name: str
     tensors: int
+    stored_nbytes: int
 
 
 class ValueRow(NamedTuple):
@@ -288,7 +292,7 @@ def chosen(outline: Outline, globs: Sequence[str]) -> Outline:
         constants=constants,
         values=tuple(row for row in outline.values if row.path in wanted),
         by_dtype=by_dtype,
-        stored_nbytes=sum(outline.storages[number].nbytes for number in used),
+        stored_nbytes=sum(outline.storages[number].stored_nbytes for number in used),
     )
 
 
@@ -330,9 +334,12 @@ class _Rows:
             shares = self._firsts[number]
             tied = self._tied_to(name, tensor, (number,))
         self._tensors[number] += 1
+        told, told_nbytes = dtype, nbytes
+        if storage.block is not None:
+            told, told_nbytes = storage.block, storage.stored.nbytes
         # (This is called for every tensor: straight to tuple is a third of the time.)
         return tuple.__new__(TensorRow, (
-            name, "dense", dtype, shape, nbytes, stride, offset,
+            name, "dense", told, shape, told_nbytes, stride, offset,
             spec.requires_grad, spec.is_parameter, storage.location,
             shares, tied, nbytes != reach or reach != storage.nbytes,
             (start, start + reach), (number,), numel,
@@ -379,7 +386,7 @@ class _Rows:
         self._storages.append(storage)
         self._firsts.append(name)
         self._tensors.append(0)
-        self.stored_nbytes += storage.nbytes
+        self.stored_nbytes += storage.stored.nbytes
         return number
 
     def value(self, path: str, value: Any) -> ValueRow:
@@ -394,9 +401,12 @@ class _Rows:
 
     def storages(self) -> tuple[StorageRow, ...]:
         return tuple(
-            StorageRow(each.record, each.torch_dtype, each.nbytes, each.location, name, tensors)
+            StorageRow(
+                each.record, each.torch_dtype, each.nbytes, each.location, name, tensors,
+                each.stored.nbytes,
+            )
             for each, name, tensors in zip(self._storages, self._firsts, self._tensors, strict=True)
-        )
+        )  # fmt: skip
 
 
 def _form(tensor: LazyTensor | OtherTensor, numbers: tuple[int, ...]) -> tuple[Any, ...]:

@@ -67,9 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
             status = BAD
             continue
         made.append(found)
-        status = max(status, gate(found.refused))
         if not arguments.json:
-            print(check_as_text(found))
+            print(check_as_text(found), flush=True)
+        status = max(status, gate(found.file, found.refused))
     if arguments.json:
         values = [dataclasses.asdict(found) for found in made]
         print(json.dumps(values[0] if len(files) == 1 else values, indent=2))

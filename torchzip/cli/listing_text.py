@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from torchzip.checkpoint.module_tree import Groups, Module, joined, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text
 from torchzip.cli.command import in_options
-from torchzip.cli.rendering import Screen, fitted_table
+from torchzip.cli.rendering import Screen, fitted_table, width_of
 from torchzip.errors import listed, printable, shown
 
 #: At most so many values are shown without --all.
@@ -20,6 +21,8 @@ _FOREIGN = 8
 
 _HEAD = ("name", "dtype", "shape", "size")
 _SIZE = 3
+#: What is left of names and marks before columns go below.
+_LEAST_WIDTH = 16
 
 
 class _Cells:
@@ -89,10 +92,30 @@ def flat_lines(
 
 
 def _table(rows: list[list[str]], screen: Screen) -> list[str]:
+    shrinking = [len(rows[0]) - 1, 0]
     if not any(row[-1] for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
-        return fitted_table(rows, screen, (0,), right=(_SIZE,))
-    return fitted_table(rows, screen, (len(rows[0]) - 1, 0), right=(_SIZE,))
+        rows, shrinking = [row[:-1] for row in rows], [0]
+    head, first = rows[0], _SIZE + 1
+    if screen.width is None or len(head) <= first + 1 or _fits(rows, shrinking, screen.width):
+        return fitted_table(rows, screen, shrinking, right=(_SIZE,))
+    # What does not fit beside the size goes below, with its head before it.
+    lines = fitted_table([row[:first] for row in rows], screen, (0,), right=(_SIZE,))
+    for number, row in enumerate(rows[1:], 1):
+        below = ", ".join(f"{a} {b}" for a, b in zip(head[first:], row[first:], strict=True) if b)
+        lines[number] = "\n".join([lines[number], *_wrapped(below, screen.width)])
+    return lines
+
+
+def _fits(rows: list[list[str]], shrinking: list[int], width: int) -> bool:
+    """Return whether a table fits if all but some columns stay whole."""
+    widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
+    for column in shrinking:
+        widths[column] = min(widths[column], _LEAST_WIDTH)
+    return sum(widths) + 2 * (len(widths) - 1) <= width
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ")
 
 
 def tree_lines(

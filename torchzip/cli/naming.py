@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torchzip
 from torchzip.checkpoint.quantities import count_text
-from torchzip.cli.command import BAD, DONE, Command, reading_options
+from torchzip.cli.command import BAD, DONE, Command, reading_options, say
 from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 from torchzip.tools.global_names import GlobalName, global_names
@@ -56,12 +56,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([row._asdict() for row in names], indent=2))
     else:
-        print(globals_as_text(names, f"{checkpoint.path}: {checkpoint.format}"))
-    return gate(f"{row.module}.{row.name}" for row in names if not row.torch_safe)
+        print(globals_as_text(names, f"{checkpoint.path}: {checkpoint.format}"), flush=True)
+    return gate(
+        checkpoint.path, (f"{row.module}.{row.name}" for row in names if not row.torch_safe)
+    )
 
 
-def gate_of(arguments: argparse.Namespace) -> Callable[[Iterable[str]], int]:
-    """Return a function from the names that torch.load refuses to the exit status.
+def gate_of(arguments: argparse.Namespace) -> Callable[[str, Iterable[str]], int]:
+    """Return a function from a file and the names that torch.load refuses to the exit status.
+
+    It says on stderr why that is 1.
 
     Raises
     ------
@@ -70,11 +74,24 @@ def gate_of(arguments: argparse.Namespace) -> Callable[[Iterable[str]], int]:
     """
     policy = policy_of(arguments)
 
-    def gate(refused: Iterable[str]) -> int:
-        is_asked = arguments.fail_on != "never"
-        return BAD if is_asked and not all(map(policy.allows, refused)) else DONE
+    def gate(file: str, refused: Iterable[str]) -> int:
+        left = [name for name in refused if not policy.allows(name)]
+        if arguments.fail_on == "never" or not left:
+            return DONE
+        say(f"{file}: exit status 1, as torch.load refuses names in it by default; {advice(left)}")
+        return BAD
 
     return gate
+
+
+def advice(names: Iterable[str]) -> str:
+    """Return which options accept names that torch.load refuses by default."""
+    from torchzip.tools.scanning.policy import preset_for  # which few runs need
+
+    preset = preset_for(names)
+    if preset is not None:
+        return f"--allow {preset} accepts them"
+    return "--allow FILE accepts those in a file, --fail-on never all"
 
 
 def policy_of(arguments: argparse.Namespace) -> Policy:

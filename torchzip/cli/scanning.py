@@ -13,8 +13,8 @@ from urllib.parse import quote
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text
-from torchzip.cli.command import BAD, DONE, Command, in_options, reading_options
-from torchzip.cli.naming import policy_of
+from torchzip.cli.command import BAD, DONE, Command, in_options, reading_options, say
+from torchzip.cli.naming import advice, policy_of
 from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 
@@ -41,7 +41,7 @@ loaded, and no tensor is read. A file is safe if torch.load takes it by default 
 every other name that its pickles mention is a finding, unless the policy allows it.
 
 A policy is a file with a glob such as numpy.* on each line, or the name of a preset: lightning,
-transformers-args, deepspeed, torchao, dtensor, numpy.
+transformers-args, deepspeed, torchao, torchscript, dtensor, numpy.
 
 Exit status: 0 nothing found, 1 findings, 2 wrong usage, 3 a file could not be judged.
 """,
@@ -77,8 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.format == "sarif":
         print(json.dumps(as_sarif(found), indent=2))
     else:
-        print(as_text(found))
-    return status_of(found, arguments.fail_on)
+        print(as_text(found), flush=True)
+    status = status_of(found, arguments.fail_on)
+    names = [finding.name for finding in found.findings if finding.name is not None]
+    if status == BAD and names:
+        say(f"exit status 1, as torch.load refuses names by default; {advice(names)}")
+    return status
 
 
 def status_of(found: Scanned, fail_on: str) -> int:

@@ -62,14 +62,8 @@ _NUMBERS = {np.dtype(name): number for number, name in _TYPES.items()}
 #: The fewest bytes of a value and of a tensor in the header.
 _VALUE_NBYTES, _TENSOR_NBYTES = 13, 24
 _CHUNK_NBYTES = 1 << 18
-#: What messages call types that are not read.
-_OTHER_TYPES = {
-    3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
-    14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
-    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
-}  # fmt: skip
 _BY_NUMBER = {row.gguf: row for row in BLOCKS.values()}
-_READ = ", ".join([*(row.name for row in GGUF.values()), *BLOCKS])
+_KNOWN = ", ".join([*(row.name for row in GGUF.values()), *BLOCKS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +225,7 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     ArchiveError
         If the header is invalid or its tensors do not follow one another.
     UnsupportedError
-        If a tensor has blocks of a type that is not read, or the file is big-endian.
+        If a tensor is of a type that is not in `dtypes`, or the file is big-endian.
     """
     try:
         return _parse(_Cursor(source, limits), source.size)
@@ -402,9 +396,9 @@ def _parse_tensor(cursor: _Cursor) -> TensorEntry:
                 offset=at,
             )
     else:
-        known = _OTHER_TYPES.get(number)
-        called = f"{known} (type {number})" if known else f"type {number:,}"
         raise UnsupportedError(
-            f"{shown(name)} has numbers of {called}; {_READ} are read", offset=at
+            f"{shown(name)} has numbers of type {number:,}, whose size is unknown; {_KNOWN} are "
+            "known",
+            offset=at,
         )
     return TensorEntry(name, dtype, shape, begin, stored_nbytes(dtype, shape))

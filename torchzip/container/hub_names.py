@@ -94,11 +94,21 @@ def shard_name(whole: str, number: int, count: int) -> str:
     >>> shard_name("model.fp16.safetensors", 1, 2)
     'model.fp16-00001-of-00002.safetensors'
     """
-    stem, suffix = os.path.splitext(whole)
-    if suffix.lower() == ".tar":  # of .pth.tar
+    stem, suffix = split_suffix(whole)
+    return f"{stem}-{number:05d}-of-{count:05d}{suffix}"
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """Return a name or path without its suffix, and the suffix.
+
+    >>> split_suffix("model.fp16.bin"), split_suffix("run/last.pth.tar")
+    (('model.fp16', '.bin'), ('run/last', '.pth.tar'))
+    """
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() == ".tar":
         stem, inner = os.path.splitext(stem)
         suffix = inner + suffix
-    return f"{stem}-{number:05d}-of-{count:05d}{suffix}"
+    return stem, suffix
 
 
 def is_whole(name: str) -> bool:

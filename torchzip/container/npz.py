@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torchzip.container import npy
-from torchzip.container.zip_end import END_64_NBYTES, LAST_NBYTES, build_end
+from torchzip.container.zip_end import build_end
 from torchzip.container.zip_layout import BIG, CENTRAL, LOCAL
 from torchzip.files.crc import crc32, crc32_combine
 
@@ -77,13 +77,15 @@ def build_member(
 
 def end_nbytes(members: Sequence[Member]) -> int:
     """Return the bytes of the directory and of what follows it."""
-    rows = sum(len(member.with_crc(0)[1]) for member in members)
-    return rows + END_64_NBYTES + LAST_NBYTES
+    rows = [member.with_crc(0)[1] for member in members]
+    return len(build_directory(rows, 0))
 
 
 def build_directory(rows: Sequence[bytes], at: int) -> bytes:
     """Return the directory, which begins at byte ``at``, and the end of the archive."""
     directory = b"".join(rows)
+    if not rows:
+        return b"PK\5\6" + bytes(18)  # by which numpy recognises an empty archive
     return directory + build_end(len(rows), len(directory), at)
 
 

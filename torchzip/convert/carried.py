@@ -438,7 +438,7 @@ def _items(pairs: list[tuple[Node, Node]]) -> Node:
     return [[key, item] for key, item in pairs]
 
 
-#: What is equal wherever it stands, or is no more than a name; and what is not carried as it is.
+#: What is equal wherever it stands, or is only a name; and what is not carried as it is.
 _ANONYMOUS = frozenset(
     [type(None), bool, int, float, complex, str, bytes, Dtype, Layout, QScheme, ForeignObject]
 )

@@ -333,7 +333,7 @@ _BY_TYPE: dict[Any, Kind] = {kind.type: kind for kind in _ROWS}
 class _FirstEdition(NamedTuple):
     """How torchzip 0.1.0 wrote a kind: ``args`` gives what pickle keeps, of its body and options.
 
-    It is told from the form of today by its options, or by the body.
+    It is recognised by its options, or by the body.
     """
 
     args: Callable[..., Iterable[Any]]

@@ -159,7 +159,7 @@ def convert(
     FileExistsError
         If a file is there already and ``overwrite`` is false.
     ValueError
-        If a rule is none, or two tensors would have one name.
+        If a rule is not valid, or two tensors would have one name.
     TorchZipError, OSError
         If the source cannot be read, or the output cannot be written.
 

@@ -44,9 +44,9 @@ def restore(
     Raises
     ------
     FormatError, LimitError
-        If the text is none of `carry`, names a tensor that the file lacks, or is past a bound of
-        ``limits`` (``header_nbytes``, ``containers``, ``nesting``, ``int_nbytes``, ``key_values``,
-        ``key_nesting``).
+        If `carry` did not write the text, or it names a tensor that the file lacks, or is past a
+        bound of ``limits`` (``header_nbytes``, ``containers``, ``nesting``, ``int_nbytes``,
+        ``key_values``, ``key_nesting``).
     """
     limits = limits if limits is not None else DEFAULT_LIMITS
     raw = text.encode("utf-8", "surrogatepass")

@@ -252,19 +252,23 @@ def _dtype_name(dtype: Any) -> str:
 
 def _parse_dtype(dtype: Any, blocks: Collection[str]) -> str:
     text = _dtype_name(dtype)
-    if text.lower() in BLOCKS:
-        if text.lower() not in blocks:
-            raise ValueError(f"only a .gguf file has blocks of {text}; {_CASTABLE} was expected")
+    if text.lower() in blocks:
         return text.lower()
+    if text.lower() in BLOCKS:
+        reason = f"{text} is read and not written" if blocks else f"only a .gguf file has {text}"
+        raise ValueError(f"{reason}; one of {', '.join([*blocks, _CASTABLE])} was expected")
     try:
         target = parse_torch_dtype(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a torch dtype; {_CASTABLE} was expected") from None
+        raise ValueError(
+            f"{text!r} is not a torch dtype; one of {_CASTABLE} was expected"
+        ) from None
     if not is_castable(target):
         raise ValueError(
-            f"tensors are cast to floating dtypes only, not to {target}; {_CASTABLE} was expected"
+            f"tensors are cast to floating dtypes only, not to {target}; one of {_CASTABLE} was "
+            "expected"
         )
     return target
 
 
-_CASTABLE = "one of " + ", ".join(filter(is_castable, DTYPES))
+_CASTABLE = ", ".join(filter(is_castable, DTYPES))

@@ -90,9 +90,10 @@ def parse_target(dst: str | os.PathLike[str], name: str = WHOLE_FILES[0]) -> Tar
     if output is None:
         suffix = os.path.splitext(whole or path)[1].lower()
         known = " ".join(each for output in OUTPUTS for each in output.suffixes)
+        has = f"the suffix {suffix} is not known" if suffix else "it has no suffix"
         raise ValueError(
-            f"{path}: the suffix says what to write, and {suffix or 'none'} is not one of "
-            f"{known} {INDEX_SUFFIX}; that of a new directory ends with a slash"
+            f"{path}: {has}; one of {known} {INDEX_SUFFIX} was expected, or a slash at the end for "
+            f"a new directory: {path}/"
         )
     if whole is None:
         return Target(path, output, index_of(path), place)

@@ -38,6 +38,18 @@ def list_folder(location: Location) -> tuple[Location, list[str] | None]:
     return found
 
 
+def list_files(location: Location) -> tuple[Location, list[str]]:
+    """Return a folder, as it is now where it has states, and the paths of all files below it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be listed: a web server does not say what is in a folder.
+    """
+    found: tuple[Location, list[str]] = _backend(location).list_files(location)
+    return found
+
+
 def is_folder(location: Location) -> bool:
     """Return whether a URL is that of a folder: it ends with a slash, or is all of a bucket.
 

@@ -86,6 +86,14 @@ def list_folder(location: Location) -> tuple[Location, list[str]]:
     return location, [each.rpartition("/")[2] for each in paths if each != path.rstrip("/")]
 
 
+def list_files(location: Location) -> tuple[Location, list[str]]:
+    """Return a folder, and the paths of all files below it."""
+    system, path = _open_system(location)
+    start = f"{path.rstrip('/')}/"
+    with errors_of(location.name):
+        return location, [each.removeprefix(start) for each in system.find(path)]
+
+
 def _open_system(location: Location, **more: Any) -> tuple[Any, str]:
     try:
         import fsspec

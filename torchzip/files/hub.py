@@ -77,14 +77,20 @@ def open_object(location: Location, kept: dict[Any, Any] | None = None) -> HubOb
 
 def list_folder(location: Location) -> tuple[Location, list[str]]:
     """Return a folder of a repository as it is now, and the names of what is in it."""
+    found, paths = list_files(location)
+    return found, list(dict.fromkeys(path.partition("/")[0] for path in paths))
+
+
+def list_files(location: Location) -> tuple[Location, list[str]]:
+    """Return a folder of a repository as it is now, and the paths of all files below it."""
     place = parse_place(location.url)
     info = _info_of(location, place)
     folder = f"{place.file.rstrip('/')}/" if place.file else ""
     names = [each.rfilename for each in info.siblings or () if each.rfilename.startswith(folder)]
     kinds = {kind: f"{prefix}/" for prefix, kind in _KINDS.items()} | {"model": ""}
     url = f"hf://{kinds[place.kind]}{place.repository}@{info.sha}/{folder}"
-    below = [name.removeprefix(folder).partition("/")[0] for name in names]
-    return Location(url, location.storage_options), list(dict.fromkeys(below))
+    below = [name.removeprefix(folder) for name in names]
+    return Location(url, location.storage_options), below
 
 
 def _info_of(location: Location, place: Place) -> Any:

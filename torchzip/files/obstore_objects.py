@@ -114,6 +114,13 @@ def list_folder(location: Location) -> tuple[Location, list[str]]:
     return location, [path.rstrip("/").rpartition("/")[2] for path in paths]
 
 
+def list_files(location: Location) -> tuple[Location, list[str]]:
+    """Return a folder, and the paths of all objects below it."""
+    obstore, store = _open_store(location)
+    with errors_of(location.name):
+        return location, [each["path"] for page in obstore.list(store) for each in page]
+
+
 def _open_store(location: Location) -> tuple[Any, Any]:
     try:
         import obstore

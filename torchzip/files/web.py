@@ -271,6 +271,15 @@ def list_folder(location: Location) -> tuple[Location, None]:
     return location, None
 
 
+def list_files(location: Location) -> tuple[Location, list[str]]:
+    """Raise OSError: a web server does not say what is in a folder."""
+    raise OSError(
+        errno.EOPNOTSUPP,
+        "A web server does not say what is in a folder; give the URLs of files",
+        location.name,
+    )
+
+
 def _state_of(headers: Message, size: int) -> str:
     """Return what changes with an object."""
     return headers.get("ETag") or f"{headers.get('Last-Modified')}, {size}"

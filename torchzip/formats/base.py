@@ -332,7 +332,7 @@ def collector_paused(pause: bool) -> Iterator[None]:
 
 
 def check_options(foreign: object, limits: object) -> Limits:
-    """Return the limits, or the default ones for None; raise where an option is none.
+    """Return the limits, or the default ones for None; raise where an option is not valid.
 
     Raises
     ------

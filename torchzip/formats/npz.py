@@ -38,7 +38,7 @@ class NpzContainer(PlainContainer):
 
     def __init__(self, archive: ZipReader) -> None:
         super().__init__(archive.source)
-        self._archive = archive
+        self.archive = archive
         others = [name for name in archive if not name.endswith(SUFFIX)]
         if others:
             raise ArchiveError(
@@ -56,24 +56,24 @@ class NpzContainer(PlainContainer):
                 self._add(record)
 
     def _add(self, record: str) -> None:
-        nbytes, crc, method = self._archive.size_of(record)
+        nbytes, crc, method = self.archive.size_of(record)
         if method == STORED:
-            at = self._archive.data_offset(record)
+            at = self.archive.data_offset(record)
             head = bytes(self.source.read_at(at, min(nbytes, npy.USUAL_NBYTES)))
             needed = min(nbytes, npy.end_of_header(head), npy.HEADER_NBYTES)
             if needed > len(head):
                 head = bytes(self.source.read_at(at, needed))
         else:
             at = 0
-            self._archive.check_ratio(record)
+            self.archive.check_ratio(record)
             head = b""
-            for block in self._archive.inflate(record):
+            for block in self.archive.inflate(record):
                 head += block[: npy.HEADER_NBYTES]
                 if len(head) >= npy.HEADER_NBYTES:
                     break
         header = npy.parse_header(head, self.name, record)
         check_nbytes(header, nbytes - header.nbytes, self.name, record)
-        name = _name_of(record, is_utf8=bool(self._archive.entry(record).flags & UTF8))
+        name = _name_of(record, is_utf8=bool(self.archive.entry(record).flags & UTF8))
         if name in self._headers:
             raise ArchiveError(f"two arrays are called {shown(name)}", path=self.name)
         self._records[name] = record
@@ -87,7 +87,7 @@ class NpzContainer(PlainContainer):
         header, record = self._headers[key], self._records[key]
         unit = swap_nbytes(measure.torch_dtype or header.torch_dtype, header.byteorder)
         crc = self._crcs.get(key)
-        if self._archive.size_of(record)[2] == STORED:
+        if self.archive.size_of(record)[2] == STORED:
             return SpanStorage(*measure, key, self, crc, unit)
         return StreamStorage(
             *measure, inflate=partial(self._inflate, key), crc=crc, swap_nbytes=unit, record=record
@@ -96,7 +96,7 @@ class NpzContainer(PlainContainer):
     def _inflate(self, key: str) -> Iterator[bytes]:
         """Yield the data of a deflated array."""
         left = self._headers[key].nbytes
-        for block in self._archive.inflate(self._records[key]):
+        for block in self.archive.inflate(self._records[key]):
             if left < len(block):
                 yield block[left:]
             left = max(0, left - len(block))
@@ -111,12 +111,12 @@ class NpzContainer(PlainContainer):
 
     def check_records(self) -> Iterator[RecordCheck]:
         self.source.will_read([(self.source, 0, self.source.size)])
-        for record in self._archive:
-            nbytes, crc, _ = self._archive.size_of(record)
-            span = self._archive.stored_span(record)
+        for record in self.archive:
+            nbytes, crc, _ = self.archive.size_of(record)
+            span = self.archive.stored_span(record)
             blocks: Iterator[bytes | memoryview]
             blocks = (
-                self._archive.inflate(record) if span is None else read_blocks(self.source, *span)
+                self.archive.inflate(record) if span is None else read_blocks(self.source, *span)
             )
             found = 0
             for block in blocks:

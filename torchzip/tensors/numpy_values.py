@@ -252,7 +252,7 @@ def _array(dtype: Any, shape: Any, data: Any, module: str, *, fortran: bool) -> 
     if not isinstance(dtype, np.dtype) or raw is None:
         return KEEP
     if not _is_shape(shape):
-        raise PickleError("a numpy array whose shape is none")
+        raise PickleError("a numpy array whose shape is not valid")
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise PickleError(
             f"a numpy array of shape {list(shape)} and dtype {dtype} has "

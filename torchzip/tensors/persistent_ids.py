@@ -212,7 +212,7 @@ class PersistentIds:
         stored = self._stored.pop(key, None) if bare is None else bare.storage
         if stored is not None and stored.nbytes:
             made = BareStorage(stored, self._factory, 0, stored.numel)
-        else:  # mentioned for the first time, or without bytes: then of the dtype that is said here
+        else:  # mentioned for the first time, or without bytes: then of the dtype given here
             measure = self.measure(kind, key, location, numel)
             if stored is None:
                 stored = self._factory.storage(key, measure)
@@ -250,7 +250,7 @@ class PersistentIds:
 
 
 def unknown_storage_class(what: str, kind: ForeignObject) -> UnsupportedError:
-    """Return the error of a storage whose class is none of torch's."""
+    """Return the error of a storage whose class is not one of torch's."""
     return UnsupportedError(f"{what} is of class {shown(kind)}, which torch 2.13 does not have")
 
 

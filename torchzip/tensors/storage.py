@@ -81,6 +81,13 @@ class TensorStorage(ABC):
     viewed: Any = None
     #: False: its bytes are somewhere that nobody reads them from.
     is_read: bool = True
+    #: What the file has in the place of its elements: codes of a type in `dtypes.BLOCKS`.
+    block: str | None = None
+
+    @property
+    def stored(self) -> TensorStorage:
+        """Itself, or the codes that the file has in its place."""
+        return self
 
     @property
     def itemsize(self) -> int:

@@ -107,7 +107,7 @@ def edit(
     Raises
     ------
     UnsupportedError
-        If the file is none of ``torch.save`` since 1.6; convert it first.
+        If ``torch.save`` since 1.6 did not write the file; convert it first.
     ValueError
         If two items would have one name, one would leave its container, or a value would take the
         place of a tensor. Nothing is changed then.

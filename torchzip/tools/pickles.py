@@ -35,6 +35,10 @@ def find_pickles(source: Source, record: str | None, limits: Limits) -> PicklePl
     """Return where the pickles of a file are."""
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head.startswith(b"PK\3\4"):
+        # The name in the local header that the archive begins with.
+        first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        if record is None and first.endswith(b".npy"):
+            raise UnsupportedError("a .npz file of numpy, which has no pickle", path=source.name)
         return _in_zip(ZipReader(source, limits), record or "data.pkl", limits)
     if head[257:262] == b"ustar":
         members, _ = find_members(source, limits)

@@ -18,7 +18,7 @@ from torchzip.convert.selection import Selection
 from torchzip.convert.work import Work
 from torchzip.dtypes import BLOCKS, DTYPES
 from torchzip.errors import UnsupportedError, listed, shown
-from torchzip.tensors.gguf_blocks import DecodedStorage, encoded, fits
+from torchzip.tensors.gguf_blocks import ENCODED, DecodedStorage, encoded, fits
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 
@@ -31,7 +31,7 @@ class GgufOutput(PlannerByName):
     has_crcs = False
     has_metadata = True
     has_typed_metadata = True
-    blocks = BLOCKS.keys()
+    blocks = ENCODED
 
     def __init__(self, checkpoint: Checkpoint, selection: Selection, dtype_of: DtypeOf) -> None:
         #: By the blocks that were asked for, the tensors that do not have them.

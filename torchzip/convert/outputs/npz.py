@@ -107,7 +107,9 @@ def _check_name(name: str, names: set[str]) -> None:
         nbytes = len(name.encode())
     except UnicodeEncodeError:
         raise UnsupportedError(f"{shown(name)} is not valid Unicode; rename the tensor") from None
-    if not name or "\0" in name or nbytes > 60_000:
+    if not name:
+        raise UnsupportedError("the object itself is a tensor; name it: --rename '^$=>NAME'")
+    if "\0" in name or nbytes > 60_000:
         raise UnsupportedError(
             f"{shown(name)} cannot be the name of a file in a zip archive; rename the tensor"
         )

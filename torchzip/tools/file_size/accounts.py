@@ -14,12 +14,13 @@ from torchzip.container.zip_layout import LOCAL, STORED
 from torchzip.container.zip_reader import Entry, ZipReader
 from torchzip.convert.casting import inner_tensors
 from torchzip.formats.base import FileContainer, FolderContainer
+from torchzip.formats.npz import NpzContainer
 from torchzip.formats.rank_files import RankFilesContainer
 from torchzip.formats.sharded import ShardedContainer
 from torchzip.formats.zip import ZipContainer
 from torchzip.tensors.persistent_ids import BareStorage
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import TensorStorage
+from torchzip.tensors.storage import StreamStorage, TensorStorage
 from torchzip.tools.file_size.reach import reached_nbytes
 
 #: What a tensor is for if it is nothing else.
@@ -133,9 +134,15 @@ def _add_file(
     if isinstance(container, ZipContainer):
         counted.add_zip(container.archive)
         return
+    data = 0
     for record, storage in counted.opened.items():
-        counted.add_storage(record, storage, storage.nbytes)
-    data = sum(storage.nbytes for storage in counted.opened.values())
+        if isinstance(container, NpzContainer) and isinstance(storage, StreamStorage):
+            nbytes = container.archive.entry(record).compressed_nbytes
+            counted.add_deflated(record, storage, nbytes)
+        else:
+            nbytes = storage.stored.nbytes
+            counted.add_storage(record, storage, nbytes)
+        data += nbytes
     made.add("dead bytes", container.source.size - container.end)
     made.add(container.overhead, container.end - data)
 
@@ -176,7 +183,7 @@ class _Counted:
         made, name = self.account, self._names.get(record, record)
         made.storages.append((storage, name))
         reached: int | None = storage.nbytes
-        if record not in self._whole:
+        if record not in self._whole and storage.block is None:
             reached = reached_nbytes(self._specs[record], storage.nbytes)
         if reached is None:
             made.notes.append(f"{record}: its tensors have strides whose union would take too long")
@@ -186,6 +193,11 @@ class _Counted:
         if left:
             made.add("bytes that no tensor reaches", left)
             made.unreached.append(Unreached(name, record, left, nbytes))
+
+    def add_deflated(self, record: str, storage: TensorStorage, nbytes: int) -> None:
+        """Add a storage that takes ``nbytes`` of the file, which are not those of its elements."""
+        self.account.storages.append((storage, self._names.get(record, record)))
+        self.account.add(f"{self._kinds.get(record, TENSORS)}, deflated", nbytes)
 
     def add_zip(self, archive: ZipReader) -> None:
         made = self.account
@@ -201,8 +213,7 @@ class _Counted:
             elif entry.method == STORED:
                 self.add_storage(name, storage, entry.nbytes)
             else:
-                made.storages.append((storage, self._names.get(name, name)))
-                made.add(f"{self._kinds.get(name, TENSORS)}, deflated", entry.compressed_nbytes)
+                self.add_deflated(name, storage, entry.compressed_nbytes)
         directory = max(entry.end for entry in entries)
         made.add("dead bytes", directory - at)
         made.add("directory", archive.source.size - directory)

@@ -21,7 +21,8 @@ def equal_storages(storages: Iterable[TensorStorage]) -> list[list[TensorStorage
     [[1, 1]]
     """
     found: list[list[TensorStorage]] = []
-    for alike in _groups((each for each in storages if each.nbytes), lambda each: each.nbytes):
+    some = (each for each in storages if each.nbytes)
+    for alike in _groups(some, lambda each: (each.block, each.stored.nbytes)):
         have_crcs = all(storage.crc for storage in alike)
         for group in _groups(alike, lambda each: each.crc) if have_crcs else [alike]:
             found += _groups(group, _digest)
@@ -40,6 +41,6 @@ def _groups(
 
 def _digest(storage: TensorStorage) -> bytes:
     digest = hashlib.sha256()
-    for block in storage.blocks():
+    for block in storage.stored.blocks():
         digest.update(block.data)
     return digest.digest()

@@ -114,7 +114,7 @@ def why_big(
         account = account_of(checkpoint, found, kinds_of(roles, found))
         names = {id(storage): name for storage, name in account.storages}
         duplicates = [
-            Duplicates(group[0].nbytes, tuple(names[id(storage)] for storage in group))
+            Duplicates(group[0].stored.nbytes, tuple(names[id(storage)] for storage in group))
             for group in equal_storages(storage for storage, _ in account.storages)
         ]
         has_code, limits = checkpoint.container.has_code, checkpoint.limits

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 
 from torchzip.checkpoint.lazy import Checkpoint
-from torchzip.container.hub_names import whole_of
+from torchzip.container.hub_names import split_suffix, whole_of
 from torchzip.convert.outputs.registry import output_of
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
@@ -82,7 +82,7 @@ def _target(path: str, idea: Idea) -> str:
     """Return a path beside the file where nothing is yet."""
     folder, name = os.path.split(path.rstrip(os.sep) or path)
     name = whole_of(name) or name
-    stem, suffix = os.path.splitext(name)
+    stem, suffix = split_suffix(name)
     if output_of(suffix) is None:
         stem, suffix = (name, ".safetensors") if os.path.isdir(path) else (stem, ".pt")
     suffix = idea.suffix or suffix

@@ -11,7 +11,7 @@ from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.module_tree import Module, module_tree
 from torchzip.checkpoint.outline import Outline, TensorRow, outline
 from torchzip.convert.meter import Meter, Progress
-from torchzip.dtypes import DTYPES
+from torchzip.dtypes import BLOCKS, DTYPES
 from torchzip.errors import TorchZipError
 from torchzip.files.source import File
 from torchzip.formats.base import FileContainer
@@ -108,7 +108,7 @@ def _largest(found: Outline) -> list[TensorRow]:
         if row.kind == "dense"
         and row.tied_to is None
         and row.numel > 1
-        and DTYPES[row.dtype].has_numbers
+        and (row.dtype in BLOCKS or DTYPES[row.dtype].has_numbers)
     ]
     rows.sort(key=lambda row: -row.nbytes)  # those of one size stay in the order of the file
     return rows[:_MOST_HISTOGRAMS]
@@ -118,7 +118,7 @@ def _distributions(
     checkpoint: Checkpoint, found: Outline, rows: list[TensorRow], meter: Meter
 ) -> list[Distribution]:
     """Return the statistics of some tensors."""
-    work = Work(found.stored_nbytes)
+    work = Work(sum(storage.nbytes for storage in found.storages))
     made = []
     for row in rows:
         tensor: Any = checkpoint[row.name]

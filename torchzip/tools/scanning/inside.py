@@ -8,7 +8,7 @@ import lzma
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from torchzip.container.zip_reader import ZipReader
@@ -20,10 +20,25 @@ MOST_NBYTES = 1 << 30
 _HEAD_NBYTES = 512
 _BLOCK_NBYTES = 1 << 20
 
-_COMPRESSED = {
+COMPRESSED: dict[bytes, Callable[[], Any]] = {
     b"\x1f\x8b": lambda: zlib.decompressobj(31),
     b"BZh": bz2.BZ2Decompressor,
     b"\xfd7zXZ\0": lzma.LZMADecompressor,
+    # What joblib writes: a bare stream of zlib, at each of its levels, and one of lzma.
+    b"\x78\1": zlib.decompressobj,
+    b"\x78\x5e": zlib.decompressobj,
+    b"\x78\x9c": zlib.decompressobj,
+    b"\x78\xda": zlib.decompressobj,
+    b"\x5d\0\0": lzma.LZMADecompressor,
+}
+#: What begins so is such a file; the other magics are too short to say so.
+_SURE = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
+#: Archives that are not looked into.
+UNOPENED = {
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!\x1a\7": "RAR",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
 }
 
 
@@ -36,10 +51,10 @@ class Member(NamedTuple):
     open: Any
 
 
-def zip_members(archive: ZipReader) -> Iterator[Member]:
-    """Yield the members of a zip archive."""
+def zip_members(archive: ZipReader, names: Iterable[str]) -> Iterator[Member]:
+    """Yield members of a zip archive, of these names."""
     source = archive.source
-    for name in archive:
+    for name in names:
         if name.endswith("/"):
             continue
         nbytes = archive.size_of(name)[0]
@@ -89,10 +104,17 @@ def decompressed(source: Source, head: bytes) -> Source | None:
     ArchiveError
         If it is damaged, or comes to more than `MOST_NBYTES`.
     """
-    for magic, make in _COMPRESSED.items():
-        if head.startswith(magic):
+    for magic, make in COMPRESSED.items():
+        if head.startswith(magic) and (magic in _SURE or _begins_well(head, make())):
             return _kept(_blocks(source, make()), f"{source.name}!")
     return None
+
+
+def _begins_well(head: bytes, decompressor: Any) -> bool:
+    try:
+        return bool(decompressor.decompress(head, _BLOCK_NBYTES))
+    except (zlib.error, lzma.LZMAError):
+        return False
 
 
 def _blocks(source: Source, decompressor: Any) -> Iterator[bytes]:

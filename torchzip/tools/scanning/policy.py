@@ -33,6 +33,7 @@ PRESETS: dict[str, Sequence[str]] = {
         "deepspeed.utils.tensor_fragment.fragment_address", "argparse.Namespace",
     ),
     "torchao": ("torchao.*",),
+    "torchscript": ("__torch__.*", "torch.jit._pickle.*"),  # classes that are in the archive
     "dtensor": (
         "torch.distributed.tensor.*", "torch.distributed._tensor.*",
         "torch.distributed.device_mesh.*", "torch.distributed.checkpoint.metadata.*",
@@ -83,6 +84,16 @@ def parse_policy(allow: str | os.PathLike[str] | Iterable[str] | None) -> Policy
         with open(allow, encoding="utf-8") as file:
             return Policy(file)
     return Policy(allow)
+
+
+def preset_for(names: Iterable[str]) -> str | None:
+    """Return the first preset that allows all of some names; None if there is none.
+
+    >>> preset_for(["argparse.Namespace"]), preset_for(["os.system"])
+    ('lightning', None)
+    """
+    wanted = set(names)
+    return next((each for each in PRESETS if all(map(parse_policy(each).allows, wanted))), None)
 
 
 def _preset(name: str) -> Sequence[str]:

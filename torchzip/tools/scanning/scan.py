@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from torchzip.checkpoint.lazy import checkpoint_of
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import EnoughMemory, TorchZipError, shown
+from torchzip.files.backends import list_files, member_of
+from torchzip.files.folder import check_plain_name
 from torchzip.files.location import Location, StorageOptions, located
-from torchzip.files.opening import open_source
+from torchzip.files.opening import is_folder, open_folder, open_source
 from torchzip.files.source import Source
 from torchzip.formats.base import Container, check_options
 from torchzip.formats.dcp import is_metadata
@@ -26,8 +28,16 @@ from torchzip.formats.pickled import HEAD_NBYTES, may_be_pickle
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 from torchzip.pickling.allowlist import is_torch_safe
+from torchzip.tensors.script import is_script_class
 from torchzip.tools.scanning.followed import Followed, follow, follow_bytes
-from torchzip.tools.scanning.inside import Member, decompressed, tar_members, zip_members
+from torchzip.tools.scanning.inside import (
+    COMPRESSED,
+    UNOPENED,
+    Member,
+    decompressed,
+    tar_members,
+    zip_members,
+)
 from torchzip.tools.scanning.policy import Policy, parse_policy
 from torchzip.tools.torch_verdict.verification import verdict_of
 
@@ -38,8 +48,12 @@ FOREIGN, REFUSED, AMBIGUOUS, UNREADABLE = (
 #: Archives in archives that are looked into.
 _MOST_DEPTH = 5
 _HEAD_NBYTES = 512
-_MAGICS = (b"PK\3\4", b"PK\5\6", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
+_MAGICS = (b"PK\3\4", b"PK\5\6", b"\x93NUMPY", *COMPRESSED, *UNOPENED)
 _NUMPY_OBJECTS = b"'descr': '|O'"
+#: What is called so, and cannot be opened as a checkpoint, is a finding. (.bin is many things.)
+_SUFFIXES = (
+    ".pt", ".pth", ".ckpt", ".pth.tar", ".th", ".safetensors", ".sft", ".gguf", ".npz", ".npy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +120,8 @@ def scan(
     Every file is judged by its content: checkpoints of all formats, plain pickles, arrays of
     objects, and what is in zip and tar archives and in files of gzip, bzip2 and xz, five deep.
     Tensors are not read. Directories are walked; links that lead out of them are not followed. A
-    path may be the URL of a file (docs/remote.md), with ``storage_options``.
+    path may be the URL of a file, or of a folder in a store, which ends with a slash
+    (docs/remote.md), with ``storage_options``.
 
     ``allow`` is what somebody accepts beside torch's own list: the path of a policy file, the name
     of a preset (`policy.PRESETS`), or lines of globs.
@@ -114,7 +129,9 @@ def scan(
     Raises
     ------
     OSError
-        If a path is not there, or the policy cannot be read.
+        If a path is not there, a folder cannot be listed, or the policy cannot be read.
+    FormatError
+        If an object in a store has a name such as ``a//b`` or ``../b``.
 
     Examples
     --------
@@ -132,8 +149,8 @@ def scan(
     files: list[ScannedFile] = []
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         place = located(path, storage_options)
-        for file in [place] if isinstance(place, Location) else _files(os.fsdecode(place)):
-            files.append(_Judge(file, policy, limits).run())
+        found = _objects(place) if isinstance(place, Location) else _files(os.fsdecode(place))
+        files += [_Judge(file, policy, limits).run() for file in found]
     return Scanned(tuple(files))
 
 
@@ -156,6 +173,22 @@ def _files(path: str) -> Iterator[str]:
                 yield file
 
 
+def _objects(location: Location) -> Iterator[Location]:
+    """Yield a URL, or those of the files below it, and folders that are distributed checkpoints."""
+    if not is_folder(location):
+        yield location
+        return
+    top, paths = list_files(location)
+    for path in paths:  # what a URL has of it would lead to another object
+        for name in path.split("/"):
+            check_plain_name(name, location.name)
+    folders = {os.path.dirname(path) for path in paths if is_metadata(os.path.basename(path))}
+    for path in sorted([*paths, *(f"{folder}/" for folder in folders)]):
+        folder, name = os.path.split(path)
+        if folder not in folders or not (is_metadata(name) or name.endswith(".distcp")):
+            yield member_of(top, path if path != "/" else "")
+
+
 _RANKS = ("no pickle", "plain", "safe", "known", "unreadable", "refused", "foreign")
 
 
@@ -173,10 +206,8 @@ class _Judge:
 
     def run(self) -> ScannedFile:
         try:
-            if os.path.isdir(self._path):
-                container = open_checkpoint(self._file, self._limits)
-                with contextlib.closing(container):
-                    self._checkpoint(container, None)
+            if is_folder(self._file):
+                self._folder()
             else:
                 with contextlib.closing(open_source(self._file)) as source:
                     self._source(source, None, 0)
@@ -187,6 +218,20 @@ class _Judge:
         return ScannedFile(
             self._path, self._format or "other", self._verdict, tuple(self._findings)
         )
+
+    def _folder(self) -> None:
+        """Judge a distributed checkpoint; its files one by one if it cannot be opened."""
+        try:
+            container = open_checkpoint(self._file, self._limits)
+        except TorchZipError as error:
+            self._find(UNREADABLE, error.message, error.record, offset=error.offset)
+            with contextlib.closing(open_folder(self._file)) as folder:
+                for name in folder.names:
+                    if is_metadata(name) or name.endswith(".distcp"):
+                        self._source(folder.open(name), name, 0)
+        else:
+            with contextlib.closing(container):
+                self._checkpoint(container, None)
 
     def _find(
         self, rule: str, message: str, member: str | None, *, name: str | None = None,
@@ -213,6 +258,9 @@ class _Judge:
             container = open_container(source, self._limits)
         except TorchZipError as error:
             self._other(source, head, member, depth, error)
+            is_named_so = member is None and self._path.lower().endswith(_SUFFIXES)
+            if is_named_so and not self._findings and self._format != "pickle":
+                self._find(UNREADABLE, f"not what it is called: {error.message}", error.record)
         else:
             self._checkpoint(container, member)
 
@@ -233,6 +281,9 @@ class _Judge:
         elif head[257:262] == b"ustar":
             self._say_format("tar archive")
             self._members(tar_members(source), member, depth)
+        elif (kind := _kind_of(head)) is not None:
+            self._say_format(kind)
+            self._find(UNREADABLE, f"a {kind} file, which is not looked into; unpack it", member)
         else:
             inside = decompressed(source, head)
             if inside is not None:
@@ -247,7 +298,7 @@ class _Judge:
         except TorchZipError as error:
             self._find(AMBIGUOUS, error.message, member, offset=error.offset)
             return
-        self._members(zip_members(archive), member, depth)
+        self._members(zip_members(archive, archive), member, depth)
 
     def _members(self, members: Iterator[Member], member: str | None, depth: int) -> None:
         for each in members:
@@ -289,9 +340,11 @@ class _Judge:
             if self._policy.allows(mention.name):
                 self._note("known")
                 continue
-            called = f", called with {mention.calls[0]}" if mention.calls else ""
+            what = f"{shown(mention.name)}, which torch.load does not accept"
+            if mention.calls:
+                what += f", called with {mention.calls[0]}"
             self._find(
-                FOREIGN, f"{shown(mention.name)}, which torch.load does not accept{called}", member,
+                FOREIGN, what, member,
                 name=mention.name, offset=mention.offset, calls=mention.calls,
             )  # fmt: skip
 
@@ -301,9 +354,15 @@ class _Judge:
         """Judge a checkpoint that is open: its pickles, and what torch.load makes of them."""
         self._say_format(container.format)
         before = len(self._findings)
+        named: set[str] = set()
         for each in container.pickles():
             found = Followed()
             follow_bytes(each.data(), self._limits, found)
+            # A TorchScript archive has a pickle for each module, and they name the same things.
+            found.mentions = {k: v for k, v in found.mentions.items() if k not in named}
+            named |= found.mentions.keys()
+            if container.has_code:
+                self._own_classes(found, _join(member, each.place))
             self._mentions(found, _join(member, each.place))
         with ErrorsFound(self, member):
             checkpoint = checkpoint_of(container, self._limits)
@@ -317,7 +376,9 @@ class _Judge:
                 codes = ", ".join(verdict.refused_opcodes)
                 self._find(REFUSED, f"opcodes that torch.load does not know: {codes}", member)
             elif verdict.torch_load == "refuses" or (
-                verdict.torch_load.startswith("needs") and not verdict.refused
+                verdict.torch_load.startswith("needs")
+                and not verdict.refused
+                and not container.has_code
             ):
                 reason = verdict.reason or "torch.load refuses it"
                 self._find(REFUSED, reason, member)
@@ -326,14 +387,35 @@ class _Judge:
             if isinstance(container, ZipContainer):
                 self._beside(container, member)
 
+    def _own_classes(self, found: Followed, member: str | None) -> None:
+        """Take the classes that the code of an archive defines out of what a pickle mentions."""
+        own = [each for each in found.mentions.values() if is_script_class(each.name)]
+        for each in own:
+            del found.mentions[each.name]
+        unknown = [each for each in own if not self._policy.allows(each.name)]
+        if unknown:
+            first, count = unknown[0], len(unknown)
+            self._find(
+                FOREIGN, "classes of the code in a TorchScript archive, which torch.load does not "
+                f"accept by default and torch.jit.load compiles: {shown(first.name)}"
+                + (f" and {count - 1:,} more" if count > 1 else ""),
+                member, name=first.name, offset=first.offset,
+            )  # fmt: skip
+        elif own:
+            self._note("known")
+
     def _beside(self, container: ZipContainer, member: str | None) -> None:
         """Judge records of an archive that no loader of it reads, and that may be pickles."""
         archive = container.archive
         declared = {each.place for each in container.pickles()}
-        for each in zip_members(archive):
-            if each.name in declared or each.name.startswith("data/"):
-                continue
-            if each.head[:1] == b"\x80" and may_be_pickle(each.head[:HEAD_NBYTES]):
+        storages = {
+            name for name in archive if name.startswith("data/") and name[5:].isdecimal()
+        } - declared
+        # Of a storage only its header is read, which has to agree with the directory.
+        stored = {name for name in storages if archive.stored_span(name) is not None}
+        others = [name for name in archive if name not in declared | stored]
+        for each in zip_members(archive, others):
+            if each.name not in storages and may_be_pickle(each.head[:HEAD_NBYTES]):
                 with contextlib.closing(each.open()) as part:
                     self._pickles(part, _join(member, each.name), start=0, is_sure=False)
 
@@ -355,6 +437,11 @@ class ErrorsFound(contextlib.AbstractContextManager[None]):
 
 def _join(member: str | None, inner: str) -> str:
     return f"{member}!{inner}" if member else inner
+
+
+def _kind_of(head: bytes) -> str | None:
+    """Return what an archive is that is not looked into."""
+    return next((kind for magic, kind in UNOPENED.items() if head.startswith(magic)), None)
 
 
 def _is_of_interest(head: bytes) -> bool:
