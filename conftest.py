@@ -6,8 +6,9 @@ from hypothesis.configuration import set_hypothesis_home_dir
 import torchzip
 from tests import sampling
 
-#: What makes data for tests is not a test, and needs more than the tests do.
-collect_ignore = ["tests/data"]
+#: What makes data for tests is not a test, and needs more than the tests do; what takes calls away
+#: does it when it is imported.
+collect_ignore = ["tests/data", "tests/without_posix.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
