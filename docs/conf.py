@@ -27,6 +27,7 @@ _REPOSITORY = _PROJECT["urls"]["Repository"]
 _INCLUDED = {
     _ROOT / "ARCHITECTURE.md": _DOCS / "architecture.md",
     _ROOT / "CHANGELOG.md": _DOCS / "changelog.md",
+    _ROOT / "CONTRIBUTING.md": _DOCS / "contributing.md",
     _ROOT / "SECURITY.md": _DOCS / "security.md",
     _ROOT / "README.md": _DOCS / "index.md",
 }
