@@ -79,19 +79,29 @@ def saving(file: str, tool: str, folder: Path, size: float) -> Callable[[], obje
     return lambda: torch.save(loaded, io.BytesIO())
 
 
-def to_safetensors(tool: str, folder: Path, size: float) -> Callable[[], object]:
-    """Return the conversion of the big checkpoint to a safetensors file of bfloat16."""
+def to_safetensors(
+    tool: str, folder: Path, size: float, *, durable: bool = False
+) -> Callable[[], object]:
+    """Return the conversion of the big checkpoint to a safetensors file of bfloat16.
+
+    With ``durable`` what others write is synced too.
+    """
     source, target = folder / "big.pt", folder / "out.safetensors"
     if tool.startswith("torchzip"):
         import torchzip
 
-        return partial(torchzip.convert, source, target, dtype="bfloat16", overwrite=True)
+        jobs = 2 if "jobs=2" in tool else None
+        options: dict[str, Any] = {"dtype": "bfloat16", "overwrite": True, "jobs": jobs}
+        return partial(torchzip.convert, source, target, **options)
     import torch
     from safetensors.torch import save_file
 
     def theirs() -> None:
         loaded = torch.load(source, mmap=True, weights_only=True)
         save_file({name: tensor.to(torch.bfloat16) for name, tensor in loaded.items()}, target)
+        if durable:
+            with open(target, "rb") as file:
+                os.fsync(file.fileno())
 
     return theirs
 

@@ -26,7 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.tasks import DISK, writing
+
 _RANKS, _TENSORS, _COLUMNS = 4, 200, 4096
+_SCRIPT, _SAFE = "zero_to_fp32.py", ", .safetensors"
 
 
 def make_zero(folder: Path, size: float) -> None:
@@ -77,18 +80,30 @@ def commands(source: Path, target: Path, deepspeed: str | None) -> dict[str, lis
     ours = [sys.executable, "-m", "torchzip", "convert", os.fspath(source)]
     found = {
         "torchzip": [*ours, f"{target}.bin"],
-        "torchzip, jobs=2": [*ours, f"{target}.bin", "--jobs", "2"],
-        "torchzip, .safetensors": [*ours, f"{target}.safetensors"],
+        "torchzip --jobs 1": [*ours, f"{target}.bin", "--jobs", "1"],
+        f"torchzip{_SAFE}": [*ours, f"{target}.safetensors"],
+        f"torchzip{_SAFE} --jobs 1": [*ours, f"{target}.safetensors", "--jobs", "1"],
     }
     if deepspeed is not None:
         script = [deepspeed, "-m", "deepspeed.utils.zero_to_fp32", os.fspath(source)]
-        found["zero_to_fp32.py"] = [*script, os.fspath(target)]
-        found["zero_to_fp32.py, .safetensors"] = [
+        found[_SCRIPT] = [*script, os.fspath(target)]
+        found[_SCRIPT + _SAFE] = [
             *script,
             os.fspath(target),
             "--safe_serialization",
         ]
     return found
+
+
+def disk_alone(target: Path, nbytes: int) -> float:
+    """Return the seconds that as many bytes take to the disk, past the cache and synced."""
+    write = writing(target, nbytes)
+    begin = time.perf_counter()
+    write()
+    os.sync()
+    seconds = time.perf_counter() - begin
+    target.unlink()
+    return seconds
 
 
 def digest(target: Path) -> str:
@@ -134,19 +149,29 @@ def main() -> None:
         figures: dict[str, list[tuple[float, int]]] = {}
         digests = set()
         for _ in range(arguments.rounds):
+            alone = disk_alone(target, round(arguments.size * 1e9))
+            figures.setdefault(DISK, []).append((alone, 0))
             for tool, command in commands(source, target, arguments.deepspeed).items():
                 figures.setdefault(tool, []).append(measured(command, environment))
                 digests.add(digest(target))
         if len(digests) > 1:
             raise RuntimeError("the outputs differ")
-    print(
-        f"ZeRO-3, {_RANKS} ranks, {arguments.size:g} GB\n\n| tool | seconds | peak |\n|---|---|---|"
-    )
+    print(f"ZeRO-3, {_RANKS} ranks, {arguments.size:g} GB\n")
+    print("| tool | seconds | peak | the script in the same round takes |\n|---|---|---|---|")
     for tool, rounds in figures.items():
-        seconds = statistics.median(each for each, _ in rounds)
-        low, high = min(rounds)[0], max(rounds)[0]
+        seconds = [each for each, _ in rounds]
         peak = max(nbytes for _, nbytes in rounds) / 1e6
-        print(f"| {tool} | {seconds:.1f} ({low:.1f} to {high:.1f}) | {peak:,.0f} MB |")
+        script = _SCRIPT + (_SAFE if _SAFE in tool else "")
+        ratio = ""
+        if script in figures and tool.startswith("torchzip"):
+            times = [other / own for (other, _), own in zip(figures[script], seconds, strict=True)]
+            ratio = f"{spread(times)} times as long"
+        print(f"| {tool} | {spread(seconds)} | {peak:,.0f} MB | {ratio} |")
+
+
+def spread(values: list[float]) -> str:
+    """Return the median of values, the least and the greatest."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 if __name__ == "__main__":

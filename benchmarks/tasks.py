@@ -493,7 +493,13 @@ def _rows() -> list[Row]:
     rows += [
         Row(
             f"convert big to a .safetensors of bfloat16, {alone}",
-            {"torchzip": {"torch mmap": 2.5}}, checkpoints.to_safetensors, prepare_big,
+            {"torchzip": {"torch mmap": 2.5}, "torchzip jobs=2": {"torch mmap": 2.5}},
+            checkpoints.to_safetensors, prepare_big,
+        ),
+        Row(
+            "convert big to a .safetensors of bfloat16, all with fsync",
+            {"torchzip": {"torch mmap": 2.5}, "torchzip jobs=2": {"torch mmap": 2.5}},
+            partial(checkpoints.to_safetensors, durable=True), prepare_big,
         ),
         Row(
             "load big, which is not in the page cache",

@@ -67,6 +67,15 @@ def test_what_is_copied_is_for_one(tmp_path: Path) -> None:
     assert jobs_of(tmp_path / "m.pt", tmp_path / "o.pt", verify=True) == 3
 
 
+def test_files_of_a_directory(tmp_path: Path) -> None:
+    """Shards are files like one alone."""
+    tz.save({"w": np.ones(5000, np.float32), "v": np.ones(5000, np.float32)}, tmp_path / "m.pt")
+    source, target = tmp_path / "m.safetensors.index.json", tmp_path / "o.pt"
+    tz.convert(tmp_path / "m.pt", source, max_shard_size=20_480)
+    assert jobs_of(source, target, dtype="float16") == 3
+    assert jobs_of(source, target) == 3  # to compute the CRCs
+
+
 def test_what_is_not_a_file_is_for_one(tmp_path: Path) -> None:
     """Another process does not have a file object."""
     tz.save({"w": np.ones(5000, np.float32)}, tmp_path / "m.pt")

@@ -175,17 +175,24 @@ def test_zip_is_byte_identical_to_save(tmp_path: Path, suffix: str) -> None:
         assert (tmp_path / "o.safetensors").read_bytes() == expected
 
 
-def test_unchanged_bytes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_unchanged_bytes_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sharded: bool
+) -> None:
     """From zip to zip the kernel copies, and the CRC goes along."""
     if not hasattr(os, "copy_file_range"):
         pytest.skip("no copies by the kernel on this system")
-    tz.save({"w": np.arange(1 << 20)}, tmp_path / "m.pt")
+    source = tmp_path / "m.pt"
+    tz.save({"w": np.arange(1 << 20)}, source)
+    if is_sharded:
+        tz.convert(source, tmp_path / "m.bin.index.json", max_shard_size="1GB")
+        source = tmp_path / "m.bin.index.json"
 
     def no_read(*args: Any) -> None:
         raise AssertionError("tensor data was read")
 
     monkeypatch.setattr("torchzip.tensors.storage.SpanStorage.read_into", no_read)
-    tz.convert(tmp_path / "m.pt", tmp_path / "o.pt", rename={"w": "v"})
+    tz.convert(source, tmp_path / "o.pt", rename={"w": "v"})
     monkeypatch.undo()
     with tz.lazy_load(tmp_path / "o.pt") as ckpt:
         assert ckpt.verify().without_crc == ()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
 import pickle
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,10 +19,11 @@ from tests.sampling import costly
 from tests.tensors.test_specs import indices
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.files.crc import crc32
+from torchzip.files.source import FileObjectSource
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck, boxes
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
-from torchzip.tensors.storage import ArrayStorage
+from torchzip.tensors.storage import FixedPlace, SpanStorage, compare_crcs
 
 Shape = tuple[int, ...]
 Array = np.ndarray[Any, Any]
@@ -39,8 +43,9 @@ def _chunk(array: Array, at: Shape, sizes: Shape, how: str = "C") -> Chunk:
         owner = laid_out = np.array(part, order="C")
     stride = tuple(step // 4 for step in laid_out.strides)
     offset = 1 if how == "gaps" else 0
-    storage = ArrayStorage(owner.reshape(-1), "float32")
-    storage.crc = crc32(storage.data.data)
+    data = owner.tobytes()
+    place = FixedPlace(FileObjectSource(io.BytesIO(data)), 0)
+    storage = SpanStorage("float32", len(data), "cpu", f"{at} {how}", place, crc32(data))
     return Chunk(at, sizes, f"{at}", TensorSpec("float32", sizes, stride, offset, storage))
 
 
@@ -95,6 +100,52 @@ def test_equals_the_whole(data: st.DataObject) -> None:
     except IndexError:
         return
     np.testing.assert_array_equal(lazy[key], expected)
+
+
+@given(st.data(), st.booleans())
+def test_ranges_compare_the_crcs(data: st.DataObject, is_damaged: bool) -> None:
+    """Readers of ranges that follow one another take the CRC of each chunk together."""
+    array, storage, _ = _made(data)
+    in_order = storage.compared()
+    assert len(in_order) + len(storage.uncompared) == len(storage.chunks)
+    assert not any("C" in str(each.record) for each in storage.uncompared)
+    if is_damaged and in_order:
+        data.draw(st.sampled_from(in_order)).crc ^= 1  # type: ignore[operator]
+    cuts = sorted({0, array.size, *data.draw(st.lists(st.integers(0, array.size), max_size=4))})
+    crcs = []
+    for first, last in itertools.pairwise(cuts):
+        reader = storage.reader(4 * first, 4 * last, data.draw(st.sampled_from([0, 40, 1 << 20])))
+        at = first
+        while at < last:
+            stop = data.draw(st.integers(at + 1, last))
+            out = np.empty(4 * (stop - at), np.uint8)
+            reader.read_into(4 * at, out)
+            np.testing.assert_array_equal(out.view(np.float32), array.reshape(-1)[at:stop])
+            at = stop
+        crcs.append(reader.crcs())
+    ranges = list(zip(*crcs, strict=True))
+    if is_damaged and in_order:
+        with pytest.raises(tz.FormatError, match="CRC"):
+            compare_crcs(in_order, ranges)
+    else:
+        compare_crcs(in_order, ranges)
+        for found, compared in zip(ranges, in_order, strict=True):
+            assert [each.stop for each in found][-1] == compared.nbytes
+            assert [each.start for each in found[1:]] == [each.stop for each in found[:-1]]
+
+
+@pytest.mark.parametrize("how", ["C", "F"])
+def test_the_memory_of_a_reader_goes_with_it(how: str) -> None:
+    """At once: each piece of a large tensor has a reader, and a window."""
+    array = np.arange(24, dtype=np.float32).reshape(4, 6)
+    cuts: list[tuple[Shape, Shape]] = [((0, 0), (4, 2)), ((0, 2), (4, 4))]
+    storage = ChunkedStorage("float32", (4, 6), [_chunk(array, *cut, how) for cut in cuts], "w")
+    for each in (storage, ElementStorage(TensorSpec("float32", (6, 4), (1, 6), 0, storage))):
+        reader = each.reader(0, each.nbytes)
+        reader.read_into(0, np.empty(each.nbytes, np.uint8))
+        kept = weakref.ref(reader)
+        del reader
+        assert kept() is None
 
 
 @costly

@@ -23,7 +23,13 @@ from torchzip.tensors.casts import Cast, CastReader, CastStorage
 from torchzip.tensors.chunks import ChunkedStorage
 from torchzip.tensors.computed import ComputedStorage, names_tensor
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import RangeCrc, Reader, SpanStorage, TensorStorage, will_read
+from torchzip.tensors.storage import (
+    RangeCrc,
+    Reader,
+    SpanStorage,
+    TensorStorage,
+    will_read,
+)
 
 Tell = Callable[[int], None]
 
@@ -95,8 +101,7 @@ def _read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
             inner = inner.spec.storage
         if inner.crc:  # it is read from end to end itself
             continue
-        is_joined = isinstance(inner, ChunkedStorage)
-        compared = {id(each) for each in (inner.made_of() if is_joined else inner.compared())}
+        compared = {id(each) for each in inner.compared()}
         left = list(inner.made_of())
         while left:
             part = left.pop()
@@ -120,6 +125,8 @@ def goes_by_ranges(storage: TensorStorage) -> bool:
     inner = storage.base if isinstance(storage, CastStorage) else storage
     if isinstance(inner, ElementStorage):
         return inner.random_access and (inner.is_range or inner.is_strided)
+    if isinstance(inner, ChunkedStorage):
+        return inner.random_access and not inner.uncompared
     return inner.random_access and isinstance(inner, SpanStorage | ComputedStorage | CastStorage)
 
 

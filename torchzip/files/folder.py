@@ -192,6 +192,13 @@ class PooledSource(Source):
         self.opened = file.opened
         self.identity = file.identity
 
+    @property
+    @contextlib.contextmanager
+    def descriptor(self) -> Iterator[int]:
+        """The descriptor of the open file, which stays open within the ``with`` block."""
+        with self._folder.borrow(self) as file, file.descriptor as number:
+            yield number
+
     def status(self) -> Status:
         with self._folder.borrow(self) as file:
             return file.status()

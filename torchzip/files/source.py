@@ -17,6 +17,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from torchzip.errors import TRUNCATED, FormatError
@@ -70,6 +71,16 @@ class Source(Protocol):
         return
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class LocalFile(Protocol):
+    """A Source that is a file of this computer, which other processes can open too."""
+
+    @property
+    def descriptor(self) -> AbstractContextManager[int]:
+        """The descriptor of the open file, for a ``with`` block."""
+        ...
 
 
 def check_inside(source: Source, offset: int, nbytes: int) -> None:

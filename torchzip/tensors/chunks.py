@@ -9,14 +9,14 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.errors import ErrorPlace, TensorError, UnsupportedError
-from torchzip.files.crc import crc32, wrong_crc
+from torchzip.errors import TensorError, UnsupportedError
 from torchzip.files.source import Source
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import (
@@ -31,8 +31,11 @@ from torchzip.tensors.storage import (
     BLOCK_NBYTES,
     READER_NBYTES,
     Bytes,
+    MadeStorage,
     Part,
+    RangeCrc,
     Reader,
+    SpanStorage,
     TensorStorage,
 )
 from torchzip.tensors.windows import WindowReader, whole_rows
@@ -134,13 +137,14 @@ class _Met(NamedTuple):
     """What a chunk has of a box: where that goes in the box, and the view of its tensor."""
 
     chunk: Chunk
+    spec: TensorSpec
     place: tuple[slice, ...]
     shape: Shape
     stride: Shape
     first: int
 
 
-class ChunkedStorage(TensorStorage):
+class ChunkedStorage(MadeStorage):
     """The elements of a tensor in C order, put together from chunks when they are read.
 
     The chunks are none of them empty and have passed a `TilingCheck`. A read opens and
@@ -155,8 +159,8 @@ class ChunkedStorage(TensorStorage):
         self.nbytes = math.prod(shape) * row.itemsize
         self.location = "cpu"
         self.record = record
-        self._dtype = numpy_dtype(torch_dtype)
-        self._shape = shape
+        self.dtype = numpy_dtype(torch_dtype)
+        self.shape = shape
         self._stride = contiguous_stride(shape)
         # Sorted along the axis on which they differ most, to find those that a box meets.
         self._axis = max(
@@ -165,68 +169,83 @@ class ChunkedStorage(TensorStorage):
             default=-1,
         )
         axis = self._axis
-        self._chunks = sorted(chunks, key=lambda chunk: chunk.offsets[axis]) if shape else chunks
-        self._starts = [chunk.offsets[axis] for chunk in self._chunks] if shape else []
+        self.chunks = sorted(chunks, key=lambda chunk: chunk.offsets[axis]) if shape else chunks
+        self._starts = [chunk.offsets[axis] for chunk in self.chunks] if shape else []
         self._widest = max((chunk.sizes[axis] for chunk in chunks), default=0) if shape else 0
 
     def span(self) -> tuple[Source, int] | None:
-        if len(self._chunks) != 1 or not _is_whole(self._chunks[0].open()):
+        if len(self.chunks) != 1 or not _is_whole(self.chunks[0].open()):
             return None
-        return self._chunks[0].open().storage.span()
+        return self.chunks[0].open().storage.span()
 
     def made_of(self) -> Iterable[TensorStorage]:
-        return [chunk.open().storage for chunk in self._chunks]
+        return [chunk.open().storage for chunk in self.chunks]
 
     def parts(self, start: int, stop: int) -> Iterator[Part]:
-        itemsize = self._dtype.itemsize
-        at_once = self._at_once(BLOCK_NBYTES) // itemsize
-        row = math.prod(self._shape[1:])
+        itemsize = self.dtype.itemsize
+        at_once = self.at_once(BLOCK_NBYTES) // itemsize
+        row = math.prod(self.shape[1:])
         begin, end = whole_rows(start // itemsize, -(-stop // itemsize), row)
         for first in range(begin, end, at_once):
-            for offsets, sizes in boxes(self._shape, first, min(first + at_once, end)):
-                for met in self._meeting(sizes, offsets, (1,) * len(sizes)):
-                    yield from parts_of_view(met.chunk.open(), met.shape, met.stride, met.first)
+            for offsets, sizes in boxes(self.shape, first, min(first + at_once, end)):
+                for met in self.meeting(sizes, offsets, (1,) * len(sizes)):
+                    yield from parts_of_view(met.spec, met.shape, met.stride, met.first)
 
     def read_into(self, start: int, out: Bytes) -> None:
-        itemsize = self._dtype.itemsize
+        itemsize = self.dtype.itemsize
         first, last = start // itemsize, -(-(start + out.nbytes) // itemsize)
         if start < 0 or last * itemsize > self.nbytes:
             raise TensorError("a range outside its storage", record=self.record)
-        whole = np.empty(last - first, self._dtype)
-        for _ in self._read_range(first, last, whole):
-            pass
+        whole = np.empty(last - first, self.dtype)
+        _ChunkedReader(self, start, start + out.nbytes).fill(first, last, whole)
         skip = start - first * itemsize
         out[:] = whole.view(np.uint8)[skip : skip + out.nbytes]
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
-        itemsize = self._dtype.itemsize
-        row = math.prod(self._shape[1:])
-        at_once = min(nbytes, self._at_once(BLOCK_NBYTES)) if nbytes else 0
-        return WindowReader(self, self._gather, itemsize, row, -(-stop // itemsize), at_once)
+        return _ChunkedReader(self, start, stop, nbytes)
 
-    def _gather(self, first: int, last: int, out: Bytes) -> None:
-        for _ in self._read_range(first, last, out.view(self._dtype)):
-            pass
+    def compared(self) -> list[SpanStorage]:
+        return [each for _, found in self.with_crcs for each in found]
+
+    @cached_property
+    def with_crcs(self) -> list[tuple[Chunk, list[SpanStorage]]]:
+        """The chunks that are all of their storage, and what that compares, if anything."""
+        opened = ((chunk, chunk.open()) for chunk in self.chunks)
+        whole = ((chunk, spec.storage.compared()) for chunk, spec in opened if _is_whole(spec))
+        return [(chunk, found) for chunk, found in whole if found]
+
+    @cached_property
+    def uncompared(self) -> list[TensorStorage]:
+        """What has a CRC and is not read from end to end when this is: of another order, a part."""
+        compared = {id(each) for each in self.compared()}
+        return [each for each in self.made_of() if each.crc and id(each) not in compared]
+
+    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        """Yield all bytes in order, and compare every CRC; some are of what is read once more."""
+        for storage in self.uncompared:
+            for _ in storage.checked_blocks():
+                pass
+        yield from super().checked_blocks(nbytes)
 
     @property
     def tensors(self) -> list[TensorSpec]:
         """The tensors in the boxes."""
-        return [chunk.open() for chunk in self._chunks]
+        return [chunk.open() for chunk in self.chunks]
 
     def with_tensors(self, torch_dtype: str, tensors: Iterable[TensorSpec]) -> ChunkedStorage:
         """Return the same boxes with other tensors, in the order of `tensors`."""
         chunks = [
             Chunk(old.offsets, old.sizes, old.place, spec)
-            for old, spec in zip(self._chunks, tensors, strict=True)
+            for old, spec in zip(self.chunks, tensors, strict=True)
         ]
-        made = ChunkedStorage(torch_dtype, self._shape, chunks, self.record or "")
+        made = ChunkedStorage(torch_dtype, self.shape, chunks, self.record or "")
         made.random_access, made.depth = self.random_access, self.depth + 1
         return made
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
     ) -> Array | None:
-        if dtype != self._dtype:
+        if dtype != self.dtype:
             return None
         index: list[int] = []
         for step in self._stride:
@@ -242,92 +261,42 @@ class ChunkedStorage(TensorStorage):
             counts[axis], strides[axis] = size, step // self._stride[axis]
             axis += 1
         made = np.empty(counts, dtype)
-        for _ in self._read_box(made, index, strides):
-            pass
+        for met in self.meeting(counts, index, strides):
+            made[met.place] = read_view(met.spec, met.shape, met.stride, met.first)
         return made.reshape(sizes)
 
     def _fits(self, axis: int, first: int, size: int, step: int) -> bool:
         jump, rest = divmod(step, self._stride[axis])
-        return not rest and jump > 0 and first + (size - 1) * jump < self._shape[axis]
+        return not rest and jump > 0 and first + (size - 1) * jump < self.shape[axis]
 
-    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        return self._blocks(nbytes, {})
+    @cached_property
+    def _in_order(self) -> bool:
+        """Whether each chunk lies in its storage as it does in the box, or is one element."""
+        return all(_is_range(spec) or not any(spec.stride) for spec in self.tensors)
 
-    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        """Yield all bytes in order, and compare the CRC of every chunk.
+    @cached_property
+    def are_runs(self) -> bool:
+        """Whether each chunk is a run of the tensor's bytes, and one of its own storage."""
+        boxes_are = all(_is_run(chunk.sizes, self.shape) for chunk in self.chunks)
+        return boxes_are and all(_is_stored_run(spec) for spec in self.tensors)
 
-        What a range of the whole tensor takes from a chunk is a run of it in C order, and the
-        runs follow one another. So a chunk in C order is checked while it is read; others
-        are read once more.
-        """
-        running: dict[int, int] = {}
-        for chunk in self._chunks:
-            spec = chunk.open()
-            if spec.storage.crc:
-                if _is_whole(spec):
-                    running[id(chunk)] = 0
-                else:
-                    with ErrorPlace(path=chunk.place):
-                        for _ in spec.storage.checked_blocks():
-                            pass
-        yield from self._blocks(nbytes, running)
-        for chunk in self._chunks:
-            storage = chunk.open().storage
-            if id(chunk) in running and storage.crc and running[id(chunk)] != storage.crc:
-                raise wrong_crc(running[id(chunk)], storage.crc, storage.record, chunk.place)
-
-    def _blocks(self, nbytes: int, running: dict[int, int]) -> Iterator[Bytes]:
-        """Yield all bytes in order; bring the CRCs of some chunks, by their ids, up to date."""
-        itemsize = self._dtype.itemsize
-        numel = self.nbytes // itemsize
-        at_once = self._at_once(nbytes) // itemsize
-        buffer = np.empty(min(at_once, numel), self._dtype)
-        for first in range(0, numel, at_once):
-            read = buffer[: numel - first]
-            for chunk, part in self._read_range(first, first + read.size, read):
-                if id(chunk) in running:
-                    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-                    running[id(chunk)] = crc32(data.data, running[id(chunk)])
-            raw = read.view(np.uint8)
-            for start in range(0, raw.size, nbytes):
-                yield raw[start : start + nbytes]
-
-    def _at_once(self, nbytes: int) -> int:
+    def at_once(self, nbytes: int) -> int:
         """Return how many bytes to put together at once, where ``nbytes`` would do otherwise.
 
         Where rows go through many chunks, many rows at once make long runs in each. Of a chunk in
         another order each read costs gaps, so there are few.
         """
-        at_once = max(nbytes, _RUN_NBYTES * len(self._chunks))
-        in_order = all(_is_range(spec) or not any(spec.stride) for spec in self.tensors)
-        if at_once > _MOST_NBYTES or not in_order:
+        at_once = max(nbytes, _RUN_NBYTES * len(self.chunks))
+        if at_once > _MOST_NBYTES or not self._in_order:
             at_once = _MOST_NBYTES
         return at_once
 
-    def _read_range(self, first: int, last: int, out: Array) -> Iterator[tuple[Chunk, Array]]:
-        """Fill ``out`` with the elements of a range; yield what each chunk gave, in order."""
-        done = 0
-        for start, sizes in boxes(self._shape, first, last):
-            count = math.prod(sizes)
-            target = out[done : done + count].reshape(sizes)
-            yield from self._read_box(target, start, (1,) * len(sizes))
-            done += count
-
-    def _read_box(
-        self, target: Array, start: Sequence[int], steps: Sequence[int]
-    ) -> Iterator[tuple[Chunk, Array]]:
-        """Fill ``target`` with every ``steps``-th element from ``start`` on, axis by axis."""
-        for met in self._meeting(target.shape, start, steps):
-            part = read_view(met.chunk.open(), met.shape, met.stride, met.first)
-            target[met.place] = part
-            yield met.chunk, part
-
-    def _meeting(
+    def meeting(
         self, shape: Sequence[int], start: Sequence[int], steps: Sequence[int]
     ) -> Iterator[_Met]:
         """Yield what chunks have of every ``steps``-th element from ``start`` on, axis by axis."""
-        chunks = self._chunks
-        if self._shape:
+        chunks = self.chunks
+        if self.shape:
             axis = self._axis
             stop = start[axis] + (shape[axis] - 1) * steps[axis] + 1
             chunks = chunks[
@@ -354,21 +323,133 @@ class ChunkedStorage(TensorStorage):
             first = spec.storage_offset + sum(
                 at * own for at, own in zip(inside, spec.stride, strict=True)
             )
-            yield _Met(chunk, tuple(place), tuple(counts), stride, first)
+            yield _Met(chunk, spec, tuple(place), tuple(counts), stride, first)
+
+
+class _ChunkedReader(WindowReader):
+    """Reads each chunk through a reader of its own storage, which takes the CRC of what it reads.
+
+    What a range of the tensor takes from a chunk is a run of it in C order, and the runs follow
+    one another. Chunks that are runs of the tensor are read to where they are wanted; of others,
+    rows are put together in a window.
+    """
+
+    def __init__(
+        self, storage: ChunkedStorage, start: int, stop: int, nbytes: int = READER_NBYTES
+    ) -> None:
+        shape, itemsize = storage.shape, storage.dtype.itemsize
+        self._itemsize = itemsize
+        self._range = (start // itemsize, -(-stop // itemsize))
+        at_once = min(nbytes, storage.at_once(BLOCK_NBYTES)) if nbytes else 0
+        row = math.prod(shape[1:])
+        super().__init__(storage, itemsize, row, self._range[1], at_once)
+        self._chunked = storage
+        self._share = nbytes // max(1, len(storage.chunks))
+        self._readers: dict[int, Reader] = {}
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        first, skip = divmod(start, self._itemsize)
+        count, rest = divmod(out.size, self._itemsize)
+        if self._chunked.are_runs and not skip and not rest:
+            self.gather(first, first + count, out)
+        else:
+            super().read_into(start, out)
+
+    def gather(self, first: int, last: int, out: Bytes) -> None:
+        self.fill(first, last, out.view(self._chunked.dtype))
+
+    def fill(self, first: int, last: int, out: Array) -> None:
+        """Fill ``out`` with the elements of a range."""
+        done = 0
+        for start, sizes in boxes(self._chunked.shape, first, last):
+            count = math.prod(sizes)
+            target = out[done : done + count].reshape(sizes)
+            for met in self._chunked.meeting(sizes, start, (1,) * len(sizes)):
+                self._read(met, target[met.place] if met.place else target)
+            done += count
+
+    def _read(self, met: _Met, place: Array) -> None:
+        if not _is_stored_run(met.spec):
+            place[...] = read_view(met.spec, met.shape, met.stride, met.first)
+            return
+        reader = self._reader_of(met.chunk, met.spec)
+        run = place if place.flags.c_contiguous else np.empty(met.shape, place.dtype)
+        reader.read_into(met.first * self._itemsize, run.reshape(-1).view(np.uint8))
+        if run is not place:
+            place[...] = run
+
+    def _reader_of(self, chunk: Chunk, spec: TensorSpec) -> Reader:
+        reader = self._readers.get(id(chunk))
+        if reader is None:
+            start, stop = self._range_of(chunk, spec)
+            reader = self._readers[id(chunk)] = spec.storage.reader(start, stop, self._share)
+        return reader
+
+    def _range_of(self, chunk: Chunk, spec: TensorSpec) -> tuple[int, int]:
+        """Return the bytes of a chunk's storage that are read for the range of this reader."""
+        shape = self._chunked.shape
+        start, stop = (
+            (spec.storage_offset + elements_before(chunk, shape, each)) * self._itemsize
+            for each in self._range
+        )
+        return start, stop
+
+    def crcs(self) -> list[RangeCrc]:
+        found: list[RangeCrc] = []
+        for chunk, compared in self._chunked.with_crcs:
+            if id(chunk) not in self._readers and compared == [chunk.open().storage]:
+                at = self._range_of(chunk, chunk.open())[0]
+                found.append(RangeCrc(at, at, 0))  # as a reader gives it that has read nothing
+            else:
+                found += self._reader_of(chunk, chunk.open()).crcs()
+        return found
+
+
+def elements_before(chunk: Chunk, shape: Shape, element: int) -> int:
+    """Return how many elements of a chunk come before one of the whole tensor in C order.
+
+    >>> chunk = Chunk((0, 2), (3, 2), "columns 2 and 3 of 3 rows")
+    >>> [elements_before(chunk, (3, 4), element) for element in (0, 3, 4, 10, 12)]
+    [0, 1, 2, 4, 6]
+    """
+    left, found = math.prod(shape), 0
+    inner = math.prod(chunk.sizes)
+    if element >= left:
+        return inner
+    for whole, offset, size in zip(shape, chunk.offsets, chunk.sizes, strict=True):
+        left //= whole
+        inner //= size
+        index, element = divmod(element, left)
+        found += min(max(index - offset, 0), size) * inner
+        if not offset <= index < offset + size:
+            break
+    return found
 
 
 def _is_whole(spec: TensorSpec) -> bool:
     """Return whether a tensor is all of its storage, in C order."""
-    return (
-        not (spec.conj or spec.neg or spec.storage_offset)
-        and spec.numel * DTYPES[spec.torch_dtype].itemsize == spec.storage.nbytes
-        and _is_range(spec)
-    )
+    nbytes = spec.numel * DTYPES[spec.torch_dtype].itemsize
+    return _is_stored_run(spec) and (spec.storage_offset, nbytes) == (0, spec.storage.nbytes)
+
+
+def _is_stored_run(spec: TensorSpec) -> bool:
+    """Return whether the elements of a tensor are bytes of its storage as they are."""
+    return _is_range(spec) and not (spec.conj or spec.neg)
 
 
 def _is_range(spec: TensorSpec) -> bool:
     """Return whether the elements of a tensor follow one another in its storage, in C order."""
     return is_contiguous(spec.shape, spec.stride)
+
+
+def _is_run(sizes: Shape, shape: Shape) -> bool:
+    """Return whether the elements of a box follow one another in a tensor of a shape.
+
+    >>> [_is_run(sizes, (4, 3, 2)) for sizes in ((2, 3, 2), (1, 2, 2), (2, 2, 2), (1, 1, 1))]
+    [True, True, False, True]
+    """
+    first = next((axis for axis, size in enumerate(sizes) if size > 1), len(sizes))
+    return sizes[first + 1 :] == shape[first + 1 :]
 
 
 def boxes(shape: Shape, first: int, last: int) -> Iterator[tuple[Shape, Shape]]:

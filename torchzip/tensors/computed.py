@@ -28,9 +28,9 @@ from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.packing import ElementStorage, elements_of
 from torchzip.tensors.specs import Shape, TensorSpec, contiguous_stride
 from torchzip.tensors.storage import (
-    BLOCK_NBYTES,
     READER_NBYTES,
     Bytes,
+    MadeStorage,
     Part,
     RangeCrc,
     Reader,
@@ -112,7 +112,7 @@ def operand_of(spec: TensorSpec, computed: str, row: Shape = (), repeat: int = 1
     return Operand(elements_of(spec), spec.torch_dtype, computed, row, repeat)
 
 
-class ComputedStorage(TensorStorage):
+class ComputedStorage(MadeStorage):
     """What a function makes of operands: ``rows`` rows of the shape ``row``, in C order.
 
     It is computed in the dtype ``computed`` and rounded to ``dtype``, as `Cast` rounds. Rows
@@ -180,22 +180,6 @@ class ComputedStorage(TensorStorage):
 
     def compared(self) -> list[SpanStorage]:
         return _compared(self.operands)
-
-    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        return self._blocks(self.reader(0, self.nbytes), nbytes)
-
-    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        """Yield all bytes in order, and compare the CRCs of what was read from end to end."""
-        reader = self.reader(0, self.nbytes)
-        yield from self._blocks(reader, nbytes)
-        compare_crcs(self.compared(), [[each] for each in reader.crcs()])
-
-    def _blocks(self, reader: Reader, nbytes: int) -> Iterator[Bytes]:
-        buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
-        for start in range(0, self.nbytes, nbytes):
-            block = buffer[: self.nbytes - start]
-            reader.read_into(start, block)
-            yield block
 
 
 def rows_of_block(operands: Sequence[Operand], row: Shape = ()) -> int:

@@ -119,9 +119,9 @@ class ElementStorage(TensorStorage):
             nbytes = min(nbytes, _SMALL_GATHER_NBYTES)
         itemsize = self._element_nbytes
         row = math.prod(self.spec.shape[1:])
-        return WindowReader(self, self._gather, itemsize, row, -(-stop // itemsize), nbytes)
+        return _GatheringReader(self, itemsize, row, -(-stop // itemsize), nbytes)
 
-    def _gather(self, first: int, last: int, out: Bytes) -> None:
+    def gather_range(self, first: int, last: int, out: Bytes) -> None:
         """Fill ``out`` with a range of the elements."""
         spec = self.spec
         elements = out.view(numpy_dtype(spec.torch_dtype))
@@ -176,6 +176,15 @@ class ElementStorage(TensorStorage):
                 if part.size:
                     yield part
                 at += block.size
+
+
+class _GatheringReader(WindowReader):
+    """Reads elements that do not follow one another."""
+
+    _storage: ElementStorage
+
+    def gather(self, first: int, last: int, out: Bytes) -> None:
+        self._storage.gather_range(first, last, out)
 
 
 class _RunReader(Reader):

@@ -172,6 +172,26 @@ class TensorStorage(ABC):
             raise wrong_crc(found, self.crc, self.record)
 
 
+class MadeStorage(TensorStorage):
+    """Bytes that are made of other storages by a `Reader`, which compares what it reads."""
+
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        return self._blocks(self.reader(0, self.nbytes), nbytes)
+
+    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        """Yield all bytes in order, and compare the CRCs of what was read from end to end."""
+        reader = self.reader(0, self.nbytes)
+        yield from self._blocks(reader, nbytes)
+        compare_crcs(self.compared(), [[each] for each in reader.crcs()])
+
+    def _blocks(self, reader: Reader, nbytes: int) -> Iterator[Bytes]:
+        buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
+        for start in range(0, self.nbytes, nbytes):
+            block = buffer[: self.nbytes - start]
+            reader.read_into(start, block)
+            yield block
+
+
 class Measure(NamedTuple):
     """What a pickle says of a storage, but for its key."""
 
@@ -333,17 +353,21 @@ class SpanStorage(TensorStorage):
         return [self] if self.crc else []
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
-        return _SpanReader(self, start) if self._swap_nbytes == 1 else Reader(self)
+        return _SpanReader(self, start, stop) if self._swap_nbytes == 1 else Reader(self)
 
 
 class _SpanReader(Reader):
-    """Looks once for the place, and takes the CRC of what it reads as long as there is no gap."""
+    """Looks once for the place, and takes the CRC of what it reads as long as there is no gap.
 
-    def __init__(self, storage: SpanStorage, start: int) -> None:
+    What is read beyond ``stop`` belongs to the reader of the next range.
+    """
+
+    def __init__(self, storage: SpanStorage, start: int, stop: int) -> None:
         super().__init__(storage)
         self._nbytes = storage.nbytes
         self._source, self._offset = storage._locator.locate(storage.record)
         self._start = self._at = start
+        self._stop = stop
         self._crc = RunningCrc32() if storage.crc else None
 
     def read_into(self, start: int, out: Bytes) -> None:
@@ -351,8 +375,9 @@ class _SpanReader(Reader):
         if start < 0 or stop > self._nbytes:
             raise TensorError("a range outside its storage", record=self._storage.record)
         self._source.read_into(self._offset + start, out.data)
+        stop = min(stop, self._stop)
         if self._crc is not None and start <= self._at < stop:
-            self._crc.update(out[self._at - start :].data)
+            self._crc.update(out[self._at - start : stop - start].data)
             self._at = stop
 
     def crcs(self) -> list[RangeCrc]:

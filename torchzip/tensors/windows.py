@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -16,20 +16,18 @@ def whole_rows(first: int, last: int, row: int) -> tuple[int, int]:
     return first, last
 
 
-class WindowReader(Reader):
+class WindowReader(Reader, ABC):
     """Reads elements that are best gathered many at once: a window of them, which it keeps.
 
-    ``gather`` fills memory with a range of elements. A window has about ``nbytes``, or what is
+    A window has about ``nbytes``, or what is
     asked for if that is more. It does not go past the element ``stop``, but for whole rows, of
     ``row`` elements: a part of one costs as many reads as all of it.
     """
 
     def __init__(
-        self, storage: TensorStorage, gather: Callable[[int, int, Bytes], None], itemsize: int,
-        row: int, stop: int, nbytes: int,
-    ) -> None:  # fmt: skip
+        self, storage: TensorStorage, itemsize: int, row: int, stop: int, nbytes: int
+    ) -> None:
         super().__init__(storage)
-        self._gather = gather
         self._itemsize = itemsize
         self._row = row
         self._stop = stop
@@ -37,6 +35,10 @@ class WindowReader(Reader):
         self._memory = np.empty(0, np.uint8)
         self._window = self._memory
         self._at = 0  # the byte where the window begins
+
+    @abstractmethod
+    def gather(self, first: int, last: int, out: Bytes) -> None:
+        """Fill ``out`` with the elements from ``first`` to ``last``."""
 
     def read_into(self, start: int, out: Bytes) -> None:
         done = 0
@@ -58,10 +60,11 @@ class WindowReader(Reader):
             last = first + -(-left // max(1, round(left / most)))  # as many in each window
         first, last = whole_rows(first, last, row)
         last = min(last, self._storage.nbytes // self._itemsize)
-        self._window = self._memory[:0]  # until it is filled
+        self._window = np.empty(0, np.uint8)  # until it is filled
         nbytes = (last - first) * self._itemsize
         if self._memory.size < nbytes:
+            self._memory = self._window  # the old memory goes before there is new
             self._memory = np.empty(nbytes, np.uint8)
         window = self._memory[:nbytes]
-        self._gather(first, last, window)
+        self.gather(first, last, window)
         self._at, self._window = first * self._itemsize, window
