@@ -40,6 +40,17 @@ def _zip(value: bytes, **records: bytes) -> bytes:
     return b.build_zip(made)
 
 
+def _commented(nbytes: int, before: int = 0) -> bytes:
+    """Return an archive with a comment, and a record of so many bytes before it."""
+    made = b.members_of(b.stream(b"N"))
+    data = b.build_zip([*made, b.Member(name=b"archive/more", data=bytes(before))])
+    return data[:-2] + nbytes.to_bytes(2, "little") + b"c" * nbytes
+
+
+def _in_folder(nbytes: int) -> bytes:
+    return b.build_zip(b.members_of(b.stream(b"N"), root="x" * nbytes))
+
+
 def _v3(dtype: str, requires_grad: bytes = _NO_GRADIENT, *, old: bool = False) -> bytes:
     pid = _pid(_UNTYPED, 16, old=old)
     return b.call(_V3, pid, 0, (4,), (1,), requires_grad, b.HOOKS, b.name("torch", dtype))
@@ -90,6 +101,14 @@ ROWS: dict[str, tuple[bytes, str, str]] = {
     "no storage alignment": (_zip(b"N", __storage_alignment=b""), "refuses", "a number"),
     "a serialization id": (b.build_zip([*b.members_of(b.stream(b"N")),
      b.Member(name=b"archive/.data/serialization_id", data=b"\xff")]), "refuses", "not UTF-8"),
+    "a comment of 3,000 bytes": (_commented(3000), "accepts", ""),
+    "a comment of 5,000 bytes": (_commented(5000), "refuses", "far from the end"),
+    "a comment of 5,000 bytes far behind": (_commented(5000, 9000), "accepts", ""),
+    "a comment of 65,535 bytes": (_commented(65_535), "refuses", "far from the end"),
+    "a folder of 510 bytes": (_in_folder(510), "accepts", ""),
+    "a folder of 511 bytes": (_in_folder(511), "refuses", "511 bytes"),
+    "a name that is not UTF-8": (b.build_zip([*b.members_of(b.stream(b"N")),
+     b.Member(name=b"archive/\xff", data=b"")]), "refuses", "not UTF-8"),
     "a device": (_zip(b.call("torch.device", "cuda:1")), "accepts", ""),
     "an odd device": (_zip(b.call("torch.device", "gpu")), "refuses", "'gpu'"),
     "a device of two indices": (_zip(b.call("torch.device", "cuda:0", 1)), "refuses", "index"),

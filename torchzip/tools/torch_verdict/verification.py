@@ -108,6 +108,12 @@ def verified(
     )
 
 
+#: What torch's zip reader (miniz) reads at once in search of the end record. Reads overlap by 3.
+_SEARCHED_NBYTES = 4096
+#: It gives torch no more of a name, which must have the slash behind the folder.
+_MOST_IN_NAME = 511
+
+
 class Verdict(NamedTuple):
     """What torch.load does with a file; see `Verified`."""
 
@@ -175,4 +181,15 @@ def _archive_reason(archive: ZipReader) -> str | None:
                 parse(text)
             except ValueError:
                 return f"the record {name} is {shown(text, 20)}{wrong}"
+    # torch goes backwards through the file, and past its beginning if it finds no end record.
+    lowest = max(archive.source.size - _SEARCHED_NBYTES, 0) % (_SEARCHED_NBYTES - 3)
+    if archive.end.at < lowest:
+        return "the end record is so far from the end of the file that torch does not find it"
+    if len(os.fsencode(archive.root)) >= _MOST_IN_NAME:
+        return f"records are in a folder whose name has {len(os.fsencode(archive.root)):,} bytes"
+    for written in [os.fsencode(archive.root), *(each.encode("latin-1") for each in archive)]:
+        try:
+            written.decode()
+        except UnicodeDecodeError:
+            return f"the name {shown(written, 40)} is not UTF-8"
     return None
