@@ -80,6 +80,7 @@ def peak_below(nbytes: int) -> Iterator[None]:
     assert peak < nbytes
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("layout", ["zero 2", "zero 3", "ranks"])
 def test_many_ranks(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening reads no tensor, a slice reads its bytes, and converting needs less than a tensor."""

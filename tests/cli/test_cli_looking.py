@@ -101,6 +101,7 @@ def test_a_number_of_many_digits() -> None:
     assert json_value([10**4000, -(10**5000)]) == [10**4000, "an int of 16,610 bits"]
 
 
+@pytest.mark.long
 def test_values_that_lead_to_themselves() -> None:
     """And those that are in too many places, or too deep, are refused."""
     loop: list[Any] = []

@@ -177,6 +177,7 @@ def test_cut_anywhere() -> None:
         assert without_others(data[:nbytes], ("a", "b")) is None
 
 
+@pytest.mark.long
 def test_plans_cost_nothing(made: d.Builder) -> None:
     """Three megabytes of plans are no more than the bytes of the file."""
     made.tensor("w", _A)

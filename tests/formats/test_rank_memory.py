@@ -68,6 +68,7 @@ def _check(around: Path, write: str, size: float, most_mb: int, options: str = "
     assert peak_mb(_HOLES + _CONVERT, made, str(size), options) < most_mb
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("write", [_ZERO, _RANKS], ids=["zero", "ranks"])
 def test_300_mb(folder: Path, write: str) -> None:  # noqa: F811
     """With a cast."""

@@ -213,6 +213,7 @@ def _calls(folder: Path) -> int:
     return count
 
 
+@pytest.mark.long
 def test_work_is_linear(tmp_path: Path) -> None:
     """Twice the files are twice the work, as calls are counted."""
     counts = [_calls(_thin(tmp_path / str(count), count)) for count in (20, 100, 300)]

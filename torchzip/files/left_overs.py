@@ -42,7 +42,11 @@ def prefix_for(target: str) -> str:
 
 
 def remove_left_overs(target: str) -> list[str]:
-    """Remove the temporary files of a target whose writers are gone; return their paths."""
+    """Remove the temporary files of a target whose writers are gone; return their paths.
+
+    An empty one may also belong to somebody who has just made it and makes another then: these go
+    as well, and are not returned, as nothing is proved.
+    """
     folder, prefix = os.path.dirname(target), prefix_for(target)
     try:
         names = os.listdir(folder)
@@ -53,7 +57,7 @@ def remove_left_overs(target: str) -> list[str]:
 
 
 def _remove(path: str) -> bool:
-    """Remove a file if it belongs to nobody; return whether it did."""
+    """Remove a file if it belongs to nobody; return whether somebody has written to it."""
     try:
         descriptor = open_file(path, os.O_RDWR | NO_FOLLOW | NO_WAIT)
     except OSError:
@@ -61,7 +65,8 @@ def _remove(path: str) -> bool:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not lock(descriptor):
             return False
-        if os.fstat(descriptor).st_nlink == 0:
+        status = os.fstat(descriptor)
+        if status.st_nlink == 0:
             return False  # another run was sooner
         if OPEN_FILES_CAN_GO:
             os.unlink(path)
@@ -75,4 +80,4 @@ def _remove(path: str) -> bool:
             os.unlink(path)
         except OSError:
             return False  # somebody has opened it meanwhile
-    return True
+    return status.st_size > 0

@@ -110,7 +110,7 @@ def verified(
 
 #: What torch's zip reader (miniz) reads at once in search of the end record. Reads overlap by 3.
 _SEARCHED_NBYTES = 4096
-#: It gives torch no more of a name, which must have the slash behind the folder.
+#: It gives torch no more of a name, which must have the slash after the folder.
 _MOST_IN_NAME = 511
 
 
