@@ -57,7 +57,7 @@ class Profile:
         settings.load_profile("torchzip")
 
 
-QUICK = Profile(examples=15, thorough=40, costly=5, rows=7, places=7, inputs=50)
+QUICK = Profile(examples=15, thorough=40, costly=5, rows=6, places=6, inputs=50)
 FULL = Profile(
     examples=300, thorough=1000, costly=100, rows=sys.maxsize, places=sys.maxsize, inputs=1200
 )

@@ -73,8 +73,8 @@ def test_one_that_is_written(path: Path) -> None:
 
 @needs("fcntl")
 def test_one_that_was_just_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is locked it goes, and its writer makes another; nobody says that one was killed."""
-    told = []
+    """It goes before it is locked, and its writer makes another; no process was killed."""
+    told: list[list[str]] = []
 
     def claim(descriptor: int) -> bool:
         if not told:
