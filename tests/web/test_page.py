@@ -20,25 +20,12 @@ import numpy as np
 import pytest
 
 import torchzip as tz
-from tests.browser import DESKTOP, PHONE, SMALL_PHONE, chromium
+from tests.browser import DESKTOP, PHONE, SMALL_PHONE
 from tests.remote.range_server import Answer, RangeServer, serving
 from torchzip.web.site import server, site_files
 
 _STUB = Path(__file__).with_name("stub.mjs")
 EVIL = "<img src=x onerror=\"document.title='run'\">"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Give a browser; skip without one, unless it has to be there."""
-    with contextlib.ExitStack() as stack:
-        try:
-            started = stack.enter_context(chromium())
-        except RuntimeError as error:
-            if os.environ.get("TORCHZIP_REQUIRE_BROWSER") == "1":
-                raise
-            pytest.skip(str(error))
-        yield started
 
 
 def stub_folder(folder: Path) -> Path:
