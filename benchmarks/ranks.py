@@ -80,9 +80,9 @@ def commands(source: Path, target: Path, deepspeed: str | None) -> dict[str, lis
     ours = [sys.executable, "-m", "torchzip", "convert", os.fspath(source)]
     found = {
         "torchzip": [*ours, f"{target}.bin"],
-        "torchzip --jobs 1": [*ours, f"{target}.bin", "--jobs", "1"],
+        "torchzip --jobs 2": [*ours, f"{target}.bin", "--jobs", "2"],
         f"torchzip{_SAFE}": [*ours, f"{target}.safetensors"],
-        f"torchzip{_SAFE} --jobs 1": [*ours, f"{target}.safetensors", "--jobs", "1"],
+        f"torchzip{_SAFE} --jobs 2": [*ours, f"{target}.safetensors", "--jobs", "2"],
     }
     if deepspeed is not None:
         script = [deepspeed, "-m", "deepspeed.utils.zero_to_fp32", os.fspath(source)]

@@ -243,7 +243,7 @@ def convert(
             for line in plan.warnings:
                 warnings.warn(line, UserWarning, stacklevel=2)
             overflowed: dict[str, int] = {}
-            processes = paying_jobs(plan, verify=verify) if jobs == "auto" else jobs or 1
+            processes = paying_jobs(plan) if jobs == "auto" else jobs or 1
             here = computed_here(plan, executor) if executor is not None or processes > 1 else ()
             if plan.nbytes < _WORTH_NBYTES:
                 processes = 1
