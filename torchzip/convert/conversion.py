@@ -118,7 +118,7 @@ def convert(
     ``max_shard_size`` (``"5GB"``, decimal as on the hub, or bytes) writes shards with an index
     if the tensors have more bytes together. ``jobs=N`` shares the work among N processes, and
     ``jobs="auto"`` among as many as pay: one for each core, at most four, and one alone for what is
-    soon done; the bytes are the same. ``executor`` shares it among those of a
+    soon done or only copied; the bytes are the same. ``executor`` shares it among those of a
     `concurrent.futures.Executor`, of a ``Client`` of dask, or of what `torchzip.executors` returns.
     ``progress`` is called with the bytes written so far and in all.
 
