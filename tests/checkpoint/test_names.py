@@ -258,3 +258,16 @@ def test_ways_back_are_bounded() -> None:
     with pytest.raises(LimitError, match="shared_names"):
         names([inner] * 300, shared_names=1000)
     assert names([inner], shared_names=1000) == ["0.0"]
+
+
+def test_two_subclasses_of_no_name() -> None:
+    """The object itself is a tensor that stays a call, with another of no name among its parts."""
+
+    def call(attributes: dict[str, Any]) -> ForeignObject:
+        arguments = (None, None, (), attributes)
+        return ForeignObject("torch._tensor", "_rebuild_from_type_v2", arguments, how="call")
+
+    found = table(call({"": call({})}))
+    assert list(found.subclassed) == [""]
+    with pytest.raises(FormatError, match=r"two tensors are called '': root and root\.args\[3\]"):
+        found.check("")

@@ -124,30 +124,30 @@ class NameTable:
     def check(self, name: str) -> None:
         """Raise FormatError if two tensors have this name."""
         if name in self.conflicts:
-            first, second = (self._place_of(name, leaf) for leaf in self._both(name))
+            first, second = self._places_of(name)
             raise FormatError(
                 f"two tensors are called {name!r}: root{first} and root{second}; take them from "
                 "the checkpoint's root"
             )
 
-    def _both(self, name: str) -> tuple[Any, Any]:
+    def _places_of(self, name: str) -> tuple[str, str]:
+        """Return where the two tensors of a name are: places are only made for a message."""
         second = self.conflicts[name]
-        table = self.subclassed if isinstance(second, ForeignObject) else self.names
-        return table[name], second
+        first = (self.subclassed if isinstance(second, ForeignObject) else self.names)[name]
+        places: dict[int, str] = {}
 
-    def _place_of(self, name: str, leaf: Any) -> str:
-        """Return where a tensor is that has a name: places are only made for a message."""
+        def add(other_name: str, place: tuple[str, str], leaf: Any) -> None:
+            if other_name == name:
+                places.setdefault(id(leaf), "".join(place))
+
+        other = foreign_tensor(self._root)
+        if other is not None:
+            add("", ("", ""), other)
         found = leading_to_leaves(self._root, self._is_leaf, self._items)
-        places: list[str] = []
-
-        def add(other_name: str, place: tuple[str, str], other: Any) -> None:
-            if other is leaf and other_name == name:
-                places.append("".join(place))
-
         ways = len(found.leading) + self._limits.shared_names + 1
         walk: Walk[tuple[str, str]] = Walk(self._limits, ways, sys.maxsize)
         self._walk(found._replace(dense=set()), walk, add)
-        return places[0]
+        return places[id(first)], places[id(second)]
 
     def _children(self, value: Any) -> Iterable[Child]:
         parts = self._parts_of(value) if isinstance(value, ForeignObject) else None
