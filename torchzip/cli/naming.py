@@ -17,9 +17,12 @@ from torchzip.tools.global_names import GlobalName, global_names
 if TYPE_CHECKING:
     from torchzip.tools.scanning.policy import Policy
 
+ALLOW_ARGUMENT = {
+    "--allow POLICY ...": "names that are accepted: a policy file or a preset; may be repeated",
+}
 #: Of the commands whose exit status tells of names that torch.load refuses by default.
 POLICY_ARGUMENTS: dict[str, str | dict[str, Any] | None] = {
-    "--allow POLICY ...": "names that are accepted: a policy file or a preset; may be repeated",
+    **ALLOW_ARGUMENT,
     "--fail-on": {
         "choices": ["foreign", "never"],
         "default": "foreign",

@@ -14,7 +14,7 @@ import torchzip
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text
 from torchzip.cli.command import BAD, DONE, Command, in_options, reading_options, say
-from torchzip.cli.naming import advice, policy_of
+from torchzip.cli.naming import ALLOW_ARGUMENT, advice, policy_of
 from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 
@@ -52,7 +52,7 @@ Exit status: 0 nothing found, 1 findings, 2 wrong usage, 3 a file could not be j
     """,
     arguments={
         "paths": {"metavar": "PATH", "nargs": "+"},
-        "--allow POLICY ...": "names that are accepted: a policy file or a preset; may be repeated",
+        **ALLOW_ARGUMENT,
         "--format": {
             "choices": ["text", "json", "sarif"],
             "default": "text",

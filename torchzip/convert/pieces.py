@@ -23,13 +23,7 @@ from torchzip.tensors.casts import Cast, CastReader, CastStorage
 from torchzip.tensors.chunks import ChunkedStorage
 from torchzip.tensors.computed import ComputedStorage, names_tensor
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import (
-    RangeCrc,
-    Reader,
-    SpanStorage,
-    TensorStorage,
-    will_read,
-)
+from torchzip.tensors.storage import RangeCrc, Reader, SpanStorage, TensorStorage, will_read
 
 Tell = Callable[[int], None]
 

@@ -117,7 +117,7 @@ class Interpreter:
                 if fixed is not None and at + 1 + fixed.size > len(self._data):
                     message = within_argument(opcode)
                 else:
-                    message = f"{opcode.name} needs a value on the stack, and there is none"
+                    message = f"{opcode.name} needs a value, and none is on the stack"
             else:
                 message = f"the pickle ends after {len(self._data):,} bytes without STOP"
             kind = TruncatedPickleError if short > 0 else PickleError
@@ -557,7 +557,7 @@ class Interpreter:
 
 def _under_mark(below: list[list[Any]]) -> list[Any]:
     if not below:
-        raise PickleError("the opcode needs a MARK on the stack, and there is none")
+        raise PickleError("the opcode needs a MARK on the stack, which lacks one")
     return below.pop()
 
 

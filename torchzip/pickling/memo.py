@@ -62,10 +62,6 @@ class Memo(dict[int, Any]):
         self._starts.append(run.start)
         self._in_runs += run.end - run.start
 
-    def is_in_turn(self, number: int) -> bool:
-        """Return whether a number and some that follow it may be put into the dict directly."""
-        return not self._far and number < len(self) + self._in_runs + _AHEAD
-
     def put(self, number: int, value: Any) -> int:
         """Number a value; return the bound below which numbers may go into the dict directly.
 

@@ -171,12 +171,12 @@ def parse_config(
         values = parse_json(file.read(), "the config", path, limits=limits)
     found = _config_in(values)
     if found is None:
-        raise FormatError("there is no quantization_config in it", path=path)
+        raise FormatError("the file has no quantization_config", path=path)
     return QuantizationConfig(found, path)
 
 
 def config_beside(checkpoint: Checkpoint) -> QuantizationConfig:
-    """Return the config in the folder of a checkpoint; an empty one if there is none."""
+    """Return the config in the folder of a checkpoint; an empty one if it has none."""
     for name in _FILES:
         raw = checkpoint.beside(name)
         if raw is None:

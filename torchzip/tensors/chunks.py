@@ -334,37 +334,37 @@ class _ChunkedReader(WindowReader):
     rows are put together in a window.
     """
 
+    _storage: ChunkedStorage
+
     def __init__(
         self, storage: ChunkedStorage, start: int, stop: int, nbytes: int = READER_NBYTES
     ) -> None:
         shape, itemsize = storage.shape, storage.dtype.itemsize
-        self._itemsize = itemsize
         self._range = (start // itemsize, -(-stop // itemsize))
         at_once = min(nbytes, storage.at_once(BLOCK_NBYTES)) if nbytes else 0
         row = math.prod(shape[1:])
         super().__init__(storage, itemsize, row, self._range[1], at_once)
-        self._chunked = storage
         self._share = nbytes // max(1, len(storage.chunks))
         self._readers: dict[int, Reader] = {}
 
     def read_into(self, start: int, out: Bytes) -> None:
         first, skip = divmod(start, self._itemsize)
         count, rest = divmod(out.size, self._itemsize)
-        if self._chunked.are_runs and not skip and not rest:
+        if self._storage.are_runs and not skip and not rest:
             self.gather(first, first + count, out)
         else:
             super().read_into(start, out)
 
     def gather(self, first: int, last: int, out: Bytes) -> None:
-        self.fill(first, last, out.view(self._chunked.dtype))
+        self.fill(first, last, out.view(self._storage.dtype))
 
     def fill(self, first: int, last: int, out: Array) -> None:
         """Fill ``out`` with the elements of a range."""
         done = 0
-        for start, sizes in boxes(self._chunked.shape, first, last):
+        for start, sizes in boxes(self._storage.shape, first, last):
             count = math.prod(sizes)
             target = out[done : done + count].reshape(sizes)
-            for met in self._chunked.meeting(sizes, start, (1,) * len(sizes)):
+            for met in self._storage.meeting(sizes, start, (1,) * len(sizes)):
                 self._read(met, target[met.place] if met.place else target)
             done += count
 
@@ -387,7 +387,7 @@ class _ChunkedReader(WindowReader):
 
     def _range_of(self, chunk: Chunk, spec: TensorSpec) -> tuple[int, int]:
         """Return the bytes of a chunk's storage that are read for the range of this reader."""
-        shape = self._chunked.shape
+        shape = self._storage.shape
         start, stop = (
             (spec.storage_offset + elements_before(chunk, shape, each)) * self._itemsize
             for each in self._range
@@ -396,7 +396,7 @@ class _ChunkedReader(WindowReader):
 
     def crcs(self) -> list[RangeCrc]:
         found: list[RangeCrc] = []
-        for chunk, compared in self._chunked.with_crcs:
+        for chunk, compared in self._storage.with_crcs:
             if id(chunk) not in self._readers and compared == [chunk.open().storage]:
                 at = self._range_of(chunk, chunk.open())[0]
                 found.append(RangeCrc(at, at, 0))  # as a reader gives it that has read nothing

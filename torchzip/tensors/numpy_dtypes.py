@@ -12,7 +12,7 @@ from torchzip.dtypes import ALIASES, DTYPES
 
 
 def _dtype(name: str) -> np.dtype[Any] | None:
-    """Return a dtype of numpy or ml_dtypes; None if there is none, as complex32 before 0.6."""
+    """Return a dtype of numpy or ml_dtypes; None if neither has it, as complex32 before 0.6."""
     try:
         return np.dtype(getattr(ml_dtypes, name, None) or name)
     except TypeError:

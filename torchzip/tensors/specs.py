@@ -212,7 +212,7 @@ def wrong_dtype(what: str, value: Any) -> TensorError:
 
 
 def check_hooks(hooks: Any) -> None:
-    """Raise UnsupportedError unless there are no backward hooks, as torch writes them."""
+    """Raise UnsupportedError if a tensor has backward hooks; torch writes an empty dict."""
     if not (hooks is None or (isinstance(hooks, dict) and len(hooks) == 0)):
         raise UnsupportedError(
             f"a tensor has {shown(hooks)} for its backward hooks; tensors without any are read"

@@ -17,7 +17,7 @@ _MOST_DEPTH = 200
 #: Values that are written, and characters of strings; one that is in many places counts each time.
 _MOST_VALUES = 1_000_000
 _MOST_CHARACTERS = 16_000_000
-#: Python prints integers of this size and no more than a little longer ones.
+#: Python refuses to print integers of 4,300 digits and more, which is a little above.
 _MOST_BITS = 14_000
 
 

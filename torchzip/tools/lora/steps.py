@@ -251,8 +251,3 @@ def _whole(module: Module, weight: LazyTensor, factor: float) -> Change:
         raise _misfit(module, ("diff",), weight)
     step = AddScaled((reshaped(delta.spec, (weight.shape[0], -1)),), factor)
     return Change("diff", (step,), False, ("diff", "alpha"))
-
-
-def used_keys(module: Module, change: Change) -> list[str]:
-    """Return the keys of the parts that a change is made of."""
-    return [module.keys[part] for part in change.parts if part in module.keys]
