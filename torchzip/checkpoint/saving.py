@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchzip.checkpoint.destination import refuse_other_format
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of
@@ -24,13 +25,13 @@ from torchzip.files.watch import Watch
 from torchzip.tensors.computed import ComputationError
 from torchzip.tensors.memory import place_arrays
 from torchzip.tensors.reduce import StorageKeys, Stored, as_storage
-from torchzip.tensors.storage import Bytes, TensorStorage, sources_of, will_read
+from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage, sources_of, will_read
 
 #: Yields the bytes of a storage that is to be written; see `reading`.
 BlocksOf = Callable[[TensorStorage], Iterator[Bytes]]
 
-#: Storages up to this size are copied and written together, about half a MB at once: memory for
-#: more of them is mapped again each time, which takes longer than what fewer steps save.
+#: Storages up to this size are written together. Those that are read from a file are copied into
+#: memory for that, about half a MB at once.
 _SMALL_NBYTES = 1 << 18
 _BATCH_RECORDS = 1 << 11
 _BATCH_NBYTES = 1 << 19
@@ -141,23 +142,22 @@ class Archive:
 
         ``root`` is the object that they are of, for messages.
         """
-        stored = order[first:]
+        stored = [each.array if type(each) is ArrayStorage else each for each in order[first:]]
         nbytes = np.fromiter(map(attrgetter("nbytes"), stored), np.int64, len(stored))
         ends = nbytes.cumsum()
         self.sink.reserve(int(nbytes.sum()))
         alone = np.flatnonzero((nbytes == 0) | (nbytes > _SMALL_NBYTES)).tolist()
         at = 0
         self._root = root
-        with reading([each for each in stored if type(each) is not np.ndarray]) as blocks_of:
+        of_files = [each for each in stored if type(each) is not np.ndarray]
+        with reading(of_files) as blocks_of:
             for next_alone in [*alone, len(stored)]:
                 while at < next_alone:
-                    most_bytes = ends[at] - nbytes[at] + _BATCH_NBYTES
-                    stop = min(
-                        next_alone,
-                        at + _BATCH_RECORDS,
-                        int(np.searchsorted(ends, most_bytes, "right")),
-                        10 ** len(str(first + at)) - first,  # keys of one length
-                    )
+                    # Keys of one length.
+                    stop = min(next_alone, at + _BATCH_RECORDS, 10 ** len(str(first + at)) - first)
+                    if of_files:
+                        most_bytes = ends[at] - nbytes[at] + _BATCH_NBYTES
+                        stop = min(stop, int(np.searchsorted(ends, most_bytes, "right")))
                     self._write_small(first + at, stored[at:stop], blocks_of)
                     at = stop
                 if at < len(stored):
@@ -166,12 +166,8 @@ class Archive:
 
     def _write_small(self, key: int, small: Sequence[Stored], blocks_of: BlocksOf) -> None:
         names = [b"data/%d" % index for index in range(key, key + len(small))]
-        if set(map(type, small)) == {np.ndarray}:
-            arrays: Any = small
-            self.writer.write_small_records(names, list(map(np.ndarray.tobytes, arrays)))
-            return
         contents = [
-            each.tobytes()
+            _as_buffer(each)
             if isinstance(each, np.ndarray)
             else b"".join(block.tobytes() for block in self._blocks_of(each, blocks_of))
             for each in small
@@ -203,6 +199,12 @@ class Archive:
 
     def __exit__(self, *exc: object) -> None:
         self.sink.abort()  # harmless after a commit
+
+
+def _as_buffer(array: NDArray[Any]) -> NDArray[Any] | bytes:
+    """Return an array that gives its bytes by the buffer protocol, or its bytes if it does not."""
+    is_buffer = array.dtype.isbuiltin == 1 and array.flags.c_contiguous
+    return array if is_buffer else array.tobytes()
 
 
 @contextlib.contextmanager

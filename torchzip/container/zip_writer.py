@@ -31,6 +31,7 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchzip.container.serialization_id import serialization_id
 from torchzip.container.zip_end import END_64_NBYTES, LAST_NBYTES, build_end
@@ -70,6 +71,9 @@ MAX_ALIGNMENT = 0xFFFF - 4 - 28 + 1
 #: Writes smaller than the second number are joined into writes of about the first.
 _COALESCE_NBYTES = 1 << 20
 _DIRECT_NBYTES = 1 << 16
+#: Small records are joined to about this size: memory for more is mapped again each time, which
+#: takes longer than what fewer steps save.
+_JOINED_NBYTES = 1 << 19
 #: The CRC of buffers of this size or more is computed while they are written.
 _MEANWHILE_NBYTES = 1 << 22
 
@@ -150,8 +154,7 @@ class ZipWriter:
         local = LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(full), len(extra))
         self._put(local + full + extra)
         self._names.append(record)
-        if full.startswith(DESCRIPTOR_MAGIC):
-            self._id_crcs.append(int.from_bytes(full[4:8], "little"))
+        self._id_crcs += _descriptor_like(full)
         self._open = (header_offset, nbytes, full)
         self._left = nbytes
         self._computes = self._with_crc and crc is None
@@ -204,9 +207,7 @@ class ZipWriter:
         self._open = None
         extra = _zip64_field(nbytes, nbytes, header_offset)
         if nbytes:
-            if nbytes >= 8 and self._first.startswith(DESCRIPTOR_MAGIC):
-                self._id_crcs.append(int.from_bytes(self._first[4:8], "little"))
-            self._id_crcs.append(self._crc)
+            self._id_crcs += [*_descriptor_like(self._first), self._crc]
             packer = DESCRIPTOR_64 if extra else DESCRIPTOR
             self._put(packer.pack(DESCRIPTOR_MAGIC, self._crc, nbytes, nbytes))
         flags = 0x0808 if nbytes else 0x0800
@@ -224,7 +225,7 @@ class ZipWriter:
     def write_small_records(
         self,
         names: Sequence[bytes],
-        contents: Sequence[bytes],
+        contents: Sequence[bytes | NDArray[Any]],
         crcs: Sequence[int | None] | None = None,
     ) -> None:
         """Write whole records of some 100 KB at most, with all headers computed in one step.
@@ -232,22 +233,26 @@ class ZipWriter:
         Writes the same bytes as `write_record` for each (a test compares them), which is used
         if names have several lengths. Records start on multiples of the alignment, so each start
         is the previous one plus the size, rounded up: a running sum gives all of them. ``crcs``
-        are the known CRCs; None is computed.
+        are the known CRCs; None is computed. Arrays are contiguous, and give their bytes by the
+        buffer protocol.
         """
         count = len(names)
-        sizes = np.fromiter(map(len, contents), np.int64, count)
+        sizes = np.fromiter(
+            [len(each) if isinstance(each, bytes) else each.nbytes for each in contents],
+            np.int64, count,
+        )  # fmt: skip
         if (
             count < _FEW
             or self._prefix.startswith(DESCRIPTOR_MAGIC)
             or not sizes.all()
             or self.position + int(sizes.sum()) + count * (_SMALL_AROUND + self.alignment) >= BIG
-            or any(map(bytes.startswith, contents, repeat(DESCRIPTOR_MAGIC)))
             or set(map(len, names)) != {len(names[0])}
             or len(set(names)) < count
             or not self._seen.isdisjoint(names)
         ):
             for name, data, crc in zip(names, contents, crcs or repeat(None), strict=False):
-                self.write_record(name.decode(), data, crc=crc)
+                whole = data if isinstance(data, bytes) else data.tobytes()
+                self.write_record(name.decode(), whole, crc=crc)
             return
         length = len(self._prefix) + len(names[0])
         first = _round_up(self.position + 34 + length, self.alignment)
@@ -255,45 +260,62 @@ class ZipWriter:
         starts = first + np.concatenate([[0], np.cumsum(steps)])
         headers = np.concatenate([[self.position], starts[:-1] + sizes[:-1] + 16])
         pads = starts - headers - (34 + length)
-        if not self._with_crc:
-            found = [0] * count
-        elif crcs is None:
-            found = list(map(crc32_short, contents))
-        else:
-            pairs = zip(contents, crcs, strict=True)
-            found = [crc32_short(data) if crc is None else crc for data, crc in pairs]
         text = np.frombuffer(b"".join(names), f"V{len(names[0])}")
         full = [("root", f"V{len(self._prefix)}"), ("text", text.dtype)]
         head = self._prefix + names[0]
-        # Between the bytes of two records: a descriptor, and a header without its padding.
-        between = np.frombuffer(
-            bytearray((_SMALL_DESCRIPTOR + _SMALL_LOCAL + head) * count),
-            [*_DESCRIPTOR_ROW, *_LOCAL_ROW, *full],
-        )
-        between["crc"][1:] = found[:-1]
-        between["compressed"][1:] = between["size"][1:] = sizes[:-1]
-        between["name"] = length
-        between["extra"] = 4 + pads
-        between["text"] = text
+        local = np.frombuffer(bytearray((_SMALL_LOCAL + head) * count), [*_LOCAL_ROW, *full])
+        local["name"] = length
+        local["extra"] = 4 + pads
+        local["text"] = text
+        descriptor = np.frombuffer(bytearray(_SMALL_DESCRIPTOR * count), _DESCRIPTOR_ROW)
         row = np.frombuffer(bytearray((_SMALL_CENTRAL + head) * count), [*_CENTRAL_ROW, *full])
-        row["crc"] = found
-        row["compressed"] = row["size"] = sizes
+        for each in (descriptor, row):
+            each["compressed"] = each["size"] = sizes
         row["name"] = length
         row["offset"] = headers
         row["text"] = text
-        parts = [b""] * (3 * count)
-        parts[0::3] = between.view(f"V{between.itemsize}").tolist()
-        parts[0] = parts[0][len(_SMALL_DESCRIPTOR) :]
         padding = {pad: _padding(pad) for pad in set(pads.tolist())}
-        parts[1::3] = map(padding.__getitem__, pads.tolist())
-        parts[2::3] = contents
-        size = int(sizes[-1])
-        parts.append(DESCRIPTOR.pack(DESCRIPTOR_MAGIC, found[-1], size, size))
-        self._put(b"".join(parts))
+        heads = zip(local.view(f"V{local.itemsize}").tolist(), pads.tolist(), strict=True)
+        before = [header + padding[pad] for header, pad in heads]
+        at = 0
+        while at < count:
+            most = starts[at] + _JOINED_NBYTES
+            stop = max(at + 1, int(np.searchsorted(starts + sizes, most, "right")))
+            some = slice(at, stop)
+            found = self._crcs_of(contents[some], crcs[some] if crcs is not None else None)
+            descriptor["crc"][some] = row["crc"][some] = found
+            parts: list[Any] = [b""] * (3 * (stop - at))
+            parts[0::3] = before[some]
+            parts[1::3] = contents[some]
+            parts[2::3] = descriptor[some].view("V16").tolist()
+            joined = b"".join(parts)
+            self._add_id_crcs(joined, (starts[some] - self.position).tolist(), sizes[some], found)
+            self._put(joined)
+            at = stop
         self.rows.append(row.tobytes())
         self._seen.update(names)
         self._names += names
-        self._id_crcs += found
+
+    def _crcs_of(
+        self, contents: Sequence[bytes | NDArray[Any]], known: Sequence[int | None] | None
+    ) -> list[int]:
+        """Return the CRCs of records as they are stored."""
+        if not self._with_crc:
+            return [0] * len(contents)
+        if known is None:
+            return list(map(crc32_short, contents))
+        pairs = zip(contents, known, strict=True)
+        return [crc32_short(data) if crc is None else crc for data, crc in pairs]
+
+    def _add_id_crcs(
+        self, joined: bytes, starts: list[int], sizes: NDArray[np.int64], crcs: list[int]
+    ) -> None:
+        """Add the CRCs of records, which start at places of ``joined``, to those of the id."""
+        if not any(map(joined.startswith, repeat(DESCRIPTOR_MAGIC), starts)):
+            self._id_crcs += crcs
+            return
+        for start, size, crc in zip(starts, sizes.tolist(), crcs, strict=True):
+            self._id_crcs += [*_descriptor_like(joined[start : start + min(size, 8)]), crc]
 
     def finish(self) -> None:
         """Write the records ``version`` and ``.data/serialization_id`` and the directory."""
@@ -328,6 +350,13 @@ class ZipWriter:
             self._pending.clear()
             self._pending_nbytes = 0
             self._sink.write(joined)
+
+
+def _descriptor_like(data: bytes) -> list[int]:
+    """Return the CRC that torch finds at the beginning of a write call, if it finds one."""
+    if len(data) >= 8 and data.startswith(DESCRIPTOR_MAGIC):
+        return [int.from_bytes(data[4:8], "little")]
+    return []
 
 
 def _zip64_values(nbytes: int, compressed: int, header_offset: int) -> list[int]:

@@ -117,23 +117,27 @@ class ArrayRows:
         form = self.forms.get(id(value))
         if form is None:
             return False
-        short = emitter.count < 256
-        if short and emitter.count + _MOST_PUTS > 256:
+        begin, order = emitter.count, self.keys.order
+        short = begin < 256
+        if short and begin + _MOST_PUTS > 256:
             return False
-        key = str(len(self.keys.order))
-        template = self._template(emitter, form, len(key), short)
+        key = str(len(order))
+        templates = self._templates.get((len(key), short))
+        template = templates.get(form) if templates is not None else None
         if template is None:
-            return False
-        storage = self.storages.get(id(value))
+            template = self._template(emitter, form, len(key), short)
+            if template is None:
+                return False
+        storage = self.storages.get(id(value)) if self.storages else None
         if storage is None:
-            self.keys.order.append(value)
+            order.append(value)
         elif self.keys.are_new([storage]):
-            emitter.memo[id(self.keys.add([storage])[0])] = emitter.count
+            emitter.memo[id(self.keys.add([storage])[0])] = begin
         else:
             return False
-        emitter.write(template.one(key, emitter.count))
-        emitter.count += template.puts
-        emitter.memo[id(value)] = emitter.count - 1
+        emitter.write(template.one(key, begin))
+        emitter.count = begin + template.puts
+        emitter.memo[id(value)] = begin + template.puts - 1
         return True
 
     def _template(
