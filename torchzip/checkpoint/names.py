@@ -187,16 +187,18 @@ class NameTable:
         # A frame: the name so far, the place so far.
         walk.enter(self._root, below(self._root), ("", ""))
         for (prefix, place), (key, step, child) in walk:
-            if is_leaf(child):
-                add(prefix + key, (place, step), child)
-                continue
-            other = foreign_tensor(child)
-            if other is not None:
-                add(prefix + key, (place, step), other)
-            if id(child) in leading:
+            is_dense = id(child) in dense  # then it is neither a leaf nor a foreign tensor
+            if not is_dense:
+                if is_leaf(child):
+                    add(prefix + key, (place, step), child)
+                    continue
+                other = foreign_tensor(child)
+                if other is not None:
+                    add(prefix + key, (place, step), other)
+            if is_dense or id(child) in leading:
                 length = len(prefix) + len(key) + 1 + len(place) + len(step)
                 walk.charge(length)  # before it is made
-                if id(child) in dense:
+                if is_dense:
                     walk.pass_through(length)
                     self._add_dense(f"{prefix}{key}.", child)
                 else:
@@ -204,9 +206,20 @@ class NameTable:
 
     def _add_dense(self, prefix: str, container: dict[Any, Any]) -> None:
         """Add the tensors of a dict that has nothing else but numbers and strings."""
+        if {str}.issuperset(map(type, container)):
+            keys = [key for key, leaf in container.items() if type(leaf) is LazyTensor]
+            length = 2 * (len(keys) * len(prefix) + len("".join(keys)))
+            self._ways.charge(length)
+            leaves = {prefix + key: container[key] for key in keys}
+            if len(self.names) + len(leaves) <= self._bound and self.names.keys().isdisjoint(
+                leaves
+            ):
+                self.names.update(leaves)
+                return
+            self._ways.charge(-length)
         for key, leaf in container.items():
             if type(leaf) is LazyTensor:
-                self._add(prefix + (key if type(key) is str else key_text(key)), leaf)
+                self._add(prefix + key_text(key), leaf)
 
     def _add(self, name: str, leaf: Any) -> None:
         self._ways.charge(2 * len(name))
@@ -247,20 +260,21 @@ def leading_to_leaves(
     while todo:
         container = todo.pop()
         own = id(container)
-        inside = items(container)
+        inside = container.values() if type(container) is dict else items(container)
         kinds = set(map(type, inside))
         if _TENSORS_AND_SCALARS.issuperset(kinds):
             if LazyTensor in kinds:
                 leading.append(own)
-                leaves.update(id(each) for each in inside if type(each) is LazyTensor)
+                leaves.update([id(each) for each in inside if type(each) is LazyTensor])
                 if type(container) in _DICTS:
                     dense.add(own)
             continue
         direct = False
         for child in inside:
-            if type(child) in SCALARS:
+            kind = type(child)
+            if kind in SCALARS:
                 continue
-            if type(child) not in BUILT_IN:
+            if kind not in BUILT_IN:
                 if is_leaf(child):
                     direct = True
                     leaves.add(id(child))
@@ -268,11 +282,15 @@ def leading_to_leaves(
                 if foreign_tensor(child) is not None:
                     direct = True
                     leaves.add(id(child))
-            if isinstance(child, _CONTAINERS):
-                parents.setdefault(id(child), []).append(own)
-                if id(child) not in seen:
-                    seen[id(child)] = child
-                    todo.append(child)
+                if not isinstance(child, _CONTAINERS):
+                    continue
+            if id(child) in parents:
+                parents[id(child)].append(own)
+            else:
+                parents[id(child)] = [own]
+            if id(child) not in seen:
+                seen[id(child)] = child
+                todo.append(child)
         if direct:
             leading.append(own)
     found = set(leading)

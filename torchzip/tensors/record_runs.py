@@ -51,15 +51,13 @@ Columns = tuple[Numbers, Numbers, NDArray[np.bool_]]
 _FEWEST = 12
 #: Bytes that are looked at first, and at most. A window that was used up is followed by one
 #: that is larger, so what is looked at in vain is never much.
-_FIRST_WINDOW = 1 << 16
+_FIRST_WINDOW = 1 << 17
 _LARGEST_WINDOW = 1 << 18
 #: Bytes that are passed over after the first time that there was no run.
 _PAUSE = 1 << 10
 #: A tensor takes less than this after its key; nothing is read past the end of a window.
 _PADDING = 512
 _MOST_AXES = 8
-#: pickle writes the items of a dict in batches of so many.
-_MOST_TENSORS = 1000
 
 #: Bytes of the opcodes that push an int with their argument, of those that number a value,
 #: and of those that get one by its number; 0 for all others. The bits of an argument, by these.
@@ -159,6 +157,7 @@ class RunReader:
     _next: int = field(default=0, init=False)
     _nbytes: int = field(default=_FIRST_WINDOW, init=False)
     _in_vain: int = field(default=0, init=False)
+    _columns: _Columns | None = field(default=None, init=False)
     _window: Window | None = field(default=None, init=False)
     #: The rows of runs in the window, by where they begin in the pickle.
     _runs: dict[int, tuple[int, int]] = field(default_factory=dict, init=False)
@@ -216,81 +215,89 @@ class RunReader:
     def _look(self, data: bytes, position: int, memo: Memo, gets: Gets) -> bool:
         """Read the tensors from ``position`` on; return whether there are enough."""
         self._window, self._runs = None, {}
-        nbytes = self._nbytes
-        window = self._read(data, position, nbytes, memo, gets)
+        columns = self._columns
+        row = columns.row_at(position) if columns is not None and columns.gets == gets else None
+        if columns is None or row is None:
+            columns = self._columns = _Columns(data, position, self._nbytes, gets)
+            row = columns.row_at(position)
+        window = self._read(columns, row, memo) if row is not None else None
         if window is None:
             # Where there is no run there may be none for long: look again after ever more bytes.
             self._in_vain += 1
-            self._next = position + (_PAUSE << min(self._in_vain, 6))
+            self._next = max(self._next, position + (_PAUSE << min(self._in_vain, 6)))
             self._nbytes = _FIRST_WINDOW
             return False
-        used = window.stops[-1] - position
-        if used > nbytes // 2:
-            self._nbytes = min(nbytes * 8, _LARGEST_WINDOW)
-        elif used < nbytes // 8:
+        used = window.stops[-1] - columns.start
+        if used > columns.nbytes // 2:
+            self._nbytes = min(columns.nbytes * 2, _LARGEST_WINDOW)
+        elif used < columns.nbytes // 8:
             self._nbytes = _FIRST_WINDOW
         self._in_vain = 0
         self._window = window
         return True
 
-    def _read(
-        self, data: bytes, position: int, nbytes: int, memo: Memo, gets: Gets
-    ) -> Window | None:
-        part = data[position : position + nbytes]
-        columns = _Columns(part, gets)
-        count = columns.count
-        # What is numbered in the gaps has numbers of its own.
-        if count < _FEWEST or not memo.takes(
-            int(columns.key_puts[0]), int(columns.ends[count - 1])
-        ):
+    def _read(self, columns: _Columns, row: int, memo: Memo) -> Window | None:
+        count = columns.count_from(row)
+        if count < _FEWEST:
             return None
-        made = self._layouts(columns, memo)
+        rows = slice(row, row + count)
+        gaps = slice(row, row + count - 1)
+        key_puts, ends = columns.key_puts[rows].tolist(), columns.ends[rows].tolist()
+        # What is numbered in the gaps has numbers of its own.
+        if not memo.takes(key_puts[0], ends[-1]):
+            return None
+        made = self._layouts(columns.rows[rows], memo)
         if made is None:
             return None
         layouts, which = made
-        text = part.decode("latin-1")
-        spans = zip(columns.keys[:count].tolist(), columns.key_ends[:count].tolist(), strict=True)
+        text = columns.text
+        spans = zip(columns.keys[rows].tolist(), columns.key_ends[rows].tolist(), strict=True)
         keys = [text[a:b] for a, b in spans]
-        spans = zip(columns.names.tolist(), columns.name_ends.tolist(), strict=True)
+        named = np.flatnonzero(columns.is_name[gaps])
+        spans = zip(
+            columns.names[gaps][named].tolist(), columns.name_ends[gaps][named].tolist(),
+            strict=True,
+        )  # fmt: skip
         texts = [text[a:b] for a, b in spans]
         if not "".join(texts).isascii():
             try:
                 texts = [each.encode("latin-1").decode() for each in texts]
             except UnicodeDecodeError:
                 return None
-        names: list[str | None] = [None] * len(columns.stops)
-        key_puts = columns.key_puts.tolist()
+        names: list[str | None] = [None] * count
         starts = key_puts.copy()
-        for row, name in zip(columns.named.tolist(), texts, strict=True):
-            names[row + 1] = name
-            starts[row + 1] -= 1
-        if len(columns.known):
-            self._add_known(columns, names, starts, key_puts, memo)
+        for gap, name in zip(named.tolist(), texts, strict=True):
+            names[gap + 1] = name
+            starts[gap + 1] -= 1
+        known = np.flatnonzero(columns.is_known[gaps])
+        if len(known):
+            numbers = columns.known_numbers[gaps][known].tolist()
+            self._add_known(known.tolist(), numbers, names, starts, key_puts, memo)
         tensors = self.tensors(keys, layouts, which)
         if len(tensors) < count:  # one is not in order: the interpreter shall say so
-            self._next = position + nbytes
+            self._next = columns.start + columns.nbytes
             count = len(tensors)
             if not count:
                 return None
         values = tensors
-        if gets.parameter is not None:
+        if columns.gets.parameter is not None:
             values = [self.parameter(tensor, True, None) for tensor in tensors]
         first = 0
-        begins = (position + columns.begins).tolist()
-        for row in range(1, count + 1):
-            if row == count or names[row] is None:
-                self._runs[begins[first]] = first, row
-                first = row
+        begins = (columns.start + columns.begins[rows]).tolist()
+        for index in range(1, count + 1):
+            if index == count or names[index] is None:
+                self._runs[begins[first]] = first, index
+                first = index
+        stops = (columns.start + columns.stops[rows]).tolist()[:count]
         return Window(
-            gets, starts, key_puts, columns.ends.tolist(),
-            (position + columns.stops).tolist()[:count], names, keys, layouts, which,
+            columns.gets, starts, key_puts, ends, stops, names, keys, layouts, which,
             tensors, values, self.storage,
         )  # fmt: skip
 
     @staticmethod
     def _add_known(
-        columns: _Columns, names: list[str | None], starts: list[int], key_puts: list[int],
-        memo: Memo,
+        gaps: list[int], numbers: list[int], names: list[str | None], starts: list[int],
+        key_puts: list[int], memo: Memo,
     ) -> None:  # fmt: skip
         """Add the names that were met before: before the window, or in it."""
         lowest = key_puts[0]
@@ -300,21 +307,19 @@ class RunReader:
             if start < key_put
         }
         before: dict[int, Any] = {}
-        for row, number in zip(columns.known.tolist(), columns.known_numbers.tolist(), strict=True):
+        for gap, number in zip(gaps, numbers, strict=True):
             if number >= lowest:
-                name = new.get(number) if number < key_puts[row + 1] else None
+                name = new.get(number) if number < key_puts[gap + 1] else None
             elif number in before:
                 name = before[number]
             else:
                 name = before[number] = memo.recall(number)
             if type(name) is str:
-                names[row + 1] = name
+                names[gap + 1] = name
 
-    def _layouts(
-        self, columns: _Columns, memo: Memo
-    ) -> tuple[list[TensorLayout], list[int]] | None:
-        """Return the different layouts in a window, and which of them each tensor has."""
-        rows = columns.rows[: columns.count]
+    @staticmethod
+    def _layouts(rows: Numbers, memo: Memo) -> tuple[list[TensorLayout], list[int]] | None:
+        """Return the different layouts of rows, and which of them each tensor has."""
         _, firsts, which = np.unique(
             (rows * _MIX[: rows.shape[1]]).sum(axis=1), return_index=True, return_inverse=True
         )
@@ -340,22 +345,33 @@ class Gets(NamedTuple):
 
 
 class _Columns:
-    """The tensors in some bytes, side by side.
+    """The tensors in ``nbytes`` bytes of a pickle from ``start`` on, side by side.
 
-    The first begins with its arguments, each of the others with what is before it. ``count`` is how
-    many are as they should be; columns may be longer than that.
+    The first begins with its arguments, each of the others with what is before it. Places are
+    counted from ``start``.
     """
 
-    def __init__(self, part: bytes, gets: Gets) -> None:
-        self.count = 0
+    def __init__(self, data: bytes, start: int, nbytes: int, gets: Gets) -> None:
+        self.start = start
+        self.nbytes = nbytes
+        self.gets = gets
+        part = data[start : start + nbytes]
+        self.text = part.decode("latin-1")
         raw = self._raw = np.frombuffer(part + bytes(_PADDING), np.uint8)
         # The four bytes at each place, as a number.
         words = self._words = np.ndarray((len(raw) - 3,), "<u4", raw, 0, (1,))
         hooks = bytes([0x68, gets.hooks])
         closing = _word(hooks + b")R")
         stops = np.flatnonzero(raw[: len(part)] == 0x89)
-        stops = stops[words[stops + 1] == closing][:_MOST_TENSORS]
+        stops = stops[words[stops + 1] == closing]
+        begins = np.flatnonzero((raw[: len(part)] == 0x28) & (raw[1 : len(part) + 1] == 0x28))
+        begins = begins[words[begins] == _word(bytes([0x28, 0x28, 0x68, gets.storage]))]
+        # Each ends where the arguments do that began last before it.
+        nearest = np.searchsorted(begins, stops) - 1
+        stops = stops[nearest >= 0]
+        begins = self.begins = begins[nearest[nearest >= 0]]
         if len(stops) < _FEWEST:
+            self.begins = begins[:0]
             return
         # The opcodes between the puts after the strides.
         parts = [b"\x89" + hooks + b")R", b"t", b"R"]
@@ -374,12 +390,6 @@ class _Columns:
             last_puts.append(put)
         self.stops = at
         good &= at <= len(part)
-        next_word = _word((opening + b"((")[:4])
-        after, gap_puts = self._pass_over(np.minimum(at[:-1], len(part)), next_word)
-        begins = self.begins = np.zeros(len(stops), np.int64)
-        begins[1:] = after + len(opening)
-        good &= words[begins] == _word(bytes([0x28, 0x28, 0x68, gets.storage]))
-        good[1:] &= words[after] == next_word
         # The class, the key and the location.
         kinds = raw[begins + 5]
         digits = words[begins + 7].astype(np.int64)
@@ -408,26 +418,41 @@ class _Columns:
         good &= is_tuple & is_also & (at == stops) & ((axes == 0) == (more == 0))
         self.rows[:, :6] = np.stack((kinds, locations, numel, offset, axes, more), axis=1)
         # What is met again has a number from before.
-        lowest = int(number[0])
-        good &= (np.maximum(kinds, locations) < lowest) & (lowest > max(gets[:3]))
+        self._highest = np.maximum(np.maximum(kinds, locations), max(gets[:3]))
         number = number + np.where(axes == 0, 2, 4)
         for put in last_puts:
             good &= put == number
             number = number + 1
         self.ends = number
-        good[1:] &= self.key_puts[1:] == number[:-1] + gap_puts
-        for lanes, put, before in self._gap_puts:
-            good[lanes + 1] &= put == number[lanes] + before
-        self.count = len(good) if good.all() else int(np.argmin(good))
+        self._good = good
+        self._follows = self._gaps(opening)
 
-    def _pass_over(self, gaps: Numbers, opening: int) -> tuple[Numbers, Numbers]:
-        """Go over gaps, opcode by opcode; return where each ends and how many puts it has."""
+    def row_at(self, position: int) -> int | None:
+        """Return the row of the tensor whose arguments begin at a place of the pickle."""
+        row = int(np.searchsorted(self.begins, position - self.start))
+        if row < len(self.begins) and self.begins[row] == position - self.start:
+            return row
+        return None
+
+    def count_from(self, row: int) -> int:
+        """Return how many tensors from a row on are as they should be."""
+        good = self._good[row:] & (self._highest[row:] < self.key_puts[row : row + 1])
+        good[1:] &= self._follows[row:]
+        return len(good) if good.all() else int(np.argmin(good))
+
+    def _gaps(self, opening: bytes) -> NDArray[np.bool_]:
+        """Go over what is between tensors; return whether each follows the one before it.
+
+        It does if it begins where the gap ends, and is numbered from there on.
+        """
         raw, words = self._raw, self._words
         end = len(raw) - _PADDING
+        gaps = np.minimum(self.stops[:-1], end)
+        next_word = _word((opening + b"((")[:4])
         at = gaps.copy()
         puts = np.zeros(len(at), np.int64)
-        self._gap_puts: list[tuple[Numbers, Numbers, Numbers]] = []
-        lanes = np.flatnonzero(words[at] != opening)
+        good = np.ones(len(at), np.bool_)
+        lanes = np.flatnonzero(words[at] != next_word)
         for step in range(_MOST_IN_GAP):
             if len(lanes) < (1 if step < _FEW_IN_GAP else _FEWEST):
                 break  # what is long and rare is passed over sooner by the interpreter
@@ -435,22 +460,22 @@ class _Columns:
             put, _, is_put = self._put(here)
             if is_put.any():
                 numbered = lanes[is_put]
-                self._gap_puts.append((numbered, put[is_put], puts[numbered]))
+                good[numbered] &= put[is_put] == self.ends[numbered] + puts[numbered]
                 puts[numbered] += 1
             opcodes = raw[here]
             nbytes = _GAP_NBYTES[opcodes]
             here += nbytes + np.where(opcodes == 0x58, words[here + 1], 0)
             here = at[lanes] = np.minimum(here, end)
-            lanes = lanes[(nbytes > 0) & (words[here] != opening)]
-        name_ends = np.minimum(gaps + 5 + words[gaps + 1], end)
-        _, behind, is_put = self._put(name_ends)
-        is_name = (raw[gaps] == 0x58) & is_put & (at == behind)
-        self.named = np.flatnonzero(is_name)
-        self.names, self.name_ends = gaps[is_name] + 5, name_ends[is_name]
-        number, behind, is_get = self._number(gaps, _GET_NBYTES)
-        self.known = np.flatnonzero(is_get & (at == behind))
-        self.known_numbers = number[self.known]
-        return at, puts
+            lanes = lanes[(nbytes > 0) & (words[here] != next_word)]
+        self.name_ends = np.minimum(gaps + 5 + words[gaps + 1], end)
+        _, behind, is_put = self._put(self.name_ends)
+        self.names = gaps + 5
+        self.is_name = (raw[gaps] == 0x58) & is_put & (at == behind)
+        self.known_numbers, behind, is_get = self._number(gaps, _GET_NBYTES)
+        self.is_known = is_get & (at == behind)
+        good &= (words[at] == next_word) & (at + len(opening) == self.begins[1:])
+        good &= self.key_puts[1:] == self.ends[:-1] + puts
+        return good
 
     def _number(self, at: Numbers, nbytes: Numbers = _INT_NBYTES) -> Columns:
         """Return the ints whose opcodes are at places, the places after them, and if all is well.
