@@ -44,7 +44,7 @@ class Item:
     parameter: bool | None = None  # requires_grad of a Parameter
     key_shared: bool = False  # the key is one object each time, as torch has it
     before: str = ""  # what comes before it in the dict, by the names in `Writer.between`
-    alone: bool = False  # in a dict of its own, as the state of an optimizer
+    members: tuple[str, ...] = ()  # names in a dict of its own, as the state of an optimizer
     name_shared: bool = False
 
 
@@ -99,10 +99,18 @@ class Writer(Emitter):
         """Write a name and a tensor."""
         if item.before:
             self.between(item.before)
-        if item.alone:
+        if item.members:
             self.save(int(item.key) if item.key.isdecimal() else 0)
             self.numbered(b"}")
             self.write(b"(")
+        for place, name in enumerate(item.members or (item.name,)):
+            key = f"{item.key}{1000 + place}" if place else item.key
+            self.tensor(dataclasses.replace(item, name=name, key=key))
+        if item.members:
+            self.write(b"u")
+
+    def tensor(self, item: Item) -> None:
+        """Write the name and the tensor alone."""
         (self.shared if item.name_shared else self.fresh)(item.name)
         if item.parameter is not None:
             self.name("torch._utils", "_rebuild_parameter")
@@ -127,8 +135,6 @@ class Writer(Emitter):
             self.hooks()
             self.numbered(b"\x87")
             self.numbered(b"R")
-        if item.alone:
-            self.write(b"u")
 
     def checkpoint(self, items: list[Item], batch: int, asked: list[float]) -> bytes:
         """Return the pickle of the dict, and of what some numbers stand for behind it.
@@ -246,7 +252,8 @@ def _items(draw: st.DrawFn) -> list[Item]:
     shapes = _SHAPES[: draw(st.integers(1, len(_SHAPES)))]
     kinds = ["FloatStorage", "HalfStorage", "ByteStorage", "UntypedStorage"]
     kinds = kinds[: draw(st.integers(1, 4))]
-    alone, shared = draw(st.booleans()), draw(st.booleans())
+    members = draw(st.sampled_from([(), (), ("step",), ("step", "exp_avg", "exp_avg_sq")]))
+    often, shared = draw(st.sampled_from([0.5, 1.0])), draw(st.booleans())
     before = draw(st.sampled_from([[""], ["", "float"], ["values"], ["object", "", "float"]]))
     items = []
     for index in range(count):
@@ -254,7 +261,8 @@ def _items(draw: st.DrawFn) -> list[Item]:
         item = Item(
             f"layers.{index}.weight", str(index), chance.choice(kinds),
             numel=numel, size=size, stride=stride, parameter=parameter,
-            before=chance.choice(before), alone=alone and chance.random() < 0.5, name_shared=shared,
+            before=chance.choice(before), members=members if chance.random() < often else (),
+            name_shared=shared,
         )  # fmt: skip
         if chance.random() < odd:
             numel, size, stride = chance.choice(_ODD_SHAPES)
@@ -270,6 +278,7 @@ def _items(draw: st.DrawFn) -> list[Item]:
                     {"kind": chance.choice(["LongStorage", "QInt8Storage", "NoStorage"])},
                     {"numel": numel, "size": size, "stride": stride},
                     {"before": chance.choice(["again", "deep", "object"])},
+                    {"members": chance.choice([("a",), ("a", "b"), ("a", "b", "b")])},
                 ]
             )
             item = dataclasses.replace(item, **change)
@@ -304,11 +313,23 @@ def test_runs_are_what_the_opcodes_come_to(
 def test_what_stands_between_is_passed_over(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of an optimizer, and modules: dicts and plain values between the tensors."""
     items = [
-        Item("step", str(index), before=before, alone=index % 3 == 0, name_shared=True)
+        Item(
+            "step", str(index), before=before, name_shared=True,
+            members=("step",) if index % 3 == 0 else (),
+        )
         for index in range(500)
-    ]
+    ]  # fmt: skip
     data = Writer(0).checkpoint(items, 1000, [])
     assert runs_in(data, monkeypatch) > 450
+    assert outcome(data, plain=False) == outcome(data, plain=True)
+
+
+def test_dicts_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states of an optimizer are one run, and their dicts can be asked for by number."""
+    names = ("step", "exp_avg", "exp_avg_sq")
+    items = [Item("step", str(index), members=names, name_shared=True) for index in range(300)]
+    data = Writer(0).checkpoint(items, 1000, [part / 1000 for part in range(1000)])
+    assert runs_in(data, monkeypatch) > 890
     assert outcome(data, plain=False) == outcome(data, plain=True)
 
 

@@ -164,7 +164,7 @@ class Interpreter:
                 position += 4
             elif op == 0x28:  # MARK
                 if stack and stack[-1] is self._trigger and self._shortcut is not None:
-                    behind = self._shortcut(data, position - 1, memo, stack)
+                    behind = self._shortcut(data, position - 1, memo, stack, below)
                     if behind is not None:
                         position = behind
                         continue

@@ -12,9 +12,9 @@ from torchzip.pickling.keys import KeyCheck
 from torchzip.pickling.memo import Memo
 
 Name = tuple[str, str]
-#: Runs many opcodes at once: (data, position, memo, stack) -> the position after them, or None if
-#: nothing was done.
-Shortcut = Callable[[bytes, int, Memo, list[Any]], int | None]
+#: Runs many opcodes at once: (data, position, memo, stack, the stacks below each mark) -> the
+#: position after them, or None if nothing was done.
+Shortcut = Callable[[bytes, int, Memo, list[Any], list[list[Any]]], int | None]
 
 
 #: Returned by a handler of a `Table` to keep a call as a ForeignObject.

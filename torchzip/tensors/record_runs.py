@@ -16,8 +16,9 @@ side by side, opcode by opcode, each at its own place. Between two of them there
 state dict a name and its put, in the state of an optimizer the end of a dict and the beginning of
 the next. Gaps are passed over side by side as well, and left to the interpreter unless they are
 just a name: a new one with its put, or ``get`` of one that was met before, as the keys of Adam's
-moments are. What counts is the longest beginning in which every opcode was the one that is
-expected, and each tensor began where a gap ended. Whatever else there is, the interpreter reads.
+moments are. Before it one dict may end and another begin, under an int: ``u n } put (``.
+What counts is the longest beginning in which every opcode was the one that is expected, and each
+tensor began where a gap ended. Whatever else there is, the interpreter reads.
 
 Tensors are made before the interpreter comes to them. It does come there: opcodes follow each other
 without jumps, and no gap has one that mentions a storage or changes what the tensors ask for.
@@ -25,10 +26,11 @@ without jumps, and no gap has one that mentions a storage or changes what the te
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +96,10 @@ MakeTensors = Callable[[list[str], list[TensorLayout], list[int]], list[Any]]
 
 @dataclass(slots=True, eq=False, repr=False)
 class TensorRun:
-    """Tensors with a name between each two, as a `Memo` keeps them: some rows of a window."""
+    """Tensors with just a name between each two, as a `Memo` keeps them: some rows of a window.
+
+    Before the name a dict may end and the next begin.
+    """
 
     window: Window
     first: int
@@ -112,7 +117,10 @@ class TensorRun:
         bare = window.storage(layout.kind, key, layout.location, layout.numel)
         hooks: OrderedDict[Any, Any] = OrderedDict()
         axes = (layout.size, layout.stride)
-        made: list[Any] = [window.names[row]] if start < window.key_puts[row] else []
+        made: list[Any] = []
+        if row > self.first:
+            made += [window.dicts[row]] if row in window.dicts else []
+            made += [window.names[row]] if start + len(made) < window.key_puts[row] else []
         made += [key, ("storage", layout.kind, key, layout.location, layout.numel)]
         made += axes if layout.size else ()
         made += [hooks, (bare, layout.storage_offset, *axes, False, hooks), tensor]
@@ -127,17 +135,20 @@ class Window:
     """The tensors that were read at once, by rows."""
 
     gets: Gets
-    starts: list[int]  # the number of the name of each, if it is a new one, or of the key
+    starts: list[int]  # the number of what is new before each: a dict, a name, or else of the key
     key_puts: list[int]
     ends: list[int]  # the number after the last of each
     stops: list[int]  # where each ends in the pickle
-    names: list[str | None]  # what comes before each, if it is just a name
+    names: list[str | None]  # what comes before each, if it is just a name, or a dict and a name
     keys: list[str]
     layouts: list[TensorLayout]
     which: list[int]  # the layout of each
     tensors: list[Any]
     values: list[Any]  # the tensors, or Parameters of them
     storage: Callable[[ForeignObject, str, str, int], Any]
+    opens: list[int]  # the rows before which a dict begins
+    dict_keys: dict[int, int]  # by these rows, the key of that dict in the one around it
+    dicts: dict[int, dict[Any, Any]]  # and the dict, once it is made
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -162,11 +173,13 @@ class RunReader:
     #: The rows of runs in the window, by where they begin in the pickle.
     _runs: dict[int, tuple[int, int]] = field(default_factory=dict, init=False)
 
-    def __call__(self, data: bytes, position: int, memo: Memo, stack: list[Any]) -> int | None:
+    def __call__(
+        self, data: bytes, position: int, memo: Memo, stack: list[Any], below: list[list[Any]]
+    ) -> int | None:
         """Put the tensor whose arguments begin at ``position`` on the stack; return where they end.
 
-        Items of the same dict may come with it. None if the interpreter shall read them; then
-        nothing has happened.
+        Items of the same dict may come with it, and of those after it in an outer dict. None if
+        the interpreter shall read them; then nothing has happened.
         """
         rows = self._runs.get(position)
         if rows is None:
@@ -180,11 +193,30 @@ class RunReader:
         window = self._window
         first, stop = rows
         assert window is not None
+        del stack[-1 if window.gets.parameter is None else -2 :]
+        opens = window.opens[bisect_right(window.opens, first) : bisect_left(window.opens, stop)]
+        if opens and not _is_first_item(stack, below):
+            stop, opens = opens[0], []
         memo.add(TensorRun(window, first, stop, window.key_puts[first], window.ends[stop - 1]))
+        values, names = window.values, window.names
+        if opens:
+            outer = below[-1]
+            outer[-1].update(
+                zip([stack[0], *names[first + 1 : opens[0]]], values[first : opens[0]], strict=True)
+            )
+            for row, end in pairwise(opens):
+                made = dict(zip(names[row:end], values[row:end], strict=True))
+                outer += window.dict_keys[row], made
+                window.dicts[row] = made
+            # The last one stays open.
+            first = opens[-1]
+            window.dicts[first] = {}
+            outer += window.dict_keys[first], window.dicts[first]
+            stack[0] = names[first]
         items: list[Any] = [None] * (2 * (stop - first) - 1)
-        items[::2] = window.values[first:stop]
-        items[1::2] = window.names[first + 1 : stop]
-        stack[-1 if window.gets.parameter is None else -2 :] = items
+        items[::2] = values[first:stop]
+        items[1::2] = names[first + 1 : stop]
+        stack += items
         return window.stops[stop - 1]
 
     def _gets(self, data: bytes, position: int, memo: Memo, inside: bool) -> Gets | None:
@@ -269,10 +301,16 @@ class RunReader:
         for gap, name in zip(named.tolist(), texts, strict=True):
             names[gap + 1] = name
             starts[gap + 1] -= 1
+        opening = np.flatnonzero(columns.is_next[gaps])
+        opens = (opening + 1).tolist()
+        for opened in opens:
+            starts[opened] -= 1
+        dict_keys = dict(zip(opens, columns.dict_keys[gaps][opening].tolist(), strict=True))
         known = np.flatnonzero(columns.is_known[gaps])
         if len(known):
             numbers = columns.known_numbers[gaps][known].tolist()
-            self._add_known(known.tolist(), numbers, names, starts, key_puts, memo)
+            new = dict(zip((columns.key_puts[rows][named + 1] - 1).tolist(), texts, strict=True))
+            self._add_known(known.tolist(), numbers, names, new, key_puts, memo)
         tensors = self.tensors(keys, layouts, which)
         if len(tensors) < count:  # one is not in order: the interpreter shall say so
             self._next = columns.start + columns.nbytes
@@ -284,28 +322,25 @@ class RunReader:
             values = [self.parameter(tensor, True, None) for tensor in tensors]
         first = 0
         begins = (columns.start + columns.begins[rows]).tolist()
-        for index in range(1, count + 1):
-            if index == count or names[index] is None:
-                self._runs[begins[first]] = first, index
-                first = index
+        for end in range(1, count + 1):
+            if end == count or names[end] is None:
+                self._runs[begins[first]] = first, end
+                for opened in opens[bisect_right(opens, first) : bisect_left(opens, end)]:
+                    self._runs[begins[opened]] = opened, end
+                first = end
         stops = (columns.start + columns.stops[rows]).tolist()[:count]
         return Window(
             columns.gets, starts, key_puts, ends, stops, names, keys, layouts, which,
-            tensors, values, self.storage,
+            tensors, values, self.storage, opens, dict_keys, {},
         )  # fmt: skip
 
     @staticmethod
     def _add_known(
-        gaps: list[int], numbers: list[int], names: list[str | None], starts: list[int],
+        gaps: list[int], numbers: list[int], names: list[str | None], new: dict[int, str],
         key_puts: list[int], memo: Memo,
     ) -> None:  # fmt: skip
-        """Add the names that were met before: before the window, or in it."""
+        """Add the names that were met before: before the window, or in it as one of ``new``."""
         lowest = key_puts[0]
-        new = {
-            start: name
-            for start, key_put, name in zip(starts, key_puts, names, strict=True)
-            if start < key_put
-        }
         before: dict[int, Any] = {}
         for gap, number in zip(gaps, numbers, strict=True):
             if number >= lowest:
@@ -333,6 +368,13 @@ class RunReader:
             size, stride = numbers[:axes], numbers[_MOST_AXES : _MOST_AXES + more]
             layouts.append(TensorLayout(kind, location, numel, offset, tuple(size), tuple(stride)))
         return layouts, which.tolist()
+
+
+def _is_first_item(stack: list[Any], below: list[list[Any]]) -> bool:
+    """Return whether a name is all that is on the stack of the items of a new dict."""
+    if len(stack) != 1 or type(stack[0]) is not str or not below or not below[-1]:
+        return False
+    return type(below[-1][-1]) is dict and not below[-1][-1]
 
 
 class Gets(NamedTuple):
@@ -467,12 +509,19 @@ class _Columns:
             here += nbytes + np.where(opcodes == 0x58, words[here + 1], 0)
             here = at[lanes] = np.minimum(here, end)
             lanes = lanes[(nbytes > 0) & (words[here] != next_word)]
-        self.name_ends = np.minimum(gaps + 5 + words[gaps + 1], end)
+        # The end of a dict, and an int with a new one.
+        self.dict_keys, behind, is_next = self._number(np.minimum(gaps + 1, end))
+        is_next &= (raw[gaps] == 0x75) & (raw[behind] == 0x7D)
+        _, behind, is_put = self._put(behind + 1)
+        is_next &= is_put & (raw[behind] == 0x28)
+        names = np.where(is_next, np.minimum(behind + 1, end), gaps)
+        self.name_ends = np.minimum(names + 5 + words[names + 1], end)
         _, behind, is_put = self._put(self.name_ends)
-        self.names = gaps + 5
-        self.is_name = (raw[gaps] == 0x58) & is_put & (at == behind)
-        self.known_numbers, behind, is_get = self._number(gaps, _GET_NBYTES)
+        self.names = names + 5
+        self.is_name = (raw[names] == 0x58) & is_put & (at == behind)
+        self.known_numbers, behind, is_get = self._number(names, _GET_NBYTES)
         self.is_known = is_get & (at == behind)
+        self.is_next = is_next & (self.is_name | self.is_known)
         good &= (words[at] == next_word) & (at + len(opening) == self.begins[1:])
         good &= self.key_puts[1:] == self.ends[:-1] + puts
         return good
